@@ -1,0 +1,39 @@
+# make demo   the whole way on a small model, into out/demo
+# make test   the test suite
+# make lint   ruff and mypy
+# make bench  the side-by-side timings
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench arm clean
+
+demo: .venv/.installed
+	@$(BIN)/python -m tfq.runners.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
+	@$(BIN)/tfq run --config=pipelines/configs/demo.json
+
+test: .venv/.installed
+	@$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.installed
+	@$(BIN)/python benchmarks/start_up.py
+	@$(BIN)/python benchmarks/conversion.py
+
+arm: .venv/.installed
+	@$(BIN)/python -m tfq.runners.sysroot
+
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "wanted $(PYTHON): install Python 3.11, or say make PYTHON=/path/to/it" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv package (python3.11-venv on Debian and Ubuntu)" >&2; exit 1; }
+	@echo "installing into .venv (TensorFlow and the rest of constraints.txt: some minutes the first time)"
+	@$(PIP_INSTALL) --editable '.[digits,report,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv out build ./*.egg-info

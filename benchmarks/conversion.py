@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion of MobileNetV2 0.35 @96 to full int8: tfq.convert against TFLiteConverter.from_keras_model, wall time, in turn.
+
+Three cases: PTQ with 100 samples (bound 6x), the tfmot QAT model (8x), and the export that Int8Evaluation makes of the QAT model at a
+later epoch, which has it traced already (15x). The outputs of both flatbuffers on 50 images must be the same to the bit.
+Weights are random: they do not matter to the time. Exits 1 below a bound or on a different output. Takes about 4 minutes.
+
+    python benchmarks/conversion.py [--rounds=1]
+"""
+
+import argparse
+import os
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+import tfq
+from tfq.evaluation import run_codes
+from tfq.keras_bridge import import_tf_keras, import_tfmot
+
+SHAPE = (96, 96, 3)
+BOUNDS = {"PTQ": 6.0, "QAT": 8.0, "QAT, traced before": 15.0}
+
+
+def stock(model, samples) -> bytes:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if samples is not None:
+        converter.representative_dataset = lambda: ([sample] for sample in samples)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    return bytes(converter.convert())
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    value = function(*arguments)
+    return value, time.perf_counter() - start
+
+
+def same_outputs(one: bytes, other: bytes, codes: np.ndarray) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(run_codes(one, codes), run_codes(other, codes), strict=True))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    rounds = parser.parse_args().rounds
+    rng = np.random.default_rng(0)
+    samples = rng.random((100, 1, *SHAPE)).astype(np.float32)
+    codes = rng.integers(-128, 128, (50, *SHAPE)).astype(np.int8)
+    tf_keras, tfmot = import_tf_keras(), import_tfmot()
+    plain = tf_keras.applications.MobileNetV2(SHAPE, alpha=0.35, weights=None, classes=10)
+    qat = tfmot.quantization.keras.quantize_model(plain)
+    qat(samples[:32, 0], training=True)
+    results = []
+    for _ in range(rounds):
+        results += one_round(plain, qat, samples, codes)
+    failed = False
+    for case, bound in BOUNDS.items():
+        rows = [row for row in results if row[0] == case]
+        ratio = float(np.median([slow / fast for _, slow, fast, _ in rows]))
+        same = all(row[3] for row in rows)
+        slow, fast = (float(np.median([row[index] for row in rows])) for index in (1, 2))
+        failed |= ratio < bound or not same
+        told = "same outputs" if same else "DIFFERENT OUTPUTS"
+        print(f"{case:20} stock {slow:6.2f} s  tfq {fast:5.2f} s  ratio {ratio:5.1f}x (bound {bound:g}x)  {told}")
+    return 1 if failed else 0
+
+
+def one_round(plain, qat, samples, codes) -> list[tuple[str, float, float, bool]]:
+    ours, fast = timed(tfq.convert, plain, lambda: ([sample] for sample in samples), tfq.ConversionConfig(calibration_steps=100))
+    theirs, slow = timed(stock, plain, samples)
+    rows = [("PTQ", slow, fast, same_outputs(ours, theirs, codes))]
+    ours, fast = timed(tfq.convert, qat)
+    theirs, slow = timed(stock, qat, None)
+    rows.append(("QAT", slow, fast, same_outputs(ours, theirs, codes)))
+    traced = tfq.trace(qat)
+    tfq.convert(traced)
+    again, fast = timed(tfq.convert, traced)
+    rows.append(("QAT, traced before", slow, fast, same_outputs(again, theirs, codes)))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Show what every op of a .tflite computes in; with --require=full_int8, exit 1 unless all of it is integer.
+
+    tfq audit --model=model_int8.tflite --require=full_int8
+"""
+
+from collections.abc import Sequence
+
+from tfq import artifacts, flags, flatbuffer, scripts
+
+
+def main(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    content = artifacts.read_bytes(config.model, "a .tflite file in --model")
+    report = flatbuffer.audit_model(content, config.audit)
+    record = scripts.record(
+        invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict()
+    )
+    scripts.finish(invocation, record, report.to_text())
+    if config.audit.require:
+        flatbuffer.require_full_int8(report)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="audit", section="audit", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

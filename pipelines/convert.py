@@ -1,0 +1,31 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Convert a Keras model, or a float .tflite, to --out/<model>_<scheme>.tflite.
+
+    tfq convert --model=model.keras --data=npz:examples.npz --scheme=int8 --out=out/convert
+
+--data gives the representative dataset: its training examples, else those for validation, else those for testing.
+"""
+
+from collections.abc import Sequence
+
+from tfq import artifacts, flags, flatbuffer, recipe, scripts
+
+
+def main(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    out = scripts.out_dir(invocation)
+    model = recipe.load(config, allow_code=invocation.allow_code)
+    content, details = recipe.convert(model, config)
+    path = artifacts.write_bytes(out / f"{recipe.model_name(config)}_{config.conversion.scheme}.tflite", content)
+    report = flatbuffer.audit_model(content)
+    record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
+    scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(content):,} bytes")
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="convert", section="conversion", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,27 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way from one config: train or load, float and int8 flatbuffers, prune, QAT, audit, evaluate, report.
+
+    tfq run --config=pipelines/configs/demo.json --out=out/demo
+
+--out receives the .tflite files, report.json, report.md and report.html. `tfq run --config=report.json` replays a run.
+"""
+
+from collections.abc import Sequence
+
+from tfq import flags, recipe, report, scripts
+
+
+def main(invocation: flags.Invocation) -> None:
+    record = recipe.run_recipe(invocation.config, allow_code=invocation.allow_code)
+    text = f"{report.summary_table(record)}\n\n{invocation.config.out}/report.html"
+    scripts.show(invocation, record, text)
+    recipe.require(record)
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="run", section=None, description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,28 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Train a model that tfq builds by name on --data, and save it as --out/<model>.keras.
+
+    tfq train --model=digits_cnn --data=digits --out=out/train
+"""
+
+from collections.abc import Sequence
+
+from tfq import flags, recipe, scripts
+
+
+def main(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    out = scripts.out_dir(invocation)
+    model, details = recipe.train(config)
+    path = recipe.save_keras(model, out / f"{recipe.model_name(config)}.keras")
+    record = scripts.record(invocation, "train", file=path.name, **details)
+    accuracy = "—" if details["test_accuracy"] is None else f"{details['test_accuracy']:.2%}"
+    scripts.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test accuracy {accuracy}")
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="train", section="training", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the tests find things: the repository, the golden flatbuffers, and the shared data that some machines have."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The committed flatbuffers."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and models that a developer's machine may have; where they are, a test that wants them fails without."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not on this machine")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tfq_cli():
+    """Run `tfq ...` as a user does, in a process of its own; returns the CompletedProcess with text output."""
+
+    def run(*arguments: object, cwd: Path | None = None, timeout: float = 300, **environment: str):
+        command = [sys.executable, "-m", "tfq", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env={**os.environ, **environment}
+        )
+
+    return run

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house: who may import whom, read from the source itself."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Left to right, bottom to top. An import goes down a floor, or to the left on its own.
+FLOORS = [
+    ["errors", "config", "quant_math", "artifacts", "provenance"],
+    ["flatbuffer", "data", "runners"],
+    ["calibration", "evaluation"],
+    ["keras_bridge", "training", "compression", "conversion", "models"],
+    ["report", "recipe", "callbacks", "flags", "scripts", "__main__", "__init__"],
+]
+ROOMS = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
+HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
+
+
+def imports(source: str, *, module_level: bool):
+    tree = ast.parse(source)
+    nodes = tree.body if module_level else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "tfq" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+def breaches(room: str, source: str) -> list[str]:
+    """Imports of other rooms that go up, or to the right."""
+    found = []
+    for module in imports(source, module_level=False):
+        other = room_of(module)
+        if other is None or other == room:
+            continue
+        (floor, place), (other_floor, other_place) = ROOMS[room], ROOMS[other]
+        if other_floor > floor or (other_floor == floor and other_place > place):
+            found.append(f"{room} imports {module}")
+    return found
+
+
+def sources():
+    for path in sorted((ROOT / "tfq").rglob("*.py")):
+        yield path.relative_to(ROOT / "tfq").parts[0].removesuffix(".py"), path
+    for path in sorted((ROOT / "models").glob("*.py")):
+        yield "models", path
+
+
+def test_every_room_has_its_floor():
+    assert {room for room, _ in sources()} - set(ROOMS) == set()
+
+
+def test_imports_go_down_or_left():
+    lazy_names = {"__init__", "__main__"}
+    assert [b for room, path in sources() if room not in lazy_names for b in breaches(room, path.read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "found"),
+    [
+        ("data", "from tfq.evaluation import top1", 1),
+        ("flatbuffer", "from tfq import runners", 1),
+        ("data", "def f():\n    import tfq.recipe", 1),
+        ("evaluation", "from tfq import flatbuffer, quant_math", 0),
+        ("runners", "from tfq.flatbuffer import read", 0),
+    ],
+)
+def test_the_check_of_imports_sees_a_breach(room, source, found):
+    assert len(breaches(room, source)) == found
+
+
+def test_floors_0_to_2_never_import_tensorflow_at_module_level():
+    light = {room for rooms in FLOORS[:3] for room in rooms} | {"recipe", "callbacks", "flags", "scripts", "report"}
+    found = [
+        f"{path.name}: {module}"
+        for room, path in sources()
+        if room in light | {"__init__", "__main__"}
+        for module in imports(path.read_text(), module_level=True)
+        if module.split(".")[0] in HEAVY
+    ]
+    assert found == []
+
+
+def test_only_flags_imports_absl_flags():
+    found = {
+        path.name
+        for _, path in sources()
+        for module in imports(path.read_text(), module_level=False)
+        if module.startswith("absl.flags") or module == "absl.flags"
+    }
+    assert found == {"flags.py"}
+
+
+def test_scripts_are_short():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "pipelines").glob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 120} == {}
+
+
+def test_no_file_of_the_package_is_two_rooms():
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for _, path in sources()}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
+def test_a_public_function_never_bears_the_name_of_a_package():
+    import tfq
+
+    packages = {path.parent.name for path in (ROOT / "tfq").rglob("__init__.py")} | {"models", "pipelines"}
+    assert packages & set(tfq.__all__) == set()

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files are written whole or not at all."""
+
+import math
+import multiprocessing
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from tfq import artifacts
+from tfq.errors import InputError, TfqError
+
+
+def test_a_write_replaces_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.bin"
+    artifacts.write_bytes(path, b"one")
+    artifacts.write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_written_file_has_the_mode_of_an_ordinary_one(tmp_path):
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    written = artifacts.write_bytes(tmp_path / "written", b"x")
+    assert stat.S_IMODE(written.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
+    path = artifacts.write_bytes(tmp_path / "a.bin", b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TfqError, match="No space left"):
+        artifacts.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_file_that_the_system_refuses_to_let_grow_is_an_error_and_leaves_the_old_one(tmp_path):
+    path = artifacts.write_bytes(tmp_path / "a.bin", b"old")
+    code = (
+        "import resource, signal, sys\n"
+        "from tfq import artifacts\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    artifacts.write_bytes(sys.argv[1], bytes(2000))\n"
+        "except artifacts.TfqError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert "cannot write" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_staged_file_appears_only_when_its_block_ends_well(tmp_path):
+    path = tmp_path / "m.keras"
+    with pytest.raises(ZeroDivisionError), artifacts.staged(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    with artifacts.staged(path) as temporary:
+        assert temporary.suffix == ".keras"
+        temporary.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert os.listdir(tmp_path) == ["m.keras"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {"a": [math.nan]}])
+def test_json_without_a_number_for_it_is_refused(tmp_path, value):
+    with pytest.raises(TfqError, match="null with a reason"):
+        artifacts.write_json(tmp_path / "a.json", value)
+    assert os.listdir(tmp_path) == []
+
+
+def test_reading_says_what_is_wrong_with_the_path(tmp_path):
+    (tmp_path / "empty").touch()
+    for name, told in [("", "is a directory"), ("none", "does not exist"), ("empty", "is empty"), ("empty/x", "cannot be read")]:
+        with pytest.raises(InputError, match=f"{told}: .*wanted a model|{told}: wanted a model"):
+            artifacts.read_bytes(tmp_path / name, "a model")
+
+
+def test_an_out_directory_below_a_file_is_an_input_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", ""):
+        with pytest.raises(InputError, match="--out"):
+            artifacts.make_out_dir(bad)
+    assert artifacts.make_out_dir(tmp_path / "a" / "b").is_dir()
+
+
+def test_the_cache_directory_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path / "mine"))
+    assert artifacts.cache_dir() == tmp_path / "mine"
+    monkeypatch.delenv("TFQ_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert artifacts.cache_dir() == tmp_path / "xdg" / "tfq"
+
+
+def _append(path, lock, word):
+    for _ in range(20):
+        with artifacts.locked(lock):
+            text = path.read_text()
+            path.write_text(text + word)
+
+
+def test_a_lock_keeps_processes_apart(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_append, args=(path, tmp_path / "lock", word)) for word in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert sorted(path.read_text()) == ["a"] * 20 + ["b"] * 20

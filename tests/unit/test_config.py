@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict JSON both ways."""
+
+import dataclasses
+import json
+
+import pytest
+
+from tfq.config import DataConfig, PruneConfig, RunConfig, TrainConfig
+from tfq.errors import InputError
+
+
+def test_a_config_survives_json():
+    config = RunConfig.from_dict(
+        {"model": "m.keras", "data": {"source": "npz:a", "resize": [8, 8]}, "evaluation": {"require": {"min_accuracy": 0.5}}}
+    )
+    again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.data.resize == (8, 8)
+    assert again.evaluation.require.min_accuracy == 0.5
+
+
+def test_a_section_may_be_given_by_its_naming_field_alone():
+    config = RunConfig.from_dict({"data": "npz:a", "compression": {"qat": False}})
+    assert config.data == DataConfig(source="npz:a")
+    assert config.compression.qat.enabled is False
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        ({"modle": "x"}, "unknown key 'modle': did you mean 'model'"),
+        ({"compression": {"prune": {"final_sparsty": 0.5}}}, "compression.prune.final_sparsty"),
+        ({"compression": {"prune": {"final_sparsity": 1.5}}}, "compression.prune.final_sparsity wants at most"),
+        ({"seed": "1"}, "seed wants int, got '1'"),
+        ({"seed": True}, "seed wants int, got True"),
+        ({"seed": 1.0}, "seed wants int, got 1.0"),
+        ({"training": []}, "training wants an object"),
+        ({"data": {"resize": "8,8"}}, "data.resize wants a list"),
+        ({"data": {"scale": float("nan")}}, "data.scale wants a finite number"),
+        ({"conversion": {"scheme": "int9"}}, "conversion.scheme is 'int9': did you mean 'int8'"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_that_names_its_path(tree, told):
+    with pytest.raises(InputError, match=told):
+        RunConfig.from_dict(tree)
+
+
+def test_bounds_hold_in_python_too():
+    with pytest.raises(InputError, match="final_sparsity"):
+        PruneConfig(final_sparsity=-0.1)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3  # type: ignore[misc]
+
+
+def test_an_int_is_taken_for_a_float():
+    assert DataConfig(scale=2).scale == 2.0
+
+
+def test_the_hash_ignores_where_the_output_goes_and_nothing_else():
+    config = RunConfig(model="a", out="here")
+    assert config.config_hash() == dataclasses.replace(config, out="there").config_hash()
+    assert config.config_hash() != dataclasses.replace(config, seed=1).config_hash()
+
+
+def test_every_setting_has_a_help_text():
+    def walk(cls):
+        from tfq.config import field_types, is_section
+
+        for field in dataclasses.fields(cls):
+            yield cls.__name__, field
+            if is_section(field_types(cls)[field.name]):
+                yield from walk(field_types(cls)[field.name])
+
+    assert not [(name, field.name) for name, field in walk(RunConfig) if not field.metadata.get("help")]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags, config files and their precedence."""
+
+import json
+
+import pytest
+
+from tfq.errors import InputError
+from tfq.flags import HelpRequested, parse, settings_of
+
+
+def parsed(*arguments, section="conversion"):
+    return parse(["tfq", *arguments], script="convert", section=section, description="does").config
+
+
+def test_a_section_names_its_own_flags_barely_and_run_by_their_whole_path():
+    assert "scheme" in {setting.flag for setting in settings_of("conversion")}
+    names = {setting.flag for setting in settings_of(None)}
+    assert {"conversion.scheme", "compression.prune.final_sparsity", "compression.prune", "data", "data.scale"} <= names
+
+
+def test_flags_reach_their_place_in_the_tree():
+    config = parsed("--model=m.keras", "--data=npz:x", "--data.scale=0.5", "--data.resize=32,48", "--scheme=float32")
+    assert (config.model, config.data.source, config.data.scale) == ("m.keras", "npz:x", 0.5)
+    assert config.data.resize == (32, 48)
+    assert config.conversion.scheme == "float32"
+
+
+def test_a_section_can_be_switched_off_by_its_name():
+    assert parsed("--noprune", section="compression").compression.prune.enabled is False
+    assert parsed("--prune", "--prune.final_sparsity=0.8", section="compression").compression.prune.final_sparsity == 0.8
+
+
+def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"scheme": "float32", "calibration_steps": 7, "data": "npz:f", "seed": 3}))
+    config = parsed(f"--config={file}", "--calibration_steps=9", "--data.scale=2")
+    assert (config.conversion.scheme, config.conversion.calibration_steps, config.seed) == ("float32", 9, 3)
+    assert (config.data.source, config.data.scale) == ("npz:f", 2.0)
+
+
+def test_a_whole_run_and_a_record_are_taken_as_config_by_any_script(tmp_path):
+    tree = {"model": "a", "conversion": {"scheme": "float32"}, "training": {"epochs": 2}}
+    for number, content in enumerate([tree, {"schema_version": 1, "script": "run", "config": tree, "models": []}]):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(content))
+        assert parsed(f"--config={file}").conversion.scheme == "float32"
+        assert parsed(f"--config={file}", section=None).training.epochs == 2
+
+
+def test_compress_train_is_its_own_section_key(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"train": {"epochs": 4}, "prune": {"final_sparsity": 0.75}}))
+    config = parsed(f"--config={file}", section="compression")
+    assert config.compression.train.epochs == 4
+    assert config.compression.prune.final_sparsity == 0.75
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--shceme=int8"], "unknown flag --shceme: did you mean 'scheme'"),
+        (["--scheme=int4"], "int4"),
+        (["--calibration_steps=many"], "many"),
+        (["--calibration_steps=0"], "calibration_steps wants at least 1"),
+        (["--data.resize=a,b"], "whole numbers"),
+        (["model.keras"], "unexpected argument 'model.keras'"),
+        (["--config=nowhere.json"], "nowhere.json does not exist"),
+    ],
+)
+def test_a_bad_command_line_is_an_input_error(arguments, told):
+    with pytest.raises(InputError, match=told):
+        parsed(*arguments)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"schema_version": 1, "config": 3}', '{"shceme": "int8"}'])
+def test_a_bad_config_file_is_an_input_error(tmp_path, content):
+    file = tmp_path / "c.json"
+    file.write_text(content)
+    with pytest.raises(InputError):
+        parsed(f"--config={file}")
+
+
+def test_help_tells_every_flag_with_its_default():
+    with pytest.raises(HelpRequested) as request:
+        parsed("--help")
+    text = str(request.value)
+    for setting in settings_of("conversion"):
+        assert setting.flag in text
+        assert setting.field.metadata["help"].split()[0] in text
+    assert "default 'int8'" in text

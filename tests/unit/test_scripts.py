@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it: help, exit codes, quiet, and no TensorFlow where none is needed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tfq import scripts
+from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
+
+SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "run")
+
+
+def outcome(main, *arguments):
+    with pytest.raises(SystemExit) as exit:
+        scripts.run_script(main, script="t", section="audit", description="d", arguments=["tfq t", *arguments])
+    return exit.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, 0),
+        (AuditError("missed"), 1),
+        (InputError("bad"), 2),
+        (RunnerError("died"), 3),
+        (ValueError("ours"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_the_exit_code_tells_what_happened(error, code, capsys):
+    def main(_):
+        if error:
+            raise error
+
+    assert outcome(main) == code
+    if error:
+        told = capsys.readouterr().err
+        assert str(error) in told
+        assert "Traceback" not in told
+
+
+def test_v1_shows_the_traceback(capsys):
+    def main(_):
+        raise ValueError("deep")
+
+    assert outcome(main, "-v=1") == 3
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_warnings_of_tfq_are_told_and_those_of_libraries_are_not(capfd):
+    import warnings
+
+    def main(_):
+        warnings.warn("mind this", TfqWarning, stacklevel=1)
+        warnings.warn("internal", DeprecationWarning, stacklevel=1)
+
+    assert outcome(main) == 0
+    assert "warning: mind this" in capfd.readouterr().err
+
+
+def test_what_c_libraries_write_to_stderr_stays_off_the_screen(capfd):
+    import os
+
+    def main(_):
+        os.write(2, b"W0000 noise")
+        print("ours", file=sys.stderr)
+
+    assert outcome(main) == 0
+    told = capfd.readouterr().err
+    assert "ours" in told
+    assert "noise" not in told
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_reads_well_exits_0_and_loads_no_tensorflow(script, root):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['tfq', {script!r}, '--help']\n"
+        "try:\n    runpy.run_module('tfq', run_name='__main__')\n"
+        "except SystemExit as exit:\n    code = exit.code\n"
+        "heavy = {'tensorflow', 'tf_keras', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"tfq {script}: ")
+    assert "--model" in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_file_runs_by_itself(script, root):
+    done = subprocess.run([sys.executable, root / "pipelines" / f"{script}.py", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--config" in done.stdout
+
+
+def test_a_typo_in_the_name_of_a_script_gets_a_suggestion(tfq_cli):
+    done = tfq_cli("covnert")
+    assert done.returncode == 2
+    assert "did you mean 'convert'" in done.stderr
+
+
+def test_a_typo_in_a_flag_gets_a_suggestion(tfq_cli):
+    done = tfq_cli("evaluate", "--runer=local")
+    assert done.returncode == 2
+    assert "did you mean 'runner'" in done.stderr
+
+
+def test_tfq_alone_tells_its_scripts(tfq_cli):
+    done = tfq_cli()
+    assert done.returncode == 0
+    for script in SCRIPTS:
+        assert f"tfq {script}" in done.stdout

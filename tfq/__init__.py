@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tfq takes a Keras model to a phone as a full-int8 .tflite, and proves what it became there.
+
+Names are loaded when first used: `import tfq` imports neither TensorFlow nor an interpreter.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "convert": "tfq.conversion:convert_model",
+    "trace": "tfq.conversion:trace",
+    "audit": "tfq.flatbuffer:audit_model",
+    "evaluate": "tfq.evaluation:evaluate_model",
+    "prune": "tfq.compression:prune_model",
+    "qat": "tfq.compression:qat_model",
+    "run": "tfq.recipe:run_recipe",
+    "load_model": "tfq.keras_bridge:load_model",
+    "load_split": "tfq.data:load_split",
+    "Int8Evaluation": "tfq.callbacks:Int8Evaluation",
+    "TfqError": "tfq.errors:TfqError",
+    "InputError": "tfq.errors:InputError",
+    "AuditError": "tfq.errors:AuditError",
+    "TfqWarning": "tfq.errors:TfqWarning",
+    "RunConfig": "tfq.config:RunConfig",
+    "DataConfig": "tfq.config:DataConfig",
+    "PruneConfig": "tfq.config:PruneConfig",
+    "QATConfig": "tfq.config:QATConfig",
+    "TrainConfig": "tfq.config:TrainConfig",
+    "ConversionConfig": "tfq.config:ConversionConfig",
+    "AuditConfig": "tfq.config:AuditConfig",
+    "EvaluationConfig": "tfq.config:EvaluationConfig",
+}
+
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+if TYPE_CHECKING:
+    from tfq.callbacks import Int8Evaluation as Int8Evaluation
+    from tfq.compression import prune_model as prune
+    from tfq.compression import qat_model as qat
+    from tfq.config import AuditConfig as AuditConfig
+    from tfq.config import ConversionConfig as ConversionConfig
+    from tfq.config import DataConfig as DataConfig
+    from tfq.config import EvaluationConfig as EvaluationConfig
+    from tfq.config import PruneConfig as PruneConfig
+    from tfq.config import QATConfig as QATConfig
+    from tfq.config import RunConfig as RunConfig
+    from tfq.config import TrainConfig as TrainConfig
+    from tfq.conversion import convert_model as convert
+    from tfq.conversion import trace as trace
+    from tfq.data import load_split as load_split
+    from tfq.errors import AuditError as AuditError
+    from tfq.errors import InputError as InputError
+    from tfq.errors import TfqError as TfqError
+    from tfq.errors import TfqWarning as TfqWarning
+    from tfq.evaluation import evaluate_model as evaluate
+    from tfq.flatbuffer import audit_model as audit
+    from tfq.keras_bridge import load_model as load_model
+    from tfq.recipe import run_recipe as run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tfq' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

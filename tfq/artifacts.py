@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every file that tfq writes: atomic writes, hashes, locks, the cache directory."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfq.errors import InputError, TfqError
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+    """Write `content` under `path` whole or not at all: a temporary sibling, fsync, rename.
+
+    Raises TfqError when the disk is full or refuses; what stood at `path` before then stands there still.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private to its owner; a result gets the mode that open() would have given it.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise TfqError(f"cannot write {path} ({len(content)} bytes): {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike) -> Iterator[Path]:
+    """For writers that want a file name of their own: yields a temporary sibling of `path` with the same suffix, which
+    takes the place of `path` when the block ends well, and is gone when it does not.
+
+    Raises TfqError when the disk is full or refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise TfqError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """`write_bytes` of UTF-8 text."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: Any) -> Path:
+    """`write_bytes` of strict, indented JSON. Raises TfqError on NaN and infinity, which JSON does not have."""
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise TfqError(f"cannot write {path}: {error}: a record says null with a reason instead") from error
+    return write_text(path, text + "\n")
+
+
+def read_bytes(path: str | os.PathLike, wanted: str) -> bytes:
+    """The content of the file at `path`. Raises InputError that says what was `wanted` there: missing, directory, empty."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory: wanted {wanted}")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: wanted {wanted}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}: wanted {wanted}") from error
+    if not content:
+        raise InputError(f"{path} is empty: wanted {wanted}")
+    return content
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value of a JSON file. Raises InputError with line and column where it is not JSON."""
+    try:
+        return json.loads(read_bytes(path, "a JSON file"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def make_out_dir(path: str | os.PathLike) -> Path:
+    """The directory at `path`, made with its parents. Raises InputError where a file is in the way or it is not writable."""
+    path = Path(path)
+    if not str(path) or str(path) == ".":
+        raise InputError("--out: wanted a directory to write to: give --out=DIR")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out={path}: a file is in the way of this directory: choose another") from error
+    except OSError as error:
+        raise InputError(f"--out={path}: cannot be made: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"--out={path}: not writable")
+    return path
+
+
+def sha256(content: bytes) -> str:
+    """Hex SHA-256 of `content`."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where tfq keeps what it can make again: $TFQ_CACHE_DIR, else $XDG_CACHE_HOME/tfq, else ~/.cache/tfq. Made if missing."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = Path(os.environ.get("TFQ_CACHE_DIR") or os.path.join(base, "tfq"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TfqError(f"cache directory {path} cannot be made: {error.strerror}: set TFQ_CACHE_DIR") from error
+    return path
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Hold an exclusive lock on the file at `path` (made if missing); waits for another holder, freed if we die."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model -> float bytes -> int8 bytes."""
+
+from tfq.conversion.convert import convert_model, input_specs
+from tfq.conversion.trace import Trace, trace
+
+__all__ = ["Trace", "convert_model", "input_specs", "trace"]

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trace -> float or fake-quantized flatbuffer, without the SavedModel that costs stock conversion nine tenths of its time.
+
+The one file that touches these private symbols of TensorFlow, read in 2.21.0:
+`convert_to_constants._FunctionConverterDataInEager`, its `_build_tensor_data`, `_replace_variables_by_constants`, and
+`lite.TFLiteConverterV2._freeze_concrete_function`. TensorFlow's own freezing ends by importing the frozen graph
+as a function again, which takes longer than all the rest of it, and which the converter then takes apart once more.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from tfq.conversion.trace import Trace
+from tfq.errors import InputError
+
+
+class _Freezer:
+    """Inlines a trace's graph once; each `freeze` puts the variables' current values into it."""
+
+    def __init__(self, function: Any) -> None:
+        from tensorflow.python.framework import convert_to_constants
+
+        self._function = function
+        self._replace = convert_to_constants._replace_variables_by_constants
+        self._data = convert_to_constants._FunctionConverterDataInEager(
+            func=function, lower_control_flow=False, aggressive_inlining=False
+        )
+        self._fresh = True
+
+    def freeze(self) -> Any:
+        """GraphDef of the trace with constants for variables."""
+        if not self._fresh:
+            self._data._build_tensor_data()
+        self._fresh = False
+        graph_def, _ = self._replace(self._data)
+        return graph_def
+
+
+def float_flatbuffer(traced: Trace) -> bytes:
+    """The trace as a float32 flatbuffer with the variables' values of now; any fake-quant is kept as Q/DQ ranges."""
+    return _convert(_converter(traced))
+
+
+def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> bytes:
+    """A quantization-aware trained trace as an integer flatbuffer; `input_type` and `output_type` are tf dtypes."""
+    import tensorflow as tf
+
+    converter = _converter(traced)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = input_type
+    converter.inference_output_type = output_type
+    return _convert(converter)
+
+
+def _converter(traced: Trace) -> Any:
+    import tensorflow as tf
+    from tensorflow.lite.python import lite
+
+    traced.freezer = traced.freezer or _Freezer(traced.function)
+    graph_def = traced.freezer.freeze()
+
+    class FrozenConverter(lite.TFLiteConverterV2):
+        def _freeze_concrete_function(self) -> tuple:
+            inputs = [tensor for tensor in traced.function.inputs if tensor.dtype != tf.resource]
+            return graph_def, inputs, traced.function.outputs, traced.function
+
+    converter = FrozenConverter([traced.function])
+    # Its metadata names no more than the TensorFlow version, and costs an unpacking and packing of the whole model.
+    converter.exclude_conversion_metadata = True
+    return converter
+
+
+def _convert(converter: Any) -> bytes:
+    from tensorflow.lite.python.convert_phase import ConverterError
+
+    with _silenced():
+        try:
+            return bytes(converter.convert())
+        except ConverterError as error:
+            raise InputError(f"TensorFlow's converter refuses the model: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "error:" in line or "not supported" in line or "Custom ops" in line]
+    return " ".join((telling or lines)[:4])
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """The converter warns through `warnings` and prints to stdout of what is as it should be."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can go wrong, told apart by what the user can do about it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TfqError(Exception):
+    """tfq, a runner or the environment failed. Every error of tfq is one of these.
+
+    `exit_code` is what a script returns when the error reaches it.
+    """
+
+    exit_code = 3
+
+
+class InputError(TfqError):
+    """What the user gave cannot be used: a file, an array, a flag, a configuration."""
+
+    exit_code = 2
+
+
+class FlatbufferError(InputError):
+    """The bytes are no TFLite flatbuffer, or a damaged one."""
+
+
+class RequirementError(TfqError):
+    """Everything worked, and the result does not meet what was required of it."""
+
+    exit_code = 1
+
+
+class AuditError(RequirementError):
+    """The flatbuffer is not what the audit was asked to require."""
+
+
+class RunnerError(TfqError):
+    """A model could not be run where it was to run, or its interpreter crashed there."""
+
+
+class TfqWarning(UserWarning):
+    """A fallback, a skip or a doubt that the user should know of. Records carry them too."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A sentence that ends an error about the unknown name `word`: the nearest of `choices`, or all of them."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"choose from {', '.join(choices)}" if choices else "there is nothing to choose from"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
+
+A script sees the flags of its own section under their bare path (`convert --scheme=int8` sets
+`conversion.scheme`) beside the common ones (`--model --data --out --seed`); `run` sees every
+flag under its whole path. Precedence: default < --config < flag.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+from absl import flags
+
+from tfq import artifacts, config
+from tfq.errors import InputError, did_you_mean
+
+COMMON = ("model", "data", "out", "seed")
+
+
+class Setting(NamedTuple):
+    """A flag of the config tree: its name, its path in RunConfig, its type and its declaration."""
+
+    flag: str
+    path: tuple[str, ...]
+    type: Any
+    field: dataclasses.Field
+
+
+class Invocation(NamedTuple):
+    """What the command line said."""
+
+    config: config.RunConfig
+    format: str
+    allow_code: bool
+    verbosity: int
+
+
+class HelpRequested(Exception):  # noqa: N818 (it is no error)
+    """--help was among the arguments; the argument of this exception is the text to print."""
+
+
+def settings_of(section: str | None) -> list[Setting]:
+    """The flags of a script: common ones and its section's; `None` is `run`, which has all."""
+    if section is None:
+        return list(_walk(config.RunConfig, (), ()))
+    common = [setting for setting in _walk(config.RunConfig, (), ()) if setting.path[0] in COMMON]
+    return common + list(_walk(config.field_types(config.RunConfig)[section], (section,), ()))
+
+
+def parse(arguments: Sequence[str], *, script: str, section: str | None, description: str) -> Invocation:
+    """The invocation that `arguments` (program name first) spell out.
+
+    Raises HelpRequested, and InputError on an unknown flag, a bad value, or a positional argument.
+    """
+    settings = settings_of(section)
+    values = _define(settings)
+    try:
+        rest = values(list(arguments))
+    except flags.Error as error:
+        raise InputError(f"{script}: {_explain(error, values)} (tfq {script} --help lists all flags)") from error
+    if values["help"].value:
+        raise HelpRequested(_help(script, description, settings, values))
+    if len(rest) > 1:
+        raise InputError(f"{script}: unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
+    tree: dict[str, Any] = {}
+    if values["config"].value:
+        tree = _read_config(values["config"].value, section)
+    for setting in settings:
+        if values[setting.flag].present:
+            _assign(tree, setting.path, _plain(values[setting.flag].value, setting.type))
+    return Invocation(
+        config.RunConfig.from_dict(tree), values["format"].value, values["allow_code"].value, values["verbosity"].value
+    )
+
+
+def _walk(cls: type, path: tuple[str, ...], flag_path: tuple[str, ...]) -> Iterator[Setting]:
+    for field in dataclasses.fields(cls):
+        kind = config.field_types(cls)[field.name]
+        if config.is_section(kind):
+            yield from _walk(kind, (*path, field.name), (*flag_path, field.name))
+        else:
+            names_section = field.metadata.get("names_section") and flag_path
+            name = ".".join(flag_path if names_section else (*flag_path, field.name))
+            yield Setting(name, (*path, field.name), kind, field)
+
+
+def _define(settings: Sequence[Setting]) -> flags.FlagValues:
+    values = flags.FlagValues()
+    for setting in settings:
+        _define_one(setting, values)
+    flags.DEFINE_string("config", None, "JSON file: a config, or any record that tfq wrote", flag_values=values)
+    flags.DEFINE_enum("format", "text", ["text", "json"], "what is printed", flag_values=values)
+    flags.DEFINE_boolean("allow_code", False, "run code that the model file holds (Lambda layers)", flag_values=values)
+    flags.DEFINE_integer(
+        "verbosity", 0, "1 shows TensorFlow's own messages and tracebacks", short_name="v", flag_values=values
+    )
+    flags.DEFINE_boolean("help", False, "this text", flag_values=values)
+    return values
+
+
+def _define_one(setting: Setting, values: flags.FlagValues) -> None:
+    kind = next((arm for arm in get_args(setting.type) if arm is not type(None) and arm is not ...), setting.type)
+    help_text, default, choices = setting.field.metadata["help"], setting.field.default, setting.field.metadata["choices"]
+    if isinstance(default, tuple):
+        flags.DEFINE_list(setting.flag, [str(item) for item in default], help_text, flag_values=values)
+    elif choices:
+        flags.DEFINE_enum(setting.flag, default, list(choices), help_text, flag_values=values)
+    else:
+        define = {
+            bool: flags.DEFINE_boolean,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            str: flags.DEFINE_string,
+        }[kind]
+        define(setting.flag, default, help_text, flag_values=values)
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """A flag's parsed value as the JSON value of a field of type `kind`."""
+    if isinstance(value, list) and int in get_args(kind):
+        try:
+            return [int(item) for item in value]
+        except ValueError as error:
+            raise InputError(f"wanted whole numbers separated by commas, got {','.join(value)!r}") from error
+    return value
+
+
+def _explain(error: flags.Error, values: flags.FlagValues) -> str:
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"unknown flag --{error.flagname}: {did_you_mean(error.flagname, list(values))}"
+    return str(error).removesuffix(".")
+
+
+def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for depth, name in enumerate(path[:-1]):
+        branch = tree.get(name, {})
+        if not isinstance(branch, dict):  # the shorthand {"data": "digits"}
+            cls = _section_class(path[: depth + 1])
+            branch = {config.section_field(cls): branch}
+        tree[name] = branch
+        tree = branch
+    tree[path[-1]] = value
+
+
+def _section_class(path: tuple[str, ...]) -> type:
+    cls: type = config.RunConfig
+    for name in path:
+        cls = config.field_types(cls)[name]
+    return cls
+
+
+def _read_config(path: str, section: str | None) -> dict[str, Any]:
+    """The tree in a JSON file: a whole run's, or the script's own section beside the common keys, or a record of either."""
+    tree = artifacts.read_json(path)
+    if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
+        tree = tree["config"]
+    if not isinstance(tree, dict):
+        raise InputError(f"--config={path}: wanted a JSON object, got {type(tree).__name__}")
+    whole = set(config.field_types(config.RunConfig)) - set(COMMON)
+    own = config.field_types(_section_class((section,))) if section else {}
+    if section is None or any(key in whole and key not in own for key in tree):
+        return tree
+    common = {key: value for key, value in tree.items() if key in COMMON}
+    return common | {section: {key: value for key, value in tree.items() if key not in COMMON}}
+
+
+def _help(script: str, description: str, settings: Sequence[Setting], values: flags.FlagValues) -> str:
+    """The text of --help: what the script does, then every flag with its default, the common ones first."""
+    lines = [f"tfq {script}: {description.strip()}", "", "Flags:"]
+    names = [setting.flag for setting in settings] + ["config", "format", "allow_code", "verbosity", "help"]
+    for name in names:
+        flag = values[name]
+        choices = getattr(flag.parser, "enum_values", None)
+        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        told = f"one of {', '.join(repr(choice) if not choice else choice for choice in choices)}; " if choices else ""
+        told += f"default {default!r}" if default not in (None, "") else "no default"
+        spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
+        short = f" (-{flag.short_name})" if flag.short_name else ""
+        lines.append(f"  {spelling}{short}")
+        lines += textwrap.wrap(f"{flag.help} ({told})", 100, initial_indent="      ", subsequent_indent="      ")
+    lines += ["", "Exit codes: 0 good, 1 a requirement not met, 2 bad input or flags, 3 tfq or its environment failed,"]
+    lines += ["130 interrupted."]
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a record says about where it came from: versions, commit, machine. Never hosts, users or serials."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+PACKAGES = ("tfq", "tensorflow", "tf-keras", "keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+
+_ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+
+
+def provenance() -> dict[str, Any]:
+    """Package versions, git commit of tfq's checkout (None outside one), and the CPU with the ISA that int8 kernels use."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "cpu": cpu(),
+    }
+
+
+def cpu() -> dict[str, Any]:
+    """{"machine": architecture, "model": name or None, "isa": the extensions found of those that matter to int8}."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return {
+        "machine": platform.machine(),
+        "model": fields.get("model name"),
+        "isa": [flag for flag in _ISA_FLAGS if flag in flags],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

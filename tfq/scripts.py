@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every script does around its own work: flags, quiet, exit codes, its record."""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tfq import artifacts, flags
+from tfq.config import RunConfig
+from tfq.errors import TfqError, TfqWarning
+from tfq.provenance import provenance
+
+INTERRUPTED = 130
+
+
+def run_script(
+    main: Callable[[flags.Invocation], None],
+    *,
+    script: str,
+    section: str | None,
+    description: str,
+    arguments: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parse the command line, call `main`, and leave the process with the exit code that its outcome has."""
+    sys.exit(_exit_code(main, script, section, description, sys.argv if arguments is None else arguments))
+
+
+def _exit_code(
+    main: Callable[[flags.Invocation], None],
+    script: str,
+    section: str | None,
+    description: str,
+    arguments: Sequence[str],
+) -> int:
+    verbose = False
+    try:
+        invocation = flags.parse(arguments, script=script, section=section, description=description)
+        verbose = invocation.verbosity > 0
+        with contextlib.nullcontext() if verbose else _quiet(), _told_warnings():
+            main(invocation)
+        sys.stdout.flush()
+        return 0
+    except flags.HelpRequested as request:
+        print(request)
+        return 0
+    except TfqError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"tfq {script}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"tfq {script}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); keep the interpreter from failing on it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return TfqError.exit_code
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"tfq {script}: failed: {told} (-v=1 shows where)", file=sys.stderr)
+        return TfqError.exit_code
+
+
+def record(invocation: flags.Invocation, script: str, **results: Any) -> dict[str, Any]:
+    """The record of a script: resolved config, its hash, seed and provenance, then `results`."""
+    config: RunConfig = invocation.config
+    return {
+        **provenance(),
+        "script": script,
+        "config": config.to_dict(),
+        "config_hash": config.config_hash(),
+        "seed": config.seed,
+        **results,
+    }
+
+
+def finish(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:
+    """Write `<script>.json` into --out, where there is one, and print the record or `text`, as --format says."""
+    if invocation.config.out:
+        out = artifacts.make_out_dir(invocation.config.out)
+        artifacts.write_json(out / f"{script_record['script']}.json", script_record)
+    show(invocation, script_record, text)
+
+
+def show(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:
+    """Print the record or `text`, as --format says."""
+    print(json.dumps(script_record, indent=2, allow_nan=False) if invocation.format == "json" else text)
+
+
+def out_dir(invocation: flags.Invocation) -> Path:
+    """The directory of --out, made; InputError where there is none or it cannot be."""
+    return artifacts.make_out_dir(invocation.config.out)
+
+
+@contextlib.contextmanager
+def _told_warnings() -> Iterator[None]:
+    """Warnings of tfq as one line on stderr; those of libraries only with -v=1."""
+
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        if issubclass(category, TfqWarning):
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", TfqWarning)
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what C++ libraries write to file descriptor 2 off the screen; Python's own stderr still reaches it.
+
+    TensorFlow and MLIR write there past every log level. `sys.stderr` moves to a copy of the real one meanwhile.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    screen, real_stderr = os.dup(2), sys.stderr
+    sink = os.open(os.devnull, os.O_WRONLY)
+    sys.stderr = os.fdopen(screen, "w", buffering=1, errors="backslashreplace")
+    os.dup2(sink, 2)
+    os.close(sink)
+    _quiet_loggers()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(screen, 2)
+        sys.stderr.close()
+        sys.stderr = real_stderr
+
+
+def _quiet_loggers() -> None:
+    import logging
+
+    for name in ("absl", "tensorflow", "keras", "tf_keras"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.lastResort = None
