@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of MobileNetV2 0.35 @96 to full int8: tfq.convert against TFLiteConverter.from_keras_model, wall time, in turn.
+"""Conversion of MobileNetV2 0.35 @96 to full int8: tfq.convert against from_keras_model, whole wall time, in turn.
 
-Three cases: PTQ with 100 samples (bound 6x), the tfmot QAT model (8x), and the export that Int8Evaluation makes of the QAT model at a
-later epoch, which has it traced already (15x). The outputs of both flatbuffers on 50 images must be the same to the bit.
-Weights are random: they do not matter to the time. Exits 1 below a bound or on a different output. Takes about 4 minutes.
+Three cases: PTQ with 100 samples (bound 6x), the tfmot QAT model (8x), and the export that Int8Evaluation makes of
+the QAT model at a later epoch, which has it traced already (15x). The outputs of both flatbuffers on 50 images must be
+the same to the bit. Weights are random: they do not matter to the time. Exits 1 below a bound or on a different output.
+Takes about three minutes.
 
     python benchmarks/conversion.py [--rounds=1]
 """
@@ -19,8 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 import tfq
-from tfq.evaluation import run_codes
 from tfq.keras_bridge import import_tf_keras, import_tfmot
+from tfq.runners import LocalRunner, RunRequest
 
 SHAPE = (96, 96, 3)
 BOUNDS = {"PTQ": 6.0, "QAT": 8.0, "QAT, traced before": 15.0}
@@ -42,6 +43,10 @@ def timed(function, *arguments):
     start = time.perf_counter()
     value = function(*arguments)
     return value, time.perf_counter() - start
+
+
+def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+    return LocalRunner().run(RunRequest(model=model, inputs=(codes,))).outputs
 
 
 def same_outputs(one: bytes, other: bytes, codes: np.ndarray) -> bool:
@@ -75,7 +80,9 @@ def main() -> int:
 
 
 def one_round(plain, qat, samples, codes) -> list[tuple[str, float, float, bool]]:
-    ours, fast = timed(tfq.convert, plain, lambda: ([sample] for sample in samples), tfq.ConversionConfig(calibration_steps=100))
+    ours, fast = timed(
+        tfq.convert, plain, lambda: ([sample] for sample in samples), tfq.ConversionConfig(calibration_steps=100)
+    )
     theirs, slow = timed(stock, plain, samples)
     rows = [("PTQ", slow, fast, same_outputs(ours, theirs, codes))]
     ours, fast = timed(tfq.convert, qat)

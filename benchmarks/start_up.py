@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""How long tfq takes to start: `tfq audit` on a small file and `tfq evaluate --help` (bound 0.7 s), `import tfq` (0.15 s).
+"""How long tfq takes to start: `tfq audit` of a small file and `tfq evaluate --help` within 0.7 s, `import tfq` 0.15 s.
 
-Each figure is the median of several processes, less nothing; the bare interpreter's own start is shown beside them, in turn
-with them. Exits 1 where a bound is missed, or where TensorFlow is among the modules loaded.
+Each figure is the median of several processes, taken in turn; the bare interpreter's own start is shown beside them.
+Exits 1 where a bound is missed, or where TensorFlow is among the modules loaded.
 
     python benchmarks/start_up.py
 """
@@ -48,8 +48,9 @@ def main() -> int:
     missed = [name for name, bound in bounds.items() if statistics.median(seconds[name]) > bound]
     heavy = [name for name, (arguments, _) in cases.items() if loads_tensorflow(arguments)]
     for name, values in seconds.items():
-        bound = f"bound {bounds[name]:.2f} s" if name in bounds else ""
-        print(f"{name:22} median {statistics.median(values):.3f} s  (min {min(values):.3f}, max {max(values):.3f})  {bound}")
+        bound = f"bound {bounds[name]:g} s" if name in bounds else ""
+        spread = f"(min {min(values):.3f}, max {max(values):.3f})"
+        print(f"{name:22} median {statistics.median(values):.3f} s  {spread}  {bound}")
     for name in missed:
         print(f"MISSED: {name}")
     for name in heavy:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Show what every op of a .tflite computes in; with --require=full_int8, exit 1 unless all of it is integer.
 
-    tfq audit --model=model_int8.tflite --require=full_int8
+tfq audit --model=model_int8.tflite --require=full_int8
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,7 @@ def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = artifacts.read_bytes(config.model, "a .tflite file in --model")
     report = flatbuffer.audit_model(content, config.audit)
-    record = scripts.record(
-        invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict()
-    )
+    record = scripts.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
     scripts.finish(invocation, record, report.to_text())
     if config.audit.require:
         flatbuffer.require_full_int8(report)

@@ -4,20 +4,20 @@
 
     tfq compress --model=out/train/digits_cnn.keras --data=digits --prune.final_sparsity=0.5 --out=out/compress
 
-The file is <model>_pruned_qat.keras, or _pruned or _qat when --noqat or --noprune leaves one out.
+The file is <model>_pruned_qat.h5, or _pruned or _qat when --noqat or --noprune leaves one out.
 """
 
 from collections.abc import Sequence
 
-from tfq import flags, recipe, scripts
+from tfq import flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model = recipe.load(config, allow_code=invocation.allow_code)
-    model, details = recipe.compress(model, config)
-    path = recipe.save_keras(model, out / f"{recipe.model_name(config)}_{recipe.compression_suffix(config)}.keras")
+    model = stages.load(config, allow_code=invocation.allow_code)
+    model, details = stages.compress(model, config)
+    path = stages.save_keras(model, out / f"{stages.model_name(config)}_{stages.compression_suffix(config)}.h5")
     record = scripts.record(invocation, "compress", file=path.name, **details)
     lines = [f"{path}: fraction of zeros by layer"]
     lines += [f"  {share:6.1%}  {layer}" for layer, share in details["sparsity"].items()]

@@ -9,15 +9,15 @@
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, flatbuffer, recipe, scripts
+from tfq import artifacts, flags, flatbuffer, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model = recipe.load(config, allow_code=invocation.allow_code)
-    content, details = recipe.convert(model, config)
-    path = artifacts.write_bytes(out / f"{recipe.model_name(config)}_{config.conversion.scheme}.tflite", content)
+    model = stages.load(config, allow_code=invocation.allow_code)
+    content, details = stages.convert(model, config)
+    path = artifacts.write_bytes(out / f"{stages.model_name(config)}_{config.conversion.scheme}.tflite", content)
     report = flatbuffer.audit_model(content)
     record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
     scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(content):,} bytes")

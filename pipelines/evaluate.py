@@ -2,18 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a .tflite on the test examples of --data, here or on an emulated ARM CPU, and compare it with its float model.
 
-    tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --runner=qemu:cortex-a53
+tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --runner=qemu:cortex-a53
 """
 
 from collections.abc import Sequence
 
-from tfq import artifacts, evaluation, flags, recipe, scripts
+from tfq import artifacts, evaluation, flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = artifacts.read_bytes(config.model, "a .tflite file in --model")
-    results = recipe.evaluate(content, config)
+    results = stages.evaluate(content, config)
     record = scripts.record(invocation, "evaluate", **results.to_dict())
     scripts.finish(invocation, record, results.to_text())
     evaluation.check_requirements(results.evaluation, config.evaluation.require)

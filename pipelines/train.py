@@ -2,19 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a model that tfq builds by name on --data, and save it as --out/<model>.keras.
 
-    tfq train --model=digits_cnn --data=digits --out=out/train
+tfq train --model=digits_cnn --data=digits --out=out/train
 """
 
 from collections.abc import Sequence
 
-from tfq import flags, recipe, scripts
+from tfq import flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model, details = recipe.train(config)
-    path = recipe.save_keras(model, out / f"{recipe.model_name(config)}.keras")
+    model, details = stages.train(config)
+    path = stages.save_keras(model, out / f"{stages.model_name(config)}.keras")
     record = scripts.record(invocation, "train", file=path.name, **details)
     accuracy = "—" if details["test_accuracy"] is None else f"{details['test_accuracy']:.2%}"
     scripts.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test accuracy {accuracy}")

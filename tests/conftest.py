@@ -26,7 +26,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real data and models that a developer's machine may have; where they are, a test that wants them fails without."""
+    """Real data and models that some machines have; where the directory is, nothing in it may be missing."""
     if not SHARED.is_dir():
         pytest.skip("../shared is not on this machine")
     return SHARED

@@ -76,7 +76,7 @@ def write_json(path: str | os.PathLike, value: Any) -> Path:
 
 
 def read_bytes(path: str | os.PathLike, wanted: str) -> bytes:
-    """The content of the file at `path`. Raises InputError that says what was `wanted` there: missing, directory, empty."""
+    """The content of the file at `path`. Where there is none, InputError says what was `wanted`."""
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory: wanted {wanted}")
@@ -100,7 +100,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def make_out_dir(path: str | os.PathLike) -> Path:
-    """The directory at `path`, made with its parents. Raises InputError where a file is in the way or it is not writable."""
+    """The directory at `path`, made with its parents. Raises InputError where a file is in the way of it."""
     path = Path(path)
     if not str(path) or str(path) == ".":
         raise InputError("--out: wanted a directory to write to: give --out=DIR")
@@ -127,7 +127,7 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 
 def cache_dir() -> Path:
-    """Where tfq keeps what it can make again: $TFQ_CACHE_DIR, else $XDG_CACHE_HOME/tfq, else ~/.cache/tfq. Made if missing."""
+    """Where tfq keeps what it can make again: $TFQ_CACHE_DIR, else $XDG_CACHE_HOME/tfq, else ~/.cache/tfq."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = Path(os.environ.get("TFQ_CACHE_DIR") or os.path.join(base, "tfq"))
     try:

@@ -8,8 +8,14 @@ its own way; so the class has both bases, and is made when it is asked for, beca
 import functools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tfq.config import ConversionConfig, EvaluationConfig
 from tfq.errors import InputError
+
+
+# Examples that the model itself answers at a time.
+_BATCH = 256
 
 
 class _Int8EvaluationLogic:
@@ -21,9 +27,10 @@ class _Int8EvaluationLogic:
     every: epochs between two evaluations; the last epoch is always one.
     limit: evaluate on the first so many examples; 0 is all.
 
-    Adds to `logs`: `val_int8_accuracy` (a fraction), `val_int8_agreement` (the share of examples on which the int8 top-1
-    is the training model's own) and `val_int8_bytes`. Place it before the callbacks that are to see them
-    (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"), EarlyStopping, TensorBoard). An epoch without evaluation adds nothing.
+    Adds to `logs`: `val_int8_accuracy` (a fraction), `val_int8_agreement` (the share of examples on which the int8
+    top-1 is the training model's own) and `val_int8_bytes`. Place it before the callbacks that are to see them
+    (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"), EarlyStopping, TensorBoard). An epoch without evaluation
+    adds nothing.
     `flatbuffer` holds the newest export.
     """
 
@@ -78,18 +85,32 @@ class _Int8EvaluationLogic:
 
     def evaluate(self) -> Any:
         """The EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
-        from tfq.conversion import convert_model
         from tfq.evaluation import evaluate_model
 
         self.flatbuffer = self.export()
-        reference = convert_model(self._traced(), config=ConversionConfig(scheme="float32"))
-        return evaluate_model(self.flatbuffer, self._split, self._evaluation, reference=reference)
+        return evaluate_model(self.flatbuffer, self._split, self._evaluation, reference=self._reference())
 
     def export(self) -> bytes:
         """The model as it is now as an int8 flatbuffer; traces it only the first time."""
         from tfq.conversion import convert_model
 
         return convert_model(self._traced(), self._representative_dataset, self._conversion)
+
+    def _reference(self) -> Any:
+        """What the model itself answers, in batches; `predict` is not for inside fit, whose history it would replace."""
+        import tensorflow as tf
+
+        from tfq.data import bind_inputs
+        from tfq.evaluation import ReferenceOutputs
+
+        traced = self._traced()
+        arrays = bind_inputs(self._split.inputs, traced.input_names)
+        batches = []
+        for start in range(0, self._split.num_examples, _BATCH):
+            batch = tf.nest.pack_sequence_as(self._model.input, [array[start : start + _BATCH] for array in arrays])
+            batches.append(tf.nest.flatten(self._model.predict_on_batch(batch)))
+        outputs = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
+        return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=outputs)
 
     def _traced(self) -> Any:
         from tfq.conversion import trace

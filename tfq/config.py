@@ -6,7 +6,6 @@ bounds are checked whenever a config is made, by whatever road (Python, JSON, fl
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -87,8 +86,7 @@ class Config:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
     """Field name -> resolved type of a config class, in declaration order."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
@@ -156,7 +154,9 @@ class DataConfig(Config):
     """Where examples come from and what is done to them before the model sees them."""
 
     source: str = setting("digits", "digits, npz:PATH or tfrecord:GLOB", names_section=True)
-    resize: tuple[int, ...] = setting((), "height,width in pixels to resize images to; empty keeps their size", minimum=1)
+    resize: tuple[int, ...] = setting(
+        (), "height,width in pixels to resize images to; empty keeps their size", minimum=1
+    )
     scale: float = setting(1.0, "factor on every input value; the model is fed x * scale + offset")
     offset: float = setting(0.0, "added to every input value after the scale")
     image_key: str = setting("image", "name of the encoded image in a TFRecord Example")

@@ -37,7 +37,7 @@ class Invocation(NamedTuple):
     verbosity: int
 
 
-class HelpRequested(Exception):  # noqa: N818 (it is no error)
+class HelpRequested(Exception):
     """--help was among the arguments; the argument of this exception is the text to print."""
 
 
@@ -102,7 +102,11 @@ def _define(settings: Sequence[Setting]) -> flags.FlagValues:
 
 def _define_one(setting: Setting, values: flags.FlagValues) -> None:
     kind = next((arm for arm in get_args(setting.type) if arm is not type(None) and arm is not ...), setting.type)
-    help_text, default, choices = setting.field.metadata["help"], setting.field.default, setting.field.metadata["choices"]
+    help_text, default, choices = (
+        setting.field.metadata["help"],
+        setting.field.default,
+        setting.field.metadata["choices"],
+    )
     if isinstance(default, tuple):
         flags.DEFINE_list(setting.flag, [str(item) for item in default], help_text, flag_values=values)
     elif choices:
@@ -152,7 +156,7 @@ def _section_class(path: tuple[str, ...]) -> type:
 
 
 def _read_config(path: str, section: str | None) -> dict[str, Any]:
-    """The tree in a JSON file: a whole run's, or the script's own section beside the common keys, or a record of either."""
+    """The tree in a JSON file: of a whole run, or the script's own section beside the common keys; or in a record."""
     tree = artifacts.read_json(path)
     if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
         tree = tree["config"]
@@ -174,7 +178,7 @@ def _help(script: str, description: str, settings: Sequence[Setting], values: fl
         flag = values[name]
         choices = getattr(flag.parser, "enum_values", None)
         default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-        told = f"one of {', '.join(repr(choice) if not choice else choice for choice in choices)}; " if choices else ""
+        told = f"one of {', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
         told += f"default {default!r}" if default not in (None, "") else "no default"
         spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
         short = f" (-{flag.short_name})" if flag.short_name else ""

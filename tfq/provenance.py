@@ -15,7 +15,7 @@ _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions, git commit of tfq's checkout (None outside one), and the CPU with the ISA that int8 kernels use."""
+    """Package versions, the git commit of tfq's checkout (None outside one), and the CPU with its int8 extensions."""
     return {
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
@@ -31,7 +31,7 @@ def cpu() -> dict[str, Any]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    fields = {}
+    fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())

@@ -57,7 +57,9 @@ def sqnr_db(reference: ArrayLike, quantized: ArrayLike) -> float:
     """
     reference, quantized = np.asarray(reference, np.float64), np.asarray(quantized, np.float64)
     if reference.shape != quantized.shape or not reference.size:
-        raise InputError(f"sqnr_db: wanted two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}")
+        raise InputError(
+            f"sqnr_db: wanted two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}"
+        )
     if np.isnan(reference).any() or np.isnan(quantized).any():
         raise InputError("sqnr_db: NaN in the arrays: an output that is not a number has no noise ratio")
     signal, noise = float(np.sum(reference**2)), float(np.sum((reference - quantized) ** 2))

@@ -81,7 +81,12 @@ def test_json_without_a_number_for_it_is_refused(tmp_path, value):
 
 def test_reading_says_what_is_wrong_with_the_path(tmp_path):
     (tmp_path / "empty").touch()
-    for name, told in [("", "is a directory"), ("none", "does not exist"), ("empty", "is empty"), ("empty/x", "cannot be read")]:
+    for name, told in [
+        ("", "is a directory"),
+        ("none", "does not exist"),
+        ("empty", "is empty"),
+        ("empty/x", "cannot be read"),
+    ]:
         with pytest.raises(InputError, match=f"{told}: .*wanted a model|{told}: wanted a model"):
             artifacts.read_bytes(tmp_path / name, "a model")
 

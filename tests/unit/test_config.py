@@ -12,7 +12,11 @@ from tfq.errors import InputError
 
 def test_a_config_survives_json():
     config = RunConfig.from_dict(
-        {"model": "m.keras", "data": {"source": "npz:a", "resize": [8, 8]}, "evaluation": {"require": {"min_accuracy": 0.5}}}
+        {
+            "model": "m.keras",
+            "data": {"source": "npz:a", "resize": [8, 8]},
+            "evaluation": {"require": {"min_accuracy": 0.5}},
+        }
     )
     again = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config

@@ -28,7 +28,9 @@ def test_flags_reach_their_place_in_the_tree():
 
 def test_a_section_can_be_switched_off_by_its_name():
     assert parsed("--noprune", section="compression").compression.prune.enabled is False
-    assert parsed("--prune", "--prune.final_sparsity=0.8", section="compression").compression.prune.final_sparsity == 0.8
+    assert (
+        parsed("--prune", "--prune.final_sparsity=0.8", section="compression").compression.prune.final_sparsity == 0.8
+    )
 
 
 def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):

@@ -93,7 +93,9 @@ def test_help_reads_well_exits_0_and_loads_no_tensorflow(script, root):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_file_runs_by_itself(script, root):
-    done = subprocess.run([sys.executable, root / "pipelines" / f"{script}.py", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, root / "pipelines" / f"{script}.py", "--help"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert "--config" in done.stdout
 

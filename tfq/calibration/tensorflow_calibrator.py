@@ -24,7 +24,9 @@ def tensorflow_min_max(model: bytes, samples: Samples) -> Ranges:
     try:
         calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}") from error
+        raise InputError(
+            f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}"
+        ) from error
     return Ranges(values=flatbuffer.read_ranges(bytes(calibrated)), method="tensorflow", num_samples=len(samples))
 
 

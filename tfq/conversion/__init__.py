@@ -2,6 +2,6 @@
 """Model -> float bytes -> int8 bytes."""
 
 from tfq.conversion.convert import convert_model, input_specs
-from tfq.conversion.trace import Trace, trace
+from tfq.conversion.tracing import Trace, trace
 
 __all__ = ["Trace", "convert_model", "input_specs", "trace"]

@@ -10,7 +10,7 @@ from tfq import calibration, flatbuffer
 from tfq.config import ConversionConfig
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer
 from tfq.conversion.quantize import quantize_flatbuffer
-from tfq.conversion.trace import Trace, trace
+from tfq.conversion.tracing import Trace, trace
 from tfq.data import InputSpec, representative_samples
 from tfq.errors import InputError, TfqWarning
 
@@ -110,9 +110,16 @@ def input_specs(model: bytes) -> list[InputSpec]:
     for signature in parsed.signatures[:1]:
         names |= {index: name for name, index in signature.inputs.items()}
     return [
-        InputSpec(name=names[index], shape=graph.tensors[index].shape, dtype=np.dtype(graph.tensors[index].dtype))
+        InputSpec(
+            name=names[index], shape=_open_shape(graph.tensors[index]), dtype=np.dtype(graph.tensors[index].dtype)
+        )
         for index in graph.inputs
     ]
+
+
+def _open_shape(tensor: flatbuffer.Tensor) -> tuple[int, ...]:
+    """The shape, with -1 where the flatbuffer leaves a dimension open."""
+    return tensor.shape_signature or tensor.shape
 
 
 def _sign(model: bytes, traced: Trace, metadata: dict[str, Any]) -> bytes:
@@ -120,7 +127,8 @@ def _sign(model: bytes, traced: Trace, metadata: dict[str, Any]) -> bytes:
     if len(graph.inputs) != len(traced.input_names) or len(graph.outputs) != len(traced.output_names):
         raise InputError(
             f"the model has {len(traced.input_names)} inputs and {len(traced.output_names)} outputs, its flatbuffer "
-            f"{len(graph.inputs)} and {len(graph.outputs)}: an input that no output depends on, or one tensor given out twice: remove it"
+            f"{len(graph.inputs)} and {len(graph.outputs)}: remove an input that no output depends on, or an output "
+            "that is given twice"
         )
     signature = (
         dict(zip(traced.input_names, graph.inputs, strict=True)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace -> float or fake-quantized flatbuffer, without the SavedModel that costs stock conversion nine tenths of its time.
+"""Trace -> float or fake-quantized flatbuffer, without the SavedModel that takes nine tenths of stock conversion.
 
 The one file that touches these private symbols of TensorFlow, read in 2.21.0:
 `convert_to_constants._FunctionConverterDataInEager`, its `_build_tensor_data`, `_replace_variables_by_constants`, and
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from tfq.conversion.trace import Trace
+from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
 
 
@@ -56,7 +56,6 @@ def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> b
 
 
 def _converter(traced: Trace) -> Any:
-    import tensorflow as tf
     from tensorflow.lite.python import lite
 
     traced.freezer = traced.freezer or _Freezer(traced.function)
@@ -64,7 +63,8 @@ def _converter(traced: Trace) -> Any:
 
     class FrozenConverter(lite.TFLiteConverterV2):
         def _freeze_concrete_function(self) -> tuple:
-            inputs = [tensor for tensor in traced.function.inputs if tensor.dtype != tf.resource]
+            # What follows them are captures: variables, and tensors such as the masks of prune-preserving QAT.
+            inputs = traced.function.inputs[: len(traced.input_names)]
             return graph_def, inputs, traced.function.outputs, traced.function
 
     converter = FrozenConverter([traced.function])

@@ -41,22 +41,23 @@ def trace(model: Any, batch_size: int = 1) -> Trace:
     import tensorflow as tf
 
     inputs, outputs = _symbolic(model)
+    input_names = _input_names(model, inputs)
     specs = [
         tf.TensorSpec(_fixed_shape(tensor, name, batch_size), tensor.dtype, name=_identifier(name))
-        for name, tensor in zip(_names(model, "input", inputs), inputs, strict=True)
+        for name, tensor in zip(input_names, inputs, strict=True)
     ]
-    structure = model.inputs if not isinstance(getattr(model, "input", None), dict) else model.input
+    structure = model.input
 
     def infer(*tensors: Any) -> list[Any]:
-        packed = tf.nest.pack_sequence_as(structure, list(tensors)) if len(tensors) > 1 else tensors[0]
+        packed = tf.nest.pack_sequence_as(structure, list(tensors))
         return tf.nest.flatten(model(packed, training=False))
 
     # No autograph: layers bring their own, and a fresh function keeps the user's own tf.function caches out of it.
     function = tf.function(infer, autograph=False).get_concrete_function(*specs)
     return Trace(
         function=function,
-        input_names=_names(model, "input", inputs),
-        output_names=_names(model, "output", outputs),
+        input_names=input_names,
+        output_names=_output_names(model, outputs),
         keras_layers=tuple(_layer_names(model)),
         model=model,
     )
@@ -92,16 +93,27 @@ def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
     return [batch_size or None, *rest]
 
 
-def _names(model: Any, which: str, tensors: list[Any]) -> tuple[str, ...]:
-    """The model's own names of its inputs or outputs: dict keys, else layer names."""
-    structure = getattr(model, which, None)
+def _input_names(model: Any, tensors: list[Any]) -> tuple[str, ...]:
+    """The model's own names of its inputs, in the order of `tensors`: dict keys, else names of its Input layers."""
+    structure = getattr(model, "input", None)
     if isinstance(structure, dict):
-        names = sorted(structure)
-    else:
-        names = list(getattr(model, f"{which}_names", None) or [])
-    if len(names) != len(tensors) or len(set(names)) != len(names):
-        names = [f"{which}_{index}" for index in range(len(tensors))]
-    return tuple(str(name) for name in names)
+        return tuple(sorted(structure))
+    return _distinct([tensor.name for tensor in tensors], "input")
+
+
+def _output_names(model: Any, tensors: list[Any]) -> tuple[str, ...]:
+    """The model's own names of its outputs: dict keys, else names of the layers that make them."""
+    structure = getattr(model, "output", None)
+    if isinstance(structure, dict):
+        return tuple(sorted(structure))
+    names = getattr(model, "output_names", None) or [model.layers[-1].name]  # a Sequential of Keras 3 has none
+    return _distinct(list(names), "output") if len(names) == len(tensors) else _distinct([""] * len(tensors), "output")
+
+
+def _distinct(names: list[str], what: str) -> tuple[str, ...]:
+    if len(set(names)) == len(names) and all(names):
+        return tuple(names)
+    return tuple(f"{what}_{index}" for index in range(len(names)))
 
 
 def _identifier(name: str) -> str:

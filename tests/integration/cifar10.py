@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR-10 as TFRecords, read without tfq and without TensorFlow: an independent oracle for what tfq reads."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def read_test_split(shared: Path, limit: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 (n, 32, 32, 3), labels (n,)) of the first `limit` test records, JPEG decoded by Pillow."""
+    (path,) = (shared / "data" / "cifar10").glob("cifar10-test.tfrecord-*")
+    images, labels = [], []
+    with open(path, "rb") as file:
+        while len(images) < limit and (header := file.read(12)):
+            (length,) = struct.unpack("<Q", header[:8])
+            image, label = parse_example(file.read(length + 4)[:length])
+            images.append(np.asarray(Image.open(io.BytesIO(image))))
+            labels.append(label)
+    return np.stack(images), np.array(labels)
+
+
+def parse_example(content: bytes) -> tuple[bytes, int]:
+    """The image and the label of a tf.train.Example: features.feature[name].{bytes_list, int64_list}.value[0]."""
+    found = {}
+    for entry in fields(next(iter(fields(content))), wanted=1):
+        name, feature = fields(entry)
+        (kind, values), *_ = tagged(feature)
+        value = next(iter(tagged(values)))[1]
+        found[name.decode()] = value if kind == 1 else value[0] if isinstance(value, bytes) else value
+    return found["image"], found["label"]
+
+
+def fields(content: bytes, wanted: int | None = None) -> list[bytes]:
+    """The length-delimited fields of a protocol buffer message, in order."""
+    return [value for number, value in tagged(content) if wanted in (None, number) and isinstance(value, bytes)]
+
+
+def tagged(content: bytes) -> list[tuple[int, bytes | int]]:
+    """(field number, value) of a message. Source: Protocol Buffers, "Encoding"."""
+    found: list[tuple[int, bytes | int]] = []
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = content[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while position < len(content):
+        tag = varint()
+        value = varint()
+        if tag & 7 == 2:
+            found.append((tag >> 3, content[position : position + value]))
+            position += value
+        else:
+            found.append((tag >> 3, value))
+    return found

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Int8Evaluation in the real fit of both Kerases."""
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq import flatbuffer
+from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
+from tfq.models import build_digits_cnn
+
+BOTH = [import_tf_keras, import_keras]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    config = tfq.DataConfig()
+    return tfq.load_split(config, "train"), tfq.load_split(config, "val")
+
+
+def compiled(keras, model=None):
+    keras.utils.set_random_seed(0)
+    model = model or build_digits_cnn(keras)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize("keras", BOTH)
+def test_logs_get_what_evaluating_the_exported_flatbuffer_gives(keras, digits):
+    train, val = digits
+    model = compiled(keras())
+    callback = tfq.Int8Evaluation(val, train.inputs["x"][:100])
+    history = model.fit(train.inputs["x"], train.labels, epochs=2, verbose=0, callbacks=[callback]).history
+    assert len(history["val_int8_accuracy"]) == 2
+    converted = tfq.convert(model, train.inputs["x"][:100])
+    assert callback.flatbuffer == converted
+    record = tfq.evaluate(converted, val)
+    assert history["val_int8_accuracy"][-1] == record.accuracy
+    assert history["val_int8_bytes"][-1] == len(converted)
+    own = np.argmax(model.predict(val.inputs["x"], verbose=0), axis=1)
+    assert history["val_int8_agreement"][-1] == pytest.approx(_agreement(converted, val, own))
+
+
+def _agreement(converted, val, own):
+    from tfq.evaluation import predicted_classes, prepare_inputs
+    from tfq.runners import LocalRunner, RunRequest
+
+    inputs = prepare_inputs(flatbuffer.read(converted), val).arrays
+    (codes,) = LocalRunner().run(RunRequest(model=converted, inputs=inputs)).outputs
+    return np.mean(predicted_classes(codes) == own)
+
+
+@pytest.mark.parametrize("keras", BOTH)
+def test_callbacks_behind_it_can_monitor_its_values(keras, digits, tmp_path):
+    train, val = digits
+    module = keras()
+    model = compiled(module)
+    path = tmp_path / "best.keras"
+    model.fit(
+        train.inputs["x"],
+        train.labels,
+        epochs=3,
+        verbose=0,
+        callbacks=[
+            tfq.Int8Evaluation(val, train.inputs["x"][:50], limit=60),
+            module.callbacks.ModelCheckpoint(str(path), monitor="val_int8_accuracy", mode="max", save_best_only=True),
+            module.callbacks.EarlyStopping(monitor="val_int8_agreement", mode="max", patience=2),
+        ],
+    )
+    assert path.exists()
+
+
+def test_every_second_epoch_and_the_last(digits):
+    train, val = digits
+    model = compiled(import_tf_keras())
+    callback = tfq.Int8Evaluation(val, train.inputs["x"][:50], every=2, limit=40)
+    seen = []
+    spy = import_tf_keras().callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append("val_int8_accuracy" in logs)
+    )
+    model.fit(train.inputs["x"][:64], train.labels[:64], epochs=5, verbose=0, callbacks=[callback, spy])
+    assert seen == [False, True, False, True, True]
+
+
+def test_a_qat_model_needs_no_representative_dataset_and_its_exports_follow_the_weights(digits):
+    train, val = digits
+    tf_keras = import_tf_keras()
+    quantized = import_tfmot().quantization.keras.quantize_model(build_digits_cnn(tf_keras))
+    model = compiled(tf_keras, quantized)
+    exports = []
+    callback = tfq.Int8Evaluation(val, limit=40)
+    spy = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: exports.append(callback.flatbuffer))
+    model.fit(train.inputs["x"], train.labels, epochs=2, verbose=0, callbacks=[callback, spy])
+    assert exports[0] != exports[1] == tfq.convert(model)
+    assert tfq.audit(exports[1], tfq.AuditConfig(require="full_int8")).ok
+
+
+def test_without_labels_agreement_stands_alone(digits):
+    train, val = digits
+    model = compiled(import_keras())
+    callback = tfq.Int8Evaluation(val.inputs["x"], train.inputs["x"][:50], limit=40)
+    history = model.fit(train.inputs["x"], train.labels, epochs=1, verbose=0, callbacks=[callback]).history
+    assert "val_int8_accuracy" not in history
+    assert len(history["val_int8_agreement"]) == 1
+
+
+def test_bad_arguments_are_input_errors(digits):
+    with pytest.raises(tfq.InputError, match="every"):
+        tfq.Int8Evaluation(digits[1], every=0)
+    with pytest.raises(tfq.InputError):
+        tfq.Int8Evaluation((np.zeros((3, 8, 8, 1)), np.zeros(2)))

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization-aware training: what is taken, that it changes no function, and that zeros stay zeros."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfq.compression import measure_sparsity, prune_model, qat, qat_model, tfmot_private, unsupported_layers
+from tfq.compression.graph import cloned
+from tfq.compression.ranges import ranges_from_first_batch
+from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
+from tfq.data import Split, load_split
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot, load_model
+from tfq.models import build
+from tfq.training import deterministic, gives_probabilities, train_model
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+
+
+def noise(model, n=32, spread=1.0):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, spread, size=(n, *model.inputs[0].shape[1:])).astype("float32")
+    labels = rng.integers(0, model.outputs[0].shape[-1], n)
+    return Split(name="train", inputs={"x": x}, labels=labels, source="arrays")
+
+
+def fit_for(epochs=1, spread=1.0):
+    def fit(model, callbacks):
+        data = noise(model, spread=spread)
+        train_model(model, data, None, TrainConfig(epochs=epochs, batch_size=8), callbacks=callbacks)
+
+    return fit
+
+
+def small_model(*after_input, name="small"):
+    keras = import_tf_keras()
+    layers = keras.layers
+    with deterministic(0):
+        x = image = keras.Input((6, 6, 2), name="image")
+        for layer in after_input:
+            x = layer(x)
+        x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
+        x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
+        y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+        x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="sum")([x, y]))
+        return keras.Model(image, layers.Dense(3, "softmax", name="head")(x), name=name)
+
+
+def permuted_model():
+    """A model whose Concatenate tfmot 0.8.1 puts in another order: one branch is fused, the other is not."""
+    keras = import_tf_keras()
+    layers = keras.layers
+    with deterministic(0):
+        image = keras.Input((6, 6, 2), name="image")
+        fused = layers.Conv2D(4, 3, padding="same", name="fused")(image)
+        fused = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(fused))
+        plain = layers.Conv2D(4, 1, name="plain")(image)
+        x = layers.Flatten(name="flatten")(layers.Concatenate(name="join")([fused, plain]))
+        return keras.Model(image, layers.Dense(3, "softmax", name="head")(x))
+
+
+def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
+    model = small_model()
+    before, nodes = model.get_weights(), [len(layer.inbound_nodes) for layer in model.layers]
+    quantized = qat_model(model, fit_for())
+    names = [layer.name for layer in quantized.layers]
+    assert names[:2] == ["image", "quantize_layer"] and "quant_conv" in names and "quant_head" in names
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+    assert nodes == [len(layer.inbound_nodes) for layer in model.layers]
+    assert list(measure_sparsity(quantized)) == ["conv", "depthwise", "head"]
+    assert gives_probabilities(quantized)
+
+
+def test_names_do_not_depend_on_what_was_quantized_before():
+    first, second = (qat_model(small_model(), fit_for()) for _ in range(2))
+    assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
+
+
+def test_automatic_names_of_the_user_go_on_counting_where_they_were():
+    keras = import_tf_keras()
+    before = keras.layers.Dense(1).name
+    with tfmot_private.automatic_names_from_zero(avoid=["dense_7", "dense"]):
+        assert keras.layers.Dense(1).name == "dense_8"
+    number = int(before.rpartition("_")[2]) if "_" in before else 0
+    assert keras.layers.Dense(1).name == f"dense_{number + 1}"
+
+
+def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not():
+    pruned = prune_model(small_model(), fit_for(2), PruneConfig(final_sparsity=0.7, frequency=1))
+    kept = qat_model(pruned, fit_for(2))
+    wanted = pruned.get_layer("conv").get_weights()[0] == 0
+    got = next(w.numpy() for w in kept.get_layer("quant_conv").weights if w.name.endswith("kernel:0")) == 0
+    np.testing.assert_array_equal(got, wanted)
+    assert measure_sparsity(kept) == measure_sparsity(pruned)
+    lost = qat_model(pruned, fit_for(2), QATConfig(preserve_sparsity=False))
+    assert measure_sparsity(lost)["conv"] < 0.1
+
+
+def test_zeros_that_a_fit_loses_are_an_error():
+    pruned = prune_model(small_model(), fit_for(2), PruneConfig(frequency=1))
+
+    def fit(model, callbacks):
+        fit_for()(model, callbacks)
+        kernel = next(w for w in model.get_layer("quant_conv").weights if w.name.endswith("kernel:0"))
+        kernel.assign_add(kernel * 0 + 1)
+
+    with pytest.raises(TfqError, match=r"zeros of the pruned model were lost in conv 50.0% -> 0.0%"):
+        qat_model(pruned, fit)
+
+
+def test_all_layers_that_cannot_be_taken_are_told_at_once():
+    keras = import_tf_keras()
+    layers = keras.layers
+    image = keras.Input((6, 6, 2))
+    x = layers.Rescaling(0.5, name="rescale")(image)
+    x = layers.Conv2D(4, 3, activation="elu", name="elu_conv")(x)
+    x = layers.BatchNormalization(name="bn_behind_elu")(x)
+    shared = layers.Conv2D(4, 1, name="two_readers")(x)
+    y = layers.BatchNormalization(name="bn_of_shared")(shared)
+    x = layers.Activation("selu", name="selu")(layers.Add(name="sum")([shared, y]))
+    inner = keras.Sequential([layers.Dense(3, input_shape=(64,))], name="inner")
+    model = keras.Model(image, inner(layers.Flatten(name="flatten")(x)))
+    wanted = {"rescale", "elu_conv", "bn_behind_elu", "bn_of_shared", "selu", "inner"}
+    assert set(unsupported_layers(model)) == wanted
+    with pytest.raises(InputError, match=r"cannot take 6 layer\(s\)") as caught:
+        qat_model(model, fit_for())
+    assert all(f"  {name}: " in str(caught.value) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda layers: [layers.Conv2D(4, 3, use_bias=False, name="a"), layers.BatchNormalization(name="b")],
+        lambda layers: [
+            layers.DepthwiseConv2D(3, name="a"),
+            layers.BatchNormalization(name="b"),
+            layers.ReLU(6.0, name="c"),
+        ],
+        lambda layers: [layers.SeparableConv2D(4, 3, name="a"), layers.BatchNormalization(name="b")],
+        lambda layers: [layers.Conv2D(4, 3, activation="relu", name="a"), layers.MaxPooling2D(name="b")],
+        lambda layers: [layers.Conv2D(4, 3, activation="swish", name="a"), layers.Dropout(0.5, name="b")],
+    ],
+)
+def test_what_is_called_supported_is_taken_and_computes_the_same(make):
+    keras = import_tf_keras()
+    chain = [*make(keras.layers), keras.layers.Flatten(name="f"), keras.layers.Dense(3, name="d")]
+    x = image = keras.Input((6, 6, 2), name="image")
+    for layer in chain:
+        x = layer(x)
+    model = keras.Model(image, x)
+    assert unsupported_layers(model) == {}
+    assert measure_sparsity(qat_model(model, fit_for()))
+
+
+def test_a_sequential_model_is_taken():
+    layers = import_tf_keras().layers
+    model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
+    assert len(measure_sparsity(qat_model(model, fit_for()))) == 2
+
+
+def test_separable_layers_among_taken_names_do_not_hang():
+    keras = import_tf_keras()
+    layers = keras.layers
+    x = image = keras.Input((6, 6, 2), name="image")
+    for layer in (
+        layers.Conv2D(4, 1, name="conv2d"),
+        layers.DepthwiseConv2D(3, padding="same", name="depthwise_conv2d"),
+        layers.SeparableConv2D(4, 3, name="separable_conv2d"),
+        layers.SeparableConv2D(4, 3, name="separable"),
+        layers.Conv2D(4, 1, name="conv2d_1"),
+        layers.Flatten(name="flatten"),
+        layers.Dense(3, name="head"),
+    ):
+        x = layer(x)
+    quantized = qat_model(keras.Model(image, x), fit_for())
+    assert {"quant_depthwise_conv2d_1", "quant_conv2d_2", "quant_conv2d_3"} <= {
+        layer.name for layer in quantized.layers
+    }
+
+
+def test_a_function_that_tfmot_changed_is_an_error():
+    with pytest.raises(TfqError, match="changed the function"):
+        qat_model(permuted_model(), fit_for())
+
+
+def test_rounding_alone_does_not_count_as_another_function_and_it_is_back_after():
+    model = small_model()
+    quantized = qat._quantized(model, preserve_sparsity=False)
+    qat.check_same_function(model, quantized)
+    x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
+    assert float(np.abs(model(x) - quantized(x)).max()) > 1e-4
+
+
+def test_one_changed_weight_counts_as_another_function():
+    model = small_model()
+    other, _ = cloned(model)
+    qat.check_same_function(model, other)
+    kernel, bias = other.get_layer("head").get_weights()
+    kernel[0, 0] += 1e-3
+    other.get_layer("head").set_weights([kernel, bias])
+    with pytest.raises(TfqError, match="changed the function"):
+        qat.check_same_function(model, other)
+
+
+@pytest.mark.parametrize("fit", [lambda model, callbacks: None, lambda model, callbacks: fit_for()(small_model(), [])])
+def test_a_fit_that_trains_nothing_or_another_model_is_an_error(fit):
+    with pytest.raises(TfqError, match="did not train the model"):
+        qat_model(small_model(), fit)
+
+
+def test_a_keras_3_model_is_refused():
+    with pytest.raises(InputError, match="Keras 3"):
+        qat_model(build("digits_cnn", import_keras()), fit_for())
+
+
+def variable(model, suffix):
+    return next(float(weight.numpy()) for weight in model.weights if weight.name.endswith(suffix))
+
+
+def test_ranges_are_those_of_the_data_after_a_few_steps():
+    # tfmot's own start at [-6, 6]; activations of inputs around 100 are far beyond.
+    model = small_model()
+    quantized = qat_model(model, fit_for(spread=100.0))
+    inputs = noise(model, spread=100.0).inputs["x"]
+    keras = import_tf_keras()
+    wanted = float(np.max(keras.Model(quantized.inputs, quantized.get_layer("quant_depthwise").output)(inputs)))
+    got = variable(quantized, "quant_depthwise/post_activation_max:0")
+    assert wanted / 3 < got < wanted * 3 and got > 0
+    assert variable(quantized, "quant_depthwise/post_activation_min:0") != pytest.approx(-6, abs=0.5)
+    assert variable(quantized, "quantize_layer/quantize_layer_max:0") == pytest.approx(inputs.max())
+
+
+def test_the_moving_average_follows_its_rule_and_tfmots_quantizers_come_back():
+    import tensorflow as tf
+
+    quantized = qat._quantized(small_model(), preserve_sparsity=False)
+    places = tfmot_private.moving_average_places(quantized)
+    before = [id(quantizer) for _, _, quantizer in places]
+    variables = {"min_var": tf.Variable(-6.0), "max_var": tf.Variable(6.0)}
+    with ranges_from_first_batch(quantized) as steps_seen:
+        quantizer = tfmot_private.moving_average_places(quantized)[0][2]
+        average = None
+        for n, top in enumerate([10.0, 20.0, 5.0, 40.0]):
+            quantizer(tf.constant([-1.0, top]), True, variables)
+            decay = 0.0 if n == 0 else (1 + n) / (10 + n)
+            average = top if average is None else decay * average + (1 - decay) * top
+            assert float(variables["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
+        assert float(variables["min_var"].numpy()) == pytest.approx(-1, rel=1e-5)
+        assert steps_seen() == 4
+        quantizer(tf.constant([-100.0, 100.0]), False, variables)
+        assert float(variables["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
+    assert [id(quantizer) for _, _, quantizer in tfmot_private.moving_average_places(quantized)] == before
+
+
+def test_a_qat_model_can_be_saved_and_loaded_by_who_knows_tfmots_classes(tmp_path):
+    model = small_model()
+    quantized = qat_model(model, fit_for())
+    with pytest.warns(UserWarning, match="HDF5"):
+        quantized.save(tmp_path / "q.h5")
+    with pytest.raises(InputError, match="QuantizeWrapperV2 is not one of Keras' own"):
+        load_model(tmp_path / "q.h5")
+    with import_tfmot().quantization.keras.quantize_scope():
+        loaded = import_tf_keras().models.load_model(tmp_path / "q.h5", compile=False)
+    x = noise(model).inputs["x"]
+    np.testing.assert_array_equal(loaded(x), quantized(x))
+
+
+def test_private_symbols_of_tfmot_are_where_we_touch_them():
+    import_tfmot()
+    core = "tensorflow_model_optimization.python.core"
+    symbols = {
+        "sparsity.keras.prune_registry": [
+            "PruneRegistry.supports",
+            "PruneRegistry._weight_names",
+            "PruneRegistry._is_rnn_layer",
+        ],
+        "quantization.keras.default_8bit.default_8bit_quantize_registry": ["Default8BitQuantizeRegistry.supports"],
+        "quantization.keras.default_8bit.default_8bit_quantize_scheme": ["Default8BitQuantizeScheme"],
+        "quantization.keras.collab_opts.prune_preserve.prune_preserve_quantize_registry": [
+            "PrunePreserveQuantizeRegistry.supports"
+        ],
+        "quantization.keras.collab_opts.prune_preserve.default_8bit_prune_preserve_quantize_scheme": [
+            "Default8BitPrunePreserveQuantizeScheme"
+        ],
+        "quantization.keras.quantizers": ["MovingAverageQuantizer"],
+        "quantization.keras.quantize_layer": ["QuantizeLayer"],
+        "quantization.keras.quantize_wrapper": ["QuantizeWrapper"],
+        "quantization.keras.quant_ops": ["MovingAvgQuantize", "_FakeQuantWithMinMaxVars", "FixedQuantize"],
+    }
+    for module, names in symbols.items():
+        for name in names:
+            value = importlib.import_module(f"{core}.{module}")
+            for part in name.split("."):
+                value = getattr(value, part)
+    activation = importlib.import_module(f"{core}.quantization.keras.quantize_aware_activation").QuantizeAwareActivation
+    taken = activation._PRE_QUANT_ACTIVATIONS | activation._POST_QUANT_ACTIVATIONS
+    assert taken == tfmot_private.FUSED_ACTIVATIONS
+    quantized = qat._quantized(small_model(), preserve_sparsity=False)
+    # relu (output), depthwise, sum and pool (outputs), head (before its softmax), and conv's, which does nothing.
+    assert len(tfmot_private.moving_average_places(quantized)) >= 5
+    assert tfmot_private.is_graph_model(quantized)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no ../shared")
+def test_resnet8_goes_the_whole_way_for_a_few_steps():
+    model = load_model(SHARED / "models" / "mlperf_tiny_resnet8_cifar10.h5")
+    pruned = prune_model(model, fit_for(spread=64.0), PruneConfig(final_sparsity=0.8))
+    assert all(fraction == pytest.approx(0.8, abs=0.002) for fraction in measure_sparsity(pruned).values())
+    assert measure_sparsity(qat_model(pruned, fit_for(spread=64.0))) == measure_sparsity(pruned)
+
+
+def test_digits_lose_little_by_pruning_and_qat():
+    train, test = load_split(DataConfig(), "train"), load_split(DataConfig(), "test")
+
+    def accuracy(model):
+        return float((np.asarray(model(test.inputs["x"])).argmax(axis=1) == test.labels).mean())
+
+    def fit(model, callbacks):
+        train_model(model, train, None, TrainConfig(epochs=4), callbacks=callbacks)
+
+    with deterministic(1):
+        model = build("digits_cnn", import_tf_keras())
+    train_model(model, train, None, TrainConfig(epochs=10), seed=1)
+    pruned = prune_model(model, fit)
+    quantized = qat_model(pruned, fit)
+    assert accuracy(model) > 0.97 and accuracy(quantized) > accuracy(model) - 0.015
+    assert {name: fraction for name, fraction in measure_sparsity(quantized).items() if name != "depthwise"} == {
+        "stem": 0.5,
+        "conv1": 0.5,
+        "pointwise": 0.5,
+        "conv2": 0.5,
+        "class_probabilities": 0.5,
+    }

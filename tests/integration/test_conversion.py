@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frozen path against TensorFlow's own conversion: the same numbers, to the bit."""
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq import flatbuffer
+from tfq.conversion import input_specs, trace
+from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
+from tfq.runners import LocalRunner, RunRequest
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return np.random.default_rng(1).uniform(0, 16, (40, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def codes() -> np.ndarray:
+    return np.random.default_rng(2).integers(-128, 128, (64, 8, 8, 1)).astype(np.int8)
+
+
+def small_model(keras, name="net"):
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(inputs)
+    x = keras.layers.BatchNormalization(name="bn")(x)
+    x = keras.layers.ReLU(name="relu")(x)
+    y = keras.layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = keras.layers.Add(name="add")([x, y])
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    outputs = keras.layers.Dense(10, activation="softmax", name="class")(x)
+    model = keras.Model(inputs, outputs, name=name)
+    rng = np.random.default_rng(3)
+    model.set_weights(
+        [rng.uniform(0.1, 0.9, w.shape) if w.ndim == 1 else rng.normal(0, 0.5, w.shape) for w in model.get_weights()]
+    )
+    return model
+
+
+def quantization_aware(samples):
+    tfmot = import_tfmot()
+    model = tfmot.quantization.keras.quantize_model(small_model(import_tf_keras()))
+    for _ in range(3):
+        model(samples, training=True)
+    return model
+
+
+def stock(model, samples, input_type="int8", output_type="int8") -> bytes:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if samples is not None:
+        converter.representative_dataset = lambda: ([sample[None]] for sample in samples)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = tf.dtypes.as_dtype(input_type)
+    converter.inference_output_type = tf.dtypes.as_dtype(output_type)
+    return bytes(converter.convert())
+
+
+def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
+    return LocalRunner().run(RunRequest(model=model, inputs=(codes,))).outputs
+
+
+def same(one: bytes, other: bytes, codes: np.ndarray) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(run_codes(one, codes), run_codes(other, codes), strict=True))
+
+
+@pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
+def test_ptq_computes_what_stock_conversion_computes(keras, samples, codes):
+    model = small_model(keras())
+    assert same(tfq.convert(model, samples), stock(model, samples), codes)
+
+
+def test_qat_computes_what_stock_conversion_computes_and_needs_no_dataset(samples, codes):
+    model = quantization_aware(samples)
+    ours = tfq.convert(model)
+    assert same(ours, stock(model, None), codes)
+    assert tfq.audit(ours, tfq.AuditConfig(require="full_int8")).ok
+
+
+def test_the_comparison_sees_other_weights(samples, codes):
+    model = small_model(import_tf_keras())
+    before = tfq.convert(model, samples)
+    model.set_weights([weight * 1.5 for weight in model.get_weights()])
+    assert not same(before, tfq.convert(model, samples), codes)
+
+
+def test_tensors_that_the_model_captures_become_constants_not_inputs(samples):
+    import tensorflow as tf
+
+    tf_keras = import_tf_keras()
+    mask = tf.constant(np.float32([0.0, 1.0, 0.0]))
+    inputs = tf_keras.Input((3,), name="x")
+    model = tf_keras.Model(
+        inputs, tf_keras.layers.Dense(2, name="out")(tf_keras.layers.Lambda(lambda x: x * mask)(inputs))
+    )
+    converted = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    assert len(flatbuffer.read(converted).subgraphs[0].inputs) == 1
+    feed = np.float32([[1.0, 2.0, 3.0]])
+    np.testing.assert_allclose(run_codes(converted, feed)[0], np.asarray(model(feed)), atol=1e-6)
+
+
+def test_a_trace_exports_the_weights_of_now(samples):
+    model = quantization_aware(samples)
+    traced = trace(model)
+    first = tfq.convert(traced)
+    assert tfq.convert(traced) == first
+    for layer in model.layers:
+        if layer.name == "quant_conv":
+            layer.set_weights([weight * 0.5 if weight.ndim == 4 else weight for weight in layer.get_weights()])
+    second = tfq.convert(traced)
+    assert second != first
+    assert second == tfq.convert(trace(model))
+
+
+def test_two_conversions_of_one_model_are_the_same_bytes(samples):
+    model = small_model(import_tf_keras())
+    assert tfq.convert(model, samples) == tfq.convert(trace(model), samples)
+
+
+def test_float_bytes_convert_to_what_their_model_converts_to(samples, codes):
+    model = small_model(import_tf_keras())
+    floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    assert same(tfq.convert(floating, samples), tfq.convert(model, samples), codes)
+
+
+def test_the_float_flatbuffer_computes_what_the_model_computes(samples):
+    model = small_model(import_keras())
+    floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    outputs = run_codes(floating, samples)[0]
+    np.testing.assert_allclose(outputs, np.asarray(model(samples)), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ptq", "qat"])
+@pytest.mark.parametrize("types", [("uint8", "float32"), ("float32", "uint8"), ("float32", "float32")])
+def test_input_and_output_types_are_as_asked(kind, types, samples):
+    config = tfq.ConversionConfig(inference_input_type=types[0], inference_output_type=types[1])
+    model = small_model(import_tf_keras()) if kind == "ptq" else quantization_aware(samples)
+    converted = tfq.convert(model, samples if kind == "ptq" else None, config)
+    graph = flatbuffer.read(converted).subgraphs[0]
+    assert graph.tensors[graph.inputs[0]].dtype == types[0]
+    assert graph.tensors[graph.outputs[0]].dtype == types[1]
+    asked = tfq.AuditConfig(require="full_int8", inference_input_type=types[0], inference_output_type=types[1])
+    assert tfq.audit(converted, asked).ok
+    assert not tfq.audit(converted, tfq.AuditConfig(require="full_int8")).ok
+
+
+def two_inputs(keras):
+    left = keras.Input((4,), name="a_left")
+    right = keras.Input((3,), name="b_right")
+    joined = keras.layers.Concatenate(name="joined")([left, right])
+    return keras.Model(
+        {"a_left": left, "b_right": right},
+        {"sum": keras.layers.Dense(2, name="sum")(joined), "product": keras.layers.Dense(5, name="product")(joined)},
+    )
+
+
+@pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
+def test_the_signature_bears_the_models_own_names(keras, samples):
+    from ai_edge_litert.interpreter import Interpreter
+
+    converted = tfq.convert(small_model(keras()), samples)
+    runner = Interpreter(model_content=converted).get_signature_runner("serving_default")
+    assert list(runner.get_input_details()) == ["image"]
+    assert list(runner.get_output_details()) == ["class"]
+
+
+@pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
+def test_dict_inputs_and_outputs_keep_their_names_and_values(keras):
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = two_inputs(keras())
+    rng = np.random.default_rng(0)
+    feeds = {
+        "a_left": rng.normal(size=(30, 4)).astype(np.float32),
+        "b_right": rng.normal(size=(30, 3)).astype(np.float32),
+    }
+    floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    runner = Interpreter(model_content=floating).get_signature_runner("serving_default")
+    told = runner(**{name: value[:1] for name, value in feeds.items()})
+    expected = model({name: value[:1] for name, value in feeds.items()})
+    assert set(told) == {"sum", "product"}
+    for name, value in told.items():
+        np.testing.assert_allclose(value, np.asarray(expected[name]), atol=1e-5)
+    converted = tfq.convert(model, feeds)
+    assert tfq.audit(converted, tfq.AuditConfig(require="full_int8")).ok
+
+
+def test_batch_is_fixed_to_1_and_dynamic_only_on_request(samples):
+    model = small_model(import_tf_keras())
+    fixed = flatbuffer.read(tfq.convert(model, samples)).subgraphs[0]
+    assert fixed.tensors[fixed.inputs[0]].shape == (1, 8, 8, 1)
+    dynamic = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32", batch_size=0))
+    graph = flatbuffer.read(dynamic).subgraphs[0]
+    assert graph.tensors[graph.inputs[0]].shape_signature[0] == -1
+    eight = flatbuffer.read(tfq.convert(model, config=tfq.ConversionConfig(scheme="float32", batch_size=8))).subgraphs[
+        0
+    ]
+    assert eight.tensors[eight.inputs[0]].shape[0] == 8
+
+
+def test_every_form_of_representative_dataset_gives_the_same_flatbuffer(samples):
+    import tensorflow as tf
+
+    model = small_model(import_tf_keras())
+    traced = trace(model)
+    forms = {
+        "array": samples,
+        "callable of lists": lambda: ([sample[None]] for sample in samples),
+        "tf.data": tf.data.Dataset.from_tensor_slices(samples).batch(7),
+        "signature": {"serving_default": [{"image": sample[None]} for sample in samples]},
+    }
+    converted = {name: tfq.convert(traced, form) for name, form in forms.items()}
+    assert {name: content == converted["array"] for name, content in converted.items()} == dict.fromkeys(forms, True)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        (None, "representative_dataset"),
+        (np.zeros((0, 8, 8, 1), np.float32), "empty|no sample"),
+        (np.zeros((20, 8, 8, 3), np.float32), "shape"),
+        (np.full((20, 8, 8, 1), np.nan, np.float32), "NaN"),
+        (lambda: iter([]), "empty|no sample"),
+    ],
+)
+def test_a_bad_representative_dataset_is_an_input_error(dataset, told):
+    with pytest.raises(tfq.InputError, match=told):
+        tfq.convert(small_model(import_tf_keras()), dataset)
+
+
+def test_too_few_or_constant_samples_warn(samples):
+    model = small_model(import_tf_keras())
+    with pytest.warns(tfq.TfqWarning, match="40"):
+        tfq.convert(model, samples, tfq.ConversionConfig(calibration_steps=100))
+    with pytest.warns(tfq.TfqWarning, match="everywhere"):
+        tfq.convert(model, np.ones((20, 8, 8, 1), np.float32), tfq.ConversionConfig(calibration_steps=20))
+
+
+def test_models_that_cannot_be_traced_are_refused_with_what_to_do():
+    tf_keras = import_tf_keras()
+    unbuilt = tf_keras.Sequential([tf_keras.layers.Dense(2)])
+    with pytest.raises(tfq.InputError, match="Input or already built"):
+        tfq.convert(unbuilt, np.zeros((1, 2)))
+    free = tf_keras.Sequential([tf_keras.Input((None, None, 3)), tf_keras.layers.Conv2D(2, 3)])
+    with pytest.raises(tfq.InputError, match="every dimension but the batch fixed"):
+        tfq.convert(free, np.zeros((1, 8, 8, 3)))
+    batched = tf_keras.Sequential([tf_keras.Input((3,), batch_size=4), tf_keras.layers.Dense(2)])
+    with pytest.raises(tfq.InputError, match="batch_size=4"):
+        tfq.convert(batched, np.zeros((8, 3)))
+
+
+def test_an_op_that_tflite_lacks_is_named():
+    import tensorflow as tf
+
+    tf_keras = import_tf_keras()
+
+    class Unique(tf_keras.layers.Layer):
+        def call(self, x):
+            return tf.linalg.eigh(x)[0]
+
+    inputs = tf_keras.Input((3, 3))
+    model = tf_keras.Model(inputs, Unique()(inputs))
+    with pytest.raises(tfq.InputError, match=r"SelfAdjointEigV2"):
+        tfq.convert(model, np.eye(3, dtype=np.float32)[None].repeat(12, 0))
+
+
+def test_an_int8_flatbuffer_is_not_converted_again(samples):
+    converted = tfq.convert(small_model(import_tf_keras()), samples)
+    with pytest.raises(tfq.InputError, match=r"full_int8.*wanted a float32"):
+        tfq.convert(converted, samples)
+
+
+def test_the_record_in_the_flatbuffer_names_layers_and_preprocessing(samples):
+    told = {"resize": [], "scale": 0.0625, "offset": 0.0}
+    converted = tfq.convert(small_model(import_tf_keras()), samples, preprocessing=told)
+    metadata = flatbuffer.read_metadata(converted)
+    assert metadata["preprocessing"] == told
+    layers = {op.keras_layer for op in flatbuffer.read(converted).subgraphs[0].ops}
+    assert {"depthwise", "add", "pool", "class"} <= layers
+
+
+def test_input_specs_are_the_signatures(samples):
+    (spec,) = input_specs(tfq.convert(small_model(import_tf_keras()), samples))
+    assert (spec.name, spec.shape, spec.dtype) == ("image", (1, 8, 8, 1), np.int8)
+
+
+def test_the_private_symbols_of_tensorflow_are_where_they_were():
+    import inspect
+
+    from tensorflow.lite.python import lite
+    from tensorflow.lite.python.convert import mlir_quantize
+    from tensorflow.lite.python.optimize import calibrator
+    from tensorflow.python.framework import convert_to_constants
+
+    assert callable(convert_to_constants._FunctionConverterDataInEager._build_tensor_data)
+    assert callable(convert_to_constants._replace_variables_by_constants)
+    assert "_freeze_concrete_function" in inspect.getsource(lite.TFLiteConverterV2.__mro__[1].convert)
+    assert {"input_data_type", "output_data_type"} <= set(inspect.signature(mlir_quantize).parameters)
+    assert callable(calibrator.add_intermediate_tensors)
+    assert callable(calibrator.Calibrator.calibrate)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two Kerases and tfmot in one process. Each claim in a fresh process, for imports cannot be undone."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tfq.errors import InputError
+from tfq.keras_bridge import import_keras, import_tf_keras, model_kind, require_tf_keras
+
+
+def run(code, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    inherited["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env={**inherited, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+IMPORT_ALL = "from tfq.keras_bridge import *; import_tfmot(); import_tf_keras(); import_keras(); import os"
+
+
+def test_a_user_of_keras_3_keeps_it_when_tf_keras_was_looked_at_before():
+    run(
+        "import tensorflow as tf; before = tf.keras.layers.Dense; assert before.__module__.startswith('keras.')\n"
+        f"{IMPORT_ALL}\n"
+        "assert tf.keras.layers.Dense is before\n"
+        "assert tf.compat.v1.keras.__name__.startswith('keras'), tf.compat.v1.keras\n"
+        "assert 'TF_USE_LEGACY_KERAS' not in os.environ"
+    )
+
+
+def test_a_user_of_keras_3_gets_it_when_tf_keras_is_looked_at_only_after():
+    run(
+        f"{IMPORT_ALL}\n"
+        "import tensorflow as tf, keras\n"
+        "assert tf.keras.layers.Dense is keras.layers.Dense\n"
+        "assert tf.keras.__version__.startswith('3.')\n"
+        "from tensorflow.keras.layers import Conv2D; assert Conv2D is keras.layers.Conv2D\n"
+        "assert 'TF_USE_LEGACY_KERAS' not in os.environ"
+    )
+
+
+def test_a_user_who_chose_the_legacy_keras_keeps_the_choice():
+    run(
+        f"{IMPORT_ALL}\n"
+        "assert os.environ['TF_USE_LEGACY_KERAS'] == '1'\n"
+        "import tensorflow as tf, tf_keras, keras\n"
+        "assert tf.keras.layers.Dense is tf_keras.layers.Dense\n"
+        "assert keras.__version__.startswith('3.')",
+        TF_USE_LEGACY_KERAS="1",
+    )
+
+
+def test_tfmot_works_on_tf_keras_in_every_part_while_the_user_has_keras_3():
+    run(
+        "import tensorflow as tf; tf.keras.layers\n"
+        "from tfq.keras_bridge import *; tfmot, tf_keras = import_tfmot(), import_tf_keras()\n"
+        "lstm = tf_keras.Sequential([tf_keras.layers.LSTM(2, input_shape=(3, 2)), tf_keras.layers.Dense(1)])\n"
+        "assert isinstance(tfmot.sparsity.keras.prune_low_magnitude(lstm), tf_keras.Model)\n"
+        "dense = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(3,))])\n"
+        "assert isinstance(tfmot.quantization.keras.quantize_model(dense), tf_keras.Model)"
+    )
+
+
+def test_plain_tfmot_does_change_the_users_keras():
+    # What the tests above would look like if import_tfmot did nothing: the checker can fail.
+    answer = run(
+        "import tensorflow as tf, tensorflow_model_optimization, os\n"
+        "print(os.environ['TF_USE_LEGACY_KERAS'], tf.keras.layers.Dense.__module__)"
+    )
+    assert answer.split()[0] == "1" and answer.split()[1].startswith("tf_keras.")
+
+
+def test_another_backend_of_keras_3_is_an_error_that_says_so():
+    run(
+        "import sys, types, tfq.keras_bridge.environment as e\n"
+        "fake = types.ModuleType('keras'); fake.__version__ = '3.9.0'\n"
+        "fake.config = types.SimpleNamespace(backend=lambda: 'jax'); sys.modules['keras'] = fake\n"
+        "from tfq.errors import TfqError\n"
+        "try: e.import_keras()\n"
+        "except TfqError as error: assert 'KERAS_BACKEND=tensorflow' in str(error)\n"
+        "else: raise SystemExit('no error')"
+    )
+
+
+def test_missing_packages_are_errors_that_say_what_to_install():
+    run(
+        "import sys, tfq.keras_bridge.environment as e\n"
+        "from tfq.errors import TfqError\n"
+        "def message(call):\n"
+        "    try: call()\n"
+        "    except TfqError as error: return str(error)\n"
+        "sys.modules['tf_keras'] = None\n"
+        "assert 'pip install' in message(e.import_tf_keras)\n"
+        "del sys.modules['tf_keras']; sys.modules['distutils'] = None; sys.modules['distutils.version'] = None\n"
+        "assert 'setuptools' in message(e.import_tfmot), message(e.import_tfmot)\n"
+        "import os; assert 'TF_USE_LEGACY_KERAS' not in os.environ"
+    )
+
+
+def test_a_model_is_told_by_its_keras():
+    for module, kind in ((import_tf_keras(), "tf_keras"), (import_keras(), "keras")):
+        assert model_kind(module.Sequential([module.layers.Dense(1)])) == kind
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(InputError, match=r"got builtins\.str"):
+        model_kind("model.h5")
+    with pytest.raises(InputError, match="wanted a tf_keras or Keras 3 model"):
+        model_kind(import_keras().layers.Dense(1))
+
+
+def test_a_keras_3_model_is_refused_where_tfmot_is_needed():
+    keras = import_keras()
+    model = keras.Sequential([keras.layers.Dense(1)], name="mine")
+    with pytest.raises(InputError, match="pruning takes a tf_keras model, got the Keras 3 model 'mine'"):
+        require_tf_keras(model, "pruning")
+    tf_keras = import_tf_keras()
+    require_tf_keras(tf_keras.Sequential([tf_keras.layers.Dense(1)]), "pruning")

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: deterministic, in either Keras, and clear about what it cannot train."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tfq.config import DataConfig, TrainConfig
+from tfq.data import Split, load_split
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import import_keras, import_tf_keras
+from tfq.models import build
+from tfq.training import deterministic, gives_probabilities, train_model
+
+KINDS = {"tf_keras": import_tf_keras, "keras": import_keras}
+
+
+def dense(keras, units, activation=None, name="small"):
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(units, activation, name="head")], name=name)
+
+
+def split(labels, x=None, name="train"):
+    labels = np.asarray(labels)
+    x = np.random.default_rng(0).normal(size=(len(labels), 4)).astype("float32") if x is None else x
+    return Split(name=name, inputs={"x": x}, labels=labels, source="arrays")
+
+
+TRAIN_TWICE = """
+import hashlib, sys
+import numpy as np
+from tfq.config import TrainConfig
+from tfq.data import Split
+from tfq.keras_bridge import import_keras, import_tf_keras
+from tfq.models import build
+from tfq.training import deterministic, train_model
+
+rng = np.random.default_rng(0)
+data = Split(name="train", inputs={"x": rng.uniform(0, 16, (70, 8, 8, 1)).astype("float32")},
+             labels=rng.integers(0, 10, 70), source="arrays")
+np.random.rand(int(sys.argv[1])), np.random.default_rng().normal()
+for make in (import_tf_keras, import_keras):
+    with deterministic(5):
+        model = build("digits_cnn", make())
+    train_model(model, data, None, TrainConfig(epochs=1, batch_size=16), seed=5)
+    print(hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest())
+"""
+
+
+def test_two_processes_with_one_seed_train_the_same_weights_to_the_bit():
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", TRAIN_TWICE, noise], env=environment, stdout=subprocess.PIPE, text=True)
+        for noise in ("1", "7")
+    ]
+    first, second = (process.communicate(timeout=300)[0].split() for process in processes)
+    assert len(first) == 2 and first == second
+
+
+def test_another_seed_trains_other_weights():
+    data = split(np.arange(40) % 3)
+    trained = []
+    for seed in (0, 1):
+        model = dense(import_tf_keras(), 3)
+        model.set_weights([np.zeros((4, 3)), np.zeros(3)])
+        train_model(model, data, None, TrainConfig(epochs=1, batch_size=8), seed=seed)
+        trained.append(model.get_weights()[0])
+    # Same start, other order of the batches.
+    assert not np.array_equal(*trained)
+
+
+def test_random_states_and_op_determinism_are_put_back_also_after_an_error():
+    import tensorflow as tf
+    from tensorflow.python.framework import config as tf_config
+
+    keras = import_keras()
+
+    def draws():
+        legacy = np.random.rand()  # noqa: NPY002 - the global generator is what is tested
+        return random.random(), legacy, float(tf.random.uniform([])), float(keras.random.uniform([]))
+
+    def start():
+        keras.utils.set_random_seed(3)
+        return draws()
+
+    first, wanted = start(), draws()
+    assert start() == first and not tf_config.is_op_determinism_enabled()
+    with pytest.raises(ZeroDivisionError), deterministic(9):
+        assert tf_config.is_op_determinism_enabled()
+        draws()
+        raise ZeroDivisionError
+    assert not tf_config.is_op_determinism_enabled()
+    got = draws()
+    assert got[:3] == wanted[:3]
+    assert got[3] == wanted[3]
+
+
+def test_op_determinism_that_the_user_switched_on_stays_on():
+    import tensorflow as tf
+    from tensorflow.python.framework import config as tf_config
+
+    tf.config.experimental.enable_op_determinism()
+    try:
+        with deterministic(1):
+            pass
+        assert tf_config.is_op_determinism_enabled()
+    finally:
+        tf_config.disable_op_determinism()
+
+
+def test_private_symbols_of_the_random_states_are_where_we_touch_them():
+    import_keras(), import_tf_keras()
+    from keras.src.backend.common import global_state
+    from keras.src.random import seed_generator
+    from keras.src.utils import rng_utils
+    from tensorflow.python.eager import context
+    from tensorflow.python.framework import config as tf_config
+    from tf_keras.src import backend
+
+    assert (rng_utils.GLOBAL_RANDOM_SEED, seed_generator.GLOBAL_SEED_GENERATOR) == (
+        "global_random_seed",
+        "global_seed_generator",
+    )
+    assert callable(global_state.get_global_attribute) and callable(global_state.set_global_attribute)
+    with deterministic(4):
+        assert context.context()._seed == 4 and isinstance(context.context()._rng, random.Random)
+        assert isinstance(backend._SEED_GENERATOR.generator, random.Random)
+    assert callable(tf_config.disable_op_determinism)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(InputError, match="seed"), deterministic(seed):
+        pass
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probabilities_and_logits_are_told_apart(kind):
+    keras = KINDS[kind]()
+    layers = keras.layers
+    assert gives_probabilities(dense(keras, 3, "softmax")) and gives_probabilities(dense(keras, 1, "sigmoid"))
+    assert not gives_probabilities(dense(keras, 3)) and not gives_probabilities(dense(keras, 1))
+    # Sigmoids of several classes are no distribution over them.
+    assert not gives_probabilities(dense(keras, 3, "sigmoid"))
+    for last in (layers.Softmax(), layers.Activation("softmax")):
+        assert gives_probabilities(keras.Sequential([keras.Input((4,)), layers.Dense(3), last]))
+    behind = [
+        keras.Input((2, 2)),
+        layers.Flatten(),
+        layers.Dense(4, "softmax"),
+        layers.Reshape((2, 2)),
+        layers.Flatten(),
+    ]
+    assert gives_probabilities(keras.Sequential(behind))
+    assert not gives_probabilities(keras.Sequential([*behind, layers.Dense(2)]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("units", "activation", "said"),
+    [
+        (3, "softmax", "sparse_categorical_crossentropy from probabilities"),
+        (3, None, "sparse_categorical_crossentropy from logits"),
+        (1, "sigmoid", "binary_crossentropy from probabilities"),
+        (1, None, "binary_crossentropy from logits"),
+    ],
+)
+def test_the_history_says_which_loss_was_used_and_holds_plain_numbers(kind, units, activation, said):
+    data = split(np.arange(20) % 2)
+    history = train_model(dense(KINDS[kind](), units, activation), data, data.take(10), TrainConfig(epochs=2))
+    assert history.pop("loss_function") == said
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+    assert all(len(series) == 2 for series in history.values()) and json.loads(json.dumps(history)) == history
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_learns_what_can_be_learned(kind):
+    x = np.random.default_rng(1).normal(size=(256, 4)).astype("float32")
+    data = split((x[:, 0] > 0).astype(int), x)
+    model = dense(KINDS[kind](), 2, "softmax")
+    history = train_model(model, data, None, TrainConfig(epochs=20, batch_size=16, learning_rate=0.05))
+    assert history["accuracy"][-1] > 0.97
+    # The step size has decayed to 0 along the cosine.
+    assert float(np.asarray(model.optimizer.learning_rate)) == pytest.approx(0, abs=1e-5)
+
+
+def test_training_is_silent_in_a_pipe(capfd):
+    train_model(dense(import_tf_keras(), 2), split([0, 1, 1]), None, TrainConfig(epochs=1))
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 3], r"labels run from 0 to 3, and 'small' tells 3 classes apart: wanted 0 to 2"),
+        ([-1, 1, 2], "run from -1"),
+        ([0.0, 1.0, 2.0], "wanted integers"),
+        ([[0], [1], [2]], "wanted integers, one an example"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels, message):
+    with pytest.raises(InputError, match=message):
+        train_model(dense(import_tf_keras(), 3), split(labels))
+
+
+def test_data_that_does_not_fit_is_refused():
+    model = dense(import_tf_keras(), 3)
+    with pytest.raises(InputError, match="no labels"):
+        train_model(model, Split(name="train", inputs={"x": np.zeros((3, 4))}, labels=None, source="arrays"))
+    with pytest.raises(InputError, match=r"shape \(5,\), the model wants \(4,\)"):
+        train_model(model, split([0, 1, 2], np.zeros((3, 5), "float32")))
+    with pytest.raises(InputError, match="NaN or infinity"):
+        train_model(model, split([0, 1, 2], np.full((3, 4), np.nan, "float32")))
+
+
+def test_a_model_with_two_outputs_or_images_out_is_refused():
+    keras = import_tf_keras()
+    inputs = keras.Input((4,))
+    two = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)])
+    with pytest.raises(InputError, match="has 2 outputs"):
+        train_model(two, split([0, 1]))
+    image = keras.Model(inputs, keras.layers.Reshape((2, 2))(inputs))
+    with pytest.raises(InputError, match=r"wants \(n, classes\)"):
+        train_model(image, split([0, 1]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_becomes_nan_is_an_error(kind):
+    keras = KINDS[kind]()
+    model = dense(keras, 2)
+    model.set_weights([np.full((4, 2), np.nan), np.zeros(2)])
+    with pytest.raises(TfqError, match=r"the loss became nan .*learning_rate"):
+        train_model(model, split([0, 1, 1]), None, TrainConfig(epochs=1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_users_callbacks_are_called(kind):
+    keras, seen = KINDS[kind](), []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    train_model(dense(keras, 2), split([0, 1]), None, TrainConfig(epochs=3), callbacks=[callback])
+    assert seen == [0, 1, 2]
+
+
+def test_the_small_cnn_learns_the_digits():
+    train, test = load_split(DataConfig(), "train"), load_split(DataConfig(), "test")
+    with deterministic(0):
+        model = build("digits_cnn", import_tf_keras())
+    train_model(model, train, None, TrainConfig(epochs=12))
+    accuracy = float((np.asarray(model(test.inputs["x"])).argmax(axis=1) == test.labels).mean())
+    assert accuracy > 0.97

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each quantization scheme told apart by the tensors alone."""
+
+import json
+
+import pytest
+from golden_models import INT8, NAMES, changed, golden
+
+from tfq.flatbuffer import audit_model
+
+SCHEMES = {
+    "argmax_int8": "full_int8",
+    "custom_op": "float32",
+    "digits_dynamic_range": "dynamic_range",
+    "digits_float16": "float16",
+    "digits_float32": "float32",
+    "digits_int16x8": "int16x8",
+    "digits_int8": "full_int8",
+    "digits_int8_dynamic_batch": "full_int8",
+    "digits_int8_float_io": "int8_float_io",
+    "digits_int8_keras3": "full_int8",
+    "digits_int8_per_tensor": "full_int8",
+    "digits_int8_qat": "full_int8",
+    "digits_int8_uint8_io": "int8_uint8_io",
+    "flex_op": "float32",
+    "float_island": "mixed",
+    "two_branches_float32": "float32",
+}
+
+
+def test_every_golden_file_has_its_scheme_here():
+    assert set(SCHEMES) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scheme_is_the_one_that_the_file_was_made_in(name):
+    report = audit_model(golden(name))
+    assert report.scheme == SCHEMES[name]
+    assert report.ok == (report.scheme == "full_int8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_report_is_plain_json_and_reads_on_a_terminal(name):
+    report = audit_model(golden(name))
+    values = report.to_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    text = report.to_text()
+    assert report.scheme in text
+    assert text.splitlines()[-1].startswith("full_int8: met" if report.ok else "full_int8: NOT met")
+    assert sum(line.startswith("FAIL ") for line in text.splitlines()) == len(report.failures)
+
+
+def test_dynamic_range_ops_are_told_from_those_that_stayed_float():
+    report = audit_model(golden("digits_dynamic_range"))
+    # Only conv2 has the 1,024 weights from which TensorFlow's converter quantizes.
+    assert [f.keras_layer for f in report.findings if f.kind == "hybrid_op"] == ["conv2"]
+    assert report.weight_types == {"float32": 4, "int8": 1}
+    assert audit_model(golden("digits_float16")).weight_types == {"float16": 5}
+
+
+def test_int16_activations_are_told():
+    report = audit_model(golden("digits_int16x8"))
+    assert [finding.op_index for finding in report.failures if finding.kind == "int16"] == list(range(9))
+
+
+def test_per_tensor_and_per_channel_weights_are_counted_apart():
+    per_channel, per_tensor = audit_model(golden("digits_int8")), audit_model(golden("digits_int8_per_tensor"))
+    assert (per_channel.granularity, per_channel.weights_per_channel, per_channel.weights_per_tensor) == (
+        "per_channel",
+        5,
+        0,
+    )
+    assert (per_tensor.granularity, per_tensor.weights_per_channel, per_tensor.weights_per_tensor) == (
+        "per_tensor",
+        0,
+        5,
+    )
+    assert [finding.kind for finding in per_tensor.findings] == ["per_tensor_weights"]
+    assert audit_model(golden("digits_float32")).granularity is None
+
+
+def test_weights_stored_in_int8_and_dequantized_for_float_ops_are_weight_only():
+    def store_int8(model):
+        for op in model.subgraphs[0].operators:
+            code = model.operatorCodes[op.opcodeIndex]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == 6:
+                model.subgraphs[0].tensors[int(op.inputs[0])].type = INT8
+
+    report = audit_model(changed(golden("digits_float16"), store_int8))
+    assert report.scheme == "weight_only"
+    assert any("int8 weights are dequantized" in finding.message for finding in report.failures)
+
+
+def test_model_without_ops_proves_nothing():
+    def empty(model):
+        model.subgraphs[0].operators = []
+
+    report = audit_model(changed(golden("digits_int8"), empty))
+    assert not report.ok
+    assert report.scheme == "no_data"

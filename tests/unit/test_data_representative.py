@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every form of a representative dataset, and everything that can be wrong with one."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfq.data import InputSpec, Split, representative_samples
+from tfq.errors import InputError
+
+ONE = [InputSpec(name="image", shape=(1, 2, 3))]
+TWO = [InputSpec(name="a", shape=(1, 2)), InputSpec(name="b", shape=(1, 1))]
+ROWS = np.arange(120, dtype=np.float32).reshape(20, 2, 3)
+
+
+class TensorData:
+    """What tf.data.Dataset shows of itself here."""
+
+    def __init__(self, *elements):
+        self.elements = elements
+
+    def as_numpy_iterator(self):
+        return iter(self.elements)
+
+
+def lists():
+    for row in ROWS:
+        yield [row[None]]
+
+
+FORMS = {
+    "a function that yields lists": lists,
+    "a generator": lists(),
+    "a list of lists": [[row[None]] for row in ROWS],
+    "unbatched arrays": list(ROWS),
+    "an array": ROWS,
+    "float64": ROWS.astype(np.float64),
+    "a dict of arrays": {"image": ROWS},
+    "the unnamed input": {"x": ROWS},
+    "a function that yields dicts": lambda: ({"image": row[None]} for row in ROWS),
+    "a function that gives an array": lambda: ROWS,
+    "a signature": {"serving_default": [{"image": row[None]} for row in ROWS]},
+    "a signature of another name": {"main": [{"image": row[None]} for row in ROWS]},
+    "pairs of signature and inputs": lambda: (("main", {"image": row[None]}) for row in ROWS),
+    "a split": Split(name="train", inputs={"x": ROWS}, labels=None, source="arrays"),
+    "tf.data, unbatched": TensorData(*ROWS),
+    "tf.data, batched": TensorData(ROWS[:8], ROWS[8:16], ROWS[16:]),
+    "tf.data with labels": TensorData((ROWS[:10], np.zeros(10)), (ROWS[10:], np.zeros(10))),
+    "tf.data with labels and weights": TensorData((ROWS, np.zeros(20), np.zeros(20))),
+    "tf.data of dicts with labels": TensorData(({"image": ROWS}, np.zeros(20))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_samples_of_batch_one_in_order(form):
+    got = representative_samples(FORMS[form], ONE, 15)
+    assert len(got.samples) == 15 and got.warnings == ()
+    for sample, row in zip(got.samples, ROWS, strict=False):
+        assert list(sample) == ["image"] and sample["image"].dtype == np.float32
+        assert np.array_equal(sample["image"], row[None])
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        [[np.full((1, 2), i), np.full((1, 1), -i)] for i in np.arange(12.0)],
+        [{"b": np.full((1, 1), -i), "a": np.full((1, 2), i)} for i in np.arange(12.0)],
+        {"b": -np.arange(12.0)[:, None], "a": np.arange(12.0)[:, None].repeat(2, 1)},
+        TensorData(*((np.full(2, i), np.full(1, -i)) for i in np.arange(12.0))),
+        TensorData(*(((np.full(2, i), np.full(1, -i)), 0) for i in np.arange(12.0))),
+    ],
+)
+def test_several_inputs_keep_together_by_position_or_by_name(dataset):
+    got = representative_samples(dataset, TWO, 12)
+    assert [(s["a"].tolist(), s["b"].tolist()) for s in got.samples] == [([[i, i]], [[-i]]) for i in range(12)]
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_batches_of_any_size_give_the_rows_in_order_and_no_more_than_asked(steps, batch):
+    rows = np.arange(30, dtype=np.float32)[:, None]
+    batches = [[rows[start : start + batch]] for start in range(0, 30, batch)]
+    got = representative_samples(batches, [InputSpec(name="x", shape=(None, 1))], steps)
+    assert [float(sample["x"][0, 0]) for sample in got.samples] == list(range(min(steps, 30)))
+
+
+def test_an_endless_generator_is_drawn_from_only_as_far_as_needed():
+    drawn = []
+
+    def endless():
+        while True:
+            drawn.append(1)
+            yield [np.random.default_rng(len(drawn)).normal(size=(1, 2, 3))]
+
+    representative_samples(endless, ONE, 11)
+    assert len(drawn) == 11
+
+
+def test_dynamic_dimensions_take_any_size():
+    rows = [[np.ones((1, length, 3)) * length] for length in range(1, 12)]
+    got = representative_samples(rows, [InputSpec(name="x", shape=(1, -1, 3))], 11)
+    assert [sample["x"].shape[1] for sample in got.samples] == list(range(1, 12))
+
+
+def test_a_tensor_that_only_turns_into_an_array_is_taken():
+    class Tensor:
+        def __init__(self, value):
+            self.value = value
+
+        def __array__(self, dtype=None, copy=None):
+            return self.value
+
+    assert len(representative_samples([[Tensor(row[None])] for row in ROWS], ONE, 20).samples) == 20
+    assert len(representative_samples(Tensor(ROWS), ONE, 20).samples) == 20
+
+
+def with_value(value, index):
+    rows = ROWS.copy()
+    rows[index, 0, 0] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        ([], "is empty"),
+        (lambda: iter(()), "is empty"),
+        ({}, "is empty"),
+        (np.zeros((0, 2, 3)), "empty batch"),
+        (lambda: None, "returned None"),
+        (None, "is NoneType: wanted a function"),
+        ("digits", "is str: wanted a function"),
+        (7, "is int: wanted a function"),
+        ([[ROWS[0][None], ROWS[0][None]]], "sample 0 has 2 arrays: wanted 1"),
+        ([[ROWS[:4]], [np.zeros((1, 3, 2))]], r"sample 4, input 'image' has shape \(1, 3, 2\): wanted \(n, 2, 3\)"),
+        ([[np.zeros(6)]], r"has shape \(6,\)"),
+        ([[1.0]], r"has shape \(\)"),
+        ([{"imgae": ROWS[:1]}], "sample 0: no array for the model's input 'image'"),
+        ([["text"]], "wanted an array of numbers"),
+        ([[np.zeros((1, 2, 3), complex)]], "wanted an array of numbers"),
+        ([[[[1], [2, 3]]]], "cannot be read as an array"),
+        (with_value(np.nan, 6), "sample 6, input 'image' holds NaN"),
+        (with_value(np.inf, 2), "sample 2, input 'image' holds infinity"),
+        (with_value(0, 0).astype(np.float64) * 1e300, "sample 0, input 'image' holds infinity"),
+        ({"a": [{"image": ROWS[:1]}], "b": []}, "wanted 'serving_default'"),
+        ({"a": 3}, "a signature holds int"),
+    ],
+)
+def test_what_cannot_calibrate_is_refused_with_the_sample_and_what_was_wanted(dataset, told):
+    with pytest.raises(InputError, match=told):
+        representative_samples(dataset, ONE, 20)
+
+
+def test_batches_of_different_length_in_one_element_are_refused():
+    with pytest.raises(InputError, match="a 3, b 2"):
+        representative_samples([[np.zeros((3, 2)), np.zeros((2, 1))]], TWO, 5)
+
+
+def test_pixels_for_a_float_input_are_taken_as_real_values_with_one_warning():
+    pixels = np.arange(120, dtype=np.uint8).reshape(20, 2, 3) + 100
+    got = representative_samples(pixels, ONE, 20)
+    assert got.samples[3]["image"].dtype == np.float32 and np.array_equal(got.samples[3]["image"][0], pixels[3])
+    assert len(got.warnings) == 1 and "uint8: taken as real values, not as codes" in got.warnings[0]
+
+
+def test_an_integer_input_takes_integers_that_fit_and_nothing_else():
+    spec = [InputSpec(name="token", shape=(1, 4), dtype="int32")]
+    tokens = np.arange(80).reshape(20, 4)
+    assert representative_samples(tokens, spec, 20).samples[1]["token"].dtype == np.int32
+    with pytest.raises(InputError, match="sample 0, input 'token' is float64: wanted int32"):
+        representative_samples(tokens.astype(float), spec, 20)
+    with pytest.raises(InputError, match=r"sample 19.*wanted values that fit int32"):
+        representative_samples(np.where(tokens == 79, 2**40, tokens), spec, 20)
+
+
+def test_too_few_samples_are_a_warning_and_a_handful_a_stronger_one():
+    assert representative_samples(ROWS, ONE, 20).warnings == ()
+    assert representative_samples(ROWS, ONE, 50).warnings == ("representative_dataset: got 20 of 50 samples",)
+    warnings = representative_samples(ROWS[:3], ONE, 50).warnings
+    assert "got 3 of 50" in warnings[0] and "only 3 samples" in warnings[1]
+    assert "only 4 samples" in representative_samples(ROWS, ONE, 4).warnings[0]
+
+
+def test_samples_that_are_all_the_same_are_a_warning():
+    assert "holds 7.0 everywhere" in representative_samples(np.full((20, 2, 3), 7.0), ONE, 20).warnings[0]
+    same = representative_samples(np.repeat(ROWS[:1], 20, axis=0), ONE, 20).warnings
+    assert len(same) == 1 and "is the same in all 20 samples" in same[0]
+
+
+def test_no_steps_is_refused():
+    with pytest.raises(InputError, match="calibration_steps 0"):
+        representative_samples(ROWS, ONE, 0)
+
+
+def test_the_record_tells_how_many_and_hashes_the_samples_in_their_order():
+    record = representative_samples(ROWS, ONE, 12).to_dict()
+    assert (record["num_samples"], record["steps"], record["warnings"]) == (12, 12, [])
+    assert record["sha256"] == representative_samples(lists, ONE, 12).sha256()
+    assert record["sha256"] != representative_samples(ROWS[::-1], ONE, 12).sha256()
+    assert record["sha256"] != representative_samples(ROWS, ONE, 13).sha256()

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sources digits and npz, the registry, and preprocessing."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tfq.config import DataConfig
+from tfq.data import load_calibration_split, load_split, preprocessing_record, resize_bilinear
+from tfq.data.split import MissingSplitError
+from tfq.data.tfrecord import split_of_name
+from tfq.errors import InputError
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Writes an archive and gives its DataConfig."""
+
+    def write(*, config=None, **arrays):
+        path = tmp_path / "data.npz"
+        np.savez(path, **arrays)
+        return DataConfig(source=f"npz:{path}", **(config or {}))
+
+    return write
+
+
+def labelled(n, start=0):
+    return np.arange(start, start + n, dtype=np.float32)[:, None], np.arange(start, start + n) % 10
+
+
+# digits
+
+
+def test_digits_splits_are_disjoint_whole_stratified_and_raw():
+    splits = [load_split(DataConfig(), name) for name in ("train", "val", "test")]
+    assert [split.num_examples for split in splits] == [1262, 180, 355]
+    images = np.concatenate([split.inputs["x"] for split in splits])
+    assert images.shape == (1797, 8, 8, 1) and images.dtype == np.float32
+    assert (images.min(), images.max()) == (0, 16)
+    from sklearn.datasets import load_digits
+
+    # No two of the 1,797 images are equal, so equal sets of images means disjoint and whole.
+    assert {image.tobytes() for image in images} == {i.astype(np.float32).tobytes() for i in load_digits().images}
+    for split in splits:
+        share = np.bincount(split.labels, minlength=10) / split.num_examples
+        assert np.abs(share - 0.1).max() < 0.01
+
+
+def test_digits_are_the_same_in_every_run():
+    assert load_split(DataConfig(), "test").sha256().startswith("9c8e6e99")
+
+
+def test_digits_labels_belong_to_their_images():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    of_image = {i.astype(np.float32).tobytes(): label for i, label in zip(bunch.images, bunch.target, strict=True)}
+    split = load_split(DataConfig(), "val")
+    assert [of_image[image.tobytes()] for image in split.inputs["x"]] == split.labels.tolist()
+
+
+def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match=r"tfq\[digits\]"):
+        load_split(DataConfig(), "test")
+
+
+# the registry
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("digts", "did you mean 'digits'"),
+        ("npy:a", "did you mean 'npz'"),
+        ("some/data.npz", "did you mean 'npz:some/data.npz'"),
+        ("a.tfrecord", "did you mean 'tfrecord:a.tfrecord'"),
+        ("digits:0", "takes nothing after its name"),
+        ("npz", "wanted npz:PATH"),
+        ("npz:", "wanted npz:PATH"),
+        ("tfrecord", "wanted tfrecord:GLOB"),
+        ("tfrecord:/no/such/*", "matches no file"),
+        ("tfrecord:/", "only directories"),
+    ],
+)
+def test_a_source_that_is_wrong_is_told_and_the_right_one_suggested(source, told):
+    with pytest.raises(InputError, match=told):
+        load_split(DataConfig(source=source), "test")
+
+
+def test_an_unknown_split_is_an_error():
+    with pytest.raises(InputError, match="did you mean 'train'"):
+        load_split(DataConfig(), "trian")
+
+
+# npz
+
+
+def test_npz_gives_each_split_in_its_order_and_the_limit_cuts_it(npz):
+    (x, y), (xt, yt), (xv, yv) = labelled(20), labelled(5, 100), labelled(3, 200)
+    config = npz(x_train=x, y_train=y, x_test=xt, y_test=yt, x_val=xv, y_val=yv)
+    assert load_split(config, "train").inputs["x"][:, 0].tolist() == list(range(20))
+    assert load_split(config, "test").labels.tolist() == [0, 1, 2, 3, 4]
+    assert load_split(config, "val").inputs["x"][:, 0].tolist() == [200, 201, 202]
+    assert load_split(config, "train", limit=4).num_examples == 4
+    assert load_split(config, "train").notes == ()
+
+
+def test_npz_without_val_holds_out_the_last_tenth_of_train_and_says_so(npz):
+    x, y = labelled(25)
+    config = npz(x_train=x, y_train=y)
+    train, val = load_split(config, "train"), load_split(config, "val")
+    assert train.inputs["x"][:, 0].tolist() == list(range(23))
+    assert val.inputs["x"][:, 0].tolist() == [23, 24] and val.labels.tolist() == [3, 4]
+    assert "the last 2 of 25 train examples serve as val" in val.notes[0] and train.notes == val.notes
+
+
+def test_npz_of_one_train_example_keeps_it_for_training(npz):
+    x, y = labelled(1)
+    config = npz(x_train=x, y_train=y)
+    assert load_split(config, "train").num_examples == 1
+    with pytest.raises(MissingSplitError, match="too few to hold one out"):
+        load_split(config, "val")
+
+
+def test_npz_with_a_missing_split_says_what_it_has_and_what_is_wanted(npz):
+    x, y = labelled(4)
+    config = npz(x_test=x, y_test=y)
+    with pytest.raises(MissingSplitError, match=r"no x_train: wanted x_train.*it holds x_test, y_test"):
+        load_split(config, "train")
+    with pytest.raises(MissingSplitError, match="no x_val"):
+        load_split(config, "val")
+
+
+def test_calibration_takes_train_else_val_else_test_and_tells_which(npz):
+    x, y = labelled(30)
+    assert load_calibration_split(npz(x_train=x, x_test=x)).name == "train"
+    found = load_calibration_split(npz(x_val=x, x_test=x), limit=7)
+    assert (found.name, found.num_examples) == ("val", 7) and "calibrating on val" in found.notes[-1]
+    found = load_calibration_split(npz(x_test=x, y_test=y))
+    assert found.name == "test" and "calibrating on test" in found.notes[-1]
+    with pytest.raises(MissingSplitError):
+        load_calibration_split(npz(other=x))
+
+
+def test_npz_names_several_inputs_and_leaves_out_labels_that_are_not_there(npz):
+    split = load_split(npz(**{"x_test.image": np.zeros((2, 4, 4, 1)), "x_test.meta.age": np.ones((2, 1))}), "test")
+    assert {name: array.shape for name, array in split.inputs.items()} == {"image": (2, 4, 4, 1), "meta.age": (2, 1)}
+    assert split.labels is None
+
+
+def test_npz_says_which_keys_it_does_not_use(npz):
+    x, y = labelled(3)
+    assert "'X_test' is not used" in load_split(npz(x_test=x, y_test=y, X_test=x), "test").notes[0]
+
+
+def test_npz_keeps_values_and_gives_a_float_model_floats(npz):
+    pixels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3) * 5
+    split = load_split(npz(x_test=pixels), "test")
+    assert split.inputs["x"].dtype == np.float32 and np.array_equal(split.inputs["x"], pixels)
+    assert load_split(npz(x_test=np.ones((2, 3), np.float64)), "test").inputs["x"].dtype == np.float32
+    tokens = load_split(npz(x_test=np.array([[70000, 3]])), "test").inputs["x"]
+    assert tokens.dtype == np.int64 and tokens.tolist() == [[70000, 3]]
+
+
+def test_npz_takes_a_column_of_labels(npz):
+    assert load_split(npz(x_test=np.zeros((2, 3)), y_test=np.array([[4], [5]], np.uint8)), "test").labels.tolist() == [
+        4,
+        5,
+    ]
+
+
+def nan_at_two():
+    x = np.zeros((4, 3))
+    x[2, 1] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"x_test": np.zeros((3, 2)), "y_test": np.zeros(2, int)}, "input 'x' 3, labels 2"),
+        ({"x_test": np.zeros((0, 2)), "y_test": np.zeros(0, int)}, "is empty"),
+        ({"x_test": nan_at_two()}, "example 2 holds NaN"),
+        ({"x_test": np.array([[0.0], [np.inf]])}, "example 1 holds infinity"),
+        ({"x_test": np.array([[0.0], [1e300]])}, "example 1 holds infinity"),
+        ({"x_test": np.array(["a", "b"])}, "wanted real numbers"),
+        ({"x_test": np.array([1j])}, "wanted real numbers"),
+        ({"x_test": np.array([[1], [2, 3]], dtype=object)}, "never unpickles"),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.array([0.0, 1.0])}, "wanted integer class numbers"),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.array([1, -2])}, "example 1 is -2"),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.eye(2, dtype=int)}, "argmax"),
+        ({"x_test": np.zeros((2, 1)), "x_test.a": np.zeros((2, 1))}, "both x_test and x_test.a"),
+        ({"x_test.a": np.zeros((2, 1)), "x_test.b": np.zeros((3, 1))}, "input 'a' 2, input 'b' 3"),
+        ({"x_test": np.array(3.0)}, "single number"),
+    ],
+)
+def test_npz_with_arrays_that_cannot_be_used_is_refused(npz, arrays, told):
+    with pytest.raises(InputError, match=told):
+        load_split(npz(**arrays), "test")
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.npz").write_text("this is no archive")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "whole.npz", x_test=np.zeros((100, 10)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-200])
+    wrong = {
+        "none.npz": "does not exist",
+        ".": "is a directory",
+        "empty.npz": "is empty",
+        "text.npz": "no .npz archive",
+        "one.npy": "single .npy array",
+        "cut.npz": "no .npz archive, or a damaged one",
+    }
+    for name, told in wrong.items():
+        with pytest.raises(InputError, match=told):
+            load_split(DataConfig(source=f"npz:{tmp_path / name}"), "test")
+
+
+def test_an_archive_with_a_flipped_byte_is_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, x_test=np.zeros((100, 10)))
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        load_split(DataConfig(source=f"npz:{path}"), "test")
+
+
+# preprocessing
+
+
+def test_scale_and_offset_are_applied_in_float32_in_that_order(npz):
+    config = npz(x_test=np.array([[0], [127], [255]], np.uint8), config={"scale": 2 / 255, "offset": -1.0})
+    x = load_split(config, "test").inputs["x"]
+    assert x.dtype == np.float32
+    assert np.array_equal(x[:, 0], np.array([0, 127, 255], np.float32) * np.float32(2 / 255) + np.float32(-1))
+    assert preprocessing_record(config) == {"resize": [], "scale": 2 / 255, "offset": -1.0}
+
+
+def test_a_scale_is_refused_when_indices_stand_beside_floats(npz):
+    arrays = {"x_test.image": np.zeros((2, 4)), "x_test.token": np.zeros((2, 1), int)}
+    with pytest.raises(InputError, match="'token' holds integers beside float inputs"):
+        load_split(npz(config={"scale": 0.5}, **arrays), "test")
+
+
+def test_a_scale_that_overflows_float32_is_told(npz):
+    with pytest.raises(InputError, match="example 1 holds infinity"):
+        load_split(npz(x_test=np.array([[0.0], [1e30]]), config={"scale": 1e30}), "test")
+
+
+def test_resize_by_hand_one_row_to_twice_its_width():
+    # Half-pixel centres: the new pixels lie at -0.25, 0.25, 0.75, 1.25 of the old ones, and the edges repeat.
+    row = np.array([0.0, 100.0], np.float32).reshape(1, 1, 2, 1)
+    assert resize_bilinear(row, (1, 4))[0, 0, :, 0].tolist() == [0, 25, 75, 100]
+
+
+def test_resize_by_hand_down_to_half_averages_two_by_two():
+    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    assert resize_bilinear(image, (2, 2))[0, :, :, 0].tolist() == [[2.5, 4.5], [10.5, 12.5]]
+
+
+def test_resize_in_pieces_equals_resize_of_each_image(monkeypatch):
+    images = np.random.default_rng(0).normal(size=(7, 5, 6, 2)).astype(np.float32)
+    whole = resize_bilinear(images, (9, 4))
+    monkeypatch.setattr("tfq.data.preprocessing._PIECE_VALUES", 1)
+    assert np.array_equal(resize_bilinear(images, (9, 4)), whole)
+
+
+def test_resize_applies_to_digits_and_is_recorded():
+    config = DataConfig(resize=(16, 12))
+    assert load_split(config, "val").inputs["x"].shape == (180, 16, 12, 1)
+    assert preprocessing_record(config)["resize"] == [16, 12]
+
+
+def test_resize_is_refused_for_what_is_no_image_and_for_one_number(npz):
+    with pytest.raises(InputError, match="no input is an image"):
+        load_split(npz(x_test=np.zeros((2, 3)), config={"resize": (4, 4)}), "test")
+    with pytest.raises(InputError, match="wanted height,width"):
+        load_split(DataConfig(resize=(4,)), "test")
+
+
+# names of TFRecord files
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("cifar10-train.tfrecord-00000-of-00005", "train"),
+        ("Validation_3.tfrecord", "val"),
+        ("imagenet.val.gz", "val"),
+        ("test1", "test"),
+        ("latest.tfrecord", None),
+        ("trainable.tfrecord", None),
+        ("part-00001", None),
+    ],
+)
+def test_a_word_in_a_files_name_says_its_split(name, split):
+    assert split_of_name(name) == split
+
+
+def test_a_name_that_says_two_splits_is_refused():
+    with pytest.raises(InputError, match="test and train"):
+        split_of_name("train-test.tfrecord")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split, binding to a model's inputs, and the hash of what a split holds."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfq.data import Split, as_split, bind_inputs
+from tfq.errors import InputError
+
+
+def make_split(x=None, labels=None, **changes):
+    x = np.arange(12, dtype=np.float32).reshape(4, 3) if x is None else x
+    fields = {"name": "test", "inputs": {"x": x}, "labels": labels, "source": "arrays"}
+    return Split(**{**fields, **changes})
+
+
+def test_take_gives_the_first_examples_with_their_labels_and_no_more_than_there_are():
+    split = make_split(labels=np.array([5, 6, 7, 8]))
+    assert split.take(2).inputs["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert split.take(2).labels.tolist() == [5, 6]
+    assert split.take(99).num_examples == split.num_examples == 4
+    with pytest.raises(InputError, match=r"take\(0\)"):
+        split.take(0)
+
+
+def test_lengths_that_differ_are_told_with_both_numbers():
+    with pytest.raises(InputError, match=r"input 'x' 4, labels 3"):
+        make_split(labels=np.array([1, 2, 3]))
+    with pytest.raises(InputError, match=r"input 'a' 2, input 'b' 3"):
+        make_split(inputs={"a": np.zeros((2, 1)), "b": np.zeros((3, 1))})
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (np.zeros((0, 3), np.float32), "is empty"),
+        (np.array(1.0), "single number"),
+        (np.array([[1], [2, 3]], dtype=object), "Python objects"),
+        ([[1.0]], "is a list"),
+    ],
+)
+def test_what_is_no_array_of_examples_is_refused(x, told):
+    with pytest.raises(InputError, match=told):
+        make_split(x=x)
+
+
+def test_the_hash_is_that_of_the_documented_stream():
+    x = np.array([[1.5, -2.0]], np.float32)
+    stream = b"'input x' <f4 (1, 2)\n" + x.tobytes() + b"'labels' <i8 (1,)\n" + np.array([3]).tobytes()
+    assert make_split(x=x, labels=np.array([3])).sha256() == hashlib.sha256(stream).hexdigest()
+
+
+def test_the_hash_follows_content_and_nothing_else():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    same = make_split(x=x).sha256()
+    assert make_split(x=np.asfortranarray(x), name="train", source="other").sha256() == same
+    assert make_split(x=x.astype(">f4")).sha256() == same
+    others = [
+        make_split(x=x.reshape(2, 3, 1)),
+        make_split(x=x.astype(np.float64)),
+        make_split(x=x + np.float32(1e-6)),
+        make_split(x=x, labels=np.array([0, 1])),
+        make_split(inputs={"y": x}),
+    ]
+    assert len({same, *(split.sha256() for split in others)}) == 6
+
+
+def test_an_unnamed_array_goes_to_the_only_input():
+    x = np.zeros((1, 2))
+    assert bind_inputs({"x": x}, ["serving_default_image:0"])[0] is x
+
+
+@given(st.permutations(["image", "mask", "scalars"]))
+def test_named_arrays_come_back_in_the_models_order(names):
+    arrays = {name: np.array([len(name)]) for name in ("mask", "image", "scalars")}
+    assert [array[0] for array in bind_inputs(arrays, names)] == [len(name) for name in names]
+
+
+def test_names_match_through_what_tensorflow_puts_around_them():
+    arrays = {"a": np.array([1]), "b": np.array([2])}
+    assert [a[0] for a in bind_inputs(arrays, ["serving_default_b:0", "serving_default_a:0"])] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "names", "told"),
+    [
+        (["x"], ["a", "b"], "one unnamed input, the model has 2"),
+        (["imgae"], ["image"], "did you mean 'imgae'"),
+        (["a"], ["a", "b"], "no array for the model's input 'b'"),
+        (["a", "b"], ["a"], "'b' is no input of the model"),
+        (["a", "b"], ["a:0", "a:1"], "'b' is no input|cannot be told apart"),
+    ],
+)
+def test_arrays_and_inputs_that_do_not_match_are_refused(arrays, names, told):
+    with pytest.raises(InputError, match=told):
+        bind_inputs({name: np.zeros(1) for name in arrays}, names)
+
+
+def test_as_split_takes_arrays_pairs_dicts_and_splits():
+    x, y = np.zeros((3, 2)), [0, 1, 2]
+    assert as_split(x).labels is None
+    pair = as_split((x, y), limit=2)
+    assert pair.inputs["x"].dtype == np.float32 and pair.labels.tolist() == [0, 1]
+    assert set(as_split(({"a": x, "b": x}, y)).inputs) == {"a", "b"}
+    assert as_split(pair) is pair
+
+
+@pytest.mark.parametrize("data", [None, (1, 2, 3), 7, lambda: 0, {"a": {"b": 1}}, np.array(["text"])])
+def test_as_split_refuses_what_is_no_data(data):
+    with pytest.raises(InputError):
+        as_split(data)
+
+
+def test_as_split_tells_which_example_is_not_a_number():
+    x = np.zeros((5, 2))
+    x[3, 1] = np.nan
+    with pytest.raises(InputError, match="example 3 holds NaN"):
+        as_split(x)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole evaluations of the golden digits models, against the interpreter and NumPy."""
+
+import gzip
+import json
+import warnings
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from golden_models import changed, golden
+from sklearn.datasets import load_digits
+
+from tfq import flatbuffer
+from tfq.config import EvaluationConfig
+from tfq.errors import InputError, TfqWarning
+from tfq.evaluation import evaluate_model, reference_outputs
+
+INT8, FLOAT = golden("digits_int8"), golden("digits_float32")
+QUICK = EvaluationConfig(num_runs=0)
+N = 60
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(x, y): 60 of scikit-learn's digits in the model's own units, 0 to 16."""
+    images, labels = load_digits(return_X_y=True)
+    return images[:N].reshape(-1, 8, 8, 1).astype(np.float32), labels[:N]
+
+
+def by_hand(model, x):
+    """Outputs as real numbers, with the interpreter's own scales and an interpreter in this process."""
+    interpreter = Interpreter(model_content=model)
+    interpreter.allocate_tensors()
+    (source,), (sink,) = interpreter.get_input_details(), interpreter.get_output_details()
+    outputs = []
+    for example in x:
+        if source["dtype"] is np.int8:
+            scale, zero_point = source["quantization"]
+            example = np.clip(np.rint(example / np.float32(scale) + zero_point), -128, 127).astype(np.int8)
+        interpreter.set_tensor(source["index"], example[np.newaxis])
+        interpreter.invoke()
+        value = interpreter.get_tensor(sink["index"])[0].astype(np.float64)
+        if sink["dtype"] is np.int8:
+            scale, zero_point = sink["quantization"]
+            value = (value - zero_point) * scale
+        outputs.append(value)
+    return np.array(outputs)
+
+
+def test_every_number_is_that_of_the_interpreter_and_numpy(digits):
+    x, y = digits
+    config = EvaluationConfig(warmup_runs=1, num_runs=5)
+    record = evaluate_model(INT8, (x, y), config, reference=FLOAT)
+    ours, reference = by_hand(INT8, x), by_hand(FLOAT, x)
+    assert record.accuracy == np.mean(ours.argmax(1) == y)
+    assert record.reference_accuracy == np.mean(reference.argmax(1) == y)
+    assert record.accuracy_drop == record.reference_accuracy - record.accuracy
+    assert record.agreement == np.mean(ours.argmax(1) == reference.argmax(1))
+    noise = np.sum((ours - reference) ** 2)
+    assert record.output_sqnr_db == pytest.approx(10 * np.log10(np.sum(reference**2) / noise), abs=1e-3)
+    assert (record.model_bytes, record.gzip_bytes) == (len(INT8), len(gzip.compress(INT8, 9, mtime=0)))
+    assert (record.num_examples, record.compared, record.missing) == (N, N, 0)
+    assert (record.total_ops, record.delegated_ops) == (9, 7)
+    assert 0 < record.latency_p50_ms <= record.latency_p90_ms <= record.latency_p99_ms
+    assert (record.clipped_input_share, record.unused_range_share) == (0.0, 0.0)
+    assert record.skipped == {}
+    assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
+
+
+def test_a_bug_in_the_rounding_of_inputs_does_not_go_unseen(digits, monkeypatch):
+    x, y = digits
+    x = x + np.random.default_rng(0).uniform(-0.03, 0.03, x.shape).astype(np.float32)
+    right = evaluate_model(INT8, (x, y), QUICK, reference=by_hand_reference(x))
+    monkeypatch.setattr(
+        "tfq.evaluation.inputs.quantize",
+        lambda x, scale, zero_point, dtype: np.clip(np.trunc(x / scale + zero_point), -128, 127).astype(dtype),
+    )
+    wrong = evaluate_model(INT8, (x, y), QUICK, reference=by_hand_reference(x))
+    assert right.output_sqnr_db is None
+    assert "identical" in right.output_sqnr_db_reason
+    assert wrong.output_sqnr_db is not None
+
+
+def by_hand_reference(x):
+    """What the int8 model answers with an interpreter in this process, as if it were a reference."""
+    import dataclasses
+
+    reference = reference_outputs(INT8, x)
+    return dataclasses.replace(reference, outputs=(by_hand(INT8, x).astype(np.float32),))
+
+
+def test_reference_outputs_are_shared_among_models_and_give_the_same_record(digits):
+    reference = reference_outputs(FLOAT, digits, QUICK)
+    shared = evaluate_model(INT8, digits, QUICK, reference=reference)
+    assert shared == evaluate_model(INT8, digits, QUICK, reference=FLOAT)
+    itself = evaluate_model(FLOAT, digits, QUICK, reference=reference)
+    assert (itself.agreement, itself.accuracy_drop, itself.output_sqnr_db) == (1.0, 0.0, None)
+    assert itself.output_sqnr_db_reason == itself.skipped["output_sqnr_db"]
+    assert "identical" in itself.output_sqnr_db_reason
+    x, y = digits
+    with pytest.raises(InputError, match="of other data"):
+        evaluate_model(INT8, (x[::-1], y[::-1]), QUICK, reference=reference)
+
+
+def test_without_labels_accuracy_has_a_reason_and_the_rest_stands(digits):
+    record = evaluate_model(INT8, digits[0], QUICK, reference=FLOAT)
+    assert (record.accuracy, record.accuracy_drop, record.reference_accuracy) == (None, None, None)
+    assert record.accuracy_reason == record.skipped["accuracy"] == "the data has no labels"
+    assert record.agreement > 0.9
+    assert record.output_sqnr_db > 10
+
+
+def test_without_a_reference_or_timed_runs_the_record_says_so(digits):
+    record = evaluate_model(INT8, digits, QUICK)
+    assert (record.agreement, record.output_sqnr_db, record.compared) == (None, None, 0)
+    assert record.latency_p50_ms is None
+    assert set(record.skipped) == {"accuracy_drop", "agreement", "output_sqnr_db", "latency"}
+    assert record.latency_reason == record.skipped["latency"]
+
+
+def test_a_metric_takes_the_place_of_top1(digits):
+    def mean_of_the_label(outputs, labels):
+        return float(np.mean(outputs[np.arange(len(labels)), labels]))
+
+    x, y = digits
+    record = evaluate_model(INT8, (x, y), QUICK, reference=FLOAT, metric=mean_of_the_label)
+    assert record.metric == "mean_of_the_label"
+    assert record.accuracy == pytest.approx(by_hand(INT8, x)[np.arange(N), y].mean(), abs=1e-6)
+    assert record.reference_accuracy == pytest.approx(by_hand(FLOAT, x)[np.arange(N), y].mean(), abs=1e-6)
+    with pytest.raises(InputError, match="gave nan: wanted a finite number"):
+        evaluate_model(INT8, (x, y), QUICK, metric=lambda outputs, labels: float("nan"))
+
+
+def test_of_several_outputs_all_are_compared_and_the_first_is_scored(digits):
+    def logits_too(model):
+        graph = model.subgraphs[0]
+        graph.outputs = [*graph.outputs, graph.operators[-1].inputs[0]]
+
+    ours, reference = changed(INT8, logits_too), changed(FLOAT, logits_too)
+    with pytest.warns(TfqWarning, match="2 outputs: top-1 and agreement are of the first, 'probabilities'"):
+        record = evaluate_model(ours, digits, QUICK, reference=reference)
+    one = evaluate_model(INT8, digits, QUICK, reference=FLOAT)
+    assert (record.accuracy, record.agreement) == (one.accuracy, one.agreement)
+    assert len(record.outputs) == 2
+    assert record.outputs[0]["sqnr_db"] == one.output_sqnr_db
+    assert record.output_sqnr_db == min(output["sqnr_db"] for output in record.outputs)
+    shapes = evaluate_model(ours, digits, QUICK, metric=lambda outputs, labels: len(outputs))
+    assert shapes.accuracy == 2
+
+
+def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
+    x, y = digits
+    recorded = flatbuffer.write_metadata(INT8, {"preprocessing": {"resize": [], "scale": 1.0, "offset": 0.0}})
+    given = {"resize": [], "scale": 0.0625, "offset": 0.0}
+    with pytest.warns(TfqWarning) as told:
+        record = evaluate_model(recorded, (x / 16, y), QUICK, preprocessing=given)
+    assert record.warnings == tuple(str(warning.message) for warning in told)
+    assert record.warnings[0] == "the model was made with --data.scale=1.0, this data comes with 0.0625"
+    assert "94% of the range of input 'image'" in record.warnings[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = {"resize": [], "scale": 1, "offset": 0}
+        assert evaluate_model(recorded, (x, y), QUICK, preprocessing=same).warnings == ()
+    with pytest.warns(TfqWarning, match="are clipped"):
+        assert evaluate_model(INT8, (x * 16, y), QUICK).clipped_input_share > 0.3
+
+
+def test_a_limit_beyond_the_data_is_told(digits):
+    assert evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, limit=7)).num_examples == 7
+    with pytest.warns(TfqWarning, match="99 examples were asked for, the data has 60"):
+        record = evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, limit=99))
+    assert (record.num_examples, record.missing) == (N, 39)
+
+
+def test_outputs_without_classes_have_no_accuracy_but_noise(digits):
+    float_maps = golden("two_branches_float32")
+    record = evaluate_model(float_maps, digits, QUICK, reference=float_maps)
+    assert record.accuracy is None
+    assert "give metric=" in record.accuracy_reason
+    assert record.agreement is None
+    assert "identical" in record.output_sqnr_db_reason
+
+
+def test_a_model_that_computes_nan_is_not_scored(digits):
+    def poison(model):
+        bias = next(tensor for tensor in model.subgraphs[0].tensors if np.array_equal(tensor.shape, [10]))
+        model.buffers[bias.buffer].data = np.frombuffer(np.full(10, np.nan, "<f4").tobytes(), np.uint8)
+
+    with pytest.raises(InputError, match="output 'probabilities' is NaN for example 0"):
+        evaluate_model(changed(FLOAT, poison), digits, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x, y: (x[:, :7], y), r"\[1, 8, 8, 1\].*\[60, 7, 8, 1\]"),
+        (
+            lambda x, y: (x, np.where(y == y[3], 10, y)),
+            r"label of example 3 is 10, and the model tells 10 classes apart",
+        ),
+        (lambda x, y: (x, y[:-1]), r"60.*59|59.*60"),
+        (lambda x, y: (x[:0], y[:0]), "empty"),
+        (lambda x, y: (np.where(np.arange(N).reshape(-1, 1, 1, 1) == 5, np.nan, x), y), "example 5 holds NaN"),
+    ],
+)
+def test_bad_data_is_refused_with_what_is_wrong(digits, change, told):
+    with pytest.raises(InputError, match=told):
+        evaluate_model(INT8, change(*digits), QUICK)
+
+
+def test_bad_models_and_references_are_refused(digits):
+    with pytest.raises(InputError):
+        evaluate_model(b"text, no flatbuffer", digits, QUICK)
+    with pytest.raises(InputError, match="unknown runner"):
+        evaluate_model(INT8, digits, EvaluationConfig(runner="locla"))
+    with pytest.raises(InputError, match="wanted a reference that computes the same"):
+        evaluate_model(INT8, digits, QUICK, reference=golden("two_branches_float32"))

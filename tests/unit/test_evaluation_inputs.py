@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into a model's inputs and what its outputs stand for, by hand."""
+
+import numpy as np
+import pytest
+
+from tfq.data import Split
+from tfq.errors import InputError
+from tfq.evaluation import decode_outputs, input_names, prepare_inputs
+from tfq.flatbuffer import Model, Signature, Subgraph, Tensor
+
+
+def model_of(*inputs: dict, outputs: tuple[dict, ...] = (), signatures: tuple[Signature, ...] = ()) -> Model:
+    """A Model of nothing but its inputs and outputs."""
+    tensors = []
+    for index, fields in enumerate((*inputs, *outputs)):
+        fields = {"name": f"t{index}", "shape": (1, 2), "dtype": "float32", **fields}
+        tensors.append(Tensor(index=index, shape_signature=fields.pop("signature", fields["shape"]), **fields))
+    subgraph = Subgraph(
+        index=0,
+        name="main",
+        tensors=tuple(tensors),
+        ops=(),
+        inputs=tuple(range(len(inputs))),
+        outputs=tuple(range(len(inputs), len(tensors))),
+    )
+    return Model(version=3, description="", subgraphs=(subgraph,), signatures=signatures, buffer_bytes=0, model_bytes=0)
+
+
+def split(*arrays, **named) -> Split:
+    inputs = {"x": np.asarray(arrays[0])} if arrays else {name: np.asarray(array) for name, array in named.items()}
+    return Split(name="test", inputs=inputs, labels=None, source="arrays")
+
+
+INT8 = {"dtype": "int8", "scale": (0.5,), "zero_point": (10,)}
+
+
+def test_codes_round_half_to_even_and_saturate():
+    # x / 0.5 + 10; truncation would give 10 for 0.49, and rounding half up 11 for 0.25 and 13 for 1.25.
+    x = np.array([[0.0, 0.49], [0.25, 1.25], [-0.25, 0.75], [1e6, -1e6]], np.float32)
+    prepared = prepare_inputs(model_of(INT8), split(x))
+    assert prepared.arrays[0].dtype == np.int8
+    assert prepared.arrays[0].tolist() == [[10, 11], [10, 12], [10, 12], [127, -128]]
+
+
+def test_float_inputs_are_fed_as_they_are():
+    x = np.array([[0.1, -3.7]], np.float64)
+    prepared = prepare_inputs(model_of({}), split(x))
+    assert prepared.arrays[0].dtype == np.float32
+    np.testing.assert_array_equal(prepared.arrays[0], x.astype(np.float32))
+    assert (prepared.clipped_share, prepared.unused_share, prepared.warnings) == (None, None, ())
+
+
+def test_clipped_values_are_those_beyond_the_range_by_more_than_half_a_step():
+    # Codes -128 to 127 stand for -69 to 58.5; half a step beyond is -69.25 to 58.75.
+    x = np.array([[58.5, 58.7], [58.8, 1000.0], [-69.2, -69.3], [0.0, 0.0]], np.float32)
+    prepared = prepare_inputs(model_of(INT8), split(x))
+    assert prepared.clipped_share == 3 / 8
+    assert prepared.unused_share == 0.0
+    assert len(prepared.warnings) == 1
+    assert prepared.warnings[0] == (
+        "37.5% of the values of input 't0' lie outside its range (-69 to 58.5) and are clipped: are --data.scale and "
+        "--data.offset right?"
+    )
+
+
+def test_data_scaled_to_one_for_a_model_of_pixels_leaves_its_range_unused():
+    pixels = {"dtype": "int8", "scale": (1.0,), "zero_point": (-128,)}
+    scaled = prepare_inputs(model_of(pixels), split(np.linspace(0, 1, 20, dtype=np.float32).reshape(10, 2)))
+    assert scaled.unused_share == pytest.approx(254 / 255)
+    assert scaled.clipped_share == 0.0
+    assert "unused: are --data.scale and --data.offset right?" in scaled.warnings[0]
+    raw = prepare_inputs(model_of(pixels), split(np.linspace(0, 255, 20, dtype=np.float32).reshape(10, 2)))
+    assert (raw.unused_share, raw.clipped_share, raw.warnings) == (0.0, 0.0, ())
+
+
+def test_pieces_of_a_large_array_are_quantized_as_the_whole(monkeypatch):
+    x = np.random.default_rng(0).normal(0, 40, (57, 2)).astype(np.float32)
+    whole = prepare_inputs(model_of(INT8), split(x))
+    monkeypatch.setattr("tfq.evaluation.inputs._PIECE_VALUES", 7)
+    pieces = prepare_inputs(model_of(INT8), split(x))
+    np.testing.assert_array_equal(pieces.arrays[0], whole.arrays[0])
+    assert (pieces.clipped_share, pieces.unused_share) == (whole.clipped_share, whole.unused_share)
+
+
+def test_inputs_are_bound_by_the_names_of_the_signature():
+    signature = Signature(inputs={"left": 1, "right": 0}, outputs={})
+    model = model_of({}, {"shape": (1, 3)}, signatures=(signature,))
+    assert input_names(model) == ["right", "left"]
+    prepared = prepare_inputs(model, split(left=np.ones((4, 3)), right=np.zeros((4, 2))))
+    assert [array.shape for array in prepared.arrays] == [(4, 2), (4, 3)]
+    assert input_names(model_of({}, {})) == ["t0", "t1"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "x", "told"),
+    [
+        ({}, np.zeros((5, 3)), r"has shape \[1, 2\] \(batch first\), the data \[5, 3\] \(examples first\)"),
+        ({}, np.zeros((5, 2, 1)), r"the data \[5, 2, 1\]"),
+        (
+            {"shape": (1, 32, 32, 3)},
+            np.zeros((5, 28, 28, 3)),
+            r"\[1, 32, 32, 3\].*\[5, 28, 28, 3\].*--data.resize=32,32",
+        ),
+        ({}, np.array([[0, 0], [0, np.nan]]), "input 'x' of example 1 holds NaN"),
+        (INT8, np.array([[0, np.inf]]), "input 'x' of example 0 holds infinity"),
+        ({"dtype": "int32"}, np.array([[1.0, 2.0], [3.0, 2.5]]), "takes int32 as it is .* example 1"),
+        ({"dtype": "int8"}, np.array([[1, 300]]), "takes int8 as it is .* example 0"),
+        ({"dtype": "int8", "scale": (0.5, 0.5), "zero_point": (0, 0)}, np.zeros((1, 2)), "2 scales"),
+        ({"dtype": "int8", "scale": (0.0,), "zero_point": (0,)}, np.zeros((1, 2)), "scale 0.0"),
+        ({"dtype": "int8", "scale": (float("nan"),), "zero_point": (0,)}, np.zeros((1, 2)), "scale nan"),
+        ({"dtype": "resource"}, np.zeros((1, 2)), "NumPy has no such type"),
+    ],
+)
+def test_data_that_the_model_cannot_take_is_refused(tensor, x, told):
+    with pytest.raises(InputError, match=told):
+        prepare_inputs(model_of(tensor), split(x))
+
+
+def test_dimensions_that_the_model_leaves_open_take_any_size():
+    prepared = prepare_inputs(model_of({"shape": (1, 1), "signature": (-1, -1)}), split(np.zeros((3, 7))))
+    assert prepared.arrays[0].shape == (3, 7)
+
+
+def test_indices_are_fed_as_integers():
+    prepared = prepare_inputs(model_of({"dtype": "int32"}), split(np.array([[3.0, 4.0]])))
+    assert prepared.arrays[0].dtype == np.int32
+
+
+def test_outputs_are_code_minus_zero_point_times_scale():
+    model = model_of({}, outputs=({**INT8, "name": "codes"}, {"name": "reals"}, {"dtype": "int64"}))
+    outputs = [np.array([[10, 12]], np.int8), np.array([[0.5, 1.5]], np.float32), np.array([3], np.int64)]
+    codes, reals, classes = decode_outputs(model, outputs)
+    assert codes.tolist() == [[0.0, 1.0]]
+    assert reals.tolist() == [[0.5, 1.5]]
+    assert classes.tolist() == [3]
+    outputs[1] = np.array([[0.5, np.nan]], np.float32)
+    with pytest.raises(InputError, match="output 'reals' is NaN for example 0"):
+        decode_outputs(model, outputs)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of an evaluation and the bounds on it; the comparison of two runners' outputs."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tfq.config import EvaluationConfig, RequireConfig
+from tfq.errors import InputError, RequirementError, RunnerError
+from tfq.evaluation import (
+    EvaluationRecord,
+    check_requirements,
+    check_runners,
+    compare_outputs,
+    compare_runners,
+    compare_runners_or_reason,
+    missed_requirements,
+)
+
+RECORD = EvaluationRecord(
+    accuracy=0.75,
+    accuracy_reason=None,
+    metric="top1",
+    agreement=0.97,
+    agreement_reason=None,
+    output_sqnr_db=21.5,
+    output_sqnr_db_reason=None,
+    reference_accuracy=0.76,
+    accuracy_drop=0.76 - 0.75,
+    num_examples=1000,
+    compared=1000,
+    missing=0,
+    skipped={},
+    model_bytes=98496,
+    gzip_bytes=81310,
+    latency_p50_ms=0.14,
+    latency_p90_ms=0.2,
+    latency_p99_ms=0.3,
+    latency_reason=None,
+    num_threads=1,
+    runner="local",
+    emulated=False,
+    xnnpack=True,
+    total_ops=16,
+    delegated_ops=14,
+    clipped_input_share=0.0,
+    unused_range_share=0.25,
+)
+WITHOUT_LABELS = dataclasses.replace(
+    RECORD, accuracy=None, accuracy_reason="the data has no labels", reference_accuracy=None, accuracy_drop=None
+)
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_bounds_that_are_met_are_no_error(as_dict):
+    require = RequireConfig(min_accuracy=0.75, max_accuracy_drop=0.01, min_agreement=0.97)
+    assert RECORD.accuracy_drop > 0.01  # by the rounding of a float, which no one means
+    check_requirements(RECORD.to_dict() if as_dict else RECORD, require)
+    check_requirements(WITHOUT_LABELS, RequireConfig(min_agreement=0.9))
+    check_requirements(WITHOUT_LABELS, RequireConfig())
+
+
+def test_every_missed_bound_is_listed_with_both_numbers():
+    require = RequireConfig(min_accuracy=0.8, max_accuracy_drop=0.005, min_agreement=0.98)
+    assert missed_requirements(RECORD, require) == [
+        "accuracy is 0.7500, required at least 0.8",
+        "agreement is 0.9700, required at least 0.98",
+        "accuracy_drop is 0.0100, required at most 0.005",
+    ]
+    with pytest.raises(RequirementError, match=r"accuracy is 0\.7500.*; agreement is 0\.9700.*; accuracy_drop"):
+        check_requirements(RECORD, require)
+
+
+def test_a_bound_that_cannot_be_checked_is_missed_and_says_why():
+    missed = missed_requirements(WITHOUT_LABELS, RequireConfig(min_accuracy=0.1, max_accuracy_drop=1.0))
+    assert missed == [
+        "min_accuracy 0.1 cannot be checked: there is no accuracy: the data has no labels",
+        "max_accuracy_drop 1 cannot be checked: there is no accuracy_drop: the data has no labels",
+    ]
+
+
+def test_the_record_is_plain_json_and_fits_a_screen():
+    record = dataclasses.replace(RECORD, warnings=("one",), outputs=({"name": "y", "sqnr_db": 21.5, "reason": None},))
+    values = json.loads(json.dumps(record.to_dict(), allow_nan=False))
+    assert values == record.to_dict()
+    assert values["outputs"] == [{"name": "y", "sqnr_db": 21.5, "reason": None}]
+    text = record.to_text()
+    for part in ("75.00%", "97.00%", "21.5 dB", "98,496 bytes", "0.140 / 0.200 / 0.300 ms", "14 of 16 ops delegated"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "the data has no labels" in WITHOUT_LABELS.to_text()
+
+
+def compared(a, b):
+    return compare_outputs(["y", "z"], a, b, runner_a="local", runner_b="qemu:cortex-a53")
+
+
+def test_codes_are_compared_in_lsb_without_overflow():
+    a = [np.array([[-128, 0, 5]], np.int8), np.array([[0, 255]], np.uint8)]
+    b = [np.array([[127, 0, 4]], np.int8), np.array([[255, 255]], np.uint8)]
+    record = compared(a, b)
+    assert (record.max_abs_error_lsb, record.num_different, record.compared, record.num_examples) == (255, 3, 5, 1)
+    assert [output["num_different"] for output in record.outputs] == [2, 1]
+    assert record.to_text() == ("qemu:cortex-a53 against local: max 255 LSB, 3 of 5 codes differ, 1 examples")
+    same = compared(a, a)
+    assert (same.max_abs_error_lsb, same.num_different) == (0, 0)
+
+
+def test_wide_integers_are_compared_without_overflow():
+    lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    record = compare_outputs(["y"], [np.array([lowest])], [np.array([highest])], runner_a="a", runner_b="b")
+    assert record.max_abs_error_lsb == highest - lowest
+
+
+def test_a_float_output_has_no_lsb_and_is_told_apart():
+    a = [np.array([[1, 2]], np.int8), np.array([[0.5, 1.0]], np.float32)]
+    b = [np.array([[1, 3]], np.int8), np.array([[0.5, 1.25]], np.float32)]
+    record = compared(a, b)
+    assert (record.max_abs_error_lsb, record.num_different, record.compared) == (1, 1, 2)
+    assert record.skipped == {"z": "a float32 output has no LSB"}
+    assert record.outputs[1]["max_abs_error"] == 0.25
+    assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
+    floats = compare_outputs(["z"], a[1:], b[1:], runner_a="a", runner_b="b")
+    assert (floats.max_abs_error_lsb, floats.compared) == (None, 0)
+    assert floats.to_text() == "b against a: z: max error 0.25, 1 examples"
+
+
+def test_outputs_that_cannot_be_compared_are_refused():
+    with pytest.raises(InputError, match="NaN or infinity on a or b"):
+        compare_outputs(["y"], [np.array([[np.nan]])], [np.array([[1.0]])], runner_a="a", runner_b="b")
+    with pytest.raises(InputError, match=r"is int8 \[1\] on one runner, int8 \[2\] on the other"):
+        compare_outputs(["y"], [np.zeros(1, np.int8)], [np.zeros(2, np.int8)], runner_a="a", runner_b="b")
+
+
+def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_where_it_was_asked_for(
+    monkeypatch, tmp_path, golden
+):
+    monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path))
+    model, x = (golden / "digits_int8.tflite").read_bytes(), np.full((2, 8, 8, 1), 8.0)
+    outcome = compare_runners_or_reason(model, x, EvaluationConfig(), "qemu:cortex-a53")
+    assert isinstance(outcome, str)
+    assert "tfq.runners.sysroot" in outcome
+    with pytest.raises(RunnerError, match=r"qemu:cortex-a53: .*tfq\.runners\.sysroot"):
+        compare_runners(model, x, "local", "qemu:cortex-a53")
+    check_runners(EvaluationConfig(parity_runners=("qemu:cortex-a53",)))
+    with pytest.raises(RunnerError, match="qemu:cortex-a53"):
+        check_runners(EvaluationConfig(runner="qemu:cortex-a53"))
+    with pytest.raises(InputError, match="did you mean 'qemu:cortex-a53'"):
+        check_runners(EvaluationConfig(parity_runners=("qemu:cortex-a5",)))

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer names of ops, against the layers that tests/golden/make.py built."""
+
+import pytest
+from golden_models import golden
+
+from tfq.flatbuffer import read, write_metadata
+from tfq.flatbuffer.layer_names import LayerNames
+from tfq.flatbuffer.records import Tensor
+
+CNN = ["conv1", "depthwise", "pointwise", "residual", "conv2", "pool", "flatten", "logits"]
+ALL_LAYERS = ["image", "rescale", "bn1", "relu1", "bn_depthwise", "relu_depthwise", "probabilities", *CNN]
+
+
+def _layers(data: bytes) -> list:
+    return [op.keras_layer for op in read(data).main_subgraph.ops if op.name != "QUANTIZE"]
+
+
+def test_layers_of_a_tf_keras_model_are_guessed_from_the_form_of_the_names():
+    # The last op's tensor bears the output's name alone, and cannot be traced.
+    assert _layers(golden("digits_int8")) == [*CNN, None]
+
+
+def test_layers_of_a_quantization_aware_model_are_told_without_their_wrapper():
+    assert _layers(golden("digits_int8_qat")) == [*CNN, "probabilities"]
+
+
+@pytest.mark.parametrize("name", ["digits_int8", "digits_int8_keras3", "digits_float16"])
+def test_layers_that_the_file_lists_are_matched_exactly(name):
+    data = write_metadata(golden(name), {"keras_layers": ALL_LAYERS})
+    assert [layer for layer in _layers(data) if layer is not None][-len(CNN) :] == CNN
+
+
+def test_quantization_aware_layers_are_told_by_the_list_of_either_model():
+    for layers in (ALL_LAYERS, [f"quant_{layer}" for layer in ALL_LAYERS]):
+        data = write_metadata(golden("digits_int8_qat"), {"keras_layers": layers})
+        assert _layers(data) == [*CNN, "probabilities"]
+
+
+def test_names_that_no_listed_layer_is_in_give_none():
+    data = write_metadata(golden("digits_int8"), {"keras_layers": ["encoder", "decoder"]})
+    assert _layers(data) == [None] * 9
+
+
+@pytest.mark.parametrize("entry", [{"keras_layers": "conv1"}, {"keras_layers": [1, None]}, {"other": 1}])
+def test_a_useless_list_falls_back_to_the_form_of_the_names(entry):
+    assert _layers(write_metadata(golden("digits_int8"), entry))[0] == "conv1"
+
+
+def _layer(op: str, names: list[str], known: list[str] | None = None) -> str | None:
+    tensors = [
+        Tensor(index=index, name=name, shape=(), shape_signature=(), dtype="int8") for index, name in enumerate(names)
+    ]
+    last = len(names) - 1
+    return LayerNames(tensors, known).layer(op, (), (last,))
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "layer"),
+    [
+        ("CONV_2D", "model/relu/Relu;model/conv/Conv2D", "conv"),
+        ("ADD", "model/relu/Relu;model/add_1/add", "add_1"),
+        # Names of a published file: a zero bias shared with conv2d_2.
+        (
+            "CONV_2D",
+            "m/act/Relu;m/conv2d/BiasAdd/resource;m/conv2d/BiasAdd;m/conv2d_2/Conv2D;m/conv2d/Conv2D1",
+            "conv2d",
+        ),
+        (
+            "FULLY_CONNECTED",
+            "StatefulPartitionedCall/net/dense/MatMul;StatefulPartitionedCall/net/dense/BiasAdd",
+            "dense",
+        ),
+        ("SOFTMAX", "PartitionedCall:0", None),
+        ("ADD", "Identity", None),
+        ("ADD", "", None),
+        ("QUANTIZE", "tfl.quantize", None),
+    ],
+)
+def test_layer_of_a_fused_name(op, name, layer):
+    assert _layer(op, [name]) == layer
+
+
+def test_keras_3_scopes_with_numbers_do_not_shift_numbered_layers():
+    names = ["net_1/conv2d_1/convolution", "net_1/conv2d_1_1/convolution"]
+    assert _layer("CONV_2D", names, ["conv2d", "conv2d_1"]) == "conv2d_1"
+    assert _layer("CONV_2D", names[:1] * 2 + names[1:] + names[:1], ["conv2d", "conv2d_1"]) == "conv2d"
+
+
+def test_tf_keras_numbered_layers_are_taken_as_they_are():
+    names = ["net/conv2d/Conv2D", "net/conv2d_1/Conv2D"]
+    assert _layer("CONV_2D", names, ["conv2d", "conv2d_1"]) == "conv2d_1"
+
+
+def test_innermost_layer_of_a_nested_model_is_told():
+    assert _layer("CONV_2D", ["outer/backbone/conv/Conv2D"], ["backbone", "conv"]) == "conv"

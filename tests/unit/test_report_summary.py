@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table on the screen, and how numbers read."""
+
+import pytest
+from report_record import full_record
+
+from tfq.report import summary_table
+from tfq.report.formatting import kilobytes, model_label, percent, plain, points, scalar, seconds, significant
+
+
+def row_of(table, label):
+    return next(line for line in table.splitlines() if line.startswith(label))
+
+
+def test_the_table_shows_every_model_with_its_numbers():
+    table = summary_table(full_record())
+    assert row_of(table, "float").split()[1:6] == ["98.31%", "100.00%", "48,320", "44,870", "0.0421"]
+    row = row_of(table, "pruned + QAT int8")
+    for cell in ("98.59%", "98.87%", "18,104", "9,811", "0.0215", "8 of 9", "1 LSB (4 of 2,560)", "0 LSB (0 of 2,560)"):
+        assert cell in row
+    assert "PTQ int8" in table and "x86_64" in table
+    assert "emulated: a parity of outputs with this machine's, never a latency" in table
+
+
+def test_the_table_is_aligned_and_fits_a_terminal():
+    lines = summary_table(full_record()).split("\n\n")[0].splitlines()
+    assert max(map(len, lines)) <= 120
+    assert len({len(line) for line in lines[2:]}) == 1
+    assert lines == [line.rstrip() for line in lines]
+
+
+def test_a_runner_that_was_not_had_says_not_run_with_its_reason_below():
+    record = full_record()
+    for model in record["models"][1:]:
+        model["parity"] = {"qemu:cortex-a53": {"not_run": "no network"}, "qemu:cortex-a76": {"not_run": "no network"}}
+    table = summary_table(record)
+    assert row_of(table, "PTQ int8").count("not run") == 2
+    assert "cortex-a53 parity, cortex-a76 parity of PTQ int8, pruned + QAT int8: not run: no network" in table
+
+
+def test_what_is_not_known_is_a_dash_with_its_reason_told_once():
+    record = full_record()
+    for model in record["models"]:
+        model["evaluation"].update(accuracy=None, accuracy_reason="the data has no labels")
+    record["models"][0]["evaluation"]["latency_p50_ms"] = None
+    table = summary_table(record)
+    assert row_of(table, "PTQ int8").split()[2] == "—"
+    assert table.count("the data has no labels") == 1
+    assert "accuracy of float, PTQ int8, pruned + QAT int8: the data has no labels" in table
+    assert "latency of float: the record does not say why" in table
+
+
+def test_models_without_evaluation_or_parity_and_no_models_at_all_are_coped_with():
+    assert summary_table({}) == "no model was evaluated"
+    table = summary_table({"models": [{"name": "qat_int8"}]})
+    assert row_of(table, "QAT int8").split()[2:] == ["—"] * 6
+    assert "not evaluated" in table and "emulated" not in table
+
+
+def test_a_users_own_metric_is_no_percentage():
+    record = full_record()
+    for model in record["models"]:
+        model["evaluation"].update(metric="mean_absolute_error", accuracy=12.3456)
+    table = summary_table(record)
+    assert "12.35 mean_absolute_error" in row_of(table, "PTQ int8") and "1234" not in table
+
+
+def test_parity_of_outputs_that_are_no_codes_is_told_in_their_own_unit():
+    record = full_record()
+    float_output = {"max_abs_error_lsb": None, "compared": 0, "outputs": [{"max_abs_error": 1.5e-6}]}
+    record["models"][0]["parity"] = {"qemu:cortex-a53": float_output}
+    record["models"][1]["parity"]["qemu:cortex-a53"] = {"max_abs_error_lsb": None, "skipped": {"out": "float32"}}
+    table = summary_table(record)
+    assert "max error 1.5e-06" in row_of(table, "float")
+    assert "cortex-a53 parity of PTQ int8: out float32" in table
+
+
+def test_control_characters_never_reach_the_terminal():
+    record = full_record()
+    record["models"][0]["name"] = "evil\x1b[2J\nname"
+    record["models"][1]["parity"] = {"qemu:cortex-a53": {"not_run": "line one\nline\x07 two"}}
+    table = summary_table(record)
+    assert "\x1b" not in table and "\x07" not in table
+    assert "evil [2J name" in table and "line one line  two" in table
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (percent(0.97222), "97.22%"),
+        (percent(1), "100.00%"),
+        (percent(None), "—"),
+        (points(-0.0028), "−0.28"),
+        (points(0.004), "+0.40"),
+        (kilobytes(1_234_567), "1,234.6 kB"),
+        (significant(0.042151), "0.0422"),
+        (significant(12.345), "12.3"),
+        (significant(1234.5), "1,234"),
+        (significant(0), "0"),
+        (significant(float("inf")), "—"),
+        (seconds(0.348), "0.35 s"),
+        (seconds(12.34), "12.3 s"),
+        (seconds(125.9), "2 min 05 s"),
+        (scalar({"a": [1, 2], "b": None}), "a 1, 2, b —"),
+        (scalar([0.5, 0.4, 0.3, 0.2, 0.1]), "0.5 … 0.1 (5 values)"),
+        (scalar(True), "yes"),
+        (plain("a\ud800b"), "a b"),
+        (model_label("pruned_int8"), "pruned int8"),
+        (model_label("int8"), "int8"),
+        (model_label("something_else"), "something_else"),
+    ],
+)
+def test_numbers_and_names_read_as_expected(shown, expected):
+    assert shown == expected

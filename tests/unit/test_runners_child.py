@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child process around the worker: crashes, interruption, what is seen and what is left behind."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_models import golden
+
+from tfq.errors import RunnerError
+from tfq.runners import RunRequest, child, make_runner
+
+REQUEST = RunRequest(model=golden("digits_int8"), inputs=(np.zeros((3, 8, 8, 1), np.int8),))
+
+# Runs a request with another file in the worker's place, in a process that can be interrupted.
+PARENT = """
+import sys
+from pathlib import Path
+import numpy as np
+from tfq.runners import LocalRunner, RunRequest, child
+child.WORKER = Path(sys.argv[1])
+LocalRunner().run(RunRequest(model=Path(sys.argv[2]).read_bytes(), inputs=(np.zeros((64, 8, 8, 1), np.int8),)))
+"""
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """Puts another program in the worker's place; returns its path."""
+
+    def replace(source: str) -> Path:
+        path = tmp_path / "other_worker.py"
+        path.write_text(source)
+        monkeypatch.setattr(child, "WORKER", path)
+        return path
+
+    return replace
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The directory for temporary files, empty."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setenv("TMPDIR", str(path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return path
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGKILL", "SIGABRT"])
+def test_a_crash_is_an_error_that_names_the_signal(name, worker, temporary):
+    worker(
+        "import os, signal, sys; print('the last words', file=sys.stderr, flush=True);"
+        f"os.kill(os.getpid(), signal.{name})"
+    )
+    with pytest.raises(RunnerError, match=rf"local: the interpreter was killed by signal {name}: the last words"):
+        make_runner("local").run(REQUEST)
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_end_without_a_result_is_an_error_with_the_last_lines(worker, temporary):
+    worker("import sys; [print(f'line {i}', file=sys.stderr) for i in range(20)]; sys.exit(7)")
+    with pytest.raises(RunnerError, match=r"exit code 7 and without a result: line 15 \| .* \| line 19") as raised:
+        make_runner("local").run(REQUEST)
+    assert "line 14" not in str(raised.value)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_run_that_succeeds_leaves_nothing_and_says_nothing(temporary, capfd):
+    make_runner("local").run(REQUEST)
+    assert list(temporary.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(temporary, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(RunnerError, match=r"cannot write model and inputs .* No space left on device: .*TMPDIR"):
+        make_runner("local").run(REQUEST)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_python_that_is_not_there_is_an_error():
+    with pytest.raises(RunnerError, match=r"x: cannot start /no/such/python"):
+        child.run_worker(["/no/such/python"], REQUEST, runner="x")
+
+
+def test_an_interruption_ends_the_child_and_leaves_nothing(worker, temporary, tmp_path):
+    # Deaf to the interruption itself, as an interpreter within a long inference is.
+    path = worker(
+        "import os, signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    (tmp_path / "model").write_bytes(REQUEST.model)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(path), str(tmp_path / "model")],
+        stderr=subprocess.PIPE,
+        # A test run in the background of a shell ignores the signal, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert list(temporary.iterdir()) != []
+    parent.send_signal(signal.SIGINT)
+    _, told = parent.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in told
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def shown(command: list[str], *, terminal: bool) -> bytes:
+    """All that `command` writes to stderr, to a terminal or into a pipe."""
+    if not terminal:
+        return subprocess.run(command, stderr=subprocess.PIPE).stderr
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(command, stderr=theirs)
+    os.close(theirs)
+    told = b""
+    try:
+        while part := os.read(ours, 4096):
+            told += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    finally:
+        os.close(ours)
+        process.wait()
+    return told
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(worker, tmp_path):
+    path = worker(
+        "import time\n"
+        "for done in range(8, 65, 8):\n"
+        "    print('noise on stdout'); print(f'progress {done}', flush=True); time.sleep(0.15)\n"
+        "raise SystemExit(3)"
+    )
+    (tmp_path / "model").write_bytes(REQUEST.model)
+    command = [sys.executable, "-c", PARENT, str(path), str(tmp_path / "model")]
+    on_terminal, in_pipe = (shown(command, terminal=terminal) for terminal in (True, False))
+    assert b"local: " in on_terminal.partition(b"Traceback")[0]
+    assert b"/64" in on_terminal
+    assert b"/64" not in in_pipe
+    assert in_pipe.startswith(b"Traceback")

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a runner can be asked for, and which runners there are."""
+
+import numpy as np
+import pytest
+
+from tfq.errors import InputError
+from tfq.runners import RUNNERS, LocalRunner, QemuRunner, Runner, RunRequest, make_runner
+
+CODES = np.zeros((2, 3), np.int8)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": b""}, "the model is empty"),
+        ({"inputs": ()}, "no input arrays"),
+        ({"inputs": (CODES, CODES[:1])}, r"the inputs hold \[2, 1\] examples"),
+        ({"inputs": (np.zeros((0, 3), np.int8),)}, "at least one example"),
+        ({"inputs": (np.int8(3),)}, "input 0 is a int8"),
+        ({"inputs": (np.array(3, np.int8),)}, "at least one example"),
+        ({"inputs": (np.array([object()]),)}, "input 0 is a object array"),
+        ({"inputs": (np.array(["text"]),)}, "wanted a NumPy array of numbers"),
+        ({"num_threads": 0}, "num_threads=0"),
+        ({"num_runs": -1}, "num_runs=-1"),
+        ({"warmup_runs": -1}, "warmup_runs=-1"),
+    ],
+)
+def test_a_request_that_no_model_could_take_is_refused(change, told):
+    with pytest.raises(InputError, match=told):
+        RunRequest(**{"model": b"x", "inputs": (CODES,), **change})
+
+
+def test_every_runner_of_the_registry_is_what_its_name_says():
+    for name in RUNNERS:
+        runner = make_runner(name)
+        assert isinstance(runner, Runner)
+        assert runner.name == name
+        assert runner.emulated == name.startswith("qemu:")
+    assert isinstance(make_runner("local"), LocalRunner)
+    assert isinstance(make_runner("qemu:cortex-a53"), QemuRunner)
+
+
+def test_a_typo_in_a_runner_gets_a_suggestion():
+    with pytest.raises(InputError, match="unknown runner 'qemu:cortex-a35': did you mean 'qemu:cortex-a53'"):
+        make_runner("qemu:cortex-a35")
+    with pytest.raises(InputError, match=r"choose from local, qemu:cortex-a53, qemu:cortex-a76"):
+        make_runner("gpu")

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The installation of the ARM emulator, without a network: when it is there, and what a failed one leaves."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfq.errors import RunnerError
+from tfq.runners import RunRequest, make_runner, sysroot, sysroot_build
+
+REQUEST = RunRequest(model=b"x", inputs=(np.zeros((1, 2), np.int8),))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache directory of its own, on a machine that is no ARM."""
+    monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    return tmp_path / "cache"
+
+
+def built(directory: Path, cpus=("cortex-a53",)) -> None:
+    (directory / "tree").mkdir()
+    (directory / "tree" / "installed.json").write_text(json.dumps({"qemu": "7.2", "cpus": list(cpus)}))
+
+
+def test_without_the_emulator_a_run_says_how_to_install_it():
+    runner = make_runner("qemu:cortex-a53")
+    assert "python -m tfq.runners.sysroot" in runner.unavailable()
+    with pytest.raises(
+        RunnerError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.runners\.sysroot"
+    ):
+        runner.run(REQUEST)
+
+
+def test_an_arm64_machine_is_told_that_it_needs_no_emulator(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert "use the runner local" in make_runner("qemu:cortex-a76").unavailable()
+    with pytest.raises(RunnerError, match="use the runner local"):
+        sysroot.install()
+
+
+def test_a_cpu_that_the_emulator_does_not_know_is_unavailable_and_the_others_are_not(monkeypatch):
+    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    sysroot.install()
+    assert make_runner("qemu:cortex-a53").unavailable() is None
+    assert "QEMU, 7.2, does not know cortex-a76" in make_runner("qemu:cortex-a76").unavailable()
+
+
+def test_an_installation_is_made_once_and_found_again(monkeypatch, cache):
+    calls = []
+
+    def build(directory, tell):
+        calls.append(directory)
+        built(directory)
+
+    monkeypatch.setattr(sysroot, "build", build)
+    first, second = sysroot.install(), sysroot.install()
+    assert len(calls) == 1
+    assert first.directory == second.directory == sysroot.find().directory
+    assert sorted(path.name for path in (cache / "arm64").iterdir()) == [".lock", first.directory.name]
+
+
+@pytest.mark.parametrize(
+    "error", [RunnerError("no network"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_failed_installation_leaves_nothing_and_can_be_repeated(error, monkeypatch, cache):
+    def fail(directory, tell):
+        (directory / "tree").mkdir()
+        (directory / "tree" / "half").touch()
+        raise error
+
+    monkeypatch.setattr(sysroot, "build", fail)
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunnerError):
+        sysroot.install()
+    assert [path.name for path in (cache / "arm64").iterdir()] == [".lock"]
+    assert sysroot.find() is None
+    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    assert sysroot.install() == sysroot.find()
+
+
+def test_what_a_killed_installation_left_is_cleared(monkeypatch, cache):
+    (cache / "arm64" / ".build-killed" / "tree").mkdir(parents=True)
+    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    sysroot.install()
+    assert not (cache / "arm64" / ".build-killed").exists()
+
+
+def test_two_at_once_build_once(monkeypatch):
+    calls = []
+
+    def build(directory, tell):
+        calls.append(directory)
+        time.sleep(0.2)
+        built(directory)
+
+    monkeypatch.setattr(sysroot, "build", build)
+    threads = [threading.Thread(target=sysroot.install) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+
+
+def test_another_version_of_the_interpreter_or_the_system_is_another_installation(monkeypatch):
+    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    sysroot.install()
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "99.9")
+        assert sysroot.find() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(sysroot_build, "os_release", lambda: {"ID": "debian", "VERSION_CODENAME": "other"})
+        assert sysroot.find() is None
+    assert sysroot.find() is not None
+
+
+def test_a_source_in_the_environment_that_is_none_is_refused_before_any_download(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFQ_ARM64_APT_SOURCE", "http://mirror.example/ubuntu")
+    monkeypatch.setattr(sysroot_build, "require_tools", lambda: None)
+    monkeypatch.setattr(sysroot_build, "machine_sources", list)
+    monkeypatch.setattr(sysroot_build, "fetch_packages", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(RunnerError, match=r"TFQ_ARM64_APT_SOURCE='http://mirror.example/ubuntu': wanted `deb "):
+        sysroot_build.build(tmp_path, print)
+
+
+def test_each_cpu_has_a_root_with_a_cpuinfo_that_matches_it(tmp_path):
+    (tmp_path / "sysroot" / "usr" / "lib").mkdir(parents=True)
+    (tmp_path / "sysroot" / "usr" / "lib" / "libc.so").write_text("one copy")
+    for cpu in sysroot_build.CPUS:
+        sysroot_build.make_cpu_prefix(tmp_path, cpu)
+    texts = {cpu: (tmp_path / "cpu" / cpu / "proc" / "cpuinfo").read_text() for cpu in sysroot_build.CPUS}
+    fields = {cpu: dict(line.split("\t: ") for line in text.splitlines() if line) for cpu, text in texts.items()}
+    # Part numbers: Arm's technical reference manuals, MIDR_EL1 of Cortex-A53 and Cortex-A76.
+    assert fields["cortex-a53"]["CPU part"] == "0xd03"
+    assert fields["cortex-a76"]["CPU part"] == "0xd0b"
+    assert "asimddp" not in fields["cortex-a53"]["Features"].split()
+    assert "asimddp" in fields["cortex-a76"]["Features"].split()
+    for cpu in sysroot_build.CPUS:
+        assert (tmp_path / "cpu" / cpu / "usr" / "lib" / "libc.so").read_text() == "one copy"
+        assert (tmp_path / "cpu" / cpu / "sys/devices/system/cpu/possible").read_text() == "0\n"
+
+
+def test_the_emulator_starts_through_its_own_loader_where_it_is_linked_dynamically(tmp_path):
+    libraries = tmp_path / "host" / "usr" / "lib" / "x86_64-linux-gnu"
+    libraries.mkdir(parents=True)
+    installed = sysroot_build.Sysroot(directory=tmp_path, qemu="7.2", cpus=("cortex-a53",))
+    assert installed.command("cortex-a53")[0] == str(tmp_path / "host/usr/bin/qemu-aarch64")
+    (libraries / "ld-linux-x86-64.so.2").touch()
+    command = installed.command("cortex-a53")
+    assert command[:2] == [str(libraries / "ld-linux-x86-64.so.2"), "--library-path"]
+    assert command[command.index("-cpu") + 1] == "cortex-a53"
+    assert command[command.index("-L") + 1] == str(tmp_path / "cpu" / "cortex-a53")
+
+
+def test_nothing_of_the_users_environment_reaches_the_emulated_python(monkeypatch, tmp_path):
+    for name in ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "QEMU_CPU", "QEMU_LD_PREFIX"):
+        monkeypatch.setenv(name, "/harm")
+    environment = sysroot_build.Sysroot(directory=tmp_path, qemu="7.2", cpus=()).environment()
+    assert "/harm" not in environment.values()
+    assert environment["PYTHONPATH"] == str(tmp_path / "site")
+
+
+def test_the_command_line_tells_what_it_does_and_its_exit_code_what_became_of_it(tmp_path):
+    command = [sys.executable, "-W", "error", "-m", "tfq.runners.sysroot"]
+    environment = {**os.environ, "TFQ_CACHE_DIR": str(tmp_path / "other"), "PATH": str(tmp_path)}
+    help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment)
+    assert (help_text.returncode, help_text.stderr) == (0, "")
+    assert "without root" in help_text.stdout
+    failed = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert failed.returncode == 3
+    assert failed.stderr.startswith("python -m tfq.runners.sysroot: error: ")
+    assert "Traceback" not in failed.stderr

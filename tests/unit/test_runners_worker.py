@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker against an interpreter in this process."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from golden_models import changed, golden
+
+from tfq.errors import InputError, RunnerError
+from tfq.runners import RunRequest, child, make_runner
+
+INPUTS = {
+    "int8": lambda n: np.random.default_rng(0).integers(-128, 128, (n, 8, 8, 1)).astype(np.int8),
+    "uint8": lambda n: np.random.default_rng(0).integers(0, 256, (n, 8, 8, 1)).astype(np.uint8),
+    "float32": lambda n: np.random.default_rng(0).uniform(0, 16, (n, 8, 8, 1)).astype(np.float32),
+}
+
+
+def run(model, *inputs, **settings):
+    return make_runner("local").run(RunRequest(model=model, inputs=inputs, **settings))
+
+
+def in_this_process(model, inputs, resolver=OpResolverType.AUTO):
+    """Example by example, through the public interface, with an interpreter of its own for each."""
+    outputs = []
+    for example in inputs:
+        interpreter = Interpreter(model_content=model, experimental_op_resolver_type=resolver)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], example[np.newaxis])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).reshape(-1))
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "output_dtype"),
+    [
+        ("digits_int8", "int8", "int8"),
+        ("digits_int8_uint8_io", "uint8", "uint8"),
+        ("digits_float32", "float32", "float32"),
+        ("digits_int8_dynamic_batch", "int8", "int8"),
+    ],
+)
+@pytest.mark.parametrize("xnnpack", [True, False])
+def test_outputs_are_those_of_the_interpreter(name, dtype, output_dtype, xnnpack):
+    inputs = INPUTS[dtype](9)
+    result = run(golden(name), inputs, xnnpack=xnnpack)
+    resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    expected = in_this_process(golden(name), inputs, resolver)
+    assert result.outputs[0].dtype == output_dtype
+    assert result.outputs[0].shape == (9, 10)
+    np.testing.assert_array_equal(result.outputs[0], expected)
+
+
+def test_an_output_without_a_batch_dimension_of_its_own_is_one_value_an_example():
+    inputs = INPUTS["int8"](5)
+    result = run(golden("argmax_int8"), inputs)
+    assert result.outputs[0].shape == (5,)
+    np.testing.assert_array_equal(result.outputs[0], in_this_process(golden("argmax_int8"), inputs)[:, 0])
+
+
+def test_several_outputs_come_in_the_models_order():
+    model = changed(golden("digits_int8"), lambda m: setattr(m.subgraphs[0], "outputs", [20, 0]))
+    inputs = INPUTS["int8"](3)
+    probabilities, passed_through = run(model, inputs).outputs
+    np.testing.assert_array_equal(probabilities, in_this_process(golden("digits_int8"), inputs))
+    np.testing.assert_array_equal(passed_through, inputs)
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_a_models_own_batch_is_filled_up_and_what_was_filled_in_is_left_out(count):
+    def batch_of_4(model):
+        tensor = model.subgraphs[0].tensors[0]
+        tensor.shape, tensor.shapeSignature = [4, 8, 8, 1], None
+
+    model = changed(golden("digits_int8_dynamic_batch"), batch_of_4)
+    inputs = INPUTS["int8"](count)
+    result = run(model, inputs, num_runs=3)
+    np.testing.assert_array_equal(result.outputs[0], run(golden("digits_int8_dynamic_batch"), inputs).outputs[0])
+    assert any("batch is 4" in note for note in result.notes) == (count % 4 != 0)
+
+
+def test_delegated_ops_are_those_that_the_delegate_stands_for():
+    # XNNPACK has no int8 AVERAGE_POOL_2D and no int8 SOFTMAX: 7 of the golden model's 9 ops are left to it.
+    inputs = INPUTS["int8"](1)
+    with_delegate, without = (run(golden("digits_int8"), inputs, xnnpack=xnnpack) for xnnpack in (True, False))
+    assert (with_delegate.total_ops, with_delegate.delegated_ops) == (9, 7)
+    assert (without.total_ops, without.delegated_ops) == (9, 0)
+
+
+def test_ops_that_cannot_be_listed_are_not_counted_and_said_so():
+    from tfq.runners import worker
+
+    total, delegated, reason = worker.count_ops(object())
+    assert (total, delegated) == (None, None)
+    assert "does not list its ops" in reason
+
+
+def test_latencies_are_as_many_as_asked_for_or_none_with_a_reason():
+    inputs = INPUTS["int8"](3)
+    timed = run(golden("digits_int8"), inputs, warmup_runs=2, num_runs=7)
+    assert timed.latencies_ms.shape == (7,)
+    assert (timed.latencies_ms > 0).all()
+    assert timed.latency_reason is None
+    untimed = run(golden("digits_int8"), inputs)
+    assert untimed.latencies_ms is None
+    assert "num_runs is 0" in untimed.latency_reason
+
+
+def test_the_machine_is_described_without_its_name():
+    import platform
+
+    machine = run(golden("digits_int8"), INPUTS["int8"](1)).machine
+    assert machine["machine"] == platform.machine()
+    assert machine["numpy"] == np.__version__
+    assert set(machine) == {"machine", "cpu", "python", "numpy", "ai_edge_litert"}
+    assert platform.node() not in json.dumps(machine)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ((np.zeros((2, 8, 8), np.int8),), r"takes shape \[1, 8, 8, 1\] \(batch first\), got examples of \[8, 8\]"),
+        ((np.zeros((2, 8, 9, 1), np.int8),), r"got examples of \[8, 9, 1\]"),
+        ((np.zeros((2, 8, 8, 1), np.float32),), "takes int8, got float32"),
+        ((np.zeros((2, 8, 8, 1), np.int8),) * 2, "the model has 1 inputs, got 2 arrays"),
+    ],
+)
+def test_arrays_that_the_model_does_not_take_are_the_users_error(inputs, told):
+    with pytest.raises(InputError, match=told):
+        run(golden("digits_int8"), *inputs)
+
+
+def test_what_the_interpreter_refuses_is_the_runs_error_in_its_own_words():
+    with pytest.raises(RunnerError, match=r"local: the interpreter failed: .*custom op"):
+        run(golden("custom_op"), np.zeros((1, 8, 8, 1), np.float32))
+    with pytest.raises(RunnerError, match=r"local: the interpreter failed: .*"):
+        run(b"no flatbuffer at all, only text", np.zeros((1, 8, 8, 1), np.float32))
+
+
+def test_damaged_models_never_take_this_process_with_them():
+    model, outcomes = golden("digits_int8"), set()
+    rng = np.random.default_rng(1)
+    for _ in range(6):
+        damaged = bytearray(model)
+        for position in rng.integers(0, 2000, 12):
+            damaged[position] ^= int(rng.integers(1, 256))
+        try:
+            run(bytes(damaged), INPUTS["int8"](1))
+            outcomes.add("ran")
+        except (RunnerError, InputError) as error:
+            outcomes.add(type(error).__name__)
+    assert "RunnerError" in outcomes
+
+
+def test_the_worker_needs_nothing_of_tfq():
+    code = (
+        "import runpy, sys; sys.modules['tfq'] = None; sys.modules['tensorflow'] = None;"
+        f"runpy.run_path({str(child.WORKER)!r}, run_name='worker')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are no Keras model, or a dangerous one: each its own message, without TensorFlow."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+from tfq.errors import InputError
+from tfq.keras_bridge import model_file
+from tfq.keras_bridge.model_file import read_model_file
+
+CONFIG = {"class_name": "Sequential", "config": {"name": "s", "layers": []}, "compile_config": {"loss": "mine"}}
+
+
+def h5_bytes(change=lambda file: None):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["keras_version"] = b"2.4.0"
+        file.attrs["model_config"] = json.dumps(CONFIG)
+        file.create_group("model_weights").create_dataset("kernel", data=np.ones((2, 2), "float32"))
+        change(file)
+    return content.getvalue()
+
+
+def zip_bytes(members=None, **changes):
+    members = {
+        "metadata.json": json.dumps({"keras_version": "3.4.1"}),
+        "config.json": json.dumps(CONFIG),
+        "model.weights.h5": h5_bytes(),
+        **(members or {}),
+        **changes,
+    }
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, value in members.items():
+            if value is not None:
+                archive.writestr(name, value)
+    return content.getvalue()
+
+
+def put(tmp_path, content, name="m.keras"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        read_model_file(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_h5_file_gives_version_and_config(tmp_path):
+    file = read_model_file(put(tmp_path, h5_bytes(), "m.h5"))
+    assert (file.container, file.keras_version, file.kind, file.config) == ("h5", "2.4.0", "tf_keras", CONFIG)
+
+
+def test_a_keras_file_gives_version_and_the_config_without_what_compiling_reads(tmp_path):
+    file = read_model_file(put(tmp_path, zip_bytes()))
+    assert (file.container, file.keras_version, file.kind) == ("keras", "3.4.1", "keras")
+    assert file.config == {"class_name": "Sequential", "config": {"name": "s", "layers": []}}
+
+
+def test_the_suffix_does_not_decide(tmp_path):
+    assert read_model_file(put(tmp_path, h5_bytes(), "m.keras")).container == "h5"
+    assert read_model_file(put(tmp_path, zip_bytes(), "m.h5")).container == "keras"
+
+
+def test_the_keras_that_wrote_the_file_is_told_by_the_version_inside(tmp_path):
+    def version(text):
+        content = zip_bytes({"metadata.json": json.dumps({"keras_version": text})})
+        return read_model_file(put(tmp_path, content)).kind
+
+    assert version("2.15.0") == "tf_keras"
+    assert version("3.0.0.dev20240101") == "keras"
+    with pytest.raises(InputError, match="wanted 1, 2 or 3"):
+        version("4.0")
+
+
+def test_an_h5_file_before_versions_were_written_is_keras_2(tmp_path):
+    def change(file):
+        del file.attrs["keras_version"]
+
+    assert read_model_file(put(tmp_path, h5_bytes(change))).kind == "tf_keras"
+
+
+def test_a_missing_file_a_directory_and_an_empty_file_are_told_apart(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "none.keras")
+    assert "is a directory" in refusal(tmp_path)
+    assert "is empty" in refusal(put(tmp_path, b""))
+
+
+def test_a_saved_model_directory_is_called_by_its_name(tmp_path):
+    (tmp_path / "saved_model.pb").write_bytes(b"x")
+    assert "SavedModel directory" in refusal(tmp_path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5")
+    assert "no regular file" in refusal(tmp_path / "pipe.h5")
+
+
+def test_text_and_a_flatbuffer_are_told_apart(tmp_path):
+    assert "neither a .keras zip nor an HDF5 file" in refusal(put(tmp_path, b"once upon a time"))
+    assert "TFLite flatbuffer" in refusal(put(tmp_path, b"\x1c\0\0\0TFL3....", "m.h5"))
+
+
+def test_a_file_larger_than_the_limit_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_file, "MAX_FILE_BYTES", 10)
+    assert "more than" in refusal(put(tmp_path, h5_bytes()))
+
+
+@pytest.mark.parametrize("length", [9, 100, 800])
+def test_a_truncated_h5_file_is_damaged(tmp_path, length):
+    assert "damaged HDF5" in refusal(put(tmp_path, h5_bytes()[:length]))
+
+
+def test_a_truncated_zip_is_damaged(tmp_path):
+    assert "damaged" in refusal(put(tmp_path, zip_bytes()[:-40]))
+
+
+def test_a_zip_with_a_changed_byte_is_damaged(tmp_path):
+    content = bytearray(zip_bytes())
+    content[content.index(b"Sequential")] ^= 1
+    assert "damaged" in refusal(put(tmp_path, bytes(content)))
+
+
+def test_weights_alone_are_called_that(tmp_path):
+    def change(file):
+        del file.attrs["model_config"]
+        file.attrs["layer_names"] = [b"dense"]
+
+    assert "weights alone" in refusal(put(tmp_path, h5_bytes(change)))
+
+
+def test_an_h5_file_of_something_else_is_no_keras_model(tmp_path):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file["table"] = np.arange(3)
+    assert "no Keras model" in refusal(put(tmp_path, content.getvalue()))
+
+
+def test_an_h5_model_without_weights_is_told(tmp_path):
+    def change(file):
+        del file["model_weights"]
+
+    assert "no model_weights" in refusal(put(tmp_path, h5_bytes(change)))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"{not json", "not JSON"),
+        (b"[1]", "JSON list"),
+        ("", "not JSON"),
+        (7, "wanted JSON text"),
+        (b"\xff\xfe", "JSON"),
+    ],
+)
+def test_a_model_config_that_is_no_json_object_is_told(tmp_path, value, message):
+    def change(file):
+        file.attrs["model_config"] = value
+
+    assert message in refusal(put(tmp_path, h5_bytes(change)))
+
+
+def test_json_nested_beyond_any_model_is_told(tmp_path):
+    assert "nested too deeply" in refusal(put(tmp_path, zip_bytes({"config.json": "[" * 200_000})))
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"config.json": None}, "without config.json"),
+        ({"metadata.json": None}, "without config.json and metadata.json"),
+        ({"model.weights.h5": None}, "no model.weights.h5"),
+        ({"metadata.json": "{}"}, "no keras_version"),
+        ({"metadata.json": '{"keras_version": 3}'}, "no keras_version"),
+        ({"config.json": "nope"}, "not JSON"),
+        ({"../../outside": "x"}, "points outside"),
+        ({"/etc/outside": "x"}, "points outside"),
+        ({"assets\\..\\..\\x": "x"}, "points outside"),
+        ({"model.weights.h5": b"not hdf5"}, "model.weights.h5 is damaged"),
+    ],
+)
+def test_a_zip_that_is_no_keras_file_is_told(tmp_path, members, message):
+    assert message in refusal(put(tmp_path, zip_bytes(members)))
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    content = io.BytesIO(zip_bytes())
+    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(content, "a") as archive:
+        archive.writestr("config.json", "{}")
+    assert "one name" in refusal(put(tmp_path, content.getvalue()))
+
+
+def test_a_symbolic_link_in_the_zip_is_refused(tmp_path):
+    content = io.BytesIO(zip_bytes())
+    with zipfile.ZipFile(content, "a") as archive:
+        link = zipfile.ZipInfo("assets/link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    assert "symbolic link" in refusal(put(tmp_path, content.getvalue()))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    content = io.BytesIO(zip_bytes())
+    with zipfile.ZipFile(content, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("assets/bomb", b"\0" * (65 << 20))
+    assert len(content.getvalue()) < 1 << 20
+    assert "decompression bomb" in refusal(put(tmp_path, content.getvalue()))
+
+
+def test_an_h5_link_to_another_file_is_refused_in_both_containers(tmp_path):
+    def change(file):
+        file["model_weights"]["leak"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+    assert "link to another file" in refusal(put(tmp_path, h5_bytes(change)))
+    assert "link to another file" in refusal(put(tmp_path, zip_bytes({"model.weights.h5": h5_bytes(change)})))
+
+
+def test_h5_data_that_lies_in_another_file_is_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(b"\0" * 16)
+
+    def external(file):
+        file.create_dataset("leak", (4,), "float32", external=[(str(tmp_path / "secret"), 0, 16)])
+
+    def virtual(file):
+        layout = h5py.VirtualLayout((4,), "float32")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (4,))
+        file.create_virtual_dataset("leak", layout)
+
+    for change in (external, virtual):
+        path = tmp_path / "made.h5"
+        with h5py.File(path, "w") as file:
+            change(file)
+        assert "in another file" in refusal(path)
+
+
+def test_an_h5_data_set_declared_larger_than_the_limit_is_refused(tmp_path):
+    def change(file):
+        file.create_dataset("bomb", (1 << 20, 1 << 20), "float32", chunks=(64, 64))
+
+    content = h5_bytes(change)
+    assert len(content) < 1 << 20
+    assert "more than tfq loads" in refusal(put(tmp_path, content))
+
+
+def test_soft_links_that_run_in_circles_end(tmp_path):
+    def change(file):
+        file["model_weights"]["round"] = h5py.SoftLink("/model_weights")
+        file["model_weights"]["hard"] = file["/"]
+
+    assert read_model_file(put(tmp_path, h5_bytes(change))).kind == "tf_keras"
+
+
+def test_looking_into_a_file_imports_neither_tensorflow_nor_keras(tmp_path):
+    path = put(tmp_path, zip_bytes())
+    code = (
+        "import sys; from tfq.keras_bridge.model_file import read_model_file; import tfq.keras_bridge.inspection as i; "
+        f"i.find_code(read_model_file({str(path)!r}).config); "
+        "assert not {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

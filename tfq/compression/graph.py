@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walking and cloning tf_keras models, without touching the one that was given."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tfq.compression.tfmot_private import is_graph_model
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import import_tf_keras, require_tf_keras
+
+
+def require_graph_model(model: Any, what: str) -> None:
+    """Raises InputError unless `model` is a built functional or sequential tf_keras model."""
+    require_tf_keras(model, what)
+    if is_graph_model(model):
+        return
+    if isinstance(model, import_tf_keras().Sequential):
+        raise InputError(
+            f"{what}: the sequential model {model.name!r} is not built: give its first layer an input_shape"
+        )
+    raise InputError(
+        f"{what} takes functional and sequential models, and {model.name!r} is a subclass ({type(model).__name__}) "
+        "whose graph nobody can see: build it as tf_keras.Model(inputs, outputs)"
+    )
+
+
+def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """(name, layer) of every layer but models, in order; a layer of a model inside the model is "inner/layer"."""
+    for layer in model.layers:
+        if hasattr(layer, "layers") and hasattr(layer, "outputs"):
+            yield from ((f"{layer.name}/{name}", inner) for name, inner in named_layers(layer))
+        else:
+            yield layer.name, layer
+
+
+def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[Any, list[tuple[Any, Any]]]:
+    """(clone, pairs): a model of new layers with the weights of `model`, and each old layer with its new one.
+
+    wrap(old layer, new layer) gives the layer that takes the new one's place; its get_weights must stay the same.
+    """
+    tf_keras = import_tf_keras()
+    pairs: list[tuple[Any, Any]] = []
+
+    def clone_layer(layer: Any) -> Any:
+        if isinstance(layer, tf_keras.Model):
+            return tf_keras.models.clone_model(layer, clone_function=clone_layer)
+        new = layer.__class__.from_config(layer.get_config())
+        new = wrap(layer, new) if wrap else new
+        pairs.append((layer, new))
+        return new
+
+    clone = tf_keras.models.clone_model(model, clone_function=clone_layer)
+    for old, new in pairs:
+        new.set_weights(old.get_weights())
+    return clone, pairs
+
+
+def check_finite(model: Any, after: str) -> None:
+    """Raises TfqError naming each layer with a NaN or infinite weight; `after` says what was done last."""
+    bad = [
+        name
+        for name, layer in named_layers(model)
+        if any(not np.isfinite(weight).all() for weight in layer.get_weights() if weight.dtype.kind == "f")
+    ]
+    if bad:
+        raise TfqError(
+            f"{model.name!r}: after {after}, {', '.join(bad)} hold(s) weights that are NaN or infinite: "
+            "lower the learning rate"
+        )

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The representative dataset: whatever form it comes in, checked samples of batch 1 for the calibrator."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from tfq.data.binding import bind_inputs
+from tfq.data.representative_forms import elements_of
+from tfq.data.split import content_sha256
+from tfq.errors import InputError
+
+# Below this, a range is what a handful of samples happened to hold.
+_FEW_SAMPLES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """An input of the model.
+
+    shape: with the batch dimension first; None or -1 where it may be anything.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: DTypeLike = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RepresentativeSamples:
+    """Checked samples: each {input name: array (1, ...) of the input's dtype}, in the dataset's order."""
+
+    samples: list[dict[str, NDArray]]
+    steps: int
+    warnings: tuple[str, ...]
+
+    def sha256(self) -> str:
+        """Hex SHA-256 of the samples' names, dtypes, shapes and bytes, in their order."""
+        numbered = {f"{index:09d} {name}": a for index, sample in enumerate(self.samples) for name, a in sample.items()}
+        return content_sha256(numbered)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for a record: how many samples, of how many asked for, their hash, the warnings."""
+        return {
+            "num_samples": len(self.samples),
+            "steps": self.steps,
+            "sha256": self.sha256(),
+            "warnings": list(self.warnings),
+        }
+
+
+def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int) -> RepresentativeSamples:
+    """The first `steps` samples of `dataset`, in its own order, each checked and brought to batch 1.
+
+    dataset: a callable or an iterable that yields lists (TFLite's convention), tuples, dicts or arrays; a
+        tf.data.Dataset, batched or not, with or without labels; an array (n, ...), a dict of arrays, a Split; or
+        {signature: [{name: array}]}. Batches are split into samples. No more elements are drawn than are needed.
+    Floats of any width become the input's float dtype. An integer array for a float input is taken as real values (a
+    pixel of 200 is 200.0), with a warning; integers for an integer input must fit it.
+    Raises InputError on an empty dataset, a wrong number or name of inputs, a wrong shape or dtype, NaN or infinity,
+    with the sample's index, what was wanted and what came. Too few samples, and identical or constant ones, are
+    warnings, which the caller shows and records.
+    """
+    if steps < 1:
+        raise InputError(f"calibration_steps {steps}: wanted at least 1")
+    if not inputs:
+        raise InputError("representative_dataset: the model has no input to feed")
+    samples: list[dict[str, NDArray]] = []
+    casts: dict[str, str] = {}
+    for element in elements_of(dataset, [spec.name for spec in inputs]):
+        arrays = _bound(element, inputs, len(samples))
+        for row in _rows(arrays, inputs, len(samples), steps - len(samples)):
+            samples.append(_checked_sample(row, inputs, len(samples), casts))
+        if len(samples) == steps:
+            break
+    if not samples:
+        raise InputError(
+            "representative_dataset is empty: wanted samples of the model's inputs: a generator is used up after "
+            "one pass, so give a function that makes a new one each time"
+        )
+    warnings = (*casts.values(), *_count_warnings(len(samples), steps), *_constant_warnings(samples))
+    return RepresentativeSamples(samples=samples, steps=steps, warnings=warnings)
+
+
+def _bound(element: Any, inputs: Sequence[InputSpec], index: int) -> list[NDArray]:
+    """An element's arrays in the order of the inputs."""
+    where = f"representative_dataset: sample {index}"
+    names = [spec.name for spec in inputs]
+    if isinstance(element, Mapping):
+        try:
+            values = bind_inputs(element, names)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    elif isinstance(element, (list, tuple)):
+        values = list(element)
+    else:
+        values = [element]
+    if len(values) != len(inputs):
+        raise InputError(
+            f"{where} has {len(values)} arrays: wanted {len(inputs)}, one for each input ({', '.join(names)}): "
+            "yield a list of one array per input, without labels"
+        )
+    return [_array(value, f"{where}, input {spec.name!r}") for value, spec in zip(values, inputs, strict=True)]
+
+
+def _array(value: Any, where: str) -> NDArray:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where} cannot be read as an array: {error}") from error
+    # ml_dtypes' bfloat16 has kind V; it is a number all the same.
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+        raise InputError(f"{where} is {type(value).__name__} of {array.dtype}: wanted an array of numbers")
+    return array
+
+
+def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, most: int) -> Iterator[list[NDArray]]:
+    """The samples of an element, at most `most`: the arrays themselves with a batch of 1, or each row of a batch."""
+    batches: dict[str, NDArray] = {}
+    for array, spec in zip(arrays, inputs, strict=True):
+        if not _fits(array.shape, spec.shape[1:]) and not _fits(
+            array.shape[1:], spec.shape[1:], batched=array.ndim > 0
+        ):
+            raise InputError(
+                f"representative_dataset: sample {index}, input {spec.name!r} has shape {array.shape}: "
+                f"wanted {_told(spec.shape[1:], 'n')}, or {_told(spec.shape[1:])} for a single sample"
+            )
+        batches[spec.name] = array if array.ndim == len(spec.shape) else array[None]
+    lengths = {name: len(batch) for name, batch in batches.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(
+            f"representative_dataset: sample {index}: batches differ in length ({told}): wanted one length"
+        )
+    length = next(iter(lengths.values()))
+    if not length:
+        raise InputError(f"representative_dataset: sample {index} is an empty batch: wanted at least one row")
+    for row in range(min(length, most)):
+        yield [batch[row : row + 1] for batch in batches.values()]
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...], batched: bool = True) -> bool:
+    if not batched or len(shape) != len(wanted):
+        return False
+    return all(size in (None, -1) or size == came for came, size in zip(shape, wanted, strict=True))
+
+
+def _told(shape: tuple[int | None, ...], *first: str) -> str:
+    sizes = [*first, *("any" if size in (None, -1) else str(size) for size in shape)]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _checked_sample(
+    row: list[NDArray], inputs: Sequence[InputSpec], index: int, casts: dict[str, str]
+) -> dict[str, NDArray]:
+    sample = {}
+    for array, spec in zip(row, inputs, strict=True):
+        where = f"representative_dataset: sample {index}, input {spec.name!r}"
+        if np.dtype(spec.dtype).kind == "f":
+            sample[spec.name] = _as_float(array, spec, where, casts)
+        else:
+            sample[spec.name] = _as_integer(array, spec, where)
+    return sample
+
+
+def _as_float(array: NDArray, spec: InputSpec, where: str, casts: dict[str, str]) -> NDArray:
+    if array.dtype.kind in "iub":
+        casts.setdefault(
+            spec.name,
+            f"{where} is {array.dtype}: taken as real values, not as codes (here {array.min()} to {array.max()}): "
+            f"cast it to {spec.dtype}, and scale it as the model's training did",
+        )
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, and is reported as that
+        array = array.astype(spec.dtype)
+    if not np.isfinite(array).all():
+        what = "NaN" if np.isnan(array).any() else "infinity"
+        raise InputError(f"{where} holds {what}: wanted finite numbers: remove or mend this sample")
+    return array
+
+
+def _as_integer(array: NDArray, spec: InputSpec, where: str) -> NDArray:
+    wanted = np.dtype(spec.dtype)
+    if array.dtype.kind not in ("iub" if wanted.kind in "iu" else "b"):
+        raise InputError(f"{where} is {array.dtype}: wanted {spec.dtype}: cast it where the dataset is made")
+    cast = array.astype(wanted)
+    if not np.array_equal(cast, array):
+        raise InputError(f"{where} holds {array.min()} to {array.max()}: wanted values that fit {spec.dtype}")
+    return cast
+
+
+def _count_warnings(count: int, steps: int) -> list[str]:
+    warnings = []
+    if count < steps:
+        warnings.append(f"representative_dataset: got {count} of {steps} samples")
+    if count < _FEW_SAMPLES:
+        warnings.append(
+            f"representative_dataset: only {count} samples: ranges from fewer than {_FEW_SAMPLES} are a guess, and "
+            "values beyond them will be clipped: give 100 or more"
+        )
+    return warnings
+
+
+def _constant_warnings(samples: list[dict[str, NDArray]]) -> list[str]:
+    warnings = []
+    for name, first in samples[0].items():
+        same = all(np.array_equal(first, sample[name]) for sample in samples)
+        if same and first.size and (first == first.flat[0]).all() and (first.size > 1 or len(samples) > 1):
+            what = f"holds {first.flat[0]!s} everywhere, in all {len(samples)} samples"
+        elif same and len(samples) > 1:
+            what = f"is the same in all {len(samples)} samples"
+        else:
+            continue
+        warnings.append(f"representative_dataset: input {name!r} {what}: its ranges say nothing about real data")
+    return warnings

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between reals and a model's own numbers: what goes into its inputs, what came out of its outputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.data import Split, bind_inputs
+from tfq.data.split import check_finite
+from tfq.errors import InputError
+from tfq.evaluation.metrics import check_no_nan
+from tfq.flatbuffer import Model, Tensor
+from tfq.quant_math import dequantize, quantize
+
+MAX_CLIPPED_SHARE = 0.01
+MAX_UNUSED_SHARE = 0.5
+ADVICE = "are --data.scale and --data.offset right?"
+# Values that are quantized at a time: the temporaries stay in the tens of megabytes.
+_PIECE_VALUES = 4_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedInputs:
+    """What the model's inputs take, in its order, and how well the data fills their ranges.
+
+    clipped_share: of all values that become codes, how many lie beyond the range by more than half a step; None when
+        no input is quantized. unused_share: of the range of codes of an input, what the data never reaches; of several
+        inputs the largest.
+    """
+
+    arrays: tuple[NDArray, ...]
+    clipped_share: float | None
+    unused_share: float | None
+    warnings: tuple[str, ...]
+
+
+def input_names(model: Model) -> list[str]:
+    """The names of the model's inputs in its order: the signature's where it has one, else the tensors'."""
+    return _names(model, model.main_subgraph.inputs, "inputs")
+
+
+def output_names(model: Model) -> list[str]:
+    """The names of the model's outputs in its order: the signature's where it has one, else the tensors'."""
+    return _names(model, model.main_subgraph.outputs, "outputs")
+
+
+def _names(model: Model, indices: Sequence[int], side: str) -> list[str]:
+    subgraph = model.main_subgraph
+    signature = next((signature for signature in model.signatures if signature.subgraph == subgraph.index), None)
+    named = {} if signature is None else {index: name for name, index in getattr(signature, side).items()}
+    return [named.get(index, subgraph.tensors[index].name) for index in indices]
+
+
+def prepare_inputs(model: Model, data: Split) -> PreparedInputs:
+    """`data` in the model's own numbers: quantized with the scale and zero_point of each input, or as float.
+
+    Raises InputError on names or shapes that do not fit the model's, NaN or infinity, and values that an integer input
+    without a scale cannot take.
+    """
+    check_finite(data.inputs, f"data {data.source} ({data.name})")
+    names = input_names(model)
+    arrays, clipped, coded, unused, warnings = [], 0, 0, [], []
+    for name, tensor, array in zip(
+        names, model.main_subgraph.input_tensors, bind_inputs(data.inputs, names), strict=True
+    ):
+        _check_shape(name, tensor, array)
+        if not tensor.is_quantized:
+            arrays.append(_cast(name, tensor, array))
+            continue
+        codes, clipped_values, unused_share = _encode(name, tensor, array)
+        arrays.append(codes)
+        clipped, coded = clipped + clipped_values, coded + array.size
+        unused.append(unused_share)
+        warnings += _range_warnings(name, tensor, clipped_values / array.size, unused_share)
+    return PreparedInputs(
+        arrays=tuple(arrays),
+        clipped_share=clipped / coded if coded else None,
+        unused_share=max(unused, default=None),
+        warnings=tuple(warnings),
+    )
+
+
+def decode_outputs(model: Model, outputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
+    """What the codes of each output stand for, float32 where quantized, else as they are. Raises InputError on NaN."""
+    decoded = []
+    for name, tensor, output in zip(output_names(model), model.main_subgraph.output_tensors, outputs, strict=True):
+        if tensor.is_quantized:
+            scale, zero_point = scale_of(f"output {name!r}", tensor)
+            output = dequantize(output, scale, zero_point)
+        check_no_nan(output, f"output {name!r}")
+        decoded.append(output)
+    return tuple(decoded)
+
+
+def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
+    """The one scale and zero_point of a quantized input or output. Raises InputError on several, or a bad one."""
+    if len(tensor.scale) != 1 or not (np.isfinite(tensor.scale[0]) and tensor.scale[0] > 0):
+        told = f"{len(tensor.scale)} scales" if len(tensor.scale) != 1 else f"scale {tensor.scale[0]}"
+        raise InputError(f"{what} of the model has {told}: wanted one positive scale: convert the model again")
+    return tensor.scale[0], tensor.zero_point[0]
+
+
+def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
+    wanted = tensor.shape_signature
+    fits = len(wanted) == array.ndim and all(
+        size in (-1, have) for size, have in zip(wanted[1:], array.shape[1:], strict=True)
+    )
+    if not fits:
+        is_image = len(wanted) == 4 == array.ndim and wanted[3] == array.shape[3]
+        advice = f": resize it with --data.resize={wanted[1]},{wanted[2]}" if is_image else ""
+        raise InputError(
+            f"the model's input {name!r} has shape {list(wanted)} (batch first), the data {list(array.shape)} "
+            f"(examples first): wanted examples of shape {list(wanted[1:])}{advice}"
+        )
+
+
+def _encode(name: str, tensor: Tensor, array: NDArray) -> tuple[NDArray, int, float]:
+    """(codes, values beyond the range by more than half a step, share of the range that no value reaches)."""
+    scale, zero_point = scale_of(f"input {name!r}", tensor)
+    limits = np.iinfo(_numpy_dtype(name, tensor))
+    lowest = (limits.min - 0.5 - zero_point) * scale
+    highest = (limits.max + 0.5 - zero_point) * scale
+    codes, clipped, reached = np.empty(array.shape, tensor.dtype), 0, [limits.max, limits.min]
+    step = max(1, _PIECE_VALUES * len(array) // max(1, array.size))
+    for start in range(0, len(array), step):
+        piece = array[start : start + step]
+        part = codes[start : start + step]
+        part[...] = quantize(piece, scale, zero_point, tensor.dtype)
+        clipped += int(np.count_nonzero((piece < lowest) | (piece > highest)))
+        reached = [min(reached[0], int(part.min())), max(reached[1], int(part.max()))]
+    return codes, clipped, 1 - (reached[1] - reached[0]) / (limits.max - limits.min)
+
+
+def _range_warnings(name: str, tensor: Tensor, clipped: float, unused: float) -> list[str]:
+    limits, (scale, zero_point) = np.iinfo(np.dtype(tensor.dtype)), scale_of(name, tensor)
+    span = f"{(limits.min - zero_point) * scale:.4g} to {(limits.max - zero_point) * scale:.4g}"
+    found = []
+    if clipped > MAX_CLIPPED_SHARE:
+        found.append(
+            f"{clipped:.1%} of the values of input {name!r} lie outside its range ({span}) and are clipped: {ADVICE}"
+        )
+    if unused > MAX_UNUSED_SHARE:
+        found.append(f"the data leaves {unused:.0%} of the range of input {name!r} ({span}) unused: {ADVICE}")
+    return found
+
+
+def _cast(name: str, tensor: Tensor, array: NDArray) -> NDArray:
+    """`array` in the dtype of an input without a scale, the values unchanged but for float rounding."""
+    dtype = _numpy_dtype(name, tensor)
+    if dtype.kind not in "iub":
+        return array.astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(dtype)
+    different = (cast != array).reshape(len(array), -1).any(axis=1)
+    if different.any():
+        index = int(different.argmax())
+        raise InputError(
+            f"input {name!r} of the model takes {dtype} as it is (it has no scale), and example {index} of the data "
+            "holds values that are none"
+        )
+    return cast
+
+
+def _numpy_dtype(name: str, tensor: Tensor) -> np.dtype:
+    try:
+        return np.dtype(tensor.dtype)
+    except TypeError as error:
+        raise InputError(f"input {name!r} of the model is {tensor.dtype}: NumPy has no such type to feed it") from error

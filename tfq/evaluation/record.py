@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation found, and whether it is enough."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfq.config import RequireConfig
+from tfq.errors import RequirementError
+
+# Shares are ratios of counts: a bound is not missed by the rounding of a float.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """What a flatbuffer computed, where, and against what.
+
+    A number that there is not is None, and the `_reason` beside it, or `skipped`, says why; no number is NaN or
+    infinite (a noiseless output has output_sqnr_db None, reason "identical").
+
+    accuracy: against labels, a fraction, or what `metric` gave. reference_accuracy, accuracy_drop: of the reference,
+        and how much less the model's is.
+    agreement: share of examples with the reference's top-1. Both are of the first output.
+    output_sqnr_db: against the reference, of the worst output; `outputs` has each: name, sqnr_db, reason.
+    num_examples: evaluated. compared: of these, with the reference. missing: examples that were asked for and are not
+        in the data. skipped: {what was not measured: why}.
+    latency_*: milliseconds of an inference at the model's batch, interpreter alone.
+    total_ops, delegated_ops: ops, and those that XNNPACK took.
+    clipped_input_share: of the input values, beyond the range of codes by more than half a step. unused_range_share: of
+        that range, what the data never reaches. Both None where no input is quantized.
+    machine: what ran. warnings: told when it was made.
+    """
+
+    accuracy: float | None
+    accuracy_reason: str | None
+    metric: str
+    agreement: float | None
+    agreement_reason: str | None
+    output_sqnr_db: float | None
+    output_sqnr_db_reason: str | None
+    reference_accuracy: float | None
+    accuracy_drop: float | None
+    num_examples: int
+    compared: int
+    missing: int
+    skipped: dict[str, str]
+    model_bytes: int
+    gzip_bytes: int
+    latency_p50_ms: float | None
+    latency_p90_ms: float | None
+    latency_p99_ms: float | None
+    latency_reason: str | None
+    num_threads: int
+    runner: str
+    emulated: bool
+    xnnpack: bool
+    total_ops: int | None
+    delegated_ops: int | None
+    clipped_input_share: float | None
+    unused_range_share: float | None
+    outputs: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {**values, "outputs": list(values["outputs"]), "warnings": list(values["warnings"])}
+
+    def to_text(self) -> str:
+        """For the terminal: a line a number. Without the warnings, which were told as they came up."""
+        rows = [
+            (self.metric, _fraction(self.accuracy, self.metric == "top1") or self.accuracy_reason),
+            ("reference", _fraction(self.reference_accuracy, self.metric == "top1")),
+            ("agreement", _fraction(self.agreement) or self.agreement_reason),
+            ("output SQNR", _number(self.output_sqnr_db, "dB") or self.output_sqnr_db_reason),
+            ("examples", f"{self.num_examples:,}"),
+            ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
+            ("latency", self._latency() or self.latency_reason),
+            ("runner", self._runner()),
+            ("inputs", self._inputs()),
+        ]
+        return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
+
+    def _latency(self) -> str | None:
+        if self.latency_p50_ms is None:
+            return None
+        values = (self.latency_p50_ms, self.latency_p90_ms, self.latency_p99_ms)
+        threads = f"{self.num_threads} thread{'' if self.num_threads == 1 else 's'}"
+        return f"{' / '.join(f'{value:.3f}' for value in values)} ms (p50 / p90 / p99, {threads})"
+
+    def _runner(self) -> str:
+        where = f"{self.runner}, {'XNNPACK' if self.xnnpack else 'builtin kernels'}"
+        return where if self.total_ops is None else f"{where}: {self.delegated_ops} of {self.total_ops} ops delegated"
+
+    def _inputs(self) -> str | None:
+        if self.clipped_input_share is None or self.unused_range_share is None:
+            return None
+        return f"{self.clipped_input_share:.2%} of values clipped, {self.unused_range_share:.0%} of the range unused"
+
+
+def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> list[str]:
+    """What of `require` the record (or its `to_dict()`) misses, a sentence each with both numbers; empty when nothing.
+
+    A bound on a number that there is not is missed: the sentence says why there is none.
+    """
+    values = record.to_dict() if isinstance(record, EvaluationRecord) else record
+    missed = []
+    for name, bound, reason in (
+        ("accuracy", require.min_accuracy, values["accuracy_reason"]),
+        ("agreement", require.min_agreement, values["agreement_reason"]),
+        (
+            "accuracy_drop",
+            require.max_accuracy_drop,
+            values["accuracy_reason"] or values["skipped"].get("accuracy_drop"),
+        ),
+    ):
+        if bound is None:
+            continue
+        value, is_minimum = values[name], name != "accuracy_drop"
+        what = f"{'min' if is_minimum else 'max'}_{name} {bound:g}"
+        if value is None:
+            missed.append(f"{what} cannot be checked: there is no {name}: {reason}")
+        elif value < bound - ROUNDING if is_minimum else value > bound + ROUNDING:
+            missed.append(f"{name} is {value:.4f}, required {'at least' if is_minimum else 'at most'} {bound:g}")
+    return missed
+
+
+def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> None:
+    """Raises RequirementError that lists every bound of `require` that is missed or cannot be checked."""
+    missed = missed_requirements(record, require)
+    if missed:
+        raise RequirementError("; ".join(missed))
+
+
+def _fraction(value: float | None, as_percent: bool = True) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.2%}" if as_percent else f"{value:.6g}"
+
+
+def _number(value: float | None, unit: str) -> str | None:
+    return None if value is None else f"{value:.1f} {unit}"

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the model to compare with answers, computed once however many models are compared with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import flatbuffer
+from tfq.config import EvaluationConfig
+from tfq.data import Split, as_split
+from tfq.errors import InputError
+from tfq.evaluation.inputs import decode_outputs, output_names, prepare_inputs
+from tfq.quant_math import sqnr_db
+from tfq.runners import RunRequest, make_runner
+
+IDENTICAL = "the outputs are identical to the reference's: there is no noise"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReferenceOutputs:
+    """Outputs of the reference model on `data`: real numbers, (n, ...) each, in the model's order and by name."""
+
+    data: Split
+    names: tuple[str, ...]
+    outputs: tuple[NDArray, ...]
+
+
+def reference_outputs(model: bytes, data: Any, config: EvaluationConfig | None = None) -> ReferenceOutputs:
+    """Run the reference on `local` with XNNPACK, on as many examples as the config says.
+
+    data: what `tfq.data.as_split` takes. Raises InputError where the data do not fit the model, or it answers NaN.
+    """
+    config = config or EvaluationConfig()
+    data = as_split(data, limit=config.limit)
+    parsed = flatbuffer.read(model)
+    request = RunRequest(model=model, inputs=prepare_inputs(parsed, data).arrays, num_threads=config.num_threads)
+    outputs = decode_outputs(parsed, make_runner("local").run(request).outputs)
+    return ReferenceOutputs(data=data, names=tuple(output_names(parsed)), outputs=outputs)
+
+
+def matched_outputs(
+    reference: ReferenceOutputs, data: Split, names: Sequence[str], outputs: Sequence[NDArray]
+) -> list[NDArray]:
+    """The reference's outputs in the order of `outputs`: by name where both have the same names, else by position.
+
+    Raises InputError where the reference saw other data, or has outputs of other number or shape.
+    """
+    if not _same_inputs(reference.data, data):
+        raise InputError("the reference's outputs are of other data than the model's: compute them on the same")
+    if len(reference.outputs) != len(outputs):
+        raise InputError(
+            f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: wanted as many"
+        )
+    order: Sequence[int] = range(len(outputs))
+    if len(set(names)) == len(names) and set(names) == set(reference.names):
+        order = [reference.names.index(name) for name in names]
+    found = [reference.outputs[index] for index in order]
+    for name, output, other in zip(names, outputs, found, strict=True):
+        if output.shape != other.shape:
+            raise InputError(
+                f"output {name!r} has shape {list(output.shape)}, the reference's {list(other.shape)}: wanted a "
+                "reference that computes the same"
+            )
+    return found
+
+
+def sqnr_or_reason(reference: NDArray, output: NDArray) -> tuple[float | None, str | None]:
+    """(SQNR in dB, None), or (None, why there is no finite one)."""
+    if not (np.isfinite(reference).all() and np.isfinite(output).all()):
+        return None, "the outputs hold infinity"
+    value = sqnr_db(reference, output)
+    if np.isfinite(value):
+        return value, None
+    return None, IDENTICAL if value > 0 else "the reference's outputs are all zero"
+
+
+def _same_inputs(one: Split, other: Split) -> bool:
+    if one is other:
+        return True
+    return set(one.inputs) == set(other.inputs) and all(
+        array is other.inputs[name] or np.array_equal(array, other.inputs[name]) for name, array in one.inputs.items()
+    )

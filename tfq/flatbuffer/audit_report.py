@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an audit found, and how it reads."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfq.errors import AuditError
+
+FAILS, NOTE = "fails", "note"
+
+_LINES_ON_SCREEN = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that a reader of the audit should know.
+
+    kind: float_op, hybrid_op, qdq, int16, uint8, int32_data, not_an_index, narrow_weights, other_type (types of an op's
+        tensors); custom_op, flex_op, unknown_op; io_type, index_io; missing_quantization, bad_scale, bad_zero_point,
+        buffer_size; per_tensor_weights, dynamic_shape, missing_signature, unused_allow_float, no_ops.
+    severity: "fails" breaks full_int8, "note" does not. allowed: it would have failed, but allow_float names it.
+    op_index, op, keras_layer, tensor: where it is, None where that has no meaning. tensor is a name.
+    """
+
+    kind: str
+    severity: str
+    message: str
+    subgraph: int | None = None
+    op_index: int | None = None
+    op: str | None = None
+    keras_layer: str | None = None
+    tensor: str | None = None
+    allowed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What a flatbuffer is made of, and whether that is full int8.
+
+    scheme: what the tensors say, whatever was required of them: full_int8, int8_float_io and int8_uint8_io (int8 with
+        other types at the borders alone), float32, float16, dynamic_range (int8 weights in float ops), weight_only
+        (int8 weights dequantized for float ops), int16x8, full_uint8, int4_weights, mixed, no_data (no op on reals).
+    subgraphs, ops_visited, tensors_visited: all of them; tensors that no op touches and that are no input or output
+        do not count. op_counts: by the op's name, a custom one as CUSTOM:<code>.
+    weights_per_channel, weights_per_tensor: quantized weight tensors of each kind. weight_types: by dtype.
+    input_types, output_types: of the main subgraph.
+    """
+
+    scheme: str
+    findings: tuple[Finding, ...]
+    subgraphs: int
+    ops_visited: int
+    tensors_visited: int
+    op_counts: Mapping[str, int]
+    weights_per_channel: int
+    weights_per_tensor: int
+    weight_types: Mapping[str, int]
+    input_types: tuple[str, ...]
+    output_types: tuple[str, ...]
+    model_bytes: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the flatbuffer meets full_int8."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Finding, ...]:
+        """The findings that break full_int8."""
+        return tuple(finding for finding in self.findings if finding.severity == FAILS)
+
+    @property
+    def granularity(self) -> str | None:
+        """per_channel, per_tensor or mixed: how the weights are quantized; None without quantized weights."""
+        if self.weights_per_channel and self.weights_per_tensor:
+            return "mixed"
+        if self.weights_per_channel:
+            return "per_channel"
+        return "per_tensor" if self.weights_per_tensor else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values: dict[str, Any] = {"ok": self.ok, "granularity": self.granularity}
+        values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {
+            "findings": [finding.to_dict() for finding in self.findings],
+            "op_counts": dict(self.op_counts),
+            "weight_types": dict(self.weight_types),
+            "input_types": list(self.input_types),
+            "output_types": list(self.output_types),
+        }
+        return values
+
+    def to_text(self) -> str:
+        """The report for a terminal; failures come first, and what does not fit is counted."""
+        ops = ", ".join(f"{count} {name}" for name, count in self.op_counts.items())
+        weights = ", ".join(f"{count} {dtype}" for dtype, count in self.weight_types.items()) or "none"
+        if self.granularity:
+            weights += f" ({self.weights_per_channel} per_channel, {self.weights_per_tensor} per_tensor)"
+        lines = [
+            f"scheme   {self.scheme}",
+            f"visited  {_count(self.ops_visited, 'op')} and {_count(self.tensors_visited, 'tensor')} "
+            f"in {_count(self.subgraphs, 'subgraph')}, {self.model_bytes} bytes",
+            f"ops      {ops or 'none'}",
+            f"weights  {weights}",
+            f"inputs   {', '.join(self.input_types) or 'none'}",
+            f"outputs  {', '.join(self.output_types) or 'none'}",
+        ]
+        ordered = sorted(self.findings, key=lambda finding: finding.severity != FAILS)
+        for finding in ordered[:_LINES_ON_SCREEN]:
+            mark = "FAIL" if finding.severity == FAILS else "allowed" if finding.allowed else "note"
+            lines.append(f"{mark:8} {finding.message}")
+        if len(ordered) > _LINES_ON_SCREEN:
+            further = _count(len(ordered) - _LINES_ON_SCREEN, "further finding")
+            lines.append(f"...      {further}: --format=json has all")
+        allowed = sum(finding.allowed for finding in self.findings)
+        verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
+        lines.append(f"full_int8: {verdict}{f', {allowed} allowed' if allowed else ''}")
+        return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+
+
+def require_full_int8(report: AuditReport) -> AuditReport:
+    """`report`, unchanged. Raises AuditError with its first failure, and how many more there are, if it has any."""
+    if report.ok:
+        return report
+    first, *others = report.failures
+    more = f" (and {_count(len(others), 'more finding')})" if others else ""
+    raise AuditError(first.message + more)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the audit says of tensors apart from their types: scales, sizes, shapes, granularity."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tfq.flatbuffer.audit_report import FAILS, NOTE, Finding
+from tfq.flatbuffer.op_roles import INDEX, WEIGHT, roles
+from tfq.flatbuffer.records import Model, Op, Subgraph, Tensor
+from tfq.flatbuffer.words import op_title, shown
+
+_SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
+_CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}
+_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
+_UNSIZED = ("string", "resource", "variant")
+
+
+def entries(model: Model) -> tuple[Subgraph, ...]:
+    """The subgraphs that a caller can run: the main one, and those that a signature leads to."""
+    return tuple(graph for graph in model.subgraphs if is_entry(model, graph))
+
+
+def is_entry(model: Model, graph: Subgraph) -> bool:
+    """Whether a caller can run `graph`, so that its inputs and outputs are borders of the model."""
+    return graph.index == 0 or any(signature.subgraph == graph.index for signature in model.signatures)
+
+
+def touched(graph: Subgraph) -> dict[int, Op | None]:
+    """Tensor index -> the op that makes it, else the first that reads it, else None; inputs and outputs included."""
+    owners: dict[int, Op | None] = {}
+    for op in graph.ops:
+        owners.update(dict.fromkeys((index for index in op.outputs if index not in owners), op))
+    for op in graph.ops:
+        owners.update(dict.fromkeys((index for index in op.tensors if index not in owners), op))
+    return {**dict.fromkeys((*graph.inputs, *graph.outputs)), **owners}
+
+
+def tensor_findings(model: Model, graph: Subgraph) -> Iterator[Finding]:
+    """Scales, zero points and sizes that no interpreter or XNNPACK takes, and dynamic shapes."""
+    borders = {*graph.inputs, *graph.outputs} if is_entry(model, graph) else set()
+    indices = {tensor for op in graph.ops for _, _, tensor, role in roles(op) if role == INDEX}
+    owners = touched(graph)
+    dynamic = []
+    for index, op in owners.items():
+        tensor = graph.tensors[index]
+        for kind, wrong in _tensor_faults(tensor, is_index=index in indices):
+            yield _finding(graph, op, tensor, kind, FAILS, wrong)
+        if tensor.is_dynamic:
+            dynamic.append(index)
+    at_border = [index for index in dynamic if index in borders]
+    for index in at_border:
+        tensor = graph.tensors[index]
+        wrong = (
+            f"has the dynamic shape {tensor.shape_signature[:16]}, wanted fixed dimensions, which browsers and "
+            "delegates need: convert with --batch_size=1"
+        )
+        yield _finding(graph, None, tensor, "dynamic_shape", NOTE, wrong)
+    if len(dynamic) > len(at_border):
+        tensor = graph.tensors[next(index for index in dynamic if index not in borders)]
+        others = len(dynamic) - len(at_border) - 1
+        wrong = f"and {others} other inner tensors have dynamic shapes: delegates leave them out"
+        yield _finding(graph, owners[tensor.index], tensor, "dynamic_shape", NOTE, wrong)
+
+
+def _tensor_faults(tensor: Tensor, is_index: bool) -> Iterator[tuple[str, str]]:
+    """(kind, what is wrong) with the tensor by itself."""
+    if tensor.dtype == "int8" and not tensor.is_quantized and not is_index:
+        wrong = "is int8 without scale and zero_point, wanted both: nobody can tell what its codes mean: convert again"
+        yield "missing_quantization", wrong
+    if tensor.dtype in _CODES and tensor.is_quantized:
+        # XNNPACK reads no scale of a bias: it is a product of two, which may be subnormal.
+        least = _SMALLEST_NORMAL if tensor.dtype != "int32" else math.ulp(0.0)
+        bad = [scale for scale in tensor.scale if not (least <= scale < math.inf)]
+        if bad:
+            wrong = (
+                f"has {len(bad)} of {len(tensor.scale)} scales like {bad[0]:g}, wanted positive normal finite ones, "
+                "which XNNPACK needs: an all-zero channel or range has to be floored before conversion"
+            )
+            yield "bad_scale", wrong
+        lowest, highest = _CODES[tensor.dtype]
+        off = [zero for zero in tensor.zero_point if not lowest <= zero <= highest]
+        if off:
+            wrong = (
+                f"has the zero_point {off[0]}, wanted a code of {tensor.dtype}, {lowest} to {highest}: convert again"
+            )
+            yield "bad_zero_point", wrong
+    wanted = _wanted_bytes(tensor)
+    if wanted is not None and wanted != tensor.buffer_bytes:
+        wrong = (
+            f"holds {tensor.buffer_bytes} bytes, wanted {wanted} for {tensor.dtype} {tensor.shape[:16]}: "
+            "the interpreter refuses it: convert again"
+        )
+        yield "buffer_size", wrong
+
+
+def _wanted_bytes(tensor: Tensor) -> int | None:
+    if not tensor.is_constant or tensor.is_sparse or tensor.dtype in _UNSIZED:
+        return None
+    return math.ceil(math.prod(tensor.shape) * _bits(tensor.dtype) / 8)
+
+
+@functools.cache
+def _bits(dtype: str) -> int:
+    return _BITS.get(dtype) or np.dtype(dtype).itemsize * 8
+
+
+def weight_findings(model: Model) -> Iterator[Finding]:
+    """A note on convolution weights that share one scale: per_channel ones lose less."""
+    found: dict[tuple[int, int], tuple[Subgraph, Op, Tensor]] = {}
+    for graph in model.subgraphs:
+        for op in graph.ops:
+            if op.name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
+                continue
+            for _, _, index, role in roles(op):
+                tensor = graph.tensors[index]
+                channels = tensor.shape[-1 if op.name == "DEPTHWISE_CONV_2D" else 0] if tensor.shape else 1
+                if role == WEIGHT and tensor.is_constant and len(tensor.scale) == 1 and channels > 1:
+                    found.setdefault((graph.index, index), (graph, op, tensor))
+    if found:
+        graph, op, tensor = next(iter(found.values()))
+        others = f"and {len(found) - 1} other convolution weights have"
+        wrong = f"{others if len(found) > 1 else 'has'} one scale (per_tensor): per_channel loses less accuracy"
+        yield _finding(graph, op, tensor, "per_tensor_weights", NOTE, wrong)
+
+
+def _finding(graph: Subgraph, op: Op | None, tensor: Tensor, kind: str, severity: str, wrong: str) -> Finding:
+    where: dict[str, Any] = {"subgraph": graph.index, "tensor": shown(tensor.name)}
+    title = f"subgraph {graph.index}"
+    if op:
+        where |= {"op_index": op.index, "op": op.name, "keras_layer": op.keras_layer}
+        title = op_title(graph, op)
+    message = f"{title}: tensor {shown(tensor.name)} {wrong}"
+    return Finding(kind=kind, severity=severity, message=message, **where)

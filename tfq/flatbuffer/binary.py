@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlatBuffers bytes, read without trusting them: every offset and length is bounded by the bytes that are there.
+
+Offsets lead forwards only, and the schema's depth is fixed, so nothing can loop; what many offsets to one
+place could still multiply is held by a budget in proportion to the file.
+Source: FlatBuffers internals documentation (tables, vtables, vectors, strings).
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from tfq.errors import FlatbufferError
+
+DAMAGED = "the file is damaged or cut short: convert the model again"
+
+# A file in which nothing is shared spends its own size at most; sharing is rare in real ones.
+_BUDGET_FACTOR, _BUDGET_FLOOR = 2, 1 << 16
+# The smallest table is 4 bytes behind an offset of 4: at twice its size, that is what a table may cost.
+_TABLE_COST = 12
+_MAX_TABLES = 150_000
+
+_U16, _I32, _U32, _U64 = struct.Struct("<H"), struct.Struct("<i"), struct.Struct("<I"), struct.Struct("<Q")
+_ITEM_BYTES = {"i": 4, "f": 4, "q": 8}
+
+
+class Reader:
+    """The bytes, and how much of the budget for reading them is left."""
+
+    __slots__ = ("budget", "data", "size", "tables_left")
+
+    def __init__(self, data: bytes, identifier: bytes) -> None:
+        """Raises FlatbufferError unless `data` carries the four-byte file `identifier`."""
+        self.data, self.size = data, len(data)
+        self.budget = _BUDGET_FACTOR * self.size + _BUDGET_FLOOR
+        self.tables_left = _MAX_TABLES
+        if self.size < 8:
+            raise FlatbufferError(
+                f"byte 0: wanted a .tflite flatbuffer, got only {self.size} bytes: is this the right file?"
+            )
+        if data[4:8] != identifier:
+            raise FlatbufferError(
+                f"byte 4: wanted the identifier {identifier.decode()!r} of a .tflite file, got {bytes(data[4:8])!r}: "
+                "this is another kind of file: give a .tflite"
+            )
+
+    def root(self, where: str) -> "Table":
+        """The table that the file begins with."""
+        return Table(self, self.target(0, where), where)
+
+    def target(self, position: int, where: str) -> int:
+        """The place that the offset stored at `position` leads to, with at least four bytes there."""
+        offset = _U32.unpack_from(self.data, position)[0]
+        target = position + offset
+        if offset < 4 or target > self.size - 4:
+            self.fail(where, f"an offset between 4 and {self.size - 4 - position}", offset, position)
+        return target
+
+    def length(self, start: int, item_bytes: int, where: str) -> int:
+        """The number of items of the vector at `start`, all of which lie inside the file."""
+        count = _U32.unpack_from(self.data, start)[0]
+        most = (self.size - start - 4) // item_bytes
+        if count > most:
+            self.fail(where, f"at most {most} items in what is left of the file", count, start)
+        return count
+
+    def spend(self, amount: int, where: str) -> None:
+        """Take `amount` bytes from the budget."""
+        self.budget -= amount
+        if self.budget < 0:
+            raise FlatbufferError(
+                f"{where}: wanted a file whose parts are stored once each, got one that repeats them beyond "
+                f"{_BUDGET_FACTOR} times its {self.size} bytes: it was made to exhaust its reader"
+            )
+
+    def fail(self, where: str, wanted: str, got: Any, position: int) -> NoReturn:
+        """Raise the FlatbufferError that says so."""
+        raise FlatbufferError(f"{where} (byte {position}): wanted {wanted}, got {got}: {DAMAGED}")
+
+
+class Table:
+    """One table. A slot is a field's number in the schema; a field that is not there reads as its default."""
+
+    __slots__ = ("_fields", "_position", "_reader", "_size", "where")
+
+    def __init__(self, reader: Reader, position: int, where: str) -> None:
+        """The table at `position`, where at least four bytes are; `where` is what errors call it."""
+        reader.tables_left -= 1
+        reader.spend(_TABLE_COST, where)
+        if reader.tables_left < 0:
+            raise FlatbufferError(f"{where}: wanted at most {_MAX_TABLES} tables in a file, got more: split the model")
+        self._reader, self._position, self.where = reader, position, where
+        vtable = position - _I32.unpack_from(reader.data, position)[0]
+        if not 0 <= vtable <= reader.size - 4:
+            reader.fail(where, f"a vtable between 0 and {reader.size - 4}", vtable, position)
+        vtable_bytes, self._size = struct.unpack_from("<HH", reader.data, vtable)
+        if vtable_bytes < 4 or vtable_bytes % 2 or vtable_bytes > reader.size - vtable:
+            reader.fail(where, f"an even vtable size from 4 to {reader.size - vtable}", vtable_bytes, vtable)
+        if self._size < 4 or self._size > reader.size - position:
+            reader.fail(where, f"a table size from 4 to {reader.size - position}", self._size, position)
+        self._fields = (vtable, vtable_bytes)
+
+    def _field(self, slot: int, field_bytes: int, name: str) -> int:
+        """Position of the field, inside the table, or 0 when the table does not have it."""
+        vtable, vtable_bytes = self._fields
+        entry = 4 + 2 * slot
+        if entry >= vtable_bytes:
+            return 0
+        offset = _U16.unpack_from(self._reader.data, vtable + entry)[0]
+        if offset == 0:
+            return 0
+        if offset < 4 or offset + field_bytes > self._size:
+            wanted = f"a field between 4 and {self._size - field_bytes}"
+            self._reader.fail(f"{self.where}: {name}", wanted, offset, vtable + entry)
+        return self._position + offset
+
+    def i8(self, slot: int, name: str, default: int = 0) -> int:
+        """A signed byte."""
+        at = self._field(slot, 1, name)
+        return ((self._reader.data[at] + 128) % 256) - 128 if at else default
+
+    def flag(self, slot: int, name: str) -> bool:
+        """A boolean, False by default."""
+        at = self._field(slot, 1, name)
+        return bool(at and self._reader.data[at])
+
+    def i32(self, slot: int, name: str, default: int = 0) -> int:
+        """A signed 32-bit integer."""
+        at = self._field(slot, 4, name)
+        return _I32.unpack_from(self._reader.data, at)[0] if at else default
+
+    def u32(self, slot: int, name: str, default: int = 0) -> int:
+        """An unsigned 32-bit integer."""
+        at = self._field(slot, 4, name)
+        return _U32.unpack_from(self._reader.data, at)[0] if at else default
+
+    def u64(self, slot: int, name: str, default: int = 0) -> int:
+        """An unsigned 64-bit integer."""
+        at = self._field(slot, 8, name)
+        return _U64.unpack_from(self._reader.data, at)[0] if at else default
+
+    def _vector(self, slot: int, item_bytes: int, name: str) -> tuple[int, int] | None:
+        """(position of the first item, number of items)."""
+        at = self._field(slot, 4, name)
+        if not at:
+            return None
+        where = f"{self.where}: {name}"
+        start = self._reader.target(at, where)
+        return start + 4, self._reader.length(start, item_bytes, where)
+
+    def span(self, slot: int, name: str) -> tuple[int, int]:
+        """(position, number of bytes) of a vector of bytes, unread and free of charge; (0, 0) when there is none."""
+        return self._vector(slot, 1, name) or (0, 0)
+
+    def numbers(self, slot: int, code: str, name: str) -> tuple:
+        """A vector of `code` (struct's: i int32, f float32, q int64) as a tuple; empty when there is none."""
+        found = self._vector(slot, _ITEM_BYTES[code], name)
+        if found is None:
+            return ()
+        start, count = found
+        self._reader.spend(count * _ITEM_BYTES[code], f"{self.where}: {name}")
+        return struct.unpack_from(f"<{count}{code}", self._reader.data, start)
+
+    def text(self, slot: int, name: str) -> str:
+        """A string; bytes that are no UTF-8 are shown as escapes. Empty when there is none."""
+        start, count = self.span(slot, name)
+        self._reader.spend(count, f"{self.where}: {name}")
+        return bytes(self._reader.data[start : start + count]).decode("utf-8", "backslashreplace")
+
+    def table(self, slot: int, name: str) -> "Table | None":
+        """The table that a field leads to."""
+        at = self._field(slot, 4, name)
+        where = f"{self.where}: {name}"
+        return Table(self._reader, self._reader.target(at, where), where) if at else None
+
+    def tables(self, slot: int, name: str, item: str) -> Iterator["Table"]:
+        """The tables of a vector; errors call them `<item> <index>`."""
+        start, count = self._vector(slot, 4, name) or (0, 0)
+        self._reader.spend(4 * count, f"{self.where}: {name}")
+        for index in range(count):
+            where = f"{item} {index}"
+            yield Table(self._reader, self._reader.target(start + 4 * index, where), where)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which Keras layer an op came from, by the names that conversion leaves on its tensors.
+
+A converted tensor is called after the TensorFlow ops fused into it, "model/relu1/Relu;model/conv1/Conv2D", each by
+its name scopes. tf_keras opens one scope a layer, "model/layer/op"; QAT wraps layers as "quant_<layer>"; Keras 3 opens
+each scope twice, so that TensorFlow calls it "layer_1", and "layer_1_1" where the layer is "layer_1".
+Read off models converted with TensorFlow 2.21, tf_keras 2.21, Keras 3.15 and tfmot 0.8.1.
+"""
+
+import collections
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from tfq.flatbuffer.records import Tensor
+
+_WRAPPERS = ("quant_", "prune_low_magnitude_")
+_CALLS = ("StatefulPartitionedCall", "PartitionedCall")
+_FAKE_QUANT = "FakeQuantWithMinMaxVars"
+# More than this is not looked at: reading stays linear in the file whatever it holds.
+_LONGEST_NAME, _LONGEST_LAYER, _MOST_PARTS, _MOST_TENSORS = 4096, 256, 32, 4
+
+# The last scope of a TensorFlow op, where it is not the beginning of the TFLite op's own name.
+_SCOPES = {
+    "CONV_2D": {"convolution"},
+    "FULLY_CONNECTED": {"matmul", "tensordot", "einsum"},
+    "AVERAGE_POOL_2D": {"avgpool"},
+    "ADD": {"addv"},
+}
+
+
+class LayerNames:
+    """The layers of one subgraph's ops."""
+
+    def __init__(self, tensors: Sequence[Tensor], known: Collection[str] | None) -> None:
+        """known: the model's own layer names, if the file tells them; without them model/layer/op is guessed at."""
+        self._tensors = tensors
+        self._known = frozenset(known) if known else None
+        names = [tensor.name[:_LONGEST_NAME] for tensor in tensors]
+        self._fake_quantized = any(_FAKE_QUANT in name for name in names)
+        self._numbered_scopes = self._known is not None and _has_numbered_scopes(names, self._known)
+        self._cache: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {}
+
+    def layer(self, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> str | None:
+        """The layer of op `name` on these tensors: that whose scope says what the op does, else the first one told."""
+        constants = (index for index in inputs[: 2 * _MOST_TENSORS] if index >= 0 and self._tensors[index].is_constant)
+        origins = [origin for index in (*outputs[:_MOST_TENSORS], *constants) for origin in self._origins(index)]
+        wanted = _SCOPES.get(name, set())
+        begins = name.replace("_", "").lower()
+        doing = [
+            layer
+            for layer, scopes in origins
+            if any(scope in wanted or (len(scope) > 2 and begins.startswith(scope)) for scope in scopes)
+        ]
+        if not doing:
+            return origins[0][0] if origins else None
+        # Constants that several layers share put strangers' names in; the op's own layer has more parts, or comes last.
+        parts = collections.Counter(layer for layer, _ in origins)
+        return max(reversed(doing), key=parts.__getitem__)
+
+    def _origins(self, index: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """(layer, normalized scopes inside it) of each TensorFlow op in the tensor's name."""
+        if index not in self._cache:
+            parts = self._tensors[index].name[:_LONGEST_NAME].split(";")[:_MOST_PARTS]
+            found = (self._origin(part) for part in parts)
+            self._cache[index] = tuple(origin for origin in found if origin)
+        return self._cache[index]
+
+    def _origin(self, name: str) -> tuple[str, tuple[str, ...]] | None:
+        scopes = [scope for scope in name.split("/") if scope not in _CALLS]
+        if self._known is None:
+            # TensorFlow's control flow has scopes of its own in front.
+            at = 1 if len(scopes) > 2 and scopes[0] not in ("cond", "while") else None
+            layer = scopes[1] if at else None
+        else:
+            # The innermost, for a nested model is itself a layer of the outer one; but the last is the op, "layer/add".
+            named = ((at, self._known_layer(scopes[at])) for at in reversed(range(len(scopes) - 1)))
+            at, layer = next(((at, layer) for at, layer in named if layer), (None, None))
+        if at is None or not layer or len(layer) > _LONGEST_LAYER:
+            return None
+        return self._unwrapped(layer), tuple(_normalized(scope) for scope in scopes[at + 1 :])
+
+    def _known_layer(self, scope: str) -> str | None:
+        plain = re.sub(r"_\d+$", "", scope)
+        for candidate in (plain, scope) if self._numbered_scopes else (scope, plain):
+            if self._known and candidate in self._known:
+                return candidate
+        unwrapped = _without_wrapper(scope)
+        return unwrapped if self._known and unwrapped in self._known else None
+
+    def _unwrapped(self, layer: str) -> str:
+        return _without_wrapper(layer) if self._fake_quantized else layer
+
+
+def _has_numbered_scopes(names: Iterable[str], known: Collection[str]) -> bool:
+    """Whether more layers are found by taking the number off each scope than by the scopes as they are."""
+    scopes = {scope for name in names for part in name.split(";") for scope in part.split("/")}
+    exact = {scope for scope in scopes if scope in known}
+    plain = {match[1] for scope in scopes if (match := re.fullmatch(r"(.+)_\d+", scope)) and match[1] in known}
+    return len(plain) > len(exact)
+
+
+def _without_wrapper(layer: str) -> str:
+    for wrapper in _WRAPPERS:
+        layer = layer.removeprefix(wrapper)
+    return layer
+
+
+def _normalized(scope: str) -> str:
+    # Two tensors of one name are told apart by a number at the end: MatMul, MatMul1; a scope used twice by add_1.
+    return re.sub(r"[_\d]+$", "", scope.partition(":")[0]).lower()

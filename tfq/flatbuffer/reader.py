@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFLite bytes -> Model, trusting nothing: whatever comes back has only indices that lead somewhere."""
+
+import math
+from collections.abc import Collection, Sequence
+
+from tfq.errors import FlatbufferError
+from tfq.flatbuffer import schema
+from tfq.flatbuffer.binary import DAMAGED, Reader, Table
+from tfq.flatbuffer.layer_names import LayerNames
+from tfq.flatbuffer.metadata import METADATA_NAME, decode_metadata
+from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor
+from tfq.flatbuffer.schema import (
+    BufferSlot,
+    MetadataSlot,
+    ModelSlot,
+    OperatorCodeSlot,
+    OperatorSlot,
+    QuantizationSlot,
+    SignatureSlot,
+    SubgraphSlot,
+    TensorMapSlot,
+    TensorSlot,
+)
+
+# (offset, size) of a buffer in the file.
+_Span = tuple[int, int]
+
+_LARGEST_SHAPE = 2**62
+
+
+def read(data: bytes) -> Model:
+    """The flatbuffer `data` as records; constants stay where they are and cost nothing.
+
+    Layer names come from the file's own list where tfq has written one, else from the form of the tensor names.
+    Raises FlatbufferError on anything malformed. Time and memory are in proportion to the file, whatever is in it.
+    """
+    data = bytes(data)
+    reader = Reader(data, schema.IDENTIFIER)
+    root = reader.root("model")
+    version = root.u32(ModelSlot.VERSION, "version")
+    if version != schema.VERSION:
+        _fail("model: version", f"{schema.VERSION}", version)
+    buffers = [_read_buffer(table, len(data)) for table in root.tables(ModelSlot.BUFFERS, "buffers", "buffer")]
+    codes = [_read_code(table) for table in root.tables(ModelSlot.OPERATOR_CODES, "operator codes", "operator code")]
+    metadata = dict(
+        _read_metadata_entry(table, buffers) for table in root.tables(ModelSlot.METADATA, "metadata", "metadata entry")
+    )
+    layers = _listed_layers(data, metadata.get(METADATA_NAME))
+    subgraphs = tuple(
+        _read_subgraph(table, index, codes, buffers, layers)
+        for index, table in enumerate(root.tables(ModelSlot.SUBGRAPHS, "subgraphs", "subgraph"))
+    )
+    if not subgraphs:
+        _fail("model: subgraphs", "at least one", "none")
+    signatures = root.tables(ModelSlot.SIGNATURES, "signatures", "signature")
+    return Model(
+        version=version,
+        description=root.text(ModelSlot.DESCRIPTION, "description"),
+        subgraphs=subgraphs,
+        signatures=tuple(_read_signature(table, subgraphs) for table in signatures),
+        metadata=metadata,
+        buffer_bytes=sum(size for _, size in buffers),
+        model_bytes=len(data),
+    )
+
+
+def _fail(where: str, wanted: str, got: object) -> None:
+    raise FlatbufferError(f"{where}: wanted {wanted}, got {got}: {DAMAGED}")
+
+
+def _check_indices(where: str, indices: Sequence[int], count: int, lowest: int = 0) -> tuple[int, ...]:
+    if indices and not (min(indices) >= lowest and max(indices) < count):
+        wrong = next(index for index in indices if not lowest <= index < count)
+        _fail(where, f"indices from {lowest} to {count - 1}", wrong)
+    return tuple(indices)
+
+
+def _read_buffer(table: Table, file_bytes: int) -> _Span:
+    offset, size = table.u64(BufferSlot.OFFSET, "offset"), table.u64(BufferSlot.SIZE, "size")
+    # 0 and 1 are placeholders of the writer, and mean that the data is inside.
+    if offset > 1:
+        if offset + size > file_bytes:
+            _fail(f"{table.where}: data outside the flatbuffer", f"an end before byte {file_bytes}", offset + size)
+        return offset, size
+    return table.span(BufferSlot.DATA, "data")
+
+
+def _read_code(table: Table) -> tuple[str, str, int]:
+    """(name, custom code, version)."""
+    deprecated = table.i8(OperatorCodeSlot.DEPRECATED_BUILTIN_CODE, "deprecated_builtin_code")
+    code = max(deprecated, table.i32(OperatorCodeSlot.BUILTIN_CODE, "builtin_code"))
+    name = schema.OPERATORS[code] if 0 <= code < len(schema.OPERATORS) else f"UNKNOWN_{code}"
+    custom = table.text(OperatorCodeSlot.CUSTOM_CODE, "custom_code") if code == schema.CUSTOM else ""
+    return name, custom, table.i32(OperatorCodeSlot.VERSION, "version", default=1)
+
+
+def _read_metadata_entry(table: Table, buffers: Sequence[_Span]) -> tuple[str, _Span]:
+    index = table.u32(MetadataSlot.BUFFER, "buffer")
+    _check_indices(f"{table.where}: buffer", [index], len(buffers))
+    return table.text(MetadataSlot.NAME, "name"), buffers[index]
+
+
+def _listed_layers(data: bytes, span: _Span | None) -> Collection[str] | None:
+    """The layer names that tfq wrote into the file; None when it did not, or they cannot be read."""
+    if span is None:
+        return None
+    try:
+        layers = decode_metadata(data[span[0] : span[0] + span[1]]).get("keras_layers")
+    except FlatbufferError:
+        return None
+    return [layer for layer in layers if isinstance(layer, str)] if isinstance(layers, list) else None
+
+
+def _read_subgraph(
+    table: Table,
+    index: int,
+    codes: Sequence[tuple[str, str, int]],
+    buffers: Sequence[_Span],
+    layers: Collection[str] | None,
+) -> Subgraph:
+    where = table.where
+    tensors = tuple(
+        _read_tensor(item, number, buffers)
+        for number, item in enumerate(table.tables(SubgraphSlot.TENSORS, "tensors", f"{where}, tensor"))
+    )
+    names = LayerNames(tensors, layers)
+    ops = tuple(
+        _read_op(item, number, codes, len(tensors), names)
+        for number, item in enumerate(table.tables(SubgraphSlot.OPERATORS, "operators", f"{where}, op"))
+    )
+    inputs = table.numbers(SubgraphSlot.INPUTS, "i", "inputs")
+    outputs = table.numbers(SubgraphSlot.OUTPUTS, "i", "outputs")
+    return Subgraph(
+        index=index,
+        name=table.text(SubgraphSlot.NAME, "name"),
+        tensors=tensors,
+        ops=ops,
+        inputs=_check_indices(f"{where}: inputs", inputs, len(tensors)),
+        outputs=_check_indices(f"{where}: outputs", outputs, len(tensors)),
+    )
+
+
+def _read_op(table: Table, index: int, codes: Sequence[tuple[str, str, int]], tensors: int, names: LayerNames) -> Op:
+    where = table.where
+    code = table.u32(OperatorSlot.OPCODE_INDEX, "opcode_index")
+    _check_indices(f"{where}: opcode_index", [code], len(codes))
+    name, custom_code, version = codes[code]
+    # Not looked into, but they must be there: a file cut short in them is no model.
+    table.table(OperatorSlot.BUILTIN_OPTIONS, "builtin_options")
+    table.table(OperatorSlot.BUILTIN_OPTIONS_2, "builtin_options_2")
+    table.span(OperatorSlot.CUSTOM_OPTIONS, "custom_options")
+    inputs = table.numbers(OperatorSlot.INPUTS, "i", "inputs")
+    outputs = table.numbers(OperatorSlot.OUTPUTS, "i", "outputs")
+    _check_indices(f"{where}: inputs", inputs, tensors, ABSENT)
+    _check_indices(f"{where}: outputs", outputs, tensors)
+    return Op(
+        index=index,
+        name=name,
+        version=version,
+        custom_code=custom_code,
+        inputs=inputs,
+        outputs=outputs,
+        keras_layer=names.layer(name, inputs, outputs),
+        intermediates=_check_indices(
+            f"{where}: intermediates", table.numbers(OperatorSlot.INTERMEDIATES, "i", "intermediates"), tensors, ABSENT
+        ),
+    )
+
+
+def _read_tensor(table: Table, index: int, buffers: Sequence[_Span]) -> Tensor:
+    where = table.where
+    shape = table.numbers(TensorSlot.SHAPE, "i", "shape")
+    if shape and (min(shape) < 0 or math.prod(shape[:64]) >= _LARGEST_SHAPE or len(shape) > 64):
+        _fail(f"{where}: shape", "at most 64 dimensions from 0 on, their product below 2**62", shape[:64])
+    signature = table.numbers(TensorSlot.SHAPE_SIGNATURE, "i", "shape_signature") or shape
+    if len(signature) != len(shape) or min(signature, default=0) < -1:
+        _fail(f"{where}: shape_signature", f"{len(shape)} dimensions from -1 on", signature[:64])
+    kind = table.i8(TensorSlot.TYPE, "type")
+    if not 0 <= kind < len(schema.TENSOR_TYPES):
+        _fail(f"{where}: type", f"a type from 0 to {len(schema.TENSOR_TYPES) - 1}", kind)
+    if table.u32(TensorSlot.EXTERNAL_BUFFER, "external_buffer"):
+        raise FlatbufferError(f"{where}: wanted its data in this file, got another file's: export it as one")
+    buffer = table.u32(TensorSlot.BUFFER, "buffer")
+    # A file without any buffer is legal when it has no constants.
+    _check_indices(f"{where}: buffer", [buffer], max(1, len(buffers)))
+    offset, size = buffers[buffer] if buffer else (0, 0)
+    is_variable = table.flag(TensorSlot.IS_VARIABLE, "is_variable")
+    scale, zero_point, dimension = _read_quantization(table, shape)
+    return Tensor(
+        index=index,
+        name=table.text(TensorSlot.NAME, "name"),
+        shape=shape,
+        shape_signature=signature,
+        dtype=schema.TENSOR_TYPES[kind],
+        scale=scale,
+        zero_point=zero_point,
+        quantized_dimension=dimension,
+        is_constant=size > 0 and not is_variable,
+        is_variable=is_variable,
+        is_sparse=table.table(TensorSlot.SPARSITY, "sparsity") is not None,
+        buffer_offset=offset,
+        buffer_bytes=size,
+    )
+
+
+def _read_quantization(tensor: Table, shape: Sequence[int]) -> tuple[tuple[float, ...], tuple[int, ...], int]:
+    """(scale, zero_point, quantized_dimension), held to what the interpreter itself holds them to."""
+    table = tensor.table(TensorSlot.QUANTIZATION, "quantization")
+    if table is None:
+        return (), (), 0
+    scale = table.numbers(QuantizationSlot.SCALE, "f", "scale")
+    zero_point = table.numbers(QuantizationSlot.ZERO_POINT, "q", "zero_point")
+    dimension = table.i32(QuantizationSlot.QUANTIZED_DIMENSION, "quantized_dimension")
+    if not scale:
+        return (), (), 0
+    if len(zero_point) != len(scale):
+        _fail(f"{table.where}: zero_point", f"as many values as there are scales, {len(scale)}", len(zero_point))
+    if len(scale) > 1:
+        if not 0 <= dimension < len(shape):
+            _fail(f"{table.where}: quantized_dimension", f"a dimension of the shape {shape}", dimension)
+        if len(scale) != shape[dimension]:
+            _fail(f"{table.where}: scale", f"1 or {shape[dimension]} values, shape[{dimension}]", len(scale))
+    return scale, zero_point, dimension
+
+
+def _read_signature(table: Table, subgraphs: Sequence[Subgraph]) -> Signature:
+    where = table.where
+    index = table.u32(SignatureSlot.SUBGRAPH, "subgraph_index")
+    _check_indices(f"{where}: subgraph_index", [index], len(subgraphs))
+    count = len(subgraphs[index].tensors)
+
+    def tensor_map(slot: SignatureSlot, name: str) -> dict[str, int]:
+        entries = {}
+        for item in table.tables(slot, name, f"{where}, {name}"):
+            tensor = item.u32(TensorMapSlot.TENSOR, "tensor_index")
+            _check_indices(f"{item.where}: tensor_index", [tensor], count)
+            entries[item.text(TensorMapSlot.NAME, "name")] = tensor
+        return entries
+
+    return Signature(
+        key=table.text(SignatureSlot.KEY, "signature_key"),
+        subgraph=index,
+        inputs=tensor_map(SignatureSlot.INPUTS, "inputs"),
+        outputs=tensor_map(SignatureSlot.OUTPUTS, "outputs"),
+    )

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a flatbuffer is quantized as, told from its ops' tensors alone."""
+
+from tfq.flatbuffer.audit_types import FLOATS, NARROW, is_hybrid
+from tfq.flatbuffer.op_roles import INDEX, roles
+from tfq.flatbuffer.records import Model, Op, Subgraph
+
+_WHOLE_NUMBERS = frozenset({"int32", "int64", "bool"})
+
+
+class Composition:
+    """The types that a model's reals have: as activations, as constants, and as constants dequantized before use."""
+
+    def __init__(self, model: Model) -> None:
+        self.activations: set[str] = set()
+        self.constants: set[str] = set()
+        self.dequantized: set[str] = set()
+        self.is_hybrid = self.has_foreign_ops = False
+        graph = model.main_subgraph
+        self.borders = {tensor.dtype for tensor in (*graph.input_tensors, *graph.output_tensors)}
+        for graph in model.subgraphs:
+            border = frozenset((*graph.inputs, *graph.outputs))
+            for op in graph.ops:
+                self._add(graph, op, border)
+        self.scheme = self._scheme()
+
+    def _add(self, graph: Subgraph, op: Op, border: frozenset[int]) -> None:
+        self.has_foreign_ops |= op.name == "CUSTOM" or op.name.startswith("UNKNOWN_")
+        self.is_hybrid |= is_hybrid(graph, op)
+        converts = op.name in ("QUANTIZE", "DEQUANTIZE")
+        for _, _, index, role in roles(op):
+            tensor = graph.tensors[index]
+            if role == INDEX or tensor.dtype in _WHOLE_NUMBERS:
+                continue
+            if tensor.is_constant and op.name == "DEQUANTIZE":
+                self.dequantized.add(tensor.dtype)
+            elif tensor.is_constant:
+                self.constants.add(tensor.dtype)
+            elif not (converts and index in border):
+                self.activations.add(tensor.dtype)
+
+    def _scheme(self) -> str:
+        if not self.activations and not self.constants:
+            return "no_data"
+        if self.activations and self.activations <= FLOATS:
+            return self._float_scheme()
+        if self.activations == {"int16"}:
+            return "int16x8" if self.constants <= {"int8", "int16"} else "mixed"
+        if self.activations == {"uint8"}:
+            return "full_uint8" if self.constants <= {"uint8"} else "mixed"
+        if self.activations != {"int8"} or self.has_foreign_ops or self.dequantized:
+            return "mixed"
+        if self.constants & NARROW:
+            return "int4_weights" if self.constants <= NARROW | {"int8"} else "mixed"
+        if not self.constants <= {"int8"}:
+            return "mixed"
+        others = self.borders - {"int8"} - _WHOLE_NUMBERS
+        if not others:
+            return "full_int8"
+        if others == {"uint8"}:
+            return "int8_uint8_io"
+        return "int8_float_io" if others <= {"float32", "uint8"} else "mixed"
+
+    def _float_scheme(self) -> str:
+        half = bool((self.dequantized | self.constants | self.activations) & {"float16", "bfloat16"})
+        weight_only = bool(self.dequantized - FLOATS)
+        if half + weight_only + self.is_hybrid > 1:
+            return "mixed"
+        if self.is_hybrid:
+            return "dynamic_range"
+        if half:
+            return "float16"
+        # Integer constants that no float op reads as weights (a QUANTIZE of nothing, a table) are no scheme.
+        return "weight_only" if weight_only else "float32"

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two Kerases and tfmot in one process, with the user's environment and `tf.keras` left as they were.
+
+tfmot 0.8.1 sets TF_USE_LEGACY_KERAS=1 when it is imported and reads `tf.keras`, `tf.compat.v1.keras` and
+`tf.compat.v2.keras`, which are lazy: whoever touches one first fixes which Keras it is for the whole process.
+Here tfmot is shown tf_keras while it is imported, and then every one of these is what it was.
+
+Private symbols: the modules `tf_keras.api._v1.keras` and `tf_keras.api._v2.keras`, read in tf_keras 2.21.0;
+`_tfmw_wrapped_module` of tensorflow.python.util.module_wrapper, which stands for `tf.compat.v1`, in TensorFlow 2.21.0.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from tfq.errors import InputError, TfqError
+
+LEGACY_VARIABLE = "TF_USE_LEGACY_KERAS"
+
+_lock = threading.RLock()
+
+
+def import_tf_keras() -> ModuleType:
+    """The module `tf_keras` (Keras 2). Raises TfqError when it is not installed."""
+    with _lock, _environment_kept():
+        return _imported("tf_keras", "tf-keras")
+
+
+def import_keras() -> ModuleType:
+    """The module `keras`, version 3 on the TensorFlow backend. Raises TfqError when it is another one, or missing."""
+    with _lock, _environment_kept():
+        keras = _imported("keras", "keras>=3")
+        if not keras.__version__.startswith("3."):
+            raise TfqError(f"`import keras` gives Keras {keras.__version__}, wanted 3: pip install 'keras>=3'")
+        if keras.config.backend() != "tensorflow":
+            raise TfqError(
+                f"Keras 3 runs on the {keras.config.backend()} backend, and .tflite comes from TensorFlow alone: "
+                "set KERAS_BACKEND=tensorflow before keras is imported"
+            )
+        return keras
+
+
+def import_tfmot() -> ModuleType:
+    """The module `tensorflow_model_optimization`, working on tf_keras. Raises TfqError when it cannot be imported."""
+    with _lock, _environment_kept():
+        if "tensorflow_model_optimization" not in sys.modules:
+            _imported("tf_keras", "tf-keras")
+            with _tf_keras_shown():
+                _imported("tensorflow_model_optimization", "tensorflow-model-optimization")
+        return sys.modules["tensorflow_model_optimization"]
+
+
+def model_kind(model: Any) -> str:
+    """Which Keras a live model belongs to: "tf_keras" or "keras". Raises InputError when it is no Keras model."""
+    for kind in ("tf_keras", "keras"):
+        module = sys.modules.get(kind)
+        if module is not None and isinstance(model, module.Model):
+            return kind
+    raise InputError(f"wanted a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}")
+
+
+def require_tf_keras(model: Any, what: str) -> None:
+    """Raises InputError unless `model` is a tf_keras model; `what` is the operation that needs one ("pruning")."""
+    if model_kind(model) != "tf_keras":
+        raise InputError(
+            f"{what} takes a tf_keras model, got the Keras 3 model {model.name!r}: tfmot knows no Keras 3. Build it "
+            "with `import tf_keras` in place of `import keras` (--training.keras=tf_keras), or convert it as it is"
+        )
+
+
+def _imported(name: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "distutils":
+            raise TfqError(f"{name} imports distutils, which Python 3.12 removed: pip install setuptools") from error
+        raise TfqError(f"{name} cannot be imported ({error}): pip install '{package}'") from error
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    before = os.environ.get(LEGACY_VARIABLE)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(LEGACY_VARIABLE, None)
+        else:
+            os.environ[LEGACY_VARIABLE] = before
+
+
+@contextlib.contextmanager
+def _tf_keras_shown() -> Iterator[None]:
+    """Within, `tf.keras` and its two compat siblings are tf_keras; after, they are the very objects that they were."""
+    import tensorflow as tf
+
+    v1 = importlib.import_module("tf_keras.api._v1.keras")
+    v2 = importlib.import_module("tf_keras.api._v2.keras")
+    shown = [(tf, v2), (tf.compat.v1, v1), (tf.compat.v2, v2)]
+    # Through vars(), for an attribute access would make TensorFlow's lazy loader decide.
+    before = [(namespace, vars(namespace)["keras"], vars(_wrapped(namespace))["keras"]) for namespace, _ in shown]
+    try:
+        for namespace, module in shown:
+            namespace.keras = module
+        yield
+    finally:
+        for namespace, keras, wrapped_keras in before:
+            # By setattr, which also mends the cache that a wrapper keeps of attributes once looked at.
+            namespace.keras = keras
+            vars(_wrapped(namespace))["keras"] = wrapped_keras
+
+
+def _wrapped(namespace: ModuleType) -> ModuleType:
+    return vars(namespace).get("_tfmw_wrapped_module", namespace)

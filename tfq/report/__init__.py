@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a run as files (JSON, Markdown, HTML with plots) and as a table on the screen. Measures nothing."""
+
+from tfq.report.files import write_report
+from tfq.report.summary import summary_table
+
+__all__ = ["summary_table", "write_report"]

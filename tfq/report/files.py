@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""report.json, report.md and report.html."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfq.artifacts import make_out_dir, write_json, write_text
+from tfq.report.markdown import markdown_of
+from tfq.report.page import page_of
+
+
+def write_report(record: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path]:
+    """Write the record of a run into `out_dir` (made if missing): report.json, report.md, report.html; their paths.
+
+    The same record gives the same bytes. Parts that the record does not have are left out, or named as missing.
+    Raises InputError where `out_dir` cannot be written to, TfqError when the disk refuses, or on NaN and infinity.
+    """
+    out = make_out_dir(out_dir)
+    return [
+        write_json(out / "report.json", record),
+        write_text(out / "report.md", markdown_of(record)),
+        write_text(out / "report.html", page_of(record)),
+    ]

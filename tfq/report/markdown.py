@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report as Markdown that also reads as plain text."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tfq.report.content import sections_of, title_of, warnings_of
+from tfq.report.tables import Section, Table
+
+# What would turn a name into markup, a link or another cell. Underscores within words are no emphasis.
+_MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
+
+
+def markdown_of(record: Mapping[str, Any]) -> str:
+    """The whole report, ending in a newline."""
+    parts = [f"# {escaped(title_of(record))}"]
+    if told := warnings_of(record):
+        parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in told))
+    parts += [_section(section) for section in sections_of(record)]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """`text` as Markdown shows it literally, in a table's cell too."""
+    return _MARKUP.sub(lambda m: f"\\{m[1]}" if m[1] else "&lt;" if m[2] else "&amp;", text)
+
+
+def _section(section: Section) -> str:
+    parts = [f"## {escaped(section.title)}"]
+    parts += [escaped(paragraph) for paragraph in section.paragraphs]
+    parts += [_table(table) for table in section.tables]
+    if section.code:
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", section.code)), default=0))
+        parts.append(f"{fence}json\n{section.code}\n{fence}")
+    return "\n\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    rows = [[escaped(cell) for cell in row] for row in (table.columns, *table.rows)]
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(table.columns))]
+    numeric = [table.is_numeric(column) for column in range(len(widths))]
+
+    def line(row: list[str]) -> str:
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
+        return f"| {' | '.join(cells)} |"
+
+    rule = "|".join(f" {'-' * (w - 1)}: " if n else f" {'-' * w} " for w, n in zip(widths, numeric, strict=True))
+    lines = [line(rows[0]), f"|{rule}|", *(line(row) for row in rows[1:])]
+    if table.caption:
+        lines = [f"{escaped(table.caption)}:", "", *lines]
+    if table.notes:
+        lines += ["", *(f"- {escaped(note)}" for note in table.notes)]
+    return "\n".join(lines)

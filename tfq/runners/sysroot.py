@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ARM emulator and a small arm64 system for it, in tfq's cache directory: `python -m tfq.runners.sysroot`.
+
+Root is not needed, and nothing of the machine changes. What it is made of: sysroot_build.py.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tfq.artifacts import cache_dir, locked
+from tfq.errors import RunnerError, TfqError
+from tfq.runners.sysroot_build import SOURCE_VARIABLE, Sysroot, build, inputs
+
+COMMAND = "python -m tfq.runners.sysroot"
+ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the runner local"
+
+
+def unavailable(cpu: str) -> str | None:
+    """Why `cpu` cannot be emulated as things are, and what to do about it; None when it can."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return ARM64_HOST
+    found = find()
+    if found is None:
+        return f"the ARM emulator is not installed: install it with `{COMMAND}` (about 90 MB to download, no root)"
+    if cpu not in found.cpus:
+        return f"this system's QEMU, {found.qemu}, does not know {cpu}: a newer release of the system has one that does"
+    return None
+
+
+def find() -> Sysroot | None:
+    """The emulator that fits the packages installed here, or None."""
+    directory = cache_dir() / "arm64" / _key()
+    try:
+        record = json.loads((directory / "installed.json").read_text())
+    except OSError:
+        return None
+    return Sysroot(directory=directory, qemu=record["qemu"], cpus=tuple(record["cpus"]))
+
+
+def install(tell: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Sysroot:
+    """The emulator, installed now if it is not there. tell: receives a line at every step.
+
+    Safe to call from several processes at once; interrupted or failed, it leaves nothing behind.
+    Raises RunnerError that says which step failed and why.
+    """
+    if platform.machine() in ("aarch64", "arm64"):
+        raise RunnerError(ARM64_HOST)
+    base = cache_dir() / "arm64"
+    try:
+        base.mkdir(exist_ok=True)
+        with locked(base / ".lock"):
+            found = find()
+            if found is not None:
+                return found
+            for stale in base.glob(".build-*"):  # of a process that was killed: a living one would hold the lock
+                shutil.rmtree(stale, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=base, prefix=".build-", ignore_cleanup_errors=True) as directory:
+                build(Path(directory), tell)
+                (Path(directory) / "tree").rename(base / _key())
+    except OSError as error:
+        raise RunnerError(f"cannot install the ARM emulator below {base}: {error}") from error
+    found = find()
+    if found is None:
+        raise RunnerError(
+            f"the ARM emulator is gone from {base} right after its installation: is something clearing it?"
+        )
+    return found
+
+
+def _key() -> str:
+    return hashlib.sha256(json.dumps(inputs(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def main() -> int:
+    """Install from the command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Install the ARM emulator (QEMU user mode and a small arm64 system) into tfq's cache directory, "
+        "from Debian or Ubuntu packages and without root. Does nothing when it is there already.",
+        epilog=f"$TFQ_CACHE_DIR moves the cache directory. ${SOURCE_VARIABLE} names an apt source for arm64, one "
+        "line as in sources.list, where the configured mirror has no arm64. Exit codes: 0 installed, 3 failed, 130 "
+        "interrupted.",
+    )
+    parser.parse_args()
+    try:
+        print(install().directory)
+    except TfqError as error:
+        print(f"{COMMAND}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{COMMAND}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the ARM emulator is made of, and how it is put together: Debian or Ubuntu packages, unpacked, never installed.
+
+host/       QEMU's user-mode emulator with the libraries it was built for, and their own loader
+sysroot/    arm64 Python, C and C++ libraries
+site/       arm64 wheels: the interpreter in the version that this Python has, NumPy, what they need
+cpu/NAME/   what the emulator takes for / with `-cpu NAME`: links into sysroot/, and a /proc of its own
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfq.artifacts import write_json
+from tfq.errors import RunnerError
+from tfq.runners.apt import (
+    AptSource,
+    fetch_packages,
+    machine_sources,
+    os_release,
+    parse_one_line,
+    require_tools,
+    unpack_packages,
+)
+
+RECIPE = 1  # goes up whenever what is installed changes
+SOURCE_VARIABLE = "TFQ_ARM64_APT_SOURCE"
+HOST_PACKAGES = ("qemu-user",)
+ARM64_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
+WHEELS = ("ai-edge-litert", "numpy", "flatbuffers", "protobuf", "typing_extensions", "tqdm", "backports.strenum")
+PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
+
+# (part number, features) of /proc/cpuinfo: they choose the kernels, and one that -cpu lacks ends in SIGILL. Source: the
+# Linux kernel's arch/arm64/include/asm/cputype.h and cpuinfo.c, for what QEMU's models of these cores implement.
+_A53 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+CPUS = {
+    "cortex-a53": ("0xd03", _A53),
+    "cortex-a76": ("0xd0b", f"{_A53} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sysroot:
+    """An installed emulator. directory: host/, sysroot/, site/ and cpu/ are below. qemu: its version.
+
+    cpus: those of CPUS that it can be.
+    """
+
+    directory: Path
+    qemu: str
+    cpus: tuple[str, ...]
+
+    def command(self, cpu: str) -> list[str]:
+        """How arm64 Python starts on `cpu`; arguments for Python follow."""
+        prefix = self.directory / "cpu" / cpu
+        emulator = _emulator_command(self.directory / "host")
+        return [*emulator, "-L", str(prefix), "-cpu", cpu, str(prefix / "usr/bin/python3"), "-S", "-s"]
+
+    def environment(self) -> dict[str, str]:
+        """All of the environment that goes in: nothing of the user's Python, preloads or QEMU settings."""
+        keep = {name: os.environ[name] for name in ("PATH", "TMPDIR", "HOME") if name in os.environ}
+        # A BLAS of many emulated threads is slower than none, and is never used.
+        return {**keep, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(self.directory / "site"), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def build(directory: Path, tell: Callable[[str], None]) -> None:
+    """Make directory/tree, whole and tried out. tell: receives a line at every step. Raises RunnerError."""
+    begin, tree = time.monotonic(), directory / "tree"
+    host, sysroot = tree / "host", tree / "sysroot"
+    require_tools()
+    sources = machine_sources()
+    arm64_sources = _override() or sources
+    tell("ARM emulator: downloading QEMU (about 30 MB with the package lists)")
+    host_debs = fetch_packages(
+        HOST_PACKAGES, architecture=_debian_architecture(), sources=sources, directory=directory / "host-apt"
+    )
+    unpack_packages(host_debs, host)
+    for other in (host / "usr/bin").glob("qemu-*"):
+        if other.name != "qemu-aarch64":
+            other.unlink()
+    tell("ARM emulator: downloading an arm64 Python (about 25 MB with the package lists)")
+    arm64_debs = _fetch_arm64(arm64_sources, directory / "arm64-apt")
+    unpack_packages(arm64_debs, sysroot)
+    # Without a cache of its own the guest's loader would read the host's.
+    (sysroot / "etc").mkdir(exist_ok=True)
+    (sysroot / "etc/ld.so.cache").touch()
+    for cpu in CPUS:
+        make_cpu_prefix(tree, cpu)
+    python = (sysroot / "usr/bin/python3").readlink().name.removeprefix("python")
+    tell(f"ARM emulator: downloading the interpreter and NumPy for arm64 Python {python} (about 40 MB)")
+    _install_wheels(tree / "site", python)
+    tell("ARM emulator: trying it out")
+    answer = subprocess.run([*_emulator_command(host), "--version"], capture_output=True, text=True)
+    qemu = answer.stdout.partition("\n")[0].removeprefix("qemu-aarch64 version ")
+    record = {
+        "qemu": qemu,
+        "cpus": _working_cpus(Sysroot(directory=tree, qemu=qemu, cpus=tuple(CPUS))),
+        "python": python,
+        "debs": [deb.name for deb in (*host_debs, *arm64_debs)],
+        "inputs": inputs(),
+    }
+    write_json(tree / "installed.json", record)
+    tell(f"ARM emulator: installed in {time.monotonic() - begin:.0f} s")
+
+
+def _override() -> list[AptSource]:
+    """What the environment says about arm64, where it says something."""
+    line = os.environ.get(SOURCE_VARIABLE, "")
+    sources = parse_one_line(line)
+    if line and not sources:
+        raise RunnerError(f"{SOURCE_VARIABLE}={line!r}: wanted `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`")
+    return sources
+
+
+def _fetch_arm64(sources: list[AptSource], directory: Path) -> list[Path]:
+    try:
+        return fetch_packages(ARM64_PACKAGES, architecture="arm64", sources=sources, directory=directory)
+    except RunnerError as error:
+        raise RunnerError(
+            f"{error}: where the configured mirror has no arm64 (Ubuntu's main one has not), name one that has by "
+            f"{SOURCE_VARIABLE}='deb [signed-by=KEYRING] URI SUITE main universe'"
+        ) from error
+
+
+def make_cpu_prefix(tree: Path, cpu: str) -> None:
+    """A root for this CPU alone: runs on different CPUs at once never see each other's /proc/cpuinfo."""
+    prefix = tree / "cpu" / cpu
+    prefix.mkdir(parents=True)
+    for entry in (tree / "sysroot").iterdir():
+        (prefix / entry.name).symlink_to(f"../../sysroot/{entry.name}")
+    part, features = CPUS[cpu]
+    fields = {
+        "processor": "0",
+        "BogoMIPS": "100.00",
+        "Features": features,
+        "CPU implementer": "0x41",
+        "CPU architecture": "8",
+        "CPU variant": "0x0",
+        "CPU part": part,
+        "CPU revision": "0",
+    }
+    files = {"proc/cpuinfo": "".join(f"{name}\t: {value}\n" for name, value in fields.items()) + "\n"}
+    # One core, as in cpuinfo, however many the host has.
+    files |= {f"sys/devices/system/cpu/{name}": "0\n" for name in ("possible", "present", "online")}
+    for name, content in files.items():
+        (prefix / name).parent.mkdir(parents=True, exist_ok=True)
+        (prefix / name).write_text(content)
+
+
+def _emulator_command(host: Path) -> list[str]:
+    """The emulator through the loader that it was unpacked with, so that it uses nothing of the machine's libraries."""
+    emulator = host / "usr/bin/qemu-aarch64"
+    libraries = [path for path in [*sorted((host / "usr/lib").glob("*-linux-gnu*")), host / "usr/lib"] if path.is_dir()]
+    loaders = [loader for folder in libraries for loader in sorted(folder.glob("ld-linux*.so.*"))]
+    if not loaders:
+        return [str(emulator)]  # linked statically
+    return [str(loaders[0]), "--library-path", ":".join(map(str, libraries)), str(emulator)]
+
+
+def _install_wheels(site: Path, python_version: str) -> None:
+    """arm64 wheels in the versions that this Python has, or of the others any that arm64 Python takes."""
+    versions = _versions()
+    pinned = [name if version is None else f"{name}=={version}" for name, version in versions.items()]
+    answer = _pip(site, python_version, pinned)
+    if answer.returncode:
+        shutil.rmtree(site, ignore_errors=True)
+        answer = _pip(site, python_version, [pinned[0], *WHEELS[1:]])
+    if answer.returncode:
+        lines = [line for line in answer.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        raise RunnerError(
+            f"pip cannot download {pinned[0]} and NumPy for arm64 Python {python_version}: {' | '.join(lines[-4:])}"
+        )
+
+
+def _pip(site: Path, python_version: str, requirements: list[str]) -> subprocess.CompletedProcess[str]:
+    options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(site)]
+    options += ["--python-version", python_version, *(f"--platform={platform}" for platform in PLATFORMS)]
+    return subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, *requirements],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PIP_USER": "0"},
+    )
+
+
+def _working_cpus(sysroot: Sysroot) -> list[str]:
+    """The CPUs on which the imports of the worker succeed: an old QEMU does not know every one. At none, RunnerError.
+
+    The first import also leaves the bytecode, which makes every later start quicker.
+    """
+    imports = "import json, resource, time, numpy, ai_edge_litert.interpreter"
+    working, told = [], ""
+    for cpu in sysroot.cpus:
+        answer = subprocess.run(
+            [*sysroot.command(cpu), "-c", imports], capture_output=True, text=True, env=sysroot.environment()
+        )
+        if answer.returncode == 0:
+            working.append(cpu)
+        else:
+            told = f"exit code {answer.returncode} on {cpu}: {' | '.join(answer.stderr.splitlines()[-3:])}"
+    if not working:
+        raise RunnerError(f"the ARM emulator does not run its Python: {told}")
+    return working
+
+
+def _debian_architecture() -> str:
+    answer = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True)
+    return answer.stdout.strip()
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in WHEELS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def inputs() -> dict[str, Any]:
+    """All that decides what gets installed."""
+    release = os_release()
+    return {
+        "recipe": RECIPE,
+        "system": [release.get("ID"), release.get("VERSION_CODENAME"), platform.machine()],
+        "versions": _versions(),
+        "cpus": CPUS,
+    }

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each script does with a config: load, train, compress, convert, evaluate. Each stage calls its room."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts, data, evaluation, flatbuffer
+from tfq.config import DataConfig, RunConfig
+from tfq.errors import InputError, TfqWarning
+from tfq.evaluation import EvaluationRecord, ParityRecord
+
+MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
+
+
+def is_file(model: str) -> bool:
+    """Whether --model means a file, rather than the name of a model that tfq builds."""
+    return model.endswith(MODEL_FILES) or "/" in model or Path(model).exists()
+
+
+def model_name(config: RunConfig) -> str:
+    """The stem of every file written about --model: the file's own, or the model's name."""
+    if not config.model:
+        raise InputError("--model is missing: give a .keras, .h5 or .tflite file, or a name that tfq train knows")
+    return Path(config.model).stem if is_file(config.model) else config.model
+
+
+def load(config: RunConfig, *, allow_code: bool = False) -> Any:
+    """--model as a Keras model, or as bytes where it is a .tflite file."""
+    model_name(config)
+    if config.model.endswith(".tflite"):
+        return artifacts.read_bytes(config.model, "a .tflite file in --model")
+    if is_file(config.model):
+        from tfq.keras_bridge import load_model
+
+        return load_model(config.model, allow_code=allow_code)
+    raise InputError(
+        f"--model={config.model} is no file, and a model that tfq builds has no weights yet: "
+        f"train it first (tfq train --model={config.model}), and give the file that comes out"
+    )
+
+
+def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.Split:
+    """`tfq.data.load_split`; what the source has to say of the split (held out of train, keys ignored) is a warning."""
+    return _told(data.load_split(config, split, limit=limit))
+
+
+def save_keras(model: Any, path: Path) -> Path:
+    """Save a Keras model under `path` whole or not at all, in the format of its suffix.
+
+    A quantization-aware trained model wants `.h5`: tf_keras' `.keras` loader cannot restore tfmot's wrappers
+    (2.21: "Layer 'quantize_layer' expected 5 variables, but received 3").
+    """
+    with artifacts.staged(path) as temporary:
+        model.save(temporary)
+    return path
+
+
+def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """The model that --model names, built and trained on --data; and what a record says of it."""
+    from tfq import models
+    from tfq.keras_bridge import import_keras, import_tf_keras
+    from tfq.training import deterministic, train_model
+
+    name = model_name(config)
+    if is_file(name):
+        raise InputError(f"--model={name}: train builds a model by name, this is a file")
+    training, validation = load_split(config.data, "train"), load_split(config.data, "val")
+    keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
+    with deterministic(config.seed):
+        model = models.build(name, keras)
+        history = train_model(model, training, validation, config.training, seed=config.seed)
+    return model, {
+        "parameters": int(model.count_params()),
+        "history": history,
+        "preprocessing": data.preprocessing_record(config.data),
+        "test_accuracy": _keras_accuracy(model, load_split(config.data, "test")),
+        "sha256": {"data": {training.name: training.sha256()}},
+    }
+
+
+def compression_suffix(config: RunConfig) -> str:
+    """pruned_qat, pruned or qat: what `compress` is to do. InputError when that is nothing."""
+    done = [
+        word for word, step in (("pruned", config.compression.prune), ("qat", config.compression.qat)) if step.enabled
+    ]
+    if not done:
+        raise InputError("both --noprune and --noqat: there is nothing to do")
+    return "_".join(done)
+
+
+def compress(model: Any, config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """`model` pruned and quantization-aware trained on --data, as config.compression says; and its record."""
+    from tfq.compression import measure_sparsity, prune_model, qat_model
+    from tfq.keras_bridge import require_tf_keras
+    from tfq.training import deterministic, train_model
+
+    if isinstance(model, bytes):
+        raise InputError(f"--model={config.model}: a .tflite cannot be trained: give the Keras model")
+    compression_suffix(config)
+    require_tf_keras(model, "pruning and quantization-aware training")
+    settings = config.compression
+    training, validation = load_split(config.data, "train"), load_split(config.data, "val")
+    histories: dict[str, Any] = {}
+
+    def fit(step: str) -> Callable[[Any, list[Any]], None]:
+        def loop(stepped: Any, callbacks: list[Any]) -> None:
+            histories[step] = train_model(
+                stepped, training, validation, settings.train, seed=config.seed, callbacks=callbacks
+            )
+
+        return loop
+
+    with deterministic(config.seed):
+        if settings.prune.enabled:
+            model = prune_model(model, fit("prune"), settings.prune)
+        if settings.qat.enabled:
+            model = qat_model(model, fit("qat"), settings.qat)
+    return model, {
+        "history": histories,
+        "sparsity": measure_sparsity(model),
+        "preprocessing": data.preprocessing_record(config.data),
+        "sha256": {"data": {training.name: training.sha256()}},
+    }
+
+
+def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
+    """`model` (Keras, a Trace, or float flatbuffer bytes) as config.conversion says; and its record."""
+    from tfq.conversion import convert_model
+
+    preprocessing = data.preprocessing_record(config.data)
+    details: dict[str, Any] = {"preprocessing": preprocessing, "representative_dataset": None}
+    dataset = None
+    if config.conversion.scheme == "int8" and not _carries_ranges(model):
+        dataset = _told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))
+        details["representative_dataset"] = {"split": dataset.name, "examples": dataset.num_examples}
+        details["sha256"] = {"data": {dataset.name: dataset.sha256()}}
+    return convert_model(model, dataset, config.conversion, preprocessing=preprocessing), details
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation and the comparisons between runners that went with it."""
+
+    evaluation: EvaluationRecord
+    parity: dict[str, ParityRecord | str]
+    sha256: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a runner that could not be had is {"not_run": its reason}."""
+        return {
+            "sha256": self.sha256,
+            "evaluation": self.evaluation.to_dict(),
+            "parity": {
+                runner: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
+                for runner, outcome in self.parity.items()
+            },
+        }
+
+    def to_text(self) -> str:
+        """For the terminal: the evaluation, then a line a runner."""
+        lines = [self.evaluation.to_text()]
+        lines += [
+            f"{runner}: not run: {outcome}" if isinstance(outcome, str) else outcome.to_text()
+            for runner, outcome in self.parity.items()
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.Split | None = None
+) -> Evaluated:
+    """`model` on the test split of --data, on --runner; then the same inputs on each of --parity_runners.
+
+    reference: float flatbuffer bytes, or ReferenceOutputs; without it, the file in --reference if there is one.
+    An emulated --runner is compared with `local` besides.
+    """
+    settings = config.evaluation
+    flatbuffer.read(model)
+    test = test or load_split(config.data, "test", limit=settings.limit)
+    if reference is None and settings.reference:
+        reference = artifacts.read_bytes(settings.reference, "a float .tflite file in --reference")
+    record = evaluation.evaluate_model(
+        model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
+    )
+    others = list(settings.parity_runners) if parity else []
+    if settings.runner != "local" and "local" not in others:
+        others.append("local")
+    comparisons: dict[str, ParityRecord | str] = {}
+    for other in others:
+        comparisons[other] = evaluation.compare_runners_or_reason(model, test, settings, other)
+    return Evaluated(
+        evaluation=record,
+        parity=comparisons,
+        sha256={"model": artifacts.sha256(model), "data": {test.name: test.sha256()}},
+    )
+
+
+def trace_once(model: Any, config: RunConfig) -> Any:
+    """One traced function for all the conversions of a Keras model; bytes are given back as they are."""
+    if isinstance(model, bytes):
+        return model
+    from tfq.conversion import trace
+
+    return trace(model, config.conversion.batch_size)
+
+
+def _told(split: data.Split) -> data.Split:
+    for note in split.notes:
+        warnings.warn(note, TfqWarning, stacklevel=3)
+    return split
+
+
+def _carries_ranges(model: Any) -> bool:
+    """Whether the model comes out of quantization-aware training."""
+    from tfq.conversion import Trace, trace
+
+    if isinstance(model, bytes):
+        return False
+    return (model if isinstance(model, Trace) else trace(model)).has_fake_quant
+
+
+def _keras_accuracy(model: Any, test: data.Split) -> float | None:
+    """Top-1 of a Keras model with one output on a labelled split; None without labels."""
+    if test.labels is None:
+        return None
+    inputs = list(test.inputs.values())
+    outputs = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
+    return float(evaluation.top1(outputs, test.labels))
