@@ -13,7 +13,6 @@ import numpy as np
 from tfq.config import ConversionConfig, EvaluationConfig
 from tfq.errors import InputError
 
-
 # Examples that the model itself answers at a time.
 _BATCH = 256
 
@@ -97,7 +96,7 @@ class _Int8EvaluationLogic:
         return convert_model(self._traced(), self._representative_dataset, self._conversion)
 
     def _reference(self) -> Any:
-        """What the model itself answers, in batches; `predict` is not for inside fit, whose history it would replace."""
+        """What the model itself answers, in batches: `predict` would replace the history that fit is writing."""
         import tensorflow as tf
 
         from tfq.data import bind_inputs

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization-aware training: what is taken, that it changes no function, and that zeros stay zeros."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tfq.compression import measure_sparsity, prune_model, qat, qat_model, tfmot_private, unsupported_layers
+from tfq.compression import measure_sparsity, prune_model, qat, qat_model, unsupported_layers
 from tfq.compression.graph import cloned
-from tfq.compression.ranges import ranges_from_first_batch
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
 from tfq.data import Split, load_split
 from tfq.errors import InputError, TfqError
-from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot, load_model
+from tfq.keras_bridge import import_keras, import_tf_keras, load_model
 from tfq.models import build
 from tfq.training import deterministic, gives_probabilities, train_model
 
@@ -75,17 +73,8 @@ def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
 
 
 def test_names_do_not_depend_on_what_was_quantized_before():
-    first, second = (qat_model(small_model(), fit_for()) for _ in range(2))
+    first, second = (qat._quantized(small_model(), preserve_sparsity=False) for _ in range(2))
     assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
-
-
-def test_automatic_names_of_the_user_go_on_counting_where_they_were():
-    keras = import_tf_keras()
-    before = keras.layers.Dense(1).name
-    with tfmot_private.automatic_names_from_zero(avoid=["dense_7", "dense"]):
-        assert keras.layers.Dense(1).name == "dense_8"
-    number = int(before.rpartition("_")[2]) if "_" in before else 0
-    assert keras.layers.Dense(1).name == f"dense_{number + 1}"
 
 
 def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not():
@@ -216,92 +205,15 @@ def test_a_keras_3_model_is_refused():
         qat_model(build("digits_cnn", import_keras()), fit_for())
 
 
-def variable(model, suffix):
-    return next(float(weight.numpy()) for weight in model.weights if weight.name.endswith(suffix))
-
-
-def test_ranges_are_those_of_the_data_after_a_few_steps():
-    # tfmot's own start at [-6, 6]; activations of inputs around 100 are far beyond.
-    model = small_model()
-    quantized = qat_model(model, fit_for(spread=100.0))
-    inputs = noise(model, spread=100.0).inputs["x"]
-    keras = import_tf_keras()
-    wanted = float(np.max(keras.Model(quantized.inputs, quantized.get_layer("quant_depthwise").output)(inputs)))
-    got = variable(quantized, "quant_depthwise/post_activation_max:0")
-    assert wanted / 3 < got < wanted * 3 and got > 0
-    assert variable(quantized, "quant_depthwise/post_activation_min:0") != pytest.approx(-6, abs=0.5)
-    assert variable(quantized, "quantize_layer/quantize_layer_max:0") == pytest.approx(inputs.max())
-
-
-def test_the_moving_average_follows_its_rule_and_tfmots_quantizers_come_back():
-    import tensorflow as tf
-
-    quantized = qat._quantized(small_model(), preserve_sparsity=False)
-    places = tfmot_private.moving_average_places(quantized)
-    before = [id(quantizer) for _, _, quantizer in places]
-    variables = {"min_var": tf.Variable(-6.0), "max_var": tf.Variable(6.0)}
-    with ranges_from_first_batch(quantized) as steps_seen:
-        quantizer = tfmot_private.moving_average_places(quantized)[0][2]
-        average = None
-        for n, top in enumerate([10.0, 20.0, 5.0, 40.0]):
-            quantizer(tf.constant([-1.0, top]), True, variables)
-            decay = 0.0 if n == 0 else (1 + n) / (10 + n)
-            average = top if average is None else decay * average + (1 - decay) * top
-            assert float(variables["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
-        assert float(variables["min_var"].numpy()) == pytest.approx(-1, rel=1e-5)
-        assert steps_seen() == 4
-        quantizer(tf.constant([-100.0, 100.0]), False, variables)
-        assert float(variables["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
-    assert [id(quantizer) for _, _, quantizer in tfmot_private.moving_average_places(quantized)] == before
-
-
-def test_a_qat_model_can_be_saved_and_loaded_by_who_knows_tfmots_classes(tmp_path):
-    model = small_model()
-    quantized = qat_model(model, fit_for())
+def test_a_pruned_qat_model_comes_back_from_its_file(tmp_path):
+    pruned = prune_model(small_model(), fit_for(2), PruneConfig(frequency=1))
+    quantized = qat_model(pruned, fit_for())
     with pytest.warns(UserWarning, match="HDF5"):
         quantized.save(tmp_path / "q.h5")
-    with pytest.raises(InputError, match="QuantizeWrapperV2 is not one of Keras' own"):
-        load_model(tmp_path / "q.h5")
-    with import_tfmot().quantization.keras.quantize_scope():
-        loaded = import_tf_keras().models.load_model(tmp_path / "q.h5", compile=False)
-    x = noise(model).inputs["x"]
+    loaded = load_model(tmp_path / "q.h5")
+    x = noise(quantized).inputs["x"]
     np.testing.assert_array_equal(loaded(x), quantized(x))
-
-
-def test_private_symbols_of_tfmot_are_where_we_touch_them():
-    import_tfmot()
-    core = "tensorflow_model_optimization.python.core"
-    symbols = {
-        "sparsity.keras.prune_registry": [
-            "PruneRegistry.supports",
-            "PruneRegistry._weight_names",
-            "PruneRegistry._is_rnn_layer",
-        ],
-        "quantization.keras.default_8bit.default_8bit_quantize_registry": ["Default8BitQuantizeRegistry.supports"],
-        "quantization.keras.default_8bit.default_8bit_quantize_scheme": ["Default8BitQuantizeScheme"],
-        "quantization.keras.collab_opts.prune_preserve.prune_preserve_quantize_registry": [
-            "PrunePreserveQuantizeRegistry.supports"
-        ],
-        "quantization.keras.collab_opts.prune_preserve.default_8bit_prune_preserve_quantize_scheme": [
-            "Default8BitPrunePreserveQuantizeScheme"
-        ],
-        "quantization.keras.quantizers": ["MovingAverageQuantizer"],
-        "quantization.keras.quantize_layer": ["QuantizeLayer"],
-        "quantization.keras.quantize_wrapper": ["QuantizeWrapper"],
-        "quantization.keras.quant_ops": ["MovingAvgQuantize", "_FakeQuantWithMinMaxVars", "FixedQuantize"],
-    }
-    for module, names in symbols.items():
-        for name in names:
-            value = importlib.import_module(f"{core}.{module}")
-            for part in name.split("."):
-                value = getattr(value, part)
-    activation = importlib.import_module(f"{core}.quantization.keras.quantize_aware_activation").QuantizeAwareActivation
-    taken = activation._PRE_QUANT_ACTIVATIONS | activation._POST_QUANT_ACTIVATIONS
-    assert taken == tfmot_private.FUSED_ACTIVATIONS
-    quantized = qat._quantized(small_model(), preserve_sparsity=False)
-    # relu (output), depthwise, sum and pool (outputs), head (before its softmax), and conv's, which does nothing.
-    assert len(tfmot_private.moving_average_places(quantized)) >= 5
-    assert tfmot_private.is_graph_model(quantized)
+    assert measure_sparsity(loaded) == measure_sparsity(quantized)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no ../shared")
@@ -319,14 +231,14 @@ def test_digits_lose_little_by_pruning_and_qat():
         return float((np.asarray(model(test.inputs["x"])).argmax(axis=1) == test.labels).mean())
 
     def fit(model, callbacks):
-        train_model(model, train, None, TrainConfig(epochs=4), callbacks=callbacks)
+        train_model(model, train, None, TrainConfig(epochs=2), callbacks=callbacks)
 
     with deterministic(1):
         model = build("digits_cnn", import_tf_keras())
-    train_model(model, train, None, TrainConfig(epochs=10), seed=1)
+    train_model(model, train, None, TrainConfig(epochs=8), seed=1)
     pruned = prune_model(model, fit)
     quantized = qat_model(pruned, fit)
-    assert accuracy(model) > 0.97 and accuracy(quantized) > accuracy(model) - 0.015
+    assert accuracy(model) > 0.97 and accuracy(quantized) > accuracy(model) - 0.02
     assert {name: fraction for name, fraction in measure_sparsity(quantized).items() if name != "depthwise"} == {
         "stem": 0.5,
         "conv1": 0.5,

@@ -135,7 +135,13 @@ def _batches(
     @tf.autograph.experimental.do_not_convert
     def decode(record):
         example = tf.io.parse_single_example(record, features)
-        image = tf.io.decode_image(example[config.image_key], expand_animations=False)
+        content = example[config.image_key]
+        # The default inverse DCT is fast and rough: two in three pixels differ from other decoders, by up to 5.
+        image = tf.cond(
+            tf.io.is_jpeg(content),
+            lambda: tf.io.decode_jpeg(content, dct_method="INTEGER_ACCURATE"),
+            lambda: tf.io.decode_image(content, expand_animations=False),
+        )
         return image, example[config.label_key] if config.label_key else tf.constant(0, tf.int64)
 
     def decoded(first: int):

@@ -93,6 +93,8 @@ def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Ite
     if name in registered or ("module" in node and node.get("registered_name") in registered):
         return
     module = node.get("module", "keras")
+    if _is_of_tfmot(name, module):
+        return
     if isinstance(module, str) and known_names.OPERATION_MODULES.fullmatch(module):
         if name in known_names.REFUSED_OPERATIONS or not name.isidentifier():
             yield f"the operation {name} runs functions that the file names"
@@ -106,6 +108,27 @@ def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Ite
         function = config.get("function") if isinstance(config, dict) else None
         if not isinstance(function, str) or not known_names.TF_FUNCTIONS.fullmatch(function):
             yield f"it calls the TensorFlow function {function!r}"
+
+
+def _is_of_tfmot(name: Any, module: Any) -> bool:
+    of_either = isinstance(module, str) and (
+        known_names.TFMOT_MODULE.fullmatch(module) or known_names.KERAS_MODULE.fullmatch(module)
+    )
+    return bool(of_either) and name in known_names.TFMOT_CLASSES
+
+
+def holds_tfmot(config: Any) -> bool:
+    """Whether a Keras config names a class of tfmot anywhere: a quantization-aware or pruning model."""
+    stack = [config]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if _is_of_tfmot(node.get("class_name"), node.get("module", "keras")):
+                return True
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    return False
 
 
 def _function_reasons(node: dict[str, Any], registered: Set[str]) -> Iterator[str]:

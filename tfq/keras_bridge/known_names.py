@@ -120,6 +120,20 @@ _FUNCTIONS = """
 
 FUNCTIONS = frozenset(_FUNCTIONS.split())
 
+_TFMOT = """
+    AllValuesQuantizer Default8BitActivationQuantizeConfig Default8BitConvQuantizeConfig
+    Default8BitConvTransposeQuantizeConfig Default8BitOutputQuantizeConfig Default8BitQuantizeConfig
+    Default8BitQuantizeConfigRNN FixedQuantizeConfig FixedQuantizer LastValueQuantizer MovingAverageQuantizer
+    NoOpActivation NoOpQuantizeConfig NoQuantizer OutputOnlyConfig PruneLowMagnitude QuantizeAnnotate
+    QuantizeAwareActivation QuantizeLayer QuantizeWrapper QuantizeWrapperV2
+"""
+
+# What tfmot's quantize_scope and prune_scope register, read in 0.8.1: wrappers, quantizers and their configs. They
+# hold numbers and names, and the layers that they wrap are looked at in their turn.
+TFMOT_CLASSES = frozenset(_TFMOT.split())
+
+TFMOT_MODULE = re.compile(r"tensorflow_model_optimization(\.[A-Za-z_][A-Za-z0-9_]*)*")
+
 # Plain data in the clothes of an object.
 DATA = frozenset(
     (

@@ -5,14 +5,16 @@ Private symbol: tf_keras.src.saving.serialization_lib.SafeModeScope, read in tf_
 safe mode unset, and then runs the bytecode of Lambda layers.
 """
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tfq.errors import InputError
-from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.inspection import refuse_code
+from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot
+from tfq.keras_bridge.inspection import holds_tfmot, refuse_code
 from tfq.keras_bridge.model_file import ModelFile, read_model_file
 
 
@@ -47,7 +49,7 @@ def _loaded(keras: Any, file: ModelFile, copy: Path, allow_code: bool) -> Any:
         else:
             from tf_keras.src.saving import serialization_lib
 
-            with serialization_lib.SafeModeScope(not allow_code):
+            with serialization_lib.SafeModeScope(not allow_code), _tfmot_scope(file):
                 model = keras.saving.load_model(copy, compile=False, safe_mode=not allow_code)
     except failures as error:
         # Keras nests its messages, each with a whole config in it, and the cause comes last.
@@ -60,3 +62,14 @@ def _loaded(keras: Any, file: ModelFile, copy: Path, allow_code: bool) -> Any:
     if not isinstance(model, keras.Model):
         raise InputError(f"{file.path}: Keras built a {type(model).__name__} from it: wanted a model")
     return model
+
+
+@contextlib.contextmanager
+def _tfmot_scope(file: ModelFile) -> Iterator[None]:
+    """tfmot's classes are found inside, where the file holds any."""
+    if not holds_tfmot(file.config):
+        yield
+        return
+    tfmot = import_tfmot()
+    with tfmot.quantization.keras.quantize_scope(), tfmot.sparsity.keras.prune_scope():
+        yield

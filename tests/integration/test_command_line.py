@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts in a row, on a user's own .npz, and every bad input with its own message and exit code."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq.keras_bridge import import_keras, import_tf_keras
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def npz(work):
+    """Blobs of three colours: easy, and not the digits that the tool was tuned on."""
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 3, 360)
+    x = rng.normal(0, 0.3, (360, 6, 6, 3)) + np.eye(3)[labels][:, None, None, :]
+    path = work / "blobs.npz"
+    parts = {"train": slice(0, 240), "val": slice(240, 280), "test": slice(280, 360)}
+    arrays = {f"x_{name}": x[part].astype(np.float32) for name, part in parts.items()}
+    np.savez(path, **arrays, **{f"y_{name}": labels[part] for name, part in parts.items()})
+    return path
+
+
+def blob_model(keras):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6, 6, 3), name="pixels")
+    x = keras.layers.Conv2D(8, 3, activation="relu", name="conv")(inputs)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="class")(x), name="blobs")
+
+
+@pytest.fixture(scope="module")
+def trained(work, npz):
+    """A trained .keras of tf_keras and of Keras 3, and an .h5."""
+    arrays = np.load(npz)
+    paths = {}
+    for name, keras in {"two": import_tf_keras(), "three": import_keras()}.items():
+        model = blob_model(keras)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(arrays["x_train"], arrays["y_train"], epochs=25, batch_size=16, verbose=0)
+        for suffix in ("keras", "h5"):
+            paths[f"{name}.{suffix}"] = work / f"{name}.{suffix}"
+            model.save(str(paths[f"{name}.{suffix}"]))
+    return paths
+
+
+def good(done):
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_whole_way_script_by_script(tfq_cli, work, npz, trained):
+    out = work / "way"
+    data = f"--data=npz:{npz}"
+    good(tfq_cli("convert", f"--model={trained['two.keras']}", data, "--scheme=float32", f"--out={out}"))
+    good(tfq_cli("convert", f"--model={trained['two.keras']}", data, "--calibration_steps=100", f"--out={out}"))
+    good(
+        tfq_cli(
+            "compress", f"--model={trained['two.keras']}", data, "--prune.final_sparsity=0.5", "--prune.frequency=5",
+            "--train.epochs=6", f"--out={out}",
+        )
+    )  # fmt: skip
+    record = json.loads((out / "compress.json").read_text())
+    assert record["sparsity"]["conv"] == pytest.approx(0.5, abs=0.01)
+    good(tfq_cli("convert", f"--model={out}/two_pruned_qat.h5", data, f"--out={out}"))
+    for name in ("two_int8", "two_pruned_qat_int8"):
+        file = out / f"{name}.tflite"
+        good(tfq_cli("audit", f"--model={file}", "--require=full_int8"))
+        done = good(
+            tfq_cli(
+                "evaluate", f"--model={file}", f"--reference={out}/two_float32.tflite", data, "--format=json",
+                "--require.min_accuracy=0.9", "--require.min_agreement=0.9", "--require.max_accuracy_drop=0.1",
+            )
+        )  # fmt: skip
+        told = json.loads(done.stdout)
+        assert told["evaluation"]["accuracy"] > 0.9
+        assert told["evaluation"]["num_examples"] == 80
+        assert told["evaluation"]["latency_p50_ms"] > 0
+
+
+@pytest.mark.parametrize("file", ["two.keras", "two.h5", "three.keras", "three.h5"])
+def test_every_kind_of_keras_file_converts_to_full_int8(file, tfq_cli, work, npz, trained):
+    out = work / file.replace(".", "_")
+    good(tfq_cli("convert", f"--model={trained[file]}", f"--data=npz:{npz}", f"--out={out}"))
+    (content,) = out.glob("*.tflite")
+    assert tfq.audit(content.read_bytes(), tfq.AuditConfig(require="full_int8")).ok
+
+
+def test_run_takes_a_file_and_reports(tfq_cli, work, npz, trained):
+    out = work / "run"
+    done = good(
+        tfq_cli(
+            "run", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={out}", "--compression.train.epochs=2",
+            "--compression.prune.frequency=5", "--audit.require=full_int8", "--evaluation.num_runs=10",
+        )
+    )  # fmt: skip
+    record = json.loads((out / "report.json").read_text())
+    assert [model["name"] for model in record["models"]] == ["float", "ptq_int8", "pruned_qat_int8"]
+    assert all((out / model["file"]).exists() for model in record["models"])
+    assert record["stages"][0]["skipped"]
+    for part in ("float", "PTQ int8", "pruned + QAT int8"):
+        assert part in done.stdout
+    assert "<svg" in (out / "report.html").read_text()
+    assert "| " in (out / "report.md").read_text()
+
+
+def test_run_of_a_keras_3_model_without_compression(tfq_cli, work, npz, trained):
+    out = work / "run3"
+    common = [
+        "run",
+        f"--model={trained['three.keras']}",
+        f"--data=npz:{npz}",
+        f"--out={out}",
+        "--evaluation.num_runs=5",
+    ]
+    good(tfq_cli(*common, "--nocompression.prune", "--nocompression.qat"))
+    done = tfq_cli(*common)
+    assert done.returncode == 2
+    assert "tf_keras" in done.stderr
+
+
+def test_missed_requirements_exit_1_and_say_by_how_much(tfq_cli, work, npz, trained, golden):
+    floating, out = golden / "digits_float32.tflite", work / "missed"
+    done = tfq_cli("audit", f"--model={floating}", "--require=full_int8", f"--out={out}")
+    assert done.returncode == 1
+    assert (out / "audit.json").exists()
+    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--require.min_accuracy=0.999")
+    assert done.returncode == 1
+    assert "0.999" in done.stderr
+
+
+def test_without_labels_accuracy_is_null_with_its_reason(tfq_cli, work, golden):
+    path = work / "unlabelled.npz"
+    np.savez(path, x_test=np.random.default_rng(0).uniform(0, 16, (30, 8, 8, 1)).astype(np.float32))
+    command = ["evaluate", f"--model={golden}/digits_int8.tflite", f"--reference={golden}/digits_float32.tflite"]
+    told = json.loads(good(tfq_cli(*command, f"--data=npz:{path}", "--format=json")).stdout)["evaluation"]
+    assert told["accuracy"] is None
+    assert "label" in told["accuracy_reason"]
+    assert told["agreement"] is not None
+    assert told["output_sqnr_db"] is not None
+
+
+def test_wrong_preprocessing_is_warned_of(tfq_cli, golden):
+    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--data.scale=16")
+    assert done.returncode == 0
+    assert "clipped" in done.stderr
+    assert "--data.scale" in done.stderr
+    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--data.scale=0.0625")
+    assert "range" in done.stderr
+
+
+def test_builtin_kernels_are_told_from_xnnpack(tfq_cli, golden):
+    command = ["evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--format=json", "--limit=50"]
+    delegated = json.loads(good(tfq_cli(*command)).stdout)["evaluation"]["delegated_ops"]
+    assert delegated > 0
+    assert json.loads(good(tfq_cli(*command, "--noxnnpack")).stdout)["evaluation"]["delegated_ops"] == 0
+
+
+def test_a_pipe_gets_no_progress_and_no_noise(tfq_cli, work, npz, trained):
+    done = good(tfq_cli("convert", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={work / 'quiet'}"))
+    assert len(done.stdout.splitlines()) == 1
+    assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == []
+
+
+@pytest.fixture(scope="module")
+def bad_files(work, golden):
+    import zipfile
+
+    import h5py
+
+    directory = work / "bad"
+    (directory / "directory.keras").mkdir(parents=True)
+    (directory / "empty.tflite").touch()
+    (directory / "text.tflite").write_text("this is a text, and no model at all")
+    content = (golden / "digits_int8.tflite").read_bytes()
+    (directory / "cut.tflite").write_bytes(content[: len(content) // 2])
+    with h5py.File(directory / "no_model.h5", "w") as file:
+        file["x"] = np.zeros(3)
+    for name, keras in {"two": import_tf_keras(), "three": import_keras()}.items():
+        inputs = keras.Input((6, 6, 3))
+        hostile = keras.Model(inputs, keras.layers.Lambda(lambda x: x * 2.0, name="payload")(inputs))
+        for suffix in ("h5", "keras"):
+            hostile.save(str(directory / f"lambda_{name}.{suffix}"))
+    with zipfile.ZipFile(directory / "no_config.keras", "w") as archive:
+        archive.writestr("metadata.json", "{}")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "told"),
+    [
+        ("convert", "missing.keras", "does not exist"),
+        ("audit", "missing.tflite", "does not exist"),
+        ("convert", "directory.keras", "is a directory"),
+        ("audit", "", "is a directory"),
+        ("audit", "empty.tflite", "is empty"),
+        ("evaluate", "empty.tflite", "is empty"),
+        ("audit", "text.tflite", "TFL3"),
+        ("evaluate", "text.tflite", "TFL3"),
+        ("audit", "cut.tflite", "byte"),
+        ("evaluate", "cut.tflite", "byte"),
+        ("convert", "no_model.h5", "model_config"),
+        ("convert", "no_config.keras", "config.json"),
+        ("convert", "lambda_two.h5", "payload"),
+        ("convert", "lambda_two.keras", "payload"),
+        ("convert", "lambda_three.h5", "payload"),
+        ("convert", "lambda_three.keras", "payload"),
+        ("compress", "lambda_two.h5", "payload"),
+    ],
+)
+def test_a_bad_model_file_is_exit_2_with_its_own_message(script, file, told, tfq_cli, bad_files, npz, work):
+    out = [] if script in ("audit", "evaluate") else [f"--out={work / 'never'}"]
+    data = [] if script == "audit" else [f"--data=npz:{npz}"]
+    done = tfq_cli(script, f"--model={bad_files / file}", *data, *out)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"x_test": np.zeros((4, 9, 9, 1)), "y_test": np.zeros(4, int)}, "9, 9"),
+        ({"x_test": np.zeros((4, 8, 8, 1)), "y_test": np.array([0, 1, 2, 10])}, "10"),
+        ({"x_test": np.zeros((4, 8, 8, 1)), "y_test": np.array([0, 1, -2, 1])}, "-2"),
+        ({"x_test": np.zeros((0, 8, 8, 1)), "y_test": np.zeros(0, int)}, "is empty"),
+        ({"x_test": np.full((4, 8, 8, 1), np.nan), "y_test": np.zeros(4, int)}, "NaN"),
+        ({"x_test": np.zeros((4, 8, 8, 1)), "y_test": np.zeros(3, int)}, "3"),
+        ({"images": np.zeros((4, 8, 8, 1))}, "x_test"),
+    ],
+)
+def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_cli, work, golden):
+    path = work / "bad.npz"
+    np.savez(path, **arrays)
+    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", f"--data=npz:{path}")
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["evaluate", "--runner=qemu:cortex-a67"], "did you mean 'qemu:cortex-a76'"),
+        (["evaluate", "--data=digitz"], "did you mean 'digits'"),
+        (["evaluate", "--data=npz:nowhere.npz"], "does not exist"),
+        (["evaluate", "--data=tfrecord:nowhere-*"], "nowhere-"),
+        (["evaluate", "--reference=nowhere.tflite"], "does not exist"),
+        (["audit", "--require=full_int9"], "full_int8"),
+    ],
+)
+def test_a_bad_name_is_exit_2_with_its_own_message(arguments, told, tfq_cli, golden):
+    script, *rest = arguments
+    done = tfq_cli(script, f"--model={golden}/digits_int8.tflite", *rest)
+    assert done.returncode == 2, done.stderr
+    assert told in done.stderr
+
+
+def test_an_out_below_a_file_is_exit_2_before_any_work(tfq_cli, work, npz, trained):
+    (work / "file").write_text("x")
+    for script in ("train", "convert", "run", "compress"):
+        model = "--model=digits_cnn" if script == "train" else f"--model={trained['two.h5']}"
+        done = tfq_cli(script, model, f"--data=npz:{npz}", f"--out={work}/file/below")
+        assert done.returncode == 2
+        assert "a file is in the way" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["convert", "compress", "run"])
+def test_a_missing_model_or_an_unknown_name_is_exit_2(script, tfq_cli, work):
+    assert tfq_cli(script, f"--out={work / 'x'}").returncode == 2
+    done = tfq_cli(script, "--model=resnet9", f"--out={work / 'x'}")
+    assert done.returncode == 2
+
+
+def test_train_suggests_a_model(tfq_cli, work):
+    done = tfq_cli("train", "--model=digit_cnn", f"--out={work / 'x'}")
+    assert done.returncode == 2
+    assert "did you mean 'digits_cnn'" in done.stderr
+
+
+def test_ctrl_c_is_exit_130_and_leaves_no_half_file(work, npz, trained):
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    out = work / "interrupted"
+    command = ["compress", f"--model={trained['two.h5']}", f"--data=npz:{npz}", "--train.epochs=2000", f"--out={out}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfq", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    time.sleep(20)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "interrupted" in told
+    assert list(out.iterdir()) == []
