@@ -14,7 +14,7 @@ demo: .venv/.installed
 	@$(BIN)/tfq run --config=pipelines/configs/demo.json
 
 test: .venv/.installed
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

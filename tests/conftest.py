@@ -43,3 +43,23 @@ def tfq_cli():
         )
 
     return run
+
+
+@pytest.fixture
+def tfq_here(capfd):
+    """The same in this process, which has TensorFlow loaded already; for what a process of its own adds nothing to."""
+    from tfq import __main__
+
+    def run(*arguments: object):
+        before = sys.argv
+        sys.argv = ["tfq", *map(str, arguments)]
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as exit:
+                __main__.main()
+        finally:
+            sys.argv = before
+        told = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, exit.value.code, told.out, told.err)
+
+    return run

@@ -183,7 +183,9 @@ def _help(script: str, description: str, settings: Sequence[Setting], values: fl
         spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
         short = f" (-{flag.short_name})" if flag.short_name else ""
         lines.append(f"  {spelling}{short}")
-        lines += textwrap.wrap(f"{flag.help} ({told})", 100, initial_indent="      ", subsequent_indent="      ")
+        # absl puts the choices in front of the help text as well.
+        what = flag.help.partition(">: ")[2] if choices else flag.help
+        lines += textwrap.wrap(f"{what} ({told})", 100, initial_indent="      ", subsequent_indent="      ")
     lines += ["", "Exit codes: 0 good, 1 a requirement not met, 2 bad input or flags, 3 tfq or its environment failed,"]
     lines += ["130 interrupted."]
     return "\n".join(lines)

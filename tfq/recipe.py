@@ -12,7 +12,7 @@ from typing import Any
 
 from tfq import artifacts, evaluation, flatbuffer, report, stages
 from tfq.config import RunConfig
-from tfq.errors import AuditError, RequirementError, TfqWarning
+from tfq.errors import AuditError, InputError, RequirementError, TfqWarning
 from tfq.provenance import provenance
 
 
@@ -108,7 +108,11 @@ def require(record: dict[str, Any]) -> None:
 def _load_or_train(config: RunConfig, clock: _Clock, allow_code: bool) -> Any:
     if stages.is_file(config.model):
         clock.skip("train", f"{config.model} is a file: its weights are taken as they are")
-        return clock.run("load", lambda: (stages.load(config, allow_code=allow_code), {}))
+        model = clock.run("load", lambda: (stages.load(config, allow_code=allow_code), {}))
+        stages.check_compressible(model, config)
+        return model
+    if config.training.keras == "keras" and (config.compression.prune.enabled or config.compression.qat.enabled):
+        raise InputError("training.keras=keras: pruning and QAT take tf_keras models: switch both off, or use tf_keras")
     model = clock.run("train", lambda: stages.train(config))
     stages.save_keras(model, Path(config.out) / f"{stages.model_name(config)}.keras")
     return model

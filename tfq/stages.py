@@ -68,6 +68,10 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     if is_file(name):
         raise InputError(f"--model={name}: train builds a model by name, this is a file")
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
+    try:
+        test = load_split(config.data, "test")
+    except data.MissingSplitError:
+        test = None
     keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
     with deterministic(config.seed):
         model = models.build(name, keras)
@@ -76,7 +80,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         "parameters": int(model.count_params()),
         "history": history,
         "preprocessing": data.preprocessing_record(config.data),
-        "test_accuracy": _keras_accuracy(model, load_split(config.data, "test")),
+        "test_accuracy": _keras_accuracy(model, test),
         "sha256": {"data": {training.name: training.sha256()}},
     }
 
@@ -91,19 +95,27 @@ def compression_suffix(config: RunConfig) -> str:
     return "_".join(done)
 
 
+def check_compressible(model: Any, config: RunConfig) -> None:
+    """Raises InputError, before any work, where config asks for a compression that this model cannot have."""
+    from tfq.keras_bridge import require_tf_keras
+
+    if not isinstance(model, bytes) and (config.compression.prune.enabled or config.compression.qat.enabled):
+        require_tf_keras(model, "pruning and quantization-aware training")
+
+
 def compress(model: Any, config: RunConfig) -> tuple[Any, dict[str, Any]]:
     """`model` pruned and quantization-aware trained on --data, as config.compression says; and its record."""
-    from tfq.compression import measure_sparsity, prune_model, qat_model
-    from tfq.keras_bridge import require_tf_keras
+    from tfq.compression import measure_sparsity, prune_model, pruning_plan, qat_model
     from tfq.training import deterministic, train_model
 
     if isinstance(model, bytes):
         raise InputError(f"--model={config.model}: a .tflite cannot be trained: give the Keras model")
     compression_suffix(config)
-    require_tf_keras(model, "pruning and quantization-aware training")
+    check_compressible(model, config)
     settings = config.compression
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     histories: dict[str, Any] = {}
+    plan = pruning_plan(model, settings.prune).to_dict() if settings.prune.enabled else None
 
     def fit(step: str) -> Callable[[Any, list[Any]], None]:
         def loop(stepped: Any, callbacks: list[Any]) -> None:
@@ -119,6 +131,7 @@ def compress(model: Any, config: RunConfig) -> tuple[Any, dict[str, Any]]:
         if settings.qat.enabled:
             model = qat_model(model, fit("qat"), settings.qat)
     return model, {
+        "pruning_plan": plan,
         "history": histories,
         "sparsity": measure_sparsity(model),
         "preprocessing": data.preprocessing_record(config.data),
@@ -222,9 +235,9 @@ def _carries_ranges(model: Any) -> bool:
     return (model if isinstance(model, Trace) else trace(model)).has_fake_quant
 
 
-def _keras_accuracy(model: Any, test: data.Split) -> float | None:
-    """Top-1 of a Keras model with one output on a labelled split; None without labels."""
-    if test.labels is None:
+def _keras_accuracy(model: Any, test: data.Split | None) -> float | None:
+    """Top-1 of a Keras model with one output on the test split; None where there is none, or it has no labels."""
+    if test is None or test.labels is None:
         return None
     inputs = list(test.inputs.values())
     outputs = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)

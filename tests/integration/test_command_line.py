@@ -56,25 +56,25 @@ def good(done):
     return done
 
 
-def test_the_whole_way_script_by_script(tfq_cli, work, npz, trained):
+def test_the_whole_way_script_by_script(tfq_cli, tfq_here, work, npz, trained):
     out = work / "way"
     data = f"--data=npz:{npz}"
     good(tfq_cli("convert", f"--model={trained['two.keras']}", data, "--scheme=float32", f"--out={out}"))
-    good(tfq_cli("convert", f"--model={trained['two.keras']}", data, "--calibration_steps=100", f"--out={out}"))
+    good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--calibration_steps=100", f"--out={out}"))
     good(
-        tfq_cli(
+        tfq_here(
             "compress", f"--model={trained['two.keras']}", data, "--prune.final_sparsity=0.5", "--prune.frequency=5",
             "--train.epochs=6", f"--out={out}",
         )
     )  # fmt: skip
     record = json.loads((out / "compress.json").read_text())
     assert record["sparsity"]["conv"] == pytest.approx(0.5, abs=0.01)
-    good(tfq_cli("convert", f"--model={out}/two_pruned_qat.h5", data, f"--out={out}"))
+    good(tfq_here("convert", f"--model={out}/two_pruned_qat.h5", data, f"--out={out}"))
     for name in ("two_int8", "two_pruned_qat_int8"):
         file = out / f"{name}.tflite"
-        good(tfq_cli("audit", f"--model={file}", "--require=full_int8"))
+        good(tfq_here("audit", f"--model={file}", "--require=full_int8"))
         done = good(
-            tfq_cli(
+            tfq_here(
                 "evaluate", f"--model={file}", f"--reference={out}/two_float32.tflite", data, "--format=json",
                 "--require.min_accuracy=0.9", "--require.min_agreement=0.9", "--require.max_accuracy_drop=0.1",
             )
@@ -86,9 +86,9 @@ def test_the_whole_way_script_by_script(tfq_cli, work, npz, trained):
 
 
 @pytest.mark.parametrize("file", ["two.keras", "two.h5", "three.keras", "three.h5"])
-def test_every_kind_of_keras_file_converts_to_full_int8(file, tfq_cli, work, npz, trained):
+def test_every_kind_of_keras_file_converts_to_full_int8(file, tfq_here, work, npz, trained):
     out = work / file.replace(".", "_")
-    good(tfq_cli("convert", f"--model={trained[file]}", f"--data=npz:{npz}", f"--out={out}"))
+    good(tfq_here("convert", f"--model={trained[file]}", f"--data=npz:{npz}", f"--out={out}"))
     (content,) = out.glob("*.tflite")
     assert tfq.audit(content.read_bytes(), tfq.AuditConfig(require="full_int8")).ok
 
@@ -111,7 +111,7 @@ def test_run_takes_a_file_and_reports(tfq_cli, work, npz, trained):
     assert "| " in (out / "report.md").read_text()
 
 
-def test_run_of_a_keras_3_model_without_compression(tfq_cli, work, npz, trained):
+def test_run_of_a_keras_3_model_without_compression(tfq_here, work, npz, trained):
     out = work / "run3"
     common = [
         "run",
@@ -120,47 +120,51 @@ def test_run_of_a_keras_3_model_without_compression(tfq_cli, work, npz, trained)
         f"--out={out}",
         "--evaluation.num_runs=5",
     ]
-    good(tfq_cli(*common, "--nocompression.prune", "--nocompression.qat"))
-    done = tfq_cli(*common)
+    good(tfq_here(*common, "--nocompression.prune", "--nocompression.qat"))
+    done = tfq_here(*common)
     assert done.returncode == 2
     assert "tf_keras" in done.stderr
+    done = tfq_here("run", "--model=digits_cnn", "--training.keras=keras", f"--out={work / 'named3'}")
+    assert done.returncode == 2
+    assert "tf_keras" in done.stderr
+    assert list((work / "named3").iterdir()) == []
 
 
-def test_missed_requirements_exit_1_and_say_by_how_much(tfq_cli, work, npz, trained, golden):
+def test_missed_requirements_exit_1_and_say_by_how_much(tfq_here, work, npz, trained, golden):
     floating, out = golden / "digits_float32.tflite", work / "missed"
-    done = tfq_cli("audit", f"--model={floating}", "--require=full_int8", f"--out={out}")
+    done = tfq_here("audit", f"--model={floating}", "--require=full_int8", f"--out={out}")
     assert done.returncode == 1
     assert (out / "audit.json").exists()
-    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--require.min_accuracy=0.999")
+    done = tfq_here("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--require.min_accuracy=0.999")
     assert done.returncode == 1
     assert "0.999" in done.stderr
 
 
-def test_without_labels_accuracy_is_null_with_its_reason(tfq_cli, work, golden):
+def test_without_labels_accuracy_is_null_with_its_reason(tfq_here, work, golden):
     path = work / "unlabelled.npz"
     np.savez(path, x_test=np.random.default_rng(0).uniform(0, 16, (30, 8, 8, 1)).astype(np.float32))
     command = ["evaluate", f"--model={golden}/digits_int8.tflite", f"--reference={golden}/digits_float32.tflite"]
-    told = json.loads(good(tfq_cli(*command, f"--data=npz:{path}", "--format=json")).stdout)["evaluation"]
+    told = json.loads(good(tfq_here(*command, f"--data=npz:{path}", "--format=json")).stdout)["evaluation"]
     assert told["accuracy"] is None
     assert "label" in told["accuracy_reason"]
     assert told["agreement"] is not None
     assert told["output_sqnr_db"] is not None
 
 
-def test_wrong_preprocessing_is_warned_of(tfq_cli, golden):
-    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--data.scale=16")
+def test_wrong_preprocessing_is_warned_of(tfq_here, golden):
+    done = tfq_here("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--data.scale=16")
     assert done.returncode == 0
     assert "clipped" in done.stderr
     assert "--data.scale" in done.stderr
-    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--data.scale=0.0625")
+    done = tfq_here("evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--data.scale=0.0625")
     assert "range" in done.stderr
 
 
-def test_builtin_kernels_are_told_from_xnnpack(tfq_cli, golden):
+def test_builtin_kernels_are_told_from_xnnpack(tfq_here, golden):
     command = ["evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--format=json", "--limit=50"]
-    delegated = json.loads(good(tfq_cli(*command)).stdout)["evaluation"]["delegated_ops"]
+    delegated = json.loads(good(tfq_here(*command)).stdout)["evaluation"]["delegated_ops"]
     assert delegated > 0
-    assert json.loads(good(tfq_cli(*command, "--noxnnpack")).stdout)["evaluation"]["delegated_ops"] == 0
+    assert json.loads(good(tfq_here(*command, "--noxnnpack")).stdout)["evaluation"]["delegated_ops"] == 0
 
 
 def test_a_pipe_gets_no_progress_and_no_noise(tfq_cli, work, npz, trained):
@@ -215,10 +219,10 @@ def bad_files(work, golden):
         ("compress", "lambda_two.h5", "payload"),
     ],
 )
-def test_a_bad_model_file_is_exit_2_with_its_own_message(script, file, told, tfq_cli, bad_files, npz, work):
+def test_a_bad_model_file_is_exit_2_with_its_own_message(script, file, told, tfq_here, bad_files, npz, work):
     out = [] if script in ("audit", "evaluate") else [f"--out={work / 'never'}"]
     data = [] if script == "audit" else [f"--data=npz:{npz}"]
-    done = tfq_cli(script, f"--model={bad_files / file}", *data, *out)
+    done = tfq_here(script, f"--model={bad_files / file}", *data, *out)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -236,10 +240,10 @@ def test_a_bad_model_file_is_exit_2_with_its_own_message(script, file, told, tfq
         ({"images": np.zeros((4, 8, 8, 1))}, "x_test"),
     ],
 )
-def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_cli, work, golden):
+def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_here, work, golden):
     path = work / "bad.npz"
     np.savez(path, **arrays)
-    done = tfq_cli("evaluate", f"--model={golden}/digits_int8.tflite", f"--data=npz:{path}")
+    done = tfq_here("evaluate", f"--model={golden}/digits_int8.tflite", f"--data=npz:{path}")
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -256,31 +260,31 @@ def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_cli, work, go
         (["audit", "--require=full_int9"], "full_int8"),
     ],
 )
-def test_a_bad_name_is_exit_2_with_its_own_message(arguments, told, tfq_cli, golden):
+def test_a_bad_name_is_exit_2_with_its_own_message(arguments, told, tfq_here, golden):
     script, *rest = arguments
-    done = tfq_cli(script, f"--model={golden}/digits_int8.tflite", *rest)
+    done = tfq_here(script, f"--model={golden}/digits_int8.tflite", *rest)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
 
 
-def test_an_out_below_a_file_is_exit_2_before_any_work(tfq_cli, work, npz, trained):
+def test_an_out_below_a_file_is_exit_2_before_any_work(tfq_here, work, npz, trained):
     (work / "file").write_text("x")
     for script in ("train", "convert", "run", "compress"):
         model = "--model=digits_cnn" if script == "train" else f"--model={trained['two.h5']}"
-        done = tfq_cli(script, model, f"--data=npz:{npz}", f"--out={work}/file/below")
+        done = tfq_here(script, model, f"--data=npz:{npz}", f"--out={work}/file/below")
         assert done.returncode == 2
         assert "a file is in the way" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["convert", "compress", "run"])
-def test_a_missing_model_or_an_unknown_name_is_exit_2(script, tfq_cli, work):
-    assert tfq_cli(script, f"--out={work / 'x'}").returncode == 2
-    done = tfq_cli(script, "--model=resnet9", f"--out={work / 'x'}")
+def test_a_missing_model_or_an_unknown_name_is_exit_2(script, tfq_here, work):
+    assert tfq_here(script, f"--out={work / 'x'}").returncode == 2
+    done = tfq_here(script, "--model=resnet9", f"--out={work / 'x'}")
     assert done.returncode == 2
 
 
-def test_train_suggests_a_model(tfq_cli, work):
-    done = tfq_cli("train", "--model=digit_cnn", f"--out={work / 'x'}")
+def test_train_suggests_a_model(tfq_here, work):
+    done = tfq_here("train", "--model=digit_cnn", f"--out={work / 'x'}")
     assert done.returncode == 2
     assert "did you mean 'digits_cnn'" in done.stderr
 
@@ -297,7 +301,9 @@ def test_ctrl_c_is_exit_130_and_leaves_no_half_file(work, npz, trained):
     process = subprocess.Popen(
         [sys.executable, "-m", "tfq", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    time.sleep(20)
+    while not out.exists():
+        time.sleep(0.1)
+    time.sleep(9)
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told

@@ -32,6 +32,7 @@ def first(tfq_cli, tmp_path_factory):
 def test_two_fresh_processes_give_the_same_bytes_and_a_report_replays(first, tfq_cli, tmp_path):
     out, made = first
     again = short_run(tfq_cli, tmp_path / "again", tmp_path / "cache", f"--config={out}/out/report.json")
+    assert len(set(made.values())) == len(FILES)
     assert {name: again[name] == made[name] for name in FILES} == dict.fromkeys(FILES, True)
     one, other = (json.loads((path / "report.json").read_text()) for path in (out / "out", tmp_path / "again"))
     assert one["config_hash"] == other["config_hash"]
@@ -39,9 +40,3 @@ def test_two_fresh_processes_give_the_same_bytes_and_a_report_replays(first, tfq
     numbers = ("accuracy", "agreement", "output_sqnr_db", "gzip_bytes")
     for name in numbers:
         assert [m["evaluation"][name] for m in one["models"]] == [m["evaluation"][name] for m in other["models"]]
-
-
-def test_another_seed_gives_other_bytes(first, tfq_cli, tmp_path):
-    _, made = first
-    other = short_run(tfq_cli, tmp_path / "out", tmp_path / "cache", *SHORT, "--seed=6")
-    assert all(other[name] != made[name] for name in FILES)
