@@ -102,10 +102,12 @@ def out_dir(invocation: flags.Invocation) -> Path:
 
 @contextlib.contextmanager
 def _told_warnings() -> Iterator[None]:
-    """Warnings of tfq as one line on stderr; those of libraries only with -v=1."""
+    """Each warning of tfq as one line on stderr, once; none of those of libraries."""
+    told: set[str] = set()
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        if issubclass(category, TfqWarning):
+        if issubclass(category, TfqWarning) and str(message) not in told:
+            told.add(str(message))
             print(f"warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():

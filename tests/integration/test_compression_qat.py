@@ -5,46 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import fit_for, noise, small_model
 
 from tfq.compression import measure_sparsity, prune_model, qat, qat_model, unsupported_layers
 from tfq.compression.graph import cloned
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
-from tfq.data import Split, load_split
+from tfq.data import load_split
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras, load_model
 from tfq.models import build
 from tfq.training import deterministic, gives_probabilities, train_model
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
-
-
-def noise(model, n=32, spread=1.0):
-    rng = np.random.default_rng(0)
-    x = rng.normal(0, spread, size=(n, *model.inputs[0].shape[1:])).astype("float32")
-    labels = rng.integers(0, model.outputs[0].shape[-1], n)
-    return Split(name="train", inputs={"x": x}, labels=labels, source="arrays")
-
-
-def fit_for(epochs=1, spread=1.0):
-    def fit(model, callbacks):
-        data = noise(model, spread=spread)
-        train_model(model, data, None, TrainConfig(epochs=epochs, batch_size=8), callbacks=callbacks)
-
-    return fit
-
-
-def small_model(*after_input, name="small"):
-    keras = import_tf_keras()
-    layers = keras.layers
-    with deterministic(0):
-        x = image = keras.Input((6, 6, 2), name="image")
-        for layer in after_input:
-            x = layer(x)
-        x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="conv")(x)
-        x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
-        y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
-        x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="sum")([x, y]))
-        return keras.Model(image, layers.Dense(3, "softmax", name="head")(x), name=name)
 
 
 def permuted_model():

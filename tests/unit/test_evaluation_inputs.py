@@ -6,7 +6,7 @@ import pytest
 
 from tfq.data import Split
 from tfq.errors import InputError
-from tfq.evaluation import decode_outputs, input_names, prepare_inputs
+from tfq.evaluation import decode_outputs, prepare_inputs
 from tfq.flatbuffer import Model, Signature, Subgraph, Tensor
 
 
@@ -86,10 +86,10 @@ def test_pieces_of_a_large_array_are_quantized_as_the_whole(monkeypatch):
 def test_inputs_are_bound_by_the_names_of_the_signature():
     signature = Signature(inputs={"left": 1, "right": 0}, outputs={})
     model = model_of({}, {"shape": (1, 3)}, signatures=(signature,))
-    assert input_names(model) == ["right", "left"]
+    assert model.input_names == ("right", "left")
     prepared = prepare_inputs(model, split(left=np.ones((4, 3)), right=np.zeros((4, 2))))
     assert [array.shape for array in prepared.arrays] == [(4, 2), (4, 3)]
-    assert input_names(model_of({}, {})) == ["t0", "t1"]
+    assert model_of({}, {}).input_names == ("t0", "t1")
 
 
 @pytest.mark.parametrize(

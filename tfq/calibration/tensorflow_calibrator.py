@@ -17,10 +17,9 @@ def tensorflow_min_max(model: bytes, samples: Samples) -> Ranges:
     """
     from tensorflow.lite.python.optimize import calibrator
 
-    graph = flatbuffer.read(model).subgraphs[0]
-    names = _input_names(model)
-    # Interpreter inputs are fed as a list, in the subgraph's own order.
-    feed = ([sample[names[index]] for index in graph.inputs] for sample in samples)
+    names = flatbuffer.read(model).input_names
+    # The calibrator takes lists, in the subgraph's own order.
+    feed = ([sample[name] for name in names] for sample in samples)
     try:
         calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
     except (RuntimeError, ValueError) as error:
@@ -28,10 +27,3 @@ def tensorflow_min_max(model: bytes, samples: Samples) -> Ranges:
             f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}"
         ) from error
     return Ranges(values=flatbuffer.read_ranges(bytes(calibrated)), method="tensorflow", num_samples=len(samples))
-
-
-def _input_names(model: bytes) -> dict[int, str]:
-    parsed = flatbuffer.read(model)
-    for signature in parsed.signatures[:1]:
-        return {index: name for name, index in signature.inputs.items()}
-    return {index: parsed.subgraphs[0].tensors[index].name for index in parsed.subgraphs[0].inputs}

@@ -2,6 +2,7 @@
 """Model -> flatbuffer: the whole way through the room."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,10 @@ def convert_model(
     metadata["keras_layers"] = list(traced.keras_layers)
     if traced.has_fake_quant and config.scheme == "int8":
         return _from_fake_quant(traced, config, metadata)
-    unsigned = float_flatbuffer(traced)
-    signed = _sign(unsigned, traced, metadata)
+    floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
     if config.scheme == "float32":
-        return signed
-    return _post_training(signed, representative_dataset, config)
+        return floating
+    return _post_training(floating, representative_dataset, config)
 
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
@@ -61,21 +61,12 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
         raise InputError(f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs")
     if config.scheme == "float32":
         return model
-    signatures = flatbuffer.read(model).signatures
+    parsed = flatbuffer.read(model)
     metadata = {**(flatbuffer.read_metadata(model) or {}), **metadata}
-    if signatures:
+    if parsed.signatures:
         model = flatbuffer.write_metadata(model, metadata)
     else:
-        graph = flatbuffer.read(model).subgraphs[0]
-        names = {graph.tensors[index].name: index for index in (*graph.inputs, *graph.outputs)}
-        model = flatbuffer.edit_model(
-            model,
-            signature=(
-                {name: index for name, index in names.items() if index in graph.inputs},
-                {name: index for name, index in names.items() if index in graph.outputs},
-            ),
-            metadata=metadata,
-        )
+        model = _signed(model, parsed.input_names, parsed.output_names, metadata)
     return _post_training(model, dataset, config)
 
 
@@ -84,7 +75,8 @@ def _from_fake_quant(traced: Trace, config: ConversionConfig, metadata: dict[str
 
     input_type = tf.dtypes.as_dtype(config.inference_input_type)
     output_type = tf.dtypes.as_dtype(config.inference_output_type)
-    return _sign(fake_quant_flatbuffer(traced, input_type, output_type), traced, metadata)
+    integer = fake_quant_flatbuffer(traced, input_type, output_type)
+    return _signed(integer, traced.input_names, traced.output_names, metadata)
 
 
 def _post_training(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
@@ -105,15 +97,9 @@ def _post_training(model: bytes, dataset: Any, config: ConversionConfig) -> byte
 def input_specs(model: bytes) -> list[InputSpec]:
     """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
     parsed = flatbuffer.read(model)
-    graph = parsed.subgraphs[0]
-    names = {index: graph.tensors[index].name for index in graph.inputs}
-    for signature in parsed.signatures[:1]:
-        names |= {index: name for name, index in signature.inputs.items()}
     return [
-        InputSpec(
-            name=names[index], shape=_open_shape(graph.tensors[index]), dtype=np.dtype(graph.tensors[index].dtype)
-        )
-        for index in graph.inputs
+        InputSpec(name=name, shape=_open_shape(tensor), dtype=np.dtype(tensor.dtype))
+        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
     ]
 
 
@@ -122,16 +108,14 @@ def _open_shape(tensor: flatbuffer.Tensor) -> tuple[int, ...]:
     return tensor.shape_signature or tensor.shape
 
 
-def _sign(model: bytes, traced: Trace, metadata: dict[str, Any]) -> bytes:
-    graph = flatbuffer.read(model).subgraphs[0]
-    if len(graph.inputs) != len(traced.input_names) or len(graph.outputs) != len(traced.output_names):
+def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:
+    """`model` with the signature `serving_default`, whose names are given in the order of its inputs and outputs."""
+    graph = flatbuffer.read(model).main_subgraph
+    if len(graph.inputs) != len(input_names) or len(graph.outputs) != len(output_names):
         raise InputError(
-            f"the model has {len(traced.input_names)} inputs and {len(traced.output_names)} outputs, its flatbuffer "
+            f"the model has {len(input_names)} inputs and {len(output_names)} outputs, its flatbuffer "
             f"{len(graph.inputs)} and {len(graph.outputs)}: remove an input that no output depends on, or an output "
             "that is given twice"
         )
-    signature = (
-        dict(zip(traced.input_names, graph.inputs, strict=True)),
-        dict(zip(traced.output_names, graph.outputs, strict=True)),
-    )
+    signature = (dict(zip(input_names, graph.inputs, strict=True)), dict(zip(output_names, graph.outputs, strict=True)))
     return flatbuffer.edit_model(model, signature=signature, metadata=metadata)

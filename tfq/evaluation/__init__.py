@@ -2,7 +2,7 @@
 """What is learned from running a flatbuffer: (bytes, data, runner) -> records."""
 
 from tfq.evaluation.accuracy import evaluate_model
-from tfq.evaluation.inputs import decode_outputs, input_names, output_names, prepare_inputs
+from tfq.evaluation.inputs import decode_outputs, prepare_inputs
 from tfq.evaluation.latency import latency_percentiles
 from tfq.evaluation.metrics import agreement, predicted_classes, top1
 from tfq.evaluation.parity import (
@@ -27,10 +27,8 @@ __all__ = [
     "compare_runners_or_reason",
     "decode_outputs",
     "evaluate_model",
-    "input_names",
     "latency_percentiles",
     "missed_requirements",
-    "output_names",
     "predicted_classes",
     "prepare_inputs",
     "reference_outputs",

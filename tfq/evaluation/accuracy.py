@@ -3,7 +3,7 @@
 
 import gzip
 import warnings as python_warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tfq import flatbuffer
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import InputError, TfqWarning
-from tfq.evaluation.inputs import decode_outputs, output_names, prepare_inputs
+from tfq.evaluation.inputs import decode_outputs, prepare_inputs
 from tfq.evaluation.latency import PERCENTILES, latency_percentiles
 from tfq.evaluation.metrics import SIGMOID_NOTE, agreement, has_classes, is_probability, top1
 from tfq.evaluation.record import EvaluationRecord
@@ -66,7 +66,7 @@ def evaluate_model(
         )
     )
     outputs = decode_outputs(parsed, result.outputs)
-    names = output_names(parsed)
+    names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
     scores = _scores(outputs, expected, data.labels, metric)
     missing = max(0, config.limit - data.num_examples)
@@ -128,7 +128,7 @@ def _score(outputs: tuple[NDArray, ...], labels: NDArray, metric: Metric | None)
     return value
 
 
-def _noise(names: list[str], outputs: tuple[NDArray, ...], expected: list[NDArray] | None) -> dict[str, Any]:
+def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[NDArray] | None) -> dict[str, Any]:
     """SQNR of every output, and of the worst of them."""
     each: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
     if expected is not None:
@@ -181,7 +181,7 @@ def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: RunResult) -
 
 
 def _output_warnings(
-    names: list[str], outputs: tuple[NDArray, ...], metric: Metric | None, result: RunResult, config: EvaluationConfig
+    names: Sequence[str], outputs: tuple[NDArray, ...], metric: Metric | None, result: RunResult, config: EvaluationConfig
 ) -> list[str]:
     found = []
     if metric is None and is_probability(outputs[0]):

@@ -36,23 +36,6 @@ class PreparedInputs:
     warnings: tuple[str, ...]
 
 
-def input_names(model: Model) -> list[str]:
-    """The names of the model's inputs in its order: the signature's where it has one, else the tensors'."""
-    return _names(model, model.main_subgraph.inputs, "inputs")
-
-
-def output_names(model: Model) -> list[str]:
-    """The names of the model's outputs in its order: the signature's where it has one, else the tensors'."""
-    return _names(model, model.main_subgraph.outputs, "outputs")
-
-
-def _names(model: Model, indices: Sequence[int], side: str) -> list[str]:
-    subgraph = model.main_subgraph
-    signature = next((signature for signature in model.signatures if signature.subgraph == subgraph.index), None)
-    named = {} if signature is None else {index: name for name, index in getattr(signature, side).items()}
-    return [named.get(index, subgraph.tensors[index].name) for index in indices]
-
-
 def prepare_inputs(model: Model, data: Split) -> PreparedInputs:
     """`data` in the model's own numbers: quantized with the scale and zero_point of each input, or as float.
 
@@ -60,7 +43,7 @@ def prepare_inputs(model: Model, data: Split) -> PreparedInputs:
     without a scale cannot take.
     """
     check_finite(data.inputs, f"data {data.source} ({data.name})")
-    names = input_names(model)
+    names = model.input_names
     arrays, clipped, coded, unused, warnings = [], 0, 0, [], []
     for name, tensor, array in zip(
         names, model.main_subgraph.input_tensors, bind_inputs(data.inputs, names), strict=True
@@ -85,7 +68,7 @@ def prepare_inputs(model: Model, data: Split) -> PreparedInputs:
 def decode_outputs(model: Model, outputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
     """What the codes of each output stand for, float32 where quantized, else as they are. Raises InputError on NaN."""
     decoded = []
-    for name, tensor, output in zip(output_names(model), model.main_subgraph.output_tensors, outputs, strict=True):
+    for name, tensor, output in zip(model.output_names, model.main_subgraph.output_tensors, outputs, strict=True):
         if tensor.is_quantized:
             scale, zero_point = scale_of(f"output {name!r}", tensor)
             output = dequantize(output, scale, zero_point)

@@ -13,7 +13,7 @@ from tfq import flatbuffer
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import InputError, RunnerError
-from tfq.evaluation.inputs import output_names, prepare_inputs
+from tfq.evaluation.inputs import prepare_inputs
 from tfq.runners import RunRequest, make_runner
 
 DEFAULT_LIMIT = 256
@@ -83,7 +83,7 @@ def compare_runners(
         model=model, inputs=prepare_inputs(parsed, data).arrays, num_threads=num_threads, xnnpack=xnnpack
     )
     outputs_a, outputs_b = (runner.run(request).outputs for runner in runners)
-    return compare_outputs(output_names(parsed), outputs_a, outputs_b, runner_a=runner_a, runner_b=runner_b)
+    return compare_outputs(parsed.output_names, outputs_a, outputs_b, runner_a=runner_a, runner_b=runner_b)
 
 
 def compare_outputs(

@@ -12,7 +12,7 @@ from tfq import flatbuffer
 from tfq.config import EvaluationConfig
 from tfq.data import Split, as_split
 from tfq.errors import InputError
-from tfq.evaluation.inputs import decode_outputs, output_names, prepare_inputs
+from tfq.evaluation.inputs import decode_outputs, prepare_inputs
 from tfq.quant_math import sqnr_db
 from tfq.runners import RunRequest, make_runner
 
@@ -38,7 +38,7 @@ def reference_outputs(model: bytes, data: Any, config: EvaluationConfig | None =
     parsed = flatbuffer.read(model)
     request = RunRequest(model=model, inputs=prepare_inputs(parsed, data).arrays, num_threads=config.num_threads)
     outputs = decode_outputs(parsed, make_runner("local").run(request).outputs)
-    return ReferenceOutputs(data=data, names=tuple(output_names(parsed)), outputs=outputs)
+    return ReferenceOutputs(data=data, names=parsed.output_names, outputs=outputs)
 
 
 def matched_outputs(

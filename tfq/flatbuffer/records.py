@@ -132,6 +132,22 @@ class Model:
         """The one that an interpreter runs when no signature is named."""
         return self.subgraphs[0]
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of its inputs, in the main subgraph's order: the signature's if it has one, else the tensors'."""
+        return self._names(self.main_subgraph.inputs, "inputs")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The names of its outputs, likewise."""
+        return self._names(self.main_subgraph.outputs, "outputs")
+
+    def _names(self, indices: tuple[int, ...], side: str) -> tuple[str, ...]:
+        main = self.main_subgraph
+        signature = next((signature for signature in self.signatures if signature.subgraph == main.index), None)
+        named = {} if signature is None else {index: name for name, index in getattr(signature, side).items()}
+        return tuple(named.get(index, main.tensors[index].name) for index in indices)
+
 
 def constant_values(data: bytes, tensor: Tensor) -> NDArray:
     """The values of a constant tensor of `data`, in its own shape and dtype; a read-only view, nothing is copied.
