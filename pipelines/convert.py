@@ -18,7 +18,7 @@ def main(invocation: flags.Invocation) -> None:
     model = stages.load(config, allow_code=invocation.allow_code)
     content, details = stages.convert(model, config)
     path = artifacts.write_bytes(out / f"{stages.model_name(config)}_{config.conversion.scheme}.tflite", content)
-    report = flatbuffer.audit_model(content)
+    report = flatbuffer.audit_model(content, stages.audit_config(config))
     record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
     scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(content):,} bytes")
 

@@ -47,17 +47,18 @@ class _Int8EvaluationLogic:
             raise InputError(f"Int8Evaluation: every wants at least 1, got {every}")
         from tfq.data import as_split
 
-        self._split = as_split(validation_data)
-        self._split = self._split.take(limit) if limit else self._split
+        self._evaluation = evaluation or EvaluationConfig(num_runs=0)
+        if limit and self._evaluation.limit:
+            raise InputError("Int8Evaluation: limit and evaluation.limit: give one of them")
+        self._split = as_split(validation_data, limit=limit or self._evaluation.limit)
         self._representative_dataset = representative_dataset
         self._every = every
         self._conversion = config or ConversionConfig()
-        self._evaluation = evaluation or EvaluationConfig(num_runs=0)
         self._trace: Any = None
         self.flatbuffer: bytes | None = None
         self.params: dict[str, Any] = {}
         self._model: Any = None
-        # What tf_keras' own base class sets in its __init__, which cannot be called: it assigns to `model`.
+        # What tf_keras' own base class sets in its __init__ (read in 2.21), which cannot be called: it assigns `model`.
         self.validation_data = None
         self._chief_worker_only = None
         self._supports_tf_logs = False
@@ -79,7 +80,8 @@ class _Int8EvaluationLogic:
         if logs is not None:
             if record.accuracy is not None:
                 logs["val_int8_accuracy"] = record.accuracy
-            logs["val_int8_agreement"] = record.agreement
+            if record.agreement is not None:
+                logs["val_int8_agreement"] = record.agreement
             logs["val_int8_bytes"] = record.model_bytes
 
     def evaluate(self) -> Any:

@@ -167,7 +167,7 @@ class DataConfig(Config):
 class TrainConfig(Config):
     """A plain training loop: Adam on cross-entropy."""
 
-    epochs: int = setting(10, "passes over the training split", minimum=0)
+    epochs: int = setting(10, "passes over the training split", minimum=1)
     batch_size: int = setting(32, "examples a step", minimum=1)
     learning_rate: float = setting(1e-3, "Adam's initial step size, decayed to 0 along a cosine", minimum=0)
 

@@ -15,6 +15,7 @@ from absl import flags
 
 from tfq import artifacts, config
 from tfq.errors import InputError, did_you_mean
+from tfq.provenance import SCHEMA_VERSION
 
 COMMON = ("model", "data", "out", "seed")
 
@@ -159,6 +160,11 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
     """The tree in a JSON file: of a whole run, or the script's own section beside the common keys; or in a record."""
     tree = artifacts.read_json(path)
     if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
+        if tree["schema_version"] != SCHEMA_VERSION:
+            raise InputError(
+                f"--config={path}: schema_version {tree['schema_version']!r}, wanted {SCHEMA_VERSION}: "
+                "another version of tfq wrote it"
+            )
         tree = tree["config"]
     if not isinstance(tree, dict):
         raise InputError(f"--config={path}: wanted a JSON object, got {type(tree).__name__}")

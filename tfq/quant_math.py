@@ -8,18 +8,20 @@ from tfq.errors import InputError
 
 
 def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, dtype: DTypeLike = np.int8) -> NDArray:
-    """Integer codes of `x`, same shape: x / scale + zero_point, rounded half to even, saturated to `dtype`'s range.
+    """Integer codes of `x`, same shape: x / scale rounded half to even, plus zero_point, saturated to `dtype`'s range.
 
     scale, zero_point: scalars, or shaped to broadcast along the channel axis. scale > 0.
     Raises InputError when `x` holds NaN: no code stands for it.
-    Source: TFLite 8-bit quantization specification; XNNPACK rounds half to even.
+    Source: TFLite 8-bit quantization specification. To the bit what XNNPACK's QUANTIZE op computes: in float32, with
+    the reciprocal of the scale, and rounding before zero_point is added (of ties, an odd zero_point would turn
+    half to even into half to odd; and 8-bit pixels scaled to [-1, 1] are ties, every one).
     """
     x = np.asarray(x)
     if x.dtype.kind == "f" and np.isnan(x).any():
         raise InputError("quantize: the input holds NaN, which has no integer code: clean the data first")
     limits = np.iinfo(np.dtype(dtype))
-    # float32 as in the kernels: a double would round ties of x / scale to other codes than the device does.
-    codes = np.rint(x.astype(np.float32) / np.asarray(scale, np.float32) + np.asarray(zero_point, np.float32))
+    steps = np.rint(x.astype(np.float32) * (np.float32(1) / np.asarray(scale, np.float32)))
+    codes = steps + np.asarray(zero_point, np.float32)
     return np.clip(codes, limits.min, limits.max).astype(dtype)
 
 

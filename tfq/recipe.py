@@ -12,7 +12,7 @@ from typing import Any
 
 from tfq import artifacts, evaluation, flatbuffer, report, stages
 from tfq.config import RunConfig
-from tfq.errors import AuditError, InputError, RequirementError, TfqWarning
+from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning
 from tfq.provenance import provenance
 
 
@@ -54,46 +54,72 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False) -> dict[str, Any]
     """
     out = artifacts.make_out_dir(config.out)
     name = stages.model_name(config)
-    evaluation.check_runners(config.evaluation)
+    _check(config)
     clock = _Clock()
+    results: list[dict[str, Any]] = []
+    failure = None
     with _remembered_warnings() as told:
         model = _load_or_train(config, clock, allow_code)
-        hashes = {"model": artifacts.sha256_file(config.model) if stages.is_file(config.model) else None}
         made, sparsity = _flatbuffers(model, config, clock)
         files = {each.name: f"{name}_{each.suffix}.tflite" for each in made}
         for each in made:
             artifacts.write_bytes(out / files[each.name], each.content)
-        results = _examine(made, config, clock)
-    hashes_of_data: dict[str, str] = {}
-    for found in [stage["details"].pop("sha256", {}) for stage in clock.records] + [results[0].pop("sha256")]:
-        hashes_of_data |= found.get("data", {})
+        try:
+            _examine(made, config, clock, results)
+        except RunnerError as error:  # the flatbuffers stand; what was found out of them is reported all the same
+            failure = error
+            told.append(f"the run ended early: {error}")
     record = {
         **provenance(),
         "script": "run",
         "config": config.to_dict(),
         "config_hash": config.config_hash(),
         "seed": config.seed,
-        "sha256": {**hashes, "data": hashes_of_data},
+        "sha256": _merged_hashes(clock.records, results),
         "stages": clock.records,
         "models": [
-            {"name": each.name, "file": files[each.name], **result} for each, result in zip(made, results, strict=True)
+            # Fewer results than flatbuffers, where the run ended early.
+            {"name": each.name, "file": files[each.name], **result}
+            for each, result in zip(made, results, strict=False)
         ],
         "sparsity": sparsity,
         "warnings": list(dict.fromkeys(told)),
     }
     report.write_report(record, out)
+    if failure:
+        raise failure
     return record
 
 
+def _check(config: RunConfig) -> None:
+    """Raises InputError, before any work, on settings that a run would ignore, and on runners that there are not."""
+    if config.conversion.scheme != "int8":
+        raise InputError("conversion.scheme: a run makes the float32 and the int8 flatbuffer: leave it at int8")
+    if config.evaluation.reference:
+        raise InputError("evaluation.reference: a run compares with its own float32 flatbuffer: leave it out")
+    evaluation.check_runners(config.evaluation)
+
+
+def _merged_hashes(records: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The hashes of all stages in one: of --model, and of every split by its name."""
+    merged: dict[str, Any] = {"model": None, "data": {}}
+    for hashes in [stage["details"].pop("sha256", None) for stage in records]:
+        if hashes:
+            merged = {"model": hashes["model"], "data": merged["data"] | hashes["data"]}
+    for result in results:
+        merged["data"] |= result["sha256"]["data"]
+    return merged
+
+
 def require(record: dict[str, Any]) -> None:
-    """Raise AuditError or RequirementError where the record of a run misses what its config requires."""
+    """Raise RequirementError that lists all that the record of a run misses of what its config requires."""
     config = RunConfig.from_dict(record["config"])
     missed = []
     for model in record["models"]:
         if model["name"] == "float":
             continue
         if config.audit.require and not model["audit"]["ok"]:
-            raise AuditError(
+            missed.append(
                 f"{model['file']} is not {config.audit.require}: "
                 f"tfq audit --model={config.out}/{model['file']} tells why"
             )
@@ -153,17 +179,18 @@ def _with_scheme(config: RunConfig, scheme: str) -> RunConfig:
     return dataclasses.replace(config, conversion=dataclasses.replace(config.conversion, scheme=scheme))
 
 
-def _examine(made: list[_Made], config: RunConfig, clock: _Clock) -> list[dict[str, Any]]:
-    """Audit and evaluate every flatbuffer; the first, the float one, is the reference of all."""
+def _examine(made: list[_Made], config: RunConfig, clock: _Clock, results: list[dict[str, Any]]) -> None:
+    """Audit and evaluate every flatbuffer into `results`; the first, the float one, is the reference of all."""
     test = stages.load_split(config.data, "test", limit=config.evaluation.limit)
     reference = evaluation.reference_outputs(made[0].content, test, config.evaluation)
 
     def examine(each: _Made) -> tuple[dict[str, Any], dict[str, Any]]:
-        audited = flatbuffer.audit_model(each.content, config.audit)
+        audited = flatbuffer.audit_model(each.content, stages.audit_config(config))
         evaluated = stages.evaluate(each.content, config, reference=reference, parity=each.name != "float", test=test)
         return {"audit": audited.to_dict(), **evaluated.to_dict()}, {}
 
-    return [clock.run(f"evaluate {each.name}", partial(examine, each)) for each in made]
+    for each in made:
+        results.append(clock.run(f"evaluate {each.name}", partial(examine, each)))
 
 
 @contextmanager

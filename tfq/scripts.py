@@ -40,14 +40,17 @@ def _exit_code(
 ) -> int:
     verbose = False
     try:
-        invocation = flags.parse(arguments, script=script, section=section, description=description)
+        try:
+            invocation = flags.parse(arguments, script=script, section=section, description=description)
+        except flags.HelpRequested as request:
+            print(request, flush=True)
+            return 0
         verbose = invocation.verbosity > 0
-        with contextlib.nullcontext() if verbose else _quiet(), _told_warnings():
+        # With --format=json the record alone goes to stdout; Keras' progress, say, goes to stderr.
+        quiet = contextlib.nullcontext() if verbose else _quiet()
+        with quiet, _told_warnings(), _stdout_for_records(invocation.format):
             main(invocation)
         sys.stdout.flush()
-        return 0
-    except flags.HelpRequested as request:
-        print(request)
         return 0
     except TfqError as error:
         if verbose:
@@ -92,12 +95,21 @@ def finish(invocation: flags.Invocation, script_record: dict[str, Any], text: st
 
 def show(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:
     """Print the record or `text`, as --format says."""
-    print(json.dumps(script_record, indent=2, allow_nan=False) if invocation.format == "json" else text)
+    if invocation.format == "json":
+        print(json.dumps(script_record, indent=2, allow_nan=False), file=sys.__stdout__, flush=True)
+    else:
+        print(text, flush=True)
 
 
 def out_dir(invocation: flags.Invocation) -> Path:
     """The directory of --out, made; InputError where there is none or it cannot be."""
     return artifacts.make_out_dir(invocation.config.out)
+
+
+@contextlib.contextmanager
+def _stdout_for_records(format: str) -> Iterator[None]:
+    with contextlib.redirect_stdout(sys.stderr) if format == "json" else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
@@ -123,6 +135,7 @@ def _quiet() -> Iterator[None]:
 
     TensorFlow and MLIR write there past every log level. `sys.stderr` moves to a copy of the real one meanwhile.
     """
+    log_level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     screen, real_stderr = os.dup(2), sys.stderr
@@ -138,6 +151,8 @@ def _quiet() -> Iterator[None]:
         os.dup2(screen, 2)
         sys.stderr.close()
         sys.stderr = real_stderr
+        if log_level is None:
+            del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
 
 def _quiet_loggers() -> None:

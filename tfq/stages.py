@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each script does with a config: load, train, compress, convert, evaluate. Each stage calls its room."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, data, evaluation, flatbuffer
-from tfq.config import DataConfig, RunConfig
+from tfq.config import AuditConfig, DataConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.evaluation import EvaluationRecord, ParityRecord
 
@@ -17,7 +18,7 @@ MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
 
 def is_file(model: str) -> bool:
     """Whether --model means a file, rather than the name of a model that tfq builds."""
-    return model.endswith(MODEL_FILES) or "/" in model or Path(model).exists()
+    return model.endswith(MODEL_FILES) or "/" in model or Path(model).is_file()
 
 
 def model_name(config: RunConfig) -> str:
@@ -65,8 +66,8 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     from tfq.training import deterministic, train_model
 
     name = model_name(config)
-    if is_file(name):
-        raise InputError(f"--model={name}: train builds a model by name, this is a file")
+    if is_file(config.model):
+        raise InputError(f"--model={config.model}: train builds a model by its name, and this is a file")
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     try:
         test = load_split(config.data, "test")
@@ -81,7 +82,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         "history": history,
         "preprocessing": data.preprocessing_record(config.data),
         "test_accuracy": _keras_accuracy(model, test),
-        "sha256": {"data": {training.name: training.sha256()}},
+        "sha256": _hashes(config, train=training, val=validation, test=test),
     }
 
 
@@ -135,7 +136,7 @@ def compress(model: Any, config: RunConfig) -> tuple[Any, dict[str, Any]]:
         "history": histories,
         "sparsity": measure_sparsity(model),
         "preprocessing": data.preprocessing_record(config.data),
-        "sha256": {"data": {training.name: training.sha256()}},
+        "sha256": _hashes(config, train=training, val=validation),
     }
 
 
@@ -144,13 +145,23 @@ def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
     from tfq.conversion import convert_model
 
     preprocessing = data.preprocessing_record(config.data)
-    details: dict[str, Any] = {"preprocessing": preprocessing, "representative_dataset": None}
-    dataset = None
-    if config.conversion.scheme == "int8" and not _carries_ranges(model):
+    traced = trace_once(model, config)
+    dataset, told, hashes = None, None, _hashes(config)
+    if config.conversion.scheme == "int8" and (isinstance(traced, bytes) or not traced.has_fake_quant):
         dataset = _told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))
-        details["representative_dataset"] = {"split": dataset.name, "examples": dataset.num_examples}
-        details["sha256"] = {"data": {dataset.name: dataset.sha256()}}
-    return convert_model(model, dataset, config.conversion, preprocessing=preprocessing), details
+        told = {"split": dataset.name, "examples": dataset.num_examples}
+        hashes = _hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
+    content = convert_model(traced, dataset, config.conversion, preprocessing=preprocessing)
+    return content, {"preprocessing": preprocessing, "representative_dataset": told, "sha256": hashes}
+
+
+def audit_config(config: RunConfig) -> AuditConfig:
+    """What to hold a flatbuffer against that config.conversion has made: its own input and output types."""
+    return dataclasses.replace(
+        config.audit,
+        inference_input_type=config.conversion.inference_input_type,
+        inference_output_type=config.conversion.inference_output_type,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,10 +202,13 @@ def evaluate(
     An emulated --runner is compared with `local` besides.
     """
     settings = config.evaluation
+    evaluation.check_runners(settings)
     flatbuffer.read(model)
     test = test or load_split(config.data, "test", limit=settings.limit)
+    hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
     if reference is None and settings.reference:
         reference = artifacts.read_bytes(settings.reference, "a float .tflite file in --reference")
+        hashes["reference"] = artifacts.sha256(reference)
     record = evaluation.evaluate_model(
         model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
     )
@@ -204,20 +218,14 @@ def evaluate(
     comparisons: dict[str, ParityRecord | str] = {}
     for other in others:
         comparisons[other] = evaluation.compare_runners_or_reason(model, test, settings, other)
-    return Evaluated(
-        evaluation=record,
-        parity=comparisons,
-        sha256={"model": artifacts.sha256(model), "data": {test.name: test.sha256()}},
-    )
+    return Evaluated(evaluation=record, parity=comparisons, sha256=hashes)
 
 
 def trace_once(model: Any, config: RunConfig) -> Any:
-    """One traced function for all the conversions of a Keras model; bytes are given back as they are."""
-    if isinstance(model, bytes):
-        return model
-    from tfq.conversion import trace
+    """One traced function for all the conversions of a Keras model; a Trace and bytes are given back as they are."""
+    from tfq.conversion import Trace, trace
 
-    return trace(model, config.conversion.batch_size)
+    return model if isinstance(model, (bytes, Trace)) else trace(model, config.conversion.batch_size)
 
 
 def _told(split: data.Split) -> data.Split:
@@ -226,13 +234,12 @@ def _told(split: data.Split) -> data.Split:
     return split
 
 
-def _carries_ranges(model: Any) -> bool:
-    """Whether the model comes out of quantization-aware training."""
-    from tfq.conversion import Trace, trace
-
-    if isinstance(model, bytes):
-        return False
-    return (model if isinstance(model, Trace) else trace(model)).has_fake_quant
+def _hashes(config: RunConfig, **splits: data.Split | None) -> dict[str, Any]:
+    """SHA-256 of the file in --model (None for a name), and of each split, preprocessed, by its name here."""
+    return {
+        "model": artifacts.sha256_file(config.model) if is_file(config.model) else None,
+        "data": {name: split.sha256() for name, split in splits.items() if split is not None},
+    }
 
 
 def _keras_accuracy(model: Any, test: data.Split | None) -> float | None:

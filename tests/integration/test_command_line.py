@@ -309,3 +309,56 @@ def test_ctrl_c_is_exit_130_and_leaves_no_half_file(work, npz, trained):
     assert process.returncode == 130, told
     assert "interrupted" in told
     assert list(out.iterdir()) == []
+
+
+def test_train_never_takes_a_file_for_a_name(tfq_here, work, trained):
+    before = trained["two.keras"].read_bytes()
+    done = tfq_here("train", f"--model={trained['two.keras']}", f"--out={work}")
+    assert done.returncode == 2
+    assert "this is a file" in done.stderr
+    assert trained["two.keras"].read_bytes() == before
+
+
+def test_a_model_with_its_own_batch_size_converts_at_that_size(tfq_here, work, npz):
+    keras = import_tf_keras()
+    inputs = keras.Input((6, 6, 3), batch_size=4, name="pixels")
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D(name="pool")(inputs))
+    model.save(str(work / "batched.h5"))
+    command = ["convert", f"--model={work}/batched.h5", f"--data=npz:{npz}", f"--out={work}/batched"]
+    assert tfq_here(*command).returncode == 2
+    good(tfq_here(*command, "--scheme=float32", "--batch_size=4"))
+
+
+def test_convert_audits_against_the_types_that_were_asked_for(tfq_here, work, npz, trained):
+    out = work / "uint8"
+    command = ["convert", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={out}"]
+    good(tfq_here(*command, "--inference_input_type=uint8", "--inference_output_type=float32"))
+    record = json.loads((out / "convert.json").read_text())
+    assert record["audit"]["ok"]
+    assert record["sha256"]["data"].keys() == {"train[:200]"}
+    assert record["sha256"]["model"]
+
+
+def test_a_run_refuses_before_any_work_what_it_would_have_to_ignore(tfq_here, work, trained):
+    out = work / "refused"
+    model = ["run", f"--model={trained['two.h5']}", f"--out={out}"]
+    for ignored in (
+        "--conversion.scheme=float32",
+        "--evaluation.reference=x.tflite",
+        "--evaluation.parity_runners=local",
+        "--compression.train.epochs=0",
+    ):
+        done = tfq_here(*model, ignored)
+        assert done.returncode == 2, ignored
+        assert ignored[2:].partition("=")[0].rpartition(".")[2] in done.stderr
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_help_into_a_closed_pipe_is_no_traceback(work):
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m tfq run --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 3)

@@ -119,3 +119,11 @@ def test_a_public_function_never_bears_the_name_of_a_package():
 
     packages = {path.parent.name for path in (ROOT / "tfq").rglob("__init__.py")} | {"models", "pipelines"}
     assert packages & set(tfq.__all__) == set()
+
+
+def test_every_room_is_in_the_wheel():
+    import tomllib
+
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {f"tfq.{path.parent.name}" for path in (ROOT / "tfq").glob("*/__init__.py")}
+    assert listed == folders | {"tfq", "tfq.pipelines", "tfq.models"}

@@ -35,6 +35,10 @@ def test_quantize_of_pixels_covers_all_codes():
     assert codes.tolist() == list(range(-128, 128))
 
 
+def test_ties_go_to_even_steps_whatever_the_zero_point():
+    assert quantize([0.5, 1.5, 2.5, -0.5], 1.0, -1).tolist() == [-1, 1, 1, -1]
+
+
 def test_quantize_per_channel_broadcasts():
     codes = quantize([[1.0, 1.0], [2.0, 2.0]], np.array([1.0, 0.5]), np.array([0, -10]))
     assert codes.tolist() == [[1, -8], [2, -6]]
@@ -54,7 +58,7 @@ def test_a_code_survives_dequantize_and_quantize(code, scale, zero_point):
 def test_quantize_equals_exact_rational_rounding(numerator, shift, zero_point):
     """Powers of two are exact in float32, so the exact rational result is the oracle."""
     x, scale = Fraction(numerator, 2**10), Fraction(1, 2**shift)
-    exact = max(-128, min(127, round(x / scale + zero_point)))  # Python rounds Fractions half to even
+    exact = max(-128, min(127, round(x / scale) + zero_point))  # Python rounds Fractions half to even
     assert quantize(float(x), float(scale), zero_point) == exact
 
 

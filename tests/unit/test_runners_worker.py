@@ -10,6 +10,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
 
+from tfq import quant_math
 from tfq.errors import InputError, RunnerError
 from tfq.runners import RunRequest, child, make_runner
 
@@ -163,3 +164,23 @@ def test_the_worker_needs_nothing_of_tfq():
         f"runpy.run_path({str(child.WORKER)!r}, run_name='worker')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("zero_point", [-128, -1, 0, 13])
+@pytest.mark.parametrize("scale", [1.0, 2 / 255, 0.062745101749897])
+def test_codes_made_here_are_those_that_xnnpacks_own_quantize_op_makes(scale, zero_point):
+    """On ties, too: every 8-bit pixel that is scaled to [-1, 1] is one."""
+
+    def only_the_quantize_op(model):
+        graph = model.subgraphs[0]
+        graph.operators = graph.operators[:1]
+        graph.outputs = graph.operators[0].outputs
+        quantization = graph.tensors[graph.outputs[0]].quantization
+        quantization.scale, quantization.zeroPoint = [scale], [zero_point]
+        model.signatureDefs = []
+
+    alone = changed(golden("digits_int8_float_io"), only_the_quantize_op)
+    steps = np.concatenate([np.arange(-300, 300) / 2, np.random.default_rng(0).uniform(-140, 140, 680)])
+    x = (steps * np.float32(scale)).astype(np.float32).reshape(20, 8, 8, 1)
+    (expected,) = make_runner("local").run(RunRequest(model=alone, inputs=(x,))).outputs
+    assert np.array_equal(quant_math.quantize(x, scale, zero_point), expected)

@@ -47,6 +47,10 @@ def pruning_plan(model: Any, config: PruneConfig | None = None) -> PruningPlan:
             unprunable = fnmatch.filter(reasons, pattern)
             why = f"fits only {unprunable[0]!r} ({reasons[unprunable[0]]})" if unprunable else "fits no layer"
             raise InputError(f"prune: the pattern {pattern!r} in layers {why}: {did_you_mean(pattern, prunable)}")
+    if not config.layers:
+        raise InputError(
+            "prune: layers is empty: name patterns of the layers to prune, or switch pruning off (--noprune)"
+        )
     chosen = [name for name in prunable if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.layers)]
     skipped = {name: reason or "no pattern in layers fits its name" for name, reason in reasons.items()}
     return PruningPlan(pruned=tuple(chosen), skipped={name: why for name, why in skipped.items() if name not in chosen})

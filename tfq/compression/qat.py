@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantization-aware training with tfmot's default 8-bit scheme, which keeps the zeros of a pruned model."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from tfq.compression.graph import check_finite, cloned, require_graph_model
 from tfq.compression.ranges import ranges_from_first_batch
 from tfq.compression.sparsity import measure_sparsity
 from tfq.config import QATConfig
-from tfq.errors import InputError, TfqError
+from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 
 Fit = Callable[[Any, list[Any]], Any]
@@ -54,6 +55,10 @@ def qat_model(model: Any, fit: Fit, config: QATConfig | None = None) -> Any:
     check_finite(quantized, "quantization-aware training")
     after = measure_sparsity(quantized)
     if preserve:
+        unseen = [name for name in before if before[name] and name not in after]
+        if unseen:
+            told = f"qat: tfmot replaced {', '.join(unseen)}: whether their zeros were kept was not measured"
+            warnings.warn(told, TfqWarning, stacklevel=2)
         lost = [
             f"{name} {before[name]:.1%} -> {after[name]:.1%}" for name in after if after[name] < before.get(name, 0)
         ]

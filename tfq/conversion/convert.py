@@ -39,14 +39,21 @@ def convert_model(
     Raises InputError on a model or a data set that cannot be used; warns (TfqWarning) of a doubtful one.
     """
     config = config or ConversionConfig()
-    metadata: dict[str, Any] = {"scheme": config.scheme}
+    metadata: dict[str, Any] = {}
     if preprocessing is not None:
         metadata["preprocessing"] = preprocessing
     if isinstance(model, (bytes, bytearray)):
         return _from_flatbuffer(bytes(model), representative_dataset, config, metadata)
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size)
+    if traced.batch_size != config.batch_size:
+        raise InputError(f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew")
     metadata["keras_layers"] = list(traced.keras_layers)
-    if traced.has_fake_quant and config.scheme == "int8":
+    if traced.has_fake_quant:
+        if config.scheme != "int8":
+            raise InputError(
+                f"the model is quantization-aware trained, and {config.scheme} would leave its fake quantization in: "
+                "convert it to int8, or give the model that it was before"
+            )
         return _from_fake_quant(traced, config, metadata)
     floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
     if config.scheme == "float32":
@@ -59,15 +66,13 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     report = flatbuffer.audit_model(model)
     if report.scheme != "float32":
         raise InputError(f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs")
-    if config.scheme == "float32":
-        return model
     parsed = flatbuffer.read(model)
     metadata = {**(flatbuffer.read_metadata(model) or {}), **metadata}
     if parsed.signatures:
         model = flatbuffer.write_metadata(model, metadata)
     else:
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
-    return _post_training(model, dataset, config)
+    return model if config.scheme == "float32" else _post_training(model, dataset, config)
 
 
 def _from_fake_quant(traced: Trace, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Keras model traced once, to be converted as often as its weights change."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,18 +19,18 @@ class Trace:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     keras_layers: tuple[str, ...]
+    batch_size: int
     # The function refers to its variables weakly: the model must outlive it.
     model: Any = field(repr=False)
     # What freezing can keep between exports: see conversion/freeze.py.
     freezer: Any = field(default=None, repr=False)
 
-    @property
+    @functools.cached_property
     def has_fake_quant(self) -> bool:
         """Whether the graph carries quantization ranges of its own, as quantization-aware training leaves them."""
-        graphs = [self.function.graph.as_graph_def()]
-        nodes = [node.op for graph in graphs for node in graph.node]
-        nodes += [node.op for graph in graphs for body in graph.library.function for node in body.node_def]
-        return any(op.startswith("FakeQuantWithMinMaxVars") for op in nodes)
+        graph = self.function.graph.as_graph_def()
+        bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+        return any(node.op.startswith("FakeQuantWithMinMaxVars") for nodes in bodies for node in nodes)
 
 
 def trace(model: Any, batch_size: int = 1) -> Trace:
@@ -59,6 +60,7 @@ def trace(model: Any, batch_size: int = 1) -> Trace:
         input_names=input_names,
         output_names=_output_names(model, outputs),
         keras_layers=tuple(_layer_names(model)),
+        batch_size=batch_size,
         model=model,
     )
 

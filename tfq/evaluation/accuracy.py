@@ -181,7 +181,11 @@ def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: RunResult) -
 
 
 def _output_warnings(
-    names: Sequence[str], outputs: tuple[NDArray, ...], metric: Metric | None, result: RunResult, config: EvaluationConfig
+    names: Sequence[str],
+    outputs: tuple[NDArray, ...],
+    metric: Metric | None,
+    result: RunResult,
+    config: EvaluationConfig,
 ) -> list[str]:
     found = []
     if metric is None and is_probability(outputs[0]):

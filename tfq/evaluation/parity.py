@@ -156,6 +156,10 @@ def check_runners(config: EvaluationConfig) -> None:
     """Before long work: InputError on an unknown runner, RunnerError where the config's own cannot run here."""
     for name in config.parity_runners:
         make_runner(name)
+        if name == config.runner:
+            raise InputError(
+                f"parity_runners names {name}, which is the runner itself: name another one to compare with"
+            )
     runner = make_runner(config.runner)
     reason = runner.unavailable()
     if reason:

@@ -26,7 +26,10 @@ def unavailable(cpu: str) -> str | None:
     """Why `cpu` cannot be emulated as things are, and what to do about it; None when it can."""
     if platform.machine() in ("aarch64", "arm64"):
         return ARM64_HOST
-    found = find()
+    try:
+        found = find()
+    except TfqError as error:
+        return str(error)
     if found is None:
         return f"the ARM emulator is not installed: install it with `{COMMAND}` (about 90 MB to download, no root)"
     if cpu not in found.cpus:
