@@ -7,12 +7,12 @@ tfq audit --model=model_int8.tflite --require=full_int8
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, flatbuffer, scripts
+from tfq import artifacts, flags, flatbuffer, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    content = artifacts.read_bytes(config.model, "a .tflite file in --model")
+    content = stages.read_tflite(config)
     report = flatbuffer.audit_model(content, config.audit)
     record = scripts.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
     scripts.finish(invocation, record, report.to_text())

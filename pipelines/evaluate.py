@@ -7,12 +7,12 @@ tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=n
 
 from collections.abc import Sequence
 
-from tfq import artifacts, evaluation, flags, scripts, stages
+from tfq import evaluation, flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    content = artifacts.read_bytes(config.model, "a .tflite file in --model")
+    content = stages.read_tflite(config)
     results = stages.evaluate(content, config)
     record = scripts.record(invocation, "evaluate", **results.to_dict())
     scripts.finish(invocation, record, results.to_text())

@@ -27,7 +27,11 @@ def main() -> None:
     if name not in SCRIPTS:
         print(f"tfq: unknown script {name!r}: {did_you_mean(name, SCRIPTS)}", file=sys.stderr)
         sys.exit(2)
-    importlib.import_module(f"tfq.pipelines.{name}").cli([f"tfq {name}", *sys.argv[2:]])
+    try:
+        importlib.import_module(f"tfq.pipelines.{name}").cli([f"tfq {name}", *sys.argv[2:]])
+    except KeyboardInterrupt:  # while the imports were under way
+        print(f"tfq {name}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

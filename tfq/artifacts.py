@@ -55,7 +55,9 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise TfqError(f"cannot write {path}: {error.strerror or error}") from error
+        # h5py puts a whole dump into strerror.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise TfqError(f"cannot write {path}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

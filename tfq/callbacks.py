@@ -101,6 +101,7 @@ class _Int8EvaluationLogic:
         """What the model itself answers, in batches: `predict` would replace the history that fit is writing."""
         import tensorflow as tf
 
+        from tfq.conversion import input_structure
         from tfq.data import bind_inputs
         from tfq.evaluation import ReferenceOutputs
 
@@ -108,7 +109,9 @@ class _Int8EvaluationLogic:
         arrays = bind_inputs(self._split.inputs, traced.input_names)
         batches = []
         for start in range(0, self._split.num_examples, _BATCH):
-            batch = tf.nest.pack_sequence_as(self._model.input, [array[start : start + _BATCH] for array in arrays])
+            batch = tf.nest.pack_sequence_as(
+                input_structure(self._model), [array[start : start + _BATCH] for array in arrays]
+            )
             batches.append(tf.nest.flatten(self._model.predict_on_batch(batch)))
         outputs = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
         return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=outputs)

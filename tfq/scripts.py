@@ -50,7 +50,6 @@ def _exit_code(
         quiet = contextlib.nullcontext() if verbose else _quiet()
         with quiet, _told_warnings(), _stdout_for_records(invocation.format):
             main(invocation)
-        sys.stdout.flush()
         return 0
     except TfqError as error:
         if verbose:
@@ -95,10 +94,17 @@ def finish(invocation: flags.Invocation, script_record: dict[str, Any], text: st
 
 def show(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:
     """Print the record or `text`, as --format says."""
-    if invocation.format == "json":
-        print(json.dumps(script_record, indent=2, allow_nan=False), file=sys.__stdout__, flush=True)
-    else:
-        print(text, flush=True)
+    as_json = invocation.format == "json"
+    try:
+        print(
+            json.dumps(script_record, indent=2, allow_nan=False) if as_json else text,
+            file=sys.__stdout__ if as_json else sys.stdout,
+            flush=True,
+        )
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TfqError(f"cannot write to standard output: {error.strerror or error}") from error
 
 
 def out_dir(invocation: flags.Invocation) -> Path:

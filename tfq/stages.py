@@ -32,7 +32,7 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     """--model as a Keras model, or as bytes where it is a .tflite file."""
     model_name(config)
     if config.model.endswith(".tflite"):
-        return artifacts.read_bytes(config.model, "a .tflite file in --model")
+        return read_tflite(config)
     if is_file(config.model):
         from tfq.keras_bridge import load_model
 
@@ -41,6 +41,12 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
         f"--model={config.model} is no file, and a model that tfq builds has no weights yet: "
         f"train it first (tfq train --model={config.model}), and give the file that comes out"
     )
+
+
+def read_tflite(config: RunConfig) -> bytes:
+    """The bytes of the file in --model. Raises InputError where there is none."""
+    model_name(config)
+    return artifacts.read_bytes(config.model, "a .tflite file in --model")
 
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.Split:
@@ -98,10 +104,17 @@ def compression_suffix(config: RunConfig) -> str:
 
 def check_compressible(model: Any, config: RunConfig) -> None:
     """Raises InputError, before any work, where config asks for a compression that this model cannot have."""
+    from tfq.compression import check_quantizable, pruning_plan
     from tfq.keras_bridge import require_tf_keras
 
-    if not isinstance(model, bytes) and (config.compression.prune.enabled or config.compression.qat.enabled):
-        require_tf_keras(model, "pruning and quantization-aware training")
+    prune, qat = config.compression.prune, config.compression.qat
+    if isinstance(model, bytes) or not (prune.enabled or qat.enabled):
+        return
+    require_tf_keras(model, "pruning and quantization-aware training")
+    if prune.enabled:
+        pruning_plan(model, prune)
+    if qat.enabled:
+        check_quantizable(model, preserve_sparsity=prune.enabled and qat.preserve_sparsity)
 
 
 def compress(model: Any, config: RunConfig) -> tuple[Any, dict[str, Any]]:

@@ -109,3 +109,14 @@ def test_bad_arguments_are_input_errors(digits):
         tfq.Int8Evaluation(digits[1], every=0)
     with pytest.raises(tfq.InputError):
         tfq.Int8Evaluation((np.zeros((3, 8, 8, 1)), np.zeros(2)))
+
+
+@pytest.mark.parametrize("keras", BOTH)
+def test_a_sequential_model_is_evaluated_too(keras, digits):
+    keras = keras()
+    train, val = digits
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+    model = compiled(keras, keras.Sequential(layers))
+    callback = tfq.Int8Evaluation(val, train.inputs["x"][:50], evaluation=tfq.EvaluationConfig(limit=30, num_runs=0))
+    history = model.fit(train.inputs["x"], train.labels, epochs=1, verbose=0, callbacks=[callback]).history
+    assert len(history["val_int8_agreement"]) == 1

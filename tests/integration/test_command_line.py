@@ -362,3 +362,41 @@ def test_help_into_a_closed_pipe_is_no_traceback(work):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 3)
+
+
+def test_what_qat_cannot_take_is_refused_before_pruning_trains(tfq_here, work, npz):
+    keras = import_tf_keras()
+    inputs = keras.Input((6, 6, 3), name="pixels")
+    x = keras.layers.Conv2D(4, 3, name="conv")(keras.layers.Rescaling(0.5, name="rescaling")(inputs))
+    x = keras.layers.UnitNormalization(name="unit")(keras.layers.GlobalAveragePooling2D(name="pool")(x))
+    keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="class")(x)).save(str(work / "odd.h5"))
+    done = tfq_here(
+        "compress", f"--model={work}/odd.h5", f"--data=npz:{npz}", f"--out={work}/odd", "--train.epochs=100000"
+    )
+    assert done.returncode == 2
+    assert "rescaling" in done.stderr
+    assert "unit" in done.stderr
+
+
+def test_a_regression_converts_and_is_evaluated_without_an_accuracy(tfq_here, work):
+    keras = import_tf_keras()
+    inputs = keras.Input((4,), name="x")
+    keras.Model(inputs, keras.layers.Dense(1, name="y")(inputs)).save(str(work / "regression.h5"))
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    np.savez(work / "regression.npz", x_train=x, y_train=x.sum(1), x_test=x, y_test=x.sum(1))
+    data, out = f"--data=npz:{work}/regression.npz", work / "regression"
+    for scheme in ("int8", "float32"):
+        good(tfq_here("convert", f"--model={work}/regression.h5", data, f"--scheme={scheme}", f"--out={out}"))
+    reference = f"--reference={out}/regression_float32.tflite"
+    done = good(tfq_here("evaluate", f"--model={out}/regression_int8.tflite", reference, data, "--format=json"))
+    told = json.loads(done.stdout)["evaluation"]
+    assert told["accuracy"] is None
+    assert "metric=" in told["accuracy_reason"]
+    assert told["output_sqnr_db"] > 20
+
+
+def test_a_missing_model_flag_is_called_that(tfq_here):
+    for script in ("audit", "evaluate", "convert"):
+        done = tfq_here(script, *([] if script != "convert" else ["--out=x"]))
+        assert done.returncode == 2
+        assert "--model is missing" in done.stderr

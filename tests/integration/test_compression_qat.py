@@ -218,3 +218,30 @@ def test_digits_lose_little_by_pruning_and_qat():
         "conv2": 0.5,
         "class_probabilities": 0.5,
     }
+
+
+def branches(*between):
+    keras = import_tf_keras()
+    image = keras.Input((6, 6, 2), name="image")
+    sides = [keras.layers.Conv2D(4, 3, padding="same", name=name)(image) for name in ("left", "right")]
+    for layer in between:
+        sides = [layer()(side) for side in sides]
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(keras.layers.Concatenate(name="join")(sides))
+    return keras.Model(image, keras.layers.Dense(3, "softmax", name="head")(x), name="branches")
+
+
+def _layers(*names):
+    return [getattr(import_tf_keras().layers, name) for name in names]
+
+
+@pytest.mark.parametrize("between", [(), ("ReLU",), ("BatchNormalization", "ReLU"), ("ReLU", "MaxPooling2D")])
+def test_zeros_are_kept_where_tfmots_own_transforms_take_the_mask_away(between):
+    model = prune_model(branches(*_layers(*between)), fit_for(), PruneConfig(frequency=1))
+    kept = measure_sparsity(qat_model(model, fit_for()))
+    assert kept == pytest.approx({"left": 0.5, "right": 0.5, "head": 0.5}, abs=0.05)
+
+
+def test_a_fit_that_drops_the_callbacks_is_an_error_where_they_are_needed():
+    model = prune_model(branches(), fit_for(), PruneConfig(frequency=1))
+    with pytest.raises(TfqError, match="callbacks=callbacks"):
+        qat_model(model, lambda model, _: fit_for()(model, []))

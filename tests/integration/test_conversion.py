@@ -188,6 +188,44 @@ def test_dict_inputs_and_outputs_keep_their_names_and_values(keras):
     assert tfq.audit(converted, tfq.AuditConfig(require="full_int8")).ok
 
 
+@pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
+def test_a_sequential_model_converts_and_its_signature_bears_its_names(keras, samples):
+    keras = keras()
+    layers = [keras.Input((8, 8, 1), name="image"), keras.layers.Flatten(), keras.layers.Dense(4, name="class")]
+    model = keras.Sequential(layers)
+    converted = tfq.convert(model, samples)
+    assert tfq.audit(converted, tfq.AuditConfig(require="full_int8")).ok
+    parsed = flatbuffer.read(converted)
+    assert (parsed.input_names, parsed.output_names) == (("image",), ("class",))
+    floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    np.testing.assert_allclose(run_codes(floating, samples)[0], np.asarray(model(samples)), atol=1e-4)
+
+
+def test_token_ids_of_any_integer_type_calibrate():
+    keras = import_keras()
+    tokens = keras.Input((5,), dtype="int32", name="tokens")
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(20, 4)(tokens))
+    model = keras.Model(tokens, keras.layers.Dense(2)(x))
+    ids = np.random.default_rng(0).integers(0, 20, (30, 5))
+    converted = [tfq.convert(model, ids.astype(dtype)) for dtype in (np.int32, np.int16, np.float32)]
+    assert converted[0] == converted[1] == converted[2]
+    with pytest.raises(tfq.InputError, match="int32"):
+        tfq.convert(model, ids + 0.5)
+
+
+@pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
+def test_a_loop_is_refused_by_name_and_the_same_layer_unrolled_is_taken(keras):
+    keras = keras()
+    x = np.random.default_rng(0).normal(size=(30, 4, 3)).astype(np.float32)
+
+    def recurrent(unroll):
+        return keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(5, unroll=unroll, name="memory")])
+
+    with pytest.raises(tfq.InputError, match=r"WHILE.*unroll=True"):
+        tfq.convert(recurrent(False), x)
+    assert tfq.audit(tfq.convert(recurrent(True), x), tfq.AuditConfig(require="full_int8")).ok
+
+
 def test_batch_is_fixed_to_1_and_dynamic_only_on_request(samples):
     model = small_model(import_tf_keras())
     fixed = flatbuffer.read(tfq.convert(model, samples)).subgraphs[0]

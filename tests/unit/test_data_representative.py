@@ -167,8 +167,9 @@ def test_an_integer_input_takes_integers_that_fit_and_nothing_else():
     spec = [InputSpec(name="token", shape=(1, 4), dtype="int32")]
     tokens = np.arange(80).reshape(20, 4)
     assert representative_samples(tokens, spec, 20).samples[1]["token"].dtype == np.int32
+    assert representative_samples(tokens.astype(float), spec, 20).samples[1]["token"].tolist() == [[4, 5, 6, 7]]
     with pytest.raises(InputError, match="sample 0, input 'token' is float64: wanted int32"):
-        representative_samples(tokens.astype(float), spec, 20)
+        representative_samples(tokens + 0.5, spec, 20)
     with pytest.raises(InputError, match=r"sample 19.*wanted values that fit int32"):
         representative_samples(np.where(tokens == 79, 2**40, tokens), spec, 20)
 

@@ -188,7 +188,7 @@ def nan_at_two():
         ({"x_test": np.array(["a", "b"])}, "wanted real numbers"),
         ({"x_test": np.array([1j])}, "wanted real numbers"),
         ({"x_test": np.array([[1], [2, 3]], dtype=object)}, "never unpickles"),
-        ({"x_test": np.zeros((2, 1)), "y_test": np.array([0.0, 1.0])}, "wanted integer class numbers"),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.array(["a", "b"])}, "wanted integer class numbers"),
         ({"x_test": np.zeros((2, 1)), "y_test": np.array([1, -2])}, "example 1 is -2"),
         ({"x_test": np.zeros((2, 1)), "y_test": np.eye(2, dtype=int)}, "argmax"),
         ({"x_test": np.zeros((2, 1)), "x_test.a": np.zeros((2, 1))}, "both x_test and x_test.a"),

@@ -8,6 +8,9 @@ from tfq import flatbuffer
 from tfq.calibration.ranges import Ranges, Samples
 from tfq.errors import InputError
 
+# Ops that run other subgraphs; the calibrator of 2.21 dies of a WHILE by a segmentation fault.
+_CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE", "STABLEHLO_WHILE")
+
 
 def tensorflow_min_max(model: bytes, samples: Samples) -> Ranges:
     """Ranges of the float flatbuffer `model` over `samples`, the same to the bit as TFLiteConverter finds them.
@@ -17,7 +20,16 @@ def tensorflow_min_max(model: bytes, samples: Samples) -> Ranges:
     """
     from tensorflow.lite.python.optimize import calibrator
 
-    names = flatbuffer.read(model).input_names
+    parsed = flatbuffer.read(model)
+    loops = [
+        f"{op.name} ({op.keras_layer or 'no layer'})" for op in parsed.main_subgraph.ops if op.name in _CONTROL_FLOW
+    ]
+    if loops:
+        raise InputError(
+            f"TensorFlow's calibrator crashes on control flow, and the model holds {', '.join(loops)}: build recurrent "
+            "layers with unroll=True"
+        )
+    names = parsed.input_names
     # The calibrator takes lists, in the subgraph's own order.
     feed = ([sample[name] for name in names] for sample in samples)
     try:

@@ -5,7 +5,15 @@ Importing this room imports no TensorFlow; its functions do, when they are calle
 """
 
 from tfq.compression.prune import PruningPlan, prune_model, pruning_plan
-from tfq.compression.qat import qat_model, unsupported_layers
+from tfq.compression.qat import check_quantizable, qat_model, unsupported_layers
 from tfq.compression.sparsity import measure_sparsity
 
-__all__ = ["PruningPlan", "measure_sparsity", "prune_model", "pruning_plan", "qat_model", "unsupported_layers"]
+__all__ = [
+    "PruningPlan",
+    "check_quantizable",
+    "measure_sparsity",
+    "prune_model",
+    "pruning_plan",
+    "qat_model",
+    "unsupported_layers",
+]

@@ -10,7 +10,7 @@ import numpy as np
 from tfq.compression import tfmot_private
 from tfq.compression.graph import check_finite, cloned, require_graph_model
 from tfq.compression.ranges import ranges_from_first_batch
-from tfq.compression.sparsity import measure_sparsity
+from tfq.compression.sparsity import keep_zeros, measure_sparsity
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
@@ -25,8 +25,8 @@ def qat_model(model: Any, fit: Fit, config: QATConfig | None = None) -> Any:
     """A copy of `model` with fake quantization in it, trained by `fit`; `model` stays as it is.
 
     model: functional or sequential tf_keras model without models inside. Layer `x` becomes `quant_x`.
-    fit: fit(model, callbacks) compiles the model that it is given and trains it in place; QAT needs no callbacks, so
-        the list is empty, but pass it on.
+    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
+        `model.fit(..., callbacks=callbacks)`; the callbacks keep zeros where tfmot does not.
     config.preserve_sparsity: where the model has zeros in its kernels, they stay zero.
     Activation ranges start at the first batch's, so that a short training has right ones.
     Raises InputError that lists every layer that tfmot cannot quantize; TfqError when tfmot changed the function of
@@ -36,17 +36,11 @@ def qat_model(model: Any, fit: Fit, config: QATConfig | None = None) -> Any:
     require_graph_model(model, "quantization-aware training")
     before = measure_sparsity(model)
     preserve = config.preserve_sparsity and any(before.values())
-    reasons = unsupported_layers(model, preserve_sparsity=preserve)
-    if reasons:
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
-        raise InputError(
-            f"quantization-aware training cannot take {len(reasons)} layer(s) of {model.name!r}:\n{listed}\n"
-            "Replace them, or quantize after training instead (--noqat)"
-        )
+    check_quantizable(model, preserve_sparsity=preserve)
     quantized = _quantized(model, preserve)
     check_same_function(model, quantized)
     with ranges_from_first_batch(quantized) as steps_seen:
-        fit(quantized, [])
+        fit(quantized, [keep_zeros(quantized)] if preserve else [])
         if steps_seen() < 1:
             raise TfqError(
                 "qat: fit did not train the model that it was given: it must compile that model and call its fit, for "
@@ -63,8 +57,22 @@ def qat_model(model: Any, fit: Fit, config: QATConfig | None = None) -> Any:
             f"{name} {before[name]:.1%} -> {after[name]:.1%}" for name in after if after[name] < before.get(name, 0)
         ]
         if lost:
-            raise TfqError(f"qat: zeros of the pruned model were lost in {', '.join(lost)}")
+            raise TfqError(
+                f"qat: zeros of the pruned model were lost in {', '.join(lost)}: did fit pass on the callbacks that it "
+                "was given? model.fit(..., callbacks=callbacks)"
+            )
     return quantized
+
+
+def check_quantizable(model: Any, preserve_sparsity: bool = False) -> None:
+    """Raises InputError that lists every layer that quantization-aware training cannot take."""
+    reasons = unsupported_layers(model, preserve_sparsity=preserve_sparsity)
+    if reasons:
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
+        raise InputError(
+            f"quantization-aware training cannot take {len(reasons)} layer(s) of {model.name!r}:\n{listed}\n"
+            "Replace them, or quantize after training instead (--noqat)"
+        )
 
 
 def unsupported_layers(model: Any, preserve_sparsity: bool = False) -> dict[str, str]:
@@ -90,7 +98,7 @@ def unsupported_layers(model: Any, preserve_sparsity: bool = False) -> dict[str,
         elif not _activation_taken(layer):
             reasons[layer.name] = f"tfmot's 8-bit scheme knows no activation {_activation_name(layer)}"
         elif preserve_sparsity and kind != "SeparableConv2D" and not tfmot_private.preserves_sparsity(layer):
-            reasons[layer.name] = f"QAT that keeps zeros knows no {kind}: --qat.nopreserve_sparsity gives them up"
+            reasons[layer.name] = f"QAT that keeps zeros knows no {kind}: --noqat.preserve_sparsity gives them up"
     return reasons
 
 

@@ -2,6 +2,6 @@
 """Model -> float bytes -> int8 bytes."""
 
 from tfq.conversion.convert import convert_model, input_specs
-from tfq.conversion.tracing import Trace, trace
+from tfq.conversion.tracing import Trace, input_structure, trace
 
-__all__ = ["Trace", "convert_model", "input_specs", "trace"]
+__all__ = ["Trace", "convert_model", "input_specs", "input_structure", "trace"]

@@ -47,7 +47,7 @@ def trace(model: Any, batch_size: int = 1) -> Trace:
         tf.TensorSpec(_fixed_shape(tensor, name, batch_size), tensor.dtype, name=_identifier(name))
         for name, tensor in zip(input_names, inputs, strict=True)
     ]
-    structure = model.input
+    structure = input_structure(model)
 
     def infer(*tensors: Any) -> list[Any]:
         packed = tf.nest.pack_sequence_as(structure, list(tensors))
@@ -63,6 +63,14 @@ def trace(model: Any, batch_size: int = 1) -> Trace:
         batch_size=batch_size,
         model=model,
     )
+
+
+def input_structure(model: Any) -> Any:
+    """What the model's call takes: one symbolic tensor, or a list or dict of them."""
+    try:
+        return model.input
+    except (AttributeError, ValueError):  # a Sequential of Keras 3 that was never called as a layer
+        return model.inputs[0] if len(model.inputs) == 1 else list(model.inputs)
 
 
 def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
@@ -97,7 +105,7 @@ def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
 
 def _input_names(model: Any, tensors: list[Any]) -> tuple[str, ...]:
     """The model's own names of its inputs, in the order of `tensors`: dict keys, else names of its Input layers."""
-    structure = getattr(model, "input", None)
+    structure = input_structure(model)
     if isinstance(structure, dict):
         return tuple(sorted(structure))
     return _distinct([tensor.name for tensor in tensors], "input")

@@ -70,7 +70,7 @@ def _input_keys(keys: Sequence[str], split: str) -> list[str]:
     return [key for key in keys if key == f"x_{split}" or (key.startswith(f"x_{split}.") and _KEY.fullmatch(key))]
 
 
-def _read(archive: NpzFile, path: Path, split: str) -> tuple[dict[str, NDArray], NDArray[np.int64] | None]:
+def _read(archive: NpzFile, path: Path, split: str) -> tuple[dict[str, NDArray], NDArray | None]:
     keys = _input_keys(archive.files, split)
     if len(keys) > 1 and f"x_{split}" in keys:
         raise InputError(
@@ -80,7 +80,9 @@ def _read(archive: NpzFile, path: Path, split: str) -> tuple[dict[str, NDArray],
     label_key = f"y_{split}"
     labels = None
     if label_key in archive.files:
-        labels = class_labels(_member(archive, path, label_key), f"{path} {label_key}")
+        labels = _member(archive, path, label_key)
+        if labels.dtype.kind != "f":  # floats are a regression's: for a metric of the user's own
+            labels = class_labels(labels, f"{path} {label_key}")
     check_lengths(inputs, labels, f"{path} ({split})")
     return inputs, labels
 

@@ -183,7 +183,9 @@ def _as_float(array: NDArray, spec: InputSpec, where: str, casts: dict[str, str]
 
 def _as_integer(array: NDArray, spec: InputSpec, where: str) -> NDArray:
     wanted = np.dtype(spec.dtype)
-    if array.dtype.kind not in ("iub" if wanted.kind in "iu" else "b"):
+    # Whole numbers in floats are what a source makes of small integers, whose meaning it does not know.
+    whole = array.dtype.kind == "f" and np.array_equal(array, np.rint(array))
+    if not whole and array.dtype.kind not in ("iub" if wanted.kind in "iu" else "b"):
         raise InputError(f"{where} is {array.dtype}: wanted {spec.dtype}: cast it where the dataset is made")
     cast = array.astype(wanted)
     if not np.array_equal(cast, array):

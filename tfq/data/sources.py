@@ -98,7 +98,12 @@ def _split_of_arrays(data: Any, split: str) -> Split:
     named = data if isinstance(data, Mapping) else {UNNAMED: data}
     inputs = {}
     for name, value in named.items():
-        if value is None or isinstance(value, (str, bytes, Mapping)) or callable(value):
+        if (
+            value is None
+            or isinstance(value, (str, bytes, Mapping))
+            or callable(value)
+            or hasattr(value, "element_spec")
+        ):
             raise InputError(f"data: got {type(value).__name__}: wanted a source string, a Split, an array or (x, y)")
         inputs[name] = real_units(np.asarray(value), f"data: input {name!r}")
     made = Split(name=split, inputs=inputs, labels=labels, source="arrays")

@@ -50,10 +50,11 @@ def evaluate_model(
     Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
     """
     config = config or EvaluationConfig()
+    model = bytes(model)
     parsed = flatbuffer.read(model)
     data = as_split(data, limit=config.limit)
-    if isinstance(reference, bytes):
-        reference = reference_outputs(reference, data, config)
+    if isinstance(reference, (bytes, bytearray)):
+        reference = reference_outputs(bytes(reference), data, config)
     inputs = prepare_inputs(parsed, data)
     result = make_runner(config.runner).run(
         RunRequest(
@@ -104,7 +105,13 @@ def _scores(
     classes = has_classes(outputs[0])
     no_classes = f"the first output, {list(outputs[0].shape)}, gives an example no one class: give metric="
     accuracy = reference_accuracy = None
-    reason = NO_LABELS if labels is None else None if metric or classes else no_classes
+    reason = None
+    if labels is None:
+        reason = NO_LABELS
+    elif metric is None and labels.dtype.kind == "f":
+        reason = f"the labels are {labels.dtype}, no class numbers: give metric="
+    elif metric is None and not classes:
+        reason = no_classes
     if labels is not None and reason is None:
         accuracy = _score(outputs, labels, metric)
         reference_accuracy = None if expected is None else _score(tuple(expected), labels, metric)
