@@ -219,6 +219,7 @@ def test_a_loop_is_refused_by_name_and_the_same_layer_unrolled_is_taken(keras):
     x = np.random.default_rng(0).normal(size=(30, 4, 3)).astype(np.float32)
 
     def recurrent(unroll):
+        keras.utils.set_random_seed(0)
         return keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(5, unroll=unroll, name="memory")])
 
     with pytest.raises(tfq.InputError, match=r"WHILE.*unroll=True"):
