@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tfq.config import RunConfig
+
 SCHEMA_VERSION = 1
 
 PACKAGES = ("tfq", "tensorflow", "tf-keras", "keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
@@ -22,6 +24,18 @@ def provenance() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "cpu": cpu(),
+    }
+
+
+def record_of(script: str, config: RunConfig, **results: Any) -> dict[str, Any]:
+    """The record of a script: provenance, the resolved config, its hash and seed, then `results`."""
+    return {
+        **provenance(),
+        "script": script,
+        "config": config.to_dict(),
+        "config_hash": config.config_hash(),
+        "seed": config.seed,
+        **results,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tfq import artifacts, evaluation, flatbuffer, report, stages
 from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning
-from tfq.provenance import provenance
+from tfq.provenance import record_of
 
 
 class _Clock:
@@ -69,22 +69,19 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False) -> dict[str, Any]
         except RunnerError as error:  # the flatbuffers stand; what was found out of them is reported all the same
             failure = error
             told.append(f"the run ended early: {error}")
-    record = {
-        **provenance(),
-        "script": "run",
-        "config": config.to_dict(),
-        "config_hash": config.config_hash(),
-        "seed": config.seed,
-        "sha256": _merged_hashes(clock.records, results),
-        "stages": clock.records,
-        "models": [
+    record = record_of(
+        "run",
+        config,
+        sha256=_merged_hashes(clock.records, results),
+        stages=clock.records,
+        models=[
             # Fewer results than flatbuffers, where the run ended early.
             {"name": each.name, "file": files[each.name], **result}
             for each, result in zip(made, results, strict=False)
         ],
-        "sparsity": sparsity,
-        "warnings": list(dict.fromkeys(told)),
-    }
+        sparsity=sparsity,
+        warnings=list(dict.fromkeys(told)),
+    )
     report.write_report(record, out)
     if failure:
         raise failure

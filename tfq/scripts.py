@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tfq import artifacts, flags
-from tfq.config import RunConfig
 from tfq.errors import TfqError, TfqWarning
-from tfq.provenance import provenance
+from tfq.provenance import record_of
 
 INTERRUPTED = 130
 
@@ -72,16 +71,8 @@ def _exit_code(
 
 
 def record(invocation: flags.Invocation, script: str, **results: Any) -> dict[str, Any]:
-    """The record of a script: resolved config, its hash, seed and provenance, then `results`."""
-    config: RunConfig = invocation.config
-    return {
-        **provenance(),
-        "script": script,
-        "config": config.to_dict(),
-        "config_hash": config.config_hash(),
-        "seed": config.seed,
-        **results,
-    }
+    """The record of what `invocation` asked of `script`: see `provenance.record_of`."""
+    return record_of(script, invocation.config, **results)
 
 
 def finish(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:

@@ -10,6 +10,9 @@ from tfq.compression.tfmot_private import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
 
+# The user's own training loop: fit(model, callbacks) compiles the model and trains it in place.
+Fit = Callable[[Any, list[Any]], Any]
+
 
 def require_graph_model(model: Any, what: str) -> None:
     """Raises InputError unless `model` is a built functional or sequential tf_keras model."""

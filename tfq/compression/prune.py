@@ -3,20 +3,17 @@
 
 import fnmatch
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tfq.compression import tfmot_private
-from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
 from tfq.compression.schedule import check_schedule, make_callback, make_schedule
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning, did_you_mean
 from tfq.keras_bridge import import_tfmot
-
-Fit = Callable[[Any, list[Any]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,20 +2,17 @@
 """Quantization-aware training with tfmot's default 8-bit scheme, which keeps the zeros of a pruned model."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tfq.compression import tfmot_private
-from tfq.compression.graph import check_finite, cloned, require_graph_model
+from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.ranges import ranges_from_first_batch
 from tfq.compression.sparsity import keep_zeros, measure_sparsity
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
-
-Fit = Callable[[Any, list[Any]], Any]
 
 _NORMALIZATIONS = ("BatchNormalization", "SyncBatchNormalization")
 _BEFORE_NORMALIZATION = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense")
