@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     path = Path(path)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f"{_temporary_prefix()}{path.name}.", delete=False
+        ) as file:
             temporary = Path(file.name)
             file.write(content)
             file.flush()
@@ -32,6 +34,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         raise TfqError(f"cannot write {path} ({len(content)} bytes): {error.strerror or error}") from error
     finally:
@@ -48,7 +51,7 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
     Raises TfqError when the disk is full or refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f"{_temporary_prefix()}{path.name}")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -61,6 +64,44 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def copy_file(source: Path, path: Path) -> Path:
+    """The content of `source` under `path`, whole or not at all, as `write_bytes` does it."""
+    return write_bytes(path, source.read_bytes())
+
+
+def sync_directory(path: str | os.PathLike) -> None:
+    """Have the names in the directory at `path` survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_prefix() -> str:
+    return f".tfq-{os.getpid()}-"
+
+
+def sweep(directory: Path) -> None:
+    """Remove the temporary files in `directory` of processes that were killed while they wrote."""
+    for path in directory.glob(".tfq-*"):
+        pid = path.name.removeprefix(".tfq-").partition("-")[0]
+        if pid.isdigit() and not is_alive(int(pid)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs on this machine."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -140,8 +181,15 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike) -> Iterator[None]:
-    """Hold an exclusive lock on the file at `path` (made if missing); waits for another holder, freed if we die."""
+def locked(path: str | os.PathLike, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock on the file at `path` (made if missing), freed if we die.
+
+    Waits for another holder; `waiting` is called once before that.
+    """
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

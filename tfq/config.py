@@ -1,159 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole of a run as one tree of frozen dataclasses, and strict JSON in both directions.
+"""The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
 
-A field is declared with `setting(default, help)`; the help text becomes the flag's help, and the
-bounds are checked whenever a config is made, by whatever road (Python, JSON, flag).
-"""
-
-import dataclasses
-import hashlib
-import json
-import math
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from tfq.errors import InputError, did_you_mean
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    names_section: bool = False,
-) -> Any:
-    """A config field: its default, its help text, and what values it takes.
-
-    names_section: the field may be given under its section's own name: `--data=digits` sets `data.source`,
-        and so does `{"data": "digits"}` in JSON.
-    """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "minimum": minimum,
-        "maximum": maximum,
-        "names_section": names_section,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def section(cls: type, help: str) -> Any:
-    """A config field that is itself a config."""
-    return dataclasses.field(default_factory=cls, metadata={"help": help})
-
-
-class Config:
-    """Base of every config: validates on construction. Subclasses are frozen, keyword-only dataclasses."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            hint = field_types(type(self))[field.name]
-            object.__setattr__(self, field.name, _checked(f"{type(self).__name__}.{field.name}", value, hint, field))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: nested dicts, lists, numbers, strings, booleans, None."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> typing.Self:
-        """The config that `values` spell out, defaults elsewhere.
-
-        Raises InputError on an unknown key, a wrong type or a value out of bounds, and names the path of it.
-        """
-        hints = field_types(cls)
-        arguments: dict[str, Any] = {}
-        for key, value in values.items():
-            path = f"{where}.{key}" if where else key
-            if key not in hints:
-                raise InputError(f"config: unknown key {path!r}: {did_you_mean(key, hints)}")
-            if is_section(hints[key]):
-                if not isinstance(value, Mapping):
-                    value = _from_shorthand(hints[key], value, path)
-                arguments[key] = hints[key].from_dict(value, path)
-            else:
-                arguments[key] = _checked(path, value, hints[key], _field(cls, key))
-        return cls(**arguments)
-
-    def config_hash(self) -> str:
-        """SHA-256 over the config's canonical JSON, without what tells where rather than what: `out`."""
-        values = {key: value for key, value in self.to_dict().items() if key != "out"}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def field_types(cls: Any) -> dict[str, Any]:
-    """Field name -> resolved type of a config class, in declaration order."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def is_section(hint: Any) -> bool:
-    """Whether a field of this type is a nested config."""
-    return isinstance(hint, type) and issubclass(hint, Config)
-
-
-def section_field(cls: type) -> str | None:
-    """The field that may be given under its section's own name, if the config has one."""
-    return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("names_section")), None)
-
-
-def _field(cls: type, name: str) -> dataclasses.Field:
-    return next(field for field in dataclasses.fields(cls) if field.name == name)
-
-
-def _from_shorthand(cls: type, value: Any, path: str) -> Mapping[str, Any]:
-    name = section_field(cls)
-    if name is None:
-        raise InputError(f"config: {path} wants an object, got {value!r}")
-    return {name: value}
-
-
-def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
-    """`value` as the type of its field (an int where a float is wanted is taken), or InputError."""
-    if is_section(hint):
-        if not isinstance(value, hint):
-            raise InputError(f"config: {path} wants a {hint.__name__}, got {value!r}")
-        return value
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        hint = next(argument for argument in arguments if argument is not type(None))
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise InputError(f"config: {path} wants a list, got {value!r}")
-        return tuple(_checked_scalar(path, item, arguments[0], field) for item in value)
-    return _checked_scalar(path, value, hint, field)
-
-
-def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(f"config: {path} wants {kind.__name__}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"config: {path} wants a finite number, got {value!r}")
-    choices = field.metadata.get("choices")
-    if choices and value not in choices:
-        raise InputError(f"config: {path} is {value!r}: {did_you_mean(str(value), choices)}")
-    minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
-    if minimum is not None and value < minimum:
-        raise InputError(f"config: {path} wants at least {minimum:g}, got {value!r}")
-    if maximum is not None and value > maximum:
-        raise InputError(f"config: {path} wants at most {maximum:g}, got {value!r}")
-    return value
+from tfq.errors import InputError
+from tfq.settings import Config, section, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
     """Where examples come from and what is done to them before the model sees them."""
 
-    source: str = setting("digits", "digits, npz:PATH or tfrecord:GLOB", names_section=True)
+    source: str = setting(
+        "digits",
+        "digits, cifar10, fashion_mnist, npz:PATH, tfrecord:GLOB, folder:DIR, eembc:DIR or tfds:NAME",
+        names_section=True,
+    )
     resize: tuple[int, ...] = setting(
         (), "height,width in pixels to resize images to; empty keeps their size", minimum=1
     )
@@ -161,6 +23,9 @@ class DataConfig(Config):
     offset: float = setting(0.0, "added to every input value after the scale")
     image_key: str = setting("image", "name of the encoded image in a TFRecord Example")
     label_key: str = setting("label", "name of the integer label in a TFRecord Example; empty: no labels")
+    max_memory_mb: int = setting(
+        2048, "megabytes that a split may take in memory; a larger one is streamed in pieces", minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,28 +77,99 @@ class CompressionConfig(Config):
     train: TrainConfig = section(TrainConfig, "the fine-tuning of pruning and of QAT, each")
 
 
-IO_TYPES = ("int8", "uint8", "float32")
+# "" is the scheme's own: int8 of int8, int16 of int16x8, float32 of all others.
+IO_TYPES = ("", "int8", "uint8", "int16", "float32")
+
+# Of each scheme, the types that inputs and outputs can have; the first is its own.
+SCHEME_IO_TYPES = {
+    "int8": ("int8", "uint8", "float32"),
+    "int16x8": ("int16", "float32"),
+    "dynamic": ("float32",),
+    "float16": ("float32",),
+    "float32": ("float32",),
+    "weight_only_int8": ("float32",),
+}
+
+SCHEMES = tuple(SCHEME_IO_TYPES)
+
+TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionConfig(Config):
     """What the flatbuffer is to be."""
 
-    scheme: str = setting("int8", "number format of weights and activations", choices=("int8", "float32"))
-    inference_input_type: str = setting("int8", "type of the model's inputs under --scheme=int8", choices=IO_TYPES)
-    inference_output_type: str = setting("int8", "type of the model's outputs under --scheme=int8", choices=IO_TYPES)
+    scheme: str = setting("int8", "number format of weights and activations", choices=SCHEMES)
+    target: str = setting(
+        "",
+        "what the flatbuffer is to run on: chooses what this target can run, and refuses what it cannot",
+        choices=("", *TARGETS),
+    )
+    per_channel: bool = setting(True, "a scale for each output channel of a weight, rather than one for all of it")
+    per_channel_dense: bool = setting(True, "the same for fully connected layers alone; off where --noper_channel")
+    inference_input_type: str = setting("", "type of the model's inputs; empty is the scheme's own", choices=IO_TYPES)
+    inference_output_type: str = setting("", "type of the model's outputs; empty is the scheme's own", choices=IO_TYPES)
     calibration_steps: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
     batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_io_types(self, self.scheme, f"scheme={self.scheme}")
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether activations are quantized by ranges: out of a representative dataset, or of fake quantization."""
+        return self.scheme in ("int8", "int16x8")
+
+    @property
+    def input_type(self) -> str:
+        """The type of the model's inputs: as asked for, else the scheme's own."""
+        return self.inference_input_type or SCHEME_IO_TYPES[self.scheme][0]
+
+    @property
+    def output_type(self) -> str:
+        """The type of the model's outputs, likewise."""
+        return self.inference_output_type or SCHEME_IO_TYPES[self.scheme][0]
+
+
+# What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
+AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(Config):
     """What a flatbuffer must be."""
 
-    require: str = setting("", "what must hold; empty reports only", choices=("", "full_int8"))
-    inference_input_type: str = setting("int8", "type that the inputs must have", choices=IO_TYPES)
-    inference_output_type: str = setting("int8", "type that the outputs must have", choices=IO_TYPES)
+    require: str = setting(
+        "",
+        "scheme that the flatbuffer must have, or target that must be able to run it; empty reports only",
+        choices=("", *AUDIT_SCHEMES, *TARGETS),
+    )
+    inference_input_type: str = setting(
+        "", "type that the inputs must have; empty is the scheme's own", choices=IO_TYPES
+    )
+    inference_output_type: str = setting(
+        "", "type that the outputs must have; empty is the scheme's own", choices=IO_TYPES
+    )
     allow_float: tuple[str, ...] = setting((), "name patterns of layers that may stay float")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.require in AUDIT_SCHEMES:
+            _check_io_types(self, AUDIT_SCHEMES[self.require], f"require={self.require}")
+
+
+def _check_io_types(config: ConversionConfig | AuditConfig, scheme: str, asked: str) -> None:
+    """Raises InputError where the scheme's inputs or outputs cannot have the type that `config` wants."""
+    possible = SCHEME_IO_TYPES[scheme]
+    for name in ("inference_input_type", "inference_output_type"):
+        kind = getattr(config, name)
+        if kind and kind not in possible:
+            others = ", ".join(other for other, kinds in SCHEME_IO_TYPES.items() if kind in kinds)
+            raise InputError(
+                f"config: {asked} with {name}={kind}: wanted one of {', '.join(possible)} there, or the scheme "
+                f"{others}, which has {kind}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,12 +193,38 @@ class EvaluationConfig(Config):
     runner: str = setting("local", "where to run: local, qemu:cortex-a53 or qemu:cortex-a76")
     parity_runners: tuple[str, ...] = setting((), "runners whose outputs are compared with --runner's, code by code")
     parity_limit: int = setting(256, "examples for the comparison between runners", minimum=1)
-    num_threads: int = setting(1, "threads of the interpreter", minimum=1)
+    metric: str = setting(
+        "",
+        "what is held against the labels: top1, top5, roc_auc, mae or MODULE:FUNCTION; empty is top1, or roc_auc of a "
+        "model that reconstructs its input",
+    )
+    num_threads: int = setting(1, "threads of each interpreter", minimum=1)
+    num_workers: int = setting(0, "interpreters that share the examples; 0 is one for each core", minimum=0)
+    timeout_secs: float = setting(
+        0, "longest time without any progress before a run is given up; 0 goes by the model's own size", minimum=0
+    )
     xnnpack: bool = setting(True, "use XNNPACK; off runs TFLite's builtin kernels")
     limit: int = setting(0, "evaluate on the first so many examples; 0 is all", minimum=0)
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
     num_runs: int = setting(100, "timed inferences; 0 measures no latency", minimum=0)
     require: RequireConfig = section(RequireConfig, "bounds that must hold")
+
+
+KERNELS = ("xnnpack", "builtin", "reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(Config):
+    """How long an inference takes, of one model or of several in turn."""
+
+    against: tuple[str, ...] = setting((), "other .tflite files, timed in turn with --model; ratios are to --model")
+    runner: str = setting("local", "where to run: local; an emulator counts instructions and times nothing")
+    kernels: tuple[str, ...] = setting(("xnnpack",), "kernels to time, in turn", choices=KERNELS)
+    num_threads: int = setting(1, "threads of the interpreter", minimum=1)
+    warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)
+    num_runs: int = setting(100, "timed inferences of each model, at least", minimum=1)
+    min_secs: float = setting(1.0, "seconds of timed inferences of each model, at least", minimum=0)
+    ops: bool = setting(True, "time each op as well, in inferences of their own, where the interpreter can")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,3 +240,4 @@ class RunConfig(Config):
     conversion: ConversionConfig = section(ConversionConfig, "flatbuffer")
     audit: AuditConfig = section(AuditConfig, "what the int8 flatbuffers must be")
     evaluation: EvaluationConfig = section(EvaluationConfig, "runners, metrics, bounds")
+    benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")

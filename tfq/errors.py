@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can go wrong, told apart by what the user can do about it."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class TfqError(Exception):
@@ -24,6 +27,10 @@ class FlatbufferError(InputError):
     """The bytes are no TFLite flatbuffer, or a damaged one."""
 
 
+class ModelError(InputError):
+    """The model itself makes the interpreter fail, crash or never end."""
+
+
 class RequirementError(TfqError):
     """Everything worked, and the result does not meet what was required of it."""
 
@@ -35,7 +42,7 @@ class AuditError(RequirementError):
 
 
 class RunnerError(TfqError):
-    """A model could not be run where it was to run, or its interpreter crashed there."""
+    """A model could not be run where it was to run, and not because of the model."""
 
 
 class TfqWarning(UserWarning):
@@ -49,3 +56,20 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     return f"choose from {', '.join(choices)}" if choices else "there is nothing to choose from"
+
+
+@contextlib.contextmanager
+def remembered_warnings() -> Iterator[list[str]]:
+    """The TfqWarnings raised inside, as sentences; they are shown as they come up all the same."""
+    told: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TfqWarning)
+        show = warnings.showwarning
+
+        def remember(message: Any, category: Any, *rest: Any, **named: Any) -> None:
+            if issubclass(category, TfqWarning):
+                told.append(str(message))
+            show(message, category, *rest, **named)
+
+        warnings.showwarning = remember
+        yield told

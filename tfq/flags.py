@@ -16,6 +16,7 @@ from absl import flags
 from tfq import artifacts, config
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
+from tfq.settings import field_types, is_section, section_field
 
 COMMON = ("model", "data", "out", "seed")
 
@@ -36,6 +37,7 @@ class Invocation(NamedTuple):
     format: str
     allow_code: bool
     verbosity: int
+    fresh: bool = False
 
 
 class HelpRequested(Exception):
@@ -47,7 +49,7 @@ def settings_of(section: str | None) -> list[Setting]:
     if section is None:
         return list(_walk(config.RunConfig, (), ()))
     common = [setting for setting in _walk(config.RunConfig, (), ()) if setting.path[0] in COMMON]
-    return common + list(_walk(config.field_types(config.RunConfig)[section], (section,), ()))
+    return common + list(_walk(field_types(config.RunConfig)[section], (section,), ()))
 
 
 def parse(arguments: Sequence[str], *, script: str, section: str | None, description: str) -> Invocation:
@@ -57,6 +59,8 @@ def parse(arguments: Sequence[str], *, script: str, section: str | None, descrip
     """
     settings = settings_of(section)
     values = _define(settings)
+    if section is None:
+        flags.DEFINE_boolean("fresh", False, "forget what an earlier run left in --out", flag_values=values)
     try:
         rest = values(list(arguments))
     except flags.Error as error:
@@ -72,14 +76,18 @@ def parse(arguments: Sequence[str], *, script: str, section: str | None, descrip
         if values[setting.flag].present:
             _assign(tree, setting.path, _plain(values[setting.flag].value, setting.type))
     return Invocation(
-        config.RunConfig.from_dict(tree), values["format"].value, values["allow_code"].value, values["verbosity"].value
+        config=config.RunConfig.from_dict(tree),
+        format=values["format"].value,
+        allow_code=values["allow_code"].value,
+        verbosity=values["verbosity"].value,
+        fresh=section is None and values["fresh"].value,
     )
 
 
 def _walk(cls: type, path: tuple[str, ...], flag_path: tuple[str, ...]) -> Iterator[Setting]:
     for field in dataclasses.fields(cls):
-        kind = config.field_types(cls)[field.name]
-        if config.is_section(kind):
+        kind = field_types(cls)[field.name]
+        if is_section(kind):
             yield from _walk(kind, (*path, field.name), (*flag_path, field.name))
         else:
             names_section = field.metadata.get("names_section") and flag_path
@@ -143,7 +151,7 @@ def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
         branch = tree.get(name, {})
         if not isinstance(branch, dict):  # the shorthand {"data": "digits"}
             cls = _section_class(path[: depth + 1])
-            branch = {config.section_field(cls): branch}
+            branch = {section_field(cls): branch}
         tree[name] = branch
         tree = branch
     tree[path[-1]] = value
@@ -152,7 +160,7 @@ def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 def _section_class(path: tuple[str, ...]) -> type:
     cls: type = config.RunConfig
     for name in path:
-        cls = config.field_types(cls)[name]
+        cls = field_types(cls)[name]
     return cls
 
 
@@ -168,8 +176,8 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
         tree = tree["config"]
     if not isinstance(tree, dict):
         raise InputError(f"--config={path}: wanted a JSON object, got {type(tree).__name__}")
-    whole = set(config.field_types(config.RunConfig)) - set(COMMON)
-    own = config.field_types(_section_class((section,))) if section else {}
+    whole = set(field_types(config.RunConfig)) - set(COMMON)
+    own = field_types(_section_class((section,))) if section else {}
     if section is None or any(key in whole and key not in own for key in tree):
         return tree
     common = {key: value for key, value in tree.items() if key in COMMON}
@@ -179,7 +187,9 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
 def _help(script: str, description: str, settings: Sequence[Setting], values: flags.FlagValues) -> str:
     """The text of --help: what the script does, then every flag with its default, the common ones first."""
     lines = [f"tfq {script}: {description.strip()}", "", "Flags:"]
-    names = [setting.flag for setting in settings] + ["config", "format", "allow_code", "verbosity", "help"]
+    names = [setting.flag for setting in settings] + [
+        name for name in ("config", "fresh", "format", "allow_code", "verbosity", "help") if name in values
+    ]
     for name in names:
         flag = values[name]
         choices = getattr(flag.parser, "enum_values", None)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a record says about where it came from: versions, commit, machine. Never hosts, users or serials."""
 
+import functools
+import hashlib
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
 from pathlib import Path
@@ -21,7 +24,7 @@ def provenance() -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "git_commit": _git_commit(),
         "cpu": cpu(),
     }
@@ -55,6 +58,23 @@ def cpu() -> dict[str, Any]:
         "model": fields.get("model name"),
         "isa": [flag for flag in _ISA_FLAGS if flag in flags],
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """The versions of tfq and of what it computes with; None where one is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Hex SHA-256 over the Python source of tfq and of the models that it builds."""
+    digest = hashlib.sha256()
+    for package in ("tfq", "tfq.models"):
+        spec = importlib.util.find_spec(package)
+        folder = Path(spec.origin if spec and spec.origin else "").parent
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

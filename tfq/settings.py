@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a config is declared: frozen dataclasses that validate themselves, and strict JSON in both directions.
+
+A field is declared with `setting(default, help)`; the help text becomes the flag's help, and the
+bounds are checked whenever a config is made, by whatever road (Python, JSON, flag).
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from tfq.errors import InputError, did_you_mean
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    names_section: bool = False,
+) -> Any:
+    """A config field: its default, its help text, and what values it takes.
+
+    names_section: the field may be given under its section's own name: `--data=digits` sets `data.source`,
+        and so does `{"data": "digits"}` in JSON.
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "names_section": names_section,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type, help: str) -> Any:
+    """A config field that is itself a config."""
+    return dataclasses.field(default_factory=cls, metadata={"help": help})
+
+
+class Config:
+    """Base of every config: validates on construction. Subclasses are frozen, keyword-only dataclasses."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            hint = field_types(type(self))[field.name]
+            object.__setattr__(self, field.name, _checked(f"{type(self).__name__}.{field.name}", value, hint, field))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: nested dicts, lists, numbers, strings, booleans, None."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "") -> typing.Self:
+        """The config that `values` spell out, defaults elsewhere.
+
+        Raises InputError on an unknown key, a wrong type or a value out of bounds, and names the path of it.
+        """
+        hints = field_types(cls)
+        arguments: dict[str, Any] = {}
+        for key, value in values.items():
+            path = f"{where}.{key}" if where else key
+            if key not in hints:
+                raise InputError(f"config: unknown key {path!r}: {did_you_mean(key, hints)}")
+            if is_section(hints[key]):
+                if not isinstance(value, Mapping):
+                    value = _from_shorthand(hints[key], value, path)
+                arguments[key] = hints[key].from_dict(value, path)
+            else:
+                arguments[key] = _checked(path, value, hints[key], _field(cls, key))
+        return cls(**arguments)
+
+    def config_hash(self) -> str:
+        """SHA-256 over the config's canonical JSON, without what tells where rather than what: `out`."""
+        values = {key: value for key, value in self.to_dict().items() if key != "out"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def field_types(cls: Any) -> dict[str, Any]:
+    """Field name -> resolved type of a config class, in declaration order."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def is_section(hint: Any) -> bool:
+    """Whether a field of this type is a nested config."""
+    return isinstance(hint, type) and issubclass(hint, Config)
+
+
+def section_field(cls: type) -> str | None:
+    """The field that may be given under its section's own name, if the config has one."""
+    return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("names_section")), None)
+
+
+def _field(cls: type, name: str) -> dataclasses.Field:
+    return next(field for field in dataclasses.fields(cls) if field.name == name)
+
+
+def _from_shorthand(cls: type, value: Any, path: str) -> Mapping[str, Any]:
+    name = section_field(cls)
+    if name is None:
+        raise InputError(f"config: {path} wants an object, got {value!r}")
+    return {name: value}
+
+
+def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
+    """`value` as the type of its field (an int where a float is wanted is taken), or InputError."""
+    if is_section(hint):
+        if not isinstance(value, hint):
+            raise InputError(f"config: {path} wants a {hint.__name__}, got {value!r}")
+        return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        hint = next(argument for argument in arguments if argument is not type(None))
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise InputError(f"config: {path} wants a list, got {value!r}")
+        return tuple(_checked_scalar(path, item, arguments[0], field) for item in value)
+    return _checked_scalar(path, value, hint, field)
+
+
+def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"config: {path} wants {kind.__name__}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"config: {path} wants a finite number, got {value!r}")
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise InputError(f"config: {path} is {value!r}: {did_you_mean(str(value), choices)}")
+    minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if minimum is not None and value < minimum:
+        raise InputError(f"config: {path} wants at least {minimum:g}, got {value!r}")
+    if maximum is not None and value > maximum:
+        raise InputError(f"config: {path} wants at most {maximum:g}, got {value!r}")
+    return value
