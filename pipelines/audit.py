@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Show what every op of a .tflite computes in; with --require=full_int8, exit 1 unless all of it is integer.
+"""Show what every op of a .tflite computes in; with --require, exit 1 unless it is that scheme, or runs there.
 
 tfq audit --model=model_int8.tflite --require=full_int8
+tfq audit --model=model_int8.tflite --require=edgetpu
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,7 @@ def main(invocation: flags.Invocation) -> None:
     report = flatbuffer.audit_model(content, config.audit)
     record = scripts.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
     scripts.finish(invocation, record, report.to_text())
-    if config.audit.require:
-        flatbuffer.require_full_int8(report)
+    flatbuffer.require(report, config.audit)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ import tf_keras
 from sklearn.datasets import load_digits
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+import tfq
 from tfq import flatbuffer
 
 HERE = Path(__file__).parent
@@ -165,9 +166,23 @@ def save_odd_graphs() -> None:
     save("argmax_int8", quantized(index, samples, BUILTINS_INT8), signed=False)
 
 
+def save_schemes_of_tfq(images: np.ndarray) -> None:
+    """What tfq itself makes of digits_float32.tflite in the schemes, and the granularity, that TensorFlow has not."""
+    floating = (HERE / "digits_float32.tflite").read_bytes()
+    for name, settings in {
+        "digits_dynamic_all": {"scheme": "dynamic"},
+        "digits_weight_only_int8": {"scheme": "weight_only_int8"},
+        "digits_weight_only_int8_per_tensor": {"scheme": "weight_only_int8", "per_channel": False},
+        "digits_int8_per_tensor_dense": {"per_channel_dense": False},
+    }.items():
+        config = tfq.ConversionConfig(calibration_steps=100, **settings)
+        save(name, tfq.convert(floating, images[:100] if config.needs_ranges else None, config), signed=False)
+
+
 if __name__ == "__main__":
     tf.keras.utils.set_random_seed(0)
     x_all, y_all = digits()
     save_cnn_schemes(x_all, y_all)
     save_other_origins(x_all, y_all)
+    save_schemes_of_tfq(x_all)
     save_odd_graphs()

@@ -11,11 +11,13 @@ import pytest
 from ai_edge_litert import schema_py_generated as generated
 from golden_models import golden
 
+from tfq.config import AUDIT_SCHEMES, TARGETS, AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.flatbuffer import audit_model
 
 MUTATIONS = 200
-FILES = ("digits_int8", "digits_dynamic_range", "float_island", "two_branches_float32", "flex_op")
+FILES = ("digits_int8", "digits_dynamic_range", "digits_weight_only_int8", "two_branches_float32", "flex_op")
+REQUIREMENTS = ("", *AUDIT_SCHEMES, *TARGETS)
 _WORDS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**20, 2**31 - 1, 2**31, 2**32 - 4, 2**32 - 1)
 
 
@@ -74,7 +76,7 @@ def test_mutated_file_gives_a_report_or_a_flatbuffer_error_at_once(name):
             tracemalloc.start()
         start = time.process_time()
         try:
-            report = audit_model(bytes(mutant))
+            report = audit_model(bytes(mutant), AuditConfig(require=REQUIREMENTS[number % len(REQUIREMENTS)]))
             report.to_dict(), report.to_text()
             outcomes["report"] += 1
         except FlatbufferError as error:

@@ -11,7 +11,9 @@ from tfq import calibration, flatbuffer
 from tfq.config import ConversionConfig
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer
 from tfq.conversion.quantize import quantize_flatbuffer
+from tfq.conversion.targeting import check_granularity, fitted, warn_of_target
 from tfq.conversion.tracing import Trace, trace
+from tfq.conversion.weights import quantize_weights
 from tfq.data import InputSpec, representative_samples
 from tfq.errors import InputError, TfqWarning
 
@@ -26,24 +28,33 @@ def convert_model(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> bytes:
-    """`model` as a flatbuffer: full int8 by default, or float32 as `config.scheme` says.
+    """`model` as a flatbuffer in `config.scheme`: full int8 by default.
 
     model: a functional or sequential model of either Keras, a `Trace` of one (which makes the next conversion
         of the same model faster), or the bytes of a float `.tflite`.
     representative_dataset: what the model will be fed, to calibrate activation ranges: a callable that
-        yields lists of arrays, a tf.data.Dataset, an array (n, ...), or {signature: [{name: array}]}. A model out of
-        quantization-aware training carries its ranges, and needs none.
+        yields lists of arrays, a tf.data.Dataset, an array (n, ...), or {signature: [{name: array}]}. int8 and int16x8
+        need it; a model out of quantization-aware training carries its ranges, and needs none.
+    config: its `target` chooses what it needs; what it can never run is refused, and what of this model it cannot run
+        is a warning that names the op. The weights of a quantization-aware trained model (int8 alone) have the
+        granularity that they were trained with.
     preprocessing: recorded in the flatbuffer for `evaluate` to compare with.
 
     The flatbuffer has the signature `serving_default` with the model's own input and output names.
     Raises InputError on a model or a data set that cannot be used; warns (TfqWarning) of a doubtful one.
     """
-    config = config or ConversionConfig()
+    config = fitted(config or ConversionConfig())
+    content = _converted(model, representative_dataset, config, preprocessing)
+    warn_of_target(content, config)
+    return content
+
+
+def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing: Preprocessing | None) -> bytes:
     metadata: dict[str, Any] = {}
     if preprocessing is not None:
         metadata["preprocessing"] = preprocessing
     if isinstance(model, (bytes, bytearray)):
-        return _from_flatbuffer(bytes(model), representative_dataset, config, metadata)
+        return _from_flatbuffer(bytes(model), dataset, config, metadata)
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size)
     if traced.batch_size != config.batch_size:
         raise InputError(f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew")
@@ -56,9 +67,7 @@ def convert_model(
             )
         return _from_fake_quant(traced, config, metadata)
     floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
-    if config.scheme == "float32":
-        return floating
-    return _post_training(floating, representative_dataset, config)
+    return _as_scheme(floating, dataset, config)
 
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
@@ -72,23 +81,33 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
         model = flatbuffer.write_metadata(model, metadata)
     else:
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
-    return model if config.scheme == "float32" else _post_training(model, dataset, config)
+    return _as_scheme(model, dataset, config)
+
+
+def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
+    """A float flatbuffer in config.scheme: where the roads from a Keras model and from a .tflite meet."""
+    if config.scheme == "float32":
+        return model
+    if config.needs_ranges:
+        return _post_training(model, dataset, config)
+    return quantize_weights(model, config)
 
 
 def _from_fake_quant(traced: Trace, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
     import tensorflow as tf
 
-    input_type = tf.dtypes.as_dtype(config.inference_input_type)
-    output_type = tf.dtypes.as_dtype(config.inference_output_type)
+    input_type = tf.dtypes.as_dtype(config.input_type)
+    output_type = tf.dtypes.as_dtype(config.output_type)
     integer = fake_quant_flatbuffer(traced, input_type, output_type)
+    check_granularity(integer, config)
     return _signed(integer, traced.input_names, traced.output_names, metadata)
 
 
 def _post_training(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
-    """Float bytes -> ranges -> int8 bytes."""
+    """Float bytes -> ranges -> integer bytes."""
     if dataset is None:
         raise InputError(
-            "int8 of a model without ranges of its own needs a representative_dataset: give about "
+            f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
             f"{config.calibration_steps} real examples, or quantization-aware train the model"
         )
     samples = representative_samples(dataset, input_specs(model), config.calibration_steps)
@@ -96,7 +115,7 @@ def _post_training(model: bytes, dataset: Any, config: ConversionConfig) -> byte
         warnings.warn(warning, TfqWarning, stacklevel=4)
     ranges = calibration.calibrate(model, samples.samples)
     model = flatbuffer.inject_ranges(model, ranges.values)
-    return quantize_flatbuffer(model, config.inference_input_type, config.inference_output_type)
+    return quantize_flatbuffer(model, config)
 
 
 def input_specs(model: bytes) -> list[InputSpec]:

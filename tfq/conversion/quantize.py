@@ -1,27 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float flatbuffer with ranges -> int8 flatbuffer, by TensorFlow's MLIR quantizer.
+"""Float flatbuffer with ranges -> integer flatbuffer, by TensorFlow's two quantizers.
 
-The one file that touches `tensorflow.lite.python.convert.mlir_quantize`, read in 2.21.0.
+The one file that touches `tensorflow.lite.python.convert.mlir_quantize` and the `QuantizeModel` of
+`_pywrap_tensorflow_lite_calibration_wrapper.CalibrationWrapper`, both read in 2.21.0. TensorFlow itself uses the second
+one for 16-bit activations: asked for them, the first gives them zero points that the kernels refuse.
 """
 
+import numpy as np
+
+from tfq import flatbuffer
+from tfq.config import ConversionConfig
 from tfq.errors import InputError
 
 
-def quantize_flatbuffer(model: bytes, input_type: str, output_type: str) -> bytes:
-    """int8 weights (per channel) and activations for `model`, whose tensors carry calibrated ranges.
+def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
+    """int8 weights, and int8 or (scheme int16x8) int16 activations for `model`, whose tensors carry calibrated ranges.
 
-    input_type, output_type: "int8", "uint8" or "float32", of the model's own inputs and outputs.
+    config: its scheme, the types of inputs and outputs, and the granularity of the weights.
+    Raises InputError on what TensorFlow's quantizer refuses.
     """
+    quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_int8
+    try:
+        return quantizer(model, config)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}") from error
+
+
+def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
     import tensorflow as tf
     from tensorflow.lite.python.convert import mlir_quantize
 
-    try:
-        return bytes(
-            mlir_quantize(
-                model,
-                input_data_type=tf.dtypes.as_dtype(input_type),
-                output_data_type=tf.dtypes.as_dtype(output_type),
-            )
+    return bytes(
+        mlir_quantize(
+            model,
+            disable_per_channel=not config.per_channel,
+            disable_per_channel_for_dense_layers=not (config.per_channel and config.per_channel_dense),
+            input_data_type=tf.dtypes.as_dtype(config.input_type),
+            output_data_type=tf.dtypes.as_dtype(config.output_type),
         )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}") from error
+    )
+
+
+def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
+    from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
+
+    if not config.per_channel:
+        _refuse_per_tensor_depthwise(model)
+    return bytes(
+        wrapper.CalibrationWrapper(model, [], []).QuantizeModel(
+            _numpy_number(config.input_type),
+            _numpy_number(config.output_type),
+            True,  # allow_float: what has no 16-bit kernel stays float, and the audit names it
+            _numpy_number("int16"),
+            _numpy_number("int64"),  # of the biases
+            not config.per_channel,
+            not (config.per_channel and config.per_channel_dense),
+        )
+    )
+
+
+def _refuse_per_tensor_depthwise(model: bytes) -> None:
+    """TensorFlow 2.21 makes a broken flatbuffer of it ("Quantized dimension ... do not match. Got 3 and 0")."""
+    graphs = flatbuffer.read(model).subgraphs
+    ops = [op for graph in graphs for op in graph.ops if op.name == "DEPTHWISE_CONV_2D"]
+    if ops:
+        layers = ", ".join(op.keras_layer or f"op #{op.index}" for op in ops[:3])
+        raise InputError(
+            "int16x8 with one scale for each weight: TensorFlow's quantizer cannot do it for depthwise convolutions "
+            f"({layers}): leave per_channel on, or convert to int8"
+        )
+
+
+def _numpy_number(dtype: str) -> int:
+    return np.dtype(dtype).num

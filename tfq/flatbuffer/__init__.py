@@ -5,28 +5,45 @@
 """
 
 from tfq.flatbuffer.audit import audit_model
-from tfq.flatbuffer.audit_report import AuditReport, Finding, require_full_int8
-from tfq.flatbuffer.edit import add_signature, edit_model, inject_ranges, read_metadata, read_ranges, write_metadata
+from tfq.flatbuffer.audit_report import AuditReport, Finding, require, require_full_int8
+from tfq.flatbuffer.audit_weights import Weight
+from tfq.flatbuffer.edit import (
+    add_signature,
+    edit_model,
+    inject_ranges,
+    pack,
+    read_metadata,
+    read_ranges,
+    unpack,
+    write_metadata,
+)
 from tfq.flatbuffer.reader import read
 from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
+from tfq.flatbuffer.targets import TARGETS, Target
 
 __all__ = [
     "ABSENT",
+    "TARGETS",
     "AuditReport",
     "Finding",
     "Model",
     "Op",
     "Signature",
     "Subgraph",
+    "Target",
     "Tensor",
+    "Weight",
     "add_signature",
     "audit_model",
     "constant_values",
     "edit_model",
     "inject_ranges",
+    "pack",
     "read",
     "read_metadata",
     "read_ranges",
+    "require",
     "require_full_int8",
+    "unpack",
     "write_metadata",
 ]

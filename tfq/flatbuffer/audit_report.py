@@ -2,11 +2,14 @@
 """What an audit found, and how it reads."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from tfq.errors import AuditError
+from tfq.config import AuditConfig
+from tfq.errors import AuditError, InputError
+from tfq.flatbuffer.audit_weights import Weight
+from tfq.flatbuffer.words import shown
 
 FAILS, NOTE = "fails", "note"
 
@@ -19,8 +22,9 @@ class Finding:
 
     kind: float_op, hybrid_op, qdq, int16, uint8, int32_data, not_an_index, narrow_weights, other_type (types of an op's
         tensors); custom_op, flex_op, unknown_op; io_type, index_io; missing_quantization, bad_scale, bad_zero_point,
-        buffer_size; per_tensor_weights, dynamic_shape, missing_signature, unused_allow_float, no_ops.
-    severity: "fails" breaks full_int8, "note" does not. allowed: it would have failed, but allow_float names it.
+        buffer_size; per_tensor_weights, dynamic_shape, missing_signature, unused_allow_float, no_ops; other_scheme (an
+        op's types are not those of the scheme required), not_on_target (the target required cannot run the op), scheme.
+    severity: "fails" breaks what is required, "note" does not. allowed: it would have failed, but allow_float names it.
     op_index, op, keras_layer, tensor: where it is, None where that has no meaning. tensor is a name.
     """
 
@@ -41,14 +45,17 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """What a flatbuffer is made of, and whether that is full int8.
+    """What a flatbuffer is made of, and whether that is what was required of it.
 
+    requirement: a scheme or a target of AuditConfig.require, full_int8 where nothing was required.
     scheme: what the tensors say, whatever was required of them: full_int8, int8_float_io and int8_uint8_io (int8 with
         other types at the borders alone), float32, float16, dynamic_range (int8 weights in float ops), weight_only
         (int8 weights dequantized for float ops), int16x8, full_uint8, int4_weights, mixed, no_data (no op on reals).
     subgraphs, ops_visited, tensors_visited: all of them; tensors that no op touches and that are no input or output
-        do not count. op_counts: by the op's name, a custom one as CUSTOM:<code>.
-    weights_per_channel, weights_per_tensor: quantized weight tensors of each kind. weight_types: by dtype.
+        do not count. op_counts: by the op's name, a custom one as CUSTOM:<code>. op_types: likewise, by the type that
+        they compute in.
+    weights_per_channel, weights_per_tensor: quantized weight tensors of each kind; dense_*: those of fully connected
+        layers among them. weight_types: by dtype. weights: each of them.
     input_types, output_types: of the main subgraph.
     """
 
@@ -64,34 +71,42 @@ class AuditReport:
     input_types: tuple[str, ...]
     output_types: tuple[str, ...]
     model_bytes: int
+    requirement: str = "full_int8"
+    dense_per_channel: int = 0
+    dense_per_tensor: int = 0
+    weights: tuple[Weight, ...] = ()
+    op_types: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether the flatbuffer meets full_int8."""
+        """Whether the flatbuffer meets what was required."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[Finding, ...]:
-        """The findings that break full_int8."""
+        """The findings that break what was required."""
         return tuple(finding for finding in self.findings if finding.severity == FAILS)
 
     @property
     def granularity(self) -> str | None:
         """per_channel, per_tensor or mixed: how the weights are quantized; None without quantized weights."""
-        if self.weights_per_channel and self.weights_per_tensor:
-            return "mixed"
-        if self.weights_per_channel:
-            return "per_channel"
-        return "per_tensor" if self.weights_per_tensor else None
+        return _granularity(self.weights_per_channel, self.weights_per_tensor)
+
+    @property
+    def dense_granularity(self) -> str | None:
+        """The same of the weights of fully connected layers alone."""
+        return _granularity(self.dense_per_channel, self.dense_per_tensor)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values: dict[str, Any] = {"ok": self.ok, "granularity": self.granularity}
+        values["dense_granularity"] = self.dense_granularity
         values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {
             "findings": [finding.to_dict() for finding in self.findings],
             "op_counts": dict(self.op_counts),
             "weight_types": dict(self.weight_types),
+            "weights": [weight.to_dict() for weight in self.weights],
             "input_types": list(self.input_types),
             "output_types": list(self.output_types),
         }
@@ -102,7 +117,8 @@ class AuditReport:
         ops = ", ".join(f"{count} {name}" for name, count in self.op_counts.items())
         weights = ", ".join(f"{count} {dtype}" for dtype, count in self.weight_types.items()) or "none"
         if self.granularity:
-            weights += f" ({self.weights_per_channel} per_channel, {self.weights_per_tensor} per_tensor)"
+            dense = f"; dense {self.dense_granularity}" if self.dense_granularity else ""
+            weights += f" ({self.weights_per_channel} per_channel, {self.weights_per_tensor} per_tensor{dense})"
         lines = [
             f"scheme   {self.scheme}",
             f"visited  {_count(self.ops_visited, 'op')} and {_count(self.tensors_visited, 'tensor')} "
@@ -121,17 +137,58 @@ class AuditReport:
             lines.append(f"...      {further}: --format=json has all")
         allowed = sum(finding.allowed for finding in self.findings)
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
-        lines.append(f"full_int8: {verdict}{f', {allowed} allowed' if allowed else ''}")
+        lines.append(f"{self.requirement}: {verdict}{f', {allowed} allowed' if allowed else ''}")
         return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
 
 
+def require(report: AuditReport, config: AuditConfig) -> AuditReport:
+    """`report`, unchanged, of an audit that config.require was given to.
+
+    Raises AuditError with its first failure, and the ops and layers of all others, if it has any; nothing is raised
+    where nothing is required.
+    """
+    if not config.require:
+        return report
+    if report.requirement != config.require:
+        raise InputError(
+            f"the report is of an audit for {report.requirement}, wanted one for {config.require}: audit again"
+        )
+    return _require(report)
+
+
 def require_full_int8(report: AuditReport) -> AuditReport:
-    """`report`, unchanged. Raises AuditError with its first failure, and how many more there are, if it has any."""
+    """`report`, unchanged. Raises AuditError likewise unless it meets full_int8."""
+    return require(report, AuditConfig(require="full_int8"))
+
+
+def _require(report: AuditReport) -> AuditReport:
     if report.ok:
         return report
     first, *others = report.failures
-    more = f" (and {_count(len(others), 'more finding')})" if others else ""
-    raise AuditError(first.message + more)
+    more = f" (and {_count(len(others), 'more finding')}{_ops(others)})" if others else ""
+    raise AuditError(f"not {report.requirement}: {first.message}{more}")
+
+
+def _ops(findings: Sequence[Finding]) -> str:
+    """The ops that the findings are about, each with its layer."""
+    titles = dict.fromkeys(
+        f"{f'subgraph {finding.subgraph}, ' if finding.subgraph else ''}#{finding.op_index} {finding.op}"
+        f" ({shown(finding.keras_layer or finding.tensor or 'no layer')})"
+        for finding in findings
+        if finding.op_index is not None
+    )
+    listed = list(titles)[:_LINES_ON_SCREEN]
+    if len(titles) > len(listed):
+        listed.append(f"and {len(titles) - len(listed)} more")
+    return f": {', '.join(listed)}" if listed else ""
+
+
+def _granularity(per_channel: int, per_tensor: int) -> str | None:
+    if per_channel and per_tensor:
+        return "mixed"
+    if per_channel:
+        return "per_channel"
+    return "per_tensor" if per_tensor else None
 
 
 def _count(number: int, noun: str) -> str:

@@ -4,15 +4,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfq.config import AuditConfig
+from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.flatbuffer.op_roles import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, REAL_OPS, roles
 from tfq.flatbuffer.records import Op, Subgraph, Tensor
+from tfq.flatbuffer.targets import TARGETS
 
 FLOATS = frozenset(
     {"float32", "float16", "bfloat16", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"}
 )
 NARROW = frozenset({"int4", "uint4", "int2"})
-_INDEX_TYPES = ("int32", "int64", "bool")
+WHOLE_NUMBERS = ("int32", "int64", "bool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,43 @@ class Offence:
     wanted: str
 
 
-class TypeRules:
-    """The rules for the ops of one subgraph."""
+def border_types(config: AuditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The types that a model's inputs, and its outputs, may have: as asked for, else those of what is required."""
+    if config.require in TARGETS:
+        own = TARGETS[config.require].io_types
+    else:
+        own = SCHEME_IO_TYPES[AUDIT_SCHEMES[config.require or "full_int8"]][:1]
+    asked = (config.inference_input_type, config.inference_output_type)
+    return ((asked[0],) if asked[0] else own, (asked[1],) if asked[1] else own)
+
+
+class Borders:
+    """The inputs and outputs of a subgraph, where they are the model's own, and the types that they may have."""
 
     def __init__(self, graph: Subgraph, config: AuditConfig, is_entry: bool) -> None:
         """is_entry: whether a caller can run the subgraph, so that its inputs and outputs are the model's borders."""
-        self._graph, self._config = graph, config
         self._inputs = frozenset(graph.inputs) if is_entry else frozenset()
         self._outputs = frozenset(graph.outputs) if is_entry else frozenset()
+        self._input_types, self._output_types = border_types(config)
+
+    def is_converter(self, op: Op, place: str, tensor: Tensor) -> bool:
+        """Whether `op` turns a type that was asked for at the model's border into the one inside, or back."""
+        if place == "input":
+            return tensor.index in self._inputs and tensor.dtype in self._input_types and op.name == "QUANTIZE"
+        last = "DEQUANTIZE" if tensor.dtype == "float32" else "QUANTIZE"
+        return tensor.index in self._outputs and tensor.dtype in self._output_types and op.name == last
+
+    def is_border(self, op: Op) -> bool:
+        """Whether `op` converts an input or output of the model."""
+        converts = op.name in ("QUANTIZE", "DEQUANTIZE")
+        return converts and bool(self._inputs.intersection(op.inputs) or self._outputs.intersection(op.outputs))
+
+
+class TypeRules:
+    """The rules for the ops of one subgraph."""
+
+    def __init__(self, graph: Subgraph, borders: Borders) -> None:
+        self._graph, self._borders = graph, borders
 
     def offences(self, op: Op) -> list[Offence]:
         """Every tensor of `op` that breaks the rules."""
@@ -45,22 +75,13 @@ class TypeRules:
         for place, slot, index, role in touched:
             tensor = tensors[index]
             wanted = _wanted(op, tensor, role, whole)
-            if wanted and not self._is_border(op, place, tensor):
+            if wanted and not self._borders.is_converter(op, place, tensor):
                 found.append(Offence(place=place, slot=slot, tensor=index, dtype=tensor.dtype, wanted=wanted))
         return found
 
-    def _is_border(self, op: Op, place: str, tensor: Tensor) -> bool:
-        """Whether `op` turns the type that was asked for at the model's border into int8, or back."""
-        if place == "input":
-            asked = self._config.inference_input_type
-            return tensor.index in self._inputs and tensor.dtype == asked and op.name == "QUANTIZE"
-        asked = self._config.inference_output_type
-        last = "DEQUANTIZE" if asked == "float32" else "QUANTIZE"
-        return tensor.index in self._outputs and tensor.dtype == asked and op.name == last
-
 
 def _is_whole(tensor: Tensor) -> bool:
-    return tensor.dtype in _INDEX_TYPES and not tensor.is_quantized
+    return tensor.dtype in WHOLE_NUMBERS and not tensor.is_quantized
 
 
 def _wanted(op: Op, tensor: Tensor, role: str, whole: bool) -> str | None:
@@ -69,10 +90,10 @@ def _wanted(op: Op, tensor: Tensor, role: str, whole: bool) -> str | None:
     if dtype == "int8":
         return None
     if role == INDEX:
-        return None if dtype in _INDEX_TYPES else "an index or condition (int32, int64 or bool)"
+        return None if dtype in WHOLE_NUMBERS else "an index or condition (int32, int64 or bool)"
     if role == BIAS:
         return None if dtype == "int32" else "int32"
-    if dtype not in _INDEX_TYPES:
+    if dtype not in WHOLE_NUMBERS:
         return "int8"
     if whole and not tensor.is_quantized:
         return None

@@ -37,12 +37,9 @@ def edit_model(
     signature: as in add_signature; a pair (inputs, outputs) is one for serving_default. metadata: as in write_metadata.
     ranges: as in inject_ranges. The same arguments give the same bytes.
     """
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as generated
 
-    model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
-    if any((buffer.offset or 0) > 1 for buffer in model.buffers or []):
-        raise InputError("the flatbuffer keeps data behind itself, as models over 2 GB do: edit a smaller one")
+    model = unpack(data)
     if signature is not None:
         if not isinstance(signature, Signature):
             signature = Signature(inputs=signature[0], outputs=signature[1])
@@ -51,6 +48,22 @@ def edit_model(
         _set_metadata(model, encode_metadata(metadata), generated)
     if ranges is not None:
         _set_ranges(model, ranges, generated)
+    return pack(model, len(data))
+
+
+def unpack(data: bytes) -> Any:
+    """The flatbuffer as the generated schema's ModelT, to be changed in place. `data` is trusted."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
+    if any((buffer.offset or 0) > 1 for buffer in model.buffers or []):
+        raise InputError("the flatbuffer keeps data behind itself, as models over 2 GB do: edit a smaller one")
+    return model
+
+
+def pack(model: Any, size: int) -> bytes:
+    """The bytes of a ModelT; about `size` of them are expected."""
+    import flatbuffers
 
     class Builder(flatbuffers.Builder):
         """Aligns vectors as the schema's force_align does: kernels read constants in place."""
@@ -60,7 +73,7 @@ def edit_model(
             return super().CreateNumpyVector(x)
 
     # Room for all of it from the start: growing doubles and copies.
-    builder = Builder(len(data) + len(data) // 8 + 65536)
+    builder = Builder(size + size // 8 + 65536)
     builder.Finish(model.Pack(builder), file_identifier=schema.IDENTIFIER)
     return bytes(builder.Output())
 

@@ -42,6 +42,16 @@ WEIGHT_INPUTS = _table("""
     EMBEDDING_LOOKUP=1 SVDF=1,2 LSTM=1,2,3,4,5,6,7,8,16 UNIDIRECTIONAL_SEQUENCE_LSTM=1,2,3,4,5,6,7,8,16
 """)
 
+# The axis of a weight's output channels, along which it may have a scale for each.
+CHANNEL_AXES = {
+    "CONV_2D": 0,
+    "FULLY_CONNECTED": 0,
+    "TRANSPOSE_CONV": 0,
+    "DEPTHWISE_CONV_2D": -1,
+    "CONV_3D": -1,
+    "GATHER": -1,
+}
+
 # Ops that also serve shape and index arithmetic: whole numbers are at home in them as long as no quantized real is
 # among their data. Control flow passes on whatever it is given.
 INTEGER_OPS = _names("""

@@ -5,6 +5,18 @@ from tfq.flatbuffer.audit_types import FLOATS, NARROW, is_hybrid
 from tfq.flatbuffer.op_roles import INDEX, roles
 from tfq.flatbuffer.records import Model, Op, Subgraph
 
+# A scheme of ConversionConfig, as the tensors tell it.
+CONVERTED = {
+    "full_int8": "int8",
+    "int8_float_io": "int8",
+    "int8_uint8_io": "int8",
+    "int16x8": "int16x8",
+    "dynamic_range": "dynamic",
+    "float16": "float16",
+    "float32": "float32",
+    "weight_only": "weight_only_int8",
+}
+
 _WHOLE_NUMBERS = frozenset({"int32", "int64", "bool"})
 
 
@@ -64,8 +76,9 @@ class Composition:
     def _float_scheme(self) -> str:
         half = bool((self.dequantized | self.constants | self.activations) & {"float16", "bfloat16"})
         weight_only = bool(self.dequantized - FLOATS)
-        if half + weight_only + self.is_hybrid > 1:
+        if half and (weight_only or self.is_hybrid):
             return "mixed"
+        # Some hybrid ops leave others with weights that are dequantized: those have no hybrid kernel.
         if self.is_hybrid:
             return "dynamic_range"
         if half:

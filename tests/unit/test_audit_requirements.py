@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every scheme that the audit can require: met by the files of that scheme, and by no other."""
+
+import pytest
+from golden_models import FLOAT32, INT8, changed, golden
+
+from tfq.config import AUDIT_SCHEMES, AuditConfig
+from tfq.errors import AuditError, InputError
+from tfq.flatbuffer import audit_model, require, require_full_int8
+
+# As other tools and tfq made them. TensorFlow leaves weights of fewer than 1,024 values float32 in its dynamic scheme.
+MADE_AS = {
+    "digits_int8": "full_int8",
+    "digits_int8_per_tensor": "full_int8",
+    "digits_int8_per_tensor_dense": "full_int8",
+    "digits_int8_qat": "full_int8",
+    "digits_int16x8": "int16x8",
+    "digits_dynamic_range": "dynamic",
+    "digits_dynamic_all": "dynamic",
+    "digits_float16": "float16",
+    "digits_float32": "float32",
+    "two_branches_float32": "float32",
+    "digits_weight_only_int8": "weight_only_int8",
+    "digits_weight_only_int8_per_tensor": "weight_only_int8",
+}
+
+
+@pytest.mark.parametrize("required", AUDIT_SCHEMES)
+@pytest.mark.parametrize("name", MADE_AS)
+def test_a_file_meets_the_scheme_that_it_was_made_in_and_no_other(name, required):
+    config = AuditConfig(require=required)
+    report = audit_model(golden(name), config)
+    assert report.ok == (MADE_AS[name] == required), report.to_text()
+    assert report.to_text().splitlines()[-1].startswith(f"{required}: {'met' if report.ok else 'NOT met'}")
+    assert (report.requirement, report.to_dict()["requirement"]) == (required, required)
+    if report.ok:
+        assert require(report, config) is report
+    else:
+        with pytest.raises(AuditError, match=f"not {required}: .*wanted "):
+            require(report, config)
+
+
+def test_the_error_names_every_failing_op_with_its_layer():
+    config = AuditConfig(require="float16")
+    with pytest.raises(AuditError) as told:
+        require(audit_model(golden("digits_float32"), config), config)
+    layers = ("conv1", "depthwise", "pointwise", "conv2", "logits")
+    assert [layer for layer in layers if f"({layer})" in str(told.value)] == list(layers)
+    assert "residual" not in str(told.value)
+
+
+def test_nothing_required_raises_nothing_and_a_report_for_something_else_is_no_proof():
+    report = audit_model(golden("digits_float32"))
+    assert not report.ok
+    assert require(report, AuditConfig()) is report
+    with pytest.raises(AuditError):
+        require_full_int8(report)
+    floating = AuditConfig(require="float32")
+    with pytest.raises(InputError, match="full_int8, wanted one for float32"):
+        require(report, floating)
+
+
+def _one_tensor(name: str, op: int, slot: int, dtype: int) -> bytes:
+    """A tensor's type replaced; slot -1 is the op's output."""
+
+    def change(model):
+        graph = model.subgraphs[0]
+        operator = graph.operators[op]
+        graph.tensors[int(operator.outputs[0] if slot < 0 else operator.inputs[slot])].type = dtype
+
+    return changed(golden(name), change)
+
+
+@pytest.mark.parametrize(
+    ("name", "required", "op", "slot", "dtype", "layer"),
+    [
+        ("digits_int16x8", "int16x8", 3, -1, INT8, "residual"),
+        ("digits_int16x8", "int16x8", 0, 1, FLOAT32, "conv1"),
+        ("digits_float32", "float32", 4, 1, INT8, "conv2"),
+        ("digits_float32", "float32", 3, -1, INT8, "residual"),
+        ("digits_dynamic_range", "dynamic", 4, 1, FLOAT32, "conv2"),
+        ("digits_dynamic_range", "dynamic", 5, -1, INT8, "pool"),
+    ],
+)
+def test_one_tensor_of_another_type_is_named_and_allowed_by_its_layer(name, required, op, slot, dtype, layer):
+    content = _one_tensor(name, op, slot, dtype)
+    report = audit_model(content, AuditConfig(require=required))
+    found = [finding for finding in report.failures if finding.kind == "other_scheme" and finding.op_index == op]
+    assert [finding.keras_layer for finding in found] == [layer]
+    allowed = audit_model(content, AuditConfig(require=required, allow_float=(layer,)))
+    assert not [f for f in allowed.failures if f.kind == "other_scheme" and f.op_index == op]
+    assert any(finding.allowed for finding in allowed.findings)
+
+
+def test_float16_weights_without_a_dequantize_and_int8_behind_one_are_told_apart():
+    def store_int8(model):
+        for op in model.subgraphs[0].operators:
+            code = model.operatorCodes[op.opcodeIndex]
+            tensor = model.subgraphs[0].tensors[int(op.inputs[0])]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == 6 and len(tensor.shape) == 4:
+                tensor.type = INT8
+
+    content = changed(golden("digits_float16"), store_int8)
+    report = audit_model(content, AuditConfig(require="float16"))
+    wanted = {"conv1", "depthwise", "pointwise", "conv2"}
+    assert {f.keras_layer for f in report.failures if f.op and f.op != "DEQUANTIZE"} == wanted
+
+
+def test_a_model_without_weights_large_enough_is_not_dynamic():
+    def shrink(model):
+        # conv2's weights are the only ones of 1,024 values or more.
+        model.subgraphs[0].operators = model.subgraphs[0].operators[:4]
+        model.subgraphs[0].outputs = [int(model.subgraphs[0].operators[3].outputs[0])]
+        model.signatureDefs = None
+
+    report = audit_model(changed(golden("digits_float32"), shrink), AuditConfig(require="dynamic"))
+    assert [finding.kind for finding in report.failures] == ["scheme"]
+    assert "the model is float32, wanted dynamic" in report.failures[0].message
+
+
+@pytest.mark.parametrize(("name", "required"), [("custom_op", "float32"), ("flex_op", "float32")])
+def test_custom_ops_meet_no_scheme(name, required):
+    report = audit_model(golden(name), AuditConfig(require=required, allow_float=("*",)))
+    assert [finding.kind for finding in report.failures] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity", "dense"),
+    [
+        ("digits_int8", "per_channel", "per_channel"),
+        ("digits_int8_per_tensor", "per_tensor", "per_tensor"),
+        ("digits_int8_per_tensor_dense", "mixed", "per_tensor"),
+        ("digits_dynamic_all", "per_channel", "per_channel"),
+        ("digits_weight_only_int8", "per_channel", "per_channel"),
+        ("digits_weight_only_int8_per_tensor", "per_tensor", "per_tensor"),
+        ("digits_float16", None, None),
+    ],
+)
+def test_granularity_is_told_of_all_weights_and_of_dense_ones(name, granularity, dense):
+    values = audit_model(golden(name)).to_dict()
+    assert (values["granularity"], values["dense_granularity"]) == (granularity, dense)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each target cannot run, one fault at a time in a file that it runs."""
+
+import pytest
+from golden_models import NAMES, changed, golden
+
+from tfq.config import TARGETS as NAMED
+from tfq.config import AuditConfig
+from tfq.flatbuffer import TARGETS, audit_model
+from tfq.flatbuffer.schema import OPERATORS
+
+FITTING = "digits_int8_per_tensor_dense"
+
+RUN_BY = {
+    "digits_int8": {"xnnpack"},
+    "digits_int8_per_tensor_dense": {"xnnpack", "tflm", "nnapi", "edgetpu"},
+    "digits_int8_per_tensor": {"xnnpack", "tflm", "nnapi", "edgetpu"},
+    "digits_int8_dynamic_batch": {"xnnpack"},
+    "digits_int16x8": set(),  # TFLM takes the scheme, and has trouble with its dense weights alone
+    "digits_dynamic_all": {"xnnpack"},
+    "digits_float16": {"xnnpack"},
+    "digits_weight_only_int8": {"xnnpack"},
+    "digits_float32": {"xnnpack", "tflm", "nnapi"},
+    "flex_op": set(),
+    "custom_op": set(),
+}
+
+
+def audited(content: bytes, target: str, **settings):
+    return audit_model(content, AuditConfig(require=target, **settings))
+
+
+def test_the_registry_has_the_targets_that_a_config_names_with_ops_that_exist():
+    assert set(TARGETS) == set(NAMED)
+    for target in TARGETS.values():
+        ops = target.integer_ops | target.float_ops | target.hybrid_ops | set(target.max_versions)
+        assert ops - set(OPERATORS) == set()
+        assert target.source
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", RUN_BY)
+def test_a_file_runs_on_the_targets_that_can_run_it(name, target):
+    report = audited(golden(name), target)
+    assert report.ok == (target in RUN_BY[name]), report.to_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_finding_about_a_target_names_the_op(name, target):
+    for finding in audited(golden(name), target).findings:
+        if finding.kind == "not_on_target":
+            assert f"op #{finding.op_index} {finding.op}" in finding.message
+
+
+def _with(change) -> bytes:
+    return changed(golden(FITTING), lambda model: change(model, model.subgraphs[0]))
+
+
+def _code(model, op: int):
+    """The operator code of one op alone."""
+    old = model.operatorCodes[model.subgraphs[0].operators[op].opcodeIndex]
+    new = type(old)()
+    new.builtinCode, new.deprecatedBuiltinCode, new.version = old.builtinCode, old.deprecatedBuiltinCode, old.version
+    model.operatorCodes.append(new)
+    model.subgraphs[0].operators[op].opcodeIndex = len(model.operatorCodes) - 1
+    return new
+
+
+def _renamed(name: str):
+    def change(model, graph):
+        code = _code(model, 5)
+        code.builtinCode, code.deprecatedBuiltinCode = OPERATORS.index(name), min(127, OPERATORS.index(name))
+
+    return change
+
+
+def _version(model, graph):
+    _code(model, 0).version = 8
+
+
+def _wide_softmax(model, graph):
+    graph.tensors[int(graph.operators[8].inputs[0])].shape = [1, 16_001]
+
+
+def _batch(model, graph):
+    graph.tensors[int(graph.operators[3].outputs[0])].shape = [4, 8, 8, 12]
+
+
+def _dense_per_channel(model, graph):
+    quantization = graph.tensors[int(graph.operators[7].inputs[1])].quantization
+    quantization.scale, quantization.zeroPoint, quantization.quantizedDimension = [0.1] * 10, [0] * 10, 0
+
+
+def _dynamic(model, graph):
+    graph.tensors[int(graph.operators[3].outputs[0])].shapeSignature = [-1, 8, 8, 12]
+
+
+def _zero_scale(model, graph):
+    quantization = graph.tensors[int(graph.operators[0].inputs[1])].quantization
+    quantization.scale = [0.0, *list(quantization.scale)[1:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "targets", "op", "told"),
+    [
+        (_renamed("CUMSUM"), {"nnapi", "edgetpu"}, 5, "has no integer CUMSUM"),
+        (_renamed("SQRT"), {"tflm", "nnapi", "edgetpu"}, 5, "has no integer SQRT"),
+        (_version, {"nnapi"}, 0, "up to version 3, and this is version 8"),
+        (_wide_softmax, {"edgetpu"}, 8, "at most 16,000 classes, and it has 16,001"),
+        (_batch, {"edgetpu"}, 3, "all but the innermost three to be 1"),
+        (_dense_per_channel, {"tflm", "nnapi", "edgetpu"}, 7, "a scale for each channel, wanted one"),
+        (_dynamic, {"tflm", "nnapi", "edgetpu"}, 3, "dynamic shape"),
+        (_zero_scale, {"xnnpack", "tflm", "nnapi", "edgetpu"}, 0, "positive normal finite"),
+    ],
+    ids=["op", "float_only_op", "version", "softmax", "rank", "dense", "shape", "scale"],
+)
+def test_one_fault_fails_on_the_targets_that_cannot_run_it(change, targets, op, told):
+    content = _with(change)
+    for name in TARGETS:
+        failures = audited(content, name).failures
+        assert any(f.op_index == op and told in f.message for f in failures) == (name in targets), name
+        assert bool(failures) == (name in targets), name
+
+
+def test_what_xnnpack_leaves_is_noted_for_tflites_own_kernels_run_it():
+    report = audited(golden("digits_int8"), "xnnpack")
+    left = [finding for finding in report.findings if finding.kind == "not_on_target"]
+    # As the interpreter itself delegates it: 7 of 9.
+    assert [(finding.op, finding.severity) for finding in left] == [("AVERAGE_POOL_2D", "note"), ("SOFTMAX", "note")]
+
+
+def test_float_borders_of_an_int8_model_are_converted_on_the_cpu():
+    report = audited(golden("digits_int8_float_io"), "edgetpu")
+    about_borders = [f for f in report.findings if f.op == "DEQUANTIZE"]
+    assert [(f.kind, f.severity) for f in about_borders] == [("not_on_target", "note")]
+    wanted = audited(golden("digits_int8_float_io"), "edgetpu", inference_input_type="int8")
+    assert any(finding.kind == "io_type" for finding in wanted.failures)
+
+
+def test_an_op_that_something_else_runs_can_be_allowed():
+    content = _with(_renamed("CUMSUM"))
+    report = audited(content, "edgetpu", allow_float=("pool",))
+    assert report.ok
+    assert [finding.op_index for finding in report.findings if finding.allowed] == [5]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8 weights by hand, and the settings of a conversion that no target or scheme can have."""
+
+import numpy as np
+import pytest
+from golden_models import changed, golden
+
+from tfq import flatbuffer
+from tfq.config import AuditConfig, ConversionConfig
+from tfq.conversion.targeting import fitted
+from tfq.conversion.weights import quantize_weights, symmetric_int8
+from tfq.errors import InputError, TfqWarning
+
+
+def test_codes_and_scales_of_each_channel_are_those_reckoned_by_hand():
+    values = np.float32([[1.27, -0.5, 0.015], [-254.0, 3.0, 127.0]])
+    codes, scales = symmetric_int8(values, axis=0)
+    np.testing.assert_allclose(scales, [0.01, 2.0], rtol=1e-6)
+    # 0.015 is 1.5 steps, 3.0 is one and a half of 2: half to even.
+    assert codes.tolist() == [[127, -50, 2], [-127, 2, 64]]
+    codes, scales = symmetric_int8(values, axis=None)
+    assert scales.tolist() == [2.0]
+    assert codes.tolist() == [[1, 0, 0], [-127, 2, 64]]
+
+
+def test_code_minus_128_is_never_used():
+    codes, _ = symmetric_int8(np.float32([[-1.0, 1.0 - 1e-7]]), axis=0)
+    assert codes.min() == -127
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-38])
+def test_channel_of_nothing_has_a_scale_that_xnnpack_takes(value):
+    codes, scales = symmetric_int8(np.float32([[value, value], [1.0, -1.0]]), axis=0)
+    assert scales[0] == np.finfo(np.float32).smallest_normal
+    assert np.isfinite(codes).all()
+    assert codes[1].tolist() == [127, -127]
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "float16", "weight_only_int8"])
+def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
+    config = ConversionConfig(scheme=scheme)
+    made = quantize_weights(golden("digits_float32"), config)
+    assert flatbuffer.audit_model(made, AuditConfig(require=scheme)).ok
+    assert made == quantize_weights(golden("digits_float32"), config)
+    # Nothing of the float weights is left behind.
+    parsed = flatbuffer.read(made)
+    held = sum(tensor.buffer_bytes for tensor in parsed.main_subgraph.tensors)
+    assert parsed.buffer_bytes == held + sum(size for _, size in parsed.metadata.values())
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "float16", "weight_only_int8"])
+def test_weights_that_are_not_finite_are_refused_by_name(scheme):
+    def spoil(model):
+        tensor = next(tensor for tensor in model.subgraphs[0].tensors if list(tensor.shape) == [12, 3, 3, 12])
+        values = model.buffers[tensor.buffer].data.copy().view("<f4")
+        values[7] = np.nan
+        model.buffers[tensor.buffer].data = values.view(np.uint8)
+
+    with pytest.raises(InputError, match=r"conv2.*NaN"):
+        quantize_weights(changed(golden("digits_float32"), spoil), ConversionConfig(scheme=scheme))
+
+
+def test_weights_beyond_float16_stay_float32_with_a_warning():
+    def enlarge(model):
+        tensor = next(tensor for tensor in model.subgraphs[0].tensors if list(tensor.shape) == [12, 3, 3, 12])
+        values = model.buffers[tensor.buffer].data.copy().view("<f4")
+        values[7] = 70_000
+        model.buffers[tensor.buffer].data = values.view(np.uint8)
+
+    with pytest.warns(TfqWarning, match=r"conv2.*65504"):
+        made = quantize_weights(changed(golden("digits_float32"), enlarge), ConversionConfig(scheme="float16"))
+    report = flatbuffer.audit_model(made, AuditConfig(require="float16"))
+    assert [(finding.op, finding.keras_layer) for finding in report.failures] == [("CONV_2D", "conv2")]
+
+
+def test_constant_that_two_ops_share_is_stored_once():
+    def share(model):
+        graph = model.subgraphs[0]
+        first, second = [tensor for tensor in graph.tensors if list(tensor.shape) == [12]][:2]
+        second.buffer = first.buffer
+
+    made = flatbuffer.read(
+        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="float16"))
+    )
+    offsets = [tensor.buffer_offset for tensor in made.main_subgraph.tensors if tensor.dtype == "float16"]
+    assert len(offsets) == len(set(offsets)) + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [
+        ({"scheme": "int8", "inference_input_type": "int16"}, "int8, uint8, float32"),
+        ({"scheme": "int16x8", "inference_output_type": "int8"}, "int16, float32"),
+        ({"scheme": "int16x8", "inference_input_type": "uint8"}, "int16, float32"),
+        ({"scheme": "dynamic", "inference_input_type": "int8"}, "float32"),
+        ({"scheme": "float16", "inference_output_type": "uint8"}, "float32"),
+        ({"scheme": "weight_only_int8", "inference_output_type": "int16"}, "float32"),
+    ],
+)
+def test_a_type_that_a_scheme_cannot_have_is_refused_with_those_that_it_can(settings, possible):
+    with pytest.raises(InputError, match=f"wanted one of {possible} there"):
+        ConversionConfig(**settings)
+
+
+def test_an_audit_for_an_impossible_type_is_refused():
+    with pytest.raises(InputError, match=r"require=float16 with inference_input_type=int8.*float32"):
+        AuditConfig(require="float16", inference_input_type="int8")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "own"),
+    [("int8", "int8"), ("int16x8", "int16"), ("dynamic", "float32"), ("float16", "float32"), ("float32", "float32")],
+)
+def test_types_are_the_schemes_own_unless_asked_for(scheme, own):
+    config = ConversionConfig(scheme=scheme)
+    assert (config.input_type, config.output_type) == (own, own)
+    assert ConversionConfig(scheme=scheme, inference_input_type="float32").input_type == "float32"
+
+
+@pytest.mark.parametrize(
+    ("target", "dense"), [("xnnpack", True), ("tflm", False), ("nnapi", False), ("edgetpu", False)]
+)
+def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, dense):
+    config = fitted(ConversionConfig(target=target))
+    assert (config.per_channel, config.per_channel_dense) == (True, dense)
+    assert not fitted(ConversionConfig(target=target, per_channel_dense=False)).per_channel_dense
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"target": "edgetpu", "scheme": "float16"}, "scheme=float16: wanted int8 for the Edge TPU"),
+        ({"target": "xnnpack", "scheme": "int16x8"}, "scheme=int16x8: wanted int8 or dynamic"),
+        ({"target": "tflm", "scheme": "dynamic"}, "scheme=dynamic: wanted int8 or int16x8 or float32"),
+        ({"target": "nnapi", "scheme": "weight_only_int8"}, "wanted int8 or float32"),
+        ({"target": "tflm", "batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_a_target_can_never_run_is_refused_before_any_work(settings, told):
+    with pytest.raises(InputError, match=told):
+        fitted(ConversionConfig(**settings))

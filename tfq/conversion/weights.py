@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float flatbuffer -> smaller flatbuffer that needs no data: int8 or float16 weights, activations left float32.
+
+dynamic: convolutions and dense layers keep int8 weights, which their hybrid kernels multiply with activations that are
+quantized anew at every inference. weight_only_int8 and float16: a DEQUANTIZE between stored weight and op makes it
+float32 once, when the interpreter starts.
+
+Depthwise convolutions have a DEQUANTIZE in dynamic too: their hybrid kernel in LiteRT 2.1.6 computes garbage of weights
+with one scale, and XNNPACK takes no hybrid depthwise convolution at all, but takes the float one with its DEQUANTIZE.
+Source of the number format: TFLite 8-bit quantization specification (weights symmetric, codes from -127 to 127).
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import flatbuffer, quant_math
+from tfq.config import ConversionConfig
+from tfq.errors import InputError, TfqWarning
+from tfq.flatbuffer.op_roles import BIAS, CHANNEL_AXES, WEIGHT, roles
+from tfq.flatbuffer.records import Op, Subgraph, Tensor
+
+# Op -> versions of its hybrid kernel, for weights with one scale and with one a channel.
+# Source: tflite/tools/versioning/op_version.cc, and what TensorFlow 2.21's own converter writes.
+_HYBRID_VERSIONS = {"CONV_2D": (2, 5), "FULLY_CONNECTED": (9, 12), "TRANSPOSE_CONV": (3, 3)}
+# DEQUANTIZE of int8 with one scale, of int8 with one a channel, of float16; the same source.
+_DEQUANTIZE_VERSIONS = {"per_tensor": 2, "per_channel": 5, "float16": 3}
+
+# Kernels that cannot have a DEQUANTIZE in front of their weights.
+_LEFT_FLOAT = frozenset({"LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "SVDF"})
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)  # XNNPACK refuses a smaller one
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What becomes of one constant. axis: of its channels, None for one scale. in_place: its reader takes int8."""
+
+    tensor: Tensor
+    axis: int | None
+    in_place: bool
+
+
+def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
+    """The float32 flatbuffer `model` with its weights in config.scheme: dynamic, float16 or weight_only_int8.
+
+    int8: scale = max|w| / 127 of each channel (config.per_channel, config.per_channel_dense), codes rounded half to
+    even. float16: rounded to the nearest, biases too. Embedding tables count as weights.
+    Raises InputError on a weight that is not finite; warns (TfqWarning) of weights that have to stay float32.
+    """
+    parsed = flatbuffer.read(model)
+    rewriter = _Rewriter(model, config.scheme)
+    left = []
+    for graph in parsed.subgraphs:
+        plans, skipped = _plans(graph, config)
+        rewriter.rewrite(graph, plans)
+        left += skipped
+    left += rewriter.left
+    if left:
+        message = f"{config.scheme}: {len(left)} weights stay float32: {'; '.join(dict.fromkeys(left))}"
+        warnings.warn(message, TfqWarning, stacklevel=5)
+    return flatbuffer.pack(rewriter.finished(), len(model))
+
+
+def symmetric_int8(values: NDArray, axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(codes from -127 to 127, same shape; scales, one for each index along `axis`, or a single one).
+
+    A channel of zeros, or one too small for a scale that XNNPACK takes, has the smallest normal float32 as its scale.
+    """
+    axes = None if axis is None else tuple(other for other in range(values.ndim) if other != axis)
+    largest = np.abs(values).max(axis=axes, keepdims=True).astype(np.float64)
+    scales = np.maximum(largest / 127, _SMALLEST_SCALE).astype(np.float32)
+    return np.maximum(quant_math.quantize(values, scales, 0), -127), scales.ravel()
+
+
+def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list[str]]:
+    """What becomes of each constant of the graph; and why others are left alone."""
+    found: dict[int, _Plan] = {}
+    left = []
+    for op, index, role in _constants(graph):
+        tensor = graph.tensors[index]
+        if op.name in _LEFT_FLOAT:
+            left.append(f"{op.name} ({op.keras_layer or tensor.name}) takes no dequantized weights")
+        elif role == BIAS and config.scheme != "float16":
+            continue
+        else:
+            in_place = config.scheme == "dynamic" and op.name in _HYBRID_VERSIONS
+            plan = _Plan(tensor=tensor, axis=_axis(op, tensor, config), in_place=in_place)
+            # Read by ops that want it in two forms: one scale suits both axes, a DEQUANTIZE both kernels.
+            other = found.get(index, plan)
+            axis = plan.axis if plan.axis == other.axis else None
+            found[index] = _Plan(tensor=tensor, axis=axis, in_place=plan.in_place and other.in_place)
+    return list(found.values()), left
+
+
+def _constants(graph: Subgraph) -> Iterator[tuple[Op, int, str]]:
+    """(op, tensor, role) of the float32 weights and biases that are constants; an embedding's table is a weight."""
+    for op in graph.ops:
+        for place, slot, index, role in roles(op):
+            tensor = graph.tensors[index]
+            is_table = op.name == "GATHER" and (place, slot) == ("input", 0)
+            is_float = tensor.is_constant and tensor.dtype == "float32" and not tensor.is_sparse
+            if is_float and (role in (WEIGHT, BIAS) or is_table):
+                yield op, index, BIAS if role == BIAS else WEIGHT
+
+
+def _axis(op: Op, tensor: Tensor, config: ConversionConfig) -> int | None:
+    """The axis of the weight's channels, where it is to have a scale for each."""
+    per_channel = config.per_channel and (config.per_channel_dense or op.name != "FULLY_CONNECTED")
+    axis = CHANNEL_AXES.get(op.name)
+    return axis % len(tensor.shape) if per_channel and axis is not None and tensor.shape else None
+
+
+class _Rewriter:
+    """A flatbuffer in its object form, while constants are replaced."""
+
+    def __init__(self, data: bytes, scheme: str) -> None:
+        from ai_edge_litert import schema_py_generated as generated
+
+        self._data, self._scheme, self._generated = data, scheme, generated
+        self._model = flatbuffer.unpack(data)
+        # Tensors may share a buffer: (buffer, axis) -> (new buffer, scales).
+        self._stored: dict[tuple[int, int | None], tuple[int, list[float]]] = {}
+        self.left: list[str] = []
+
+    def rewrite(self, graph: Subgraph, plans: list[_Plan]) -> None:
+        """Carry out the plans for one subgraph."""
+        edited = self._model.subgraphs[graph.index]
+        dequantize = []
+        for plan in plans:
+            values = self._values(plan)
+            if values is None:
+                continue
+            if plan.in_place:
+                self._store(edited.tensors[plan.tensor.index], plan, values)
+                continue
+            stored = self._generated.TensorT()
+            old = edited.tensors[plan.tensor.index]
+            stored.name, stored.shape, stored.buffer = old.name, old.shape, old.buffer
+            stored.hasRank = old.hasRank
+            self._store(stored, plan, values)
+            old.name, old.buffer, old.quantization = old.name + b";dequantized", 0, None
+            edited.tensors.append(stored)
+            dequantize.append(self._dequantize_op(len(edited.tensors) - 1, plan.tensor.index, stored))
+        for op in graph.ops:
+            self._set_hybrid(edited, op)
+        edited.operators = [*dequantize, *edited.operators]
+
+    def finished(self) -> Any:
+        """The ModelT, without the constants that nothing reads any more."""
+        model = self._model
+        # It was reckoned from the versions of the ops that were there before.
+        model.metadata = [entry for entry in model.metadata or [] if entry.name != b"min_runtime_version"]
+        used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+        used |= {entry.buffer for entry in model.metadata}
+        for index, buffer in enumerate(model.buffers):
+            if index not in used:
+                buffer.data = None
+        return model
+
+    def _values(self, plan: _Plan) -> NDArray | None:
+        values = flatbuffer.constant_values(self._data, plan.tensor)
+        if not np.isfinite(values).all():
+            raise InputError(f"weight {plan.tensor.name!r} holds NaN or infinity: train the model again")
+        if values.size == 0:
+            return None
+        if self._scheme == "float16" and np.abs(values).max() > _FLOAT16_MAX:
+            self.left.append(f"{plan.tensor.name!r} holds values beyond float16's {_FLOAT16_MAX:g}")
+            return None
+        return values
+
+    def _store(self, tensor: Any, plan: _Plan, values: NDArray) -> None:
+        """Give `tensor` the type, the content and the quantization of the scheme."""
+        types = self._generated.TensorType
+        key = (tensor.buffer, plan.axis)
+        half = self._scheme == "float16"
+        if key not in self._stored:
+            codes: NDArray = values.astype("<f2")
+            made: list[float] = []
+            if not half:
+                codes, each = symmetric_int8(values, plan.axis)
+                made = [float(scale) for scale in each]
+            buffer = self._generated.BufferT()
+            buffer.data = np.frombuffer(codes.tobytes(), np.uint8)
+            self._model.buffers.append(buffer)
+            self._stored[key] = (len(self._model.buffers) - 1, made)
+        tensor.buffer, scales = self._stored[key]
+        tensor.type = types.FLOAT16 if half else types.INT8
+        tensor.quantization = None if half else self._quantization(scales, plan.axis)
+
+    def _quantization(self, scales: list[float], axis: int | None) -> Any:
+        quantization = self._generated.QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = scales, [0] * len(scales)
+        quantization.quantizedDimension = axis or 0
+        return quantization
+
+    def _dequantize_op(self, source: int, target: int, stored: Any) -> Any:
+        generated = self._generated
+        if stored.quantization is None:
+            version = _DEQUANTIZE_VERSIONS["float16"]
+        else:
+            many = len(stored.quantization.scale) > 1
+            version = _DEQUANTIZE_VERSIONS["per_channel" if many else "per_tensor"]
+        op = generated.OperatorT()
+        op.opcodeIndex = self._code(generated.BuiltinOperator.DEQUANTIZE, version)
+        op.inputs, op.outputs = [source], [target]
+        op.builtinOptionsType = generated.BuiltinOptions.DequantizeOptions
+        op.builtinOptions = generated.DequantizeOptionsT()
+        return op
+
+    def _set_hybrid(self, edited: Any, op: Op) -> None:
+        """Point an op whose weights have just become int8 to its hybrid kernel."""
+        if op.name not in _HYBRID_VERSIONS:
+            return
+        weight = next(edited.tensors[index] for _, _, index, role in roles(op) if role == WEIGHT)
+        if weight.type != self._generated.TensorType.INT8:
+            return
+        changed = edited.operators[op.index]
+        version = _HYBRID_VERSIONS[op.name][len(weight.quantization.scale) > 1]
+        changed.opcodeIndex = self._code(getattr(self._generated.BuiltinOperator, op.name), version)
+        if op.name == "FULLY_CONNECTED":
+            changed.builtinOptions.asymmetricQuantizeInputs = True
+
+    def _code(self, builtin: int, version: int) -> int:
+        """The index of the operator code, added if it is not there."""
+        for index, code in enumerate(self._model.operatorCodes):
+            if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version:
+                return index
+        code = self._generated.OperatorCodeT()
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
+        self._model.operatorCodes.append(code)
+        return len(self._model.operatorCodes) - 1

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs a flatbuffer, and what each of them can run: a literal table, with its source.
+
+It says what a target never runs; that a target runs the rest is for a run on it to prove.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def _versions(text: str) -> dict[str, int]:
+    """From "ADD=2 ..." to {"ADD": 2, ...}."""
+    return {name: int(version) for name, version in (entry.split("=") for entry in text.split())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What one target can run.
+
+    title: for messages. schemes: of ConversionConfig. io_types: of a model's inputs and outputs.
+    integer_ops, float_ops: ops that it runs on integer and on float activations; hybrid_ops: on float activations with
+        integer weights. max_versions: the newest version that
+        it knows of an op, where that is known.
+    per_channel_dense: whether weights of fully connected layers may have a scale for each channel; those of
+        convolutions may everywhere. static_shapes: whether all shapes must be known beforehand.
+    only_inner_axes: whether of a tensor's axes only the innermost three may be longer than 1.
+    max_softmax: the longest axis that SOFTMAX may have, 0 without bound.
+    has_builtin_kernels: whether an op that it leaves is run by TFLite's own kernels on the same CPU.
+    """
+
+    title: str
+    schemes: tuple[str, ...]
+    io_types: tuple[str, ...]
+    integer_ops: frozenset[str]
+    float_ops: frozenset[str] = frozenset()
+    hybrid_ops: frozenset[str] = frozenset()
+    max_versions: Mapping[str, int] = field(default_factory=dict)
+    per_channel_dense: bool = True
+    per_channel_dense_reason: str = ""
+    static_shapes: bool = True
+    only_inner_axes: bool = False
+    max_softmax: int = 0
+    has_builtin_kernels: bool = False
+    source: str
+
+
+# Every op of one-op models, float32 and full int8, was looked for in the delegate's nodes.
+_XNNPACK_BOTH = _names("""
+    ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE FULLY_CONNECTED LEAKY_RELU LOGISTIC
+    MAX_POOL_2D MEAN MUL PAD QUANTIZE REDUCE_MAX REDUCE_MIN RESHAPE RESIZE_BILINEAR SLICE SPACE_TO_DEPTH SPLIT SUB SUM
+    TANH TRANSPOSE TRANSPOSE_CONV
+""")
+_XNNPACK = Target(
+    title="XNNPACK",
+    schemes=("int8", "dynamic", "float16", "float32", "weight_only_int8"),
+    io_types=("int8", "uint8", "float32"),
+    integer_ops=_XNNPACK_BOTH,
+    float_ops=_XNNPACK_BOTH
+    | _names("""
+        ABS AVERAGE_POOL_2D BATCH_MATMUL CEIL COS DIV ELU EXP FLOOR GELU HARD_SWISH LOG MAXIMUM MINIMUM NEG RELU RELU6
+        ROUND RSQRT SIN SOFTMAX SQRT SQUARE SQUARED_DIFFERENCE
+    """),
+    hybrid_ops=_names("CONV_2D FULLY_CONNECTED TRANSPOSE_CONV"),
+    static_shapes=False,
+    has_builtin_kernels=True,
+    source="measured on ai-edge-litert 2.1.6, x86-64; scales: xnn_define_quantized_tensor_value",
+)
+
+_TFLM_OPS = _names("""
+    ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO
+    CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTH_TO_SPACE DEPTHWISE_CONV_2D DEQUANTIZE ELU EQUAL EXP
+    EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF
+    L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM
+    MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE REDUCE_MAX RELU
+    RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR ROUND RSQRT SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND
+    SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUEEZE STRIDED_SLICE SUB SVDF TANH TRANSPOSE TRANSPOSE_CONV
+    UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE BATCH_MATMUL DIV DYNAMIC_UPDATE_SLICE
+    EMBEDDING_LOOKUP LOG_SOFTMAX REVERSE_V2 SELECT_V2 SQUARED_DIFFERENCE SUM
+""")
+_TFLM = Target(
+    title="TensorFlow Lite for Microcontrollers",
+    schemes=("int8", "int16x8", "float32"),
+    io_types=("int8", "uint8", "int16", "float32"),
+    integer_ops=_TFLM_OPS
+    - _names("CEIL COS DIV EXP FLOOR FLOOR_DIV FLOOR_MOD L2_POOL_2D LOG NEG ROUND SIN SQRT SQUARE"),
+    float_ops=_TFLM_OPS,
+    per_channel_dense=False,
+    per_channel_dense_reason="its kernels take them since September 2024 alone, and vendors' kernels often not yet",
+    source="tflite-micro: micro_mutable_op_resolver.h at 933f830 and of 2025; pull requests 2602, 2673 (dense weights)",
+)
+
+# RSQRT and others are mapped for float alone.
+_NNAPI_VERSIONS = _versions("""
+    ADD=2 ARG_MAX=2 ARG_MIN=2 AVERAGE_POOL_2D=2 BATCH_TO_SPACE_ND=2 CAST=1 CONCATENATION=2 CONV_2D=3
+    DEPTHWISE_CONV_2D=3 DEQUANTIZE=2 EQUAL=2 EXPAND_DIMS=1 FULLY_CONNECTED=5 GATHER=2 GREATER=2 GREATER_EQUAL=2
+    L2_NORMALIZATION=2 LEAKY_RELU=1 LESS=2 LESS_EQUAL=2 LOGICAL_AND=1 LOGICAL_NOT=1 LOGICAL_OR=1 LOGISTIC=2 MAXIMUM=3
+    MAX_POOL_2D=2 MEAN=2 MINIMUM=3 MUL=2 NOT_EQUAL=2 PACK=2 PAD=2 PADV2=2 PRELU=1 QUANTIZE=2 REDUCE_ANY=2 REDUCE_MAX=2
+    REDUCE_MIN=2 RELU=2 RELU6=2 RELU_N1_TO_1=2 RESHAPE=1 RESIZE_BILINEAR=3 RESIZE_NEAREST_NEIGHBOR=3 SELECT=2 SLICE=2
+    SOFTMAX=2 SPACE_TO_BATCH_ND=2 SPACE_TO_DEPTH=2 SPLIT=3 SQUEEZE=1 STRIDED_SLICE=2 SUB=3 TANH=2 TILE=1 TOPK_V2=2
+    TRANSPOSE=2 TRANSPOSE_CONV=3
+""")
+_NNAPI_FLOAT_VERSIONS = _versions("""
+    ABS=1 DIV=1 ELU=1 EXP=1 FILL=1 FLOOR=1 L2_POOL_2D=1 LOCAL_RESPONSE_NORMALIZATION=1 LOG=1 LOG_SOFTMAX=1 NEG=2 POW=1
+    REDUCE_PROD=1 RSQRT=1 SIN=1 SQRT=1 SUM=1
+""")
+_NNAPI = Target(
+    title="the NNAPI delegate",
+    schemes=("int8", "float32"),
+    io_types=("int8", "uint8", "float32"),
+    integer_ops=frozenset(_NNAPI_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
+    float_ops=frozenset(_NNAPI_VERSIONS) | frozenset(_NNAPI_FLOAT_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
+    max_versions=_NNAPI_VERSIONS | _NNAPI_FLOAT_VERSIONS,
+    per_channel_dense=False,
+    per_channel_dense_reason="FULLY_CONNECTED of the Neural Networks API wants one scale (LiteRT issue 3596)",
+    source="tensorflow/lite/delegates/nnapi/nnapi_delegate.cc at 002e5f4, for Android 11 (NNAPI 1.3) and later",
+)
+
+_EDGETPU = Target(
+    title="the Edge TPU",
+    schemes=("int8",),
+    io_types=("int8", "uint8", "float32"),
+    integer_ops=_names("""
+        ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXPAND_DIMS FULLY_CONNECTED L2_NORMALIZATION
+        LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PACK PAD PRELU QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6
+        RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE SOFTMAX SPACE_TO_DEPTH SPLIT
+        SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
+    """),
+    per_channel_dense=False,
+    per_channel_dense_reason="its compiler's last release (16.0 of 2021) is older than such weights",
+    only_inner_axes=True,
+    max_softmax=16_000,
+    source="coral.ai/docs/edgetpu/models-intro: model requirements, supported operations",
+)
+
+TARGETS: dict[str, Target] = {"xnnpack": _XNNPACK, "tflm": _TFLM, "nnapi": _NNAPI, "edgetpu": _EDGETPU}
