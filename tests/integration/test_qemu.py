@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Emulated ARM against this machine. Installs the emulator, as a user does, where it is not installed yet."""
 
+import dataclasses
+import os
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ from cifar10 import read_test_split
 from sklearn.datasets import load_digits
 
 from tfq.config import EvaluationConfig
-from tfq.errors import InputError, RunnerError
-from tfq.evaluation import compare_runners, evaluate_model
-from tfq.runners import RunRequest, child, make_runner, sysroot
+from tfq.errors import InputError, ModelError, RunnerError
+from tfq.evaluation import compare_runners, count_instructions, evaluate_model
+from tfq.runners import RunRequest, apt, child, make_runner, sysroot, sysroot_plugin
+from tfq.runners.target.instructions import MARKER
 
 CPUS = ("cortex-a53", "cortex-a76")
 
@@ -92,11 +96,89 @@ def test_errors_inside_the_emulator_are_told_as_those_outside(digits_model, gold
     runner = make_runner("qemu:cortex-a76")
     with pytest.raises(InputError, match=r"qemu:cortex-a76: .*takes shape \[1, 8, 8, 1\]"):
         runner.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
-    with pytest.raises(RunnerError, match=r"qemu:cortex-a76: the interpreter failed: .*custom op"):
+    with pytest.raises(ModelError, match=r"qemu:cortex-a76: the interpreter failed: .*custom op"):
         custom = (golden / "custom_op.tflite").read_bytes()
         runner.run(RunRequest(model=custom, inputs=(np.zeros((1, 8, 8, 1), np.float32),)))
     crashing = tmp_path / "crashing_worker.py"
-    crashing.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    monkeypatch.setattr(child, "WORKER", crashing)
-    with pytest.raises(RunnerError, match="qemu:cortex-a76: the interpreter was killed by signal SIGSEGV"):
-        runner.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+    monkeypatch.setattr(child, "TARGET", crashing)
+    for started, error in (("print('started', flush=True)", ModelError), ("pass", RunnerError)):
+        crashing.write_text(f"import os, signal; {started}; os.kill(os.getpid(), signal.SIGSEGV)")
+        with pytest.raises(error, match="qemu:cortex-a76: the interpreter was killed by signal SIGSEGV"):
+            runner.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+
+
+# Arm64 code: subs x0, x0, #1; b.ne to it; ret. n rounds are 2n + 1 instructions.
+LOOP = """
+import ctypes, mmap, sys
+code = mmap.mmap(-1, 4096, prot=7)
+code.write(b"".join(word.to_bytes(4, "little") for word in (0xF1000400, 0x54FFFFE1, 0xD65F03C0)))
+loop = ctypes.CFUNCTYPE(None, ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+mark = ctypes.CDLL(None).sched_get_priority_max
+for n in [1] * 20 + [int(word) for word in sys.argv[1:]]:
+    mark(MARKER)
+    loop(n)
+    mark(MARKER)
+"""
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_a_loop_of_known_length_is_counted_to_the_instruction(cpu, emulator, tmp_path):
+    rounds = [1_000, 2_000, 5_000_000]
+    command = [*emulator.command(cpu, counts=tmp_path / "counts"), "-c", LOOP.replace("MARKER", str(MARKER))]
+    subprocess.run([*command, *map(str, rounds)], check=True, env=emulator.environment(repeatable=True))
+    marks = [int(line.split()[0]) for line in (tmp_path / "counts").read_text().splitlines()]
+    counts = [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)][-3:]
+    assert [counts[1] - counts[0], counts[2] - counts[0]] == [2 * 1_000, 2 * 4_999_000]
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_instructions_repeat_to_the_instruction_and_do_not_depend_on_the_data(cpu, shared, monkeypatch):
+    model = (shared / "models" / "mlperf_tiny_resnet8_cifar10_int8.tflite").read_bytes()
+    first = count_instructions(model, f"qemu:{cpu}")
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/another/length")
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    second = count_instructions(model, f"qemu:{cpu}", read_test_split(shared, 1))
+    assert first.instructions == second.instructions
+    # 12.5 million multiply-accumulates: 16 an instruction at most where there are dot products (a76), 8 elsewhere.
+    assert 12_501_632 / (16 if cpu == "cortex-a76" else 8) < first.instructions < 12_501_632
+    assert (first.cpu, first.total_ops, first.delegated_ops) == (cpu, 16, 14)
+
+
+def test_int8_takes_fewer_instructions_than_float_and_each_kind_of_kernel_its_own(golden):
+    int8, float32 = ((golden / f"digits_{scheme}.tflite").read_bytes() for scheme in ("int8", "float32"))
+    counts = [
+        count_instructions(model, "qemu:cortex-a76", kernels=kernels).instructions
+        for model, kernels in ((int8, "xnnpack"), (float32, "xnnpack"), (int8, "reference"))
+    ]
+    assert counts == sorted(set(counts))
+
+
+def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_same(
+    emulator, digits_model, tmp_path, monkeypatch
+):
+    for name in ("host", "sysroot", "site", "cpu"):
+        (tmp_path / name).symlink_to(emulator.directory / name)
+    monkeypatch.setattr(sysroot_plugin, "machine_compilers", list)
+
+    def fetch_tcc() -> list[Path]:
+        architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+        directory = tmp_path / "apt"
+        for packages in (("libc6",), ("tcc",)):
+            debs = apt.fetch_packages(
+                packages, architecture=architecture, sources=apt.machine_sources(), directory=directory
+            )
+        return debs
+
+    made = sysroot_plugin.add_plugin(dataclasses.replace(emulator, directory=tmp_path, counted_by=""), fetch_tcc)
+    assert (made.counted_by, made.not_counted) == ("tcc (unpacked)", "")
+    before = count_instructions(digits_model, "qemu:cortex-a53")
+    monkeypatch.setattr(sysroot, "find", lambda: dataclasses.replace(made, directory=tmp_path))
+    with_tcc = count_instructions(digits_model, "qemu:cortex-a53")
+    assert "tcc" in with_tcc.by
+    # Another directory is another place in memory for a few of Python's objects.
+    assert with_tcc.instructions == pytest.approx(before.instructions, abs=100)
+
+
+def test_a_model_that_fails_while_it_is_counted_is_told_as_one_that_fails_elsewhere(golden):
+    with pytest.raises(ModelError, match=r"qemu:cortex-a76: .*custom op"):
+        count_instructions((golden / "custom_op.tflite").read_bytes(), "qemu:cortex-a76")

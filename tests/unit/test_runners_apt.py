@@ -2,6 +2,7 @@
 """The machine's apt sources: read in both of their forms, and none but those of its own release used."""
 
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,36 @@ def test_a_source_that_cannot_be_reached_matters_only_if_the_packages_cannot_be_
     answers["install"] = (100, "Reading\nE: Unable to locate package a")
     with pytest.raises(RunnerError, match=r"cannot download a for arm64: .*third\.example.*Unable to locate package a"):
         apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "two")
+
+
+def test_a_second_download_asks_the_sources_no_second_time_and_gives_what_is_new(machine_apt, tmp_path, monkeypatch):
+    calls, _ = machine_apt
+    apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
+    calls.clear()
+    with pytest.raises(RunnerError, match="cannot download a for arm64"):  # what is there already is no news
+        apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
+    assert [call[1] for call in calls] == ["install"]
+    (tmp_path / "apt" / "cache" / "archives" / "a_1_arm64.deb").unlink()
+    debs = apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
+    assert [deb.name for deb in debs] == ["a_1_arm64.deb"]
+
+
+def test_a_program_that_never_ends_is_stopped_and_named():
+    begin = time.monotonic()
+    with pytest.raises(RunnerError, match=r"`sleep 60 \.\.\.` did not end within 0.2 s and was stopped"):
+        apt.run_command(["sleep", "60"], 0.2)
+    assert time.monotonic() - begin < 10
+
+
+def test_every_download_has_an_end(machine_apt, monkeypatch, tmp_path):
+    seconds = []
+    run = subprocess.run
+
+    def timed(command, **settings):
+        seconds.append(settings.pop("timeout"))
+        return run(command, **settings)
+
+    monkeypatch.setattr(subprocess, "run", timed)
+    apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
+    assert len(seconds) == 3
+    assert all(0 < limit <= 900 for limit in seconds)

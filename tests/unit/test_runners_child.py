@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The child process around the worker: crashes, interruption, what is seen and what is left behind."""
 
+import dataclasses
 import os
 import pty
 import signal
@@ -14,8 +15,9 @@ import numpy as np
 import pytest
 from golden_models import golden
 
-from tfq.errors import RunnerError
-from tfq.runners import RunRequest, child, make_runner
+from tfq.errors import InputError, ModelError, RunnerError
+from tfq.runners import InputStream, RunRequest, child, make_runner, scratch
+from tfq.runners.worker import run_worker
 
 REQUEST = RunRequest(model=golden("digits_int8"), inputs=(np.zeros((3, 8, 8, 1), np.int8),))
 
@@ -25,7 +27,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from tfq.runners import LocalRunner, RunRequest, child
-child.WORKER = Path(sys.argv[1])
+child.TARGET = Path(sys.argv[1])
 LocalRunner().run(RunRequest(model=Path(sys.argv[2]).read_bytes(), inputs=(np.zeros((64, 8, 8, 1), np.int8),)))
 """
 
@@ -37,7 +39,7 @@ def worker(tmp_path, monkeypatch):
     def replace(source: str) -> Path:
         path = tmp_path / "other_worker.py"
         path.write_text(source)
-        monkeypatch.setattr(child, "WORKER", path)
+        monkeypatch.setattr(child, "TARGET", path)
         return path
 
     return replace
@@ -53,15 +55,52 @@ def temporary(tmp_path, monkeypatch):
     return path
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGKILL", "SIGABRT"])
-def test_a_crash_is_an_error_that_names_the_signal(name, worker, temporary):
-    worker(
-        "import os, signal, sys; print('the last words', file=sys.stderr, flush=True);"
-        f"os.kill(os.getpid(), signal.{name})"
-    )
+# What the target does once the model's turn has come.
+STARTED = "import os, signal, sys, time; print('started', flush=True);"
+
+
+def killed_by(name: str) -> str:
+    return f"print('the last words', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.{name})"
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGFPE", "SIGBUS", "SIGABRT"])
+def test_a_crash_in_the_model_is_the_models_error_and_names_the_signal(name, worker, temporary):
+    worker(STARTED + killed_by(name))
+    told = rf"local: the interpreter was killed by signal {name}: the last words: the model may be damaged"
+    with pytest.raises(ModelError, match=told):
+        make_runner("local").run(REQUEST)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("before", "name"), [(STARTED, "SIGKILL"), (STARTED, "SIGTERM"), ("", "SIGSEGV")])
+def test_a_crash_that_is_not_the_models_is_the_runners_error(before, name, worker, temporary):
+    worker("import os, signal, sys;" + before + killed_by(name))
     with pytest.raises(RunnerError, match=rf"local: the interpreter was killed by signal {name}: the last words"):
         make_runner("local").run(REQUEST)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
+    worker(STARTED + "[None for _ in iter(int, 1)]")
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"given up after .* without progress: .*--timeout_secs"):
+        make_runner("local").run(dataclasses.replace(REQUEST, num_workers=1))
+    # By its own CPU seconds, which other work on this machine can stretch.
+    assert 2 < time.monotonic() - start < 15
+
+
+def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(worker, temporary):
+    worker(STARTED + "time.sleep(60)")
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"given up after 0\.[5-9] s without progress"):
+        make_runner("local").run(dataclasses.replace(REQUEST, timeout_secs=0.5))
+    assert time.monotonic() - start < 5
+
+
+def test_a_child_that_makes_progress_is_not_given_up(worker, temporary):
+    worker(STARTED + "[(time.sleep(0.3), print('progress 1', flush=True)) for _ in range(6)]; sys.exit(9)")
+    with pytest.raises(RunnerError, match="exit code 9"):
+        make_runner("local").run(dataclasses.replace(REQUEST, timeout_secs=1))
 
 
 def test_an_end_without_a_result_is_an_error_with_the_last_lines(worker, temporary):
@@ -82,15 +121,22 @@ def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(RunnerError, match=r"cannot write model and inputs .* No space left on device: .*TMPDIR"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunnerError, match=r"cannot write the model .* No space left on device: .*TMPDIR"):
+        make_runner("local").run(REQUEST)
+    assert list(temporary.iterdir()) == []
+
+
+def test_outputs_for_which_there_is_no_room_are_an_error_that_says_so(worker, temporary):
+    worker("print('started'); print('failed No space left on device'); raise SystemExit(74)")
+    with pytest.raises(RunnerError, match=r"cannot write the outputs below .*: No space left on device: .*TMPDIR"):
         make_runner("local").run(REQUEST)
     assert list(temporary.iterdir()) == []
 
 
 def test_a_python_that_is_not_there_is_an_error():
     with pytest.raises(RunnerError, match=r"x: cannot start /no/such/python"):
-        child.run_worker(["/no/such/python"], REQUEST, runner="x")
+        run_worker(["/no/such/python"], REQUEST, runner="x")
 
 
 def test_an_interruption_ends_the_child_and_leaves_nothing(worker, temporary, tmp_path):

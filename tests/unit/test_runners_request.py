@@ -24,6 +24,10 @@ CODES = np.zeros((2, 3), np.int8)
         ({"num_threads": 0}, "num_threads=0"),
         ({"num_runs": -1}, "num_runs=-1"),
         ({"warmup_runs": -1}, "warmup_runs=-1"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"timeout_secs": -0.5}, "timeout_secs=-0.5"),
+        ({"timeout_secs": float("nan")}, "timeout_secs=nan"),
+        ({"kernels": "xnpack"}, "did you mean 'xnnpack'"),
     ],
 )
 def test_a_request_that_no_model_could_take_is_refused(change, told):

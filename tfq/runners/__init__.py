@@ -4,11 +4,11 @@
 from collections.abc import Callable
 
 from tfq.errors import InputError, did_you_mean
-from tfq.runners.base import Runner, RunRequest, RunResult
+from tfq.runners.base import InputStream, Runner, RunRequest, RunResult
 from tfq.runners.local import LocalRunner
 from tfq.runners.qemu import QemuRunner
 
-__all__ = ["RUNNERS", "LocalRunner", "QemuRunner", "RunRequest", "RunResult", "Runner", "make_runner"]
+__all__ = ["RUNNERS", "InputStream", "LocalRunner", "QemuRunner", "RunRequest", "RunResult", "Runner", "make_runner"]
 
 RUNNERS: dict[str, Callable[[], Runner]] = {
     "local": LocalRunner,

@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tfq.errors import RunnerError
 
@@ -20,6 +21,9 @@ SUITES = ("{}", "{}-updates", "{}-security")
 ERROR_LINES = 6
 # apt waits two minutes by default for a host that does not answer; what the machine has configured goes before.
 PATIENCE = (("Acquire::http::Timeout", "20"), ("Acquire::https::Timeout", "20"), ("Acquire::Retries", "2"))
+# A host that answers and then sends next to nothing is beyond what apt's own timeouts see.
+DOWNLOAD_SECONDS = 600
+LOCAL_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,27 +144,29 @@ def fetch_packages(
 ) -> list[Path]:
     """Download `packages` and all that they depend on, as `.deb` files below `directory`; recommendations not.
 
+    A `directory` of an earlier call knows the sources already; what was downloaded then is not in the answer.
     Raises RunnerError with apt's own words when a source cannot be reached, or has no such package.
     """
-    for name in ("sources", "state/lists/partial", "cache/archives/partial"):
-        (directory / name).mkdir(parents=True)
-    (directory / "state" / "status").touch()
-    (directory / "sources" / "tfq.sources").write_text("\n".join(source.to_deb822() for source in sources))
-    (directory / "apt.conf").write_text(_configuration(directory, architecture))
-    updated = _apt_get(directory, "update")
-    # A source that cannot be reached matters only if the packages cannot be had without it.
-    installed = _apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages)
-    debs = sorted((directory / "cache" / "archives").glob("*.deb"))
-    if installed.returncode or not debs:
-        raise RunnerError(
-            f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(updated, installed)}"
-        )
+    archives, answers = directory / "cache" / "archives", []
+    if not (directory / "apt.conf").exists():
+        for name in ("sources", "state/lists/partial", "cache/archives/partial"):
+            (directory / name).mkdir(parents=True)
+        (directory / "state" / "status").touch()
+        (directory / "sources" / "tfq.sources").write_text("\n".join(source.to_deb822() for source in sources))
+        (directory / "apt.conf").write_text(_configuration(directory, architecture))
+        # A source that cannot be reached matters only if the packages cannot be had without it.
+        answers.append(_apt_get(directory, "update"))
+    before = set(archives.glob("*.deb"))
+    answers.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
+    debs = sorted(set(archives.glob("*.deb")) - before)
+    if answers[-1].returncode or not debs:
+        raise RunnerError(f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*answers)}")
     return debs
 
 
 def _configuration(directory: Path, architecture: str) -> str:
     """A private apt.conf: the machine's Acquire settings (proxies, certificates), none of its hooks, pins or paths."""
-    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, env=_environment()).stdout
+    dump = run_command(["apt-config", "dump"], LOCAL_SECONDS, text=True, env=_environment()).stdout
     lines = [line for line in dump.splitlines() if line.startswith("Acquire::")]
     kept = [line for line in lines if not line.startswith(("Acquire::IndexTargets", "Acquire::Languages"))]
     settings = [
@@ -184,16 +190,23 @@ def _configuration(directory: Path, architecture: str) -> str:
     return "\n".join([*kept, *(f'{key} "{value}";' for key, value in settings)]) + "\n"
 
 
+def run_command(command: Sequence[str], seconds: float, **settings: Any) -> subprocess.CompletedProcess[Any]:
+    """`subprocess.run` with its output captured. Raises RunnerError where it has not ended after `seconds`."""
+    if "input" not in settings:
+        settings["stdin"] = subprocess.DEVNULL
+    try:
+        return subprocess.run(command, capture_output=True, timeout=seconds, **settings)
+    except subprocess.TimeoutExpired as error:
+        told = " ".join(str(word) for word in command[:6])
+        raise RunnerError(
+            f"`{told} ...` did not end within {seconds:g} s and was stopped: is the network slow, or the machine busy? "
+            "Try again"
+        ) from error
+
+
 def _apt_get(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**_environment(), "APT_CONFIG": str(directory / "apt.conf")}
-    return subprocess.run(
-        ["apt-get", *arguments],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        env=environment,
-    )
+    return run_command(["apt-get", *arguments], DOWNLOAD_SECONDS, text=True, errors="replace", env=environment)
 
 
 def _environment() -> dict[str, str]:
@@ -226,11 +239,11 @@ def unpack_packages(debs: Iterable[Path], root: Path) -> None:
         (root / name).symlink_to(f"usr/{name}")
     for deb in debs:
         try:
-            content = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], capture_output=True, check=True).stdout
-            subprocess.run(
+            content = run_command(["dpkg-deb", "--fsys-tarfile", str(deb)], LOCAL_SECONDS, check=True).stdout
+            run_command(
                 ["tar", "-x", "--keep-directory-symlink", "--no-same-owner", "--exclude=./usr/share", "-C", str(root)],
+                LOCAL_SECONDS,
                 input=content,
-                capture_output=True,
                 check=True,
             )
         except subprocess.CalledProcessError as error:

@@ -3,10 +3,12 @@
 
 import importlib.util
 import sys
+from typing import Any
 
 from tfq.errors import RunnerError
+from tfq.runners import benchmarking
 from tfq.runners.base import RunRequest, RunResult
-from tfq.runners.child import run_worker
+from tfq.runners.worker import module_path, run_worker
 
 
 class LocalRunner:
@@ -26,4 +28,15 @@ class LocalRunner:
         reason = self.unavailable()
         if reason:
             raise RunnerError(f"{self.name}: {reason}")
-        return run_worker([sys.executable], request, runner=self.name)
+        # Without what `site` does at each start; where the modules are is known here.
+        return run_worker([sys.executable, "-I", "-S"], request, runner=self.name, path=module_path())
+
+    def time_models(self, request: benchmarking.TimingRequest) -> tuple[list[benchmarking.Timing], dict[str, Any]]:
+        """`benchmarking.time_models` on this machine."""
+        return benchmarking.time_models([sys.executable], request, runner=self.name)
+
+    def profile_ops(
+        self, request: benchmarking.TimingRequest, model: benchmarking.TimedModel, kernels: str
+    ) -> list[benchmarking.OpEvent] | str:
+        """`benchmarking.profile_ops` on this machine."""
+        return benchmarking.profile_ops([sys.executable], request, model, kernels, runner=self.name)

@@ -2,10 +2,20 @@
 """ARM without a device: the worker under QEMU's user-mode emulation of one CPU."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from tfq import flatbuffer
 from tfq.errors import RunnerError
-from tfq.runners.base import RunRequest, RunResult
-from tfq.runners.child import run_worker
+from tfq.runners.base import InputStream, RunRequest, RunResult
+from tfq.runners.child import run_child
+from tfq.runners.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.runners.effort import deadline_of, memory_of
+from tfq.runners.emulator import Sysroot
+from tfq.runners.scratch import no_room, scratch_directory
+from tfq.runners.worker import run_worker
 
 NO_LATENCY = "not measured: the time of an emulator says nothing about a device"
 
@@ -45,6 +55,71 @@ class QemuRunner:
             dataclasses.replace(request, warmup_runs=0, num_runs=0),
             runner=self.name,
             environment=installed.environment(),
+            emulated=True,
         )
-        machine = {**result.machine, "cpu": self.cpu, "emulator": f"qemu-aarch64 {installed.qemu}"}
+        machine = self._machine(result.machine, installed.qemu)
         return dataclasses.replace(result, latency_reason=NO_LATENCY, machine=machine)
+
+    def cannot_count(self) -> str | None:
+        """Why it cannot count instructions here, and what to do about it; None when it can."""
+        from tfq.runners import sysroot
+
+        return sysroot.cannot_count(self.cpu)
+
+    def count_instructions(self, request: RunRequest) -> InstructionCounts:
+        """What one inference of the request's first example executes, on one thread, with the request's kernels.
+
+        Raises InputError when the model does not take these inputs, ModelError when it fails, RunnerError on all else.
+        """
+        from tfq.runners import sysroot
+
+        reason = self.cannot_count()
+        installed = sysroot.find()
+        if reason or installed is None:
+            raise RunnerError(f"{self.name}: {reason}")
+        with scratch_directory() as directory:
+            result = self._mark_inferences(installed, request, directory)
+            noted = directory / "counts"
+            counts = read_counts(noted.read_text() if noted.exists() else "")
+        return InstructionCounts(
+            **counts,
+            batch=result["batch"],
+            counted_by=f"TCG plugin ({installed.counted_by}) of QEMU {installed.qemu}",
+            total_ops=result["total_ops"],
+            delegated_ops=result["delegated_ops"],
+            machine=self._machine(result["machine"], installed.qemu),
+            notes=tuple(result["notes"]),
+        )
+
+    def _mark_inferences(self, installed: Sysroot, request: RunRequest, directory: Path) -> dict[str, Any]:
+        """Run the target's mode "instructions", with the plugin counting to directory/counts; the mode's result."""
+        model = flatbuffer.read(request.model)
+        inputs = next(request.inputs.pieces()) if isinstance(request.inputs, InputStream) else request.inputs
+        settings = {
+            "mode": "instructions",
+            "num_inputs": len(inputs),
+            "num_threads": 1,
+            "kernels": request.kernels,
+            "warmup_runs": WARMUP_RUNS,
+            "counted_runs": COUNTED_RUNS,
+            "memory_bytes": memory_of(model, 1, emulated=True),
+        }
+        try:
+            (directory / "model.tflite").write_bytes(request.model)
+            for index, array in enumerate(inputs):
+                np.save(directory / f"input_{index}.npy", array[:1])
+        except OSError as error:
+            raise no_room(directory.parent, f"the model ({len(request.model):,} bytes)", error) from error
+        return run_child(
+            [*installed.command(self.cpu, counts=directory / "counts"), "-B"],
+            directory,
+            settings,
+            runner=self.name,
+            environment=installed.environment(repeatable=True),
+            total=WARMUP_RUNS + COUNTED_RUNS,
+            unit="inf",
+            deadline=deadline_of(model, request.timeout_secs, 1, emulated=True),
+        )
+
+    def _machine(self, machine: dict[str, Any], qemu: str) -> dict[str, Any]:
+        return {**machine, "cpu": self.cpu, "emulator": f"qemu-aarch64 {qemu}"}

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from tfq.artifacts import cache_dir, locked
 from tfq.errors import RunnerError, TfqError
-from tfq.runners.sysroot_build import SOURCE_VARIABLE, Sysroot, build, inputs
+from tfq.runners.emulator import Sysroot
+from tfq.runners.sysroot_build import RECORD, SOURCE_VARIABLE, build, inputs, write_record
+from tfq.runners.sysroot_plugin import COMMAND, add_plugin, machine_compilers
 
-COMMAND = "python -m tfq.runners.sysroot"
 ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the runner local"
 
 
@@ -41,10 +42,16 @@ def find() -> Sysroot | None:
     """The emulator that fits the packages installed here, or None."""
     directory = cache_dir() / "arm64" / _key()
     try:
-        record = json.loads((directory / "installed.json").read_text())
+        record = json.loads((directory / RECORD).read_text())
     except OSError:
         return None
-    return Sysroot(directory=directory, qemu=record["qemu"], cpus=tuple(record["cpus"]))
+    return Sysroot(
+        directory=directory,
+        qemu=record["qemu"],
+        cpus=tuple(record["cpus"]),
+        counted_by=record.get("counted_by", ""),
+        not_counted=record.get("not_counted", ""),
+    )
 
 
 def install(tell: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Sysroot:
@@ -61,7 +68,7 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
         with locked(base / ".lock"):
             found = find()
             if found is not None:
-                return found
+                return _completed(found)
             for stale in base.glob(".build-*"):  # of a process that was killed: a living one would hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=base, prefix=".build-", ignore_cleanup_errors=True) as directory:
@@ -75,6 +82,25 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
             f"the ARM emulator is gone from {base} right after its installation: is something clearing it?"
         )
     return found
+
+
+def _completed(found: Sysroot) -> Sysroot:
+    """`found` with its plugin, where it has none yet and there is a compiler now."""
+    if found.counted_by or not machine_compilers():
+        return found
+    completed = add_plugin(found)
+    write_record(completed, **json.loads((found.directory / RECORD).read_text()))
+    return completed
+
+
+def cannot_count(cpu: str) -> str | None:
+    """Why instructions on `cpu` cannot be counted as things are, and what to do about it; None when they can."""
+    reason = unavailable(cpu)
+    found = None if reason else find()
+    if found is None or found.counted_by:
+        return reason
+    told = found.not_counted or f"it comes from an older tfq: say `{COMMAND}` again"
+    return f"the ARM emulator has no plugin that counts instructions: {told}"
 
 
 def _key() -> str:

@@ -2,6 +2,7 @@
 """What the ARM emulator is made of, and how it is put together: Debian or Ubuntu packages, unpacked, never installed.
 
 host/       QEMU's user-mode emulator with the libraries it was built for, and their own loader
+counting.so the plugin that makes it count instructions, where a compiler could be had
 sysroot/    arm64 Python, C and C++ libraries
 site/       arm64 wheels: the interpreter in the version that this Python has, NumPy, what they need
 cpu/NAME/   what the emulator takes for / with `-cpu NAME`: links into sysroot/, and a /proc of its own
@@ -15,60 +16,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tfq.artifacts import write_json
 from tfq.errors import RunnerError
 from tfq.runners.apt import (
+    DOWNLOAD_SECONDS,
     AptSource,
     fetch_packages,
     machine_sources,
     os_release,
     parse_one_line,
     require_tools,
+    run_command,
     unpack_packages,
 )
+from tfq.runners.emulator import CPUS, Sysroot
+from tfq.runners.sysroot_plugin import add_plugin
 
-RECIPE = 1  # goes up whenever what is installed changes
+RECIPE = 2  # goes up whenever what is installed changes
 SOURCE_VARIABLE = "TFQ_ARM64_APT_SOURCE"
+RECORD = "installed.json"
+TRIAL_SECONDS = 120
 HOST_PACKAGES = ("qemu-user",)
 ARM64_PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 WHEELS = ("ai-edge-litert", "numpy", "flatbuffers", "protobuf", "typing_extensions", "tqdm", "backports.strenum")
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
-
-# (part number, features) of /proc/cpuinfo: they choose the kernels, and one that -cpu lacks ends in SIGILL. Source: the
-# Linux kernel's arch/arm64/include/asm/cputype.h and cpuinfo.c, for what QEMU's models of these cores implement.
-_A53 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
-CPUS = {
-    "cortex-a53": ("0xd03", _A53),
-    "cortex-a76": ("0xd0b", f"{_A53} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sysroot:
-    """An installed emulator. directory: host/, sysroot/, site/ and cpu/ are below. qemu: its version.
-
-    cpus: those of CPUS that it can be.
-    """
-
-    directory: Path
-    qemu: str
-    cpus: tuple[str, ...]
-
-    def command(self, cpu: str) -> list[str]:
-        """How arm64 Python starts on `cpu`; arguments for Python follow."""
-        prefix = self.directory / "cpu" / cpu
-        emulator = _emulator_command(self.directory / "host")
-        return [*emulator, "-L", str(prefix), "-cpu", cpu, str(prefix / "usr/bin/python3"), "-S", "-s"]
-
-    def environment(self) -> dict[str, str]:
-        """All of the environment that goes in: nothing of the user's Python, preloads or QEMU settings."""
-        keep = {name: os.environ[name] for name in ("PATH", "TMPDIR", "HOME") if name in os.environ}
-        # A BLAS of many emulated threads is slower than none, and is never used.
-        return {**keep, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(self.directory / "site"), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def build(directory: Path, tell: Callable[[str], None]) -> None:
@@ -79,9 +54,12 @@ def build(directory: Path, tell: Callable[[str], None]) -> None:
     sources = machine_sources()
     arm64_sources = _override() or sources
     tell("ARM emulator: downloading QEMU (about 30 MB with the package lists)")
-    host_debs = fetch_packages(
-        HOST_PACKAGES, architecture=_debian_architecture(), sources=sources, directory=directory / "host-apt"
-    )
+
+    def fetch_host(*packages: str) -> list[Path]:
+        architecture = _debian_architecture()
+        return fetch_packages(packages, architecture=architecture, sources=sources, directory=directory / "host-apt")
+
+    host_debs = fetch_host(*HOST_PACKAGES)
     unpack_packages(host_debs, host)
     for other in (host / "usr/bin").glob("qemu-*"):
         if other.name != "qemu-aarch64":
@@ -98,16 +76,11 @@ def build(directory: Path, tell: Callable[[str], None]) -> None:
     tell(f"ARM emulator: downloading the interpreter and NumPy for arm64 Python {python} (about 40 MB)")
     _install_wheels(tree / "site", python)
     tell("ARM emulator: trying it out")
-    answer = subprocess.run([*_emulator_command(host), "--version"], capture_output=True, text=True)
-    qemu = answer.stdout.partition("\n")[0].removeprefix("qemu-aarch64 version ")
-    record = {
-        "qemu": qemu,
-        "cpus": _working_cpus(Sysroot(directory=tree, qemu=qemu, cpus=tuple(CPUS))),
-        "python": python,
-        "debs": [deb.name for deb in (*host_debs, *arm64_debs)],
-        "inputs": inputs(),
-    }
-    write_json(tree / "installed.json", record)
+    installed = _tried(Sysroot(directory=tree, qemu="", cpus=tuple(CPUS)))
+    installed = add_plugin(installed, lambda: fetch_host("tcc"))
+    if installed.not_counted:
+        tell(f"ARM emulator: it will not count instructions: {installed.not_counted}")
+    write_record(installed, python=python, debs=[deb.name for deb in (*host_debs, *arm64_debs)], inputs=inputs())
     tell(f"ARM emulator: installed in {time.monotonic() - begin:.0f} s")
 
 
@@ -155,16 +128,6 @@ def make_cpu_prefix(tree: Path, cpu: str) -> None:
         (prefix / name).write_text(content)
 
 
-def _emulator_command(host: Path) -> list[str]:
-    """The emulator through the loader that it was unpacked with, so that it uses nothing of the machine's libraries."""
-    emulator = host / "usr/bin/qemu-aarch64"
-    libraries = [path for path in [*sorted((host / "usr/lib").glob("*-linux-gnu*")), host / "usr/lib"] if path.is_dir()]
-    loaders = [loader for folder in libraries for loader in sorted(folder.glob("ld-linux*.so.*"))]
-    if not loaders:
-        return [str(emulator)]  # linked statically
-    return [str(loaders[0]), "--library-path", ":".join(map(str, libraries)), str(emulator)]
-
-
 def _install_wheels(site: Path, python_version: str) -> None:
     """arm64 wheels in the versions that this Python has, or of the others any that arm64 Python takes."""
     versions = _versions()
@@ -183,37 +146,45 @@ def _install_wheels(site: Path, python_version: str) -> None:
 def _pip(site: Path, python_version: str, requirements: list[str]) -> subprocess.CompletedProcess[str]:
     options = ["--quiet", "--no-deps", "--no-compile", "--only-binary=:all:", "--target", str(site)]
     options += ["--python-version", python_version, *(f"--platform={platform}" for platform in PLATFORMS)]
-    return subprocess.run(
-        [sys.executable, "-m", "pip", "install", *options, *requirements],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PIP_USER": "0"},
-    )
+    command = [sys.executable, "-m", "pip", "install", *options, *requirements]
+    return run_command(command, DOWNLOAD_SECONDS, text=True, errors="replace", env={**os.environ, "PIP_USER": "0"})
 
 
-def _working_cpus(sysroot: Sysroot) -> list[str]:
-    """The CPUs on which the imports of the worker succeed: an old QEMU does not know every one. At none, RunnerError.
+def _tried(sysroot: Sysroot) -> Sysroot:
+    """With QEMU's version, and the CPUS on which the imports of the target's modules succeed: an old QEMU does not know
+    every one. At none, RunnerError.
 
     The first import also leaves the bytecode, which makes every later start quicker.
     """
-    imports = "import json, resource, time, numpy, ai_edge_litert.interpreter"
+    imports = "import ctypes, json, resource, time, numpy, ai_edge_litert.interpreter"
+    answer = run_command([*sysroot.emulator(), "--version"], TRIAL_SECONDS, text=True)
+    qemu = answer.stdout.partition("\n")[0].removeprefix("qemu-aarch64 version ")
     working, told = [], ""
     for cpu in sysroot.cpus:
-        answer = subprocess.run(
-            [*sysroot.command(cpu), "-c", imports], capture_output=True, text=True, env=sysroot.environment()
-        )
+        command = [*sysroot.command(cpu), "-c", imports]
+        answer = run_command(command, TRIAL_SECONDS, text=True, env=sysroot.environment())
         if answer.returncode == 0:
             working.append(cpu)
         else:
             told = f"exit code {answer.returncode} on {cpu}: {' | '.join(answer.stderr.splitlines()[-3:])}"
     if not working:
         raise RunnerError(f"the ARM emulator does not run its Python: {told}")
-    return working
+    return replace(sysroot, qemu=qemu, cpus=tuple(working))
+
+
+def write_record(sysroot: Sysroot, **details: Any) -> None:
+    """installed.json, by which an installation is found."""
+    record = {
+        "qemu": sysroot.qemu,
+        "cpus": sysroot.cpus,
+        "counted_by": sysroot.counted_by,
+        "not_counted": sysroot.not_counted,
+    }
+    write_json(sysroot.directory / RECORD, {**details, **record})
 
 
 def _debian_architecture() -> str:
-    answer = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True)
-    return answer.stdout.strip()
+    return run_command(["dpkg", "--print-architecture"], TRIAL_SECONDS, text=True).stdout.strip()
 
 
 def _versions() -> dict[str, str | None]:

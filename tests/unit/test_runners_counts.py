@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction counts without an emulator: from the plugin's marks to a record, and all that can be missing."""
+
+import dataclasses
+import importlib.util
+import itertools
+import stat
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfq.errors import InputError, RunnerError
+from tfq.evaluation import (
+    count_instructions,
+    count_instructions_or_reason,
+    count_on_runners,
+    instructions_to_dict,
+)
+from tfq.runners import QemuRunner, sysroot, sysroot_plugin
+from tfq.runners.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.runners.emulator import Sysroot
+
+ROUNDS = WARMUP_RUNS + COUNTED_RUNS
+COUNTS = InstructionCounts(
+    instructions=700, lowest=700, highest=701, inferences=5, batch=1, counted_by="the test", total_ops=9,
+    delegated_ops=7, machine={},
+)  # fmt: skip
+
+
+def marks(inferences, empty=10, threads=1):
+    """The plugin's lines for inferences of so many instructions, each mark costing `empty`."""
+    lines, now = [], 1_000_000
+    for instructions in inferences:
+        for step in (500, instructions + empty, empty):
+            now += step
+            lines.append(f"{now} {threads}\n")
+    return "".join(lines)
+
+
+def test_the_cost_of_a_mark_is_no_part_of_an_inference_and_warm_up_does_not_count():
+    text = marks([9999] * WARMUP_RUNS + [700] * COUNTED_RUNS)
+    assert read_counts(text) == {"instructions": 700, "lowest": 700, "highest": 700, "inferences": COUNTED_RUNS}
+
+
+def test_an_inference_that_had_more_to_do_is_told_and_does_not_change_the_count():
+    counted = read_counts(marks([700] * (ROUNDS - 2) + [853, 700]))
+    assert (counted["instructions"], counted["lowest"], counted["highest"]) == (700, 700, 853)
+
+
+def test_marks_that_are_missing_or_of_several_threads_are_refused():
+    with pytest.raises(RunnerError, match=f"noted 0 marks, {3 * ROUNDS} were set"):
+        read_counts("")
+    with pytest.raises(RunnerError, match=f"noted {3 * ROUNDS - 3} marks"):
+        read_counts(marks([700] * (ROUNDS - 1)))
+    with pytest.raises(RunnerError, match="2 threads ran in the emulator: wanted one"):
+        read_counts(marks([700] * ROUNDS, threads=2))
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """An emulator that counts 700 instructions whatever runs; the requests that it got."""
+    requests = []
+
+    def count(self, request):
+        requests.append(request)
+        return COUNTS
+
+    monkeypatch.setattr(QemuRunner, "cannot_count", lambda self: None)
+    monkeypatch.setattr(QemuRunner, "count_instructions", count)
+    return requests
+
+
+def test_the_first_example_is_fed_in_the_models_own_codes_or_zeros_where_there_is_none(golden, emulated):
+    model = (golden / "digits_int8.tflite").read_bytes()
+    images = np.full((3, 8, 8, 1), 16, np.float32)
+    images[1:] = 0
+    with_data = count_instructions(model, "qemu:cortex-a76", images, kernels="builtin")
+    without = count_instructions(model, "qemu:cortex-a76")
+    ((codes,), (zeros,)) = (request.inputs for request in emulated)
+    # 16 is the brightest pixel of the digits, so the highest code.
+    assert (codes.shape, codes.dtype, codes.min()) == ((1, 8, 8, 1), np.int8, 127)
+    assert (zeros.shape, zeros.dtype, zeros.any()) == ((1, 8, 8, 1), np.int8, False)
+    assert [request.kernels for request in emulated] == ["builtin", "xnnpack"]
+    assert with_data.inputs.startswith("the first example of ")
+    assert without.inputs == "zeros"
+
+
+def test_a_record_says_that_it_is_a_count(golden, emulated):
+    record = count_instructions((golden / "digits_int8.tflite").read_bytes(), "qemu:cortex-a76")
+    values = record.to_dict()
+    wanted = {"runner": "qemu:cortex-a76", "cpu": "cortex-a76", "instructions": 700, "by": "the test", "inferences": 5}
+    assert {**values, **wanted, "note": "a count, not a time"} == values
+    assert record.to_text() == "qemu:cortex-a76: 700 instructions an inference, xnnpack (a count, not a time)"
+
+
+def test_data_that_the_model_does_not_take_are_an_error_and_no_reason(golden, emulated):
+    with pytest.raises(InputError, match="shape"):
+        count_instructions_or_reason(
+            (golden / "digits_int8.tflite").read_bytes(), "qemu:cortex-a76", np.zeros((1, 5, 5, 1), np.float32)
+        )
+
+
+def test_only_emulated_runners_count_and_the_others_say_so(golden, emulated):
+    model = (golden / "digits_int8.tflite").read_bytes()
+    assert "in emulation alone" in count_instructions_or_reason(model, "local")
+    with pytest.raises(RunnerError, match="local: instructions are counted in emulation alone"):
+        count_instructions(model, "local")
+    counted = count_on_runners(model, ["local", "qemu:cortex-a76", "qemu:cortex-a76"])
+    assert list(counted) == ["qemu:cortex-a76"]
+
+
+def test_an_emulator_that_does_not_count_is_not_run_with_its_reason(golden, monkeypatch):
+    model = (golden / "digits_int8.tflite").read_bytes()
+    installed = Sysroot(directory=Path("/none"), qemu="7.2", cpus=("cortex-a53",), not_counted="there is no compiler")
+    monkeypatch.setattr(sysroot, "find", lambda: installed)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    counted = instructions_to_dict(count_on_runners(model, ["qemu:cortex-a53", "qemu:cortex-a76"]))
+    assert "there is no compiler" in counted["qemu:cortex-a53"]["not_run"]
+    assert "does not know cortex-a76" in counted["qemu:cortex-a76"]["not_run"]
+    with pytest.raises(RunnerError, match="there is no compiler"):
+        count_instructions(model, "qemu:cortex-a53")
+
+
+def script(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+    return str(path)
+
+
+COMPILES = 'while [ "$1" != -o ]; do shift; done; echo plugin >"$2"'
+
+
+@pytest.fixture
+def emulator(tmp_path):
+    """An emulator that is a script: it takes plugins, and the plugin that it is given counts."""
+
+    def make(*, help_text="-plugin", counts="echo '10 1' >>$out; echo '20 1' >>$out"):
+        found = f'for word; do case "$word" in *,out=*) out=${{word##*,out=}};; esac; done; {counts}'
+        script(tmp_path / "tree/host/usr/bin/qemu-aarch64", f'[ "$1" = --help ] && echo "{help_text}" && exit\n{found}')
+        return Sysroot(directory=tmp_path / "tree", qemu="7.2", cpus=("cortex-a53",))
+
+    return make
+
+
+@pytest.fixture
+def compilers(monkeypatch):
+    """The C compilers that the machine has, by what they do."""
+
+    def give(*paths):
+        monkeypatch.setattr(sysroot_plugin, "machine_compilers", lambda: list(paths))
+
+    return give
+
+
+def test_a_compiler_that_fails_is_followed_by_the_next(emulator, compilers, tmp_path):
+    broken = script(tmp_path / "cc", "echo 'cc1: fatal error: no input' >&2; echo 'compilation ended' >&2; exit 1")
+    compilers(str(tmp_path / "gone"), broken, script(tmp_path / "clang", COMPILES))
+    found = sysroot_plugin.add_plugin(emulator())
+    assert (found.counted_by, found.not_counted) == ("clang", "")
+    assert found.plugin.read_text() == "plugin\n"
+    compilers(str(tmp_path / "gone"), broken)
+    found = sysroot_plugin.add_plugin(emulator())
+    assert found.counted_by == ""
+    assert "gone cannot be started: No such file" in found.not_counted
+    assert "cc does not compile the plugin: cc1: fatal error: no input" in found.not_counted
+
+
+def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_count(emulator, compilers):
+    compilers()
+    found = sysroot_plugin.add_plugin(emulator())
+    assert found.counted_by == ""
+    assert "there is no C compiler: install one (cc), then say `python -m tfq.runners.sysroot`" in found.not_counted
+
+    def no_network():
+        raise RunnerError("apt cannot download tcc")
+
+    assert "apt cannot download tcc" in sysroot_plugin.add_plugin(emulator(), no_network).not_counted
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ("exit 1", "does not run in QEMU 7.2: exit code 1"),
+        ("echo 'plugin: wrong API' >&2; exit 1", "does not run in QEMU 7.2: plugin: wrong API"),
+        (":", "does not count in QEMU 7.2: two marks gave none"),
+        ("echo '10 1' >>$out; echo '10 1' >>$out", "does not count in QEMU 7.2: two marks gave 10, 10"),
+    ],
+)
+def test_a_plugin_that_does_not_count_is_not_kept(counts, reason, emulator, compilers, tmp_path):
+    compilers(script(tmp_path / "cc", COMPILES))
+    found = sysroot_plugin.add_plugin(emulator(counts=counts))
+    assert found.counted_by == ""
+    assert reason in found.not_counted
+    assert not found.plugin.exists()
+
+
+def test_a_qemu_without_plugins_says_so_and_nothing_is_downloaded_for_it(emulator, compilers, tmp_path):
+    compilers(script(tmp_path / "cc", COMPILES))
+    found = sysroot_plugin.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
+    assert "QEMU, 7.2, is built without plugins" in found.not_counted
+
+
+def test_a_compiler_that_came_later_completes_an_installation(emulator, compilers, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+    def build(directory, tell):
+        emulator().directory.rename(directory / "tree")
+        made = Sysroot(directory=directory / "tree", qemu="7.2", cpus=("cortex-a53",), not_counted="there is none")
+        sysroot.write_record(made, python="3.11")
+
+    monkeypatch.setattr(sysroot, "build", build)
+    later = script(tmp_path / "cc", COMPILES)
+    machine = []
+    monkeypatch.setattr(sysroot_plugin, "machine_compilers", lambda: machine)
+    monkeypatch.setattr(sysroot, "machine_compilers", lambda: machine)
+    assert sysroot.install().counted_by == ""
+    assert "there is none" in sysroot.cannot_count("cortex-a53")
+    machine.append(later)
+    assert sysroot.install().counted_by == "cc"
+    assert sysroot.cannot_count("cortex-a53") is None
+    assert sysroot.find().counted_by == "cc"
+
+
+def test_a_comma_in_a_path_does_not_end_the_plugins_option(tmp_path):
+    installed = Sysroot(directory=tmp_path / "a,b", qemu="7.2", cpus=("cortex-a53",))
+    command = installed.command("cortex-a53", counts=Path("/tmp/c,d"))
+    assert command[command.index("-plugin") + 1] == f"{tmp_path}/a,,b/counting.so,out=/tmp/c,,d"
+    assert "-plugin" not in installed.command("cortex-a53")
+
+
+def test_a_counted_run_gets_an_environment_that_is_the_same_in_every_shell(tmp_path, monkeypatch):
+    installed = dataclasses.replace(Sysroot(directory=tmp_path, qemu="7.2", cpus=()))
+    before = installed.environment(repeatable=True)
+    monkeypatch.setenv("PATH", "/elsewhere")
+    monkeypatch.setenv("HOME", "/a/longer/home")
+    assert installed.environment(repeatable=True) == before
+    assert before["PYTHONHASHSEED"] == "0"
+    assert installed.environment()["HOME"] == "/a/longer/home"
+
+
+def test_the_plugins_source_is_in_the_wheel(root):
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    found = [path for pattern in listed["tfq.runners"] for path in (root / "tfq" / "runners").glob(pattern)]
+    assert sysroot_plugin.SOURCE in found
+
+
+@pytest.mark.parametrize(("second", "exit_code"), [(700, 0), (701, 1)])
+def test_the_benchmark_fails_where_two_runs_count_differently(second, exit_code, root, golden, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("instructions_benchmark", root / "benchmarks" / "instructions.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    counts = itertools.cycle([dataclasses.replace(COUNTS, instructions=value) for value in (700, second)])
+    monkeypatch.setattr(benchmark, "count_instructions", lambda *_, **__: next(counts))
+    monkeypatch.setattr("sys.argv", ["instructions.py", str(golden / "digits_int8.tflite")])
+    assert benchmark.main() == exit_code
+    told = capsys.readouterr().out
+    assert ("DIFFERENT COUNTS: digits_int8.tflite on qemu:cortex-a53: 700 and 701" in told) == bool(exit_code)

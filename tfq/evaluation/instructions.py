@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an inference costs on ARM without a device: instructions, counted by the emulator. A count is not a time."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import flatbuffer
+from tfq.data import Split, as_split
+from tfq.errors import InputError, RunnerError
+from tfq.evaluation.inputs import prepare_inputs
+from tfq.runners import QemuRunner, RunRequest, make_runner
+
+NOTE = "a count, not a time"
+NO_EMULATOR = "instructions are counted in emulation alone: name a runner such as qemu:cortex-a76"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionRecord:
+    """What one inference (one `invoke`, on one thread) executes on an emulated CPU.
+
+    instructions: the median of `inferences` counted ones after warm-up; lowest, highest: of these. What the marks
+        around an inference cost is subtracted; the call from Python, about 2,000 instructions, is not.
+    batch: examples that the inference has, the model's own batch. kernels: which ones ran.
+    by: what counted. inputs: what the model was fed. total_ops, delegated_ops: as in EvaluationRecord.
+    """
+
+    runner: str
+    cpu: str
+    instructions: int
+    by: str
+    inferences: int
+    lowest: int
+    highest: int
+    batch: int
+    kernels: str
+    inputs: str
+    total_ops: int | None
+    delegated_ops: int | None
+    notes: tuple[str, ...] = ()
+    note: str = NOTE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "notes": list(self.notes)}
+
+    def to_text(self) -> str:
+        """For the terminal: one line."""
+        batch = "" if self.batch == 1 else f" of {self.batch} examples"
+        return f"{self.runner}: {self.instructions:,} instructions an inference{batch}, {self.kernels} ({self.note})"
+
+
+def count_instructions(
+    model: bytes, runner: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
+) -> InstructionRecord:
+    """Count what one inference of `model` executes on `runner`, an emulated one.
+
+    data: what `tfq.data.as_split` takes; the first example is fed. None feeds zeros: the kernels of a usual network do
+    the same work whatever the values are. The same call gives the same count, to the instruction.
+    Raises InputError where the model does not take the data, or fails; RunnerError where `runner` counts nothing.
+    """
+    counted = count_instructions_or_reason(model, runner, data, kernels=kernels, timeout_secs=timeout_secs)
+    if isinstance(counted, str):
+        raise RunnerError(f"{runner}: {counted}")
+    return counted
+
+
+def count_instructions_or_reason(
+    model: bytes, runner: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
+) -> InstructionRecord | str:
+    """`count_instructions`, or why `runner` counts nothing here. A failure of one that could is no such reason, and
+    raises.
+    """
+    place = make_runner(runner)
+    if not isinstance(place, QemuRunner):
+        return NO_EMULATOR
+    reason = place.cannot_count()
+    if reason:
+        return reason
+    inputs, told = _inputs(flatbuffer.read(model), data)
+    request = RunRequest(model=model, inputs=inputs, kernels=kernels, timeout_secs=timeout_secs)
+    counts = place.count_instructions(request)
+    return InstructionRecord(
+        runner=runner,
+        cpu=place.cpu,
+        instructions=counts.instructions,
+        by=counts.counted_by,
+        inferences=counts.inferences,
+        lowest=counts.lowest,
+        highest=counts.highest,
+        batch=counts.batch,
+        kernels=kernels,
+        inputs=told,
+        total_ops=counts.total_ops,
+        delegated_ops=counts.delegated_ops,
+        notes=counts.notes,
+    )
+
+
+def count_on_runners(
+    model: bytes, runners: Iterable[str], data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
+) -> dict[str, InstructionRecord | str]:
+    """`count_instructions_or_reason` on each emulated one of `runners`, in their order; the others are left out."""
+    emulated = [runner for runner in dict.fromkeys(runners) if make_runner(runner).emulated]
+    return {
+        runner: count_instructions_or_reason(model, runner, data, kernels=kernels, timeout_secs=timeout_secs)
+        for runner in emulated
+    }
+
+
+def instructions_to_dict(counted: Mapping[str, InstructionRecord | str]) -> dict[str, Any]:
+    """Plain JSON values of what `count_on_runners` gave; a reason becomes {"not_run": reason}."""
+    return {
+        runner: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
+        for runner, outcome in counted.items()
+    }
+
+
+def _inputs(model: flatbuffer.Model, data: Any) -> tuple[tuple[NDArray, ...], str]:
+    """(one example for each input, what it is)."""
+    if data is None:
+        try:
+            zeros = [np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.main_subgraph.input_tensors]
+        except TypeError as error:
+            raise InputError(f"cannot make zeros for the model's inputs: {error}: give data to feed it") from error
+        return tuple(zeros), "zeros"
+    first = as_split(data, limit=1)
+    if not isinstance(first, Split):
+        first = next(first.pieces()).take(1)
+    return prepare_inputs(model, first).arrays, f"the first example of {first.source} ({first.name})"
