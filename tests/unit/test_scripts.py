@@ -9,7 +9,7 @@ import pytest
 from tfq import scripts
 from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
 
-SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "run")
+SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "benchmark", "run")
 
 
 def outcome(main, *arguments):

@@ -1,0 +1,69 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Time a .tflite, alone or in turn with others, on XNNPACK and TFLite's own kernels, and tell its most expensive ops.
+
+tfq benchmark --model=model_int8.tflite --against=model_float32.tflite --kernels=xnnpack,builtin --num_threads=1
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+
+from tfq import artifacts, data, evaluation, flags, flatbuffer, scripts, stages
+from tfq.config import DataConfig
+from tfq.errors import InputError, TfqWarning
+from tfq.evaluation.benchmark_inputs import NUM_INPUTS
+from tfq.runners import make_runner
+
+DIGIT_VALUES = 64  # of an example of --data=digits, the default
+
+
+def main(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    contents = [stages.read_tflite(config)]
+    contents += [artifacts.read_bytes(path, "a .tflite file in --against") for path in config.benchmark.against]
+    names = evaluation.model_names([config.model, *config.benchmark.against])
+    models = dict(zip(names, contents, strict=True))
+    make_runner(config.benchmark.runner)  # a typo there is told before anything is loaded
+    examples = load_examples(config.data, models.values())
+    results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)
+    if config.data != DataConfig():
+        for name, reason in results.unfitting.items():
+            warnings.warn(f"{name} is fed random numbers: {reason}", TfqWarning, stacklevel=1)
+    record = scripts.record(
+        invocation,
+        "benchmark",
+        sha256={
+            "model": artifacts.sha256(contents[0]),
+            "against": {name: artifacts.sha256(models[name]) for name in names[1:]},
+            "data": {} if examples is None else {f"{examples.name}[:{examples.num_examples}]": examples.sha256()},
+        },
+        **results.to_record(),
+    )
+    scripts.finish(invocation, record, results.to_text())
+
+
+def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | None:
+    """The first examples of --data; of what it is by itself only where a model has an input of that size."""
+    given = config != DataConfig()
+    if not given and not any(
+        math.prod(tensor.shape[1:]) == DIGIT_VALUES
+        for model in models
+        for tensor in flatbuffer.read(model).main_subgraph.input_tensors
+    ):
+        return None
+    try:
+        split = stages.load_split(config, "test", limit=NUM_INPUTS)
+    except InputError:
+        if given:
+            raise
+        return None
+    return split if isinstance(split, data.Split) else next(split.pieces())
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="benchmark", section="benchmark", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tfq benchmark` and what is under it, on small models and the real interpreter."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from golden_models import INT32, changed, golden
+
+from tfq import evaluation, flatbuffer
+from tfq.config import BenchmarkConfig
+from tfq.data import as_split
+from tfq.errors import InputError, ModelError
+from tfq.evaluation.benchmark_inputs import timed_model
+from tfq.runners import make_runner
+from tfq.runners.benchmarking import TimedModel, TimingRequest
+from tfq.runners.target import benchmark as target
+
+SHORT = {"num_runs": 40, "min_secs": 0.0, "warmup_runs": 1}
+
+
+@pytest.fixture(scope="module")
+def record():
+    """Two models on all kernels."""
+    models = {"int8": golden("digits_int8"), "float": golden("digits_float32")}
+    config = BenchmarkConfig(kernels=("xnnpack", "builtin", "reference"), num_runs=80, min_secs=0.02, warmup_runs=2)
+    return evaluation.benchmark_models(models, config).to_dict()
+
+
+def test_every_model_is_timed_on_every_kernel_and_the_record_is_plain_json(record):
+    json.dumps(record, allow_nan=False)
+    timed = [(model["name"], model["kernels"]) for model in record["models"]]
+    assert timed == [(name, kernels) for name in ("int8", "float") for kernels in ("xnnpack", "builtin", "reference")]
+    for model in record["models"]:
+        assert model["num_runs"] >= 80
+        assert model["mean_ms"] * model["num_runs"] >= 20 * 0.999
+        quantiles = model["quantiles_ms"]
+        assert quantiles == sorted(quantiles)
+        assert len(quantiles) == 21
+        assert (quantiles[0], quantiles[10], quantiles[18], quantiles[-1]) == (
+            model["min_ms"],
+            model["p50_ms"],
+            model["p90_ms"],
+            model["max_ms"],
+        )
+        assert model["min_ms"] <= model["mean_ms"] <= model["max_ms"]
+        assert min(model["initialization_ms"], model["first_ms"], model["std_ms"], model["overhead_ms"]) > 0
+
+
+def test_only_xnnpack_delegates(record):
+    delegated = {kernels: [] for kernels in ("xnnpack", "builtin", "reference")}
+    for model in record["models"]:
+        delegated[model["kernels"]].append(model["delegated_ops"])
+    assert all(delegated["xnnpack"])
+    assert not any(delegated["builtin"] + delegated["reference"])
+
+
+def test_ratios_are_to_the_first_model_and_of_its_kernels_to_the_first(record):
+    named = [(r["model"], r["model_kernels"], r["against"], r["kernels"]) for r in record["ratios"]]
+    assert named == [
+        ("int8", "xnnpack", "int8", "builtin"),
+        ("int8", "xnnpack", "int8", "reference"),
+        ("int8", "xnnpack", "float", "xnnpack"),
+        ("int8", "builtin", "float", "builtin"),
+        ("int8", "reference", "float", "reference"),
+    ]
+    for ratio in record["ratios"]:
+        assert ratio["low"] < ratio["ratio"] < ratio["high"]
+        assert ratio["confidence"] == 0.95
+
+
+def test_literts_profiler_times_every_op_on_all_kernels_and_names_its_layer(record):
+    for model in record["models"]:
+        assert model["ops_reason"] is None
+        assert "LiteRT's own profiler" in model["ops_by"]
+        parsed = flatbuffer.read(golden(f"digits_{'int8' if model['name'] == 'int8' else 'float32'}"))
+        expected = [(op.index, op.name, op.keras_layer) for op in parsed.main_subgraph.ops]
+        assert [(op["index"], op["name"], op["keras_layer"]) for op in model["ops"]] == expected
+        assert sum(op["share"] for op in model["ops"]) == pytest.approx(1)
+        by_xnnpack = sum(op["kernel"].startswith("XNNPACK") for op in model["ops"])
+        assert by_xnnpack == model["delegated_ops"]
+
+
+def test_the_time_of_the_ops_is_that_of_the_inference(record):
+    # On TFLite's kernels, whose times are not cut to whole microseconds. A wrong unit is 1000, load is less than 5.
+    for model in record["models"]:
+        if model["kernels"] != "xnnpack":
+            assert 0.2 < sum(op["ms"] for op in model["ops"]) / model["p50_ms"] < 5
+
+
+def test_a_model_of_dynamic_batch_is_timed_and_profiled():
+    config = BenchmarkConfig(**SHORT)
+    (model,) = evaluation.benchmark_models({"dynamic": golden("digits_int8_dynamic_batch")}, config).models
+    assert model.mean_ms > 0
+    assert model.ops_reason is None
+
+
+def test_without_the_profiler_there_are_times_all_the_same_and_a_reason(monkeypatch):
+    monkeypatch.setattr(
+        type(make_runner("local")), "profile_ops", lambda *_: "LiteRT's profiler could not be used: no such library"
+    )
+    (model,) = evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(**SHORT)).models
+    assert (model.ops, model.ops_by) == (None, None)
+    assert "no such library" in model.ops_reason
+    assert model.mean_ms > 0
+    (model,) = evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(**SHORT, ops=False)).models
+    assert "--noops" in model.ops_reason
+
+
+def test_a_profiler_of_another_layout_is_a_reason_and_no_numbers():
+    folder = target.__file__.rpartition("/")[0]
+    code = (
+        f"import sys; sys.path.insert(0, {folder.rpartition('/')[0]!r})\n"
+        "from target import op_times\n"
+        "class Shorter(op_times.ctypes.Structure):\n"
+        "    _fields_ = [field for field in op_times.Event._fields_ if field[0] != 'second']\n"
+        "    second = 0\n"
+        "op_times.Event = Shorter\n"
+        "zeros = op_times.session.np.zeros((1, 8, 8, 1), 'int8')\n"
+        "print(op_times.Profiled(sys.argv[1], {0: zeros}, 'builtin', 1).events())\n"
+    )
+    path = f"{folder}/../../../tests/golden/digits_int8.tflite"
+    ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert "another layout" in ended.stderr
+
+
+def test_a_model_that_the_interpreter_refuses_is_named_with_its_kernels():
+    models = {"good": golden("digits_int8"), "custom": golden("custom_op")}
+    with pytest.raises(ModelError, match=r"(?s)custom on xnnpack kernels.*MatrixDeterminant"):
+        evaluation.benchmark_models(models, BenchmarkConfig(**SHORT))
+
+
+def test_an_unknown_runner_gets_a_suggestion():
+    with pytest.raises(InputError, match="did you mean 'local'"):
+        evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(runner="lokal"))
+
+
+def test_an_emulated_runner_counts_and_times_nothing(monkeypatch):
+    from tfq.evaluation import benchmark
+    from tfq.runners import QemuRunner
+
+    asked = []
+
+    class Counted:
+        inputs, total_ops, delegated_ops = "zeros", 9, 7
+
+        def to_dict(self):
+            return {"instructions": 1_234_567, "note": "a count, not a time"}
+
+    def count(content, runner, data, *, kernels):
+        asked.append((content, runner, data, kernels))
+        return Counted()
+
+    monkeypatch.setattr(QemuRunner, "unavailable", lambda self: None)
+    monkeypatch.setattr(benchmark, "count_instructions", count)
+    config = BenchmarkConfig(runner="qemu:cortex-a76", kernels=("xnnpack", "builtin"))
+    record = evaluation.benchmark_models({"m": golden("digits_int8")}, config)
+    assert asked == [(golden("digits_int8"), "qemu:cortex-a76", None, kernels) for kernels in config.kernels]
+    assert all(model.mean_ms is None and "emulator" in model.time_reason for model in record.models)
+    counted = {"qemu:cortex-a76": {"instructions": 1_234_567, "note": "a count, not a time"}}
+    assert record.to_record()["instructions"] == counted
+    assert record.to_text().splitlines()[0] == (
+        "m, xnnpack: 1,234,567 instructions an inference on qemu:cortex-a76 (a count, not a time)"
+    )
+
+
+class TestRounds:
+    """The order of blocks on the target."""
+
+    def test_each_order_is_followed_by_its_reverse_and_the_seed_decides(self):
+        import random
+
+        first, again, other = (target.orders(4, random.Random(seed)) for seed in (0, 0, 1))
+        rounds = [next(first) for _ in range(20)]
+        assert rounds == [next(again) for _ in range(20)]
+        assert rounds != [next(other) for _ in range(20)]
+        assert all(sorted(order) == [0, 1, 2, 3] for order in rounds)
+        assert all(rounds[index + 1] == rounds[index][::-1] for index in range(0, 20, 2))
+        assert len({tuple(order) for order in rounds}) > 4
+
+    def test_all_entries_have_as_many_blocks_and_whole_pairs_of_them(self):
+        models = [TimedModel(name=name, model=golden(name), inputs=_inputs(name), tensors=(0,)) for name in _DTYPES]
+        request = TimingRequest(models=tuple(models), num_runs=50, min_secs=0, warmup_runs=0)
+        timings, _ = make_runner("local").time_models(request)
+        rounds = {timing.blocks_ms.shape[0] for timing in timings}
+        assert len(rounds) == 1
+        assert rounds.pop() % 2 == 0
+        for timing in timings:
+            assert timing.latencies_ms.mean() == pytest.approx(timing.blocks_ms[:, 0].mean())
+            assert (timing.blocks_ms[:, 1] > timing.blocks_ms[:, 0]).all()
+
+
+_DTYPES = {"digits_int8": np.int8, "digits_float32": np.float32}
+
+
+def _inputs(name):
+    return (np.ones((3, 1, 8, 8, 1), _DTYPES[name]),)
+
+
+class TestInputs:
+    """What a model is fed."""
+
+    def fed(self, content, data=None, seed=0):
+        model, fed = timed_model("m", content, flatbuffer.read(content), data, seed)
+        return model.inputs, fed
+
+    def test_random_codes_reach_all_of_the_type_and_are_the_seeds(self):
+        (codes,), fed = self.fed(golden("digits_int8"))
+        assert (codes.dtype, codes.shape[1:]) == (np.int8, (1, 8, 8, 1))
+        assert (codes.min(), codes.max()) == (-128, 127)
+        assert fed.what == "random, seed 0"
+        np.testing.assert_array_equal(codes, self.fed(golden("digits_int8"))[0][0])
+        assert not np.array_equal(codes, self.fed(golden("digits_int8"), seed=1)[0][0])
+
+    def test_integers_without_a_scale_may_be_indices_and_stay_0_or_1(self):
+        def without_scale(model):
+            tensor = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
+            tensor.type, tensor.quantization = INT32, None
+
+        (values,), _ = self.fed(changed(golden("digits_int8"), without_scale))
+        assert values.dtype == np.int32
+        assert set(np.unique(values)) == {0, 1}
+
+    def test_examples_that_fit_are_fed_as_the_models_own_codes(self):
+        data = as_split(np.linspace(0, 16, 3 * 64, dtype=np.float32).reshape(3, 8, 8, 1))
+        (codes,), fed = self.fed(golden("digits_int8"), data)
+        expected = evaluation.prepare_inputs(flatbuffer.read(golden("digits_int8")), data).arrays[0]
+        np.testing.assert_array_equal(codes, expected[:, np.newaxis])
+        assert "3 examples" in fed.what
+        assert fed.reason is None
+
+    def test_a_models_own_batch_is_filled_with_the_examples_again(self):
+        def batch_of_2(model):
+            tensor = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
+            tensor.shape, tensor.shapeSignature = [2, 8, 8, 1], None
+
+        examples = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones((1, 8, 8, 1), np.float32)
+        (values,), _ = self.fed(changed(golden("digits_float32"), batch_of_2), as_split(examples))
+        assert values[:, :, 0, 0, 0].tolist() == [[0, 1], [2, 0]]
+
+    def test_examples_that_do_not_fit_give_way_to_random_numbers_and_the_record_says_why(self):
+        (values,), fed = self.fed(golden("digits_float32"), as_split(np.zeros((2, 5, 5, 1), np.float32)))
+        assert (values.dtype, np.abs(values).max() <= 1) == (np.float32, True)
+        assert fed.what == "random, seed 0"
+        assert "[5, 5, 1]" in fed.reason or "5, 5" in fed.reason
+
+    def test_a_type_that_numpy_lacks_is_refused(self):
+        def to_string(model):
+            model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].type = 5  # STRING
+            model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]].quantization = None
+
+        with pytest.raises(InputError, match=r"NumPy has no such type|wanted real numbers"):
+            self.fed(changed(golden("digits_int8"), to_string))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.tflite", "b/y.tflite"], ["x", "y"]),
+        (["a/x.tflite", "b/x.tflite"], ["a/x.tflite", "b/x.tflite"]),
+        (["x.tflite", "x.tflite", "x.tflite"], ["x", "x #2", "x #3"]),
+    ],
+)
+def test_every_file_has_a_name_of_its_own(paths, names):
+    assert evaluation.model_names(paths) == names
+
+
+def test_moments_and_percentiles_are_numpys():
+    times = np.random.default_rng(0).gamma(3, 1, 500)
+    statistics = evaluation.latency_statistics(times)
+    assert statistics["std_ms"] == pytest.approx(np.sqrt(((times - times.mean()) ** 2).sum() / 499))
+    assert statistics["quantiles_ms"] == pytest.approx(np.quantile(times, np.linspace(0, 1, 21)).tolist())
+    assert evaluation.latency_statistics([2.0])["std_ms"] is None
+    with pytest.raises(InputError):
+        evaluation.latency_statistics([np.inf])
+
+
+class TestCommandLine:
+    """As a user meets it."""
+
+    flags = ("--num_runs=40", "--min_secs=0", "--warmup_runs=1")
+
+    def test_text_has_a_row_for_each_a_ratio_and_the_dearest_ops(self, tfq_cli, golden, tmp_path):
+        ended = tfq_cli(
+            "benchmark",
+            f"--model={golden / 'digits_int8.tflite'}",
+            f"--against={golden / 'digits_float32.tflite'}",
+            f"--out={tmp_path}",
+            *self.flags,
+        )
+        assert ended.returncode == 0, ended.stderr
+        lines = ended.stdout.splitlines()
+        assert lines[0].split()[:4] == ["model", "kernels", "init", "first"]
+        assert [line.split()[:2] for line in lines[1:3]] == [["digits_int8", "xnnpack"], ["digits_float32", "xnnpack"]]
+        assert "digits_float32 / digits_int8, xnnpack: " in ended.stdout
+        assert "CONV_2D" in ended.stdout
+        record = json.loads((tmp_path / "benchmark.json").read_text())
+        assert [model["name"] for model in record["benchmark"]["models"]] == ["digits_int8", "digits_float32"]
+        assert set(record["sha256"]) == {"model", "against", "data"}
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            ((), "--model is missing"),
+            (("--model=none.tflite",), "none.tflite"),
+            (("--model=MODEL", "--runner=lokal"), "did you mean 'local'"),
+            (("--model=MODEL", "--kernels=xnpack"), "xnnpack"),
+            (("--model=MODEL", "--against=none.tflite"), "none.tflite"),
+            (("--model=CUSTOM",), "MatrixDeterminant"),
+        ],
+    )
+    def test_what_cannot_be_timed_is_exit_2_and_says_why(self, tfq_here, golden, arguments, told):
+        files = {"MODEL": golden / "digits_int8.tflite", "CUSTOM": golden / "custom_op.tflite"}
+        for word, path in files.items():
+            arguments = [argument.replace(word, str(path)) for argument in arguments]
+        ended = tfq_here("benchmark", *arguments, *self.flags)
+        assert ended.returncode == 2
+        assert told in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+    def test_data_that_does_not_fit_is_told_and_data_that_was_not_asked_for_is_not(self, tfq_here, golden, tmp_path):
+        np.savez(tmp_path / "d.npz", x_test=np.zeros((2, 5, 5, 1), np.float32), y_test=np.zeros(2, np.int64))
+        model = f"--model={golden / 'two_branches_float32.tflite'}"
+        ended = tfq_here("benchmark", model, f"--data=npz:{tmp_path / 'd.npz'}", *self.flags)
+        assert ended.returncode == 0, ended.stderr
+        assert "is fed random numbers" in ended.stderr
+        ended = tfq_here("benchmark", model, *self.flags)
+        assert ended.returncode == 0, ended.stderr
+        assert "warning" not in ended.stderr

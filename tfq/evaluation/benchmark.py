@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long an inference takes, of models on kernels side by side, with ratios that no drifting machine spoils."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tfq import flatbuffer
+from tfq.config import BenchmarkConfig
+from tfq.data import Split
+from tfq.errors import InputError, RunnerError
+from tfq.evaluation.benchmark_inputs import Fed, fits, timed_model
+from tfq.evaluation.benchmark_record import BenchmarkRecord, ModelTimes, TimeRatio
+from tfq.evaluation.instructions import count_instructions
+from tfq.evaluation.latency import latency_statistics
+from tfq.evaluation.op_costs import OpCost, op_costs
+from tfq.evaluation.paired import paired_ratio
+from tfq.flatbuffer import Model
+from tfq.runners import Runner, make_runner
+from tfq.runners.benchmarking import TimedModel, Timing, TimingRequest
+
+NOT_TIMED = "not measured: the time of an emulator says nothing about a device"
+OPS_BY = (
+    "LiteRT's own profiler, in inferences of their own through CompiledModel; of XNNPACK's kernels by XNNPACK, which "
+    "cuts each to whole microseconds"
+)
+OPS_OFF = "not asked for (--noops)"
+
+
+def benchmark_models(
+    models: Mapping[str, bytes], config: BenchmarkConfig | None = None, *, data: Split | None = None, seed: int = 0
+) -> BenchmarkRecord:
+    """Time each of `models` ({name: bytes of a .tflite}) on each of config.kernels; ratios are to the first of each.
+
+    All of them take turns in one child process, in short blocks of seeded random order. data: its examples are what the
+    models are fed where they fit; else random numbers are, and the record says so. An emulated runner counts the
+    instructions of an inference instead. `config.against` is for whoever reads files.
+    Raises InputError on damaged models and unknown runners, ModelError where a model fails or crashes, RunnerError
+    where the runner cannot run.
+    """
+    config = config or BenchmarkConfig()
+    if not models:
+        raise InputError("no model to benchmark")
+    runner = make_runner(config.runner)
+    reason = runner.unavailable()
+    if reason:
+        raise RunnerError(f"{runner.name}: {reason}")
+    parsed = {name: flatbuffer.read(bytes(content)) for name, content in models.items()}
+    if runner.emulated:
+        return _counted(models, parsed, config, data)
+    fed = {name: timed_model(name, bytes(models[name]), model, data, seed) for name, model in parsed.items()}
+    request = TimingRequest(
+        models=tuple(model for model, _ in fed.values()),
+        kernels=tuple(dict.fromkeys(config.kernels)),
+        num_threads=config.num_threads,
+        warmup_runs=config.warmup_runs,
+        num_runs=config.num_runs,
+        min_secs=config.min_secs,
+        seed=seed,
+    )
+    timings, machine = timing_runner(runner).time_models(request)
+    times = [
+        _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, runner)
+        for (model, kernels), timing in zip(request.entries, timings, strict=True)
+    ]
+    return BenchmarkRecord(
+        runner=config.runner,
+        num_threads=config.num_threads,
+        models=tuple(times),
+        ratios=_ratios(request, timings),
+        machine=machine,
+    )
+
+
+def timing_runner(runner: Runner) -> Any:
+    """`runner`, if it can time models. Raises RunnerError where it cannot."""
+    if not hasattr(runner, "time_models"):
+        raise RunnerError(f"{runner.name} times no models yet: use --runner=local")
+    return runner
+
+
+def model_names(paths: list[str]) -> list[str]:
+    """A name for each file, in order: its stem, or the path where stems are the same; a repeated path is numbered."""
+    stems = [Path(path).stem for path in paths]
+    names: list[str] = []
+    for path, stem in zip(paths, stems, strict=True):
+        same = {other for other, its_stem in zip(paths, stems, strict=True) if its_stem == stem}
+        name = stem if len(same) == 1 else path
+        repeated = sum(1 for other in names if other == name or other.startswith(f"{name} #"))
+        names.append(f"{name} #{repeated + 1}" if repeated else name)
+    return names
+
+
+def _times(
+    parsed: Model,
+    model: TimedModel,
+    kernels: str,
+    timing: Timing,
+    fed: Fed,
+    request: TimingRequest,
+    config: BenchmarkConfig,
+    runner: Runner,
+) -> ModelTimes:
+    ops: list[OpCost] | str = OPS_OFF
+    if config.ops:
+        events = timing_runner(runner).profile_ops(request, model, kernels)
+        ops = events if isinstance(events, str) else op_costs(parsed, events)
+    ours = timing.blocks_ms[:, 1] - timing.blocks_ms[:, 0]
+    return ModelTimes(
+        name=model.name,
+        kernels=kernels,
+        model_bytes=len(model.model),
+        inputs=fed.what,
+        inputs_reason=fed.reason,
+        initialization_ms=timing.initialization_ms,
+        first_ms=timing.first_ms,
+        num_runs=len(timing.latencies_ms),
+        **latency_statistics(timing.latencies_ms),  # type: ignore[arg-type]
+        overhead_ms=float(ours.mean()),
+        total_ops=timing.total_ops,
+        delegated_ops=timing.delegated_ops,
+        ops=None if isinstance(ops, str) else tuple(ops),
+        ops_by=None if isinstance(ops, str) else OPS_BY,
+        ops_reason=ops if isinstance(ops, str) else None,
+    )
+
+
+def _ratios(request: TimingRequest, timings: list[Timing]) -> tuple[TimeRatio, ...]:
+    """Every other model's to the first's on the same kernels, and the first's on other kernels to its own first."""
+    entries = [(model.name, kernels) for model, kernels in request.entries]
+    blocks = {entry: timing.blocks_ms[:, 0] for entry, timing in zip(entries, timings, strict=True)}
+    first, kernels = entries[0]
+    found = []
+    for name, its in entries:
+        base = (first, its) if name != first else (first, kernels)
+        if (name, its) == base:
+            continue
+        ratio = paired_ratio(blocks[name, its], blocks[base])
+        found.append(TimeRatio(model=base[0], model_kernels=base[1], against=name, kernels=its, **vars(ratio)))
+    return tuple(found)
+
+
+def _counted(
+    models: Mapping[str, bytes], parsed: Mapping[str, Model], config: BenchmarkConfig, data: Split | None
+) -> BenchmarkRecord:
+    """The instructions of an inference of each model, counted by the emulator."""
+    times = []
+    for name, content in models.items():
+        fitting = data if data is not None and fits(parsed[name], data) else None
+        for kernels in config.kernels:
+            counted = count_instructions(bytes(content), config.runner, fitting, kernels=kernels)
+            times.append(
+                ModelTimes(
+                    name=name,
+                    kernels=kernels,
+                    model_bytes=len(content),
+                    inputs=counted.inputs,
+                    time_reason=NOT_TIMED,
+                    total_ops=counted.total_ops,
+                    delegated_ops=counted.delegated_ops,
+                    ops_reason=NOT_TIMED,
+                    instructions={config.runner: counted.to_dict()},
+                )
+            )
+    return BenchmarkRecord(runner=config.runner, num_threads=1, models=tuple(times), ratios=())

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which op of the model, and which Keras layer, each step is that LiteRT's profiler timed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tfq.flatbuffer import Model, Op
+from tfq.runners.benchmarking import OpEvent
+
+# What XNNPACK calls its kernels, by how their names begin, and the ops of TFLite that they compute. Read in XNNPACK's
+# operator-type-defs, as of ai-edge-litert 2.1.6; a kernel that is not here stands for itself, without a layer.
+_KERNELS: dict[str, tuple[str, ...]] = {
+    "Convolution": ("CONV_2D", "DEPTHWISE_CONV_2D"),
+    "Deconvolution": ("TRANSPOSE_CONV",),
+    "Fully Connected": ("FULLY_CONNECTED", "CONV_2D"),  # a convolution of 1x1 is one
+    "Dynamic Fully Connected": ("BATCH_MATMUL", "FULLY_CONNECTED"),
+    "Batch Matrix Multiply": ("BATCH_MATMUL",),
+    "Add": ("ADD",),
+    "Subtract": ("SUB",),
+    "Multiply": ("MUL",),
+    "Divide": ("DIV",),
+    "Maximum": ("MAXIMUM",),
+    "Minimum": ("MINIMUM",),
+    "Squared Difference": ("SQUARED_DIFFERENCE",),
+    "PReLU": ("PRELU",),
+    "Clamp": ("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1"),
+    "Leaky ReLU": ("LEAKY_RELU",),
+    "HardSwish": ("HARD_SWISH",),
+    "Sigmoid": ("LOGISTIC",),
+    "TanH": ("TANH",),
+    "Tanh": ("TANH",),
+    "ELU": ("ELU",),
+    "GELU": ("GELU",),
+    "Exp": ("EXP",),
+    "Abs": ("ABS",),
+    "Negate": ("NEG",),
+    "Square Root": ("SQRT",),
+    "Reciprocal Square Root": ("RSQRT",),
+    "Square": ("SQUARE",),
+    "Floor": ("FLOOR",),
+    "Ceiling": ("CEIL",),
+    "Bankers Rounding": ("ROUND",),
+    "Softmax": ("SOFTMAX",),
+    "Average Pooling": ("AVERAGE_POOL_2D",),
+    "Global Average Pooling": ("MEAN", "AVERAGE_POOL_2D"),
+    "Max Pooling": ("MAX_POOL_2D",),
+    "Mean": ("MEAN",),
+    "Sum": ("SUM",),
+    "Static Mean": ("MEAN",),
+    "Convert": ("QUANTIZE", "DEQUANTIZE", "CAST"),
+    "Constant Pad": ("PAD", "PADV2"),
+    "Transpose": ("TRANSPOSE",),
+    "Static Reshape": ("RESHAPE", "SQUEEZE", "EXPAND_DIMS"),
+    "Copy": ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CONCATENATION", "SPLIT"),
+    "Resize Bilinear": ("RESIZE_BILINEAR",),
+    "Concatenate": ("CONCATENATION",),
+    "Split": ("SPLIT",),
+    "Slice": ("SLICE", "STRIDED_SLICE"),
+    "Depth To Space": ("DEPTH_TO_SPACE",),
+    "Space To Depth": ("SPACE_TO_DEPTH",),
+}
+_WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"}
+# Part of the op before them, where they are none of their own: a fused activation, a change of layout.
+_PARTS = ("Clamp", "Static Reshape", "Copy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCost:
+    """The time of an op in an inference.
+
+    name: the op's, or, of a kernel that belongs to no one op, the kernel's. index: of the op in subgraph 0, or None.
+    ms: mean of an inference. share: of the sum over all. kernel: who computed it ("TFLite", or XNNPACK's kernels).
+    """
+
+    name: str
+    keras_layer: str | None
+    ms: float
+    share: float
+    index: int | None
+    kernel: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
+def op_costs(model: Model, events: Sequence[OpEvent]) -> list[OpCost] | str:
+    """The cost of each op of subgraph 0 that was timed, in the model's order, kernels of no one op last; or why none.
+
+    An op that TFLite ran is known by its index. Kernels inside XNNPACK are known by their order and kind alone: they
+    are laid along the ops that TFLite did not run so that as many as possible are of the kind of their op. Where a
+    kernel with weights, or an op with them, is left over, what was found may be shifted: then all kernels stand for
+    themselves. What takes no time of its own (an op that XNNPACK merged into another) is not listed.
+    """
+    ops = model.main_subgraph.ops
+    nested = any(not event.in_delegate and event.subgraph for event in events)
+    inside = [event for event in events if event.in_delegate]
+    if nested and inside:
+        return "the model calls subgraphs, and the profiler does not tell to which of them a kernel of XNNPACK belongs"
+    run = [event for event in events if not event.in_delegate and not event.subgraph and event.name != "DELEGATE"]
+    if any(event.index >= len(ops) or event.name != ops[event.index].name for event in run):
+        return "the profiler tells of other ops than the model has"
+    times: dict[int, float] = {}
+    kernels: dict[int, list[str]] = {}
+    for event in run:
+        times[event.index] = times.get(event.index, 0) + event.mean_ms
+        kernels.setdefault(event.index, ["TFLite"])
+    strangers = []
+    taken = [op for op in ops if op.index not in times]
+    places = align(inside, taken)
+    if _is_shifted(inside, places, taken):
+        places = [None] * len(inside)
+    for event, op in zip(inside, places, strict=True):
+        if op is None:
+            strangers.append(event)
+            continue
+        times[op.index] = times.get(op.index, 0) + event.mean_ms
+        kernels.setdefault(op.index, []).append(event.name)
+    total = sum(event.mean_ms for event in [*run, *inside]) or 1.0
+    known = [_cost(ops[index], times[index], total, kernels[index]) for index in sorted(times)]
+    return known + [
+        OpCost(
+            name=event.name,
+            keras_layer=None,
+            ms=event.mean_ms,
+            share=event.mean_ms / total,
+            index=None,
+            kernel=f"XNNPACK: {event.name}",
+        )
+        for event in strangers
+    ]
+
+
+def align(events: Sequence[OpEvent], ops: Sequence[Op]) -> list[Op | None]:
+    """The op of each event, in order: the longest common subsequence of their kinds; parts join the op before them."""
+    kinds = [_kinds(event.name) for event in events]
+    best = [[0] * (len(ops) + 1) for _ in range(len(events) + 1)]
+    for row in range(len(events) - 1, -1, -1):
+        for column in range(len(ops) - 1, -1, -1):
+            fits = ops[column].name in kinds[row]
+            best[row][column] = max(
+                best[row + 1][column], best[row][column + 1], best[row + 1][column + 1] + 1 if fits else 0
+            )
+    found: list[Op | None] = []
+    row = column = 0
+    while row < len(events):
+        if column < len(ops) and ops[column].name in kinds[row] and best[row][column] == best[row + 1][column + 1] + 1:
+            found.append(ops[column])
+            row, column = row + 1, column + 1
+        elif column < len(ops) and best[row][column] == best[row][column + 1]:
+            column += 1
+        else:
+            part = events[row].name.startswith(_PARTS)
+            found.append(found[-1] if part and found else None)
+            row += 1
+    return found
+
+
+def _is_shifted(events: Sequence[OpEvent], places: Sequence[Op | None], ops: Sequence[Op]) -> bool:
+    """Whether a kernel with weights has no op, or an op with weights no kernel."""
+    found = {op.index for op in places if op is not None}
+    lonely = (event for event, op in zip(events, places, strict=True) if op is None)
+    return any(_WEIGHTED.intersection(_kinds(event.name)) for event in lonely) or any(
+        op.name in _WEIGHTED and op.index not in found for op in ops
+    )
+
+
+def _kinds(kernel: str) -> tuple[str, ...]:
+    """The ops that a kernel may be, by the longest beginning of its name that is known."""
+    known = [begin for begin in _KERNELS if kernel.startswith(begin)]
+    return _KERNELS[max(known, key=len)] if known else ()
+
+
+def _cost(op: Op, ms: float, total: float, kernels: list[str]) -> OpCost:
+    by = kernels[0] if kernels == ["TFLite"] else f"XNNPACK: {', '.join(dict.fromkeys(kernels))}"
+    return OpCost(name=op.name, keras_layer=op.keras_layer, ms=ms, share=ms / total, index=op.index, kernel=by)
