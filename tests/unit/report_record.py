@@ -68,6 +68,61 @@ def audit(ok: bool = True, scheme: str = "full_int8", findings: tuple = (), **op
     }
 
 
+def weight(layer: str, values: int, zeros: int, dtype: str = "int8", **changes: Any) -> dict[str, Any]:
+    """A weight of an AuditReport as plain JSON."""
+    values_of_a_weight = {
+        "tensor": f"model/{layer}/Conv2D",
+        "keras_layer": layer,
+        "op": "CONV_2D",
+        "dtype": dtype,
+        "bytes": values * (4 if dtype == "float32" else 1),
+        "values": values,
+        "zeros": zeros,
+        "channels": 8,
+    }
+    return {**values_of_a_weight, **changes}
+
+
+def timed(name: str, median: float, **changes: Any) -> dict[str, Any]:
+    """A model of a BenchmarkRecord as plain JSON; its quantiles rise evenly, but for the slowest run."""
+    values: dict[str, Any] = {
+        "name": name,
+        "kernels": "xnnpack",
+        "initialization_ms": 1.25,
+        "first_ms": 0.5,
+        "mean_ms": 1.01 * median,
+        "std_ms": 0.1 * median,
+        "p50_ms": median,
+        "p90_ms": 1.16 * median,
+        "p99_ms": 1.9 * median,
+        "min_ms": 0.8 * median,
+        "max_ms": 3 * median,
+        "num_runs": 1234,
+        "overhead_ms": 0.0077,
+        "quantiles_ms": [*(median * (0.8 + 0.02 * step) for step in range(20)), 3 * median],
+        "time_reason": None,
+        "ops": [
+            {"index": 0, "name": "CONV_2D", "keras_layer": "conv2d", "ms": 0.4 * median, "share": 0.4},
+            {"index": 1, "name": "SOFTMAX", "keras_layer": "dense", "ms": 0.6 * median, "share": 0.6},
+        ],
+        "ops_by": "LiteRT's own profiler",
+        "ops_reason": None,
+    }
+    return {**values, **changes}
+
+
+def counted(cpu: str, instructions: int) -> dict[str, Any]:
+    """An InstructionRecord as plain JSON."""
+    return {
+        "runner": f"qemu:{cpu}",
+        "cpu": cpu,
+        "instructions": instructions,
+        "by": "a plugin of the emulator",
+        "inferences": 3,
+        "note": "a count, not a time",
+    }
+
+
 def finding(**changes: Any) -> dict[str, Any]:
     """A Finding as plain JSON."""
     values = {
@@ -155,5 +210,60 @@ _RECORD: dict[str, Any] = {
 
 
 def full_record() -> dict[str, Any]:
-    """A fresh copy, to be changed at will."""
+    """A fresh copy, to be changed at will; without what newer versions of tfq add."""
     return copy.deepcopy(_RECORD)
+
+
+def newest_record() -> dict[str, Any]:
+    """A full record with benchmark, instructions, weights by layer, diagnostics and resumed stages besides."""
+    record = full_record()
+    counts = {
+        "float": (5_651_234, 5_650_001),
+        "ptq_int8": (6_284_000, 3_240_777),
+        "pruned_qat_int8": (6_284_100, 3_241_000),
+    }
+    dtypes = {"float": "float32", "ptq_int8": "int8", "pruned_qat_int8": "int8"}
+    for model in record["models"]:
+        name = model["name"]
+        a53, a76 = counts[name]
+        zeros = 600 if name.startswith("pruned") else 0
+        model["instructions"] = {
+            "qemu:cortex-a53": counted("cortex-a53", a53),
+            "qemu:cortex-a76": counted("cortex-a76", a76),
+        }
+        model["audit"]["weights"] = [
+            weight("conv2d", 72, 0, dtypes[name]),
+            weight("conv2d_1", 1200, zeros, dtypes[name]),
+        ]
+        model["audit"]["model_bytes"] = model["evaluation"]["model_bytes"]
+        model["audit"]["op_types"] = {"CONV_2D": {dtypes[name]: 4}, "SOFTMAX": {dtypes[name]: 1}}
+        model["evaluation"]["scores"] = {"top1": model["evaluation"]["accuracy"], "top5": 0.9999}
+        model["evaluation"] |= {"latency_mean_ms": 0.0431, "latency_std_ms": 0.0009, "latency_first_ms": 0.0999}
+    pair = {"model": "float", "model_kernels": "xnnpack", "kernels": "xnnpack", "confidence": 0.95, "reason": None}
+    record["benchmark"] = {
+        "runner": "local",
+        "num_threads": 1,
+        "models": [
+            timed("float", 0.042),
+            timed("ptq_int8", 0.021, ops=None, ops_reason="the profiler is not to be had"),
+            timed("pruned_qat_int8", 0.0211),
+        ],
+        "ratios": [
+            {**pair, "against": "ptq_int8", "ratio": 0.5, "low": 0.48, "high": 0.52},
+            {**pair, "against": "pruned_qat_int8", "ratio": 0.8, "low": 0.78125, "high": 0.82},
+        ],
+        "machine": {},
+    }
+    record["stages"][0] |= {"resumed": True}
+    record["stages"][1]["details"] = {
+        "preprocessing": {"resize": [], "scale": 1.0, "offset": 0.0},
+        "representative_dataset": {"split": "train", "examples": 200},
+        "diagnostics": {
+            "num_examples": 200,
+            "class_counts": {"0": 150, "1": 50},
+            "class_counts_reason": None,
+            "noise": {"is_noise": False, "image": "neighbours correlate by 0.7"},
+            "findings": ["class 1 is a quarter of the examples"],
+        },
+    }
+    return record

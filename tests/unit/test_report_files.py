@@ -4,6 +4,7 @@
 import json
 import re
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from unittest import mock
 from xml.etree import ElementTree
@@ -12,13 +13,13 @@ import matplotlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_record import audit, finding, full_record
+from report_record import audit, finding, full_record, newest_record, timed, weight
 
 from tfq.errors import InputError, TfqError
 from tfq.report import write_report
 from tfq.report.markdown import escaped, markdown_of
 from tfq.report.page import page_of
-from tfq.report.plots import plots_of
+from tfq.report.plots import Plot, plots_of
 
 HOSTILE = "<script>alert(1)</script>\"'&--> | `x` $\\frac$ ]]> [a](b)"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -33,7 +34,7 @@ def page():
 @pytest.fixture
 def undrawn():
     """Plots are laid out but not rendered, which takes most of a report's time."""
-    with mock.patch("tfq.report.plots._svg", return_value="<svg></svg>"):
+    with mock.patch("tfq.report.plots.svg_of", return_value="<svg></svg>"):
         yield
 
 
@@ -42,16 +43,20 @@ class Checker(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], set(), [], []
+        self.open, self.count, self.attributes, self.text = [], Counter(), [], []
+
+    @property
+    def tags(self):
+        return set(self.count)
 
     def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
+        self.count[tag] += 1
         self.attributes += attrs
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
+        self.count[tag] += 1
         self.attributes += attrs
 
     def handle_endtag(self, tag):
@@ -70,7 +75,7 @@ def parsed(page):
 
 
 def hostile_record():
-    record = full_record()
+    record = newest_record()
     record["config"]["model"] = f"dir/{HOSTILE}"
     record["config"]["data"]["source"] = HOSTILE
     record["warnings"] = [HOSTILE]
@@ -79,7 +84,18 @@ def hostile_record():
     record["packages"][HOSTILE] = HOSTILE
     record["stages"][0] |= {"name": HOSTILE, "details": {HOSTILE: HOSTILE}}
     record["models"][1] |= {"name": HOSTILE, "file": HOSTILE, "audit": audit(False, HOSTILE, (_hostile_finding(),))}
-    record["models"][1]["audit"]["op_counts"] = {HOSTILE: 1}
+    record["models"][1]["audit"] |= {"op_counts": {HOSTILE: 1}, "op_types": {HOSTILE: {HOSTILE: 1}}}
+    record["models"][1]["audit"]["weights"] = [weight(HOSTILE, 9, 1, HOSTILE), weight(None, 9, 1, tensor=HOSTILE)]
+    record["models"][1]["instructions"] = {
+        HOSTILE: {"not_run": HOSTILE},
+        "qemu:cortex-a76": {"instructions": 5, "by": HOSTILE},
+    }
+    record["models"][1]["evaluation"] |= {"metric": HOSTILE, "scores": {HOSTILE: 0.5}, "kernels": HOSTILE}
+    record["benchmark"]["models"].append(timed(HOSTILE, 0.01, kernels=HOSTILE, ops_by=HOSTILE))
+    record["benchmark"]["models"][2]["ops"] = [{"name": HOSTILE, "keras_layer": HOSTILE, "ms": 1.0, "share": 1.0}]
+    record["benchmark"]["ratios"][0] |= {"against": HOSTILE, "reason": HOSTILE}
+    record["stages"][1]["details"]["diagnostics"] |= {"class_counts": {HOSTILE: 5}, "findings": [HOSTILE]}
+    record["stages"][1]["details"]["pruning_plan"] = {"pruned": [HOSTILE], "skipped": {HOSTILE: HOSTILE}}
     record["models"][2]["parity"]["qemu:cortex-a53"] = {"not_run": HOSTILE}
     record["models"][2]["evaluation"]["skipped"] = {HOSTILE: HOSTILE}
     return record
@@ -94,7 +110,6 @@ def test_three_files_are_written_and_the_json_is_the_record(tmp_path):
     assert [path.name for path in paths] == ["report.json", "report.md", "report.html"]
     assert json.loads(paths[0].read_text()) == full_record()
     assert paths[1].read_text().startswith("# tfq run: digits_cnn\n")
-    assert paths[2].stat().st_size < 200_000
 
 
 def test_the_same_record_gives_the_same_bytes(tmp_path):
@@ -119,9 +134,9 @@ def test_a_file_in_the_way_of_the_directory_is_refused(tmp_path):
 def test_every_format_tells_numbers_provenance_stages_and_that_emulation_is_no_latency(show):
     text = re.sub(r" +", " ", show(full_record()))
     for told in (
-        "98.59%", "48.3 kB", "4.57x", "0.0213 ms", "31.4 dB", "1 LSB (4 of 2,560)", "8 of 9", "full int8",
+        "98.59%", "48.3 kB", "4.57x", "0.0213", "31.4 dB", "1 LSB (4 of 2,560)", "8 of 9", "full int8",
         "CONV_2D", "conv2d_1", "49.80%", "2, not listed", "1 min 01 s", "neither pruning nor QAT is asked for",
-        "2.1 … 0.1 (5 values)", "Some CPU @ 2.00GHz", "avx2 fma", "2.21.0", "a" * 64, "d" * 64,
+        "2.1 → 0.1", "Some CPU @ 2.00GHz", "avx2 fma", "2.21.0", "a" * 64, "d" * 64,
         "emulated: a parity of outputs with this machine's, never a latency", "no noise: it is the reference",
         "tfq run --config=report.json",
     ):  # fmt: skip
@@ -133,11 +148,11 @@ def test_warnings_of_the_run_and_of_each_evaluation_come_first_and_once(page):
     record["warnings"] = ["got 50 of 200 samples", "clipped"]
     record["models"][1]["evaluation"]["warnings"] = ["clipped", "unused range"]
     page, text = page_of(record), markdown_of(record)
-    assert page.index("got 50 of 200 samples") < page.index("98.59%")
+    assert page.index("got 50 of 200 samples") < page.index('<h2 id="result">')
     assert text.index("## Warnings") < text.index("## Result")
     assert text.count("clipped") - markdown_of(full_record()).count("clipped") == 1
     assert "- PTQ int8: unused range" in text
-    assert "3 warnings" in page and "warnings</h2>" not in quiet
+    assert "<h2>3 warnings</h2>" in page and "3 warnings: see below" in page and "warnings</h2>" not in quiet
 
 
 def test_a_failed_audit_shows_its_findings_with_op_layer_and_message(undrawn):
@@ -145,15 +160,15 @@ def test_a_failed_audit_shows_its_findings_with_op_layer_and_message(undrawn):
     findings = (finding(), finding(op_index=7, allowed=True, message="named in allow_float"))
     record["models"][2]["audit"] = audit(False, "mixed", findings)
     text = markdown_of(record)
-    assert re.search(r"\| #2 +\| ADD +\| add_1 +\| model/add_1/add +\| fails +\| op #2 ADD computes in float32", text)
+    assert re.search(r"\| #2 +\| ADD +\| add_1 +\| fails +\| op #2 ADD computes in float32", text)
     assert re.search(r"\| pruned \+ QAT int8 \| not full int8 \| mixed +\| 1 fail, 1 allowed", text)
-    assert '<div class="tile bad"><dt>audit</dt><dd>not full int8</dd>' in page_of(record)
+    assert '<td class="bad">not full int8</td>' in page_of(record)
 
 
 def test_nothing_from_the_record_becomes_markup_in_html():
     checker = parsed(page_of(hostile_record()))
-    assert "script" not in checker.tags and "a" not in checker.tags
-    assert sum("<script>alert(1)</script>" in text for text in checker.text) >= 15
+    assert checker.count["script"] == 1 and checker.count["a"] == checker.count["h2"] - 1  # of warnings, no link
+    assert sum("<script>alert(1)</script>" in text for text in checker.text) >= 30
 
 
 @given(st.text(max_size=40))
@@ -161,18 +176,21 @@ def test_nothing_from_the_record_becomes_markup_in_html():
 def test_any_layer_name_gives_a_page_with_closed_tags_and_no_new_ones(name):
     record = full_record()
     record["sparsity"] = {name: 0.5}
-    with mock.patch("tfq.report.page.plots_of", return_value=[]):
-        tags = parsed(page_of(full_record())).tags
+    no_plots = dict.fromkeys(("accuracy", "size", "latency", "instructions"), Plot(title="", svg="", caption=""))
+    with mock.patch("tfq.report.page.plots_of", return_value=no_plots):
+        tags = parsed(page_of(full_record())).count
         page = page_of(record)
-    assert parsed(page).tags <= tags
+    assert set(parsed(page).count) <= set(tags)
     page.encode()
 
 
 @given(st.text(max_size=20))
-@settings(max_examples=10, deadline=None)
-def test_any_layer_name_gives_a_drawing_that_is_well_formed(name):
-    svg = plots_of({"sparsity": {name: 0.5}})[3].svg
-    assert "50.00%" in "".join(ElementTree.fromstring(svg).itertext())
+@settings(max_examples=6, deadline=None)
+def test_any_model_name_gives_a_drawing_that_is_well_formed(name):
+    record = {"models": [{"name": name, "evaluation": {"model_bytes": 5000, "gzip_bytes": 4000, "accuracy": 0.5}}]}
+    plots = plots_of(record)
+    assert "5.0 kB file" in "".join(ElementTree.fromstring(plots["size"].svg).itertext())
+    ElementTree.fromstring(plots["accuracy"].svg)
 
 
 def test_nothing_from_the_record_becomes_markup_or_another_cell_in_markdown():
@@ -191,9 +209,9 @@ def test_a_config_with_backticks_stays_in_its_fence():
     assert markdown_of(record).rstrip().endswith("\n`````")
 
 
-def test_the_page_needs_no_network_and_no_script(page):
+def test_the_page_needs_no_network(page):
     checker = parsed(page)
-    assert not checker.tags & {"script", "link", "img", "iframe", "object", "embed", "base", "a"}
+    assert not checker.tags & {"link", "img", "iframe", "object", "embed", "base"}
     for name, value in checker.attributes:
         assert name != "src" and not name.startswith("on")
         assert not (name.endswith("href") and not value.startswith("#")), (name, value)
@@ -202,18 +220,15 @@ def test_the_page_needs_no_network_and_no_script(page):
 
 def test_plots_are_well_formed_without_date_and_follow_the_pages_colours():
     plots = plots_of(hostile_record())
-    assert [plot.title for plot in plots] == ["Accuracy against size", "Size", "Latency", "Sparsity of each layer"]
-    for plot in plots:
+    assert list(plots) == ["accuracy", "size", "latency", "instructions"]
+    for plot in plots.values():
         root = ElementTree.fromstring(plot.svg)
-        assert root.attrib["role"] == "img"
-        assert "currentColor" in plot.svg and "#010203" not in plot.svg and "<metadata>" not in plot.svg
-        assert not re.search(r"20\d\d-\d\d-\d\d", plot.svg)
-    texts = "".join(ElementTree.fromstring(plots[3].svg).itertext())
-    assert "新しい層" in texts and "50.00%" in texts
-
-
-def test_the_page_is_light_or_dark_as_the_reader_has_it(page):
-    assert "prefers-color-scheme: dark" in page and 'content="light dark"' in page
+        assert root.attrib["role"] == "img" and root.attrib["aria-label"]
+        assert "currentColor" in plot.svg and "var(--c0)" in plot.svg
+        assert not re.search(r"#0102|<metadata>|<style|20\d\d-\d\d-\d\d", plot.svg)
+    ids = re.findall(r' id="([^"]*)"', "".join(plot.svg for plot in plots.values()))
+    assert len(ids) == len(set(ids))
+    assert "<script>" in "".join(ElementTree.fromstring(plots["size"].svg).itertext())
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
@@ -229,50 +244,42 @@ def test_a_users_matplotlib_style_does_not_change_the_report(page):
 
 def test_without_matplotlib_the_page_says_which_plots_are_missing_and_why(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    page = page_of(full_record())
+    page = page_of(newest_record())
     assert "<svg" not in page
-    for title in ("Accuracy against size", "Size", "Latency", "Sparsity of each layer"):
+    for title in ("Accuracy against size", "Size", "Latency", "Instructions an inference"):
         assert f"<h3>{title}</h3>" in page
     assert page.count("pip install &#x27;tfq[report]&#x27;") == 4
 
 
 def test_plots_without_their_numbers_say_why():
     record = full_record()
-    record["sparsity"] = {}
     for model in record["models"]:
         model["evaluation"] |= {"accuracy": None, "latency_p50_ms": None, "latency_reason": "emulated runner"}
-    agreement, sizes, latency, sparsity = plots_of(record)
-    assert agreement.title == "Agreement against size" and agreement.svg and sizes.svg
-    assert (latency.svg, latency.caption) == ("", "not drawn: emulated runner")
-    assert sparsity.caption == "not drawn: no sparsity is recorded"
+    plots = plots_of(record)
+    assert plots["accuracy"].title == "Agreement against size" and plots["accuracy"].svg and plots["size"].svg
+    assert (plots["latency"].svg, plots["latency"].caption) == ("", "not drawn: emulated runner")
+    assert plots["instructions"].caption == "not drawn: no instructions were counted"
 
 
 def test_a_users_own_metric_is_drawn_and_told_by_its_name():
     record = full_record()
     for model in record["models"]:
-        model["evaluation"].update(metric="mae", accuracy=12.3456)
-    assert ">mae<" in plots_of(record)[0].svg
-    assert "<dt>mae</dt><dd>12.35</dd>" in page_of(record)
+        model["evaluation"].update(metric="my_metric", accuracy=12.3456)
+    assert ">my_metric<" in plots_of(record)["accuracy"].svg
+    assert "<dt>my_metric</dt><dd>12.35</dd>" in page_of(record)
 
 
-def test_many_layers_are_drawn_in_part_and_told_so():
-    record = full_record()
-    record["sparsity"] = {f"layer_{index}": 0.5 for index in range(60)}
-    assert "The first 40 of 60 layers" in plots_of(record)[3].caption
-    assert "layer_59" in page_of(record)
-
-
-@pytest.mark.parametrize("key", list(full_record()))
+@pytest.mark.parametrize("key", list(newest_record()))
 def test_a_record_without_any_one_part_still_reports(key, tmp_path, undrawn):
-    record = full_record()
+    record = newest_record()
     del record[key]
     parsed(write_report(record, tmp_path)[2].read_text())
 
 
-@pytest.mark.parametrize("key", ["evaluation", "audit", "parity", "file"])
+@pytest.mark.parametrize("key", ["evaluation", "audit", "parity", "file", "instructions"])
 @pytest.mark.parametrize("value", ["missing", None])
 def test_models_without_any_one_part_still_report(key, value, tmp_path, undrawn):
-    record = full_record()
+    record = newest_record()
     for model in record["models"]:
         if value is None:
             model[key] = None

@@ -2,10 +2,21 @@
 """The table on the screen, and how numbers read."""
 
 import pytest
-from report_record import full_record
+from report_record import full_record, newest_record
 
 from tfq.report import summary_table
-from tfq.report.formatting import kilobytes, model_label, percent, plain, points, scalar, seconds, significant
+from tfq.report.formatting import (
+    kilobytes,
+    millions,
+    model_label,
+    percent,
+    plain,
+    points,
+    scalar,
+    seconds,
+    significant,
+    time_unit,
+)
 
 
 def row_of(table, label):
@@ -75,6 +86,23 @@ def test_parity_of_outputs_that_are_no_codes_is_told_in_their_own_unit():
     assert "cortex-a53 parity of PTQ int8: out float32" in table
 
 
+def test_instructions_are_a_column_where_there_is_room_for_it():
+    record = newest_record()
+    for model in record["models"]:
+        model["parity"] = {}
+    table = summary_table(record)
+    assert row_of(table, "PTQ int8").endswith("  6.28 / 3.24")
+    assert table.splitlines()[0].endswith("a53 / a76") and table.splitlines()[1].endswith("M instr")
+    assert "a count, not a time" in table and max(map(len, table.split("\n\n")[0].splitlines())) <= 120
+
+
+def test_instructions_are_a_line_below_where_there_is_no_room():
+    table = summary_table(newest_record())
+    assert max(map(len, table.split("\n\n")[0].splitlines())) <= 120
+    assert "a53 / a76 instructions an inference, in millions, a count, not a time: float 5.65 / 5.65; PTQ int8" in table
+    assert "instr" not in summary_table(full_record())
+
+
 def test_control_characters_never_reach_the_terminal():
     record = full_record()
     record["models"][0]["name"] = "evil\x1b[2J\nname"
@@ -98,6 +126,12 @@ def test_control_characters_never_reach_the_terminal():
         (significant(1234.5), "1,234"),
         (significant(0), "0"),
         (significant(float("inf")), "—"),
+        (millions(6_284_000), "6.28"),
+        (millions(48_123), "0.0481"),
+        (millions(123_456_789), "123"),
+        (time_unit([0.099, None]).text(0.00654), "6.54"),
+        (time_unit([0.099, 0.1]).text(0.00654), "0.00654"),
+        (time_unit([]).short, "ms"),
         (seconds(0.348), "0.35 s"),
         (seconds(12.34), "12.3 s"),
         (seconds(125.9), "2 min 05 s"),
@@ -107,6 +141,8 @@ def test_control_characters_never_reach_the_terminal():
         (plain("a\ud800b"), "a b"),
         (model_label("pruned_int8"), "pruned int8"),
         (model_label("int8"), "int8"),
+        (model_label("ptq_weight_only_int8"), "PTQ weight-only int8"),
+        (model_label("pruned_qat_int16x8"), "pruned + QAT int16x8"),
         (model_label("something_else"), "something_else"),
     ],
 )

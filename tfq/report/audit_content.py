@@ -1,85 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's section on the audits: the verdicts, what was found, and the ops of each file."""
+"""The report's section on the audits: the verdicts, the ops of each file, and what was found in them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.report.formatting import DASH, count, model_label, plain, scalar
+from tfq.report.formatting import DASH, count, number_of, plain, scalar
+from tfq.report.reported import REFERENCE, Record, Reported, models_of
 from tfq.report.tables import Section, Table
 
-Record = Mapping[str, Any]
+_MOST_FINDINGS = 60
+_TARGETS = {"xnnpack": "XNNPACK", "tflm": "TFLite Micro", "nnapi": "NNAPI", "edgetpu": "Edge TPU"}
 
-# The float model is what the others are compared with: that its ops are float is no finding.
-REFERENCE = "float"
+_SCHEMES = {
+    "full_int8": "full int8",
+    "int8_float_io": "int8, float inputs or outputs",
+    "int8_uint8_io": "int8, uint8 inputs or outputs",
+    "int16x8": "int16 activations, int8 weights",
+    "dynamic_range": "dynamic range: int8 weights in float ops",
+    "weight_only": "int8 weights alone, float ops",
+    "weight_only_int8": "int8 weights alone, float ops",
+    "float16": "float16 weights",
+    "float32": "float32",
+}
 
 
 def audit_section(record: Record) -> Section:
-    """The audit's verdict on each model, its findings, and how many ops of each kind there are."""
-    audits = {model_label(model.get("name", "?")): model.get("audit") for model in record.get("models") or []}
-    audited = {label: audit for label, audit in audits.items() if audit}
+    """The audit's verdict on each model, how many ops of each kind on which types, and the findings."""
+    audited = [model for model in models_of(record) if model.audit]
     if not audited:
-        return Section(title="Audit", paragraphs=("No model was audited.",))
-    about = ["Whether every tensor of every op is an integer; what is not is named, with the layer that it came from."]
-    if REFERENCE in audited:
+        return Section(key="audit", title="Audit", paragraphs=("No model was audited.",))
+    about = ["Every op of every file, and the types of its tensors; what is not as it should be is named, with why."]
+    if any(model.label == REFERENCE for model in audited):
         about.append("The float model is the reference: its float ops are counted, not listed.")
-    listed = {label: audit for label, audit in audited.items() if label != REFERENCE and audit.get("findings")}
-    tables = [_verdicts(audited), *(_findings(label, audit["findings"]) for label, audit in listed.items())]
-    if ops := _op_counts(audited):
+    listed = [model for model in audited if model.label != REFERENCE and model.audit.get("findings")]
+    tables = [_verdicts(audited)]
+    if ops := _op_table(audited):
         tables.append(ops)
-    return Section(title="Audit", paragraphs=tuple(about), tables=tuple(tables))
+    tables += [_findings(model.label, model.audit["findings"]) for model in listed]
+    return Section(key="audit", title="Audit", paragraphs=tuple(about), tables=tuple(tables))
+
+
+def is_clean(audit: Record) -> bool:
+    """Whether the audit has nothing against the file."""
+    return bool(audit.get("ok"))
+
+
+def scheme_text(scheme: Any) -> str:
+    """What a reader calls the scheme that the audit told from a file's tensors."""
+    return _SCHEMES.get(scheme) or _TARGETS.get(scheme) or plain(scheme) if isinstance(scheme, str) else scalar(scheme)
 
 
 def verdict_of(label: str, audit: Record) -> str:
-    """The verdict: "full int8", "not full int8", or that nothing was asked of the reference."""
+    """The verdict: the scheme in a reader's words, "not full int8", or that nothing was asked of the reference."""
     if label == REFERENCE:
         return "reference"
-    return "full int8" if audit.get("ok") else "not full int8"
+    required = audit.get("requirement") or "full_int8"
+    if not is_clean(audit):
+        return f"not {scheme_text(required)}"
+    scheme = scheme_text(audit.get("scheme"))
+    return f"{scheme}, runs on {_TARGETS[required]}" if required in _TARGETS else scheme
 
 
 def findings_text(audit: Record) -> str:
     """What was found, by how grave it is: "2 fail, 1 noted", "none"."""
     findings = audit.get("findings") or []
-    fails = sum(finding.get("severity", "fails") == "fails" and not finding.get("allowed") for finding in findings)
+    fails = sum(_is_failure(finding) for finding in findings)
     allowed = sum(bool(finding.get("allowed")) for finding in findings)
     parts = [(fails, "fail"), (allowed, "allowed"), (len(findings) - fails - allowed, "noted")]
     return ", ".join(f"{count(number)} {word}" for number, word in parts if number) or "none"
 
 
-def _verdicts(audits: Record) -> Table:
+def _is_failure(finding: Record) -> bool:
+    return finding.get("severity", "fails") == "fails" and not finding.get("allowed")
+
+
+def _verdicts(models: Sequence[Reported]) -> Table:
     rows = tuple(
         (
-            label,
-            verdict_of(label, audit),
-            scalar(audit.get("scheme")),
-            f"{count(len(audit.get('findings') or []))}, not listed" if label == REFERENCE else findings_text(audit),
-            scalar(audit.get("granularity")),
-            scalar(audit.get("input_types")),
-            scalar(audit.get("output_types")),
+            model.label,
+            verdict_of(model.label, model.audit),
+            scalar(model.audit.get("scheme")),
+            f"{count(len(model.audit.get('findings') or []))}, not listed"
+            if model.label == REFERENCE
+            else findings_text(model.audit),
+            scalar(model.audit.get("granularity")),
+            scalar(model.audit.get("input_types")),
+            scalar(model.audit.get("output_types")),
         )
-        for label, audit in audits.items()
+        for model in models
     )
-    columns = ("model", "verdict", "scheme", "findings", "weights", "inputs", "outputs")
-    return Table(columns=columns, rows=rows, numeric=(False,) * 7)
+    return Table(
+        columns=("model", "verdict", "scheme", "findings", "weights", "inputs", "outputs"),
+        rows=rows,
+        numeric=(False,) * 7,
+        row_series=tuple(model.series for model in models),
+        bad=frozenset(
+            (row, 1) for row, model in enumerate(models) if model.label != REFERENCE and not is_clean(model.audit)
+        ),
+    )
+
+
+def _op_table(models: Sequence[Reported]) -> Table | None:
+    counts = [model.audit.get("op_counts") or {} for model in models]
+    names = sorted({name for of_model in counts for name in of_model})
+    if not names:
+        return None
+    rows = tuple(
+        (
+            plain(name),
+            *(_op_cell(model.audit, name, of_model) for model, of_model in zip(models, counts, strict=True)),
+            _op_findings(models, name),
+        )
+        for name in names
+    )
+    totals = ("all ops", *(count(sum(of_model.values())) for of_model in counts), "")
+    typed = any(model.audit.get("op_types") for model in models)
+    return Table(
+        columns=("op", *(model.label for model in models), "findings"),
+        rows=(*rows, totals),
+        numeric=(False, *(True for _ in models), False),
+        caption="Ops in each file" + (", by the type that they compute in" if typed else ""),
+        column_series={1 + column: model.series for column, model in enumerate(models)},
+        totals=1,
+        sortable=len(rows) > 10,
+    )
+
+
+def _op_cell(audit: Record, name: str, counts: Record) -> str:
+    """How many, and in what type they compute where the audit tells: "4 int8", "3 int8, 1 float32", or "4"."""
+    types = (audit.get("op_types") or {}).get(name)
+    if not counts.get(name):
+        return "0"
+    if not isinstance(types, Mapping) or not types:
+        return count(counts[name])
+    return ", ".join(f"{count(number)} {plain(dtype)}" for dtype, number in types.items())
+
+
+def _op_findings(models: Sequence[Reported], name: str) -> str:
+    parts = []
+    for model in models:
+        found = [f for f in model.audit.get("findings") or [] if f.get("op") == name.partition(":")[0]]
+        fails = sum(_is_failure(finding) for finding in found)
+        if model.label != REFERENCE and found:
+            grave = number_of(fails, "failure") if fails else number_of(len(found), "note")
+            parts.append(f"{model.label}: {grave}")
+    return "; ".join(parts) or DASH
 
 
 def _findings(label: str, findings: Sequence[Record]) -> Table:
+    ordered = sorted(findings, key=lambda finding: not _is_failure(finding))
     rows = tuple(
         (
             DASH if finding.get("op_index") is None else f"#{plain(finding['op_index'])}",
-            *(plain(finding.get(key) or DASH) for key in ("op", "keras_layer", "tensor")),
+            *(plain(finding.get(key) or DASH) for key in ("op", "keras_layer")),
             "allowed" if finding.get("allowed") else plain(finding.get("severity") or DASH),
             plain(finding.get("message") or finding.get("kind") or DASH),
         )
-        for finding in findings
+        for finding in ordered[:_MOST_FINDINGS]
     )
-    columns = ("op #", "op", "layer", "tensor", "severity", "what was found")
-    return Table(columns=columns, rows=rows, numeric=(False,) * 6, caption=f"Findings in {label}")
-
-
-def _op_counts(audits: Record) -> Table | None:
-    counts = {label: audit.get("op_counts") or {} for label, audit in audits.items()}
-    names = sorted({name for of_model in counts.values() for name in of_model})
-    if not names:
-        return None
-    rows = tuple((plain(name), *(count(of_model.get(name, 0)) for of_model in counts.values())) for name in names)
-    return Table(columns=("op", *counts), rows=rows, caption="Ops in each file")
+    further = len(ordered) - len(rows)
+    return Table(
+        columns=("op #", "op", "layer", "severity", "what was found, why, and what to do"),
+        rows=rows,
+        numeric=(False,) * 5,
+        caption=f"Findings in {label}",
+        bad=frozenset((row, 3) for row, finding in enumerate(ordered[:_MOST_FINDINGS]) if _is_failure(finding)),
+        notes=(f"{number_of(further, 'further finding')}: report.json has all",) if further else (),
+    )

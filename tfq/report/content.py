@@ -1,104 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of a report, from the record of a run: what Markdown and HTML both show."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from tfq.report.audit_content import REFERENCE, audit_section
-from tfq.report.formatting import (
-    DASH,
-    count,
-    is_number,
-    kilobytes,
-    model_label,
-    percent,
-    plain,
-    points,
-    scalar,
-    seconds,
-    significant,
-)
-from tfq.report.summary import (
-    NEVER_A_LATENCY,
-    accuracy_text,
-    delegated_text,
-    evaluation_of,
-    is_share,
-    parity_runners,
-    parity_text,
-    summary_of,
-)
+from tfq.report.audit_content import audit_section
+from tfq.report.data_content import data_section
+from tfq.report.formatting import DASH, count, cpu_label, is_number, kilobytes, percent, plain, scalar, significant
+from tfq.report.instructions_content import instructions_section
+from tfq.report.latency_content import kernels_text, latency_section
+from tfq.report.layers_content import layers_section
+from tfq.report.reported import Record, models_of, reference_of, runners_of
+from tfq.report.scores import accuracy_text, change_text, metric_word, score_text
+from tfq.report.stages_content import provenance_sections, stages_section
+from tfq.report.summary import NEVER_A_LATENCY, delegated_text, parity_text, summary_of
 from tfq.report.tables import Reasons, Section, Table
-
-Record = Mapping[str, Any]
-
-
-def title_of(record: Record) -> str:
-    """The heading: "tfq run: digits_cnn"."""
-    model = plain((record.get("config") or {}).get("model") or "a model").rstrip("/").rpartition("/")[2]
-    return f"tfq {plain(record.get('script', 'run'))}: {model}"
-
-
-def warnings_of(record: Record) -> list[str]:
-    """Every warning of the run once: its own, then those of each evaluation, with the model's label."""
-    told = [plain(warning) for warning in record.get("warnings") or []]
-    for model in record.get("models") or []:
-        for warning in evaluation_of(model).get("warnings") or []:
-            if plain(warning) not in told:
-                told.append(f"{model_label(model.get('name', '?'))}: {plain(warning)}")
-    return list(dict.fromkeys(told))
 
 
 def sections_of(record: Record) -> list[Section]:
-    """The report after its warnings, in order."""
-    return [
-        Section(title="Result", tables=(summary_of(record),)),
+    """The report after its verdict and warnings, in order."""
+    sections = [
+        Section(key="result", title="Result", tables=(summary_of(record),)),
         evaluation_section(record),
+        latency_section(record),
+        instructions_section(record),
         parity_section(record),
         audit_section(record),
-        sparsity_section(record),
+        layers_section(record),
+        data_section(record),
         stages_section(record),
         *provenance_sections(record),
     ]
+    return [section for section in sections if section]
 
 
 def evaluation_section(record: Record) -> Section:
-    """Every number of every evaluation: a row a quantity, a column a model."""
-    models = [model for model in record.get("models") or [] if evaluation_of(model)]
+    """What the outputs are worth and what the files weigh: a row a quantity, a column a model."""
+    title, key = "Accuracy and size", "accuracy"
+    models = [model for model in models_of(record) if model.evaluation]
     if not models:
-        return Section(title="Evaluation", paragraphs=("No model was evaluated.",))
-    labels = tuple(model_label(model.get("name", "?")) for model in models)
-    evaluations = [evaluation_of(model) for model in models]
-    reference = next((e for label, e in zip(labels, evaluations, strict=True) if label == REFERENCE), {})
-    reasons = Reasons()
-    rows = []
-    for quantity, show, reason_key in _QUANTITIES:
-        cells = [show(evaluation, reference) for evaluation in evaluations]
-        for label, cell, evaluation in zip(labels, cells, evaluations, strict=True):
+        return Section(key=key, title=title, paragraphs=("No model was evaluated.",))
+    reference_model = reference_of(models)
+    reference = reference_model.evaluation if reference_model else {}
+    reasons, rows = Reasons(), []
+    for quantity, show, reason_key in (*_QUANTITIES[:1], *_score_rows(models), *_QUANTITIES[1:]):
+        cells = [show(model.evaluation, reference) for model in models]
+        for model, cell in zip(models, cells, strict=True):
             if cell == DASH and reason_key:
-                reasons.add(quantity, label, plain(evaluation.get(reason_key) or ""))
+                reasons.add(quantity, model.label, plain(model.evaluation.get(reason_key) or ""))
         if any(cell != DASH for cell in cells) or reason_key:
             rows.append((quantity, *cells))
     skipped = [
-        f"{label}: skipped {plain(name)}: {plain(reason)}"
-        for label, evaluation in zip(labels, evaluations, strict=True)
-        for name, reason in (evaluation.get("skipped") or {}).items()
+        f"{model.label}: skipped {plain(name)}: {plain(reason)}"
+        for model in models
+        for name, reason in (model.evaluation.get("skipped") or {}).items()
     ]
-    table = Table(columns=("", *labels), rows=tuple(rows), notes=(*reasons.notes(), *skipped))
+    table = Table(
+        columns=("", *(model.label for model in models)),
+        rows=tuple(rows),
+        notes=(*reasons.notes(), *skipped),
+        column_series={1 + column: model.series for column, model in enumerate(models)},
+    )
     about = "Accuracy is against the labels; agreement is the share of examples with the float model's own answer."
-    return Section(title="Evaluation", paragraphs=(about,), tables=(table,))
+    return Section(key=key, title=title, paragraphs=(about,), tables=(table,), plots=("accuracy", "size"))
+
+
+_Quantity = tuple[str, Callable[[Record, Record], str], str]
+
+
+def _score_rows(models: list[Any]) -> list[_Quantity]:
+    """A row for each score beside the metric itself, top-5 beside top-1."""
+    metrics = {model.evaluation.get("metric") or "top1" for model in models}
+    names = dict.fromkeys(name for model in models for name in model.evaluation.get("scores") or {})
+
+    def show(name: str) -> Callable[[Record, Record], str]:
+        return lambda evaluation, reference: score_text(name, (evaluation.get("scores") or {}).get(name))
+
+    return [(metric_word(name), show(name), "") for name in names if name not in metrics]
 
 
 def _of(key: str, show: Callable[[Any], str]) -> Callable[[Record, Record], str]:
     return lambda evaluation, reference: show(evaluation.get(key))
-
-
-def _accuracy_change(evaluation: Record, reference: Record) -> str:
-    ours, theirs = evaluation.get("accuracy"), evaluation.get("reference_accuracy", reference.get("accuracy"))
-    if not (is_number(ours) and is_number(theirs)):
-        return DASH
-    return f"{points(ours - theirs)} points" if is_share(evaluation) else f"{ours - theirs:+.4g}".replace("-", "−")
 
 
 def _size_ratio(evaluation: Record, reference: Record) -> str:
@@ -110,19 +92,11 @@ def _decibels(value: Any) -> str:
     return f"{value:.1f} dB" if is_number(value) else DASH
 
 
-def _milliseconds(value: Any) -> str:
-    return f"{significant(value)} ms" if is_number(value) else DASH
-
-
-def _kernels(value: Any) -> str:
-    return DASH if value is None else "XNNPACK" if value else "builtin"
-
-
 # (what it is called, how it is shown, where the record says why it is missing; "" leaves out a row without values)
-_QUANTITIES: tuple[tuple[str, Callable[[Record, Record], str], str], ...] = (
+_QUANTITIES: tuple[_Quantity, ...] = (
     ("accuracy", lambda evaluation, reference: accuracy_text(evaluation), "accuracy_reason"),
-    ("metric", _of("metric", scalar), ""),
-    ("accuracy minus float's", _accuracy_change, ""),
+    ("metric", _of("metric", lambda value: metric_word(value) if value else DASH), ""),
+    ("accuracy minus float's", change_text, ""),
     ("agreement with float", _of("agreement", percent), "agreement_reason"),
     ("output SQNR", _of("output_sqnr_db", _decibels), "output_sqnr_db_reason"),
     ("examples", _of("num_examples", count), ""),
@@ -131,112 +105,44 @@ _QUANTITIES: tuple[tuple[str, Callable[[Record, Record], str], str], ...] = (
     ("file", _of("model_bytes", kilobytes), ""),
     ("file, gzip", _of("gzip_bytes", kilobytes), ""),
     ("smaller than float, gzip", _size_ratio, ""),
-    ("latency p50", _of("latency_p50_ms", _milliseconds), "latency_reason"),
-    ("latency p90", _of("latency_p90_ms", _milliseconds), ""),
-    ("latency p99", _of("latency_p99_ms", _milliseconds), ""),
-    ("threads", _of("num_threads", scalar), ""),
     ("runner", _of("runner", scalar), ""),
-    ("kernels", _of("xnnpack", _kernels), ""),
+    ("kernels", lambda evaluation, reference: kernels_text(evaluation), ""),
     ("ops delegated to XNNPACK", lambda evaluation, reference: delegated_text(evaluation), ""),
-    ("input values clipped", _of("clipped_input_share", percent), ""),
-    ("input range unused", _of("unused_range_share", percent), ""),
 )
 
 
 def parity_section(record: Record) -> Section:
     """The comparison between runners: a row a model and runner."""
-    models = record.get("models") or []
-    runners = parity_runners(models)
+    models = models_of(record)
+    runners = runners_of(models, "parity")
     rows: list[tuple[str, ...]] = []
+    series: list[int | None] = []
     reasons, skipped = Reasons(), []
     for model in models:
-        label = model_label(model.get("name", "?"))
-        for runner, parity in (model.get("parity") or {}).items():
+        for runner, parity in model.parity.items():
+            series.append(model.series)
             if "not_run" in parity:
-                reasons.add(plain(runner), label, f"not run: {plain(parity['not_run'])}")
-                rows.append((label, plain(runner), "not run", DASH, DASH, DASH))
+                reasons.add(cpu_label(runner), model.label, f"not run: {plain(parity['not_run'])}")
+                rows.append((model.label, plain(runner), "not run", DASH, DASH, DASH))
                 continue
             numbers = (count(parity.get(key)) for key in ("num_different", "compared", "num_examples"))
             error = parity.get("max_abs_error_lsb")
             largest = f"{significant(error)} LSB" if is_number(error) else parity_text(parity)
-            rows.append((label, plain(runner), largest, *numbers))
+            rows.append((model.label, plain(runner), largest, *numbers))
             if parity.get("skipped"):
-                skipped.append(f"{label} on {plain(runner)}: skipped {scalar(parity['skipped'])}")
+                skipped.append(f"{model.label} on {plain(runner)}: skipped {scalar(parity['skipped'])}")
+    title = "Parity between runners"
     if not rows:
-        return Section(title="Parity between runners", paragraphs=("No other runner was asked for.",))
-    notes = (*reasons.notes(), *skipped)
-    columns = ("model", "runner", "largest difference", "values that differ", "values compared", "examples")
-    table = Table(columns=columns, rows=tuple(rows), numeric=(False, False, True, True, True, True), notes=notes)
+        return Section(key="parity", title=title, paragraphs=("No other runner was asked for.",))
+    table = Table(
+        columns=("model", "runner", "largest difference", "values that differ", "values compared", "examples"),
+        rows=tuple(rows),
+        numeric=(False, False, True, True, True, True),
+        notes=(*reasons.notes(), *skipped),
+        row_series=tuple(series),
+    )
     about = (
         "The same inputs on another runner, output codes compared one by one with this machine's; 1 LSB is one code."
     )
     emulated = (f"{NEVER_A_LATENCY}.",) if any(runner.startswith("qemu") for runner in runners) else ()
-    return Section(title="Parity between runners", paragraphs=(about, *emulated), tables=(table,))
-
-
-def sparsity_section(record: Record) -> Section:
-    """The measured share of zeros in each layer's weights."""
-    sparsity = record.get("sparsity") or {}
-    if not sparsity:
-        return Section(title="Sparsity", paragraphs=("No weights were pruned, or no sparsity was measured.",))
-    rows = tuple((plain(layer), percent(fraction)) for layer, fraction in sparsity.items())
-    table = Table(columns=("layer", "zeros"), rows=rows)
-    return Section(
-        title="Sparsity", paragraphs=("Share of zeros among each layer's weights, as measured.",), tables=(table,)
-    )
-
-
-def stages_section(record: Record) -> Section:
-    """What was done, for how long, and what was skipped and why."""
-    stages = record.get("stages") or []
-    if not stages:
-        return Section(title="Stages", paragraphs=("The record holds no stages.",))
-    rows = tuple(
-        (
-            plain(stage.get("name", "?")),
-            "skipped" if stage.get("skipped") else seconds(stage.get("seconds")),
-            plain(stage["skipped"]) if stage.get("skipped") else _details(stage.get("details") or {}),
-        )
-        for stage in stages
-    )
-    total = sum(stage["seconds"] for stage in stages if is_number(stage.get("seconds")) and not stage.get("skipped"))
-    table = Table(columns=("stage", "time", "details"), rows=rows, numeric=(False, True, False))
-    return Section(title="Stages", paragraphs=(f"{seconds(total)} in all.",), tables=(table,))
-
-
-def _details(details: Record) -> str:
-    # The sparsity has a section of its own.
-    return "; ".join(f"{plain(key)}: {scalar(value)}" for key, value in details.items() if key != "sparsity")
-
-
-def provenance_sections(record: Record) -> list[Section]:
-    """Versions, machine, hashes; and the whole config, from which the run can be replayed."""
-    cpu = record.get("cpu") or {}
-    facts = {
-        "seed": scalar(record.get("seed")),
-        "CPU": plain(cpu.get("model") or DASH),
-        "architecture": " ".join(map(plain, [cpu.get("machine") or DASH, *(cpu.get("isa") or [])])),
-        "Python": scalar(record.get("python")),
-        **{plain(name): scalar(version) for name, version in (record.get("packages") or {}).items()},
-        "git commit": scalar(record.get("git_commit")),
-        "schema version": scalar(record.get("schema_version")),
-    }
-    hashes = {"config": scalar(record.get("config_hash"))}
-    sha256 = record.get("sha256") or {}
-    if sha256.get("model"):
-        hashes["model given"] = scalar(sha256["model"])
-    hashes |= {f"data, {plain(split)}": scalar(value) for split, value in (sha256.get("data") or {}).items()}
-    for model in record.get("models") or []:
-        if (model.get("sha256") or {}).get("model"):
-            hashes[plain(model.get("file", model.get("name")))] = scalar(model["sha256"]["model"])
-    text_columns = (False, False)
-    tables = (
-        Table(columns=("what", "value"), rows=tuple(facts.items()), numeric=text_columns),
-        Table(columns=("SHA-256 of", "value"), rows=tuple(hashes.items()), numeric=text_columns),
-    )
-    config = json.dumps(record.get("config") or {}, indent=2)
-    replay = "The same run again: tfq run --config=report.json --out=DIR"
-    return [
-        Section(title="Provenance", tables=tables),
-        Section(title="Configuration", paragraphs=(replay,), code=config, code_title="The whole configuration"),
-    ]
+    return Section(key="parity", title=title, paragraphs=(about, *emulated), tables=(table,))

@@ -2,12 +2,15 @@
 """Numbers and names as a reader wants them: each with its unit, a dash for what is not known."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 DASH = "—"
 
 # What a run calls its models, and what a reader does.
 _WORDS = {"ptq": "PTQ", "qat": "QAT"}
+_SCHEMES = ("weight_only_int8", "int8", "int16x8", "dynamic", "float16", "float32")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -35,11 +38,44 @@ def kilobytes(number: Any) -> str:
     return f"{number / 1000:,.1f} kB" if is_number(number) else DASH
 
 
-def significant(number: Any) -> str:
+def significant(number: Any, digits: int = 3) -> str:
     """Three significant digits, and every digit before the point: 0.04215 -> "0.0421", 1234.5 -> "1,234"."""
     if not is_number(number):
         return DASH
-    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.{digits}g}"
+
+
+def millions(number: Any) -> str:
+    """1512345 -> "1.51": instructions read in millions."""
+    return significant(number / 1e6) if is_number(number) else DASH
+
+
+def ratio(number: Any) -> str:
+    """How many times: 1.5234 -> "1.52x"."""
+    return f"{number:.2f}x" if is_number(number) else DASH
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeUnit:
+    """What times of one table are told in. per_ms: how many of it a millisecond has."""
+
+    short: str
+    word: str
+    per_ms: int
+
+    def text(self, milliseconds: Any, digits: int = 3) -> str:
+        """The number alone, of `digits` significant ones."""
+        return significant(milliseconds * self.per_ms, digits) if is_number(milliseconds) else DASH
+
+
+MILLISECONDS = TimeUnit(short="ms", word="Milliseconds", per_ms=1)
+MICROSECONDS = TimeUnit(short="µs", word="Microseconds", per_ms=1000)
+
+
+def time_unit(milliseconds: Iterable[Any]) -> TimeUnit:
+    """The unit in which the longest of these times has digits before its point."""
+    longest = max((value for value in milliseconds if is_number(value)), default=1.0)
+    return MICROSECONDS if longest < 0.1 else MILLISECONDS
 
 
 def seconds(number: Any) -> str:
@@ -58,10 +94,22 @@ def plain(value: Any) -> str:
 
 def model_label(name: Any) -> str:
     """What a reader calls a model of the record: "pruned_qat_int8" -> "pruned + QAT int8", "ptq_int8" -> "PTQ int8"."""
-    words = [_WORDS.get(word, word) for word in plain(name).split("_")]
-    if words[-1] == "int8" and len(words) > 1:
-        return f"{' + '.join(words[:-1])} int8"
-    return plain(name)
+    text = plain(name)
+    for scheme in _SCHEMES:
+        if text.endswith(f"_{scheme}"):
+            words = [_WORDS.get(word, word) for word in text.removesuffix(f"_{scheme}").split("_")]
+            return f"{' + '.join(words)} {scheme.replace('weight_only', 'weight-only').replace('_', ' ')}"
+    return text
+
+
+def cpu_label(runner: Any) -> str:
+    """What a reader calls the CPU of a runner: "qemu:cortex-a53" -> "cortex-a53"."""
+    return plain(runner).removeprefix("qemu:")
+
+
+def number_of(value: Any, noun: str) -> str:
+    """A count and its noun: "1 warning", "2 warnings"."""
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
 def scalar(value: Any) -> str:

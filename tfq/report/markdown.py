@@ -5,8 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tfq.report.content import sections_of, title_of, warnings_of
+from tfq.report.content import sections_of
+from tfq.report.reported import title_of, warnings_of
 from tfq.report.tables import Section, Table
+from tfq.report.verdict import checks_of, costs_of, headline_of, subject_of
 
 # What would turn a name into markup, a link or another cell. Underscores within words are no emphasis.
 _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
@@ -14,11 +16,27 @@ _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
 
 def markdown_of(record: Mapping[str, Any]) -> str:
     """The whole report, ending in a newline."""
-    parts = [f"# {escaped(title_of(record))}"]
+    parts = [f"# {escaped(title_of(record))}", _verdict(record)]
     if told := warnings_of(record):
         parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in told))
     parts += [_section(section) for section in sections_of(record)]
     return "\n\n".join(parts) + "\n"
+
+
+def _verdict(record: Mapping[str, Any]) -> str:
+    _, headline = headline_of(record)
+    parts = [f"**{escaped(headline)}**"]
+    if costs := costs_of(record):
+        parts.append(f"{escaped(subject_of(record))}:")
+        parts.append(
+            "\n".join(
+                f"- {escaped(cost.name)}: {escaped(cost.value)}{f' ({escaped(cost.detail)})' if cost.detail else ''}"
+                for cost in costs
+            )
+        )
+    checks = [(f"{check.question}, {check.state}", check.answer) for check in checks_of(record)]
+    parts += ["Checks:", "\n".join(f"- {escaped(question)}: {escaped(answer)}" for question, answer in checks)]
+    return "\n\n".join(parts)
 
 
 def escaped(text: str) -> str:

@@ -4,33 +4,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.report.formatting import DASH, count, is_number, model_label, percent, plain, scalar, significant
+from tfq.report.formatting import DASH, count, cpu_label, is_number, millions, percent, plain, scalar, significant
+from tfq.report.instructions_content import NOT_A_TIME
+from tfq.report.reported import REFERENCE, Reported, models_of, part, runners_of
+from tfq.report.scores import accuracy_text
 from tfq.report.tables import Reasons, Table
 
 NEVER_A_LATENCY = "ARM columns are emulated: a parity of outputs with this machine's, never a latency"
-
-
-def evaluation_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The evaluation of one of the record's models, empty where there is none."""
-    return model.get("evaluation") or {}
-
-
-def parity_runners(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every runner that a model of the record was, or was to be, compared on; in the order met."""
-    return list(dict.fromkeys(runner for model in models for runner in model.get("parity") or {}))
-
-
-def is_share(evaluation: Mapping[str, Any]) -> bool:
-    """Whether the accuracy is a fraction of examples, and not what a user's own metric gave."""
-    return evaluation.get("metric") in (None, "top1")
-
-
-def accuracy_text(evaluation: Mapping[str, Any]) -> str:
-    """A percentage such as "97.22%", or the plain number and name of a user's own metric."""
-    value = evaluation.get("accuracy")
-    if is_share(evaluation) or not is_number(value):
-        return percent(value)
-    return f"{value:.4g} {plain(evaluation['metric'])}"
+WIDTH = 120
+NO_BREAK = "\xa0"
 
 
 def parity_text(parity: Mapping[str, Any]) -> str:
@@ -49,9 +31,9 @@ def parity_text(parity: Mapping[str, Any]) -> str:
 
 def summary_of(record: Mapping[str, Any]) -> Table:
     """Rows are the models of the record; see `summary_table` for the columns."""
-    models = record.get("models") or []
-    runners = parity_runners(models)
-    machine = plain((record.get("cpu") or {}).get("machine") or "local")
+    models = models_of(record)
+    runners = runners_of(models, "parity")
+    machine = plain(part(record, "cpu").get("machine") or "local")
     columns = ("model", "accuracy", "agreement", "bytes", "gzip bytes", f"{machine} p50 ms", "ops delegated")
     reasons = Reasons()
     rows = tuple(_row(model, runners, reasons) for model in models)
@@ -59,13 +41,13 @@ def summary_of(record: Mapping[str, Any]) -> Table:
     emulated = any(runner.startswith("qemu") for runner in runners)
     if emulated:
         notes.append(NEVER_A_LATENCY)
-    parity_columns = tuple(plain(runner).removeprefix("qemu:") + " parity" for runner in runners)
-    return Table(columns=(*columns, *parity_columns), rows=rows, notes=tuple(notes))
+    parity_columns = tuple(f"{cpu_label(runner)} parity" for runner in runners)
+    series = tuple(model.series for model in models)
+    return Table(columns=(*columns, *parity_columns), rows=rows, notes=tuple(notes), row_series=series)
 
 
-def _row(model: Mapping[str, Any], runners: Sequence[str], reasons: Reasons) -> tuple[str, ...]:
-    label = model_label(model.get("name", "?"))
-    evaluation = evaluation_of(model)
+def _row(model: Reported, runners: Sequence[str], reasons: Reasons) -> tuple[str, ...]:
+    evaluation = model.evaluation
     missing = None if evaluation else "not evaluated"
     shown = {
         "accuracy": (accuracy_text(evaluation), evaluation.get("accuracy_reason")),
@@ -77,9 +59,9 @@ def _row(model: Mapping[str, Any], runners: Sequence[str], reasons: Reasons) -> 
     }
     for what, (cell, reason) in shown.items():
         if cell == DASH:
-            reasons.add(what, label, plain(missing or reason or ""))
+            reasons.add(what, model.label, plain(missing or reason or ""))
     cells = [cell for cell, _ in shown.values()]
-    return (label, *cells, *(_parity_cell(model, runner, label, reasons) for runner in runners))
+    return (model.label, *cells, *(_parity_cell(model, runner, reasons) for runner in runners))
 
 
 def delegated_text(evaluation: Mapping[str, Any]) -> str:
@@ -88,20 +70,22 @@ def delegated_text(evaluation: Mapping[str, Any]) -> str:
     return f"{count(delegated)} of {count(total)}" if is_number(delegated) else DASH
 
 
-def _parity_cell(model: Mapping[str, Any], runner: str, label: str, reasons: Reasons) -> str:
-    what = f"{plain(runner).removeprefix('qemu:')} parity"
-    parity = (model.get("parity") or {}).get(runner)
+def _parity_cell(model: Reported, runner: str, reasons: Reasons) -> str:
+    what = f"{cpu_label(runner)} parity"
+    parity = model.parity.get(runner)
     if parity is None:
         # The float model is the reference: a parity in LSB is that of integer codes.
-        reason = "parity is counted in LSB, and its outputs are no codes" if label == "float" else "not asked for"
-        reasons.add(what, label, reason)
+        reason = (
+            "parity is counted in LSB, and its outputs are no codes" if model.label == REFERENCE else "not asked for"
+        )
+        reasons.add(what, model.label, reason)
         return DASH
     if "not_run" in parity:
-        reasons.add(what, label, f"not run: {plain(parity['not_run'])}")
+        reasons.add(what, model.label, f"not run: {plain(parity['not_run'])}")
         return "not run"
     text = parity_text(parity)
     if text == DASH:
-        reasons.add(what, label, scalar(parity["skipped"]) if parity.get("skipped") else None)
+        reasons.add(what, model.label, scalar(parity["skipped"]) if parity.get("skipped") else None)
     return text
 
 
@@ -110,18 +94,44 @@ def summary_table(record: Mapping[str, Any]) -> str:
 
     A row a model: accuracy against the labels and agreement with the float model in percent, bytes of the file raw and
     gzipped, median latency on this machine, ops delegated to XNNPACK, and for each emulated ARM CPU the parity of the
-    outputs ("0 LSB (0 of 2,560)": the largest difference, how many values differ) or "not run". What is not known is a
-    dash, and its reason stands below the table.
+    outputs ("0 LSB (0 of 2,560)": the largest difference, how many values differ) or "not run". Instructions on ARM are
+    a last column where that fits WIDTH, else a line below. What is not known is a dash, and its reason stands below.
     """
     table = summary_of(record)
     if not table.rows:
         return "no model was evaluated"
-    header = [_two_lines(column) for column in table.columns]
-    lines = [tuple(part[0] for part in header), tuple(part[1] for part in header), *table.rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
+    cpus, cells = _instructions(models_of(record))
+    lines = _laid_out(table.columns, table.rows)
+    notes = table.notes
+    if cells:
+        # A heading breaks at its first ordinary space.
+        columns = (*table.columns, f"{cpus.replace(' ', NO_BREAK)} M instr")
+        wider = _laid_out(columns, [(*row, cell) for row, cell in zip(table.rows, cells, strict=True)])
+        if max(map(len, wider)) <= WIDTH:
+            lines, notes = wider, (*notes, f"M instr: millions of ARM instructions an inference, {NOT_A_TIME}")
+        else:
+            each = "; ".join(f"{row[0]} {cell}" for row, cell in zip(table.rows, cells, strict=True))
+            notes = (*notes, f"{cpus} instructions an inference, in millions, {NOT_A_TIME}: {each}")
+    return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def _instructions(models: Sequence[Reported]) -> tuple[str, list[str]]:
+    """The CPUs, "a53 / a76", and the models' cells, "6.28 / 3.24"; no cells where nothing was counted."""
+    runners = runners_of(models, "instructions")
+    counts = [[part(model.instructions, runner).get("instructions") for runner in runners] for model in models]
+    if not any(is_number(number) for numbers in counts for number in numbers):
+        return "", []
+    cpus = " / ".join(cpu_label(runner).removeprefix("cortex-") for runner in runners)
+    return cpus, [" / ".join(map(millions, numbers)) for numbers in counts]
+
+
+def _laid_out(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    header = [_two_lines(column) for column in columns]
+    lines = [tuple(first for first, _ in header), tuple(second for _, second in header), *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     laid_out = ["  ".join(_aligned(line[c], widths[c], c) for c in range(len(widths))).rstrip() for line in lines]
     laid_out.insert(2, "  ".join("─" * width for width in widths))
-    return "\n".join([*laid_out, *(["", *table.notes] if table.notes else [])])
+    return laid_out
 
 
 def _aligned(cell: str, width: int, column: int) -> str:
@@ -131,4 +141,4 @@ def _aligned(cell: str, width: int, column: int) -> str:
 def _two_lines(column: str) -> tuple[str, str]:
     """A column's heading on two lines: the table must fit a terminal."""
     first, space, second = column.partition(" ")
-    return (first, second) if space else ("", first)
+    return (first.replace(NO_BREAK, " "), second) if space else ("", first)

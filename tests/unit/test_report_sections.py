@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sections say of latency, instructions, layers, data, stages and metrics, in Markdown as in HTML."""
+
+import re
+
+import pytest
+from report_record import audit, finding, full_record, newest_record, timed, weight
+
+from tfq.report.content import sections_of
+from tfq.report.markdown import markdown_of
+from tfq.report.plots import plots_of
+
+
+def section(record, key):
+    return next(each for each in sections_of(record) if each.key == key)
+
+
+def table(record, key, caption=""):
+    return next(each for each in section(record, key).tables if each.caption.startswith(caption))
+
+
+def row(found, label):
+    return dict(zip(found.columns, next(each for each in found.rows if each[0] == label), strict=True))
+
+
+def said(record, key):
+    return " ".join(section(record, key).paragraphs)
+
+
+def test_the_benchmark_is_told_with_initialisation_first_mean_percentiles_and_what_is_ours():
+    told = row(table(newest_record(), "latency", "Microseconds an inference"), "pruned + QAT int8")
+    assert told == {
+        "model": "pruned + QAT int8", "init": "1,250", "first": "500", "mean ± std": "21.3 ± 2.1", "p50": "21.1",
+        "p90": "24.5", "p99": "40.1", "tfq's own": "7.7", "runs": "1,234",
+    }  # fmt: skip
+    assert "XNNPACK kernels, 1 thread" in said(newest_record(), "latency")
+
+
+def test_a_ratio_is_time_over_time_and_told_in_words_with_its_interval():
+    ratios = table(newest_record(), "latency", "Time against another's")
+    told = row(ratios, "PTQ int8")
+    assert (told["against"], told["time, ratio"], told["95% interval"]) == ("float", "0.50x", "0.48 to 0.52")
+    assert told["which is"] == "2.00x faster"
+    # 1 / 0.8 = 1.25, between 1 / 0.82 = 1.22 and 1 / 0.78125 = 1.28.
+    assert "1.25x faster than float (1.22 to 1.28)" in markdown_of(newest_record())
+
+
+def test_a_ratio_whose_interval_holds_1_is_no_difference():
+    record = newest_record()
+    record["benchmark"]["ratios"][1] |= {"ratio": 1.2, "low": 0.9, "high": 1.5}
+    told = row(table(record, "latency", "Time against another's"), "pruned + QAT int8")
+    assert told["which is"] == "no difference that these runs can tell"
+    record["benchmark"]["ratios"][1] |= {"low": None, "high": None, "reason": "too few blocks"}
+    ratios = table(record, "latency", "Time against another's")
+    assert row(ratios, "pruned + QAT int8")["95% interval"] == "—" and "no interval: too few blocks" in ratios.notes
+
+
+def test_kernels_are_a_column_where_they_differ_and_a_ratio_of_kernels_names_both():
+    record = newest_record()
+    record["benchmark"]["models"].append(timed("float", 0.4, kernels="reference"))
+    ratio = {"model": "float", "model_kernels": "xnnpack", "against": "float", "kernels": "reference", "ratio": 9.5}
+    record["benchmark"]["ratios"].append(ratio)
+    assert "kernels" in table(record, "latency").columns
+    assert row(table(record, "latency", "Time against"), "float, reference")["against"] == "float, XNNPACK"
+    assert "float, reference" in plots_of(record)["latency"].svg
+
+
+def test_the_most_expensive_op_comes_first_and_the_reason_for_none_is_told():
+    ops = table(newest_record(), "latency", "Most expensive ops of float")
+    assert [cells[:2] for cells in ops.rows] == [("SOFTMAX #1", "dense"), ("CONV_2D #0", "conv2d")]
+    assert ops.rows[0][3] == "60.00%" and "timed by LiteRT's own profiler" in ops.notes
+    notes = table(newest_record(), "latency", "Microseconds an inference").notes
+    assert "times of ops of PTQ int8: the profiler is not to be had" in notes
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "reason"),
+    [
+        (None, "no benchmark in the record"),
+        ({"not_run": "not asked for"}, "not asked for"),
+        ({"models": [{"name": "float", "time_reason": "not measured: an emulator"}]}, "side by side: an emulator."),
+    ],
+)
+def test_without_a_benchmark_the_reason_and_the_latency_of_the_evaluation_are_told(benchmark, reason):
+    record = newest_record() | {"benchmark": benchmark}
+    assert reason in said(record, "latency")
+    told = row(table(record, "latency", "Microseconds an inference while evaluating"), "PTQ int8")
+    assert (told["first"], told["mean"], told["p50"]) == ("99.9", "43.1", "21.3")
+
+
+def test_the_distribution_of_latencies_is_drawn_and_what_is_off_its_edge_is_told():
+    plot = plots_of(newest_record())["latency"]
+    assert "21.1 µs" in plot.svg and "The slowest run, 126 µs, is beyond the edge" in plot.caption
+    assert "does not start at 0" not in plot.caption
+    record = newest_record()
+    record["benchmark"]["models"] = [timed("float", 1.0, quantiles_ms=[1 + step / 100 for step in range(21)])]
+    assert "does not start at 0" in plots_of(record)["latency"].caption
+
+
+def test_instructions_are_millions_with_float_over_it_and_never_a_time():
+    record = newest_record()
+    record["models"][2]["instructions"]["qemu:cortex-a53"] = {"not_run": "the emulator has no plugins"}
+    counts = table(record, "instructions")
+    # 5,650,001 / 3,240,777 = 1.743...
+    assert counts.rows[1] == ("PTQ int8", "6.28", "0.90x", "3.24", "1.74x")
+    assert counts.rows[2][1:3] == ("—", "—")
+    assert "cortex-a53 of pruned + QAT int8: not run: the emulator has no plugins" in counts.notes
+    assert "a count, not a time" in said(record, "instructions")
+    assert "a count, not a time" in plots_of(record)["instructions"].caption
+    assert "1.74x fewer than float; a count, not a time" in markdown_of(record)
+
+
+def test_without_instructions_there_is_no_section_of_them():
+    assert "instructions" not in [each.key for each in sections_of(full_record())]
+
+
+def test_layers_show_bytes_and_zeros_of_each_file_beside_those_of_the_keras_model():
+    layers = table(newest_record(), "layers")
+    assert row(layers, "conv2d_1") == {
+        "layer": "conv2d_1", "float, float32 bytes": "4,800", "PTQ int8, int8 bytes": "1,200",
+        "pruned + QAT int8, int8 bytes": "1,200", "float, zeros": "0.00%", "PTQ int8, zeros": "0.00%",
+        "pruned + QAT int8, zeros": "50.00%", "Keras model, zeros": "50.00%",
+    }  # fmt: skip
+    # 4 * (72 + 1200) bytes of float weights; 600 zeros of 1,272 weights.
+    assert row(layers, "all weights")["float, float32 bytes"] == "5,088"
+    assert row(layers, "all weights")["pruned + QAT int8, zeros"] == "47.17%"
+    assert row(layers, "rest of the file")["float, float32 bytes"] == f"{48_320 - 5_088:,}"
+    sizes, zeros = layers.bars
+    assert sizes.rows[1] == (1.0, 0.25, 0.25) and zeros.rows[1] == (0.0, 0.0, 0.5)
+
+
+def test_zeros_that_nobody_could_count_are_a_dash_and_not_none():
+    record = newest_record()
+    record["models"][2]["audit"]["weights"][1]["zeros"] = None
+    layers = table(record, "layers")
+    assert row(layers, "conv2d_1")["pruned + QAT int8, zeros"] == "—"
+    assert row(layers, "all weights")["pruned + QAT int8, zeros"] == "—"
+
+
+def test_a_layer_that_one_file_lacks_is_a_dash_there_and_a_nameless_one_goes_by_its_tensor():
+    record = newest_record()
+    record["models"][1]["audit"]["weights"].append(weight(None, 7, 0, tensor="a/tensor"))
+    told = row(table(record, "layers"), "a/tensor")
+    assert (told["PTQ int8, int8 bytes"], told["float, float32 bytes"], told["float, zeros"]) == ("7", "—", "—")
+
+
+def test_an_older_record_shows_the_sparsity_of_the_keras_model_alone():
+    assert row(table(full_record(), "layers"), "dense") == {"layer": "dense", "zeros": "49.80%"}
+    record = full_record() | {"sparsity": {}}
+    assert not section(record, "layers").tables and "is in the record" in said(record, "layers")
+
+
+def test_ops_are_told_by_the_type_that_they_compute_in_with_their_findings():
+    record = newest_record()
+    record["models"][1]["audit"] = audit(
+        False, "mixed", (finding(op="CONV_2D"), finding(op="CONV_2D", severity="note"))
+    )
+    record["models"][1]["audit"]["op_types"] = {"CONV_2D": {"int8": 3, "float32": 1}}
+    told = row(table(record, "audit", "Ops in each file"), "CONV_2D")
+    assert (told["float"], told["PTQ int8"]) == ("4 float32", "3 int8, 1 float32")
+    assert told["findings"] == "PTQ int8: 1 failure"
+    assert row(table(full_record(), "audit", "Ops in each file"), "CONV_2D")["PTQ int8"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"ok": True, "scheme": "int16x8", "requirement": "int16x8"}, "int16 activations, int8 weights"),
+        ({"ok": False, "scheme": "float32", "requirement": "dynamic"}, "not dynamic"),
+        ({"ok": True, "scheme": "full_int8", "requirement": "tflm"}, "full int8, runs on TFLite Micro"),
+        ({"ok": False, "scheme": "mixed", "requirement": "edgetpu"}, "not Edge TPU"),
+    ],
+)
+def test_other_schemes_and_targets_are_told_in_words(changes, verdict):
+    record = newest_record()
+    record["models"][1] |= {"name": "ptq_int16x8", "audit": audit() | changes}
+    assert row(table(record, "audit"), "PTQ int16x8")["verdict"] == verdict
+
+
+def test_many_findings_are_listed_in_part_failures_first():
+    record = full_record()
+    findings = (*(finding(severity="note") for _ in range(200)), finding(op="SIN"))
+    record["models"][1]["audit"] = audit(False, "mixed", findings)
+    listed = table(record, "audit", "Findings in PTQ int8")
+    assert len(listed.rows) == 60 and listed.rows[0][1] == "SIN"
+    assert listed.notes == ("141 further findings: report.json has all",)
+
+
+def test_diagnostics_of_the_calibration_set_are_told_in_plain_words():
+    record = newest_record()
+    assert "200 calibration examples, 1 finding." in said(record, "data")
+    assert table(record, "data", "Findings").rows == (("class 1 is a quarter of the examples",),)
+    assert "Random noise: no (image: neighbours correlate by 0.7)." in said(record, "data")
+    classes = table(record, "data", "Classes")
+    assert classes.rows == (("0", "150", "75.00%"), ("1", "50", "25.00%"))
+    assert classes.bars[0].rows == ((1.0,), (50 / 150,))
+    assert "was not diagnosed" in said(full_record(), "data")
+
+
+def test_what_could_not_be_diagnosed_is_told_with_its_reason():
+    record = newest_record()
+    diagnostics = record["stages"][1]["details"]["diagnostics"]
+    diagnostics |= {"findings": [], "class_counts": None, "class_counts_reason": "the data has no labels"}
+    diagnostics["noise"] = {"is_noise": None, "x": "too few examples"}
+    for told in (
+        "nothing stands out.",
+        "Class balance not measured: the data has no labels.",
+        "Random noise: cannot be told (x: too few examples).",
+    ):
+        assert told in said(record, "data")
+
+
+def test_recorded_preprocessing_is_held_against_what_is_fed():
+    record = newest_record()
+    assert row(table(record, "data", "Preprocessing"), "convert to int8")["recorded"] == "the same as fed"
+    record["config"]["data"]["scale"] = 1 / 255
+    found = table(record, "data", "Preprocessing")
+    assert row(found, "convert to int8")["recorded"] == "not what evaluate feeds" and (0, 4) in found.bad
+
+
+def test_resumed_stages_are_told_and_training_shows_the_ends_of_its_curves():
+    record = newest_record()
+    assert "1 stage of an earlier, interrupted run" in said(record, "stages")
+    assert row(table(record, "stages"), "train")["details"].startswith("taken from an earlier, interrupted run")
+    assert row(table(record, "stages", "Training"), "train")["loss"] == "2.1 → 0.1"
+    assert "interrupted" not in said(full_record(), "stages")
+
+
+def test_layers_that_were_not_pruned_are_told_by_reason():
+    record = full_record()
+    skipped = {"relu": "ReLU has no weights", "add": "Add has no weights", "bn": "tfmot prunes no BatchNormalization"}
+    record["stages"][0]["details"]["pruning_plan"] = {"pruned": ["conv2d"], "skipped": skipped}
+    plan = table(record, "stages", "Pruning")
+    assert plan.rows[0] == ("pruned", "1", "conv2d") and row(plan, "no weights")["which"] == "relu, add"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "float_value", "told", "change"),
+    [
+        ("mae", 12.3456, 12.0, "12.35 MAE", "+0.346"),
+        ("roc_auc", 0.87654, 0.88, "0.8765 ROC AUC", "−0.00346"),
+        ("top5", 0.87654, 0.88, "87.65%", "−0.35 points"),
+        ("pkg.mod:score", 7.0, 8.0, "7 pkg.mod:score", "−1"),
+    ],
+)
+def test_a_metric_is_told_in_its_own_unit(metric, value, float_value, told, change):
+    record = full_record()
+    for model in record["models"]:
+        model["evaluation"] |= {"metric": metric, "accuracy": value, "reference_accuracy": float_value}
+    found = table(record, "accuracy")
+    assert row(found, "accuracy")["PTQ int8"] == told
+    assert row(found, "accuracy minus float's")["PTQ int8"] == change
+
+
+def test_an_error_is_drawn_with_down_as_better_and_a_users_own_without_a_word():
+    record = full_record()
+    for name, words in (("mae", "down and to the left is better"), ("m:f", "is the metric's own matter")):
+        for model in record["models"]:
+            model["evaluation"] |= {"metric": name, "accuracy": 12.0}
+        assert words in plots_of(record)["accuracy"].caption
+
+
+def test_top5_stands_beside_top1():
+    assert row(table(newest_record(), "accuracy"), "top-5")["float"] == "99.99%"
+    assert "top-5" not in [cells[0] for cells in table(full_record(), "accuracy").rows]
+
+
+def test_every_number_of_a_table_is_in_markdown_too():
+    text = re.sub(r"\\(.)", r"\1", markdown_of(newest_record()))
+    for each in sections_of(newest_record()):
+        for found in each.tables:
+            for cells in found.rows:
+                assert all(cell in text for cell in cells)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's section on how long an inference takes on this machine."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tfq.report.formatting import (
+    DASH,
+    count,
+    is_number,
+    model_label,
+    number_of,
+    percent,
+    plain,
+    ratio,
+    scalar,
+    time_unit,
+)
+from tfq.report.reported import (
+    Record,
+    Reported,
+    benchmark_of,
+    models_of,
+    series_of,
+)
+from tfq.report.tables import Bars, Reasons, Section, Table, fractions
+
+_MOST_OPS = 8
+
+
+def latency_section(record: Record) -> Section:
+    """The benchmark: distributions, ratios with their intervals, the dearest ops; and latencies of the evaluation."""
+    benchmark, timed = benchmark_of(record)
+    about, tables = [], []
+    if timed:
+        threads = benchmark.get("num_threads")
+        words = [scalar(benchmark.get("runner")), *_kernels(timed)]
+        words += [number_of(threads, "thread")] if is_number(threads) else []
+        about.append(f"Timed side by side, in turns, so that a drift of the machine weighs on all: {', '.join(words)}.")
+        ops, reasons = _op_tables(record, timed)
+        tables += [_timings(record, timed, reasons), *_ratios(record, benchmark, timed), *ops]
+    else:
+        reasons_told = [benchmark.get("not_run"), *(each.get("time_reason") for each in benchmark.get("models") or [])]
+        reason = next((plain(each) for each in reasons_told if each), "no benchmark in the record")
+        about.append(f"Not benchmarked side by side: {reason.removeprefix('not measured: ')}.")
+    if evaluated := _while_evaluating(models_of(record)):
+        tables.append(evaluated)
+    plots = ("latency",) if tables else ()
+    return Section(key="latency", title="Latency", paragraphs=tuple(about), tables=tuple(tables), plots=plots)
+
+
+def _kernels(timed: Sequence[Record]) -> list[str]:
+    """What a section says of the kernels once, where they are the same in all its rows; else nothing."""
+    names = {kernels_word(model.get("kernels")) for model in timed}
+    return [f"{names.pop()} kernels"] if len(names) == 1 else []
+
+
+def _timings(record: Record, timed: Sequence[Record], reasons: Reasons) -> Table:
+    several, unit = not _kernels(timed), time_unit(model.get("p50_ms") for model in timed)
+    rows = tuple(
+        (
+            model_label(model.get("name", "?")),
+            *([kernels_word(model.get("kernels"))] if several else []),
+            *(unit.text(model.get(key)) for key in ("initialization_ms", "first_ms")),
+            f"{unit.text(model.get('mean_ms'))} ± {unit.text(model.get('std_ms'), 2)}",
+            *(unit.text(model.get(key)) for key in ("p50_ms", "p90_ms", "p99_ms", "overhead_ms")),
+            count(model.get("num_runs")),
+        )
+        for model in timed
+    )
+    names = ("model", *(["kernels"] if several else []))
+    return Table(
+        columns=(*names, "init", "first", "mean ± std", "p50", "p90", "p99", "tfq's own", "runs"),
+        rows=rows,
+        numeric=(*(False for _ in names), *[True] * 8),
+        caption=f"{unit.word} an inference",
+        row_series=tuple(series_of(record, model.get("name")) for model in timed),
+        notes=(
+            "tfq's own: what setting inputs, getting outputs and the loop add to each inference; all other columns are "
+            "the interpreter alone",
+            *reasons.notes(),
+        ),
+    )
+
+
+def _ratios(record: Record, benchmark: Record, timed: Sequence[Record]) -> list[Table]:
+    ratios = [each for each in benchmark.get("ratios") or [] if is_number(each.get("ratio"))]
+    if not ratios:
+        return []
+    several = not _kernels(timed)
+    rows = tuple(
+        (
+            _on_kernels(each.get("against"), each.get("kernels"), several),
+            _on_kernels(each.get("model"), each.get("model_kernels", each.get("kernels")), several),
+            ratio(each["ratio"]),
+            _interval(each),
+            _meaning(each),
+        )
+        for each in ratios
+    )
+    reasons = {plain(each["reason"]) for each in ratios if each.get("reason")}
+    confidence = ratios[0].get("confidence")
+    interval = f"{100 * confidence:g}% interval" if is_number(confidence) else "interval"
+    return [
+        Table(
+            columns=("model", "against", "time, ratio", interval, "which is"),
+            rows=rows,
+            numeric=(False, False, True, True, False),
+            caption="Time against another's",
+            row_series=tuple(series_of(record, each.get("against")) for each in ratios),
+            notes=tuple(f"no interval: {reason}" for reason in sorted(reasons)),
+        )
+    ]
+
+
+def _on_kernels(name: Any, kernels: Any, told: bool) -> str:
+    label = model_label("?" if name is None else name)
+    return f"{label}, {kernels_word(kernels)}" if told else label
+
+
+def _interval(each: Record) -> str:
+    low, high = each.get("low"), each.get("high")
+    return f"{low:.2f} to {high:.2f}" if is_number(low) and is_number(high) else DASH
+
+
+def _meaning(each: Record) -> str:
+    low, high, value = (each.get(key) for key in ("low", "high", "ratio"))
+    if not (is_number(value) and value > 0):
+        return DASH
+    if is_number(low) and is_number(high) and low <= 1 <= high:
+        return "no difference that these runs can tell"
+    return f"{1 / value:.2f}x faster" if value < 1 else f"{value:.2f}x slower"
+
+
+def ratio_of(benchmark: Record, model: Any, reference: Any) -> str:
+    """How the model compares with the reference, with the interval: "1.52x faster than float (1.48 to 1.56)"."""
+    for each in benchmark.get("ratios") or []:
+        if (each.get("against"), each.get("model")) == (model, reference) and is_number(each.get("ratio")):
+            meaning, low, high = _meaning(each), each.get("low"), each.get("high")
+            if meaning.startswith("no "):
+                return f"{meaning} from {model_label(reference)}"
+            meaning += f" than {model_label(reference)}"
+            if is_number(low) and is_number(high) and low > 0:
+                edges = (1 / high, 1 / low) if each["ratio"] < 1 else (low, high)
+                meaning += f" ({edges[0]:.2f} to {edges[1]:.2f})"
+            return meaning
+    return ""
+
+
+def _op_tables(record: Record, timed: Sequence[Record]) -> tuple[list[Table], Reasons]:
+    """The dearest ops of each model, and why there are none of some."""
+    tables: list[Table] = []
+    reasons = Reasons()
+    for model in timed:
+        label = _on_kernels(model.get("name"), model.get("kernels"), not _kernels(timed))
+        ops = sorted((op for op in model.get("ops") or [] if is_number(op.get("ms"))), key=lambda op: -op["ms"])
+        if ops:
+            by = "" if tables else plain(model.get("ops_by") or "")
+            tables.append(_op_table(label, ops, series_of(record, model.get("name")), by))
+        elif model.get("ops_reason"):
+            reasons.add("times of ops", label, plain(model["ops_reason"]))
+    return tables, reasons
+
+
+def _op_table(label: str, ops: Sequence[Record], series: int, by: str) -> Table:
+    shown, further = ops[:_MOST_OPS], ops[_MOST_OPS:]
+    unit = time_unit(op["ms"] for op in shown)
+    rows = tuple(
+        (
+            plain(op.get("name") or DASH) + (f" #{plain(op['index'])}" if is_number(op.get("index")) else ""),
+            plain(op.get("keras_layer") or DASH),
+            unit.text(op["ms"]),
+            percent(op.get("share")),
+        )
+        for op in shown
+    )
+    bars = tuple((value,) for value in fractions([op["ms"] for op in shown]))
+    rest = sum(op["share"] for op in further if is_number(op.get("share")))
+    notes = [f"timed by {by}"] if by else []
+    if further:
+        notes.append(f"{number_of(len(further), 'further op')}, {percent(rest)} of the time: report.json has all")
+    return Table(
+        columns=("op", "layer", unit.short, "share"),
+        rows=rows,
+        numeric=(False, False, True, True),
+        caption=f"Most expensive ops of {label}",
+        notes=tuple(notes),
+        bars=(Bars(before=2, title="time", rows=bars, series=(series,)),),
+    )
+
+
+def _while_evaluating(models: Sequence[Reported]) -> Table | None:
+    measured = [model for model in models if model.evaluation]
+    keys = {
+        "first": "latency_first_ms",
+        "mean": "latency_mean_ms",
+        "std": "latency_std_ms",
+        "p50": "latency_p50_ms",
+        "p90": "latency_p90_ms",
+        "p99": "latency_p99_ms",
+    }
+    shown = {
+        title: key
+        for title, key in keys.items()
+        if title.startswith("p") or any(is_number(model.evaluation.get(key)) for model in measured)
+    }
+    if not measured:
+        return None
+    unit = time_unit(model.evaluation.get("latency_p50_ms") for model in measured)
+    reasons = Reasons()
+    for model in measured:
+        if not is_number(model.evaluation.get("latency_p50_ms")):
+            reasons.add("latency", model.label, plain(model.evaluation.get("latency_reason") or ""))
+    rows = tuple(
+        (
+            model.label,
+            scalar(model.evaluation.get("runner")),
+            kernels_text(model.evaluation),
+            scalar(model.evaluation.get("num_threads")),
+            *(unit.text(model.evaluation.get(key)) for key in shown.values()),
+        )
+        for model in measured
+    )
+    return Table(
+        columns=("model", "runner", "kernels", "threads", *shown),
+        rows=rows,
+        numeric=(False, False, False, True, *[True] * len(shown)),
+        caption=f"{unit.word} an inference while evaluating, one model after another",
+        row_series=tuple(model.series for model in measured),
+        notes=reasons.notes(),
+    )
+
+
+def kernels_text(evaluation: Record) -> str:
+    """Which kernels ran, by the record's word or by an older one's switch."""
+    if evaluation.get("kernels"):
+        return kernels_word(evaluation["kernels"])
+    xnnpack = evaluation.get("xnnpack")
+    return DASH if xnnpack is None else "XNNPACK" if xnnpack else "builtin"
+
+
+def kernels_word(kernels: Any) -> str:
+    """What a reader calls kernels: "xnnpack" -> "XNNPACK"."""
+    return "XNNPACK" if kernels == "xnnpack" else scalar(kernels)

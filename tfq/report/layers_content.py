@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's section on layers: how large each one's weights are in each file, and how many of them are zero."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tfq.report.formatting import DASH, count, is_number, percent, plain
+from tfq.report.reported import Record, Reported, models_of, part
+from tfq.report.tables import Bars, Section, Table, fractions
+
+_MANY = 12
+
+
+@dataclass
+class _Weights:
+    """What a layer has in one file."""
+
+    bytes: int = 0
+    values: int = 0
+    zeros: int = 0
+    dtypes: dict[str, None] = field(default_factory=dict)
+    uncounted: bool = False
+
+    def add(self, weight: Record) -> None:
+        """One more tensor of the layer."""
+        self.bytes += weight["bytes"]
+        if is_number(weight.get("values")) and is_number(weight.get("zeros")):
+            self.values += weight["values"]
+            self.zeros += weight["zeros"]
+        else:
+            self.uncounted = True
+        self.dtypes[plain(weight.get("dtype") or "?")] = None
+
+    @property
+    def sparsity(self) -> float | None:
+        """Fraction of exact zeros, None where nobody counted."""
+        return self.zeros / self.values if self.values and not self.uncounted else None
+
+
+def layers_section(record: Record) -> Section:
+    """Bytes and zeros by Keras layer, every file beside the others, and what the Keras model had."""
+    models = [model for model in models_of(record) if model.audit.get("weights")]
+    sparsity = {plain(layer): value for layer, value in part(record, "sparsity").items() if is_number(value)}
+    title = "Layers: size and sparsity"
+    if not models and not sparsity:
+        told = "Neither the size of the layers' weights nor their sparsity is in the record."
+        return Section(key="layers", title=title, paragraphs=(told,))
+    if not models:
+        told = (
+            "Share of zeros among each layer's weights in the Keras model, as measured. "
+            "What they take in the files is not in the record."
+        )
+        return Section(key="layers", title=title, paragraphs=(told,), tables=(_sparsities(sparsity),))
+    about = "What each Keras layer's weights take in each file, and the share of them that is exactly zero there."
+    if sparsity:
+        about += " The last column is the compressed Keras model, before its conversion."
+    else:
+        about += " No weights were pruned, or no sparsity was measured of the Keras model."
+    weights = {model.series: _by_layer(model.audit["weights"]) for model in models}
+    return Section(key="layers", title=title, paragraphs=(about,), tables=(_layers(models, weights, sparsity),))
+
+
+def _by_layer(weights: Sequence[Record]) -> dict[str, _Weights]:
+    found: dict[str, _Weights] = {}
+    for weight in weights:
+        if isinstance(weight, Mapping) and is_number(weight.get("bytes")):
+            # A tensor whose layer nobody knows stands under its own name.
+            layer = plain(weight.get("keras_layer") or weight.get("tensor") or "?")
+            found.setdefault(layer, _Weights()).add(weight)
+    return found
+
+
+def _layers(
+    models: Sequence[Reported], weights: Mapping[int, Mapping[str, _Weights]], sparsity: Mapping[str, float]
+) -> Table:
+    layers = list(dict.fromkeys([*(layer for of_model in weights.values() for layer in of_model), *sparsity]))
+    missing = _Weights()
+    cells = {layer: [weights[model.series].get(layer, missing) for model in models] for layer in layers}
+    rows = [
+        (
+            layer,
+            *(count(each.bytes) if each.dtypes else DASH for each in cells[layer]),
+            *(percent(each.sparsity) for each in cells[layer]),
+            *([percent(sparsity.get(layer))] if sparsity else []),
+        )
+        for layer in layers
+    ]
+    columns = (
+        "layer",
+        *(f"{model.label}, {_dtypes(weights[model.series])} bytes" for model in models),
+        *(f"{model.label}, zeros" for model in models),
+        *(["Keras model, zeros"] if sparsity else []),
+    )
+    number, series = len(models), tuple(model.series for model in models)
+    totals = _totals(models, weights, len(columns))
+    blank = (None,) * number
+    sizes = fractions([float(each.bytes) for layer in layers for each in cells[layer]])
+    size_bars = (*(sizes[row * number : (row + 1) * number] for row in range(len(layers))), *(blank for _ in totals))
+    zero_bars = (*(tuple(each.sparsity for each in cells[layer]) for layer in layers), *(blank for _ in totals))
+    return Table(
+        columns=columns,
+        rows=(*rows, *totals),
+        column_series={1 + at + more: one for more in (0, number) for at, one in enumerate(series)},
+        bars=(
+            Bars(before=1, title="bytes", rows=size_bars, series=series),
+            Bars(before=1 + number, title="zeros", rows=zero_bars, series=series),
+        ),
+        totals=len(totals),
+        sortable=len(layers) >= _MANY,
+    )
+
+
+def _dtypes(layers: Mapping[str, _Weights]) -> str:
+    return "/".join(dict.fromkeys(dtype for each in layers.values() for dtype in each.dtypes))
+
+
+def _totals(
+    models: Sequence[Reported], weights: Mapping[int, Mapping[str, _Weights]], width: int
+) -> list[tuple[str, ...]]:
+    """All weights of each file; and the rest of it, which is structure, names, biases and scales."""
+    sums = [_Weights() for _ in models]
+    for total, model in zip(sums, models, strict=True):
+        for each in weights[model.series].values():
+            total.bytes, total.values, total.zeros = (
+                total.bytes + each.bytes,
+                total.values + each.values,
+                total.zeros + each.zeros,
+            )
+            total.uncounted |= each.uncounted
+    sizes = [model.audit.get("model_bytes") or model.evaluation.get("model_bytes") for model in models]
+    rests = [count(size - total.bytes) if is_number(size) else DASH for size, total in zip(sizes, sums, strict=True)]
+    pad = ("",) * (width - 1 - 2 * len(models))
+    return [
+        ("all weights", *(count(total.bytes) for total in sums), *(percent(total.sparsity) for total in sums), *pad),
+        ("rest of the file", *rests, *("" for _ in models), *pad),
+    ]
+
+
+def _sparsities(sparsity: Mapping[str, float]) -> Table:
+    return Table(
+        columns=("layer", "zeros"),
+        rows=tuple((layer, percent(fraction)) for layer, fraction in sparsity.items()),
+        bars=(Bars(before=1, title="", rows=tuple((value,) for value in sparsity.values()), series=(0,)),),
+        sortable=len(sparsity) >= _MANY,
+    )
