@@ -5,6 +5,7 @@
     tfq run --config=pipelines/configs/demo.json --out=out/demo
 
 --out receives the .tflite files, report.json, report.md and report.html. `tfq run --config=report.json` replays a run.
+A run that was interrupted or killed goes on where it was when it is started again with the same --out.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from tfq import flags, recipe, report, scripts
 
 
 def main(invocation: flags.Invocation) -> None:
-    record = recipe.run_recipe(invocation.config, allow_code=invocation.allow_code)
+    record = recipe.run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
     text = f"{report.summary_table(record)}\n\n{invocation.config.out}/report.html"
     scripts.show(invocation, record, text)
     recipe.require(record)

@@ -7,7 +7,7 @@ tfq train --model=digits_cnn --data=digits --out=out/train
 
 from collections.abc import Sequence
 
-from tfq import flags, scripts, stages
+from tfq import evaluation, flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
@@ -16,8 +16,9 @@ def main(invocation: flags.Invocation) -> None:
     model, details = stages.train(config)
     path = stages.save_keras(model, out / f"{stages.model_name(config)}.keras")
     record = scripts.record(invocation, "train", file=path.name, **details)
-    accuracy = "—" if details["test_accuracy"] is None else f"{details['test_accuracy']:.2%}"
-    scripts.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test accuracy {accuracy}")
+    score = evaluation.score_text(details["test_metric"], details["test_accuracy"]) or "—"
+    metric = details["test_metric"] or "accuracy"
+    scripts.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test {metric} {score}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

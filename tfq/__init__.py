@@ -20,6 +20,7 @@ _PUBLIC = {
     "load_model": "tfq.keras_bridge:load_model",
     "load_split": "tfq.data:load_split",
     "Int8Evaluation": "tfq.callbacks:Int8Evaluation",
+    "TFLiteExport": "tfq.callbacks:TFLiteExport",
     "TfqError": "tfq.errors:TfqError",
     "InputError": "tfq.errors:InputError",
     "AuditError": "tfq.errors:AuditError",
@@ -32,15 +33,19 @@ _PUBLIC = {
     "ConversionConfig": "tfq.config:ConversionConfig",
     "AuditConfig": "tfq.config:AuditConfig",
     "EvaluationConfig": "tfq.config:EvaluationConfig",
+    "BenchmarkConfig": "tfq.config:BenchmarkConfig",
+    "benchmark": "tfq.evaluation:benchmark_models",
 }
 
 __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
+    from tfq.callbacks import TFLiteExport as TFLiteExport
     from tfq.compression import prune_model as prune
     from tfq.compression import qat_model as qat
     from tfq.config import AuditConfig as AuditConfig
+    from tfq.config import BenchmarkConfig as BenchmarkConfig
     from tfq.config import ConversionConfig as ConversionConfig
     from tfq.config import DataConfig as DataConfig
     from tfq.config import EvaluationConfig as EvaluationConfig
@@ -55,6 +60,7 @@ if TYPE_CHECKING:
     from tfq.errors import InputError as InputError
     from tfq.errors import TfqError as TfqError
     from tfq.errors import TfqWarning as TfqWarning
+    from tfq.evaluation import benchmark_models as benchmark
     from tfq.evaluation import evaluate_model as evaluate
     from tfq.flatbuffer import audit_model as audit
     from tfq.keras_bridge import load_model as load_model

@@ -6,18 +6,63 @@ its own way; so the class has both bases, and is made when it is asked for, beca
 """
 
 import functools
+import math
+import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfq.config import ConversionConfig, EvaluationConfig
-from tfq.errors import InputError
+from tfq import artifacts
+from tfq.config import ConversionConfig, EvaluationConfig, RunConfig
+from tfq.errors import InputError, TfqWarning, did_you_mean
+from tfq.provenance import provenance
 
 # Examples that the model itself answers at a time.
 _BATCH = 256
+# Words in the name of a value that is the better the higher it is.
+_RISING = ("acc", "agreement", "auc", "precision", "recall", "sqnr")
 
 
-class _Int8EvaluationLogic:
+class _ExportLogic:
+    """Knows the model in fit, and turns it into a flatbuffer; traces it only the first time."""
+
+    def __init__(self, representative_dataset: Any, config: ConversionConfig | None) -> None:
+        self._representative_dataset = representative_dataset
+        self._conversion = config or ConversionConfig()
+        self._trace: Any = None
+        self.params: dict[str, Any] = {}
+        self._model: Any = None
+        # What tf_keras' own base class sets in its __init__ (read in 2.21), which cannot be called: it assigns `model`.
+        self.validation_data = None
+        self._chief_worker_only = None
+        self._supports_tf_logs = False
+
+    @property
+    def model(self) -> Any:
+        return self._model
+
+    def set_model(self, model: Any) -> None:
+        if model is not self._model:
+            self._trace = None
+        self._model = model
+
+    def export(self) -> bytes:
+        """The model as it is now as a flatbuffer."""
+        from tfq.conversion import convert_model
+
+        return convert_model(self._traced(), self._representative_dataset, self._conversion)
+
+    def _traced(self) -> Any:
+        from tfq.conversion import trace
+
+        if self._trace is None:
+            self._trace = trace(self._model, self._conversion.batch_size)
+        return self._trace
+
+
+class _Int8EvaluationLogic(_ExportLogic):
     """Every `every` epochs: convert the model in memory as it is, run the int8 flatbuffer, tell `logs` the result.
 
     representative_dataset: calibration data, as for `tfq.convert`; None for a model in quantization-aware
@@ -43,6 +88,7 @@ class _Int8EvaluationLogic:
         config: ConversionConfig | None = None,
         evaluation: EvaluationConfig | None = None,
     ) -> None:
+        super().__init__(representative_dataset, config)
         if every < 1:
             raise InputError(f"Int8Evaluation: every wants at least 1, got {every}")
         from tfq.data import as_split
@@ -51,26 +97,8 @@ class _Int8EvaluationLogic:
         if limit and self._evaluation.limit:
             raise InputError("Int8Evaluation: limit and evaluation.limit: give one of them")
         self._split = as_split(validation_data, limit=limit or self._evaluation.limit)
-        self._representative_dataset = representative_dataset
         self._every = every
-        self._conversion = config or ConversionConfig()
-        self._trace: Any = None
         self.flatbuffer: bytes | None = None
-        self.params: dict[str, Any] = {}
-        self._model: Any = None
-        # What tf_keras' own base class sets in its __init__ (read in 2.21), which cannot be called: it assigns `model`.
-        self.validation_data = None
-        self._chief_worker_only = None
-        self._supports_tf_logs = False
-
-    @property
-    def model(self) -> Any:
-        return self._model
-
-    def set_model(self, model: Any) -> None:
-        if model is not self._model:
-            self._trace = None
-        self._model = model
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         last = epoch + 1 == self.params.get("epochs")
@@ -91,12 +119,6 @@ class _Int8EvaluationLogic:
         self.flatbuffer = self.export()
         return evaluate_model(self.flatbuffer, self._split, self._evaluation, reference=self._reference())
 
-    def export(self) -> bytes:
-        """The model as it is now as an int8 flatbuffer; traces it only the first time."""
-        from tfq.conversion import convert_model
-
-        return convert_model(self._traced(), self._representative_dataset, self._conversion)
-
     def _reference(self) -> Any:
         """What the model itself answers, in batches: `predict` would replace the history that fit is writing."""
         import tensorflow as tf
@@ -106,22 +128,96 @@ class _Int8EvaluationLogic:
         from tfq.evaluation import ReferenceOutputs
 
         traced = self._traced()
-        arrays = bind_inputs(self._split.inputs, traced.input_names)
         batches = []
-        for start in range(0, self._split.num_examples, _BATCH):
-            batch = tf.nest.pack_sequence_as(
-                input_structure(self._model), [array[start : start + _BATCH] for array in arrays]
-            )
-            batches.append(tf.nest.flatten(self._model.predict_on_batch(batch)))
+        for piece in self._split.pieces():
+            arrays = bind_inputs(piece.inputs, traced.input_names)
+            for start in range(0, piece.num_examples, _BATCH):
+                batch = tf.nest.pack_sequence_as(
+                    input_structure(self._model), [array[start : start + _BATCH] for array in arrays]
+                )
+                batches.append(tf.nest.flatten(self._model.predict_on_batch(batch)))
         outputs = tuple(np.concatenate(pieces) for pieces in zip(*batches, strict=True))
         return ReferenceOutputs(data=self._split, names=traced.output_names, outputs=outputs)
 
-    def _traced(self) -> Any:
-        from tfq.conversion import trace
 
-        if self._trace is None:
-            self._trace = trace(self._model, self._conversion.batch_size)
-        return self._trace
+class _TFLiteExportLogic(_ExportLogic):
+    """Writes the model to `path` as a `.tflite` whenever `monitor` is better than ever, and a record of it beside it.
+
+    path: of the `.tflite`; `<path>.json` beside it holds the epoch, the value, all logs, the audit and the SHA-256.
+        Both are written whole or not at all: what stands there is always the best so far.
+    representative_dataset: calibration data, as for `tfq.convert`; None for a model in quantization-aware training.
+    monitor: a key of `logs`: one of Keras' own ("val_loss", "val_accuracy"), or what a callback before this one adds,
+        such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is NaN, writes nothing.
+    mode: "min", "max", or "auto": "max" where the name says accuracy, agreement, auc, precision or recall.
+    config: what the flatbuffer is to be; full int8 by default.
+
+    A fit in which `monitor` never came up ends with a warning and with the model as it is at the end: a training run is
+    not lost to a typo. `best` and `best_epoch` (from 0) tell what was written; None before that.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        representative_dataset: Any = None,
+        *,
+        monitor: str = "val_loss",
+        mode: str = "auto",
+        config: ConversionConfig | None = None,
+    ) -> None:
+        super().__init__(representative_dataset, config)
+        if mode not in ("auto", "min", "max"):
+            raise InputError(f"TFLiteExport: mode {mode!r}: {did_you_mean(mode, ('auto', 'min', 'max'))}")
+        self._path = Path(path)
+        if self._path.suffix != ".tflite":
+            raise InputError(f"TFLiteExport: path {str(path)!r}: wanted a name that ends in .tflite")
+        artifacts.make_out_dir(self._path.absolute().parent)
+        rising = any(word in monitor.lower() for word in _RISING)
+        self._sign = 1 if mode == "max" or (mode == "auto" and rising) else -1
+        self._monitor = monitor
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+        self._epoch, self._logs = -1, dict[str, float]()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+        self._logs = {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
+        value = self._logs.get(self._monitor, math.nan)
+        if value * self._sign > (-math.inf if self.best is None else self.best * self._sign):
+            self._write(value)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        if self.best_epoch is None and self._epoch >= 0:
+            told = did_you_mean(self._monitor, self._logs)
+            warnings.warn(
+                f"TFLiteExport: no epoch's logs had a finite {self._monitor!r} ({told}): {self._path} is the model as "
+                "it is at the end",
+                TfqWarning,
+                stacklevel=2,
+            )
+            self._write(None)
+
+    def _write(self, value: float | None) -> None:
+        from tfq.flatbuffer import audit_model
+        from tfq.stages import audit_config
+
+        content = self.export()
+        artifacts.write_bytes(self._path, content)
+        self.best, self.best_epoch = value, self._epoch
+        record = {
+            **provenance(),
+            "script": "TFLiteExport",
+            "file": self._path.name,
+            "sha256": {"model": artifacts.sha256(content)},
+            "monitor": self._monitor,
+            "mode": "max" if self._sign > 0 else "min",
+            "value": value,
+            "epoch": self._epoch,
+            "logs": {name: number if math.isfinite(number) else None for name, number in self._logs.items()},
+            "conversion": self._conversion.to_dict(),
+            "model_bytes": len(content),
+            "audit": audit_model(content, audit_config(RunConfig(conversion=self._conversion))).to_dict(),
+        }
+        artifacts.write_json(self._path.with_name(f"{self._path.name}.json"), record)
 
 
 @functools.cache
@@ -133,11 +229,14 @@ def _class_for_both(logic: type) -> type:
     return type(name, bases, {"__doc__": logic.__doc__, "__module__": __name__})
 
 
+_CALLBACKS = {"Int8Evaluation": _Int8EvaluationLogic, "TFLiteExport": _TFLiteExportLogic}
+
 if TYPE_CHECKING:
     Int8Evaluation = _Int8EvaluationLogic
+    TFLiteExport = _TFLiteExportLogic
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Int8Evaluation":
-        return _class_for_both(_Int8EvaluationLogic)
+    if name in _CALLBACKS:
+        return _class_for_both(_CALLBACKS[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

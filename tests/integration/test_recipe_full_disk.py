@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run into a small tmpfs: exit 3 with its reason, nothing lost, and with more room it goes on to the same end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from killed_runs import SETTINGS, check_nothing_is_half_written, finish, flatbuffers, start
+
+PLAIN = ("--nocompression.prune", "--nocompression.qat")
+# Each is too small for another stage; the last is enough.
+SIZES = ("48k", "200k", "330k", "64m")
+
+# In a mount namespace of its own: the tmpfs is gone with the process, whatever happens.
+SCRIPT = r"""
+set -u
+out=$1; shift
+for size in $SIZES; do
+    if mountpoint -q "$out"; then
+        mount -o remount,size=$size "$out"
+    else
+        mount -t tmpfs -o size=$size tmpfs "$out" || exit 90
+    fi
+    "$@"
+    echo "EXIT $size $?"
+    ls -A "$out"
+done
+cp "$out"/*.tflite "$KEEP"
+"""
+
+
+def unshare():
+    return ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
+
+
+@pytest.fixture(scope="module")
+def may_mount():
+    try:
+        told = subprocess.run([*unshare(), "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
+    except FileNotFoundError as error:
+        pytest.skip(f"cannot make a small disk here: {error}")
+    if told.returncode:
+        pytest.skip(f"cannot make a small disk here: {told.stderr.strip()}")
+
+
+def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(may_mount, tmp_path):
+    whole, out, keep = tmp_path / "whole", tmp_path / "small", tmp_path / "keep"
+    finish(start(whole, *PLAIN))
+    out.mkdir()
+    keep.mkdir()
+    command = [sys.executable, "-m", "tfq", "run", f"--out={out}", *SETTINGS, *PLAIN]
+    done = subprocess.run(
+        [*unshare(), "sh", "-c", SCRIPT, "sh", str(out), *command],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "SIZES": " ".join(SIZES), "KEEP": str(keep)},
+    )  # fmt: skip
+    codes = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("EXIT")]
+    assert codes == ["3"] * (len(SIZES) - 1) + ["0"], done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == len(SIZES) - 1
+    assert all("No space left on device" in line for line in errors), errors
+    assert "Traceback" not in done.stderr
+    assert not [line for line in done.stdout.splitlines() if line.startswith((".tfq-", ".making"))]
+    check_nothing_is_half_written(keep, flatbuffers(whole))
+    assert flatbuffers(keep) == flatbuffers(whole)

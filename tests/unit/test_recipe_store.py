@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of stages on disk: found again, remade when anything differs, never believed when damaged."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from tfq import artifacts
+from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.recipe import store as store_module
+from tfq.recipe.store import StageStore
+
+
+def stage(store, inputs=None, text="content", calls=None):
+    def make(directory):
+        if calls is not None:
+            calls.append(inputs)
+        artifacts.write_text(directory / "file.txt", text)
+        return {"told": (1, 2)}
+
+    return store.run("stage", inputs or {"a": 1}, make)
+
+
+def test_a_result_is_made_once_and_found_again(tmp_path):
+    calls = []
+    made = stage(StageStore(tmp_path), calls=calls)
+    found = stage(StageStore(tmp_path), calls=calls)
+    assert len(calls) == 1
+    assert (made.resumed, found.resumed) == (False, True)
+    assert made.details == found.details == {"told": [1, 2]}
+    assert made.seconds == found.seconds
+    assert (found.directory / "file.txt").read_text() == "content"
+
+
+@pytest.mark.parametrize("what", ["inputs", "name", "code", "packages", "fresh"])
+def test_it_is_made_again_when_anything_that_it_is_made_from_differs(what, tmp_path, monkeypatch):
+    stage(StageStore(tmp_path))
+    if what == "code":
+        monkeypatch.setattr(store_module, "code_sha256", lambda: "other")
+    if what == "packages":
+        monkeypatch.setattr(store_module, "package_versions", lambda: {"tensorflow": "3"})
+    store = StageStore(tmp_path, fresh=what == "fresh")
+    if what == "name":
+        result = store.run("other", {"a": 1}, lambda directory: {})
+    else:
+        result = stage(store, {"a": 2} if what == "inputs" else {"a": 1})
+    assert not result.resumed
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "truncate record", "empty record"])
+def test_a_damaged_result_is_made_again_with_a_warning(damage, tmp_path):
+    made = stage(StageStore(tmp_path))
+    file, record = made.directory / "file.txt", made.directory / "stage.json"
+    if damage == "change":
+        file.write_text("changed")
+    elif damage == "remove":
+        file.unlink()
+    else:
+        record.write_text(record.read_text()[:20] if damage == "truncate record" else "")
+    with pytest.warns(TfqWarning, match="run again"):
+        again = stage(StageStore(tmp_path))
+    assert not again.resumed
+    assert (again.directory / "file.txt").read_text() == "content"
+
+
+def test_a_stage_that_fails_leaves_nothing_and_its_error_is_its_own(tmp_path):
+    store = StageStore(tmp_path)
+
+    def make(directory):
+        artifacts.write_text(directory / "half.txt", "half")
+        raise InputError("no such layer")
+
+    with pytest.raises(InputError, match="no such layer"):
+        store.run("stage", {}, make)
+    assert list((tmp_path / ".stages").iterdir()) == []
+
+
+def test_warnings_of_a_stage_are_told_again_when_its_result_is_found(tmp_path):
+    def make(directory):
+        warnings.warn("3 layers were skipped", TfqWarning, stacklevel=2)
+        return {}
+
+    for _ in range(2):
+        with pytest.warns(TfqWarning, match="3 layers were skipped"):
+            StageStore(tmp_path).run("stage", {}, make)
+
+
+def test_a_full_disk_is_an_error_with_its_reason_and_the_next_run_succeeds(tmp_path, monkeypatch):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_json", full)
+        with pytest.raises(TfqError, match="No space left"):
+            stage(StageStore(tmp_path))
+    assert list((tmp_path / ".stages").iterdir()) == []
+    assert not stage(StageStore(tmp_path)).resumed
+
+
+def test_results_that_no_stage_asked_for_are_removed(tmp_path):
+    stage(StageStore(tmp_path), {"a": 1})
+    store = StageStore(tmp_path)
+    kept = stage(store, {"a": 2})
+    store.forget_unused()
+    assert [entry.name for entry in (tmp_path / ".stages").iterdir()] == [kept.directory.name]
+
+
+def test_a_stage_that_was_killed_leaves_no_result_and_is_swept(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from tfq.recipe.store import StageStore\n"
+        "def make(directory):\n"
+        "    (directory / 'half.txt').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "StageStore(Path(sys.argv[1])).run('stage', {'a': 1}, make)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -signal.SIGKILL
+    (left,) = (tmp_path / ".stages").iterdir()
+    assert left.name.startswith(".making-")
+    result = stage(StageStore(tmp_path))
+    assert not result.resumed
+    assert [entry.name for entry in (tmp_path / ".stages").iterdir()] == [result.directory.name]
+
+
+def test_a_record_says_what_a_stage_is(tmp_path):
+    record = json.loads((stage(StageStore(tmp_path)).directory / "stage.json").read_text())
+    assert record["name"] == "stage"
+    assert record["files"] == {"file.txt": artifacts.sha256(b"content")}
+
+
+def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    names = [f".tfq-{dead.pid}-a.tflite", f".tfq-{os.getpid()}-b.tflite", "c.tflite", ".tfq-x"]
+    for name in names:
+        (tmp_path / name).touch()
+    artifacts.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of a whole run, in order; each result is kept, so that a run which was killed goes on where it was."""
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts, evaluation, flatbuffer, report, stages
+from tfq.config import RunConfig
+from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning, remembered_warnings
+from tfq.provenance import cpu, record_of
+from tfq.recipe.steps import Made, Run, data_inputs, make_flatbuffers
+from tfq.recipe.store import StageStore
+from tfq.runners import QemuRunner, make_runner
+
+
+def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
+    """Everything that `config` says, into config.out; returns the record that report.json holds.
+
+    Trains a model that is named, or loads one from a file; makes its float32 and int8 flatbuffers, prunes and
+    quantization-aware trains it and makes that int8 flatbuffer; audits, evaluates and benchmarks all three; writes the
+    reports. The result of each stage is kept in config.out/.stages, and a later run takes what is there made from the
+    same inputs: after a kill, Ctrl-C or a full disk it goes on where it was. fresh: ignore and forget what is there.
+    One run at a time: another on the same config.out waits for this one.
+    Raises InputError before any work where the config cannot be carried out. A missed requirement does not raise
+    here: the record carries the numbers, and `require(record)` raises.
+    """
+    out = artifacts.make_out_dir(config.out)
+    stages.model_name(config)
+    _check(config)
+    with _alone_in(out), remembered_warnings() as told:
+        artifacts.sweep(out)
+        run = Run(config=config, out=out, store=StageStore(out, fresh=fresh), allow_code=allow_code)
+        return _carry_out(run, told)
+
+
+def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
+    made, sparsity = make_flatbuffers(run)
+    results: list[dict[str, Any]] = []
+    benchmark, failure = None, None
+    try:
+        _examine(made, run, results)
+        benchmark = _benchmark(made, run)
+    except RunnerError as error:  # the flatbuffers stand; what was found out of them is reported all the same
+        failure = error
+        told.append(f"the run ended early: {error}")
+    record = record_of(
+        "run",
+        run.config,
+        sha256=_merged_hashes(run.stages, results),
+        stages=run.stages,
+        models=[
+            # Fewer results than flatbuffers, where the run ended early.
+            {"name": each.name, "file": each.file, **result}
+            for each, result in zip(made, results, strict=False)
+        ],
+        benchmark=benchmark,
+        sparsity=sparsity,
+        warnings=list(dict.fromkeys(told)),
+    )
+    report.write_report(record, run.out)
+    if failure:
+        raise failure
+    run.store.forget_unused()
+    return record
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    def waiting() -> None:
+        warnings.warn(f"another run is writing to {out}: waiting for it to end", TfqWarning, stacklevel=5)
+
+    with artifacts.locked(out / ".lock", waiting):
+        yield
+
+
+def _check(config: RunConfig) -> None:
+    """Raises InputError, before any work, on settings that a run would ignore, and on runners that there are not."""
+    if config.conversion.scheme == "float32":
+        raise InputError("conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it")
+    if config.conversion.scheme != "int8" and config.compression.qat.enabled:
+        raise InputError(
+            f"conversion.scheme={config.conversion.scheme}: quantization-aware training makes int8: "
+            "switch it off (--nocompression.qat), or leave the scheme at int8"
+        )
+    if config.compression.qat.enabled and not config.conversion.per_channel:
+        raise InputError(
+            "conversion.per_channel=false: quantization-aware training gives convolutions a scale for each channel: "
+            "leave per_channel on, or switch QAT off"
+        )
+    if config.evaluation.reference:
+        raise InputError("evaluation.reference: a run compares with its own float32 flatbuffer: leave it out")
+    if config.benchmark.against:
+        raise InputError("benchmark.against: a run times its own flatbuffers side by side: leave it out")
+    evaluation.check_runners(config.evaluation)
+    evaluation.check_metric(config.evaluation)
+
+
+def _merged_hashes(records: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The hashes of all stages in one: of --model, and of every split by its name."""
+    merged: dict[str, Any] = {"model": None, "data": {}}
+    for hashes in [stage["details"].pop("sha256", None) for stage in records]:
+        if hashes:
+            merged = {"model": hashes["model"], "data": merged["data"] | hashes["data"]}
+    for result in results:
+        merged["data"] |= result["sha256"]["data"]
+    return merged
+
+
+def require(record: dict[str, Any]) -> None:
+    """Raise RequirementError that lists all that the record of a run misses of what its config requires."""
+    config = RunConfig.from_dict(record["config"])
+    missed = []
+    for model in record["models"]:
+        if model["name"] == "float":
+            continue
+        if config.audit.require and not model["audit"]["ok"]:
+            missed.append(
+                f"{model['file']} is not {config.audit.require}: "
+                f"tfq audit --model={config.out}/{model['file']} tells why"
+            )
+        missed += [
+            f"{model['file']}: {reason}"
+            for reason in evaluation.missed_requirements(model["evaluation"], config.evaluation.require)
+        ]
+    if missed:
+        raise RequirementError("; ".join(missed))
+
+
+def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
+    """Audit and evaluate every flatbuffer into `results`; the first, the float one, is the reference of all."""
+    config = run.config
+
+    @functools.cache
+    def reference() -> Any:
+        return evaluation.reference_outputs(made[0].content, run.test, config.evaluation)
+
+    for each in made:
+
+        def make(directory: Path, each: Made = each) -> dict[str, Any]:
+            audited = flatbuffer.audit_model(each.content, stages.audit_config(config))
+            evaluated = stages.evaluate(
+                each.content, config, reference=reference(), parity=each.name != "float", test=run.test
+            )
+            return {"audit": audited.to_dict(), **evaluated.to_dict()}
+
+        inputs = {
+            "model": artifacts.sha256(each.content),
+            "reference": artifacts.sha256(made[0].content),
+            "audit": stages.audit_config(config).to_dict(),
+            "evaluation": {**config.evaluation.to_dict(), "require": None},
+            "metric_sha256": evaluation.metric_sha256(config.evaluation.metric),
+            "cpu": cpu(),
+            "parity": each.name != "float",
+            "runners": _runners_here(config),
+            **data_inputs(run),
+        }
+        result = run.stage(f"evaluate {each.name}", inputs, make)
+        run.stages[-1] = {**run.stages[-1], "details": {}}
+        results.append(result.details)
+
+
+def _runners_here(config: RunConfig) -> dict[str, list[str | None]]:
+    """What each runner of the evaluation cannot do on this machine: "not run" is no result once it can."""
+    here = {name: make_runner(name) for name in (config.evaluation.runner, *config.evaluation.parity_runners)}
+    return {
+        name: [runner.unavailable(), runner.cannot_count() if isinstance(runner, QemuRunner) else None]
+        for name, runner in here.items()
+    }
+
+
+def _benchmark(made: list[Made], run: Run) -> dict[str, Any]:
+    """All flatbuffers timed side by side."""
+
+    def make(directory: Path) -> dict[str, Any]:
+        models = {each.name: each.content for each in made}
+        first = next(run.test.pieces())
+        return evaluation.benchmark_models(models, run.config.benchmark, data=first, seed=run.config.seed).to_dict()
+
+    inputs = {
+        "models": {each.name: artifacts.sha256(each.content) for each in made},
+        "benchmark": run.config.benchmark.to_dict(),
+        "cpu": cpu(),
+        **data_inputs(run),
+    }
+    result = run.stage("benchmark", inputs, make)
+    run.stages[-1] = {**run.stages[-1], "details": {}}
+    return result.details

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From --model to the flatbuffers of a run, stage by stage; each loads what it needs from the files of those before."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts, data, stages
+from tfq.config import ConversionConfig, RunConfig
+from tfq.errors import InputError
+from tfq.recipe.store import StageResult, StageStore
+
+FLATBUFFER = "model.tflite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A flatbuffer of the run: what it is, the name of its file in --out, its bytes."""
+
+    name: str
+    file: str
+    content: bytes
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run under way: its config, its directory, the results on disk, and what its record will say of the stages."""
+
+    config: RunConfig
+    out: Path
+    store: StageStore
+    allow_code: bool
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+    def stage(self, name: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> StageResult:
+        """The stage's result, made now or found on disk; and its line in the record."""
+        result = self.store.run(name, inputs, make)
+        self.stages.append(
+            {
+                "name": name,
+                "seconds": result.seconds,
+                "skipped": None,
+                "resumed": result.resumed,
+                "details": result.details,
+            }
+        )
+        return result
+
+    def skip(self, name: str, reason: str) -> None:
+        """Records that a stage was left out, and why."""
+        self.stages.append({"name": name, "seconds": 0.0, "skipped": reason, "resumed": False, "details": {}})
+
+    @functools.cached_property
+    def data_fingerprint(self) -> str:
+        """What --data holds now."""
+        return data.source_fingerprint(self.config.data)
+
+    @functools.cached_property
+    def test(self) -> data.Split | data.SplitStream:
+        """The examples to evaluate on."""
+        return stages.load_split(self.config.data, "test", limit=self.config.evaluation.limit)
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The stem of every file that the run writes."""
+        return stages.model_name(self.config)
+
+
+class Loaded:
+    """A model of the run: loaded and traced only if a stage needs it, and then once."""
+
+    def __init__(self, config: RunConfig, *, allow_code: bool = False) -> None:
+        self._config, self._allow_code = config, allow_code
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """A Keras model, or the bytes of a float .tflite."""
+        return stages.load(self._config, allow_code=self._allow_code)
+
+    @functools.cached_property
+    def traced(self) -> Any:
+        """A Trace of it, or the bytes."""
+        return stages.trace_once(self.model, self._config)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of its file."""
+        return artifacts.sha256_file(self._config.model)
+
+    @property
+    def is_flatbuffer(self) -> bool:
+        return self._config.model.endswith(".tflite")
+
+
+def _trained(run: Run) -> Loaded:
+    """The model in --model, or, where that is a name, what training makes of it."""
+    config = run.config
+    if stages.is_file(config.model):
+        run.skip("train", f"{config.model} is a file: its weights are taken as they are")
+        loaded = Loaded(config, allow_code=run.allow_code)
+        inputs = {"model": loaded.sha256, "compression": config.compression.to_dict(), "allow_code": run.allow_code}
+
+        def check(directory: Path) -> dict[str, Any]:
+            stages.check_compressible(loaded.model, config)
+            return {}
+
+        run.stage("load", inputs, check)
+        return loaded
+    if config.training.keras == "keras" and (config.compression.prune.enabled or config.compression.qat.enabled):
+        raise InputError("training.keras=keras: pruning and QAT take tf_keras models: switch both off, or use tf_keras")
+    file = f"{run.name}.keras"
+
+    def make(directory: Path) -> dict[str, Any]:
+        model, details = stages.train(config)
+        stages.save_keras(model, directory / file)
+        return details
+
+    inputs = {"model": config.model, "training": config.training.to_dict(), **data_inputs(run)}
+    return _published(run, run.stage("train", inputs, make), file)
+
+
+def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
+    suffix = stages.compression_suffix(run.config)
+    file = f"{run.name}_{suffix}.h5"
+
+    def make(directory: Path) -> dict[str, Any]:
+        compressed, details = stages.compress(model.model, run.config)
+        stages.save_keras(compressed, directory / file)
+        return details
+
+    inputs = {"model": model.sha256, "compression": run.config.compression.to_dict(), **data_inputs(run)}
+    result = run.stage(f"compress ({suffix.replace('_', ', ')})", inputs, make)
+    return _published(run, result, file), result
+
+
+def _published(run: Run, result: StageResult, file: str) -> Loaded:
+    """A Keras model of a stage, in --out under its name, to go on from as a later run would: from its file."""
+    path = artifacts.copy_file(result.directory / file, run.out / file)
+    return Loaded(dataclasses.replace(run.config, model=str(path)))
+
+
+def data_inputs(run: Run) -> dict[str, Any]:
+    return {"data": run.config.data.to_dict(), "data_sha256": run.data_fingerprint, "seed": run.config.seed}
+
+
+def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
+    """The flatbuffers: float32, the scheme's own, the same compressed; and the sparsity of the compressed layers."""
+    config = run.config
+    scheme = config.conversion.scheme
+    model = _trained(run)
+    made = [
+        _converted(run, model, "float", "float32", stage="convert to float32"),
+        _converted(run, model, f"ptq_{scheme}", scheme, stage=f"convert to {scheme}"),
+    ]
+    if not (config.compression.prune.enabled or config.compression.qat.enabled):
+        run.skip("compress", "neither pruning nor QAT is asked for")
+        return made, {}
+    if model.is_flatbuffer:
+        run.skip("compress", "a .tflite cannot be trained: pruning and QAT want the Keras model")
+        return made, {}
+    compressed, result = _compressed(run, model)
+    name = f"{stages.compression_suffix(config)}_{scheme}"
+    made.append(_converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed to {scheme}"))
+    return made, result.details["sparsity"]
+
+
+def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, suffix: str = "") -> Made:
+    conversion = run.config.conversion
+    if scheme != conversion.scheme:  # the float32 one: what is said of the other's types and target is not for it
+        conversion = ConversionConfig(scheme=scheme, batch_size=conversion.batch_size)
+    config = dataclasses.replace(run.config, conversion=conversion)
+
+    def make(directory: Path) -> dict[str, Any]:
+        content, details = stages.convert(model.traced, config)
+        artifacts.write_bytes(directory / FLATBUFFER, content)
+        return details
+
+    inputs = {"model": model.sha256, "conversion": conversion.to_dict(), **data_inputs(run)}
+    result = run.stage(stage, inputs, make)
+    file = f"{run.name}_{suffix or scheme}.tflite"
+    path = artifacts.copy_file(result.directory / FLATBUFFER, run.out / file)
+    return Made(name=name, file=file, content=path.read_bytes())

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of finished stages on disk, each under the hash of all that it was made from, so that a killed run goes on.
+
+    OUT/.stages/<key>/      the stage's files, and stage.json: its details, warnings, and the SHA-256 of each file
+    OUT/.stages/.making-*   a stage under way; gone when it ends, swept by the next run where it was killed
+
+A result is there whole or not at all: its directory gets its name last. It is believed only while its files still have
+the content that stage.json records.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts
+from tfq.errors import TfqError, TfqWarning, remembered_warnings
+from tfq.provenance import code_sha256, package_versions
+
+_MAKING = ".making-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage made. directory: its files. details: JSON values. warnings: its TfqWarnings.
+
+    seconds: how long it took when it was made. resumed: whether that was in an earlier run.
+    """
+
+    directory: Path
+    details: dict[str, Any]
+    warnings: tuple[str, ...]
+    seconds: float
+    resumed: bool
+
+    def file_sha256(self, name: str) -> str:
+        """Hex SHA-256 of one of its files."""
+        return artifacts.sha256_file(self.directory / name)
+
+
+class StageStore:
+    """The stages of the runs into one --out. Whoever uses it holds the lock on that directory."""
+
+    def __init__(self, out: Path, *, fresh: bool = False) -> None:
+        """fresh: forget all earlier results. Raises TfqError where `out` cannot be written."""
+        self._directory = out / ".stages"
+        self._used: set[str] = set()
+        with self._writing():
+            if fresh and self._directory.exists():
+                shutil.rmtree(self._directory)
+            self._directory.mkdir(exist_ok=True)
+        for stale in self._directory.glob(f"{_MAKING}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+    def run(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> StageResult:
+        """The stage's result: the one on disk if the same inputs gave it, else what `make` makes now.
+
+        inputs: JSON values that decide the result; tfq's own code and the versions of its packages are added here.
+        make: writes files into the directory that it is given, and returns details.
+        Raises TfqError when the disk is full or refuses; nothing is left of the stage then.
+        """
+        key = _key(name, inputs)
+        self._used.add(key)
+        found = self._find(key)
+        if found is None:
+            return self._make(name, key, make)
+        for sentence in found.warnings:
+            warnings.warn(sentence, TfqWarning, stacklevel=2)
+        return found
+
+    def forget_unused(self) -> None:
+        """Remove the results that no stage of this run has asked for."""
+        for entry in self._directory.iterdir():
+            if entry.name not in self._used:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def _find(self, key: str) -> StageResult | None:
+        directory = self._directory / key
+        if not directory.is_dir():
+            return None
+        try:
+            record = json.loads((directory / "stage.json").read_bytes())
+            damaged = [
+                name for name, sha256 in record["files"].items() if artifacts.sha256_file(directory / name) != sha256
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged = [f"stage.json ({error})"]
+        if damaged:
+            warnings.warn(
+                f"{directory}: {', '.join(damaged)} changed since it was written: this stage is run again",
+                TfqWarning,
+                stacklevel=3,
+            )
+            shutil.rmtree(directory, ignore_errors=True)
+            return None
+        return StageResult(
+            directory=directory,
+            details=record["details"],
+            warnings=tuple(record["warnings"]),
+            seconds=record["seconds"],
+            resumed=True,
+        )
+
+    def _make(self, name: str, key: str, make: Callable[[Path], dict[str, Any]]) -> StageResult:
+        start = time.perf_counter()
+        with self._writing():
+            making = Path(tempfile.mkdtemp(dir=self._directory, prefix=_MAKING))
+        try:
+            with remembered_warnings() as told:
+                details = make(making)
+            with self._writing():
+                record = {
+                    "name": name,
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "details": details,
+                    "warnings": list(dict.fromkeys(told)),
+                    "files": {path.name: artifacts.sha256_file(path) for path in sorted(making.iterdir())},
+                }
+                artifacts.write_json(making / "stage.json", record)
+                making.rename(self._directory / key)
+                artifacts.sync_directory(self._directory)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+        found = self._find(key)
+        if found is None:
+            raise TfqError(f"{self._directory / key} is gone right after it was written: is something clearing it?")
+        return dataclasses.replace(found, resumed=False)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TfqError(f"{self._directory} cannot be written: {error.strerror or error}") from error
+
+
+def _key(name: str, inputs: Mapping[str, Any]) -> str:
+    basis = {"stage": name, "inputs": inputs, "code": code_sha256(), "packages": package_versions()}
+    return artifacts.sha256(json.dumps(basis, sort_keys=True).encode())[:32]
