@@ -48,10 +48,11 @@ def test_what_is_no_array_of_examples_is_refused(x, told):
         make_split(x=x)
 
 
-def test_the_hash_is_that_of_the_documented_stream():
+def test_the_hash_is_that_of_the_documented_lines():
     x = np.array([[1.5, -2.0]], np.float32)
-    stream = b"'input x' <f4 (1, 2)\n" + x.tobytes() + b"'labels' <i8 (1,)\n" + np.array([3]).tobytes()
-    assert make_split(x=x, labels=np.array([3])).sha256() == hashlib.sha256(stream).hexdigest()
+    of_x, of_labels = (hashlib.sha256(array.tobytes()).hexdigest() for array in (x, np.array([3])))
+    lines = f"'input x' <f4 (1, 2) {of_x}\n'labels' <i8 (1,) {of_labels}\n"
+    assert make_split(x=x, labels=np.array([3])).sha256() == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_the_hash_follows_content_and_nothing_else():

@@ -2,20 +2,31 @@
 """Data sets as NumPy arrays in the model's own real units, preprocessing, and the representative dataset."""
 
 from tfq.data.binding import bind_inputs
+from tfq.data.describe import count_classes, example_shape
+from tfq.data.diagnostics import DataDiagnostics, diagnose
+from tfq.data.fingerprint import source_fingerprint
+from tfq.data.given import as_split
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
 from tfq.data.representative import InputSpec, RepresentativeSamples, representative_samples
-from tfq.data.sources import SOURCES, SPLITS, as_split, load_calibration_split, load_split
+from tfq.data.sources import SOURCES, SPLITS, load_calibration_split, load_split
 from tfq.data.split import MissingSplitError, Split
+from tfq.data.stream import AnySplit, SplitStream
 
 __all__ = [
     "SOURCES",
     "SPLITS",
+    "AnySplit",
+    "DataDiagnostics",
     "InputSpec",
     "MissingSplitError",
     "RepresentativeSamples",
     "Split",
+    "SplitStream",
     "as_split",
     "bind_inputs",
+    "count_classes",
+    "diagnose",
+    "example_shape",
     "load_calibration_split",
     "load_split",
     "preprocess",
@@ -23,4 +34,5 @@ __all__ = [
     "real_units",
     "representative_samples",
     "resize_bilinear",
+    "source_fingerprint",
 ]

@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import DataConfig
-from tfq.data.split import Examples
+from tfq.data.binding import UNNAMED
+from tfq.data.examples import Examples, examples_of_arrays
 from tfq.errors import InputError
 
 # Shares of each class; test is the rest. The same for every run: --seed moves weights and shuffling, not the splits.
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
 
 
-def read_digits(address: str, config: DataConfig, split: str, limit: int) -> Examples:
+def read_digits(address: str, config: DataConfig, split: str) -> Examples:
     """Raw pixels 0..16, float32 (n, 8, 8, 1), and labels 0..9: 1,262 train, 180 val, 355 test, disjoint and stratified.
 
     Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), by sklearn.datasets.load_digits.
@@ -32,7 +33,7 @@ def read_digits(address: str, config: DataConfig, split: str, limit: int) -> Exa
     labels = np.asarray(bunch.target, np.int64)
     chosen = digit_indices(labels, split)
     images = np.asarray(bunch.images, np.float32)[..., None]
-    return Examples(inputs={"x": images[chosen]}, labels=labels[chosen])
+    return examples_of_arrays({UNNAMED: images[chosen]}, labels[chosen], "digits")
 
 
 def digit_indices(labels: NDArray, split: str) -> NDArray[np.int64]:

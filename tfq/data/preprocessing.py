@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what a source holds to what the float model is fed: real units, resize, then x * scale + offset."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,16 @@ def real_units(array: NDArray, where: str) -> NDArray:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which check_finite reports
         return array.astype(np.float32, copy=False)
+
+
+def fed_bytes(inputs: Mapping[str, NDArray], config: DataConfig) -> int:
+    """What an example of `inputs` takes once it is preprocessed: in float32, and resized. Integers may take less."""
+    size = resize_of(config)
+    total = 0
+    for array in inputs.values():
+        values = size[0] * size[1] * array.shape[3] if size and array.ndim == 4 else math.prod(array.shape[1:])
+        total += values * max(4, array.dtype.itemsize if array.dtype.kind in "iu" else 0)
+    return total
 
 
 def preprocess(inputs: Mapping[str, NDArray], config: DataConfig, where: str) -> dict[str, NDArray]:

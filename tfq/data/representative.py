@@ -56,8 +56,9 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
     """The first `steps` samples of `dataset`, in its own order, each checked and brought to batch 1.
 
     dataset: a callable or an iterable that yields lists (TFLite's convention), tuples, dicts or arrays; a
-        tf.data.Dataset, batched or not, with or without labels; an array (n, ...), a dict of arrays, a Split; or
-        {signature: [{name: array}]}. Batches are split into samples. No more elements are drawn than are needed.
+        tf.data.Dataset, batched or not, with or without labels; an array (n, ...), a dict of arrays, a Split or
+        SplitStream; or {signature: [{name: array}]}. Batches are split into samples. No more elements are drawn than
+        are needed.
     Floats of any width become the input's float dtype. An integer array for a float input is taken as real values (a
     pixel of 200 is 200.0), with a warning; integers for an integer input must fit it.
     Raises InputError on an empty dataset, a wrong number or name of inputs, a wrong shape or dtype, NaN or infinity,

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfq.data.binding import bind_inputs
 from tfq.data.split import Split
+from tfq.data.stream import SplitStream
 from tfq.errors import InputError
 
 _WANTED = (
@@ -24,6 +25,8 @@ def elements_of(dataset: Any, names: Sequence[str]) -> Iterator[Any]:
     """The elements of `dataset`, lazily. Raises InputError when it is none of the known forms."""
     if isinstance(dataset, Split):
         return iter([bind_inputs(dataset.inputs, names)])
+    if isinstance(dataset, SplitStream):
+        return (bind_inputs(piece.inputs, names) for piece in dataset.pieces())
     if isinstance(dataset, Mapping):
         return _of_mapping(dataset, names)
     if hasattr(dataset, "as_numpy_iterator"):

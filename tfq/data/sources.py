@@ -1,58 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where examples come from: the registry of sources, and a split of one, ready for the float model."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfq.config import DataConfig
-from tfq.data.binding import UNNAMED
 from tfq.data.digits import read_digits
+from tfq.data.eembc import read_eembc
+from tfq.data.examples import Examples
+from tfq.data.folder import read_folder
+from tfq.data.keras_sets import read_cifar10, read_fashion_mnist
 from tfq.data.npz import read_npz
-from tfq.data.preprocessing import preprocess, real_units
-from tfq.data.split import Examples, MissingSplitError, Split, check_finite
+from tfq.data.preprocessing import fed_bytes, preprocess
+from tfq.data.split import PIECE_BYTES, MissingSplitError, Split, check_finite
+from tfq.data.stream import AnySplit, SplitStream
+from tfq.data.tfds import read_tfds
 from tfq.data.tfrecord import read_tfrecord
 from tfq.errors import InputError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 
-# A source takes (what follows "name:", config, split, limit) and gives its examples, before preprocessing. The limit
-# (0 is all) is a hint that spares it work: load_split cuts what is more.
-SOURCES: dict[str, Callable[[str, DataConfig, str, int], Examples]] = {
+# A source takes (what follows "name:", config, split) and gives its examples, to be read before preprocessing.
+SOURCES: dict[str, Callable[[str, DataConfig, str], Examples]] = {
+    "cifar10": read_cifar10,
     "digits": read_digits,
+    "eembc": read_eembc,
+    "fashion_mnist": read_fashion_mnist,
+    "folder": read_folder,
     "npz": read_npz,
+    "tfds": read_tfds,
     "tfrecord": read_tfrecord,
 }
 
 # Training data describes the ranges without having been seen by a test; the test split is the last resort.
 _CALIBRATION_ORDER = ("train", "val", "test")
+_MEGABYTE = 1_000_000
 
 
-def load_split(config: DataConfig, split: str, *, limit: int = 0) -> Split:
+def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
     """The first `limit` examples (0: all) of a split, preprocessed: the values are what the float model is fed.
 
-    split: "train", "val" or "test". The order of examples is the source's own, the same every time.
+    split: "train", "val" or "test". The order of examples is the source's own, the same every time. A `SplitStream` of
+    the same examples where they would take more than config.max_memory_mb (of 1,000,000 bytes) in memory.
     Raises MissingSplitError when the source has no such split; InputError on an unknown source or split, on what cannot
-    be read, on NaN or infinity (with the example's index), and on an empty split.
+    be read, on NaN or infinity (with the example's index), and on an empty split. Of a stream, what is wrong with an
+    example is told when it is read.
     """
     if split not in SPLITS:
         raise InputError(f"split {split!r} is unknown: {did_you_mean(split, SPLITS)}")
     if limit < 0:
         raise InputError(f"limit {limit}: wanted 0 for all examples, or how many")
+    examples = open_source(config)(split)
+    if limit:
+        examples = examples.part(slice(0, min(limit, examples.num_examples)))
+    return _loaded(examples, config, split)
+
+
+def open_source(config: DataConfig) -> Callable[[str], Examples]:
+    """split -> its examples, of config.source. Raises InputError on an unknown source."""
     kind, _, address = config.source.partition(":")
     if kind not in SOURCES:
         raise InputError(f"--data={config.source}: unknown source {kind!r}: {_suggestion(config.source, kind)}")
-    examples = SOURCES[kind](address, config, split, limit)
-    if limit:
-        examples = _first(examples, limit)
-    where = f"{config.source} ({split})"
-    inputs = preprocess(examples.inputs, config, where)
-    check_finite(inputs, where)
-    return Split(name=split, inputs=inputs, labels=examples.labels, source=config.source, notes=examples.notes)
+    return lambda split: SOURCES[kind](address, config, split)
 
 
-def load_calibration_split(config: DataConfig, *, limit: int = 0) -> Split:
+def load_calibration_split(config: DataConfig, *, limit: int = 0) -> AnySplit:
     """`load_split` of train, else val, else test: the first that the source has. `.name` says which it was.
 
     A note says so when it is not train. Raises InputError when the source has none of them.
@@ -66,55 +83,88 @@ def load_calibration_split(config: DataConfig, *, limit: int = 0) -> Split:
         if split == "train":
             return found
         note = f"{config.source} has no train split: calibrating on {split}"
-        return Split(
-            name=split, inputs=found.inputs, labels=found.labels, source=found.source, notes=(*found.notes, note)
-        )
+        return dataclasses.replace(found, notes=(*found.notes, note))
     raise missing
 
 
-def as_split(data: Any, *, split: str = "test", limit: int = 0) -> Split:
-    """A Split of whatever a caller of the Python API has at hand.
-
-    data: a Split; a source string ("digits") or DataConfig, of which `split` is loaded; an array or a dict of arrays
-    without labels; or a tuple (one of these, labels). Arrays are taken in the model's own real units: no preprocessing.
-    Raises InputError on anything else, and as `load_split` does.
-    """
-    if isinstance(data, str):
-        data = DataConfig(source=data)
-    if isinstance(data, DataConfig):
-        return load_split(data, split, limit=limit)
-    if not isinstance(data, Split):
-        data = _split_of_arrays(data, split)
-    return data.take(limit) if limit else data
-
-
-def _split_of_arrays(data: Any, split: str) -> Split:
-    labels = None
-    if isinstance(data, tuple):
-        if len(data) != 2:
-            raise InputError(f"data: got a tuple of {len(data)}: wanted (x, y)")
-        data, labels = data
-        labels = None if labels is None else np.asarray(labels)
-    named = data if isinstance(data, Mapping) else {UNNAMED: data}
-    inputs = {}
-    for name, value in named.items():
-        if (
-            value is None
-            or isinstance(value, (str, bytes, Mapping))
-            or callable(value)
-            or hasattr(value, "element_spec")
-        ):
-            raise InputError(f"data: got {type(value).__name__}: wanted a source string, a Split, an array or (x, y)")
-        inputs[name] = real_units(np.asarray(value), f"data: input {name!r}")
-    made = Split(name=split, inputs=inputs, labels=labels, source="arrays")
-    check_finite(made.inputs, "data")
-    return made
+def _loaded(examples: Examples, config: DataConfig, split: str) -> AnySplit:
+    read = _reader(examples, config, split)
+    pieces = read(0, examples.num_examples)
+    first = next(pieces)
+    example_bytes = sum(array.nbytes for array in first.inputs.values()) / first.num_examples
+    if example_bytes * examples.num_examples <= config.max_memory_mb * _MEGABYTE:
+        return _collected(first, pieces, examples)
+    return SplitStream(
+        name=split,
+        source=config.source,
+        num_examples=examples.num_examples,
+        read=read,
+        piece_examples=first.num_examples,
+        seekable=examples.seekable,
+        notes=examples.notes,
+        class_names=examples.class_names,
+    )
 
 
-def _first(examples: Examples, limit: int) -> Examples:
-    inputs = {name: array[:limit] for name, array in examples.inputs.items()}
-    labels = None if examples.labels is None else examples.labels[:limit]
-    return Examples(inputs=inputs, labels=labels, notes=examples.notes)
+def _reader(examples: Examples, config: DataConfig, split: str) -> Callable[[int, int], Iterator[Split]]:
+    """(start, stop) -> preprocessed pieces that keep to the memory that config allows."""
+    where = f"{config.source} ({split})"
+    budget = min(PIECE_BYTES, config.max_memory_mb * _MEGABYTE // 4)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def read(start: int, stop: int) -> Iterator[Split]:
+        for piece in examples.read(start, stop):
+            step = max(1, budget // max(1, fed_bytes(piece.inputs, config)))
+            for first in range(0, len(piece), step):
+                chosen = slice(first, first + step)
+                inputs = preprocess({name: array[chosen] for name, array in piece.inputs.items()}, config, where)
+                check_finite(inputs, where, start + first, examples.num_examples)
+                _check_shapes(inputs, shapes, f"{where}: example {start + first}")
+                labels = None if piece.labels is None else piece.labels[chosen]
+                yield Split(
+                    name=split,
+                    inputs=inputs,
+                    labels=labels,
+                    source=config.source,
+                    class_names=examples.class_names,
+                )
+            start += len(piece)
+
+    return read
+
+
+def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raises InputError where an input has another shape than in `shapes`; the first one is noted there."""
+    for name, array in inputs.items():
+        wanted = shapes.setdefault(name, array.shape[1:])
+        if array.shape[1:] != wanted:
+            raise InputError(f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: wanted one")
+
+
+def _collected(first: Split, rest: Iterator[Split], examples: Examples) -> Split:
+    """All pieces as one split in memory."""
+    if first.num_examples == examples.num_examples:
+        return dataclasses.replace(first, notes=examples.notes)
+    inputs = {name: _room(array, examples.num_examples) for name, array in first.inputs.items()}
+    labels = None if first.labels is None else _room(first.labels, examples.num_examples)
+    done = 0
+    for piece in itertools.chain((first,), rest):
+        done = _stored(piece, inputs, labels, done)
+    assert done == examples.num_examples, (first.source, done, examples.num_examples)
+    return dataclasses.replace(first, inputs=inputs, labels=labels, notes=examples.notes)
+
+
+def _room(array: NDArray, count: int) -> NDArray:
+    return np.empty((count, *array.shape[1:]), array.dtype)
+
+
+def _stored(piece: Split, inputs: dict[str, NDArray], labels: NDArray | None, done: int) -> int:
+    chosen = slice(done, done + piece.num_examples)
+    for name, array in piece.inputs.items():
+        inputs[name][chosen] = array
+    if labels is not None:
+        labels[chosen] = piece.labels
+    return chosen.stop
 
 
 def _suggestion(source: str, kind: str) -> str:
@@ -122,4 +172,8 @@ def _suggestion(source: str, kind: str) -> str:
         return f"did you mean {'npz:' + source!r}?"
     if "tfrecord" in source:
         return f"did you mean {'tfrecord:' + source!r}?"
+    if re.search(r"y_labels\w*\.csv$", source):
+        return f"did you mean {'eembc:' + source!r}?"
+    if "/" in source or source.startswith(("~", ".")):
+        return f"did you mean {'folder:' + source!r}?"
     return did_you_mean(kind, SOURCES)

@@ -3,7 +3,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.errors import InputError
+
+# What a piece of a split holds at most, unless a single example is larger.
+PIECE_BYTES = 1 << 25
 
 
 class MissingSplitError(InputError):
@@ -26,6 +29,7 @@ class Split:
     labels: (n,) or None. Sources of classes give int64 >= 0; labels of a user's own metric may be anything.
     source: what the user called it: "digits", "npz:PATH", "tfrecord:GLOB", "arrays".
     notes: what the source did that the user did not ask for (a split held out, keys or files ignored).
+    class_names: what the source calls class 0, 1, ...; empty where it does not say.
     Raises InputError when there is no example, or the lengths differ.
     """
 
@@ -34,6 +38,7 @@ class Split:
     labels: NDArray | None
     source: str
     notes: tuple[str, ...] = field(default=())
+    class_names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         check_lengths(self.inputs, self.labels, f"data {self.source} ({self.name})")
@@ -50,13 +55,30 @@ class Split:
         inputs = {name: array[:n] for name, array in self.inputs.items()}
         return dataclasses.replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:n])
 
+    def all_labels(self) -> NDArray | None:
+        """`labels`, under the name that a stream has for them too."""
+        return self.labels
+
+    def pieces(self) -> Iterator["Split"]:
+        """All examples in their order, some at a time: views, no copies."""
+        example_bytes = sum(array.nbytes for array in self.inputs.values()) // self.num_examples
+        step = max(1, PIECE_BYTES // max(1, example_bytes))
+        for start in range(0, self.num_examples, step):
+            chosen = slice(start, start + step)
+            yield dataclasses.replace(
+                self,
+                inputs={name: array[chosen] for name, array in self.inputs.items()},
+                labels=None if self.labels is None else self.labels[chosen],
+            )
+
     def sha256(self) -> str:
         """Hex SHA-256 of the content: names, dtypes, shapes and bytes of the inputs in name order, and the labels.
 
-        What the split or its source is called does not enter: equal content has one hash.
+        What the split or its source is called does not enter: equal content has one hash, in memory or streamed.
         """
-        arrays = {f"input {name}": array for name, array in self.inputs.items()}
-        return content_sha256(arrays if self.labels is None else {**arrays, "labels": self.labels})
+        digest = ContentDigest()
+        digest.update(self.inputs, self.labels)
+        return digest.hexdigest()
 
 
 def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: str) -> None:
@@ -85,20 +107,51 @@ def checked_array(array: Any, where: str) -> NDArray:
     return array
 
 
-def content_sha256(arrays: Mapping[str, NDArray]) -> str:
-    """Hex SHA-256 over name, dtype, shape and little-endian bytes of each array, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        array = arrays[name]
+class ContentDigest:
+    """SHA-256 of named arrays that come whole or in pieces along their first axis; it is the same for both."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, Any] = {}
+        self._headers: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+
+    def update(self, inputs: Mapping[str, NDArray], labels: NDArray | None) -> None:
+        """Takes the next examples of a split."""
+        for name, array in inputs.items():
+            self.add(f"input {name}", array)
+        if labels is not None:
+            self.add("labels", labels)
+
+    def add(self, name: str, array: NDArray) -> None:
+        """Takes more of one array: dtype and shape beyond the first axis as they were."""
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        # The header ends in a newline that repr() escapes in a name: no two contents give the same stream.
-        digest.update(f"{name!r} {array.dtype.str} {arrays[name].shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        dtype, shape = self._headers.get(name, (array.dtype, (0, *array.shape[1:])))
+        assert (dtype, shape[1:]) == (array.dtype, array.shape[1:]), (name, dtype, shape, array.dtype, array.shape)
+        self._headers[name] = dtype, (shape[0] + len(array), *shape[1:])
+        self._digests.setdefault(name, hashlib.sha256()).update(array.reshape(-1).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """Of a line an array, in name order: name, dtype, shape, and the SHA-256 of its little-endian bytes."""
+        whole = hashlib.sha256()
+        for name in sorted(self._headers):
+            dtype, shape = self._headers[name]
+            # repr() escapes a newline in a name: no two contents give the same lines.
+            whole.update(f"{name!r} {dtype.str} {shape} {self._digests[name].hexdigest()}\n".encode())
+        return whole.hexdigest()
+
+
+def content_sha256(arrays: Mapping[str, NDArray]) -> str:
+    """`ContentDigest` of whole arrays."""
+    digest = ContentDigest()
+    for name, array in arrays.items():
+        digest.add(name, array)
     return digest.hexdigest()
 
 
-def check_finite(inputs: Mapping[str, NDArray], where: str) -> None:
-    """Raises InputError with the index of the first example that holds NaN or infinity."""
+def check_finite(inputs: Mapping[str, NDArray], where: str, first: int = 0, total: int = 0) -> None:
+    """Raises InputError with the index of the first example that holds NaN or infinity.
+
+    first: the index of the first of these examples among all; total: how many there are in all, where it is more.
+    """
     for name, array in inputs.items():
         if array.dtype.kind != "f":
             continue
@@ -107,13 +160,19 @@ def check_finite(inputs: Mapping[str, NDArray], where: str) -> None:
             index = int(bad.argmax())
             what = "NaN" if np.isnan(array[index]).any() else "infinity"
             raise InputError(
-                f"{where}: input {name!r} of example {index} holds {what} ({int(bad.sum()):,} of {len(array):,} "
-                "examples hold NaN or infinity): wanted finite numbers: remove or mend these examples"
+                f"{where}: input {name!r} of example {first + index} holds {what} ({_told_share(bad, first, total)} "
+                "hold NaN or infinity): wanted finite numbers: remove or mend these examples"
             )
 
 
-def class_labels(labels: NDArray, where: str) -> NDArray[np.int64]:
-    """`labels` as int64 (n,): integers >= 0; (n, 1) is taken too.
+def _told_share(bad: NDArray, first: int, total: int) -> str:
+    if total > len(bad):
+        return f"{int(bad.sum()):,} of the examples {first:,} to {first + len(bad) - 1:,}"
+    return f"{int(bad.sum()):,} of {len(bad):,} examples"
+
+
+def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int64]:
+    """`labels` as int64 (n,): integers >= 0; (n, 1) is taken too. first: index of the first of them among all.
 
     Raises InputError on anything else and tells what to do about one-hot rows and floats.
     """
@@ -128,31 +187,8 @@ def class_labels(labels: NDArray, where: str) -> NDArray[np.int64]:
         raise InputError(f"{where} holds {labels.dtype}: wanted integer class numbers: save it as int64")
     if len(labels) and int(labels.min()) < 0:
         index = int((labels < 0).argmax())
-        raise InputError(f"{where}: label of example {index} is {int(labels[index])}: wanted class numbers from 0 up")
+        told = f"label of example {first + index} is {int(labels[index])}"
+        raise InputError(f"{where}: {told}: wanted class numbers from 0 up")
     if len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
         raise InputError(f"{where} holds {int(labels.max())}: too large for a class number")
     return labels.astype(np.int64)
-
-
-def part_of_train(n: int, split: str, where: str) -> tuple[slice, str]:
-    """Which of `n` train examples are `split` ("train" or "val") where a source has no val split, and a note on it.
-
-    The last tenth is val, at least one example; train is the rest, or the one example that there is.
-    Raises MissingSplitError when nothing can be spared for val.
-    """
-    spared = max(1, n // 10) if n >= 2 else 0
-    note = f"{where} has no val split: the last {spared:,} of {n:,} train examples serve as val"
-    if split == "train":
-        return slice(0, n - spared), note if spared else ""
-    if not spared:
-        raise MissingSplitError(f"{where} has no val split, and {n} train examples are too few to hold one out")
-    return slice(n - spared, n), note
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """What a source reads, before preprocessing: arrays as in `Split`, and notes."""
-
-    inputs: dict[str, NDArray]
-    labels: NDArray | None
-    notes: tuple[str, ...] = ()

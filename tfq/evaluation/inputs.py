@@ -43,26 +43,72 @@ def prepare_inputs(model: Model, data: Split) -> PreparedInputs:
     without a scale cannot take.
     """
     check_finite(data.inputs, f"data {data.source} ({data.name})")
-    names = model.input_names
-    arrays, clipped, coded, unused, warnings = [], 0, 0, [], []
-    for name, tensor, array in zip(
-        names, model.main_subgraph.input_tensors, bind_inputs(data.inputs, names), strict=True
-    ):
-        _check_shape(name, tensor, array)
-        if not tensor.is_quantized:
-            arrays.append(_cast(name, tensor, array))
-            continue
-        codes, clipped_values, unused_share = _encode(name, tensor, array)
-        arrays.append(codes)
-        clipped, coded = clipped + clipped_values, coded + array.size
-        unused.append(unused_share)
-        warnings += _range_warnings(name, tensor, clipped_values / array.size, unused_share)
+    tallies = Tallies()
+    arrays = encode_inputs(model, data, tallies)
     return PreparedInputs(
-        arrays=tuple(arrays),
-        clipped_share=clipped / coded if coded else None,
-        unused_share=max(unused, default=None),
-        warnings=tuple(warnings),
+        arrays=arrays,
+        clipped_share=tallies.clipped_share,
+        unused_share=tallies.unused_share,
+        warnings=tallies.warnings,
     )
+
+
+def encode_inputs(model: Model, data: Split, tallies: "Tallies", first: int = 0) -> tuple[NDArray, ...]:
+    """An array for each input of the model, which `tallies` counts. first: index of the first of these examples."""
+    names = model.input_names
+    return tuple(
+        _encoded(name, tensor, array, tallies, first)
+        for name, tensor, array in zip(
+            names, model.main_subgraph.input_tensors, bind_inputs(data.inputs, names), strict=True
+        )
+    )
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """Of one quantized input: how many values came, how many were clipped, and the lowest and highest code."""
+
+    tensor: Tensor
+    values: int = 0
+    clipped: int = 0
+    lowest: int
+    highest: int
+
+    @property
+    def unused_share(self) -> float:
+        limits = np.iinfo(np.dtype(self.tensor.dtype))
+        return 1 - (self.highest - self.lowest) / (limits.max - limits.min)
+
+
+class Tallies:
+    """How well data fills the ranges of a model's inputs, counted as it is encoded, whole or in pieces."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Tally] = {}
+
+    def count(self, name: str, tensor: Tensor, values: int, clipped: int, lowest: int, highest: int) -> None:
+        """Adds values of an input."""
+        tally = self._of.setdefault(name, _Tally(tensor=tensor, lowest=lowest, highest=highest))
+        tally.values, tally.clipped = tally.values + values, tally.clipped + clipped
+        tally.lowest, tally.highest = min(tally.lowest, lowest), max(tally.highest, highest)
+
+    @property
+    def clipped_share(self) -> float | None:
+        """As in `PreparedInputs`, like the next two."""
+        coded = sum(tally.values for tally in self._of.values())
+        return sum(tally.clipped for tally in self._of.values()) / coded if coded else None
+
+    @property
+    def unused_share(self) -> float | None:
+        return max((tally.unused_share for tally in self._of.values()), default=None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(
+            warning
+            for name, tally in self._of.items()
+            for warning in _range_warnings(name, tally.tensor, tally.clipped / tally.values, tally.unused_share)
+        )
 
 
 def decode_outputs(model: Model, outputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
@@ -99,21 +145,24 @@ def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
         )
 
 
-def _encode(name: str, tensor: Tensor, array: NDArray) -> tuple[NDArray, int, float]:
-    """(codes, values beyond the range by more than half a step, share of the range that no value reaches)."""
+def _encoded(name: str, tensor: Tensor, array: NDArray, tallies: Tallies, first: int) -> NDArray:
+    """`array` as the input takes it: codes, which are counted, or the values themselves."""
+    _check_shape(name, tensor, array)
+    if not tensor.is_quantized:
+        return _cast(name, tensor, array, first)
     scale, zero_point = scale_of(f"input {name!r}", tensor)
     limits = np.iinfo(_numpy_dtype(name, tensor))
     lowest = (limits.min - 0.5 - zero_point) * scale
     highest = (limits.max + 0.5 - zero_point) * scale
-    codes, clipped, reached = np.empty(array.shape, tensor.dtype), 0, [limits.max, limits.min]
+    codes = np.empty(array.shape, tensor.dtype)
     step = max(1, _PIECE_VALUES * len(array) // max(1, array.size))
     for start in range(0, len(array), step):
         piece = array[start : start + step]
         part = codes[start : start + step]
         part[...] = quantize(piece, scale, zero_point, tensor.dtype)
-        clipped += int(np.count_nonzero((piece < lowest) | (piece > highest)))
-        reached = [min(reached[0], int(part.min())), max(reached[1], int(part.max()))]
-    return codes, clipped, 1 - (reached[1] - reached[0]) / (limits.max - limits.min)
+        clipped = int(np.count_nonzero((piece < lowest) | (piece > highest)))
+        tallies.count(name, tensor, piece.size, clipped, int(part.min()), int(part.max()))
+    return codes
 
 
 def _range_warnings(name: str, tensor: Tensor, clipped: float, unused: float) -> list[str]:
@@ -129,7 +178,7 @@ def _range_warnings(name: str, tensor: Tensor, clipped: float, unused: float) ->
     return found
 
 
-def _cast(name: str, tensor: Tensor, array: NDArray) -> NDArray:
+def _cast(name: str, tensor: Tensor, array: NDArray, first: int) -> NDArray:
     """`array` in the dtype of an input without a scale, the values unchanged but for float rounding."""
     dtype = _numpy_dtype(name, tensor)
     if dtype.kind not in "iub":
@@ -140,8 +189,8 @@ def _cast(name: str, tensor: Tensor, array: NDArray) -> NDArray:
     if different.any():
         index = int(different.argmax())
         raise InputError(
-            f"input {name!r} of the model takes {dtype} as it is (it has no scale), and example {index} of the data "
-            "holds values that are none"
+            f"input {name!r} of the model takes {dtype} as it is (it has no scale), and example {first + index} of the "
+            "data holds values that are none"
         )
     return cast
 

@@ -13,7 +13,7 @@ from tfq import flatbuffer
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import InputError, RunnerError
-from tfq.evaluation.inputs import prepare_inputs
+from tfq.evaluation.feed import Feed
 from tfq.runners import RunRequest, make_runner
 
 DEFAULT_LIMIT = 256
@@ -80,7 +80,10 @@ def compare_runners(
         if reason:
             raise RunnerError(f"{runner.name}: {reason}")
     request = RunRequest(
-        model=model, inputs=prepare_inputs(parsed, data).arrays, num_threads=num_threads, xnnpack=xnnpack
+        model=model,
+        inputs=Feed(parsed, data).inputs,
+        num_threads=num_threads,
+        kernels="xnnpack" if xnnpack else "builtin",
     )
     outputs_a, outputs_b = (runner.run(request).outputs for runner in runners)
     return compare_outputs(parsed.output_names, outputs_a, outputs_b, runner_a=runner_a, runner_b=runner_b)

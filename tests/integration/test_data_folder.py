@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source folder:DIR, with Pillow as the oracle of decoding."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfq.config import DataConfig
+from tfq.data import MissingSplitError, load_calibration_split, load_split, source_fingerprint
+from tfq.errors import InputError
+
+
+def picture(value, size=(4, 5)):
+    return np.full((*size, 3), value, np.uint8)
+
+
+def write(root, files):
+    """files: path below root -> array (as PNG or JPEG by the suffix), or bytes."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            Image.fromarray(content).save(path, quality=90)
+
+
+def config_of(root, **changes):
+    return DataConfig(source=f"folder:{root}", **changes)
+
+
+def values(split):
+    """Label of each pixel value: the pictures tell which they are."""
+    return {int(x[0, 0, 0]): int(label) for x, label in zip(split.inputs["x"], split.labels, strict=True)}
+
+
+def test_folders_are_splits_and_their_folders_are_classes_in_sorted_order(tmp_path):
+    write(
+        tmp_path,
+        {
+            "train/dog/1.png": picture(1),
+            "train/cat/2.png": picture(2),
+            "train/cat/deep/er/3.png": picture(3),
+            "validation/dog/4.png": picture(4),
+            "test/dog/5.png": picture(5),
+            "test/zebra/6.png": picture(6),
+        },
+    )
+    train, val, test = (load_split(config_of(tmp_path), split) for split in ("train", "val", "test"))
+    assert values(train) == {1: 1, 2: 0, 3: 0} and values(val) == {4: 1} and values(test) == {5: 1, 6: 2}
+    assert train.class_names == test.class_names == ("cat", "dog", "zebra")
+    assert train.inputs["x"].dtype == np.float32 and train.inputs["x"].shape == (3, 4, 5, 3)
+    assert any("no image of 1 of 3 classes, such as 'cat'" in note for note in test.notes)
+
+
+def test_without_split_folders_all_is_test_and_a_note_says_how_to_train(tmp_path):
+    write(tmp_path, {"a/1.png": picture(1), "b/2.png": picture(2)})
+    split = load_split(config_of(tmp_path), "test")
+    assert values(split) == {1: 0, 2: 1} and "put their class folders below train" in split.notes[0]
+    with pytest.raises(MissingSplitError, match="no train split: wanted a folder"):
+        load_split(config_of(tmp_path), "train")
+    assert load_calibration_split(config_of(tmp_path)).name == "test"
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    write(tmp_path, {"test/1.png": picture(1), "production/2.png": picture(2)})
+    assert load_split(config_of(tmp_path), "test").class_names == ("production", "test")
+
+
+def test_the_first_examples_are_of_all_classes_and_the_order_is_that_of_the_paths(tmp_path):
+    for root in (tmp_path / "one", tmp_path / "two"):
+        write(root, {f"train/{name}/{i:03}.png": picture(i) for name in "abcd" for i in range(25)})
+    first = load_split(config_of(tmp_path / "one"), "train", limit=20)
+    assert set(first.labels.tolist()) == {0, 1, 2, 3}
+    assert first.sha256() == load_split(config_of(tmp_path / "two"), "train", limit=20).sha256()
+    val = load_split(config_of(tmp_path / "one"), "val")
+    assert val.num_examples == 10 and len(set(val.labels.tolist())) > 1
+    assert "the last 10 of 100 train examples serve as val" in val.notes[-1]
+
+
+def test_pixels_are_those_that_pillow_decodes(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    write(tmp_path, {"a/1.jpg": noise})
+    split = load_split(config_of(tmp_path), "test")
+    assert np.array_equal(split.inputs["x"][0], np.asarray(Image.open(tmp_path / "a" / "1.jpg")))
+
+
+def test_hidden_and_other_files_are_counted_and_not_read(tmp_path):
+    write(
+        tmp_path,
+        {
+            "a/1.png": picture(1),
+            "a/.hidden.png": b"x",
+            "a/.cache/2.png": b"x",
+            "a/Thumbs.db": b"x",
+            "a/notes.txt": b"x",
+            "empty/.keep": b"",
+            ".git/1.png": b"x",
+        },
+    )
+    split = load_split(config_of(tmp_path), "test")
+    assert values(split) == {1: 0}
+    told = " | ".join(split.notes)
+    assert "4 files not used, being hidden" in told and "1 files not used, being neither JPEG nor PNG" in told
+    assert "1 folders without images are no classes: empty" in told
+
+
+def webp():
+    file = io.BytesIO()
+    Image.fromarray(picture(1)).save(file, "BMP")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"a/1.bmp": webp()}, "1.bmp: tfq reads JPEG and PNG, not .bmp: convert it"),
+        ({"a/1.png": b"not an image"}, r"1.png cannot be decoded as JPEG or PNG \(12 bytes\)"),
+        ({"a/1.png": b""}, "1.png is empty"),
+        (
+            {"a/1.png": picture(1), "a/2.png": picture(2, (9, 5))},
+            r"\.png: the image is \(\d, 5, 3\).*give --data.resize",
+        ),
+        ({"a/1.txt": b"x"}, "holds no JPEG or PNG file in a class folder"),
+        ({"1.png": picture(1)}, "holds no folder: wanted DIR/CLASS"),
+        ({"train/1.png": picture(1)}, "train holds no class folder"),
+        ({"train/a/1.png": picture(1), "training/a/1.png": picture(1)}, "two folders for train"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_told_with_the_file(tmp_path, files, told):
+    write(tmp_path, files)
+    with pytest.raises(InputError, match=told):
+        load_split(config_of(tmp_path), "train" if "train" in next(iter(files)) else "test")
+
+
+def test_no_folder_at_all_is_told(tmp_path):
+    with pytest.raises(InputError, match="is no directory"):
+        load_split(config_of(tmp_path / "none"), "test")
+    with pytest.raises(InputError, match="wanted folder:DIR"):
+        load_split(DataConfig(source="folder:"), "test")
+    with pytest.raises(InputError, match="did you mean 'folder:some/where'"):
+        load_split(DataConfig(source="some/where"), "test")
+
+
+def test_images_of_several_sizes_are_resized_and_streamed_alike(tmp_path):
+    files = {f"{name}/{i}.png": picture(i, (20 + i % 3, 30)) for name in "ab" for i in range(30)}
+    write(tmp_path, files)
+    whole = load_split(config_of(tmp_path, resize=(64, 64)), "test")
+    streamed = load_split(config_of(tmp_path, resize=(64, 64), max_memory_mb=1), "test")
+    assert not hasattr(streamed, "inputs") and streamed.sha256() == whole.sha256()
+    assert streamed.piece_examples > 1 and [piece.num_examples for piece in streamed.pieces()][:2] == [5, 5]
+    parts = np.concatenate([piece.inputs["x"] for piece in streamed.read(41, 49)])
+    assert np.array_equal(parts, whole.inputs["x"][41:49])
+
+
+def test_the_fingerprint_follows_names_and_content(tmp_path):
+    write(tmp_path, {"a/1.png": picture(1), "b/2.png": picture(2)})
+    config = config_of(tmp_path)
+    before = source_fingerprint(config)
+    assert source_fingerprint(config) == before
+    write(tmp_path, {"b/2.png": picture(3)})
+    changed = source_fingerprint(config)
+    (tmp_path / "b" / "2.png").rename(tmp_path / "a" / "2.png")
+    assert len({before, changed, source_fingerprint(config)}) == 3

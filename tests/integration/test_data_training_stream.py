@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on data that is not in memory."""
+
+import numpy as np
+import pytest
+
+from tfq import models
+from tfq.config import DataConfig, TrainConfig
+from tfq.data import SplitStream, load_split
+from tfq.errors import InputError
+from tfq.keras_bridge import import_keras, import_tf_keras
+from tfq.training import deterministic, train_model
+
+
+def built(keras):
+    with deterministic(0):
+        return models.build("digits_cnn", keras)
+
+
+@pytest.mark.parametrize("import_it", [import_tf_keras, import_keras])
+def test_a_stream_trains_a_model_and_the_same_again_for_the_same_seed(monkeypatch, import_it):
+    keras, config = import_it(), TrainConfig(epochs=1, learning_rate=0.005)
+    # Of megabytes of 30,000 bytes, train is eleven and val two: what is tested needs no more.
+    monkeypatch.setattr("tfq.data.sources._MEGABYTE", 30_000)
+    train, val = (load_split(DataConfig(max_memory_mb=1), split) for split in ("train", "val"))
+    assert isinstance(train, SplitStream) and isinstance(val, SplitStream)
+    weights, histories = [], []
+    for _ in range(2):
+        model = built(keras)
+        histories.append(train_model(model, train, val, config, seed=3))
+        weights.append(np.concatenate([weight.ravel() for weight in model.get_weights()]))
+    assert histories[0] == histories[1] and np.array_equal(weights[0], weights[1])
+    assert histories[0]["val_accuracy"][-1] > 0.8
+
+
+def test_what_is_wrong_with_an_example_ends_the_training_with_its_index(tmp_path):
+    x = np.zeros((5000, 8, 8, 1), np.float32)
+    x[4321] = np.nan
+    for labels, told in ((np.zeros(5000, int), "example 4321 holds NaN"), (np.arange(5000), "labels run from")):
+        np.savez(tmp_path / "a.npz", x_train=x, y_train=labels, x_val=x[:5], y_val=labels[:5])
+        train = load_split(DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=1), "train")
+        with pytest.raises(InputError, match=told):
+            train_model(built(import_tf_keras()), train, None, TrainConfig(epochs=1))

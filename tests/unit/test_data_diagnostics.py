@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands out in a calibration set, and what must not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tfq.config import DataConfig
+from tfq.data import Split, SplitStream, count_classes, diagnose, example_shape, load_split
+from tfq.data.noise import judge_noise
+
+IMAGES = [(8, 8, 1), (32, 32, 3)]
+NOISE = {
+    "uniform": lambda rng, shape: rng.uniform(0, 1, shape),
+    "uniform of pixels": lambda rng, shape: rng.uniform(0, 255, shape),
+    "normal": lambda rng, shape: rng.normal(0, 1, shape),
+    "normal far out": lambda rng, shape: rng.normal(-40, 7, shape),
+    "pixels": lambda rng, shape: rng.integers(0, 256, shape),
+    "few levels": lambda rng, shape: rng.integers(0, 17, shape),
+}
+
+
+def split(x, labels=None, class_names=()):
+    labels = None if labels is None else np.asarray(labels)
+    return Split(name="train", inputs={"x": x}, labels=labels, source="arrays", class_names=class_names)
+
+
+def smooth(rng, n, length, features, weight):
+    """Features that follow their past: x[t] = weight x[t - 1] + the rest in noise, each of variance 1."""
+    x = rng.normal(size=(n, length, features))
+    for t in range(1, length):
+        x[:, t] = weight * x[:, t - 1] + np.sqrt(1 - weight**2) * x[:, t]
+    return x
+
+
+REAL = {
+    "features of a spectrogram": lambda rng, n: smooth(rng, n, 49, 10, 0.9)[..., None],
+    "features that hardly follow": lambda rng, n: smooth(rng, n, 49, 10, 0.2),
+    "features of few causes": lambda rng, n: rng.normal(size=(n, 5)) @ rng.normal(size=(5, 640)),
+    "few causes under much noise": lambda rng, n: (
+        0.4 * rng.normal(size=(n, 5)) @ rng.normal(size=(5, 640)) + rng.normal(size=(n, 640))
+    ),
+    "loud and quiet": lambda rng, n: rng.normal(size=(n, 640)) * rng.uniform(0.5, 2, (n, 1)),
+    "features of different scales": lambda rng, n: rng.normal(size=(n, 640)) * np.linspace(0.5, 2, 640),
+    "features of different means": lambda rng, n: rng.normal(size=(n, 640)) + np.linspace(-1, 1, 640),
+    "one-hot": lambda rng, n: np.eye(100)[rng.integers(0, 100, n)],
+    "one-hot words": lambda rng, n: np.eye(20)[rng.integers(0, 20, (n, 30))],
+    "words by their frequency": lambda rng, n: rng.zipf(1.3, (n, 640)).clip(0, 9999).astype(np.float32),
+    "silence and clicks": lambda rng, n: (rng.random((n, 640)) < 0.02) * rng.normal(size=(n, 640)),
+}
+
+
+@pytest.mark.parametrize("kind", NOISE)
+@pytest.mark.parametrize("shape", [*IMAGES, (640,), (49, 10, 1)])
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_recognised_at_any_scale(kind, shape, seed):
+    x = NOISE[kind](np.random.default_rng(seed), (20, *shape)).astype(np.float32)
+    assert judge_noise(x).is_noise
+    (finding,) = [found for found in diagnose(split(x)).findings if "noise" in found]
+    assert "calibrate with real examples" in finding
+
+
+def test_noise_normalised_by_channel_or_clipped_is_noise_all_the_same():
+    rng = np.random.default_rng(0)
+    x = (rng.uniform(0, 1, (30, 32, 32, 3)) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    assert judge_noise(x.astype(np.float32)).is_noise
+    assert judge_noise(np.clip(rng.normal(128, 90, (30, 32, 32, 3)), 0, 255).astype(np.float32)).is_noise
+
+
+@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("n", [12, 50, 200])
+def test_data_is_no_noise(kind, n):
+    for seed in range(5):
+        x = REAL[kind](np.random.default_rng(seed), n).astype(np.float32)
+        verdict = judge_noise(x)
+        assert not verdict.is_noise, verdict
+
+
+@pytest.mark.parametrize("n", [8, 20, 100])
+def test_digits_are_no_noise_nor_are_they_flattened_shuffled_and_standardised(n):
+    x = load_split(DataConfig(), "train").inputs["x"]
+    flat = x.reshape(len(x), -1)
+    flat = ((flat - flat.mean(0)) / (flat.std(0) + 1e-6))[:, np.random.default_rng(0).permutation(64)]
+    for array in (x, x / 16, flat):
+        for start in range(0, len(x) - n, max(n, 50)):
+            assert not judge_noise(array[start : start + n]).is_noise
+
+
+def test_indices_and_a_handful_of_values_are_not_judged():
+    rng = np.random.default_rng(0)
+    assert judge_noise(rng.integers(0, 1000, (200, 40))).is_noise is None
+    assert judge_noise(rng.normal(size=(4, 32, 32, 3))).is_noise is None
+    assert judge_noise(rng.normal(size=(500, 4))).is_noise is None
+    assert diagnose(split(rng.integers(0, 1000, (200, 40)))).noise["is_noise"] is None
+    assert judge_noise(np.ones((20, 32, 32, 3), np.float32)).is_noise is False
+
+
+def digits(n=200):
+    return load_split(DataConfig(), "train", limit=n)
+
+
+def test_good_data_has_no_findings_and_counts_of_its_classes():
+    found = diagnose(digits())
+    assert found.findings == ()
+    assert found.class_counts == {str(label): int((digits().labels == label).sum()) for label in range(10)}
+    assert found.noise["is_noise"] is False and "neighbours" in found.noise["x"]
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
+
+
+def whole():
+    return load_split(DataConfig(), "train")
+
+
+def test_sorted_data_whose_first_examples_are_of_one_class_is_told():
+    every = whole()
+    order = np.argsort(every.labels, kind="stable")[:100]
+    x, labels = every.inputs["x"][order], every.labels[order]
+    alone = diagnose(split(x, labels)).findings
+    assert len(alone) == 1 and alone[0].startswith("all 100 calibration examples have label 0")
+    (missing, many) = diagnose(split(x, labels), whole).findings
+    assert missing.startswith(
+        "9 of 10 classes (1, 2, 3, 4, 5, ...) have no example among the 100 that calibrate: shuff"
+    )
+    assert many.startswith("class 0 has 100 of the 100 examples that calibrate, 10.1 times its share")
+    named = diagnose(split(x, labels, class_names=tuple("abcdefghij")))
+    assert named.class_counts["a"] == 100 and named.class_counts["j"] == 0
+    assert "9 of 10 classes (b, c, d, e, f, ...)" in named.findings[0]
+
+
+def test_one_class_is_all_there_is_to_an_autoencoder():
+    normal = split(digits().inputs["x"], np.zeros(200, int))
+    assert diagnose(normal, lambda: normal).findings == ()
+
+
+def test_an_imbalance_that_is_the_datas_own_or_chance_is_no_finding():
+    rng = np.random.default_rng(0)
+    x = digits().inputs["x"]
+    labels = np.where(rng.random(200) < 0.95, 1, rng.integers(0, 10, 200))
+    assert any("times its share" in found for found in diagnose(split(x, labels)).findings)
+    assert not any(
+        "times its share" in found for found in diagnose(split(x, labels), lambda: split(x, labels)).findings
+    )
+    for seed in range(20):
+        fair = np.random.default_rng(seed).integers(0, 10, 200)
+        assert diagnose(split(x, fair)).findings == ()
+
+
+def test_too_few_examples_for_their_classes_are_told_to_be_more():
+    labels = np.random.default_rng(0).integers(0, 100, 100)
+    x = digits(100).inputs["x"]
+    (finding,) = diagnose(split(x, labels)).findings
+    assert "give more of them (--conversion.calibration_steps)" in finding
+    few = diagnose(split(digits(20).inputs["x"])).findings[0]
+    assert few.startswith("20 calibration examples are few")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (None, "the data has no labels"),
+        (np.linspace(0, 1, 200), "the labels are float64 [200], no class numbers"),
+        (np.arange(200) * 1000, "the labels run from 0 to 199000, as no class numbers do"),
+    ],
+)
+def test_labels_that_are_no_classes_have_a_reason(labels, reason):
+    found = diagnose(split(digits().inputs["x"], labels))
+    assert (found.class_counts, found.class_counts_reason, found.findings) == (None, reason, ())
+
+
+def test_copies_and_constant_examples_are_told():
+    x = digits().inputs["x"]
+    (copies,) = diagnose(split(np.concatenate([x[:100], x[:100]]))).findings
+    assert copies.startswith("100 of 200 calibration examples are copies")
+    black = np.where(np.arange(200).reshape(-1, 1, 1, 1) < 20, np.arange(200).reshape(-1, 1, 1, 1), x)
+    (constant,) = diagnose(split(black.astype(np.float32))).findings
+    assert constant.startswith("20 of 200 calibration examples hold one value everywhere")
+
+
+def test_images_of_two_scales_are_told():
+    x = np.clip(digits().inputs["x"] * 16, 0, 255)
+    x[:3] /= 255
+    (finding,) = diagnose(split(x)).findings
+    assert finding.startswith("3 of 200 examples of input 'x' lie between 0 and 1, others reach 255")
+
+
+def test_a_few_values_far_out_are_told_and_sparse_data_is_not():
+    x = digits().inputs["x"].copy()
+    x[7, 3, 3] = 1e5
+    (finding,) = diagnose(split(x)).findings
+    assert "int8 leaves 0.0 of its 256 codes for nearly all of the data" in finding
+    one_hot = np.eye(5000, dtype=np.float32)[np.arange(3000)]
+    assert not any("codes" in found for found in diagnose(split(one_hot)).findings)
+
+
+def test_each_input_is_looked_at():
+    noise = np.random.default_rng(0).normal(size=(100, 640)).astype(np.float32)
+    both = Split(name="train", inputs={"a": digits(100).inputs["x"], "b": noise}, labels=None, source="arrays")
+    found = diagnose(both)
+    assert found.noise["is_noise"] is True and set(found.noise) == {"is_noise", "a", "b"}
+    assert [finding[:9] for finding in found.findings] == ["input 'b'"]
+    assert example_shape(both) is None
+
+
+def test_a_stream_is_diagnosed_as_what_it_holds():
+    every = digits()
+
+    def read(start, stop):
+        for first in range(start, stop, 30):
+            chosen = slice(first, min(first + 30, stop))
+            yield split(every.inputs["x"][chosen], every.labels[chosen])
+
+    stream = SplitStream(name="train", source="arrays", num_examples=200, read=read, piece_examples=30, seekable=True)
+    assert diagnose(stream) == diagnose(every)
+    assert example_shape(stream) == example_shape(every) == (8, 8, 1)
+    assert count_classes([stream, every.take(2)]) == 10
+    assert count_classes([split(every.inputs["x"])]) is None
+    assert count_classes([split(every.inputs["x"], class_names=("a", "b", "c"))]) == 3

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sources cifar10 and fashion_mnist, on small synthetic files in the real formats."""
+
+import gzip
+import io
+import os
+import pickle
+import socket
+import struct
+import tarfile
+
+import numpy as np
+import pytest
+
+from tfq.config import DataConfig
+from tfq.data import keras_sets, load_split, source_fingerprint
+from tfq.errors import InputError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty $KERAS_HOME, and no other cache."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(keras_sets, "_homes", lambda: [tmp_path / "keras"])
+    (tmp_path / "keras" / "datasets").mkdir(parents=True)
+    return tmp_path / "keras"
+
+
+def batch(index, count=4):
+    """(data (count, 3072), labels) of one batch: colour planes in a row, as published."""
+    data = np.random.default_rng(index).integers(0, 256, (count, 3072), np.uint8)
+    return data, [(index + i) % 10 for i in range(count)]
+
+
+def pickled(index, **changes):
+    data, labels = batch(index)
+    return pickle.dumps({b"data": data, b"labels": labels, b"batch_label": b"x", **changes}, protocol=2)
+
+
+NAMES = ["test_batch", *(f"data_batch_{number}" for number in range(1, 6))]
+
+
+def write_archive(home, contents):
+    with tarfile.open(home / "datasets" / "cifar-10-batches-py.tar.gz", "w:gz") as archive:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def images_of(data):
+    """By hand: red, green and blue planes of 32 rows become (32, 32, 3)."""
+    return np.stack([data[:, 0:1024], data[:, 1024:2048], data[:, 2048:]], axis=-1).reshape(-1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_cifar10_is_read_from_what_keras_keeps(home, unpacked):
+    contents = {name: pickled(index) for index, name in enumerate(NAMES)}
+    if unpacked:
+        folder = home / "datasets" / "cifar-10-batches-py"
+        folder.mkdir()
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+    else:
+        write_archive(home, contents)
+    test = load_split(DataConfig(source="cifar10"), "test")
+    assert np.array_equal(test.inputs["x"], images_of(batch(0)[0])) and test.labels.tolist() == batch(0)[1]
+    assert test.class_names[:2] == ("airplane", "automobile")
+    assert unpacked or "another SHA-256" in test.notes[0]
+    train, val = (load_split(DataConfig(source="cifar10"), split) for split in ("train", "val"))
+    assert (train.num_examples, val.num_examples) == (18, 2) and "the last 2 of 20" in val.notes[-1]
+    assert np.array_equal(val.inputs["x"], images_of(batch(5)[0])[2:])
+
+
+def write_idx(path, array):
+    header = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def write_fashion(home, train=20, test=6):
+    folder = home / "datasets" / "fashion-mnist"
+    folder.mkdir(exist_ok=True)
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for prefix, count in (("train", train), ("t10k", test)):
+        images = generator.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = generator.integers(0, 10, count).astype(np.uint8)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+        arrays[prefix] = images, labels
+    return arrays
+
+
+def test_fashion_mnist_is_read_from_what_keras_keeps(home):
+    arrays = write_fashion(home)
+    test = load_split(DataConfig(source="fashion_mnist"), "test")
+    assert np.array_equal(test.inputs["x"][..., 0], arrays["t10k"][0]) and test.inputs["x"].shape == (6, 28, 28, 1)
+    assert test.labels.tolist() == arrays["t10k"][1].tolist() and test.class_names[-1] == "Ankle boot"
+    train = load_split(DataConfig(source="fashion_mnist"), "train")
+    assert np.array_equal(train.inputs["x"][..., 0], arrays["train"][0][:18])
+
+
+def test_the_fingerprint_follows_the_files_of_a_set(home):
+    write_fashion(home)
+    before = source_fingerprint(DataConfig(source="fashion_mnist"))
+    assert source_fingerprint(DataConfig(source="fashion_mnist")) == before
+    write_fashion(home, train=21)
+    assert source_fingerprint(DataConfig(source="fashion_mnist")) != before
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (pickle.dumps({b"data": Hostile(), b"labels": []}, protocol=2), "posix.system"),
+        (pickle.dumps({b"labels": [1]}, protocol=2), "no batch of CIFAR-10"),
+        (
+            pickle.dumps({b"data": np.zeros((2, 10), np.uint8), b"labels": [1, 2]}, protocol=2),
+            r"wanted uint8 \(n, 3072\)",
+        ),
+        (pickle.dumps({b"data": batch(0)[0], b"labels": [1, 2]}, protocol=2), r"wanted \(4,\)"),
+        (b"not a pickle", "no batch of CIFAR-10"),
+        (b"", "no batch of CIFAR-10"),
+    ],
+)
+def test_a_hostile_or_damaged_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch, content, told):
+    monkeypatch.chdir(tmp_path)
+    write_archive(home, {**{name: pickled(0) for name in NAMES}, "test_batch": content})
+    with pytest.raises(InputError, match=told):
+        load_split(DataConfig(source="cifar10"), "test")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_files_are_told(home):
+    write_archive(home, {name: pickled(0) for name in NAMES[1:]})
+    with pytest.raises(InputError, match="does not hold test_batch"):
+        load_split(DataConfig(source="cifar10"), "test")
+    path = home / "datasets" / "cifar-10-batches-py.tar.gz"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="damaged or cannot be read"):
+        load_split(DataConfig(source="cifar10"), "test")
+    write_fashion(home)
+    images = home / "datasets" / "fashion-mnist" / "t10k-images-idx3-ubyte.gz"
+    images.write_bytes(gzip.compress(gzip.decompress(images.read_bytes())[:-1]))
+    with pytest.raises(InputError, match="no IDX file"):
+        load_split(DataConfig(source="fashion_mnist"), "test")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
+def test_without_a_network_the_error_says_where_to_put_the_files_and_what_else_there_is(home, monkeypatch, name):
+    def refused(*arguments, **named):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    class Loader:
+        @staticmethod
+        def load_data(cache_dir):
+            refused()
+
+    monkeypatch.setattr(keras_sets.importlib, "import_module", lambda module: Loader)
+    with pytest.raises(InputError) as error:
+        load_split(DataConfig(source=name), "test")
+    told = str(error.value)
+    assert str(home / "datasets") in told and "Name or service not known" in told
+    assert all(word in told for word in ("npz:", "tfrecord:", "folder:", "copy to"))
+    with pytest.raises(InputError, match="takes nothing after its name"):
+        load_split(DataConfig(source=f"{name}:x"), "test")
+    assert socket.getdefaulttimeout() is None

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a source finds of a split, before preprocessing: how many examples there are, and how to read them in pieces."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from numpy.typing import NDArray
+
+from tfq.data.split import MissingSplitError, check_lengths
+
+# Of the arrays that a source gives at a time. What becomes of them in float32 may be four times that.
+_PIECE_BYTES = 1 << 23
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """Some examples in a row, as their source holds them: arrays as in `Split`, labels or None."""
+
+    inputs: Mapping[str, NDArray]
+    labels: NDArray | None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """The examples of a split in their source's own order; nothing of them is decoded before `read`.
+
+    num_examples: n >= 1.
+    read: (start, stop) -> the examples from start to before stop, in pieces of a few megabytes.
+    seekable: whether `read` from the middle costs no more than from the beginning.
+    notes, class_names: as in `Split`.
+    """
+
+    num_examples: int
+    read: Callable[[int, int], Iterator[Piece]]
+    seekable: bool = True
+    notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def part(self, chosen: slice, *notes: str) -> "Examples":
+        """Those of `chosen` (a slice of step 1, both ends given) alone, with more notes."""
+        length = chosen.stop - chosen.start
+        if length == self.num_examples:
+            return dataclasses.replace(self, notes=(*self.notes, *notes))
+        return dataclasses.replace(
+            self,
+            num_examples=length,
+            read=lambda start, stop: self.read(chosen.start + start, chosen.start + stop),
+            notes=(*self.notes, *notes),
+        )
+
+
+def examples_of_arrays(
+    inputs: Mapping[str, NDArray],
+    labels: NDArray | None,
+    where: str,
+    *,
+    notes: tuple[str, ...] = (),
+    class_names: tuple[str, ...] = (),
+) -> Examples:
+    """Examples that are in memory already. Raises InputError when there is none, or the lengths differ."""
+    check_lengths(inputs, labels, where)
+    count = len(next(iter(inputs.values())))
+    step = examples_a_piece(sum(array.nbytes for array in inputs.values()) // count)
+
+    def read(start: int, stop: int) -> Iterator[Piece]:
+        for first in range(start, stop, step):
+            chosen = slice(first, min(first + step, stop))
+            yield Piece(
+                inputs={name: array[chosen] for name, array in inputs.items()},
+                labels=None if labels is None else labels[chosen],
+            )
+
+    return Examples(num_examples=count, read=read, notes=notes, class_names=class_names)
+
+
+def examples_a_piece(example_bytes: int) -> int:
+    """How many examples of this size make a piece, at least 1."""
+    return max(1, _PIECE_BYTES // max(1, example_bytes))
+
+
+def without_val(train: Examples, split: str, where: str) -> Examples:
+    """The `split` ("train" or "val") of the train examples of a source that has no val split.
+
+    The last tenth is val, at least one example; train is the rest, or the one example that there is.
+    Raises MissingSplitError when nothing can be spared for val.
+    """
+    count = train.num_examples
+    spared = max(1, count // 10) if count >= 2 else 0
+    if not spared:
+        if split == "train":
+            return train
+        raise MissingSplitError(f"{where} has no val split, and {count} train examples are too few to hold one out")
+    note = f"{where} has no val split: the last {spared:,} of {count:,} train examples serve as val"
+    return train.part(slice(0, count - spared) if split == "train" else slice(count - spared, count), note)
