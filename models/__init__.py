@@ -1,26 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that tfq builds by name, for either Keras. Importing this package imports no Keras and no TensorFlow."""
 
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfq.errors import InputError, did_you_mean
+from tfq.errors import InputError, TfqWarning, did_you_mean
+from tfq.models import applications
+from tfq.models.applications import file_stem
 from tfq.models.digits_cnn import build_digits_cnn
+from tfq.models.ds_cnn import build_ds_cnn
+from tfq.models.fc_autoencoder import build_fc_autoencoder
+from tfq.models.mobilenet_v1_025 import build_mobilenet_v1_025
 from tfq.models.resnet8 import build_resnet8
 
-MODELS = {
+# Each takes (keras, input_shape, classes); the defaults of the last two are what the topology was published with.
+MODELS: dict[str, Callable[..., Any]] = {
     "digits_cnn": build_digits_cnn,
+    "ds_cnn": build_ds_cnn,
+    "fc_autoencoder": build_fc_autoencoder,
+    "mobilenet_v1_025": build_mobilenet_v1_025,
     "resnet8": build_resnet8,
 }
 
-__all__ = ["MODELS", "build", "build_digits_cnn", "build_resnet8"]
+__all__ = [
+    "MODELS",
+    "build",
+    "build_digits_cnn",
+    "build_ds_cnn",
+    "build_fc_autoencoder",
+    "build_mobilenet_v1_025",
+    "build_resnet8",
+    "file_stem",
+]
 
 
-def build(name: str, keras: Any) -> Any:
+def build(name: str, keras: Any, input_shape: Sequence[int] | None = None, classes: int | None = None) -> Any:
     """The model called `name`, built with the module `keras` (Keras 3 or tf_keras), uncompiled, with random weights.
 
+    name: one of MODELS, or a model of keras.applications ("MobileNetV2", "keras.applications:MobileNetV2",
+        "MobileNetV2,alpha=0.35"); upper and lower case are alike.
+    input_shape, classes: what the data has, without the batch: an example's shape, and how many classes its labels
+        tell apart. None is the model's own. A model of MODELS that is thereby another than the published one is
+        warned of (TfqWarning).
     Wrap the call in `tfq.training.deterministic(seed)` for weights that a seed repeats.
-    Raises InputError with the nearest name when there is none such.
+    Raises InputError with the nearest name when there is none such, and where the model cannot take such inputs.
     """
-    if name not in MODELS:
-        raise InputError(f"model {name!r} is neither a file nor a model that tfq builds: {did_you_mean(name, MODELS)}")
-    return MODELS[name](keras)
+    if name.lower() in MODELS:
+        return _published(name.lower(), keras, input_shape, classes)
+    if applications.is_application(name, keras):
+        return applications.build_application(name, keras, input_shape, classes)
+    known = [*MODELS, *applications.names(keras)]
+    wanted = applications.plain_name(name)
+    raise InputError(f"model {name!r} is neither a file nor a model that tfq builds: {did_you_mean(wanted, known)}")
+
+
+def _published(name: str, keras: Any, input_shape: Sequence[int] | None, classes: int | None) -> Any:
+    """A model of MODELS, for the data's shape and classes where it has any."""
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(MODELS[name]).parameters.values()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    shape, own_shape = tuple(input_shape or defaults["input_shape"]), defaults["input_shape"]
+    if len(shape) != len(own_shape) or 0 in shape:
+        raise InputError(
+            f"{name} takes examples of a shape like {own_shape}, the data has {shape}: reshape the data, or choose "
+            "another model"
+        )
+    count = defaults["classes"] if classes is None or defaults["classes"] is None else classes
+    if (shape, count) != (own_shape, defaults["classes"]):
+        warnings.warn(
+            f"{name} is built for what the data has, {_told(shape, count)}; as published it is for "
+            f"{_told(own_shape, defaults['classes'])}",
+            TfqWarning,
+            stacklevel=3,
+        )
+    try:
+        return MODELS[name](keras, shape, count)
+    except ValueError as error:
+        raise InputError(f"{name} cannot be built for examples of shape {shape}: {error}") from error
+
+
+def _told(shape: tuple[int, ...], classes: int | None) -> str:
+    return f"examples of shape {shape}" + ("" if classes is None else f" and {classes} classes")

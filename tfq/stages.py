@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, data, evaluation, flatbuffer
-from tfq.config import AuditConfig, DataConfig, RunConfig
+from tfq.config import AUDIT_SCHEMES, AuditConfig, DataConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
-from tfq.evaluation import EvaluationRecord, ParityRecord
+from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
+from tfq.models import file_stem
 
 MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
 
@@ -25,7 +26,7 @@ def model_name(config: RunConfig) -> str:
     """The stem of every file written about --model: the file's own, or the model's name."""
     if not config.model:
         raise InputError("--model is missing: give a .keras, .h5 or .tflite file, or a name that tfq train knows")
-    return Path(config.model).stem if is_file(config.model) else config.model
+    return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
 
 
 def load(config: RunConfig, *, allow_code: bool = False) -> Any:
@@ -49,7 +50,7 @@ def read_tflite(config: RunConfig) -> bytes:
     return artifacts.read_bytes(config.model, "a .tflite file in --model")
 
 
-def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.Split:
+def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:
     """`tfq.data.load_split`; what the source has to say of the split (held out of train, keys ignored) is a warning."""
     return _told(data.load_split(config, split, limit=limit))
 
@@ -71,7 +72,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     from tfq.keras_bridge import import_keras, import_tf_keras
     from tfq.training import deterministic, train_model
 
-    name = model_name(config)
+    model_name(config)
     if is_file(config.model):
         raise InputError(f"--model={config.model}: train builds a model by its name, and this is a file")
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
@@ -81,13 +82,14 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         test = None
     keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
     with deterministic(config.seed):
-        model = models.build(name, keras)
+        classes = data.count_classes([split for split in (training, validation, test) if split is not None])
+        model = models.build(config.model, keras, data.example_shape(training), classes)
         history = train_model(model, training, validation, config.training, seed=config.seed)
     return model, {
         "parameters": int(model.count_params()),
         "history": history,
         "preprocessing": data.preprocessing_record(config.data),
-        "test_accuracy": _keras_accuracy(model, test),
+        **_keras_scores(model, test),
         "sha256": _hashes(config, train=training, val=validation, test=test),
     }
 
@@ -159,21 +161,31 @@ def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
 
     preprocessing = data.preprocessing_record(config.data)
     traced = trace_once(model, config)
-    dataset, told, hashes = None, None, _hashes(config)
-    if config.conversion.scheme == "int8" and (isinstance(traced, bytes) or not traced.has_fake_quant):
+    dataset, told, diagnostics, hashes = None, None, None, _hashes(config)
+    if config.conversion.needs_ranges and (isinstance(traced, bytes) or not traced.has_fake_quant):
         dataset = _told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))
         told = {"split": dataset.name, "examples": dataset.num_examples}
+        diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
+        for finding in diagnostics.findings:
+            warnings.warn(finding, TfqWarning, stacklevel=2)
         hashes = _hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
     content = convert_model(traced, dataset, config.conversion, preprocessing=preprocessing)
-    return content, {"preprocessing": preprocessing, "representative_dataset": told, "sha256": hashes}
+    return content, {
+        "preprocessing": preprocessing,
+        "representative_dataset": told,
+        "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
+        "sha256": hashes,
+    }
 
 
 def audit_config(config: RunConfig) -> AuditConfig:
-    """What to hold a flatbuffer against that config.conversion has made: its own input and output types."""
+    """What to hold a flatbuffer against that config.conversion has made: its own scheme and types, unless told."""
+    made = config.conversion
     return dataclasses.replace(
         config.audit,
-        inference_input_type=config.conversion.inference_input_type,
-        inference_output_type=config.conversion.inference_output_type,
+        require=config.audit.require or next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme),
+        inference_input_type=made.inference_input_type or config.audit.inference_input_type,
+        inference_output_type=made.inference_output_type or config.audit.inference_output_type,
     )
 
 
@@ -183,6 +195,7 @@ class Evaluated:
 
     evaluation: EvaluationRecord
     parity: dict[str, ParityRecord | str]
+    instructions: dict[str, InstructionRecord | str]
     sha256: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,6 +203,7 @@ class Evaluated:
         return {
             "sha256": self.sha256,
             "evaluation": self.evaluation.to_dict(),
+            "instructions": evaluation.instructions_to_dict(self.instructions),
             "parity": {
                 runner: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
                 for runner, outcome in self.parity.items()
@@ -203,19 +217,24 @@ class Evaluated:
             f"{runner}: not run: {outcome}" if isinstance(outcome, str) else outcome.to_text()
             for runner, outcome in self.parity.items()
         ]
+        lines += [
+            f"{runner}: instructions not counted: {outcome}" if isinstance(outcome, str) else outcome.to_text()
+            for runner, outcome in self.instructions.items()
+        ]
         return "\n".join(lines)
 
 
 def evaluate(
-    model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.Split | None = None
+    model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
 ) -> Evaluated:
     """`model` on the test split of --data, on --runner; then the same inputs on each of --parity_runners.
 
     reference: float flatbuffer bytes, or ReferenceOutputs; without it, the file in --reference if there is one.
-    An emulated --runner is compared with `local` besides.
+    An emulated --runner is compared with `local` besides; on every emulated one, instructions are counted.
     """
     settings = config.evaluation
     evaluation.check_runners(settings)
+    evaluation.check_metric(settings)
     flatbuffer.read(model)
     test = test or load_split(config.data, "test", limit=settings.limit)
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
@@ -231,7 +250,14 @@ def evaluate(
     comparisons: dict[str, ParityRecord | str] = {}
     for other in others:
         comparisons[other] = evaluation.compare_runners_or_reason(model, test, settings, other)
-    return Evaluated(evaluation=record, parity=comparisons, sha256=hashes)
+    counted = evaluation.count_on_runners(
+        model,
+        (settings.runner, *settings.parity_runners),
+        test,
+        kernels="xnnpack" if settings.xnnpack else "builtin",
+        timeout_secs=settings.timeout_secs,
+    )
+    return Evaluated(evaluation=record, parity=comparisons, instructions=counted, sha256=hashes)
 
 
 def trace_once(model: Any, config: RunConfig) -> Any:
@@ -241,13 +267,13 @@ def trace_once(model: Any, config: RunConfig) -> Any:
     return model if isinstance(model, (bytes, Trace)) else trace(model, config.conversion.batch_size)
 
 
-def _told(split: data.Split) -> data.Split:
+def _told(split: data.AnySplit) -> data.AnySplit:
     for note in split.notes:
         warnings.warn(note, TfqWarning, stacklevel=3)
     return split
 
 
-def _hashes(config: RunConfig, **splits: data.Split | None) -> dict[str, Any]:
+def _hashes(config: RunConfig, **splits: data.AnySplit | None) -> dict[str, Any]:
     """SHA-256 of the file in --model (None for a name), and of each split, preprocessed, by its name here."""
     return {
         "model": artifacts.sha256_file(config.model) if is_file(config.model) else None,
@@ -255,10 +281,11 @@ def _hashes(config: RunConfig, **splits: data.Split | None) -> dict[str, Any]:
     }
 
 
-def _keras_accuracy(model: Any, test: data.Split | None) -> float | None:
-    """Top-1 of a Keras model with one output on the test split; None where there is none, or it has no labels."""
-    if test is None or test.labels is None:
-        return None
-    inputs = list(test.inputs.values())
-    outputs = model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0)
-    return float(evaluation.top1(outputs, test.labels))
+def _keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
+    """What a Keras model with one output gets on the test split: None where there is none, or it has no labels."""
+    from tfq.training import predict, reconstructs
+
+    if test is None:
+        return {"test_metric": None, "test_accuracy": None}
+    scores = evaluation.score_outputs(predict(model, test), test, reconstructs=reconstructs(model))
+    return {"test_metric": scores["metric"], "test_accuracy": scores["accuracy"]}

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain training loop for classifiers of either Keras, the same to the bit for the same seed."""
+"""A plain training loop for classifiers and autoencoders of either Keras, the same to the bit for the same seed."""
 
+import contextlib
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import TrainConfig
-from tfq.data import Split, bind_inputs
-from tfq.errors import InputError, TfqError
+from tfq.data import AnySplit, Split, SplitStream, bind_inputs
+from tfq.data.shuffling import batches_in_order, shuffled_batches
+from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
 
-__all__ = ["deterministic", "train_model"]
+__all__ = ["deterministic", "predict", "reconstructs", "train_model"]
 
 # Layers that pass their input on, as far as telling probabilities from logits goes.
 _TRANSPARENT = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Identity", "Permute"))
@@ -22,8 +26,8 @@ _TRANSPARENT = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Ide
 
 def train_model(
     model: Any,
-    train: Split,
-    val: Split | None = None,
+    train: AnySplit,
+    val: AnySplit | None = None,
     config: TrainConfig | None = None,
     *,
     seed: int = 0,
@@ -35,27 +39,35 @@ def train_model(
         of classes (0 or 1 for one unit). callbacks: of the model's own Keras.
     Adam with a cosine decay to 0; sparse categorical cross-entropy, binary for one unit. Whether the outputs are
     probabilities or logits is told by the model's last activation: softmax (sigmoid for one unit) or none.
+    A stream is shuffled as `tfq.data.shuffling` says, by the seed and the epoch: in other batches than in memory.
+    A model that `reconstructs` its input learns that input by its mean squared error, whatever the labels.
     Keras' progress bars appear on a terminal only. The same seed, data and initial weights give the same weights to
     the bit on the same machine; random states are put back after.
-    Returns {"loss_function": "...", "loss": [...], "accuracy": [...], and "val_..." of both}, a value an epoch.
+    Returns {"loss_function": "...", "loss": [...], "accuracy": [...] of a classifier, and "val_..." of each}, a value
+    an epoch.
     Raises InputError on labels or inputs that do not fit the model, TfqError when the loss becomes NaN or infinite.
     """
     config = config or TrainConfig()
     keras = import_tf_keras() if model_kind(model) == "tf_keras" else import_keras()
-    x, y = _arrays(model, train)
-    validation = None if val is None else _arrays(model, val)
-    steps = math.ceil(len(y) / config.batch_size) * config.epochs
+    streamed = _Streamed(model, config.batch_size)
+    x, y = _arrays(model, train) if isinstance(train, Split) else (streamed.dataset(train, seed), None)
+    validation = None
+    if val is not None:
+        validation = _arrays(model, val) if isinstance(val, Split) else streamed.dataset(val)
+    steps = math.ceil(train.num_examples / config.batch_size) * config.epochs
     loss = _loss(keras, model)
-    with deterministic(seed):
+    with deterministic(seed), streamed.errors():
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, max(steps, 1))
         # Without XLA: it compiles for longer than a small model trains.
-        model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=["accuracy"], jit_compile=False)
+        metrics = [] if reconstructs(model) else ["accuracy"]
+        model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=metrics, jit_compile=False)
         history = model.fit(
             x,
             y,
-            batch_size=config.batch_size,
+            batch_size=None if y is None else config.batch_size,
             epochs=config.epochs,
             validation_data=validation,
+            validation_batch_size=config.batch_size if isinstance(validation, tuple) else None,
             callbacks=[*callbacks, _stop_at_nan(keras)],
             verbose=1 if sys.stdout.isatty() else 0,
         )
@@ -66,6 +78,15 @@ def train_model(
     return {"loss_function": _described(loss), **values}
 
 
+def predict(model: Any, split: AnySplit) -> NDArray:
+    """(n, ...) what the model's one output gives on the examples, in their order."""
+    given = []
+    for piece in split.pieces():
+        inputs = list(piece.inputs.values())
+        given.append(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0))
+    return np.concatenate(given)
+
+
 def num_classes(model: Any) -> int:
     """The classes that a model with one output (n, classes) tells apart: 2 for (n, 1). Raises InputError otherwise."""
     if len(model.outputs) != 1:
@@ -74,6 +95,15 @@ def num_classes(model: Any) -> int:
     if len(shape) != 2 or not shape[1]:
         raise InputError(f"{model.name!r} gives {shape}: train_model wants (n, classes): bring your own loop")
     return max(2, int(shape[1]))
+
+
+def reconstructs(model: Any) -> bool:
+    """Whether the model's one output has the shape of its one float input, and is no distribution over classes."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1 or "float" not in str(model.inputs[0].dtype):
+        return False
+    shape = tuple(model.outputs[0].shape)
+    several = any(size is None or size > 1 for size in shape[1:])
+    return several and shape[1:] == tuple(model.inputs[0].shape)[1:] and not gives_probabilities(model)
 
 
 def gives_probabilities(model: Any) -> bool:
@@ -98,6 +128,8 @@ def gives_probabilities(model: Any) -> bool:
 
 
 def _loss(keras: Any, model: Any) -> Any:
+    if reconstructs(model):
+        return keras.losses.MeanSquaredError()
     from_logits = not gives_probabilities(model)
     if model.outputs[0].shape[-1] == 1:
         return keras.losses.BinaryCrossentropy(from_logits=from_logits)
@@ -105,16 +137,65 @@ def _loss(keras: Any, model: Any) -> Any:
 
 
 def _described(loss: Any) -> str:
+    if "from_logits" not in loss.get_config():
+        return f"{loss.name} of the reconstruction"
     return f"{loss.name} from {'logits' if loss.get_config()['from_logits'] else 'probabilities'}"
 
 
-def _arrays(model: Any, split: Split) -> tuple[Any, NDArray]:
+class _Streamed:
+    """Streams as what both Kerases' fit takes, and the errors that come up while they are read."""
+
+    def __init__(self, model: Any, batch_size: int) -> None:
+        self._model, self._batch_size = model, batch_size
+        self._errors: list[Exception] = []
+
+    def dataset(self, stream: SplitStream, seed: int | None = None) -> Any:
+        """A tf.data.Dataset of batches (x, y), each pass in another order by the seed; in the stream's without one."""
+        import tensorflow as tf
+
+        x, y = _arrays(self._model, stream.first())
+        arrays = (tuple(x) if isinstance(x, list) else x, y)
+        signature = tf.nest.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), arrays)
+        epochs = itertools.count()
+
+        def batches() -> Iterator[Any]:
+            try:
+                order = batches_in_order(stream, self._batch_size)
+                if seed is not None:
+                    order = shuffled_batches(stream, self._batch_size, seed, next(epochs))
+                for batch in order:
+                    x, y = _arrays(self._model, batch, warn=False)
+                    yield tuple(x) if isinstance(x, list) else x, y
+            except Exception as error:
+                self._errors.append(error)
+                raise
+
+        found = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        steps = math.ceil(stream.num_examples / self._batch_size)
+        return found.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raises what came up in a stream in place of what TensorFlow makes of it."""
+        try:
+            yield
+        except Exception:
+            if self._errors:
+                raise self._errors[0] from None
+            raise
+
+
+def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArray]:
     where = f"{split.source}, split {split.name}"
-    classes = num_classes(model)
+    classes = 0 if reconstructs(model) else num_classes(model)
     arrays = bind_inputs(split.inputs, list(model.input_names) if hasattr(model, "input_names") else _names(model))
     for tensor, array in zip(model.inputs, arrays, strict=True):
         _check_input(array, tuple(tensor.shape), f"{where}: input {tensor.name.split(':')[0]!r}")
     labels = split.labels
+    if not classes:
+        if warn:
+            _warn_of_unused_classes(model, labels)
+        return arrays[0], arrays[0]
     if labels is None:
         raise InputError(f"{where}: has no labels, and training needs them")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
@@ -125,6 +206,17 @@ def _arrays(model: Any, split: Split) -> tuple[Any, NDArray]:
             f"apart: wanted 0 to {classes - 1}"
         )
     return arrays if len(arrays) > 1 else arrays[0], labels
+
+
+def _warn_of_unused_classes(model: Any, labels: NDArray | None) -> None:
+    """Labels normal and anomalous, 0 and 1, are for a test; more of them look as if a classifier was meant."""
+    if labels is not None and labels.dtype.kind in "iu" and labels.max() > 1:
+        warnings.warn(
+            f"{model.name!r} gives values of its input's own shape, and is trained to reconstruct it: the labels (0 to "
+            f"{labels.max()}) are not used; a classifier of as many classes as inputs wants a softmax at its end",
+            TfqWarning,
+            stacklevel=4,
+        )
 
 
 def _names(model: Any) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfq.compression import tfmot_private
+from tfq.compression.fold import fold_quantized
 from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.ranges import ranges_from_first_batch
 from tfq.compression.sparsity import keep_zeros, measure_sparsity
@@ -21,7 +22,8 @@ _BEFORE_NORMALIZATION = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Dense"
 def qat_model(model: Any, fit: Fit, config: QATConfig | None = None) -> Any:
     """A copy of `model` with fake quantization in it, trained by `fit`; `model` stays as it is.
 
-    model: functional or sequential tf_keras model without models inside. Layer `x` becomes `quant_x`.
+    model: functional or sequential tf_keras model without models inside. Layer `x` becomes `quant_x`; a
+        BatchNormalization behind a Dense becomes part of it after the training: the converter would leave both float.
     fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
         `model.fit(..., callbacks=callbacks)`; the callbacks keep zeros where tfmot does not.
     config.preserve_sparsity: where the model has zeros in its kernels, they stay zero.
@@ -44,6 +46,9 @@ def qat_model(model: Any, fit: Fit, config: QATConfig | None = None) -> Any:
                 "at least one step"
             )
     check_finite(quantized, "quantization-aware training")
+    trained, quantized = quantized, fold_quantized(quantized, model, lambda folded: _quantized(folded, preserve))
+    if quantized is not trained:
+        check_same_function(trained, quantized, tolerance=1e-4)
     after = measure_sparsity(quantized)
     if preserve:
         unseen = [name for name in before if before[name] and name not in after]
@@ -99,11 +104,12 @@ def unsupported_layers(model: Any, preserve_sparsity: bool = False) -> dict[str,
     return reasons
 
 
-def check_same_function(model: Any, quantized: Any) -> None:
+def check_same_function(model: Any, quantized: Any, tolerance: float = 1e-6) -> None:
     """Raises TfqError unless `quantized`, without its rounding, computes what `model` does.
 
     tfmot rebuilds the graph, and for layers with several inputs it has put them in another order without a word.
     Both models run eagerly on the same 16 random examples; they must agree to float rounding.
+    tolerance: of the difference, as a share of the largest output.
     """
     import tensorflow as tf
 
@@ -120,7 +126,7 @@ def check_same_function(model: Any, quantized: Any) -> None:
     for wanted, got in pairs:
         error = float(tf.reduce_max(tf.abs(wanted - got)))
         # Not `>`, which a NaN would pass.
-        if not error <= 1e-6 * max(1.0, float(tf.reduce_max(tf.abs(wanted)))):
+        if not error <= tolerance * max(1.0, float(tf.reduce_max(tf.abs(wanted)))):
             raise TfqError(
                 f"tfmot changed the function of {model.name!r}: without rounding, outputs differ by {error:.3g}. It "
                 "reorders the inputs of layers like Concatenate: quantize after training instead (--noqat)"

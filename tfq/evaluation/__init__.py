@@ -2,9 +2,18 @@
 """What is learned from running a flatbuffer: (bytes, data, runner) -> records."""
 
 from tfq.evaluation.accuracy import evaluate_model
+from tfq.evaluation.benchmark import benchmark_models, model_names
+from tfq.evaluation.benchmark_record import BenchmarkRecord
 from tfq.evaluation.inputs import decode_outputs, prepare_inputs
-from tfq.evaluation.latency import latency_percentiles
-from tfq.evaluation.metrics import agreement, predicted_classes, top1
+from tfq.evaluation.instructions import (
+    InstructionRecord,
+    count_instructions,
+    count_instructions_or_reason,
+    count_on_runners,
+    instructions_to_dict,
+)
+from tfq.evaluation.latency import latency_percentiles, latency_statistics
+from tfq.evaluation.metrics import agreement, mean_absolute_error, predicted_classes, roc_auc, top1, topk
 from tfq.evaluation.parity import (
     ParityRecord,
     check_runners,
@@ -12,25 +21,46 @@ from tfq.evaluation.parity import (
     compare_runners,
     compare_runners_or_reason,
 )
-from tfq.evaluation.record import EvaluationRecord, check_requirements, missed_requirements
+from tfq.evaluation.record import EvaluationRecord, check_requirements, missed_requirements, score_text
 from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
+from tfq.evaluation.scores import METRICS, Metric, check_metric, choose_metric, score_outputs
+from tfq.evaluation.user_metric import metric_sha256
 
 __all__ = [
+    "METRICS",
+    "BenchmarkRecord",
     "EvaluationRecord",
+    "InstructionRecord",
+    "Metric",
     "ParityRecord",
     "ReferenceOutputs",
     "agreement",
+    "benchmark_models",
+    "check_metric",
     "check_requirements",
     "check_runners",
+    "choose_metric",
     "compare_outputs",
     "compare_runners",
     "compare_runners_or_reason",
+    "count_instructions",
+    "count_instructions_or_reason",
+    "count_on_runners",
     "decode_outputs",
     "evaluate_model",
+    "instructions_to_dict",
     "latency_percentiles",
+    "latency_statistics",
+    "mean_absolute_error",
+    "metric_sha256",
     "missed_requirements",
+    "model_names",
     "predicted_classes",
     "prepare_inputs",
     "reference_outputs",
+    "roc_auc",
+    "score_outputs",
+    "score_text",
     "top1",
+    "topk",
 ]

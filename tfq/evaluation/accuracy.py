@@ -12,18 +12,24 @@ from numpy.typing import NDArray
 from tfq import flatbuffer
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
-from tfq.errors import InputError, TfqWarning
-from tfq.evaluation.inputs import decode_outputs, prepare_inputs
-from tfq.evaluation.latency import PERCENTILES, latency_percentiles
-from tfq.evaluation.metrics import SIGMOID_NOTE, agreement, has_classes, is_probability, top1
+from tfq.errors import TfqWarning
+from tfq.evaluation.feed import Feed
+from tfq.evaluation.inputs import decode_outputs
+from tfq.evaluation.latency import PERCENTILES, checked_latencies, latency_percentiles
+from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.record import EvaluationRecord
 from tfq.evaluation.reference import IDENTICAL, ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
+from tfq.evaluation.scores import (
+    NO_REFERENCE,
+    Metric,
+    answers_of,
+    check_bounds,
+    choose_metric,
+    reconstructs,
+    score_answers,
+)
 from tfq.runners import RunRequest, RunResult, make_runner
 
-Metric = Callable[[Any, NDArray], float]
-
-NO_LABELS = "the data has no labels"
-NO_REFERENCE = "no reference model was given"
 NOT_COUNTED = "the interpreter does not tell which ops it delegates"
 
 
@@ -33,7 +39,7 @@ def evaluate_model(
     config: EvaluationConfig | None = None,
     *,
     reference: bytes | ReferenceOutputs | None = None,
-    metric: Metric | None = None,
+    metric: Metric | str | Callable[[Any, NDArray], float] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> EvaluationRecord:
     """Run `model` on `data`, and compare with the labels and with a reference.
@@ -43,8 +49,9 @@ def evaluate_model(
     config: runner, threads, limit, timed runs; what it requires is for `check_requirements`, and its `reference` is a
         path for whoever reads files.
     reference: the float model's bytes, run on `local` with XNNPACK; or `reference_outputs(...)` to share among models.
-    metric: called as metric(outputs, labels) -> float in place of top-1; outputs are the real numbers of the one
-        output, (n, ...), or a tuple of them where there are several.
+    metric: in place of config.metric: a name of METRICS, MODULE:FUNCTION, or what is called as metric(outputs, labels)
+        -> float; outputs are the real numbers of the one output, (n, ...), or a tuple of them where there are several.
+        Nothing is top-1, or of a model that reconstructs its input the ROC AUC of its mean squared error.
     preprocessing: what was done to `data` ({"resize", "scale", "offset"}), to be held against what the model records.
     Raises InputError where data, labels, model or reference do not fit each other, RunnerError where it cannot run.
     Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
@@ -52,16 +59,20 @@ def evaluate_model(
     config = config or EvaluationConfig()
     model = bytes(model)
     parsed = flatbuffer.read(model)
+    chosen = choose_metric(config.metric if metric is None else metric)
+    check_bounds(config, chosen)
     data = as_split(data, limit=config.limit)
     if isinstance(reference, (bytes, bytearray)):
         reference = reference_outputs(bytes(reference), data, config)
-    inputs = prepare_inputs(parsed, data)
+    feed = Feed(parsed, data)
     result = make_runner(config.runner).run(
         RunRequest(
             model=model,
-            inputs=inputs.arrays,
+            inputs=feed.inputs,
             num_threads=config.num_threads,
-            xnnpack=config.xnnpack,
+            kernels="xnnpack" if config.xnnpack else "builtin",
+            num_workers=config.num_workers,
+            timeout_secs=config.timeout_secs,
             warmup_runs=config.warmup_runs,
             num_runs=config.num_runs,
         )
@@ -69,13 +80,14 @@ def evaluate_model(
     outputs = decode_outputs(parsed, result.outputs)
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
-    scores = _scores(outputs, expected, data.labels, metric)
+    answers = answers_of(outputs, data, reconstructs=reconstructs(parsed))
+    scores = score_answers(answers, expected, data, chosen)
     missing = max(0, config.limit - data.num_examples)
     told = [
         *([f"{config.limit:,} examples were asked for, the data has {data.num_examples:,}"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
-        *inputs.warnings,
-        *_output_warnings(names, outputs, metric, result, config),
+        *feed.warnings,
+        *_output_warnings(names, outputs, scores, result, config),
         *result.notes,
     ]
     for sentence in told:
@@ -91,48 +103,11 @@ def evaluate_model(
         skipped=_skipped(scores, noise, result),
         model_bytes=len(model),
         gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
-        clipped_input_share=inputs.clipped_share,
-        unused_range_share=inputs.unused_share,
+        clipped_input_share=feed.clipped_share,
+        unused_range_share=feed.unused_share,
         warnings=tuple(told),
         machine=result.machine,
     )
-
-
-def _scores(
-    outputs: tuple[NDArray, ...], expected: list[NDArray] | None, labels: NDArray | None, metric: Metric | None
-) -> dict[str, Any]:
-    """Accuracy and agreement, and why there is none. Top-1 and agreement are of the first output."""
-    classes = has_classes(outputs[0])
-    no_classes = f"the first output, {list(outputs[0].shape)}, gives an example no one class: give metric="
-    accuracy = reference_accuracy = None
-    reason = None
-    if labels is None:
-        reason = NO_LABELS
-    elif metric is None and labels.dtype.kind == "f":
-        reason = f"the labels are {labels.dtype}, no class numbers: give metric="
-    elif metric is None and not classes:
-        reason = no_classes
-    if labels is not None and reason is None:
-        accuracy = _score(outputs, labels, metric)
-        reference_accuracy = None if expected is None else _score(tuple(expected), labels, metric)
-    return {
-        "metric": "top1" if metric is None else getattr(metric, "__name__", type(metric).__name__),
-        "accuracy": accuracy,
-        "accuracy_reason": reason,
-        "reference_accuracy": reference_accuracy,
-        "accuracy_drop": None if accuracy is None or reference_accuracy is None else reference_accuracy - accuracy,
-        "agreement": agreement(outputs[0], expected[0]) if expected is not None and classes else None,
-        "agreement_reason": NO_REFERENCE if expected is None else None if classes else no_classes,
-    }
-
-
-def _score(outputs: tuple[NDArray, ...], labels: NDArray, metric: Metric | None) -> float:
-    if metric is None:
-        return top1(outputs[0], labels)
-    value = float(metric(outputs[0] if len(outputs) == 1 else outputs, labels))
-    if not np.isfinite(value):
-        raise InputError(f"metric {getattr(metric, '__name__', metric)} gave {value}: wanted a finite number")
-    return value
 
 
 def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[NDArray] | None) -> dict[str, Any]:
@@ -156,11 +131,15 @@ def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[ND
 
 
 def _speed(result: RunResult, config: EvaluationConfig) -> dict[str, Any]:
-    percentiles: dict[str, float | None] = {f"latency_p{percentile}_ms": None for percentile in PERCENTILES}
+    latencies: dict[str, float | None] = {f"latency_p{percentile}_ms": None for percentile in PERCENTILES}
     if result.latencies_ms is not None:
-        percentiles.update(latency_percentiles(result.latencies_ms))
+        times = checked_latencies(result.latencies_ms)
+        latencies.update(latency_percentiles(times))
+        latencies["latency_mean_ms"] = float(times.mean())
+        latencies["latency_std_ms"] = float(times.std(ddof=1)) if times.size > 1 else None
+        latencies["latency_first_ms"] = float(times[0])
     return {
-        **percentiles,
+        **latencies,
         "latency_reason": result.latency_reason,
         "num_threads": config.num_threads,
         "runner": config.runner,
@@ -190,14 +169,14 @@ def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: RunResult) -
 def _output_warnings(
     names: Sequence[str],
     outputs: tuple[NDArray, ...],
-    metric: Metric | None,
+    scores: dict[str, Any],
     result: RunResult,
     config: EvaluationConfig,
 ) -> list[str]:
     found = []
-    if metric is None and is_probability(outputs[0]):
+    if scores["metric"] == "top1" and is_probability(outputs[0]):
         found.append(SIGMOID_NOTE)
-    if metric is None and len(outputs) > 1:
+    if scores["metric"] == "top1" and len(outputs) > 1:
         found.append(f"the model has {len(outputs)} outputs: top-1 and agreement are of the first, {names[0]!r}")
     if config.xnnpack and result.delegated_ops == 0:
         found.append("XNNPACK took none of the model's ops: all ran on TFLite's builtin kernels")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What outputs are worth: top-1 against labels, agreement with another model's outputs."""
+"""What outputs are worth: against labels, against the inputs, and beside another model's outputs."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,98 @@ def top1(outputs: NDArray, labels: NDArray) -> float:
     """
     outputs = np.asarray(outputs)
     return float(np.mean(predicted_classes(outputs) == checked_labels(labels, outputs)))
+
+
+def topk(outputs: NDArray, labels: NDArray, k: int = 5) -> float:
+    """Share of examples whose label is among the `k` classes with the largest outputs, in [0, 1].
+
+    outputs: (n, classes), more than k of them. labels: (n,) integers in [0, classes). Ties go to the lower class, so
+    that k = 1 is top-1. Raises InputError as `top1` does, and where k classes are all there are.
+    """
+    outputs = np.asarray(outputs)
+    predicted_classes(outputs)  # for what it refuses
+    flat = outputs.reshape(len(outputs), -1)
+    classes = flat.shape[1]
+    if classes <= k:
+        raise InputError(f"top{k} wants more than {k} classes, the model has {classes}: it would be 1 whatever it does")
+    labels = checked_labels(labels, outputs)[:, None]
+    own = np.take_along_axis(flat, labels, axis=1)
+    before = (flat > own) | ((flat == own) & (np.arange(classes) < labels))
+    return float(np.mean(before.sum(axis=1) < k))
+
+
+def roc_auc(scores: NDArray, labels: NDArray) -> float:
+    """Area under the ROC curve: how often a positive example scores above a negative one, a tie counting half.
+
+    scores: (n,) real numbers, higher for positive. labels: (n,), 0 negative or 1 positive, at least one of each.
+    By the sum of ranks (Mann and Whitney 1947), equal scores sharing their mean rank. Raises InputError otherwise.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    check_no_nan(scores, "the score")
+    positive = binary_labels(labels, len(scores))
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        only = 1 if num_positive else 0
+        raise InputError(f"roc_auc wants examples of both labels 0 and 1: all {len(scores):,} here are {only}")
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    above = float(ranks[positive].sum()) - num_positive * (num_positive + 1) / 2
+    return above / (num_positive * num_negative)
+
+
+def binary_labels(labels: NDArray, n: int) -> NDArray[np.bool_]:
+    """(n,) booleans of labels 0 and 1, in whatever type of number. Raises InputError on others and another length."""
+    flat = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
+    if flat.shape != (n, 1):
+        raise InputError(f"labels of shape {labels.shape} for {n:,} examples: wanted (n,), each 0 or 1")
+    flat = flat[:, 0]
+    other = (flat != 0) & (flat != 1)
+    if other.any():
+        index = int(other.argmax())
+        raise InputError(f"label of example {index} is {flat[index]}: roc_auc wants 0 (normal) and 1 (anomalous)")
+    return flat == 1
+
+
+def positive_scores(outputs: NDArray) -> NDArray:
+    """(n,) scores of class 1: the one output of an example, or the second of two. Raises InputError on more."""
+    flat = np.asarray(outputs).reshape(len(outputs), -1)
+    if flat.shape[1] > 2:
+        raise InputError(
+            f"roc_auc wants one score an example: the model gives {flat.shape[1]} (one output, two classes, or a model "
+            "that reconstructs its input have one): choose another --metric"
+        )
+    return flat[:, -1]
+
+
+def mean_absolute_error(outputs: NDArray, labels: NDArray) -> float:
+    """Mean of |outputs - labels| over all values, in the labels' own unit; axes of length 1 do not matter.
+
+    Raises InputError where the shapes differ otherwise, and on labels that are NaN or infinite.
+    """
+    outputs, labels = np.asarray(outputs), np.asarray(labels)
+    check_no_nan(outputs, "the output")
+    if _squeezed(outputs) != _squeezed(labels):
+        raise InputError(
+            f"mae: outputs of shape {list(outputs.shape)} and labels of shape {list(labels.shape)}: wanted a label for "
+            "each output value"
+        )
+    if labels.dtype.kind not in "fiub" or not np.isfinite(labels).all():
+        raise InputError(f"mae: the labels ({labels.dtype}) hold what is no finite number: mend or leave them out")
+    return float(np.mean(np.abs(outputs.reshape(labels.shape).astype(np.float64) - labels)))
+
+
+def _squeezed(array: NDArray) -> tuple[int, ...]:
+    return (len(array), *(size for size in array.shape[1:] if size != 1))
+
+
+def reconstruction_errors(outputs: NDArray, inputs: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) mean squared and (n,) mean absolute difference of each example's output from its input, both (n, ...)."""
+    if outputs.shape != inputs.shape:
+        raise InputError(
+            f"outputs of shape {list(outputs.shape)} are no reconstruction of inputs of {list(inputs.shape)}"
+        )
+    difference = np.abs(outputs.reshape(len(outputs), -1).astype(np.float64) - inputs.reshape(len(inputs), -1))
+    return np.mean(difference**2, axis=1), np.mean(difference, axis=1)
 
 
 def agreement(outputs: NDArray, reference: NDArray) -> float:

@@ -20,13 +20,16 @@ class EvaluationRecord:
     A number that there is not is None, and the `_reason` beside it, or `skipped`, says why; no number is NaN or
     infinite (a noiseless output has output_sqnr_db None, reason "identical").
 
-    accuracy: against labels, a fraction, or what `metric` gave. reference_accuracy, accuracy_drop: of the reference,
-        and how much less the model's is.
+    accuracy: against labels, what `metric` gave: of top1, top5 and roc_auc a fraction. reference_accuracy,
+        accuracy_drop: of the reference, and how much worse the model's is, above 0 where it is worse.
+    lower_is_better: the metric is an error. scores: {metric: value} of the metric and of what stands beside it, such
+        as top5.
     agreement: share of examples with the reference's top-1. Both are of the first output.
     output_sqnr_db: against the reference, of the worst output; `outputs` has each: name, sqnr_db, reason.
     num_examples: evaluated. compared: of these, with the reference. missing: examples that were asked for and are not
         in the data. skipped: {what was not measured: why}.
-    latency_*: milliseconds of an inference at the model's batch, interpreter alone.
+    latency_*: milliseconds of an inference at the model's batch, interpreter alone, of the timed ones: percentiles,
+        mean, standard deviation of the sample, and the first after the warm-up.
     total_ops, delegated_ops: ops, and those that XNNPACK took.
     clipped_input_share: of the input values, beyond the range of codes by more than half a step. unused_range_share: of
         that range, what the data never reaches. Both None where no input is quantized.
@@ -60,6 +63,11 @@ class EvaluationRecord:
     delegated_ops: int | None
     clipped_input_share: float | None
     unused_range_share: float | None
+    lower_is_better: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+    latency_mean_ms: float | None = None
+    latency_std_ms: float | None = None
+    latency_first_ms: float | None = None
     outputs: tuple[dict[str, Any], ...] = ()
     warnings: tuple[str, ...] = ()
     machine: dict[str, Any] = field(default_factory=dict)
@@ -72,9 +80,10 @@ class EvaluationRecord:
     def to_text(self) -> str:
         """For the terminal: a line a number. Without the warnings, which were told as they came up."""
         rows = [
-            (self.metric, _fraction(self.accuracy, self.metric == "top1") or self.accuracy_reason),
-            ("reference", _fraction(self.reference_accuracy, self.metric == "top1")),
-            ("agreement", _fraction(self.agreement) or self.agreement_reason),
+            (self.metric, score_text(self.metric, self.accuracy) or self.accuracy_reason),
+            ("reference", score_text(self.metric, self.reference_accuracy)),
+            *((name, score_text(name, value)) for name, value in self.scores.items() if name != self.metric),
+            ("agreement", score_text("top1", self.agreement) or self.agreement_reason),
             ("output SQNR", _number(self.output_sqnr_db, "dB") or self.output_sqnr_db_reason),
             ("examples", f"{self.num_examples:,}"),
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
@@ -89,7 +98,11 @@ class EvaluationRecord:
             return None
         values = (self.latency_p50_ms, self.latency_p90_ms, self.latency_p99_ms)
         threads = f"{self.num_threads} thread{'' if self.num_threads == 1 else 's'}"
-        return f"{' / '.join(f'{value:.3f}' for value in values)} ms (p50 / p90 / p99, {threads})"
+        text = f"{' / '.join(f'{value:.3f}' for value in values)} ms (p50 / p90 / p99, {threads})"
+        if self.latency_mean_ms is None:
+            return text
+        spread = "" if self.latency_std_ms is None else f" ± {self.latency_std_ms:.3f}"
+        return f"{text}, mean {self.latency_mean_ms:.3f}{spread}"
 
     def _runner(self) -> str:
         where = f"{self.runner}, {'XNNPACK' if self.xnnpack else 'builtin kernels'}"
@@ -121,6 +134,9 @@ def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: R
             continue
         value, is_minimum = values[name], name != "accuracy_drop"
         what = f"{'min' if is_minimum else 'max'}_{name} {bound:g}"
+        if name == "accuracy" and values.get("lower_is_better"):
+            missed.append(f"{what} cannot be checked: {values['metric']} is an error, where lower is better")
+            continue
         if value is None:
             missed.append(f"{what} cannot be checked: there is no {name}: {reason}")
         elif value < bound - ROUNDING if is_minimum else value > bound + ROUNDING:
@@ -135,10 +151,13 @@ def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: Re
         raise RequirementError("; ".join(missed))
 
 
-def _fraction(value: float | None, as_percent: bool = True) -> str | None:
+def score_text(metric: str, value: float | None) -> str | None:
+    """What a metric gave as people read it: a share of examples in percent, an area to four places; None of None."""
     if value is None:
         return None
-    return f"{value:.2%}" if as_percent else f"{value:.6g}"
+    if metric in ("top1", "top5"):
+        return f"{value:.2%}"
+    return f"{value:.4f}" if metric == "roc_auc" else f"{value:.6g}"
 
 
 def _number(value: float | None, unit: str) -> str | None:

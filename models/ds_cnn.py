@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DS-CNN, the keyword spotting model of MLPerf Tiny."""
+
+from typing import Any
+
+_FILTERS = 64
+_BLOCKS = 4
+
+
+def build_ds_cnn(keras: Any, input_shape: tuple[int, ...] = (49, 10, 1), classes: int = 12) -> Any:
+    """MLPerf Tiny's DS-CNN for ten spoken words, silence and anything else, uncompiled, with random weights.
+
+    keras: the module `keras` (3) or `tf_keras`; its model comes back.
+    Input "features": (n, 49, 10, 1) float32, ten MFCC of each of 49 windows of 40 ms. Output "class_probabilities":
+    (n, 12), softmax.
+    24,908 parameters, of which 1,152 are moving statistics of BatchNormalization. MLPerf Tiny wants 90% top-1 of it.
+    input_shape, classes: other than these keep the layers, and change what the last one holds.
+    Layers lie in the order of the reference, so that `model.set_weights(reference.get_weights())` fits.
+    Source: github.com/mlcommons/tiny, benchmark/training/keyword_spotting/keras_model.py; Zhang et al. 2017.
+    """
+    layers = keras.layers
+    penalty = keras.regularizers.L2(1e-4)
+
+    def unit(x: Any, layer: Any) -> Any:
+        x = layers.BatchNormalization(name=f"{layer.name}_bn")(layer(x))
+        return layers.Activation("relu", name=f"{layer.name}_relu")(x)
+
+    features = keras.Input(input_shape, name="features")
+    stem = layers.Conv2D(_FILTERS, (10, 4), strides=2, padding="same", kernel_regularizer=penalty, name="stem")
+    x = layers.Dropout(0.2, name="stem_dropout")(unit(features, stem))
+    for block in range(1, _BLOCKS + 1):
+        name = f"block{block}_depthwise"
+        x = unit(x, layers.DepthwiseConv2D(3, padding="same", depthwise_regularizer=penalty, name=name))
+        name = f"block{block}_pointwise"
+        x = unit(x, layers.Conv2D(_FILTERS, 1, padding="same", kernel_regularizer=penalty, name=name))
+    x = layers.Dropout(0.4, name="dropout")(x)
+    # Half the input, rounded down, where the stem rounds up: the reference leaves the last of 25 windows out.
+    pool = tuple(max(1, size // 2) for size in input_shape[:2])
+    x = layers.AveragePooling2D(pool, name="pool")(x)
+    x = layers.Flatten(name="flatten")(x)
+    outputs = layers.Dense(classes, activation="softmax", name="class_probabilities")(x)
+    return keras.Model(features, outputs, name="ds_cnn")

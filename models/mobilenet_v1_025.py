@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MobileNetV1 at a quarter of its width, the visual wake words model of MLPerf Tiny."""
+
+from typing import Any
+
+# (filters, strides) of each block: a depthwise convolution with the strides, then a pointwise one to the filters.
+_BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *((128, 1),) * 5, (256, 2), (256, 1))
+
+
+def build_mobilenet_v1_025(keras: Any, input_shape: tuple[int, ...] = (96, 96, 3), classes: int = 2) -> Any:
+    """MLPerf Tiny's MobileNetV1 0.25 for person or no person, uncompiled, with random weights.
+
+    keras: the module `keras` (3) or `tf_keras`; its model comes back.
+    Input "image": (n, 96, 96, 3) float32; MLPerf Tiny feeds it pixels scaled to 0..1. Output "class_probabilities":
+    (n, 2), softmax; class 1 is a person.
+    221,794 parameters, of which 5,472 are moving statistics of BatchNormalization. MLPerf Tiny wants 80% top-1 of it.
+    input_shape, classes: other than these keep the layers, and change what the first and the last hold.
+    Layers lie in the order of the reference, so that `model.set_weights(reference.get_weights())` fits.
+    Source: github.com/mlcommons/tiny, benchmark/training/visual_wake_words/vww_model.py; Howard et al. 2017.
+    """
+    layers = keras.layers
+    weights = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
+    depthwise = {"depthwise_initializer": "he_normal", "depthwise_regularizer": keras.regularizers.L2(1e-4)}
+
+    def unit(x: Any, layer: Any) -> Any:
+        x = layers.BatchNormalization(name=f"{layer.name}_bn")(layer(x))
+        return layers.Activation("relu", name=f"{layer.name}_relu")(x)
+
+    image = keras.Input(input_shape, name="image")
+    x = unit(image, layers.Conv2D(8, 3, strides=2, padding="same", name="stem", **weights))
+    for block, (filters, strides) in enumerate(_BLOCKS, start=1):
+        name = f"block{block}_depthwise"
+        x = unit(x, layers.DepthwiseConv2D(3, strides=strides, padding="same", name=name, **depthwise))
+        x = unit(x, layers.Conv2D(filters, 1, padding="same", name=f"block{block}_pointwise", **weights))
+    x = layers.AveragePooling2D(tuple(x.shape[1:3]), name="pool")(x)
+    x = layers.Flatten(name="flatten")(x)
+    outputs = layers.Dense(classes, activation="softmax", name="class_probabilities")(x)
+    return keras.Model(image, outputs, name="mobilenet_v1_025")

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that reconstructs its input: trained without labels, compressed, converted, judged by its error."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tfq import compression, models
+from tfq.compression import fold, measure_sparsity, prune_model, qat_model
+from tfq.config import ConversionConfig, PruneConfig, TrainConfig
+from tfq.conversion import convert_model
+from tfq.data import Split
+from tfq.errors import TfqWarning
+from tfq.flatbuffer import audit_model
+from tfq.keras_bridge import import_keras, import_tf_keras
+from tfq.training import deterministic, predict, reconstructs, train_model
+
+KINDS = {"tf_keras": import_tf_keras, "keras": import_keras}
+FEATURES = 32
+
+
+def sounds(n, rng, causes):
+    return (rng.normal(size=(n, len(causes))) @ causes + 0.1 * rng.normal(size=(n, FEATURES))).astype(np.float32)
+
+
+def data():
+    """(train, test): four causes make what is normal; in the anomalous half of the test others mix in."""
+    rng = np.random.default_rng(0)
+    causes, others = rng.normal(size=(2, 4, FEATURES))
+    normal, odd = sounds(100, rng, causes), sounds(100, rng, causes) + 0.7 * sounds(100, rng, others)
+    labels = np.repeat([0, 1], 100)
+    train = Split(name="train", inputs={"x": sounds(600, rng, causes)}, labels=None, source="arrays")
+    return train, Split(name="test", inputs={"x": np.concatenate([normal, odd])}, labels=labels, source="arrays")
+
+
+def small(keras, last=None):
+    layers = keras.layers
+    x = features = keras.Input((FEATURES,), name="features")
+    for index, units in enumerate((24, 6, 24)):
+        x = layers.Dense(units, use_bias=index != 1, name=f"dense{index}")(x)
+        x = layers.BatchNormalization(momentum=0.9, name=f"bn{index}")(x)
+        x = layers.Activation("relu", name=f"relu{index}")(x)
+    return keras.Model(features, layers.Dense(FEATURES, last, name="out")(x), name="small_autoencoder")
+
+
+def fit(model, callbacks=(), epochs=8):
+    return train_model(model, data()[0], None, TrainConfig(epochs=epochs, learning_rate=5e-3), callbacks=callbacks)
+
+
+def fit_briefly(model, callbacks):
+    fit(model, callbacks, epochs=3)
+
+
+def auc(model, test):
+    errors = ((predict(model, test) - test.inputs["x"]) ** 2).mean(axis=1)
+    return roc_auc_score(test.labels, errors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_autoencoder_learns_its_input_without_labels(kind):
+    with deterministic(0):
+        model = small(KINDS[kind]())
+    history = fit(model)
+    assert history.pop("loss_function") == "mean_squared_error of the reconstruction"
+    assert set(history) == {"loss"} and history["loss"][-1] < history["loss"][0] / 4
+    assert auc(model, data()[1]) > 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_reconstructs_is_told_from_what_classifies(kind):
+    keras = KINDS[kind]()
+    assert reconstructs(small(keras)) and reconstructs(small(keras, "sigmoid"))
+    assert not reconstructs(small(keras, "softmax"))
+    one = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    tokens = keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(9, 1), keras.layers.Flatten()])
+    assert not reconstructs(one) and not reconstructs(tokens)
+
+
+def test_classes_that_are_not_used_are_told():
+    train, _ = data()
+    classes = Split(name="train", inputs=train.inputs, labels=np.arange(600) % FEATURES, source="arrays")
+    with pytest.warns(TfqWarning, match=r"the labels \(0 to 31\) are not used; a classifier .* wants a softmax"):
+        train_model(small(import_tf_keras()), classes, None, TrainConfig(epochs=1))
+
+
+def pruned_and_quantized():
+    with deterministic(0):
+        model = small(import_tf_keras())
+        fit(model)
+        pruned = prune_model(model, fit_briefly, PruneConfig(final_sparsity=0.5, frequency=2))
+        return model, qat_model(pruned, fit_briefly)
+
+
+def test_pruned_and_quantized_it_is_all_int8_and_tells_anomalies_as_before():
+    model, quantized = pruned_and_quantized()
+    _, test = data()
+    assert auc(quantized, test) > auc(model, test) - 0.05
+    assert all(share >= 0.49 for share in measure_sparsity(quantized).values())
+    content = convert_model(quantized, None, ConversionConfig())
+    assert audit_model(content).scheme == "full_int8"
+
+
+def test_without_the_folding_the_converter_leaves_the_dense_layers_float(monkeypatch):
+    monkeypatch.setattr(compression.qat, "fold_quantized", lambda trained, model, quantize: trained)
+    quantized = qat_model(small(import_tf_keras()), fit_briefly)
+    assert audit_model(convert_model(quantized, None, ConversionConfig())).scheme != "full_int8"
+
+
+def test_folding_changes_nothing_but_rounding():
+    keras, rng = import_tf_keras(), np.random.default_rng(0)
+    layers = keras.layers
+    chain = [
+        keras.Input((4,)),
+        layers.Dense(5, use_bias=False, name="a"),
+        layers.BatchNormalization(scale=False),
+        layers.ReLU(),
+        layers.Dense(6, name="b"),
+        layers.BatchNormalization(center=False, epsilon=0.5),
+        layers.Dense(3, "relu", name="c"),
+        layers.BatchNormalization(name="stays"),
+    ]
+    for model in (keras.Sequential(chain), small(keras), models.build("fc_autoencoder", keras)):
+        model.set_weights([np.abs(rng.normal(0, 0.2, weight.shape)) for weight in model.get_weights()])
+        folded = fold.fold_dense_normalizations(model)
+        x = rng.normal(size=(16, *model.input_shape[1:])).astype(np.float32)
+        np.testing.assert_allclose(np.asarray(folded(x)), np.asarray(model(x)), rtol=1e-5, atol=1e-6)
+        normalizations = [layer.name for layer in folded.layers if isinstance(layer, layers.BatchNormalization)]
+        assert normalizations == (["stays"] if model.input_shape == (None, 4) else [])
+
+
+def test_what_is_not_behind_a_dense_alone_is_not_folded():
+    keras = import_tf_keras()
+    x = image = keras.Input((6, 6, 2))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(3, 3)(x))
+    both = keras.layers.Dense(4)(keras.layers.Flatten()(x))
+    model = keras.Model(image, keras.layers.Add()([both, keras.layers.BatchNormalization()(both)]))
+    assert fold.fold_dense_normalizations(model) is model
+
+
+def test_a_whole_run_of_the_autoencoder_holds_both_roc_aucs(tfq_here, tmp_path):
+    train, test = data()
+    x = {"x_train": train.inputs["x"], "x_test": test.inputs["x"], "y_test": test.labels}
+    np.savez(tmp_path / "sounds.npz", **x)
+    result = tfq_here(
+        "run",
+        "--model=fc_autoencoder",
+        f"--data=npz:{tmp_path}/sounds.npz",
+        f"--out={tmp_path}/out",
+        "--training.epochs=12",
+        "--training.batch_size=8",
+        "--training.learning_rate=0.003",
+        "--compression.prune=False",
+        "--compression.qat=False",
+        "--evaluation.num_runs=0",
+        "--benchmark.min_secs=0",
+        "--benchmark.num_runs=1",
+        "--nobenchmark.ops",
+        "--audit.require=full_int8",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "fc_autoencoder is built for what the data has, examples of shape (32,)" in result.stderr
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    for model in record["models"]:
+        evaluation = model["evaluation"]
+        assert evaluation["metric"] == "roc_auc" and evaluation["accuracy"] > 0.85
+        assert evaluation["scores"].keys() == {"roc_auc", "mae"}
+        assert abs(evaluation["accuracy_drop"]) < 0.05
+    (trained,) = [stage for stage in record["stages"] if stage["name"] == "train"]
+    assert trained["details"]["test_metric"] == "roc_auc"
+    assert trained["details"]["test_accuracy"] == pytest.approx(record["models"][0]["evaluation"]["accuracy"], abs=1e-4)
