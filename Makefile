@@ -1,5 +1,6 @@
 # make demo   the whole way on a small model, into out/demo
 # make test   the test suite
+# make slow   the tests that take minutes each: runs that are killed, full disks
 # make lint   ruff and mypy
 # make bench  the side-by-side timings
 
@@ -7,7 +8,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench arm clean
+.PHONY: demo test slow lint bench arm clean
 
 demo: .venv/.installed
 	@$(BIN)/python -m tfq.runners.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
@@ -15,6 +16,9 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+slow: .venv/.installed
+	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

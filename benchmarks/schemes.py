@@ -19,14 +19,16 @@ import tfq
 from tfq.config import AUDIT_SCHEMES, SCHEMES
 
 MIN_AGREEMENT = 0.9
-PER_TENSOR = {"per tensor": {"per_channel": False}, "dense per tensor": {"per_channel_dense": False}}
 
 
 def cases() -> dict[str, tfq.ConversionConfig]:
     """Name of a row -> what to convert to; float32, which the others are compared with, first."""
     ordered = ("float32", *(scheme for scheme in SCHEMES if scheme != "float32"))
     found = {scheme: tfq.ConversionConfig(scheme=scheme) for scheme in ordered}
-    return found | {f"int8, {name}": tfq.ConversionConfig(**settings) for name, settings in PER_TENSOR.items()}
+    return found | {
+        "int8, per tensor": tfq.ConversionConfig(per_channel=False),
+        "int8, dense per tensor": tfq.ConversionConfig(per_channel_dense=False),
+    }
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from tfq import artifacts, data, evaluation, flags, flatbuffer, scripts, stages
 from tfq.config import DataConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import FlatbufferError, InputError, TfqWarning
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
 from tfq.runners import make_runner
 
@@ -24,6 +24,11 @@ def main(invocation: flags.Invocation) -> None:
     contents += [artifacts.read_bytes(path, "a .tflite file in --against") for path in config.benchmark.against]
     names = evaluation.model_names([config.model, *config.benchmark.against])
     models = dict(zip(names, contents, strict=True))
+    for name, content in models.items():
+        try:
+            flatbuffer.read(content)
+        except FlatbufferError as error:
+            raise FlatbufferError(f"{name}: {error}") from error
     make_runner(config.benchmark.runner)  # a typo there is told before anything is loaded
     examples = load_examples(config.data, models.values())
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)

@@ -57,6 +57,7 @@ def staged(path: str | os.PathLike) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         # h5py puts a whole dump into strerror.
         reason = os.strerror(error.errno) if error.errno else str(error)

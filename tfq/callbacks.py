@@ -114,9 +114,13 @@ class _Int8EvaluationLogic(_ExportLogic):
 
     def evaluate(self) -> Any:
         """The EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
+        from tfq import flatbuffer
         from tfq.evaluation import evaluate_model
+        from tfq.evaluation.feed import Feed
 
         self.flatbuffer = self.export()
+        # What does not fit is told as everywhere in tfq, before the model itself fails on it.
+        Feed(flatbuffer.read(self.flatbuffer), self._split.take(1))
         return evaluate_model(self.flatbuffer, self._split, self._evaluation, reference=self._reference())
 
     def _reference(self) -> Any:
@@ -147,7 +151,8 @@ class _TFLiteExportLogic(_ExportLogic):
         Both are written whole or not at all: what stands there is always the best so far.
     representative_dataset: calibration data, as for `tfq.convert`; None for a model in quantization-aware training.
     monitor: a key of `logs`: one of Keras' own ("val_loss", "val_accuracy"), or what a callback before this one adds,
-        such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is NaN, writes nothing.
+        such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is not finite, writes
+        nothing.
     mode: "min", "max", or "auto": "max" where the name says accuracy, agreement, auc, precision or recall.
     config: what the flatbuffer is to be; full int8 by default.
 
@@ -182,7 +187,7 @@ class _TFLiteExportLogic(_ExportLogic):
         self._epoch = epoch
         self._logs = {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
         value = self._logs.get(self._monitor, math.nan)
-        if value * self._sign > (-math.inf if self.best is None else self.best * self._sign):
+        if math.isfinite(value) and value * self._sign > (-math.inf if self.best is None else self.best * self._sign):
             self._write(value)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:

@@ -67,12 +67,12 @@ def package_versions() -> dict[str, str | None]:
 
 @functools.cache
 def code_sha256() -> str:
-    """Hex SHA-256 over the Python source of tfq and of the models that it builds."""
+    """Hex SHA-256 over the source of tfq (Python, and C that counts instructions) and of the models that it builds."""
     digest = hashlib.sha256()
     for package in ("tfq", "tfq.models"):
         spec = importlib.util.find_spec(package)
         folder = Path(spec.origin if spec and spec.origin else "").parent
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".c")):
             digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 

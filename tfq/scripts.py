@@ -4,7 +4,9 @@
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,9 @@ def run_script(
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parse the command line, call `main`, and leave the process with the exit code that its outcome has."""
-    sys.exit(_exit_code(main, script, section, description, sys.argv if arguments is None else arguments))
+    given = sys.argv if arguments is None else arguments
+    with _noted_interrupts() as interrupts:
+        sys.exit(_exit_code(main, script, section, description, given, interrupts))
 
 
 def _exit_code(
@@ -36,6 +40,7 @@ def _exit_code(
     section: str | None,
     description: str,
     arguments: Sequence[str],
+    interrupts: list[int],
 ) -> int:
     verbose = False
     try:
@@ -50,14 +55,15 @@ def _exit_code(
         with quiet, _told_warnings(), _stdout_for_records(invocation.format):
             main(invocation)
         return 0
+    except KeyboardInterrupt:
+        return _interrupted(script)
     except TfqError as error:
         if verbose:
             traceback.print_exc()
+        if interrupts:
+            return _interrupted(script)
         print(f"tfq {script}: error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"tfq {script}: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); keep the interpreter from failing on it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,9 +71,39 @@ def _exit_code(
     except Exception as error:
         if verbose:
             traceback.print_exc()
+        if interrupts:
+            return _interrupted(script)
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"tfq {script}: failed: {told} (-v=1 shows where)", file=sys.stderr)
         return TfqError.exit_code
+
+
+def _interrupted(script: str) -> int:
+    print(f"tfq {script}: interrupted", file=sys.stderr)
+    return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The SIGINTs that came inside. A library that swallows the KeyboardInterrupt fails of it in its own words, as
+    TensorFlow does while it traces ("'SymbolicTensor' object has no attribute '_type_spec'").
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    # Only the main thread may, and a SIGINT that the caller ignores (nohup, `&`) stays ignored.
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def record(invocation: flags.Invocation, script: str, **results: Any) -> dict[str, Any]:

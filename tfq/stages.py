@@ -29,6 +29,14 @@ def model_name(config: RunConfig) -> str:
     return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
 
 
+def check_model_file(config: RunConfig) -> None:
+    """Raises InputError where --model means a file, and there is none."""
+    path = Path(config.model)
+    if is_file(config.model) and not path.is_file():
+        trouble = "is a directory" if path.is_dir() else "does not exist"
+        raise InputError(f"--model={path} {trouble}: wanted a .keras, .h5 or .tflite file, or a model's name")
+
+
 def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     """--model as a Keras model, or as bytes where it is a .tflite file."""
     model_name(config)
@@ -179,11 +187,12 @@ def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
 
 
 def audit_config(config: RunConfig) -> AuditConfig:
-    """What to hold a flatbuffer against that config.conversion has made: its own scheme and types, unless told."""
+    """What to hold a flatbuffer against that config.conversion has made, unless told: its target, or its scheme."""
     made = config.conversion
+    scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme)
     return dataclasses.replace(
         config.audit,
-        require=config.audit.require or next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme),
+        require=config.audit.require or made.target or scheme,
         inference_input_type=made.inference_input_type or config.audit.inference_input_type,
         inference_output_type=made.inference_output_type or config.audit.inference_output_type,
     )

@@ -109,6 +109,10 @@ def test_bad_arguments_are_input_errors(digits):
         tfq.Int8Evaluation(digits[1], every=0)
     with pytest.raises(tfq.InputError):
         tfq.Int8Evaluation((np.zeros((3, 8, 8, 1)), np.zeros(2)))
+    other = tfq.Int8Evaluation((np.zeros((3, 4, 4, 1)), np.zeros(3)), digits[0].take(20))
+    other.set_model(build_digits_cnn(import_tf_keras()))
+    with pytest.raises(tfq.InputError, match=r"input 'image' has shape .*, the data \[1, 4, 4, 1\]"):
+        other.evaluate()
 
 
 @pytest.mark.parametrize("keras", BOTH)

@@ -68,6 +68,7 @@ def test_the_best_epoch_by_a_value_of_int8_is_what_stands_there(keras, digits, t
         ("min", [3.0, 2.0, 4.0, 1.0], [0, 1, 3]),
         ("max", [3.0, 2.0, 4.0, 4.0], [0, 2]),
         ("min", [float("nan"), None, 5.0, 6.0], [2]),
+        ("max", [float("inf"), 1.0, 0.5, 2.0], [1, 3]),
         ("auto", [1.0, 2.0, 0.5, 0.4], [0, 2, 3]),
     ],
 )

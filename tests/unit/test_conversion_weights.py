@@ -86,6 +86,41 @@ def test_constant_that_two_ops_share_is_stored_once():
     assert len(offsets) == len(set(offsets)) + 1
 
 
+@pytest.mark.parametrize("reader", ["ADD", "output"])
+def test_weight_that_is_read_as_reals_too_keeps_them_behind_a_dequantize(reader):
+    def share(model):
+        graph = model.subgraphs[0]
+        weight = [list(tensor.shape) for tensor in graph.tensors].index([12, 3, 3, 12])
+        if reader == "output":
+            graph.outputs = [*graph.outputs, weight]
+        else:
+            graph.operators[3].inputs = [graph.operators[3].inputs[0], weight]
+
+    made = flatbuffer.read(
+        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic"))
+    )
+    graph = made.main_subgraph
+    (index,) = {graph.outputs[-1]} if reader == "output" else {op.inputs[1] for op in graph.ops if op.name == "ADD"}
+    assert graph.tensors[index].dtype == "float32"
+    assert [op.name for op in graph.ops if index in op.outputs] == ["DEQUANTIZE"]
+
+
+def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
+    def share(model):
+        graph = model.subgraphs[0]
+        shapes = [list(tensor.shape) for tensor in graph.tensors]
+        dense = graph.tensors[shapes.index([10, 48])]
+        pointwise = graph.tensors[shapes.index([12, 1, 1, 12])]
+        # A dense layer of the pointwise weights' 144 values, as 3 channels.
+        dense.shape, dense.buffer = [3, 48], pointwise.buffer
+
+    made = flatbuffer.read(
+        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic"))
+    )
+    stored = {tensor.shape: len(tensor.scale) for tensor in made.main_subgraph.tensors if tensor.dtype == "int8"}
+    assert (stored[(12, 1, 1, 12)], stored[(3, 48)]) == (12, 3)
+
+
 @pytest.mark.parametrize(
     ("settings", "possible"),
     [

@@ -128,6 +128,16 @@ def test_sorted_data_whose_first_examples_are_of_one_class_is_told():
     assert "9 of 10 classes (b, c, d, e, f, ...)" in named.findings[0]
 
 
+def test_sorted_data_whose_first_examples_are_of_some_classes_is_told():
+    every = whole()
+    order = np.argsort(every.labels, kind="stable")
+    x, labels = every.inputs["x"][order], every.labels[order]
+    first = int((labels < 3).sum())
+    (missing,) = diagnose(split(x[:first], labels[:first]), lambda: split(x, labels)).findings
+    assert f"7 of 10 classes (3, 4, 5, 6, 7, ...) have no example among the {first} that calibrate: shuffle" in missing
+    assert not diagnose(split(x, labels), lambda: split(x, labels)).findings
+
+
 def test_one_class_is_all_there_is_to_an_autoencoder():
     normal = split(digits().inputs["x"], np.zeros(200, int))
     assert diagnose(normal, lambda: normal).findings == ()

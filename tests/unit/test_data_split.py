@@ -116,6 +116,19 @@ def test_as_split_refuses_what_is_no_data(data):
         as_split(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ([[1, 2], [3]], "input 'x': .*inhomogeneous.*wanted numbers of one shape for every example"),
+        ((np.zeros((2, 2)), [[0], [1, 2]]), "labels: .*wanted numbers of one shape"),
+        ((row for row in np.zeros((2, 2))), "got generator: wanted a source string"),
+    ],
+)
+def test_as_split_tells_what_lists_of_several_lengths_and_generators_are(data, told):
+    with pytest.raises(InputError, match=told):
+        as_split(data)
+
+
 def test_as_split_tells_which_example_is_not_a_number():
     x = np.zeros((5, 2))
     x[3, 1] = np.nan

@@ -132,6 +132,12 @@ def test_roc_auc_of_classifiers_takes_the_score_of_class_1():
     assert score_outputs(one, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(wanted)
     two = np.concatenate([1 - one, one], axis=1)
     assert score_outputs(two, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(wanted)
+    logits = RNG.normal(0, 3, (50, 2))
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    wanted = roc_auc_score(labels, softmax[:, 1])
+    for two in (logits, softmax):
+        assert score_outputs(two, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(wanted)
+    assert roc_auc_score(labels, logits[:, 1]) != pytest.approx(wanted)
     with pytest.raises(InputError, match="wants one score an example: the model gives 3"):
         score_outputs(RNG.random((50, 3)), data, reconstructs=False, metric="roc_auc")
 
@@ -229,6 +235,12 @@ def broken(outputs, labels):
     return outputs[10**9]
 def nothing(outputs, labels): pass
 def not_a_number(outputs, labels): return float("nan")
+def too_large(outputs, labels): return 10**400
+def of_one(outputs): return 1
+def leaves(outputs, labels): raise SystemExit(0)
+def scribbles(outputs, labels):
+    outputs[:] = labels[:] = 0
+    return 1
 def late(outputs, labels):
     import imported_late
     return imported_late.ONE
@@ -251,14 +263,30 @@ def test_a_users_function_is_imported_from_the_current_directory(here, digits):
         ("broken", r"metric tfq_test_metrics:broken failed: IndexError: .* \(tfq_test_metrics.py, line 7\)"),
         ("nothing", "gave NoneType None: wanted one number"),
         ("not_a_number", "gave nan: wanted a finite number"),
+        ("too_large", "gave a int beyond the largest float: wanted a number"),
+        ("of_one", "failed: TypeError: .* were given$"),
+        ("leaves", r"failed: SystemExit: 0 \(tfq_test_metrics.py, line 12\)"),
     ]:
         with pytest.raises(InputError, match=told):
             evaluate_model(INT8, (x, y), QUICK, metric=f"tfq_test_metrics:{name}")
 
 
+def test_a_users_function_that_writes_into_what_it_gets_changes_no_other_number(here, digits):
+    (here / "tfq_test_metrics.py").write_text(OWN)
+    (here / "helper_of_mine.py").write_text("count = sum")
+    x, y = digits
+    plain, labels = evaluate_model(INT8, (x, y), QUICK, reference=FLOAT), y.copy()
+    scribbled = evaluate_model(INT8, (x, y), QUICK, reference=FLOAT, metric="tfq_test_metrics:scribbles")
+    assert (scribbled.accuracy, scribbled.agreement) == (1, plain.agreement)
+    assert scribbled.output_sqnr_db == plain.output_sqnr_db is not None
+    np.testing.assert_array_equal(y, labels)
+
+
 def test_a_users_function_that_cannot_be_had_is_refused_before_the_work(here):
     (here / "tfq_test_metrics.py").write_text("def macro_f1(outputs, labels): return 1\nnumber = 3\n")
     (here / "tfq_test_fails.py").write_text("x = 1\nraise RuntimeError('no GPU')\n")
+    (here / "tfq_test_exits.py").write_text("raise SystemExit(0)\n")
+    (here / "tfq_test_syntax.py").write_text("def f(:\n")
     (here / "tfq_test_needs.py").write_text("import a_package_that_nobody_has\n")
     for name, told in [
         ("tfq_test_metric:macro_f1", "no module 'tfq_test_metric' in .*did you mean 'tfq_test_metrics'"),
@@ -267,6 +295,8 @@ def test_a_users_function_that_cannot_be_had_is_refused_before_the_work(here):
         ("tfq_test_metrics:", "wanted MODULE:FUNCTION"),
         ("../x:y", "wanted MODULE:FUNCTION"),
         ("tfq_test_fails:f", r"importing tfq_test_fails failed: RuntimeError: no GPU \(tfq_test_fails.py, line 2\)"),
+        ("tfq_test_exits:f", r"importing tfq_test_exits failed: SystemExit: 0 \(tfq_test_exits.py, line 1\)"),
+        ("tfq_test_syntax:f", r"failed: SyntaxError: invalid syntax \(tfq_test_syntax.py, line 1\)$"),
         ("tfq_test_needs:f", "tfq_test_needs imports 'a_package_that_nobody_has', which is not installed"),
     ]:
         with pytest.raises(InputError, match=told):
@@ -279,3 +309,13 @@ def test_another_file_of_a_users_function_has_another_hash(here):
     (here / "tfq_test_metrics.py").write_text("def f(outputs, labels): return 2\n")
     assert metric_sha256("tfq_test_metrics:f") != first
     assert metric_sha256("top1") is metric_sha256("") is None
+
+
+@pytest.mark.parametrize("metric", ["", "top1", "roc_auc"])
+def test_a_drop_in_points_is_refused_where_the_metric_is_a_fraction(metric):
+    with pytest.raises(InputError, match=r"2 points are 0\.02"):
+        check_metric(EvaluationConfig(metric=metric, require=RequireConfig(max_accuracy_drop=2)))
+
+
+def test_a_drop_may_exceed_1_where_the_metric_has_a_unit_of_its_own():
+    check_metric(EvaluationConfig(metric="mae", require=RequireConfig(max_accuracy_drop=2)))

@@ -96,6 +96,8 @@ def test_file_cut_at_any_length_is_an_error_or_has_lost_padding_only():
     [
         (b"", "got only 0 bytes"),
         (b"TFL3", "got only 4 bytes"),
+        ("model.tflite", r"got str: wanted the bytes .*Path\(path\).read_bytes"),
+        (object(), r"got object: .*tfq.convert\(model"),
         (b"This is a text that somebody called model.tflite.", "identifier 'TFL3'"),
         (b"PK\x03\x04" + bytes(100), "identifier 'TFL3'"),
         (bytes(4) + b"TFL3", "offset between"),

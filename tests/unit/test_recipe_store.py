@@ -53,7 +53,7 @@ def test_it_is_made_again_when_anything_that_it_is_made_from_differs(what, tmp_p
     assert not result.resumed
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "truncate record", "empty record"])
+@pytest.mark.parametrize("damage", ["change", "remove", "truncate record", "empty record", "no details"])
 def test_a_damaged_result_is_made_again_with_a_warning(damage, tmp_path):
     made = stage(StageStore(tmp_path))
     file, record = made.directory / "file.txt", made.directory / "stage.json"
@@ -61,6 +61,8 @@ def test_a_damaged_result_is_made_again_with_a_warning(damage, tmp_path):
         file.write_text("changed")
     elif damage == "remove":
         file.unlink()
+    elif damage == "no details":
+        record.write_text(json.dumps({"files": {}}))
     else:
         record.write_text(record.read_text()[:20] if damage == "truncate record" else "")
     with pytest.warns(TfqWarning, match="run again"):

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from golden_models import golden
 
-from tfq.errors import InputError, ModelError, RunnerError
-from tfq.runners import InputStream, RunRequest, child, make_runner, scratch
+from tfq.errors import ModelError, RunnerError
+from tfq.runners import RunRequest, child, make_runner
 from tfq.runners.worker import run_worker
 
 REQUEST = RunRequest(model=golden("digits_int8"), inputs=(np.zeros((3, 8, 8, 1), np.int8),))
@@ -56,7 +56,7 @@ def temporary(tmp_path, monkeypatch):
 
 
 # What the target does once the model's turn has come.
-STARTED = "import os, signal, sys, time; print('started', flush=True);"
+STARTED = "import os, signal, sys, time; print('started', os.getpid(), flush=True);"
 
 
 def killed_by(name: str) -> str:
@@ -97,8 +97,9 @@ def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(w
     assert time.monotonic() - start < 5
 
 
-def test_a_child_that_makes_progress_is_not_given_up(worker, temporary):
-    worker(STARTED + "[(time.sleep(0.3), print('progress 1', flush=True)) for _ in range(6)]; sys.exit(9)")
+@pytest.mark.parametrize("told", ["progress 1", "more 0"])
+def test_a_child_that_makes_progress_is_not_given_up(told, worker, temporary):
+    worker(STARTED + f"[(time.sleep(0.3), print({told!r}, flush=True)) for _ in range(6)]; sys.exit(9)")
     with pytest.raises(RunnerError, match="exit code 9"):
         make_runner("local").run(dataclasses.replace(REQUEST, timeout_secs=1))
 
@@ -128,7 +129,7 @@ def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(
 
 
 def test_outputs_for_which_there_is_no_room_are_an_error_that_says_so(worker, temporary):
-    worker("print('started'); print('failed No space left on device'); raise SystemExit(74)")
+    worker("print('started 1'); print('failed No space left on device'); raise SystemExit(74)")
     with pytest.raises(RunnerError, match=r"cannot write the outputs below .*: No space left on device: .*TMPDIR"):
         make_runner("local").run(REQUEST)
     assert list(temporary.iterdir()) == []

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as a user meets it: help, exit codes, quiet, and no TensorFlow where none is needed."""
 
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from tfq import scripts
+from tfq.config import RunConfig
 from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
+from tfq.recipe import run_recipe
 
 SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "benchmark", "run")
 
@@ -39,6 +43,43 @@ def test_the_exit_code_tells_what_happened(error, code, capsys):
         told = capsys.readouterr().err
         assert str(error) in told
         assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("error", [AttributeError("no attribute '_type_spec'"), InputError("cannot be traced")])
+def test_an_interrupt_that_a_library_turned_into_its_own_error_is_an_interrupt(error, capsys):
+    before = signal.getsignal(signal.SIGINT)
+
+    def main(_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    assert outcome(main) == 130
+    assert capsys.readouterr().err == "tfq t: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("gone.keras", "gone.keras does not exist: wanted a .keras, .h5 or .tflite file"),
+        ("folder.h5", "folder.h5 is a directory: wanted"),
+    ],
+)
+def test_a_run_of_a_file_that_is_not_there_is_bad_input(model, told, tmp_path):
+    (tmp_path / "folder.h5").mkdir()
+    config = RunConfig(model=str(tmp_path / model), out=str(tmp_path / "out"))
+    with pytest.raises(InputError, match=told):
+        run_recipe(config)
+
+
+def test_a_benchmark_of_several_files_says_which_one_is_damaged(tmp_path, root, tfq_cli):
+    (tmp_path / "cut.tflite").write_bytes((root / "tests/golden/digits_int8.tflite").read_bytes()[:3000])
+    whole = root / "tests/golden/digits_float32.tflite"
+    result = tfq_cli("benchmark", f"--model={whole}", f"--against={tmp_path / 'cut.tflite'}")
+    assert result.returncode == 2
+    assert "error: cut: " in result.stderr
 
 
 def test_v1_shows_the_traceback(capsys):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression.graph import cloned
+from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 
 
@@ -64,6 +65,12 @@ def fold_quantized(trained: Any, model: Any, quantize: Callable[[Any], Any]) -> 
         bound = np.asarray(np.abs(kernel).max())
         values |= {"kernel": kernel, "bias": bias, "kernel_min": -bound, "kernel_max": bound}
         ranges = _by_name(normalization)
+        if not {"output_min", "output_max"} <= set(ranges):
+            raise TfqError(
+                f"layer {normalization.name!r} has no output range after quantization-aware training, wanted "
+                f"output_min and output_max, got {', '.join(ranges)}: it is not "
+                "quantized by tfmot's default 8-bit scheme"
+            )
         values |= {f"post_activation_{end}": ranges[f"output_{end}"] for end in ("min", "max")}
         layer.set_weights([values[_short(weight)] for weight in layer.weights])
     return folded

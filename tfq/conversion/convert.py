@@ -74,7 +74,10 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     """A float flatbuffer of any origin, quantized, or given back as it is."""
     report = flatbuffer.audit_model(model)
     if report.scheme != "float32":
-        raise InputError(f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs")
+        raise InputError(
+            f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs: give the "
+            "Keras model that it was made from, or its float32 .tflite"
+        )
     parsed = flatbuffer.read(model)
     metadata = {**(flatbuffer.read_metadata(model) or {}), **metadata}
     if parsed.signatures:

@@ -82,6 +82,7 @@ def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list
     """What becomes of each constant of the graph; and why others are left alone."""
     found: dict[int, _Plan] = {}
     left = []
+    real = _read_as_reals(graph)
     for op, index, role in _constants(graph):
         tensor = graph.tensors[index]
         if op.name in _LEFT_FLOAT:
@@ -89,7 +90,7 @@ def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list
         elif role == BIAS and config.scheme != "float16":
             continue
         else:
-            in_place = config.scheme == "dynamic" and op.name in _HYBRID_VERSIONS
+            in_place = config.scheme == "dynamic" and op.name in _HYBRID_VERSIONS and index not in real
             plan = _Plan(tensor=tensor, axis=_axis(op, tensor, config), in_place=in_place)
             # Read by ops that want it in two forms: one scale suits both axes, a DEQUANTIZE both kernels.
             other = found.get(index, plan)
@@ -109,6 +110,12 @@ def _constants(graph: Subgraph) -> Iterator[tuple[Op, int, str]]:
                 yield op, index, BIAS if role == BIAS else WEIGHT
 
 
+def _read_as_reals(graph: Subgraph) -> set[int]:
+    """The tensors that are data or bias of an op, or an output: int8 in place of float32 would break these readers."""
+    read = {index for op in graph.ops for place, _, index, role in roles(op) if place == "input" and role != WEIGHT}
+    return read | set(graph.outputs)
+
+
 def _axis(op: Op, tensor: Tensor, config: ConversionConfig) -> int | None:
     """The axis of the weight's channels, where it is to have a scale for each."""
     per_channel = config.per_channel and (config.per_channel_dense or op.name != "FULLY_CONNECTED")
@@ -124,8 +131,8 @@ class _Rewriter:
 
         self._data, self._scheme, self._generated = data, scheme, generated
         self._model = flatbuffer.unpack(data)
-        # Tensors may share a buffer: (buffer, axis) -> (new buffer, scales).
-        self._stored: dict[tuple[int, int | None], tuple[int, list[float]]] = {}
+        # Tensors may share a buffer, of the same bytes in other shapes: (buffer, axis, shape) -> (new buffer, scales).
+        self._stored: dict[tuple[int, int | None, tuple[int, ...]], tuple[int, list[float]]] = {}
         self.left: list[str] = []
 
     def rewrite(self, graph: Subgraph, plans: list[_Plan]) -> None:
@@ -177,7 +184,7 @@ class _Rewriter:
     def _store(self, tensor: Any, plan: _Plan, values: NDArray) -> None:
         """Give `tensor` the type, the content and the quantization of the scheme."""
         types = self._generated.TensorType
-        key = (tensor.buffer, plan.axis)
+        key = (tensor.buffer, plan.axis, plan.tensor.shape)
         half = self._scheme == "float16"
         if key not in self._stored:
             codes: NDArray = values.astype("<f2")

@@ -55,7 +55,7 @@ def _pair(data: Any) -> tuple[Any, Any]:
 
 
 def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
-    labels = None if labels is None else np.asarray(labels)
+    labels = None if labels is None else _array(labels, "data: labels")
     named = data if isinstance(data, Mapping) else {UNNAMED: data}
     inputs = {}
     for name, value in named.items():
@@ -63,13 +63,21 @@ def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
             value is None
             or isinstance(value, (str, bytes, Mapping))
             or callable(value)
+            or isinstance(value, Iterator)
             or hasattr(value, "element_spec")
         ):
             raise InputError(f"data: got {type(value).__name__}: {_WANTED}")
-        inputs[name] = real_units(np.asarray(value), f"data: input {name!r}")
+        inputs[name] = real_units(_array(value, f"data: input {name!r}"), f"data: input {name!r}")
     made = Split(name=split, inputs=inputs, labels=labels, source=source)
     check_finite(made.inputs, "data")
     return made
+
+
+def _array(value: Any, where: str) -> NDArray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of several lengths
+        raise InputError(f"{where}: {error}: wanted numbers of one shape for every example") from error
 
 
 def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:

@@ -53,7 +53,8 @@ def image_pieces(
         held.append((images, labels))
         wanted = held[0][0].shape[1:]
         if images.shape[1:] != wanted:
-            advice = "give --data.resize=height,width" if size is None else "convert them to one number of channels"
+            is_color = images.shape[-1] != wanted[-1]
+            advice = "convert them to one number of channels" if is_color else "give --data.resize=height,width"
             raise InputError(f"{place(start + count)} is {images.shape[1:]}, the ones before are {wanted}: {advice}")
         count += len(images)
         # Images of several sizes come one by one.

@@ -92,9 +92,10 @@ def _feature_problem(features, flag: str, key: str, kind: str) -> str:
     """What is wrong with a feature of an Example, "" when it is one value of its kind."""
     if key not in features:
         there = ", ".join(f"{name} ({features[name].WhichOneof('kind')})" for name in sorted(features))
+        without = "; --data.label_key= reads images without labels" if flag == "label_key" else ""
         return (
             f"has no {key!r}: wanted the key of --data.{flag}; it has {there or 'no feature'}: "
-            f"{did_you_mean(key, list(features))}"
+            f"{did_you_mean(key, list(features))}{without}"
         )
     came = features[key].WhichOneof("kind")
     if came != kind:

@@ -2,6 +2,7 @@
 """Where examples come from: the registry of sources, and a split of one, ready for the float model."""
 
 import dataclasses
+import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -168,6 +169,9 @@ def _stored(piece: Split, inputs: dict[str, NDArray], labels: NDArray | None, do
 
 
 def _suggestion(source: str, kind: str) -> str:
+    near = difflib.get_close_matches(kind, SOURCES, n=1)
+    if near and ":" in source:
+        return f"did you mean {near[0] + source[len(kind) :]!r}?"
     if source.endswith(".npz"):
         return f"did you mean {'npz:' + source!r}?"
     if "tfrecord" in source:

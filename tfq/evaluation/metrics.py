@@ -103,13 +103,20 @@ def binary_labels(labels: NDArray, n: int) -> NDArray[np.bool_]:
 
 
 def positive_scores(outputs: NDArray) -> NDArray:
-    """(n,) scores of class 1: the one output of an example, or the second of two. Raises InputError on more."""
+    """(n,) scores of class 1: the one output of an example; of two probabilities (>= 0, sums within 0.02 of 1) the
+    second; of two logits the second above the first, which ranks as their softmax. Raises InputError on more.
+    """
     flat = np.asarray(outputs).reshape(len(outputs), -1)
     if flat.shape[1] > 2:
         raise InputError(
             f"roc_auc wants one score an example: the model gives {flat.shape[1]} (one output, two classes, or a model "
             "that reconstructs its input have one): choose another --metric"
         )
+    if flat.shape[1] == 2:
+        first, second = flat.astype(np.float64).T
+        # int8 probabilities of two classes add up to 1 within one step of 1/256.
+        if (flat < 0).any() or (np.abs(first + second - 1) > 0.02).any():
+            return second - first
     return flat[:, -1]
 
 

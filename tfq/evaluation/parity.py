@@ -66,6 +66,8 @@ def compare_runners(
     *,
     num_threads: int = 1,
     xnnpack: bool = True,
+    num_workers: int = 0,
+    timeout_secs: float = 0,
 ) -> ParityRecord:
     """Run `model` on the first `limit` examples (0: all) of `data` on both runners, and compare the raw outputs.
 
@@ -84,6 +86,8 @@ def compare_runners(
         inputs=Feed(parsed, data).inputs,
         num_threads=num_threads,
         kernels="xnnpack" if xnnpack else "builtin",
+        num_workers=num_workers,
+        timeout_secs=timeout_secs,
     )
     outputs_a, outputs_b = (runner.run(request).outputs for runner in runners)
     return compare_outputs(parsed.output_names, outputs_a, outputs_b, runner_a=runner_a, runner_b=runner_b)
@@ -151,7 +155,15 @@ def compare_runners_or_reason(model: bytes, data: Any, config: EvaluationConfig,
             return reason
     limit = min(config.parity_limit, config.limit) if config.limit else config.parity_limit
     return compare_runners(
-        model, data, config.runner, other, limit, num_threads=config.num_threads, xnnpack=config.xnnpack
+        model,
+        data,
+        config.runner,
+        other,
+        limit,
+        num_threads=config.num_threads,
+        xnnpack=config.xnnpack,
+        num_workers=config.num_workers,
+        timeout_secs=config.timeout_secs,
     )
 
 

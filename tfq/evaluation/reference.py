@@ -37,7 +37,13 @@ def reference_outputs(model: bytes, data: Any, config: EvaluationConfig | None =
     config = config or EvaluationConfig()
     data = as_split(data, limit=config.limit)
     parsed = flatbuffer.read(model)
-    request = RunRequest(model=model, inputs=Feed(parsed, data).inputs, num_threads=config.num_threads)
+    request = RunRequest(
+        model=model,
+        inputs=Feed(parsed, data).inputs,
+        num_threads=config.num_threads,
+        num_workers=config.num_workers,
+        timeout_secs=config.timeout_secs,
+    )
     outputs = decode_outputs(parsed, make_runner("local").run(request).outputs)
     return ReferenceOutputs(data=data, names=parsed.output_names, outputs=outputs)
 

@@ -56,14 +56,12 @@ class Metric:
     """One way to score.
 
     score: Answers -> float. lower_is_better: an error. of_classes: it goes by classes, so that agreement has a meaning.
-    needs_labels: whether it can do without.
     """
 
     name: str
     score: Callable[[Answers], float]
     lower_is_better: bool = False
     of_classes: bool = True
-    needs_labels: bool = True
 
 
 def _top1(answers: Answers) -> float:
@@ -129,6 +127,10 @@ def choose_metric(metric: Any) -> Metric | None:
     return Metric(name=name, score=score, lower_is_better=bool(getattr(metric, "lower_is_better", False)))
 
 
+# Metrics that lie between 0 and 1.
+SHARES = ("top1", "top5", "roc_auc")
+
+
 def check_metric(config: EvaluationConfig) -> None:
     """Before long work: raises InputError on a metric that there is not, and on bounds that mean nothing for it."""
     check_bounds(config, choose_metric(config.metric))
@@ -140,6 +142,11 @@ def check_bounds(config: EvaluationConfig, metric: Metric | None) -> None:
         raise InputError(
             f"min_accuracy={config.require.min_accuracy:g} with --metric={metric.name}: it is an error, where lower is "
             "better: bound max_accuracy_drop, by how much it may exceed the reference's, or use another metric"
+        )
+    drop = config.require.max_accuracy_drop
+    if drop is not None and drop > 1 and (metric is None or metric.name in SHARES):
+        raise InputError(
+            f"max_accuracy_drop={drop:g}: wanted a fraction, at most 1: {drop:g} points are {drop / 100:g}"
         )
 
 

@@ -38,7 +38,7 @@ def load_metric(name: str) -> Callable[[Any, NDArray], float]:
                     f"{did_you_mean(module_name, here)}"
                 ) from error
             raise InputError(f"{where}: {module_name} imports {error.name!r}, which is not installed") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"{where}: importing {module_name} failed: {_told(error)}") from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -63,14 +63,22 @@ def metric_sha256(name: str) -> str | None:
 
 
 def call_metric(function: Callable[[Any, NDArray], float], name: str, outputs: Any, labels: NDArray) -> float:
-    """What the metric gives, as a float. Raises InputError where it raises, or gives no one finite number."""
+    """What the metric gives, as a float. Raises InputError where it raises or exits, or gives no one finite number.
+
+    It gets copies: what it writes into them changes no other number.
+    """
+    copied = tuple(map(np.copy, outputs)) if isinstance(outputs, tuple) else np.copy(outputs)
     with _current_directory_first():
         try:
-            given = function(outputs, labels)
-        except Exception as error:
+            given = function(copied, np.copy(labels))
+        except (Exception, SystemExit) as error:
             raise InputError(f"metric {name} failed: {_told(error)}") from error
     try:
         value = float(given)
+    except OverflowError as error:
+        raise InputError(
+            f"metric {name} gave a {type(given).__name__} beyond the largest float: wanted a number"
+        ) from error
     except (TypeError, ValueError) as error:
         raise InputError(f"metric {name} gave {type(given).__name__} {given!r}: wanted one number") from error
     if not np.isfinite(value):
@@ -91,10 +99,13 @@ def _current_directory_first() -> Iterator[None]:
         sys.path[:] = before
 
 
-def _told(error: Exception) -> str:
-    """The error, and the line of the user's own file that it comes from."""
+def _told(error: BaseException) -> str:
+    """The error, and the line of the user's own file that it comes from, where it comes from one."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    place = f" ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})" if last is not None else ""
+    file = __file__ if last is None else last.tb_frame.f_code.co_filename
+    # A call that does not fit the function fails in this file, and a syntax error in importlib's.
+    is_theirs = file != __file__ and not file.startswith("<")
+    place = f" ({Path(file).name}, line {last.tb_lineno})" if last is not None and is_theirs else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -59,8 +59,10 @@ class OpRules:
             reason = f"{reasons.reason(op, kind)}: {reasons.advice(op, kind)}"
         else:
             kind = "other_scheme"
-            reason = f"the model is {self._composition.scheme}"
-            reason += f": convert with --scheme={self._scheme}, or name {origin(graph, op)!r} in --allow_float"
+            # A mixed model may well be what the quantizer makes of this scheme where an op has no kernel for it.
+            left = " (where that has left it so, replace the layer)" if self._composition.scheme == "mixed" else ""
+            reason = f"the model is {self._composition.scheme}: convert with --scheme={self._scheme}{left}"
+            reason += f", or name {origin(graph, op)!r} in --allow_float"
         by_type: dict[tuple[str, str], list[str]] = {}
         for offence in offences[:16]:
             by_type.setdefault((offence.dtype, offence.wanted), []).append(f"{offence.place} {offence.slot}")

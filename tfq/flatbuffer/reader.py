@@ -35,6 +35,11 @@ def read(data: bytes) -> Model:
     Layer names come from the file's own list where tfq has written one, else from the form of the tensor names.
     Raises FlatbufferError on anything malformed. Time and memory are in proportion to the file, whatever is in it.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise FlatbufferError(
+            f"model: got {type(data).__name__}: wanted the bytes of a .tflite file: read a path with "
+            "Path(path).read_bytes(), and convert a Keras model with tfq.convert(model, representative_dataset)"
+        )
     data = bytes(data)
     reader = Reader(data, schema.IDENTIFIER)
     root = reader.root("model")

@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from tfq import artifacts, evaluation, flatbuffer, report, stages
 from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning, remembered_warnings
+from tfq.evaluation.benchmark_inputs import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.recipe.steps import Made, Run, data_inputs, make_flatbuffers
 from tfq.recipe.store import StageStore
@@ -78,7 +80,8 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _check(config: RunConfig) -> None:
-    """Raises InputError, before any work, on settings that a run would ignore, and on runners that there are not."""
+    """Raises InputError, before any work, on settings that a run would ignore, and on missing models and runners."""
+    stages.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError("conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it")
     if config.conversion.scheme != "int8" and config.compression.qat.enabled:
@@ -91,6 +94,9 @@ def _check(config: RunConfig) -> None:
             "conversion.per_channel=false: quantization-aware training gives convolutions a scale for each channel: "
             "leave per_channel on, or switch QAT off"
         )
+    compresses = config.compression.prune.enabled or config.compression.qat.enabled
+    if compresses and config.training.keras == "keras" and not stages.is_file(config.model):
+        raise InputError("training.keras=keras: pruning and QAT take tf_keras models: switch both off, or use tf_keras")
     if config.evaluation.reference:
         raise InputError("evaluation.reference: a run compares with its own float32 flatbuffer: leave it out")
     if config.benchmark.against:
@@ -153,9 +159,8 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
             "audit": stages.audit_config(config).to_dict(),
             "evaluation": {**config.evaluation.to_dict(), "require": None},
             "metric_sha256": evaluation.metric_sha256(config.evaluation.metric),
-            "cpu": cpu(),
             "parity": each.name != "float",
-            "runners": _runners_here(config),
+            "machine": _machine(config.evaluation.runner, *config.evaluation.parity_runners),
             **data_inputs(run),
         }
         result = run.stage(f"evaluate {each.name}", inputs, make)
@@ -163,13 +168,21 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
         results.append(result.details)
 
 
-def _runners_here(config: RunConfig) -> dict[str, list[str | None]]:
-    """What each runner of the evaluation cannot do on this machine: "not run" is no result once it can."""
-    here = {name: make_runner(name) for name in (config.evaluation.runner, *config.evaluation.parity_runners)}
-    return {
-        name: [runner.unavailable(), runner.cannot_count() if isinstance(runner, QemuRunner) else None]
-        for name, runner in here.items()
-    }
+def _machine(*runners: str) -> dict[str, Any]:
+    """What a measurement depends on beside its config: the CPU, how many cores this process may use, and of each runner
+    what it cannot do here ("not run" is no result once it can) and, of an emulator, which one it is.
+    """
+    from tfq.runners import sysroot
+
+    found: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
+    for name in runners:
+        runner = make_runner(name)
+        found[name] = [runner.unavailable()]
+        if isinstance(runner, QemuRunner):
+            installed = sysroot.find()
+            which = None if installed is None else [installed.directory.name, installed.qemu, installed.counted_by]
+            found[name] += [runner.cannot_count(), which]
+    return found
 
 
 def _benchmark(made: list[Made], run: Run) -> dict[str, Any]:
@@ -177,13 +190,14 @@ def _benchmark(made: list[Made], run: Run) -> dict[str, Any]:
 
     def make(directory: Path) -> dict[str, Any]:
         models = {each.name: each.content for each in made}
-        first = next(run.test.pieces())
+        # As many as `tfq benchmark` feeds: with more, the inputs would come out of a colder cache than there.
+        first = next(run.test.pieces()).take(NUM_INPUTS)
         return evaluation.benchmark_models(models, run.config.benchmark, data=first, seed=run.config.seed).to_dict()
 
     inputs = {
         "models": {each.name: artifacts.sha256(each.content) for each in made},
         "benchmark": run.config.benchmark.to_dict(),
-        "cpu": cpu(),
+        "machine": _machine(run.config.benchmark.runner),
         **data_inputs(run),
     }
     result = run.stage("benchmark", inputs, make)

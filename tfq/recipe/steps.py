@@ -10,10 +10,11 @@ from typing import Any
 
 from tfq import artifacts, data, stages
 from tfq.config import ConversionConfig, RunConfig
-from tfq.errors import InputError
 from tfq.recipe.store import StageResult, StageStore
 
+# What a stage calls its files: the name of --model, which the files in --out have, is not part of a stage's key.
 FLATBUFFER = "model.tflite"
+TRAINED, COMPRESSED = "trained.keras", "compressed.h5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,37 +110,33 @@ def _trained(run: Run) -> Loaded:
 
         run.stage("load", inputs, check)
         return loaded
-    if config.training.keras == "keras" and (config.compression.prune.enabled or config.compression.qat.enabled):
-        raise InputError("training.keras=keras: pruning and QAT take tf_keras models: switch both off, or use tf_keras")
-    file = f"{run.name}.keras"
 
     def make(directory: Path) -> dict[str, Any]:
         model, details = stages.train(config)
-        stages.save_keras(model, directory / file)
+        stages.save_keras(model, directory / TRAINED)
         return details
 
     inputs = {"model": config.model, "training": config.training.to_dict(), **data_inputs(run)}
-    return _published(run, run.stage("train", inputs, make), file)
+    return _published(run, run.stage("train", inputs, make).directory / TRAINED, f"{run.name}.keras")
 
 
 def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
     suffix = stages.compression_suffix(run.config)
-    file = f"{run.name}_{suffix}.h5"
 
     def make(directory: Path) -> dict[str, Any]:
         compressed, details = stages.compress(model.model, run.config)
-        stages.save_keras(compressed, directory / file)
+        stages.save_keras(compressed, directory / COMPRESSED)
         return details
 
     inputs = {"model": model.sha256, "compression": run.config.compression.to_dict(), **data_inputs(run)}
     result = run.stage(f"compress ({suffix.replace('_', ', ')})", inputs, make)
-    return _published(run, result, file), result
+    return _published(run, result.directory / COMPRESSED, f"{run.name}_{suffix}.h5"), result
 
 
-def _published(run: Run, result: StageResult, file: str) -> Loaded:
-    """A Keras model of a stage, in --out under its name, to go on from as a later run would: from its file."""
-    path = artifacts.copy_file(result.directory / file, run.out / file)
-    return Loaded(dataclasses.replace(run.config, model=str(path)))
+def _published(run: Run, made: Path, file: str) -> Loaded:
+    """The Keras model that a stage made, in --out as `file`, to go on from as a later run would: from its file."""
+    path = artifacts.copy_file(made, run.out / file)
+    return Loaded(dataclasses.replace(run.config, model=str(path)), allow_code=run.allow_code)
 
 
 def data_inputs(run: Run) -> dict[str, Any]:

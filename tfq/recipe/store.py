@@ -40,10 +40,6 @@ class StageResult:
     seconds: float
     resumed: bool
 
-    def file_sha256(self, name: str) -> str:
-        """Hex SHA-256 of one of its files."""
-        return artifacts.sha256_file(self.directory / name)
-
 
 class StageStore:
     """The stages of the runs into one --out. Whoever uses it holds the lock on that directory."""
@@ -87,6 +83,13 @@ class StageStore:
             return None
         try:
             record = json.loads((directory / "stage.json").read_bytes())
+            found = StageResult(
+                directory=directory,
+                details=record["details"],
+                warnings=tuple(record["warnings"]),
+                seconds=record["seconds"],
+                resumed=True,
+            )
             damaged = [
                 name for name, sha256 in record["files"].items() if artifacts.sha256_file(directory / name) != sha256
             ]
@@ -100,13 +103,7 @@ class StageStore:
             )
             shutil.rmtree(directory, ignore_errors=True)
             return None
-        return StageResult(
-            directory=directory,
-            details=record["details"],
-            warnings=tuple(record["warnings"]),
-            seconds=record["seconds"],
-            resumed=True,
-        )
+        return found
 
     def _make(self, name: str, key: str, make: Callable[[Path], dict[str, Any]]) -> StageResult:
         start = time.perf_counter()

@@ -31,7 +31,7 @@ def stages_section(record: Record) -> Section:
     about = f"{seconds(sum(time for time in times if time is not None))} in all."
     if resumed:
         about += (
-            f" {number_of(resumed, 'stage')} of an earlier, interrupted run came from the same inputs, and "
+            f" {number_of(resumed, 'stage')} of an earlier run came from the same inputs, and "
             f"{'was' if resumed == 1 else 'were'} not run again; the time is what it took then."
         )
     table = Table(
@@ -52,7 +52,7 @@ def _duration(stage: Record) -> float | None:
 def _remark(stage: Record) -> str:
     if stage.get("skipped"):
         return plain(stage["skipped"])
-    told = ["taken from an earlier, interrupted run"] if stage.get("resumed") else []
+    told = ["taken from an earlier run"] if stage.get("resumed") else []
     details = part(stage, "details").items()
     told += [
         f"{plain(key)}: {scalar(value)}" for key, value in details if key not in _TOLD_ELSEWHERE and value is not None

@@ -99,7 +99,7 @@ def _completeness(record: Record) -> Check:
         return Check(state=OPEN, question="run", answer="the record holds no stages")
     total = seconds(sum(stage["seconds"] for stage in stages if is_number(stage.get("seconds"))))
     resumed = sum(bool(stage.get("resumed")) for stage in stages)
-    kept = f"; {count(resumed)} taken from an earlier, interrupted run" if resumed else ""
+    kept = f"; {count(resumed)} taken from an earlier run" if resumed else ""
     return Check(state=GOOD, question="run", answer=f"{number_of(len(stages), 'stage')}, {total} of work{kept}")
 
 

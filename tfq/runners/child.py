@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs on the target, in a child process: fed, followed, given up, and its crash turned into an error."""
 
-import fcntl
 import json
 import os
 import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tfq.errors import InputError, ModelError, RunnerError
 from tfq.runners.scratch import no_room
@@ -22,7 +21,6 @@ TARGET = Path(__file__).with_name("target")
 START_SECS = 120.0
 STDERR_LINES = 5
 POLL_SECS = 0.1
-PIPE_BYTES = 1 << 20
 # What the child leaves with when the disk or the directory fails it; see target/__main__.py.
 NO_ROOM = 74
 # A model can bring these about; anyone can send the others.
@@ -39,6 +37,43 @@ class Deadline:
     cpu_secs: float = float("inf")
 
 
+class Child(Protocol):
+    """A running process, as `subprocess.Popen` shows one."""
+
+    stdin: Any
+    stdout: Any
+
+    def kill(self) -> None:
+        """End it now; without effect when it has ended."""
+
+    def wait(self) -> int:
+        """Its exit code, -N for signal N, once it has ended."""
+
+
+class Feed(Protocol):
+    """What the child gets on its stdin, as it takes it."""
+
+    def notes(self) -> Iterator[bytes]:
+        """Notes for the child, empty where it must tell something first."""
+
+    def told(self, words: list[bytes]) -> bool:
+        """Take a line of the child's; whether it was meant for here."""
+
+
+def start_process(
+    command: Sequence[str], *, stdin: bool, stderr: int, environment: Mapping[str, str] | None, path: Sequence[str]
+) -> Child:
+    """A process of its own for `command`. stdin: whether it gets a pipe there."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=environment,
+        bufsize=0,
+    )
+
+
 def run_child(
     command: Sequence[str],
     directory: Path,
@@ -49,12 +84,14 @@ def run_child(
     total: int | None = None,
     unit: str = "ex",
     deadline: Deadline | float | None = None,
-    feed: Iterator[memoryview] | None = None,
+    feed: Feed | None = None,
+    start: Callable[..., Child] = start_process,
 ) -> dict[str, Any]:
     """Run `command` + [the target's folder, directory] with `request` as its request.json; returns its result.json.
 
-    deadline: seconds without progress after which the child is given up. feed: what goes to its stdin, taken piece by
-    piece as the child reads it; its own errors come out of here. total, unit: of the progress that is shown.
+    deadline: seconds without progress after which the child is given up. feed: has notes for the child's stdin, and is
+    told its lines; what it raises comes out of here. total, unit: of the progress that is shown. start: what makes the
+    process.
     Raises InputError when the model does not take its inputs, ModelError when it fails, crashes or never ends,
     RunnerError on all else. Whatever happens, the child is gone afterwards.
     """
@@ -69,18 +106,14 @@ def run_child(
     stderr = os.memfd_create("stderr")
     try:
         try:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL if feed is None else subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=environment,
+            child = start(
+                command, stdin=feed is not None, stderr=stderr, environment=environment, path=request.get("path", ())
             )
         except OSError as error:
             raise RunnerError(f"{runner}: cannot start {command[0]}: {error.strerror or error}") from error
         try:
-            followed = _Followed(child, runner, deadline)
-            followed.to_the_end(total, unit, feed)
+            followed = _Followed(child, runner, deadline, feed)
+            followed.to_the_end(total, unit)
             status = child.wait()
         finally:
             child.kill()
@@ -97,89 +130,89 @@ def run_child(
 class _Followed:
     """A running child: what it says on stdout, what it is fed, and how long it has been silent."""
 
-    def __init__(self, child: subprocess.Popen, runner: str, deadline: Deadline | None) -> None:
-        self.child, self.runner, self.deadline = child, runner, deadline
+    def __init__(self, child: Child, runner: str, deadline: Deadline | None, feed: Feed | None) -> None:
+        self.child, self.runner, self.deadline, self.feed = child, runner, deadline, feed
+        self._notes = None if feed is None else feed.notes()
         self.started, self.no_room = False, ""
-        self._since = (time.monotonic(), 0.0)
-        self._line = b""
+        self._pids: list[int] = []
+        self._since = time.monotonic()
+        self._busy_since: float | None = None
+        self._line, self._done = b"", 0
 
-    def to_the_end(self, total: int | None, unit: str, feed: Iterator[memoryview] | None) -> None:
+    def to_the_end(self, total: int | None, unit: str) -> None:
         """Until its stdout is closed. Raises ModelError or RunnerError when it is given up."""
         from tqdm import tqdm
 
-        out = self.child.stdout
         # disable=None: silent unless stderr is a terminal. The delay keeps the bar of a short run off the screen.
         with (
             selectors.DefaultSelector() as selector,
             tqdm(total=total, desc=self.runner, unit=unit, disable=None, leave=False, delay=0.5) as bar,
         ):
-            selector.register(out, selectors.EVENT_READ)  # type: ignore[arg-type]
-            feeding = None
-            if feed is not None:
-                feeding = _feeding(self.child.stdin.fileno(), feed, self._alive)  # type: ignore[union-attr]
-                selector.register(self.child.stdin, selectors.EVENT_WRITE)  # type: ignore[arg-type]
+            selector.register(self.child.stdout, selectors.EVENT_READ)
+            self._pass_on()
             while True:
                 for key, _ in selector.select(POLL_SECS):
-                    if key.fileobj is out:
-                        told = os.read(key.fd, 65536)
-                        if not told:
-                            return
-                        for done in self._read(told):
-                            bar.update(done - bar.n)
-                    elif feeding is not None and not next(feeding, False):
-                        selector.unregister(self.child.stdin)  # type: ignore[arg-type]
-                        self.child.stdin.close()  # type: ignore[union-attr]
+                    told = os.read(key.fd, 65536)
+                    if not told:
+                        return
+                    for done in self._read(told):
+                        bar.update(done - bar.n)
+                    self._pass_on()
                 self._check()
 
+    def _pass_on(self) -> None:
+        """Write as many notes as there are; those that must wait are asked for again when the child has told more."""
+        if self._notes is None:
+            return
+        with suppress(BrokenPipeError):  # how it ended says why
+            for note in self._notes:
+                if not note:
+                    self._alive()  # who made these notes may have taken its time
+                    return
+                self.child.stdin.write(note)
+            self.child.stdin.close()
+        self._notes = None
+        self._alive()
+
     def _alive(self) -> None:
-        self._since = (time.monotonic(), _cpu_secs(self.child.pid))
+        self._since, self._busy_since = time.monotonic(), None  # to be asked for when it is quiet for a while
+
+    def _busy(self) -> float:
+        return sum(map(_cpu_secs, self._pids))
 
     def _read(self, told: bytes) -> Iterator[int]:
-        """The numbers of the whole lines `progress <done>`; what else it tells is noted."""
+        """How much is done, after each line that tells: `progress <in all>`, `more <since the last>`."""
         *lines, self._line = (self._line + told).split(b"\n")
         for line in lines:
             words = line.split()
             if words[:1] == [b"failed"]:
                 self.no_room = line[7:].decode(errors="replace")
-            elif words == [b"started"]:
+            elif words[:1] == [b"started"]:
                 self.started = True
+                self._pids += [int(word) for word in words[1:] if word.isdigit()]
                 self._alive()
-            elif len(words) == 2 and words[0] == b"progress" and words[1].isdigit():
+            elif len(words) == 2 and words[0] in (b"progress", b"more") and words[1].isdigit():
                 self._alive()
-                yield int(words[1])
+                self._done = int(words[1]) + (self._done if words[0] == b"more" else 0)
+                yield self._done
+            elif self.feed is not None and self.feed.told(words):
+                self._alive()
 
     def _check(self) -> None:
-        silent = time.monotonic() - self._since[0]
+        silent = time.monotonic() - self._since
         if not self.started:
             if silent > START_SECS:
                 raise RunnerError(f"{self.runner}: Python did not start within {START_SECS:.0f} s: try again")
             return
-        if self.deadline is None or silent <= min(self.deadline.wall_secs, self.deadline.cpu_secs):
+        if self.deadline is None or silent < POLL_SECS:
             return
-        busy = _cpu_secs(self.child.pid) - self._since[1]
-        if silent > self.deadline.wall_secs or busy > self.deadline.cpu_secs:
+        if self._busy_since is None:
+            self._busy_since = self._busy()
+        if silent > self.deadline.wall_secs or self._busy() - self._busy_since > self.deadline.cpu_secs:
             raise ModelError(
                 f"{self.runner}: the interpreter was given up after {silent:.1f} s without progress: the model never "
                 "ends, or needs longer than its size tells: give it time with --timeout_secs"
             )
-
-
-def _feeding(descriptor: int, feed: Iterator[memoryview], alive: Any) -> Iterator[bool]:
-    """At each step writes as much as the pipe takes; True until all is written, or nobody reads any more."""
-    os.set_blocking(descriptor, False)
-    with suppress(OSError):
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    for piece in feed:
-        alive()  # it may have waited for this piece
-        while piece:
-            try:
-                piece = piece[os.write(descriptor, piece[:PIPE_BYTES]) :]
-            except BlockingIOError:
-                yield True
-            except BrokenPipeError:
-                return  # how it ended says why
-            else:
-                alive()
 
 
 def _cpu_secs(pid: int) -> float:
@@ -200,10 +233,11 @@ def _result(directory: Path, runner: str, status: int, followed: _Followed, told
     error = result.get("error")
     if error is None:
         return result
+    message = " ".join(error["message"].split())
     if error["kind"] == "input":
-        raise InputError(f"{runner}: {error['message']}")
+        raise InputError(f"{runner}: {message}")
     told = f" ({told})" if told else ""
-    raise ModelError(f"{runner}: the interpreter failed: {error['message']}{told}: {ADVICE}")
+    raise ModelError(f"{runner}: the interpreter failed: {message}{told}: {ADVICE}")
 
 
 def _crash(directory: Path, runner: str, status: int, followed: _Followed, told: str) -> Exception:

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 
 from tfq.errors import ModelError
-from tfq.flatbuffer import Model, Op, Subgraph
+from tfq.flatbuffer import Model, Op, Subgraph, Tensor
 from tfq.runners.child import Deadline
 
 # Seconds for everything but arithmetic, and operations a second, that the slowest kernels reach on a slow machine.
@@ -18,7 +18,11 @@ LONGEST_SECS = 24 * 3600.0
 # Memory of interpreter and kernels, and of packed weights, scratch and arena as multiples of the model's own tensors.
 BASE_BYTES = 2 << 30
 TIMES_TENSORS = 8
-_ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "bfloat16": 16, "string": 64, "resource": 64, "variant": 64}
+# What an op may answer with whatever it is given, and how many times its inputs' bytes beyond that; one that broadcasts
+# or resizes grows by far less. A declared shape is what kernels allocate by, before they see what it really is.
+FREE_BYTES, TIMES_INPUTS = 256 << 20, 4096
+LARGEST_BATCH = 1 << 16
+_ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
 
 
 def deadline_of(model: Model, timeout_secs: float, num_workers: int, *, emulated: bool) -> Deadline:
@@ -35,16 +39,46 @@ def operations(model: Model) -> int:
     return sum(_operations(graph, op) for graph in model.subgraphs for op in graph.ops)
 
 
-def memory_of(model: Model, num_workers: int, *, emulated: bool) -> int:
-    """Bytes that the interpreters may take, generously. Raises ModelError where this machine does not have them."""
-    tensors = sum(_bytes(tensor.shape, tensor.dtype) for graph in model.subgraphs for tensor in graph.tensors)
+def memory_of(model: Model) -> int:
+    """Bytes that one interpreter may take, generously.
+
+    Raises ModelError where this machine does not have what the tensors take, or their shapes contradict each other so
+    grossly that nobody could have meant them.
+    """
+    for graph in model.subgraphs:
+        _check_sizes(model, graph)
+    tensors = sum(_bytes(tensor) for graph in model.subgraphs for tensor in graph.tensors)
     have = _memory()
     if tensors + model.model_bytes > have:
         raise ModelError(
             f"the model's tensors take {tensors:,} bytes, this machine has {have:,}: the model may be damaged, or made "
             "for a larger machine"
         )
-    return BASE_BYTES + TIMES_TENSORS * num_workers * (tensors + model.model_bytes)
+    return min(BASE_BYTES + TIMES_TENSORS * (tensors + model.model_bytes), max(have, BASE_BYTES))
+
+
+def _check_sizes(model: Model, graph: Subgraph) -> None:
+    sizes = [_bytes(tensor) for tensor in graph.tensors]
+    allowed = [FREE_BYTES] * len(sizes)
+    for op in graph.ops:
+        given = sum(sizes[index] for index in set(op.inputs) if index >= 0)
+        for index in (*op.outputs, *(index for index in op.intermediates if index >= 0)):
+            allowed[index] = max(allowed[index], FREE_BYTES + TIMES_INPUTS * given)
+    main = graph.index == model.main_subgraph.index
+    for tensor in graph.tensors:
+        if tensor.index in graph.inputs and main:
+            batch = tensor.shape[0] if tensor.shape else 1
+            if batch > LARGEST_BATCH:
+                raise ModelError(
+                    f"input {tensor.name!r} of the model has a batch of {batch:,}: wanted at most {LARGEST_BATCH:,}: "
+                    "the model may be damaged: convert it with a batch of 1"
+                )
+        elif sizes[tensor.index] > allowed[tensor.index] and not tensor.is_constant:
+            raise ModelError(
+                f"tensor {tensor.index} {tensor.name!r} of the model has shape {list(tensor.shape)}, "
+                f"{sizes[tensor.index]:,} bytes, where what it is computed from explains {allowed[tensor.index]:,} at "
+                "most: the model is damaged: convert it again"
+            )
 
 
 def _operations(graph: Subgraph, op: Op) -> int:
@@ -71,10 +105,10 @@ def _depth(graph: Subgraph, op: Op) -> int:
     return 1
 
 
-def _bytes(shape: tuple[int, ...], dtype: str) -> int:
-    digits = "".join(letter for letter in dtype if letter.isdigit())
-    bits = _ITEM_BITS.get(dtype) or (int(digits) if digits.isdecimal() else 64)
-    return math.prod(shape) * bits // 8
+def _bytes(tensor: Tensor) -> int:
+    digits = "".join(letter for letter in tensor.dtype if letter.isdigit())
+    bits = _ITEM_BITS.get(tensor.dtype) or (int(digits) if digits else 64)
+    return math.prod(tensor.shape) * bits // 8
 
 
 def _memory() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from tfq.errors import RunnerError
 from tfq.runners import benchmarking
 from tfq.runners.base import RunRequest, RunResult
+from tfq.runners.forks import start_fork
 from tfq.runners.worker import module_path, run_worker
 
 
@@ -29,7 +30,7 @@ class LocalRunner:
         if reason:
             raise RunnerError(f"{self.name}: {reason}")
         # Without what `site` does at each start; where the modules are is known here.
-        return run_worker([sys.executable, "-I", "-S"], request, runner=self.name, path=module_path())
+        return run_worker([sys.executable, "-I", "-S"], request, runner=self.name, path=module_path(), start=start_fork)
 
     def time_models(self, request: benchmarking.TimingRequest) -> tuple[list[benchmarking.Timing], dict[str, Any]]:
         """`benchmarking.time_models` on this machine."""

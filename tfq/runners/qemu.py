@@ -102,7 +102,7 @@ class QemuRunner:
             "kernels": request.kernels,
             "warmup_runs": WARMUP_RUNS,
             "counted_runs": COUNTED_RUNS,
-            "memory_bytes": memory_of(model, 1, emulated=True),
+            "memory_bytes": memory_of(model),
         }
         try:
             (directory / "model.tflite").write_bytes(request.model)

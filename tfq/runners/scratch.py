@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporary directories that do not stay: gone when a run ends, and swept by a later run when its process was killed."""
+"""Temporary directories that do not stay: gone when a run ends, swept by a later one when its process was killed."""
 
 import contextlib
 import fcntl

@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """An interpreter on the target: made, fed, looked into. NumPy and ai_edge_litert only."""
 
+import ctypes
 import os
 import resource
+import signal
 import sys
 
 import numpy as np
 
-
 RESOLVERS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+
+
+PR_SET_PDEATHSIG = 1
 
 
 class InputMismatch(Exception):
     """The model does not take these arrays."""
+
+
+def die_with(parent):
+    """End when the process that started this one ends, however it does: nobody else would stop a long inference."""
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def limit_memory(more_bytes):
@@ -82,13 +95,31 @@ def chunk(array, start, batch):
     return part
 
 
-def per_example(value, batch):
-    """An output with its examples along axis 0: as it is, or, of a batch of 1 that the model dropped, in a new axis."""
-    if value.ndim and len(value) == batch:
-        return value
+def filled_up(array, batch):
+    """The examples, and the last one again until they are whole batches."""
+    missing = -len(array) % batch
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def per_example(values, batch):
+    """The values of an output, one an inference, as one array with the examples along axis 0.
+
+    They are taken as they are, or, of a batch of 1 that the model dropped, as one example each.
+    """
+    shape = values[0].shape
+    for value in values:
+        check_same_shape(shape, value.shape)
+    if shape and shape[0] == batch:
+        return np.concatenate(values)
     if batch == 1:
-        return value[np.newaxis]
-    raise ValueError(f"an output has shape {list(value.shape)}: wanted the model's batch of {batch} in front")
+        return np.stack(values)
+    raise ValueError(f"an output has shape {list(shape)}: wanted the model's batch of {batch} in front")
+
+
+def check_same_shape(shape, other):
+    """Raise unless an output keeps its shape."""
+    if shape != other:
+        raise ValueError(f"the shape of an output changes from example to example ({list(shape)} to {list(other)})")
 
 
 def count_ops(interpreter):

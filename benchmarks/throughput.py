@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Images a second of tfq's local runner against a plain loop: whole wall time from arrays in memory to predictions.
+
+The plain loop is one interpreter in this process: batch 1, one thread, XNNPACK, set_tensor, invoke, get_tensor. Both
+get the same arrays, in turn; their outputs must be the same to the bit. "first call" starts all that the runner needs
+anew (what the first evaluation of a process pays), "call" is any later one, whose worker is forked. On 2 cores a call
+must give at least 1.7 times the images a second. Exits 1 below that, or on a different output.
+
+    python benchmarks/throughput.py --model=mlperf_tiny_resnet8_cifar10.h5 '--data=tfrecord:cifar10/cifar10-*'
+
+Without --model it takes what ../shared holds, and, where that is not there, ResNet8 with random weights on random
+pixels. About a minute and a half.
+"""
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+import tfq
+from tfq.data import Split
+from tfq.evaluation import prepare_inputs
+from tfq.flatbuffer import read
+from tfq.runners import RunRequest, forks, make_runner
+
+BOUND, CORES = 1.7, 2
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def plain_loop(model: bytes, inputs: np.ndarray) -> np.ndarray:
+    interpreter = Interpreter(model_content=model, num_threads=1)
+    interpreter.allocate_tensors()
+    fed = interpreter.get_input_details()[0]["index"]
+    answer = interpreter.get_output_details()[0]["index"]
+    outputs = []
+    for index in range(len(inputs)):
+        interpreter.set_tensor(fed, inputs[index : index + 1])
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(answer)[0])
+    return np.stack(outputs)
+
+
+def shared_out(model: bytes, inputs: np.ndarray) -> np.ndarray:
+    return make_runner("local").run(RunRequest(model=model, inputs=(inputs,))).outputs[0]
+
+
+WAYS = {"plain loop": plain_loop, "call": shared_out, "first call": shared_out}
+
+
+def flatbuffers(arguments: argparse.Namespace) -> tuple[dict[str, bytes], np.ndarray]:
+    """The float and the int8 flatbuffer, and the images, float32 in the model's own unit."""
+    count = arguments.examples
+    if arguments.model:
+        data = tfq.DataConfig(source=arguments.data)
+        test = tfq.load_split(data, "test", limit=count)
+        images = np.concatenate([next(iter(piece.inputs.values())) for piece in test.pieces()])
+        samples: object = tfq.load_split(data, "train", limit=100)
+        traced = tfq.trace(tfq.load_model(arguments.model))
+    else:
+        from tfq import models
+        from tfq.keras_bridge import import_tf_keras
+
+        images = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3)).astype(np.float32)
+        samples = images[:100]
+        traced = tfq.trace(models.build("resnet8", import_tf_keras()))
+    return {
+        "int8": tfq.convert(traced, samples, tfq.ConversionConfig(scheme="int8")),
+        "float32": tfq.convert(traced, None, tfq.ConversionConfig(scheme="float32")),
+    }, images
+
+
+def one_round(model: bytes, inputs: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
+    found = {}
+    for name, way in WAYS.items():
+        if name == "first call":
+            forks.stop()
+        start = time.perf_counter()
+        outputs = way(model, inputs)
+        found[name] = (time.perf_counter() - start, outputs)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--examples", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    if not arguments.model and SHARED.is_dir():
+        arguments.model = str(SHARED / "models" / "mlperf_tiny_resnet8_cifar10.h5")
+        arguments.data = f"tfrecord:{SHARED}/data/cifar10/cifar10-*"
+    warnings.simplefilter("ignore")
+    models, images = flatbuffers(arguments)
+    cores, failed = len(os.sched_getaffinity(0)), False
+    for scheme, model in models.items():
+        (inputs,) = prepare_inputs(
+            read(model), Split(name="test", inputs={"x": images}, labels=None, source="arrays")
+        ).arrays
+        rounds = [one_round(model, inputs) for _ in range(arguments.rounds + 1)][1:]
+        for name in list(WAYS)[1:]:
+            ratios = [found["plain loop"][0] / found[name][0] for found in rounds]
+            same = all(np.array_equal(found["plain loop"][1], found[name][1]) for found in rounds)
+            ratio, seconds = float(np.median(ratios)), float(np.median([found[name][0] for found in rounds]))
+            plain = float(np.median([found["plain loop"][0] for found in rounds]))
+            bound = f" (bound {BOUND:g}x)" if name == "call" and cores >= CORES else ""
+            failed |= not same or (bool(bound) and ratio < BOUND)
+            print(
+                f"{scheme:8} {name:10} plain loop {len(inputs) / plain:7,.0f} images/s  "
+                f"tfq {len(inputs) / seconds:7,.0f} images/s  ratio {ratio:.2f}x{bound}, {min(ratios):.2f} to "
+                f"{max(ratios):.2f}  {'same outputs' if same else 'DIFFERENT OUTPUTS'}",
+                flush=True,
+            )
+    if cores < CORES:
+        print(f"{cores} core: the bound holds from {CORES} on")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thousand damaged copies of a good .tflite: each is answered, soon, and none takes this process with it."""
+
+import time
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+from mutations import mutants
+
+import tfq
+from tfq.config import EvaluationConfig
+from tfq.errors import FlatbufferError, TfqError
+from tfq.evaluation import evaluate_model
+
+MUTATIONS, INTERPRETED, LONGEST_SECS = 1000, 100, 5.0
+IMAGES = np.random.default_rng(0).uniform(0, 16, (4, 8, 8, 1)).astype(np.float32)
+CONFIG = EvaluationConfig(warmup_runs=1, num_runs=3)
+
+
+def answer(call) -> str:
+    """What came of it: "result", or the error's name. Everything but an error of exit code 1 or 2 comes out of here."""
+    start = time.monotonic()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()
+        told = "result"
+    except TfqError as error:
+        assert error.exit_code in (1, 2), f"exit code {error.exit_code}: {error}"
+        assert "\n" not in str(error)
+        told = type(error).__name__
+    assert time.monotonic() - start < LONGEST_SECS
+    return told
+
+
+@pytest.mark.parametrize("name", ["digits_int8", "digits_float32"])
+def test_every_damaged_model_is_answered(name, golden):
+    audited, interpreted = Counter(), Counter()
+    for mutant in mutants((golden / f"{name}.tflite").read_bytes(), MUTATIONS, f"damaged {name}"):
+        told = answer(lambda mutant=mutant: tfq.audit(mutant).to_dict())
+        audited[told] += 1
+        # What cannot be read never comes to an interpreter.
+        if told != FlatbufferError.__name__ and interpreted.total() < INTERPRETED:
+            told = answer(lambda mutant=mutant: evaluate_model(mutant, (IMAGES, np.arange(4)), CONFIG).to_dict())
+            interpreted[told] += 1
+    assert audited.total() == MUTATIONS
+    assert interpreted.total() == INTERPRETED
+    # All of it happens, or this tests nothing.
+    assert min(audited["result"], audited["FlatbufferError"]) > MUTATIONS // 10
+    assert min(interpreted["result"], interpreted["ModelError"]) > INTERPRETED // 20

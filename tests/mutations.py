@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damage done to good flatbuffers: where it hurts, found by the generated reader, and anywhere."""
+
+import random
+import struct
+from collections.abc import Iterator
+
+from ai_edge_litert import schema_py_generated as generated
+
+# Words at which readers stumble: signs, small counts, powers of two and their neighbours.
+WORDS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**20, 2**31 - 1, 2**31, 2**32 - 4, 2**32 - 1)
+
+
+def mutants(data: bytes, count: int, seed: object) -> Iterator[bytes]:
+    """`count` damaged copies of `data`: half of them in offsets, lengths, opcodes and shapes, half in any byte."""
+    source = random.Random(f"tfq {seed}")
+    positions = sensitive_positions(data)
+    for number in range(count):
+        mutant = bytearray(data)
+        for _ in range(source.choice((1, 1, 2, 5))):
+            if number % 2:
+                at = source.choice(positions)
+                word = source.choice((*WORDS, source.getrandbits(32), source.randrange(len(data))))
+                struct.pack_into("<I", mutant, at, word)
+            else:
+                mutant[source.randrange(len(data))] = source.getrandbits(8)
+        yield bytes(mutant)
+
+
+def sensitive_positions(data: bytes) -> list[int]:
+    """Every offset, vector length, shape, opcode and index of the file, where the generated reader finds them."""
+    model = generated.Model.GetRootAs(data)
+    found = [0, model._tab.Pos, *_fields(model, 6, 8, 10, 12, 16, 18)]
+    for index in range(model.OperatorCodesLength()):
+        found += _fields(model.OperatorCodes(index), 4, 6, 8, 10)
+    for index in range(model.BuffersLength()):
+        found += _fields(model.Buffers(index), 4)
+    for number in range(model.SubgraphsLength()):
+        graph = model.Subgraphs(number)
+        found += [graph._tab.Pos, *_fields(graph, 4, 6, 8, 10, 12)]
+        for index in range(graph.OperatorsLength()):
+            op = graph.Operators(index)
+            found += [op._tab.Pos, *_fields(op, 4, 6, 8, 12, 14)]
+            found += [at for slot in (6, 8) for at in _items(op, slot)]
+            options = op.BuiltinOptions()
+            if options is not None:
+                found += [options.Pos, *(options.Pos + 4 * word for word in range(4))]
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            found += [tensor._tab.Pos, *_fields(tensor, 4, 6, 8, 10, 12, 18), *_items(tensor, 4)]
+            if tensor.Quantization():
+                found += _fields(tensor.Quantization(), 8, 10, 16)
+    # The length of a vector stands where its offset leads to.
+    lengths = [at + struct.unpack_from("<I", data, at)[0] for at in found if at + 4 <= len(data)]
+    return [at for at in (*found, *lengths) if at + 4 <= len(data)]
+
+
+def _fields(table, *slots: int) -> Iterator[int]:
+    """Positions of the table's fields in those slots (vtable offsets as the generated code numbers them)."""
+    for slot in slots:
+        offset = table._tab.Offset(slot)
+        if offset:
+            yield table._tab.Pos + offset
+
+
+def _items(table, slot: int) -> Iterator[int]:
+    """Positions of the 32-bit items of a vector."""
+    offset = table._tab.Offset(slot)
+    if offset:
+        yield from range(table._tab.Vector(offset), table._tab.Vector(offset) + 4 * table._tab.VectorLen(offset), 4)

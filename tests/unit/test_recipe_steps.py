@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides the result of a stage, and what does not."""
+
+import pytest
+
+from tfq import artifacts, stages
+from tfq.config import RunConfig
+from tfq.recipe import run as run_module
+from tfq.recipe.steps import Loaded, Run, _compressed
+from tfq.recipe.store import StageStore
+from tfq.runners import sysroot
+from tfq.runners.emulator import Sysroot
+
+
+def run_of(model, out):
+    config = RunConfig(model=str(model), out=str(out))
+    return Run(config=config, out=out, store=StageStore(out), allow_code=True)
+
+
+def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_gives_it_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "load", lambda config, allow_code: "model")
+    monkeypatch.setattr(stages, "compress", lambda model, config: (f"compressed {model}", {"sparsity": {}}))
+    monkeypatch.setattr(stages, "save_keras", lambda model, path: artifacts.write_text(path, model))
+    out = tmp_path / "out"
+    out.mkdir()
+    resumed = []
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.h5").write_bytes(b"weights")
+        run = run_of(tmp_path / f"{name}.h5", out)
+        _, result = _compressed(run, Loaded(run.config, allow_code=run.allow_code))
+        resumed.append(result.resumed)
+        assert (out / f"{name}_pruned_qat.h5").read_text() == "compressed model"
+    assert resumed == [False, True]
+
+
+def test_what_a_stage_made_of_a_model_with_code_may_be_loaded_with_its_code(tmp_path, monkeypatch):
+    allowed = []
+    monkeypatch.setattr(stages, "load", lambda config, allow_code: allowed.append(allow_code) or "model")
+    monkeypatch.setattr(stages, "compress", lambda model, config: (model, {"sparsity": {}}))
+    monkeypatch.setattr(stages, "save_keras", lambda model, path: artifacts.write_text(path, model))
+    (tmp_path / "one.h5").write_bytes(b"weights")
+    run = run_of(tmp_path / "one.h5", tmp_path)
+    compressed, _ = _compressed(run, Loaded(run.config, allow_code=run.allow_code))
+    assert compressed.model == "model"
+    assert allowed == [True, True]
+
+
+@pytest.mark.parametrize("what", ["cores", "cpu", "emulator"])
+def test_a_measurement_is_of_its_machine(what, tmp_path, monkeypatch):
+    emulator = {"directory": tmp_path, "cpus": ("cortex-a53",)}
+    monkeypatch.setattr(sysroot, "find", lambda: Sysroot(**emulator, qemu="7.2"))
+    before = run_module._machine("local", "qemu:cortex-a53")
+    assert run_module._machine("local", "qemu:cortex-a53") == before
+    if what == "cores":
+        monkeypatch.setattr(run_module.os, "sched_getaffinity", lambda pid: set(range(99)))
+    elif what == "cpu":
+        monkeypatch.setattr(run_module, "cpu", lambda: {"model": "another"})
+    else:
+        monkeypatch.setattr(sysroot, "find", lambda: Sysroot(**emulator, qemu="8.0"))
+    assert run_module._machine("local", "qemu:cortex-a53") != before

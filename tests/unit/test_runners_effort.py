@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long and how much memory a model is given, and what is refused before it runs."""
+
+import numpy as np
+import pytest
+from golden_models import changed, golden
+
+from tfq.errors import ModelError
+from tfq.flatbuffer import read
+from tfq.runners import RunRequest, effort, make_runner
+
+MODEL = golden("digits_int8")
+
+
+def with_shape(index, shape):
+    def change(model):
+        tensor = model.subgraphs[0].tensors[index]
+        tensor.shape, tensor.shapeSignature = shape, None
+
+    return changed(MODEL, change)
+
+
+def refuse(model, told):
+    with pytest.raises(ModelError, match=told):
+        make_runner("local").run(RunRequest(model=model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+
+
+def test_multiply_adds_are_those_counted_by_hand():
+    graph = read(MODEL).main_subgraph
+    by_name = {}
+    for op in graph.ops:
+        by_name.setdefault(op.name, []).append(effort._operations(graph, op))
+    # conv1: 8 x 8 x 12 outputs of 3 x 3 x 1 products each; besides, each value of input, weights, bias, output once.
+    values = 8 * 8 * 1 + 12 * 9 + 12 + 8 * 8 * 12
+    assert by_name["CONV_2D"][0] == 8 * 8 * 12 * 9 + values
+    # Every channel is convolved by itself: as many products, of one channel less.
+    values = 2 * 8 * 8 * 12 + 12 * 9 + 12
+    assert by_name["DEPTHWISE_CONV_2D"] == [8 * 8 * 12 * 9 + values]
+
+
+def test_a_small_model_is_given_up_within_seconds_and_a_large_one_gets_its_time():
+    small = effort.deadline_of(read(MODEL), 0, 1, emulated=False)
+    assert 2 < small.cpu_secs < 3
+    # MobileNetV2 @224: 301 million multiply-adds, which an emulator has taken 10 s for.
+    large = effort.LOCAL_SECS + 300e6 / effort.LOCAL_RATE, effort.EMULATED_SECS + 300e6 / effort.EMULATED_RATE
+    assert large[0] > 30 and large[1] > 300
+    assert effort.deadline_of(read(MODEL), 0, 1, emulated=True).cpu_secs > 15
+    assert effort.deadline_of(read(MODEL), 7, 2, emulated=True) == effort.Deadline(wall_secs=7)
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "told"),
+    [
+        (13, [1, 8, 8, 50_000_000], r"tensor 13 .* has shape \[1, 8, 8, 50000000\], 3,200,000,000 bytes, where"),
+        (18, [2**31 - 1, 2**20], "tensor 18 .* is damaged"),
+        (0, [100_000, 8, 8, 1], "input 'x0' .* batch of 100,000: wanted at most 65,536"),
+    ],
+)
+def test_a_shape_that_nothing_explains_is_refused_before_anything_runs(index, shape, told):
+    # An interpreter takes the memory for it first, and the machine down with it.
+    refuse(with_shape(index, shape), told)
+
+
+def test_a_model_for_a_larger_machine_is_refused(monkeypatch):
+    monkeypatch.setattr(effort, "_memory", lambda: 10_000)
+    refuse(MODEL, "the model's tensors take .* bytes, this machine has 10,000")
+
+
+def test_memory_beyond_the_limit_is_refused_to_the_child(monkeypatch):
+    monkeypatch.setattr(effort, "BASE_BYTES", 1)
+    monkeypatch.setattr(effort, "TIMES_TENSORS", 0)
+    refuse(MODEL, "the interpreter (failed|was killed by signal SIGABRT|was killed by signal SIGSEGV)")
