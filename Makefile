@@ -28,6 +28,7 @@ lint: .venv/.installed
 bench: .venv/.installed
 	@$(BIN)/python benchmarks/start_up.py
 	@$(BIN)/python benchmarks/conversion.py
+	@$(BIN)/python benchmarks/throughput.py
 
 arm: .venv/.installed
 	@$(BIN)/python -m tfq.runners.sysroot

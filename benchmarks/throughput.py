@@ -3,9 +3,10 @@
 """Images a second of tfq's local runner against a plain loop: whole wall time from arrays in memory to predictions.
 
 The plain loop is one interpreter in this process: batch 1, one thread, XNNPACK, set_tensor, invoke, get_tensor. Both
-get the same arrays, in turn; their outputs must be the same to the bit. "first call" starts all that the runner needs
-anew (what the first evaluation of a process pays), "call" is any later one, whose worker is forked. On 2 cores a call
-must give at least 1.7 times the images a second. Exits 1 below that, or on a different output.
+get the same arrays, in turn; their outputs must be the same to the bit. A "call" starts its workers by a fork of a
+process that is there; tfq starts that one (`prepare`) while it reads the data. "first call" has it started anew within
+the time measured, as when nothing was to be read. On 2 cores a call must give at least 1.7 times the images a second.
+Exits 1 below that, or on a different output.
 
     python benchmarks/throughput.py --model=mlperf_tiny_resnet8_cifar10.h5 '--data=tfrecord:cifar10/cifar10-*'
 

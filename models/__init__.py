@@ -52,8 +52,10 @@ def build(name: str, keras: Any, input_shape: Sequence[int] | None = None, class
     if applications.is_application(name, keras):
         return applications.build_application(name, keras, input_shape, classes)
     known = [*MODELS, *applications.names(keras)]
-    wanted = applications.plain_name(name)
-    raise InputError(f"model {name!r} is neither a file nor a model that tfq builds: {did_you_mean(wanted, known)}")
+    told = did_you_mean(applications.plain_name(name), known)
+    if told.startswith("choose"):
+        told = f"choose from {', '.join(MODELS)}, or a model of keras.applications, such as MobileNetV2"
+    raise InputError(f"model {name!r} is neither a file nor a model that tfq builds: {told}")
 
 
 def _published(name: str, keras: Any, input_shape: Sequence[int] | None, classes: int | None) -> Any:

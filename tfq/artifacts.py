@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,14 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     path = Path(path)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f"{_temporary_prefix()}{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
+        # Not by tempfile, which makes files private to their owner: a result has the mode that open() gives.
+        fresh = path.with_name(f"{_temporary_prefix()}{path.name}.{secrets.token_hex(8)}")
+        with open(fresh, "xb") as file:
+            temporary = fresh
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private to its owner; a result gets the mode that open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        fresh.replace(path)
         sync_directory(path.parent)
     except OSError as error:
         raise TfqError(f"cannot write {path} ({len(content)} bytes): {error.strerror or error}") from error

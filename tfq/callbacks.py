@@ -148,7 +148,8 @@ class _TFLiteExportLogic(_ExportLogic):
     """Writes the model to `path` as a `.tflite` whenever `monitor` is better than ever, and a record of it beside it.
 
     path: of the `.tflite`; `<path>.json` beside it holds the epoch, the value, all logs, the audit and the SHA-256.
-        Both are written whole or not at all: what stands there is always the best so far.
+        Each is written whole or not at all: what stands there is always the best so far. A process that is killed
+        between the two leaves the record of the one before, whose SHA-256 is not the file's.
     representative_dataset: calibration data, as for `tfq.convert`; None for a model in quantization-aware training.
     monitor: a key of `logs`: one of Keras' own ("val_loss", "val_accuracy"), or what a callback before this one adds,
         such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is not finite, writes
@@ -172,10 +173,13 @@ class _TFLiteExportLogic(_ExportLogic):
         super().__init__(representative_dataset, config)
         if mode not in ("auto", "min", "max"):
             raise InputError(f"TFLiteExport: mode {mode!r}: {did_you_mean(mode, ('auto', 'min', 'max'))}")
+        if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".tflite" or Path(path).is_dir():
+            raise InputError(f"TFLiteExport: path {path!r}: wanted the name of a file that ends in .tflite")
         self._path = Path(path)
-        if self._path.suffix != ".tflite":
-            raise InputError(f"TFLiteExport: path {str(path)!r}: wanted a name that ends in .tflite")
-        artifacts.make_out_dir(self._path.absolute().parent)
+        try:
+            self._path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"TFLiteExport: path {str(path)!r}: its directory cannot be made ({error})") from error
         rising = any(word in monitor.lower() for word in _RISING)
         self._sign = 1 if mode == "max" or (mode == "auto" and rising) else -1
         self._monitor = monitor

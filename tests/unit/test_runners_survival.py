@@ -158,6 +158,16 @@ def test_a_server_that_was_killed_is_replaced():
     assert forks._server[0].pid != server.pid
 
 
+def test_the_server_that_was_prepared_is_the_one_that_the_first_run_takes():
+    forks.stop()
+    runner = make_runner("local")
+    runner.prepare()
+    prepared = forks._server[0]
+    runner.prepare()
+    run()
+    assert forks._server[0] is prepared
+
+
 def test_the_server_ends_with_this_process_and_is_not_started_by_importing():
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.runners import RunRequest, forks, make_runner\n"

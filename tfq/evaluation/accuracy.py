@@ -61,11 +61,13 @@ def evaluate_model(
     parsed = flatbuffer.read(model)
     chosen = choose_metric(config.metric if metric is None else metric)
     check_bounds(config, chosen)
+    runner = make_runner(config.runner)
+    runner.prepare()
     data = as_split(data, limit=config.limit)
     if isinstance(reference, (bytes, bytearray)):
         reference = reference_outputs(bytes(reference), data, config)
     feed = Feed(parsed, data)
-    result = make_runner(config.runner).run(
+    result = runner.run(
         RunRequest(
             model=model,
             inputs=feed.inputs,

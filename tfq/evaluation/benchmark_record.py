@@ -177,4 +177,6 @@ def _expensive(model: ModelTimes) -> list[str]:
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value >= 0.1 or not value else f"{value:.3g}"

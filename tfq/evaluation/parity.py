@@ -168,7 +168,10 @@ def compare_runners_or_reason(model: bytes, data: Any, config: EvaluationConfig,
 
 
 def check_runners(config: EvaluationConfig) -> None:
-    """Before long work: InputError on an unknown runner, RunnerError where the config's own cannot run here."""
+    """Before long work: InputError on an unknown runner, RunnerError where the config's own cannot run here.
+
+    Starts what the config's own runner will want, so that it is there when the data is.
+    """
     for name in config.parity_runners:
         make_runner(name)
         if name == config.runner:
@@ -179,3 +182,4 @@ def check_runners(config: EvaluationConfig) -> None:
     reason = runner.unavailable()
     if reason:
         raise RunnerError(f"{runner.name}: {reason}")
+    runner.prepare()

@@ -111,6 +111,9 @@ class Runner(Protocol):
     def unavailable(self) -> str | None:
         """Why this runner cannot run here and what to do about it, or None when it can."""
 
+    def prepare(self) -> None:
+        """Start now what the first `run` would wait for. Never fails: `run` says what is wrong."""
+
     def run(self, request: RunRequest) -> RunResult:
         """Run the request. Raises InputError when the model does not take these inputs, RunnerError on all else."""
 

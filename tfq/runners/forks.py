@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Children that are there at once: forked by a process of ours that has NumPy and the interpreter imported already.
 
-It is started with the first run and ends with this process. Where it cannot be had, children are started afresh.
+It is started with the first run, or before it, and ends with this process. Where it cannot be had, children are started
+afresh.
 """
 
 import atexit
@@ -76,6 +77,14 @@ def start_fork(command: Sequence[str], *, stdin: bool, stderr: int, environment:
         with contextlib.suppress(OSError):
             return ForkedChild(directory, path, stdin, stderr)
     return start_process(command, stdin=stdin, stderr=stderr, environment=environment, path=path)
+
+
+def start_server(path: Sequence[str]) -> None:
+    """Start the server if there is none, without waiting for it."""
+    global _server
+    with _lock, contextlib.suppress(OSError):
+        if _server is None:
+            _server = _start(path)
 
 
 def _ask(message: bytes, descriptors: list[int], path: Sequence[str]) -> None:

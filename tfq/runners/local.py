@@ -8,7 +8,7 @@ from typing import Any
 from tfq.errors import RunnerError
 from tfq.runners import benchmarking
 from tfq.runners.base import RunRequest, RunResult
-from tfq.runners.forks import start_fork
+from tfq.runners.forks import start_fork, start_server
 from tfq.runners.worker import module_path, run_worker
 
 
@@ -23,6 +23,11 @@ class LocalRunner:
         if importlib.util.find_spec("ai_edge_litert") is None:
             return f"ai-edge-litert is not installed for {sys.executable}: pip install ai-edge-litert"
         return None
+
+    def prepare(self) -> None:
+        """Start the process that children are forked from: it imports while the data is read."""
+        if self.unavailable() is None:
+            start_server(module_path())
 
     def run(self, request: RunRequest) -> RunResult:
         """Run the request. Raises InputError when the model does not take these inputs, RunnerError on all else."""

@@ -39,6 +39,9 @@ class QemuRunner:
 
         return sysroot.unavailable(self.cpu)
 
+    def prepare(self) -> None:
+        """Without effect: an emulated process starts anew with each run."""
+
     def run(self, request: RunRequest) -> RunResult:
         """Run the request, without its timed runs.
 
