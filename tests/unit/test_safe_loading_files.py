@@ -4,6 +4,7 @@
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -98,11 +99,6 @@ def test_a_missing_file_a_directory_and_an_empty_file_are_told_apart(tmp_path):
     assert "is empty" in refusal(put(tmp_path, b""))
 
 
-def test_a_saved_model_directory_is_called_by_its_name(tmp_path):
-    (tmp_path / "saved_model.pb").write_bytes(b"x")
-    assert "SavedModel directory" in refusal(tmp_path)
-
-
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.h5")
     assert "no regular file" in refusal(tmp_path / "pipe.h5")
@@ -111,6 +107,40 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_text_and_a_flatbuffer_are_told_apart(tmp_path):
     assert "neither a .keras zip nor an HDF5 file" in refusal(put(tmp_path, b"once upon a time"))
     assert "TFLite flatbuffer" in refusal(put(tmp_path, b"\x1c\0\0\0TFL3....", "m.h5"))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_called_that_and_never_read(tmp_path, protocol):
+    content = pickle.dumps(Trap(str(tmp_path / "marker")), protocol=protocol)
+    for suffix in ("h5", "keras"):
+        assert "Python pickle" in refusal(put(tmp_path, content, f"m.{suffix}"))
+    assert not (tmp_path / "marker").exists()
+    # That the trap would spring.
+    pickle.loads(content)
+    assert (tmp_path / "marker").exists()
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_pickled_arrays_in_npz_weights_are_refused_and_numbers_taken(tmp_path):
+    def npz(**arrays):
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        return {"model.weights.h5": None, "model.weights.npz": content.getvalue()}
+
+    marker = tmp_path / "marker"
+    trap = np.empty(1, object)
+    trap[0] = Trap(str(marker))
+    assert "a pickle" in refusal(put(tmp_path, zip_bytes(npz(kernel=trap))))
+    assert "a pickle" in refusal(put(tmp_path, zip_bytes(npz(kernel=np.zeros(1, [("a", object)])))))
+    assert not marker.exists()
+    assert read_model_file(put(tmp_path, zip_bytes(npz(kernel=np.ones(3))))).kind == "keras"
 
 
 def test_a_file_larger_than_the_limit_is_not_read(tmp_path, monkeypatch):

@@ -4,16 +4,27 @@
 Importing this room imports neither TensorFlow nor a Keras; its functions do, when they are called.
 """
 
+from tfq.keras_bridge.bridge import BridgeResult, return_weights, to_tf_keras
+from tfq.keras_bridge.custom_objects import import_custom_objects
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind, require_tf_keras
 from tfq.keras_bridge.loading import load_model
 from tfq.keras_bridge.random_state import deterministic
+from tfq.keras_bridge.rebuild import UnbridgeableError
+from tfq.keras_bridge.translation import Translator, register_translator
 
 __all__ = [
+    "BridgeResult",
+    "Translator",
+    "UnbridgeableError",
     "deterministic",
+    "import_custom_objects",
     "import_keras",
     "import_tf_keras",
     "import_tfmot",
     "load_model",
     "model_kind",
+    "register_translator",
     "require_tf_keras",
+    "return_weights",
+    "to_tf_keras",
 ]

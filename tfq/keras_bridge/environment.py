@@ -68,8 +68,8 @@ def require_tf_keras(model: Any, what: str) -> None:
     """Raises InputError unless `model` is a tf_keras model; `what` is the operation that needs one ("pruning")."""
     if model_kind(model) != "tf_keras":
         raise InputError(
-            f"{what} takes a tf_keras model, got the Keras 3 model {model.name!r}: tfmot knows no Keras 3. Build it "
-            "with `import tf_keras` in place of `import keras` (--training.keras=tf_keras), or convert it as it is"
+            f"{what} takes a tf_keras model, got the Keras 3 model {model.name!r}: give tfq.to_tf_keras(model).model, "
+            "and have the trained weights back by tfq.return_weights"
         )
 
 

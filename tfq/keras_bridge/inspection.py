@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find what would run code in a model's config, before any Keras deserializes it."""
 
+import math
 from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,9 +54,33 @@ def refuse_code(file: ModelFile, registered: Set[str] = frozenset()) -> None:
         listed = "\n".join(f"  layer {finding.layer!r}: {finding.reason}" for finding in findings)
         raise InputError(
             f"{file.path} holds {len(findings)} thing(s) that would run code when the model is loaded:\n{listed}\n"
-            "Register your own classes before loading (register_keras_serializable), or pass --allow_code "
+            "Give your own classes (custom_objects={...}, --custom_objects=FILE.py), or pass --allow_code "
             "(allow_code=True) if you trust whoever made the file"
         )
+
+
+def refuse_impossible_sizes(file: ModelFile) -> None:
+    """Raises InputError for a layer whose config asks for more weights than the file has bits.
+
+    Keras builds a model from its config first, so a small file can ask for all the memory that there is.
+    """
+    limit = 8 * file.stored_bytes
+    stack: list[tuple[Any, str]] = [(file.config, "")]
+    while stack:
+        node, layer = stack.pop()
+        if isinstance(node, dict):
+            layer = _layer_name(node, layer) if "class_name" in node else layer
+            for key in known_names.WEIGHT_SIZES & node.keys():
+                sizes = node[key] if isinstance(node[key], list) else [node[key]]
+                numbers = [size for size in sizes if isinstance(size, (int, float)) and not isinstance(size, bool)]
+                if not math.prod(numbers) <= limit:
+                    raise InputError(
+                        f"{file.path}: layer {layer!r} asks for {key}={node[key]}, and {limit // 8} bytes of file hold "
+                        "no such weights: not a model as Keras saves it"
+                    )
+            stack.extend((child, layer) for child in node.values())
+        elif isinstance(node, list):
+            stack.extend((child, layer) for child in node)
 
 
 def _layer_name(node: dict[str, Any], around: str) -> str:
@@ -89,8 +114,9 @@ def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Ite
     if name in known_names.REFUSED_CLASSES:
         yield known_names.REFUSED_CLASSES[name]
         return
-    # Keras looks a class up by registered_name in its new format and by class_name in the old one.
-    if name in registered or ("module" in node and node.get("registered_name") in registered):
+    # Keras looks a class up by registered_name in its new format, and then imports the module that the file names;
+    # by class_name in the old one.
+    if (node.get("registered_name") if "module" in node else name) in registered:
         return
     module = node.get("module", "keras")
     if _is_of_tfmot(name, module):

@@ -134,6 +134,11 @@ TFMOT_CLASSES = frozenset(_TFMOT.split())
 
 TFMOT_MODULE = re.compile(r"tensorflow_model_optimization(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
+# Settings of a layer that has at least as many weights as they say.
+WEIGHT_SIZES = frozenset(
+    {"units", "filters", "kernel_size", "input_dim", "output_dim", "num_heads", "key_dim", "value_dim"}
+)
+
 # Plain data in the clothes of an object.
 DATA = frozenset(
     (

@@ -10,7 +10,8 @@ import json
 import os
 import stat
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ MAX_JSON_BYTES = 64 << 20
 MAX_MEMBERS = 100_000
 # Keras stores members uncompressed; a member that is large and shrinks a hundredfold is a bomb (DEFLATE reaches 1032).
 MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
+# The header of an array in an .npz tells its dtype within these.
+_NPY_HEADER_BYTES = 4096
 
 WANTED = "a Keras model (.keras or .h5)"
 
@@ -33,8 +36,9 @@ WANTED = "a Keras model (.keras or .h5)"
 class ModelFile:
     """A Keras model file before any Keras has seen it.
 
-    container: "keras" (a zip) or "h5". keras_version: as written inside, "" when it is not (Keras 1 and early 2).
-    config: the model's own config, without what only compiling would read. content: the file's bytes.
+    container: "keras" (a zip), "h5", or "saved_model" (a directory of Keras 2). keras_version: as written inside, ""
+    when it is not (Keras 1 and early 2). config: the model's own config, without what only compiling would read.
+    content: the file's bytes. members: the files of a SavedModel's checkpoint instead.
     """
 
     path: Path
@@ -42,6 +46,15 @@ class ModelFile:
     keras_version: str
     config: dict[str, Any]
     content: bytes
+    members: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """All that is in it, unpacked: no more weights than these can be."""
+        if self.container == "keras":
+            with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
+                return sum(member.file_size for member in archive.infolist())
+        return len(self.content) + sum(map(len, self.members.values()))
 
     @property
     def kind(self) -> str:
@@ -55,17 +68,23 @@ class ModelFile:
 
 
 def read_model_file(path: str | os.PathLike) -> ModelFile:
-    """The content of the Keras model file at `path`.
+    """The content of the Keras model at `path`: a file, or a directory (model_directory.py).
 
-    Raises InputError, each with its own message, when it is missing, a directory, empty, too large, damaged, no Keras
-    model, weights alone, or refers to other files.
+    Raises InputError, each with its own message, when it is missing, empty, too large, damaged, no Keras model, weights
+    alone, or refers to other files.
     """
     path = Path(path)
+    if path.is_dir():
+        from tfq.keras_bridge.model_directory import read_model_directory  # which needs this module
+
+        return read_model_directory(path)
     content = _content(path)
     if content.startswith(HDF5_MAGIC):
         return _from_h5(path, content)
     if content.startswith(ZIP_MAGIC):
-        return _from_zip(path, content)
+        return from_zip(path, content)
+    if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
+        raise InputError(f"{path} is a Python pickle, which runs code when it is read: wanted {WANTED}")
     if content[4:8] == b"TFL3":
         raise InputError(f"{path} is a TFLite flatbuffer: wanted {WANTED}: convert starts from the Keras model")
     raise InputError(
@@ -74,13 +93,11 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
 
 
 def _content(path: Path) -> bytes:
-    if (path / "saved_model.pb").exists():
-        raise InputError(f"{path} is a SavedModel directory, which tfq cannot load yet: save it as .keras or .h5")
     try:
         status = path.stat()
     except OSError:
         return artifacts.read_bytes(path, WANTED)
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is no regular file: wanted {WANTED}")
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads")
@@ -108,12 +125,12 @@ def _from_h5(path: Path, content: bytes) -> ModelFile:
         path=path,
         container="h5",
         keras_version=_text(version),
-        config=_json(path, "model_config", config),
+        config=json_object(path, "model_config", config),
         content=content,
     )
 
 
-def _from_zip(path: Path, content: bytes) -> ModelFile:
+def from_zip(path: Path, content: bytes) -> ModelFile:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _check_members(path, archive)
@@ -122,13 +139,14 @@ def _from_zip(path: Path, content: bytes) -> ModelFile:
                 raise InputError(
                     f"{path} is a zip without config.json and metadata.json, so no .keras file: wanted {WANTED}"
                 )
-            config = _json(path, "config.json", archive.read("config.json"))
-            metadata = _json(path, "metadata.json", archive.read("metadata.json"))
+            config = json_object(path, "config.json", archive.read("config.json"))
+            metadata = json_object(path, "metadata.json", archive.read("metadata.json"))
             if "model.weights.h5" in names:
                 _check_inner_h5(path, archive.read("model.weights.h5"))
             elif "model.weights.npz" in names:
                 with zipfile.ZipFile(io.BytesIO(archive.read("model.weights.npz"))) as inner:
                     _check_members(path, inner)
+                    _check_no_pickle(path, inner)
             else:
                 raise InputError(f"{path} holds no model.weights.h5: wanted {WANTED} with weights")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
@@ -161,6 +179,15 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
                 f"{path}: the zip's member {member.filename!r} expands from {member.compress_size} to "
                 f"{member.file_size} bytes: a decompression bomb"
             )
+
+
+def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
+    """Refuse arrays of Python objects, which NumPy keeps as pickles."""
+    for name in npz.namelist():
+        with npz.open(name) as member:
+            header = member.read(_NPY_HEADER_BYTES).replace(b'"', b"'")
+        if b"'|O'" in header or b"'O'" in header:
+            raise InputError(f"{path}: {name} in its model.weights.npz is a pickle, which runs code when it is read")
 
 
 def _check_inner_h5(path: Path, content: bytes) -> None:
@@ -208,7 +235,7 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _json(path: Path, what: str, value: Any) -> dict[str, Any]:
+def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, (str, bytes)):
         raise InputError(f"{path}: {what} is {type(value).__name__}: wanted JSON text")
     if len(value) > MAX_JSON_BYTES:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bridge refuses, with all reasons at once; that its check fails on a wrong twin; the private symbols."""
+
+import numpy as np
+import pytest
+
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import (
+    Translator,
+    bridge,
+    import_keras,
+    import_tf_keras,
+    layers,
+    register_translator,
+    to_tf_keras,
+    walk,
+)
+
+
+def test_all_that_has_no_equal_is_told_at_once_by_its_path():
+    keras = import_keras()
+
+    class Mine(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Lambda(lambda x: x + 1, name="code")], name="inner")
+    inputs = keras.Input((8,))
+    x = Mine(name="mine")(inner(inputs))
+    x = keras.layers.Dense(8, activation=keras.layers.Dense(1), name="odd")(x)
+    model = keras.Model(inputs, keras.layers.Reshape((2, 4), name="fine")(x), name="user_model")
+    with pytest.raises(InputError) as raised:
+        to_tf_keras(model)
+    told = str(raised.value)
+    for piece in ("user_model", "'inner/code'", "Lambda", "'mine'", "register_translator(Mine", "'odd'", "activation"):
+        assert piece in told
+    assert "'fine'" not in told
+    assert raised.value.problems.keys() == {"inner/code", "mine", "odd"}
+
+
+def test_options_and_states_that_tf_keras_has_no_word_for():
+    keras = import_keras()
+    inputs = keras.Input((6, 8))
+    x = keras.layers.MultiHeadAttention(2, 4, use_gate=True, name="gated")(inputs, inputs)
+    lora = keras.layers.Dense(4, name="lora")
+    x = lora(x)
+    lora.enable_lora(2)
+    eight = keras.layers.Dense(4, name="eight")
+    x = eight(x)
+    eight.quantize("int8")
+    with pytest.raises(InputError) as raised:
+        to_tf_keras(keras.Model(inputs, x))
+    told = str(raised.value)
+    assert "use_gate" in told and "'lora'" in told and "int8" in told
+
+
+def test_augmentation_that_changes_the_shape():
+    keras = import_keras()
+    inputs = keras.Input((8, 8, 3))
+    with pytest.raises(InputError, match=r"'crop'.*changes the shape"):
+        to_tf_keras(keras.Model(inputs, keras.layers.RandomCrop(4, 4, name="crop")(inputs)))
+
+
+@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+def test_subclassed_and_unbuilt_models(kind):
+    module = import_keras() if kind == "keras" else import_tf_keras()
+
+    class Own(module.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(InputError, match="subclassed"):
+        to_tf_keras(Own(name="own"))
+    with pytest.raises(InputError, match="never built"):
+        to_tf_keras(module.Sequential([module.layers.Dense(2)]))
+    with pytest.raises(InputError, match="Keras 3 model"):
+        to_tf_keras("no model")
+
+
+def test_a_functional_model_with_its_own_class_is_no_subclassed_one():
+    keras = import_keras()
+
+    class Named(keras.Model):
+        pass
+
+    inputs = keras.Input((4,))
+    assert to_tf_keras(Named(inputs, keras.layers.Dense(2)(inputs))).max_difference < 1e-6
+
+
+def test_random_and_batch_dependent_calls_of_tf_keras():
+    tf_keras = import_tf_keras()
+    inner = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
+    inputs = tf_keras.Input((4,))
+    x = tf_keras.layers.Dropout(0.5, name="always")(inner(inputs), training=True)
+    with pytest.raises(InputError, match=r"'always'.*training=True"):
+        to_tf_keras(tf_keras.Model(inputs, x))
+
+
+def test_one_batch_normalization_cannot_be_frozen_and_not():
+    keras = import_keras()
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")], name="inner")
+    inputs = keras.Input((4,))
+    with pytest.raises(InputError, match=r"'inner/bn'.*training=False in one place"):
+        to_tf_keras(keras.Model(inputs, inner(inputs, training=False) + inner(inputs)))
+
+
+def test_a_wrong_weight_is_found_and_the_first_layer_named(monkeypatch):
+    keras = import_keras()
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(5, name="good")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="after")(keras.layers.Dense(4, name="bad")(x)))
+    real = bridge.copy_weights
+
+    def wrong(theirs, ours, translation, where):
+        real(theirs, ours, translation, where)
+        if theirs.name == "bad":
+            ours.set_weights([array * 1.01 for array in ours.get_weights()])
+
+    monkeypatch.setattr(bridge, "copy_weights", wrong)
+    with pytest.raises(TfqError, match="part at layer 'bad'"):
+        to_tf_keras(model)
+
+
+def test_a_translator_that_is_no_equal_is_found():
+    keras, tf_keras = import_keras(), import_tf_keras()
+
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Twice(name="twice")(inputs))
+    pair = Translator(keras_class=Twice, to_tf_keras=lambda layer: tf_keras.layers.Rescaling(2.1))
+    with pytest.raises(TfqError, match="part at layer 'twice'"):
+        to_tf_keras(model, translators=[pair])
+    with pytest.raises(InputError, match="Keras 3 layer class"):
+        register_translator(tf_keras.layers.Dense, to_tf_keras=lambda layer: layer)
+
+
+def test_a_nan_on_one_side_alone_is_no_agreement():
+    from tfq.keras_bridge.verification import difference
+
+    a, b = np.array([1.0, 2.0]), np.array([1.0, np.nan])
+    assert difference([[a]], [[b]]) == np.inf
+
+
+def test_the_walk_finds_the_private_symbols_where_they_were():
+    keras, tf_keras = import_keras(), import_tf_keras()
+    for module in (keras, tf_keras):
+        inputs = {"a": module.Input((4,), name="a"), "b": module.Input((4,), name="b")}
+        shared = module.layers.Dense(4, name="shared")
+        outputs = {"x": module.layers.Add(name="sum")([shared(inputs["a"]), shared(inputs["b"])])}
+        graph = walk.graph_of(module.Model(inputs, outputs))
+        assert [call.operation.name for call in graph.calls] == ["shared", "shared", "sum"]
+        assert graph.input_structure.keys() == {"a", "b"} and graph.output_structure.keys() == {"x"}
+        assert graph.calls[2].outputs[0] is graph.output_structure["x"]
+        assert {id(call.args[0]) for call in graph.calls[:2]} == {id(tensor) for tensor in graph.inputs}
+        built = module.Sequential([module.Input((4,)), module.layers.Dense(2, name="d")])
+        assert [call.operation.name for call in walk.graph_of(built).calls] == ["d"]
+    words = keras.Input((5,), dtype="int32")
+    masked = keras.layers.LSTM(3)(keras.layers.Embedding(4, 2, mask_zero=True)(words))
+    assert "mask" not in walk.graph_of(keras.Model(words, masked)).calls[-1].kwargs
+
+
+def test_every_translated_class_is_one_of_keras_3s():
+    keras = import_keras()
+    in_applications = {"LayerScale", "StochasticDepth", "CustomScaleLayer"}
+    unknown = {name for name in layers.TRANSLATORS if not hasattr(keras.layers, name)}
+    assert unknown == in_applications

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of an operation as JSON and back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tfq.errors import InputError
+from tfq.keras_bridge.operation_data import decode, encode
+from tfq.keras_bridge.untranslatable import Untranslatable
+
+TENSOR = object()
+
+
+def there_and_back(value):
+    text = json.dumps(encode(value, lambda item: 0 if item is TENSOR else None))
+    assert "class_name" not in text
+    return decode(json.loads(text), ["tensor"])
+
+
+def test_containers_slices_and_tensors_come_back():
+    value = ((TENSOR, 2, 1.5, None, True, "same"), {"axis": [1, (2,)], 3: slice(None, -1, 2)}, ..., slice(1, None))
+    assert there_and_back(value) == (("tensor", *value[0][1:]), *value[1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "bool", "uint8", "float16"])
+def test_arrays_come_back_to_the_bit(dtype):
+    array = np.random.default_rng(0).normal(size=(2, 3)).astype(dtype)
+    came = there_and_back(array)
+    assert came.dtype == array.dtype and came.shape == (2, 3) and came.tobytes() == array.tobytes()
+    scalar = there_and_back(np.float32(0.1))
+    assert scalar == np.float32(0.1) and scalar.dtype == np.float32
+
+
+def test_values_that_json_does_not_know_come_back():
+    assert there_and_back(float("-inf")) == float("-inf")
+    assert np.isnan(there_and_back(np.array([np.nan], "float32"))).all()
+
+
+class Variable:
+    name = "kernel"
+
+    def assign(self, value):
+        raise AssertionError
+
+
+class NoValue:
+    def __array__(self, dtype=None, copy=None):
+        raise ValueError("symbolic")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Variable(), "variable 'kernel' outside of any layer"),
+        (print, "no data"),
+        (object(), "no data"),
+        (NoValue(), "has no value"),
+        (np.array(["a"]), "wanted numbers"),
+        (np.array([object()]), "wanted numbers"),
+        (np.zeros((65 << 20), "int8"), "make it a weight"),
+    ],
+)
+def test_what_is_no_data_is_untranslatable(value, message):
+    with pytest.raises(Untranslatable, match=message):
+        encode([value], lambda item: None)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"tensor": 1},
+        {"tensor": -1},
+        {"other": 1},
+        {},
+        [1],
+        {"slice": [1]},
+        {"dict": [1]},
+        {"tuple": "ab"},
+        {"array": {"dtype": "|O", "shape": [1], "base64": "AAAAAAAAAAA="}},
+        {"array": {"dtype": "<f4", "shape": [2], "base64": "AAAAAA=="}},
+        {"array": {"dtype": "<f4", "shape": [1], "base64": "!"}},
+        {"array": 3},
+    ],
+)
+def test_damaged_arguments_are_an_input_error(damaged):
+    with pytest.raises(InputError, match=r"damaged|wanted 3|list of pairs|does not write"):
+        decode(damaged, ["tensor"])

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories that hold a model, no model, or a dangerous one; read without TensorFlow, and nothing in them runs."""
+
+import json
+import os
+
+import pytest
+from test_safe_loading_files import CONFIG, h5_bytes
+
+from tfq.errors import InputError
+from tfq.keras_bridge.inspection import refuse_impossible_sizes
+from tfq.keras_bridge.model_file import ModelFile, read_model_file
+
+ROOT = {"class_name": "Sequential", "keras_version": "2.15.0", "config": {"name": "s", "layers": []}}
+
+
+def field(number, content):
+    """A length-delimited field of a protobuf message."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(value):
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def keras_metadata(root=ROOT, path=b"root"):
+    layer = field(3, b"root.layer-0") + field(4, b"_tf_keras_layer") + field(5, b"{}")
+    network = varint(2 << 3) + varint(7) + field(3, path) + field(4, b"_tf_keras_network")
+    return field(1, layer) + field(1, network + field(5, json.dumps(root).encode()))
+
+
+def saved_model(tmp_path, metadata=None, graph=b"", **variables):
+    directory = tmp_path / "saved"
+    (directory / "variables").mkdir(parents=True)
+    (directory / "saved_model.pb").write_bytes(graph)
+    if metadata is not None:
+        (directory / "keras_metadata.pb").write_bytes(metadata)
+    for name, content in (variables or {"index": b"i", "data-00000-of-00001": b"d"}).items():
+        (directory / "variables" / f"variables.{name}").write_bytes(content)
+    return directory
+
+
+def refusal(path):
+    with pytest.raises(InputError) as caught:
+        read_model_file(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_saved_model_of_keras_2_gives_version_config_and_checkpoint(tmp_path):
+    file = read_model_file(saved_model(tmp_path, keras_metadata()))
+    assert (file.container, file.kind, file.keras_version) == ("saved_model", "tf_keras", "2.15.0")
+    assert file.config == {"class_name": "Sequential", "config": ROOT["config"]}
+    assert file.members == {"variables.index": b"i", "variables.data-00000-of-00001": b"d"}
+
+
+def test_a_saved_model_from_before_tensorflow_2_5_keeps_its_config_among_the_objects(tmp_path):
+    user_object = field(1, b"_tf_keras_network") + field(3, json.dumps(ROOT).encode())
+    layer = field(4, field(1, b"_tf_keras_layer") + field(3, b'{"class_name": "Dense"}'))
+    objects = field(1, field(4, user_object)) + field(1, layer)
+    file = read_model_file(saved_model(tmp_path, graph=varint(8) + b"\x01" + field(2, field(7, objects))))
+    assert file.config["class_name"] == "Sequential"
+
+
+def test_an_exported_saved_model_is_told_from_a_saved_one(tmp_path):
+    assert "exported for serving" in refusal(saved_model(tmp_path, graph=varint(8) + b"\x01"))
+
+
+def test_a_subclassed_model_is_called_by_its_class(tmp_path):
+    assert "subclassed model 'Mine'" in refusal(saved_model(tmp_path, keras_metadata({**ROOT, "class_name": "Mine"})))
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_truncated_metadata_is_told(tmp_path, cut):
+    assert "truncated" in refusal(saved_model(tmp_path, keras_metadata()[:-cut]))
+
+
+def test_metadata_that_is_no_protobuf_is_told(tmp_path):
+    assert "damaged" in refusal(saved_model(tmp_path, b"\x0f\x0f\x0f"))
+    assert "truncated or damaged" in refusal(saved_model(tmp_path / "2", b"\xff" * 30))
+
+
+def test_metadata_without_a_root_is_an_export(tmp_path):
+    assert "exported" in refusal(saved_model(tmp_path, keras_metadata(path=b"root.layer-1")))
+
+
+def test_a_checkpoint_that_is_not_there_is_told(tmp_path):
+    assert "wanted variables.index" in refusal(saved_model(tmp_path, keras_metadata(), index=b"i"))
+    other = saved_model(tmp_path / "2", keras_metadata())
+    for file in (other / "variables").iterdir():
+        file.unlink()
+    (other / "variables").rmdir()
+    assert "without its variables" in refusal(other)
+
+
+def test_symbolic_links_inside_are_refused(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"password")
+    directory = saved_model(tmp_path, keras_metadata())
+    data = directory / "variables" / "variables.data-00000-of-00001"
+    data.unlink()
+    data.symlink_to(secret)
+    assert "symbolic link" in refusal(directory)
+    elsewhere = saved_model(tmp_path / "2", keras_metadata())
+    (elsewhere / "variables").rename(tmp_path / "moved")
+    (elsewhere / "variables").symlink_to(tmp_path / "moved")
+    assert "symbolic link" in refusal(elsewhere)
+
+
+def test_a_pipe_inside_is_not_waited_for(tmp_path):
+    directory = saved_model(tmp_path, keras_metadata())
+    (directory / "keras_metadata.pb").unlink()
+    os.mkfifo(directory / "keras_metadata.pb")
+    assert "no regular file" in refusal(directory)
+
+
+def test_keras_3s_directory_is_its_zip_unpacked(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "metadata.json").write_text('{"keras_version": "3.4.1"}')
+    assert "holds no model.weights.h5" in refusal(tmp_path)
+    (tmp_path / "model.weights.h5").write_bytes(h5_bytes())
+    file = read_model_file(tmp_path)
+    assert (file.container, file.kind, file.config["class_name"]) == ("keras", "keras", "Sequential")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"units": 10**12},
+        {"filters": float("nan")},
+        {"kernel_size": [10**6, 10**6]},
+        {"input_dim": 1e30, "output_dim": 2},
+    ],
+)
+def test_a_layer_that_asks_for_more_weights_than_the_file_has_bits_is_refused(tmp_path, asked):
+    def file(**settings):
+        layers = [{"class_name": "Dense", "config": {"name": "greedy", **settings}}]
+        config = {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}
+        return ModelFile(path=tmp_path / "m.h5", container="h5", keras_version="2", config=config, content=b"x" * 1000)
+
+    refuse_impossible_sizes(file(units=250, kernel_size=[3, 3], filters="many", input_dim=None))
+    with pytest.raises(InputError, match="layer 's/greedy' asks for"):
+        refuse_impossible_sizes(file(**asked))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From any functional or sequential model, of either Keras, to an equal flat tf_keras model, and the weights back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
+from tfq.keras_bridge.rebuild import Made, Rebuilt, rebuild
+from tfq.keras_bridge.translation import Translator
+from tfq.keras_bridge.verification import (
+    TOLERANCE,
+    computing_in_float32,
+    difference,
+    given_inputs,
+    narrow_layers,
+    outputs_of,
+    random_inputs,
+)
+from tfq.keras_bridge.walk import graph_of, is_model
+from tfq.keras_bridge.weights import array_of, assign, carried_weights, copy_weights, given_back
+
+# How tfmot names the wrapper around a layer.
+_WRAPPED = ("quant_{}", "prune_low_magnitude_{}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeResult:
+    """An equal of the user's model that tfmot can take.
+
+    model: a flat functional tf_keras model. layer_map: the user's layer ("outer/inner" in a nested model) -> the names
+    of the tf_keras layers that it became, none when it was left out. origins: tf_keras layer -> the user's layer.
+    notes: what was left out or changed. max_difference: of the outputs, as a share of their range, float32.
+    """
+
+    model: Any
+    layer_map: dict[str, tuple[str, ...]]
+    origins: dict[str, str]
+    notes: tuple[str, ...]
+    max_difference: float
+    source: Any = field(repr=False)
+    _made: tuple[tuple[Any, Made], ...] = field(repr=False, default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the record: all but the models."""
+        return {
+            "model": self.model.name,
+            "layer_map": {layer: list(names) for layer, names in self.layer_map.items()},
+            "notes": list(self.notes),
+            "max_difference": self.max_difference,
+        }
+
+
+def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translator] = ()) -> BridgeResult:
+    """An equal flat tf_keras model, float32, with the same weights, checked against the user's on random data.
+
+    model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it is.
+    data: examples to compare on as well: an array, a list or dict of arrays, or a tfq Split; the first 32 are taken.
+    translators: pairs for this call alone (`register_translator` gives them).
+    Raises UnbridgeableError (an InputError with `problems` by layer) for everything without an equal; TfqError when
+    the result differs by more than 1e-4 of an output's range.
+    """
+    if model_kind(model) == "tf_keras" and _is_flat(model):
+        names: dict[str, tuple[str, ...]] = {layer.name: (layer.name,) for layer in model.layers}
+        return BridgeResult(
+            model=model,
+            layer_map=names,
+            origins={name: name for name in names},
+            notes=(),
+            max_difference=0.0,
+            source=model,
+        )
+    rebuilt = rebuild(model, tuple(translators))
+    for layer, made in rebuilt.by_layer.values():
+        if made.translation.layers and made.translation.has_weights:
+            copy_weights(layer, made.translation.layers[0], made.translation, f"layer {made.path!r}")
+    worst = _verified(model, rebuilt, data)
+    return BridgeResult(
+        model=rebuilt.model,
+        layer_map={path: tuple(names) for path, names in rebuilt.layer_map.items()},
+        origins=rebuilt.origins,
+        notes=tuple(dict.fromkeys([*rebuilt.notes, *_tied(rebuilt)])),
+        max_difference=worst,
+        source=model,
+        _made=tuple(rebuilt.by_layer.values()),
+    )
+
+
+def return_weights(result: BridgeResult, trained: Any = None) -> None:
+    """Puts trained weights into the model that the user gave to `to_tf_keras`.
+
+    trained: a copy of `result.model` with the same layers: `result.model` itself (the default), a pruned copy wrapped
+    or stripped, a quantization-aware one (layers named quant_NAME, with a `layer` inside).
+    Raises InputError naming the layers that `trained` lacks, before anything is changed.
+    """
+    trained = result.model if trained is None else trained
+    if model_kind(trained) != "tf_keras":
+        raise InputError(f"return_weights takes a trained copy of the tf_keras model {result.model.name!r}")
+    layers = {layer.name: layer for layer in trained.layers}
+    pairs: list[tuple[Any, Made | None]] = list(result._made) or [(layer, None) for layer in result.source.layers]
+    found, missing = [], []
+    for theirs, made in pairs:
+        if made is not None and not (made.translation.layers and made.translation.has_weights):
+            continue
+        ours = theirs if made is None else made.translation.layers[0]
+        if not ours.weights:
+            continue
+        names = [ours.name, *(wrapped.format(ours.name) for wrapped in _WRAPPED)]
+        carrier = next((layers[name] for name in names if name in layers), None)
+        if carrier is None:
+            missing.append(ours.name)
+        else:
+            found.append((theirs, made, ours, carrier))
+    if missing:
+        raise InputError(
+            f"model {trained.name!r} has no layer {', '.join(missing)}: wanted a trained copy of the bridged model "
+            f"{result.model.name!r}, with its layers under their names or quant_NAME"
+        )
+    given: list[tuple[Any, Any]] = []
+    for theirs, made, ours, carrier in found:
+        where = f"layer {ours.name!r}"
+        arrays = [array_of(variable) for variable in carried_weights(carrier, ours, where)]
+        if made is None:
+            given += zip(theirs.weights, arrays, strict=True)
+        else:
+            given += given_back(theirs, arrays, ours, made.translation, where)
+    assign(given)
+
+
+def _is_flat(model: Any) -> bool:
+    graph_of(model)
+    return not any(is_model(layer) for layer in model.layers) and not narrow_layers(model)
+
+
+def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> float:
+    """The largest difference over random and given data. Raises TfqError when it is too large."""
+    sets = random_inputs(rebuilt.model)
+    if data is not None:
+        sets.append(given_inputs(rebuilt.model, data))
+    theirs_structure = graph_of(model).input_structure
+    ours_structure = graph_of(rebuilt.model).input_structure
+    with computing_in_float32(model):
+        theirs = [outputs_of(model, theirs_structure, inputs) for inputs in sets]
+    ours = [outputs_of(rebuilt.model, ours_structure, inputs) for inputs in sets]
+    worst = difference(theirs, ours)
+    if not worst <= TOLERANCE:
+        raise TfqError(
+            f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted "
+            f"at most {TOLERANCE:g}{_first_departure(model, rebuilt, sets)}. This is a mistake of tfq's: please report "
+            "the layer, and meanwhile give a translator of your own for it"
+        )
+    return worst
+
+
+def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str:
+    """Where the two begin to differ, as words; empty where that cannot be told."""
+    if model_kind(model) != "keras":
+        return ""
+    keras, tf_keras = import_keras(), import_tf_keras()
+    graph, names = graph_of(model), [name for name, _, _ in rebuilt.tensors]
+    theirs = keras.Model(graph.input_structure, [tensor for _, tensor, _ in rebuilt.tensors])
+    ours = tf_keras.Model(graph_of(rebuilt.model).input_structure, [tensor for _, _, tensor in rebuilt.tensors])
+    with computing_in_float32(theirs):
+        a = [outputs_of(theirs, graph_of(theirs).input_structure, inputs) for inputs in sets]
+    b = [outputs_of(ours, graph_of(ours).input_structure, inputs) for inputs in sets]
+    for index, name in enumerate(names):
+        worst = difference([[outputs[index]] for outputs in a], [[outputs[index]] for outputs in b])
+        if not worst <= TOLERANCE:
+            return f"; they part at layer {name!r} ({worst:.2g})"
+    return ""
+
+
+def _tied(rebuilt: Rebuilt) -> list[str]:
+    """A note for each weight that several of the user's layers own together: it became one weight for each."""
+    owners: dict[int, list[str]] = {}
+    for layer, made in rebuilt.by_layer.values():
+        for variable in layer.weights:
+            owners.setdefault(id(variable), []).append(made.path)
+    shared = [paths for paths in owners.values() if len(paths) > 1]
+    return [f"{' and '.join(paths)} own one weight together; in tf_keras each has its own" for paths in shared]

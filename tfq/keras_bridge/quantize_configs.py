@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How one layer is fake-quantized, as tfmot's QuantizeConfig: which weights by channel, which activations, which range.
+
+Where a layer is several ops in the flatbuffer, a subclass of it gives the tensors between them names, to be quantized.
+The classes are made when they are asked for, and stand in this room because a file of a quantization-aware model names
+them. Only public symbols of tfmot are used.
+"""
+
+import functools
+import math
+from typing import Any
+
+from tfq.keras_bridge.environment import import_tf_keras, import_tfmot
+
+
+@functools.cache
+def quantize_config_classes() -> dict[str, Any]:
+    """Name -> class of what a quantization-aware model is saved with; registered with tf_keras, as "tfq>NAME"."""
+    quantization = import_tfmot().quantization.keras
+    by_channel, named_range = _by_channel_quantizer(quantization), _named_range_quantizer(quantization)
+    classes = [_layer_quantize_config(quantization, by_channel, named_range), _parted_separable()]
+    register = import_tf_keras().utils.register_keras_serializable(package="tfq")
+    return {cls.__name__: register(cls) for cls in classes}
+
+
+def _by_channel_quantizer(quantization: Any) -> type:
+    base: Any = quantization.quantizers.LastValueQuantizer
+
+    class ByChannelQuantizer(base):
+        """Symmetric int8 in [-127, 127] with a scale for each channel of a weight of any rank.
+
+        axes: those that count channels, the last ones of the weight but for transposed convolutions: of a depthwise
+        kernel (height, width, channels, multiplier) the last two, where tfmot takes the multiplier alone, that is
+        one scale for all channels.
+        """
+
+        def __init__(self, axes: list[int]) -> None:
+            super().__init__(num_bits=8, per_axis=True, symmetric=True, narrow_range=True)
+            self.axes = list(axes)
+
+        def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+            channels = math.prod(tensor_shape[axis] for axis in self.axes)
+            return self._add_range_weights(layer, name, per_axis=True, tensor_shape=(channels,))
+
+        def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+            import tensorflow as tf
+
+            rank = len(inputs.shape)
+            axes = [axis % rank for axis in self.axes]
+            order = [axis for axis in range(rank) if axis not in axes] + axes
+            moved = inputs if order == sorted(order) else tf.transpose(inputs, order)
+            # TensorFlow's op takes matrices and images only.
+            rows = tf.reshape(moved, [-1, math.prod(inputs.shape[axis] for axis in axes)])
+            rows = super().__call__(rows, training, weights, **kwargs)
+            moved = tf.reshape(rows, moved.shape)
+            return moved if order == sorted(order) else tf.transpose(moved, [order.index(axis) for axis in range(rank)])
+
+        def get_config(self) -> dict[str, Any]:
+            return {"axes": self.axes}
+
+    return ByChannelQuantizer
+
+
+def _named_range_quantizer(quantization: Any) -> type:
+    base: Any = quantization.quantizers.MovingAverageQuantizer
+
+    class NamedRangeQuantizer(base):
+        """A moving average whose variables are called after the tensor, so that a layer can have several."""
+
+        def __init__(self, tensor: str) -> None:
+            super().__init__(**_EIGHT_BITS)
+            self.tensor = tensor
+
+        def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+            return super().build(tensor_shape, f"{self.tensor}_{name}", layer)
+
+    return NamedRangeQuantizer
+
+
+_EIGHT_BITS = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
+
+
+def _parted_separable() -> type:
+    base: Any = import_tf_keras().layers.SeparableConv2D
+
+    class PartedSeparableConv2D(base):
+        """The same layer as its two convolutions, and `between` what passes from one to the other."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.between = import_tf_keras().activations.linear
+
+        def call(self, inputs: Any) -> Any:
+            import tensorflow as tf
+
+            strides, padding = (1, *self.strides, 1), self.padding.upper()
+            dilations = None if tuple(self.dilation_rate) == (1, 1) else self.dilation_rate
+            between = tf.nn.depthwise_conv2d(inputs, self.depthwise_kernel, strides, padding, dilations=dilations)
+            outputs = tf.nn.conv2d(self.between(between), self.pointwise_kernel, 1, "VALID")
+            if self.use_bias:
+                outputs = tf.nn.bias_add(outputs, self.bias)
+            return self.activation(outputs)
+
+    return PartedSeparableConv2D
+
+
+def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any) -> type:
+    base: Any = quantization.QuantizeConfig
+
+    class LayerQuantizeConfig(base):
+        """weights: attribute -> the axes of its channels. activation: quantize around the layer's own activation.
+
+        output: None, "observed" (a moving average of what comes out), or a fixed [minimum, maximum].
+        tensors: attributes of functions that the layer calls with tensors inside of it, to be quantized there.
+        """
+
+        def __init__(
+            self, weights: Any = None, activation: bool = False, output: Any = None, tensors: Any = ()
+        ) -> None:
+            self.weights = dict(weights or {})
+            self.activation = activation
+            self.output = output
+            self.tensors = list(tensors)
+
+        def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+            return [(getattr(layer, name), by_channel(axes)) for name, axes in self.weights.items()]
+
+        def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
+            for name, weight in zip(self.weights, quantize_weights, strict=True):
+                setattr(layer, name, weight)
+
+        def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+            inside = [(getattr(layer, name), named_range(name)) for name in self.tensors]
+            return [*inside, (layer.activation, _observed(quantization))] if self.activation else inside
+
+        def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
+            names = [*self.tensors, "activation"] if self.activation else self.tensors
+            for name, activation in zip(names, quantize_activations, strict=True):
+                setattr(layer, name, activation)
+
+        def get_output_quantizers(self, layer: Any) -> list[Any]:
+            if self.output is None:
+                return []
+            if self.output == "observed":
+                return [_observed(quantization)]
+            minimum, maximum = self.output
+            fixed = quantization.quantizers.FixedQuantizer
+            return [fixed(num_bits=8, init_min=minimum, init_max=maximum, narrow_range=False)]
+
+        def get_config(self) -> dict[str, Any]:
+            return {name: getattr(self, name) for name in ("weights", "activation", "output", "tensors")}
+
+    return LayerQuantizeConfig
+
+
+def _observed(quantization: Any) -> Any:
+    return quantization.quantizers.MovingAverageQuantizer(**_EIGHT_BITS)

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walk a model of either Keras and rebuild it, flat, of tf_keras layers, gathering all that stands in the way.
+
+Nested models are inlined; a layer that is called several times is one layer called several times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfq.errors import InputError
+from tfq.keras_bridge.environment import import_keras, import_tf_keras
+from tfq.keras_bridge.layer_config import NARROW
+from tfq.keras_bridge.layers import translated
+from tfq.keras_bridge.naming import Names
+from tfq.keras_bridge.operations import translate_operation
+from tfq.keras_bridge.tf_keras_layers import copied_layer
+from tfq.keras_bridge.translation import Making, Translation, Translator
+from tfq.keras_bridge.untranslatable import Untranslatable
+from tfq.keras_bridge.walk import (
+    Call,
+    Graph,
+    graph_of,
+    inputs_by_reference,
+    is_model,
+    layer_of,
+    layers_between,
+    takes_training,
+    why_no_graph,
+)
+
+
+@dataclass
+class Made:
+    """One of the user's layers: what it became, where it stands first, and whether it was frozen there."""
+
+    path: str
+    translation: Translation
+    frozen: bool
+
+
+@dataclass
+class Rebuilt:
+    """What the walk gives. by_layer: the user's layer (by id) -> it and what it became. tensors: pairs of symbolic
+    tensors that should be equal, the user's and ours, at the top level, in running order."""
+
+    model: Any
+    by_layer: dict[int, tuple[Any, Made]]
+    layer_map: dict[str, list[str]]
+    origins: dict[str, str]
+    notes: list[str]
+    tensors: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+
+def rebuild(model: Any, translators: Sequence[Translator] = ()) -> Rebuilt:
+    """The model rebuilt flat of new tf_keras layers, with the weights that they begin with.
+
+    Raises UnbridgeableError, an InputError, that lists by layer all that has no equal in tf_keras.
+    """
+    return _Rebuilding(model, tuple(translators)).result()
+
+
+class UnbridgeableError(InputError):
+    """A model holds what has no equal in tf_keras. `problems`: the user's layer ("outer/inner") -> why."""
+
+    def __init__(self, model: str, problems: dict[str, str]) -> None:
+        listed = "".join(f"\n  layer {path!r}: {reason}" for path, reason in problems.items())
+        super().__init__(
+            f"model {model!r} cannot become a tf_keras model, which tfmot needs; it can still be converted as it is, "
+            f"without pruning or quantization-aware training:{listed}"
+        )
+        self.problems = problems
+
+
+class _Rebuilding:
+    def __init__(self, model: Any, translators: tuple[Translator, ...]) -> None:
+        self.source, self.translators = model, translators
+        self.problems: dict[str, str] = {}
+        self.narrow: dict[str, list[str]] = {}
+        self.rebuilt = Rebuilt(model=None, by_layer={}, layer_map={}, origins={}, notes=[])
+        self.graph = graph_of(model)
+        self.names = Names(self.graph)
+
+    def result(self) -> Rebuilt:
+        tf_keras = import_tf_keras()
+        ours: dict[int, Any] = {}
+        for tensor in self.graph.inputs:
+            ours[id(tensor)] = self._input(tensor)
+        self._run(self.graph, ours, path="", frozen=False)
+        if self.problems:
+            raise UnbridgeableError(self.source.name, self.problems)
+        for dtype, layers in self.narrow.items():
+            count, first = len(layers), layers[0]
+            self.rebuilt.notes.append(f"{count} layers, from {first} on, compute in float32 in place of {dtype}")
+        structure = self._packed(self.graph.output_structure, ours)
+        inputs = self._packed(self.graph.input_structure, ours)
+        self.rebuilt.model = tf_keras.Model(inputs, structure, name=self.names.model_name(self.source.name))
+        return self.rebuilt
+
+    def _packed(self, structure: Any, ours: dict[int, Any]) -> Any:
+        if isinstance(structure, dict):
+            return {key: self._packed(item, ours) for key, item in structure.items()}
+        if isinstance(structure, (list, tuple)):
+            return type(structure)(self._packed(item, ours) for item in structure)
+        return ours.get(id(structure), structure)
+
+    def _input(self, tensor: Any) -> Any:
+        layer = layer_of(tensor)
+        if getattr(tensor, "sparse", False) or getattr(layer, "sparse", False) or getattr(layer, "ragged", False):
+            self._problem(layer.name, "is a sparse or ragged input: give it as a dense one")
+        if getattr(layer, "optional", False):
+            self._problem(layer.name, "is an optional input: make it a plain one")
+        dtype = getattr(tensor.dtype, "name", tensor.dtype)
+        shape = tuple(tensor.shape)
+        ours = import_tf_keras().Input(
+            shape=shape[1:],
+            batch_size=shape[0],
+            name=self.names.take(layer.name, ""),
+            dtype="float32" if dtype in NARROW else dtype,
+        )
+        self._record(layer.name, [layer_of(ours)])
+        return ours
+
+    def _run(self, graph: Graph, ours: dict[int, Any], path: str, frozen: bool) -> None:
+        for call in _needed(graph):
+            name = f"{path}{call.operation.name}"
+            try:
+                args, kwargs = self._packed(call.args, ours), self._packed(call.kwargs, ours)
+                outputs = self._called(call, args, kwargs, name, path, frozen)
+            except Untranslatable as problem:
+                self._problem(name, str(problem))
+                outputs = [_placeholder(tensor) for tensor in call.outputs]
+            except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+                kind = type(call.operation).__name__
+                self._problem(name, f"{kind}: tf_keras refuses it: {str(error).splitlines()[0]}")
+                outputs = [_placeholder(tensor) for tensor in call.outputs]
+            for tensor, made in zip(call.outputs, outputs, strict=True):
+                ours[id(tensor)] = made
+                if not path:
+                    self.rebuilt.tensors.append((name, tensor, made))
+
+    def _called(self, call: Call, args: Any, kwargs: Any, name: str, path: str, frozen: bool) -> list[Any]:
+        import tensorflow as tf
+
+        layer = call.operation
+        if is_model(layer):
+            return self._inlined(call, args, f"{name}/", frozen or call.training is False)
+        if isinstance(layer, import_tf_keras().layers.Layer):
+            frozen = frozen or call.training is False
+            if call.training is True and takes_training(layer):
+                raise Untranslatable(
+                    "was called with training=True, so that the model is random or depends on its batch: leave it out"
+                )
+            made = self._made(layer, name, path, frozen)
+        elif isinstance(layer, import_keras().layers.Layer):
+            made = self._made(layer, name, path, frozen or call.training is False)
+        else:
+            before = self.names.take(layer.name, path)
+            outputs = tf.nest.flatten(translate_operation(layer, args, kwargs, before))
+            self._record(name, layers_between(outputs, tf.nest.flatten((args, kwargs))))
+            return outputs
+        translation = made.translation
+        if translation.call is not None:
+            return tf.nest.flatten(translation.call(args, kwargs))
+        if not translation.layers:
+            return tf.nest.flatten(args[0])
+        outputs = translation.layers[0](*args, **kwargs)
+        for following in translation.layers[1:]:
+            outputs = following(outputs)
+        return tf.nest.flatten(outputs)
+
+    def _inlined(self, call: Call, args: Any, path: str, frozen: bool) -> list[Any]:
+        model = call.operation
+        reason = why_no_graph(model)
+        if reason:
+            raise Untranslatable(reason)
+        inner = graph_of(model)
+        given = args[0] if args else call.kwargs.get("inputs")
+        tensors = inputs_by_reference(inner, given)
+        ours = {id(theirs): tensor for theirs, tensor in zip(inner.inputs, tensors, strict=True)}
+        self._run(inner, ours, path, frozen)
+        return [ours[id(tensor)] for tensor in inner.flat(inner.output_structure)]
+
+    def _made(self, layer: Any, name: str, path: str, frozen: bool) -> Made:
+        """What the layer became, made at its first call. frozen: its statistics are not to be learned here."""
+        if id(layer) in self.rebuilt.by_layer:
+            made = self.rebuilt.by_layer[id(layer)][1]
+            if made.frozen != frozen and type(layer).__name__ == "BatchNormalization":
+                raise Untranslatable("is called with training=False in one place and without in another: make it two")
+        else:
+            made = Made(path=name, translation=self._translation(layer, name, path, frozen), frozen=frozen)
+            self.rebuilt.by_layer[id(layer)] = (layer, made)
+        if name not in self.rebuilt.layer_map:
+            self._record(name, made.translation.layers)
+        return made
+
+    def _translation(self, layer: Any, name: str, path: str, frozen: bool) -> Translation:
+        of_tf_keras = isinstance(layer, import_tf_keras().layers.Layer)
+
+        def note(sentence: str) -> None:
+            self.rebuilt.notes.append(f"{name} {sentence}")
+
+        taken = self.names.take(layer.name, path)
+        if of_tf_keras:
+            translation = copied_layer(layer, taken, note, frozen=frozen)
+        else:
+            making = Making(
+                name=taken,
+                note=note,
+                translate=translated,
+                rebuild=self._rebuilt_inside,
+                translators=self.translators,
+            )
+            translation = translated(layer, making)
+        if frozen and type(layer).__name__ == "BatchNormalization":
+            for ours in translation.layers:
+                ours.trainable = False
+            note("is frozen (trainable=False): it was called with training=False")
+        if translation.layers and layer.compute_dtype in NARROW:
+            self.narrow.setdefault(layer.compute_dtype, []).append(name)
+        return translation
+
+    def _rebuilt_inside(self, model: Any) -> Rebuilt:
+        try:
+            return rebuild(model, self.translators)
+        except InputError as error:
+            raise Untranslatable(str(error)) from error
+
+    def _record(self, path: str, layers: Any) -> None:
+        names = self.rebuilt.layer_map.setdefault(path, [])
+        for layer in layers:
+            if layer.name not in names:
+                names.append(layer.name)
+            self.rebuilt.origins.setdefault(layer.name, path)
+
+    def _problem(self, path: str, reason: str) -> None:
+        self.problems.setdefault(path, reason)
+
+
+def _needed(graph: Graph) -> list[Call]:
+    """The calls that the outputs depend on, in running order: Keras 3 also keeps those that only make masks."""
+    wanted = {id(tensor) for tensor in graph.flat(graph.output_structure)}
+    needed = []
+    for call in reversed(graph.calls):
+        if any(id(tensor) in wanted for tensor in call.outputs):
+            needed.append(call)
+            wanted |= {id(leaf) for leaf in graph.flat((call.args, call.kwargs))}
+    return needed[::-1]
+
+
+def _placeholder(tensor: Any) -> Any:
+    """A symbolic tensor to go on with behind what could not be made, so that all problems are found at once."""
+    dtype = getattr(tensor.dtype, "name", tensor.dtype)
+    shape = tuple(tensor.shape)
+    return import_tf_keras().Input(shape=shape[1:], batch_size=shape[0] if shape else None, dtype=dtype)
