@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which channels stand and fall together, and which go first: arithmetic by hand, no TensorFlow."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tfq.compression.filter_channels import Channels, Counts, Group, Site, Term, groups_of
+from tfq.compression.filter_choice import choose
+from tfq.errors import InputError
+
+
+def chain(channels, sizes, norms=None, places=1):
+    """Sites of a chain of pointwise convolutions, input and output frozen."""
+    tensors = [channels.new(size) for size in sizes]
+    channels.freeze(tensors[0], "input")
+    channels.freeze(tensors[-1], "output")
+    return [
+        Site(
+            layer=f"conv{at}",
+            inputs=tensors[at],
+            outputs=tensors[at + 1],
+            terms=(Term(factor=places, per_input=True, per_output=True),),
+            makes_channels=True,
+            norms=np.asarray(norms[at] if norms else np.ones(sizes[at + 1]), float),
+        )
+        for at in range(len(sizes) - 1)
+    ]
+
+
+def test_joined_channels_are_one_set_and_a_frozen_one_freezes_the_other_for_its_reason():
+    channels = Channels()
+    some, others, third = channels.new(3), channels.new(3), channels.new(3)
+    channels.freeze(others[1:2], "an output")
+    channels.join(some, others)
+    channels.join(others, third)
+    assert [len(set(channels.roots(np.array(each)))) for each in zip(some, others, third, strict=True)] == [1, 1, 1]
+    assert len(set(channels.roots(some))) == 3
+    assert [channels.reason(int(channel)) for channel in third] == [None, "an output", None]
+
+
+def test_the_first_reason_for_freezing_is_the_one_that_is_told():
+    channels = Channels()
+    one = channels.new(1)
+    channels.freeze(one, "first")
+    channels.freeze(one, "second")
+    assert channels.reason(int(one[0])) == "first"
+
+
+def test_multiply_adds_count_the_channels_in_and_out_where_they_count():
+    assert Term(factor=9, per_input=True, per_output=True).macs(4, 5) == 180
+    assert Term(factor=9, per_output=True).macs(4, 5) == 45
+    assert Term(factor=9, per_input=True).macs(4, 5) == 36
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "multiple", "steps"),
+    [
+        (32, 1, 8, [24, 16, 8]),
+        (20, 1, 8, [16, 8]),
+        (8, 1, 8, []),
+        (128, 1, 8, [*range(120, 15, -8)]),  # an eighth of 128 is 16
+        (4, 1, 1, [3, 2, 1]),
+        (8, 4, 8, [6, 4, 2]),  # sets of four channels: two of them are eight channels
+        (6, 3, 8, []),  # eight sets of three are the first multiple of eight
+    ],
+)
+def test_a_group_shrinks_in_multiples_and_keeps_an_eighth(size, width, multiple, steps):
+    group = Group(layers=("a",), roots=np.arange(size), scores=np.ones(size), width=width)
+    kept, got = size, []
+    while (kept := group.fewer(kept, multiple)) is not None:
+        got.append(kept)
+    assert got == steps
+
+
+def test_channels_made_by_the_same_layers_are_one_group_with_the_mean_of_their_norms():
+    channels = Channels()
+    first, *rest = chain(channels, (3, 4, 4), norms=[[1, 2, 3, 2], [4, 4, 8, 0]])
+    last = Site(layer="after", inputs=rest[0].outputs, outputs=channels.new(1), makes_channels=True, norms=np.ones(1))
+    # conv1's output is frozen by `chain`, so a model of its own: join first with a fresh maker.
+    twin = channels.new(4)
+    channels.join(first.outputs, twin)
+    tied = Site(layer="twin", inputs=first.inputs, outputs=twin, makes_channels=True, norms=np.array([10.0, 0, 10, 20]))
+    groups, skipped = groups_of(channels, [first, tied, *rest, last], ("*",), 1)
+    (group,) = groups
+    assert group.layers == ("conv0", "twin")
+    # conv0 / its mean 2: .5 1 1.5 1, twin / its mean 10: 1 0 1 2, and the least first.
+    np.testing.assert_allclose(group.scores, [0.5, 0.75, 1.25, 1.5])
+    assert list(group.roots) == list(channels.roots(first.outputs[[1, 0, 2, 3]]))
+    assert skipped == {"conv1": "output", "after": "1 filters are too few to go on in multiples of 1"}
+
+
+def test_a_layer_that_no_pattern_fits_holds_those_that_are_tied_to_it():
+    channels = Channels()
+    sites = chain(channels, (3, 8, 8, 8, 2))
+    channels.join(sites[0].outputs, sites[2].outputs)
+    groups, skipped = groups_of(channels, sites, ("conv0", "conv1"), 4)
+    assert [group.layers for group in groups] == [("conv1",)]
+    assert skipped["conv0"] == "its channels are tied to those of 'conv2', which no pattern fits"
+    assert skipped["conv2"] == "no pattern in layers fits its name"
+    with pytest.raises(InputError, match=r"'con1'.*did you mean 'conv1'"):
+        groups_of(channels, sites, ("con1",), 4)
+
+
+def test_what_a_removed_set_saves_is_what_the_multiply_adds_fall_by():
+    channels = Channels()
+    sites = chain(channels, (3, 8, 6, 2), places=10)
+    groups, _ = groups_of(channels, sites, ("*",), 1)
+    counts = Counts.of(channels, sites, groups)
+    assert counts.macs() == 10 * (24 + 48 + 12)
+    first = [group.layers for group in groups].index(("conv0",))
+    assert counts.saved(first, 8, 5) == 10 * 3 * (3 + 6)
+    counts.change(first, 8, 5)
+    assert counts.macs() == 10 * (15 + 30 + 12)
+    assert counts.saved(first, 5, 8) == -10 * 3 * (3 + 6)
+
+
+def test_the_smallest_filters_go_and_the_budget_is_kept():
+    random = np.random.default_rng(0)
+    channels = Channels()
+    norms = [random.uniform(0.1, 1, size) for size in (16, 32, 16, 4)]
+    sites = chain(channels, (3, 16, 32, 16, 4), norms, places=100)
+    groups, _ = groups_of(channels, sites, ("*",), 4)
+    gone, left = choose(channels, sites, groups, target_macs=0.5, multiple_of=4)
+    kept = [~np.isin(channels.roots(site.outputs), list(gone)) for site in sites]
+    sizes = [3, *(int(each.sum()) for each in kept)]
+    assert left == sum(100 * a * b for a, b in itertools.pairwise(sizes)) <= 0.5 * sum(s.macs() for s in sites)
+    assert all(size % 4 == 0 for size in sizes[1:]) and sizes[-1] == 4
+    for norm, stays in zip(norms[:3], kept[:3], strict=True):
+        assert stays.all() or norm[~stays].max() <= norm[stays].min()
+
+
+def test_no_step_is_taken_that_the_budget_did_not_need():
+    channels = Channels()
+    sites = chain(channels, (3, 16, 32, 16, 4), places=100)
+    groups, _ = groups_of(channels, sites, ("*",), 4)
+    gone, _ = choose(channels, sites, groups, target_macs=0.6, multiple_of=4)
+    sizes = [3, *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
+    for at in (1, 2, 3):
+        if sizes[at] < len(sites[at - 1].outputs):
+            grown = [size + 4 * (place == at) for place, size in enumerate(sizes)]
+            assert sum(100 * a * b for a, b in itertools.pairwise(grown)) > 0.6 * sum(s.macs() for s in sites)
+
+
+def test_dead_filters_go_before_all_others():
+    channels = Channels()
+    norms = [np.ones(16), np.where(np.arange(16) < 8, 0.0, 1.0), np.ones(4)]
+    sites = chain(channels, (16, 16, 16, 4), norms)
+    groups, _ = groups_of(channels, sites, ("*",), 4)
+    gone, _ = choose(channels, sites, groups, target_macs=0.75, multiple_of=4)
+    assert gone == set(channels.roots(sites[1].outputs[:8]))
+
+
+def test_what_cannot_be_reached_takes_all_that_may_go():
+    channels = Channels()
+    sites = chain(channels, (3, 16, 4))
+    groups, _ = groups_of(channels, sites, ("*",), 8)
+    gone, left = choose(channels, sites, groups, target_macs=0.1, multiple_of=8)
+    assert len(gone) == 8 and left == 3 * 8 + 8 * 4
