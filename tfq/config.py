@@ -58,6 +58,36 @@ class PruneConfig(Config):
     end_step: int = setting(-1, "step that reaches final_sparsity; -1 is three quarters of the training", minimum=-1)
     frequency: int = setting(10, "steps between two updates of the masks", minimum=1)
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers to prune, of those that can be")
+    targets: tuple[str, ...] = setting(
+        (), "PATTERN=SPARSITY: layers with a final_sparsity of their own; the last pattern that fits a layer counts"
+    )
+    order: str = setting(
+        "uniform",
+        "uniform: final_sparsity in every layer; sensitivity: more in layers that bear it, final_sparsity over all",
+        choices=("uniform", "sensitivity"),
+    )
+    sparsity_m_by_n: tuple[int, ...] = setting((), "m,n: m zeros in every n weights in a row (2,4)", minimum=1)
+    block_size: tuple[int, ...] = setting((), "height,width of blocks of a kernel that become zero as one", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiltersConfig(Config):
+    """Pruning of whole filters, which are taken out of the model: it becomes smaller and faster."""
+
+    enabled: bool = setting(False, "take whole filters out, before all other compression", names_section=True)
+    target_macs: float = setting(0.5, "share of the multiply-adds that stays", minimum=0.01, maximum=1)
+    norm: str = setting("l1", "norm by which filters are ranked: the smallest go", choices=("l1", "l2"))
+    multiple_of: int = setting(8, "channels are left in multiples of this, where there are as many", minimum=1)
+    layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig(Config):
+    """Training towards the outputs of the float model beside the labels."""
+
+    enabled: bool = setting(False, "learn from the float model's outputs as well", names_section=True)
+    temperature: float = setting(4.0, "both models' logits are divided by it", minimum=0.1)
+    weight: float = setting(0.5, "share of the loss that is towards the float model", minimum=0, maximum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +96,23 @@ class QATConfig(Config):
 
     enabled: bool = setting(True, "quantization-aware train", names_section=True)
     preserve_sparsity: bool = setting(True, "keep the zeros of a pruned model at zero")
+    layers: tuple[str, ...] = setting(
+        ("*",), "name patterns of the layers to train with fake quantization; the converter quantizes the others"
+    )
+    calibration_steps: int = setting(
+        200, "training examples whose ranges the activations start with; 0 starts with the first batch's", minimum=0
+    )
+    freeze_batch_norm_step: int = setting(
+        -1, "training step that freezes the statistics of BatchNormalization; -1 is half of the training", minimum=-1
+    )
+    distillation: DistillationConfig = section(DistillationConfig, "learning from the float model")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressionConfig(Config):
     """What is done to the tf_keras model before conversion."""
 
+    filters: FiltersConfig = section(FiltersConfig, "pruning of whole filters")
     prune: PruneConfig = section(PruneConfig, "magnitude pruning")
     qat: QATConfig = section(QATConfig, "quantization-aware training")
     train: TrainConfig = section(TrainConfig, "the fine-tuning of pruning and of QAT, each")
@@ -229,11 +270,14 @@ class BenchmarkConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A whole run: `tfq run` uses all of it, each other script its section and the first four."""
+    """A whole run: `tfq run` uses all of it, each other script its section and the first five."""
 
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
     data: DataConfig = section(DataConfig, "examples")
     out: str = setting("", "directory that receives every file")
+    custom_objects: str = setting(
+        "", "Python module or .py file of your own that registers or defines the custom classes in --model"
+    )
     seed: int = setting(0, "seed of weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
     training: TrainingConfig = section(TrainingConfig, "training of a model built by name")
     compression: CompressionConfig = section(CompressionConfig, "pruning and QAT")

@@ -4,16 +4,40 @@
 Importing this room imports no TensorFlow; its functions do, when they are called.
 """
 
+from tfq.compression.annotate import Annotated, quantized
+from tfq.compression.filters import FilterResult, count_macs, prune_filters
+from tfq.compression.gain import PruningGain, pruning_gain
+from tfq.compression.gate import check_same_function
+from tfq.compression.preflight import LayerVerdict, Preflight, preflight
+from tfq.compression.prunable import reason_not_prunable
 from tfq.compression.prune import PruningPlan, prune_model, pruning_plan
-from tfq.compression.qat import check_quantizable, qat_model, unsupported_layers
-from tfq.compression.sparsity import measure_sparsity
+from tfq.compression.qat import check_quantizable, qat_model, unsupported_layers, untrained_qat_model
+from tfq.compression.sensitivity import SensitivityTable, sensitivity
+from tfq.compression.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
 
 __all__ = [
+    "Annotated",
+    "FilterResult",
+    "LayerVerdict",
+    "Preflight",
+    "PruningGain",
     "PruningPlan",
+    "SensitivityTable",
     "check_quantizable",
+    "check_same_function",
+    "count_macs",
+    "groups_in_flatbuffer",
     "measure_sparsity",
+    "preflight",
+    "prune_filters",
     "prune_model",
+    "pruning_gain",
     "pruning_plan",
     "qat_model",
+    "quantized",
+    "reason_not_prunable",
+    "sensitivity",
+    "sparsity_in_flatbuffer",
     "unsupported_layers",
+    "untrained_qat_model",
 ]

@@ -45,8 +45,15 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
     """
     tf_keras = import_tf_keras()
     pairs: list[tuple[Any, Any]] = []
+    # A layer that several models inside the model share stays one layer.
+    made: dict[int, Any] = {}
 
     def clone_layer(layer: Any) -> Any:
+        if id(layer) not in made:
+            made[id(layer)] = new_layer(layer)
+        return made[id(layer)]
+
+    def new_layer(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=clone_layer)
         new = layer.__class__.from_config(layer.get_config())

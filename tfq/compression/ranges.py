@@ -1,40 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation ranges of QAT that are right after a short training."""
+"""Ranges of QAT: those of calibration data to begin with, and right ones after a short training."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tfq.compression import tfmot_private
+from tfq.data import as_split, bind_inputs
+from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tfmot
+
+_BATCH_SIZE = 32
+
+
+def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
+    """Set every range of a QAT model that was never trained to what it sees on data; gives the number of batches.
+
+    calibration: inputs in the model's real units: a Split or SplitStream, an array, a dict of arrays by input name, or
+        what else `tfq.data.as_split` takes. steps: examples of it that are used, at least 1.
+    Activations: minimum and maximum over all examples, of the model without any rounding in inference mode, as
+    post-training quantization has them; zero is within. Weights: by their own quantizer.
+    """
+    batches = 0
+    with _observed(model) as observed, tfmot_private.fake_quant_as_identity():
+        for batch in _batches(model, calibration, steps):
+            model(batch if len(batch) > 1 else batch[0], training=False)
+            batches += 1
+    for name, variables in _activation_ranges(model):
+        # A quantizer behind an activation that another layer has taken over is never called: its range is not used.
+        if (found := observed.get(id(variables["min_var"]))) is None:
+            continue
+        low, high = min(0.0, *(low for low, _ in found)), max(0.0, *(high for _, high in found))
+        if not np.isfinite([low, high]).all():
+            raise TfqError(
+                f"qat: the activations of {name!r} on the calibration data are not finite ({low:g} to {high:g}): look "
+                "at the scale of the data, and at the weights of the model"
+            )
+        _assign(variables, low, high)
+    for _, weight, quantizer, variables in tfmot_private.weight_ranges(model):
+        quantizer(weight, True, weights=variables)
+    return batches
 
 
 @contextlib.contextmanager
-def ranges_from_first_batch(model: Any) -> Iterator[Callable[[], int]]:
-    """Within, the moving averages of a QAT model's ranges start at the first batch and forget early ones.
+def _observed(model: Any) -> Iterator[dict[int, list[tuple[float, float]]]]:
+    """Within, eager calls leave activations as they are: id(min_var) -> their (minimum, maximum) of each call."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    base: Any = import_tfmot().quantization.keras.quantizers.Quantizer
+
+    class Observer(base):
+        def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+            return {}
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+        def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
+            values = inputs.numpy()
+            found.setdefault(id(weights["min_var"]), []).append((float(values.min()), float(values.max())))
+            return inputs
+
+    with _replaced(tfmot_private.activation_quantizers(model), lambda quantizer: Observer()):
+        yield found
+
+
+def _batches(model: Any, calibration: Any, steps: int) -> Iterator[list[NDArray]]:
+    """The first `steps` examples, an array for each input in the model's order."""
+    split = as_split(calibration, split="train", limit=steps)
+    for piece in split.pieces():
+        arrays = bind_inputs(piece.inputs, list(model.input_names))
+        for array, tensor in zip(arrays, model.inputs, strict=True):
+            wanted = tuple(tensor.shape)[1:]
+            if len(array.shape) != len(wanted) + 1 or any(
+                size not in (None, came) for size, came in zip(wanted, array.shape[1:], strict=True)
+            ):
+                raise InputError(
+                    f"qat: calibration examples of input {tensor.name!r} have shape {array.shape[1:]}, the model wants "
+                    f"{wanted}: give an array (n, ...) of what the model is fed"
+                )
+        for start in range(0, len(arrays[0]), _BATCH_SIZE):
+            yield [array[start : start + _BATCH_SIZE] for array in arrays]
+
+
+@contextlib.contextmanager
+def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
+    """Within, the moving averages of a QAT model's ranges forget what they began with as they learn.
 
     tfmot starts them at [-6, 6] with a fixed decay of 0.999: after 300 steps three quarters of that guess still
-    stand. Here the decay is 0 in the first step and then min(0.999, (1 + n) / (10 + n)) in step n + 1, the rule of
-    tf.train.ExponentialMovingAverage(num_updates). After, tfmot's own quantizers are back, with the ranges learned.
-    Gives a function that says how many training steps have been seen.
+    stand. Here the decay of the call after n is min(0.999, (1 + n) / (10 + n)), the rule of
+    tf.train.ExponentialMovingAverage(num_updates), and 0 where n is 0. After, tfmot's own quantizers are back.
+    seen: n to begin with: as many batches as the ranges come from, 0 where they are to be forgotten.
+    Gives a function that says how many training steps there have been.
     """
-    places = tfmot_private.moving_average_places(model)
-    replacements = [_debiased(quantizer) for _, _, quantizer in places]
-    try:
-        for (owner, attribute, _), debiased in zip(places, replacements, strict=True):
-            _put(owner, attribute, debiased)
+    import tensorflow as tf
+
+    # The input's range is the widest that was ever seen: nothing to forget.
+    places = [place for place in tfmot_private.activation_quantizers(model) if place.is_moving_average]
+    counts = {
+        id(variables["min_var"]): tf.Variable(seen, dtype=tf.int64, trainable=False)
+        for place in places
+        for variables in place.ranges
+    }
+    with _replaced(places, lambda quantizer: _debiased(quantizer, counts)):
         # The maximum, for a quantizer behind an activation that does nothing is never called.
-        yield lambda: max(int(debiased.seen.numpy()) for debiased in replacements)
-    finally:
-        for owner, attribute, quantizer in places:
-            _put(owner, attribute, quantizer)
+        yield lambda: max((int(count.numpy()) for count in counts.values()), default=seen) - seen
 
 
-def _put(owner: Any, attribute: str, quantizer: Any) -> None:
-    setattr(owner, attribute, [quantizer] if attribute == "_output_quantizers" else quantizer)
-
-
-def _debiased(quantizer: Any) -> Any:
+def _debiased(quantizer: Any, counts: dict[int, Any]) -> Any:
     import tensorflow as tf
 
     # Found here, not in __call__, which TensorFlow traces.
@@ -43,15 +118,34 @@ def _debiased(quantizer: Any) -> Any:
     base: Any = import_tfmot().quantization.keras.quantizers.MovingAverageQuantizer
 
     class Debiased(base):
-        def __init__(self) -> None:
-            super().__init__(**quantizer.get_config())
-            self.seen = tf.Variable(0, dtype=tf.int64, trainable=False)
-
         def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
             if not training:
                 return super().__call__(inputs, training, weights, **kwargs)
-            n = tf.cast(self.seen.assign_add(1) - 1, tf.float32)
+            n = tf.cast(counts[id(weights["min_var"])].assign_add(1) - 1, tf.float32)
             decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
             return moving_average_quantize(self, inputs, weights, decay)
 
-    return Debiased()
+    return Debiased(**quantizer.get_config())
+
+
+@contextlib.contextmanager
+def _replaced(places: list[tfmot_private.ActivationQuantizer], other: Callable[[Any], Any]) -> Iterator[None]:
+    """Within, other(quantizer) stands for each quantizer."""
+    replacements = [other(place.quantizer) for place in places]
+    try:
+        for place, replacement in zip(places, replacements, strict=True):
+            place.replace(replacement)
+        yield
+    finally:
+        for place in places:
+            place.replace(place.quantizer)
+
+
+def _activation_ranges(model: Any) -> list[tuple[str, dict[str, Any]]]:
+    """(layer, variables) of each range of activations, in layer order."""
+    return [(place.layer, pair) for place in tfmot_private.activation_quantizers(model) for pair in place.ranges]
+
+
+def _assign(variables: dict[str, Any], low: Any, high: Any) -> None:
+    variables["min_var"].assign(low)
+    variables["max_var"].assign(high)

@@ -6,7 +6,9 @@ Read in tensorflow-model-optimization 0.8.1 and tf_keras 2.21.0. A test asks for
 
 import contextlib
 import importlib
+import operator
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -30,24 +32,55 @@ def is_graph_model(model: Any) -> bool:
     return bool(getattr(model, "_is_graph_network", False))
 
 
-def prunable_weight_names(layer: Any) -> tuple[str, ...] | None:
-    """Attributes of the weights that tfmot prunes in a tf_keras layer; None when it knows no such layer."""
+def prunable_variables(layer: Any) -> list[Any] | None:
+    """The weights that tfmot prunes in a built tf_keras layer; None when it knows no such layer."""
     registry = _module("sparsity.keras.prune_registry").PruneRegistry
     if hasattr(layer, "get_prunable_weights"):
-        return ("get_prunable_weights",)
+        return list(layer.get_prunable_weights())
     if not registry.supports(layer):
         return None
-    return ("kernel", "recurrent_kernel") if registry._is_rnn_layer(layer) else tuple(registry._weight_names(layer))
+    if not registry._is_rnn_layer(layer):
+        return [operator.attrgetter(name)(layer) for name in registry._weight_names(layer)]
+    return [
+        weight
+        for cell in registry._get_rnn_cells(layer)
+        for weight in (
+            cell.get_prunable_weights()
+            if hasattr(cell, "get_prunable_weights")
+            else [getattr(cell, name) for name in registry._RNN_CELLS_WEIGHTS_MAP[type(cell)]]
+        )
+    ]
 
 
-def pruning_step(wrapper: Any) -> int:
-    """Training steps that a PruneLowMagnitude layer has seen; -1 and 0 are none."""
-    return int(wrapper.pruning_step.numpy())
+def inherited_prunable_variables(layer: Any) -> list[Any] | None:
+    """The weights that tfmot prunes in the nearest class that it knows of those a built layer is made from."""
+    known = _module("sparsity.keras.prune_registry").PruneRegistry._LAYERS_WEIGHTS_MAP
+    names = next((known[kind] for kind in type(layer).__mro__ if kind in known), None)
+    try:
+        return None if names is None else [operator.attrgetter(name)(layer) for name in names]
+    except AttributeError:  # a subclass that builds itself otherwise
+        return None
 
 
-def pruning_variables(wrapper: Any) -> list[tuple[Any, Any]]:
-    """(weight, mask) of each pruned weight of a PruneLowMagnitude layer."""
-    return [(weight, mask) for weight, mask, _ in wrapper.pruning_vars]
+def mask_updater(
+    pairs: list[tuple[Any, Any]], sparsity: Any, block_size: tuple[int, int], m_by_n: tuple[int, int] | None
+) -> Callable[[], Any]:
+    """A function that sets each mask of `pairs` (weight, mask) by the magnitudes of its weight, as tfmot does.
+
+    sparsity: a scalar variable, read at every call; m_by_n takes no notice of it.
+    """
+    import tensorflow as tf
+
+    pruning = _module("sparsity.keras.pruning_impl").Pruning(
+        # m:n masks are made in step 1 alone: for tfmot, every call is in that step.
+        training_step_fn=lambda: tf.constant(1, tf.int64),
+        pruning_vars=[(weight, mask, tf.Variable(0, dtype=mask.dtype, trainable=False)) for weight, mask in pairs],
+        pruning_schedule=lambda step: (tf.constant(True), sparsity),
+        block_size=block_size,
+        block_pooling_type="AVG",
+        sparsity_m_by_n=m_by_n,
+    )
+    return pruning.conditional_mask_update
 
 
 def quantizable(layer: Any) -> bool:
@@ -70,21 +103,61 @@ def quantize_scheme(preserve_sparsity: bool) -> Any:
     return _module("quantization.keras.default_8bit.default_8bit_quantize_scheme").Default8BitQuantizeScheme()
 
 
-def moving_average_places(model: Any) -> list[tuple[Any, str, Any]]:
-    """(owner, attribute, quantizer) of each moving-average quantizer in a QAT model.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActivationQuantizer:
+    """A quantizer of activations in a QAT model, and the ranges that it keeps.
 
-    `setattr(owner, attribute, other)` replaces it, where the attribute "_output_quantizers" wants a list.
+    ranges: "min_var" and "max_var", scalar variables, of each; two where it quantizes before and behind an activation.
     """
-    average = _module("quantization.keras.quantizers").MovingAverageQuantizer
-    places: list[tuple[Any, str, Any]] = []
+
+    layer: str
+    quantizer: Any
+    ranges: tuple[dict[str, Any], ...]
+    is_moving_average: bool
+    owner: Any
+    attribute: str
+
+    def replace(self, other: Any) -> None:
+        """`other` quantizes in its place."""
+        setattr(self.owner, self.attribute, [other] if self.attribute == "_output_quantizers" else other)
+
+
+def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
+    """Every quantizer of activations that learns a range, in layer order; those of fixed ranges are left out."""
+    wrapper = _module("quantization.keras.quantize_wrapper").QuantizeWrapper
+    places: list[tuple[str, Any, str, Any, tuple[Any, ...]]] = []
     for layer in model.layers:
-        if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):
-            places.append((layer, "quantizer", layer.quantizer))
-        elif isinstance(layer, _module("quantization.keras.quantize_wrapper").QuantizeWrapper):
-            places.extend((held, "quantizer", held.quantizer) for held in layer._quantize_activations)
+        if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer) and layer.quantizer:
+            places.append((layer.name, layer, "quantizer", layer.quantizer, (layer.quantizer_vars,)))
+        elif isinstance(layer, wrapper):
+            for held in layer._quantize_activations:
+                ranges = (getattr(held, f"_{side}_activation_vars", {}) for side in ("pre", "post"))
+                places.append((layer.name, held, "quantizer", held.quantizer, tuple(ranges)))
             if layer._output_quantizers:
-                places.append((layer, "_output_quantizers", layer._output_quantizers[0]))
-    return [place for place in places if isinstance(place[2], average)]
+                quantizer, ranges = layer._output_quantizers[0], (layer._output_quantizer_vars,)
+                places.append((layer.name, layer, "_output_quantizers", quantizer, ranges))
+    average = _module("quantization.keras.quantizers").MovingAverageQuantizer
+    return [
+        ActivationQuantizer(
+            layer=name,
+            quantizer=quantizer,
+            ranges=learned,
+            is_moving_average=isinstance(quantizer, average),
+            owner=owner,
+            attribute=attribute,
+        )
+        for name, owner, attribute, quantizer, ranges in places
+        if (learned := tuple(pair for pair in ranges if isinstance(pair, dict) and "min_var" in pair))
+    ]
+
+
+def weight_ranges(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
+    """(layer, weight, quantizer, variables) of each quantized weight in a QAT model.
+
+    `quantizer(weight, True, weights=variables)` sets the range; variables: "min_var", "max_var", scalars or one value a
+    channel, and what else the quantizer keeps.
+    """
+    return [(layer.name, *held) for layer in model.layers for held in getattr(layer, "_weight_vars", ())]
 
 
 def moving_average_quantize() -> Callable[[Any, Any, dict[str, Any], Any], Any]:

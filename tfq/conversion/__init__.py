@@ -2,6 +2,18 @@
 """Model -> float bytes -> int8 bytes."""
 
 from tfq.conversion.convert import convert_model, input_specs
+from tfq.conversion.qat_parity import qat_parity
+from tfq.conversion.qat_parity_record import QATParity
+from tfq.conversion.targeting import ops_without_range
 from tfq.conversion.tracing import Trace, input_structure, trace
 
-__all__ = ["Trace", "convert_model", "input_specs", "input_structure", "trace"]
+__all__ = [
+    "QATParity",
+    "Trace",
+    "convert_model",
+    "input_specs",
+    "input_structure",
+    "ops_without_range",
+    "qat_parity",
+    "trace",
+]

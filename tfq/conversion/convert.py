@@ -9,9 +9,10 @@ import numpy as np
 
 from tfq import calibration, flatbuffer
 from tfq.config import ConversionConfig
-from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer
+from tfq.conversion.fake_quant import Ranges, with_same_scales
+from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.quantize import quantize_flatbuffer
-from tfq.conversion.targeting import check_granularity, fitted, warn_of_target
+from tfq.conversion.targeting import as_trained, fitted, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace
 from tfq.conversion.weights import quantize_weights
 from tfq.data import InputSpec, representative_samples
@@ -65,7 +66,7 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
                 f"the model is quantization-aware trained, and {config.scheme} would leave its fake quantization in: "
                 "convert it to int8, or give the model that it was before"
             )
-        return _from_fake_quant(traced, config, metadata)
+        return _from_fake_quant(traced, dataset, config, metadata)
     floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
     return _as_scheme(floating, dataset, config)
 
@@ -96,18 +97,29 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
     return quantize_weights(model, config)
 
 
-def _from_fake_quant(traced: Trace, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
+def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
+    """Learned ranges, and calibrated ones where nothing was learned -> integer bytes."""
     import tensorflow as tf
 
-    input_type = tf.dtypes.as_dtype(config.input_type)
-    output_type = tf.dtypes.as_dtype(config.output_type)
-    integer = fake_quant_flatbuffer(traced, input_type, output_type)
-    check_granularity(integer, config)
-    return _signed(integer, traced.input_names, traced.output_names, metadata)
+    graph_def, granularity = plain_weights_graph(traced)
+    config = as_trained(granularity, config)
+    if dataset is None and not granularity.moved:
+        # As tfmot fake-quantizes a whole model: TensorFlow's own way, with the very weights of its fake quantization.
+        types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
+        content = fake_quant_flatbuffer(traced, *types)
+        warn_of_missing_ranges(content)
+        return _signed(content, traced.input_names, traced.output_names, metadata)
+    floating, ranges = ranged_flatbuffer(traced, graph_def)
+    floating = _signed(floating, traced.input_names, traced.output_names, metadata)
+    if dataset is not None:
+        return _post_training(floating, dataset, config, ranges)
+    content = quantize_flatbuffer(flatbuffer.inject_ranges(floating, ranges), config)
+    warn_of_missing_ranges(content)
+    return content
 
 
-def _post_training(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
-    """Float bytes -> ranges -> integer bytes."""
+def _post_training(model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None) -> bytes:
+    """Float bytes -> ranges -> integer bytes. known: ranges that calibration does not touch."""
     if dataset is None:
         raise InputError(
             f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
@@ -117,7 +129,7 @@ def _post_training(model: bytes, dataset: Any, config: ConversionConfig) -> byte
     for warning in samples.warnings:
         warnings.warn(warning, TfqWarning, stacklevel=4)
     ranges = calibration.calibrate(model, samples.samples)
-    model = flatbuffer.inject_ranges(model, ranges.values)
+    model = flatbuffer.inject_ranges(model, {**ranges.values, **with_same_scales(model, known or {})})
     return quantize_flatbuffer(model, config)
 
 

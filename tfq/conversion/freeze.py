@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from tfq.conversion.fake_quant import Ranges, WeightGranularity, without_fake_quant, without_weight_fake_quant
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
 
@@ -55,11 +56,26 @@ def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> b
     return _convert(converter)
 
 
-def _converter(traced: Trace) -> Any:
+def frozen_graph(traced: Trace) -> Any:
+    """GraphDef of the trace with the variables' values of now; tensors are called after its nodes."""
+    traced.freezer = traced.freezer or _Freezer(traced.function)
+    return traced.freezer.freeze()
+
+
+def plain_weights_graph(traced: Trace) -> tuple[Any, WeightGranularity]:
+    """The frozen graph of a quantization-aware trained trace with plain weights, and how these were fake-quantized."""
+    return without_weight_fake_quant(frozen_graph(traced))
+
+
+def ranged_flatbuffer(traced: Trace, graph_def: Any) -> tuple[bytes, Ranges]:
+    """What `plain_weights_graph` gave as a float32 flatbuffer, and the ranges of its fake quantization beside it."""
+    return without_fake_quant(_convert(_converter(traced, graph_def)))
+
+
+def _converter(traced: Trace, graph_def: Any = None) -> Any:
     from tensorflow.lite.python import lite
 
-    traced.freezer = traced.freezer or _Freezer(traced.function)
-    graph_def = traced.freezer.freeze()
+    graph_def = graph_def or frozen_graph(traced)
 
     class FrozenConverter(lite.TFLiteConverterV2):
         def _freeze_concrete_function(self) -> tuple:

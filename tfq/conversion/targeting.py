@@ -6,6 +6,7 @@ import warnings
 
 from tfq import flatbuffer
 from tfq.config import AuditConfig, ConversionConfig
+from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
 
 _MOST_TOLD = 8
@@ -48,19 +49,54 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
         warnings.warn(told, TfqWarning, stacklevel=4)
 
 
-def check_granularity(content: bytes, config: ConversionConfig) -> None:
-    """Raises InputError where quantization-aware training has fixed a scale for each channel, and one is asked for."""
-    report = flatbuffer.audit_model(content)
-    if not config.per_channel and report.weights_per_channel:
-        what, count = "per_channel=False", report.weights_per_channel
-    elif not config.per_channel_dense and report.dense_per_channel:
-        what, count = "per_channel_dense=False", report.dense_per_channel
-    else:
-        return
-    raise InputError(
-        f"the model is quantization-aware trained with a scale for each channel of {count} weights, which {what} "
-        "cannot change: train it with per-tensor quantizers, or convert the model that it was before"
+def as_trained(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
+    """`config` with the granularity that the weights were trained with, where that is a coarser one.
+
+    Raises InputError where a scale for each channel was trained, and one for all is asked for; of dense weights alone,
+    which targets ask for, it is a warning (TfqWarning).
+    """
+    if not config.per_channel and trained.per_channel:
+        raise InputError(
+            f"the model is quantization-aware trained with a scale for each channel of {trained.per_channel} weights, "
+            "which per_channel=False cannot change: train it with per-tensor quantizers, or convert the model that it "
+            "was before"
+        )
+    if not config.per_channel_dense and trained.dense_per_channel:
+        warnings.warn(
+            f"{trained.dense_per_channel} dense weights were trained with a scale for each unit and get one for all: "
+            "evaluate the flatbuffer, whose rounding is not the one that was trained",
+            TfqWarning,
+            stacklevel=5,
+        )
+    return dataclasses.replace(
+        config,
+        per_channel=config.per_channel and (trained.per_channel > 0 or trained.per_tensor == 0),
+        per_channel_dense=config.per_channel_dense and trained.dense_per_tensor == 0,
     )
+
+
+def ops_without_range(content: bytes) -> list[str]:
+    """ "NAME (layer)" of each op that stayed float in a flatbuffer whose ranges come from training alone."""
+    return [
+        f"{op.name} ({op.keras_layer or 'no layer'})"
+        for graph in flatbuffer.read(content).subgraphs
+        for op in graph.ops
+        if op.name not in ("QUANTIZE", "DEQUANTIZE")
+        and any(graph.tensors[index].dtype == "float32" for index in op.outputs)
+    ]
+
+
+def warn_of_missing_ranges(content: bytes) -> None:
+    """TfqWarning of what `ops_without_range` finds."""
+    floats = ops_without_range(content)
+    if floats:
+        told = ", ".join(floats[:_MOST_TOLD]) + (f" and {len(floats) - _MOST_TOLD} more" if floats[_MOST_TOLD:] else "")
+        warnings.warn(
+            f"quantization-aware training gave no range to {told}, which stay float: give a representative_dataset as "
+            "well",
+            TfqWarning,
+            stacklevel=5,
+        )
 
 
 def _either(choices: tuple[str, ...]) -> str:

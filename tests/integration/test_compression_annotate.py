@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selective QAT: fake quantization stands where the flatbuffer has a tensor, and ends in one that is all int8."""
+
+import functools
+import warnings
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq import flatbuffer
+from tfq.compression import annotate, tfmot_private
+from tfq.compression.graph import cloned
+from tfq.compression.placement import placements
+from tfq.compression.ranges import debiased_ranges
+from tfq.config import AuditConfig, ConversionConfig, QATConfig
+from tfq.errors import InputError
+from tfq.keras_bridge import import_tf_keras, load_model
+from tfq.runners import RunRequest
+from tfq.runners.local import LocalRunner
+from tfq.training import deterministic
+
+FLOAT_ENDS = {"inference_input_type": "float32", "inference_output_type": "float32"}
+
+
+def images(n=48, size=16):
+    """Waves of random direction, frequency and color: what differs between images is more than noise."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:size, 0:size][..., None] / size
+    waves = rng.uniform(-9, 9, (2, n, 1, 1, 3))
+    content = np.sin(waves[0] * x + waves[1] * y + rng.uniform(0, 6, (n, 1, 1, 3))) + rng.uniform(-1, 1, (n, 1, 1, 3))
+    return (content + rng.normal(0, 0.1, (n, size, size, 3))).astype(np.float32)
+
+
+def hard_swish(x, name):
+    """x * relu6(x + 3) / 6, as keras.applications spells it out."""
+    layers = import_tf_keras().layers
+    gate = layers.ReLU(6.0, name=f"{name}_relu6")(layers.Rescaling(1.0, 3.0, name=f"{name}_shift")(x))
+    return layers.Multiply(name=name)([x, layers.Rescaling(1 / 6, name=f"{name}_sixth")(gate)])
+
+
+def normalized(x, name):
+    return import_tf_keras().layers.BatchNormalization(name=f"{name}_bn")(x)
+
+
+def of_mobilenet_v3(x):
+    layers = import_tf_keras().layers
+    x = layers.Rescaling(0.5, 0.1, name="rescale")(x)
+    x = hard_swish(normalized(layers.Conv2D(8, 3, 2, "same", use_bias=False, name="stem")(x), "stem"), "swish")
+    x = layers.ReLU(name="relu")(normalized(layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x), "depth"))
+    gate = layers.Conv2D(4, 1, activation="swish", name="squeeze")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+    gate = layers.Conv2D(8, 1, activation="sigmoid", name="excite")(gate)
+    y = normalized(layers.Conv2D(8, 1, name="project")(layers.Multiply(name="gated")([x, gate])), "project")
+    return layers.Activation("swish", name="last_swish")(layers.Add(name="sum")([x, y]))
+
+
+def of_convolutions_joined(x):
+    layers = import_tf_keras().layers
+    x = layers.ReLU(name="relu")(normalized(layers.Conv2D(8, 3, 2, name="stem")(x), "stem"))
+    y = layers.Activation("relu", name="pre")(normalized(x, "alone"))
+    y = layers.Conv2D(4, 3, padding="same", name="grown")(y)
+    pooled = layers.AveragePooling2D(3, 1, "same", name="average")(x)
+    x = layers.Concatenate(name="joined")([layers.ReLU(name="fused")(y), x, pooled])
+    y = normalized(layers.SeparableConv2D(20, 3, padding="same", use_bias=False, name="separable")(x), "separable")
+    return layers.Add(name="sum")([layers.MaxPooling2D(3, 1, "same", name="largest")(y), x])
+
+
+def of_convnext(x):
+    layers = import_tf_keras().layers
+    x = layers.Normalization(mean=[0.1, 0.0, 0.2], variance=[0.5, 0.6, 0.7], name="normalize")(x)
+    x = layers.LayerNormalization(epsilon=1e-6, name="first_norm")(layers.Conv2D(8, 4, 4, name="patches")(x))
+    y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    y = layers.Activation("gelu", name="gelu")(layers.Dense(16, name="wide")(y))
+    return layers.Add(name="sum")([x, layers.Dense(8, name="narrow")(y)])
+
+
+def of_the_rest(x):
+    layers = import_tf_keras().layers
+    x = layers.LeakyReLU(name="leaky")(layers.Conv2D(4, 3, 2, "same", name="conv")(x))
+    x = layers.Conv2DTranspose(4, 3, 2, "same", name="transposed")(x)
+    x = layers.Activation("tanh", name="tanh")(layers.UpSampling2D(name="up")(layers.MaxPooling2D(name="down")(x)))
+    x = layers.ReLU(name="relu")(normalized(layers.Conv1D(8, 3, name="conv1d")(layers.Reshape((16, 64))(x)), "conv1d"))
+    x = layers.Dense(12, name="dense")(layers.Flatten()(x))
+    x = layers.ReLU(name="dense_relu")(normalized(x, "dense"))
+    x = layers.Average(name="mean")([x, layers.Dense(12, activation="tanh", name="bounded")(x)])
+    return layers.Activation("hard_sigmoid", name="hard")(x)
+
+
+BLOCKS = {block.__name__: block for block in (of_mobilenet_v3, of_convolutions_joined, of_convnext, of_the_rest)}
+
+
+def model_of(block, last="logits"):
+    keras = import_tf_keras()
+    with deterministic(3):
+        image = keras.Input((16, 16, 3), name="image")
+        x = block(image)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x) if len(x.shape) == 4 else x
+        model = keras.Model(image, keras.layers.Dense(5, name=last)(x), name=block.__name__)
+    normalizations = [layer for layer in model.layers if type(layer).__name__ == "BatchNormalization"]
+    for layer in normalizations:
+        layer.momentum = 0.0
+    model(images(), training=True)
+    for layer in normalizations:
+        layer.momentum = 0.99
+    return model
+
+
+def with_ranges(quantized, x):
+    """Its ranges those of one batch, its BatchNormalization left alone."""
+    normalizations = [layer for layer in quantized.submodules if type(layer).__name__ == "BatchNormalization"]
+    for layer in normalizations:
+        layer.trainable = False
+    with debiased_ranges(quantized):
+        quantized(x, training=True)
+    for layer in normalizations:
+        layer.trainable = True
+    return quantized
+
+
+@functools.cache
+def prepared(block):
+    """The model of a block, what `annotate` made of it, and that with ranges."""
+    model = model_of(block)
+    found = annotate.quantized(model)
+    return model, found, with_ranges(found.model, images())
+
+
+def run(model, x):
+    return LocalRunner().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+
+
+def sqnr_db(wanted, got):
+    signal = wanted - wanted.mean(axis=0)
+    return 10 * np.log10(np.mean(signal**2) / np.mean((wanted - got) ** 2))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_flatbuffer_is_all_int8_has_the_ops_of_post_training_and_computes_what_the_model_does(name):
+    x = images()
+    model, found, quantized = prepared(BLOCKS[name])
+    assert found.skipped == {}
+    config = ConversionConfig(**FLOAT_ENDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfq.TfqWarning)  # of few samples
+        converted, after_training = (tfq.convert(each, x, config) for each in (quantized, model))
+    report = tfq.audit(converted, AuditConfig(require="full_int8", **FLOAT_ENDS))
+    assert report.ok, report.to_text()
+    # Fake quantization in a place where the flatbuffer has no tensor would keep ops from being fused.
+    assert report.op_counts == tfq.audit(after_training).op_counts
+    assert sqnr_db(np.asarray(quantized(x)), run(converted, x)) > 20
+
+
+def test_learned_ranges_are_those_of_the_flatbuffer():
+    x = images()
+    _, _, quantized = prepared(of_convolutions_joined)
+    wanted = {"quant_stem_bn": None, "quant_joined": None, "quant_sum": None}
+    for layer in quantized.layers:
+        for weight in layer.weights:
+            if layer.name in wanted and weight.name.endswith("output_max:0"):
+                wanted[layer.name] = float(weight) - float(
+                    next(w for w in layer.weights if w.name.endswith("output_min:0"))
+                )
+    # The normalization has none: its range is taken behind the ReLU that the convolution takes in as well.
+    assert wanted.pop("quant_stem_bn") is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfq.TfqWarning)
+        graph = flatbuffer.read(tfq.convert(quantized, x)).main_subgraph
+    for name, width in wanted.items():
+        scales = {tensor.scale[0] for tensor in graph.tensors if f"{name}/" in tensor.name and len(tensor.scale) == 1}
+        assert any(scale == pytest.approx(width / 255, rel=1e-3) for scale in scales), name
+
+
+def test_kernels_have_a_scale_for_each_channel_depthwise_and_dense_ones_too():
+    _, _, quantized = prepared(of_convnext)
+    channels = {
+        layer.name: tuple(next(w for w in layer.weights if w.name.endswith("kernel_max:0")).shape)
+        for layer in quantized.layers
+        if any(w.name.endswith("kernel_max:0") for w in layer.weights)
+    }
+    assert channels == {
+        "quant_patches": (8,),
+        "quant_depthwise": (8,),
+        "quant_wide": (16,),
+        "quant_narrow": (8,),
+        "quant_logits": (5,),
+    }
+
+
+def test_layers_are_chosen_by_pattern_and_the_rest_is_calibrated():
+    x = images()
+    found = annotate.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown", "sep*")))
+    assert found.skipped["stem"] == "no pattern in layers fits its name"
+    wrapped = {layer.name for layer in found.model.layers if layer.name.startswith("quant_")}
+    assert wrapped == {"quant_grown", "quant_separable", "quant_separable_bn"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfq.TfqWarning)
+        converted = tfq.convert(with_ranges(found.model, x), x)
+    assert tfq.audit(converted, AuditConfig(require="full_int8")).ok
+    with pytest.warns(tfq.TfqWarning, match="gave no range to .*stem.*give a representative_dataset"):
+        tfq.convert(found.model)
+    with pytest.raises(InputError, match=r"'separabel' in layers fits no layer: did you mean 'separable'"):
+        annotate.quantized(model_of(of_convolutions_joined), QATConfig(layers=("separabel",)))
+
+
+def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
+    keras = import_tf_keras()
+    layers = keras.layers
+    tokens = keras.Input((6,), dtype="int32", name="tokens")
+    x = layers.Embedding(9, 4, mask_zero=True, name="masked")(tokens)
+    x = layers.SimpleRNN(4, return_sequences=True, name="recurrent")(x)
+    shared = layers.Dense(4, name="shared")
+    y = layers.MultiHeadAttention(2, 4, name="attention")(layers.Conv1D(4, 1, name="conv")(x), x)
+    y = layers.Add(name="sum")([shared(y), shared(x)])
+    model = keras.Model(tokens, layers.Dense(2, name="head")(layers.Flatten(name="flatten")(y)))
+    found = annotate.quantized(model)
+    wanted = {"masked": "mask", "recurrent": "recurrent", "attention": "apart", "shared": "2 times"}
+    assert set(wanted) <= set(found.skipped)
+    assert all(word in found.skipped[name] for name, word in wanted.items())
+    assert "quant_head" in {layer.name for layer in found.model.layers}
+    assert not any("quantize_layer" in layer.name for layer in found.model.layers)  # behind whole numbers
+
+
+def test_a_fixed_range_is_where_the_flatbuffer_fixes_it_and_not_at_the_end():
+    model = model_of(of_mobilenet_v3)
+    found = placements(cloned(model)[0])
+    assert found["excite"].config["output"] == [0.0, 255 / 256]
+    keras = import_tf_keras()
+    x = keras.Input((4,))
+    outputs = keras.layers.Dense(2, activation="sigmoid", name="last")(x)
+    assert placements(keras.Model(x, outputs))["last"].config["output"] is None
+
+
+def test_a_quantization_aware_model_comes_back_from_its_file(tmp_path):
+    x = images(8)
+    _, _, quantized = prepared(of_convolutions_joined)
+    with pytest.warns(UserWarning, match="HDF5"):
+        quantized.save(tmp_path / "q.h5")
+    np.testing.assert_array_equal(load_model(tmp_path / "q.h5")(x), quantized(x))
+
+
+def test_a_sequential_model_is_taken():
+    layers = import_tf_keras().layers
+    model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
+    found = annotate.quantized(model)
+    assert found.skipped == {} and len(tfmot_private.weight_ranges(found.model)) == 2
+
+
+def test_nothing_to_quantize_is_an_error():
+    keras = import_tf_keras()
+    x = keras.Input((4,))
+    with pytest.raises(InputError, match="no layer for quantization-aware training"):
+        annotate.quantized(keras.Model(x, keras.layers.Reshape((2, 2))(x)))
+
+
+def test_zeros_are_zeros_behind_fake_quantization():
+    model = model_of(of_convnext)
+    kernel, bias = model.get_layer("wide").get_weights()
+    model.get_layer("wide").set_weights([np.where(np.abs(kernel) < 0.3, 0, kernel), bias])
+    quantized = annotate.quantized(model, preserve_sparsity=True).model
+    for name, weight, quantizer, variables in tfmot_private.weight_ranges(quantized):
+        if name == "quant_wide":
+            assert np.all(np.asarray(quantizer(weight, True, weights=variables))[np.asarray(weight) == 0] == 0)

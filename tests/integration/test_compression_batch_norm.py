@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BatchNormalization in QAT: its statistics move until the step that freezes them, in the user's own fit."""
+
+import numpy as np
+import pytest
+from small_models import noise, small_model
+
+from tfq.compression import annotate, qat_model
+from tfq.compression.batch_norm import frozen_from_step
+from tfq.config import QATConfig
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import import_tf_keras
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    return annotate.quantized(small_model()).model
+
+
+def normalization(model):
+    return model.get_layer("quant_bn").layer
+
+
+class Watch:
+    """A callback that notes moving mean and gamma behind each step."""
+
+    def __new__(cls, model):
+        base = import_tf_keras().callbacks.Callback
+        layer = normalization(model)
+
+        class Watching(base):
+            means, gammas = [layer.moving_mean.numpy()], [layer.gamma.numpy()]
+
+            def on_train_batch_end(self, batch, logs=None):
+                self.means.append(layer.moving_mean.numpy())
+                self.gammas.append(layer.gamma.numpy())
+
+            def moved(self):
+                return [not np.array_equal(a, b) for a, b in zip(self.means, self.means[1:], strict=False)]
+
+        return Watching()
+
+
+def train(model, callbacks, epochs=2, **settings):
+    data = noise(model)
+    model.compile("adam", "sparse_categorical_crossentropy", **settings)
+    return model.fit(data.inputs["x"], data.labels, batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks)
+
+
+@pytest.mark.parametrize(("step", "moving"), [(3, 3), (-1, 4), (0, 0), (100, 8)])
+def test_statistics_move_until_the_step_and_gamma_goes_on_learning(quantized, step, moving):
+    watch = Watch(quantized)
+    with frozen_from_step(quantized, step) as callbacks:
+        train(quantized, [*callbacks, watch])
+    assert watch.moved() == [True] * moving + [False] * (8 - moving)
+    assert all(not np.array_equal(a, b) for a, b in zip(watch.gammas, watch.gammas[1:], strict=False))
+
+
+def test_once_frozen_training_computes_what_inference_does():
+    # Without quantizers, whose ranges training moves.
+    model = small_model()
+    x = noise(model, spread=30.0).inputs["x"]
+    inference = np.asarray(model(x, training=False))
+    with frozen_from_step(model, 0):
+        np.testing.assert_allclose(np.asarray(model(x, training=True)), inference, rtol=1e-6)
+    assert np.abs(np.asarray(model(x, training=True)) - inference).max() > 1e-3
+
+
+def test_the_moving_mean_follows_the_rule_up_to_the_momentum_of_the_layer():
+    keras = import_tf_keras()
+    for own in (0.99, 0.15):
+        model = keras.Sequential([keras.layers.BatchNormalization(momentum=own, input_shape=(2,))])
+        layer, x = model.layers[0], np.arange(8, dtype=np.float32).reshape(4, 2)
+        model.compile("sgd", "mse")
+        with frozen_from_step(model, 3) as callbacks:
+            model.fit(x, x, batch_size=4, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+        wanted = np.zeros(2)
+        for n in range(3):
+            momentum = min(own, (1 + n) / (10 + n))
+            wanted = momentum * wanted + (1 - momentum) * x.mean(axis=0)
+        np.testing.assert_allclose(layer.moving_mean.numpy(), wanted, rtol=1e-5)
+        assert layer.momentum == own
+
+
+def test_after_training_the_layers_are_what_they_were(quantized):
+    with frozen_from_step(quantized, 0):
+        assert "call" in vars(normalization(quantized))
+    assert "call" not in vars(normalization(quantized))
+
+
+def test_several_steps_in_one_execution_are_counted(quantized):
+    watch = Watch(quantized)
+    with frozen_from_step(quantized, 4) as callbacks:
+        train(quantized, [*callbacks, watch], steps_per_execution=2)
+    assert watch.moved() == [True, True, False, False]
+
+
+def test_a_fit_that_drops_the_callbacks_is_an_error():
+    with pytest.raises(
+        TfqError, match=r"freeze the statistics of BatchNormalization: model.fit\(.*callbacks=callbacks"
+    ):
+        qat_model(small_model(), lambda model, callbacks: train(model, []))
+
+
+def test_half_of_a_training_of_unknown_length_is_refused_and_a_step_is_not(quantized):
+    import tensorflow as tf
+
+    data = noise(quantized)
+
+    def generator():
+        yield from zip(np.split(data.inputs["x"], 4), np.split(data.labels, 4), strict=True)
+
+    signature = (tf.TensorSpec((None, 6, 6, 2)), tf.TensorSpec((None,), tf.int64))
+    endless = tf.data.Dataset.from_generator(generator, output_signature=signature)
+    quantized.compile("adam", "sparse_categorical_crossentropy")
+    with frozen_from_step(quantized, 2) as callbacks:
+        quantized.fit(endless, epochs=1, verbose=0, callbacks=callbacks)
+    with (
+        pytest.raises(InputError, match=r"--qat\.freeze_batch_norm_step"),
+        frozen_from_step(quantized, -1) as callbacks,
+    ):
+        quantized.fit(endless, epochs=1, verbose=0, callbacks=callbacks)
+
+
+def test_a_model_without_normalization_needs_no_callback():
+    keras = import_tf_keras()
+    model = keras.Sequential([keras.layers.Dense(4, input_shape=(3,))])
+    with frozen_from_step(model, -1) as callbacks:
+        assert callbacks == []
+
+
+def test_in_the_whole_of_qat_the_step_of_the_config_counts():
+    watches = []
+
+    def fit(model, callbacks):
+        watches.append(Watch(model))
+        train(model, [*callbacks, watches[0]])
+
+    qat_model(small_model(), fit, QATConfig(freeze_batch_norm_step=5))
+    assert watches[0].moved() == [True] * 5 + [False] * 3

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation: the distance by NumPy, the gradient that training takes, and that nothing of it stays."""
+
+import numpy as np
+import pytest
+from small_models import fit_for, noise, small_model
+
+from tfq.compression import qat_model
+from tfq.compression.distil import distance, distilled, output_kind
+from tfq.compression.graph import cloned
+from tfq.config import DistillationConfig, QATConfig
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import import_tf_keras
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def hinton(student, teacher, temperature):
+    """temperature^2 * KL of the softened classes, an example, by hand."""
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    return temperature**2 * (p * (np.log(p) - np.log(q))).sum(axis=-1)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("kinds", [("logits", "logits"), ("softmax", "softmax"), ("softmax", "logits")])
+def test_the_distance_is_hintons_whether_of_logits_or_of_probabilities(temperature, kinds):
+    rng = np.random.default_rng(0)
+    logits = [rng.normal(0, 5, size=(6, 4)).astype("float32") for _ in range(2)]
+    outputs = [softmax(each) if kind == "softmax" else each for each, kind in zip(logits, kinds, strict=True)]
+    got = np.asarray(distance(*outputs, kinds, temperature))
+    np.testing.assert_allclose(got, hinton(*logits, temperature), rtol=2e-4, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(distance(outputs[0], outputs[0], kinds[:1] * 2, temperature)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kinds", [("sigmoid", "sigmoid"), ("logits", "logits"), ("logits", "sigmoid")])
+def test_of_one_unit_the_classes_are_yes_and_no(kinds):
+    logits = [np.array([[-2.0], [0.5], [3.0]], np.float32), np.array([[1.0], [0.5], [-1.0]], np.float32)]
+    outputs = [1 / (1 + np.exp(-each)) if kind == "sigmoid" else each for each, kind in zip(logits, kinds, strict=True)]
+    pairs = [np.concatenate([each, np.zeros_like(each)], axis=-1) for each in logits]
+    got = np.asarray(distance(*outputs, kinds, 2.0))
+    np.testing.assert_allclose(got.ravel(), hinton(*pairs, 2.0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_probability_of_zero_gives_no_infinite_gradient():
+    import tensorflow as tf
+
+    logits = tf.Variable([[0.0, 200.0, -200.0]])
+    with tf.GradientTape() as tape:
+        value = tf.reduce_sum(distance(tf.nn.softmax(logits), tf.constant([[1.0, 0.0, 0.0]]), ("softmax",) * 2, 4.0))
+    assert np.isfinite(float(value)) and np.isfinite(np.asarray(tape.gradient(value, logits))).all()
+
+
+def test_values_are_held_together_by_half_their_squared_difference():
+    got, wanted = np.array([[1.0, 2.0]], np.float32), np.array([[0.0, 4.0]], np.float32)
+    assert np.asarray(distance(got, wanted, ("values", "values"), 4.0)) == pytest.approx([(1 + 4) / 2 / 2])
+
+
+def test_what_an_output_went_through_is_read_off_the_graph():
+    keras = import_tf_keras()
+    layers, image = keras.layers, keras.Input((4,))
+    for expected, tensor in {
+        "softmax": layers.Reshape((3, 1))(layers.Dense(3, "softmax")(image)),
+        "sigmoid": layers.Activation("sigmoid")(layers.Dense(3)(image)),
+        "linear": layers.Activation("linear")(layers.Dense(3)(image)),
+        "values": layers.Dense(3, "relu")(image),
+    }.items():
+        assert output_kind(tensor) == expected
+    assert output_kind(layers.Softmax()(image)) == "softmax"
+
+
+def test_the_step_that_training_takes_is_that_of_both_losses():
+    keras = import_tf_keras()
+    image = keras.Input((4,))
+    model = keras.Model(image, keras.layers.Dense(3, "softmax", name="head")(image))
+    teacher, _ = cloned(model)
+    rng = np.random.default_rng(0)
+    teacher.set_weights([rng.normal(size=weight.shape) for weight in teacher.get_weights()])
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    kernel, bias = model.get_weights()
+    with distilled(model, teacher, DistillationConfig(enabled=True, temperature=3.0, weight=0.25)) as student:
+        student.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = student.fit(x, y, batch_size=8, epochs=1, verbose=0, validation_data=(x, y)).history
+    # d cross-entropy / d logits = p - onehot; d T^2 KL / d logits = T (q_T - p_T).
+    logits, theirs = x @ kernel + bias, x @ teacher.get_weights()[0] + teacher.get_weights()[1]
+    hard = softmax(logits) - np.eye(3)[y]
+    soft = 3.0 * (softmax(logits / 3.0) - softmax(theirs / 3.0))
+    gradient = (0.75 * hard + 0.25 * soft) / 8
+    np.testing.assert_allclose(model.get_weights()[0], kernel - 0.1 * x.T @ gradient, rtol=1e-3, atol=1e-5)
+    assert history["distillation_loss"] == pytest.approx([hinton(logits, theirs, 3.0).mean()], rel=1e-3)
+    own = -np.log(softmax(logits)[np.arange(8), y]).mean()
+    assert history["loss"] == pytest.approx([own], rel=1e-3)
+    assert "val_loss" in history and "val_distillation_loss" not in history
+
+
+def test_the_student_has_the_layers_of_the_model_and_the_teacher_is_no_part_of_it():
+    model, teacher = small_model(), small_model()
+    with distilled(model, teacher, DistillationConfig(enabled=True)) as student:
+        assert student.name == model.name and [*student.layers] == [*model.layers]
+        assert [id(weight) for weight in student.weights] == [id(weight) for weight in model.weights]
+        fit_for()(student, [])
+    assert len(student.weights) == len(model.weights)
+    untouched = small_model()
+    assert all(np.array_equal(a, b) for a, b in zip(teacher.get_weights(), untouched.get_weights(), strict=True))
+
+
+def distilling(**settings):
+    return QATConfig(distillation=DistillationConfig(enabled=True, **settings))
+
+
+def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it(tmp_path):
+    model, teacher = small_model(), small_model()
+    head = teacher.get_layer("head")
+    head.set_weights([head.get_weights()[0] * 20, np.array([-1.0, 2.0, 0.0], np.float32)])
+    x = noise(model, n=64).inputs["x"]
+
+    def fit(quantized, callbacks):
+        keras = import_tf_keras()
+        quantized.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+        quantized.fit(x, np.zeros(64, int), batch_size=16, epochs=15, verbose=0, callbacks=callbacks)
+
+    near = qat_model(model, fit, distilling(weight=1.0), calibration=x, teacher=teacher)
+    far = qat_model(model, fit, calibration=x)
+    wanted = np.asarray(teacher(x))
+    distances = [float(np.abs(np.asarray(each(x)) - wanted).mean()) for each in (near, far)]
+    assert distances[0] < distances[1] / 3
+    assert type(near) is type(far) and [weight.shape for weight in near.weights] == [w.shape for w in far.weights]
+    assert [layer.name for layer in near.layers] == [layer.name for layer in far.layers]
+    assert near.get_config()["layers"] == far.get_config()["layers"]
+    with pytest.warns(UserWarning, match="HDF5"):
+        near.save(tmp_path / "near.h5")
+    from tfq.keras_bridge import load_model
+
+    np.testing.assert_array_equal(np.asarray(load_model(tmp_path / "near.h5")(x)), np.asarray(near(x)))
+
+
+def test_a_training_loop_that_does_not_see_the_teacher_is_an_error():
+    def fit(model, callbacks):
+        keras = import_tf_keras()
+        fit_for()(keras.Model(model.inputs, model.outputs), callbacks)
+
+    with pytest.raises(TfqError, match="distillation had no part in the training"):
+        qat_model(small_model(), fit, distilling())
+
+
+def test_a_teacher_of_another_shape_and_one_that_is_not_used_are_refused():
+    keras = import_tf_keras()
+    image = keras.Input((6, 6, 2))
+    other = keras.Model(image, keras.layers.Dense(5)(keras.layers.Flatten()(image)), name="other")
+    with pytest.raises(InputError, match=r"teacher 'other' has outputs of shape \[\(5,\)\], 'small' has \[\(3,\)\]"):
+        qat_model(small_model(), fit_for(), distilling(), teacher=other)
+    with pytest.raises(InputError, match=r"distillation is off: set distillation.enabled"):
+        qat_model(small_model(), fit_for(), teacher=other)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of layers before any work: of either Keras, by the user's own names."""
+
+import json
+
+import pytest
+from small_models import small_model
+
+from tfq.compression.preflight import preflight
+from tfq.config import CompressionConfig, QATConfig
+from tfq.errors import InputError
+from tfq.keras_bridge import import_keras
+
+
+def verdicts(found):
+    return {layer.name: (layer.prunable, layer.qat) for layer in found.layers}
+
+
+def test_every_layer_has_a_row_and_the_text_says_what_the_dict_says():
+    found = preflight(small_model())
+    assert verdicts(found) == {
+        "conv": (True, "qat"),
+        "bn": (False, "qat"),
+        "relu": (False, "qat"),
+        "depthwise": (False, "qat"),
+        "sum": (False, "qat"),
+        "pool": (False, "qat"),
+        "head": (True, "qat"),
+    }
+    assert found.ok and json.loads(json.dumps(found.to_dict()))["counts"]["prunable"] == 2
+    text = found.to_text()
+    assert all(f"\n{layer.name} " in text for layer in found.layers)
+    assert "7 layers: 2 prunable; 7 for QAT, 0 for the converter alone, 0 unsupported" in text
+
+
+def test_a_nested_keras_3_model_is_told_by_its_own_names():
+    keras = import_keras()
+    layers = keras.layers
+    inner = keras.Sequential([layers.Input((6, 8)), layers.LSTM(4, name="lstm")], name="inner")
+    x = image = keras.Input((6, 2), name="series")
+    x = inner(layers.Conv1D(8, 1, name="conv")(x))
+    found = preflight(keras.Model(image, layers.Dense(3, name="head")(x)))
+    rows = {layer.name: layer for layer in found.layers}
+    assert rows["inner/lstm"].qat == "ptq_only" and "recurrent" in rows["inner/lstm"].reason
+    assert rows["inner/lstm"].advice and rows["conv"].qat == rows["head"].qat == "qat"
+    assert rows["head"].kind == "Dense"
+
+
+def test_what_the_bridge_cannot_take_is_a_row_and_not_an_exception():
+    keras = import_keras()
+
+    class Odd(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * 2
+
+    x = image = keras.Input((4,), name="image")
+    x = Odd(name="odd")(keras.layers.Dense(4, name="dense")(x))
+    found = preflight(keras.Model(image, x))
+    assert not found.ok
+    rows = {layer.name: layer for layer in found.layers}
+    assert rows["odd"].qat == "unsupported" and "register" in rows["odd"].advice
+    assert rows["dense"].qat != "unsupported"
+
+
+def test_a_pattern_that_leaves_layers_out_is_told():
+    found = preflight(small_model(), CompressionConfig(qat=QATConfig(layers=("head",))))
+    assert verdicts(found)["conv"] == (True, "ptq_only") and verdicts(found)["head"] == (True, "qat")
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(InputError):
+        preflight(object())

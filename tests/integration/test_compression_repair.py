@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tfmot does wrong, what is mended while it is repaired, and that it is what it was after."""
+
+import contextlib
+import importlib
+
+import pytest
+
+from tfq.compression import tfmot_private, tfmot_repair
+from tfq.compression.gate import check_same_function
+from tfq.errors import TfqError
+from tfq.keras_bridge import import_tf_keras, import_tfmot
+from tfq.training import deterministic
+
+QUANTIZATION = "tensorflow_model_optimization.python.core.quantization.keras"
+
+
+def permuted_model():
+    """A model whose Concatenate stock tfmot 0.8.1 puts in another order: one branch is fused, the other is not."""
+    keras = import_tf_keras()
+    layers = keras.layers
+    with deterministic(0):
+        image = keras.Input((6, 6, 2), name="image")
+        fused = layers.Conv2D(4, 3, padding="same", name="fused")(image)
+        fused = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(fused))
+        plain = layers.Conv2D(4, 1, name="plain")(image)
+        x = layers.Flatten(name="flatten")(layers.Concatenate(name="join")([fused, plain]))
+        return keras.Model(image, layers.Dense(3, "softmax", name="head")(x))
+
+
+def separable_model():
+    """A model with the names that tfmot gives the halves of a separable convolution in a fresh process."""
+    keras = import_tf_keras()
+    x = image = keras.Input((6, 6, 2), name="image")
+    x = keras.layers.Conv2D(4, 1, name="conv2d")(x)
+    x = keras.layers.DepthwiseConv2D(3, name="depthwise_conv2d")(x)
+    return keras.Model(image, keras.layers.SeparableConv2D(4, 3, name="separable")(x))
+
+
+@pytest.mark.parametrize(("context", "fails"), [(contextlib.nullcontext, True), (tfmot_repair.repaired, False)])
+def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_not_before(context, fails):
+    model = permuted_model()
+    with context():
+        quantized = import_tfmot().quantization.keras.quantize_model(model)
+    with pytest.raises(TfqError, match="changed the function") if fails else contextlib.nullcontext():
+        check_same_function(model, quantized)
+
+
+@pytest.mark.parametrize(
+    ("context", "names"),
+    [
+        (contextlib.nullcontext, ["conv2d", "conv2d", "depthwise_conv2d", "depthwise_conv2d"]),
+        (tfmot_repair.repaired, ["conv2d", "depthwise_conv2d", "separable_depthwise", "separable_pointwise"]),
+    ],
+)
+def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_repaired(context, names):
+    # Of a config with two layers of one name, tf_keras builds a model for ever: so the config is looked at, not built.
+    transforms = importlib.import_module(f"{QUANTIZATION}.default_8bit.default_8bit_transforms")
+    transformer = importlib.import_module(f"{QUANTIZATION}.graph_transformations.model_transformer")
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def from_config(config, custom_objects):
+        seen.extend(layer["config"]["name"] for layer in config["layers"] if "conv" in layer["class_name"].lower())
+        raise Stop
+
+    model = separable_model()
+    with pytest.MonkeyPatch.context() as patch, context(), tfmot_private.automatic_names_from_zero(avoid=[]):
+        patch.setattr(transformer.keras.Model, "from_config", staticmethod(from_config))
+        with pytest.raises(Stop):
+            transformer.ModelTransformer(model, [transforms.SeparableConvQuantize()]).transform()
+    assert sorted(seen) == names
+
+
+def test_a_repaired_tfmot_quantizes_what_it_hung_on():
+    model = separable_model()
+    with tfmot_repair.repaired(), tfmot_private.automatic_names_from_zero(avoid=[]):
+        quantized = import_tfmot().quantization.keras.quantize_model(model)
+    check_same_function(model, quantized)
+
+
+def test_tfmot_is_what_it_was_after_also_where_something_fails():
+    transformer = importlib.import_module(f"{QUANTIZATION}.graph_transformations.model_transformer").ModelTransformer
+    transforms = importlib.import_module(f"{QUANTIZATION}.default_8bit.default_8bit_transforms")
+    before = transformer._get_layers, transforms.SeparableConvQuantize.replacement
+    with pytest.raises(KeyError), tfmot_repair.repaired():
+        assert transformer._get_layers is not before[0]
+        assert transforms.SeparableConvQuantize.replacement is not before[1]
+        raise KeyError
+    assert (transformer._get_layers, transforms.SeparableConvQuantize.replacement) == before
+
+
+def test_private_symbols_of_tfmot_are_where_the_repair_touches_them():
+    import_tfmot()
+    for module, name in [
+        ("graph_transformations.model_transformer", "ModelTransformer"),
+        ("default_8bit.default_8bit_transforms", "SeparableConvQuantize"),
+        ("default_8bit.default_8bit_transforms", "InputLayerQuantize"),
+        ("default_8bit.default_8bit_quantize_scheme", "Default8BitQuantizeScheme"),
+        ("default_8bit.default_8bit_quantize_registry", "Default8BitQuantizeRegistry"),
+        ("quantize_layout_transform", "QuantizeLayoutTransform"),
+    ]:
+        assert isinstance(getattr(importlib.import_module(f"{QUANTIZATION}.{module}"), name), type)

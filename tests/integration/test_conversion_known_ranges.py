@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantization-aware training has learned stands in the flatbuffer, whatever calibration finds nearby."""
+
+import numpy as np
+
+import tfq
+from tfq.keras_bridge import import_tf_keras
+
+
+def test_a_learned_range_holds_on_both_sides_of_a_reshape():
+    keras = import_tf_keras()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.Flatten(name="flatten")(keras.layers.Conv2D(5, 3, name="logits")(inputs))
+    model = keras.Model(inputs, keras.layers.Activation("softmax")(x))
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(32, 4, 4, 3)).astype(np.float32), rng.integers(0, 5, 32)
+
+    def fit(trained, callbacks):
+        trained.compile("sgd", "sparse_categorical_crossentropy")
+        trained.fit(images, labels, callbacks=callbacks, verbose=0)
+
+    quantized = tfq.qat(model, fit, calibration=images)
+    values = {weight.name: weight.numpy() for weight in quantized.get_layer("quant_logits").weights}
+    low, high = values["quant_logits/output_min:0"], values["quant_logits/output_max:0"]
+    # Three times as wide as what training saw: calibration finds other ranges.
+    graph = tfq.flatbuffer.read(tfq.convert(quantized, 3 * images)).main_subgraph
+    scales = {op.name: graph.tensors[op.outputs[0]].scale for op in graph.ops}
+    np.testing.assert_allclose([scales["CONV_2D"], scales["RESHAPE"]], (high - low) / 255, rtol=1e-5)

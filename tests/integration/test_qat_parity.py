@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QAT model and its flatbuffer, layer by layer: what is equal is called equal, and what was damaged is named."""
+
+import importlib
+import json
+import math
+
+import numpy as np
+import pytest
+from small_models import fit_for, noise, small_model
+
+import tfq
+from tfq import flatbuffer
+from tfq.compression import qat_model
+from tfq.conversion.qat_parity import qat_parity
+from tfq.errors import FlatbufferError, InputError, RequirementError
+from tfq.evaluation import prepare_inputs
+from tfq.keras_bridge import import_tf_keras, import_tfmot
+from tfq.runners import LocalRunner, RunRequest
+from tfq.training import deterministic
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(QAT model, its flatbuffer, data)."""
+    model = qat_model(small_model(), fit_for(4))
+    return model, tfq.convert(model), noise(model, 48)
+
+
+@pytest.fixture(scope="module")
+def parity(trained):
+    return qat_parity(*trained)
+
+
+def edited(content, change):
+    """The flatbuffer with `change(graph, values of a tensor's buffer)` done to it, by the schema's own object API."""
+    model = flatbuffer.unpack(content)
+    change(model.subgraphs[0], lambda tensor: model.buffers[tensor.buffer])
+    return flatbuffer.pack(model, len(content))
+
+
+def op_of(content, layer, name=None):
+    ops = flatbuffer.read(content).main_subgraph.ops
+    return next(op for op in ops if (op.keras_layer or "").removeprefix("quant_") == layer and name in (None, op.name))
+
+
+def test_every_layer_of_a_true_flatbuffer_is_within_one_lsb_of_what_the_qat_model_computes(parity):
+    assert [(layer.layers, layer.op) for layer in parity.layers] == [
+        (("image", "quantize_layer"), "input"),
+        (("conv", "bn", "relu"), "CONV_2D"),
+        (("depthwise",), "DEPTHWISE_CONV_2D"),
+        (("sum",), "ADD"),
+        (("pool",), "MEAN"),
+        (("head",), "FULLY_CONNECTED"),
+        (("head",), "SOFTMAX"),
+    ]
+    assert parity.first_departure is None and parity.departures == () and parity.notes == ()
+    assert max(layer.local_max_lsb for layer in parity.layers) <= 1.01
+    assert all(layer.agreement > 0.9 for layer in parity.layers)
+    assert [layer.fake_quantized for layer in parity.layers] == [True] * 6 + [False]
+    assert parity.skipped == {"image": "part of quantize_layer", "conv": "part of relu", "bn": "part of relu"}
+    assert parity.num_examples == 48 and parity.layers[1].compared == 48 * 6 * 6 * 8
+
+
+def test_the_values_of_a_layer_are_those_of_the_keras_layer_and_of_the_interpreter_that_preserves_them(trained, parity):
+    from ai_edge_litert.interpreter import Interpreter
+
+    model, content, data = trained
+    keras = import_tf_keras()
+    x = data.inputs["x"]
+    wanted = np.asarray(keras.Model(model.input, model.get_layer("quant_sum").output)(x, training=False))
+    interpreter = Interpreter(model_content=content, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    (fed,), tensor = interpreter.get_input_details(), op_of(content, "sum").outputs[0]
+    codes = []
+    for example in prepare_inputs(flatbuffer.read(content), data).arrays[0]:
+        interpreter.set_tensor(fed["index"], example[None])
+        interpreter.invoke()
+        codes.append(interpreter.get_tensor(tensor)[0].astype(int))
+    found = next(layer for layer in parity.layers if layer.layer == "sum")
+    expected = np.clip(np.rint(wanted / found.scale) + found.zero_point, -128, 127).astype(int)
+    distance = np.abs(np.stack(codes) - expected)
+    assert found.agreement == pytest.approx((distance == 0).mean(), abs=2e-3)
+    assert found.mean_lsb == pytest.approx(distance.mean(), abs=2e-3)
+    noise_power = ((wanted - (np.stack(codes) - found.zero_point) * found.scale) ** 2).sum()
+    assert found.sqnr_db == pytest.approx(10 * math.log10((wanted**2).sum() / noise_power), abs=0.5)
+
+
+def test_the_whole_model_is_judged_by_its_classes_margins_and_logits(trained, parity):
+    model, content, data = trained
+    own = np.asarray(model(data.inputs["x"], training=False))
+    (output,) = parity.outputs
+    inputs = prepare_inputs(flatbuffer.read(content), data).arrays
+    (answers,) = LocalRunner().run(RunRequest(model=content, inputs=inputs)).outputs
+    assert parity.top1_agreement == output.top1_agreement == (answers.argmax(1) == own.argmax(1)).mean()
+    assert output.lsb == 1 / 256 and output.logits_of == "input of SOFTMAX"
+    assert parity.logit_sqnr_db == parity.layers[-2].sqnr_db > 20
+    for each in output.disagreements:
+        second, first = np.sort(own[each.example])[-2:]
+        assert each.expected == own[each.example].argmax() != each.got
+        assert each.margin_lsb == pytest.approx((first - second) * 256, abs=1e-3)
+        # softmax(x)[a] / softmax(x)[b] is exp(x[a] - x[b]).
+        lead = math.log(first / second) / parity.layers[-2].scale
+        assert each.logit_margin_lsb == pytest.approx(lead, abs=1e-2)
+    assert parity.missed() == ()
+    parity.require()
+
+
+@pytest.mark.parametrize("kernels", ["builtin", "reference"])
+def test_the_other_kernels_compute_it_too(trained, kernels):
+    found = qat_parity(*trained, limit=8, kernels=kernels)
+    assert found.first_departure is None and found.kernels == kernels and found.num_examples == 8
+
+
+def weight_scale(layer):
+    def change(graph, buffer_of, index):
+        graph.tensors[index].quantization.scale = np.asarray(graph.tensors[index].quantization.scale) * 1.25
+
+    return layer, "weights", change
+
+
+def one_weight(layer):
+    def change(graph, buffer_of, index):
+        values = buffer_of(graph.tensors[index]).data.copy()
+        values[0] = 256 - 100 if values[0] < 128 else 100
+        buffer_of(graph.tensors[index]).data = values
+
+    return layer, "weights", change
+
+
+def output_scale(layer, factor=1.1):
+    def change(graph, buffer_of, index):
+        graph.tensors[index].quantization.scale = np.asarray(graph.tensors[index].quantization.scale) * factor
+
+    return layer, "output", change
+
+
+def output_zero_point(layer):
+    def change(graph, buffer_of, index):
+        graph.tensors[index].quantization.zeroPoint = np.asarray(graph.tensors[index].quantization.zeroPoint) + 9
+
+    return layer, "output", change
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (weight_scale("conv"), ["relu"]),
+        (weight_scale("depthwise"), ["depthwise"]),
+        (weight_scale("head"), ["head"]),
+        (one_weight("depthwise"), ["depthwise"]),
+        (output_scale("conv"), ["relu"]),
+        (output_scale("sum"), ["sum"]),
+        # The bias behind it is in steps of this scale, and so is damaged too.
+        (output_scale("pool", 2), ["pool", "head"]),
+        (output_zero_point("depthwise"), ["depthwise"]),
+    ],
+)
+def test_a_damaged_layer_is_named_and_it_alone(trained, damage, named):
+    model, content, data = trained
+    layer, part, change = damage
+    op = op_of(content, layer)
+    index = op.inputs[1] if part == "weights" else op.outputs[0]
+    broken = edited(content, lambda graph, buffer_of: change(graph, buffer_of, index))
+    found = qat_parity(model, broken, data)
+    assert found.first_departure.layer == named[0] and found.first_departure.op == op.name
+    assert [departure.layer for departure in found.departures] == named
+    assert f"first departure: {named[0]}" in found.to_text()
+    if part == "output":
+        assert "are not those of the range" in found.first_departure.departs
+    else:
+        # What comes behind computes rightly what it is given, and is wrong all the same.
+        assert found.layers[-1].agreement < 1
+
+
+def test_each_of_two_damaged_layers_is_named(trained):
+    model, content, data = trained
+    both = content
+    for layer, _, change in (weight_scale("head"), weight_scale("conv")):
+        index = op_of(content, layer).inputs[1]
+        both = edited(both, lambda graph, buffer_of, change=change, index=index: change(graph, buffer_of, index))
+    found = qat_parity(model, both, data)
+    assert [departure.layer for departure in found.departures] == ["relu", "head"]
+    assert "first departure: relu" in found.to_text() and "  head: " in found.to_text()
+
+
+def test_a_flatbuffer_that_answers_otherwise_is_missed_and_told_with_the_layer(trained):
+    model, content, data = trained
+
+    def negate(graph, buffer_of):
+        buffer = buffer_of(graph.tensors[op_of(content, "head").inputs[1]])
+        buffer.data = (-buffer.data.view(np.int8)).view(np.uint8)
+
+    found = qat_parity(model, edited(content, negate), data)
+    assert found.top1_agreement < 0.8 and len(found.missed()) == 2
+    assert found.largest_margin_lsb > 4
+    assert found.missed(min_logit_sqnr_db=-math.inf, max_margin_lsb=math.inf) == ()
+    with pytest.raises(RequirementError, match=r"SQNR of the input of SOFTMAX .* wanted at least 20.*departure: head"):
+        found.require()
+
+
+def pooled():
+    """A model whose pooling TFLite rounds to its input's coarse steps, before the fine ones that tfmot trained."""
+    keras = import_tf_keras()
+    with deterministic(0):
+        image = keras.Input((6, 6, 2), name="image")
+        x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+        x = keras.layers.AveragePooling2D(4, name="average")(x)
+        return keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Flatten(name="flatten")(x)))
+
+
+def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
+    # tfmot's own scheme, whatever tfq's does about it.
+    model = import_tfmot().quantization.keras.quantize_model(pooled())
+    data = noise(model, 32)
+    for layer in model.layers:
+        for weight in layer.weights:
+            if weight.name.endswith(("max:0", "min:0")) and weight.shape.rank == 0:
+                low = weight.name.endswith("min:0")
+                narrow = "average" in weight.name
+                weight.assign(-0.5 * low if narrow else (-6.0 if low else 6.0))
+                if narrow and not low:
+                    weight.assign(0.5)
+    content = tfq.convert(model)
+    found = qat_parity(model, content, data)
+    pooling = [layer for layer in found.layers if layer.layer == "average"]
+    assert [layer.op for layer in pooling] == ["AVERAGE_POOL_2D", "QUANTIZE"]
+    assert [layer.fake_quantized for layer in pooling] == [False, True]
+    assert found.noisiest is pooling[0] and pooling[0].local_sqnr_db < 30 < pooling[1].local_sqnr_db
+    assert found.first_departure is pooling[0] and "it rounds to steps of" in pooling[0].departs
+    assert found.outputs[0].logits_of == "output"
+
+
+def test_other_types_of_inputs_and_outputs_are_the_same_model(trained, parity):
+    model, _, data = trained
+    for kind in ("uint8", "float32"):
+        config = tfq.ConversionConfig(inference_input_type=kind, inference_output_type=kind)
+        found = qat_parity(model, tfq.convert(model, config=config), data)
+        ours = [layer for layer in found.layers if layer.op not in ("input", "QUANTIZE")]
+        assert [layer.agreement for layer in ours] == [layer.agreement for layer in parity.layers[1:]]
+        assert found.first_departure is None
+        assert found.outputs[0].lsb == 1 / 256 and found.logit_sqnr_db == parity.logit_sqnr_db
+
+
+@pytest.fixture(scope="module")
+def joined():
+    """(QAT model with two inputs and a join, its flatbuffer, data). The join has one scale for all that it takes."""
+    keras = import_tf_keras()
+    with deterministic(0):
+        images = [keras.Input((6, 6, 2), name=name) for name in ("right", "left")]
+        sides = [keras.layers.Conv2D(4, 3, name=f"conv_{image.name}")(image) for image in images]
+        x = keras.layers.ReLU(name="relu")(keras.layers.Concatenate(name="join")(sides))
+        x = keras.layers.Dense(3, name="head")(keras.layers.Flatten(name="flatten")(x))
+        model = keras.Model(images, x)
+    rng = np.random.default_rng(0)
+    inputs = {name: rng.normal(size=(32, 6, 6, 2)).astype("float32") for name in ("left", "right")}
+
+    def fit(model, callbacks):
+        model.compile("adam", "mse")
+        model.fit([inputs["right"], inputs["left"]], np.zeros((32, 3)), verbose=0, callbacks=callbacks)
+
+    model = qat_model(model, fit)
+    return model, tfq.convert(model), inputs
+
+
+def test_several_inputs_and_a_join_are_compared_by_name(joined):
+    found = qat_parity(*joined)
+    assert found.first_departure is None and found.notes == ()
+    assert {"conv_left", "conv_right", "join", "head"} <= {name for layer in found.layers for name in layer.layers}
+    model, content, inputs = joined
+    with pytest.raises(InputError, match="no array for the model's input 'left'"):
+        qat_parity(model, content, {"left_": inputs["left"], "right": inputs["right"]})
+
+
+def test_the_join_excuses_a_scale_that_the_qat_model_has_and_no_other(joined):
+    model, content, inputs = joined
+    tied = {op_of(content, layer).outputs[0] for layer in ("conv_left", "conv_right", "join")}
+
+    def widen(graph, buffer_of):
+        for index in tied:
+            output_scale("")[2](graph, buffer_of, index)
+
+    found = qat_parity(model, edited(content, widen), inputs)
+    assert {departure.layer for departure in found.departures} == {"conv_left", "conv_right", "join"}
+
+
+def test_data_in_pieces_gives_the_same_as_data_at_once(trained, parity, monkeypatch):
+    module = importlib.import_module("tfq.conversion.qat_parity")
+    monkeypatch.setattr(module, "_CODE_BYTES", 10_000)
+    monkeypatch.setattr(module, "_LARGEST_BATCH", 3)
+    found = qat_parity(*trained)
+    for one, whole in zip(found.layers, parity.layers, strict=True):
+        told = [one.layer, one.tensor, one.compared, one.max_lsb, one.departs]
+        assert told == [whole.layer, whole.tensor, whole.compared, whole.max_lsb, whole.departs]
+        # Sums in another order, and kernels of another batch size.
+        for name in ("agreement", "mean_lsb", "sqnr_db", "local_max_lsb", "local_mean_lsb", "local_sqnr_db"):
+            assert getattr(one, name) == pytest.approx(getattr(whole, name), rel=1e-3, abs=1e-3)
+    assert found.outputs[0].disagreements == parity.outputs[0].disagreements and found.notes == ()
+
+
+def test_the_record_is_plain_json(parity):
+    told = json.loads(json.dumps(parity.to_dict(), allow_nan=False))
+    assert told["first_departure"] is None and told["layers"][1]["layers"] == ["conv", "bn", "relu"]
+    assert told["outputs"][0]["logits_of"] == "input of SOFTMAX"
+    text = parity.to_text()
+    assert "most noise comes in at head (SOFTMAX)" in text and "the QAT model does not round there" in text
+    assert "conv + bn + relu" in text and "no layer departs" in text and "same class in" in text
+
+
+def other_model(trained):
+    keras = import_tf_keras()
+    other = keras.Sequential([keras.layers.Flatten(input_shape=(6, 6, 2)), keras.layers.Dense(3, name="other")])
+    return tfq.convert(qat_model(other, fit_for()))
+
+
+def test_a_flatbuffer_of_another_model_is_refused(trained):
+    model, _, data = trained
+    with pytest.raises(InputError, match="no tensor of the flatbuffer is called after a layer of 'small'"):
+        qat_parity(model, other_model(trained), data)
+
+
+def test_what_is_no_int8_flatbuffer_is_refused(trained, golden):
+    model, _, data = trained
+    floating = tfq.convert(small_model(), config=tfq.ConversionConfig(scheme="float32"))
+    with pytest.raises(InputError, match="holds no int8 activation"):
+        qat_parity(model, floating, data)
+    with pytest.raises(FlatbufferError):
+        qat_parity(model, b"no flatbuffer at all", data)
+
+
+def test_a_model_without_fake_quantization_is_refused(trained):
+    _, content, data = trained
+    with pytest.raises(InputError, match="'small' has no fake quantization"):
+        qat_parity(small_model(), content, data)
+
+
+def test_data_that_do_not_fit_are_refused(trained):
+    model, content, data = trained
+    x = data.inputs["x"]
+    with pytest.raises(InputError, match="holds NaN"):
+        qat_parity(model, content, np.where(x > 2, np.nan, x))
+    with pytest.raises(InputError, match="wanted examples of shape"):
+        qat_parity(model, content, x[:, :4])
+    with pytest.raises(InputError, match="no array for the model's input"):
+        qat_parity(model, content, {"imagge": x, "other": x})
+
+
+def test_a_qat_model_whose_weights_broke_is_an_error_that_names_the_layer(trained):
+    model, content, data = trained
+    weight = next(w for w in model.get_layer("quant_depthwise").weights if w.name.endswith("bias:0"))
+    before = weight.numpy()
+    try:
+        weight.assign(before * np.nan)
+        with pytest.raises(InputError, match="NaN or infinity in layer 'depthwise'"):
+            qat_parity(model, content, data)
+    finally:
+        weight.assign(before)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets by name pattern, settings that contradict each other, and the steps of a schedule. No TensorFlow."""
+
+import pytest
+
+from tfq.compression.schedule import Schedule
+from tfq.compression.targets import Target, check_settings, chosen_sparsities, parse_targets
+from tfq.config import PruneConfig
+from tfq.errors import InputError
+
+REASONS = {"conv1": None, "conv2": None, "head": None, "relu": "ReLU has no weights"}
+
+
+def chosen(**settings):
+    return chosen_sparsities(PruneConfig(**settings), REASONS)
+
+
+def test_a_target_is_split_at_its_last_equals_sign():
+    assert parse_targets(["a=b=0.5", " conv* = .25 "]) == (
+        Target(pattern="a=b", sparsity=0.5, text="a=b=0.5"),
+        Target(pattern="conv*", sparsity=0.25, text=" conv* = .25 "),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("conv1", "wanted PATTERN=SPARSITY"),
+        ("=0.5", "wanted PATTERN=SPARSITY"),
+        ("conv1=", "wanted PATTERN=SPARSITY"),
+        ("conv1=high", "'high' is no number"),
+        ("conv1=80%", r"did you mean 0\.8\?"),
+        ("conv1=80", r"did you mean 0\.8\?"),
+        ("conv1=1", "from 0 to 0.99"),
+        ("conv1=-0.1", "from 0 to 0.99"),
+        ("conv1=nan", "nan is no sparsity"),
+        ("conv1=inf", "inf is no sparsity"),
+    ],
+)
+def test_a_target_that_cannot_be_read_is_refused_with_what_was_wanted(text, message):
+    with pytest.raises(InputError, match=message):
+        check_settings(PruneConfig(targets=(text,)))
+
+
+def test_the_last_target_that_fits_a_layer_counts_and_the_others_keep_final_sparsity():
+    assert chosen(targets=("conv*=0.8", "conv2=0.3")) == {"conv1": 0.8, "conv2": 0.3, "head": 0.5}
+    assert chosen(targets=("conv2=0.3", "conv*=0.8")) == {"conv1": 0.8, "conv2": 0.8, "head": 0.5}
+
+
+def test_a_target_of_zero_leaves_its_layer_out():
+    assert chosen(targets=("head=0",)) == {"conv1": 0.5, "conv2": 0.5}
+    with pytest.raises(InputError, match="every layer's target is 0"):
+        chosen(targets=("*=0",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": ("heat=0.5",)}, "'heat=0.5' fits no layer: did you mean 'head'"),
+        ({"targets": ("relu=0.5",)}, r"fits only 'relu' \(ReLU has no weights\)"),
+        ({"layers": ("conv*",), "targets": ("head=0.5",)}, "`layers` leaves out, such as 'head'"),
+        ({"layers": ("cnv1",)}, "'cnv1' in layers fits no layer: did you mean 'conv1'"),
+        ({"layers": ()}, "layers is empty"),
+    ],
+)
+def test_a_pattern_that_names_nothing_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        chosen(**settings)
+
+
+def test_settings_that_go_together_pass():
+    for settings in (
+        {},
+        {"sparsity_m_by_n": (2, 4)},
+        {"sparsity_m_by_n": (2, 4), "final_sparsity": 0.5, "begin_step": 10},
+        {"sparsity_m_by_n": (1, 4), "final_sparsity": 0.25},
+        {"sparsity_m_by_n": (2, 4), "block_size": (1, 1)},
+        {"block_size": (4, 1), "targets": ("*=0.8",), "initial_sparsity": 0.5},
+        {"order": "sensitivity", "block_size": (4, 1)},
+        {"initial_sparsity": 0.3, "targets": ("*=0",)},
+        {"initial_sparsity": 0.9, "schedule": "constant"},
+    ):
+        check_settings(PruneConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity_m_by_n": (2, 4), "final_sparsity": 0.8}, "leave final_sparsity out"),
+        ({"sparsity_m_by_n": (2, 4), "block_size": (4, 1)}, "with block_size: .* leave one of them out"),
+        ({"sparsity_m_by_n": (2, 4), "targets": ("head=0.5",)}, "leave the targets out"),
+        ({"sparsity_m_by_n": (2, 4), "order": "sensitivity"}, "leave one of them out"),
+        ({"sparsity_m_by_n": (2, 4), "initial_sparsity": 0.1}, "with initial_sparsity: .* leave it out"),
+        ({"sparsity_m_by_n": (2, 4), "end_step": 9, "frequency": 3}, "end_step, frequency: .* leave them out"),
+        ({"sparsity_m_by_n": (4, 4)}, "m below n"),
+        ({"sparsity_m_by_n": (2,)}, "wanted m,n"),
+        ({"block_size": (4,)}, "wanted two numbers, height,width"),
+        ({"order": "sensitivity", "targets": ("head=0.5",)}, "leave one out"),
+        ({"initial_sparsity": 0.4, "targets": ("head=0.3",)}, "above the target 'head=0.3'"),
+        ({"initial_sparsity": 0.6}, "initial_sparsity 0.6 is above final_sparsity"),
+        ({"begin_step": 9, "end_step": 9}, "end_step 9 is not after begin_step 9"),
+    ],
+)
+def test_settings_that_contradict_each_other_say_what_to_do(settings, message):
+    with pytest.raises(InputError, match=message):
+        check_settings(PruneConfig(**settings))
+
+
+def due(schedule, until=70):
+    return [step for step in range(until) if schedule.is_due(step)]
+
+
+def test_the_polynomial_follows_its_formula():
+    schedule = Schedule(PruneConfig(initial_sparsity=0.2, final_sparsity=0.8, begin_step=10, end_step=50, frequency=10))
+    for step in (10, 20, 30, 50):
+        assert schedule.sparsity(step) == pytest.approx(0.8 + (0.2 - 0.8) * (1 - (step - 10) / 40) ** 3)
+    assert schedule.sparsity(50, final=0.3) == 0.3
+    # Half of the way with an end of its own: 0.6 - 0.4 / 8.
+    assert schedule.sparsity(30, final=0.6) == pytest.approx(0.55)
+    assert due(schedule) == [10, 20, 30, 40, 50]
+
+
+def test_the_constant_schedule_prunes_from_its_first_step():
+    schedule = Schedule(PruneConfig(schedule="constant", begin_step=0, end_step=25, frequency=10))
+    assert due(schedule) == [1, 10, 20, 25]
+    assert schedule.sparsity(1) == 0.5
+
+
+def test_masks_of_m_zeros_in_n_are_made_once():
+    assert due(Schedule(PruneConfig(sparsity_m_by_n=(2, 4)))) == [1]
+    assert due(Schedule(PruneConfig(sparsity_m_by_n=(2, 4), begin_step=7))) == [7]
+
+
+def test_an_update_that_fell_between_two_looks_is_due_at_the_second():
+    schedule = Schedule(PruneConfig(begin_step=10, end_step=50, frequency=10))
+    assert schedule.is_due(23, before=18) and not schedule.is_due(27, before=23)
+    assert schedule.is_due(64, before=48) and not schedule.is_due(64, before=50)
+
+
+def test_the_length_of_the_training_sets_end_step_once():
+    schedule = Schedule(PruneConfig())
+    schedule.learn_length({"epochs": 3, "steps": 8})
+    schedule.learn_length({"epochs": 300, "steps": 8})
+    assert schedule.end_step == 18
+    with pytest.raises(InputError, match="set end_step"):
+        Schedule(PruneConfig()).learn_length({"epochs": 3, "steps": None})
+    with pytest.raises(InputError, match="begin_step 100 is not before"):
+        Schedule(PruneConfig(begin_step=100)).learn_length({"epochs": 3, "steps": 8})

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate behind every transformation of a model: does it still compute what it did?"""
+
+from typing import Any
+
+import numpy as np
+
+from tfq.compression import tfmot_private
+from tfq.errors import TfqError
+
+NO_QAT = "quantize after training instead (--noqat), and report the model's layers to tfq"
+_EXAMPLES = 16
+
+
+def check_same_function(
+    before: Any, after: Any, tolerance: float = 0.0, *, what: str = "tfmot", advice: str = NO_QAT
+) -> None:
+    """Raises TfqError unless `after`, its fake quantization taken as identity, computes what `before` does.
+
+    tfmot rebuilds the graph, and for layers with several inputs it has put them in another order without a word.
+    Both run eagerly on the same 16 random examples. Wrapping, annotating and stripping leave every product and sum
+    as it was, so the outputs must be equal to the bit: tolerance 0.0.
+    tolerance: of the difference, as a share of the largest output, where arithmetic is another one: BatchNormalization
+        folded into weights rounds otherwise (1e-4).
+    what, advice: who has changed the model and what to do, for the message.
+    """
+    import tensorflow as tf
+
+    inputs = random_inputs(before)
+    fed = inputs if len(inputs) > 1 else inputs[0]
+    with tfmot_private.fake_quant_as_identity():
+        wanted = [np.asarray(output) for output in tf.nest.flatten(before(fed, training=False))]
+        got = [np.asarray(output) for output in tf.nest.flatten(after(fed, training=False))]
+    if [output.shape for output in wanted] != [output.shape for output in got]:
+        raise TfqError(
+            f"{what} changed the function of {before.name!r}: its outputs had the shapes "
+            f"{[output.shape for output in wanted]}, and have {[output.shape for output in got]}"
+        )
+    for index, (old, new) in enumerate(zip(wanted, got, strict=True)):
+        error = float(np.max(np.abs(old.astype(np.float64) - new), initial=0.0))
+        scale = max(1.0, float(np.max(np.abs(old), initial=0.0)))
+        # Not `>`, which a NaN would pass.
+        if not error <= tolerance * scale:
+            raise TfqError(
+                f"{what} changed the function of {before.name!r}: with fake quantization as identity, output {index} "
+                f"differs by {error:.3g} (of {scale:.3g}), wanted at most {tolerance * scale:.3g}: {advice}"
+            )
+
+
+def random_inputs(model: Any) -> list[np.ndarray]:
+    """Sixteen examples for each input: half of them near 1, half in the range of pixels, for the model may want either.
+
+    Dimensions left open are 32. Whole numbers are such that every Embedding that reads them knows them.
+    """
+    rng = np.random.default_rng(0)
+    limits = [
+        layer.input_dim
+        for layer in model.submodules
+        if type(layer).__name__ == "Embedding" and isinstance(getattr(layer, "input_dim", None), int)
+    ]
+    return [_random_input(tensor, rng, min(limits, default=2)) for tensor in model.inputs]
+
+
+def _random_input(tensor: Any, rng: np.random.Generator, limit: int) -> np.ndarray:
+    shape = [_EXAMPLES, *(32 if size is None else size for size in tensor.shape[1:])]
+    dtype = np.dtype(tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.as_numpy_dtype)
+    if dtype.kind != "f":
+        return rng.integers(0, limit, size=shape).astype(dtype)
+    half = [_EXAMPLES // 2, *shape[1:]]
+    return np.concatenate([rng.normal(size=half), rng.uniform(0, 255, size=half)]).astype(dtype)

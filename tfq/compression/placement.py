@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where fake quantization stands in a model: where the flatbuffer has a quantized tensor, and nowhere else.
+
+Read off the graph, layer by layer. Between a convolution, its BatchNormalization and its ReLU there is no tensor in
+the flatbuffer; pooling, padding and reshaping pass codes on with the scale that they came with; sigmoid, tanh and
+softmax give fixed ranges (TFLite 8-bit quantization specification).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tfq.keras_bridge import import_tf_keras
+
+OBSERVED = "observed"
+
+# Weights by channel: attribute -> axes, where the flatbuffer has a scale for each.
+_KERNELS: dict[str, dict[str, list[int]]] = {
+    "Dense": {"kernel": [-1]},
+    "Conv1D": {"kernel": [-1]},
+    "Conv2D": {"kernel": [-1]},
+    "DepthwiseConv2D": {"depthwise_kernel": [-2, -1]},
+    "Conv2DTranspose": {"kernel": [-2]},
+    "SeparableConv2D": {"depthwise_kernel": [-2, -1], "pointwise_kernel": [-1]},
+}
+
+# Of several ops with tensors between them: the class that names these, and their names.
+_PARTED = {"SeparableConv2D": ("PartedSeparableConv2D", ["between"])}
+
+# Their output has the input's scale and zero point in a flatbuffer, or is the input itself.
+_PASS_ON_NAMES = """
+    ActivityRegularization AlphaDropout AveragePooling1D AveragePooling2D Cropping1D Cropping2D Dropout Flatten
+    GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D Identity MaxPooling1D MaxPooling2D Permute
+    RepeatVector Reshape SpatialDropout1D SpatialDropout2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D
+"""
+_PASS_ON = frozenset(_PASS_ON_NAMES.split())
+
+# Of several ops, loops or states inside, which tfmot's wrapper cannot reach into, or calls otherwise than Keras does.
+_RECURRENT = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
+_LEFT_WHOLE = {
+    **dict.fromkeys(_RECURRENT, "it is recurrent: {}"),
+    **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention"), "it takes several inputs apart: {}"),
+    **dict.fromkeys(("Lambda", "TFOpLambda", "SlicingOpLambda"), "it runs a function that nobody can see into: {}"),
+    **dict.fromkeys(("Masking", "TimeDistributed"), "it passes a mask on: {}"),
+}
+_BY_CONVERTER = "the converter quantizes it by the representative dataset"
+
+_NORMALIZATIONS = ("BatchNormalization", "SyncBatchNormalization")
+# A factor and an offset for each channel behind a linear layer of the next, and alone in reading it, become part of it.
+_AFFINE = frozenset((*_NORMALIZATIONS, "Rescaling", "LayerScale"))
+_TAKE_AFFINE = frozenset(_KERNELS) - {"Conv2DTranspose"}
+# A ReLU behind one of these, read by it alone, is part of their op.
+_TAKE_RELU = frozenset((*_KERNELS, *_NORMALIZATIONS, "Add", "Subtract", "Multiply", "Rescaling"))
+
+_FIXED = {"sigmoid": [0.0, 255 / 256], "softmax": [0.0, 255 / 256], "tanh": [-1.0, 127 / 128]}
+# tfmot quantizes before these: the flatbuffer has a tensor there.
+_QUANTIZED_BEFORE = frozenset(("softmax", "sigmoid", "tanh", "gelu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """config: what LayerQuantizeConfig takes; None where the layer needs nothing. why: in words.
+
+    parted: the name of the class in keras_bridge/quantize_configs.py that stands for the layer's own.
+    """
+
+    config: dict[str, Any] | None = None
+    parted: str = ""
+    why: str = ""
+
+
+def placements(model: Any) -> dict[str, Placement | str]:
+    """Layer name -> Placement, or the reason why the layer is left to the converter. Inputs are left out.
+
+    model: a clone of its own (`graph.cloned`), so that its nodes tell who feeds whom.
+    """
+    graph = _Graph(model)
+    return {layer.name: graph.place(layer) for layer in graph.layers}
+
+
+def whole_number_inputs(model: Any) -> frozenset[str]:
+    """Names of the Input layers that take integers: nothing to quantize."""
+    kind = import_tf_keras().layers.InputLayer
+    return frozenset(layer.name for layer in model.layers if isinstance(layer, kind) and not _is_real(layer.output))
+
+
+class _Graph:
+    def __init__(self, model: Any) -> None:
+        tf_keras = import_tf_keras()
+        self.layers = [layer for layer in model.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
+        self._model_class = tf_keras.Model
+        self._outputs = {id(tensor) for tensor in model.outputs}
+        self._output_layers = {tensor._keras_history.layer.name for tensor in model.outputs}
+        self._in_hard_swish = {
+            inner.name for layer in self.layers if kind(layer) == "Multiply" for inner in self._hard_swish(layer)
+        }
+
+    def place(self, layer: Any) -> Placement | str:
+        reason = self._reason_to_leave(layer)
+        if reason:
+            return reason
+        name = kind(layer)
+        if layer.name in self._in_hard_swish:
+            return Placement(why="part of the HARD_SWISH behind it")
+        if name in _PASS_ON or (_activation(layer) == "linear" and name == "Activation"):
+            return Placement(why="passes on what it gets, scale and all")
+        if self._reader_takes_it_in(layer):
+            return self._weighted(layer, None, "its range is taken behind the layer that follows")
+        return self._with_output(layer, name)
+
+    def _with_output(self, layer: Any, name: str) -> Placement:
+        activation = "softmax" if name == "Softmax" else _activation(layer)
+        is_last = layer.name in self._output_layers
+        if name in ("Activation", "Softmax"):
+            if activation in _FIXED:
+                output = None if is_last else _FIXED[activation]
+                return Placement(config={"output": output} if output else None, why="its range is fixed")
+            return Placement(config={"output": OBSERVED}, why="its output")
+        if activation in _QUANTIZED_BEFORE and name in _KERNELS:
+            fixed = None if is_last else _FIXED.get(activation or "")
+            return self._weighted(layer, fixed, f"its kernel, and around its {activation}", activation=True)
+        return self._weighted(layer, OBSERVED, "its output")
+
+    def _weighted(self, layer: Any, output: Any, why: str, *, activation: bool = False) -> Placement:
+        name = kind(layer)
+        weights = _KERNELS.get(name, {})
+        if not weights and output is None and not activation:
+            return Placement(why=why)
+        config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
+        told = f"its kernel, {why}" if weights and not activation else why
+        if name not in _PARTED:
+            return Placement(config=config, why=told)
+        parted, tensors = _PARTED[name]
+        return Placement(config={**config, "tensors": tensors}, parted=parted, why=told)
+
+    def _reason_to_leave(self, layer: Any) -> str | None:
+        if isinstance(layer, self._model_class):
+            return "it is a model inside the model: bring it in flat (keras_bridge.to_tf_keras)"
+        if kind(layer) in _LEFT_WHOLE:
+            return _LEFT_WHOLE[kind(layer)].format(_BY_CONVERTER)
+        if len(layer.inbound_nodes) != 1:
+            return f"it is used {len(layer.inbound_nodes)} times, with a range for each: {_BY_CONVERTER}"
+        node = layer.inbound_nodes[0]
+        if len(node.call_args) != 1 or _tensors(node.call_kwargs):
+            return f"it takes several inputs apart: {_BY_CONVERTER}"
+        outputs = _tensors(node.outputs)
+        if len(outputs) != 1 or not _is_real(outputs[0]):
+            return "it gives several tensors, or whole numbers: there is nothing to quantize, or no one range"
+        if any(getattr(tensor, "_keras_mask", None) is not None for tensor in (*_tensors(node.call_args), *outputs)):
+            return f"a mask passes through it, which tfmot's wrapper would drop: {_BY_CONVERTER}"
+        return None
+
+    def _reader_takes_it_in(self, layer: Any) -> bool:
+        """Whether the one layer behind it becomes part of its op, so that the flatbuffer has no tensor between."""
+        reader = self._only_reader(layer)
+        if reader is None or _activation(layer) not in (None, "linear"):
+            return False
+        is_affine = kind(reader) in _AFFINE or _scale_and_offset(reader) is not None
+        if is_affine and kind(layer) in _TAKE_AFFINE:
+            return kind(reader) not in _NORMALIZATIONS or _normalizes_last_axis(reader)
+        return kind(layer) in _TAKE_RELU and is_fusable_relu(reader)
+
+    def _only_reader(self, layer: Any) -> Any:
+        nodes = layer.outbound_nodes
+        return nodes[0].outbound_layer if len(nodes) == 1 and layer.name not in self._output_layers else None
+
+    def _hard_swish(self, multiply: Any) -> list[Any]:
+        """The layers of x * relu6(x + 3) / 6 but the last, where `multiply` ends one."""
+        inputs = multiply.inbound_nodes[0].inbound_layers if len(multiply.inbound_nodes) == 1 else None
+        if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
+            return []
+        for source, sixth in (inputs, inputs[::-1]):
+            relu = self._before(sixth) if _is_rescaling(sixth, 1 / 6, 0) else None
+            shifted = self._before(relu) if relu is not None and is_fusable_relu(relu) and _cap(relu) == 6 else None
+            if shifted is not None and _is_rescaling(shifted, 1, 3) and self._before(shifted, alone=False) is source:
+                return [shifted, relu, sixth]
+        return []
+
+    def _before(self, layer: Any, *, alone: bool = True) -> Any:
+        """The layer that feeds this one alone; `alone`: and that nothing else reads."""
+        if len(layer.inbound_nodes) != 1:
+            return None
+        before = layer.inbound_nodes[0].inbound_layers
+        if isinstance(before, (list, tuple)) or (alone and self._only_reader(before) is not layer):
+            return None
+        return before
+
+
+def kind(layer: Any) -> str:
+    """The name of the layer's class, where it is Keras' own or a user's."""
+    return type(layer).__name__
+
+
+def is_fusable_relu(layer: Any) -> bool:
+    """Whether the layer is a ReLU or ReLU6, which TFLite's ops take into themselves."""
+    if kind(layer) == "ReLU":
+        return float(layer.negative_slope) == 0 and float(layer.threshold) == 0 and _cap(layer) in (None, 6)
+    return kind(layer) == "Activation" and _activation(layer) in ("relu", "relu6")
+
+
+def _cap(layer: Any) -> float | None:
+    if kind(layer) == "ReLU":
+        return None if layer.max_value is None else float(layer.max_value)
+    return 6.0 if _activation(layer) == "relu6" else None
+
+
+def _activation(layer: Any) -> str | None:
+    activation = getattr(layer, "activation", None)
+    return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
+
+
+def _is_rescaling(layer: Any, scale: float, offset: float) -> bool:
+    values = _scale_and_offset(layer)
+    return values is not None and all(abs(a - b) < 1e-6 for a, b in zip(values, (scale, offset), strict=True))
+
+
+def _scale_and_offset(layer: Any) -> tuple[float, float] | None:
+    """What a Rescaling, or an operator applied to a tensor and a number, multiplies by and adds; None of all else."""
+    if kind(layer) == "Rescaling":
+        values = (layer.scale, layer.offset)
+    elif kind(layer) == "TFOpLambda" and len(layer.inbound_nodes) == 1:
+        other = layer.inbound_nodes[0].call_kwargs.get("y")
+        values = {
+            "__operators__.add": (1.0, other),
+            "math.add": (1.0, other),
+            "__operators__.mul": (other, 0.0),
+            "math.multiply": (other, 0.0),
+        }.get(layer.get_config().get("function", ""), (None, None))
+    else:
+        return None
+    scale, offset = values
+    return (
+        (float(scale), float(offset)) if isinstance(scale, (int, float)) and isinstance(offset, (int, float)) else None
+    )
+
+
+def _normalizes_last_axis(layer: Any) -> bool:
+    axis = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    return list(axis) in ([-1], [len(layer.output.shape) - 1])
+
+
+def _is_real(tensor: Any) -> bool:
+    return bool(tensor.dtype.is_floating) if hasattr(tensor.dtype, "is_floating") else "float" in str(tensor.dtype)
+
+
+def _tensors(nested: Any) -> list[Any]:
+    import tensorflow as tf
+
+    return [each for each in tf.nest.flatten(nested) if hasattr(each, "_keras_history")]

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before any work: of every layer, whether it can be pruned and quantization-aware trained, why not, what to do."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tfq.compression import annotate, placement
+from tfq.compression.graph import cloned, named_layers
+from tfq.compression.prunable import reason_not_prunable
+from tfq.config import CompressionConfig, PruneConfig, QATConfig
+from tfq.errors import TfqError
+from tfq.keras_bridge import import_tf_keras, model_kind
+
+QAT, PTQ_ONLY, UNSUPPORTED = "qat", "ptq_only", "unsupported"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerVerdict:
+    """One layer of the user's model.
+
+    name: "outer/inner" in a nested model. kind: its class. prunable: whether pruning can make zeros in it.
+    qat: "qat" (fake-quantized in training), "ptq_only" (quantized by the converter alone, as after training),
+    "unsupported" (nothing can be done with it). reason: why, or what is quantized. advice: what to do, if anything.
+    """
+
+    name: str
+    kind: str
+    prunable: bool
+    qat: str
+    reason: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """The verdict on every layer, in order; `notes` are about the model as a whole."""
+
+    model: str
+    layers: tuple[LayerVerdict, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether no layer is unsupported and there is anything to compress."""
+        return bool(self.layers) and all(layer.qat != UNSUPPORTED for layer in self.layers)
+
+    def counts(self) -> dict[str, int]:
+        """How many layers are prunable, and how many have each verdict on QAT."""
+        return {
+            "layers": len(self.layers),
+            "prunable": sum(layer.prunable for layer in self.layers),
+            **{verdict: sum(layer.qat == verdict for layer in self.layers) for verdict in (QAT, PTQ_ONLY, UNSUPPORTED)},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "model": self.model,
+            "ok": self.ok,
+            "counts": self.counts(),
+            "layers": [asdict(layer) for layer in self.layers],
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """For the terminal: a row for each layer, reasons behind it, and what comes out of it."""
+        rows = [("layer", "kind", "prune", "QAT", "why, and what to do")]
+        rows += [
+            (
+                layer.name,
+                layer.kind,
+                "yes" if layer.prunable else "-",
+                layer.qat.replace("_", " "),
+                f"{layer.reason}. {layer.advice}" if layer.advice else layer.reason,
+            )
+            for layer in self.layers
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+            for row in rows
+        ]
+        counts = self.counts()
+        told = (
+            f"{self.model}: {counts['layers']} layers: {counts['prunable']} prunable; {counts[QAT]} for QAT, "
+            f"{counts[PTQ_ONLY]} for the converter alone, {counts[UNSUPPORTED]} unsupported"
+        )
+        return "\n".join([*lines, "", told, *self.notes])
+
+
+def preflight(model: Any, config: CompressionConfig | None = None) -> Preflight:
+    """What compression can do with each layer of `model`; trains nothing and changes nothing.
+
+    model: a built model of either Keras, or the BridgeResult of one. Layers are called by the user's names. What the
+        bridge cannot bring over is a row ("unsupported"), not an exception.
+    config: its qat.layers count, and what form of zeros prune wants (blocks, m:n); defaults take all.
+    Raises InputError where `model` is no Keras model, or a pattern in qat.layers fits no layer.
+    """
+    from tfq.keras_bridge.bridge import BridgeResult, to_tf_keras
+
+    config = config or CompressionConfig()
+    if isinstance(model, BridgeResult):
+        return _of_bridged(model, config)
+    model_kind(model)
+    try:
+        result = to_tf_keras(model)
+    except TfqError as error:
+        return _unbridged(model, error)
+    return _of_bridged(result, config)
+
+
+def _of_bridged(result: Any, config: CompressionConfig) -> Preflight:
+    layers = {layer.name: layer for layer in result.model.layers}
+    clone, _ = cloned(result.model)
+    placed = annotate.chosen(clone, config.qat if config.qat.enabled else QATConfig())
+    form = config.prune if config.prune.enabled else None
+    kinds = {name: type(layer).__name__ for name, layer in _named(result.source)}
+    input_layer = import_tf_keras().layers.InputLayer
+    verdicts = []
+    for name, made in result.layer_map.items():
+        known = [layers[each] for each in made if each in layers and not isinstance(layers[each], input_layer)]
+        if not known and any(isinstance(layers.get(each), input_layer) for each in made):
+            continue
+        verdicts.append(_verdict(name, kinds.get(name, ""), known, placed, form))
+    return Preflight(model=result.source.name, layers=tuple(verdicts), notes=tuple(result.notes))
+
+
+def _verdict(
+    name: str,
+    kind: str,
+    layers: list[Any],
+    placed: dict[str, placement.Placement | str],
+    form: PruneConfig | None,
+) -> LayerVerdict:
+    if not layers:
+        return LayerVerdict(name=name, kind=kind, prunable=False, qat=QAT, reason="left out: it does nothing here")
+    pruning = [reason_not_prunable(layer, form) for layer in layers]
+    found = [placed[layer.name] for layer in layers]
+    left = [place for place in found if isinstance(place, str)]
+    told = dict.fromkeys(place.why for place in found if isinstance(place, placement.Placement))
+    why_not = next((reason for reason, layer in zip(pruning, layers, strict=True) if reason and layer.weights), None)
+    reason = left[0] if left else "fake quantization of " + "; ".join(told) if _any_config(found) else "; ".join(told)
+    return LayerVerdict(
+        name=name,
+        kind=kind or type(layers[0]).__name__,
+        prunable=None in pruning,
+        qat=PTQ_ONLY if left else QAT,
+        reason=f"{reason}; not pruned: {why_not}" if why_not else reason,
+        advice=_advice(left[0]) if left else "",
+    )
+
+
+def _any_config(found: list[placement.Placement | str]) -> bool:
+    return any(isinstance(place, placement.Placement) and place.config for place in found)
+
+
+def _advice(reason: str) -> str:
+    if "pattern" in reason:
+        return "Widen qat.layers to train it too"
+    if "recurrent" in reason:
+        return "Give convert the representative data; unroll=True lets the converter quantize its loop"
+    return "Give convert the representative data"
+
+
+def _unbridged(model: Any, error: TfqError) -> Preflight:
+    """Every layer as a row, with what the bridge said of those that it names."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    verdicts = []
+    for name, layer in _named(model):
+        said = next((line for line in lines if _speaks_of(line, name)), None)
+        verdicts.append(
+            LayerVerdict(
+                name=name,
+                kind=type(layer).__name__,
+                prunable=False,
+                qat=UNSUPPORTED if said else PTQ_ONLY,
+                reason=said or "it could be taken, but the model as a whole cannot",
+                advice="Replace the layer, or register a pair of translators (tfq.keras_bridge.register_translator)"
+                if said
+                else "",
+            )
+        )
+    if all(verdict.qat != UNSUPPORTED for verdict in verdicts):
+        whole = LayerVerdict(
+            name=str(getattr(model, "name", "model")),
+            kind=type(model).__name__,
+            prunable=False,
+            qat=UNSUPPORTED,
+            reason=lines[0] if lines else "unknown",
+            advice="Build it as a functional model of Keras' own layers",
+        )
+        verdicts = [whole, *verdicts]
+    return Preflight(model=str(getattr(model, "name", "model")), layers=tuple(verdicts), notes=(lines[0],))
+
+
+def _speaks_of(line: str, name: str) -> bool:
+    return line.startswith((f"{name}:", f"{name!r}:", f"layer {name!r}", f"layer {name}:"))
+
+
+def _named(model: Any) -> Iterator[tuple[str, Any]]:
+    try:
+        pairs = list(named_layers(model))
+    except (AttributeError, ValueError):
+        pairs = []
+    return iter([(name, layer) for name, layer in pairs if type(layer).__name__ != "InputLayer"])

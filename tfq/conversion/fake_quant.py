@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What quantization-aware training has learned, taken out of the model and held as ranges of its tensors.
+
+The converter turns a FakeQuant into a QUANTIZE and a DEQUANTIZE, which name the tensor before them and its range to the
+bit. With these taken out, the flatbuffer is a float one, of which some tensors have ranges and the rest can be
+calibrated: so a model that is fake-quantized in part becomes all int8, as after training.
+A weight's own fake quantization is symmetric and ends at its largest value: the quantizer makes the same codes of the
+plain weight. It goes before conversion, for it would keep reshapes and factors of weights from being folded.
+"""
+
+import collections
+from dataclasses import dataclass
+from typing import Any
+
+from tfq import flatbuffer
+from tfq.flatbuffer.schema import OPERATORS
+
+_PREFIX = "FakeQuantWithMinMaxVars"
+_PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
+# Between a weight and its fake quantization: what moves values, or passes them on.
+_MOVES = frozenset(("Identity", "Reshape", "Transpose", "ExpandDims", "Squeeze", "ReadVariableOp", "Mul"))
+
+_QUANTIZE, _DEQUANTIZE = OPERATORS.index("QUANTIZE"), OPERATORS.index("DEQUANTIZE")
+
+# Their output has the scale of their first input; the quantizer may take it from either.
+_MOVES_CODES = """
+    BATCH_TO_SPACE_ND DEPTH_TO_SPACE EXPAND_DIMS GATHER MAX_POOL_2D MIRROR_PAD PAD RESHAPE RESIZE_NEAREST_NEIGHBOR
+    REVERSE_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SQUEEZE STRIDED_SLICE TILE TRANSPOSE
+"""
+_SAME_SCALE = frozenset(_MOVES_CODES.split())
+
+Ranges = dict[tuple[int, int], tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightGranularity:
+    """How many weights were trained with one scale for all of it, and with one for each channel; matrices apart.
+
+    moved: of all, those that were brought into another shape for it, which TensorFlow's own converter cannot undo.
+    """
+
+    per_tensor: int = 0
+    per_channel: int = 0
+    dense_per_tensor: int = 0
+    dense_per_channel: int = 0
+    moved: int = 0
+
+
+def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
+    """A copy of a frozen graph whose weights are as they were trained, and the granularity they were trained with."""
+    graph = type(graph_def)()
+    graph.CopyFrom(graph_def)
+    nodes = {node.name: node for node in graph.node}
+    readers = collections.defaultdict(list)
+    for node in graph.node:
+        for source in node.input:
+            readers[_name(source)].append(node)
+    counts: collections.Counter[str] = collections.Counter()
+    for node in graph.node:
+        if not node.op.startswith(_PREFIX) or not _is_constant(nodes, node.input[0]):
+            continue
+        granularity = "per_channel" if node.op == _PER_CHANNEL else "per_tensor"
+        is_dense = any(reader.op == "MatMul" for reader in _behind(readers, node.name))
+        counts[f"dense_{granularity}" if is_dense else granularity] += 1
+        counts["moved"] += any(reader.op in ("Reshape", "Transpose") for reader in readers[node.name])
+        _make_identity(node)
+    return graph, WeightGranularity(**counts)
+
+
+def _make_identity(node: Any) -> None:
+    dtype, data = node.attr["T"].type or 1, node.input[0]
+    del node.input[:]
+    node.input.append(data)
+    node.op = "Identity"
+    for name in list(node.attr):
+        del node.attr[name]
+    node.attr["T"].type = dtype
+
+
+def _is_constant(nodes: dict[str, Any], source: str) -> bool:
+    node = nodes[_name(source)]
+    if node.op == "Const":
+        return True
+    data = [each for each in node.input if not each.startswith("^")]
+    return node.op in _MOVES and bool(data) and all(_is_constant(nodes, each) for each in data)
+
+
+def _behind(readers: dict[str, list[Any]], name: str) -> list[Any]:
+    found = []
+    for reader in readers[name]:
+        found += _behind(readers, reader.name) if reader.op in _MOVES else [reader]
+    return found
+
+
+def _name(source: str) -> str:
+    return source.lstrip("^").partition(":")[0]
+
+
+def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
+    """A float flatbuffer without its pairs of QUANTIZE and DEQUANTIZE, and the ranges that they had.
+
+    model: a flatbuffer as the converter makes it of a trace with fake quantization. A tensor that is quantized in
+    several ways, one behind the other, has the last range.
+    """
+    edited = flatbuffer.unpack(model)
+    ranges: Ranges = {}
+    for number, graph in enumerate(edited.subgraphs):
+        codes = [edited.operatorCodes[op.opcodeIndex].builtinCode for op in graph.operators]
+        constants = {
+            index for index, tensor in enumerate(graph.tensors) if edited.buffers[tensor.buffer].data is not None
+        }
+        found = _take_out(graph, codes)
+        ranges |= {(number, tensor): ends for tensor, ends in found.items() if tensor not in constants}
+    _forget_unused_ops(edited)
+    return flatbuffer.pack(edited, len(model)), ranges
+
+
+def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
+    """`ranges` of the flatbuffer `model`, and the same of tensors that ops which only move values connect with them.
+
+    What calibration finds on the far side of a RESHAPE would else be taken for both sides of it.
+    """
+    found = dict(ranges)
+    for number, graph in enumerate(flatbuffer.read(model).subgraphs):
+        moves = [((number, op.inputs[0]), (number, op.outputs[0])) for op in graph.ops if op.name in _SAME_SCALE]
+        for before, behind in moves:
+            if before in found:
+                found[behind] = found[before]
+        for before, behind in reversed(moves):
+            if behind in found and before not in found and not graph.tensors[before[1]].is_constant:
+                found[before] = found[behind]
+    return found
+
+
+def _forget_unused_ops(edited: Any) -> None:
+    """Interpreters want a kernel for each operator code, used or not."""
+    used = sorted({op.opcodeIndex for graph in edited.subgraphs for op in graph.operators})
+    edited.operatorCodes = [edited.operatorCodes[index] for index in used]
+    for graph in edited.subgraphs:
+        for op in graph.operators:
+            op.opcodeIndex = used.index(op.opcodeIndex)
+
+
+def _take_out(graph: Any, codes: list[int]) -> dict[int, tuple[float, float]]:
+    quantizes = {int(op.outputs[0]): op for op, code in zip(graph.operators, codes, strict=True) if code == _QUANTIZE}
+    source_of: dict[int, int] = {}
+    ranges: dict[int, tuple[float, float]] = {}
+    kept = []
+    for op, code in zip(graph.operators, codes, strict=True):
+        if code == _QUANTIZE:
+            continue
+        op.inputs = [source_of.get(int(index), int(index)) for index in op.inputs]
+        if code != _DEQUANTIZE or int(op.inputs[0]) not in quantizes:
+            kept.append(op)
+            continue
+        codes_of = int(op.inputs[0])
+        real = int(quantizes[codes_of].inputs[0])
+        source_of[int(op.outputs[0])] = real = source_of.get(real, real)
+        ends = _range(graph.tensors[codes_of].quantization)
+        if ends is not None:
+            ranges[real] = ends
+    graph.operators = kept
+    graph.outputs = [source_of.get(int(index), int(index)) for index in graph.outputs]
+    return ranges
+
+
+def _range(quantization: Any) -> tuple[float, float] | None:
+    """What codes of a whole uint8 tensor can say; None of one with a scale for each channel."""
+    scales, zero_points = quantization.scale, quantization.zeroPoint
+    if len(scales) != 1:
+        return None
+    scale, zero_point = float(scales[0]), int(zero_points[0])
+    return -zero_point * scale, (255 - zero_point) * scale
