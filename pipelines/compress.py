@@ -1,27 +1,48 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Prune and quantization-aware train a tf_keras model on --data, and save it in --out.
+"""Make a Keras model of either Keras smaller on --data: take filters out, prune weights, quantization-aware train.
 
     tfq compress --model=out/train/digits_cnn.keras --data=digits --prune.final_sparsity=0.5 --out=out/compress
+    tfq compress --model=model.keras --preflight
 
-The file is <model>_pruned_qat.h5, or _pruned or _qat when --noqat or --noprune leaves one out.
+Writes a tf_keras model for `tfq convert`, <model>_pruned_qat.h5, called by what was done (filtered, pruned, qat); of a
+Keras 3 model also <model>_pruned_qat.keras, the model as it was given with the trained weights in it. --preflight says
+what each layer can take, and exits 1 where one cannot be taken at all.
 """
 
 from collections.abc import Sequence
 
 from tfq import flags, scripts, stages
+from tfq.errors import RequirementError
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
+    if invocation.preflight:
+        preflight(invocation)
+        return
+    stages.compression_suffix(config)
     out = scripts.out_dir(invocation)
     model = stages.load(config, allow_code=invocation.allow_code)
-    model, details = stages.compress(model, config)
-    path = stages.save_keras(model, out / f"{stages.model_name(config)}_{stages.compression_suffix(config)}.h5")
-    record = scripts.record(invocation, "compress", file=path.name, **details)
+    compressed = stages.compress(model, config)
+    stem = f"{stages.model_name(config)}_{stages.compression_suffix(config)}"
+    path = stages.save_keras(compressed.model, out / f"{stem}.h5")
+    details = compressed.details
     lines = [f"{path}: fraction of zeros by layer"]
     lines += [f"  {share:6.1%}  {layer}" for layer, share in details["sparsity"].items()]
+    if compressed.user_model is not None:
+        path_of_yours = stages.save_keras(compressed.user_model, out / f"{stem}.keras")
+        lines.append(f"{path_of_yours}: your own Keras 3 model with the trained weights")
+    record = scripts.record(invocation, "compress", file=path.name, **details)
     scripts.finish(invocation, record, "\n".join(lines))
+
+
+def preflight(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    table = stages.preflight(stages.load(config, allow_code=invocation.allow_code), config)
+    scripts.finish(invocation, scripts.record(invocation, "preflight", preflight=table.to_dict()), table.to_text())
+    if not table.ok:
+        raise RequirementError(f"--model={config.model} has layers that cannot be compressed: see the table")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,13 @@ _PUBLIC = {
     "audit": "tfq.flatbuffer:audit_model",
     "evaluate": "tfq.evaluation:evaluate_model",
     "prune": "tfq.compression:prune_model",
+    "prune_filters": "tfq.compression:prune_filters",
     "qat": "tfq.compression:qat_model",
+    "preflight": "tfq.compression:preflight",
+    "to_tf_keras": "tfq.keras_bridge:to_tf_keras",
+    "return_weights": "tfq.keras_bridge:return_weights",
+    "register_translator": "tfq.keras_bridge:register_translator",
+    "qat_parity": "tfq.conversion:qat_parity",
     "run": "tfq.recipe:run_recipe",
     "load_model": "tfq.keras_bridge:load_model",
     "load_split": "tfq.data:load_split",
@@ -28,7 +34,10 @@ _PUBLIC = {
     "RunConfig": "tfq.config:RunConfig",
     "DataConfig": "tfq.config:DataConfig",
     "PruneConfig": "tfq.config:PruneConfig",
+    "FiltersConfig": "tfq.config:FiltersConfig",
     "QATConfig": "tfq.config:QATConfig",
+    "DistillationConfig": "tfq.config:DistillationConfig",
+    "CompressionConfig": "tfq.config:CompressionConfig",
     "TrainConfig": "tfq.config:TrainConfig",
     "ConversionConfig": "tfq.config:ConversionConfig",
     "AuditConfig": "tfq.config:AuditConfig",
@@ -42,19 +51,25 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 if TYPE_CHECKING:
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
     from tfq.callbacks import TFLiteExport as TFLiteExport
+    from tfq.compression import prune_filters as prune_filters
     from tfq.compression import prune_model as prune
     from tfq.compression import qat_model as qat
+    from tfq.compression.preflight import preflight as preflight
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
+    from tfq.config import CompressionConfig as CompressionConfig
     from tfq.config import ConversionConfig as ConversionConfig
     from tfq.config import DataConfig as DataConfig
+    from tfq.config import DistillationConfig as DistillationConfig
     from tfq.config import EvaluationConfig as EvaluationConfig
+    from tfq.config import FiltersConfig as FiltersConfig
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig
     from tfq.config import RunConfig as RunConfig
     from tfq.config import TrainConfig as TrainConfig
     from tfq.conversion import convert_model as convert
     from tfq.conversion import trace as trace
+    from tfq.conversion.qat_parity import qat_parity as qat_parity
     from tfq.data import load_split as load_split
     from tfq.errors import AuditError as AuditError
     from tfq.errors import InputError as InputError
@@ -64,6 +79,9 @@ if TYPE_CHECKING:
     from tfq.evaluation import evaluate_model as evaluate
     from tfq.flatbuffer import audit_model as audit
     from tfq.keras_bridge import load_model as load_model
+    from tfq.keras_bridge import register_translator as register_translator
+    from tfq.keras_bridge import return_weights as return_weights
+    from tfq.keras_bridge import to_tf_keras as to_tf_keras
     from tfq.recipe import run_recipe as run
 
 

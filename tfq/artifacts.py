@@ -166,6 +166,16 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_path(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file, or of a directory: of the names and hashes of all files in it, at any depth."""
+    path = Path(path)
+    if not path.is_dir():
+        return sha256_file(path)
+    files = sorted(each for each in path.rglob("*") if each.is_file())
+    listed = [f"{each.relative_to(path).as_posix()} {sha256_file(each)}\n" for each in files]
+    return sha256("".join(listed).encode())
+
+
 def cache_dir() -> Path:
     """Where tfq keeps what it can make again: $TFQ_CACHE_DIR, else $XDG_CACHE_HOME/tfq, else ~/.cache/tfq."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")

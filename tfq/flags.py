@@ -2,7 +2,7 @@
 """The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
 
 A script sees the flags of its own section under their bare path (`convert --scheme=int8` sets
-`conversion.scheme`) beside the common ones (`--model --data --out --seed`); `run` sees every
+`conversion.scheme`) beside the common ones (`--model --data --out --custom_objects --seed`); `run` sees every
 flag under its whole path. Precedence: default < --config < flag.
 """
 
@@ -18,7 +18,7 @@ from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 from tfq.settings import field_types, is_section, section_field
 
-COMMON = ("model", "data", "out", "seed")
+COMMON = ("model", "data", "out", "custom_objects", "seed")
 
 
 class Setting(NamedTuple):
@@ -38,6 +38,7 @@ class Invocation(NamedTuple):
     allow_code: bool
     verbosity: int
     fresh: bool = False
+    preflight: bool = False
 
 
 class HelpRequested(Exception):
@@ -61,6 +62,10 @@ def parse(arguments: Sequence[str], *, script: str, section: str | None, descrip
     values = _define(settings)
     if section is None:
         flags.DEFINE_boolean("fresh", False, "forget what an earlier run left in --out", flag_values=values)
+    if section == "compression":
+        flags.DEFINE_boolean(
+            "preflight", False, "only say what each layer of --model can take, and end", flag_values=values
+        )
     try:
         rest = values(list(arguments))
     except flags.Error as error:
@@ -80,7 +85,8 @@ def parse(arguments: Sequence[str], *, script: str, section: str | None, descrip
         format=values["format"].value,
         allow_code=values["allow_code"].value,
         verbosity=values["verbosity"].value,
-        fresh=section is None and values["fresh"].value,
+        fresh="fresh" in values and values["fresh"].value,
+        preflight="preflight" in values and values["preflight"].value,
     )
 
 
@@ -188,7 +194,7 @@ def _help(script: str, description: str, settings: Sequence[Setting], values: fl
     """The text of --help: what the script does, then every flag with its default, the common ones first."""
     lines = [f"tfq {script}: {description.strip()}", "", "Flags:"]
     names = [setting.flag for setting in settings] + [
-        name for name in ("config", "fresh", "format", "allow_code", "verbosity", "help") if name in values
+        name for name in ("config", "fresh", "preflight", "format", "allow_code", "verbosity", "help") if name in values
     ]
     for name in names:
         flag = values[name]

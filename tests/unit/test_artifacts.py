@@ -124,3 +124,18 @@ def test_a_lock_keeps_processes_apart(tmp_path):
     for process in processes:
         process.join()
     assert sorted(path.read_text()) == ["a"] * 20 + ["b"] * 20
+
+
+def test_the_hash_of_a_directory_is_of_its_files_and_their_names(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "variables").mkdir(parents=True)
+        (tmp_path / name / "saved_model.pb").write_bytes(b"graph")
+        (tmp_path / name / "variables" / "data").write_bytes(b"weights")
+    first = artifacts.sha256_path(tmp_path / "a")
+    assert artifacts.sha256_path(tmp_path / "b") == first
+    (tmp_path / "b" / "variables" / "data").rename(tmp_path / "b" / "variables" / "other")
+    assert artifacts.sha256_path(tmp_path / "b") != first
+    (tmp_path / "a" / "variables" / "data").write_bytes(b"weight5")
+    assert artifacts.sha256_path(tmp_path / "a") != first
+    file = tmp_path / "a" / "saved_model.pb"
+    assert artifacts.sha256_path(file) == artifacts.sha256_file(file) == artifacts.sha256(b"graph")

@@ -84,10 +84,10 @@ def test_literts_profiler_times_every_op_on_all_kernels_and_names_its_layer(reco
 
 
 def test_the_time_of_the_ops_is_that_of_the_inference(record):
-    # On TFLite's kernels, whose times are not cut to whole microseconds. A wrong unit is 1000, load is less than 5.
+    # On TFLite's kernels, whose times are not cut to whole microseconds. A wrong unit is 1000, load far less.
     for model in record["models"]:
         if model["kernels"] != "xnnpack":
-            assert 0.2 < sum(op["ms"] for op in model["ops"]) / model["p50_ms"] < 5
+            assert 1 / 30 < sum(op["ms"] for op in model["ops"]) / model["p50_ms"] < 30
 
 
 def test_a_model_of_dynamic_batch_is_timed_and_profiled():

@@ -12,6 +12,10 @@ from tfq.runners import sysroot
 from tfq.runners.emulator import Sysroot
 
 
+def compressed_to(model):
+    return stages.Compressed(model=model, user_model=None, details={"sparsity": {}})
+
+
 def run_of(model, out):
     config = RunConfig(model=str(model), out=str(out))
     return Run(config=config, out=out, store=StageStore(out), allow_code=True)
@@ -19,7 +23,7 @@ def run_of(model, out):
 
 def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_gives_it_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "load", lambda config, allow_code: "model")
-    monkeypatch.setattr(stages, "compress", lambda model, config: (f"compressed {model}", {"sparsity": {}}))
+    monkeypatch.setattr(stages, "compress", lambda model, config: compressed_to(f"compressed {model}"))
     monkeypatch.setattr(stages, "save_keras", lambda model, path: artifacts.write_text(path, model))
     out = tmp_path / "out"
     out.mkdir()
@@ -36,7 +40,7 @@ def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_giv
 def test_what_a_stage_made_of_a_model_with_code_may_be_loaded_with_its_code(tmp_path, monkeypatch):
     allowed = []
     monkeypatch.setattr(stages, "load", lambda config, allow_code: allowed.append(allow_code) or "model")
-    monkeypatch.setattr(stages, "compress", lambda model, config: (model, {"sparsity": {}}))
+    monkeypatch.setattr(stages, "compress", lambda model, config: compressed_to(model))
     monkeypatch.setattr(stages, "save_keras", lambda model, path: artifacts.write_text(path, model))
     (tmp_path / "one.h5").write_bytes(b"weights")
     run = run_of(tmp_path / "one.h5", tmp_path)

@@ -64,7 +64,7 @@ def test_an_interrupt_that_a_library_turned_into_its_own_error_is_an_interrupt(e
     ("model", "told"),
     [
         ("gone.keras", "gone.keras does not exist: wanted a .keras, .h5 or .tflite file"),
-        ("folder.h5", "folder.h5 is a directory: wanted"),
+        ("folder.h5", "folder.h5 is a directory without saved_model.pb: wanted"),
     ],
 )
 def test_a_run_of_a_file_that_is_not_there_is_bad_input(model, told, tmp_path):

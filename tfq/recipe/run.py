@@ -94,9 +94,6 @@ def _check(config: RunConfig) -> None:
             "conversion.per_channel=false: quantization-aware training gives convolutions a scale for each channel: "
             "leave per_channel on, or switch QAT off"
         )
-    compresses = config.compression.prune.enabled or config.compression.qat.enabled
-    if compresses and config.training.keras == "keras" and not stages.is_file(config.model):
-        raise InputError("training.keras=keras: pruning and QAT take tf_keras models: switch both off, or use tf_keras")
     if config.evaluation.reference:
         raise InputError("evaluation.reference: a run compares with its own float32 flatbuffer: leave it out")
     if config.benchmark.against:

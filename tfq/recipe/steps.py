@@ -14,7 +14,7 @@ from tfq.recipe.store import StageResult, StageStore
 
 # What a stage calls its files: the name of --model, which the files in --out have, is not part of a stage's key.
 FLATBUFFER = "model.tflite"
-TRAINED, COMPRESSED = "trained.keras", "compressed.h5"
+TRAINED, COMPRESSED, RETURNED = "trained.keras", "compressed.h5", "returned.keras"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Loaded:
     @functools.cached_property
     def sha256(self) -> str:
         """Of its file."""
-        return artifacts.sha256_file(self._config.model)
+        return artifacts.sha256_path(self._config.model)
 
     @property
     def is_flatbuffer(self) -> bool:
@@ -102,7 +102,13 @@ def _trained(run: Run) -> Loaded:
     if stages.is_file(config.model):
         run.skip("train", f"{config.model} is a file: its weights are taken as they are")
         loaded = Loaded(config, allow_code=run.allow_code)
-        inputs = {"model": loaded.sha256, "compression": config.compression.to_dict(), "allow_code": run.allow_code}
+        own = Path(config.custom_objects)
+        inputs = {
+            "model": loaded.sha256,
+            "compression": config.compression.to_dict(),
+            "allow_code": run.allow_code,
+            "custom_objects": [str(own), artifacts.sha256_path(own) if own.is_file() else None],
+        }
 
         def check(directory: Path) -> dict[str, Any]:
             stages.check_compressible(loaded.model, config)
@@ -124,12 +130,16 @@ def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
     suffix = stages.compression_suffix(run.config)
 
     def make(directory: Path) -> dict[str, Any]:
-        compressed, details = stages.compress(model.model, run.config)
-        stages.save_keras(compressed, directory / COMPRESSED)
-        return details
+        compressed = stages.compress(model.model, run.config)
+        stages.save_keras(compressed.model, directory / COMPRESSED)
+        if compressed.user_model is not None:
+            stages.save_keras(compressed.user_model, directory / RETURNED)
+        return compressed.details
 
     inputs = {"model": model.sha256, "compression": run.config.compression.to_dict(), **data_inputs(run)}
     result = run.stage(f"compress ({suffix.replace('_', ', ')})", inputs, make)
+    if (result.directory / RETURNED).exists():
+        artifacts.copy_file(result.directory / RETURNED, run.out / f"{run.name}_{suffix}.keras")
     return _published(run, result.directory / COMPRESSED, f"{run.name}_{suffix}.h5"), result
 
 
@@ -152,7 +162,7 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
         _converted(run, model, "float", "float32", stage="convert to float32"),
         _converted(run, model, f"ptq_{scheme}", scheme, stage=f"convert to {scheme}"),
     ]
-    if not (config.compression.prune.enabled or config.compression.qat.enabled):
+    if not stages.is_compressed(config):
         run.skip("compress", "neither pruning nor QAT is asked for")
         return made, {}
     if model.is_flatbuffer:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop of resnet8_compression.py: one for every variant, the same to the bit for the same seed."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHIFT_PIXELS = 4
+
+
+class Augmented:
+    """Images in shuffled batches, flipped and shifted at random: by the seed and the epoch alone."""
+
+    def __init__(self, split: Any, batch_size: int, seed: int) -> None:
+        self._images, self._labels = np.ascontiguousarray(split.inputs["x"]), split.labels
+        self._batch_size, self._seed = batch_size, seed
+        self.start(0)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._images) / self._batch_size)
+
+    def start(self, epoch: int) -> None:
+        """Begin an epoch."""
+        self._epoch = epoch
+        self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._images))
+
+    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(images, labels) of a batch."""
+        rng = np.random.default_rng((self._seed, self._epoch, index))
+        chosen = self._order[index * self._batch_size :][: self._batch_size]
+        images = self._images[chosen]
+        flipped = rng.random(len(images)) < 0.5
+        images[flipped] = images[flipped, :, ::-1]
+        height, width = images.shape[1:3]
+        padded = np.pad(images, ((0, 0), (SHIFT_PIXELS,) * 2, (SHIFT_PIXELS,) * 2, (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (1, 2))
+        top, left = rng.integers(0, 2 * SHIFT_PIXELS + 1, (2, len(images)))
+        return np.moveaxis(windows[np.arange(len(images)), top, left], 1, -1), self._labels[chosen]
+
+
+def fit_for(splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, told: dict[str, Any]) -> Callable:
+    """The fit that prune_model, qat_model and prune_filters are given; every variant has this one."""
+    from tfq.keras_bridge import import_tf_keras
+    from tfq.training import gives_probabilities
+
+    keras = import_tf_keras()
+    augmented = Augmented(splits["train"], phase.batch_size, seed)
+    validation = splits["val"].inputs["x"], splits["val"].labels
+
+    class Batches(keras.utils.Sequence):
+        """As fit wants them: epoch by epoch, in order."""
+
+        epoch = 0
+
+        def __len__(self) -> int:
+            return len(augmented)
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            return augmented.batch(index)
+
+        def on_epoch_end(self) -> None:
+            self.epoch += 1
+            augmented.start(self.epoch)
+
+    class KeepsBest(keras.callbacks.Callback):
+        """Puts back, after training, the weights of the epoch with the best validation accuracy."""
+
+        best, weights, epoch = -1.0, None, 0
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            print(f"    epoch {epoch + 1}/{phase.epochs}: {_told(logs)}", flush=True)
+            told.setdefault("val_accuracy", []).append(float(logs["val_accuracy"]))
+            if keep_best and logs["val_accuracy"] > self.best:
+                self.best, self.epoch, self.weights = logs["val_accuracy"], epoch, self.model.get_weights()
+
+        def on_train_end(self, logs: Any = None) -> None:
+            if self.weights is not None:
+                self.model.set_weights(self.weights)
+                told["epoch"] = self.epoch + 1
+
+    def fit(model: Any, callbacks: list[Any]) -> None:
+        steps = len(augmented) * phase.epochs
+        optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(phase.learning_rate, steps))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
+        model.compile(optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
+        begin = time.monotonic()
+        model.fit(
+            Batches(),
+            epochs=phase.epochs,
+            validation_data=validation,
+            validation_batch_size=500,
+            callbacks=[*callbacks, KeepsBest()],
+            shuffle=False,
+            verbose=0,
+        )
+        told["secs"] = round(time.monotonic() - begin, 1)
+
+    return fit
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How a phase trains."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+def copied(model: Any) -> Any:
+    """A model of its own with the same weights."""
+    from tfq.keras_bridge import import_tf_keras
+
+    clone = import_tf_keras().models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    return clone
+
+
+def save_model(model: Any, path: Path) -> None:
+    """All of it or nothing."""
+    scratch = path.with_name(f"half_{path.name}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.save(scratch, include_optimizer=False)
+    scratch.replace(path)
+
+
+def _told(logs: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {float(value):.4f}" for name, value in logs.items())

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole way of one family, stage by stage, each stage's numbers kept as soon as they are there."""
+
+import resource
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tfq
+from family_matrix import zoo
+from family_matrix.settings import Settings
+from family_matrix.stock import first_line, identity_difference
+from family_matrix.verdict import FINAL_SPARSITY
+from tfq.artifacts import write_bytes, write_json
+from tfq.compression.preflight import preflight
+from tfq.compression.prune import pruning_plan
+from tfq.config import CompressionConfig
+from tfq.conversion.qat_parity import qat_parity
+from tfq.errors import remembered_warnings
+from tfq.keras_bridge import import_keras
+from tfq.keras_bridge.bridge import to_tf_keras
+from tfq.training import predict
+
+# Of the step size of the float training.
+PRUNE_RATE, QAT_RATE = 0.5, 0.2
+
+_IDENTITY_IMAGES = 16
+_MAX_NAMED = 5
+
+
+class Chain:
+    """One family on its way: its data, and the models as they come to be. A stage returns its record."""
+
+    def __init__(self, name: str, settings: Settings, folder: Path) -> None:
+        self.name, self.settings, self.folder = name, settings, folder
+        self.family = zoo.FAMILIES[name]
+        self.train_split = self._images("train", max(settings.train_steps * zoo.BATCH_SIZE, 256))
+        self.test_split = self._images("test", settings.limit)
+        self.config = CompressionConfig(
+            prune=tfq.PruneConfig(final_sparsity=FINAL_SPARSITY, frequency=max(1, settings.train_steps // 20))
+        )
+        self.model: Any = None
+        self.bridged: Any = None
+        self.promised: set[str] = set()
+        self.plan: Any = None
+        self.pruned: Any = None
+        self.quantized: Any = None
+        self.flatbuffer = b""
+
+    def train(self) -> dict[str, Any]:
+        """From nothing, with Keras 3; a model that was trained before a kill is taken from its file."""
+        path, keras = self.folder / "trained.keras", import_keras()
+        if path.exists():
+            self.model = tfq.load_model(path)
+        else:
+            settings = self.settings
+            self.model = zoo.trained(keras, self.name, self.train_split, settings.size, settings.train_steps)
+            self.model.save(self.folder / "training.keras")
+            (self.folder / "training.keras").replace(path)
+        return {"accuracy": self._accuracy(self.model), "parameters": self.model.count_params()}
+
+    def bridge(self) -> dict[str, Any]:
+        """Keras 3 to tf_keras."""
+        self.bridged = to_tf_keras(self.model, data=self._first(_IDENTITY_IMAGES))
+        return {"max_difference": self.bridged.max_difference, "notes": list(self.bridged.notes)}
+
+    def preflight(self) -> dict[str, Any]:
+        """What could be done to which layer, asked beforehand."""
+        found = preflight(self.bridged, self.config)
+        rows = found.layers
+        self.promised = {row.name for row in rows if row.prunable}
+        return {
+            "ok": found.ok,
+            "layers": len(rows),
+            "prunable": sum(row.prunable for row in rows),
+            **{kind: sum(row.qat == kind for row in rows) for kind in ("qat", "ptq_only", "unsupported")},
+            "not_trained": {row.name: row.reason for row in rows if row.qat != "qat"},
+        }
+
+    def prune(self) -> dict[str, Any]:
+        """Half of the weights of whatever is prunable, with half of the training's steps."""
+        self.plan = pruning_plan(self.bridged.model, self.config.prune)
+        self.pruned = tfq.prune(
+            self.bridged.model, self._fit(self.settings.train_steps // 2, PRUNE_RATE), self.config.prune
+        )
+        pruned = {self.bridged.origins[layer] for layer in self.plan.pruned}
+        return {
+            "accuracy": self._accuracy(self.pruned),
+            "layers": list(self.plan.pruned),
+            "not_as_promised": sorted(pruned ^ self.promised),
+        }
+
+    def qat(self) -> dict[str, Any]:
+        """Selective QAT, with half of the training's steps; before the first, the identity gate."""
+        fit = self._fit(self.settings.train_steps // 2, QAT_RATE)
+        told: dict[str, float] = {}
+
+        def gated_fit(model: Any, callbacks: list[Any]) -> None:
+            told.setdefault("identity", identity_difference(self.pruned, model, self._first(_IDENTITY_IMAGES)))
+            told.setdefault("untrained_accuracy", self._accuracy(model))
+            fit(model, callbacks)
+
+        self.quantized = tfq.qat(self.pruned, gated_fit, self.config.qat, calibration=self.train_split)
+        return {**told, "accuracy": self._accuracy(self.quantized)}
+
+    def convert(self) -> dict[str, Any]:
+        """To full int8, audited, with the zeros counted in the file."""
+        self.flatbuffer = tfq.convert(self.quantized, self.train_split)
+        write_bytes(self.folder / "int8.tflite", self.flatbuffer)
+        report = tfq.audit(self.flatbuffer, tfq.AuditConfig(require="full_int8"))
+        failures = [finding.message for finding in report.failures]
+        return {
+            "audit_ok": report.ok,
+            "audit_failures": failures[:_MAX_NAMED],
+            "ops": report.ops_visited,
+            "model_bytes": len(self.flatbuffer),
+            "sparsity": zeros_by_layer(report.weights, self.plan.pruned),
+        }
+
+    def parity(self) -> dict[str, Any]:
+        """Does the flatbuffer compute what the QAT model computes?"""
+        found = qat_parity(self.quantized, self.flatbuffer, self.test_split, limit=self.settings.limit)
+        evaluated = tfq.evaluate(self.flatbuffer, self.test_split, tfq.EvaluationConfig(num_runs=0))
+        return {**found.to_dict(), "text": found.to_text(), "accuracy": evaluated.accuracy}
+
+    def _images(self, split: str, limit: int) -> Any:
+        return zoo.images(self.settings.data, split, self.name, self.settings.size, limit)
+
+    def _first(self, count: int) -> np.ndarray:
+        [pixels] = self.test_split.inputs.values()
+        return pixels[:count]
+
+    def _fit(self, steps: int, share: float) -> Any:
+        def fit(model: Any, callbacks: list[Any]) -> None:
+            zoo.train(model, self.train_split, max(1, steps), share * self.family.learning_rate, callbacks)
+
+        return fit
+
+    def _accuracy(self, model: Any) -> float:
+        return float(np.mean(predict(model, self.test_split).argmax(axis=-1) == self.test_split.labels))
+
+
+STAGES = ("train", "bridge", "preflight", "prune", "qat", "convert", "parity")
+
+
+def measure(name: str, settings: Settings, folder: Path) -> None:
+    """All stages of one family into `folder`/chain.json, which is written anew after each; a failed one is the last."""
+    record: dict[str, Any] = {"stages": {}}
+    try:
+        chain = Chain(name, settings, folder)
+        for stage in STAGES:
+            start = time.monotonic()
+            with remembered_warnings() as told:
+                numbers = getattr(chain, stage)()
+            secs = round(time.monotonic() - start, 1)
+            record["stages"][stage] = {**numbers, "secs": secs, "warnings": told}
+            record["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            write_json(folder / "chain.json", record)
+            print(f"  {stage:9} {secs:7.1f} s  {_told(numbers)}", flush=True)
+    except Exception as error:  # whatever it raises is the result
+        record["error"] = {"stage": STAGES[len(record["stages"])], "type": type(error).__name__}
+        record["error"] |= {"message": str(error)[:4000], "traceback": traceback.format_exc()[-8000:]}
+        write_json(folder / "chain.json", record)
+        print(f"  {record['error']['stage']:9} FAILED: {type(error).__name__}: {first_line(error)}", flush=True)
+
+
+def zeros_by_layer(weights: Any, pruned: Any) -> dict[str, Any]:
+    """{"layers": {pruned layer: {"zeros": n, "values": n}}, "missing": [pruned layers without a weight in the file]}.
+
+    The least sparse weight of a layer that has several. A separable convolution is two layers in a QAT model.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for weight in weights:
+        layer = _pruned_layer(weight.keras_layer or "", pruned)
+        if layer is None or weight.zeros is None:
+            continue
+        share = {"zeros": weight.zeros, "values": weight.values}
+        if layer not in found or share["zeros"] / share["values"] < found[layer]["zeros"] / found[layer]["values"]:
+            found[layer] = share
+    return {"layers": found, "missing": [layer for layer in pruned if layer not in found]}
+
+
+def _pruned_layer(layer: str, pruned: Any) -> str | None:
+    for name in (layer, layer.removesuffix("_pointwise")):
+        if name in pruned:
+            return name
+    return None
+
+
+def _told(numbers: dict[str, Any]) -> str:
+    """What of a stage's numbers is worth a line of progress."""
+    plain = {key: value for key, value in numbers.items() if isinstance(value, (int, float)) and key != "secs"}
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain.items()
+    )

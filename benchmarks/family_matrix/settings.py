@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the numbers of a family depend on. No TensorFlow: the script that starts the children reads it as well."""
+
+from dataclasses import dataclass, field
+
+FAMILY_NAMES = (
+    "MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large", "VGG16", "ResNet50", "ResNet50V2",
+    "DenseNet121", "Xception", "InceptionV3", "InceptionResNetV2", "NASNetMobile", "EfficientNetB0",
+    "EfficientNetV2B0", "ConvNeXtTiny",
+)  # fmt: skip
+
+# By their parameters.
+SMALLEST = ("MobileNetV3Small", "MobileNetV2", "MobileNetV3Large", "MobileNet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Results of other settings are not taken over."""
+
+    size: int = field(default=96, metadata={"help": "height and width of the images"})
+    train_steps: int = field(
+        default=80, metadata={"help": "steps of the float training; pruning takes half of that, and so does QAT"}
+    )
+    data: str = field(default="digits", metadata={"help": "images of at most 10 classes: any source of tfq's --data"})
+    limit: int = field(default=256, metadata={"help": "test images: for the accuracies and the comparison"})

@@ -1,0 +1,294 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""What compression costs in accuracy: a trained classifier pruned, cut and quantization-aware trained, over seeds.
+
+    python benchmarks/resnet8_compression.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
+        [--seeds=0,1,2] [--epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
+
+Every variant is trained in two phases of --epochs each, with the same data, steps, seeds, augmentation (flips, shifts)
+and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT. `float`
+does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are compared
+with. Of the second phase the epoch is kept that is best on the validation split; of the first the last one, for the
+zeros are complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
+
+A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
+started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
+examples of each split, and no bound on accuracy means anything. An epoch over 45,000 images of 32x32 took 85 to 100 s
+of CPU (ResNet8, x86 with AVX2): all four variants and three seeds at 5 epochs take two to three hours on two cores.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from compression_training import Phase, copied, fit_for, save_model
+
+import tfq
+from tfq.artifacts import make_out_dir, read_json, sha256_file, write_bytes, write_json
+from tfq.config import FiltersConfig
+from tfq.conversion import qat_parity
+from tfq.errors import InputError, TfqError, did_you_mean
+from tfq.evaluation import count_instructions_or_reason
+
+CPUS = ("qemu:cortex-a53", "qemu:cortex-a76")
+PARITY_EXAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compress. max_drop: of accuracy against `float`, on average over the seeds, a fraction.
+
+    sparsity: of what pruning reaches. target_macs: share of the multiply-adds that stay. max_gzip: as a share of the
+    dense int8 flatbuffer's.
+    """
+
+    max_drop: float
+    sparsity: float = 0.0
+    target_macs: float = 1.0
+    max_gzip: float = math.inf
+
+
+VARIANTS = {
+    "float": Variant(0.0),
+    "pruned50": Variant(0.003, sparsity=0.5),
+    "pruned80": Variant(0.015, sparsity=0.8, max_gzip=0.45),
+    "filters50": Variant(0.02, target_macs=0.5),
+}
+
+
+def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], between: Path) -> Any:
+    """(model after both phases, what was told of them). between: file that keeps the model after the first."""
+    from tfq.compression import prune_filters, prune_model, qat_model
+    from tfq.training import deterministic
+
+    variant, notes = VARIANTS[name], ({}, {})
+    fits = [fit_for(splits, phase, seed + place * 1000, place == 1, notes[place]) for place, phase in enumerate(phases)]
+    with deterministic(seed):
+        if between.exists() and between.with_suffix(".json").exists():
+            notes[0].update(read_json(between.with_suffix(".json")))
+            first = tfq.load_model(between)
+        else:
+            if variant.sparsity:
+                first = prune_model(model, fits[0], tfq.PruneConfig(final_sparsity=variant.sparsity))
+            elif variant.target_macs < 1:
+                cut = prune_filters(model, fits[0], FiltersConfig(enabled=True, target_macs=variant.target_macs))
+                notes[0]["filters"] = cut.to_dict()
+                first = cut.model
+            else:
+                first = copied(model)
+                fits[0](first, [])
+            save_model(first, between)
+            write_json(between.with_suffix(".json"), notes[0])
+        if name == "float":
+            fits[1](first, [])
+            return first, notes
+        return qat_model(first, fits[1], calibration=splits["train"]), notes
+
+
+def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> dict:
+    """Train, convert, evaluate: the result of one variant and seed; flatbuffers are left in `out`."""
+    begin = time.monotonic()
+    result, notes = trained(name, seed, model, splits, phases, out / f"{name}_{seed}_between.h5")
+    record: dict[str, Any] = {"phases": list(notes)}
+    samples = splits["train"].take(tfq.ConversionConfig().calibration_steps)
+    if name == "float":
+        contents = {
+            "float": tfq.convert(result, config=tfq.ConversionConfig(scheme="float32")),
+            "dense_int8": tfq.convert(result, samples),
+        }
+    else:
+        contents = {name: tfq.convert(result, samples if _has_unquantized(result) else None)}
+    for called, content in contents.items():
+        write_bytes(out / f"{called}_{seed}.tflite", content)
+        evaluated = tfq.evaluate(content, splits["test"], tfq.EvaluationConfig(num_runs=0))
+        audit = tfq.audit(content, tfq.AuditConfig(require="" if called == "float" else "full_int8"))
+        record[called] = {
+            "accuracy": evaluated.accuracy,
+            "bytes": len(content),
+            "gzip_bytes": len(gzip.compress(content, 9, mtime=0)),
+            "audit": audit.scheme,
+            "zeros": zeros(content),
+        }
+    if name != "float":
+        parity = qat_parity(result, contents[name], splits["test"], limit=PARITY_EXAMPLES)
+        told = parity.to_dict()
+        record["parity"] = {key: told[key] for key in ("logit_sqnr_db", "top1_agreement", "largest_margin_lsb")}
+        record["parity"] |= {"first_departure": told["first_departure"], "missed": list(parity.missed())}
+    return {**record, "secs": round(time.monotonic() - begin)}
+
+
+def zeros(content: bytes) -> float:
+    """The share of weights of convolutions and dense layers that are zero in the flatbuffer itself."""
+    parsed = tfq.flatbuffer.read(content)
+    graph, counted, zero = parsed.main_subgraph, 0, 0
+    kernels = {op.inputs[1] for op in graph.ops if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")}
+    for index in kernels:
+        values = tfq.flatbuffer.constant_values(content, graph.tensors[index])
+        counted, zero = counted + values.size, zero + int((values == 0).sum())
+    return zero / counted
+
+
+def costs(out: Path, seeds: list[int], names: list[str], runs: int) -> dict[str, dict[str, Any]]:
+    """{variant: x86 time and ARM instructions of its int8 flatbuffer, as ratios to the dense one's}; of one seed."""
+    contents = {name: (out / f"{name}_{seeds[0]}.tflite").read_bytes() for name in ("dense_int8", *names)}
+    timed = tfq.benchmark(contents, tfq.BenchmarkConfig(num_runs=runs, ops=False))
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for ratio in timed.ratios:
+        found[ratio.against]["x86 time"] = f"{ratio.ratio:.2f}x"
+    for runner in CPUS:
+        counts = {name: count_instructions_or_reason(content, runner) for name, content in contents.items()}
+        for name in names:
+            one, dense = counts[name], counts["dense_int8"]
+            if isinstance(one, str) or isinstance(dense, str):
+                found[name][runner] = one if isinstance(one, str) else str(dense)
+            else:
+                found[name][runner] = f"{one.instructions / dense.instructions:.2f}x of {dense.instructions:,}"
+    return found
+
+
+def missed(results: dict[str, list[dict]]) -> list[str]:
+    """The bounds that do not hold."""
+    found = []
+    for name, records in results.items():
+        variant, baselines = VARIANTS[name], results["float"]
+        if name == "float":
+            continue
+        drop = average(baselines, "float", "accuracy") - average(records, name, "accuracy")
+        if drop > variant.max_drop:
+            found.append(
+                f"{name}: {100 * drop:.2f} points below float on average, wanted at most {variant.max_drop:.1%}"
+            )
+        share = average(records, name, "gzip_bytes") / average(baselines, "dense_int8", "gzip_bytes")
+        if share > variant.max_gzip:
+            found.append(f"{name}: gzip {share:.1%} of dense int8's, wanted at most {variant.max_gzip:.0%}")
+        for record in records:
+            if record[name]["audit"] != "full_int8":
+                found.append(f"{name}: the flatbuffer is {record[name]['audit']}, wanted full_int8")
+            if record[name]["zeros"] < variant.sparsity - 0.005:
+                found.append(
+                    f"{name}: {record[name]['zeros']:.1%} zeros in the flatbuffer, wanted {variant.sparsity:.0%}"
+                )
+            macs = record["phases"][0].get("filters")
+            if variant.target_macs < 1 and macs["macs_after"] > variant.target_macs * macs["macs_before"]:
+                found.append(f"{name}: {macs['macs_after']:,} multiply-adds stay of {macs['macs_before']:,}")
+    return found
+
+
+def average(records: list[dict], called: str, what: str) -> float:
+    """Over the seeds."""
+    return statistics.fmean(record[called][what] for record in records)
+
+
+def table(results: dict[str, list[dict]], spent: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row a flatbuffer."""
+    seeds = len(next(iter(results.values())))
+    baseline = average(results["float"], "float", "accuracy")
+    dense = average(results["float"], "dense_int8", "gzip_bytes")
+    lines = [
+        f"| | accuracy ({seeds} seeds) | against float | gzip | of dense int8 | zeros | x86 time | "
+        + " | ".join(f"{cpu.partition(':')[2]} instructions" for cpu in CPUS)
+        + " | logit SQNR |",
+        "|---" * (8 + len(CPUS)) + "|",
+    ]
+    rows = [("float", "float"), ("float", "dense_int8"), *((name, name) for name in results if name != "float")]
+    for name, called in rows:
+        records = results[name]
+        accuracy = average(records, called, "accuracy")
+        spread = " ".join(f"{record[called]['accuracy']:.2%}" for record in records)
+        size = average(records, called, "gzip_bytes")
+        cost = [str(spent.get(called, {}).get(key, "")) for key in ("x86 time", *CPUS)]
+        sqnr = (
+            f"{min(float(record['parity']['logit_sqnr_db']) for record in records):.1f} dB"
+            if called in VARIANTS and name != "float"
+            else ""
+        )
+        lines.append(
+            f"| {called} | {accuracy:.2%} ({spread}) | {100 * (accuracy - baseline):+.2f} | {size:,.0f} | "
+            f"{size / dense:.1%} | {average(records, called, 'zeros'):.1%} | {' | '.join(cost)} | "
+            f"{sqnr} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    arguments = parsed()
+    names = ["float", *(name for name in arguments.variants.split(",") if name != "float")]
+    for name in names:
+        if name not in VARIANTS:
+            raise InputError(f"--variants: unknown {name!r}: {did_you_mean(name, VARIANTS)}")
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    warnings.simplefilter("once", tfq.TfqWarning)
+    out = make_out_dir(arguments.out)
+    phases = [
+        Phase(arguments.epochs, arguments.batch_size, rate) for rate in (arguments.learning_rate, arguments.qat_rate)
+    ]
+    settings = {"model": sha256_file(arguments.model), "data": arguments.data, "limit": arguments.limit}
+    settings["phases"] = [vars(phase) for phase in phases]
+    data = tfq.DataConfig(source=arguments.data)
+    splits: dict[str, Any] = {}
+    results: dict[str, list[dict]] = {name: [] for name in names}
+    for seed in seeds:
+        for name in names:
+            path = out / f"{name}_{seed}.json"
+            if path.exists():
+                record = read_json(path)
+                if record["settings"] != settings:
+                    raise InputError(
+                        f"{path} is of other settings, {json.dumps(record['settings'])}: give another --out"
+                    )
+            else:
+                if not splits:
+                    splits = {
+                        split: tfq.load_split(data, split, limit=arguments.limit) for split in ("train", "val", "test")
+                    }
+                print(f"{name}, seed {seed}", flush=True)
+                model = tfq.load_model(arguments.model)
+                record = {"settings": settings, **measured(name, seed, model, splits, phases, out)}
+                write_json(path, record)
+            results[name].append(record)
+    spent = costs(out, seeds, [name for name in names if name != "float"], arguments.runs)
+    print(table(results, spent))
+    failed = missed(results)
+    for told in failed:
+        print(f"MISSED: {told}")
+    return 1 if failed else 0
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--epochs", type=int, default=5, help="of each of the two phases")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of the first phase, decayed along a cosine")
+    parser.add_argument("--qat_rate", type=float, default=5e-4, help="of the second one")
+    parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
+    parser.add_argument("--runs", type=int, default=1000, help="timed inferences of each flatbuffer")
+    return parser.parse_args()
+
+
+def _has_unquantized(model: Any) -> bool:
+    """Whether quantization-aware training left a layer with weights to the converter."""
+    return any(layer.weights and not layer.name.startswith("quant") for layer in model.layers)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except TfqError as error:
+        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Keras model, made smaller: filters taken out, weights pruned, quantization-aware trained."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tfq import data
+from tfq.config import FiltersConfig, PruneConfig, QATConfig, RunConfig
+from tfq.errors import InputError
+from tfq.stages.splits import hashes, load_split
+
+# Examples of the training data on which the bridged model is compared with the user's own.
+BRIDGE_CHECK_EXAMPLES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """What came out of `compress`.
+
+    model: the tf_keras model to convert. user_model: the user's own Keras 3 model with the trained weights in it, None
+    where there is none, or where filters were taken out. details: for the record.
+    """
+
+    model: Any
+    user_model: Any
+    details: dict[str, Any]
+
+
+def compression_suffix(config: RunConfig) -> str:
+    """filtered, pruned, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
+    steps: dict[str, FiltersConfig | PruneConfig | QATConfig] = {
+        "filtered": config.compression.filters,
+        "pruned": config.compression.prune,
+        "qat": config.compression.qat,
+    }
+    done = [word for word, step in steps.items() if step.enabled]
+    if not done:
+        raise InputError("--nofilters, --noprune and --noqat: there is nothing to do")
+    return "_".join(done)
+
+
+def is_compressed(config: RunConfig) -> bool:
+    """Whether any compression is asked for."""
+    asked = config.compression
+    return asked.filters.enabled or asked.prune.enabled or asked.qat.enabled
+
+
+def preflight(model: Any, config: RunConfig) -> Any:
+    """The table of what each layer of a Keras model can take, as config.compression asks. InputError for a .tflite."""
+    from tfq import compression
+
+    if isinstance(model, bytes):
+        raise InputError(f"--model={config.model}: a .tflite cannot be trained: give the Keras model")
+    return compression.preflight(model, config.compression)
+
+
+def check_compressible(model: Any, config: RunConfig) -> None:
+    """Raises InputError, before any work, where config asks for a compression that this model cannot have."""
+    if isinstance(model, bytes) or not is_compressed(config):
+        return
+    table = preflight(model, config)
+    if not table.ok:
+        raise InputError(table.to_text())
+
+
+def compress(model: Any, config: RunConfig) -> Compressed:
+    """`model` made smaller on --data, as config.compression says: filters out, weights pruned, then QAT.
+
+    model: functional or sequential, of either Keras; a Keras 3 one is rebuilt of tf_keras layers first.
+    """
+    from tfq import compression
+    from tfq.keras_bridge import return_weights, to_tf_keras
+    from tfq.training import deterministic
+
+    compression_suffix(config)
+    check_compressible(model, config)
+    settings = config.compression
+    training, validation = load_split(config.data, "train"), load_split(config.data, "val")
+    histories: dict[str, Any] = {}
+    details: dict[str, Any] = {"preflight": preflight(model, config).to_dict()}
+
+    with deterministic(config.seed):
+        bridged = to_tf_keras(model, data=training.take(BRIDGE_CHECK_EXAMPLES))
+        details["bridge"] = bridged.to_dict()
+        result, fit = bridged.model, _loop(config, training, validation, histories)
+        if settings.filters.enabled:
+            filtered = compression.prune_filters(result, fit("filters"), settings.filters)
+            result, details["filters"] = filtered.model, filtered.to_dict()
+        if settings.prune.enabled:
+            plan = compression.pruning_plan(result, settings.prune, training)
+            details["pruning_plan"] = plan.to_dict()
+            result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan)
+        if settings.qat.enabled:
+            teacher = bridged.model if settings.qat.distillation.enabled else None
+            result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
+    user_model = None
+    if bridged.model is not model and not settings.filters.enabled:
+        return_weights(bridged, result)
+        user_model = model
+    return Compressed(
+        model=result,
+        user_model=user_model,
+        details={
+            **details,
+            "history": histories,
+            "sparsity": compression.measure_sparsity(result),
+            "preprocessing": data.preprocessing_record(config.data),
+            "sha256": hashes(config, train=training, val=validation),
+        },
+    )
+
+
+def _loop(
+    config: RunConfig, training: data.AnySplit, validation: data.AnySplit, histories: dict[str, Any]
+) -> Callable[[str], Callable[[Any, list[Any]], None]]:
+    """step -> the training loop of that step, which leaves its history in `histories`."""
+    from tfq.training import train_model
+
+    def fit(step: str) -> Callable[[Any, list[Any]], None]:
+        def loop(stepped: Any, callbacks: list[Any]) -> None:
+            histories[step] = train_model(
+                stepped, training, validation, config.compression.train, seed=config.seed, callbacks=callbacks
+            )
+
+        return loop
+
+    return fit

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model as a flatbuffer, and what the flatbuffer is held against."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+from tfq import data
+from tfq.config import AUDIT_SCHEMES, AuditConfig, RunConfig
+from tfq.errors import TfqWarning
+from tfq.stages.model_files import trace_once
+from tfq.stages.splits import hashes, told
+
+
+def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
+    """`model` (Keras, a Trace, or float flatbuffer bytes) as config.conversion says; and its record.
+
+    Of a quantization-aware trained one, --data is read only where some tensor has no range from the training.
+    """
+    from tfq.conversion import convert_model
+
+    preprocessing = data.preprocessing_record(config.data)
+    traced = trace_once(model, config)
+    dataset, examples, diagnostics, sha256, content = None, None, None, hashes(config), None
+    if not isinstance(traced, bytes) and traced.has_fake_quant:
+        content = _by_learned_ranges(traced, config, preprocessing)
+    elif not config.conversion.needs_ranges:
+        content = convert_model(traced, None, config.conversion, preprocessing=preprocessing)
+    if content is None:
+        dataset = told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))
+        examples = {"split": dataset.name, "examples": dataset.num_examples}
+        diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
+        for finding in diagnostics.findings:
+            warnings.warn(finding, TfqWarning, stacklevel=2)
+        sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
+        content = convert_model(traced, dataset, config.conversion, preprocessing=preprocessing)
+    return content, {
+        "preprocessing": preprocessing,
+        "representative_dataset": examples,
+        "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
+        "sha256": sha256,
+    }
+
+
+def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> bytes | None:
+    """The flatbuffer of a quantization-aware trained model; None where that has not given every tensor a range."""
+    from tfq.conversion import convert_model, ops_without_range
+
+    with warnings.catch_warnings(record=True) as told_there:
+        warnings.simplefilter("always")
+        content = convert_model(traced, None, config.conversion, preprocessing=preprocessing)
+    if ops_without_range(content):
+        return None
+    for warning in told_there:
+        warnings.warn(warning.message, stacklevel=3)
+    return content
+
+
+def audit_config(config: RunConfig) -> AuditConfig:
+    """What to hold a flatbuffer against that config.conversion has made, unless told: its target, or its scheme."""
+    made = config.conversion
+    scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme)
+    return dataclasses.replace(
+        config.audit,
+        require=config.audit.require or made.target or scheme,
+        inference_input_type=made.inference_input_type or config.audit.inference_input_type,
+        inference_output_type=made.inference_output_type or config.audit.inference_output_type,
+    )

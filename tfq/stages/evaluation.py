@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A flatbuffer on the test split, on every runner."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tfq import artifacts, data, evaluation, flatbuffer
+from tfq.config import RunConfig
+from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
+from tfq.stages.splits import load_split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation and the comparisons between runners that went with it."""
+
+    evaluation: EvaluationRecord
+    parity: dict[str, ParityRecord | str]
+    instructions: dict[str, InstructionRecord | str]
+    sha256: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a runner that could not be had is {"not_run": its reason}."""
+        return {
+            "sha256": self.sha256,
+            "evaluation": self.evaluation.to_dict(),
+            "instructions": evaluation.instructions_to_dict(self.instructions),
+            "parity": {
+                runner: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
+                for runner, outcome in self.parity.items()
+            },
+        }
+
+    def to_text(self) -> str:
+        """For the terminal: the evaluation, then a line a runner."""
+        lines = [self.evaluation.to_text()]
+        lines += [
+            f"{runner}: not run: {outcome}" if isinstance(outcome, str) else outcome.to_text()
+            for runner, outcome in self.parity.items()
+        ]
+        lines += [
+            f"{runner}: instructions not counted: {outcome}" if isinstance(outcome, str) else outcome.to_text()
+            for runner, outcome in self.instructions.items()
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
+) -> Evaluated:
+    """`model` on the test split of --data, on --runner; then the same inputs on each of --parity_runners.
+
+    reference: float flatbuffer bytes, or ReferenceOutputs; without it, the file in --reference if there is one.
+    An emulated --runner is compared with `local` besides; on every emulated one, instructions are counted.
+    """
+    settings = config.evaluation
+    evaluation.check_runners(settings)
+    evaluation.check_metric(settings)
+    flatbuffer.read(model)
+    test = test or load_split(config.data, "test", limit=settings.limit)
+    hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
+    if reference is None and settings.reference:
+        reference = artifacts.read_bytes(settings.reference, "a float .tflite file in --reference")
+        hashes["reference"] = artifacts.sha256(reference)
+    record = evaluation.evaluate_model(
+        model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
+    )
+    others = list(settings.parity_runners) if parity else []
+    if settings.runner != "local" and "local" not in others:
+        others.append("local")
+    comparisons: dict[str, ParityRecord | str] = {}
+    for other in others:
+        comparisons[other] = evaluation.compare_runners_or_reason(model, test, settings, other)
+    counted = evaluation.count_on_runners(
+        model,
+        (settings.runner, *settings.parity_runners),
+        test,
+        kernels="xnnpack" if settings.xnnpack else "builtin",
+        timeout_secs=settings.timeout_secs,
+    )
+    return Evaluated(evaluation=record, parity=comparisons, instructions=counted, sha256=hashes)

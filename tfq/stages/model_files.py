@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--model: a file or a name, loaded, traced, saved."""
+
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts
+from tfq.config import RunConfig
+from tfq.errors import InputError
+from tfq.models import file_stem
+
+MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
+
+
+def is_file(model: str) -> bool:
+    """Whether --model means a file, rather than the name of a model that tfq builds."""
+    return model.endswith(MODEL_FILES) or "/" in model or Path(model).exists()
+
+
+def model_name(config: RunConfig) -> str:
+    """The stem of every file written about --model: the file's own, or the model's name."""
+    if not config.model:
+        raise InputError("--model is missing: give a .keras, .h5 or .tflite file, or a name that tfq train knows")
+    return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
+
+
+def check_model_file(config: RunConfig) -> None:
+    """Raises InputError where --model means a file, and there is none."""
+    if is_file(config.model) and not Path(config.model).exists():
+        raise InputError(
+            f"--model={config.model} does not exist: wanted a .keras, .h5 or .tflite file, a SavedModel directory, or "
+            "a model's name"
+        )
+
+
+def load(config: RunConfig, *, allow_code: bool = False) -> Any:
+    """--model as a Keras model, or as bytes where it is a .tflite file."""
+    model_name(config)
+    if config.model.endswith(".tflite"):
+        return read_tflite(config)
+    if is_file(config.model):
+        from tfq.keras_bridge import import_custom_objects, load_model
+
+        own = import_custom_objects(config.custom_objects) if config.custom_objects else {}
+        return load_model(config.model, allow_code=allow_code, custom_objects=own)
+    raise InputError(
+        f"--model={config.model} is no file, and a model that tfq builds has no weights yet: "
+        f"train it first (tfq train --model={config.model}), and give the file that comes out"
+    )
+
+
+def read_tflite(config: RunConfig) -> bytes:
+    """The bytes of the file in --model. Raises InputError where there is none."""
+    model_name(config)
+    return artifacts.read_bytes(config.model, "a .tflite file in --model")
+
+
+def save_keras(model: Any, path: Path) -> Path:
+    """Save a Keras model under `path` whole or not at all, in the format of its suffix.
+
+    A quantization-aware trained model wants `.h5`: tf_keras' `.keras` loader cannot restore tfmot's wrappers
+    (2.21: "Layer 'quantize_layer' expected 5 variables, but received 3").
+    """
+    with artifacts.staged(path) as temporary:
+        model.save(temporary)
+    return path
+
+
+def trace_once(model: Any, config: RunConfig) -> Any:
+    """One traced function for all the conversions of a Keras model; a Trace and bytes are given back as they are."""
+    from tfq.conversion import Trace, trace
+
+    return model if isinstance(model, (bytes, Trace)) else trace(model, config.conversion.batch_size)
