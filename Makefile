@@ -3,12 +3,13 @@
 # make slow   the tests that take minutes each: runs that are killed, full disks
 # make lint   ruff and mypy
 # make bench  the side-by-side timings
+# make families  fifteen known architectures, each all the way, beside stock tfmot; hours
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint bench arm clean
+.PHONY: demo test slow lint bench families arm clean
 
 demo: .venv/.installed
 	@$(BIN)/python -m tfq.runners.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
@@ -29,6 +30,9 @@ bench: .venv/.installed
 	@$(BIN)/python benchmarks/start_up.py
 	@$(BIN)/python benchmarks/conversion.py
 	@$(BIN)/python benchmarks/throughput.py
+
+families: .venv/.installed
+	@$(BIN)/python benchmarks/families.py --out=out/families
 
 arm: .venv/.installed
 	@$(BIN)/python -m tfq.runners.sysroot

@@ -49,7 +49,7 @@ def fit_for(splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, 
     from tfq.keras_bridge import import_tf_keras
     from tfq.training import gives_probabilities
 
-    keras = import_tf_keras()
+    keras: Any = import_tf_keras()
     augmented = Augmented(splits["train"], phase.batch_size, seed)
     validation = splits["val"].inputs["x"], splits["val"].labels
 

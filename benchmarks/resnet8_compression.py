@@ -72,7 +72,8 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
     from tfq.compression import prune_filters, prune_model, qat_model
     from tfq.training import deterministic
 
-    variant, notes = VARIANTS[name], ({}, {})
+    variant = VARIANTS[name]
+    notes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     fits = [fit_for(splits, phase, seed + place * 1000, place == 1, notes[place]) for place, phase in enumerate(phases)]
     with deterministic(seed):
         if between.exists() and between.with_suffix(".json").exists():

@@ -66,22 +66,6 @@ def test_once_frozen_training_computes_what_inference_does():
     assert np.abs(np.asarray(model(x, training=True)) - inference).max() > 1e-3
 
 
-def test_the_moving_mean_follows_the_rule_up_to_the_momentum_of_the_layer():
-    keras = import_tf_keras()
-    for own in (0.99, 0.15):
-        model = keras.Sequential([keras.layers.BatchNormalization(momentum=own, input_shape=(2,))])
-        layer, x = model.layers[0], np.arange(8, dtype=np.float32).reshape(4, 2)
-        model.compile("sgd", "mse")
-        with frozen_from_step(model, 3) as callbacks:
-            model.fit(x, x, batch_size=4, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
-        wanted = np.zeros(2)
-        for n in range(3):
-            momentum = min(own, (1 + n) / (10 + n))
-            wanted = momentum * wanted + (1 - momentum) * x.mean(axis=0)
-        np.testing.assert_allclose(layer.moving_mean.numpy(), wanted, rtol=1e-5)
-        assert layer.momentum == own
-
-
 def test_after_training_the_layers_are_what_they_were(quantized):
     with frozen_from_step(quantized, 0):
         assert "call" in vars(normalization(quantized))

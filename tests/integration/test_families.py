@@ -35,7 +35,7 @@ GOOD = {
             "num_examples": 256,
             "logit_sqnr_db": 20.0,
             "first_departure": None,
-            "outputs": [{"disagreements": [{"margin_lsb": 3.9}]}],
+            "outputs": [{"disagreements": [{"margin_lsb": 3.9, "logit_margin_lsb": 0.5}]}],
         },
     },
     "stock": {"tf_keras": {"result": "right", "difference": 0.0}},
@@ -68,7 +68,7 @@ def test_a_family_within_every_bound_passes():
         ("parity", {"num_examples": 255}, "255 images"),
         ("parity", {"logit_sqnr_db": 19.9, "first_departure": "conv"}, "first departure conv"),
         ("parity", {"logit_sqnr_db": float("nan")}, "nan"),
-        ("parity", {"outputs": [{"disagreements": [{"margin_lsb": 4.0}]}]}, "4.0 LSB"),
+        ("parity", {"outputs": [{"disagreements": [{"margin_lsb": 4.0, "logit_margin_lsb": None}]}]}, "4.0 LSB"),
     ],
 )
 def test_a_family_outside_a_bound_misses_it(stage, values, told):
@@ -118,7 +118,7 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(capsys, monkeypatch)
     assert "'Inception' is not one of the fifteen: did you mean 'InceptionV3'?" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.families
 def test_the_four_smallest_families_pass_and_are_not_measured_twice(tmp_path):
     # Two at a time: much of the way is Python on one core.
     started = [start(tmp_path / names[0], names) for names in (SMALLEST[:2], SMALLEST[2:])]

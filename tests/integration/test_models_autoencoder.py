@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tfq import compression, models
-from tfq.compression import fold, measure_sparsity, prune_model, qat_model
+from tfq.compression import measure_sparsity, prune_model, qat_model
 from tfq.config import ConversionConfig, PruneConfig, TrainConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
@@ -100,43 +99,6 @@ def test_pruned_and_quantized_it_is_all_int8_and_tells_anomalies_as_before():
     assert all(share >= 0.49 for share in measure_sparsity(quantized).values())
     content = convert_model(quantized, None, ConversionConfig())
     assert audit_model(content).scheme == "full_int8"
-
-
-def test_without_the_folding_the_converter_leaves_the_dense_layers_float(monkeypatch):
-    monkeypatch.setattr(compression.qat, "fold_quantized", lambda trained, model, quantize: trained)
-    quantized = qat_model(small(import_tf_keras()), fit_briefly)
-    assert audit_model(convert_model(quantized, None, ConversionConfig())).scheme != "full_int8"
-
-
-def test_folding_changes_nothing_but_rounding():
-    keras, rng = import_tf_keras(), np.random.default_rng(0)
-    layers = keras.layers
-    chain = [
-        keras.Input((4,)),
-        layers.Dense(5, use_bias=False, name="a"),
-        layers.BatchNormalization(scale=False),
-        layers.ReLU(),
-        layers.Dense(6, name="b"),
-        layers.BatchNormalization(center=False, epsilon=0.5),
-        layers.Dense(3, "relu", name="c"),
-        layers.BatchNormalization(name="stays"),
-    ]
-    for model in (keras.Sequential(chain), small(keras), models.build("fc_autoencoder", keras)):
-        model.set_weights([np.abs(rng.normal(0, 0.2, weight.shape)) for weight in model.get_weights()])
-        folded = fold.fold_dense_normalizations(model)
-        x = rng.normal(size=(16, *model.input_shape[1:])).astype(np.float32)
-        np.testing.assert_allclose(np.asarray(folded(x)), np.asarray(model(x)), rtol=1e-5, atol=1e-6)
-        normalizations = [layer.name for layer in folded.layers if isinstance(layer, layers.BatchNormalization)]
-        assert normalizations == (["stays"] if model.input_shape == (None, 4) else [])
-
-
-def test_what_is_not_behind_a_dense_alone_is_not_folded():
-    keras = import_tf_keras()
-    x = image = keras.Input((6, 6, 2))
-    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(3, 3)(x))
-    both = keras.layers.Dense(4)(keras.layers.Flatten()(x))
-    model = keras.Model(image, keras.layers.Add()([both, keras.layers.BatchNormalization()(both)]))
-    assert fold.fold_dense_normalizations(model) is model
 
 
 def test_a_whole_run_of_the_autoencoder_holds_both_roc_aucs(tfq_here, tmp_path):

@@ -4,9 +4,6 @@
 With fake quantization, a batch's own mean and variance are not those that the converter folds into the kernel before
 it. Once they are frozen, training computes what the flatbuffer will. Source: Krishnamoorthi 2018, "Quantizing deep
 convolutional networks for efficient inference", section 3.2.
-
-What they are frozen at counts as much: a momentum of 0.99 follows so slowly that after 78 steps half of it still is what
-it was before the training (measured on ResNet8: 0.9 points of accuracy lost by that). So it grows with the steps here.
 """
 
 import contextlib
@@ -21,8 +18,7 @@ from tfq.keras_bridge import import_tf_keras
 def frozen_from_step(model: Any, step: int) -> Iterator[list[Any]]:
     """Within, each BatchNormalization of a tf_keras model computes with its moving statistics from `step` on.
 
-    They do not change any more then; gamma and beta go on learning. Until then their momentum in the step after n is
-    min(the layer's own, (1 + n) / (10 + n)), the rule of tf.train.ExponentialMovingAverage(num_updates).
+    They do not change any more then; gamma and beta go on learning.
     step: training steps before that, 0 for none; -1: half of the training (of the first fit, where there are several).
     Gives the callbacks that fit must pass on, none where the model has no BatchNormalization that learns.
     Raises TfqError at the end where they were not used and the statistics should have been frozen by them; InputError
@@ -40,7 +36,7 @@ def frozen_from_step(model: Any, step: int) -> Iterator[list[Any]]:
     callback = _counting(seen, last, step)
     try:
         for layer in layers:
-            layer.call = _call(layer, layer.call, seen, last)
+            layer.call = _call(layer.call, seen, last)
         yield [callback]
     finally:
         for layer in layers:
@@ -52,21 +48,10 @@ def frozen_from_step(model: Any, step: int) -> Iterator[list[Any]]:
         )
 
 
-def _call(layer: Any, call: Any, seen: Any, last: Any) -> Any:
-    import tensorflow as tf
-
-    own = layer.momentum
-
+def _call(call: Any, seen: Any, last: Any) -> Any:
     # tfmot's wrapper passes `training` to a call that names it.
     def with_own_statistics(inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        if not training:
-            return call(inputs, training=training, mask=mask)
-        n = tf.cast(seen, layer.moving_mean.dtype)
-        layer.momentum = tf.minimum(tf.cast(own, n.dtype), (1 + n) / (10 + n))
-        try:
-            return call(inputs, training=seen < last, mask=mask)
-        finally:
-            layer.momentum = own
+        return call(inputs, training=seen < last if training else training, mask=mask)
 
     return with_own_statistics
 

@@ -50,8 +50,9 @@ def _distilled_class() -> Any:
     import tensorflow as tf
 
     tf_keras = import_tf_keras()
+    base: Any = tf_keras.Model
 
-    class Distilled(tf_keras.Model):  # type: ignore[misc]
+    class Distilled(base):
         def distil_from(self, teacher: Any, config: DistillationConfig) -> None:
             # Behind functions, out of sight of Keras: saved models, summaries and counts are the student's alone.
             mean = tf_keras.metrics.Mean(name="distillation_loss")

@@ -164,38 +164,36 @@ def _advice(reason: str) -> str:
 
 
 def _unbridged(model: Any, error: TfqError) -> Preflight:
-    """Every layer as a row, with what the bridge said of those that it names."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    verdicts = []
-    for name, layer in _named(model):
-        said = next((line for line in lines if _speaks_of(line, name)), None)
-        verdicts.append(
-            LayerVerdict(
-                name=name,
-                kind=type(layer).__name__,
-                prunable=False,
-                qat=UNSUPPORTED if said else PTQ_ONLY,
-                reason=said or "it could be taken, but the model as a whole cannot",
-                advice="Replace the layer, or register a pair of translators (tfq.keras_bridge.register_translator)"
-                if said
-                else "",
-            )
-        )
-    if all(verdict.qat != UNSUPPORTED for verdict in verdicts):
-        whole = LayerVerdict(
-            name=str(getattr(model, "name", "model")),
-            kind=type(model).__name__,
+    """Every layer as a row, with what the bridge said of it; what it names besides (an operation, the whole) first."""
+    name = str(getattr(model, "name", "model"))
+    first = str(error).splitlines()[0]
+    problems = dict(getattr(error, "problems", {}) or {name: first})
+    kinds = {layer_name: type(layer).__name__ for layer_name, layer in _named(model)}
+    told = [
+        LayerVerdict(
+            name=each,
+            kind=kinds.get(each, type(model).__name__ if each == name else "operation"),
             prunable=False,
             qat=UNSUPPORTED,
-            reason=lines[0] if lines else "unknown",
-            advice="Build it as a functional model of Keras' own layers",
+            reason=reason,
+            advice="Replace the layer, or register a pair of translators (tfq.register_translator)"
+            if each in kinds
+            else "Build it as a functional model of Keras' own layers",
         )
-        verdicts = [whole, *verdicts]
-    return Preflight(model=str(getattr(model, "name", "model")), layers=tuple(verdicts), notes=(lines[0],))
-
-
-def _speaks_of(line: str, name: str) -> bool:
-    return line.startswith((f"{name}:", f"{name!r}:", f"layer {name!r}", f"layer {name}:"))
+        for each, reason in problems.items()
+    ]
+    others = [
+        LayerVerdict(
+            name=each,
+            kind=kind,
+            prunable=False,
+            qat=PTQ_ONLY,
+            reason="it could be taken, but the model as a whole cannot",
+        )
+        for each, kind in kinds.items()
+        if each not in problems
+    ]
+    return Preflight(model=name, layers=(*told, *others), notes=(first,))
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:

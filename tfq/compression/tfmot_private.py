@@ -131,11 +131,11 @@ def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
             places.append((layer.name, layer, "quantizer", layer.quantizer, (layer.quantizer_vars,)))
         elif isinstance(layer, wrapper):
             for held in layer._quantize_activations:
-                ranges = (getattr(held, f"_{side}_activation_vars", {}) for side in ("pre", "post"))
-                places.append((layer.name, held, "quantizer", held.quantizer, tuple(ranges)))
+                ranges = tuple(getattr(held, f"_{side}_activation_vars", {}) for side in ("pre", "post"))
+                places.append((layer.name, held, "quantizer", held.quantizer, ranges))
             if layer._output_quantizers:
-                quantizer, ranges = layer._output_quantizers[0], (layer._output_quantizer_vars,)
-                places.append((layer.name, layer, "_output_quantizers", quantizer, ranges))
+                quantizer = layer._output_quantizers[0]
+                places.append((layer.name, layer, "_output_quantizers", quantizer, (layer._output_quantizer_vars,)))
     average = _module("quantization.keras.quantizers").MovingAverageQuantizer
     return [
         ActivationQuantizer(

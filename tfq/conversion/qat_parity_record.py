@@ -196,9 +196,10 @@ class QATParity:
             ).rstrip()
             for row in rows
         ]
+        held = {name for layer in self.layers for name in layer.layers}
         lines += ["", self._told_departure(), *(f"  {each.layer}: {each.departs}" for each in self.departures[1:])]
         lines += [_told_output(output, self.num_examples) for output in self.outputs]
-        lines += [f"{len(self.skipped)} not compared: {', '.join(self.skipped)}"] if self.skipped else []
+        lines += [f"not compared: {name}: {reason}" for name, reason in self.skipped.items() if name not in held]
         return "\n".join([*lines, *self.notes])
 
     def _told_departure(self) -> str:

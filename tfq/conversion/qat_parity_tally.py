@@ -15,6 +15,8 @@ from tfq.evaluation.inputs import scale_of
 from tfq.flatbuffer import Model, Op, Subgraph, Tensor
 from tfq.quant_math import dequantize, quantize
 
+# Whole steps are not whole numbers once they are reals in float32.
+_FLOAT_SLACK_LSB = 0.01
 _TO_PROBABILITIES = ("SOFTMAX", "LOGISTIC", "LOG_SOFTMAX")
 _SHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _ROUNDINGS = ("DEQUANTIZE",)
@@ -85,12 +87,12 @@ class LayerTally:
                 f"scale {self.scale:.6g} and zero_point {self.zero_point} are not those of the range that the QAT "
                 f"model rounds to there, {grid[0]:.6g} and {round(grid[1]) + offset}"
             )
-        elif self._local_largest > tolerance_lsb:
+        elif self._local_largest > tolerance_lsb + _FLOAT_SLACK_LSB:
             told = (
                 f"given the same inputs, it is up to {self._local_largest:.1f} LSB from what the QAT model computes "
                 f"(mean {self._local_distance / self._values:.3f})"
             )
-            if self._step < self.scale:
+            if self._step < 0.999 * self.scale:
                 told += f": it rounds to steps of {self.scale:.4g}, the QAT model to steps of {self._step:.4g}"
             elif not self.match.step:
                 told += ": the QAT model has no fake quantization there"
