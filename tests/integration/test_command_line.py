@@ -111,23 +111,44 @@ def test_run_takes_a_file_and_reports(tfq_cli, work, npz, trained):
     assert "| " in (out / "report.md").read_text()
 
 
-def test_run_of_a_keras_3_model_without_compression(tfq_here, work, npz, trained):
+def test_run_compresses_a_keras_3_model_and_gives_it_back_trained(tfq_here, work, npz, trained):
     out = work / "run3"
-    common = [
-        "run",
-        f"--model={trained['three.keras']}",
-        f"--data=npz:{npz}",
-        f"--out={out}",
-        "--evaluation.num_runs=5",
-    ]
-    good(tfq_here(*common, "--nocompression.prune", "--nocompression.qat"))
-    done = tfq_here(*common)
-    assert done.returncode == 2
-    assert "tf_keras" in done.stderr
-    done = tfq_here("run", "--model=digits_cnn", "--training.keras=keras", f"--out={work / 'named3'}")
-    assert done.returncode == 2
-    assert "tf_keras" in done.stderr
-    assert list((work / "named3").iterdir()) == []
+    done = good(
+        tfq_here(
+            "run", f"--model={trained['three.keras']}", f"--data=npz:{npz}", f"--out={out}", "--evaluation.num_runs=5",
+            "--compression.train.epochs=2", "--compression.prune.frequency=5", "--audit.require=full_int8",
+        )
+    )  # fmt: skip
+    assert "pruned + QAT int8" in done.stdout
+    compressed = next(
+        stage["details"]
+        for stage in json.loads((out / "report.json").read_text())["stages"]
+        if "bridge" in stage["details"]
+    )
+    assert compressed["bridge"]["max_difference"] <= 1e-4
+    assert compressed["preflight"]["ok"]
+    keras = import_keras()
+    returned = keras.saving.load_model(out / "three_pruned_qat.keras", compile=False)
+    given = keras.saving.load_model(trained["three.keras"], compile=False)
+    assert [layer.name for layer in returned.layers] == [layer.name for layer in given.layers]
+    zeros = np.mean(returned.get_layer("conv").get_weights()[0] == 0)
+    assert zeros == pytest.approx(compressed["sparsity"]["conv"])
+    assert zeros > 0.4
+
+
+def test_preflight_is_a_table_and_exits_1_where_a_layer_cannot_be_taken(tfq_here, work, trained):
+    done = good(tfq_here("compress", f"--model={trained['three.keras']}", "--preflight", f"--out={work / 'preflight'}"))
+    assert "0 unsupported" in done.stdout
+    rows = json.loads((work / "preflight" / "preflight.json").read_text())["preflight"]["layers"]
+    assert {row["name"]: row["prunable"] for row in rows}["conv"]
+    keras = import_keras()
+    x = keras.Input((4,))
+    pooled = keras.layers.AdaptiveAveragePooling1D(2, name="odd")(keras.layers.Reshape((4, 1))(x))
+    keras.Model(x, keras.layers.Dense(2)(keras.layers.Flatten()(pooled))).save(work / "odd.keras")
+    done = tfq_here("compress", f"--model={work / 'odd.keras'}", "--preflight")
+    assert done.returncode == 1
+    assert "odd" in done.stdout
+    assert tfq_here("compress", f"--model={work / 'odd.keras'}", f"--out={work / 'odd'}").returncode == 2
 
 
 def test_missed_requirements_exit_1_and_say_by_how_much(tfq_here, work, npz, trained, golden):
