@@ -103,7 +103,9 @@ class QATConfig(Config):
         200, "training examples whose ranges the activations start with; 0 starts with the first batch's", minimum=0
     )
     freeze_batch_norm_step: int = setting(
-        -1, "training step that freezes the statistics of BatchNormalization; -1 is half of the training", minimum=-1
+        -1,
+        "training step that freezes the statistics of BatchNormalization; -1 is nine tenths of the training",
+        minimum=-1,
     )
     distillation: DistillationConfig = section(DistillationConfig, "learning from the float model")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_models import noise, small_model
 
-from tfq.compression import annotate, qat_model
+from tfq.compression import qat_model
 from tfq.compression.batch_norm import frozen_from_step
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError
@@ -13,12 +13,13 @@ from tfq.keras_bridge import import_tf_keras
 
 
 @pytest.fixture(scope="module")
-def quantized():
-    return annotate.quantized(small_model()).model
+def model():
+    return small_model()
 
 
 def normalization(model):
-    return model.get_layer("quant_bn").layer
+    """The layer bn, which QAT has wrapped or not."""
+    return next(getattr(layer, "layer", layer) for layer in model.layers if layer.name in ("bn", "quant_bn"))
 
 
 class Watch:
@@ -48,10 +49,10 @@ def train(model, callbacks, epochs=2, **settings):
 
 
 @pytest.mark.parametrize(("step", "moving"), [(3, 3), (-1, 4), (0, 0), (100, 8)])
-def test_statistics_move_until_the_step_and_gamma_goes_on_learning(quantized, step, moving):
-    watch = Watch(quantized)
-    with frozen_from_step(quantized, step) as callbacks:
-        train(quantized, [*callbacks, watch])
+def test_statistics_move_until_the_step_and_gamma_goes_on_learning(model, step, moving):
+    watch = Watch(model)
+    with frozen_from_step(model, step) as callbacks:
+        train(model, [*callbacks, watch])
     assert watch.moved() == [True] * moving + [False] * (8 - moving)
     assert all(not np.array_equal(a, b) for a, b in zip(watch.gammas, watch.gammas[1:], strict=False))
 
@@ -66,16 +67,16 @@ def test_once_frozen_training_computes_what_inference_does():
     assert np.abs(np.asarray(model(x, training=True)) - inference).max() > 1e-3
 
 
-def test_after_training_the_layers_are_what_they_were(quantized):
-    with frozen_from_step(quantized, 0):
-        assert "call" in vars(normalization(quantized))
-    assert "call" not in vars(normalization(quantized))
+def test_after_training_the_layers_are_what_they_were(model):
+    with frozen_from_step(model, 0):
+        assert "call" in vars(normalization(model))
+    assert "call" not in vars(normalization(model))
 
 
-def test_several_steps_in_one_execution_are_counted(quantized):
-    watch = Watch(quantized)
-    with frozen_from_step(quantized, 4) as callbacks:
-        train(quantized, [*callbacks, watch], steps_per_execution=2)
+def test_several_steps_in_one_execution_are_counted(model):
+    watch = Watch(model)
+    with frozen_from_step(model, 4) as callbacks:
+        train(model, [*callbacks, watch], steps_per_execution=2)
     assert watch.moved() == [True, True, False, False]
 
 
@@ -86,24 +87,24 @@ def test_a_fit_that_drops_the_callbacks_is_an_error():
         qat_model(small_model(), lambda model, callbacks: train(model, []))
 
 
-def test_half_of_a_training_of_unknown_length_is_refused_and_a_step_is_not(quantized):
+def test_half_of_a_training_of_unknown_length_is_refused_and_a_step_is_not(model):
     import tensorflow as tf
 
-    data = noise(quantized)
+    data = noise(model)
 
     def generator():
         yield from zip(np.split(data.inputs["x"], 4), np.split(data.labels, 4), strict=True)
 
     signature = (tf.TensorSpec((None, 6, 6, 2)), tf.TensorSpec((None,), tf.int64))
     endless = tf.data.Dataset.from_generator(generator, output_signature=signature)
-    quantized.compile("adam", "sparse_categorical_crossentropy")
-    with frozen_from_step(quantized, 2) as callbacks:
-        quantized.fit(endless, epochs=1, verbose=0, callbacks=callbacks)
+    model.compile("adam", "sparse_categorical_crossentropy")
+    with frozen_from_step(model, 2) as callbacks:
+        model.fit(endless, epochs=1, verbose=0, callbacks=callbacks)
     with (
         pytest.raises(InputError, match=r"--qat\.freeze_batch_norm_step"),
-        frozen_from_step(quantized, -1) as callbacks,
+        frozen_from_step(model, -1) as callbacks,
     ):
-        quantized.fit(endless, epochs=1, verbose=0, callbacks=callbacks)
+        model.fit(endless, epochs=1, verbose=0, callbacks=callbacks)
 
 
 def test_a_model_without_normalization_needs_no_callback():

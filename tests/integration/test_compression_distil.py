@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_models import fit_for, noise, small_model
 
-from tfq.compression import qat_model
+from tfq.compression import annotate, qat_model
 from tfq.compression.distil import distance, distilled, output_kind
 from tfq.compression.graph import cloned
 from tfq.config import DistillationConfig, QATConfig
@@ -119,16 +119,15 @@ def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it
     def fit(quantized, callbacks):
         keras = import_tf_keras()
         quantized.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
-        quantized.fit(x, np.zeros(64, int), batch_size=16, epochs=15, verbose=0, callbacks=callbacks)
+        quantized.fit(x, np.zeros(64, int), batch_size=16, epochs=8, verbose=0, callbacks=callbacks)
 
     near = qat_model(model, fit, distilling(weight=1.0), calibration=x, teacher=teacher)
-    far = qat_model(model, fit, calibration=x)
-    wanted = np.asarray(teacher(x))
-    distances = [float(np.abs(np.asarray(each(x)) - wanted).mean()) for each in (near, far)]
-    assert distances[0] < distances[1] / 3
-    assert type(near) is type(far) and [weight.shape for weight in near.weights] == [w.shape for w in far.weights]
-    assert [layer.name for layer in near.layers] == [layer.name for layer in far.layers]
-    assert near.get_config()["layers"] == far.get_config()["layers"]
+    # Of the labels, all 0, nothing is learned with this weight.
+    wanted = np.asarray(teacher(x)).argmax(axis=1)
+    assert (wanted == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == wanted).mean() > 0.8
+    plain = annotate.quantized(model).model
+    assert type(near) is type(plain) and near.get_config()["layers"] == plain.get_config()["layers"]
+    assert [(w.name, w.shape) for w in near.weights] == [(w.name, w.shape) for w in plain.weights]
     with pytest.warns(UserWarning, match="HDF5"):
         near.save(tmp_path / "near.h5")
     from tfq.keras_bridge import load_model

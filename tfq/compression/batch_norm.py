@@ -19,7 +19,8 @@ def frozen_from_step(model: Any, step: int) -> Iterator[list[Any]]:
     """Within, each BatchNormalization of a tf_keras model computes with its moving statistics from `step` on.
 
     They do not change any more then; gamma and beta go on learning.
-    step: training steps before that, 0 for none; -1: half of the training (of the first fit, where there are several).
+    step: training steps before that, 0 for none; -1: nine tenths of the training (of the first fit, if there are
+        several).
     Gives the callbacks that fit must pass on, none where the model has no BatchNormalization that learns.
     Raises TfqError at the end where they were not used and the statistics should have been frozen by them; InputError
     when training begins with step -1 and nobody knows how long it is.
@@ -65,7 +66,7 @@ def _counting(seen: Any, last: Any, step: int) -> Any:
 
         def on_train_begin(self, logs: Any = None) -> None:
             if step == -1 and not self.began:
-                last.assign(_half(self.params or {}))
+                last.assign(_nine_tenths(self.params or {}))
             self.began = True
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -78,14 +79,15 @@ def _counting(seen: Any, last: Any, step: int) -> Any:
     return FreezeBatchNormalization()
 
 
-def _half(params: dict[str, Any]) -> int:
+def _nine_tenths(params: dict[str, Any]) -> int:
+    """Steps before the freeze. Frozen at half of one epoch of ResNet8 on CIFAR-10, accuracy was 0.9 points lower."""
     epochs, steps = params.get("epochs"), params.get("steps")
     if not epochs or not steps:
         raise InputError(
-            "qat: freeze_batch_norm_step is -1 (half of the training), and the length of this training is not known "
+            "qat: freeze_batch_norm_step is -1 (nine tenths of the training), and the length of this training is not known "
             "beforehand: set it (--qat.freeze_batch_norm_step), or give fit a steps_per_epoch"
         )
-    return max(1, epochs * steps // 2)
+    return max(1, epochs * steps * 9 // 10)
 
 
 def _inner(layer: Any) -> Any:

@@ -6,6 +6,7 @@ that is 256 or more, or a scale is not a normal number (measured: a convolution 
 output scale so fine says nothing: the accumulator's own step is that many times coarser.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -18,12 +19,10 @@ from tfq.errors import TfqWarning
 _MOST_RATIO = 128.0
 # Of the widest channel of a weight; a bias in steps of input_scale * weight_scale still fits 32 bits.
 _NARROWEST_CHANNEL = 2.0**-12
-# Where a product or a normalization may make small numbers of large ones.
-_NARROWEST_PRODUCT = 2.0**-16
 # Widths below it have no scale that is a normal float32.
 _TINY = 1e-30
-# These give numbers of the size that they get.
-_SAME_SIZE = ("Add", "Subtract", "Average", "Maximum", "Minimum", "Concatenate", "ReLU", "Pooling", "Dropout")
+# Their numbers are as large as those that they get, or a product of them.
+_SAME_SIZE = ("Add", "Subtract", "Multiply", "Concatenate", "ReLU", "Pooling", "Dropout", "Reshape", "Flatten")
 
 
 def widen_ranges(model: Any, told: frozenset[str] = frozenset()) -> frozenset[str]:
@@ -106,17 +105,29 @@ class _Steps:
                     ways.append((self.widths[before.name], self.widths[before.name]))
                 else:
                     ways.append(self._in_front(before, before.inbound_nodes[index], seen))
-            seen[id(node)] = max(step for step, _ in ways) * self._gain(layer), max(width for _, width in ways)
+            widest = max(width for _, width in ways)
+            steps = [step for step, _ in ways[1:]]
+            # Two scales are multiplied.
+            step = math.prod(steps) / 255 if _kind(layer) == "Multiply" else max(steps, default=0.0)
+            seen[id(node)] = step * self._gain(layer), widest
         return seen[id(node)]
 
     def _gain(self, layer: Any) -> float:
         """Step of the output in steps of the input: of folded weights, 1 where numbers keep their size."""
-        inner = layer.layer if hasattr(layer, "quantize_config") else layer
+        inner = _inner(layer)
         if layer.name in self._largest:
             return self._largest[layer.name] / 127
         if hasattr(inner, "moving_variance"):
             factor = 1 / np.sqrt(np.asarray(inner.moving_variance) + inner.epsilon)
             return float(np.max(np.abs(factor * (np.asarray(inner.gamma) if inner.scale else 1.0))))
-        kind = type(inner).__name__
-        keeps_size = not inner.weights and (kind == "Activation" or any(part in kind for part in _SAME_SIZE))
-        return 1.0 if keeps_size else _NARROWEST_PRODUCT
+        # Of another layer, which may make small numbers of large ones, nothing is known.
+        return 1.0 if not inner.weights and any(part in _kind(layer) for part in _SAME_SIZE) else 0.0
+
+
+def _inner(layer: Any) -> Any:
+    """What tfmot has wrapped, or the layer itself."""
+    return layer.layer if hasattr(layer, "quantize_config") else layer
+
+
+def _kind(layer: Any) -> str:
+    return type(_inner(layer)).__name__
