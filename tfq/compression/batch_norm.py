@@ -84,8 +84,8 @@ def _nine_tenths(params: dict[str, Any]) -> int:
     epochs, steps = params.get("epochs"), params.get("steps")
     if not epochs or not steps:
         raise InputError(
-            "qat: freeze_batch_norm_step is -1 (nine tenths of the training), and the length of this training is not known "
-            "beforehand: set it (--qat.freeze_batch_norm_step), or give fit a steps_per_epoch"
+            "qat: freeze_batch_norm_step is -1 (nine tenths of the training), and the length of this training is "
+            "not known beforehand: set it (--qat.freeze_batch_norm_step), or give fit a steps_per_epoch"
         )
     return max(1, epochs * steps * 9 // 10)
 
