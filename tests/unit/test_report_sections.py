@@ -9,6 +9,7 @@ from report_record import audit, finding, full_record, newest_record, timed, wei
 from tfq.report.content import sections_of
 from tfq.report.markdown import markdown_of
 from tfq.report.plots import plots_of
+from tfq.report.stages_content import stages_section
 
 
 def section(record, key):
@@ -271,3 +272,39 @@ def test_every_number_of_a_table_is_in_markdown_too():
         for found in each.tables:
             for cells in found.rows:
                 assert all(cell in text for cell in cells)
+
+
+def test_what_compression_found_is_told_by_layer_and_once():
+    layers = [
+        {"name": "conv", "qat": "qat", "reason": "its output"},
+        {"name": "lstm", "qat": "ptq_only", "reason": "recurrent"},
+        {"name": "gru", "qat": "ptq_only", "reason": "recurrent"},
+    ]
+    details = {
+        "bridge": {"max_difference": 2e-7, "notes": ["flip was left out"], "layer_map": {"a/b": ["a_b"], "c": ["c"]}},
+        "preflight": {"layers": layers},
+        "filters": {
+            "removed": {"conv": {"kept": 8, "of": 32}}, "skipped": {"lstm": "not followed"},
+            "macs_before": 1000, "macs_after": 400, "parameters_before": 90, "parameters_after": 40,
+        },
+        "pruning_plan": {"pruned": ["conv"], "skipped": {"relu": "ReLU has no weights"}},
+    }  # fmt: skip
+    section = stages_section({"stages": [{"name": "compress", "seconds": 1.0, "details": details}]})
+    stages, bridge, quantized, filters, pruned = section.tables
+    assert stages.rows[0][2] == ""
+    assert ("note", "flip was left out") in bridge.rows
+    assert ("layers under another name", "a/b → a_b") in bridge.rows
+    assert not any("c → c" in row[1] for row in bridge.rows)
+    assert quantized.rows == (
+        ("fake quantization", "1", "conv", ""),
+        ("the converter alone", "2", "lstm, gru", "recurrent"),
+    )
+    assert ("channels of conv", "32", "8") in filters.rows
+    assert filters.notes == ("lstm: not followed",)
+    assert pruned.rows[0] == ("pruned", "1", "conv")
+
+
+def test_a_model_that_was_not_rebuilt_has_no_table_of_it():
+    bridge = {"max_difference": 0.0, "notes": [], "layer_map": {"c": ["c"]}}
+    section = stages_section({"stages": [{"name": "compress", "seconds": 1.0, "details": {"bridge": bridge}}]})
+    assert len(section.tables) == 1

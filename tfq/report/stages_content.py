@@ -4,13 +4,16 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+from tfq.report.compression_content import compression_tables
 from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, scalar, seconds
 from tfq.report.reported import Record, models_of, part
 from tfq.report.tables import Bars, Section, Table, fractions
 
 # What has a section or a table of its own.
-_TOLD_ELSEWHERE = ("sparsity", "history", "pruning_plan", "diagnostics", "preprocessing")
-_MOST_NAMES = 6
+_TOLD_ELSEWHERE = (
+    *("sparsity", "history", "diagnostics", "preprocessing"),
+    *("bridge", "preflight", "filters", "pruning_plan"),
+)
 
 
 def stages_section(record: Record) -> Section:
@@ -40,7 +43,7 @@ def stages_section(record: Record) -> Section:
         numeric=(False, True, False),
         bars=(Bars(before=1, title="", rows=tuple((value,) for value in fractions(times)), series=(0,)),),
     )
-    more = [each for each in (_training(stages), _pruning(stages)) if each]
+    more = [each for each in (_training(stages), *compression_tables(stages)) if each]
     return Section(key="stages", title="Stages", paragraphs=(about,), tables=(table, *more))
 
 
@@ -96,31 +99,6 @@ def _histories(stages: Sequence[Record]) -> Iterator[tuple[str, Record]]:
             yield from ((plain(step), curves) for step, curves in steps.items())
         elif history:
             yield plain(stage.get("name", "?")), history
-
-
-def _pruning(stages: Sequence[Record]) -> Table | None:
-    """Which layers were pruned; of the others, the reason, told once with the layers that it holds for."""
-    plans = [part(part(stage, "details"), "pruning_plan") for stage in stages]
-    plan = next((plan for plan in plans if plan), None)
-    if plan is None:
-        return None
-    layers: dict[str, list[str]] = {"pruned": [plain(name) for name in plan.get("pruned") or []]}
-    for name, reason in part(plan, "skipped").items():
-        # "ReLU has no weights" and "Add has no weights" are one reason of two kinds of layer.
-        words = plain(reason)
-        layers.setdefault("no weights" if words.endswith("has no weights") else words, []).append(plain(name))
-    rows = tuple((what, count(len(names)), _listed(names)) for what, names in layers.items())
-    return Table(
-        columns=("what became of it", "layers", "which"),
-        rows=rows,
-        numeric=(False, True, False),
-        caption="Pruning, by layer",
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    further = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {count(further)} more" if further > 0 else "")
 
 
 def provenance_sections(record: Record) -> list[Section]:
