@@ -7,7 +7,7 @@ preflight, pruned to 50%, quantization-aware trained, converted to full int8, au
 the QAT model on 256 images or more. The bounds are in family_matrix/verdict.py. Every family, and stock tfmot on
 either Keras' model of it, runs in a process of its own: a crash or a hang is a result.
 
-    python benchmarks/families.py --out=out/families [--families=MobileNet,VGG16] [--data=digits] [--size=96]
+    python benchmarks/families.py --out=out/families [--families=MobileNet,VGG16] [--data=digits] [--size=64]
         [--train_steps=80] [--limit=256] [--fresh] [--nostock]
 
 Results are kept in --out, a file each, so that a matrix that was killed goes on where it was; --fresh measures anew.

@@ -32,6 +32,16 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The directory for temporary files, empty."""
+    path = tmp_path / "temporary"
+    path.mkdir()
+    monkeypatch.setenv("TMPDIR", str(path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tfq_cli():
     """Run `tfq ...` as a user does, in a process of its own; returns the CompletedProcess with text output."""

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from tfq.config import TrainConfig as TrainConfig
     from tfq.conversion import convert_model as convert
     from tfq.conversion import trace as trace
-    from tfq.conversion.qat_parity import qat_parity as qat_parity
+    from tfq.conversion.parity.compare import qat_parity as qat_parity
     from tfq.data import load_split as load_split
     from tfq.errors import AuditError as AuditError
     from tfq.errors import InputError as InputError

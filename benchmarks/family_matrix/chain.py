@@ -16,9 +16,9 @@ from family_matrix.stock import first_line, identity_difference
 from family_matrix.verdict import FINAL_SPARSITY
 from tfq.artifacts import write_bytes, write_json
 from tfq.compression.preflight import preflight
-from tfq.compression.prune import pruning_plan
+from tfq.compression.pruning.prune import pruning_plan
 from tfq.config import CompressionConfig
-from tfq.conversion.qat_parity import qat_parity
+from tfq.conversion.parity.compare import qat_parity
 from tfq.errors import remembered_warnings
 from tfq.keras_bridge import import_keras
 from tfq.keras_bridge.bridge import to_tf_keras

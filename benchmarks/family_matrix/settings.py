@@ -17,7 +17,9 @@ SMALLEST = ("MobileNetV3Small", "MobileNetV2", "MobileNetV3Large", "MobileNet")
 class Settings:
     """Results of other settings are not taken over."""
 
-    size: int = field(default=96, metadata={"help": "height and width of the images"})
+    size: int = field(
+        default=64, metadata={"help": "height and width of the images; a family that needs more gets its least"}
+    )
     train_steps: int = field(
         default=80, metadata={"help": "steps of the float training; pruning takes half of that, and so does QAT"}
     )

@@ -29,7 +29,7 @@ def stock(name: str, kind: str, size: int) -> dict[str, Any]:
         quantized = tfmot.quantization.keras.quantize_model(model)
     except Exception as error:  # whatever it raises is the result
         return {"result": "error", "error": type(error).__name__, "message": first_line(error)}
-    return compared(model, quantized, size)
+    return compared(model, quantized, zoo.size_of(name, size))
 
 
 def compared(model: Any, quantized: Any, size: int) -> dict[str, Any]:

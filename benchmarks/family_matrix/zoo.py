@@ -23,10 +23,12 @@ BYTES, SIGNED = (0.0, 255.0), (-1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What one architecture wants: the range of pixels, and the highest step size that it learns with from nothing."""
+    """What one architecture wants: the range of pixels, the highest step size that it learns with from nothing, and
+    the least height and width that keras.applications builds it for."""
 
     pixels: tuple[float, float] = SIGNED
     learning_rate: float = 2e-3
+    min_size: int = 32
 
 
 # Those that take bytes have a Rescaling or a Normalization of their own.
@@ -39,9 +41,9 @@ FAMILIES = {
     "ResNet50": Family(),
     "ResNet50V2": Family(),
     "DenseNet121": Family(),
-    "Xception": Family(),
-    "InceptionV3": Family(),
-    "InceptionResNetV2": Family(),
+    "Xception": Family(min_size=71),
+    "InceptionV3": Family(min_size=75),
+    "InceptionResNetV2": Family(min_size=75),
     "NASNetMobile": Family(),
     "EfficientNetB0": Family(pixels=BYTES),
     "EfficientNetV2B0": Family(pixels=BYTES),
@@ -50,16 +52,28 @@ FAMILIES = {
 
 
 def build(keras: Any, name: str, size: int) -> Any:
-    """The family with random weights from either Keras: (size, size, 3) in, 10 probabilities out."""
-    return getattr(keras.applications, name)(weights=None, classes=CLASSES, input_shape=(size, size, 3))
+    """The family with random weights from either Keras: (`size_of`, `size_of`, 3) in, 10 logits out.
+
+    Logits, for int8 probabilities are all at 0 or 1 once a model is sure: their LSB says nothing of what lies before.
+    """
+    side = size_of(name, size)
+    return getattr(keras.applications, name)(
+        weights=None, classes=CLASSES, input_shape=(side, side, 3), classifier_activation=None
+    )
+
+
+def size_of(name: str, size: int) -> int:
+    """Height and width of the family's images where `size` is asked for."""
+    return max(size, FAMILIES[name].min_size)
 
 
 def images(source: str, split: str, name: str, size: int, limit: int = 0) -> AnySplit:
-    """A split as the family is fed it: (size, size, 3), grey ones in three equal channels, in the family's range.
+    """A split as the family is fed it: (`size_of`, `size_of`, 3), grey as three equal channels, in the family's range.
 
     The range of the source itself is what its first 256 training examples hold.
     """
-    config = tfq.DataConfig(source=source, resize=(size, size))
+    side = size_of(name, size)
+    config = tfq.DataConfig(source=source, resize=(side, side))
     probe = load_split(config, "train", limit=256)
     [pixels] = next(iter(probe.pieces())).inputs.values()
     darkest, brightest = float(pixels.min()), float(pixels.max())
@@ -69,7 +83,7 @@ def images(source: str, split: str, name: str, size: int, limit: int = 0) -> Any
     found = load_split(config, split, limit=limit)
     if not isinstance(found, Split):
         raise tfq.InputError(
-            f"{source}: {split} is too large for memory at {size}x{size}: give a smaller --train_steps"
+            f"{source}: {split} is too large for memory at {side}x{side}: give a smaller --train_steps"
         )
     return dataclasses.replace(found, inputs={key: _in_color(array) for key, array in found.inputs.items()})
 

@@ -4,7 +4,7 @@
 import numpy as np
 
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.keras_bridge.operations import translate_operation
+from tfq.keras_bridge.operations.translate import translate_operation
 
 SHAPE = (8, 8, 4)
 _RNG = np.random.default_rng(7)

@@ -9,10 +9,11 @@ import pytest
 
 import tfq
 from tfq import flatbuffer
-from tfq.compression import annotate, tfmot_private
+from tfq.compression import tfmot_private
 from tfq.compression.graph import cloned
-from tfq.compression.placement import placements
-from tfq.compression.ranges import debiased_ranges
+from tfq.compression.quantization_aware import annotate
+from tfq.compression.quantization_aware.placement import placements
+from tfq.compression.quantization_aware.ranges import debiased_ranges
 from tfq.config import AuditConfig, ConversionConfig, QATConfig
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras, load_model
@@ -256,7 +257,7 @@ def test_zeros_are_zeros_behind_fake_quantization():
     model = model_of(of_convnext)
     kernel, bias = model.get_layer("wide").get_weights()
     model.get_layer("wide").set_weights([np.where(np.abs(kernel) < 0.3, 0, kernel), bias])
-    quantized = annotate.quantized(model, preserve_sparsity=True).model
+    quantized = annotate.quantized(model).model
     for name, weight, quantizer, variables in tfmot_private.weight_ranges(quantized):
         if name == "quant_wide":
             assert np.all(np.asarray(quantizer(weight, True, weights=variables))[np.asarray(weight) == 0] == 0)

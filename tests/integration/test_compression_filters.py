@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq.compression import filter_layers, filter_rebuild, qat_model
-from tfq.compression.filters import count_macs, prune_filters
+from tfq.compression import qat_model
+from tfq.compression.filters import rebuild, rules
+from tfq.compression.filters.prune import count_macs, prune_filters
 from tfq.config import FiltersConfig, QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras
@@ -317,16 +318,16 @@ def test_a_sequential_model_stays_one():
 def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatch):
     model = built(residual, (8, 8, 3))
     if fault == "wrong places":
-        cut = filter_rebuild.cut_weights
+        cut = rebuild.cut_weights
 
         def shifted(layer, kept):
             return cut(layer, {**kept, "in": (kept["in"] + 1) % 8} if layer.name == "inner" else kept)
 
-        monkeypatch.setattr(filter_rebuild, "cut_weights", shifted)
+        monkeypatch.setattr(rebuild, "cut_weights", shifted)
     else:
-        rule = filter_layers.RULES["BatchNormalization"]
-        wrong = filter_layers.Rule(axes=rule.axes, zeroed=("gamma",), gives_zero=rule.gives_zero)
-        monkeypatch.setitem(filter_layers.RULES, "BatchNormalization", wrong)
+        rule = rules.RULES["BatchNormalization"]
+        wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), gives_zero=rule.gives_zero)
+        monkeypatch.setitem(rules.RULES, "BatchNormalization", wrong)
     with pytest.raises(TfqError, match=r"the smaller model is wrong.*'(inner|conv1|bn1)'"):
         prune_filters(model, config=config(target_macs=0.3))
 

@@ -3,13 +3,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from small_models import small_model
 
+from tfq import stages
 from tfq.compression.preflight import preflight
-from tfq.config import CompressionConfig, QATConfig
+from tfq.config import CompressionConfig, QATConfig, RunConfig
 from tfq.errors import InputError
-from tfq.keras_bridge import import_keras
+from tfq.keras_bridge import bridge, import_keras
 
 
 def verdicts(found):
@@ -70,3 +72,42 @@ def test_a_pattern_that_leaves_layers_out_is_told():
 def test_what_is_no_model_is_refused():
     with pytest.raises(InputError):
         preflight(object())
+
+
+def run_config(directory, features):
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{part}": rng.normal(size=(24, features)).astype(np.float32) for part in ("train", "val")}
+    labels = {f"y_{part}": rng.integers(0, 3, 24) for part in ("train", "val")}
+    np.savez(directory / "noise.npz", **arrays, **labels)
+    compression = {"qat": {"enabled": False}, "train": {"epochs": 1}}
+    return RunConfig.from_dict({"data": f"npz:{directory / 'noise.npz'}", "compression": compression})
+
+
+def dense_model(*layers):
+    keras = import_keras()
+    x = image = keras.Input((4,), name="image")
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(image, keras.layers.Dense(3, "softmax", name="head")(x))
+
+
+def test_a_model_is_bridged_once_for_its_table_and_its_compression(tmp_path, monkeypatch):
+    bridged = []
+    rebuild = bridge.rebuild
+    monkeypatch.setattr(bridge, "rebuild", lambda *given: bridged.append(given) or rebuild(*given))
+    compressed = stages.compress(dense_model(), run_config(tmp_path, 4))
+    assert len(bridged) == 1
+    assert [layer["name"] for layer in compressed.details["preflight"]["layers"]] == ["head"]
+    assert compressed.details["bridge"]["layer_map"]["head"] == ["head"]
+
+
+def test_what_cannot_be_bridged_is_told_as_the_table_and_data_that_does_not_fit_as_itself(tmp_path):
+    class Odd(import_keras().layers.Layer):
+        def call(self, inputs):
+            return inputs * 2
+
+    with pytest.raises(InputError, match=r"odd +Odd +- +unsupported(.|\n)*1 unsupported"):
+        stages.compress(dense_model(Odd(name="odd")), run_config(tmp_path, 4))
+    with pytest.raises(InputError, match=r"'image' have shape \(5,\), .* wants \(4,\)") as caught:
+        stages.compress(dense_model(), run_config(tmp_path, 5))
+    assert "unsupported" not in str(caught.value)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tfq.compression import measure_sparsity, prune_model, pruning_plan
-from tfq.compression import prune as prune_room
-from tfq.compression.schedule import Schedule
+from tfq.compression.pruning import prune as prune_room
+from tfq.compression.pruning.schedule import Schedule
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot

@@ -13,7 +13,7 @@ from tfq.compression import (
     sensitivity,
     sparsity_in_flatbuffer,
 )
-from tfq.compression import prune as prune_room
+from tfq.compression.pruning import prune as prune_room
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot

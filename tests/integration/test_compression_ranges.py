@@ -8,9 +8,10 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from small_models import fit_for, noise, small_model
 
-from tfq.compression import annotate, qat_model, tfmot_private, untrained_qat_model
-from tfq.compression.floors import widen_ranges
-from tfq.compression.ranges import calibrate_ranges, debiased_ranges
+from tfq.compression import qat_model, tfmot_private, untrained_qat_model
+from tfq.compression.quantization_aware import annotate
+from tfq.compression.quantization_aware.floors import widen_ranges
+from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
 from tfq.config import ConversionConfig, EvaluationConfig, QATConfig
 from tfq.conversion import convert_model
 from tfq.data import Split

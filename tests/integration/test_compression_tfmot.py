@@ -5,7 +5,8 @@ import importlib
 
 from small_models import small_model
 
-from tfq.compression import annotate, tfmot_private
+from tfq.compression import tfmot_private
+from tfq.compression.quantization_aware import annotate
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 
 
@@ -27,14 +28,6 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
             "PruneRegistry._weight_names",
             "PruneRegistry._is_rnn_layer",
         ],
-        "quantization.keras.default_8bit.default_8bit_quantize_registry": ["Default8BitQuantizeRegistry.supports"],
-        "quantization.keras.default_8bit.default_8bit_quantize_scheme": ["Default8BitQuantizeScheme"],
-        "quantization.keras.collab_opts.prune_preserve.prune_preserve_quantize_registry": [
-            "PrunePreserveQuantizeRegistry.supports"
-        ],
-        "quantization.keras.collab_opts.prune_preserve.default_8bit_prune_preserve_quantize_scheme": [
-            "Default8BitPrunePreserveQuantizeScheme"
-        ],
         "quantization.keras.quantizers": ["MovingAverageQuantizer"],
         "quantization.keras.quantize_layer": ["QuantizeLayer"],
         "quantization.keras.quantize_wrapper": ["QuantizeWrapper"],
@@ -45,9 +38,6 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
             value = importlib.import_module(f"{core}.{module}")
             for part in name.split("."):
                 value = getattr(value, part)
-    activation = importlib.import_module(f"{core}.quantization.keras.quantize_aware_activation").QuantizeAwareActivation
-    taken = activation._PRE_QUANT_ACTIVATIONS | activation._POST_QUANT_ACTIVATIONS
-    assert taken == tfmot_private.FUSED_ACTIVATIONS
     quantized = annotate.quantized(small_model()).model
     # The input, relu, depthwise, sum and pool (outputs), head (before its softmax).
     places = tfmot_private.activation_quantizers(quantized)

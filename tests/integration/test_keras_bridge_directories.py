@@ -13,7 +13,7 @@ from test_keras_bridge_loading import changed_config, lambda_model, layer_named,
 
 from tfq.errors import InputError
 from tfq.keras_bridge import import_keras, import_tf_keras, load_model, model_kind
-from tfq.keras_bridge.custom_objects import import_custom_objects
+from tfq.keras_bridge.loading.custom_objects import import_custom_objects
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
 

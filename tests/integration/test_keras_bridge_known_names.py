@@ -5,7 +5,7 @@ import inspect
 import re
 
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.keras_bridge.known_names import CLASSES, FUNCTIONS, REFUSED_CLASSES
+from tfq.keras_bridge.loading.known_names import CLASSES, FUNCTIONS, REFUSED_CLASSES
 
 
 def classes_of(*modules):
@@ -39,7 +39,8 @@ def test_known_functions_are_keras_own_and_nothing_that_touches_files():
 def test_the_classes_of_tfmot_that_files_may_name_are_those_that_it_registers():
     from tf_keras.src.saving import object_registration
 
-    from tfq.keras_bridge import import_tfmot, known_names
+    from tfq.keras_bridge import import_tfmot
+    from tfq.keras_bridge.loading import known_names
 
     tfmot = import_tfmot()
     with tfmot.quantization.keras.quantize_scope(), tfmot.sparsity.keras.prune_scope():

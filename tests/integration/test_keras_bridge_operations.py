@@ -8,8 +8,8 @@ from keras_operations import FLOAT, INT8, NO_TFLITE, SHAPE, model_of, rebuilt
 import tfq
 from tfq.errors import InputError
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
-from tfq.keras_bridge.operation_layers import keras_operation_class
-from tfq.keras_bridge.operations import translate_operation
+from tfq.keras_bridge.operations.keras_operation import keras_operation_class
+from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable
 
 CASES = {**INT8, **FLOAT, **NO_TFLITE}

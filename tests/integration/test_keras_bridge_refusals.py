@@ -5,16 +5,8 @@ import numpy as np
 import pytest
 
 from tfq.errors import InputError, TfqError
-from tfq.keras_bridge import (
-    Translator,
-    bridge,
-    import_keras,
-    import_tf_keras,
-    layers,
-    register_translator,
-    to_tf_keras,
-    walk,
-)
+from tfq.keras_bridge import Translator, bridge, import_keras, import_tf_keras, register_translator, to_tf_keras, walk
+from tfq.keras_bridge.layers import translate as layers
 
 
 def test_all_that_has_no_equal_is_told_at_once_by_its_path():

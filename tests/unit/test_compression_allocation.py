@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tfq.compression.sensitivity import SensitivityTable, allocate
+from tfq.compression.pruning.sensitivity import SensitivityTable, allocate
 from tfq.errors import InputError
 
 

@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tfq.compression.filter_channels import Channels, Counts, Group, Site, Term, groups_of
-from tfq.compression.filter_choice import choose
+from tfq.compression.filters.channels import Channels, Counts, Group, Site, Term, groups_of
+from tfq.compression.filters.choice import choose
 from tfq.errors import InputError
 
 

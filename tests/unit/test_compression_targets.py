@@ -3,8 +3,8 @@
 
 import pytest
 
-from tfq.compression.schedule import Schedule
-from tfq.compression.targets import Target, check_settings, chosen_sparsities, parse_targets
+from tfq.compression.pruning.schedule import Schedule
+from tfq.compression.pruning.targets import Target, check_settings, chosen_sparsities, parse_targets
 from tfq.config import PruneConfig
 from tfq.errors import InputError
 

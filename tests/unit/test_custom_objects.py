@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tfq.errors import InputError, TfqWarning
-from tfq.keras_bridge.custom_objects import import_custom_objects
+from tfq.keras_bridge.loading.custom_objects import import_custom_objects
 
 SOURCE = """
 import json

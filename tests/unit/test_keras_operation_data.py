@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfq.errors import InputError
-from tfq.keras_bridge.operation_data import decode, encode
+from tfq.keras_bridge.operations.data import decode, encode
 from tfq.keras_bridge.untranslatable import Untranslatable
 
 TENSOR = object()

@@ -4,7 +4,7 @@
 import re
 
 import pytest
-from report_record import audit, finding, full_record, newest_record, timed, weight
+from report_record import audit, finding, full_record, layer_parity, newest_record, qat_parity, timed, weight
 
 from tfq.report.content import sections_of
 from tfq.report.markdown import markdown_of
@@ -308,3 +308,57 @@ def test_a_model_that_was_not_rebuilt_has_no_table_of_it():
     bridge = {"max_difference": 0.0, "notes": [], "layer_map": {"c": ["c"]}}
     section = stages_section({"stages": [{"name": "compress", "seconds": 1.0, "details": {"bridge": bridge}}]})
     assert len(section.tables) == 1
+
+
+def test_the_flatbuffer_beside_its_qat_model_is_told_layer_by_layer():
+    found = table(newest_record(), "qat_parity")
+    told = row(found, "conv2d")
+    assert (told["equal codes"], told["max LSB"], told["SQNR"], told["local SQNR"]) == (
+        "99.87%", "2", "31.4 dB", "58.2 dB",
+    )  # fmt: skip
+    assert row(found, "conv2d_1")["local SQNR"] == "no difference"
+    assert not found.bad and "dropout: not compared: it does nothing after training" in found.notes
+    text = said(newest_record(), "qat_parity")
+    assert "28.2 dB of the input of SOFTMAX, the same class in 99.61%" in text and "no layer departs" in text
+
+
+def test_a_layer_that_departs_is_marked_and_what_was_missed_is_told():
+    record = newest_record()
+    departing = layer_parity("conv2d_1", departs="30.5 steps")
+    record["models"][2]["qat_parity"] = qat_parity(layers=[departing], missed=["output 'dense': 3 example(s)"])
+    found = table(record, "qat_parity")
+    assert row(found, "conv2d_1")[""] == "departs" and found.bad == {(0, 7)}
+    assert "conv2d_1: 30.5 steps" in found.notes
+    assert "misses what a faithful flatbuffer has: output 'dense': 3 example(s)" in said(record, "qat_parity")
+
+
+def test_a_comparison_with_the_qat_model_that_was_not_to_be_had_says_why():
+    record = newest_record()
+    record["models"][2]["qat_parity"] = {"not_run": "no tensor of it is known"}
+    assert "not compared: no tensor of it is known" in said(record, "qat_parity")
+    assert all(each.key != "qat_parity" for each in sections_of(full_record()))
+
+
+def test_what_compression_brought_is_told_against_the_dense_file_of_the_same_scheme():
+    record = newest_record()
+    record["config"]["compression"] = {"prune": {"enabled": True}, "filters": {"enabled": False}}
+    found = table(record, "gain")
+    # 9,811 / 13,204 bytes; 600 of 1,272 weights; 21.1 / 21 us; 3,241,000 / 3,240,777.
+    assert row(found, "file, gzip")["ratio"] == "0.74x"
+    zeros = row(found, "zeros among the weights")
+    assert (zeros["PTQ int8"], zeros["pruned + QAT int8"], zeros["ratio"]) == ("0.00%", "47.17%", "—")
+    assert row(found, "time on this machine, p50 ms")["ratio"] == "1.00x"
+    assert next(each for each in found.rows if "cortex-a76" in each[0])[-1] == "1.00x"
+    assert "not the time" in said(record, "gain")
+
+
+def test_of_filters_taken_out_it_is_not_said_that_they_bring_no_time():
+    record = newest_record()
+    record["config"]["compression"] = {"prune": {"enabled": False}, "filters": {"enabled": True}}
+    assert "not the time" not in said(record, "gain")
+
+
+def test_without_a_compressed_model_there_is_no_gain_to_tell():
+    record = newest_record()
+    record["models"] = record["models"][:2]
+    assert all(each.key != "gain" for each in sections_of(record))

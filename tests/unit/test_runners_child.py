@@ -45,16 +45,6 @@ def worker(tmp_path, monkeypatch):
     return replace
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The directory for temporary files, empty."""
-    path = tmp_path / "temporary"
-    path.mkdir()
-    monkeypatch.setenv("TMPDIR", str(path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return path
-
-
 # What the target does once the model's turn has come.
 STARTED = "import os, signal, sys, time; print('started', os.getpid(), flush=True);"
 

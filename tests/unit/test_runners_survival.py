@@ -33,16 +33,6 @@ worker.run_worker(
 """
 
 
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The directory for temporary files, empty."""
-    path = tmp_path / "temporary"
-    path.mkdir()
-    monkeypatch.setenv("TMPDIR", str(path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    return path
-
-
 def run(count: int = 50):
     return make_runner("local").run(RunRequest(model=MODEL, inputs=(EXAMPLES[:count],)))
 

@@ -6,8 +6,8 @@ import copy
 import pytest
 
 from tfq.errors import InputError
-from tfq.keras_bridge.inspection import CodeFinding, find_code, refuse_code
-from tfq.keras_bridge.model_file import ModelFile
+from tfq.keras_bridge.loading.inspection import CodeFinding, find_code, refuse_code
+from tfq.keras_bridge.loading.model_file import ModelFile
 
 DENSE = {
     "module": "keras.layers",

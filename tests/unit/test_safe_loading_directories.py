@@ -5,11 +5,11 @@ import json
 import os
 
 import pytest
-from test_safe_loading_files import CONFIG, h5_bytes
+from test_safe_loading_files import CONFIG, h5_bytes, refusal
 
 from tfq.errors import InputError
-from tfq.keras_bridge.inspection import refuse_impossible_sizes
-from tfq.keras_bridge.model_file import ModelFile, read_model_file
+from tfq.keras_bridge.loading.inspection import refuse_impossible_sizes
+from tfq.keras_bridge.loading.model_file import ModelFile, read_model_file
 
 ROOT = {"class_name": "Sequential", "keras_version": "2.15.0", "config": {"name": "s", "layers": []}}
 
@@ -42,13 +42,6 @@ def saved_model(tmp_path, metadata=None, graph=b"", **variables):
     for name, content in (variables or {"index": b"i", "data-00000-of-00001": b"d"}).items():
         (directory / "variables" / f"variables.{name}").write_bytes(content)
     return directory
-
-
-def refusal(path):
-    with pytest.raises(InputError) as caught:
-        read_model_file(path)
-    assert str(path) in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_saved_model_of_keras_2_gives_version_config_and_checkpoint(tmp_path):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tfq.errors import InputError
-from tfq.keras_bridge import model_file
-from tfq.keras_bridge.model_file import read_model_file
+from tfq.keras_bridge.loading import model_file
+from tfq.keras_bridge.loading.model_file import read_model_file
 
 CONFIG = {"class_name": "Sequential", "config": {"name": "s", "layers": []}, "compile_config": {"loss": "mine"}}
 
@@ -295,8 +295,9 @@ def test_soft_links_that_run_in_circles_end(tmp_path):
 def test_looking_into_a_file_imports_neither_tensorflow_nor_keras(tmp_path):
     path = put(tmp_path, zip_bytes())
     code = (
-        "import sys; from tfq.keras_bridge.model_file import read_model_file; import tfq.keras_bridge.inspection as i; "
-        f"i.find_code(read_model_file({str(path)!r}).config); "
+        "import sys; from tfq.keras_bridge.loading.model_file import read_model_file; "
+        "from tfq.keras_bridge.loading.inspection import find_code; "
+        f"find_code(read_model_file({str(path)!r}).config); "
         "assert not {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,16 +4,16 @@
 Importing this room imports no TensorFlow; its functions do, when they are called.
 """
 
-from tfq.compression.annotate import Annotated, quantized
-from tfq.compression.filters import FilterResult, count_macs, prune_filters
-from tfq.compression.gain import PruningGain, pruning_gain
+from tfq.compression.filters.prune import FilterResult, count_macs, prune_filters
 from tfq.compression.gate import check_same_function
 from tfq.compression.preflight import LayerVerdict, Preflight, preflight
-from tfq.compression.prunable import reason_not_prunable
-from tfq.compression.prune import PruningPlan, prune_model, pruning_plan
-from tfq.compression.qat import check_quantizable, qat_model, unsupported_layers, untrained_qat_model
-from tfq.compression.sensitivity import SensitivityTable, sensitivity
-from tfq.compression.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
+from tfq.compression.pruning.gain import PruningGain, pruning_gain
+from tfq.compression.pruning.prunable import reason_not_prunable
+from tfq.compression.pruning.prune import PruningPlan, prune_model, pruning_plan
+from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
+from tfq.compression.pruning.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
+from tfq.compression.quantization_aware.annotate import Annotated, quantized
+from tfq.compression.quantization_aware.qat import check_quantizable, qat_model, unsupported_layers, untrained_qat_model
 
 __all__ = [
     "Annotated",

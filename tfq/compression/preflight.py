@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tfq.compression import annotate, placement
 from tfq.compression.graph import cloned, named_layers
-from tfq.compression.prunable import reason_not_prunable
+from tfq.compression.pruning.prunable import reason_not_prunable
+from tfq.compression.quantization_aware import annotate, placement
 from tfq.config import CompressionConfig, PruneConfig, QATConfig
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras, model_kind
+from tfq.text_table import aligned
 
 QAT, PTQ_ONLY, UNSUPPORTED = "qat", "ptq_only", "unsupported"
 
@@ -76,17 +77,12 @@ class Preflight:
             )
             for layer in self.layers
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
-            for row in rows
-        ]
         counts = self.counts()
         told = (
             f"{self.model}: {counts['layers']} layers: {counts['prunable']} prunable; {counts[QAT]} for QAT, "
             f"{counts[PTQ_ONLY]} for the converter alone, {counts[UNSUPPORTED]} unsupported"
         )
-        return "\n".join([*lines, "", told, *self.notes])
+        return "\n".join([*aligned(rows, left=5), "", told, *self.notes])
 
 
 def preflight(model: Any, config: CompressionConfig | None = None) -> Preflight:

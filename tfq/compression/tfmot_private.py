@@ -16,11 +16,6 @@ from tfq.keras_bridge import import_tfmot
 
 _CORE = "tensorflow_model_optimization.python.core"
 
-# What QuantizeAwareActivation takes (quantize_aware_activation.py), and what an Activation layer may hold
-# (Default8BitActivationQuantizeConfig.get_output_quantizers).
-FUSED_ACTIVATIONS = frozenset(("softmax", "sigmoid", "tanh", "gelu", "linear", "relu", "swish"))
-LAYER_ACTIVATIONS = FUSED_ACTIVATIONS | {"relu6"}
-
 
 def _module(name: str) -> ModuleType:
     import_tfmot()
@@ -81,26 +76,6 @@ def mask_updater(
         sparsity_m_by_n=m_by_n,
     )
     return pruning.conditional_mask_update
-
-
-def quantizable(layer: Any) -> bool:
-    """Whether tfmot's default 8-bit scheme knows this class of layer."""
-    registry = _module("quantization.keras.default_8bit.default_8bit_quantize_registry")
-    return registry.Default8BitQuantizeRegistry().supports(layer)
-
-
-def preserves_sparsity(layer: Any) -> bool:
-    """Whether the prune-preserving scheme can quantize this layer."""
-    registry = _module("quantization.keras.collab_opts.prune_preserve.prune_preserve_quantize_registry")
-    return registry.PrunePreserveQuantizeRegistry.supports(layer)
-
-
-def quantize_scheme(preserve_sparsity: bool) -> Any:
-    """tfmot's default 8-bit scheme, or the one that multiplies kernels by the mask of what is not zero now."""
-    if preserve_sparsity:
-        scheme = _module("quantization.keras.collab_opts.prune_preserve.default_8bit_prune_preserve_quantize_scheme")
-        return scheme.Default8BitPrunePreserveQuantizeScheme()
-    return _module("quantization.keras.default_8bit.default_8bit_quantize_scheme").Default8BitQuantizeScheme()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -67,7 +67,7 @@ def selective_scheme(unquantized_inputs: frozenset[str]) -> Any:
 
     Of its rewrites one is left: a QuantizeLayer behind each Input. The others decide where ranges are not wanted
     (between convolution, normalization and ReLU; before Concatenate), and in doing so drop the fake quantization of
-    kernels: placement.py decides that by the graph. They also take most of the time.
+    kernels: quantization_aware/placement.py decides that by the graph. They also take most of the time.
     unquantized_inputs: Input layers to leave as they are.
     """
     scheme: Any = _module("default_8bit.default_8bit_quantize_scheme").Default8BitQuantizeScheme

@@ -2,8 +2,8 @@
 """Model -> float bytes -> int8 bytes."""
 
 from tfq.conversion.convert import convert_model, input_specs
-from tfq.conversion.qat_parity import qat_parity
-from tfq.conversion.qat_parity_record import QATParity
+from tfq.conversion.parity.compare import qat_parity
+from tfq.conversion.parity.record import QATParity
 from tfq.conversion.targeting import ops_without_range
 from tfq.conversion.tracing import Trace, input_structure, trace
 

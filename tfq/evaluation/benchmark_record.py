@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.evaluation.op_costs import OpCost
+from tfq.text_table import aligned
 
 MOST_EXPENSIVE = 5
 
@@ -148,19 +149,12 @@ def _table(models: Sequence[ModelTimes], num_threads: int) -> list[str]:
             model.overhead_ms,
         )
         rows.append([model.name, model.kernels, *map(_ms, values), f"{model.num_runs:,}"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     threads = f"{num_threads} thread{'' if num_threads == 1 else 's'}"
     fed = {model.name: model.inputs for model in models}
     told = sorted(set(fed.values()))
     inputs = told[0] if len(told) == 1 else "; ".join(f"{name}: {what}" for name, what in fed.items())
-    return [*lines, f"ms an inference, {threads}; the interpreter alone, and `ours` on top of it; inputs: {inputs}"]
+    note = f"ms an inference, {threads}; the interpreter alone, and `ours` on top of it; inputs: {inputs}"
+    return [*aligned(rows, left=2), note]
 
 
 def _expensive(model: ModelTimes) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
+from tfq.keras_bridge.layers.translation import Translator
 from tfq.keras_bridge.rebuild import Made, Rebuilt, rebuild
-from tfq.keras_bridge.translation import Translator
 from tfq.keras_bridge.verification import (
     TOLERANCE,
     computing_in_float32,

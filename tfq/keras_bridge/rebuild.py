@@ -10,12 +10,12 @@ from typing import Any
 
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.layer_config import NARROW
-from tfq.keras_bridge.layers import translated
+from tfq.keras_bridge.layers.config import NARROW
+from tfq.keras_bridge.layers.copies import copied_layer
+from tfq.keras_bridge.layers.translate import translated
+from tfq.keras_bridge.layers.translation import Making, Translation, Translator
 from tfq.keras_bridge.naming import Names
-from tfq.keras_bridge.operations import translate_operation
-from tfq.keras_bridge.tf_keras_layers import copied_layer
-from tfq.keras_bridge.translation import Making, Translation, Translator
+from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import (
     Call,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, model_kind
-from tfq.keras_bridge.layer_config import NARROW
+from tfq.keras_bridge.layers.config import NARROW
 from tfq.keras_bridge.walk import all_layers, layer_of
 
 TOLERANCE = 1e-4
@@ -68,7 +68,10 @@ def _rows_behind(tensor: Any) -> int | None:
 
 
 def given_inputs(model: Any, data: Any) -> list[NDArray]:
-    """The first examples of `data` (an array, a list or a dict of arrays, or a tfq Split) as a flat list of inputs."""
+    """The first examples of `data` (an array, a list or a dict of arrays, or a tfq Split) as a flat list of inputs.
+
+    Raises InputError where it has other inputs than `model`, a tf_keras model, or examples of another shape.
+    """
     data = getattr(data, "inputs", data)
     if isinstance(data, Mapping):
         if len(data) == 1:
@@ -81,8 +84,23 @@ def given_inputs(model: Any, data: Any) -> list[NDArray]:
     arrays = [np.asarray(array) for array in (data if isinstance(data, (list, tuple)) else [data])]
     if len(arrays) != len(model.inputs):
         raise InputError(f"the data has {len(arrays)} inputs, the model {model.name!r} has {len(model.inputs)}")
+    for name, array, tensor in zip(model.input_names, arrays, model.inputs, strict=True):
+        if not _takes(tuple(tensor.shape)[1:], array.shape[1:]):
+            raise InputError(
+                f"the data's examples for the input {name!r} have shape {array.shape[1:]}, the model {model.name!r} "
+                f"wants {tuple(tensor.shape)[1:]}"
+            )
     pairs = zip(arrays, model.inputs, strict=True)
     return [array[:GIVEN_EXAMPLES].astype(tensor.dtype.as_numpy_dtype) for array, tensor in pairs]
+
+
+def _takes(wanted: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    # Both Kerases add a last axis of 1 where it is missing, and take it away where it is too many.
+    tried = [shape, (*shape, 1), *([shape[:-1]] if shape[-1:] == (1,) else [])]
+    return any(
+        len(wanted) == len(each) and all(w in (None, size) for w, size in zip(wanted, each, strict=True))
+        for each in tried
+    )
 
 
 def outputs_of(model: Any, structure: Any, inputs: list[NDArray]) -> list[NDArray]:

@@ -56,7 +56,7 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
         stages=run.stages,
         models=[
             # Fewer results than flatbuffers, where the run ended early.
-            {"name": each.name, "file": each.file, **result}
+            {"name": each.name, "file": each.file, **result, "qat_parity": each.qat_parity}
             for each, result in zip(made, results, strict=False)
         ],
         benchmark=benchmark,

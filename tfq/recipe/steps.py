@@ -19,11 +19,15 @@ TRAINED, COMPRESSED, RETURNED = "trained.keras", "compressed.h5", "returned.kera
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A flatbuffer of the run: what it is, the name of its file in --out, its bytes."""
+    """A flatbuffer of the run: what it is, the name of its file in --out, its bytes.
+
+    qat_parity: the comparison with the QAT model that it was made of; None where there was no QAT.
+    """
 
     name: str
     file: str
     content: bytes
+    qat_parity: dict[str, Any] | None = None
 
 
 @dataclass(kw_only=True)
@@ -170,8 +174,25 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
         return made, {}
     compressed, result = _compressed(run, model)
     name = f"{stages.compression_suffix(config)}_{scheme}"
-    made.append(_converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed to {scheme}"))
-    return made, result.details["sparsity"]
+    last = _converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed to {scheme}")
+    if config.compression.qat.enabled:
+        last = dataclasses.replace(last, qat_parity=_qat_parity(run, compressed, last))
+    return [*made, last], result.details["sparsity"]
+
+
+def _qat_parity(run: Run, model: Loaded, made: Made) -> dict[str, Any]:
+    def make(directory: Path) -> dict[str, Any]:
+        return stages.compare_with_qat_model(model.model, made.content, run.test)
+
+    inputs = {
+        "model": model.sha256,
+        "flatbuffer": artifacts.sha256(made.content),
+        "limit": run.config.evaluation.limit,
+        **data_inputs(run),
+    }
+    details = run.stage("compare with the QAT model", inputs, make).details
+    run.stages[-1] = {**run.stages[-1], "details": {}}
+    return details
 
 
 def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, suffix: str = "") -> Made:

@@ -7,9 +7,11 @@ from typing import Any
 from tfq.report.audit_content import audit_section
 from tfq.report.data_content import data_section
 from tfq.report.formatting import DASH, count, cpu_label, is_number, kilobytes, percent, plain, scalar, significant
+from tfq.report.gain_content import gain_section
 from tfq.report.instructions_content import instructions_section
 from tfq.report.latency_content import kernels_text, latency_section
 from tfq.report.layers_content import layers_section
+from tfq.report.qat_parity_content import qat_parity_section
 from tfq.report.reported import Record, models_of, reference_of, runners_of
 from tfq.report.scores import accuracy_text, change_text, metric_word, score_text
 from tfq.report.stages_content import provenance_sections, stages_section
@@ -19,19 +21,21 @@ from tfq.report.tables import Reasons, Section, Table
 
 def sections_of(record: Record) -> list[Section]:
     """The report after its verdict and warnings, in order."""
-    sections = [
+    sections: list[Section | None] = [
         Section(key="result", title="Result", tables=(summary_of(record),)),
         evaluation_section(record),
         latency_section(record),
         instructions_section(record),
         parity_section(record),
+        qat_parity_section(record),
+        gain_section(record),
         audit_section(record),
         layers_section(record),
         data_section(record),
         stages_section(record),
         *provenance_sections(record),
     ]
-    return [section for section in sections if section]
+    return [section for section in sections if section is not None]
 
 
 def evaluation_section(record: Record) -> Section:

@@ -25,6 +25,7 @@ class Reported:
     audit: Record
     parity: Record
     instructions: Record
+    qat_parity: Record
     sha256: Record
 
 
@@ -40,6 +41,7 @@ def models_of(record: Record) -> list[Reported]:
             audit=part(model, "audit"),
             parity=part(model, "parity"),
             instructions=part(model, "instructions"),
+            qat_parity=part(model, "qat_parity"),
             sha256=part(model, "sha256"),
         )
         for series, model in enumerate(record.get("models") or [])

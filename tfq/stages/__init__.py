@@ -9,7 +9,7 @@ from tfq.stages.compression import (
     is_compressed,
     preflight,
 )
-from tfq.stages.conversion import audit_config, convert
+from tfq.stages.conversion import audit_config, compare_with_qat_model, convert
 from tfq.stages.evaluation import Evaluated, evaluate
 from tfq.stages.model_files import (
     check_model_file,
@@ -29,6 +29,7 @@ __all__ = [
     "audit_config",
     "check_compressible",
     "check_model_file",
+    "compare_with_qat_model",
     "compress",
     "compression_suffix",
     "convert",

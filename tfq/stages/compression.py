@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq import data
 from tfq.config import FiltersConfig, PruneConfig, QATConfig, RunConfig
-from tfq.errors import InputError
+from tfq.errors import InputError, TfqError
 from tfq.stages.splits import hashes, load_split
 
 # Examples of the training data on which the bridged model is compared with the user's own.
@@ -59,9 +59,15 @@ def check_compressible(model: Any, config: RunConfig) -> None:
     """Raises InputError, before any work, where config asks for a compression that this model cannot have."""
     if isinstance(model, bytes) or not is_compressed(config):
         return
+    _compressible(model, config)
+
+
+def _compressible(model: Any, config: RunConfig) -> Any:
+    """The table of `preflight`; model: of either Keras, or bridged already. Raises InputError where it is not ok."""
     table = preflight(model, config)
     if not table.ok:
         raise InputError(table.to_text())
+    return table
 
 
 def compress(model: Any, config: RunConfig) -> Compressed:
@@ -70,18 +76,19 @@ def compress(model: Any, config: RunConfig) -> Compressed:
     model: functional or sequential, of either Keras; a Keras 3 one is rebuilt of tf_keras layers first.
     """
     from tfq import compression
-    from tfq.keras_bridge import return_weights, to_tf_keras
+    from tfq.keras_bridge import return_weights
     from tfq.training import deterministic
 
     compression_suffix(config)
-    check_compressible(model, config)
     settings = config.compression
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     histories: dict[str, Any] = {}
-    details: dict[str, Any] = {"preflight": preflight(model, config).to_dict()}
+    details: dict[str, Any] = {}
 
     with deterministic(config.seed):
-        bridged = to_tf_keras(model, data=training.take(BRIDGE_CHECK_EXAMPLES))
+        bridged = _bridged(model, config, training)
+        with deterministic(config.seed):  # the table's own draws leave those of the training as they are
+            details["preflight"] = _compressible(bridged, config).to_dict()
         details["bridge"] = bridged.to_dict()
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.filters.enabled:
@@ -109,6 +116,17 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             "sha256": hashes(config, train=training, val=validation),
         },
     )
+
+
+def _bridged(model: Any, config: RunConfig, training: data.AnySplit) -> Any:
+    """The BridgeResult of `model`, compared on training data too. InputError with the table where there is none."""
+    from tfq.keras_bridge import to_tf_keras
+
+    try:
+        return to_tf_keras(model, data=training.take(BRIDGE_CHECK_EXAMPLES))
+    except TfqError:
+        check_compressible(model, config)
+        raise  # it is not the model, but how the data fits it
 
 
 def _loop(

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq import data
 from tfq.config import AUDIT_SCHEMES, AuditConfig, RunConfig
-from tfq.errors import TfqWarning
+from tfq.errors import InputError, TfqWarning
 from tfq.stages.model_files import trace_once
 from tfq.stages.splits import hashes, told
 
@@ -54,6 +54,26 @@ def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, 
     for warning in told_there:
         warnings.warn(warning.message, stacklevel=3)
     return content
+
+
+def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) -> dict[str, Any]:
+    """The record of `conversion.qat_parity` on the first test examples, or {"not_run": why}; warns of what it misses.
+
+    qat_model: the tf_keras model that `content` was made of.
+    """
+    from tfq.conversion import qat_parity
+
+    try:
+        found = qat_parity(qat_model, content, test)
+    except InputError as error:  # the flatbuffer stands, whatever can be said of it
+        return {"not_run": str(error)}
+    for missed in found.missed():
+        warnings.warn(
+            f"the flatbuffer does not compute what the QAT model does: {missed}; {found.told_departure()}",
+            TfqWarning,
+            stacklevel=2,
+        )
+    return {**found.to_dict(), "missed": list(found.missed()), "told_departure": found.told_departure()}
 
 
 def audit_config(config: RunConfig) -> AuditConfig:

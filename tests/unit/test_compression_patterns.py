@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Patterns that choose layers by name, and those that choose none."""
+
+import pytest
+
+from tfq.compression.patterns import check_fits, fits
+from tfq.errors import InputError
+
+REASONS = {"conv1": None, "conv2": None, "relu": "it has no weights"}
+
+
+@pytest.mark.parametrize(
+    ("name", "patterns", "expected"),
+    [
+        ("conv1", ("conv*",), True),
+        ("conv1", ("head", "conv?"), True),
+        ("conv1", ("Conv*",), False),
+        ("block/conv1", ("conv*",), False),
+        ("block/conv1", ("block*",), True),
+        ("conv1", (), False),
+    ],
+)
+def test_a_name_fits_where_one_pattern_takes_all_of_it_as_it_is_spelled(name, patterns, expected):
+    assert fits(name, patterns) is expected
+
+
+def test_a_pattern_passes_where_one_layer_that_fits_can_be_chosen():
+    check_fits("the pattern", "*", REASONS)
+    check_fits("the pattern", "conv2", REASONS)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reasons", "message"),
+    [
+        ("cnv1", REASONS, "qat: 'x' fits no layer: did you mean 'conv1'?"),
+        ("re*", REASONS, "qat: 'x' fits only 'relu' (it has no weights): choose from conv1, conv2"),
+        ("*", {"relu": "it has no weights"}, "'relu' (it has no weights): there is nothing to choose from"),
+    ],
+)
+def test_a_pattern_that_chooses_nothing_is_refused_with_the_reason_and_the_nearest_name(pattern, reasons, message):
+    with pytest.raises(InputError) as caught:
+        check_fits("qat: 'x'", pattern, reasons)
+    assert message in str(caught.value)
+
+
+def test_the_error_says_what_kind_of_layer_was_looked_for():
+    with pytest.raises(InputError, match=r"'conv' fits no layer with filters: did you mean 'conv.'"):
+        check_fits("'conv'", "conv", REASONS, layers="layer with filters")

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables on a terminal."""
+
+from tfq.text_table import aligned
+
+
+def test_names_are_flush_left_numbers_flush_right_and_no_line_ends_in_spaces():
+    rows = [("layer", "op", "dB", ""), ("conv + relu", "CONV_2D", "7.5", "DEPARTS"), ("x", "ADD", "12.25", "")]
+    assert aligned(rows, left=2) == [
+        "layer        op          dB",
+        "conv + relu  CONV_2D    7.5  DEPARTS",
+        "x            ADD      12.25",
+    ]
+    assert aligned([("a", "b"), ("ccc", "long")], left=2) == ["a    b", "ccc  long"]

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filter pruning: the least important whole filters leave the model, which is smaller and faster after that.
+
+Filters are ranked by the norm of their weights, as in "Pruning Filters for Efficient ConvNets" (Li et al., 2017), and
+those that a graph ties together (residual sums, depthwise convolutions, gates) go together.
+"""
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfq.compression.filters import rebuild
+from tfq.compression.filters.channels import groups_of
+from tfq.compression.filters.choice import choose
+from tfq.compression.filters.trace import Trace, traced
+from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.config import FiltersConfig
+from tfq.errors import InputError, TfqError, TfqWarning
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterResult:
+    """A smaller model and what became of each layer with filters.
+
+    model: tf_keras, not compiled. removed: layer -> (filters kept, of how many). skipped: layer -> why it kept all.
+    macs_before, macs_after: multiply-adds for one example, of convolutions and Dense. uncounted: layers with multiply-
+    adds of another kind, which neither number holds. max_difference: between the small model, before it was trained,
+    and the given one with the removed filters at zero, as a share of a tensor's largest value.
+    """
+
+    model: Any = field(repr=False)
+    removed: dict[str, tuple[int, int]]
+    skipped: dict[str, str]
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+    uncounted: tuple[str, ...]
+    max_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the model, for JSON; removed as {layer: {"kept": int, "of": int}}."""
+        return {
+            "removed": {name: {"kept": kept, "of": of} for name, (kept, of) in self.removed.items()},
+            "skipped": dict(self.skipped),
+            "macs_before": self.macs_before,
+            "macs_after": self.macs_after,
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "uncounted": list(self.uncounted),
+            "max_difference": self.max_difference,
+        }
+
+    def to_text(self) -> str:
+        """A few lines for people: the gain, then each layer."""
+        macs = f"multiply-adds {self.macs_before:,} -> {self.macs_after:,} ({self.macs_after / self.macs_before:.1%})"
+        shares = f"{self.parameters_after / self.parameters_before:.1%}"
+        lines = [f"{macs}, parameters {self.parameters_before:,} -> {self.parameters_after:,} ({shares})"]
+        lines += [f"  {name}: {kept} of {of} filters stay" for name, (kept, of) in self.removed.items()]
+        lines += [f"  {name}: all stay: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"  {name}: its multiply-adds are not counted" for name in self.uncounted]
+        return "\n".join(lines)
+
+
+def prune_filters(model: Any, fit: Fit | None = None, config: FiltersConfig | None = None) -> FilterResult:
+    """`model` without its least important filters, so that config.target_macs of its multiply-adds stay.
+
+    model: functional or sequential tf_keras model with its weights; it stays as it is.
+    fit: fit(model, callbacks) compiles the small model and trains it in place; None leaves it as it was cut.
+    The small model has the names and the trainable flags of the given one. Before it is trained it is compared, layer
+    by layer on random inputs, with a copy of the given one whose removed filters are zero.
+    Raises InputError on a Keras 3 model, on one where nothing can be removed or not as much, and on patterns that fit
+    no layer; TfqError where the comparison fails, or fit does not train. Warns (TfqWarning) of layers not counted.
+    """
+    config = config or FiltersConfig()
+    require_graph_model(model, "filter pruning")
+    if not 0 < config.target_macs < 1:
+        raise InputError(
+            f"filters: target_macs is the share of the multiply-adds that stays, wanted between 0 and 1, got "
+            f"{config.target_macs:g}" + (": then nothing is to go" if config.target_macs == 1 else "")
+        )
+    _require_finite(model)
+    given, _ = cloned(model)
+    trace = traced(given, config.norm)
+    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.multiple_of)
+    if not groups:
+        raise InputError(f"filters: no layer of {model.name!r} can lose filters: {_told(skipped)}")
+    before = _macs(trace)
+    gone, after = choose(
+        trace.channels, trace.sites, groups, target_macs=config.target_macs, multiple_of=config.multiple_of
+    )
+    if after > config.target_macs * before:
+        raise InputError(
+            f"filters: target_macs={config.target_macs:g} cannot be reached: {after / before:.3f} of the multiply-adds "
+            f"stay where each layer that may lose filters keeps an eighth, in multiples of {config.multiple_of}. "
+            f"Ask for a larger share, or a smaller multiple_of. All filters stay in: {_told(skipped)}"
+        )
+    kept = rebuild.kept_channels(given, trace.channels, trace.sites, gone)
+    small = rebuild.smaller(given, kept)
+    difference = _proven(given, small, trace, kept)
+    if trace.uncounted:
+        told = ", ".join(trace.uncounted)
+        warnings.warn(f"filters: the multiply-adds of {told} are not counted", TfqWarning, stacklevel=2)
+    if fit is not None:
+        small = _trained(small, fit)
+    removed, left = _by_layer(trace, kept)
+    others = "others had less to lose for the multiply-adds that they cost"
+    skipped |= {name: others for name in left if name not in skipped}
+    return FilterResult(
+        model=small,
+        removed=removed,
+        skipped=skipped,
+        macs_before=before,
+        macs_after=after,
+        parameters_before=model.count_params(),
+        parameters_after=small.count_params(),
+        uncounted=tuple(trace.uncounted),
+        max_difference=difference,
+    )
+
+
+def count_macs(model: Any) -> dict[str, int]:
+    """Multiply-adds for one example of each convolution and Dense of a functional or sequential tf_keras model.
+
+    A bias, an activation and a normalization count nothing; a layer that is called twice counts twice.
+    """
+    require_graph_model(model, "counting multiply-adds")
+    counts: Counter[str] = Counter()
+    for site in traced(cloned(model)[0], "l1").sites:
+        if site.terms:
+            counts[site.layer] += site.macs()
+    return dict(counts)
+
+
+def _macs(trace: Trace) -> int:
+    return sum(site.macs() for site in trace.sites)
+
+
+def _proven(given: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:
+    """The check of what was built; see rebuild.check_equal."""
+    calls = Counter(site.layer for site in trace.sites)
+    channels = {
+        site.layer: kept[site.layer]["out"] if site.layer in kept else np.arange(len(site.outputs))
+        for site in trace.sites
+        if calls[site.layer] == 1
+    }
+    return rebuild.check_equal(rebuild.masked(given, kept, trace.sites), small, channels)
+
+
+def _by_layer(trace: Trace, kept: rebuild.Kept) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """({layer: (kept, of)} of those that lost filters, the names of those that lost none)."""
+    removed: dict[str, tuple[int, int]] = {}
+    left: list[str] = []
+    for site in trace.sites:
+        if not site.makes_channels:
+            continue
+        stay = len(kept[site.layer]["out"]) if site.layer in kept else len(site.outputs)
+        if stay < len(site.outputs):
+            removed[site.layer] = stay, len(site.outputs)
+        else:
+            left.append(site.layer)
+    return removed, left
+
+
+def _trained(small: Any, fit: Fit) -> Any:
+    """A copy of `small`, trained and not compiled."""
+    before = small.get_weights()
+    fit(small, [])
+    steps = getattr(small.optimizer, "iterations", None) if small.optimizer is not None else None
+    unchanged = all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
+    if unchanged and (steps is None or int(steps) < 1):
+        raise TfqError(
+            "filters: fit did not train the model that it was given (no weight changed): it must compile that model "
+            "and call its fit"
+        )
+    check_finite(small, "the fine-tuning of what filter pruning left")
+    return cloned(small)[0]
+
+
+def _require_finite(model: Any) -> None:
+    for name, layer in named_layers(model):
+        if any(not np.isfinite(weight).all() for weight in layer.get_weights() if weight.dtype.kind == "f"):
+            raise InputError(f"filters: layer {name!r} of {model.name!r} holds weights that are NaN or infinite")
+
+
+def _told(skipped: dict[str, str], limit: int = 8) -> str:
+    told = [f"{name} ({reason})" for name, reason in list(skipped.items())[:limit]]
+    more = [f"and {len(skipped) - limit} more"] if len(skipped) > limit else []
+    return "; ".join(told + more) or "it has no convolution and no Dense"

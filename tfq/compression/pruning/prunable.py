@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which weights of a layer can be pruned, and of any other layer why not."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tfq.compression import tfmot_private
+from tfq.compression.graph import named_layers
+from tfq.compression.pruning.targets import block_size, m_by_n
+from tfq.config import PruneConfig
+from tfq.keras_bridge import import_tf_keras
+
+# Kernels whose last axis but one is not the input channels that an m:n mask runs along.
+_NOT_BY_INPUT = ("Conv2DTranspose", "Embedding", "DepthwiseConv2D")
+
+
+def prunable_weights(layer: Any) -> list[Any] | None:
+    """The weights of a built tf_keras layer that pruning masks; None where nobody knows which they are.
+
+    As tfmot's registry has them, and besides: what a subclass inherits from a layer that it knows, EinsumDense, and
+    the layers inside TimeDistributed and Bidirectional. A custom layer tells them by `get_prunable_weights()`.
+    """
+    layers = import_tf_keras().layers
+    found = tfmot_private.prunable_variables(layer)
+    if found is not None:
+        return found
+    if isinstance(layer, (layers.TimeDistributed, layers.Bidirectional)):
+        inside = (
+            [layer.layer] if isinstance(layer, layers.TimeDistributed) else [layer.forward_layer, layer.backward_layer]
+        )
+        parts = [prunable_weights(part) for part in inside]
+        return None if None in parts else [weight for part in parts if part for weight in part]
+    if isinstance(layer, layers.EinsumDense):
+        return [layer.kernel]
+    return tfmot_private.inherited_prunable_variables(layer)
+
+
+def reason_not_prunable(layer: Any, config: PruneConfig | None = None) -> str | None:
+    """Why a built tf_keras layer is not pruned; None when it is. With `config`, also its blocks and m:n masks count."""
+    kind = type(layer).__name__
+    weights = prunable_weights(layer)
+    if weights is None and not layer.weights:
+        return f"{kind} has no weights"
+    if weights is None:
+        return f"tfmot cannot prune {kind} (a layer of your own lists its weights to prune in get_prunable_weights())"
+    if not weights:
+        return f"tfmot prunes no weight of {kind}" if layer.weights else f"{kind} has no weights"
+    if config is None:
+        return None
+    shapes = [tuple(weight.shape) for weight in weights]
+    groups = m_by_n(config)
+    if groups:
+        return _no_groups(layer, shapes, *groups)
+    return _no_blocks(shapes, *block_size(config))
+
+
+def layer_reasons(model: Any, config: PruneConfig) -> dict[str, str | None]:
+    """Name -> `reason_not_prunable` of every layer, in order; a layer that was named before is told to be that one."""
+    reasons: dict[str, str | None] = {}
+    first: dict[int, str] = {}
+    for name, layer in named_layers(model):
+        if id(layer) in first:
+            reasons[name] = f"it is {first[id(layer)]}, called again"
+        else:
+            reasons[name] = reason_not_prunable(layer, config)
+            first[id(layer)] = name
+    return reasons
+
+
+def m_by_n_sparsity(shape: Sequence[int], m: int, n: int) -> float:
+    """Fraction of zeros of a kernel (..., inputs, outputs) with m zeros in each n inputs.
+
+    What is left over behind the last whole group keeps n - m of its weights.
+    """
+    groups, rest = divmod(shape[-2], n)
+    return (groups * m + max(0, rest - (n - m))) / shape[-2]
+
+
+def _no_groups(layer: Any, shapes: Sequence[tuple[int, ...]], m: int, n: int) -> str | None:
+    wrong = next((kind for kind in _NOT_BY_INPUT if isinstance(layer, getattr(import_tf_keras().layers, kind))), None)
+    if wrong:
+        return f"m:n masks run along the input channels, and the kernel of {wrong} has them elsewhere"
+    for shape in shapes:
+        if len(shape) not in (2, 4):
+            return f"tfmot makes m:n masks for kernels of rank 2 and 4, and this has the shape {_by(shape)}"
+        if not m_by_n_sparsity(shape, m, n):
+            return f"it has {shape[-2]} input channels, and {m} zeros in every {n} leave all of them"
+    return None
+
+
+def _no_blocks(shapes: Sequence[tuple[int, ...]], height: int, width: int) -> str | None:
+    if (height, width) == (1, 1):
+        return None
+    for shape in shapes:
+        if len(shape) != 2:
+            return f"tfmot makes blocks in kernels of rank 2, and this has the shape {_by(shape)}"
+        # tfmot 0.8.1 pools from -(padding // 2) on, and masks from 0 on, where blocks do not fill the kernel; and its
+        # squeeze takes an axis of one block away, and then fails.
+        if shape[0] % height or shape[1] % width or math.prod(shape) == height * width:
+            return f"blocks of {height}x{width} do not divide its kernel of {_by(shape)}"
+        if shape[0] == height or shape[1] == width:
+            return f"tfmot wants two blocks of {height}x{width} along each axis at least, of its {_by(shape)}"
+    return None
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)

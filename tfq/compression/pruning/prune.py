@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Magnitude pruning: the smallest weights of each layer become zero, and stay zero."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tfq.compression.gate import check_same_function
+from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.patterns import fits
+from tfq.compression.pruning.masks import Masks, pruning_callback
+from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
+from tfq.compression.pruning.schedule import Schedule
+from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
+from tfq.compression.pruning.targets import block_size, check_settings, chosen_sparsities
+from tfq.config import PruneConfig
+from tfq.errors import InputError, TfqError, TfqWarning
+
+_INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
+# tfmot counts the weights to keep in float32.
+_ROUNDING = 2.0**-22
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """Which layers are pruned, and of every other one why not. Names as in `measure_sparsity`.
+
+    sparsities: layer -> fraction of zeros that it is to end with; empty as long as order=sensitivity has not measured.
+    sensitivity: the table that they were chosen by, with order=sensitivity.
+    """
+
+    pruned: tuple[str, ...]
+    skipped: dict[str, str]
+    sparsities: dict[str, float] = field(default_factory=dict)
+    sensitivity: SensitivityTable | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: pruned [names], skipped {name: reason}, sparsities {name: fraction}, sensitivity."""
+        return {
+            "pruned": list(self.pruned),
+            "skipped": dict(self.skipped),
+            "sparsities": dict(self.sparsities),
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.to_dict(),
+        }
+
+
+def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any = None) -> PruningPlan:
+    """What `prune_model` would prune in a functional or sequential tf_keras model, and how far.
+
+    calibration: representative inputs, as `tfq.data.as_split` takes them, for order=sensitivity; without them the plan
+        has no sparsities yet.
+    Raises InputError on settings that contradict each other, and on a pattern in layers or targets that fits no layer
+    that can be pruned, with the nearest name.
+    """
+    config = config or PruneConfig()
+    check_settings(config)
+    require_graph_model(model, "pruning")
+    reasons = layer_reasons(model, config)
+    _check_any(model, config, reasons)
+    chosen = chosen_sparsities(config, reasons)
+    skipped = {name: reason or _why_not_chosen(name, config) for name, reason in reasons.items() if name not in chosen}
+    sparsities: Mapping[str, float] = chosen
+    table = None
+    if config.order == "sensitivity":
+        sparsities = {}
+        if calibration is not None:
+            sparsities, table = allocated(model, calibration, config, list(chosen))
+    elif config.sparsity_m_by_n:
+        sparsities = _m_by_n_sparsities(model, chosen, *config.sparsity_m_by_n)
+    return PruningPlan(pruned=tuple(chosen), skipped=skipped, sparsities=dict(sparsities), sensitivity=table)
+
+
+def prune_model(
+    model: Any, fit: Fit, config: PruneConfig | None = None, calibration: Any = None, *, plan: PruningPlan | None = None
+) -> Any:
+    """A pruned copy of `model`, trained by `fit` and not compiled; `model` stays as it is.
+
+    model: functional or sequential tf_keras model, with the weights to start from.
+    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
+        `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
+    calibration: representative inputs for order=sensitivity, as `pruning_plan` has them. plan: one that `pruning_plan`
+        made of this model and config, which then is not made again.
+    config.end_step == -1 is three quarters of that fit (of the first, when it calls model.fit several times).
+    m:n zeros are along the input channels of kernels (..., inputs, outputs): the last axis of TFLite's weights. A block
+    of height x width is of inputs x outputs.
+    Raises InputError on a model or settings that cannot be pruned, and TfqError when fit does not train the model or
+    forgets the callbacks, weights become NaN, or the copy computes another function. Warns (TfqWarning) of each layer
+    that misses its sparsity.
+    """
+    config = config or PruneConfig()
+    plan = plan or pruning_plan(model, config, calibration)
+    if plan.pruned and not plan.sparsities:
+        allocated(model, None, config, plan.pruned)
+    trained, pairs = cloned(model)
+    check_same_function(model, trained, what="prune: the copy for training", advice=_INCOMPLETE)
+    layers = dict(named_layers(trained))
+    masks = Masks({name: prunable_weights(layers[name]) or [] for name in plan.pruned}, config)
+    schedule = Schedule(config)
+    callback = pruning_callback(masks, schedule, plan.sparsities)
+    _train(fit, trained, callback)
+    _warn_of_weights_put_back(masks)
+    masks.apply()
+    check_finite(trained, "pruning")
+    lengths = f"training ended at step {callback.steps}, end_step is {schedule.end_step}"
+    _warn_of_misses(masks, plan.sparsities, config, lengths)
+    weights_of = {id(old): new for old, new in pairs}
+    stripped, fresh = cloned(model)
+    for old, new in fresh:
+        new.set_weights(weights_of[id(old)].get_weights())
+    check_same_function(trained, stripped, what="prune: the copy after training", advice=_INCOMPLETE)
+    return stripped
+
+
+def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None]) -> None:
+    if any(reason is None for reason in reasons.values()):
+        return
+    if not config.sparsity_m_by_n and not config.block_size:
+        raise InputError(f"{model.name!r} has no layer that can be pruned: it needs a Dense or a convolution")
+    form = "sparsity_m_by_n" if config.sparsity_m_by_n else "block_size"
+    plain = layer_reasons(model, PruneConfig())
+    told = [f"{name}: {reasons[name]}" for name, reason in plain.items() if reason is None]
+    raise InputError(
+        f"prune: no layer of {model.name!r} can have {form}={','.join(map(str, getattr(config, form)))}: leave it out. "
+        + "; ".join(told)
+    )
+
+
+def _why_not_chosen(name: str, config: PruneConfig) -> str:
+    return "its target is 0" if fits(name, config.layers) else "no pattern in layers fits its name"
+
+
+def _m_by_n_sparsities(model: Any, chosen: Mapping[str, float], m: int, n: int) -> dict[str, float]:
+    found = {}
+    for name, layer in named_layers(model):
+        if name in chosen:
+            shapes = [tuple(weight.shape) for weight in prunable_weights(layer) or []]
+            sizes = [int(np.prod(shape)) for shape in shapes]
+            zeros = sum(size * m_by_n_sparsity(shape, m, n) for size, shape in zip(sizes, shapes, strict=True))
+            found[name] = zeros / sum(sizes)
+    return found
+
+
+def _train(fit: Fit, model: Any, callback: Any) -> None:
+    fit(model, [callback])
+    if callback.steps:
+        return
+    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    if iterations is not None and int(iterations.numpy()):
+        raise TfqError(
+            "prune: fit did not pass on the callbacks that it was given: model.fit(..., callbacks=callbacks)"
+        )
+    raise TfqError(
+        "prune: fit did not train the model that it was given (no step was counted): it must compile that model "
+        "and call its fit with the callbacks, for at least one step"
+    )
+
+
+def _warn_of_weights_put_back(masks: Masks) -> None:
+    put_back = masks.violated()
+    if put_back:
+        warnings.warn(
+            f"prune: after the last training step, weights that were pruned have been put back in "
+            f"{', '.join(put_back)} (EarlyStopping with restore_best_weights?); they are zero again, and no training "
+            "came after that: restore the weights of an epoch after end_step only",
+            TfqWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_misses(masks: Masks, wanted: Mapping[str, float], config: PruneConfig, why: str) -> None:
+    block = int(np.prod(block_size(config)))
+    for name, pairs in masks.pairs.items():
+        kernels = [weight.numpy() for weight, _ in pairs]
+        size = sum(kernel.size for kernel in kernels)
+        sparsity = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / size
+        if sparsity < wanted[name] - len(kernels) * block / size - _ROUNDING:
+            warnings.warn(
+                f"prune: {name} has {sparsity:.1%} zeros, wanted {wanted[name]:.1%}: {why}",
+                TfqWarning,
+                stacklevel=3,
+            )

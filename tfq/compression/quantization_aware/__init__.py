@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization-aware training: where fake quantization stands, its ranges, and what surrounds the training."""

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quantization-aware training: begun where post-training quantization ends, zeros of a pruned model kept."""
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
+from tfq.compression.patterns import fits
+from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
+from tfq.compression.quantization_aware import annotate
+from tfq.compression.quantization_aware.batch_norm import frozen_from_step
+from tfq.compression.quantization_aware.distil import distilled
+from tfq.compression.quantization_aware.floors import widen_ranges
+from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
+from tfq.config import QATConfig
+from tfq.errors import InputError, TfqError, TfqWarning
+
+
+def qat_model(
+    model: Any, fit: Fit, config: QATConfig | None = None, *, calibration: Any = None, teacher: Any = None
+) -> Any:
+    """A copy of `model` with fake quantization in it, trained by `fit`; `model` stays as it is.
+
+    model: functional or sequential tf_keras model without models inside. Layer `x` becomes `quant_x`; what cannot be
+        fake-quantized stays `x` (a TfqWarning names it), and the converter wants a representative dataset for it.
+    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
+        `model.fit(..., callbacks=callbacks)`; the callbacks keep zeros and freeze BatchNormalization.
+    calibration: what the model is fed (a Split or SplitStream, an array, a dict of arrays by input name). Activation
+        ranges start at those of its first config.calibration_steps examples, so that training begins with the
+        model that post-training quantization gives. None, or 0 steps: they start at the first batch's.
+    config.preserve_sparsity: where the model has zeros in its kernels, they stay zero.
+    config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
+        itself without one. Neither is in the result.
+    Raises InputError on what cannot be quantized or used; TfqError when tfmot changed the function of the model, fit
+    did not train it or drops the callbacks, weights became NaN, or zeros were lost.
+    """
+    config = config or QATConfig()
+    if teacher is not None and not config.distillation.enabled:
+        raise InputError("qat: a teacher was given, and distillation is off: set distillation.enabled in the config")
+    start = _start(model, config, calibration)
+    quantized = start.model
+    with contextlib.ExitStack() as around:
+        callbacks = around.enter_context(frozen_from_step(quantized, config.freeze_batch_norm_step))
+        steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
+        trained = quantized
+        if config.distillation.enabled:
+            trained = around.enter_context(distilled(quantized, teacher or model, config.distillation))
+        fit(trained, [*callbacks, keep_zeros(quantized)] if start.zeros else callbacks)
+        if steps_seen() < 1:
+            raise TfqError(
+                "qat: fit did not train the model that it was given: it must compile that model and call its fit, for "
+                "at least one step"
+            )
+    check_finite(quantized, "quantization-aware training")
+    widen_ranges(quantized, start.widened)
+    _check_zeros(start.zeros, quantized)
+    return quantized
+
+
+def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None = None) -> Any:
+    """What the training of `qat_model` begins with: fake quantization with the ranges of calibration data.
+
+    Converted, it is an int8 flatbuffer that agrees with the one of post-training quantization.
+    """
+    config = config or QATConfig()
+    if not config.calibration_steps:
+        raise InputError("qat: calibration_steps is 0: without training, ranges come from calibration data alone")
+    return _start(model, config, calibration).model
+
+
+def check_quantizable(model: Any, config: QATConfig | None = None) -> None:
+    """Raises InputError where `qat_model` cannot begin: no layer to quantize, a pattern that fits none, no graph."""
+    placed = _placed(model, config or QATConfig())
+    if all(isinstance(place, str) for place in placed.values()):
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in placed.items())
+        raise InputError(
+            f"quantization-aware training cannot take any layer of {model.name!r}:\n{listed}\n"
+            "Replace them, or quantize after training instead (--noqat)"
+        )
+
+
+def unsupported_layers(model: Any, config: QATConfig | None = None) -> dict[str, str]:
+    """Layer name -> why it is left to the converter, which quantizes it by the representative dataset."""
+    return {name: place for name, place in _placed(model, config or QATConfig()).items() if isinstance(place, str)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """model: quantized, its ranges those of `batches` batches (0: still to be seen). zeros: what must stay zero.
+
+    widened: layers whose range was too narrow.
+    """
+
+    model: Any
+    batches: int
+    zeros: dict[str, float]
+    widened: frozenset[str]
+
+
+def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
+    require_graph_model(model, "quantization-aware training")
+    zeros = measure_sparsity(model)
+    preserve = config.preserve_sparsity and any(zeros.values())
+    annotated = annotate.quantized(model, config)
+    _tell_skipped(annotated.skipped, config)
+    batches, widened = 0, frozenset[str]()
+    if calibration is not None and config.calibration_steps:
+        batches = calibrate_ranges(annotated.model, calibration, config.calibration_steps)
+        widened = widen_ranges(annotated.model)
+    return _Start(
+        model=annotated.model,
+        batches=batches,
+        zeros=measure_sparsity(annotated.model) if preserve else {},
+        widened=widened,
+    )
+
+
+def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
+    """Warns of layers without fake quantization, but for those that the user has not chosen."""
+    told = [f"{name} ({reason})" for name, reason in skipped.items() if fits(name, config.layers)]
+    if told:
+        warnings.warn(f"qat: left to the converter: {'; '.join(told)}", TfqWarning, stacklevel=4)
+
+
+def _placed(model: Any, config: QATConfig) -> dict[str, Any]:
+    require_graph_model(model, "quantization-aware training")
+    clone, _ = cloned(model)
+    return annotate.chosen(clone, config)
+
+
+def _check_zeros(before: dict[str, float], model: Any) -> None:
+    after = measure_sparsity(model)
+    lost = [f"{name} {share:.1%} -> {after[name]:.1%}" for name, share in before.items() if after[name] < share]
+    if lost:
+        raise TfqError(
+            f"qat: zeros of the pruned model were lost in {', '.join(lost)}: did fit pass on the callbacks that it "
+            "was given? model.fit(..., callbacks=callbacks)"
+        )

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The int8 flatbuffer beside the QAT model that it came from, layer by layer."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import flatbuffer
+from tfq.conversion.parity.graph import Evaluator, ReferenceGraph, unwrapped
+from tfq.conversion.parity.match import candidates, check_origin, exposing, match
+from tfq.conversion.parity.record import LayerParity, QATParity
+from tfq.conversion.parity.tally import LayerTally, output_tallies
+from tfq.conversion.tracing import Trace, trace
+from tfq.data import Split, as_split, bind_inputs
+from tfq.errors import InputError
+from tfq.evaluation import decode_outputs, prepare_inputs
+from tfq.keras_bridge import require_tf_keras
+from tfq.runners import RunRequest, make_runner
+
+DEFAULT_LIMIT = 256
+# Two, for a kernel in fixed point may round once more than the QAT model does, and once the other way.
+DEFAULT_TOLERANCE_LSB = 2.0
+# Codes of intermediate tensors that are kept at a time, and float values of the QAT model beside them.
+_CODE_BYTES, _FLOAT_BYTES, _LARGEST_BATCH = 256 << 20, 32 << 20, 64
+
+
+def qat_parity(
+    qat_model: Any,
+    model: bytes,
+    data: Any,
+    *,
+    limit: int = DEFAULT_LIMIT,
+    tolerance_lsb: float = DEFAULT_TOLERANCE_LSB,
+    kernels: str = "xnnpack",
+) -> QATParity:
+    """Run a QAT model and the int8 flatbuffer `model` made of it on the same examples, and compare each layer's values.
+
+    qat_model: what `qat_model` gave, a tf_keras model with fake quantization. model: `tfq.convert(qat_model)`.
+    data: what `tfq.data.as_split` takes, as the QAT model is fed it; its first `limit` examples (0: all).
+    kernels: as in `RunRequest`; XNNPACK's are what users run.
+
+    Compared are all quantized tensors whose origin in the QAT model is known by their names, in two ways. Against the
+    QAT model run on its own: errors grow along the depth, and one early layer puts all later ones in the wrong. And
+    locally: the ops of the QAT model between this tensor and the compared ones before it, fed with the reals that the
+    flatbuffer's own codes stand for. What comes out is what the QAT model would have computed there, so the error is
+    the layer's own and its inputs explain none of it.
+
+    A layer departs where its local error exceeds `tolerance_lsb` steps in any value of any example: steps of its
+    tensor's scale, or of the finer rounding that the QAT model has for this value. It departs also where the tensor's
+    scale and zero_point are not those of the range that the QAT model rounds to there, unless they are those of
+    another such tensor that an op like CONCATENATION holds it to.
+    `first_departure` is the first such layer in the order of the ops. The cumulative error could not name it: it
+    jumps as well where a layer merely amplifies what it was given.
+
+    In memory are a few hundred megabytes at most, whatever the model's size and however many examples.
+    Raises InputError on a model without fake quantization, a flatbuffer that holds no codes or is not of this model,
+    and data that do not fit or hold NaN.
+    """
+    require_tf_keras(qat_model, "qat_parity")
+    if tolerance_lsb <= 0:
+        raise InputError(f"tolerance_lsb={tolerance_lsb}: wanted more than 0")
+    split = as_split(data, limit=limit)
+    first = next(split.pieces()).take(1)
+    comparison = _Comparison(_traced(qat_model), model, kernels, first)
+    for piece in split.pieces():
+        comparison.add(piece)
+    return comparison.record(tolerance_lsb)
+
+
+class _Comparison:
+    """A QAT model and its flatbuffer, and what was found so far."""
+
+    def __init__(self, traced: Trace, model: bytes, kernels: str, example: Split) -> None:
+        """example: one, that everything is tried with before anything runs at length."""
+        self._traced, self._model, self._kernels = traced, model, kernels
+        self._parsed = flatbuffer.read(model)
+        self._graph = self._parsed.main_subgraph
+        self._reference = ReferenceGraph(traced)
+        if not self._reference.has_fake_quant():
+            raise InputError(
+                f"{traced.model.name!r} has no fake quantization: wanted the model out of quantization-aware training "
+                "(tfq.qat), which the flatbuffer was converted from"
+            )
+        prepare_inputs(self._parsed, example)
+        inputs = _paired(self._reference.inputs, traced.input_names, self._parsed.input_names, "inputs")
+        self._answers = _paired(self._reference.outputs, traced.output_names, self._parsed.output_names, "outputs")
+        named = candidates(self._graph, self._reference, inputs)
+        with self._reference.evaluator() as own:
+            values = list({value for values in named.values() for value in values})
+            sizes = dict(zip(values, (array.size for array in own.run(values, self._bound(example))), strict=True))
+        matches, self._skipped = match(self._graph, self._reference, named, sizes)
+        check_origin(matches, named, traced.model.name)
+        self._layers = [LayerTally(each) for each in matches]
+        self._outputs = output_tallies(self._parsed)
+        self._exposed, self._places = exposing(model, [each.tensor.index for each in matches])
+        self._values = sum(each.numbers for each in matches)
+        self._num_examples = self._unlike = 0
+
+    def add(self, split: Split) -> None:
+        """Compare on more examples."""
+        values = [layer.match.value for layer in self._layers]
+        with self._reference.evaluator() as own, self._reference.evaluator(values) as local:
+            for part in _parts(split, _CODE_BYTES // self._values):
+                inputs = prepare_inputs(self._parsed, part).arrays
+                answers, exposed = self._run(self._model, inputs), self._run(self._exposed, inputs)
+                # Users run it with nothing exposed: were the kernels others then, its answers would be.
+                self._unlike += sum(int((a != b).sum()) for a, b in zip(answers, exposed, strict=False))
+                codes = dict(zip((*self._graph.inputs, *self._places), (*inputs, *exposed), strict=True))
+                decoded = decode_outputs(self._parsed, answers)
+                step = min(_LARGEST_BATCH, max(1, _FLOAT_BYTES // (16 * self._values)))
+                for start in range(0, part.num_examples, step):
+                    chosen = slice(start, start + step)
+                    fed = [array[chosen] for array in self._bound(part)]
+                    chosen_codes = {index: array[chosen] for index, array in codes.items()}
+                    given, layers = self._compare(own, local, fed, chosen_codes)
+                    for tally, wanted, got in zip(self._outputs, given, decoded, strict=True):
+                        tally.add(wanted, np.asarray(got[chosen], np.float32), layers)
+                self._num_examples += part.num_examples
+
+    def record(self, tolerance_lsb: float) -> QATParity:
+        """What was found."""
+        layers = tuple(layer.record(tolerance_lsb) for layer in self._layers)
+        notes = []
+        if self._unlike:
+            notes.append(
+                f"{self._unlike} output codes are others when intermediate tensors are exposed: the layers were "
+                f"measured with kernels that users do not run ({self._kernels})"
+            )
+        return QATParity(
+            num_examples=self._num_examples,
+            kernels=self._kernels,
+            tolerance_lsb=tolerance_lsb,
+            layers=layers,
+            outputs=tuple(tally.record(layers) for tally in self._outputs),
+            skipped=self._layers_without_tensor(layers) | self._skipped,
+            notes=tuple(notes),
+        )
+
+    def _compare(
+        self, own: Evaluator, local: Evaluator, fed: list[NDArray], codes: dict[int, NDArray]
+    ) -> tuple[list[NDArray], dict[int, NDArray]]:
+        """Adds a batch to every layer; gives the QAT model's outputs in the flatbuffer's order, values by tensor."""
+        values = [layer.match.value for layer in self._layers]
+        found = own.run([*values, *self._answers], fed)
+        arrays = [codes[layer.match.tensor.index] for layer in self._layers]
+        reals = [
+            layer.reals(array).reshape(wanted.shape)
+            for layer, array, wanted in zip(self._layers, arrays, found, strict=False)
+        ]
+        predicted = local.run(values, fed, reals)
+        for layer, array, wanted, expected in zip(self._layers, arrays, found, predicted, strict=False):
+            layer.add(array, wanted, expected)
+        indices = [layer.match.tensor.index for layer in self._layers]
+        return found[len(values) :], dict(zip(indices, found, strict=False))
+
+    def _bound(self, split: Split) -> list[NDArray]:
+        return bind_inputs(split.inputs, self._traced.input_names)
+
+    def _run(self, model: bytes, inputs: tuple[NDArray, ...]) -> tuple[NDArray, ...]:
+        return make_runner("local").run(RunRequest(model=model, inputs=inputs, kernels=self._kernels)).outputs
+
+    def _layers_without_tensor(self, layers: tuple[LayerParity, ...]) -> dict[str, str]:
+        own = {layer.layer for layer in layers}
+        within = {name: layer.layer for layer in layers for name in layer.layers}
+        return {
+            name: f"part of {within[name]}" if name in within else "the flatbuffer has no tensor of it"
+            for name in map(unwrapped, self._traced.keras_layers)
+            if name not in own
+        }
+
+
+def _traced(model: Any) -> Trace:
+    require_tf_keras(model, "qat_parity")
+    built_in = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
+    if built_in is not None:
+        raise InputError(
+            f"{model.name!r} has the batch size {built_in} built in: wanted a model without one, to run it on batches "
+            "of any size: build its Input without batch_size"
+        )
+    return trace(model, 0)
+
+
+def _paired(values: Sequence[str], names: Sequence[str], wanted: Sequence[str], what: str) -> list[str]:
+    """`values`, called `names`, in the order of the `wanted` names; as they are where the names are others."""
+    if len(values) != len(wanted):
+        raise InputError(
+            f"the QAT model has {len(values)} {what} ({', '.join(names)}), the flatbuffer {len(wanted)} "
+            f"({', '.join(wanted)}): it was converted from another model"
+        )
+    return [values[names.index(name)] for name in wanted] if set(names) == set(wanted) else list(values)
+
+
+def _parts(split: Split, most: int) -> Iterator[Split]:
+    """The examples in their order, at most `most` at a time, but at least one."""
+    most = max(1, most)
+    for start in range(0, split.num_examples, most):
+        chosen = slice(start, start + most)
+        yield dataclasses.replace(
+            split, inputs={name: array[chosen] for name, array in split.inputs.items()}, labels=None
+        )

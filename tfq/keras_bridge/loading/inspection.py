@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find what would run code in a model's config, before any Keras deserializes it."""
+
+import math
+from collections.abc import Iterator, Set
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tfq.errors import InputError
+from tfq.keras_bridge.loading import known_names
+from tfq.keras_bridge.loading.model_file import ModelFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeFinding:
+    """One piece of a config that would run code: the layer's name with those around it ("outer/inner"), and why."""
+
+    layer: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"layer": name, "reason": sentence}"""
+        return asdict(self)
+
+
+def find_code(config: Any, registered: Set[str] = frozenset()) -> tuple[CodeFinding, ...]:
+    """Every object in a Keras config, at any depth, that is not plainly one of Keras' own harmless ones.
+
+    config: what JSON gave. registered: names under which the user's process has registered classes and functions
+    (`register_keras_serializable`); these are the user's own code and are let through.
+    """
+    findings: dict[CodeFinding, None] = {}
+    stack: list[tuple[Any, str]] = [(config, "")]
+    while stack:
+        node, layer = stack.pop()
+        if isinstance(node, dict):
+            if "class_name" in node:
+                layer = _layer_name(node, layer)
+                for reason in _reasons(node, registered):
+                    findings[CodeFinding(layer=layer or "(model)", reason=reason)] = None
+            stack.extend((child, layer) for child in reversed(node.values()))
+        elif isinstance(node, list):
+            stack.extend((child, layer) for child in reversed(node))
+    return tuple(findings)
+
+
+def refuse_code(file: ModelFile, registered: Set[str] = frozenset()) -> None:
+    """Raises InputError that lists everything `find_code` finds in the file's config, all at once."""
+    findings = find_code(file.config, registered)
+    top = file.config.get("class_name")
+    if top is None:
+        raise InputError(f"{file.path}: the model's config has no class_name: wanted a model as Keras saves it")
+    if findings:
+        listed = "\n".join(f"  layer {finding.layer!r}: {finding.reason}" for finding in findings)
+        raise InputError(
+            f"{file.path} holds {len(findings)} thing(s) that would run code when the model is loaded:\n{listed}\n"
+            "Give your own classes (custom_objects={...}, --custom_objects=FILE.py), or pass --allow_code "
+            "(allow_code=True) if you trust whoever made the file"
+        )
+
+
+def refuse_impossible_sizes(file: ModelFile) -> None:
+    """Raises InputError for a layer whose config asks for more weights than the file has bits.
+
+    Keras builds a model from its config first, so a small file can ask for all the memory that there is.
+    """
+    limit = 8 * file.stored_bytes
+    stack: list[tuple[Any, str]] = [(file.config, "")]
+    while stack:
+        node, layer = stack.pop()
+        if isinstance(node, dict):
+            layer = _layer_name(node, layer) if "class_name" in node else layer
+            for key in known_names.WEIGHT_SIZES & node.keys():
+                sizes = node[key] if isinstance(node[key], list) else [node[key]]
+                numbers = [size for size in sizes if isinstance(size, (int, float)) and not isinstance(size, bool)]
+                if not math.prod(numbers) <= limit:
+                    raise InputError(
+                        f"{file.path}: layer {layer!r} asks for {key}={node[key]}, and {limit // 8} bytes of file hold "
+                        "no such weights: not a model as Keras saves it"
+                    )
+            stack.extend((child, layer) for child in node.values())
+        elif isinstance(node, list):
+            stack.extend((child, layer) for child in node)
+
+
+def _layer_name(node: dict[str, Any], around: str) -> str:
+    config = node.get("config")
+    name = config.get("name") if isinstance(config, dict) else None
+    name = name if isinstance(name, str) else node.get("name")
+    if not isinstance(name, str):
+        return around
+    return f"{around}/{name}" if around else name
+
+
+def _reasons(node: dict[str, Any], registered: Set[str]) -> Iterator[str]:
+    name, config = node["class_name"], node.get("config")
+    if not isinstance(name, str):
+        yield f"its class_name is {name!r}, not a name"
+    elif name == "function":
+        yield from _function_reasons(node, registered)
+    elif name in ("__typespec__", "TypeSpec", "CompositeTensor"):
+        if not _is_tensor_spec(node):
+            yield f"it holds a {name} that is no TensorSpec"
+    elif name not in known_names.DATA:
+        yield from _class_reasons(node, name, registered)
+    if isinstance(config, dict) and isinstance(config.get("vocabulary"), str) and config["vocabulary"]:
+        yield f"it reads its vocabulary from a path ({config['vocabulary']!r})"
+
+
+def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Iterator[str]:
+    if name == "__lambda__":
+        yield "it holds the bytecode of a Python lambda"
+        return
+    if name in known_names.REFUSED_CLASSES:
+        yield known_names.REFUSED_CLASSES[name]
+        return
+    # Keras looks a class up by registered_name in its new format, and then imports the module that the file names;
+    # by class_name in the old one.
+    if (node.get("registered_name") if "module" in node else name) in registered:
+        return
+    module = node.get("module", "keras")
+    if _is_of_tfmot(name, module):
+        return
+    if isinstance(module, str) and known_names.OPERATION_MODULES.fullmatch(module):
+        if name in known_names.REFUSED_OPERATIONS or not name.isidentifier():
+            yield f"the operation {name} runs functions that the file names"
+    elif not isinstance(module, str) or not known_names.KERAS_MODULE.fullmatch(module):
+        where = f"{module}.{name}" if isinstance(module, str) else name
+        yield f"the class {where} is not one of Keras' own, and no such class is registered"
+    elif name not in known_names.CLASSES:
+        yield f"the class {name} is not one of Keras' own, and no such class is registered"
+    if name in known_names.TF_FUNCTION_LAYERS:
+        config = node.get("config")
+        function = config.get("function") if isinstance(config, dict) else None
+        if not isinstance(function, str) or not known_names.TF_FUNCTIONS.fullmatch(function):
+            yield f"it calls the TensorFlow function {function!r}"
+
+
+def _is_of_tfmot(name: Any, module: Any) -> bool:
+    of_either = isinstance(module, str) and (
+        known_names.TFMOT_MODULE.fullmatch(module) or known_names.KERAS_MODULE.fullmatch(module)
+    )
+    return bool(of_either) and name in known_names.TFMOT_CLASSES
+
+
+def holds_tfmot(config: Any) -> bool:
+    """Whether a Keras config names a class of tfmot anywhere: a quantization-aware or pruning model."""
+    stack = [config]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if _is_of_tfmot(node.get("class_name"), node.get("module", "keras")):
+                return True
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    return False
+
+
+def _function_reasons(node: dict[str, Any], registered: Set[str]) -> Iterator[str]:
+    function, module = node.get("config"), node.get("module")
+    if isinstance(function, str) and function in registered:
+        return
+    of_keras = (
+        module is None
+        or module == "builtins"
+        or (isinstance(module, str) and known_names.KERAS_MODULE.fullmatch(module))
+    )
+    if not of_keras or not isinstance(function, str) or function not in known_names.FUNCTIONS:
+        yield f"it calls the Python function {module}.{function}, which is not registered"
+
+
+def _is_tensor_spec(node: dict[str, Any]) -> bool:
+    if node["class_name"] == "TypeSpec":
+        return node.get("type_spec") == "tf.TensorSpec"
+    module = node.get("module")
+    inside = isinstance(module, str) and module.startswith("tensorflow.python.framework.")
+    return node["class_name"] == "__typespec__" and node.get("spec_name") == "TensorSpec" and inside

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in a Keras model file: format, Keras version and config, read without a Keras and without running anything.
+
+The format is told by the first bytes, never by the file's name. Everything that is read has a limit, and a file that
+points outside of itself is refused.
+"""
+
+import io
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts
+from tfq.errors import InputError
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+ZIP_MAGIC = b"PK\x03\x04"
+
+MAX_FILE_BYTES = 4 << 30
+MAX_JSON_BYTES = 64 << 20
+MAX_MEMBERS = 100_000
+# Keras stores members uncompressed; a member that is large and shrinks a hundredfold is a bomb (DEFLATE reaches 1032).
+MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
+# The header of an array in an .npz tells its dtype within these.
+_NPY_HEADER_BYTES = 4096
+
+WANTED = "a Keras model (.keras or .h5)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A Keras model file before any Keras has seen it.
+
+    container: "keras" (a zip), "h5", or "saved_model" (a directory of Keras 2). keras_version: as written inside, ""
+    when it is not (Keras 1 and early 2). config: the model's own config, without what only compiling would read.
+    content: the file's bytes. members: the files of a SavedModel's checkpoint instead.
+    """
+
+    path: Path
+    container: str
+    keras_version: str
+    config: dict[str, Any]
+    content: bytes
+    members: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """All that is in it, unpacked: no more weights than these can be."""
+        if self.container == "keras":
+            with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
+                return sum(member.file_size for member in archive.infolist())
+        return len(self.content) + sum(map(len, self.members.values()))
+
+    @property
+    def kind(self) -> str:
+        """Which Keras wrote the file and is to read it: "tf_keras" or "keras"."""
+        major = self.keras_version.partition(".")[0]
+        if major in ("", "1", "2"):
+            return "tf_keras"
+        if major == "3":
+            return "keras"
+        raise InputError(f"{self.path} was written by Keras {self.keras_version!r}: wanted 1, 2 or 3")
+
+
+def read_model_file(path: str | os.PathLike) -> ModelFile:
+    """The content of the Keras model at `path`: a file, or a directory (model_directory.py).
+
+    Raises InputError, each with its own message, when it is missing, empty, too large, damaged, no Keras model, weights
+    alone, or refers to other files.
+    """
+    path = Path(path)
+    if path.is_dir():
+        from tfq.keras_bridge.loading.model_directory import read_model_directory  # which needs this module
+
+        return read_model_directory(path)
+    content = _content(path)
+    if content.startswith(HDF5_MAGIC):
+        return _from_h5(path, content)
+    if content.startswith(ZIP_MAGIC):
+        return from_zip(path, content)
+    if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
+        raise InputError(f"{path} is a Python pickle, which runs code when it is read: wanted {WANTED}")
+    if content[4:8] == b"TFL3":
+        raise InputError(f"{path} is a TFLite flatbuffer: wanted {WANTED}: convert starts from the Keras model")
+    raise InputError(
+        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}): wanted {WANTED}"
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        status = path.stat()
+    except OSError:
+        return artifacts.read_bytes(path, WANTED)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is no regular file: wanted {WANTED}")
+    if status.st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads")
+    return artifacts.read_bytes(path, WANTED)
+
+
+def _from_h5(path: Path, content: bytes) -> ModelFile:
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            _check_h5(path, file)
+            config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+            if config is None:
+                hint = "weights alone" if "layer_names" in file.attrs or "layers" in file else "no Keras model"
+                raise InputError(
+                    f"{path} is an HDF5 file without model_config: {hint}: wanted {WANTED}: save the whole model "
+                    "(model.save, not save_weights)"
+                )
+            if "model_weights" not in file:
+                raise InputError(f"{path} has a model_config but no model_weights group: wanted {WANTED} with weights")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"{path} is a damaged HDF5 file ({error}): wanted {WANTED}") from error
+    return ModelFile(
+        path=path,
+        container="h5",
+        keras_version=_text(version),
+        config=json_object(path, "model_config", config),
+        content=content,
+    )
+
+
+def from_zip(path: Path, content: bytes) -> ModelFile:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            _check_members(path, archive)
+            names = set(archive.namelist())
+            if "config.json" not in names or "metadata.json" not in names:
+                raise InputError(
+                    f"{path} is a zip without config.json and metadata.json, so no .keras file: wanted {WANTED}"
+                )
+            config = json_object(path, "config.json", archive.read("config.json"))
+            metadata = json_object(path, "metadata.json", archive.read("metadata.json"))
+            if "model.weights.h5" in names:
+                _check_inner_h5(path, archive.read("model.weights.h5"))
+            elif "model.weights.npz" in names:
+                with zipfile.ZipFile(io.BytesIO(archive.read("model.weights.npz"))) as inner:
+                    _check_members(path, inner)
+                    _check_no_pickle(path, inner)
+            else:
+                raise InputError(f"{path} holds no model.weights.h5: wanted {WANTED} with weights")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
+        raise InputError(f"{path} is a damaged or encrypted zip ({error}): wanted {WANTED}") from error
+    version = metadata.get("keras_version")
+    if not isinstance(version, str) or not version:
+        raise InputError(f"{path}: metadata.json has no keras_version: wanted a .keras file as Keras writes it")
+    # Loading without compiling drops it, so nothing in it can run.
+    config.pop("compile_config", None)
+    return ModelFile(path=path, container="keras", keras_version=version, config=config, content=content)
+
+
+def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_FILE_BYTES:
+        raise InputError(
+            f"{path} unpacks to more than tfq loads ({len(members)} members, {MAX_FILE_BYTES} bytes at most)"
+        )
+    if len(set(names)) != len(names):
+        raise InputError(f"{path}: two members of the zip have one name: what is looked at may not be what is loaded")
+    for member in members:
+        parts = member.filename.replace("\\", "/").split("/")
+        if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
+            raise InputError(f"{path}: the zip's member {member.filename!r} points outside of the archive")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise InputError(f"{path}: the zip's member {member.filename!r} is a symbolic link")
+        if member.file_size > BOMB_FLOOR_BYTES and member.file_size > MAX_EXPANSION * member.compress_size:
+            raise InputError(
+                f"{path}: the zip's member {member.filename!r} expands from {member.compress_size} to "
+                f"{member.file_size} bytes: a decompression bomb"
+            )
+
+
+def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
+    """Refuse arrays of Python objects, which NumPy keeps as pickles."""
+    for name in npz.namelist():
+        with npz.open(name) as member:
+            header = member.read(_NPY_HEADER_BYTES).replace(b'"', b"'")
+        if b"'|O'" in header or b"'O'" in header:
+            raise InputError(f"{path}: {name} in its model.weights.npz is a pickle, which runs code when it is read")
+
+
+def _check_inner_h5(path: Path, content: bytes) -> None:
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            _check_h5(path, file)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: its model.weights.h5 is damaged ({error})") from error
+
+
+def _check_h5(path: Path, file: Any) -> None:
+    """Refuse links and data that lie in other files, and data sets declared larger than tfq loads."""
+    import h5py
+
+    declared, seen, groups = 0, set(), [file]
+    while groups:
+        group = groups.pop()
+        for name in group:
+            link = group.get(name, getlink=True)
+            where = f"{path}: {group.name.rstrip('/')}/{name}"
+            if isinstance(link, h5py.ExternalLink):
+                raise InputError(f"{where} is a link to another file ({link.filename!r}): such a model is not loaded")
+            if not isinstance(link, h5py.HardLink):
+                continue
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if len(seen) > MAX_MEMBERS:
+                raise InputError(f"{path} holds more than {MAX_MEMBERS} HDF5 objects")
+            if isinstance(item, h5py.Group):
+                groups.append(item)
+            elif isinstance(item, h5py.Dataset):
+                if item.external or item.is_virtual:
+                    raise InputError(f"{where} keeps its data in another file: such a model is not loaded")
+                declared += item.size * item.dtype.itemsize if item.size else 0
+                if declared > MAX_FILE_BYTES:
+                    raise InputError(f"{where}: the data sets up to here declare {declared} bytes: more than tfq loads")
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, (str, bytes)):
+        raise InputError(f"{path}: {what} is {type(value).__name__}: wanted JSON text")
+    if len(value) > MAX_JSON_BYTES:
+        raise InputError(f"{path}: {what} has {len(value)} bytes: more than the {MAX_JSON_BYTES} that tfq reads")
+    try:
+        config = json.loads(value)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {what} is not JSON ({error}): wanted {WANTED}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: {what} is nested too deeply to be a model") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: {what} is a JSON {type(config).__name__}: wanted an object")
+    return config

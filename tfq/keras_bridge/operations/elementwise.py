@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arithmetic and activations of `keras.ops` that an ordinary tf_keras layer computes, with which arguments."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tfq.keras_bridge.operations.calls import Call, Made, number_of
+from tfq.keras_bridge.operations.keras_operation import is_graph_tensor
+
+
+def _merged(call: Call, layer: str, left: Any, right: Any) -> Made:
+    """A merging layer for two tensors; tf_keras' own wants equal ranks, dtypes and batch sizes."""
+    if not (is_graph_tensor(left) and is_graph_tensor(right)) or left is right:
+        return None
+    if left.dtype != right.dtype or not left.dtype.is_floating or left.shape.rank is None:
+        return None
+    if left.shape.rank != right.shape.rank or left.shape.rank < 2 or left.shape[0] != right.shape[0]:
+        return None
+    return getattr(call.layers, layer)(name=call.name), [left, right]
+
+
+def _scaled(call: Call, x: str, scale: float | None, offset: float | None) -> Made:
+    if scale is None or offset is None or not call.is_float(x) or not (math.isfinite(scale) and math.isfinite(offset)):
+        return None
+    return call.layers.Rescaling(scale, offset=offset, name=call.name), call[x]
+
+
+def _add(call: Call) -> Made:
+    for x, constant in (("x1", "x2"), ("x2", "x1")):
+        if (number := number_of(call[constant])) is not None:
+            return _scaled(call, x, 1.0, number)
+    return _merged(call, "Add", call["x1"], call["x2"])
+
+
+def _subtract(call: Call) -> Made:
+    if (number := number_of(call["x2"])) is not None:
+        return _scaled(call, "x1", 1.0, -number)
+    if (number := number_of(call["x1"])) is not None:
+        return _scaled(call, "x2", -1.0, number)
+    return _merged(call, "Subtract", call["x1"], call["x2"])
+
+
+def _multiply(call: Call) -> Made:
+    for x, constant in (("x1", "x2"), ("x2", "x1")):
+        if (number := number_of(call[constant])) is not None:
+            return _scaled(call, x, number, 0.0)
+    return _merged(call, "Multiply", call["x1"], call["x2"])
+
+
+def _divide(call: Call) -> Made:
+    number = number_of(call["x2"])
+    return None if not number else _scaled(call, "x1", 1.0 / number, 0.0)
+
+
+def _negative(call: Call) -> Made:
+    return _scaled(call, "x", -1.0, 0.0)
+
+
+def _extreme(layer: str) -> Callable[[Call], Made]:
+    def translate(call: Call) -> Made:
+        for x, constant in (("x1", "x2"), ("x2", "x1")):
+            if layer == "Maximum" and number_of(call[constant]) == 0 and call.is_float(x):
+                return call.layers.ReLU(name=call.name), call[x]
+        return _merged(call, layer, call["x1"], call["x2"])
+
+    return translate
+
+
+def _clip(call: Call) -> Made:
+    low, high = number_of(call["x_min"]), number_of(call["x_max"])
+    if low != 0 or high is None or high <= 0 or not call.is_float("x"):
+        return None
+    return call.layers.ReLU(max_value=high, name=call.name), call["x"]
+
+
+def _activation(word: str) -> Callable[[Call], Made]:
+    def translate(call: Call) -> Made:
+        return (call.layers.Activation(word, name=call.name), call["x"]) if call.is_float("x") else None
+
+    return translate
+
+
+def _relu(max_value: float | None) -> Callable[[Call], Made]:
+    def translate(call: Call) -> Made:
+        return (call.layers.ReLU(max_value=max_value, name=call.name), call["x"]) if call.is_float("x") else None
+
+    return translate
+
+
+def _leaky_relu(call: Call) -> Made:
+    if not call.is_float("x") or call["negative_slope"] < 0:
+        return None
+    return call.layers.LeakyReLU(alpha=float(call["negative_slope"]), name=call.name), call["x"]
+
+
+def _elu(call: Call) -> Made:
+    return (call.layers.ELU(alpha=float(call["alpha"]), name=call.name), call["x"]) if call.is_float("x") else None
+
+
+def _gelu(call: Call) -> Made:
+    # tf_keras' "gelu" is the exact one; the approximate one is a KerasOperation.
+    return None if call["approximate"] else _activation("gelu")(call)
+
+
+def _softmax(call: Call) -> Made:
+    rank = call.rank("x")
+    if rank < 2 or call["axis"] not in (-1, rank - 1):
+        return None
+    return _activation("softmax")(call)
+
+
+def _same(call: Call) -> Made:
+    """Nothing to be done: a copy, or a cast to what it is already."""
+    dtype = call.values.get("dtype")
+    if not call.is_float("x") or dtype not in (None, call["x"].dtype.name) or call.values.get("sparse"):
+        return None
+    return call.layers.Activation("linear", name=call.name), call["x"]
+
+
+ELEMENTWISE: dict[str, Callable[[Call], Made]] = {
+    "core.Cast": _same,
+    "core.ConvertToTensor": _same,
+    "nn.Elu": _elu,
+    "nn.Gelu": _gelu,
+    "nn.LeakyRelu": _leaky_relu,
+    "nn.Relu": _relu(None),
+    "nn.Relu6": _relu(6.0),
+    "nn.Selu": _activation("selu"),
+    "nn.Sigmoid": _activation("sigmoid"),
+    "nn.Silu": _activation("swish"),
+    "nn.Softmax": _softmax,
+    "nn.Softplus": _activation("softplus"),
+    "nn.Softsign": _activation("softsign"),
+    "numpy.Add": _add,
+    "numpy.Clip": _clip,
+    "numpy.Copy": _same,
+    "numpy.Divide": _divide,
+    "numpy.Exp": _activation("exponential"),
+    "numpy.Maximum": _extreme("Maximum"),
+    "numpy.Minimum": _extreme("Minimum"),
+    "numpy.Multiply": _multiply,
+    "numpy.Negative": _negative,
+    "numpy.Subtract": _subtract,
+    "numpy.Tanh": _activation("tanh"),
+    "numpy.TrueDivide": _divide,
+}
