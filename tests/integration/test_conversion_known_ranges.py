@@ -27,3 +27,22 @@ def test_a_learned_range_holds_on_both_sides_of_a_reshape():
     graph = tfq.flatbuffer.read(tfq.convert(quantized, 3 * images)).main_subgraph
     scales = {op.name: graph.tensors[op.outputs[0]].scale for op in graph.ops}
     np.testing.assert_allclose([scales["CONV_2D"], scales["RESHAPE"]], (high - low) / 255, rtol=1e-5)
+
+
+def test_layers_are_told_by_the_users_names_where_no_trace_of_fake_quantization_is_left_in_the_file():
+    keras = import_tf_keras()
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.ReLU(6.0)(keras.layers.Conv2D(4, 3, name="stem")(inputs))
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    model = keras.Model(inputs, keras.layers.Dense(5, name="head")(x))
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(32, 6, 6, 3)).astype(np.float32), rng.integers(0, 5, 32)
+
+    def fit(trained, callbacks):
+        trained.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        trained.fit(images, labels, callbacks=callbacks, verbose=0)
+
+    content = tfq.convert(tfq.qat(model, fit, calibration=images))
+    graph = tfq.flatbuffer.read(content).main_subgraph
+    assert not any("FakeQuant" in tensor.name for tensor in graph.tensors)
+    assert [op.keras_layer for op in graph.ops if op.name in ("CONV_2D", "FULLY_CONNECTED")] == ["stem", "head"]

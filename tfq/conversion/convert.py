@@ -13,7 +13,7 @@ from tfq.conversion.fake_quant import Ranges, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.conversion.targeting import as_trained, fitted, warn_of_missing_ranges, warn_of_target
-from tfq.conversion.tracing import Trace, trace
+from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.weights import quantize_weights
 from tfq.data import InputSpec, representative_samples
 from tfq.errors import InputError, TfqWarning
@@ -61,6 +61,8 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
         raise InputError(f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew")
     metadata["keras_layers"] = list(traced.keras_layers)
     if traced.has_fake_quant:
+        # By the names that the user gave, whether or not a tensor's name is left that tells of fake quantization.
+        metadata["keras_layers"] = [unwrapped(name) for name in traced.keras_layers]
         if config.scheme != "int8":
             raise InputError(
                 f"the model is quantization-aware trained, and {config.scheme} would leave its fake quantization in: "

@@ -7,6 +7,8 @@ from typing import Any
 
 from tfq.errors import InputError
 
+_WRAPPER = "quant_"
+
 
 @dataclass(kw_only=True)
 class Trace:
@@ -63,6 +65,11 @@ def trace(model: Any, batch_size: int = 1) -> Trace:
         batch_size=batch_size,
         model=model,
     )
+
+
+def unwrapped(layer: str) -> str:
+    """A layer's name without what quantization-aware training put in front of it."""
+    return layer.removeprefix(_WRAPPER)
 
 
 def input_structure(model: Any) -> Any:

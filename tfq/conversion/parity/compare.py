@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import flatbuffer
-from tfq.conversion.parity.graph import Evaluator, ReferenceGraph, unwrapped
+from tfq.conversion.parity.graph import Evaluator, ReferenceGraph
 from tfq.conversion.parity.match import candidates, check_origin, exposing, match
 from tfq.conversion.parity.record import LayerParity, QATParity
 from tfq.conversion.parity.tally import LayerTally, output_tallies
-from tfq.conversion.tracing import Trace, trace
+from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.conversion.freeze import frozen_graph
-from tfq.conversion.tracing import Trace
+from tfq.conversion.tracing import Trace, unwrapped
 
 _FAKE_QUANT = "FakeQuantWithMinMaxVars"
 _PASSES_ON = ("Identity", "StopGradient", "PreventGradient", "CheckNumerics")
-_WRAPPER = "quant_"
 
 
 class ReferenceGraph:
@@ -162,11 +161,6 @@ class Evaluator:
             for tensor, array in zip(self._fed, (*inputs, *fed), strict=True)
         }
         return list(self._session.run([self._graph.get_tensor_by_name(f"model/{value}") for value in values], feed))
-
-
-def unwrapped(layer: str) -> str:
-    """A layer's name without what QAT put in front of it."""
-    return layer.removeprefix(_WRAPPER)
 
 
 def _op(value: str) -> str:
