@@ -7,7 +7,8 @@
 
 Writes a tf_keras model for `tfq convert`, <model>_pruned_qat.h5, called by what was done (filtered, pruned, qat); of a
 Keras 3 model also <model>_pruned_qat.keras, the model as it was given with the trained weights in it. --preflight says
-what each layer can take, and exits 1 where one cannot be taken at all.
+what each layer can take and what of it would stay float in an int8 .tflite, and exits 1 where one cannot be taken at
+all.
 """
 
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def main(invocation: flags.Invocation) -> None:
 
 def preflight(invocation: flags.Invocation) -> None:
     config = invocation.config
-    table = stages.preflight(stages.load(config, allow_code=invocation.allow_code), config)
+    table = stages.preflight_with_flatbuffer(stages.load(config, allow_code=invocation.allow_code), config)
     scripts.finish(invocation, scripts.record(invocation, "preflight", preflight=table.to_dict()), table.to_text())
     if not table.ok:
         raise RequirementError(f"--model={config.model} has layers that cannot be compressed: see the table")

@@ -111,3 +111,24 @@ def test_what_cannot_be_bridged_is_told_as_the_table_and_data_that_does_not_fit_
     with pytest.raises(InputError, match=r"'image' have shape \(5,\), .* wants \(4,\)") as caught:
         stages.compress(dense_model(), run_config(tmp_path, 5))
     assert "unsupported" not in str(caught.value)
+
+
+def test_what_would_stay_float_in_the_flatbuffer_is_told_by_the_users_layer(tmp_path):
+    keras = import_keras()
+    layers = keras.layers
+    image = keras.Input((8, 8, 3))
+    x = layers.ELU(name="bent")(layers.Conv2D(2, 3, name="conv")(image))
+    x = layers.GlobalAveragePooling2D(name="pool")(keras.ops.floor(x))
+    found = stages.preflight_with_flatbuffer(
+        keras.Model(image, layers.Dense(3, name="head")(x)), run_config(tmp_path, 4)
+    )
+    told = {layer.name: layer.float_ops for layer in found.layers}
+    assert told == {"conv": (), "bent": ("ELU",), "floor": ("FLOOR",), "pool": (), "head": ()}
+    text = found.to_text()
+    assert "STAYS FLOAT in an int8 .tflite: ELU" in text and "2 with float ops in an int8 .tflite" in text
+
+
+def test_of_a_model_that_becomes_all_int8_none_is_told_to_stay_float(tmp_path):
+    found = stages.preflight_with_flatbuffer(small_model(), run_config(tmp_path, 4))
+    assert {layer.float_ops for layer in found.layers} == {()}
+    assert "none with float ops in an int8 .tflite" in found.to_text()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before any work: of every layer, whether it can be pruned and quantization-aware trained, why not, what to do."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tfq.compression.graph import cloned, named_layers
@@ -23,6 +23,7 @@ class LayerVerdict:
     name: "outer/inner" in a nested model. kind: its class. prunable: whether pruning can make zeros in it.
     qat: "qat" (fake-quantized in training), "ptq_only" (quantized by the converter alone, as after training),
     "unsupported" (nothing can be done with it). reason: why, or what is quantized. advice: what to do, if anything.
+    float_ops: its ops that conversion to int8 leaves in float; None where no conversion was tried.
     """
 
     name: str
@@ -31,6 +32,7 @@ class LayerVerdict:
     qat: str
     reason: str
     advice: str = ""
+    float_ops: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,13 @@ class Preflight:
     def ok(self) -> bool:
         """Whether no layer is unsupported and there is anything to compress."""
         return bool(self.layers) and all(layer.qat != UNSUPPORTED for layer in self.layers)
+
+    def with_float_ops(self, floating: Mapping[str, tuple[str, ...]]) -> "Preflight":
+        """The same with what a conversion found: layer -> ops that stay float; of no layer of ours: a note."""
+        layers = tuple(replace(layer, float_ops=floating.get(layer.name, ())) for layer in self.layers)
+        known = {layer.name for layer in layers}
+        notes = [f"{', '.join(ops)} of {name} stays float" for name, ops in floating.items() if name not in known]
+        return replace(self, layers=layers, notes=(*self.notes, *notes))
 
     def counts(self) -> dict[str, int]:
         """How many layers are prunable, and how many have each verdict on QAT."""
@@ -73,7 +82,7 @@ class Preflight:
                 layer.kind,
                 "yes" if layer.prunable else "-",
                 layer.qat.replace("_", " "),
-                f"{layer.reason}. {layer.advice}" if layer.advice else layer.reason,
+                ". ".join(told for told in (layer.reason, _stays_float(layer), layer.advice) if told),
             )
             for layer in self.layers
         ]
@@ -82,7 +91,16 @@ class Preflight:
             f"{self.model}: {counts['layers']} layers: {counts['prunable']} prunable; {counts[QAT]} for QAT, "
             f"{counts[PTQ_ONLY]} for the converter alone, {counts[UNSUPPORTED]} unsupported"
         )
+        tried = [layer for layer in self.layers if layer.float_ops is not None]
+        if tried:
+            floating = sum(bool(layer.float_ops) for layer in tried)
+            told += f"; {floating or 'none'} with float ops in an int8 .tflite"
         return "\n".join([*aligned(rows, left=5), "", told, *self.notes])
+
+
+def _stays_float(layer: LayerVerdict) -> str:
+    ops = ", ".join(layer.float_ops or ())
+    return f"STAYS FLOAT in an int8 .tflite: {ops} has no int8 form: replace it" if ops else ""
 
 
 def preflight(model: Any, config: CompressionConfig | None = None) -> Preflight:

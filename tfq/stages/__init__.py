@@ -7,7 +7,6 @@ from tfq.stages.compression import (
     compress,
     compression_suffix,
     is_compressed,
-    preflight,
 )
 from tfq.stages.conversion import audit_config, compare_with_qat_model, convert
 from tfq.stages.evaluation import Evaluated, evaluate
@@ -20,6 +19,7 @@ from tfq.stages.model_files import (
     save_keras,
     trace_once,
 )
+from tfq.stages.preflight import preflight, preflight_with_flatbuffer
 from tfq.stages.splits import load_split
 from tfq.stages.training import train
 
@@ -40,6 +40,7 @@ __all__ = [
     "load_split",
     "model_name",
     "preflight",
+    "preflight_with_flatbuffer",
     "read_tflite",
     "save_keras",
     "trace_once",

@@ -8,6 +8,7 @@ from typing import Any
 from tfq import data
 from tfq.config import FiltersConfig, PruneConfig, QATConfig, RunConfig
 from tfq.errors import InputError, TfqError
+from tfq.stages.preflight import preflight
 from tfq.stages.splits import hashes, load_split
 
 # Examples of the training data on which the bridged model is compared with the user's own.
@@ -46,15 +47,6 @@ def is_compressed(config: RunConfig) -> bool:
     return asked.filters.enabled or asked.prune.enabled or asked.qat.enabled
 
 
-def preflight(model: Any, config: RunConfig) -> Any:
-    """The table of what each layer of a Keras model can take, as config.compression asks. InputError for a .tflite."""
-    from tfq import compression
-
-    if isinstance(model, bytes):
-        raise InputError(f"--model={config.model}: a .tflite cannot be trained: give the Keras model")
-    return compression.preflight(model, config.compression)
-
-
 def check_compressible(model: Any, config: RunConfig) -> None:
     """Raises InputError, before any work, where config asks for a compression that this model cannot have."""
     if isinstance(model, bytes) or not is_compressed(config):
@@ -81,15 +73,16 @@ def compress(model: Any, config: RunConfig) -> Compressed:
 
     compression_suffix(config)
     settings = config.compression
-    training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     histories: dict[str, Any] = {}
     details: dict[str, Any] = {}
 
     with deterministic(config.seed):
-        bridged = _bridged(model, config, training)
+        # A few of them: a model that cannot be taken is refused before the others are read.
+        bridged = _bridged(model, config, load_split(config.data, "train", limit=BRIDGE_CHECK_EXAMPLES))
         with deterministic(config.seed):  # the table's own draws leave those of the training as they are
             details["preflight"] = _compressible(bridged, config).to_dict()
         details["bridge"] = bridged.to_dict()
+        training, validation = load_split(config.data, "train"), load_split(config.data, "val")
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.filters.enabled:
             filtered = compression.prune_filters(result, fit("filters"), settings.filters)
@@ -118,12 +111,12 @@ def compress(model: Any, config: RunConfig) -> Compressed:
     )
 
 
-def _bridged(model: Any, config: RunConfig, training: data.AnySplit) -> Any:
-    """The BridgeResult of `model`, compared on training data too. InputError with the table where there is none."""
+def _bridged(model: Any, config: RunConfig, examples: data.AnySplit) -> Any:
+    """The BridgeResult of `model`, compared on `examples` too. InputError with the table where there is none."""
     from tfq.keras_bridge import to_tf_keras
 
     try:
-        return to_tf_keras(model, data=training.take(BRIDGE_CHECK_EXAMPLES))
+        return to_tf_keras(model, data=examples.take(BRIDGE_CHECK_EXAMPLES))
     except TfqError:
         check_compressible(model, config)
         raise  # it is not the model, but how the data fits it
