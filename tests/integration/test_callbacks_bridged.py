@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The callbacks around the tf_keras model that a Keras 3 user's own model was bridged to."""
+
+import numpy as np
+
+import tfq
+from tfq.keras_bridge import import_keras
+
+
+def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_exported_and_returned(tmp_path):
+    keras = import_keras()
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    theirs = keras.Sequential(
+        [
+            layers.Input((8, 8, 1)),
+            layers.Conv2D(4, 3, strides=2, name="stem"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(name="relu"),
+            layers.Flatten(name="flat"),
+            layers.Dense(10, name="head"),
+        ]
+    )
+    train, val = (tfq.load_split(tfq.DataConfig(), split) for split in ("train", "val"))
+    x, y = train.inputs["x"], train.labels
+    bridge = tfq.to_tf_keras(theirs, data=x[:16])
+    watch = tfq.Int8Evaluation(val)
+    export = tfq.TFLiteExport(tmp_path / "best.tflite", monitor="val_int8_accuracy")
+    history = {}
+
+    def fit(model, callbacks):
+        from tfq.keras_bridge import import_tf_keras
+
+        loss = import_tf_keras().losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile("adam", loss, jit_compile=False)
+        history.update(
+            model.fit(x, y, epochs=2, batch_size=64, verbose=0, callbacks=[*callbacks, watch, export]).history
+        )
+
+    before = [np.array(weight) for weight in theirs.get_weights()]
+    trained = tfq.qat(bridge.model, fit, calibration=x)
+    # Behind fit nothing has moved any more: what the callback saw last is what is converted now.
+    assert watch.flatbuffer == tfq.convert(trained)
+    assert history["val_int8_accuracy"][-1] == tfq.evaluate(watch.flatbuffer, val).accuracy
+    best = tfq.evaluate((tmp_path / "best.tflite").read_bytes(), val)
+    assert best.accuracy == max(history["val_int8_accuracy"])
+    assert tfq.audit(watch.flatbuffer, tfq.AuditConfig(require="full_int8")).ok
+    tfq.return_weights(bridge, trained)
+    moved = [np.abs(new - old).max() for new, old in zip(theirs.get_weights(), before, strict=True)]
+    assert min(moved) > 0
