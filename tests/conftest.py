@@ -2,6 +2,7 @@
 """Where the tests find things: the repository, the golden flatbuffers, and the shared data that some machines have."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+def pytest_configure() -> None:
+    """A shell starts its background jobs with interrupts ignored, which processes inherit: tests interrupt some."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

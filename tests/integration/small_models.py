@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small model, noise to train it on, and a user's fit: what the compression tests share."""
+"""Small models, noise to train one on, and a user's fit: what tests of compression and of callbacks share."""
 
 import numpy as np
 
@@ -24,6 +24,13 @@ def fit_for(epochs=1, spread=1.0):
     return fit
 
 
+def fit_briefly(model, callbacks=()):
+    """One epoch, eagerly: for tests of what surrounds a training. TensorFlow traces a step for longer than it runs."""
+    data = noise(model)
+    model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+    model.fit(data.inputs["x"], data.labels, batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
+
+
 def small_model(*after_input, name="small"):
     keras = import_tf_keras()
     layers = keras.layers
@@ -36,3 +43,13 @@ def small_model(*after_input, name="small"):
         y = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
         x = layers.GlobalAveragePooling2D(name="pool")(layers.Add(name="sum")([x, y]))
         return keras.Model(image, layers.Dense(3, "softmax", name="head")(x), name=name)
+
+
+def small_classifier(keras):
+    """Of the digits, in either Keras, uncompiled: learns most of them in three epochs."""
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 1), name="image")
+    x = layers.Conv2D(8, 3, strides=2, use_bias=False, name="conv")(image)
+    x = layers.ReLU(name="relu")(layers.BatchNormalization(momentum=0.9, name="bn")(x))
+    return keras.Model(image, layers.Dense(10, "softmax", name="head")(layers.Flatten(name="flatten")(x)))

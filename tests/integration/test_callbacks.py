@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from small_models import small_classifier
 
 import tfq
 from tfq import flatbuffer
@@ -15,20 +16,22 @@ BOTH = [import_tf_keras, import_keras]
 @pytest.fixture(scope="module")
 def digits():
     config = tfq.DataConfig()
-    return tfq.load_split(config, "train"), tfq.load_split(config, "val")
+    return tfq.load_split(config, "train", limit=400), tfq.load_split(config, "val")
 
 
 def compiled(keras, model=None):
-    keras.utils.set_random_seed(0)
-    model = model or build_digits_cnn(keras)
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = model or small_classifier(keras)
+    # XLA, which Keras 3 chooses by itself, compiles for longer than this trains.
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     return model
 
 
 @pytest.mark.parametrize("keras", BOTH)
 def test_logs_get_what_evaluating_the_exported_flatbuffer_gives(keras, digits):
     train, val = digits
-    model = compiled(keras())
+    keras = keras()
+    keras.utils.set_random_seed(0)
+    model = compiled(keras, build_digits_cnn(keras))
     callback = tfq.Int8Evaluation(val, train.inputs["x"][:100])
     history = model.fit(train.inputs["x"], train.labels, epochs=2, verbose=0, callbacks=[callback]).history
     assert len(history["val_int8_accuracy"]) == 2
@@ -85,7 +88,7 @@ def test_every_second_epoch_and_the_last(digits):
 def test_a_qat_model_needs_no_representative_dataset_and_its_exports_follow_the_weights(digits):
     train, val = digits
     tf_keras = import_tf_keras()
-    quantized = import_tfmot().quantization.keras.quantize_model(build_digits_cnn(tf_keras))
+    quantized = import_tfmot().quantization.keras.quantize_model(small_classifier(tf_keras))
     model = compiled(tf_keras, quantized)
     exports = []
     callback = tfq.Int8Evaluation(val, limit=40)

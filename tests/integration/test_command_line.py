@@ -43,7 +43,7 @@ def trained(work, npz):
     paths = {}
     for name, keras in {"two": import_tf_keras(), "three": import_keras()}.items():
         model = blob_model(keras)
-        model.compile("adam", "sparse_categorical_crossentropy")
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
         model.fit(arrays["x_train"], arrays["y_train"], epochs=25, batch_size=16, verbose=0)
         for suffix in ("keras", "h5"):
             paths[f"{name}.{suffix}"] = work / f"{name}.{suffix}"
@@ -56,10 +56,10 @@ def good(done):
     return done
 
 
-def test_the_whole_way_script_by_script(tfq_cli, tfq_here, work, npz, trained):
+def test_the_whole_way_script_by_script(tfq_here, work, npz, trained):
     out = work / "way"
     data = f"--data=npz:{npz}"
-    good(tfq_cli("convert", f"--model={trained['two.keras']}", data, "--scheme=float32", f"--out={out}"))
+    good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--scheme=float32", f"--out={out}"))
     good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--calibration_steps=100", f"--out={out}"))
     good(
         tfq_here(
@@ -93,12 +93,13 @@ def test_every_kind_of_keras_file_converts_to_full_int8(file, tfq_here, work, np
     assert tfq.audit(content.read_bytes(), tfq.AuditConfig(require="full_int8")).ok
 
 
-def test_run_takes_a_file_and_reports(tfq_cli, work, npz, trained):
+def test_run_takes_a_file_and_reports(tfq_here, work, npz, trained):
     out = work / "run"
     done = good(
-        tfq_cli(
+        tfq_here(
             "run", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={out}", "--compression.train.epochs=2",
             "--compression.prune.frequency=5", "--audit.require=full_int8", "--evaluation.num_runs=10",
+            "--benchmark.min_secs=0", "--benchmark.num_runs=5",
         )
     )  # fmt: skip
     record = json.loads((out / "report.json").read_text())
@@ -117,6 +118,7 @@ def test_run_compresses_a_keras_3_model_and_gives_it_back_trained(tfq_here, work
         tfq_here(
             "run", f"--model={trained['three.keras']}", f"--data=npz:{npz}", f"--out={out}", "--evaluation.num_runs=5",
             "--compression.train.epochs=2", "--compression.prune.frequency=5", "--audit.require=full_int8",
+            "--benchmark.min_secs=0", "--benchmark.num_runs=5", "--nobenchmark.ops",
         )
     )  # fmt: skip
     assert "pruned + QAT int8" in done.stdout

@@ -275,7 +275,9 @@ def test_multiply_adds_are_those_of_the_layers_formulas():
 
 def fit(model, callbacks):
     x = RNG.normal(size=(32, *model.input_shape[1:])).astype("float32")
-    model.compile("adam", import_tf_keras().losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = import_tf_keras().losses.SparseCategoricalCrossentropy(from_logits=True)
+    # Eagerly: TensorFlow traces a step of quantization-aware training for longer than four of them take.
+    model.compile("adam", loss, run_eagerly=True)
     model.fit(x, np.arange(32) % 3, batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
 
 

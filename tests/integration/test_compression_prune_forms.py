@@ -231,7 +231,7 @@ def sequence_model():
         x = layers.Embedding(10, 8, mask_zero=True, name="embedding")(ids)
         x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
         shared = layers.Dense(8, name="shared")
-        x = layers.Bidirectional(layers.LSTM(4, return_sequences=True), name="both")(shared(shared(x)))
+        x = layers.Bidirectional(layers.LSTM(4, return_sequences=True, unroll=True), name="both")(shared(shared(x)))
         return keras.Model(ids, layers.TimeDistributed(layers.Dense(3), name="each")(x))
 
 

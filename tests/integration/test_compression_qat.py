@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import fit_for, noise, small_model
+from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import check_quantizable, measure_sparsity, prune_model, qat_model, unsupported_layers
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
@@ -19,10 +19,22 @@ from tfq.training import deterministic, gives_probabilities, train_model
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 
+@pytest.fixture(scope="module")
+def pruned():
+    """The small model, half of its weights zero."""
+    return prune_model(small_model(), fit_briefly, PruneConfig(frequency=1))
+
+
+@pytest.fixture(scope="module")
+def quantized(pruned):
+    """The pruned model, its zeros kept in training."""
+    return qat_model(pruned, fit_for(2))
+
+
 def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
     model = small_model()
     before, nodes = model.get_weights(), [len(layer.inbound_nodes) for layer in model.layers]
-    quantized = qat_model(model, fit_for())
+    quantized = qat_model(model, fit_briefly)
     names = [layer.name for layer in quantized.layers]
     assert names[:2] == ["image", "quantize_layer"] and "quant_conv" in names and "quant_head" in names
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
@@ -31,22 +43,18 @@ def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
     assert gives_probabilities(quantized)
 
 
-def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not():
-    pruned = prune_model(small_model(), fit_for(2), PruneConfig(final_sparsity=0.7, frequency=1))
-    kept = qat_model(pruned, fit_for(2))
+def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not(pruned, quantized):
     wanted = pruned.get_layer("conv").get_weights()[0] == 0
-    got = next(w.numpy() for w in kept.get_layer("quant_conv").weights if w.name.endswith("kernel:0")) == 0
+    got = next(w.numpy() for w in quantized.get_layer("quant_conv").weights if w.name.endswith("kernel:0")) == 0
     np.testing.assert_array_equal(got, wanted)
-    assert measure_sparsity(kept) == measure_sparsity(pruned)
+    assert measure_sparsity(quantized) == measure_sparsity(pruned)
     lost = qat_model(pruned, fit_for(2), QATConfig(preserve_sparsity=False))
     assert measure_sparsity(lost)["conv"] < 0.1
 
 
-def test_zeros_that_a_fit_loses_are_an_error():
-    pruned = prune_model(small_model(), fit_for(2), PruneConfig(frequency=1))
-
+def test_zeros_that_a_fit_loses_are_an_error(pruned):
     def fit(model, callbacks):
-        fit_for()(model, callbacks)
+        fit_briefly(model, callbacks)
         kernel = next(w for w in model.get_layer("quant_conv").weights if w.name.endswith("kernel:0"))
         kernel.assign_add(kernel * 0 + 1)
 
@@ -67,11 +75,11 @@ def test_what_is_left_to_the_converter_is_told_unless_the_user_left_it():
     model = used_twice()
     assert list(unsupported_layers(model)) == ["twice"]
     with pytest.warns(TfqWarning, match=r"qat: left to the converter: twice \(it is used 2 times"):
-        quantized = qat_model(model, fit_for())
+        quantized = qat_model(model, fit_briefly)
     assert {"twice", "quant_once", "quant_head"} <= {layer.name for layer in quantized.layers}
     with warnings.catch_warnings():
         warnings.simplefilter("error", TfqWarning)
-        qat_model(model, fit_for(), QATConfig(layers=("once", "head")))
+        qat_model(model, fit_briefly, QATConfig(layers=("once", "head")))
 
 
 def test_a_model_of_which_nothing_can_be_quantized_is_refused_with_each_reason():
@@ -87,10 +95,10 @@ def test_a_model_of_which_nothing_can_be_quantized_is_refused_with_each_reason()
 def test_a_sequential_model_is_taken():
     layers = import_tf_keras().layers
     model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
-    assert len(measure_sparsity(qat_model(model, fit_for()))) == 2
+    assert len(measure_sparsity(qat_model(model, fit_briefly))) == 2
 
 
-@pytest.mark.parametrize("fit", [lambda model, callbacks: None, lambda model, callbacks: fit_for()(small_model(), [])])
+@pytest.mark.parametrize("fit", [lambda model, callbacks: None, lambda model, callbacks: fit_briefly(small_model())])
 def test_a_fit_that_trains_nothing_or_another_model_is_an_error(fit):
     with pytest.raises(TfqError, match="did not train the model"):
         qat_model(small_model(), fit)
@@ -101,9 +109,7 @@ def test_a_keras_3_model_is_refused():
         qat_model(build("digits_cnn", import_keras()), fit_for())
 
 
-def test_a_pruned_qat_model_comes_back_from_its_file(tmp_path):
-    pruned = prune_model(small_model(), fit_for(2), PruneConfig(frequency=1))
-    quantized = qat_model(pruned, fit_for())
+def test_a_pruned_qat_model_comes_back_from_its_file(quantized, tmp_path):
     with pytest.warns(UserWarning, match="HDF5"):
         quantized.save(tmp_path / "q.h5")
     loaded = load_model(tmp_path / "q.h5")
@@ -115,7 +121,7 @@ def test_a_pruned_qat_model_comes_back_from_its_file(tmp_path):
 @pytest.mark.skipif(not SHARED.exists(), reason="no ../shared")
 def test_resnet8_goes_the_whole_way_for_a_few_steps():
     model = load_model(SHARED / "models" / "mlperf_tiny_resnet8_cifar10.h5")
-    pruned = prune_model(model, fit_for(spread=64.0), PruneConfig(final_sparsity=0.8))
+    pruned = prune_model(model, fit_briefly, PruneConfig(final_sparsity=0.8))
     assert all(fraction == pytest.approx(0.8, abs=0.002) for fraction in measure_sparsity(pruned).values())
     assert measure_sparsity(qat_model(pruned, fit_for(spread=64.0))) == measure_sparsity(pruned)
 
@@ -160,12 +166,12 @@ def _layers(*names):
 
 @pytest.mark.parametrize("between", [(), ("BatchNormalization", "ReLU")])
 def test_zeros_are_kept_in_branches_that_are_joined(between):
-    model = prune_model(branches(*_layers(*between)), fit_for(), PruneConfig(frequency=1))
-    kept = measure_sparsity(qat_model(model, fit_for()))
+    model = prune_model(branches(*_layers(*between)), fit_briefly, PruneConfig(frequency=1))
+    kept = measure_sparsity(qat_model(model, fit_briefly))
     assert kept == pytest.approx({"left": 0.5, "right": 0.5, "head": 0.5}, abs=0.05)
 
 
 def test_a_fit_that_drops_the_callbacks_is_an_error_where_they_are_needed():
-    model = prune_model(branches(), fit_for(), PruneConfig(frequency=1))
+    model = prune_model(branches(), fit_briefly, PruneConfig(frequency=1))
     with pytest.raises(TfqError, match="callbacks=callbacks"):
-        qat_model(model, lambda model, _: fit_for()(model, []))
+        qat_model(model, lambda model, _: fit_briefly(model))

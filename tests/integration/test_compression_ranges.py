@@ -170,7 +170,7 @@ def test_calibrated_ranges_are_not_forgotten_in_the_first_step():
     small = noise(model, n=8).inputs["x"]
 
     def fit(quantized, callbacks):
-        quantized.compile("sgd", "sparse_categorical_crossentropy")
+        quantized.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
         quantized.fit(small, np.zeros(8, int), batch_size=8, verbose=0, callbacks=callbacks)
 
     calibrated = ranges_of(untrained_qat_model(model, x))["quant_sum"][-1][1]

@@ -96,20 +96,18 @@ def test_fashion_mnist_is_what_keras_reads_from_the_same_files(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
-def test_a_machine_without_internet_is_told_what_to_do(tfq_cli, golden, tmp_path, name):
+def test_a_machine_without_internet_is_told_what_to_do(tfq_here, golden, tmp_path, monkeypatch, name):
     # Nothing listens there: what asks for the data is refused, whatever this machine can reach.
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    # urllib has looked for proxies at the first request of this process.
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("HOME", str(tmp_path))
     if os.path.exists("/tmp/.keras/datasets"):
         pytest.skip("/tmp/.keras may hold the data set")
-    done = tfq_cli(
-        "evaluate",
-        f"--model={golden / 'digits_int8.tflite'}",
-        f"--data={name}",
-        f"--out={tmp_path / 'out'}",
-        KERAS_HOME=str(tmp_path / "keras"),
-        HOME=str(tmp_path),
-        **proxies,
-    )
+    model = f"--model={golden / 'digits_int8.tflite'}"
+    done = tfq_here("evaluate", model, f"--data={name}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in ("cannot be downloaded", "npz:", "folder:", str(tmp_path / "keras")))
 

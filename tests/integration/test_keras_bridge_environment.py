@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two Kerases and tfmot in one process. Each claim in a fresh process, for imports cannot be undone."""
+"""Two Kerases and tfmot in one process. What they are to each other in a fresh one, for imports cannot be undone."""
 
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
-from tfq.errors import InputError
-from tfq.keras_bridge import import_keras, import_tf_keras, model_kind, require_tf_keras
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot, model_kind, require_tf_keras
 
 
 def run(code, **environment):
@@ -24,13 +25,21 @@ def run(code, **environment):
 IMPORT_ALL = "from tfq.keras_bridge import *; import_tfmot(); import_tf_keras(); import_keras(); import os"
 
 
-def test_a_user_of_keras_3_keeps_it_when_tf_keras_was_looked_at_before():
+def test_a_user_of_keras_3_keeps_it_when_tf_keras_was_looked_at_before_and_tfmot_works_on_tf_keras():
     run(
         "import tensorflow as tf; before = tf.keras.layers.Dense; assert before.__module__.startswith('keras.')\n"
         f"{IMPORT_ALL}\n"
-        "assert tf.keras.layers.Dense is before\n"
-        "assert tf.compat.v1.keras.__name__.startswith('keras'), tf.compat.v1.keras\n"
-        "assert 'TF_USE_LEGACY_KERAS' not in os.environ"
+        "def check():\n"
+        "    assert tf.keras.layers.Dense is before\n"
+        "    assert tf.compat.v1.keras.__name__.startswith('keras'), tf.compat.v1.keras\n"
+        "    assert 'TF_USE_LEGACY_KERAS' not in os.environ\n"
+        "check()\n"
+        "tfmot, tf_keras = import_tfmot(), import_tf_keras()\n"
+        "lstm = tf_keras.Sequential([tf_keras.layers.LSTM(2, input_shape=(3, 2)), tf_keras.layers.Dense(1)])\n"
+        "assert isinstance(tfmot.sparsity.keras.prune_low_magnitude(lstm), tf_keras.Model)\n"
+        "dense = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(3,))])\n"
+        "assert isinstance(tfmot.quantization.keras.quantize_model(dense), tf_keras.Model)\n"
+        "check()"
     )
 
 
@@ -56,17 +65,6 @@ def test_a_user_who_chose_the_legacy_keras_keeps_the_choice():
     )
 
 
-def test_tfmot_works_on_tf_keras_in_every_part_while_the_user_has_keras_3():
-    run(
-        "import tensorflow as tf; tf.keras.layers\n"
-        "from tfq.keras_bridge import *; tfmot, tf_keras = import_tfmot(), import_tf_keras()\n"
-        "lstm = tf_keras.Sequential([tf_keras.layers.LSTM(2, input_shape=(3, 2)), tf_keras.layers.Dense(1)])\n"
-        "assert isinstance(tfmot.sparsity.keras.prune_low_magnitude(lstm), tf_keras.Model)\n"
-        "dense = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=(3,))])\n"
-        "assert isinstance(tfmot.quantization.keras.quantize_model(dense), tf_keras.Model)"
-    )
-
-
 def test_plain_tfmot_does_change_the_users_keras():
     # What the tests above would look like if import_tfmot did nothing: the checker can fail.
     answer = run(
@@ -76,31 +74,28 @@ def test_plain_tfmot_does_change_the_users_keras():
     assert answer.split()[0] == "1" and answer.split()[1].startswith("tf_keras.")
 
 
-def test_another_backend_of_keras_3_is_an_error_that_says_so():
-    run(
-        "import sys, types, tfq.keras_bridge.environment as e\n"
-        "fake = types.ModuleType('keras'); fake.__version__ = '3.9.0'\n"
-        "fake.config = types.SimpleNamespace(backend=lambda: 'jax'); sys.modules['keras'] = fake\n"
-        "from tfq.errors import TfqError\n"
-        "try: e.import_keras()\n"
-        "except TfqError as error: assert 'KERAS_BACKEND=tensorflow' in str(error)\n"
-        "else: raise SystemExit('no error')"
-    )
+def test_another_backend_of_keras_3_is_an_error_that_says_so(monkeypatch):
+    fake = types.ModuleType("keras")
+    fake.__version__ = "3.9.0"
+    fake.config = types.SimpleNamespace(backend=lambda: "jax")
+    monkeypatch.setitem(sys.modules, "keras", fake)
+    with pytest.raises(TfqError, match="KERAS_BACKEND=tensorflow"):
+        import_keras()
 
 
-def test_missing_packages_are_errors_that_say_what_to_install():
-    run(
-        "import sys, tfq.keras_bridge.environment as e\n"
-        "from tfq.errors import TfqError\n"
-        "def message(call):\n"
-        "    try: call()\n"
-        "    except TfqError as error: return str(error)\n"
-        "sys.modules['tf_keras'] = None\n"
-        "assert 'pip install' in message(e.import_tf_keras)\n"
-        "del sys.modules['tf_keras']; sys.modules['distutils'] = None; sys.modules['distutils.version'] = None\n"
-        "assert 'setuptools' in message(e.import_tfmot), message(e.import_tfmot)\n"
-        "import os; assert 'TF_USE_LEGACY_KERAS' not in os.environ"
-    )
+def test_missing_packages_are_errors_that_say_what_to_install(monkeypatch):
+    monkeypatch.delenv("TF_USE_LEGACY_KERAS", raising=False)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "tf_keras", None)
+        with pytest.raises(TfqError, match="pip install"):
+            import_tf_keras()
+    for name in ("distutils", "distutils.version"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorflow_model_optimization"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(TfqError, match="setuptools"):
+        import_tfmot()
+    assert "TF_USE_LEGACY_KERAS" not in os.environ
 
 
 def test_a_model_is_told_by_its_keras():

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from small_models import fit_for, noise, small_model
+from small_models import fit_briefly, fit_for, noise, small_model
 
 import tfq
 from tfq import flatbuffer
@@ -310,7 +310,7 @@ def test_the_record_is_plain_json(parity):
 def other_model(trained):
     keras = import_tf_keras()
     other = keras.Sequential([keras.layers.Flatten(input_shape=(6, 6, 2)), keras.layers.Dense(3, name="other")])
-    return tfq.convert(qat_model(other, fit_for()))
+    return tfq.convert(qat_model(other, fit_briefly))
 
 
 def test_a_flatbuffer_of_another_model_is_refused(trained):

@@ -20,6 +20,9 @@ SHORT = (
     "--compression.train.epochs=1",
     "--conversion.calibration_steps=50",
     "--evaluation.num_runs=0",
+    "--benchmark.min_secs=0",
+    "--benchmark.num_runs=1",
+    "--nobenchmark.ops",
 )
 
 
