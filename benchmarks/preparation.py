@@ -12,6 +12,7 @@ tfmot.quantization.keras.quantize_model, where that ends, stands beside it: tf_k
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import time
@@ -54,20 +55,20 @@ def main() -> None:
         model = zoo.build(keras, name, arguments.size)
         spent: dict[str, float] = {}
         with timed_parts(spent, tfmot):
-            bridged = measured(spent, "bridge", lambda model=model: tfq.to_tf_keras(model))
-            measured(spent, "preflight", lambda bridged=bridged: preflight(bridged))
+            bridged = measured(spent, "bridge", tfq.to_tf_keras, model)
+            measured(spent, "preflight", preflight, bridged)
             spent.update(dict.fromkeys(("QAT: our clones", "QAT: our gate", TFMOT), 0.0))
-            measured(spent, "QAT", lambda bridged=bridged: annotate.quantized(bridged.model))
+            measured(spent, "QAT", annotate.quantized, bridged.model)
         cells = [f"{spent.get(column, 0.0):.1f}" for column in columns[:-1]]
         cells.append(stock(zoo.build(tf_keras, name, arguments.size), tfmot))
         print(f"| {name} | {len(bridged.model.layers)} | " + " | ".join(cells) + " |", flush=True)
 
 
-def measured(spent: dict[str, float], what: str, call: Callable[[], Any]) -> Any:
+def measured(spent: dict[str, float], what: str, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """What `call` gives; the CPU seconds that it took are added to `spent`."""
     begin = time.process_time()
     try:
-        return call()
+        return call(*args, **named)
     finally:
         spent[what] = spent.get(what, 0.0) + time.process_time() - begin
 
@@ -88,7 +89,7 @@ def timed_parts(spent: dict[str, float], tfmot: Any) -> Iterator[None]:
 
 
 def _timed(spent: dict[str, float], what: str, real: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **named: measured(spent, what, lambda: real(*args, **named))
+    return functools.partial(measured, spent, what, real)
 
 
 def stock(model: Any, tfmot: Any) -> str:
