@@ -88,7 +88,8 @@ def fit_for(splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, 
         steps = len(augmented) * phase.epochs
         optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(phase.learning_rate, steps))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
-        model.compile(optimizer, loss=loss, metrics=["accuracy"], jit_compile=False)
+        accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+        model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=False)
         begin = time.monotonic()
         model.fit(
             Batches(),

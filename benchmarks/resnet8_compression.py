@@ -83,7 +83,8 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             if variant.sparsity:
                 first = prune_model(model, fits[0], tfq.PruneConfig(final_sparsity=variant.sparsity))
             elif variant.target_macs < 1:
-                cut = prune_filters(model, fits[0], FiltersConfig(enabled=True, target_macs=variant.target_macs))
+                asked = FiltersConfig(enabled=True, target_macs=variant.target_macs, multiple_of=4)
+                cut = prune_filters(model, fits[0], asked, data=splits["train"])
                 notes[0]["filters"] = cut.to_dict()
                 first = cut.model
             else:

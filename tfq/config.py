@@ -79,6 +79,9 @@ class FiltersConfig(Config):
     norm: str = setting("l1", "norm by which filters are ranked: the smallest go", choices=("l1", "l2"))
     multiple_of: int = setting(8, "channels are left in multiples of this, where there are as many", minimum=1)
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
+    refit_examples: int = setting(
+        256, "training examples by which the layers behind removed filters are fit anew; 0 leaves them", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

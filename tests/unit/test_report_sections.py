@@ -286,6 +286,7 @@ def test_what_compression_found_is_told_by_layer_and_once():
         "filters": {
             "removed": {"conv": {"kept": 8, "of": 32}}, "skipped": {"lstm": "not followed"},
             "macs_before": 1000, "macs_after": 400, "parameters_before": 90, "parameters_after": 40,
+            "refit": {"head": {"before": 0.5, "after": 0.125}},
         },
         "pruning_plan": {"pruned": ["conv"], "skipped": {"relu": "ReLU has no weights"}},
     }  # fmt: skip
@@ -300,6 +301,7 @@ def test_what_compression_found_is_told_by_layer_and_once():
         ("the converter alone", "2", "lstm, gru", "recurrent"),
     )
     assert ("channels of conv", "32", "8") in filters.rows
+    assert ("error of head, fit anew", "50.00%", "12.50%") in filters.rows
     assert filters.notes == ("lstm: not followed",)
     assert pruned.rows[0] == ("pruned", "1", "conv")
 

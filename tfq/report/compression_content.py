@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from tfq.report.formatting import count, plain, scalar
+from tfq.report.formatting import count, percent, plain, scalar
 from tfq.report.reported import Record, part
 from tfq.report.tables import Table
 
@@ -80,6 +80,10 @@ def _filters(filters: Record) -> Table | None:
     rows += [
         (f"channels of {plain(name)}", scalar(part(removed, name).get("of")), scalar(part(removed, name).get("kept")))
         for name in removed
+    ]
+    rows += [
+        (f"error of {plain(name)}, fit anew", percent(layer.get("before")), percent(layer.get("after")))
+        for name, layer in part(filters, "refit").items()
     ]
     skipped = {plain(name): plain(reason) for name, reason in part(filters, "skipped").items()}
     return Table(

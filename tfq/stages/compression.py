@@ -85,7 +85,7 @@ def compress(model: Any, config: RunConfig) -> Compressed:
         training, validation = load_split(config.data, "train"), load_split(config.data, "val")
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.filters.enabled:
-            filtered = compression.prune_filters(result, fit("filters"), settings.filters)
+            filtered = compression.prune_filters(result, fit("filters"), settings.filters, data=training)
             result, details["filters"] = filtered.model, filtered.to_dict()
         if settings.prune.enabled:
             plan = compression.pruning_plan(result, settings.prune, training)

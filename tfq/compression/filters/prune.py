@@ -15,6 +15,7 @@ import numpy as np
 from tfq.compression.filters import rebuild
 from tfq.compression.filters.channels import groups_of
 from tfq.compression.filters.choice import choose
+from tfq.compression.filters.refit import refit
 from tfq.compression.filters.trace import Trace, traced
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
 from tfq.config import FiltersConfig
@@ -27,8 +28,9 @@ class FilterResult:
 
     model: tf_keras, not compiled. removed: layer -> (filters kept, of how many). skipped: layer -> why it kept all.
     macs_before, macs_after: multiply-adds for one example, of convolutions and Dense. uncounted: layers with multiply-
-    adds of another kind, which neither number holds. max_difference: between the small model, before it was trained,
-    and the given one with the removed filters at zero, as a share of a tensor's largest value.
+    adds of another kind, which neither number holds. max_difference: between the small model, as it was cut, and the
+    given one with the removed filters at zero, as a share of a tensor's largest value. refit: of each layer that was
+    fit anew on data, the error of what it gives before and after that, see refit.refit.
     """
 
     model: Any = field(repr=False)
@@ -40,9 +42,10 @@ class FilterResult:
     parameters_after: int
     uncounted: tuple[str, ...]
     max_difference: float
+    refit: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the model, for JSON; removed as {layer: {"kept": int, "of": int}}."""
+        """All but the model, for JSON. removed: {layer: {"kept": int, "of": int}}; refit: {"before", "after"}."""
         return {
             "removed": {name: {"kept": kept, "of": of} for name, (kept, of) in self.removed.items()},
             "skipped": dict(self.skipped),
@@ -52,6 +55,7 @@ class FilterResult:
             "parameters_after": self.parameters_after,
             "uncounted": list(self.uncounted),
             "max_difference": self.max_difference,
+            "refit": {name: {"before": before, "after": after} for name, (before, after) in self.refit.items()},
         }
 
     def to_text(self) -> str:
@@ -60,16 +64,23 @@ class FilterResult:
         shares = f"{self.parameters_after / self.parameters_before:.1%}"
         lines = [f"{macs}, parameters {self.parameters_before:,} -> {self.parameters_after:,} ({shares})"]
         lines += [f"  {name}: {kept} of {of} filters stay" for name, (kept, of) in self.removed.items()]
+        lines += [
+            f"  {name}: fit anew, error {before:.1%} -> {after:.1%}" for name, (before, after) in self.refit.items()
+        ]
         lines += [f"  {name}: all stay: {reason}" for name, reason in self.skipped.items()]
         lines += [f"  {name}: its multiply-adds are not counted" for name in self.uncounted]
         return "\n".join(lines)
 
 
-def prune_filters(model: Any, fit: Fit | None = None, config: FiltersConfig | None = None) -> FilterResult:
+def prune_filters(
+    model: Any, fit: Fit | None = None, config: FiltersConfig | None = None, *, data: Any = None
+) -> FilterResult:
     """`model` without its least important filters, so that config.target_macs of its multiply-adds stay.
 
     model: functional or sequential tf_keras model with its weights; it stays as it is.
     fit: fit(model, callbacks) compiles the small model and trains it in place; None leaves it as it was cut.
+    data: inputs on which the layers behind removed filters are fit anew before that (config.refit_examples of them), by
+        least squares; whatever `tfq.data.as_split` takes. None leaves their weights as they were cut.
     The small model has the names and the trainable flags of the given one. Before it is trained it is compared, layer
     by layer on random inputs, with a copy of the given one whose removed filters are zero.
     Raises InputError on a Keras 3 model, on one where nothing can be removed or not as much, and on patterns that fit
@@ -104,6 +115,9 @@ def prune_filters(model: Any, fit: Fit | None = None, config: FiltersConfig | No
     if trace.uncounted:
         told = ", ".join(trace.uncounted)
         warnings.warn(f"filters: the multiply-adds of {told} are not counted", TfqWarning, stacklevel=2)
+    refitted: dict[str, tuple[float, float]] = {}
+    if data is not None and config.refit_examples:
+        refitted = refit(given, small, kept, data, config.refit_examples)
     if fit is not None:
         small = _trained(small, fit)
     removed, left = _by_layer(trace, kept)
@@ -119,6 +133,7 @@ def prune_filters(model: Any, fit: Fit | None = None, config: FiltersConfig | No
         parameters_after=small.count_params(),
         uncounted=tuple(trace.uncounted),
         max_difference=difference,
+        refit=refitted,
     )
 
 

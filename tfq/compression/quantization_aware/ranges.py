@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfq.compression import tfmot_private
-from tfq.data import as_split, bind_inputs
-from tfq.errors import InputError, TfqError
+from tfq.compression.examples import batches_of
+from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
-
-_BATCH_SIZE = 32
 
 
 def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
@@ -26,7 +23,7 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
     """
     batches = 0
     with _observed(model) as observed, tfmot_private.fake_quant_as_identity():
-        for batch in _batches(model, calibration, steps):
+        for batch in batches_of(model, calibration, steps, "qat: calibration"):
             model(batch if len(batch) > 1 else batch[0], training=False)
             batches += 1
     for name, variables in _activation_ranges(model):
@@ -65,24 +62,6 @@ def _observed(model: Any) -> Iterator[dict[int, list[tuple[float, float]]]]:
 
     with _replaced(tfmot_private.activation_quantizers(model), lambda quantizer: Observer()):
         yield found
-
-
-def _batches(model: Any, calibration: Any, steps: int) -> Iterator[list[NDArray]]:
-    """The first `steps` examples, an array for each input in the model's order."""
-    split = as_split(calibration, split="train", limit=steps)
-    for piece in split.pieces():
-        arrays = bind_inputs(piece.inputs, list(model.input_names))
-        for array, tensor in zip(arrays, model.inputs, strict=True):
-            wanted = tuple(tensor.shape)[1:]
-            if len(array.shape) != len(wanted) + 1 or any(
-                size not in (None, came) for size, came in zip(wanted, array.shape[1:], strict=True)
-            ):
-                raise InputError(
-                    f"qat: calibration examples of input {tensor.name!r} have shape {array.shape[1:]}, the model wants "
-                    f"{wanted}: give an array (n, ...) of what the model is fed"
-                )
-        for start in range(0, len(arrays[0]), _BATCH_SIZE):
-            yield [array[start : start + _BATCH_SIZE] for array in arrays]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the layers behind removed filters make of the channels that stay."""
+
+import numpy as np
+import pytest
+
+from tfq.compression.filters.prune import prune_filters
+from tfq.config import FiltersConfig
+from tfq.errors import InputError
+from tfq.keras_bridge import import_tf_keras
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(40, 8, 8, 3)).astype(np.float32)
+
+
+def config(**values):
+    return FiltersConfig(enabled=True, **{"target_macs": 0.6, "multiple_of": 4, "layers": ("first",), **values})
+
+
+def convolutional(**second):
+    keras = import_tf_keras()
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(image)
+    x = layers.Conv2D(6, 3, name="second", **second)(x)
+    return keras.Model(image, layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def outputs(model):
+    return model.predict(IMAGES, verbose=0)
+
+
+def test_what_twins_of_removed_filters_still_say_is_not_lost():
+    model = convolutional()
+    kernel, bias = model.get_layer("first").get_weights()
+    # The last four are the first four, a little weaker: those are removed, and nothing is gone with them.
+    kernel /= np.abs(kernel).sum((0, 1, 2))
+    kernel[..., 4:], bias[4:] = 0.9 * kernel[..., :4], 0.9 * bias[:4]
+    model.get_layer("first").set_weights([kernel, bias])
+    wanted = outputs(model)
+    cut = prune_filters(model, config=config())
+    assert cut.removed["first"] == (4, 8) and cut.refit == {}
+    fit = prune_filters(model, config=config(), data=IMAGES)
+    before, after = fit.refit["second"]
+    assert before > 0.3 and after < 0.01
+    spread = np.ptp(wanted)
+    assert np.abs(outputs(cut.model) - wanted).max() > 0.1 * spread
+    assert np.abs(outputs(fit.model) - wanted).max() < 0.005 * spread
+
+
+@pytest.mark.parametrize("second", [{}, {"strides": 2, "padding": "same"}, {"dilation_rate": 2, "use_bias": False}])
+def test_kernel_and_bias_are_those_of_least_squares(second):
+    model = convolutional(**second)
+    result = prune_filters(model, config=config(), data=IMAGES)
+    keras = import_tf_keras()
+    small = result.model
+    seen = keras.Model(small.inputs, small.get_layer("first").output).predict(IMAGES, verbose=0)
+    wanted = keras.Model(model.inputs, model.get_layer("second").output).predict(IMAGES, verbose=0)
+    # The oracle: an unknown for each weight of one filter, its column what the layer gives for that weight alone.
+    probe = small.get_layer("second")
+    fit_weights = [np.array(weight) for weight in probe.get_weights()]
+    columns = []
+    for place in range(fit_weights[0][..., 0].size):
+        kernel = np.zeros_like(fit_weights[0])
+        kernel[(*np.unravel_index(place, kernel.shape[:-1]), 0)] = 1
+        probe.set_weights([kernel, *(np.zeros_like(weight) for weight in fit_weights[1:])])
+        columns.append(np.asarray(probe(seen))[..., 0].ravel())
+    columns += [np.ones_like(columns[0])] * (len(fit_weights) - 1)
+    solution, *_ = np.linalg.lstsq(np.stack(columns, 1).astype(np.float64), wanted[..., 0].ravel(), rcond=None)
+    got = np.concatenate([fit_weights[0][..., 0].ravel(), *(weight[:1] for weight in fit_weights[1:])])
+    np.testing.assert_allclose(got, solution, atol=0.01 * np.abs(solution).max())
+
+
+def test_a_dense_layer_is_fit_and_one_that_lost_nothing_stays_as_it_is():
+    keras = import_tf_keras()
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    image = keras.Input((8, 8, 3))
+    x = layers.Flatten()(layers.Conv2D(8, 3, strides=3, name="first")(image))
+    x = layers.Dense(6, activation="relu", name="reads_it")(x)
+    model = keras.Model(image, layers.Dense(5, name="head")(x))
+    result = prune_filters(model, config=config(), data=IMAGES)
+    assert list(result.refit) == ["reads_it"] and result.refit["reads_it"][1] < result.refit["reads_it"][0]
+    for ours, theirs in zip(
+        result.model.get_layer("head").get_weights(), model.get_layer("head").get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    assert result.to_dict()["refit"]["reads_it"]["after"] == result.refit["reads_it"][1]
+
+
+def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_there_is_nothing_to_fit():
+    with pytest.raises(InputError, match=r"filters: examples of input .* have shape \(9, 9, 3\)"):
+        prune_filters(convolutional(), config=config(), data=np.zeros((4, 9, 9, 3), np.float32))
+    broken = IMAGES.copy()
+    broken[3, 2, 2, 1] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        prune_filters(convolutional(), config=config(), data=broken)
+    assert prune_filters(convolutional(), config=config(refit_examples=0), data=IMAGES).refit == {}
