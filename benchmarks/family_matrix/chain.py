@@ -40,7 +40,7 @@ class Chain:
         self.train_split = self._images("train", max(settings.train_steps * zoo.BATCH_SIZE, 256))
         self.test_split = self._images("test", settings.limit)
         self.config = CompressionConfig(
-            prune=tfq.PruneConfig(final_sparsity=FINAL_SPARSITY, frequency=max(1, settings.train_steps // 20))
+            prune=tfq.PruneConfig(final_sparsity=FINAL_SPARSITY, frequency=max(1, settings.train_steps // 10))
         )
         self.model: Any = None
         self.bridged: Any = None
@@ -81,10 +81,10 @@ class Chain:
         }
 
     def prune(self) -> dict[str, Any]:
-        """Half of the weights of whatever is prunable, with half of the training's steps."""
+        """Half of the weights of whatever is prunable, with as many steps as the training had."""
         self.plan = pruning_plan(self.bridged.model, self.config.prune)
         self.pruned = tfq.prune(
-            self.bridged.model, self._fit(self.settings.train_steps // 2, PRUNE_RATE), self.config.prune
+            self.bridged.model, self._fit(self.settings.train_steps, PRUNE_RATE), self.config.prune
         )
         pruned = {self.bridged.origins[layer] for layer in self.plan.pruned}
         return {
@@ -94,8 +94,8 @@ class Chain:
         }
 
     def qat(self) -> dict[str, Any]:
-        """Selective QAT, with half of the training's steps; before the first, the identity gate."""
-        fit = self._fit(self.settings.train_steps // 2, QAT_RATE)
+        """Selective QAT, with as many steps as the training had; before the first, the identity gate."""
+        fit = self._fit(self.settings.train_steps, QAT_RATE)
         told: dict[str, float] = {}
 
         def gated_fit(model: Any, callbacks: list[Any]) -> None:

@@ -21,7 +21,7 @@ class Settings:
         default=64, metadata={"help": "height and width of the images; a family that needs more gets its least"}
     )
     train_steps: int = field(
-        default=80, metadata={"help": "steps of the float training; pruning takes half of that, and so does QAT"}
+        default=80, metadata={"help": "steps of the float training; as many of pruning, and of QAT"}
     )
     data: str = field(default="digits", metadata={"help": "images of at most 10 classes: any source of tfq's --data"})
     limit: int = field(default=256, metadata={"help": "test images: for the accuracies and the comparison"})
