@@ -6,7 +6,7 @@ import pytest
 
 from tfq.compression.filters.prune import prune_filters
 from tfq.config import FiltersConfig
-from tfq.errors import InputError
+from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
 
 RNG = np.random.default_rng(0)
@@ -97,3 +97,10 @@ def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_t
     with pytest.raises(InputError, match="NaN"):
         prune_filters(convolutional(), config=config(), data=broken)
     assert prune_filters(convolutional(), config=config(refit_examples=0), data=IMAGES).refit == {}
+
+
+def test_a_layer_too_wide_for_least_squares_keeps_its_weights_and_is_told(monkeypatch):
+    monkeypatch.setattr("tfq.compression.filters.refit._MOST_UNKNOWNS", 36)
+    with pytest.warns(TfqWarning, match="'second' keeps the weights that it had: 37 of one filter"):
+        result = prune_filters(convolutional(), config=config(), data=IMAGES)
+    assert result.refit == {}

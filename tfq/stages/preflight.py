@@ -45,7 +45,7 @@ def preflight_with_flatbuffer(model: Any, config: RunConfig) -> Any:
 
 
 def _float_ops(bridged: Any) -> dict[str, tuple[str, ...]]:
-    """User's layer -> its ops that a conversion to int8 leaves in float. Ops that no layer owns are under their own."""
+    """User's layer -> its ops that conversion to int8 leaves in float; an op without a layer is under its own name."""
     from tfq.conversion import convert_model
 
     rng = np.random.default_rng(0)

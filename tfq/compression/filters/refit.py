@@ -5,6 +5,7 @@ What a removed channel said is partly in the others: least squares over examples
 the most of those. Source: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (2017), 3.1.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from tfq.compression.examples import batches_of
 from tfq.compression.filters.rebuild import Kept
 from tfq.compression.filters.rules import IN, OUT
-from tfq.errors import InputError
+from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
 
 # Of the mean of the normal matrix's diagonal: what the old weights weigh against the data.
 _RIDGE = 1e-4
 # Rows of a least-squares problem that are taken of one batch, spread over its examples and positions.
 _ROWS = 1 << 15
+# The normal matrix has the square of that: half a gigabyte.
+_MOST_UNKNOWNS = 8192
 
 
 def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[str, tuple[float, float]]:
@@ -28,7 +31,8 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
     given: the model that filters were taken out of. small, kept: what rebuild made of it. data: inputs, as
     `tfq.data.as_split` takes them; examples: how many of them.
     Fit are convolutions and Dense layers that have lost inputs, one after the other, each on what comes out of those
-    before it by then: their errors are made good as well. Others keep the weights that they had.
+    before it by then: their errors are made good as well. Others keep the weights that they had; of those that are too
+    wide for least squares a TfqWarning tells.
     An error is the root mean square of what differs before the activation, as a share of the given layer's own.
     Raises InputError where the data do not fit the model, or give NaN.
     """
@@ -38,7 +42,17 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
         old = given.get_layer(layer.name)
         if layer.name not in kept or not _can_be_fit(layer) or len(layer.inbound_nodes) != 1:
             continue
-        if len(kept[layer.name][IN]) < old.kernel.shape[-2]:
+        if len(kept[layer.name][IN]) == old.kernel.shape[-2]:
+            continue
+        unknowns = int(np.prod(layer.kernel.shape[:-1])) + 1
+        if unknowns > _MOST_UNKNOWNS:
+            warnings.warn(
+                f"filters: {layer.name!r} keeps the weights that it had: {unknowns:,} of one filter are too many to be "
+                "fit anew",
+                TfqWarning,
+                stacklevel=3,
+            )
+        else:
             found[layer.name] = _fit_anew(layer, old, kept[layer.name][OUT], small, given, batches)
     return found
 
@@ -64,8 +78,8 @@ def _fit_anew(
         right += seen.T @ missing
         spread = meant - meant.mean(0)
         energy, lost = energy + float((spread**2).sum()), lost + float((missing**2).sum())
-    weight = _RIDGE * np.trace(normal) / size
-    change = np.linalg.solve(normal + (weight or 1.0) * np.eye(size), right)
+    ridge = _RIDGE * np.trace(normal) / size or 1.0
+    change = np.linalg.solve(normal + ridge * np.eye(size), right)
     # |missing - seen @ change|^2, without another pass over the data.
     after = lost - 2 * float((change * right).sum()) + float((change * (normal @ change)).sum())
     weights = weights + change
