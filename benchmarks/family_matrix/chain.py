@@ -83,9 +83,7 @@ class Chain:
     def prune(self) -> dict[str, Any]:
         """Half of the weights of whatever is prunable, with as many steps as the training had."""
         self.plan = pruning_plan(self.bridged.model, self.config.prune)
-        self.pruned = tfq.prune(
-            self.bridged.model, self._fit(self.settings.train_steps, PRUNE_RATE), self.config.prune
-        )
+        self.pruned = tfq.prune(self.bridged.model, self._fit(self.settings.train_steps, PRUNE_RATE), self.config.prune)
         pruned = {self.bridged.origins[layer] for layer in self.plan.pruned}
         return {
             "accuracy": self._accuracy(self.pruned),
