@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import TrainConfig
-from tfq.data import AnySplit, Split, SplitStream, bind_inputs
+from tfq.data import AnySplit, Split, SplitStream, bind_inputs, shape_fits
 from tfq.data.shuffling import batches_in_order, shuffled_batches
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
@@ -234,10 +234,7 @@ def _names(model: Any) -> list[str]:
 
 
 def _check_input(array: NDArray, shape: tuple[int | None, ...], where: str) -> None:
-    fits = len(array.shape) == len(shape) and all(
-        wanted is None or wanted == got for wanted, got in zip(shape[1:], array.shape[1:], strict=True)
-    )
-    if not fits:
+    if not array.ndim or not shape_fits(array.shape[1:], shape[1:]):
         raise InputError(f"{where}: examples have shape {array.shape[1:]}, the model wants {shape[1:]}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(f"{where}: holds NaN or infinity: clean the data first")

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfq.data import as_split, bind_inputs
+from tfq.data import as_split, bind_inputs, shape_fits
 from tfq.errors import InputError
 
 _BATCH_SIZE = 32
@@ -23,9 +23,7 @@ def batches_of(model: Any, data: Any, limit: int, what: str) -> Iterator[list[ND
         arrays = bind_inputs(piece.inputs, list(model.input_names))
         for array, tensor in zip(arrays, model.inputs, strict=True):
             wanted = tuple(tensor.shape)[1:]
-            if len(array.shape) != len(wanted) + 1 or any(
-                size not in (None, came) for size, came in zip(wanted, array.shape[1:], strict=True)
-            ):
+            if not array.ndim or not shape_fits(array.shape[1:], wanted):
                 raise InputError(
                     f"{what} examples of input {tensor.name!r} have shape {array.shape[1:]}, the model wants "
                     f"{wanted}: give an array (n, ...) of what the model is fed"

@@ -59,10 +59,10 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size)
     if traced.batch_size != config.batch_size:
         raise InputError(f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew")
-    metadata["keras_layers"] = list(traced.keras_layers)
+    # By the names that the user gave, whether or not a tensor's name is left that tells of fake quantization.
+    names = map(unwrapped, traced.keras_layers) if traced.has_fake_quant else traced.keras_layers
+    metadata["keras_layers"] = list(names)
     if traced.has_fake_quant:
-        # By the names that the user gave, whether or not a tensor's name is left that tells of fake quantization.
-        metadata["keras_layers"] = [unwrapped(name) for name in traced.keras_layers]
         if config.scheme != "int8":
             raise InputError(
                 f"the model is quantization-aware trained, and {config.scheme} would leave its fake quantization in: "

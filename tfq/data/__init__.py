@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets as NumPy arrays in the model's own real units, preprocessing, and the representative dataset."""
 
-from tfq.data.binding import bind_inputs
+from tfq.data.binding import bind_inputs, shape_fits
 from tfq.data.describe import count_classes, example_shape
 from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.fingerprint import source_fingerprint
@@ -34,5 +34,6 @@ __all__ = [
     "real_units",
     "representative_samples",
     "resize_bilinear",
+    "shape_fits",
     "source_fingerprint",
 ]

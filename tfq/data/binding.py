@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which array goes to which input of the model."""
+"""Which array goes to which input of the model, and whether its shape is the input's."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,13 @@ from numpy.typing import NDArray
 from tfq.errors import InputError, did_you_mean
 
 UNNAMED = "x"
+
+
+def shape_fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether an array of `shape` is one of those `wanted`, where None and -1 stand for any size."""
+    return len(shape) == len(wanted) and all(
+        size in (None, -1) or size == came for came, size in zip(shape, wanted, strict=True)
+    )
 
 
 def bind_inputs(inputs: Mapping[str, NDArray], names: Sequence[str]) -> list[NDArray]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tfq.data.binding import bind_inputs
+from tfq.data.binding import bind_inputs, shape_fits
 from tfq.data.representative_forms import elements_of
 from tfq.data.split import content_sha256
 from tfq.errors import InputError
@@ -144,9 +144,7 @@ def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, most: 
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...], batched: bool = True) -> bool:
-    if not batched or len(shape) != len(wanted):
-        return False
-    return all(size in (None, -1) or size == came for came, size in zip(shape, wanted, strict=True))
+    return batched and shape_fits(shape, wanted)
 
 
 def _told(shape: tuple[int | None, ...], *first: str) -> str:

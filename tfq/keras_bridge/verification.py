@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.data import shape_fits
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, model_kind
 from tfq.keras_bridge.layers.config import NARROW
@@ -97,10 +98,7 @@ def given_inputs(model: Any, data: Any) -> list[NDArray]:
 def _takes(wanted: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     # Both Kerases add a last axis of 1 where it is missing, and take it away where it is too many.
     tried = [shape, (*shape, 1), *([shape[:-1]] if shape[-1:] == (1,) else [])]
-    return any(
-        len(wanted) == len(each) and all(w in (None, size) for w, size in zip(wanted, each, strict=True))
-        for each in tried
-    )
+    return any(shape_fits(each, wanted) for each in tried)
 
 
 def outputs_of(model: Any, structure: Any, inputs: list[NDArray]) -> list[NDArray]:

@@ -160,9 +160,7 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
             "machine": _machine(config.evaluation.runner, *config.evaluation.parity_runners),
             **data_inputs(run),
         }
-        result = run.stage(f"evaluate {each.name}", inputs, make)
-        run.stages[-1] = {**run.stages[-1], "details": {}}
-        results.append(result.details)
+        results.append(run.found(f"evaluate {each.name}", inputs, make))
 
 
 def _machine(*runners: str) -> dict[str, Any]:
@@ -197,6 +195,4 @@ def _benchmark(made: list[Made], run: Run) -> dict[str, Any]:
         "machine": _machine(run.config.benchmark.runner),
         **data_inputs(run),
     }
-    result = run.stage("benchmark", inputs, make)
-    run.stages[-1] = {**run.stages[-1], "details": {}}
-    return result.details
+    return run.found("benchmark", inputs, make)

@@ -54,6 +54,12 @@ class Run:
         )
         return result
 
+    def found(self, name: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """The details of such a stage, which have a place of their own in the record and are left out of its line."""
+        details = self.stage(name, inputs, make).details
+        self.stages[-1] = {**self.stages[-1], "details": {}}
+        return details
+
     def skip(self, name: str, reason: str) -> None:
         """Records that a stage was left out, and why."""
         self.stages.append({"name": name, "seconds": 0.0, "skipped": reason, "resumed": False, "details": {}})
@@ -190,9 +196,7 @@ def _qat_parity(run: Run, model: Loaded, made: Made) -> dict[str, Any]:
         "limit": run.config.evaluation.limit,
         **data_inputs(run),
     }
-    details = run.stage("compare with the QAT model", inputs, make).details
-    run.stages[-1] = {**run.stages[-1], "details": {}}
-    return details
+    return run.found("compare with the QAT model", inputs, make)
 
 
 def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, suffix: str = "") -> Made:

@@ -6,7 +6,18 @@ from typing import Any
 
 from tfq.report.audit_content import audit_section
 from tfq.report.data_content import data_section
-from tfq.report.formatting import DASH, count, cpu_label, is_number, kilobytes, percent, plain, scalar, significant
+from tfq.report.formatting import (
+    DASH,
+    count,
+    cpu_label,
+    decibels,
+    is_number,
+    kilobytes,
+    percent,
+    plain,
+    scalar,
+    significant,
+)
 from tfq.report.gain_content import gain_section
 from tfq.report.instructions_content import instructions_section
 from tfq.report.latency_content import kernels_text, latency_section
@@ -92,17 +103,13 @@ def _size_ratio(evaluation: Record, reference: Record) -> str:
     return f"{theirs / ours:.2f}x" if is_number(ours) and is_number(theirs) and ours else DASH
 
 
-def _decibels(value: Any) -> str:
-    return f"{value:.1f} dB" if is_number(value) else DASH
-
-
 # (what it is called, how it is shown, where the record says why it is missing; "" leaves out a row without values)
 _QUANTITIES: tuple[_Quantity, ...] = (
     ("accuracy", lambda evaluation, reference: accuracy_text(evaluation), "accuracy_reason"),
     ("metric", _of("metric", lambda value: metric_word(value) if value else DASH), ""),
     ("accuracy minus float's", change_text, ""),
     ("agreement with float", _of("agreement", percent), "agreement_reason"),
-    ("output SQNR", _of("output_sqnr_db", _decibels), "output_sqnr_db_reason"),
+    ("output SQNR", _of("output_sqnr_db", decibels), "output_sqnr_db_reason"),
     ("examples", _of("num_examples", count), ""),
     ("examples compared", _of("compared", count), ""),
     ("missing", _of("missing", scalar), ""),

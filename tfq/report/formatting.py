@@ -50,6 +50,11 @@ def millions(number: Any) -> str:
     return significant(number / 1e6) if is_number(number) else DASH
 
 
+def decibels(number: Any) -> str:
+    """31.42 -> "31.4 dB". An infinite one, where nothing differs, is "inf" in a record."""
+    return f"{number:.1f} dB" if is_number(number) else "no difference" if number == "inf" else DASH
+
+
 def ratio(number: Any) -> str:
     """How many times: 1.5234 -> "1.52x"."""
     return f"{number:.2f}x" if is_number(number) else DASH

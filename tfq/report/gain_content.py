@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from tfq.report.formatting import DASH, count, cpu_label, is_number, percent, ratio, significant
 from tfq.report.instructions_content import NOT_A_TIME
-from tfq.report.reported import Record, Reported, benchmark_of, models_of, part, runners_of
+from tfq.report.layers_content import zeros_of
+from tfq.report.reported import REFERENCE, Record, Reported, benchmark_of, models_of, part, runners_of
 from tfq.report.tables import Section, Table
 
 KEY, TITLE = "gain", "What compression brought"
@@ -19,14 +20,14 @@ def gain_section(record: Record) -> Section | None:
     """The compressed model against the dense one of the same scheme; None where there are not both."""
     models = [model for model in models_of(record) if model.evaluation]
     dense = next((model for model in models if str(model.name).startswith("ptq_")), None)
-    small = next((model for model in models if _is_compressed(model)), None)
+    small = next((model for model in models if model is not dense and model.name != REFERENCE), None)
     if dense is None or small is None:
         return None
     times = {model.get("name"): model.get("p50_ms") for model in benchmark_of(record)[1]}
     rows = [
         _row("file", dense, small, lambda model: model.evaluation.get("model_bytes"), count),
         _row("file, gzip", dense, small, lambda model: model.evaluation.get("gzip_bytes"), count),
-        _row("zeros among the weights", dense, small, _zeros, percent, compared=False),
+        _row("zeros among the weights", dense, small, zeros_of, percent, compared=False),
         _row("time on this machine, p50 ms", dense, small, lambda model: times.get(model.name), significant),
     ]
     for runner in runners_of([dense, small], "instructions"):
@@ -46,10 +47,6 @@ def gain_section(record: Record) -> Section | None:
     )
 
 
-def _is_compressed(model: Reported) -> bool:
-    return str(model.name).startswith(("filtered_", "pruned_", "qat_"))
-
-
 def _row(
     what: str,
     dense: Reported,
@@ -62,13 +59,6 @@ def _row(
     before, after = of(dense), of(small)
     share = ratio(after / before) if compared and is_number(before) and is_number(after) and before else DASH
     return what, show(before), show(after), share
-
-
-def _zeros(model: Reported) -> float | None:
-    weights = model.audit.get("weights") or []
-    counted = [weight for weight in weights if is_number(weight.get("zeros")) and is_number(weight.get("values"))]
-    values = sum(weight["values"] for weight in counted)
-    return sum(weight["zeros"] for weight in counted) / values if values and len(counted) == len(weights) else None
 
 
 def _instructions(runner: str) -> Callable[[Reported], object]:

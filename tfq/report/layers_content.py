@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 
 from tfq.report.formatting import DASH, count, is_number, percent, plain
 from tfq.report.reported import Record, Reported, models_of, part
-from tfq.report.tables import Bars, Section, Table, fractions
-
-_MANY = 12
+from tfq.report.tables import SORTABLE_FROM, Bars, Section, Table, fractions
 
 
 @dataclass
@@ -70,6 +68,23 @@ def _by_layer(weights: Sequence[Record]) -> dict[str, _Weights]:
     return found
 
 
+def zeros_of(model: Reported) -> float | None:
+    """Share of exact zeros among all weights of a file, None where not all were counted."""
+    return _sum(_by_layer(model.audit.get("weights") or [])).sparsity
+
+
+def _sum(layers: Mapping[str, _Weights]) -> _Weights:
+    total = _Weights()
+    for each in layers.values():
+        total.bytes, total.values, total.zeros = (
+            total.bytes + each.bytes,
+            total.values + each.values,
+            total.zeros + each.zeros,
+        )
+        total.uncounted |= each.uncounted
+    return total
+
+
 def _layers(
     models: Sequence[Reported], weights: Mapping[int, Mapping[str, _Weights]], sparsity: Mapping[str, float]
 ) -> Table:
@@ -106,7 +121,7 @@ def _layers(
             Bars(before=1 + number, title="zeros", rows=zero_bars, series=series),
         ),
         totals=len(totals),
-        sortable=len(layers) >= _MANY,
+        sortable=len(layers) >= SORTABLE_FROM,
     )
 
 
@@ -118,15 +133,7 @@ def _totals(
     models: Sequence[Reported], weights: Mapping[int, Mapping[str, _Weights]], width: int
 ) -> list[tuple[str, ...]]:
     """All weights of each file; and the rest of it, which is structure, names, biases and scales."""
-    sums = [_Weights() for _ in models]
-    for total, model in zip(sums, models, strict=True):
-        for each in weights[model.series].values():
-            total.bytes, total.values, total.zeros = (
-                total.bytes + each.bytes,
-                total.values + each.values,
-                total.zeros + each.zeros,
-            )
-            total.uncounted |= each.uncounted
+    sums = [_sum(weights[model.series]) for model in models]
     sizes = [model.audit.get("model_bytes") or model.evaluation.get("model_bytes") for model in models]
     rests = [count(size - total.bytes) if is_number(size) else DASH for size, total in zip(sizes, sums, strict=True)]
     pad = ("",) * (width - 1 - 2 * len(models))
@@ -141,5 +148,5 @@ def _sparsities(sparsity: Mapping[str, float]) -> Table:
         columns=("layer", "zeros"),
         rows=tuple((layer, percent(fraction)) for layer, fraction in sparsity.items()),
         bars=(Bars(before=1, title="", rows=tuple((value,) for value in sparsity.values()), series=(0,)),),
-        sortable=len(sparsity) >= _MANY,
+        sortable=len(sparsity) >= SORTABLE_FROM,
     )

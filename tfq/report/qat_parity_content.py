@@ -3,12 +3,11 @@
 
 from collections.abc import Mapping
 
-from tfq.report.formatting import DASH, count, is_number, percent, plain, significant
+from tfq.report.formatting import DASH, count, decibels, percent, plain, significant
 from tfq.report.reported import Record, models_of, part
-from tfq.report.tables import Section, Table
+from tfq.report.tables import SORTABLE_FROM, Section, Table
 
 KEY, TITLE = "qat_parity", "QAT model against its flatbuffer"
-_SORTABLE_FROM = 12
 
 
 def qat_parity_section(record: Record) -> Section | None:
@@ -39,7 +38,7 @@ def _told(label: str, found: Record) -> list[str]:
         classes = f", the same class in {same}" if same != DASH else ""
         told.append(
             f"{label}, output {plain(output.get('name', '?'))}: "
-            f"{_decibels(output.get('logit_sqnr_db'))} of the {plain(output.get('logits_of', 'output'))}{classes}."
+            f"{decibels(output.get('logit_sqnr_db'))} of the {plain(output.get('logits_of', 'output'))}{classes}."
         )
     missed = [plain(each) for each in found.get("missed") or []]
     told += [f"{label} misses what a faithful flatbuffer has: {each}." for each in missed]
@@ -54,9 +53,9 @@ def _layers(label: str, found: Record) -> Table:
             plain(layer.get("op", "?")),
             percent(layer.get("agreement")),
             count(layer.get("max_lsb")),
-            _decibels(layer.get("sqnr_db")),
+            decibels(layer.get("sqnr_db")),
             significant(layer.get("local_max_lsb")),
-            _decibels(layer.get("local_sqnr_db")),
+            decibels(layer.get("local_sqnr_db")),
             "departs" if layer.get("departs") else "",
         )
         for layer in layers
@@ -72,10 +71,5 @@ def _layers(label: str, found: Record) -> Table:
         caption=label,
         notes=(*departs, *skipped, *map(plain, found.get("notes") or [])),
         bad=frozenset((row, 7) for row, layer in enumerate(layers) if layer.get("departs")),
-        sortable=len(rows) >= _SORTABLE_FROM,
+        sortable=len(rows) >= SORTABLE_FROM,
     )
-
-
-def _decibels(value: object) -> str:
-    """An infinite one, where nothing differs, is "inf" in a record."""
-    return f"{value:.1f} dB" if is_number(value) else "no difference" if value == "inf" else DASH

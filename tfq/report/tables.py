@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# A table of layers that is shorter than that is read as it stands.
+SORTABLE_FROM = 12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:

@@ -116,7 +116,7 @@ def _bridged(model: Any, config: RunConfig, examples: data.AnySplit) -> Any:
     from tfq.keras_bridge import to_tf_keras
 
     try:
-        return to_tf_keras(model, data=examples.take(BRIDGE_CHECK_EXAMPLES))
+        return to_tf_keras(model, data=examples)
     except TfqError:
         check_compressible(model, config)
         raise  # it is not the model, but how the data fits it

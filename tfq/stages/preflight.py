@@ -5,14 +5,9 @@ import dataclasses
 import warnings
 from typing import Any
 
-import numpy as np
-
 from tfq import flatbuffer
 from tfq.config import AuditConfig, ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqError
-
-# Random examples by which the flatbuffer gets ranges: its types do not depend on them.
-_EXAMPLES, _SIZE_WHERE_UNKNOWN = 2, 32
 
 
 def preflight(model: Any, config: RunConfig) -> Any:
@@ -47,13 +42,10 @@ def preflight_with_flatbuffer(model: Any, config: RunConfig) -> Any:
 def _float_ops(bridged: Any) -> dict[str, tuple[str, ...]]:
     """User's layer -> its ops that conversion to int8 leaves in float; an op without a layer is under its own name."""
     from tfq.conversion import convert_model
+    from tfq.keras_bridge.verification import random_inputs
 
-    rng = np.random.default_rng(0)
-    inputs = {
-        name: rng.uniform(0, 1, (_EXAMPLES, *(size or _SIZE_WHERE_UNKNOWN for size in tensor.shape[1:])))
-        .astype(tensor.dtype.as_numpy_dtype)
-        for name, tensor in zip(bridged.model.input_names, bridged.model.inputs, strict=True)
-    }  # fmt: skip
+    # Random: an op's type does not depend on its range.
+    inputs = dict(zip(bridged.model.input_names, random_inputs(bridged.model)[0], strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that these data are noise, we know
         content = convert_model(bridged.model, inputs, ConversionConfig())
