@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop of resnet8_compression.py: one for every variant, the same to the bit for the same seed."""
+"""The training loop of the CIFAR-10 benchmarks: one for every variant, the same to the bit for the same seed."""
 
 import math
 import time
@@ -44,12 +44,17 @@ class Augmented:
         return np.moveaxis(windows[np.arange(len(images)), top, left], 1, -1), self._labels[chosen]
 
 
-def fit_for(splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, told: dict[str, Any]) -> Callable:
-    """The fit that prune_model, qat_model and prune_filters are given; every variant has this one."""
+def fit_for(
+    splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, told: dict[str, Any], *, keras: Any = None
+) -> Callable:
+    """The fit that prune_model, qat_model and prune_filters are given; every variant has this one.
+
+    keras: the models' own; None is tf_keras.
+    """
     from tfq.keras_bridge import import_tf_keras
     from tfq.training import gives_probabilities
 
-    keras: Any = import_tf_keras()
+    keras = keras or import_tf_keras()
     augmented = Augmented(splits["train"], phase.batch_size, seed)
     validation = splits["val"].inputs["x"], splits["val"].labels
 
@@ -90,6 +95,8 @@ def fit_for(splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, 
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
         accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
         model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=False)
+        # Before fit: a first step that creates variables is traced twice.
+        model.optimizer.build(model.trainable_variables)
         begin = time.monotonic()
         model.fit(
             Batches(),

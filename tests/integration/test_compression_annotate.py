@@ -3,6 +3,7 @@
 
 import functools
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.placement import placements
 from tfq.compression.quantization_aware.ranges import debiased_ranges
 from tfq.config import AuditConfig, ConversionConfig, QATConfig
+from tfq.conversion import qat_parity
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras, load_model
 from tfq.runners import RunRequest
@@ -87,6 +89,8 @@ def of_the_rest(x):
     return layers.Activation("hard_sigmoid", name="hard")(x)
 
 
+# Layers of a factor and an offset that no convolution before them takes in.
+CONVOLVED = {"of_mobilenet_v3": 1, "of_convolutions_joined": 1, "of_convnext": 1}
 BLOCKS = {block.__name__: block for block in (of_mobilenet_v3, of_convolutions_joined, of_convnext, of_the_rest)}
 
 
@@ -147,8 +151,56 @@ def test_the_flatbuffer_is_all_int8_has_the_ops_of_post_training_and_computes_wh
     report = tfq.audit(converted, AuditConfig(require="full_int8", **FLOAT_ENDS))
     assert report.ok, report.to_text()
     # Fake quantization in a place where the flatbuffer has no tensor would keep ops from being fused.
-    assert report.op_counts == tfq.audit(after_training).op_counts
+    wanted, got = (Counter(each.op_counts) for each in (tfq.audit(after_training), report))
+    for counts in (wanted, got):
+        counts["ADD or SUB"] = counts.pop("ADD", 0) + counts.pop("SUB", 0)
+    convolved = got["DEPTHWISE_CONV_2D"] - wanted["DEPTHWISE_CONV_2D"]
+    assert convolved == CONVOLVED.get(name, 0)
+    assert got == wanted + Counter({"DEPTHWISE_CONV_2D": convolved}) - Counter(
+        {"MUL": convolved, "ADD or SUB": convolved}
+    )
     assert sqnr_db(np.asarray(quantized(x)), run(converted, x)) > 20
+
+
+def rescaled(x):
+    return import_tf_keras().layers.Rescaling(0.5, -1.0, name="affine")(x)
+
+
+def normalized_by_adapted_statistics(x):
+    layer = import_tf_keras().layers.Normalization(name="affine")
+    layer.adapt(images() * 3 - 1)
+    return layer(x)
+
+
+def normalized_by_one_mean(x):
+    return import_tf_keras().layers.Normalization(axis=None, mean=0.5, variance=0.1, name="affine")(x)
+
+
+def normalized_by_batches(x):
+    return import_tf_keras().layers.BatchNormalization(name="affine")(import_tf_keras().layers.MaxPooling2D()(x))
+
+
+AFFINE = (rescaled, normalized_by_adapted_statistics, normalized_by_one_mean, normalized_by_batches)
+
+
+@pytest.mark.parametrize("affine", AFFINE, ids=lambda affine: affine.__name__)
+def test_a_factor_and_an_offset_are_one_convolution_that_rounds_once(affine, tmp_path):
+    def block(x):
+        return import_tf_keras().layers.Conv2D(8, 3, activation="relu", name="conv")(affine(x))
+
+    x = images()
+    _, _, quantized = prepared(block)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfq.TfqWarning)  # of few samples
+        converted = tfq.convert(quantized, x)
+    counts = tfq.audit(converted, AuditConfig(require="full_int8")).op_counts
+    assert counts["DEPTHWISE_CONV_2D"] == 1
+    assert not {"MUL", "ADD", "SUB", "DIV"} & set(counts)
+    [layer] = [each for each in qat_parity(quantized, converted, x).layers if each.op == "DEPTHWISE_CONV_2D"]
+    assert (layer.layer, layer.departs) == ("affine", None)
+    assert layer.local_sqnr_db > 50
+    quantized.save(tmp_path / "quantized.h5", include_optimizer=False)
+    np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
 
 
 def test_learned_ranges_are_those_of_the_flatbuffer():

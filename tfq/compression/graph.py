@@ -56,15 +56,30 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
     def new_layer(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=clone_layer)
-        new = layer.__class__.from_config(layer.get_config())
+        new = layer.__class__.from_config(_config(layer))
         new = wrap(layer, new) if wrap else new
         pairs.append((layer, new))
         return new
 
     clone = tf_keras.models.clone_model(model, clone_function=clone_layer)
     for old, new in pairs:
-        new.set_weights(old.get_weights())
+        if not _is_adapted(old):
+            new.set_weights(old.get_weights())
     return clone, pairs
+
+
+def _is_adapted(layer: Any) -> bool:
+    """A Normalization reads the statistics of `adapt` when it is built: weights that are set later change nothing."""
+    return type(layer) is import_tf_keras().layers.Normalization and layer.input_mean is None
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """As the layer gives it; with the statistics of `adapt` as constants, which every other clone keeps as well."""
+    config: dict[str, Any] = layer.get_config()
+    if _is_adapted(layer):
+        mean, variance = (np.asarray(value) for value in (layer.adapt_mean, layer.adapt_variance))
+        config |= {"mean": mean.tolist(), "variance": variance.tolist()}
+    return config
 
 
 def check_finite(model: Any, after: str) -> None:

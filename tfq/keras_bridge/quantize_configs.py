@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How one layer is fake-quantized, as tfmot's QuantizeConfig: which weights by channel, which activations, which range.
 
-Where a layer is several ops in the flatbuffer, a subclass of it gives the tensors between them names, to be quantized.
+Where a layer is several ops in the flatbuffer, a subclass of it gives the tensors between them names, to be quantized;
+or it has one op of them, a depthwise convolution of one place, which rounds once and has nothing between.
 The classes are made when they are asked for, and stand in this room because a file of a quantization-aware model names
 them. Only public symbols of tfmot are used.
 """
@@ -18,7 +19,7 @@ def quantize_config_classes() -> dict[str, Any]:
     """Name -> class of what a quantization-aware model is saved with; registered with tf_keras, as "tfq>NAME"."""
     quantization = import_tfmot().quantization.keras
     by_channel, named_range = _by_channel_quantizer(quantization), _named_range_quantizer(quantization)
-    classes = [_layer_quantize_config(quantization, by_channel, named_range), _parted_separable()]
+    classes = [_layer_quantize_config(quantization, by_channel, named_range), _parted_separable(), *_convolved()]
     register = import_tf_keras().utils.register_keras_serializable(package="tfq")
     return {cls.__name__: register(cls) for cls in classes}
 
@@ -102,6 +103,43 @@ def _parted_separable() -> type:
             return self.activation(outputs)
 
     return PartedSeparableConv2D
+
+
+def _convolved() -> list[type]:
+    """Layers of a factor and an offset for each channel, as a depthwise convolution of one place with a bias.
+
+    As MUL and ADD, the product is rounded to 8 bits before the offset brings it back to where it belongs. In the
+    convolution each factor has a scale of its own, and an offset 32 bits. For (n, height, width, channels).
+    """
+    import tensorflow as tf
+
+    layers = import_tf_keras().layers
+    normalization: Any = layers.BatchNormalization
+    statistics: Any = layers.Normalization
+    rescaling: Any = layers.Rescaling
+
+    def scaled(inputs: Any, factors: Any) -> Any:
+        channels = inputs.shape[-1]
+        kernel = tf.reshape(tf.broadcast_to(tf.cast(factors, inputs.dtype), [channels]), [1, 1, channels, 1])
+        return tf.nn.depthwise_conv2d(inputs, kernel, (1, 1, 1, 1), "VALID")
+
+    class ConvolvedBatchNormalization(normalization):
+        """The converter folds it into the convolution by 1, which training does without."""
+
+        def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+            is_training = isinstance(training, (bool, int)) and bool(training)
+            return super().call(inputs if is_training else scaled(inputs, 1.0), training=training, **kwargs)
+
+    class ConvolvedRescaling(rescaling):
+        def call(self, inputs: Any) -> Any:
+            inputs = tf.cast(inputs, self.compute_dtype)
+            return scaled(inputs, self.scale) + tf.cast(self.offset, inputs.dtype)
+
+    class ConvolvedNormalization(statistics):
+        def call(self, inputs: Any) -> Any:
+            return super().call(scaled(tf.cast(inputs, self.compute_dtype), 1.0))
+
+    return [ConvolvedBatchNormalization, ConvolvedNormalization, ConvolvedRescaling]
 
 
 def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any) -> type:

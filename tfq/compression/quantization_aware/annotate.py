@@ -80,10 +80,10 @@ def _annotated(clone: Any, configs: dict[str, placement.Placement]) -> Any:
     def wrap(old: Any, new: Any) -> Any:
         place = configs.get(old.name)
         # What has weights is wrapped in any case: they are then found under the one name, quant_NAME.
-        if place is None or not (place.config or old.weights):
+        if place is None or not (place.config or place.stand_in or old.weights):
             return new
-        if place.parted:
-            new = classes[place.parted].from_config(new.get_config())
+        if place.stand_in:
+            new = classes[place.stand_in].from_config(new.get_config())
         return annotate(new, classes["LayerQuantizeConfig"](**(place.config or {})))
 
     annotated, _ = cloned(clone, wrap)

@@ -9,6 +9,8 @@ softmax give fixed ranges (TFLite 8-bit quantization specification).
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tfq.keras_bridge import import_tf_keras
 
 OBSERVED = "observed"
@@ -25,6 +27,13 @@ _KERNELS: dict[str, dict[str, list[int]]] = {
 
 # Of several ops with tensors between them: the class that names these, and their names.
 _PARTED = {"SeparableConv2D": ("PartedSeparableConv2D", ["between"])}
+
+# Two ops, MUL and ADD, where no layer before takes them in: the class that makes a depthwise convolution of them.
+_CONVOLVED = {
+    "BatchNormalization": "ConvolvedBatchNormalization",
+    "Normalization": "ConvolvedNormalization",
+    "Rescaling": "ConvolvedRescaling",
+}
 
 # Their output has the input's scale and zero point in a flatbuffer, or is the input itself.
 _PASS_ON_NAMES = """
@@ -60,11 +69,11 @@ _QUANTIZED_BEFORE = frozenset(("softmax", "sigmoid", "tanh", "gelu"))
 class Placement:
     """config: what LayerQuantizeConfig takes; None where the layer needs nothing. why: in words.
 
-    parted: the name of the class in keras_bridge/quantize_configs.py that stands for the layer's own.
+    stand_in: the name of the class in keras_bridge/quantize_configs.py that stands for the layer's own.
     """
 
     config: dict[str, Any] | None = None
-    parted: str = ""
+    stand_in: str = ""
     why: str = ""
 
 
@@ -123,14 +132,25 @@ class _Graph:
     def _weighted(self, layer: Any, output: Any, why: str, *, activation: bool = False) -> Placement:
         name = kind(layer)
         weights = _KERNELS.get(name, {})
+        stand_in = _CONVOLVED[name] if name in _CONVOLVED and self._is_multiplied_and_added(layer) else ""
         if not weights and output is None and not activation:
-            return Placement(why=why)
+            return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
         told = f"its kernel, {why}" if weights and not activation else why
-        if name not in _PARTED:
-            return Placement(config=config, why=told)
-        parted, tensors = _PARTED[name]
-        return Placement(config={**config, "tensors": tensors}, parted=parted, why=told)
+        if name in _PARTED:
+            parted, tensors = _PARTED[name]
+            return Placement(config={**config, "tensors": tensors}, stand_in=parted, why=told)
+        return Placement(config=config, stand_in=stand_in, why=told)
+
+    def _is_multiplied_and_added(self, layer: Any) -> bool:
+        """Whether the layer would be two ops in the flatbuffer, over images."""
+        before = self._before(layer)
+        if len(layer.input.shape) != 4 or (before is not None and self._reader_takes_it_in(before)):
+            return False
+        if kind(layer) == "Rescaling":
+            return bool(np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
+        over_channels = _normalizes_last_axis(layer) or (kind(layer) == "Normalization" and not layer.axis)
+        return over_channels and not getattr(layer, "invert", False)
 
     def _reason_to_leave(self, layer: Any) -> str | None:
         if isinstance(layer, self._model_class):
