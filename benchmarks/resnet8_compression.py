@@ -8,8 +8,9 @@
 Every variant is trained in two phases of --epochs each, with the same data, steps, seeds, augmentation (flips, shifts)
 and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT. `float`
 does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are compared
-with. Of the second phase the epoch is kept that is best on the validation split; of the first the last one, for the
-zeros are complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
+with. `filters50` learns from the outputs of the trained `float` of its seed as well, in both phases. Of the second
+phase the epoch is kept that is best on the validation split; of the first the last one, for the zeros are complete only
+there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
@@ -26,7 +27,7 @@ import statistics
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +51,34 @@ class Variant:
     """One way to compress. max_drop: of accuracy against `float`, on average over the seeds, a fraction.
 
     sparsity: of what pruning reaches. target_macs: share of the multiply-adds that stay. max_gzip: as a share of the
-    dense int8 flatbuffer's.
+    dense int8 flatbuffer's. distillation: towards the trained `float`.
     """
 
     max_drop: float
     sparsity: float = 0.0
     target_macs: float = 1.0
     max_gzip: float = math.inf
+    distillation: tfq.DistillationConfig = field(default_factory=tfq.DistillationConfig)
 
 
 VARIANTS = {
     "float": Variant(0.0),
     "pruned50": Variant(0.003, sparsity=0.5),
     "pruned80": Variant(0.015, sparsity=0.8, max_gzip=0.45),
-    "filters50": Variant(0.02, target_macs=0.5),
+    "filters50": Variant(
+        0.02, target_macs=0.5, distillation=tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
+    ),
 }
 
 
-def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], between: Path) -> Any:
-    """(model after both phases, what was told of them). between: file that keeps the model after the first."""
+def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
+    """(model after both phases, what was told of them). The model after the first is kept in `out`."""
     from tfq.compression import prune_filters, prune_model, qat_model
     from tfq.training import deterministic
 
-    variant = VARIANTS[name]
+    variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
+    distillation = variant.distillation
+    teacher = tfq.load_model(out / f"float_{seed}.h5") if distillation.enabled else None
     notes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     fits = [fit_for(splits, phase, seed + place * 1000, place == 1, notes[place]) for place, phase in enumerate(phases)]
     with deterministic(seed):
@@ -83,8 +89,10 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             if variant.sparsity:
                 first = prune_model(model, fits[0], tfq.PruneConfig(final_sparsity=variant.sparsity))
             elif variant.target_macs < 1:
-                asked = FiltersConfig(enabled=True, target_macs=variant.target_macs, multiple_of=4)
-                cut = prune_filters(model, fits[0], asked, data=splits["train"])
+                asked = FiltersConfig(
+                    enabled=True, target_macs=variant.target_macs, multiple_of=4, distillation=distillation
+                )
+                cut = prune_filters(model, fits[0], asked, data=splits["train"], teacher=teacher)
                 notes[0]["filters"] = cut.to_dict()
                 first = cut.model
             else:
@@ -94,14 +102,16 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             write_json(between.with_suffix(".json"), notes[0])
         if name == "float":
             fits[1](first, [])
+            save_model(first, out / f"float_{seed}.h5")
             return first, notes
-        return qat_model(first, fits[1], calibration=splits["train"]), notes
+        qat = tfq.QATConfig(distillation=distillation)
+        return qat_model(first, fits[1], qat, calibration=splits["train"], teacher=teacher), notes
 
 
 def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> dict:
     """Train, convert, evaluate: the result of one variant and seed; flatbuffers are left in `out`."""
     begin = time.monotonic()
-    result, notes = trained(name, seed, model, splits, phases, out / f"{name}_{seed}_between.h5")
+    result, notes = trained(name, seed, model, splits, phases, out)
     record: dict[str, Any] = {"phases": list(notes)}
     samples = splits["train"].take(tfq.ConversionConfig().calibration_steps)
     if name == "float":
@@ -276,8 +286,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=5, help="of each of the two phases")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="of the first phase, decayed along a cosine")
-    parser.add_argument("--qat_rate", type=float, default=5e-4, help="of the second one")
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="of the first phase, decayed along a cosine")
+    parser.add_argument("--qat_rate", type=float, default=1e-3, help="of the second one")
     parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
     parser.add_argument("--runs", type=int, default=1000, help="timed inferences of each flatbuffer")
     return parser.parse_args()

@@ -71,6 +71,15 @@ class PruneConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig(Config):
+    """Training towards the outputs of the float model beside the labels."""
+
+    enabled: bool = setting(False, "learn from the float model's outputs as well", names_section=True)
+    temperature: float = setting(4.0, "both models' logits are divided by it", minimum=0.1)
+    weight: float = setting(0.5, "share of the loss that is towards the float model", minimum=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FiltersConfig(Config):
     """Pruning of whole filters, which are taken out of the model: it becomes smaller and faster."""
 
@@ -82,15 +91,9 @@ class FiltersConfig(Config):
     refit_examples: int = setting(
         256, "training examples by which the layers behind removed filters are fit anew; 0 leaves them", minimum=0
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig(Config):
-    """Training towards the outputs of the float model beside the labels."""
-
-    enabled: bool = setting(False, "learn from the float model's outputs as well", names_section=True)
-    temperature: float = setting(4.0, "both models' logits are divided by it", minimum=0.1)
-    weight: float = setting(0.5, "share of the loss that is towards the float model", minimum=0, maximum=1)
+    distillation: DistillationConfig = section(
+        DistillationConfig, "learning from the model that the filters were taken out of"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

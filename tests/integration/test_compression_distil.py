@@ -6,9 +6,9 @@ import pytest
 from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import qat_model
+from tfq.compression.distil import distance, distilled, output_kind
 from tfq.compression.graph import cloned
 from tfq.compression.quantization_aware import annotate
-from tfq.compression.quantization_aware.distil import distance, distilled, output_kind
 from tfq.config import DistillationConfig, QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras

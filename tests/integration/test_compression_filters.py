@@ -10,7 +10,7 @@ import tfq
 from tfq.compression import qat_model
 from tfq.compression.filters import rebuild, rules
 from tfq.compression.filters.prune import count_macs, prune_filters
-from tfq.config import FiltersConfig, QATConfig
+from tfq.config import DistillationConfig, FiltersConfig, QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.training import deterministic
@@ -332,6 +332,34 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
         monkeypatch.setitem(rules.RULES, "BatchNormalization", wrong)
     with pytest.raises(TfqError, match=r"the smaller model is wrong.*'(inner|conv1|bn1)'"):
         prune_filters(model, config=config(target_macs=0.3))
+
+
+def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of():
+    histories = []
+    x = RNG.normal(size=(32, 16, 16, 3)).astype("float32")
+
+    def fit(student, callbacks):
+        student.compile("adam", import_tf_keras().losses.SparseCategoricalCrossentropy(from_logits=True))
+        histories.append(student.fit(x, np.arange(32) % 3, epochs=4, verbose=0, callbacks=callbacks).history)
+
+    def distances(weight, **teachers):
+        wanted = DistillationConfig(enabled=True, weight=weight)
+        result = prune_filters(model, fit, config(distillation=wanted), **teachers)
+        assert type(result.model) is type(model)
+        return histories[-1]["distillation_loss"]
+
+    model = built(residual, (16, 16, 3))
+    first, *_, last = distances(1.0)
+    assert last < first
+    # Of the labels alone it does not come as near.
+    assert last < distances(0.0)[-1]
+    other = built(residual, (16, 16, 3))
+    other.set_weights([weight / 2 for weight in model.get_weights()])
+    assert distances(1.0, teacher=other)[0] != pytest.approx(first, rel=0.01)
+    with pytest.raises(InputError, match="filters: a teacher was given, and distillation is off"):
+        prune_filters(model, fit, config(), teacher=other)
+    with pytest.raises(TfqError, match="filters: distillation had no part"):
+        prune_filters(model, lambda *_: None, config(distillation=DistillationConfig(enabled=True)))
 
 
 def test_a_fit_that_does_not_train_is_told():

@@ -5,6 +5,7 @@ Filters are ranked by the norm of their weights, as in "Pruning Filters for Effi
 those that a graph ties together (residual sums, depthwise convolutions, gates) go together.
 """
 
+import contextlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.filters import rebuild
 from tfq.compression.filters.channels import groups_of
 from tfq.compression.filters.choice import choose
 from tfq.compression.filters.refit import refit
 from tfq.compression.filters.trace import Trace, traced
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
-from tfq.config import FiltersConfig
+from tfq.config import DistillationConfig, FiltersConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 
 
@@ -73,7 +75,7 @@ class FilterResult:
 
 
 def prune_filters(
-    model: Any, fit: Fit | None = None, config: FiltersConfig | None = None, *, data: Any = None
+    model: Any, fit: Fit | None = None, config: FiltersConfig | None = None, *, data: Any = None, teacher: Any = None
 ) -> FilterResult:
     """`model` without its least important filters, so that config.target_macs of its multiply-adds stay.
 
@@ -81,12 +83,16 @@ def prune_filters(
     fit: fit(model, callbacks) compiles the small model and trains it in place; None leaves it as it was cut.
     data: inputs on which the layers behind removed filters are fit anew before that (config.refit_examples of them), by
         least squares; whatever `tfq.data.as_split` takes. None leaves their weights as they were cut.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
+        itself without one.
     The small model has the names and the trainable flags of the given one. Before it is trained it is compared, layer
     by layer on random inputs, with a copy of the given one whose removed filters are zero.
     Raises InputError on a Keras 3 model, on one where nothing can be removed or not as much, and on patterns that fit
     no layer; TfqError where the comparison fails, or fit does not train. Warns (TfqWarning) of layers not counted.
     """
     config = config or FiltersConfig()
+    if teacher is not None and not config.distillation.enabled:
+        raise InputError(f"filters: {UNUSED_TEACHER}")
     require_graph_model(model, "filter pruning")
     if not 0 < config.target_macs < 1:
         raise InputError(
@@ -119,7 +125,7 @@ def prune_filters(
     if data is not None and config.refit_examples:
         refitted = refit(given, small, kept, data, config.refit_examples)
     if fit is not None:
-        small = _trained(small, fit)
+        small = _trained(small, fit, teacher or model, config.distillation)
     removed, left = _by_layer(trace, kept)
     others = "others had less to lose for the multiply-adds that they cost"
     skipped |= {name: others for name in left if name not in skipped}
@@ -180,11 +186,15 @@ def _by_layer(trace: Trace, kept: rebuild.Kept) -> tuple[dict[str, tuple[int, in
     return removed, left
 
 
-def _trained(small: Any, fit: Fit) -> Any:
+def _trained(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfig) -> Any:
     """A copy of `small`, trained and not compiled."""
     before = small.get_weights()
-    fit(small, [])
-    steps = getattr(small.optimizer, "iterations", None) if small.optimizer is not None else None
+    with contextlib.ExitStack() as around:
+        student = small
+        if distillation.enabled:
+            student = around.enter_context(distilled(small, teacher, distillation, "filters"))
+        fit(student, [])
+    steps = getattr(student.optimizer, "iterations", None) if student.optimizer is not None else None
     unchanged = all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
     if unchanged and (steps is None or int(steps) < 1):
         raise TfqError(

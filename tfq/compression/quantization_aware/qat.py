@@ -6,12 +6,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.patterns import fits
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
 from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.batch_norm import frozen_from_step
-from tfq.compression.quantization_aware.distil import distilled
 from tfq.compression.quantization_aware.floors import widen_ranges
 from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
 from tfq.config import QATConfig
@@ -39,7 +39,7 @@ def qat_model(
     """
     config = config or QATConfig()
     if teacher is not None and not config.distillation.enabled:
-        raise InputError("qat: a teacher was given, and distillation is off: set distillation.enabled in the config")
+        raise InputError(f"qat: {UNUSED_TEACHER}")
     start = _start(model, config, calibration)
     quantized = start.model
     with contextlib.ExitStack() as around:

@@ -13,6 +13,8 @@ from tfq.config import DistillationConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 
+UNUSED_TEACHER = "a teacher was given, and distillation is off: set distillation.enabled in the config"
+
 # Below it a probability says nothing, and its logarithm has no gradient.
 _SMALLEST = 1e-30
 
@@ -21,11 +23,12 @@ _TRANSPARENT = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Ide
 
 
 @contextlib.contextmanager
-def distilled(model: Any, teacher: Any, config: DistillationConfig) -> Iterator[Any]:
+def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = "qat") -> Iterator[Any]:
     """A model of the same layers as `model` whose training step also learns from `teacher`: what fit is to train.
 
     model: functional or sequential tf_keras model; its layers, and with them its weights, are trained in place, and the
         teacher is no part of it. teacher: a model of the same inputs, run in inference mode on what the student sees.
+    what: the step that errors name.
     In `fit` the gradient is that of (1 - weight) * the compiled loss + weight * distance. The distance of two outputs
     is temperature^2 * KL(teacher || student) of both models' softmax(logits / temperature), a mean over the batch;
     probabilities are taken back to logits by their logarithm. Outputs of no classifier (neither softmax nor sigmoid at
@@ -34,14 +37,14 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig) -> Iterator[
     The history and logs have it as "distillation_loss", and "loss" is the compiled one alone.
     Raises InputError where the two do not fit, and TfqError at the end where no training step went through here.
     """
-    _check_fit(model, teacher)
+    _check_fit(model, teacher, what)
     student = _distilled_class()(model.inputs, model.outputs, name=model.name)
     student.distil_from(teacher, config)
     yield student
     if not student.steps_traced:
         raise TfqError(
-            "qat: distillation had no part in the training: fit must compile the model that it is given and call its "
-            "own fit; a training loop by hand, or another model around it, does not see the teacher"
+            f"{what}: distillation had no part in the training: fit must compile the model that it is given and call "
+            "its own fit; a training loop by hand, or another model around it, does not see the teacher"
         )
 
 
@@ -165,14 +168,15 @@ def output_kind(tensor: Any) -> str:
         tensor = layer.input
 
 
-def _check_fit(model: Any, teacher: Any) -> None:
+def _check_fit(model: Any, teacher: Any, what: str) -> None:
     """Raises InputError unless the teacher takes what the student takes, and gives what it gives."""
-    for what in ("inputs", "outputs"):
+    for ends in ("inputs", "outputs"):
         ours, theirs = (
-            [tuple(tensor.shape)[1:] for tensor in getattr(each, what, None) or ()] for each in (model, teacher)
+            [tuple(tensor.shape)[1:] for tensor in getattr(each, ends, None) or ()] for each in (model, teacher)
         )
         if ours != theirs:
+            name = getattr(teacher, "name", teacher)
             raise InputError(
-                f"qat: the teacher {getattr(teacher, 'name', teacher)!r} has {what} of shape {theirs}, {model.name!r} "
-                f"has {ours}: distillation wants the float model that this one comes from"
+                f"{what}: the teacher {name!r} has {ends} of shape {theirs}, {model.name!r} has {ours}: "
+                "distillation wants the float model that this one comes from"
             )
