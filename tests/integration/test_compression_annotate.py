@@ -203,6 +203,26 @@ def test_a_factor_and_an_offset_are_one_convolution_that_rounds_once(affine, tmp
     np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
 
 
+@pytest.mark.parametrize("first", ["ZeroPadding2D", "MaxPooling2D"])
+def test_an_input_is_fake_quantized_also_where_a_layer_without_fake_quantization_reads_it(first):
+    def block(x):
+        layers = import_tf_keras().layers
+        return layers.Conv2D(8, 3, activation="relu", name="conv")(getattr(layers, first)(name="first")(x))
+
+    _, _, quantized = prepared(block)
+    [fake_quantized] = [layer for layer in quantized.layers if type(layer).__name__ == "QuantizeLayer"]
+    low, high = images().min(), images().max()
+    # tfmot keeps the widest range that it saw, and rounds it so that zero is a code.
+    step = (high - low) / 255
+    np.testing.assert_allclose(fake_quantized(images(2)), images(2), atol=0.51 * step)
+    assert len(np.unique(np.asarray(fake_quantized(images())))) <= 256
+
+
+def test_an_input_that_only_layers_left_to_the_converter_read_is_not_fake_quantized():
+    found = annotate.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown",)))
+    assert not any(type(layer).__name__ == "QuantizeLayer" for layer in found.model.layers)
+
+
 def test_learned_ranges_are_those_of_the_flatbuffer():
     x = images()
     _, _, quantized = prepared(of_convolutions_joined)

@@ -11,7 +11,7 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 import tfq
 from tfq import flatbuffer
-from tfq.compression import qat_model
+from tfq.compression import qat_model, untrained_qat_model
 from tfq.conversion.parity.compare import qat_parity
 from tfq.errors import FlatbufferError, InputError, RequirementError
 from tfq.evaluation import prepare_inputs
@@ -229,6 +229,22 @@ def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
     assert found.noisiest is pooling[0] and pooling[0].local_sqnr_db < 30 < pooling[1].local_sqnr_db
     assert found.first_departure is pooling[0] and "it rounds to steps of" in pooling[0].departs
     assert found.outputs[0].logits_of == "output"
+
+
+def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
+    # Conversion leaves out a bias of zeros and an offset of 0: the tensor is then called after the op before them.
+    keras = import_tf_keras()
+    with deterministic(0):
+        image = keras.Input((6, 6, 2), name="image")
+        x = keras.layers.Conv2D(4, 3, name="no_bias_yet")(image)
+        x = keras.layers.ReLU(name="relu")(keras.layers.Rescaling(0.3, name="no_offset")(x))
+        x = keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling2D(name="pool")(x))
+        model = keras.Model(image, x)
+    data = noise(model, 48)
+    quantized = untrained_qat_model(model, data)
+    found = qat_parity(quantized, tfq.convert(quantized), data)
+    assert all(layer.fake_quantized for layer in found.layers) and found.departures == ()
+    assert [layer.layer for layer in found.layers if layer.op in ("CONV_2D", "FULLY_CONNECTED")][-1] == "head"
 
 
 def test_other_types_of_inputs_and_outputs_are_the_same_model(trained, parity):

@@ -62,13 +62,14 @@ def _naming_the_halves(replacement: Callable[[Any, Any], Any]) -> Callable[[Any,
     return named
 
 
-def selective_scheme(unquantized_inputs: frozenset[str]) -> Any:
+def selective_scheme(quantized_inputs: frozenset[str]) -> Any:
     """tfmot's 8-bit scheme for a model of which each layer to be quantized was annotated with a config of its own.
 
-    Of its rewrites one is left: a QuantizeLayer behind each Input. The others decide where ranges are not wanted
+    Of its rewrites one is left: a QuantizeLayer behind an Input. tfmot itself puts none where a layer without fake
+    quantization, a ZeroPadding2D say, reads the Input first. The others decide where ranges are not wanted
     (between convolution, normalization and ReLU; before Concatenate), and in doing so drop the fake quantization of
     kernels: quantization_aware/placement.py decides that by the graph. They also take most of the time.
-    unquantized_inputs: Input layers to leave as they are.
+    quantized_inputs: names of the Input layers that get one.
     """
     scheme: Any = _module("default_8bit.default_8bit_quantize_scheme").Default8BitQuantizeScheme
     registry: Any = _module("default_8bit.default_8bit_quantize_registry").Default8BitQuantizeRegistry
@@ -78,7 +79,9 @@ def selective_scheme(unquantized_inputs: frozenset[str]) -> Any:
 
     class SelectiveLayout(layout):
         def apply(self, model: Any, layer_quantize_map: dict[str, Any]) -> Any:
-            candidates = set(layer_quantize_map) - unquantized_inputs
+            if not quantized_inputs:  # to tfmot, no candidates are all
+                return model, layer_quantize_map
+            candidates = set(quantized_inputs)
             return transformer(model, [transforms.InputLayerQuantize()], candidates, layer_quantize_map).transform()
 
     class NothingByDefault(registry):

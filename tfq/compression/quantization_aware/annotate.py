@@ -51,7 +51,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
         avoid = [layer.name for layer in clone.layers]
         with tfmot_private.automatic_names_from_zero(avoid=avoid):
             annotated = _annotated(clone, configs)
-            scheme = tfmot_repair.selective_scheme(placement.whole_number_inputs(clone))
+            scheme = tfmot_repair.selective_scheme(placement.quantized_inputs(clone, placements))
             result = import_tfmot().quantization.keras.quantize_apply(annotated, scheme)
     check_same_function(model, result)
     return Annotated(

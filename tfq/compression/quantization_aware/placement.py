@@ -6,6 +6,7 @@ the flatbuffer; pooling, padding and reshaping pass codes on with the scale that
 softmax give fixed ranges (TFLite 8-bit quantization specification).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +87,21 @@ def placements(model: Any) -> dict[str, Placement | str]:
     return {layer.name: graph.place(layer) for layer in graph.layers}
 
 
-def whole_number_inputs(model: Any) -> frozenset[str]:
-    """Names of the Input layers that take integers: nothing to quantize."""
-    kind = import_tf_keras().layers.InputLayer
-    return frozenset(layer.name for layer in model.layers if isinstance(layer, kind) and not _is_real(layer.output))
+def quantized_inputs(model: Any, placed: Mapping[str, Placement | str]) -> frozenset[str]:
+    """Names of the Input layers to be fake-quantized: of reals, which a layer that is reads, or gets passed on.
+
+    model, placed: what `placements` took and gave.
+    """
+
+    def is_read(layer: Any) -> bool:
+        for node in layer.outbound_nodes:
+            place = placed.get(node.outbound_layer.name)
+            if isinstance(place, Placement) and (place.config or is_read(node.outbound_layer)):
+                return True
+        return False
+
+    inputs = [layer for layer in model.layers if isinstance(layer, import_tf_keras().layers.InputLayer)]
+    return frozenset(layer.name for layer in inputs if _is_real(layer.output) and is_read(layer))
 
 
 class _Graph:

@@ -17,6 +17,7 @@ from tfq.conversion.freeze import frozen_graph
 from tfq.conversion.tracing import Trace, unwrapped
 
 _FAKE_QUANT = "FakeQuantWithMinMaxVars"
+_ADDITIONS = ("Add", "AddV2", "BiasAdd", "Sub")
 _PASSES_ON = ("Identity", "StopGradient", "PreventGradient", "CheckNumerics")
 
 
@@ -48,8 +49,8 @@ class ReferenceGraph:
 
     def computed(self, value: str) -> str:
         """What `value` is before any fake quantization and what passes its input on."""
-        while self._is_fake_quant(value) or self._node(value).op in _PASSES_ON:
-            value = _inputs(self._node(value))[0]
+        while source := _inputs(self._node(value))[0] if self._is_fake_quant(value) else self._passed_on(value):
+            value = source
         return value
 
     def forms(self, value: str) -> list[str]:
@@ -60,7 +61,7 @@ class ReferenceGraph:
                 consumer = f"{name}:0"
                 if self._is_fake_quant(consumer):
                     found.add(consumer)
-                if self._is_fake_quant(consumer) or self._node(consumer).op in _PASSES_ON:
+                if self._is_fake_quant(consumer) or self._passed_on(consumer):
                     pending.append(consumer)
         return sorted(found, key=self._order_of)
 
@@ -122,6 +123,22 @@ class ReferenceGraph:
 
     def _is_fake_quant(self, value: str) -> bool:
         return bool(self._node(value).op == _FAKE_QUANT)
+
+    def _passed_on(self, value: str) -> str | None:
+        """What an op gives out as it came in, the sum with zeros among them: conversion leaves those ops out."""
+        node = self._node(value)
+        if node.op in _PASSES_ON:
+            return _inputs(node)[0]
+        if node.op not in _ADDITIONS:
+            return None
+        first, second = _inputs(node)
+        if self._is_zero(second):
+            return first
+        return second if node.op != "Sub" and self._is_zero(first) else None
+
+    def _is_zero(self, value: str) -> bool:
+        constant = self._constant(value)
+        return constant is not None and not np.any(constant)
 
     def _constant(self, value: str) -> NDArray | None:
         from tensorflow import make_ndarray
