@@ -126,6 +126,35 @@ def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
     ]
 
 
+def output_range(layer: Any) -> tuple[float, float] | None:
+    """(minimum, maximum) that a layer of a QAT model rounds to as its last step; None where it ends otherwise."""
+    if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):
+        return _ends(layer.quantizer_vars)
+    if not isinstance(layer, _module("quantization.keras.quantize_wrapper").QuantizeWrapper):
+        return None
+    if layer._output_quantizers:
+        quantizer = layer._output_quantizers[0]
+        if isinstance(quantizer, _module("quantization.keras.quantizers").FixedQuantizer):
+            return float(quantizer.init_min), float(quantizer.init_max)
+        return _ends(layer._output_quantizer_vars)
+    held = [each for each in layer._quantize_activations if each is layer.layer.activation]
+    return _ends(getattr(held[0], "_post_activation_vars", {})) if held else None
+
+
+def inner_range(layer: Any) -> tuple[float, float] | None:
+    """(minimum, maximum) that a layer of a QAT model rounds to between two ops of its own; None where it has one op."""
+    inner = [
+        each
+        for each in getattr(layer, "_quantize_activations", ())
+        if each is not getattr(layer.layer, "activation", None)
+    ]
+    return _ends(getattr(inner[-1], "_post_activation_vars", {})) if inner else None
+
+
+def _ends(variables: dict[str, Any]) -> tuple[float, float] | None:
+    return (float(variables["min_var"]), float(variables["max_var"])) if "min_var" in variables else None
+
+
 def weight_ranges(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
     """(layer, weight, quantizer, variables) of each quantized weight in a QAT model.
 

@@ -127,8 +127,8 @@ def _convolved() -> list[type]:
         """The converter folds it into the convolution by 1, which training does without."""
 
         def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
-            is_training = isinstance(training, (bool, int)) and bool(training)
-            return super().call(inputs if is_training else scaled(inputs, 1.0), training=training, **kwargs)
+            is_inference = training is None or (isinstance(training, (bool, int)) and not training)
+            return super().call(scaled(inputs, 1.0) if is_inference else inputs, training=training, **kwargs)
 
     class ConvolvedRescaling(rescaling):
         def call(self, inputs: Any) -> Any:

@@ -37,12 +37,12 @@ _CONVOLVED = {
 }
 
 # Their output has the input's scale and zero point in a flatbuffer, or is the input itself.
-_PASS_ON_NAMES = """
+_PASSES_ON_NAMES = """
     ActivityRegularization AlphaDropout AveragePooling1D AveragePooling2D Cropping1D Cropping2D Dropout Flatten
     GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D Identity MaxPooling1D MaxPooling2D Permute
     RepeatVector Reshape SpatialDropout1D SpatialDropout2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D
 """
-_PASS_ON = frozenset(_PASS_ON_NAMES.split())
+PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
 
 # Of several ops, loops or states inside, which tfmot's wrapper cannot reach into, or calls otherwise than Keras does.
 _RECURRENT = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
@@ -122,7 +122,7 @@ class _Graph:
         name = kind(layer)
         if layer.name in self._in_hard_swish:
             return Placement(why="part of the HARD_SWISH behind it")
-        if name in _PASS_ON or (_activation(layer) == "linear" and name == "Activation"):
+        if name in PASSES_ON or (_activation(layer) == "linear" and name == "Activation"):
             return Placement(why="passes on what it gets, scale and all")
         if self._reader_takes_it_in(layer):
             return self._weighted(layer, None, "its range is taken behind the layer that follows")

@@ -13,6 +13,7 @@ from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
 from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.batch_norm import frozen_from_step
 from tfq.compression.quantization_aware.floors import widen_ranges
+from tfq.compression.quantization_aware.grids import round_biases, round_ranges
 from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
@@ -34,6 +35,7 @@ def qat_model(
     config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
         itself without one. Neither is in the result.
+    In the end ranges and biases are moved to what the flatbuffer can hold, see grids.
     Raises InputError on what cannot be quantized or used; TfqError when tfmot changed the function of the model, fit
     did not train it or drops the callbacks, weights became NaN, or zeros were lost.
     """
@@ -56,6 +58,8 @@ def qat_model(
             )
     check_finite(quantized, "quantization-aware training")
     widen_ranges(quantized, start.widened)
+    round_ranges(quantized)
+    round_biases(quantized)
     _check_zeros(start.zeros, quantized)
     return quantized
 
@@ -68,7 +72,10 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
     config = config or QATConfig()
     if not config.calibration_steps:
         raise InputError("qat: calibration_steps is 0: without training, ranges come from calibration data alone")
-    return _start(model, config, calibration).model
+    quantized = _start(model, config, calibration).model
+    round_ranges(quantized)
+    round_biases(quantized)
+    return quantized
 
 
 def check_quantizable(model: Any, config: QATConfig | None = None) -> None:

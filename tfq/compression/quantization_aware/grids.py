@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges and biases that are what the flatbuffer can hold, so that the QAT model rounds as the flatbuffer will.
+
+A range must have zero as one of its codes. [-1, 1] has it between two: TensorFlow's kernel takes one of them, the
+converter the other. A bias in a flatbuffer is a 32-bit integer in steps of input_scale * weight_scale, far finer than
+the output's. The half step that rounding moves it by shows in one code of some hundreds of a layer; but each such code
+moves others behind it, and at the end of a deep model the flatbuffer has another noise than the QAT model.
+Sources: FakeQuantWithMinMaxVars; TFLite 8-bit quantization specification.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.compression import tfmot_private
+from tfq.compression.quantization_aware.placement import PASSES_ON, kind
+
+_STEPS = 255
+# Symmetric, narrow range.
+_WEIGHT_STEPS = 127
+
+
+def round_ranges(model: Any) -> None:
+    """Moves each learned range of activations in a QAT model to the one that fake quantization makes of it already."""
+    for place in tfmot_private.activation_quantizers(model):
+        for variables in place.ranges:
+            low, high = (np.float32(variables[end].numpy()) for end in ("min_var", "max_var"))
+            scale = (high - low) / np.float32(_STEPS)
+            if not scale > 0:
+                continue
+            # As the kernel has it, in float32, a half up.
+            below = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, _STEPS)
+            variables["min_var"].assign(-below * scale)
+            variables["max_var"].assign((_STEPS - below) * scale)
+
+
+def round_biases(model: Any) -> int:
+    """Moves each bias of a QAT model to the nearest whole step of its accumulator; gives of how many layers.
+
+    model: with ranges that will not change any more; changed in place. What a BatchNormalization (a Rescaling with one
+    factor) behind the kernel makes of the bias counts, for the flatbuffer has it folded: then beta moves, or the moving
+    mean where there is no beta. A layer whose input has a scale that nobody knows here keeps what it has.
+    """
+    bounds = {name: _bound(variables) for name, _, _, variables in tfmot_private.weight_ranges(model)}
+    return sum(_round(layer, bounds.get(layer.name)) for layer in model.layers)
+
+
+def _round(layer: Any, bound: NDArray | None) -> bool:
+    inner = _inner(layer)
+    if kind(inner) == "ConvolvedBatchNormalization":
+        bound, behind = np.ones(1), inner
+    elif bound is not None:
+        behind = _folded(layer)
+    if bound is None or (input_step := _input_step(layer)) is None:
+        return False
+    own = np.asarray(inner.bias, np.float64) if getattr(inner, "use_bias", False) else np.zeros(1)
+    factor, offset = _affine(behind)
+    total = own * factor + offset
+    step = input_step * bound / _WEIGHT_STEPS * np.abs(factor)
+    # A factor of zero leaves nothing to round: the whole channel is its offset.
+    rounded = np.where(step > 0, np.rint(total / np.where(step > 0, step, 1.0)) * step, total)
+    return _move(inner, behind, rounded - total, factor)
+
+
+def _move(inner: Any, behind: Any, by: NDArray, factor: NDArray) -> bool:
+    """Adds `by` to the folded bias, wherever it can be added; whether it could."""
+    if hasattr(behind, "moving_variance"):
+        if behind.center:
+            behind.beta.assign_add(np.broadcast_to(by, behind.beta.shape))
+        else:
+            by = np.broadcast_to(by / np.where(factor == 0, np.inf, factor), behind.moving_mean.shape)
+            behind.moving_mean.assign_sub(by)
+    elif getattr(inner, "use_bias", False):
+        inner.bias.assign_add(np.broadcast_to(by / np.where(factor == 0, np.inf, factor), inner.bias.shape))
+    else:
+        return False
+    return True
+
+
+def _affine(behind: Any) -> tuple[NDArray, NDArray]:
+    """(factor, offset), a value a channel or one: what the layer that the kernel takes in makes of a bias."""
+    if behind is None:
+        return np.ones(1), np.zeros(1)
+    if kind(behind) == "Rescaling":
+        return np.full(1, float(behind.scale)), np.full(1, float(behind.offset))
+    factor = 1 / np.sqrt(np.asarray(behind.moving_variance, np.float64) + behind.epsilon)
+    if behind.scale:
+        factor = factor * np.asarray(behind.gamma, np.float64)
+    offset = -np.asarray(behind.moving_mean, np.float64) * factor
+    return factor, offset + np.asarray(behind.beta, np.float64) if behind.center else offset
+
+
+def _folded(layer: Any) -> Any:
+    """The layer whose factor and offset become part of this one's kernel and bias, or None."""
+    nodes = layer.outbound_nodes
+    if len(nodes) != 1 or tfmot_private.output_range(layer) is not None:
+        return None
+    behind = _inner(nodes[0].outbound_layer)
+    is_one_factor = kind(behind) == "Rescaling" and np.ndim(behind.scale) == np.ndim(behind.offset) == 0
+    return behind if hasattr(behind, "moving_variance") or is_one_factor else None
+
+
+def _input_step(layer: Any) -> float | None:
+    """The scale of what the layer's kernel reads; None where it is not known."""
+    between = tfmot_private.inner_range(layer)
+    if between is not None:
+        return (between[1] - between[0]) / _STEPS
+    [node] = layer.inbound_nodes
+    while len(node.keras_inputs) == 1:
+        # By this node: a layer that is not wrapped is in the model that tfmot made this one of as well.
+        before, index, _ = node.keras_inputs[0]._keras_history
+        found = tfmot_private.output_range(before)
+        if found is not None:
+            return (found[1] - found[0]) / _STEPS
+        if kind(_inner(before)) not in PASSES_ON:
+            return None
+        node = before.inbound_nodes[index]
+    return None
+
+
+def _bound(variables: dict[str, Any]) -> NDArray:
+    """The largest magnitude that each channel of a weight can have."""
+    return np.maximum(-np.asarray(variables["min_var"], np.float64), np.asarray(variables["max_var"], np.float64))
+
+
+def _inner(layer: Any) -> Any:
+    """What tfmot has wrapped, or the layer itself."""
+    return layer.layer if hasattr(layer, "quantize_config") else layer
