@@ -17,17 +17,22 @@ from tfq.compression import tfmot_private
 from tfq.compression.quantization_aware.placement import PASSES_ON, kind
 
 _STEPS = 255
+# Of a code; float32 errs by less than a thousandth of it.
+_BETWEEN = 1e-3
 # Symmetric, narrow range.
 _WEIGHT_STEPS = 127
 
 
 def round_ranges(model: Any) -> None:
-    """Moves each learned range of activations in a QAT model to the one that fake quantization makes of it already."""
+    """Moves learned ranges of activations in a QAT model to what fake quantization makes of them already.
+
+    Those alone whose zero is in the middle between two codes: there, rounding errors tell which one it takes.
+    """
     for place in tfmot_private.activation_quantizers(model):
         for variables in place.ranges:
             low, high = (np.float32(variables[end].numpy()) for end in ("min_var", "max_var"))
             scale = (high - low) / np.float32(_STEPS)
-            if not scale > 0:
+            if not scale > 0 or abs((-low / scale) % 1 - 0.5) > _BETWEEN:
                 continue
             # As the kernel has it, in float32, a half up.
             below = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, _STEPS)
