@@ -42,8 +42,8 @@ def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_expor
 
     before = [np.array(weight) for weight in theirs.get_weights()]
     trained = tfq.qat(bridge.model, fit, calibration=x)
-    # Behind fit biases alone have moved, by half a step of the accumulator at most: what the callback saw last is what is
-    # converted now, but for a bias in the middle between two steps.
+    # Behind fit biases alone have moved, by half a step of the accumulator at most: what the callback saw last is what
+    # is converted now, but for a bias in the middle between two steps.
     inputs = prepare_inputs(flatbuffer.read(watch.flatbuffer), val).arrays
     seen, now = (
         LocalRunner().run(RunRequest(model=model, inputs=inputs)).outputs[0].astype(int)
