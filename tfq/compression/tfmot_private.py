@@ -141,18 +141,13 @@ def output_range(layer: Any) -> tuple[float, float] | None:
     return _ends(getattr(held[0], "_post_activation_vars", {})) if held else None
 
 
-def inner_range(layer: Any) -> tuple[float, float] | None:
-    """(minimum, maximum) that a layer of a QAT model rounds to between two ops of its own; None where it has one op."""
-    inner = [
-        each
-        for each in getattr(layer, "_quantize_activations", ())
-        if each is not getattr(layer.layer, "activation", None)
-    ]
-    return _ends(getattr(inner[-1], "_post_activation_vars", {})) if inner else None
+def inner_range(layer: Any, attribute: str) -> tuple[float, float] | None:
+    """(minimum, maximum) of what the function `attribute` inside a layer of a QAT model is called with."""
+    return _ends(getattr(getattr(layer.layer, attribute, None), "_post_activation_vars", None))
 
 
-def _ends(variables: dict[str, Any]) -> tuple[float, float] | None:
-    return (float(variables["min_var"]), float(variables["max_var"])) if "min_var" in variables else None
+def _ends(variables: dict[str, Any] | None) -> tuple[float, float] | None:
+    return (float(variables["min_var"]), float(variables["max_var"])) if variables and "min_var" in variables else None
 
 
 def weight_ranges(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:

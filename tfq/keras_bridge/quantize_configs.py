@@ -19,7 +19,8 @@ def quantize_config_classes() -> dict[str, Any]:
     """Name -> class of what a quantization-aware model is saved with; registered with tf_keras, as "tfq>NAME"."""
     quantization = import_tfmot().quantization.keras
     by_channel, named_range = _by_channel_quantizer(quantization), _named_range_quantizer(quantization)
-    classes = [_layer_quantize_config(quantization, by_channel, named_range), _parted_separable(), *_convolved()]
+    config = _layer_quantize_config(quantization, by_channel, named_range)
+    classes = [config, _parted_separable(), *_convolved(), *_with_swish()]
     register = import_tf_keras().utils.register_keras_serializable(package="tfq")
     return {cls.__name__: register(cls) for cls in classes}
 
@@ -105,6 +106,41 @@ def _parted_separable() -> type:
     return PartedSeparableConv2D
 
 
+def _with_swish() -> list[type]:
+    """Layers that end in a swish, x * sigmoid(x): `before` is the x of a kernel layer, `gate` the sigmoid of it.
+
+    Both are tensors of the flatbuffer, the second with the fixed scale of LOGISTIC.
+    """
+    import tensorflow as tf
+
+    layers, linear = import_tf_keras().layers, import_tf_keras().activations.linear
+
+    class SwishActivation(layers.Activation):  # type: ignore[name-defined]
+        def __init__(self, activation: Any = "swish", **kwargs: Any) -> None:
+            super().__init__(activation, **kwargs)
+            self.gate = linear
+
+        def call(self, inputs: Any) -> Any:
+            return inputs * self.gate(tf.sigmoid(inputs))
+
+    def of(base: Any) -> type:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            base.__init__(self, *args, **kwargs)
+            self.activation = self.before = self.gate = linear
+
+        def call(self: Any, inputs: Any) -> Any:
+            x = self.before(base.call(self, inputs))
+            return x * self.gate(tf.sigmoid(x))
+
+        def get_config(self: Any) -> dict[str, Any]:
+            return {**base.get_config(self), "activation": "swish"}
+
+        methods = {"__init__": __init__, "call": call, "get_config": get_config}
+        return type(f"Swish{base.__name__}", (base,), methods)
+
+    return [SwishActivation, *(of(base) for base in (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense))]
+
+
 def _convolved() -> list[type]:
     """Layers of a factor and an offset for each channel, as a depthwise convolution of one place with a bias.
 
@@ -149,16 +185,17 @@ def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any)
         """weights: attribute -> the axes of its channels. activation: quantize around the layer's own activation.
 
         output: None, "observed" (a moving average of what comes out), or a fixed [minimum, maximum].
-        tensors: attributes of functions that the layer calls with tensors inside of it, to be quantized there.
+        tensors: attributes of functions that the layer calls with tensors inside of it, to be quantized there, each
+            with its range as of output.
         """
 
         def __init__(
-            self, weights: Any = None, activation: bool = False, output: Any = None, tensors: Any = ()
+            self, weights: Any = None, activation: bool = False, output: Any = None, tensors: Any = None
         ) -> None:
             self.weights = dict(weights or {})
             self.activation = activation
             self.output = output
-            self.tensors = list(tensors)
+            self.tensors = dict(tensors or {})
 
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
             return [(getattr(layer, name), by_channel(axes)) for name, axes in self.weights.items()]
@@ -168,11 +205,14 @@ def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any)
                 setattr(layer, name, weight)
 
         def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-            inside = [(getattr(layer, name), named_range(name)) for name in self.tensors]
+            inside = [
+                (getattr(layer, name), named_range(name) if output == "observed" else _fixed(quantization, output))
+                for name, output in self.tensors.items()
+            ]
             return [*inside, (layer.activation, _observed(quantization))] if self.activation else inside
 
         def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
-            names = [*self.tensors, "activation"] if self.activation else self.tensors
+            names = [*self.tensors, "activation"] if self.activation else [*self.tensors]
             for name, activation in zip(names, quantize_activations, strict=True):
                 setattr(layer, name, activation)
 
@@ -181,14 +221,18 @@ def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any)
                 return []
             if self.output == "observed":
                 return [_observed(quantization)]
-            minimum, maximum = self.output
-            fixed = quantization.quantizers.FixedQuantizer
-            return [fixed(num_bits=8, init_min=minimum, init_max=maximum, narrow_range=False)]
+            return [_fixed(quantization, self.output)]
 
         def get_config(self) -> dict[str, Any]:
             return {name: getattr(self, name) for name in ("weights", "activation", "output", "tensors")}
 
     return LayerQuantizeConfig
+
+
+def _fixed(quantization: Any, ends: Any) -> Any:
+    minimum, maximum = ends
+    fixed = quantization.quantizers.FixedQuantizer
+    return fixed(num_bits=8, init_min=minimum, init_max=maximum, narrow_range=False)
 
 
 def _observed(quantization: Any) -> Any:

@@ -108,9 +108,9 @@ def _folded(layer: Any) -> Any:
 
 def _input_step(layer: Any) -> float | None:
     """The scale of what the layer's kernel reads; None where it is not known."""
-    between = tfmot_private.inner_range(layer)
-    if between is not None:
-        return (between[1] - between[0]) / _STEPS
+    if kind(_inner(layer)) == "PartedSeparableConv2D":
+        between = tfmot_private.inner_range(layer, "between")
+        return None if between is None else (between[1] - between[0]) / _STEPS
     [node] = layer.inbound_nodes
     while len(node.keras_inputs) == 1:
         # By this node: a layer that is not wrapped is in the model that tfmot made this one of as well.

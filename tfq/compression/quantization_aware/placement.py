@@ -26,8 +26,15 @@ _KERNELS: dict[str, dict[str, list[int]]] = {
     "SeparableConv2D": {"depthwise_kernel": [-2, -1], "pointwise_kernel": [-1]},
 }
 
-# Of several ops with tensors between them: the class that names these, and their names.
-_PARTED = {"SeparableConv2D": ("PartedSeparableConv2D", ["between"])}
+# Of several ops with tensors between them: the class that names these, and their names and ranges.
+_PARTED = {"SeparableConv2D": ("PartedSeparableConv2D", {"between": OBSERVED})}
+
+# The same of a layer that ends in a swish.
+_SWISH_KERNELS = {
+    "Conv2D": "SwishConv2D",
+    "Dense": "SwishDense",
+    "DepthwiseConv2D": "SwishDepthwiseConv2D",
+}
 
 # Two ops, MUL and ADD, where no layer before takes them in: the class that makes a depthwise convolution of them.
 _CONVOLVED = {
@@ -61,6 +68,7 @@ _TAKE_AFFINE = frozenset(_KERNELS) - {"Conv2DTranspose"}
 # A ReLU behind one of these, read by it alone, is part of their op.
 _TAKE_RELU = frozenset((*_KERNELS, *_NORMALIZATIONS, "Add", "Subtract", "Multiply", "Rescaling"))
 
+_SWISHES = ("swish", "silu")
 _FIXED = {"sigmoid": [0.0, 255 / 256], "softmax": [0.0, 255 / 256], "tanh": [-1.0, 127 / 128]}
 # tfmot quantizes before these: the flatbuffer has a tensor there.
 _QUANTIZED_BEFORE = frozenset(("softmax", "sigmoid", "tanh", "gelu"))
@@ -135,6 +143,9 @@ class _Graph:
             if activation in _FIXED:
                 output = None if is_last else _FIXED[activation]
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
+            if activation in _SWISHES:
+                config = {"output": OBSERVED, "tensors": {"gate": _FIXED["sigmoid"]}}
+                return Placement(config=config, stand_in="SwishActivation", why="its output and the sigmoid in it")
             return Placement(config={"output": OBSERVED}, why="its output")
         if activation in _QUANTIZED_BEFORE and name in _KERNELS:
             fixed = None if is_last else _FIXED.get(activation or "")
@@ -149,6 +160,9 @@ class _Graph:
             return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
         told = f"its kernel, {why}" if weights and not activation else why
+        if name in _SWISH_KERNELS and _activation(layer) in _SWISHES:
+            config["tensors"] = {"before": OBSERVED, "gate": _FIXED["sigmoid"]}
+            return Placement(config=config, stand_in=_SWISH_KERNELS[name], why=f"{told}, and around its swish")
         if name in _PARTED:
             parted, tensors = _PARTED[name]
             return Placement(config={**config, "tensors": tensors}, stand_in=parted, why=told)

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from tfq.conversion.freeze import frozen_graph
 from tfq.conversion.tracing import Trace, unwrapped
 
-_FAKE_QUANT = "FakeQuantWithMinMaxVars"
+# The ends of its range are inputs of the first, attributes of the second.
+_LEARNED, _FIXED = "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"
 _ADDITIONS = ("Add", "AddV2", "BiasAdd", "Sub")
-_PASSES_ON = ("Identity", "StopGradient", "PreventGradient", "CheckNumerics")
+# IdentityN, in which a gradient of its own is wrapped, as swish's: what it gives out first is what it read first.
+_PASSES_ON = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics")
 
 
 class ReferenceGraph:
@@ -57,11 +59,12 @@ class ReferenceGraph:
         """`value` and each fake quantization of it, in the order of the graph."""
         found, pending = {value}, [value]
         while pending:
-            for name in self._consumers.get(pending.pop(), ()):
+            known = pending.pop()
+            for name in self._consumers.get(known, ()):
                 consumer = f"{name}:0"
                 if self._is_fake_quant(consumer):
                     found.add(consumer)
-                if self._is_fake_quant(consumer) or self._passed_on(consumer):
+                if self._is_fake_quant(consumer) or self._passed_on(consumer) == known:
                     pending.append(consumer)
         return sorted(found, key=self._order_of)
 
@@ -73,8 +76,11 @@ class ReferenceGraph:
         node = self._node(value)
         if not self._is_fake_quant(value) or node.attr["num_bits"].i not in (0, 8):
             return None
-        ends = [self._constant(source) for source in _inputs(node)[1:3]]
-        low, high = (float("nan") if end is None or end.size != 1 else float(end.reshape(())) for end in ends)
+        if node.op == _FIXED:
+            low, high = node.attr["min"].f, node.attr["max"].f
+        else:
+            ends = [self._constant(source) for source in _inputs(node)[1:3]]
+            low, high = (float("nan") if end is None or end.size != 1 else float(end.reshape(())) for end in ends)
         narrow = int(node.attr["narrow_range"].b)
         scale = (high - low) / (255 - narrow)
         return (scale, -128 + narrow - low / scale) if scale > 0 else None
@@ -100,7 +106,7 @@ class ReferenceGraph:
 
     def has_fake_quant(self) -> bool:
         """Whether anything is fake-quantized."""
-        return any(node.op == _FAKE_QUANT for node in self._nodes.values())
+        return any(node.op in (_LEARNED, _FIXED) for node in self._nodes.values())
 
     def evaluator(self, cuts: Sequence[str] = ()) -> "Evaluator":
         """Runs the graph; whatever reads one of the values `cuts` reads what is fed in its place."""
@@ -122,7 +128,7 @@ class ReferenceGraph:
         return self._nodes[_op(value)]
 
     def _is_fake_quant(self, value: str) -> bool:
-        return bool(self._node(value).op == _FAKE_QUANT)
+        return self._node(value).op in (_LEARNED, _FIXED)
 
     def _passed_on(self, value: str) -> str | None:
         """What an op gives out as it came in, the sum with zeros among them: conversion leaves those ops out."""
