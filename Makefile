@@ -4,12 +4,13 @@
 # make lint   ruff and mypy
 # make bench  the side-by-side timings
 # make families  fifteen known architectures, each all the way, beside stock tfmot; hours
+# make smallest  the four smallest of them, briefly, as a test
 
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint bench families arm clean
+.PHONY: demo test slow lint bench families smallest arm clean
 
 demo: .venv/.installed
 	@$(BIN)/python -m tfq.runners.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
@@ -33,6 +34,9 @@ bench: .venv/.installed
 
 families: .venv/.installed
 	@$(BIN)/python benchmarks/families.py --out=out/families
+
+smallest: .venv/.installed
+	@$(BIN)/python -m pytest -m families
 
 arm: .venv/.installed
 	@$(BIN)/python -m tfq.runners.sysroot
