@@ -8,7 +8,7 @@ the QAT model on 256 images or more. The bounds are in family_matrix/verdict.py.
 either Keras' model of it, runs in a process of its own: a crash or a hang is a result.
 
     python benchmarks/families.py --out=out/families [--families=MobileNet,VGG16] [--data=digits] [--size=64]
-        [--train_steps=80] [--limit=256] [--fresh] [--nostock]
+        [--train_steps=80] [--tune_steps=80] [--limit=256] [--fresh] [--nostock]
 
 Results are kept in --out, a file each, so that a matrix that was killed goes on where it was; --fresh measures anew.
 Prints a Markdown table, which is in --out as well; exits 1 when a family misses a bound. All fifteen take hours.

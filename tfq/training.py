@@ -109,22 +109,27 @@ def reconstructs(model: Any) -> bool:
 
 def gives_probabilities(model: Any) -> bool:
     """Whether the model's one output went through softmax (for one unit, sigmoid); otherwise it gives logits."""
-    wanted = "sigmoid" if model.outputs[0].shape[-1] == 1 else "softmax"
-    tensor = model.outputs[0]
+    return output_kind(model.outputs[0]) == ("sigmoid" if model.outputs[0].shape[-1] == 1 else "softmax")
+
+
+def output_kind(tensor: Any) -> str:
+    """What a Keras model's output went through last: "softmax", "sigmoid", "linear" (nothing) or "values" (else)."""
     while True:
         history = tensor._keras_history
         layer = getattr(history, "operation", None) or history[0]
         layer = getattr(layer, "layer", layer)
         if type(layer).__name__ == "Softmax":
-            return wanted == "softmax"
+            return "softmax"
         activation = getattr(layer, "activation", None)
         # QAT wraps the function in an object that keeps it as its own `activation`.
         name = getattr(getattr(activation, "activation", activation), "__name__", None)
         if name in ("softmax", "sigmoid"):
-            return name == wanted
+            return name
         passes_on = type(layer).__name__ in _TRANSPARENT or (type(layer).__name__ == "Activation" and name == "linear")
-        if not passes_on or not hasattr(layer, "input") or isinstance(layer.input, (list, tuple, dict)):
-            return False
+        if not passes_on:
+            return "linear" if name in (None, "linear") else "values"
+        if not hasattr(layer, "input") or isinstance(layer.input, (list, tuple, dict)):
+            return "linear"
         tensor = layer.input
 
 

@@ -37,10 +37,12 @@ class Chain:
     def __init__(self, name: str, settings: Settings, folder: Path) -> None:
         self.name, self.settings, self.folder = name, settings, folder
         self.family = zoo.FAMILIES[name]
-        self.train_split = self._images("train", max(settings.train_steps * zoo.BATCH_SIZE, 256))
+        self.train_split = self._images(
+            "train", max(max(settings.train_steps, settings.tune_steps) * zoo.BATCH_SIZE, 256)
+        )
         self.test_split = self._images("test", settings.limit)
         self.config = CompressionConfig(
-            prune=tfq.PruneConfig(final_sparsity=FINAL_SPARSITY, frequency=max(1, settings.train_steps // 10))
+            prune=tfq.PruneConfig(final_sparsity=FINAL_SPARSITY, frequency=max(1, settings.tune_steps // 10))
         )
         self.model: Any = None
         self.bridged: Any = None
@@ -81,9 +83,9 @@ class Chain:
         }
 
     def prune(self) -> dict[str, Any]:
-        """Half of the weights of whatever is prunable, with as many steps as the training had."""
+        """Half of the weights of whatever is prunable."""
         self.plan = pruning_plan(self.bridged.model, self.config.prune)
-        self.pruned = tfq.prune(self.bridged.model, self._fit(self.settings.train_steps, PRUNE_RATE), self.config.prune)
+        self.pruned = tfq.prune(self.bridged.model, self._fit(self.settings.tune_steps, PRUNE_RATE), self.config.prune)
         pruned = {self.bridged.origins[layer] for layer in self.plan.pruned}
         return {
             "accuracy": self._accuracy(self.pruned),
@@ -92,8 +94,8 @@ class Chain:
         }
 
     def qat(self) -> dict[str, Any]:
-        """Selective QAT, with as many steps as the training had; before the first, the identity gate."""
-        fit = self._fit(self.settings.train_steps, QAT_RATE)
+        """Selective QAT; before its first step, the identity gate."""
+        fit = self._fit(self.settings.tune_steps, QAT_RATE)
         told: dict[str, float] = {}
 
         def gated_fit(model: Any, callbacks: list[Any]) -> None:

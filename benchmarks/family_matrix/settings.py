@@ -20,8 +20,7 @@ class Settings:
     size: int = field(
         default=64, metadata={"help": "height and width of the images; a family that needs more gets its least"}
     )
-    train_steps: int = field(
-        default=80, metadata={"help": "steps of the float training; as many of pruning, and of QAT"}
-    )
+    train_steps: int = field(default=80, metadata={"help": "steps of the float training"})
+    tune_steps: int = field(default=80, metadata={"help": "steps of pruning, and as many of QAT"})
     data: str = field(default="digits", metadata={"help": "images of at most 10 classes: any source of tfq's --data"})
     limit: int = field(default=256, metadata={"help": "test images: for the accuracies and the comparison"})

@@ -12,14 +12,12 @@ from typing import Any
 from tfq.config import DistillationConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
+from tfq.training import output_kind
 
 UNUSED_TEACHER = "a teacher was given, and distillation is off: set distillation.enabled in the config"
 
 # Below it a probability says nothing, and its logarithm has no gradient.
 _SMALLEST = 1e-30
-
-# Layers that pass their input on, as far as telling probabilities from logits goes.
-_TRANSPARENT = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Identity", "Permute"))
 
 
 @contextlib.contextmanager
@@ -145,27 +143,6 @@ def _two_logits(output: Any, kind: str) -> Any:
         probabilities = tf.stack([output, 1 - output], axis=-1)
         return tf.math.log(tf.maximum(probabilities, 2.0**-24))
     return tf.stack([output, tf.zeros_like(output)], axis=-1)
-
-
-def output_kind(tensor: Any) -> str:
-    """What a Keras model's output went through last: "softmax", "sigmoid", "linear" (nothing) or "values" (else)."""
-    while True:
-        history = tensor._keras_history
-        layer = getattr(history, "operation", None) or history[0]
-        layer = getattr(layer, "layer", layer)
-        if type(layer).__name__ == "Softmax":
-            return "softmax"
-        activation = getattr(layer, "activation", None)
-        # QAT wraps the function in an object that keeps it as its own `activation`.
-        name = getattr(getattr(activation, "activation", activation), "__name__", None)
-        if name in ("softmax", "sigmoid"):
-            return name
-        passes_on = type(layer).__name__ in _TRANSPARENT or (type(layer).__name__ == "Activation" and name == "linear")
-        if not passes_on:
-            return "linear" if name in (None, "linear") else "values"
-        if not hasattr(layer, "input") or isinstance(layer.input, (list, tuple, dict)):
-            return "linear"
-        tensor = layer.input
 
 
 def _check_fit(model: Any, teacher: Any, what: str) -> None:

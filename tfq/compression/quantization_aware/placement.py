@@ -68,7 +68,6 @@ _TAKE_AFFINE = frozenset(_KERNELS) - {"Conv2DTranspose"}
 # A ReLU behind one of these, read by it alone, is part of their op.
 _TAKE_RELU = frozenset((*_KERNELS, *_NORMALIZATIONS, "Add", "Subtract", "Multiply", "Rescaling"))
 
-_SWISHES = ("swish", "silu")
 _FIXED = {"sigmoid": [0.0, 255 / 256], "softmax": [0.0, 255 / 256], "tanh": [-1.0, 127 / 128]}
 # tfmot quantizes before these: the flatbuffer has a tensor there.
 _QUANTIZED_BEFORE = frozenset(("softmax", "sigmoid", "tanh", "gelu"))
@@ -143,7 +142,7 @@ class _Graph:
             if activation in _FIXED:
                 output = None if is_last else _FIXED[activation]
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
-            if activation in _SWISHES:
+            if _is_swish(layer):
                 config = {"output": OBSERVED, "tensors": {"gate": _FIXED["sigmoid"]}}
                 return Placement(config=config, stand_in="SwishActivation", why="its output and the sigmoid in it")
             return Placement(config={"output": OBSERVED}, why="its output")
@@ -160,7 +159,7 @@ class _Graph:
             return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
         told = f"its kernel, {why}" if weights and not activation else why
-        if name in _SWISH_KERNELS and _activation(layer) in _SWISHES:
+        if name in _SWISH_KERNELS and _is_swish(layer):
             config["tensors"] = {"before": OBSERVED, "gate": _FIXED["sigmoid"]}
             return Placement(config=config, stand_in=_SWISH_KERNELS[name], why=f"{told}, and around its swish")
         if name in _PARTED:
@@ -170,11 +169,11 @@ class _Graph:
 
     def _is_multiplied_and_added(self, layer: Any) -> bool:
         """Whether the layer would be two ops in the flatbuffer, over images."""
-        before = self._before(layer)
-        if len(layer.input.shape) != 4 or (before is not None and self._reader_takes_it_in(before)):
+        before, shape = self._before(layer), layer.input.shape
+        if len(shape) != 4 or shape[-1] is None or (before is not None and self._reader_takes_it_in(before)):
             return False
         if kind(layer) == "Rescaling":
-            return bool(np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
+            return bool(np.ndim(layer.scale) < 2 and np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
         over_channels = _normalizes_last_axis(layer) or (kind(layer) == "Normalization" and not layer.axis)
         return over_channels and not getattr(layer, "invert", False)
 
@@ -252,6 +251,13 @@ def _cap(layer: Any) -> float | None:
 def _activation(layer: Any) -> str | None:
     activation = getattr(layer, "activation", None)
     return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
+
+
+def _is_swish(layer: Any) -> bool:
+    """Whether the layer's activation is Keras' own: a user's function of that name may be another."""
+    import tensorflow as tf
+
+    return getattr(layer, "activation", None) in (import_tf_keras().activations.swish, tf.nn.silu)
 
 
 def _is_rescaling(layer: Any, scale: float, offset: float) -> bool:
