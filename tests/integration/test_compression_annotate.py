@@ -225,18 +225,19 @@ def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it_and_needs_no_represen
     np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
 
 
-def test_a_function_of_the_users_own_that_is_called_swish_stays_what_it_is():
+def test_a_function_of_the_users_own_that_is_called_swish_is_not_taken_for_keras_own():
     import tensorflow as tf
 
     def swish(x):
         return x * tf.sigmoid(1.7 * x)
 
-    def block(x):
-        return import_tf_keras().layers.Conv2D(4, 3, activation=swish, name="conv")(x)
+    def stand_in(activation):
+        def block(x):
+            return import_tf_keras().layers.Conv2D(4, 3, activation=activation, name="conv")(x)
 
-    # annotate itself compares what it made with the model, to the bit.
-    found = annotate.quantized(model_of(block))
-    assert not any("Swish" in type(getattr(layer, "layer", layer)).__name__ for layer in found.model.layers)
+        return placements(model_of(block))["conv"].stand_in
+
+    assert [stand_in(each) for each in ("swish", tf.nn.silu, swish)] == ["SwishConv2D", "SwishConv2D", ""]
 
 
 @pytest.mark.parametrize("first", ["ZeroPadding2D", "MaxPooling2D"])
