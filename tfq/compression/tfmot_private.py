@@ -126,6 +126,11 @@ def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
     ]
 
 
+def wrapped(layer: Any) -> Any:
+    """The layer that a wrapper of a QAT model holds, or `layer` itself."""
+    return layer.layer if hasattr(layer, "quantize_config") else layer
+
+
 def output_range(layer: Any) -> tuple[float, float] | None:
     """(minimum, maximum) that a layer of a QAT model rounds to as its last step; None where it ends otherwise."""
     if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from tfq.compression.tfmot_private import wrapped
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 
@@ -27,7 +28,7 @@ def frozen_from_step(model: Any, step: int) -> Iterator[list[Any]]:
     """
     import tensorflow as tf
 
-    layers = [layer for layer in map(_inner, model.layers) if _moves(layer)]
+    layers = [layer for layer in map(wrapped, model.layers) if _moves(layer)]
     if not layers:
         yield []
         return
@@ -88,11 +89,6 @@ def _nine_tenths(params: dict[str, Any]) -> int:
             "not known beforehand: set it (--qat.freeze_batch_norm_step), or give fit a steps_per_epoch"
         )
     return max(1, epochs * steps * 9 // 10)
-
-
-def _inner(layer: Any) -> Any:
-    """What tfmot has wrapped, or the layer itself."""
-    return layer.layer if hasattr(layer, "quantize_config") else layer
 
 
 def _moves(layer: Any) -> bool:

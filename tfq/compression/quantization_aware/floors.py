@@ -114,7 +114,7 @@ class _Steps:
 
     def _gain(self, layer: Any) -> float:
         """Step of the output in steps of the input: of folded weights, 1 where numbers keep their size."""
-        inner = _inner(layer)
+        inner = tfmot_private.wrapped(layer)
         if layer.name in self._largest:
             return self._largest[layer.name] / 127
         if hasattr(inner, "moving_variance"):
@@ -124,10 +124,5 @@ class _Steps:
         return 1.0 if not inner.weights and any(part in _kind(layer) for part in _SAME_SIZE) else 0.0
 
 
-def _inner(layer: Any) -> Any:
-    """What tfmot has wrapped, or the layer itself."""
-    return layer.layer if hasattr(layer, "quantize_config") else layer
-
-
 def _kind(layer: Any) -> str:
-    return type(_inner(layer)).__name__
+    return type(tfmot_private.wrapped(layer)).__name__

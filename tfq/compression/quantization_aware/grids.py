@@ -52,7 +52,7 @@ def round_biases(model: Any) -> int:
 
 
 def _round(layer: Any, bound: NDArray | None) -> bool:
-    inner = _inner(layer)
+    inner = tfmot_private.wrapped(layer)
     if kind(inner) == "ConvolvedBatchNormalization":
         bound, behind = np.ones(1), inner
     elif bound is not None:
@@ -101,14 +101,14 @@ def _folded(layer: Any) -> Any:
     nodes = layer.outbound_nodes
     if len(nodes) != 1 or tfmot_private.output_range(layer) is not None:
         return None
-    behind = _inner(nodes[0].outbound_layer)
+    behind = tfmot_private.wrapped(nodes[0].outbound_layer)
     is_one_factor = kind(behind) == "Rescaling" and np.ndim(behind.scale) == np.ndim(behind.offset) == 0
     return behind if hasattr(behind, "moving_variance") or is_one_factor else None
 
 
 def _input_step(layer: Any) -> float | None:
     """The scale of what the layer's kernel reads; None where it is not known."""
-    if kind(_inner(layer)) == "PartedSeparableConv2D":
+    if kind(tfmot_private.wrapped(layer)) == "PartedSeparableConv2D":
         between = tfmot_private.inner_range(layer, "between")
         return None if between is None else (between[1] - between[0]) / _STEPS
     [node] = layer.inbound_nodes
@@ -118,7 +118,7 @@ def _input_step(layer: Any) -> float | None:
         found = tfmot_private.output_range(before)
         if found is not None:
             return (found[1] - found[0]) / _STEPS
-        if kind(_inner(before)) not in PASSES_ON:
+        if kind(tfmot_private.wrapped(before)) not in PASSES_ON:
             return None
         node = before.inbound_nodes[index]
     return None
@@ -127,8 +127,3 @@ def _input_step(layer: Any) -> float | None:
 def _bound(variables: dict[str, Any]) -> NDArray:
     """The largest magnitude that each channel of a weight can have."""
     return np.maximum(-np.asarray(variables["min_var"], np.float64), np.asarray(variables["max_var"], np.float64))
-
-
-def _inner(layer: Any) -> Any:
-    """What tfmot has wrapped, or the layer itself."""
-    return layer.layer if hasattr(layer, "quantize_config") else layer
