@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop of the CIFAR-10 benchmarks: one for every variant, the same to the bit for the same seed."""
 
+import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+
+from tfq.artifacts import read_json
+from tfq.errors import InputError, TfqError
 
 SHIFT_PIXELS = 4
 
@@ -128,6 +133,25 @@ def copied(model: Any) -> Any:
     clone = import_tf_keras().models.clone_model(model)
     clone.set_weights(model.get_weights())
     return clone
+
+
+def kept_record(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The result that an earlier run left, or None. Raises InputError where it is of other settings."""
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if record["settings"] != settings:
+        raise InputError(f"{path} is of other settings, {json.dumps(record['settings'])}: give another --out")
+    return record
+
+
+def exit_with(main: Callable[[], int], script: str) -> NoReturn:
+    """Ends the process with what `main` gives; an error of tfq's is told in a line."""
+    try:
+        sys.exit(main())
+    except TfqError as error:
+        print(f"{Path(script).name}: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def save_model(model: Any, path: Path) -> None:

@@ -28,12 +28,12 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from compression_training import Phase, fit_for, save_model
+from compression_training import Phase, exit_with, fit_for, kept_record, save_model
+from conversion import stock
 
 import tfq
-from tfq.artifacts import make_out_dir, read_json, write_bytes, write_json, write_text
+from tfq.artifacts import make_out_dir, write_bytes, write_json, write_text
 from tfq.conversion import qat_parity
-from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, import_tfmot, load_model, to_tf_keras
 
 MAX_DROP = 0.005
@@ -71,16 +71,9 @@ class Benchmark:
 
     def stock_ptq(self) -> tuple[bytes, dict[str, Any]]:
         """TensorFlow's converter as its guide has it."""
-        import tensorflow as tf
-
         [pixels] = self.samples.inputs.values()
-        converter = tf.lite.TFLiteConverter.from_keras_model(self._trained_once("float", {}))
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in pixels)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = converter.inference_output_type = tf.int8
         with contextlib.redirect_stdout(sys.stderr):
-            return bytes(converter.convert()), {}
+            return stock(self._trained_once("float", {}), pixels[:, None]), {}
 
     def tfq_ptq(self) -> tuple[bytes, dict[str, Any]]:
         """tfq.convert, all its defaults."""
@@ -111,10 +104,8 @@ class Benchmark:
     def row(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """From its file, or measured and written there."""
         path = self.out / f"{name}.json"
-        if path.exists():
-            record = read_json(path)
-            if record["settings"] != settings:
-                raise InputError(f"{path} is of other settings, {json.dumps(record['settings'])}: give another --out")
+        record = kept_record(path, settings)
+        if record is not None:
             return record
         print(name, flush=True)
         begin = time.monotonic()
@@ -228,8 +219,4 @@ def parsed() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TfqError as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    exit_with(main, __file__)

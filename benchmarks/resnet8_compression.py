@@ -20,11 +20,9 @@ of CPU (ResNet8, x86 with AVX2): all four variants and three seeds at 5 epochs t
 
 import argparse
 import gzip
-import json
 import math
 import os
 import statistics
-import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -33,13 +31,13 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from compression_training import Phase, copied, fit_for, save_model
+from compression_training import Phase, copied, exit_with, fit_for, kept_record, save_model
 
 import tfq
 from tfq.artifacts import make_out_dir, read_json, sha256_file, write_bytes, write_json
 from tfq.config import FiltersConfig
 from tfq.conversion import qat_parity
-from tfq.errors import InputError, TfqError, did_you_mean
+from tfq.errors import InputError, did_you_mean
 from tfq.evaluation import count_instructions_or_reason
 
 CPUS = ("qemu:cortex-a53", "qemu:cortex-a76")
@@ -253,13 +251,8 @@ def main() -> int:
     for seed in seeds:
         for name in names:
             path = out / f"{name}_{seed}.json"
-            if path.exists():
-                record = read_json(path)
-                if record["settings"] != settings:
-                    raise InputError(
-                        f"{path} is of other settings, {json.dumps(record['settings'])}: give another --out"
-                    )
-            else:
+            record = kept_record(path, settings)
+            if record is None:
                 if not splits:
                     splits = {
                         split: tfq.load_split(data, split, limit=arguments.limit) for split in ("train", "val", "test")
@@ -299,8 +292,4 @@ def _has_unquantized(model: Any) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except TfqError as error:
-        print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    exit_with(main, __file__)

@@ -38,7 +38,7 @@ class Chain:
         self.name, self.settings, self.folder = name, settings, folder
         self.family = zoo.FAMILIES[name]
         self.train_split = self._images(
-            "train", max(max(settings.train_steps, settings.tune_steps) * zoo.BATCH_SIZE, 256)
+            "train", max(settings.train_steps * zoo.BATCH_SIZE, settings.tune_steps * zoo.BATCH_SIZE, 256)
         )
         self.test_split = self._images("test", settings.limit)
         self.config = CompressionConfig(

@@ -17,7 +17,7 @@ from tfq.conversion.freeze import frozen_graph
 from tfq.conversion.tracing import Trace, unwrapped
 
 # The ends of its range are inputs of the first, attributes of the second.
-_LEARNED, _FIXED = "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"
+_FAKE_QUANTS = _LEARNED, _FIXED = "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"
 _ADDITIONS = ("Add", "AddV2", "BiasAdd", "Sub")
 # IdentityN, in which a gradient of its own is wrapped, as swish's: what it gives out first is what it read first.
 _PASSES_ON = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics")
@@ -106,7 +106,7 @@ class ReferenceGraph:
 
     def has_fake_quant(self) -> bool:
         """Whether anything is fake-quantized."""
-        return any(node.op in (_LEARNED, _FIXED) for node in self._nodes.values())
+        return any(node.op in _FAKE_QUANTS for node in self._nodes.values())
 
     def evaluator(self, cuts: Sequence[str] = ()) -> "Evaluator":
         """Runs the graph; whatever reads one of the values `cuts` reads what is fed in its place."""
@@ -128,7 +128,7 @@ class ReferenceGraph:
         return self._nodes[_op(value)]
 
     def _is_fake_quant(self, value: str) -> bool:
-        return self._node(value).op in (_LEARNED, _FIXED)
+        return self._node(value).op in _FAKE_QUANTS
 
     def _passed_on(self, value: str) -> str | None:
         """What an op gives out as it came in, the sum with zeros among them: conversion leaves those ops out."""
