@@ -2,8 +2,10 @@
 """What quantization-aware training has learned stands in the flatbuffer, whatever calibration finds nearby."""
 
 import numpy as np
+import pytest
 
 import tfq
+from tfq.compression.quantization_aware.qat import untrained_qat_model
 from tfq.keras_bridge import import_tf_keras
 
 
@@ -27,6 +29,27 @@ def test_a_learned_range_holds_on_both_sides_of_a_reshape():
     graph = tfq.flatbuffer.read(tfq.convert(quantized, 3 * images)).main_subgraph
     scales = {op.name: graph.tensors[op.outputs[0]].scale for op in graph.ops}
     np.testing.assert_allclose([scales["CONV_2D"], scales["RESHAPE"]], (high - low) / 255, rtol=1e-5)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["dataset", "no dataset"])
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, given):
+    keras = import_tf_keras()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = keras.layers.DepthwiseConv2D(3, activation="relu", name="wide")(inputs)
+    x = keras.layers.GlobalAveragePooling2D(keepdims=keepdims, name="squeeze")(x)
+    x = keras.layers.Conv2D(4, 1, name="conv")(keras.layers.Reshape((3, 1, 1), name="reshape")(x))
+    model = keras.Model(inputs, keras.layers.Flatten(name="flatten")(x))
+    images = np.random.default_rng(0).normal(size=(32, 6, 6, 3)).astype(np.float32)
+    quantized = untrained_qat_model(model, images)
+    values = {weight.name: weight.numpy() for weight in quantized.get_layer("quant_squeeze").weights}
+    low, high = values["quant_squeeze/output_min:0"], values["quant_squeeze/output_max:0"]
+    graph = tfq.flatbuffer.read(tfq.convert(quantized, images if given else None)).main_subgraph
+    [mean] = [op for op in graph.ops if op.name == "MEAN"]
+    np.testing.assert_allclose(graph.tensors[mean.outputs[0]].scale, (high - low) / 255, rtol=1e-5)
+    # The input's range is another one: a mean of many pixels is smaller than the largest of them.
+    assert graph.tensors[mean.inputs[0]].scale[0] > 1.5 * graph.tensors[mean.outputs[0]].scale[0]
 
 
 def test_layers_are_told_by_the_users_names_where_no_trace_of_fake_quantization_is_left_in_the_file():

@@ -21,6 +21,7 @@ _PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "ExpandDims", "Squeeze", "ReadVariableOp", "Mul"))
 
 _QUANTIZE, _DEQUANTIZE = OPERATORS.index("QUANTIZE"), OPERATORS.index("DEQUANTIZE")
+_MEAN = OPERATORS.index("MEAN")
 
 # Their output has the scale of their first input; the quantizer may take it from either.
 _MOVES_CODES = """
@@ -110,6 +111,7 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
             index for index, tensor in enumerate(graph.tensors) if edited.buffers[tensor.buffer].data is not None
         }
         found = _take_out(graph, codes)
+        _forget_handed_on(found, graph, edited.operatorCodes)
         ranges |= {(number, tensor): ends for tensor, ends in found.items() if tensor not in constants}
     _forget_unused_ops(edited)
     return flatbuffer.pack(edited, len(model)), ranges
@@ -162,6 +164,21 @@ def _take_out(graph: Any, codes: list[int]) -> dict[int, tuple[float, float]]:
     graph.operators = kept
     graph.outputs = [source_of.get(int(index), int(index)) for index in graph.outputs]
     return ranges
+
+
+def _forget_handed_on(ranges: dict[int, tuple[float, float]], graph: Any, operator_codes: list[Any]) -> None:
+    """The ranges that no training has given: TensorFlow's converter takes MEAN for an op that keeps the scale.
+
+    Of a MEAN with its fake quantization and a RESHAPE behind it, it moves the fake quantization behind the RESHAPE, and
+    between the two it puts another one, with the range of the MEAN's input.
+    """
+    for op in graph.operators:
+        source, mean = int(op.inputs[0]), int(op.outputs[0])
+        is_mean = operator_codes[op.opcodeIndex].builtinCode == _MEAN
+        if is_mean and mean in ranges and ranges[mean] == ranges.get(source):
+            readers = [int(reader.outputs[0]) for reader in graph.operators if mean in map(int, reader.inputs)]
+            if readers and all(output in ranges for output in readers):
+                del ranges[mean]
 
 
 def _range(quantization: Any) -> tuple[float, float] | None:
