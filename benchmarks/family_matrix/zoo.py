@@ -93,9 +93,9 @@ def _in_color(array: np.ndarray) -> np.ndarray:
 
 
 def train(model: Any, data: Any, steps: int, learning_rate: float, callbacks: Any = ()) -> None:
-    """About `steps` steps of `tfq.training`, in place: the first examples once where they are enough, else again."""
+    """About `steps` steps of `tfq.training`, in place: the first examples once, or all of them several times."""
     wanted = steps * BATCH_SIZE
-    epochs = -(-wanted // data.num_examples)
+    epochs = max(1, round(wanted / data.num_examples))
     first = {key: array[:wanted] for key, array in data.inputs.items()}
     data = dataclasses.replace(data, inputs=first, labels=data.labels[:wanted])
     config = tfq.TrainConfig(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=learning_rate)

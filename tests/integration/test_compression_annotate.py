@@ -14,6 +14,7 @@ from tfq.compression import tfmot_private
 from tfq.compression.graph import cloned
 from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.placement import placements
+from tfq.compression.quantization_aware.qat import untrained_qat_model
 from tfq.compression.quantization_aware.ranges import debiased_ranges
 from tfq.config import AuditConfig, ConversionConfig, QATConfig
 from tfq.conversion import qat_parity
@@ -346,6 +347,28 @@ def test_a_quantization_aware_model_comes_back_from_its_file(tmp_path):
     with pytest.warns(UserWarning, match="HDF5"):
         quantized.save(tmp_path / "q.h5")
     np.testing.assert_array_equal(load_model(tmp_path / "q.h5")(x), quantized(x))
+
+
+def test_control_flow_on_tensors_that_a_user_has_written_is_followed():
+    import tensorflow as tf
+
+    keras = import_tf_keras()
+
+    class HalvedWhereBright(keras.layers.Layer):
+        def call(self, inputs):
+            if tf.reduce_max(inputs) > 2.0:
+                inputs = 0.5 * inputs
+            return inputs
+
+    inputs = keras.Input((8, 8, 3))
+    x = HalvedWhereBright(name="halved")(keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(keras.layers.Flatten()(x)))
+    quantized = untrained_qat_model(model, images(32, 8))
+    assert "quant_halved" in {layer.name for layer in quantized.layers}
+    for brightness in (0.1, 1.0):
+        data = brightness * images(32, 8)
+        wanted = model.predict(data, verbose=0)
+        np.testing.assert_allclose(quantized.predict(data, verbose=0), wanted, atol=0.05 * np.ptp(wanted) + 0.02)
 
 
 def test_a_sequential_model_is_taken():

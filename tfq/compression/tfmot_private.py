@@ -131,6 +131,23 @@ def wrapped(layer: Any) -> Any:
     return layer.layer if hasattr(layer, "quantize_config") else layer
 
 
+def without_autograph(function: Callable[..., Any], layers: Iterable[Any]) -> Callable[..., Any]:
+    """`function`, which calls `layers` in a graph, so that TensorFlow does not rewrite the source of what it calls.
+
+    That rewriting, for control flow on tensors, is a third of the time that a QAT model takes to be built and traced,
+    and there is none in what Keras, tfmot and we have written. What a user has written may have such: then `function`
+    itself is given back.
+    """
+    import tensorflow as tf
+
+    written = [thing for layer in map(wrapped, layers) for thing in (type(layer), getattr(layer, "activation", None))]
+    known = all(
+        thing is None or getattr(thing, "__module__", "").partition(".")[0] in ("tf_keras", "tensorflow", "tfq")
+        for thing in written
+    )
+    return tf.autograph.experimental.do_not_convert(function) if known else function
+
+
 def output_range(layer: Any) -> tuple[float, float] | None:
     """(minimum, maximum) that a layer of a QAT model rounds to as its last step; None where it ends otherwise."""
     if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):

@@ -52,7 +52,11 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
         with tfmot_private.automatic_names_from_zero(avoid=avoid):
             annotated = _annotated(clone, configs)
             scheme = tfmot_repair.selective_scheme(placement.quantized_inputs(clone, placements))
-            result = import_tfmot().quantization.keras.quantize_apply(annotated, scheme)
+            apply = import_tfmot().quantization.keras.quantize_apply
+            result = tfmot_private.without_autograph(apply, clone.layers)(annotated, scheme)
+    for layer in result.layers:
+        if tfmot_private.wrapped(layer) is not layer:
+            layer.call = tfmot_private.without_autograph(layer.call, [layer])
     check_same_function(model, result)
     return Annotated(
         model=result,
