@@ -3,14 +3,14 @@
 """What compression costs in accuracy: a trained classifier pruned, cut and quantization-aware trained, over seeds.
 
     python benchmarks/resnet8_compression.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
-        [--seeds=0,1,2] [--epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
+        [--seeds=0,1,2] [--epochs=5] [--qat_epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
-Every variant is trained in two phases of --epochs each, with the same data, steps, seeds, augmentation (flips, shifts)
-and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT. `float`
-does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are compared
-with. `filters50` learns from the outputs of the trained `float` of its seed as well, in both phases. Of the second
-phase the epoch is kept that is best on the validation split; of the first the last one, for the zeros are complete only
-there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
+Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
+(flips, shifts) and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
+`float` does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are
+compared with. `filters50` learns from the outputs of the trained `float` of its seed as well, in both phases. Of the
+second phase the epoch is kept that is best on the validation split; of the first the last one, for the zeros are
+complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
@@ -241,8 +241,10 @@ def main() -> int:
     warnings.simplefilter("once", tfq.TfqWarning)
     out = make_out_dir(arguments.out)
     phases = [
-        Phase(arguments.epochs, arguments.batch_size, rate) for rate in (arguments.learning_rate, arguments.qat_rate)
+        Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate),
+        Phase(arguments.qat_epochs, arguments.batch_size, arguments.qat_rate),
     ]
+    model = tfq.load_model(arguments.model)
     settings = {"model": sha256_file(arguments.model), "data": arguments.data, "limit": arguments.limit}
     settings["phases"] = [vars(phase) for phase in phases]
     data = tfq.DataConfig(source=arguments.data)
@@ -258,7 +260,6 @@ def main() -> int:
                         split: tfq.load_split(data, split, limit=arguments.limit) for split in ("train", "val", "test")
                     }
                 print(f"{name}, seed {seed}", flush=True)
-                model = tfq.load_model(arguments.model)
                 record = {"settings": settings, **measured(name, seed, model, splits, phases, out)}
                 write_json(path, record)
             results[name].append(record)
@@ -277,7 +278,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", required=True)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", type=int, default=5, help="of each of the two phases")
+    parser.add_argument("--epochs", type=int, default=5, help="of the first phase: fine-tuning or pruning")
+    parser.add_argument("--qat_epochs", type=int, default=5, help="of the second one: QAT, or as much float training")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of the first phase, decayed along a cosine")
     parser.add_argument("--qat_rate", type=float, default=1e-3, help="of the second one")

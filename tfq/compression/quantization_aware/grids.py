@@ -23,6 +23,12 @@ _BETWEEN = 1e-3
 _WEIGHT_STEPS = 127
 
 
+def round_to_flatbuffer(model: Any) -> None:
+    """Moves ranges, and then the biases that depend on them, in a QAT model whose training has come to its end."""
+    round_ranges(model)
+    round_biases(model)
+
+
 def round_ranges(model: Any) -> None:
     """Moves learned ranges of activations in a QAT model to what fake quantization makes of them already.
 

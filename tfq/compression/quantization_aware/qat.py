@@ -13,7 +13,7 @@ from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
 from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.batch_norm import frozen_from_step
 from tfq.compression.quantization_aware.floors import widen_ranges
-from tfq.compression.quantization_aware.grids import round_biases, round_ranges
+from tfq.compression.quantization_aware.grids import round_to_flatbuffer
 from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
@@ -58,8 +58,7 @@ def qat_model(
             )
     check_finite(quantized, "quantization-aware training")
     widen_ranges(quantized, start.widened)
-    round_ranges(quantized)
-    round_biases(quantized)
+    round_to_flatbuffer(quantized)
     _check_zeros(start.zeros, quantized)
     return quantized
 
@@ -73,8 +72,7 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
     if not config.calibration_steps:
         raise InputError("qat: calibration_steps is 0: without training, ranges come from calibration data alone")
     quantized = _start(model, config, calibration).model
-    round_ranges(quantized)
-    round_biases(quantized)
+    round_to_flatbuffer(quantized)
     return quantized
 
 
