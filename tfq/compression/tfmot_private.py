@@ -150,17 +150,24 @@ def without_autograph(function: Callable[..., Any], layers: Iterable[Any]) -> Ca
 
 def output_range(layer: Any) -> tuple[float, float] | None:
     """(minimum, maximum) that a layer of a QAT model rounds to as its last step; None where it ends otherwise."""
+    quantizer = (getattr(layer, "_output_quantizers", None) or [None])[0]
+    if isinstance(quantizer, _module("quantization.keras.quantizers").FixedQuantizer):
+        return float(quantizer.init_min), float(quantizer.init_max)
+    return _ends(output_variables(layer))
+
+
+def output_variables(layer: Any) -> dict[str, Any] | None:
+    """The "min_var" and "max_var" of `output_range`; None where it is fixed, or there is none."""
+    found: Any = None
     if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):
-        return _ends(layer.quantizer_vars)
-    if not isinstance(layer, _module("quantization.keras.quantize_wrapper").QuantizeWrapper):
-        return None
-    if layer._output_quantizers:
-        quantizer = layer._output_quantizers[0]
-        if isinstance(quantizer, _module("quantization.keras.quantizers").FixedQuantizer):
-            return float(quantizer.init_min), float(quantizer.init_max)
-        return _ends(layer._output_quantizer_vars)
-    held = [each for each in layer._quantize_activations if each is layer.layer.activation]
-    return _ends(getattr(held[0], "_post_activation_vars", {})) if held else None
+        found = layer.quantizer_vars
+    elif isinstance(layer, _module("quantization.keras.quantize_wrapper").QuantizeWrapper):
+        if layer._output_quantizers:
+            found = layer._output_quantizer_vars
+        else:
+            held = [each for each in layer._quantize_activations if each is layer.layer.activation]
+            found = getattr(held[0], "_post_activation_vars", None) if held else None
+    return found if found and "min_var" in found else None
 
 
 def inner_range(layer: Any, attribute: str) -> tuple[float, float] | None:
@@ -202,6 +209,13 @@ def moving_average_quantize() -> Callable[[Any, Any, dict[str, Any], Any], Any]:
         )
 
     return step
+
+
+def fake_quantized(quantizer: Any, inputs: Any, low: Any, high: Any) -> Any:
+    """`inputs` in the steps of a range whose ends are scalar tensors, as the quantizer rounds."""
+    return _module("quantization.keras.quant_ops")._FakeQuantWithMinMaxVars(
+        inputs, low, high, quantizer.per_axis, quantizer.num_bits, quantizer.narrow_range
+    )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tfq.compression import tfmot_private
 from tfq.compression.quantization_aware.placement import PASSES_ON, kind
+from tfq.compression.quantization_aware.shared_ranges import unite_ranges
 
 _STEPS = 255
 # Of a code; float32 errs by less than a thousandth of it.
@@ -24,7 +25,8 @@ _WEIGHT_STEPS = 127
 
 
 def round_to_flatbuffer(model: Any) -> None:
-    """Moves ranges, and then the biases that depend on them, in a QAT model whose training has come to its end."""
+    """At the end of training: unites and moves ranges, and then the biases that depend on them."""
+    unite_ranges(model)
     round_ranges(model)
     round_biases(model)
 

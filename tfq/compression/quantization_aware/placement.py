@@ -51,6 +51,9 @@ _PASSES_ON_NAMES = """
 """
 PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
 
+# All that they read and give has one scale in a flatbuffer.
+JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
+
 # Of several ops, loops or states inside, which tfmot's wrapper cannot reach into, or calls otherwise than Keras does.
 _RECURRENT = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
 _LEFT_WHOLE = {
@@ -130,6 +133,8 @@ class _Graph:
         if layer.name in self._in_hard_swish:
             return Placement(why="part of the HARD_SWISH behind it")
         if name in PASSES_ON or (_activation(layer) == "linear" and name == "Activation"):
+            if _averages(layer) and self._has_learned_range(layer):
+                return Placement(config={"output": OBSERVED}, why="its output, in the range of what it gets")
             return Placement(why="passes on what it gets, scale and all")
         if self._reader_takes_it_in(layer):
             return self._weighted(layer, None, "its range is taken behind the layer that follows")
@@ -176,6 +181,17 @@ class _Graph:
             return bool(np.ndim(layer.scale) < 2 and np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
         over_channels = _normalizes_last_axis(layer) or (kind(layer) == "Normalization" and not layer.axis)
         return over_channels and not getattr(layer, "invert", False)
+
+    def _has_learned_range(self, layer: Any) -> bool:
+        """Whether what the layer gets comes with a range that training sets."""
+        [node] = layer.inbound_nodes
+        before = node.inbound_layers
+        if isinstance(before, import_tf_keras().layers.InputLayer):
+            return _is_real(before.output)
+        place = self.place(before)
+        if isinstance(place, str) or place.config:
+            return isinstance(place, Placement) and (place.config or {}).get("output") == OBSERVED
+        return kind(before) in PASSES_ON and self._has_learned_range(before)
 
     def _reason_to_leave(self, layer: Any) -> str | None:
         if isinstance(layer, self._model_class):
@@ -240,6 +256,11 @@ def is_fusable_relu(layer: Any) -> bool:
     if kind(layer) == "ReLU":
         return float(layer.negative_slope) == 0 and float(layer.threshold) == 0 and _cap(layer) in (None, 6)
     return kind(layer) == "Activation" and _activation(layer) in ("relu", "relu6")
+
+
+def _averages(layer: Any) -> bool:
+    """Whether the layer computes between the codes of what it gets, and rounds to them again."""
+    return kind(layer).startswith("AveragePooling") or getattr(layer, "interpolation", "") == "bilinear"
 
 
 def _cap(layer: Any) -> float | None:

@@ -14,7 +14,7 @@ from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.batch_norm import frozen_from_step
 from tfq.compression.quantization_aware.floors import widen_ranges
 from tfq.compression.quantization_aware.grids import round_to_flatbuffer
-from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
+from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges, measure_weights
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 
@@ -35,7 +35,8 @@ def qat_model(
     config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
         itself without one. Neither is in the result.
-    In the end ranges and biases are moved to what the flatbuffer can hold, see grids.
+    In the end the ranges of weights are measured once more, and ranges and biases moved to what the flatbuffer can
+    hold, see grids.
     Raises InputError on what cannot be quantized or used; TfqError when tfmot changed the function of the model, fit
     did not train it or drops the callbacks, weights became NaN, or zeros were lost.
     """
@@ -57,6 +58,7 @@ def qat_model(
                 "at least one step"
             )
     check_finite(quantized, "quantization-aware training")
+    measure_weights(quantized)
     widen_ranges(quantized, start.widened)
     round_to_flatbuffer(quantized)
     _check_zeros(start.zeros, quantized)

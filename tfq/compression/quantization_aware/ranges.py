@@ -9,6 +9,7 @@ import numpy as np
 
 from tfq.compression import tfmot_private
 from tfq.compression.examples import batches_of
+from tfq.compression.quantization_aware.shared_ranges import shared_ranges, unite_ranges
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
 
@@ -19,7 +20,8 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
     calibration: inputs in the model's real units: a Split or SplitStream, an array, a dict of arrays by input name, or
         what else `tfq.data.as_split` takes. steps: examples of it that are used, at least 1.
     Activations: minimum and maximum over all examples, of the model without any rounding in inference mode, as
-    post-training quantization has them; zero is within. Weights: by their own quantizer.
+    post-training quantization has them; zero is within; one for tensors that have one scale in the flatbuffer.
+    Weights: by their own quantizer.
     """
     batches = 0
     with _observed(model) as observed, tfmot_private.fake_quant_as_identity():
@@ -37,9 +39,18 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
                 "at the scale of the data, and at the weights of the model"
             )
         _assign(variables, low, high)
+    unite_ranges(model)
+    measure_weights(model)
+    return batches
+
+
+def measure_weights(model: Any) -> None:
+    """Sets the ranges of a QAT model's weights to those of the weights as they are, by their own quantizers.
+
+    A step of training measures them before it changes them: after the last one, they are those of the step before.
+    """
     for _, weight, quantizer, variables in tfmot_private.weight_ranges(model):
         quantizer(weight, True, weights=variables)
-    return batches
 
 
 @contextlib.contextmanager
@@ -71,40 +82,55 @@ def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
     tfmot starts them at [-6, 6] with a fixed decay of 0.999: after 300 steps three quarters of that guess still
     stand. Here the decay of the call after n is min(0.999, (1 + n) / (10 + n)), the rule of
     tf.train.ExponentialMovingAverage(num_updates), and 0 where n is 0. After, tfmot's own quantizers are back.
+    Tensors that have one scale in the flatbuffer are rounded to the one range that holds the averages of each.
     seen: n to begin with: as many batches as the ranges come from, 0 where they are to be forgotten.
     Gives a function that says how many training steps there have been.
     """
     import tensorflow as tf
 
+    shared = {id(pair["min_var"]): group for group in shared_ranges(model) for pair in group}
     # The input's range is the widest that was ever seen: nothing to forget.
-    places = [place for place in tfmot_private.activation_quantizers(model) if place.is_moving_average]
+    places = [
+        place
+        for place in tfmot_private.activation_quantizers(model)
+        if place.is_moving_average or any(id(pair["min_var"]) in shared for pair in place.ranges)
+    ]
     counts = {
         id(variables["min_var"]): tf.Variable(seen, dtype=tf.int64, trainable=False)
         for place in places
+        if place.is_moving_average
         for variables in place.ranges
     }
-    with _replaced(places, lambda quantizer: _debiased(quantizer, counts)):
+    with _replaced(places, lambda quantizer: _sharing(quantizer, counts, shared)):
         # The maximum, for a quantizer behind an activation that does nothing is never called.
         yield lambda: max((int(count.numpy()) for count in counts.values()), default=seen) - seen
 
 
-def _debiased(quantizer: Any, counts: dict[int, Any]) -> Any:
+def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict[str, Any]]]) -> Any:
+    """The same quantizer with a debiased average, and the range of its group. counts, shared: by id(min_var)."""
     import tensorflow as tf
 
     # Found here, not in __call__, which TensorFlow traces.
     moving_average_quantize = tfmot_private.moving_average_quantize()
+    quantizers: Any = import_tfmot().quantization.keras.quantizers
+    averages = isinstance(quantizer, quantizers.MovingAverageQuantizer)
+    base: Any = quantizers.MovingAverageQuantizer if averages else quantizers.AllValuesQuantizer
 
-    base: Any = import_tfmot().quantization.keras.quantizers.MovingAverageQuantizer
-
-    class Debiased(base):
+    class Sharing(base):
         def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
-            if not training:
-                return super().__call__(inputs, training, weights, **kwargs)
-            n = tf.cast(counts[id(weights["min_var"])].assign_add(1) - 1, tf.float32)
-            decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
-            return moving_average_quantize(self, inputs, weights, decay)
+            own = id(weights["min_var"])
+            if training and own in counts:
+                n = tf.cast(counts[own].assign_add(1) - 1, tf.float32)
+                decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
+                rounded = moving_average_quantize(self, inputs, weights, decay)
+            else:
+                rounded = super().__call__(inputs, training, weights, **kwargs)
+            if own not in shared:
+                return rounded
+            low, high = (tf.stack([pair[end] for pair in shared[own]]) for end in ("min_var", "max_var"))
+            return tfmot_private.fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
 
-    return Debiased(**quantizer.get_config())
+    return Sharing(**quantizer.get_config())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors that have one scale in the flatbuffer have one range in the QAT model, before, in and after training."""
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq.compression import tfmot_private
+from tfq.compression.quantization_aware import annotate, ranges, shared_ranges
+from tfq.compression.quantization_aware.qat import untrained_qat_model
+from tfq.compression.quantization_aware.ranges import calibrate_ranges
+from tfq.conversion import qat_parity
+from tfq.keras_bridge import import_tf_keras
+from tfq.training import deterministic
+
+
+def images(n=64):
+    return np.random.default_rng(0).normal(size=(n, 8, 8, 4)).astype(np.float32)
+
+
+def convolution(name, filters=4, kernel=1, **settings):
+    return import_tf_keras().layers.Conv2D(filters, kernel, padding="same", name=name, **settings)
+
+
+def a_dense_block(x):
+    """What each of three layers adds is joined to all before it."""
+    layers = import_tf_keras().layers
+    x = layers.MaxPooling2D(name="pool")(convolution("stem", 6, 3)(x))
+    for number in range(3):
+        y = layers.ReLU(name=f"relu{number}")(layers.BatchNormalization(name=f"bn{number}")(x))
+        x = layers.Concatenate(name=f"join{number}")([x, convolution(f"conv{number}", 4, 3)(y)])
+    return x
+
+
+def inception_blocks(x):
+    layers = import_tf_keras().layers
+    pooled = convolution("behind_pool", activation="relu")(layers.AveragePooling2D(3, 1, "valid", name="average")(x))
+    pooled = layers.ZeroPadding2D(name="padded")(pooled)
+    x = layers.Concatenate(name="mixed")([convolution("small", activation="relu")(x), convolution("wide")(x), pooled])
+    strided = layers.Conv2D(6, 3, 2, name="strided")(x)
+    return layers.Concatenate(name="reduced")([strided, layers.MaxPooling2D(3, 2, name="pooled")(x)])
+
+
+def an_input_joined(x):
+    return import_tf_keras().layers.Concatenate(name="join")([x, convolution("conv")(x)])
+
+
+def a_gelu_joined(x):
+    sides = [convolution("gelu", activation="gelu")(x), convolution("swish", activation="swish")(x)]
+    return convolution("last")(import_tf_keras().layers.Concatenate(name="join")(sides))
+
+
+def the_largest(x):
+    joined = import_tf_keras().layers.Maximum(name="join")([convolution("left")(x), convolution("right")(x)])
+    return convolution("last")(joined)
+
+
+def joined_and_added(x):
+    left = convolution("left")(x)
+    return import_tf_keras().layers.Concatenate(name="join")(
+        [left, import_tf_keras().layers.Add(name="sum")([left, x])]
+    )
+
+
+NETWORKS = {
+    # function: the layers of the groups
+    a_dense_block: [{"stem", "conv0", "conv1", "conv2", "join0", "join1", "join2"}],
+    inception_blocks: [{"small", "wide", "behind_pool", "mixed", "strided", "reduced"}, {"quantize_layer", "average"}],
+    an_input_joined: [{"quantize_layer", "conv", "join"}],
+    a_gelu_joined: [{"gelu", "swish", "join"}],
+    the_largest: [{"left", "right", "join"}],
+    joined_and_added: [{"left", "sum", "join"}],
+}
+
+
+def network(build):
+    keras = import_tf_keras()
+    with deterministic(0):
+        image = keras.Input((8, 8, 4), name="image")
+        x = keras.layers.GlobalAveragePooling2D(name="squeeze")(build(image))
+        model = keras.Model(image, keras.layers.Dense(3, name="head")(x))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.5
+    for _ in range(6):
+        model(images(), training=True)
+    return model
+
+
+def fit(model, callbacks):
+    model.compile("adam", "mse")
+    labels = np.random.default_rng(1).normal(size=(64, 3))
+    model.fit(images(), labels, batch_size=16, epochs=2, verbose=0, callbacks=callbacks)
+
+
+@pytest.fixture(params=NETWORKS, ids=lambda build: build.__name__)
+def build(request):
+    return request.param
+
+
+def groups_of(model):
+    names = {id(found): layer.name for layer in model.layers if (found := tfmot_private.output_variables(layer))}
+    return [{names[id(pair)].removeprefix("quant_") for pair in group} for group in shared_ranges.shared_ranges(model)]
+
+
+def parity_of(quantized):
+    return qat_parity(quantized, tfq.convert(quantized, images()), images())
+
+
+def test_the_groups_are_what_joins_and_pooling_connect(build):
+    found = groups_of(annotate.quantized(network(build)).model)
+    assert sorted(map(sorted, found)) == sorted(map(sorted, NETWORKS[build]))
+
+
+def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_data(build):
+    model, x = network(build), images()
+    quantized = annotate.quantized(model).model
+    calibrate_ranges(quantized, x, len(x))
+    for group in NETWORKS[build]:
+        ends = []
+        for name in group:
+            # Of a kernel layer before its own activation there is no layer to ask; here none is wider than behind it.
+            values = (
+                x
+                if name == "quantize_layer"
+                else import_tf_keras().Model(model.inputs, model.get_layer(name).output).predict(x, verbose=0)
+            )
+            ends.append((float(values.min()), float(values.max())))
+        wanted = min(0.0, *(low for low, _ in ends)), max(high for _, high in ends)
+        for name in group:
+            layer = quantized.get_layer(name if name == "quantize_layer" else f"quant_{name}")
+            assert tfmot_private.output_range(layer) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["untrained", "trained"])
+def test_the_flatbuffer_computes_what_the_qat_model_does(build, trained):
+    model = network(build)
+    found = parity_of(tfq.qat(model, fit, calibration=images()) if trained else untrained_qat_model(model, images()))
+    assert found.first_departure is None
+    # One code in five hundred may lie between two.
+    assert min(layer.agreement for layer in found.layers) > 0.95, found.to_text()
+    assert found.logit_sqnr_db > 40
+
+
+def test_with_ranges_of_their_own_it_does_not(monkeypatch):
+    model = network(a_dense_block)
+    for module in (shared_ranges, ranges):
+        monkeypatch.setattr(module, "shared_ranges", lambda model: [])
+    agreement = {
+        name: layer.agreement
+        for layer in parity_of(untrained_qat_model(model, images())).layers
+        for name in layer.layers
+    }
+    assert max(agreement[name] for name in ("stem", "conv0", "conv1", "join1", "head")) < 0.9
+
+
+def test_in_training_a_group_is_rounded_to_one_range():
+    quantized = annotate.quantized(network(a_dense_block)).model
+    x = images()
+    calibrate_ranges(quantized, x, len(x))
+    variables = {
+        name: tfmot_private.output_variables(quantized.get_layer(f"quant_{name}")) for name in ("stem", "join2")
+    }
+    with ranges.debiased_ranges(quantized, 1):
+        variables["stem"]["max_var"].assign(0.1)
+        probe = import_tf_keras().Model(quantized.inputs, quantized.get_layer("quant_stem").output)
+        assert np.max(probe(x, training=False)) > 0.5
+    assert np.max(probe(x, training=False)) <= 0.11
