@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression import tfmot_private
-from tfq.compression.quantization_aware.placement import PASSES_ON, kind
+from tfq.compression.quantization_aware.layer_facts import PASSES_ON, kind
 from tfq.compression.quantization_aware.shared_ranges import unite_ranges
 
 _STEPS = 255

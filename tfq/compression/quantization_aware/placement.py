@@ -12,6 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from tfq.compression.quantization_aware.layer_facts import (
+    PASSES_ON,
+    activation_name,
+    averages,
+    is_fusable_relu,
+    is_real,
+    is_rescaling,
+    is_swish,
+    keras_tensors,
+    kind,
+    normalizes_last_axis,
+    relu_cap,
+    scale_and_offset,
+)
 from tfq.keras_bridge import import_tf_keras
 
 OBSERVED = "observed"
@@ -42,17 +56,6 @@ _CONVOLVED = {
     "Normalization": "ConvolvedNormalization",
     "Rescaling": "ConvolvedRescaling",
 }
-
-# Their output has the input's scale and zero point in a flatbuffer, or is the input itself.
-_PASSES_ON_NAMES = """
-    ActivityRegularization AlphaDropout AveragePooling1D AveragePooling2D Cropping1D Cropping2D Dropout Flatten
-    GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D Identity MaxPooling1D MaxPooling2D Permute
-    RepeatVector Reshape SpatialDropout1D SpatialDropout2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D
-"""
-PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
-
-# All that they read and give has one scale in a flatbuffer.
-JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
 
 # Of several ops, loops or states inside, which tfmot's wrapper cannot reach into, or calls otherwise than Keras does.
 _RECURRENT = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
@@ -111,7 +114,7 @@ def quantized_inputs(model: Any, placed: Mapping[str, Placement | str]) -> froze
         return False
 
     inputs = [layer for layer in model.layers if isinstance(layer, import_tf_keras().layers.InputLayer)]
-    return frozenset(layer.name for layer in inputs if _is_real(layer.output) and is_read(layer))
+    return frozenset(layer.name for layer in inputs if is_real(layer.output) and is_read(layer))
 
 
 class _Graph:
@@ -132,8 +135,8 @@ class _Graph:
         name = kind(layer)
         if layer.name in self._in_hard_swish:
             return Placement(why="part of the HARD_SWISH behind it")
-        if name in PASSES_ON or (_activation(layer) == "linear" and name == "Activation"):
-            if _averages(layer) and self._has_learned_range(layer):
+        if name in PASSES_ON or (activation_name(layer) == "linear" and name == "Activation"):
+            if averages(layer) and self._has_learned_range(layer):
                 return Placement(config={"output": OBSERVED}, why="its output, in the range of what it gets")
             return Placement(why="passes on what it gets, scale and all")
         if self._reader_takes_it_in(layer):
@@ -141,13 +144,13 @@ class _Graph:
         return self._with_output(layer, name)
 
     def _with_output(self, layer: Any, name: str) -> Placement:
-        activation = "softmax" if name == "Softmax" else _activation(layer)
+        activation = "softmax" if name == "Softmax" else activation_name(layer)
         is_last = layer.name in self._output_layers
         if name in ("Activation", "Softmax"):
             if activation in _FIXED:
                 output = None if is_last else _FIXED[activation]
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
-            if _is_swish(layer):
+            if is_swish(layer):
                 config = {"output": OBSERVED, "tensors": {"gate": _FIXED["sigmoid"]}}
                 return Placement(config=config, stand_in="SwishActivation", why="its output and the sigmoid in it")
             return Placement(config={"output": OBSERVED}, why="its output")
@@ -164,7 +167,7 @@ class _Graph:
             return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
         told = f"its kernel, {why}" if weights and not activation else why
-        if name in _SWISH_KERNELS and _is_swish(layer):
+        if name in _SWISH_KERNELS and is_swish(layer):
             config["tensors"] = {"before": OBSERVED, "gate": _FIXED["sigmoid"]}
             return Placement(config=config, stand_in=_SWISH_KERNELS[name], why=f"{told}, and around its swish")
         if name in _PARTED:
@@ -179,7 +182,7 @@ class _Graph:
             return False
         if kind(layer) == "Rescaling":
             return bool(np.ndim(layer.scale) < 2 and np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
-        over_channels = _normalizes_last_axis(layer) or (kind(layer) == "Normalization" and not layer.axis)
+        over_channels = normalizes_last_axis(layer) or (kind(layer) == "Normalization" and not layer.axis)
         return over_channels and not getattr(layer, "invert", False)
 
     def _has_learned_range(self, layer: Any) -> bool:
@@ -187,7 +190,7 @@ class _Graph:
         [node] = layer.inbound_nodes
         before = node.inbound_layers
         if isinstance(before, import_tf_keras().layers.InputLayer):
-            return _is_real(before.output)
+            return is_real(before.output)
         place = self.place(before)
         if isinstance(place, str) or place.config:
             return isinstance(place, Placement) and (place.config or {}).get("output") == OBSERVED
@@ -201,23 +204,25 @@ class _Graph:
         if len(layer.inbound_nodes) != 1:
             return f"it is used {len(layer.inbound_nodes)} times, with a range for each: {_BY_CONVERTER}"
         node = layer.inbound_nodes[0]
-        if len(node.call_args) != 1 or _tensors(node.call_kwargs):
+        if len(node.call_args) != 1 or keras_tensors(node.call_kwargs):
             return f"it takes several inputs apart: {_BY_CONVERTER}"
-        outputs = _tensors(node.outputs)
-        if len(outputs) != 1 or not _is_real(outputs[0]):
+        outputs = keras_tensors(node.outputs)
+        if len(outputs) != 1 or not is_real(outputs[0]):
             return "it gives several tensors, or whole numbers: there is nothing to quantize, or no one range"
-        if any(getattr(tensor, "_keras_mask", None) is not None for tensor in (*_tensors(node.call_args), *outputs)):
+        if any(
+            getattr(tensor, "_keras_mask", None) is not None for tensor in (*keras_tensors(node.call_args), *outputs)
+        ):
             return f"a mask passes through it, which tfmot's wrapper would drop: {_BY_CONVERTER}"
         return None
 
     def _reader_takes_it_in(self, layer: Any) -> bool:
         """Whether the one layer behind it becomes part of its op, so that the flatbuffer has no tensor between."""
         reader = self._only_reader(layer)
-        if reader is None or _activation(layer) not in (None, "linear"):
+        if reader is None or activation_name(layer) not in (None, "linear"):
             return False
-        is_affine = kind(reader) in _AFFINE or _scale_and_offset(reader) is not None
+        is_affine = kind(reader) in _AFFINE or scale_and_offset(reader) is not None
         if is_affine and kind(layer) in _TAKE_AFFINE:
-            return kind(reader) not in _NORMALIZATIONS or _normalizes_last_axis(reader)
+            return kind(reader) not in _NORMALIZATIONS or normalizes_last_axis(reader)
         return kind(layer) in _TAKE_RELU and is_fusable_relu(reader)
 
     def _only_reader(self, layer: Any) -> Any:
@@ -230,9 +235,9 @@ class _Graph:
         if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
             return []
         for source, sixth in (inputs, inputs[::-1]):
-            relu = self._before(sixth) if _is_rescaling(sixth, 1 / 6, 0) else None
-            shifted = self._before(relu) if relu is not None and is_fusable_relu(relu) and _cap(relu) == 6 else None
-            if shifted is not None and _is_rescaling(shifted, 1, 3) and self._before(shifted, alone=False) is source:
+            relu = self._before(sixth) if is_rescaling(sixth, 1 / 6, 0) else None
+            shifted = self._before(relu) if relu is not None and is_fusable_relu(relu) and relu_cap(relu) == 6 else None
+            if shifted is not None and is_rescaling(shifted, 1, 3) and self._before(shifted, alone=False) is source:
                 return [shifted, relu, sixth]
         return []
 
@@ -244,78 +249,3 @@ class _Graph:
         if isinstance(before, (list, tuple)) or (alone and self._only_reader(before) is not layer):
             return None
         return before
-
-
-def kind(layer: Any) -> str:
-    """The name of the layer's class, where it is Keras' own or a user's."""
-    return type(layer).__name__
-
-
-def is_fusable_relu(layer: Any) -> bool:
-    """Whether the layer is a ReLU or ReLU6, which TFLite's ops take into themselves."""
-    if kind(layer) == "ReLU":
-        return float(layer.negative_slope) == 0 and float(layer.threshold) == 0 and _cap(layer) in (None, 6)
-    return kind(layer) == "Activation" and _activation(layer) in ("relu", "relu6")
-
-
-def _averages(layer: Any) -> bool:
-    """Whether the layer computes between the codes of what it gets, and rounds to them again."""
-    return kind(layer).startswith("AveragePooling") or getattr(layer, "interpolation", "") == "bilinear"
-
-
-def _cap(layer: Any) -> float | None:
-    if kind(layer) == "ReLU":
-        return None if layer.max_value is None else float(layer.max_value)
-    return 6.0 if _activation(layer) == "relu6" else None
-
-
-def _activation(layer: Any) -> str | None:
-    activation = getattr(layer, "activation", None)
-    return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
-
-
-def _is_swish(layer: Any) -> bool:
-    """Whether the layer's activation is Keras' own: a user's function of that name may be another."""
-    import tensorflow as tf
-
-    return getattr(layer, "activation", None) in (import_tf_keras().activations.swish, tf.nn.silu)
-
-
-def _is_rescaling(layer: Any, scale: float, offset: float) -> bool:
-    values = _scale_and_offset(layer)
-    return values is not None and all(abs(a - b) < 1e-6 for a, b in zip(values, (scale, offset), strict=True))
-
-
-def _scale_and_offset(layer: Any) -> tuple[float, float] | None:
-    """What a Rescaling, or an operator applied to a tensor and a number, multiplies by and adds; None of all else."""
-    if kind(layer) == "Rescaling":
-        values = (layer.scale, layer.offset)
-    elif kind(layer) == "TFOpLambda" and len(layer.inbound_nodes) == 1:
-        other = layer.inbound_nodes[0].call_kwargs.get("y")
-        values = {
-            "__operators__.add": (1.0, other),
-            "math.add": (1.0, other),
-            "__operators__.mul": (other, 0.0),
-            "math.multiply": (other, 0.0),
-        }.get(layer.get_config().get("function", ""), (None, None))
-    else:
-        return None
-    scale, offset = values
-    return (
-        (float(scale), float(offset)) if isinstance(scale, (int, float)) and isinstance(offset, (int, float)) else None
-    )
-
-
-def _normalizes_last_axis(layer: Any) -> bool:
-    axis = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    return list(axis) in ([-1], [len(layer.output.shape) - 1])
-
-
-def _is_real(tensor: Any) -> bool:
-    return bool(tensor.dtype.is_floating) if hasattr(tensor.dtype, "is_floating") else "float" in str(tensor.dtype)
-
-
-def _tensors(nested: Any) -> list[Any]:
-    import tensorflow as tf
-
-    return [each for each in tf.nest.flatten(nested) if hasattr(each, "_keras_history")]

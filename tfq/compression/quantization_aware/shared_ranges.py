@@ -10,7 +10,7 @@ flatbuffer than in the QAT model, and clipped where another one's is narrower.
 from typing import Any
 
 from tfq.compression import tfmot_private
-from tfq.compression.quantization_aware.placement import JOINS, PASSES_ON, kind
+from tfq.compression.quantization_aware.layer_facts import JOINS, PASSES_ON, kind
 
 # A call of a layer: what it gives is one tensor.
 _Call = tuple[int, int]

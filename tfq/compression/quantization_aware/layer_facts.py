@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a single tf_keras layer is to the flatbuffer, whatever stands around it."""
+
+from typing import Any
+
+from tfq.keras_bridge import import_tf_keras
+
+# Their output has the input's scale and zero point in a flatbuffer, or is the input itself.
+_PASSES_ON_NAMES = """
+    ActivityRegularization AlphaDropout AveragePooling1D AveragePooling2D Cropping1D Cropping2D Dropout Flatten
+    GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D Identity MaxPooling1D MaxPooling2D Permute
+    RepeatVector Reshape SpatialDropout1D SpatialDropout2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D
+"""
+PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
+
+# All that they read and give has one scale in a flatbuffer.
+JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
+
+
+def kind(layer: Any) -> str:
+    """The name of the layer's class, where it is Keras' own or a user's."""
+    return type(layer).__name__
+
+
+def is_fusable_relu(layer: Any) -> bool:
+    """Whether the layer is a ReLU or ReLU6, which TFLite's ops take into themselves."""
+    if kind(layer) == "ReLU":
+        return float(layer.negative_slope) == 0 and float(layer.threshold) == 0 and relu_cap(layer) in (None, 6)
+    return kind(layer) == "Activation" and activation_name(layer) in ("relu", "relu6")
+
+
+def averages(layer: Any) -> bool:
+    """Whether the layer computes between the codes of what it gets, and rounds to them again."""
+    return kind(layer).startswith("AveragePooling") or getattr(layer, "interpolation", "") == "bilinear"
+
+
+def relu_cap(layer: Any) -> float | None:
+    """Where a ReLU ends, if it does."""
+    if kind(layer) == "ReLU":
+        return None if layer.max_value is None else float(layer.max_value)
+    return 6.0 if activation_name(layer) == "relu6" else None
+
+
+def activation_name(layer: Any) -> str | None:
+    """The name of the function behind the layer's own work; None where it has no place for one."""
+    activation = getattr(layer, "activation", None)
+    return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
+
+
+def is_swish(layer: Any) -> bool:
+    """Whether the layer's activation is Keras' own: a user's function of that name may be another."""
+    import tensorflow as tf
+
+    return getattr(layer, "activation", None) in (import_tf_keras().activations.swish, tf.nn.silu)
+
+
+def is_rescaling(layer: Any, scale: float, offset: float) -> bool:
+    """Whether the layer multiplies by `scale` and adds `offset`, and that is all."""
+    values = scale_and_offset(layer)
+    return values is not None and all(abs(a - b) < 1e-6 for a, b in zip(values, (scale, offset), strict=True))
+
+
+def scale_and_offset(layer: Any) -> tuple[float, float] | None:
+    """What a Rescaling, or an operator applied to a tensor and a number, multiplies by and adds; None of all else."""
+    if kind(layer) == "Rescaling":
+        values = (layer.scale, layer.offset)
+    elif kind(layer) == "TFOpLambda" and len(layer.inbound_nodes) == 1:
+        other = layer.inbound_nodes[0].call_kwargs.get("y")
+        values = {
+            "__operators__.add": (1.0, other),
+            "math.add": (1.0, other),
+            "__operators__.mul": (other, 0.0),
+            "math.multiply": (other, 0.0),
+        }.get(layer.get_config().get("function", ""), (None, None))
+    else:
+        return None
+    scale, offset = values
+    return (
+        (float(scale), float(offset)) if isinstance(scale, (int, float)) and isinstance(offset, (int, float)) else None
+    )
+
+
+def normalizes_last_axis(layer: Any) -> bool:
+    """Whether a normalization has a factor for each channel."""
+    axis = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    return list(axis) in ([-1], [len(layer.output.shape) - 1])
+
+
+def is_real(tensor: Any) -> bool:
+    """Whether the tensor is of floats."""
+    return bool(tensor.dtype.is_floating) if hasattr(tensor.dtype, "is_floating") else "float" in str(tensor.dtype)
+
+
+def keras_tensors(nested: Any) -> list[Any]:
+    """The outputs of layers among what a layer was called with."""
+    import tensorflow as tf
+
+    return [each for each in tf.nest.flatten(nested) if hasattr(each, "_keras_history")]
