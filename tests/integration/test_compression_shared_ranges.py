@@ -62,6 +62,14 @@ def joined_and_added(x):
     )
 
 
+def a_mean_of_one_place(x):
+    """As MobileNet ends where its images are small."""
+    layers = import_tf_keras().layers
+    return layers.GlobalAveragePooling2D(keepdims=True, name="mean")(
+        layers.Conv2D(6, 8, activation="relu", name="whole")(x)
+    )
+
+
 NETWORKS = {
     # function: the layers of the groups
     a_dense_block: [{"stem", "conv0", "conv1", "conv2", "join0", "join1", "join2"}],
@@ -70,6 +78,7 @@ NETWORKS = {
     a_gelu_joined: [{"gelu", "swish", "join"}],
     the_largest: [{"left", "right", "join"}],
     joined_and_added: [{"left", "sum", "join"}],
+    a_mean_of_one_place: [],
 }
 
 

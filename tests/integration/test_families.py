@@ -64,6 +64,7 @@ def test_a_family_within_every_bound_passes():
         ("convert", {"audit_ok": False, "audit_failures": ["op #3 is float"]}, "op #3 is float"),
         # A half of nine weights is four of them.
         ("convert", {"sparsity": {"layers": {"conv": {"zeros": 3, "values": 9}}, "missing": []}}, "33.33%"),
+        ("convert", {"sparsity": {"layers": {"conv": {"zeros": 294_900, "values": 589_824}}, "missing": []}}, "50.00%"),
         ("convert", {"sparsity": {"layers": {}, "missing": ["conv"]}}, "not found in the flatbuffer: conv"),
         ("parity", {"num_examples": 255}, "255 images"),
         ("parity", {"logit_sqnr_db": 19.9, "first_departure": "conv"}, "first departure conv"),
@@ -74,6 +75,11 @@ def test_a_family_within_every_bound_passes():
 def test_a_family_outside_a_bound_misses_it(stage, values, told):
     [miss] = verdict.misses(changed(stage, **values))
     assert told in miss
+
+
+def test_a_weight_that_is_as_large_as_the_smallest_one_kept_is_kept():
+    sparsity = {"layers": {"conv": {"zeros": 294_911, "values": 589_824}}, "missing": []}
+    assert verdict.misses(changed("convert", sparsity=sparsity)) == []
 
 
 def test_flatbuffers_that_are_the_same_to_the_bit_have_no_noise():

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression import tfmot_private
-from tfq.compression.quantization_aware.layer_facts import PASSES_ON, kind
+from tfq.compression.quantization_aware.layer_facts import kind, passes_on
 from tfq.compression.quantization_aware.shared_ranges import unite_ranges
 
 _STEPS = 255
@@ -126,7 +126,7 @@ def _input_step(layer: Any) -> float | None:
         found = tfmot_private.output_range(before)
         if found is not None:
             return (found[1] - found[0]) / _STEPS
-        if kind(tfmot_private.wrapped(before)) not in PASSES_ON:
+        if not passes_on(before):
             return None
         node = before.inbound_nodes[index]
     return None

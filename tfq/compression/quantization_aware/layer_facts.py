@@ -3,15 +3,15 @@
 
 from typing import Any
 
+from tfq.compression import tfmot_private
 from tfq.keras_bridge import import_tf_keras
 
-# Their output has the input's scale and zero point in a flatbuffer, or is the input itself.
 _PASSES_ON_NAMES = """
     ActivityRegularization AlphaDropout AveragePooling1D AveragePooling2D Cropping1D Cropping2D Dropout Flatten
     GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D Identity MaxPooling1D MaxPooling2D Permute
     RepeatVector Reshape SpatialDropout1D SpatialDropout2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D
 """
-PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
+_PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
 
 # All that they read and give has one scale in a flatbuffer.
 JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
@@ -20,6 +20,20 @@ JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
 def kind(layer: Any) -> str:
     """The name of the layer's class, where it is Keras' own or a user's."""
     return type(layer).__name__
+
+
+def passes_on(layer: Any) -> bool:
+    """Whether its output has the input's scale and zero point in a flatbuffer, or is the input itself.
+
+    layer: in the wrapper of a QAT model or out of it.
+    """
+    inner = tfmot_private.wrapped(layer)
+    if kind(inner).startswith("GlobalAveragePooling"):
+        # The mean of one value is no op where the shape stays. A layer that is used with several shapes has no one.
+        shape = getattr(layer, "input_shape", None) or ()
+        places = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
+        return inner.keepdims and bool(places) and all(size == 1 for size in places)
+    return kind(inner) in _PASSES_ON or (kind(inner) == "Activation" and activation_name(inner) == "linear")
 
 
 def is_fusable_relu(layer: Any) -> bool:

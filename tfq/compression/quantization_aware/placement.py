@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.quantization_aware.layer_facts import (
-    PASSES_ON,
     activation_name,
     averages,
     is_fusable_relu,
@@ -23,6 +22,7 @@ from tfq.compression.quantization_aware.layer_facts import (
     keras_tensors,
     kind,
     normalizes_last_axis,
+    passes_on,
     relu_cap,
     scale_and_offset,
 )
@@ -135,7 +135,7 @@ class _Graph:
         name = kind(layer)
         if layer.name in self._in_hard_swish:
             return Placement(why="part of the HARD_SWISH behind it")
-        if name in PASSES_ON or (activation_name(layer) == "linear" and name == "Activation"):
+        if passes_on(layer):
             if averages(layer) and self._has_learned_range(layer):
                 return Placement(config={"output": OBSERVED}, why="its output, in the range of what it gets")
             return Placement(why="passes on what it gets, scale and all")
@@ -194,7 +194,7 @@ class _Graph:
         place = self.place(before)
         if isinstance(place, str) or place.config:
             return isinstance(place, Placement) and (place.config or {}).get("output") == OBSERVED
-        return kind(before) in PASSES_ON and self._has_learned_range(before)
+        return passes_on(before) and self._has_learned_range(before)
 
     def _reason_to_leave(self, layer: Any) -> str | None:
         if isinstance(layer, self._model_class):
