@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from tfq.errors import InputError
-from tfq.keras_bridge import import_keras, import_tf_keras, load_model, to_tf_keras
+from tfq.errors import InputError, TfqError
+from tfq.keras_bridge import bridge, import_keras, import_tf_keras, load_model, to_tf_keras
 
 
 def chain(*layers, shape, dtype="float32", name=None):
@@ -303,3 +303,38 @@ def test_the_record_is_plain_data():
     record = to_tf_keras(chain(keras.layers.Dense(2, name="d"), shape=(4,), name="m")).to_dict()
     assert json.loads(json.dumps(record))["layer_map"]["d"] == ["d"]
     assert set(record) == {"model", "layer_map", "notes", "max_difference"}
+
+
+def steep_model(steepness):
+    """Behind its normalization float32's rounding errors, which the two Kerases have otherwise, are magnified."""
+    keras = import_keras()
+    image = keras.Input((6, 6, 3))
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.Conv2D(4, 3, name="conv")(image))
+    x = keras.ops.sin(steepness * x)
+    model = keras.Model(image, keras.layers.Dense(2, name="head")(keras.layers.Flatten()(x)))
+    return stirred(model)
+
+
+def test_data_on_which_the_model_magnifies_rounding_errors_is_left_out_and_told():
+    result = to_tf_keras(steep_model(30.0))
+    assert result.max_difference < 1e-4
+    [note] = result.notes
+    assert "not compared on pixels of noise: float32's last bit" in note
+
+
+def test_a_mistake_is_seen_on_the_data_that_is_left(monkeypatch):
+    real = bridge.copy_weights
+
+    def wrong(theirs, ours, translation, where):
+        real(theirs, ours, translation, where)
+        if theirs.name == "head":
+            ours.set_weights([array * 1.01 for array in ours.get_weights()])
+
+    monkeypatch.setattr(bridge, "copy_weights", wrong)
+    with pytest.raises(TfqError, match=r"part at layer 'head'.*mistake of tfq's"):
+        to_tf_keras(steep_model(30.0))
+
+
+def test_a_model_that_is_steep_everywhere_wants_data():
+    with pytest.raises(TfqError, match=r"nothing can be told on this data .*normal noise.*: give examples of what"):
+        to_tf_keras(steep_model(1e5))

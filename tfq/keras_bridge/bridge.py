@@ -10,13 +10,16 @@ from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_ki
 from tfq.keras_bridge.layers.translation import Translator
 from tfq.keras_bridge.rebuild import Made, Rebuilt, rebuild
 from tfq.keras_bridge.verification import (
+    MOST_NOISE,
     TOLERANCE,
     computing_in_float32,
     difference,
     given_inputs,
     narrow_layers,
     outputs_of,
+    own_noise,
     random_inputs,
+    random_inputs_by_kind,
 )
 from tfq.keras_bridge.walk import graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, carried_weights, copy_weights, given_back
@@ -58,6 +61,8 @@ def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translato
     model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it is.
     data: examples to compare on as well: an array, a list or dict of arrays, or a tfq Split; the first 32 are taken.
     translators: pairs for this call alone (`register_translator` gives them).
+    Data on which the user's model makes much of float32's last bit in its inputs is left out of the comparison where
+    the two differ too much on it; a note says so.
     Raises UnbridgeableError (an InputError with `problems` by layer) for everything without an equal; TfqError when
     the result differs by more than 1e-4 of an output's range.
     """
@@ -75,12 +80,12 @@ def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translato
     for layer, made in rebuilt.by_layer.values():
         if made.translation.layers and made.translation.has_weights:
             copy_weights(layer, made.translation.layers[0], made.translation, f"layer {made.path!r}")
-    worst = _verified(model, rebuilt, data)
+    worst, not_compared = _verified(model, rebuilt, data)
     return BridgeResult(
         model=rebuilt.model,
         layer_map={path: tuple(names) for path, names in rebuilt.layer_map.items()},
         origins=rebuilt.origins,
-        notes=tuple(dict.fromkeys([*rebuilt.notes, *_tied(rebuilt)])),
+        notes=tuple(dict.fromkeys([*rebuilt.notes, *_tied(rebuilt), *not_compared])),
         max_difference=worst,
         source=model,
         _made=tuple(rebuilt.by_layer.values()),
@@ -133,24 +138,46 @@ def _is_flat(model: Any) -> bool:
     return not any(is_model(layer) for layer in model.layers) and not narrow_layers(model)
 
 
-def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> float:
-    """The largest difference over random and given data. Raises TfqError when it is too large."""
-    sets = random_inputs(rebuilt.model)
-    if data is not None:
-        sets.append(given_inputs(rebuilt.model, data))
+def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]]:
+    """The largest difference over random and given data, and notes. Raises TfqError when it is too large."""
+    given = {} if data is None else {"the given data": given_inputs(rebuilt.model, data)}
+    worst = _difference(model, rebuilt, [*random_inputs(rebuilt.model), *given.values()])
+    notes: list[str] = []
+    if not worst <= TOLERANCE:
+        compared = {**random_inputs_by_kind(rebuilt.model), **given}
+        structure = graph_of(model).input_structure
+        with computing_in_float32(model):
+            noise = {kind: own_noise(model, structure, inputs) for kind, inputs in compared.items()}
+        telling = [inputs for kind, inputs in compared.items() if noise[kind] <= MOST_NOISE]
+        notes = [
+            f"not compared on {kind}: float32's last bit in these inputs alone makes {share:.1g} of the output range"
+            for kind, share in noise.items()
+            if not share <= MOST_NOISE
+        ]
+        worst = _difference(model, rebuilt, telling) if telling else worst
+        if not worst <= TOLERANCE:
+            told = _first_departure(model, rebuilt, telling or list(compared.values()))
+            raise TfqError(
+                f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted "
+                f"at most {TOLERANCE:g}{told}. "
+                + (
+                    "This is a mistake of tfq's: please report the layer, and meanwhile give a translator of your own "
+                    "for it"
+                    if telling
+                    else f"And nothing can be told on this data ({'; '.join(notes)}): give examples of what the model "
+                    "was trained on"
+                )
+            )
+    return worst, notes
+
+
+def _difference(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> float:
     theirs_structure = graph_of(model).input_structure
     ours_structure = graph_of(rebuilt.model).input_structure
     with computing_in_float32(model):
         theirs = [outputs_of(model, theirs_structure, inputs) for inputs in sets]
     ours = [outputs_of(rebuilt.model, ours_structure, inputs) for inputs in sets]
-    worst = difference(theirs, ours)
-    if not worst <= TOLERANCE:
-        raise TfqError(
-            f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted "
-            f"at most {TOLERANCE:g}{_first_departure(model, rebuilt, sets)}. This is a mistake of tfq's: please report "
-            "the layer, and meanwhile give a translator of your own for it"
-        )
-    return worst
+    return difference(theirs, ours)
 
 
 def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str:

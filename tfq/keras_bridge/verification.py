@@ -19,6 +19,8 @@ from tfq.keras_bridge.layers.config import NARROW
 from tfq.keras_bridge.walk import all_layers, layer_of
 
 TOLERANCE = 1e-4
+# Where float32's last bit in the inputs makes more than this, data cannot tell a mistake of TOLERANCE from rounding.
+MOST_NOISE = 1e-5
 # Examples of each kind of random data, and of given data, that are compared.
 RANDOM_EXAMPLES, GIVEN_EXAMPLES = 2, 32
 # What an unknown size becomes in random data: a picture's side must live through many strides.
@@ -26,16 +28,26 @@ _SIDE, _LENGTH = 64, 12
 
 
 def random_inputs(model: Any, seed: int = 0) -> list[list[NDArray]]:
-    """Sets of inputs of a flat tf_keras model, each a flat list: about 0 and 1 wide, and pixels in [0, 255].
+    """Sets of inputs of a flat tf_keras model, each a flat list, with what `random_inputs_by_kind` gives.
 
-    An input that reaches an Embedding or a CategoryEncoding has whole numbers that it has rows for. Both kinds are one
-    set, for a large model costs seconds to run, unless the batch is fixed.
+    Both kinds are one set, for a large model costs seconds to run, unless the batch is fixed.
     """
-    rng = np.random.default_rng(seed)
-    sets = [[_random_input(tensor, kind, rng) for tensor in model.inputs] for kind in ("normal", "pixels")]
+    sets = list(random_inputs_by_kind(model, seed).values())
     if any(tensor.shape[0] is not None for tensor in model.inputs):
         return sets
     return [[np.concatenate(arrays) for arrays in zip(*sets, strict=True)]]
+
+
+def random_inputs_by_kind(model: Any, seed: int = 0) -> dict[str, list[NDArray]]:
+    """{what they are: inputs of a flat tf_keras model}: about 0 and 1 wide, and pixels in [0, 255].
+
+    An input that reaches an Embedding or a CategoryEncoding has whole numbers that it has rows for.
+    """
+    rng = np.random.default_rng(seed)
+    return {
+        told: [_random_input(tensor, kind, rng) for tensor in model.inputs]
+        for kind, told in (("normal", "normal noise"), ("pixels", "pixels of noise"))
+    }
 
 
 def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
@@ -133,6 +145,12 @@ def difference(theirs: list[list[NDArray]], ours: list[list[NDArray]]) -> float:
         if largest:
             worst = max(worst, largest / scale if scale else float("inf"))
     return worst
+
+
+def own_noise(model: Any, structure: Any, inputs: list[NDArray]) -> float:
+    """The `difference` that float32's last bit in the inputs makes in the outputs of the model itself."""
+    stepped = [np.nextafter(array, array.dtype.type(np.inf)) if array.dtype.kind == "f" else array for array in inputs]
+    return difference(*([outputs_of(model, structure, each)] for each in (inputs, stepped)))
 
 
 @contextlib.contextmanager
