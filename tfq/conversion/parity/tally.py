@@ -196,7 +196,8 @@ def logits_of(graph: Subgraph, output: int) -> tuple[str | None, int]:
 
 def _margin(values: NDArray, lsb: float | None) -> float:
     second, first = np.sort(values)[-2:]
-    return float(first - second) / lsb if lsb else math.inf
+    # Of outputs that are whole codes it is a whole number: four, not 3.999999 as float32 has it.
+    return round(float(first - second) / lsb, 4) if lsb else math.inf
 
 
 def _scale(tensor: Tensor | None) -> float | None:
