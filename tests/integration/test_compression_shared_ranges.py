@@ -70,6 +70,13 @@ def a_mean_of_one_place(x):
     )
 
 
+def a_gate_in_two_joins(x):
+    layers = import_tf_keras().layers
+    gate = convolution("gate", activation="sigmoid")(x)
+    sides = [layers.Concatenate(name=f"join_{side}")([gate, convolution(side)(x)]) for side in ("left", "right")]
+    return layers.Add(name="sum")(sides)
+
+
 NETWORKS = {
     # function: the layers of the groups
     a_dense_block: [{"stem", "conv0", "conv1", "conv2", "join0", "join1", "join2"}],
@@ -149,6 +156,15 @@ def test_the_flatbuffer_computes_what_the_qat_model_does(build, trained):
     # One code in five hundred may lie between two.
     assert min(layer.agreement for layer in found.layers) > 0.95, found.to_text()
     assert found.logit_sqnr_db > 40
+
+
+def test_what_has_a_fixed_range_keeps_it_and_is_rounded_once_more_for_all_joins_that_read_it():
+    quantized = untrained_qat_model(network(a_gate_in_two_joins), images())
+    assert groups_of(quantized) == [{"left", "right", "join_left", "join_right"}]
+    found = parity_of(quantized)
+    agreement = {name: layer.agreement for layer in found.layers for name in layer.layers}
+    # XNNPACK rounds from one scale to another with a factor of eight bits.
+    assert found.departures == () and agreement["gate"] > 0.999 and agreement["join_left"] > 0.8
 
 
 def test_with_ranges_of_their_own_it_does_not(monkeypatch):

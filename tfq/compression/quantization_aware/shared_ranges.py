@@ -20,7 +20,11 @@ Variables = dict[str, Any]
 
 
 def shared_ranges(model: Any) -> list[list[Variables]]:
-    """The ranges of activations that must be one, two or more each; a fixed one is nobody's but its own."""
+    """The ranges of activations that must be one, two or more each; a fixed one is in none.
+
+    But it connects: two joins of a sigmoid have one range, for TensorFlow's quantizer rounds the sigmoid once more for
+    all joins that read it, and refuses the model where these differ.
+    """
     # Each call -> another one of its group; at the end of the way, itself.
     leads: dict[_Call, _Call] = {}
 

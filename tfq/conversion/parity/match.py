@@ -152,7 +152,10 @@ def _assigned(tensors: list[Tensor], forms: list[str], reference: ReferenceGraph
             free.remove(fitting[0])
     left = [tensor.index for tensor in tensors if tensor.index not in assigned]
     if assigned:
-        # The rounding that was meant has its tensor; what is left is what was there before it.
+        # The rounding that was meant has its tensor; what is left is what was there before it. What comes behind is
+        # for a join, which has another scale.
+        meant = next(place for place, tensor in enumerate(tensors) if tensor.index in assigned)
+        left = [tensor.index for tensor in tensors[:meant]]
         free = free[:1] if free[:1] == forms[:1] else []
     return assigned | dict(zip(left, free[-len(left) :] if left else [], strict=False))
 
