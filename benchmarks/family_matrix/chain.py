@@ -170,12 +170,13 @@ def measure(name: str, settings: Settings, folder: Path) -> None:
 def zeros_by_layer(weights: Any, pruned: Any) -> dict[str, Any]:
     """{"layers": {pruned layer: {"zeros": n, "values": n}}, "missing": [pruned layers without a weight in the file]}.
 
-    The least sparse weight of a layer that has several. A separable convolution is two layers in a QAT model.
+    The least sparse weight of a layer that has several. Depthwise kernels are left out: tfmot prunes none, and of a
+    separable convolution, which holds one, the other. Stock's separable convolution is two layers in a QAT model.
     """
     found: dict[str, dict[str, int]] = {}
     for weight in weights:
         layer = _pruned_layer(weight.keras_layer or "", pruned)
-        if layer is None or weight.zeros is None:
+        if layer is None or weight.zeros is None or weight.op == "DEPTHWISE_CONV_2D":
             continue
         share = {"zeros": weight.zeros, "values": weight.values}
         if layer not in found or share["zeros"] / share["values"] < found[layer]["zeros"] / found[layer]["values"]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import families  # noqa: E402
-from family_matrix import verdict  # noqa: E402
+from family_matrix import chain, verdict  # noqa: E402
 from family_matrix.settings import SMALLEST, Settings  # noqa: E402
 
 GOOD = {
@@ -116,6 +117,21 @@ def test_a_hang_and_a_crash_of_a_child_are_results(tmp_path):
     assert "hangs (given up after 1 CPU s" in run(
         "stock:VGG16:keras", Settings(), tmp_path, timeout_secs=99, cpu_secs=1
     )
+
+
+def test_of_a_separable_convolution_the_pointwise_kernel_is_what_pruning_is_asked_for():
+    def weight(op, zeros, layer="separable"):
+        return SimpleNamespace(op=op, keras_layer=layer, zeros=zeros, values=10)
+
+    weights = [
+        weight("DEPTHWISE_CONV_2D", 0),
+        weight("CONV_2D", 5),
+        weight("CONV_2D", 4, "dense"),
+        weight("MUL", 0, ""),
+    ]
+    found = chain.zeros_by_layer(weights, ["separable", "dense", "gone"])
+    assert found["layers"] == {"separable": {"zeros": 5, "values": 10}, "dense": {"zeros": 4, "values": 10}}
+    assert found["missing"] == ["gone"]
 
 
 def test_an_unknown_family_is_refused_with_the_nearest_name(capsys, monkeypatch):
