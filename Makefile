@@ -4,7 +4,7 @@
 # make lint   ruff and mypy
 # make bench  the side-by-side timings
 # make families  fifteen known architectures, each all the way, beside stock tfmot; hours
-# make smallest  the four smallest of them, briefly, as a test; ten minutes
+# make smallest  the four smallest of them, briefly, as a test; some minutes
 
 PYTHON ?= python3.11
 BIN := .venv/bin
