@@ -3,9 +3,10 @@
 
 import numpy as np
 import pytest
+from wrong_twins import copy_wrongly
 
 from tfq.errors import InputError, TfqError
-from tfq.keras_bridge import bridge, deterministic, import_keras, import_tf_keras, load_model, to_tf_keras
+from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, load_model, to_tf_keras
 
 
 def chain(*layers, shape, dtype="float32", name=None):
@@ -324,14 +325,7 @@ def test_data_on_which_the_model_magnifies_rounding_errors_is_left_out_and_told(
 
 
 def test_a_mistake_is_seen_on_the_data_that_is_left(monkeypatch):
-    real = bridge.copy_weights
-
-    def wrong(theirs, ours, translation, where):
-        real(theirs, ours, translation, where)
-        if theirs.name == "head":
-            ours.set_weights([array * 1.01 for array in ours.get_weights()])
-
-    monkeypatch.setattr(bridge, "copy_weights", wrong)
+    copy_wrongly(monkeypatch, "head")
     with pytest.raises(TfqError, match=r"part at layer 'head'.*mistake of tfq's"):
         to_tf_keras(steep_model(10.0))
 

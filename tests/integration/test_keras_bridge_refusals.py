@@ -3,9 +3,10 @@
 
 import numpy as np
 import pytest
+from wrong_twins import copy_wrongly
 
 from tfq.errors import InputError, TfqError
-from tfq.keras_bridge import Translator, bridge, import_keras, import_tf_keras, register_translator, to_tf_keras, walk
+from tfq.keras_bridge import Translator, import_keras, import_tf_keras, register_translator, to_tf_keras, walk
 from tfq.keras_bridge.layers import translate as layers
 
 
@@ -101,14 +102,7 @@ def test_a_wrong_weight_is_found_and_the_first_layer_named(monkeypatch):
     inputs = keras.Input((4,))
     x = keras.layers.Dense(5, name="good")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3, name="after")(keras.layers.Dense(4, name="bad")(x)))
-    real = bridge.copy_weights
-
-    def wrong(theirs, ours, translation, where):
-        real(theirs, ours, translation, where)
-        if theirs.name == "bad":
-            ours.set_weights([array * 1.01 for array in ours.get_weights()])
-
-    monkeypatch.setattr(bridge, "copy_weights", wrong)
+    copy_wrongly(monkeypatch, "bad")
     with pytest.raises(TfqError, match="part at layer 'bad'"):
         to_tf_keras(model)
 

@@ -153,7 +153,8 @@ def output_range(layer: Any) -> tuple[float, float] | None:
     quantizer = (getattr(layer, "_output_quantizers", None) or [None])[0]
     if isinstance(quantizer, _module("quantization.keras.quantizers").FixedQuantizer):
         return float(quantizer.init_min), float(quantizer.init_max)
-    return _ends(output_variables(layer))
+    variables = output_variables(layer)
+    return None if variables is None else ends_of(variables)
 
 
 def output_variables(layer: Any) -> dict[str, Any] | None:
@@ -172,11 +173,19 @@ def output_variables(layer: Any) -> dict[str, Any] | None:
 
 def inner_range(layer: Any, attribute: str) -> tuple[float, float] | None:
     """(minimum, maximum) of what the function `attribute` inside a layer of a QAT model is called with."""
-    return _ends(getattr(getattr(layer.layer, attribute, None), "_post_activation_vars", None))
+    variables = getattr(getattr(layer.layer, attribute, None), "_post_activation_vars", None)
+    return ends_of(variables) if variables and "min_var" in variables else None
 
 
-def _ends(variables: dict[str, Any] | None) -> tuple[float, float] | None:
-    return (float(variables["min_var"]), float(variables["max_var"])) if variables and "min_var" in variables else None
+def ends_of(variables: dict[str, Any]) -> tuple[float, float]:
+    """(minimum, maximum) of a range of activations."""
+    return float(variables["min_var"]), float(variables["max_var"])
+
+
+def assign_ends(variables: dict[str, Any], low: Any, high: Any) -> None:
+    """Sets a range, of activations or of a weight."""
+    variables["min_var"].assign(low)
+    variables["max_var"].assign(high)
 
 
 def weight_ranges(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:

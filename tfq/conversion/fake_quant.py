@@ -173,9 +173,10 @@ def _forget_handed_on(ranges: dict[int, tuple[float, float]], graph: Any, operat
     between the two it puts another one, with the range of the MEAN's input.
     """
     for op in graph.operators:
+        if operator_codes[op.opcodeIndex].builtinCode != _MEAN:
+            continue
         source, mean = int(op.inputs[0]), int(op.outputs[0])
-        is_mean = operator_codes[op.opcodeIndex].builtinCode == _MEAN
-        if is_mean and mean in ranges and ranges[mean] == ranges.get(source):
+        if mean in ranges and ranges[mean] == ranges.get(source):
             readers = [int(reader.outputs[0]) for reader in graph.operators if mean in map(int, reader.inputs)]
             if readers and all(output in ranges for output in readers):
                 del ranges[mean]

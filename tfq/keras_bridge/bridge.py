@@ -16,8 +16,8 @@ from tfq.keras_bridge.verification import (
     difference,
     given_inputs,
     narrow_layers,
+    one_step_up,
     outputs_of,
-    own_noise,
     random_inputs,
     random_inputs_by_kind,
 )
@@ -141,43 +141,45 @@ def _is_flat(model: Any) -> bool:
 def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]]:
     """The largest difference over random and given data, and notes. Raises TfqError when it is too large."""
     given = {} if data is None else {"the given data": given_inputs(rebuilt.model, data)}
-    worst = _difference(model, rebuilt, [*random_inputs(rebuilt.model), *given.values()])
-    notes: list[str] = []
-    if not worst <= TOLERANCE:
-        compared = {**random_inputs_by_kind(rebuilt.model), **given}
-        structure = graph_of(model).input_structure
-        with computing_in_float32(model):
-            noise = {kind: own_noise(model, structure, inputs) for kind, inputs in compared.items()}
-        telling = [inputs for kind, inputs in compared.items() if noise[kind] <= MOST_NOISE]
-        notes = [
-            f"not compared on {kind}: float32's last bit in these inputs alone makes {share:.1g} of the output range"
-            for kind, share in noise.items()
-            if not share <= MOST_NOISE
-        ]
-        worst = _difference(model, rebuilt, telling) if telling else worst
-        if not worst <= TOLERANCE:
-            told = _first_departure(model, rebuilt, telling or list(compared.values()))
-            raise TfqError(
-                f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted "
-                f"at most {TOLERANCE:g}{told}. "
-                + (
-                    "This is a mistake of tfq's: please report the layer, and meanwhile give a translator of your own "
-                    "for it"
-                    if telling
-                    else f"And nothing can be told on this data ({'; '.join(notes)}): give examples of what the model "
-                    "was trained on"
-                )
-            )
-    return worst, notes
+    worst = _difference(model, rebuilt.model, [*random_inputs(rebuilt.model), *given.values()])
+    if worst <= TOLERANCE:
+        return worst, []
+    compared = {**random_inputs_by_kind(rebuilt.model), **given}
+    noise = {
+        kind: difference(_outputs(model, [inputs]), _outputs(model, [one_step_up(inputs)]))
+        for kind, inputs in compared.items()
+    }
+    telling = [inputs for kind, inputs in compared.items() if noise[kind] <= MOST_NOISE]
+    notes = [
+        f"not compared on {kind}: float32's last bit in these inputs alone makes {share:.1g} of the output range"
+        for kind, share in noise.items()
+        if not share <= MOST_NOISE
+    ]
+    if telling:
+        worst = _difference(model, rebuilt.model, telling)
+        if worst <= TOLERANCE:
+            return worst, notes
+        told = "This is a mistake of tfq's: please report the layer, and meanwhile give a translator of your own for it"
+    else:
+        told = (
+            f"And nothing can be told on this data ({'; '.join(notes)}): give examples of what the model was trained on"
+        )
+    departure = _first_departure(model, rebuilt, telling or list(compared.values()))
+    raise TfqError(
+        f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted at most "
+        f"{TOLERANCE:g}{departure}. {told}"
+    )
 
 
-def _difference(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> float:
-    theirs_structure = graph_of(model).input_structure
-    ours_structure = graph_of(rebuilt.model).input_structure
+def _difference(model: Any, rebuilt: Any, sets: list[list[Any]]) -> float:
+    return difference(_outputs(model, sets), _outputs(rebuilt, sets))
+
+
+def _outputs(model: Any, sets: list[list[Any]]) -> list[list[Any]]:
+    """In float32, for each set of inputs a list of outputs."""
+    structure = graph_of(model).input_structure
     with computing_in_float32(model):
-        theirs = [outputs_of(model, theirs_structure, inputs) for inputs in sets]
-    ours = [outputs_of(rebuilt.model, ours_structure, inputs) for inputs in sets]
-    return difference(theirs, ours)
+        return [outputs_of(model, structure, inputs) for inputs in sets]
 
 
 def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str:
@@ -188,9 +190,7 @@ def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str
     graph, names = graph_of(model), [name for name, _, _ in rebuilt.tensors]
     theirs = keras.Model(graph.input_structure, [tensor for _, tensor, _ in rebuilt.tensors])
     ours = tf_keras.Model(graph_of(rebuilt.model).input_structure, [tensor for _, _, tensor in rebuilt.tensors])
-    with computing_in_float32(theirs):
-        a = [outputs_of(theirs, graph_of(theirs).input_structure, inputs) for inputs in sets]
-    b = [outputs_of(ours, graph_of(ours).input_structure, inputs) for inputs in sets]
+    a, b = _outputs(theirs, sets), _outputs(ours, sets)
     for index, name in enumerate(names):
         worst = difference([[outputs[index]] for outputs in a], [[outputs[index]] for outputs in b])
         if not worst <= TOLERANCE:

@@ -38,13 +38,12 @@ def widen_ranges(model: Any, told: frozenset[str] = frozenset()) -> frozenset[st
     widened: dict[str, str] = {}
     for place in tfmot_private.activation_quantizers(model):
         for variables in place.ranges:
-            low, high = (float(variables[end].numpy()) for end in ("min_var", "max_var"))
+            low, high = tfmot_private.ends_of(variables)
             narrowest, width = steps.narrowest(model.get_layer(place.layer))
             if high - low >= narrowest:
                 continue
             new = (-width / 2, width / 2) if low < 0 else (0.0, width)
-            variables["min_var"].assign(new[0])
-            variables["max_var"].assign(new[1])
+            tfmot_private.assign_ends(variables, *new)
             steps.widths[place.layer] = max(steps.widths[place.layer], width)
             widened[place.layer] = f"{place.layer} ({low:.3g} to {high:.3g}, now {new[0]:.3g} to {new[1]:.3g})"
     untold = [text for name, text in widened.items() if name not in told]
@@ -65,8 +64,7 @@ def _widen_channels(variables: dict[str, Any]) -> None:
     narrowest = widest * _NARROWEST_CHANNEL if widest > _TINY else 1.0
     narrow = bound < narrowest
     if narrow.any():
-        variables["min_var"].assign(np.where(narrow, -narrowest, low))
-        variables["max_var"].assign(np.where(narrow, narrowest, high))
+        tfmot_private.assign_ends(variables, np.where(narrow, -narrowest, low), np.where(narrow, narrowest, high))
 
 
 class _Steps:
@@ -76,8 +74,8 @@ class _Steps:
         self.widths: dict[str, float] = {}
         for place in tfmot_private.activation_quantizers(model):
             for pair in place.ranges:
-                width = float(pair["max_var"].numpy()) - float(pair["min_var"].numpy())
-                self.widths[place.layer] = max(self.widths.get(place.layer, 0.0), width)
+                low, high = tfmot_private.ends_of(pair)
+                self.widths[place.layer] = max(self.widths.get(place.layer, 0.0), high - low)
         self._largest: dict[str, float] = {}
         for name, _, _, pair in tfmot_private.weight_ranges(model):
             bound = float(np.max(np.maximum(-pair["min_var"].numpy(), pair["max_var"].numpy())))

@@ -44,8 +44,7 @@ def round_ranges(model: Any) -> None:
                 continue
             # As the kernel has it, in float32, a half up.
             below = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, _STEPS)
-            variables["min_var"].assign(-below * scale)
-            variables["max_var"].assign((_STEPS - below) * scale)
+            tfmot_private.assign_ends(variables, -below * scale, (_STEPS - below) * scale)
 
 
 def round_biases(model: Any) -> int:

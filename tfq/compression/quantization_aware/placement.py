@@ -191,10 +191,10 @@ class _Graph:
         before = node.inbound_layers
         if isinstance(before, import_tf_keras().layers.InputLayer):
             return is_real(before.output)
+        if passes_on(before) and not self._reason_to_leave(before):
+            return self._has_learned_range(before)
         place = self.place(before)
-        if isinstance(place, str) or place.config:
-            return isinstance(place, Placement) and (place.config or {}).get("output") == OBSERVED
-        return passes_on(before) and self._has_learned_range(before)
+        return isinstance(place, Placement) and (place.config or {}).get("output") == OBSERVED
 
     def _reason_to_leave(self, layer: Any) -> str | None:
         if isinstance(layer, self._model_class):

@@ -38,7 +38,7 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
                 f"qat: the activations of {name!r} on the calibration data are not finite ({low:g} to {high:g}): look "
                 "at the scale of the data, and at the weights of the model"
             )
-        _assign(variables, low, high)
+        tfmot_private.assign_ends(variables, low, high)
     unite_ranges(model)
     measure_weights(model)
     return batches
@@ -149,8 +149,3 @@ def _replaced(places: list[tfmot_private.ActivationQuantizer], other: Callable[[
 def _activation_ranges(model: Any) -> list[tuple[str, dict[str, Any]]]:
     """(layer, variables) of each range of activations, in layer order."""
     return [(place.layer, pair) for place in tfmot_private.activation_quantizers(model) for pair in place.ranges]
-
-
-def _assign(variables: dict[str, Any], low: Any, high: Any) -> None:
-    variables["min_var"].assign(low)
-    variables["max_var"].assign(high)

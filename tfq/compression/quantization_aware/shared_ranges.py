@@ -34,7 +34,7 @@ def shared_ranges(model: Any) -> list[list[Variables]]:
         return call
 
     ranges: dict[_Call, Variables] = {}
-    for call, layer, sources in _calls(model):
+    for call, (layer, sources) in _calls(model).items():
         variables = tfmot_private.output_variables(layer)
         if variables is not None:
             ranges[call] = variables
@@ -50,19 +50,17 @@ def shared_ranges(model: Any) -> list[list[Variables]]:
 def unite_ranges(model: Any) -> None:
     """Gives all of a group the range that holds those of each."""
     for group in shared_ranges(model):
-        low = min(float(pair["min_var"].numpy()) for pair in group)
-        high = max(float(pair["max_var"].numpy()) for pair in group)
+        lows, highs = zip(*map(tfmot_private.ends_of, group), strict=True)
         for pair in group:
-            pair["min_var"].assign(low)
-            pair["max_var"].assign(high)
+            tfmot_private.assign_ends(pair, min(lows), max(highs))
 
 
-def _calls(model: Any) -> list[tuple[_Call, Any, list[_Call]]]:
-    """(call, layer, the calls that it reads) of all that is in the model.
+def _calls(model: Any) -> dict[_Call, tuple[Any, list[_Call]]]:
+    """Each call in the model -> its layer, and the calls that it reads.
 
     By its tensors: a layer without fake quantization is in the model that tfmot made this one of as well.
     """
-    found: dict[_Call, tuple[_Call, Any, list[_Call]]] = {}
+    found: dict[_Call, tuple[Any, list[_Call]]] = {}
     waiting = [tensor._keras_history for tensor in model.outputs]
     while waiting:
         layer, index, _ = waiting.pop()
@@ -70,6 +68,6 @@ def _calls(model: Any) -> list[tuple[_Call, Any, list[_Call]]]:
         if call in found:
             continue
         read = [tensor._keras_history for tensor in layer.inbound_nodes[index].keras_inputs]
-        found[call] = call, layer, [(id(source.layer), source.node_index) for source in read]
+        found[call] = layer, [(id(source.layer), source.node_index) for source in read]
         waiting += read
-    return list(found.values())
+    return found

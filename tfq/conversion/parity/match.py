@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which value of the QAT model each tensor of the flatbuffer stands for."""
 
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,12 +151,11 @@ def _assigned(tensors: list[Tensor], forms: list[str], reference: ReferenceGraph
         if fitting:
             assigned[tensor.index] = fitting[0]
             free.remove(fitting[0])
-    left = [tensor.index for tensor in tensors if tensor.index not in assigned]
+    left = [tensor.index for tensor in tensors]
     if assigned:
         # The rounding that was meant has its tensor; what is left is what was there before it. What comes behind is
         # for a join, which has another scale.
-        meant = next(place for place, tensor in enumerate(tensors) if tensor.index in assigned)
-        left = [tensor.index for tensor in tensors[:meant]]
+        left = list(itertools.takewhile(lambda index: index not in assigned, left))
         free = free[:1] if free[:1] == forms[:1] else []
     return assigned | dict(zip(left, free[-len(left) :] if left else [], strict=False))
 
