@@ -204,6 +204,22 @@ def test_a_factor_and_an_offset_are_one_convolution_that_rounds_once(affine, tmp
     np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
 
 
+@pytest.mark.parametrize("affine", AFFINE, ids=lambda affine: affine.__name__)
+def test_a_model_is_fitted_by_batches_that_tell_no_shape(affine):
+    tf_keras, x = import_tf_keras(), images()
+    _, _, quantized = prepared(affine)
+
+    class Batches(tf_keras.utils.Sequence):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return x[:8], np.asarray(quantized(x[:8]))
+
+    quantized.compile("sgd", "mse")
+    quantized.fit(Batches(), verbose=0)
+
+
 def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it_and_needs_no_representative_dataset(tmp_path):
     def block(x):
         layers = import_tf_keras().layers

@@ -289,6 +289,23 @@ def test_the_result_can_be_cloned_and_reloaded(tmp_path):
     np.testing.assert_array_equal(again(x), ours(x))
 
 
+def test_the_result_is_fitted_by_batches_that_tell_no_shape():
+    keras, tf_keras = import_keras(), import_tf_keras()
+    model = chain(keras.layers.Conv2D(4, 3), keras.layers.RMSNormalization(axis=(1, -1)), shape=(6, 6, 3))
+    ours = to_tf_keras(stirred(model)).model
+
+    class Batches(tf_keras.utils.Sequence):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            x = fed(model)[0]
+            return x, np.asarray(ours(x))
+
+    ours.compile("sgd", "mse")
+    ours.fit(Batches(), verbose=0)
+
+
 def test_given_data_is_compared_too_and_must_fit():
     keras = import_keras()
     model = chain(keras.layers.Dense(2), shape=(4,))

@@ -154,26 +154,32 @@ def _convolved() -> list[type]:
     statistics: Any = layers.Normalization
     rescaling: Any = layers.Rescaling
 
-    def scaled(inputs: Any, factors: Any) -> Any:
-        channels = inputs.shape[-1]
-        kernel = tf.reshape(tf.broadcast_to(tf.cast(factors, inputs.dtype), [channels]), [1, 1, channels, 1])
-        return tf.nn.depthwise_conv2d(inputs, kernel, (1, 1, 1, 1), "VALID")
+    class ByChannel:
+        """scaled: inputs times factors, one or one for each channel, as that convolution."""
 
-    class ConvolvedBatchNormalization(normalization):
+        def build(self: Any, input_shape: Any) -> None:
+            self.channels = input_shape[-1]  # in fit the inputs have no known shape where the data tells none
+            super().build(input_shape)  # type: ignore[misc]
+
+        def scaled(self: Any, inputs: Any, factors: Any) -> Any:
+            kernel = tf.reshape(tf.broadcast_to(tf.cast(factors, inputs.dtype), [self.channels]), [1, 1, -1, 1])
+            return tf.nn.depthwise_conv2d(inputs, kernel, (1, 1, 1, 1), "VALID")
+
+    class ConvolvedBatchNormalization(ByChannel, normalization):
         """The converter folds it into the convolution by 1, which training does without."""
 
         def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
             is_inference = training is None or (isinstance(training, (bool, int)) and not training)
-            return super().call(scaled(inputs, 1.0) if is_inference else inputs, training=training, **kwargs)
+            return super().call(self.scaled(inputs, 1.0) if is_inference else inputs, training=training, **kwargs)
 
-    class ConvolvedRescaling(rescaling):
+    class ConvolvedRescaling(ByChannel, rescaling):
         def call(self, inputs: Any) -> Any:
             inputs = tf.cast(inputs, self.compute_dtype)
-            return scaled(inputs, self.scale) + tf.cast(self.offset, inputs.dtype)
+            return self.scaled(inputs, self.scale) + tf.cast(self.offset, inputs.dtype)
 
-    class ConvolvedNormalization(statistics):
+    class ConvolvedNormalization(ByChannel, statistics):
         def call(self, inputs: Any) -> Any:
-            return super().call(scaled(tf.cast(inputs, self.compute_dtype), 1.0))
+            return super().call(self.scaled(tf.cast(inputs, self.compute_dtype), 1.0))
 
     return [ConvolvedBatchNormalization, ConvolvedNormalization, ConvolvedRescaling]
 

@@ -65,25 +65,22 @@ def own_layers() -> Any:
 
     @register
     class RMSNormalization(base):
-        """x / sqrt(mean(x^2) + epsilon) * scale along `axis`."""
+        """x / sqrt(mean(x^2) + epsilon) * scale along `axis`; scale lies along the last axes, as in Keras."""
 
         def __init__(self, axis: Any = -1, epsilon: float = 1e-6, **kwargs: Any) -> None:
             super().__init__(**kwargs)
-            self.axis, self.epsilon = axis, epsilon
+            self.axis = [axis] if isinstance(axis, int) else sorted(axis)
+            self.epsilon = epsilon
             self.supports_masking = True
 
         def build(self, input_shape: Any) -> None:
-            axes = [self.axis] if isinstance(self.axis, int) else list(self.axis)
-            shape = [input_shape[axis] for axis in axes]
+            shape = [input_shape[axis] for axis in self.axis]
             self.scale = self.add_weight(name="scale", shape=shape, initializer="ones")
             super().build(input_shape)
 
         def call(self, inputs: Any) -> Any:
-            axes = [self.axis] if isinstance(self.axis, int) else list(self.axis)
-            axes = [axis % inputs.shape.rank for axis in axes]
-            wide = [inputs.shape[axis] if axis in axes else 1 for axis in range(inputs.shape.rank)]
-            power = tf.reduce_mean(tf.square(inputs), axis=axes, keepdims=True)
-            return inputs * tf.math.rsqrt(power + self.epsilon) * tf.reshape(self.scale, wide)
+            power = tf.reduce_mean(tf.square(inputs), axis=self.axis, keepdims=True)
+            return inputs * tf.math.rsqrt(power + self.epsilon) * self.scale
 
         def get_config(self) -> dict[str, Any]:
             return {**super().get_config(), "axis": self.axis, "epsilon": self.epsilon}
