@@ -216,20 +216,54 @@ def test_token_ids_of_any_integer_type_calibrate():
 
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
-def test_a_loop_is_refused_by_name_and_the_same_layer_unrolled_is_taken(keras):
+def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_user_built_them(keras):
     keras = keras()
-    x = np.random.default_rng(0).normal(size=(30, 4, 3)).astype(np.float32)
-
-    def recurrent(unroll):
-        return keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(5, unroll=unroll, name="memory")])
-
-    with pytest.raises(tfq.InputError, match=r"WHILE.*unroll=True"):
-        tfq.convert(recurrent(False), x)
-    unrolled = recurrent(True)
-    converted = tfq.convert(unrolled, x)
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    cells = [layers.LSTMCell(4), layers.GRUCell(3)]
+    recurrent = (
+        layers.LSTM(5, return_sequences=True),
+        layers.Bidirectional(layers.GRU(4, return_sequences=True)),
+        layers.RNN(cells, return_sequences=True),
+        layers.SimpleRNN(5),
+    )
+    model = keras.Sequential([keras.Input((6, 3)), *recurrent])
+    x = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)
+    wanted = np.asarray(model(x))
+    converted = tfq.convert(model, x)
     assert "WHILE" not in {op.name for op in flatbuffer.read(converted).main_subgraph.ops}
-    floating = tfq.convert(unrolled, config=tfq.ConversionConfig(scheme="float32"))
-    assert tfq.evaluate(converted, x, tfq.EvaluationConfig(num_runs=0), reference=floating).output_sqnr_db > 10
+    assert flatbuffer.audit_model(converted).scheme == "full_int8"
+    assert not model.layers[0].unroll
+    np.testing.assert_array_equal(model(x), wanted)
+    loops = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    assert "WHILE" in {op.name for op in flatbuffer.read(loops).main_subgraph.ops}
+    np.testing.assert_allclose(run_codes(loops, x)[0], wanted, atol=1e-5)
+
+
+def test_a_masked_recurrent_layer_is_unrolled_with_its_mask():
+    keras = import_keras()
+    keras.utils.set_random_seed(0)
+    words = keras.Input((7,), dtype="int32", name="words")
+    embedded = keras.layers.Embedding(20, 4, mask_zero=True)(words)
+    model = keras.Model(words, keras.layers.Dense(3)(keras.layers.GRU(6)(embedded)))
+    ids = np.random.default_rng(0).integers(0, 20, (40, 7)).astype(np.int32)
+    ids[::2, 3:] = 0
+    converted = tfq.convert(model, ids)
+    assert flatbuffer.audit_model(converted).scheme == "full_int8"
+    floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
+    assert tfq.evaluate(converted, ids, tfq.EvaluationConfig(num_runs=0), reference=floating).output_sqnr_db > 20
+
+
+def test_a_loop_that_is_not_unrolled_and_a_stateful_layer_are_refused_by_name():
+    keras = import_tf_keras()
+    layers = keras.layers
+    volume = keras.Sequential([keras.Input((4, 6, 6, 2)), layers.ConvLSTM2D(3, 3, name="memory")])
+    with pytest.raises(tfq.InputError, match=r"WHILE \(memory\).*dynamic"):
+        tfq.convert(volume, np.ones((8, 4, 6, 6, 2), np.float32))
+    stateful = keras.Sequential([keras.Input((4, 3), batch_size=1), layers.GRU(5, stateful=True, name="memory")])
+    for scheme in ("int8", "dynamic"):
+        with pytest.raises(tfq.InputError, match="memory: build them with stateful=False"):
+            tfq.convert(stateful, np.ones((8, 4, 3), np.float32), tfq.ConversionConfig(scheme=scheme))
 
 
 def test_an_unrolled_lstm_is_full_int8_and_the_same_bytes_every_time():

@@ -26,8 +26,9 @@ def tensorflow_min_max(model: bytes, samples: Samples) -> Ranges:
     ]
     if loops:
         raise InputError(
-            f"TensorFlow's calibrator crashes on control flow, and the model holds {', '.join(loops)}: build recurrent "
-            "layers with unroll=True"
+            f"TensorFlow's calibrator crashes on control flow, and the model holds {', '.join(loops)}: give the Keras "
+            "model, whose recurrent layers are unrolled (ConvLSTM of tf_keras and loops of your own are not), or "
+            "convert to a scheme that needs no ranges: dynamic, float16"
         )
     names = parsed.input_names
     # The calibrator takes lists, in the subgraph's own order.

@@ -173,7 +173,7 @@ def _advice(reason: str) -> str:
     if "pattern" in reason:
         return "Widen qat.layers to train it too"
     if "recurrent" in reason:
-        return "Give convert the representative data; unroll=True lets the converter quantize its loop"
+        return "Give convert the representative data; an int8 .tflite has a copy of its cell for each step"
     return "Give convert the representative data"
 
 

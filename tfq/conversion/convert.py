@@ -56,7 +56,7 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
         metadata["preprocessing"] = preprocessing
     if isinstance(model, (bytes, bytearray)):
         return _from_flatbuffer(bytes(model), dataset, config, metadata)
-    traced = model if isinstance(model, Trace) else trace(model, config.batch_size)
+    traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
     if traced.batch_size != config.batch_size:
         raise InputError(f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew")
     # By the names that the user gave, whether or not a tensor's name is left that tells of fake quantization.

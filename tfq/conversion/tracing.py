@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Keras model traced once, to be converted as often as its weights change."""
 
+import contextlib
 import functools
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfq.conversion.unrolling import refuse_stateful, unrolled
 from tfq.errors import InputError
 
 _WRAPPER = "quant_"
@@ -35,14 +37,17 @@ class Trace:
         return any(node.op.startswith("FakeQuantWithMinMaxVars") for nodes in bodies for node in nodes)
 
 
-def trace(model: Any, batch_size: int = 1) -> Trace:
+def trace(model: Any, batch_size: int = 1, *, unroll: bool = True) -> Trace:
     """Trace a functional or sequential model of either Keras (TensorFlow backend) for inference.
 
     batch_size: the fixed leading dimension of every input; 0 leaves it dynamic.
-    Raises InputError where an input's other dimensions are not all known, or the model is not built.
+    unroll: recurrent layers become one copy of their cell a step, as activation ranges need it; else they are loops.
+    Raises InputError where an input's other dimensions are not all known, the model is not built, or a recurrent layer
+    is stateful.
     """
     import tensorflow as tf
 
+    refuse_stateful(model)
     inputs, outputs = _symbolic(model)
     input_names = _input_names(model, inputs)
     specs = [
@@ -56,7 +61,8 @@ def trace(model: Any, batch_size: int = 1) -> Trace:
         return tf.nest.flatten(model(packed, training=False))
 
     # No autograph: layers bring their own, and a fresh function keeps the user's own tf.function caches out of it.
-    function = tf.function(infer, autograph=False).get_concrete_function(*specs)
+    with unrolled(model) if unroll else contextlib.nullcontext():
+        function = tf.function(infer, autograph=False).get_concrete_function(*specs)
     return Trace(
         function=function,
         input_names=input_names,
