@@ -70,4 +70,6 @@ def trace_once(model: Any, config: RunConfig) -> Any:
     """One traced function for all the conversions of a Keras model; a Trace and bytes are given back as they are."""
     from tfq.conversion import Trace, trace
 
-    return model if isinstance(model, (bytes, Trace)) else trace(model, config.conversion.batch_size)
+    if isinstance(model, (bytes, Trace)):
+        return model
+    return trace(model, config.conversion.batch_size, unroll=config.conversion.needs_ranges)
