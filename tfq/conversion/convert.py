@@ -11,6 +11,7 @@ from tfq import calibration, flatbuffer
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
+from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
 from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.conversion.targeting import as_trained, fitted, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
@@ -95,7 +96,7 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
     if config.scheme == "float32":
         return model
     if config.needs_ranges:
-        return _post_training(model, dataset, config)
+        return _post_training(in_quantizable_ops(model), dataset, config)
     return quantize_weights(model, config)
 
 
@@ -108,14 +109,14 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     if dataset is None and not granularity.moved:
         # As tfmot fake-quantizes a whole model: TensorFlow's own way, with the very weights of its fake quantization.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
-        content = fake_quant_flatbuffer(traced, *types)
+        content = with_kernels_of_int8(fake_quant_flatbuffer(traced, *types))
         warn_of_missing_ranges(content)
         return _signed(content, traced.input_names, traced.output_names, metadata)
     floating, ranges = ranged_flatbuffer(traced, graph_def)
-    floating = _signed(floating, traced.input_names, traced.output_names, metadata)
+    floating = in_quantizable_ops(_signed(floating, traced.input_names, traced.output_names, metadata))
     if dataset is not None:
         return _post_training(floating, dataset, config, ranges)
-    content = quantize_flatbuffer(flatbuffer.inject_ranges(floating, ranges), config)
+    content = with_kernels_of_int8(quantize_flatbuffer(flatbuffer.inject_ranges(floating, ranges), config))
     warn_of_missing_ranges(content)
     return content
 
@@ -132,7 +133,7 @@ def _post_training(model: bytes, dataset: Any, config: ConversionConfig, known: 
         warnings.warn(warning, TfqWarning, stacklevel=4)
     ranges = calibration.calibrate(model, samples.samples)
     model = flatbuffer.inject_ranges(model, {**ranges.values, **with_same_scales(model, known or {})})
-    return quantize_flatbuffer(model, config)
+    return with_kernels_of_int8(quantize_flatbuffer(model, config))
 
 
 def input_specs(model: bytes) -> list[InputSpec]:

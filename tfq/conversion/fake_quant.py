@@ -113,7 +113,7 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
         found = _take_out(graph, codes)
         _forget_handed_on(found, graph, edited.operatorCodes)
         ranges |= {(number, tensor): ends for tensor, ends in found.items() if tensor not in constants}
-    _forget_unused_ops(edited)
+    flatbuffer.forget_unused_codes(edited)
     return flatbuffer.pack(edited, len(model)), ranges
 
 
@@ -132,15 +132,6 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
             if behind in found and before not in found and not graph.tensors[before[1]].is_constant:
                 found[before] = found[behind]
     return found
-
-
-def _forget_unused_ops(edited: Any) -> None:
-    """Interpreters want a kernel for each operator code, used or not."""
-    used = sorted({op.opcodeIndex for graph in edited.subgraphs for op in graph.operators})
-    edited.operatorCodes = [edited.operatorCodes[index] for index in used]
-    for graph in edited.subgraphs:
-        for op in graph.operators:
-            op.opcodeIndex = used.index(op.opcodeIndex)
 
 
 def _take_out(graph: Any, codes: list[int]) -> dict[int, tuple[float, float]]:

@@ -163,11 +163,7 @@ class _Rewriter:
         model = self._model
         # It was reckoned from the versions of the ops that were there before.
         model.metadata = [entry for entry in model.metadata or [] if entry.name != b"min_runtime_version"]
-        used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
-        used |= {entry.buffer for entry in model.metadata}
-        for index, buffer in enumerate(model.buffers):
-            if index not in used:
-                buffer.data = None
+        flatbuffer.forget_unused_constants(model)
         return model
 
     def _values(self, plan: _Plan) -> NDArray | None:
@@ -214,7 +210,7 @@ class _Rewriter:
             many = len(stored.quantization.scale) > 1
             version = _DEQUANTIZE_VERSIONS["per_channel" if many else "per_tensor"]
         op = generated.OperatorT()
-        op.opcodeIndex = self._code(generated.BuiltinOperator.DEQUANTIZE, version)
+        op.opcodeIndex = flatbuffer.operator_code(self._model, generated.BuiltinOperator.DEQUANTIZE, version)
         op.inputs, op.outputs = [source], [target]
         op.builtinOptionsType = generated.BuiltinOptions.DequantizeOptions
         op.builtinOptions = generated.DequantizeOptionsT()
@@ -229,16 +225,8 @@ class _Rewriter:
             return
         changed = edited.operators[op.index]
         version = _HYBRID_VERSIONS[op.name][len(weight.quantization.scale) > 1]
-        changed.opcodeIndex = self._code(getattr(self._generated.BuiltinOperator, op.name), version)
+        changed.opcodeIndex = flatbuffer.operator_code(
+            self._model, getattr(self._generated.BuiltinOperator, op.name), version
+        )
         if op.name == "FULLY_CONNECTED":
             changed.builtinOptions.asymmetricQuantizeInputs = True
-
-    def _code(self, builtin: int, version: int) -> int:
-        """The index of the operator code, added if it is not there."""
-        for index, code in enumerate(self._model.operatorCodes):
-            if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version:
-                return index
-        code = self._generated.OperatorCodeT()
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
-        self._model.operatorCodes.append(code)
-        return len(self._model.operatorCodes) - 1

@@ -17,6 +17,12 @@ from tfq.flatbuffer.edit import (
     unpack,
     write_metadata,
 )
+from tfq.flatbuffer.objects import (
+    forget_unused_codes,
+    forget_unused_constants,
+    forget_unused_tensors,
+    operator_code,
+)
 from tfq.flatbuffer.reader import read
 from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
 from tfq.flatbuffer.targets import TARGETS, Target
@@ -37,7 +43,11 @@ __all__ = [
     "audit_model",
     "constant_values",
     "edit_model",
+    "forget_unused_codes",
+    "forget_unused_constants",
+    "forget_unused_tensors",
     "inject_ranges",
+    "operator_code",
     "pack",
     "read",
     "read_metadata",

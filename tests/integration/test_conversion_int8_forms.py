@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ops without an int8 form of TensorFlow's come out in int8, and the float function stays what it was."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq import flatbuffer
+from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
+from tfq.keras_bridge import import_keras, import_tf_keras
+from tfq.runners import LocalRunner, RunRequest
+
+SHAPE = (6, 6, 4)
+FLOAT_ENDS = {"inference_input_type": "float32", "inference_output_type": "float32"}
+
+
+def images(count=40):
+    return np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float32)
+
+
+def squared(x):
+    return import_keras().ops.square(x)
+
+
+def negated(x):
+    return import_keras().ops.negative(x)
+
+
+def group_normalized(x):
+    return import_keras().layers.GroupNormalization(2)(x)
+
+
+def selected_by_a_condition(x):
+    ops = import_keras().ops
+    return x * ops.cast(ops.any(ops.not_equal(x, 100.0), axis=-1, keepdims=True), "float32")
+
+
+FORMS = {squared: "SQUARE", negated: "NEG", group_normalized: "SQUARE"}
+
+
+def model_of(block):
+    keras = import_keras()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, keras.layers.Conv2D(3, 1)(block(keras.layers.Conv2D(4, 1)(inputs))))
+
+
+def ran(model, x):
+    return LocalRunner().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+
+
+def op_names(model):
+    return [op.name for op in flatbuffer.read(model).main_subgraph.ops]
+
+
+def converted(model, x, **config):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfq.TfqWarning)  # of few samples
+        return tfq.convert(model, x, tfq.ConversionConfig(**config))
+
+
+def sqnr_db(wanted, got):
+    return 10 * np.log10(np.mean((wanted - wanted.mean(axis=0)) ** 2) / np.mean((wanted - got) ** 2))
+
+
+@pytest.mark.parametrize("block", FORMS, ids=lambda block: block.__name__)
+def test_the_rewritten_float_flatbuffer_is_the_same_to_the_bit_and_the_int8_one_is_all_int8(block):
+    x, model = images(), model_of(block)
+    floating = converted(model, None, scheme="float32")
+    assert FORMS[block] in op_names(floating)
+    rewritten = in_quantizable_ops(floating)
+    assert FORMS[block] not in op_names(rewritten)
+    np.testing.assert_array_equal(ran(rewritten, x), ran(floating, x))
+    quantized = converted(model, x, **FLOAT_ENDS)
+    audit = tfq.AuditConfig(require="full_int8", **FLOAT_ENDS)
+    assert tfq.audit(quantized, audit).ok
+    assert sqnr_db(ran(floating, x), ran(quantized, x)) > 25
+
+
+def test_a_condition_becomes_a_choice_between_one_and_zero():
+    x, model = images(), model_of(selected_by_a_condition)
+    x[::2, :3] = 0
+    floating = converted(model, None, scheme="float32")
+    rewritten = in_quantizable_ops(floating)
+    assert ("CAST" in op_names(floating), "CAST" in op_names(rewritten)) == (True, False)
+    np.testing.assert_array_equal(ran(rewritten, x), ran(floating, x))
+
+
+def test_another_power_and_whole_numbers_stay_as_they_are():
+    ops = import_keras().ops
+    floating = converted(model_of(lambda x: ops.power(ops.abs(x), 3.0)), None, scheme="float32")
+    rewritten = in_quantizable_ops(floating)
+    assert sorted(op_names(rewritten)) == sorted(op_names(floating))
+    np.testing.assert_array_equal(ran(rewritten, images()), ran(floating, images()))
+
+
+@pytest.mark.parametrize("is_trained", [False, True], ids=["post_training", "quantization_aware"])
+def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained, monkeypatch):
+    tf_keras, x = import_tf_keras(), images()
+    tf_keras.utils.set_random_seed(0)
+    layers = tf_keras.layers
+    inputs = layers.Input(SHAPE)
+    shared = layers.Conv2D(4, 3, activation="elu", name="first")(inputs)
+    model = tf_keras.Model(inputs, layers.Add()([layers.Activation("elu", name="second")(shared), shared]))
+
+    def fit(trained, callbacks):
+        trained.compile("sgd", "mse")
+        trained.fit(x, model.predict(x, verbose=0), callbacks=callbacks, verbose=0)
+
+    result = tfq.qat(model, fit, calibration=x) if is_trained else model
+    quantized = converted(result, x)
+    report = tfq.audit(quantized, tfq.AuditConfig(require="full_int8"))
+    assert report.ok, report.to_text()
+    parsed = flatbuffer.read(quantized)
+    layers_of = [op.keras_layer for op in parsed.main_subgraph.ops if op.name == "ELU"]
+    assert layers_of == ["first", "second"]
+    assert parsed.signatures[0].outputs
+    monkeypatch.setattr("tfq.conversion.convert.with_kernels_of_int8", lambda model: model)
+    island = converted(result, x)
+    assert flatbuffer.audit_model(island).scheme == "mixed"
+    codes = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)
+    difference = ran(quantized, codes).astype(int) - ran(island, codes)
+    assert np.abs(difference).max() <= 1
+
+
+def test_an_op_whose_float_output_leaves_the_model_stays_in_float():
+    tf_keras = import_tf_keras()
+    inputs = tf_keras.Input(SHAPE)
+    model = tf_keras.Model(inputs, tf_keras.layers.Activation("elu")(tf_keras.layers.Conv2D(4, 1)(inputs)))
+    quantized = converted(model, images(), **FLOAT_ENDS)
+    assert op_names(quantized)[-1] == "ELU"
+    assert with_kernels_of_int8(quantized) == quantized

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ops that TensorFlow's quantizer (2.21) leaves in float, though TFLite's kernels can compute the same in int8.
+
+Before it, on the float flatbuffer and exact to the bit, what is another op's work: a square is a product. After it, on
+the integer one, what it does not know has an int8 kernel: the op takes the codes on both sides of its float island.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tfq import flatbuffer
+from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
+
+_QUANTIZE, _DEQUANTIZE = OPERATORS.index("QUANTIZE"), OPERATORS.index("DEQUANTIZE")
+_FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
+_REWRITTEN = ("SQUARE", "NEG", "CAST")
+_HAVE_KERNEL = ("ELU",)
+
+
+def in_quantizable_ops(model: bytes) -> bytes:
+    """A float flatbuffer with the same tensors and values, each bit of them, in ops that the quantizer knows.
+
+    x² becomes x * x, -x becomes x * -1, and a condition cast to 0 and 1 selects them.
+    """
+    if not _holds(model, _REWRITTEN):
+        return model
+    edited = flatbuffer.unpack(model)
+    for graph in edited.subgraphs:
+        for op in graph.operators:
+            _rewrite(edited, graph, op)
+    flatbuffer.forget_unused_codes(edited)
+    return flatbuffer.pack(edited, len(model))
+
+
+def with_kernels_of_int8(model: bytes) -> bytes:
+    """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores."""
+    if not _holds(model, _HAVE_KERNEL):
+        return model
+    edited = flatbuffer.unpack(model)
+    if sum(_lift(edited, graph) for graph in edited.subgraphs) == 0:
+        return model
+    flatbuffer.forget_unused_codes(edited)
+    flatbuffer.forget_unused_tensors(edited)
+    return flatbuffer.pack(edited, len(model))
+
+
+def _holds(model: bytes, names: tuple[str, ...]) -> bool:
+    return any(op.name in names for graph in flatbuffer.read(model).subgraphs for op in graph.ops)
+
+
+def _rewrite(edited: Any, graph: Any, op: Any) -> None:
+    from ai_edge_litert import schema_py_generated as generated
+
+    name, first = _name(edited, op), int(op.inputs[0])
+    is_float = graph.tensors[int(op.outputs[0])].type == _FLOAT32
+    if not is_float or (name != "CAST" and graph.tensors[first].type != _FLOAT32):
+        return
+    if name in ("SQUARE", "NEG"):
+        factor = first if name == "SQUARE" else _add_constant(edited, graph, -1.0)
+        options = generated.MulOptionsT()
+        _become(edited, op, "MUL", [first, factor], generated.BuiltinOptions.MulOptions, options)
+    elif name == "CAST" and graph.tensors[first].type == _BOOL:
+        one, zero = _add_constant(edited, graph, 1.0), _add_constant(edited, graph, 0.0)
+        options = generated.SelectV2OptionsT()
+        _become(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
+
+
+def _lift(edited: Any, graph: Any) -> int:
+    """Let the ops compute on codes where nobody needs what they get or give in float; how many do."""
+    quantizes = [op for op in graph.operators if _code(edited, op) == _QUANTIZE and _is_int8(graph, op.outputs)]
+    dequantizes = [op for op in graph.operators if _code(edited, op) == _DEQUANTIZE and _is_int8(graph, op.inputs)]
+    given = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
+    made = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
+    chosen = {int(op.outputs[0]): op for op in graph.operators if _name(edited, op) in _HAVE_KERNEL}
+
+    def is_free(tensor: int, op: Any) -> bool:
+        source, readers = int(op.inputs[0]), [each for each in graph.operators if tensor in map(int, each.inputs)]
+        others = [each for each in readers if int(each.outputs[0]) not in chosen]
+        return (
+            (source in given or source in chosen)
+            and [int(each.outputs[0]) for each in others] == [made.get(tensor)]
+            and tensor not in map(int, graph.outputs)
+        )
+
+    while blocked := [tensor for tensor, op in chosen.items() if not is_free(tensor, op)]:
+        for tensor in blocked:
+            del chosen[tensor]
+    graph.operators = [op for op in graph.operators if not (op in quantizes and int(op.inputs[0]) in chosen)]
+    for tensor, op in chosen.items():
+        source, codes = int(op.inputs[0]), graph.tensors[made[tensor]]
+        # A layer is known by the name of what it gives.
+        graph.tensors[tensor].name, codes.name = codes.name, graph.tensors[tensor].name
+        op.inputs, op.outputs = [given[source] if source in given else made[source]], [made[tensor]]
+    needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
+    graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
+    return len(chosen)
+
+
+def _is_int8(graph: Any, tensors: Any) -> bool:
+    return bool(graph.tensors[int(tensors[0])].type == _INT8)
+
+
+def _become(edited: Any, op: Any, name: str, inputs: list[int], kind: int, options: Any) -> None:
+    op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 1)
+    op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
+
+
+def _add_constant(edited: Any, graph: Any, value: float) -> int:
+    from ai_edge_litert import schema_py_generated as generated
+
+    buffer, tensor = generated.BufferT(), generated.TensorT()
+    buffer.data = np.frombuffer(np.float32(value).tobytes(), np.uint8)
+    edited.buffers.append(buffer)
+    tensor.shape, tensor.type, tensor.buffer = [], _FLOAT32, len(edited.buffers) - 1
+    tensor.name = f"tfq/constant_{len(graph.tensors)}"
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def _code(edited: Any, op: Any) -> int:
+    return int(edited.operatorCodes[op.opcodeIndex].builtinCode)
+
+
+def _name(edited: Any, op: Any) -> str:
+    return OPERATORS[_code(edited, op)]
