@@ -24,7 +24,7 @@ DEFAULT_LIMIT = 256
 # Two, for a kernel in fixed point may round once more than the QAT model does, and once the other way.
 DEFAULT_TOLERANCE_LSB = 2.0
 # Codes of intermediate tensors that are kept at a time, and float values of the QAT model beside them.
-_CODE_BYTES, _FLOAT_BYTES, _LARGEST_BATCH = 256 << 20, 32 << 20, 64
+_CODE_BYTES, _FLOAT_BYTES, _LARGEST_BATCH = 256 << 20, 256 << 20, 64
 
 
 def qat_parity(
