@@ -289,6 +289,28 @@ def test_the_result_can_be_cloned_and_reloaded(tmp_path):
     np.testing.assert_array_equal(again(x), ours(x))
 
 
+def test_activity_is_regularized_as_before():
+    layers = import_keras().layers
+    regularized = layers.Dense(8, activity_regularizer="l1"), layers.ActivityRegularization(l1=0.2, l2=0.1)
+    model = chain(*regularized, layers.ReLU(activity_regularizer="l2"), shape=(10,))
+    ours, x = to_tf_keras(model).model, np.ones((4, 10), "float32")
+    model(x), ours(x)
+    np.testing.assert_allclose([float(loss) for loss in ours.losses], [float(loss) for loss in model.losses], rtol=1e-6)
+    assert len(ours.losses) == 3
+
+
+def test_the_batch_that_a_sequential_was_built_by_is_not_built_in():
+    keras = import_keras()
+    model = keras.Sequential([keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)])
+    model(np.zeros((3, 5), "float32"))
+    result = to_tf_keras(model)
+    assert result.model.inputs[0].shape[0] is None
+    assert "batch size of 3" in result.notes[0]
+    remembering = keras.Sequential([keras.layers.LSTM(4, stateful=True)])
+    remembering(np.zeros((3, 5, 2), "float32"))
+    assert to_tf_keras(remembering).model.inputs[0].shape[0] == 3
+
+
 def test_the_result_is_fitted_by_batches_that_tell_no_shape():
     keras, tf_keras = import_keras(), import_tf_keras()
     model = chain(keras.layers.Conv2D(4, 3), keras.layers.RMSNormalization(axis=(1, -1)), shape=(6, 6, 3))

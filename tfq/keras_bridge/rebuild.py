@@ -114,12 +114,21 @@ class _Rebuilding:
         shape = tuple(tensor.shape)
         ours = import_tf_keras().Input(
             shape=shape[1:],
-            batch_size=shape[0],
+            batch_size=self._batch_size(shape[0]),
             name=self.names.take(layer.name, ""),
             dtype="float32" if dtype in NARROW else dtype,
         )
         self._record(layer.name, [layer_of(ours)])
         return ours
+
+    def _batch_size(self, built_in: int | None) -> int | None:
+        """None for a Sequential that was built by its first batch: it means nothing but to a layer with a state."""
+        by_chance = isinstance(self.source, import_keras().Sequential) and not any(
+            getattr(layer, "stateful", False) for layer in self.source._flatten_layers()
+        )
+        if built_in is not None and by_chance:
+            self.rebuilt.notes.append(f"the batch size of {built_in}, by which the model was built, is left open")
+        return None if by_chance else built_in
 
     def _run(self, graph: Graph, ours: dict[int, Any], path: str, frozen: bool) -> None:
         for call in _needed(graph):

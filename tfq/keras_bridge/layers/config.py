@@ -17,7 +17,7 @@ from tfq.keras_bridge.untranslatable import Untranslatable
 WITHOUT_EFFECT = {"seed", "use_cudnn", "flash_attention", "autocast", "synchronized", "dtype", "name", "trainable"}
 ACTIVATIONS = ("activation", "recurrent_activation")
 # Options that tf_keras' constructors take without naming them; only layers that have them say them.
-TAKEN_UNNAMED = {"zero_output_for_mask"}
+TAKEN_UNNAMED = {"zero_output_for_mask", "activity_regularizer"}
 NARROW = ("float16", "bfloat16", "float64")
 
 Note = Callable[[str], None]

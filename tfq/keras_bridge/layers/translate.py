@@ -52,6 +52,13 @@ def _same(layer: Any, making: Making) -> Translation:
     return Translation(layers=(cls(name=making.name, **translated_config(layer, cls, making.note)),))
 
 
+def _activity_regularization(layer: Any, making: Making) -> Translation:
+    cls = import_tf_keras().layers.ActivityRegularization
+    config = translated_config(layer, cls, making.note)
+    del config["activity_regularizer"]  # made of l1 and l2
+    return Translation(layers=(cls(name=making.name, **config),))
+
+
 def _ending_in_activation(layer: Any, making: Making) -> Translation:
     """As `_same`; an activation that tf_keras has no name for becomes a layer of its own, as tfmot wants it."""
     cls = getattr(import_tf_keras().layers, type(layer).__name__)
@@ -196,7 +203,7 @@ TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
     **{f"{kind}{rank}": _same for kind in ("SpatialDropout", "ConvLSTM") for rank in _3D},
     **dict.fromkeys(("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract"), _same),
     **dict.fromkeys(("BatchNormalization", "GroupNormalization", "LayerNormalization", "UnitNormalization"), _same),
-    **dict.fromkeys(("ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"), _same),
+    **dict.fromkeys(("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"), _same),
     **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention", "Embedding", "Masking"), _same),
     **dict.fromkeys(("GRU", "GRUCell", "LSTM", "LSTMCell", "SimpleRNN", "SimpleRNNCell"), _same),
     **dict.fromkeys(("ELU", "PReLU", "ReLU", "Softmax", "Identity", "CategoryEncoding", "CenterCrop"), _same),
@@ -204,6 +211,7 @@ TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
     **dict.fromkeys(("LayerScale", "StochasticDepth", "RMSNormalization"), _own),
     **dict.fromkeys(AUGMENTATION, _augmentation),
     "Activation": _activation,
+    "ActivityRegularization": _activity_regularization,
     "Bidirectional": _bidirectional,
     "CustomScaleLayer": _scaled_sum,
     "Discretization": _discretization,
