@@ -38,6 +38,10 @@ INT8 = {
     "absolute": (lambda o, x: o.absolute(x - 1.0), K),
     "exp": (lambda o, x: o.exp(x), "Activation"),
     "log": (lambda o, x: o.log(x), K),
+    "squareplus": (lambda o, x: o.squareplus(x), K),
+    "rms": (lambda o, x: o.rms_normalization(x, ROW), K),
+    "elu": (lambda o, x: o.elu(x - 1.0), "ELU"),
+    "layer_normalization": (lambda o, x: o.layer_normalization(x, ROW, ROW), K),
     "rsqrt": (lambda o, x: o.rsqrt(x), K),
     "maximum": (lambda o, x: o.maximum(x, o.tanh(x)), "Maximum"),
     "maximum_zero": (lambda o, x: o.maximum(x - 0.75, 0.0), "ReLU"),
@@ -141,10 +145,6 @@ FLOAT = {
     "cumsum": (lambda o, x: o.cumsum(x, axis=1), K),
     "cast_int": (lambda o, x: o.cast(3.0 * x, "int32"), K),
     "mod": (lambda o, x: x % 0.75, K),
-    "squareplus": (lambda o, x: o.squareplus(x), K),
-    "rms": (lambda o, x: o.rms_normalization(x, ROW), K),
-    "elu": (lambda o, x: o.elu(x - 1.0), "ELU"),
-    "layer_normalization": (lambda o, x: o.layer_normalization(x, ROW, ROW), K),
 }
 
 # The converter refuses the whole model: Erf and ResizeBicubic have no TFLite op, nor has the BitwiseAnd with which
