@@ -247,6 +247,26 @@ def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
     assert [layer.layer for layer in found.layers if layer.op in ("CONV_2D", "FULLY_CONNECTED")][-1] == "head"
 
 
+def test_tensors_in_another_order_than_the_models_are_not_held_against_it():
+    """A dilated convolution cuts its images up, in the model; the flatbuffer swaps axes of a LayerNormalization."""
+    keras = import_tf_keras()
+    with deterministic(0):
+        series = keras.Input((24, 3), name="series")
+        x = keras.layers.Conv1D(8, 3, padding="causal", dilation_rate=2, activation="relu", name="dilated")(series)
+        x = keras.layers.LayerNormalization(name="norm")(x)
+        x = keras.layers.Dense(3, name="head")(keras.layers.GlobalAveragePooling1D(name="pool")(x))
+        model = keras.Model(series, x)
+    data = noise(model, 48)
+    quantized = untrained_qat_model(model, data)
+    found = qat_parity(quantized, tfq.convert(quantized, data.inputs["x"]), data)
+    convolution = [layer for layer in found.layers if layer.layer == "dilated"]
+    assert [layer.op for layer in convolution][-1] == "CONV_2D"
+    assert all(layer.agreement == 1 for layer in convolution)
+    normalization = [layer for layer in found.layers if layer.layer == "norm"]
+    assert min(layer.sqnr_db for layer in normalization) > 15
+    assert any("in another order" in reason for reason in found.skipped.values())
+
+
 def test_other_types_of_inputs_and_outputs_are_the_same_model(trained, parity):
     model, _, data = trained
     for kind in ("uint8", "float32"):

@@ -90,8 +90,8 @@ class _Comparison:
         named = candidates(self._graph, self._reference, inputs)
         with self._reference.evaluator() as own:
             values = list({value for values in named.values() for value in values})
-            sizes = dict(zip(values, (array.size for array in own.run(values, self._bound(example))), strict=True))
-        matches, self._skipped = match(self._graph, self._reference, named, sizes)
+            shapes = dict(zip(values, (array.shape for array in own.run(values, self._bound(example))), strict=True))
+        matches, self._skipped = match(self._graph, self._reference, named, shapes)
         check_origin(matches, named, traced.model.name)
         self._layers = [LayerTally(each) for each in matches]
         self._outputs = output_tallies(self._parsed)

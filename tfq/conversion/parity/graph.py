@@ -19,6 +19,7 @@ from tfq.conversion.tracing import Trace, unwrapped
 # The ends of its range are inputs of the first, attributes of the second.
 _FAKE_QUANTS = _LEARNED, _FIXED = "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"
 _ADDITIONS = ("Add", "AddV2", "BiasAdd", "Sub")
+_SCATTERS, _GATHERS = "SpaceToBatchND", "BatchToSpaceND"
 # IdentityN, in which a gradient of its own is wrapped, as swish's: what it gives out first is what it read first.
 _PASSES_ON = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics")
 
@@ -35,11 +36,16 @@ class ReferenceGraph:
         self._place = {name: place for place, name in enumerate(_in_order(self._nodes))}
         self._consumers: dict[str, list[str]] = {}
         self._data = {_op(value) for value in self.inputs}
+        # A dilated convolution's, cut into images of their own: no tensor of the flatbuffer has that order.
+        self._scattered: set[str] = set()
         for name in self._place:
-            for source in _inputs(self._nodes[name]):
+            sources, kind = _inputs(self._nodes[name]), self._nodes[name].op
+            for source in sources:
                 self._consumers.setdefault(source, []).append(name)
                 if _op(source) in self._data:
                     self._data.add(name)
+            if kind == _SCATTERS or (kind != _GATHERS and not self._scattered.isdisjoint(map(_op, sources))):
+                self._scattered.add(name)
 
     def named_in(self, tensor_name: str, output: int = 0) -> list[str]:
         """Values of the ops in a tensor's name that compute something of the inputs, in the order of the graph.
@@ -117,7 +123,7 @@ class ReferenceGraph:
         plain, _, number = part.partition(":")
         while plain not in self._nodes and plain[-1:].isdigit():
             plain = plain[:-1]
-        if plain not in self._nodes or plain not in self._data:
+        if plain not in self._data or plain in self._scattered:
             return None
         return f"{plain}:{number if number.isdigit() else output}"
 

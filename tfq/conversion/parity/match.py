@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,22 +70,23 @@ def candidates(graph: Subgraph, reference: ReferenceGraph, inputs: Sequence[str]
 
 
 def match(
-    graph: Subgraph, reference: ReferenceGraph, named: Mapping[int, list[str]], sizes: Mapping[str, int]
+    graph: Subgraph, reference: ReferenceGraph, named: Mapping[int, list[str]], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[Match], dict[str, str]]:
     """(matches in the order of `code_tensors`, {name of a tensor: why it has none}).
 
-    named: `candidates`. sizes: of each of their values, numbers an example.
+    named: `candidates`. shapes: of each of their values, for one example.
     """
     ops = {tensor.index: op for tensor, op, _ in code_tensors(graph)}
     origins: dict[str, list[Tensor]] = {}
     skipped = {}
     for index, values in named.items():
         tensor = graph.tensors[index]
-        fitting = [value for value in values if sizes.get(value) == _numbers(graph, tensor)]
+        fitting = [value for value in values if value in shapes and _same_order(graph, tensor, shapes[value])]
         if fitting:
             origins.setdefault(reference.computed(fitting[-1]), []).append(tensor)
         elif values:
-            skipped[tensor.name] = f"{reference.layer_of(values[-1])} gives another number of values in the QAT model"
+            layer = reference.layer_of(values[-1])
+            skipped[tensor.name] = f"{layer} gives another number of values in the QAT model, or in another order"
         else:
             skipped[tensor.name] = "the QAT model has no op of this name"
     chosen: dict[int, str] = {}
@@ -216,3 +218,17 @@ def _layers(value: str, cuts: list[str], reference: ReferenceGraph, name: str) -
 def _numbers(graph: Subgraph, tensor: Tensor) -> int:
     shapes = [each.shape for each in graph.input_tensors if each.shape]
     return math.prod(tensor.shape) // max(1, shapes[0][0] if shapes else 1)
+
+
+def _same_order(graph: Subgraph, tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether an example's numbers are as many, and one behind the other, as in a value of this shape for one example.
+
+    By what is counted of them from the last axis on: (4, 6, 1) and (1, 24) are one order, (4, 6) and (6, 4) two.
+    """
+    numbers = _numbers(graph, tensor)
+    ours, theirs = ({count for count in _from_the_end(each) if count < numbers} for each in (tensor.shape, shape))
+    return math.prod(shape) == numbers and (ours <= theirs or theirs <= ours)
+
+
+def _from_the_end(shape: tuple[int, ...]) -> set[int]:
+    return set(itertools.accumulate(reversed(shape), operator.mul))
