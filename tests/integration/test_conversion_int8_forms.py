@@ -79,6 +79,16 @@ def test_the_rewritten_float_flatbuffer_is_the_same_to_the_bit_and_the_int8_one_
     assert sqnr_db(ran(floating, x), ran(quantized, x)) > 25
 
 
+def test_a_file_with_operators_in_the_old_field_alone_is_rewritten_too():
+    edited = flatbuffer.unpack(converted(model_of(squared), None, scheme="float32"))
+    for code in edited.operatorCodes:
+        code.deprecatedBuiltinCode, code.builtinCode = code.builtinCode, 0
+    old = flatbuffer.pack(edited, 10_000)
+    rewritten = in_quantizable_ops(old)
+    assert ("SQUARE" in op_names(old), "SQUARE" in op_names(rewritten)) == (True, False)
+    np.testing.assert_array_equal(ran(rewritten, images()), ran(old, images()))
+
+
 def test_a_condition_becomes_a_choice_between_one_and_zero():
     x, model = images(), model_of(selected_by_a_condition)
     x[::2, :3] = 0

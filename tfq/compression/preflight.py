@@ -161,7 +161,7 @@ def _verdict(
         prunable=None in pruning,
         qat=PTQ_ONLY if left else QAT,
         reason=f"{reason}; not pruned: {why_not}" if why_not else reason,
-        advice=_advice(left[0]) if left else "",
+        advice=_advice(left[0], layers) if left else "",
     )
 
 
@@ -169,9 +169,11 @@ def _any_config(found: list[placement.Placement | str]) -> bool:
     return any(isinstance(place, placement.Placement) and place.config for place in found)
 
 
-def _advice(reason: str) -> str:
+def _advice(reason: str, layers: list[Any]) -> str:
     if "pattern" in reason:
         return "Widen qat.layers to train it too"
+    if any(type(layer).__name__.startswith("ConvLSTM") for layer in layers):
+        return "Convert to a scheme without ranges, such as dynamic: its loop cannot be unrolled"
     if "recurrent" in reason:
         return "Give convert the representative data; an int8 .tflite has a copy of its cell for each step"
     return "Give convert the representative data"

@@ -12,7 +12,6 @@ import numpy as np
 from tfq import flatbuffer
 from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
 
-_QUANTIZE, _DEQUANTIZE = OPERATORS.index("QUANTIZE"), OPERATORS.index("DEQUANTIZE")
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
 _REWRITTEN = ("SQUARE", "NEG", "CAST")
 _HAVE_KERNEL = ("ELU",)
@@ -68,11 +67,12 @@ def _rewrite(edited: Any, graph: Any, op: Any) -> None:
 
 def _lift(edited: Any, graph: Any) -> int:
     """Let the ops compute on codes where nobody needs what they get or give in float; how many do."""
-    quantizes = [op for op in graph.operators if _code(edited, op) == _QUANTIZE and _is_int8(graph, op.outputs)]
-    dequantizes = [op for op in graph.operators if _code(edited, op) == _DEQUANTIZE and _is_int8(graph, op.inputs)]
+    named = [(_name(edited, op), op) for op in graph.operators]
+    quantizes = [op for name, op in named if name == "QUANTIZE" and _is_int8(graph, op.outputs)]
+    dequantizes = [op for name, op in named if name == "DEQUANTIZE" and _is_int8(graph, op.inputs)]
     given = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
     made = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
-    chosen = {int(op.outputs[0]): op for op in graph.operators if _name(edited, op) in _HAVE_KERNEL}
+    chosen = {int(op.outputs[0]): op for name, op in named if name in _HAVE_KERNEL}
 
     def is_free(tensor: int, op: Any) -> bool:
         source, readers = int(op.inputs[0]), [each for each in graph.operators if tensor in map(int, each.inputs)]
@@ -118,9 +118,8 @@ def _add_constant(edited: Any, graph: Any, value: float) -> int:
     return len(graph.tensors) - 1
 
 
-def _code(edited: Any, op: Any) -> int:
-    return int(edited.operatorCodes[op.opcodeIndex].builtinCode)
-
-
 def _name(edited: Any, op: Any) -> str:
-    return OPERATORS[_code(edited, op)]
+    """The op's name in the schema; empty where it is newer than ours. Old files have its number in another field."""
+    code = edited.operatorCodes[op.opcodeIndex]
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return OPERATORS[number] if number < len(OPERATORS) else ""
