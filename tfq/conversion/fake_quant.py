@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq import flatbuffer
-from tfq.flatbuffer.schema import OPERATORS
 
 _PREFIX = "FakeQuantWithMinMaxVars"
 _PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
 # Between a weight and its fake quantization: what moves values, or passes them on.
 _MOVES = frozenset(("Identity", "Reshape", "Transpose", "ExpandDims", "Squeeze", "ReadVariableOp", "Mul"))
-
-_QUANTIZE, _DEQUANTIZE = OPERATORS.index("QUANTIZE"), OPERATORS.index("DEQUANTIZE")
-_MEAN = OPERATORS.index("MEAN")
 
 # Their output has the scale of their first input; the quantizer may take it from either.
 _MOVES_CODES = """
@@ -106,12 +102,11 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
     edited = flatbuffer.unpack(model)
     ranges: Ranges = {}
     for number, graph in enumerate(edited.subgraphs):
-        codes = [edited.operatorCodes[op.opcodeIndex].builtinCode for op in graph.operators]
         constants = {
             index for index, tensor in enumerate(graph.tensors) if edited.buffers[tensor.buffer].data is not None
         }
-        found = _take_out(graph, codes)
-        _forget_handed_on(found, graph, edited.operatorCodes)
+        found = _take_out(edited, graph)
+        _forget_handed_on(found, edited, graph)
         ranges |= {(number, tensor): ends for tensor, ends in found.items() if tensor not in constants}
     flatbuffer.forget_unused_codes(edited)
     return flatbuffer.pack(edited, len(model)), ranges
@@ -134,16 +129,17 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
     return found
 
 
-def _take_out(graph: Any, codes: list[int]) -> dict[int, tuple[float, float]]:
-    quantizes = {int(op.outputs[0]): op for op, code in zip(graph.operators, codes, strict=True) if code == _QUANTIZE}
+def _take_out(edited: Any, graph: Any) -> dict[int, tuple[float, float]]:
+    named = [(flatbuffer.operator_name(edited, op), op) for op in graph.operators]
+    quantizes = {int(op.outputs[0]): op for name, op in named if name == "QUANTIZE"}
     source_of: dict[int, int] = {}
     ranges: dict[int, tuple[float, float]] = {}
     kept = []
-    for op, code in zip(graph.operators, codes, strict=True):
-        if code == _QUANTIZE:
+    for name, op in named:
+        if name == "QUANTIZE":
             continue
         op.inputs = [source_of.get(int(index), int(index)) for index in op.inputs]
-        if code != _DEQUANTIZE or int(op.inputs[0]) not in quantizes:
+        if name != "DEQUANTIZE" or int(op.inputs[0]) not in quantizes:
             kept.append(op)
             continue
         codes_of = int(op.inputs[0])
@@ -157,14 +153,14 @@ def _take_out(graph: Any, codes: list[int]) -> dict[int, tuple[float, float]]:
     return ranges
 
 
-def _forget_handed_on(ranges: dict[int, tuple[float, float]], graph: Any, operator_codes: list[Any]) -> None:
+def _forget_handed_on(ranges: dict[int, tuple[float, float]], edited: Any, graph: Any) -> None:
     """The ranges that no training has given: TensorFlow's converter takes MEAN for an op that keeps the scale.
 
     Of a MEAN with its fake quantization and a RESHAPE behind it, it moves the fake quantization behind the RESHAPE, and
     between the two it puts another one, with the range of the MEAN's input.
     """
     for op in graph.operators:
-        if operator_codes[op.opcodeIndex].builtinCode != _MEAN:
+        if flatbuffer.operator_name(edited, op) != "MEAN":
             continue
         source, mean = int(op.inputs[0]), int(op.outputs[0])
         if mean in ranges and ranges[mean] == ranges.get(source):

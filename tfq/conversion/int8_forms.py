@@ -22,7 +22,7 @@ def in_quantizable_ops(model: bytes) -> bytes:
 
     x² becomes x * x, -x becomes x * -1, and a condition cast to 0 and 1 selects them.
     """
-    if not _holds(model, _REWRITTEN):
+    if flatbuffer.operator_names(model).isdisjoint(_REWRITTEN):
         return model
     edited = flatbuffer.unpack(model)
     for graph in edited.subgraphs:
@@ -34,7 +34,7 @@ def in_quantizable_ops(model: bytes) -> bytes:
 
 def with_kernels_of_int8(model: bytes) -> bytes:
     """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores."""
-    if not _holds(model, _HAVE_KERNEL):
+    if flatbuffer.operator_names(model).isdisjoint(_HAVE_KERNEL):
         return model
     edited = flatbuffer.unpack(model)
     if sum(_lift(edited, graph) for graph in edited.subgraphs) == 0:
@@ -44,14 +44,10 @@ def with_kernels_of_int8(model: bytes) -> bytes:
     return flatbuffer.pack(edited, len(model))
 
 
-def _holds(model: bytes, names: tuple[str, ...]) -> bool:
-    return any(op.name in names for graph in flatbuffer.read(model).subgraphs for op in graph.ops)
-
-
 def _rewrite(edited: Any, graph: Any, op: Any) -> None:
     from ai_edge_litert import schema_py_generated as generated
 
-    name, first = _name(edited, op), int(op.inputs[0])
+    name, first = flatbuffer.operator_name(edited, op), int(op.inputs[0])
     is_float = graph.tensors[int(op.outputs[0])].type == _FLOAT32
     if not is_float or (name != "CAST" and graph.tensors[first].type != _FLOAT32):
         return
@@ -67,7 +63,7 @@ def _rewrite(edited: Any, graph: Any, op: Any) -> None:
 
 def _lift(edited: Any, graph: Any) -> int:
     """Let the ops compute on codes where nobody needs what they get or give in float; how many do."""
-    named = [(_name(edited, op), op) for op in graph.operators]
+    named = [(flatbuffer.operator_name(edited, op), op) for op in graph.operators]
     quantizes = [op for name, op in named if name == "QUANTIZE" and _is_int8(graph, op.outputs)]
     dequantizes = [op for name, op in named if name == "DEQUANTIZE" and _is_int8(graph, op.inputs)]
     given = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
@@ -116,10 +112,3 @@ def _add_constant(edited: Any, graph: Any, value: float) -> int:
     tensor.name = f"tfq/constant_{len(graph.tensors)}"
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
-
-
-def _name(edited: Any, op: Any) -> str:
-    """The op's name in the schema; empty where it is newer than ours. Old files have its number in another field."""
-    code = edited.operatorCodes[op.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    return OPERATORS[number] if number < len(OPERATORS) else ""

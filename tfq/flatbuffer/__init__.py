@@ -22,6 +22,8 @@ from tfq.flatbuffer.objects import (
     forget_unused_constants,
     forget_unused_tensors,
     operator_code,
+    operator_name,
+    operator_names,
 )
 from tfq.flatbuffer.reader import read
 from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
@@ -48,6 +50,8 @@ __all__ = [
     "forget_unused_tensors",
     "inject_ranges",
     "operator_code",
+    "operator_name",
+    "operator_names",
     "pack",
     "read",
     "read_metadata",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on a flatbuffer in its object form, the ModelT that `unpack` gives."""
+"""Work on a flatbuffer in its object form, the ModelT that `unpack` gives; and what can be told of one without it."""
 
 from typing import Any
 
 import numpy as np
 
 from tfq.flatbuffer.records import ABSENT
+from tfq.flatbuffer.schema import OPERATORS
 
 
 def operator_code(model: Any, builtin: int, version: int) -> int:
@@ -20,6 +21,26 @@ def operator_code(model: Any, builtin: int, version: int) -> int:
     code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
+
+
+def operator_name(model: Any, op: Any) -> str:
+    """The op's name in the schema; empty where it is newer than ours."""
+    code = model.operatorCodes[op.opcodeIndex]
+    return _name(code.builtinCode, code.deprecatedBuiltinCode)
+
+
+def operator_names(data: bytes) -> frozenset[str]:
+    """The names of the operators that the flatbuffer `data` lists, the rest of it unread. `data` is trusted."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    model = generated.Model.GetRootAs(data)
+    codes = (model.OperatorCodes(index) for index in range(model.OperatorCodesLength()))
+    return frozenset(_name(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes)
+
+
+def _name(builtin: int, deprecated: int) -> str:
+    number = max(builtin, deprecated)  # old files have it in the second field alone
+    return OPERATORS[number] if number < len(OPERATORS) else ""
 
 
 def forget_unused_codes(model: Any) -> None:
