@@ -15,7 +15,7 @@ from tfq.errors import InputError
 # Ops with several outputs, of which TensorFlow 2.21's int8 quantizer leaves now one, now another in float: the gates of
 # an unrolled LSTM came out in three ways of the same bytes, in the same process, full int8 in about two runs of three.
 _FICKLE_OPS = ("SPLIT", "SPLIT_V", "UNPACK")
-_MOST_TRIES = 12
+_MOST_TRIES = 100
 
 
 def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
