@@ -77,6 +77,16 @@ def a_gate_in_two_joins(x):
     return layers.Add(name="sum")(sides)
 
 
+def split_and_joined(x):
+    """By TensorFlow's own operations, as a Keras 2 model has them."""
+    import tensorflow as tf
+
+    layers = import_tf_keras().layers
+    left, right = tf.split(convolution("wide", 8)(x), 2, axis=-1)
+    x = layers.Concatenate(name="join")([convolution("conv")(left), right])
+    return convolution("last")(x[:, :, 2:, :])
+
+
 NETWORKS = {
     # function: the layers of the groups
     a_dense_block: [{"stem", "conv0", "conv1", "conv2", "join0", "join1", "join2"}],
@@ -85,6 +95,7 @@ NETWORKS = {
     a_gelu_joined: [{"gelu", "swish", "join"}],
     the_largest: [{"left", "right", "join"}],
     joined_and_added: [{"left", "sum", "join"}],
+    split_and_joined: [{"wide", "conv", "join"}],
     a_mean_of_one_place: [],
 }
 

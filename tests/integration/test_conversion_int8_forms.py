@@ -37,7 +37,26 @@ def selected_by_a_condition(x):
     return x * ops.cast(ops.any(ops.not_equal(x, 100.0), axis=-1, keepdims=True), "float32")
 
 
+def split_in_equal_parts(x):
+    ops = import_keras().ops
+    gate, carried = ops.split(x, 2, axis=-1)
+    return ops.concatenate([ops.sigmoid(gate), ops.tanh(carried), carried], axis=-1)
+
+
+def split_at_places(x):
+    ops = import_keras().ops
+    parts = ops.split(x, [1, 3], axis=-1)
+    return ops.concatenate([ops.relu(parts[2]), parts[0], ops.tanh(parts[1])], axis=-1)
+
+
+def unpacked(x):
+    ops = import_keras().ops
+    rows = ops.unstack(x, SHAPE[0], axis=1)
+    return ops.stack([ops.tanh(rows[3]), rows[5], ops.relu(rows[0])], axis=1)
+
+
 FORMS = {squared: "SQUARE", negated: "NEG", group_normalized: "SQUARE"}
+FORMS |= {split_in_equal_parts: "SPLIT", split_at_places: "SPLIT_V", unpacked: "UNPACK"}
 
 
 def model_of(block):

@@ -13,19 +13,25 @@ from tfq import flatbuffer
 from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
-_REWRITTEN = ("SQUARE", "NEG", "CAST")
+# Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
+# in three ways of the same bytes, in one process.
+_DIVIDING = ("SPLIT", "SPLIT_V", "UNPACK")
+_REWRITTEN = ("SQUARE", "NEG", "CAST", *_DIVIDING)
 _HAVE_KERNEL = ("ELU",)
 
 
 def in_quantizable_ops(model: bytes) -> bytes:
     """A float flatbuffer with the same tensors and values, each bit of them, in ops that the quantizer knows.
 
-    x² becomes x * x, -x becomes x * -1, and a condition cast to 0 and 1 selects them.
+    x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
+    split or unpacked is cut out by itself.
     """
     if flatbuffer.operator_names(model).isdisjoint(_REWRITTEN):
         return model
     edited = flatbuffer.unpack(model)
     for graph in edited.subgraphs:
+        parts = [_parts(edited, graph, op) for op in graph.operators]
+        graph.operators = [op for ops in parts for op in ops]
         for op in graph.operators:
             _rewrite(edited, graph, op)
     flatbuffer.forget_unused_codes(edited)
@@ -42,6 +48,52 @@ def with_kernels_of_int8(model: bytes) -> bytes:
     flatbuffer.forget_unused_codes(edited)
     flatbuffer.forget_unused_tensors(edited)
     return flatbuffer.pack(edited, len(model))
+
+
+def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
+    """An op for each output of one that divides a float tensor; any other op as it is."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    name, outputs = flatbuffer.operator_name(edited, op), [graph.tensors[int(index)] for index in op.outputs]
+    if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
+        return [op]
+    divided = int(op.inputs[1 if name == "SPLIT" else 0])
+    rank = len(graph.tensors[divided].shape)
+    axis = op.builtinOptions.axis if name == "UNPACK" else _axis(edited, graph, op.inputs[0 if name == "SPLIT" else 2])
+    if axis is None or (name != "UNPACK" and any(_is_open(tensor, axis % rank) for tensor in outputs)):
+        return [op]
+    found, begin = [], 0
+    for index, tensor in zip(op.outputs, outputs, strict=True):
+        part = generated.OperatorT()
+        part.outputs = np.array([index], np.int32)
+        length = 1 if name == "UNPACK" else int(tensor.shape[axis % rank])
+        start, along = np.zeros(rank, np.int32), np.arange(rank) == axis % rank
+        start[along] = begin
+        if name == "UNPACK":
+            options = generated.StridedSliceOptionsT()
+            options.beginMask = options.endMask = int(np.sum(1 << np.flatnonzero(~along)))
+            options.shrinkAxisMask = 1 << (axis % rank)
+            ends = [start, start + along, np.ones(rank)]
+            inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in ends)]
+            _become(edited, part, "STRIDED_SLICE", inputs, generated.BuiltinOptions.StridedSliceOptions, options)
+        else:
+            sizes = np.where(along, length, -1)  # -1 is all, of a dimension that is left open as well
+            inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in (start, sizes))]
+            _become(edited, part, "SLICE", inputs, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
+        found.append(part)
+        begin += length
+    return found
+
+
+def _axis(edited: Any, graph: Any, index: Any) -> int | None:
+    """The value of a constant tensor of one whole number; None where it is computed."""
+    data = edited.buffers[graph.tensors[int(index)].buffer].data
+    return None if data is None or len(data) == 0 else int(np.asarray(data, np.uint8).view(np.int32)[0])
+
+
+def _is_open(tensor: Any, axis: int) -> bool:
+    signature = tensor.shapeSignature
+    return signature is not None and len(signature) > 0 and int(signature[axis]) < 0
 
 
 def _rewrite(edited: Any, graph: Any, op: Any) -> None:
@@ -102,13 +154,15 @@ def _become(edited: Any, op: Any, name: str, inputs: list[int], kind: int, optio
     op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
 
 
-def _add_constant(edited: Any, graph: Any, value: float) -> int:
+def _add_constant(edited: Any, graph: Any, value: Any, dtype: Any = np.float32) -> int:
     from ai_edge_litert import schema_py_generated as generated
 
     buffer, tensor = generated.BufferT(), generated.TensorT()
-    buffer.data = np.frombuffer(np.float32(value).tobytes(), np.uint8)
+    array = np.asarray(value, dtype)
+    buffer.data = np.frombuffer(array.tobytes(), np.uint8)
     edited.buffers.append(buffer)
-    tensor.shape, tensor.type, tensor.buffer = [], _FLOAT32, len(edited.buffers) - 1
+    tensor.shape, tensor.type = list(array.shape), TENSOR_TYPES.index(array.dtype.name)
+    tensor.buffer = len(edited.buffers) - 1
     tensor.name = f"tfq/constant_{len(graph.tensors)}"
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1

@@ -12,11 +12,6 @@ from tfq import flatbuffer
 from tfq.config import ConversionConfig
 from tfq.errors import InputError
 
-# Ops with several outputs, of which TensorFlow 2.21's int8 quantizer leaves now one, now another in float: the gates of
-# an unrolled LSTM came out in three ways of the same bytes, in the same process, full int8 in about two runs of three.
-_FICKLE_OPS = ("SPLIT", "SPLIT_V", "UNPACK")
-_MOST_TRIES = 100
-
 
 def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     """int8 weights, and int8 or (scheme int16x8) int16 activations for `model`, whose tensors carry calibrated ranges.
@@ -24,28 +19,11 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     config: its scheme, the types of inputs and outputs, and the granularity of the weights.
     Raises InputError on what TensorFlow's quantizer refuses.
     """
-    quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_whole_int8
+    quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_int8
     try:
         return quantizer(model, config)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}") from error
-
-
-def _to_whole_int8(model: bytes, config: ConversionConfig) -> bytes:
-    """The first try of the quantizer that leaves no op of several outputs in float, else the last: see _FICKLE_OPS."""
-    for _ in range(_MOST_TRIES):
-        quantized = _to_int8(model, config)
-        if not _leaves_fickle_ops_float(quantized):
-            break
-    return quantized
-
-
-def _leaves_fickle_ops_float(model: bytes) -> bool:
-    return any(
-        op.name in _FICKLE_OPS and graph.tensors[op.outputs[0]].dtype == "float32"
-        for graph in flatbuffer.read(model).subgraphs
-        for op in graph.ops
-    )
 
 
 def _to_int8(model: bytes, config: ConversionConfig) -> bytes:

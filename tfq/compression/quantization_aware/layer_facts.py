@@ -13,6 +13,15 @@ _PASSES_ON_NAMES = """
 """
 _PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
 
+# The same of operations: those of Keras 3, and TensorFlow's own in a Keras 2 model.
+_OPERATIONS_NAMES = """
+    core.Slice core.Unstack numpy.BroadcastTo numpy.ExpandDims numpy.Flip numpy.GetItem numpy.Moveaxis numpy.Ravel
+    numpy.Repeat numpy.Reshape numpy.Split numpy.Squeeze numpy.Swapaxes numpy.Tile numpy.Transpose
+    __operators__.getitem broadcast_to compat.v1.transpose expand_dims repeat reshape reverse slice split squeeze
+    strided_slice tile transpose unstack
+"""
+_OPERATIONS_PASS_ON = frozenset(_OPERATIONS_NAMES.split())
+
 # All that they read and give has one scale in a flatbuffer.
 JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
 
@@ -33,6 +42,9 @@ def passes_on(layer: Any) -> bool:
         shape = getattr(layer, "input_shape", None) or ()
         places = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
         return inner.keepdims and bool(places) and all(size == 1 for size in places)
+    if kind(inner) in ("KerasOperation", "TFOpLambda", "SlicingOpLambda"):
+        name = inner.get_config()["operation" if kind(inner) == "KerasOperation" else "function"]
+        return name in _OPERATIONS_PASS_ON and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     return kind(inner) in _PASSES_ON or (kind(inner) == "Activation" and activation_name(inner) == "linear")
 
 
