@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which channels stand and fall together, and which go first: arithmetic by hand, no TensorFlow."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -141,6 +142,16 @@ def test_no_step_is_taken_that_the_budget_did_not_need():
         if sizes[at] < len(sites[at - 1].outputs):
             grown = [size + 4 * (place == at) for place, size in enumerate(sizes)]
             assert sum(100 * a * b for a, b in itertools.pairwise(grown)) > 0.6 * sum(s.macs() for s in sites)
+
+
+def test_what_one_block_has_for_itself_goes_before_a_stream_that_others_write_and_read():
+    channels = Channels()
+    stem, inner, back, head = sites = chain(channels, (3, 16, 16, 16, 16), places=100)
+    channels.join(stem.outputs, back.outputs)
+    readers = [dataclasses.replace(head, layer=f"reader{number}", inputs=stem.outputs) for number in range(3)]
+    groups, _ = groups_of(channels, [*sites, *readers], ("conv0", "conv1", "conv2"), 4)
+    gone, _ = choose(channels, [*sites, *readers], groups, target_macs=0.93, multiple_of=4)
+    assert gone and gone <= set(channels.roots(inner.outputs))
 
 
 def test_dead_filters_go_before_all_others():

@@ -16,10 +16,10 @@ def choose(
     """(roots of the sets of channels to remove, multiply-adds that are left).
 
     Greedy over all groups: each step takes the sets of least score from the group where a multiply-add costs least. The
-    cost of a step is log(sum of the group's scores before / after), for each layer that loses filters by it: a group
-    pays more for each share of itself the less of it is left, so that none is emptied for the sake of the others, and
-    a residual stream more than what one block has for itself. Steps that were not needed in the end are taken back,
-    the most costly first.
+    cost of a step is log(sum of the group's scores before / after), for each layer that loses filters or inputs by it:
+    a group pays more for each share of itself the less of it is left, so that none is emptied for the sake of the
+    others, and a residual stream, which many write and read, more than what one block has for itself. Steps that were
+    not needed in the end are taken back, the most costly first.
     target_macs: share of the multiply-adds that is to stay; where it cannot be reached, all goes that may go.
     """
     state = _State(channels, sites, groups, multiple_of)
@@ -56,7 +56,15 @@ class _State:
         if fewer is None:
             return None
         saved = self.counts.saved(index, kept, fewer)
-        return _cost(group, kept, fewer) / saved if saved else None
+        return self.cost(index, kept, fewer) / saved if saved else None
+
+    def cost(self, index: int, kept: int, fewer: int) -> float:
+        """What is lost where a group has `fewer` sets in place of `kept`, in all layers that it touches."""
+        scores = self.groups[index].scores
+        before, after = float(np.sum(scores[len(scores) - kept :])), float(np.sum(scores[len(scores) - fewer :]))
+        if before <= 0:
+            return 0.0
+        return len(self.counts.taken[index]) * math.log(before / after) if after > 0 else math.inf
 
     def step(self, index: int) -> None:
         """Removes what the group's next step removes."""
@@ -71,21 +79,13 @@ class _State:
         """Undoes last steps of groups as long as no more than `wanted` multiply-adds are left then."""
         while True:
             able = []
-            for index, (group, kept) in enumerate(zip(self.groups, self.kept, strict=True)):
+            for index, kept in enumerate(self.kept):
                 if len(kept) > 1:
                     grown = self.left - self.counts.saved(index, kept[-1], kept[-2])
                     if grown <= wanted:
-                        able.append((_cost(group, kept[-2], kept[-1]), index, grown))
+                        able.append((self.cost(index, kept[-2], kept[-1]), index, grown))
             if not able:
                 return
             _, index, self.left = max(able)
             fewer = self.kept[index].pop()
             self.counts.change(index, fewer, self.kept[index][-1])
-
-
-def _cost(group: Group, kept: int, fewer: int) -> float:
-    size = len(group.roots)
-    before, after = float(np.sum(group.scores[size - kept :])), float(np.sum(group.scores[size - fewer :]))
-    if before <= 0:
-        return 0.0
-    return len(group.layers) * math.log(before / after) if after > 0 else math.inf
