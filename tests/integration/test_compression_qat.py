@@ -109,10 +109,11 @@ def test_a_keras_3_model_is_refused():
         qat_model(build("digits_cnn", import_keras()), fit_for())
 
 
-def test_a_pruned_qat_model_comes_back_from_its_file(quantized, tmp_path):
-    with pytest.warns(UserWarning, match="HDF5"):
-        quantized.save(tmp_path / "q.h5")
-    loaded = load_model(tmp_path / "q.h5")
+@pytest.mark.filterwarnings("ignore:.*HDF5:UserWarning")
+@pytest.mark.parametrize("name", ["q.h5", "q.keras"])
+def test_a_pruned_qat_model_comes_back_from_its_file(quantized, tmp_path, name):
+    quantized.save(tmp_path / name)
+    loaded = load_model(tmp_path / name)
     x = noise(quantized).inputs["x"]
     np.testing.assert_array_equal(loaded(x), quantized(x))
     assert measure_sparsity(loaded) == measure_sparsity(quantized)

@@ -290,11 +290,12 @@ def test_safe_mode_of_tf_keras_is_where_we_touch_it():
     assert serialization_lib.in_safe_mode() is None
 
 
-def test_a_quantization_aware_model_comes_back_from_its_h5(tmp_path):
+@pytest.mark.parametrize("name", ["qat.h5", "qat.keras"])
+def test_a_quantization_aware_model_comes_back_from_its_file(tmp_path, name):
     tf_keras = import_tf_keras()
     plain = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(3, activation="relu")])
     model = import_tfmot().quantization.keras.quantize_model(plain)
     x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
     model(x, training=True)
-    model.save(str(tmp_path / "qat.h5"))
-    np.testing.assert_array_equal(load_model(tmp_path / "qat.h5")(x), model(x))
+    model.save(str(tmp_path / name))
+    np.testing.assert_array_equal(load_model(tmp_path / name)(x), model(x))

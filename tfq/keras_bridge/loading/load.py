@@ -165,4 +165,31 @@ def _tf_keras_scope(file: ModelFile, allow_code: bool) -> Iterator[None]:
             ours = {name.removeprefix("tfq>"): value for name, value in registered.items() if name.startswith("tfq>")}
             scopes.enter_context(tfmot.quantization.keras.quantize_scope(ours))
             scopes.enter_context(tfmot.sparsity.keras.prune_scope())
+            scopes.enter_context(_with_the_variables_that_were_saved())
         yield
+
+
+@contextlib.contextmanager
+def _with_the_variables_that_were_saved() -> Iterator[None]:
+    """Inside, the `.keras` loader gives tfmot's layers (0.8.1) the variables that they had in the model that was saved.
+
+    It builds layers ahead of their first call. QuantizeLayer does not note that, and is built once more, with all its
+    variables twice; and QuantizeWrapperV2 lists the weights of the layer inside only if that is built already, as it is
+    where a model is made ready for training.
+    """
+    find = import_tf_keras().saving.get_registered_object
+    layer, wrapper = find("QuantizeLayer"), find("QuantizeWrapperV2")
+    build = wrapper.build
+
+    def build_inside_out(self: Any, input_shape: Any) -> None:
+        if not self.layer.built:
+            self.layer.build(input_shape)
+            self.layer.built = True
+        build(self, input_shape)
+
+    layer.build_from_config, wrapper.build = lambda self, config: None, build_inside_out
+    try:
+        yield
+    finally:
+        del layer.build_from_config
+        wrapper.build = build
