@@ -88,6 +88,9 @@ class FiltersConfig(Config):
     norm: str = setting("l1", "norm by which filters are ranked: the smallest go", choices=("l1", "l2"))
     multiple_of: int = setting(8, "channels are left in multiples of this, where there are as many", minimum=1)
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
+    targets: tuple[str, ...] = setting(
+        (), "PATTERN=SHARE: layers of whose filters that share stays; the others lose what target_macs asks for beyond"
+    )
     refit_examples: int = setting(
         256, "training examples by which the layers behind removed filters are fit anew; 0 leaves them", minimum=0
     )

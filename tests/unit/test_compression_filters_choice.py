@@ -9,6 +9,7 @@ import pytest
 
 from tfq.compression.filters.channels import Channels, Counts, Group, Site, Term, groups_of
 from tfq.compression.filters.choice import choose
+from tfq.compression.patterns import parse_targets
 from tfq.errors import InputError
 
 
@@ -152,6 +153,37 @@ def test_what_one_block_has_for_itself_goes_before_a_stream_that_others_write_an
     groups, _ = groups_of(channels, [*sites, *readers], ("conv0", "conv1", "conv2"), 4)
     gone, _ = choose(channels, [*sites, *readers], groups, target_macs=0.93, multiple_of=4)
     assert gone and gone <= set(channels.roots(inner.outputs))
+
+
+def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
+    channels = Channels()
+    sites = chain(channels, sizes)
+    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "filters", "share", 1))
+    gone, left = choose(channels, sites, groups, target_macs=target_macs, multiple_of=4)
+    found = [sizes[0], *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
+    assert left == sum(a * b for a, b in itertools.pairwise(found))
+    return found[1:-1]
+
+
+def test_a_layer_with_a_target_keeps_that_share_and_the_others_give_the_rest():
+    assert sizes_with([], 0.5)[1] == 12
+    first, wide, last = sizes_with(["conv1=1"], 0.5)
+    assert wide == 32 and first < 16 and last < 16
+    assert sizes_with(["conv*=0.25", "conv1=0.5"], 0.5) == [4, 16, 4]  # less than what may stay
+    assert sizes_with(["conv1=0"], 0.9) == [16, 4, 16]  # an eighth is the least
+    with pytest.raises(InputError, match=r"the target 'con1=0.5' fits no layer: did you mean 'conv1'"):
+        sizes_with(["con1=0.5"], 0.5)
+    with pytest.raises(InputError, match=r"the target 'conv3=0.5' fits only 'conv3' \(output\)"):
+        sizes_with(["conv3=0.5"], 0.5)
+
+
+def test_a_target_holds_for_all_layers_that_are_tied():
+    channels = Channels()
+    sites = chain(channels, (3, 16, 16, 16, 2))
+    channels.join(sites[0].outputs, sites[2].outputs)
+    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(["conv2=0.5"], "filters", "share", 1))
+    gone, _ = choose(channels, sites, groups, target_macs=0.99, multiple_of=4)
+    assert len(gone) == 8 and gone <= set(channels.roots(sites[0].outputs))
 
 
 def test_dead_filters_go_before_all_others():

@@ -3,8 +3,9 @@
 
 import pytest
 
+from tfq.compression.patterns import Target
 from tfq.compression.pruning.schedule import Schedule
-from tfq.compression.pruning.targets import Target, check_settings, chosen_sparsities, parse_targets
+from tfq.compression.pruning.targets import check_settings, chosen_sparsities, parse_targets
 from tfq.config import PruneConfig
 from tfq.errors import InputError
 
@@ -17,8 +18,8 @@ def chosen(**settings):
 
 def test_a_target_is_split_at_its_last_equals_sign():
     assert parse_targets(["a=b=0.5", " conv* = .25 "]) == (
-        Target(pattern="a=b", sparsity=0.5, text="a=b=0.5"),
-        Target(pattern="conv*", sparsity=0.25, text=" conv* = .25 "),
+        Target(pattern="a=b", value=0.5, text="a=b=0.5"),
+        Target(pattern="conv*", value=0.25, text=" conv* = .25 "),
     )
 
 

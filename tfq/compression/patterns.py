@@ -2,7 +2,8 @@
 """Patterns of names by which the user chooses layers: what they fit, and the error where that is nothing."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tfq.errors import InputError, did_you_mean
 
@@ -25,3 +26,44 @@ def check_fits(what: str, pattern: str, reasons: Mapping[str, str | None], *, la
     unable = next((name for name in reasons if fits(name, (pattern,))), None)
     why = f"fits no {layers}" if unable is None else f"fits only {unable!r} ({reasons[unable]})"
     raise InputError(f"{what} {why}: {did_you_mean(pattern, able)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A number for the layers whose names fit `pattern`; `text` is what the user wrote."""
+
+    pattern: str
+    value: float
+    text: str
+
+
+def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) -> tuple[Target, ...]:
+    """The pattern and the number of each PATTERN=NUMBER, split at its last "=". Raises InputError on anything else.
+
+    what: the step, with which errors begin. called: what the number is. highest: of it; the lowest is 0.
+    """
+    found = []
+    for text in texts:
+        begin = f"{what}: target {text!r}"
+        pattern, equals, number = (part.strip() for part in text.rpartition("="))
+        if not equals or not pattern or not number:
+            raise InputError(f"{begin}: wanted PATTERN={called.upper()}, as in 'conv*=0.8'")
+        wanted = f"wanted a fraction from 0 to {highest:g}"
+        try:
+            value = float(number)
+        except ValueError as error:
+            hint = _as_fraction(number.removesuffix("%")) if number.endswith("%") else ""
+            raise InputError(f"{begin}: {number!r} is no number: {wanted}{hint}") from error
+        # Not `<` and `>`, which a NaN would pass.
+        if not 0 <= value <= highest:
+            hint = _as_fraction(number) if 1 < value < 100 else ""
+            raise InputError(f"{begin}: {number} is no {called}: {wanted}{hint}")
+        found.append(Target(pattern=pattern, value=value, text=text))
+    return tuple(found)
+
+
+def _as_fraction(percent: str) -> str:
+    try:
+        return f": did you mean {float(percent) / 100:g}?"
+    except ValueError:
+        return ""

@@ -4,6 +4,7 @@
 Arithmetic alone: nothing here knows Keras or TensorFlow.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression.patterns import check_fits, fits
+from tfq.compression.patterns import Target, check_fits, fits
 
 
 class Channels:
@@ -101,27 +102,45 @@ class Group:
 
     roots: which sets. scores: the mean of their filters' norms, each as a share of its layer's mean norm.
     width: channels of one layer that are in one set; more than 1 behind grouped convolutions and repeats.
+    share: of the sets that are to stay, where the user says it.
     """
 
     layers: tuple[str, ...]
     roots: NDArray
     scores: NDArray
     width: int = 1
+    share: float | None = None
 
     def fewer(self, kept: int, multiple_of: int) -> int | None:
         """The next number of sets below `kept` that may stay: channels in multiples, an eighth of them at least."""
-        unit = multiple_of // int(np.gcd(multiple_of, self.width))
-        least = max(unit, -(-len(self.roots) // 8))
+        unit, least = self._unit_and_least(multiple_of)
         wanted = (kept - 1) // unit * unit
         return wanted if wanted >= least else None
 
+    def wanted(self, multiple_of: int) -> int:
+        """How many sets stay by `share`: in multiples, an eighth of them at least; all of them by a share of 1."""
+        assert self.share is not None
+        unit, least = self._unit_and_least(multiple_of)
+        nearest = unit * round(self.share * len(self.roots) / unit)
+        return len(self.roots) if self.share == 1 else min(len(self.roots), max(least, nearest))
+
+    def _unit_and_least(self, multiple_of: int) -> tuple[int, int]:
+        unit = multiple_of // int(np.gcd(multiple_of, self.width))
+        return unit, max(unit, -(-len(self.roots) // 8))
+
 
 def groups_of(
-    channels: Channels, sites: Sequence[Site], patterns: Sequence[str], multiple_of: int
+    channels: Channels,
+    sites: Sequence[Site],
+    patterns: Sequence[str],
+    multiple_of: int,
+    targets: Sequence[Target] = (),
 ) -> tuple[list[Group], dict[str, str]]:
     """The groups that may lose channels, and of each layer that may lose none the reason.
 
-    Raises InputError when a pattern fits no layer that has filters of its own, with the nearest name.
+    targets: of layers whose share the user says. It holds for all layers of a group; the last that fits one counts.
+    Raises InputError when a pattern fits no layer that has filters of its own, or a target's none that may lose some,
+    with the nearest name.
     """
     makers = [site for site in sites if site.makes_channels]
     names = [site.layer for site in makers]
@@ -164,6 +183,15 @@ def groups_of(
         else:
             groups.append(group)
     able = {name for group in groups for name in group.layers}
+    whether = {name: None if name in able else skipped.get(name) for name in names}
+    for target in targets:
+        check_fits(f"filters: the target {target.text!r}", target.pattern, whether)
+        groups = [
+            dataclasses.replace(group, share=target.value)
+            if any(fits(name, (target.pattern,)) for name in group.layers)
+            else group
+            for group in groups
+        ]
     return groups, {name: skipped[name] for name in names if name in skipped and name not in able}
 
 

@@ -19,12 +19,16 @@ def choose(
     cost of a step is log(sum of the group's scores before / after), for each layer that loses filters or inputs by it:
     a group pays more for each share of itself the less of it is left, so that none is emptied for the sake of the
     others, and a residual stream, which many write and read, more than what one block has for itself. Steps that were
-    not needed in the end are taken back, the most costly first.
+    not needed in the end are taken back, the most costly first. Groups with a share of their own get that before, and
+    nothing else.
     target_macs: share of the multiply-adds that is to stay; where it cannot be reached, all goes that may go.
     """
     state = _State(channels, sites, groups, multiple_of)
     wanted = target_macs * state.left
-    queue = [(price, index) for index in range(len(groups)) if (price := state.price(index)) is not None]
+    free = [index for index, group in enumerate(groups) if group.share is None]
+    for index in set(range(len(groups))).difference(free):
+        state.leave(index, groups[index].wanted(multiple_of))
+    queue = [(price, index) for index in free if (price := state.price(index)) is not None]
     heapq.heapify(queue)
     while state.left > wanted and queue:
         _, index = heapq.heappop(queue)
@@ -68,9 +72,13 @@ class _State:
 
     def step(self, index: int) -> None:
         """Removes what the group's next step removes."""
-        group, kept = self.groups[index], self.kept[index][-1]
-        fewer = group.fewer(kept, self.multiple_of)
+        fewer = self.groups[index].fewer(self.kept[index][-1], self.multiple_of)
         assert fewer is not None
+        self.leave(index, fewer)
+
+    def leave(self, index: int, fewer: int) -> None:
+        """Leaves the group so many sets."""
+        kept = self.kept[index][-1]
         self.left -= self.counts.saved(index, kept, fewer)
         self.counts.change(index, kept, fewer)
         self.kept[index].append(fewer)
@@ -80,7 +88,7 @@ class _State:
         while True:
             able = []
             for index, kept in enumerate(self.kept):
-                if len(kept) > 1:
+                if len(kept) > 1 and self.groups[index].share is None:
                     grown = self.left - self.counts.saved(index, kept[-1], kept[-2])
                     if grown <= wanted:
                         able.append((self.cost(index, kept[-2], kept[-1]), index, grown))

@@ -20,6 +20,7 @@ from tfq.compression.filters.choice import choose
 from tfq.compression.filters.refit import refit
 from tfq.compression.filters.trace import Trace, traced
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.patterns import parse_targets
 from tfq.config import DistillationConfig, FiltersConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 
@@ -102,7 +103,8 @@ def prune_filters(
     _require_finite(model)
     given, _ = cloned(model)
     trace = traced(given, config.norm)
-    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.multiple_of)
+    targets = parse_targets(config.targets, "filters", "share", 1)
+    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.multiple_of, targets)
     if not groups:
         raise InputError(f"filters: no layer of {model.name!r} can lose filters: {_told(skipped)}")
     before = _macs(trace)
@@ -112,8 +114,9 @@ def prune_filters(
     if after > config.target_macs * before:
         raise InputError(
             f"filters: target_macs={config.target_macs:g} cannot be reached: {after / before:.3f} of the multiply-adds "
-            f"stay where each layer that may lose filters keeps an eighth, in multiples of {config.multiple_of}. "
-            f"Ask for a larger share, or a smaller multiple_of. All filters stay in: {_told(skipped)}"
+            f"stay where each layer that may lose filters keeps an eighth, in multiples of {config.multiple_of}, or "
+            "what its target says. Ask for a larger share, or a smaller multiple_of. All filters stay in: "
+            f"{_told(skipped)}"
         )
     kept = rebuild.kept_channels(given, trace.channels, trace.sites, gone)
     small = rebuild.smaller(given, kept)

@@ -3,10 +3,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from tfq.compression.patterns import check_fits, fits
+from tfq.compression import patterns
+from tfq.compression.patterns import Target, check_fits, fits
 from tfq.config import PruneConfig
 from tfq.errors import InputError
 
@@ -15,40 +15,9 @@ _HIGHEST = 0.99
 _GRADUAL = ("initial_sparsity", "end_step", "frequency")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A final_sparsity for the layers whose names fit `pattern`; `text` is what the user wrote."""
-
-    pattern: str
-    sparsity: float
-    text: str
-
-
 def parse_targets(texts: Sequence[str]) -> tuple[Target, ...]:
-    """The pattern and the number of each PATTERN=SPARSITY, split at its last "=". Raises InputError on anything else.
-
-    SPARSITY is a fraction from 0 (the layer is not pruned) to 0.99.
-    """
-    found = []
-    for text in texts:
-        pattern, equals, number = (part.strip() for part in text.rpartition("="))
-        if not equals or not pattern or not number:
-            raise InputError(f"prune: target {text!r}: wanted PATTERN=SPARSITY, as in 'conv*=0.8'")
-        try:
-            sparsity = float(number)
-        except ValueError as error:
-            hint = _as_fraction(number.removesuffix("%")) if number.endswith("%") else ""
-            raise InputError(
-                f"prune: target {text!r}: {number!r} is no number: wanted a fraction from 0 to {_HIGHEST}{hint}"
-            ) from error
-        # Not `<` and `>`, which a NaN would pass.
-        if not 0 <= sparsity <= _HIGHEST:
-            hint = _as_fraction(number) if 1 < sparsity < 100 else ""
-            raise InputError(
-                f"prune: target {text!r}: {number} is no sparsity: wanted a fraction from 0 to {_HIGHEST}{hint}"
-            )
-        found.append(Target(pattern=pattern, sparsity=sparsity, text=text))
-    return tuple(found)
+    """The targets that `PruneConfig.targets` names, of which 0 is a layer that is not pruned."""
+    return patterns.parse_targets(texts, "prune", "sparsity", _HIGHEST)
 
 
 def check_settings(config: PruneConfig) -> None:
@@ -106,7 +75,7 @@ def chosen_sparsities(config: PruneConfig, reasons: Mapping[str, str | None]) ->
                 f"{what} fits only layers that `layers` leaves out, such as {outside!r}: add a pattern to "
                 "layers, or take the target away"
             )
-        sparsities.update(dict.fromkeys(fitting, target.sparsity))
+        sparsities.update(dict.fromkeys(fitting, target.value))
     chosen = {name: sparsity for name, sparsity in sparsities.items() if sparsity or not config.targets}
     if not chosen:
         raise InputError("prune: every layer's target is 0: nothing would be pruned: switch pruning off (--noprune)")
@@ -149,7 +118,7 @@ def _check_initial(config: PruneConfig, targets: Sequence[Target]) -> None:
             f"prune: initial_sparsity {config.initial_sparsity:g} is above final_sparsity {config.final_sparsity:g}"
         )
     for target in targets:
-        if 0 < target.sparsity < config.initial_sparsity:
+        if 0 < target.value < config.initial_sparsity:
             raise InputError(
                 f"prune: initial_sparsity {config.initial_sparsity:g} is above the target {target.text!r}: lower "
                 "initial_sparsity"
@@ -158,13 +127,6 @@ def _check_initial(config: PruneConfig, targets: Sequence[Target]) -> None:
 
 def _default(name: str) -> Any:
     return next(field.default for field in dataclasses.fields(PruneConfig) if field.name == name)
-
-
-def _as_fraction(percent: str) -> str:
-    try:
-        return f": did you mean {float(percent) / 100:g}?"
-    except ValueError:
-        return ""
 
 
 def _listed(numbers: Sequence[int]) -> str:
