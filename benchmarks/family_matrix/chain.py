@@ -149,6 +149,7 @@ STAGES = ("train", "bridge", "preflight", "prune", "qat", "convert", "parity")
 def measure(name: str, settings: Settings, folder: Path) -> None:
     """All stages of one family into `folder`/chain.json, which is written anew after each; a failed one is the last."""
     record: dict[str, Any] = {"stages": {}}
+    stage = STAGES[0]
     try:
         chain = Chain(name, settings, folder)
         for stage in STAGES:
@@ -161,7 +162,8 @@ def measure(name: str, settings: Settings, folder: Path) -> None:
             write_json(folder / "chain.json", record)
             print(f"  {stage:9} {secs:7.1f} s  {_told(numbers)}", flush=True)
     except Exception as error:  # whatever it raises is the result
-        record["error"] = {"stage": STAGES[len(record["stages"])], "type": type(error).__name__}
+        record["error"] = {"stage": stage, "type": type(error).__name__}
+        record["stages"].pop(stage, None)  # what cannot be written is no result
         record["error"] |= {"message": str(error)[:4000], "traceback": traceback.format_exc()[-8000:]}
         write_json(folder / "chain.json", record)
         print(f"  {record['error']['stage']:9} FAILED: {type(error).__name__}: {first_line(error)}", flush=True)

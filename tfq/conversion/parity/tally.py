@@ -53,7 +53,7 @@ class LayerTally:
         self.scale, self.zero_point = scale_of(f"tensor {matched.tensor.name!r}", matched.tensor)
         # Steps that the QAT model does not have are no excuse for errors of their size.
         self._step = min(self.scale, matched.step or self.scale)
-        self._values = self._equal = self._largest = self._distance = 0
+        self._values = self._equal = self._largest = self._distance = self._numberless = 0
         self._local_largest = self._local_distance = 0.0
         self._noise, self._local_noise = NoiseTally(), NoiseTally()
 
@@ -73,6 +73,10 @@ class LayerTally:
         self._largest = max(self._largest, int(distance.max(initial=0)))
         self._distance += int(distance.sum())
         self._noise.add(own, reals)
+        # As of 1/sqrt(variance), where the flatbuffer's code for a small variance is that of 0.
+        is_number = np.isfinite(local)
+        self._numberless += int(np.count_nonzero(~is_number))
+        local, reals = local[is_number], reals[is_number]
         error = np.abs(reals - local) / np.float32(self._step)
         self._local_noise.add(local, reals)
         self._local_largest = max(self._local_largest, float(error.max(initial=0)))
@@ -86,6 +90,11 @@ class LayerTally:
             told = (
                 f"scale {self.scale:.6g} and zero_point {self.zero_point} are not those of the range that the QAT "
                 f"model rounds to there, {grid[0]:.6g} and {round(grid[1]) + offset}"
+            )
+        elif self._numberless:
+            told = (
+                f"given the flatbuffer's values, the QAT model computes infinity or NaN in {self._numberless:,} of "
+                f"{self._values:,} places: what is small there has no code but that of 0"
             )
         elif self._local_largest > tolerance_lsb + _FLOAT_SLACK_LSB:
             told = (
@@ -109,8 +118,8 @@ class LayerTally:
             max_lsb=self._largest,
             mean_lsb=self._distance / self._values,
             sqnr_db=self._noise.sqnr_db,
-            local_max_lsb=self._local_largest,
-            local_mean_lsb=self._local_distance / self._values,
+            local_max_lsb=math.inf if self._numberless else self._local_largest,
+            local_mean_lsb=self._local_distance / max(1, self._values - self._numberless),
             local_sqnr_db=self._local_noise.sqnr_db,
             departs=told,
         )
