@@ -98,6 +98,25 @@ def test_the_rewritten_float_flatbuffer_is_the_same_to_the_bit_and_the_int8_one_
     assert sqnr_db(ran(floating, x), ran(quantized, x)) > 25
 
 
+def test_parts_of_a_split_are_cut_out_by_xnnpack():
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=converted(model_of(split_in_equal_parts), images()))
+    interpreter.allocate_tensors()
+    details = interpreter._get_ops_details()
+    delegated = [op for op in details if op["op_name"] == "DELEGATE"]
+    assert len(delegated) == 1 and sum(op["op_name"] == "SLICE" for op in details) == 2
+    assert delegated[0]["outputs"].tolist() == [interpreter.get_output_details()[0]["index"]]
+
+
+@pytest.mark.parametrize("block", [split_in_equal_parts, split_at_places, unpacked], ids=lambda block: block.__name__)
+def test_an_open_batch_stays_open_where_parts_are_cut_out(block):
+    floating = converted(model_of(block), None, scheme="float32", batch_size=0)
+    rewritten = in_quantizable_ops(floating)
+    assert rewritten != floating
+    np.testing.assert_array_equal(ran(rewritten, images(5)), ran(floating, images(5)))
+
+
 def test_a_file_with_operators_in_the_old_field_alone_is_rewritten_too():
     edited = flatbuffer.unpack(converted(model_of(squared), None, scheme="float32"))
     for code in edited.operatorCodes:

@@ -58,42 +58,53 @@ def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
     if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
         return [op]
     divided = int(op.inputs[1 if name == "SPLIT" else 0])
-    rank = len(graph.tensors[divided].shape)
+    sizes = _sizes(graph.tensors[divided])
     axis = op.builtinOptions.axis if name == "UNPACK" else _axis(edited, graph, op.inputs[0 if name == "SPLIT" else 2])
-    if axis is None or (name != "UNPACK" and any(_is_open(tensor, axis % rank) for tensor in outputs)):
+    lengths = [1 if name == "UNPACK" or axis is None else _sizes(tensor)[axis] for tensor in outputs]
+    if axis is None or min(lengths) < 0:
         return [op]
-    found, begin = [], 0
-    for index, tensor in zip(op.outputs, outputs, strict=True):
+    found, begin = [], np.zeros_like(sizes)
+    for index, length in zip(op.outputs, lengths, strict=True):
         part = generated.OperatorT()
-        part.outputs = np.array([index], np.int32)
-        length = 1 if name == "UNPACK" else int(tensor.shape[axis % rank])
-        start, along = np.zeros(rank, np.int32), np.arange(rank) == axis % rank
-        start[along] = begin
+        part.outputs, sizes[axis] = np.array([index], np.int32), length
         if name == "UNPACK":
-            options = generated.StridedSliceOptionsT()
-            options.beginMask = options.endMask = int(np.sum(1 << np.flatnonzero(~along)))
-            options.shrinkAxisMask = 1 << (axis % rank)
-            ends = [start, start + along, np.ones(rank)]
-            inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in ends)]
-            _become(edited, part, "STRIDED_SLICE", inputs, generated.BuiltinOptions.StridedSliceOptions, options)
+            _make_strided_slice(edited, graph, part, divided, begin, axis % len(sizes))
         else:
-            sizes = np.where(along, length, -1)  # -1 is all, of a dimension that is left open as well
-            inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in (start, sizes))]
-            _become(edited, part, "SLICE", inputs, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
+            _make_slice(edited, graph, part, divided, begin, sizes)
         found.append(part)
-        begin += length
+        begin[axis] += length
     return found
+
+
+def _make_slice(edited: Any, graph: Any, op: Any, divided: int, begin: Any, sizes: Any) -> None:
+    from ai_edge_litert import schema_py_generated as generated
+
+    inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in (begin, sizes))]
+    _become(edited, op, "SLICE", inputs, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
+
+
+def _make_strided_slice(edited: Any, graph: Any, op: Any, divided: int, begin: Any, axis: int) -> None:
+    """One place of `axis`, which the output does not have, and all of the others."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    options = generated.StridedSliceOptionsT()
+    options.shrinkAxisMask = 1 << axis
+    options.beginMask = options.endMask = (1 << len(begin)) - 1 - options.shrinkAxisMask
+    numbers = (begin, begin + 1, np.ones_like(begin))
+    inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in numbers)]
+    _become(edited, op, "STRIDED_SLICE", inputs, generated.BuiltinOptions.StridedSliceOptions, options)
+
+
+def _sizes(tensor: Any) -> Any:
+    """Its shape, with -1 for what is left open: to SLICE, all. XNNPACK wants the numbers where there are any."""
+    signature = tensor.shapeSignature
+    return np.array(tensor.shape if signature is None or len(signature) == 0 else signature, np.int32)
 
 
 def _axis(edited: Any, graph: Any, index: Any) -> int | None:
     """The value of a constant tensor of one whole number; None where it is computed."""
     data = edited.buffers[graph.tensors[int(index)].buffer].data
     return None if data is None or len(data) == 0 else int(np.asarray(data, np.uint8).view(np.int32)[0])
-
-
-def _is_open(tensor: Any, axis: int) -> bool:
-    signature = tensor.shapeSignature
-    return signature is not None and len(signature) > 0 and int(signature[axis]) < 0
 
 
 def _rewrite(edited: Any, graph: Any, op: Any) -> None:
