@@ -7,10 +7,11 @@ import pytest
 import tfq
 from tfq.compression import tfmot_private
 from tfq.compression.quantization_aware import annotate, ranges, shared_ranges
+from tfq.compression.quantization_aware.layer_facts import kind, passes_on
 from tfq.compression.quantization_aware.qat import untrained_qat_model
 from tfq.compression.quantization_aware.ranges import calibrate_ranges
 from tfq.conversion import qat_parity
-from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.training import deterministic
 
 
@@ -208,3 +209,24 @@ def test_in_training_a_group_is_rounded_to_one_range():
         probe = import_tf_keras().Model(quantized.inputs, quantized.get_layer("quant_stem").output)
         assert np.max(probe(x, training=False)) > 0.5
     assert np.max(probe(x, training=False)) <= 0.11
+
+
+def test_operations_of_keras_3_that_only_move_values_pass_on_the_scale_that_they_get():
+    keras = import_keras()
+    ops, image = keras.ops, keras.Input((6, 8, 4))
+    moved = [
+        ops.flip(image, axis=1),
+        ops.tile(image, [1, 1, 2, 1]),
+        ops.repeat(image, 2, axis=1),
+        image[:, 1:4, :, ::2],
+        *ops.split(image, 2, axis=2),
+        *ops.unstack(image, 6, axis=1),
+    ]
+    others = [ops.exp(image), ops.cumsum(image, axis=1)]
+    bridged = tfq.to_tf_keras(keras.Model(image, [*moved, *others])).model
+    operations = [layer for layer in bridged.layers if kind(layer) == "KerasOperation"]
+    assert {layer.operation: passes_on(layer) for layer in operations} == {
+        **dict.fromkeys(("numpy.Flip", "numpy.Tile", "numpy.Repeat", "numpy.GetItem"), True),
+        **dict.fromkeys(("numpy.Split", "core.Unstack"), True),
+        "numpy.Cumsum": False,
+    }
