@@ -70,6 +70,16 @@ def residual(layers, x):
     return layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(name="mean")(x))
 
 
+def test_a_target_says_what_share_of_a_layers_filters_stays():
+    model = built(residual, (8, 8, 3))
+    result = prune_filters(model, config=config(target_macs=0.99, targets=("inner=0.5", "conv1=1")))
+    assert result.removed == {"inner": (6, 12)}
+    assert result.skipped["conv0"] == "others had less to lose for the multiply-adds that they cost"
+    assert result.skipped["conv1"] == "its target keeps them"
+    with pytest.raises(InputError, match=r"filters: target 'inner=2': 2 is no share: wanted a fraction from 0 to 1"):
+        prune_filters(model, config=config(targets=("inner=2",)))
+
+
 def test_a_residual_sum_loses_the_same_channels_on_all_its_branches():
     model = built(residual, (8, 8, 3))
     before = [weight.copy() for weight in model.get_weights()]

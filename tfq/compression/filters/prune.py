@@ -20,7 +20,7 @@ from tfq.compression.filters.choice import choose
 from tfq.compression.filters.refit import refit
 from tfq.compression.filters.trace import Trace, traced
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
-from tfq.compression.patterns import parse_targets
+from tfq.compression.patterns import fits, parse_targets
 from tfq.config import DistillationConfig, FiltersConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 
@@ -131,7 +131,9 @@ def prune_filters(
         small = _trained(small, fit, teacher or model, config.distillation)
     removed, left = _by_layer(trace, kept)
     others = "others had less to lose for the multiply-adds that they cost"
-    skipped |= {name: others for name in left if name not in skipped}
+    by_target = [target.pattern for target in targets]
+    for name in left:
+        skipped.setdefault(name, "its target keeps them" if fits(name, by_target) else others)
     return FilterResult(
         model=small,
         removed=removed,
