@@ -25,9 +25,12 @@ def choose(
     """
     state = _State(channels, sites, groups, multiple_of)
     wanted = target_macs * state.left
-    free = [index for index, group in enumerate(groups) if group.share is None]
-    for index in set(range(len(groups))).difference(free):
-        state.leave(index, groups[index].wanted(multiple_of))
+    free = []
+    for index, group in enumerate(groups):
+        if group.share is None:
+            free.append(index)
+        else:
+            state.leave(index, group.wanted(multiple_of))
     queue = [(price, index) for index in free if (price := state.price(index)) is not None]
     heapq.heapify(queue)
     while state.left > wanted and queue:
