@@ -227,8 +227,8 @@ def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_u
         layers.RNN(cells, return_sequences=True),
         layers.SimpleRNN(5),
     )
-    model = keras.Sequential([keras.Input((2, 3)), *recurrent])
-    x = np.random.default_rng(0).normal(size=(40, 2, 3)).astype(np.float32)
+    model = keras.Sequential([keras.Input((6, 3)), *recurrent])
+    x = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)
     wanted = np.asarray(model(x))
     converted = tfq.convert(model, x)
     assert "WHILE" not in {op.name for op in flatbuffer.read(converted).main_subgraph.ops}
