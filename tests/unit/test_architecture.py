@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Left to right, bottom to top. An import goes down a floor, or to the left on its own.
 FLOORS = [
-    ["errors", "settings", "config", "quant_math", "artifacts", "provenance", "text_table"],
+    ["errors", "settings", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table"],
     ["flatbuffer", "data", "runners"],
     ["calibration", "evaluation"],
     ["keras_bridge", "training", "compression", "conversion", "models"],

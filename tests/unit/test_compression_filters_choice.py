@@ -9,8 +9,8 @@ import pytest
 
 from tfq.compression.filters.channels import Channels, Counts, Group, Site, Term, groups_of
 from tfq.compression.filters.choice import choose
-from tfq.compression.patterns import parse_targets
 from tfq.errors import InputError
+from tfq.patterns import parse_targets
 
 
 def chain(channels, sizes, norms=None, places=1):

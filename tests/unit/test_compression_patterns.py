@@ -3,8 +3,8 @@
 
 import pytest
 
-from tfq.compression.patterns import check_fits, fits
 from tfq.errors import InputError
+from tfq.patterns import check_fits, fits
 
 REASONS = {"conv1": None, "conv2": None, "relu": "it has no weights"}
 

@@ -3,11 +3,11 @@
 
 import pytest
 
-from tfq.compression.patterns import Target
 from tfq.compression.pruning.schedule import Schedule
 from tfq.compression.pruning.targets import check_settings, chosen_sparsities, parse_targets
 from tfq.config import PruneConfig
 from tfq.errors import InputError
+from tfq.patterns import Target
 
 REASONS = {"conv1": None, "conv2": None, "head": None, "relu": "ReLU has no weights"}
 

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float bytes and data -> activation ranges. A better calibrator is one more entry of CALIBRATORS."""
+"""Float bytes and data -> activation ranges: observe (what was there), choose (what the codes are to span)."""
 
-from tfq.calibration.ranges import Calibrator, Ranges, Samples
-from tfq.calibration.tensorflow_calibrator import tensorflow_min_max
-from tfq.errors import InputError, did_you_mean
+from tfq.calibration.calibrate import calibrate
+from tfq.calibration.histogram import Bins, Histogram
+from tfq.calibration.methods import METHODS, choose_ranges
+from tfq.calibration.observation import Observations, TensorObservation, merge_observations
+from tfq.calibration.observer import observe
+from tfq.calibration.ranges import Ranges, TensorRange
 
-CALIBRATORS: dict[str, Calibrator] = {"tensorflow": tensorflow_min_max}
-
-__all__ = ["CALIBRATORS", "Calibrator", "Ranges", "Samples", "calibrate"]
-
-
-def calibrate(model: bytes, samples: Samples, method: str = "tensorflow") -> Ranges:
-    """Activation ranges of the float flatbuffer `model` over `samples` (by input name, batch 1)."""
-    if method not in CALIBRATORS:
-        raise InputError(f"unknown calibration method {method!r}: {did_you_mean(method, CALIBRATORS)}")
-    return CALIBRATORS[method](model, samples)
+__all__ = [
+    "METHODS",
+    "Bins",
+    "Histogram",
+    "Observations",
+    "Ranges",
+    "TensorObservation",
+    "TensorRange",
+    "calibrate",
+    "choose_ranges",
+    "merge_observations",
+    "observe",
+]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfq import calibration, flatbuffer
 from tfq.config import ConversionConfig
@@ -123,17 +124,23 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
 
 def _post_training(model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None) -> bytes:
     """Float bytes -> ranges -> integer bytes. known: ranges that calibration does not touch."""
+    samples = [] if config.calibration.ranges else _samples(model, dataset, config)
+    ranges = calibration.calibrate(model, samples, config.calibration)
+    model = flatbuffer.inject_ranges(model, {**ranges.values, **with_same_scales(model, known or {})})
+    return with_kernels_of_int8(quantize_flatbuffer(model, config))
+
+
+def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
+    """What to calibrate with; warns of what is doubtful in it."""
     if dataset is None:
         raise InputError(
             f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
             f"{config.calibration_steps} real examples, or quantization-aware train the model"
         )
-    samples = representative_samples(dataset, input_specs(model), config.calibration_steps)
-    for warning in samples.warnings:
-        warnings.warn(warning, TfqWarning, stacklevel=4)
-    ranges = calibration.calibrate(model, samples.samples)
-    model = flatbuffer.inject_ranges(model, {**ranges.values, **with_same_scales(model, known or {})})
-    return with_kernels_of_int8(quantize_flatbuffer(model, config))
+    found = representative_samples(dataset, input_specs(model), config.calibration_steps)
+    for warning in found.warnings:
+        warnings.warn(warning, TfqWarning, stacklevel=5)
+    return found.samples
 
 
 def input_specs(model: bytes) -> list[InputSpec]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The representative dataset: whatever form it comes in, checked samples of batch 1 for the calibrator."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from tfq.data.binding import bind_inputs, shape_fits
 from tfq.data.representative_forms import elements_of
-from tfq.data.split import content_sha256
 from tfq.errors import InputError
 
 # Below this, a range is what a handful of samples happened to hold.
@@ -29,6 +30,24 @@ class InputSpec:
     dtype: DTypeLike = "float32"
 
 
+class SampleDigest:
+    """SHA-256 of samples that come one by one: of their names, dtypes, shapes and bytes, in their order."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, sample: Mapping[str, NDArray]) -> None:
+        """Takes the next sample."""
+        for name, array in sample.items():
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            self._digest.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+            self._digest.update(array.reshape(-1).view(np.uint8).data)
+
+    def hexdigest(self) -> str:
+        """Of all samples so far."""
+        return self._digest.hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepresentativeSamples:
     """Checked samples: each {input name: array (1, ...) of the input's dtype}, in the dataset's order."""
@@ -39,8 +58,10 @@ class RepresentativeSamples:
 
     def sha256(self) -> str:
         """Hex SHA-256 of the samples' names, dtypes, shapes and bytes, in their order."""
-        numbered = {f"{index:09d} {name}": a for index, sample in enumerate(self.samples) for name, a in sample.items()}
-        return content_sha256(numbered)
+        digest = SampleDigest()
+        for sample in self.samples:
+            digest.add(sample)
+        return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values for a record: how many samples, of how many asked for, their hash, the warnings."""

@@ -139,14 +139,6 @@ class ContentDigest:
         return whole.hexdigest()
 
 
-def content_sha256(arrays: Mapping[str, NDArray]) -> str:
-    """`ContentDigest` of whole arrays."""
-    digest = ContentDigest()
-    for name, array in arrays.items():
-        digest.add(name, array)
-    return digest.hexdigest()
-
-
 def check_finite(inputs: Mapping[str, NDArray], where: str, first: int = 0, total: int = 0) -> None:
     """Raises InputError with the index of the first example that holds NaN or infinity.
 

@@ -10,6 +10,7 @@ from tfq.flatbuffer.audit_weights import Weight
 from tfq.flatbuffer.edit import (
     add_signature,
     edit_model,
+    expose_tensors,
     inject_ranges,
     pack,
     read_metadata,
@@ -45,6 +46,7 @@ __all__ = [
     "audit_model",
     "constant_values",
     "edit_model",
+    "expose_tensors",
     "forget_unused_codes",
     "forget_unused_constants",
     "forget_unused_tensors",

@@ -5,7 +5,7 @@ It trusts what it reads: bytes from elsewhere go through `read` first. Constants
 they are packed, 16-byte aligned as the schema wants them (the generated Python code forgets that).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,20 @@ def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
             if quantization and quantization.MinLength() == quantization.MaxLength() == 1:
                 found[index, tensor] = (float(quantization.Min(0)), float(quantization.Max(0)))
     return found
+
+
+def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[int, ...]]:
+    """(`data` with `tensors` of its main subgraph as further outputs, the tensor indices of all its outputs).
+
+    Inputs do not become outputs. Signatures are left out. What an interpreter gives of a tensor that is no output is
+    silently wrong: its memory has been used again by then.
+    """
+    model = unpack(data)
+    graph = model.subgraphs[0]
+    outputs = list(map(int, graph.outputs))
+    outputs += [index for index in tensors if index not in (*outputs, *map(int, graph.inputs))]
+    graph.outputs, model.signatureDefs = outputs, []
+    return pack(model, len(data)), tuple(outputs)
 
 
 def _set_signature(model: Any, signature: Signature, generated: Any) -> None:

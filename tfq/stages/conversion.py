@@ -24,7 +24,7 @@ def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
     dataset, examples, diagnostics, sha256, content = None, None, None, hashes(config), None
     if not isinstance(traced, bytes) and traced.has_fake_quant:
         content = _by_learned_ranges(traced, config, preprocessing)
-    elif not config.conversion.needs_ranges:
+    elif not config.conversion.needs_ranges or config.conversion.calibration.ranges:
         content = convert_model(traced, None, config.conversion, preprocessing=preprocessing)
     if content is None:
         dataset = told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression.patterns import Target, check_fits, fits
+from tfq.patterns import Target, check_fits, fits
 
 
 class Channels:

@@ -20,9 +20,9 @@ from tfq.compression.filters.choice import choose
 from tfq.compression.filters.refit import refit
 from tfq.compression.filters.trace import Trace, traced
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
-from tfq.compression.patterns import fits, parse_targets
 from tfq.config import DistillationConfig, FiltersConfig
 from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.patterns import fits, parse_targets
 
 
 @dataclass(frozen=True, kw_only=True)

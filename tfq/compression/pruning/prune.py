@@ -10,7 +10,6 @@ import numpy as np
 
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
-from tfq.compression.patterns import fits
 from tfq.compression.pruning.masks import Masks, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
 from tfq.compression.pruning.schedule import Schedule
@@ -18,6 +17,7 @@ from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
 from tfq.compression.pruning.targets import block_size, check_settings, chosen_sparsities
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.patterns import fits
 
 _INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 # tfmot counts the weights to keep in float32.

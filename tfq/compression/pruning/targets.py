@@ -5,10 +5,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfq.compression import patterns
-from tfq.compression.patterns import Target, check_fits, fits
+from tfq import patterns
 from tfq.config import PruneConfig
 from tfq.errors import InputError
+from tfq.patterns import Target, check_fits, fits
 
 # As `PruneConfig.final_sparsity` has it, and what the m:n masks cannot follow.
 _HIGHEST = 0.99

@@ -9,12 +9,12 @@ from typing import Any
 from tfq.compression import tfmot_private, tfmot_repair
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import cloned, require_graph_model
-from tfq.compression.patterns import check_fits, fits
 from tfq.compression.quantization_aware import placement
 from tfq.config import QATConfig
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
+from tfq.patterns import check_fits, fits
 
 
 @dataclass(frozen=True, kw_only=True)

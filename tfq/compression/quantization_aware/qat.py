@@ -8,7 +8,6 @@ from typing import Any
 
 from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
-from tfq.compression.patterns import fits
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
 from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.batch_norm import frozen_from_step
@@ -17,6 +16,7 @@ from tfq.compression.quantization_aware.grids import round_to_flatbuffer
 from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges, measure_weights
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.patterns import fits
 
 
 def qat_model(

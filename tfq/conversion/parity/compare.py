@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tfq import flatbuffer
 from tfq.conversion.parity.graph import Evaluator, ReferenceGraph
-from tfq.conversion.parity.match import candidates, check_origin, exposing, match
+from tfq.conversion.parity.match import candidates, check_origin, match
 from tfq.conversion.parity.record import LayerParity, QATParity
 from tfq.conversion.parity.tally import LayerTally, output_tallies
 from tfq.conversion.tracing import Trace, trace, unwrapped
@@ -95,7 +95,7 @@ class _Comparison:
         check_origin(matches, named, traced.model.name)
         self._layers = [LayerTally(each) for each in matches]
         self._outputs = output_tallies(self._parsed)
-        self._exposed, self._places = exposing(model, [each.tensor.index for each in matches])
+        self._exposed, self._places = flatbuffer.expose_tensors(model, [each.tensor.index for each in matches])
         self._values = sum(each.numbers for each in matches)
         self._num_examples = self._unlike = 0
 

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tfq import flatbuffer
 from tfq.conversion.parity.graph import ReferenceGraph
 from tfq.errors import InputError
 from tfq.flatbuffer import Subgraph, Tensor
@@ -112,19 +111,6 @@ def match(
         if index in chosen
     ]
     return matches, skipped
-
-
-def exposing(model: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[int, ...]]:
-    """(`model` with `tensors` as further outputs, and tensor indices of all its outputs); inputs are none of them.
-
-    What an interpreter gives of a tensor that is no output is silently wrong: its memory has been used again by then.
-    """
-    unpacked = flatbuffer.unpack(model)
-    graph = unpacked.subgraphs[0]
-    outputs = list(map(int, graph.outputs))
-    outputs += [index for index in tensors if index not in (*outputs, *map(int, graph.inputs))]
-    graph.outputs, unpacked.signatureDefs = outputs, []
-    return flatbuffer.pack(unpacked, len(model)), tuple(outputs)
 
 
 def check_origin(matches: list[Match], named: Mapping[int, list[str]], model: str) -> None:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what was seen to ranges. Oracles: NumPy on the values themselves, error measured with quant_math."""
+
+import numpy as np
+import pytest
+
+from tfq import quant_math
+from tfq.calibration import Histogram, Observations, TensorObservation, choose_ranges
+from tfq.config import CalibrationConfig
+from tfq.errors import InputError
+
+RNG = np.random.default_rng(0)
+NORMAL = RNG.normal(size=200_000).astype(np.float32)
+LAPLACE = RNG.laplace(size=200_000).astype(np.float32)
+RELU = np.maximum(NORMAL, 0)
+OUTLIER = np.append(NORMAL, np.float32(100))
+SHIFTED = (np.abs(LAPLACE) - 0.5).astype(np.float32)
+
+
+def seen(values, name="a", layer=None, samples=10, histogram=True):
+    tensor = TensorObservation(name=name, layer=layer, histogram=Histogram() if histogram else None)
+    for part in np.array_split(values, samples):
+        tensor.add_extremes(float(part.min()), float(part.max()))
+        if histogram:
+            tensor.histogram.add(part)
+    return tensor
+
+
+def observations(*tensors):
+    listed = {(0, index): tensor for index, tensor in enumerate(tensors)}
+    return Observations(tensors=listed, num_samples=10, model_sha256="m", data_sha256=("d",))
+
+
+def chosen(values, **config):
+    return choose_ranges(observations(seen(values)), CalibrationConfig(**config)).tensors[0, 0]
+
+
+def squared_error(values, ends):
+    scale, zero_point = quant_math.quantization_parameters(*ends)
+    codes = quant_math.quantize(values, scale, zero_point)
+    return float(((values - quant_math.dequantize(codes, scale, zero_point)).astype(np.float64) ** 2).mean())
+
+
+def test_min_max_is_what_was_seen():
+    found = chosen(OUTLIER, method="min_max")
+    assert (found.minimum, found.maximum) == (OUTLIER.min(), 100)
+    assert found.clipped == 0 and found.coverage == 1
+
+
+def test_moving_average_weighs_the_later_samples_more():
+    found = chosen(np.repeat(np.arange(10, dtype=np.float32), 5), method="moving_average")
+    weights = 0.9 ** np.arange(9, -1, -1)
+    assert found.maximum == pytest.approx((weights * np.arange(10)).sum() / weights.sum())
+
+
+def test_moving_average_of_equal_samples_is_theirs():
+    found = chosen(np.tile(np.float32([-2, 5]), 10), method="moving_average")
+    assert (found.minimum, found.maximum) == pytest.approx((-2, 5))
+
+
+@pytest.mark.parametrize("percentile", [99, 99.9, 99.99])
+@pytest.mark.parametrize("values", [NORMAL, LAPLACE, RELU])
+def test_percentile_is_numpys_within_a_bin(values, percentile):
+    found = chosen(values, method="percentile", percentile=percentile)
+    ends = np.percentile(values, [100 - percentile, percentile])
+    np.testing.assert_allclose([found.minimum, found.maximum], ends, rtol=1 / 64, atol=1e-6)
+
+
+def test_percentile_100_is_min_max():
+    found = chosen(OUTLIER, method="percentile", percentile=100.0)
+    assert (found.minimum, found.maximum) == (OUTLIER.min(), 100)
+
+
+@pytest.mark.parametrize(
+    "values", [NORMAL, LAPLACE, RELU, SHIFTED, OUTLIER], ids=str.split("normal laplace relu shifted outlier")
+)
+def test_mse_has_no_more_error_than_any_range_of_a_fine_search(values):
+    values = values[-20_000:]
+    found = chosen(values, method="mse")
+    low, high = min(float(values.min()), 0), float(values.max())
+    tried = [(low * a, high * b) for a in 0.9 ** np.arange(35) for b in 0.9 ** np.arange(35)]
+    least = min(squared_error(values, ends) for ends in tried)
+    assert squared_error(values, (found.minimum, found.maximum)) <= 1.03 * least
+
+
+def test_mse_clips_an_outlier_only_where_that_is_worth_it():
+    for count in (50, 20_000, 200_000):
+        found = chosen(np.append(NORMAL[:count], np.float32(100)), method="mse")
+        # Where (100 - maximum)² + count * (maximum - minimum)² / 255² / 12 has its least value.
+        weight = count / 255**2 / 12
+        assert found.maximum == pytest.approx((100 + weight * found.minimum) / (1 + weight), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["mse", "entropy"])
+def test_zeros_of_a_relu_do_not_move_the_range(method):
+    sparse = np.concatenate([RELU, np.zeros(2_000_000, np.float32)])
+    one, other = chosen(RELU, method=method), chosen(sparse, method=method)
+    assert (one.minimum, one.maximum) == (other.minimum, other.maximum)
+
+
+def test_entropy_keeps_most_of_a_bell_and_drops_a_lonely_outlier():
+    assert chosen(NORMAL, method="entropy").maximum > 2.5
+    assert chosen(OUTLIER, method="entropy").maximum < 50
+
+
+@pytest.mark.parametrize("method", ["min_max", "moving_average", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("value", [0.0, -0.0, 3.0, -3.0, 1e-38, 3e38])
+def test_tensors_of_one_value_have_a_finite_range(method, value):
+    found = chosen(np.full(100, value, np.float32), method=method)
+    assert np.isfinite([found.minimum, found.maximum]).all()
+    assert found.minimum <= found.maximum
+    assert np.float32(min(value, 0)) <= found.minimum and found.maximum <= np.float32(max(value, 0))
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
+def test_ranges_never_reach_beyond_what_was_seen(method):
+    found = chosen(LAPLACE, method=method)
+    assert LAPLACE.min() <= found.minimum < found.maximum <= LAPLACE.max()
+
+
+def test_what_is_clipped_is_told():
+    found = chosen(NORMAL, method="percentile", percentile=90.0)
+    assert found.clipped == pytest.approx(0.2, abs=0.002)
+    assert found.coverage == pytest.approx(2 * 1.2816 / (NORMAL.max() - NORMAL.min()), rel=0.02)
+
+
+def test_without_a_histogram_what_is_clipped_is_not_known():
+    found = choose_ranges(observations(seen(NORMAL, histogram=False)), CalibrationConfig(method="moving_average"))
+    assert found.tensors[0, 0].clipped is None
+
+
+def test_a_method_that_needs_a_histogram_says_so_where_there_is_none():
+    with pytest.raises(InputError, match="histograms=True"):
+        choose_ranges(observations(seen(NORMAL, histogram=False)), CalibrationConfig(method="mse"))
+
+
+def test_patterns_give_layers_methods_of_their_own_and_the_last_one_counts():
+    tensors = [seen(OUTLIER, name=f"t{index}", layer=layer) for index, layer in enumerate(("conv", "conv_2", None))]
+    config = CalibrationConfig(method="min_max", tensors=("conv*=mse", "conv_2=percentile"))
+    found = choose_ranges(observations(*tensors), config)
+    assert [each.method for each in found.tensors.values()] == ["mse", "percentile", "min_max"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("conv", "PATTERN=METHOD"),
+        ("=mse", "PATTERN=METHOD"),
+        ("conv=msee", "did you mean"),
+        ("dense=mse", "fits no layer"),
+    ],
+)
+def test_patterns_that_say_nothing_are_refused(text, told):
+    with pytest.raises(InputError, match=told):
+        choose_ranges(observations(seen(NORMAL, layer="conv")), CalibrationConfig(tensors=(text,)))

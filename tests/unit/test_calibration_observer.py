@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Observed activations. Oracle: TFLite's reference kernels, without a delegate, on one sample after the other."""
+
+import json
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from golden_models import changed, golden
+
+from tfq import flatbuffer
+from tfq.calibration import Histogram, Observations, calibrate, merge_observations, observe
+from tfq.config import CalibrationConfig
+from tfq.errors import InputError
+
+FLOAT_MODELS = ("digits_float32", "two_branches_float32")
+
+
+def samples_of(model, count=23, seed=0):
+    parsed, rng = flatbuffer.read(model), np.random.default_rng(seed)
+    tensors = parsed.main_subgraph.input_tensors
+    return [
+        {
+            name: rng.normal(size=(1, *tensor.shape[1:])).astype(np.float32)
+            for name, tensor in zip(parsed.input_names, tensors, strict=True)
+        }
+        for _ in range(count)
+    ]
+
+
+def reference_values(model, samples):
+    """{tensor: its values over all samples} of every activation."""
+    interpreter = Interpreter(
+        model_content=model,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    parsed = flatbuffer.read(model)
+    graph = parsed.main_subgraph
+    indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]
+    found = {index: [] for index in indices if graph.tensors[index].dtype == "float32"}
+    for sample in samples:
+        for index, name in zip(graph.inputs, parsed.input_names, strict=True):
+            interpreter.set_tensor(index, sample[name])
+        interpreter.invoke()
+        for index, values in found.items():
+            values.append(interpreter.get_tensor(index))
+    return {index: np.stack(values) for index, values in found.items()}
+
+
+@pytest.mark.parametrize("name", FLOAT_MODELS)
+def test_every_tensor_holds_what_the_reference_kernels_compute(name):
+    model = golden(name)
+    samples = samples_of(model)
+    wanted, seen = reference_values(model, samples), observe(model, samples)
+    assert {index for _, index in seen.tensors} == set(wanted)
+    for (_, index), tensor in seen.tensors.items():
+        values = wanted[index].astype(np.float64)
+        near = 1e-5 * np.abs(values).max()
+        assert tensor.minimum == pytest.approx(values.min(), abs=near)
+        assert tensor.maximum == pytest.approx(values.max(), abs=near)
+        assert tensor.histogram.total == values.size
+        quantile = np.quantile(values, 0.9, method="inverted_cdf")
+        assert tensor.bins().quantile(0.9) == pytest.approx(quantile, rel=1 / 32, abs=1e-6)
+
+
+def test_what_is_seen_is_the_same_to_the_bit_with_any_number_of_workers():
+    model = golden("two_branches_float32")
+    samples = samples_of(model, 40)
+    one, *others = (observe(model, samples, num_workers=count).to_dict() for count in (1, 2, 5))
+    assert all(other == one for other in others)
+
+
+def test_parts_of_the_data_merge_to_the_whole():
+    model = golden("digits_float32")
+    samples = samples_of(model, 30)
+    whole = observe(model, samples).to_dict()
+    merged = merge_observations([observe(model, part) for part in (samples[:7], samples[7:8], samples[8:])]).to_dict()
+    assert merged["num_samples"] == 30 and len(merged["data_sha256"]) == 3
+    for one, other in zip(merged["tensors"], whole["tensors"], strict=True):
+        for name in ("name", "layer", "minimum", "maximum", "histogram"):
+            assert one[name] == other[name]
+        for name in ("average_minimum", "average_maximum"):
+            assert one[name] == pytest.approx(other[name], rel=1e-12)
+
+
+def test_parts_of_different_models_are_refused():
+    parts = [observe(golden(name), samples_of(golden(name), 2)) for name in FLOAT_MODELS]
+    with pytest.raises(InputError, match="another flatbuffer"):
+        merge_observations(parts)
+
+
+def test_parts_with_and_without_histograms_are_refused():
+    model = golden("digits_float32")
+    with pytest.raises(InputError, match="histograms"):
+        merge_observations([observe(model, samples_of(model, 2), histograms=kept) for kept in (True, False)])
+
+
+def test_no_parts_are_refused():
+    with pytest.raises(InputError, match="at least one"):
+        merge_observations([])
+
+
+def test_observations_are_saved_and_loaded(tmp_path):
+    model = golden("digits_float32")
+    seen = observe(model, samples_of(model))
+    seen.save(tmp_path / "seen.json")
+    assert Observations.load(tmp_path / "seen.json").to_dict() == seen.to_dict()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"schema_version": 1, "decay": 0.5, "tensors": []}', "null"])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    (tmp_path / "seen.json").write_text(content)
+    with pytest.raises(InputError, match="holds no observations"):
+        Observations.load(tmp_path / "seen.json")
+
+
+def test_samples_are_drawn_as_they_are_needed():
+    model = golden("digits_float32")
+    drawn, bad = [], samples_of(model, 1)[0]
+    bad = {name: np.full_like(array, np.nan) for name, array in bad.items()}
+
+    def endless():
+        while True:
+            drawn.append(len(drawn))
+            yield bad
+
+    with pytest.raises(InputError, match="on sample 0"):
+        observe(model, endless(), num_workers=2)
+    assert len(drawn) < 20
+
+
+def test_nan_is_told_with_its_sample_tensor_and_layer():
+    model = golden("digits_float32")
+    samples = samples_of(model, 5)
+    name = next(iter(samples[0]))
+    samples[3][name][..., 0] = np.nan
+    with pytest.raises(InputError, match=r"sample 3, tensor '.*' \(layer .*\) holds NaN"):
+        observe(model, samples)
+
+
+def test_infinity_is_told():
+    model = golden("digits_float32")
+    samples = samples_of(model, 1)
+    next(iter(samples[0].values()))[..., 0] = np.inf
+    with pytest.raises(InputError, match=r"holds (infinity|NaN)"):
+        observe(model, samples)
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(InputError, match="no samples"):
+        observe(golden("digits_float32"), [])
+
+
+def test_samples_of_another_shape_are_refused():
+    model = golden("digits_float32")
+    wrong = {name: np.zeros((1, 3), np.float32) for name in samples_of(model, 1)[0]}
+    with pytest.raises(InputError, match="does not run on the representative dataset"):
+        observe(model, [wrong])
+
+
+def test_a_flatbuffer_of_codes_is_refused():
+    with pytest.raises(InputError, match="no float32 activation"):
+        observe(golden("digits_int8"), [{}])
+
+
+def test_the_flatbuffer_itself_is_left_as_it_was():
+    model = golden("digits_float32")
+    before = bytes(model)
+    observe(model, samples_of(model, 2))
+    assert model == before
+
+
+def test_ranges_are_saved_and_given_back(tmp_path):
+    model = golden("digits_float32")
+    ranges = calibrate(model, samples_of(model), CalibrationConfig(method="mse"))
+    ranges.save(tmp_path / "ranges.json")
+    given = calibrate(model, [], CalibrationConfig(ranges=str(tmp_path / "ranges.json")))
+    assert given == ranges
+    record = json.loads((tmp_path / "ranges.json").read_text())
+    assert record["num_samples"] == 23 and len(record["data_sha256"][0]) == 64
+    for entry in record["tensors"]:
+        width = entry["observed_maximum"] - entry["observed_minimum"]
+        assert entry["coverage"] == pytest.approx((entry["maximum"] - entry["minimum"]) / width)
+        assert 0 <= entry["clipped"] < 0.5 and entry["method"] == "mse"
+
+
+def test_ranges_of_another_model_are_refused(tmp_path):
+    model = golden("digits_float32")
+    calibrate(model, samples_of(model)).save(tmp_path / "ranges.json")
+    with pytest.raises(InputError, match="another float flatbuffer"):
+        calibrate(golden("two_branches_float32"), [], CalibrationConfig(ranges=str(tmp_path / "ranges.json")))
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", '{"schema_version": 2}'])
+def test_a_file_without_ranges_is_refused(tmp_path, content):
+    (tmp_path / "ranges.json").write_text(content)
+    with pytest.raises(InputError, match="no calibrated ranges"):
+        calibrate(golden("digits_float32"), [], CalibrationConfig(ranges=str(tmp_path / "ranges.json")))
+
+
+def test_control_flow_is_refused_by_name():
+    def with_loop(model):
+        code = model.operatorCodes[0]
+        code.builtinCode = code.deprecatedBuiltinCode = 119
+
+    looped = changed(golden("digits_float32"), with_loop)
+    with pytest.raises(InputError, match=r"control flow, and the model holds WHILE \("):
+        calibrate(looped, samples_of(golden("digits_float32"), 2))
+
+
+def test_a_kept_histogram_takes_the_same_memory_whatever_was_counted():
+    histogram = Histogram()
+    before = histogram.counts.nbytes
+    for seed in range(3):
+        histogram.add(np.random.default_rng(seed).normal(size=100_000).astype(np.float32))
+    assert histogram.counts.nbytes == before == 256 * 1024

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration in one call: what most callers want of this room."""
+
+from collections.abc import Mapping, Sequence
+
+from numpy.typing import NDArray
+
+from tfq import flatbuffer
+from tfq.artifacts import sha256
+from tfq.calibration.intermediates import intermediate_ranges
+from tfq.calibration.methods import choose_ranges, needs_histograms
+from tfq.calibration.observer import observe
+from tfq.calibration.ranges import Ranges, TensorRange
+from tfq.config import CalibrationConfig
+from tfq.errors import InputError
+
+# Ops that run other subgraphs, whose tensors nobody sees from outside.
+_CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE", "STABLEHLO_WHILE")
+
+
+def calibrate(
+    model: bytes, samples: Sequence[Mapping[str, NDArray]], config: CalibrationConfig | None = None
+) -> Ranges:
+    """Activation ranges of the float flatbuffer `model` over `samples` (by input name, batch 1).
+
+    config: the method; one whose `ranges` names a file gives these back.
+    Raises InputError on a model with control flow, on samples that it does not run on, and on ranges that were found
+    with another model.
+    """
+    config = config or CalibrationConfig()
+    if config.ranges:
+        return ranges_of_file(model, config.ranges)
+    check_no_control_flow(model)
+    seen = observe(model, samples, histograms=needs_histograms(config), total=len(samples))
+    ranges = choose_ranges(seen, config)
+    inner = intermediate_ranges(model, samples)
+    if not inner:
+        return ranges
+    graph = flatbuffer.read(model).main_subgraph
+    layers = {index: op.keras_layer for op in graph.ops for index in op.intermediates}
+    found = {
+        key: TensorRange(
+            name=graph.tensors[key[1]].name,
+            layer=layers[key[1]],
+            minimum=ends[0],
+            maximum=ends[1],
+            observed_minimum=ends[0],
+            observed_maximum=ends[1],
+            method="min_max",
+        )
+        for key, ends in inner.items()
+    }
+    return Ranges(
+        tensors={**ranges.tensors, **found},
+        num_samples=ranges.num_samples,
+        model_sha256=ranges.model_sha256,
+        data_sha256=ranges.data_sha256,
+    )
+
+
+def ranges_of_file(model: bytes, path: str) -> Ranges:
+    """What an earlier calibration of the float flatbuffer `model` left at `path`. Raises InputError on another's."""
+    ranges = Ranges.load(path)
+    if ranges.model_sha256 != sha256(model):
+        raise InputError(
+            f"{path}: the ranges are of another float flatbuffer ({ranges.model_sha256[:12]}, this one is "
+            f"{sha256(model)[:12]}): calibrate this model, or give the one that they were found with"
+        )
+    return ranges
+
+
+def check_no_control_flow(model: bytes) -> None:
+    """Raises InputError where the flatbuffer holds a loop or a branch."""
+    ops = flatbuffer.read(model).main_subgraph.ops
+    loops = [f"{op.name} ({op.keras_layer or 'no layer'})" for op in ops if op.name in _CONTROL_FLOW]
+    if loops:
+        raise InputError(
+            f"calibration does not see inside of control flow, and the model holds {', '.join(loops)}: give the Keras "
+            "model, whose recurrent layers are unrolled (ConvLSTM of tf_keras and loops of your own are not), or "
+            "convert to a scheme that needs no ranges: dynamic, float16"
+        )

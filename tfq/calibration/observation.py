@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was seen of each activation over a data set: extremes, their moving averages, histograms. Parts merge."""
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfq.artifacts import read_json, write_json
+from tfq.calibration.histogram import Bins, Histogram
+from tfq.errors import InputError
+
+SCHEMA_VERSION = 1
+# Of a moving average, what stays of the old value at each sample.
+DECAY = 0.9
+_NUMBERS = ("minimum", "maximum", "average_minimum", "average_maximum")
+
+
+@dataclass(kw_only=True)
+class TensorObservation:
+    """One activation over all samples.
+
+    minimum, maximum: the lowest and the highest value. average_minimum, average_maximum: those of the single samples,
+    weighted by DECAY to the power of how many samples came after, without the weights' sum (see moving_average).
+    """
+
+    name: str
+    layer: str | None = None
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+    average_minimum: float = 0.0
+    average_maximum: float = 0.0
+    histogram: Histogram | None = None
+
+    def add_extremes(self, minimum: float, maximum: float) -> None:
+        """Those of the next sample."""
+        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+        self.average_minimum = DECAY * self.average_minimum + minimum
+        self.average_maximum = DECAY * self.average_maximum + maximum
+
+    def moving_average(self, num_samples: int) -> tuple[float, float]:
+        """(minimum, maximum) averaged over the samples, the later ones counting more, and free of any initial value."""
+        weight = (1 - DECAY**num_samples) / (1 - DECAY)
+        return self.average_minimum / weight, self.average_maximum / weight
+
+    def bins(self) -> Bins:
+        """Those of the histogram, the outer ones cut off at the extremes. Raises InputError where none was kept."""
+        if self.histogram is None:
+            raise InputError(f"tensor {self.name!r} was observed without a histogram: observe it with histograms=True")
+        found = self.histogram.bins()
+        low, high = (np.clip(ends, self.minimum, self.maximum) for ends in (found.low, found.high))
+        return Bins(low, high, found.counts)
+
+    def merge(self, other: "TensorObservation", num_samples: int) -> None:
+        """Take in what was seen of the same tensor on `num_samples` samples after these."""
+        self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
+        self.average_minimum = DECAY**num_samples * self.average_minimum + other.average_minimum
+        self.average_maximum = DECAY**num_samples * self.average_maximum + other.average_maximum
+        if self.histogram is not None and other.histogram is not None:
+            self.histogram.merge(other.histogram)
+
+
+@dataclass(kw_only=True)
+class Observations:
+    """What calibration has seen of a float flatbuffer.
+
+    tensors: (subgraph, tensor) -> what was seen of it. num_samples: over how many samples.
+    model_sha256: of the flatbuffer. data_sha256: of the samples in their order; one for each part that was merged.
+    """
+
+    tensors: dict[tuple[int, int], TensorObservation]
+    num_samples: int
+    model_sha256: str
+    data_sha256: tuple[str, ...]
+
+    @property
+    def has_histograms(self) -> bool:
+        """Whether more than extremes was kept."""
+        return all(seen.histogram is not None for seen in self.tensors.values())
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write it to `path` as JSON, whole or not at all."""
+        return write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "num_samples": self.num_samples,
+            "model_sha256": self.model_sha256,
+            "data_sha256": list(self.data_sha256),
+            "decay": DECAY,
+            "tensors": [
+                {
+                    "subgraph": subgraph,
+                    "tensor": tensor,
+                    "name": seen.name,
+                    "layer": seen.layer,
+                    **{name: getattr(seen, name) for name in _NUMBERS},
+                    "histogram": None if seen.histogram is None else seen.histogram.to_dict(),
+                }
+                for (subgraph, tensor), seen in self.tensors.items()
+            ],
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Observations":
+        """What `save` wrote. Raises InputError on a file that is not this, or of another version of tfq."""
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} holds no observations of tfq ({type(error).__name__}: {error}): observe the data again"
+            ) from error
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Observations":
+        """What to_dict gave."""
+        version = (values["schema_version"], values["decay"])
+        if version != (SCHEMA_VERSION, DECAY):
+            raise ValueError(f"schema_version and decay are {version}, wanted {(SCHEMA_VERSION, DECAY)}")
+        tensors = {}
+        for entry in values["tensors"]:
+            numbers = {name: float(entry[name]) for name in _NUMBERS}
+            histogram = None if entry["histogram"] is None else Histogram.from_dict(entry["histogram"])
+            tensors[int(entry["subgraph"]), int(entry["tensor"])] = TensorObservation(
+                name=str(entry["name"]), layer=entry["layer"], histogram=histogram, **numbers
+            )
+        return cls(
+            tensors=tensors,
+            num_samples=int(values["num_samples"]),
+            model_sha256=str(values["model_sha256"]),
+            data_sha256=tuple(map(str, values["data_sha256"])),
+        )
+
+
+def merge_observations(parts: Sequence[Observations]) -> Observations:
+    """What one pass over the samples of all `parts`, in this order, would have seen.
+
+    Extremes and histograms are the same to the bit however the samples were shared out; a moving average, which
+    weighs the last samples most, up to the rounding of float64.
+    Raises InputError where there is no part, and on parts of different flatbuffers or with different things kept.
+    """
+    if not parts:
+        raise InputError("merge_observations: wanted at least one part")
+    whole = copy.deepcopy(parts[0])
+    for number, part in enumerate(parts[1:], 1):
+        if part.model_sha256 != whole.model_sha256 or part.tensors.keys() != whole.tensors.keys():
+            raise InputError(
+                f"merge_observations: part {number} is of another flatbuffer than part 0 ({part.model_sha256[:12]}, "
+                f"{whole.model_sha256[:12]}): observe all of the data with the same one"
+            )
+        if part.has_histograms != whole.has_histograms:
+            raise InputError(f"merge_observations: one of parts 0 and {number} has histograms, the other has none")
+        for key, seen in whole.tensors.items():
+            seen.merge(part.tensors[key], part.num_samples)
+        whole.num_samples += part.num_samples
+        whole.data_sha256 += part.data_sha256
+    return whole

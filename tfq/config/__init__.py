@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
+
+from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
+from tfq.config.compression import (
+    CompressionConfig,
+    DistillationConfig,
+    FiltersConfig,
+    PruneConfig,
+    QATConfig,
+    TrainConfig,
+    TrainingConfig,
+)
+from tfq.config.conversion import (
+    CALIBRATION_METHODS,
+    IO_TYPES,
+    SCHEME_IO_TYPES,
+    SCHEMES,
+    TARGETS,
+    CalibrationConfig,
+    ConversionConfig,
+)
+from tfq.config.data import DataConfig
+from tfq.config.evaluation import KERNELS, BenchmarkConfig, EvaluationConfig, RequireConfig
+from tfq.config.run import RunConfig
+
+__all__ = [
+    "AUDIT_SCHEMES",
+    "CALIBRATION_METHODS",
+    "IO_TYPES",
+    "KERNELS",
+    "SCHEMES",
+    "SCHEME_IO_TYPES",
+    "TARGETS",
+    "AuditConfig",
+    "BenchmarkConfig",
+    "CalibrationConfig",
+    "CompressionConfig",
+    "ConversionConfig",
+    "DataConfig",
+    "DistillationConfig",
+    "EvaluationConfig",
+    "FiltersConfig",
+    "PruneConfig",
+    "QATConfig",
+    "RequireConfig",
+    "RunConfig",
+    "TrainConfig",
+    "TrainingConfig",
+]

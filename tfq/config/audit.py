@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a flatbuffer must be."""
+
+from dataclasses import dataclass
+
+from tfq.config.conversion import IO_TYPES, SCHEMES, TARGETS, check_io_types
+from tfq.settings import Config, setting
+
+# What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
+AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(Config):
+    """What a flatbuffer must be."""
+
+    require: str = setting(
+        "",
+        "scheme that the flatbuffer must have, or target that must be able to run it; empty reports only",
+        choices=("", *AUDIT_SCHEMES, *TARGETS),
+    )
+    inference_input_type: str = setting(
+        "", "type that the inputs must have; empty is the scheme's own", choices=IO_TYPES
+    )
+    inference_output_type: str = setting(
+        "", "type that the outputs must have; empty is the scheme's own", choices=IO_TYPES
+    )
+    allow_float: tuple[str, ...] = setting((), "name patterns of layers that may stay float")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.require in AUDIT_SCHEMES:
+            check_io_types(self, AUDIT_SCHEMES[self.require], f"require={self.require}")

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the flatbuffer is to be."""
+
+from dataclasses import dataclass
+
+from tfq.errors import InputError
+from tfq.settings import Config, section, setting
+
+# "" is the scheme's own: int8 of int8, int16 of int16x8, float32 of all others.
+IO_TYPES = ("", "int8", "uint8", "int16", "float32")
+
+# Of each scheme, the types that inputs and outputs can have; the first is its own.
+SCHEME_IO_TYPES = {
+    "int8": ("int8", "uint8", "float32"),
+    "int16x8": ("int16", "float32"),
+    "dynamic": ("float32",),
+    "float16": ("float32",),
+    "float32": ("float32",),
+    "weight_only_int8": ("float32",),
+}
+
+SCHEMES = tuple(SCHEME_IO_TYPES)
+
+TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
+
+
+CALIBRATION_METHODS = ("min_max", "moving_average", "percentile", "mse", "entropy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig(Config):
+    """How the ranges of activations are chosen from what the representative dataset shows."""
+
+    method: str = setting("min_max", "how each range is chosen", choices=CALIBRATION_METHODS)
+    percentile: float = setting(
+        99.99, "percent of a tensor's values, at each end, that its range holds (percentile)", minimum=50, maximum=100
+    )
+    tensors: tuple[str, ...] = setting(
+        (), "PATTERN=METHOD: layers whose ranges another method chooses; the last pattern that fits a layer counts"
+    )
+    ranges: str = setting("", "JSON file of ranges from an earlier conversion: nothing is calibrated then")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionConfig(Config):
+    """What the flatbuffer is to be."""
+
+    scheme: str = setting("int8", "number format of weights and activations", choices=SCHEMES)
+    target: str = setting(
+        "",
+        "what the flatbuffer is to run on: chooses what this target can run, and refuses what it cannot",
+        choices=("", *TARGETS),
+    )
+    per_channel: bool = setting(True, "a scale for each output channel of a weight, rather than one for all of it")
+    per_channel_dense: bool = setting(True, "the same for fully connected layers alone; off where --noper_channel")
+    inference_input_type: str = setting("", "type of the model's inputs; empty is the scheme's own", choices=IO_TYPES)
+    inference_output_type: str = setting("", "type of the model's outputs; empty is the scheme's own", choices=IO_TYPES)
+    calibration_steps: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
+    calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
+    batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_io_types(self, self.scheme, f"scheme={self.scheme}")
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether activations are quantized by ranges: out of a representative dataset, or of fake quantization."""
+        return self.scheme in ("int8", "int16x8")
+
+    @property
+    def input_type(self) -> str:
+        """The type of the model's inputs: as asked for, else the scheme's own."""
+        return self.inference_input_type or SCHEME_IO_TYPES[self.scheme][0]
+
+    @property
+    def output_type(self) -> str:
+        """The type of the model's outputs, likewise."""
+        return self.inference_output_type or SCHEME_IO_TYPES[self.scheme][0]
+
+
+def check_io_types(config: Config, scheme: str, asked: str) -> None:
+    """Raises InputError where the scheme's inputs or outputs cannot have the type that `config` wants."""
+    possible = SCHEME_IO_TYPES[scheme]
+    for name in ("inference_input_type", "inference_output_type"):
+        kind = getattr(config, name)
+        if kind and kind not in possible:
+            others = ", ".join(other for other, kinds in SCHEME_IO_TYPES.items() if kind in kinds)
+            raise InputError(
+                f"config: {asked} with {name}={kind}: wanted one of {', '.join(possible)} there, or the scheme "
+                f"{others}, which has {kind}"
+            )

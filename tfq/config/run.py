@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole run."""
+
+from dataclasses import dataclass
+
+from tfq.config.audit import AuditConfig
+from tfq.config.compression import CompressionConfig, TrainingConfig
+from tfq.config.conversion import ConversionConfig
+from tfq.config.data import DataConfig
+from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
+from tfq.settings import Config, section, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Config):
+    """A whole run: `tfq run` uses all of it, each other script its section and the first five."""
+
+    model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
+    data: DataConfig = section(DataConfig, "examples")
+    out: str = setting("", "directory that receives every file")
+    custom_objects: str = setting(
+        "", "Python module or .py file of your own that registers or defines the custom classes in --model"
+    )
+    seed: int = setting(0, "seed of weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
+    training: TrainingConfig = section(TrainingConfig, "training of a model built by name")
+    compression: CompressionConfig = section(CompressionConfig, "pruning and QAT")
+    conversion: ConversionConfig = section(ConversionConfig, "flatbuffer")
+    audit: AuditConfig = section(AuditConfig, "what the int8 flatbuffers must be")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "runners, metrics, bounds")
+    benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")
