@@ -4,6 +4,7 @@
 
     tfq convert --model=model.keras --data=npz:examples.npz --scheme=int8 --out=out/convert
 
+The ranges that were calibrated are kept beside it, in <model>_<scheme>_ranges.json: --calibration.ranges takes them.
 --data gives the representative dataset: its training examples, else those for validation, else those for testing.
 """
 
@@ -16,11 +17,14 @@ def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
     model = stages.load(config, allow_code=invocation.allow_code)
-    content, details = stages.convert(model, config)
-    path = artifacts.write_bytes(out / f"{stages.model_name(config)}_{config.conversion.scheme}.tflite", content)
-    report = flatbuffer.audit_model(content, stages.audit_config(config))
+    made, details = stages.convert(model, config)
+    stem = f"{stages.model_name(config)}_{config.conversion.scheme}"
+    path = artifacts.write_bytes(out / f"{stem}.tflite", made.content)
+    if made.ranges is not None:
+        made.ranges.save(out / f"{stem}_ranges.json")
+    report = flatbuffer.audit_model(made.content, stages.audit_config(config))
     record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
-    scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(content):,} bytes")
+    scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ SCHEMES = tuple(SCHEME_IO_TYPES)
 TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 
+REPAIRS = ("equalize", "rounding", "bias")
 CALIBRATION_METHODS = ("min_max", "moving_average", "percentile", "mse", "entropy")
 
 
@@ -57,6 +58,12 @@ class ConversionConfig(Config):
     inference_output_type: str = setting("", "type of the model's outputs; empty is the scheme's own", choices=IO_TYPES)
     calibration_steps: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
     calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
+    repair: tuple[str, ...] = setting(
+        (),
+        "what to mend after training: equalize (channels of different size), rounding (of weights, by the data), bias "
+        "(what quantization adds on average)",
+        choices=REPAIRS,
+    )
     batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)
 
     def __post_init__(self) -> None:

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model -> flatbuffer: the whole way through the room."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tfq import calibration, flatbuffer
+from tfq import flatbuffer
 from tfq.config import ConversionConfig
-from tfq.conversion.fake_quant import Ranges, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.post_training import Conversion, check_repairs, quantize_after_training
 from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.conversion.targeting import as_trained, fitted, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.weights import quantize_weights
-from tfq.data import InputSpec, representative_samples
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError
 
 # "preprocessing" of a flatbuffer's metadata: what its training data had gone through.
 Preprocessing = dict[str, Any]
@@ -46,13 +41,24 @@ def convert_model(
     The flatbuffer has the signature `serving_default` with the model's own input and output names.
     Raises InputError on a model or a data set that cannot be used; warns (TfqWarning) of a doubtful one.
     """
+    return convert_with_record(model, representative_dataset, config, preprocessing=preprocessing).content
+
+
+def convert_with_record(
+    model: Any,
+    representative_dataset: Any = None,
+    config: ConversionConfig | None = None,
+    *,
+    preprocessing: Preprocessing | None = None,
+) -> Conversion:
+    """What convert_model gives, of the same arguments, with the ranges and the repairs that were found on the way."""
     config = fitted(config or ConversionConfig())
-    content = _converted(model, representative_dataset, config, preprocessing)
-    warn_of_target(content, config)
-    return content
+    found = _converted(model, representative_dataset, config, preprocessing)
+    warn_of_target(found.content, config)
+    return found
 
 
-def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing: Preprocessing | None) -> bytes:
+def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing: Preprocessing | None) -> Conversion:
     metadata: dict[str, Any] = {}
     if preprocessing is not None:
         metadata["preprocessing"] = preprocessing
@@ -75,7 +81,7 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
     return _as_scheme(floating, dataset, config)
 
 
-def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
+def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
     """A float flatbuffer of any origin, quantized, or given back as it is."""
     report = flatbuffer.audit_model(model)
     if report.scheme != "float32":
@@ -92,19 +98,19 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     return _as_scheme(model, dataset, config)
 
 
-def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> bytes:
+def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:
     """A float flatbuffer in config.scheme: where the roads from a Keras model and from a .tflite meet."""
-    if config.scheme == "float32":
-        return model
     if config.needs_ranges:
-        return _post_training(in_quantizable_ops(model), dataset, config)
-    return quantize_weights(model, config)
+        return quantize_after_training(in_quantizable_ops(model), dataset, config)
+    check_repairs(config, trained=False)
+    return Conversion(content=model if config.scheme == "float32" else quantize_weights(model, config))
 
 
-def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> bytes:
+def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
     """Learned ranges, and calibrated ones where nothing was learned -> integer bytes."""
     import tensorflow as tf
 
+    check_repairs(config, trained=True)
     graph_def, granularity = plain_weights_graph(traced)
     config = as_trained(granularity, config)
     if dataset is None and not granularity.moved:
@@ -112,49 +118,14 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_kernels_of_int8(fake_quant_flatbuffer(traced, *types))
         warn_of_missing_ranges(content)
-        return _signed(content, traced.input_names, traced.output_names, metadata)
+        return Conversion(content=_signed(content, traced.input_names, traced.output_names, metadata))
     floating, ranges = ranged_flatbuffer(traced, graph_def)
     floating = in_quantizable_ops(_signed(floating, traced.input_names, traced.output_names, metadata))
     if dataset is not None:
-        return _post_training(floating, dataset, config, ranges)
+        return quantize_after_training(floating, dataset, config, ranges)
     content = with_kernels_of_int8(quantize_flatbuffer(flatbuffer.inject_ranges(floating, ranges), config))
     warn_of_missing_ranges(content)
-    return content
-
-
-def _post_training(model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None) -> bytes:
-    """Float bytes -> ranges -> integer bytes. known: ranges that calibration does not touch."""
-    samples = [] if config.calibration.ranges else _samples(model, dataset, config)
-    ranges = calibration.calibrate(model, samples, config.calibration)
-    model = flatbuffer.inject_ranges(model, {**ranges.values, **with_same_scales(model, known or {})})
-    return with_kernels_of_int8(quantize_flatbuffer(model, config))
-
-
-def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
-    """What to calibrate with; warns of what is doubtful in it."""
-    if dataset is None:
-        raise InputError(
-            f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
-            f"{config.calibration_steps} real examples, or quantization-aware train the model"
-        )
-    found = representative_samples(dataset, input_specs(model), config.calibration_steps)
-    for warning in found.warnings:
-        warnings.warn(warning, TfqWarning, stacklevel=5)
-    return found.samples
-
-
-def input_specs(model: bytes) -> list[InputSpec]:
-    """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
-    parsed = flatbuffer.read(model)
-    return [
-        InputSpec(name=name, shape=_open_shape(tensor), dtype=np.dtype(tensor.dtype))
-        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
-    ]
-
-
-def _open_shape(tensor: flatbuffer.Tensor) -> tuple[int, ...]:
-    """The shape, with -1 where the flatbuffer leaves a dimension open."""
-    return tensor.shape_signature or tensor.shape
+    return Conversion(content=content)
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:

@@ -203,11 +203,13 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     conversion = run.config.conversion
     if scheme != conversion.scheme:  # the float32 one: what is said of the other's types and target is not for it
         conversion = ConversionConfig(scheme=scheme, batch_size=conversion.batch_size)
+    elif getattr(model.traced, "has_fake_quant", False):  # repairs are for what was not trained for int8
+        conversion = dataclasses.replace(conversion, repair=())
     config = dataclasses.replace(run.config, conversion=conversion)
 
     def make(directory: Path) -> dict[str, Any]:
-        content, details = stages.convert(model.traced, config)
-        artifacts.write_bytes(directory / FLATBUFFER, content)
+        made, details = stages.convert(model.traced, config)
+        artifacts.write_bytes(directory / FLATBUFFER, made.content)
         return details
 
     inputs = {"model": model.sha256, "conversion": conversion.to_dict(), **data_inputs(run)}

@@ -3,38 +3,42 @@
 
 import dataclasses
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfq import data
-from tfq.config import AUDIT_SCHEMES, AuditConfig, RunConfig
+from tfq.config import AUDIT_SCHEMES, AuditConfig, ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.stages.model_files import trace_once
 from tfq.stages.splits import hashes, told
 
+if TYPE_CHECKING:
+    from tfq.conversion import Conversion
 
-def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
+
+def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]]:
     """`model` (Keras, a Trace, or float flatbuffer bytes) as config.conversion says; and its record.
 
     Of a quantization-aware trained one, --data is read only where some tensor has no range from the training.
     """
-    from tfq.conversion import convert_model
+    from tfq.conversion import convert_with_record
 
     preprocessing = data.preprocessing_record(config.data)
     traced = trace_once(model, config)
-    dataset, examples, diagnostics, sha256, content = None, None, None, hashes(config), None
+    dataset, examples, diagnostics, sha256, found = None, None, None, hashes(config), None
     if not isinstance(traced, bytes) and traced.has_fake_quant:
-        content = _by_learned_ranges(traced, config, preprocessing)
-    elif not config.conversion.needs_ranges or config.conversion.calibration.ranges:
-        content = convert_model(traced, None, config.conversion, preprocessing=preprocessing)
-    if content is None:
+        found = _by_learned_ranges(traced, config, preprocessing)
+    elif not _needs_data(config.conversion):
+        found = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
+    if found is None:
         dataset = told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))
         examples = {"split": dataset.name, "examples": dataset.num_examples}
         diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
         for finding in diagnostics.findings:
             warnings.warn(finding, TfqWarning, stacklevel=2)
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
-        content = convert_model(traced, dataset, config.conversion, preprocessing=preprocessing)
-    return content, {
+        found = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
+    return found, {
+        "repairs": dict(found.repairs),
         "preprocessing": preprocessing,
         "representative_dataset": examples,
         "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
@@ -42,18 +46,22 @@ def convert(model: Any, config: RunConfig) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> bytes | None:
+def _needs_data(config: ConversionConfig) -> bool:
+    return config.needs_ranges and (not config.calibration.ranges or bool(config.repair))
+
+
+def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> "Conversion | None":
     """The flatbuffer of a quantization-aware trained model; None where that has not given every tensor a range."""
-    from tfq.conversion import convert_model, ops_without_range
+    from tfq.conversion import convert_with_record, ops_without_range
 
     with warnings.catch_warnings(record=True) as told_there:
         warnings.simplefilter("always")
-        content = convert_model(traced, None, config.conversion, preprocessing=preprocessing)
-    if ops_without_range(content):
+        found = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
+    if ops_without_range(found.content):
         return None
     for warning in told_there:
         warnings.warn(warning.message, stacklevel=3)
-    return content
+    return found
 
 
 def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) -> dict[str, Any]:

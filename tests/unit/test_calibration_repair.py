@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repairs of flatbuffers. Oracles: the interpreter on the flatbuffers themselves, brute force, arithmetic by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as generated
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from golden_models import changed, golden
+
+from tfq import flatbuffer, quant_math
+from tfq.calibration import repair
+from tfq.calibration.repair.patches import patches_of, same_padding
+from tfq.calibration.repair.rounding import choose_codes
+from tfq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.errors import InputError, TfqError
+
+FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
+RELU6 = generated.ActivationFunctionType.RELU6
+RNG = np.random.default_rng(0)
+SAMPLES = [{"image": RNG.integers(0, 17, (1, 8, 8, 1)).astype(np.float32)} for _ in range(60)]
+
+
+def op_of(model, layer):
+    """The op of a layer in the object form of one of the digits' flatbuffers."""
+    place = next(op.index for op in flatbuffer.read(FLOATING).main_subgraph.ops if op.keras_layer == layer)
+    return model.subgraphs[0].operators[place]
+
+
+def constant(model, layer, slot):
+    graph = model.subgraphs[0]
+    tensor = graph.tensors[op_of(model, layer).inputs[slot]]
+    kind = {generated.TensorType.FLOAT32: np.float32, generated.TensorType.INT8: np.int8}.get(tensor.type, np.int32)
+    return model.buffers[tensor.buffer], model.buffers[tensor.buffer].data.view(kind).reshape(tensor.shape)
+
+
+def multiply(model, layer, slot, factors):
+    """A constant times `factors`, which broadcast."""
+    buffer, values = constant(model, layer, slot)
+    buffer.data = (values * factors).astype(values.dtype).reshape(-1).view(np.uint8)
+
+
+def uneven(model):
+    """Two channels of conv2 64 times as large, which the dense layer behind pool and flatten undoes."""
+    factors = np.ones(12, np.float32)
+    factors[[3, 7]] = 64
+    multiply(model, "conv2", 1, factors[:, None, None, None])
+    multiply(model, "conv2", 2, factors)
+    multiply(model, "logits", 1, 1 / np.tile(factors, 4))
+
+
+def tensor_values(model, tensor, samples=SAMPLES):
+    """Of all samples, by the reference kernels, real values."""
+    interpreter = Interpreter(
+        model_content=model,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    (details,) = interpreter.get_input_details()
+    scale, zero_point = details["quantization"]
+    found = []
+    for sample in samples:
+        array = sample["image"]
+        interpreter.set_tensor(details["index"], quant_math.quantize(array, scale, zero_point) if scale else array)
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(tensor))
+    values = np.concatenate(found)
+    record = flatbuffer.read(model).main_subgraph.tensors[tensor]
+    return quant_math.dequantize(values, record.scale[0], record.zero_point[0]) if record.is_quantized else values
+
+
+def output_of(model, layer):
+    return next(op.outputs[0] for op in flatbuffer.read(model).main_subgraph.ops if op.keras_layer == layer)
+
+
+def probabilities(model):
+    return tensor_values(model, flatbuffer.read(model).main_subgraph.outputs[0])
+
+
+def evenness(model, layer):
+    """The smallest range of an output channel's weights, as a share of the largest."""
+    _, weights = constant(flatbuffer.unpack(model), layer, 1)
+    ranges = np.abs(weights).reshape(len(weights), -1).max(axis=1)
+    return ranges.min() / ranges.max()
+
+
+def test_equalizing_leaves_the_function_as_it_was_to_the_bit():
+    model = changed(FLOATING, uneven)
+    found = repair.equalize(model)
+    np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
+    assert found.difference == 0
+
+
+def test_channels_that_were_made_uneven_are_even_again():
+    model = changed(FLOATING, uneven)
+    assert evenness(model, "conv2") < 1 / 32
+    assert evenness(repair.equalize(model).model, "conv2") > evenness(FLOATING, "conv2") / 3
+    (pair,) = (pair for pair in repair.equalize(model).pairs if pair.first == "conv2")
+    assert (pair.second, pair.channels) == ("logits", 12)
+    assert pair.highest_factor / pair.lowest_factor >= 32
+
+
+def test_pairs_are_found_through_depthwise_pooling_and_flattening_and_the_rest_has_reasons():
+    found = repair.equalize(FLOATING)
+    assert [(pair.first, pair.second) for pair in found.pairs] == [("depthwise", "pointwise"), ("conv2", "logits")]
+    assert found.skipped == {
+        "conv1": "2 ops read what it gives",
+        "pointwise": "ADD reads what it gives",
+        "logits": "SOFTMAX reads what it gives",
+    }
+
+
+def cap(model):
+    op_of(model, "conv2").builtinOptions.fusedActivationFunction = RELU6
+
+
+def test_behind_a_relu6_nothing_is_scaled_without_data():
+    found = repair.equalize(changed(FLOATING, cap))
+    assert "caps" in found.skipped["conv2"]
+
+
+def test_behind_a_relu6_channels_are_scaled_as_far_as_the_cap_allows():
+    def small_then_capped(model):
+        factors = np.geomspace(1e-3, 1e-1, 12).astype(np.float32)
+        multiply(model, "conv2", 1, factors[:, None, None, None])
+        multiply(model, "conv2", 2, factors)
+        multiply(model, "logits", 1, 1 / np.tile(factors, 4))
+        cap(model)
+
+    model = changed(FLOATING, small_then_capped)
+    largest = tensor_values(model, output_of(model, "conv2")).max(axis=(0, 1, 2))
+    assert largest.max() < 6
+    found = repair.equalize(model, SAMPLES)
+    after = tensor_values(found.model, output_of(found.model, "conv2")).max(axis=(0, 1, 2))
+    assert evenness(found.model, "conv2") > 4 * evenness(model, "conv2")
+    assert after.max() <= 4  # with half as much room again
+    np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
+
+
+def test_channels_that_the_cap_cuts_are_left_alone():
+    def large_then_capped(model):
+        uneven(model)
+        cap(model)
+
+    model = changed(FLOATING, large_then_capped)
+    found = repair.equalize(model, SAMPLES)
+    _, before = constant(flatbuffer.unpack(model), "conv2", 1)
+    _, after = constant(flatbuffer.unpack(found.model), "conv2", 1)
+    np.testing.assert_array_equal(after[[3, 7]], before[[3, 7]])
+    np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
+
+
+def test_a_function_that_changed_is_refused(monkeypatch):
+    monkeypatch.setattr(Weighted, "scale_inputs", lambda self, factors: None)
+    with pytest.raises(TfqError, match="changed the float function"):
+        repair.equalize(changed(FLOATING, uneven))
+
+
+def test_weights_of_two_ops_are_not_scaled():
+    def shared(model):
+        graph = model.subgraphs[0]
+        twin = generated.OperatorT()
+        twin.__dict__.update(op_of(model, "conv2").__dict__)
+        graph.tensors.append(graph.tensors[twin.outputs[0]])
+        twin.outputs = np.array([len(graph.tensors) - 1], np.int32)
+        graph.operators.append(twin)
+        graph.outputs = np.array([*graph.outputs, *twin.outputs], np.int32)
+
+    assert {pair.first for pair in repair.equalize(changed(FLOATING, shared)).pairs} == {"depthwise"}
+
+
+def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
+    def one_bias(model):
+        op = op_of(model, "conv2")
+        op.inputs = np.array([*op.inputs[:2], op_of(model, "pointwise").inputs[2]], np.int32)
+
+    model = changed(FLOATING, one_bias)
+    edited = flatbuffer.unpack(model)
+    layers = {each.layer: each for each in weighted_ops(edited, flatbuffer.read(model))}
+    before = layers["pointwise"].bias
+    layers["conv2"].set_bias(before + 1)
+    again = flatbuffer.unpack(flatbuffer.pack(edited, len(model)))
+    layers = {each.layer: each for each in weighted_ops(again, flatbuffer.read(flatbuffer.pack(again, len(model))))}
+    np.testing.assert_array_equal(layers["pointwise"].bias, before)
+    np.testing.assert_array_equal(layers["conv2"].bias, before + 1)
+
+
+def mean_offset(model, layer):
+    """By how much an int8 flatbuffer's mean of each channel is off."""
+    wanted = tensor_values(FLOATING, output_of(FLOATING, layer))
+    got = tensor_values(model, output_of(model, layer))
+    return (got - wanted).reshape(-1, got.shape[-1]).mean(axis=0)
+
+
+def spoilt(model):
+    """One sign of error in all weights of conv2, as coarse rounding may make it."""
+    buffer, codes = constant(model, "conv2", 1)
+    buffer.data = np.clip(codes + 4, -127, 127).astype(np.int8).reshape(-1).view(np.uint8)
+
+
+@pytest.mark.parametrize("layer", ["conv2", "logits"])
+def test_biases_take_off_what_quantization_added(layer):
+    model = changed(QUANTIZED, spoilt)
+    found = repair.correct_biases(model, FLOATING, SAMPLES)
+    before, after = (np.abs(mean_offset(each, layer)).mean() for each in (model, found.model))
+    assert after < before / 5
+    assert found.error_after < found.error_before / 2 and found.rounds >= 1
+    assert found.layers[layer][1] < found.layers[layer][0] / 5
+
+
+def test_biases_are_kept_where_other_ones_are_no_better(monkeypatch):
+    monkeypatch.setattr("tfq.calibration.repair.bias._shift", lambda layer, offset: layer.set_bias(layer.bias + 500))
+    found = repair.correct_biases(QUANTIZED, FLOATING, SAMPLES)
+    assert (found.model, found.rounds) == (QUANTIZED, 0)
+    assert found.error_after == found.error_before
+
+
+def test_a_float_flatbuffer_of_another_model_is_refused():
+    for act in (repair.correct_biases, repair.optimise_rounding):
+        with pytest.raises(InputError, match="was made of"):
+            act(QUANTIZED, golden("two_branches_float32"), SAMPLES)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_chosen_codes_are_nearly_the_best_of_all(seed):
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
+    gram = mixed.T @ mixed / 50
+    weights = rng.uniform(-3, 3, (6, 5))
+
+    def error(codes):
+        return np.einsum("ok,kl,ol->o", weights - codes, gram, weights - codes)
+
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=5)))
+    best = np.min([error(np.rint(weights) + step) for step in steps], axis=0)
+    chosen = error(choose_codes(weights, gram, -127, 127))
+    assert chosen.sum() <= error(np.rint(weights)).sum()
+    assert chosen.sum() <= 1.5 * best.sum() + 1e-3
+
+
+def test_chosen_codes_stay_in_range_and_zeros_stay_zero():
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8))
+    weights = rng.normal(0, 6, (20, 8))
+    weights[:, ::3] = 0
+    codes = choose_codes(weights, mixed.T @ mixed, -7, 7)
+    assert np.abs(codes).max() == 7 and (codes == np.rint(codes)).all()
+    assert (codes[:, ::3] == 0).all()
+
+
+@pytest.mark.parametrize("layer", ["conv1", "depthwise", "pointwise", "conv2", "logits"])
+def test_patches_times_weights_are_what_the_layer_computes(layer):
+    edited, parsed = flatbuffer.unpack(FLOATING), flatbuffer.read(FLOATING)
+    weighted = next(each for each in weighted_ops(edited, parsed) if each.layer == layer)
+    patches = patches_of(weighted, tensor_values(FLOATING, weighted.data, SAMPLES[:1]))
+    rows = weighted.by_output().reshape(len(patches), -1, patches.shape[2])
+    found = np.einsum("gpk,gok->pgo", patches, rows).reshape(patches.shape[1], -1) + weighted.bias
+    wanted = tensor_values(FLOATING, weighted.output, SAMPLES[:1])
+    found = np.maximum(found, 0) if weighted.activation else found
+    np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "wanted"),
+    [
+        ((32, 3, 1, 1), (1, 1)),
+        ((32, 3, 2, 1), (0, 1)),
+        ((7, 3, 2, 1), (1, 1)),
+        ((8, 3, 1, 2), (2, 2)),
+        ((5, 1, 2, 1), (0, 0)),
+    ],
+)
+def test_same_padding_is_tensorflows(numbers, wanted):
+    assert same_padding(*numbers) == wanted
+
+
+def test_rounding_brings_the_outputs_of_every_layer_nearer():
+    found = repair.optimise_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
+    assert set(found.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not found.skipped
+    assert all(after <= before for before, after in found.layers.values())
+    # Those that weigh many inputs, which go together.
+    assert all(found.layers[name][1] < found.layers[name][0] / 2 for name in ("conv2", "logits"))
+
+
+def test_rounded_codes_are_the_nearest_or_their_neighbours_and_scales_stay():
+    found = repair.optimise_rounding(QUANTIZED, FLOATING, SAMPLES)
+    before, after = flatbuffer.read(QUANTIZED).main_subgraph, flatbuffer.read(found.model).main_subgraph
+    assert [tensor.scale for tensor in after.tensors] == [tensor.scale for tensor in before.tensors]
+    moved = 0
+    for layer in found.layers:
+        (_, one), (_, other) = (constant(flatbuffer.unpack(each), layer, 1) for each in (QUANTIZED, found.model))
+        difference = np.abs(one.astype(int) - other)
+        assert (difference <= 1).mean() > 0.95
+        moved += int((difference > 0).sum())
+    assert moved > 50
+
+
+def test_pruned_weights_stay_zero_when_rounded():
+    def prune(model):
+        for layer in ("pointwise", "conv2"):
+            buffer, values = constant(model, layer, 1)
+            flat = values.reshape(-1).copy()
+            flat[::2] = 0
+            buffer.data = flat.view(np.uint8)
+
+    found = repair.optimise_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
+    for layer in ("pointwise", "conv2"):
+        assert (constant(flatbuffer.unpack(found.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
+
+
+def test_repairs_give_the_same_bytes_again():
+    for act in (repair.optimise_rounding, repair.correct_biases):
+        assert act(QUANTIZED, FLOATING, SAMPLES).model == act(QUANTIZED, FLOATING, SAMPLES).model
+    assert repair.equalize(FLOATING).model == repair.equalize(FLOATING).model

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes an int8 flatbuffer better without training: before quantization (equalize), and after it."""
+
+from tfq.calibration.repair.bias import BiasCorrection, correct_biases
+from tfq.calibration.repair.equalization import Equalization, EqualizedPair, equalize
+from tfq.calibration.repair.rounding import Rounding, optimise_rounding
+
+__all__ = [
+    "BiasCorrection",
+    "Equalization",
+    "EqualizedPair",
+    "Rounding",
+    "correct_biases",
+    "equalize",
+    "optimise_rounding",
+]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-layer equalization: channels of very different size made alike, where the float function allows it.
+
+A channel that one layer makes s times smaller, and the next one weighs s times more, leaves the function as it was, as
+long as what lies between commutes with a positive factor. One scale then serves all channels of the tensor between.
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1.
+
+Factors are powers of two: then every product and every sum is the same to the bit but for its exponent, and so is what
+the next layer gives. It costs at most half a bit of evenness.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import flatbuffer
+from tfq.calibration.activations import Sample, look_at_each
+from tfq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.errors import TfqError
+
+# What moves or selects values without mixing channels, or averages them within one: a factor goes through.
+_COMMUTING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "RELU", "LEAKY_RELU", "MEAN", "RESHAPE", "SQUEEZE"))
+_NONE, _RELU, _RELU6 = 0, 1, 3
+_SWEEPS = 20
+# A ReLU6 must cut off nothing but what it did: channels stay below the cap, were they so much larger than on the data.
+_CAP, _MARGIN = 6.0, 1.5
+# Of outputs, as a share of their largest: what the sums of a float32 kernel may differ by.
+_SAME = 1e-5
+_RANDOM_SAMPLES = 8
+# Beyond these factors a channel is as good as dead, or so large that another sweep will not help.
+_LARGEST_EXPONENT = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualizedPair:
+    """Two layers, and by which factors the channels between them were divided (the lowest and the highest)."""
+
+    first: str
+    second: str
+    channels: int
+    lowest_factor: float
+    highest_factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equalization:
+    """model: the flatbuffer with equalized channels, of the same function. skipped: {layer: why it has no partner}.
+
+    difference: the largest of any output from what it was, as a share of the largest output; over num_samples samples
+    of the data, or random ones where there were none.
+    """
+
+    model: bytes
+    pairs: tuple[EqualizedPair, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    difference: float
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the flatbuffer."""
+        return {
+            "difference": self.difference,
+            "num_samples": self.num_samples,
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "skipped": dict(self.skipped),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    first: Weighted
+    second: Weighted
+    channels: int
+    # Of what a fused ReLU6 gives, the largest of each channel on the data; empty where nothing caps.
+    largest: NDArray
+
+    def factors(self) -> NDArray[np.float64]:
+        """By which to divide each channel between the two, so that both layers' weights of it have one range."""
+        one = np.abs(self.first.by_output()).max(axis=1).astype(np.float64)
+        other = np.abs(self.second.by_input(self.channels)).max(axis=1).astype(np.float64)
+        alive = (one > 0) & (other > 0)
+        exponents = np.zeros(self.channels)
+        exponents[alive] = np.log2(one[alive] / other[alive]) / 2
+        # What all channels have in common is no unevenness, and stays as it is.
+        exponents[alive] -= np.median(exponents[alive]) if alive.any() else 0
+        exponents = np.clip(np.rint(exponents), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+        if self.largest.size:
+            room = np.maximum(self.largest, 1e-30) * _MARGIN / _CAP
+            exponents = np.where(room < 1, np.maximum(exponents, np.ceil(np.log2(room))), 0)
+        return 2.0**exponents
+
+    def apply(self, factors: NDArray) -> None:
+        self.first.scale_outputs(1 / factors)
+        self.second.scale_inputs(factors)
+        if self.largest.size:
+            self.largest[:] /= factors
+
+
+def equalize(model: bytes, samples: Sequence[Sample] = ()) -> Equalization:
+    """The float flatbuffer `model` with the channels between pairs of its layers equalized.
+
+    A pair is a layer with weights, its only reader behind ops that commute with a positive factor, and that reader's
+    weights. Left alone, with the reason: what several ops read, outputs of the model, fused activations other than
+    ReLU, weights that are shared.
+    samples: of the representative dataset, by input name. Behind a ReLU6 a channel can be scaled only if it stays below
+        the cap, which is seen on them; without them such layers are left alone.
+    The function is compared before and after: on random inputs and on the samples. Raises TfqError where it changed.
+    """
+    parsed = flatbuffer.read(model)
+    edited = flatbuffer.unpack(model)
+    pairs, skipped = _pairs(edited, parsed, _largest(model, edited, parsed, samples))
+    total = [np.ones(pair.channels) for pair in pairs]
+    for _ in range(_SWEEPS):
+        changed = False
+        for place, pair in enumerate(pairs):
+            factors = pair.factors()
+            if (factors != 1).any():
+                pair.apply(factors)
+                total[place] *= factors
+                changed = True
+        if not changed:
+            break
+    told = tuple(
+        EqualizedPair(
+            first=pair.first.layer,
+            second=pair.second.layer,
+            channels=pair.channels,
+            lowest_factor=float(factors.min()),
+            highest_factor=float(factors.max()),
+        )
+        for pair, factors in zip(pairs, total, strict=True)
+    )
+    content = flatbuffer.pack(edited, len(model))
+    tried = samples or _random_samples(parsed)
+    difference = _difference(model, content, tried)
+    if not difference <= _SAME:
+        raise TfqError(
+            f"equalization changed the float function by {difference:.1e} of its largest output on {len(tried)} "
+            f"{'' if samples else 'random '}samples, wanted at most {_SAME:.0e}: leave it out for this model"
+        )
+    return Equalization(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=len(tried))
+
+
+def _largest(model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
+    """{tensor: largest value of each channel on the samples} of what layers with a fused ReLU6 give."""
+    tensors = [each.output for each in weighted_ops(edited, parsed) if each.activation == _RELU6]
+    if not tensors or not samples:
+        return {}
+
+    def look(values: list[NDArray]) -> list[NDArray]:
+        return [array.reshape(-1, array.shape[-1]).max(axis=0) for array in values]
+
+    found = look_at_each(model, tensors, samples, look, total=len(samples))
+    return dict(zip(tensors, functools.reduce(lambda one, two: list(map(np.maximum, one, two)), found), strict=True))
+
+
+def _random_samples(parsed: flatbuffer.Model) -> list[Sample]:
+    rng, tensors = np.random.default_rng(0), parsed.main_subgraph.input_tensors
+    return [
+        {
+            name: rng.normal(size=tensor.shape).astype(tensor.dtype)
+            for name, tensor in zip(parsed.input_names, tensors, strict=True)
+        }
+        for _ in range(_RANDOM_SAMPLES)
+    ]
+
+
+def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float:
+    """Of the outputs of two flatbuffers, as a share of the largest."""
+    outputs = flatbuffer.read(before).main_subgraph.outputs
+    runs = [
+        look_at_each(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
+    ]
+    largest = furthest = 0.0
+    for one, other in zip(*runs, strict=True):
+        for wanted, got in zip(one, other, strict=True):
+            largest = max(largest, float(np.abs(wanted).max(initial=0)))
+            furthest = max(furthest, float(np.abs(wanted - got).max(initial=0)))
+    return furthest / largest if largest else furthest
+
+
+def _pairs(edited: Any, parsed: flatbuffer.Model, largest: Mapping[int, NDArray]) -> tuple[list[_Pair], dict[str, str]]:
+    graph = parsed.main_subgraph
+    by_output = {each.output: each for each in weighted_ops(edited, parsed)}
+    readers: dict[int, list[flatbuffer.Op]] = {}
+    for op in graph.ops:
+        for index in set(op.tensors) & set(op.inputs):
+            readers.setdefault(index, []).append(op)
+    found, skipped = [], {}
+    for first in by_output.values():
+        second, reason = _partner(first, graph, readers, by_output, first.output in largest)
+        if second is None:
+            skipped[first.layer] = reason
+        else:
+            found.append(_Pair(first, second, first.num_outputs, largest.get(first.output, np.zeros(0))))
+    return found, skipped
+
+
+def _partner(
+    first: Weighted,
+    graph: flatbuffer.Subgraph,
+    readers: Mapping[int, list[flatbuffer.Op]],
+    by_output: Mapping[int, Weighted],
+    may_cap: bool,
+) -> tuple[Weighted | None, str]:
+    """The layer that alone reads what `first` gives; or None, and why there is none."""
+    if first.activation == _RELU6 and not may_cap:
+        return None, "its ReLU6 caps, and without samples nobody knows where"
+    if first.activation not in (_NONE, _RELU, _RELU6):
+        return None, "its activation does not commute with a factor"
+    tensor = first.output
+    while True:
+        if tensor in graph.outputs:
+            return None, "an output of the model"
+        ops = readers.get(tensor, [])
+        if len(ops) != 1:
+            return None, f"{len(ops)} ops read what it gives"
+        (op,) = ops
+        second = by_output.get(op.outputs[0])
+        if second is not None and op.inputs[0] == tensor:
+            if second.is_depthwise and second.num_inputs != first.num_outputs:
+                return None, "its channels are others where they are read again"
+            return second, ""
+        if op.name not in _COMMUTING or not _keeps_channels(op, graph, first.num_outputs):
+            return None, f"{op.name} reads what it gives"
+        tensor = op.outputs[0]
+
+
+def _keeps_channels(op: flatbuffer.Op, graph: flatbuffer.Subgraph, channels: int) -> bool:
+    """Whether the op's output still has the channels innermost: one place of an image, or all of them, flattened."""
+    shape = graph.tensors[op.outputs[0]].shape
+    if op.name == "RESHAPE":
+        return bool(shape) and shape[-1] % channels == 0
+    return bool(shape) and shape[-1] == channels

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float bytes and data -> integer bytes: repair, calibrate, quantize, repair."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import calibration, flatbuffer
+from tfq.calibration import repair
+from tfq.config import ConversionConfig
+from tfq.conversion.fake_quant import Ranges, with_same_scales
+from tfq.conversion.int8_forms import with_kernels_of_int8
+from tfq.conversion.quantize import quantize_flatbuffer
+from tfq.data import InputSpec, representative_samples
+from tfq.errors import InputError, TfqWarning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A flatbuffer, and what was found on the way to it.
+
+    content: its bytes. ranges: of the activations, where they were calibrated. repairs: {what was mended: its record}.
+    """
+
+    content: bytes
+    ranges: calibration.Ranges | None = None
+    repairs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def quantize_after_training(
+    model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None
+) -> Conversion:
+    """The float flatbuffer `model` in integers, as config says. known: ranges that calibration does not touch."""
+    check_repairs(config, trained=known is not None)
+    needs_samples = not config.calibration.ranges or bool(config.repair)
+    samples = _samples(model, dataset, config) if needs_samples else []
+    repairs: dict[str, Any] = {}
+    if "equalize" in config.repair:
+        equalized = repair.equalize(model, samples)
+        model, repairs["equalize"] = equalized.model, equalized.to_dict()
+    ranges = calibration.calibrate(model, samples, config.calibration)
+    values = {**ranges.values, **with_same_scales(model, known or {})}
+    content = quantize_flatbuffer(flatbuffer.inject_ranges(model, values), config)
+    if "rounding" in config.repair:
+        rounded = repair.optimise_rounding(content, model, samples)
+        content, repairs["rounding"] = rounded.model, rounded.to_dict()
+    if "bias" in config.repair:
+        corrected = repair.correct_biases(content, model, samples)
+        content, repairs["bias"] = corrected.model, corrected.to_dict()
+    return Conversion(content=with_kernels_of_int8(content), ranges=ranges, repairs=repairs)
+
+
+def check_repairs(config: ConversionConfig, *, trained: bool) -> None:
+    """Raises InputError where repairs are asked for that this conversion has no room for."""
+    asked = f"repair={','.join(config.repair)}"
+    if config.repair and trained:
+        raise InputError(
+            f"{asked}: the model is quantization-aware trained, and a repair would undo that: leave it out"
+        )
+    if config.repair and config.scheme != "int8":
+        raise InputError(
+            f"{asked} with scheme={config.scheme}: repairs are for int8: leave them out, or convert to int8"
+        )
+
+
+def input_specs(model: bytes) -> list[InputSpec]:
+    """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
+    parsed = flatbuffer.read(model)
+    return [
+        # -1 where the flatbuffer leaves a dimension open.
+        InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=np.dtype(tensor.dtype))
+        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
+    ]
+
+
+def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
+    """What to calibrate with; warns of what is doubtful in it."""
+    if dataset is None:
+        raise InputError(
+            f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
+            f"{config.calibration_steps} real examples, or quantization-aware train the model"
+        )
+    found = representative_samples(dataset, input_specs(model), config.calibration_steps)
+    for warning in found.warnings:
+        warnings.warn(warning, TfqWarning, stacklevel=6)
+    return found.samples
