@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from small_models import fit_briefly, fit_for, noise, small_model
 
-from tfq.compression import qat_model
+from tfq.compression import prune_model, qat_model
 from tfq.compression.distil import distance, distilled
 from tfq.compression.graph import cloned
 from tfq.compression.quantization_aware import annotate
-from tfq.config import DistillationConfig, QATConfig
+from tfq.config import DistillationConfig, PruneConfig, QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 from tfq.training import output_kind
@@ -137,6 +137,27 @@ def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it
     np.testing.assert_array_equal(np.asarray(load_model(tmp_path / "near.h5")(x)), np.asarray(near(x)))
 
 
+def test_pruning_draws_the_student_to_the_teacher_and_leaves_nothing_of_it():
+    model, teacher = small_model(), small_model()
+    head = teacher.get_layer("head")
+    head.set_weights([head.get_weights()[0] * 20, np.array([-1.0, 2.0, 0.0], np.float32)])
+    x = noise(model, n=64).inputs["x"]
+
+    def fit(pruned, callbacks):
+        keras = import_tf_keras()
+        pruned.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+        pruned.fit(x, np.zeros(64, int), batch_size=16, epochs=8, verbose=0, callbacks=callbacks)
+
+    config = PruneConfig(distillation=DistillationConfig(enabled=True, weight=1.0), end_step=8, frequency=1)
+    near = prune_model(model, fit, config, teacher=teacher)
+    # Of the labels, all 0, nothing is learned with this weight.
+    wanted = np.asarray(teacher(x)).argmax(axis=1)
+    assert (wanted == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == wanted).mean() > 0.8
+    assert type(near) is type(model) and near.get_config()["layers"] == model.get_config()["layers"]
+    kernels = (near.get_layer(name).kernel.numpy() for name in ("conv", "head"))
+    assert [(kernel == 0).mean() for kernel in kernels] == pytest.approx([0.5, 0.5], abs=0.05)
+
+
 def test_a_training_loop_that_does_not_see_the_teacher_is_an_error():
     def fit(model, callbacks):
         keras = import_tf_keras()
@@ -154,3 +175,8 @@ def test_a_teacher_of_another_shape_and_one_that_is_not_used_are_refused():
         qat_model(small_model(), fit_for(), distilling(), teacher=other)
     with pytest.raises(InputError, match=r"distillation is off: set distillation.enabled"):
         qat_model(small_model(), fit_for(), teacher=other)
+    with pytest.raises(InputError, match="prune: the teacher 'other' has outputs"):
+        distillation = DistillationConfig(enabled=True)
+        prune_model(small_model(), fit_for(), PruneConfig(distillation=distillation), teacher=other)
+    with pytest.raises(InputError, match="prune: a teacher was given, and distillation is off"):
+        prune_model(small_model(), fit_for(), teacher=other)

@@ -25,6 +25,15 @@ class TrainingConfig(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig(Config):
+    """Training towards the outputs of the float model beside the labels."""
+
+    enabled: bool = setting(False, "learn from the float model's outputs as well", names_section=True)
+    temperature: float = setting(4.0, "both models' logits are divided by it", minimum=0.1)
+    weight: float = setting(0.5, "share of the loss that is towards the float model", minimum=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruneConfig(Config):
     """Magnitude pruning of weights with tfmot."""
 
@@ -46,15 +55,7 @@ class PruneConfig(Config):
     )
     sparsity_m_by_n: tuple[int, ...] = setting((), "m,n: m zeros in every n weights in a row (2,4)", minimum=1)
     block_size: tuple[int, ...] = setting((), "height,width of blocks of a kernel that become zero as one", minimum=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillationConfig(Config):
-    """Training towards the outputs of the float model beside the labels."""
-
-    enabled: bool = setting(False, "learn from the float model's outputs as well", names_section=True)
-    temperature: float = setting(4.0, "both models' logits are divided by it", minimum=0.1)
-    weight: float = setting(0.5, "share of the loss that is towards the float model", minimum=0, maximum=1)
+    distillation: DistillationConfig = section(DistillationConfig, "learning from the model before it was pruned")
 
 
 @dataclass(frozen=True, kw_only=True)

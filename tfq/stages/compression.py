@@ -90,7 +90,8 @@ def compress(model: Any, config: RunConfig) -> Compressed:
         if settings.prune.enabled:
             plan = compression.pruning_plan(result, settings.prune, training)
             details["pruning_plan"] = plan.to_dict()
-            result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan)
+            teacher = bridged.model if settings.prune.distillation.enabled else None
+            result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
         if settings.qat.enabled:
             teacher = bridged.model if settings.qat.distillation.enabled else None
             result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)

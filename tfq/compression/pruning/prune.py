@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Magnitude pruning: the smallest weights of each layer become zero, and stay zero."""
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
 from tfq.compression.pruning.masks import Masks, pruning_callback
@@ -74,7 +76,13 @@ def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any
 
 
 def prune_model(
-    model: Any, fit: Fit, config: PruneConfig | None = None, calibration: Any = None, *, plan: PruningPlan | None = None
+    model: Any,
+    fit: Fit,
+    config: PruneConfig | None = None,
+    calibration: Any = None,
+    *,
+    plan: PruningPlan | None = None,
+    teacher: Any = None,
 ) -> Any:
     """A pruned copy of `model`, trained by `fit` and not compiled; `model` stays as it is.
 
@@ -83,6 +91,8 @@ def prune_model(
         `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
     calibration: representative inputs for order=sensitivity, as `pruning_plan` has them. plan: one that `pruning_plan`
         made of this model and config, which then is not made again.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
+        itself without one. Neither is in the result.
     config.end_step == -1 is three quarters of that fit (of the first, when it calls model.fit several times).
     m:n zeros are along the input channels of kernels (..., inputs, outputs): the last axis of TFLite's weights. A block
     of height x width is of inputs x outputs.
@@ -91,6 +101,8 @@ def prune_model(
     that misses its sparsity.
     """
     config = config or PruneConfig()
+    if teacher is not None and not config.distillation.enabled:
+        raise InputError(f"prune: {UNUSED_TEACHER}")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocated(model, None, config, plan.pruned)
@@ -100,7 +112,11 @@ def prune_model(
     masks = Masks({name: prunable_weights(layers[name]) or [] for name in plan.pruned}, config)
     schedule = Schedule(config)
     callback = pruning_callback(masks, schedule, plan.sparsities)
-    _train(fit, trained, callback)
+    with contextlib.ExitStack() as around:
+        student = trained
+        if config.distillation.enabled:
+            student = around.enter_context(distilled(trained, teacher or model, config.distillation, "prune"))
+        _train(fit, student, callback)
     _warn_of_weights_put_back(masks)
     masks.apply()
     check_finite(trained, "pruning")
