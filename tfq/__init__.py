@@ -14,6 +14,7 @@ _PUBLIC = {
     "trace": "tfq.conversion:trace",
     "audit": "tfq.flatbuffer:audit_model",
     "evaluate": "tfq.evaluation:evaluate_model",
+    "analyse": "tfq.analysis:analyse",
     "prune": "tfq.compression:prune_model",
     "prune_filters": "tfq.compression:prune_filters",
     "qat": "tfq.compression:qat_model",
@@ -40,7 +41,9 @@ _PUBLIC = {
     "CompressionConfig": "tfq.config:CompressionConfig",
     "TrainConfig": "tfq.config:TrainConfig",
     "ConversionConfig": "tfq.config:ConversionConfig",
+    "AnalysisConfig": "tfq.config:AnalysisConfig",
     "AuditConfig": "tfq.config:AuditConfig",
+    "CalibrationConfig": "tfq.config:CalibrationConfig",
     "EvaluationConfig": "tfq.config:EvaluationConfig",
     "BenchmarkConfig": "tfq.config:BenchmarkConfig",
     "benchmark": "tfq.evaluation:benchmark_models",
@@ -49,14 +52,17 @@ _PUBLIC = {
 __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
+    from tfq.analysis.analyse import analyse as analyse
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
     from tfq.callbacks import TFLiteExport as TFLiteExport
     from tfq.compression import prune_filters as prune_filters
     from tfq.compression import prune_model as prune
     from tfq.compression import qat_model as qat
     from tfq.compression.preflight import preflight as preflight
+    from tfq.config import AnalysisConfig as AnalysisConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
+    from tfq.config import CalibrationConfig as CalibrationConfig
     from tfq.config import CompressionConfig as CompressionConfig
     from tfq.config import ConversionConfig as ConversionConfig
     from tfq.config import DataConfig as DataConfig

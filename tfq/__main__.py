@@ -12,6 +12,7 @@ SCRIPTS = {
     "convert": "make a .tflite of a model, full int8 by default",
     "audit": "show what every op of a .tflite computes in, and whether it is full int8",
     "evaluate": "run a .tflite on data, here or on emulated ARM, against its float model",
+    "analyse": "tell which layers of an int8 .tflite differ from its float model, and why",
     "benchmark": "time .tflite files side by side, and tell their most expensive ops",
     "run": "all of it from one config: train, compress, convert, audit, evaluate, report",
 }

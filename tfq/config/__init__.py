@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
 
+from tfq.config.analysis import AnalysisConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.compression import (
     CompressionConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "SCHEMES",
     "SCHEME_IO_TYPES",
     "TARGETS",
+    "AnalysisConfig",
     "AuditConfig",
     "BenchmarkConfig",
     "CalibrationConfig",

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from tfq.config.analysis import AnalysisConfig
 from tfq.config.audit import AuditConfig
 from tfq.config.compression import CompressionConfig, TrainingConfig
 from tfq.config.conversion import ConversionConfig
@@ -28,3 +29,4 @@ class RunConfig(Config):
     audit: AuditConfig = section(AuditConfig, "what the int8 flatbuffers must be")
     evaluation: EvaluationConfig = section(EvaluationConfig, "runners, metrics, bounds")
     benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")
+    analysis: AnalysisConfig = section(AnalysisConfig, "what costs an int8 flatbuffer its accuracy")

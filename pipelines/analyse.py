@@ -1,0 +1,35 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Compare an int8 .tflite with its float one layer by layer, and tell in plain words what costs accuracy.
+
+    tfq analyse --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --sensitivity
+
+A line a layer: signal to error of what it gives, beside what rounding alone would leave; the largest error in steps;
+what its range cuts off and how much of it is used; channels that never leave one code. "alone" is the signal to error
+of the model's outputs with this layer alone quantized.
+"""
+
+from collections.abc import Sequence
+
+from tfq import analysis, artifacts, flags, scripts, stages
+from tfq.errors import InputError
+
+
+def main(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    content = stages.read_tflite(config)
+    if not config.analysis.reference:
+        raise InputError("--reference: give the float .tflite that --model was made of")
+    floating = artifacts.read_bytes(config.analysis.reference, "a float .tflite")
+    split = stages.load_split(config.data, "test", limit=config.analysis.limit)
+    found = analysis.analyse(content, floating, split, config.analysis)
+    record = scripts.record(invocation, "analyse", **found.to_dict())
+    scripts.finish(invocation, record, found.to_text())
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="analyse", section="analysis", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why an int8 flatbuffer computes something else than its float one: tensor by tensor, layer by layer."""
+
+from tfq.analysis.analyse import Analysis, analyse
+from tfq.analysis.findings import Finding
+from tfq.analysis.layers import Join, LayerError, joins, layer_errors
+from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity, quantized_alone
+
+__all__ = [
+    "Analysis",
+    "Finding",
+    "Join",
+    "LayerError",
+    "LayerSensitivity",
+    "analyse",
+    "joins",
+    "layer_errors",
+    "layer_sensitivity",
+    "quantized_alone",
+]

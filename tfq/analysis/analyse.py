@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole analysis in one call, and its record."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tfq import flatbuffer
+from tfq.analysis.findings import Finding, find
+from tfq.analysis.layers import Join, LayerError, joins, layer_errors
+from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity
+from tfq.calibration import calibrate
+from tfq.config import AnalysisConfig
+from tfq.data import InputSpec, representative_samples
+from tfq.errors import InputError
+from tfq.text_table import aligned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Why an int8 flatbuffer differs from its float one.
+
+    layers, joins: in the order of the ops. sensitivity: the most sensitive first; empty where it was not measured.
+    findings: in plain words. num_samples: of the data.
+    """
+
+    layers: tuple[LayerError, ...]
+    joins: tuple[Join, ...]
+    sensitivity: tuple[LayerSensitivity, ...]
+    findings: tuple[Finding, ...]
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "num_samples": self.num_samples,
+            "layers": [each.to_dict() for each in self.layers],
+            "joins": [{**asdict(each), "ratio": each.ratio} for each in self.joins],
+            "sensitivity": [each.to_dict() for each in self.sensitivity],
+            "findings": [asdict(each) for each in self.findings],
+        }
+
+    def to_text(self) -> str:
+        """For the terminal: a line a layer, then what was found."""
+        head = ["layer", "op", "SQNR dB", "by rounding", "max LSB", "clipped", "codes used", "dead", "alone dB"]
+        alone = {each.layer: each.sqnr_db for each in self.sensitivity}
+        rows = [
+            [
+                each.layer,
+                each.op,
+                _decibels(each.sqnr_db),
+                _decibels(each.expected_sqnr_db),
+                f"{each.max_abs_error_lsb:.1f}",
+                f"{each.saturated:.2%}",
+                f"{each.range_use:.0%}",
+                str(len(each.dead_channels)),
+                _decibels(alone[each.layer]) if each.layer in alone else "",
+            ]
+            for each in self.layers
+        ]
+        found = [f"- {each.message}" for each in self.findings] or ["nothing stands out"]
+        return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *found])
+
+
+def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig | None = None) -> Analysis:
+    """Compare the int8 flatbuffer with the float one that it was made of, tensor by tensor.
+
+    data: what a representative dataset may be, real values; its first config.limit samples.
+    config.sensitivity: measure as well what each layer, quantized alone, does to the outputs; a run of the float
+        flatbuffer for each layer.
+    Raises InputError on flatbuffers that do not belong together, on an int8 one that has no codes, and on data that do
+    not fit.
+    """
+    config = config or AnalysisConfig()
+    parsed = flatbuffer.read(floating)
+    if flatbuffer.audit_model(floating).scheme != "float32":
+        raise InputError("--reference: wanted the float32 .tflite that the int8 one was made of")
+    specs = [
+        InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=tensor.dtype)
+        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
+    ]
+    samples = representative_samples(data, specs, config.limit).samples
+    layers, joined = layer_errors(quantized, floating, samples), joins(quantized, floating, samples)
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    if config.sensitivity:
+        sensitivity = layer_sensitivity(floating, calibrate(floating, samples), samples)
+    return Analysis(
+        layers=layers,
+        joins=joined,
+        sensitivity=sensitivity,
+        findings=tuple(find(layers, joined, _sources(quantized))),
+        num_samples=len(samples),
+    )
+
+
+def _sources(quantized: bytes) -> dict[str, list[str]]:
+    """Layer -> the layers whose outputs it reads, by the names of `layer_errors`."""
+    graph = flatbuffer.read(quantized).main_subgraph
+    names = {output: op.keras_layer or graph.tensors[output].name for op in graph.ops for output in op.outputs}
+    return {
+        names[output]: [names[index] for index in op.inputs if index in names]
+        for op in graph.ops
+        for output in op.outputs
+    }
+
+
+def _decibels(value: float) -> str:
+    return "exact" if math.isinf(value) and value > 0 else f"{value:.1f}"

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the numbers of an analysis mean, in plain words, with what to do about it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tfq.analysis.layers import Join, LayerError
+
+# Decibels. Below the first an activation hardly tells what the float one does; a fall by the second is the work of this
+# layer then, and one by the third wherever it ends.
+_COLLAPSED_DB, _FALL_DB, _STEEP_DB = 10.0, 8.0, 20.0
+# Ranges that are so many times apart leave the smaller one less than four bits of eight.
+_APART = 16.0
+# The channel in the middle has this share of the range or less.
+_UNEVEN = 1 / 32
+_CLIPPED = 0.001
+_UNUSED = 0.25
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+_GATES = ("MUL", "LOGISTIC", "HARD_SWISH", "TANH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that costs accuracy: what it is, where, and what to do."""
+
+    kind: str
+    layer: str
+    message: str
+
+
+def find(layers: Sequence[LayerError], joins: Sequence[Join], sources: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """The findings, those nearest to the input first. sources: layer -> the layers whose outputs it reads."""
+    of_other_data = list(_other_data(layers))
+    clipped = [] if of_other_data else list(_clipped(layers))
+    return [*of_other_data, *_collapses(layers, sources), *_channels(layers), *_joined(joins), *clipped]
+
+
+def _collapses(layers: Sequence[LayerError], sources: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    by_layer = {each.layer: each for each in layers}
+    for each in layers:
+        before = [by_layer[name].sqnr_db for name in sources.get(each.layer, ()) if name in by_layer]
+        came = min(before, default=each.expected_sqnr_db)
+        falls = min(came, each.expected_sqnr_db) - each.sqnr_db
+        if falls < (_FALL_DB if each.sqnr_db < _COLLAPSED_DB else _STEEP_DB):
+            continue
+        told = f"{each.layer} ({each.op}): signal to error falls from {came:.0f} to {each.sqnr_db:.0f} dB here"
+        if each.op in _GATES:
+            yield Finding(
+                kind="gate_collapse",
+                layer=each.layer,
+                message=f"{told}: a gate (swish, hard swish, squeeze-and-excitation) multiplies two rounded numbers, "
+                "most of them small beside their range: quantization-aware train the model (tfq compress), or keep "
+                "this layer in float or int16",
+            )
+        else:
+            yield Finding(
+                kind="collapse",
+                layer=each.layer,
+                message=f"{told}: try --repair=equalize,rounding,bias, another --calibration.method for it, or keep it "
+                "in float",
+            )
+
+
+def _channels(layers: Sequence[LayerError]) -> Iterator[Finding]:
+    for each in layers:
+        if each.dead_channels and each.channels > 1 and each.op in _WEIGHTED:
+            named = ", ".join(map(str, each.dead_channels[:6])) + (", ..." if len(each.dead_channels) > 6 else "")
+            yield Finding(
+                kind="dead_channels",
+                layer=each.layer,
+                message=f"{each.layer} ({each.op}): {len(each.dead_channels)} of {each.channels} channels ({named}) "
+                "never leave one code: they are zero for all of the data, or too small beside the others: take them "
+                "out (tfq compress --filters), or --repair=equalize",
+            )
+        elif each.channel_spread is not None and each.channel_spread < _UNEVEN:
+            yield Finding(
+                kind="uneven_channels",
+                layer=each.layer,
+                message=f"{each.layer} ({each.op}): half of its channels use less than {each.channel_spread:.1%} of "
+                "the range that one scale gives to all: --repair=equalize",
+            )
+
+
+def _joined(joins: Sequence[Join]) -> Iterator[Finding]:
+    for each in joins:
+        if each.ratio < _APART:
+            continue
+        smallest = min(each.codes, key=lambda name: each.ranges[name])
+        yield Finding(
+            kind="ranges_apart",
+            layer=each.layer,
+            message=f"{each.layer} ({each.op}) brings ranges {each.ratio:.0f} times apart to one scale: what "
+            f"{smallest} gives has {each.codes[smallest]} of 256 codes left: bring its inputs to one size in the model "
+            "(a scale or a normalization before the join), or give them out as separate outputs",
+        )
+
+
+def _clipped(layers: Sequence[LayerError]) -> Iterator[Finding]:
+    for each in layers:
+        if each.saturated_channels:
+            yield Finding(
+                kind="saturated_channels",
+                layer=each.layer,
+                message=f"{each.layer} ({each.op}): {len(each.saturated_channels)} of {each.channels} channels are cut "
+                "off in more than 1% of their values: the calibration data did not hold such values, or the method "
+                "clips too much: more and other data, or --calibration.method=min_max for this layer",
+            )
+        elif each.saturated > _CLIPPED:
+            yield Finding(
+                kind="clipped",
+                layer=each.layer,
+                message=f"{each.layer} ({each.op}): {each.saturated:.2%} of its values are cut off by its range: more "
+                "calibration data, or a method that clips less",
+            )
+
+
+def _other_data(layers: Sequence[LayerError]) -> Iterator[Finding]:
+    """Where most ranges do not suit: they were calibrated with something else than this data."""
+    told = "the ranges come from other data than this (random noise, another scaling): calibrate with real examples, "
+    told += "scaled as in training"
+    clipped = [each for each in layers if each.saturated_channels]
+    if len(clipped) > len(layers) / 2:
+        worst = max(clipped, key=lambda each: each.saturated)
+        yield Finding(
+            kind="ranges_too_narrow",
+            layer=worst.layer,
+            message=f"{len(clipped)} of {len(layers)} layers are cut off by their ranges on this data ({worst.layer} "
+            f"in {worst.saturated:.0%} of its values): {told}",
+        )
+    unused = [each for each in layers if each.range_use < _UNUSED]
+    if len(unused) > len(layers) / 2:
+        shares = sorted(each.range_use for each in unused)
+        yield Finding(
+            kind="ranges_too_wide",
+            layer=unused[0].layer,
+            message=f"{len(unused)} of {len(layers)} layers use less than {_UNUSED:.0%} of their codes on this data "
+            f"(the one in the middle {shares[len(shares) // 2]:.0%}): {told}",
+        )
