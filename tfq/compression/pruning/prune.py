@@ -12,6 +12,7 @@ import numpy as np
 from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
 from tfq.compression.pruning.masks import Masks, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
 from tfq.compression.pruning.schedule import Schedule
@@ -70,6 +71,10 @@ def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any
         sparsities = {}
         if calibration is not None:
             sparsities, table = allocated(model, calibration, config, list(chosen))
+    elif config.order == "erk":
+        kernels = {name: prunable_weights(layer) or [] for name, layer in named_layers(model) if name in chosen}
+        shapes = {name: [tuple(kernel.shape) for kernel in kernels[name]] for name in chosen}
+        sparsities = erdos_renyi_kernel(shapes, config.final_sparsity)
     elif config.sparsity_m_by_n:
         sparsities = _m_by_n_sparsities(model, chosen, *config.sparsity_m_by_n)
     return PruningPlan(pruned=tuple(chosen), skipped=skipped, sparsities=dict(sparsities), sensitivity=table)

@@ -27,10 +27,11 @@ def check_settings(config: PruneConfig) -> None:
         raise InputError(
             f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: wanted a later one, or -1"
         )
-    if config.order == "sensitivity" and targets:
+    if config.order != "uniform" and targets:
+        decides = "its measured sensitivity" if config.order == "sensitivity" else "its shape"
         raise InputError(
-            "prune: targets with order=sensitivity: either the targets say how sparse a layer becomes, or its measured "
-            "sensitivity does: leave one out (what `layers` does not name stays dense with both)"
+            f"prune: targets with order={config.order}: either the targets say how sparse a layer becomes, or "
+            f"{decides} does: leave one out (what `layers` does not name stays dense with both)"
         )
     if config.block_size and len(config.block_size) != 2:
         raise InputError(f"prune: block_size {_listed(config.block_size)}: wanted two numbers, height,width")
@@ -89,10 +90,10 @@ def _check_m_by_n(config: PruneConfig) -> None:
     zeros, group = config.sparsity_m_by_n
     if block_size(config) != (1, 1):
         raise InputError(f"prune: {told} with block_size: a mask has one form: leave one of them out")
-    if config.order == "sensitivity":
+    if config.order != "uniform":
         raise InputError(
-            f"prune: {told} with order=sensitivity: m:n makes every layer {zeros / group:g} sparse and leaves nothing "
-            "to choose: leave one of them out"
+            f"prune: {told} with order={config.order}: m:n makes every layer {zeros / group:g} sparse and leaves "
+            "nothing to choose: leave one of them out"
         )
     if config.targets:
         raise InputError(

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparsities by shape, against arithmetic by hand."""
+
+import math
+
+import pytest
+
+from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
+
+RESNET = {
+    "stem": [(3, 3, 3, 16)],
+    "one": [(3, 3, 16, 16)],
+    "two": [(3, 3, 32, 64)],
+    "three": [(3, 3, 64, 64)],
+    "shortcut": [(1, 1, 32, 64)],
+    "head": [(64, 10)],
+}
+
+
+def zeros(sparsities, kernels):
+    sizes = {name: sum(map(math.prod, shapes)) for name, shapes in kernels.items()}
+    return sum(sparsities[name] * size for name, size in sizes.items()) / sum(sizes.values())
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8, 0.9, 0.95])
+def test_over_all_weights_the_sparsity_is_what_was_asked_for(sparsity):
+    assert zeros(erdos_renyi_kernel(RESNET, sparsity), RESNET) == pytest.approx(sparsity)
+
+
+def test_densities_are_in_proportion_to_the_sum_of_dimensions_over_their_product():
+    found = erdos_renyi_kernel(RESNET, 0.8)
+    one, three = ((3 + 3 + 16 + 16) / (9 * 16 * 16), (3 + 3 + 64 + 64) / (9 * 64 * 64))
+    assert (1 - found["one"]) / (1 - found["three"]) == pytest.approx(one / three)
+
+
+def test_small_layers_stay_dense_and_large_ones_make_up_for_it():
+    found = erdos_renyi_kernel(RESNET, 0.8)
+    assert found["stem"] == found["head"] == 0
+    assert 0.8 < found["two"] < found["three"] < 1
+
+
+def test_a_layer_with_several_kernels_counts_as_one():
+    kernels = {"separable": [(3, 3, 32, 1), (1, 1, 32, 64)], "conv": [(3, 3, 64, 64)]}
+    found = erdos_renyi_kernel(kernels, 0.5)
+    assert zeros(found, kernels) == pytest.approx(0.5) and found["separable"] < found["conv"]
+
+
+def test_a_single_layer_has_the_sparsity_of_all():
+    assert erdos_renyi_kernel({"head": [(64, 10)]}, 0.7) == {"head": pytest.approx(0.7)}
+
+
+def test_no_sparsity_leaves_all_dense():
+    assert set(erdos_renyi_kernel(RESNET, 0.0).values()) == {0.0}
