@@ -8,7 +8,7 @@
 Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
 (flips, shifts) and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
 `float` does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are
-compared with. `filters50` learns from the outputs of the trained `float` of its seed as well, in both phases. Of the
+compared with. The others learn from the outputs of the trained `float` of their seed as well, in both phases. Of the
 second phase the epoch is kept that is best on the validation split; of the first the last one, for the zeros are
 complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
 
@@ -26,7 +26,7 @@ import os
 import statistics
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ class Variant:
     """One way to compress. max_drop: of accuracy against `float`, on average over the seeds, a fraction.
 
     sparsity: of what pruning reaches. target_macs: share of the multiply-adds that stay. targets: layers whose share of
-    filters is given, as in FiltersConfig. max_gzip: as a share of the dense int8 flatbuffer's. distillation: towards
-    the trained `float`.
+    filters is given, as in FiltersConfig. max_gzip: as a share of the dense int8 flatbuffer's.
     """
 
     max_drop: float
@@ -59,7 +58,6 @@ class Variant:
     target_macs: float = 1.0
     targets: tuple[str, ...] = ()
     max_gzip: float = math.inf
-    distillation: tfq.DistillationConfig = field(default_factory=tfq.DistillationConfig)
 
 
 VARIANTS = {
@@ -72,9 +70,10 @@ VARIANTS = {
         0.02,
         target_macs=0.5,
         targets=("conv2d=0.75", "conv2d_1=0.25"),
-        distillation=tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9),
     ),
 }
+# Of those that are compressed, towards the trained `float`.
+DISTILLATION = tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
 
 
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
@@ -83,8 +82,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
     from tfq.training import deterministic
 
     variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
-    distillation = variant.distillation
-    teacher = tfq.load_model(out / f"float_{seed}.h5") if distillation.enabled else None
+    teacher = None if name == "float" else tfq.load_model(out / f"float_{seed}.h5")
     notes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     fits = [fit_for(splits, phase, seed + place * 1000, place == 1, notes[place]) for place, phase in enumerate(phases)]
     with deterministic(seed):
@@ -93,16 +91,21 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             first = tfq.load_model(between)
         else:
             if variant.sparsity:
-                first = prune_model(model, fits[0], tfq.PruneConfig(final_sparsity=variant.sparsity))
+                # By half of the training: what comes after is at a learning rate that still moves something.
+                steps = phases[0].epochs * math.ceil(splits["train"].num_examples / phases[0].batch_size)
+                asked = tfq.PruneConfig(
+                    final_sparsity=variant.sparsity, order="erk", end_step=steps // 2, distillation=DISTILLATION
+                )
+                first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.target_macs < 1:
-                asked = FiltersConfig(
+                shape = FiltersConfig(
                     enabled=True,
                     target_macs=variant.target_macs,
                     targets=variant.targets,
                     multiple_of=4,
-                    distillation=distillation,
+                    distillation=DISTILLATION,
                 )
-                cut = prune_filters(model, fits[0], asked, data=splits["train"], teacher=teacher)
+                cut = prune_filters(model, fits[0], shape, data=splits["train"], teacher=teacher)
                 notes[0]["filters"] = cut.to_dict()
                 first = cut.model
             else:
@@ -114,7 +117,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             fits[1](first, [])
             save_model(first, out / f"float_{seed}.h5")
             return first, notes
-        qat = tfq.QATConfig(distillation=distillation)
+        qat = tfq.QATConfig(distillation=DISTILLATION)
         return qat_model(first, fits[1], qat, calibration=splits["train"], teacher=teacher), notes
 
 

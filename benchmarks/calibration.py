@@ -1,0 +1,137 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration beside TensorFlow's own calibrator: time for the same float flatbuffer and samples, in one run.
+
+    python benchmarks/calibration.py [--rounds=3]
+
+ResNet8 with 500 samples, and MobileNetV2 at 224x224 with 100; random weights and samples, which take as long as real
+ones. Printed are ratios of the medians of --rounds rounds, in which each method has its turn. Then the memory that
+calibration takes on top, with 50 samples and with ten times as many. Exits 1 where a ratio is below its bound, or where
+memory grows with the number of samples.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+import tfq
+from tfq import calibration, flatbuffer
+from tfq.models import MODELS
+
+# Method -> how many times as fast as TensorFlow's calibrator it must be.
+BOUNDS = {"min_max": 4.0, "moving_average": 4.0, "percentile": 2.5, "mse": 2.5, "entropy": 0.0}
+MOST_GROWTH = 1.1
+
+
+def resnet8() -> Any:
+    from tfq.keras_bridge import import_tf_keras
+
+    return MODELS["resnet8"](import_tf_keras())
+
+
+def mobilenet_v2() -> Any:
+    from tfq.keras_bridge import import_keras
+
+    return import_keras().applications.MobileNetV2(weights=None)
+
+
+CASES: dict[str, tuple[Callable[[], Any], int]] = {"ResNet8": (resnet8, 500), "MobileNetV2 @224": (mobilenet_v2, 100)}
+
+
+def samples_of(model: bytes, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """Random ones, made as they are drawn."""
+    parsed = flatbuffer.read(model)
+    (tensor,) = parsed.main_subgraph.input_tensors
+    for seed in range(count):
+        yield {parsed.input_names[0]: np.random.default_rng(seed).uniform(0, 1, tensor.shape).astype(np.float32)}
+
+
+def stock(model: bytes, samples: list[dict[str, np.ndarray]]) -> None:
+    """TensorFlow's own calibrator, as TFLiteConverter calls it."""
+    from tensorflow.lite.python.optimize import calibrator
+
+    feed = (list(sample.values()) for sample in samples)
+    calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begin = time.monotonic()
+    run()
+    return time.monotonic() - begin
+
+
+def ratios(model: bytes, count: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """(seconds of TensorFlow's calibrator, method -> how many times as fast)."""
+    samples = list(samples_of(model, count))
+    runs: dict[str, Callable[[], Any]] = {"stock": lambda: stock(model, samples)}
+    for method in BOUNDS:
+        config = tfq.CalibrationConfig(method=method)
+        runs[method] = lambda config=config: calibration.calibrate(model, samples, config)  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    middle = {name: statistics.median(each) for name, each in times.items()}
+    return middle["stock"], {name: middle["stock"] / middle[name] for name in BOUNDS}
+
+
+def peak_bytes(path: str, count: int) -> int:
+    """The most memory that a process of its own takes to observe so many samples, histograms and all."""
+    found = subprocess.run(
+        [sys.executable, __file__, f"--observe={path}", f"--count={count}"], check=True, capture_output=True, text=True
+    )
+    return int(found.stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--observe", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.observe:
+        with open(arguments.observe, "rb") as file:
+            model = file.read()
+        calibration.observe(model, samples_of(model, arguments.count))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return 0
+    failed = []
+    print("| model | samples | TensorFlow's calibrator | " + " | ".join(BOUNDS) + " |")
+    print("|---" * (3 + len(BOUNDS)) + "|")
+    for name, (build, count) in CASES.items():
+        model = tfq.convert(build(), config=tfq.ConversionConfig(scheme="float32"))
+        secs, found = ratios(model, count, arguments.rounds)
+        print(f"| {name} | {count} | {secs:.2f} s | " + " | ".join(f"{ratio:.1f}x" for ratio in found.values()) + " |")
+        failed += [
+            f"{name}, {method}: {found[method]:.1f}x" for method, bound in BOUNDS.items() if found[method] < bound
+        ]
+        if name == "ResNet8":
+            small = model
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+        file.write(small)
+        file.flush()
+        few, many = (peak_bytes(file.name, count) for count in (50, 500))
+    print(
+        f"\nmemory of a process that observes ResNet8: {few / 2**20:.0f} MB with 50 samples, {many / 2**20:.0f} MB with 500"
+    )
+    if many > MOST_GROWTH * few:
+        failed.append(f"memory: {many / few:.2f}x with ten times as many samples")
+    for told in failed:
+        print(f"MISSED: {told}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
