@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -117,15 +118,12 @@ def main() -> int:
         ]
         if name == "ResNet8":
             small = model
-    import tempfile
-
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
         file.write(small)
         file.flush()
         few, many = (peak_bytes(file.name, count) for count in (50, 500))
-    print(
-        f"\nmemory of a process that observes ResNet8: {few / 2**20:.0f} MB with 50 samples, {many / 2**20:.0f} MB with 500"
-    )
+    few_mb, many_mb = (round(size / 2**20) for size in (few, many))
+    print(f"\nmemory of a process that observes ResNet8: {few_mb} MB with 50 samples, {many_mb} MB with 500")
     if many > MOST_GROWTH * few:
         failed.append(f"memory: {many / few:.2f}x with ten times as many samples")
     for told in failed:

@@ -71,7 +71,9 @@ class Equalization:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class ChannelPair:
+    """Two layers, and the channels that one gives and the other alone reads."""
+
     first: Weighted
     second: Weighted
     channels: int
@@ -94,6 +96,7 @@ class _Pair:
         return 2.0**exponents
 
     def apply(self, factors: NDArray) -> None:
+        """Divide each channel between the two by its factor: powers of two leave the function as it was to the bit."""
         self.first.scale_outputs(1 / factors)
         self.second.scale_inputs(factors)
         if self.largest.size:
@@ -183,7 +186,14 @@ def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float
     return furthest / largest if largest else furthest
 
 
-def _pairs(edited: Any, parsed: flatbuffer.Model, largest: Mapping[int, NDArray]) -> tuple[list[_Pair], dict[str, str]]:
+def find_pairs(edited: Any, parsed: flatbuffer.Model) -> list[ChannelPair]:
+    """The pairs that can be scaled without data. edited: `parsed` in its object form, which `apply` changes."""
+    return _pairs(edited, parsed, {})[0]
+
+
+def _pairs(
+    edited: Any, parsed: flatbuffer.Model, largest: Mapping[int, NDArray]
+) -> tuple[list[ChannelPair], dict[str, str]]:
     graph = parsed.main_subgraph
     by_output = {each.output: each for each in weighted_ops(edited, parsed)}
     readers: dict[int, list[flatbuffer.Op]] = {}
@@ -196,7 +206,7 @@ def _pairs(edited: Any, parsed: flatbuffer.Model, largest: Mapping[int, NDArray]
         if second is None:
             skipped[first.layer] = reason
         else:
-            found.append(_Pair(first, second, first.num_outputs, largest.get(first.output, np.zeros(0))))
+            found.append(ChannelPair(first, second, first.num_outputs, largest.get(first.output, np.zeros(0))))
     return found, skipped
 
 
