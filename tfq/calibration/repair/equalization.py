@@ -111,7 +111,8 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> Equalization:
     ReLU, weights that are shared.
     samples: of the representative dataset, by input name. Behind a ReLU6 a channel can be scaled only if it stays below
         the cap, which is seen on them; without them such layers are left alone.
-    The function is compared before and after: on random inputs and on the samples. Raises TfqError where it changed.
+    The function is compared before and after, on the samples, or on random ones where there are none. Raises TfqError
+    where it changed.
     """
     parsed = flatbuffer.read(model)
     edited = flatbuffer.unpack(model)

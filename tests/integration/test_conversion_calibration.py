@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration and repair on the way to int8: from a float .tflite, in Python and by the script."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import tfq
+from tfq.__main__ import main
+from tfq.conversion import convert_with_record
+from tfq.keras_bridge import import_tf_keras
+from tfq.runners import LocalRunner, RunRequest
+
+FLOATING = Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite"
+IMAGES = load_digits().images[..., None].astype(np.float32)
+
+
+def config(**values) -> tfq.ConversionConfig:
+    calibration = tfq.CalibrationConfig(**values.pop("calibration", {}))
+    return tfq.ConversionConfig(calibration=calibration, calibration_steps=64, **values)
+
+
+def answers(model: bytes) -> np.ndarray:
+    inputs = IMAGES if tfq.audit(model).scheme == "float32" else np.clip(np.rint(IMAGES / (16 / 255)) - 128, -128, 127)
+    dtype = np.float32 if tfq.audit(model).scheme == "float32" else np.int8
+    (output,) = LocalRunner().run(RunRequest(model=model, inputs=(inputs.astype(dtype),))).outputs
+    return output.argmax(axis=1)
+
+
+@pytest.mark.parametrize("method", ["min_max", "moving_average", "percentile", "mse", "entropy"])
+def test_every_method_ends_in_full_int8_that_answers_as_float_does(method):
+    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(calibration={"method": method}))
+    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
+    assert {each.method for each in found.ranges.tensors.values()} == {method}
+    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.97
+
+
+@pytest.mark.parametrize("repair", [("equalize",), ("rounding",), ("bias",), ("bias", "rounding", "equalize")])
+def test_every_repair_ends_in_full_int8_and_tells_what_it_did(repair):
+    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(repair=repair))
+    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
+    assert set(found.repairs) == set(repair)
+    assert all(record["layers" if name != "equalize" else "pairs"] for name, record in found.repairs.items())
+    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.98
+
+
+def test_a_method_of_its_own_for_a_layer():
+    calibration = {"tensors": ("conv2=mse",)}
+    ranges = convert_with_record(FLOATING.read_bytes(), IMAGES, config(calibration=calibration)).ranges
+    assert {each.layer for each in ranges.tensors.values() if each.method == "mse"} == {"conv2"}
+
+
+@pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic", "int16x8"])
+def test_repairs_of_other_schemes_are_refused(scheme):
+    with pytest.raises(tfq.InputError, match=f"repair=bias with scheme={scheme}"):
+        tfq.convert(FLOATING.read_bytes(), IMAGES, config(scheme=scheme, repair=("bias",)))
+
+
+def test_repairs_of_a_trained_model_are_refused():
+    keras = import_tf_keras()
+    image = keras.Input((4,))
+    model = keras.Model(image, keras.layers.Dense(3, name="head")(image))
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+
+    def fit(quantized, callbacks):
+        quantized.compile("adam", "mse")
+        quantized.fit(x, np.zeros((32, 3)), verbose=0, callbacks=callbacks)
+
+    trained = tfq.qat(model, fit, calibration=x)
+    with pytest.raises(tfq.InputError, match="quantization-aware trained"):
+        tfq.convert(trained, x, config(repair=("bias",)))
+
+
+def script(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main_with(*arguments)
+    return ended.value.code
+
+
+def main_with(*arguments):
+    import sys
+
+    before, sys.argv = sys.argv, ["tfq", *arguments]
+    try:
+        main()
+    finally:
+        sys.argv = before
+
+
+def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_path):
+    first = ["convert", f"--model={FLOATING}", "--data=digits", f"--out={tmp_path / 'one'}", "--calibration.method=mse"]
+    assert script(*first, "--repair=equalize") == 0
+    record = json.loads((tmp_path / "one" / "convert.json").read_text())
+    assert record["repairs"]["equalize"]["difference"] == 0
+    assert script(*first[:3], f"--out={tmp_path / 'plain'}", "--calibration.method=mse") == 0
+    ranges = tmp_path / "plain" / "digits_float32_int8_ranges.json"
+    assert (
+        script(
+            "convert",
+            f"--model={FLOATING}",
+            "--data=npz:missing.npz",
+            f"--out={tmp_path / 'two'}",
+            f"--calibration.ranges={ranges}",
+        )
+        == 0
+    )
+    again = (tmp_path / "two" / "digits_float32_int8.tflite").read_bytes()
+    plain = (tmp_path / "plain" / "digits_float32_int8.tflite").read_bytes()
+    # The record of the preprocessing in it is of other --data flags; what it computes is the same.
+    np.testing.assert_array_equal(answers(again), answers(plain))
+
+
+def test_ranges_of_another_model_are_refused_by_the_script(tmp_path, capsys):
+    (tmp_path / "ranges.json").write_text("{}")
+    code = script(
+        "convert",
+        f"--model={FLOATING}",
+        "--data=digits",
+        f"--out={tmp_path}",
+        f"--calibration.ranges={tmp_path / 'ranges.json'}",
+    )
+    assert code == 2 and "no calibrated ranges" in capsys.readouterr().err
+
+
+def test_analyse_tells_a_line_a_layer(tmp_path, capsys):
+    model = tmp_path / "int8.tflite"
+    model.write_bytes(tfq.convert(FLOATING.read_bytes(), IMAGES, config()))
+    arguments = ["analyse", f"--model={model}", f"--reference={FLOATING}", "--data=digits", f"--out={tmp_path}"]
+    assert script(*arguments, "--sensitivity") == 0
+    told = capsys.readouterr().out
+    assert "conv2" in told and "alone dB" in told
+    record = json.loads((tmp_path / "analyse.json").read_text())
+    assert len(record["layers"]) == 9 and len(record["sensitivity"]) == 9
+    assert script(*arguments[:2], "--data=digits") == 2
+    assert "--reference" in capsys.readouterr().err
