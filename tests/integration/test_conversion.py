@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from stock_calibrator import stock_ranges
 
 import tfq
 from tfq import calibration, flatbuffer
@@ -65,28 +66,6 @@ def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
 
 def same(one: bytes, other: bytes, codes: np.ndarray) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(run_codes(one, codes), run_codes(other, codes), strict=True))
-
-
-def stock_ranges(model: bytes, samples, config=None) -> calibration.Ranges:
-    """Those of TensorFlow's own calibrator, which sees the inputs of some ADDs too wide."""
-    from tensorflow.lite.python.optimize import calibrator
-
-    (name,) = flatbuffer.read(model).input_names
-    feed = ([sample[name]] for sample in samples)
-    calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
-    found = {
-        key: calibration.TensorRange(
-            name="",
-            layer=None,
-            minimum=low,
-            maximum=high,
-            observed_minimum=low,
-            observed_maximum=high,
-            method="stock",
-        )
-        for key, (low, high) in flatbuffer.read_ranges(bytes(calibrated)).items()
-    }
-    return calibration.Ranges(tensors=found, num_samples=len(samples), model_sha256="", data_sha256=())
 
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])

