@@ -9,6 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import tfq
+from tfq import flatbuffer
 from tfq.__main__ import main
 from tfq.conversion import convert_with_record
 from tfq.keras_bridge import import_tf_keras
@@ -72,6 +73,28 @@ def test_repairs_of_a_trained_model_are_refused():
     trained = tfq.qat(model, fit, calibration=x)
     with pytest.raises(tfq.InputError, match="quantization-aware trained"):
         tfq.convert(trained, x, config(repair=("bias",)))
+
+
+@pytest.mark.parametrize("repair", [(), ("rounding", "bias")])
+def test_layers_that_are_to_stay_float_do_and_the_audit_accepts_exactly_them(repair):
+    found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), repair=repair))
+    kinds = {op.keras_layer: op for op in flatbuffer.read(found).main_subgraph.ops}
+    tensors = flatbuffer.read(found).main_subgraph.tensors
+    assert {name for name, op in kinds.items() if name and tensors[op.outputs[0]].dtype == "float32"} >= {
+        "conv2",
+        "logits",
+    }
+    assert all(tensors[kinds[name].outputs[0]].dtype == "int8" for name in ("conv1", "depthwise", "pointwise"))
+    audit = tfq.AuditConfig(require="full_int8", allow_float=("conv2", "logits"))
+    assert tfq.audit(found, audit).ok and not tfq.audit(found, tfq.AuditConfig(require="full_int8")).ok
+    assert not tfq.audit(found, tfq.AuditConfig(require="full_int8", allow_float=("conv2",))).ok
+
+
+def test_float_layers_that_are_not_there_are_refused():
+    with pytest.raises(tfq.InputError, match=r"float_layers: the pattern 'cnv2' fits no layer: did you mean"):
+        tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("cnv2",)))
+    with pytest.raises(tfq.InputError, match="float_layers with scheme=int16x8"):
+        tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2",), scheme="int16x8"))
 
 
 def script(*arguments):

@@ -58,6 +58,9 @@ class ConversionConfig(Config):
     inference_output_type: str = setting("", "type of the model's outputs; empty is the scheme's own", choices=IO_TYPES)
     calibration_steps: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
     calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
+    float_layers: tuple[str, ...] = setting(
+        (), "name patterns of layers that stay in float within an int8 model, such as those that lose most"
+    )
     repair: tuple[str, ...] = setting(
         (),
         "what to mend after training: equalize (channels of different size), rounding (of weights, by the data), bias "

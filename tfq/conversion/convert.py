@@ -113,7 +113,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     check_repairs(config, trained=True)
     graph_def, granularity = plain_weights_graph(traced)
     config = as_trained(granularity, config)
-    if dataset is None and not granularity.moved:
+    if dataset is None and not granularity.moved and not config.float_layers:
         # As tfmot fake-quantizes a whole model: TensorFlow's own way, with the very weights of its fake quantization.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_kernels_of_int8(fake_quant_flatbuffer(traced, *types))

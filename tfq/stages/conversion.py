@@ -91,6 +91,7 @@ def audit_config(config: RunConfig) -> AuditConfig:
     return dataclasses.replace(
         config.audit,
         require=config.audit.require or made.target or scheme,
+        allow_float=(*config.audit.allow_float, *made.float_layers),
         inference_input_type=made.inference_input_type or config.audit.inference_input_type,
         inference_output_type=made.inference_output_type or config.audit.inference_output_type,
     )

@@ -82,7 +82,7 @@ def optimise_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     for each in weighted_ops(edited, pair.quantized):
         source = sources.get(pair.of_float.get(each.output, flatbuffer.ABSENT))
         if source is None or source.weights.shape != each.weights.shape:
-            skipped[each.layer] = "the float flatbuffer has no such layer"
+            skipped[each.layer] = "it is not quantized, or the float flatbuffer has no such layer"
         else:
             layers.append((each, source))
     told = {}
