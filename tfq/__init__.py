@@ -15,6 +15,7 @@ _PUBLIC = {
     "audit": "tfq.flatbuffer:audit_model",
     "evaluate": "tfq.evaluation:evaluate_model",
     "analyse": "tfq.analysis:analyse",
+    "find_int8": "tfq.search:find_int8",
     "prune": "tfq.compression:prune_model",
     "prune_filters": "tfq.compression:prune_filters",
     "qat": "tfq.compression:qat_model",
@@ -44,6 +45,8 @@ _PUBLIC = {
     "AnalysisConfig": "tfq.config:AnalysisConfig",
     "AuditConfig": "tfq.config:AuditConfig",
     "CalibrationConfig": "tfq.config:CalibrationConfig",
+    "SearchConfig": "tfq.config:SearchConfig",
+    "BudgetConfig": "tfq.config:BudgetConfig",
     "EvaluationConfig": "tfq.config:EvaluationConfig",
     "BenchmarkConfig": "tfq.config:BenchmarkConfig",
     "benchmark": "tfq.evaluation:benchmark_models",
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from tfq.config import AnalysisConfig as AnalysisConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
+    from tfq.config import BudgetConfig as BudgetConfig
     from tfq.config import CalibrationConfig as CalibrationConfig
     from tfq.config import CompressionConfig as CompressionConfig
     from tfq.config import ConversionConfig as ConversionConfig
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig
     from tfq.config import RunConfig as RunConfig
+    from tfq.config import SearchConfig as SearchConfig
     from tfq.config import TrainConfig as TrainConfig
     from tfq.conversion import convert_model as convert
     from tfq.conversion import trace as trace

@@ -14,6 +14,7 @@ SCRIPTS = {
     "evaluate": "run a .tflite on data, here or on emulated ARM, against its float model",
     "analyse": "tell which layers of an int8 .tflite differ from its float model, and why",
     "benchmark": "time .tflite files side by side, and tell their most expensive ops",
+    "search": "find the cheapest int8 .tflite that keeps a budget, without training",
     "run": "all of it from one config: train, compress, convert, audit, evaluate, report",
 }
 

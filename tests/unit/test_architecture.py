@@ -13,7 +13,7 @@ FLOORS = [
     ["flatbuffer", "data", "runners"],
     ["calibration", "analysis", "evaluation"],
     ["keras_bridge", "training", "compression", "conversion", "models"],
-    ["report", "stages", "recipe", "callbacks", "flags", "scripts", "__main__", "__init__"],
+    ["report", "stages", "recipe", "search", "callbacks", "flags", "scripts", "__main__", "__init__"],
 ]
 ROOMS = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}

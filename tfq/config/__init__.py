@@ -24,6 +24,7 @@ from tfq.config.conversion import (
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import KERNELS, BenchmarkConfig, EvaluationConfig, RequireConfig
 from tfq.config.run import RunConfig
+from tfq.config.search import BudgetConfig, SearchConfig
 
 __all__ = [
     "AUDIT_SCHEMES",
@@ -36,6 +37,7 @@ __all__ = [
     "AnalysisConfig",
     "AuditConfig",
     "BenchmarkConfig",
+    "BudgetConfig",
     "CalibrationConfig",
     "CompressionConfig",
     "ConversionConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "QATConfig",
     "RequireConfig",
     "RunConfig",
+    "SearchConfig",
     "TrainConfig",
     "TrainingConfig",
 ]

@@ -9,6 +9,7 @@ from tfq.config.compression import CompressionConfig, TrainingConfig
 from tfq.config.conversion import ConversionConfig
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
+from tfq.config.search import SearchConfig
 from tfq.settings import Config, section, setting
 
 
@@ -29,4 +30,5 @@ class RunConfig(Config):
     audit: AuditConfig = section(AuditConfig, "what the int8 flatbuffers must be")
     evaluation: EvaluationConfig = section(EvaluationConfig, "runners, metrics, bounds")
     benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")
+    search: SearchConfig = section(SearchConfig, "the cheapest int8 model within a budget")
     analysis: AnalysisConfig = section(AnalysisConfig, "what costs an int8 flatbuffer its accuracy")

@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Find the cheapest int8 .tflite of a model that keeps a budget, without training it.
+
+    tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.5 --out=out/search
+
+Rung by rung: calibration methods, then repairs (bias, equalization, rounding), then the most sensitive layers in float,
+as far as the budget wants. Chosen by the validation split, reported on the test split, with paired intervals. Writes
+search.json and the chosen .tflite. A search that was killed goes on where it was. Exits 1 where no rung keeps the
+budget; the best one is written all the same.
+"""
+
+from collections.abc import Sequence
+
+from tfq import artifacts, flags, scripts, stages
+from tfq.errors import RequirementError
+from tfq.search import search_on_data
+
+
+def main(invocation: flags.Invocation) -> None:
+    config = invocation.config
+    out = scripts.out_dir(invocation)
+    model = stages.load(config, allow_code=invocation.allow_code)
+    result = search_on_data(model, config, out, told=lambda line: print(line, flush=True))
+    path = artifacts.write_bytes(out / f"{stages.model_name(config)}_search_int8.tflite", result.content)
+    record = scripts.record(invocation, "search", file=path.name, **result.to_dict())
+    scripts.finish(invocation, record, f"\n{result.to_text()}\n{path}")
+    if not result.holds:
+        raise RequirementError(f"no rung keeps the budget: {'; '.join(result.chosen.missed)}")
+
+
+def cli(arguments: Sequence[str] | None = None) -> None:
+    scripts.run_script(main, script="search", section="search", description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search for an int8 model within a budget: on the digits, and on a model that one scale cannot serve."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq import flatbuffer
+from tfq.__main__ import main
+from tfq.calibration.repair.equalization import find_pairs
+from tfq.conversion import convert_model
+from tfq.errors import InputError
+from tfq.recipe.store import StageStore
+from tfq.search import find_int8
+
+FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
+SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("train", "val", "test")]
+
+
+def made_hard(model: bytes) -> bytes:
+    """The same function with two channels between its layers 1,024 times as large."""
+    edited = flatbuffer.unpack(model)
+    for pair in find_pairs(edited, flatbuffer.read(model)):
+        factors = np.ones(pair.channels)
+        factors[[1, 4]] = 2.0**-10
+        pair.apply(factors)
+    return flatbuffer.pack(edited, len(model))
+
+
+def budget(**values) -> tfq.SearchConfig:
+    full, most = values.pop("full", False), values.pop("most_float_layers", 2)
+    return tfq.SearchConfig(
+        budget=tfq.BudgetConfig(**values), full=full, most_float_layers=most, methods=("min_max", "mse")
+    )
+
+
+def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
+    found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path))
+    assert found.holds and found.chosen.name == "min_max" and len(found.rungs) == 1
+    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
+    assert found.test_against_plain.difference == 0 and "the plain one is the chosen one" in found.to_text()
+
+
+def test_a_hard_model_climbs_until_its_channels_are_even(tmp_path):
+    lines = []
+    hard = made_hard(FLOATING)
+    found = find_int8(hard, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path), told=lines.append)
+    assert found.holds and "equalize" in found.chosen.rung.repair
+    assert found.rungs[0].against_float.difference < -0.1
+    assert len(lines) == len(found.rungs) > 2
+    # The test split, which nothing was chosen by, says the same, and that it is no chance.
+    evaluated = tfq.evaluate(found.content, SPLITS[2], tfq.EvaluationConfig(num_runs=0))
+    assert evaluated.accuracy == pytest.approx(found.test_accuracy)
+    assert not found.test_against_plain.is_noise and found.test_against_plain.low > 0.1
+
+
+def test_sensitive_layers_stay_float_where_nothing_else_helps(tmp_path):
+    hard = made_hard(FLOATING)
+    config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("min_max",), full=True)
+    found = find_int8(hard, *SPLITS, config, store=StageStore(tmp_path))
+    mixed = [rung for rung in found.rungs if rung.rung.kind == "mixed"]
+    assert [len(rung.layers) for rung in mixed] == [1, 2, 4]
+    assert mixed[0].layers == mixed[1].layers[:1]
+
+
+def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, monkeypatch):
+    config = budget(max_accuracy_drop=1.0)
+    first = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr("tfq.conversion.convert_model", refuse)
+    again = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
+    assert again.to_dict() == first.to_dict() and again.content == first.content
+    monkeypatch.setattr("tfq.conversion.convert_model", convert_model)
+
+
+def test_an_int8_model_and_data_without_labels_are_refused(tmp_path):
+    with pytest.raises(InputError, match="wanted a float32"):
+        find_int8(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
+    bare = tfq.load_split(tfq.DataConfig(source="digits"), "val")
+    object.__setattr__(bare, "labels", None)
+    with pytest.raises(InputError, match="no labels"):
+        find_int8(FLOATING, SPLITS[0], bare, SPLITS[2], store=StageStore(tmp_path))
+
+
+def script(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["tfq", "search", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model.tflite").write_bytes(FLOATING)
+    flags = [f"--model={tmp_path / 'model.tflite'}", "--data=digits", f"--out={tmp_path / 'out'}", "--methods=min_max"]
+    assert script(monkeypatch, *flags, "--budget.max_accuracy_drop=1") == 0
+    told = capsys.readouterr().out
+    assert "chosen: " in told and "test examples" in told
+    record = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert record["holds"] and record["rungs"][0]["bytes"] > 0
+    assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
+    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--most_float_layers=0") == 1
+    assert "no rung keeps the budget" in capsys.readouterr().err
+    assert "quantization-aware train" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an int8 model may cost, and how far to go for it."""
+
+from dataclasses import dataclass
+
+from tfq.config.conversion import CALIBRATION_METHODS
+from tfq.settings import Config, section, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig(Config):
+    """What the chosen model must keep within."""
+
+    max_accuracy_drop: float = setting(
+        0.5, "largest loss of accuracy against the float model, in percentage points", minimum=0, maximum=100
+    )
+    max_bytes: int = setting(0, "largest size of the .tflite; 0 is any", minimum=0)
+    max_latency_ratio: float = setting(
+        0, "longest time of an inference here, as a ratio to the plain int8 model's; 0 is any", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(Config):
+    """The cheapest way to an int8 model within a budget, without training."""
+
+    budget: BudgetConfig = section(BudgetConfig, "what the chosen model must keep within")
+    methods: tuple[str, ...] = setting(
+        ("min_max", "percentile", "mse"), "calibration methods to try, in turn", choices=CALIBRATION_METHODS
+    )
+    most_float_layers: int = setting(4, "layers that may stay float, the most sensitive first; 0 is none", minimum=0)
+    sensitivity_examples: int = setting(128, "training examples to rank layers by", minimum=1)
+    full: bool = setting(False, "climb all of the ladder, not only as far as the budget wants")
