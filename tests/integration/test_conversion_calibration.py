@@ -97,6 +97,27 @@ def test_float_layers_that_are_not_there_are_refused():
         tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2",), scheme="int16x8"))
 
 
+@pytest.mark.parametrize("repair", [(), ("rounding", "bias")])
+def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(repair):
+    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), repair=repair))
+    plain = tfq.convert(FLOATING.read_bytes(), IMAGES, config())
+    assert tfq.audit(found.content).scheme == "int4_weights"
+    weights = [tensor for tensor in flatbuffer.read(found.content).main_subgraph.tensors if tensor.dtype == "int4"]
+    assert len(weights) == 5
+    assert sum(tensor.buffer_bytes for tensor in weights) == sum(-(-np.prod(tensor.shape) // 2) for tensor in weights)
+    assert len(found.content) < len(plain)
+    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > (0.96 if repair else 0.9)
+
+
+def test_only_the_layers_that_are_named_get_four_bits():
+    found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=("conv2",)))
+    graph = flatbuffer.read(found).main_subgraph
+    narrow = [op.keras_layer for op in graph.ops if "int4" in {graph.tensors[index].dtype for index in op.inputs}]
+    assert narrow == ["conv2"]
+    with pytest.raises(tfq.InputError, match="int4_layers: the pattern 'cnv2' fits no layer"):
+        tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=("cnv2",)))
+
+
 def script(*arguments):
     with pytest.raises(SystemExit) as ended:
         main_with(*arguments)

@@ -314,3 +314,30 @@ def test_repairs_give_the_same_bytes_again():
     for act in (repair.optimise_rounding, repair.correct_biases):
         assert act(QUANTIZED, FLOATING, SAMPLES).model == act(QUANTIZED, FLOATING, SAMPLES).model
     assert repair.equalize(FLOATING).model == repair.equalize(FLOATING).model
+
+
+@pytest.mark.parametrize("model", ["digits_int8", "digits_int8_per_tensor"])
+def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
+    found = repair.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
+    edited, before = flatbuffer.unpack(found.model), flatbuffer.unpack(FLOATING)
+    for layer in ("conv2", "logits", "depthwise"):
+        tensor = edited.subgraphs[0].tensors[op_of(edited, layer).inputs[1]]
+        packed = np.asarray(edited.buffers[tensor.buffer].data).view(np.int8)
+        codes = np.stack([(packed << 4) >> 4, packed >> 4], axis=1).reshape(-1)[: np.prod(tensor.shape)]
+        scales = np.asarray(tensor.quantization.scale)
+        axis = tensor.quantization.quantizedDimension
+        shape = [-1 if place == axis and len(scales) > 1 else 1 for place in range(len(tensor.shape))]
+        reals = codes.reshape(tensor.shape) * scales.reshape(shape)
+        _, wanted = constant(before, layer, 1)
+        assert np.abs(codes).max() == 7
+        # Half a step, but for what lies beyond the largest code.
+        inside = np.abs(wanted) <= 7.5 * scales.reshape(shape)
+        assert (np.abs(reals - wanted) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
+    answers = tensor_values(found.model, flatbuffer.read(found.model).main_subgraph.outputs[0])
+    assert (answers.argmax(axis=1) == probabilities(FLOATING).argmax(axis=1)).mean() > 0.8
+
+
+def test_four_bits_lose_less_when_the_codes_are_chosen():
+    nearest, chosen = (repair.narrow_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=way) for way in (False, True))
+    assert all(chosen.layers[name][1] < nearest.layers[name][1] / 1.5 for name in ("conv2", "logits"))
+    assert all(after <= before * 1.001 for before, after in nearest.layers.values())

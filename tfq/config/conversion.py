@@ -61,6 +61,9 @@ class ConversionConfig(Config):
     float_layers: tuple[str, ...] = setting(
         (), "name patterns of layers that stay in float within an int8 model, such as those that lose most"
     )
+    int4_layers: tuple[str, ...] = setting(
+        (), "name patterns of layers whose weights get 4 bits within an int8 model; '*' is all"
+    )
     repair: tuple[str, ...] = setting(
         (),
         "what to mend after training: equalize (channels of different size), rounding (of weights, by the data), bias "

@@ -36,7 +36,7 @@ def quantize_after_training(
 ) -> Conversion:
     """The float flatbuffer `model` in integers, as config says. known: ranges that calibration does not touch."""
     check_repairs(config, trained=known is not None)
-    needs_samples = not config.calibration.ranges or bool(config.repair)
+    needs_samples = not config.calibration.ranges or bool(config.repair or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
     repairs: dict[str, Any] = {}
     if "equalize" in config.repair:
@@ -48,6 +48,10 @@ def quantize_after_training(
     if "rounding" in config.repair:
         rounded = repair.optimise_rounding(content, model, samples)
         content, repairs["rounding"] = rounded.model, rounded.to_dict()
+    if config.int4_layers:
+        rounding = "rounding" in config.repair
+        narrowed = repair.narrow_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
+        content, repairs["int4"] = narrowed.model, narrowed.to_dict()
     if "bias" in config.repair:
         corrected = repair.correct_biases(content, model, samples)
         content, repairs["bias"] = corrected.model, corrected.to_dict()
@@ -55,16 +59,13 @@ def quantize_after_training(
 
 
 def check_repairs(config: ConversionConfig, *, trained: bool) -> None:
-    """Raises InputError where repairs are asked for that this conversion has no room for."""
-    asked = f"repair={','.join(config.repair)}"
-    if config.repair and trained:
-        raise InputError(
-            f"{asked}: the model is quantization-aware trained, and a repair would undo that: leave it out"
-        )
-    if config.repair and config.scheme != "int8":
-        raise InputError(
-            f"{asked} with scheme={config.scheme}: repairs are for int8: leave them out, or convert to int8"
-        )
+    """Raises InputError where weights are to be changed after training that were trained, or in another scheme."""
+    settings = {"repair": config.repair, "int4_layers": config.int4_layers}
+    for asked in (f"{name}={','.join(values)}" for name, values in settings.items() if values):
+        if trained:
+            raise InputError(f"{asked}: the model is quantization-aware trained, and this would undo it: leave it out")
+        if config.scheme != "int8":
+            raise InputError(f"{asked} with scheme={config.scheme}: this is for int8: leave it out, or convert to int8")
 
 
 def input_specs(model: bytes) -> list[InputSpec]:

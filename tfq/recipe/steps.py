@@ -204,7 +204,7 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     if scheme != conversion.scheme:  # the float32 one: what is said of the other's types and target is not for it
         conversion = ConversionConfig(scheme=scheme, batch_size=conversion.batch_size)
     elif getattr(model.traced, "has_fake_quant", False):  # repairs are for what was not trained for int8
-        conversion = dataclasses.replace(conversion, repair=())
+        conversion = dataclasses.replace(conversion, repair=(), int4_layers=())
     config = dataclasses.replace(run.config, conversion=conversion)
 
     def make(directory: Path) -> dict[str, Any]:

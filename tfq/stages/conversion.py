@@ -47,7 +47,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
 
 
 def _needs_data(config: ConversionConfig) -> bool:
-    return config.needs_ranges and (not config.calibration.ranges or bool(config.repair))
+    return config.needs_ranges and (not config.calibration.ranges or bool(config.repair or config.int4_layers))
 
 
 def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> "Conversion | None":
@@ -90,7 +90,8 @@ def audit_config(config: RunConfig) -> AuditConfig:
     scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme)
     return dataclasses.replace(
         config.audit,
-        require=config.audit.require or made.target or scheme,
+        # Weights of 4 bits are nothing that a scheme has: what they are is told.
+        require=config.audit.require or made.target or ("" if made.int4_layers else scheme),
         allow_float=(*config.audit.allow_float, *made.float_layers),
         inference_input_type=made.inference_input_type or config.audit.inference_input_type,
         inference_output_type=made.inference_output_type or config.audit.inference_output_type,

@@ -3,7 +3,7 @@
 
 from tfq.calibration.repair.bias import BiasCorrection, correct_biases
 from tfq.calibration.repair.equalization import Equalization, EqualizedPair, equalize
-from tfq.calibration.repair.rounding import Rounding, optimise_rounding
+from tfq.calibration.repair.rounding import Rounding, narrow_to_int4, optimise_rounding
 
 __all__ = [
     "BiasCorrection",
@@ -12,5 +12,6 @@ __all__ = [
     "Rounding",
     "correct_biases",
     "equalize",
+    "narrow_to_int4",
     "optimise_rounding",
 ]

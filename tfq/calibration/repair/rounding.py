@@ -23,10 +23,14 @@ from tfq.calibration.activations import Sample, look_at_each
 from tfq.calibration.beside import Beside
 from tfq.calibration.repair.patches import patches_of
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.patterns import check_fits, fits
 
 # Added to the diagonal of H, as a share of its mean: inputs that are always zero leave it singular.
 _DAMPING = 0.01
 _SWEEPS = 4
+# Of 4-bit codes the largest; and the scales that are tried, as shares of the one that reaches the largest weight.
+_INT4 = 7
+_SHARES = np.linspace(0.4, 1.0, 31)
 # Bytes of Gram matrices that are held at a time; layers beyond wait for another pass over the samples.
 _GRAM_BYTES = 1 << 30
 
@@ -75,6 +79,42 @@ def optimise_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     floating: the float flatbuffer that it was made of. samples: by input name, real values.
     Weights of exactly zero stay zero: a pruned model stays pruned.
     """
+    edited, layers, skipped = _layers(quantized, floating)
+    told = {}
+    for part in _in_parts(layers):
+        for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
+            told[layer.layer] = _round(layer, source, inputs)
+    return Rounding(model=flatbuffer.pack(edited, len(quantized)), layers=told, skipped=skipped)
+
+
+def narrow_to_int4(
+    quantized: bytes,
+    floating: bytes,
+    samples: Sequence[Sample],
+    layers: Sequence[str] = ("*",),
+    *,
+    rounding: bool = True,
+) -> Rounding:
+    """The int8 flatbuffer `quantized` with 4-bit weights, from -7 to 7, in the layers whose names fit a pattern.
+
+    floating, samples: as of optimise_rounding. Of each output channel the scale is the one, at most that of its largest
+    weight, by which the weights' errors, weighed by what they are multiplied with, are least.
+    rounding: choose the codes as optimise_rounding does; otherwise they are the nearest.
+    """
+    edited, found, skipped = _layers(quantized, floating)
+    for pattern in layers:
+        check_fits(f"int4_layers: the pattern {pattern!r}", pattern, dict.fromkeys(layer.layer for layer, _ in found))
+    chosen = [(layer, source) for layer, source in found if fits(layer.layer, layers)]
+    skipped |= {layer.layer: "no pattern fits its name" for layer, _ in found if not fits(layer.layer, layers)}
+    told = {}
+    for part in _in_parts(chosen):
+        for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
+            told[layer.layer] = _narrow(layer, source, inputs, rounding)
+    return Rounding(model=flatbuffer.pack(edited, len(quantized)), layers=told, skipped=skipped)
+
+
+def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted, Weighted]], dict[str, str]]:
+    """(the int8 flatbuffer in object form, its layers with those of the float one, {layer: why it has none})."""
     pair = Beside(floating, quantized)
     edited = flatbuffer.unpack(quantized)
     sources = {each.output: each for each in weighted_ops(flatbuffer.unpack(floating), pair.floating)}
@@ -85,11 +125,45 @@ def optimise_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
             skipped[each.layer] = "it is not quantized, or the float flatbuffer has no such layer"
         else:
             layers.append((each, source))
-    told = {}
-    for part in _in_parts(layers):
-        for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
-            told[layer.layer] = _round(layer, source, inputs)
-    return Rounding(model=flatbuffer.pack(edited, len(quantized)), layers=told, skipped=skipped)
+    return edited, layers, skipped
+
+
+def _narrow(layer: Weighted, source: Weighted, inputs: _Inputs, rounding: bool) -> tuple[float, float]:
+    """Give the layer 4-bit codes. The errors of its outputs by rounding to nearest at the widest scale, and now."""
+    rows, gram = source.by_output().astype(np.float64), inputs.gram(layer.has_bias)
+    per_group = len(rows) // len(gram)
+    weighing = np.repeat(np.diagonal(gram, axis1=1, axis2=2), per_group, axis=0)
+    one_scale = len(set(layer.scales)) == 1 and len(rows) > 1
+    widest = np.abs(rows).max(axis=None if one_scale else 1, keepdims=True) / _INT4
+    widest = np.broadcast_to(np.where(widest > 0, widest, 1), (len(rows), 1))
+    errors = np.stack([_weighed(rows, widest * share, weighing) for share in _SHARES])
+    errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape) if one_scale else errors
+    scales = (widest[:, 0] * _SHARES[errors.argmin(axis=0)]).astype(np.float32).astype(np.float64)
+    codes = np.clip(np.rint(rows / scales[:, None]), -_INT4, _INT4)
+    if rounding:
+        for group, matrix in enumerate(gram):
+            part = slice(group * per_group, (group + 1) * per_group)
+            codes[part] = choose_codes(rows[part] / scales[part, None], matrix, -_INT4, _INT4)
+    plain = np.clip(np.rint(rows / widest), -_INT4, _INT4) * widest
+    sums = np.zeros(3)
+    for group, matrix in enumerate(gram):
+        part = slice(group * per_group, (group + 1) * per_group)
+        given = (plain[part], codes[part] * scales[part, None], np.zeros_like(rows[part]))
+        sums += [_squared(rows[part] - each, matrix).sum() for each in given]
+    data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
+    kept = scales[:1] if one_scale else scales
+    layer.set_int4(codes, kept, (data_scale * scales)[: len(kept)])
+    if layer.has_bias:
+        mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
+        offset = ((codes * scales[:, None] - rows) * mean).sum(axis=1)
+        layer.set_bias(np.rint((source.bias - offset) / (data_scale * scales)))
+    return float(sums[0] / max(sums[2], 1e-30)), float(sums[1] / max(sums[2], 1e-30))
+
+
+def _weighed(rows: NDArray, scales: NDArray, weighing: NDArray) -> NDArray[np.float64]:
+    """Of each output channel the squared errors of its weights at a scale, each weighed by its input's size."""
+    rounded = np.clip(np.rint(rows / scales), -_INT4, _INT4) * scales
+    return ((rows - rounded) ** 2 * weighing).sum(axis=1)
 
 
 def choose_codes(

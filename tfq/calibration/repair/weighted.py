@@ -42,7 +42,7 @@ class Weighted:
 
     @property
     def num_outputs(self) -> int:
-        return int(self.weights.shape[_AXES[self.name][0]])
+        return int(self._tensor(_WEIGHTS).shape[_AXES[self.name][0]])
 
     @property
     def is_depthwise(self) -> bool:
@@ -120,12 +120,34 @@ class Weighted:
         """Of the same shape and type as it is."""
         self._write(_BIAS, bias)
 
+    def set_int4(self, codes: NDArray, scales: NDArray, bias_scale: NDArray) -> None:
+        """4-bit codes of an int8 layer's weights, arranged as `by_output` gives them, and other scales for them.
+
+        scales, bias_scale: as many as there were; the bias's own codes are left to be set.
+        """
+        axis = _AXES[self.name][0]
+        ordered = np.moveaxis(codes.reshape(np.moveaxis(self.weights, axis, 0).shape), 0, axis)
+        self._write(_WEIGHTS, ordered)
+        tensor = self._tensor(_WEIGHTS)
+        tensor.type = TENSOR_TYPES.index("int4")
+        # Two a byte, the first one in its lower half.
+        pairs = np.append(ordered.reshape(-1), np.zeros(ordered.size % 2)).astype(np.int8).reshape(-1, 2).view(np.uint8)
+        self.model.buffers[tensor.buffer].data = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
+        for slot, values in ((_WEIGHTS, scales), (_BIAS, bias_scale)):
+            if slot == _WEIGHTS or self.has_bias:
+                tensor = self._tensor(slot)
+                tensor.quantization = copy.copy(tensor.quantization)
+                tensor.quantization.scale = [float(value) for value in values]
+
     def _scales(self, slot: int) -> NDArray[np.float64]:
-        quantization = self.model.subgraphs[0].tensors[int(self.op.inputs[slot])].quantization
+        quantization = self._tensor(slot).quantization
         return np.broadcast_to(np.asarray(quantization.scale, np.float64), self.num_outputs)
 
+    def _tensor(self, slot: int) -> Any:
+        return self.model.subgraphs[0].tensors[int(self.op.inputs[slot])]
+
     def _constant(self, slot: int) -> NDArray:
-        tensor = self.model.subgraphs[0].tensors[int(self.op.inputs[slot])]
+        tensor = self._tensor(slot)
         data = np.asarray(self.model.buffers[tensor.buffer].data, np.uint8)
         return data.view(TENSOR_TYPES[tensor.type]).reshape([int(size) for size in tensor.shape]).copy()
 
