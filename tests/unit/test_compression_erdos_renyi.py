@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparsities by shape, against arithmetic by hand."""
 
-import math
-
+import numpy as np
 import pytest
 
 from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
 
 RESNET = {
-    "stem": [(3, 3, 3, 16)],
-    "one": [(3, 3, 16, 16)],
-    "two": [(3, 3, 32, 64)],
-    "three": [(3, 3, 64, 64)],
-    "shortcut": [(1, 1, 32, 64)],
-    "head": [(64, 10)],
+    "stem": [np.ones((3, 3, 3, 16))],
+    "one": [np.ones((3, 3, 16, 16))],
+    "two": [np.ones((3, 3, 32, 64))],
+    "three": [np.ones((3, 3, 64, 64))],
+    "shortcut": [np.ones((1, 1, 32, 64))],
+    "head": [np.ones((64, 10))],
 }
 
 
 def zeros(sparsities, kernels):
-    sizes = {name: sum(map(math.prod, shapes)) for name, shapes in kernels.items()}
+    sizes = {name: sum(kernel.size for kernel in values) for name, values in kernels.items()}
     return sum(sparsities[name] * size for name, size in sizes.items()) / sum(sizes.values())
 
 
@@ -40,13 +39,13 @@ def test_small_layers_stay_dense_and_large_ones_make_up_for_it():
 
 
 def test_a_layer_with_several_kernels_counts_as_one():
-    kernels = {"separable": [(3, 3, 32, 1), (1, 1, 32, 64)], "conv": [(3, 3, 64, 64)]}
+    kernels = {"separable": [np.ones((3, 3, 32, 1)), np.ones((1, 1, 32, 64))], "conv": RESNET["three"]}
     found = erdos_renyi_kernel(kernels, 0.5)
     assert zeros(found, kernels) == pytest.approx(0.5) and found["separable"] < found["conv"]
 
 
 def test_a_single_layer_has_the_sparsity_of_all():
-    assert erdos_renyi_kernel({"head": [(64, 10)]}, 0.7) == {"head": pytest.approx(0.7)}
+    assert erdos_renyi_kernel({"head": RESNET["head"]}, 0.7) == {"head": pytest.approx(0.7)}
 
 
 def test_no_sparsity_leaves_all_dense():

@@ -50,9 +50,9 @@ class PruneConfig(Config):
     )
     order: str = setting(
         "uniform",
-        "uniform: final_sparsity in every layer; erk: more in large layers than in small ones (Erdős-Rényi-Kernel); "
-        "sensitivity: more in layers that bear it on data; of both, final_sparsity over all",
-        choices=("uniform", "erk", "sensitivity"),
+        "uniform: final_sparsity in every layer; of the others, over all of them: lamp: by the sizes of weights, erk: "
+        "by the shapes of layers (both: more in large layers than in small ones), sensitivity: by data",
+        choices=("uniform", "lamp", "erk", "sensitivity"),
     )
     sparsity_m_by_n: tuple[int, ...] = setting((), "m,n: m zeros in every n weights in a row (2,4)", minimum=1)
     block_size: tuple[int, ...] = setting((), "height,width of blocks of a kernel that become zero as one", minimum=1)

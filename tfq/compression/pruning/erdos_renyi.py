@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """How sparse each layer becomes by its shape alone: large layers more, small ones less. No TensorFlow."""
 
-import math
 from collections.abc import Mapping, Sequence
+
+from numpy.typing import NDArray
 
 HIGHEST = 0.99
 
 
-def erdos_renyi_kernel(kernels: Mapping[str, Sequence[tuple[int, ...]]], final_sparsity: float) -> dict[str, float]:
+def erdos_renyi_kernel(kernels: Mapping[str, Sequence[NDArray]], final_sparsity: float) -> dict[str, float]:
     """Layer -> sparsity, `final_sparsity` over all weights.
 
-    kernels: layer -> shapes of its kernels, (height, width, inputs, outputs) of a convolution.
+    kernels: layer -> its kernels, (height, width, inputs, outputs) of a convolution; only their shapes count.
     The share of weights that stay is in proportion to the sum of a kernel's dimensions over their product: a layer
     keeps as many weights as it has inputs, outputs and places, times a number that is the same for all. A layer that
     would keep more than it has stays dense, and the others make up for it.
     Source: Evci et al. 2020, "Rigging the Lottery: Making All Tickets Winners", section 3 (Erdős-Rényi-Kernel).
     """
-    sizes = {name: sum(math.prod(shape) for shape in shapes) for name, shapes in kernels.items()}
-    edges = {name: sum(sum(shape) for shape in shapes) for name, shapes in kernels.items()}
+    sizes = {name: sum(kernel.size for kernel in values) for name, values in kernels.items()}
+    edges = {name: sum(sum(kernel.shape) for kernel in values) for name, values in kernels.items()}
     kept = (1 - final_sparsity) * sum(sizes.values())
     dense: set[str] = set()
     while True:

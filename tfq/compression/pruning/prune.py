@@ -13,6 +13,7 @@ from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
 from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
+from tfq.compression.pruning.lamp import layer_adaptive
 from tfq.compression.pruning.masks import Masks, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
 from tfq.compression.pruning.schedule import Schedule
@@ -22,6 +23,8 @@ from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.patterns import fits
 
+# What needs no data to choose the layers' sparsities.
+_BY_WEIGHTS = {"erk": erdos_renyi_kernel, "lamp": layer_adaptive}
 _INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 # tfmot counts the weights to keep in float32.
 _ROUNDING = 2.0**-22
@@ -71,10 +74,10 @@ def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any
         sparsities = {}
         if calibration is not None:
             sparsities, table = allocated(model, calibration, config, list(chosen))
-    elif config.order == "erk":
-        kernels = {name: prunable_weights(layer) or [] for name, layer in named_layers(model) if name in chosen}
-        shapes = {name: [tuple(kernel.shape) for kernel in kernels[name]] for name in chosen}
-        sparsities = erdos_renyi_kernel(shapes, config.final_sparsity)
+    elif config.order != "uniform":
+        weights = {name: prunable_weights(layer) or [] for name, layer in named_layers(model) if name in chosen}
+        kernels = {name: [weight.numpy() for weight in weights[name]] for name in chosen}
+        sparsities = _BY_WEIGHTS[config.order](kernels, config.final_sparsity)
     elif config.sparsity_m_by_n:
         sparsities = _m_by_n_sparsities(model, chosen, *config.sparsity_m_by_n)
     return PruningPlan(pruned=tuple(chosen), skipped=skipped, sparsities=dict(sparsities), sensitivity=table)

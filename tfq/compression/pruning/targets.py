@@ -28,7 +28,7 @@ def check_settings(config: PruneConfig) -> None:
             f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: wanted a later one, or -1"
         )
     if config.order != "uniform" and targets:
-        decides = "its measured sensitivity" if config.order == "sensitivity" else "its shape"
+        decides = {"sensitivity": "its measured sensitivity", "erk": "its shape", "lamp": "its weights"}[config.order]
         raise InputError(
             f"prune: targets with order={config.order}: either the targets say how sparse a layer becomes, or "
             f"{decides} does: leave one out (what `layers` does not name stays dense with both)"
