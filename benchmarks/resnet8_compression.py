@@ -110,7 +110,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
                 # By half of the training: what comes after is at a learning rate that still moves something.
                 steps = phases[0].epochs * math.ceil(splits["train"].num_examples / phases[0].batch_size)
                 asked = tfq.PruneConfig(
-                    final_sparsity=variant.sparsity, order="erk", end_step=steps // 2, distillation=DISTILLATION
+                    final_sparsity=variant.sparsity, order="lamp", end_step=steps // 2, distillation=DISTILLATION
                 )
                 first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.target_macs < 1:
