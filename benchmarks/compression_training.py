@@ -79,20 +79,30 @@ def fit_for(
             augmented.start(self.epoch)
 
     class KeepsBest(keras.callbacks.Callback):
-        """Puts back, after training, the weights of the epoch with the best validation accuracy."""
+        """Puts back, after training, the weights of the epoch with the best validation accuracy: 0 is before all."""
 
         best, weights, epoch = -1.0, None, 0
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            if keep_best:
+                _, accuracy = self.model.evaluate(*validation, batch_size=500, verbose=0)
+                told["val_accuracy_before"] = float(accuracy)
+                self._consider(0, accuracy)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             print(f"    epoch {epoch + 1}/{phase.epochs}: {_told(logs)}", flush=True)
             told.setdefault("val_accuracy", []).append(float(logs["val_accuracy"]))
-            if keep_best and logs["val_accuracy"] > self.best:
-                self.best, self.epoch, self.weights = logs["val_accuracy"], epoch, self.model.get_weights()
+            if keep_best:
+                self._consider(epoch + 1, logs["val_accuracy"])
+
+        def _consider(self, epoch: int, accuracy: float) -> None:
+            if accuracy > self.best:
+                self.best, self.epoch, self.weights = accuracy, epoch, self.model.get_weights()
 
         def on_train_end(self, logs: Any = None) -> None:
             if self.weights is not None:
                 self.model.set_weights(self.weights)
-                told["epoch"] = self.epoch + 1
+                told["epoch"] = self.epoch
 
     def fit(model: Any, callbacks: list[Any]) -> None:
         steps = len(augmented) * phase.epochs

@@ -3,12 +3,10 @@
 """What compression costs in accuracy: a trained classifier pruned, cut and quantization-aware trained, over seeds.
 
     python benchmarks/resnet8_compression.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
-        [--seeds=0,1,2] [--adapt_epochs=10] [--epochs=10] [--qat_epochs=5] [--limit=0] \\
-        [--variants=float,pruned50,pruned80,filters50]
+        [--seeds=0,1,2] [--epochs=5] [--qat_epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
-First the model is fitted to the data, --adapt_epochs long, once a seed for all. Then every variant is trained in two
-phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation (flips, shifts) and learning
-rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
+Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
+(flips, shifts) and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
 `float` does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are
 compared with. The others learn from the outputs of the trained `float` of their seed as well, in both phases. Of the
 second phase the epoch is kept that is best on the validation split; of the first the last one, for the zeros are
@@ -17,7 +15,8 @@ complete only there. Accuracy is that of the int8 flatbuffer (of float: the floa
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
 examples of each split, and no bound on accuracy means anything. An epoch over 45,000 images of 32x32 took 75 to 100 s
-of CPU (ResNet8, x86 with AVX2; 58 s on another with AVX-512), one of QAT or towards `float` up to twice that.
+of CPU (ResNet8, x86 with AVX2): all four variants and three seeds at 5 epochs take two to three hours on two cores.
+What is left after filters are gone learns longer than that: --variants=float,filters50 --epochs=15, in its own --out.
 """
 
 import argparse
@@ -74,22 +73,7 @@ VARIANTS = {
     ),
 }
 # Of those that are compressed, towards the trained `float`.
-ADAPT_SEED = 100_000  # away from those of the phases
 DISTILLATION = tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
-
-
-def adapted(model: Any, seed: int, splits: dict[str, Any], phase: Phase, out: Path) -> Any:
-    """The model fitted to the data, of which every variant of the seed begins. It is kept in `out`."""
-    from tfq.training import deterministic
-
-    path = out / f"adapted_{seed}.h5"
-    if not path.exists():
-        found = copied(model)
-        if phase.epochs:
-            with deterministic(seed):
-                fit_for(splits, phase, seed + ADAPT_SEED, True, {})(found, [])
-        save_model(found, path)
-    return tfq.load_model(path)
 
 
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
@@ -271,14 +255,13 @@ def main() -> int:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     warnings.simplefilter("once", tfq.TfqWarning)
     out = make_out_dir(arguments.out)
-    adapt = Phase(arguments.adapt_epochs, arguments.batch_size, arguments.adapt_rate)
     phases = [
         Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate),
         Phase(arguments.qat_epochs, arguments.batch_size, arguments.qat_rate),
     ]
     model = tfq.load_model(arguments.model)
     settings = {"model": sha256_file(arguments.model), "data": arguments.data, "limit": arguments.limit}
-    settings["phases"] = [vars(phase) for phase in (adapt, *phases)]
+    settings["phases"] = [vars(phase) for phase in phases]
     data = tfq.DataConfig(source=arguments.data)
     splits: dict[str, Any] = {}
     results: dict[str, list[dict]] = {name: [] for name in names}
@@ -292,8 +275,7 @@ def main() -> int:
                         split: tfq.load_split(data, split, limit=arguments.limit) for split in ("train", "val", "test")
                     }
                 print(f"{name}, seed {seed}", flush=True)
-                begun = adapted(model, seed, splits, adapt, out)
-                record = {"settings": settings, **measured(name, seed, begun, splits, phases, out)}
+                record = {"settings": settings, **measured(name, seed, model, splits, phases, out)}
                 write_json(path, record)
             results[name].append(record)
     spent = costs(out, seeds, [name for name in names if name != "float"], arguments.runs)
@@ -311,14 +293,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", required=True)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--adapt_epochs", type=int, default=10, help="before all else, the same for every variant")
-    parser.add_argument("--epochs", type=int, default=10, help="of the first phase: fine-tuning or pruning")
+    parser.add_argument("--epochs", type=int, default=5, help="of the first phase: fine-tuning or pruning")
     parser.add_argument("--qat_epochs", type=int, default=5, help="of the second one: QAT, or as much float training")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--adapt_rate", type=float, default=3e-3, help="learning rate before all else, along a cosine")
-    parser.add_argument(
-        "--learning_rate", type=float, default=1.5e-3, help="of the first phase, decayed along a cosine"
-    )
+    parser.add_argument("--learning_rate", type=float, default=3e-3, help="of the first phase, decayed along a cosine")
     parser.add_argument("--qat_rate", type=float, default=1e-3, help="of the second one")
     parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
     parser.add_argument("--runs", type=int, default=1000, help="timed inferences of each flatbuffer")
