@@ -10,7 +10,8 @@ Every variant is trained in two phases, --epochs and --qat_epochs long, with the
 `float` does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are
 compared with. The others learn from the outputs of the trained `float` of their seed as well, in both phases. Of the
 second phase the epoch is kept that is best on the validation split, the state before it among them; of the first the
-last one, for the zeros are complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on the test split.
+last one, for the zeros are complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on
+the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
