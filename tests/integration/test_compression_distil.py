@@ -112,17 +112,23 @@ def distilling(**settings):
     return QATConfig(distillation=DistillationConfig(enabled=True, **settings))
 
 
-def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it(tmp_path):
+def lesson():
+    """A model, a teacher that answers with class 1 mostly, examples, and a fit of them to class 0."""
     model, teacher = small_model(), small_model()
     head = teacher.get_layer("head")
     head.set_weights([head.get_weights()[0] * 20, np.array([-1.0, 2.0, 0.0], np.float32)])
     x = noise(model, n=64).inputs["x"]
 
-    def fit(quantized, callbacks):
+    def fit(student, callbacks):
         keras = import_tf_keras()
-        quantized.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
-        quantized.fit(x, np.zeros(64, int), batch_size=16, epochs=8, verbose=0, callbacks=callbacks)
+        student.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+        student.fit(x, np.zeros(64, int), batch_size=16, epochs=8, verbose=0, callbacks=callbacks)
 
+    return model, teacher, x, fit
+
+
+def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it(tmp_path):
+    model, teacher, x, fit = lesson()
     near = qat_model(model, fit, distilling(weight=1.0), calibration=x, teacher=teacher)
     # Of the labels, all 0, nothing is learned with this weight.
     wanted = np.asarray(teacher(x)).argmax(axis=1)
@@ -138,16 +144,7 @@ def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it
 
 
 def test_pruning_draws_the_student_to_the_teacher_and_leaves_nothing_of_it():
-    model, teacher = small_model(), small_model()
-    head = teacher.get_layer("head")
-    head.set_weights([head.get_weights()[0] * 20, np.array([-1.0, 2.0, 0.0], np.float32)])
-    x = noise(model, n=64).inputs["x"]
-
-    def fit(pruned, callbacks):
-        keras = import_tf_keras()
-        pruned.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
-        pruned.fit(x, np.zeros(64, int), batch_size=16, epochs=8, verbose=0, callbacks=callbacks)
-
+    model, teacher, x, fit = lesson()
     config = PruneConfig(distillation=DistillationConfig(enabled=True, weight=1.0), end_step=8, frequency=1)
     near = prune_model(model, fit, config, teacher=teacher)
     # Of the labels, all 0, nothing is learned with this weight.
