@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -14,7 +14,7 @@ from tfq.calibration.histogram import NUM_BINS
 from tfq.errors import InputError
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
-SETTINGS = arrays(np.float32, array_shapes(max_dims=2, max_side=40), elements=FINITE)
+VALUES = arrays(np.float32, array_shapes(max_dims=2, max_side=40), elements=FINITE)
 
 
 def counted(*parts):
@@ -33,7 +33,8 @@ def test_values_are_counted_between_the_ends_of_their_bins():
     np.testing.assert_array_equal([bins.low[0], bins.high[0]], [-3 - 2 / 64, -3])
 
 
-@given(SETTINGS)
+@settings(deadline=None)
+@given(VALUES)
 def test_bins_hold_each_value_and_are_in_order(values):
     bins = counted(values).bins()
     assert bins.counts.sum() == values.size
@@ -42,7 +43,8 @@ def test_bins_hold_each_value_and_are_in_order(values):
     assert (bins.low[place] <= values.reshape(-1)).all()
 
 
-@given(SETTINGS, st.data())
+@settings(deadline=None)
+@given(VALUES, st.data())
 def test_parts_add_up_to_the_whole_to_the_bit(values, data):
     at = data.draw(st.integers(0, len(values)))
     part = counted(values[:at])
