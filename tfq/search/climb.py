@@ -130,7 +130,6 @@ class _Climb:
         right = np.unpackbits(np.array(details["right"], np.uint8))[: self._right.size].astype(bool)
         found = Climbed(
             rung=rung,
-            file=_MODEL,
             accuracy=float(right.mean()),
             agreement=details["agreement"],
             against_float=paired_difference(right, self._right),

@@ -18,7 +18,6 @@ class Climbed:
     """
 
     rung: Rung
-    file: str
     accuracy: float
     agreement: float
     against_float: PairedDifference
