@@ -14,7 +14,16 @@ from tfq.config import RunConfig
 
 SCHEMA_VERSION = 1
 
-PACKAGES = ("tfq", "tensorflow", "tf-keras", "keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+PACKAGES = (
+    "tfq",
+    "tensorflow",
+    "tf-keras",
+    "keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "litert-quantizer",
+    "numpy",
+)
 
 _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 

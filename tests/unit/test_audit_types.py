@@ -132,6 +132,16 @@ def test_allow_float_that_matches_nothing_is_told():
     assert [finding.kind for finding in report.findings] == ["unused_allow_float"]
 
 
+@pytest.mark.parametrize("flag", ["allow_int16", "allow_int4"])
+def test_a_list_of_a_type_allows_that_type_alone(flag):
+    report = audit_model(golden("float_island"), AuditConfig(**{flag: ("*",)}))
+    assert not report.ok
+    assert [finding.kind for finding in report.findings if finding.kind.startswith("unused")] == [f"unused_{flag}"]
+    whole = audit_model(golden("digits_int16x8"), AuditConfig(**{flag: ("*",), "inference_input_type": "int8"}))
+    types = [finding for finding in whole.findings if finding.kind in ("int16", "qdq")]
+    assert types and all(finding.allowed == (flag == "allow_int16") for finding in types)
+
+
 def test_allow_float_does_not_reach_ops_it_does_not_name():
     tensor = int(unpacked(golden("digits_int8")).subgraphs[0].operators[3].outputs[0])
     report = audit_model(_retyped("digits_int8", tensor, FLOAT32), AuditConfig(allow_float=("residual",)))

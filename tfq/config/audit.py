@@ -25,7 +25,9 @@ class AuditConfig(Config):
     inference_output_type: str = setting(
         "", "type that the outputs must have; empty is the scheme's own", choices=IO_TYPES
     )
-    allow_float: tuple[str, ...] = setting((), "name patterns of layers that may stay float")
+    allow_float: tuple[str, ...] = setting((), "name patterns of layers that may stay float, or be of any other type")
+    allow_int16: tuple[str, ...] = setting((), "name patterns of layers whose activations may have 16 bits")
+    allow_int4: tuple[str, ...] = setting((), "name patterns of layers whose weights may have 4 bits")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 
 REPAIRS = ("equalize", "rounding", "bias")
+BACKENDS = ("tf", "litert")
 CALIBRATION_METHODS = ("min_max", "moving_average", "percentile", "mse", "entropy")
 
 
@@ -52,6 +53,9 @@ class ConversionConfig(Config):
         "what the flatbuffer is to run on: chooses what this target can run, and refuses what it cannot",
         choices=("", *TARGETS),
     )
+    backend: str = setting(
+        "tf", "whose quantizer: TensorFlow's, or litert-quantizer (pip install 'tfq[litert]')", choices=BACKENDS
+    )
     per_channel: bool = setting(True, "a scale for each output channel of a weight, rather than one for all of it")
     per_channel_dense: bool = setting(True, "the same for fully connected layers alone; off where --noper_channel")
     inference_input_type: str = setting("", "type of the model's inputs; empty is the scheme's own", choices=IO_TYPES)
@@ -60,6 +64,12 @@ class ConversionConfig(Config):
     calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
     float_layers: tuple[str, ...] = setting(
         (), "name patterns of layers that stay in float within an int8 model, such as those that lose most"
+    )
+    int16_layers: tuple[str, ...] = setting(
+        (), "name patterns of layers whose activations get 16 bits within an int8 model (backend=litert)"
+    )
+    per_tensor_layers: tuple[str, ...] = setting(
+        (), "name patterns of layers whose weights get one scale within a per-channel model (backend=litert)"
     )
     int4_layers: tuple[str, ...] = setting(
         (), "name patterns of layers whose weights get 4 bits within an int8 model; '*' is all"

@@ -8,7 +8,7 @@ from tfq import flatbuffer
 from tfq.config import ConversionConfig
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
-from tfq.conversion.post_training import Conversion, check_repairs, quantize_after_training
+from tfq.conversion.post_training import Conversion, check_settings, quantize_after_training
 from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.conversion.targeting import as_trained, fitted, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
@@ -102,7 +102,7 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
     """A float flatbuffer in config.scheme: where the roads from a Keras model and from a .tflite meet."""
     if config.needs_ranges:
         return quantize_after_training(in_quantizable_ops(model), dataset, config)
-    check_repairs(config, trained=False)
+    check_settings(config, trained=False)
     return Conversion(content=model if config.scheme == "float32" else quantize_weights(model, config))
 
 
@@ -110,7 +110,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     """Learned ranges, and calibrated ones where nothing was learned -> integer bytes."""
     import tensorflow as tf
 
-    check_repairs(config, trained=True)
+    check_settings(config, trained=True)
     graph_def, granularity = plain_weights_graph(traced)
     config = as_trained(granularity, config)
     if dataset is None and not granularity.moved and not config.float_layers:

@@ -14,6 +14,8 @@ from tfq.calibration import repair
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges, with_same_scales
 from tfq.conversion.int8_forms import with_kernels_of_int8
+from tfq.conversion.litert import quantize_by_litert
+from tfq.conversion.mixed import check_mixed
 from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.data import InputSpec, representative_samples
 from tfq.errors import InputError, TfqWarning
@@ -35,7 +37,7 @@ def quantize_after_training(
     model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None
 ) -> Conversion:
     """The float flatbuffer `model` in integers, as config says. known: ranges that calibration does not touch."""
-    check_repairs(config, trained=known is not None)
+    check_settings(config, trained=known is not None)
     needs_samples = not config.calibration.ranges or bool(config.repair or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
     repairs: dict[str, Any] = {}
@@ -44,7 +46,10 @@ def quantize_after_training(
         model, repairs["equalize"] = equalized.model, equalized.to_dict()
     ranges = calibration.calibrate(model, samples, config.calibration)
     values = {**ranges.values, **with_same_scales(model, known or {})}
-    content = quantize_flatbuffer(flatbuffer.inject_ranges(model, values), config)
+    if config.backend == "litert":
+        content = quantize_by_litert(model, values, config)
+    else:
+        content = quantize_flatbuffer(flatbuffer.inject_ranges(model, values), config)
     if "rounding" in config.repair:
         rounded = repair.optimise_rounding(content, model, samples)
         content, repairs["rounding"] = rounded.model, rounded.to_dict()
@@ -58,8 +63,9 @@ def quantize_after_training(
     return Conversion(content=with_kernels_of_int8(content), ranges=ranges, repairs=repairs)
 
 
-def check_repairs(config: ConversionConfig, *, trained: bool) -> None:
-    """Raises InputError where weights are to be changed after training that were trained, or in another scheme."""
+def check_settings(config: ConversionConfig, *, trained: bool) -> None:
+    """Raises InputError where settings contradict each other, or what the model was trained for."""
+    check_mixed(config, trained=trained)
     settings = {"repair": config.repair, "int4_layers": config.int4_layers}
     for asked in (f"{name}={','.join(values)}" for name, values in settings.items() if values):
         if trained:

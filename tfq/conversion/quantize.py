@@ -6,14 +6,12 @@ The one file that touches `tensorflow.lite.python.convert.mlir_quantize` and the
 one for 16-bit activations: asked for them, the first gives them zero points that the kernels refuse.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from tfq import flatbuffer
 from tfq.config import ConversionConfig
+from tfq.conversion.mixed import layer_outputs
 from tfq.errors import InputError
-from tfq.patterns import check_fits, fits
 
 
 def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
@@ -22,8 +20,6 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     config: its scheme, the types of inputs and outputs, the granularity of the weights, and the layers that stay float.
     Raises InputError on what TensorFlow's quantizer refuses, and on a pattern in float_layers that fits no layer.
     """
-    if config.float_layers and config.scheme != "int8":
-        raise InputError(f"float_layers with scheme={config.scheme}: a model in which some layers stay float is int8")
     quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_int8
     try:
         return quantizer(model, config)
@@ -42,20 +38,10 @@ def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
             disable_per_channel_for_dense_layers=not (config.per_channel and config.per_channel_dense),
             input_data_type=tf.dtypes.as_dtype(config.input_type),
             output_data_type=tf.dtypes.as_dtype(config.output_type),
-            denylisted_nodes=_left_in_float(model, config.float_layers) or None,
+            # By the names of their outputs TensorFlow knows the ops, and all that was fused in them.
+            denylisted_nodes=layer_outputs(model, "float_layers", config.float_layers) or None,
         )
     )
-
-
-def _left_in_float(model: bytes, patterns: Sequence[str]) -> list[str]:
-    """The names by which TensorFlow knows the ops of the layers: those of their outputs, all that was fused in them."""
-    if not patterns:
-        return []
-    graph = flatbuffer.read(model).main_subgraph
-    named = [(op.keras_layer or graph.tensors[op.outputs[0]].name, op.outputs) for op in graph.ops if op.outputs]
-    for pattern in patterns:
-        check_fits(f"float_layers: the pattern {pattern!r}", pattern, dict.fromkeys(name for name, _ in named))
-    return [graph.tensors[index].name for name, outputs in named if fits(name, patterns) for index in outputs]
 
 
 def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:

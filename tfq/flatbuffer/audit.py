@@ -10,7 +10,7 @@ int64 are taken as indices and conditions, in arithmetic on whole numbers alone,
 import collections
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
@@ -32,14 +32,15 @@ def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
 
     config: the scheme or the target to hold it against (full_int8 where nothing is required), the types that inputs and
         outputs must have, and `allow_float`: shell-style patterns on an op's Keras layer or output tensor name, whose
-        findings about types are reported without failing. Custom, Flex and unknown ops are never allowed.
+        findings about types are reported without failing; `allow_int16` and `allow_int4` likewise, where these types
+        are all that there is to find. Custom, Flex and unknown ops are never allowed.
         The report of a model that fails is as good as another; to have an AuditError of it, see `require`.
     Raises FlatbufferError when the bytes are no flatbuffer, or a damaged one.
     """
     config = config or AuditConfig()
     model = read(data)
     composition = Composition(model)
-    allowed = _Patterns(config.allow_float)
+    allowed = _Allowed(config)
     findings = [*_border_findings(model, config)]
     for graph in model.subgraphs:
         rules = OpRules(graph, config, composition, is_entry=audit_tensors.is_entry(model, graph))
@@ -66,17 +67,46 @@ def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
     )
 
 
-class _Patterns:
-    """allow_float, and which of its patterns have matched something."""
+class _Allowed:
+    """What the config's patterns allow, and which of them have matched something."""
 
-    def __init__(self, patterns: tuple[str, ...]) -> None:
+    def __init__(self, config: AuditConfig) -> None:
+        self._any = _Patterns("allow_float", config.allow_float)
+        # int64 are the biases of 16 bits' activations.
+        self._by_types = {
+            frozenset({"int16", "int64"}): _Patterns("allow_int16", config.allow_int16),
+            frozenset({"int4"}): _Patterns("allow_int4", config.allow_int4),
+        }
+
+    def __call__(self, graph: Subgraph, op: Op, dtypes: Set[str] = frozenset()) -> bool:
+        """Whether `op` may be as it is. dtypes: what of it is against the rules; empty where it is not its types."""
+        names = [*([op.keras_layer] if op.keras_layer else []), *(graph.tensors[index].name for index in op.outputs)]
+        covered: set[str] = set()
+        for types, patterns in self._by_types.items():
+            if dtypes & types and patterns.match(names):
+                covered |= types
+        return self._any.match(names) or bool(dtypes and dtypes <= covered)
+
+    @property
+    def unused(self) -> Iterator[tuple[str, str]]:
+        """(flag, pattern) of each that has matched nothing of its kind."""
+        for patterns in (self._any, *self._by_types.values()):
+            for pattern in patterns.unused:
+                yield patterns.flag, pattern
+
+
+class _Patterns:
+    """The patterns of one flag, and which of them have matched something."""
+
+    def __init__(self, flag: str, patterns: tuple[str, ...]) -> None:
+        self.flag = flag
         self._patterns = {pattern: re.compile(fnmatch.translate(pattern)).match for pattern in patterns}
         self._cache: dict[str, bool] = {}
         self.unused = dict.fromkeys(patterns)
 
-    def __call__(self, graph: Subgraph, op: Op) -> bool:
-        names = [op.keras_layer] if op.keras_layer else []
-        return any(self._match(name) for name in (*names, *(graph.tensors[index].name for index in op.outputs)))
+    def match(self, names: list[str]) -> bool:
+        """Whether one of them fits one of `names`."""
+        return any(self._match(name) for name in names)
 
     def _match(self, name: str) -> bool:
         if name not in self._cache:
@@ -111,7 +141,7 @@ def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
                     yield Finding(kind="io_type", severity=FAILS, message=message, **where)
 
 
-def _model_findings(model: Model, allowed: _Patterns) -> Iterator[Finding]:
+def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
     if not any(graph.ops for graph in model.subgraphs):
         message = "the model has no ops, wanted at least one: there is nothing to prove: convert the model again"
         yield Finding(kind="no_ops", severity=FAILS, message=message)
@@ -121,9 +151,10 @@ def _model_findings(model: Model, allowed: _Patterns) -> Iterator[Finding]:
             "convert with tfq, or add one with tfq.flatbuffer.add_signature"
         )
         yield Finding(kind="missing_signature", severity=NOTE, message=message)
-    for pattern in allowed.unused:
-        message = f"--allow_float {pattern!r} matches no op that is not int8: a typo, or no longer needed"
-        yield Finding(kind="unused_allow_float", severity=NOTE, message=message)
+    for flag, pattern in allowed.unused:
+        other = {"allow_int16": "has 16 bits", "allow_int4": "has weights of 4 bits"}.get(flag, "is not int8")
+        message = f"--{flag} {pattern!r} matches no op that {other}: a typo, or no longer needed"
+        yield Finding(kind=f"unused_{flag}", severity=NOTE, message=message)
 
 
 def _scheme_findings(config: AuditConfig, scheme: str, findings: list[Finding]) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The findings about the ops of one subgraph: by their types, by what a target runs, and by whose kernels they need."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from tfq.config import AUDIT_SCHEMES, AuditConfig
@@ -15,7 +15,8 @@ from tfq.flatbuffer.scheme import Composition
 from tfq.flatbuffer.targets import TARGETS
 from tfq.flatbuffer.words import op_title, origin, shown
 
-Allowed = Callable[[Subgraph, Op], bool]
+# (subgraph, op, types that it should not have): whether the user allows it.
+Allowed = Callable[[Subgraph, Op, Set[str]], bool]
 
 
 class OpRules:
@@ -39,9 +40,10 @@ class OpRules:
         """Every op's, in order."""
         graph = self._graph
         offences = {op.index: found for op in graph.ops if self._types and (found := self._types.offences(op))}
-        permitted = {op.index for op in graph.ops if op.index in offences and allowed(graph, op)}
+        dtypes = {index: {offence.dtype for offence in found} for index, found in offences.items()}
+        permitted = {op.index for op in graph.ops if op.index in dtypes and allowed(graph, op, dtypes[op.index])}
         reasons = Reasons(graph, self._composition)
-        # A Q/DQ pair is there for the float ops between: it is allowed when all of them are.
+        # A Q/DQ pair is there for the float or 16-bit ops between: it is allowed when all of them are.
         permitted |= reasons.shores_of(permitted)
         for op in graph.ops:
             foreign = _foreign_finding(graph, op)

@@ -10,6 +10,8 @@ from tfq.flatbuffer.scheme import Composition
 from tfq.flatbuffer.words import op_title, origin
 
 _CONVERTERS = ("QUANTIZE", "DEQUANTIZE")
+_OF_ISLANDS = FLOATS | {"int16"}
+_ALLOWED_BY = {"int16": "allow_int16", "narrow_weights": "allow_int4"}
 
 # Schemes that a whole model is converted to: no layer is to blame.
 _WHOLE_MODEL = ("float32", "float16", "dynamic_range", "weight_only", "int16x8", "full_uint8")
@@ -25,7 +27,7 @@ _BY_KIND = {
 
 
 class Reasons:
-    """The float islands of one subgraph: ops joined by float activations, and the Q/DQ ops on their shores."""
+    """The islands of one subgraph: ops joined by float or 16-bit activations, and the Q/DQ ops on their shores."""
 
     def __init__(self, graph: Subgraph, composition: Composition) -> None:
         self._graph, self._composition = graph, composition
@@ -42,6 +44,8 @@ class Reasons:
     def reason(self, op: Op, kind: str) -> str:
         """The likely reason for a finding of `kind` about `op`."""
         scheme = self._composition.scheme
+        if kind == "int16" and op.name in _CONVERTERS and self._islands[op.index]:
+            return f"it leads to or from the 16-bit activations of {self._titles(op)}"
         if kind in _BY_KIND:
             lstm = " (its cell state)" if kind == "int16" and "LSTM" in op.name else ""
             return _BY_KIND[kind] + lstm
@@ -71,25 +75,29 @@ class Reasons:
                 return "give the model int8 outputs, or ask for its own type with --inference_output_type"
         if self._composition.scheme in _WHOLE_MODEL:
             return "convert with --scheme=int8 and a representative dataset"
-        if kind == "qdq" and self._islands[op.index]:
+        flag = _ALLOWED_BY.get(kind, "allow_float")
+        if op.name in _CONVERTERS and kind in ("qdq", "int16") and self._islands[op.index]:
             names = " ".join(sorted({origin(self._graph, other) for other in self._islands[op.index][:3]}))
-            return f"mend the float island, or name its ops in --allow_float: {names}"
+            return f"mend the {'float' if kind == 'qdq' else '16-bit'} island, or name its ops in --{flag}: {names}"
         remedy = "convert with a representative dataset" if kind == "hybrid_op" else "replace the layer"
-        return f"{remedy}, or name {origin(self._graph, op)!r} in --allow_float"
+        return f"{remedy}, or name {origin(self._graph, op)!r} in --{flag}"
 
     def _qdq_reason(self, op: Op) -> str:
         if any(index >= 0 and self._graph.tensors[index].is_constant for index in op.inputs):
             return "it expands constants that are stored in another type than they are used in"
-        between = self._islands[op.index]
-        if between:
-            titles = ", ".join(op_title(self._graph, other) for other in between[:3])
-            more = f" and {len(between) - 3} more" if len(between) > 3 else ""
-            return f"it leads to or from the float island of {titles}{more}"
+        if self._islands[op.index]:
+            return f"it leads to or from the float island of {self._titles(op)}"
         if self._inputs.intersection(op.inputs):
             return "the model's input is converted inside the model"
         if self._outputs.intersection(op.outputs):
             return "the model's output is converted inside the model"
         return "a Q/DQ pair with nothing between, as layers leave that QAT did not annotate"
+
+    def _titles(self, op: Op) -> str:
+        """Of the ops on the island to which `op` leads."""
+        between = self._islands[op.index]
+        titles = ", ".join(op_title(self._graph, other) for other in between[:3])
+        return titles + (f" and {len(between) - 3} more" if len(between) > 3 else "")
 
     def _dequantized_weights(self, op: Op) -> str:
         """The stored type of the op's weights where a DEQUANTIZE stands between them and it."""
@@ -103,7 +111,7 @@ class Reasons:
 
 
 def _islands(graph: Subgraph) -> dict[int, list[Op]]:
-    """Op index -> the float ops, without Q/DQ, that float activations join it to."""
+    """Op index -> the ops, without Q/DQ, that float or 16-bit activations join it to."""
     parents = list(range(len(graph.ops)))
 
     def root(node: int) -> int:
@@ -116,7 +124,7 @@ def _islands(graph: Subgraph) -> dict[int, list[Op]]:
     for op in graph.ops:
         for _, _, index, role in roles(op):
             tensor = graph.tensors[index]
-            if role != INDEX and tensor.dtype in FLOATS and not tensor.is_constant:
+            if role != INDEX and tensor.dtype in _OF_ISLANDS and not tensor.is_constant:
                 parents[root(op.index)] = root(seen.setdefault(index, op.index))
     members: dict[int, list[Op]] = {}
     for op in graph.ops:

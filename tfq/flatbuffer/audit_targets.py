@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps a target from running a flatbuffer, op by op."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from tfq.flatbuffer.audit_report import FAILS, NOTE, Finding
 from tfq.flatbuffer.audit_types import FLOATS, WHOLE_NUMBERS, Borders, is_hybrid
@@ -18,12 +18,12 @@ class TargetRules:
     def __init__(self, graph: Subgraph, target: Target, borders: Borders) -> None:
         self._graph, self._target, self._borders = graph, target, borders
 
-    def findings(self, op: Op, allowed: Callable[[Subgraph, Op], bool]) -> Iterator[Finding]:
+    def findings(self, op: Op, allowed: Callable[[Subgraph, Op, Set[str]], bool]) -> Iterator[Finding]:
         """What is wrong with `op`; custom and unknown ops are for the caller to name."""
         if op.name == "CUSTOM" or op.name.startswith("UNKNOWN_"):
             return
         for severity, reason, advice in self._reasons(op):
-            permit = severity == FAILS and allowed(self._graph, op)
+            permit = severity == FAILS and allowed(self._graph, op, frozenset())
             message = f"{op_title(self._graph, op)}: {reason}: {advice}"
             yield Finding(
                 kind="not_on_target",

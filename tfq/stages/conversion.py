@@ -90,9 +90,10 @@ def audit_config(config: RunConfig) -> AuditConfig:
     scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme)
     return dataclasses.replace(
         config.audit,
-        # Weights of 4 bits are nothing that a scheme has: what they are is told.
-        require=config.audit.require or made.target or ("" if made.int4_layers else scheme),
+        require=config.audit.require or made.target or scheme,
         allow_float=(*config.audit.allow_float, *made.float_layers),
+        allow_int16=(*config.audit.allow_int16, *made.int16_layers),
+        allow_int4=(*config.audit.allow_int4, *made.int4_layers),
         inference_input_type=made.inference_input_type or config.audit.inference_input_type,
         inference_output_type=made.inference_output_type or config.audit.inference_output_type,
     )

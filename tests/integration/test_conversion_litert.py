@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""litert-quantizer in the place of TensorFlow's quantizer, and layers that have a scheme of their own by it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import tfq
+from tfq import flatbuffer
+from tfq.conversion import convert_with_record
+from tfq.runners import LocalRunner, RunRequest
+
+FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
+IMAGES = load_digits().images[..., None].astype(np.float32)
+
+
+def config(**values) -> tfq.ConversionConfig:
+    return tfq.ConversionConfig(calibration_steps=64, **{"backend": "litert", **values})
+
+
+def classes(model: bytes) -> np.ndarray:
+    tensor = flatbuffer.read(model).main_subgraph.input_tensors[0]
+    inputs = IMAGES
+    if tensor.dtype != "float32":
+        scale, zero = tensor.scale[0], tensor.zero_point[0]
+        limits = np.iinfo(tensor.dtype)
+        inputs = np.clip(np.rint(IMAGES / scale) + zero, limits.min, limits.max).astype(tensor.dtype)
+    (output,) = LocalRunner().run(RunRequest(model=model, inputs=(inputs.astype(tensor.dtype),))).outputs
+    return output.argmax(axis=1)
+
+
+def types_of(model: bytes) -> dict[str, tuple[str, str]]:
+    """Layer -> the types of its weights and of what it gives."""
+    graph = flatbuffer.read(model).main_subgraph
+    return {
+        op.keras_layer: (graph.tensors[op.inputs[1]].dtype, graph.tensors[op.outputs[0]].dtype)
+        for op in graph.ops
+        if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    }
+
+
+def test_both_backends_take_the_same_ranges_and_answer_alike():
+    theirs = convert_with_record(FLOATING, IMAGES, config())
+    ours = convert_with_record(FLOATING, IMAGES, config(backend="tf"))
+    assert theirs.ranges == ours.ranges
+    assert tfq.audit(theirs.content, tfq.AuditConfig(require="full_int8")).ok
+    scales = [
+        {tensor.name: tensor.scale for tensor in flatbuffer.read(each.content).main_subgraph.tensors if tensor.scale}
+        for each in (theirs, ours)
+    ]
+    for name in scales[0].keys() & scales[1].keys():
+        np.testing.assert_allclose(scales[0][name], scales[1][name], rtol=2e-2, err_msg=name)
+    assert (classes(theirs.content) == classes(ours.content)).mean() > 0.99
+
+
+@pytest.mark.parametrize("repair", [("equalize",), ("rounding", "bias")])
+def test_repairs_work_on_what_it_makes(repair):
+    found = convert_with_record(FLOATING, IMAGES, config(repair=repair))
+    assert set(found.repairs) == set(repair)
+    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
+    assert (classes(found.content) == classes(FLOATING)).mean() > 0.98
+
+
+@pytest.mark.parametrize(
+    ("asked", "types"),
+    [
+        ({}, ("int8", "int8")),
+        ({"inference_input_type": "uint8", "inference_output_type": "uint8"}, ("uint8", "uint8")),
+        ({"inference_input_type": "float32", "inference_output_type": "float32"}, ("float32", "float32")),
+        ({"inference_output_type": "float32"}, ("int8", "float32")),
+        ({"scheme": "int16x8"}, ("int16", "int16")),
+        ({"scheme": "int16x8", "inference_input_type": "float32"}, ("float32", "int16")),
+    ],
+)
+def test_inputs_and_outputs_have_the_types_that_were_asked_for(asked, types):
+    found = tfq.convert(FLOATING, IMAGES, config(**asked))
+    graph = flatbuffer.read(found).main_subgraph
+    assert (graph.input_tensors[0].dtype, graph.output_tensors[0].dtype) == types
+    require = "int16x8" if asked.get("scheme") else "full_int8"
+    borders = {key: value for key, value in asked.items() if key != "scheme"}
+    assert tfq.audit(found, tfq.AuditConfig(require=require, **borders)).ok
+    assert (classes(found) == classes(FLOATING)).mean() > 0.98
+
+
+def test_one_scale_for_weights_as_asked_for():
+    def per_channel(**values):
+        found = tfq.convert(FLOATING, IMAGES, config(**values))
+        graph = flatbuffer.read(found).main_subgraph
+        weights = {op.keras_layer: graph.tensors[op.inputs[1]] for op in graph.ops if op.keras_layer in types_of(found)}
+        return {name for name, tensor in weights.items() if len(tensor.scale) > 1}
+
+    everything = {"conv1", "depthwise", "pointwise", "conv2", "logits"}
+    assert per_channel() == everything
+    assert per_channel(per_channel=False) == set()
+    assert per_channel(per_channel_dense=False) == everything - {"logits"}
+    assert per_channel(per_tensor_layers=("conv?",)) == {"depthwise", "pointwise", "logits"}
+
+
+def test_each_layer_has_the_scheme_that_was_asked_for_and_the_audit_accepts_exactly_these():
+    mixed = config(int16_layers=("conv2",), float_layers=("logits",), int4_layers=("pointwise",))
+    found = tfq.convert(FLOATING, IMAGES, mixed)
+    assert types_of(found) == {
+        "conv1": ("int8", "int8"),
+        "depthwise": ("int8", "int8"),
+        "pointwise": ("int4", "int8"),
+        "conv2": ("int8", "int16"),
+        "logits": ("float32", "float32"),
+    }
+    assert (classes(found) == classes(FLOATING)).mean() > 0.95
+    lists = {"allow_int16": ("conv2",), "allow_float": ("logits",), "allow_int4": ("pointwise",)}
+    exact = tfq.audit(found, tfq.AuditConfig(require="full_int8", **lists))
+    assert exact.ok, exact.to_text()
+    assert not any(finding.kind.startswith("unused") for finding in exact.findings)
+    for left_out in lists:
+        rest = {name: patterns for name, patterns in lists.items() if name != left_out}
+        assert not tfq.audit(found, tfq.AuditConfig(require="full_int8", **rest)).ok, left_out
+    wrong = {**lists, "allow_int16": ("pointwise",), "allow_int4": ("conv2",)}
+    assert not tfq.audit(found, tfq.AuditConfig(require="full_int8", **wrong)).ok
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"int16_layers": ("cnv2",)}, r"int16_layers: the pattern 'cnv2' fits no layer: did you mean"),
+        ({"per_tensor_layers": ("cnv2",)}, r"per_tensor_layers: the pattern 'cnv2' fits no layer: did you mean"),
+        ({"int16_layers": ("conv2",), "scheme": "int16x8"}, "int16_layers with scheme=int16x8"),
+        ({"int16_layers": ("conv2",), "backend": "tf"}, "int16_layers=conv2: .* set backend=litert"),
+        ({"per_tensor_layers": ("conv2",), "backend": "tf"}, "per_tensor_layers=conv2: .* set backend=litert"),
+        ({"scheme": "float16"}, "backend=litert with scheme=float16"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(values, told):
+    with pytest.raises(tfq.InputError, match=told):
+        tfq.convert(FLOATING, IMAGES, config(**values))
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "litert_quantizer", None)
+    with pytest.raises(tfq.InputError, match=r"pip install 'tfq\[litert\]'"):
+        tfq.convert(FLOATING, IMAGES, config())

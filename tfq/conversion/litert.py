@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float flatbuffer with ranges -> integer flatbuffer, by litert-quantizer: backend=litert.
+
+The one file that touches `litert_quantizer`, of which it uses what is public in 0.11: Quantizer, its recipe and
+`quantize(calibration_result=...)`. It is what Google maintains in the place of TensorFlow's quantizer, and the one that
+can give single layers another scheme. Layers are told to it by the names of their outputs, of which it matches regular
+expressions with a semicolon behind; of several that match, the last counts.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tfq import flatbuffer
+from tfq.config import ConversionConfig
+from tfq.conversion.mixed import layer_outputs
+from tfq.errors import InputError
+
+_ALL = ".*"
+_BITS = {"int8": 8, "uint8": 8, "int16": 16}
+
+
+def quantize_by_litert(
+    model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]], config: ConversionConfig
+) -> bytes:
+    """`model`, a float flatbuffer with a signature, in the integers of config.scheme.
+
+    ranges: (subgraph, tensor) -> (minimum, maximum) of every activation. config: as quantize_flatbuffer has it, and the
+    layers that have a scheme of their own.
+    Raises InputError where litert-quantizer is missing or refuses, where two activations have one name, and on a
+    pattern that fits no layer.
+    """
+    try:
+        from litert_quantizer import quantizer
+    except ImportError as error:
+        raise InputError(
+            f"backend=litert needs litert-quantizer ({error}): pip install 'tfq[litert]', or leave backend out"
+        ) from error
+    recipe = quantizer.Quantizer(model)
+    _add_schemes(recipe, model, config)
+    _add_borders(recipe, config)
+    try:
+        made = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"litert-quantizer refuses the flatbuffer: {error}") from error
+    return bytes(made.quantized_model)
+
+
+def _add_schemes(recipe: Any, model: bytes, config: ConversionConfig) -> None:
+    from litert_quantizer.qtyping import QuantGranularity as Granularity
+    from litert_quantizer.qtyping import TFLOperationName as Name
+
+    bits = 16 if config.scheme == "int16x8" else 8
+    each, one = Granularity.CHANNELWISE, Granularity.TENSORWISE
+
+    def static(regex: str, activation_bits: int, granularity: Any, name: Any = Name.ALL_SUPPORTED) -> None:
+        recipe.add_static_config(regex, name, activation_bits, 8, granularity)
+
+    static(_ALL, bits, each if config.per_channel else one)
+    if config.per_channel and not config.per_channel_dense:
+        static(_ALL, bits, one, Name.FULLY_CONNECTED)
+    coarse = set(layer_outputs(model, "per_tensor_layers", config.per_tensor_layers))
+    fine = set(layer_outputs(model, "int16_layers", config.int16_layers))
+    for output in sorted(coarse | fine):
+        granularity = one if output in coarse or not config.per_channel else each
+        static(_regex(output), 16 if output in fine else bits, granularity)
+    for output in layer_outputs(model, "float_layers", config.float_layers):
+        recipe.update_quantization_recipe(_regex(output), Name.ALL_SUPPORTED, algorithm_key="no_quantize")
+
+
+def _add_borders(recipe: Any, config: ConversionConfig) -> None:
+    from litert_quantizer import qtyping
+
+    places = (
+        (qtyping.TFLOperationName.INPUT, config.input_type),
+        (qtyping.TFLOperationName.OUTPUT, config.output_type),
+    )
+    for place, kind in places:
+        if kind == "float32":
+            recipe.update_quantization_recipe(_ALL, place, algorithm_key="no_quantize")
+        elif kind == "uint8":
+            unsigned = qtyping.TensorQuantizationConfig(
+                num_bits=_BITS[kind], symmetric=False, dtype=qtyping.TensorDataType.UINT
+            )
+            weights = qtyping.TensorQuantizationConfig(num_bits=8, granularity=qtyping.QuantGranularity.CHANNELWISE)
+            recipe.update_quantization_recipe(
+                _ALL,
+                place,
+                qtyping.OpQuantizationConfig(
+                    activation_tensor_config=unsigned,
+                    weight_tensor_config=weights,
+                    compute_precision=qtyping.ComputePrecision.INTEGER,
+                ),
+            )
+
+
+def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]) -> dict[str, dict[str, Any]]:
+    """Tensor name -> its range, as litert-quantizer keeps what it has calibrated: arrays with an axis for each."""
+    graphs = flatbuffer.read(model).subgraphs
+    found: dict[str, dict[str, Any]] = {}
+    for (subgraph, index), ends in ranges.items():
+        tensor = graphs[subgraph].tensors[index]
+        if tensor.name in found:
+            raise InputError(
+                f"backend=litert: two activations have the name {tensor.name!r}, and litert-quantizer goes by names: "
+                "leave backend out"
+            )
+        shape = (1,) * len(tensor.shape)
+        minimum, maximum = (np.full(shape, end, np.float32) for end in ends)
+        found[tensor.name] = {"min": minimum, "max": maximum}
+    return found
+
+
+def _regex(output: str) -> str:
+    return f"^{re.escape(output)};$"
