@@ -20,6 +20,7 @@ of CPU (ResNet8, x86 with AVX2; 58 s on another with AVX-512), one of QAT or tow
 """
 
 import argparse
+import dataclasses
 import gzip
 import math
 import os
@@ -72,8 +73,10 @@ VARIANTS = {
         targets=("conv2d=0.75", "conv2d_1=0.25"),
     ),
 }
-# Of those that are compressed, towards the trained `float`.
+# Of those that are compressed, towards the trained `float`; where the channels are the same ones, at the ends of the
+# three residual stages as well.
 DISTILLATION = tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
+OF_STAGES = dataclasses.replace(DISTILLATION, layers=("activation_2", "activation_4", "activation_6"))
 
 
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
@@ -94,7 +97,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
                 # By half of the training: what comes after is at a learning rate that still moves something.
                 steps = phases[0].epochs * math.ceil(splits["train"].num_examples / phases[0].batch_size)
                 asked = tfq.PruneConfig(
-                    final_sparsity=variant.sparsity, order="lamp", end_step=steps // 2, distillation=DISTILLATION
+                    final_sparsity=variant.sparsity, order="lamp", end_step=steps // 2, distillation=OF_STAGES
                 )
                 first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.target_macs < 1:
@@ -117,7 +120,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             fits[1](first, [])
             save_model(first, out / f"float_{seed}.h5")
             return first, notes
-        qat = tfq.QATConfig(distillation=DISTILLATION)
+        qat = tfq.QATConfig(distillation=OF_STAGES if variant.sparsity else DISTILLATION)
         return qat_model(first, fits[1], qat, calibration=splits["train"], teacher=teacher), notes
 
 

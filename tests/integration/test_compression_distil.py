@@ -97,6 +97,65 @@ def test_the_step_that_training_takes_is_that_of_both_losses():
     assert "val_loss" in history and "val_distillation_loss" not in history
 
 
+def two_dense_layers(seed):
+    keras = import_tf_keras()
+    image = keras.Input((4,))
+    hidden = keras.layers.Dense(5, name="hidden")(image)
+    model = keras.Model(image, keras.layers.Dense(3, name="head")(hidden))
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.normal(size=weight.shape) for weight in model.get_weights()])
+    return model
+
+
+def test_layers_that_are_named_are_drawn_towards_the_teachers():
+    keras, (model, teacher) = import_tf_keras(), (two_dense_layers(0), two_dense_layers(1))
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
+    kernel, bias, head, _ = model.get_weights()
+    # Of the loss nothing is left, and of the outputs' distance as good as nothing: the layer's is what moves.
+    config = DistillationConfig(enabled=True, weight=1.0, layers=("hid*",), layers_weight=1e6)
+    with distilled(model, teacher, config) as student:
+        student.compile(keras.optimizers.SGD(1e-7), "mse")
+        history = student.fit(x, y, batch_size=8, epochs=1, verbose=0, validation_data=(x, y)).history
+    theirs = x @ teacher.get_weights()[0] + teacher.get_weights()[1]
+    difference = x @ kernel + bias - theirs
+    squares = (theirs**2).sum()
+    np.testing.assert_allclose(
+        model.get_weights()[0], kernel - 0.1 * x.T @ (2 * difference / squares), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(model.get_weights()[2], head, atol=1e-5)
+    assert history["distillation_layers_loss"] == pytest.approx([(difference**2).sum() / squares], rel=1e-4)
+    assert "val_distillation_layers_loss" not in history
+
+
+def test_layers_of_a_qat_model_are_known_by_the_names_that_they_had():
+    config = distilling(layers=("relu",), layers_weight=0.5)
+    seen = []
+
+    def fit(model, callbacks):
+        fit_briefly(model, callbacks)
+        seen.extend(model.history.history)
+
+    qat_model(small_model(), fit, config, calibration=noise(small_model()))
+    assert "distillation_layers_loss" in seen
+
+
+def test_a_pattern_of_layers_that_cannot_be_compared_is_refused_with_why():
+    keras = import_tf_keras()
+    image = keras.Input((4,))
+    wider = keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Dense(6, name="hidden")(image)))
+    student = distilled(two_dense_layers(0), wider, DistillationConfig(enabled=True, layers=("hidden",)))
+    told = r"fits only 'hidden' \(it gives \(5,\), the float model's \(6,\)\)"
+    with pytest.raises(InputError, match=told), student:
+        pass
+    with pytest.raises(InputError, match=r"prune: the pattern 'hiden' in distillation.layers fits no layer: did you"):
+        prune_model(
+            two_dense_layers(0),
+            fit_briefly,
+            PruneConfig(distillation=DistillationConfig(enabled=True, layers=("hiden",))),
+        )
+
+
 def test_the_student_has_the_layers_of_the_model_and_the_teacher_is_no_part_of_it():
     model, teacher = small_model(), small_model()
     with distilled(model, teacher, DistillationConfig(enabled=True)) as student:

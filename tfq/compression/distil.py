@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: training towards the outputs of the float model, beside the user's own loss.
+"""Distillation: training towards the outputs of the float model, and of its layers, beside the user's own loss.
 
-Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2.
+Sources: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2; of the layers Romero
+et al. 2015, "FitNets: hints for thin deep nets", with the distance of Kurtic et al. 2023, "Sparse fine-tuning for
+inference acceleration of large language models" (SquareHead).
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tfq.config import DistillationConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
+from tfq.patterns import check_fits, fits
 from tfq.training import output_kind
 
 UNUSED_TEACHER = "a teacher was given, and distillation is off: set distillation.enabled in the config"
@@ -31,13 +34,16 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     is temperature^2 * KL(teacher || student) of both models' softmax(logits / temperature), a mean over the batch;
     probabilities are taken back to logits by their logarithm. Outputs of no classifier (neither softmax nor sigmoid at
     the end, and no cross-entropy in compile) are held together by half their squared difference. Weights of samples
-    and classes are for the compiled loss alone.
-    The history and logs have it as "distillation_loss", and "loss" is the compiled one alone.
-    Raises InputError where the two do not fit, and TfqError at the end where no training step went through here.
+    and classes are for the compiled loss alone. For each layer that config.layers names is added layers_weight * the
+    squared difference of its output from the teacher's, as a share of the teacher's squares over the batch.
+    The history and logs have them as "distillation_loss" and "distillation_layers_loss", beside the compiled "loss".
+    Raises InputError where the two do not fit, or a pattern fits no layer that both have, and TfqError at the end where
+    no training step went through here.
     """
     _check_fit(model, teacher, what)
+    pairs = _layer_pairs(model, teacher, config.layers, what)
     student = _distilled_class()(model.inputs, model.outputs, name=model.name)
-    student.distil_from(teacher, config)
+    student.distil_from(teacher, config, pairs)
     yield student
     if not student.steps_traced:
         raise TfqError(
@@ -54,16 +60,24 @@ def _distilled_class() -> Any:
     base: Any = tf_keras.Model
 
     class Distilled(base):
-        def distil_from(self, teacher: Any, config: DistillationConfig) -> None:
-            # Behind functions, out of sight of Keras: saved models, summaries and counts are the student's alone.
-            mean = tf_keras.metrics.Mean(name="distillation_loss")
-            self._wanted_outputs = lambda x: teacher(x, training=False)
-            self._distance = lambda: mean
+        def distil_from(self, teacher: Any, config: DistillationConfig, pairs: list[tuple[Any, Any]]) -> None:
             self._kinds = [
                 (output_kind(ours), output_kind(theirs))
                 for ours, theirs in zip(self.outputs, teacher.outputs, strict=True)
             ]
-            self._distillation = (config.temperature, config.weight)
+            # Behind functions, out of sight of Keras: saved models, summaries and counts are the student's alone.
+            means = [tf_keras.metrics.Mean(name="distillation_loss")]
+            if pairs:
+                means.append(tf_keras.metrics.Mean(name="distillation_layers_loss"))
+                ours, teacher = (
+                    tf_keras.Model(each.inputs, [*each.outputs, *(pair[place] for pair in pairs)])
+                    for place, each in enumerate((self, teacher))
+                )
+                self._with_layers = lambda x, mask: ours(x, training=True, mask=mask)
+            self._wanted_outputs = lambda x: tf.nest.flatten(teacher(x, training=False))
+            self._distances = lambda: means
+            self._of_layers: list[Any] = []
+            self._distillation = (config.temperature, config.weight, config.layers_weight)
             self._in_training = False
             self.steps_traced = 0
 
@@ -74,30 +88,45 @@ def _distilled_class() -> Any:
             finally:
                 self._in_training = False
 
+        def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+            if not self._in_training or len(self._distances()) == 1:
+                return super().call(inputs, training=training, mask=mask)
+            outputs = self._with_layers(inputs, mask)
+            self._of_layers = outputs[len(self.outputs) :]
+            return tf.nest.pack_sequence_as(self.output, outputs[: len(self.outputs)])
+
         def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None) -> Any:
             loss = super().compute_loss(x, y, y_pred, sample_weight)
             if not self._in_training:
                 return loss
             self.steps_traced += 1
-            temperature, weight = self._distillation
-            wanted = tf.nest.flatten(self._wanted_outputs(x))
+            temperature, weight, layers_weight = self._distillation
+            outputs = tf.nest.flatten(y_pred)
+            wanted = [tf.stop_gradient(each) for each in self._wanted_outputs(x)]
             distances = [
-                distance(got, tf.stop_gradient(tf.cast(teacher, got.dtype)), kinds, temperature)
-                for got, teacher, kinds in zip(tf.nest.flatten(y_pred), wanted, self._told_kinds(), strict=True)
+                distance(got, tf.cast(teacher, got.dtype), kinds, temperature)
+                for got, teacher, kinds in zip(outputs, wanted[: len(outputs)], self._told_kinds(), strict=True)
             ]
-            total = tf.add_n([tf.reduce_mean(each) for each in distances])
-            self._distance().update_state(total)
+            totals = [tf.add_n([tf.reduce_mean(each) for each in distances])]
+            if self._of_layers:
+                pairs = zip(self._of_layers, wanted[len(outputs) :], strict=True)
+                totals.append(tf.add_n([layer_distance(got, tf.cast(theirs, got.dtype)) for got, theirs in pairs]))
+            for mean, total in zip(self._distances(), totals, strict=True):
+                mean.update_state(total)
             # As Keras does with its own losses: gradients of replicas are added up.
-            total /= tf.distribute.get_strategy().num_replicas_in_sync
-            return (1 - weight) * loss + weight * total
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            towards = (1 - weight) * loss + weight * totals[0] / replicas
+            return towards + layers_weight * totals[1] / replicas if self._of_layers else towards
 
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             results = super().compute_metrics(x, y, y_pred, sample_weight)
-            return {**results, self._distance().name: self._distance().result()} if self._in_training else results
+            told = {mean.name: mean.result() for mean in self._distances()} if self._in_training else {}
+            return {**results, **told}
 
         def reset_metrics(self) -> None:
             super().reset_metrics()
-            self._distance().reset_state()
+            for mean in self._distances():
+                mean.reset_state()
 
         def _told_kinds(self) -> list[tuple[str, str]]:
             """The kinds of outputs; a last layer without activation gives logits where the loss is a cross-entropy."""
@@ -126,6 +155,14 @@ def distance(got: Any, wanted: Any, kinds: tuple[str, str], temperature: float) 
         pairs = [_logits(output, kind) / temperature for output, kind in ((got, ours), (wanted, theirs))]
     student, teacher = (tf.nn.log_softmax(logits) for logits in pairs)
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
+
+
+def layer_distance(got: Any, wanted: Any) -> Any:
+    """The squared difference of a layer's outputs as a share of the teacher's squares: 0 is equal, 1 as far as zero."""
+    import tensorflow as tf
+
+    squares = tf.reduce_sum(tf.square(wanted))
+    return tf.reduce_sum(tf.math.squared_difference(got, wanted)) / tf.maximum(squares, _SMALLEST)
 
 
 def _logits(output: Any, kind: str) -> Any:
@@ -157,3 +194,33 @@ def _check_fit(model: Any, teacher: Any, what: str) -> None:
                 f"{what}: the teacher {name!r} has {ends} of shape {theirs}, {model.name!r} has {ours}: "
                 "distillation wants the float model that this one comes from"
             )
+
+
+def _layer_pairs(model: Any, teacher: Any, patterns: Sequence[str], what: str) -> list[tuple[Any, Any]]:
+    """(the student's output, the teacher's) of each of the teacher's layers that fit `patterns`.
+
+    The student's has the same name, or tfmot's in front of it. Raises InputError on a pattern that fits no layer which
+    both have in one shape.
+    """
+    if not patterns:
+        return []
+    students = {layer.name.removeprefix("quant_"): layer for layer in model.layers}
+    reasons, pairs = {}, {}
+    for layer in teacher.layers:
+        ours = students.get(layer.name)
+        reasons[layer.name] = _why_apart(ours, layer)
+        if ours is not None and reasons[layer.name] is None and fits(layer.name, patterns):
+            pairs[layer.name] = (ours.output, layer.output)
+    for pattern in patterns:
+        check_fits(f"{what}: the pattern {pattern!r} in distillation.layers", pattern, reasons)
+    return list(pairs.values())
+
+
+def _why_apart(ours: Any, theirs: Any) -> str | None:
+    """Why the outputs of two layers cannot be compared; None where they can."""
+    if ours is None:
+        return "the student has no layer of that name"
+    if any(len(layer.inbound_nodes) != 1 or isinstance(layer.output, (list, tuple, dict)) for layer in (ours, theirs)):
+        return "it is used more than once, or gives several outputs"
+    shapes = [tuple(layer.output.shape)[1:] for layer in (ours, theirs)]
+    return None if shapes[0] == shapes[1] else f"it gives {shapes[0]}, the float model's {shapes[1]}"

@@ -31,6 +31,11 @@ class DistillationConfig(Config):
     enabled: bool = setting(False, "learn from the float model's outputs as well", names_section=True)
     temperature: float = setting(4.0, "both models' logits are divided by it", minimum=0.1)
     weight: float = setting(0.5, "share of the loss that is towards the float model", minimum=0, maximum=1)
+    layers: tuple[str, ...] = setting(
+        (),
+        "name patterns of layers whose outputs are drawn towards the float model's as well, such as the ends of blocks",
+    )
+    layers_weight: float = setting(1.0, "weight of these layers' distances beside the loss", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
