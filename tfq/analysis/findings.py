@@ -14,6 +14,8 @@ _APART = 16.0
 # The channel in the middle has this share of the range or less.
 _UNEVEN = 1 / 32
 _CLIPPED = 0.001
+# In one layer at least, where ranges are those of other data: a few values are beyond the range wherever data is new.
+_CLIPPED_BY_OTHER_DATA = 0.01
 _UNUSED = 0.25
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 _GATES = ("MUL", "LOGISTIC", "HARD_SWISH", "TANH")
@@ -119,8 +121,8 @@ def _other_data(layers: Sequence[LayerError]) -> Iterator[Finding]:
     told = "the ranges come from other data than this (random noise, another scaling): calibrate with real examples, "
     told += "scaled as in training"
     clipped = [each for each in layers if each.saturated_channels]
-    if len(clipped) > len(layers) / 2:
-        worst = max(clipped, key=lambda each: each.saturated)
+    worst = max(clipped, key=lambda each: each.saturated, default=None)
+    if worst and worst.saturated > _CLIPPED_BY_OTHER_DATA and len(clipped) > len(layers) / 2:
         yield Finding(
             kind="ranges_too_narrow",
             layer=worst.layer,

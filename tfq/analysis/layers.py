@@ -24,7 +24,7 @@ class LayerError:
     expected_sqnr_db: the same if each value were off by its own rounding alone, spread evenly over a step: an error of
         step² / 12 a value (Widrow and Kollár 2008, "Quantization Noise").
     cosine: of the two tensors. max_abs_error_lsb: the largest error, in steps.
-    saturated: share of the float values that lie beyond the range, by more than half a step.
+    saturated: share of the float values that lie beyond the range, by more than a step: softmax's 1.0 does not.
     range_use: share of the codes between the lowest and the highest that came up.
     dead_channels: channels (of the last axis) whose float values never reach half a step: all of it is one code.
     saturated_channels: channels of which more than one value in a hundred is beyond the range.
@@ -95,8 +95,9 @@ class _Tally:
         self._tensor = tensor
         self._scale, self._zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
         limits = np.iinfo(tensor.dtype)
-        self._lowest = (limits.min - self._zero_point - 0.5) * self._scale
-        self._highest = (limits.max - self._zero_point + 0.5) * self._scale
+        # And a hair, for the float's own rounding.
+        self._lowest = (limits.min - self._zero_point - 1.001) * self._scale
+        self._highest = (limits.max - self._zero_point + 1.001) * self._scale
         self._levels = limits.max - limits.min
         channels = tensor.shape[-1] if tensor.shape else 1
         self._minimum, self._maximum = np.full(channels, np.inf), np.full(channels, -np.inf)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tfq.data.binding import bind_inputs, shape_fits
+from tfq.data.noise import FEWEST_EXAMPLES, MOST_VALUES, judge_noise
 from tfq.data.representative_forms import elements_of
 from tfq.errors import InputError
 
@@ -83,8 +84,8 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
     Floats of any width become the input's float dtype. An integer array for a float input is taken as real values (a
     pixel of 200 is 200.0), with a warning; integers for an integer input must fit it.
     Raises InputError on an empty dataset, a wrong number or name of inputs, a wrong shape or dtype, NaN or infinity,
-    with the sample's index, what was wanted and what came. Too few samples, and identical or constant ones, are
-    warnings, which the caller shows and records.
+    with the sample's index, what was wanted and what came. Too few samples, identical or constant ones, and random
+    noise are warnings, which the caller shows and records.
     """
     if steps < 1:
         raise InputError(f"calibration_steps {steps}: wanted at least 1")
@@ -103,7 +104,8 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
             "representative_dataset is empty: wanted samples of the model's inputs: a generator is used up after "
             "one pass, so give a function that makes a new one each time"
         )
-    warnings = (*casts.values(), *_count_warnings(len(samples), steps), *_constant_warnings(samples))
+    doubts = (*_count_warnings(len(samples), steps), *_constant_warnings(samples), *_noise_warnings(samples))
+    warnings = (*casts.values(), *doubts)
     return RepresentativeSamples(samples=samples, steps=steps, warnings=warnings)
 
 
@@ -236,4 +238,17 @@ def _constant_warnings(samples: list[dict[str, NDArray]]) -> list[str]:
         else:
             continue
         warnings.append(f"representative_dataset: input {name!r} {what}: its ranges say nothing about real data")
+    return warnings
+
+
+def _noise_warnings(samples: list[dict[str, NDArray]]) -> list[str]:
+    warnings = []
+    for name, first in samples[0].items():
+        alike = [sample[name] for sample in samples if sample[name].shape == first.shape]
+        verdict = judge_noise(np.concatenate(alike[: max(FEWEST_EXAMPLES, MOST_VALUES // max(1, first.size))]))
+        if verdict.is_noise:
+            warnings.append(
+                f"representative_dataset: input {name!r} looks like random noise ({verdict.reason}): ranges from noise "
+                "say nothing of real data, and values are clipped: calibrate with real examples"
+            )
     return warnings
