@@ -2,8 +2,8 @@
 """The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
 
 A script sees the flags of its own section under their bare path (`convert --scheme=int8` sets
-`conversion.scheme`) beside the common ones (`--model --data --out --custom_objects --seed`); `run` sees every
-flag under its whole path. Precedence: default < --config < flag.
+`conversion.scheme`) beside the common ones (`--model --data --out --custom_objects --seed`), and those of a section
+that it works with under their whole path, as `run` sees every flag. Precedence: default < --config < flag.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from tfq.provenance import SCHEMA_VERSION
 from tfq.settings import field_types, is_section, section_field
 
 COMMON = ("model", "data", "out", "custom_objects", "seed")
+# Sections that a script works with beside its own.
+BESIDE = {"search": ("conversion",)}
 
 
 class Setting(NamedTuple):
@@ -46,11 +48,13 @@ class HelpRequested(Exception):
 
 
 def settings_of(section: str | None) -> list[Setting]:
-    """The flags of a script: common ones and its section's; `None` is `run`, which has all."""
+    """The flags of a script: common ones, its section's, and those beside it; `None` is `run`, which has all."""
     if section is None:
         return list(_walk(config.RunConfig, (), ()))
-    common = [setting for setting in _walk(config.RunConfig, (), ()) if setting.path[0] in COMMON]
-    return common + list(_walk(field_types(config.RunConfig)[section], (section,), ()))
+    every = list(_walk(config.RunConfig, (), ()))
+    common = [setting for setting in every if setting.path[0] in COMMON]
+    beside = [setting for setting in every if setting.path[0] in BESIDE.get(section, ())]
+    return common + list(_walk(field_types(config.RunConfig)[section], (section,), ())) + beside
 
 
 def parse(arguments: Sequence[str], *, script: str, section: str | None, description: str) -> Invocation:

@@ -99,11 +99,12 @@ def script(monkeypatch, *arguments) -> int:
 def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_path, monkeypatch, capsys):
     (tmp_path / "model.tflite").write_bytes(FLOATING)
     flags = [f"--model={tmp_path / 'model.tflite'}", "--data=digits", f"--out={tmp_path / 'out'}", "--methods=min_max"]
-    assert script(monkeypatch, *flags, "--budget.max_accuracy_drop=1") == 0
+    assert script(monkeypatch, *flags, "--budget.max_accuracy_drop=1", "--conversion.calibration_steps=40") == 0
     told = capsys.readouterr().out
     assert "chosen: " in told and "test examples" in told
     record = json.loads((tmp_path / "out" / "search.json").read_text())
     assert record["holds"] and record["rungs"][0]["bytes"] > 0
+    assert record["config"]["conversion"]["calibration_steps"] == 40
     assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
     assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--most_float_layers=0") == 1
     assert "no rung keeps the budget" in capsys.readouterr().err
