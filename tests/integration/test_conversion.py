@@ -78,7 +78,8 @@ def test_ptq_with_stock_ranges_computes_what_stock_conversion_computes(keras, sa
 def test_our_min_max_is_stocks_but_for_the_inputs_of_an_add(samples):
     floating = tfq.convert(small_model(import_tf_keras()), config=tfq.ConversionConfig(scheme="float32"))
     feed = [{"image": sample[None]} for sample in samples]
-    ours, theirs = calibration.calibrate(floating, feed).values, stock_ranges(floating, feed).values
+    extremes = tfq.CalibrationConfig(method="min_max")
+    ours, theirs = calibration.calibrate(floating, feed, extremes).values, stock_ranges(floating, feed).values
     graph = flatbuffer.read(floating).main_subgraph
     (add,) = (op for op in graph.ops if op.name == "ADD")
     assert ours.keys() == theirs.keys()

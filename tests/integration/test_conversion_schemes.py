@@ -231,6 +231,7 @@ def test_int16x8_has_the_types_that_are_asked_for(types, traces, samples):
 def test_a_conversion_for_a_target_meets_it_without_a_warning(target, traces, samples):
     with warnings.catch_warnings():
         warnings.simplefilter("error", tfq.TfqWarning)
+        warnings.filterwarnings("ignore", message=".*looks like random noise")  # which it is
         content = convert(traces["tf_keras"], samples, target=target)
     config = tfq.AuditConfig(require=target)
     assert flatbuffer.require(tfq.audit(content, config), config).ok

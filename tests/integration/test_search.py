@@ -40,7 +40,7 @@ def budget(**values) -> tfq.SearchConfig:
 
 def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
     found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path))
-    assert found.holds and found.chosen.name == "min_max" and len(found.rungs) == 1
+    assert found.holds and found.chosen.name == "percentile" and len(found.rungs) == 1
     assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
     assert found.test_against_plain.difference == 0 and "the plain one is the chosen one" in found.to_text()
 

@@ -26,14 +26,14 @@ TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 REPAIRS = ("equalize", "rounding", "bias")
 BACKENDS = ("tf", "litert")
-CALIBRATION_METHODS = ("min_max", "moving_average", "percentile", "mse", "entropy")
+CALIBRATION_METHODS = ("percentile", "mse", "min_max", "moving_average", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig(Config):
     """How the ranges of activations are chosen from what the representative dataset shows."""
 
-    method: str = setting("min_max", "how each range is chosen", choices=CALIBRATION_METHODS)
+    method: str = setting("percentile", "how each range is chosen", choices=CALIBRATION_METHODS)
     percentile: float = setting(
         99.99, "percent of a tensor's values, at each end, that its range holds (percentile)", minimum=50, maximum=100
     )

@@ -26,7 +26,7 @@ class SearchConfig(Config):
 
     budget: BudgetConfig = section(BudgetConfig, "what the chosen model must keep within")
     methods: tuple[str, ...] = setting(
-        ("min_max", "percentile", "mse"), "calibration methods to try, in turn", choices=CALIBRATION_METHODS
+        ("percentile", "mse", "min_max"), "calibration methods to try, in turn", choices=CALIBRATION_METHODS
     )
     most_float_layers: int = setting(4, "layers that may stay float, the most sensitive first; 0 is none", minimum=0)
     sensitivity_examples: int = setting(128, "training examples to rank layers by", minimum=1)
