@@ -5,9 +5,10 @@
     python benchmarks/calibration.py [--rounds=3]
 
 ResNet8 with 500 samples, and MobileNetV2 at 224x224 with 100; random weights and samples, which take as long as real
-ones. Printed are ratios of the medians of --rounds rounds, in which each method has its turn. Then the memory that
-calibration takes on top, with 50 samples and with ten times as many. Exits 1 where a ratio is below its bound, or where
-memory grows with the number of samples.
+ones. Printed are ratios of the medians of --rounds rounds, in which each method has its turn. Then what the sensitivity
+of a layer costs beside an evaluation of the same 512 images by a plain loop (one interpreter, one thread, XNNPACK), and
+the memory that calibration takes on top, with 50 samples and with ten times as many. Exits 1 where a ratio misses its
+bound, or where memory grows with the number of samples.
 """
 
 import argparse
@@ -27,11 +28,14 @@ import numpy as np
 
 import tfq
 from tfq import calibration, flatbuffer
+from tfq.analysis import layer_sensitivity
 from tfq.models import MODELS
 
 # Method -> how many times as fast as TensorFlow's calibrator it must be.
 BOUNDS = {"min_max": 4.0, "moving_average": 4.0, "percentile": 2.5, "mse": 2.5, "entropy": 0.0}
 MOST_GROWTH = 1.1
+# Of a layer's sensitivity, to an evaluation of the same images.
+MOST_SENSITIVITY, SENSITIVITY_IMAGES = 1.5, 512
 
 
 def resnet8() -> Any:
@@ -86,6 +90,31 @@ def ratios(model: bytes, count: int, rounds: int) -> tuple[float, dict[str, floa
     return middle["stock"], {name: middle["stock"] / middle[name] for name in BOUNDS}
 
 
+def sensitivity_ratio(model: bytes, rounds: int) -> tuple[float, int]:
+    """(time of one layer's sensitivity to that of an evaluation of the same images, how many layers there are)."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    samples = list(samples_of(model, SENSITIVITY_IMAGES))
+    ranges = calibration.calibrate(model, samples[:100])
+    layers = len(layer_sensitivity(model, ranges, samples[:1]))
+
+    def evaluate() -> None:
+        interpreter = Interpreter(model_content=model, num_threads=1)
+        interpreter.allocate_tensors()
+        (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+        for sample in samples:
+            (values,) = sample.values()
+            interpreter.set_tensor(source["index"], values)
+            interpreter.invoke()
+            interpreter.get_tensor(target["index"])
+
+    times: dict[str, list[float]] = {"all": [], "one": []}
+    for _ in range(rounds):
+        times["all"].append(seconds(lambda: layer_sensitivity(model, ranges, samples)))
+        times["one"].append(seconds(evaluate))
+    return statistics.median(times["all"]) / layers / statistics.median(times["one"]), layers
+
+
 def peak_bytes(path: str, count: int) -> int:
     """The most memory that a process of its own takes to observe so many samples, histograms and all."""
     found = subprocess.run(
@@ -120,6 +149,12 @@ def main() -> int:
         ]
         if name == "ResNet8":
             small = model
+    ratio, layers = sensitivity_ratio(small, arguments.rounds)
+    print(
+        f"\nsensitivity of one of ResNet8's {layers} layers: {ratio:.2f}x an evaluation of {SENSITIVITY_IMAGES} images"
+    )
+    if ratio > MOST_SENSITIVITY:
+        failed.append(f"sensitivity of a layer: {ratio:.2f}x an evaluation, wanted at most {MOST_SENSITIVITY}x")
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
         file.write(small)
         file.flush()

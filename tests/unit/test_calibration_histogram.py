@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from tfq.calibration import Histogram
-from tfq.calibration.histogram import NUM_BINS
+from tfq.calibration.histogram import NUM_BINS, Bins
 from tfq.errors import InputError
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -80,6 +80,13 @@ def test_quantiles_of_impossible_shares_are_refused(share):
 def test_quantiles_of_nothing_are_refused():
     with pytest.raises(InputError, match="at least one value"):
         Histogram().bins().quantile(0.5)
+
+
+def test_values_next_to_zero_are_counted_without_a_complaint():
+    bins = Bins(np.array([0.0, 1e-45]), np.array([1e-320, 1e-44]), np.array([3, 1]))
+    with np.errstate(all="raise"):
+        assert bins.outside(-1, 1) == 0
+        assert bins.outside(2, 3) == 1
 
 
 def test_what_lies_outside_is_counted():

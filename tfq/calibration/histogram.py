@@ -117,8 +117,9 @@ class Bins:
     def outside(self, minimum: float, maximum: float) -> float:
         """The share of all values that lie beyond the ends; those of a bin that an end cuts are spread evenly."""
         width = np.maximum(self.high - self.low, math.ulp(0.0))
-        below = np.clip((minimum - self.low) / width, 0, 1)
-        above = np.clip((self.high - maximum) / width, 0, 1)
+        with np.errstate(over="ignore"):  # of bins next to zero, which are narrower than float64 can divide by
+            below = np.clip((minimum - self.low) / width, 0, 1)
+            above = np.clip((self.high - maximum) / width, 0, 1)
         return float((self.counts * np.minimum(below + above, 1)).sum() / max(1, self.counts.sum()))
 
 
