@@ -54,6 +54,21 @@ def test_a_method_of_its_own_for_a_layer():
     assert {each.layer for each in ranges.tensors.values() if each.method == "mse"} == {"conv2"}
 
 
+def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
+    wrong = IMAGES[:200].copy()
+    wrong[41] *= 255  # as one that was never scaled
+    settings = {"calibration_steps": 200, "calibration": tfq.CalibrationConfig(method="percentile")}
+    with pytest.warns(tfq.TfqWarning, match=r"1 of 200 samples \(number 41\) reach far beyond the others"):
+        found = tfq.convert(FLOATING.read_bytes(), wrong, tfq.ConversionConfig(**settings))
+    agreement = (answers(found) == answers(FLOATING.read_bytes())).mean()
+    extremes = tfq.ConversionConfig(**{**settings, "calibration": tfq.CalibrationConfig(method="min_max")})
+    spoilt = tfq.convert(FLOATING.read_bytes(), wrong, extremes)
+    image = flatbuffer.read(found).main_subgraph.input_tensors[0]
+    assert image.scale[0] == pytest.approx(16 / 255, rel=0.02)
+    assert flatbuffer.read(spoilt).main_subgraph.input_tensors[0].scale[0] > 10 * image.scale[0]
+    assert agreement > 0.97
+
+
 @pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic", "int16x8"])
 def test_repairs_of_other_schemes_are_refused(scheme):
     with pytest.raises(tfq.InputError, match=f"repair=bias with scheme={scheme}"):

@@ -19,16 +19,16 @@ SHIFTED = (np.abs(LAPLACE) - 0.5).astype(np.float32)
 
 def seen(values, name="a", layer=None, samples=10, histogram=True):
     tensor = TensorObservation(name=name, layer=layer, histogram=Histogram() if histogram else None)
-    for part in np.array_split(values, samples):
-        tensor.add_extremes(float(part.min()), float(part.max()))
+    for number, part in enumerate(np.array_split(values, samples)):
+        tensor.add_extremes(number, float(part.min()), float(part.max()))
         if histogram:
             tensor.histogram.add(part)
     return tensor
 
 
-def observations(*tensors):
+def observations(*tensors, samples=10):
     listed = {(0, index): tensor for index, tensor in enumerate(tensors)}
-    return Observations(tensors=listed, num_samples=10, model_sha256="m", data_sha256=("d",))
+    return Observations(tensors=listed, num_samples=samples, model_sha256="m", data_sha256=("d",))
 
 
 def chosen(values, **config):
@@ -153,3 +153,46 @@ def test_patterns_give_layers_methods_of_their_own_and_the_last_one_counts():
 def test_patterns_that_say_nothing_are_refused(text, told):
     with pytest.raises(InputError, match=told):
         choose_ranges(observations(seen(NORMAL, layer="conv")), CalibrationConfig(tensors=(text,)))
+
+
+def of_samples(values, **config):
+    """The range of a tensor of a few values, of many samples."""
+    return choose_ranges(
+        observations(seen(values.reshape(-1), samples=len(values)), samples=len(values)), CalibrationConfig(**config)
+    ).tensors[0, 0]
+
+
+FEW_VALUES = RNG.normal(size=(500, 16)).astype(np.float32)
+ONE_FAR_OUT = np.where(np.arange(500)[:, None] == 317, FEW_VALUES * 300, FEW_VALUES)
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
+def test_a_sample_that_reaches_far_beyond_all_others_is_left_out_and_numbered(method):
+    found = of_samples(ONE_FAR_OUT, method=method)
+    assert found.outlier_samples == (317,)
+    assert FEW_VALUES.min() <= found.minimum < -2 and 2 < found.maximum <= FEW_VALUES.max()
+    assert found.clipped > 0 and found.coverage < 0.01
+
+
+@pytest.mark.parametrize("method", ["min_max", "moving_average"])
+def test_methods_of_extremes_leave_no_sample_out(method):
+    found = of_samples(ONE_FAR_OUT, method=method)
+    assert found.outlier_samples == () and (method != "min_max" or found.maximum == ONE_FAR_OUT.max())
+
+
+def test_samples_of_one_family_are_all_kept():
+    for values in (FEW_VALUES, np.abs(FEW_VALUES), FEW_VALUES + 100, np.exp(FEW_VALUES)):
+        assert of_samples(values.astype(np.float32), method="percentile").outlier_samples == ()
+
+
+def test_more_than_one_in_a_hundred_are_no_outliers_and_fewer_than_a_hundred_samples_have_none():
+    six = np.where(np.arange(500)[:, None] % 83 == 0, FEW_VALUES * 300, FEW_VALUES)
+    assert of_samples(six, method="percentile").outlier_samples == ()
+    few = ONE_FAR_OUT[300:399]
+    assert of_samples(few, method="percentile").outlier_samples == ()
+
+
+def test_what_is_zero_in_nearly_all_samples_keeps_the_others():
+    rarely = np.where(np.arange(500)[:, None] == 5, np.float32(3), np.float32(0)) * np.ones((1, 4), np.float32)
+    found = of_samples(rarely, method="percentile")
+    assert found.outlier_samples == () and found.maximum == 3

@@ -48,6 +48,7 @@ WITH_HISTOGRAM = frozenset(("percentile", "mse", "entropy"))
 def choose_ranges(observations: Observations, config: CalibrationConfig) -> Ranges:
     """The range of every tensor by the config's method, or by that which its pattern gives it.
 
+    Methods that weigh what is clipped against what is rounded leave out samples that reach far beyond all others.
     Raises InputError on a pattern that fits no tensor, and where a method needs the histograms that were not kept.
     """
     named = methods_by_pattern(config)
@@ -58,6 +59,10 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
     for key, seen in observations.tensors.items():
         method = next((way for pattern, way in reversed(named) if fits(names[key], (pattern,))), config.method)
         minimum, maximum = METHODS[method](seen, observations.num_samples, config)
+        outliers: tuple[int, ...] = ()
+        if method in WITH_HISTOGRAM:
+            lowest, highest, outliers = seen.without_outliers(observations.num_samples)
+            minimum, maximum = max(minimum, lowest), min(maximum, highest)
         tensors[key] = TensorRange(
             name=seen.name,
             layer=seen.layer,
@@ -67,6 +72,7 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
             observed_maximum=seen.maximum,
             method=method,
             clipped=None if seen.histogram is None else seen.bins().outside(minimum, maximum),
+            outlier_samples=outliers,
         )
     return Ranges(
         tensors=tensors,

@@ -4,7 +4,7 @@
 import copy
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 
 from tfq.artifacts import read_json, write_json
 from tfq.calibration.histogram import Bins, Histogram
+from tfq.calibration.reach import Reach, without_outliers
 from tfq.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # Of a moving average, what stays of the old value at each sample.
 DECAY = 0.9
 _NUMBERS = ("minimum", "maximum", "average_minimum", "average_maximum")
+_REACHES = ("down", "up")
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,7 @@ class TensorObservation:
 
     minimum, maximum: the lowest and the highest value. average_minimum, average_maximum: those of the single samples,
     weighted by DECAY to the power of how many samples came after, without the weights' sum (see moving_average).
+    down, up: the samples that reach farthest below and above zero.
     """
 
     name: str
@@ -34,10 +37,14 @@ class TensorObservation:
     maximum: float = float("-inf")
     average_minimum: float = 0.0
     average_maximum: float = 0.0
+    down: Reach = field(default_factory=Reach)
+    up: Reach = field(default_factory=Reach)
     histogram: Histogram | None = None
 
-    def add_extremes(self, minimum: float, maximum: float) -> None:
-        """Those of the next sample."""
+    def add_extremes(self, sample: int, minimum: float, maximum: float) -> None:
+        """Those of the next sample, which has this number."""
+        self.down.add(-minimum, sample)
+        self.up.add(maximum, sample)
         self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
         self.average_minimum = DECAY * self.average_minimum + minimum
         self.average_maximum = DECAY * self.average_maximum + maximum
@@ -47,6 +54,10 @@ class TensorObservation:
         weight = (1 - DECAY**num_samples) / (1 - DECAY)
         return self.average_minimum / weight, self.average_maximum / weight
 
+    def without_outliers(self, num_samples: int) -> tuple[float, float, tuple[int, ...]]:
+        """(minimum, maximum, the samples that are left out of them): those that reach far beyond all others."""
+        return without_outliers(self.down, self.up, num_samples)
+
     def bins(self) -> Bins:
         """Those of the histogram, the outer ones cut off at the extremes. Raises InputError where none was kept."""
         if self.histogram is None:
@@ -55,8 +66,10 @@ class TensorObservation:
         low, high = (np.clip(ends, self.minimum, self.maximum) for ends in (found.low, found.high))
         return Bins(low, high, found.counts)
 
-    def merge(self, other: "TensorObservation", num_samples: int) -> None:
-        """Take in what was seen of the same tensor on `num_samples` samples after these."""
+    def merge(self, other: "TensorObservation", num_samples: int, samples_before: int) -> None:
+        """Take in what was seen of the same tensor on `num_samples` samples after these, which are `samples_before`."""
+        self.down.merge(other.down, samples_before)
+        self.up.merge(other.up, samples_before)
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.average_minimum = DECAY**num_samples * self.average_minimum + other.average_minimum
         self.average_maximum = DECAY**num_samples * self.average_maximum + other.average_maximum
@@ -101,6 +114,7 @@ class Observations:
                     "name": seen.name,
                     "layer": seen.layer,
                     **{name: getattr(seen, name) for name in _NUMBERS},
+                    **{name: getattr(seen, name).entries for name in _REACHES},
                     "histogram": None if seen.histogram is None else seen.histogram.to_dict(),
                 }
                 for (subgraph, tensor), seen in self.tensors.items()
@@ -126,11 +140,14 @@ class Observations:
             raise ValueError(f"schema_version and decay are {version}, wanted {(SCHEMA_VERSION, DECAY)}")
         tensors = {}
         for entry in values["tensors"]:
-            numbers = {name: float(entry[name]) for name in _NUMBERS}
-            histogram = None if entry["histogram"] is None else Histogram.from_dict(entry["histogram"])
-            tensors[int(entry["subgraph"]), int(entry["tensor"])] = TensorObservation(
-                name=str(entry["name"]), layer=entry["layer"], histogram=histogram, **numbers
-            )
+            seen = TensorObservation(name=str(entry["name"]), layer=entry["layer"])
+            for name in _NUMBERS:
+                setattr(seen, name, float(entry[name]))
+            for name in _REACHES:
+                setattr(seen, name, Reach((float(far), int(sample)) for far, sample in entry[name]))
+            if entry["histogram"] is not None:
+                seen.histogram = Histogram.from_dict(entry["histogram"])
+            tensors[int(entry["subgraph"]), int(entry["tensor"])] = seen
         return cls(
             tensors=tensors,
             num_samples=int(values["num_samples"]),
@@ -158,7 +175,7 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
         if part.has_histograms != whole.has_histograms:
             raise InputError(f"merge_observations: one of parts 0 and {number} has histograms, the other has none")
         for key, seen in whole.tensors.items():
-            seen.merge(part.tensors[key], part.num_samples)
+            seen.merge(part.tensors[key], part.num_samples, whole.num_samples)
         whole.num_samples += part.num_samples
         whole.data_sha256 += part.data_sha256
     return whole

@@ -58,7 +58,7 @@ def observe(
         for seen, ends in zip(observed, extremes, strict=True):
             if not all(map(math.isfinite, ends)):
                 _refuse(count, seen, ends)
-            seen.add_extremes(*ends)
+            seen.add_extremes(count, *ends)
         count += 1
     if not count:
         raise InputError("no samples to calibrate with: wanted at least one")

@@ -10,7 +10,7 @@ from typing import Any
 from tfq.artifacts import read_json, write_json
 from tfq.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class TensorRange:
 
     name, layer: of the tensor, and of the Keras layer that gives it out. minimum, maximum: what codes are to span.
     observed_minimum, observed_maximum: what was seen. method: that chose. clipped: share of the values seen that lie
-    outside; None where no histogram was kept.
+    outside; None where no histogram was kept. outlier_samples: numbers of those that the range takes no notice of.
     """
 
     name: str
@@ -30,6 +30,7 @@ class TensorRange:
     observed_maximum: float
     method: str
     clipped: float | None = None
+    outlier_samples: tuple[int, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -55,6 +56,15 @@ class Ranges:
     def values(self) -> dict[tuple[int, int], tuple[float, float]]:
         """(subgraph, tensor) -> (minimum, maximum), as inject_ranges takes it."""
         return {key: (each.minimum, each.maximum) for key, each in self.tensors.items()}
+
+    @property
+    def outlier_samples(self) -> dict[int, list[TensorRange]]:
+        """Number of a sample that ranges take no notice of -> these ranges."""
+        found: dict[int, list[TensorRange]] = {}
+        for each in self.tensors.values():
+            for sample in each.outlier_samples:
+                found.setdefault(sample, []).append(each)
+        return dict(sorted(found.items()))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write it to `path` as JSON, whole or not at all; `Ranges.load` gives it back."""
@@ -83,6 +93,7 @@ class Ranges:
             tensors = {}
             for entry in values["tensors"]:
                 fields = {name: entry[name] for name in TensorRange.__dataclass_fields__}
+                fields["outlier_samples"] = tuple(map(int, fields["outlier_samples"]))
                 tensors[int(entry["subgraph"]), int(entry["tensor"])] = TensorRange(**fields)
             return cls(
                 tensors=tensors,

@@ -45,6 +45,7 @@ def quantize_after_training(
         equalized = repair.equalize(model, samples)
         model, repairs["equalize"] = equalized.model, equalized.to_dict()
     ranges = calibration.calibrate(model, samples, config.calibration)
+    _warn_of_outliers(ranges)
     values = {**ranges.values, **with_same_scales(model, known or {})}
     if config.backend == "litert":
         content = quantize_by_litert(model, values, config)
@@ -95,3 +96,20 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[
     for warning in found.warnings:
         warnings.warn(warning, TfqWarning, stacklevel=6)
     return found.samples
+
+
+def _warn_of_outliers(ranges: calibration.Ranges) -> None:
+    outliers = ranges.outlier_samples
+    if not outliers:
+        return
+    touched = {id(each): each for found in outliers.values() for each in found}.values()
+    worst = min(touched, key=lambda each: each.coverage)
+    named = ", ".join(map(str, [*outliers][:5])) + (", ..." if len(outliers) > 5 else "")
+    warnings.warn(
+        f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, in "
+        f"{len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
+        f"{worst.layer or worst.name}): they are clipped there, for else all others would lose their codes: look "
+        "whether they are what the model is fed; --calibration.method=min_max keeps all",
+        TfqWarning,
+        stacklevel=5,
+    )
