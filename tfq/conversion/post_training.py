@@ -106,8 +106,8 @@ def _warn_of_outliers(ranges: calibration.Ranges) -> None:
     worst = min(touched, key=lambda each: each.coverage)
     named = ", ".join(map(str, [*outliers][:5])) + (", ..." if len(outliers) > 5 else "")
     warnings.warn(
-        f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, in "
-        f"{len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
+        f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, "
+        f"in {len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
         f"{worst.layer or worst.name}): they are clipped there, for else all others would lose their codes: look "
         "whether they are what the model is fed; --calibration.method=min_max keeps all",
         TfqWarning,
