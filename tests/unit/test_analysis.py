@@ -159,6 +159,7 @@ def layer(name, op="CONV_2D", sqnr_db=30.0, **values):
         ([layer("a", saturated=0.02)], "clipped", "2.00%"),
         ([layer("a", saturated_channels=(0,), saturated=0.5)], "ranges_too_narrow", "1 of 1 layers are cut off"),
         ([layer("a", range_use=0.1), layer("b", range_use=0.2)], "ranges_too_wide", "random noise"),
+        ([layer("a"), layer("b"), layer("c", range_use=0.01)], "ranges_widened", "c (CONV_2D) uses 1.0% of its codes"),
     ],
 )
 def test_each_cause_is_named_in_plain_words(layers, kind, told):
@@ -178,6 +179,13 @@ def test_nothing_is_found_where_nothing_is_wrong():
     assert find([layer("a"), layer("b")], [], {"b": ["a"]}) == []
     found = analysis.analyse(QUANTIZED, FLOATING, IMAGES)
     assert dataclasses.replace(found, findings=()).to_text().endswith("nothing stands out")
+
+
+def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():
+    found = analysis.analyse(QUANTIZED, FLOATING, IMAGES)
+    layers = [layer(f"layer{number}", saturated=0.02) for number in range(9)]
+    told = dataclasses.replace(found, findings=tuple(find(layers, [], {}))).to_text()
+    assert told.count("are cut off by its range") == 3 and "and 6 more of this kind (clipped): layer3, layer4" in told
 
 
 def test_ranges_of_other_data_are_found():

@@ -2,7 +2,9 @@
 """The whole analysis in one call, and its record."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 from tfq import flatbuffer
@@ -14,6 +16,9 @@ from tfq.config import AnalysisConfig
 from tfq.data import InputSpec, representative_samples
 from tfq.errors import InputError
 from tfq.text_table import aligned
+
+# Lines of text: the record has all.
+_MOST_OF_A_KIND = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class Analysis:
             ]
             for each in self.layers
         ]
-        found = [f"- {each.message}" for each in self.findings] or ["nothing stands out"]
+        found = [*_first_of_each_kind(self.findings)] or ["nothing stands out"]
         return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *found])
 
 
@@ -91,6 +96,16 @@ def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
         findings=tuple(find(layers, joined, _sources(quantized))),
         num_samples=len(samples),
     )
+
+
+def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
+    """A line for each finding, and where there are many of a kind, for the first ones of it."""
+    for kind, found in groupby(findings, key=lambda each: each.kind):
+        listed = list(found)
+        yield from (f"- {each.message}" for each in listed[:_MOST_OF_A_KIND])
+        if len(listed) > _MOST_OF_A_KIND:
+            layers = ", ".join(each.layer for each in listed[_MOST_OF_A_KIND:])
+            yield f"  and {len(listed) - _MOST_OF_A_KIND} more of this kind ({kind}): {layers}"
 
 
 def _sources(quantized: bytes) -> dict[str, list[str]]:

@@ -31,10 +31,16 @@ class Finding:
 
 
 def find(layers: Sequence[LayerError], joins: Sequence[Join], sources: Mapping[str, Sequence[str]]) -> list[Finding]:
-    """The findings, those nearest to the input first. sources: layer -> the layers whose outputs it reads."""
+    """The findings, those of a kind together and nearest to the input first.
+
+    sources: layer -> the layers whose outputs it reads.
+    """
     of_other_data = list(_other_data(layers))
-    clipped = [] if of_other_data else list(_clipped(layers))
-    return [*of_other_data, *_collapses(layers, sources), *_channels(layers), *_joined(joins), *clipped]
+    rest = [*_collapses(layers, sources), *_channels(layers), *_joined(joins)]
+    if not of_other_data:
+        rest = [*_widened(layers), *rest, *_clipped(layers)]
+    kinds = list(dict.fromkeys(each.kind for each in rest))
+    return of_other_data + sorted(rest, key=lambda each: kinds.index(each.kind))
 
 
 def _collapses(layers: Sequence[LayerError], sources: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
@@ -94,6 +100,22 @@ def _joined(joins: Sequence[Join]) -> Iterator[Finding]:
             message=f"{each.layer} ({each.op}) brings ranges {each.ratio:.0f} times apart to one scale: what "
             f"{smallest} gives has {each.codes[smallest]} of 256 codes left: bring its inputs to one size in the model "
             "(a scale or a normalization before the join), or give them out as separate outputs",
+        )
+
+
+def _widened(layers: Sequence[LayerError]) -> Iterator[Finding]:
+    """Where single layers, and not most of them, have ranges that are far wider than what this data needs."""
+    unused = sorted((each for each in layers if each.range_use < _UNUSED), key=lambda each: each.range_use)
+    if unused:
+        worst = unused[0]
+        others = f", and {len(unused) - 1} more layers" if len(unused) > 1 else ","
+        named = ", ".join(each.layer for each in unused[1:6]) + (", ..." if len(unused) > 6 else "")
+        yield Finding(
+            kind="ranges_widened",
+            layer=worst.layer,
+            message=f"{worst.layer} ({worst.op}) uses {worst.range_use:.1%} of its codes on this data{others} less "
+            f"than {_UNUSED:.0%}{f' ({named})' if named else ''}: single samples of the calibration data went much farther "
+            "than these do: --calibration.method=percentile or mse leave such samples out and name them",
         )
 
 

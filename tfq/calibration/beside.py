@@ -20,11 +20,15 @@ class Beside:
     def __init__(self, floating: bytes, quantized: bytes) -> None:
         """Raises InputError where they have different inputs or outputs, or no activation of one name."""
         self.floating, self.quantized = flatbuffer.read(floating), flatbuffer.read(quantized)
-        names = [(model.input_names, model.output_names) for model in (self.floating, self.quantized)]
-        if names[0] != names[1]:
+        # Converters call outputs as they like; only inputs are fed by name.
+        borders = [
+            (model.input_names, [tensor.shape for tensor in model.main_subgraph.output_tensors])
+            for model in (self.floating, self.quantized)
+        ]
+        if borders[0] != borders[1]:
             raise InputError(
-                f"the float and the int8 flatbuffer have other inputs or outputs ({names[0]}, {names[1]}): give the "
-                "float one that the int8 one was made of"
+                f"the float and the int8 flatbuffer have other inputs or other shapes of outputs ({borders[0]}, "
+                f"{borders[1]}): give the float one that the int8 one was made of"
             )
         floats = {tensor.name: tensor.index for tensor in _given_out(self.floating) if tensor.dtype == "float32"}
         self.of_float = {
