@@ -39,12 +39,16 @@ def test_every_method_ends_in_full_int8_that_answers_as_float_does(method):
     assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.97
 
 
-@pytest.mark.parametrize("repair", [("equalize",), ("rounding",), ("bias",), ("bias", "rounding", "equalize")])
+@pytest.mark.parametrize(
+    "repair", [("equalize",), ("absorb",), ("rounding",), ("bias",), ("bias", "rounding", "absorb", "equalize")]
+)
 def test_every_repair_ends_in_full_int8_and_tells_what_it_did(repair):
     found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(repair=repair))
     assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
     assert set(found.repairs) == set(repair)
-    assert all(record["layers" if name != "equalize" else "pairs"] for name, record in found.repairs.items())
+    assert all(
+        record["layers" if name in ("rounding", "bias") else "skipped"] for name, record in found.repairs.items()
+    )
     assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.98
 
 

@@ -158,6 +158,54 @@ def test_a_function_that_changed_is_refused(monkeypatch):
         repair.equalize(changed(FLOATING, uneven))
 
 
+def shifted(layer, by):
+    """The digits model in which a layer's biases are greater by `by`."""
+
+    def shift(model):
+        buffer, values = constant(model, layer, 2)
+        buffer.data = (values + np.float32(by)).astype(np.float32).reshape(-1).view(np.uint8)
+
+    return changed(FLOATING, shift)
+
+
+@pytest.mark.parametrize(("layer", "reader"), [("conv2", "logits"), ("depthwise", "pointwise")])
+def test_what_a_channel_always_gives_is_taken_off_it_and_the_function_stays(layer, reader):
+    model = shifted(layer, 400)
+    found = repair.absorb_biases(model, SAMPLES)
+    (pair,) = (pair for pair in found.pairs if pair.first == layer)
+    assert pair.second == reader and pair.width_after < pair.width_before - 200
+    np.testing.assert_allclose(probabilities(found.model), probabilities(model), atol=1e-4)
+    before, after = (tensor_values(each, output_of(each, layer)) for each in (model, found.model))
+    assert after.max() - min(0, after.min()) == pytest.approx(pair.width_after, rel=1e-3)
+    assert before.max() - min(0, before.min()) == pytest.approx(pair.width_before, rel=1e-3)
+
+
+def test_channels_that_are_zero_now_and_then_keep_what_they_give():
+    found = repair.absorb_biases(FLOATING, SAMPLES)
+    assert "conv2" not in {pair.first for pair in found.pairs}
+    assert found.skipped["conv2"] == "its range would stay as wide as it is"
+    assert found.skipped["conv1"] == "2 ops read what it gives"
+
+
+def test_before_a_layer_that_pads_nothing_is_absorbed():
+    def padded(model):
+        op_of(model, "pointwise").builtinOptions.padding = generated.Padding.SAME
+        graph = model.subgraphs[0]
+        tensor = graph.tensors[op_of(model, "pointwise").inputs[1]]
+        weights = np.zeros((tensor.shape[0], 3, 3, tensor.shape[3]), np.float32)
+        weights[:, 1, 1] = constant(model, "pointwise", 1)[1][:, 0, 0]
+        tensor.shape = list(weights.shape)
+        model.buffers[tensor.buffer].data = weights.reshape(-1).view(np.uint8)
+
+    model = changed(shifted("depthwise", 400), padded)
+    assert repair.absorb_biases(model, SAMPLES).skipped["depthwise"] == "the layer that reads it pads with zeros"
+
+
+def test_to_absorb_without_data_is_refused():
+    with pytest.raises(InputError, match="absorb: no samples"):
+        repair.absorb_biases(FLOATING, [])
+
+
 def test_weights_of_two_ops_are_not_scaled():
     def shared(model):
         graph = model.subgraphs[0]

@@ -114,8 +114,8 @@ def _widened(layers: Sequence[LayerError]) -> Iterator[Finding]:
             kind="ranges_widened",
             layer=worst.layer,
             message=f"{worst.layer} ({worst.op}) uses {worst.range_use:.1%} of its codes on this data{others} less "
-            f"than {_UNUSED:.0%}{f' ({named})' if named else ''}: single samples of the calibration data went much farther "
-            "than these do: --calibration.method=percentile or mse leave such samples out and name them",
+            f"than {_UNUSED:.0%}{f' ({named})' if named else ''}: single samples of the calibration data went much "
+            "farther than these do: --calibration.method=percentile or mse leave such samples out and name them",
         )
 
 

@@ -24,7 +24,7 @@ SCHEMES = tuple(SCHEME_IO_TYPES)
 TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 
-REPAIRS = ("equalize", "rounding", "bias")
+REPAIRS = ("equalize", "absorb", "rounding", "bias")
 BACKENDS = ("tf", "litert")
 CALIBRATION_METHODS = ("percentile", "mse", "min_max", "moving_average", "entropy")
 
@@ -76,8 +76,8 @@ class ConversionConfig(Config):
     )
     repair: tuple[str, ...] = setting(
         (),
-        "what to mend after training: equalize (channels of different size), rounding (of weights, by the data), bias "
-        "(what quantization adds on average)",
+        "what to mend after training: equalize (channels of different size), absorb (what channels always give), "
+        "rounding (of weights, by the data), bias (what quantization adds on average)",
         choices=REPAIRS,
     )
     batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)

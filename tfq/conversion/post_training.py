@@ -44,6 +44,9 @@ def quantize_after_training(
     if "equalize" in config.repair:
         equalized = repair.equalize(model, samples)
         model, repairs["equalize"] = equalized.model, equalized.to_dict()
+    if "absorb" in config.repair:
+        absorbed = repair.absorb_biases(model, samples)
+        model, repairs["absorb"] = absorbed.model, absorbed.to_dict()
     ranges = calibration.calibrate(model, samples, config.calibration)
     _warn_of_outliers(ranges)
     values = {**ranges.values, **with_same_scales(model, known or {})}

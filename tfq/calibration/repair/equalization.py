@@ -19,20 +19,19 @@ from numpy.typing import NDArray
 
 from tfq import flatbuffer
 from tfq.calibration.activations import Sample, look_at_each
+from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, partners
+from tfq.calibration.repair.same_function import check_same_function
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
-from tfq.errors import TfqError
 
 # What moves or selects values without mixing channels, or averages them within one: a factor goes through.
 _COMMUTING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "RELU", "LEAKY_RELU", "MEAN", "RESHAPE", "SQUEEZE"))
-_NONE, _RELU, _RELU6 = 0, 1, 3
 _SWEEPS = 20
 # A ReLU6 must cut off nothing but what it did: channels stay below the cap, were they so much larger than on the data.
 _CAP, _MARGIN = 6.0, 1.5
-# Of outputs, as a share of their largest: what the sums of a float32 kernel may differ by.
-_SAME = 1e-5
-_RANDOM_SAMPLES = 8
 # Beyond these factors a channel is as good as dead, or so large that another sweep will not help.
 _LARGEST_EXPONENT = 16
+# Of outputs, as a share of their largest: what the sums of a float32 kernel may differ by.
+_SAME = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +138,13 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> Equalization:
         for pair, factors in zip(pairs, total, strict=True)
     )
     content = flatbuffer.pack(edited, len(model))
-    tried = samples or _random_samples(parsed)
-    difference = _difference(model, content, tried)
-    if not difference <= _SAME:
-        raise TfqError(
-            f"equalization changed the float function by {difference:.1e} of its largest output on {len(tried)} "
-            f"{'' if samples else 'random '}samples, wanted at most {_SAME:.0e}: leave it out for this model"
-        )
-    return Equalization(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=len(tried))
+    difference, tried = check_same_function(model, content, samples, "equalization", _SAME)
+    return Equalization(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
 
 
 def _largest(model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
     """{tensor: largest value of each channel on the samples} of what layers with a fused ReLU6 give."""
-    tensors = [each.output for each in weighted_ops(edited, parsed) if each.activation == _RELU6]
+    tensors = [each.output for each in weighted_ops(edited, parsed) if each.activation == RELU6]
     if not tensors or not samples:
         return {}
 
@@ -162,31 +155,6 @@ def _largest(model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Seque
     return dict(zip(tensors, functools.reduce(lambda one, two: list(map(np.maximum, one, two)), found), strict=True))
 
 
-def _random_samples(parsed: flatbuffer.Model) -> list[Sample]:
-    rng, tensors = np.random.default_rng(0), parsed.main_subgraph.input_tensors
-    return [
-        {
-            name: rng.normal(size=tensor.shape).astype(tensor.dtype)
-            for name, tensor in zip(parsed.input_names, tensors, strict=True)
-        }
-        for _ in range(_RANDOM_SAMPLES)
-    ]
-
-
-def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float:
-    """Of the outputs of two flatbuffers, as a share of the largest."""
-    outputs = flatbuffer.read(before).main_subgraph.outputs
-    runs = [
-        look_at_each(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
-    ]
-    largest = furthest = 0.0
-    for one, other in zip(*runs, strict=True):
-        for wanted, got in zip(one, other, strict=True):
-            largest = max(largest, float(np.abs(wanted).max(initial=0)))
-            furthest = max(furthest, float(np.abs(wanted - got).max(initial=0)))
-    return furthest / largest if largest else furthest
-
-
 def find_pairs(edited: Any, parsed: flatbuffer.Model) -> list[ChannelPair]:
     """The pairs that can be scaled without data. edited: `parsed` in its object form, which `apply` changes."""
     return _pairs(edited, parsed, {})[0]
@@ -195,55 +163,14 @@ def find_pairs(edited: Any, parsed: flatbuffer.Model) -> list[ChannelPair]:
 def _pairs(
     edited: Any, parsed: flatbuffer.Model, largest: Mapping[int, NDArray]
 ) -> tuple[list[ChannelPair], dict[str, str]]:
-    graph = parsed.main_subgraph
-    by_output = {each.output: each for each in weighted_ops(edited, parsed)}
-    readers: dict[int, list[flatbuffer.Op]] = {}
-    for op in graph.ops:
-        for index in set(op.tensors) & set(op.inputs):
-            readers.setdefault(index, []).append(op)
-    found, skipped = [], {}
-    for first in by_output.values():
-        second, reason = _partner(first, graph, readers, by_output, first.output in largest)
-        if second is None:
-            skipped[first.layer] = reason
-        else:
-            found.append(ChannelPair(first, second, first.num_outputs, largest.get(first.output, np.zeros(0))))
-    return found, skipped
+    def why_not(first: Weighted, second: Weighted | None) -> str:
+        if first.activation == RELU6 and first.output not in largest:
+            return "its ReLU6 caps, and without samples nobody knows where"
+        if first.activation not in (NO_ACTIVATION, RELU, RELU6):
+            return "its activation does not commute with a factor"
+        return ""
 
-
-def _partner(
-    first: Weighted,
-    graph: flatbuffer.Subgraph,
-    readers: Mapping[int, list[flatbuffer.Op]],
-    by_output: Mapping[int, Weighted],
-    may_cap: bool,
-) -> tuple[Weighted | None, str]:
-    """The layer that alone reads what `first` gives; or None, and why there is none."""
-    if first.activation == _RELU6 and not may_cap:
-        return None, "its ReLU6 caps, and without samples nobody knows where"
-    if first.activation not in (_NONE, _RELU, _RELU6):
-        return None, "its activation does not commute with a factor"
-    tensor = first.output
-    while True:
-        if tensor in graph.outputs:
-            return None, "an output of the model"
-        ops = readers.get(tensor, [])
-        if len(ops) != 1:
-            return None, f"{len(ops)} ops read what it gives"
-        (op,) = ops
-        second = by_output.get(op.outputs[0])
-        if second is not None and op.inputs[0] == tensor:
-            if second.is_depthwise and second.num_inputs != first.num_outputs:
-                return None, "its channels are others where they are read again"
-            return second, ""
-        if op.name not in _COMMUTING or not _keeps_channels(op, graph, first.num_outputs):
-            return None, f"{op.name} reads what it gives"
-        tensor = op.outputs[0]
-
-
-def _keeps_channels(op: flatbuffer.Op, graph: flatbuffer.Subgraph, channels: int) -> bool:
-    """Whether the op's output still has the channels innermost: one place of an image, or all of them, flattened."""
-    shape = graph.tensors[op.outputs[0]].shape
-    if op.name == "RESHAPE":
-        return bool(shape) and shape[-1] % channels == 0
-    return bool(shape) and shape[-1] == channels
+    found, skipped = partners(edited, parsed, _COMMUTING, why_not)
+    none = np.zeros(0)
+    pairs = [ChannelPair(first, second, first.num_outputs, largest.get(first.output, none)) for first, second in found]
+    return pairs, skipped

@@ -16,6 +16,8 @@ from tfq.flatbuffer.schema import TENSOR_TYPES
 # Op -> the axis of its weights' output channels, and of its input channels. A depthwise one has them on one axis.
 _AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "DEPTHWISE_CONV_2D": (3, 3)}
 _WEIGHTS, _BIAS = 1, 2
+# A padding, by its number in the schema.
+_SAME = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,12 @@ class Weighted:
     def activation(self) -> int:
         """The fused one, by its number in the schema."""
         return int(self.op.builtinOptions.fusedActivationFunction)
+
+    @property
+    def pads(self) -> bool:
+        """Whether it reads zeros beyond the edges of the data."""
+        options = self.op.builtinOptions
+        return self.name != "FULLY_CONNECTED" and options.padding == _SAME and self.weights.shape[1:3] != (1, 1)
 
     @property
     def weights(self) -> NDArray:
@@ -91,6 +99,14 @@ class Weighted:
         if self.is_depthwise:
             return weights.reshape(channels, -1)
         return np.moveaxis(weights.reshape(-1, channels, *weights.shape[1:]), 1, 0).reshape(channels, -1)
+
+    def respond(self, values: NDArray) -> NDArray[np.float64]:
+        """What each output channel gives, but for bias and activation, of data that is `values` (channels) all over."""
+        weights = self.weights.astype(np.float64)
+        if self.is_depthwise:
+            return weights.sum(axis=(0, 1, 2)) * np.repeat(values, self.num_outputs // len(values))
+        rows = weights.reshape(self.num_outputs, -1, len(values))
+        return np.asarray(rows.sum(axis=1) @ values)
 
     def scale_outputs(self, factors: NDArray) -> None:
         """Multiply what each output channel gives, but for the fused activation."""

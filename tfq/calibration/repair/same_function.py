@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof that a repair of a float flatbuffer has left its function as it was."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfq import flatbuffer
+from tfq.calibration.activations import Sample, look_at_each
+from tfq.errors import TfqError
+
+_RANDOM_SAMPLES = 8
+
+
+def check_same_function(
+    before: bytes, after: bytes, samples: Sequence[Sample], what: str, most: float
+) -> tuple[float, int]:
+    """(largest difference of any output, as a share of the largest output; over how many samples).
+
+    samples: by input name; none are random ones. what: the repair. most: that the difference may be. Raises
+    TfqError where it is more.
+    """
+    tried = samples or _random_samples(flatbuffer.read(before))
+    difference = _difference(before, after, tried)
+    if not difference <= most:
+        raise TfqError(
+            f"{what} changed the float function by {difference:.1e} of its largest output on {len(tried)} "
+            f"{'' if samples else 'random '}samples, wanted at most {most:.0e}: leave it out for this model"
+        )
+    return difference, len(tried)
+
+
+def _random_samples(parsed: flatbuffer.Model) -> list[Sample]:
+    rng, tensors = np.random.default_rng(0), parsed.main_subgraph.input_tensors
+    return [
+        {
+            name: rng.normal(size=tensor.shape).astype(tensor.dtype)
+            for name, tensor in zip(parsed.input_names, tensors, strict=True)
+        }
+        for _ in range(_RANDOM_SAMPLES)
+    ]
+
+
+def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float:
+    outputs = flatbuffer.read(before).main_subgraph.outputs
+    runs = [
+        look_at_each(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
+    ]
+    largest = furthest = 0.0
+    for one, other in zip(*runs, strict=True):
+        for wanted, got in zip(one, other, strict=True):
+            largest = max(largest, float(np.abs(wanted).max(initial=0)))
+            furthest = max(furthest, float(np.abs(wanted - got).max(initial=0)))
+    return furthest / largest if largest else furthest
