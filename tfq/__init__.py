@@ -43,6 +43,7 @@ _PUBLIC = {
     "TrainConfig": "tfq.config:TrainConfig",
     "ConversionConfig": "tfq.config:ConversionConfig",
     "AnalysisConfig": "tfq.config:AnalysisConfig",
+    "BitsConfig": "tfq.config:BitsConfig",
     "AuditConfig": "tfq.config:AuditConfig",
     "CalibrationConfig": "tfq.config:CalibrationConfig",
     "SearchConfig": "tfq.config:SearchConfig",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from tfq.config import AnalysisConfig as AnalysisConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
+    from tfq.config import BitsConfig as BitsConfig
     from tfq.config import BudgetConfig as BudgetConfig
     from tfq.config import CalibrationConfig as CalibrationConfig
     from tfq.config import CompressionConfig as CompressionConfig

@@ -15,6 +15,7 @@ SCRIPTS = {
     "analyse": "tell which layers of an int8 .tflite differ from its float model, and why",
     "benchmark": "time .tflite files side by side, and tell their most expensive ops",
     "search": "find the cheapest int8 .tflite that keeps a budget, without training",
+    "bits": "tell how accurate a model stays with fewer and fewer bits, without training",
     "run": "all of it from one config: train, compress, convert, audit, evaluate, report",
 }
 

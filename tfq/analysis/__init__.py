@@ -4,9 +4,13 @@
 from tfq.analysis.analyse import Analysis, analyse
 from tfq.analysis.findings import Finding
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
+from tfq.analysis.low_bits import FLOAT_BITS, with_few_bits
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity, quantized_alone
+from tfq.analysis.weight_grids import GRIDS
 
 __all__ = [
+    "FLOAT_BITS",
+    "GRIDS",
     "Analysis",
     "Finding",
     "Join",
@@ -17,4 +21,5 @@ __all__ = [
     "layer_errors",
     "layer_sensitivity",
     "quantized_alone",
+    "with_few_bits",
 ]

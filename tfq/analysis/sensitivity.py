@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from tfq import flatbuffer, quant_math
 from tfq.analysis.layers import decibels
+from tfq.analysis.rounded_tensor import round_tensor
 from tfq.calibration import Ranges
 from tfq.calibration.activations import Sample, look_at_each
 from tfq.calibration.repair.weighted import weighted_ops
 from tfq.errors import InputError
-from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,37 +89,8 @@ def quantized_alone(
             scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
             layer.set_by_output(np.rint(rows / scale) * scale)
     output = parsed.main_subgraph.ops[op].outputs[0]
-    _round_tensor(edited, output, *quant_math.quantization_parameters(*ranges[0, output]))
+    round_tensor(edited, output, *quant_math.quantization_parameters(*ranges[0, output]))
     return flatbuffer.pack(edited, len(floating))
-
-
-def _round_tensor(edited: Any, tensor: int, scale: float, zero_point: int) -> None:
-    """Let all that reads a float tensor of the main subgraph, outputs among them, read it rounded to int8 codes."""
-    from ai_edge_litert import schema_py_generated as generated
-
-    graph = edited.subgraphs[0]
-    codes, rounded = generated.TensorT(), generated.TensorT()
-    for made, name, kind in ((codes, "codes", "int8"), (rounded, "rounded", "float32")):
-        made.shape, made.shapeSignature = graph.tensors[tensor].shape, graph.tensors[tensor].shapeSignature
-        made.name, made.type, made.buffer = f"tfq/{name}_{tensor}", TENSOR_TYPES.index(kind), 0
-        graph.tensors.append(made)
-    codes.quantization = generated.QuantizationParametersT()
-    codes.quantization.scale, codes.quantization.zeroPoint = [scale], [zero_point]
-    place = next(place for place, op in enumerate(graph.operators) if tensor in map(int, op.outputs))
-    first = len(graph.tensors) - 2
-    for op in graph.operators[place + 1 :]:
-        op.inputs = np.array([first + 1 if int(index) == tensor else int(index) for index in op.inputs], np.int32)
-    graph.outputs = [first + 1 if int(index) == tensor else int(index) for index in graph.outputs]
-    for signature in edited.signatureDefs or []:
-        for entry in signature.outputs:
-            entry.tensorIndex = first + 1 if entry.tensorIndex == tensor else entry.tensorIndex
-    ops = []
-    for name, (source, target) in (("QUANTIZE", (tensor, first)), ("DEQUANTIZE", (first, first + 1))):
-        op = generated.OperatorT()
-        op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 1)
-        op.inputs, op.outputs = np.array([source], np.int32), np.array([target], np.int32)
-        ops.append(op)
-    graph.operators[place + 1 : place + 1] = ops
 
 
 def _outputs(model: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float32]]:

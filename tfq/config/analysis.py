@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to find out about an int8 flatbuffer."""
+"""What to find out about a flatbuffer, int8 or float."""
 
 from dataclasses import dataclass
 
@@ -13,3 +13,18 @@ class AnalysisConfig(Config):
     reference: str = setting("", "float .tflite that --model was made of")
     limit: int = setting(64, "examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "measure as well what each layer, quantized alone, does to the outputs")
+
+
+GRIDS = ("uniform", "zero_aware", "power_of_two", "logarithmic", "kmeans")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsConfig(Config):
+    """Accuracy against bits, without training."""
+
+    weight_bits: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2, 1), "bits of weights to try", minimum=1, maximum=8)
+    activation_bits: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2), "bits of activations", minimum=1, maximum=8)
+    grids: tuple[str, ...] = setting(GRIDS, "grids of weights; with activations the first one", choices=GRIDS)
+    keep: tuple[str, ...] = setting((), "name patterns of layers left in float, such as the first and the last")
+    calibration_steps: int = setting(200, "training examples that the ranges of activations are seen on", minimum=1)
+    limit: int = setting(0, "test examples; 0 is all", minimum=0)

@@ -32,14 +32,17 @@ def page_of(record: Mapping[str, Any]) -> str:
         *(_section(section, plots) for section in sections),
         "</main>",
     ]
+    return document(title, "\n".join(part for part in body if part) + f"\n<script>{SCRIPT}</script>")
+
+
+def document(title: str, body: str) -> str:
+    """A page of this look. title, body: escaped already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfq import artifacts, flatbuffer
 from tfq.analysis import layer_sensitivity
@@ -16,9 +15,9 @@ from tfq.calibration import calibrate
 from tfq.config import BenchmarkConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, representative_samples
 from tfq.errors import InputError
-from tfq.evaluation import benchmark_models, decode_outputs, prepare_inputs
+from tfq.evaluation import benchmark_models
 from tfq.recipe.store import StageStore
-from tfq.runners import RunRequest, make_runner
+from tfq.search.answers import classes_of, labels_of
 from tfq.search.ladder import Rung, methods, mixed, repairs
 from tfq.search.paired import PairedDifference, paired_difference
 from tfq.search.record import Climbed, SearchResult, points
@@ -51,7 +50,7 @@ def find_int8(
     if flatbuffer.audit_model(floating).scheme != "float32":
         raise InputError("search: wanted a float32 .tflite, which int8 ones can be made of")
     for split in (validation, test):
-        _labels(split)
+        labels_of(split, "search")
     climb = _Climb(floating, train, validation, config, conversion, store, told)
     for rungs in (climb.methods, climb.repairs, climb.mixed):
         for rung in rungs():
@@ -84,8 +83,8 @@ class _Climb:
             "validation": validation.sha256(),
             "conversion": conversion.to_dict(),
         }
-        self._float = _classes(floating, validation)
-        self._right = self._float == _labels(validation)
+        self._float = classes_of(floating, validation)
+        self._right = self._float == labels_of(validation, "search")
         self._contents: dict[str, bytes] = {}
         self.climbed: list[Climbed] = []
 
@@ -116,10 +115,10 @@ class _Climb:
             content = convert_model(self._floating, self._train, conversion)
             secs = time.monotonic() - begin
             artifacts.write_bytes(directory / _MODEL, content)
-            classes = _classes(content, self._validation)
+            classes = classes_of(content, self._validation)
             return {
                 "secs": round(secs, 2),
-                "right": np.packbits(classes == _labels(self._validation)).tolist(),
+                "right": np.packbits(classes == labels_of(self._validation, "search")).tolist(),
                 "agreement": float((classes == self._float).mean()),
                 "latency_ratio": self._latency_ratio(content),
             }
@@ -151,9 +150,9 @@ class _Climb:
         """What was found; the test split is run here, and nowhere else."""
         holds = bool(self.found)
         chosen = self.found[0] if holds else self._best()
-        labels = _labels(test)
+        labels = labels_of(test, "search")
         right = {
-            name: _classes(content, test) == labels
+            name: classes_of(content, test) == labels
             for name, content in {
                 "float": self._floating,
                 "plain": self._contents[self.climbed[0].name],
@@ -228,22 +227,3 @@ def _advice(holds: bool, chosen: Climbed, against_float: PairedDifference, confi
         )
     if chosen.layers:
         yield f"in float: {', '.join(chosen.layers)}: tfq audit wants them in --allow_float"
-
-
-def _labels(split: AnySplit) -> NDArray[np.int64]:
-    found = [piece.labels for piece in split.pieces()]
-    if any(labels is None for labels in found):
-        raise InputError(f"search: the {split.name} split has no labels: wanted classes, to choose by accuracy")
-    return np.concatenate([labels for labels in found if labels is not None])
-
-
-def _classes(content: bytes, split: AnySplit) -> NDArray[np.int64]:
-    """The largest output of each example."""
-    parsed = flatbuffer.read(content)
-    found = []
-    for piece in split.pieces():
-        inputs = prepare_inputs(parsed, piece).arrays
-        outputs = make_runner("local").run(RunRequest(model=content, inputs=inputs)).outputs
-        answers = np.asarray(decode_outputs(parsed, outputs)[0])
-        found.append(answers.reshape(len(answers), -1).argmax(axis=1))
-    return np.concatenate(found)

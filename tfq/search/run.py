@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search over --data."""
+"""A search, or a look at fewer bits, over --data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ from tfq import artifacts, data, stages
 from tfq.config import ConversionConfig, RunConfig
 from tfq.recipe.store import StageStore
 from tfq.search.climb import find_int8
+from tfq.search.low_bits import BitsResult, accuracy_by_bits
 from tfq.search.record import SearchResult
 
 
@@ -17,15 +18,33 @@ def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[
 
     out: its `.stages` keeps every rung. told: is given a line after each rung.
     """
-    from tfq.conversion import convert_model
-
-    floating = stages.trace_once(model, config)
-    if not isinstance(floating, bytes):
-        plain = ConversionConfig(scheme="float32", batch_size=config.conversion.batch_size)
-        floating = convert_model(floating, None, plain, preprocessing=data.preprocessing_record(config.data))
+    floating = _floating(model, config)
     train, validation, test = (stages.load_split(config.data, split) for split in ("train", "val", "test"))
     with artifacts.locked(out / ".lock"):
         store = StageStore(out)
         return find_int8(
             floating, train, validation, test, config.search, conversion=config.conversion, store=store, told=told
         )
+
+
+def bits_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[str], None]) -> BitsResult:
+    """What `accuracy_by_bits` finds of `model` (Keras, or float flatbuffer bytes) on the splits of config.data.
+
+    out: its `.stages` keeps what was measured. told: is given a line after each way.
+    """
+    floating = _floating(model, config)
+    train = stages.load_split(config.data, "train", limit=config.bits.calibration_steps)
+    test = stages.load_split(config.data, "test", limit=config.bits.limit)
+    with artifacts.locked(out / ".lock"):
+        return accuracy_by_bits(floating, train, test, config.bits, store=StageStore(out), told=told)
+
+
+def _floating(model: Any, config: RunConfig) -> bytes:
+    """The float flatbuffer of a Keras model; bytes as they are."""
+    from tfq.conversion import convert_model
+
+    floating = stages.trace_once(model, config)
+    if not isinstance(floating, bytes):
+        plain = ConversionConfig(scheme="float32", batch_size=config.conversion.batch_size)
+        floating = convert_model(floating, None, plain, preprocessing=data.preprocessing_record(config.data))
+    return floating

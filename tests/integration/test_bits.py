@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy against bits: what is simulated, beside the interpreter and the int8 that TFLite has, and the script."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from sklearn.datasets import load_digits
+
+import tfq
+from tfq import flatbuffer
+from tfq.__main__ import main
+from tfq.analysis import with_few_bits
+from tfq.calibration import observe
+from tfq.errors import InputError
+from tfq.recipe.store import StageStore
+from tfq.search import accuracy_by_bits
+
+PATH = Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite"
+FLOATING = PATH.read_bytes()
+IMAGES = load_digits().images[..., None].astype(np.float32)
+SEEN = observe(FLOATING, [{"image": image[None]} for image in IMAGES[:200]])
+SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("train", "test")]
+
+
+def outputs_of(model: bytes, layer: str) -> np.ndarray:
+    """What a layer gives to those that read it, of 32 images, by the reference kernels."""
+    graph = flatbuffer.read(model).main_subgraph
+    (output,) = (op.outputs[0] for op in graph.ops if op.keras_layer == layer and op.name.startswith(("CONV", "DEPTH")))
+    name = f"tfq/rounded_{output}"
+    wanted = next((tensor.index for tensor in graph.tensors if tensor.name == name), output)
+    interpreter = Interpreter(
+        model_content=model,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    (details,) = interpreter.get_input_details()
+    found = []
+    for image in IMAGES[200:232]:
+        interpreter.set_tensor(details["index"], image[None])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(wanted).copy())
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+def test_activations_have_no_more_values_than_their_bits(bits):
+    model = with_few_bits(FLOATING, SEEN, activation_bits=bits)
+    for layer in ("conv1", "depthwise", "conv2"):
+        values = np.unique(outputs_of(model, layer))
+        assert 2 <= values.size <= 2**bits
+        if values.size > 2:
+            steps = np.diff(values) / np.diff(values).min()
+            np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+
+
+def test_layers_that_are_kept_hold_what_they_held():
+    model = with_few_bits(FLOATING, SEEN, weight_bits=2, activation_bits=2, keep=("conv1",))
+    np.testing.assert_array_equal(outputs_of(model, "conv1"), outputs_of(FLOATING, "conv1"))
+    assert not np.array_equal(outputs_of(model, "depthwise"), outputs_of(FLOATING, "depthwise"))
+    with pytest.raises(InputError, match="keep: the pattern 'cnv1' fits no layer: did you mean"):
+        with_few_bits(FLOATING, SEEN, weight_bits=2, keep=("cnv1",))
+
+
+def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
+    config = tfq.BitsConfig(weight_bits=(8, 2), activation_bits=(8, 2), grids=("uniform",))
+    found = accuracy_by_bits(FLOATING, *SPLITS, config, store=StageStore(tmp_path))
+    by_name = {each.name: each for each in found.ways}
+    assert list(by_name) == [
+        "W8, uniform",
+        "W2, uniform",
+        "A8",
+        "A2",
+        "W8 A8, uniform",
+        "W2 A2, uniform",
+        "W2 A8, uniform",
+    ]
+    real = tfq.evaluate(tfq.convert(FLOATING, SPLITS[0]), SPLITS[1], tfq.EvaluationConfig(num_runs=0)).accuracy
+    assert by_name["W8 A8, uniform"].accuracy == pytest.approx(real, abs=0.01)
+    assert by_name["W8 A8, uniform"].runs_as == "--scheme=int8" and by_name["W2, uniform"].runs_as == "simulated"
+    assert by_name["W2 A2, uniform"].accuracy < by_name["W2, uniform"].accuracy < found.float_accuracy - 0.1
+
+
+def test_int8_and_examples_without_classes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="wanted a float32"):
+        accuracy_by_bits(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
+    bare = tfq.load_split(tfq.DataConfig(source="digits"), "test")
+    object.__setattr__(bare, "labels", None)
+    with pytest.raises(InputError, match="bits: the test split has no labels"):
+        accuracy_by_bits(FLOATING, SPLITS[0], bare, store=StageStore(tmp_path))
+
+
+def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    flags = [f"--model={PATH}", "--data=digits", f"--out={tmp_path}", "--weight_bits=4,1", "--activation_bits=4"]
+
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["tfq", "bits", *flags, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
+
+    assert run("--grids=uniform,kmeans") == 0
+    told = capsys.readouterr().out
+    record = json.loads((tmp_path / "bits.json").read_text())
+    assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in told
+    page = (tmp_path / "bits.html").read_text()
+    assert page.count("<svg") == 2 and "kmeans" in page and "simulated" in page
+    monkeypatch.setattr("tfq.search.low_bits.with_few_bits", None)  # nothing is computed again
+    assert run("--grids=uniform,kmeans") == 0
+    assert json.loads((tmp_path / "bits.json").read_text())["ways"] == record["ways"]
+    assert run("--grids=octal") == 2

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids of few bits. Oracles: brute force over levels, the number of values that are left, int8 as TFLite has it."""
+
+import numpy as np
+import pytest
+
+from tfq.analysis import GRIDS, weight_grids
+from tfq.analysis.weight_grids import on_grid
+from tfq.config import GRIDS as CHOICES
+
+RNG = np.random.default_rng(0)
+ROWS = (RNG.normal(size=(6, 400)) * 2.0 ** RNG.integers(-4, 4, (6, 1))).astype(np.float32)
+PRUNED = np.where(np.abs(ROWS) < np.quantile(np.abs(ROWS), 0.8, axis=1, keepdims=True), 0, ROWS)
+
+
+def errors(rows, grid, bits):
+    return ((on_grid(rows, grid, bits) - rows) ** 2).sum() / (rows**2).sum()
+
+
+def test_the_config_offers_the_grids_that_there_are():
+    assert set(CHOICES) == set(GRIDS)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
+def test_no_more_values_are_left_than_the_bits_can_tell_apart(grid, bits):
+    found = on_grid(ROWS, grid, bits)
+    assert found.shape == ROWS.shape and found.dtype == np.float32
+    parts = [found] if grid == "kmeans" else found
+    assert max(np.unique(part).size for part in parts) <= 2**bits
+
+
+@pytest.mark.parametrize("grid", ["uniform", "zero_aware", "kmeans"])
+def test_more_bits_have_less_error(grid):
+    found = [errors(ROWS, grid, bits) for bits in (2, 3, 4, 6, 8)]
+    assert found == sorted(found, reverse=True) and found[-1] < 1e-3
+
+
+@pytest.mark.parametrize("grid", ["uniform", "zero_aware", "power_of_two", "logarithmic"])
+def test_every_weight_is_on_the_nearest_level_of_its_row(grid):
+    for bits in (2, 3, 5):
+        found = on_grid(ROWS, grid, bits)
+        for row, values in zip(ROWS, found, strict=True):
+            levels = np.unique(values)
+            nearest = levels[np.abs(row[:, None] - levels[None, :]).argmin(axis=1)]
+            np.testing.assert_allclose(np.abs(row - values), np.abs(row - nearest), rtol=1e-5, atol=1e-6)
+
+
+def test_uniform_of_8_bits_is_hardly_worse_or_better_than_tflites_int8():
+    scale = np.abs(ROWS).max(axis=1, keepdims=True) / 127
+    theirs = ((np.clip(np.rint(ROWS / scale), -127, 127) * scale - ROWS) ** 2).sum() / (ROWS**2).sum()
+    assert errors(ROWS, "uniform", 8) <= theirs * 1.01
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_zeros_of_a_pruned_layer_stay_zero(grid):
+    assert (on_grid(PRUNED, grid, 3)[PRUNED == 0] == 0).all()
+
+
+def test_around_the_gap_of_a_pruned_layer_a_zero_aware_grid_has_less_error():
+    assert errors(PRUNED, "zero_aware", 3) < 0.7 * errors(PRUNED, "uniform", 3)
+
+
+def test_powers_of_two_are_powers_of_two():
+    found = np.abs(on_grid(ROWS, "power_of_two", 4))
+    exponents = np.log2(found[found > 0])
+    assert (exponents == np.rint(exponents)).all()
+
+
+def test_kmeans_is_no_worse_than_the_grid_it_could_have_been():
+    one_scale = ROWS.reshape(1, -1)
+    for bits in (2, 3, 4):
+        assert errors(one_scale, "kmeans", bits) <= errors(one_scale, "uniform", bits)
+
+
+def test_binary_weights_have_a_sign_and_one_size_a_row():
+    found = weight_grids.binary(ROWS)
+    np.testing.assert_allclose(
+        np.abs(found), np.broadcast_to(np.abs(ROWS).mean(1, keepdims=True), ROWS.shape), rtol=1e-6
+    )
+    assert (np.sign(found) == np.sign(ROWS)).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_row_of_zeros_stays_that(grid):
+    rows = ROWS.copy()
+    rows[2] = 0
+    for bits in (1, 4):
+        found = on_grid(rows, grid, bits)
+        assert (found[2] == 0).all() and np.isfinite(found).all()

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How low a model can go: accuracy against bits, weights and activations each and together, without training."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfq import artifacts, flatbuffer
+from tfq.analysis import FLOAT_BITS, with_few_bits
+from tfq.calibration import observe
+from tfq.config import BitsConfig
+from tfq.data import AnySplit, representative_samples
+from tfq.errors import InputError
+from tfq.recipe.store import StageStore
+from tfq.search.answers import classes_of, labels_of
+from tfq.search.paired import PairedDifference, paired_difference
+from tfq.text_table import aligned
+
+SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewBits:
+    """A way to have fewer bits. runs_as: what TFLite has of it, or SIMULATED. accuracy: on the test split."""
+
+    weight_bits: int
+    activation_bits: int
+    grid: str
+    runs_as: str
+    accuracy: float
+    against_float: PairedDifference
+
+    @property
+    def name(self) -> str:
+        """As in "W4 A8, uniform"."""
+        weights = "" if self.weight_bits == FLOAT_BITS else f"W{self.weight_bits}"
+        activations = "" if self.activation_bits == FLOAT_BITS else f"A{self.activation_bits}"
+        return " ".join(part for part in (weights, activations) if part) + (f", {self.grid}" if weights else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: 32 bits are float."""
+        return {**self.__dict__, "name": self.name, "against_float": self.against_float.to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsResult:
+    """ways: weights alone, activations alone, both. float_accuracy: of the float model; all on num_examples."""
+
+    ways: tuple[FewBits, ...]
+    float_accuracy: float
+    num_examples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "float_accuracy": self.float_accuracy,
+            "num_examples": self.num_examples,
+            "ways": [each.to_dict() for each in self.ways],
+        }
+
+    def to_text(self) -> str:
+        """For the terminal: a line a way."""
+        head = ["weights", "activations", "grid", "accuracy", "against float", "on TFLite"]
+        rows = [
+            [
+                _bits(each.weight_bits),
+                _bits(each.activation_bits),
+                "" if each.weight_bits == FLOAT_BITS else each.grid,
+                f"{each.accuracy:.2%}",
+                f"{100 * each.against_float.difference:+.2f}",
+                each.runs_as,
+            ]
+            for each in self.ways
+        ]
+        lines = aligned([head, *rows], left=3)
+        return "\n".join([*lines, "", f"{self.num_examples:,} test examples, float {self.float_accuracy:.2%}"])
+
+
+def accuracy_by_bits(
+    floating: bytes,
+    train: AnySplit,
+    test: AnySplit,
+    config: BitsConfig | None = None,
+    *,
+    store: StageStore,
+    told: Callable[[str], None] = lambda line: None,
+) -> BitsResult:
+    """The test accuracy of the float flatbuffer `floating` with fewer and fewer bits, each way on its own.
+
+    train: its first config.calibration_steps examples give the ranges of activations. store: keeps each way, so that a
+    run that was killed goes on. told: is given a line after each.
+    Raises InputError on a model that is not float, data without class labels, and a pattern in config.keep that fits no
+    layer.
+    """
+    from tfq.conversion import input_specs
+
+    config = config or BitsConfig()
+    if flatbuffer.audit_model(floating).scheme != "float32":
+        raise InputError("bits: wanted a float32 .tflite, whose numbers can be given fewer bits")
+    labels = labels_of(test, "bits")
+    right = classes_of(floating, test) == labels
+    samples = representative_samples(train, input_specs(floating), config.calibration_steps).samples
+    observations = observe(floating, samples, total=len(samples))
+    basis = {
+        "model": artifacts.sha256(floating),
+        "samples": list(observations.data_sha256),
+        "test": test.sha256(),
+        "keep": list(config.keep),
+    }
+    ways, every = [], list(_ways(config))
+    for number, (weight_bits, activation_bits, grid) in enumerate(every, 1):
+
+        def make(directory: Path, asked: tuple[int, int, str] = (weight_bits, activation_bits, grid)) -> dict[str, Any]:
+            content = with_few_bits(
+                floating,
+                observations,
+                weight_bits=asked[0],
+                activation_bits=asked[1],
+                grid=asked[2],
+                keep=config.keep,
+            )
+            return {"right": np.packbits(classes_of(content, test) == labels).tolist()}
+
+        inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
+        name = f"bits: {grid} {weight_bits} {activation_bits}"
+        packed = store.run(name, inputs, make).details["right"]
+        found = np.unpackbits(np.array(packed, np.uint8))[: labels.size].astype(bool)
+        way = FewBits(
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            grid=grid,
+            runs_as=_runs_as(weight_bits, activation_bits, grid),
+            accuracy=float(found.mean()),
+            against_float=paired_difference(found, right),
+        )
+        ways.append(way)
+        told(f"[{number}/{len(every)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")
+    return BitsResult(ways=tuple(ways), float_accuracy=float(right.mean()), num_examples=labels.size)
+
+
+def _ways(config: BitsConfig) -> Iterator[tuple[int, int, str]]:
+    """(weight bits, activation bits, grid)."""
+    for grid in config.grids:
+        for bits in config.weight_bits:
+            # Of one bit all grids but kmeans are one.
+            if bits > 1 or grid in ("kmeans", config.grids[0]):
+                yield bits, FLOAT_BITS, grid
+    for bits in config.activation_bits:
+        yield FLOAT_BITS, bits, config.grids[0]
+    for bits in config.weight_bits:
+        if bits in config.activation_bits:
+            yield bits, bits, config.grids[0]
+    for bits in config.weight_bits:
+        if bits < 8 <= max(config.activation_bits, default=0):
+            yield bits, 8, config.grids[0]
+
+
+def _runs_as(weight_bits: int, activation_bits: int, grid: str) -> str:
+    """What TFLite runs of it."""
+    if grid == "uniform" and activation_bits == FLOAT_BITS and weight_bits == 8:
+        return "--scheme=weight_only_int8"
+    if activation_bits == 8 and grid == "uniform":
+        return {8: "--scheme=int8", 4: "--int4_layers"}.get(weight_bits, SIMULATED)
+    return SIMULATED
+
+
+def _bits(count: int) -> str:
+    return "float" if count == FLOAT_BITS else str(count)
