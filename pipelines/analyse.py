@@ -6,12 +6,12 @@
 
 A line a layer: signal to error of what it gives, beside what rounding alone would leave; the largest error in steps;
 what its range cuts off and how much of it is used; channels that never leave one code. "alone" is the signal to error
-of the model's outputs with this layer alone quantized.
+of the model's outputs with this layer alone quantized. With --out it writes analyse.json, and analyse.html with plots.
 """
 
 from collections.abc import Sequence
 
-from tfq import analysis, artifacts, flags, scripts, stages
+from tfq import analysis, artifacts, flags, report, scripts, stages
 from tfq.errors import InputError
 
 
@@ -24,6 +24,8 @@ def main(invocation: flags.Invocation) -> None:
     split = stages.load_split(config.data, "test", limit=config.analysis.limit)
     found = analysis.analyse(content, floating, split, config.analysis)
     record = scripts.record(invocation, "analyse", **found.to_dict())
+    if config.out:
+        artifacts.write_text(scripts.out_dir(invocation) / "analyse.html", report.analysis_page(record))
     scripts.finish(invocation, record, found.to_text())
 
 

@@ -16,6 +16,7 @@ from tfq.analysis.findings import find
 from tfq.calibration import calibrate
 from tfq.config import AnalysisConfig
 from tfq.errors import InputError
+from tfq.report import analysis_page
 
 IMAGES = np.concatenate([sample["image"] for sample in SAMPLES])
 
@@ -192,6 +193,35 @@ def test_ranges_of_other_data_are_found():
     # The int8 flatbuffer was calibrated with digits; these are noise, and five times as large.
     kinds = [each.kind for each in analysis.analyse(QUANTIZED, FLOATING, IMAGES * 5).findings]
     assert kinds[0] == "ranges_too_narrow" and "saturated_channels" not in kinds
+
+
+def test_histograms_count_every_value_and_have_the_range_of_the_codes():
+    samples = [{"image": image[None]} for image in IMAGES[:16]]
+    found = {each.layer: each for each in analysis.layer_histograms(QUANTIZED, FLOATING, samples)}
+    graph = flatbuffer.read(QUANTIZED).main_subgraph
+    conv = found["conv2"].activations
+    tensor = graph.tensors[output_of(QUANTIZED, "conv2")]
+    assert sum(conv.counts) == 16 * np.prod(tensor.shape)
+    scale, zero_point = tensor.scale[0], tensor.zero_point[0]
+    assert conv.range == pytest.approx(((-128 - zero_point) * scale, (127 - zero_point) * scale))
+    weights = found["conv2"].weights
+    (op,) = (op for op in graph.ops if op.keras_layer == "conv2")
+    codes = graph.tensors[op.inputs[1]]
+    assert sum(weights.counts) == np.prod(codes.shape)
+    assert weights.range[1] == pytest.approx(127 * max(codes.scale))
+    assert weights.range[0] * 1.001 <= weights.low < weights.high <= weights.range[1] * 1.001
+    assert found["pool"].weights is None
+
+
+def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
+    found = analysis.analyse(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
+    found["layers"][0]["layer"] = found["histograms"][0]["layer"] = "<script>alert(1)</script>"
+    page = analysis_page({**found, "config": {"model": "<b>.tflite"}})
+    with_weights = sum(each["weights"] is not None for each in found["histograms"])
+    assert page.count("<svg") == 2 + len(found["histograms"]) + with_weights
+    assert "<script>alert" not in page and "<b>.tflite" not in page and "Sensitivity" in page
+    bare = analysis_page({**found, "histograms": [], "sensitivity": []})
+    assert bare.count("<svg") == 1
 
 
 def test_the_record_is_json_and_the_table_has_a_line_a_layer():

@@ -3,6 +3,7 @@
 
 from tfq.analysis.analyse import Analysis, analyse
 from tfq.analysis.findings import Finding
+from tfq.analysis.histograms import Bars, LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
 from tfq.analysis.low_bits import FLOAT_BITS, with_few_bits
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity, quantized_alone
@@ -12,13 +13,16 @@ __all__ = [
     "FLOAT_BITS",
     "GRIDS",
     "Analysis",
+    "Bars",
     "Finding",
     "Join",
     "LayerError",
+    "LayerHistogram",
     "LayerSensitivity",
     "analyse",
     "joins",
     "layer_errors",
+    "layer_histograms",
     "layer_sensitivity",
     "quantized_alone",
     "with_few_bits",

@@ -9,6 +9,7 @@ from typing import Any
 
 from tfq import flatbuffer
 from tfq.analysis.findings import Finding, find
+from tfq.analysis.histograms import LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity
 from tfq.calibration import calibrate
@@ -26,7 +27,8 @@ class Analysis:
     """Why an int8 flatbuffer differs from its float one.
 
     layers, joins: in the order of the ops. sensitivity: the most sensitive first; empty where it was not measured.
-    findings: in plain words. num_samples: of the data.
+    histograms: one for each of layers; empty where they were not asked for. findings: in plain words. num_samples: of
+    the data.
     """
 
     layers: tuple[LayerError, ...]
@@ -34,6 +36,7 @@ class Analysis:
     sensitivity: tuple[LayerSensitivity, ...]
     findings: tuple[Finding, ...]
     num_samples: int
+    histograms: tuple[LayerHistogram, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -42,6 +45,7 @@ class Analysis:
             "layers": [each.to_dict() for each in self.layers],
             "joins": [{**asdict(each), "ratio": each.ratio} for each in self.joins],
             "sensitivity": [each.to_dict() for each in self.sensitivity],
+            "histograms": [each.to_dict() for each in self.histograms],
             "findings": [asdict(each) for each in self.findings],
         }
 
@@ -72,7 +76,7 @@ def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
 
     data: what a representative dataset may be, real values; its first config.limit samples.
     config.sensitivity: measure as well what each layer, quantized alone, does to the outputs; a run of the float
-        flatbuffer for each layer.
+        flatbuffer for each layer. config.histograms: keep the values' distribution as well.
     Raises InputError on flatbuffers that do not belong together, on an int8 one that has no codes, and on data that do
     not fit.
     """
@@ -95,6 +99,7 @@ def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
         sensitivity=sensitivity,
         findings=tuple(find(layers, joined, _sources(quantized))),
         num_samples=len(samples),
+        histograms=layer_histograms(quantized, floating, samples) if config.histograms else (),
     )
 
 

@@ -13,6 +13,7 @@ class AnalysisConfig(Config):
     reference: str = setting("", "float .tflite that --model was made of")
     limit: int = setting(64, "examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "measure as well what each layer, quantized alone, does to the outputs")
+    histograms: bool = setting(True, "keep how the values of each layer and its weights are spread, for the page")
 
 
 GRIDS = ("uniform", "zero_aware", "power_of_two", "logarithmic", "kmeans")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What values a layer gives and weighs with, beside the range that its codes span: for the eye."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import flatbuffer
+from tfq.calibration import observe
+from tfq.calibration.activations import Sample
+from tfq.calibration.beside import Beside
+from tfq.calibration.repair.weighted import weighted_ops
+
+_BARS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Counts of values in `len(counts)` bars of one width from low to high. range: what the codes span, in real units.
+
+    Of weights with a scale for each channel, the range is the widest channel's.
+    """
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    range: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerHistogram:
+    """What a layer gives on the samples, and its weights in the float flatbuffer; None where it has none."""
+
+    layer: str
+    op: str
+    activations: Bars
+    weights: Bars | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[LayerHistogram, ...]:
+    """One for each activation that both flatbuffers have, as `layer_errors` has them, of the same arguments."""
+    pair = Beside(floating, quantized)
+    seen = observe(floating, samples, total=len(samples)).tensors
+    float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
+    weights = {each.output: each for each in weighted_ops(flatbuffer.unpack(floating), pair.floating)}
+    producers = {output: op for op in graph.ops for output in op.outputs}
+    found = []
+    for index, of_float in pair.of_float.items():
+        tensor, op = graph.tensors[index], producers[index]
+        observed, weighted = seen[float_graph.index, of_float], weights.get(of_float)
+        bins = observed.bins()
+        scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()
+        found.append(
+            LayerHistogram(
+                layer=op.keras_layer or tensor.name,
+                op=op.name,
+                activations=_bars(bins.middle, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
+                weights=None
+                if weighted is None or not scale_of_weights
+                else _bars_of(weighted.weights, 127 * max(scale_of_weights)),
+            )
+        )
+    return tuple(found)
+
+
+def _span(tensor: flatbuffer.Tensor) -> tuple[float, float]:
+    limits = np.iinfo(tensor.dtype)
+    scale, zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
+    return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale
+
+
+def _bars_of(weights: NDArray, end: float) -> Bars:
+    values = weights.reshape(-1).astype(np.float64)
+    return _bars(values, np.ones(values.size, np.int64), (float(values.min()), float(values.max())), (-end, end))
+
+
+def _bars(values: NDArray, counts: NDArray, ends: tuple[float, float], span: tuple[float, float]) -> Bars:
+    low, high = ends if ends[1] > ends[0] else (ends[0] - 0.5, ends[0] + 0.5)
+    found, _ = np.histogram(np.clip(values, low, high), _BARS, (low, high), weights=counts)
+    return Bars(low=low, high=high, counts=tuple(map(int, found)), range=span)
