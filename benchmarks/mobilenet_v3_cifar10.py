@@ -88,7 +88,7 @@ class Benchmark:
         config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), most_float_layers=0)
         splits = (self.splits[split] for split in ("train", "val", "test"))
         asked = tfq.ConversionConfig(calibration_steps=CALIBRATION_EXAMPLES)
-        store = StageStore(self.out / "search")
+        store = StageStore(make_out_dir(self.out / "search"))
         found = tfq.find_int8(floating, *splits, config, conversion=asked, store=store, told=print)
         return found.content, {"chosen": found.chosen.name, "against_float": found.test_against_float.to_dict()}
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Float bytes and data -> integer bytes: repair, calibrate, quantize, repair."""
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,11 @@ class Conversion:
 def quantize_after_training(
     model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None
 ) -> Conversion:
-    """The float flatbuffer `model` in integers, as config says. known: ranges that calibration does not touch."""
+    """The float flatbuffer `model` in integers, as config says.
+
+    known: ranges that were trained, which calibration does not touch; what they leave open gets all that is seen
+    (min_max), as fake quantization itself has it.
+    """
     check_settings(config, trained=known is not None)
     needs_samples = not config.calibration.ranges or bool(config.repair or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
@@ -47,7 +52,8 @@ def quantize_after_training(
     if "absorb" in config.repair:
         absorbed = repair.absorb_biases(model, samples)
         model, repairs["absorb"] = absorbed.model, absorbed.to_dict()
-    ranges = calibration.calibrate(model, samples, config.calibration)
+    asked = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
+    ranges = calibration.calibrate(model, samples, asked)
     _warn_of_outliers(ranges)
     values = {**ranges.values, **with_same_scales(model, known or {})}
     if config.backend == "litert":
