@@ -7,7 +7,8 @@ from stock_calibrator import stock_ranges
 
 import tfq
 from tfq import calibration, flatbuffer
-from tfq.conversion import input_specs, trace
+from tfq.conversion import trace
+from tfq.data import input_specs
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 from tfq.runners import LocalRunner, RunRequest
 

@@ -14,7 +14,7 @@ from tfq.analysis.layers import Join, LayerError, joins, layer_errors
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity
 from tfq.calibration import calibrate
 from tfq.config import AnalysisConfig
-from tfq.data import InputSpec, representative_samples
+from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.text_table import aligned
 
@@ -81,14 +81,9 @@ def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
     not fit.
     """
     config = config or AnalysisConfig()
-    parsed = flatbuffer.read(floating)
     if flatbuffer.audit_model(floating).scheme != "float32":
         raise InputError("--reference: wanted the float32 .tflite that the int8 one was made of")
-    specs = [
-        InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=tensor.dtype)
-        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
-    ]
-    samples = representative_samples(data, specs, config.limit).samples
+    samples = representative_samples(data, input_specs(floating), config.limit).samples
     layers, joined = layer_errors(quantized, floating, samples), joins(quantized, floating, samples)
     sensitivity: tuple[LayerSensitivity, ...] = ()
     if config.sensitivity:

@@ -4,7 +4,7 @@
 from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.parity.compare import qat_parity
 from tfq.conversion.parity.record import QATParity
-from tfq.conversion.post_training import Conversion, input_specs
+from tfq.conversion.post_training import Conversion
 from tfq.conversion.targeting import ops_without_range
 from tfq.conversion.tracing import Trace, input_structure, trace
 
@@ -14,7 +14,6 @@ __all__ = [
     "Trace",
     "convert_model",
     "convert_with_record",
-    "input_specs",
     "input_structure",
     "ops_without_range",
     "qat_parity",

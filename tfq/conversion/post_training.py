@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from tfq import calibration, flatbuffer
@@ -18,7 +17,7 @@ from tfq.conversion.int8_forms import with_kernels_of_int8
 from tfq.conversion.litert import quantize_by_litert
 from tfq.conversion.mixed import check_mixed
 from tfq.conversion.quantize import quantize_flatbuffer
-from tfq.data import InputSpec, representative_samples
+from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
 
 
@@ -82,16 +81,6 @@ def check_settings(config: ConversionConfig, *, trained: bool) -> None:
             raise InputError(f"{asked}: the model is quantization-aware trained, and this would undo it: leave it out")
         if config.scheme != "int8":
             raise InputError(f"{asked} with scheme={config.scheme}: this is for int8: leave it out, or convert to int8")
-
-
-def input_specs(model: bytes) -> list[InputSpec]:
-    """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
-    parsed = flatbuffer.read(model)
-    return [
-        # -1 where the flatbuffer leaves a dimension open.
-        InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=np.dtype(tensor.dtype))
-        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
-    ]
 
 
 def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:

@@ -7,7 +7,13 @@ from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.fingerprint import source_fingerprint
 from tfq.data.given import as_split
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
-from tfq.data.representative import InputSpec, RepresentativeSamples, SampleDigest, representative_samples
+from tfq.data.representative import (
+    InputSpec,
+    RepresentativeSamples,
+    SampleDigest,
+    input_specs,
+    representative_samples,
+)
 from tfq.data.sources import SOURCES, SPLITS, load_calibration_split, load_split
 from tfq.data.split import MissingSplitError, Split
 from tfq.data.stream import AnySplit, SplitStream
@@ -28,6 +34,7 @@ __all__ = [
     "count_classes",
     "diagnose",
     "example_shape",
+    "input_specs",
     "load_calibration_split",
     "load_split",
     "preprocess",

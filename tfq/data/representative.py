@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from tfq import flatbuffer
 from tfq.data.binding import bind_inputs, shape_fits
 from tfq.data.noise import FEWEST_EXAMPLES, MOST_VALUES, judge_noise
 from tfq.data.representative_forms import elements_of
@@ -47,6 +48,16 @@ class SampleDigest:
     def hexdigest(self) -> str:
         """Of all samples so far."""
         return self._digest.hexdigest()
+
+
+def input_specs(model: bytes) -> list[InputSpec]:
+    """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
+    parsed = flatbuffer.read(model)
+    return [
+        # -1 where the flatbuffer leaves a dimension open.
+        InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=np.dtype(tensor.dtype))
+        for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

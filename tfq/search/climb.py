@@ -13,7 +13,7 @@ from tfq import artifacts, flatbuffer
 from tfq.analysis import layer_sensitivity
 from tfq.calibration import calibrate
 from tfq.config import BenchmarkConfig, ConversionConfig, SearchConfig
-from tfq.data import AnySplit, representative_samples
+from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.evaluation import benchmark_models
 from tfq.recipe.store import StageStore
@@ -183,8 +183,6 @@ class _Climb:
         """Layers with weights, the most sensitive first."""
 
         def make(directory: Path) -> dict[str, Any]:
-            from tfq.conversion import input_specs
-
             count = self._config.sensitivity_examples
             samples = representative_samples(self._train, input_specs(self._floating), count).samples
             found = layer_sensitivity(self._floating, calibrate(self._floating, samples), samples)

@@ -12,7 +12,7 @@ from tfq import artifacts, flatbuffer
 from tfq.analysis import FLOAT_BITS, with_few_bits
 from tfq.calibration import observe
 from tfq.config import BitsConfig
-from tfq.data import AnySplit, representative_samples
+from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.recipe.store import StageStore
 from tfq.search.answers import classes_of, labels_of
@@ -95,8 +95,6 @@ def accuracy_by_bits(
     Raises InputError on a model that is not float, data without class labels, and a pattern in config.keep that fits no
     layer.
     """
-    from tfq.conversion import input_specs
-
     config = config or BitsConfig()
     if flatbuffer.audit_model(floating).scheme != "float32":
         raise InputError("bits: wanted a float32 .tflite, whose numbers can be given fewer bits")
