@@ -11,7 +11,7 @@ from small_models import fit_for, noise, small_model
 from tfq.compression import qat_model, tfmot_private, untrained_qat_model
 from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.floors import widen_ranges
-from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges
+from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges, without_far_examples
 from tfq.config import ConversionConfig, EvaluationConfig, QATConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
@@ -126,7 +126,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
         (debiased,) = [
             each.quantizer for each in tfmot_private.activation_quantizers(quantized) if each.ranges[0] is pair
         ]
-        for n, top in enumerate([10.0, 20.0, 5.0, 40.0], start=seen):
+        for n, top in enumerate([10.0, 15.0, 5.0, 12.0], start=seen):
             debiased(tf.constant([-1.0, top]), True, pair)
             decay = 0.0 if n == 0 else (1 + n) / (10 + n)
             average = decay * average + (1 - decay) * top
@@ -136,6 +136,39 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
         assert float(pair["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
     after = tfmot_private.activation_quantizers(quantized)
     assert [each.quantizer for each in after] == [each.quantizer for each in places]
+
+
+@pytest.mark.parametrize(
+    ("far", "known", "wanted"),
+    [
+        (1, True, 5.0),  # one of eight, which may go as far beyond 2 as the range of 3 is wide
+        (2, True, 5.0),
+        (3, True, 700.0),  # too many to be exceptions: the model has changed
+        (1, False, 700.0),
+    ],
+)
+def test_single_examples_that_go_far_beyond_the_range_count_as_if_they_did_not(far, known, wanted):
+    import tensorflow as tf
+
+    batch = np.full((8, 3, 2), 1.5, np.float32)
+    batch[:far, 1, 0] = 700
+    batch[:far, 2, 1] = -700
+    found = np.asarray(
+        without_far_examples(tf.constant(batch), tf.constant(-1.0), tf.constant(2.0), tf.constant(known))
+    )
+    assert found.max() == wanted and found.min() == (-4.0 if wanted == 5.0 else -700)
+    np.testing.assert_array_equal(found[far:], batch[far:])
+
+
+def test_calibration_leaves_out_an_example_that_goes_far_beyond_the_others():
+    model, x = small_model(), images(200)
+    usual = ranges_of(untrained_qat_model(model, x, QATConfig(calibration_steps=200)))
+    wrong = x.copy()
+    wrong[17] *= 500
+    found = ranges_of(untrained_qat_model(model, wrong, QATConfig(calibration_steps=200)))
+    assert found["quant_sum"][-1][1] == pytest.approx(usual["quant_sum"][-1][1], rel=0.2)
+    few = ranges_of(untrained_qat_model(model, wrong, QATConfig(calibration_steps=50)))
+    assert few["quant_sum"][-1][1] > 20 * usual["quant_sum"][-1][1]
 
 
 def test_both_ranges_of_one_quantizer_start_at_the_first_batch():

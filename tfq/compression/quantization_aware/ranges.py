@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tfq.calibration.reach import Reach, without_outliers
 from tfq.compression import tfmot_private
 from tfq.compression.examples import batches_of
 from tfq.compression.quantization_aware.shared_ranges import shared_ranges, unite_ranges
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
+
+# Of a batch, the share of examples beyond which they are no exceptions.
+_MOST_FAR = 0.25
 
 
 def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
@@ -19,8 +24,9 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
 
     calibration: inputs in the model's real units: a Split or SplitStream, an array, a dict of arrays by input name, or
         what else `tfq.data.as_split` takes. steps: examples of it that are used, at least 1.
-    Activations: minimum and maximum over all examples, of the model without any rounding in inference mode, as
-    post-training quantization has them; zero is within; one for tensors that have one scale in the flatbuffer.
+    Activations: minimum and maximum over all examples, of the model without any rounding in inference mode, but for
+    examples that reach far beyond all others, as post-training quantization leaves them out; zero is within; one for
+    tensors that have one scale in the flatbuffer.
     Weights: by their own quantizer.
     """
     batches = 0
@@ -32,13 +38,15 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
         # A quantizer behind an activation that another layer has taken over is never called: its range is not used.
         if (found := observed.get(id(variables["min_var"]))) is None:
             continue
-        low, high = min(0.0, *(low for low, _ in found)), max(0.0, *(high for _, high in found))
-        if not np.isfinite([low, high]).all():
+        ends = np.concatenate(found)
+        if not np.isfinite(ends).all():
             raise TfqError(
-                f"qat: the activations of {name!r} on the calibration data are not finite ({low:g} to {high:g}): look "
-                "at the scale of the data, and at the weights of the model"
+                f"qat: the activations of {name!r} on the calibration data are not finite ({ends[:, 0].min():g} to "
+                f"{ends[:, 1].max():g}): look at the scale of the data, and at the weights of the model"
             )
-        tfmot_private.assign_ends(variables, low, high)
+        down, up = (Reach((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1]))
+        low, high, _ = without_outliers(down, up, len(ends))
+        tfmot_private.assign_ends(variables, min(0.0, low), max(0.0, high))
     unite_ranges(model)
     measure_weights(model)
     return batches
@@ -54,9 +62,9 @@ def measure_weights(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _observed(model: Any) -> Iterator[dict[int, list[tuple[float, float]]]]:
-    """Within, eager calls leave activations as they are: id(min_var) -> their (minimum, maximum) of each call."""
-    found: dict[int, list[tuple[float, float]]] = {}
+def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
+    """Within, eager calls leave activations as they are: id(min_var) -> of each call, (minimum, maximum) by example."""
+    found: dict[int, list[NDArray]] = {}
     base: Any = import_tfmot().quantization.keras.quantizers.Quantizer
 
     class Observer(base):
@@ -68,7 +76,9 @@ def _observed(model: Any) -> Iterator[dict[int, list[tuple[float, float]]]]:
 
         def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
             values = inputs.numpy()
-            found.setdefault(id(weights["min_var"]), []).append((float(values.min()), float(values.max())))
+            values = values.reshape(len(values), -1)
+            ends = np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
+            found.setdefault(id(weights["min_var"]), []).append(ends)
             return inputs
 
     with _replaced(tfmot_private.activation_quantizers(model), lambda quantizer: Observer()):
@@ -81,7 +91,9 @@ def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
 
     tfmot starts them at [-6, 6] with a fixed decay of 0.999: after 300 steps three quarters of that guess still
     stand. Here the decay of the call after n is min(0.999, (1 + n) / (10 + n)), the rule of
-    tf.train.ExponentialMovingAverage(num_updates), and 0 where n is 0. After, tfmot's own quantizers are back.
+    tf.train.ExponentialMovingAverage(num_updates), and 0 where n is 0. Examples that go farther beyond the range than
+    that is wide count as if they did not, unless they are more than a quarter of the batch: a single one can be
+    hundreds of times as large as all others. After, tfmot's own quantizers are back.
     Tensors that have one scale in the flatbuffer are rounded to the one range that holds the averages of each.
     seen: n to begin with: as many batches as the ranges come from, 0 where they are to be forgotten.
     Gives a function that says how many training steps there have been.
@@ -122,6 +134,7 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
             if training and own in counts:
                 n = tf.cast(counts[own].assign_add(1) - 1, tf.float32)
                 decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
+                inputs = without_far_examples(inputs, weights["min_var"], weights["max_var"], n > 0)
                 rounded = moving_average_quantize(self, inputs, weights, decay)
             else:
                 rounded = super().__call__(inputs, training, weights, **kwargs)
@@ -131,6 +144,22 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
             return tfmot_private.fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
 
     return Sharing(**quantizer.get_config())
+
+
+def without_far_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
+    """`inputs` (n, ...), cut off where single examples go farther beyond the range than it is wide.
+
+    low, high: ends of the range, scalar tensors. known: whether that range is one yet. What is rounded to a range that
+    comes of this one, and its gradient, are the same: it ends before.
+    """
+    import tensorflow as tf
+
+    room = high - low
+    flat = tf.reshape(inputs, [tf.shape(inputs)[0], -1])
+    far = (tf.reduce_max(flat, axis=1) > high + room) | (tf.reduce_min(flat, axis=1) < low - room)
+    few = known & (tf.reduce_mean(tf.cast(far, tf.float32)) <= _MOST_FAR)
+    limit = tf.where(few, room, tf.float32.max)
+    return tf.clip_by_value(inputs, low - limit, high + limit)
 
 
 @contextlib.contextmanager
