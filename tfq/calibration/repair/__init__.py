@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes an int8 flatbuffer better without training: before quantization (equalize, absorb), and after it."""
 
-from tfq.calibration.repair.absorption import AbsorbedPair, Absorption, absorb_biases
+from tfq.calibration.repair.absorption import AbsorbedPair, absorb_biases
 from tfq.calibration.repair.bias import BiasCorrection, correct_biases
-from tfq.calibration.repair.equalization import Equalization, EqualizedPair, equalize
+from tfq.calibration.repair.equalization import EqualizedPair, equalize
+from tfq.calibration.repair.pairs import PairRepair
 from tfq.calibration.repair.rounding import Rounding, narrow_to_int4, optimise_rounding
 
 __all__ = [
     "AbsorbedPair",
-    "Absorption",
     "BiasCorrection",
-    "Equalization",
     "EqualizedPair",
+    "PairRepair",
     "Rounding",
     "absorb_biases",
     "correct_biases",

@@ -7,8 +7,8 @@ Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization a
 there c is read off BatchNormalization, which a flatbuffer no longer has: here off the data.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tfq import flatbuffer
 from tfq.calibration.activations import Sample, look_at_each
-from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, partners
+from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, PairRepair, partners
 from tfq.calibration.repair.same_function import check_same_function
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
 from tfq.errors import InputError
@@ -42,30 +42,7 @@ class AbsorbedPair:
     width_after: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Absorption:
-    """model: the flatbuffer, of the same function. skipped: {layer: why nothing was taken off it}.
-
-    difference: the largest of any output from what it was, as a share of the largest output, over num_samples.
-    """
-
-    model: bytes
-    pairs: tuple[AbsorbedPair, ...]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    difference: float
-    num_samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the flatbuffer."""
-        return {
-            "difference": self.difference,
-            "num_samples": self.num_samples,
-            "pairs": [asdict(pair) for pair in self.pairs],
-            "skipped": dict(self.skipped),
-        }
-
-
-def absorb_biases(model: bytes, samples: Sequence[Sample]) -> Absorption:
+def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairRepair:
     """The float flatbuffer `model` with constants moved from layers to the biases of those that read them.
 
     samples: of the representative dataset, by input name. A pair is a layer with a bias, its only reader behind ops
@@ -99,7 +76,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> Absorption:
         )
     content = flatbuffer.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "absorbing biases", _SAME)
-    return Absorption(model=content, pairs=tuple(told), skipped=skipped, difference=difference, num_samples=tried)
+    return PairRepair(model=content, pairs=tuple(told), skipped=skipped, difference=difference, num_samples=tried)
 
 
 def _why_not(first: Weighted, second: Weighted | None) -> str:

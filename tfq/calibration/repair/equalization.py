@@ -11,7 +11,7 @@ the next layer gives. It costs at most half a bit of evenness.
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tfq import flatbuffer
 from tfq.calibration.activations import Sample, look_at_each
-from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, partners
+from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
 from tfq.calibration.repair.same_function import check_same_function
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
 
@@ -43,30 +43,6 @@ class EqualizedPair:
     channels: int
     lowest_factor: float
     highest_factor: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Equalization:
-    """model: the flatbuffer with equalized channels, of the same function. skipped: {layer: why it has no partner}.
-
-    difference: the largest of any output from what it was, as a share of the largest output; over num_samples samples
-    of the data, or random ones where there were none.
-    """
-
-    model: bytes
-    pairs: tuple[EqualizedPair, ...]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    difference: float
-    num_samples: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the flatbuffer."""
-        return {
-            "difference": self.difference,
-            "num_samples": self.num_samples,
-            "pairs": [asdict(pair) for pair in self.pairs],
-            "skipped": dict(self.skipped),
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +78,7 @@ class ChannelPair:
             self.largest[:] /= factors
 
 
-def equalize(model: bytes, samples: Sequence[Sample] = ()) -> Equalization:
+def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairRepair:
     """The float flatbuffer `model` with the channels between pairs of its layers equalized.
 
     A pair is a layer with weights, its only reader behind ops that commute with a positive factor, and that reader's
@@ -139,7 +115,7 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> Equalization:
     )
     content = flatbuffer.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "equalization", _SAME)
-    return Equalization(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
+    return PairRepair(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
 
 
 def _largest(model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:

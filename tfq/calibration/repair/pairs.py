@@ -2,6 +2,7 @@
 """Two layers of which one alone reads what the other gives, channel by channel."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tfq import flatbuffer
@@ -9,6 +10,30 @@ from tfq.calibration.repair.weighted import Weighted, weighted_ops
 
 # Fused activations, by their numbers in the schema.
 NO_ACTIVATION, RELU, RELU6 = 0, 1, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairRepair:
+    """A float flatbuffer of which pairs of layers were changed. model: of the same function as before.
+
+    pairs: what was done to each, a dataclass. skipped: {layer: why nothing was}. difference: the largest of any output
+    from what it was, as a share of the largest output; over num_samples samples.
+    """
+
+    model: bytes
+    pairs: tuple[Any, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    difference: float
+    num_samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the flatbuffer."""
+        return {
+            "difference": self.difference,
+            "num_samples": self.num_samples,
+            "pairs": [asdict(pair) for pair in self.pairs],
+            "skipped": dict(self.skipped),
+        }
 
 
 def partners(
