@@ -99,5 +99,6 @@ def _bars(title: str, bars: Mapping[str, Any]) -> str:
     axes.bar(starts, bars["counts"], width=width, align="edge", color=colour_of(0))
     axes.set_yscale("symlog")
     axes.set_yticks([])
+    axes.set_yticks([], minor=True)
     axes.set_title(title, fontsize=9, loc="left")
     return svg_of(figure, escape(title, quote=True))

@@ -33,7 +33,7 @@ def bits_page(record: Mapping[str, Any]) -> str:
 def _plots(record: Mapping[str, Any]) -> list[str]:
     curves = {
         "Weights, activations in float": [way for way in record["ways"] if way["activation_bits"] == FLOAT_BITS],
-        "Activations": [way for way in record["ways"] if way["activation_bits"] != FLOAT_BITS],
+        "Activations, and weights beside them": [way for way in record["ways"] if way["activation_bits"] != FLOAT_BITS],
     }
     try:
         with style():
@@ -53,11 +53,11 @@ def _drawn(title: str, ways: Sequence[Mapping[str, Any]], float_accuracy: float)
         if activations == FLOAT_BITS:
             name, bits = way["grid"], weights
         elif weights == FLOAT_BITS:
-            name, bits = "weights in float", activations
+            name, bits = "activations alone", activations
         elif weights == activations:
-            name, bits = "weights as well", activations
+            name, bits = "both", activations
         else:
-            name, bits = "8-bit activations, weights of", weights
+            name, bits = "weights, 8-bit activations", weights
         series.setdefault(name, []).append((bits, 100 * way["accuracy"]))
     if not series:
         return ""
@@ -77,7 +77,7 @@ def _drawn(title: str, ways: Sequence[Mapping[str, Any]], float_accuracy: float)
     axes.grid(True)
     axes.set_xlabel("bits")
     axes.set_ylabel("accuracy, %")
-    figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4, columnspacing=1.0)
+    figure.legend(loc="outside upper left", ncols=3 if len(series) > 3 else 2, handletextpad=0.4, columnspacing=1.0)
     return svg_of(figure, title)
 
 
