@@ -96,6 +96,11 @@ class QATConfig(Config):
     calibration_steps: int = setting(
         200, "training examples whose ranges the activations start with; 0 starts with the first batch's", minimum=0
     )
+    ranges: str = setting(
+        "averaged",
+        "where activations are clipped: by moving averages of what is seen, or learned with the weights",
+        choices=("averaged", "learned"),
+    )
     freeze_batch_norm_step: int = setting(
         -1,
         "training step that freezes the statistics of BatchNormalization; -1 is nine tenths of the training",

@@ -13,6 +13,7 @@ from tfq.compression.quantization_aware import annotate
 from tfq.compression.quantization_aware.batch_norm import frozen_from_step
 from tfq.compression.quantization_aware.floors import widen_ranges
 from tfq.compression.quantization_aware.grids import round_to_flatbuffer
+from tfq.compression.quantization_aware.learned_ranges import learned_ranges
 from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges, measure_weights
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
@@ -32,6 +33,7 @@ def qat_model(
         ranges start at those of its first config.calibration_steps examples, so that training begins with the
         model that post-training quantization gives. None, or 0 steps: they start at the first batch's.
     config.preserve_sparsity: where the model has zeros in its kernels, they stay zero.
+    config.ranges: learned ones are trained with the weights, from those of the calibration data on.
     config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
         itself without one. Neither is in the result.
@@ -43,14 +45,19 @@ def qat_model(
     config = config or QATConfig()
     if teacher is not None and not config.distillation.enabled:
         raise InputError(f"qat: {UNUSED_TEACHER}")
+    if config.ranges == "learned" and (calibration is None or not config.calibration_steps):
+        raise InputError("qat: ranges=learned begins with those of calibration data: give calibration, and its steps")
     start = _start(model, config, calibration)
     quantized = start.model
     with contextlib.ExitStack() as around:
         callbacks = around.enter_context(frozen_from_step(quantized, config.freeze_batch_norm_step))
-        steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
         trained = quantized
         if config.distillation.enabled:
             trained = around.enter_context(distilled(quantized, teacher or model, config.distillation))
+        if config.ranges == "learned":
+            steps_seen = around.enter_context(learned_ranges(quantized, trained))
+        else:
+            steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
         fit(trained, [*callbacks, keep_zeros(quantized)] if start.zeros else callbacks)
         if steps_seen() < 1:
             raise TfqError(

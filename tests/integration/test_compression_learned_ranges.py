@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges that are learned: by hand where the gradient comes from, and what stays of them."""
+
+import numpy as np
+import pytest
+from small_models import fit_briefly, fit_for, noise, small_model
+
+from tfq.compression import qat_model, tfmot_private, untrained_qat_model
+from tfq.compression.quantization_aware.learned_ranges import _with_gradient_of_step
+from tfq.config import DistillationConfig, QATConfig
+from tfq.conversion import convert_model, qat_parity
+from tfq.data import Split
+from tfq.errors import InputError
+
+LEARNED = QATConfig(ranges="learned")
+
+
+def ranges_of(model):
+    return {
+        (place.layer, number): (float(pair["min_var"].numpy()), float(pair["max_var"].numpy()))
+        for place in tfmot_private.activation_quantizers(model)
+        for number, pair in enumerate(place.ranges)
+    }
+
+
+def test_the_gradient_is_that_of_learned_step_sizes():
+    import tensorflow as tf
+
+    values = np.array([-3.0, -0.31, 0.0, 0.52, 1.9, 7.0], np.float32)
+    low, high = tf.Variable(-1.0), tf.Variable(2.0)
+    with tf.GradientTape() as tape:
+        rounded = _with_gradient_of_step(tf.constant(values), low, high, 15)
+        total = tf.reduce_sum(rounded)
+    step, below = 3 / 15, 5
+    codes = np.clip(np.rint(values / step), -below, 15 - below)
+    np.testing.assert_allclose(rounded, codes * step, rtol=1e-6)
+    inside = (values / step > -below) & (values / step < 15 - below)
+    to_step = np.where(inside, codes - values / step, codes).sum()
+    gradients = tape.gradient(total, [low, high])
+    np.testing.assert_allclose(np.array(gradients), np.array([-to_step, to_step]) / 15, rtol=1e-4)
+
+
+def test_ends_learn_and_are_all_that_stays():
+    model, data = small_model(), noise(small_model(), n=64)
+    before = ranges_of(untrained_qat_model(model, data, LEARNED))
+    trained_with = []
+
+    def fit(quantized, callbacks):
+        fit_for(3)(quantized, callbacks)
+        trained_with.extend(weight.name for weight in quantized.trainable_weights)
+
+    quantized = qat_model(model, fit, LEARNED, calibration=data)
+    assert sum("learned_range" in name for name in trained_with) >= 3
+    assert not any("learned_range" in weight.name for weight in quantized.weights)
+    after = ranges_of(quantized)
+    assert sum(after[key] != before[key] for key in before) >= 3
+    # By one factor: where zero lies among the codes stays.
+    low, high = after["quant_sum", len([key for key in after if key[0] == "quant_sum"]) - 1]
+    assert low <= 0 < high
+
+
+def test_the_flatbuffer_computes_what_was_trained():
+    model, data = small_model(), noise(small_model(), n=64)
+    quantized = qat_model(model, fit_for(2), LEARNED, calibration=data)
+    split = Split(name="test", inputs=data.inputs, labels=data.labels, source="arrays")
+    parity = qat_parity(quantized, convert_model(quantized), split)
+    assert parity.first_departure is None and parity.missed() == ()
+
+
+def test_a_range_that_is_far_too_wide_narrows_and_one_that_is_too_narrow_widens():
+    """Of an output that is to be what it is already: all that is left to learn is how to round."""
+    from tfq.keras_bridge import import_tf_keras
+
+    keras = import_tf_keras()
+    x = np.random.default_rng(0).normal(size=(256, 4)).astype(np.float32)
+    image = keras.Input((4,), name="x")
+    y = keras.layers.Dense(4, use_bias=False, name="same")(image)
+    model = keras.Model(image, keras.layers.Dense(4, use_bias=False, name="end")(y))
+    model.set_weights([np.eye(4, dtype=np.float32)] * 2)
+
+    def fit(quantized, callbacks):
+        for layer in quantized.layers:
+            for weight in layer.weights:
+                weight._trainable = False
+        quantized.compile(keras.optimizers.Adam(0.05), "mse")
+        quantized.fit(x, x, batch_size=64, epochs=20, verbose=0, callbacks=callbacks)
+
+    def end(spread):
+        found = ranges_of(qat_model(model, fit, LEARNED, calibration=x * spread))
+        return max(high for (layer, _), (_, high) in found.items() if layer == "quant_same")
+
+    largest = float(np.abs(x).max())
+    assert end(8.0) < 4 * largest
+    assert end(1 / 8) > largest / 4
+
+
+def test_with_distillation_they_are_learned_as_well():
+    model, data = small_model(), noise(small_model(), n=32)
+    config = QATConfig(ranges="learned", distillation=DistillationConfig(enabled=True))
+    before = ranges_of(untrained_qat_model(model, data, config))
+    after = ranges_of(qat_model(model, fit_for(2), config, calibration=data))
+    assert sum(after[key] != before[key] for key in before) >= 3
+
+
+def test_without_calibration_they_are_refused():
+    with pytest.raises(InputError, match="ranges=learned begins with those of calibration data"):
+        qat_model(small_model(), fit_briefly, LEARNED)
+    with pytest.raises(InputError, match="ranges=learned"):
+        qat_model(
+            small_model(),
+            fit_briefly,
+            QATConfig(ranges="learned", calibration_steps=0),
+            calibration=noise(small_model()),
+        )
