@@ -49,9 +49,9 @@ class HelpRequested(Exception):
 
 def settings_of(section: str | None) -> list[Setting]:
     """The flags of a script: common ones, its section's, and those beside it; `None` is `run`, which has all."""
-    if section is None:
-        return list(_walk(config.RunConfig, (), ()))
     every = list(_walk(config.RunConfig, (), ()))
+    if section is None:
+        return every
     common = [setting for setting in every if setting.path[0] in COMMON]
     beside = [setting for setting in every if setting.path[0] in BESIDE.get(section, ())]
     return common + list(_walk(field_types(config.RunConfig)[section], (section,), ())) + beside

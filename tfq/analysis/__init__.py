@@ -5,12 +5,11 @@ from tfq.analysis.analyse import Analysis, analyse
 from tfq.analysis.findings import Finding
 from tfq.analysis.histograms import Bars, LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
-from tfq.analysis.low_bits import FLOAT_BITS, with_few_bits
+from tfq.analysis.low_bits import with_few_bits
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity, quantized_alone
 from tfq.analysis.weight_grids import GRIDS
 
 __all__ = [
-    "FLOAT_BITS",
     "GRIDS",
     "Analysis",
     "Bars",

@@ -111,7 +111,7 @@ def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
 def _sources(quantized: bytes) -> dict[str, list[str]]:
     """Layer -> the layers whose outputs it reads, by the names of `layer_errors`."""
     graph = flatbuffer.read(quantized).main_subgraph
-    names = {output: op.keras_layer or graph.tensors[output].name for op in graph.ops for output in op.outputs}
+    names = graph.layers_by_output
     return {
         names[output]: [names[index] for index in op.inputs if index in names]
         for op in graph.ops

@@ -195,7 +195,7 @@ def joins(quantized: bytes, floating: bytes, samples: Iterable[Sample]) -> tuple
         for index, (low, high) in zip(wanted, found, strict=True):
             before = ends.get(index, (0.0, 0.0))
             ends[index] = min(before[0], low), max(before[1], high)
-    layers = {output: op.keras_layer or graph.tensors[output].name for op in graph.ops for output in op.outputs}
+    layers = graph.layers_by_output
     made = []
     for op in ops:
         inputs = [index for index in op.inputs if index in ends]
@@ -206,7 +206,7 @@ def joins(quantized: bytes, floating: bytes, samples: Iterable[Sample]) -> tuple
         names = _unique([layers[index] for index in inputs])
         made.append(
             Join(
-                layer=op.keras_layer or graph.tensors[op.outputs[0]].name,
+                layer=layers[op.outputs[0]],
                 op=op.name,
                 ranges={name: widths[index] for name, index in zip(names, inputs, strict=True)},
                 codes={

@@ -12,9 +12,8 @@ from tfq.analysis.weight_grids import on_grid
 from tfq.calibration import Observations
 from tfq.calibration.clipping import least_square_range
 from tfq.calibration.repair.weighted import weighted_ops
+from tfq.config import FLOAT_BITS
 from tfq.patterns import check_fits, fits
-
-FLOAT_BITS = 32
 
 
 def with_few_bits(
@@ -35,7 +34,7 @@ def with_few_bits(
     """
     parsed, edited = flatbuffer.read(floating), flatbuffer.unpack(floating)
     graph = parsed.main_subgraph
-    layers = {output: op.keras_layer or graph.tensors[output].name for op in graph.ops for output in op.outputs}
+    layers = graph.layers_by_output
     for pattern in keep:
         check_fits(f"keep: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()))
     if weight_bits < FLOAT_BITS:

@@ -82,6 +82,23 @@ def channel_means(
     return [total / len(answers) for total in sums], [np.stack(each) for each in zip(*answers, strict=True)]
 
 
+def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]) -> dict[int, tuple[NDArray, NDArray]]:
+    """{tensor: (lowest, highest value of each channel, the last axis) over all samples}; nothing of no tensors."""
+    if not tensors:
+        return {}
+
+    def look(values: list[NDArray]) -> list[tuple[NDArray, NDArray]]:
+        rows = [array.reshape(-1, array.shape[-1]) for array in values]
+        return [(each.min(axis=0), each.max(axis=0)) for each in rows]
+
+    ends: dict[int, tuple[NDArray, NDArray]] = {}
+    for found in look_at_each(model, tensors, samples, look, total=len(samples)):
+        for tensor, (low, high) in zip(tensors, found, strict=True):
+            before = ends.get(tensor, (low, high))
+            ends[tensor] = np.minimum(before[0], low), np.maximum(before[1], high)
+    return ends
+
+
 def _given_out(model: flatbuffer.Model) -> Iterator[flatbuffer.Tensor]:
     graph = model.main_subgraph
     for op in graph.ops:

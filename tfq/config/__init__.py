@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
 
-from tfq.config.analysis import GRIDS, AnalysisConfig, BitsConfig
+from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, BitsConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.compression import (
     CompressionConfig,
@@ -29,6 +29,7 @@ from tfq.config.search import BudgetConfig, SearchConfig
 __all__ = [
     "AUDIT_SCHEMES",
     "CALIBRATION_METHODS",
+    "FLOAT_BITS",
     "GRIDS",
     "IO_TYPES",
     "KERNELS",

@@ -16,6 +16,8 @@ class AnalysisConfig(Config):
     histograms: bool = setting(True, "keep how the values of each layer and its weights are spread, for the page")
 
 
+# Bits of what is left in float.
+FLOAT_BITS = 32
 GRIDS = ("uniform", "zero_aware", "power_of_two", "logarithmic", "kmeans")
 
 

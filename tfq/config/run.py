@@ -15,8 +15,7 @@ from tfq.settings import Config, section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A whole run: `tfq run` uses all of it, each other script its section and the first five (search: conversion
-    as well)."""
+    """A whole run: `tfq run` uses all of it, each other script its section, the first five, and flags.BESIDE."""
 
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
     data: DataConfig = section(DataConfig, "examples")

@@ -19,7 +19,6 @@ from tfq.conversion.mixed import layer_outputs
 from tfq.errors import InputError
 
 _ALL = ".*"
-_BITS = {"int8": 8, "uint8": 8, "int16": 16}
 
 
 def quantize_by_litert(
@@ -81,9 +80,7 @@ def _add_borders(recipe: Any, config: ConversionConfig) -> None:
         if kind == "float32":
             recipe.update_quantization_recipe(_ALL, place, algorithm_key="no_quantize")
         elif kind == "uint8":
-            unsigned = qtyping.TensorQuantizationConfig(
-                num_bits=_BITS[kind], symmetric=False, dtype=qtyping.TensorDataType.UINT
-            )
+            unsigned = qtyping.TensorQuantizationConfig(num_bits=8, symmetric=False, dtype=qtyping.TensorDataType.UINT)
             weights = qtyping.TensorQuantizationConfig(num_bits=8, granularity=qtyping.QuantGranularity.CHANNELWISE)
             recipe.update_quantization_recipe(
                 _ALL,

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST_EXAMPLES = 8
+_FEWEST_EXAMPLES = 8
 # Of an image, whose pixels follow each other closely; of other values, which may hang together loosely.
 _FEWEST_PIXELS, _FEWEST_VALUES = 1000, 4000
 _FEWEST_POSITIONS = 16
 # Values that are looked at: the temporaries stay in the tens of megabytes.
-MOST_VALUES = 2_000_000
+_MOST_VALUES = 2_000_000
 # Noise strays from what is expected by so many standard deviations once in millions.
 _SIGMAS = 5.0
 
@@ -39,6 +39,11 @@ class _Statistic:
         return abs(self.value - self.of_noise) <= self.tolerance
 
 
+def examples_looked_at(positions: int) -> int:
+    """How many examples of so many values are enough to judge by."""
+    return max(_FEWEST_EXAMPLES, _MOST_VALUES // max(1, positions))
+
+
 def judge_noise(values: NDArray) -> NoiseVerdict:
     """Whether `values` (n, ...) are independent draws of one distribution, all positions and examples alike.
 
@@ -50,10 +55,10 @@ def judge_noise(values: NDArray) -> NoiseVerdict:
     if values.dtype.kind in "iub" and values.ndim <= 2:
         return NoiseVerdict(is_noise=None, reason="integers are taken as indices, and not looked at")
     positions = int(np.prod(values.shape[1:]))
-    values = values[: max(FEWEST_EXAMPLES, MOST_VALUES // max(1, positions))]
+    values = values[: examples_looked_at(positions)]
     is_image = values.ndim == 4 and min(values.shape[1:3]) >= 8
     fewest = _FEWEST_PIXELS if is_image else _FEWEST_VALUES
-    if len(values) < FEWEST_EXAMPLES or values.size < fewest or positions < _FEWEST_POSITIONS:
+    if len(values) < _FEWEST_EXAMPLES or values.size < fewest or positions < _FEWEST_POSITIONS:
         return NoiseVerdict(is_noise=None, reason=f"{len(values)} examples of {positions} values are too few to tell")
     axes = (0, 1, 2) if is_image and values.shape[3] <= 4 else None
     values = values.astype(np.float64)

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tfq import flatbuffer
 from tfq.data.binding import bind_inputs, shape_fits
-from tfq.data.noise import FEWEST_EXAMPLES, MOST_VALUES, judge_noise
+from tfq.data.noise import examples_looked_at, judge_noise
 from tfq.data.representative_forms import elements_of
 from tfq.errors import InputError
 
@@ -256,7 +256,7 @@ def _noise_warnings(samples: list[dict[str, NDArray]]) -> list[str]:
     warnings = []
     for name, first in samples[0].items():
         alike = [sample[name] for sample in samples if sample[name].shape == first.shape]
-        verdict = judge_noise(np.concatenate(alike[: max(FEWEST_EXAMPLES, MOST_VALUES // max(1, first.size))]))
+        verdict = judge_noise(np.concatenate(alike[: examples_looked_at(first.size)]))
         if verdict.is_noise:
             warnings.append(
                 f"representative_dataset: input {name!r} looks like random noise ({verdict.reason}): ranges from noise "

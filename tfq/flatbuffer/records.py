@@ -92,6 +92,11 @@ class Subgraph:
         return tuple(self.tensors[index] for index in self.inputs)
 
     @property
+    def layers_by_output(self) -> dict[int, str]:
+        """Tensor that an op gives out -> the Keras layer that does, or the tensor's own name where it is not known."""
+        return {output: op.keras_layer or self.tensors[output].name for op in self.ops for output in op.outputs}
+
+    @property
     def output_tensors(self) -> tuple[Tensor, ...]:
         """The tensors that it answers with."""
         return tuple(self.tensors[index] for index in self.outputs)

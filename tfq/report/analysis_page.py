@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tfq.report.drawing import colour_of, figure_of, marker_of, name_rows, style, svg_of
+from tfq.report.drawing import colour_of, figure_of, marker_of, missing_matplotlib, name_rows, style, svg_of
 from tfq.report.formatting import plain
 from tfq.report.page import document
 
@@ -41,7 +41,7 @@ def _plots(record: Mapping[str, Any]) -> list[str]:
             ]
             drawn = [_histograms(each) for each in _worst(record)]
     except ImportError as error:
-        return [f"<p>not drawn: matplotlib cannot be imported ({escape(plain(error))}): pip install 'tfq[report]'</p>"]
+        return [f"<p>{escape(missing_matplotlib(error), quote=False)}</p>"]
     caption = "Values of the layers that lose most, and of their weights; the pale band is what their codes span."
     return [*parts, _section("Values and ranges", "".join(drawn), caption)]
 

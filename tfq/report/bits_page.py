@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tfq.report.drawing import colour_of, figure_of, marker_of, style, svg_of
+from tfq.config import FLOAT_BITS
+from tfq.report.drawing import colour_of, figure_of, marker_of, missing_matplotlib, style, svg_of
 from tfq.report.formatting import plain
 from tfq.report.page import document
-
-FLOAT_BITS = 32
 
 
 def bits_page(record: Mapping[str, Any]) -> str:
@@ -39,7 +38,7 @@ def _plots(record: Mapping[str, Any]) -> list[str]:
         with style():
             return [_section(title, _drawn(title, ways, record["float_accuracy"])) for title, ways in curves.items()]
     except ImportError as error:
-        return [f"<p>not drawn: matplotlib cannot be imported ({escape(plain(error))}): pip install 'tfq[report]'</p>"]
+        return [f"<p>{escape(missing_matplotlib(error), quote=False)}</p>"]
 
 
 def _section(title: str, svg: str) -> str:

@@ -8,6 +8,8 @@ from io import StringIO
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+from tfq.report.formatting import plain
+
 # Stand for the page's text colour, and for the colour of each model, while matplotlib draws.
 INK = "#010203"
 SERIES = tuple(f"#0102{number:02x}" for number in range(10, 16))
@@ -61,6 +63,11 @@ def style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def missing_matplotlib(error: ImportError) -> str:
+    """What stands in the place of a drawing."""
+    return f"not drawn: matplotlib cannot be imported ({plain(error)}): pip install 'tfq[report]'"
 
 
 def figure_of(height: float) -> tuple[Any, Any]:

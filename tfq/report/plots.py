@@ -5,7 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfq.report.drawing import INK, colour_of, figure_of, label_value, marker_of, name_rows, style, svg_of
+from tfq.report.drawing import (
+    INK,
+    colour_of,
+    figure_of,
+    label_value,
+    marker_of,
+    missing_matplotlib,
+    name_rows,
+    style,
+    svg_of,
+)
 from tfq.report.formatting import cpu_label, is_number, kilobytes, millions, model_label, plain, significant, time_unit
 from tfq.report.instructions_content import NOT_A_TIME
 from tfq.report.latency_content import kernels_word
@@ -40,8 +50,7 @@ def plots_of(record: Record) -> dict[str, Plot]:
         with style():
             drawn = {key: draw() for key, (_, draw) in drawings.items()}
     except ImportError as error:
-        missing = f"not drawn: matplotlib cannot be imported ({plain(error)}): pip install 'tfq[report]'"
-        drawn = dict.fromkeys(drawings, ("", missing))
+        drawn = dict.fromkeys(drawings, ("", missing_matplotlib(error)))
     return {key: Plot(title=title, svg=drawn[key][0], caption=drawn[key][1]) for key, (title, _) in drawings.items()}
 
 

@@ -19,6 +19,17 @@ def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
     return np.concatenate([labels for labels in found if labels is not None])
 
 
+def packed(right: NDArray[np.bool_]) -> list[int]:
+    """Which examples were answered rightly, as JSON keeps it: eight in a byte."""
+    found: list[int] = np.packbits(right).tolist()
+    return found
+
+
+def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
+    """What `packed` was given, of so many examples."""
+    return np.unpackbits(np.array(values, np.uint8))[:count].astype(bool)
+
+
 def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
     """The largest output of each example."""
     parsed = flatbuffer.read(content)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfq import artifacts, flatbuffer
 from tfq.analysis import layer_sensitivity
 from tfq.calibration import calibrate
@@ -17,7 +15,7 @@ from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.evaluation import benchmark_models
 from tfq.recipe.store import StageStore
-from tfq.search.answers import classes_of, labels_of
+from tfq.search.answers import classes_of, labels_of, packed, unpacked
 from tfq.search.ladder import Rung, methods, mixed, repairs
 from tfq.search.paired import PairedDifference, paired_difference
 from tfq.search.record import Climbed, SearchResult, points
@@ -84,7 +82,8 @@ class _Climb:
             "conversion": conversion.to_dict(),
         }
         self._float = classes_of(floating, validation)
-        self._right = self._float == labels_of(validation, "search")
+        self._labels = labels_of(validation, "search")
+        self._right = self._float == self._labels
         self._contents: dict[str, bytes] = {}
         self.climbed: list[Climbed] = []
 
@@ -118,7 +117,7 @@ class _Climb:
             classes = classes_of(content, self._validation)
             return {
                 "secs": round(secs, 2),
-                "right": np.packbits(classes == labels_of(self._validation, "search")).tolist(),
+                "right": packed(classes == self._labels),
                 "agreement": float((classes == self._float).mean()),
                 "latency_ratio": self._latency_ratio(content),
             }
@@ -126,7 +125,7 @@ class _Climb:
         inputs = {**self._basis, "rung": conversion.to_dict()}
         done = self._store.run(f"search: {rung.name}", inputs, make)
         details, content = done.details, (done.directory / _MODEL).read_bytes()
-        right = np.unpackbits(np.array(details["right"], np.uint8))[: self._right.size].astype(bool)
+        right = unpacked(details["right"], self._labels.size)
         found = Climbed(
             rung=rung,
             accuracy=float(right.mean()),

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfq import artifacts, flatbuffer
-from tfq.analysis import FLOAT_BITS, with_few_bits
+from tfq.analysis import with_few_bits
 from tfq.calibration import observe
-from tfq.config import BitsConfig
+from tfq.config import FLOAT_BITS, BitsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.recipe.store import StageStore
-from tfq.search.answers import classes_of, labels_of
+from tfq.search.answers import classes_of, labels_of, packed, unpacked
 from tfq.search.paired import PairedDifference, paired_difference
 from tfq.text_table import aligned
 
@@ -120,12 +118,11 @@ def accuracy_by_bits(
                 grid=asked[2],
                 keep=config.keep,
             )
-            return {"right": np.packbits(classes_of(content, test) == labels).tolist()}
+            return {"right": packed(classes_of(content, test) == labels)}
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bits: {grid} {weight_bits} {activation_bits}"
-        packed = store.run(name, inputs, make).details["right"]
-        found = np.unpackbits(np.array(packed, np.uint8))[: labels.size].astype(bool)
+        found = unpacked(store.run(name, inputs, make).details["right"], labels.size)
         way = FewBits(
             weight_bits=weight_bits,
             activation_bits=activation_bits,

@@ -9,13 +9,13 @@ there c is read off BatchNormalization, which a flatbuffer no longer has: here o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq import flatbuffer
-from tfq.calibration.activations import Sample, look_at_each
+from tfq.calibration.activations import Sample
+from tfq.calibration.beside import channel_ends
 from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, PairRepair, partners
 from tfq.calibration.repair.same_function import check_same_function
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
@@ -52,11 +52,11 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairRepair:
     if not samples:
         raise InputError("absorb: no samples, wanted at least one: what a channel always gives is seen on data alone")
     parsed, edited = flatbuffer.read(model), flatbuffer.unpack(model)
-    ends = _ends(model, edited, parsed, samples)
+    ends = channel_ends(model, [each.output for each in weighted_ops(edited, parsed)], samples)
     pairs, skipped = partners(edited, parsed, _PASSING, _why_not)
     told = []
     for first, second in pairs:
-        low, high = ends[first.output]
+        low, high = (each.astype(np.float64) for each in ends[first.output])
         constants = _constants(first, low, high)
         before = _width(low, high)
         after = _width(low - constants, high - constants)
@@ -99,21 +99,3 @@ def _constants(first: Weighted, low: NDArray, high: NDArray) -> NDArray[np.float
 
 def _width(low: NDArray, high: NDArray) -> float:
     return float(max(high.max(), 0.0) - min(low.min(), 0.0))
-
-
-def _ends(
-    model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Sequence[Sample]
-) -> dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """{tensor: lowest and highest value of each channel} of what layers with weights give."""
-    tensors = [each.output for each in weighted_ops(edited, parsed)]
-    ends: dict[int, tuple[Any, Any]] = {}
-
-    def look(values: list[NDArray]) -> list[tuple[NDArray, NDArray]]:
-        rows = [array.reshape(-1, array.shape[-1]) for array in values]
-        return [(each.min(axis=0), each.max(axis=0)) for each in rows]
-
-    for found in look_at_each(model, tensors, samples, look, total=len(samples)):
-        for tensor, (low, high) in zip(tensors, found, strict=True):
-            before = ends.get(tensor, (np.inf, -np.inf))
-            ends[tensor] = np.minimum(before[0], low, dtype=np.float64), np.maximum(before[1], high, dtype=np.float64)
-    return ends

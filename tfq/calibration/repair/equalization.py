@@ -9,7 +9,6 @@ Factors are powers of two: then every product and every sum is the same to the b
 the next layer gives. It costs at most half a bit of evenness.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import flatbuffer
-from tfq.calibration.activations import Sample, look_at_each
+from tfq.calibration.activations import Sample
+from tfq.calibration.beside import channel_ends
 from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
 from tfq.calibration.repair.same_function import check_same_function
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
@@ -121,14 +121,7 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairRepair:
 def _largest(model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
     """{tensor: largest value of each channel on the samples} of what layers with a fused ReLU6 give."""
     tensors = [each.output for each in weighted_ops(edited, parsed) if each.activation == RELU6]
-    if not tensors or not samples:
-        return {}
-
-    def look(values: list[NDArray]) -> list[NDArray]:
-        return [array.reshape(-1, array.shape[-1]).max(axis=0) for array in values]
-
-    found = look_at_each(model, tensors, samples, look, total=len(samples))
-    return dict(zip(tensors, functools.reduce(lambda one, two: list(map(np.maximum, one, two)), found), strict=True))
+    return {tensor: high for tensor, (_, high) in channel_ends(model, tensors if samples else [], samples).items()}
 
 
 def find_pairs(edited: Any, parsed: flatbuffer.Model) -> list[ChannelPair]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tfq.compression import tfmot_private
+from tfq.compression.quantization_aware.ranges import quantizer_class, replaced
 from tfq.compression.quantization_aware.shared_ranges import shared_ranges
-from tfq.keras_bridge import import_tfmot
 
 Pair = dict[str, Any]
 
@@ -54,9 +54,7 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
         for name, (_, factor, _, _) in zip(names, groups, strict=True):
             setattr(trained, name, factor)
             around.callback(delattr, trained, name)
-        for place in chosen:
-            place.replace(_learning(place.quantizer, ends))
-            around.callback(place.replace, place.quantizer)
+        around.enter_context(replaced(chosen, lambda quantizer: _learning(quantizer, ends)))
         yield lambda: int(trained.optimizer.iterations.numpy()) if getattr(trained, "optimizer", None) else 0
         for group, factor, low, high in groups:
             learned = float(tf.exp(factor).numpy())
@@ -68,11 +66,9 @@ def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
     """The same quantizer with the learned ends, by id(min_var)."""
     import tensorflow as tf
 
-    base: Any = import_tfmot().quantization.keras.quantizers
-    averages = isinstance(quantizer, base.MovingAverageQuantizer)
-    kind: Any = base.MovingAverageQuantizer if averages else base.AllValuesQuantizer
+    base: Any = quantizer_class(quantizer)
 
-    class Learning(kind):
+    class Learning(base):
         def __call__(self, inputs: Any, training: bool, weights: Pair, **kwargs: Any) -> Any:
             found = ends.get(id(weights["min_var"]))
             if found is None:

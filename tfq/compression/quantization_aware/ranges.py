@@ -81,7 +81,7 @@ def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
             found.setdefault(id(weights["min_var"]), []).append(ends)
             return inputs
 
-    with _replaced(tfmot_private.activation_quantizers(model), lambda quantizer: Observer()):
+    with replaced(tfmot_private.activation_quantizers(model), lambda quantizer: Observer()):
         yield found
 
 
@@ -113,7 +113,7 @@ def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
         if place.is_moving_average
         for variables in place.ranges
     }
-    with _replaced(places, lambda quantizer: _sharing(quantizer, counts, shared)):
+    with replaced(places, lambda quantizer: _sharing(quantizer, counts, shared)):
         # The maximum, for a quantizer behind an activation that does nothing is never called.
         yield lambda: max((int(count.numpy()) for count in counts.values()), default=seen) - seen
 
@@ -124,9 +124,7 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
 
     # Found here, not in __call__, which TensorFlow traces.
     moving_average_quantize = tfmot_private.moving_average_quantize()
-    quantizers: Any = import_tfmot().quantization.keras.quantizers
-    averages = isinstance(quantizer, quantizers.MovingAverageQuantizer)
-    base: Any = quantizers.MovingAverageQuantizer if averages else quantizers.AllValuesQuantizer
+    base: Any = quantizer_class(quantizer)
 
     class Sharing(base):
         def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
@@ -146,6 +144,13 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
     return Sharing(**quantizer.get_config())
 
 
+def quantizer_class(quantizer: Any) -> Any:
+    """tfmot's own class of a quantizer that learns a range, of which another one can be derived."""
+    quantizers: Any = import_tfmot().quantization.keras.quantizers
+    averages = isinstance(quantizer, quantizers.MovingAverageQuantizer)
+    return quantizers.MovingAverageQuantizer if averages else quantizers.AllValuesQuantizer
+
+
 def without_far_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
     """`inputs` (n, ...), cut off where single examples go farther beyond the range than it is wide.
 
@@ -163,7 +168,7 @@ def without_far_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _replaced(places: list[tfmot_private.ActivationQuantizer], other: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(places: list[tfmot_private.ActivationQuantizer], other: Callable[[Any], Any]) -> Iterator[None]:
     """Within, other(quantizer) stands for each quantizer."""
     replacements = [other(place.quantizer) for place in places]
     try:
