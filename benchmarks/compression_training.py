@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop of the CIFAR-10 benchmarks: one for every variant, the same to the bit for the same seed."""
 
+import itertools
 import json
 import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ import numpy as np
 
 from tfq.artifacts import read_json
 from tfq.errors import InputError, TfqError
+from tfq.training import untuned
 
 SHIFT_PIXELS = 4
 
@@ -25,20 +27,30 @@ class Augmented:
     def __init__(self, split: Any, batch_size: int, seed: int) -> None:
         self._images, self._labels = np.ascontiguousarray(split.inputs["x"]), split.labels
         self._batch_size, self._seed = batch_size, seed
-        self.start(0)
 
     def __len__(self) -> int:
         return math.ceil(len(self._images) / self._batch_size)
 
-    def start(self, epoch: int) -> None:
-        """Begin an epoch."""
-        self._epoch = epoch
-        self._order = np.random.default_rng((self._seed, epoch)).permutation(len(self._images))
+    def epochs(self) -> Any:
+        """A tf.data.Dataset of the batches (images, labels) of an epoch; each pass over it is the next one's."""
+        import tensorflow as tf
 
-    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(images, labels) of a batch."""
-        rng = np.random.default_rng((self._seed, self._epoch, index))
-        chosen = self._order[index * self._batch_size :][: self._batch_size]
+        passes = itertools.count()
+
+        def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            epoch = next(passes)
+            order = np.random.default_rng((self._seed, epoch)).permutation(len(self._images))
+            for index in range(len(self)):
+                yield self._batch(epoch, index, order)
+
+        arrays = self._images, self._labels
+        signature = tuple(tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in arrays)
+        found = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        return untuned(found.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(1))
+
+    def _batch(self, epoch: int, index: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((self._seed, epoch, index))
+        chosen = order[index * self._batch_size :][: self._batch_size]
         images = self._images[chosen]
         flipped = rng.random(len(images)) < 0.5
         images[flipped] = images[flipped, :, ::-1]
@@ -62,21 +74,6 @@ def fit_for(
     keras = keras or import_tf_keras()
     augmented = Augmented(splits["train"], phase.batch_size, seed)
     validation = splits["val"].inputs["x"], splits["val"].labels
-
-    class Batches(keras.utils.Sequence):
-        """As fit wants them: epoch by epoch, in order."""
-
-        epoch = 0
-
-        def __len__(self) -> int:
-            return len(augmented)
-
-        def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-            return augmented.batch(index)
-
-        def on_epoch_end(self) -> None:
-            self.epoch += 1
-            augmented.start(self.epoch)
 
     class KeepsBest(keras.callbacks.Callback):
         """Puts back, after training, the weights of the epoch with the best validation accuracy: 0 is before all."""
@@ -114,12 +111,11 @@ def fit_for(
         model.optimizer.build(model.trainable_variables)
         begin = time.monotonic()
         model.fit(
-            Batches(),
+            augmented.epochs(),
             epochs=phase.epochs,
             validation_data=validation,
             validation_batch_size=500,
             callbacks=[*callbacks, KeepsBest()],
-            shuffle=False,
             verbose=0,
         )
         told["secs"] = round(time.monotonic() - begin, 1)

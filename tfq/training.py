@@ -157,6 +157,19 @@ def _described(loss: Any) -> str:
     return f"{loss.name} from {'logits' if loss.get_config()['from_logits'] else 'probabilities'}"
 
 
+def untuned(dataset: Any) -> Any:
+    """A tf.data.Dataset that is read as it was written, without tf.data's search for parallelism.
+
+    What searches (TensorFlow 2.21) sleeps for up to a minute at a time, twice as long each time, and an iterator waits
+    for it to wake before it ends: half a minute at the end of each epoch of a long training.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
 class _Streamed:
     """Streams as what both Kerases' fit takes, and the errors that come up while they are read."""
 
@@ -187,7 +200,7 @@ class _Streamed:
 
         found = tf.data.Dataset.from_generator(batches, output_signature=signature)
         steps = math.ceil(stream.num_examples / self._batch_size)
-        return found.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1)
+        return untuned(found.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

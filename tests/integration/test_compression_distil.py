@@ -214,6 +214,27 @@ def test_pruning_draws_the_student_to_the_teacher_and_leaves_nothing_of_it():
     assert [(kernel == 0).mean() for kernel in kernels] == pytest.approx([0.5, 0.5], abs=0.05)
 
 
+def test_of_several_teachers_the_mean_distance_counts_and_the_layers_of_the_first():
+    keras, (model, *teachers) = import_tf_keras(), [two_dense_layers(seed) for seed in range(4)]
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    logits, *theirs = (each.predict(x, verbose=0) for each in (model, *teachers))
+    config = DistillationConfig(enabled=True, temperature=2.0, weight=1.0, layers=("hidden",), layers_weight=0.5)
+    hidden = [x @ each.get_weights()[0] + each.get_weights()[1] for each in (model, teachers[0])]
+    head, bias = model.get_weights()[2:]
+    with distilled(model, teachers, config) as student:
+        student.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        history = student.fit(x, y, batch_size=8, epochs=1, verbose=0).history
+    wanted = np.mean([hinton(logits, each, 2.0).mean() for each in theirs])
+    assert history["distillation_loss"] == pytest.approx([wanted], rel=1e-3)
+    told = ((hidden[0] - hidden[1]) ** 2).sum() / (hidden[1] ** 2).sum()
+    assert history["distillation_layers_loss"] == pytest.approx([told], rel=1e-3)
+    # The gradient is that of the distance to what they give on average.
+    gradient = 2.0 * (softmax(logits / 2.0) - np.mean([softmax(each / 2.0) for each in theirs], axis=0)) / 8
+    np.testing.assert_allclose(model.get_weights()[2], head - 0.1 * hidden[0].T @ gradient, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(model.get_weights()[3], bias - 0.1 * gradient.sum(axis=0), rtol=1e-3, atol=1e-5)
+
+
 def test_a_training_loop_that_does_not_see_the_teacher_is_an_error():
     def fit(model, callbacks):
         keras = import_tf_keras()
@@ -229,6 +250,8 @@ def test_a_teacher_of_another_shape_and_one_that_is_not_used_are_refused():
     other = keras.Model(image, keras.layers.Dense(5)(keras.layers.Flatten()(image)), name="other")
     with pytest.raises(InputError, match=r"teacher 'other' has outputs of shape \[\(5,\)\], 'small' has \[\(3,\)\]"):
         qat_model(small_model(), fit_for(), distilling(), teacher=other)
+    with pytest.raises(InputError, match="the teacher 'other' has outputs"):
+        qat_model(small_model(), fit_for(), distilling(), teacher=[small_model(), other])
     with pytest.raises(InputError, match=r"distillation is off: set distillation.enabled"):
         qat_model(small_model(), fit_for(), teacher=other)
     with pytest.raises(InputError, match="prune: the teacher 'other' has outputs"):

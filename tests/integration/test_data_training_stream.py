@@ -41,3 +41,17 @@ def test_what_is_wrong_with_an_example_ends_the_training_with_its_index(tmp_path
         train = load_split(DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=1), "train")
         with pytest.raises(InputError, match=told):
             train_model(built(import_tf_keras()), train, None, TrainConfig(epochs=1))
+
+
+def test_no_epoch_over_a_stream_waits_for_a_search_for_parallelism_to_wake(monkeypatch):
+    fit, datasets = import_tf_keras().Model.fit, []
+
+    def seen(self, x, *arguments, **settings):
+        datasets.extend((x, settings["validation_data"]))
+        return fit(self, x, *arguments, **settings)
+
+    monkeypatch.setattr(import_tf_keras().Model, "fit", seen)
+    monkeypatch.setattr("tfq.data.sources._MEGABYTE", 30_000)
+    train, val = (load_split(DataConfig(max_memory_mb=1), split) for split in ("train", "val"))
+    train_model(built(import_tf_keras()), train, val, TrainConfig(epochs=1))
+    assert [dataset.options().autotune.enabled for dataset in datasets] == [False, False]

@@ -28,7 +28,10 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     """A model of the same layers as `model` whose training step also learns from `teacher`: what fit is to train.
 
     model: functional or sequential tf_keras model; its layers, and with them its weights, are trained in place, and the
-        teacher is no part of it. teacher: a model of the same inputs, run in inference mode on what the student sees.
+        teacher is no part of it.
+    teacher: a model of the same inputs, run in inference mode on what the student sees; or a sequence of them, an
+        ensemble: the distance is the mean over all, which has the gradient of the distance to the mean of what they
+        give. Layers are those of the first.
     what: the step that errors name.
     In `fit` the gradient is that of (1 - weight) * the compiled loss + weight * distance. The distance of two outputs
     is temperature^2 * KL(teacher || student) of both models' softmax(logits / temperature), a mean over the batch;
@@ -40,10 +43,12 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     Raises InputError where the two do not fit, or a pattern fits no layer that both have, and TfqError at the end where
     no training step went through here.
     """
-    _check_fit(model, teacher, what)
-    pairs = _layer_pairs(model, teacher, config.layers, what)
+    teachers = list(teacher) if isinstance(teacher, Sequence) else [teacher]
+    for each in teachers:
+        _check_fit(model, each, what)
+    pairs = _layer_pairs(model, teachers[0], config.layers, what)
     student = _distilled_class()(model.inputs, model.outputs, name=model.name)
-    student.distil_from(teacher, config, pairs)
+    student.distil_from(teachers, config, pairs)
     yield student
     if not student.steps_traced:
         raise TfqError(
@@ -60,21 +65,25 @@ def _distilled_class() -> Any:
     base: Any = tf_keras.Model
 
     class Distilled(base):
-        def distil_from(self, teacher: Any, config: DistillationConfig, pairs: list[tuple[Any, Any]]) -> None:
+        def distil_from(self, teachers: list[Any], config: DistillationConfig, pairs: list[tuple[Any, Any]]) -> None:
             self._kinds = [
-                (output_kind(ours), output_kind(theirs))
-                for ours, theirs in zip(self.outputs, teacher.outputs, strict=True)
+                [
+                    (output_kind(ours), output_kind(theirs))
+                    for ours, theirs in zip(self.outputs, teacher.outputs, strict=True)
+                ]
+                for teacher in teachers
             ]
             # Behind functions, out of sight of Keras: saved models, summaries and counts are the student's alone.
             means = [tf_keras.metrics.Mean(name="distillation_loss")]
             if pairs:
                 means.append(tf_keras.metrics.Mean(name="distillation_layers_loss"))
-                ours, teacher = (
+                ours, first = (
                     tf_keras.Model(each.inputs, [*each.outputs, *(pair[place] for pair in pairs)])
-                    for place, each in enumerate((self, teacher))
+                    for place, each in enumerate((self, teachers[0]))
                 )
                 self._with_layers = lambda x, mask: ours(x, training=True, mask=mask)
-            self._wanted_outputs = lambda x: tf.nest.flatten(teacher(x, training=False))
+                teachers = [first, *teachers[1:]]
+            self._wanted_outputs = lambda x: [tf.nest.flatten(teacher(x, training=False)) for teacher in teachers]
             self._distances = lambda: means
             self._of_layers: list[Any] = []
             self._distillation = (config.temperature, config.weight, config.layers_weight)
@@ -102,14 +111,15 @@ def _distilled_class() -> Any:
             self.steps_traced += 1
             temperature, weight, layers_weight = self._distillation
             outputs = tf.nest.flatten(y_pred)
-            wanted = [tf.stop_gradient(each) for each in self._wanted_outputs(x)]
+            wanted = tf.nest.map_structure(tf.stop_gradient, self._wanted_outputs(x))
             distances = [
-                distance(got, tf.cast(teacher, got.dtype), kinds, temperature)
-                for got, teacher, kinds in zip(outputs, wanted[: len(outputs)], self._told_kinds(), strict=True)
+                distance(got, tf.cast(theirs, got.dtype), kinds, temperature)
+                for of_one, told in zip(wanted, self._told_kinds(), strict=True)
+                for got, theirs, kinds in zip(outputs, of_one[: len(outputs)], told, strict=True)
             ]
-            totals = [tf.add_n([tf.reduce_mean(each) for each in distances])]
+            totals = [tf.add_n([tf.reduce_mean(each) for each in distances]) / len(wanted)]
             if self._of_layers:
-                pairs = zip(self._of_layers, wanted[len(outputs) :], strict=True)
+                pairs = zip(self._of_layers, wanted[0][len(outputs) :], strict=True)
                 totals.append(tf.add_n([layer_distance(got, tf.cast(theirs, got.dtype)) for got, theirs in pairs]))
             for mean, total in zip(self._distances(), totals, strict=True):
                 mean.update_state(total)
@@ -128,13 +138,18 @@ def _distilled_class() -> Any:
             for mean in self._distances():
                 mean.reset_state()
 
-        def _told_kinds(self) -> list[tuple[str, str]]:
-            """The kinds of outputs; a last layer without activation gives logits where the loss is a cross-entropy."""
+        def _told_kinds(self) -> list[list[tuple[str, str]]]:
+            """By teacher, the kinds of outputs.
+
+            A last layer without activation gives logits where the loss is a cross-entropy.
+            """
             losses = tf.nest.flatten(self.loss)
             names = [getattr(loss, "name", None) or getattr(loss, "__name__", str(loss)) for loss in losses]
             classifies = any("crossentropy" in str(name).lower() for name in names)
             told = {"linear": "logits" if classifies else "values"}
-            return [(told.get(ours, ours), told.get(theirs, theirs)) for ours, theirs in self._kinds]
+            return [
+                [(told.get(ours, ours), told.get(theirs, theirs)) for ours, theirs in of_one] for of_one in self._kinds
+            ]
 
     return Distilled
 

@@ -84,8 +84,8 @@ def prune_filters(
     fit: fit(model, callbacks) compiles the small model and trains it in place; None leaves it as it was cut.
     data: inputs on which the layers behind removed filters are fit anew before that (config.refit_examples of them), by
         least squares; whatever `tfq.data.as_split` takes. None leaves their weights as they were cut.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
-        itself without one.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
+        a sequence of them (an ensemble), `model` itself without one.
     The small model has the names and the trainable flags of the given one. Before it is trained it is compared, layer
     by layer on random inputs, with a copy of the given one whose removed filters are zero.
     Raises InputError on a Keras 3 model, on one where nothing can be removed or not as much, and on patterns that fit

@@ -99,8 +99,8 @@ def prune_model(
         `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
     calibration: representative inputs for order=sensitivity, as `pruning_plan` has them. plan: one that `pruning_plan`
         made of this model and config, which then is not made again.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
-        itself without one. Neither is in the result.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
+        a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
     config.end_step == -1 is three quarters of that fit (of the first, when it calls model.fit several times).
     m:n zeros are along the input channels of kernels (..., inputs, outputs): the last axis of TFLite's weights. A block
     of height x width is of inputs x outputs.

@@ -35,8 +35,8 @@ def qat_model(
     config.preserve_sparsity: where the model has zeros in its kernels, they stay zero.
     config.ranges: learned ones are trained with the weights, from those of the calibration data on.
     config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, `model`
-        itself without one. Neither is in the result.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
+        a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
     In the end the ranges of weights are measured once more, and ranges and biases moved to what the flatbuffer can
     hold, see grids.
     Raises InputError on what cannot be quantized or used; TfqError when tfmot changed the function of the model, fit
