@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Make a Keras model of either Keras smaller on --data: take filters out, prune weights, quantization-aware train.
+"""Make a Keras model of either Keras smaller on --data: filters out, weights pruned and clustered, then QAT.
 
     tfq compress --model=out/train/digits_cnn.keras --data=digits --prune.final_sparsity=0.5 --out=out/compress
     tfq compress --model=model.keras --preflight
 
-Writes a tf_keras model for `tfq convert`, <model>_pruned_qat.h5, called by what was done (filtered, pruned, qat); of a
-Keras 3 model also <model>_pruned_qat.keras, the model as it was given with the trained weights in it. --preflight says
-what each layer can take and what of it would stay float in an int8 .tflite, and exits 1 where one cannot be taken at
-all.
+Writes a tf_keras model for `tfq convert`, <model>_pruned_qat.h5, called by what was done (filtered, pruned, clustered,
+qat); of a Keras 3 model also <model>_pruned_qat.keras, the model as it was given with the trained weights in it.
+--preflight says what each layer can take and what of it would stay float in an int8 .tflite, and exits 1 where one
+cannot be taken at all.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,9 @@ def main(invocation: flags.Invocation) -> None:
     details = compressed.details
     lines = [f"{path}: fraction of zeros by layer"]
     lines += [f"  {share:6.1%}  {layer}" for layer, share in details["sparsity"].items()]
+    if details["clusters"]:
+        lines.append("int8 codes of its weights by clustered layer")
+        lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]
     if compressed.user_model is not None:
         path_of_yours = stages.save_keras(compressed.user_model, out / f"{stem}.keras")
         lines.append(f"{path_of_yours}: your own Keras 3 model with the trained weights")

@@ -18,6 +18,7 @@ _PUBLIC = {
     "find_int8": "tfq.search:find_int8",
     "prune": "tfq.compression:prune_model",
     "prune_filters": "tfq.compression:prune_filters",
+    "cluster": "tfq.compression:cluster_model",
     "qat": "tfq.compression:qat_model",
     "preflight": "tfq.compression:preflight",
     "to_tf_keras": "tfq.keras_bridge:to_tf_keras",
@@ -36,6 +37,7 @@ _PUBLIC = {
     "RunConfig": "tfq.config:RunConfig",
     "DataConfig": "tfq.config:DataConfig",
     "PruneConfig": "tfq.config:PruneConfig",
+    "ClusterConfig": "tfq.config:ClusterConfig",
     "FiltersConfig": "tfq.config:FiltersConfig",
     "QATConfig": "tfq.config:QATConfig",
     "DistillationConfig": "tfq.config:DistillationConfig",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from tfq.config import BitsConfig as BitsConfig
     from tfq.config import BudgetConfig as BudgetConfig
     from tfq.config import CalibrationConfig as CalibrationConfig
+    from tfq.config import ClusterConfig as ClusterConfig
     from tfq.config import CompressionConfig as CompressionConfig
     from tfq.config import ConversionConfig as ConversionConfig
     from tfq.config import DataConfig as DataConfig

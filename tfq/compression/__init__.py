@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning and quantization-aware training: tf_keras model in, tf_keras model out, on tfmot.
+"""Pruning, clustering and quantization-aware training: tf_keras model in, tf_keras model out, on tfmot.
 
 Importing this room imports no TensorFlow; its functions do, when they are called.
 """
 
+from tfq.compression.clustering.cluster import ClusteringPlan, cluster_model, clustering_plan, measure_clusters
+from tfq.compression.clustering.in_flatbuffer import codes_in_flatbuffer
 from tfq.compression.filters.prune import FilterResult, count_macs, prune_filters
 from tfq.compression.gate import check_same_function
 from tfq.compression.preflight import LayerVerdict, Preflight, preflight
@@ -17,6 +19,7 @@ from tfq.compression.quantization_aware.qat import check_quantizable, qat_model,
 
 __all__ = [
     "Annotated",
+    "ClusteringPlan",
     "FilterResult",
     "LayerVerdict",
     "Preflight",
@@ -25,8 +28,12 @@ __all__ = [
     "SensitivityTable",
     "check_quantizable",
     "check_same_function",
+    "cluster_model",
+    "clustering_plan",
+    "codes_in_flatbuffer",
     "count_macs",
     "groups_in_flatbuffer",
+    "measure_clusters",
     "measure_sparsity",
     "preflight",
     "prune_filters",

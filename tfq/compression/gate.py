@@ -8,6 +8,7 @@ import numpy as np
 from tfq.compression import tfmot_private
 from tfq.errors import TfqError
 
+INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 NO_QAT = "quantize after training instead (--noqat), and report the model's layers to tfq"
 _EXAMPLES = 16
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walking and cloning tf_keras models, without touching the one that was given."""
+"""Walking, cloning and training tf_keras models, without touching the one that was given."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,6 +80,25 @@ def _config(layer: Any) -> dict[str, Any]:
         mean, variance = (np.asarray(value) for value in (layer.adapt_mean, layer.adapt_variance))
         config |= {"mean": mean.tolist(), "variance": variance.tolist()}
     return config
+
+
+def fit_with(fit: Fit, model: Any, callback: Any, what: str) -> None:
+    """fit(model, [callback]), after which callback.steps says how many steps there were.
+
+    Raises TfqError, beginning with `what`, where there was none: fit did not train, or did not pass the callback on.
+    """
+    fit(model, [callback])
+    if callback.steps:
+        return
+    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
+    if iterations is not None and int(iterations.numpy()):
+        raise TfqError(
+            f"{what}: fit did not pass on the callbacks that it was given: model.fit(..., callbacks=callbacks)"
+        )
+    raise TfqError(
+        f"{what}: fit did not train the model that it was given (no step was counted): it must compile that model "
+        "and call its fit with the callbacks, for at least one step"
+    )
 
 
 def check_finite(model: Any, after: str) -> None:

@@ -4,6 +4,7 @@
 from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, BitsConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.compression import (
+    ClusterConfig,
     CompressionConfig,
     DistillationConfig,
     FiltersConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "BitsConfig",
     "BudgetConfig",
     "CalibrationConfig",
+    "ClusterConfig",
     "CompressionConfig",
     "ConversionConfig",
     "DataConfig",

@@ -85,11 +85,24 @@ class FiltersConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterConfig(Config):
+    """Clustering of weights: each layer has a few values, and the compressed file is smaller."""
+
+    enabled: bool = setting(False, "cluster the weights, after pruning", names_section=True)
+    number_of_clusters: int = setting(
+        16, "codes that the weights of a layer have in the int8 flatbuffer", minimum=3, maximum=64
+    )
+    layers: tuple[str, ...] = setting(("*",), "name patterns of the layers to cluster, of those that can be")
+    distillation: DistillationConfig = section(DistillationConfig, "learning from the model before it was clustered")
+
+
+@dataclass(frozen=True, kw_only=True)
 class QATConfig(Config):
     """Quantization-aware training with tfmot's default 8-bit scheme."""
 
     enabled: bool = setting(True, "quantization-aware train", names_section=True)
     preserve_sparsity: bool = setting(True, "keep the zeros of a pruned model at zero")
+    preserve_clusters: bool = setting(True, "keep each weight of a clustered model in its cluster")
     layers: tuple[str, ...] = setting(
         ("*",), "name patterns of the layers to train with fake quantization; the converter quantizes the others"
     )
@@ -115,5 +128,6 @@ class CompressionConfig(Config):
 
     filters: FiltersConfig = section(FiltersConfig, "pruning of whole filters")
     prune: PruneConfig = section(PruneConfig, "magnitude pruning")
+    cluster: ClusterConfig = section(ClusterConfig, "clustering of weights")
     qat: QATConfig = section(QATConfig, "quantization-aware training")
-    train: TrainConfig = section(TrainConfig, "the fine-tuning of pruning and of QAT, each")
+    train: TrainConfig = section(TrainConfig, "the fine-tuning of each of these steps")

@@ -11,8 +11,9 @@ from tfq.report.tables import Section, Table
 
 KEY, TITLE = "gain", "What compression brought"
 UNSTRUCTURED = (
-    "Zeros spread over the weights shrink the compressed file, not the time: TFLite's int8 kernels multiply by a zero "
-    "as by any other number. Time comes from taking whole filters out (compression.filters)."
+    "Zeros spread over the weights, and weights of a few values, shrink the compressed file, not the time: TFLite's "
+    "int8 kernels multiply by them as by any other number. Time comes from taking whole filters out "
+    "(compression.filters)."
 )
 
 
@@ -40,10 +41,13 @@ def gain_section(record: Record) -> Section | None:
         column_series={1: dense.series, 2: small.series},
     )
     asked = part(part(record, "config"), "compression")
-    pruned, cut = part(asked, "prune").get("enabled"), part(asked, "filters").get("enabled")
+    pruned, clustered, cut = (part(asked, step).get("enabled") for step in ("prune", "cluster", "filters"))
     about = "The compressed file against the dense one of the same scheme; below 1 is a gain."
     return Section(
-        key=KEY, title=TITLE, paragraphs=(about, UNSTRUCTURED) if pruned and not cut else (about,), tables=(table,)
+        key=KEY,
+        title=TITLE,
+        paragraphs=(about, UNSTRUCTURED) if (pruned or clustered) and not cut else (about,),
+        tables=(table,),
     )
 
 

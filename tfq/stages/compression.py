@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Keras model, made smaller: filters taken out, weights pruned, quantization-aware trained."""
+"""A Keras model, made smaller: filters taken out, weights pruned and clustered, quantization-aware trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tfq import data
-from tfq.config import FiltersConfig, PruneConfig, QATConfig, RunConfig
+from tfq.config import ClusterConfig, FiltersConfig, PruneConfig, QATConfig, RunConfig
 from tfq.errors import InputError, TfqError
 from tfq.stages.preflight import preflight
 from tfq.stages.splits import hashes, load_split
@@ -29,22 +29,23 @@ class Compressed:
 
 
 def compression_suffix(config: RunConfig) -> str:
-    """filtered, pruned, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
-    steps: dict[str, FiltersConfig | PruneConfig | QATConfig] = {
+    """filtered, pruned, clustered, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
+    steps: dict[str, FiltersConfig | PruneConfig | ClusterConfig | QATConfig] = {
         "filtered": config.compression.filters,
         "pruned": config.compression.prune,
+        "clustered": config.compression.cluster,
         "qat": config.compression.qat,
     }
     done = [word for word, step in steps.items() if step.enabled]
     if not done:
-        raise InputError("--nofilters, --noprune and --noqat: there is nothing to do")
+        raise InputError("--nofilters, --noprune, --nocluster and --noqat: there is nothing to do")
     return "_".join(done)
 
 
 def is_compressed(config: RunConfig) -> bool:
     """Whether any compression is asked for."""
     asked = config.compression
-    return asked.filters.enabled or asked.prune.enabled or asked.qat.enabled
+    return any(step.enabled for step in (asked.filters, asked.prune, asked.cluster, asked.qat))
 
 
 def check_compressible(model: Any, config: RunConfig) -> None:
@@ -63,7 +64,7 @@ def _compressible(model: Any, config: RunConfig) -> Any:
 
 
 def compress(model: Any, config: RunConfig) -> Compressed:
-    """`model` made smaller on --data, as config.compression says: filters out, weights pruned, then QAT.
+    """`model` made smaller on --data, as config.compression says: filters out, weights pruned, clustered, then QAT.
 
     model: functional or sequential, of either Keras; a Keras 3 one is rebuilt of tf_keras layers first.
     """
@@ -84,6 +85,8 @@ def compress(model: Any, config: RunConfig) -> Compressed:
         details["bridge"] = bridged.to_dict()
         training, validation = load_split(config.data, "train"), load_split(config.data, "val")
         result, fit = bridged.model, _loop(config, training, validation, histories)
+        if settings.cluster.enabled:
+            compression.clustering_plan(result, settings.cluster)  # what it refuses, it refuses before any work
         if settings.filters.enabled:
             filtered = compression.prune_filters(result, fit("filters"), settings.filters, data=training)
             result, details["filters"] = filtered.model, filtered.to_dict()
@@ -92,6 +95,10 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             details["pruning_plan"] = plan.to_dict()
             teacher = bridged.model if settings.prune.distillation.enabled else None
             result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
+        if settings.cluster.enabled:
+            details["clustering_plan"] = compression.clustering_plan(result, settings.cluster).to_dict()
+            teacher = bridged.model if settings.cluster.distillation.enabled else None
+            result = compression.cluster_model(result, fit("cluster"), settings.cluster, teacher=teacher)
         if settings.qat.enabled:
             teacher = bridged.model if settings.qat.distillation.enabled else None
             result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
@@ -106,6 +113,7 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             **details,
             "history": histories,
             "sparsity": compression.measure_sparsity(result),
+            "clusters": compression.measure_clusters(result),
             "preprocessing": data.preprocessing_record(config.data),
             "sha256": hashes(config, train=training, val=validation),
         },

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.distil import UNUSED_TEACHER, distilled
-from tfq.compression.gate import check_same_function
-from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.gate import INCOMPLETE, check_same_function
+from tfq.compression.graph import Fit, check_finite, cloned, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
 from tfq.compression.pruning.lamp import layer_adaptive
 from tfq.compression.pruning.masks import Masks, pruning_callback
@@ -20,12 +20,11 @@ from tfq.compression.pruning.schedule import Schedule
 from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
 from tfq.compression.pruning.targets import block_size, check_settings, chosen_sparsities
 from tfq.config import PruneConfig
-from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.errors import InputError, TfqWarning
 from tfq.patterns import fits
 
 # What needs no data to choose the layers' sparsities.
 _BY_WEIGHTS = {"erk": erdos_renyi_kernel, "lamp": layer_adaptive}
-_INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 # tfmot counts the weights to keep in float32.
 _ROUNDING = 2.0**-22
 
@@ -115,7 +114,7 @@ def prune_model(
     if plan.pruned and not plan.sparsities:
         allocated(model, None, config, plan.pruned)
     trained, pairs = cloned(model)
-    check_same_function(model, trained, what="prune: the copy for training", advice=_INCOMPLETE)
+    check_same_function(model, trained, what="prune: the copy for training", advice=INCOMPLETE)
     layers = dict(named_layers(trained))
     masks = Masks({name: prunable_weights(layers[name]) or [] for name in plan.pruned}, config)
     schedule = Schedule(config)
@@ -124,7 +123,7 @@ def prune_model(
         student = trained
         if config.distillation.enabled:
             student = around.enter_context(distilled(trained, teacher or model, config.distillation, "prune"))
-        _train(fit, student, callback)
+        fit_with(fit, student, callback, "prune")
     _warn_of_weights_put_back(masks)
     masks.apply()
     check_finite(trained, "pruning")
@@ -134,7 +133,7 @@ def prune_model(
     stripped, fresh = cloned(model)
     for old, new in fresh:
         new.set_weights(weights_of[id(old)].get_weights())
-    check_same_function(trained, stripped, what="prune: the copy after training", advice=_INCOMPLETE)
+    check_same_function(trained, stripped, what="prune: the copy after training", advice=INCOMPLETE)
     return stripped
 
 
@@ -165,21 +164,6 @@ def _m_by_n_sparsities(model: Any, chosen: Mapping[str, float], m: int, n: int) 
             zeros = sum(size * m_by_n_sparsity(shape, m, n) for size, shape in zip(sizes, shapes, strict=True))
             found[name] = zeros / sum(sizes)
     return found
-
-
-def _train(fit: Fit, model: Any, callback: Any) -> None:
-    fit(model, [callback])
-    if callback.steps:
-        return
-    iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
-    if iterations is not None and int(iterations.numpy()):
-        raise TfqError(
-            "prune: fit did not pass on the callbacks that it was given: model.fit(..., callbacks=callbacks)"
-        )
-    raise TfqError(
-        "prune: fit did not train the model that it was given (no step was counted): it must compile that model "
-        "and call its fit with the callbacks, for at least one step"
-    )
 
 
 def _warn_of_weights_put_back(masks: Masks) -> None:

@@ -24,7 +24,7 @@ def measure_sparsity(model: Any) -> dict[str, float]:
     model_kind(model)
     fractions: dict[str, float] = {}
     for name, layer in named_layers(model):
-        kernels = {id(weight): np.asarray(weight) for weight in _kernels(layer)}
+        kernels = {id(weight): np.asarray(weight) for weight in kernels_of(layer)}
         size = sum(kernel.size for kernel in kernels.values())
         if size:
             around = name.removesuffix(layer.name)
@@ -77,7 +77,7 @@ def keep_zeros(model: Any) -> Any:
     """
     import tensorflow as tf
 
-    kernels = [weight for _, layer in named_layers(model) for weight in _kernels(layer)]
+    kernels = [weight for _, layer in named_layers(model) for weight in kernels_of(layer)]
     masks = [tf.cast(kernel != 0, kernel.dtype) for kernel in kernels]
 
     class KeepZeros(import_tf_keras().callbacks.Callback):  # type: ignore[misc]
@@ -88,8 +88,8 @@ def keep_zeros(model: Any) -> Any:
     return KeepZeros()
 
 
-def _kernels(layer: Any) -> list[Any]:
-    """The kernels by their names, and what a custom layer says can be pruned."""
+def kernels_of(layer: Any) -> list[Any]:
+    """The kernels of a layer by their names, whatever QAT has put around it, and what a custom one says it has."""
     inner = layer.layer if _is_wrapper(layer) else layer
     told = list(inner.get_prunable_weights()) if hasattr(inner, "get_prunable_weights") else []
     seen = {id(weight) for weight in told}

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
 from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
@@ -32,7 +33,8 @@ def qat_model(
     calibration: what the model is fed (a Split or SplitStream, an array, a dict of arrays by input name). Activation
         ranges start at those of its first config.calibration_steps examples, so that training begins with the
         model that post-training quantization gives. None, or 0 steps: they start at the first batch's.
-    config.preserve_sparsity: where the model has zeros in its kernels, they stay zero.
+    config.preserve_sparsity: where the model has zeros in its kernels, they stay zero. config.preserve_clusters: in
+        layers whose kernels have a few values, what has one value now has one in the end.
     config.ranges: learned ones are trained with the weights, from those of the calibration data on.
     config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
@@ -58,7 +60,9 @@ def qat_model(
             steps_seen = around.enter_context(learned_ranges(quantized, trained))
         else:
             steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
-        fit(trained, [*callbacks, keep_zeros(quantized)] if start.zeros else callbacks)
+        keeping = [keep_zeros(quantized)] if start.zeros else []
+        keeping += [keep_clusters(quantized)] if start.clusters else []
+        fit(trained, [*callbacks, *keeping])
         if steps_seen() < 1:
             raise TfqError(
                 "qat: fit did not train the model that it was given: it must compile that model and call its fit, for "
@@ -69,6 +73,7 @@ def qat_model(
     widen_ranges(quantized, start.widened)
     round_to_flatbuffer(quantized)
     _check_zeros(start.zeros, quantized)
+    _check_clusters(start.clusters, quantized)
     return quantized
 
 
@@ -105,12 +110,13 @@ def unsupported_layers(model: Any, config: QATConfig | None = None) -> dict[str,
 class _Start:
     """model: quantized, its ranges those of `batches` batches (0: still to be seen). zeros: what must stay zero.
 
-    widened: layers whose range was too narrow.
+    clusters: layers whose weights must stay in theirs. widened: layers whose range was too narrow.
     """
 
     model: Any
     batches: int
     zeros: dict[str, float]
+    clusters: dict[str, int]
     widened: frozenset[str]
 
 
@@ -128,6 +134,7 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
         model=annotated.model,
         batches=batches,
         zeros=measure_sparsity(annotated.model) if preserve else {},
+        clusters=measure_clusters(annotated.model) if config.preserve_clusters else {},
         widened=widened,
     )
 
@@ -151,5 +158,15 @@ def _check_zeros(before: dict[str, float], model: Any) -> None:
     if lost:
         raise TfqError(
             f"qat: zeros of the pruned model were lost in {', '.join(lost)}: did fit pass on the callbacks that it "
+            "was given? model.fit(..., callbacks=callbacks)"
+        )
+
+
+def _check_clusters(before: dict[str, int], model: Any) -> None:
+    after = measure_clusters(model)
+    lost = [name for name, count in before.items() if after.get(name, count + 1) > count]
+    if lost:
+        raise TfqError(
+            f"qat: the weights of {', '.join(lost)} have left their clusters: did fit pass on the callbacks that it "
             "was given? model.fit(..., callbacks=callbacks)"
         )

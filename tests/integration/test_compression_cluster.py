@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clustering: few codes in the flatbuffer itself, whatever is folded into a channel, and nothing lost on the way."""
+
+import gzip
+
+import numpy as np
+import pytest
+from small_models import fit_briefly, fit_for, noise, small_classifier, small_model
+
+from tfq.compression import (
+    cluster_model,
+    clustering_plan,
+    codes_in_flatbuffer,
+    measure_clusters,
+    measure_sparsity,
+    prune_model,
+    qat_model,
+)
+from tfq.compression.clustering.codebook import Codebook, count_codes, least_squares, nearest_levels
+from tfq.compression.pruning.sparsity import kernels_of
+from tfq.config import ClusterConfig, ConversionConfig, DataConfig, DistillationConfig, PruneConfig, TrainConfig
+from tfq.conversion import convert_model
+from tfq.data import load_split
+from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.evaluation import evaluate_model
+from tfq.flatbuffer import constant_values, read
+from tfq.keras_bridge import import_tf_keras
+from tfq.training import deterministic, train_model
+
+
+def variable(values):
+    import tensorflow as tf
+
+    return tf.Variable(np.asarray(values, np.float32))
+
+
+def kernel(shape=(3, 3, 16, 32), seed=0):
+    """Gaussian, its channels of very different widths."""
+    rng = np.random.default_rng(seed)
+    return variable(rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1])))
+
+
+def uneven_norms(model):
+    """Factors that BatchNormalization folds into the channels: other ones in each, some negative."""
+    rng = np.random.default_rng(1)
+    for layer in model.layers:
+        if type(layer).__name__ == "BatchNormalization":
+            gamma, beta, mean, variance = layer.get_weights()
+            layer.set_weights([rng.uniform(0.1, 3, gamma.shape), beta, mean, rng.uniform(0.5, 2, variance.shape)])
+    return model
+
+
+def test_channels_of_any_width_share_one_codebook_and_lose_little():
+    weights = kernel()
+    before = weights.numpy()
+    Codebook(weights, -1, 16)
+    after = weights.numpy()
+    assert count_codes(before, -1) is None and count_codes(after, -1) == 16
+    # 16 levels of the least squared error for a Gaussian leave 0.95% of its variance (Max 1960).
+    assert np.square(after - before).sum() / np.square(before).sum() < 0.0105
+
+
+def test_a_kernel_of_a_few_codes_is_left_as_it_is():
+    rng = np.random.default_rng(0)
+    levels = np.array([-127, -64, -10, 3, 50, 127]) / 127
+    values = (levels[rng.integers(0, 6, (40, 8))] * np.exp2(rng.integers(-3, 3, 8))).astype(np.float32)
+    values[0] = np.abs(values).max(axis=0)
+    weights = variable(values)
+    Codebook(weights, -1, 6)
+    np.testing.assert_allclose(weights.numpy(), values, rtol=1e-5)
+
+
+def test_levels_and_scales_are_those_of_the_least_squared_error():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(3, 50)).astype(np.float32)
+    scales, levels = np.abs(rows).max(axis=1), np.linspace(-1, 1, 8).astype(np.float32)
+    fixed = np.isin(levels, [-1, 1])
+    nearest = np.asarray(nearest_levels(rows, scales, levels))
+    assert np.array_equal(nearest, np.abs(rows[..., None] / scales[:, None, None] - levels).argmin(axis=-1))
+    new_levels, new_scales = (np.asarray(each) for each in least_squares(rows, scales, levels, nearest, fixed))
+    design = np.zeros((150, 8))
+    design[np.arange(150), nearest.ravel()] = np.repeat(scales, 50)
+    free = ~fixed
+    wanted, *_ = np.linalg.lstsq(design[:, free], rows.ravel() - design[:, fixed] @ levels[fixed], rcond=None)
+    np.testing.assert_allclose(new_levels[free], wanted, rtol=1e-4)
+    np.testing.assert_array_equal(new_levels[fixed], levels[fixed])
+    chosen = new_levels[nearest]
+    for row, one, scale in zip(rows, chosen, new_scales, strict=True):
+        best = float(np.linalg.lstsq(one[:, None], row, rcond=None)[0][0])
+        assert scale == pytest.approx(min(best, np.abs(row).max()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-2, (3, 3, 8, 4)), (None, (20, 16)), (-1, (5, 6, 10))])
+def test_codes_are_shared_along_the_axis_that_is_quantized(axis, shape):
+    weights = variable(np.random.default_rng(0).normal(size=shape))
+    Codebook(weights, axis, 8)
+    assert count_codes(weights.numpy(), axis) == 8
+
+
+def test_the_flatbuffer_has_these_codes_though_every_channel_is_folded_with_another_factor():
+    model = uneven_norms(small_model())
+    clustered = cluster_model(model, fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
+    samples = noise(model).take(16)
+    before, after = (codes_in_flatbuffer(convert_model(each, samples)) for each in (model, clustered))
+    assert before["conv"] > 60 and after["conv"] == 6
+    assert measure_clusters(clustered) == {"conv": 6} and not measure_clusters(model)
+
+
+def test_rounding_to_int8_adds_no_error_to_clustered_weights():
+    keras = import_tf_keras()
+    image = keras.Input((16,))
+    model = keras.Model(image, keras.layers.Dense(12, name="head")(image))
+
+    def fit(model, callbacks):
+        x = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+        model.compile("adam", "mse", run_eagerly=True)
+        model.fit(x, np.zeros((32, 12)), batch_size=8, verbose=0, callbacks=callbacks)
+
+    clustered = cluster_model(model, fit, ClusterConfig(number_of_clusters=8))
+    made = convert_model(clustered, [{"x": np.full((1, 16), value, np.float32)} for value in (-1, 1)])
+    weights = next(each for each in read(made).main_subgraph.tensors if each.is_constant and each.shape == (12, 16))
+    codes = constant_values(made, weights).astype(np.float64)
+    wanted = clustered.layers[-1].kernel.numpy().T
+    np.testing.assert_allclose(codes * np.asarray(weights.scale).reshape(-1, 1), wanted, rtol=1e-5, atol=1e-9)
+
+
+def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy():
+    train, test = (load_split(DataConfig(), split) for split in ("train", "test"))
+    with deterministic(0):
+        model = small_classifier(import_tf_keras())
+        train_model(model, train, None, TrainConfig(epochs=4, learning_rate=0.01))
+        seen = []
+
+        def fit(student, callbacks):
+            seen.append(student.get_layer("head").kernel.numpy())
+            train_model(student, train, None, TrainConfig(epochs=2, learning_rate=0.003), callbacks=callbacks)
+            seen.append(student.get_layer("head").kernel.numpy())
+
+        config = ClusterConfig(number_of_clusters=4)
+        clustered = cluster_model(model, fit, config)
+        again = cluster_model(model, fit, config)
+    first, last = seen[:2]
+    assert count_codes(first, -1) == count_codes(last, -1) == 4
+    assert np.mean(np.sign(first) != np.sign(last)) > 0
+    assert all(np.array_equal(a, b) for a, b in zip(clustered.get_weights(), again.get_weights(), strict=True))
+    files = [convert_model(each, train.take(100)) for each in (model, clustered)]
+    dense, small = (evaluate_model(each, test).accuracy for each in files)
+    assert small > dense - 0.03
+    sizes = [len(gzip.compress(each, mtime=0)) for each in files]
+    assert sizes[1] < sizes[0]
+
+
+def test_zeros_of_a_pruned_model_stay_and_are_one_of_the_codes():
+    pruned = prune_model(small_model(), fit_for(), PruneConfig(final_sparsity=0.5, end_step=2, layers=("conv",)))
+    clustered = cluster_model(pruned, fit_for(2), ClusterConfig(number_of_clusters=5, layers=("conv",)))
+    before, after = pruned.get_layer("conv").kernel.numpy(), clustered.get_layer("conv").kernel.numpy()
+    assert count_codes(after, -1) == 5
+    assert not after[before == 0].any()
+    assert measure_sparsity(clustered)["conv"] >= measure_sparsity(pruned)["conv"] >= 0.5
+
+
+def test_qat_keeps_what_has_one_value_together_and_lets_the_values_move():
+    model = uneven_norms(small_model())
+    clustered = cluster_model(model, fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
+    trained = qat_model(clustered, fit_for(2), calibration=noise(model))
+    before = clustered.get_layer("conv").kernel.numpy()
+    (after,) = (weight.numpy() for weight in kernels_of(trained.get_layer("quant_conv")))
+    assert not np.allclose(before, after)
+    for channel in range(before.shape[-1]):
+        for value in np.unique(before[..., channel]):
+            assert np.unique(after[..., channel][before[..., channel] == value]).size == 1
+    assert codes_in_flatbuffer(convert_model(trained, noise(model).take(16)))["conv"] <= 6
+
+
+def test_qat_without_the_callbacks_would_leave_the_clusters_and_is_refused():
+    clustered = cluster_model(small_model(), fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
+
+    def forgetful(model, callbacks):
+        fit_briefly(model, callbacks[:-1])
+
+    with pytest.raises(TfqError, match="the weights of quant_conv have left their clusters"):
+        qat_model(clustered, forgetful, calibration=noise(clustered))
+
+
+def test_weights_of_an_earlier_step_stay_and_averages_are_clustered_again():
+    kept = []
+
+    def restoring(model, callbacks):
+        fit_briefly(model, callbacks)
+        kept.append(model.get_layer("conv").kernel.numpy())
+        weights = model.get_weights()
+        fit_briefly(model, callbacks)
+        model.set_weights(weights)
+
+    config = ClusterConfig(number_of_clusters=6, layers=("conv",))
+    restored = cluster_model(small_model(), restoring, config)
+    np.testing.assert_array_equal(restored.get_layer("conv").kernel.numpy(), kept[0])
+
+    def averaging(model, callbacks):
+        fit_briefly(model, callbacks)
+        conv = model.get_layer("conv").kernel
+        conv.assign(conv + 0.01 * np.random.default_rng(0).normal(size=conv.shape))
+
+    with pytest.warns(TfqWarning, match="conv had other weights than those of clusters"):
+        averaged = cluster_model(small_model(), averaging, config)
+    assert count_codes(averaged.get_layer("conv").kernel.numpy(), -1) == 6
+
+
+def test_what_cannot_be_clustered_is_told_by_layer_and_wrong_patterns_are_refused():
+    plan = clustering_plan(small_model(), ClusterConfig(layers=("conv",), number_of_clusters=6))
+    assert plan.clustered == ("conv",)
+    assert "depthwise" not in plan.clustered and "few weights" in plan.skipped["depthwise"]
+    assert plan.skipped["bn"] == "BatchNormalization has no kernel"
+    assert "it has 24 weights, wanted 4 for each of 16" in clustering_plan(small_model()).skipped["head"]
+    with pytest.raises(InputError, match=r"'cnv' in layers fits no layer.*conv"):
+        clustering_plan(small_model(), ClusterConfig(layers=("cnv",)))
+    with pytest.raises(InputError, match=r"no layer of 'small' can be clustered.*head: it has 24 weights"):
+        clustering_plan(small_model(), ClusterConfig(number_of_clusters=64))
+    with pytest.raises(InputError, match="number_of_clusters wants at most 64"):
+        ClusterConfig(number_of_clusters=256)
+
+
+def test_a_fit_that_does_not_train_and_a_teacher_that_is_not_used_are_errors():
+    config = ClusterConfig(number_of_clusters=6, layers=("conv",))
+    with pytest.raises(TfqError, match="cluster: fit did not pass on the callbacks"):
+        cluster_model(small_model(), lambda model, callbacks: fit_briefly(model), config)
+    with pytest.raises(TfqError, match="cluster: fit did not train the model"):
+        cluster_model(small_model(), lambda model, callbacks: None, config)
+    with pytest.raises(InputError, match="cluster: a teacher was given, and distillation is off"):
+        cluster_model(small_model(), fit_for(), config, teacher=small_model())
+
+
+def test_distillation_draws_a_clustered_model_towards_its_teacher():
+    histories = []
+
+    def fit(model, callbacks):
+        data = noise(model)
+        model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+        history = model.fit(data.inputs["x"], data.labels, epochs=2, verbose=0, callbacks=callbacks)
+        histories.append(history.history["distillation_loss"])
+
+    config = ClusterConfig(
+        number_of_clusters=4, layers=("conv",), distillation=DistillationConfig(enabled=True, weight=1.0)
+    )
+    cluster_model(small_model(), fit, config)
+    assert 0 < histories[0][-1] < histories[0][0]
+
+
+def test_a_plain_conversion_has_the_codes_too():
+    model = cluster_model(small_model(), fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
+    floating = convert_model(model, config=ConversionConfig(scheme="float32"))
+    assert codes_in_flatbuffer(floating) == {}

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clustering: each layer's weights become a few values, and training goes on with those."""
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tfq.compression.clustering.codebook import MOST_CLUSTERS, Codebook, count_codes
+from tfq.compression.distil import UNUSED_TEACHER, distilled
+from tfq.compression.gate import INCOMPLETE, check_same_function
+from tfq.compression.graph import Fit, check_finite, cloned, fit_with, named_layers, require_graph_model
+from tfq.compression.pruning.prunable import prunable_weights
+from tfq.compression.pruning.sparsity import kernels_of
+from tfq.config import ClusterConfig
+from tfq.errors import InputError, TfqWarning
+from tfq.keras_bridge import import_tf_keras
+from tfq.patterns import check_fits, fits
+
+# Of fewer weights a cluster, on average, the codebook would be as large as what it saves.
+_FEWEST_IN_CLUSTER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringPlan:
+    """Which layers are clustered, and of every other one why not. Names as in `measure_sparsity`."""
+
+    clustered: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"clustered": list(self.clustered), "skipped": dict(self.skipped)}
+
+
+def clustering_plan(model: Any, config: ClusterConfig | None = None) -> ClusteringPlan:
+    """What `cluster_model` would cluster in a functional or sequential tf_keras model.
+
+    Raises InputError where that is nothing, and on a pattern in layers that fits no layer that can be clustered.
+    """
+    config = config or ClusterConfig()
+    require_graph_model(model, "clustering")
+    if not config.layers:
+        raise InputError("cluster: layers is empty: name patterns of the layers to cluster, or leave --cluster out")
+    reasons: dict[str, str | None] = {}
+    first: dict[int, str] = {}
+    for name, layer in named_layers(model):
+        again = first.setdefault(id(layer), name)
+        reasons[name] = _why_not(layer, config) if again == name else f"it is {again}, called again"
+    if None not in reasons.values():
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise InputError(f"cluster: no layer of {model.name!r} can be clustered: {told}")
+    for pattern in config.layers:
+        check_fits(f"cluster: the pattern {pattern!r} in layers", pattern, reasons)
+    chosen = tuple(name for name, reason in reasons.items() if reason is None and fits(name, config.layers))
+    return ClusteringPlan(
+        clustered=chosen,
+        skipped={
+            name: reason or "no pattern in layers fits its name"
+            for name, reason in reasons.items()
+            if name not in chosen
+        },
+    )
+
+
+def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, teacher: Any = None) -> Any:
+    """A copy of `model` whose layers have few values each, trained by `fit` and not compiled; `model` stays as it is.
+
+    model: functional or sequential tf_keras model, with the weights to start from; zeros of a pruned one stay zero.
+    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
+        `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
+    config.number_of_clusters: of a layer, as codes that its kernels have in the int8 flatbuffer, see codebook.
+    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
+        a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
+    After each step k-means goes on from where it is: weights that the training has moved nearer to another value change
+    to it, and values follow their weights.
+    Raises InputError on a model or settings that cannot be clustered, and TfqError when fit does not train the model or
+    forgets the callbacks, weights become NaN, or the copy computes another function.
+    """
+    config = config or ClusterConfig()
+    if teacher is not None and not config.distillation.enabled:
+        raise InputError(f"cluster: {UNUSED_TEACHER}")
+    plan = clustering_plan(model, config)
+    trained, pairs = cloned(model)
+    check_same_function(model, trained, what="cluster: the copy for training", advice=INCOMPLETE)
+    layers = dict(named_layers(trained))
+    books = {
+        name: [
+            Codebook(kernel, channel_axis(layers[name]), config.number_of_clusters)
+            for kernel in prunable_weights(layers[name]) or []
+        ]
+        for name in plan.clustered
+    }
+    callback = _clustering_callback([book for each in books.values() for book in each])
+    with contextlib.ExitStack() as around:
+        student = trained
+        if config.distillation.enabled:
+            student = around.enter_context(distilled(trained, teacher or model, config.distillation, "cluster"))
+        fit_with(fit, student, callback, "cluster")
+    check_finite(trained, "clustering")
+    _cluster_put_back(books, layers, config.number_of_clusters)
+    weights_of = {id(old): new for old, new in pairs}
+    stripped, fresh = cloned(model)
+    for old, new in fresh:
+        new.set_weights(weights_of[id(old)].get_weights())
+    check_same_function(trained, stripped, what="cluster: the copy after training", advice=INCOMPLETE)
+    return stripped
+
+
+def measure_clusters(model: Any) -> dict[str, int]:
+    """Layer name -> how many codes its kernels have in int8, of a tf_keras model; of clustered layers alone."""
+    found = {}
+    for name, layer in named_layers(model):
+        counts = [count for kernel in kernels_of(layer) if (count := _clusters(kernel, layer))]
+        if counts:
+            found[name] = max(counts)
+    return found
+
+
+def keep_clusters(model: Any) -> Any:
+    """A tf_keras callback that keeps the weights of `model` in the clusters that they are in now, after every step.
+
+    The values of the clusters are trained; None where no layer is clustered.
+    """
+    books = [
+        Codebook(kernel, channel_axis(layer), count, reassign=False)
+        for layer in dict(named_layers(model)).values()
+        for kernel in kernels_of(layer)
+        if (count := _clusters(kernel, layer))
+    ]
+    return _clustering_callback(books) if books else None
+
+
+def channel_axis(layer: Any) -> int | None:
+    """The axis of a layer's kernels whose channels have a scale each in an int8 flatbuffer; None where all have one."""
+    layers = import_tf_keras().layers
+    layer = _inner(layer)
+    if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
+        return -2
+    by_channel = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv2D)
+    return -1 if isinstance(layer, by_channel) else None
+
+
+def _why_not(layer: Any, config: ClusterConfig) -> str | None:
+    layers = import_tf_keras().layers
+    kind, kernels = type(layer).__name__, prunable_weights(layer) or []
+    if isinstance(layer, (layers.DepthwiseConv2D, layers.DepthwiseConv1D)):
+        return f"{kind} has few weights and loses much by it"
+    if not kernels:
+        return f"{kind} has no kernel"
+    size = min(int(np.prod(kernel.shape)) for kernel in kernels)
+    if size < _FEWEST_IN_CLUSTER * config.number_of_clusters:
+        return f"it has {size} weights, wanted {_FEWEST_IN_CLUSTER} for each of {config.number_of_clusters} clusters"
+    return None
+
+
+def _clusters(kernel: Any, layer: Any) -> int | None:
+    """How many codes a clustered kernel has; None where it is not clustered, or so small that nobody can tell."""
+    values = kernel.numpy()
+    count = count_codes(values, channel_axis(layer))
+    return count if count and count <= min(MOST_CLUSTERS, values.size // _FEWEST_IN_CLUSTER) else None
+
+
+def _inner(layer: Any) -> Any:
+    """The layer itself, whatever QAT has wrapped around it."""
+    return layer.layer if type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") else layer
+
+
+def _clustering_callback(books: list[Codebook]) -> Any:
+    """A tf_keras callback that takes a step of every codebook after each of the training; `steps` counts them."""
+    import tensorflow as tf
+
+    def step() -> None:
+        for book in books:
+            book.step()
+
+    stepped = tf.function(step)
+
+    class ClusteringSteps(import_tf_keras().callbacks.Callback):  # type: ignore[misc]
+        steps = 0
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.steps += 1
+            stepped()
+
+    return ClusteringSteps()
+
+
+def _cluster_put_back(books: Mapping[str, list[Codebook]], layers: Mapping[str, Any], clusters: int) -> None:
+    """Weights of an earlier epoch stay as they are: clustered. Others (averages of several) are clustered once more."""
+    moved = []
+    for name, each in books.items():
+        for book in each:
+            count = count_codes(book.kernel.numpy(), channel_axis(layers[name]))
+            if count is None or count > clusters:
+                book.step()
+                moved.append(name)
+    if moved:
+        warnings.warn(
+            f"cluster: after the last training step, {', '.join(dict.fromkeys(moved))} had other weights than those of "
+            "clusters (an average of several steps?); they are clustered again, and no training came after that",
+            TfqWarning,
+            stacklevel=3,
+        )
