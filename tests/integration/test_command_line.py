@@ -64,13 +64,14 @@ def test_the_whole_way_script_by_script(tfq_here, work, npz, trained):
     good(
         tfq_here(
             "compress", f"--model={trained['two.keras']}", data, "--prune.final_sparsity=0.5", "--prune.frequency=5",
-            "--train.epochs=6", f"--out={out}",
+            "--cluster", "--cluster.layers=conv", "--cluster.number_of_clusters=7", "--train.epochs=6", f"--out={out}",
         )
     )  # fmt: skip
     record = json.loads((out / "compress.json").read_text())
-    assert record["sparsity"]["conv"] == pytest.approx(0.5, abs=0.01)
-    good(tfq_here("convert", f"--model={out}/two_pruned_qat.h5", data, f"--out={out}"))
-    for name in ("two_int8", "two_pruned_qat_int8"):
+    assert record["sparsity"]["conv"] >= 0.49
+    assert record["clusters"] == {"conv": 7}
+    good(tfq_here("convert", f"--model={out}/two_pruned_clustered_qat.h5", data, f"--out={out}"))
+    for name in ("two_int8", "two_pruned_clustered_qat_int8"):
         file = out / f"{name}.tflite"
         good(tfq_here("audit", f"--model={file}", "--require=full_int8"))
         done = good(

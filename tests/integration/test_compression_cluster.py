@@ -178,7 +178,7 @@ def test_qat_without_the_callbacks_would_leave_the_clusters_and_is_refused():
     def forgetful(model, callbacks):
         fit_briefly(model, callbacks[:-1])
 
-    with pytest.raises(TfqError, match="the weights of quant_conv have left their clusters"):
+    with pytest.raises(TfqError, match="the weights of conv have left their clusters"):
         qat_model(clustered, forgetful, calibration=noise(clustered))
 
 

@@ -14,7 +14,7 @@ from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.gate import INCOMPLETE, check_same_function
 from tfq.compression.graph import Fit, check_finite, cloned, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.prunable import prunable_weights
-from tfq.compression.pruning.sparsity import kernels_of
+from tfq.compression.pruning.sparsity import kernels_of, name_before
 from tfq.config import ClusterConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
@@ -111,12 +111,12 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
 
 
 def measure_clusters(model: Any) -> dict[str, int]:
-    """Layer name -> how many codes its kernels have in int8, of a tf_keras model; of clustered layers alone."""
+    """Layer name, as in `measure_sparsity` -> how many codes its kernels have in int8; of clustered layers alone."""
     found = {}
     for name, layer in named_layers(model):
         counts = [count for kernel in kernels_of(layer) if (count := _clusters(kernel, layer))]
         if counts:
-            found[name] = max(counts)
+            found[name_before(name, layer)] = max(counts)
     return found
 
 

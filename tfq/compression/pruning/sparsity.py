@@ -27,10 +27,8 @@ def measure_sparsity(model: Any) -> dict[str, float]:
         kernels = {id(weight): np.asarray(weight) for weight in kernels_of(layer)}
         size = sum(kernel.size for kernel in kernels.values())
         if size:
-            around = name.removesuffix(layer.name)
-            inner = getattr(layer, "layer", layer).name if _is_wrapper(layer) else layer.name
             zeros = sum(int(np.count_nonzero(kernel == 0)) for kernel in kernels.values())
-            fractions[around + inner] = zeros / size
+            fractions[name_before(name, layer)] = zeros / size
     return fractions
 
 
@@ -86,6 +84,11 @@ def keep_zeros(model: Any) -> Any:
                 kernel.assign(kernel * mask)
 
     return KeepZeros()
+
+
+def name_before(name: str, layer: Any) -> str:
+    """What the layer that `named_layers` gives was called before pruning or QAT wrapped it."""
+    return name.removesuffix(layer.name) + layer.layer.name if _is_wrapper(layer) else name
 
 
 def kernels_of(layer: Any) -> list[Any]:
