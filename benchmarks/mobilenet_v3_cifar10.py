@@ -85,7 +85,7 @@ class Benchmark:
     def tfq_search(self) -> tuple[bytes, dict[str, Any]]:
         """tfq.find_int8 of the float flatbuffer: all of the ladder, the best rung on the validation split."""
         floating = self._float_flatbuffer(self._trained_once("float", {}))
-        config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), most_float_layers=0)
+        config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), most_mixed_layers=0)
         splits = (self.splits[split] for split in ("train", "val", "test"))
         asked = tfq.ConversionConfig(calibration_steps=CALIBRATION_EXAMPLES)
         store = StageStore(make_out_dir(self.out / "search"))

@@ -13,7 +13,7 @@ from tfq import flatbuffer
 from tfq.__main__ import main
 from tfq.calibration.repair.equalization import find_pairs
 from tfq.conversion import convert_model
-from tfq.errors import InputError
+from tfq.errors import InputError, TfqError
 from tfq.recipe.store import StageStore
 from tfq.search import find_int8
 
@@ -32,9 +32,9 @@ def made_hard(model: bytes) -> bytes:
 
 
 def budget(**values) -> tfq.SearchConfig:
-    full, most = values.pop("full", False), values.pop("most_float_layers", 2)
+    full, most = values.pop("full", False), values.pop("most_mixed_layers", 2)
     return tfq.SearchConfig(
-        budget=tfq.BudgetConfig(**values), full=full, most_float_layers=most, methods=("min_max", "mse")
+        budget=tfq.BudgetConfig(**values), full=full, most_mixed_layers=most, methods=("min_max", "mse")
     )
 
 
@@ -65,6 +65,35 @@ def test_sensitive_layers_stay_float_where_nothing_else_helps(tmp_path):
     mixed = [rung for rung in found.rungs if rung.rung.kind == "mixed"]
     assert [len(rung.layers) for rung in mixed] == [1, 2, 4]
     assert mixed[0].layers == mixed[1].layers[:1]
+
+
+def test_with_litert_sensitive_layers_are_tried_in_int16_before_they_stay_float(tmp_path):
+    hard = made_hard(FLOATING)
+    config = tfq.SearchConfig(
+        budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("percentile",), full=True, most_mixed_layers=2
+    )
+    conversion = tfq.ConversionConfig(backend="litert", calibration_steps=64)
+    found = find_int8(hard, *SPLITS, config, conversion=conversion, store=StageStore(tmp_path))
+    mixed = [rung for rung in found.rungs if rung.rung.kind == "mixed"]
+    assert [(rung.rung.scheme, len(rung.layers)) for rung in mixed] == [
+        ("int16", 1), ("float", 1), ("int16", 2), ("float", 2)
+    ]  # fmt: skip
+    assert [rung.to_dict()["scheme"] for rung in found.rungs[:2]] == ["", ""]
+    if found.chosen.rung.kind == "mixed":
+        assert f"--allow_{found.chosen.rung.scheme}" in found.advice[-1]
+
+
+def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path, monkeypatch):
+    def only_one(model, samples, conversion):
+        if len(conversion.float_layers) == 1:
+            raise TfqError("no such form")
+        return convert_model(model, samples, conversion)
+
+    monkeypatch.setattr("tfq.conversion.convert_model", only_one)
+    lines, config = [], budget(max_accuracy_drop=0.0, full=True)
+    found = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), told=lines.append)
+    assert [len(rung.layers) for rung in found.rungs if rung.rung.kind == "mixed"] == [2]
+    assert any("1 in float: cannot be made: no such form" in line for line in lines)
 
 
 def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, monkeypatch):
@@ -106,6 +135,6 @@ def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_
     assert record["holds"] and record["rungs"][0]["bytes"] > 0
     assert record["config"]["conversion"]["calibration_steps"] == 40
     assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
-    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--most_float_layers=0") == 1
+    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--most_mixed_layers=0") == 1
     assert "no rung keeps the budget" in capsys.readouterr().err
     assert "quantization-aware train" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]

@@ -28,6 +28,11 @@ class SearchConfig(Config):
     methods: tuple[str, ...] = setting(
         ("percentile", "mse", "min_max"), "calibration methods to try, in turn", choices=CALIBRATION_METHODS
     )
-    most_float_layers: int = setting(4, "layers that may stay float, the most sensitive first; 0 is none", minimum=0)
+    most_mixed_layers: int = setting(
+        4,
+        "layers that may stay float, the most sensitive first (with the conversion's backend=litert, int16 before "
+        "that); 0 is none",
+        minimum=0,
+    )
     sensitivity_examples: int = setting(128, "training examples to rank layers by", minimum=1)
     full: bool = setting(False, "climb all of the ladder, not only as far as the budget wants")

@@ -12,7 +12,7 @@ from tfq.analysis import layer_sensitivity
 from tfq.calibration import calibrate
 from tfq.config import BenchmarkConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, input_specs, representative_samples
-from tfq.errors import InputError
+from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
 from tfq.recipe.store import StageStore
 from tfq.search.answers import classes_of, labels_of, packed, unpacked
@@ -40,8 +40,9 @@ def find_int8(
     train: calibrates, repairs, ranks layers. validation: chooses. test: is looked at once, for what was chosen.
     Each with class labels. conversion: what all rungs have in common. store: keeps each rung, so that a search that
     was killed goes on. told: is given a line after each rung.
-    The ladder: calibration methods, then repairs on the best of them, then the most sensitive layers in float; the
-    first rung that keeps the budget is chosen, unless config.full, where it is the cheapest of those that do.
+    The ladder: calibration methods, then repairs on the best of them, then the most sensitive layers in int16 (where
+    conversion.backend has it) or float; the first rung that keeps the budget is chosen, unless config.full, where it is
+    the cheapest of those that do.
     Raises InputError on a model that is not float, and on data without class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
@@ -100,18 +101,24 @@ class _Climb:
 
     def mixed(self) -> Iterator[Rung]:
         best = self._best().rung
-        return mixed(best, self._config, len(self._ranked()) if self._config.most_float_layers else 0)
+        layers = len(self._ranked()) if self._config.most_mixed_layers else 0
+        return mixed(best, self._config, layers, self._conversion.backend)
 
     def take(self, rung: Rung) -> None:
         """Convert by it and see what comes out, or recall what came out before."""
-        layers = tuple(self._ranked()[: rung.float_layers]) if rung.float_layers else ()
+        layers = tuple(self._ranked()[: rung.layers]) if rung.layers else ()
         conversion = rung.conversion(self._conversion, layers)
 
         def make(directory: Path) -> dict[str, Any]:
             from tfq.conversion import convert_model
 
             begin = time.monotonic()
-            content = convert_model(self._floating, self._train, conversion)
+            try:
+                content = convert_model(self._floating, self._train, conversion)
+            except TfqError as error:
+                if rung.kind != "mixed":
+                    raise
+                return {"impossible": str(error)}  # a layer whose ops have no such form
             secs = time.monotonic() - begin
             artifacts.write_bytes(directory / _MODEL, content)
             classes = classes_of(content, self._validation)
@@ -124,7 +131,11 @@ class _Climb:
 
         inputs = {**self._basis, "rung": conversion.to_dict()}
         done = self._store.run(f"search: {rung.name}", inputs, make)
-        details, content = done.details, (done.directory / _MODEL).read_bytes()
+        details = done.details
+        if "impossible" in details:
+            self._told(f"{rung.name}: cannot be made: {details['impossible']}")
+            return
+        content = (done.directory / _MODEL).read_bytes()
         right = unpacked(details["right"], self._labels.size)
         found = Climbed(
             rung=rung,
@@ -223,4 +234,5 @@ def _advice(holds: bool, chosen: Climbed, against_float: PairedDifference, confi
             "validation split, or a tighter budget"
         )
     if chosen.layers:
-        yield f"in float: {', '.join(chosen.layers)}: tfq audit wants them in --allow_float"
+        scheme = chosen.rung.scheme
+        yield f"in {scheme}: {', '.join(chosen.layers)}: tfq audit wants them in --allow_{scheme}"

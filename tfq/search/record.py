@@ -14,7 +14,7 @@ class Climbed:
     """A rung, tried. accuracy: on the validation split. against_float: that of the float model on the same examples.
 
     latency_ratio: time of an inference here, to that of the first rung; None where it was not measured. secs: that it
-    took to convert. layers: those that stay float. missed: what of the budget it does not keep.
+    took to convert. layers: those with the rung's scheme. missed: what of the budget it does not keep.
     """
 
     rung: Rung
@@ -39,7 +39,8 @@ class Climbed:
             "kind": self.rung.kind,
             "method": self.rung.method,
             "repair": list(self.rung.repair),
-            "float_layers": list(self.layers),
+            "scheme": self.rung.scheme if self.layers else "",
+            "layers": list(self.layers),
             "accuracy": self.accuracy,
             "agreement": self.agreement,
             "against_float": self.against_float.to_dict(),

@@ -1,0 +1,93 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Clustered weights: accuracy, and bytes after gzip, of tfq's codebooks and of tfmot's, after the same training.
+
+    python benchmarks/clustering.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' [--epochs=1]
+        [--clusters=16,8,4] [--seed=0] [--limit=0]
+
+`dense` is the model trained for as long without clusters. All come out as int8 after training, with the same
+calibration samples; accuracy is that of the flatbuffer on the test split. "codes" are the most that a layer's weights
+have in the flatbuffer. tfmot's run as its guide has them: k-means++ centroids for a whole kernel, and for each channel
+of its own (per channel); a layer that tfmot refuses ends its run with the reason. --limit is for trying it.
+"""
+
+import argparse
+import gzip
+import os
+import warnings
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from compression_training import Phase, copied, exit_with, fit_for
+
+import tfq
+from tfq.compression import codes_in_flatbuffer
+from tfq.keras_bridge import import_tfmot
+from tfq.training import deterministic
+
+TFMOT = {"tfmot": {}, "tfmot per channel": {"cluster_per_channel": True}}
+
+
+def trained(name: str, clusters: int, model: Any, fit: Any) -> Any:
+    """`model` with so many clusters, by tfq or by tfmot, and trained."""
+    if name == "dense":
+        dense = copied(model)
+        fit(dense, [])
+        return dense
+    if name == "tfq":
+        return tfq.cluster(model, fit, tfq.ClusterConfig(number_of_clusters=clusters))
+    clustering = import_tfmot().clustering.keras
+    # A copy: tfmot takes the layers of the model that it is given into the new one, and changes them.
+    wrapped = clustering.cluster_weights(
+        copied(model),
+        number_of_clusters=clusters,
+        cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+        **TFMOT[name],
+    )
+    fit(wrapped, [])
+    return clustering.strip_clustering(wrapped)
+
+
+def main() -> int:
+    arguments = parsed()
+    warnings.simplefilter("once", tfq.TfqWarning)
+    model, data = tfq.load_model(arguments.model), tfq.DataConfig(source=arguments.data)
+    splits = {split: tfq.load_split(data, split, limit=arguments.limit) for split in ("train", "val", "test")}
+    samples = splits["train"].take(tfq.ConversionConfig().calibration_steps)
+    phase = Phase(arguments.epochs, 128, arguments.learning_rate)
+    counts = [int(count) for count in arguments.clusters.split(",")]
+    runs = [("dense", 0), *((name, count) for count in counts for name in ("tfq", *TFMOT))]
+    print("| | clusters | accuracy | codes | gzip | of dense |\n|---|---|---|---|---|---|")
+    dense = None
+    for name, count in runs:
+        with deterministic(arguments.seed):
+            try:
+                made = tfq.convert(
+                    trained(name, count, model, fit_for(splits, phase, arguments.seed, False, {})), samples
+                )
+            except (ValueError, TypeError, AttributeError) as error:
+                print(f"| {name} | {count} | {type(error).__name__}: {error} | | | |", flush=True)
+                continue
+        accuracy = tfq.evaluate(made, splits["test"], tfq.EvaluationConfig(num_runs=0)).accuracy
+        size = len(gzip.compress(made, 9, mtime=0))
+        dense = dense or size
+        codes = max(codes_in_flatbuffer(made).values())
+        print(f"| {name} | {count or ''} | {accuracy:.2%} | {codes} | {size:,} | {size / dense:.1%} |", flush=True)
+    return 0
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--clusters", default="16,8,4")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--learning_rate", type=float, default=1e-3, help="decayed along a cosine")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    exit_with(main, __file__)
