@@ -150,6 +150,30 @@ def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy()
     assert sizes[1] < sizes[0]
 
 
+def test_from_end_step_on_weights_stay_in_their_clusters_and_the_values_go_on_learning():
+    kernels = []
+
+    def fit(model, callbacks):
+        kernel = model.get_layer("conv").kernel
+        see = import_tf_keras().callbacks.LambdaCallback(on_batch_end=lambda *_, **__: kernels.append(kernel.numpy()))
+        data = noise(model, 80)
+        model.compile(import_tf_keras().optimizers.Adam(0.03), "sparse_categorical_crossentropy", run_eagerly=True)
+        model.fit(data.inputs["x"], data.labels, batch_size=8, verbose=0, callbacks=[*callbacks, see])
+
+    def partition(kernel):
+        return [np.unique(each, return_inverse=True)[1].ravel().tolist() for each in np.moveaxis(kernel, -1, 0)]
+
+    for end_step, fixed in ((-1, 5), (3, 3), (0, 0)):
+        kernels.clear()
+        cluster_model(small_model(), fit, ClusterConfig(number_of_clusters=6, layers=("conv",), end_step=end_step))
+        partitions = [partition(kernel) for kernel in kernels]
+        assert len(partitions) == 10
+        assert all(each == partitions[-1] for each in partitions[max(fixed - 1, 0) :])
+        assert not np.allclose(kernels[-1], kernels[max(fixed - 1, 0)])
+        if fixed:
+            assert partitions[0] != partitions[-1]
+
+
 def test_zeros_of_a_pruned_model_stay_and_are_one_of_the_codes():
     pruned = prune_model(small_model(), fit_for(), PruneConfig(final_sparsity=0.5, end_step=2, layers=("conv",)))
     clustered = cluster_model(pruned, fit_for(2), ClusterConfig(number_of_clusters=5, layers=("conv",)))

@@ -101,6 +101,20 @@ def fit_with(fit: Fit, model: Any, callback: Any, what: str) -> None:
     )
 
 
+def steps_of_training(params: dict[str, Any], step: str, setting: str, share: str) -> int:
+    """The steps of a training that Keras describes by a callback's `params`.
+
+    Raises InputError where nobody knows them beforehand, though config `setting` of `step` is -1: a share of them.
+    """
+    epochs, steps = params.get("epochs"), params.get("steps")
+    if not epochs or not steps:
+        raise InputError(
+            f"{step}: {setting} is -1 ({share} of the training), and the length of this training is not known "
+            f"beforehand: set {setting} (--{step}.{setting}), or give fit a steps_per_epoch"
+        )
+    return int(epochs * steps)
+
+
 def check_finite(model: Any, after: str) -> None:
     """Raises TfqError naming each layer with a NaN or infinite weight; `after` says what was done last."""
     bad = [

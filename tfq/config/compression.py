@@ -93,6 +93,9 @@ class ClusterConfig(Config):
         16, "codes that the weights of a layer have in the int8 flatbuffer", minimum=3, maximum=64
     )
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers to cluster, of those that can be")
+    end_step: int = setting(
+        -1, "training step from which weights stay in their cluster; -1 is half of the training", minimum=-1
+    )
     distillation: DistillationConfig = section(DistillationConfig, "learning from the model before it was clustered")
 
 

@@ -12,7 +12,15 @@ import numpy as np
 from tfq.compression.clustering.codebook import MOST_CLUSTERS, Codebook, count_codes
 from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.gate import INCOMPLETE, check_same_function
-from tfq.compression.graph import Fit, check_finite, cloned, fit_with, named_layers, require_graph_model
+from tfq.compression.graph import (
+    Fit,
+    check_finite,
+    cloned,
+    fit_with,
+    named_layers,
+    require_graph_model,
+    steps_of_training,
+)
 from tfq.compression.pruning.prunable import prunable_weights
 from tfq.compression.pruning.sparsity import kernels_of, name_before
 from tfq.config import ClusterConfig
@@ -76,7 +84,8 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
         a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
     After each step k-means goes on from where it is: weights that the training has moved nearer to another value change
-    to it, and values follow their weights.
+    to it, and values follow their weights. From config.end_step on (-1 is half of that fit; of the first, when it calls
+    model.fit several times) weights stay where they are, and the values alone are trained.
     Raises InputError on a model or settings that cannot be clustered, and TfqError when fit does not train the model or
     forgets the callbacks, weights become NaN, or the copy computes another function.
     """
@@ -94,7 +103,7 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
         ]
         for name in plan.clustered
     }
-    callback = _clustering_callback([book for each in books.values() for book in each])
+    callback = _clustering_callback([book for each in books.values() for book in each], config.end_step)
     with contextlib.ExitStack() as around:
         student = trained
         if config.distillation.enabled:
@@ -126,12 +135,12 @@ def keep_clusters(model: Any) -> Any:
     The values of the clusters are trained; None where no layer is clustered.
     """
     books = [
-        Codebook(kernel, channel_axis(layer), count, reassign=False)
+        Codebook(kernel, channel_axis(layer), count, found=True)
         for layer in dict(named_layers(model)).values()
         for kernel in kernels_of(layer)
         if (count := _clusters(kernel, layer))
     ]
-    return _clustering_callback(books) if books else None
+    return _clustering_callback(books, end_step=0) if books else None
 
 
 def channel_axis(layer: Any) -> int | None:
@@ -169,22 +178,30 @@ def _inner(layer: Any) -> Any:
     return layer.layer if type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") else layer
 
 
-def _clustering_callback(books: list[Codebook]) -> Any:
-    """A tf_keras callback that takes a step of every codebook after each of the training; `steps` counts them."""
+def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
+    """A tf_keras callback that takes a step of every codebook after each of the training; `steps` counts them.
+
+    end_step: the first in which weights stay in their clusters, as ClusterConfig has it.
+    """
     import tensorflow as tf
 
-    def step() -> None:
+    @tf.function
+    def step(reassign: bool) -> None:
         for book in books:
-            book.step()
-
-    stepped = tf.function(step)
+            book.step(reassign=reassign)
 
     class ClusteringSteps(import_tf_keras().callbacks.Callback):  # type: ignore[misc]
-        steps = 0
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps, self._end = 0, end_step
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            if self._end == -1:
+                self._end = max(1, steps_of_training(self.params or {}, "cluster", "end_step", "half") // 2)
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.steps += 1
-            stepped()
+            step(reassign=self.steps < self._end)
 
     return ClusteringSteps()
 
@@ -196,7 +213,7 @@ def _cluster_put_back(books: Mapping[str, list[Codebook]], layers: Mapping[str, 
         for book in each:
             count = count_codes(book.kernel.numpy(), channel_axis(layers[name]))
             if count is None or count > clusters:
-                book.step()
+                book.step(reassign=True)
                 moved.append(name)
     if moved:
         warnings.warn(

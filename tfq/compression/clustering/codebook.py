@@ -33,16 +33,16 @@ class Codebook:
 
     kernel: variable, given its clustered values at once. channel_axis: of the output channels that have a scale each in
     the flatbuffer; None is one scale for all. clusters: of the whole kernel, its zero among them where it has any.
-    reassign: False keeps each weight in the cluster that it has now; the kernel must be clustered then.
+    found: that the kernel is clustered, and its own levels are taken.
     """
 
-    def __init__(self, kernel: Any, channel_axis: int | None, clusters: int, *, reassign: bool = True) -> None:
+    def __init__(self, kernel: Any, channel_axis: int | None, clusters: int, *, found: bool = False) -> None:
         import tensorflow as tf
 
-        self.kernel, self._reassign = kernel, reassign
+        self.kernel = kernel
         self._axis, self._shape = channel_axis, tuple(kernel.shape)
         rows = _rows(kernel.numpy(), channel_axis)
-        scales, levels = _begin(rows, clusters) if reassign else _found(rows)
+        scales, levels = _found(rows) if found else _begin(rows, clusters)
         self._fixed = np.isin(levels, [-1.0, 0.0, 1.0] if (rows == 0).any() else [-1.0, 1.0])
         # What the steps of the training add up in, unrounded.
         self._free = tf.Variable(rows, trainable=False)
@@ -53,11 +53,14 @@ class Codebook:
         self._clustered = tf.Variable(rows, trainable=False)
         self._put()
 
-    def step(self) -> None:
-        """After a training step: what it added to the kernel moves levels and scales, and weights between clusters."""
+    def step(self, *, reassign: bool) -> None:
+        """After a training step: what it added to the kernel moves levels and scales; reassign: and weights, to others.
+
+        A weight is moved to another level where what the steps have added up to is nearer to that.
+        """
         trained = _transposed(self.kernel, self._axis)
         self._free.assign((self._free + trained - self._clustered) * self._nonzero)
-        if self._reassign:
+        if reassign:
             self._scales.assign(_no_wider(self._scales, self._free))
             self._nearest.assign(nearest_levels(self._free, self._scales, self._levels))
         levels, scales = least_squares(self._free, self._scales, self._levels, self._nearest, self._fixed)

@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from tfq.compression.graph import steps_of_training
 from tfq.config import PruneConfig
 from tfq.errors import InputError
 
@@ -49,17 +50,12 @@ class Schedule:
         """
         if self.end_step is not None:
             return
-        epochs, steps = params.get("epochs"), params.get("steps")
-        if not epochs or not steps:
-            raise InputError(
-                "prune: end_step is -1 (three quarters of the training), and the length of this training is not known "
-                "beforehand: set end_step (--prune.end_step), or give fit a steps_per_epoch"
-            )
-        end = max(1, epochs * steps * 3 // 4)
+        steps = steps_of_training(params, "prune", "end_step", "three quarters")
+        end = max(1, steps * 3 // 4)
         if end <= self._config.begin_step:
             raise InputError(
                 f"prune: begin_step {self._config.begin_step} is not before three quarters of the training ({end} of "
-                f"{epochs * steps} steps): lower it, or train for longer"
+                f"{steps} steps): lower it, or train for longer"
             )
         self.end_step = end
 

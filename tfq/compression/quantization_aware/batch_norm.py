@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from tfq.compression.graph import steps_of_training
 from tfq.compression.tfmot_private import wrapped
-from tfq.errors import InputError, TfqError
+from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 
 
@@ -82,13 +83,7 @@ def _counting(seen: Any, last: Any, step: int) -> Any:
 
 def _nine_tenths(params: dict[str, Any]) -> int:
     """Steps before the freeze. Frozen at half of one epoch of ResNet8 on CIFAR-10, accuracy was 0.9 points lower."""
-    epochs, steps = params.get("epochs"), params.get("steps")
-    if not epochs or not steps:
-        raise InputError(
-            "qat: freeze_batch_norm_step is -1 (nine tenths of the training), and the length of this training is "
-            "not known beforehand: set it (--qat.freeze_batch_norm_step), or give fit a steps_per_epoch"
-        )
-    return max(1, epochs * steps * 9 // 10)
+    return max(1, steps_of_training(params, "qat", "freeze_batch_norm_step", "nine tenths") * 9 // 10)
 
 
 def _moves(layer: Any) -> bool:
