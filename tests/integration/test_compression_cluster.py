@@ -206,6 +206,16 @@ def test_qat_without_the_callbacks_would_leave_the_clusters_and_is_refused():
         qat_model(clustered, forgetful, calibration=noise(clustered))
 
 
+def test_a_kernel_that_is_as_it_was_initialized_is_not_taken_for_a_clustered_one():
+    model = small_model()
+    for value in (0, 1):
+        model.get_layer("conv").set_weights([np.full((3, 3, 2, 8), value, np.float32)])
+        assert measure_clusters(model) == {}
+    trained = qat_model(model, fit_for(), calibration=noise(model))
+    (after,) = (weight.numpy() for weight in kernels_of(trained.get_layer("quant_conv")))
+    assert np.unique(after[..., 0]).size > 3
+
+
 def test_weights_of_an_earlier_step_stay_and_averages_are_clustered_again():
     kept = []
 

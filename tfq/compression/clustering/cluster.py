@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression.clustering.codebook import MOST_CLUSTERS, Codebook, count_codes
+from tfq.compression import tfmot_private
+from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, Codebook, count_codes
 from tfq.compression.distil import UNUSED_TEACHER, distilled
 from tfq.compression.gate import INCOMPLETE, check_same_function
 from tfq.compression.graph import (
@@ -110,7 +111,7 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
             student = around.enter_context(distilled(trained, teacher or model, config.distillation, "cluster"))
         fit_with(fit, student, callback, "cluster")
     check_finite(trained, "clustering")
-    _cluster_put_back(books, layers, config.number_of_clusters)
+    _cluster_again(books, layers, config.number_of_clusters)
     weights_of = {id(old): new for old, new in pairs}
     stripped, fresh = cloned(model)
     for old, new in fresh:
@@ -132,7 +133,7 @@ def measure_clusters(model: Any) -> dict[str, int]:
 def keep_clusters(model: Any) -> Any:
     """A tf_keras callback that keeps the weights of `model` in the clusters that they are in now, after every step.
 
-    The values of the clusters are trained; None where no layer is clustered.
+    The values of the clusters are trained.
     """
     books = [
         Codebook(kernel, channel_axis(layer), count, found=True)
@@ -140,13 +141,13 @@ def keep_clusters(model: Any) -> Any:
         for kernel in kernels_of(layer)
         if (count := _clusters(kernel, layer))
     ]
-    return _clustering_callback(books, end_step=0) if books else None
+    return _clustering_callback(books, end_step=0)
 
 
 def channel_axis(layer: Any) -> int | None:
     """The axis of a layer's kernels whose channels have a scale each in an int8 flatbuffer; None where all have one."""
     layers = import_tf_keras().layers
-    layer = _inner(layer)
+    layer = tfmot_private.wrapped(layer)
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
         return -2
     by_channel = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv2D)
@@ -167,15 +168,14 @@ def _why_not(layer: Any, config: ClusterConfig) -> str | None:
 
 
 def _clusters(kernel: Any, layer: Any) -> int | None:
-    """How many codes a clustered kernel has; None where it is not clustered, or so small that nobody can tell."""
+    """How many codes a clustered kernel has; None where it is not clustered.
+
+    As little is a kernel that is as it was initialized, zeros or ones all over, or so small that nobody can tell.
+    """
     values = kernel.numpy()
     count = count_codes(values, channel_axis(layer))
-    return count if count and count <= min(MOST_CLUSTERS, values.size // _FEWEST_IN_CLUSTER) else None
-
-
-def _inner(layer: Any) -> Any:
-    """The layer itself, whatever QAT has wrapped around it."""
-    return layer.layer if type(layer).__name__ in ("QuantizeWrapper", "QuantizeWrapperV2") else layer
+    most = min(MOST_CLUSTERS, values.size // _FEWEST_IN_CLUSTER)
+    return count if count and FEWEST_CLUSTERS <= count <= most else None
 
 
 def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
@@ -206,7 +206,7 @@ def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
     return ClusteringSteps()
 
 
-def _cluster_put_back(books: Mapping[str, list[Codebook]], layers: Mapping[str, Any], clusters: int) -> None:
+def _cluster_again(books: Mapping[str, list[Codebook]], layers: Mapping[str, Any], clusters: int) -> None:
     """Weights of an earlier epoch stay as they are: clustered. Others (averages of several) are clustered once more."""
     moved = []
     for name, each in books.items():

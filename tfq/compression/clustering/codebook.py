@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a kernel whose values are fewer it is said that it is clustered.
-MOST_CLUSTERS = 64
+# A kernel of as many codes is taken for a clustered one.
+FEWEST_CLUSTERS, MOST_CLUSTERS = 3, 64
 # The largest code of a weight: int8, symmetric, narrow range.
 _CODES = 127
 # In codes. float32 keeps a 10,000th of one through the folding of a BatchNormalization.
