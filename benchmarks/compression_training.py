@@ -18,15 +18,13 @@ from tfq.artifacts import read_json
 from tfq.errors import InputError, TfqError
 from tfq.training import untuned
 
-SHIFT_PIXELS = 4
-
 
 class Augmented:
-    """Images in shuffled batches, flipped and shifted at random: by the seed and the epoch alone."""
+    """Images in shuffled batches, flipped and shifted by up to `shift` pixels at random: by the seed and the epoch."""
 
-    def __init__(self, split: Any, batch_size: int, seed: int) -> None:
+    def __init__(self, split: Any, batch_size: int, seed: int, shift: int) -> None:
         self._images, self._labels = np.ascontiguousarray(split.inputs["x"]), split.labels
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._shift = batch_size, seed, shift
 
     def __len__(self) -> int:
         return math.ceil(len(self._images) / self._batch_size)
@@ -55,9 +53,9 @@ class Augmented:
         flipped = rng.random(len(images)) < 0.5
         images[flipped] = images[flipped, :, ::-1]
         height, width = images.shape[1:3]
-        padded = np.pad(images, ((0, 0), (SHIFT_PIXELS,) * 2, (SHIFT_PIXELS,) * 2, (0, 0)))
+        padded = np.pad(images, ((0, 0), (self._shift,) * 2, (self._shift,) * 2, (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), (1, 2))
-        top, left = rng.integers(0, 2 * SHIFT_PIXELS + 1, (2, len(images)))
+        top, left = rng.integers(0, 2 * self._shift + 1, (2, len(images)))
         return np.moveaxis(windows[np.arange(len(images)), top, left], 1, -1), self._labels[chosen]
 
 
@@ -72,7 +70,7 @@ def fit_for(
     from tfq.training import gives_probabilities
 
     keras = keras or import_tf_keras()
-    augmented = Augmented(splits["train"], phase.batch_size, seed)
+    augmented = Augmented(splits["train"], phase.batch_size, seed, phase.shift)
     validation = splits["val"].inputs["x"], splits["val"].labels
 
     class KeepsBest(keras.callbacks.Callback):
@@ -125,11 +123,12 @@ def fit_for(
 
 @dataclass(frozen=True)
 class Phase:
-    """How a phase trains."""
+    """How a phase trains. shift: pixels by which images are shifted at most."""
 
     epochs: int
     batch_size: int
     learning_rate: float
+    shift: int = 4
 
 
 def copied(model: Any) -> Any:

@@ -6,7 +6,7 @@
         [--seeds=0,1,2] [--epochs=5] [--qat_epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
 Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
-(flips, shifts) and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
+(flips, and shifts where --shift asks for them) and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
 `float` does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are
 compared with. The others learn from the outputs of the trained `float` of their seed as well, in both phases. Of the
 second phase the epoch is kept that is best on the validation split, the state before it among them; of the first the
@@ -15,8 +15,8 @@ the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
-examples of each split, and no bound on accuracy means anything. An epoch over 45,000 images of 32x32 took 75 to 100 s
-of CPU (ResNet8, x86 with AVX2; 58 s on another with AVX-512), one of QAT or towards `float` up to twice that.
+examples of each split, and no bound on accuracy means anything. An epoch over 45,000 images of 32x32 takes 45 s of
+CPU (ResNet8, one core of an x86 with AVX-512), 50 s towards `float`, and one of QAT up to twice that.
 """
 
 import argparse
@@ -259,8 +259,8 @@ def main() -> int:
     warnings.simplefilter("once", tfq.TfqWarning)
     out = make_out_dir(arguments.out)
     phases = [
-        Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate),
-        Phase(arguments.qat_epochs, arguments.batch_size, arguments.qat_rate),
+        Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.shift),
+        Phase(arguments.qat_epochs, arguments.batch_size, arguments.qat_rate, arguments.shift),
     ]
     model = tfq.load_model(arguments.model)
     settings = {"model": sha256_file(arguments.model), "data": arguments.data, "limit": arguments.limit}
@@ -301,6 +301,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of the first phase, decayed along a cosine")
     parser.add_argument("--qat_rate", type=float, default=1e-3, help="of the second one")
+    parser.add_argument("--shift", type=int, default=0, help="pixels by which training images are shifted at most")
     parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
     parser.add_argument("--runs", type=int, default=1000, help="timed inferences of each flatbuffer")
     return parser.parse_args()

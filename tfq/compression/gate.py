@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from tfq.compression import tfmot_private
+from tfq.compression.graph import cloned
 from tfq.errors import TfqError
 
-INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
+_INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 NO_QAT = "quantize after training instead (--noqat), and report the model's layers to tfq"
 _EXAMPLES = 16
 
@@ -69,3 +70,20 @@ def _random_input(tensor: Any, rng: np.random.Generator, limit: int) -> np.ndarr
         return rng.integers(0, limit, size=shape).astype(dtype)
     half = [_EXAMPLES // 2, *shape[1:]]
     return np.concatenate([rng.normal(size=half), rng.uniform(0, 255, size=half)]).astype(dtype)
+
+
+def copy_for_training(model: Any, step: str) -> tuple[Any, list[tuple[Any, Any]]]:
+    """A copy of `model` that computes the same, and each of its layers with the copy's; `step` begins an error."""
+    trained, pairs = cloned(model)
+    check_same_function(model, trained, what=f"{step}: the copy for training", advice=_INCOMPLETE)
+    return trained, pairs
+
+
+def copy_after_training(model: Any, trained: Any, pairs: list[tuple[Any, Any]], step: str) -> Any:
+    """A copy of `model`, as it was given, with the weights of `trained` alone; `pairs`: from `copy_for_training`."""
+    weights_of = {id(old): new for old, new in pairs}
+    stripped, fresh = cloned(model)
+    for old, new in fresh:
+        new.set_weights(weights_of[id(old)].get_weights())
+    check_same_function(trained, stripped, what=f"{step}: the copy after training", advice=_INCOMPLETE)
+    return stripped

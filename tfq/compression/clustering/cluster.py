@@ -12,11 +12,10 @@ import numpy as np
 from tfq.compression import tfmot_private
 from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, Codebook, count_codes
 from tfq.compression.distil import UNUSED_TEACHER, distilled
-from tfq.compression.gate import INCOMPLETE, check_same_function
+from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import (
     Fit,
     check_finite,
-    cloned,
     fit_with,
     named_layers,
     require_graph_model,
@@ -94,8 +93,7 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
     if teacher is not None and not config.distillation.enabled:
         raise InputError(f"cluster: {UNUSED_TEACHER}")
     plan = clustering_plan(model, config)
-    trained, pairs = cloned(model)
-    check_same_function(model, trained, what="cluster: the copy for training", advice=INCOMPLETE)
+    trained, pairs = copy_for_training(model, "cluster")
     layers = dict(named_layers(trained))
     books = {
         name: [
@@ -112,12 +110,7 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
         fit_with(fit, student, callback, "cluster")
     check_finite(trained, "clustering")
     _cluster_again(books, layers, config.number_of_clusters)
-    weights_of = {id(old): new for old, new in pairs}
-    stripped, fresh = cloned(model)
-    for old, new in fresh:
-        new.set_weights(weights_of[id(old)].get_weights())
-    check_same_function(trained, stripped, what="cluster: the copy after training", advice=INCOMPLETE)
-    return stripped
+    return copy_after_training(model, trained, pairs, "cluster")
 
 
 def measure_clusters(model: Any) -> dict[str, int]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.distil import UNUSED_TEACHER, distilled
-from tfq.compression.gate import INCOMPLETE, check_same_function
-from tfq.compression.graph import Fit, check_finite, cloned, fit_with, named_layers, require_graph_model
+from tfq.compression.gate import copy_after_training, copy_for_training
+from tfq.compression.graph import Fit, check_finite, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
 from tfq.compression.pruning.lamp import layer_adaptive
 from tfq.compression.pruning.masks import Masks, pruning_callback
@@ -113,8 +113,7 @@ def prune_model(
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocated(model, None, config, plan.pruned)
-    trained, pairs = cloned(model)
-    check_same_function(model, trained, what="prune: the copy for training", advice=INCOMPLETE)
+    trained, pairs = copy_for_training(model, "prune")
     layers = dict(named_layers(trained))
     masks = Masks({name: prunable_weights(layers[name]) or [] for name in plan.pruned}, config)
     schedule = Schedule(config)
@@ -129,12 +128,7 @@ def prune_model(
     check_finite(trained, "pruning")
     lengths = f"training ended at step {callback.steps}, end_step is {schedule.end_step}"
     _warn_of_misses(masks, plan.sparsities, config, lengths)
-    weights_of = {id(old): new for old, new in pairs}
-    stripped, fresh = cloned(model)
-    for old, new in fresh:
-        new.set_weights(weights_of[id(old)].get_weights())
-    check_same_function(trained, stripped, what="prune: the copy after training", advice=INCOMPLETE)
-    return stripped
+    return copy_after_training(model, trained, pairs, "prune")
 
 
 def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None]) -> None:
