@@ -6,12 +6,12 @@
         [--seeds=0,1,2] [--epochs=5] [--qat_epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
 Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
-(flips, and shifts where --shift asks for them) and learning rates. The first is for pruning, or for mending after filters are gone; the second for QAT.
-`float` does neither in both: it is the baseline, and its post-training int8 is what sizes, times and instructions are
-compared with. The others learn from the outputs of the trained `float` of their seed as well, in both phases. Of the
-second phase the epoch is kept that is best on the validation split, the state before it among them; of the first the
-last one, for the zeros are complete only there. Accuracy is that of the int8 flatbuffer (of float: the float32 one) on
-the test split.
+(flips, and shifts where --shift asks for them) and learning rates. The first is for pruning, or for mending after
+filters are gone; the second for QAT. `float` does neither in both: it is the baseline, and its post-training int8 is
+what sizes, times and instructions are compared with. The others learn from the outputs of the trained `float` of their
+seed as well, in both phases. Of the second phase the epoch is kept that is best on the validation split, the state
+before it among them; of the first the last one, for the zeros are complete only there. Accuracy is that of the int8
+flatbuffer (of float: the float32 one) on the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
