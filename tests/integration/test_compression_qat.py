@@ -9,6 +9,7 @@ import pytest
 from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import check_quantizable, measure_sparsity, prune_model, qat_model, unsupported_layers
+from tfq.compression.graph import cloned
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
 from tfq.data import load_split
 from tfq.errors import InputError, TfqError, TfqWarning
@@ -50,6 +51,14 @@ def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not(p
     assert measure_sparsity(quantized) == measure_sparsity(pruned)
     lost = qat_model(pruned, fit_for(2), QATConfig(preserve_sparsity=False))
     assert measure_sparsity(lost)["conv"] < 0.1
+
+
+def test_a_layer_that_was_initialized_with_zeros_learns_beside_pruned_ones(pruned):
+    model, _ = cloned(pruned)
+    model.get_layer("head").set_weights([np.zeros_like(each) for each in model.get_layer("head").get_weights()])
+    trained = measure_sparsity(qat_model(model, fit_for(2)))
+    assert trained["conv"] == measure_sparsity(pruned)["conv"]
+    assert trained["head"] == 0
 
 
 def test_zeros_that_a_fit_loses_are_an_error(pruned):

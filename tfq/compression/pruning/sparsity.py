@@ -72,10 +72,12 @@ def keep_zeros(model: Any) -> Any:
 
     tfmot's prune-preserving scheme does it with a mask inside the layer, but its own layout transforms take the mask
     away from a layer that feeds a Concatenate, or a ReLU without normalization between (measured on 0.8.1).
+    A layer that is zero all over was not pruned, but initialized so: it learns.
     """
     import tensorflow as tf
 
-    kernels = [weight for _, layer in named_layers(model) for weight in kernels_of(layer)]
+    layers = [kernels_of(layer) for _, layer in named_layers(model)]
+    kernels = [kernel for each in layers if any(np.any(kernel) for kernel in each) for kernel in each]
     masks = [tf.cast(kernel != 0, kernel.dtype) for kernel in kernels]
 
     class KeepZeros(import_tf_keras().callbacks.Callback):  # type: ignore[misc]

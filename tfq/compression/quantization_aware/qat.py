@@ -122,8 +122,7 @@ class _Start:
 
 def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     require_graph_model(model, "quantization-aware training")
-    zeros = measure_sparsity(model)
-    preserve = config.preserve_sparsity and any(zeros.values())
+    preserve = config.preserve_sparsity and any(_zeros(model).values())
     annotated = annotate.quantized(model, config)
     _tell_skipped(annotated.skipped, config)
     batches, widened = 0, frozenset[str]()
@@ -133,10 +132,15 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     return _Start(
         model=annotated.model,
         batches=batches,
-        zeros=measure_sparsity(annotated.model) if preserve else {},
+        zeros=_zeros(annotated.model) if preserve else {},
         clusters=measure_clusters(annotated.model) if config.preserve_clusters else {},
         widened=widened,
     )
+
+
+def _zeros(model: Any) -> dict[str, float]:
+    """Layer -> fraction of zeros; of those alone that are not zero all over, as they were initialized."""
+    return {name: share for name, share in measure_sparsity(model).items() if share < 1}
 
 
 def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
