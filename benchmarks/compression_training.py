@@ -16,7 +16,7 @@ import numpy as np
 
 from tfq.artifacts import read_json
 from tfq.errors import InputError, TfqError
-from tfq.training import untuned
+from tfq.training import dataset_of
 
 
 class Augmented:
@@ -31,8 +31,6 @@ class Augmented:
 
     def epochs(self) -> Any:
         """A tf.data.Dataset of the batches (images, labels) of an epoch; each pass over it is the next one's."""
-        import tensorflow as tf
-
         passes = itertools.count()
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -41,10 +39,7 @@ class Augmented:
             for index in range(len(self)):
                 yield self._batch(epoch, index, order)
 
-        arrays = self._images, self._labels
-        signature = tuple(tf.TensorSpec((None, *each.shape[1:]), each.dtype) for each in arrays)
-        found = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        return untuned(found.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(1))
+        return dataset_of(batches, (self._images, self._labels), len(self))
 
     def _batch(self, epoch: int, index: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((self._seed, epoch, index))

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,17 +157,21 @@ def _described(loss: Any) -> str:
     return f"{loss.name} from {'logits' if loss.get_config()['from_logits'] else 'probabilities'}"
 
 
-def untuned(dataset: Any) -> Any:
-    """A tf.data.Dataset that is read as it was written, without tf.data's search for parallelism.
+def dataset_of(batches: Callable[[], Iterator[Any]], like: Any, steps: int) -> Any:
+    """A tf.data.Dataset for fit, each pass of which is `steps` batches of a new `batches()`.
 
-    What searches (TensorFlow 2.21) sleeps for up to a minute at a time, twice as long each time, and an iterator waits
-    for it to wake before it ends: half a minute at the end of each epoch of a long training.
+    like: arrays of the batches' shapes, dtypes and structure, with any number of examples.
+    It does without tf.data's search for parallelism. What searches (TensorFlow 2.21) sleeps for up to a minute at a
+    time, twice as long each time, and an iterator waits for it to wake before it ends: half a minute at the end of each
+    epoch of a long training.
     """
     import tensorflow as tf
 
+    signature = tf.nest.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), like)
+    found = tf.data.Dataset.from_generator(batches, output_signature=signature)
     options = tf.data.Options()
     options.autotune.enabled = False
-    return dataset.with_options(options)
+    return found.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1).with_options(options)
 
 
 class _Streamed:
@@ -179,11 +183,8 @@ class _Streamed:
 
     def dataset(self, stream: SplitStream, seed: int | None = None) -> Any:
         """A tf.data.Dataset of batches (x, y), each pass in another order by the seed; in the stream's without one."""
-        import tensorflow as tf
-
         x, y = _arrays(self._model, stream.first())
-        arrays = (tuple(x) if isinstance(x, list) else x, y)
-        signature = tf.nest.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), arrays)
+        like = (tuple(x) if isinstance(x, list) else x, y)
         epochs = itertools.count()
 
         def batches() -> Iterator[Any]:
@@ -198,9 +199,7 @@ class _Streamed:
                 self._errors.append(error)
                 raise
 
-        found = tf.data.Dataset.from_generator(batches, output_signature=signature)
-        steps = math.ceil(stream.num_examples / self._batch_size)
-        return untuned(found.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1))
+        return dataset_of(batches, like, math.ceil(stream.num_examples / self._batch_size))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:

@@ -38,6 +38,16 @@ def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield layer.name, layer
 
 
+def reasons_by_layer(model: Any, why_not: Callable[[Any], str | None]) -> dict[str, str | None]:
+    """Name -> why_not(layer) of every layer, in order; a layer that was named before is told to be that one."""
+    first: dict[int, str] = {}
+    reasons = {}
+    for name, layer in named_layers(model):
+        known = first.setdefault(id(layer), name)
+        reasons[name] = why_not(layer) if known == name else f"it is {known}, called again"
+    return reasons
+
+
 def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[Any, list[tuple[Any, Any]]]:
     """(clone, pairs): a model of new layers with the weights of `model`, and each old layer with its new one.
 

@@ -30,22 +30,20 @@ class Compressed:
 
 def compression_suffix(config: RunConfig) -> str:
     """filtered, pruned, clustered, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
-    steps: dict[str, FiltersConfig | PruneConfig | ClusterConfig | QATConfig] = {
-        "filtered": config.compression.filters,
-        "pruned": config.compression.prune,
-        "clustered": config.compression.cluster,
-        "qat": config.compression.qat,
-    }
-    done = [word for word, step in steps.items() if step.enabled]
-    if not done:
+    if not is_compressed(config):
         raise InputError("--nofilters, --noprune, --nocluster and --noqat: there is nothing to do")
-    return "_".join(done)
+    return "_".join(word for word, step in _steps(config).items() if step.enabled)
 
 
 def is_compressed(config: RunConfig) -> bool:
     """Whether any compression is asked for."""
+    return any(step.enabled for step in _steps(config).values())
+
+
+def _steps(config: RunConfig) -> dict[str, FiltersConfig | PruneConfig | ClusterConfig | QATConfig]:
+    """By what a model is called that has been through it, in the order of the work."""
     asked = config.compression
-    return any(step.enabled for step in (asked.filters, asked.prune, asked.cluster, asked.qat))
+    return {"filtered": asked.filters, "pruned": asked.prune, "clustered": asked.cluster, "qat": asked.qat}
 
 
 def check_compressible(model: Any, config: RunConfig) -> None:
@@ -93,14 +91,14 @@ def compress(model: Any, config: RunConfig) -> Compressed:
         if settings.prune.enabled:
             plan = compression.pruning_plan(result, settings.prune, training)
             details["pruning_plan"] = plan.to_dict()
-            teacher = bridged.model if settings.prune.distillation.enabled else None
+            teacher = _teacher(bridged, settings.prune)
             result = compression.prune_model(result, fit("prune"), settings.prune, plan=plan, teacher=teacher)
         if settings.cluster.enabled:
             details["clustering_plan"] = compression.clustering_plan(result, settings.cluster).to_dict()
-            teacher = bridged.model if settings.cluster.distillation.enabled else None
+            teacher = _teacher(bridged, settings.cluster)
             result = compression.cluster_model(result, fit("cluster"), settings.cluster, teacher=teacher)
         if settings.qat.enabled:
-            teacher = bridged.model if settings.qat.distillation.enabled else None
+            teacher = _teacher(bridged, settings.qat)
             result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
     user_model = None
     if bridged.model is not model and not settings.filters.enabled:
@@ -118,6 +116,11 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             "sha256": hashes(config, train=training, val=validation),
         },
     )
+
+
+def _teacher(bridged: Any, step: PruneConfig | ClusterConfig | QATConfig) -> Any:
+    """The model before all compression, where the step learns from one."""
+    return bridged.model if step.distillation.enabled else None
 
 
 def _bridged(model: Any, config: RunConfig, examples: data.AnySplit) -> Any:

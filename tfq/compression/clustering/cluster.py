@@ -18,6 +18,7 @@ from tfq.compression.graph import (
     check_finite,
     fit_with,
     named_layers,
+    reasons_by_layer,
     require_graph_model,
     steps_of_training,
 )
@@ -53,11 +54,7 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     require_graph_model(model, "clustering")
     if not config.layers:
         raise InputError("cluster: layers is empty: name patterns of the layers to cluster, or leave --cluster out")
-    reasons: dict[str, str | None] = {}
-    first: dict[int, str] = {}
-    for name, layer in named_layers(model):
-        again = first.setdefault(id(layer), name)
-        reasons[name] = _why_not(layer, config) if again == name else f"it is {again}, called again"
+    reasons = reasons_by_layer(model, lambda layer: _why_not(layer, config))
     if None not in reasons.values():
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise InputError(f"cluster: no layer of {model.name!r} can be clustered: {told}")
@@ -109,7 +106,7 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
             student = around.enter_context(distilled(trained, teacher or model, config.distillation, "cluster"))
         fit_with(fit, student, callback, "cluster")
     check_finite(trained, "clustering")
-    _cluster_again(books, layers, config.number_of_clusters)
+    _cluster_again(books, config.number_of_clusters)
     return copy_after_training(model, trained, pairs, "cluster")
 
 
@@ -129,10 +126,10 @@ def keep_clusters(model: Any) -> Any:
     The values of the clusters are trained.
     """
     books = [
-        Codebook(kernel, channel_axis(layer), count, found=True)
-        for layer in dict(named_layers(model)).values()
+        Codebook(kernel, channel_axis(layer))
+        for _, layer in named_layers(model)
         for kernel in kernels_of(layer)
-        if (count := _clusters(kernel, layer))
+        if _clusters(kernel, layer)
     ]
     return _clustering_callback(books, end_step=0)
 
@@ -199,13 +196,12 @@ def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
     return ClusteringSteps()
 
 
-def _cluster_again(books: Mapping[str, list[Codebook]], layers: Mapping[str, Any], clusters: int) -> None:
+def _cluster_again(books: Mapping[str, list[Codebook]], clusters: int) -> None:
     """Weights of an earlier epoch stay as they are: clustered. Others (averages of several) are clustered once more."""
     moved = []
     for name, each in books.items():
         for book in each:
-            count = count_codes(book.kernel.numpy(), channel_axis(layers[name]))
-            if count is None or count > clusters:
+            if (count := book.codes()) is None or count > clusters:
                 book.step(reassign=True)
                 moved.append(name)
     if moved:

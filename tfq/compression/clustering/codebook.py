@@ -32,17 +32,17 @@ class Codebook:
     """One kernel's levels, and which of them each weight has. In variables of TensorFlow: updated in graphs.
 
     kernel: variable, given its clustered values at once. channel_axis: of the output channels that have a scale each in
-    the flatbuffer; None is one scale for all. clusters: of the whole kernel, its zero among them where it has any.
-    found: that the kernel is clustered, and its own levels are taken.
+    the flatbuffer; None is one scale for all. clusters: of the whole kernel, its zero among them where it has any; None
+    takes the levels of a kernel that is clustered.
     """
 
-    def __init__(self, kernel: Any, channel_axis: int | None, clusters: int, *, found: bool = False) -> None:
+    def __init__(self, kernel: Any, channel_axis: int | None, clusters: int | None = None) -> None:
         import tensorflow as tf
 
         self.kernel = kernel
         self._axis, self._shape = channel_axis, tuple(kernel.shape)
-        rows = _rows(kernel.numpy(), channel_axis)
-        scales, levels = _found(rows) if found else _begin(rows, clusters)
+        rows = _rows(kernel, channel_axis).numpy()
+        scales, levels = _found(rows) if clusters is None else _begin(rows, clusters)
         self._fixed = np.isin(levels, [-1.0, 0.0, 1.0] if (rows == 0).any() else [-1.0, 1.0])
         # What the steps of the training add up in, unrounded.
         self._free = tf.Variable(rows, trainable=False)
@@ -58,7 +58,7 @@ class Codebook:
 
         A weight is moved to another level where what the steps have added up to is nearer to that.
         """
-        trained = _transposed(self.kernel, self._axis)
+        trained = _rows(self.kernel, self._axis)
         self._free.assign((self._free + trained - self._clustered) * self._nonzero)
         if reassign:
             self._scales.assign(_no_wider(self._scales, self._free))
@@ -68,13 +68,17 @@ class Codebook:
         self._scales.assign(scales)
         self._put()
 
+    def codes(self) -> int | None:
+        """`count_codes` of the kernel as it is now."""
+        return count_codes(self.kernel.numpy(), self._axis)
+
     def _put(self) -> None:
         """Gives the kernel the values of its clusters, whatever it has."""
         import tensorflow as tf
 
         coded = tf.round(self._levels * _CODES) / _CODES
         self._clustered.assign(self._scales[:, None] * tf.gather(coded, self._nearest) * self._nonzero)
-        self.kernel.assign(_transposed_back(self._clustered, self._shape, self._axis))
+        self.kernel.assign(_kernel(self._clustered, self._shape, self._axis))
 
 
 def nearest_levels(rows: Any, scales: Any, levels: Any) -> Any:
@@ -114,7 +118,7 @@ def _no_wider(scales: Any, rows: Any) -> Any:
 
 def count_codes(kernel: NDArray, channel_axis: int | None) -> int | None:
     """How many codes a kernel has in int8, all channels together; None where its values lie between codes."""
-    rows = _rows(kernel, channel_axis)
+    rows = _rows(kernel, channel_axis).numpy()
     largest = np.abs(rows).max(axis=1, keepdims=True)
     codes = np.divide(rows * _CODES, largest, out=np.zeros_like(rows), where=largest > 0)
     if np.abs(codes - np.rint(codes)).max(initial=0) > _OFF:
@@ -122,13 +126,8 @@ def count_codes(kernel: NDArray, channel_axis: int | None) -> int | None:
     return int(np.unique(np.rint(codes)).size)
 
 
-def _rows(kernel: NDArray, axis: int | None) -> NDArray:
-    """(channels, weights of each), float32."""
-    rows = kernel.reshape(1, -1) if axis is None else np.moveaxis(kernel, axis, 0).reshape(kernel.shape[axis], -1)
-    return np.ascontiguousarray(rows, np.float32)
-
-
-def _transposed(kernel: Any, axis: int | None) -> Any:
+def _rows(kernel: Any, axis: int | None) -> Any:
+    """The kernel as (channels, weights of each)."""
     import tensorflow as tf
 
     if axis is None:
@@ -136,7 +135,8 @@ def _transposed(kernel: Any, axis: int | None) -> Any:
     return tf.reshape(tf.transpose(kernel, _order(len(kernel.shape), axis)), (kernel.shape[axis], -1))
 
 
-def _transposed_back(rows: Any, shape: Sequence[int], axis: int | None) -> Any:
+def _kernel(rows: Any, shape: Sequence[int], axis: int | None) -> Any:
+    """`_rows` turned back."""
     import tensorflow as tf
 
     if axis is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfq.compression import tfmot_private
-from tfq.compression.graph import named_layers
+from tfq.compression.graph import reasons_by_layer
 from tfq.compression.pruning.targets import block_size, m_by_n
 from tfq.config import PruneConfig
 from tfq.keras_bridge import import_tf_keras
@@ -56,16 +56,8 @@ def reason_not_prunable(layer: Any, config: PruneConfig | None = None) -> str | 
 
 
 def layer_reasons(model: Any, config: PruneConfig) -> dict[str, str | None]:
-    """Name -> `reason_not_prunable` of every layer, in order; a layer that was named before is told to be that one."""
-    reasons: dict[str, str | None] = {}
-    first: dict[int, str] = {}
-    for name, layer in named_layers(model):
-        if id(layer) in first:
-            reasons[name] = f"it is {first[id(layer)]}, called again"
-        else:
-            reasons[name] = reason_not_prunable(layer, config)
-            first[id(layer)] = name
-    return reasons
+    """`reasons_by_layer` of why a layer is not pruned."""
+    return reasons_by_layer(model, lambda layer: reason_not_prunable(layer, config))
 
 
 def m_by_n_sparsity(shape: Sequence[int], m: int, n: int) -> float:

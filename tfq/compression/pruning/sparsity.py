@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many weights are exactly zero: in a Keras model, and in the flatbuffer that was made of it."""
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from tfq.compression.graph import named_layers
-from tfq.flatbuffer import Weight, audit_model, constant_values, read
+from tfq.flatbuffer import Tensor, Weight, audit_model, constant_values, read
 from tfq.keras_bridge import import_tf_keras, model_kind
 
 # The matrices that a product is made with. Biases and normalization are not counted: no pruning touches them.
@@ -52,13 +53,10 @@ def groups_in_flatbuffer(model: bytes, m: int, n: int) -> dict[str, float]:
     that of the input channels: n weights in a row as they are stored, which is what 2:4 kernels want. What is left
     behind the last whole group may keep n - m weights. Other ops are left out, and what cannot be read as numbers.
     """
-    parsed = read(model)
-    tensors = {tensor.name: tensor for graph in parsed.subgraphs for tensor in graph.tensors if tensor.is_constant}
     kept: dict[str, list[bool]] = {}
-    for weight in audit_model(model).weights:
-        if weight.op not in _BY_INPUT or weight.zeros is None:
+    for weight, tensor in stored_weights(model):
+        if weight.op not in _BY_INPUT:
             continue
-        tensor = tensors[weight.tensor]
         zero_point = tensor.zero_point[0] if tensor.zero_point else 0
         is_zero = constant_values(model, tensor).reshape(-1, tensor.shape[-1]) == zero_point
         groups = [is_zero[:, start : start + n] for start in range(0, tensor.shape[-1], n)]
@@ -67,17 +65,25 @@ def groups_in_flatbuffer(model: bytes, m: int, n: int) -> dict[str, float]:
     return {name: float(np.mean(each)) for name, each in kept.items()}
 
 
-def keep_zeros(model: Any) -> Any:
-    """A tf_keras callback that puts the weights of `model` which are zero now back to zero after every step.
+def stored_weights(model: bytes) -> Iterator[tuple[Weight, Tensor]]:
+    """The weights of a `.tflite` whose values can be read as numbers, each with its tensor."""
+    parsed = read(model)
+    tensors = {tensor.name: tensor for graph in parsed.subgraphs for tensor in graph.tensors if tensor.is_constant}
+    yield from ((each, tensors[each.tensor]) for each in audit_model(model).weights if each.zeros is not None)
+
+
+def keep_zeros(model: Any, layers: Collection[str]) -> Any:
+    """A tf_keras callback that puts the weights which are zero now back to zero after every step.
+
+    layers: whose kernels these are, by their names in `measure_sparsity`.
 
     tfmot's prune-preserving scheme does it with a mask inside the layer, but its own layout transforms take the mask
     away from a layer that feeds a Concatenate, or a ReLU without normalization between (measured on 0.8.1).
-    A layer that is zero all over was not pruned, but initialized so: it learns.
     """
     import tensorflow as tf
 
-    layers = [kernels_of(layer) for _, layer in named_layers(model)]
-    kernels = [kernel for each in layers if any(np.any(kernel) for kernel in each) for kernel in each]
+    chosen = [layer for name, layer in named_layers(model) if name_before(name, layer) in layers]
+    kernels = [kernel for layer in chosen for kernel in kernels_of(layer)]
     masks = [tf.cast(kernel != 0, kernel.dtype) for kernel in kernels]
 
     class KeepZeros(import_tf_keras().callbacks.Callback):  # type: ignore[misc]

@@ -60,7 +60,7 @@ def qat_model(
             steps_seen = around.enter_context(learned_ranges(quantized, trained))
         else:
             steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
-        keeping = [keep_zeros(quantized)] if start.zeros else []
+        keeping = [keep_zeros(quantized, start.zeros)] if start.zeros else []
         keeping += [keep_clusters(quantized)] if start.clusters else []
         fit(trained, [*callbacks, *keeping])
         if steps_seen() < 1:
@@ -122,7 +122,6 @@ class _Start:
 
 def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     require_graph_model(model, "quantization-aware training")
-    preserve = config.preserve_sparsity and any(_zeros(model).values())
     annotated = annotate.quantized(model, config)
     _tell_skipped(annotated.skipped, config)
     batches, widened = 0, frozenset[str]()
@@ -132,15 +131,15 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     return _Start(
         model=annotated.model,
         batches=batches,
-        zeros=_zeros(annotated.model) if preserve else {},
+        zeros=_zeros(annotated.model) if config.preserve_sparsity else {},
         clusters=measure_clusters(annotated.model) if config.preserve_clusters else {},
         widened=widened,
     )
 
 
 def _zeros(model: Any) -> dict[str, float]:
-    """Layer -> fraction of zeros; of those alone that are not zero all over, as they were initialized."""
-    return {name: share for name, share in measure_sparsity(model).items() if share < 1}
+    """Layer -> fraction of zeros, of those that have any. One that is zero all over was initialized so: it learns."""
+    return {name: share for name, share in measure_sparsity(model).items() if 0 < share < 1}
 
 
 def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
