@@ -9,9 +9,9 @@ Every variant is trained in two phases, --epochs and --qat_epochs long, with the
 (flips, and shifts where --shift asks for them) and learning rates. The first is for pruning, or for mending after
 filters are gone; the second for QAT. `float` does neither in both: it is the baseline, and its post-training int8 is
 what sizes, times and instructions are compared with. The others learn from the outputs of the trained `float` of their
-seed as well, in both phases. Of the second phase the epoch is kept that is best on the validation split, the state
-before it among them; of the first the last one, for the zeros are complete only there. Accuracy is that of the int8
-flatbuffer (of float: the float32 one) on the test split.
+seed as well, in both phases. Of each phase the epoch is kept that is best on the validation split, the state before it
+among them; but of pruning the last one, for the zeros are complete only there. Accuracy is that of the int8 flatbuffer
+(of float: the float32 one) on the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
@@ -87,7 +87,12 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
     variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
     teacher = None if name == "float" else tfq.load_model(out / f"float_{seed}.h5")
     notes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    fits = [fit_for(splits, phase, seed + place * 1000, place == 1, notes[place]) for place, phase in enumerate(phases)]
+    # The zeros are complete only after the last epoch of pruning.
+    keeps_best = (not variant.sparsity, True)
+    fits = [
+        fit_for(splits, phase, seed + place * 1000, keeps_best[place], notes[place])
+        for place, phase in enumerate(phases)
+    ]
     with deterministic(seed):
         if between.exists() and between.with_suffix(".json").exists():
             notes[0].update(read_json(between.with_suffix(".json")))
