@@ -340,7 +340,7 @@ def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
     y = layers.Add(name="sum")([shared(y), shared(x)])
     model = keras.Model(tokens, layers.Dense(2, name="head")(layers.Flatten(name="flatten")(y)))
     found = annotate.quantized(model)
-    wanted = {"masked": "mask", "recurrent": "recurrent", "attention": "apart", "shared": "2 times"}
+    wanted = {"masked": "mask", "recurrent": "recurrent", "attention": "whole", "shared": "2 times"}
     assert set(wanted) <= set(found.skipped)
     assert all(word in found.skipped[name] for name, word in wanted.items())
     assert "quant_head" in {layer.name for layer in found.model.layers}

@@ -262,6 +262,21 @@ def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
     assert [layer.layer for layer in found.layers if layer.op in ("CONV_2D", "FULLY_CONNECTED")][-1] == "head"
 
 
+def test_a_layer_over_sequences_is_compared_where_it_was_rounded_behind_its_own_reshaping():
+    """The Dense and the Conv1D reshape behind their products; without a bias the product has the tensor's name."""
+    keras = import_tf_keras()
+    with deterministic(0):
+        inputs = keras.Input((6, 4))
+        x = keras.layers.Dense(5, use_bias=False, name="dense")(inputs)
+        x = keras.layers.Conv1D(5, 1, use_bias=False, name="conv")(x)
+        model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+    x = np.random.default_rng(0).normal(size=(64, 6, 4)).astype(np.float32)
+    quantized = untrained_qat_model(model, x / 2)
+    found = qat_parity(quantized, tfq.convert(quantized), x)  # beyond the ranges: what was not rounded was not clipped
+    assert {"dense", "conv"} <= {layer.layer for layer in found.layers if layer.fake_quantized}
+    assert found.first_departure is None and found.outputs[0].logit_sqnr_db > 30
+
+
 def test_tensors_in_another_order_than_the_models_are_not_held_against_it():
     """A dilated convolution cuts its images up, in the model; the flatbuffer swaps axes of a LayerNormalization."""
     keras = import_tf_keras()

@@ -7,6 +7,7 @@ from typing import Any
 
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
+from tfq.keras_bridge.layers.attention import options_of, plain_tensors
 from tfq.keras_bridge.layers.translation import Translator
 from tfq.keras_bridge.rebuild import Made, Rebuilt, rebuild
 from tfq.keras_bridge.verification import (
@@ -58,7 +59,8 @@ class BridgeResult:
 def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translator] = ()) -> BridgeResult:
     """An equal flat tf_keras model, float32, with the same weights, checked against the user's on random data.
 
-    model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it is.
+    model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it
+        is, unless it has attention (layers/attention.py), which is brought in in its parts.
     data: examples to compare on as well: an array, a list or dict of arrays, or a tfq Split; the first 32 are taken.
     translators: pairs for this call alone (`register_translator` gives them).
     Data on which the user's model makes much of float32's last bit in its inputs is left out of the comparison where
@@ -78,8 +80,7 @@ def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translato
         )
     rebuilt = rebuild(model, tuple(translators))
     for layer, made in rebuilt.by_layer.values():
-        if made.translation.layers and made.translation.has_weights:
-            copy_weights(layer, made.translation.layers[0], made.translation, f"layer {made.path!r}")
+        copy_weights(layer, made.translation, f"layer {made.path!r}")
     worst, not_compared = _verified(model, rebuilt, data)
     return BridgeResult(
         model=rebuilt.model,
@@ -106,36 +107,51 @@ def return_weights(result: BridgeResult, trained: Any = None) -> None:
     pairs: list[tuple[Any, Made | None]] = list(result._made) or [(layer, None) for layer in result.source.layers]
     found, missing = [], []
     for theirs, made in pairs:
-        if made is not None and not (made.translation.layers and made.translation.has_weights):
-            continue
-        ours = theirs if made is None else made.translation.layers[0]
-        if not ours.weights:
-            continue
-        names = [ours.name, *(wrapped.format(ours.name) for wrapped in _WRAPPED)]
-        carrier = next((layers[name] for name in names if name in layers), None)
-        if carrier is None:
-            missing.append(ours.name)
-        else:
-            found.append((theirs, made, ours, carrier))
+        weighted = [theirs] if made is None else made.translation.weighted
+        carried = [(ours, _carrier(ours, layers)) for ours in weighted if ours.weights]
+        missing += [ours.name for ours, carrier in carried if carrier is None]
+        if carried:
+            found.append((theirs, made, carried))
     if missing:
         raise InputError(
             f"model {trained.name!r} has no layer {', '.join(missing)}: wanted a trained copy of the bridged model "
             f"{result.model.name!r}, with its layers under their names or quant_NAME"
         )
     given: list[tuple[Any, Any]] = []
-    for theirs, made, ours, carrier in found:
-        where = f"layer {ours.name!r}"
-        arrays = [array_of(variable) for variable in carried_weights(carrier, ours, where)]
+    for theirs, made, carried in found:
+        arrays = [
+            array_of(variable)
+            for ours, carrier in carried
+            for variable in carried_weights(carrier, ours, f"layer {ours.name!r}")
+        ]
         if made is None:
             given += zip(theirs.weights, arrays, strict=True)
         else:
-            given += given_back(theirs, arrays, ours, made.translation, where)
+            given += given_back(theirs, arrays, made.translation, f"layer {made.path!r}")
     assign(given)
+
+
+def _carrier(ours: Any, layers: dict[str, Any]) -> Any:
+    """The layer that `ours` is in a trained copy, or the wrapper of tfmot's around it; None where it has none."""
+    names = [ours.name, *(wrapped.format(ours.name) for wrapped in _WRAPPED)]
+    return next((layers[name] for name in names if name in layers), None)
 
 
 def _is_flat(model: Any) -> bool:
     graph_of(model)
-    return not any(is_model(layer) for layer in model.layers) and not narrow_layers(model)
+    return not (
+        any(is_model(layer) for layer in model.layers)
+        or narrow_layers(model)
+        or any(_has_parts(layer) for layer in model.layers)
+    )
+
+
+def _has_parts(layer: Any) -> bool:
+    """Whether the layer, of tf_keras, is attention that is brought over in its parts."""
+    if type(layer).__name__ != "MultiHeadAttention" or len(layer.inbound_nodes) != 1:
+        return False
+    [node] = layer.inbound_nodes
+    return plain_tensors(options_of(layer), (node.call_args, node.call_kwargs)) is not None
 
 
 def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]]:

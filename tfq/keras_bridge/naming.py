@@ -33,6 +33,14 @@ class Names:
         self._taken.add(chosen)
         return chosen
 
+    def part(self, whole: str, part: str) -> str:
+        """The name for a part of the user's layer that was given the name `whole`."""
+        own = fit(f"{whole}_{part}")
+        candidates = itertools.chain([own], (f"{own}_{number}" for number in itertools.count(1)))
+        chosen = next(candidate for candidate in candidates if candidate not in self._taken | self._reserved)
+        self._taken.add(chosen)
+        return chosen
+
     def model_name(self, name: str) -> str:
         """The model's own name, made fit."""
         return fit(name)

@@ -4,6 +4,8 @@
 Nested models are inlined; a layer that is called several times is one layer called several times.
 """
 
+import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +54,13 @@ class Rebuilt:
     tensors: list[tuple[str, Any, Any]] = field(default_factory=list)
 
 
-def rebuild(model: Any, translators: Sequence[Translator] = ()) -> Rebuilt:
+def rebuild(model: Any, translators: Sequence[Translator] = (), *, whole: bool = False) -> Rebuilt:
     """The model rebuilt flat of new tf_keras layers, with the weights that they begin with.
 
+    whole: no layer is made of several that have weights.
     Raises UnbridgeableError, an InputError, that lists by layer all that has no equal in tf_keras.
     """
-    return _Rebuilding(model, tuple(translators)).result()
+    return _Rebuilding(model, tuple(translators), whole).result()
 
 
 class UnbridgeableError(InputError):
@@ -73,10 +76,11 @@ class UnbridgeableError(InputError):
 
 
 class _Rebuilding:
-    def __init__(self, model: Any, translators: tuple[Translator, ...]) -> None:
-        self.source, self.translators = model, translators
+    def __init__(self, model: Any, translators: tuple[Translator, ...], whole: bool) -> None:
+        self.source, self.translators, self.whole = model, translators, whole
         self.problems: dict[str, str] = {}
         self.narrow: dict[str, list[str]] = {}
+        self.called_again: set[int] = set()
         self.rebuilt = Rebuilt(model=None, by_layer={}, layer_map={}, origins={}, notes=[])
         self.graph = graph_of(model)
         self.names = Names(self.graph)
@@ -131,7 +135,10 @@ class _Rebuilding:
         return None if by_chance else built_in
 
     def _run(self, graph: Graph, ours: dict[int, Any], path: str, frozen: bool) -> None:
-        for call in _needed(graph):
+        calls = _needed(graph)
+        times = Counter(id(call.operation) for call in calls)
+        self.called_again |= {operation for operation, count in times.items() if count > 1}
+        for call in calls:
             name = f"{path}{call.operation.name}"
             try:
                 args, kwargs = self._packed(call.args, ours), self._packed(call.kwargs, ours)
@@ -160,9 +167,9 @@ class _Rebuilding:
                 raise Untranslatable(
                     "was called with training=True, so that the model is random or depends on its batch: leave it out"
                 )
-            made = self._made(layer, name, path, frozen)
+            made = self._made(layer, (args, kwargs), name, path, frozen)
         elif isinstance(layer, import_keras().layers.Layer):
-            made = self._made(layer, name, path, frozen or call.training is False)
+            made = self._made(layer, (args, kwargs), name, path, frozen or call.training is False)
         else:
             before = self.names.take(layer.name, path)
             outputs = tf.nest.flatten(translate_operation(layer, args, kwargs, before))
@@ -190,36 +197,39 @@ class _Rebuilding:
         self._run(inner, ours, path, frozen)
         return [ours[id(tensor)] for tensor in inner.flat(inner.output_structure)]
 
-    def _made(self, layer: Any, name: str, path: str, frozen: bool) -> Made:
+    def _made(self, layer: Any, arguments: Any, name: str, path: str, frozen: bool) -> Made:
         """What the layer became, made at its first call. frozen: its statistics are not to be learned here."""
         if id(layer) in self.rebuilt.by_layer:
             made = self.rebuilt.by_layer[id(layer)][1]
             if made.frozen != frozen and type(layer).__name__ == "BatchNormalization":
                 raise Untranslatable("is called with training=False in one place and without in another: make it two")
         else:
-            made = Made(path=name, translation=self._translation(layer, name, path, frozen), frozen=frozen)
+            arguments = None if self.whole or id(layer) in self.called_again else arguments
+            translation = self._translation(layer, arguments, name, path, frozen)
+            made = Made(path=name, translation=translation, frozen=frozen)
             self.rebuilt.by_layer[id(layer)] = (layer, made)
         if name not in self.rebuilt.layer_map:
             self._record(name, made.translation.layers)
         return made
 
-    def _translation(self, layer: Any, name: str, path: str, frozen: bool) -> Translation:
-        of_tf_keras = isinstance(layer, import_tf_keras().layers.Layer)
+    def _translation(self, layer: Any, arguments: Any, name: str, path: str, frozen: bool) -> Translation:
 
         def note(sentence: str) -> None:
             self.rebuilt.notes.append(f"{name} {sentence}")
 
         taken = self.names.take(layer.name, path)
-        if of_tf_keras:
-            translation = copied_layer(layer, taken, note, frozen=frozen)
+        making = Making(
+            name=taken,
+            part=functools.partial(self.names.part, taken),
+            note=note,
+            translate=translated,
+            rebuild=self._rebuilt_inside,
+            translators=self.translators,
+            arguments=arguments,
+        )
+        if isinstance(layer, import_tf_keras().layers.Layer):
+            translation = copied_layer(layer, making, frozen=frozen)
         else:
-            making = Making(
-                name=taken,
-                note=note,
-                translate=translated,
-                rebuild=self._rebuilt_inside,
-                translators=self.translators,
-            )
             translation = translated(layer, making)
         if frozen and type(layer).__name__ == "BatchNormalization":
             for ours in translation.layers:
@@ -231,7 +241,7 @@ class _Rebuilding:
 
     def _rebuilt_inside(self, model: Any) -> Rebuilt:
         try:
-            return rebuild(model, self.translators)
+            return rebuild(model, self.translators, whole=True)
         except InputError as error:
             raise Untranslatable(str(error)) from error
 

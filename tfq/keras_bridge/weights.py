@@ -47,14 +47,19 @@ def array_of(variable: Any) -> Any:
     return np.asarray(value)
 
 
-def copy_weights(theirs: Any, ours: Any, translation: Any, where: str) -> None:
-    """The weights of the user's layer into the tf_keras layer that it became."""
+def copy_weights(theirs: Any, translation: Any, where: str) -> None:
+    """The weights of the user's layer into the tf_keras layers that it became."""
     theirs = theirs if translation.owner is None else translation.owner
+    arrays = [array_of(variable) for variable in theirs.weights]
     if translation.forward is not None:
-        ours.set_weights(translation.forward([array_of(variable) for variable in theirs.weights]))
-        return
-    order = matched(theirs.weights, ours.weights, where)
-    ours.set_weights([array_of(theirs.weights[index]) for index in order])
+        arrays = translation.forward(arrays)
+    elif translation.weighted:
+        [ours] = translation.weighted
+        arrays = [arrays[index] for index in matched(theirs.weights, ours.weights, where)]
+    for ours in translation.weighted:
+        count = len(ours.weights)
+        ours.set_weights(arrays[:count])
+        arrays = arrays[count:]
 
 
 def carried_weights(trained: Any, ours: Any, where: str) -> list[Any]:
@@ -85,11 +90,12 @@ def _inner(layer: Any) -> list[Any]:
     return list(inner.weights) if inner is not None else []
 
 
-def given_back(theirs: Any, arrays: list[Any], ours: Any, translation: Any, where: str) -> list[tuple[Any, Any]]:
-    """(variable of the user's layer, its new value) for `arrays`, trained weights in the order of `ours.weights`."""
+def given_back(theirs: Any, arrays: list[Any], translation: Any, where: str) -> list[tuple[Any, Any]]:
+    """(variable of the user's layer, its new value) for `arrays`, the trained weights of `translation.weighted`."""
     theirs = theirs if translation.owner is None else translation.owner
     if translation.back is not None:
         return list(zip(theirs.weights, translation.back(arrays), strict=True))
+    [ours] = translation.weighted
     order = matched(theirs.weights, ours.weights, where)
     return [(theirs.weights[index], value) for index, value in zip(order, arrays, strict=True)]
 
@@ -117,11 +123,11 @@ def model_weights(theirs: Any, ours: Any, rebuilt: Any) -> tuple[Callable, Calla
         of_ours: dict[int, int] = {}
         for layer, made in rebuilt.by_layer.values():
             translation = made.translation
-            if not (translation.layers and translation.has_weights):
+            if not translation.weighted:
                 continue
             if translation.forward is not None:
                 raise TfqError(f"layer {theirs.name!r}: its inner layer {made.path!r} has a translator of its own")
-            owner, twin = translation.owner or layer, translation.layers[0]
+            owner, [twin] = translation.owner or layer, translation.weighted
             for index, variable in zip(matched(owner.weights, twin.weights, made.path), twin.weights, strict=True):
                 of_ours[id(variable)] = places[id(owner.weights[index])]
         return [of_ours[id(variable)] for variable in ours.weights]

@@ -61,7 +61,8 @@ _CONVOLVED = {
 _RECURRENT = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
 _LEFT_WHOLE = {
     **dict.fromkeys(_RECURRENT, "it is recurrent: {}"),
-    **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention"), "it takes several inputs apart: {}"),
+    **dict.fromkeys(("AdditiveAttention", "Attention"), "it takes several inputs apart: {}"),
+    "MultiHeadAttention": "it is whole (to_tf_keras parts it where no mask passes and it is used once): {}",
     **dict.fromkeys(("Lambda", "TFOpLambda", "SlicingOpLambda"), "it runs a function that nobody can see into: {}"),
     **dict.fromkeys(("Masking", "TimeDistributed"), "it passes a mask on: {}"),
 }

@@ -22,6 +22,8 @@ _ADDITIONS = ("Add", "AddV2", "BiasAdd", "Sub")
 _SCATTERS, _GATHERS = "SpaceToBatchND", "BatchToSpaceND"
 # IdentityN, in which a gradient of its own is wrapped, as swish's: what it gives out first is what it read first.
 _PASSES_ON = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics")
+# Around the op that a layer is, as a Dense over sequences and a Conv1D have it: the same numbers in the same order.
+_RESHAPES = ("Reshape", "ExpandDims", "Squeeze")
 
 
 class ReferenceGraph:
@@ -137,10 +139,13 @@ class ReferenceGraph:
         return self._node(value).op in _FAKE_QUANTS
 
     def _passed_on(self, value: str) -> str | None:
-        """What an op gives out as it came in, the sum with zeros among them: conversion leaves those ops out."""
+        """What an op gives out as it came in, also in another shape of its layer's own, or as the sum with zeros."""
         node = self._node(value)
         if node.op in _PASSES_ON:
             return _inputs(node)[0]
+        if node.op in _RESHAPES:
+            source = _inputs(node)[0]
+            return source if _op(source) in self._data and self.layer_of(source) == self.layer_of(value) else None
         if node.op not in _ADDITIONS:
             return None
         first, second = _inputs(node)

@@ -73,10 +73,11 @@ def _translated_value(layer: Any, key: str, value: Any, note: Note) -> Any:
 
 def _training_object(layer: Any, key: str, value: Any, room: str, note: Note) -> Any:
     """An initializer, regularizer or constraint of tf_keras, or None where there is no equal."""
-    value = getattr(layer, key, value)
+    keras, tf_keras = import_keras(), import_tf_keras()
+    # Attention keeps them under other names: its config has them written out.
+    value = getattr(keras, room).get(getattr(layer, key, value))
     if value is None:
         return None
-    keras, tf_keras = import_keras(), import_tf_keras()
     name = type(value).__name__
     there = getattr(getattr(tf_keras, room), name, None)
     if getattr(getattr(keras, room), name, None) is type(value) and inspect.isclass(there):

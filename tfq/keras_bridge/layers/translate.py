@@ -12,6 +12,7 @@ import numpy as np
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.activations import has_layer_of_its_own, layer_for
+from tfq.keras_bridge.layers.attention import attention_in_parts
 from tfq.keras_bridge.layers.config import dtype_of, translated_config
 from tfq.keras_bridge.layers.own import own_layers
 from tfq.keras_bridge.layers.translation import Making, Translation, Translator, pair_for
@@ -66,12 +67,19 @@ def _ending_in_activation(layer: Any, making: Making) -> Translation:
     if making.single or not has_layer_of_its_own(layer.activation):
         return Translation(layers=(cls(name=making.name, **config),))
     made = cls(name=making.name, **{**config, "activation": "linear"})
-    activation = layer_for(layer.activation, name=f"{making.name}_activation", dtype=dtype_of(layer))
+    activation = layer_for(layer.activation, name=making.part("activation"), dtype=dtype_of(layer))
     return Translation(layers=(made, activation))
 
 
 def _activation(layer: Any, making: Making) -> Translation:
     return Translation(layers=(layer_for(layer.activation, name=making.name, dtype=dtype_of(layer)),))
+
+
+def _multi_head_attention(layer: Any, making: Making) -> Translation:
+    cls = import_tf_keras().layers.MultiHeadAttention
+    config = translated_config(layer, cls, making.note)
+    parts = attention_in_parts(layer, config, making)
+    return parts or Translation(layers=(cls(name=making.name, **config),))
 
 
 def _leaky_relu(layer: Any, making: Making) -> Translation:
@@ -91,7 +99,7 @@ def _normalization(layer: Any, making: Making) -> Translation:
     made = import_tf_keras().layers.Normalization(
         axis=axes or None, mean=mean, variance=variance, invert=layer.invert, name=making.name, dtype=dtype_of(layer)
     )
-    return Translation(layers=(made,), has_weights=False)
+    return Translation(layers=(made,), carriers=0)
 
 
 def _discretization(layer: Any, making: Making) -> Translation:
@@ -99,7 +107,7 @@ def _discretization(layer: Any, making: Making) -> Translation:
     made = import_tf_keras().layers.Discretization(
         bin_boundaries=boundaries, output_mode=layer.output_mode, name=making.name
     )
-    return Translation(layers=(made,), has_weights=False)
+    return Translation(layers=(made,), carriers=0)
 
 
 def _bidirectional(layer: Any, making: Making) -> Translation:
@@ -157,7 +165,7 @@ def _scaled_sum(layer: Any, making: Making) -> Translation:
     """InceptionResNetV2's a + scale * b, as two layers that tfmot knows."""
     tf_keras = import_tf_keras()
     add = tf_keras.layers.Add(name=making.name)
-    scaled = tf_keras.layers.Rescaling(float(layer.scale), name=f"{making.name}_scaled")
+    scaled = tf_keras.layers.Rescaling(float(layer.scale), name=making.part("scaled"))
 
     def call(args: tuple, kwargs: dict) -> Any:
         first, second = args[0]
@@ -171,7 +179,7 @@ def _augmentation(layer: Any, making: Making) -> Translation:
     shapes = {tuple(tensor.shape) for tensor in _ends(layer)}
     if len(shapes) == 1:
         making.note("is augmentation and is left out: it would be the identity in inference. Augment the data instead")
-        return Translation(layers=(), has_weights=False)
+        return Translation(layers=(), carriers=0)
     raise Untranslatable(f"{type(layer).__name__} is augmentation that changes the shape: crop the data instead")
 
 
@@ -204,7 +212,7 @@ TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
     **dict.fromkeys(("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract"), _same),
     **dict.fromkeys(("BatchNormalization", "GroupNormalization", "LayerNormalization", "UnitNormalization"), _same),
     **dict.fromkeys(("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"), _same),
-    **dict.fromkeys(("AdditiveAttention", "Attention", "MultiHeadAttention", "Embedding", "Masking"), _same),
+    **dict.fromkeys(("AdditiveAttention", "Attention", "Embedding", "Masking"), _same),
     **dict.fromkeys(("GRU", "GRUCell", "LSTM", "LSTMCell", "SimpleRNN", "SimpleRNNCell"), _same),
     **dict.fromkeys(("ELU", "PReLU", "ReLU", "Softmax", "Identity", "CategoryEncoding", "CenterCrop"), _same),
     **dict.fromkeys(("Flatten", "Permute", "RepeatVector", "Reshape", "Rescaling", "Resizing"), _same),
@@ -216,6 +224,7 @@ TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
     "CustomScaleLayer": _scaled_sum,
     "Discretization": _discretization,
     "LeakyReLU": _leaky_relu,
+    "MultiHeadAttention": _multi_head_attention,
     "Normalization": _normalization,
     "Pipeline": _pipeline,
     "RNN": _rnn,

@@ -21,37 +21,47 @@ Arrays = list[NDArray]
 class Translation:
     """What one Keras 3 layer becomes.
 
-    layers: tf_keras layers, the first of which has the weights; called one on the other's result, unless `call` says
-    how (it takes the args and kwargs of the node). None at all: the layer is left out, its input being its output.
-    has_weights: False where the weights became constants. owner: the user's layer whose weights they are, where it is
-    one inside the translated one. forward, back: the weights (arrays) of the user's layer -> those of the tf_keras
-    one, and the other way; None: the same ones, matched by their names.
+    layers: tf_keras layers, called one on the other's result, unless `call` says how (it takes the args and kwargs of
+    the node). None at all: the layer is left out, its input being its output.
+    carriers: how many of `layers`, the first ones, have the weights; 0 where these became constants. owner: the user's
+    layer whose weights they are, where it is one inside the translated one. forward, back: the weights (arrays) of the
+    user's layer -> those of the carriers, one carrier after the other, and the other way; None: there is one carrier
+    at most, with the same weights, matched by their names.
     """
 
     layers: tuple[Any, ...]
     call: Callable[[tuple, dict], Any] | None = None
-    has_weights: bool = True
+    carriers: int = 1
     owner: Any = None
     forward: Callable[[Arrays], Arrays] | None = None
     back: Callable[[Arrays], Arrays] | None = None
 
+    @property
+    def weighted(self) -> tuple[Any, ...]:
+        """The layers that have the weights."""
+        return self.layers[: self.carriers]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """How a translator makes its layers: the `name` to give, whether it must be a `single` layer (it will stand inside
-    another), and `note` for a sentence about what was left out. For a layer inside this one `inner` (by `translate`),
-    for a model inside it `rebuild`, which is `tfq.keras_bridge.rebuild.rebuild`."""
+    """How a translator makes its layers: the `name` to give, to one of several `part(name)` of its own, whether it must
+    be a `single` layer (it will stand inside another), and `note` for a sentence about what was left out. arguments:
+    the args and kwargs, with tf_keras tensors, that the layer is called with; None: several times, or inside another.
+    For a layer inside this one `inner` (by `translate`), for a model inside it `rebuild`, which is
+    `tfq.keras_bridge.rebuild.rebuild`."""
 
     name: str
+    part: Callable[[str], str]
     note: Callable[[str], None]
     translate: "Callable[[Any, Making], Translation]"
     rebuild: Callable[[Any], Any]
     translators: "Sequence[Translator]" = ()
     single: bool = False
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def inner(self, layer: Any, name: str) -> Any:
         """The single tf_keras layer for a layer that `layer` wraps."""
-        translation = self.translate(layer, dataclasses.replace(self, name=name, single=True))
+        translation = self.translate(layer, dataclasses.replace(self, name=name, single=True, arguments=None))
         if len(translation.layers) != 1 or translation.forward or translation.call:
             raise Untranslatable(f"it wraps a {type(layer).__name__}, which is more than one layer in tf_keras")
         return translation.layers[0]

@@ -144,6 +144,16 @@ def operation_layer(kind: str, values: dict[str, Any], args: tuple, kwargs: dict
     return layer(tensors if len(tensors) > 1 else tensors[0])
 
 
+def layer_of_tensors(kind: str, count: int, name: str) -> Any:
+    """A KerasOperation of `kind` that is called with a list of `count` tensors, its arguments in their order."""
+    places = tuple(object() for _ in range(count))
+
+    def index_of(value: Any) -> int | None:
+        return next((index for index, place in enumerate(places) if place is value), None)
+
+    return keras_operation_class()(kind, encode({}, index_of), encode((places, {}), index_of), name=name)
+
+
 def is_graph_tensor(value: Any) -> bool:
     """Whether it is a symbolic tensor of a tf_keras functional graph."""
     try:

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention comes over in its parts where it is plain: the same function, fake quantization in it, weights back."""
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, return_weights, to_tf_keras
+
+
+def stirred(model, seed=0):
+    """With every weight moved, biases too, so that one in the wrong place is seen."""
+    rng = np.random.default_rng(seed)
+    model.set_weights([array + 0.3 * rng.normal(size=array.shape).astype(array.dtype) for array in model.get_weights()])
+    return model
+
+
+def kinds(result, layer):
+    return [type(result.model.get_layer(name)).__name__ for name in result.layer_map[layer]]
+
+
+def crossed(keras, *, length=5, **options):
+    """Attention of a few queries over longer keys and values, all of other widths."""
+    query, value, key = keras.Input((3, 6)), keras.Input((length, 7)), keras.Input((length, 4))
+    y = keras.layers.MultiHeadAttention(2, 3, name="attention", **options)(query, value, key)
+    return stirred(keras.Model([query, value, key], y))
+
+
+CROSSED = [
+    {},
+    {"value_dim": 5, "output_shape": 9},
+    {"use_bias": False, "kernel_regularizer": "l2"},
+    {"dropout": 0.4, "trainable": False},
+    {"length": None},
+]
+
+
+@pytest.mark.parametrize("options", CROSSED, ids=str)
+@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+def test_plain_attention_becomes_projections_and_products_that_compute_the_same(kind, options):
+    model = crossed(import_keras() if kind == "keras" else import_tf_keras(), **options)
+    result = to_tf_keras(model)
+    assert kinds(result, "attention").count("Dense") == 4
+    assert kinds(result, "attention").count("Dropout") == bool(options.get("dropout"))
+    rng = np.random.default_rng(1)
+    given = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 6), (5, 7), (5, 4))]
+    np.testing.assert_allclose(result.model(given), model(given, training=False), atol=1e-5)
+    assert result.model.count_params() == model.count_params()
+    trains = options.get("trainable", True)
+    assert bool(result.model.trainable_weights) == trains
+    assert bool(result.model.losses) == ("kernel_regularizer" in options)
+    copy = import_tf_keras().models.clone_model(result.model)
+    copy.set_weights([array + 1 for array in result.model.get_weights()])
+    before = model.get_weights()
+    return_weights(result, copy)
+    for was, is_now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(is_now, was + 1, atol=1e-5)
+
+
+def with_mask(keras, x):
+    embedded = keras.layers.Embedding(9, 6, mask_zero=True)(x)
+    return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded)
+
+
+def causal(keras, x):
+    embedded = keras.layers.Embedding(9, 6)(x)
+    return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded, use_causal_mask=True)
+
+
+def twice(keras, x):
+    shared, embedded = keras.layers.MultiHeadAttention(2, 3, name="attention"), keras.layers.Embedding(9, 6)(x)
+    return shared(shared(embedded, embedded), embedded)
+
+
+def with_scores(keras, x):
+    embedded = keras.layers.Embedding(9, 6)(x)
+    y, scores = keras.layers.MultiHeadAttention(2, 3, name="attention")(
+        embedded, embedded, return_attention_scores=True
+    )
+    return keras.layers.Concatenate()([keras.layers.Flatten()(y), keras.layers.Flatten()(scores)])
+
+
+def constrained(keras, x):
+    embedded = keras.layers.Embedding(9, 6)(x)
+    return keras.layers.MultiHeadAttention(2, 3, kernel_constraint="non_neg", name="attention")(embedded, embedded)
+
+
+@pytest.mark.parametrize("build", [with_mask, causal, twice, with_scores, constrained])
+@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+def test_any_other_attention_stays_whole(kind, build):
+    keras = import_keras() if kind == "keras" else import_tf_keras()
+    x = keras.Input((4,), dtype="int32")
+    model = keras.Model(x, build(keras, x))
+    result = to_tf_keras(model)
+    assert kinds(result, "attention") == ["MultiHeadAttention"]
+    assert (result.model is model) == (kind == "tf_keras")
+
+
+def test_a_mask_that_comes_into_an_inner_model_from_outside_keeps_its_attention_whole():
+    keras = import_keras()
+    inside = keras.Input((4, 6))
+    inner = keras.Model(inside, keras.layers.MultiHeadAttention(2, 3, name="attention")(inside, inside), name="inner")
+    x = keras.Input((4,), dtype="int32")
+    model = stirred(keras.Model(x, inner(keras.layers.Embedding(9, 6, mask_zero=True)(x))))
+    result = to_tf_keras(model)
+    assert kinds(result, "inner/attention") == ["MultiHeadAttention"]
+    given = np.array([[1, 2, 0, 0], [3, 0, 0, 0]], "int32")
+    np.testing.assert_allclose(result.model(given), model(given), atol=1e-5)
+
+
+def test_in_a_model_that_stays_inside_a_layer_attention_is_whole_and_its_weights_return():
+    keras = import_keras()
+    inside = keras.Input((4, 6))
+    inner = keras.Model(inside, keras.layers.MultiHeadAttention(2, 3)(inside, inside))
+    x = keras.Input((2, 4, 6))
+    model = stirred(keras.Model(x, keras.layers.TimeDistributed(inner)(x)))
+    result = to_tf_keras(model)
+    before = model.get_weights()
+    result.model.set_weights([array + 1 for array in result.model.get_weights()])
+    return_weights(result)
+    for was, is_now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(is_now, was + 1, atol=1e-5)
+
+
+def test_parts_take_no_name_of_the_users_own_layers():
+    keras = import_keras()
+    x = inputs = keras.Input((4, 6))
+    x = keras.layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    x = keras.layers.Dense(6, name="attention_query")(x)
+    result = to_tf_keras(keras.Model(inputs, x))
+    assert result.layer_map["attention_query"] == ("attention_query",)
+    assert "attention_query_1" in result.layer_map["attention"]
+
+
+def vision_transformer(keras):
+    layers = keras.layers
+    x = inputs = keras.Input((16, 16, 3))
+    x = layers.Reshape((16, 16))(layers.Conv2D(16, 4, strides=4, name="patches")(x))
+    y = layers.MultiHeadAttention(2, 8, name="attention")(x, x)
+    x = layers.Add(name="joined")([x, y])
+    y = layers.Dense(32, activation="relu", name="wide")(x)
+    x = layers.Add(name="out")([x, layers.Dense(16, name="narrow")(y)])
+    return keras.Model(inputs, layers.Dense(4, name="head")(layers.Flatten()(x)))
+
+
+def blobs(n, seed):
+    """Smooth images of four classes: a bright corner each."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, n)
+    x = rng.normal(0, 0.3, (n, 16, 16, 3))
+    for corner in range(4):
+        row, column = 8 * (corner // 2), 8 * (corner % 2)
+        x[labels == corner, row : row + 8, column : column + 8] += 1
+    return x.astype("float32"), labels
+
+
+def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it():
+    keras, tf_keras = import_keras(), import_tf_keras()
+    x, labels = blobs(256, 0)
+    with deterministic(0):
+        keras.utils.set_random_seed(0)
+        model = vision_transformer(keras)
+
+        def fit(trained, callbacks):
+            loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            trained.compile(tf_keras.optimizers.Adam(3e-3), loss)
+            trained.fit(x, labels, epochs=3, batch_size=32, callbacks=callbacks, verbose=0)
+
+        result = to_tf_keras(model)
+        pruned = tfq.prune(result.model, fit, tfq.PruneConfig(final_sparsity=0.5))
+        aware = tfq.qat(pruned, fit, calibration=x[:200])
+        contents = tfq.convert(aware)  # no samples: there is a range for everything
+    assert tfq.audit(contents, tfq.AuditConfig(require="full_int8")).ok
+    test_x, test_labels = blobs(256, 1)
+    evaluated = tfq.evaluate(contents, (test_x, test_labels), tfq.EvaluationConfig(num_runs=0))
+    assert evaluated.accuracy > 0.95
+    parity = tfq.qat_parity(aware, contents, test_x).to_dict()
+    assert parity["logit_sqnr_db"] > 30 and parity["first_departure"] is None
+    return_weights(result, aware)
+    kernel = model.get_layer("attention").query_dense.kernel
+    assert np.mean(np.asarray(kernel) == 0) == pytest.approx(0.5, abs=0.01)
+
+
+def test_preflight_has_one_row_for_attention_and_says_it_is_trained():
+    [row] = [each for each in tfq.preflight(vision_transformer(import_keras())).layers if each.name == "attention"]
+    assert (row.kind, row.qat, row.prunable) == ("MultiHeadAttention", "qat", True)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MultiHeadAttention as the layers that it is made of, each of which tfmot can wrap.
+
+As one layer, called with several tensors and with four kernels inside, it can be pruned but not fake-quantized. Its
+projections are Dense layers here, and its two products operations of their own, as they are in the flatbuffer.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tfq.keras_bridge.environment import import_tf_keras
+from tfq.keras_bridge.layers.config import NARROW
+from tfq.keras_bridge.layers.translation import Arrays, Making, Translation
+from tfq.keras_bridge.operations.keras_operation import layer_of_tensors
+from tfq.keras_bridge.untranslatable import Untranslatable
+
+# What the constructor of tf_keras' layer is given, as far as it decides what is computed or learned.
+_OPTIONS = (
+    *("num_heads", "key_dim", "value_dim", "dropout", "use_bias", "output_shape", "attention_axes"),
+    *("kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint"),
+)
+# The same for a kernel of any shape.
+_REGULARIZERS = ("L1", "L2", "L1L2")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def options_of(layer: Any) -> dict[str, Any]:
+    """Of a built MultiHeadAttention of tf_keras: what `attention_in_parts` takes."""
+    dtype = "float32" if layer.compute_dtype in NARROW else layer.compute_dtype
+    return {"dtype": dtype, "trainable": layer.trainable, **{name: getattr(layer, f"_{name}") for name in _OPTIONS}}
+
+
+def plain_tensors(options: dict[str, Any], arguments: Arguments | None) -> tuple[Any, Any, Any] | None:
+    """(query, value, key) that the layer is called with; None where it must stay whole.
+
+    options: by the words of tf_keras' constructor. arguments: the args and kwargs of its call; None: of several calls,
+    or nobody knows. A mask, causal or not, scores that are given as well, other axes, and what training holds to a
+    kernel's shape keep it whole: a plain one is no more than projections, products and a softmax over one axis.
+    """
+    tensors = _tensors(arguments) if arguments else None
+    if tensors is None or any(len(tensor.shape) != 3 or tensor.shape[-1] is None for tensor in tensors):
+        return None
+    one_axis = tuple(options["attention_axes"] or (1,)) == (1,) and np.size(options["output_shape"] or 1) == 1
+    regularizers = [options[name] for name in ("kernel_regularizer", "bias_regularizer")]
+    others = [options[name] for name in ("activity_regularizer", "kernel_constraint", "bias_constraint")]
+    shapeless = all(each is None or type(each).__name__ in _REGULARIZERS for each in regularizers)
+    return tensors if one_axis and shapeless and not any(others) else None
+
+
+def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> Translation | None:
+    """A built MultiHeadAttention of either Keras, where it is a plain one (`plain_tensors`).
+
+    query, key and value (batch, places, channels) are projected to (batch, heads, places, dim); softmax of query times
+    key, over the square root of its dim, weighs the values (Vaswani et al. 2017, "Attention is all you need").
+    """
+    tensors = plain_tensors(options, making.arguments)
+    if tensors is None:
+        return None
+    query, value, key = tensors
+    layers, part = import_tf_keras().layers, making.part
+    heads, key_dim = options["num_heads"], options["key_dim"]
+    value_dim = options["value_dim"] or key_dim
+    own = {name: options[name] for name in ("use_bias", "kernel_regularizer", "bias_regularizer", "dtype", "trainable")}
+    units = int(np.ravel(options["output_shape"] or query.shape[-1])[0])
+    sizes = {"query": heads * key_dim, "key": heads * key_dim, "value": heads * value_dim, "output": units}
+    projections = {name: layers.Dense(size, name=part(name), **own) for name, size in sizes.items()}
+    scaled = layers.Rescaling(1 / math.sqrt(key_dim), name=part("query_scaled"))
+    apart = {
+        name: layers.Reshape((_places(tensor), heads, dim), name=part(f"{name}_heads"))
+        for name, tensor, dim in (("query", query, key_dim), ("key", key, key_dim), ("value", value, value_dim))
+    }
+    # Of a key, (heads, dim, places): it is the right side of the product.
+    orders = {"query": (2, 1, 3), "key": (2, 3, 1), "value": (2, 1, 3), "output": (2, 1, 3)}
+    turned = {name: layers.Permute(order, name=part(f"{name}_turned")) for name, order in orders.items()}
+    scores, weighed = (layer_of_tensors("numpy.Matmul", 2, part(name)) for name in ("scores", "weighed"))
+    softmax = layers.Activation("softmax", name=part("softmax"))
+    dropped = [layers.Dropout(options["dropout"], name=part("dropout"))] if options["dropout"] else []
+    together = layers.Reshape((_places(query), heads * value_dim), name=part("output_heads"))
+
+    def call(args: tuple, kwargs: dict) -> Any:
+        tensors = _tensors((args, kwargs))
+        if tensors is None:
+            raise Untranslatable("is called with a mask in one place and without in another: make it two")
+        given = dict(zip(("query", "value", "key"), tensors, strict=True))
+        projected = {name: projections[name](tensor) for name, tensor in given.items()}
+        projected["query"] = scaled(projected["query"])
+        by_head = {name: turned[name](apart[name](tensor)) for name, tensor in projected.items()}
+        weights = softmax(scores([by_head["query"], by_head["key"]]))
+        for layer in dropped:
+            weights = layer(weights)
+        return projections["output"](together(turned["output"](weighed([weights, by_head["value"]]))))
+
+    carriers = tuple(projections.values())
+
+    def forward(arrays: Arrays) -> Arrays:
+        ours = [variable for carrier in carriers for variable in carrier.weights]
+        return [array.reshape(variable.shape) for array, variable in zip(arrays, ours, strict=True)]
+
+    def back(arrays: Arrays) -> Arrays:
+        return [array.reshape(variable.shape) for array, variable in zip(arrays, layer.weights, strict=True)]
+
+    others = (scaled, *apart.values(), *turned.values(), scores, softmax, *dropped, weighed, together)
+    return Translation(layers=(*carriers, *others), carriers=len(carriers), call=call, forward=forward, back=back)
+
+
+def _tensors(arguments: Arguments) -> tuple[Any, Any, Any] | None:
+    """(query, value, key), where the layer is called with no more than these, and no mask travels with them."""
+    args, kwargs = arguments
+    names = ("query", "value", "key")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    query, value, key = (given.pop(name, None) for name in names)
+    tensors = (query, value, value if key is None else key)
+    is_more = len(args) > len(names) or any(each is not None and each is not False for each in given.values())
+    if is_more or query is None or value is None:
+        return None
+    masked = any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors)
+    return None if masked else tensors
+
+
+def _places(tensor: Any) -> int:
+    """What Reshape takes for the second axis."""
+    return -1 if tensor.shape[1] is None else int(tensor.shape[1])
