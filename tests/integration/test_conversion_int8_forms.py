@@ -180,3 +180,107 @@ def test_an_op_whose_float_output_leaves_the_model_stays_in_float():
     quantized = converted(model, images(), **FLOAT_ENDS)
     assert op_names(quantized)[-1] == "ELU"
     assert with_kernels_of_int8(quantized) == quantized
+
+
+def chosen_exponential(x):
+    ops = import_keras().ops
+    return ops.where(x > 0, x, 2.0 * (ops.exp(x) - 1.0))
+
+
+def of_below_on_the_left(x):
+    ops = import_keras().ops
+    return ops.where(x <= 0, (ops.exp(x) - 1.0) / 2.0, x)
+
+
+BOUNDED = ["softplus", "mish", "log_sigmoid", "selu", "celu", chosen_exponential, of_below_on_the_left]
+
+
+def wide_model(activation):
+    """With inputs of the activation that reach from -20 to 20 or so."""
+    keras = import_keras()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.RandomNormal(0, 0.8), name="wide")(inputs)
+    x = keras.layers.Activation(activation)(x) if isinstance(activation, str) else activation(x)
+    return keras.Model(inputs, keras.layers.Conv2D(3, 1)(x))
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int16x8"])
+@pytest.mark.parametrize("activation", BOUNDED, ids=str)
+def test_an_exponential_that_is_chosen_or_cut_below_does_not_take_the_codes_of_what_is_used(activation, scheme):
+    x, model = images(200), wide_model(activation)
+    wanted = np.asarray(model(x))
+    floating = converted(model, None, scheme="float32")
+    assert "EXP" in op_names(floating)
+    np.testing.assert_allclose(ran(in_quantizable_ops(floating), x), wanted, atol=1e-6 * np.abs(wanted).max(), rtol=0)
+    quantized = converted(model, x, scheme=scheme, **FLOAT_ENDS)
+    if scheme == "int8":  # TensorFlow's quantizer has no comparison of 16 bits
+        assert tfq.audit(quantized, tfq.AuditConfig(require="full_int8", **FLOAT_ENDS)).ok
+    assert sqnr_db(wanted, ran(quantized, x)) > 28
+
+
+def test_softplus_has_a_value_where_the_exponential_itself_would_have_none():
+    keras = import_keras()
+    x = keras.Input((3,))
+    floating = converted(keras.Model(x, keras.ops.softplus(x)), None, scheme="float32")
+    given = np.array([[-200.0, 0.0, 200.0]], np.float32)
+    assert np.isinf(ran(floating, given)[0, 2])
+    np.testing.assert_allclose(ran(in_quantizable_ops(floating), given), [[0, np.log(2), 200]], rtol=1e-6)
+
+
+def other_logarithms(x):
+    ops = import_keras().ops
+    power = ops.exp(x)
+    return ops.log(2.0 + power) + ops.log(1.0 + ops.exp(-x)) * power + ops.where(x > 1, x, ops.exp(x))
+
+
+def test_exponentials_that_are_used_beyond_that_stay_as_they_are():
+    x = images()
+    floating = converted(model_of(other_logarithms), None, scheme="float32")
+    rewritten = in_quantizable_ops(floating)
+    assert op_names(rewritten).count("EXP") == op_names(floating).count("EXP") - 1  # softplus(-x) alone
+    np.testing.assert_allclose(ran(rewritten, x), ran(floating, x), rtol=1e-5, atol=1e-5)
+
+
+def by_halves(x):
+    ops = import_keras().ops
+    return 0.2 * ops.minimum(x, 0.0) + ops.relu(x)
+
+
+def test_a_minimum_does_not_cut_from_its_input_what_others_read():
+    x, model = images(200), wide_model(by_halves)
+    wanted, quantized = np.asarray(model(x)), converted(model, x, **FLOAT_ENDS)
+    assert sqnr_db(wanted, ran(quantized, x)) > 28
+    [wide] = [op for op in flatbuffer.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
+    tensor = flatbuffer.read(quantized).main_subgraph.tensors[wide.outputs[0]]
+    assert (127 - tensor.zero_point[0]) * tensor.scale[0] > 10
+
+
+def test_a_minimum_that_alone_reads_its_input_keeps_the_narrow_range():
+    x, model = images(200), wide_model(lambda x: import_keras().ops.minimum(x, 0.5))
+    quantized = converted(model, x, **FLOAT_ENDS)
+    [wide] = [op for op in flatbuffer.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
+    tensor = flatbuffer.read(quantized).main_subgraph.tensors[wide.outputs[0]]
+    assert (127 - tensor.zero_point[0]) * tensor.scale[0] == pytest.approx(0.5, abs=tensor.scale[0])
+
+
+@pytest.mark.parametrize("activation", ["softplus", "selu"])
+def test_a_soft_activation_of_a_quantization_aware_model_is_what_training_saw(activation):
+    tf_keras, x = import_tf_keras(), images(200)
+    tf_keras.utils.set_random_seed(0)
+    inputs = tf_keras.Input(SHAPE)
+    y = tf_keras.layers.Conv2D(4, 3, activation=activation, kernel_initializer="random_normal", name="soft")(8 * inputs)
+    model = tf_keras.Model(inputs, tf_keras.layers.Conv2D(3, 1, name="head")(y))
+
+    def fit(trained, callbacks):
+        trained.compile("sgd", "mse")
+        trained.fit(x, model.predict(x, verbose=0), callbacks=callbacks, verbose=0)
+
+    trained = tfq.qat(model, fit, calibration=x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tfq.TfqWarning)
+        quantized = tfq.convert(trained, x)
+    assert tfq.audit(quantized, tfq.AuditConfig(require="full_int8")).ok
+    parity = tfq.qat_parity(trained, quantized, x)
+    assert parity.outputs[0].logit_sqnr_db > 28
+    assert not any("EXP" in layer.op for layer in parity.departures)

@@ -25,6 +25,8 @@ _MOVES_CODES = """
     REVERSE_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SQUEEZE STRIDED_SLICE TILE TRANSPOSE
 """
 _SAME_SCALE = frozenset(_MOVES_CODES.split())
+# What they choose from has their output's scale.
+_CHOICES = frozenset(("MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
 
 Ranges = dict[tuple[int, int], tuple[float, float]]
 
@@ -126,6 +128,28 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
         for before, behind in reversed(moves):
             if behind in found and before not in found and not graph.tensors[before[1]].is_constant:
                 found[before] = found[behind]
+    return found
+
+
+def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ranges:
+    """`ranges` of the flatbuffer `model`, those of MINIMUM, MAXIMUM and SELECT as wide as what else is made of theirs.
+
+    TensorFlow's quantizer gives what they choose from the scale of what they give: min(x, 0) would cut all above 0 from
+    x, for all who read it. What nobody else reads is cut off there as it would be by the choice itself.
+    alike: all of them get one range, for a quantizer that leaves each its own, though the kernels take it for one.
+    """
+    found = dict(ranges)
+    for number, graph in enumerate(flatbuffer.read(model).subgraphs):
+        readers = collections.Counter(index for op in graph.ops for index in {*op.inputs})
+        readers.update(graph.outputs)
+        for op in graph.ops:
+            if op.name not in _CHOICES or (number, op.outputs[0]) not in found:
+                continue
+            operands = op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
+            counted = [(number, index) for index in operands if alike or readers[index] > 1]
+            tied = [each for each in ((number, op.outputs[0]), *counted) if each in found]
+            ends = min(found[each][0] for each in tied), max(found[each][1] for each in tied)
+            found |= dict.fromkeys(tied if alike else tied[:1], ends)
     return found
 
 

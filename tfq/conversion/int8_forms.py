@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ops that TensorFlow's quantizer (2.21) leaves in float, though TFLite's kernels can compute the same in int8.
 
-Before it, on the float flatbuffer and exact to the bit, what is another op's work: a square is a product. After it, on
-the integer one, what it does not know has an int8 kernel: the op takes the codes on both sides of its float island.
+Before it, on the float flatbuffer and exact to the bit, what is another op's work: a square is a product. There too,
+what would be computed by way of an exponential without bounds, one step of which is wider than all that matters
+(bounded_exponentials.py). After it, on the integer one, what it does not know has an int8 kernel: the op takes the
+codes on both sides of its float island.
 """
 
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from tfq import flatbuffer
-from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
+from tfq.conversion.bounded_exponentials import bound_exponentials
+from tfq.conversion.graph_edits import add_constant, become
+from tfq.flatbuffer.schema import TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
 # Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
@@ -21,15 +25,16 @@ _HAVE_KERNEL = ("ELU",)
 
 
 def in_quantizable_ops(model: bytes) -> bytes:
-    """A float flatbuffer with the same tensors and values, each bit of them, in ops that the quantizer knows.
+    """A float flatbuffer with the same tensors and values, in ops that the quantizer knows.
 
     x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
-    split or unpacked is cut out by itself.
+    split or unpacked is cut out by itself: each bit stays. Exponentials are bounded, within float32's rounding.
     """
-    if flatbuffer.operator_names(model).isdisjoint(_REWRITTEN):
+    if flatbuffer.operator_names(model).isdisjoint((*_REWRITTEN, "EXP")):
         return model
     edited = flatbuffer.unpack(model)
     for graph in edited.subgraphs:
+        bound_exponentials(edited, graph)
         parts = [_parts(edited, graph, op) for op in graph.operators]
         graph.operators = [op for ops in parts for op in ops]
         for op in graph.operators:
@@ -79,8 +84,8 @@ def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
 def _make_slice(edited: Any, graph: Any, op: Any, divided: int, begin: Any, sizes: Any) -> None:
     from ai_edge_litert import schema_py_generated as generated
 
-    inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in (begin, sizes))]
-    _become(edited, op, "SLICE", inputs, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
+    inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in (begin, sizes))]
+    become(edited, op, "SLICE", inputs, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
 
 
 def _make_strided_slice(edited: Any, graph: Any, op: Any, divided: int, begin: Any, axis: int) -> None:
@@ -91,8 +96,8 @@ def _make_strided_slice(edited: Any, graph: Any, op: Any, divided: int, begin: A
     options.shrinkAxisMask = 1 << axis
     options.beginMask = options.endMask = (1 << len(begin)) - 1 - options.shrinkAxisMask
     numbers = (begin, begin + 1, np.ones_like(begin))
-    inputs = [divided, *(_add_constant(edited, graph, each, np.int32) for each in numbers)]
-    _become(edited, op, "STRIDED_SLICE", inputs, generated.BuiltinOptions.StridedSliceOptions, options)
+    inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in numbers)]
+    become(edited, op, "STRIDED_SLICE", inputs, generated.BuiltinOptions.StridedSliceOptions, options)
 
 
 def _sizes(tensor: Any) -> Any:
@@ -115,13 +120,13 @@ def _rewrite(edited: Any, graph: Any, op: Any) -> None:
     if not is_float or (name != "CAST" and graph.tensors[first].type != _FLOAT32):
         return
     if name in ("SQUARE", "NEG"):
-        factor = first if name == "SQUARE" else _add_constant(edited, graph, -1.0)
+        factor = first if name == "SQUARE" else add_constant(edited, graph, -1.0)
         options = generated.MulOptionsT()
-        _become(edited, op, "MUL", [first, factor], generated.BuiltinOptions.MulOptions, options)
+        become(edited, op, "MUL", [first, factor], generated.BuiltinOptions.MulOptions, options)
     elif name == "CAST" and graph.tensors[first].type == _BOOL:
-        one, zero = _add_constant(edited, graph, 1.0), _add_constant(edited, graph, 0.0)
+        one, zero = add_constant(edited, graph, 1.0), add_constant(edited, graph, 0.0)
         options = generated.SelectV2OptionsT()
-        _become(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
+        become(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
 
 
 def _lift(edited: Any, graph: Any) -> int:
@@ -158,22 +163,3 @@ def _lift(edited: Any, graph: Any) -> int:
 
 def _is_int8(graph: Any, tensors: Any) -> bool:
     return bool(graph.tensors[int(tensors[0])].type == _INT8)
-
-
-def _become(edited: Any, op: Any, name: str, inputs: list[int], kind: int, options: Any) -> None:
-    op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 1)
-    op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
-
-
-def _add_constant(edited: Any, graph: Any, value: Any, dtype: Any = np.float32) -> int:
-    from ai_edge_litert import schema_py_generated as generated
-
-    buffer, tensor = generated.BufferT(), generated.TensorT()
-    array = np.asarray(value, dtype)
-    buffer.data = np.frombuffer(array.tobytes(), np.uint8)
-    edited.buffers.append(buffer)
-    tensor.shape, tensor.type = list(array.shape), TENSOR_TYPES.index(array.dtype.name)
-    tensor.buffer = len(edited.buffers) - 1
-    tensor.name = f"tfq/constant_{len(graph.tensors)}"
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1

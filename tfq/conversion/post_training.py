@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tfq import calibration, flatbuffer
 from tfq.calibration import repair
 from tfq.config import ConversionConfig
-from tfq.conversion.fake_quant import Ranges, with_same_scales
+from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
 from tfq.conversion.int8_forms import with_kernels_of_int8
 from tfq.conversion.litert import quantize_by_litert
 from tfq.conversion.mixed import check_mixed
@@ -58,6 +58,7 @@ def quantize_after_training(
     if config.backend == "litert":
         content = quantize_by_litert(model, values, config)
     else:
+        values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
         content = quantize_flatbuffer(flatbuffer.inject_ranges(model, values), config)
     if "rounding" in config.repair:
         rounded = repair.optimise_rounding(content, model, samples)

@@ -90,11 +90,14 @@ def match(
             skipped[tensor.name] = "the QAT model has no op of this name"
     chosen: dict[int, str] = {}
     for value, tensors in origins.items():
-        forms = _assigned(tensors, reference.forms(value), reference)
+        begin = _first_holding([ops[tensor.index] for tensor in tensors])
+        forms = _assigned(tensors[begin:], reference.forms(value), reference)
         chosen |= forms
-        for tensor in tensors:
+        for tensor in tensors[:begin]:
+            skipped[tensor.name] = f"on the way to what tensor {tensors[begin].index} holds: one op there, several here"
+        for tensor in tensors[begin:]:
             if tensor.index not in forms:
-                skipped[tensor.name] = f"another rounding of what tensor {tensors[0].index} holds"
+                skipped[tensor.name] = f"another rounding of what tensor {tensors[begin].index} holds"
     strange = _off_grid(graph, {index: grid for index, value in chosen.items() if (grid := reference.grid(value))})
     matches = [
         Match(
@@ -125,6 +128,15 @@ def check_origin(matches: list[Match], named: Mapping[int, list[str]], model: st
             f"no tensor of the flatbuffer is called after a layer of {model!r}, or has its layer's size: wanted the "
             "flatbuffer that was converted from just this QAT model: convert it again with tfq.convert(model)"
         )
+
+
+def _first_holding(ops: list[str]) -> int:
+    """Of the tensors that these `ops` give, called after one op: the place of the first that holds its result.
+
+    What is computed last is the result; behind it, it is moved or rounded otherwise.
+    """
+    computing = [place for place, op in enumerate(ops) if op not in _MOVING and op != "QUANTIZE"]
+    return computing[-1] if computing else 0
 
 
 def _assigned(tensors: list[Tensor], forms: list[str], reference: ReferenceGraph) -> dict[int, str]:
