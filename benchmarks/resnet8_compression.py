@@ -3,7 +3,7 @@
 """What compression costs in accuracy: a trained classifier pruned, cut and quantization-aware trained, over seeds.
 
     python benchmarks/resnet8_compression.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
-        [--seeds=0,1,2] [--epochs=5] [--qat_epochs=5] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
+        [--seeds=0,1,2] [--epochs=22] [--qat_epochs=3] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
 Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
 (flips, and shifts where --shift asks for them) and learning rates. The first is for pruning, or for mending after
@@ -301,11 +301,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", required=True)
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--epochs", type=int, default=5, help="of the first phase: fine-tuning or pruning")
-    parser.add_argument("--qat_epochs", type=int, default=5, help="of the second one: QAT, or as much float training")
+    parser.add_argument("--epochs", type=int, default=22, help="of the first phase: fine-tuning or pruning")
+    parser.add_argument("--qat_epochs", type=int, default=3, help="of the second one: QAT, or as much float training")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of the first phase, decayed along a cosine")
-    parser.add_argument("--qat_rate", type=float, default=1e-3, help="of the second one")
+    parser.add_argument("--qat_rate", type=float, default=3e-4, help="of the second one")
     parser.add_argument("--shift", type=int, default=0, help="pixels by which training images are shifted at most")
     parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
     parser.add_argument("--runs", type=int, default=1000, help="timed inferences of each flatbuffer")
