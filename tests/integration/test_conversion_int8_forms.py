@@ -206,7 +206,7 @@ def wide_model(activation):
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
-@pytest.mark.parametrize("activation", BOUNDED, ids=str)
+@pytest.mark.parametrize("activation", BOUNDED, ids=lambda each: getattr(each, "__name__", each))
 def test_an_exponential_that_is_chosen_or_cut_below_does_not_take_the_codes_of_what_is_used(activation, scheme):
     x, model = images(200), wide_model(activation)
     wanted = np.asarray(model(x))
