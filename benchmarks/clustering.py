@@ -64,7 +64,7 @@ def main() -> int:
         with deterministic(arguments.seed):
             try:
                 made = tfq.convert(
-                    trained(name, count, model, fit_for(splits, phase, arguments.seed, False, {})), samples
+                    trained(name, count, model, fit_for(splits, phase, arguments.seed, None, {})), samples
                 )
             except (ValueError, TypeError, AttributeError) as error:
                 print(f"| {name} | {count} | {type(error).__name__}: {error} | | | |", flush=True)

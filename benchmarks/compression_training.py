@@ -55,10 +55,12 @@ class Augmented:
 
 
 def fit_for(
-    splits: dict[str, Any], phase: "Phase", seed: int, keep_best: bool, told: dict[str, Any], *, keras: Any = None
+    splits: dict[str, Any], phase: "Phase", seed: int, best_from: int | None, told: dict[str, Any], *, keras: Any = None
 ) -> Callable:
     """The fit that prune_model, qat_model and prune_filters are given; every variant has this one.
 
+    best_from: after training, the weights of the epoch with the best validation accuracy are put back, of the epochs
+        from this one on; 0 is the state before all. None: the last epoch stays.
     keras: the models' own; None is tf_keras.
     """
     from tfq.keras_bridge import import_tf_keras
@@ -69,12 +71,12 @@ def fit_for(
     validation = splits["val"].inputs["x"], splits["val"].labels
 
     class KeepsBest(keras.callbacks.Callback):
-        """Puts back, after training, the weights of the epoch with the best validation accuracy: 0 is before all."""
+        """Puts back, after training, the weights of the best epoch."""
 
         best, weights, epoch = -1.0, None, 0
 
         def on_train_begin(self, logs: Any = None) -> None:
-            if keep_best:
+            if best_from == 0:
                 _, accuracy = self.model.evaluate(*validation, batch_size=500, verbose=0)
                 told["val_accuracy_before"] = float(accuracy)
                 self._consider(0, accuracy)
@@ -82,7 +84,7 @@ def fit_for(
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             print(f"    epoch {epoch + 1}/{phase.epochs}: {_told(logs)}", flush=True)
             told.setdefault("val_accuracy", []).append(float(logs["val_accuracy"]))
-            if keep_best:
+            if best_from is not None and epoch + 1 >= best_from:
                 self._consider(epoch + 1, logs["val_accuracy"])
 
         def _consider(self, epoch: int, accuracy: float) -> None:

@@ -105,7 +105,7 @@ class Benchmark:
         told: dict[str, Any] = {}
         path = self.out / "tfq_qat.h5"
         bridged = to_tf_keras(self._trained_once("float", {}), data=self.samples.take(16))
-        fit = fit_for(self.splits, self.second, SEED + 1, True, told)
+        fit = fit_for(self.splits, self.second, SEED + 1, 0, told)
         with deterministic(SEED):
             quantized = tfq.qat(bridged.model, fit, calibration=self.splits["train"])
         save_model(quantized, path)
@@ -150,7 +150,7 @@ class Benchmark:
             with deterministic(SEED):
                 model = self._built(keras) if first else self._trained_once("float", {})
                 phase = self.first if first else self.second
-                fit_for(self.splits, phase, SEED if first else SEED + 1, True, told, keras=keras)(model, [])
+                fit_for(self.splits, phase, SEED if first else SEED + 1, 0, told, keras=keras)(model, [])
             scratch = path.with_name(f"half_{path.name}")
             model.save(scratch)
             scratch.replace(path)

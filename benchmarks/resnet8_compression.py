@@ -10,8 +10,8 @@ Every variant is trained in two phases, --epochs and --qat_epochs long, with the
 filters are gone; the second for QAT. `float` does neither in both: it is the baseline, and its post-training int8 is
 what sizes, times and instructions are compared with. The others learn from the outputs of the trained `float` of their
 seed as well, in both phases. Of each phase the epoch is kept that is best on the validation split, the state before it
-among them; but of pruning the last one, for the zeros are complete only there. Accuracy is that of the int8 flatbuffer
-(of float: the float32 one) on the test split.
+among them; of pruning, of those in which the zeros are complete. Accuracy is that of the int8 flatbuffer (of float: the
+float32 one) on the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
@@ -50,12 +50,14 @@ PARITY_EXAMPLES = 256
 class Variant:
     """One way to compress. max_drop: of accuracy against `float`, on average over the seeds, a fraction.
 
-    sparsity: of what pruning reaches. target_macs: share of the multiply-adds that stay. targets: layers whose share of
+    sparsity: what pruning reaches. pruned_by: after which share of the first phase; what comes then is at a learning
+    rate that still moves something. target_macs: share of the multiply-adds that stay. targets: layers whose share of
     filters is given, as in FiltersConfig. max_gzip: as a share of the dense int8 flatbuffer's.
     """
 
     max_drop: float
     sparsity: float = 0.0
+    pruned_by: float = 0.5
     target_macs: float = 1.0
     targets: tuple[str, ...] = ()
     max_gzip: float = math.inf
@@ -63,7 +65,7 @@ class Variant:
 
 VARIANTS = {
     "float": Variant(0.0),
-    "pruned50": Variant(0.003, sparsity=0.5),
+    "pruned50": Variant(0.003, sparsity=0.5, pruned_by=0.25),
     "pruned80": Variant(0.015, sparsity=0.8, max_gzip=0.45),
     # The targets are the best of six shapes after three epochs each, by the loss towards `float` on the training data:
     # the first stage of ResNet8 costs the most multiply-adds and gives the least for them.
@@ -87,10 +89,10 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
     variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
     teacher = None if name == "float" else tfq.load_model(out / f"float_{seed}.h5")
     notes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    # The zeros are complete only after the last epoch of pruning.
-    keeps_best = (not variant.sparsity, True)
+    pruning_epochs = math.ceil(phases[0].epochs * variant.pruned_by) if variant.sparsity else 0
+    best_from = (pruning_epochs + 1 if variant.sparsity else 0, 0)
     fits = [
-        fit_for(splits, phase, seed + place * 1000, keeps_best[place], notes[place])
+        fit_for(splits, phase, seed + place * 1000, best_from[place], notes[place])
         for place, phase in enumerate(phases)
     ]
     with deterministic(seed):
@@ -99,10 +101,12 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
             first = tfq.load_model(between)
         else:
             if variant.sparsity:
-                # By half of the training: what comes after is at a learning rate that still moves something.
                 steps = phases[0].epochs * math.ceil(splits["train"].num_examples / phases[0].batch_size)
                 asked = tfq.PruneConfig(
-                    final_sparsity=variant.sparsity, order="lamp", end_step=steps // 2, distillation=OF_STAGES
+                    final_sparsity=variant.sparsity,
+                    order="lamp",
+                    end_step=int(steps * variant.pruned_by),
+                    distillation=OF_STAGES,
                 )
                 first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.target_macs < 1:
