@@ -89,8 +89,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
     variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
     teacher = None if name == "float" else tfq.load_model(out / f"float_{seed}.h5")
     notes: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    pruning_epochs = math.ceil(phases[0].epochs * variant.pruned_by) if variant.sparsity else 0
-    best_from = (pruning_epochs + 1 if variant.sparsity else 0, 0)
+    best_from = (math.ceil(phases[0].epochs * variant.pruned_by) + 1 if variant.sparsity else 0, 0)
     fits = [
         fit_for(splits, phase, seed + place * 1000, best_from[place], notes[place])
         for place, phase in enumerate(phases)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfq import flatbuffer
 from tfq.conversion.bounded_exponentials import bound_exponentials
-from tfq.conversion.graph_edits import add_constant, become
+from tfq.conversion.graph_edits import add_constant, become, new_op
 from tfq.flatbuffer.schema import TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
@@ -57,8 +57,6 @@ def with_kernels_of_int8(model: bytes) -> bytes:
 
 def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
     """An op for each output of one that divides a float tensor; any other op as it is."""
-    from ai_edge_litert import schema_py_generated as generated
-
     name, outputs = flatbuffer.operator_name(edited, op), [graph.tensors[int(index)] for index in op.outputs]
     if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
         return [op]
@@ -70,25 +68,23 @@ def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
         return [op]
     found, begin = [], np.zeros_like(sizes)
     for index, length in zip(op.outputs, lengths, strict=True):
-        part = generated.OperatorT()
-        part.outputs, sizes[axis] = np.array([index], np.int32), length
+        sizes[axis] = length
         if name == "UNPACK":
-            _make_strided_slice(edited, graph, part, divided, begin, axis % len(sizes))
+            found.append(_strided_slice(edited, graph, divided, int(index), begin, axis % len(sizes)))
         else:
-            _make_slice(edited, graph, part, divided, begin, sizes)
-        found.append(part)
+            found.append(_slice(edited, graph, divided, int(index), begin, sizes))
         begin[axis] += length
     return found
 
 
-def _make_slice(edited: Any, graph: Any, op: Any, divided: int, begin: Any, sizes: Any) -> None:
+def _slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, sizes: Any) -> Any:
     from ai_edge_litert import schema_py_generated as generated
 
     inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in (begin, sizes))]
-    become(edited, op, "SLICE", inputs, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
+    return new_op(edited, "SLICE", inputs, part, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
 
 
-def _make_strided_slice(edited: Any, graph: Any, op: Any, divided: int, begin: Any, axis: int) -> None:
+def _strided_slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, axis: int) -> Any:
     """One place of `axis`, which the output does not have, and all of the others."""
     from ai_edge_litert import schema_py_generated as generated
 
@@ -97,7 +93,7 @@ def _make_strided_slice(edited: Any, graph: Any, op: Any, divided: int, begin: A
     options.beginMask = options.endMask = (1 << len(begin)) - 1 - options.shrinkAxisMask
     numbers = (begin, begin + 1, np.ones_like(begin))
     inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in numbers)]
-    become(edited, op, "STRIDED_SLICE", inputs, generated.BuiltinOptions.StridedSliceOptions, options)
+    return new_op(edited, "STRIDED_SLICE", inputs, part, generated.BuiltinOptions.StridedSliceOptions, options)
 
 
 def _sizes(tensor: Any) -> Any:

@@ -3,6 +3,7 @@
 
 import itertools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from tfq.keras_bridge.walk import layer_of
@@ -28,16 +29,16 @@ class Names:
         long = fit(f"{path}{name}".replace("/", "_"))
         candidates = itertools.chain([own, long], (f"{long}_{number}" for number in itertools.count(1)))
         # Inside a nested model the names of the outermost model's layers are not to be had.
-        refused = self._taken | self._reserved if path else self._taken
-        chosen = next(candidate for candidate in candidates if candidate not in refused)
-        self._taken.add(chosen)
-        return chosen
+        return self._first_free(candidates, self._taken | self._reserved if path else self._taken)
 
     def part(self, whole: str, part: str) -> str:
         """The name for a part of the user's layer that was given the name `whole`."""
         own = fit(f"{whole}_{part}")
         candidates = itertools.chain([own], (f"{own}_{number}" for number in itertools.count(1)))
-        chosen = next(candidate for candidate in candidates if candidate not in self._taken | self._reserved)
+        return self._first_free(candidates, self._taken | self._reserved)
+
+    def _first_free(self, candidates: Iterable[str], refused: set[str]) -> str:
+        chosen = next(candidate for candidate in candidates if candidate not in refused)
         self._taken.add(chosen)
         return chosen
 

@@ -213,7 +213,6 @@ class _Rebuilding:
         return made
 
     def _translation(self, layer: Any, arguments: Any, name: str, path: str, frozen: bool) -> Translation:
-
         def note(sentence: str) -> None:
             self.rebuilt.notes.append(f"{name} {sentence}")
 

@@ -49,11 +49,13 @@ def array_of(variable: Any) -> Any:
 
 def copy_weights(theirs: Any, translation: Any, where: str) -> None:
     """The weights of the user's layer into the tf_keras layers that it became."""
+    if not translation.weighted:
+        return
     theirs = theirs if translation.owner is None else translation.owner
     arrays = [array_of(variable) for variable in theirs.weights]
     if translation.forward is not None:
         arrays = translation.forward(arrays)
-    elif translation.weighted:
+    else:
         [ours] = translation.weighted
         arrays = [arrays[index] for index in matched(theirs.weights, ours.weights, where)]
     for ours in translation.weighted:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfq.keras_bridge.environment import import_tf_keras
-from tfq.keras_bridge.layers.config import NARROW
+from tfq.keras_bridge.layers.config import dtype_of
 from tfq.keras_bridge.layers.translation import Arrays, Making, Translation
 from tfq.keras_bridge.operations.keras_operation import layer_of_tensors
 from tfq.keras_bridge.untranslatable import Untranslatable
@@ -29,8 +29,11 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 def options_of(layer: Any) -> dict[str, Any]:
     """Of a built MultiHeadAttention of tf_keras: what `attention_in_parts` takes."""
-    dtype = "float32" if layer.compute_dtype in NARROW else layer.compute_dtype
-    return {"dtype": dtype, "trainable": layer.trainable, **{name: getattr(layer, f"_{name}") for name in _OPTIONS}}
+    return {
+        "dtype": dtype_of(layer),
+        "trainable": layer.trainable,
+        **{name: getattr(layer, f"_{name}") for name in _OPTIONS},
+    }
 
 
 def plain_tensors(options: dict[str, Any], arguments: Arguments | None) -> tuple[Any, Any, Any] | None:
