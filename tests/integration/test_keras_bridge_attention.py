@@ -35,12 +35,18 @@ CROSSED = [
 ]
 
 
-@pytest.mark.parametrize("options", CROSSED, ids=str)
-@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, options) for kind in ("keras", "tf_keras") for options in CROSSED),
+        ("keras", {"use_gate": True, "value_dim": 5, "output_shape": 9}),
+    ],
+    ids=str,
+)
 def test_plain_attention_becomes_projections_and_products_that_compute_the_same(kind, options):
     model = crossed(import_keras() if kind == "keras" else import_tf_keras(), **options)
     result = to_tf_keras(model)
-    assert kinds(result, "attention").count("Dense") == 4
+    assert kinds(result, "attention").count("Dense") == 4 + options.get("use_gate", False)
     assert kinds(result, "attention").count("Dropout") == bool(options.get("dropout"))
     rng = np.random.default_rng(1)
     given = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 6), (5, 7), (5, 4))]
@@ -55,6 +61,63 @@ def test_plain_attention_becomes_projections_and_products_that_compute_the_same(
     return_weights(result, copy)
     for was, is_now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_allclose(is_now, was + 1, atol=1e-5)
+
+
+GROUPED = [
+    {},
+    {"num_query_heads": 3, "num_key_value_heads": 1, "use_gate": True},
+    {"use_bias": False, "use_gate": True, "kernel_regularizer": "l2"},
+    {"num_key_value_heads": 6},
+    {"dropout": 0.4, "trainable": False},
+    {"length": None},
+    {"queries": None, "length": None},
+]
+
+
+def grouped(*, queries=3, length=5, **options):
+    """Six heads over two keys and values, unless told."""
+    keras = import_keras()
+    query, value, key = keras.Input((queries, 7)), keras.Input((length, 7)), keras.Input((length, 4))
+    options = {"num_query_heads": 6, "num_key_value_heads": 2} | options
+    y = keras.layers.GroupQueryAttention(head_dim=3, name="attention", **options)(query, value, key)
+    return stirred(keras.Model([query, value, key], y))
+
+
+@pytest.mark.parametrize("options", GROUPED, ids=str)
+def test_heads_that_share_keys_become_projections_and_products_that_compute_the_same(options):
+    model = grouped(**options)
+    result = to_tf_keras(model)
+    assert kinds(result, "attention").count("Dense") == 4 + options.get("use_gate", False)
+    rng = np.random.default_rng(1)
+    given = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 7), (5, 7), (5, 4))]
+    np.testing.assert_allclose(result.model(given), model(given, training=False), atol=1e-5)
+    assert result.model.count_params() == model.count_params()
+    assert bool(result.model.trainable_weights) == options.get("trainable", True)
+    assert bool(result.model.losses) == ("kernel_regularizer" in options)
+    before = model.get_weights()
+    result.model.set_weights([array + 1 for array in result.model.get_weights()])
+    return_weights(result)
+    for was, is_now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(is_now, was + 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "called", "told"),
+    [
+        ({"sliding_window": 2}, {}, "sliding_window=2"),
+        ({}, {"use_causal_mask": True}, "without a mask"),
+        ({"kernel_constraint": "non_neg"}, {}, "constraints"),
+    ],
+    ids=["window", "causal", "constrained"],
+)
+def test_heads_that_share_keys_behind_a_mask_are_refused_with_the_reason(options, called, told):
+    keras = import_keras()
+    x = keras.Input((4, 6))
+    layer = keras.layers.GroupQueryAttention(
+        head_dim=3, num_query_heads=2, num_key_value_heads=1, name="attention", **options
+    )
+    with pytest.raises(tfq.InputError, match=f"'attention'.*{told}"):
+        to_tf_keras(keras.Model(x, layer(x, x, **called)))
 
 
 def with_mask(keras, x):
@@ -132,11 +195,21 @@ def test_parts_take_no_name_of_the_users_own_layers():
     assert "attention_query_1" in result.layer_map["attention"]
 
 
-def vision_transformer(keras):
+def plain_layer(layers):
+    return layers.MultiHeadAttention(2, 8, name="attention")
+
+
+def grouped_layer(layers):
+    return layers.GroupQueryAttention(
+        head_dim=4, num_query_heads=4, num_key_value_heads=2, use_gate=True, name="attention"
+    )
+
+
+def vision_transformer(keras, attention=plain_layer):
     layers = keras.layers
     x = inputs = keras.Input((16, 16, 3))
     x = layers.Reshape((16, 16))(layers.Conv2D(16, 4, strides=4, name="patches")(x))
-    y = layers.MultiHeadAttention(2, 8, name="attention")(x, x)
+    y = attention(layers)(x, x)
     x = layers.Add(name="joined")([x, y])
     y = layers.Dense(32, activation="relu", name="wide")(x)
     x = layers.Add(name="out")([x, layers.Dense(16, name="narrow")(y)])
@@ -154,12 +227,13 @@ def blobs(n, seed):
     return x.astype("float32"), labels
 
 
-def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it():
+@pytest.mark.parametrize(("attention", "query"), [(plain_layer, "query_dense"), (grouped_layer, "_query_dense")])
+def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(attention, query):
     keras, tf_keras = import_keras(), import_tf_keras()
     x, labels = blobs(256, 0)
     with deterministic(0):
         keras.utils.set_random_seed(0)
-        model = vision_transformer(keras)
+        model = vision_transformer(keras, attention)
 
         def fit(trained, callbacks):
             loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -177,7 +251,7 @@ def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it()
     parity = tfq.qat_parity(aware, contents, test_x).to_dict()
     assert parity["logit_sqnr_db"] > 30 and parity["first_departure"] is None
     return_weights(result, aware)
-    kernel = model.get_layer("attention").query_dense.kernel
+    kernel = getattr(model.get_layer("attention"), query).kernel
     assert np.mean(np.asarray(kernel) == 0) == pytest.approx(0.5, abs=0.01)
 
 

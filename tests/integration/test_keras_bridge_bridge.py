@@ -111,6 +111,18 @@ def test_one_dimensional_and_volume_layers():
     )
 
 
+@pytest.mark.parametrize("kind", ["Average", "Max"])
+def test_adaptive_pooling_whose_windows_are_of_one_size(kind):
+    layers = import_keras().layers
+    pools = [getattr(layers, f"Adaptive{kind}Pooling{rank}D") for rank in (1, 2, 3)]
+    bridged(
+        chain(
+            pools[2]((6, 4, 2)), layers.Reshape((6, 8, 3)), pools[1]((3, 2)), layers.Reshape((9, 2)), pools[0](3),
+            shape=(6, 8, 10, 3),
+        )
+    )  # fmt: skip
+
+
 def test_all_named_activations():
     keras = import_keras()
     names = (

@@ -34,7 +34,8 @@ def test_all_that_has_no_equal_is_told_at_once_by_its_path():
 def test_options_and_states_that_tf_keras_has_no_word_for():
     keras = import_keras()
     inputs = keras.Input((6, 8))
-    x = keras.layers.MultiHeadAttention(2, 4, use_gate=True, name="gated")(inputs, inputs)
+    x = keras.layers.MultiHeadAttention(2, 4, use_gate=True, name="gated")(inputs, inputs, use_causal_mask=True)
+    x = keras.layers.MultiHeadAttention(2, 4, sliding_window=2, name="window")(x, x)
     lora = keras.layers.Dense(4, name="lora")
     x = lora(x)
     lora.enable_lora(2)
@@ -44,7 +45,8 @@ def test_options_and_states_that_tf_keras_has_no_word_for():
     with pytest.raises(InputError) as raised:
         to_tf_keras(keras.Model(inputs, x))
     told = str(raised.value)
-    assert "use_gate" in told and "'lora'" in told and "int8" in told
+    for piece in ("'gated'", "use_gate", "'window'", "sliding_window=2", "'lora'", "int8"):
+        assert piece in told
 
 
 def test_augmentation_that_changes_the_shape():
@@ -52,6 +54,28 @@ def test_augmentation_that_changes_the_shape():
     inputs = keras.Input((8, 8, 3))
     with pytest.raises(InputError, match=r"'crop'.*changes the shape"):
         to_tf_keras(keras.Model(inputs, keras.layers.RandomCrop(4, 4, name="crop")(inputs)))
+
+
+def test_a_layer_that_tf_keras_refuses_is_told_with_tf_keras_own_reason():
+    keras = import_keras()
+    inputs = keras.Input((4, 4, 3))
+    outputs = keras.layers.EinsumDense("abc,cd->abd", (None, 7), name="three_axes")(inputs)
+    with pytest.raises(InputError, match=r"'three_axes': EinsumDense: tf_keras refuses it: .*rank"):
+        to_tf_keras(keras.Model(inputs, outputs))
+
+
+def test_adaptive_pooling_in_windows_of_different_size_or_of_an_unknown_one():
+    keras = import_keras()
+    inputs, longer, images = keras.Input((9, 8, 3)), keras.Input((None, 3)), keras.Input((2, 8, 8, 3))
+    outputs = [
+        keras.layers.AdaptiveAveragePooling2D((3, 3), name="uneven")(inputs),
+        keras.layers.AdaptiveMaxPooling1D(2, name="unknown")(longer),
+        keras.layers.TimeDistributed(keras.layers.AdaptiveMaxPooling2D(2), name="inside")(images),
+    ]
+    with pytest.raises(InputError) as raised:
+        to_tf_keras(keras.Model([inputs, longer, images], outputs))
+    assert raised.value.problems.keys() == {"uneven", "unknown", "inside"}
+    assert "(3, 3) of (9, 8)" in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
@@ -151,5 +175,6 @@ def test_the_walk_finds_the_private_symbols_where_they_were():
 def test_every_translated_class_is_one_of_keras_3s():
     keras = import_keras()
     in_applications = {"LayerScale", "StochasticDepth", "CustomScaleLayer"}
-    unknown = {name for name in layers.TRANSLATORS if not hasattr(keras.layers, name)}
+    public = {value.__name__ for value in vars(keras.layers).values() if isinstance(value, type)}
+    unknown = layers.TRANSLATORS.keys() - public
     assert unknown == in_applications

@@ -148,7 +148,7 @@ class _Rebuilding:
                 outputs = [_placeholder(tensor) for tensor in call.outputs]
             except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
                 kind = type(call.operation).__name__
-                self._problem(name, f"{kind}: tf_keras refuses it: {str(error).splitlines()[0]}")
+                self._problem(name, f"{kind}: tf_keras refuses it: {_reason(error)}")
                 outputs = [_placeholder(tensor) for tensor in call.outputs]
             for tensor, made in zip(call.outputs, outputs, strict=True):
                 ours[id(tensor)] = made
@@ -253,6 +253,12 @@ class _Rebuilding:
 
     def _problem(self, path: str, reason: str) -> None:
         self.problems.setdefault(path, reason)
+
+
+def _reason(error: Exception) -> str:
+    """The line that tells what is wrong: a layer's call names the layer before it, and its arguments after."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1] if len(lines) > 1 and lines[0].startswith("Exception encountered") else lines[0]
 
 
 def _needed(graph: Graph) -> list[Call]:

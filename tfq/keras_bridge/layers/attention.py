@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MultiHeadAttention as the layers that it is made of, each of which tfmot can wrap.
+"""MultiHeadAttention and Keras 3's GroupedQueryAttention as the layers that they are made of, which tfmot can wrap.
 
 As one layer, called with several tensors and with four kernels inside, it can be pruned but not fake-quantized. Its
 projections are Dense layers here, and its two products operations of their own, as they are in the flatbuffer.
@@ -21,10 +21,19 @@ _OPTIONS = (
     *("num_heads", "key_dim", "value_dim", "dropout", "use_bias", "output_shape", "attention_axes"),
     *("kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint"),
 )
+# Of Keras 3 alone: a sigmoid of the query that gates what comes out; heads that share keys and values, so many in turn.
+GATE = "use_gate"
+GROUPED = ("head_dim", "num_query_heads", "num_key_value_heads")
 # The same for a kernel of any shape.
 _REGULARIZERS = ("L1", "L2", "L1L2")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def grouped_options(config: dict[str, Any]) -> dict[str, Any]:
+    """What `attention_in_parts` takes, of the options of Keras 3's GroupedQueryAttention."""
+    other_words = {"num_heads": config["num_query_heads"], "key_dim": config["head_dim"]}
+    return {**dict.fromkeys(_OPTIONS), **config, **other_words}
 
 
 def options_of(layer: Any) -> dict[str, Any]:
@@ -54,10 +63,11 @@ def plain_tensors(options: dict[str, Any], arguments: Arguments | None) -> tuple
 
 
 def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> Translation | None:
-    """A built MultiHeadAttention of either Keras, where it is a plain one (`plain_tensors`).
+    """A built attention layer of either Keras, where it is a plain one (`plain_tensors`).
 
     query, key and value (batch, places, channels) are projected to (batch, heads, places, dim); softmax of query times
-    key, over the square root of its dim, weighs the values (Vaswani et al. 2017, "Attention is all you need").
+    key, over the square root of its dim, weighs the values (Vaswani et al. 2017, "Attention is all you need"). Heads
+    that share a key (Ainslie et al. 2023, "GQA") stand below each other: (batch, heads of keys, places * sharing, dim).
     """
     tensors = plain_tensors(options, making.arguments)
     if tensors is None:
@@ -65,23 +75,38 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
     query, value, key = tensors
     layers, part = import_tf_keras().layers, making.part
     heads, key_dim = options["num_heads"], options["key_dim"]
-    value_dim = options["value_dim"] or key_dim
+    groups = options.get("num_key_value_heads") or heads
+    sharing, value_dim = heads // groups, options["value_dim"] or key_dim
     own = {name: options[name] for name in ("use_bias", "kernel_regularizer", "bias_regularizer", "dtype", "trainable")}
+    gated = {"gate": heads * value_dim} if options.get(GATE) else {}
     units = int(np.ravel(options["output_shape"] or query.shape[-1])[0])
-    sizes = {"query": heads * key_dim, "key": heads * key_dim, "value": heads * value_dim, "output": units}
-    projections = {name: layers.Dense(size, name=part(name), **own) for name, size in sizes.items()}
+    sizes = {"query": heads * key_dim, "key": groups * key_dim, **gated, "value": groups * value_dim, "output": units}
+    projections = {
+        name: layers.Dense(size, "sigmoid" if name == "gate" else None, name=part(name), **own)
+        for name, size in sizes.items()
+    }
     scaled = layers.Rescaling(1 / math.sqrt(key_dim), name=part("query_scaled"))
     apart = {
-        name: layers.Reshape((_places(tensor), heads, dim), name=part(f"{name}_heads"))
-        for name, tensor, dim in (("query", query, key_dim), ("key", key, key_dim), ("value", value, value_dim))
+        name: layers.Reshape((_places(tensor), groups, dim), name=part(f"{name}_heads"))
+        for name, tensor, dim in (
+            ("query", query, sharing * key_dim),
+            ("key", key, key_dim),
+            ("value", value, value_dim),
+        )
     }
     # Of a key, (heads, dim, places): it is the right side of the product.
     orders = {"query": (2, 1, 3), "key": (2, 3, 1), "value": (2, 1, 3), "output": (2, 1, 3)}
     turned = {name: layers.Permute(order, name=part(f"{name}_turned")) for name, order in orders.items()}
+    below, beside = [], []
+    if sharing > 1:
+        rows = -1 if _places(query) == -1 else _places(query) * sharing
+        below = [layers.Reshape((groups, rows, key_dim), name=part("query_shared"))]
+        beside = [layers.Reshape((groups, _places(query), sharing * value_dim), name=part("output_shared"))]
     scores, weighed = (layer_of_tensors("numpy.Matmul", 2, part(name)) for name in ("scores", "weighed"))
     softmax = layers.Activation("softmax", name=part("softmax"))
     dropped = [layers.Dropout(options["dropout"], name=part("dropout"))] if options["dropout"] else []
     together = layers.Reshape((_places(query), heads * value_dim), name=part("output_heads"))
+    gating = [layers.Multiply(name=part("gated"))] if gated else []
 
     def call(args: tuple, kwargs: dict) -> Any:
         tensors = _tensors((args, kwargs))
@@ -91,10 +116,12 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
         projected = {name: projections[name](tensor) for name, tensor in given.items()}
         projected["query"] = scaled(projected["query"])
         by_head = {name: turned[name](apart[name](tensor)) for name, tensor in projected.items()}
-        weights = softmax(scores([by_head["query"], by_head["key"]]))
-        for layer in dropped:
-            weights = layer(weights)
-        return projections["output"](together(turned["output"](weighed([weights, by_head["value"]]))))
+        weights = softmax(scores([_through(below, by_head["query"]), by_head["key"]]))
+        weights = _through(dropped, weights)
+        y = together(turned["output"](_through(beside, weighed([weights, by_head["value"]]))))
+        for layer in gating:
+            y = layer([y, projections["gate"](given["query"])])
+        return projections["output"](y)
 
     carriers = tuple(projections.values())
 
@@ -105,7 +132,8 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
     def back(arrays: Arrays) -> Arrays:
         return [array.reshape(variable.shape) for array, variable in zip(arrays, layer.weights, strict=True)]
 
-    others = (scaled, *apart.values(), *turned.values(), scores, softmax, *dropped, weighed, together)
+    turning = (*apart.values(), *turned.values(), *below, *beside)
+    others = (scaled, *turning, scores, softmax, *dropped, weighed, together, *gating)
     return Translation(layers=(*carriers, *others), carriers=len(carriers), call=call, forward=forward, back=back)
 
 
@@ -121,6 +149,12 @@ def _tensors(arguments: Arguments) -> tuple[Any, Any, Any] | None:
         return None
     masked = any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors)
     return None if masked else tensors
+
+
+def _through(layers: list[Any], tensor: Any) -> Any:
+    for layer in layers:
+        tensor = layer(tensor)
+    return tensor
 
 
 def _places(tensor: Any) -> int:

@@ -6,7 +6,7 @@ with a note; what changes the function and has no equal raises Untranslatable.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
@@ -23,11 +23,11 @@ NARROW = ("float16", "bfloat16", "float64")
 Note = Callable[[str], None]
 
 
-def translated_config(layer: Any, to: type, note: Note) -> dict[str, Any]:
+def translated_config(layer: Any, to: type, note: Note, also: Sequence[str] = ()) -> dict[str, Any]:
     """Keyword arguments that make a layer of the tf_keras class `to` the equal of `layer`, its name left out.
 
-    note: called with a sentence for each thing that is left out. Raises Untranslatable for an option that is not at
-    its default and that `to` does not have.
+    note: called with a sentence for each thing that is left out. also: options that come as they are though `to` does
+    not have them. Raises Untranslatable for another one that is not at its default and that `to` does not have.
     """
     if getattr(layer, "quantization_mode", None) is not None:
         raise Untranslatable(
@@ -36,7 +36,7 @@ def translated_config(layer: Any, to: type, note: Note) -> dict[str, Any]:
     if getattr(layer, "lora_rank", None):
         raise Untranslatable("it holds LoRA weights: give a model with them merged into the kernels")
     config = layer.get_config()
-    known, defaults = _parameters(to) | TAKEN_UNNAMED, _defaults(type(layer))
+    known, defaults = _parameters(to) | TAKEN_UNNAMED | set(also), _defaults(type(layer))
     if getattr(layer, "activity_regularizer", None) is not None:
         # Keras 3.15's Dense leaves it out of its config.
         config["activity_regularizer"] = layer.activity_regularizer

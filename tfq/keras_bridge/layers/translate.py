@@ -12,7 +12,7 @@ import numpy as np
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.activations import has_layer_of_its_own, layer_for
-from tfq.keras_bridge.layers.attention import attention_in_parts
+from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_in_parts, grouped_options
 from tfq.keras_bridge.layers.config import dtype_of, translated_config
 from tfq.keras_bridge.layers.own import own_layers
 from tfq.keras_bridge.layers.translation import Making, Translation, Translator, pair_for
@@ -77,9 +77,40 @@ def _activation(layer: Any, making: Making) -> Translation:
 
 def _multi_head_attention(layer: Any, making: Making) -> Translation:
     cls = import_tf_keras().layers.MultiHeadAttention
-    config = translated_config(layer, cls, making.note)
+    config = translated_config(layer, cls, making.note, also=[GATE])
     parts = attention_in_parts(layer, config, making)
+    if parts is None and config.pop(GATE, False):
+        raise Untranslatable(f"its option {GATE}=True has no equal in tf_keras's MultiHeadAttention; {_PLAIN_ALONE}")
     return parts or Translation(layers=(cls(name=making.name, **config),))
+
+
+def _grouped_query_attention(layer: Any, making: Making) -> Translation:
+    cls = import_tf_keras().layers.MultiHeadAttention
+    config = translated_config(layer, cls, making.note, also=[GATE, *GROUPED])
+    parts = attention_in_parts(layer, grouped_options(config), making)
+    if parts is None:
+        raise Untranslatable(f"GroupedQueryAttention: tf_keras has no such layer; {_PLAIN_ALONE}")
+    return parts
+
+
+def _adaptive_pooling(layer: Any, making: Making) -> Translation:
+    """Pooling by windows of one size, which are what they are where the input's size is a multiple of the output's."""
+    kind, rank = type(layer).__name__.removeprefix("Adaptive")[:-2], type(layer).__name__[-2:]
+    if layer.data_format != "channels_last":
+        raise Untranslatable("it pools channels_first, which TFLite does not: use channels_last")
+    if making.single:
+        raise Untranslatable(
+            "it stands inside another layer, where its input's size is not known: take a plain pooling"
+        )
+    sizes = tuple(layer.input.shape[1:-1])
+    if any(size is None or size % wanted for size, wanted in zip(sizes, layer.output_size, strict=True)):
+        raise Untranslatable(
+            f"it makes {layer.output_size} of {sizes}, in windows of different size, which TFLite does not have: give "
+            "it an input whose size is a multiple of its output's"
+        )
+    window = tuple(size // wanted for size, wanted in zip(sizes, layer.output_size, strict=True))
+    cls = getattr(import_tf_keras().layers, f"{kind}{rank}")
+    return Translation(layers=(cls(window, window, name=making.name, dtype=dtype_of(layer)),))
 
 
 def _leaky_relu(layer: Any, making: Making) -> Translation:
@@ -194,6 +225,10 @@ def _ends(layer: Any) -> Iterable[Any]:
     return [*tree.flatten(layer.input), *tree.flatten(layer.output)]
 
 
+_PLAIN_ALONE = (
+    "its parts take its place only where it is called once, on (batch, places, channels), without a mask, scores that "
+    "are returned or constraints on its kernels"
+)
 _3D = ("1D", "2D", "3D")
 AUGMENTATION = (
     *("AugMix", "RandAugment", "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast"),
@@ -202,11 +237,13 @@ AUGMENTATION = (
     *("RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom", "CutMix", "MixUp"),
 )
 _POOLING = [f"{kind}Pooling{rank}" for kind in ("Average", "Max", "GlobalAverage", "GlobalMax") for rank in _3D]
+_ADAPTIVE = [f"Adaptive{kind}Pooling{rank}" for kind in ("Average", "Max") for rank in _3D]
 _CONVOLUTION = [f"{kind}{rank}" for kind in ("Conv", "SeparableConv", "DepthwiseConv") for rank in _3D]
 TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
     **dict.fromkeys(("Dense", "EinsumDense", *(f"Conv{rank}Transpose" for rank in _3D)), _ending_in_activation),
     **{name: _ending_in_activation for name in _CONVOLUTION if name not in ("SeparableConv3D", "DepthwiseConv3D")},
     **dict.fromkeys(_POOLING, _same),
+    **dict.fromkeys(_ADAPTIVE, _adaptive_pooling),
     **{f"{kind}{rank}": _same for kind in ("Cropping", "ZeroPadding", "UpSampling") for rank in _3D},
     **{f"{kind}{rank}": _same for kind in ("SpatialDropout", "ConvLSTM") for rank in _3D},
     **dict.fromkeys(("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract"), _same),
@@ -223,6 +260,7 @@ TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
     "Bidirectional": _bidirectional,
     "CustomScaleLayer": _scaled_sum,
     "Discretization": _discretization,
+    "GroupedQueryAttention": _grouped_query_attention,
     "LeakyReLU": _leaky_relu,
     "MultiHeadAttention": _multi_head_attention,
     "Normalization": _normalization,
