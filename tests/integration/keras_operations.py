@@ -130,6 +130,9 @@ INT8 = {
     "celu": (lambda o, x: o.celu(x - 1.0), K),
     "mish": (lambda o, x: x * o.tanh(o.softplus(x)), "Multiply"),
     "logical": (lambda o, x: o.logical_and(x > 0.5, x < 1.0), K),
+    "argmax": (lambda o, x: o.argmax(x, axis=-1), K),
+    "argmin": (lambda o, x: o.argmin(x - 1.0, axis=1, keepdims=True), K),
+    "one_hot": (lambda o, x: o.one_hot(o.argmax(x, axis=1), 8), K),
 }
 
 # TFLite has no int8 kernel for an op of these, and computes it in float.
@@ -147,10 +150,8 @@ FLOAT = {
     "mod": (lambda o, x: x % 0.75, K),
 }
 
-# The converter refuses the whole model: Erf and ResizeBicubic have no TFLite op, nor has the BitwiseAnd with which
-# Keras 3.15's argmax looks for -0.0 (the Keras 3 model runs the same code).
+# The converter refuses the whole model: Erf and ResizeBicubic have no TFLite op.
 NO_TFLITE = {
-    "argmax": (lambda o, x: o.argmax(x, axis=-1), K),
     "erf": (lambda o, x: o.erf(x), K),
     "resize_bicubic": (lambda o, x: o.image.resize(x, (5, 5), interpolation="bicubic"), K),
 }

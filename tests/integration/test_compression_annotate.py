@@ -369,6 +369,7 @@ def test_control_flow_on_tensors_that_a_user_has_written_is_followed():
     import tensorflow as tf
 
     keras = import_tf_keras()
+    keras.utils.set_random_seed(0)
 
     class HalvedWhereBright(keras.layers.Layer):
         def call(self, inputs):

@@ -6,11 +6,12 @@ from typing import Any
 
 from tfq import flatbuffer
 from tfq.config import ConversionConfig
+from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
 from tfq.conversion.post_training import Conversion, check_settings, quantize_after_training
 from tfq.conversion.quantize import quantize_flatbuffer
-from tfq.conversion.targeting import as_trained, fitted, warn_of_missing_ranges, warn_of_target
+from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.weights import quantize_weights
 from tfq.errors import InputError
@@ -117,12 +118,13 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         # As tfmot fake-quantizes a whole model: TensorFlow's own way, with the very weights of its fake quantization.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_kernels_of_int8(fake_quant_flatbuffer(traced, *types))
-        warn_of_missing_ranges(content)
-        return Conversion(content=_signed(content, traced.input_names, traced.output_names, metadata))
+        if not has_choices(content) and not ops_without_range(content):
+            return Conversion(content=_signed(content, traced.input_names, traced.output_names, metadata))
     floating, ranges = ranged_flatbuffer(traced, graph_def)
     floating = in_quantizable_ops(_signed(floating, traced.input_names, traced.output_names, metadata))
     if dataset is not None:
         return quantize_after_training(floating, dataset, config, ranges)
+    ranges = with_operands_of_choices(floating, with_same_scales(floating, ranges), alike=False)
     content = with_kernels_of_int8(quantize_flatbuffer(flatbuffer.inject_ranges(floating, ranges), config))
     warn_of_missing_ranges(content)
     return Conversion(content=content)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfq.conversion.fake_quant import Ranges, WeightGranularity, without_fake_quant, without_weight_fake_quant
+from tfq.conversion.negative_zeros import without_negative_zeros
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
 
@@ -32,12 +33,12 @@ class _Freezer:
         self._fresh = True
 
     def freeze(self) -> Any:
-        """GraphDef of the trace with constants for variables."""
+        """GraphDef of the trace with constants for variables, without what TFLite cannot say of -0.0."""
         if not self._fresh:
             self._data._build_tensor_data()
         self._fresh = False
         graph_def, _ = self._replace(self._data)
-        return graph_def
+        return without_negative_zeros(graph_def)
 
 
 def float_flatbuffer(traced: Trace) -> bytes:

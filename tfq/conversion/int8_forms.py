@@ -14,7 +14,7 @@ import numpy as np
 from tfq import flatbuffer
 from tfq.conversion.bounded_exponentials import bound_exponentials
 from tfq.conversion.graph_edits import add_constant, become, new_op
-from tfq.flatbuffer.schema import TENSOR_TYPES
+from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
 # Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
@@ -22,6 +22,10 @@ _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool
 _DIVIDING = ("SPLIT", "SPLIT_V", "UNPACK")
 _REWRITTEN = ("SQUARE", "NEG", "CAST", *_DIVIDING)
 _HAVE_KERNEL = ("ELU",)
+# What gives an index alone, the same one by codes as by what they stand for.
+_INDEXING = ("ARG_MAX", "ARG_MIN")
+# What copies the codes of its constants, which the quantizer gives scales of their own: op -> their places.
+_COPYING = {"ONE_HOT": (2, 3)}
 
 
 def in_quantizable_ops(model: bytes) -> bytes:
@@ -44,11 +48,15 @@ def in_quantizable_ops(model: bytes) -> bytes:
 
 
 def with_kernels_of_int8(model: bytes) -> bytes:
-    """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores."""
-    if flatbuffer.operator_names(model).isdisjoint(_HAVE_KERNEL):
+    """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores.
+
+    So does what looks for the largest or the least value, which QAT leaves behind a DEQUANTIZE. ONE_HOT gives codes of
+    its output: the 0 of a scale of its own, copied, would stand for one half there.
+    """
+    if flatbuffer.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
         return model
     edited = flatbuffer.unpack(model)
-    if sum(_lift(edited, graph) for graph in edited.subgraphs) == 0:
+    if sum(_lift(edited, graph) + _in_output_codes(edited, graph) for graph in edited.subgraphs) == 0:
         return model
     flatbuffer.forget_unused_codes(edited)
     flatbuffer.forget_unused_tensors(edited)
@@ -152,9 +160,42 @@ def _lift(edited: Any, graph: Any) -> int:
         # A layer is known by the name of what it gives.
         graph.tensors[tensor].name, codes.name = codes.name, graph.tensors[tensor].name
         op.inputs, op.outputs = [given[source] if source in given else made[source]], [made[tensor]]
+    indexing = [op for name, op in named if name in _INDEXING and int(op.inputs[0]) in given]
+    for op in indexing:
+        op.inputs = [given[int(op.inputs[0])], *op.inputs[1:]]
+        op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(flatbuffer.operator_name(edited, op)), 2)
     needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
     graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
-    return len(chosen)
+    return len(chosen) + len(indexing)
+
+
+def _in_output_codes(edited: Any, graph: Any) -> int:
+    """Let the ops that copy codes of constants have them by their output's scale; how many constants were changed."""
+    changed = 0
+    for op in graph.operators:
+        places = _COPYING.get(flatbuffer.operator_name(edited, op), ())
+        if not _is_int8(graph, op.outputs):
+            continue
+        scale, zero_point = _scale_of(graph, op.outputs[0])
+        op.inputs = [int(index) for index in op.inputs]
+        for place in places:
+            given = graph.tensors[op.inputs[place]]
+            data = edited.buffers[given.buffer].data
+            if data is None or not _is_int8(graph, [op.inputs[place]]):
+                continue
+            own_scale, own_zero_point = _scale_of(graph, op.inputs[place])
+            values = (np.asarray(data, np.uint8).view(np.int8).astype(np.float64) - own_zero_point) * own_scale
+            codes = np.clip(np.round(values / scale) + zero_point, -128, 127)
+            constant = add_constant(edited, graph, codes.reshape(given.shape), np.int8)
+            graph.tensors[constant].quantization = graph.tensors[int(op.outputs[0])].quantization
+            op.inputs[place] = constant
+            changed += 1
+    return changed
+
+
+def _scale_of(graph: Any, index: Any) -> tuple[float, int]:
+    quantization = graph.tensors[int(index)].quantization
+    return float(quantization.scale[0]), int(quantization.zeroPoint[0])
 
 
 def _is_int8(graph: Any, tensors: Any) -> bool:

@@ -15,15 +15,27 @@ _PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
 
 # The same of operations: those of Keras 3, and TensorFlow's own in a Keras 2 model.
 _OPERATIONS_NAMES = """
-    core.Slice core.Unstack numpy.BroadcastTo numpy.ExpandDims numpy.Flip numpy.GetItem numpy.Moveaxis numpy.Ravel
-    numpy.Repeat numpy.Reshape numpy.Split numpy.Squeeze numpy.Swapaxes numpy.Tile numpy.Transpose
-    __operators__.getitem broadcast_to compat.v1.transpose expand_dims repeat reshape reverse slice split squeeze
-    strided_slice tile transpose unstack
+    core.Slice core.Unstack einops.Rearrange image.CropImages image.Resize nn.DepthToSpace nn.SpaceToDepth
+    numpy.BroadcastTo numpy.ExpandDims numpy.Flip numpy.GetItem numpy.Max numpy.Min numpy.Moveaxis numpy.Ravel
+    numpy.Repeat numpy.Reshape numpy.Rot90 numpy.Split numpy.Squeeze numpy.Swapaxes numpy.Take numpy.Tile
+    numpy.Transpose
+    __operators__.getitem broadcast_to compat.v1.transpose expand_dims gather image.resize math.reduce_max
+    math.reduce_min nn.depth_to_space nn.space_to_depth repeat reshape reverse slice split squeeze strided_slice
+    tile transpose unstack
 """
 _OPERATIONS_PASS_ON = frozenset(_OPERATIONS_NAMES.split())
 
-# All that they read and give has one scale in a flatbuffer.
-JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
+# All that they read and give has one scale in a flatbuffer: the constant beside a tensor as well.
+_JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
+_OPERATIONS_JOIN_NAMES = """
+    numpy.Append numpy.Clip numpy.Concatenate numpy.Hstack numpy.Maximum numpy.Minimum numpy.Pad numpy.Roll numpy.Stack
+    numpy.Vstack numpy.Where
+    clip_by_value concat math.maximum math.minimum pad roll stack where
+"""
+_OPERATIONS_JOIN = frozenset(_OPERATIONS_JOIN_NAMES.split())
+# Those of them that cut one tensor off, where numbers are the other.
+_CUTS_NAMES = "numpy.Clip numpy.Maximum numpy.Minimum clip_by_value math.maximum math.minimum"
+_CUTS = frozenset(_CUTS_NAMES.split())
 
 
 def kind(layer: Any) -> str:
@@ -42,21 +54,43 @@ def passes_on(layer: Any) -> bool:
         shape = getattr(layer, "input_shape", None) or ()
         places = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
         return inner.keepdims and bool(places) and all(size == 1 for size in places)
-    if kind(inner) in ("KerasOperation", "TFOpLambda", "SlicingOpLambda"):
-        name = inner.get_config()["operation" if kind(inner) == "KerasOperation" else "function"]
-        return name in _OPERATIONS_PASS_ON and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
+    if operation := operation_of(inner):
+        return operation in _OPERATIONS_PASS_ON and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     return kind(inner) in _PASSES_ON or (kind(inner) == "Activation" and activation_name(inner) == "linear")
 
 
+def joins(layer: Any) -> bool:
+    """Whether all that it reads and gives has one scale and zero point in a flatbuffer. layer: as for `passes_on`."""
+    inner = tfmot_private.wrapped(layer)
+    return kind(inner) in _JOINS or operation_of(inner) in _OPERATIONS_JOIN
+
+
+def cuts_off(layer: Any) -> bool:
+    """Whether the layer cuts one tensor off at numbers: TFLite's ops before it take its range, and saturate there."""
+    return operation_of(layer) in _CUTS and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
+
+
+def operation_of(layer: Any) -> str:
+    """The operation, of Keras 3 or TensorFlow, that the layer computes; "" of all else."""
+    if kind(layer) == "KerasOperation":
+        return str(layer.operation)
+    return str(layer.get_config()["function"]) if kind(layer) in ("TFOpLambda", "SlicingOpLambda") else ""
+
+
 def is_fusable_relu(layer: Any) -> bool:
-    """Whether the layer is a ReLU or ReLU6, which TFLite's ops take into themselves."""
+    """Whether the layer is a ReLU, which TFLite's ops take into themselves.
+
+    One that ends elsewhere than at 6 does so in ops behind it, in which each code stays what it was.
+    """
     if kind(layer) == "ReLU":
-        return float(layer.negative_slope) == 0 and float(layer.threshold) == 0 and relu_cap(layer) in (None, 6)
+        return float(layer.negative_slope) == 0 and float(layer.threshold) == 0
     return kind(layer) == "Activation" and activation_name(layer) in ("relu", "relu6")
 
 
 def averages(layer: Any) -> bool:
     """Whether the layer computes between the codes of what it gets, and rounds to them again."""
+    if operation_of(layer) in ("image.Resize", "image.resize"):
+        return True  # to the nearest, it may round as well: nothing is lost
     return kind(layer).startswith("AveragePooling") or getattr(layer, "interpolation", "") == "bilinear"
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from tfq.compression.quantization_aware.layer_facts import (
     activation_name,
     averages,
+    cuts_off,
     is_fusable_relu,
     is_real,
     is_rescaling,
@@ -22,6 +23,7 @@ from tfq.compression.quantization_aware.layer_facts import (
     keras_tensors,
     kind,
     normalizes_last_axis,
+    operation_of,
     passes_on,
     relu_cap,
     scale_and_offset,
@@ -72,10 +74,22 @@ _NORMALIZATIONS = ("BatchNormalization", "SyncBatchNormalization")
 # A factor and an offset for each channel behind a linear layer of the next, and alone in reading it, become part of it.
 _AFFINE = frozenset((*_NORMALIZATIONS, "Rescaling", "LayerScale"))
 _TAKE_AFFINE = frozenset(_KERNELS) - {"Conv2DTranspose"}
-# A ReLU behind one of these, read by it alone, is part of their op.
+# A ReLU, or what else cuts off at numbers, behind one of these, read by it alone, is part of their op or has its range.
 _TAKE_RELU = frozenset((*_KERNELS, *_NORMALIZATIONS, "Add", "Subtract", "Multiply", "Rescaling"))
 
-_FIXED = {"sigmoid": [0.0, 255 / 256], "softmax": [0.0, 255 / 256], "tanh": [-1.0, 127 / 128]}
+_FIXED = {
+    "sigmoid": [0.0, 255 / 256],
+    "softmax": [0.0, 255 / 256],
+    "tanh": [-1.0, 127 / 128],
+    "log_softmax": [-255 / 16, 0.0],
+}
+# Layers and operations that are such a function and nothing else.
+_FUNCTIONS = {
+    **dict.fromkeys(("Softmax", "nn.Softmax", "nn.softmax"), "softmax"),
+    **dict.fromkeys(("nn.LogSoftmax", "nn.log_softmax"), "log_softmax"),
+    "math.sigmoid": "sigmoid",
+    "math.tanh": "tanh",
+}
 # tfmot quantizes before these: the flatbuffer has a tensor there.
 _QUANTIZED_BEFORE = frozenset(("softmax", "sigmoid", "tanh", "gelu"))
 
@@ -145,9 +159,9 @@ class _Graph:
         return self._with_output(layer, name)
 
     def _with_output(self, layer: Any, name: str) -> Placement:
-        activation = "softmax" if name == "Softmax" else activation_name(layer)
+        activation = _FUNCTIONS.get(operation_of(layer) or name) or activation_name(layer)
         is_last = layer.name in self._output_layers
-        if name in ("Activation", "Softmax"):
+        if name == "Activation" or name in _FUNCTIONS or operation_of(layer) in _FUNCTIONS:
             if activation in _FIXED:
                 output = None if is_last else _FIXED[activation]
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
@@ -224,7 +238,7 @@ class _Graph:
         is_affine = kind(reader) in _AFFINE or scale_and_offset(reader) is not None
         if is_affine and kind(layer) in _TAKE_AFFINE:
             return kind(reader) not in _NORMALIZATIONS or normalizes_last_axis(reader)
-        return kind(layer) in _TAKE_RELU and is_fusable_relu(reader)
+        return kind(layer) in _TAKE_RELU and (is_fusable_relu(reader) or cuts_off(reader))
 
     def _only_reader(self, layer: Any) -> Any:
         nodes = layer.outbound_nodes

@@ -10,7 +10,7 @@ flatbuffer than in the QAT model, and clipped where another one's is narrower.
 from typing import Any
 
 from tfq.compression import tfmot_private
-from tfq.compression.quantization_aware.layer_facts import JOINS, kind, passes_on
+from tfq.compression.quantization_aware.layer_facts import joins, passes_on
 
 # A call of a layer: what it gives is one tensor.
 _Call = tuple[int, int]
@@ -38,7 +38,7 @@ def shared_ranges(model: Any) -> list[list[Variables]]:
         variables = tfmot_private.output_variables(layer)
         if variables is not None:
             ranges[call] = variables
-        if kind(tfmot_private.wrapped(layer)) in JOINS or passes_on(layer):
+        if joins(layer) or passes_on(layer):
             for source in sources:
                 leads[first(source)] = first(call)
     groups: dict[_Call, list[Variables]] = {}

@@ -63,8 +63,7 @@ def qat_parity(
     if tolerance_lsb <= 0:
         raise InputError(f"tolerance_lsb={tolerance_lsb}: wanted more than 0")
     split = as_split(data, limit=limit)
-    first = next(split.pieces()).take(1)
-    comparison = _Comparison(_traced(qat_model), model, kernels, first)
+    comparison = _Comparison(_traced(qat_model), model, kernels, next(split.pieces()).take(2))
     for piece in split.pieces():
         comparison.add(piece)
     return comparison.record(tolerance_lsb)
@@ -73,8 +72,8 @@ def qat_parity(
 class _Comparison:
     """A QAT model and its flatbuffer, and what was found so far."""
 
-    def __init__(self, traced: Trace, model: bytes, kernels: str, example: Split) -> None:
-        """example: one, that everything is tried with before anything runs at length."""
+    def __init__(self, traced: Trace, model: bytes, kernels: str, examples: Split) -> None:
+        """examples: one or two, that everything is tried with before anything runs at length."""
         self._traced, self._model, self._kernels = traced, model, kernels
         self._parsed = flatbuffer.read(model)
         self._graph = self._parsed.main_subgraph
@@ -84,13 +83,11 @@ class _Comparison:
                 f"{traced.model.name!r} has no fake quantization: wanted the model out of quantization-aware training "
                 "(tfq.qat), which the flatbuffer was converted from"
             )
-        prepare_inputs(self._parsed, example)
+        prepare_inputs(self._parsed, examples)
         inputs = _paired(self._reference.inputs, traced.input_names, self._parsed.input_names, "inputs")
         self._answers = _paired(self._reference.outputs, traced.output_names, self._parsed.output_names, "outputs")
         named = candidates(self._graph, self._reference, inputs)
-        with self._reference.evaluator() as own:
-            values = list({value for values in named.values() for value in values})
-            shapes = dict(zip(values, (array.shape for array in own.run(values, self._bound(example))), strict=True))
+        shapes = self._shapes(list({value for values in named.values() for value in values}), examples)
         matches, self._skipped = match(self._graph, self._reference, named, shapes)
         check_origin(matches, named, traced.model.name)
         self._layers = [LayerTally(each) for each in matches]
@@ -138,6 +135,16 @@ class _Comparison:
             skipped=self._layers_without_tensor(layers) | self._skipped,
             notes=tuple(notes),
         )
+
+    def _shapes(self, values: list[str], examples: Split) -> dict[str, tuple[int, ...]]:
+        """That of each of the QAT model's values for one example; not of conditions, and of what examples share."""
+        with self._reference.evaluator() as own:
+            one, all_of_them = (own.run(values, self._bound(each)) for each in (examples.take(1), examples))
+        return {
+            value: first.shape
+            for value, first, all_values in zip(values, one, all_of_them, strict=True)
+            if first.dtype.kind == "f" and all_values.size == first.size * examples.num_examples
+        }
 
     def _inputs(self, own: Evaluator, part: Split) -> tuple[NDArray, ...]:
         """What the flatbuffer is fed: of an input that the QAT model rounds to the same grid, the codes of that.

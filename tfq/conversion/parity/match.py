@@ -18,7 +18,8 @@ _SCALE_TOLERANCE, _ZERO_POINT_TOLERANCE = 1e-4, 0.51
 _MOVING = {"CONCATENATION", "PACK", "UNPACK", "SPLIT", "SPLIT_V", "PAD", "PADV", "MIRROR_PAD", "RESHAPE", "SQUEEZE"}
 _MOVING |= {"EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "GATHER", "GATHER_ND", "TILE", "BROADCAST_TO"}
 _MOVING |= {"SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "REVERSE_V2"}
-_MOVING |= {"MAX_POOL_2D", "AVERAGE_POOL_2D", "MAXIMUM", "MINIMUM", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"}
+_MOVING |= {"MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "REDUCE_MIN", "MAXIMUM", "MINIMUM"}
+_MOVING |= {"RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Match:
     numbers: that it holds of each example.
     rounded: whether the value is behind fake quantization. step: that of this value's fake quantization, here or later;
     None where there is none. wanted_grid: (scale, zero_point) of the fake quantization where the tensor has others, and
-    no op excuses them.
+    no op excuses them. cut_off: whether the value is not rounded in the QAT model, and all that the flatbuffer reads of
+    it is cut off where its codes end.
     """
 
     tensor: Tensor
@@ -39,6 +41,7 @@ class Match:
     wanted_grid: tuple[float, float] | None
     op: str
     layers: tuple[str, ...]
+    cut_off: bool = False
 
     @property
     def layer(self) -> str:
@@ -99,6 +102,7 @@ def match(
             if tensor.index not in forms:
                 skipped[tensor.name] = f"another rounding of what tensor {tensors[begin].index} holds"
     strange = _off_grid(graph, {index: grid for index, value in chosen.items() if (grid := reference.grid(value))})
+    cut_off = _cut_off(graph)
     matches = [
         Match(
             tensor=graph.tensors[index],
@@ -109,6 +113,7 @@ def match(
             wanted_grid=strange.get(index),
             op=ops[index],
             layers=_layers(chosen[index], list(chosen.values()), reference, graph.tensors[index].name),
+            cut_off=index in cut_off and _step(chosen[index], chosen.values(), reference) is None,
         )
         for index in named
         if index in chosen
@@ -184,6 +189,13 @@ def _off_grid(graph: Subgraph, grids: Mapping[int, tuple[float, float]]) -> dict
         if not seen & good:
             found[index] = grids[index]
     return found
+
+
+def _cut_off(graph: Subgraph) -> set[int]:
+    """The tensors that nothing but MINIMUM and MAXIMUM reads, which give them their output's scale."""
+    cutting = {index for op in graph.ops if op.name in ("MINIMUM", "MAXIMUM") for index in op.inputs}
+    others = {index for op in graph.ops if op.name not in ("MINIMUM", "MAXIMUM") for index in op.inputs}
+    return cutting - others - {*graph.outputs}
 
 
 def _quantization(tensor: Tensor) -> tuple[tuple[float, ...], tuple[int, ...]]:

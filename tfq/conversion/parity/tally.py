@@ -66,6 +66,10 @@ class LayerTally:
         self._check_number(own)
         reals = self.reals(codes)
         own, local = own.reshape(codes.shape), local.reshape(codes.shape)
+        if self.match.cut_off:
+            limits = np.iinfo(codes.dtype)
+            ends = self.reals(np.array([limits.min, limits.max], codes.dtype))
+            own, local = np.clip(own, *ends), np.clip(local, *ends)
         wanted = quantize(own, self.scale, self.zero_point, codes.dtype)
         distance = np.abs(codes.astype(np.int32) - wanted)
         self._values += codes.size
