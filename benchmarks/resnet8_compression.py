@@ -5,13 +5,13 @@
     python benchmarks/resnet8_compression.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
         [--seeds=0,1,2] [--epochs=22] [--qat_epochs=3] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
-Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds, augmentation
-(flips, and shifts where --shift asks for them) and learning rates. The first is for pruning, or for mending after
-filters are gone; the second for QAT. `float` does neither in both: it is the baseline, and its post-training int8 is
-what sizes, times and instructions are compared with. The others learn from the outputs of the trained `float` of their
-seed as well, in both phases. Of each phase the epoch is kept that is best on the validation split, the state before it
-among them; of pruning, of those in which the zeros are complete. Accuracy is that of the int8 flatbuffer (of float: the
-float32 one) on the test split.
+Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds and
+augmentation (flips, and shifts where --shift asks for them). The first is for pruning, or for mending after filters are
+gone, all at one learning rate; the second for QAT. `float` does neither in both: it is the baseline, and its
+post-training int8 is what sizes, times and instructions are compared with. The others learn from the outputs of the
+trained `float` of their seed as well, in both phases. Of each phase the epoch is kept that is best on the validation
+split, the state before it among them; of pruning, of those in which the zeros are complete. Accuracy is that of the
+int8 flatbuffer (of float: the float32 one) on the test split.
 
 A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
 started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
@@ -266,19 +266,24 @@ def main() -> int:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     warnings.simplefilter("once", tfq.TfqWarning)
     out = make_out_dir(arguments.out)
-    phases = [
-        Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.shift),
-        Phase(arguments.qat_epochs, arguments.batch_size, arguments.qat_rate, arguments.shift),
-    ]
     model = tfq.load_model(arguments.model)
-    settings = {"model": sha256_file(arguments.model), "data": arguments.data, "limit": arguments.limit}
-    settings["phases"] = [vars(phase) for phase in phases]
+    source = {"model": sha256_file(arguments.model), "data": arguments.data, "limit": arguments.limit}
     data = tfq.DataConfig(source=arguments.data)
     splits: dict[str, Any] = {}
     results: dict[str, list[dict]] = {name: [] for name in names}
     for seed in seeds:
         for name in names:
             path = out / f"{name}_{seed}.json"
+            phases = [
+                Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.shift),
+                Phase(
+                    arguments.qat_epochs,
+                    arguments.batch_size,
+                    arguments.float_rate if name == "float" else arguments.qat_rate,
+                    arguments.shift,
+                ),
+            ]
+            settings = {**source, "phases": [vars(phase) for phase in phases]}
             record = kept_record(path, settings)
             if record is None:
                 if not splits:
@@ -308,7 +313,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--qat_epochs", type=int, default=3, help="of the second one: QAT, or as much float training")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=3e-3, help="of the first phase, decayed along a cosine")
-    parser.add_argument("--qat_rate", type=float, default=3e-4, help="of the second one")
+    parser.add_argument("--qat_rate", type=float, default=1e-4, help="of QAT")
+    parser.add_argument("--float_rate", type=float, default=3e-4, help="of what `float` is trained in its place")
     parser.add_argument("--shift", type=int, default=0, help="pixels by which training images are shifted at most")
     parser.add_argument("--limit", type=int, default=0, help="examples of each split; 0 is all")
     parser.add_argument("--runs", type=int, default=1000, help="timed inferences of each flatbuffer")

@@ -77,7 +77,7 @@ def test_with_ranges_of_their_own_parity_tells(monkeypatch):
     monkeypatch.setattr("tfq.compression.quantization_aware.shared_ranges.joins", lambda layer: False)
     model, x = trained({"below": lambda ops, x: ops.minimum(x, 0.0)}, read_by_others=True), images()
     parity = tfq.qat_parity(model, tfq.convert(model), x)
-    assert parity.first_departure.layer == "minimum", parity.to_text()
+    assert parity.first_departure.op == "MINIMUM", parity.to_text()
 
 
 def test_a_value_that_is_read_behind_two_choices_keeps_its_range_through_both():
@@ -93,6 +93,18 @@ def test_a_value_that_is_read_behind_two_choices_keeps_its_range_through_both():
     assert set(with_operands_of_choices(contents, calibrated, alike=False).values()) == {(-1.0, 1.0)}
     known = with_same_scales(contents, {(0, tanh): (-1.0, 1.0)})
     assert known[0, inner] == known[0, outer] == (-1.0, 1.0)
+
+
+def test_what_a_choice_is_left_with_holds_the_numbers_that_it_gives():
+    ops = import_keras().ops
+    inputs = import_keras().Input(SHAPE)
+    x = ops.tanh(inputs)
+    chosen = [ops.maximum(x, 5.0), ops.minimum(x, -3.0), ops.minimum(x, 9.0), ops.where(inputs > 0.0, x, 7.0)]
+    contents = tfq.convert(import_keras().Model(inputs, chosen), config=tfq.ConversionConfig(scheme="float32"))
+    graph = tfq.flatbuffer.read(contents).main_subgraph
+    [tanh] = (op.outputs[0] for op in graph.ops if op.name == "TANH")
+    known = with_same_scales(contents, {(0, tanh): (-1.0, 1.0)})
+    assert [known[0, index] for index in graph.outputs] == [(-1.0, 5.0), (-3.0, 1.0), (-1.0, 1.0), (-1.0, 7.0)]
 
 
 def segmentation(keras):

@@ -129,7 +129,8 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
             if op.name in _SAME_SCALE and (number, op.inputs[0]) in found:
                 found[number, op.outputs[0]] = found[number, op.inputs[0]]
             elif op.name in _CHOICES and len(read := _chosen_from(graph, op)) == 1 and (number, read[0]) in found:
-                found.setdefault((number, op.outputs[0]), found[number, read[0]])
+                ends = _with_constants(model, graph, op, found[number, read[0]])
+                found.setdefault((number, op.outputs[0]), ends)
         for before, behind in reversed(moves):
             if behind in found and before not in found and not graph.tensors[before[1]].is_constant:
                 found[before] = found[behind]
@@ -177,6 +178,19 @@ def _chosen_from(graph: flatbuffer.Subgraph, op: flatbuffer.Op) -> list[int]:
     """The tensors, no constants, that the values come from which the op gives out: of SELECT not the condition."""
     values = op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
     return [index for index in values if not graph.tensors[index].is_constant]
+
+
+def _with_constants(
+    model: bytes, graph: flatbuffer.Subgraph, op: flatbuffer.Op, ends: tuple[float, float]
+) -> tuple[float, float]:
+    """What a choice gives between a tensor with these `ends` and its constants."""
+    low, high = ends
+    values = op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
+    for constant in (graph.tensors[index] for index in values if graph.tensors[index].is_constant):
+        array = flatbuffer.constant_values(model, constant)
+        low = low if op.name == "MAXIMUM" else min(low, float(array.min()))
+        high = high if op.name == "MINIMUM" else max(high, float(array.max()))
+    return low, high
 
 
 def _readers(graph: flatbuffer.Subgraph) -> collections.Counter[int]:

@@ -174,7 +174,7 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
     changed = 0
     for op in graph.operators:
         places = _COPYING.get(flatbuffer.operator_name(edited, op), ())
-        if not _is_int8(graph, op.outputs):
+        if not places or not _is_int8(graph, op.outputs):
             continue
         scale, zero_point = _scale_of(graph, op.outputs[0])
         op.inputs = [int(index) for index in op.inputs]

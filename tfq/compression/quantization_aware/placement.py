@@ -238,7 +238,8 @@ class _Graph:
         is_affine = kind(reader) in _AFFINE or scale_and_offset(reader) is not None
         if is_affine and kind(layer) in _TAKE_AFFINE:
             return kind(reader) not in _NORMALIZATIONS or normalizes_last_axis(reader)
-        return kind(layer) in _TAKE_RELU and (is_fusable_relu(reader) or cuts_off(reader))
+        cuts = is_fusable_relu(reader) or (cuts_off(reader) and not self._reason_to_leave(reader))
+        return cuts and kind(layer) in _TAKE_RELU
 
     def _only_reader(self, layer: Any) -> Any:
         nodes = layer.outbound_nodes
