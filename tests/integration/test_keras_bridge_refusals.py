@@ -64,6 +64,24 @@ def test_a_layer_that_tf_keras_refuses_is_told_with_tf_keras_own_reason():
         to_tf_keras(keras.Model(inputs, outputs))
 
 
+def test_a_model_that_runs_on_one_number_of_examples_alone_is_told_so():
+    keras = import_keras()
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.ops.broadcast_to(inputs, (1, 3)), name="of_one")
+    with pytest.raises(
+        InputError, match=r"'of_one' does not run on inputs of \(4, 3\).* examples: Unable to broadcast"
+    ):
+        to_tf_keras(model)
+
+
+def test_an_operation_that_fails_in_python_is_told_with_what_was_raised():
+    keras = import_keras()
+    inputs = keras.Input((4, 4))
+    with pytest.raises(InputError) as raised:
+        to_tf_keras(keras.Model(inputs, keras.ops.kron(inputs, inputs)))
+    assert "in user code" not in str(raised.value) and "Error: " in str(raised.value)
+
+
 def test_adaptive_pooling_in_windows_of_different_size_or_of_an_unknown_one():
     keras = import_keras()
     inputs, longer, images = keras.Input((9, 8, 3)), keras.Input((None, 3)), keras.Input((2, 8, 8, 3))

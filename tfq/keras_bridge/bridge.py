@@ -9,7 +9,7 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import options_of, plain_tensors
 from tfq.keras_bridge.layers.translation import Translator
-from tfq.keras_bridge.rebuild import Made, Rebuilt, rebuild
+from tfq.keras_bridge.rebuild import Made, Rebuilt, reason_of, rebuild
 from tfq.keras_bridge.verification import (
     MOST_NOISE,
     TOLERANCE,
@@ -192,10 +192,19 @@ def _difference(model: Any, rebuilt: Any, sets: list[list[Any]]) -> float:
 
 
 def _outputs(model: Any, sets: list[list[Any]]) -> list[list[Any]]:
-    """In float32, for each set of inputs a list of outputs."""
+    """In float32, for each set of inputs a list of outputs. Raises InputError where the model does not run on them."""
+    import tensorflow as tf
+
     structure = graph_of(model).input_structure
     with computing_in_float32(model):
-        return [outputs_of(model, structure, inputs) for inputs in sets]
+        try:
+            return [outputs_of(model, structure, inputs) for inputs in sets]
+        except (tf.errors.OpError, ValueError) as error:
+            shapes = ", ".join(str(array.shape) for array in sets[0])
+            raise InputError(
+                f"model {model.name!r} does not run on inputs of {shapes}, on which it was to be compared: wanted a "
+                f"model that runs on any number of examples: {reason_of(error)}"
+            ) from error
 
 
 def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str:

@@ -5,6 +5,7 @@ Nested models are inlined; a layer that is called several times is one layer cal
 """
 
 import functools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,10 @@ from tfq.keras_bridge.walk import (
     takes_training,
     why_no_graph,
 )
+
+_RAISED = re.compile(r"\s*\w+(Error|Exception): ")
+# What TensorFlow and Keras 3 put around a message: of the op, and of the terminal.
+_AROUND = re.compile(r"\x1b\[\d+m|\{\{function_node [^}]*\}\}|\[Op:\w+\]( name:)?")
 
 
 @dataclass
@@ -148,7 +153,7 @@ class _Rebuilding:
                 outputs = [_placeholder(tensor) for tensor in call.outputs]
             except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
                 kind = type(call.operation).__name__
-                self._problem(name, f"{kind}: tf_keras refuses it: {_reason(error)}")
+                self._problem(name, f"{kind}: tf_keras refuses it: {reason_of(error)}")
                 outputs = [_placeholder(tensor) for tensor in call.outputs]
             for tensor, made in zip(call.outputs, outputs, strict=True):
                 ours[id(tensor)] = made
@@ -255,10 +260,12 @@ class _Rebuilding:
         self.problems.setdefault(path, reason)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The line that tells what is wrong: a layer's call names the layer before it, and its arguments after."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[1] if len(lines) > 1 and lines[0].startswith("Exception encountered") else lines[0]
+    told = lines[1] if len(lines) > 1 and lines[0].startswith("Exception encountered") else lines[0]
+    raised = [line for line in lines if _RAISED.match(line)]  # "in user code:" ends with what was raised there
+    return _AROUND.sub("", raised[0] if raised and told.startswith("in user code") else told).strip()
 
 
 def _needed(graph: Graph) -> list[Call]:
