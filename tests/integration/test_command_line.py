@@ -146,7 +146,7 @@ def test_preflight_is_a_table_and_exits_1_where_a_layer_cannot_be_taken(tfq_here
     assert {row["name"]: row["prunable"] for row in rows}["conv"]
     keras = import_keras()
     x = keras.Input((4,))
-    pooled = keras.layers.AdaptiveAveragePooling1D(2, name="odd")(keras.layers.Reshape((4, 1))(x))
+    pooled = keras.layers.AdaptiveAveragePooling1D(3, name="odd")(keras.layers.Reshape((4, 1))(x))
     keras.Model(x, keras.layers.Dense(2)(keras.layers.Flatten()(pooled))).save(work / "odd.keras")
     done = tfq_here("compress", f"--model={work / 'odd.keras'}", "--preflight")
     assert done.returncode == 1
