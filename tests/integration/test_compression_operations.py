@@ -6,7 +6,7 @@ import pytest
 from keras_operations import INT8, SHAPE
 
 import tfq
-from tfq.conversion.fake_quant import with_operands_of_choices, with_same_scales
+from tfq.conversion.shared_scales import with_operands_of_choices, with_same_scales
 from tfq.keras_bridge import import_keras, import_tf_keras, to_tf_keras
 from tfq.runners import LocalRunner, RunRequest
 from tfq.training import deterministic

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from tfq import calibration, flatbuffer
 from tfq.calibration import repair
 from tfq.config import ConversionConfig
-from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
+from tfq.conversion.fake_quant import Ranges
 from tfq.conversion.int8_forms import with_kernels_of_int8
 from tfq.conversion.litert import quantize_by_litert
 from tfq.conversion.mixed import check_mixed
 from tfq.conversion.quantize import quantize_flatbuffer
+from tfq.conversion.shared_scales import with_operands_of_choices, with_same_scales
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
 
