@@ -274,15 +274,7 @@ def main() -> int:
     for seed in seeds:
         for name in names:
             path = out / f"{name}_{seed}.json"
-            phases = [
-                Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.shift),
-                Phase(
-                    arguments.qat_epochs,
-                    arguments.batch_size,
-                    arguments.float_rate if name == "float" else arguments.qat_rate,
-                    arguments.shift,
-                ),
-            ]
+            phases = phases_of(name, arguments)
             settings = {**source, "phases": [vars(phase) for phase in phases]}
             record = kept_record(path, settings)
             if record is None:
@@ -300,6 +292,15 @@ def main() -> int:
     for told in failed:
         print(f"MISSED: {told}")
     return 1 if failed else 0
+
+
+def phases_of(name: str, arguments: argparse.Namespace) -> list[Phase]:
+    """A variant's two phases; only their learning rate in the second one is not the same for all."""
+    second_rate = arguments.float_rate if name == "float" else arguments.qat_rate
+    return [
+        Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.shift),
+        Phase(arguments.qat_epochs, arguments.batch_size, second_rate, arguments.shift),
+    ]
 
 
 def parsed() -> argparse.Namespace:

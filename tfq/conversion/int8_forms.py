@@ -15,6 +15,7 @@ from tfq import flatbuffer
 from tfq.conversion.bounded_exponentials import bound_exponentials
 from tfq.conversion.graph_edits import add_constant, become, new_op
 from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
+from tfq.quant_math import dequantize, quantize
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
 # Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
@@ -160,10 +161,10 @@ def _lift(edited: Any, graph: Any) -> int:
         # A layer is known by the name of what it gives.
         graph.tensors[tensor].name, codes.name = codes.name, graph.tensors[tensor].name
         op.inputs, op.outputs = [given[source] if source in given else made[source]], [made[tensor]]
-    indexing = [op for name, op in named if name in _INDEXING and int(op.inputs[0]) in given]
-    for op in indexing:
+    indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in given]
+    for name, op in indexing:
         op.inputs = [given[int(op.inputs[0])], *op.inputs[1:]]
-        op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(flatbuffer.operator_name(edited, op)), 2)
+        op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 2)
     needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
     graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
     return len(chosen) + len(indexing)
@@ -176,17 +177,15 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
         places = _COPYING.get(flatbuffer.operator_name(edited, op), ())
         if not places or not _is_int8(graph, op.outputs):
             continue
-        scale, zero_point = _scale_of(graph, op.outputs[0])
         op.inputs = [int(index) for index in op.inputs]
         for place in places:
             given = graph.tensors[op.inputs[place]]
             data = edited.buffers[given.buffer].data
             if data is None or not _is_int8(graph, [op.inputs[place]]):
                 continue
-            own_scale, own_zero_point = _scale_of(graph, op.inputs[place])
-            values = (np.asarray(data, np.uint8).view(np.int8).astype(np.float64) - own_zero_point) * own_scale
-            codes = np.clip(np.round(values / scale) + zero_point, -128, 127)
-            constant = add_constant(edited, graph, codes.reshape(given.shape), np.int8)
+            values = dequantize(np.asarray(data, np.uint8).view(np.int8), *_scale_of(graph, op.inputs[place]))
+            codes = quantize(values.reshape(given.shape), *_scale_of(graph, op.outputs[0]))
+            constant = add_constant(edited, graph, codes, np.int8)
             graph.tensors[constant].quantization = graph.tensors[int(op.outputs[0])].quantization
             op.inputs[place] = constant
             changed += 1

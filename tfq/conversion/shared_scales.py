@@ -82,8 +82,11 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
 
 def _chosen_from(graph: flatbuffer.Subgraph, op: flatbuffer.Op) -> list[int]:
     """The tensors, no constants, that the values come from which the op gives out: of SELECT not the condition."""
-    values = op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
-    return [index for index in values if not graph.tensors[index].is_constant]
+    return [index for index in _values(op) if not graph.tensors[index].is_constant]
+
+
+def _values(op: flatbuffer.Op) -> tuple[int, ...]:
+    return op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
 
 
 def _with_constants(
@@ -91,8 +94,7 @@ def _with_constants(
 ) -> tuple[float, float]:
     """What a choice gives between a tensor with these `ends` and its constants."""
     low, high = ends
-    values = op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
-    for constant in (graph.tensors[index] for index in values if graph.tensors[index].is_constant):
+    for constant in (graph.tensors[index] for index in _values(op) if graph.tensors[index].is_constant):
         array = flatbuffer.constant_values(model, constant)
         low = low if op.name == "MAXIMUM" else min(low, float(array.min()))
         high = high if op.name == "MINIMUM" else max(high, float(array.max()))

@@ -131,7 +131,7 @@ def scale_and_offset(layer: Any) -> tuple[float, float] | None:
             "math.add": (1.0, other),
             "__operators__.mul": (other, 0.0),
             "math.multiply": (other, 0.0),
-        }.get(layer.get_config().get("function", ""), (None, None))
+        }.get(operation_of(layer), (None, None))
     else:
         return None
     scale, offset = values

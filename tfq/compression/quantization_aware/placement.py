@@ -159,9 +159,10 @@ class _Graph:
         return self._with_output(layer, name)
 
     def _with_output(self, layer: Any, name: str) -> Placement:
-        activation = _FUNCTIONS.get(operation_of(layer) or name) or activation_name(layer)
+        function = _FUNCTIONS.get(operation_of(layer) or name)
+        activation = function or activation_name(layer)
         is_last = layer.name in self._output_layers
-        if name == "Activation" or name in _FUNCTIONS or operation_of(layer) in _FUNCTIONS:
+        if function or name == "Activation":
             if activation in _FIXED:
                 output = None if is_last else _FIXED[activation]
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
