@@ -45,7 +45,7 @@ arm: .venv/.installed
 	@command -v $(PYTHON) >/dev/null || { echo "wanted $(PYTHON): install Python 3.11, or say make PYTHON=/path/to/it" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv package (python3.11-venv on Debian and Ubuntu)" >&2; exit 1; }
 	@echo "installing into .venv (TensorFlow and the rest of constraints.txt: some minutes the first time)"
-	@$(PIP_INSTALL) --editable '.[digits,litert,report,dev]'
+	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[digits,litert,report,dev]'
 	@touch $@
 
 clean:
