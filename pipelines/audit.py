@@ -8,16 +8,16 @@ tfq audit --model=model_int8.tflite --require=edgetpu
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, flatbuffer, scripts, stages
+from tfq import artifacts, auditing, flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = stages.read_tflite(config)
-    report = flatbuffer.audit_model(content, config.audit)
+    report = auditing.audit_model(content, config.audit)
     record = scripts.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
     scripts.finish(invocation, record, report.to_text())
-    flatbuffer.require(report, config.audit)
+    auditing.require(report, config.audit)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ The ranges that were calibrated are kept beside it, in <model>_<scheme>_ranges.j
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, flatbuffer, scripts, stages
+from tfq import artifacts, auditing, flags, scripts, stages
 
 
 def main(invocation: flags.Invocation) -> None:
@@ -22,7 +22,7 @@ def main(invocation: flags.Invocation) -> None:
     path = artifacts.write_bytes(out / f"{stem}.tflite", made.content)
     if made.ranges is not None:
         made.ranges.save(out / f"{stem}_ranges.json")
-    report = flatbuffer.audit_model(made.content, stages.audit_config(config))
+    report = auditing.audit_model(made.content, stages.audit_config(config))
     record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
     scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
 

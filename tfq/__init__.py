@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "convert": "tfq.conversion:convert_model",
     "trace": "tfq.conversion:trace",
-    "audit": "tfq.flatbuffer:audit_model",
+    "audit": "tfq.auditing:audit_model",
     "evaluate": "tfq.evaluation:evaluate_model",
     "analyse": "tfq.analysis:analyse",
     "find_int8": "tfq.search:find_int8",
@@ -59,6 +59,7 @@ __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
     from tfq.analysis.analyse import analyse as analyse
+    from tfq.auditing import audit_model as audit
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
     from tfq.callbacks import TFLiteExport as TFLiteExport
     from tfq.compression import prune_filters as prune_filters
@@ -93,7 +94,6 @@ if TYPE_CHECKING:
     from tfq.errors import TfqWarning as TfqWarning
     from tfq.evaluation import benchmark_models as benchmark
     from tfq.evaluation import evaluate_model as evaluate
-    from tfq.flatbuffer import audit_model as audit
     from tfq.keras_bridge import load_model as load_model
     from tfq.keras_bridge import register_translator as register_translator
     from tfq.keras_bridge import return_weights as return_weights

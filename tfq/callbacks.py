@@ -206,7 +206,7 @@ class _TFLiteExportLogic(_ExportLogic):
             self._write(None)
 
     def _write(self, value: float | None) -> None:
-        from tfq.flatbuffer import audit_model
+        from tfq.auditing import audit_model
         from tfq.stages import audit_config
 
         content = self.export()

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import tfq
-from tfq import flatbuffer
+from tfq import auditing, flatbuffer
 
 HERE = Path(__file__).parent
 BUILTINS, BUILTINS_INT8 = tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.TFLITE_BUILTINS_INT8
@@ -83,7 +83,7 @@ def save(name: str, content: bytes, signed: bool = True) -> None:
         inputs = {"image": graph.inputs[0]}
         content = flatbuffer.add_signature(content, inputs, {"probabilities": graph.outputs[0]})
     (HERE / f"{name}.tflite").write_bytes(content)
-    print(f"{name:28} {len(content):6} bytes  {flatbuffer.audit_model(content).scheme}")
+    print(f"{name:28} {len(content):6} bytes  {auditing.audit_model(content).scheme}")
 
 
 def save_cnn_schemes(images: np.ndarray, labels: np.ndarray) -> None:

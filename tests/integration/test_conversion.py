@@ -6,7 +6,7 @@ import pytest
 from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import calibration, flatbuffer
+from tfq import auditing, calibration, flatbuffer
 from tfq.conversion import trace
 from tfq.data import input_specs
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
@@ -252,7 +252,7 @@ def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_u
     wanted = np.asarray(model(x))
     converted = tfq.convert(model, x)
     assert "WHILE" not in {op.name for op in flatbuffer.read(converted).main_subgraph.ops}
-    assert flatbuffer.audit_model(converted).scheme == "full_int8"
+    assert auditing.audit_model(converted).scheme == "full_int8"
     assert not model.layers[0].unroll
     np.testing.assert_array_equal(model(x), wanted)
     loops = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
@@ -269,7 +269,7 @@ def test_a_masked_recurrent_layer_is_unrolled_with_its_mask():
     ids = np.random.default_rng(0).integers(0, 20, (40, 7)).astype(np.int32)
     ids[::2, 3:] = 0
     converted = tfq.convert(model, ids)
-    assert flatbuffer.audit_model(converted).scheme == "full_int8"
+    assert auditing.audit_model(converted).scheme == "full_int8"
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     assert tfq.evaluate(converted, ids, tfq.EvaluationConfig(num_runs=0), reference=floating).output_sqnr_db > 20
 
@@ -295,7 +295,7 @@ def test_an_unrolled_lstm_is_full_int8_and_the_same_bytes_every_time():
     floating = tfq.convert(recurrent, config=tfq.ConversionConfig(scheme="float32"))
     converted = {tfq.convert(floating, x) for _ in range(8)}
     assert len(converted) == 1
-    assert flatbuffer.audit_model(converted.pop()).scheme == "full_int8"
+    assert auditing.audit_model(converted.pop()).scheme == "full_int8"
 
 
 def test_batch_is_fixed_to_1_and_dynamic_only_on_request(samples):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq import flatbuffer
+from tfq import auditing, flatbuffer
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
 from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.runners import LocalRunner, RunRequest
@@ -167,7 +167,7 @@ def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained
     assert parsed.signatures[0].outputs
     monkeypatch.setattr("tfq.conversion.post_training.with_kernels_of_int8", lambda model: model)
     island = converted(result, x)
-    assert flatbuffer.audit_model(island).scheme == "mixed"
+    assert auditing.audit_model(island).scheme == "mixed"
     codes = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)
     difference = ran(quantized, codes).astype(int) - ran(island, codes)
     assert np.abs(difference).max() <= 1

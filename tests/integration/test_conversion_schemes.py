@@ -10,7 +10,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import calibration, flatbuffer
+from tfq import auditing, calibration, flatbuffer
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
@@ -234,7 +234,7 @@ def test_a_conversion_for_a_target_meets_it_without_a_warning(target, traces, sa
         warnings.filterwarnings("ignore", message=".*looks like random noise")  # which it is
         content = convert(traces["tf_keras"], samples, target=target)
     config = tfq.AuditConfig(require=target)
-    assert flatbuffer.require(tfq.audit(content, config), config).ok
+    assert auditing.require(tfq.audit(content, config), config).ok
 
 
 def test_an_op_that_the_target_lacks_is_a_warning_with_its_layer(samples):

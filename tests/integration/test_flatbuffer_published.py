@@ -4,7 +4,8 @@
 import pytest
 from ai_edge_litert import schema_py_generated as generated
 
-from tfq.flatbuffer import audit_model, read
+from tfq.auditing import audit_model
+from tfq.flatbuffer import read
 
 
 @pytest.fixture(scope="module")

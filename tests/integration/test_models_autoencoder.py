@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from tfq.auditing import audit_model
 from tfq.compression import measure_sparsity, prune_model, qat_model
 from tfq.config import ConversionConfig, PruneConfig, TrainConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
 from tfq.errors import TfqWarning
-from tfq.flatbuffer import audit_model
 from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.training import deterministic, predict, reconstructs, train_model
 

@@ -4,9 +4,9 @@
 import pytest
 from golden_models import FLOAT32, INT8, changed, golden
 
+from tfq.auditing import audit_model, require, require_full_int8
 from tfq.config import AUDIT_SCHEMES, AuditConfig
 from tfq.errors import AuditError, InputError
-from tfq.flatbuffer import audit_model, require, require_full_int8
 
 # As other tools and tfq made them. TensorFlow leaves weights of fewer than 1,024 values float32 in its dynamic scheme.
 MADE_AS = {

@@ -6,7 +6,7 @@ import json
 import pytest
 from golden_models import INT8, NAMES, changed, golden
 
-from tfq.flatbuffer import audit_model
+from tfq.auditing import audit_model
 
 SCHEMES = {
     "argmax_int8": "full_int8",

@@ -7,7 +7,7 @@ import math
 import pytest
 from golden_models import INT32, changed, golden, unpacked
 
-from tfq.flatbuffer import audit_model
+from tfq.auditing import audit_model
 
 
 def _with_scale(op: int, slot: int, value: float, name: str = "digits_int8") -> bytes:

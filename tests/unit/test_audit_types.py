@@ -4,9 +4,9 @@
 import pytest
 from golden_models import BOOL, FLOAT32, INT8, INT16, INT32, INT64, UINT8, changed, golden, unpacked
 
+from tfq.auditing import audit_model, require_full_int8
 from tfq.config import AuditConfig
 from tfq.errors import AuditError
-from tfq.flatbuffer import audit_model, require_full_int8
 
 FULL_INT8 = ("digits_int8", "digits_int8_per_tensor", "digits_int8_qat", "digits_int8_keras3", "argmax_int8")
 

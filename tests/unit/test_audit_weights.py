@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_models import NAMES, changed, golden, unpacked
 
-from tfq.flatbuffer import audit_model
+from tfq.auditing import audit_model
 
 KEYS = {"tensor", "keras_layer", "op", "dtype", "bytes", "values", "zeros", "channels", "scales"}
 

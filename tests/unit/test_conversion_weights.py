@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq import flatbuffer
+from tfq import auditing, flatbuffer
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.targeting import fitted
 from tfq.conversion.weights import quantize_weights, symmetric_int8
@@ -40,7 +40,7 @@ def test_channel_of_nothing_has_a_scale_that_xnnpack_takes(value):
 def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
     config = ConversionConfig(scheme=scheme)
     made = quantize_weights(golden("digits_float32"), config)
-    assert flatbuffer.audit_model(made, AuditConfig(require=scheme)).ok
+    assert auditing.audit_model(made, AuditConfig(require=scheme)).ok
     assert made == quantize_weights(golden("digits_float32"), config)
     # Nothing of the float weights is left behind.
     parsed = flatbuffer.read(made)
@@ -69,7 +69,7 @@ def test_weights_beyond_float16_stay_float32_with_a_warning():
 
     with pytest.warns(TfqWarning, match=r"conv2.*65504"):
         made = quantize_weights(changed(golden("digits_float32"), enlarge), ConversionConfig(scheme="float16"))
-    report = flatbuffer.audit_model(made, AuditConfig(require="float16"))
+    report = auditing.audit_model(made, AuditConfig(require="float16"))
     assert [(finding.op, finding.keras_layer) for finding in report.failures] == [("CONV_2D", "conv2")]
 
 

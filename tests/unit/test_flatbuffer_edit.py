@@ -11,11 +11,11 @@ from ai_edge_litert import schema_py_generated as generated
 from ai_edge_litert.interpreter import Interpreter
 from golden_models import NAMES, changed, golden, unpacked
 
+from tfq.auditing import audit_model
 from tfq.errors import FlatbufferError, InputError
 from tfq.flatbuffer import (
     Signature,
     add_signature,
-    audit_model,
     edit_model,
     inject_ranges,
     read,

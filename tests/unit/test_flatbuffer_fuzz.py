@@ -8,9 +8,9 @@ import pytest
 from golden_models import golden
 from mutations import mutants
 
+from tfq.auditing import audit_model
 from tfq.config import AUDIT_SCHEMES, TARGETS, AuditConfig
 from tfq.errors import FlatbufferError
-from tfq.flatbuffer import audit_model
 
 MUTATIONS = 200
 FILES = ("digits_int8", "digits_dynamic_range", "digits_weight_only_int8", "two_branches_float32", "flex_op")

@@ -3,7 +3,7 @@
 
 import pytest
 
-from tfq.flatbuffer import audit_model
+from tfq.auditing import audit_model
 
 
 @pytest.mark.parametrize(

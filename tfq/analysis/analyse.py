@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from tfq import flatbuffer
+from tfq import auditing, flatbuffer
 from tfq.analysis.findings import Finding, find
 from tfq.analysis.histograms import LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
@@ -81,7 +81,7 @@ def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
     not fit.
     """
     config = config or AnalysisConfig()
-    if flatbuffer.audit_model(floating).scheme != "float32":
+    if auditing.audit_model(floating).scheme != "float32":
         raise InputError("--reference: wanted the float32 .tflite that the int8 one was made of")
     samples = representative_samples(data, input_specs(floating), config.limit).samples
     layers, joined = layer_errors(quantized, floating, samples), joins(quantized, floating, samples)

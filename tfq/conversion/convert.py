@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tfq import flatbuffer
+from tfq import auditing, flatbuffer
 from tfq.config import ConversionConfig
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
@@ -84,7 +84,7 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
     """A float flatbuffer of any origin, quantized, or given back as it is."""
-    report = flatbuffer.audit_model(model)
+    report = auditing.audit_model(model)
     if report.scheme != "float32":
         raise InputError(
             f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs: give the "

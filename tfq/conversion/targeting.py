@@ -4,7 +4,7 @@
 import dataclasses
 import warnings
 
-from tfq import flatbuffer
+from tfq import auditing, flatbuffer
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
@@ -20,7 +20,7 @@ def fitted(config: ConversionConfig) -> ConversionConfig:
     """
     if not config.target:
         return config
-    target = flatbuffer.TARGETS[config.target]
+    target = auditing.TARGETS[config.target]
     asked = f"target={config.target}"
     if config.scheme not in target.schemes:
         raise InputError(f"{asked} with scheme={config.scheme}: wanted {_either(target.schemes)} for {target.title}")
@@ -41,7 +41,7 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
         inference_input_type=config.inference_input_type,
         inference_output_type=config.inference_output_type,
     )
-    failures = flatbuffer.audit_model(content, asked).failures
+    failures = auditing.audit_model(content, asked).failures
     for finding in failures[:_MOST_TOLD]:
         warnings.warn(f"{config.target}: {finding.message}", TfqWarning, stacklevel=4)
     if len(failures) > _MOST_TOLD:

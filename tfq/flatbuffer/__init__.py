@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFLite flatbuffers: bytes <-> frozen records, the audit, signature and metadata. No TensorFlow, no interpreter.
+"""The TFLite file format: bounds-checked reader, records, editing, metadata. No TensorFlow, no interpreter, no config.
 
-`read` and `audit_model` take bytes from anywhere; what edits trusts its bytes (see edit.py).
+`read` takes bytes from anywhere; the editing functions trust their bytes (see edit.py).
 """
 
-from tfq.flatbuffer.audit import audit_model
-from tfq.flatbuffer.audit_report import AuditReport, Finding, require, require_full_int8
-from tfq.flatbuffer.audit_weights import Weight
 from tfq.flatbuffer.edit import (
     add_signature,
     edit_model,
@@ -28,22 +25,15 @@ from tfq.flatbuffer.objects import (
 )
 from tfq.flatbuffer.reader import read
 from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
-from tfq.flatbuffer.targets import TARGETS, Target
 
 __all__ = [
     "ABSENT",
-    "TARGETS",
-    "AuditReport",
-    "Finding",
     "Model",
     "Op",
     "Signature",
     "Subgraph",
-    "Target",
     "Tensor",
-    "Weight",
     "add_signature",
-    "audit_model",
     "constant_values",
     "edit_model",
     "expose_tensors",
@@ -58,8 +48,6 @@ __all__ = [
     "read",
     "read_metadata",
     "read_ranges",
-    "require",
-    "require_full_int8",
     "unpack",
     "write_metadata",
 ]

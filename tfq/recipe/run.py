@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, evaluation, flatbuffer, report, stages
+from tfq import artifacts, auditing, evaluation, report, stages
 from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning, remembered_warnings
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
@@ -144,7 +144,7 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
     for each in made:
 
         def make(directory: Path, each: Made = each) -> dict[str, Any]:
-            audited = flatbuffer.audit_model(each.content, stages.audit_config(config))
+            audited = auditing.audit_model(each.content, stages.audit_config(config))
             evaluated = stages.evaluate(
                 each.content, config, reference=reference(), parity=each.name != "float", test=run.test
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, flatbuffer
+from tfq import artifacts, auditing
 from tfq.analysis import layer_sensitivity
 from tfq.calibration import calibrate
 from tfq.config import BenchmarkConfig, ConversionConfig, SearchConfig
@@ -46,7 +46,7 @@ def find_int8(
     Raises InputError on a model that is not float, and on data without class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
-    if flatbuffer.audit_model(floating).scheme != "float32":
+    if auditing.audit_model(floating).scheme != "float32":
         raise InputError("search: wanted a float32 .tflite, which int8 ones can be made of")
     for split in (validation, test):
         labels_of(split, "search")

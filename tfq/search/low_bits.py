@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, flatbuffer
+from tfq import artifacts, auditing
 from tfq.analysis import with_few_bits
 from tfq.calibration import observe
 from tfq.config import FLOAT_BITS, BitsConfig
@@ -94,7 +94,7 @@ def accuracy_by_bits(
     layer.
     """
     config = config or BitsConfig()
-    if flatbuffer.audit_model(floating).scheme != "float32":
+    if auditing.audit_model(floating).scheme != "float32":
         raise InputError("bits: wanted a float32 .tflite, whose numbers can be given fewer bits")
     labels = labels_of(test, "bits")
     right = classes_of(floating, test) == labels

@@ -5,7 +5,7 @@ import dataclasses
 import warnings
 from typing import Any
 
-from tfq import flatbuffer
+from tfq import auditing
 from tfq.config import AuditConfig, ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqError
 
@@ -50,7 +50,7 @@ def _float_ops(bridged: Any) -> dict[str, tuple[str, ...]]:
         warnings.simplefilter("ignore")  # that these data are noise, we know
         content = convert_model(bridged.model, inputs, ConversionConfig())
     found: dict[str, dict[str, None]] = {}
-    for finding in flatbuffer.audit_model(content, AuditConfig(require="full_int8")).failures:
+    for finding in auditing.audit_model(content, AuditConfig(require="full_int8")).failures:
         if finding.kind in ("qdq", "io_type") or finding.op is None:
             continue  # these follow from a float op, which is told itself
         layer = bridged.origins.get(finding.keras_layer, finding.keras_layer) or finding.op

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tfq.auditing import audit_model
 from tfq.compression.pruning.sparsity import sparsity_in_flatbuffer
 from tfq.config import BenchmarkConfig
 from tfq.errors import InputError
 from tfq.evaluation import InstructionRecord, benchmark_models, count_on_runners, instructions_to_dict
-from tfq.flatbuffer import audit_model
 
 UNSTRUCTURED = (
     "unstructured sparsity shrinks the compressed file, not the time: TFLite's int8 kernels multiply by zeros as by "

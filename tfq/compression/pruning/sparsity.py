@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from tfq.auditing import Weight, audit_model
 from tfq.compression.graph import named_layers
-from tfq.flatbuffer import Tensor, Weight, audit_model, constant_values, read
+from tfq.flatbuffer import Tensor, constant_values, read
 from tfq.keras_bridge import import_tf_keras, model_kind
 
 # The matrices that a product is made with. Biases and normalization are not counted: no pruning touches them.

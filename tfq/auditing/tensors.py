@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tfq.flatbuffer.audit_report import FAILS, NOTE, Finding
+from tfq.auditing.report import FAILS, NOTE, Finding
+from tfq.auditing.words import op_title, shown
 from tfq.flatbuffer.op_roles import INDEX, WEIGHT, roles
 from tfq.flatbuffer.records import Model, Op, Subgraph, Tensor
-from tfq.flatbuffer.words import op_title, shown
 
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 _CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a flatbuffer is quantized as, told from its ops' tensors alone."""
 
-from tfq.flatbuffer.audit_types import FLOATS, NARROW, is_hybrid
+from tfq.auditing.types import FLOATS, NARROW, is_hybrid
 from tfq.flatbuffer.op_roles import INDEX, roles
 from tfq.flatbuffer.records import Model, Op, Subgraph
 

@@ -4,16 +4,16 @@
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
+from tfq.auditing.composition import Composition
+from tfq.auditing.reasons import Reasons
+from tfq.auditing.report import FAILS, NOTE, Finding
+from tfq.auditing.schemes import SchemeRules
+from tfq.auditing.target_rules import TargetRules
+from tfq.auditing.targets import TARGETS
+from tfq.auditing.types import Borders, Offence, TypeRules, finding_kind
+from tfq.auditing.words import op_title, origin, shown
 from tfq.config import AUDIT_SCHEMES, AuditConfig
-from tfq.flatbuffer.audit_reasons import Reasons
-from tfq.flatbuffer.audit_report import FAILS, NOTE, Finding
-from tfq.flatbuffer.audit_schemes import SchemeRules
-from tfq.flatbuffer.audit_targets import TargetRules
-from tfq.flatbuffer.audit_types import Borders, Offence, TypeRules, finding_kind
 from tfq.flatbuffer.records import Op, Subgraph
-from tfq.flatbuffer.scheme import Composition
-from tfq.flatbuffer.targets import TARGETS
-from tfq.flatbuffer.words import op_title, origin, shown
 
 # (subgraph, op, types that it should not have): whether the user allows it.
 Allowed = Callable[[Subgraph, Op, Set[str]], bool]

@@ -13,18 +13,18 @@ import re
 from collections.abc import Iterator, Set
 from typing import Any
 
+from tfq.auditing import tensors
+from tfq.auditing.composition import CONVERTED, Composition
+from tfq.auditing.ops import OpRules
+from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding
+from tfq.auditing.targets import TARGETS
+from tfq.auditing.types import WHOLE_NUMBERS, border_types
+from tfq.auditing.weights import weight_counts, weights_of
+from tfq.auditing.words import shown
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
-from tfq.flatbuffer import audit_tensors
-from tfq.flatbuffer.audit_ops import OpRules
-from tfq.flatbuffer.audit_report import FAILS, NOTE, AuditReport, Finding
-from tfq.flatbuffer.audit_types import WHOLE_NUMBERS, border_types
-from tfq.flatbuffer.audit_weights import weight_counts, weights_of
 from tfq.flatbuffer.op_types import op_types
 from tfq.flatbuffer.reader import read
 from tfq.flatbuffer.records import Model, Op, Subgraph
-from tfq.flatbuffer.scheme import CONVERTED, Composition
-from tfq.flatbuffer.targets import TARGETS
-from tfq.flatbuffer.words import shown
 
 
 def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
@@ -43,10 +43,10 @@ def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
     allowed = _Allowed(config)
     findings = [*_border_findings(model, config)]
     for graph in model.subgraphs:
-        rules = OpRules(graph, config, composition, is_entry=audit_tensors.is_entry(model, graph))
+        rules = OpRules(graph, config, composition, is_entry=tensors.is_entry(model, graph))
         findings += rules.findings(allowed)
-        findings += audit_tensors.tensor_findings(model, graph)
-    findings += audit_tensors.weight_findings(model)
+        findings += tensors.tensor_findings(model, graph)
+    findings += tensors.weight_findings(model)
     findings += [*_model_findings(model, allowed)]
     findings += [*_scheme_findings(config, composition.scheme, findings)]
     weights = weights_of(data, model)
@@ -56,7 +56,7 @@ def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
         findings=tuple(findings),
         subgraphs=len(model.subgraphs),
         ops_visited=sum(len(graph.ops) for graph in model.subgraphs),
-        tensors_visited=sum(len(audit_tensors.touched(graph)) for graph in model.subgraphs),
+        tensors_visited=sum(len(tensors.touched(graph)) for graph in model.subgraphs),
         op_counts=dict(collections.Counter(_counted_name(op) for graph in model.subgraphs for op in graph.ops)),
         op_types=op_types(model, _counted_name),
         input_types=tuple(tensor.dtype for tensor in model.main_subgraph.input_tensors),
@@ -122,12 +122,12 @@ def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
     input_types, output_types = border_types(config)
     scheme = AUDIT_SCHEMES.get(config.require or "full_int8")
     possible = SCHEME_IO_TYPES[scheme] if scheme else ()
-    for graph in audit_tensors.entries(model):
-        for place, tensors, wanted in (
+    for graph in tensors.entries(model):
+        for place, ends, wanted in (
             ("input", graph.input_tensors, input_types),
             ("output", graph.output_tensors, output_types),
         ):
-            for tensor in tensors:
+            for tensor in ends:
                 subject = f"{place} {shown(tensor.name)} of subgraph {graph.index} is {tensor.dtype}"
                 where: dict[str, Any] = {"subgraph": graph.index, "tensor": shown(tensor.name)}
                 if tensor.dtype in WHOLE_NUMBERS and not tensor.is_quantized:

@@ -3,13 +3,13 @@
 
 from collections.abc import Callable, Iterator, Set
 
-from tfq.flatbuffer.audit_report import FAILS, NOTE, Finding
-from tfq.flatbuffer.audit_types import FLOATS, WHOLE_NUMBERS, Borders, is_hybrid
-from tfq.flatbuffer.audit_weights import DENSE
+from tfq.auditing.report import FAILS, NOTE, Finding
+from tfq.auditing.targets import Target
+from tfq.auditing.types import FLOATS, WHOLE_NUMBERS, Borders, is_hybrid
+from tfq.auditing.weights import DENSE
+from tfq.auditing.words import op_title, origin, shown
 from tfq.flatbuffer.op_roles import CONTROL_FLOW, INDEX, WEIGHT, roles
 from tfq.flatbuffer.records import Op, Subgraph
-from tfq.flatbuffer.targets import Target
-from tfq.flatbuffer.words import op_title, origin, shown
 
 
 class TargetRules:

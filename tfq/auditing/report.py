@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tfq.auditing.weights import Weight
+from tfq.auditing.words import shown
 from tfq.config import AuditConfig
 from tfq.errors import AuditError, InputError
-from tfq.flatbuffer.audit_weights import Weight
-from tfq.flatbuffer.words import shown
 
 FAILS, NOTE = "fails", "note"
 

@@ -7,7 +7,7 @@ Weights of fewer than 1,024 values may be float32 in dynamic and weight_only_int
 import math
 from dataclasses import dataclass
 
-from tfq.flatbuffer.audit_types import WHOLE_NUMBERS, Borders, Offence
+from tfq.auditing.types import WHOLE_NUMBERS, Borders, Offence
 from tfq.flatbuffer.op_roles import BIAS, INDEX, WEIGHT, roles
 from tfq.flatbuffer.records import Op, Subgraph, Tensor
 

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The static rules a .tflite is held to: schemes, types, targets; and why a rule is broken. Starts no interpreter."""
+
+from tfq.auditing.audit import audit_model
+from tfq.auditing.report import AuditReport, Finding, require, require_full_int8
+from tfq.auditing.targets import TARGETS, Target
+from tfq.auditing.weights import Weight
+
+__all__ = [
+    "TARGETS",
+    "AuditReport",
+    "Finding",
+    "Target",
+    "Weight",
+    "audit_model",
+    "require",
+    "require_full_int8",
+]
