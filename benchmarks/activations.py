@@ -60,7 +60,7 @@ def stock(model: Any, samples: np.ndarray) -> bytes:
 
 def measured(content: bytes, test: Split, wanted: np.ndarray) -> tuple[float, float]:
     """(accuracy, SQNR of the logits in dB)."""
-    parsed = tfq.flatbuffer.read(content)
+    parsed = tfq.tflite.read(content)
     request = RunRequest(model=content, inputs=prepare_inputs(parsed, test).arrays)
     [logits] = decode_outputs(parsed, make_runner("local").run(request).outputs)
     logits = logits.reshape(wanted.shape)

@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 import tfq
-from tfq import calibration, flatbuffer
+from tfq import calibration, tflite
 from tfq.analysis import layer_sensitivity
 from tfq.models import MODELS
 
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Callable[[], Any], int]] = {"ResNet8": (resnet8, 500), "M
 
 def samples_of(model: bytes, count: int) -> Iterator[dict[str, np.ndarray]]:
     """Random ones, made as they are drawn."""
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     (tensor,) = parsed.main_subgraph.input_tensors
     for seed in range(count):
         yield {parsed.input_names[0]: np.random.default_rng(seed).uniform(0, 1, tensor.shape).astype(np.float32)}

@@ -69,7 +69,7 @@ def by_tool(path: Path, num_runs: int) -> float:
 
 def entry_of(content: bytes, directory: Path) -> target.Entry:
     """What `tfq benchmark` times on the target, on the inputs that it makes."""
-    model, _ = timed_model("model", content, tfq.flatbuffer.read(content), None, 0)
+    model, _ = timed_model("model", content, tfq.tflite.read(content), None, 0)
     names = []
     for index, array in enumerate(model.inputs):
         names.append(f"input_{index}.npy")

@@ -28,7 +28,7 @@ from compression_training import exit_with
 from numpy.typing import NDArray
 
 import tfq
-from tfq import calibration, flatbuffer
+from tfq import calibration, tflite
 from tfq.calibration.repair.equalization import find_pairs
 from tfq.data import Split
 from tfq.evaluation import decode_outputs, prepare_inputs
@@ -66,7 +66,7 @@ class Answers:
         return float((found == self._labels).mean()), float((found == self._float).mean())
 
     def _classes(self, content: bytes) -> NDArray[np.int64]:
-        parsed = flatbuffer.read(content)
+        parsed = tflite.read(content)
         inputs = prepare_inputs(parsed, self._test).arrays
         outputs = make_runner("local").run(RunRequest(model=content, inputs=inputs)).outputs
         return np.asarray(decode_outputs(parsed, outputs)[0]).argmax(axis=1)
@@ -78,16 +78,16 @@ def stock_ranges(model: bytes, samples: Sequence[dict[str, NDArray]]) -> dict[tu
 
     feed = (list(sample.values()) for sample in samples)
     calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
-    return flatbuffer.read_ranges(bytes(calibrated))
+    return tflite.read_ranges(bytes(calibrated))
 
 
 def stock_int8(model: bytes, examples: NDArray, config: tfq.ConversionConfig) -> bytes:
     """The int8 flatbuffer by TensorFlow's calibrator and quantizer."""
     from tfq.conversion.quantize import quantize_flatbuffer
 
-    (name,) = flatbuffer.read(model).input_names
+    (name,) = tflite.read(model).input_names
     ranges = stock_ranges(model, [{name: example[None]} for example in examples])
-    return quantize_flatbuffer(flatbuffer.inject_ranges(model, ranges), config)
+    return quantize_flatbuffer(tflite.inject_ranges(model, ranges), config)
 
 
 def converted(
@@ -105,12 +105,12 @@ def converted(
 
 def made_hard(model: bytes, seed: int) -> bytes:
     """The same function with channels of very different size between its layers."""
-    rng, edited = np.random.default_rng(seed), flatbuffer.unpack(model)
-    for pair in find_pairs(edited, flatbuffer.read(model)):
+    rng, edited = np.random.default_rng(seed), tflite.unpack(model)
+    for pair in find_pairs(edited, tflite.read(model)):
         factors = np.ones(pair.channels)
         factors[rng.choice(pair.channels, CHANNELS, replace=False)] = 1 / FACTOR
         pair.apply(factors)
-    return flatbuffer.pack(edited, len(model))
+    return tflite.pack(edited, len(model))
 
 
 def main() -> int:

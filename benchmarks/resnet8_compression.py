@@ -166,11 +166,11 @@ def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: l
 
 def zeros(content: bytes) -> float:
     """The share of weights of convolutions and dense layers that are zero in the flatbuffer itself."""
-    parsed = tfq.flatbuffer.read(content)
+    parsed = tfq.tflite.read(content)
     graph, counted, zero = parsed.main_subgraph, 0, 0
     kernels = {op.inputs[1] for op in graph.ops if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")}
     for index in kernels:
-        values = tfq.flatbuffer.constant_values(content, graph.tensors[index])
+        values = tfq.tflite.constant_values(content, graph.tensors[index])
         counted, zero = counted + values.size, zero + int((values == 0).sum())
     return zero / counted
 

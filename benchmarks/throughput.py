@@ -29,8 +29,8 @@ from ai_edge_litert.interpreter import Interpreter
 import tfq
 from tfq.data import Split
 from tfq.evaluation import prepare_inputs
-from tfq.flatbuffer import read
 from tfq.runners import RunRequest, forks, make_runner
+from tfq.tflite import read
 
 BOUND, CORES = 1.7, 2
 SHARED = Path(__file__).resolve().parents[2] / "shared"

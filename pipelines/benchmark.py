@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
-from tfq import artifacts, data, evaluation, flags, flatbuffer, scripts, stages
+from tfq import artifacts, data, evaluation, flags, scripts, stages, tflite
 from tfq.config import DataConfig
 from tfq.errors import FlatbufferError, InputError, TfqWarning
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
@@ -26,7 +26,7 @@ def main(invocation: flags.Invocation) -> None:
     models = dict(zip(names, contents, strict=True))
     for name, content in models.items():
         try:
-            flatbuffer.read(content)
+            tflite.read(content)
         except FlatbufferError as error:
             raise FlatbufferError(f"{name}: {error}") from error
     make_runner(config.benchmark.runner)  # a typo there is told before anything is loaded
@@ -54,7 +54,7 @@ def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | N
     if not given and not any(
         math.prod(tensor.shape[1:]) == DIGIT_VALUES
         for model in models
-        for tensor in flatbuffer.read(model).main_subgraph.input_tensors
+        for tensor in tflite.read(model).main_subgraph.input_tensors
     ):
         return None
     try:

@@ -114,13 +114,13 @@ class _Int8EvaluationLogic(_ExportLogic):
 
     def evaluate(self) -> Any:
         """The EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
-        from tfq import flatbuffer
+        from tfq import tflite
         from tfq.evaluation import evaluate_model
         from tfq.evaluation.feed import Feed
 
         self.flatbuffer = self.export()
         # What does not fit is told as everywhere in tfq, before the model itself fails on it.
-        Feed(flatbuffer.read(self.flatbuffer), self._split.take(1))
+        Feed(tflite.read(self.flatbuffer), self._split.take(1))
         return evaluate_model(self.flatbuffer, self._split, self._evaluation, reference=self._reference())
 
     def _reference(self) -> Any:

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import tfq
-from tfq import auditing, flatbuffer
+from tfq import auditing, tflite
 
 HERE = Path(__file__).parent
 BUILTINS, BUILTINS_INT8 = tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.TFLITE_BUILTINS_INT8
@@ -79,9 +79,9 @@ def quantized(
 
 def save(name: str, content: bytes, signed: bool = True) -> None:
     if signed:
-        graph = flatbuffer.read(content).main_subgraph
+        graph = tflite.read(content).main_subgraph
         inputs = {"image": graph.inputs[0]}
-        content = flatbuffer.add_signature(content, inputs, {"probabilities": graph.outputs[0]})
+        content = tflite.add_signature(content, inputs, {"probabilities": graph.outputs[0]})
     (HERE / f"{name}.tflite").write_bytes(content)
     print(f"{name:28} {len(content):6} bytes  {auditing.audit_model(content).scheme}")
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfq import calibration, flatbuffer
+from tfq import calibration, tflite
 
 
 def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config: Any = None) -> calibration.Ranges:
     """Those of TensorFlow's own calibrator, which sees the inputs of some ADDs too wide."""
     from tensorflow.lite.python.optimize import calibrator
 
-    (name,) = flatbuffer.read(model).input_names
+    (name,) = tflite.read(model).input_names
     feed = ([sample[name]] for sample in samples)
     calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
     found = {
@@ -26,6 +26,6 @@ def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config:
             observed_maximum=high,
             method="stock",
         )
-        for key, (low, high) in flatbuffer.read_ranges(bytes(calibrated)).items()
+        for key, (low, high) in tflite.read_ranges(bytes(calibrated)).items()
     }
     return calibration.Ranges(tensors=found, num_samples=len(samples), model_sha256="", data_sha256=())

@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from sklearn.datasets import load_digits
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.__main__ import main
 from tfq.analysis import with_few_bits
 from tfq.calibration import observe
@@ -28,7 +28,7 @@ SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("
 
 def outputs_of(model: bytes, layer: str) -> np.ndarray:
     """What a layer gives to those that read it, of 32 images, by the reference kernels."""
-    graph = flatbuffer.read(model).main_subgraph
+    graph = tflite.read(model).main_subgraph
     (output,) = (op.outputs[0] for op in graph.ops if op.keras_layer == layer and op.name.startswith(("CONV", "DEPTH")))
     name = f"tfq/rounded_{output}"
     wanted = next((tensor.index for tensor in graph.tensors if tensor.name == name), output)

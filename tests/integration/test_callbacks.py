@@ -6,7 +6,7 @@ import pytest
 from small_models import small_classifier
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 from tfq.models import build_digits_cnn
 
@@ -48,7 +48,7 @@ def _agreement(converted, val, own):
     from tfq.evaluation import predicted_classes, prepare_inputs
     from tfq.runners import LocalRunner, RunRequest
 
-    inputs = prepare_inputs(flatbuffer.read(converted), val).arrays
+    inputs = prepare_inputs(tflite.read(converted), val).arrays
     (codes,) = LocalRunner().run(RunRequest(model=converted, inputs=inputs)).outputs
     return np.mean(predicted_classes(codes) == own)
 

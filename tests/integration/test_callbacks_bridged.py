@@ -4,7 +4,7 @@
 import numpy as np
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.evaluation import prepare_inputs
 from tfq.keras_bridge import import_keras
 from tfq.runners import LocalRunner, RunRequest
@@ -44,7 +44,7 @@ def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_expor
     trained = tfq.qat(bridge.model, fit, calibration=x)
     # Behind fit biases alone have moved, by half a step of the accumulator at most: what the callback saw last is what
     # is converted now, but for a bias in the middle between two steps.
-    inputs = prepare_inputs(flatbuffer.read(watch.flatbuffer), val).arrays
+    inputs = prepare_inputs(tflite.read(watch.flatbuffer), val).arrays
     seen, now = (
         LocalRunner().run(RunRequest(model=model, inputs=inputs)).outputs[0].astype(int)
         for model in (watch.flatbuffer, tfq.convert(trained))

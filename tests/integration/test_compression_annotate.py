@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.compression import tfmot_private
 from tfq.compression.graph import cloned
 from tfq.compression.quantization_aware import annotate
@@ -291,7 +291,7 @@ def test_learned_ranges_are_those_of_the_flatbuffer():
     assert wanted.pop("quant_stem_bn") is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tfq.TfqWarning)
-        graph = flatbuffer.read(tfq.convert(quantized, x)).main_subgraph
+        graph = tflite.read(tfq.convert(quantized, x)).main_subgraph
     for name, width in wanted.items():
         scales = {tensor.scale[0] for tensor in graph.tensors if f"{name}/" in tensor.name and len(tensor.scale) == 1}
         assert any(scale == pytest.approx(width / 255, rel=1e-3) for scale in scales), name

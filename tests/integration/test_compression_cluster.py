@@ -23,8 +23,8 @@ from tfq.conversion import convert_model
 from tfq.data import load_split
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.evaluation import evaluate_model
-from tfq.flatbuffer import constant_values, read
 from tfq.keras_bridge import import_tf_keras
+from tfq.tflite import constant_values, read
 from tfq.training import deterministic, train_model
 
 

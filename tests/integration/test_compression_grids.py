@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.compression import tfmot_private, untrained_qat_model
 from tfq.compression.quantization_aware import grids
 from tfq.conversion import qat_parity
@@ -77,14 +77,14 @@ def distances(quantized):
     The bias of the QAT model is what comes out where zeros come in, without any rounding.
     """
     content = converted(quantized)
-    graph = flatbuffer.read(content).main_subgraph
+    graph = tflite.read(content).main_subgraph
     ops = {op.outputs[0]: op for op in graph.ops if op.name in WEIGHTED and len(op.inputs) == 3}
     found = {}
     for layer in qat_parity(quantized, content, images()).layers:
         if layer.tensor not in ops:
             continue
         bias = graph.tensors[ops[layer.tensor].inputs[2]]
-        wanted = flatbuffer.constant_values(content, bias).ravel() * np.asarray(bias.scale, np.float64)
+        wanted = tflite.constant_values(content, bias).ravel() * np.asarray(bias.scale, np.float64)
         names = {each.name.removeprefix("quant_"): each for each in quantized.layers}
         own = [names[name] for name in layer.layers if name not in ("pad", "largest")]
         own = [each for each in own if not isinstance(getattr(each, "layer", each), import_tf_keras().layers.ReLU)]
@@ -109,7 +109,7 @@ def test_biases_are_whole_steps_of_the_accumulator(quantized, monkeypatch, model
 
 def test_a_range_with_its_zero_between_two_codes_is_the_flatbuffers(quantized):
     low, high = tfmot_private.output_range(quantized.layers[1])
-    tensor = flatbuffer.read(converted(quantized)).main_subgraph.input_tensors[0]
+    tensor = tflite.read(converted(quantized)).main_subgraph.input_tensors[0]
     scale, zero_point = tensor.scale[0], tensor.zero_point[0]
     assert (low, high) == pytest.approx(((-128 - zero_point) * scale, (127 - zero_point) * scale), rel=1e-6)
     # Of codes that are given, fake quantization makes the same reals.

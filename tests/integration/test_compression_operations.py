@@ -85,7 +85,7 @@ def test_a_value_that_is_read_behind_two_choices_keeps_its_range_through_both():
     inputs = keras.Input(SHAPE)
     model = keras.Model(inputs, [keras.ops.clip(keras.ops.tanh(inputs), -0.25, 0.5), keras.ops.tanh(inputs)])
     contents = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    [graph] = tfq.flatbuffer.read(contents).subgraphs
+    [graph] = tfq.tflite.read(contents).subgraphs
     chain = [op for op in graph.ops if op.name in ("MINIMUM", "MAXIMUM")]
     assert len(chain) == 2
     tanh, inner, outer = chain[0].inputs[0], chain[0].outputs[0], chain[1].outputs[0]
@@ -101,7 +101,7 @@ def test_what_a_choice_is_left_with_holds_the_numbers_that_it_gives():
     x = ops.tanh(inputs)
     chosen = [ops.maximum(x, 5.0), ops.minimum(x, -3.0), ops.minimum(x, 9.0), ops.where(inputs > 0.0, x, 7.0)]
     contents = tfq.convert(import_keras().Model(inputs, chosen), config=tfq.ConversionConfig(scheme="float32"))
-    graph = tfq.flatbuffer.read(contents).main_subgraph
+    graph = tfq.tflite.read(contents).main_subgraph
     [tanh] = (op.outputs[0] for op in graph.ops if op.name == "TANH")
     known = with_same_scales(contents, {(0, tanh): (-1.0, 1.0)})
     assert [known[0, index] for index in graph.outputs] == [(-1.0, 5.0), (-3.0, 1.0), (-1.0, 1.0), (-1.0, 7.0)]

@@ -6,7 +6,7 @@ import pytest
 from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import auditing, calibration, flatbuffer
+from tfq import auditing, calibration, tflite
 from tfq.conversion import trace
 from tfq.data import input_specs
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
@@ -81,7 +81,7 @@ def test_our_min_max_is_stocks_but_for_the_inputs_of_an_add(samples):
     feed = [{"image": sample[None]} for sample in samples]
     extremes = tfq.CalibrationConfig(method="min_max")
     ours, theirs = calibration.calibrate(floating, feed, extremes).values, stock_ranges(floating, feed).values
-    graph = flatbuffer.read(floating).main_subgraph
+    graph = tflite.read(floating).main_subgraph
     (add,) = (op for op in graph.ops if op.name == "ADD")
     assert ours.keys() == theirs.keys()
     for (subgraph, tensor), ends in ours.items():
@@ -117,7 +117,7 @@ def test_tensors_that_the_model_captures_become_constants_not_inputs(samples):
         inputs, tf_keras.layers.Dense(2, name="out")(tf_keras.layers.Lambda(lambda x: x * mask)(inputs))
     )
     converted = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    assert len(flatbuffer.read(converted).subgraphs[0].inputs) == 1
+    assert len(tflite.read(converted).subgraphs[0].inputs) == 1
     feed = np.float32([[1.0, 2.0, 3.0]])
     np.testing.assert_allclose(run_codes(converted, feed)[0], np.asarray(model(feed)), atol=1e-6)
 
@@ -159,7 +159,7 @@ def test_input_and_output_types_are_as_asked(kind, types, samples):
     config = tfq.ConversionConfig(inference_input_type=types[0], inference_output_type=types[1])
     model = small_model(import_tf_keras()) if kind == "ptq" else quantization_aware(samples)
     converted = tfq.convert(model, samples if kind == "ptq" else None, config)
-    graph = flatbuffer.read(converted).subgraphs[0]
+    graph = tflite.read(converted).subgraphs[0]
     assert graph.tensors[graph.inputs[0]].dtype == types[0]
     assert graph.tensors[graph.outputs[0]].dtype == types[1]
     asked = tfq.AuditConfig(require="full_int8", inference_input_type=types[0], inference_output_type=types[1])
@@ -215,7 +215,7 @@ def test_a_sequential_model_converts_and_its_signature_bears_its_names(keras, sa
     model = keras.Sequential(layers)
     converted = tfq.convert(model, samples)
     assert tfq.audit(converted, tfq.AuditConfig(require="full_int8")).ok
-    parsed = flatbuffer.read(converted)
+    parsed = tflite.read(converted)
     assert (parsed.input_names, parsed.output_names) == (("image",), ("class",))
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     np.testing.assert_allclose(run_codes(floating, samples)[0], np.asarray(model(samples)), atol=1e-4)
@@ -251,12 +251,12 @@ def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_u
     x = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)
     wanted = np.asarray(model(x))
     converted = tfq.convert(model, x)
-    assert "WHILE" not in {op.name for op in flatbuffer.read(converted).main_subgraph.ops}
+    assert "WHILE" not in {op.name for op in tflite.read(converted).main_subgraph.ops}
     assert auditing.audit_model(converted).scheme == "full_int8"
     assert not model.layers[0].unroll
     np.testing.assert_array_equal(model(x), wanted)
     loops = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    assert "WHILE" in {op.name for op in flatbuffer.read(loops).main_subgraph.ops}
+    assert "WHILE" in {op.name for op in tflite.read(loops).main_subgraph.ops}
     np.testing.assert_allclose(run_codes(loops, x)[0], wanted, atol=1e-5)
 
 
@@ -300,14 +300,12 @@ def test_an_unrolled_lstm_is_full_int8_and_the_same_bytes_every_time():
 
 def test_batch_is_fixed_to_1_and_dynamic_only_on_request(samples):
     model = small_model(import_tf_keras())
-    fixed = flatbuffer.read(tfq.convert(model, samples)).subgraphs[0]
+    fixed = tflite.read(tfq.convert(model, samples)).subgraphs[0]
     assert fixed.tensors[fixed.inputs[0]].shape == (1, 8, 8, 1)
     dynamic = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32", batch_size=0))
-    graph = flatbuffer.read(dynamic).subgraphs[0]
+    graph = tflite.read(dynamic).subgraphs[0]
     assert graph.tensors[graph.inputs[0]].shape_signature[0] == -1
-    eight = flatbuffer.read(tfq.convert(model, config=tfq.ConversionConfig(scheme="float32", batch_size=8))).subgraphs[
-        0
-    ]
+    eight = tflite.read(tfq.convert(model, config=tfq.ConversionConfig(scheme="float32", batch_size=8))).subgraphs[0]
     assert eight.tensors[eight.inputs[0]].shape[0] == 8
 
 
@@ -386,9 +384,9 @@ def test_an_int8_flatbuffer_is_not_converted_again(samples):
 def test_the_record_in_the_flatbuffer_names_layers_and_preprocessing(samples):
     told = {"resize": [], "scale": 0.0625, "offset": 0.0}
     converted = tfq.convert(small_model(import_tf_keras()), samples, preprocessing=told)
-    metadata = flatbuffer.read_metadata(converted)
+    metadata = tflite.read_metadata(converted)
     assert metadata["preprocessing"] == told
-    layers = {op.keras_layer for op in flatbuffer.read(converted).subgraphs[0].ops}
+    layers = {op.keras_layer for op in tflite.read(converted).subgraphs[0].ops}
     assert {"depthwise", "add", "pool", "class"} <= layers
 
 

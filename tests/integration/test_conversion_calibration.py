@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.__main__ import main
 from tfq.conversion import convert_with_record
 from tfq.keras_bridge import import_tf_keras
@@ -67,9 +67,9 @@ def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
     agreement = (answers(found) == answers(FLOATING.read_bytes())).mean()
     extremes = tfq.ConversionConfig(**{**settings, "calibration": tfq.CalibrationConfig(method="min_max")})
     spoilt = tfq.convert(FLOATING.read_bytes(), wrong, extremes)
-    image = flatbuffer.read(found).main_subgraph.input_tensors[0]
+    image = tflite.read(found).main_subgraph.input_tensors[0]
     assert image.scale[0] == pytest.approx(16 / 255, rel=0.02)
-    assert flatbuffer.read(spoilt).main_subgraph.input_tensors[0].scale[0] > 10 * image.scale[0]
+    assert tflite.read(spoilt).main_subgraph.input_tensors[0].scale[0] > 10 * image.scale[0]
     assert agreement > 0.97
 
 
@@ -97,8 +97,8 @@ def test_repairs_of_a_trained_model_are_refused():
 @pytest.mark.parametrize("repair", [(), ("rounding", "bias")])
 def test_layers_that_are_to_stay_float_do_and_the_audit_accepts_exactly_them(repair):
     found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), repair=repair))
-    kinds = {op.keras_layer: op for op in flatbuffer.read(found).main_subgraph.ops}
-    tensors = flatbuffer.read(found).main_subgraph.tensors
+    kinds = {op.keras_layer: op for op in tflite.read(found).main_subgraph.ops}
+    tensors = tflite.read(found).main_subgraph.tensors
     assert {name for name, op in kinds.items() if name and tensors[op.outputs[0]].dtype == "float32"} >= {
         "conv2",
         "logits",
@@ -121,7 +121,7 @@ def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(repair
     found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), repair=repair))
     plain = tfq.convert(FLOATING.read_bytes(), IMAGES, config())
     assert tfq.audit(found.content).scheme == "int4_weights"
-    weights = [tensor for tensor in flatbuffer.read(found.content).main_subgraph.tensors if tensor.dtype == "int4"]
+    weights = [tensor for tensor in tflite.read(found.content).main_subgraph.tensors if tensor.dtype == "int4"]
     assert len(weights) == 5
     assert sum(tensor.buffer_bytes for tensor in weights) == sum(-(-np.prod(tensor.shape) // 2) for tensor in weights)
     assert len(found.content) < len(plain)
@@ -130,7 +130,7 @@ def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(repair
 
 def test_only_the_layers_that_are_named_get_four_bits():
     found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=("conv2",)))
-    graph = flatbuffer.read(found).main_subgraph
+    graph = tflite.read(found).main_subgraph
     narrow = [op.keras_layer for op in graph.ops if "int4" in {graph.tensors[index].dtype for index in op.inputs}]
     assert narrow == ["conv2"]
     with pytest.raises(tfq.InputError, match="int4_layers: the pattern 'cnv2' fits no layer"):

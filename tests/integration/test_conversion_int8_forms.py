@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq import auditing, flatbuffer
+from tfq import auditing, tflite
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
 from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.runners import LocalRunner, RunRequest
@@ -71,7 +71,7 @@ def ran(model, x):
 
 
 def op_names(model):
-    return [op.name for op in flatbuffer.read(model).main_subgraph.ops]
+    return [op.name for op in tflite.read(model).main_subgraph.ops]
 
 
 def converted(model, x, **config):
@@ -118,10 +118,10 @@ def test_an_open_batch_stays_open_where_parts_are_cut_out(block):
 
 
 def test_a_file_with_operators_in_the_old_field_alone_is_rewritten_too():
-    edited = flatbuffer.unpack(converted(model_of(squared), None, scheme="float32"))
+    edited = tflite.unpack(converted(model_of(squared), None, scheme="float32"))
     for code in edited.operatorCodes:
         code.deprecatedBuiltinCode, code.builtinCode = code.builtinCode, 0
-    old = flatbuffer.pack(edited, 10_000)
+    old = tflite.pack(edited, 10_000)
     rewritten = in_quantizable_ops(old)
     assert ("SQUARE" in op_names(old), "SQUARE" in op_names(rewritten)) == (True, False)
     np.testing.assert_array_equal(ran(rewritten, images()), ran(old, images()))
@@ -161,7 +161,7 @@ def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained
     quantized = converted(result, x)
     report = tfq.audit(quantized, tfq.AuditConfig(require="full_int8"))
     assert report.ok, report.to_text()
-    parsed = flatbuffer.read(quantized)
+    parsed = tflite.read(quantized)
     layers_of = [op.keras_layer for op in parsed.main_subgraph.ops if op.name == "ELU"]
     assert layers_of == ["first", "second"]
     assert parsed.signatures[0].outputs
@@ -251,16 +251,16 @@ def test_a_minimum_does_not_cut_from_its_input_what_others_read():
     x, model = images(200), wide_model(by_halves)
     wanted, quantized = np.asarray(model(x)), converted(model, x, **FLOAT_ENDS)
     assert sqnr_db(wanted, ran(quantized, x)) > 28
-    [wide] = [op for op in flatbuffer.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
-    tensor = flatbuffer.read(quantized).main_subgraph.tensors[wide.outputs[0]]
+    [wide] = [op for op in tflite.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
+    tensor = tflite.read(quantized).main_subgraph.tensors[wide.outputs[0]]
     assert (127 - tensor.zero_point[0]) * tensor.scale[0] > 10
 
 
 def test_a_minimum_that_alone_reads_its_input_keeps_the_narrow_range():
     x, model = images(200), wide_model(lambda x: import_keras().ops.minimum(x, 0.5))
     quantized = converted(model, x, **FLOAT_ENDS)
-    [wide] = [op for op in flatbuffer.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
-    tensor = flatbuffer.read(quantized).main_subgraph.tensors[wide.outputs[0]]
+    [wide] = [op for op in tflite.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
+    tensor = tflite.read(quantized).main_subgraph.tensors[wide.outputs[0]]
     assert (127 - tensor.zero_point[0]) * tensor.scale[0] == pytest.approx(0.5, abs=tensor.scale[0])
 
 

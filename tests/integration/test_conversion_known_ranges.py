@@ -26,7 +26,7 @@ def test_a_learned_range_holds_on_both_sides_of_a_reshape():
     values = {weight.name: weight.numpy() for weight in quantized.get_layer("quant_logits").weights}
     low, high = values["quant_logits/output_min:0"], values["quant_logits/output_max:0"]
     # Three times as wide as what training saw: calibration finds other ranges.
-    graph = tfq.flatbuffer.read(tfq.convert(quantized, 3 * images)).main_subgraph
+    graph = tfq.tflite.read(tfq.convert(quantized, 3 * images)).main_subgraph
     scales = {op.name: graph.tensors[op.outputs[0]].scale for op in graph.ops}
     np.testing.assert_allclose([scales["CONV_2D"], scales["RESHAPE"]], (high - low) / 255, rtol=1e-5)
 
@@ -45,7 +45,7 @@ def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, given):
     quantized = untrained_qat_model(model, images)
     values = {weight.name: weight.numpy() for weight in quantized.get_layer("quant_squeeze").weights}
     low, high = values["quant_squeeze/output_min:0"], values["quant_squeeze/output_max:0"]
-    graph = tfq.flatbuffer.read(tfq.convert(quantized, images if given else None)).main_subgraph
+    graph = tfq.tflite.read(tfq.convert(quantized, images if given else None)).main_subgraph
     [mean] = [op for op in graph.ops if op.name == "MEAN"]
     np.testing.assert_allclose(graph.tensors[mean.outputs[0]].scale, (high - low) / 255, rtol=1e-5)
     # The input's range is another one: a mean of many pixels is smaller than the largest of them.
@@ -66,6 +66,6 @@ def test_layers_are_told_by_the_users_names_where_no_trace_of_fake_quantization_
         trained.fit(images, labels, callbacks=callbacks, verbose=0)
 
     content = tfq.convert(tfq.qat(model, fit, calibration=images))
-    graph = tfq.flatbuffer.read(content).main_subgraph
+    graph = tfq.tflite.read(content).main_subgraph
     assert not any("FakeQuant" in tensor.name for tensor in graph.tensors)
     assert [op.keras_layer for op in graph.ops if op.name in ("CONV_2D", "FULLY_CONNECTED")] == ["stem", "head"]

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.conversion import convert_with_record
 from tfq.runners import LocalRunner, RunRequest
 
@@ -22,7 +22,7 @@ def config(**values) -> tfq.ConversionConfig:
 
 
 def classes(model: bytes) -> np.ndarray:
-    tensor = flatbuffer.read(model).main_subgraph.input_tensors[0]
+    tensor = tflite.read(model).main_subgraph.input_tensors[0]
     inputs = IMAGES
     if tensor.dtype != "float32":
         scale, zero = tensor.scale[0], tensor.zero_point[0]
@@ -34,7 +34,7 @@ def classes(model: bytes) -> np.ndarray:
 
 def types_of(model: bytes) -> dict[str, tuple[str, str]]:
     """Layer -> the types of its weights and of what it gives."""
-    graph = flatbuffer.read(model).main_subgraph
+    graph = tflite.read(model).main_subgraph
     return {
         op.keras_layer: (graph.tensors[op.inputs[1]].dtype, graph.tensors[op.outputs[0]].dtype)
         for op in graph.ops
@@ -48,7 +48,7 @@ def test_both_backends_take_the_same_ranges_and_answer_alike():
     assert theirs.ranges == ours.ranges
     assert tfq.audit(theirs.content, tfq.AuditConfig(require="full_int8")).ok
     scales = [
-        {tensor.name: tensor.scale for tensor in flatbuffer.read(each.content).main_subgraph.tensors if tensor.scale}
+        {tensor.name: tensor.scale for tensor in tflite.read(each.content).main_subgraph.tensors if tensor.scale}
         for each in (theirs, ours)
     ]
     for name in scales[0].keys() & scales[1].keys():
@@ -77,7 +77,7 @@ def test_repairs_work_on_what_it_makes(repair):
 )
 def test_inputs_and_outputs_have_the_types_that_were_asked_for(asked, types):
     found = tfq.convert(FLOATING, IMAGES, config(**asked))
-    graph = flatbuffer.read(found).main_subgraph
+    graph = tflite.read(found).main_subgraph
     assert (graph.input_tensors[0].dtype, graph.output_tensors[0].dtype) == types
     require = "int16x8" if asked.get("scheme") else "full_int8"
     borders = {key: value for key, value in asked.items() if key != "scheme"}
@@ -88,7 +88,7 @@ def test_inputs_and_outputs_have_the_types_that_were_asked_for(asked, types):
 def test_one_scale_for_weights_as_asked_for():
     def per_channel(**values):
         found = tfq.convert(FLOATING, IMAGES, config(**values))
-        graph = flatbuffer.read(found).main_subgraph
+        graph = tflite.read(found).main_subgraph
         weights = {op.keras_layer: graph.tensors[op.inputs[1]] for op in graph.ops if op.keras_layer in types_of(found)}
         return {name for name, tensor in weights.items() if len(tensor.scale) > 1}
 

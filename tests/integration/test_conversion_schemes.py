@@ -10,7 +10,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import auditing, calibration, flatbuffer
+from tfq import auditing, calibration, tflite
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
@@ -122,7 +122,7 @@ def test_every_scheme_is_what_it_is_called_and_computes_what_the_model_computes(
     for xnnpack in (True, False):
         outputs, _ = run(content, samples, xnnpack=xnnpack)
         assert np.abs(outputs - expected).max() < TOLERANCES[scheme]
-    assert flatbuffer.read(content).input_names == ("image",)
+    assert tflite.read(content).input_names == ("image",)
 
 
 @pytest.mark.parametrize("scheme", tfq.config.SCHEMES)
@@ -132,9 +132,9 @@ def test_float_bytes_convert_to_what_their_model_converts_to(scheme, traces, flo
 
 def codes(content: bytes, dtype: str) -> dict[tuple, tuple]:
     """Shape of each constant of that dtype -> (its codes, its scales)."""
-    tensors = [tensor for tensor in flatbuffer.read(content).main_subgraph.tensors if tensor.dtype == dtype]
+    tensors = [tensor for tensor in tflite.read(content).main_subgraph.tensors if tensor.dtype == dtype]
     constants = [tensor for tensor in tensors if tensor.is_constant and len(tensor.shape) > 1]
-    return {tensor.shape: (flatbuffer.constant_values(content, tensor), tensor.scale) for tensor in constants}
+    return {tensor.shape: (tflite.constant_values(content, tensor), tensor.scale) for tensor in constants}
 
 
 @pytest.mark.parametrize(

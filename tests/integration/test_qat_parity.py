@@ -10,7 +10,7 @@ import pytest
 from small_models import fit_briefly, fit_for, noise, small_model
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.compression import qat_model, untrained_qat_model
 from tfq.conversion.parity.compare import qat_parity
 from tfq.errors import FlatbufferError, InputError, RequirementError
@@ -34,13 +34,13 @@ def parity(trained):
 
 def edited(content, change):
     """The flatbuffer with `change(graph, values of a tensor's buffer)` done to it, by the schema's own object API."""
-    model = flatbuffer.unpack(content)
+    model = tflite.unpack(content)
     change(model.subgraphs[0], lambda tensor: model.buffers[tensor.buffer])
-    return flatbuffer.pack(model, len(content))
+    return tflite.pack(model, len(content))
 
 
 def op_of(content, layer, name=None):
-    ops = flatbuffer.read(content).main_subgraph.ops
+    ops = tflite.read(content).main_subgraph.ops
     return next(op for op in ops if (op.keras_layer or "").removeprefix("quant_") == layer and name in (None, op.name))
 
 
@@ -88,7 +88,7 @@ def test_the_values_of_a_layer_are_those_of_the_keras_layer_and_of_the_interpret
     interpreter.allocate_tensors()
     (fed,), tensor = interpreter.get_input_details(), op_of(content, "sum").outputs[0]
     codes = []
-    for example in prepare_inputs(flatbuffer.read(content), data).arrays[0]:
+    for example in prepare_inputs(tflite.read(content), data).arrays[0]:
         interpreter.set_tensor(fed["index"], example[None])
         interpreter.invoke()
         codes.append(interpreter.get_tensor(tensor)[0].astype(int))
@@ -105,7 +105,7 @@ def test_the_whole_model_is_judged_by_its_classes_margins_and_logits(trained, pa
     model, content, data = trained
     own = np.asarray(model(data.inputs["x"], training=False))
     (output,) = parity.outputs
-    inputs = prepare_inputs(flatbuffer.read(content), data).arrays
+    inputs = prepare_inputs(tflite.read(content), data).arrays
     (answers,) = LocalRunner().run(RunRequest(model=content, inputs=inputs)).outputs
     assert parity.top1_agreement == output.top1_agreement == (answers.argmax(1) == own.argmax(1)).mean()
     assert output.lsb == 1 / 256 and output.logits_of == "input of SOFTMAX"

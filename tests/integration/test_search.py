@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.__main__ import main
 from tfq.calibration.repair.equalization import find_pairs
 from tfq.conversion import convert_model
@@ -23,12 +23,12 @@ SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("
 
 def made_hard(model: bytes) -> bytes:
     """The same function with two channels between its layers 1,024 times as large."""
-    edited = flatbuffer.unpack(model)
-    for pair in find_pairs(edited, flatbuffer.read(model)):
+    edited = tflite.unpack(model)
+    for pair in find_pairs(edited, tflite.read(model)):
         factors = np.ones(pair.channels)
         factors[[1, 4]] = 2.0**-10
         pair.apply(factors)
-    return flatbuffer.pack(edited, len(model))
+    return tflite.pack(edited, len(model))
 
 
 def budget(**values) -> tfq.SearchConfig:

@@ -11,7 +11,7 @@ from golden_models import changed, golden
 from test_calibration_repair import FLOATING, QUANTIZED, SAMPLES, constant, multiply, output_of, tensor_values, uneven
 
 import tfq
-from tfq import analysis, flatbuffer, quant_math
+from tfq import analysis, quant_math, tflite
 from tfq.analysis.findings import find
 from tfq.calibration import calibrate
 from tfq.config import AnalysisConfig
@@ -65,7 +65,7 @@ def test_a_dead_channel_and_a_saturated_one_are_numbered():
 
 
 def test_equal_tensors_have_no_error():
-    tensor = flatbuffer.Tensor(
+    tensor = tflite.Tensor(
         index=0, name="t", shape=(1, 2), shape_signature=(1, 2), dtype="int8", scale=(0.5,), zero_point=(3,)
     )
     from tfq.analysis.layers import _Tally
@@ -97,22 +97,22 @@ def test_the_most_sensitive_layer_is_the_one_made_coarse():
 
 def test_one_layer_alone_is_rounded_and_nothing_else():
     ranges = calibrate(FLOATING, SAMPLES).values
-    place = next(op.index for op in flatbuffer.read(FLOATING).main_subgraph.ops if op.keras_layer == "conv2")
+    place = next(op.index for op in tflite.read(FLOATING).main_subgraph.ops if op.keras_layer == "conv2")
     alone = analysis.quantized_alone(FLOATING, place, ranges)
     before = tensor_values(FLOATING, output_of(FLOATING, "pointwise"), SAMPLES[:3])
     np.testing.assert_array_equal(tensor_values(alone, output_of(FLOATING, "pointwise"), SAMPLES[:3]), before)
     scale, zero_point = quant_math.quantization_parameters(*ranges[0, output_of(FLOATING, "conv2")])
     given = tensor_values(alone, output_of(FLOATING, "conv2"), SAMPLES[:3])
     rounded = quant_math.dequantize(quant_math.quantize(given, scale, zero_point), scale, zero_point)
-    (reader,) = (op for op in flatbuffer.read(alone).main_subgraph.ops if op.name == "AVERAGE_POOL_2D")
+    (reader,) = (op for op in tflite.read(alone).main_subgraph.ops if op.name == "AVERAGE_POOL_2D")
     np.testing.assert_allclose(tensor_values(alone, reader.inputs[0], SAMPLES[:3]), rounded, atol=scale * 1e-3)
 
 
 def test_the_output_of_the_model_can_be_the_rounded_one():
-    parsed = flatbuffer.read(FLOATING)
+    parsed = tflite.read(FLOATING)
     alone = analysis.quantized_alone(FLOATING, parsed.main_subgraph.ops[-1].index, calibrate(FLOATING, SAMPLES).values)
-    answers = tensor_values(alone, flatbuffer.read(alone).main_subgraph.outputs[0])
-    assert len(np.unique(answers)) <= 256 and flatbuffer.read(alone).output_names == parsed.output_names
+    answers = tensor_values(alone, tflite.read(alone).main_subgraph.outputs[0])
+    assert len(np.unique(answers)) <= 256 and tflite.read(alone).output_names == parsed.output_names
 
 
 def test_uneven_channels_are_named_with_the_repair_that_mends_them():
@@ -198,7 +198,7 @@ def test_ranges_of_other_data_are_found():
 def test_histograms_count_every_value_and_have_the_range_of_the_codes():
     samples = [{"image": image[None]} for image in IMAGES[:16]]
     found = {each.layer: each for each in analysis.layer_histograms(QUANTIZED, FLOATING, samples)}
-    graph = flatbuffer.read(QUANTIZED).main_subgraph
+    graph = tflite.read(QUANTIZED).main_subgraph
     conv = found["conv2"].activations
     tensor = graph.tensors[output_of(QUANTIZED, "conv2")]
     assert sum(conv.counts) == 16 * np.prod(tensor.shape)

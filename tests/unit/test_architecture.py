@@ -76,7 +76,7 @@ def test_imports_go_down_or_left():
         ("flatbuffer", "from tfq import runners", 1),
         ("data", "def f():\n    import tfq.recipe", 1),
         ("evaluation", "from tfq import flatbuffer, quant_math", 0),
-        ("runners", "from tfq.flatbuffer import read", 0),
+        ("runners", "from tfq.tflite import read", 0),
     ],
 )
 def test_the_check_of_imports_sees_a_breach(room, source, found):

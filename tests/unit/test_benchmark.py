@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden_models import INT32, changed, golden
 
-from tfq import evaluation, flatbuffer
+from tfq import evaluation, tflite
 from tfq.config import BenchmarkConfig
 from tfq.data import as_split
 from tfq.errors import InputError, ModelError
@@ -75,7 +75,7 @@ def test_literts_profiler_times_every_op_on_all_kernels_and_names_its_layer(reco
     for model in record["models"]:
         assert model["ops_reason"] is None
         assert "LiteRT's own profiler" in model["ops_by"]
-        parsed = flatbuffer.read(golden(f"digits_{'int8' if model['name'] == 'int8' else 'float32'}"))
+        parsed = tflite.read(golden(f"digits_{'int8' if model['name'] == 'int8' else 'float32'}"))
         expected = [(op.index, op.name, op.keras_layer) for op in parsed.main_subgraph.ops]
         assert [(op["index"], op["name"], op["keras_layer"]) for op in model["ops"]] == expected
         assert sum(op["share"] for op in model["ops"]) == pytest.approx(1)
@@ -204,7 +204,7 @@ class TestInputs:
     """What a model is fed."""
 
     def fed(self, content, data=None, seed=0):
-        model, fed = timed_model("m", content, flatbuffer.read(content), data, seed)
+        model, fed = timed_model("m", content, tflite.read(content), data, seed)
         return model.inputs, fed
 
     def test_random_codes_reach_all_of_the_type_and_are_the_seeds(self):
@@ -227,7 +227,7 @@ class TestInputs:
     def test_examples_that_fit_are_fed_as_the_models_own_codes(self):
         data = as_split(np.linspace(0, 16, 3 * 64, dtype=np.float32).reshape(3, 8, 8, 1))
         (codes,), fed = self.fed(golden("digits_int8"), data)
-        expected = evaluation.prepare_inputs(flatbuffer.read(golden("digits_int8")), data).arrays[0]
+        expected = evaluation.prepare_inputs(tflite.read(golden("digits_int8")), data).arrays[0]
         np.testing.assert_array_equal(codes, expected[:, np.newaxis])
         assert "3 examples" in fed.what
         assert fed.reason is None

@@ -8,7 +8,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration import Histogram, Observations, calibrate, merge_observations, observe
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
@@ -17,7 +17,7 @@ FLOAT_MODELS = ("digits_float32", "two_branches_float32")
 
 
 def samples_of(model, count=23, seed=0):
-    parsed, rng = flatbuffer.read(model), np.random.default_rng(seed)
+    parsed, rng = tflite.read(model), np.random.default_rng(seed)
     tensors = parsed.main_subgraph.input_tensors
     return [
         {
@@ -36,7 +36,7 @@ def reference_values(model, samples):
         experimental_preserve_all_tensors=True,
     )
     interpreter.allocate_tensors()
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     graph = parsed.main_subgraph
     indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]
     found = {index: [] for index in indices if graph.tensors[index].dtype == "float32"}

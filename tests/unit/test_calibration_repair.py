@@ -9,7 +9,7 @@ from ai_edge_litert import schema_py_generated as generated
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
 
-from tfq import flatbuffer, quant_math
+from tfq import quant_math, tflite
 from tfq.calibration import repair
 from tfq.calibration.repair.patches import patches_of, same_padding
 from tfq.calibration.repair.rounding import choose_codes
@@ -24,7 +24,7 @@ SAMPLES = [{"image": RNG.integers(0, 17, (1, 8, 8, 1)).astype(np.float32)} for _
 
 def op_of(model, layer):
     """The op of a layer in the object form of one of the digits' flatbuffers."""
-    place = next(op.index for op in flatbuffer.read(FLOATING).main_subgraph.ops if op.keras_layer == layer)
+    place = next(op.index for op in tflite.read(FLOATING).main_subgraph.ops if op.keras_layer == layer)
     return model.subgraphs[0].operators[place]
 
 
@@ -67,21 +67,21 @@ def tensor_values(model, tensor, samples=SAMPLES):
         interpreter.invoke()
         found.append(interpreter.get_tensor(tensor))
     values = np.concatenate(found)
-    record = flatbuffer.read(model).main_subgraph.tensors[tensor]
+    record = tflite.read(model).main_subgraph.tensors[tensor]
     return quant_math.dequantize(values, record.scale[0], record.zero_point[0]) if record.is_quantized else values
 
 
 def output_of(model, layer):
-    return next(op.outputs[0] for op in flatbuffer.read(model).main_subgraph.ops if op.keras_layer == layer)
+    return next(op.outputs[0] for op in tflite.read(model).main_subgraph.ops if op.keras_layer == layer)
 
 
 def probabilities(model):
-    return tensor_values(model, flatbuffer.read(model).main_subgraph.outputs[0])
+    return tensor_values(model, tflite.read(model).main_subgraph.outputs[0])
 
 
 def evenness(model, layer):
     """The smallest range of an output channel's weights, as a share of the largest."""
-    _, weights = constant(flatbuffer.unpack(model), layer, 1)
+    _, weights = constant(tflite.unpack(model), layer, 1)
     ranges = np.abs(weights).reshape(len(weights), -1).max(axis=1)
     return ranges.min() / ranges.max()
 
@@ -146,8 +146,8 @@ def test_channels_that_the_cap_cuts_are_left_alone():
 
     model = changed(FLOATING, large_then_capped)
     found = repair.equalize(model, SAMPLES)
-    _, before = constant(flatbuffer.unpack(model), "conv2", 1)
-    _, after = constant(flatbuffer.unpack(found.model), "conv2", 1)
+    _, before = constant(tflite.unpack(model), "conv2", 1)
+    _, after = constant(tflite.unpack(found.model), "conv2", 1)
     np.testing.assert_array_equal(after[[3, 7]], before[[3, 7]])
     np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
 
@@ -225,12 +225,12 @@ def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
         op.inputs = np.array([*op.inputs[:2], op_of(model, "pointwise").inputs[2]], np.int32)
 
     model = changed(FLOATING, one_bias)
-    edited = flatbuffer.unpack(model)
-    layers = {each.layer: each for each in weighted_ops(edited, flatbuffer.read(model))}
+    edited = tflite.unpack(model)
+    layers = {each.layer: each for each in weighted_ops(edited, tflite.read(model))}
     before = layers["pointwise"].bias
     layers["conv2"].set_bias(before + 1)
-    again = flatbuffer.unpack(flatbuffer.pack(edited, len(model)))
-    layers = {each.layer: each for each in weighted_ops(again, flatbuffer.read(flatbuffer.pack(again, len(model))))}
+    again = tflite.unpack(tflite.pack(edited, len(model)))
+    layers = {each.layer: each for each in weighted_ops(again, tflite.read(tflite.pack(again, len(model))))}
     np.testing.assert_array_equal(layers["pointwise"].bias, before)
     np.testing.assert_array_equal(layers["conv2"].bias, before + 1)
 
@@ -300,7 +300,7 @@ def test_chosen_codes_stay_in_range_and_zeros_stay_zero():
 
 @pytest.mark.parametrize("layer", ["conv1", "depthwise", "pointwise", "conv2", "logits"])
 def test_patches_times_weights_are_what_the_layer_computes(layer):
-    edited, parsed = flatbuffer.unpack(FLOATING), flatbuffer.read(FLOATING)
+    edited, parsed = tflite.unpack(FLOATING), tflite.read(FLOATING)
     weighted = next(each for each in weighted_ops(edited, parsed) if each.layer == layer)
     patches = patches_of(weighted, tensor_values(FLOATING, weighted.data, SAMPLES[:1]))
     rows = weighted.by_output().reshape(len(patches), -1, patches.shape[2])
@@ -334,11 +334,11 @@ def test_rounding_brings_the_outputs_of_every_layer_nearer():
 
 def test_rounded_codes_are_the_nearest_or_their_neighbours_and_scales_stay():
     found = repair.optimise_rounding(QUANTIZED, FLOATING, SAMPLES)
-    before, after = flatbuffer.read(QUANTIZED).main_subgraph, flatbuffer.read(found.model).main_subgraph
+    before, after = tflite.read(QUANTIZED).main_subgraph, tflite.read(found.model).main_subgraph
     assert [tensor.scale for tensor in after.tensors] == [tensor.scale for tensor in before.tensors]
     moved = 0
     for layer in found.layers:
-        (_, one), (_, other) = (constant(flatbuffer.unpack(each), layer, 1) for each in (QUANTIZED, found.model))
+        (_, one), (_, other) = (constant(tflite.unpack(each), layer, 1) for each in (QUANTIZED, found.model))
         difference = np.abs(one.astype(int) - other)
         assert (difference <= 1).mean() > 0.95
         moved += int((difference > 0).sum())
@@ -355,7 +355,7 @@ def test_pruned_weights_stay_zero_when_rounded():
 
     found = repair.optimise_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
     for layer in ("pointwise", "conv2"):
-        assert (constant(flatbuffer.unpack(found.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
+        assert (constant(tflite.unpack(found.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
 
 
 def test_repairs_give_the_same_bytes_again():
@@ -367,7 +367,7 @@ def test_repairs_give_the_same_bytes_again():
 @pytest.mark.parametrize("model", ["digits_int8", "digits_int8_per_tensor"])
 def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
     found = repair.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
-    edited, before = flatbuffer.unpack(found.model), flatbuffer.unpack(FLOATING)
+    edited, before = tflite.unpack(found.model), tflite.unpack(FLOATING)
     for layer in ("conv2", "logits", "depthwise"):
         tensor = edited.subgraphs[0].tensors[op_of(edited, layer).inputs[1]]
         packed = np.asarray(edited.buffers[tensor.buffer].data).view(np.int8)
@@ -381,7 +381,7 @@ def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
         # Half a step, but for what lies beyond the largest code.
         inside = np.abs(wanted) <= 7.5 * scales.reshape(shape)
         assert (np.abs(reals - wanted) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
-    answers = tensor_values(found.model, flatbuffer.read(found.model).main_subgraph.outputs[0])
+    answers = tensor_values(found.model, tflite.read(found.model).main_subgraph.outputs[0])
     assert (answers.argmax(axis=1) == probabilities(FLOATING).argmax(axis=1)).mean() > 0.8
 
 

@@ -11,7 +11,7 @@ from tfq.auditing import audit_model
 from tfq.compression import groups_in_flatbuffer, pruning_gain, sparsity_in_flatbuffer
 from tfq.config import BenchmarkConfig
 from tfq.errors import InputError
-from tfq.flatbuffer import constant_values, read
+from tfq.tflite import constant_values, read
 
 QUICK = BenchmarkConfig(warmup_runs=1, num_runs=10, min_secs=0, ops=False)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq import auditing, flatbuffer
+from tfq import auditing, tflite
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.targeting import fitted
 from tfq.conversion.weights import quantize_weights, symmetric_int8
@@ -43,7 +43,7 @@ def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
     assert auditing.audit_model(made, AuditConfig(require=scheme)).ok
     assert made == quantize_weights(golden("digits_float32"), config)
     # Nothing of the float weights is left behind.
-    parsed = flatbuffer.read(made)
+    parsed = tflite.read(made)
     held = sum(tensor.buffer_bytes for tensor in parsed.main_subgraph.tensors)
     assert parsed.buffer_bytes == held + sum(size for _, size in parsed.metadata.values())
 
@@ -79,9 +79,7 @@ def test_constant_that_two_ops_share_is_stored_once():
         first, second = [tensor for tensor in graph.tensors if list(tensor.shape) == [12]][:2]
         second.buffer = first.buffer
 
-    made = flatbuffer.read(
-        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="float16"))
-    )
+    made = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="float16")))
     offsets = [tensor.buffer_offset for tensor in made.main_subgraph.tensors if tensor.dtype == "float16"]
     assert len(offsets) == len(set(offsets)) + 1
 
@@ -96,9 +94,7 @@ def test_weight_that_is_read_as_reals_too_keeps_them_behind_a_dequantize(reader)
         else:
             graph.operators[3].inputs = [graph.operators[3].inputs[0], weight]
 
-    made = flatbuffer.read(
-        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic"))
-    )
+    made = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic")))
     graph = made.main_subgraph
     (index,) = {graph.outputs[-1]} if reader == "output" else {op.inputs[1] for op in graph.ops if op.name == "ADD"}
     assert graph.tensors[index].dtype == "float32"
@@ -114,9 +110,7 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
         # A dense layer of the pointwise weights' 144 values, as 3 channels.
         dense.shape, dense.buffer = [3, 48], pointwise.buffer
 
-    made = flatbuffer.read(
-        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic"))
-    )
+    made = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic")))
     stored = {tensor.shape: len(tensor.scale) for tensor in made.main_subgraph.tensors if tensor.dtype == "int8"}
     assert (stored[(12, 1, 1, 12)], stored[(3, 48)]) == (12, 3)
 

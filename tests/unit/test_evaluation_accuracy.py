@@ -11,7 +11,7 @@ from ai_edge_litert.interpreter import Interpreter
 from golden_models import changed, golden
 from sklearn.datasets import load_digits
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import EvaluationConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.evaluation import evaluate_model, reference_outputs
@@ -151,7 +151,7 @@ def test_of_several_outputs_all_are_compared_and_the_first_is_scored(digits):
 
 def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
     x, y = digits
-    recorded = flatbuffer.write_metadata(INT8, {"preprocessing": {"resize": [], "scale": 1.0, "offset": 0.0}})
+    recorded = tflite.write_metadata(INT8, {"preprocessing": {"resize": [], "scale": 1.0, "offset": 0.0}})
     given = {"resize": [], "scale": 0.0625, "offset": 0.0}
     with pytest.warns(TfqWarning) as told:
         record = evaluate_model(recorded, (x / 16, y), QUICK, preprocessing=given)

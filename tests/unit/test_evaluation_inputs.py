@@ -7,7 +7,7 @@ import pytest
 from tfq.data import Split
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
-from tfq.flatbuffer import Model, Signature, Subgraph, Tensor
+from tfq.tflite import Model, Signature, Subgraph, Tensor
 
 
 def model_of(*inputs: dict, outputs: tuple[dict, ...] = (), signatures: tuple[Signature, ...] = ()) -> Model:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.evaluation.op_costs import align, op_costs
-from tfq.flatbuffer import Op
 from tfq.runners.benchmarking import OpEvent
+from tfq.tflite import Op
 
 
 def inside(*names):
@@ -57,7 +57,7 @@ def test_as_many_as_possible_are_of_their_kind():
 
 @pytest.fixture(scope="module")
 def digits():
-    return flatbuffer.read(golden("digits_int8"))
+    return tflite.read(golden("digits_int8"))
 
 
 def all_on_tflite(model):
@@ -100,7 +100,7 @@ def test_ops_inside_a_called_subgraph_are_part_of_the_op_that_calls_it(digits):
 
 
 def test_a_delegates_own_node_is_no_op(digits):
-    model = flatbuffer.read(changed(golden("digits_int8"), lambda model: None))
+    model = tflite.read(changed(golden("digits_int8"), lambda model: None))
     count = len(model.main_subgraph.ops)
     costs = op_costs(model, [*all_on_tflite(model), ran(count, "DELEGATE")])
     assert len(costs) == count

@@ -6,8 +6,8 @@ import pytest
 from golden_models import changed, golden
 
 from tfq.errors import ModelError
-from tfq.flatbuffer import read
 from tfq.runners import RunRequest, effort, make_runner
+from tfq.tflite import read
 
 MODEL = golden("digits_int8")
 

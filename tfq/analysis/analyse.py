@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from tfq import auditing, flatbuffer
+from tfq import auditing, tflite
 from tfq.analysis.findings import Finding, find
 from tfq.analysis.histograms import LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
@@ -110,7 +110,7 @@ def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
 
 def _sources(quantized: bytes) -> dict[str, list[str]]:
     """Layer -> the layers whose outputs it reads, by the names of `layer_errors`."""
-    graph = flatbuffer.read(quantized).main_subgraph
+    graph = tflite.read(quantized).main_subgraph
     names = graph.layers_by_output
     return {
         names[output]: [names[index] for index in op.inputs if index in names]

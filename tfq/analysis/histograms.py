@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration import observe
 from tfq.calibration.activations import Sample
 from tfq.calibration.beside import Beside
@@ -49,7 +49,7 @@ def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample
     pair = Beside(floating, quantized)
     seen = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
-    weights = {each.output: each for each in weighted_ops(flatbuffer.unpack(floating), pair.floating)}
+    weights = {each.output: each for each in weighted_ops(tflite.unpack(floating), pair.floating)}
     producers = {output: op for op in graph.ops for output in op.outputs}
     found = []
     for index, of_float in pair.of_float.items():
@@ -70,7 +70,7 @@ def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample
     return tuple(found)
 
 
-def _span(tensor: flatbuffer.Tensor) -> tuple[float, float]:
+def _span(tensor: tflite.Tensor) -> tuple[float, float]:
     limits = np.iinfo(tensor.dtype)
     scale, zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
     return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tfq.calibration.activations import Sample, look_at_each
 from tfq.calibration.beside import Beside
 from tfq.errors import InputError
-from tfq.flatbuffer import Tensor
+from tfq.tflite import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

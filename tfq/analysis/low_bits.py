@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.analysis.rounded_tensor import round_tensor
 from tfq.analysis.weight_grids import on_grid
 from tfq.calibration import Observations
@@ -32,7 +32,7 @@ def with_few_bits(
     are, weights and what they give. The model's inputs and outputs are left as well, and biases.
     Raises InputError on a pattern that fits no layer.
     """
-    parsed, edited = flatbuffer.read(floating), flatbuffer.unpack(floating)
+    parsed, edited = tflite.read(floating), tflite.unpack(floating)
     graph = parsed.main_subgraph
     layers = graph.layers_by_output
     for pattern in keep:
@@ -46,7 +46,7 @@ def with_few_bits(
             left = tensor in graph.inputs or tensor in graph.outputs or fits(layers.get(tensor, ""), keep)
             if not left and ends[1] > ends[0]:
                 _round_to(edited, tensor, ends, activation_bits)
-    return flatbuffer.pack(edited, len(floating))
+    return tflite.pack(edited, len(floating))
 
 
 def _ranges(observations: Observations, bits: int) -> Mapping[int, tuple[float, float]]:

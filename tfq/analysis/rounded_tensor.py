@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
-from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
+from tfq import tflite
+from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 
 def round_tensor(edited: Any, tensor: int, scale: float, zero_point: int, highest: float | None = None) -> None:
@@ -50,7 +50,7 @@ def round_tensor(edited: Any, tensor: int, scale: float, zero_point: int, highes
     ops = []
     for name, sources, target in steps:
         op = generated.OperatorT()
-        op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 1)
+        op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
         op.inputs, op.outputs = np.array(sources, np.int32), np.array([target], np.int32)
         if name == "MINIMUM":
             op.builtinOptionsType = generated.BuiltinOptions.MaximumMinimumOptions

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer, quant_math
+from tfq import quant_math, tflite
 from tfq.analysis.layers import decibels
 from tfq.analysis.rounded_tensor import round_tensor
 from tfq.calibration import Ranges
@@ -52,7 +52,7 @@ def layer_sensitivity(
     """
     if not samples:
         raise InputError("no samples to measure sensitivity on: wanted at least one")
-    parsed = flatbuffer.read(floating)
+    parsed = tflite.read(floating)
     graph = parsed.main_subgraph
     wanted = _outputs(floating, samples)
     found = []
@@ -63,7 +63,7 @@ def layer_sensitivity(
         signal = sum(float((array**2).sum()) for array in wanted)
         noise = sum(float(((one - other) ** 2).sum()) for one, other in zip(wanted, got, strict=True))
         answers = [array.reshape(len(samples), -1).argmax(axis=1) for array in (wanted[0], got[0])]
-        constants = (graph.tensors[index] for index in op.inputs if index != flatbuffer.ABSENT)
+        constants = (graph.tensors[index] for index in op.inputs if index != tflite.ABSENT)
         found.append(
             LayerSensitivity(
                 layer=op.keras_layer or graph.tensors[op.outputs[0]].name,
@@ -80,8 +80,8 @@ def quantized_alone(
     floating: bytes, op: int, ranges: Mapping[tuple[int, int], tuple[float, float]], *, per_channel: bool = True
 ) -> bytes:
     """The float flatbuffer with the weights of its op number `op` rounded to int8, and what it gives as well."""
-    parsed = flatbuffer.read(floating)
-    edited = flatbuffer.unpack(floating)
+    parsed = tflite.read(floating)
+    edited = tflite.unpack(floating)
     for layer in weighted_ops(edited, parsed):
         if layer.op is edited.subgraphs[0].operators[op]:
             rows = layer.by_output()
@@ -90,14 +90,14 @@ def quantized_alone(
             layer.set_by_output(np.rint(rows / scale) * scale)
     output = parsed.main_subgraph.ops[op].outputs[0]
     round_tensor(edited, output, *quant_math.quantization_parameters(*ranges[0, output]))
-    return flatbuffer.pack(edited, len(floating))
+    return tflite.pack(edited, len(floating))
 
 
 def _outputs(model: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
-    outputs = flatbuffer.read(model).main_subgraph.outputs
+    outputs = tflite.read(model).main_subgraph.outputs
     found = look_at_each(model, outputs, samples, lambda values: [array.copy() for array in values])
     return [np.concatenate(each) for each in zip(*found, strict=True)]
 
 
-def _is_weight(tensor: flatbuffer.Tensor) -> bool:
+def _is_weight(tensor: tflite.Tensor) -> bool:
     return tensor.is_constant and tensor.dtype == "float32"

@@ -22,9 +22,9 @@ from tfq.auditing.types import WHOLE_NUMBERS, border_types
 from tfq.auditing.weights import weight_counts, weights_of
 from tfq.auditing.words import shown
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
-from tfq.flatbuffer.op_types import op_types
-from tfq.flatbuffer.reader import read
-from tfq.flatbuffer.records import Model, Op, Subgraph
+from tfq.tflite.op_types import op_types
+from tfq.tflite.reader import read
+from tfq.tflite.records import Model, Op, Subgraph
 
 
 def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
@@ -148,7 +148,7 @@ def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
     if not model.signatures:
         message = (
             "the model has no signature, wanted serving_default: callers must go by tensor order: "
-            "convert with tfq, or add one with tfq.flatbuffer.add_signature"
+            "convert with tfq, or add one with tfq.tflite.add_signature"
         )
         yield Finding(kind="missing_signature", severity=NOTE, message=message)
     for flag, pattern in allowed.unused:

@@ -2,8 +2,8 @@
 """What a flatbuffer is quantized as, told from its ops' tensors alone."""
 
 from tfq.auditing.types import FLOATS, NARROW, is_hybrid
-from tfq.flatbuffer.op_roles import INDEX, roles
-from tfq.flatbuffer.records import Model, Op, Subgraph
+from tfq.tflite.op_roles import INDEX, roles
+from tfq.tflite.records import Model, Op, Subgraph
 
 # A scheme of ConversionConfig, as the tensors tell it.
 CONVERTED = {

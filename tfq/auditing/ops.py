@@ -13,7 +13,7 @@ from tfq.auditing.targets import TARGETS
 from tfq.auditing.types import Borders, Offence, TypeRules, finding_kind
 from tfq.auditing.words import op_title, origin, shown
 from tfq.config import AUDIT_SCHEMES, AuditConfig
-from tfq.flatbuffer.records import Op, Subgraph
+from tfq.tflite.records import Op, Subgraph
 
 # (subgraph, op, types that it should not have): whether the user allows it.
 Allowed = Callable[[Subgraph, Op, Set[str]], bool]

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from tfq.auditing.composition import Composition
 from tfq.auditing.types import FLOATS
 from tfq.auditing.words import op_title, origin
-from tfq.flatbuffer.op_roles import INDEX, LEFT_FLOAT_BY_QUANTIZER, WEIGHT, roles
-from tfq.flatbuffer.records import Op, Subgraph
+from tfq.tflite.op_roles import INDEX, LEFT_FLOAT_BY_QUANTIZER, WEIGHT, roles
+from tfq.tflite.records import Op, Subgraph
 
 _CONVERTERS = ("QUANTIZE", "DEQUANTIZE")
 _OF_ISLANDS = FLOATS | {"int16"}

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass
 
 from tfq.auditing.types import WHOLE_NUMBERS, Borders, Offence
-from tfq.flatbuffer.op_roles import BIAS, INDEX, WEIGHT, roles
-from tfq.flatbuffer.records import Op, Subgraph, Tensor
+from tfq.tflite.op_roles import BIAS, INDEX, WEIGHT, roles
+from tfq.tflite.records import Op, Subgraph, Tensor
 
 SMALL_WEIGHT = 1024
 

@@ -8,8 +8,8 @@ from tfq.auditing.targets import Target
 from tfq.auditing.types import FLOATS, WHOLE_NUMBERS, Borders, is_hybrid
 from tfq.auditing.weights import DENSE
 from tfq.auditing.words import op_title, origin, shown
-from tfq.flatbuffer.op_roles import CONTROL_FLOW, INDEX, WEIGHT, roles
-from tfq.flatbuffer.records import Op, Subgraph
+from tfq.tflite.op_roles import CONTROL_FLOW, INDEX, WEIGHT, roles
+from tfq.tflite.records import Op, Subgraph
 
 
 class TargetRules:

@@ -10,8 +10,8 @@ import numpy as np
 
 from tfq.auditing.report import FAILS, NOTE, Finding
 from tfq.auditing.words import op_title, shown
-from tfq.flatbuffer.op_roles import INDEX, WEIGHT, roles
-from tfq.flatbuffer.records import Model, Op, Subgraph, Tensor
+from tfq.tflite.op_roles import INDEX, WEIGHT, roles
+from tfq.tflite.records import Model, Op, Subgraph, Tensor
 
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 _CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tfq.auditing.targets import TARGETS
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
-from tfq.flatbuffer.op_roles import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, REAL_OPS, roles
-from tfq.flatbuffer.records import Op, Subgraph, Tensor
+from tfq.tflite.op_roles import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, REAL_OPS, roles
+from tfq.tflite.records import Op, Subgraph, Tensor
 
 FLOATS = frozenset(
     {"float32", "float16", "bfloat16", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tfq.errors import InputError
-from tfq.flatbuffer.op_roles import CHANNEL_AXES, WEIGHT, roles
-from tfq.flatbuffer.records import ABSENT, Model, Op, Subgraph, Tensor, constant_values
+from tfq.tflite.op_roles import CHANNEL_AXES, WEIGHT, roles
+from tfq.tflite.records import ABSENT, Model, Op, Subgraph, Tensor, constant_values
 
 DENSE = "FULLY_CONNECTED"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the audit spells ops and names, which come from the file and may hold anything."""
 
-from tfq.flatbuffer.records import Op, Subgraph
+from tfq.tflite.records import Op, Subgraph
 
 _LONGEST = 200
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.errors import InputError
 
 Sample = Mapping[str, NDArray]
@@ -40,9 +40,9 @@ def look_at_each(
     from tqdm import tqdm
 
     num_workers = num_workers or len(os.sched_getaffinity(0))
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     names = dict(zip(parsed.main_subgraph.inputs, parsed.input_names, strict=True))
-    exposed, _ = flatbuffer.expose_tensors(model, tensors)
+    exposed, _ = tflite.expose_tensors(model, tensors)
     idle: queue.SimpleQueue[_Interpreter] = queue.SimpleQueue()
 
     def work(sample: Sample) -> Found:

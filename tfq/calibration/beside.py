@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer, quant_math
+from tfq import quant_math, tflite
 from tfq.calibration.activations import Sample, look_at_each
 from tfq.errors import InputError
 
@@ -19,7 +19,7 @@ class Beside:
 
     def __init__(self, floating: bytes, quantized: bytes) -> None:
         """Raises InputError where they have different inputs or outputs, or no activation of one name."""
-        self.floating, self.quantized = flatbuffer.read(floating), flatbuffer.read(quantized)
+        self.floating, self.quantized = tflite.read(floating), tflite.read(quantized)
         # Converters call outputs as they like; only inputs are fed by name.
         borders = [
             (model.input_names, [tensor.shape for tensor in model.main_subgraph.output_tensors])
@@ -66,7 +66,7 @@ def channel_means(
 
     Of codes the means are of codes. Outputs are (samples, ...).
     """
-    outputs = flatbuffer.read(model).main_subgraph.outputs
+    outputs = tflite.read(model).main_subgraph.outputs
 
     def look(values: list[NDArray]) -> tuple[list[NDArray[np.float64]], list[NDArray]]:
         means = [array.reshape(-1, array.shape[-1]).mean(axis=0, dtype=np.float64) for array in values[: len(tensors)]]
@@ -99,13 +99,13 @@ def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]
     return ends
 
 
-def _given_out(model: flatbuffer.Model) -> Iterator[flatbuffer.Tensor]:
+def _given_out(model: tflite.Model) -> Iterator[tflite.Tensor]:
     graph = model.main_subgraph
     for op in graph.ops:
         yield from (graph.tensors[index] for index in op.outputs)
 
 
-def _as_input(array: NDArray, tensor: flatbuffer.Tensor) -> NDArray:
+def _as_input(array: NDArray, tensor: tflite.Tensor) -> NDArray:
     if not tensor.is_quantized or array.dtype.name == tensor.dtype:
         return array
     return quant_math.quantize(array, tensor.scale[0], tensor.zero_point[0], tensor.dtype)

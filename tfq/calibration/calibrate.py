@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.calibration.intermediates import intermediate_ranges
 from tfq.calibration.methods import choose_ranges, needs_histograms
@@ -36,7 +36,7 @@ def calibrate(
     inner = intermediate_ranges(model, samples)
     if not inner:
         return ranges
-    graph = flatbuffer.read(model).main_subgraph
+    graph = tflite.read(model).main_subgraph
     layers = {index: op.keras_layer for op in graph.ops for index in op.intermediates}
     found = {
         key: TensorRange(
@@ -71,7 +71,7 @@ def ranges_of_file(model: bytes, path: str) -> Ranges:
 
 def check_no_control_flow(model: bytes) -> None:
     """Raises InputError where the flatbuffer holds a loop or a branch."""
-    ops = flatbuffer.read(model).main_subgraph.ops
+    ops = tflite.read(model).main_subgraph.ops
     loops = [f"{op.name} ({op.keras_layer or 'no layer'})" for op in ops if op.name in _CONTROL_FLOW]
     if loops:
         raise InputError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.errors import InputError
 
 
@@ -19,9 +19,9 @@ def intermediate_ranges(
 
     Empty where no op has any; TensorFlow is not loaded then.
     """
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     graph = parsed.main_subgraph
-    wanted = {(graph.index, tensor) for op in graph.ops for tensor in op.intermediates if tensor != flatbuffer.ABSENT}
+    wanted = {(graph.index, tensor) for op in graph.ops for tensor in op.intermediates if tensor != tflite.ABSENT}
     if not wanted:
         return {}
     from tensorflow.lite.python.optimize import calibrator
@@ -34,4 +34,4 @@ def intermediate_ranges(
         raise InputError(
             f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}"
         ) from error
-    return {key: ends for key, ends in flatbuffer.read_ranges(bytes(calibrated)).items() if key in wanted}
+    return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in wanted}

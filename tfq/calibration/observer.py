@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.calibration.activations import Sample, look_at_each
 from tfq.calibration.histogram import Histogram
@@ -30,7 +30,7 @@ def observe(
     Raises InputError where there are no samples, where they do not fit the model, and where a tensor holds NaN or
     infinity, with the sample, the tensor and its layer.
     """
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     graph, tensors = parsed.main_subgraph, _activations(parsed)
     layers = {output: op.keras_layer for op in graph.ops for output in op.outputs}
     observed = [
@@ -70,7 +70,7 @@ def observe(
     )
 
 
-def _activations(parsed: flatbuffer.Model) -> list[flatbuffer.Tensor]:
+def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
     """The float tensors of the main subgraph that differ from sample to sample: inputs, then as ops give them out."""
     graph = parsed.main_subgraph
     indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]

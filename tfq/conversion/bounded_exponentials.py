@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.conversion.graph_edits import add_constant, add_tensor, constant_of, name_of, new_op
-from tfq.flatbuffer.schema import TENSOR_TYPES
+from tfq.tflite.schema import TENSOR_TYPES
 
 _FLOAT32 = TENSOR_TYPES.index("float32")
 # Between the exponential and the choice: with a constant, one value after the other.
@@ -57,7 +57,7 @@ class _Graph:
                 self.readers[int(index)].append(op)
 
     def name(self, op: Any) -> str:
-        return str(flatbuffer.operator_name(self.edited, op))
+        return str(tflite.operator_name(self.edited, op))
 
     def only_reader(self, op: Any) -> Any:
         """The one op that reads what `op` gives; None where there are more, or it leaves the model."""

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tfq import auditing, flatbuffer
+from tfq import auditing, tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
@@ -90,10 +90,10 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
             f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs: give the "
             "Keras model that it was made from, or its float32 .tflite"
         )
-    parsed = flatbuffer.read(model)
-    metadata = {**(flatbuffer.read_metadata(model) or {}), **metadata}
+    parsed = tflite.read(model)
+    metadata = {**(tflite.read_metadata(model) or {}), **metadata}
     if parsed.signatures:
-        model = flatbuffer.write_metadata(model, metadata)
+        model = tflite.write_metadata(model, metadata)
     else:
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
     return _as_scheme(model, dataset, config)
@@ -125,14 +125,14 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     if dataset is not None:
         return quantize_after_training(floating, dataset, config, ranges)
     ranges = with_operands_of_choices(floating, with_same_scales(floating, ranges), alike=False)
-    content = with_kernels_of_int8(quantize_flatbuffer(flatbuffer.inject_ranges(floating, ranges), config))
+    content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(floating, ranges), config))
     warn_of_missing_ranges(content)
     return Conversion(content=content)
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:
     """`model` with the signature `serving_default`, whose names are given in the order of its inputs and outputs."""
-    graph = flatbuffer.read(model).main_subgraph
+    graph = tflite.read(model).main_subgraph
     if len(graph.inputs) != len(input_names) or len(graph.outputs) != len(output_names):
         raise InputError(
             f"the model has {len(input_names)} inputs and {len(output_names)} outputs, its flatbuffer "
@@ -140,4 +140,4 @@ def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str
             "that is given twice"
         )
     signature = (dict(zip(input_names, graph.inputs, strict=True)), dict(zip(output_names, graph.outputs, strict=True)))
-    return flatbuffer.edit_model(model, signature=signature, metadata=metadata)
+    return tflite.edit_model(model, signature=signature, metadata=metadata)

@@ -12,7 +12,7 @@ import collections
 from dataclasses import dataclass
 from typing import Any
 
-from tfq import flatbuffer
+from tfq import tflite
 
 _PREFIX = "FakeQuantWithMinMaxVars"
 _PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
@@ -92,7 +92,7 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
     model: a flatbuffer as the converter makes it of a trace with fake quantization. A tensor that is quantized in
     several ways, one behind the other, has the last range.
     """
-    edited = flatbuffer.unpack(model)
+    edited = tflite.unpack(model)
     ranges: Ranges = {}
     for number, graph in enumerate(edited.subgraphs):
         constants = {
@@ -101,12 +101,12 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
         found = _take_out(edited, graph)
         _forget_handed_on(found, edited, graph)
         ranges |= {(number, tensor): ends for tensor, ends in found.items() if tensor not in constants}
-    flatbuffer.forget_unused_codes(edited)
-    return flatbuffer.pack(edited, len(model)), ranges
+    tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model)), ranges
 
 
 def _take_out(edited: Any, graph: Any) -> dict[int, tuple[float, float]]:
-    named = [(flatbuffer.operator_name(edited, op), op) for op in graph.operators]
+    named = [(tflite.operator_name(edited, op), op) for op in graph.operators]
     quantizes = {int(op.outputs[0]): op for name, op in named if name == "QUANTIZE"}
     source_of: dict[int, int] = {}
     ranges: dict[int, tuple[float, float]] = {}
@@ -136,7 +136,7 @@ def _forget_handed_on(ranges: dict[int, tuple[float, float]], edited: Any, graph
     between the two it puts another one, with the range of the MEAN's input.
     """
     for op in graph.operators:
-        if flatbuffer.operator_name(edited, op) != "MEAN":
+        if tflite.operator_name(edited, op) != "MEAN":
             continue
         source, mean = int(op.inputs[0]), int(op.outputs[0])
         if mean in ranges and ranges[mean] == ranges.get(source):

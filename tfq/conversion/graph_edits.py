@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops and tensors of an unpacked flatbuffer (`flatbuffer.unpack`) changed and added, as the rewriting of it needs."""
+"""Ops and tensors of an unpacked flatbuffer (`tflite.unpack`) changed and added, as the rewriting of it needs."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
-from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
+from tfq import tflite
+from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 
 def become(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
     """Makes `op` one called `name` with `inputs`. kind, options: a BuiltinOptions number and its table, 0 for none."""
-    op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 1)
+    op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
     op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
 
 

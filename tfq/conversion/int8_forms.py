@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.conversion.bounded_exponentials import bound_exponentials
 from tfq.conversion.graph_edits import add_constant, become, new_op
-from tfq.flatbuffer.schema import OPERATORS, TENSOR_TYPES
 from tfq.quant_math import dequantize, quantize
+from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
 # Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
@@ -35,17 +35,17 @@ def in_quantizable_ops(model: bytes) -> bytes:
     x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
     split or unpacked is cut out by itself: each bit stays. Exponentials are bounded, within float32's rounding.
     """
-    if flatbuffer.operator_names(model).isdisjoint((*_REWRITTEN, "EXP")):
+    if tflite.operator_names(model).isdisjoint((*_REWRITTEN, "EXP")):
         return model
-    edited = flatbuffer.unpack(model)
+    edited = tflite.unpack(model)
     for graph in edited.subgraphs:
         bound_exponentials(edited, graph)
         parts = [_parts(edited, graph, op) for op in graph.operators]
         graph.operators = [op for ops in parts for op in ops]
         for op in graph.operators:
             _rewrite(edited, graph, op)
-    flatbuffer.forget_unused_codes(edited)
-    return flatbuffer.pack(edited, len(model))
+    tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model))
 
 
 def with_kernels_of_int8(model: bytes) -> bytes:
@@ -54,19 +54,19 @@ def with_kernels_of_int8(model: bytes) -> bytes:
     So does what looks for the largest or the least value, which QAT leaves behind a DEQUANTIZE. ONE_HOT gives codes of
     its output: the 0 of a scale of its own, copied, would stand for one half there.
     """
-    if flatbuffer.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
+    if tflite.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
         return model
-    edited = flatbuffer.unpack(model)
+    edited = tflite.unpack(model)
     if sum(_lift(edited, graph) + _in_output_codes(edited, graph) for graph in edited.subgraphs) == 0:
         return model
-    flatbuffer.forget_unused_codes(edited)
-    flatbuffer.forget_unused_tensors(edited)
-    return flatbuffer.pack(edited, len(model))
+    tflite.forget_unused_codes(edited)
+    tflite.forget_unused_tensors(edited)
+    return tflite.pack(edited, len(model))
 
 
 def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
     """An op for each output of one that divides a float tensor; any other op as it is."""
-    name, outputs = flatbuffer.operator_name(edited, op), [graph.tensors[int(index)] for index in op.outputs]
+    name, outputs = tflite.operator_name(edited, op), [graph.tensors[int(index)] for index in op.outputs]
     if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
         return [op]
     divided = int(op.inputs[1 if name == "SPLIT" else 0])
@@ -120,7 +120,7 @@ def _axis(edited: Any, graph: Any, index: Any) -> int | None:
 def _rewrite(edited: Any, graph: Any, op: Any) -> None:
     from ai_edge_litert import schema_py_generated as generated
 
-    name, first = flatbuffer.operator_name(edited, op), int(op.inputs[0])
+    name, first = tflite.operator_name(edited, op), int(op.inputs[0])
     is_float = graph.tensors[int(op.outputs[0])].type == _FLOAT32
     if not is_float or (name != "CAST" and graph.tensors[first].type != _FLOAT32):
         return
@@ -136,7 +136,7 @@ def _rewrite(edited: Any, graph: Any, op: Any) -> None:
 
 def _lift(edited: Any, graph: Any) -> int:
     """Let the ops compute on codes where nobody needs what they get or give in float; how many do."""
-    named = [(flatbuffer.operator_name(edited, op), op) for op in graph.operators]
+    named = [(tflite.operator_name(edited, op), op) for op in graph.operators]
     quantizes = [op for name, op in named if name == "QUANTIZE" and _is_int8(graph, op.outputs)]
     dequantizes = [op for name, op in named if name == "DEQUANTIZE" and _is_int8(graph, op.inputs)]
     given = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
@@ -164,7 +164,7 @@ def _lift(edited: Any, graph: Any) -> int:
     indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in given]
     for name, op in indexing:
         op.inputs = [given[int(op.inputs[0])], *op.inputs[1:]]
-        op.opcodeIndex = flatbuffer.operator_code(edited, OPERATORS.index(name), 2)
+        op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 2)
     needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
     graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
     return len(chosen) + len(indexing)
@@ -174,7 +174,7 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
     """Let the ops that copy codes of constants have them by their output's scale; how many constants were changed."""
     changed = 0
     for op in graph.operators:
-        places = _COPYING.get(flatbuffer.operator_name(edited, op), ())
+        places = _COPYING.get(tflite.operator_name(edited, op), ())
         if not places or not _is_int8(graph, op.outputs):
             continue
         op.inputs = [int(index) for index in op.inputs]

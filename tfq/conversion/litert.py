@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.mixed import layer_outputs
 from tfq.errors import InputError
@@ -95,7 +95,7 @@ def _add_borders(recipe: Any, config: ConversionConfig) -> None:
 
 def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]) -> dict[str, dict[str, Any]]:
     """Tensor name -> its range, as litert-quantizer keeps what it has calibrated: arrays with an axis for each."""
-    graphs = flatbuffer.read(model).subgraphs
+    graphs = tflite.read(model).subgraphs
     found: dict[str, dict[str, Any]] = {}
     for (subgraph, index), ends in ranges.items():
         tensor = graphs[subgraph].tensors[index]

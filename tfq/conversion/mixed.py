@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError
 from tfq.patterns import check_fits, fits
@@ -19,7 +19,7 @@ def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[s
     """
     if not patterns:
         return []
-    graph = flatbuffer.read(model).main_subgraph
+    graph = tflite.read(model).main_subgraph
     named = [(op.keras_layer or graph.tensors[op.outputs[0]].name, op.outputs) for op in graph.ops if op.outputs]
     for pattern in patterns:
         check_fits(f"{setting}: the pattern {pattern!r}", pattern, dict.fromkeys(name for name, _ in named))

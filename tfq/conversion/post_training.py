@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfq import calibration, flatbuffer
+from tfq import calibration, tflite
 from tfq.calibration import repair
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges
@@ -60,7 +60,7 @@ def quantize_after_training(
         content = quantize_by_litert(model, values, config)
     else:
         values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
-        content = quantize_flatbuffer(flatbuffer.inject_ranges(model, values), config)
+        content = quantize_flatbuffer(tflite.inject_ranges(model, values), config)
     if "rounding" in config.repair:
         rounded = repair.optimise_rounding(content, model, samples)
         content, repairs["rounding"] = rounded.model, rounded.to_dict()

@@ -8,7 +8,7 @@ one for 16-bit activations: asked for them, the first gives them zero points tha
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.mixed import layer_outputs
 from tfq.errors import InputError
@@ -65,7 +65,7 @@ def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
 
 def _refuse_whole_number_inputs(model: bytes) -> None:
     """TensorFlow 2.21 wants a range of token ids as well ("Empty min/max for tensor")."""
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     inputs = zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
     names = [f"{name} ({tensor.dtype})" for name, tensor in inputs if tensor.dtype != "float32"]
     if names:
@@ -77,7 +77,7 @@ def _refuse_whole_number_inputs(model: bytes) -> None:
 
 def _refuse_per_tensor_depthwise(model: bytes) -> None:
     """TensorFlow 2.21 makes a broken flatbuffer of it ("Quantized dimension ... do not match. Got 3 and 0")."""
-    graphs = flatbuffer.read(model).subgraphs
+    graphs = tflite.read(model).subgraphs
     ops = [op for graph in graphs for op in graph.ops if op.name == "DEPTHWISE_CONV_2D"]
     if ops:
         layers = ", ".join(op.keras_layer or f"op #{op.index}" for op in ops[:3])

@@ -7,7 +7,7 @@ It gives what an op moves or chooses from the scale of what comes out, or the ot
 
 import collections
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.conversion.fake_quant import Ranges
 
 # Their output has the scale of their first input; the quantizer may take it from either.
@@ -29,7 +29,7 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
     out is all that counts: a ReLU that ends at 1 is three ops, of which training knows the last.
     """
     found = dict(ranges)
-    for number, graph in enumerate(flatbuffer.read(model).subgraphs):
+    for number, graph in enumerate(tflite.read(model).subgraphs):
         moves = [((number, op.inputs[0]), (number, op.outputs[0])) for op in graph.ops if op.name in _SAME_SCALE]
         for op in graph.ops:
             if op.name in _SAME_SCALE and (number, op.inputs[0]) in found:
@@ -50,7 +50,7 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
 
 def has_choices(model: bytes) -> bool:
     """Whether the flatbuffer has ops for `with_operands_of_choices`."""
-    return not flatbuffer.operator_names(model).isdisjoint(_CHOICES)
+    return not tflite.operator_names(model).isdisjoint(_CHOICES)
 
 
 def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ranges:
@@ -61,7 +61,7 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
     alike: all of them get one range, for a quantizer that leaves each its own, though the kernels take it for one.
     """
     found = dict(ranges)
-    for number, graph in enumerate(flatbuffer.read(model).subgraphs):
+    for number, graph in enumerate(tflite.read(model).subgraphs):
         others_read = {index for index, count in _readers(graph).items() if count > 1}
         for op in graph.ops:
             if op.name in _SAME_SCALE and op.inputs[0] in others_read:
@@ -80,28 +80,28 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
     return found
 
 
-def _chosen_from(graph: flatbuffer.Subgraph, op: flatbuffer.Op) -> list[int]:
+def _chosen_from(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
     """The tensors, no constants, that the values come from which the op gives out: of SELECT not the condition."""
     return [index for index in _values(op) if not graph.tensors[index].is_constant]
 
 
-def _values(op: flatbuffer.Op) -> tuple[int, ...]:
+def _values(op: tflite.Op) -> tuple[int, ...]:
     return op.inputs[1:] if op.name.startswith("SELECT") else op.inputs
 
 
 def _with_constants(
-    model: bytes, graph: flatbuffer.Subgraph, op: flatbuffer.Op, ends: tuple[float, float]
+    model: bytes, graph: tflite.Subgraph, op: tflite.Op, ends: tuple[float, float]
 ) -> tuple[float, float]:
     """What a choice gives between a tensor with these `ends` and its constants."""
     low, high = ends
     for constant in (graph.tensors[index] for index in _values(op) if graph.tensors[index].is_constant):
-        array = flatbuffer.constant_values(model, constant)
+        array = tflite.constant_values(model, constant)
         low = low if op.name == "MAXIMUM" else min(low, float(array.min()))
         high = high if op.name == "MINIMUM" else max(high, float(array.max()))
     return low, high
 
 
-def _readers(graph: flatbuffer.Subgraph) -> collections.Counter[int]:
+def _readers(graph: tflite.Subgraph) -> collections.Counter[int]:
     """How many read each tensor; that it leaves the model is one more."""
     readers = collections.Counter(index for op in graph.ops for index in {*op.inputs})
     readers.update(graph.outputs)

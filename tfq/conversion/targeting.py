@@ -4,7 +4,7 @@
 import dataclasses
 import warnings
 
-from tfq import auditing, flatbuffer
+from tfq import auditing, tflite
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
@@ -79,7 +79,7 @@ def ops_without_range(content: bytes) -> list[str]:
     """ "NAME (layer)" of each op that stayed float in a flatbuffer whose ranges come from training alone."""
     return [
         f"{op.name} ({op.keras_layer or 'no layer'})"
-        for graph in flatbuffer.read(content).subgraphs
+        for graph in tflite.read(content).subgraphs
         for op in graph.ops
         if op.name not in ("QUANTIZE", "DEQUANTIZE")
         and any(graph.tensors[index].dtype == "float32" for index in op.outputs)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer, quant_math
+from tfq import quant_math, tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, TfqWarning
-from tfq.flatbuffer.op_roles import BIAS, CHANNEL_AXES, WEIGHT, roles
-from tfq.flatbuffer.records import Op, Subgraph, Tensor
+from tfq.tflite.op_roles import BIAS, CHANNEL_AXES, WEIGHT, roles
+from tfq.tflite.records import Op, Subgraph, Tensor
 
 # Op -> versions of its hybrid kernel, for weights with one scale and with one a channel.
 # Source: tflite/tools/versioning/op_version.cc, and what TensorFlow 2.21's own converter writes.
@@ -53,7 +53,7 @@ def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
     even. float16: rounded to the nearest, biases too. Embedding tables count as weights.
     Raises InputError on a weight that is not finite; warns (TfqWarning) of weights that have to stay float32.
     """
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     rewriter = _Rewriter(model, config.scheme)
     left = []
     for graph in parsed.subgraphs:
@@ -64,7 +64,7 @@ def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
     if left:
         message = f"{config.scheme}: {len(left)} weights stay float32: {'; '.join(dict.fromkeys(left))}"
         warnings.warn(message, TfqWarning, stacklevel=5)
-    return flatbuffer.pack(rewriter.finished(), len(model))
+    return tflite.pack(rewriter.finished(), len(model))
 
 
 def symmetric_int8(values: NDArray, axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -130,7 +130,7 @@ class _Rewriter:
         from ai_edge_litert import schema_py_generated as generated
 
         self._data, self._scheme, self._generated = data, scheme, generated
-        self._model = flatbuffer.unpack(data)
+        self._model = tflite.unpack(data)
         # Tensors may share a buffer, of the same bytes in other shapes: (buffer, axis, shape) -> (new buffer, scales).
         self._stored: dict[tuple[int, int | None, tuple[int, ...]], tuple[int, list[float]]] = {}
         self.left: list[str] = []
@@ -163,11 +163,11 @@ class _Rewriter:
         model = self._model
         # It was reckoned from the versions of the ops that were there before.
         model.metadata = [entry for entry in model.metadata or [] if entry.name != b"min_runtime_version"]
-        flatbuffer.forget_unused_constants(model)
+        tflite.forget_unused_constants(model)
         return model
 
     def _values(self, plan: _Plan) -> NDArray | None:
-        values = flatbuffer.constant_values(self._data, plan.tensor)
+        values = tflite.constant_values(self._data, plan.tensor)
         if not np.isfinite(values).all():
             raise InputError(f"weight {plan.tensor.name!r} holds NaN or infinity: train the model again")
         if values.size == 0:
@@ -210,7 +210,7 @@ class _Rewriter:
             many = len(stored.quantization.scale) > 1
             version = _DEQUANTIZE_VERSIONS["per_channel" if many else "per_tensor"]
         op = generated.OperatorT()
-        op.opcodeIndex = flatbuffer.operator_code(self._model, generated.BuiltinOperator.DEQUANTIZE, version)
+        op.opcodeIndex = tflite.operator_code(self._model, generated.BuiltinOperator.DEQUANTIZE, version)
         op.inputs, op.outputs = [source], [target]
         op.builtinOptionsType = generated.BuiltinOptions.DequantizeOptions
         op.builtinOptions = generated.DequantizeOptionsT()
@@ -225,7 +225,7 @@ class _Rewriter:
             return
         changed = edited.operators[op.index]
         version = _HYBRID_VERSIONS[op.name][len(weight.quantization.scale) > 1]
-        changed.opcodeIndex = flatbuffer.operator_code(
+        changed.opcodeIndex = tflite.operator_code(
             self._model, getattr(self._generated.BuiltinOperator, op.name), version
         )
         if op.name == "FULLY_CONNECTED":

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.data.binding import bind_inputs, shape_fits
 from tfq.data.noise import examples_looked_at, judge_noise
 from tfq.data.representative_forms import elements_of
@@ -52,7 +52,7 @@ class SampleDigest:
 
 def input_specs(model: bytes) -> list[InputSpec]:
     """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     return [
         # -1 where the flatbuffer leaves a dimension open.
         InputSpec(name=name, shape=tensor.shape_signature or tensor.shape, dtype=np.dtype(tensor.dtype))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import TfqWarning
@@ -58,7 +58,7 @@ def evaluate_model(
     """
     config = config or EvaluationConfig()
     model = bytes(model)
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     chosen = choose_metric(config.metric if metric is None else metric)
     check_bounds(config, chosen)
     runner = make_runner(config.runner)
@@ -187,7 +187,7 @@ def _output_warnings(
 
 def _preprocessing_warnings(model: bytes, given: Mapping[str, Any] | None) -> list[str]:
     """What was done to the data against what the model records was done to the data it was made with."""
-    recorded = (flatbuffer.read_metadata(model) or {}).get("preprocessing")
+    recorded = (tflite.read_metadata(model) or {}).get("preprocessing")
     if given is None or not isinstance(recorded, Mapping):
         return []
     different = [

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
 from tfq.errors import InputError, RunnerError
@@ -15,9 +15,9 @@ from tfq.evaluation.instructions import count_instructions
 from tfq.evaluation.latency import latency_statistics
 from tfq.evaluation.op_costs import OpCost, op_costs
 from tfq.evaluation.paired import paired_ratio
-from tfq.flatbuffer import Model
 from tfq.runners import Runner, make_runner
 from tfq.runners.benchmarking import TimedModel, Timing, TimingRequest
+from tfq.tflite import Model
 
 NOT_TIMED = "not measured: the time of an emulator says nothing about a device"
 OPS_BY = (
@@ -45,7 +45,7 @@ def benchmark_models(
     reason = runner.unavailable()
     if reason:
         raise RunnerError(f"{runner.name}: {reason}")
-    parsed = {name: flatbuffer.read(bytes(content)) for name, content in models.items()}
+    parsed = {name: tflite.read(bytes(content)) for name, content in models.items()}
     if runner.emulated:
         return _counted(models, parsed, config, data)
     fed = {name: timed_model(name, bytes(models[name]), model, data, seed) for name, model in parsed.items()}

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tfq.data import Split
 from tfq.errors import InputError
 from tfq.evaluation.inputs import prepare_inputs
-from tfq.flatbuffer import Model, Tensor
 from tfq.runners.benchmarking import TimedModel
+from tfq.tflite import Model, Tensor
 
 NUM_INPUTS = 16
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from tfq.data import AnySplit, Split, SplitStream
 from tfq.evaluation.inputs import Tallies, encode_inputs, prepare_inputs
-from tfq.flatbuffer import Model
 from tfq.runners.base import InputStream
+from tfq.tflite import Model
 
 
 class Feed:

@@ -11,8 +11,8 @@ from tfq.data import Split, bind_inputs
 from tfq.data.split import check_finite
 from tfq.errors import InputError
 from tfq.evaluation.metrics import check_no_nan
-from tfq.flatbuffer import Model, Tensor
 from tfq.quant_math import dequantize, quantize
+from tfq.tflite import Model, Tensor
 
 MAX_CLIPPED_SHARE = 0.01
 MAX_UNUSED_SHARE = 0.5

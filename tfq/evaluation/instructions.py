@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.data import Split, as_split
 from tfq.errors import InputError, RunnerError
 from tfq.evaluation.inputs import prepare_inputs
@@ -81,7 +81,7 @@ def count_instructions_or_reason(
     reason = place.cannot_count()
     if reason:
         return reason
-    inputs, told = _inputs(flatbuffer.read(model), data)
+    inputs, told = _inputs(tflite.read(model), data)
     request = RunRequest(model=model, inputs=inputs, kernels=kernels, timeout_secs=timeout_secs)
     counts = place.count_instructions(request)
     return InstructionRecord(
@@ -120,7 +120,7 @@ def instructions_to_dict(counted: Mapping[str, InstructionRecord | str]) -> dict
     }
 
 
-def _inputs(model: flatbuffer.Model, data: Any) -> tuple[tuple[NDArray, ...], str]:
+def _inputs(model: tflite.Model, data: Any) -> tuple[tuple[NDArray, ...], str]:
     """(one example for each input, what it is)."""
     if data is None:
         try:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfq.flatbuffer import Model, Op
 from tfq.runners.benchmarking import OpEvent
+from tfq.tflite import Model, Op
 
 # What XNNPACK calls its kernels, by how their names begin, and the ops of TFLite that they compute. Read in XNNPACK's
 # operator-type-defs, as of ai-edge-litert 2.1.6; a kernel that is not here stands for itself, without a layer.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import InputError, RunnerError
@@ -74,7 +74,7 @@ def compare_runners(
     data: what `evaluate_model` takes. Raises InputError on unknown runners and data that do not fit the model,
     RunnerError where one of them cannot run.
     """
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     data = as_split(data, limit=limit)
     runners = [make_runner(runner_a), make_runner(runner_b)]
     for runner in runners:

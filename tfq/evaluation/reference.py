@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
@@ -36,7 +36,7 @@ def reference_outputs(model: bytes, data: Any, config: EvaluationConfig | None =
     """
     config = config or EvaluationConfig()
     data = as_split(data, limit=config.limit)
-    parsed = flatbuffer.read(model)
+    parsed = tflite.read(model)
     request = RunRequest(
         model=model,
         inputs=Feed(parsed, data).inputs,

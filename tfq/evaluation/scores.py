@@ -23,7 +23,7 @@ from tfq.evaluation.metrics import (
     topk,
 )
 from tfq.evaluation.user_metric import call_metric, load_metric
-from tfq.flatbuffer import Model
+from tfq.tflite import Model
 
 NO_LABELS = "the data has no labels"
 NO_REFERENCE = "no reference model was given"

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 
 from tfq.errors import ModelError
-from tfq.flatbuffer import Model, Op, Subgraph, Tensor
 from tfq.runners.child import Deadline
+from tfq.tflite import Model, Op, Subgraph, Tensor
 
 # Seconds for everything but arithmetic, and operations a second, that the slowest kernels reach on a slow machine.
 LOCAL_SECS, LOCAL_RATE = 2.5, 10e6

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.errors import RunnerError
 from tfq.runners.base import InputStream, RunRequest, RunResult
 from tfq.runners.child import run_child
@@ -96,7 +96,7 @@ class QemuRunner:
 
     def _mark_inferences(self, installed: Sysroot, request: RunRequest, directory: Path) -> dict[str, Any]:
         """Run the target's mode "instructions", with the plugin counting to directory/counts; the mode's result."""
-        model = flatbuffer.read(request.model)
+        model = tflite.read(request.model)
         inputs = next(request.inputs.pieces()) if isinstance(request.inputs, InputStream) else request.inputs
         settings = {
             "mode": "instructions",

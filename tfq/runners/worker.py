@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.runners.base import RunRequest, RunResult
 from tfq.runners.child import Child, run_child, start_process
 from tfq.runners.effort import deadline_of, memory_of
@@ -35,7 +35,7 @@ def run_worker(
     Raises InputError when the model does not take the inputs, ModelError when it fails, crashes or never ends,
     RunnerError on all else.
     """
-    model = flatbuffer.read(request.model)
+    model = tflite.read(request.model)
     first, pieces = begun(request.inputs)
     tensors = model.main_subgraph.input_tensors
     batch = max(1, tensors[0].shape[0]) if tensors and tensors[0].shape else 1

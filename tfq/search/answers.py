@@ -4,7 +4,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.data import AnySplit
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
@@ -32,7 +32,7 @@ def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
 
 def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
     """The largest output of each example."""
-    parsed = flatbuffer.read(content)
+    parsed = tflite.read(content)
     found = []
     for piece in split.pieces():
         inputs = prepare_inputs(parsed, piece).arrays

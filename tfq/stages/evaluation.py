@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from tfq import artifacts, data, evaluation, flatbuffer
+from tfq import artifacts, data, evaluation, tflite
 from tfq.config import RunConfig
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
 from tfq.stages.splits import load_split
@@ -56,7 +56,7 @@ def evaluate(
     settings = config.evaluation
     evaluation.check_runners(settings)
     evaluation.check_metric(settings)
-    flatbuffer.read(model)
+    tflite.read(model)
     test = test or load_split(config.data, "test", limit=settings.limit)
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
     if reference is None and settings.reference:

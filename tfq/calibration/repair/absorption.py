@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration.activations import Sample
 from tfq.calibration.beside import channel_ends
 from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, PairRepair, partners
@@ -51,7 +51,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairRepair:
     """
     if not samples:
         raise InputError("absorb: no samples, wanted at least one: what a channel always gives is seen on data alone")
-    parsed, edited = flatbuffer.read(model), flatbuffer.unpack(model)
+    parsed, edited = tflite.read(model), tflite.unpack(model)
     ends = channel_ends(model, [each.output for each in weighted_ops(edited, parsed)], samples)
     pairs, skipped = partners(edited, parsed, _PASSING, _why_not)
     told = []
@@ -74,7 +74,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairRepair:
                 width_after=after,
             )
         )
-    content = flatbuffer.pack(edited, len(model))
+    content = tflite.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "absorbing biases", _SAME)
     return PairRepair(model=content, pairs=tuple(told), skipped=skipped, difference=difference, num_samples=tried)
 

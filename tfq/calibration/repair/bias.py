@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration.activations import Sample
 from tfq.calibration.beside import Beside, channel_means
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
@@ -56,7 +56,7 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
     Of the rounds the one is kept that leaves the least error in the model's outputs, or none.
     """
     pair = Beside(floating, quantized)
-    edited = flatbuffer.unpack(quantized)
+    edited = tflite.unpack(quantized)
     layers = [each for each in weighted_ops(edited, pair.quantized) if each.has_bias and each.output in pair.of_float]
     tensors = [each.output for each in layers]
     wanted, answers = channel_means(floating, [pair.of_float[tensor] for tensor in tensors], samples)
@@ -73,7 +73,7 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
             break
         for layer, offset in zip(layers, offsets, strict=True):
             _shift(layer, -offset)
-        content, rounds = flatbuffer.pack(edited, len(quantized)), rounds + 1
+        content, rounds = tflite.pack(edited, len(quantized)), rounds + 1
     return BiasCorrection(
         model=best.content,
         layers={

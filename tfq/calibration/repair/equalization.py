@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration.activations import Sample
 from tfq.calibration.beside import channel_ends
 from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
@@ -89,8 +89,8 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairRepair:
     The function is compared before and after, on the samples, or on random ones where there are none. Raises TfqError
     where it changed.
     """
-    parsed = flatbuffer.read(model)
-    edited = flatbuffer.unpack(model)
+    parsed = tflite.read(model)
+    edited = tflite.unpack(model)
     pairs, skipped = _pairs(edited, parsed, _largest(model, edited, parsed, samples))
     total = [np.ones(pair.channels) for pair in pairs]
     for _ in range(_SWEEPS):
@@ -113,24 +113,24 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairRepair:
         )
         for pair, factors in zip(pairs, total, strict=True)
     )
-    content = flatbuffer.pack(edited, len(model))
+    content = tflite.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "equalization", _SAME)
     return PairRepair(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
 
 
-def _largest(model: bytes, edited: Any, parsed: flatbuffer.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
+def _largest(model: bytes, edited: Any, parsed: tflite.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
     """{tensor: largest value of each channel on the samples} of what layers with a fused ReLU6 give."""
     tensors = [each.output for each in weighted_ops(edited, parsed) if each.activation == RELU6]
     return {tensor: high for tensor, (_, high) in channel_ends(model, tensors if samples else [], samples).items()}
 
 
-def find_pairs(edited: Any, parsed: flatbuffer.Model) -> list[ChannelPair]:
+def find_pairs(edited: Any, parsed: tflite.Model) -> list[ChannelPair]:
     """The pairs that can be scaled without data. edited: `parsed` in its object form, which `apply` changes."""
     return _pairs(edited, parsed, {})[0]
 
 
 def _pairs(
-    edited: Any, parsed: flatbuffer.Model, largest: Mapping[int, NDArray]
+    edited: Any, parsed: tflite.Model, largest: Mapping[int, NDArray]
 ) -> tuple[list[ChannelPair], dict[str, str]]:
     def why_not(first: Weighted, second: Weighted | None) -> str:
         if first.activation == RELU6 and first.output not in largest:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration.repair.weighted import Weighted, weighted_ops
 
 # Fused activations, by their numbers in the schema.
@@ -38,7 +38,7 @@ class PairRepair:
 
 def partners(
     edited: Any,
-    parsed: flatbuffer.Model,
+    parsed: tflite.Model,
     passing: Collection[str],
     why_not: Callable[[Weighted, Weighted | None], str],
 ) -> tuple[list[tuple[Weighted, Weighted]], dict[str, str]]:
@@ -49,7 +49,7 @@ def partners(
     """
     graph = parsed.main_subgraph
     by_output = {each.output: each for each in weighted_ops(edited, parsed)}
-    readers: dict[int, list[flatbuffer.Op]] = {}
+    readers: dict[int, list[tflite.Op]] = {}
     for op in graph.ops:
         for index in set(op.tensors) & set(op.inputs):
             readers.setdefault(index, []).append(op)
@@ -69,8 +69,8 @@ def partners(
 
 def _reader(
     first: Weighted,
-    graph: flatbuffer.Subgraph,
-    readers: Mapping[int, list[flatbuffer.Op]],
+    graph: tflite.Subgraph,
+    readers: Mapping[int, list[tflite.Op]],
     by_output: Mapping[int, Weighted],
     passing: Collection[str],
 ) -> tuple[Weighted | None, str]:
@@ -93,7 +93,7 @@ def _reader(
         tensor = op.outputs[0]
 
 
-def _keeps_channels(op: flatbuffer.Op, graph: flatbuffer.Subgraph, channels: int) -> bool:
+def _keeps_channels(op: tflite.Op, graph: tflite.Subgraph, channels: int) -> bool:
     """Whether the op's output still has the channels innermost: one place of an image, or all of them, flattened."""
     shape = graph.tensors[op.outputs[0]].shape
     if op.name == "RESHAPE":

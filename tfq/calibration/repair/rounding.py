@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration.activations import Sample, look_at_each
 from tfq.calibration.beside import Beside
 from tfq.calibration.repair.patches import patches_of
@@ -84,7 +84,7 @@ def optimise_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     for part in _in_parts(layers):
         for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
             told[layer.layer] = _round(layer, source, inputs)
-    return Rounding(model=flatbuffer.pack(edited, len(quantized)), layers=told, skipped=skipped)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=told, skipped=skipped)
 
 
 def narrow_to_int4(
@@ -110,17 +110,17 @@ def narrow_to_int4(
     for part in _in_parts(chosen):
         for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
             told[layer.layer] = _narrow(layer, source, inputs, rounding)
-    return Rounding(model=flatbuffer.pack(edited, len(quantized)), layers=told, skipped=skipped)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=told, skipped=skipped)
 
 
 def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted, Weighted]], dict[str, str]]:
     """(the int8 flatbuffer in object form, its layers with those of the float one, {layer: why it has none})."""
     pair = Beside(floating, quantized)
-    edited = flatbuffer.unpack(quantized)
-    sources = {each.output: each for each in weighted_ops(flatbuffer.unpack(floating), pair.floating)}
+    edited = tflite.unpack(quantized)
+    sources = {each.output: each for each in weighted_ops(tflite.unpack(floating), pair.floating)}
     layers, skipped = [], {}
     for each in weighted_ops(edited, pair.quantized):
-        source = sources.get(pair.of_float.get(each.output, flatbuffer.ABSENT))
+        source = sources.get(pair.of_float.get(each.output, tflite.ABSENT))
         if source is None or source.weights.shape != each.weights.shape:
             skipped[each.layer] = "it is not quantized, or the float flatbuffer has no such layer"
         else:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.calibration.activations import Sample, look_at_each
 from tfq.errors import TfqError
 
@@ -20,7 +20,7 @@ def check_same_function(
     samples: by input name; none are random ones. what: the repair. most: that the difference may be. Raises
     TfqError where it is more.
     """
-    tried = samples or _random_samples(flatbuffer.read(before))
+    tried = samples or _random_samples(tflite.read(before))
     difference = _difference(before, after, tried)
     if not difference <= most:
         raise TfqError(
@@ -30,7 +30,7 @@ def check_same_function(
     return difference, len(tried)
 
 
-def _random_samples(parsed: flatbuffer.Model) -> list[Sample]:
+def _random_samples(parsed: tflite.Model) -> list[Sample]:
     rng, tensors = np.random.default_rng(0), parsed.main_subgraph.input_tensors
     return [
         {
@@ -42,7 +42,7 @@ def _random_samples(parsed: flatbuffer.Model) -> list[Sample]:
 
 
 def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float:
-    outputs = flatbuffer.read(before).main_subgraph.outputs
+    outputs = tflite.read(before).main_subgraph.outputs
     runs = [
         look_at_each(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
     ]

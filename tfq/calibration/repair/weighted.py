@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
-from tfq.flatbuffer.schema import TENSOR_TYPES
+from tfq import tflite
+from tfq.tflite.schema import TENSOR_TYPES
 
 # Op -> the axis of its weights' output channels, and of its input channels. A depthwise one has them on one axis.
 _AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "DEPTHWISE_CONV_2D": (3, 3)}
@@ -83,7 +83,7 @@ class Weighted:
 
     @property
     def has_bias(self) -> bool:
-        return len(self.op.inputs) > _BIAS and int(self.op.inputs[_BIAS]) != flatbuffer.ABSENT
+        return len(self.op.inputs) > _BIAS and int(self.op.inputs[_BIAS]) != tflite.ABSENT
 
     def by_output(self) -> NDArray:
         """The weights as (output channel, all that it weighs)."""
@@ -187,7 +187,7 @@ class Weighted:
         self.model.buffers[tensor.buffer].data = data
 
 
-def weighted_ops(model: Any, parsed: flatbuffer.Model) -> Iterator[Weighted]:
+def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[Weighted]:
     """Those of the main subgraph, in its order, whose weights and bias are constants, and whose weights no
     other op reads.
 
@@ -198,7 +198,7 @@ def weighted_ops(model: Any, parsed: flatbuffer.Model) -> Iterator[Weighted]:
     for op, record in zip(graph.operators, parsed.main_subgraph.ops, strict=True):
         if record.name not in _AXES:
             continue
-        constants = [index for index in record.inputs[_WEIGHTS:] if index != flatbuffer.ABSENT]
+        constants = [index for index in record.inputs[_WEIGHTS:] if index != tflite.ABSENT]
         tensors = [parsed.main_subgraph.tensors[index] for index in constants]
         data, weights = parsed.main_subgraph.tensors[record.inputs[0]], tensors[0]
         if not all(tensor.is_constant for tensor in tensors) or readers[weights.index] > 1:

@@ -4,7 +4,7 @@
 import numpy as np
 
 from tfq.compression.pruning.sparsity import stored_weights
-from tfq.flatbuffer import constant_values
+from tfq.tflite import constant_values
 
 
 def codes_in_flatbuffer(model: bytes) -> dict[str, int]:

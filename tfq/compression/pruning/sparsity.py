@@ -8,8 +8,8 @@ import numpy as np
 
 from tfq.auditing import Weight, audit_model
 from tfq.compression.graph import named_layers
-from tfq.flatbuffer import Tensor, constant_values, read
 from tfq.keras_bridge import import_tf_keras, model_kind
+from tfq.tflite import Tensor, constant_values, read
 
 # The matrices that a product is made with. Biases and normalization are not counted: no pruning touches them.
 KERNELS = frozenset(("kernel", "depthwise_kernel", "pointwise_kernel", "recurrent_kernel", "embeddings"))

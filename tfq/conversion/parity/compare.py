@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import flatbuffer
+from tfq import tflite
 from tfq.conversion.parity.graph import Evaluator, ReferenceGraph
 from tfq.conversion.parity.match import candidates, check_origin, match
 from tfq.conversion.parity.record import LayerParity, QATParity
@@ -75,7 +75,7 @@ class _Comparison:
     def __init__(self, traced: Trace, model: bytes, kernels: str, examples: Split) -> None:
         """examples: one or two, that everything is tried with before anything runs at length."""
         self._traced, self._model, self._kernels = traced, model, kernels
-        self._parsed = flatbuffer.read(model)
+        self._parsed = tflite.read(model)
         self._graph = self._parsed.main_subgraph
         self._reference = ReferenceGraph(traced)
         if not self._reference.has_fake_quant():
@@ -92,7 +92,7 @@ class _Comparison:
         check_origin(matches, named, traced.model.name)
         self._layers = [LayerTally(each) for each in matches]
         self._outputs = output_tallies(self._parsed)
-        self._exposed, self._places = flatbuffer.expose_tensors(model, [each.tensor.index for each in matches])
+        self._exposed, self._places = tflite.expose_tensors(model, [each.tensor.index for each in matches])
         self._values = sum(each.numbers for each in matches)
         self._num_examples = self._unlike = 0
 

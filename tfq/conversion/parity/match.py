@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tfq.conversion.parity.graph import ReferenceGraph
 from tfq.errors import InputError
-from tfq.flatbuffer import Subgraph, Tensor
+from tfq.tflite import Subgraph, Tensor
 
 # Codes stand for reals in these; int32 is for biases and shapes.
 _CODES = ("int8", "uint8")

@@ -12,8 +12,8 @@ from tfq.conversion.parity.match import Match
 from tfq.conversion.parity.record import Disagreement, LayerParity, OutputParity
 from tfq.errors import InputError
 from tfq.evaluation.inputs import scale_of
-from tfq.flatbuffer import Model, Op, Subgraph, Tensor
 from tfq.quant_math import dequantize, quantize
+from tfq.tflite import Model, Op, Subgraph, Tensor
 
 # Whole steps are not whole numbers once they are reals in float32.
 _FLOAT_SLACK_LSB = 0.01

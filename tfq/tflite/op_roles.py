@@ -4,7 +4,7 @@
 Slots count an op's inputs (or outputs) from 0. Source: the builtin op definitions of tflite/core/kernels.
 """
 
-from tfq.flatbuffer.records import Op
+from tfq.tflite.records import Op
 
 
 def _table(text: str) -> dict[str, frozenset[int]]:

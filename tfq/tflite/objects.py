@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tfq.flatbuffer.records import ABSENT
-from tfq.flatbuffer.schema import OPERATORS
+from tfq.tflite.records import ABSENT
+from tfq.tflite.schema import OPERATORS
 
 
 def operator_code(model: Any, builtin: int, version: int) -> int:

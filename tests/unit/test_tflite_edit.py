@@ -13,7 +13,7 @@ from golden_models import NAMES, changed, golden, unpacked
 
 from tfq.auditing import audit_model
 from tfq.errors import FlatbufferError, InputError
-from tfq.flatbuffer import (
+from tfq.tflite import (
     Signature,
     add_signature,
     edit_model,

@@ -4,7 +4,7 @@
 `read` takes bytes from anywhere; the editing functions trust their bytes (see edit.py).
 """
 
-from tfq.flatbuffer.edit import (
+from tfq.tflite.edit import (
     add_signature,
     edit_model,
     expose_tensors,
@@ -15,7 +15,7 @@ from tfq.flatbuffer.edit import (
     unpack,
     write_metadata,
 )
-from tfq.flatbuffer.objects import (
+from tfq.tflite.objects import (
     forget_unused_codes,
     forget_unused_constants,
     forget_unused_tensors,
@@ -23,8 +23,8 @@ from tfq.flatbuffer.objects import (
     operator_name,
     operator_names,
 )
-from tfq.flatbuffer.reader import read
-from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
+from tfq.tflite.reader import read
+from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
 
 __all__ = [
     "ABSENT",

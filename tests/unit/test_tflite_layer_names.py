@@ -4,9 +4,9 @@
 import pytest
 from golden_models import golden
 
-from tfq.flatbuffer import read, write_metadata
-from tfq.flatbuffer.layer_names import LayerNames
-from tfq.flatbuffer.records import Tensor
+from tfq.tflite import read, write_metadata
+from tfq.tflite.layer_names import LayerNames
+from tfq.tflite.records import Tensor
 
 CNN = ["conv1", "depthwise", "pointwise", "residual", "conv2", "pool", "flatten", "logits"]
 ALL_LAYERS = ["image", "rescale", "bn1", "relu1", "bn_depthwise", "relu_depthwise", "probabilities", *CNN]

@@ -4,8 +4,8 @@
 from collections import Counter
 from collections.abc import Callable
 
-from tfq.flatbuffer.op_roles import DATA, INDEX, WEIGHT, roles
-from tfq.flatbuffer.records import Model, Op, Subgraph
+from tfq.tflite.op_roles import DATA, INDEX, WEIGHT, roles
+from tfq.tflite.records import Model, Op, Subgraph
 
 
 def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int]]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tfq.errors import InputError
-from tfq.flatbuffer import schema
-from tfq.flatbuffer.metadata import METADATA_NAME, decode_metadata, encode_metadata
-from tfq.flatbuffer.reader import read
-from tfq.flatbuffer.records import Signature
+from tfq.tflite import schema
+from tfq.tflite.metadata import METADATA_NAME, decode_metadata, encode_metadata
+from tfq.tflite.reader import read
+from tfq.tflite.records import Signature
 
 # (subgraph, tensor) -> (minimum, maximum), in real units.
 RangeMap = Mapping[tuple[int, int], tuple[float, float]]

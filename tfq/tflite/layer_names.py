@@ -11,7 +11,7 @@ import collections
 import re
 from collections.abc import Collection, Iterable, Sequence
 
-from tfq.flatbuffer.records import Tensor
+from tfq.tflite.records import Tensor
 
 _WRAPPERS = ("quant_", "prune_low_magnitude_")
 _CALLS = ("StatefulPartitionedCall", "PartitionedCall")

@@ -11,7 +11,7 @@ from ai_edge_litert import schema_py_generated as generated
 from golden_models import NAMES, changed, golden, unpacked
 
 from tfq.errors import FlatbufferError, InputError
-from tfq.flatbuffer import binary, constant_values, read, schema
+from tfq.tflite import binary, constant_values, read, schema
 
 
 def _public(cls: type) -> dict[str, int]:
@@ -258,7 +258,7 @@ def test_constant_values_are_the_stored_ones_in_their_shape():
 
 def test_importing_the_room_loads_neither_tensorflow_nor_the_generated_schema():
     code = (
-        "import sys, tfq.flatbuffer; "
+        "import sys, tfq.tflite; "
         "print([name for name in sys.modules if name.split('.')[0] in ('tensorflow', 'ai_edge_litert', 'flatbuffers')])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,12 +5,12 @@ import math
 from collections.abc import Collection, Sequence
 
 from tfq.errors import FlatbufferError
-from tfq.flatbuffer import schema
-from tfq.flatbuffer.binary import DAMAGED, Reader, Table
-from tfq.flatbuffer.layer_names import LayerNames
-from tfq.flatbuffer.metadata import METADATA_NAME, decode_metadata
-from tfq.flatbuffer.records import ABSENT, Model, Op, Signature, Subgraph, Tensor
-from tfq.flatbuffer.schema import (
+from tfq.tflite import schema
+from tfq.tflite.binary import DAMAGED, Reader, Table
+from tfq.tflite.layer_names import LayerNames
+from tfq.tflite.metadata import METADATA_NAME, decode_metadata
+from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor
+from tfq.tflite.schema import (
     BufferSlot,
     MetadataSlot,
     ModelSlot,

@@ -5,7 +5,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as generated
 
 from tfq.auditing import audit_model
-from tfq.flatbuffer import read
+from tfq.tflite import read
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from golden_models import NAMES, changed, golden
 from tfq.auditing import TARGETS, audit_model
 from tfq.config import TARGETS as NAMED
 from tfq.config import AuditConfig
-from tfq.flatbuffer.schema import OPERATORS
+from tfq.tflite.schema import OPERATORS
 
 FITTING = "digits_int8_per_tensor_dense"
 
