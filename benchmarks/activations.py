@@ -23,9 +23,9 @@ import keras
 import numpy as np
 
 import tfq
+from tfq.backends import RunRequest, make_runner
 from tfq.data import Split, as_split
 from tfq.evaluation import decode_outputs, prepare_inputs
-from tfq.runners import RunRequest, make_runner
 
 ACTIVATIONS = (
     *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "hard_silu", "mish", "softplus"),

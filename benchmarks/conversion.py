@@ -22,8 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 import tfq
+from tfq.backends import LocalRunner, RunRequest
 from tfq.keras_bridge import import_tf_keras, import_tfmot
-from tfq.runners import LocalRunner, RunRequest
 
 SHAPE = (96, 96, 3)
 BOUNDS = {"PTQ": 6.0, "QAT": 8.0, "QAT, traced before": 15.0}

@@ -28,10 +28,10 @@ import ai_edge_litert.tools.benchmark_litert_model as litert_tool
 import numpy as np
 
 import tfq
+from tfq.backends.target import benchmark as target
 from tfq.evaluation.benchmark_inputs import timed_model
 from tfq.evaluation.paired import paired_ratio
 from tfq.keras_bridge import import_tf_keras, load_model
-from tfq.runners.target import benchmark as target
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "models"
 BOUND = 0.05

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 
 import tfq
 from tfq import calibration, tflite
+from tfq.backends import RunRequest, make_runner
 from tfq.calibration.repair.equalization import find_pairs
 from tfq.data import Split
 from tfq.evaluation import decode_outputs, prepare_inputs
-from tfq.runners import RunRequest, make_runner
 
 FACTOR, CHANNELS, HARD_SEEDS = 64.0, 3, (0, 1, 2)
 MOST_DROP, MOST_INT4_DROP = 0.004, 0.035

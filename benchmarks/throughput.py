@@ -27,9 +27,9 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 import tfq
+from tfq.backends import RunRequest, forks, make_runner
 from tfq.data import Split
 from tfq.evaluation import prepare_inputs
-from tfq.runners import RunRequest, forks, make_runner
 from tfq.tflite import read
 
 BOUND, CORES = 1.7, 2

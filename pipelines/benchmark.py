@@ -10,10 +10,10 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from tfq import artifacts, data, evaluation, flags, scripts, stages, tflite
+from tfq.backends import make_runner
 from tfq.config import DataConfig
 from tfq.errors import FlatbufferError, InputError, TfqWarning
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
-from tfq.runners import make_runner
 
 DIGIT_VALUES = 64  # of an example of --data=digits, the default
 

@@ -5,9 +5,9 @@ import numpy as np
 
 import tfq
 from tfq import tflite
+from tfq.backends import LocalRunner, RunRequest
 from tfq.evaluation import prepare_inputs
 from tfq.keras_bridge import import_keras
-from tfq.runners import LocalRunner, RunRequest
 
 
 def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_exported_and_returned(tmp_path):

@@ -10,6 +10,8 @@ import pytest
 
 import tfq
 from tfq import tflite
+from tfq.backends import RunRequest
+from tfq.backends.local import LocalRunner
 from tfq.compression import tfmot_private
 from tfq.compression.graph import cloned
 from tfq.compression.quantization_aware import annotate
@@ -20,8 +22,6 @@ from tfq.config import AuditConfig, ConversionConfig, QATConfig
 from tfq.conversion import qat_parity
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras, load_model
-from tfq.runners import RunRequest
-from tfq.runners.local import LocalRunner
 from tfq.training import deterministic
 
 FLOAT_ENDS = {"inference_input_type": "float32", "inference_output_type": "float32"}

@@ -6,9 +6,9 @@ import pytest
 from keras_operations import INT8, SHAPE
 
 import tfq
+from tfq.backends import LocalRunner, RunRequest
 from tfq.conversion.shared_scales import with_operands_of_choices, with_same_scales
 from tfq.keras_bridge import import_keras, import_tf_keras, to_tf_keras
-from tfq.runners import LocalRunner, RunRequest
 from tfq.training import deterministic
 
 # One scale for what they read and give, in the flatbuffer; constants beside a tensor; scales that TFLite fixes.

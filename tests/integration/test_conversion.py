@@ -7,10 +7,10 @@ from stock_calibrator import stock_ranges
 
 import tfq
 from tfq import auditing, calibration, tflite
+from tfq.backends import LocalRunner, RunRequest
 from tfq.conversion import trace
 from tfq.data import input_specs
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
-from tfq.runners import LocalRunner, RunRequest
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 import tfq
 from tfq import tflite
 from tfq.__main__ import main
+from tfq.backends import LocalRunner, RunRequest
 from tfq.conversion import convert_with_record
 from tfq.keras_bridge import import_tf_keras
-from tfq.runners import LocalRunner, RunRequest
 
 FLOATING = Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite"
 IMAGES = load_digits().images[..., None].astype(np.float32)

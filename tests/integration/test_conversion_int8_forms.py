@@ -8,9 +8,9 @@ import pytest
 
 import tfq
 from tfq import auditing, tflite
+from tfq.backends import LocalRunner, RunRequest
 from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.runners import LocalRunner, RunRequest
 
 SHAPE = (6, 6, 4)
 FLOAT_ENDS = {"inference_input_type": "float32", "inference_output_type": "float32"}

@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 
 import tfq
 from tfq import tflite
+from tfq.backends import LocalRunner, RunRequest
 from tfq.conversion import convert_with_record
-from tfq.runners import LocalRunner, RunRequest
 
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
 IMAGES = load_digits().images[..., None].astype(np.float32)

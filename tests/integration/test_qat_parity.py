@@ -11,12 +11,12 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 import tfq
 from tfq import tflite
+from tfq.backends import LocalRunner, RunRequest
 from tfq.compression import qat_model, untrained_qat_model
 from tfq.conversion.parity.compare import qat_parity
 from tfq.errors import FlatbufferError, InputError, RequirementError
 from tfq.evaluation import prepare_inputs
 from tfq.keras_bridge import import_tf_keras, import_tfmot
-from tfq.runners import LocalRunner, RunRequest
 from tfq.training import deterministic
 
 

@@ -12,12 +12,12 @@ import pytest
 from cifar10 import read_test_split
 from sklearn.datasets import load_digits
 
+from tfq.backends import RunRequest, apt, child, make_runner, sysroot, sysroot_plugin
+from tfq.backends.target.instructions import MARKER
 from tfq.config import CalibrationConfig, ConversionConfig, EvaluationConfig
 from tfq.conversion import convert_model
 from tfq.errors import InputError, ModelError, RunnerError
 from tfq.evaluation import compare_runners, count_instructions, evaluate_model
-from tfq.runners import RunRequest, apt, child, make_runner, sysroot, sysroot_plugin
-from tfq.runners.target.instructions import MARKER
 
 CPUS = ("cortex-a53", "cortex-a76")
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 import tfq
-from tfq.runners import sysroot
+from tfq.backends import sysroot
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 from golden_models import INT32, changed, golden
 
 from tfq import evaluation, tflite
+from tfq.backends import make_runner
+from tfq.backends.benchmarking import TimedModel, TimingRequest
+from tfq.backends.target import benchmark as target
 from tfq.config import BenchmarkConfig
 from tfq.data import as_split
 from tfq.errors import InputError, ModelError
 from tfq.evaluation.benchmark_inputs import timed_model
-from tfq.runners import make_runner
-from tfq.runners.benchmarking import TimedModel, TimingRequest
-from tfq.runners.target import benchmark as target
 
 SHORT = {"num_runs": 40, "min_secs": 0.0, "warmup_runs": 1}
 
@@ -139,8 +139,8 @@ def test_an_unknown_runner_gets_a_suggestion():
 
 
 def test_an_emulated_runner_counts_and_times_nothing(monkeypatch):
+    from tfq.backends import QemuRunner
     from tfq.evaluation import benchmark
-    from tfq.runners import QemuRunner
 
     asked = []
 

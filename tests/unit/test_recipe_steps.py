@@ -4,12 +4,12 @@
 import pytest
 
 from tfq import artifacts, stages
+from tfq.backends import sysroot
+from tfq.backends.emulator import Sysroot
 from tfq.config import RunConfig
 from tfq.recipe import run as run_module
 from tfq.recipe.steps import Loaded, Run, _compressed
 from tfq.recipe.store import StageStore
-from tfq.runners import sysroot
-from tfq.runners.emulator import Sysroot
 
 
 def compressed_to(model):

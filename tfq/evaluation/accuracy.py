@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.backends import RunRequest, RunResult, make_runner
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import TfqWarning
@@ -28,7 +29,6 @@ from tfq.evaluation.scores import (
     reconstructs,
     score_answers,
 )
-from tfq.runners import RunRequest, RunResult, make_runner
 
 NOT_COUNTED = "the interpreter does not tell which ops it delegates"
 

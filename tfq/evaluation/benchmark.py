@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tfq import tflite
+from tfq.backends import Runner, make_runner
+from tfq.backends.benchmarking import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
 from tfq.errors import InputError, RunnerError
@@ -15,8 +17,6 @@ from tfq.evaluation.instructions import count_instructions
 from tfq.evaluation.latency import latency_statistics
 from tfq.evaluation.op_costs import OpCost, op_costs
 from tfq.evaluation.paired import paired_ratio
-from tfq.runners import Runner, make_runner
-from tfq.runners.benchmarking import TimedModel, Timing, TimingRequest
 from tfq.tflite import Model
 
 NOT_TIMED = "not measured: the time of an emulator says nothing about a device"

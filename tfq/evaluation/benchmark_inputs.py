@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.backends.benchmarking import TimedModel
 from tfq.data import Split
 from tfq.errors import InputError
 from tfq.evaluation.inputs import prepare_inputs
-from tfq.runners.benchmarking import TimedModel
 from tfq.tflite import Model, Tensor
 
 NUM_INPUTS = 16

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from numpy.typing import NDArray
 
+from tfq.backends.base import InputStream
 from tfq.data import AnySplit, Split, SplitStream
 from tfq.evaluation.inputs import Tallies, encode_inputs, prepare_inputs
-from tfq.runners.base import InputStream
 from tfq.tflite import Model
 
 

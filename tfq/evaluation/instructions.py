@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.backends import QemuRunner, RunRequest, make_runner
 from tfq.data import Split, as_split
 from tfq.errors import InputError, RunnerError
 from tfq.evaluation.inputs import prepare_inputs
-from tfq.runners import QemuRunner, RunRequest, make_runner
 
 NOTE = "a count, not a time"
 NO_EMULATOR = "instructions are counted in emulation alone: name a runner such as qemu:cortex-a76"

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.backends import RunRequest, make_runner
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import InputError, RunnerError
 from tfq.evaluation.feed import Feed
-from tfq.runners import RunRequest, make_runner
 
 DEFAULT_LIMIT = 256
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, auditing, evaluation, report, stages
+from tfq.backends import QemuRunner, make_runner
 from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning, remembered_warnings
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.recipe.steps import Made, Run, data_inputs, make_flatbuffers
 from tfq.recipe.store import StageStore
-from tfq.runners import QemuRunner, make_runner
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _machine(*runners: str) -> dict[str, Any]:
     """What a measurement depends on beside its config: the CPU, how many cores this process may use, and of each runner
     what it cannot do here ("not run" is no result once it can) and, of an emulator, which one it is.
     """
-    from tfq.runners import sysroot
+    from tfq.backends import sysroot
 
     found: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
     for name in runners:

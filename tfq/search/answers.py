@@ -5,10 +5,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.backends import RunRequest, make_runner
 from tfq.data import AnySplit
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
-from tfq.runners import RunRequest, make_runner
 
 
 def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.backends import RunRequest, make_runner
 from tfq.conversion.parity.graph import Evaluator, ReferenceGraph
 from tfq.conversion.parity.match import candidates, check_origin, match
 from tfq.conversion.parity.record import LayerParity, QATParity
@@ -18,7 +19,6 @@ from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
 from tfq.keras_bridge import require_tf_keras
-from tfq.runners import RunRequest, make_runner
 
 DEFAULT_LIMIT = 256
 # Two, for a kernel in fixed point may round once more than the QAT model does, and once the other way.

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from tfq.runners.target import session
-from tfq.runners.target.fork import Fork
+from tfq.backends.target import session
+from tfq.backends.target.fork import Fork
 
 DIE = """
 import os, signal, time
-from tfq.runners.target.fork import Fork
+from tfq.backends.target.fork import Fork
 def work():
     {work}
 other = Fork(work)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.backends import child
+from tfq.backends.base import check_arrays
+from tfq.backends.scratch import no_room, scratch_directory
 from tfq.errors import InputError, ModelError, RunnerError
-from tfq.runners import child
-from tfq.runners.base import check_arrays
-from tfq.runners.scratch import no_room, scratch_directory
 
 # Without a sign of life; one comes after every inference that is not part of a block, and after every round of blocks.
 SILENT_SECS = 300.0

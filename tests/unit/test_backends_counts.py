@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tfq.backends import QemuRunner, sysroot, sysroot_plugin
+from tfq.backends.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.emulator import Sysroot
 from tfq.errors import InputError, RunnerError
 from tfq.evaluation import (
     count_instructions,
@@ -18,9 +21,6 @@ from tfq.evaluation import (
     count_on_runners,
     instructions_to_dict,
 )
-from tfq.runners import QemuRunner, sysroot, sysroot_plugin
-from tfq.runners.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
-from tfq.runners.emulator import Sysroot
 
 ROUNDS = WARMUP_RUNS + COUNTED_RUNS
 COUNTS = InstructionCounts(
@@ -172,7 +172,7 @@ def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_cou
     compilers()
     found = sysroot_plugin.add_plugin(emulator())
     assert found.counted_by == ""
-    assert "there is no C compiler: install one (cc), then say `python -m tfq.runners.sysroot`" in found.not_counted
+    assert "there is no C compiler: install one (cc), then say `python -m tfq.backends.sysroot`" in found.not_counted
 
     def no_network():
         raise RunnerError("apt cannot download tcc")
@@ -244,7 +244,7 @@ def test_a_counted_run_gets_an_environment_that_is_the_same_in_every_shell(tmp_p
 
 def test_the_plugins_source_is_in_the_wheel(root):
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    found = [path for pattern in listed["tfq.runners"] for path in (root / "tfq" / "runners").glob(pattern)]
+    found = [path for pattern in listed["tfq.backends"] for path in (root / "tfq" / "runners").glob(pattern)]
     assert sysroot_plugin.SOURCE in found
 
 

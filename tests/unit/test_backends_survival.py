@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq.runners import RunRequest, forks, make_runner, scratch
+from tfq.backends import RunRequest, forks, make_runner, scratch
 
 MODEL = golden("digits_int8")
 EXAMPLES = np.random.default_rng(0).integers(-128, 128, (50, 8, 8, 1)).astype(np.int8)
@@ -23,7 +23,7 @@ PARENT = """
 import sys
 from pathlib import Path
 import numpy as np
-from tfq.runners import RunRequest, forks, worker
+from tfq.backends import RunRequest, forks, worker
 start = forks.start_fork if sys.argv[2] == "fork" else worker.start_process
 worker.run_worker(
     [sys.executable, "-I", "-S"],
@@ -109,8 +109,8 @@ def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_
     # A limit on the size of a file stands in for a disk that is full: write() fails either way.
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.errors import TfqError\n"
-        "from tfq.runners import feed; feed.RING_BYTES = 1 << 16\n"
-        "from tfq.runners import RunRequest, make_runner\n"
+        "from tfq.backends import feed; feed.RING_BYTES = 1 << 16\n"
+        "from tfq.backends import RunRequest, make_runner\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((90_000, 8, 8, 1), np.int8),))\n"
         "try: make_runner('local').run(request)\n"
         "except TfqError as error: print(error.exit_code, error)"
@@ -160,7 +160,7 @@ def test_the_server_that_was_prepared_is_the_one_that_the_first_run_takes():
 
 def test_the_server_ends_with_this_process_and_is_not_started_by_importing():
     code = (
-        "import numpy as np, sys; from pathlib import Path; from tfq.runners import RunRequest, forks, make_runner\n"
+        "import numpy as np, sys; from pathlib import Path; from tfq.backends import RunRequest, forks, make_runner\n"
         "assert forks._server is None\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((3, 8, 8, 1), np.int8),))\n"
         "make_runner('local').run(request); print(forks._server[0].pid)"

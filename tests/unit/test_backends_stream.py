@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
+from tfq.backends import InputStream, RunRequest, child, feed, make_runner
 from tfq.errors import InputError, RunnerError
-from tfq.runners import InputStream, RunRequest, child, feed, make_runner
 
 MODEL = golden("digits_int8")
 

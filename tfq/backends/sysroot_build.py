@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq.artifacts import write_json
-from tfq.errors import RunnerError
-from tfq.runners.apt import (
+from tfq.backends.apt import (
     DOWNLOAD_SECONDS,
     AptSource,
     fetch_packages,
@@ -33,8 +32,9 @@ from tfq.runners.apt import (
     run_command,
     unpack_packages,
 )
-from tfq.runners.emulator import CPUS, Sysroot
-from tfq.runners.sysroot_plugin import add_plugin
+from tfq.backends.emulator import CPUS, Sysroot
+from tfq.backends.sysroot_plugin import add_plugin
+from tfq.errors import RunnerError
 
 RECIPE = 2  # goes up whenever what is installed changes
 SOURCE_VARIABLE = "TFQ_ARM64_APT_SOURCE"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tfq.backends import apt
+from tfq.backends.apt import AptSource, machine_sources, parse_deb822, parse_one_line
 from tfq.errors import RunnerError
-from tfq.runners import apt
-from tfq.runners.apt import AptSource, machine_sources, parse_deb822, parse_one_line
 
 ONE_LINE = """
 # a comment, and a disabled entry:

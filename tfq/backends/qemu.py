@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from tfq import tflite
+from tfq.backends.base import InputStream, RunRequest, RunResult
+from tfq.backends.child import run_child
+from tfq.backends.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.effort import deadline_of, memory_of
+from tfq.backends.emulator import Sysroot
+from tfq.backends.scratch import no_room, scratch_directory
+from tfq.backends.worker import run_worker
 from tfq.errors import RunnerError
-from tfq.runners.base import InputStream, RunRequest, RunResult
-from tfq.runners.child import run_child
-from tfq.runners.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
-from tfq.runners.effort import deadline_of, memory_of
-from tfq.runners.emulator import Sysroot
-from tfq.runners.scratch import no_room, scratch_directory
-from tfq.runners.worker import run_worker
 
 NO_LATENCY = "not measured: the time of an emulator says nothing about a device"
 
@@ -35,7 +35,7 @@ class QemuRunner:
 
     def unavailable(self) -> str | None:
         """Why it cannot run and what to do about it."""
-        from tfq.runners import sysroot  # late: `python -m tfq.runners.sysroot` must find it not yet imported
+        from tfq.backends import sysroot  # late: `python -m tfq.backends.sysroot` must find it not yet imported
 
         return sysroot.unavailable(self.cpu)
 
@@ -47,7 +47,7 @@ class QemuRunner:
 
         Raises InputError when the model does not take these inputs, RunnerError on all else.
         """
-        from tfq.runners import sysroot
+        from tfq.backends import sysroot
 
         reason = self.unavailable()
         installed = sysroot.find()
@@ -65,7 +65,7 @@ class QemuRunner:
 
     def cannot_count(self) -> str | None:
         """Why it cannot count instructions here, and what to do about it; None when it can."""
-        from tfq.runners import sysroot
+        from tfq.backends import sysroot
 
         return sysroot.cannot_count(self.cpu)
 
@@ -74,7 +74,7 @@ class QemuRunner:
 
         Raises InputError when the model does not take these inputs, ModelError when it fails, RunnerError on all else.
         """
-        from tfq.runners import sysroot
+        from tfq.backends import sysroot
 
         reason = self.cannot_count()
         installed = sysroot.find()

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from tfq.runners.child import TARGET, Child, start_process
+from tfq.backends.child import TARGET, Child, start_process
 
 # Not `child.TARGET` as it may be then: a server knows no other target than its own.
 _TARGET = str(TARGET)

@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
+from tfq.backends import RUNNERS, LocalRunner, QemuRunner, Runner, RunRequest, make_runner
 from tfq.errors import InputError
-from tfq.runners import RUNNERS, LocalRunner, QemuRunner, Runner, RunRequest, make_runner
 
 CODES = np.zeros((2, 3), np.int8)
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from golden_models import golden
 
+from tfq.backends import RunRequest, child, make_runner
+from tfq.backends.worker import run_worker
 from tfq.errors import ModelError, RunnerError
-from tfq.runners import RunRequest, child, make_runner
-from tfq.runners.worker import run_worker
 
 REQUEST = RunRequest(model=golden("digits_int8"), inputs=(np.zeros((3, 8, 8, 1), np.int8),))
 
@@ -26,7 +26,7 @@ PARENT = """
 import sys
 from pathlib import Path
 import numpy as np
-from tfq.runners import LocalRunner, RunRequest, child
+from tfq.backends import LocalRunner, RunRequest, child
 child.TARGET = Path(sys.argv[1])
 LocalRunner().run(RunRequest(model=Path(sys.argv[2]).read_bytes(), inputs=(np.zeros((64, 8, 8, 1), np.int8),)))
 """

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq.backends.base import InputStream, check_arrays
+from tfq.backends.scratch import no_room
 from tfq.errors import InputError
-from tfq.runners.base import InputStream, check_arrays
-from tfq.runners.scratch import no_room
 
 # Small enough that no worker has long to wait for the last one, large enough that passing it on costs nothing.
 BLOCK_BYTES, BLOCK_EXAMPLES, BLOCKS_A_WORKER = 1 << 17, 64, 8

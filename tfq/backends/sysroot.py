@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ARM emulator and a small arm64 system for it, in tfq's cache directory: `python -m tfq.runners.sysroot`.
+"""The ARM emulator and a small arm64 system for it, in tfq's cache directory: `python -m tfq.backends.sysroot`.
 
 Root is not needed, and nothing of the machine changes. What it is made of: sysroot_build.py.
 """
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfq.artifacts import cache_dir, locked
+from tfq.backends.emulator import Sysroot
+from tfq.backends.sysroot_build import RECORD, SOURCE_VARIABLE, build, inputs, write_record
+from tfq.backends.sysroot_plugin import COMMAND, add_plugin, machine_compilers
 from tfq.errors import RunnerError, TfqError
-from tfq.runners.emulator import Sysroot
-from tfq.runners.sysroot_build import RECORD, SOURCE_VARIABLE, build, inputs, write_record
-from tfq.runners.sysroot_plugin import COMMAND, add_plugin, machine_compilers
 
 ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the runner local"
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
+from tfq.backends import RunRequest, effort, make_runner
 from tfq.errors import ModelError
-from tfq.runners import RunRequest, effort, make_runner
 from tfq.tflite import read
 
 MODEL = golden("digits_int8")

@@ -13,12 +13,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tfq.backends.apt import run_command, unpack_packages
+from tfq.backends.emulator import Sysroot, own_loader
+from tfq.backends.target.instructions import MARKER
 from tfq.errors import RunnerError
-from tfq.runners.apt import run_command, unpack_packages
-from tfq.runners.emulator import Sysroot, own_loader
-from tfq.runners.target.instructions import MARKER
 
-COMMAND = "python -m tfq.runners.sysroot"
+COMMAND = "python -m tfq.backends.sysroot"
 SOURCE = Path(__file__).with_name("counting") / "instructions.c"
 COMPILERS = ("cc", "gcc", "clang", "tcc")
 COMPILE_SECONDS = 60

@@ -5,8 +5,8 @@ import math
 import os
 from contextlib import suppress
 
+from tfq.backends.child import Deadline
 from tfq.errors import ModelError
-from tfq.runners.child import Deadline
 from tfq.tflite import Model, Op, Subgraph, Tensor
 
 # Seconds for everything but arithmetic, and operations a second, that the slowest kernels reach on a slow machine.

@@ -3,10 +3,10 @@
 
 from collections.abc import Callable
 
+from tfq.backends.base import InputStream, Runner, RunRequest, RunResult
+from tfq.backends.local import LocalRunner
+from tfq.backends.qemu import QemuRunner
 from tfq.errors import InputError, did_you_mean
-from tfq.runners.base import InputStream, Runner, RunRequest, RunResult
-from tfq.runners.local import LocalRunner
-from tfq.runners.qemu import QemuRunner
 
 __all__ = ["RUNNERS", "InputStream", "LocalRunner", "QemuRunner", "RunRequest", "RunResult", "Runner", "make_runner"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from tfq import tflite
-from tfq.runners.base import RunRequest, RunResult
-from tfq.runners.child import Child, run_child, start_process
-from tfq.runners.effort import deadline_of, memory_of
-from tfq.runners.feed import Feed, Plan, begun
-from tfq.runners.scratch import no_room, scratch_directory
+from tfq.backends.base import RunRequest, RunResult
+from tfq.backends.child import Child, run_child, start_process
+from tfq.backends.effort import deadline_of, memory_of
+from tfq.backends.feed import Feed, Plan, begun
+from tfq.backends.scratch import no_room, scratch_directory
 
 
 def run_worker(

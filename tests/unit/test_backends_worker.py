@@ -12,8 +12,8 @@ from golden_models import changed, golden
 from test_architecture import imports
 
 from tfq import quant_math
+from tfq.backends import RunRequest, child, make_runner
 from tfq.errors import FlatbufferError, InputError, ModelError
-from tfq.runners import RunRequest, child, make_runner
 
 INPUTS = {
     "int8": lambda n: np.random.default_rng(0).integers(-128, 128, (n, 8, 8, 1)).astype(np.int8),
@@ -109,7 +109,7 @@ def test_delegated_ops_are_those_that_the_delegate_stands_for():
 
 
 def test_ops_that_cannot_be_listed_are_not_counted_and_said_so():
-    from tfq.runners.target import session
+    from tfq.backends.target import session
 
     total, delegated, reason = session.count_ops(object())
     assert (total, delegated) == (None, None)

@@ -5,11 +5,11 @@ import importlib.util
 import sys
 from typing import Any
 
+from tfq.backends import benchmarking
+from tfq.backends.base import RunRequest, RunResult
+from tfq.backends.forks import start_fork, start_server
+from tfq.backends.worker import module_path, run_worker
 from tfq.errors import RunnerError
-from tfq.runners import benchmarking
-from tfq.runners.base import RunRequest, RunResult
-from tfq.runners.forks import start_fork, start_server
-from tfq.runners.worker import module_path, run_worker
 
 
 class LocalRunner:

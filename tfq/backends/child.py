@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tfq.backends.scratch import no_room
 from tfq.errors import InputError, ModelError, RunnerError
-from tfq.runners.scratch import no_room
 
 TARGET = Path(__file__).with_name("target")
 # Until the child has imported what it needs; the model has no part in that.
