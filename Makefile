@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .PHONY: demo test slow lint bench families smallest arm clean
 
 demo: .venv/.installed
-	@$(BIN)/python -m tfq.backends.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
+	@$(BIN)/python -m tfq.backends.qemu.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
 	@$(BIN)/tfq run --config=pipelines/configs/demo.json
 
 test: .venv/.installed
@@ -39,7 +39,7 @@ smallest: .venv/.installed
 	@$(BIN)/python -m pytest -m families
 
 arm: .venv/.installed
-	@$(BIN)/python -m tfq.backends.sysroot
+	@$(BIN)/python -m tfq.backends.qemu.sysroot
 
 .venv/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "wanted $(PYTHON): install Python 3.11, or say make PYTHON=/path/to/it" >&2; exit 1; }

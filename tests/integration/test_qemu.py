@@ -12,7 +12,8 @@ import pytest
 from cifar10 import read_test_split
 from sklearn.datasets import load_digits
 
-from tfq.backends import RunRequest, apt, child, make_runner, sysroot, sysroot_plugin
+from tfq.backends import RunRequest, child, make_runner
+from tfq.backends.qemu import apt, sysroot, sysroot_plugin
 from tfq.backends.target.instructions import MARKER
 from tfq.config import CalibrationConfig, ConversionConfig, EvaluationConfig
 from tfq.conversion import convert_model

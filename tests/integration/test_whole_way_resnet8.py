@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 import tfq
-from tfq.backends import sysroot
+from tfq.backends.qemu import sysroot
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tfq.backends import apt
-from tfq.backends.apt import AptSource, machine_sources, parse_deb822, parse_one_line
+from tfq.backends.qemu import apt
+from tfq.backends.qemu.apt import AptSource, machine_sources, parse_deb822, parse_one_line
 from tfq.errors import RunnerError
 
 ONE_LINE = """

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfq.backends import QemuRunner, sysroot, sysroot_plugin
-from tfq.backends.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
-from tfq.backends.emulator import Sysroot
+from tfq.backends import QemuRunner
+from tfq.backends.qemu import sysroot, sysroot_plugin
+from tfq.backends.qemu.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.qemu.emulator import Sysroot
 from tfq.errors import InputError, RunnerError
 from tfq.evaluation import (
     count_instructions,
@@ -172,7 +173,9 @@ def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_cou
     compilers()
     found = sysroot_plugin.add_plugin(emulator())
     assert found.counted_by == ""
-    assert "there is no C compiler: install one (cc), then say `python -m tfq.backends.sysroot`" in found.not_counted
+    assert (
+        "there is no C compiler: install one (cc), then say `python -m tfq.backends.qemu.sysroot`" in found.not_counted
+    )
 
     def no_network():
         raise RunnerError("apt cannot download tcc")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq.backends import RunRequest, effort, make_runner
+from tfq.backends import RunRequest, limits, make_runner
 from tfq.errors import ModelError
 from tfq.tflite import read
 
@@ -29,7 +29,7 @@ def test_multiply_adds_are_those_counted_by_hand():
     graph = read(MODEL).main_subgraph
     by_name = {}
     for op in graph.ops:
-        by_name.setdefault(op.name, []).append(effort._operations(graph, op))
+        by_name.setdefault(op.name, []).append(limits._operations(graph, op))
     # conv1: 8 x 8 x 12 outputs of 3 x 3 x 1 products each; besides, each value of input, weights, bias, output once.
     values = 8 * 8 * 1 + 12 * 9 + 12 + 8 * 8 * 12
     assert by_name["CONV_2D"][0] == 8 * 8 * 12 * 9 + values
@@ -39,13 +39,13 @@ def test_multiply_adds_are_those_counted_by_hand():
 
 
 def test_a_small_model_is_given_up_within_seconds_and_a_large_one_gets_its_time():
-    small = effort.deadline_of(read(MODEL), 0, 1, emulated=False)
+    small = limits.deadline_of(read(MODEL), 0, 1, emulated=False)
     assert 2 < small.cpu_secs < 3
     # MobileNetV2 @224: 301 million multiply-adds, which an emulator has taken 10 s for.
-    large = effort.LOCAL_SECS + 300e6 / effort.LOCAL_RATE, effort.EMULATED_SECS + 300e6 / effort.EMULATED_RATE
+    large = limits.LOCAL_SECS + 300e6 / limits.LOCAL_RATE, limits.EMULATED_SECS + 300e6 / limits.EMULATED_RATE
     assert large[0] > 30 and large[1] > 300
-    assert effort.deadline_of(read(MODEL), 0, 1, emulated=True).cpu_secs > 15
-    assert effort.deadline_of(read(MODEL), 7, 2, emulated=True) == effort.Deadline(wall_secs=7)
+    assert limits.deadline_of(read(MODEL), 0, 1, emulated=True).cpu_secs > 15
+    assert limits.deadline_of(read(MODEL), 7, 2, emulated=True) == limits.Deadline(wall_secs=7)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_a_shape_that_nothing_explains_is_refused_before_anything_runs(index, sh
 
 
 def test_a_model_for_a_larger_machine_is_refused(monkeypatch):
-    monkeypatch.setattr(effort, "_memory", lambda: 10_000)
+    monkeypatch.setattr(limits, "_memory", lambda: 10_000)
     refuse(MODEL, "the model's tensors take .* bytes, this machine has 10,000")
 
 
 def test_memory_beyond_the_limit_is_refused_to_the_child(monkeypatch):
-    monkeypatch.setattr(effort, "BASE_BYTES", 1)
-    monkeypatch.setattr(effort, "TIMES_TENSORS", 0)
+    monkeypatch.setattr(limits, "BASE_BYTES", 1)
+    monkeypatch.setattr(limits, "TIMES_TENSORS", 0)
     refuse(MODEL, "the interpreter (failed|was killed by signal SIGABRT|was killed by signal SIGSEGV)")

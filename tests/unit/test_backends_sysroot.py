@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfq.backends import RunRequest, make_runner, sysroot, sysroot_build
+from tfq.backends import RunRequest, make_runner
+from tfq.backends.qemu import sysroot, sysroot_build
 from tfq.errors import RunnerError
 
 REQUEST = RunRequest(model=b"x", inputs=(np.zeros((1, 2), np.int8),))
@@ -33,7 +34,7 @@ def built(directory: Path, cpus=("cortex-a53",)) -> None:
 
 def test_without_the_emulator_a_run_says_how_to_install_it():
     runner = make_runner("qemu:cortex-a53")
-    assert "python -m tfq.backends.sysroot" in runner.unavailable()
+    assert "python -m tfq.backends.qemu.sysroot" in runner.unavailable()
     with pytest.raises(
         RunnerError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.runners\.sysroot"
     ):
@@ -169,12 +170,12 @@ def test_nothing_of_the_users_environment_reaches_the_emulated_python(monkeypatc
 
 
 def test_the_command_line_tells_what_it_does_and_its_exit_code_what_became_of_it(tmp_path):
-    command = [sys.executable, "-W", "error", "-m", "tfq.backends.sysroot"]
+    command = [sys.executable, "-W", "error", "-m", "tfq.backends.qemu.sysroot"]
     environment = {**os.environ, "TFQ_CACHE_DIR": str(tmp_path / "other"), "PATH": str(tmp_path)}
     help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment)
     assert (help_text.returncode, help_text.stderr) == (0, "")
     assert "without root" in help_text.stdout
     failed = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert failed.returncode == 3
-    assert failed.stderr.startswith("python -m tfq.backends.sysroot: error: ")
+    assert failed.stderr.startswith("python -m tfq.backends.qemu.sysroot: error: ")
     assert "Traceback" not in failed.stderr

@@ -11,8 +11,8 @@ from golden_models import INT32, changed, golden
 
 from tfq import evaluation, tflite
 from tfq.backends import make_runner
-from tfq.backends.benchmarking import TimedModel, TimingRequest
 from tfq.backends.target import benchmark as target
+from tfq.backends.timing import TimedModel, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import as_split
 from tfq.errors import InputError, ModelError

@@ -6,7 +6,7 @@ import pytest
 from golden_models import changed, golden
 
 from tfq import tflite
-from tfq.backends.benchmarking import OpEvent
+from tfq.backends.timing import OpEvent
 from tfq.evaluation.op_costs import align, op_costs
 from tfq.tflite import Op
 

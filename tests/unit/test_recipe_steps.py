@@ -4,8 +4,8 @@
 import pytest
 
 from tfq import artifacts, stages
-from tfq.backends import sysroot
-from tfq.backends.emulator import Sysroot
+from tfq.backends.qemu import sysroot
+from tfq.backends.qemu.emulator import Sysroot
 from tfq.config import RunConfig
 from tfq.recipe import run as run_module
 from tfq.recipe.steps import Loaded, Run, _compressed

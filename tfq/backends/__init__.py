@@ -3,9 +3,9 @@
 
 from collections.abc import Callable
 
-from tfq.backends.base import InputStream, Runner, RunRequest, RunResult
 from tfq.backends.local import LocalRunner
-from tfq.backends.qemu import QemuRunner
+from tfq.backends.protocol import InputStream, Runner, RunRequest, RunResult
+from tfq.backends.qemu.runner import QemuRunner
 from tfq.errors import InputError, did_you_mean
 
 __all__ = ["RUNNERS", "InputStream", "LocalRunner", "QemuRunner", "RunRequest", "RunResult", "Runner", "make_runner"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.backends.base import InputStream, check_arrays
+from tfq.backends.protocol import InputStream, check_arrays
 from tfq.backends.scratch import no_room
 from tfq.errors import InputError
 

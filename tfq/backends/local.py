@@ -5,9 +5,9 @@ import importlib.util
 import sys
 from typing import Any
 
-from tfq.backends import benchmarking
-from tfq.backends.base import RunRequest, RunResult
+from tfq.backends import timing
 from tfq.backends.forks import start_fork, start_server
+from tfq.backends.protocol import RunRequest, RunResult
 from tfq.backends.worker import module_path, run_worker
 from tfq.errors import RunnerError
 
@@ -37,12 +37,12 @@ class LocalRunner:
         # Without what `site` does at each start; where the modules are is known here.
         return run_worker([sys.executable, "-I", "-S"], request, runner=self.name, path=module_path(), start=start_fork)
 
-    def time_models(self, request: benchmarking.TimingRequest) -> tuple[list[benchmarking.Timing], dict[str, Any]]:
+    def time_models(self, request: timing.TimingRequest) -> tuple[list[timing.Timing], dict[str, Any]]:
         """`benchmarking.time_models` on this machine."""
-        return benchmarking.time_models([sys.executable], request, runner=self.name)
+        return timing.time_models([sys.executable], request, runner=self.name)
 
     def profile_ops(
-        self, request: benchmarking.TimingRequest, model: benchmarking.TimedModel, kernels: str
-    ) -> list[benchmarking.OpEvent] | str:
+        self, request: timing.TimingRequest, model: timing.TimedModel, kernels: str
+    ) -> list[timing.OpEvent] | str:
         """`benchmarking.profile_ops` on this machine."""
-        return benchmarking.profile_ops([sys.executable], request, model, kernels, runner=self.name)
+        return timing.profile_ops([sys.executable], request, model, kernels, runner=self.name)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from tfq import tflite
-from tfq.backends.base import RunRequest, RunResult
 from tfq.backends.child import Child, run_child, start_process
-from tfq.backends.effort import deadline_of, memory_of
 from tfq.backends.feed import Feed, Plan, begun
+from tfq.backends.limits import deadline_of, memory_of
+from tfq.backends.protocol import RunRequest, RunResult
 from tfq.backends.scratch import no_room, scratch_directory
 
 

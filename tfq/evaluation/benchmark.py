@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq import tflite
 from tfq.backends import Runner, make_runner
-from tfq.backends.benchmarking import TimedModel, Timing, TimingRequest
+from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
 from tfq.errors import InputError, RunnerError

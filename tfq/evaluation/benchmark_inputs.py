@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.backends.benchmarking import TimedModel
+from tfq.backends.timing import TimedModel
 from tfq.data import Split
 from tfq.errors import InputError
 from tfq.evaluation.inputs import prepare_inputs

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from numpy.typing import NDArray
 
-from tfq.backends.base import InputStream
+from tfq.backends.protocol import InputStream
 from tfq.data import AnySplit, Split, SplitStream
 from tfq.evaluation.inputs import Tallies, encode_inputs, prepare_inputs
 from tfq.tflite import Model

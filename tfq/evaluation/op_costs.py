@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfq.backends.benchmarking import OpEvent
+from tfq.backends.timing import OpEvent
 from tfq.tflite import Model, Op
 
 # What XNNPACK calls its kernels, by how their names begin, and the ops of TFLite that they compute. Read in XNNPACK's

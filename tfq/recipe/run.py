@@ -167,7 +167,7 @@ def _machine(*runners: str) -> dict[str, Any]:
     """What a measurement depends on beside its config: the CPU, how many cores this process may use, and of each runner
     what it cannot do here ("not run" is no result once it can) and, of an emulator, which one it is.
     """
-    from tfq.backends import sysroot
+    from tfq.backends.qemu import sysroot
 
     found: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
     for name in runners:

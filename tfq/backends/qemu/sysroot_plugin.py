@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin that makes the ARM emulator count instructions: compiled from counting/instructions.c, and tried out.
+"""The plugin that makes the ARM emulator count instructions: compiled from instructions.c, and tried out.
 
 By the machine's own C compiler; where there is none that does, by tcc, unpacked from its package and never installed.
 An emulator without the plugin does all else as well.
@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tfq.backends.apt import run_command, unpack_packages
-from tfq.backends.emulator import Sysroot, own_loader
+from tfq.backends.qemu.apt import run_command, unpack_packages
+from tfq.backends.qemu.emulator import Sysroot, own_loader
 from tfq.backends.target.instructions import MARKER
 from tfq.errors import RunnerError
 
-COMMAND = "python -m tfq.backends.sysroot"
-SOURCE = Path(__file__).with_name("counting") / "instructions.c"
+COMMAND = "python -m tfq.backends.qemu.sysroot"
+SOURCE = Path(__file__).with_name("instructions.c")
 COMPILERS = ("cc", "gcc", "clang", "tcc")
 COMPILE_SECONDS = 60
 TRIAL_SECONDS = 60

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ARM emulator and a small arm64 system for it, in tfq's cache directory: `python -m tfq.backends.sysroot`.
+"""The ARM emulator and a small arm64 system for it, in tfq's cache directory: `python -m tfq.backends.qemu.sysroot`.
 
 Root is not needed, and nothing of the machine changes. What it is made of: sysroot_build.py.
 """
@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfq.artifacts import cache_dir, locked
-from tfq.backends.emulator import Sysroot
-from tfq.backends.sysroot_build import RECORD, SOURCE_VARIABLE, build, inputs, write_record
-from tfq.backends.sysroot_plugin import COMMAND, add_plugin, machine_compilers
+from tfq.backends.qemu.emulator import Sysroot
+from tfq.backends.qemu.sysroot_build import RECORD, SOURCE_VARIABLE, build, inputs, write_record
+from tfq.backends.qemu.sysroot_plugin import COMMAND, add_plugin, machine_compilers
 from tfq.errors import RunnerError, TfqError
 
 ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the runner local"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq.artifacts import write_json
-from tfq.backends.apt import (
+from tfq.backends.qemu.apt import (
     DOWNLOAD_SECONDS,
     AptSource,
     fetch_packages,
@@ -32,8 +32,8 @@ from tfq.backends.apt import (
     run_command,
     unpack_packages,
 )
-from tfq.backends.emulator import CPUS, Sysroot
-from tfq.backends.sysroot_plugin import add_plugin
+from tfq.backends.qemu.emulator import CPUS, Sysroot
+from tfq.backends.qemu.sysroot_plugin import add_plugin
 from tfq.errors import RunnerError
 
 RECIPE = 2  # goes up whenever what is installed changes

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.backends import child
-from tfq.backends.base import check_arrays
+from tfq.backends.protocol import check_arrays
 from tfq.backends.scratch import no_room, scratch_directory
 from tfq.errors import InputError, ModelError, RunnerError
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from tfq import tflite
-from tfq.backends.base import InputStream, RunRequest, RunResult
 from tfq.backends.child import run_child
-from tfq.backends.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
-from tfq.backends.effort import deadline_of, memory_of
-from tfq.backends.emulator import Sysroot
+from tfq.backends.limits import deadline_of, memory_of
+from tfq.backends.protocol import InputStream, RunRequest, RunResult
+from tfq.backends.qemu.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.qemu.emulator import Sysroot
 from tfq.backends.scratch import no_room, scratch_directory
 from tfq.backends.worker import run_worker
 from tfq.errors import RunnerError
@@ -35,7 +35,7 @@ class QemuRunner:
 
     def unavailable(self) -> str | None:
         """Why it cannot run and what to do about it."""
-        from tfq.backends import sysroot  # late: `python -m tfq.backends.sysroot` must find it not yet imported
+        from tfq.backends.qemu import sysroot
 
         return sysroot.unavailable(self.cpu)
 
@@ -47,7 +47,7 @@ class QemuRunner:
 
         Raises InputError when the model does not take these inputs, RunnerError on all else.
         """
-        from tfq.backends import sysroot
+        from tfq.backends.qemu import sysroot
 
         reason = self.unavailable()
         installed = sysroot.find()
@@ -65,7 +65,7 @@ class QemuRunner:
 
     def cannot_count(self) -> str | None:
         """Why it cannot count instructions here, and what to do about it; None when it can."""
-        from tfq.backends import sysroot
+        from tfq.backends.qemu import sysroot
 
         return sysroot.cannot_count(self.cpu)
 
@@ -74,7 +74,7 @@ class QemuRunner:
 
         Raises InputError when the model does not take these inputs, ModelError when it fails, RunnerError on all else.
         """
-        from tfq.backends import sysroot
+        from tfq.backends.qemu import sysroot
 
         reason = self.cannot_count()
         installed = sysroot.find()
