@@ -27,9 +27,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 import tfq
-from tfq import calibration, tflite
+from tfq import tflite
 from tfq.analysis import layer_sensitivity
 from tfq.models import MODELS
+from tfq.ptq import calibration
 
 # Method -> how many times as fast as TensorFlow's calibrator it must be.
 BOUNDS = {"min_max": 4.0, "moving_average": 4.0, "percentile": 2.5, "mse": 2.5, "entropy": 0.0}

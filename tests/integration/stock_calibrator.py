@@ -6,7 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfq import calibration, tflite
+from tfq import tflite
+from tfq.ptq import calibration
 
 
 def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config: Any = None) -> calibration.Ranges:

@@ -14,8 +14,8 @@ import tfq
 from tfq import tflite
 from tfq.__main__ import main
 from tfq.analysis import with_few_bits
-from tfq.calibration import observe
 from tfq.errors import InputError
+from tfq.ptq.calibration import observe
 from tfq.recipe.store import StageStore
 from tfq.search import accuracy_by_bits
 

@@ -6,11 +6,12 @@ import pytest
 from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import auditing, calibration, tflite
+from tfq import auditing, tflite
 from tfq.backends import LocalRunner, RunRequest
 from tfq.conversion import trace
 from tfq.data import input_specs
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
+from tfq.ptq import calibration
 
 
 @pytest.fixture(scope="module")

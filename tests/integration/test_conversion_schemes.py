@@ -10,8 +10,9 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from stock_calibrator import stock_ranges
 
 import tfq
-from tfq import auditing, calibration, tflite
+from tfq import auditing, tflite
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
+from tfq.ptq import calibration
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
 # Largest difference from the float model of outputs that are probabilities.

@@ -11,9 +11,9 @@ import pytest
 import tfq
 from tfq import tflite
 from tfq.__main__ import main
-from tfq.calibration.repair.equalization import find_pairs
 from tfq.conversion import convert_model
 from tfq.errors import InputError, TfqError
+from tfq.ptq.calibration.repair.equalization import find_pairs
 from tfq.recipe.store import StageStore
 from tfq.search import find_int8
 

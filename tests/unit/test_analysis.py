@@ -13,9 +13,9 @@ from test_calibration_repair import FLOATING, QUANTIZED, SAMPLES, constant, mult
 import tfq
 from tfq import analysis, quant_math, tflite
 from tfq.analysis.findings import find
-from tfq.calibration import calibrate
 from tfq.config import AnalysisConfig
 from tfq.errors import InputError
+from tfq.ptq.calibration import calibrate
 from tfq.report import analysis_page
 
 IMAGES = np.concatenate([sample["image"] for sample in SAMPLES])

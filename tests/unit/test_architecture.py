@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     ["errors", "settings", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table"],
     ["tflite", "auditing", "data", "backends"],
-    ["calibration", "analysis", "evaluation"],
+    ["ptq", "analysis", "evaluation"],
     ["keras_bridge", "training", "compression", "conversion", "models"],
     ["report", "stages", "recipe", "search", "callbacks", "flags", "scripts", "__main__", "__init__"],
 ]

@@ -12,10 +12,10 @@ from tfq.analysis.findings import Finding, find
 from tfq.analysis.histograms import LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity
-from tfq.calibration import calibrate
 from tfq.config import AnalysisConfig
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError
+from tfq.ptq.calibration import calibrate
 from tfq.text_table import aligned
 
 # Lines of text: the record has all.

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.calibration import observe
-from tfq.calibration.activations import Sample
-from tfq.calibration.beside import Beside
-from tfq.calibration.repair.weighted import weighted_ops
+from tfq.ptq.calibration import observe
+from tfq.ptq.calibration.activations import Sample
+from tfq.ptq.calibration.beside import Beside
+from tfq.ptq.calibration.repair.weighted import weighted_ops
 
 _BARS = 40
 

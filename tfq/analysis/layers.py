@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.calibration.activations import Sample, look_at_each
-from tfq.calibration.beside import Beside
 from tfq.errors import InputError
+from tfq.ptq.calibration.activations import Sample, look_at_each
+from tfq.ptq.calibration.beside import Beside
 from tfq.tflite import Tensor
 
 

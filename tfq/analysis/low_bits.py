@@ -9,11 +9,11 @@ import numpy as np
 from tfq import tflite
 from tfq.analysis.rounded_tensor import round_tensor
 from tfq.analysis.weight_grids import on_grid
-from tfq.calibration import Observations
-from tfq.calibration.clipping import least_square_range
-from tfq.calibration.repair.weighted import weighted_ops
 from tfq.config import FLOAT_BITS
 from tfq.patterns import check_fits, fits
+from tfq.ptq.calibration import Observations
+from tfq.ptq.calibration.clipping import least_square_range
+from tfq.ptq.calibration.repair.weighted import weighted_ops
 
 
 def with_few_bits(

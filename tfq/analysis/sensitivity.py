@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tfq import quant_math, tflite
 from tfq.analysis.layers import decibels
 from tfq.analysis.rounded_tensor import round_tensor
-from tfq.calibration import Ranges
-from tfq.calibration.activations import Sample, look_at_each
-from tfq.calibration.repair.weighted import weighted_ops
 from tfq.errors import InputError
+from tfq.ptq.calibration import Ranges
+from tfq.ptq.calibration.activations import Sample, look_at_each
+from tfq.ptq.calibration.repair.weighted import weighted_ops
 
 
 @dataclass(frozen=True, kw_only=True)

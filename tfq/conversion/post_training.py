@@ -9,8 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfq import calibration, tflite
-from tfq.calibration import repair
+from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges
 from tfq.conversion.int8_forms import with_kernels_of_int8
@@ -20,6 +19,7 @@ from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.conversion.shared_scales import with_operands_of_choices, with_same_scales
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
+from tfq.ptq import calibration, repair
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 from tfq import artifacts, auditing
 from tfq.analysis import layer_sensitivity
-from tfq.calibration import calibrate
 from tfq.config import BenchmarkConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
+from tfq.ptq.calibration import calibrate
 from tfq.recipe.store import StageStore
 from tfq.search.answers import classes_of, labels_of, packed, unpacked
 from tfq.search.ladder import Rung, methods, mixed, repairs

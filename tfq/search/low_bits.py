@@ -8,10 +8,10 @@ from typing import Any
 
 from tfq import artifacts, auditing
 from tfq.analysis import with_few_bits
-from tfq.calibration import observe
 from tfq.config import FLOAT_BITS, BitsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
+from tfq.ptq.calibration import observe
 from tfq.recipe.store import StageStore
 from tfq.search.answers import classes_of, labels_of, packed, unpacked
 from tfq.search.paired import PairedDifference, paired_difference

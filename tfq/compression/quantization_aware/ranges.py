@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.calibration.reach import Reach, without_outliers
 from tfq.compression import tfmot_private
 from tfq.compression.examples import batches_of
 from tfq.compression.quantization_aware.shared_ranges import shared_ranges, unite_ranges
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
+from tfq.ptq.calibration.reach import Reach, without_outliers
 
 # Of a batch, the share of examples beyond which they are no exceptions.
 _MOST_FAR = 0.25

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from tfq.artifacts import read_json, write_json
-from tfq.calibration.histogram import Bins, Histogram
-from tfq.calibration.reach import Reach, without_outliers
 from tfq.errors import InputError
+from tfq.ptq.calibration.histogram import Bins, Histogram
+from tfq.ptq.calibration.reach import Reach, without_outliers
 
 SCHEMA_VERSION = 2
 # Of a moving average, what stays of the old value at each sample.

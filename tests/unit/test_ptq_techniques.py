@@ -10,11 +10,11 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
 
 from tfq import quant_math, tflite
-from tfq.calibration import repair
-from tfq.calibration.repair.patches import patches_of, same_padding
-from tfq.calibration.repair.rounding import choose_codes
-from tfq.calibration.repair.weighted import Weighted, weighted_ops
 from tfq.errors import InputError, TfqError
+from tfq.ptq import repair
+from tfq.ptq.calibration.repair.patches import patches_of, same_padding
+from tfq.ptq.calibration.repair.rounding import choose_codes
+from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
 RELU6 = generated.ActivationFunctionType.RELU6
@@ -259,7 +259,9 @@ def test_biases_take_off_what_quantization_added(layer):
 
 
 def test_biases_are_kept_where_other_ones_are_no_better(monkeypatch):
-    monkeypatch.setattr("tfq.calibration.repair.bias._shift", lambda layer, offset: layer.set_bias(layer.bias + 500))
+    monkeypatch.setattr(
+        "tfq.ptq.calibration.repair.bias._shift", lambda layer, offset: layer.set_bias(layer.bias + 500)
+    )
     found = repair.correct_biases(QUANTIZED, FLOATING, SAMPLES)
     assert (found.model, found.rounds) == (QUANTIZED, 0)
     assert found.error_after == found.error_before

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.calibration.activations import Sample, look_at_each
-from tfq.calibration.beside import Beside
-from tfq.calibration.repair.patches import patches_of
-from tfq.calibration.repair.weighted import Weighted, weighted_ops
 from tfq.patterns import check_fits, fits
+from tfq.ptq.calibration.activations import Sample, look_at_each
+from tfq.ptq.calibration.beside import Beside
+from tfq.ptq.calibration.repair.patches import patches_of
+from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
 
 # Added to the diagonal of H, as a share of its mean: inputs that are always zero leave it singular.
 _DAMPING = 0.01

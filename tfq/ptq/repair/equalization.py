@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.calibration.activations import Sample
-from tfq.calibration.beside import channel_ends
-from tfq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
-from tfq.calibration.repair.same_function import check_same_function
-from tfq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.calibration.activations import Sample
+from tfq.ptq.calibration.beside import channel_ends
+from tfq.ptq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
+from tfq.ptq.calibration.repair.same_function import check_same_function
+from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
 
 # What moves or selects values without mixing channels, or averages them within one: a factor goes through.
 _COMMUTING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "RELU", "LEAKY_RELU", "MEAN", "RESHAPE", "SQUEEZE"))

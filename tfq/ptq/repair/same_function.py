@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfq import tflite
-from tfq.calibration.activations import Sample, look_at_each
 from tfq.errors import TfqError
+from tfq.ptq.calibration.activations import Sample, look_at_each
 
 _RANDOM_SAMPLES = 8
 

@@ -3,12 +3,12 @@
 
 from collections.abc import Callable, Mapping
 
-from tfq.calibration.clipping import least_divergence_range, least_square_range
-from tfq.calibration.observation import Observations, TensorObservation
-from tfq.calibration.ranges import Ranges, TensorRange
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError, did_you_mean
 from tfq.patterns import check_fits, fits
+from tfq.ptq.calibration.clipping import least_divergence_range, least_square_range
+from tfq.ptq.calibration.observation import Observations, TensorObservation
+from tfq.ptq.calibration.ranges import Ranges, TensorRange
 
 Range = tuple[float, float]
 

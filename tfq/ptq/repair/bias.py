@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.calibration.activations import Sample
-from tfq.calibration.beside import Beside, channel_means
-from tfq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.calibration.activations import Sample
+from tfq.ptq.calibration.beside import Beside, channel_means
+from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
 
 # A layer's error is its own and what came through it from the layers before; once these are put right the rest is
 # smaller, and all are put right again. Every round settles one layer more for good, and most of them nearly so.

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import quant_math, tflite
-from tfq.calibration.activations import Sample, look_at_each
 from tfq.errors import InputError
+from tfq.ptq.calibration.activations import Sample, look_at_each
 
 
 class Beside:

@@ -9,9 +9,9 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
 
 from tfq import tflite
-from tfq.calibration import Histogram, Observations, calibrate, merge_observations, observe
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
+from tfq.ptq.calibration import Histogram, Observations, calibrate, merge_observations, observe
 
 FLOAT_MODELS = ("digits_float32", "two_branches_float32")
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import sha256
-from tfq.calibration.activations import Sample, look_at_each
-from tfq.calibration.histogram import Histogram
-from tfq.calibration.observation import Observations, TensorObservation
 from tfq.data import SampleDigest
 from tfq.errors import InputError
+from tfq.ptq.calibration.activations import Sample, look_at_each
+from tfq.ptq.calibration.histogram import Histogram
+from tfq.ptq.calibration.observation import Observations, TensorObservation
 
 
 def observe(

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tfq.calibration import Histogram
-from tfq.calibration.histogram import NUM_BINS, Bins
 from tfq.errors import InputError
+from tfq.ptq.calibration import Histogram
+from tfq.ptq.calibration.histogram import NUM_BINS, Bins
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 VALUES = arrays(np.float32, array_shapes(max_dims=2, max_side=40), elements=FINITE)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tfq import quant_math
-from tfq.calibration import Histogram, Observations, TensorObservation, choose_ranges
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
+from tfq.ptq.calibration import Histogram, Observations, TensorObservation, choose_ranges
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=200_000).astype(np.float32)

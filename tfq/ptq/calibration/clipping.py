@@ -9,7 +9,7 @@ and plain entropy calibration is known to fail by it.
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.calibration.histogram import Bins
+from tfq.ptq.calibration.histogram import Bins
 
 # An end is tried at these fractions of what was observed: eight an octave, twelve octaves down; then sixteen finer
 # steps to either side of the best.

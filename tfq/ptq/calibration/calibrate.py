@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import sha256
-from tfq.calibration.intermediates import intermediate_ranges
-from tfq.calibration.methods import choose_ranges, needs_histograms
-from tfq.calibration.observer import observe
-from tfq.calibration.ranges import Ranges, TensorRange
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
+from tfq.ptq.calibration.intermediates import intermediate_ranges
+from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
+from tfq.ptq.calibration.observer import observe
+from tfq.ptq.calibration.ranges import Ranges, TensorRange
 
 # Ops that run other subgraphs, whose tensors nobody sees from outside.
 _CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE", "STABLEHLO_WHILE")

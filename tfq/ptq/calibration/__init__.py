@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float bytes and data -> activation ranges: observe (what was there), choose (what the codes are to span)."""
+
+from tfq.ptq.calibration.calibrate import calibrate
+from tfq.ptq.calibration.histogram import Bins, Histogram
+from tfq.ptq.calibration.methods import METHODS, choose_ranges
+from tfq.ptq.calibration.observation import Observations, TensorObservation, merge_observations
+from tfq.ptq.calibration.observer import observe
+from tfq.ptq.calibration.ranges import Ranges, TensorRange
+
+__all__ = [
+    "METHODS",
+    "Bins",
+    "Histogram",
+    "Observations",
+    "Ranges",
+    "TensorObservation",
+    "TensorRange",
+    "calibrate",
+    "choose_ranges",
+    "merge_observations",
+    "observe",
+]
