@@ -33,7 +33,7 @@ from tfq.backends import RunRequest, make_runner
 from tfq.data import Split
 from tfq.evaluation import decode_outputs, prepare_inputs
 from tfq.ptq import calibration
-from tfq.ptq.calibration.repair.equalization import find_pairs
+from tfq.ptq.cross_layer_equalization import find_pairs
 
 FACTOR, CHANNELS, HARD_SEEDS = 64.0, 3, (0, 1, 2)
 MOST_DROP, MOST_INT4_DROP = 0.004, 0.035

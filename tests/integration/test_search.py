@@ -13,7 +13,7 @@ from tfq import tflite
 from tfq.__main__ import main
 from tfq.conversion import convert_model
 from tfq.errors import InputError, TfqError
-from tfq.ptq.calibration.repair.equalization import find_pairs
+from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.recipe.store import StageStore
 from tfq.search import find_int8
 

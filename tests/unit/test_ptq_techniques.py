@@ -9,12 +9,11 @@ from ai_edge_litert import schema_py_generated as generated
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
 
-from tfq import quant_math, tflite
+from tfq import ptq, quant_math, tflite
 from tfq.errors import InputError, TfqError
-from tfq.ptq import repair
-from tfq.ptq.calibration.repair.patches import patches_of, same_padding
-from tfq.ptq.calibration.repair.rounding import choose_codes
-from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.patches import patches_of, same_padding
+from tfq.ptq.weight_rounding import choose_codes
+from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
 RELU6 = generated.ActivationFunctionType.RELU6
@@ -88,7 +87,7 @@ def evenness(model, layer):
 
 def test_equalizing_leaves_the_function_as_it_was_to_the_bit():
     model = changed(FLOATING, uneven)
-    found = repair.equalize(model)
+    found = ptq.equalize(model)
     np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
     assert found.difference == 0
 
@@ -96,14 +95,14 @@ def test_equalizing_leaves_the_function_as_it_was_to_the_bit():
 def test_channels_that_were_made_uneven_are_even_again():
     model = changed(FLOATING, uneven)
     assert evenness(model, "conv2") < 1 / 32
-    assert evenness(repair.equalize(model).model, "conv2") > evenness(FLOATING, "conv2") / 3
-    (pair,) = (pair for pair in repair.equalize(model).pairs if pair.first == "conv2")
+    assert evenness(ptq.equalize(model).model, "conv2") > evenness(FLOATING, "conv2") / 3
+    (pair,) = (pair for pair in ptq.equalize(model).pairs if pair.first == "conv2")
     assert (pair.second, pair.channels) == ("logits", 12)
     assert pair.highest_factor / pair.lowest_factor >= 32
 
 
 def test_pairs_are_found_through_depthwise_pooling_and_flattening_and_the_rest_has_reasons():
-    found = repair.equalize(FLOATING)
+    found = ptq.equalize(FLOATING)
     assert [(pair.first, pair.second) for pair in found.pairs] == [("depthwise", "pointwise"), ("conv2", "logits")]
     assert found.skipped == {
         "conv1": "2 ops read what it gives",
@@ -117,7 +116,7 @@ def cap(model):
 
 
 def test_behind_a_relu6_nothing_is_scaled_without_data():
-    found = repair.equalize(changed(FLOATING, cap))
+    found = ptq.equalize(changed(FLOATING, cap))
     assert "caps" in found.skipped["conv2"]
 
 
@@ -132,7 +131,7 @@ def test_behind_a_relu6_channels_are_scaled_as_far_as_the_cap_allows():
     model = changed(FLOATING, small_then_capped)
     largest = tensor_values(model, output_of(model, "conv2")).max(axis=(0, 1, 2))
     assert largest.max() < 6
-    found = repair.equalize(model, SAMPLES)
+    found = ptq.equalize(model, SAMPLES)
     after = tensor_values(found.model, output_of(found.model, "conv2")).max(axis=(0, 1, 2))
     assert evenness(found.model, "conv2") > 4 * evenness(model, "conv2")
     assert after.max() <= 4  # with half as much room again
@@ -145,7 +144,7 @@ def test_channels_that_the_cap_cuts_are_left_alone():
         cap(model)
 
     model = changed(FLOATING, large_then_capped)
-    found = repair.equalize(model, SAMPLES)
+    found = ptq.equalize(model, SAMPLES)
     _, before = constant(tflite.unpack(model), "conv2", 1)
     _, after = constant(tflite.unpack(found.model), "conv2", 1)
     np.testing.assert_array_equal(after[[3, 7]], before[[3, 7]])
@@ -155,7 +154,7 @@ def test_channels_that_the_cap_cuts_are_left_alone():
 def test_a_function_that_changed_is_refused(monkeypatch):
     monkeypatch.setattr(Weighted, "scale_inputs", lambda self, factors: None)
     with pytest.raises(TfqError, match="changed the float function"):
-        repair.equalize(changed(FLOATING, uneven))
+        ptq.equalize(changed(FLOATING, uneven))
 
 
 def shifted(layer, by):
@@ -171,7 +170,7 @@ def shifted(layer, by):
 @pytest.mark.parametrize(("layer", "reader"), [("conv2", "logits"), ("depthwise", "pointwise")])
 def test_what_a_channel_always_gives_is_taken_off_it_and_the_function_stays(layer, reader):
     model = shifted(layer, 400)
-    found = repair.absorb_biases(model, SAMPLES)
+    found = ptq.absorb_biases(model, SAMPLES)
     (pair,) = (pair for pair in found.pairs if pair.first == layer)
     assert pair.second == reader and pair.width_after < pair.width_before - 200
     np.testing.assert_allclose(probabilities(found.model), probabilities(model), atol=1e-4)
@@ -181,7 +180,7 @@ def test_what_a_channel_always_gives_is_taken_off_it_and_the_function_stays(laye
 
 
 def test_channels_that_are_zero_now_and_then_keep_what_they_give():
-    found = repair.absorb_biases(FLOATING, SAMPLES)
+    found = ptq.absorb_biases(FLOATING, SAMPLES)
     assert "conv2" not in {pair.first for pair in found.pairs}
     assert found.skipped["conv2"] == "its range would stay as wide as it is"
     assert found.skipped["conv1"] == "2 ops read what it gives"
@@ -198,12 +197,12 @@ def test_before_a_layer_that_pads_nothing_is_absorbed():
         model.buffers[tensor.buffer].data = weights.reshape(-1).view(np.uint8)
 
     model = changed(shifted("depthwise", 400), padded)
-    assert repair.absorb_biases(model, SAMPLES).skipped["depthwise"] == "the layer that reads it pads with zeros"
+    assert ptq.absorb_biases(model, SAMPLES).skipped["depthwise"] == "the layer that reads it pads with zeros"
 
 
 def test_to_absorb_without_data_is_refused():
     with pytest.raises(InputError, match="absorb: no samples"):
-        repair.absorb_biases(FLOATING, [])
+        ptq.absorb_biases(FLOATING, [])
 
 
 def test_weights_of_two_ops_are_not_scaled():
@@ -216,7 +215,7 @@ def test_weights_of_two_ops_are_not_scaled():
         graph.operators.append(twin)
         graph.outputs = np.array([*graph.outputs, *twin.outputs], np.int32)
 
-    assert {pair.first for pair in repair.equalize(changed(FLOATING, shared)).pairs} == {"depthwise"}
+    assert {pair.first for pair in ptq.equalize(changed(FLOATING, shared)).pairs} == {"depthwise"}
 
 
 def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
@@ -251,7 +250,7 @@ def spoilt(model):
 @pytest.mark.parametrize("layer", ["conv2", "logits"])
 def test_biases_take_off_what_quantization_added(layer):
     model = changed(QUANTIZED, spoilt)
-    found = repair.correct_biases(model, FLOATING, SAMPLES)
+    found = ptq.correct_biases(model, FLOATING, SAMPLES)
     before, after = (np.abs(mean_offset(each, layer)).mean() for each in (model, found.model))
     assert after < before / 5
     assert found.error_after < found.error_before / 2 and found.rounds >= 1
@@ -259,16 +258,14 @@ def test_biases_take_off_what_quantization_added(layer):
 
 
 def test_biases_are_kept_where_other_ones_are_no_better(monkeypatch):
-    monkeypatch.setattr(
-        "tfq.ptq.calibration.repair.bias._shift", lambda layer, offset: layer.set_bias(layer.bias + 500)
-    )
-    found = repair.correct_biases(QUANTIZED, FLOATING, SAMPLES)
+    monkeypatch.setattr("tfq.ptq.bias_correction._shift", lambda layer, offset: layer.set_bias(layer.bias + 500))
+    found = ptq.correct_biases(QUANTIZED, FLOATING, SAMPLES)
     assert (found.model, found.rounds) == (QUANTIZED, 0)
     assert found.error_after == found.error_before
 
 
 def test_a_float_flatbuffer_of_another_model_is_refused():
-    for act in (repair.correct_biases, repair.optimise_rounding):
+    for act in (ptq.correct_biases, ptq.optimise_rounding):
         with pytest.raises(InputError, match="was made of"):
             act(QUANTIZED, golden("two_branches_float32"), SAMPLES)
 
@@ -327,7 +324,7 @@ def test_same_padding_is_tensorflows(numbers, wanted):
 
 
 def test_rounding_brings_the_outputs_of_every_layer_nearer():
-    found = repair.optimise_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
+    found = ptq.optimise_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
     assert set(found.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not found.skipped
     assert all(after <= before for before, after in found.layers.values())
     # Those that weigh many inputs, which go together.
@@ -335,7 +332,7 @@ def test_rounding_brings_the_outputs_of_every_layer_nearer():
 
 
 def test_rounded_codes_are_the_nearest_or_their_neighbours_and_scales_stay():
-    found = repair.optimise_rounding(QUANTIZED, FLOATING, SAMPLES)
+    found = ptq.optimise_rounding(QUANTIZED, FLOATING, SAMPLES)
     before, after = tflite.read(QUANTIZED).main_subgraph, tflite.read(found.model).main_subgraph
     assert [tensor.scale for tensor in after.tensors] == [tensor.scale for tensor in before.tensors]
     moved = 0
@@ -355,20 +352,20 @@ def test_pruned_weights_stay_zero_when_rounded():
             flat[::2] = 0
             buffer.data = flat.view(np.uint8)
 
-    found = repair.optimise_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
+    found = ptq.optimise_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
     for layer in ("pointwise", "conv2"):
         assert (constant(tflite.unpack(found.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
 
 
 def test_repairs_give_the_same_bytes_again():
-    for act in (repair.optimise_rounding, repair.correct_biases):
+    for act in (ptq.optimise_rounding, ptq.correct_biases):
         assert act(QUANTIZED, FLOATING, SAMPLES).model == act(QUANTIZED, FLOATING, SAMPLES).model
-    assert repair.equalize(FLOATING).model == repair.equalize(FLOATING).model
+    assert ptq.equalize(FLOATING).model == ptq.equalize(FLOATING).model
 
 
 @pytest.mark.parametrize("model", ["digits_int8", "digits_int8_per_tensor"])
 def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
-    found = repair.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
+    found = ptq.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
     edited, before = tflite.unpack(found.model), tflite.unpack(FLOATING)
     for layer in ("conv2", "logits", "depthwise"):
         tensor = edited.subgraphs[0].tensors[op_of(edited, layer).inputs[1]]
@@ -388,6 +385,6 @@ def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
 
 
 def test_four_bits_lose_less_when_the_codes_are_chosen():
-    nearest, chosen = (repair.narrow_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=way) for way in (False, True))
+    nearest, chosen = (ptq.narrow_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=way) for way in (False, True))
     assert all(chosen.layers[name][1] < nearest.layers[name][1] / 1.5 for name in ("conv2", "logits"))
     assert all(after <= before * 1.001 for before, after in nearest.layers.values())

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.ptq.calibration import observe
 from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.calibration.beside import Beside
-from tfq.ptq.calibration.repair.weighted import weighted_ops
+from tfq.ptq.tensor_pairs import Beside
+from tfq.ptq.weighted_ops import weighted_ops
 
 _BARS = 40
 

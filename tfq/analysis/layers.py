@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tfq.errors import InputError
 from tfq.ptq.calibration.activations import Sample, look_at_each
-from tfq.ptq.calibration.beside import Beside
+from tfq.ptq.tensor_pairs import Beside
 from tfq.tflite import Tensor
 
 

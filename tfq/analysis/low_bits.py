@@ -13,7 +13,7 @@ from tfq.config import FLOAT_BITS
 from tfq.patterns import check_fits, fits
 from tfq.ptq.calibration import Observations
 from tfq.ptq.calibration.clipping import least_square_range
-from tfq.ptq.calibration.repair.weighted import weighted_ops
+from tfq.ptq.weighted_ops import weighted_ops
 
 
 def with_few_bits(

@@ -19,7 +19,7 @@ from tfq.analysis.rounded_tensor import round_tensor
 from tfq.errors import InputError
 from tfq.ptq.calibration import Ranges
 from tfq.ptq.calibration.activations import Sample, look_at_each
-from tfq.ptq.calibration.repair.weighted import weighted_ops
+from tfq.ptq.weighted_ops import weighted_ops
 
 
 @dataclass(frozen=True, kw_only=True)

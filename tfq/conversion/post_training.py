@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tfq import tflite
+from tfq import ptq, tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges
 from tfq.conversion.int8_forms import with_kernels_of_int8
@@ -19,7 +19,7 @@ from tfq.conversion.quantize import quantize_flatbuffer
 from tfq.conversion.shared_scales import with_operands_of_choices, with_same_scales
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
-from tfq.ptq import calibration, repair
+from tfq.ptq import calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ def quantize_after_training(
     samples = _samples(model, dataset, config) if needs_samples else []
     repairs: dict[str, Any] = {}
     if "equalize" in config.repair:
-        equalized = repair.equalize(model, samples)
+        equalized = ptq.equalize(model, samples)
         model, repairs["equalize"] = equalized.model, equalized.to_dict()
     if "absorb" in config.repair:
-        absorbed = repair.absorb_biases(model, samples)
+        absorbed = ptq.absorb_biases(model, samples)
         model, repairs["absorb"] = absorbed.model, absorbed.to_dict()
     asked = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
     ranges = calibration.calibrate(model, samples, asked)
@@ -62,14 +62,14 @@ def quantize_after_training(
         values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
         content = quantize_flatbuffer(tflite.inject_ranges(model, values), config)
     if "rounding" in config.repair:
-        rounded = repair.optimise_rounding(content, model, samples)
+        rounded = ptq.optimise_rounding(content, model, samples)
         content, repairs["rounding"] = rounded.model, rounded.to_dict()
     if config.int4_layers:
         rounding = "rounding" in config.repair
-        narrowed = repair.narrow_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
+        narrowed = ptq.narrow_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
         content, repairs["int4"] = narrowed.model, narrowed.to_dict()
     if "bias" in config.repair:
-        corrected = repair.correct_biases(content, model, samples)
+        corrected = ptq.correct_biases(content, model, samples)
         content, repairs["bias"] = corrected.model, corrected.to_dict()
     return Conversion(content=with_kernels_of_int8(content), ranges=ranges, repairs=repairs)
 

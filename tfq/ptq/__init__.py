@@ -1,2 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Post-training quantization on the float flatbuffer: calibration, and techniques that recover accuracy."""
+
+from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
+from tfq.ptq.bias_correction import BiasCorrection, correct_biases
+from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
+from tfq.ptq.layer_pairs import PairRepair
+from tfq.ptq.weight_rounding import Rounding, narrow_to_int4, optimise_rounding
+
+__all__ = [
+    "AbsorbedPair",
+    "BiasCorrection",
+    "EqualizedPair",
+    "PairRepair",
+    "Rounding",
+    "absorb_biases",
+    "correct_biases",
+    "equalize",
+    "narrow_to_int4",
+    "optimise_rounding",
+]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.calibration.beside import Beside, channel_means
-from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.tensor_pairs import Beside, channel_means
+from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # A layer's error is its own and what came through it from the layers before; once these are put right the rest is
 # smaller, and all are put right again. Every round settles one layer more for good, and most of them nearly so.

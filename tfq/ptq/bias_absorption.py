@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.errors import InputError
 from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.calibration.beside import channel_ends
-from tfq.ptq.calibration.repair.pairs import NO_ACTIVATION, RELU, PairRepair, partners
-from tfq.ptq.calibration.repair.same_function import check_same_function
-from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairRepair, partners
+from tfq.ptq.same_function import check_same_function
+from tfq.ptq.tensor_pairs import channel_ends
+from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # What a constant goes through as it is, each channel's by itself: no padding among them, whose zeros stay zeros.
 _PASSING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "RESHAPE", "SQUEEZE"))

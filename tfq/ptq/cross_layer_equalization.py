@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.calibration.beside import channel_ends
-from tfq.ptq.calibration.repair.pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
-from tfq.ptq.calibration.repair.same_function import check_same_function
-from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
+from tfq.ptq.same_function import check_same_function
+from tfq.ptq.tensor_pairs import channel_ends
+from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # What moves or selects values without mixing channels, or averages them within one: a factor goes through.
 _COMMUTING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "RELU", "LEAKY_RELU", "MEAN", "RESHAPE", "SQUEEZE"))

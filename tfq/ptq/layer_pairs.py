@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tfq import tflite
-from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # Fused activations, by their numbers in the schema.
 NO_ACTIVATION, RELU, RELU6 = 0, 1, 3

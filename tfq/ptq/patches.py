@@ -4,7 +4,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.ptq.calibration.repair.weighted import Weighted
+from tfq.ptq.weighted_ops import Weighted
 
 _SAME_PADDING = 0
 # Places of an image that are taken of each sample; neighbours tell little more.

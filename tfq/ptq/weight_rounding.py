@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.patterns import check_fits, fits
 from tfq.ptq.calibration.activations import Sample, look_at_each
-from tfq.ptq.calibration.beside import Beside
-from tfq.ptq.calibration.repair.patches import patches_of
-from tfq.ptq.calibration.repair.weighted import Weighted, weighted_ops
+from tfq.ptq.patches import patches_of
+from tfq.ptq.tensor_pairs import Beside
+from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # Added to the diagonal of H, as a share of its mean: inputs that are always zero leave it singular.
 _DAMPING = 0.01
