@@ -23,8 +23,8 @@ from compression_training import Phase, copied, exit_with, fit_for
 
 import tfq
 from tfq.compression import codes_in_flatbuffer
+from tfq.compression.training import deterministic
 from tfq.keras_bridge import import_tfmot
-from tfq.training import deterministic
 
 TFMOT = {"tfmot": {}, "tfmot per channel": {"cluster_per_channel": True}}
 

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tfq.artifacts import read_json
+from tfq.compression.training import dataset_of
 from tfq.errors import InputError, TfqError
-from tfq.training import dataset_of
 
 
 class Augmented:
@@ -63,8 +63,8 @@ def fit_for(
         from this one on; 0 is the state before all. None: the last epoch stays.
     keras: the models' own; None is tf_keras.
     """
+    from tfq.compression.training import gives_probabilities
     from tfq.keras_bridge import import_tf_keras
-    from tfq.training import gives_probabilities
 
     keras = keras or import_tf_keras()
     augmented = Augmented(splits["train"], phase.batch_size, seed, phase.shift)

@@ -34,7 +34,7 @@ from conversion import stock
 
 import tfq
 from tfq.artifacts import make_out_dir, write_bytes, write_json, write_text
-from tfq.conversion import qat_parity
+from tfq.compression import qat_parity
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, import_tfmot, load_model, to_tf_keras
 from tfq.recipe.store import StageStore
 

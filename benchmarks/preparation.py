@@ -26,7 +26,7 @@ from family_matrix import zoo
 
 import tfq
 from tfq.compression.preflight import preflight
-from tfq.compression.quantization_aware import annotate
+from tfq.compression.qat import annotate
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 # (what it is called, module, function): parts of the stages, by the functions that do them.
@@ -34,8 +34,8 @@ PARTS = (
     ("bridge: layers", "tfq.keras_bridge.bridge", "rebuild"),
     ("bridge: weights", "tfq.keras_bridge.bridge", "copy_weights"),
     ("bridge: comparison", "tfq.keras_bridge.bridge", "_verified"),
-    ("QAT: our clones", "tfq.compression.quantization_aware.annotate", "cloned"),
-    ("QAT: our gate", "tfq.compression.quantization_aware.annotate", "check_same_function"),
+    ("QAT: our clones", "tfq.compression.qat.annotate", "cloned"),
+    ("QAT: our gate", "tfq.compression.qat.annotate", "check_same_function"),
 )
 TFMOT = "QAT: tfmot"
 STAGES = ("bridge", "preflight", "QAT")

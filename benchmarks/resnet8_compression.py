@@ -37,8 +37,8 @@ from compression_training import Phase, copied, exit_with, fit_for, kept_record,
 
 import tfq
 from tfq.artifacts import make_out_dir, read_json, sha256_file, write_bytes, write_json
+from tfq.compression import qat_parity
 from tfq.config import FiltersConfig
-from tfq.conversion import qat_parity
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation import count_instructions_or_reason
 
@@ -84,7 +84,7 @@ OF_STAGES = dataclasses.replace(DISTILLATION, layers=("activation_2", "activatio
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
     """(model after both phases, what was told of them). The model after the first is kept in `out`."""
     from tfq.compression import prune_filters, prune_model, qat_model
-    from tfq.training import deterministic
+    from tfq.compression.training import deterministic
 
     variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
     teacher = None if name == "float" else tfq.load_model(out / f"float_{seed}.h5")

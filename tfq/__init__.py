@@ -24,7 +24,7 @@ _PUBLIC = {
     "to_tf_keras": "tfq.keras_bridge:to_tf_keras",
     "return_weights": "tfq.keras_bridge:return_weights",
     "register_translator": "tfq.keras_bridge:register_translator",
-    "qat_parity": "tfq.conversion:qat_parity",
+    "qat_parity": "tfq.compression:qat_parity",
     "run": "tfq.recipe:run_recipe",
     "load_model": "tfq.keras_bridge:load_model",
     "load_split": "tfq.data:load_split",
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from tfq.compression import prune_filters as prune_filters
     from tfq.compression import prune_model as prune
     from tfq.compression import qat_model as qat
+    from tfq.compression.parity.compare import qat_parity as qat_parity
     from tfq.compression.preflight import preflight as preflight
     from tfq.config import AnalysisConfig as AnalysisConfig
     from tfq.config import AuditConfig as AuditConfig
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
     from tfq.config import TrainConfig as TrainConfig
     from tfq.conversion import convert_model as convert
     from tfq.conversion import trace as trace
-    from tfq.conversion.parity.compare import qat_parity as qat_parity
     from tfq.data import load_split as load_split
     from tfq.errors import AuditError as AuditError
     from tfq.errors import InputError as InputError

@@ -15,14 +15,14 @@ from family_matrix.settings import Settings
 from family_matrix.stock import first_line, identity_difference
 from family_matrix.verdict import FINAL_SPARSITY
 from tfq.artifacts import write_bytes, write_json
+from tfq.compression.parity.compare import qat_parity
 from tfq.compression.preflight import preflight
 from tfq.compression.pruning.prune import pruning_plan
+from tfq.compression.training import predict
 from tfq.config import CompressionConfig
-from tfq.conversion.parity.compare import qat_parity
 from tfq.errors import remembered_warnings
 from tfq.keras_bridge import import_keras
 from tfq.keras_bridge.bridge import to_tf_keras
-from tfq.training import predict
 
 # Of the step size of the float training.
 PRUNE_RATE, QAT_RATE = 0.5, 0.2

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 import tfq
+from tfq.compression.training import train_model
 from tfq.data import AnySplit, Split, load_split
 from tfq.keras_bridge import deterministic
-from tfq.training import train_model
 
 CLASSES = 10
 SEED = 0
@@ -93,7 +93,7 @@ def _in_color(array: np.ndarray) -> np.ndarray:
 
 
 def train(model: Any, data: Any, steps: int, learning_rate: float, callbacks: Any = ()) -> None:
-    """About `steps` steps of `tfq.training`, in place: the first examples once, or all of them several times."""
+    """Train in place for about `steps` steps: the first examples once, or all of them several times."""
     wanted = steps * BATCH_SIZE
     epochs = max(1, round(wanted / data.num_examples))
     first = {key: array[:wanted] for key, array in data.inputs.items()}

@@ -3,10 +3,10 @@
 
 import numpy as np
 
+from tfq.compression.training import deterministic, train_model
 from tfq.config import TrainConfig
 from tfq.data import Split
 from tfq.keras_bridge import import_tf_keras
-from tfq.training import deterministic, train_model
 
 
 def noise(model, n=32, spread=1.0):

@@ -6,7 +6,7 @@ import pytest
 from small_models import noise, small_model
 
 from tfq.compression import qat_model
-from tfq.compression.quantization_aware.batch_norm import frozen_from_step
+from tfq.compression.qat.batch_norm import frozen_from_step
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras

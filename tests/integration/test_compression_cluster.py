@@ -18,6 +18,7 @@ from tfq.compression import (
 )
 from tfq.compression.clustering.codebook import Codebook, count_codes, least_squares, nearest_levels
 from tfq.compression.pruning.sparsity import kernels_of
+from tfq.compression.training import deterministic, train_model
 from tfq.config import ClusterConfig, ConversionConfig, DataConfig, DistillationConfig, PruneConfig, TrainConfig
 from tfq.conversion import convert_model
 from tfq.data import load_split
@@ -25,7 +26,6 @@ from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.evaluation import evaluate_model
 from tfq.keras_bridge import import_tf_keras
 from tfq.tflite import constant_values, read
-from tfq.training import deterministic, train_model
 
 
 def variable(values):

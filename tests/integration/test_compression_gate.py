@@ -7,7 +7,7 @@ from small_models import small_model
 
 from tfq.compression.gate import check_same_function, random_inputs
 from tfq.compression.graph import cloned
-from tfq.compression.quantization_aware import annotate
+from tfq.compression.qat import annotate
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 

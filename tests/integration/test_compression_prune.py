@@ -9,10 +9,10 @@ import pytest
 from tfq.compression import measure_sparsity, prune_model, pruning_plan
 from tfq.compression.pruning import prune as prune_room
 from tfq.compression.pruning.schedule import Schedule
+from tfq.compression.training import deterministic
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
-from tfq.training import deterministic
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(64, 6, 6, 2)).astype("float32")

@@ -14,10 +14,10 @@ from tfq.compression import (
     sparsity_in_flatbuffer,
 )
 from tfq.compression.pruning import prune as prune_room
+from tfq.compression.training import deterministic
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
-from tfq.training import deterministic
 
 RNG = np.random.default_rng(0)
 

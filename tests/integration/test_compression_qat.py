@@ -10,12 +10,12 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import check_quantizable, measure_sparsity, prune_model, qat_model, unsupported_layers
 from tfq.compression.graph import cloned
+from tfq.compression.training import deterministic, gives_probabilities, train_model
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
 from tfq.data import load_split
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_keras, import_tf_keras, load_model
 from tfq.models import build
-from tfq.training import deterministic, gives_probabilities, train_model
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 

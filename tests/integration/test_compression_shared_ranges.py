@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq.compression import tfmot_private
-from tfq.compression.quantization_aware import annotate, ranges, shared_ranges
-from tfq.compression.quantization_aware.layer_facts import kind, passes_on
-from tfq.compression.quantization_aware.qat import untrained_qat_model
-from tfq.compression.quantization_aware.ranges import calibrate_ranges
-from tfq.conversion import qat_parity
+from tfq.compression import qat_parity
+from tfq.compression._tfmot import private
+from tfq.compression.qat import annotate, ranges, shared_ranges
+from tfq.compression.qat.layer_facts import kind, passes_on
+from tfq.compression.qat.qat import untrained_qat_model
+from tfq.compression.qat.ranges import calibrate_ranges
+from tfq.compression.training import deterministic
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.training import deterministic
 
 
 def images(n=64):
@@ -127,7 +127,7 @@ def build(request):
 
 
 def groups_of(model):
-    names = {id(found): layer.name for layer in model.layers if (found := tfmot_private.output_variables(layer))}
+    names = {id(found): layer.name for layer in model.layers if (found := private.output_variables(layer))}
     return [{names[id(pair)].removeprefix("quant_") for pair in group} for group in shared_ranges.shared_ranges(model)]
 
 
@@ -157,7 +157,7 @@ def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_d
         wanted = min(0.0, *(low for low, _ in ends)), max(high for _, high in ends)
         for name in group:
             layer = quantized.get_layer(name if name == "quantize_layer" else f"quant_{name}")
-            assert tfmot_private.output_range(layer) == pytest.approx(wanted, rel=1e-5)
+            assert private.output_range(layer) == pytest.approx(wanted, rel=1e-5)
 
 
 def check_parity(found):
@@ -201,9 +201,7 @@ def test_in_training_a_group_is_rounded_to_one_range():
     quantized = annotate.quantized(network(a_dense_block)).model
     x = images()
     calibrate_ranges(quantized, x, len(x))
-    variables = {
-        name: tfmot_private.output_variables(quantized.get_layer(f"quant_{name}")) for name in ("stem", "join2")
-    }
+    variables = {name: private.output_variables(quantized.get_layer(f"quant_{name}")) for name in ("stem", "join2")}
     with ranges.debiased_ranges(quantized, 1):
         variables["stem"]["max_var"].assign(0.1)
         probe = import_tf_keras().Model(quantized.inputs, quantized.get_layer("quant_stem").output)

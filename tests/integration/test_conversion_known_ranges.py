@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tfq
-from tfq.compression.quantization_aware.qat import untrained_qat_model
+from tfq.compression.qat.qat import untrained_qat_model
 from tfq.keras_bridge import import_tf_keras
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from tfq import models
+from tfq.compression.training import deterministic, train_model
 from tfq.config import DataConfig, TrainConfig
 from tfq.data import SplitStream, load_split
 from tfq.errors import InputError
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.training import deterministic, train_model
 
 
 def built(keras):

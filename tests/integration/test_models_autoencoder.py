@@ -9,12 +9,12 @@ from sklearn.metrics import roc_auc_score
 
 from tfq.auditing import audit_model
 from tfq.compression import measure_sparsity, prune_model, qat_model
+from tfq.compression.training import deterministic, predict, reconstructs, train_model
 from tfq.config import ConversionConfig, PruneConfig, TrainConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
 from tfq.errors import TfqWarning
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.training import deterministic, predict, reconstructs, train_model
 
 KINDS = {"tf_keras": import_tf_keras, "keras": import_keras}
 FEATURES = 32

@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 
+from tfq.compression.training import deterministic, gives_probabilities, train_model
 from tfq.config import DataConfig, TrainConfig
 from tfq.data import Split, load_split
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.models import build
-from tfq.training import deterministic, gives_probabilities, train_model
 
 KINDS = {"tf_keras": import_tf_keras, "keras": import_keras}
 
@@ -37,7 +37,7 @@ from tfq.config import TrainConfig
 from tfq.data import Split
 from tfq.keras_bridge import import_keras, import_tf_keras
 from tfq.models import build
-from tfq.training import deterministic, train_model
+from tfq.compression.training import deterministic, train_model
 
 rng = np.random.default_rng(0)
 data = Split(name="train", inputs={"x": rng.uniform(0, 16, (70, 8, 8, 1)).astype("float32")},

@@ -13,11 +13,11 @@ import tfq
 from tfq import tflite
 from tfq.backends import LocalRunner, RunRequest
 from tfq.compression import qat_model, untrained_qat_model
-from tfq.conversion.parity.compare import qat_parity
+from tfq.compression.parity.compare import qat_parity
+from tfq.compression.training import deterministic
 from tfq.errors import FlatbufferError, InputError, RequirementError
 from tfq.evaluation import prepare_inputs
 from tfq.keras_bridge import import_tf_keras, import_tfmot
-from tfq.training import deterministic
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +351,7 @@ def test_the_join_excuses_a_scale_that_the_qat_model_has_and_no_other(joined):
 
 
 def test_data_in_pieces_gives_the_same_as_data_at_once(trained, parity, monkeypatch):
-    module = importlib.import_module("tfq.conversion.parity.compare")
+    module = importlib.import_module("tfq.compression.parity.compare")
     monkeypatch.setattr(module, "_CODE_BYTES", 10_000)
     monkeypatch.setattr(module, "_LARGEST_BATCH", 3)
     found = qat_parity(*trained)

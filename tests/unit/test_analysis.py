@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 from golden_models import changed, golden
-from test_calibration_repair import FLOATING, QUANTIZED, SAMPLES, constant, multiply, output_of, tensor_values, uneven
+from test_ptq_techniques import FLOATING, QUANTIZED, SAMPLES, constant, multiply, output_of, tensor_values, uneven
 
 import tfq
 from tfq import analysis, quant_math, tflite

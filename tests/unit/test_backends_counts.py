@@ -247,7 +247,7 @@ def test_a_counted_run_gets_an_environment_that_is_the_same_in_every_shell(tmp_p
 
 def test_the_plugins_source_is_in_the_wheel(root):
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    found = [path for pattern in listed["tfq.backends"] for path in (root / "tfq" / "runners").glob(pattern)]
+    found = [path for pattern in listed["tfq.backends.qemu"] for path in (root / "tfq/backends/qemu").glob(pattern)]
     assert sysroot_plugin.SOURCE in found
 
 

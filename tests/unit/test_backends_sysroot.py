@@ -36,7 +36,7 @@ def test_without_the_emulator_a_run_says_how_to_install_it():
     runner = make_runner("qemu:cortex-a53")
     assert "python -m tfq.backends.qemu.sysroot" in runner.unavailable()
     with pytest.raises(
-        RunnerError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.runners\.sysroot"
+        RunnerError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.backends\.qemu\.sysroot"
     ):
         runner.run(REQUEST)
 

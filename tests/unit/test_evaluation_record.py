@@ -142,7 +142,7 @@ def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_whe
     outcome = compare_runners_or_reason(model, x, EvaluationConfig(), "qemu:cortex-a53")
     assert isinstance(outcome, str)
     assert "tfq.backends.qemu.sysroot" in outcome
-    with pytest.raises(RunnerError, match=r"qemu:cortex-a53: .*tfq\.runners\.sysroot"):
+    with pytest.raises(RunnerError, match=r"qemu:cortex-a53: .*tfq\.backends\.qemu\.sysroot"):
         compare_runners(model, x, "local", "qemu:cortex-a53")
     check_runners(EvaluationConfig(parity_runners=("qemu:cortex-a53",)))
     with pytest.raises(RunnerError, match="qemu:cortex-a53"):

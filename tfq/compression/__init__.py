@@ -6,16 +6,18 @@ Importing this room imports no TensorFlow; its functions do, when they are calle
 
 from tfq.compression.clustering.cluster import ClusteringPlan, cluster_model, clustering_plan, measure_clusters
 from tfq.compression.clustering.in_flatbuffer import codes_in_flatbuffer
-from tfq.compression.filters.prune import FilterResult, count_macs, prune_filters
 from tfq.compression.gate import check_same_function
+from tfq.compression.parity.compare import qat_parity
+from tfq.compression.parity.record import QATParity
 from tfq.compression.preflight import LayerVerdict, Preflight, preflight
 from tfq.compression.pruning.gain import PruningGain, pruning_gain
 from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.pruning.prune import PruningPlan, prune_model, pruning_plan
 from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
 from tfq.compression.pruning.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
-from tfq.compression.quantization_aware.annotate import Annotated, quantized
-from tfq.compression.quantization_aware.qat import check_quantizable, qat_model, unsupported_layers, untrained_qat_model
+from tfq.compression.qat.annotate import Annotated, quantized
+from tfq.compression.qat.qat import check_quantizable, qat_model, unsupported_layers, untrained_qat_model
+from tfq.compression.structured_pruning.prune import FilterResult, count_macs, prune_filters
 
 __all__ = [
     "Annotated",
@@ -25,6 +27,7 @@ __all__ = [
     "Preflight",
     "PruningGain",
     "PruningPlan",
+    "QATParity",
     "SensitivityTable",
     "check_quantizable",
     "check_same_function",
@@ -41,6 +44,7 @@ __all__ = [
     "pruning_gain",
     "pruning_plan",
     "qat_model",
+    "qat_parity",
     "quantized",
     "reason_not_prunable",
     "sensitivity",

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq.compression.graph import cloned, named_layers
 from tfq.compression.pruning.prunable import reason_not_prunable
-from tfq.compression.quantization_aware import annotate, placement
+from tfq.compression.qat import annotate, placement
 from tfq.config import CompressionConfig, PruneConfig, QATConfig
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras, model_kind

@@ -2,20 +2,16 @@
 """Model -> float bytes -> int8 bytes."""
 
 from tfq.conversion.convert import convert_model, convert_with_record
-from tfq.conversion.parity.compare import qat_parity
-from tfq.conversion.parity.record import QATParity
 from tfq.conversion.post_training import Conversion
 from tfq.conversion.targeting import ops_without_range
 from tfq.conversion.tracing import Trace, input_structure, trace
 
 __all__ = [
     "Conversion",
-    "QATParity",
     "Trace",
     "convert_model",
     "convert_with_record",
     "input_structure",
     "ops_without_range",
-    "qat_parity",
     "trace",
 ]

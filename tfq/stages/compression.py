@@ -67,8 +67,8 @@ def compress(model: Any, config: RunConfig) -> Compressed:
     model: functional or sequential, of either Keras; a Keras 3 one is rebuilt of tf_keras layers first.
     """
     from tfq import compression
+    from tfq.compression.training import deterministic
     from tfq.keras_bridge import return_weights
-    from tfq.training import deterministic
 
     compression_suffix(config)
     settings = config.compression
@@ -138,7 +138,7 @@ def _loop(
     config: RunConfig, training: data.AnySplit, validation: data.AnySplit, histories: dict[str, Any]
 ) -> Callable[[str], Callable[[Any, list[Any]], None]]:
     """step -> the training loop of that step, which leaves its history in `histories`."""
-    from tfq.training import train_model
+    from tfq.compression.training import train_model
 
     def fit(step: str) -> Callable[[Any, list[Any]], None]:
         def loop(stepped: Any, callbacks: list[Any]) -> None:

@@ -65,11 +65,11 @@ def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, 
 
 
 def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) -> dict[str, Any]:
-    """The record of `conversion.qat_parity` on the first test examples, or {"not_run": why}; warns of what it misses.
+    """The record of `compression.qat_parity` on the first test examples, or {"not_run": why}; warns of what it misses.
 
     qat_model: the tf_keras model that `content` was made of.
     """
-    from tfq.conversion import qat_parity
+    from tfq.compression import qat_parity
 
     try:
         found = qat_parity(qat_model, content, test)

@@ -31,7 +31,7 @@ def hashes(config: RunConfig, **splits: data.AnySplit | None) -> dict[str, Any]:
 
 def keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
     """What a Keras model with one output gets on the test split: None where there is none, or it has no labels."""
-    from tfq.training import predict, reconstructs
+    from tfq.compression.training import predict, reconstructs
 
     if test is None:
         return {"test_metric": None, "test_accuracy": None}

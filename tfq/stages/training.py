@@ -13,8 +13,8 @@ from tfq.stages.splits import hashes, keras_scores, load_split
 def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     """The model that --model names, built and trained on --data; and what a record says of it."""
     from tfq import models
+    from tfq.compression.training import deterministic, train_model
     from tfq.keras_bridge import import_keras, import_tf_keras
-    from tfq.training import deterministic, train_model
 
     model_name(config)
     if is_file(config.model):

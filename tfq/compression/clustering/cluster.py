@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression import tfmot_private
+from tfq.compression._tfmot import private
 from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, Codebook, count_codes
-from tfq.compression.distil import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import UNUSED_TEACHER, distilled
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import (
     Fit,
@@ -137,7 +137,7 @@ def keep_clusters(model: Any) -> Any:
 def channel_axis(layer: Any) -> int | None:
     """The axis of a layer's kernels whose channels have a scale each in an int8 flatbuffer; None where all have one."""
     layers = import_tf_keras().layers
-    layer = tfmot_private.wrapped(layer)
+    layer = private.wrapped(layer)
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
         return -2
     by_channel = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv2D)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression.distil import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import UNUSED_TEACHER, distilled
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import Fit, check_finite, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression.examples import batches_of
-from tfq.compression.filters.rebuild import Kept
-from tfq.compression.filters.rules import IN, OUT
+from tfq.compression.structured_pruning.rebuild import Kept
+from tfq.compression.structured_pruning.rules import IN, OUT
 from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
 

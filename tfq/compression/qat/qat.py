@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
-from tfq.compression.distil import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import UNUSED_TEACHER, distilled
 from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
-from tfq.compression.quantization_aware import annotate
-from tfq.compression.quantization_aware.batch_norm import frozen_from_step
-from tfq.compression.quantization_aware.floors import widen_ranges
-from tfq.compression.quantization_aware.grids import round_to_flatbuffer
-from tfq.compression.quantization_aware.learned_ranges import learned_ranges
-from tfq.compression.quantization_aware.ranges import calibrate_ranges, debiased_ranges, measure_weights
+from tfq.compression.qat import annotate
+from tfq.compression.qat.batch_norm import frozen_from_step
+from tfq.compression.qat.floors import widen_ranges
+from tfq.compression.qat.grids import round_to_flatbuffer
+from tfq.compression.qat.learned_ranges import learned_ranges
+from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, measure_weights
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.patterns import fits

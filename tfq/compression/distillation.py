@@ -11,11 +11,11 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tfq.compression.training import output_kind
 from tfq.config import DistillationConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 from tfq.patterns import check_fits, fits
-from tfq.training import output_kind
 
 UNUSED_TEACHER = "a teacher was given, and distillation is off: set distillation.enabled in the config"
 

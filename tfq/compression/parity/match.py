@@ -7,7 +7,7 @@ import operator
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tfq.conversion.parity.graph import ReferenceGraph
+from tfq.compression.parity.graph import ReferenceGraph
 from tfq.errors import InputError
 from tfq.tflite import Subgraph, Tensor
 

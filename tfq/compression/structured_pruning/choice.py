@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tfq.compression.filters.channels import Channels, Counts, Group, Site
+from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site
 
 
 def choose(

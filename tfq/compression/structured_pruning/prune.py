@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression.distil import UNUSED_TEACHER, distilled
-from tfq.compression.filters import rebuild
-from tfq.compression.filters.channels import groups_of
-from tfq.compression.filters.choice import choose
-from tfq.compression.filters.refit import refit
-from tfq.compression.filters.trace import Trace, traced
+from tfq.compression.distillation import UNUSED_TEACHER, distilled
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.structured_pruning import rebuild
+from tfq.compression.structured_pruning.channels import groups_of
+from tfq.compression.structured_pruning.choice import choose
+from tfq.compression.structured_pruning.refit import refit
+from tfq.compression.structured_pruning.trace import Trace, traced
 from tfq.config import DistillationConfig, FiltersConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.patterns import fits, parse_targets

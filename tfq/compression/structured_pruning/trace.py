@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression.filters import probe, rules
-from tfq.compression.filters.channels import Channels, Site
+from tfq.compression.structured_pruning import probe, rules
+from tfq.compression.structured_pruning.channels import Channels, Site
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 

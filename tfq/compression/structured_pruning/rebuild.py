@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression.filters import rules
-from tfq.compression.filters.channels import Channels, Site
-from tfq.compression.filters.rules import BETWEEN, IN, OUT
 from tfq.compression.graph import cloned
+from tfq.compression.structured_pruning import rules
+from tfq.compression.structured_pruning.channels import Channels, Site
+from tfq.compression.structured_pruning.rules import BETWEEN, IN, OUT
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 

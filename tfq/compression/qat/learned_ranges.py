@@ -11,9 +11,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfq.compression import tfmot_private
-from tfq.compression.quantization_aware.ranges import quantizer_class, replaced
-from tfq.compression.quantization_aware.shared_ranges import shared_ranges
+from tfq.compression._tfmot import private
+from tfq.compression.qat.ranges import quantizer_class, replaced
+from tfq.compression.qat.shared_ranges import shared_ranges
 
 Pair = dict[str, Any]
 
@@ -29,7 +29,7 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
     """
     import tensorflow as tf
 
-    places = tfmot_private.activation_quantizers(model)
+    places = private.activation_quantizers(model)
     shared = shared_ranges(model)
     in_groups = {id(pair["min_var"]) for group in shared for pair in group}
     singles = [
@@ -59,7 +59,7 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
         for group, factor, low, high in groups:
             learned = float(tf.exp(factor).numpy())
             for pair in group:
-                tfmot_private.assign_ends(pair, low * learned, high * learned)
+                private.assign_ends(pair, low * learned, high * learned)
 
 
 def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
@@ -74,7 +74,7 @@ def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
             if found is None:
                 return super().__call__(inputs, training, weights, **kwargs)
             low, high = (tf.exp(found[0]) * end for end in found[1:])
-            rounded = tfmot_private.fake_quantized(self, inputs, low, high)
+            rounded = private.fake_quantized(self, inputs, low, high)
             gradient = _with_gradient_of_step(inputs, low, high, 2**self.num_bits - 1)
             return gradient + tf.stop_gradient(rounded - gradient)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.conversion.parity.match import Match
-from tfq.conversion.parity.record import Disagreement, LayerParity, OutputParity
+from tfq.compression.parity.match import Match
+from tfq.compression.parity.record import Disagreement, LayerParity, OutputParity
 from tfq.errors import InputError
 from tfq.evaluation.inputs import scale_of
 from tfq.quant_math import dequantize, quantize

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression.quantization_aware.layer_facts import (
+from tfq.compression.qat.layer_facts import (
     activation_name,
     averages,
     cuts_off,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression.filters.channels import Term
+from tfq.compression.structured_pruning.channels import Term
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras
 

@@ -8,12 +8,12 @@ import pytest
 
 import tfq
 from tfq.compression import qat_model
-from tfq.compression.filters import rebuild, rules
-from tfq.compression.filters.prune import count_macs, prune_filters
+from tfq.compression.structured_pruning import rebuild, rules
+from tfq.compression.structured_pruning.prune import count_macs, prune_filters
+from tfq.compression.training import deterministic
 from tfq.config import DistillationConfig, FiltersConfig, QATConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.training import deterministic
 
 RNG = np.random.default_rng(0)
 
