@@ -36,7 +36,7 @@ import tfq
 from tfq.artifacts import make_out_dir, write_bytes, write_json, write_text
 from tfq.compression import qat_parity
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, import_tfmot, load_model, to_tf_keras
-from tfq.recipe.store import StageStore
+from tfq.store import StageStore
 
 MAX_DROP = 0.005
 SEED = 0

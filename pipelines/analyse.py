@@ -11,17 +11,17 @@ of the model's outputs with this layer alone quantized. With --out it writes ana
 
 from collections.abc import Sequence
 
-from tfq import analysis, artifacts, flags, report, scripts, stages
+from tfq import analysis, artifacts, flags, report, scripts, workflows
 from tfq.errors import InputError
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    content = stages.read_tflite(config)
+    content = workflows.read_tflite(config)
     if not config.analysis.reference:
         raise InputError("--reference: give the float .tflite that --model was made of")
     floating = artifacts.read_bytes(config.analysis.reference, "a float .tflite")
-    split = stages.load_split(config.data, "test", limit=config.analysis.limit)
+    split = workflows.load_split(config.data, "test", limit=config.analysis.limit)
     found = analysis.analyse(content, floating, split, config.analysis)
     record = scripts.record(invocation, "analyse", **found.to_dict())
     if config.out:

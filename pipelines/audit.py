@@ -8,12 +8,12 @@ tfq audit --model=model_int8.tflite --require=edgetpu
 
 from collections.abc import Sequence
 
-from tfq import artifacts, auditing, flags, scripts, stages
+from tfq import artifacts, auditing, flags, scripts, workflows
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    content = stages.read_tflite(config)
+    content = workflows.read_tflite(config)
     report = auditing.audit_model(content, config.audit)
     record = scripts.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
     scripts.finish(invocation, record, report.to_text())

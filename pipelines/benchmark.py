@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
-from tfq import artifacts, data, evaluation, flags, scripts, stages, tflite
+from tfq import artifacts, data, evaluation, flags, scripts, tflite, workflows
 from tfq.backends import make_runner
 from tfq.config import DataConfig
 from tfq.errors import FlatbufferError, InputError, TfqWarning
@@ -20,7 +20,7 @@ DIGIT_VALUES = 64  # of an example of --data=digits, the default
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    contents = [stages.read_tflite(config)]
+    contents = [workflows.read_tflite(config)]
     contents += [artifacts.read_bytes(path, "a .tflite file in --against") for path in config.benchmark.against]
     names = evaluation.model_names([config.model, *config.benchmark.against])
     models = dict(zip(names, contents, strict=True))
@@ -58,7 +58,7 @@ def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | N
     ):
         return None
     try:
-        split = stages.load_split(config, "test", limit=NUM_INPUTS)
+        split = workflows.load_split(config, "test", limit=NUM_INPUTS)
     except InputError:
         if given:
             raise

@@ -11,14 +11,14 @@ run that was killed goes on where it was.
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, report, scripts, stages
-from tfq.search import bits_on_data
+from tfq import artifacts, flags, report, scripts, workflows
+from tfq.workflows.search import bits_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model = stages.load(config, allow_code=invocation.allow_code)
+    model = workflows.load(config, allow_code=invocation.allow_code)
     result = bits_on_data(model, config, out, told=lambda line: print(line, flush=True))
     record = scripts.record(invocation, "bits", **result.to_dict())
     page = artifacts.write_text(out / "bits.html", report.bits_page(record))

@@ -13,7 +13,7 @@ cannot be taken at all.
 
 from collections.abc import Sequence
 
-from tfq import flags, scripts, stages
+from tfq import flags, scripts, workflows
 from tfq.errors import RequirementError
 
 
@@ -22,12 +22,12 @@ def main(invocation: flags.Invocation) -> None:
     if invocation.preflight:
         preflight(invocation)
         return
-    stages.compression_suffix(config)
+    workflows.compression_suffix(config)
     out = scripts.out_dir(invocation)
-    model = stages.load(config, allow_code=invocation.allow_code)
-    compressed = stages.compress(model, config)
-    stem = f"{stages.model_name(config)}_{stages.compression_suffix(config)}"
-    path = stages.save_keras(compressed.model, out / f"{stem}.h5")
+    model = workflows.load(config, allow_code=invocation.allow_code)
+    compressed = workflows.compress(model, config)
+    stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
+    path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
     details = compressed.details
     lines = [f"{path}: fraction of zeros by layer"]
     lines += [f"  {share:6.1%}  {layer}" for layer, share in details["sparsity"].items()]
@@ -35,7 +35,7 @@ def main(invocation: flags.Invocation) -> None:
         lines.append("int8 codes of its weights by clustered layer")
         lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]
     if compressed.user_model is not None:
-        path_of_yours = stages.save_keras(compressed.user_model, out / f"{stem}.keras")
+        path_of_yours = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
         lines.append(f"{path_of_yours}: your own Keras 3 model with the trained weights")
     record = scripts.record(invocation, "compress", file=path.name, **details)
     scripts.finish(invocation, record, "\n".join(lines))
@@ -43,7 +43,7 @@ def main(invocation: flags.Invocation) -> None:
 
 def preflight(invocation: flags.Invocation) -> None:
     config = invocation.config
-    table = stages.preflight_with_flatbuffer(stages.load(config, allow_code=invocation.allow_code), config)
+    table = workflows.preflight_with_flatbuffer(workflows.load(config, allow_code=invocation.allow_code), config)
     scripts.finish(invocation, scripts.record(invocation, "preflight", preflight=table.to_dict()), table.to_text())
     if not table.ok:
         raise RequirementError(f"--model={config.model} has layers that cannot be compressed: see the table")

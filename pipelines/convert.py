@@ -10,19 +10,19 @@ The ranges that were calibrated are kept beside it, in <model>_<scheme>_ranges.j
 
 from collections.abc import Sequence
 
-from tfq import artifacts, auditing, flags, scripts, stages
+from tfq import artifacts, auditing, flags, scripts, workflows
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model = stages.load(config, allow_code=invocation.allow_code)
-    made, details = stages.convert(model, config)
-    stem = f"{stages.model_name(config)}_{config.conversion.scheme}"
+    model = workflows.load(config, allow_code=invocation.allow_code)
+    made, details = workflows.convert(model, config)
+    stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"
     path = artifacts.write_bytes(out / f"{stem}.tflite", made.content)
     if made.ranges is not None:
         made.ranges.save(out / f"{stem}_ranges.json")
-    report = auditing.audit_model(made.content, stages.audit_config(config))
+    report = auditing.audit_model(made.content, workflows.audit_config(config))
     record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
     scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
 

@@ -7,13 +7,13 @@ tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=n
 
 from collections.abc import Sequence
 
-from tfq import evaluation, flags, scripts, stages
+from tfq import evaluation, flags, scripts, workflows
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    content = stages.read_tflite(config)
-    results = stages.evaluate(content, config)
+    content = workflows.read_tflite(config)
+    results = workflows.evaluate(content, config)
     record = scripts.record(invocation, "evaluate", **results.to_dict())
     scripts.finish(invocation, record, results.to_text())
     evaluation.check_requirements(results.evaluation, config.evaluation.require)

@@ -10,14 +10,15 @@ A run that was interrupted or killed goes on where it was when it is started aga
 
 from collections.abc import Sequence
 
-from tfq import flags, recipe, report, scripts
+from tfq import flags, report, scripts
+from tfq.workflows.run import require, run_recipe
 
 
 def main(invocation: flags.Invocation) -> None:
-    record = recipe.run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
+    record = run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
     text = f"{report.summary_table(record)}\n\n{invocation.config.out}/report.html"
     scripts.show(invocation, record, text)
-    recipe.require(record)
+    require(record)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

@@ -12,17 +12,17 @@ budget; the best one is written all the same.
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, scripts, stages
+from tfq import artifacts, flags, scripts, workflows
 from tfq.errors import RequirementError
-from tfq.search import search_on_data
+from tfq.workflows.search import search_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model = stages.load(config, allow_code=invocation.allow_code)
+    model = workflows.load(config, allow_code=invocation.allow_code)
     result = search_on_data(model, config, out, told=lambda line: print(line, flush=True))
-    path = artifacts.write_bytes(out / f"{stages.model_name(config)}_search_int8.tflite", result.content)
+    path = artifacts.write_bytes(out / f"{workflows.model_name(config)}_search_int8.tflite", result.content)
     record = scripts.record(invocation, "search", file=path.name, **result.to_dict())
     scripts.finish(invocation, record, f"\n{result.to_text()}\n{path}")
     if not result.holds:

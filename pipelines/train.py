@@ -7,14 +7,14 @@ tfq train --model=digits_cnn --data=digits --out=out/train
 
 from collections.abc import Sequence
 
-from tfq import evaluation, flags, scripts, stages
+from tfq import evaluation, flags, scripts, workflows
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     out = scripts.out_dir(invocation)
-    model, details = stages.train(config)
-    path = stages.save_keras(model, out / f"{stages.model_name(config)}.keras")
+    model, details = workflows.train(config)
+    path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
     record = scripts.record(invocation, "train", file=path.name, **details)
     score = evaluation.score_text(details["test_metric"], details["test_accuracy"]) or "—"
     metric = details["test_metric"] or "accuracy"

@@ -25,7 +25,7 @@ _PUBLIC = {
     "return_weights": "tfq.keras_bridge:return_weights",
     "register_translator": "tfq.keras_bridge:register_translator",
     "qat_parity": "tfq.compression:qat_parity",
-    "run": "tfq.recipe:run_recipe",
+    "run": "tfq.workflows.run:run_recipe",
     "load_model": "tfq.keras_bridge:load_model",
     "load_split": "tfq.data:load_split",
     "Int8Evaluation": "tfq.callbacks:Int8Evaluation",
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from tfq.keras_bridge import register_translator as register_translator
     from tfq.keras_bridge import return_weights as return_weights
     from tfq.keras_bridge import to_tf_keras as to_tf_keras
-    from tfq.recipe import run_recipe as run
+    from tfq.workflows.run import run_recipe as run
 
 
 def __getattr__(name: str) -> Any:

@@ -207,7 +207,7 @@ class _TFLiteExportLogic(_ExportLogic):
 
     def _write(self, value: float | None) -> None:
         from tfq.auditing import audit_model
-        from tfq.stages import audit_config
+        from tfq.workflows import audit_config
 
         content = self.export()
         artifacts.write_bytes(self._path, content)

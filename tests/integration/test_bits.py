@@ -16,8 +16,8 @@ from tfq.__main__ import main
 from tfq.analysis import with_few_bits
 from tfq.errors import InputError
 from tfq.ptq.calibration import observe
-from tfq.recipe.store import StageStore
 from tfq.search import accuracy_by_bits
+from tfq.store import StageStore
 
 PATH = Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite"
 FLOATING = PATH.read_bytes()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_models import small_model
 
-from tfq import stages
+from tfq import workflows
 from tfq.compression.preflight import preflight
 from tfq.config import CompressionConfig, QATConfig, RunConfig
 from tfq.errors import InputError
@@ -95,7 +95,7 @@ def test_a_model_is_bridged_once_for_its_table_and_its_compression(tmp_path, mon
     bridged = []
     rebuild = bridge.rebuild
     monkeypatch.setattr(bridge, "rebuild", lambda *given: bridged.append(given) or rebuild(*given))
-    compressed = stages.compress(dense_model(), run_config(tmp_path, 4))
+    compressed = workflows.compress(dense_model(), run_config(tmp_path, 4))
     assert len(bridged) == 1
     assert [layer["name"] for layer in compressed.details["preflight"]["layers"]] == ["head"]
     assert compressed.details["bridge"]["layer_map"]["head"] == ["head"]
@@ -107,9 +107,9 @@ def test_what_cannot_be_bridged_is_told_as_the_table_and_data_that_does_not_fit_
             return inputs * 2
 
     with pytest.raises(InputError, match=r"odd +Odd +- +unsupported(.|\n)*1 unsupported"):
-        stages.compress(dense_model(Odd(name="odd")), run_config(tmp_path, 4))
+        workflows.compress(dense_model(Odd(name="odd")), run_config(tmp_path, 4))
     with pytest.raises(InputError, match=r"'image' have shape \(5,\), .* wants \(4,\)") as caught:
-        stages.compress(dense_model(), run_config(tmp_path, 5))
+        workflows.compress(dense_model(), run_config(tmp_path, 5))
     assert "unsupported" not in str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_what_would_stay_float_in_the_flatbuffer_is_told_by_the_users_layer(tmp_
     model = keras.Model(image, layers.Dense(3, name="head")(x))
     # Keras numbers the nodes of keras.ops through the whole process.
     floor = next(layer.name for layer in model.operations if type(layer).__name__ == "Floor")
-    found = stages.preflight_with_flatbuffer(model, run_config(tmp_path, 4))
+    found = workflows.preflight_with_flatbuffer(model, run_config(tmp_path, 4))
     told = {layer.name: layer.float_ops for layer in found.layers}
     assert told == {"conv": (), "bent": ("ELU",), floor: ("FLOOR",), "pool": (), "head": ()}
     text = found.to_text()
@@ -130,6 +130,6 @@ def test_what_would_stay_float_in_the_flatbuffer_is_told_by_the_users_layer(tmp_
 
 
 def test_of_a_model_that_becomes_all_int8_none_is_told_to_stay_float(tmp_path):
-    found = stages.preflight_with_flatbuffer(small_model(), run_config(tmp_path, 4))
+    found = workflows.preflight_with_flatbuffer(small_model(), run_config(tmp_path, 4))
     assert {layer.float_ops for layer in found.layers} == {()}
     assert "none with float ops in an int8 .tflite" in found.to_text()

@@ -14,8 +14,8 @@ from tfq.__main__ import main
 from tfq.conversion import convert_model
 from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
-from tfq.recipe.store import StageStore
 from tfq.search import find_int8
+from tfq.store import StageStore
 
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
 SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("train", "val", "test")]

@@ -9,11 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Left to right, bottom to top. An import goes down a floor, or to the left on its own.
 FLOORS = [
-    ["errors", "settings", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table"],
+    ["errors", "settings", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table", "store"],
     ["tflite", "auditing", "data", "backends"],
     ["ptq", "analysis", "evaluation"],
     ["keras_bridge", "conversion", "compression", "models"],
-    ["report", "stages", "recipe", "search", "callbacks", "flags", "scripts", "__main__", "__init__"],
+    ["report", "search", "workflows", "callbacks", "flags", "scripts", "__main__", "__init__"],
 ]
 ROOMS = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
 HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
@@ -74,7 +74,7 @@ def test_imports_go_down_or_left():
     [
         ("data", "from tfq.evaluation import top1", 1),
         ("tflite", "from tfq import backends", 1),
-        ("data", "def f():\n    import tfq.recipe", 1),
+        ("data", "def f():\n    import tfq.workflows", 1),
         ("evaluation", "from tfq import flatbuffer, quant_math", 0),
         ("backends", "from tfq.tflite import read", 0),
     ],
@@ -85,8 +85,7 @@ def test_the_check_of_imports_sees_a_breach(room, source, found):
 
 def test_floors_0_to_2_never_import_tensorflow_at_module_level():
     light = {room for rooms in FLOORS[:3] for room in rooms} | {
-        "stages",
-        "recipe",
+        "workflows",
         "callbacks",
         "flags",
         "scripts",

@@ -11,7 +11,7 @@ import pytest
 from tfq import scripts
 from tfq.config import RunConfig
 from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
-from tfq.recipe import run_recipe
+from tfq.workflows.run import run_recipe
 
 SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "benchmark", "run")
 

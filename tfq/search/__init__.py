@@ -6,7 +6,6 @@ from tfq.search.ladder import Rung
 from tfq.search.low_bits import BitsResult, FewBits, accuracy_by_bits
 from tfq.search.paired import PairedDifference, paired_difference
 from tfq.search.record import Climbed, SearchResult
-from tfq.search.run import bits_on_data, search_on_data
 
 __all__ = [
     "BitsResult",
@@ -16,8 +15,6 @@ __all__ = [
     "Rung",
     "SearchResult",
     "accuracy_by_bits",
-    "bits_on_data",
     "find_int8",
     "paired_difference",
-    "search_on_data",
 ]

@@ -14,11 +14,11 @@ from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
 from tfq.ptq.calibration import calibrate
-from tfq.recipe.store import StageStore
 from tfq.search.answers import classes_of, labels_of, packed, unpacked
 from tfq.search.ladder import Rung, methods, mixed, repairs
 from tfq.search.paired import PairedDifference, paired_difference
 from tfq.search.record import Climbed, SearchResult, points
+from tfq.store import StageStore
 
 _MODEL = "model.tflite"
 _TIMED_RUNS, _TIMED_SECS = 200, 0.5

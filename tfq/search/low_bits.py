@@ -12,9 +12,9 @@ from tfq.config import FLOAT_BITS, BitsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.ptq.calibration import observe
-from tfq.recipe.store import StageStore
 from tfq.search.answers import classes_of, labels_of, packed, unpacked
 from tfq.search.paired import PairedDifference, paired_difference
+from tfq.store import StageStore
 from tfq.text_table import aligned
 
 SIMULATED = "simulated"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, data, stages
+from tfq import artifacts, data, workflows
 from tfq.config import ConversionConfig, RunConfig
-from tfq.recipe.store import StageResult, StageStore
+from tfq.store import StageResult, StageStore
 
 # What a stage calls its files: the name of --model, which the files in --out have, is not part of a stage's key.
 FLATBUFFER = "model.tflite"
@@ -72,12 +72,12 @@ class Run:
     @functools.cached_property
     def test(self) -> data.Split | data.SplitStream:
         """The examples to evaluate on."""
-        return stages.load_split(self.config.data, "test", limit=self.config.evaluation.limit)
+        return workflows.load_split(self.config.data, "test", limit=self.config.evaluation.limit)
 
     @functools.cached_property
     def name(self) -> str:
         """The stem of every file that the run writes."""
-        return stages.model_name(self.config)
+        return workflows.model_name(self.config)
 
 
 class Loaded:
@@ -89,12 +89,12 @@ class Loaded:
     @functools.cached_property
     def model(self) -> Any:
         """A Keras model, or the bytes of a float .tflite."""
-        return stages.load(self._config, allow_code=self._allow_code)
+        return workflows.load(self._config, allow_code=self._allow_code)
 
     @functools.cached_property
     def traced(self) -> Any:
         """A Trace of it, or the bytes."""
-        return stages.trace_once(self.model, self._config)
+        return workflows.trace_once(self.model, self._config)
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -109,7 +109,7 @@ class Loaded:
 def _trained(run: Run) -> Loaded:
     """The model in --model, or, where that is a name, what training makes of it."""
     config = run.config
-    if stages.is_file(config.model):
+    if workflows.is_file(config.model):
         run.skip("train", f"{config.model} is a file: its weights are taken as they are")
         loaded = Loaded(config, allow_code=run.allow_code)
         own = Path(config.custom_objects)
@@ -121,15 +121,15 @@ def _trained(run: Run) -> Loaded:
         }
 
         def check(directory: Path) -> dict[str, Any]:
-            stages.check_compressible(loaded.model, config)
+            workflows.check_compressible(loaded.model, config)
             return {}
 
         run.stage("load", inputs, check)
         return loaded
 
     def make(directory: Path) -> dict[str, Any]:
-        model, details = stages.train(config)
-        stages.save_keras(model, directory / TRAINED)
+        model, details = workflows.train(config)
+        workflows.save_keras(model, directory / TRAINED)
         return details
 
     inputs = {"model": config.model, "training": config.training.to_dict(), **data_inputs(run)}
@@ -137,13 +137,13 @@ def _trained(run: Run) -> Loaded:
 
 
 def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
-    suffix = stages.compression_suffix(run.config)
+    suffix = workflows.compression_suffix(run.config)
 
     def make(directory: Path) -> dict[str, Any]:
-        compressed = stages.compress(model.model, run.config)
-        stages.save_keras(compressed.model, directory / COMPRESSED)
+        compressed = workflows.compress(model.model, run.config)
+        workflows.save_keras(compressed.model, directory / COMPRESSED)
         if compressed.user_model is not None:
-            stages.save_keras(compressed.user_model, directory / RETURNED)
+            workflows.save_keras(compressed.user_model, directory / RETURNED)
         return compressed.details
 
     inputs = {"model": model.sha256, "compression": run.config.compression.to_dict(), **data_inputs(run)}
@@ -172,14 +172,14 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
         _converted(run, model, "float", "float32", stage="convert to float32"),
         _converted(run, model, f"ptq_{scheme}", scheme, stage=f"convert to {scheme}"),
     ]
-    if not stages.is_compressed(config):
+    if not workflows.is_compressed(config):
         run.skip("compress", "neither pruning nor QAT is asked for")
         return made, {}
     if model.is_flatbuffer:
         run.skip("compress", "a .tflite cannot be trained: pruning and QAT want the Keras model")
         return made, {}
     compressed, result = _compressed(run, model)
-    name = f"{stages.compression_suffix(config)}_{scheme}"
+    name = f"{workflows.compression_suffix(config)}_{scheme}"
     last = _converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed to {scheme}")
     if config.compression.qat.enabled:
         last = dataclasses.replace(last, qat_parity=_qat_parity(run, compressed, last))
@@ -188,7 +188,7 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
 
 def _qat_parity(run: Run, model: Loaded, made: Made) -> dict[str, Any]:
     def make(directory: Path) -> dict[str, Any]:
-        return stages.compare_with_qat_model(model.model, made.content, run.test)
+        return workflows.compare_with_qat_model(model.model, made.content, run.test)
 
     inputs = {
         "model": model.sha256,
@@ -208,7 +208,7 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     config = dataclasses.replace(run.config, conversion=conversion)
 
     def make(directory: Path) -> dict[str, Any]:
-        made, details = stages.convert(model.traced, config)
+        made, details = workflows.convert(model.traced, config)
         artifacts.write_bytes(directory / FLATBUFFER, made.content)
         return details
 

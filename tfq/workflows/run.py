@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing, evaluation, report, stages
+from tfq import artifacts, auditing, evaluation, report, workflows
 from tfq.backends import QemuRunner, make_runner
 from tfq.config import RunConfig
 from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning, remembered_warnings
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
 from tfq.provenance import cpu, record_of
-from tfq.recipe.steps import Made, Run, data_inputs, make_flatbuffers
-from tfq.recipe.store import StageStore
+from tfq.store import StageStore
+from tfq.workflows.steps import Made, Run, data_inputs, make_flatbuffers
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     here: the record carries the numbers, and `require(record)` raises.
     """
     out = artifacts.make_out_dir(config.out)
-    stages.model_name(config)
+    workflows.model_name(config)
     _check(config)
     with _alone_in(out), remembered_warnings() as told:
         artifacts.sweep(out)
@@ -81,7 +81,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _check(config: RunConfig) -> None:
     """Raises InputError, before any work, on settings that a run would ignore, and on missing models and runners."""
-    stages.check_model_file(config)
+    workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError("conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it")
     if config.conversion.scheme != "int8" and config.compression.qat.enabled:
@@ -144,8 +144,8 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
     for each in made:
 
         def make(directory: Path, each: Made = each) -> dict[str, Any]:
-            audited = auditing.audit_model(each.content, stages.audit_config(config))
-            evaluated = stages.evaluate(
+            audited = auditing.audit_model(each.content, workflows.audit_config(config))
+            evaluated = workflows.evaluate(
                 each.content, config, reference=reference(), parity=each.name != "float", test=run.test
             )
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
@@ -153,7 +153,7 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
         inputs = {
             "model": artifacts.sha256(each.content),
             "reference": artifacts.sha256(made[0].content),
-            "audit": stages.audit_config(config).to_dict(),
+            "audit": workflows.audit_config(config).to_dict(),
             "evaluation": {**config.evaluation.to_dict(), "require": None},
             "metric_sha256": evaluation.metric_sha256(config.evaluation.metric),
             "parity": each.name != "float",

@@ -12,9 +12,9 @@ import warnings
 import pytest
 
 from tfq import artifacts
+from tfq import store as store_module
 from tfq.errors import InputError, TfqError, TfqWarning
-from tfq.recipe import store as store_module
-from tfq.recipe.store import StageStore
+from tfq.store import StageStore
 
 
 def stage(store, inputs=None, text="content", calls=None):
@@ -115,7 +115,7 @@ def test_results_that_no_stage_asked_for_are_removed(tmp_path):
 
 def test_a_stage_that_was_killed_leaves_no_result_and_is_swept(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from tfq.recipe.store import StageStore\n"
+        "import os, signal, sys; from pathlib import Path; from tfq.store import StageStore\n"
         "def make(directory):\n"
         "    (directory / 'half.txt').write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -7,7 +7,7 @@ from typing import Any
 from tfq import artifacts, data, evaluation
 from tfq.config import DataConfig, RunConfig
 from tfq.errors import TfqWarning
-from tfq.stages.model_files import is_file
+from tfq.workflows.model_files import is_file
 
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each script does with a config: load, train, compress, convert, evaluate. Each stage calls its rooms."""
+"""What a command or a whole run does with a config: load, train, compress, convert, evaluate, search, run."""
 
-from tfq.stages.compression import (
+from tfq.workflows.compression import (
     Compressed,
     check_compressible,
     compress,
     compression_suffix,
     is_compressed,
 )
-from tfq.stages.conversion import audit_config, compare_with_qat_model, convert
-from tfq.stages.evaluation import Evaluated, evaluate
-from tfq.stages.model_files import (
+from tfq.workflows.conversion import audit_config, compare_with_qat_model, convert
+from tfq.workflows.evaluation import Evaluated, evaluate
+from tfq.workflows.model_files import (
     check_model_file,
     is_file,
     load,
@@ -19,9 +19,9 @@ from tfq.stages.model_files import (
     save_keras,
     trace_once,
 )
-from tfq.stages.preflight import preflight, preflight_with_flatbuffer
-from tfq.stages.splits import load_split
-from tfq.stages.training import train
+from tfq.workflows.preflight import preflight, preflight_with_flatbuffer
+from tfq.workflows.splits import load_split
+from tfq.workflows.training import train
 
 __all__ = [
     "Compressed",

@@ -3,17 +3,17 @@
 
 import pytest
 
-from tfq import artifacts, stages
+from tfq import artifacts, workflows
 from tfq.backends.qemu import sysroot
 from tfq.backends.qemu.emulator import Sysroot
 from tfq.config import RunConfig
-from tfq.recipe import run as run_module
-from tfq.recipe.steps import Loaded, Run, _compressed
-from tfq.recipe.store import StageStore
+from tfq.store import StageStore
+from tfq.workflows import run as run_module
+from tfq.workflows.steps import Loaded, Run, _compressed
 
 
 def compressed_to(model):
-    return stages.Compressed(model=model, user_model=None, details={"sparsity": {}})
+    return workflows.Compressed(model=model, user_model=None, details={"sparsity": {}})
 
 
 def run_of(model, out):
@@ -22,9 +22,9 @@ def run_of(model, out):
 
 
 def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_gives_it_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "load", lambda config, allow_code: "model")
-    monkeypatch.setattr(stages, "compress", lambda model, config: compressed_to(f"compressed {model}"))
-    monkeypatch.setattr(stages, "save_keras", lambda model, path: artifacts.write_text(path, model))
+    monkeypatch.setattr(workflows, "load", lambda config, allow_code: "model")
+    monkeypatch.setattr(workflows, "compress", lambda model, config: compressed_to(f"compressed {model}"))
+    monkeypatch.setattr(workflows, "save_keras", lambda model, path: artifacts.write_text(path, model))
     out = tmp_path / "out"
     out.mkdir()
     resumed = []
@@ -39,9 +39,9 @@ def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_giv
 
 def test_what_a_stage_made_of_a_model_with_code_may_be_loaded_with_its_code(tmp_path, monkeypatch):
     allowed = []
-    monkeypatch.setattr(stages, "load", lambda config, allow_code: allowed.append(allow_code) or "model")
-    monkeypatch.setattr(stages, "compress", lambda model, config: compressed_to(model))
-    monkeypatch.setattr(stages, "save_keras", lambda model, path: artifacts.write_text(path, model))
+    monkeypatch.setattr(workflows, "load", lambda config, allow_code: allowed.append(allow_code) or "model")
+    monkeypatch.setattr(workflows, "compress", lambda model, config: compressed_to(model))
+    monkeypatch.setattr(workflows, "save_keras", lambda model, path: artifacts.write_text(path, model))
     (tmp_path / "one.h5").write_bytes(b"weights")
     run = run_of(tmp_path / "one.h5", tmp_path)
     compressed, _ = _compressed(run, Loaded(run.config, allow_code=run.allow_code))

@@ -6,8 +6,8 @@ from typing import Any
 from tfq import data
 from tfq.config import RunConfig
 from tfq.errors import InputError
-from tfq.stages.model_files import is_file, model_name
-from tfq.stages.splits import hashes, keras_scores, load_split
+from tfq.workflows.model_files import is_file, model_name
+from tfq.workflows.splits import hashes, keras_scores, load_split
 
 
 def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from tfq import data
 from tfq.config import AUDIT_SCHEMES, AuditConfig, ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
-from tfq.stages.model_files import trace_once
-from tfq.stages.splits import hashes, told
+from tfq.workflows.model_files import trace_once
+from tfq.workflows.splits import hashes, told
 
 if TYPE_CHECKING:
     from tfq.conversion import Conversion

@@ -8,8 +8,8 @@ from typing import Any
 from tfq import data
 from tfq.config import ClusterConfig, FiltersConfig, PruneConfig, QATConfig, RunConfig
 from tfq.errors import InputError, TfqError
-from tfq.stages.preflight import preflight
-from tfq.stages.splits import hashes, load_split
+from tfq.workflows.preflight import preflight
+from tfq.workflows.splits import hashes, load_split
 
 # Examples of the training data on which the bridged model is compared with the user's own.
 BRIDGE_CHECK_EXAMPLES = 16

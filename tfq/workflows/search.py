@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, data, stages
+from tfq import artifacts, data, workflows
 from tfq.config import ConversionConfig, RunConfig
-from tfq.recipe.store import StageStore
 from tfq.search.climb import find_int8
 from tfq.search.low_bits import BitsResult, accuracy_by_bits
 from tfq.search.record import SearchResult
+from tfq.store import StageStore
 
 
 def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[str], None]) -> SearchResult:
@@ -19,7 +19,7 @@ def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[
     out: its `.stages` keeps every rung. told: is given a line after each rung.
     """
     floating = _floating(model, config)
-    train, validation, test = (stages.load_split(config.data, split) for split in ("train", "val", "test"))
+    train, validation, test = (workflows.load_split(config.data, split) for split in ("train", "val", "test"))
     with artifacts.locked(out / ".lock"):
         store = StageStore(out)
         return find_int8(
@@ -33,8 +33,8 @@ def bits_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[st
     out: its `.stages` keeps what was measured. told: is given a line after each way.
     """
     floating = _floating(model, config)
-    train = stages.load_split(config.data, "train", limit=config.bits.calibration_steps)
-    test = stages.load_split(config.data, "test", limit=config.bits.limit)
+    train = workflows.load_split(config.data, "train", limit=config.bits.calibration_steps)
+    test = workflows.load_split(config.data, "test", limit=config.bits.limit)
     with artifacts.locked(out / ".lock"):
         return accuracy_by_bits(floating, train, test, config.bits, store=StageStore(out), told=told)
 
@@ -43,7 +43,7 @@ def _floating(model: Any, config: RunConfig) -> bytes:
     """The float flatbuffer of a Keras model; bytes as they are."""
     from tfq.conversion import convert_model
 
-    floating = stages.trace_once(model, config)
+    floating = workflows.trace_once(model, config)
     if not isinstance(floating, bytes):
         plain = ConversionConfig(scheme="float32", batch_size=config.conversion.batch_size)
         floating = convert_model(floating, None, plain, preprocessing=data.preprocessing_record(config.data))
