@@ -11,7 +11,8 @@ of the model's outputs with this layer alone quantized. With --out it writes ana
 
 from collections.abc import Sequence
 
-from tfq import analysis, artifacts, flags, report, scripts, workflows
+from tfq import analysis, artifacts, report, workflows
+from tfq.cli import flags, process
 from tfq.errors import InputError
 
 
@@ -23,14 +24,14 @@ def main(invocation: flags.Invocation) -> None:
     floating = artifacts.read_bytes(config.analysis.reference, "a float .tflite")
     split = workflows.load_split(config.data, "test", limit=config.analysis.limit)
     found = analysis.analyse(content, floating, split, config.analysis)
-    record = scripts.record(invocation, "analyse", **found.to_dict())
+    record = process.record(invocation, "analyse", **found.to_dict())
     if config.out:
-        artifacts.write_text(scripts.out_dir(invocation) / "analyse.html", report.analysis_page(record))
-    scripts.finish(invocation, record, found.to_text())
+        artifacts.write_text(process.out_dir(invocation) / "analyse.html", report.analysis_page(record))
+    process.finish(invocation, record, found.to_text())
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="analyse", section="analysis", description=__doc__, arguments=arguments)
+    process.run_script(main, script="analyse", section="analysis", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,21 @@ tfq audit --model=model_int8.tflite --require=edgetpu
 
 from collections.abc import Sequence
 
-from tfq import artifacts, auditing, flags, scripts, workflows
+from tfq import artifacts, auditing, workflows
+from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = workflows.read_tflite(config)
     report = auditing.audit_model(content, config.audit)
-    record = scripts.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
-    scripts.finish(invocation, record, report.to_text())
+    record = process.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
+    process.finish(invocation, record, report.to_text())
     auditing.require(report, config.audit)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="audit", section="audit", description=__doc__, arguments=arguments)
+    process.run_script(main, script="audit", section="audit", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

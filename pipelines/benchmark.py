@@ -9,8 +9,9 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
-from tfq import artifacts, data, evaluation, flags, scripts, tflite, workflows
+from tfq import artifacts, data, evaluation, tflite, workflows
 from tfq.backends import make_runner
+from tfq.cli import flags, process
 from tfq.config import DataConfig
 from tfq.errors import FlatbufferError, InputError, TfqWarning
 from tfq.evaluation.benchmark_inputs import NUM_INPUTS
@@ -35,7 +36,7 @@ def main(invocation: flags.Invocation) -> None:
     if config.data != DataConfig():
         for name, reason in results.unfitting.items():
             warnings.warn(f"{name} is fed random numbers: {reason}", TfqWarning, stacklevel=1)
-    record = scripts.record(
+    record = process.record(
         invocation,
         "benchmark",
         sha256={
@@ -45,7 +46,7 @@ def main(invocation: flags.Invocation) -> None:
         },
         **results.to_record(),
     )
-    scripts.finish(invocation, record, results.to_text())
+    process.finish(invocation, record, results.to_text())
 
 
 def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | None:
@@ -67,7 +68,7 @@ def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | N
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="benchmark", section="benchmark", description=__doc__, arguments=arguments)
+    process.run_script(main, script="benchmark", section="benchmark", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -11,22 +11,23 @@ run that was killed goes on where it was.
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, report, scripts, workflows
+from tfq import artifacts, report, workflows
+from tfq.cli import flags, process
 from tfq.workflows.search import bits_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    out = scripts.out_dir(invocation)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     result = bits_on_data(model, config, out, told=lambda line: print(line, flush=True))
-    record = scripts.record(invocation, "bits", **result.to_dict())
+    record = process.record(invocation, "bits", **result.to_dict())
     page = artifacts.write_text(out / "bits.html", report.bits_page(record))
-    scripts.finish(invocation, record, f"\n{result.to_text()}\n{page}")
+    process.finish(invocation, record, f"\n{result.to_text()}\n{page}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="bits", section="bits", description=__doc__, arguments=arguments)
+    process.run_script(main, script="bits", section="bits", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ cannot be taken at all.
 
 from collections.abc import Sequence
 
-from tfq import flags, scripts, workflows
+from tfq import workflows
+from tfq.cli import flags, process
 from tfq.errors import RequirementError
 
 
@@ -23,7 +24,7 @@ def main(invocation: flags.Invocation) -> None:
         preflight(invocation)
         return
     workflows.compression_suffix(config)
-    out = scripts.out_dir(invocation)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     compressed = workflows.compress(model, config)
     stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
@@ -37,20 +38,20 @@ def main(invocation: flags.Invocation) -> None:
     if compressed.user_model is not None:
         path_of_yours = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
         lines.append(f"{path_of_yours}: your own Keras 3 model with the trained weights")
-    record = scripts.record(invocation, "compress", file=path.name, **details)
-    scripts.finish(invocation, record, "\n".join(lines))
+    record = process.record(invocation, "compress", file=path.name, **details)
+    process.finish(invocation, record, "\n".join(lines))
 
 
 def preflight(invocation: flags.Invocation) -> None:
     config = invocation.config
     table = workflows.preflight_with_flatbuffer(workflows.load(config, allow_code=invocation.allow_code), config)
-    scripts.finish(invocation, scripts.record(invocation, "preflight", preflight=table.to_dict()), table.to_text())
+    process.finish(invocation, process.record(invocation, "preflight", preflight=table.to_dict()), table.to_text())
     if not table.ok:
         raise RequirementError(f"--model={config.model} has layers that cannot be compressed: see the table")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="compress", section="compression", description=__doc__, arguments=arguments)
+    process.run_script(main, script="compress", section="compression", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

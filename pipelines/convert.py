@@ -10,12 +10,13 @@ The ranges that were calibrated are kept beside it, in <model>_<scheme>_ranges.j
 
 from collections.abc import Sequence
 
-from tfq import artifacts, auditing, flags, scripts, workflows
+from tfq import artifacts, auditing, workflows
+from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    out = scripts.out_dir(invocation)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     made, details = workflows.convert(model, config)
     stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"
@@ -23,12 +24,12 @@ def main(invocation: flags.Invocation) -> None:
     if made.ranges is not None:
         made.ranges.save(out / f"{stem}_ranges.json")
     report = auditing.audit_model(made.content, workflows.audit_config(config))
-    record = scripts.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
-    scripts.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
+    record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
+    process.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="convert", section="conversion", description=__doc__, arguments=arguments)
+    process.run_script(main, script="convert", section="conversion", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,21 @@ tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=n
 
 from collections.abc import Sequence
 
-from tfq import evaluation, flags, scripts, workflows
+from tfq import evaluation, workflows
+from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = workflows.read_tflite(config)
     results = workflows.evaluate(content, config)
-    record = scripts.record(invocation, "evaluate", **results.to_dict())
-    scripts.finish(invocation, record, results.to_text())
+    record = process.record(invocation, "evaluate", **results.to_dict())
+    process.finish(invocation, record, results.to_text())
     evaluation.check_requirements(results.evaluation, config.evaluation.require)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="evaluate", section="evaluation", description=__doc__, arguments=arguments)
+    process.run_script(main, script="evaluate", section="evaluation", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,20 @@ A run that was interrupted or killed goes on where it was when it is started aga
 
 from collections.abc import Sequence
 
-from tfq import flags, report, scripts
+from tfq import report
+from tfq.cli import flags, process
 from tfq.workflows.run import require, run_recipe
 
 
 def main(invocation: flags.Invocation) -> None:
     record = run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
     text = f"{report.summary_table(record)}\n\n{invocation.config.out}/report.html"
-    scripts.show(invocation, record, text)
+    process.show(invocation, record, text)
     require(record)
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="run", section=None, description=__doc__, arguments=arguments)
+    process.run_script(main, script="run", section=None, description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

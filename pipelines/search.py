@@ -12,25 +12,26 @@ budget; the best one is written all the same.
 
 from collections.abc import Sequence
 
-from tfq import artifacts, flags, scripts, workflows
+from tfq import artifacts, workflows
+from tfq.cli import flags, process
 from tfq.errors import RequirementError
 from tfq.workflows.search import search_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    out = scripts.out_dir(invocation)
+    out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     result = search_on_data(model, config, out, told=lambda line: print(line, flush=True))
     path = artifacts.write_bytes(out / f"{workflows.model_name(config)}_search_int8.tflite", result.content)
-    record = scripts.record(invocation, "search", file=path.name, **result.to_dict())
-    scripts.finish(invocation, record, f"\n{result.to_text()}\n{path}")
+    record = process.record(invocation, "search", file=path.name, **result.to_dict())
+    process.finish(invocation, record, f"\n{result.to_text()}\n{path}")
     if not result.holds:
         raise RequirementError(f"no rung keeps the budget: {'; '.join(result.chosen.missed)}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="search", section="search", description=__doc__, arguments=arguments)
+    process.run_script(main, script="search", section="search", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

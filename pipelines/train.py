@@ -7,22 +7,23 @@ tfq train --model=digits_cnn --data=digits --out=out/train
 
 from collections.abc import Sequence
 
-from tfq import evaluation, flags, scripts, workflows
+from tfq import evaluation, workflows
+from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
-    out = scripts.out_dir(invocation)
+    out = process.out_dir(invocation)
     model, details = workflows.train(config)
     path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
-    record = scripts.record(invocation, "train", file=path.name, **details)
+    record = process.record(invocation, "train", file=path.name, **details)
     score = evaluation.score_text(details["test_metric"], details["test_accuracy"]) or "—"
     metric = details["test_metric"] or "accuracy"
-    scripts.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test {metric} {score}")
+    process.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test {metric} {score}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    scripts.run_script(main, script="train", section="training", description=__doc__, arguments=arguments)
+    process.run_script(main, script="train", section="training", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def tfq_cli():
 @pytest.fixture
 def tfq_here(capfd):
     """The same in this process, which has TensorFlow loaded already; for what a process of its own adds nothing to."""
-    from tfq import __main__
+    from tfq.cli import main
 
     def run(*arguments: object):
         before = sys.argv
@@ -72,7 +72,7 @@ def tfq_here(capfd):
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as exit:
-                __main__.main()
+                main.main()
         finally:
             sys.argv = before
         told = capfd.readouterr()

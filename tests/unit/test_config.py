@@ -72,7 +72,7 @@ def test_the_hash_ignores_where_the_output_goes_and_nothing_else():
 
 def test_every_setting_has_a_help_text():
     def walk(cls):
-        from tfq.settings import field_types, is_section
+        from tfq.config.base import field_types, is_section
 
         for field in dataclasses.fields(cls):
             yield cls.__name__, field

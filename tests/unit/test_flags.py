@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from tfq.cli.flags import HelpRequested, parse, settings_of
 from tfq.errors import InputError
-from tfq.flags import HelpRequested, parse, settings_of
 
 
 def parsed(*arguments, section="conversion"):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tfq import scripts
+from tfq.cli import process
 from tfq.config import RunConfig
 from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
 from tfq.workflows.run import run_recipe
@@ -18,7 +18,7 @@ SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "benchmark", "ru
 
 def outcome(main, *arguments):
     with pytest.raises(SystemExit) as exit:
-        scripts.run_script(main, script="t", section="audit", description="d", arguments=["tfq t", *arguments])
+        process.run_script(main, script="t", section="audit", description="d", arguments=["tfq t", *arguments])
     return exit.value.code
 
 

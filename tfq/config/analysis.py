@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from tfq.settings import Config, setting
+from tfq.config.base import Config, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 
 from dataclasses import dataclass
 
+from tfq.config.base import Config, setting
 from tfq.config.conversion import IO_TYPES, SCHEMES, TARGETS, check_io_types
-from tfq.settings import Config, setting
 
 # What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
 AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from tfq.settings import Config, section, setting
+from tfq.config.base import Config, section, setting
 
 
 @dataclass(frozen=True, kw_only=True)

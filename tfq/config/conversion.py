@@ -3,8 +3,8 @@
 
 from dataclasses import dataclass
 
+from tfq.config.base import Config, section, setting
 from tfq.errors import InputError
-from tfq.settings import Config, section, setting
 
 # "" is the scheme's own: int8 of int8, int16 of int16x8, float32 of all others.
 IO_TYPES = ("", "int8", "uint8", "int16", "float32")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from tfq.config.analysis import AnalysisConfig, BitsConfig
 from tfq.config.audit import AuditConfig
+from tfq.config.base import Config, section, setting
 from tfq.config.compression import CompressionConfig, TrainingConfig
 from tfq.config.conversion import ConversionConfig
 from tfq.config.data import DataConfig
 from tfq.config.evaluation import BenchmarkConfig, EvaluationConfig
 from tfq.config.search import SearchConfig
-from tfq.settings import Config, section, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 
 from dataclasses import dataclass
 
+from tfq.config.base import Config, section, setting
 from tfq.config.conversion import CALIBRATION_METHODS
-from tfq.settings import Config, section, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, get_args
 from absl import flags
 
 from tfq import artifacts, config
+from tfq.config.base import field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
-from tfq.settings import field_types, is_section, section_field
 
 COMMON = ("model", "data", "out", "custom_objects", "seed")
 # Sections that a script works with beside its own.

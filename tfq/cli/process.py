@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfq import artifacts, flags
+from tfq import artifacts
+from tfq.cli import flags
 from tfq.errors import TfqError, TfqWarning
 from tfq.provenance import record_of
 
