@@ -14,7 +14,7 @@ _PUBLIC = {
     "trace": "tfq.conversion:trace",
     "audit": "tfq.auditing:audit_model",
     "evaluate": "tfq.evaluation:evaluate_model",
-    "analyse": "tfq.analysis:analyse",
+    "analyze": "tfq.analysis:analyze",
     "find_int8": "tfq.search:find_int8",
     "prune": "tfq.compression:prune_model",
     "prune_filters": "tfq.compression:prune_filters",
@@ -58,7 +58,7 @@ _PUBLIC = {
 __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
-    from tfq.analysis.analyse import analyse as analyse
+    from tfq.analysis.analyze import analyze as analyze
     from tfq.auditing import audit_model as audit
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
     from tfq.callbacks import TFLiteExport as TFLiteExport

@@ -32,7 +32,7 @@ def findings(model, calibration=CALIBRATION):
     """{kind: the findings of it}, of int8 beside float on data that it was not calibrated with."""
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     found: dict[str, list] = {}
-    for finding in tfq.analyse(tfq.convert(floating, calibration), floating, OTHERS).findings:
+    for finding in tfq.analyze(tfq.convert(floating, calibration), floating, OTHERS).findings:
         found.setdefault(finding.kind, []).append(finding)
     return found
 

@@ -191,11 +191,11 @@ def test_ranges_of_another_model_are_refused_by_the_script(tmp_path, capsys):
 def test_analyse_tells_a_line_a_layer(tmp_path, capsys):
     model = tmp_path / "int8.tflite"
     model.write_bytes(tfq.convert(FLOATING.read_bytes(), IMAGES, config()))
-    arguments = ["analyse", f"--model={model}", f"--reference={FLOATING}", "--data=digits", f"--out={tmp_path}"]
+    arguments = ["analyze", f"--model={model}", f"--reference={FLOATING}", "--data=digits", f"--out={tmp_path}"]
     assert script(*arguments, "--sensitivity") == 0
     told = capsys.readouterr().out
     assert "conv2" in told and "alone dB" in told
-    record = json.loads((tmp_path / "analyse.json").read_text())
+    record = json.loads((tmp_path / "analyze.json").read_text())
     assert len(record["layers"]) == 9 and len(record["sensitivity"]) == 9
     assert script(*arguments[:2], "--data=digits") == 2
     assert "--reference" in capsys.readouterr().err

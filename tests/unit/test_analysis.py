@@ -123,7 +123,7 @@ def test_uneven_channels_are_named_with_the_repair_that_mends_them():
         quantization = graph.tensors[output_of(QUANTIZED, "conv2")].quantization
         quantization.scale = [float(quantization.scale[0]) * 64]
 
-    found = analysis.analyse(changed(QUANTIZED, coarse), model, IMAGES)
+    found = analysis.analyze(changed(QUANTIZED, coarse), model, IMAGES)
     (finding,) = (each for each in found.findings if each.layer == "conv2" and "channels" in each.kind)
     assert "equalize" in finding.message
 
@@ -178,12 +178,12 @@ def test_ranges_far_apart_in_a_join_are_named_with_the_small_one():
 
 def test_nothing_is_found_where_nothing_is_wrong():
     assert find([layer("a"), layer("b")], [], {"b": ["a"]}) == []
-    found = analysis.analyse(QUANTIZED, FLOATING, IMAGES)
+    found = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
     assert dataclasses.replace(found, findings=()).to_text().endswith("nothing stands out")
 
 
 def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():
-    found = analysis.analyse(QUANTIZED, FLOATING, IMAGES)
+    found = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
     layers = [layer(f"layer{number}", saturated=0.02) for number in range(9)]
     told = dataclasses.replace(found, findings=tuple(find(layers, [], {}))).to_text()
     assert told.count("are cut off by its range") == 3 and "and 6 more of this kind (clipped): layer3, layer4" in told
@@ -191,7 +191,7 @@ def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_
 
 def test_ranges_of_other_data_are_found():
     # The int8 flatbuffer was calibrated with digits; these are noise, and five times as large.
-    kinds = [each.kind for each in analysis.analyse(QUANTIZED, FLOATING, IMAGES * 5).findings]
+    kinds = [each.kind for each in analysis.analyze(QUANTIZED, FLOATING, IMAGES * 5).findings]
     assert kinds[0] == "ranges_too_narrow" and "saturated_channels" not in kinds
 
 
@@ -214,7 +214,7 @@ def test_histograms_count_every_value_and_have_the_range_of_the_codes():
 
 
 def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
-    found = analysis.analyse(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
+    found = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
     found["layers"][0]["layer"] = found["histograms"][0]["layer"] = "<script>alert(1)</script>"
     page = analysis_page({**found, "config": {"model": "<b>.tflite"}})
     with_weights = sum(each["weights"] is not None for each in found["histograms"])
@@ -225,7 +225,7 @@ def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
 
 
 def test_the_record_is_json_and_the_table_has_a_line_a_layer():
-    found = tfq.analyse(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True))
+    found = tfq.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True))
     record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert record["num_samples"] == 8 and len(record["sensitivity"]) == len(record["layers"]) == 9
     lines = found.to_text().splitlines()
@@ -236,4 +236,4 @@ def test_the_record_is_json_and_the_table_has_a_line_a_layer():
 @pytest.mark.parametrize("pair", [(QUANTIZED, QUANTIZED), (FLOATING, FLOATING), (QUANTIZED, golden("digits_int8"))])
 def test_flatbuffers_that_do_not_belong_together_are_refused(pair):
     with pytest.raises(InputError):
-        analysis.analyse(*pair, IMAGES)
+        analysis.analyze(*pair, IMAGES)

@@ -265,7 +265,7 @@ def test_biases_are_kept_where_other_ones_are_no_better(monkeypatch):
 
 
 def test_a_float_flatbuffer_of_another_model_is_refused():
-    for act in (ptq.correct_biases, ptq.optimise_rounding):
+    for act in (ptq.correct_biases, ptq.optimize_rounding):
         with pytest.raises(InputError, match="was made of"):
             act(QUANTIZED, golden("two_branches_float32"), SAMPLES)
 
@@ -324,7 +324,7 @@ def test_same_padding_is_tensorflows(numbers, wanted):
 
 
 def test_rounding_brings_the_outputs_of_every_layer_nearer():
-    found = ptq.optimise_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
+    found = ptq.optimize_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
     assert set(found.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not found.skipped
     assert all(after <= before for before, after in found.layers.values())
     # Those that weigh many inputs, which go together.
@@ -332,7 +332,7 @@ def test_rounding_brings_the_outputs_of_every_layer_nearer():
 
 
 def test_rounded_codes_are_the_nearest_or_their_neighbours_and_scales_stay():
-    found = ptq.optimise_rounding(QUANTIZED, FLOATING, SAMPLES)
+    found = ptq.optimize_rounding(QUANTIZED, FLOATING, SAMPLES)
     before, after = tflite.read(QUANTIZED).main_subgraph, tflite.read(found.model).main_subgraph
     assert [tensor.scale for tensor in after.tensors] == [tensor.scale for tensor in before.tensors]
     moved = 0
@@ -352,13 +352,13 @@ def test_pruned_weights_stay_zero_when_rounded():
             flat[::2] = 0
             buffer.data = flat.view(np.uint8)
 
-    found = ptq.optimise_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
+    found = ptq.optimize_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
     for layer in ("pointwise", "conv2"):
         assert (constant(tflite.unpack(found.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
 
 
 def test_repairs_give_the_same_bytes_again():
-    for act in (ptq.optimise_rounding, ptq.correct_biases):
+    for act in (ptq.optimize_rounding, ptq.correct_biases):
         assert act(QUANTIZED, FLOATING, SAMPLES).model == act(QUANTIZED, FLOATING, SAMPLES).model
     assert ptq.equalize(FLOATING).model == ptq.equalize(FLOATING).model
 

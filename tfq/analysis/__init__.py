@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Why an int8 flatbuffer computes something else than its float one: tensor by tensor, layer by layer."""
 
-from tfq.analysis.analyse import Analysis, analyse
+from tfq.analysis.analyze import Analysis, analyze
 from tfq.analysis.findings import Finding
 from tfq.analysis.histograms import Bars, LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
@@ -18,7 +18,7 @@ __all__ = [
     "LayerError",
     "LayerHistogram",
     "LayerSensitivity",
-    "analyse",
+    "analyze",
     "joins",
     "layer_errors",
     "layer_histograms",

@@ -12,7 +12,7 @@ SCRIPTS = {
     "convert": "make a .tflite of a model, full int8 by default",
     "audit": "show what every op of a .tflite computes in, and whether it is full int8",
     "evaluate": "run a .tflite on data, here or on emulated ARM, against its float model",
-    "analyse": "tell which layers of an int8 .tflite differ from its float model, and why",
+    "analyze": "tell which layers of an int8 .tflite differ from its float model, and why",
     "benchmark": "time .tflite files side by side, and tell their most expensive ops",
     "search": "find the cheapest int8 .tflite that keeps a budget, without training",
     "bits": "tell how accurate a model stays with fewer and fewer bits, without training",

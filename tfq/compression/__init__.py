@@ -10,7 +10,6 @@ from tfq.compression.gate import check_same_function
 from tfq.compression.parity.compare import qat_parity
 from tfq.compression.parity.record import QATParity
 from tfq.compression.preflight import LayerVerdict, Preflight, preflight
-from tfq.compression.pruning.gain import PruningGain, pruning_gain
 from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.pruning.prune import PruningPlan, prune_model, pruning_plan
 from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
@@ -25,7 +24,6 @@ __all__ = [
     "FilterResult",
     "LayerVerdict",
     "Preflight",
-    "PruningGain",
     "PruningPlan",
     "QATParity",
     "SensitivityTable",
@@ -41,7 +39,6 @@ __all__ = [
     "preflight",
     "prune_filters",
     "prune_model",
-    "pruning_gain",
     "pruning_plan",
     "qat_model",
     "qat_parity",

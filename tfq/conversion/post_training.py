@@ -62,7 +62,7 @@ def quantize_after_training(
         values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
         content = quantize_flatbuffer(tflite.inject_ranges(model, values), config)
     if "rounding" in config.repair:
-        rounded = ptq.optimise_rounding(content, model, samples)
+        rounded = ptq.optimize_rounding(content, model, samples)
         content, repairs["rounding"] = rounded.model, rounded.to_dict()
     if config.int4_layers:
         rounding = "rounding" in config.repair

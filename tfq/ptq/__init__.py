@@ -5,7 +5,7 @@ from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
 from tfq.ptq.bias_correction import BiasCorrection, correct_biases
 from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
 from tfq.ptq.layer_pairs import PairRepair
-from tfq.ptq.weight_rounding import Rounding, narrow_to_int4, optimise_rounding
+from tfq.ptq.weight_rounding import Rounding, narrow_to_int4, optimize_rounding
 
 __all__ = [
     "AbsorbedPair",
@@ -17,5 +17,5 @@ __all__ = [
     "correct_biases",
     "equalize",
     "narrow_to_int4",
-    "optimise_rounding",
+    "optimize_rounding",
 ]

@@ -73,7 +73,7 @@ class _Inputs:
         return found
 
 
-def optimise_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Rounding:
+def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Rounding:
     """The int8 flatbuffer `quantized` with codes of weights that suit what its layers are fed on `samples`.
 
     floating: the float flatbuffer that it was made of. samples: by input name, real values.
@@ -97,9 +97,9 @@ def narrow_to_int4(
 ) -> Rounding:
     """The int8 flatbuffer `quantized` with 4-bit weights, from -7 to 7, in the layers whose names fit a pattern.
 
-    floating, samples: as of optimise_rounding. Of each output channel the scale is the one, at most that of its largest
+    floating, samples: as of optimize_rounding. Of each output channel the scale is the one, at most that of its largest
     weight, by which the weights' errors, weighed by what they are multiplied with, are least.
-    rounding: choose the codes as optimise_rounding does; otherwise they are the nearest.
+    rounding: choose the codes as optimize_rounding does; otherwise they are the nearest.
     """
     edited, found, skipped = _layers(quantized, floating)
     for pattern in layers:

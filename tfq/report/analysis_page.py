@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of `tfq analyse`: what was found, error along the depth, sensitivity, and values beside their ranges."""
+"""The page of `tfq analyze`: what was found, error along the depth, sensitivity, and values beside their ranges."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,7 +13,7 @@ _MOST_BARS, _MOST_HISTOGRAMS = 24, 12
 
 
 def analysis_page(record: Mapping[str, Any]) -> str:
-    """The page of a record that `tfq analyse` wrote."""
+    """The page of a record that `tfq analyze` wrote."""
     title = f"What costs accuracy: {escape(plain(record.get('config', {}).get('model', '')))}"
     found = "".join(f"<li>{escape(finding['message'])}</li>" for finding in record["findings"])
     body = [

@@ -68,7 +68,7 @@ def selective_scheme(quantized_inputs: frozenset[str]) -> Any:
     Of its rewrites one is left: a QuantizeLayer behind an Input. tfmot itself puts none where a layer without fake
     quantization, a ZeroPadding2D say, reads the Input first. The others decide where ranges are not wanted
     (between convolution, normalization and ReLU; before Concatenate), and in doing so drop the fake quantization of
-    kernels: quantization_aware/placement.py decides that by the graph. They also take most of the time.
+    kernels: qat/placement.py decides that by the graph. They also take most of the time.
     quantized_inputs: names of the Input layers that get one.
     """
     scheme: Any = _module("default_8bit.default_8bit_quantize_scheme").Default8BitQuantizeScheme

@@ -71,7 +71,7 @@ class Analysis:
         return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *found])
 
 
-def analyse(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig | None = None) -> Analysis:
+def analyze(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig | None = None) -> Analysis:
     """Compare the int8 flatbuffer with the float one that it was made of, tensor by tensor.
 
     data: what a representative dataset may be, real values; its first config.limit samples.
