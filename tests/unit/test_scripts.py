@@ -5,15 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
 from tfq.cli import process
+from tfq.cli.main import SCRIPTS
 from tfq.config import RunConfig
 from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
 from tfq.workflows.run import run_recipe
-
-SCRIPTS = ("train", "compress", "convert", "audit", "evaluate", "benchmark", "run")
 
 
 def outcome(main, *arguments):
@@ -158,3 +158,13 @@ def test_tfq_alone_tells_its_scripts(tfq_cli):
     assert done.returncode == 0
     for script in SCRIPTS:
         assert f"tfq {script}" in done.stdout
+
+
+def test_every_command_is_a_file_of_pipelines_and_the_other_way_round(root):
+    assert set(SCRIPTS) == {path.stem for path in (root / "pipelines").glob("*.py")} - {"__init__"}
+
+
+def test_the_version_is_that_of_the_package(root, tfq_cli):
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    done = tfq_cli("--version")
+    assert (done.returncode, done.stdout) == (0, f"tfq {declared}\n")

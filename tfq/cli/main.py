@@ -4,6 +4,7 @@
 import importlib
 import sys
 
+from tfq import __version__
 from tfq.errors import did_you_mean
 
 SCRIPTS = {
@@ -26,7 +27,10 @@ def main() -> None:
     if name in ("-h", "--help", "help"):
         print("tfq SCRIPT [--FLAG=VALUE ...]: takes a Keras model to a full-int8 .tflite, and proves what it became\n")
         print("\n".join(f"  tfq {script:9} {told}" for script, told in SCRIPTS.items()))
-        print("\ntfq SCRIPT --help lists the flags of a script.")
+        print("\ntfq SCRIPT --help lists the flags of a script; tfq --version prints the version.")
+        sys.exit(0)
+    if name == "--version":
+        print(f"tfq {__version__}")
         sys.exit(0)
     if name not in SCRIPTS:
         print(f"tfq: unknown script {name!r}: {did_you_mean(name, SCRIPTS)}", file=sys.stderr)
