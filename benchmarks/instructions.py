@@ -5,7 +5,7 @@
 A count is not a time. The two counts come from two processes; exits 1 where they differ by an instruction. The inputs
 are zeros: the kernels do the same work whatever the values are. Takes about 5 s a model and CPU, small models.
 
-    python -m tfq.backends.qemu.sysroot                                         (once: installs the emulator)
+    python -m tfq.backends.qemu.sysroot                                (once: installs the emulator)
     python benchmarks/instructions.py FLOAT.tflite INT8.tflite ... [--kernels=xnnpack]
 """
 

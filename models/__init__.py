@@ -44,7 +44,7 @@ def build(name: str, keras: Any, input_shape: Sequence[int] | None = None, class
     input_shape, classes: what the data has, without the batch: an example's shape, and how many classes its labels
         tell apart. None is the model's own. A model of MODELS that is thereby another than the published one is
         warned of (TfqWarning).
-    Wrap the call in `tfq.compression.training.deterministic(seed)` for weights that a seed repeats.
+    Wrap the call in `tfq.keras_bridge.deterministic(seed)` for weights that a seed repeats.
     Raises InputError with the nearest name when there is none such, and where the model cannot take such inputs.
     """
     if name.lower() in MODELS:

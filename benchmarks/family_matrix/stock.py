@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from family_matrix import zoo
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, import_tfmot
 
 # Share of the output range: far above float32 rounding, far below any other function.
@@ -41,7 +41,7 @@ def compared(model: Any, quantized: Any, size: int) -> dict[str, Any]:
 
 def identity_difference(model: Any, quantized: Any, inputs: np.ndarray) -> float:
     """Largest difference of outputs, as a share of the largest output, with fake quantization as identity; eager."""
-    with private.fake_quant_as_identity():
+    with tfmot_symbols.fake_quant_as_identity():
         wanted = np.asarray(model(inputs, training=False), np.float64)
         got = np.asarray(quantized(inputs, training=False), np.float64)
     return float(np.max(np.abs(wanted - got)) / np.max(np.abs(wanted)))

@@ -13,7 +13,7 @@ from tfq import tflite
 from tfq.backends import RunRequest
 from tfq.backends.local import LocalRunner
 from tfq.compression import qat_parity
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
 from tfq.compression.qat import annotate
 from tfq.compression.qat.placement import placements
@@ -392,7 +392,7 @@ def test_a_sequential_model_is_taken():
     layers = import_tf_keras().layers
     model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
     found = annotate.quantized(model)
-    assert found.skipped == {} and len(private.weight_ranges(found.model)) == 2
+    assert found.skipped == {} and len(tfmot_symbols.weight_ranges(found.model)) == 2
 
 
 def test_nothing_to_quantize_is_an_error():
@@ -407,6 +407,6 @@ def test_zeros_are_zeros_behind_fake_quantization():
     kernel, bias = model.get_layer("wide").get_weights()
     model.get_layer("wide").set_weights([np.where(np.abs(kernel) < 0.3, 0, kernel), bias])
     quantized = annotate.quantized(model).model
-    for name, weight, quantizer, variables in private.weight_ranges(quantized):
+    for name, weight, quantizer, variables in tfmot_symbols.weight_ranges(quantized):
         if name == "quant_wide":
             assert np.all(np.asarray(quantizer(weight, True, weights=variables))[np.asarray(weight) == 0] == 0)

@@ -9,7 +9,7 @@ import pytest
 import tfq
 from tfq import tflite
 from tfq.compression import qat_parity, untrained_qat_model
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import grids
 from tfq.compression.training import deterministic
 from tfq.keras_bridge import import_tf_keras
@@ -89,7 +89,7 @@ def distances(quantized):
         own = [names[name] for name in layer.layers if name not in ("pad", "largest")]
         own = [each for each in own if not isinstance(getattr(each, "layer", each), import_tf_keras().layers.ReLU)]
         x = np.zeros((1, *own[0].input.shape[1:]), np.float32)
-        with private.fake_quant_as_identity():
+        with tfmot_symbols.fake_quant_as_identity():
             for each in own:
                 x = each(x, training=False)
         got = np.asarray(x, np.float64).reshape(-1, np.shape(x)[-1])[0]
@@ -108,7 +108,7 @@ def test_biases_are_whole_steps_of_the_accumulator(quantized, monkeypatch, model
 
 
 def test_a_range_with_its_zero_between_two_codes_is_the_flatbuffers(quantized):
-    low, high = private.output_range(quantized.layers[1])
+    low, high = tfmot_symbols.output_range(quantized.layers[1])
     tensor = tflite.read(converted(quantized)).main_subgraph.input_tensors[0]
     scale, zero_point = tensor.scale[0], tensor.zero_point[0]
     assert (low, high) == pytest.approx(((-128 - zero_point) * scale, (127 - zero_point) * scale), rel=1e-6)
@@ -125,9 +125,9 @@ def test_rounded_ranges_round_as_before_and_stay():
     x = np.random.default_rng(0).uniform(-1, 1, (512, 4, 4, 2)).astype(np.float32)
     quantized = untrained_qat_model(model, x)
     before = np.asarray(quantized(x))
-    ends = [private.output_range(layer) for layer in quantized.layers]
+    ends = [tfmot_symbols.output_range(layer) for layer in quantized.layers]
     grids.round_ranges(quantized)
-    assert [private.output_range(layer) for layer in quantized.layers] == [
+    assert [tfmot_symbols.output_range(layer) for layer in quantized.layers] == [
         end if end is None else pytest.approx(end, rel=1e-6) for end in ends
     ]
     np.testing.assert_allclose(np.asarray(quantized(x)), before, atol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import qat_model, qat_parity, untrained_qat_model
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat.learned_ranges import _with_gradient_of_step
 from tfq.config import DistillationConfig, QATConfig
 from tfq.conversion import convert_model
@@ -19,7 +19,7 @@ LEARNED = QATConfig(ranges="learned")
 def ranges_of(model):
     return {
         (place.layer, number): (float(pair["min_var"].numpy()), float(pair["max_var"].numpy()))
-        for place in private.activation_quantizers(model)
+        for place in tfmot_symbols.activation_quantizers(model)
         for number, pair in enumerate(place.ranges)
     }
 

@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from small_models import fit_for, noise, small_model
 
 from tfq.compression import qat_model, untrained_qat_model
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import annotate
 from tfq.compression.qat.floors import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, without_far_examples
@@ -24,7 +24,7 @@ from tfq.keras_bridge import import_tf_keras
 def ranges_of(model):
     """layer -> its ranges of activations, (min, max) each."""
     found = {}
-    for place in private.activation_quantizers(model):
+    for place in tfmot_symbols.activation_quantizers(model):
         pairs = [(float(pair["min_var"].numpy()), float(pair["max_var"].numpy())) for pair in place.ranges]
         found.setdefault(place.layer, []).extend(pairs)
     return found
@@ -50,19 +50,19 @@ def test_kernels_have_the_range_of_each_of_their_channels():
     model = small_model()
     quantized = untrained_qat_model(model, images())
     kernel = model.get_layer("conv").get_weights()[0]
-    (pair,) = [pair for name, _, _, pair in private.weight_ranges(quantized) if name == "quant_conv"]
+    (pair,) = [pair for name, _, _, pair in tfmot_symbols.weight_ranges(quantized) if name == "quant_conv"]
     np.testing.assert_allclose(pair["max_var"].numpy(), np.abs(kernel).max(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_array_equal(pair["min_var"].numpy(), -pair["max_var"].numpy())
 
 
 def test_no_weight_and_no_quantizer_is_changed_by_calibration():
     quantized = annotate.quantized(small_model()).model
-    quantizers = [place.quantizer for place in private.activation_quantizers(quantized)]
+    quantizers = [place.quantizer for place in tfmot_symbols.activation_quantizers(quantized)]
     before = {weight.name: weight.numpy() for weight in quantized.weights}
     calibrate_ranges(quantized, images(), 40)
     changed = [weight.name for weight in quantized.weights if not np.array_equal(before[weight.name], weight.numpy())]
     assert changed and all(name.endswith(("_min:0", "_max:0")) for name in changed)
-    assert [place.quantizer for place in private.activation_quantizers(quantized)] == quantizers
+    assert [place.quantizer for place in tfmot_symbols.activation_quantizers(quantized)] == quantizers
 
 
 def test_calibration_takes_arrays_dicts_and_splits_and_no_more_than_the_steps():
@@ -120,11 +120,13 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
     import tensorflow as tf
 
     quantized = annotate.quantized(small_model()).model
-    places = private.activation_quantizers(quantized)
+    places = tfmot_symbols.activation_quantizers(quantized)
     place = next(place for place in places if place.is_moving_average)
     pair, average = place.ranges[0], 6.0
     with debiased_ranges(quantized, seen) as steps_seen:
-        (debiased,) = [each.quantizer for each in private.activation_quantizers(quantized) if each.ranges[0] is pair]
+        (debiased,) = [
+            each.quantizer for each in tfmot_symbols.activation_quantizers(quantized) if each.ranges[0] is pair
+        ]
         for n, top in enumerate([10.0, 15.0, 5.0, 12.0], start=seen):
             debiased(tf.constant([-1.0, top]), True, pair)
             decay = 0.0 if n == 0 else (1 + n) / (10 + n)
@@ -133,7 +135,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
         assert steps_seen() == 4
         debiased(tf.constant([-100.0, 100.0]), False, pair)
         assert float(pair["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
-    after = private.activation_quantizers(quantized)
+    after = tfmot_symbols.activation_quantizers(quantized)
     assert [each.quantizer for each in after] == [each.quantizer for each in places]
 
 
@@ -177,7 +179,7 @@ def test_both_ranges_of_one_quantizer_start_at_the_first_batch():
     x = keras.layers.Conv2D(4, 3, activation="gelu", name="gelu")(image)
     model = keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Flatten()(x)))
     quantized = annotate.quantized(model).model
-    (place,) = [place for place in private.activation_quantizers(quantized) if place.layer == "quant_gelu"]
+    (place,) = [place for place in tfmot_symbols.activation_quantizers(quantized) if place.layer == "quant_gelu"]
     assert len(place.ranges) == 2
     with debiased_ranges(quantized):
         quantized(images(8, spread=0.01), training=True)
@@ -248,7 +250,7 @@ def test_a_dead_layer_has_a_range_that_xnnpack_takes_and_is_named():
 def test_without_the_widening_xnnpack_refuses_the_model(width):
     quantized = annotate.quantized(dead()).model
     calibrate_ranges(quantized, images(64), 64)
-    (place,) = [place for place in private.activation_quantizers(quantized) if place.layer == "quant_dead"]
+    (place,) = [place for place in tfmot_symbols.activation_quantizers(quantized) if place.layer == "quant_dead"]
     place.ranges[-1]["max_var"].assign(width)
     interpreter = Interpreter(model_content=convert_model(quantized))
     with pytest.raises(RuntimeError, match="XNNP"):
@@ -271,7 +273,7 @@ def test_small_activations_of_a_layer_with_small_weights_keep_their_range(recwar
 
 def test_a_channel_of_zeros_has_a_scale_that_its_bias_fits():
     quantized = untrained_qat_model(small_zero_channel(), images())
-    (pair,) = [pair for name, _, _, pair in private.weight_ranges(quantized) if name == "quant_conv"]
+    (pair,) = [pair for name, _, _, pair in tfmot_symbols.weight_ranges(quantized) if name == "quant_conv"]
     bounds = pair["max_var"].numpy()
     assert bounds[3] == pytest.approx(bounds.max() * 2**-12) and (bounds > 0).all()
 

@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from tfq.compression._tfmot import fixes, private
+from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.gate import check_same_function
 from tfq.compression.training import deterministic
 from tfq.errors import TfqError
@@ -37,7 +37,7 @@ def separable_model():
     return keras.Model(image, keras.layers.SeparableConv2D(4, 3, name="separable")(x))
 
 
-@pytest.mark.parametrize(("context", "fails"), [(contextlib.nullcontext, True), (fixes.repaired, False)])
+@pytest.mark.parametrize(("context", "fails"), [(contextlib.nullcontext, True), (tfmot_fixes.repaired, False)])
 def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_not_before(context, fails):
     model = permuted_model()
     with context():
@@ -50,7 +50,7 @@ def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_
     ("context", "names"),
     [
         (contextlib.nullcontext, ["conv2d", "conv2d", "depthwise_conv2d", "depthwise_conv2d"]),
-        (fixes.repaired, ["conv2d", "depthwise_conv2d", "separable_depthwise", "separable_pointwise"]),
+        (tfmot_fixes.repaired, ["conv2d", "depthwise_conv2d", "separable_depthwise", "separable_pointwise"]),
     ],
 )
 def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_repaired(context, names):
@@ -67,7 +67,7 @@ def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_
         raise Stop
 
     model = separable_model()
-    with pytest.MonkeyPatch.context() as patch, context(), private.automatic_names_from_zero(avoid=[]):
+    with pytest.MonkeyPatch.context() as patch, context(), tfmot_symbols.automatic_names_from_zero(avoid=[]):
         patch.setattr(transformer.keras.Model, "from_config", staticmethod(from_config))
         with pytest.raises(Stop):
             transformer.ModelTransformer(model, [transforms.SeparableConvQuantize()]).transform()
@@ -76,7 +76,7 @@ def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_
 
 def test_a_repaired_tfmot_quantizes_what_it_hung_on():
     model = separable_model()
-    with fixes.repaired(), private.automatic_names_from_zero(avoid=[]):
+    with tfmot_fixes.repaired(), tfmot_symbols.automatic_names_from_zero(avoid=[]):
         quantized = import_tfmot().quantization.keras.quantize_model(model)
     check_same_function(model, quantized)
 
@@ -85,7 +85,7 @@ def test_tfmot_is_what_it_was_after_also_where_something_fails():
     transformer = importlib.import_module(f"{QUANTIZATION}.graph_transformations.model_transformer").ModelTransformer
     transforms = importlib.import_module(f"{QUANTIZATION}.default_8bit.default_8bit_transforms")
     before = transformer._get_layers, transforms.SeparableConvQuantize.replacement
-    with pytest.raises(KeyError), fixes.repaired():
+    with pytest.raises(KeyError), tfmot_fixes.repaired():
         assert transformer._get_layers is not before[0]
         assert transforms.SeparableConvQuantize.replacement is not before[1]
         raise KeyError

@@ -6,7 +6,7 @@ import pytest
 
 import tfq
 from tfq.compression import qat_parity
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import annotate, ranges, shared_ranges
 from tfq.compression.qat.layer_facts import kind, passes_on
 from tfq.compression.qat.qat import untrained_qat_model
@@ -127,7 +127,7 @@ def build(request):
 
 
 def groups_of(model):
-    names = {id(found): layer.name for layer in model.layers if (found := private.output_variables(layer))}
+    names = {id(found): layer.name for layer in model.layers if (found := tfmot_symbols.output_variables(layer))}
     return [{names[id(pair)].removeprefix("quant_") for pair in group} for group in shared_ranges.shared_ranges(model)]
 
 
@@ -157,7 +157,7 @@ def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_d
         wanted = min(0.0, *(low for low, _ in ends)), max(high for _, high in ends)
         for name in group:
             layer = quantized.get_layer(name if name == "quantize_layer" else f"quant_{name}")
-            assert private.output_range(layer) == pytest.approx(wanted, rel=1e-5)
+            assert tfmot_symbols.output_range(layer) == pytest.approx(wanted, rel=1e-5)
 
 
 def check_parity(found):
@@ -201,7 +201,9 @@ def test_in_training_a_group_is_rounded_to_one_range():
     quantized = annotate.quantized(network(a_dense_block)).model
     x = images()
     calibrate_ranges(quantized, x, len(x))
-    variables = {name: private.output_variables(quantized.get_layer(f"quant_{name}")) for name in ("stem", "join2")}
+    variables = {
+        name: tfmot_symbols.output_variables(quantized.get_layer(f"quant_{name}")) for name in ("stem", "join2")
+    }
     with ranges.debiased_ranges(quantized, 1):
         variables["stem"]["max_var"].assign(0.1)
         probe = import_tf_keras().Model(quantized.inputs, quantized.get_layer("quant_stem").output)

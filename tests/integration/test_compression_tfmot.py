@@ -5,7 +5,7 @@ import importlib
 
 from small_models import small_model
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import annotate
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 
@@ -13,7 +13,7 @@ from tfq.keras_bridge import import_tf_keras, import_tfmot
 def test_automatic_names_of_the_user_go_on_counting_where_they_were():
     keras = import_tf_keras()
     before = keras.layers.Dense(1).name
-    with private.automatic_names_from_zero(avoid=["dense_7", "dense"]):
+    with tfmot_symbols.automatic_names_from_zero(avoid=["dense_7", "dense"]):
         assert keras.layers.Dense(1).name == "dense_8"
     number = int(before.rpartition("_")[2]) if "_" in before else 0
     assert keras.layers.Dense(1).name == f"dense_{number + 1}"
@@ -40,11 +40,11 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
                 value = getattr(value, part)
     quantized = annotate.quantized(small_model()).model
     # The input, relu, depthwise, sum and pool (outputs), head (before its softmax).
-    places = private.activation_quantizers(quantized)
+    places = tfmot_symbols.activation_quantizers(quantized)
     assert len(places) >= 6 and not places[0].is_moving_average and all(place.is_moving_average for place in places[1:])
-    assert {name for name, *_ in private.weight_ranges(quantized)} == {
+    assert {name for name, *_ in tfmot_symbols.weight_ranges(quantized)} == {
         "quant_conv",
         "quant_depthwise",
         "quant_head",
     }
-    assert private.is_graph_model(quantized)
+    assert tfmot_symbols.is_graph_model(quantized)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house: who may import whom, read from the source itself."""
+"""The layers of tfq: which package may import which, read from the source itself."""
 
 import ast
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_imports_go_down_or_left():
         ("data", "from tfq.evaluation import top1", 1),
         ("tflite", "from tfq import backends", 1),
         ("data", "def f():\n    import tfq.workflows", 1),
-        ("evaluation", "from tfq import flatbuffer, quant_math", 0),
+        ("evaluation", "from tfq import tflite, quant_math", 0),
         ("backends", "from tfq.tflite import read", 0),
     ],
 )
@@ -134,14 +134,24 @@ def test_no_file_of_the_package_is_two_rooms():
     assert {name: length for name, length in lengths.items() if length > 300} == {}
 
 
-def test_a_public_function_never_bears_the_name_of_a_package():
+def test_no_public_name_is_a_submodule_of_tfq():
     import tfq
 
-    packages = {path.parent.name for path in (ROOT / "tfq").glob("*/__init__.py")}
-    assert packages & set(tfq.__all__) == set()
+    # Importing a submodule sets it as an attribute of tfq, in place of a function of that name.
+    submodules = {path.parent.name for path in (ROOT / "tfq").glob("*/__init__.py")}
+    submodules |= {path.stem for path in (ROOT / "tfq").glob("*.py")}
+    assert submodules & set(tfq.__all__) == set()
 
 
 def test_models_and_pipelines_are_links_into_the_package():
     assert {name: (ROOT / "tfq" / name).resolve() for name in ("models", "pipelines")} == {
         name: ROOT / name for name in ("models", "pipelines")
     }
+
+
+def test_every_folder_of_the_package_is_in_the_wheel():
+    from setuptools import find_packages
+
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tfq").rglob("*.py")}
+    packages = set(find_packages(str(ROOT), include=["tfq*"]))
+    assert {".".join(folder.parts) for folder in folders} | {"tfq.models", "tfq.pipelines"} == packages

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which dtypes an op's tensors may have in a flatbuffer of each scheme but int8, whose rules are in audit_types.
+"""Which dtypes an op's tensors may have in a flatbuffer of each scheme but int8, whose rules are in types.py.
 
 Weights of fewer than 1,024 values may be float32 in dynamic and weight_only_int8: TensorFlow's converter leaves them.
 """

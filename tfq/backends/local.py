@@ -38,11 +38,11 @@ class LocalRunner:
         return run_worker([sys.executable, "-I", "-S"], request, runner=self.name, path=module_path(), start=start_fork)
 
     def time_models(self, request: timing.TimingRequest) -> tuple[list[timing.Timing], dict[str, Any]]:
-        """`benchmarking.time_models` on this machine."""
+        """`timing.time_models` on this machine."""
         return timing.time_models([sys.executable], request, runner=self.name)
 
     def profile_ops(
         self, request: timing.TimingRequest, model: timing.TimedModel, kernels: str
     ) -> list[timing.OpEvent] | str:
-        """`benchmarking.profile_ops` on this machine."""
+        """`timing.profile_ops` on this machine."""
         return timing.profile_ops([sys.executable], request, model, kernels, runner=self.name)

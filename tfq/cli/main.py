@@ -26,7 +26,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print("tfq SCRIPT [--FLAG=VALUE ...]: takes a Keras model to a full-int8 .tflite, and proves what it became\n")
-        print("\n".join(f"  tfq {script:9} {told}" for script, told in SCRIPTS.items()))
+        print("\n".join(f"  tfq {script:9} {summary}" for script, summary in SCRIPTS.items()))
         print("\ntfq SCRIPT --help lists the flags of a script; tfq --version prints the version.")
         sys.exit(0)
     if name == "--version":

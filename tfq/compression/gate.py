@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
 from tfq.errors import TfqError
 
@@ -30,7 +30,7 @@ def check_same_function(
 
     inputs = random_inputs(before)
     fed = inputs if len(inputs) > 1 else inputs[0]
-    with private.fake_quant_as_identity():
+    with tfmot_symbols.fake_quant_as_identity():
         wanted = [np.asarray(output) for output in tf.nest.flatten(before(fed, training=False))]
         got = [np.asarray(output) for output in tf.nest.flatten(after(fed, training=False))]
     if [output.shape for output in wanted] != [output.shape for output in got]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression._tfmot.private import is_graph_model
+from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
 

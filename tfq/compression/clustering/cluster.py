@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, Codebook, count_codes
 from tfq.compression.distillation import UNUSED_TEACHER, distilled
 from tfq.compression.gate import copy_after_training, copy_for_training
@@ -137,7 +137,7 @@ def keep_clusters(model: Any) -> Any:
 def channel_axis(layer: Any) -> int | None:
     """The axis of a layer's kernels whose channels have a scale each in an int8 flatbuffer; None where all have one."""
     layers = import_tf_keras().layers
-    layer = private.wrapped(layer)
+    layer = tfmot_symbols.wrapped(layer)
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
         return -2
     by_channel = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv2D)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.pruning.schedule import Schedule
 from tfq.compression.pruning.targets import block_size, m_by_n
 from tfq.config import PruneConfig
@@ -31,7 +31,7 @@ class Masks:
         }
         self._sparsities = {name: tf.Variable(0.0, trainable=False) for name in weights}
         self._updaters = [
-            private.mask_updater(pairs, self._sparsities[name], block_size(config), m_by_n(config))
+            tfmot_symbols.mask_updater(pairs, self._sparsities[name], block_size(config), m_by_n(config))
             for name, pairs in self.pairs.items()
         ]
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import reasons_by_layer
 from tfq.compression.pruning.targets import block_size, m_by_n
 from tfq.config import PruneConfig
@@ -22,7 +22,7 @@ def prunable_weights(layer: Any) -> list[Any] | None:
     the layers inside TimeDistributed and Bidirectional. A custom layer tells them by `get_prunable_weights()`.
     """
     layers = import_tf_keras().layers
-    found = private.prunable_variables(layer)
+    found = tfmot_symbols.prunable_variables(layer)
     if found is not None:
         return found
     if isinstance(layer, (layers.TimeDistributed, layers.Bidirectional)):
@@ -33,7 +33,7 @@ def prunable_weights(layer: Any) -> list[Any] | None:
         return None if None in parts else [weight for part in parts if part for weight in part]
     if isinstance(layer, layers.EinsumDense):
         return [layer.kernel]
-    return private.inherited_prunable_variables(layer)
+    return tfmot_symbols.inherited_prunable_variables(layer)
 
 
 def reason_not_prunable(layer: Any, config: PruneConfig | None = None) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tfq.compression._tfmot import fixes, private
+from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import cloned, require_graph_model
 from tfq.compression.qat import placement
@@ -47,16 +47,16 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
     if not any(place.config for place in configs.values()):
         raise InputError(f"{model.name!r} has no layer for quantization-aware training: quantize after it (--noqat)")
-    with _scope(clone), fixes.repaired(), _errors(model):
+    with _scope(clone), tfmot_fixes.repaired(), _errors(model):
         avoid = [layer.name for layer in clone.layers]
-        with private.automatic_names_from_zero(avoid=avoid):
+        with tfmot_symbols.automatic_names_from_zero(avoid=avoid):
             annotated = _annotated(clone, configs)
-            scheme = fixes.selective_scheme(placement.quantized_inputs(clone, placements))
+            scheme = tfmot_fixes.selective_scheme(placement.quantized_inputs(clone, placements))
             apply = import_tfmot().quantization.keras.quantize_apply
-            result = private.without_autograph(apply, clone.layers)(annotated, scheme)
+            result = tfmot_symbols.without_autograph(apply, clone.layers)(annotated, scheme)
     for layer in result.layers:
-        if private.wrapped(layer) is not layer:
-            layer.call = private.without_autograph(layer.call, [layer])
+        if tfmot_symbols.wrapped(layer) is not layer:
+            layer.call = tfmot_symbols.without_autograph(layer.call, [layer])
     check_same_function(model, result)
     return Annotated(
         model=result,

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from tfq.compression._tfmot.private import wrapped
+from tfq.compression._tfmot.tfmot_symbols import wrapped
 from tfq.compression.graph import steps_of_training
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.errors import TfqWarning
 
 # Half of what XNNPACK takes, for rounding on the way.
@@ -32,18 +32,18 @@ def widen_ranges(model: Any, told: frozenset[str] = frozenset()) -> frozenset[st
     computed from. Nothing is lost, for in integers it is zero. A TfqWarning names the layers that are not in `told`.
     A weight's channel: to 2^-12 of the widest one, so that one of zeros alone has a scale; all zeros, to [-1, 1].
     """
-    for _, _, _, variables in private.weight_ranges(model):
+    for _, _, _, variables in tfmot_symbols.weight_ranges(model):
         _widen_channels(variables)
     steps = _Steps(model)
     widened: dict[str, str] = {}
-    for place in private.activation_quantizers(model):
+    for place in tfmot_symbols.activation_quantizers(model):
         for variables in place.ranges:
-            low, high = private.ends_of(variables)
+            low, high = tfmot_symbols.ends_of(variables)
             narrowest, width = steps.narrowest(model.get_layer(place.layer))
             if high - low >= narrowest:
                 continue
             new = (-width / 2, width / 2) if low < 0 else (0.0, width)
-            private.assign_ends(variables, *new)
+            tfmot_symbols.assign_ends(variables, *new)
             steps.widths[place.layer] = max(steps.widths[place.layer], width)
             widened[place.layer] = f"{place.layer} ({low:.3g} to {high:.3g}, now {new[0]:.3g} to {new[1]:.3g})"
     untold = [text for name, text in widened.items() if name not in told]
@@ -64,7 +64,7 @@ def _widen_channels(variables: dict[str, Any]) -> None:
     narrowest = widest * _NARROWEST_CHANNEL if widest > _TINY else 1.0
     narrow = bound < narrowest
     if narrow.any():
-        private.assign_ends(variables, np.where(narrow, -narrowest, low), np.where(narrow, narrowest, high))
+        tfmot_symbols.assign_ends(variables, np.where(narrow, -narrowest, low), np.where(narrow, narrowest, high))
 
 
 class _Steps:
@@ -72,12 +72,12 @@ class _Steps:
 
     def __init__(self, model: Any) -> None:
         self.widths: dict[str, float] = {}
-        for place in private.activation_quantizers(model):
+        for place in tfmot_symbols.activation_quantizers(model):
             for pair in place.ranges:
-                low, high = private.ends_of(pair)
+                low, high = tfmot_symbols.ends_of(pair)
                 self.widths[place.layer] = max(self.widths.get(place.layer, 0.0), high - low)
         self._largest: dict[str, float] = {}
-        for name, _, _, pair in private.weight_ranges(model):
+        for name, _, _, pair in tfmot_symbols.weight_ranges(model):
             bound = float(np.max(np.maximum(-pair["min_var"].numpy(), pair["max_var"].numpy())))
             # Of two weights in one layer, its ranges inside come behind the first alone.
             self._largest[name] = max(bound, self._largest.get(name, 0.0), self._largest.get(name, 0.0) * bound)
@@ -112,7 +112,7 @@ class _Steps:
 
     def _gain(self, layer: Any) -> float:
         """Step of the output in steps of the input: of folded weights, 1 where numbers keep their size."""
-        inner = private.wrapped(layer)
+        inner = tfmot_symbols.wrapped(layer)
         if layer.name in self._largest:
             return self._largest[layer.name] / 127
         if hasattr(inner, "moving_variance"):
@@ -123,4 +123,4 @@ class _Steps:
 
 
 def _kind(layer: Any) -> str:
-    return type(private.wrapped(layer)).__name__
+    return type(tfmot_symbols.wrapped(layer)).__name__

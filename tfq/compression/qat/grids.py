@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat.layer_facts import kind, passes_on
 from tfq.compression.qat.shared_ranges import unite_ranges
 
@@ -36,7 +36,7 @@ def round_ranges(model: Any) -> None:
 
     Those alone whose zero is in the middle between two codes: there, rounding errors tell which one it takes.
     """
-    for place in private.activation_quantizers(model):
+    for place in tfmot_symbols.activation_quantizers(model):
         for variables in place.ranges:
             low, high = (np.float32(variables[end].numpy()) for end in ("min_var", "max_var"))
             scale = (high - low) / np.float32(_STEPS)
@@ -44,7 +44,7 @@ def round_ranges(model: Any) -> None:
                 continue
             # As the kernel has it, in float32, a half up.
             below = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, _STEPS)
-            private.assign_ends(variables, -below * scale, (_STEPS - below) * scale)
+            tfmot_symbols.assign_ends(variables, -below * scale, (_STEPS - below) * scale)
 
 
 def round_biases(model: Any) -> int:
@@ -54,12 +54,12 @@ def round_biases(model: Any) -> int:
     factor) behind the kernel makes of the bias counts, for the flatbuffer has it folded: then beta moves, or the moving
     mean where there is no beta. A layer whose input has a scale that nobody knows here keeps what it has.
     """
-    bounds = {name: _bound(variables) for name, _, _, variables in private.weight_ranges(model)}
+    bounds = {name: _bound(variables) for name, _, _, variables in tfmot_symbols.weight_ranges(model)}
     return sum(_round(layer, bounds.get(layer.name)) for layer in model.layers)
 
 
 def _round(layer: Any, bound: NDArray | None) -> bool:
-    inner = private.wrapped(layer)
+    inner = tfmot_symbols.wrapped(layer)
     if kind(inner) == "ConvolvedBatchNormalization":
         bound, behind = np.ones(1), inner
     elif bound is not None:
@@ -106,23 +106,23 @@ def _affine(behind: Any) -> tuple[NDArray, NDArray]:
 def _folded(layer: Any) -> Any:
     """The layer whose factor and offset become part of this one's kernel and bias, or None."""
     nodes = layer.outbound_nodes
-    if len(nodes) != 1 or private.output_range(layer) is not None:
+    if len(nodes) != 1 or tfmot_symbols.output_range(layer) is not None:
         return None
-    behind = private.wrapped(nodes[0].outbound_layer)
+    behind = tfmot_symbols.wrapped(nodes[0].outbound_layer)
     is_one_factor = kind(behind) == "Rescaling" and np.ndim(behind.scale) == np.ndim(behind.offset) == 0
     return behind if hasattr(behind, "moving_variance") or is_one_factor else None
 
 
 def _input_step(layer: Any) -> float | None:
     """The scale of what the layer's kernel reads; None where it is not known."""
-    if kind(private.wrapped(layer)) == "PartedSeparableConv2D":
-        between = private.inner_range(layer, "between")
+    if kind(tfmot_symbols.wrapped(layer)) == "PartedSeparableConv2D":
+        between = tfmot_symbols.inner_range(layer, "between")
         return None if between is None else (between[1] - between[0]) / _STEPS
     [node] = layer.inbound_nodes
     while len(node.keras_inputs) == 1:
         # By this node: a layer that is not wrapped is in the model that tfmot made this one of as well.
         before, index, _ = node.keras_inputs[0]._keras_history
-        found = private.output_range(before)
+        found = tfmot_symbols.output_range(before)
         if found is not None:
             return (found[1] - found[0]) / _STEPS
         if not passes_on(before):

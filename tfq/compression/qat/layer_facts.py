@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.keras_bridge import import_tf_keras
 
 _PASSES_ON_NAMES = """
@@ -48,7 +48,7 @@ def passes_on(layer: Any) -> bool:
 
     layer: in the wrapper of a QAT model or out of it.
     """
-    inner = private.wrapped(layer)
+    inner = tfmot_symbols.wrapped(layer)
     if kind(inner).startswith("GlobalAveragePooling"):
         # The mean of one value is no op where the shape stays. A layer that is used with several shapes has no one.
         shape = getattr(layer, "input_shape", None) or ()
@@ -61,7 +61,7 @@ def passes_on(layer: Any) -> bool:
 
 def joins(layer: Any) -> bool:
     """Whether all that it reads and gives has one scale and zero point in a flatbuffer. layer: as for `passes_on`."""
-    inner = private.wrapped(layer)
+    inner = tfmot_symbols.wrapped(layer)
     return kind(inner) in _JOINS or operation_of(inner) in _OPERATIONS_JOIN
 
 

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat.ranges import quantizer_class, replaced
 from tfq.compression.qat.shared_ranges import shared_ranges
 
@@ -29,7 +29,7 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
     """
     import tensorflow as tf
 
-    places = private.activation_quantizers(model)
+    places = tfmot_symbols.activation_quantizers(model)
     shared = shared_ranges(model)
     in_groups = {id(pair["min_var"]) for group in shared for pair in group}
     singles = [
@@ -59,7 +59,7 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
         for group, factor, low, high in groups:
             learned = float(tf.exp(factor).numpy())
             for pair in group:
-                private.assign_ends(pair, low * learned, high * learned)
+                tfmot_symbols.assign_ends(pair, low * learned, high * learned)
 
 
 def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
@@ -74,7 +74,7 @@ def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
             if found is None:
                 return super().__call__(inputs, training, weights, **kwargs)
             low, high = (tf.exp(found[0]) * end for end in found[1:])
-            rounded = private.fake_quantized(self, inputs, low, high)
+            rounded = tfmot_symbols.fake_quantized(self, inputs, low, high)
             gradient = _with_gradient_of_step(inputs, low, high, 2**self.num_bits - 1)
             return gradient + tf.stop_gradient(rounded - gradient)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.examples import batches_of
 from tfq.compression.qat.shared_ranges import shared_ranges, unite_ranges
 from tfq.errors import TfqError
@@ -30,7 +30,7 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
     Weights: by their own quantizer.
     """
     batches = 0
-    with _observed(model) as observed, private.fake_quant_as_identity():
+    with _observed(model) as observed, tfmot_symbols.fake_quant_as_identity():
         for batch in batches_of(model, calibration, steps, "qat: calibration"):
             model(batch if len(batch) > 1 else batch[0], training=False)
             batches += 1
@@ -46,7 +46,7 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
             )
         down, up = (Reach((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1]))
         low, high, _ = without_outliers(down, up, len(ends))
-        private.assign_ends(variables, min(0.0, low), max(0.0, high))
+        tfmot_symbols.assign_ends(variables, min(0.0, low), max(0.0, high))
     unite_ranges(model)
     measure_weights(model)
     return batches
@@ -57,7 +57,7 @@ def measure_weights(model: Any) -> None:
 
     A step of training measures them before it changes them: after the last one, they are those of the step before.
     """
-    for _, weight, quantizer, variables in private.weight_ranges(model):
+    for _, weight, quantizer, variables in tfmot_symbols.weight_ranges(model):
         quantizer(weight, True, weights=variables)
 
 
@@ -81,7 +81,7 @@ def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
             found.setdefault(id(weights["min_var"]), []).append(ends)
             return inputs
 
-    with replaced(private.activation_quantizers(model), lambda quantizer: Observer()):
+    with replaced(tfmot_symbols.activation_quantizers(model), lambda quantizer: Observer()):
         yield found
 
 
@@ -104,7 +104,7 @@ def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
     # The input's range is the widest that was ever seen: nothing to forget.
     places = [
         place
-        for place in private.activation_quantizers(model)
+        for place in tfmot_symbols.activation_quantizers(model)
         if place.is_moving_average or any(id(pair["min_var"]) in shared for pair in place.ranges)
     ]
     counts = {
@@ -123,7 +123,7 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
     import tensorflow as tf
 
     # Found here, not in __call__, which TensorFlow traces.
-    moving_average_quantize = private.moving_average_quantize()
+    moving_average_quantize = tfmot_symbols.moving_average_quantize()
     base: Any = quantizer_class(quantizer)
 
     class Sharing(base):
@@ -139,7 +139,7 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
             if own not in shared:
                 return rounded
             low, high = (tf.stack([pair[end] for pair in shared[own]]) for end in ("min_var", "max_var"))
-            return private.fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
+            return tfmot_symbols.fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
 
     return Sharing(**quantizer.get_config())
 
@@ -168,7 +168,7 @@ def without_far_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
 
 
 @contextlib.contextmanager
-def replaced(places: list[private.ActivationQuantizer], other: Callable[[Any], Any]) -> Iterator[None]:
+def replaced(places: list[tfmot_symbols.ActivationQuantizer], other: Callable[[Any], Any]) -> Iterator[None]:
     """Within, other(quantizer) stands for each quantizer."""
     replacements = [other(place.quantizer) for place in places]
     try:
@@ -182,4 +182,4 @@ def replaced(places: list[private.ActivationQuantizer], other: Callable[[Any], A
 
 def _activation_ranges(model: Any) -> list[tuple[str, dict[str, Any]]]:
     """(layer, variables) of each range of activations, in layer order."""
-    return [(place.layer, pair) for place in private.activation_quantizers(model) for pair in place.ranges]
+    return [(place.layer, pair) for place in tfmot_symbols.activation_quantizers(model) for pair in place.ranges]

@@ -9,7 +9,7 @@ flatbuffer than in the QAT model, and clipped where another one's is narrower.
 
 from typing import Any
 
-from tfq.compression._tfmot import private
+from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat.layer_facts import joins, passes_on
 
 # A call of a layer: what it gives is one tensor.
@@ -35,7 +35,7 @@ def shared_ranges(model: Any) -> list[list[Variables]]:
 
     ranges: dict[_Call, Variables] = {}
     for call, (layer, sources) in _calls(model).items():
-        variables = private.output_variables(layer)
+        variables = tfmot_symbols.output_variables(layer)
         if variables is not None:
             ranges[call] = variables
         if joins(layer) or passes_on(layer):
@@ -50,9 +50,9 @@ def shared_ranges(model: Any) -> list[list[Variables]]:
 def unite_ranges(model: Any) -> None:
     """Gives all of a group the range that holds those of each."""
     for group in shared_ranges(model):
-        lows, highs = zip(*map(private.ends_of, group), strict=True)
+        lows, highs = zip(*map(tfmot_symbols.ends_of, group), strict=True)
         for pair in group:
-            private.assign_ends(pair, min(lows), max(highs))
+            tfmot_symbols.assign_ends(pair, min(lows), max(highs))
 
 
 def _calls(model: Any) -> dict[_Call, tuple[Any, list[_Call]]]:
