@@ -29,7 +29,7 @@ import numpy as np
 
 import tfq
 from tfq.backends.target import benchmark as target
-from tfq.evaluation.benchmark_inputs import timed_model
+from tfq.evaluation.benchmark import timed_model
 from tfq.evaluation.paired import paired_ratio
 from tfq.keras_bridge import import_tf_keras, load_model
 

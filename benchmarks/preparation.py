@@ -26,7 +26,7 @@ from family_matrix import zoo
 
 import tfq
 from tfq.compression.preflight import preflight
-from tfq.compression.qat import annotate
+from tfq.compression.qat import qat
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 # (what it is called, module, function): parts of the stages, by the functions that do them.
@@ -34,8 +34,8 @@ PARTS = (
     ("bridge: layers", "tfq.keras_bridge.bridge", "rebuild"),
     ("bridge: weights", "tfq.keras_bridge.bridge", "copy_weights"),
     ("bridge: comparison", "tfq.keras_bridge.bridge", "_verified"),
-    ("QAT: our clones", "tfq.compression.qat.annotate", "cloned"),
-    ("QAT: our gate", "tfq.compression.qat.annotate", "check_same_function"),
+    ("QAT: our clones", "tfq.compression.qat.qat", "cloned"),
+    ("QAT: our gate", "tfq.compression.qat.qat", "check_same_function"),
 )
 TFMOT = "QAT: tfmot"
 STAGES = ("bridge", "preflight", "QAT")
@@ -58,7 +58,7 @@ def main() -> None:
             bridged = measured(spent, "bridge", tfq.to_tf_keras, model)
             measured(spent, "preflight", preflight, bridged)
             spent.update(dict.fromkeys(("QAT: our clones", "QAT: our gate", TFMOT), 0.0))
-            measured(spent, "QAT", annotate.quantized, bridged.model)
+            measured(spent, "QAT", qat.quantized, bridged.model)
         cells = [f"{spent.get(column, 0.0):.1f}" for column in columns[:-1]]
         cells.append(stock(zoo.build(tf_keras, name, arguments.size), tfmot))
         print(f"| {name} | {len(bridged.model.layers)} | " + " | ".join(cells) + " |", flush=True)

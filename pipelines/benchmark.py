@@ -14,7 +14,7 @@ from tfq.backends import make_runner
 from tfq.cli import flags, process
 from tfq.config import DataConfig
 from tfq.errors import FlatbufferError, InputError, TfqWarning
-from tfq.evaluation.benchmark_inputs import NUM_INPUTS
+from tfq.evaluation.benchmark import NUM_INPUTS
 
 DIGIT_VALUES = 64  # of an example of --data=digits, the default
 

@@ -116,7 +116,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         """The EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
         from tfq import tflite
         from tfq.evaluation import evaluate_model
-        from tfq.evaluation.feed import Feed
+        from tfq.evaluation.inputs import Feed
 
         self.flatbuffer = self.export()
         # What does not fit is told as everywhere in tfq, before the model itself fails on it.

@@ -15,7 +15,7 @@ from tfq.backends.local import LocalRunner
 from tfq.compression import qat_parity
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
-from tfq.compression.qat import annotate
+from tfq.compression.qat import qat
 from tfq.compression.qat.placement import placements
 from tfq.compression.qat.qat import untrained_qat_model
 from tfq.compression.qat.ranges import debiased_ranges
@@ -127,7 +127,7 @@ def with_ranges(quantized, x):
 def prepared(block):
     """The model of a block, what `annotate` made of it, and that with ranges."""
     model = model_of(block)
-    found = annotate.quantized(model)
+    found = qat.quantized(model)
     return model, found, with_ranges(found.model, images())
 
 
@@ -273,7 +273,7 @@ def test_an_input_is_fake_quantized_also_where_a_layer_without_fake_quantization
 
 
 def test_an_input_that_only_layers_left_to_the_converter_read_is_not_fake_quantized():
-    found = annotate.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown",)))
+    found = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown",)))
     assert not any(type(layer).__name__ == "QuantizeLayer" for layer in found.model.layers)
 
 
@@ -315,7 +315,7 @@ def test_kernels_have_a_scale_for_each_channel_depthwise_and_dense_ones_too():
 
 def test_layers_are_chosen_by_pattern_and_the_rest_is_calibrated():
     x = images()
-    found = annotate.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown", "sep*")))
+    found = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown", "sep*")))
     assert found.skipped["stem"] == "no pattern in layers fits its name"
     wrapped = {layer.name for layer in found.model.layers if layer.name.startswith("quant_")}
     assert wrapped == {"quant_grown", "quant_separable", "quant_separable_bn"}
@@ -326,7 +326,7 @@ def test_layers_are_chosen_by_pattern_and_the_rest_is_calibrated():
     with pytest.warns(tfq.TfqWarning, match="gave no range to .*stem.*give a representative_dataset"):
         tfq.convert(found.model)
     with pytest.raises(InputError, match=r"'separabel' in layers fits no layer: did you mean 'separable'"):
-        annotate.quantized(model_of(of_convolutions_joined), QATConfig(layers=("separabel",)))
+        qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("separabel",)))
 
 
 def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
@@ -339,7 +339,7 @@ def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
     y = layers.MultiHeadAttention(2, 4, name="attention")(layers.Conv1D(4, 1, name="conv")(x), x)
     y = layers.Add(name="sum")([shared(y), shared(x)])
     model = keras.Model(tokens, layers.Dense(2, name="head")(layers.Flatten(name="flatten")(y)))
-    found = annotate.quantized(model)
+    found = qat.quantized(model)
     wanted = {"masked": "mask", "recurrent": "recurrent", "attention": "whole", "shared": "2 times"}
     assert set(wanted) <= set(found.skipped)
     assert all(word in found.skipped[name] for name, word in wanted.items())
@@ -391,7 +391,7 @@ def test_control_flow_on_tensors_that_a_user_has_written_is_followed():
 def test_a_sequential_model_is_taken():
     layers = import_tf_keras().layers
     model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
-    found = annotate.quantized(model)
+    found = qat.quantized(model)
     assert found.skipped == {} and len(tfmot_symbols.weight_ranges(found.model)) == 2
 
 
@@ -399,14 +399,14 @@ def test_nothing_to_quantize_is_an_error():
     keras = import_tf_keras()
     x = keras.Input((4,))
     with pytest.raises(InputError, match="no layer for quantization-aware training"):
-        annotate.quantized(keras.Model(x, keras.layers.Reshape((2, 2))(x)))
+        qat.quantized(keras.Model(x, keras.layers.Reshape((2, 2))(x)))
 
 
 def test_zeros_are_zeros_behind_fake_quantization():
     model = model_of(of_convnext)
     kernel, bias = model.get_layer("wide").get_weights()
     model.get_layer("wide").set_weights([np.where(np.abs(kernel) < 0.3, 0, kernel), bias])
-    quantized = annotate.quantized(model).model
+    quantized = qat.quantized(model).model
     for name, weight, quantizer, variables in tfmot_symbols.weight_ranges(quantized):
         if name == "quant_wide":
             assert np.all(np.asarray(quantizer(weight, True, weights=variables))[np.asarray(weight) == 0] == 0)

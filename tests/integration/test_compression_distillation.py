@@ -8,7 +8,7 @@ from small_models import fit_briefly, fit_for, noise, small_model
 from tfq.compression import prune_model, qat_model
 from tfq.compression.distillation import distance, distilled
 from tfq.compression.graph import cloned
-from tfq.compression.qat import annotate
+from tfq.compression.qat import qat
 from tfq.compression.training import output_kind
 from tfq.config import DistillationConfig, PruneConfig, QATConfig
 from tfq.errors import InputError, TfqError
@@ -192,7 +192,7 @@ def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it
     # Of the labels, all 0, nothing is learned with this weight.
     wanted = np.asarray(teacher(x)).argmax(axis=1)
     assert (wanted == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == wanted).mean() > 0.8
-    plain = annotate.quantized(model).model
+    plain = qat.quantized(model).model
     assert type(near) is type(plain) and near.get_config()["layers"] == plain.get_config()["layers"]
     assert [(w.name, w.shape) for w in near.weights] == [(w.name, w.shape) for w in plain.weights]
     with pytest.warns(UserWarning, match="HDF5"):

@@ -7,14 +7,14 @@ from small_models import small_model
 
 from tfq.compression.gate import check_same_function, random_inputs
 from tfq.compression.graph import cloned
-from tfq.compression.qat import annotate
+from tfq.compression.qat import qat
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 
 
 def test_rounding_alone_is_no_other_function_and_it_is_back_after():
     model = small_model()
-    quantized = annotate.quantized(model).model
+    quantized = qat.quantized(model).model
     check_same_function(model, quantized)
     x = np.random.default_rng(0).normal(size=(4, 6, 6, 2)).astype("float32")
     assert float(np.abs(model(x) - quantized(x)).max()) > 1e-4

@@ -7,7 +7,7 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import qat_model, qat_parity, untrained_qat_model
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat.learned_ranges import _with_gradient_of_step
+from tfq.compression.qat.ranges import _with_gradient_of_step
 from tfq.config import DistillationConfig, QATConfig
 from tfq.conversion import convert_model
 from tfq.data import Split

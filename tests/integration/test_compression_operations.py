@@ -8,7 +8,7 @@ from keras_operations import INT8, SHAPE
 import tfq
 from tfq.backends import LocalRunner, RunRequest
 from tfq.compression.training import deterministic
-from tfq.conversion.shared_scales import with_operands_of_choices, with_same_scales
+from tfq.conversion.fake_quant import with_operands_of_choices, with_same_scales
 from tfq.keras_bridge import import_keras, import_tf_keras, to_tf_keras
 
 # One scale for what they read and give, in the flatbuffer; constants beside a tensor; scales that TFLite fixes.
@@ -74,7 +74,7 @@ def test_conditions_inside_an_operation_are_left_out_of_parity():
 
 
 def test_with_ranges_of_their_own_parity_tells(monkeypatch):
-    monkeypatch.setattr("tfq.compression.qat.shared_ranges.joins", lambda layer: False)
+    monkeypatch.setattr("tfq.compression.qat.ranges.joins", lambda layer: False)
     model, x = trained({"below": lambda ops, x: ops.minimum(x, 0.0)}, read_by_others=True), images()
     parity = tfq.qat_parity(model, tfq.convert(model), x)
     assert parity.first_departure.op == "MINIMUM", parity.to_text()

@@ -8,7 +8,7 @@ import pytest
 
 from tfq.compression import measure_sparsity, prune_model, pruning_plan
 from tfq.compression.pruning import prune as prune_room
-from tfq.compression.pruning.schedule import Schedule
+from tfq.compression.pruning.masks import Schedule
 from tfq.compression.training import deterministic
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqError, TfqWarning

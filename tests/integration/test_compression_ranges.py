@@ -10,7 +10,7 @@ from small_models import fit_for, noise, small_model
 
 from tfq.compression import qat_model, untrained_qat_model
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat import annotate
+from tfq.compression.qat import qat
 from tfq.compression.qat.floors import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, without_far_examples
 from tfq.config import ConversionConfig, EvaluationConfig, QATConfig
@@ -36,7 +36,7 @@ def images(n=40, spread=1.0):
 
 def test_ranges_are_minimum_and_maximum_of_the_float_model_over_all_batches():
     keras, model, x = import_tf_keras(), small_model(), images(40, spread=50.0)
-    quantized = annotate.quantized(model).model
+    quantized = qat.quantized(model).model
     assert calibrate_ranges(quantized, x, 40) == 2
     got = ranges_of(quantized)
     for layer in ("relu", "depthwise", "sum", "pool"):
@@ -56,7 +56,7 @@ def test_kernels_have_the_range_of_each_of_their_channels():
 
 
 def test_no_weight_and_no_quantizer_is_changed_by_calibration():
-    quantized = annotate.quantized(small_model()).model
+    quantized = qat.quantized(small_model()).model
     quantizers = [place.quantizer for place in tfmot_symbols.activation_quantizers(quantized)]
     before = {weight.name: weight.numpy() for weight in quantized.weights}
     calibrate_ranges(quantized, images(), 40)
@@ -69,14 +69,14 @@ def test_calibration_takes_arrays_dicts_and_splits_and_no_more_than_the_steps():
     x = images(40)
     x[10:] *= 100
     split = Split(name="train", inputs={"image": x}, labels=None, source="arrays")
-    quantized = annotate.quantized(small_model()).model
+    quantized = qat.quantized(small_model()).model
     for calibration in (x, {"image": x}, split):
         assert calibrate_ranges(quantized, calibration, 10) == 1
         assert ranges_of(quantized)["quantize_layer"][0][1] == pytest.approx(float(x[:10].max()))
 
 
 def test_calibration_data_that_does_not_fit_is_refused():
-    quantized = annotate.quantized(small_model()).model
+    quantized = qat.quantized(small_model()).model
     with pytest.raises(InputError, match=r"have shape \(6, 6, 3\), the model wants \(6, 6, 2\)"):
         calibrate_ranges(quantized, np.zeros((4, 6, 6, 3), np.float32), 4)
     with pytest.raises(InputError, match="'image'"):
@@ -84,7 +84,7 @@ def test_calibration_data_that_does_not_fit_is_refused():
 
 
 def test_activations_that_are_not_finite_are_an_error_that_names_the_layer():
-    quantized = annotate.quantized(small_model()).model
+    quantized = qat.quantized(small_model()).model
     kernel = next(w for w in quantized.get_layer("quant_depthwise").weights if "depthwise_kernel:" in w.name)
     kernel.assign(kernel * 0 + 3e38)
     with pytest.raises(TfqError, match=r"activations of 'quant_depthwise'.*not finite"):
@@ -112,14 +112,14 @@ def test_untrained_it_is_what_post_training_quantization_gives_and_with_tfmots_o
     calibrated = agreement(convert_model(untrained_qat_model(model, x)))
     assert calibrated > 0.9 and calibrated > agreement(convert_model(model, x)) - 0.02
     # From [-6, 6], and nothing else known.
-    assert agreement(convert_model(annotate.quantized(model).model)) < 0.8
+    assert agreement(convert_model(qat.quantized(model).model)) < 0.8
 
 
 @pytest.mark.parametrize("seen", [0, 7])
 def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quantizers_come_back(seen):
     import tensorflow as tf
 
-    quantized = annotate.quantized(small_model()).model
+    quantized = qat.quantized(small_model()).model
     places = tfmot_symbols.activation_quantizers(quantized)
     place = next(place for place in places if place.is_moving_average)
     pair, average = place.ranges[0], 6.0
@@ -178,7 +178,7 @@ def test_both_ranges_of_one_quantizer_start_at_the_first_batch():
     image = keras.Input((6, 6, 2), name="image")
     x = keras.layers.Conv2D(4, 3, activation="gelu", name="gelu")(image)
     model = keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Flatten()(x)))
-    quantized = annotate.quantized(model).model
+    quantized = qat.quantized(model).model
     (place,) = [place for place in tfmot_symbols.activation_quantizers(quantized) if place.layer == "quant_gelu"]
     assert len(place.ranges) == 2
     with debiased_ranges(quantized):
@@ -248,7 +248,7 @@ def test_a_dead_layer_has_a_range_that_xnnpack_takes_and_is_named():
 
 @pytest.mark.parametrize("width", [0.0, 1e-9])
 def test_without_the_widening_xnnpack_refuses_the_model(width):
-    quantized = annotate.quantized(dead()).model
+    quantized = qat.quantized(dead()).model
     calibrate_ranges(quantized, images(64), 64)
     (place,) = [place for place in tfmot_symbols.activation_quantizers(quantized) if place.layer == "quant_dead"]
     place.ranges[-1]["max_var"].assign(width)

@@ -7,7 +7,7 @@ import pytest
 import tfq
 from tfq.compression import qat_parity
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat import annotate, ranges, shared_ranges
+from tfq.compression.qat import qat, ranges
 from tfq.compression.qat.layer_facts import kind, passes_on
 from tfq.compression.qat.qat import untrained_qat_model
 from tfq.compression.qat.ranges import calibrate_ranges
@@ -128,7 +128,7 @@ def build(request):
 
 def groups_of(model):
     names = {id(found): layer.name for layer in model.layers if (found := tfmot_symbols.output_variables(layer))}
-    return [{names[id(pair)].removeprefix("quant_") for pair in group} for group in shared_ranges.shared_ranges(model)]
+    return [{names[id(pair)].removeprefix("quant_") for pair in group} for group in ranges.shared_ranges(model)]
 
 
 def parity_of(quantized):
@@ -136,13 +136,13 @@ def parity_of(quantized):
 
 
 def test_the_groups_are_what_joins_and_pooling_connect(build):
-    found = groups_of(annotate.quantized(network(build)).model)
+    found = groups_of(qat.quantized(network(build)).model)
     assert sorted(map(sorted, found)) == sorted(map(sorted, NETWORKS[build]))
 
 
 def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_data(build):
     model, x = network(build), images()
-    quantized = annotate.quantized(model).model
+    quantized = qat.quantized(model).model
     calibrate_ranges(quantized, x, len(x))
     for group in NETWORKS[build]:
         ends = []
@@ -187,7 +187,7 @@ def test_what_has_a_fixed_range_keeps_it_and_is_rounded_once_more_for_all_joins_
 
 def test_with_ranges_of_their_own_it_does_not(monkeypatch):
     model = network(a_dense_block)
-    for module in (shared_ranges, ranges):
+    for module in (ranges, ranges):
         monkeypatch.setattr(module, "shared_ranges", lambda model: [])
     agreement = {
         name: layer.agreement
@@ -198,7 +198,7 @@ def test_with_ranges_of_their_own_it_does_not(monkeypatch):
 
 
 def test_in_training_a_group_is_rounded_to_one_range():
-    quantized = annotate.quantized(network(a_dense_block)).model
+    quantized = qat.quantized(network(a_dense_block)).model
     x = images()
     calibrate_ranges(quantized, x, len(x))
     variables = {

@@ -6,7 +6,7 @@ import importlib
 from small_models import small_model
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat import annotate
+from tfq.compression.qat import qat
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 
 
@@ -38,7 +38,7 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
             value = importlib.import_module(f"{core}.{module}")
             for part in name.split("."):
                 value = getattr(value, part)
-    quantized = annotate.quantized(small_model()).model
+    quantized = qat.quantized(small_model()).model
     # The input, relu, depthwise, sum and pool (outputs), head (before its softmax).
     places = tfmot_symbols.activation_quantizers(quantized)
     assert len(places) >= 6 and not places[0].is_moving_average and all(place.is_moving_average for place in places[1:])

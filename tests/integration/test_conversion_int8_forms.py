@@ -9,7 +9,7 @@ import pytest
 import tfq
 from tfq import auditing, tflite
 from tfq.backends import LocalRunner, RunRequest
-from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
 from tfq.keras_bridge import import_keras, import_tf_keras
 
 SHAPE = (6, 6, 4)
@@ -165,7 +165,7 @@ def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained
     layers_of = [op.keras_layer for op in parsed.main_subgraph.ops if op.name == "ELU"]
     assert layers_of == ["first", "second"]
     assert parsed.signatures[0].outputs
-    monkeypatch.setattr("tfq.conversion.post_training.with_kernels_of_int8", lambda model: model)
+    monkeypatch.setattr("tfq.conversion.quantize.with_kernels_of_int8", lambda model: model)
     island = converted(result, x)
     assert auditing.audit_model(island).scheme == "mixed"
     codes = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)

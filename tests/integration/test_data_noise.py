@@ -5,7 +5,7 @@ import numpy as np
 from cifar10 import read_test_split
 
 from tfq.data import Split, diagnose
-from tfq.data.noise import judge_noise
+from tfq.data.diagnostics import judge_noise
 
 
 def test_cifar10_is_no_noise_and_nothing_stands_out(shared):

@@ -5,7 +5,7 @@ import inspect
 import re
 
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.keras_bridge.loading.known_names import CLASSES, FUNCTIONS, REFUSED_CLASSES
+from tfq.keras_bridge.loading.custom_objects import CLASSES, FUNCTIONS, REFUSED_CLASSES
 
 
 def classes_of(*modules):
@@ -40,9 +40,9 @@ def test_the_classes_of_tfmot_that_files_may_name_are_those_that_it_registers():
     from tf_keras.src.saving import object_registration
 
     from tfq.keras_bridge import import_tfmot
-    from tfq.keras_bridge.loading import known_names
+    from tfq.keras_bridge.loading import custom_objects
 
     tfmot = import_tfmot()
     with tfmot.quantization.keras.quantize_scope(), tfmot.sparsity.keras.prune_scope():
         registered = {name for name in vars(object_registration._THREAD_LOCAL_CUSTOM_OBJECTS) if "NBit" not in name}
-    assert registered == known_names.TFMOT_CLASSES
+    assert registered == custom_objects.TFMOT_CLASSES

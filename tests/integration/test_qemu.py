@@ -13,7 +13,7 @@ from cifar10 import read_test_split
 from sklearn.datasets import load_digits
 
 from tfq.backends import RunRequest, child, make_runner
-from tfq.backends.qemu import apt, sysroot, sysroot_plugin
+from tfq.backends.qemu import apt, sysroot, sysroot_build
 from tfq.backends.target.instructions import MARKER
 from tfq.config import CalibrationConfig, ConversionConfig, EvaluationConfig
 from tfq.conversion import convert_model
@@ -204,7 +204,7 @@ def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_sa
 ):
     for name in ("host", "sysroot", "site", "cpu"):
         (tmp_path / name).symlink_to(emulator.directory / name)
-    monkeypatch.setattr(sysroot_plugin, "machine_compilers", list)
+    monkeypatch.setattr(sysroot_build, "machine_compilers", list)
 
     def fetch_tcc() -> list[Path]:
         architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
@@ -215,7 +215,7 @@ def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_sa
             )
         return debs
 
-    made = sysroot_plugin.add_plugin(dataclasses.replace(emulator, directory=tmp_path, counted_by=""), fetch_tcc)
+    made = sysroot_build.add_plugin(dataclasses.replace(emulator, directory=tmp_path, counted_by=""), fetch_tcc)
     assert (made.counted_by, made.not_counted) == ("tcc (unpacked)", "")
     before = count_instructions(digits_model, "qemu:cortex-a53")
     monkeypatch.setattr(sysroot, "find", lambda: dataclasses.replace(made, directory=tmp_path))

@@ -100,7 +100,7 @@ def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_t
 
 
 def test_a_layer_too_wide_for_least_squares_keeps_its_weights_and_is_told(monkeypatch):
-    monkeypatch.setattr("tfq.compression.structured_pruning.refit._MOST_UNKNOWNS", 36)
+    monkeypatch.setattr("tfq.compression.structured_pruning.rebuild._MOST_UNKNOWNS", 36)
     with pytest.warns(TfqWarning, match="'second' keeps the weights that it had: 37 of one filter"):
         result = prune_filters(convolutional(), config=config(), data=IMAGES)
     assert result.refit == {}

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tfq.backends import QemuRunner
-from tfq.backends.qemu import sysroot, sysroot_plugin
-from tfq.backends.qemu.counts import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
-from tfq.backends.qemu.emulator import Sysroot
+from tfq.backends.qemu import sysroot, sysroot_build
+from tfq.backends.qemu.runner import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.qemu.sysroot_build import Sysroot
 from tfq.errors import InputError, RunnerError
 from tfq.evaluation import (
     count_instructions,
@@ -151,7 +151,7 @@ def compilers(monkeypatch):
     """The C compilers that the machine has, by what they do."""
 
     def give(*paths):
-        monkeypatch.setattr(sysroot_plugin, "machine_compilers", lambda: list(paths))
+        monkeypatch.setattr(sysroot_build, "machine_compilers", lambda: list(paths))
 
     return give
 
@@ -159,11 +159,11 @@ def compilers(monkeypatch):
 def test_a_compiler_that_fails_is_followed_by_the_next(emulator, compilers, tmp_path):
     broken = script(tmp_path / "cc", "echo 'cc1: fatal error: no input' >&2; echo 'compilation ended' >&2; exit 1")
     compilers(str(tmp_path / "gone"), broken, script(tmp_path / "clang", COMPILES))
-    found = sysroot_plugin.add_plugin(emulator())
+    found = sysroot_build.add_plugin(emulator())
     assert (found.counted_by, found.not_counted) == ("clang", "")
     assert found.plugin.read_text() == "plugin\n"
     compilers(str(tmp_path / "gone"), broken)
-    found = sysroot_plugin.add_plugin(emulator())
+    found = sysroot_build.add_plugin(emulator())
     assert found.counted_by == ""
     assert "gone cannot be started: No such file" in found.not_counted
     assert "cc does not compile the plugin: cc1: fatal error: no input" in found.not_counted
@@ -171,7 +171,7 @@ def test_a_compiler_that_fails_is_followed_by_the_next(emulator, compilers, tmp_
 
 def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_count(emulator, compilers):
     compilers()
-    found = sysroot_plugin.add_plugin(emulator())
+    found = sysroot_build.add_plugin(emulator())
     assert found.counted_by == ""
     assert (
         "there is no C compiler: install one (cc), then say `python -m tfq.backends.qemu.sysroot`" in found.not_counted
@@ -180,7 +180,7 @@ def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_cou
     def no_network():
         raise RunnerError("apt cannot download tcc")
 
-    assert "apt cannot download tcc" in sysroot_plugin.add_plugin(emulator(), no_network).not_counted
+    assert "apt cannot download tcc" in sysroot_build.add_plugin(emulator(), no_network).not_counted
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_cou
 )
 def test_a_plugin_that_does_not_count_is_not_kept(counts, reason, emulator, compilers, tmp_path):
     compilers(script(tmp_path / "cc", COMPILES))
-    found = sysroot_plugin.add_plugin(emulator(counts=counts))
+    found = sysroot_build.add_plugin(emulator(counts=counts))
     assert found.counted_by == ""
     assert reason in found.not_counted
     assert not found.plugin.exists()
@@ -202,7 +202,7 @@ def test_a_plugin_that_does_not_count_is_not_kept(counts, reason, emulator, comp
 
 def test_a_qemu_without_plugins_says_so_and_nothing_is_downloaded_for_it(emulator, compilers, tmp_path):
     compilers(script(tmp_path / "cc", COMPILES))
-    found = sysroot_plugin.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
+    found = sysroot_build.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
     assert "QEMU, 7.2, is built without plugins" in found.not_counted
 
 
@@ -218,7 +218,7 @@ def test_a_compiler_that_came_later_completes_an_installation(emulator, compiler
     monkeypatch.setattr(sysroot, "build", build)
     later = script(tmp_path / "cc", COMPILES)
     machine = []
-    monkeypatch.setattr(sysroot_plugin, "machine_compilers", lambda: machine)
+    monkeypatch.setattr(sysroot_build, "machine_compilers", lambda: machine)
     monkeypatch.setattr(sysroot, "machine_compilers", lambda: machine)
     assert sysroot.install().counted_by == ""
     assert "there is none" in sysroot.cannot_count("cortex-a53")
@@ -248,7 +248,7 @@ def test_a_counted_run_gets_an_environment_that_is_the_same_in_every_shell(tmp_p
 def test_the_plugins_source_is_in_the_wheel(root):
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     found = [path for pattern in listed["tfq.backends.qemu"] for path in (root / "tfq/backends/qemu").glob(pattern)]
-    assert sysroot_plugin.SOURCE in found
+    assert sysroot_build.SOURCE in found
 
 
 @pytest.mark.parametrize(("second", "exit_code"), [(700, 0), (701, 1)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq.backends import InputStream, RunRequest, child, feed, make_runner
+from tfq.backends import InputStream, RunRequest, child, make_runner, worker
 from tfq.errors import InputError, RunnerError
 
 MODEL = golden("digits_int8")
@@ -71,7 +71,7 @@ def test_a_stream_is_not_taken_ahead_of_a_child_that_does_not_read(tmp_path, mon
 
     with pytest.raises(RunnerError, match="exit code 0 and without a result"):
         run(InputStream(num_examples=100 << 14, pieces=pieces))
-    assert feed.RING_BYTES >> 20 <= taken <= (feed.RING_BYTES >> 20) + 2
+    assert worker.RING_BYTES >> 20 <= taken <= (worker.RING_BYTES >> 20) + 2
 
 
 def test_an_error_of_the_source_comes_out_as_it_is_and_ends_the_child():

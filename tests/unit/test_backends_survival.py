@@ -109,7 +109,7 @@ def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_
     # A limit on the size of a file stands in for a disk that is full: write() fails either way.
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.errors import TfqError\n"
-        "from tfq.backends import feed; feed.RING_BYTES = 1 << 16\n"
+        "from tfq.backends import worker; worker.RING_BYTES = 1 << 16\n"
         "from tfq.backends import RunRequest, make_runner\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((90_000, 8, 8, 1), np.int8),))\n"
         "try: make_runner('local').run(request)\n"

@@ -16,7 +16,7 @@ from tfq.backends.timing import TimedModel, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import as_split
 from tfq.errors import InputError, ModelError
-from tfq.evaluation.benchmark_inputs import timed_model
+from tfq.evaluation.benchmark import timed_model
 
 SHORT = {"num_runs": 40, "min_secs": 0.0, "warmup_runs": 1}
 

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
+from tfq.compression.pruning.allocation import erdos_renyi_kernel
 
 RESNET = {
     "stem": [np.ones((3, 3, 3, 16))],

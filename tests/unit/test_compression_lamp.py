@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from tfq.compression.pruning.lamp import layer_adaptive
+from tfq.compression.pruning.allocation import layer_adaptive
 
 RNG = np.random.default_rng(0)
 

@@ -3,8 +3,8 @@
 
 import pytest
 
-from tfq.compression.pruning.schedule import Schedule
-from tfq.compression.pruning.targets import check_settings, chosen_sparsities, parse_targets
+from tfq.compression.pruning.allocation import check_settings, chosen_sparsities, parse_targets
+from tfq.compression.pruning.masks import Schedule
 from tfq.config import PruneConfig
 from tfq.errors import InputError
 from tfq.patterns import Target

@@ -8,7 +8,7 @@ import pytest
 
 from tfq.config import DataConfig
 from tfq.data import Split, SplitStream, count_classes, diagnose, example_shape, load_split
-from tfq.data.noise import judge_noise
+from tfq.data.diagnostics import judge_noise
 
 IMAGES = [(8, 8, 1), (32, 32, 3)]
 NOISE = {

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tfq.config import DataConfig
-from tfq.data import keras_sets, load_split, source_fingerprint
+from tfq.data import load_split, source_fingerprint
+from tfq.data.sources import keras_datasets
 from tfq.errors import InputError
 
 
@@ -21,7 +22,7 @@ from tfq.errors import InputError
 def home(tmp_path, monkeypatch):
     """An empty $KERAS_HOME, and no other cache."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(keras_sets, "_homes", lambda: [tmp_path / "keras"])
+    monkeypatch.setattr(keras_datasets, "_homes", lambda: [tmp_path / "keras"])
     (tmp_path / "keras" / "datasets").mkdir(parents=True)
     return tmp_path / "keras"
 
@@ -160,7 +161,7 @@ def test_without_a_network_the_error_says_where_to_put_the_files_and_what_else_t
         def load_data(cache_dir):
             refused()
 
-    monkeypatch.setattr(keras_sets.importlib, "import_module", lambda module: Loader)
+    monkeypatch.setattr(keras_datasets.importlib, "import_module", lambda module: Loader)
     with pytest.raises(InputError) as error:
         load_split(DataConfig(source=name), "test")
     told = str(error.value)

@@ -8,8 +8,8 @@ import pytest
 
 from tfq.config import DataConfig
 from tfq.data import load_calibration_split, load_split, preprocessing_record, resize_bilinear
+from tfq.data.sources.tfrecord import split_of_name
 from tfq.data.split import MissingSplitError
-from tfq.data.tfrecord import split_of_name
 from tfq.errors import InputError
 
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from tfq.config import DataConfig, EvaluationConfig
 from tfq.data import Split, SplitStream, as_split, load_split, representative_samples, source_fingerprint
 from tfq.data.representative import InputSpec
-from tfq.data.shuffling import batches_in_order, shuffled_batches
+from tfq.data.split import batches_in_order, shuffled_batches
 from tfq.errors import InputError
 from tfq.evaluation import compare_runners, evaluate_model, reference_outputs
 

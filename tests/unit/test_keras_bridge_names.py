@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tfq.errors import TfqError
-from tfq.keras_bridge.naming import Names, fit
 from tfq.keras_bridge.verification import difference
+from tfq.keras_bridge.walk import Names, fit
 from tfq.keras_bridge.weights import matched
 
 

@@ -11,9 +11,8 @@ from golden_models import changed, golden
 
 from tfq import ptq, quant_math, tflite
 from tfq.errors import InputError, TfqError
-from tfq.ptq.patches import patches_of, same_padding
 from tfq.ptq.weight_rounding import choose_codes
-from tfq.ptq.weighted_ops import Weighted, weighted_ops
+from tfq.ptq.weighted_ops import Weighted, patches_of, same_padding, weighted_ops
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
 RELU6 = generated.ActivationFunctionType.RELU6

@@ -6,10 +6,9 @@ import re
 import pytest
 from report_record import audit, finding, full_record, layer_parity, newest_record, qat_parity, timed, weight
 
-from tfq.report.content import sections_of
+from tfq.report.content import sections_of, stages_section
 from tfq.report.markdown import markdown_of
 from tfq.report.plots import plots_of
-from tfq.report.stages_content import stages_section
 
 
 def section(record, key):

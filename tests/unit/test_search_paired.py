@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfq.errors import InputError
-from tfq.search.paired import paired_difference
+from tfq.evaluation.paired import paired_difference
 
 
 def answers(wins, losses, both, neither=0):

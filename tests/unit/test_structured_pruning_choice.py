@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, Term, groups_of
-from tfq.compression.structured_pruning.choice import choose
+from tfq.compression.structured_pruning.prune import choose
 from tfq.errors import InputError
 from tfq.patterns import parse_targets
 

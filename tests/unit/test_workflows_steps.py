@@ -5,11 +5,11 @@ import pytest
 
 from tfq import artifacts, workflows
 from tfq.backends.qemu import sysroot
-from tfq.backends.qemu.emulator import Sysroot
+from tfq.backends.qemu.sysroot_build import Sysroot
 from tfq.config import RunConfig
 from tfq.store import StageStore
 from tfq.workflows import run as run_module
-from tfq.workflows.steps import Loaded, Run, _compressed
+from tfq.workflows.run import Loaded, Run, _compressed
 
 
 def compressed_to(model):

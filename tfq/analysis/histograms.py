@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.ptq.calibration import observe
-from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.tensor_pairs import Beside
+from tfq.ptq.calibration.observer import Sample
+from tfq.ptq.layer_pairs import Beside
 from tfq.ptq.weighted_ops import weighted_ops
 
 _BARS = 40

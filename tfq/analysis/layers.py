@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.errors import InputError
-from tfq.ptq.calibration.activations import Sample, look_at_each
-from tfq.ptq.tensor_pairs import Beside
+from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.layer_pairs import Beside
 from tfq.tflite import Tensor
 
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from tfq import quant_math, tflite
 from tfq.analysis.layers import decibels
-from tfq.analysis.rounded_tensor import round_tensor
+from tfq.analysis.low_bits import round_tensor
 from tfq.errors import InputError
 from tfq.ptq.calibration import Ranges
-from tfq.ptq.calibration.activations import Sample, look_at_each
+from tfq.ptq.calibration.observer import Sample, look_at_each
 from tfq.ptq.weighted_ops import weighted_ops
 
 

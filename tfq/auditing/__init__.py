@@ -2,9 +2,8 @@
 """The static rules a .tflite is held to: schemes, types, targets; and why a rule is broken. Starts no interpreter."""
 
 from tfq.auditing.audit import audit_model
-from tfq.auditing.report import AuditReport, Finding, require, require_full_int8
+from tfq.auditing.report import AuditReport, Finding, Weight, require, require_full_int8
 from tfq.auditing.targets import TARGETS, Target
-from tfq.auditing.weights import Weight
 
 __all__ = [
     "TARGETS",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a flatbuffer what is required of it? Every op of every subgraph is looked at, each exception named, with why.
+"""Audit a flatbuffer: check every op of every subgraph and name each violation, with the reason.
 
 Unless something else is required, that is full int8: int8 must carry scale and zero_point; int32 is taken as bias, as
 index or shape, in arithmetic on whole numbers, and in ops outside REAL_OPS as long as no scale makes reals of it; as
@@ -10,21 +10,217 @@ int64 are taken as indices and conditions, in arithmetic on whole numbers alone,
 import collections
 import fnmatch
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from tfq.auditing import tensors
 from tfq.auditing.composition import CONVERTED, Composition
-from tfq.auditing.ops import OpRules
-from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding
-from tfq.auditing.targets import TARGETS
-from tfq.auditing.types import WHOLE_NUMBERS, border_types
-from tfq.auditing.weights import weight_counts, weights_of
-from tfq.auditing.words import shown
+from tfq.auditing.reasons import Reasons
+from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding, op_title, origin, shown
+from tfq.auditing.schemes import (
+    FLOATS,
+    WHOLE_NUMBERS,
+    Borders,
+    Offence,
+    SchemeRules,
+    TypeRules,
+    border_types,
+    finding_kind,
+    is_hybrid,
+)
+from tfq.auditing.targets import TARGETS, Target
+from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
-from tfq.tflite.op_types import op_types
+from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Op, Subgraph
+
+
+class TargetRules:
+    """The rules of one target for the ops of one subgraph."""
+
+    def __init__(self, graph: Subgraph, target: Target, borders: Borders) -> None:
+        self._graph, self._target, self._borders = graph, target, borders
+
+    def findings(self, op: Op, allowed: Callable[[Subgraph, Op, Set[str]], bool]) -> Iterator[Finding]:
+        """What is wrong with `op`; custom and unknown ops are for the caller to name."""
+        if op.name == "CUSTOM" or op.name.startswith("UNKNOWN_"):
+            return
+        for severity, reason, advice in self._reasons(op):
+            permit = severity == FAILS and allowed(self._graph, op, frozenset())
+            message = f"{op_title(self._graph, op)}: {reason}: {advice}"
+            yield Finding(
+                kind="not_on_target",
+                severity=NOTE if permit else severity,
+                message=message,
+                allowed=permit,
+                subgraph=self._graph.index,
+                op_index=op.index,
+                op=op.name,
+                keras_layer=op.keras_layer,
+                tensor=shown(self._graph.tensors[op.outputs[0]].name) if op.outputs else None,
+            )
+
+    def _reasons(self, op: Op) -> Iterator[tuple[str, str, str]]:
+        """(severity, reason, what to do)."""
+        target, kind = self._target, self._kind(op)
+        replace = f"replace the layer, or name {origin(self._graph, op)!r} in --allow_float if another runs it"
+        at_border = self._borders.is_border(op)
+        if reason := self._foreign_numbers(op, kind):
+            yield FAILS, reason, f"convert with --scheme={target.schemes[0]}"
+            return
+        supported = target.integer_ops if kind == "integer" else target.float_ops | target.integer_ops
+        if kind == "float" and is_hybrid(self._graph, op):
+            kind, supported = "hybrid", target.hybrid_ops
+        if kind != "whole" and op.name not in (*supported, *CONTROL_FLOW):
+            what = f"{target.title} has no {kind} {op.name}"
+            if target.has_builtin_kernels or at_border:
+                yield NOTE, what, "TFLite's own kernel runs it on the CPU"
+            else:
+                yield FAILS, what, replace
+            return
+        newest = target.max_versions.get(op.name)
+        if newest and op.version > newest:
+            reason = f"{target.title} knows {op.name} up to version {newest}, and this is version {op.version}"
+            yield FAILS, reason, "convert with another scheme, or replace the layer"
+        yield from self._shape_reasons(op, kind)
+
+    def _foreign_numbers(self, op: Op, kind: str) -> str | None:
+        """Why its numbers are none that the target computes with, by itself or in the form of its weights."""
+        target, tensors = self._target, self._graph.tensors
+        types = {tensors[index].dtype for index in op.tensors if not tensors[index].is_constant}
+        if "int16" in types and "int16x8" not in target.schemes:
+            return f"{target.title} has no kernel for 16-bit activations"
+        if kind == "float" and target.schemes == ("int8",) and not self._borders.is_border(op):
+            return f"it computes on floats, and {target.title} on 8-bit integers alone"
+        if is_hybrid(self._graph, op) and "dynamic" not in target.schemes:
+            return f"{target.title} has no kernel for float activations with integer weights"
+        if op.name == "DEQUANTIZE" and op.inputs and op.inputs[0] >= 0 and tensors[op.inputs[0]].is_constant:
+            scheme = "float16" if tensors[op.inputs[0]].dtype == "float16" else "weight_only_int8"
+            if scheme not in target.schemes:
+                return f"it expands {tensors[op.inputs[0]].dtype} weights, which {target.title} cannot"
+        return None
+
+    def _shape_reasons(self, op: Op, kind: str) -> Iterator[tuple[str, str, str]]:
+        target, tensors = self._target, self._graph.tensors
+        if op.name == DENSE and not target.per_channel_dense:
+            weights = [tensors[index] for _, _, index, role in roles(op) if role == WEIGHT]
+            if any(len(weight.scale) > 1 for weight in weights):
+                reason = f"its weights have a scale for each channel, wanted one: {target.per_channel_dense_reason}"
+                yield FAILS, reason, "convert with --noper_channel_dense"
+        touched = [tensors[index] for index in op.tensors]
+        if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
+            reason = f"it has a dynamic shape, and {target.title} wants all of them fixed"
+            yield FAILS, reason, "convert with --batch_size=1"
+        if target.only_inner_axes:
+            long = [
+                tensor for tensor in touched if not tensor.is_constant and any(size > 1 for size in tensor.shape[:-3])
+            ]
+            if long:
+                reason = f"its tensor {shown(long[0].name)} has shape {long[0].shape[:16]}"
+                wanted = f"of more than 3 axes {target.title} wants all but the innermost three to be 1"
+                yield FAILS, f"{reason}: {wanted}", "convert with --batch_size=1, or replace the layer"
+        classes = touched[0].shape[-1] if op.name == "SOFTMAX" and touched and touched[0].shape else 0
+        if target.max_softmax and classes > target.max_softmax:
+            reason = f"{target.title} takes at most {target.max_softmax:,} classes, and it has {classes:,}"
+            yield FAILS, reason, "leave the softmax out of the model"
+
+    def _kind(self, op: Op) -> str:
+        """integer, float or whole: the numbers that it computes with."""
+        types = {
+            self._graph.tensors[index].dtype
+            for _, _, index, role in roles(op)
+            if role != INDEX and not self._graph.tensors[index].is_constant
+        }
+        if types & FLOATS:
+            # A QUANTIZE or DEQUANTIZE is where floats end or begin.
+            return "integer" if op.name in ("QUANTIZE", "DEQUANTIZE") and types - FLOATS else "float"
+        return "whole" if types <= set(WHOLE_NUMBERS) else "integer"
+
+
+# (subgraph, op, types that it should not have): whether the user allows it.
+Allowed = Callable[[Subgraph, Op, Set[str]], bool]
+
+
+class OpRules:
+    """What config.require wants of the ops of one subgraph."""
+
+    def __init__(self, graph: Subgraph, config: AuditConfig, composition: Composition, *, is_entry: bool) -> None:
+        """is_entry: whether a caller can run the subgraph, so that its inputs and outputs are the model's borders."""
+        borders = Borders(graph, config, is_entry)
+        required = config.require or "full_int8"
+        target = TARGETS.get(required)
+        self._target = TargetRules(graph, target, borders) if target else None
+        self._scheme = AUDIT_SCHEMES.get(required)
+        self._types: TypeRules | SchemeRules | None = None
+        if self._scheme == "int8" or (target and target.schemes == ("int8",)):
+            self._types, self._scheme = TypeRules(graph, borders), "int8"
+        elif self._scheme:
+            self._types = SchemeRules(graph, self._scheme, borders)
+        self._graph, self._composition = graph, composition
+
+    def findings(self, allowed: Allowed) -> Iterator[Finding]:
+        """Every op's, in order."""
+        graph = self._graph
+        offences = {op.index: found for op in graph.ops if self._types and (found := self._types.offences(op))}
+        dtypes = {index: {offence.dtype for offence in found} for index, found in offences.items()}
+        permitted = {op.index for op in graph.ops if op.index in dtypes and allowed(graph, op, dtypes[op.index])}
+        reasons = Reasons(graph, self._composition)
+        # A Q/DQ pair is there for the float or 16-bit ops between: it is allowed when all of them are.
+        permitted |= reasons.shores_of(permitted)
+        for op in graph.ops:
+            foreign = _foreign_finding(graph, op)
+            if foreign:
+                yield foreign
+            if op.index in offences:
+                yield self._type_finding(op, offences[op.index], reasons, op.index in permitted)
+            elif self._target:
+                yield from self._target.findings(op, allowed)
+
+    def _type_finding(self, op: Op, offences: list[Offence], reasons: Reasons, permit: bool) -> Finding:
+        graph = self._graph
+        if self._scheme == "int8":
+            kind = finding_kind(graph, op, offences)
+            reason = f"{reasons.reason(op, kind)}: {reasons.advice(op, kind)}"
+        else:
+            kind = "other_scheme"
+            # A mixed model may well be what the quantizer makes of this scheme where an op has no kernel for it.
+            left = " (where that has left it so, replace the layer)" if self._composition.scheme == "mixed" else ""
+            reason = f"the model is {self._composition.scheme}: convert with --scheme={self._scheme}{left}"
+            reason += f", or name {origin(graph, op)!r} in --allow_float"
+        by_type: dict[tuple[str, str], list[str]] = {}
+        for offence in offences[:16]:
+            by_type.setdefault((offence.dtype, offence.wanted), []).append(f"{offence.place} {offence.slot}")
+        parts = [
+            f"{', '.join(places)} {'is' if len(places) == 1 else 'are'} {dtype}, wanted {wanted}"
+            for (dtype, wanted), places in by_type.items()
+        ]
+        if len(offences) > 16:
+            parts.append(f"and {len(offences) - 16} more")
+        first = shown(graph.tensors[offences[0].tensor].name)
+        message = f"{op_title(graph, op)}: {'; '.join(parts)}: {reason}"
+        severity = NOTE if permit else FAILS
+        return Finding(kind=kind, severity=severity, message=message, allowed=permit, **_where(graph, op), tensor=first)
+
+
+def _foreign_finding(graph: Subgraph, op: Op) -> Finding | None:
+    """The finding about an op that TFLite's builtin kernels do not include."""
+    if op.name == "CUSTOM":
+        flex = op.custom_code.startswith("Flex")
+        kind = "flex_op" if flex else "custom_op"
+        who = "TensorFlow's own kernels (the Flex delegate)" if flex else "kernels of the application"
+        what = f"is custom {shown(op.custom_code)}, wanted a builtin op: {who} run it, never XNNPACK"
+    elif op.name.startswith("UNKNOWN_"):
+        kind = "unknown_op"
+        what = "has an operator code beyond this schema, wanted a builtin op: nothing is known of its int8 kernel"
+    else:
+        return None
+    message = f"{op_title(graph, op)} {what}: replace the layer; --allow_float does not cover it"
+    return Finding(kind=kind, severity=FAILS, message=message, **_where(graph, op))
+
+
+def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
+    return {"subgraph": graph.index, "op_index": op.index, "op": op.name, "keras_layer": op.keras_layer}
 
 
 def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:

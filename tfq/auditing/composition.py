@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a flatbuffer is quantized as, told from its ops' tensors alone."""
 
-from tfq.auditing.types import FLOATS, NARROW, is_hybrid
-from tfq.tflite.op_roles import INDEX, roles
+from tfq.auditing.schemes import FLOATS, NARROW, is_hybrid
+from tfq.tflite.op_types import INDEX, roles
 from tfq.tflite.records import Model, Op, Subgraph
 
 # A scheme of ConversionConfig, as the tensors tell it.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an op is not int8, as far as the flatbuffer tells, and what to do about it."""
+"""Explain why an op is not int8, as far as the flatbuffer tells, and what to do about it."""
 
 from collections.abc import Collection
 
 from tfq.auditing.composition import Composition
-from tfq.auditing.types import FLOATS
-from tfq.auditing.words import op_title, origin
-from tfq.tflite.op_roles import INDEX, LEFT_FLOAT_BY_QUANTIZER, WEIGHT, roles
+from tfq.auditing.report import op_title, origin
+from tfq.auditing.schemes import FLOATS
+from tfq.tflite.op_types import INDEX, LEFT_FLOAT_BY_QUANTIZER, WEIGHT, roles
 from tfq.tflite.records import Op, Subgraph
 
 _CONVERTERS = ("QUANTIZE", "DEQUANTIZE")

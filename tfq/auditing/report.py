@@ -3,13 +3,57 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tfq.auditing.weights import Weight
-from tfq.auditing.words import shown
 from tfq.config import AuditConfig
 from tfq.errors import AuditError, InputError
+from tfq.tflite.records import Op, Subgraph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """A constant that an op (`op`, of `keras_layer`) reads as its weight, directly or behind a DEQUANTIZE.
+
+    dtype: as it is stored. bytes: of its content in the file. values: how many. zeros: how many of them stand for
+    exactly 0, None where they cannot be counted (sparse, below 8 bits). channels: output channels, 1 where the op's
+    weights have none. scales: 0 unquantized, 1 per_tensor, else one for each channel.
+    """
+
+    tensor: str
+    keras_layer: str | None
+    op: str
+    dtype: str
+    bytes: int
+    values: int
+    zeros: int | None
+    channels: int
+    scales: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+_LONGEST = 200
+
+
+def shown(name: str) -> str:
+    """`name` on one line of at most 200 printable characters."""
+    cut = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut) or "(no name)"
+
+
+def op_title(graph: Subgraph, op: Op) -> str:
+    """`op #5 CONV_2D (conv1)`: its layer, else its output tensor, and its subgraph where that is not the main one."""
+    prefix = f"subgraph {graph.index}, " if graph.index else ""
+    return f"{prefix}op #{op.index} {op.name} ({origin(graph, op)})"
+
+
+def origin(graph: Subgraph, op: Op) -> str:
+    """The name that tells the user most of `op`, and that --allow_float takes: its layer, else its output tensor."""
+    return shown(op.keras_layer or (graph.tensors[op.outputs[0]].name if op.outputs else "no output"))
+
 
 FAILS, NOTE = "fails", "note"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs a flatbuffer, and what each of them can run: a literal table, with its source.
+"""Targets: what can run a flatbuffer, which ops each of them runs (with its source), and the rules checked for it.
 
 It says what a target never runs; that a target runs the rest is for a run on it to prove.
 """

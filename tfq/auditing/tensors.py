@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the audit says of tensors apart from their types: scales, sizes, shapes, granularity."""
+"""Audit rules for tensors: scales, sizes, shapes, granularity; how weights are stored and how many are zero."""
 
+import collections
 import functools
 import math
 from collections.abc import Iterator
@@ -8,10 +9,89 @@ from typing import Any
 
 import numpy as np
 
-from tfq.auditing.report import FAILS, NOTE, Finding
-from tfq.auditing.words import op_title, shown
-from tfq.tflite.op_roles import INDEX, WEIGHT, roles
-from tfq.tflite.records import Model, Op, Subgraph, Tensor
+from tfq.auditing.report import FAILS, NOTE, Finding, Weight, op_title, shown
+from tfq.errors import InputError
+from tfq.tflite.op_types import CHANNEL_AXES, INDEX, WEIGHT, roles
+from tfq.tflite.records import ABSENT, Model, Op, Subgraph, Tensor, constant_values
+
+DENSE = "FULLY_CONNECTED"
+
+
+def weights_of(data: bytes, model: Model) -> tuple[Weight, ...]:
+    """Every weight of the model, once, in the order of the ops that read them. `data`: what `model` was read from."""
+    # Damaged files can have many tensors share one place: what is read stays in proportion to the file.
+    budget = 2 * len(data)
+    found = []
+    for op, tensor in _stored_weights(model):
+        zeros = None
+        if tensor.buffer_bytes <= budget:
+            budget -= tensor.buffer_bytes
+            zeros = _zeros(data, tensor)
+        axis = CHANNEL_AXES.get(op.name)
+        found.append(
+            Weight(
+                tensor=tensor.name,
+                keras_layer=op.keras_layer,
+                op=op.name,
+                dtype=tensor.dtype,
+                bytes=tensor.buffer_bytes,
+                values=math.prod(tensor.shape),
+                zeros=zeros,
+                channels=tensor.shape[axis] if axis is not None and tensor.shape else 1,
+                scales=len(tensor.scale),
+            )
+        )
+    return tuple(found)
+
+
+def weight_counts(weights: tuple[Weight, ...]) -> dict[str, Any]:
+    """What a report counts of them: granularity, of all and of dense layers alone, and types."""
+    dense = [weight for weight in weights if weight.op == DENSE]
+    return {
+        "weights_per_channel": _count(weights, many=True),
+        "weights_per_tensor": _count(weights, many=False),
+        "dense_per_channel": _count(dense, many=True),
+        "dense_per_tensor": _count(dense, many=False),
+        "weight_types": dict(collections.Counter(weight.dtype for weight in weights)),
+    }
+
+
+def _count(weights: Any, *, many: bool) -> int:
+    # One channel has one scale either way, and is no sign of anything where there are others.
+    return sum(weight.scales > 1 if many else weight.scales == 1 for weight in weights)
+
+
+def _stored_weights(model: Model) -> Iterator[tuple[Op, Tensor]]:
+    for graph in model.subgraphs:
+        stored = _behind_dequantize(graph)
+        seen = {ABSENT}
+        for op in graph.ops:
+            for _, _, index, role in roles(op):
+                index = stored.get(index, index)
+                if role == WEIGHT and index not in seen and graph.tensors[index].is_constant:
+                    seen.add(index)
+                    yield op, graph.tensors[index]
+
+
+def _behind_dequantize(graph: Subgraph) -> dict[int, int]:
+    """What a DEQUANTIZE makes -> what it makes it from."""
+    return {op.outputs[0]: op.inputs[0] for op in graph.ops if op.name == "DEQUANTIZE" and op.inputs and op.outputs}
+
+
+def _zeros(data: bytes, tensor: Tensor) -> int | None:
+    try:
+        values = constant_values(data, tensor)
+    except InputError:
+        return None
+    zero_point: Any = 0
+    if len(set(tensor.zero_point)) > 1:
+        shape = [1] * values.ndim
+        shape[tensor.quantized_dimension] = -1
+        zero_point = np.reshape(tensor.zero_point, shape)
+    elif tensor.zero_point:
+        zero_point = tensor.zero_point[0]
+    return int(np.count_nonzero(values == zero_point))
+
 
 _SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 _CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}

@@ -4,8 +4,13 @@
 Importing this room imports no TensorFlow; its functions do, when they are called.
 """
 
-from tfq.compression.clustering.cluster import ClusteringPlan, cluster_model, clustering_plan, measure_clusters
-from tfq.compression.clustering.in_flatbuffer import codes_in_flatbuffer
+from tfq.compression.clustering.cluster import (
+    ClusteringPlan,
+    cluster_model,
+    clustering_plan,
+    codes_in_flatbuffer,
+    measure_clusters,
+)
 from tfq.compression.gate import check_same_function
 from tfq.compression.parity.compare import qat_parity
 from tfq.compression.parity.record import QATParity
@@ -14,8 +19,14 @@ from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.pruning.prune import PruningPlan, prune_model, pruning_plan
 from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
 from tfq.compression.pruning.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
-from tfq.compression.qat.annotate import Annotated, quantized
-from tfq.compression.qat.qat import check_quantizable, qat_model, unsupported_layers, untrained_qat_model
+from tfq.compression.qat.qat import (
+    Annotated,
+    check_quantizable,
+    qat_model,
+    quantized,
+    unsupported_layers,
+    untrained_qat_model,
+)
 from tfq.compression.structured_pruning.prune import FilterResult, count_macs, prune_filters
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq.compression.graph import cloned, named_layers
 from tfq.compression.pruning.prunable import reason_not_prunable
-from tfq.compression.qat import annotate, placement
+from tfq.compression.qat import placement, qat
 from tfq.config import CompressionConfig, PruneConfig, QATConfig
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras, model_kind
@@ -127,7 +127,7 @@ def preflight(model: Any, config: CompressionConfig | None = None) -> Preflight:
 def _of_bridged(result: Any, config: CompressionConfig) -> Preflight:
     layers = {layer.name: layer for layer in result.model.layers}
     clone, _ = cloned(result.model)
-    placed = annotate.chosen(clone, config.qat if config.qat.enabled else QATConfig())
+    placed = qat.chosen(clone, config.qat if config.qat.enabled else QATConfig())
     form = config.prune if config.prune.enabled else None
     kinds = {name: type(layer).__name__ for name, layer in _named(result.source)}
     input_layer = import_tf_keras().layers.InputLayer

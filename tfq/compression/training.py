@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain training loop for classifiers and autoencoders of either Keras, the same to the bit for the same seed."""
+"""Train tf_keras models: data as they are fed it, epochs, best weights."""
 
 import contextlib
 import itertools
@@ -13,10 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import TrainConfig
-from tfq.data import AnySplit, Split, SplitStream, bind_inputs, shape_fits
-from tfq.data.shuffling import batches_in_order, shuffled_batches
+from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
+from tfq.data.split import batches_in_order, shuffled_batches
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
+
+_BATCH_SIZE = 32
+
+
+def batches_of(model: Any, data: Any, limit: int, what: str) -> Iterator[list[NDArray]]:
+    """The first `limit` examples, an array (n, ...) for each input in the model's order, a batch at a time.
+
+    data: inputs in the model's real units, whatever `tfq.data.as_split` takes. what: begins the error.
+    Raises InputError where their shapes are not those of the model's inputs.
+    """
+    split = as_split(data, split="train", limit=limit)
+    for piece in split.pieces():
+        arrays = bind_inputs(piece.inputs, list(model.input_names))
+        for array, tensor in zip(arrays, model.inputs, strict=True):
+            wanted = tuple(tensor.shape)[1:]
+            if not array.ndim or not shape_fits(array.shape[1:], wanted):
+                raise InputError(
+                    f"{what} examples of input {tensor.name!r} have shape {array.shape[1:]}, the model wants "
+                    f"{wanted}: give an array (n, ...) of what the model is fed"
+                )
+        for start in range(0, len(arrays[0]), _BATCH_SIZE):
+            yield [array[start : start + _BATCH_SIZE] for array in arrays]
+
 
 __all__ = ["deterministic", "predict", "reconstructs", "train_model"]
 
@@ -39,7 +62,7 @@ def train_model(
         of classes (0 or 1 for one unit). callbacks: of the model's own Keras.
     Adam with a cosine decay to 0; sparse categorical cross-entropy, binary for one unit. Whether the outputs are
     probabilities or logits is told by the model's last activation: softmax (sigmoid for one unit) or none.
-    A stream is shuffled as `tfq.data.shuffling` says, by the seed and the epoch: in other batches than in memory.
+    A stream is shuffled as `tfq.data.split` says, by the seed and the epoch: in other batches than in memory.
     A model that `reconstructs` its input learns that input by its mean squared error, whatever the labels.
     Keras' progress bars appear on a terminal only. The same seed, data and initial weights give the same weights to
     the bit on the same machine; random states are put back after.

@@ -2,7 +2,7 @@
 """Model -> float bytes -> int8 bytes."""
 
 from tfq.conversion.convert import convert_model, convert_with_record
-from tfq.conversion.post_training import Conversion
+from tfq.conversion.quantize import Conversion
 from tfq.conversion.targeting import ops_without_range
 from tfq.conversion.tracing import Trace, input_structure, trace
 

@@ -6,11 +6,10 @@ from typing import Any
 
 from tfq import auditing, tflite
 from tfq.config import ConversionConfig
+from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
-from tfq.conversion.int8_forms import in_quantizable_ops, with_kernels_of_int8
-from tfq.conversion.post_training import Conversion, check_settings, quantize_after_training
-from tfq.conversion.quantize import quantize_flatbuffer
-from tfq.conversion.shared_scales import has_choices, with_operands_of_choices, with_same_scales
+from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.quantize import Conversion, check_settings, quantize_after_training, quantize_flatbuffer
 from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.weights import quantize_weights

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfq.conversion.fake_quant import Ranges, WeightGranularity, without_fake_quant, without_weight_fake_quant
-from tfq.conversion.negative_zeros import without_negative_zeros
+from tfq.conversion.graph_rewrites import without_negative_zeros
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
 

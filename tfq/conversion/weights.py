@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tfq import quant_math, tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, TfqWarning
-from tfq.tflite.op_roles import BIAS, CHANNEL_AXES, WEIGHT, roles
+from tfq.tflite.op_types import BIAS, CHANNEL_AXES, WEIGHT, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
 
 # Op -> versions of its hybrid kernel, for weights with one scale and with one a channel.

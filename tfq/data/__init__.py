@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets as NumPy arrays in the model's own real units, preprocessing, and the representative dataset."""
 
-from tfq.data.binding import bind_inputs, shape_fits
-from tfq.data.describe import count_classes, example_shape
 from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.fingerprint import source_fingerprint
-from tfq.data.given import as_split
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
+from tfq.data.provided import as_split, bind_inputs, shape_fits
 from tfq.data.representative import (
     InputSpec,
     RepresentativeSamples,
@@ -15,8 +13,7 @@ from tfq.data.representative import (
     representative_samples,
 )
 from tfq.data.sources import SOURCES, SPLITS, load_calibration_split, load_split
-from tfq.data.split import MissingSplitError, Split
-from tfq.data.stream import AnySplit, SplitStream
+from tfq.data.split import AnySplit, MissingSplitError, Split, SplitStream, count_classes, example_shape
 
 __all__ = [
     "SOURCES",

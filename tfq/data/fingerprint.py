@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tfq.artifacts import sha256_file
 from tfq.config import DataConfig
-from tfq.data.eembc import LABELS_FILE
-from tfq.data.keras_sets import set_files
 from tfq.data.sources import open_source
-from tfq.data.tfds import tfds_builder
-from tfq.data.tfrecord import matched_files
+from tfq.data.sources.eembc import LABELS_FILE
+from tfq.data.sources.keras_datasets import set_files
+from tfq.data.sources.tfds import tfds_builder
+from tfq.data.sources.tfrecord import matched_files
 from tfq.errors import InputError
 
 

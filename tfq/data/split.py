@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record that every data source gives: named input arrays, labels, and a hash of their content."""
+"""A split of a data set: arrays in memory or a stream of pieces, shuffled in blocks, with shapes and class counts."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.errors import InputError
+
+UNNAMED = "x"
+
 
 # What a piece of a split holds at most, unless a single example is larger.
 PIECE_BYTES = 1 << 25
@@ -184,3 +187,190 @@ def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int6
     if len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
         raise InputError(f"{where} holds {int(labels.max())}: too large for a class number")
     return labels.astype(np.int64)
+
+
+# Pieces in memory at a time: a quarter of a gigabyte, and as much again while they are mixed.
+_BUFFER_PIECES = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitStream:
+    """Examples of one split, as the float model is fed them, never all in memory at once.
+
+    name, source, notes, class_names: as in `Split`.
+    num_examples: n >= 1.
+    read: (start, stop) -> the examples from start to before stop as `Split`s, in order, finite, of one dtype and shape.
+    piece_examples: how many examples the first piece holds; others hold about as many.
+    seekable: whether `read` from the middle costs no more than from the beginning.
+    """
+
+    name: str
+    source: str
+    num_examples: int
+    read: Callable[[int, int], Iterator[Split]] = field(repr=False)
+    piece_examples: int
+    seekable: bool
+    notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    def pieces(self) -> Iterator[Split]:
+        """All examples in their order, some at a time. Each call reads the source from its beginning.
+
+        Raises InputError when the source holds another number of examples than it did when it was opened.
+        """
+        count, labels = 0, []
+        for piece in self.read(0, self.num_examples):
+            count += piece.num_examples
+            if piece.labels is not None:
+                labels.append(piece.labels)
+            if count == self.num_examples:
+                # Before the last piece is given: who knows how many there are need not ask for another.
+                self.__dict__.setdefault("_labels", np.concatenate(labels) if labels else None)
+            yield piece
+        if count != self.num_examples:
+            raise InputError(
+                f"data {self.source} ({self.name}): gave {count:,} examples, wanted {self.num_examples:,}: has it "
+                "changed while it was read?"
+            )
+
+    def take(self, n: int) -> "SplitStream":
+        """The first `n` examples, or all when there are fewer. Raises InputError when n < 1."""
+        if n < 1:
+            raise InputError(f"data {self.source} ({self.name}): take({n}): wanted at least 1 example")
+        return self if n >= self.num_examples else dataclasses.replace(self, num_examples=n)
+
+    def first(self) -> Split:
+        """The first piece, at least one example."""
+        for piece in self.pieces():
+            return piece
+        raise AssertionError("pieces() gave none, and no error")
+
+    def all_labels(self) -> NDArray | None:
+        """(n,), or None where there are none. Reads everything, unless that has been done since it was opened."""
+        if "_labels" not in self.__dict__:
+            for _ in self.pieces():
+                pass
+        return self.__dict__["_labels"]
+
+    def sha256(self) -> str:
+        """`Split.sha256` of the same content. Reads everything, the first time that it is asked for."""
+        known = self.__dict__.get("_sha256")
+        if known is None:
+            digest = ContentDigest()
+            for piece in self.pieces():
+                digest.update(piece.inputs, piece.labels)
+            known = digest.hexdigest()
+            self.__dict__["_sha256"] = known
+        return known
+
+
+AnySplit = Split | SplitStream
+
+
+def example_shape(split: AnySplit) -> tuple[int, ...] | None:
+    """The shape of an example's one input; None where it has several."""
+    inputs = list(next(iter(split.take(1).pieces())).inputs.values())
+    return inputs[0].shape[1:] if len(inputs) == 1 else None
+
+
+def count_classes(splits: Sequence[AnySplit]) -> int | None:
+    """How many classes the source names, or else the labels of all the splits tell apart, as the highest says.
+
+    None without labels, and of labels that are no class numbers. Reads a stream to its end.
+    """
+    named = max((len(split.class_names) for split in splits), default=0)
+    if named:
+        return named
+    highest = -1
+    for split in splits:
+        for piece in split.pieces():
+            if piece.labels is not None and piece.labels.dtype.kind in "iu":
+                highest = max(highest, int(piece.labels.max()))
+    return highest + 1 or None
+
+
+def shuffled_batches(stream: SplitStream, batch_size: int, seed: int, epoch: int) -> Iterator[Split]:
+    """Every example once, in batches of `batch_size`, the last one perhaps smaller; the order is of (seed, epoch).
+
+    Where the source can be read from the middle, pieces come in random order. Several of them are mixed in a buffer, of
+    which half goes out before the next come in. A compressed .npz is read from its beginning, so that an example moves
+    by no more than about the buffer: one that is sorted by class is trained on class by class.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    held: list[Split] = []
+    count = 0
+    for piece in _pieces(stream, generator):
+        held.append(piece)
+        count += piece.num_examples
+        if count < _BUFFER_PIECES * stream.piece_examples:
+            continue
+        whole = _mixed(held, generator)
+        cut = count // 2 // batch_size * batch_size
+        yield from _batches(whole, 0, cut, batch_size)
+        held = [_part(whole, cut, count)]
+        count -= cut
+    if count:
+        yield from _batches(_mixed(held, generator), 0, count, batch_size)
+
+
+def batches_in_order(stream: SplitStream, batch_size: int) -> Iterator[Split]:
+    """Every example once, in the stream's order, in batches of `batch_size`, the last one perhaps smaller."""
+    held: list[Split] = []
+    count = 0
+    for piece in stream.pieces():
+        held.append(piece)
+        count += piece.num_examples
+        if count < batch_size:
+            continue
+        whole = _joined(held)
+        cut = count // batch_size * batch_size
+        yield from _batches(whole, 0, cut, batch_size)
+        held = [_part(whole, cut, count)] if cut < count else []
+        count -= cut
+    if count:
+        yield _joined(held)
+
+
+def _pieces(stream: SplitStream, generator: np.random.Generator) -> Iterator[Split]:
+    if not stream.seekable:
+        yield from stream.pieces()
+        return
+    starts = np.arange(0, stream.num_examples, stream.piece_examples)
+    for start in generator.permutation(starts).tolist():
+        yield from stream.read(start, min(start + stream.piece_examples, stream.num_examples))
+
+
+def _joined(splits: list[Split]) -> Split:
+    if len(splits) == 1:
+        return splits[0]
+    first = splits[0]
+    return Split(
+        name=first.name,
+        inputs={name: np.concatenate([split.inputs[name] for split in splits]) for name in first.inputs},
+        labels=None if first.labels is None else np.concatenate([split.labels for split in splits]),
+        source=first.source,
+    )
+
+
+def _mixed(splits: list[Split], generator: np.random.Generator) -> Split:
+    whole = _joined(splits)
+    return _chosen(whole, generator.permutation(whole.num_examples))
+
+
+def _part(split: Split, start: int, stop: int) -> Split:
+    # A copy: a view would keep the whole buffer in memory.
+    return _chosen(split, np.arange(start, stop))
+
+
+def _chosen(split: Split, indices: np.ndarray) -> Split:
+    return Split(
+        name=split.name,
+        inputs={name: array[indices] for name, array in split.inputs.items()},
+        labels=None if split.labels is None else split.labels[indices],
+        source=split.source,
+    )
+
+
+def _batches(split: Split, start: int, stop: int, batch_size: int) -> Iterator[Split]:
+    for first in range(start, stop, batch_size):
+        yield _chosen(split, np.arange(first, min(first + batch_size, stop)))

@@ -12,8 +12,8 @@ from tfq.evaluation.instructions import (
     count_on_runners,
     instructions_to_dict,
 )
-from tfq.evaluation.latency import latency_percentiles, latency_statistics
 from tfq.evaluation.metrics import agreement, mean_absolute_error, predicted_classes, roc_auc, top1, topk
+from tfq.evaluation.paired import latency_percentiles, latency_statistics
 from tfq.evaluation.parity import (
     ParityRecord,
     check_runners,

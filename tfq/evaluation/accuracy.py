@@ -14,10 +14,9 @@ from tfq.backends import RunRequest, RunResult, make_runner
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import TfqWarning
-from tfq.evaluation.feed import Feed
-from tfq.evaluation.inputs import decode_outputs
-from tfq.evaluation.latency import PERCENTILES, checked_latencies, latency_percentiles
+from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
+from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
 from tfq.evaluation.record import EvaluationRecord
 from tfq.evaluation.reference import IDENTICAL, ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
 from tfq.evaluation.scores import (
@@ -67,18 +66,7 @@ def evaluate_model(
     if isinstance(reference, (bytes, bytearray)):
         reference = reference_outputs(bytes(reference), data, config)
     feed = Feed(parsed, data)
-    result = runner.run(
-        RunRequest(
-            model=model,
-            inputs=feed.inputs,
-            num_threads=config.num_threads,
-            kernels="xnnpack" if config.xnnpack else "builtin",
-            num_workers=config.num_workers,
-            timeout_secs=config.timeout_secs,
-            warmup_runs=config.warmup_runs,
-            num_runs=config.num_runs,
-        )
-    )
+    result = runner.run(_request(model, feed, config))
     outputs = decode_outputs(parsed, result.outputs)
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
@@ -109,6 +97,19 @@ def evaluate_model(
         unused_range_share=feed.unused_share,
         warnings=tuple(told),
         machine=result.machine,
+    )
+
+
+def _request(model: bytes, feed: Feed, config: EvaluationConfig) -> RunRequest:
+    return RunRequest(
+        model=model,
+        inputs=feed.inputs,
+        num_threads=config.num_threads,
+        kernels="xnnpack" if config.xnnpack else "builtin",
+        num_workers=config.num_workers,
+        timeout_secs=config.timeout_secs,
+        warmup_runs=config.warmup_runs,
+        num_runs=config.num_runs,
     )
 
 

@@ -14,7 +14,7 @@ from tfq.backends import RunRequest, make_runner
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import InputError, RunnerError
-from tfq.evaluation.feed import Feed
+from tfq.evaluation.inputs import Feed
 
 DEFAULT_LIMIT = 256
 

@@ -13,8 +13,7 @@ from tfq.backends import RunRequest, make_runner
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
-from tfq.evaluation.feed import Feed
-from tfq.evaluation.inputs import decode_outputs
+from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.quant_math import sqnr_db
 
 IDENTICAL = "the outputs are identical to the reference's: there is no noise"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import EvaluationConfig
-from tfq.data.stream import AnySplit
+from tfq.data.split import AnySplit
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation.metrics import (
     agreement,

@@ -5,11 +5,17 @@ Importing this room imports neither TensorFlow nor a Keras; its functions do, wh
 """
 
 from tfq.keras_bridge.bridge import BridgeResult, return_weights, to_tf_keras
-from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind, require_tf_keras
-from tfq.keras_bridge.layers.translation import Translator, register_translator
+from tfq.keras_bridge.environment import (
+    deterministic,
+    import_keras,
+    import_tf_keras,
+    import_tfmot,
+    model_kind,
+    require_tf_keras,
+)
+from tfq.keras_bridge.layers.config import Translator, register_translator
 from tfq.keras_bridge.loading.custom_objects import import_custom_objects
 from tfq.keras_bridge.loading.load import load_model
-from tfq.keras_bridge.random_state import deterministic
 from tfq.keras_bridge.rebuild import UnbridgeableError
 
 __all__ = [

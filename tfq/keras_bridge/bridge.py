@@ -8,7 +8,7 @@ from typing import Any
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import options_of, plain_tensors
-from tfq.keras_bridge.layers.translation import Translator
+from tfq.keras_bridge.layers.config import Translator
 from tfq.keras_bridge.rebuild import Made, Rebuilt, reason_of, rebuild
 from tfq.keras_bridge.verification import (
     MOST_NOISE,

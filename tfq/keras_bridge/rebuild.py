@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walk a model of either Keras and rebuild it, flat, of tf_keras layers, gathering all that stands in the way.
+"""Walk a model of either Keras and rebuild it, flat, from tf_keras layers, collecting everything that cannot be.
 
 Nested models are inlined; a layer that is called several times is one layer called several times.
 """
@@ -13,16 +13,14 @@ from typing import Any
 
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.layers.config import NARROW
-from tfq.keras_bridge.layers.copies import copied_layer
-from tfq.keras_bridge.layers.translate import translated
-from tfq.keras_bridge.layers.translation import Making, Translation, Translator
-from tfq.keras_bridge.naming import Names
+from tfq.keras_bridge.layers.config import NARROW, Making, Translation, Translator
+from tfq.keras_bridge.layers.translate import copied_layer, translated
 from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import (
     Call,
     Graph,
+    Names,
     graph_of,
     inputs_by_reference,
     is_model,

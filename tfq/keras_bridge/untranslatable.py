@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception with which a translation from Keras 3 to tf_keras gives up on a single layer or operation."""
+"""The exception with which the translation of a single layer or operation from Keras 3 to tf_keras gives up."""
 
 
 class Untranslatable(Exception):

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.errors import InputError
-from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairRepair, partners
+from tfq.ptq.calibration.observer import Sample
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairRepair, channel_ends, partners
 from tfq.ptq.same_function import check_same_function
-from tfq.ptq.tensor_pairs import channel_ends
 from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # What a constant goes through as it is, each channel's by itself: no padding among them, whose zeros stay zeros.

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.tensor_pairs import Beside, channel_means
+from tfq.ptq.calibration.observer import Sample
+from tfq.ptq.layer_pairs import Beside, channel_means
 from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # A layer's error is its own and what came through it from the layers before; once these are put right the rest is

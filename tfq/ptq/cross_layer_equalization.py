@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.ptq.calibration.activations import Sample
-from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, partners
+from tfq.ptq.calibration.observer import Sample
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, channel_ends, partners
 from tfq.ptq.same_function import check_same_function
-from tfq.ptq.tensor_pairs import channel_ends
 from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
 # What moves or selects values without mixing channels, or averages them within one: a factor goes through.

@@ -7,7 +7,7 @@ import numpy as np
 
 from tfq import tflite
 from tfq.errors import TfqError
-from tfq.ptq.calibration.activations import Sample, look_at_each
+from tfq.ptq.calibration.observer import Sample, look_at_each
 
 _RANDOM_SAMPLES = 8
 

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.patterns import check_fits, fits
-from tfq.ptq.calibration.activations import Sample, look_at_each
-from tfq.ptq.patches import patches_of
-from tfq.ptq.tensor_pairs import Beside
-from tfq.ptq.weighted_ops import Weighted, weighted_ops
+from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.layer_pairs import Beside
+from tfq.ptq.weighted_ops import Weighted, patches_of, weighted_ops
 
 # Added to the diagonal of H, as a share of its mean: inputs that are always zero leave it singular.
 _DAMPING = 0.01

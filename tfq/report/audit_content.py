@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfq.report.formatting import DASH, count, number_of, plain, scalar
-from tfq.report.reported import REFERENCE, Record, Reported, models_of
+from tfq.report.summary import REFERENCE, Record, Reported, models_of
 from tfq.report.tables import Section, Table
 
 _MOST_FINDINGS = 60

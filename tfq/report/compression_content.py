@@ -1,11 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's tables on compression: the model rebuilt, what each layer could take, filters taken out, zeros made."""
+"""The report's sections on compression: rebuilt layers, sparsity, gains, agreement of the QAT model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from tfq.report.formatting import count, percent, plain, scalar
-from tfq.report.reported import Record, part
-from tfq.report.tables import Table
+from tfq.report.formatting import (
+    DASH,
+    NOT_A_TIME,
+    count,
+    cpu_label,
+    decibels,
+    is_number,
+    percent,
+    plain,
+    ratio,
+    scalar,
+    significant,
+)
+from tfq.report.layers_content import zeros_of
+from tfq.report.summary import REFERENCE, Record, Reported, benchmark_of, models_of, part, runners_of
+from tfq.report.tables import SORTABLE_FROM, Section, Table
+
+GAIN_KEY, GAIN_TITLE = "gain", "What compression brought"
+UNSTRUCTURED = (
+    "Zeros spread over the weights, and weights of a few values, shrink the compressed file, not the time: TFLite's "
+    "int8 kernels multiply by them as by any other number. Time comes from taking whole filters out "
+    "(compression.filters)."
+)
+
+
+def gain_section(record: Record) -> Section | None:
+    """The compressed model against the dense one of the same scheme; None where there are not both."""
+    models = [model for model in models_of(record) if model.evaluation]
+    dense = next((model for model in models if str(model.name).startswith("ptq_")), None)
+    small = next((model for model in models if model is not dense and model.name != REFERENCE), None)
+    if dense is None or small is None:
+        return None
+    times = {model.get("name"): model.get("p50_ms") for model in benchmark_of(record)[1]}
+    rows = [
+        _row("file", dense, small, lambda model: model.evaluation.get("model_bytes"), count),
+        _row("file, gzip", dense, small, lambda model: model.evaluation.get("gzip_bytes"), count),
+        _row("zeros among the weights", dense, small, zeros_of, percent, compared=False),
+        _row("time on this machine, p50 ms", dense, small, lambda model: times.get(model.name), significant),
+    ]
+    for runner in runners_of([dense, small], "instructions"):
+        what = f"instructions on {cpu_label(runner)} ({NOT_A_TIME})"
+        rows.append(_row(what, dense, small, _instructions(runner), count))
+    rows = [row for row in rows if row[1:3] != (DASH, DASH)]
+    table = Table(
+        columns=("", dense.label, small.label, "ratio"),
+        rows=tuple(rows),
+        column_series={1: dense.series, 2: small.series},
+    )
+    asked = part(part(record, "config"), "compression")
+    pruned, clustered, cut = (part(asked, step).get("enabled") for step in ("prune", "cluster", "filters"))
+    about = "The compressed file against the dense one of the same scheme; below 1 is a gain."
+    return Section(
+        key=GAIN_KEY,
+        title=GAIN_TITLE,
+        paragraphs=(about, UNSTRUCTURED) if (pruned or clustered) and not cut else (about,),
+        tables=(table,),
+    )
+
+
+def _row(
+    what: str,
+    dense: Reported,
+    small: Reported,
+    of: Callable[[Reported], object],
+    show: Callable[[object], str],
+    *,
+    compared: bool = True,
+) -> tuple[str, str, str, str]:
+    before, after = of(dense), of(small)
+    share = ratio(after / before) if compared and is_number(before) and is_number(after) and before else DASH
+    return what, show(before), show(after), share
+
+
+def _instructions(runner: str) -> Callable[[Reported], object]:
+    return lambda model: part(model.instructions, runner).get("instructions")
+
+
+QAT_PARITY_KEY, QAT_PARITY_TITLE = "qat_parity", "QAT model against its flatbuffer"
+
+
+def qat_parity_section(record: Record) -> Section | None:
+    """Of each flatbuffer that a QAT model was converted to; None where the run had none."""
+    paragraphs: list[str] = []
+    tables: list[Table] = []
+    for model in models_of(record):
+        found = model.qat_parity
+        if "not_run" in found:
+            paragraphs.append(f"{model.label}: not compared: {plain(found['not_run'])}.")
+        elif found:
+            paragraphs += _told(model.label, found)
+            tables.append(_parity_layers(model.label, found))
+    if not paragraphs:
+        return None
+    about = (
+        "The same examples through the QAT model and through its flatbuffer. SQNR grows worse along the depth, for "
+        "roundings add up; the local columns feed each layer with the flatbuffer's own values, so that what they show "
+        "is the layer's own."
+    )
+    return Section(key=QAT_PARITY_KEY, title=QAT_PARITY_TITLE, paragraphs=(about, *paragraphs), tables=tuple(tables))
+
+
+def _told(label: str, found: Record) -> list[str]:
+    told = [f"{label}, {count(found.get('num_examples'))} examples: {plain(found.get('told_departure') or DASH)}."]
+    for output in found.get("outputs") or []:
+        same = percent(output.get("top1_agreement"))
+        classes = f", the same class in {same}" if same != DASH else ""
+        told.append(
+            f"{label}, output {plain(output.get('name', '?'))}: "
+            f"{decibels(output.get('logit_sqnr_db'))} of the {plain(output.get('logits_of', 'output'))}{classes}."
+        )
+    missed = [plain(each) for each in found.get("missed") or []]
+    told += [f"{label} misses what a faithful flatbuffer has: {each}." for each in missed]
+    return told
+
+
+def _parity_layers(label: str, found: Record) -> Table:
+    layers = [layer for layer in found.get("layers") or [] if isinstance(layer, Mapping)]
+    rows = tuple(
+        (
+            " + ".join(map(plain, layer.get("layers") or [layer.get("layer", "?")])),
+            plain(layer.get("op", "?")),
+            percent(layer.get("agreement")),
+            count(layer.get("max_lsb")),
+            decibels(layer.get("sqnr_db")),
+            significant(layer.get("local_max_lsb")),
+            decibels(layer.get("local_sqnr_db")),
+            "departs" if layer.get("departs") else "",
+        )
+        for layer in layers
+    )
+    departs = [
+        f"{plain(layer.get('layer', '?'))}: {plain(layer['departs'])}" for layer in layers if layer.get("departs")
+    ]
+    skipped = [f"{plain(name)}: not compared: {plain(reason)}" for name, reason in part(found, "skipped").items()]
+    return Table(
+        columns=("layer", "op", "equal codes", "max LSB", "SQNR", "local max LSB", "local SQNR", ""),
+        rows=rows,
+        numeric=(False, False, True, True, True, True, True, False),
+        caption=label,
+        notes=(*departs, *skipped, *map(plain, found.get("notes") or [])),
+        bad=frozenset((row, 7) for row, layer in enumerate(layers) if layer.get("departs")),
+        sortable=len(rows) >= SORTABLE_FROM,
+    )
+
 
 _MOST_NAMES = 6
 _QAT = {

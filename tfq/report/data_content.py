@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Sequence
 
 from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, scalar
-from tfq.report.reported import Record, Reported, models_of, part
+from tfq.report.summary import Record, Reported, models_of, part
 from tfq.report.tables import Bars, Section, Table, fractions
 
 _MOST_CLASSES = 100

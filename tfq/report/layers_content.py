@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tfq.report.formatting import DASH, count, is_number, percent, plain
-from tfq.report.reported import Record, Reported, models_of, part
+from tfq.report.summary import Record, Reported, models_of, part
 from tfq.report.tables import SORTABLE_FROM, Bars, Section, Table, fractions
 
 

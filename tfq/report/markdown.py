@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfq.report.content import sections_of
-from tfq.report.reported import title_of, warnings_of
+from tfq.report.summary import title_of, warnings_of
 from tfq.report.tables import Section, Table
 from tfq.report.verdict import checks_of, costs_of, headline_of, subject_of
 

@@ -7,12 +7,10 @@ from typing import Any
 
 from tfq.report.content import sections_of
 from tfq.report.formatting import number_of, plain
-from tfq.report.html_table import table_html
 from tfq.report.plots import Plot, plots_of
-from tfq.report.reported import part, title_of, warnings_of
-from tfq.report.sorting import CONTENT_POLICY, SCRIPT
 from tfq.report.style import STYLE
-from tfq.report.tables import Section
+from tfq.report.summary import part, title_of, warnings_of
+from tfq.report.tables import CONTENT_POLICY, SCRIPT, Section, table_html
 from tfq.report.verdict import checks_of, costs_of, headline_of, subject_of
 
 _MARKS = {"good": "✓", "open": "!", "bad": "✗"}

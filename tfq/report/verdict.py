@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answers that a reader wants first: did it work, what did it cost, may it be shipped?"""
+"""The questions a reader asks first: did it work, what does it cost, does it meet its requirements?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,15 @@ from tfq.evaluation import missed_requirements
 from tfq.report.audit_content import findings_text, is_clean, verdict_of
 from tfq.report.formatting import (
     DASH,
+    NOT_A_TIME,
+    accuracy_text,
+    change_text,
     count,
     cpu_label,
     is_number,
+    is_share,
     kilobytes,
+    metric_word,
     millions,
     number_of,
     percent,
@@ -23,10 +28,8 @@ from tfq.report.formatting import (
     significant,
     time_unit,
 )
-from tfq.report.instructions_content import NOT_A_TIME
 from tfq.report.latency_content import ratio_of
-from tfq.report.reported import REFERENCE, Record, Reported, benchmark_of, models_of, part, reference_of, warnings_of
-from tfq.report.scores import accuracy_text, change_text, is_share, metric_word
+from tfq.report.summary import REFERENCE, Record, Reported, benchmark_of, models_of, part, reference_of, warnings_of
 
 GOOD, OPEN, BAD = "good", "open", "bad"
 

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Without training: the cheapest way to an int8 model that keeps a budget, and accuracy against bits. No numerics."""
 
-from tfq.search.climb import find_int8
-from tfq.search.ladder import Rung
+from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.search.low_bits import BitsResult, FewBits, accuracy_by_bits
-from tfq.search.paired import PairedDifference, paired_difference
-from tfq.search.record import Climbed, SearchResult
+from tfq.search.record import Climbed, Rung, SearchResult
+from tfq.search.search import find_int8
 
 __all__ = [
     "BitsResult",

@@ -11,9 +11,9 @@ from tfq.analysis import with_few_bits
 from tfq.config import FLOAT_BITS, BitsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
+from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import observe
-from tfq.search.answers import classes_of, labels_of, packed, unpacked
-from tfq.search.paired import PairedDifference, paired_difference
+from tfq.search.record import classes_of, labels_of, packed, unpacked
 from tfq.store import StageStore
 from tfq.text_table import aligned
 

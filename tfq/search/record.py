@@ -1,12 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a search found."""
+"""The result of a search, and the answers of each candidate that it compares."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfq.search.ladder import Rung
-from tfq.search.paired import PairedDifference
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.backends import RunRequest, make_runner
+from tfq.config import ConversionConfig
+from tfq.data import AnySplit
+from tfq.errors import InputError
+from tfq.evaluation import decode_outputs, prepare_inputs
+from tfq.evaluation.paired import PairedDifference
 from tfq.text_table import aligned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One way. kind: what it adds to those before.
+
+    layers: how many have another scheme, by sensitivity: "float" or "int16" activations.
+    """
+
+    name: str
+    kind: str
+    method: str
+    repair: tuple[str, ...] = ()
+    layers: int = 0
+    scheme: str = "float"
+
+    def conversion(self, base: ConversionConfig, layers: tuple[str, ...]) -> ConversionConfig:
+        """`base` with this rung's settings; `layers`: those that have its scheme."""
+        calibration = dataclasses.replace(base.calibration, method=self.method)
+        rung = dataclasses.replace(base, calibration=calibration, repair=self.repair)
+        if self.scheme == "int16":
+            return dataclasses.replace(rung, int16_layers=(*base.int16_layers, *layers))
+        return dataclasses.replace(rung, float_layers=(*base.float_layers, *layers))
+
+
+def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
+    """The class of each example. Raises InputError where there are none. what: the step that wants them."""
+    found = [piece.labels for piece in split.pieces()]
+    if any(labels is None for labels in found):
+        raise InputError(f"{what}: the {split.name} split has no labels: wanted classes, to choose by accuracy")
+    return np.concatenate([labels for labels in found if labels is not None])
+
+
+def packed(right: NDArray[np.bool_]) -> list[int]:
+    """Which examples were answered rightly, as JSON keeps it: eight in a byte."""
+    found: list[int] = np.packbits(right).tolist()
+    return found
+
+
+def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
+    """What `packed` was given, of so many examples."""
+    return np.unpackbits(np.array(values, np.uint8))[:count].astype(bool)
+
+
+def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
+    """The largest output of each example."""
+    parsed = tflite.read(content)
+    found = []
+    for piece in split.pieces():
+        inputs = prepare_inputs(parsed, piece).arrays
+        outputs = make_runner("local").run(RunRequest(model=content, inputs=inputs)).outputs
+        answers = np.asarray(decode_outputs(parsed, outputs)[0])
+        found.append(answers.reshape(len(answers), -1).argmax(axis=1))
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True, kw_only=True)

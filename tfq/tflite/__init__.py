@@ -8,20 +8,18 @@ from tfq.tflite.edit import (
     add_signature,
     edit_model,
     expose_tensors,
+    forget_unused_codes,
+    forget_unused_constants,
+    forget_unused_tensors,
     inject_ranges,
+    operator_code,
+    operator_name,
+    operator_names,
     pack,
     read_metadata,
     read_ranges,
     unpack,
     write_metadata,
-)
-from tfq.tflite.objects import (
-    forget_unused_codes,
-    forget_unused_constants,
-    forget_unused_tensors,
-    operator_code,
-    operator_name,
-    operator_names,
 )
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values

@@ -1,11 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which types the ops of a flatbuffer compute, by the kind of op."""
+"""The role of each tensor of an op (data, weights, bias, index ...), and the type an op computes in.
+
+Slots count an op's inputs (or outputs) from 0. Source: the builtin op definitions of tflite/core/kernels.
+"""
 
 from collections import Counter
 from collections.abc import Callable
 
-from tfq.tflite.op_roles import DATA, INDEX, WEIGHT, roles
 from tfq.tflite.records import Model, Op, Subgraph
+
+
+def _table(text: str) -> dict[str, frozenset[int]]:
+    """From "ADD=0,1 ..." to {"ADD": {0, 1}, ...}."""
+    pairs = (entry.split("=") for entry in text.split())
+    return {name: frozenset(map(int, slots.split(","))) for name, slots in pairs}
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Axes, shapes, paddings, sizes, positions, conditions, counts.
+INDEX_INPUTS = _table("""
+    RESHAPE=1 TRANSPOSE=1 PAD=1 PADV2=1 MIRROR_PAD=1 MEAN=1 SUM=1 REDUCE_PROD=1 REDUCE_MAX=1 REDUCE_MIN=1 REDUCE_ANY=0,1
+    REDUCE_ALL=0,1 GATHER=1 GATHER_ND=1 SCATTER_ND=0,2 STRIDED_SLICE=1,2,3 SLICE=1,2 EXPAND_DIMS=1 TILE=1 ARG_MAX=1
+    ARG_MIN=1 RESIZE_BILINEAR=1 RESIZE_NEAREST_NEIGHBOR=1 TRANSPOSE_CONV=0 CONV_3D_TRANSPOSE=0 SPLIT=0 SPLIT_V=1,2
+    TOPK_V2=1 ONE_HOT=0,1 FILL=0 BROADCAST_TO=1 BROADCAST_ARGS=0,1 BATCH_TO_SPACE_ND=1,2 SPACE_TO_BATCH_ND=1,2
+    REVERSE_V2=1 REVERSE_SEQUENCE=1 EMBEDDING_LOOKUP=0 SELECT=0 SELECT_V2=0 WHERE=0 CUMSUM=1 DYNAMIC_UPDATE_SLICE=2
+    SPARSE_TO_DENSE=0,1 SEGMENT_SUM=1 UNSORTED_SEGMENT_SUM=1,2 UNSORTED_SEGMENT_MAX=1,2 UNSORTED_SEGMENT_MIN=1,2
+    UNSORTED_SEGMENT_PROD=1,2 IF=0 LOGICAL_AND=0,1 LOGICAL_OR=0,1 LOGICAL_NOT=0 NON_MAX_SUPPRESSION_V4=2
+    NON_MAX_SUPPRESSION_V5=2
+""")
+INDEX_OUTPUTS = _table("""
+    ARG_MAX=0 ARG_MIN=0 SHAPE=0 RANK=0 WHERE=0 TOPK_V2=1 UNIQUE=1 EQUAL=0 NOT_EQUAL=0 LESS=0 LESS_EQUAL=0 GREATER=0
+    GREATER_EQUAL=0 LOGICAL_AND=0 LOGICAL_OR=0 LOGICAL_NOT=0 REDUCE_ANY=0 REDUCE_ALL=0 BROADCAST_ARGS=0
+    NON_MAX_SUPPRESSION_V4=0,1 NON_MAX_SUPPRESSION_V5=0,2 BUCKETIZE=0
+""")
+BIAS_INPUTS = _table("""
+    CONV_2D=2 DEPTHWISE_CONV_2D=2 FULLY_CONNECTED=2 TRANSPOSE_CONV=3 CONV_3D=2 CONV_3D_TRANSPOSE=3 SVDF=3
+    LSTM=12,13,14,15,17 UNIDIRECTIONAL_SEQUENCE_LSTM=12,13,14,15,17
+""")
+WEIGHT_INPUTS = _table("""
+    CONV_2D=1 DEPTHWISE_CONV_2D=1 FULLY_CONNECTED=1 TRANSPOSE_CONV=1 CONV_3D=1 CONV_3D_TRANSPOSE=1 BATCH_MATMUL=0,1
+    EMBEDDING_LOOKUP=1 SVDF=1,2 LSTM=1,2,3,4,5,6,7,8,16 UNIDIRECTIONAL_SEQUENCE_LSTM=1,2,3,4,5,6,7,8,16
+""")
+
+# The axis of a weight's output channels, along which it may have a scale for each.
+CHANNEL_AXES = {
+    "CONV_2D": 0,
+    "FULLY_CONNECTED": 0,
+    "TRANSPOSE_CONV": 0,
+    "DEPTHWISE_CONV_2D": -1,
+    "CONV_3D": -1,
+    "GATHER": -1,
+}
+
+# Ops that also serve shape and index arithmetic: whole numbers are at home in them as long as no quantized real is
+# among their data. Control flow passes on whatever it is given.
+INTEGER_OPS = _names("""
+    ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD MINIMUM MAXIMUM NEG ABS SIGN SQUARED_DIFFERENCE POW PACK UNPACK CONCATENATION
+    STRIDED_SLICE SLICE GATHER GATHER_ND SCATTER_ND RESHAPE SQUEEZE EXPAND_DIMS FILL SELECT SELECT_V2 CAST RANGE
+    REDUCE_PROD REDUCE_MAX REDUCE_MIN SUM TILE BROADCAST_TO TRANSPOSE CUMSUM SPLIT SPLIT_V SHAPE RANK ONE_HOT UNIQUE
+    EQUAL NOT_EQUAL LESS LESS_EQUAL GREATER GREATER_EQUAL PAD PADV2 REVERSE_V2 ZEROS_LIKE DYNAMIC_UPDATE_SLICE
+    TOPK_V2 ARG_MAX ARG_MIN BITWISE_XOR RIGHT_SHIFT
+""")
+CONTROL_FLOW = frozenset({"IF", "WHILE", "CALL_ONCE"})
+
+# Kernels that compute on reals alone: an int32 in them is a bias, an index, or a mistake.
+REAL_OPS = _names("""
+    CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV CONV_3D CONV_3D_TRANSPOSE BATCH_MATMUL AVERAGE_POOL_2D
+    MAX_POOL_2D L2_POOL_2D SOFTMAX LOG_SOFTMAX LOGISTIC TANH RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU
+    GELU HARD_SWISH EXP LOG SQRT RSQRT SIN COS L2_NORMALIZATION LOCAL_RESPONSE_NORMALIZATION MEAN RESIZE_BILINEAR LSTM
+    UNIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_LSTM RNN UNIDIRECTIONAL_SEQUENCE_RNN SVDF EMBEDDING_LOOKUP
+""")
+
+# What TensorFlow 2.21's post-training quantizer left float in a one-op model with a representative dataset.
+LEFT_FLOAT_BY_QUANTIZER = _names("""
+    SIN COS SQUARE POW FLOOR CEIL ROUND ELU NEG FLOOR_DIV FLOOR_MOD LOCAL_RESPONSE_NORMALIZATION SIGN ATAN2 CONV_3D CAST
+    RFFT2D COMPLEX_ABS SEGMENT_SUM
+""")
+
+INDEX, BIAS, WEIGHT, DATA = "index", "bias", "weight", "data"
+
+
+def roles(op: Op) -> list[tuple[str, int, int, str]]:
+    """(place, slot, tensor, role) of everything that `op` touches; place is input, output or intermediate."""
+    index, bias, weight = (table.get(op.name, frozenset()) for table in (INDEX_INPUTS, BIAS_INPUTS, WEIGHT_INPUTS))
+    found = []
+    for slot, tensor in enumerate(op.inputs):
+        if tensor >= 0:
+            role = INDEX if slot in index else BIAS if slot in bias else WEIGHT if slot in weight else DATA
+            found.append(("input", slot, tensor, role))
+    index = INDEX_OUTPUTS.get(op.name, frozenset())
+    found += [("output", slot, tensor, INDEX if slot in index else DATA) for slot, tensor in enumerate(op.outputs)]
+    found += [("intermediate", slot, tensor, DATA) for slot, tensor in enumerate(op.intermediates) if tensor >= 0]
+    return found
 
 
 def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int]]:

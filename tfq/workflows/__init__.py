@@ -7,6 +7,8 @@ from tfq.workflows.compression import (
     compress,
     compression_suffix,
     is_compressed,
+    preflight,
+    preflight_with_flatbuffer,
 )
 from tfq.workflows.conversion import audit_config, compare_with_qat_model, convert
 from tfq.workflows.evaluation import Evaluated, evaluate
@@ -19,9 +21,7 @@ from tfq.workflows.model_files import (
     save_keras,
     trace_once,
 )
-from tfq.workflows.preflight import preflight, preflight_with_flatbuffer
-from tfq.workflows.splits import load_split
-from tfq.workflows.training import train
+from tfq.workflows.training import load_split, train
 
 __all__ = [
     "Compressed",

@@ -9,7 +9,7 @@ from tfq import data
 from tfq.config import AUDIT_SCHEMES, AuditConfig, ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.workflows.model_files import trace_once
-from tfq.workflows.splits import hashes, told
+from tfq.workflows.training import hashes, told
 
 if TYPE_CHECKING:
     from tfq.conversion import Conversion

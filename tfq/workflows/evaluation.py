@@ -7,7 +7,7 @@ from typing import Any
 from tfq import artifacts, data, evaluation, tflite
 from tfq.config import RunConfig
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
-from tfq.workflows.splits import load_split
+from tfq.workflows.training import load_split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from tfq import artifacts, data, workflows
 from tfq.config import ConversionConfig, RunConfig
-from tfq.search.climb import find_int8
 from tfq.search.low_bits import BitsResult, accuracy_by_bits
 from tfq.search.record import SearchResult
+from tfq.search.search import find_int8
 from tfq.store import StageStore
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ARM emulator and a small arm64 system for it, in tfq's cache directory: `python -m tfq.backends.qemu.sysroot`.
+"""The installed ARM emulator and its small arm64 system, in tfq's cache directory.
 
-Root is not needed, and nothing of the machine changes. What it is made of: sysroot_build.py.
+`python -m tfq.backends.qemu.sysroot` installs it, without root and without changing the machine. `sysroot_build.py`
+says what it is made of.
 """
 
 import argparse
@@ -15,9 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tfq.artifacts import cache_dir, locked
-from tfq.backends.qemu.emulator import Sysroot
-from tfq.backends.qemu.sysroot_build import RECORD, SOURCE_VARIABLE, build, inputs, write_record
-from tfq.backends.qemu.sysroot_plugin import COMMAND, add_plugin, machine_compilers
+from tfq.backends.qemu.sysroot_build import (
+    COMMAND,
+    RECORD,
+    SOURCE_VARIABLE,
+    Sysroot,
+    add_plugin,
+    build,
+    inputs,
+    machine_compilers,
+    write_record,
+)
 from tfq.errors import RunnerError, TfqError
 
 ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the runner local"

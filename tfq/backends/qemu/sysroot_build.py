@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ARM emulator is made of, and how it is put together: Debian or Ubuntu packages, unpacked, never installed.
+"""Build the ARM emulator's sysroot (Debian or Ubuntu packages, unpacked, never installed) and the counting plugin.
+
+By the machine's own C compiler; where there is none that does, by tcc, unpacked from its package and never installed.
+An emulator without the plugin does all else as well.
 
 host/       QEMU's user-mode emulator with the libraries it was built for, and their own loader
 counting.so the plugin that makes it count instructions, where a compiler could be had
@@ -8,15 +11,17 @@ site/       arm64 wheels: the interpreter in the version that this Python has, N
 cpu/NAME/   what the emulator takes for / with `-cpu NAME`: links into sysroot/, and a /proc of its own
 """
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +37,167 @@ from tfq.backends.qemu.apt import (
     run_command,
     unpack_packages,
 )
-from tfq.backends.qemu.emulator import CPUS, Sysroot
-from tfq.backends.qemu.sysroot_plugin import add_plugin
+from tfq.backends.target.instructions import MARKER
 from tfq.errors import RunnerError
+
+# (part number, features) of /proc/cpuinfo: they choose the kernels, and one that -cpu lacks ends in SIGILL. Source: the
+# Linux kernel's arch/arm64/include/asm/cputype.h and cpuinfo.c, for what QEMU's models of these cores implement.
+_A53 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+CPUS = {
+    "cortex-a53": ("0xd03", _A53),
+    "cortex-a76": ("0xd0b", f"{_A53} atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sysroot:
+    """An installed emulator. directory: host/, sysroot/, site/ and cpu/ are below. qemu: its version.
+
+    cpus: those of CPUS that it can be.
+    counted_by: the compiler that made the plugin which counts instructions; empty where there is none.
+    not_counted: why there is none, and what to do about it.
+    """
+
+    directory: Path
+    qemu: str
+    cpus: tuple[str, ...]
+    counted_by: str = ""
+    not_counted: str = ""
+
+    @property
+    def plugin(self) -> Path:
+        """Where the plugin is that counts instructions."""
+        return self.directory / "counting.so"
+
+    def command(self, cpu: str, *, counts: Path | None = None) -> list[str]:
+        """How arm64 Python starts on `cpu`; arguments for Python follow. counts: a file for the plugin to count to."""
+        prefix = self.directory / "cpu" / cpu
+        options = ["-L", str(prefix), "-cpu", cpu]
+        if counts is not None:
+            # A comma ends an option's value, two stand for one.
+            plugin, out = (str(path).replace(",", ",,") for path in (self.plugin, counts))
+            options += ["-plugin", f"{plugin},out={out}"]
+        return [*self.emulator(), *options, str(prefix / "usr/bin/python3"), "-S", "-s"]
+
+    def emulator(self) -> list[str]:
+        """The emulator alone."""
+        return own_loader(self.directory / "host", self.directory / "host/usr/bin/qemu-aarch64")
+
+    def environment(self, *, repeatable: bool = False) -> dict[str, str]:
+        """All of the environment that goes in: nothing of the user's Python, preloads or QEMU settings.
+
+        repeatable: and nothing that may differ between two runs, so that Python does the same in both, to the
+        instruction: where its objects lie in memory follows from the length of every string that was there before.
+        """
+        own = {"LC_ALL": "C.UTF-8", "PYTHONPATH": str(self.directory / "site")}
+        own["OPENBLAS_NUM_THREADS"] = "1"  # a BLAS of many emulated threads is slower than none, and is never used
+        if repeatable:
+            return {**own, "PYTHONHASHSEED": "0"}
+        return {**{name: os.environ[name] for name in ("PATH", "TMPDIR", "HOME") if name in os.environ}, **own}
+
+
+def own_loader(host: Path, program: Path) -> list[str]:
+    """`program` through the loader that was unpacked to `host`, so that it uses nothing of the machine's libraries."""
+    libraries = [path for path in [*sorted((host / "usr/lib").glob("*-linux-gnu*")), host / "usr/lib"] if path.is_dir()]
+    loaders = [loader for folder in libraries for loader in sorted(folder.glob("ld-linux*.so.*"))]
+    if not loaders:
+        return [str(program)]  # linked statically
+    return [str(loaders[0]), "--library-path", ":".join(map(str, libraries)), str(program)]
+
+
+COMMAND = "python -m tfq.backends.qemu.sysroot"
+SOURCE = Path(__file__).with_name("instructions.c")
+COMPILERS = ("cc", "gcc", "clang", "tcc")
+COMPILE_SECONDS = 60
+PLUGIN_TRIAL_SECONDS = 60
+TRIAL = f"import ctypes; mark = ctypes.CDLL(None).sched_get_priority_max; mark({MARKER}); mark({MARKER})"
+
+
+def machine_compilers() -> list[str]:
+    """C compilers of this machine."""
+    return [path for name in COMPILERS if (path := shutil.which(name))]
+
+
+def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = None) -> Sysroot:
+    """`sysroot` with the plugin at its place, or with the reason why it has none. Never raises RunnerError.
+
+    fetch_tcc: gives the packages of tcc, asked for only where no compiler of the machine makes a plugin that works.
+    """
+    reasons = []
+    try:
+        help_text = run_command([*sysroot.emulator(), "--help"], PLUGIN_TRIAL_SECONDS, text=True).stdout
+        if "-plugin" not in help_text:
+            return _without(
+                sysroot, f"this system's QEMU, {sysroot.qemu}, is built without plugins (that of Debian 12 has them)"
+            )
+        with tempfile.TemporaryDirectory(prefix="tfq-plugin-") as directory:
+            for name, compiler in _compilers(sysroot, Path(directory), fetch_tcc):
+                reason = _make(sysroot, compiler, Path(directory))
+                if reason is None:
+                    return dataclasses.replace(sysroot, counted_by=name, not_counted="")
+                reasons.append(f"{name} {reason}")
+    except (RunnerError, OSError) as error:
+        reasons.append(str(error))
+    told = "; ".join(reasons) or "there is no C compiler"
+    return _without(sysroot, f"{told}: install one (cc), then say `{COMMAND}` again")
+
+
+def _without(sysroot: Sysroot, reason: str) -> Sysroot:
+    sysroot.plugin.unlink(missing_ok=True)
+    return dataclasses.replace(sysroot, counted_by="", not_counted=reason)
+
+
+def _compilers(
+    sysroot: Sysroot, directory: Path, fetch_tcc: Callable[[], list[Path]] | None
+) -> Iterator[tuple[str, list[str]]]:
+    """(name, command) of each that may do."""
+    for path in machine_compilers():
+        yield Path(path).name, [path]
+    if fetch_tcc is not None:
+        root = directory / "tcc"
+        unpack_packages(fetch_tcc(), root)
+        parts = [f"-B{path}" for path in (root / "usr/lib").glob("*/tcc")]
+        yield "tcc (unpacked)", [*own_loader(sysroot.directory / "host", root / "usr/bin/tcc"), *parts]
+
+
+def _make(sysroot: Sysroot, compiler: list[str], directory: Path) -> str | None:
+    """Compile, try, put in place; or why not."""
+    made = directory / "counting.so"
+    made.unlink(missing_ok=True)
+    options = [f"-DTFQ_MARKER={MARKER}", "-shared", "-fPIC", "-nostdlib", "-o", str(made)]
+    try:
+        answer = run_command([*compiler, *options, str(SOURCE)], COMPILE_SECONDS, text=True, errors="replace")
+    except OSError as error:
+        return f"cannot be started: {error.strerror or error}"
+    except RunnerError as error:
+        return f"failed: {error}"
+    if answer.returncode or not made.is_file():
+        return f"does not compile the plugin: {_complaint(answer)}"
+    temporary = sysroot.plugin.with_name(".counting.so")
+    shutil.copyfile(made, temporary)
+    os.replace(temporary, sysroot.plugin)
+    return _try(sysroot, directory / "counts")
+
+
+def _try(sysroot: Sysroot, counts: Path) -> str | None:
+    counts.unlink(missing_ok=True)
+    command = [*sysroot.command(sysroot.cpus[0], counts=counts), "-c", TRIAL]
+    answer = run_command(command, PLUGIN_TRIAL_SECONDS, text=True, errors="replace", env=sysroot.environment())
+    if answer.returncode:
+        return f"makes a plugin that does not run in QEMU {sysroot.qemu}: {_complaint(answer)}"
+    lines = counts.read_text().splitlines() if counts.exists() else []
+    marks = [int(line.split()[0]) for line in lines]
+    if len(marks) != 2 or not 0 < marks[0] < marks[1]:
+        told = ", ".join(map(str, marks)) or "none"
+        return f"makes a plugin that does not count in QEMU {sysroot.qemu}: two marks gave {told}"
+    return None
+
+
+def _complaint(answer: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"exit code {answer.returncode}"])[0]
+
 
 RECIPE = 2  # goes up whenever what is installed changes
 SOURCE_VARIABLE = "TFQ_ARM64_APT_SOURCE"

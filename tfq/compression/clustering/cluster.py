@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clustering: each layer's weights become a few values, and training goes on with those."""
+"""Weight clustering: each layer's weights become a few values, and training continues with those."""
 
 import contextlib
 import warnings
@@ -23,11 +23,27 @@ from tfq.compression.graph import (
     steps_of_training,
 )
 from tfq.compression.pruning.prunable import prunable_weights
-from tfq.compression.pruning.sparsity import kernels_of, name_before
+from tfq.compression.pruning.sparsity import kernels_of, name_before, stored_weights
 from tfq.config import ClusterConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
 from tfq.patterns import check_fits, fits
+from tfq.tflite import constant_values
+
+
+def codes_in_flatbuffer(model: bytes) -> dict[str, int]:
+    """Keras layer -> how many different integers its weights have in a quantized `.tflite`, all channels together.
+
+    A layer inside a model goes by its own name, and a weight that no layer is known of by its tensor's; of a layer with
+    several kernels the most. Left out: float weights, and what is stored sparse.
+    """
+    found: dict[str, int] = {}
+    for weight, tensor in stored_weights(model):
+        if weight.dtype.startswith("int"):
+            name = weight.keras_layer or weight.tensor
+            found[name] = max(found.get(name, 0), int(np.unique(constant_values(model, tensor)).size))
+    return found
+
 
 # Of fewer weights a cluster, on average, the codebook would be as large as what it saves.
 _FEWEST_IN_CLUSTER = 4

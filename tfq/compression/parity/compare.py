@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.backends import RunRequest, make_runner
-from tfq.compression.parity.graph import Evaluator, ReferenceGraph
-from tfq.compression.parity.match import candidates, check_origin, match
-from tfq.compression.parity.record import LayerParity, QATParity
-from tfq.compression.parity.tally import LayerTally, output_tallies
+from tfq.compression.parity.match import Evaluator, ReferenceGraph, candidates, check_origin, match
+from tfq.compression.parity.record import LayerParity, LayerTally, QATParity, output_tallies
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError

@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the comparison of a QAT model with its flatbuffer found."""
+"""What the comparison of a QAT model with its flatbuffer finds: counted batch by batch, recorded layer by layer."""
 
 import dataclasses
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfq.errors import RequirementError
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.compression.parity.match import Match
+from tfq.errors import InputError, RequirementError
+from tfq.evaluation.inputs import scale_of
+from tfq.quant_math import dequantize, quantize
 from tfq.text_table import aligned
+from tfq.tflite import Model, Op, Subgraph, Tensor
+
+# Whole steps are not whole numbers once they are reals in float32.
+_FLOAT_SLACK_LSB = 0.01
+_TO_PROBABILITIES = ("SOFTMAX", "LOGISTIC", "LOG_SOFTMAX")
+_SHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+_ROUNDINGS = ("DEQUANTIZE",)
+_PASSING = (*_SHAPING, "DEQUANTIZE", "QUANTIZE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,3 +242,208 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(each) for each in value]
     return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+@dataclass(kw_only=True)
+class NoiseTally:
+    """The sums of `quant_math.sqnr_db`, over arrays that come one after the other."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: NDArray, got: NDArray) -> None:
+        """Takes two arrays of one shape."""
+        wide = reference.astype(np.float64)
+        self.signal += float(np.sum(wide**2))
+        self.noise += float(np.sum((wide - got) ** 2))
+
+    @property
+    def sqnr_db(self) -> float:
+        """10 log10(signal / noise); inf without noise."""
+        if self.noise == 0:
+            return math.inf
+        return -math.inf if self.signal == 0 else 10 * math.log10(self.signal / self.noise)
+
+
+class LayerTally:
+    """One tensor's codes against what the QAT model gives there by itself, and fed with the flatbuffer's values."""
+
+    def __init__(self, matched: Match) -> None:
+        """Raises InputError where the tensor has no scale that its codes can be turned back with."""
+        self.match = matched
+        self.scale, self.zero_point = scale_of(f"tensor {matched.tensor.name!r}", matched.tensor)
+        # Steps that the QAT model does not have are no excuse for errors of their size.
+        self._step = min(self.scale, matched.step or self.scale)
+        self._values = self._equal = self._largest = self._distance = self._numberless = 0
+        self._local_largest = self._local_distance = 0.0
+        self._noise, self._local_noise = NoiseTally(), NoiseTally()
+
+    def reals(self, codes: NDArray) -> NDArray[np.float32]:
+        """What codes of this tensor stand for."""
+        return dequantize(codes, self.scale, self.zero_point)
+
+    def add(self, codes: NDArray, own: NDArray, local: NDArray) -> None:
+        """codes: the flatbuffer's. own, local: the QAT model's reals by itself and fed with the flatbuffer's values."""
+        self._check_number(own)
+        reals = self.reals(codes)
+        own, local = own.reshape(codes.shape), local.reshape(codes.shape)
+        if self.match.cut_off:
+            limits = np.iinfo(codes.dtype)
+            ends = self.reals(np.array([limits.min, limits.max], codes.dtype))
+            own, local = np.clip(own, *ends), np.clip(local, *ends)
+        wanted = quantize(own, self.scale, self.zero_point, codes.dtype)
+        distance = np.abs(codes.astype(np.int32) - wanted)
+        self._values += codes.size
+        self._equal += int(np.count_nonzero(distance == 0))
+        self._largest = max(self._largest, int(distance.max(initial=0)))
+        self._distance += int(distance.sum())
+        self._noise.add(own, reals)
+        # As of 1/sqrt(variance), where the flatbuffer's code for a small variance is that of 0.
+        is_number = np.isfinite(local)
+        self._numberless += int(np.count_nonzero(~is_number))
+        local, reals = local[is_number], reals[is_number]
+        error = np.abs(reals - local) / np.float32(self._step)
+        self._local_noise.add(local, reals)
+        self._local_largest = max(self._local_largest, float(error.max(initial=0)))
+        self._local_distance += float(error.sum(dtype=np.float64))
+
+    def record(self, tolerance_lsb: float) -> LayerParity:
+        """What was found, and whether the layer departs."""
+        tensor, grid, told = self.match.tensor, self.match.wanted_grid, None
+        if grid:
+            offset = 128 if tensor.dtype == "uint8" else 0
+            told = (
+                f"scale {self.scale:.6g} and zero_point {self.zero_point} are not those of the range that the QAT "
+                f"model rounds to there, {grid[0]:.6g} and {round(grid[1]) + offset}"
+            )
+        elif self._numberless:
+            told = (
+                f"given the flatbuffer's values, the QAT model computes infinity or NaN in {self._numberless:,} of "
+                f"{self._values:,} places: what is small there has no code but that of 0"
+            )
+        elif self._local_largest > tolerance_lsb + _FLOAT_SLACK_LSB:
+            told = (
+                f"given the same inputs, it is up to {self._local_largest:.1f} LSB from what the QAT model computes "
+                f"(mean {self._local_distance / self._values:.3f})"
+            )
+            if self._step < 0.999 * self.scale:
+                told += f": it rounds to steps of {self.scale:.4g}, the QAT model to steps of {self._step:.4g}"
+            elif not self.match.step:
+                told += ": the QAT model has no fake quantization there"
+        return LayerParity(
+            layer=self.match.layer,
+            layers=self.match.layers,
+            op=self.match.op,
+            tensor=tensor.index,
+            scale=self.scale,
+            zero_point=self.zero_point,
+            fake_quantized=self.match.rounded,
+            compared=self._values,
+            agreement=self._equal / self._values,
+            max_lsb=self._largest,
+            mean_lsb=self._distance / self._values,
+            sqnr_db=self._noise.sqnr_db,
+            local_max_lsb=math.inf if self._numberless else self._local_largest,
+            local_mean_lsb=self._local_distance / max(1, self._values - self._numberless),
+            local_sqnr_db=self._local_noise.sqnr_db,
+            departs=told,
+        )
+
+    def _check_number(self, own: NDArray) -> None:
+        if not np.isfinite(own).all():
+            raise InputError(
+                f"the QAT model gives NaN or infinity in layer {self.match.layer!r}: its weights or ranges are broken: "
+                "train it again with a lower learning rate"
+            )
+
+
+class OutputTally:
+    """One output of the whole model: of the flatbuffer, as users run it, against the QAT model."""
+
+    def __init__(self, name: str, tensor: Tensor, graph: Subgraph) -> None:
+        """name, tensor: of the output."""
+        self._name = name
+        self._lsb = _scale(graph.tensors[_origin(graph, tensor.index, _ROUNDINGS)])
+        op, index = logits_of(graph, tensor.index)
+        self._activation, self._logits = op, graph.tensors[index] if op else None
+        self._noise = NoiseTally()
+        self._examples, self._has_classes = 0, False
+        self._disagreements: list[Disagreement] = []
+
+    def add(self, own: NDArray, got: NDArray, layers: Mapping[int, NDArray]) -> None:
+        """own: the QAT model's reals of the next examples; got: the flatbuffer's. layers: the former's, by tensor."""
+        if own.size != got.size:
+            raise InputError(
+                f"output {self._name!r}: the QAT model gives {list(own.shape[1:])}, the flatbuffer "
+                f"{list(got.shape[1:])}: it was converted from another model"
+            )
+        own = own.reshape(got.shape)
+        self._noise.add(own, got)
+        self._has_classes = got.ndim == 2 and got.shape[1] > 1
+        if self._has_classes:
+            expected, classes = own.argmax(axis=1), got.argmax(axis=1)
+            logits = layers.get(self._logits.index) if self._logits else None
+            for place in map(int, np.flatnonzero(expected != classes)):
+                self._disagreements.append(
+                    Disagreement(
+                        example=self._examples + place,
+                        expected=int(expected[place]),
+                        got=int(classes[place]),
+                        margin_lsb=_margin(own[place], self._lsb),
+                        logit_margin_lsb=None
+                        if logits is None or logits.shape != own.shape
+                        else _margin(logits[place], _scale(self._logits)),
+                    )
+                )
+        self._examples += len(got)
+
+    def record(self, layers: Sequence[LayerParity]) -> OutputParity:
+        """What was found; the logits are those of the layer that enters the final softmax."""
+        logits = next((layer for layer in layers if self._logits and layer.tensor == self._logits.index), None)
+        return OutputParity(
+            name=self._name,
+            lsb=self._lsb,
+            sqnr_db=self._noise.sqnr_db,
+            logit_sqnr_db=logits.sqnr_db if logits else self._noise.sqnr_db,
+            logits_of=f"input of {self._activation}" if logits else "output",
+            top1_agreement=1 - len(self._disagreements) / self._examples if self._has_classes else None,
+            disagreements=tuple(self._disagreements),
+        )
+
+
+def output_tallies(model: Model) -> list[OutputTally]:
+    """One for each output of the flatbuffer."""
+    graph = model.main_subgraph
+    return [
+        OutputTally(name, tensor, graph) for name, tensor in zip(model.output_names, graph.output_tensors, strict=True)
+    ]
+
+
+def logits_of(graph: Subgraph, output: int) -> tuple[str | None, int]:
+    """(op, tensor): the softmax or sigmoid that gives the output, and what enters it; (None, output) without one."""
+    index = _origin(graph, output, _PASSING)
+    producer = _producer(graph, index)
+    if producer is None or producer.name not in _TO_PROBABILITIES:
+        return None, output
+    return producer.name, _origin(graph, producer.inputs[0], _SHAPING)
+
+
+def _margin(values: NDArray, lsb: float | None) -> float:
+    second, first = np.sort(values)[-2:]
+    # Of outputs that are whole codes it is a whole number: four, not 3.999999 as float32 has it.
+    return round(float(first - second) / lsb, 4) if lsb else math.inf
+
+
+def _scale(tensor: Tensor | None) -> float | None:
+    return tensor.scale[0] if tensor and len(tensor.scale) == 1 else None
+
+
+def _origin(graph: Subgraph, index: int, passing: Collection[str]) -> int:
+    """The tensor that this one is made of by ops in `passing` alone."""
+    while (producer := _producer(graph, index)) is not None and producer.name in passing:
+        index = producer.inputs[0]
+    return index
+
+
+def _producer(graph: Subgraph, index: int) -> Op | None:
+    return next((op for op in graph.ops if index in op.outputs), None)

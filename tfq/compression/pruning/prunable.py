@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import reasons_by_layer
-from tfq.compression.pruning.targets import block_size, m_by_n
+from tfq.compression.pruning.allocation import block_size, m_by_n
 from tfq.config import PruneConfig
 from tfq.keras_bridge import import_tf_keras
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Magnitude pruning: the smallest weights of each layer become zero, and stay zero."""
+"""Magnitude pruning: the smallest weights of each layer become zero on a schedule, and stay zero."""
 
 import contextlib
 import warnings
@@ -12,13 +12,16 @@ import numpy as np
 from tfq.compression.distillation import UNUSED_TEACHER, distilled
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import Fit, check_finite, fit_with, named_layers, require_graph_model
-from tfq.compression.pruning.erdos_renyi import erdos_renyi_kernel
-from tfq.compression.pruning.lamp import layer_adaptive
-from tfq.compression.pruning.masks import Masks, pruning_callback
+from tfq.compression.pruning.allocation import (
+    block_size,
+    check_settings,
+    chosen_sparsities,
+    erdos_renyi_kernel,
+    layer_adaptive,
+)
+from tfq.compression.pruning.masks import Masks, Schedule, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
-from tfq.compression.pruning.schedule import Schedule
 from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
-from tfq.compression.pruning.targets import block_size, check_settings, chosen_sparsities
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.patterns import fits

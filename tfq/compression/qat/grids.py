@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat.layer_facts import kind, passes_on
-from tfq.compression.qat.shared_ranges import unite_ranges
+from tfq.compression.qat.ranges import unite_ranges
 
 _STEPS = 255
 # Of a code; float32 errs by less than a thousandth of it.

@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of QAT: those of calibration data to begin with, and right ones after a short training."""
+"""The ranges of fake quantization: calibrated first, tracked or learned in training, shared as TFLite shares them.
+
+What is joined has the scale of the join, and what is pooled or moved keeps the scale that it came with (TFLite 8-bit
+quantization specification: "inputs and outputs must all have same scale"). Such tensors hang together through the whole
+model: in a DenseNet, those of a block of sixty layers. Each with a range of its own would be rounded otherwise in the
+flatbuffer than in the QAT model, and clipped where another one's is narrower.
+
+A wider range clips less and rounds more coarsely; the gradient of its step has both: of values within what rounding did
+to them, of values beyond that they are clipped. Sources: Esser et al. 2020, "Learned step size quantization" (LSQ), and
+of clipping Choi et al. 2018, "PACT". Learned is the logarithm of a factor to where the range begins, so that one
+learning rate suits ranges of any size.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,11 +20,149 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.examples import batches_of
-from tfq.compression.qat.shared_ranges import shared_ranges, unite_ranges
+from tfq.compression.qat.layer_facts import joins, passes_on
+from tfq.compression.training import batches_of
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
-from tfq.ptq.calibration.reach import Reach, without_outliers
+from tfq.ptq.calibration.observation import Reach, without_outliers
+
+# A call of a layer: what it gives is one tensor.
+_Call = tuple[int, int]
+
+# "min_var" and "max_var", scalars.
+Variables = dict[str, Any]
+
+
+def shared_ranges(model: Any) -> list[list[Variables]]:
+    """The ranges of activations that must be one, two or more each; a fixed one is in none.
+
+    But it connects: two joins of a sigmoid have one range, for TensorFlow's quantizer rounds the sigmoid once more for
+    all joins that read it, and refuses the model where these differ.
+    """
+    # Each call -> another one of its group; at the end of the way, itself.
+    leads: dict[_Call, _Call] = {}
+
+    def first(call: _Call) -> _Call:
+        while leads.setdefault(call, call) != call:
+            call = leads[call]
+        return call
+
+    ranges: dict[_Call, Variables] = {}
+    for call, (layer, sources) in _calls(model).items():
+        variables = tfmot_symbols.output_variables(layer)
+        if variables is not None:
+            ranges[call] = variables
+        if joins(layer) or passes_on(layer):
+            for source in sources:
+                leads[first(source)] = first(call)
+    groups: dict[_Call, list[Variables]] = {}
+    for call, variables in ranges.items():
+        groups.setdefault(first(call), []).append(variables)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def unite_ranges(model: Any) -> None:
+    """Gives all of a group the range that holds those of each."""
+    for group in shared_ranges(model):
+        lows, highs = zip(*map(tfmot_symbols.ends_of, group), strict=True)
+        for pair in group:
+            tfmot_symbols.assign_ends(pair, min(lows), max(highs))
+
+
+def _calls(model: Any) -> dict[_Call, tuple[Any, list[_Call]]]:
+    """Each call in the model -> its layer, and the calls that it reads.
+
+    By its tensors: a layer without fake quantization is in the model that tfmot made this one of as well.
+    """
+    found: dict[_Call, tuple[Any, list[_Call]]] = {}
+    waiting = [tensor._keras_history for tensor in model.outputs]
+    while waiting:
+        layer, index, _ = waiting.pop()
+        call = id(layer), index
+        if call in found:
+            continue
+        read = [tensor._keras_history for tensor in layer.inbound_nodes[index].keras_inputs]
+        found[call] = layer, [(id(source.layer), source.node_index) for source in read]
+        waiting += read
+    return found
+
+
+Pair = dict[str, Any]
+
+
+@contextlib.contextmanager
+def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
+    """Within, the ranges of a QAT model are trained; after, they stay as they have become, and nothing else is left.
+
+    model: calibrated. trained: what fit is given, `model` itself or one of the same layers: it has the factors among
+        its trainable variables.
+    Learned are the ranges that tfmot averages, those of tensors that have one scale in the flatbuffer together; one
+    that is empty stays so. Gives a function that says how many training steps there have been.
+    """
+    import tensorflow as tf
+
+    places = tfmot_symbols.activation_quantizers(model)
+    shared = shared_ranges(model)
+    in_groups = {id(pair["min_var"]) for group in shared for pair in group}
+    singles = [
+        [pair]
+        for place in places
+        if place.is_moving_average
+        for pair in place.ranges
+        if id(pair["min_var"]) not in in_groups
+    ]
+    ends: dict[int, tuple[Any, float, float]] = {}
+    groups: list[tuple[list[Pair], Any, float, float]] = []
+    for group in (*shared, *singles):
+        low = min(float(pair["min_var"].numpy()) for pair in group)
+        high = max(float(pair["max_var"].numpy()) for pair in group)
+        if high > low:
+            factor = tf.Variable(0.0, name=f"learned_range_{len(groups)}")
+            groups.append((group, factor, low, high))
+            ends |= {id(pair["min_var"]): (factor, low, high) for pair in group}
+    chosen = [place for place in places if any(id(pair["min_var"]) in ends for pair in place.ranges)]
+    names = [f"_learned_range_{number}" for number in range(len(groups))]
+    with contextlib.ExitStack() as around:
+        for name, (_, factor, _, _) in zip(names, groups, strict=True):
+            setattr(trained, name, factor)
+            around.callback(delattr, trained, name)
+        around.enter_context(replaced(chosen, lambda quantizer: _learning(quantizer, ends)))
+        yield lambda: int(trained.optimizer.iterations.numpy()) if getattr(trained, "optimizer", None) else 0
+        for group, factor, low, high in groups:
+            learned = float(tf.exp(factor).numpy())
+            for pair in group:
+                tfmot_symbols.assign_ends(pair, low * learned, high * learned)
+
+
+def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
+    """The same quantizer with the learned ends, by id(min_var)."""
+    import tensorflow as tf
+
+    base: Any = quantizer_class(quantizer)
+
+    class Learning(base):
+        def __call__(self, inputs: Any, training: bool, weights: Pair, **kwargs: Any) -> Any:
+            found = ends.get(id(weights["min_var"]))
+            if found is None:
+                return super().__call__(inputs, training, weights, **kwargs)
+            low, high = (tf.exp(found[0]) * end for end in found[1:])
+            rounded = tfmot_symbols.fake_quantized(self, inputs, low, high)
+            gradient = _with_gradient_of_step(inputs, low, high, 2**self.num_bits - 1)
+            return gradient + tf.stop_gradient(rounded - gradient)
+
+    return Learning(**quantizer.get_config())
+
+
+def _with_gradient_of_step(inputs: Any, low: Any, high: Any, levels: int) -> Any:
+    """`inputs` rounded to so many steps from low to high, with the gradient of LSQ to both."""
+    import tensorflow as tf
+
+    step = (high - low) / levels
+    below = tf.stop_gradient(tf.round(-low / step))
+    steps = inputs / step
+    steps = tf.clip_by_value(steps + tf.stop_gradient(tf.round(steps) - steps), -below, levels - below)
+    return steps * step
+
 
 # Of a batch, the share of examples beyond which they are no exceptions.
 _MOST_FAR = 0.25

@@ -184,6 +184,12 @@ def groups_of(
             groups.append(group)
     able = {name for group in groups for name in group.layers}
     whether = {name: None if name in able else skipped.get(name) for name in names}
+    groups = _with_targets(groups, targets, whether)
+    return groups, {name: skipped[name] for name in names if name in skipped and name not in able}
+
+
+def _with_targets(groups: list[Group], targets: Sequence[Target], whether: Mapping[str, str | None]) -> list[Group]:
+    """The groups with the share that the last fitting target gives them. whether: layer -> why it may lose none."""
     for target in targets:
         check_fits(f"filters: the target {target.text!r}", target.pattern, whether)
         groups = [
@@ -192,7 +198,7 @@ def groups_of(
             else group
             for group in groups
         ]
-    return groups, {name: skipped[name] for name in names if name in skipped and name not in able}
+    return groups
 
 
 def _scores(channels: Channels, sites: Sequence[Site]) -> dict[int, float]:

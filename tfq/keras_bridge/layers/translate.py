@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tf_keras layer equals which Keras 3 layer: `TRANSLATORS` by class name, and the user's own pairs.
+"""Translate a Keras 3 layer to a tf_keras layer that computes the same.
 
 A layer that is not here, or has an option that tf_keras has no word for, raises Untranslatable with the reason.
 """
@@ -12,13 +12,50 @@ import numpy as np
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.activations import has_layer_of_its_own, layer_for
-from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_in_parts, grouped_options
-from tfq.keras_bridge.layers.config import dtype_of, translated_config
+from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_in_parts, grouped_options, options_of
+from tfq.keras_bridge.layers.config import (
+    NARROW,
+    Making,
+    Translation,
+    Translator,
+    dtype_of,
+    pair_for,
+    translated_config,
+)
 from tfq.keras_bridge.layers.own import own_layers
-from tfq.keras_bridge.layers.translation import Making, Translation, Translator, pair_for
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import is_model
 from tfq.keras_bridge.weights import model_weights
+
+_RANDOM_IN_TRAINING = (
+    *("Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout"),
+    *("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
+)
+
+
+def copied_layer(layer: Any, making: Making, *, frozen: bool) -> Translation:
+    """The tf_keras layer from its own config, float32; attention in its parts.
+
+    frozen: it stands where training=False was recorded, so that dropout there never drops and is left out.
+    Raises Untranslatable when its class has no get_config().
+    """
+    kind = type(layer).__name__
+    if kind in AUGMENTATION and layer.input_shape == layer.output_shape:
+        making.note("is augmentation and is left out: it would be the identity in inference. Augment the data instead")
+        return Translation(layers=(), carriers=0)
+    if frozen and kind in _RANDOM_IN_TRAINING:
+        making.note("is left out: it was called with training=False, so that it never does anything")
+        return Translation(layers=(), carriers=0)
+    if kind == "MultiHeadAttention":
+        options = options_of(layer) | ({"dropout": 0.0} if frozen else {})
+        if parts := attention_in_parts(layer, options, making):
+            return parts
+    try:
+        config = layer.get_config()
+    except NotImplementedError as error:
+        raise Untranslatable(f"{kind} has no get_config(), without which no clone of it can be made") from error
+    config = {**config, "name": making.name, **({"dtype": "float32"} if layer.compute_dtype in NARROW else {})}
+    return Translation(layers=(type(layer).from_config(config),))
 
 
 def translated(layer: Any, making: Making) -> Translation:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tfq.errors import InputError
-from tfq.keras_bridge.loading import known_names
+from tfq.keras_bridge.loading import custom_objects
 from tfq.keras_bridge.loading.model_file import ModelFile
 
 
@@ -70,7 +70,7 @@ def refuse_impossible_sizes(file: ModelFile) -> None:
         node, layer = stack.pop()
         if isinstance(node, dict):
             layer = _layer_name(node, layer) if "class_name" in node else layer
-            for key in known_names.WEIGHT_SIZES & node.keys():
+            for key in custom_objects.WEIGHT_SIZES & node.keys():
                 sizes = node[key] if isinstance(node[key], list) else [node[key]]
                 numbers = [size for size in sizes if isinstance(size, (int, float)) and not isinstance(size, bool)]
                 if not math.prod(numbers) <= limit:
@@ -101,7 +101,7 @@ def _reasons(node: dict[str, Any], registered: Set[str]) -> Iterator[str]:
     elif name in ("__typespec__", "TypeSpec", "CompositeTensor"):
         if not _is_tensor_spec(node):
             yield f"it holds a {name} that is no TensorSpec"
-    elif name not in known_names.DATA:
+    elif name not in custom_objects.DATA:
         yield from _class_reasons(node, name, registered)
     if isinstance(config, dict) and isinstance(config.get("vocabulary"), str) and config["vocabulary"]:
         yield f"it reads its vocabulary from a path ({config['vocabulary']!r})"
@@ -111,8 +111,8 @@ def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Ite
     if name == "__lambda__":
         yield "it holds the bytecode of a Python lambda"
         return
-    if name in known_names.REFUSED_CLASSES:
-        yield known_names.REFUSED_CLASSES[name]
+    if name in custom_objects.REFUSED_CLASSES:
+        yield custom_objects.REFUSED_CLASSES[name]
         return
     # Keras looks a class up by registered_name in its new format, and then imports the module that the file names;
     # by class_name in the old one.
@@ -121,26 +121,26 @@ def _class_reasons(node: dict[str, Any], name: str, registered: Set[str]) -> Ite
     module = node.get("module", "keras")
     if _is_of_tfmot(name, module):
         return
-    if isinstance(module, str) and known_names.OPERATION_MODULES.fullmatch(module):
-        if name in known_names.REFUSED_OPERATIONS or not name.isidentifier():
+    if isinstance(module, str) and custom_objects.OPERATION_MODULES.fullmatch(module):
+        if name in custom_objects.REFUSED_OPERATIONS or not name.isidentifier():
             yield f"the operation {name} runs functions that the file names"
-    elif not isinstance(module, str) or not known_names.KERAS_MODULE.fullmatch(module):
+    elif not isinstance(module, str) or not custom_objects.KERAS_MODULE.fullmatch(module):
         where = f"{module}.{name}" if isinstance(module, str) else name
         yield f"the class {where} is not one of Keras' own, and no such class is registered"
-    elif name not in known_names.CLASSES:
+    elif name not in custom_objects.CLASSES:
         yield f"the class {name} is not one of Keras' own, and no such class is registered"
-    if name in known_names.TF_FUNCTION_LAYERS:
+    if name in custom_objects.TF_FUNCTION_LAYERS:
         config = node.get("config")
         function = config.get("function") if isinstance(config, dict) else None
-        if not isinstance(function, str) or not known_names.TF_FUNCTIONS.fullmatch(function):
+        if not isinstance(function, str) or not custom_objects.TF_FUNCTIONS.fullmatch(function):
             yield f"it calls the TensorFlow function {function!r}"
 
 
 def _is_of_tfmot(name: Any, module: Any) -> bool:
     of_either = isinstance(module, str) and (
-        known_names.TFMOT_MODULE.fullmatch(module) or known_names.KERAS_MODULE.fullmatch(module)
+        custom_objects.TFMOT_MODULE.fullmatch(module) or custom_objects.KERAS_MODULE.fullmatch(module)
     )
-    return bool(of_either) and name in known_names.TFMOT_CLASSES
+    return bool(of_either) and name in custom_objects.TFMOT_CLASSES
 
 
 def holds_tfmot(config: Any) -> bool:
@@ -164,9 +164,9 @@ def _function_reasons(node: dict[str, Any], registered: Set[str]) -> Iterator[st
     of_keras = (
         module is None
         or module == "builtins"
-        or (isinstance(module, str) and known_names.KERAS_MODULE.fullmatch(module))
+        or (isinstance(module, str) and custom_objects.KERAS_MODULE.fullmatch(module))
     )
-    if not of_keras or not isinstance(function, str) or function not in known_names.FUNCTIONS:
+    if not of_keras or not isinstance(function, str) or function not in custom_objects.FUNCTIONS:
         yield f"it calls the Python function {module}.{function}, which is not registered"
 
 

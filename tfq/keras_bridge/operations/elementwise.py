@@ -5,8 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tfq.keras_bridge.operations.calls import Call, Made, number_of
-from tfq.keras_bridge.operations.keras_operation import is_graph_tensor
+from tfq.keras_bridge.operations.keras_operation import Call, Made, is_graph_tensor, number_of
 
 
 def _merged(call: Call, layer: str, left: Any, right: Any) -> Made:

@@ -12,15 +12,70 @@ name the same modules and classes.
 import functools
 import importlib
 import inspect
+import math
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.loading import known_names
+from tfq.keras_bridge.loading import custom_objects
 from tfq.keras_bridge.operations.data import decode, encode
 from tfq.keras_bridge.untranslatable import Untranslatable
 
-_REFUSED = known_names.REFUSED_OPERATIONS | {"Operation"}
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of an operation. values: the operation's parameters and its call's arguments, by name."""
+
+    values: dict[str, Any]
+    name: str
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    @property
+    def layers(self) -> Any:
+        return import_tf_keras().layers
+
+    def is_float(self, name: str) -> bool:
+        value = self.values[name]
+        return is_graph_tensor(value) and value.dtype.is_floating
+
+    def rank(self, name: str) -> int:
+        """-1 where unknown."""
+        rank = self.values[name].shape.rank
+        return -1 if rank is None else rank
+
+    def sizes(self, name: str) -> list[int | None]:
+        return list(self.values[name].shape)
+
+
+# What a translation gives: a tf_keras layer and what to call it with; None where no ordinary layer does it.
+Made = tuple[Any, Any] | None
+
+
+def number_of(value: Any) -> float | None:
+    """A finite scalar constant; None for all else."""
+    if isinstance(value, bool) or is_graph_tensor(value) or callable(getattr(value, "assign", None)):
+        return None
+    if isinstance(value, (int, float, np.ndarray, np.number)) or hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.ndim == 0 and array.dtype.kind in "iuf" and math.isfinite(array):
+            return float(array)
+    return None
+
+
+def axes_of(axis: Any, rank: int) -> tuple[int, ...] | None:
+    """Normalized axes; None for no number or an unknown rank."""
+    axes = axis if isinstance(axis, (tuple, list)) else (axis,)
+    if rank < 1 or not all(isinstance(item, (int, np.integer)) for item in axes):
+        return None
+    return tuple(int(item) % rank for item in axes)
+
+
+_REFUSED = custom_objects.REFUSED_OPERATIONS | {"Operation"}
 _WIDE = ("float16", "bfloat16", "float64")
 
 
@@ -30,7 +85,7 @@ def operation_kind(operation: Any) -> str:
     Raises Untranslatable for one that the user wrote, and for one that runs Python functions (Map, Scan, Cond ...).
     """
     kind = type(operation)
-    if not known_names.OPERATION_MODULES.fullmatch(kind.__module__):
+    if not custom_objects.OPERATION_MODULES.fullmatch(kind.__module__):
         raise Untranslatable(
             f"{kind.__module__}.{kind.__qualname__} is an operation of your own: make it a keras Layer, and give its "
             "pair with tfq.keras_bridge.register_translator"
@@ -166,7 +221,7 @@ def _made(kind: str, made_with: Any) -> Any:
     import_keras()
     room, _, name = str(kind).partition(".")
     module_name = f"keras.src.ops.{room}"
-    if not known_names.OPERATION_MODULES.fullmatch(module_name) or name in _REFUSED:
+    if not custom_objects.OPERATION_MODULES.fullmatch(module_name) or name in _REFUSED:
         raise InputError(f"{kind!r} is no operation of Keras 3 that tfq runs: damaged file")
     module = importlib.import_module(module_name)
     made = getattr(module, name, None)

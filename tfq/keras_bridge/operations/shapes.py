@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfq.keras_bridge.operations.calls import Call, Made, axes_of
-from tfq.keras_bridge.operations.keras_operation import is_graph_tensor
+from tfq.keras_bridge.operations.keras_operation import Call, Made, axes_of, is_graph_tensor
 
 
 def _reshaped(call: Call, sizes: list[int | None]) -> Made:

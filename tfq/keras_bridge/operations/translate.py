@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an operation of a Keras 3 functional graph (`keras.ops`) to a tf_keras layer that computes the same.
+"""Translate an operation of `keras.ops` in a functional graph to a tf_keras layer that computes the same.
 
 Where tf_keras has a layer of its own it is that one, which tfmot knows: `ORDINARY` says which, and when. Everything
 else becomes a KerasOperation (keras_operation.py), which tfmot can clone and .h5 can hold all the same.
@@ -9,9 +9,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tfq.keras_bridge.operations.calls import Call, Made, number_of
 from tfq.keras_bridge.operations.elementwise import ELEMENTWISE
-from tfq.keras_bridge.operations.keras_operation import is_graph_tensor, operation_kind, operation_layer, parameters
+from tfq.keras_bridge.operations.keras_operation import (
+    Call,
+    Made,
+    is_graph_tensor,
+    number_of,
+    operation_kind,
+    operation_layer,
+    parameters,
+)
 from tfq.keras_bridge.operations.shapes import SHAPES
 
 # Operations that an ordinary tf_keras layer may compute; each says None where its arguments are not such.

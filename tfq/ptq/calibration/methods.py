@@ -1,14 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was seen of a tensor to its range: one function a method."""
+"""Calibration methods: from what was observed of a tensor to its range.
+
+Both searches work on the histogram alone. Zero has a code of its own in every int8 grid, so what lies there (half of
+all values behind a ReLU) costs nothing in either, and the bin of zero is left out: taken along, it is what decides,
+and plain entropy calibration is known to fail by it.
+"""
 
 from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError, did_you_mean
 from tfq.patterns import check_fits, fits
-from tfq.ptq.calibration.clipping import least_divergence_range, least_square_range
+from tfq.ptq.calibration.histogram import Bins
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
+
+# An end is tried at these fractions of what was observed: eight an octave, twelve octaves down; then sixteen finer
+# steps to either side of the best.
+_FRACTIONS = 2.0 ** (-np.arange(97) / 8)
+_FINER = 2.0 ** (np.arange(-16, 17) / 128)
+# Of entropy: one end after the other, twice, at eight fractions an octave, eight octaves down.
+_SHRINKS = 2.0 ** (-np.arange(65) / 8)
+_ROUNDS = 2
+# Parts of each step of the grid that are told apart.
+_PARTS = 8
+
+
+def least_square_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
+    """(minimum, maximum) with the least mean squared error of values that are rounded and clipped to it.
+
+    bins: of the tensor, with or without zero; not empty. The range holds zero.
+    The error is what clipping takes, and step² / 12 of each value inside, but no more than its own square, which is
+    the error of a value that is rounded to zero.
+    Source: of step² / 12, Widrow and Kollár 2008, "Quantization Noise", ch. 4.
+    """
+    bins = bins.without_zero()
+    if not bins.counts.size:
+        return 0.0, 0.0
+    low, high = min(float(bins.low[0]), 0.0), max(float(bins.high[-1]), 0.0)
+    errors = _SquaredErrors(bins, num_bits)
+    low, high = errors.best(low * _FRACTIONS, high * _FRACTIONS)
+    return errors.best(low * _FINER, high * _FINER)
+
+
+class _SquaredErrors:
+    """The squared error of whole grids of ranges at once, by sums over the sorted values."""
+
+    def __init__(self, bins: Bins, num_bits: int) -> None:
+        self._steps = 2**num_bits - 1
+        self._values, counts = bins.middle, bins.counts.astype(np.float64)
+        self._moments = [_summed(counts * self._values**power) for power in range(3)]
+        order = np.argsort(np.abs(self._values), kind="stable")
+        self._magnitudes = np.abs(self._values)[order]
+        self._small_counts = _summed(counts[order])
+        self._small_squares = _summed((counts * self._values**2)[order])
+
+    def best(self, lows: NDArray, highs: NDArray) -> tuple[float, float]:
+        """The pair of `lows` and `highs` with the least error, the widest of equal ones."""
+        lows, highs = np.unique(lows), np.unique(highs)[::-1]
+        step = (highs[None, :] - lows[:, None]) / self._steps
+        rounded = np.searchsorted(self._magnitudes, step / 2)
+        inside = self._between(lows, highs) - self._small_counts[rounded]
+        error = self._below(lows)[:, None] + self._above(highs)[None, :]
+        error = error + self._small_squares[rounded] + np.maximum(inside, 0) * step**2 / 12
+        row, column = np.unravel_index(int(np.argmin(np.where(step > 0, error, np.inf))), error.shape)
+        return float(lows[row]), float(highs[column])
+
+    def _between(self, lows: NDArray, highs: NDArray) -> NDArray:
+        counted = self._moments[0]
+        ends = counted[np.searchsorted(self._values, highs, "right")]
+        return ends[None, :] - counted[np.searchsorted(self._values, lows)][:, None]
+
+    def _below(self, lows: NDArray) -> NDArray:
+        place = np.searchsorted(self._values, lows)
+        count, first, second = (moment[place] for moment in self._moments)
+        return second - 2 * lows * first + lows**2 * count
+
+    def _above(self, highs: NDArray) -> NDArray:
+        place = np.searchsorted(self._values, highs, "right")
+        count, first, second = (moment[-1] - moment[place] for moment in self._moments)
+        return second - 2 * highs * first + highs**2 * count
+
+
+def least_divergence_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
+    """(minimum, maximum) whose rounded values are distributed most like the values, by Kullback-Leibler divergence.
+
+    bins: of the tensor, with or without zero; not empty. The range holds zero.
+    Source: Migacz 2017, "8-bit inference with TensorRT" (GTC); here without the bin of zero.
+    """
+    bins = bins.without_zero()
+    if not bins.counts.size:
+        return 0.0, 0.0
+    low, high = min(float(bins.low[0]), 0.0), max(float(bins.high[-1]), 0.0)
+    lows, highs = np.unique(low * _SHRINKS), np.unique(high * _SHRINKS)[::-1]
+    for _ in range(_ROUNDS):
+        high = min(highs, key=lambda end: _divergence(bins, low, end, 2**num_bits))
+        low = min(lows, key=lambda end: _divergence(bins, end, high, 2**num_bits))
+    return float(low), float(high)
+
+
+def _divergence(bins: Bins, low: float, high: float, levels: int) -> float:
+    """Of the values, clipped, from the same rounded to `levels`, each standing evenly for the parts of its step."""
+    reached = _summed(bins.counts.astype(np.float64))
+    # Between two bins there may be a gap, over which nothing is added.
+    edges = np.stack([bins.low, bins.high], axis=1).reshape(-1)
+    at = np.interp(np.linspace(low, high, levels * _PARTS + 1), edges, np.repeat(reached, 2)[1:-1])
+    kept = np.diff(at)
+    clipped = kept.copy()
+    clipped[0] += at[0]
+    clipped[-1] += reached[-1] - at[-1]
+    filled = kept > 0
+    shares = filled.reshape(levels, _PARTS).sum(axis=1)
+    sums = kept.reshape(levels, _PARTS).sum(axis=1)
+    if not sums.any():
+        return float("inf")
+    rounded = np.repeat(sums / np.maximum(shares, 1), _PARTS) * filled
+    # What only clipping brought somewhere is nowhere in the rounded: a little is everywhere, so that this costs much,
+    # and not all.
+    wanted, got = (values / values.sum() + 1e-9 for values in (clipped, rounded))
+    return float((wanted * np.log(wanted / got)).sum())
+
+
+def _summed(values: NDArray) -> NDArray:
+    """The sums of the first 0, 1, ... of `values`."""
+    return np.concatenate([[0.0], np.cumsum(values)])
+
 
 Range = tuple[float, float]
 

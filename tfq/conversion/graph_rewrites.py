@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrite a flatbuffer or a traced graph into forms that quantize well: the same function, with integer kernels.
+
+TensorFlow's quantizer (2.21) leaves ops in float though TFLite's kernels can compute the same in int8.
+
+Before the quantizer, on the float flatbuffer and exact to the bit: ops are replaced by others that compute the same (a
+square becomes a product), and unbounded exponentials by bounded ones. Softplus comes out of the converter as
+log(1 + exp(x)). In int8 the range of the exponential would reach as far as the largest x takes it, one step would be
+wider than everything the logarithm can tell apart, and a model that every audit calls full int8 would have lost its
+function. The same holds for exp(x) - 1 in a SELU, which is used for x below 0 alone.
+
+After the quantizer, on the integer flatbuffer: an op that the quantizer does not know but that has an int8 kernel takes
+the quantized values on both sides of its float island.
+
+In a frozen graph: Keras 3's argmax and argmin read the sign bit of a float from an integer, by a BitwiseAnd, and
+replace each -0.0 with the least normal float, so that it sorts before 0.0. TFLite has no op for that, so a model that
+ends in an argmax could not be converted. No value of an int8 tensor is -0.0. In float both zeros are equal without the
+rewrite, and of equal values the first is taken, as by TensorFlow's own argmax.
+"""
+
+import collections
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.quant_math import dequantize, quantize
+from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
+
+
+def become(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
+    """Makes `op` one called `name` with `inputs`. kind, options: a BuiltinOptions number and its table, 0 for none."""
+    op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
+    op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
+
+
+def new_op(edited: Any, name: str, inputs: list[int], output: int, kind: int = 0, options: Any = None) -> Any:
+    """An op that stands in no graph yet."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    op = generated.OperatorT()
+    op.outputs = np.array([output], np.int32)
+    become(edited, op, name, inputs, kind, options)
+    return op
+
+
+def add_constant(edited: Any, graph: Any, value: Any, dtype: Any = np.float32) -> int:
+    """The index of a new tensor that holds `value`."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    buffer, tensor = generated.BufferT(), generated.TensorT()
+    array = np.asarray(value, dtype)
+    buffer.data = np.frombuffer(array.tobytes(), np.uint8)
+    edited.buffers.append(buffer)
+    tensor.shape, tensor.type = list(array.shape), TENSOR_TYPES.index(array.dtype.name)
+    tensor.buffer = len(edited.buffers) - 1
+    tensor.name = f"tfq/constant_{len(graph.tensors)}"
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def add_tensor(graph: Any, like: int, name: str) -> int:
+    """The index of a new activation of the shape and type of tensor `like`."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    tensor, other = generated.TensorT(), graph.tensors[like]
+    tensor.shape, tensor.shapeSignature, tensor.type = other.shape, other.shapeSignature, other.type
+    tensor.buffer, tensor.name = 0, name
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def name_of(graph: Any, index: int) -> str:
+    """A tensor's name, which is bytes where it was read from a file."""
+    name = graph.tensors[index].name
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def constant_of(edited: Any, graph: Any, index: int) -> NDArray | None:
+    """The flat values of a float32 constant; None for all else."""
+    tensor = graph.tensors[int(index)]
+    data = edited.buffers[tensor.buffer].data
+    if tensor.type != TENSOR_TYPES.index("float32") or data is None or len(data) == 0:
+        return None
+    return np.asarray(data, np.uint8).view(np.float32)
+
+
+_FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
+# Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
+# in three ways of the same bytes, in one process.
+_DIVIDING = ("SPLIT", "SPLIT_V", "UNPACK")
+_REWRITTEN = ("SQUARE", "NEG", "CAST", *_DIVIDING)
+_HAVE_KERNEL = ("ELU",)
+# What gives an index alone, the same one by codes as by what they stand for.
+_INDEXING = ("ARG_MAX", "ARG_MIN")
+# What copies the codes of its constants, which the quantizer gives scales of their own: op -> their places.
+_COPYING = {"ONE_HOT": (2, 3)}
+
+
+def in_quantizable_ops(model: bytes) -> bytes:
+    """A float flatbuffer with the same tensors and values, in ops that the quantizer knows.
+
+    x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
+    split or unpacked is cut out by itself: each bit stays. Exponentials are bounded, within float32's rounding.
+    """
+    if tflite.operator_names(model).isdisjoint((*_REWRITTEN, "EXP")):
+        return model
+    edited = tflite.unpack(model)
+    for graph in edited.subgraphs:
+        bound_exponentials(edited, graph)
+        parts = [_parts(edited, graph, op) for op in graph.operators]
+        graph.operators = [op for ops in parts for op in ops]
+        for op in graph.operators:
+            _rewrite(edited, graph, op)
+    tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model))
+
+
+def with_kernels_of_int8(model: bytes) -> bytes:
+    """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores.
+
+    So does what looks for the largest or the least value, which QAT leaves behind a DEQUANTIZE. ONE_HOT gives codes of
+    its output: the 0 of a scale of its own, copied, would stand for one half there.
+    """
+    if tflite.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
+        return model
+    edited = tflite.unpack(model)
+    if sum(_lift(edited, graph) + _in_output_codes(edited, graph) for graph in edited.subgraphs) == 0:
+        return model
+    tflite.forget_unused_codes(edited)
+    tflite.forget_unused_tensors(edited)
+    return tflite.pack(edited, len(model))
+
+
+def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
+    """An op for each output of one that divides a float tensor; any other op as it is."""
+    name, outputs = tflite.operator_name(edited, op), [graph.tensors[int(index)] for index in op.outputs]
+    if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
+        return [op]
+    divided = int(op.inputs[1 if name == "SPLIT" else 0])
+    sizes = _sizes(graph.tensors[divided])
+    axis = op.builtinOptions.axis if name == "UNPACK" else _axis(edited, graph, op.inputs[0 if name == "SPLIT" else 2])
+    lengths = [1 if name == "UNPACK" or axis is None else _sizes(tensor)[axis] for tensor in outputs]
+    if axis is None or min(lengths) < 0:
+        return [op]
+    found, begin = [], np.zeros_like(sizes)
+    for index, length in zip(op.outputs, lengths, strict=True):
+        sizes[axis] = length
+        if name == "UNPACK":
+            found.append(_strided_slice(edited, graph, divided, int(index), begin, axis % len(sizes)))
+        else:
+            found.append(_slice(edited, graph, divided, int(index), begin, sizes))
+        begin[axis] += length
+    return found
+
+
+def _slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, sizes: Any) -> Any:
+    from ai_edge_litert import schema_py_generated as generated
+
+    inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in (begin, sizes))]
+    return new_op(edited, "SLICE", inputs, part, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
+
+
+def _strided_slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, axis: int) -> Any:
+    """One place of `axis`, which the output does not have, and all of the others."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    options = generated.StridedSliceOptionsT()
+    options.shrinkAxisMask = 1 << axis
+    options.beginMask = options.endMask = (1 << len(begin)) - 1 - options.shrinkAxisMask
+    numbers = (begin, begin + 1, np.ones_like(begin))
+    inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in numbers)]
+    return new_op(edited, "STRIDED_SLICE", inputs, part, generated.BuiltinOptions.StridedSliceOptions, options)
+
+
+def _sizes(tensor: Any) -> Any:
+    """Its shape, with -1 for what is left open: to SLICE, all. XNNPACK wants the numbers where there are any."""
+    signature = tensor.shapeSignature
+    return np.array(tensor.shape if signature is None or len(signature) == 0 else signature, np.int32)
+
+
+def _axis(edited: Any, graph: Any, index: Any) -> int | None:
+    """The value of a constant tensor of one whole number; None where it is computed."""
+    data = edited.buffers[graph.tensors[int(index)].buffer].data
+    return None if data is None or len(data) == 0 else int(np.asarray(data, np.uint8).view(np.int32)[0])
+
+
+def _rewrite(edited: Any, graph: Any, op: Any) -> None:
+    from ai_edge_litert import schema_py_generated as generated
+
+    name, first = tflite.operator_name(edited, op), int(op.inputs[0])
+    is_float = graph.tensors[int(op.outputs[0])].type == _FLOAT32
+    if not is_float or (name != "CAST" and graph.tensors[first].type != _FLOAT32):
+        return
+    if name in ("SQUARE", "NEG"):
+        factor = first if name == "SQUARE" else add_constant(edited, graph, -1.0)
+        options = generated.MulOptionsT()
+        become(edited, op, "MUL", [first, factor], generated.BuiltinOptions.MulOptions, options)
+    elif name == "CAST" and graph.tensors[first].type == _BOOL:
+        one, zero = add_constant(edited, graph, 1.0), add_constant(edited, graph, 0.0)
+        options = generated.SelectV2OptionsT()
+        become(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
+
+
+def _lift(edited: Any, graph: Any) -> int:
+    """Let the ops compute on codes where nobody needs what they get or give in float; how many do."""
+    named = [(tflite.operator_name(edited, op), op) for op in graph.operators]
+    quantizes = [op for name, op in named if name == "QUANTIZE" and _is_int8(graph, op.outputs)]
+    dequantizes = [op for name, op in named if name == "DEQUANTIZE" and _is_int8(graph, op.inputs)]
+    given = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
+    made = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
+    chosen = {int(op.outputs[0]): op for name, op in named if name in _HAVE_KERNEL}
+
+    def is_free(tensor: int, op: Any) -> bool:
+        source, readers = int(op.inputs[0]), [each for each in graph.operators if tensor in map(int, each.inputs)]
+        others = [each for each in readers if int(each.outputs[0]) not in chosen]
+        return (
+            (source in given or source in chosen)
+            and [int(each.outputs[0]) for each in others] == [made.get(tensor)]
+            and tensor not in map(int, graph.outputs)
+        )
+
+    while blocked := [tensor for tensor, op in chosen.items() if not is_free(tensor, op)]:
+        for tensor in blocked:
+            del chosen[tensor]
+    graph.operators = [op for op in graph.operators if not (op in quantizes and int(op.inputs[0]) in chosen)]
+    for tensor, op in chosen.items():
+        source, codes = int(op.inputs[0]), graph.tensors[made[tensor]]
+        # A layer is known by the name of what it gives.
+        graph.tensors[tensor].name, codes.name = codes.name, graph.tensors[tensor].name
+        op.inputs, op.outputs = [given[source] if source in given else made[source]], [made[tensor]]
+    indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in given]
+    for name, op in indexing:
+        op.inputs = [given[int(op.inputs[0])], *op.inputs[1:]]
+        op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 2)
+    needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
+    graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
+    return len(chosen) + len(indexing)
+
+
+def _in_output_codes(edited: Any, graph: Any) -> int:
+    """Let the ops that copy codes of constants have them by their output's scale; how many constants were changed."""
+    changed = 0
+    for op in graph.operators:
+        places = _COPYING.get(tflite.operator_name(edited, op), ())
+        if not places or not _is_int8(graph, op.outputs):
+            continue
+        op.inputs = [int(index) for index in op.inputs]
+        for place in places:
+            given = graph.tensors[op.inputs[place]]
+            data = edited.buffers[given.buffer].data
+            if data is None or not _is_int8(graph, [op.inputs[place]]):
+                continue
+            values = dequantize(np.asarray(data, np.uint8).view(np.int8), *_scale_of(graph, op.inputs[place]))
+            codes = quantize(values.reshape(given.shape), *_scale_of(graph, op.outputs[0]))
+            constant = add_constant(edited, graph, codes, np.int8)
+            graph.tensors[constant].quantization = graph.tensors[int(op.outputs[0])].quantization
+            op.inputs[place] = constant
+            changed += 1
+    return changed
+
+
+def _scale_of(graph: Any, index: Any) -> tuple[float, int]:
+    quantization = graph.tensors[int(index)].quantization
+    return float(quantization.scale[0]), int(quantization.zeroPoint[0])
+
+
+def _is_int8(graph: Any, tensors: Any) -> bool:
+    return bool(graph.tensors[int(tensors[0])].type == _INT8)
+
+
+_FLOAT32_ENUM = TENSOR_TYPES.index("float32")
+# Between the exponential and the choice: with a constant, one value after the other.
+_BY_VALUE = ("ADD", "SUB", "MUL", "DIV")
+# The condition -> of its choice the input (1, 2) that is taken where x is below 0, for "x op 0".
+_BELOW = {"GREATER": 2, "GREATER_EQUAL": 2, "LESS": 1, "LESS_EQUAL": 1}
+
+
+def bound_exponentials(edited: Any, graph: Any) -> None:
+    """In place, in a float graph: log(1 + exp(x)) becomes relu(x) - log(sigmoid(|x|)), equal within float32's rounding.
+
+    exp(x) that is chosen only where x is below 0 (0 with it) becomes exp(min(x, 0)): each bit of the choice stays.
+    """
+    found = _Graph(edited, graph)
+    replaced: dict[int, list[Any]] = {}
+    for op in graph.operators:
+        if found.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32_ENUM:
+            continue
+        if softplus := found.softplus(op):
+            replaced |= {id(each): [] for each in softplus}
+            replaced[id(softplus[-1])] = _bounded_softplus(edited, graph, int(op.inputs[0]), softplus[-1])
+        elif found.is_chosen_below_zero(op):
+            replaced[id(op)] = [_minimum(edited, graph, op), op]
+    graph.operators = [each for op in graph.operators for each in replaced.get(id(op), [op])]
+
+
+@dataclass
+class _Graph:
+    """Who reads what."""
+
+    edited: Any
+    graph: Any
+
+    def __post_init__(self) -> None:
+        self.outputs = {int(index) for index in self.graph.outputs}
+        self.readers: dict[int, list[Any]] = collections.defaultdict(list)
+        self.maker = {int(index): op for op in self.graph.operators for index in op.outputs}
+        for op in self.graph.operators:
+            for index in op.inputs:
+                self.readers[int(index)].append(op)
+
+    def name(self, op: Any) -> str:
+        return str(tflite.operator_name(self.edited, op))
+
+    def only_reader(self, op: Any) -> Any:
+        """The one op that reads what `op` gives; None where there are more, or it leaves the model."""
+        tensor = int(op.outputs[0])
+        readers = self.readers[tensor]
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
+
+    def softplus(self, exp: Any) -> list[Any]:
+        """The ops of log(1 + exp(x)), where `exp` is the first of them; else none."""
+        add = self.only_reader(exp)
+        log = self.only_reader(add) if add is not None and self.name(add) == "ADD" else None
+        if log is None or self.name(log) != "LOG" or add.builtinOptions.fusedActivationFunction:
+            return []
+        one = self._constant(next((index for index in add.inputs if int(index) != int(exp.outputs[0])), -1))
+        return [exp, add, log] if one is not None and np.all(one == 1) else []
+
+    def is_chosen_below_zero(self, exp: Any) -> bool:
+        behind, reader = exp, self.only_reader(exp)
+        while reader is not None and self.name(reader) in _BY_VALUE and self._other_is_constant(reader, behind):
+            behind, reader = reader, self.only_reader(reader)
+        if reader is None or self.name(reader) not in ("SELECT", "SELECT_V2"):
+            return False
+        condition = self.maker.get(int(reader.inputs[0]))
+        if condition is None or self.name(condition) not in _BELOW:
+            return False
+        place = [int(index) for index in reader.inputs].index(int(behind.outputs[0]))
+        zero = self._constant(condition.inputs[1])
+        return (
+            place == _BELOW[self.name(condition)]
+            and int(condition.inputs[0]) == int(exp.inputs[0])
+            and zero is not None
+            and bool(np.all(zero == 0))
+        )
+
+    def _other_is_constant(self, op: Any, behind: Any) -> bool:
+        others = [index for index in op.inputs if int(index) != int(behind.outputs[0])]
+        return len(others) == 1 and self._constant(others[0]) is not None
+
+    def _constant(self, index: int) -> Any:
+        return None if index < 0 else constant_of(self.edited, self.graph, index)
+
+
+def _bounded_softplus(edited: Any, graph: Any, x: int, log: Any) -> list[Any]:
+    from ai_edge_litert import schema_py_generated as generated
+
+    output = int(log.outputs[0])
+    size, share, below, above = (
+        add_tensor(graph, output, f"{name_of(graph, output)}/{part}")
+        for part in ("absolute", "sigmoid", "logarithm", "relu")
+    )
+    kinds = generated.BuiltinOptions
+    return [
+        new_op(edited, "ABS", [x], size, kinds.AbsOptions, generated.AbsOptionsT()),
+        new_op(edited, "LOGISTIC", [size], share),
+        new_op(edited, "LOG", [share], below),
+        new_op(edited, "RELU", [x], above),
+        new_op(edited, "SUB", [above, below], output, kinds.SubOptions, generated.SubOptionsT()),
+    ]
+
+
+def _minimum(edited: Any, graph: Any, exp: Any) -> Any:
+    """The op that bounds what `exp` reads."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    x, output = int(exp.inputs[0]), int(exp.outputs[0])
+    below = add_tensor(graph, x, f"{name_of(graph, output)}/minimum")
+    exp.inputs = [below]
+    options = generated.MaximumMinimumOptionsT()
+    kind = generated.BuiltinOptions.MaximumMinimumOptions
+    return new_op(edited, "MINIMUM", [x, add_constant(edited, graph, 0.0)], below, kind, options)
+
+
+_LEAST = -float(np.finfo(np.float32).tiny)
+_SIGN = np.iinfo(np.int32).min
+
+
+def without_negative_zeros(graph_def: Any) -> Any:
+    """The same frozen graph, in which each `where(x == 0 and signbit(x), least, x)` has become x."""
+    nodes = {node.name: node for node in graph_def.node}
+    for node in graph_def.node:
+        if node.op == "SelectV2" and _is_for_negative_zeros(nodes, node):
+            node.op = "Identity"
+            del node.input[:2]
+    return graph_def
+
+
+def _is_for_negative_zeros(nodes: dict[str, Any], select: Any) -> bool:
+    condition, least, x = select.input[:3]
+    both = _inputs(nodes, condition, "LogicalAnd")
+    if len(both) != 2:
+        return False
+    equal, less = _inputs(nodes, both[0], "Equal"), _inputs(nodes, both[1], "Less")
+    masked = _inputs(nodes, less[0], "BitwiseAnd") if less else []
+    bits = _inputs(nodes, masked[0], "Bitcast") if masked else []
+    return (
+        len(equal) == 2
+        and equal[0] == x
+        and bits == [x]
+        and _is_constant(nodes, equal[1], 0)
+        and _is_constant(nodes, less[1], 0)
+        and _is_constant(nodes, masked[1], _SIGN)
+        and _is_constant(nodes, least, _LEAST)
+    )
+
+
+def _inputs(nodes: dict[str, Any], source: str, op: str) -> list[str]:
+    """What the `op` that gives this tensor reads; nothing where another op gives it."""
+    node = nodes.get(source)
+    return [each for each in node.input if not each.startswith("^")] if node is not None and node.op == op else []
+
+
+def _is_constant(nodes: dict[str, Any], source: str, value: float) -> bool:
+    import tensorflow as tf
+
+    node = nodes.get(source)
+    return node is not None and node.op == "Const" and bool(np.all(tf.make_ndarray(node.attr["value"].tensor) == value))

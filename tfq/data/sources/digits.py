@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source `digits`: scikit-learn's 1,797 handwritten digits, real images that come with a package."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.config import DataConfig
+from tfq.data.examples import Examples, examples_of_arrays
+from tfq.data.split import UNNAMED
+from tfq.errors import InputError
+
+# Shares of each class; test is the rest. The same for every run: --seed moves weights and shuffling, not the splits.
+_TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
+
+
+def read_digits(address: str, config: DataConfig, split: str) -> Examples:
+    """Raw pixels 0..16, float32 (n, 8, 8, 1), and labels 0..9: 1,262 train, 180 val, 355 test, disjoint and stratified.
+
+    Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), by sklearn.datasets.load_digits.
+    """
+    if address:
+        raise InputError(f"--data=digits:{address}: digits takes nothing after its name: did you mean 'digits'?")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InputError(
+            f"--data=digits needs scikit-learn ({error}): pip install 'tfq[digits]', or give npz:PATH or tfrecord:GLOB"
+        ) from error
+    bunch = load_digits()
+    labels = np.asarray(bunch.target, np.int64)
+    chosen = digit_indices(labels, split)
+    images = np.asarray(bunch.images, np.float32)[..., None]
+    return examples_of_arrays({UNNAMED: images[chosen]}, labels[chosen], "digits")
+
+
+def digit_indices(labels: NDArray, split: str) -> NDArray[np.int64]:
+    """Indices of a split's examples, in a shuffled order that depends on nothing but their numbers.
+
+    Of each class, in that order, the first 70% are train, the next 10% val, the rest test.
+    """
+    order = _shuffled(range(len(labels)), "split")
+    counts = {int(label): int((labels == label).sum()) for label in np.unique(labels)}
+    seen = dict.fromkeys(counts, 0)
+    chosen = []
+    for index in order:
+        label = int(labels[index])
+        if _split_of(seen[label] / counts[label]) == split:
+            chosen.append(index)
+        seen[label] += 1
+    # Shuffled again: a split's beginning, which --limit takes, must not lean to the classes that reach it first.
+    return np.asarray(_shuffled(chosen, "order"), np.int64)
+
+
+def _shuffled(indices: Iterable[int], salt: str) -> list[int]:
+    """`indices` by their hash: NumPy's generators may give other streams in other versions."""
+    return sorted(indices, key=lambda index: hashlib.sha256(f"digits {salt} {index}".encode()).digest())
+
+
+def _split_of(share: float) -> str:
+    if share < _TRAIN_SHARE:
+        return "train"
+    return "val" if share < _TRAIN_SHARE + _VAL_SHARE else "test"

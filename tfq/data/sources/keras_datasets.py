@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data sets of keras.datasets, read from the files that Keras downloads. No TensorFlow.
+
+Sources of the formats: "CIFAR-10 python version" (a pickled dict a batch: data (10000, 3072) uint8, red, green, blue
+planes; labels, a list); the IDX format of MNIST (magic 0x0803 or 0x0801, big-endian sizes, bytes).
+"""
+
+import contextlib
+import gzip
+import importlib
+import io
+import os
+import pickle
+import socket
+import struct
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.artifacts import sha256_file
+from tfq.config import DataConfig
+from tfq.data.examples import Examples, examples_of_arrays, without_val
+from tfq.data.split import UNNAMED, class_labels
+from tfq.errors import InputError
+
+# uint8 (n, height, width, channels), int64 (n,), notes.
+Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
+
+_CIFAR10_ARCHIVES = ("cifar-10-batches-py.tar.gz", "cifar-10-batches-py-target_archive", "cifar-10-python.tar.gz")
+_CIFAR10_FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-py-target/cifar-10-batches-py")
+_CIFAR10_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+# Of the published archive; tf.keras.datasets.cifar10 checks the same.
+_CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+_FASHION_PREFIX = {"train": "train", "test": "t10k"}
+# All that a batch of CIFAR-10 needs; anything else in a pickle could run code.
+_SAFE = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def cifar10_files(datasets: Path) -> list[Path]:
+    """[the archive] or [the folder of its batches] in a cache directory; empty when neither is there."""
+    for name in _CIFAR10_ARCHIVES:
+        if (datasets / name).is_file():
+            return [datasets / name]
+    for name in _CIFAR10_FOLDERS:
+        if all((datasets / name / batch).is_file() for names in _CIFAR10_BATCHES.values() for batch in names):
+            return [datasets / name]
+    return []
+
+
+def fashion_mnist_files(datasets: Path) -> list[Path]:
+    """[train images, train labels, test images, test labels] in a cache directory; empty unless all are there."""
+    directory = datasets / "fashion-mnist"
+    paths = [
+        directory / f"{prefix}-{kind}-ubyte.gz"
+        for prefix in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    return paths if all(path.is_file() for path in paths) else []
+
+
+def read_cifar10_split(files: list[Path], split: str) -> Arrays:
+    """`split` (train or test) of what `cifar10_files` found. Raises InputError on damaged files."""
+    (path,) = files
+    notes: tuple[str, ...] = ()
+    if path.is_file() and sha256_file(path) != _CIFAR10_SHA256:
+        notes = (f"{path} is not the published archive of CIFAR-10 (another SHA-256): its content is taken as it is",)
+    batches = [_batch(content, f"{path}: {name}") for name, content in _contents(path, _CIFAR10_BATCHES[split])]
+    images = np.concatenate([data for data, _ in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.concatenate([labels for _, labels in batches]), notes
+
+
+def read_fashion_split(files: list[Path], split: str) -> Arrays:
+    """`split` (train or test) of what `fashion_mnist_files` found. Raises InputError on damaged files."""
+    images, labels = (_idx(path) for path in files if path.name.startswith(_FASHION_PREFIX[split]))
+    if images.ndim != 3 or labels.ndim != 1:
+        raise InputError(
+            f"{files[0].parent}: images {images.shape}, labels {labels.shape}: wanted (n, 28, 28) and (n,)"
+        )
+    return images[..., None], class_labels(labels, f"{files[0].parent} ({split})"), ()
+
+
+def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    if path.is_dir():
+        return [(name, _read(path / name, Path.read_bytes)) for name in names]
+
+    def extract(archive_path: Path) -> dict[str, bytes]:
+        found = {}
+        with tarfile.open(archive_path, "r:*") as archive:
+            for member in archive:
+                if member.isfile() and (name := Path(member.name).name) in names:
+                    found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+        return found
+
+    found = _read(path, extract)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(f"{path} does not hold {missing[0]}: wanted the archive of CIFAR-10's python version")
+    return [(name, found[name]) for name in names]
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise InputError(f"{path} is damaged or cannot be read ({error}): remove it, or copy it again") from error
+
+
+class _SafeUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _SAFE:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it wants {module}.{name}, which no batch of CIFAR-10 does")
+
+
+def _batch(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """((n, 3072), (n,)) of a pickled batch."""
+    try:
+        values = _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
+        data, labels = values[b"data"], np.asarray(values[b"labels"])
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{where} is no batch of CIFAR-10 ({error}): copy the archive again") from error
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        raise InputError(f"{where}: data is {getattr(data, 'shape', type(data).__name__)}: wanted uint8 (n, 3072)")
+    if labels.shape != data.shape[:1]:
+        raise InputError(f"{where}: labels are {labels.shape}: wanted ({len(data)},)")
+    return data, class_labels(labels, where)
+
+
+def _idx(path: Path) -> NDArray[np.uint8]:
+    def unpack(gzipped: Path) -> bytes:
+        with gzip.open(gzipped, "rb") as file:
+            return file.read()
+
+    content = _read(path, unpack)
+    axes = content[3] if len(content) > 4 else 0
+    start = 4 + 4 * axes
+    shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
+    if content[:3] != b"\0\0\x08" or len(content) - start != int(np.prod(shape, dtype=np.int64)) or not shape:
+        raise InputError(f"{path} is no IDX file of bytes, or is cut short: remove it, or copy it again")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+# Without it, a network that swallows packets would hold us for ever.
+_TIMEOUT_SECONDS = 30
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_WANTED = {
+    "cifar10": "cifar-10-batches-py.tar.gz (published as cifar-10-python.tar.gz)",
+    "fashion_mnist": "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files)",
+}
+_ALTERNATIVES = (
+    "or give your own data as --data=npz:PATH (x_train, y_train, x_test, y_test), --data=tfrecord:GLOB or "
+    "--data=folder:DIR"
+)
+
+
+def read_cifar10(address: str, config: DataConfig, split: str) -> Examples:
+    """Pixels 0..255, (n, 32, 32, 3), in the files' order: 45,000 train, 5,000 val (the last of train), 10,000 test.
+
+    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
+    """
+    files = set_files("cifar10", address)
+    return _split("cifar10", split, lambda name: read_cifar10_split(files, name), _CIFAR10_CLASSES)
+
+
+def read_fashion_mnist(address: str, config: DataConfig, split: str) -> Examples:
+    """Pixels 0..255, (n, 28, 28, 1), in the files' order: 54,000 train, 6,000 val (the last of train), 10,000 test.
+
+    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST" (2017).
+    """
+    files = set_files("fashion_mnist", address)
+    return _split("fashion_mnist", split, lambda name: read_fashion_split(files, name), _FASHION_CLASSES)
+
+
+def set_files(name: str, address: str = "") -> list[Path]:
+    """The files of a set (cifar10 or fashion_mnist), downloaded by Keras if they are not on this machine.
+
+    Raises InputError where they cannot be had, and says where to put them by hand.
+    """
+    if address:
+        raise InputError(f"--data={name}:{address}: {name} takes nothing after its name: did you mean {name!r}?")
+    if found := _cached(name):
+        return found
+    home = _homes()[0]
+    reason = _download(name, home)
+    if found := _cached(name):
+        return found
+    raise InputError(
+        f"--data={name}: cannot be downloaded ({reason}): on a machine without internet, copy to {home / 'datasets'} "
+        f"what another has there: {_WANTED[name]}; {_ALTERNATIVES}"
+    )
+
+
+def _cached(name: str) -> list[Path]:
+    find = {"cifar10": cifar10_files, "fashion_mnist": fashion_mnist_files}[name]
+    return next((found for home in _homes() if (found := find(home / "datasets"))), [])
+
+
+def _split(name: str, split: str, read: Callable[[str], Arrays], class_names: tuple[str, ...]) -> Examples:
+    images, labels, notes = read("test" if split == "test" else "train")
+    examples = examples_of_arrays({UNNAMED: images}, labels, name, notes=notes, class_names=class_names)
+    return examples if split == "test" else without_val(examples, split, name)
+
+
+def _homes() -> list[Path]:
+    """Where the two Kerases keep what they download; the last is for a home that cannot be written to."""
+    own = os.environ.get("KERAS_HOME")
+    places = [*([Path(own)] if own else []), Path.home() / ".keras", Path("/tmp/.keras")]
+    return list(dict.fromkeys(places))
+
+
+def _download(name: str, home: Path) -> str:
+    """Have Keras download a set into `home`; why it could not, or that it has."""
+    module = importlib.import_module(f"tf_keras.datasets.{name}")
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+    try:
+        # Its progress bar goes to stdout, which is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            module.load_data(cache_dir=str(home))
+    except Exception as error:  # Keras raises a plain Exception for a failed download
+        return str(error).strip() or type(error).__name__
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return "Keras has downloaded it, and the files are not where they were to be"

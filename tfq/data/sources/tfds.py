@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The source `tfds:NAME`: a data set of TensorFlow Datasets, an optional package."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfq.config import DataConfig
+from tfq.data.examples import Examples, Piece, examples_a_piece, without_val
+from tfq.data.sources.folder import image_pieces
+from tfq.data.split import UNNAMED, MissingSplitError, class_labels
+from tfq.errors import InputError
+
+# What the splits of data sets are called, the likeliest first.
+_SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
+    """The (input, label) pair that the data set names as supervised, in its files' order; labels int64.
+
+    address: NAME, NAME/CONFIG or NAME/CONFIG:VERSION, as tfds.builder takes it; kept below $TFDS_DATA_DIR, else
+    ~/tensorflow_datasets, and downloaded there if it is missing. Images are decoded by our own exact decoder, other
+    inputs are taken as they are. Without a validation split the last tenth of train is val.
+    Raises MissingSplitError when the data set has no such split, InputError on everything else.
+    """
+    if not address:
+        raise InputError("--data=tfds: wanted tfds:NAME: give the name of a data set, such as tfds:mnist")
+    builder = tfds_builder(address)
+    infos = builder.info.splits
+    names = {ours: next((name for name in theirs if name in infos), None) for ours, theirs in _SPLIT_NAMES.items()}
+    holder = "train" if split == "val" and names["val"] is None else split
+    name = names[holder]
+    if name is None or not infos[name].num_examples:
+        raise MissingSplitError(f"tfds:{address} has no {split} split: it has {', '.join(sorted(infos)) or 'none'}")
+    examples = _examples(builder, name, config, f"tfds:{address} ({name})")
+    return without_val(examples, split, f"tfds:{address}") if holder == "train" and names["val"] is None else examples
+
+
+def tfds_builder(address: str) -> Any:
+    """The builder of a data set that is on this machine, downloaded if it was not."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            f"--data=tfds:{address} needs tensorflow-datasets ({error}): pip install 'tfq[tfds]', or give npz:PATH, "
+            "tfrecord:GLOB or folder:DIR"
+        ) from error
+    try:
+        builder = tfds.builder(address)
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
+    except Exception as error:  # of many kinds: an unknown name, no network, a full disk, a missing package
+        # The first line: what follows is a list of all data sets that there are.
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(
+            f"--data=tfds:{address}: cannot be had ({told}): is the name right? On a machine without internet, copy "
+            f"the prepared data set to {os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'}, or give npz:PATH, "
+            "tfrecord:GLOB or folder:DIR"
+        ) from error
+    return builder
+
+
+def _examples(builder: Any, name: str, config: DataConfig, where: str) -> Examples:
+    keys = builder.info.supervised_keys
+    features = builder.info.features
+    if not isinstance(keys, Sequence) or len(keys) != 2 or not all(isinstance(key, str) for key in keys):
+        raise InputError(f"{where} names no (input, label) pair: its features are {', '.join(features)}: save an .npz")
+    image_key, label_key = keys
+    is_image = type(features[image_key]).__name__ == "Image"
+    class_names = tuple(getattr(features[label_key], "names", None) or ())
+
+    def dataset(start: int, stop: int) -> Any:
+        import tensorflow_datasets as tfds
+
+        decoders = {image_key: tfds.decode.SkipDecoding()} if is_image else None
+        # Interleaved shards would give a part in another order than the whole.
+        in_order = tfds.ReadConfig(interleave_cycle_length=1)
+        part = f"{name}[{start}:{stop}]"
+        found = builder.as_dataset(split=part, shuffle_files=False, decoders=decoders, read_config=in_order)
+        return found.map(lambda example: (example[image_key], example[label_key]))
+
+    def read(start: int, stop: int) -> Iterator[Piece]:
+        pieces = _image_pieces(dataset, start, stop, config, where) if is_image else _pieces(dataset, start, stop)
+        for piece in pieces:
+            labels = np.asarray(piece.labels)
+            yield Piece(
+                inputs=piece.inputs,
+                labels=labels if labels.dtype.kind == "f" else class_labels(labels, where, start),
+            )
+            start += len(piece)
+
+    count = builder.info.splits[name].num_examples
+    return Examples(num_examples=count, read=read, class_names=class_names)
+
+
+def _image_pieces(dataset: Any, start: int, stop: int, config: DataConfig, where: str) -> Iterator[Piece]:
+    return image_pieces(
+        dataset,
+        start,
+        stop,
+        config,
+        place=lambda index: f"{where}: image {index}",
+        explain=lambda index, error: f"{where}: image {index} cannot be decoded as JPEG or PNG: remove it",
+    )
+
+
+def _pieces(dataset: Any, start: int, stop: int) -> Iterator[Piece]:
+    """Inputs that are no images, all of one shape."""
+    spec = dataset(start, start + 1).element_spec[0]
+    if isinstance(spec, dict) or not getattr(spec, "shape", None) or not spec.shape.is_fully_defined():
+        raise InputError(f"the input of this data set is {spec}: wanted images, or numbers of one shape: save an .npz")
+    step = examples_a_piece(spec.shape.num_elements() * spec.dtype.size)
+    for inputs, labels in dataset(start, stop).batch(step).as_numpy_iterator():
+        yield Piece(inputs={UNNAMED: inputs}, labels=labels)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data source `tfrecord:...`: TFRecord files of tf.train.Example.
+
+Source of the framing: uint64 length, uint32 checksum of the length, the record, uint32 checksum of the record
+(tensorflow/core/lib/io/record_writer.h).
+"""
+
+import glob
+import itertools
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tfq.config import DataConfig
+from tfq.data.examples import Examples, Piece, without_val
+from tfq.data.sources.folder import image_pieces, place_in
+from tfq.data.split import MissingSplitError, class_labels
+from tfq.errors import InputError, did_you_mean
+
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordFile:
+    """A TFRecord file whose framing is whole."""
+
+    path: Path
+    num_records: int
+
+
+def count_records(paths: Sequence[Path]) -> list[RecordFile]:
+    """Each file with its number of records, by walking the framing. Raises InputError where a file is cut short."""
+    return [RecordFile(path=path, num_records=sum(1 for _ in _spans(path))) for path in paths]
+
+
+def _spans(path: Path) -> Iterator[tuple[int, int]]:
+    """(start, end) of each record's bytes in the file."""
+    try:
+        size = path.stat().st_size
+        if not size:
+            return
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield from _walk(content, size, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}: wanted a TFRecord file") from error
+
+
+def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]]:
+    if content[:2] == _GZIP_MAGIC:
+        raise InputError(f"{path} is compressed with gzip: wanted a plain TFRecord file: gunzip it")
+    start, index = 0, 0
+    while start < size:
+        end = size + 1
+        if start + _HEADER_BYTES <= size:
+            end = start + _HEADER_BYTES + struct.unpack_from("<Q", content, start)[0] + _FOOTER_BYTES
+        if end > size:
+            raise InputError(
+                f"{path}: record {index} at byte {start:,} runs past the end of the file ({size:,} bytes): "
+                + ("the file is cut short or damaged" if index else "this is no TFRecord file, or a damaged one")
+            )
+        yield start + _HEADER_BYTES, end - _FOOTER_BYTES
+        start, index = end, index + 1
+
+
+def explain_record(path: Path, record: int, config: DataConfig, error: Exception) -> str:
+    """What ails record number `record` of the file that TensorFlow refused with `error`: the rest of a sentence."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    if isinstance(error, tf.errors.DataLossError):
+        return "is corrupt: its checksum does not match: write or copy the file again"
+    start, end = next(itertools.islice(_spans(path), record, None))
+    with open(path, "rb") as file:
+        file.seek(start)
+        content = file.read(end - start)
+    try:
+        features = tf.train.Example.FromString(content).features.feature
+    except DecodeError:
+        return "is no tf.train.Example: wanted Examples with an encoded image and an integer label"
+    for flag, key, kind in (
+        ("image_key", config.image_key, "bytes_list"),
+        ("label_key", config.label_key, "int64_list"),
+    ):
+        if key and (problem := _feature_problem(features, flag, key, kind)):
+            return problem
+    return (
+        f"holds an image under {config.image_key!r} that cannot be decoded as JPEG or PNG "
+        f"({len(features[config.image_key].bytes_list.value[0]):,} bytes): wanted the encoded file's bytes"
+    )
+
+
+def _feature_problem(features, flag: str, key: str, kind: str) -> str:
+    """What is wrong with a feature of an Example, "" when it is one value of its kind."""
+    if key not in features:
+        there = ", ".join(f"{name} ({features[name].WhichOneof('kind')})" for name in sorted(features))
+        without = "; --data.label_key= reads images without labels" if flag == "label_key" else ""
+        return (
+            f"has no {key!r}: wanted the key of --data.{flag}; it has {there or 'no feature'}: "
+            f"{did_you_mean(key, list(features))}{without}"
+        )
+    came = features[key].WhichOneof("kind")
+    if came != kind:
+        return f"holds {came or 'nothing'} under {key!r}: wanted one value of {kind}: name another key in --data.{flag}"
+    count = len(getattr(features[key], kind).value)
+    return "" if count == 1 else f"holds {count} values under {key!r}: wanted one"
+
+
+# A word of the base name, not a piece of one: "cifar10-train.tfrecord-00000-of-00005", "val_3", not "latest".
+_SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])")
+_SPLIT_OF_WORD = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+
+
+def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
+    """Images (n, height, width, channels) with values 0..255, in the order of the sorted files.
+
+    The word train, val or test in a file's base name says which split it belongs to. Without a val file the last tenth
+    of train is val, and train is the rest. Where no name says a split, all files together are test: what tfq does not
+    know to be for training, it does not train on. TensorFlow decodes (JPEG, PNG) and is imported when they are read.
+    Raises MissingSplitError when no file serves the split, InputError with file and record on everything else.
+    """
+    paths = matched_files(address)
+    chosen, has_val, notes = _routed(paths, split, address)
+    files = count_records(chosen)
+    count = sum(file.num_records for file in files)
+    if not count:
+        raise InputError(f"tfrecord:{address} ({split}): {len(files)} files hold no record: wanted at least one")
+    examples = Examples(num_examples=count, read=partial(_read, files, config), notes=tuple(notes))
+    return examples if split == "test" or has_val else without_val(examples, split, f"tfrecord:{address}")
+
+
+def matched_files(address: str) -> list[Path]:
+    """The files that `address` names, sorted. Raises InputError when there is none."""
+    if not address:
+        raise InputError("--data=tfrecord: wanted tfrecord:GLOB: give a path or a pattern such as 'data/train-*'")
+    paths = sorted(Path(name) for name in glob.glob(os.path.expanduser(address), recursive=True))
+    files = [path for path in paths if path.is_file()]
+    if not files:
+        what = (
+            "matches only directories: add /* to it"
+            if paths
+            else "matches no file: check the path, and quote the pattern"
+        )
+        raise InputError(f"--data=tfrecord:{address}: {what}")
+    return files
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that a file's base name tells, None when it tells none. Raises InputError when it tells two."""
+    words = {_SPLIT_OF_WORD.get(word, word) for word in _SPLIT_WORD.findall(name.lower())}
+    if len(words) > 1:
+        raise InputError(f"{name}: its name says {' and '.join(sorted(words))}: rename it to say one split")
+    return words.pop() if words else None
+
+
+def _routed(paths: Sequence[Path], split: str, address: str) -> tuple[list[Path], bool, list[str]]:
+    """The files of `split` (those of train for a val that must be held out), whether there are val files, notes."""
+    by_split: dict[str | None, list[Path]] = {}
+    for path in paths:
+        by_split.setdefault(split_of_name(path.name), []).append(path)
+    unnamed = by_split.pop(None, [])
+    if not by_split:
+        by_split = {"test": unnamed}
+        notes = [f"tfrecord:{address}: no file name says train, val or test: all {len(unnamed)} files are test"]
+    else:
+        notes = [f"{path}: not used: its name says neither train, val nor test" for path in unnamed]
+    holder = "train" if split == "val" and "val" not in by_split else split
+    if holder not in by_split:
+        raise MissingSplitError(
+            f"tfrecord:{address} has no {split} split: wanted files with the word {holder!r} in their names; "
+            f"{len(paths)} files match, for {', '.join(sorted(map(str, by_split)))}"
+        )
+    return by_split[holder], "val" in by_split, notes
+
+
+def _read(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int) -> Iterator[Piece]:
+    """Examples start..stop of the files in a row."""
+    where = f"{files[0].path.parent} {config.label_key!r}"
+    for piece in image_pieces(
+        partial(_encoded, files, config),
+        start,
+        stop,
+        config,
+        place=lambda index: "{}: image of record {}".format(*_place(files, index)),
+        explain=lambda index, error: _explained(files, index, config, error),
+        has_labels=bool(config.label_key),
+    ):
+        labels = None if piece.labels is None else class_labels(piece.labels, where, start)
+        yield Piece(inputs=piece.inputs, labels=labels)
+        start += len(piece)
+
+
+def _encoded(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int) -> Any:
+    """A tf.data.Dataset of (encoded image, label) of examples start..stop; the label is 0 where none is wanted."""
+    import tensorflow as tf
+
+    features: dict[str, Any] = {config.image_key: tf.io.FixedLenFeature([], tf.string)}
+    if config.label_key:
+        features[config.label_key] = tf.io.FixedLenFeature([], tf.int64)
+
+    @tf.autograph.experimental.do_not_convert
+    def parse(record: Any) -> Any:
+        example = tf.io.parse_single_example(record, features)
+        return example[config.image_key], example[config.label_key] if config.label_key else tf.constant(0, tf.int64)
+
+    # Files before the first record that is wanted are not read.
+    number, skipped = place_in([file.num_records for file in files], start)
+    records = tf.data.TFRecordDataset([str(file.path) for file in files[number:]])
+    return records.skip(skipped).take(stop - start).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _explained(files: Sequence[RecordFile], index: int, config: DataConfig, error: Exception) -> str:
+    path, record = _place(files, index)
+    return f"{path}: record {record} {explain_record(path, record, config, error)}"
+
+
+def _place(files: Sequence[RecordFile], index: int) -> tuple[Path, int]:
+    """File and number within it of example `index` of all."""
+    number, record = place_in([file.num_records for file in files], index)
+    return files[number].path, record

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Search the cheapest candidate that keeps an accuracy budget: chosen on validation data, reported on test data."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts, auditing
+from tfq.analysis import layer_sensitivity
+from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
+from tfq.data import AnySplit, input_specs, representative_samples
+from tfq.errors import InputError, TfqError
+from tfq.evaluation import benchmark_models
+from tfq.evaluation.paired import PairedDifference, paired_difference
+from tfq.ptq.calibration import calibrate
+from tfq.search.record import Climbed, Rung, SearchResult, classes_of, labels_of, packed, points, unpacked
+from tfq.store import StageStore
+
+REPAIRS = (("bias",), ("equalize", "bias"), ("rounding", "bias"), ("equalize", "rounding", "bias"))
+
+
+def methods(config: SearchConfig) -> Iterator[Rung]:
+    """The first rungs: calibration alone."""
+    for method in dict.fromkeys((CalibrationConfig().method, *config.methods)):
+        yield Rung(name=method, kind="calibration", method=method)
+
+
+def repairs(method: str) -> Iterator[Rung]:
+    """The next: repairs on top of the best method."""
+    for repair in REPAIRS:
+        yield Rung(name=f"{method}, {', '.join(repair)}", kind="repair", method=method, repair=repair)
+
+
+def mixed(best: Rung, config: SearchConfig, layers: int, backend: str) -> Iterator[Rung]:
+    """The last: one, two, four ... of `layers` layers in another scheme, on top of the best so far.
+
+    int16 and then float, where the backend has int16; float where it has not.
+    """
+    count = 1
+    while count <= min(config.most_mixed_layers, layers):
+        for scheme in ("int16", "float") if backend == "litert" else ("float",):
+            yield Rung(
+                name=f"{best.name}, {count} in {scheme}",
+                kind="mixed",
+                method=best.method,
+                repair=best.repair,
+                layers=count,
+                scheme=scheme,
+            )
+        count *= 2
+
+
+_MODEL = "model.tflite"
+_TIMED_RUNS, _TIMED_SECS = 200, 0.5
+
+
+def find_int8(
+    floating: bytes,
+    train: AnySplit,
+    validation: AnySplit,
+    test: AnySplit,
+    config: SearchConfig | None = None,
+    *,
+    conversion: ConversionConfig | None = None,
+    store: StageStore,
+    told: Callable[[str], None] = lambda line: None,
+) -> SearchResult:
+    """The cheapest int8 flatbuffer of the float one `floating` that keeps config.budget.
+
+    train: calibrates, repairs, ranks layers. validation: chooses. test: is looked at once, for what was chosen.
+    Each with class labels. conversion: what all rungs have in common. store: keeps each rung, so that a search that
+    was killed goes on. told: is given a line after each rung.
+    The ladder: calibration methods, then repairs on the best of them, then the most sensitive layers in int16 (where
+    conversion.backend has it) or float; the first rung that keeps the budget is chosen, unless config.full, where it is
+    the cheapest of those that do.
+    Raises InputError on a model that is not float, and on data without class labels.
+    """
+    config, conversion = config or SearchConfig(), conversion or ConversionConfig()
+    if auditing.audit_model(floating).scheme != "float32":
+        raise InputError("search: wanted a float32 .tflite, which int8 ones can be made of")
+    for split in (validation, test):
+        labels_of(split, "search")
+    climb = _Climb(floating, train, validation, config, conversion, store, told)
+    for rungs in (climb.methods, climb.repairs, climb.mixed):
+        for rung in rungs():
+            climb.take(rung)
+            if climb.found and not config.full:
+                break
+        if climb.found and not config.full:
+            break
+    return climb.result(test)
+
+
+class _Climb:
+    """A search under way."""
+
+    def __init__(
+        self,
+        floating: bytes,
+        train: AnySplit,
+        validation: AnySplit,
+        config: SearchConfig,
+        conversion: ConversionConfig,
+        store: StageStore,
+        told: Callable[[str], None],
+    ) -> None:
+        self._floating, self._config, self._conversion = floating, config, conversion
+        self._train, self._validation, self._store, self._told = train, validation, store, told
+        self._basis = {
+            "model": artifacts.sha256(floating),
+            "train": train.sha256(),
+            "validation": validation.sha256(),
+            "conversion": conversion.to_dict(),
+        }
+        self._float = classes_of(floating, validation)
+        self._labels = labels_of(validation, "search")
+        self._right = self._float == self._labels
+        self._contents: dict[str, bytes] = {}
+        self.climbed: list[Climbed] = []
+
+    @property
+    def found(self) -> list[Climbed]:
+        """The rungs so far that keep the budget."""
+        return [each for each in self.climbed if not each.missed]
+
+    def methods(self) -> Iterator[Rung]:
+        return methods(self._config)
+
+    def repairs(self) -> Iterator[Rung]:
+        return repairs(self._best().rung.method)
+
+    def mixed(self) -> Iterator[Rung]:
+        best = self._best().rung
+        layers = len(self._ranked()) if self._config.most_mixed_layers else 0
+        return mixed(best, self._config, layers, self._conversion.backend)
+
+    def take(self, rung: Rung) -> None:
+        """Convert by it and see what comes out, or recall what came out before."""
+        layers = tuple(self._ranked()[: rung.layers]) if rung.layers else ()
+        conversion = rung.conversion(self._conversion, layers)
+
+        def make(directory: Path) -> dict[str, Any]:
+            from tfq.conversion import convert_model
+
+            begin = time.monotonic()
+            try:
+                content = convert_model(self._floating, self._train, conversion)
+            except TfqError as error:
+                if rung.kind != "mixed":
+                    raise
+                return {"impossible": str(error)}  # a layer whose ops have no such form
+            secs = time.monotonic() - begin
+            artifacts.write_bytes(directory / _MODEL, content)
+            classes = classes_of(content, self._validation)
+            return {
+                "secs": round(secs, 2),
+                "right": packed(classes == self._labels),
+                "agreement": float((classes == self._float).mean()),
+                "latency_ratio": self._latency_ratio(content),
+            }
+
+        inputs = {**self._basis, "rung": conversion.to_dict()}
+        done = self._store.run(f"search: {rung.name}", inputs, make)
+        details = done.details
+        if "impossible" in details:
+            self._told(f"{rung.name}: cannot be made: {details['impossible']}")
+            return
+        content = (done.directory / _MODEL).read_bytes()
+        right = unpacked(details["right"], self._labels.size)
+        found = Climbed(
+            rung=rung,
+            accuracy=float(right.mean()),
+            agreement=details["agreement"],
+            against_float=paired_difference(right, self._right),
+            model_bytes=len(content),
+            latency_ratio=details["latency_ratio"],
+            secs=details["secs"],
+            layers=layers,
+            missed=(),
+        )
+        self._contents[rung.name] = content
+        self.climbed.append(_judged(found, self._config))
+        last = self.climbed[-1]
+        self._told(
+            f"{rung.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
+            + (f": {'; '.join(last.missed)}" if last.missed else ": within the budget")
+        )
+
+    def result(self, test: AnySplit) -> SearchResult:
+        """What was found; the test split is run here, and nowhere else."""
+        holds = bool(self.found)
+        chosen = self.found[0] if holds else self._best()
+        labels = labels_of(test, "search")
+        right = {
+            name: classes_of(content, test) == labels
+            for name, content in {
+                "float": self._floating,
+                "plain": self._contents[self.climbed[0].name],
+                "chosen": self._contents[chosen.name],
+            }.items()
+        }
+        against_float = paired_difference(right["chosen"], right["float"])
+        return SearchResult(
+            rungs=tuple(self.climbed),
+            chosen=chosen,
+            holds=holds,
+            validation=self._right.size,
+            float_accuracy=float(self._right.mean()),
+            test=labels.size,
+            test_accuracy=float(right["chosen"].mean()),
+            test_float_accuracy=float(right["float"].mean()),
+            test_against_float=against_float,
+            test_against_plain=paired_difference(right["chosen"], right["plain"]),
+            advice=tuple(_advice(holds, chosen, against_float, self._config)),
+            content=self._contents[chosen.name],
+        )
+
+    def _best(self) -> Climbed:
+        """The most accurate so far; of equals the one that agrees more with float, then the first."""
+        return max(self.climbed, key=lambda each: (each.accuracy, each.agreement))
+
+    def _ranked(self) -> list[str]:
+        """Layers with weights, the most sensitive first."""
+
+        def make(directory: Path) -> dict[str, Any]:
+            count = self._config.sensitivity_examples
+            samples = representative_samples(self._train, input_specs(self._floating), count).samples
+            found = layer_sensitivity(self._floating, calibrate(self._floating, samples), samples)
+            return {"layers": list(dict.fromkeys(each.layer for each in found if each.weights))}
+
+        inputs = {**self._basis, "examples": self._config.sensitivity_examples}
+        return self._store.run("search: sensitivity", inputs, make).details["layers"]
+
+    def _latency_ratio(self, content: bytes) -> float | None:
+        """Time of an inference, to the first rung's, both in turn."""
+        if not self.climbed:
+            return 1.0
+        models = {"plain": self._contents[self.climbed[0].name], "this": content}
+        timed = benchmark_models(models, BenchmarkConfig(ops=False, num_runs=_TIMED_RUNS, min_secs=_TIMED_SECS))
+        return next((ratio.ratio for ratio in timed.ratios if ratio.against == "this"), None)
+
+
+def _judged(found: Climbed, config: SearchConfig) -> Climbed:
+    budget, missed = config.budget, []
+    drop = -100 * found.against_float.difference
+    if drop > budget.max_accuracy_drop:
+        missed.append(f"{drop:.2f} points below float, at most {budget.max_accuracy_drop:g} wanted")
+    if budget.max_bytes and found.model_bytes > budget.max_bytes:
+        missed.append(f"{found.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted")
+    if budget.max_latency_ratio and (found.latency_ratio or 0) > budget.max_latency_ratio:
+        missed.append(f"{found.latency_ratio:.2f}x the time, at most {budget.max_latency_ratio:g}x wanted")
+    return dataclasses.replace(found, missed=tuple(missed))
+
+
+def _advice(holds: bool, chosen: Climbed, against_float: PairedDifference, config: SearchConfig) -> Iterator[str]:
+    if not holds:
+        yield (
+            f"no rung keeps the budget; the best is {'; '.join(chosen.missed)}: quantization-aware train the model "
+            "(tfq compress), which goes on where this ends"
+        )
+    elif -100 * against_float.difference > config.budget.max_accuracy_drop:
+        yield (
+            "on the test split it loses more than the budget allows, though not on the validation split: take a larger "
+            "validation split, or a tighter budget"
+        )
+    if chosen.layers:
+        scheme = chosen.rung.scheme
+        yield f"in {scheme}: {', '.join(chosen.layers)}: tfq audit wants them in --allow_{scheme}"
