@@ -6,7 +6,7 @@ Arithmetic alone: nothing here knows Keras or TensorFlow.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
