@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 import tfq
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.data import Split, as_split
 from tfq.evaluation import decode_outputs, prepare_inputs
 
@@ -62,7 +62,7 @@ def measured(content: bytes, test: Split, wanted: np.ndarray) -> tuple[float, fl
     """(accuracy, SQNR of the logits in dB)."""
     parsed = tfq.tflite.read(content)
     request = RunRequest(model=content, inputs=prepare_inputs(parsed, test).arrays)
-    [logits] = decode_outputs(parsed, make_runner("local").run(request).outputs)
+    [logits] = decode_outputs(parsed, make_backend("local").run(request).outputs)
     logits = logits.reshape(wanted.shape)
     noise = np.square(wanted - logits).sum()
     accuracy = float((logits.argmax(axis=1) == test.labels).mean())
@@ -77,7 +77,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     data = tfq.DataConfig(source="digits")
     train, test = (next(as_split(tfq.load_split(data, name)).pieces()) for name in ("train", "test"))
-    samples = train.take(tfq.ConversionConfig().calibration_steps)
+    samples = train.take(tfq.ConversionConfig().num_calibration_samples)
     print("| | float | stock int8 | logit SQNR | tfq int8 | logit SQNR |")
     print("|---|---|---|---|---|---|")
     failed = []

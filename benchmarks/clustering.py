@@ -54,7 +54,7 @@ def main() -> int:
     warnings.simplefilter("once", tfq.TfqWarning)
     model, data = tfq.load_model(arguments.model), tfq.DataConfig(source=arguments.data)
     splits = {split: tfq.load_split(data, split, limit=arguments.limit) for split in ("train", "val", "test")}
-    samples = splits["train"].take(tfq.ConversionConfig().calibration_steps)
+    samples = splits["train"].take(tfq.ConversionConfig().num_calibration_samples)
     phase = Phase(arguments.epochs, 128, arguments.learning_rate)
     counts = [int(count) for count in arguments.clusters.split(",")]
     runs = [("dense", 0), *((name, count) for count in counts for name in ("tfq", *TFMOT))]

@@ -57,7 +57,7 @@ class Augmented:
 def fit_for(
     splits: dict[str, Any], phase: "Phase", seed: int, best_from: int | None, told: dict[str, Any], *, keras: Any = None
 ) -> Callable:
-    """The fit that prune_model, qat_model and prune_filters are given; every variant has this one.
+    """The fit that prune_model, qat_model and prune_structured are given; every variant has this one.
 
     best_from: after training, the weights of the epoch with the best validation accuracy are put back, of the epochs
         from this one on; 0 is the state before all. None: the last epoch stays.

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 import tfq
-from tfq.backends import LocalRunner, RunRequest
+from tfq.backends import LocalBackend, RunRequest
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 
 SHAPE = (96, 96, 3)
@@ -48,7 +48,7 @@ def timed(function, *arguments):
 
 
 def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-    return LocalRunner().run(RunRequest(model=model, inputs=(codes,))).outputs
+    return LocalBackend().run(RunRequest(model=model, inputs=(codes,))).outputs
 
 
 def same_outputs(one: bytes, other: bytes, codes: np.ndarray) -> bool:
@@ -88,7 +88,7 @@ def main() -> int:
 
 def one_round(plain, qat, samples, codes) -> list[tuple[str, float, float, bool]]:
     ours, fast = timed(
-        tfq.convert, plain, lambda: ([sample] for sample in samples), tfq.ConversionConfig(calibration_steps=100)
+        tfq.convert, plain, lambda: ([sample] for sample in samples), tfq.ConversionConfig(num_calibration_samples=100)
     )
     theirs, slow = timed(stock, plain, samples)
     rows = [("PTQ", slow, fast, near_outputs(ours, theirs, codes))]

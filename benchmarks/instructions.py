@@ -32,12 +32,12 @@ def main() -> int:
     first: dict[str, int] = {}
     for path in arguments.models:
         cells = []
-        for runner in CPUS:
-            counts = [count_instructions(path.read_bytes(), runner, kernels=arguments.kernels) for _ in range(2)]
+        for backend in CPUS:
+            counts = [count_instructions(path.read_bytes(), backend, kernels=arguments.kernels) for _ in range(2)]
             one, other = (count.instructions for count in counts)
             if one != other:
-                differ.append(f"{path.name} on {runner}: {one:,} and {other:,}")
-            ratio = first.setdefault(runner, one) / one
+                differ.append(f"{path.name} on {backend}: {one:,} and {other:,}")
+            ratio = first.setdefault(backend, one) / one
             cells.append(f"  {one:>20,} {ratio:>7.2f}x")
         print(f"{path.stem:{width}}" + "".join(cells), flush=True)
     print(f"\ninstructions an inference (a count, not a time), {arguments.kernels} kernels, one thread")

@@ -47,7 +47,7 @@ def models() -> dict[str, bytes]:
     images = rng.uniform(0, 255, (20, 32, 32, 3)).astype(np.float32)
     mobile = import_tf_keras().applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None, classes=10)
     larger = rng.uniform(-1, 1, (20, 96, 96, 3)).astype(np.float32)
-    settings = tfq.ConversionConfig(calibration_steps=20)
+    settings = tfq.ConversionConfig(num_calibration_samples=20)
     return {
         "resnet8 int8": tfq.convert(traced, images, settings),
         "resnet8 float32": tfq.convert(traced, None, tfq.ConversionConfig(scheme="float32")),

@@ -79,15 +79,15 @@ class Benchmark:
 
     def tfq_ptq(self) -> tuple[bytes, dict[str, Any]]:
         """tfq.convert, all its defaults, with as many examples as stock has."""
-        asked = tfq.ConversionConfig(calibration_steps=CALIBRATION_EXAMPLES)
+        asked = tfq.ConversionConfig(num_calibration_samples=CALIBRATION_EXAMPLES)
         return tfq.convert(self._trained_once("float", {}), self.samples, asked), {}
 
     def tfq_search(self) -> tuple[bytes, dict[str, Any]]:
-        """tfq.find_int8 of the float flatbuffer: all of the ladder, the best rung on the validation split."""
+        """Search the whole space with tfq.find_int8 and return the best candidate on the validation split."""
         floating = self._float_flatbuffer(self._trained_once("float", {}))
-        config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), most_mixed_layers=0)
+        config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), max_mixed_layers=0)
         splits = (self.splits[split] for split in ("train", "val", "test"))
-        asked = tfq.ConversionConfig(calibration_steps=CALIBRATION_EXAMPLES)
+        asked = tfq.ConversionConfig(num_calibration_samples=CALIBRATION_EXAMPLES)
         store = StageStore(make_out_dir(self.out / "search"))
         found = tfq.find_int8(floating, *splits, config, conversion=asked, store=store, told=print)
         return found.content, {"chosen": found.chosen.name, "against_float": found.test_against_float.to_dict()}

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration methods and repairs do to the accuracy of an int8 model, beside TensorFlow's own calibrator.
+"""What calibration methods and techniques do to the accuracy of an int8 model, beside TensorFlow's own calibrator.
 
     python benchmarks/post_training.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' [--draws=3] [--steps=200]
 
 For each of --draws random choices of --steps training examples, the model is converted with TensorFlow's calibrator and
-with each method and repair of tfq, and evaluated on the test split: accuracy, and agreement with the float model.
+with each method and techniques of tfq, and evaluated on the test split: accuracy, and agreement with the float model.
 Then the same with all weights of four bits, and for three models made hard: between layers, three channels are made 64
 times as large, which the next layer undoes. They compute what the model computes, to the bit; one scale for all
 channels cannot serve them.
 Exits 1 where tfq's default agrees on fewer test images than TensorFlow's calibrator in any draw, or not on more over
-all of them; where chosen codes of four bits lose more than 3.5 points; and where the repairs leave a hard model more
+all of them; where chosen codes of four bits lose more than 3.5 points; and where the techniques leave a hard model more
 than 0.4 points below float. ResNet8: some minutes.
 """
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 import tfq
 from tfq import tflite
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.data import Split
 from tfq.evaluation import decode_outputs, prepare_inputs
 from tfq.ptq import calibration
@@ -37,18 +37,18 @@ from tfq.ptq.cross_layer_equalization import find_pairs
 
 FACTOR, CHANNELS, HARD_SEEDS = 64.0, 3, (0, 1, 2)
 MOST_DROP, MOST_INT4_DROP = 0.004, 0.035
-REPAIRED = ("equalize", "rounding", "bias")
+ALL_TECHNIQUES = ("cross_layer_equalization", "gptq", "bias_correction")
 WAYS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in calibration.METHODS},
-    "percentile, bias": {"method": "percentile", "repair": ("bias",)},
-    "percentile, rounding, bias": {"method": "percentile", "repair": ("rounding", "bias")},
-    "percentile, equalize": {"method": "percentile", "repair": ("equalize",)},
-    "percentile, equalize, rounding, bias": {"method": "percentile", "repair": REPAIRED},
+    "percentile, bias": {"method": "percentile", "techniques": ("bias_correction",)},
+    "percentile, rounding, bias": {"method": "percentile", "techniques": ("gptq", "bias_correction")},
+    "percentile, equalize": {"method": "percentile", "techniques": ("cross_layer_equalization",)},
+    "percentile, equalize, rounding, bias": {"method": "percentile", "techniques": ALL_TECHNIQUES},
 }
 INT4_WAYS: dict[str, dict[str, Any]] = {
     "percentile": {"method": "percentile", "int4": True},
-    "percentile, bias": {"method": "percentile", "repair": ("bias",), "int4": True},
-    "percentile, rounding, bias": {"method": "percentile", "repair": ("rounding", "bias"), "int4": True},
+    "percentile, bias": {"method": "percentile", "techniques": ("bias_correction",), "int4": True},
+    "percentile, rounding, bias": {"method": "percentile", "techniques": ("gptq", "bias_correction"), "int4": True},
 }
 HARD_WAYS = ("min_max", "percentile", "percentile, equalize", "percentile, equalize, rounding, bias")
 
@@ -69,7 +69,7 @@ class Answers:
     def _classes(self, content: bytes) -> NDArray[np.int64]:
         parsed = tflite.read(content)
         inputs = prepare_inputs(parsed, self._test).arrays
-        outputs = make_runner("local").run(RunRequest(model=content, inputs=inputs)).outputs
+        outputs = make_backend("local").run(RunRequest(model=content, inputs=inputs)).outputs
         return np.asarray(decode_outputs(parsed, outputs)[0]).argmax(axis=1)
 
 
@@ -92,14 +92,19 @@ def stock_int8(model: bytes, examples: NDArray, config: tfq.ConversionConfig) ->
 
 
 def converted(
-    model: bytes, examples: NDArray, per_channel: bool, method: str, repair: tuple[str, ...] = (), int4: bool = False
+    model: bytes,
+    examples: NDArray,
+    per_channel: bool,
+    method: str,
+    techniques: tuple[str, ...] = (),
+    int4: bool = False,
 ) -> bytes:
     config = tfq.ConversionConfig(
         per_channel=per_channel,
-        repair=repair,
+        techniques=techniques,
         int4_layers=("*",) if int4 else (),
         calibration=tfq.CalibrationConfig(method=method),
-        calibration_steps=len(examples),
+        num_calibration_samples=len(examples),
     )
     return tfq.convert(model, examples, config)
 
@@ -158,7 +163,7 @@ def main() -> int:
         print(table(rows) + "\n")
         worst = min(accuracy for accuracy, _ in rows[HARD_WAYS[-1]])
         if worst < answers.accuracy - MOST_DROP:
-            failed.append(f"made hard: {worst:.2%} after repair, float has {answers.accuracy:.2%}")
+            failed.append(f"made hard: {worst:.2%} after techniques, float has {answers.accuracy:.2%}")
     for told in failed:
         print(f"MISSED: {told}")
     return 1 if failed else 0

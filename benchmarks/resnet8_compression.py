@@ -38,7 +38,7 @@ from compression_training import Phase, copied, exit_with, fit_for, kept_record,
 import tfq
 from tfq.artifacts import make_out_dir, read_json, sha256_file, write_bytes, write_json
 from tfq.compression import qat_parity
-from tfq.config import FiltersConfig
+from tfq.config import StructuredPruningConfig
 from tfq.errors import InputError, did_you_mean
 from tfq.evaluation import count_instructions_or_reason
 
@@ -52,7 +52,7 @@ class Variant:
 
     sparsity: what pruning reaches. pruned_by: after which share of the first phase; what comes then is at a learning
     rate that still moves something. target_macs: share of the multiply-adds that stay. targets: layers whose share of
-    filters is given, as in FiltersConfig. max_gzip: as a share of the dense int8 flatbuffer's.
+    filters is given, as in StructuredPruningConfig. max_gzip: as a share of the dense int8 flatbuffer's.
     """
 
     max_drop: float
@@ -83,7 +83,7 @@ OF_STAGES = dataclasses.replace(DISTILLATION, layers=("activation_2", "activatio
 
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
     """(model after both phases, what was told of them). The model after the first is kept in `out`."""
-    from tfq.compression import prune_filters, prune_model, qat_model
+    from tfq.compression import prune_model, prune_structured, qat_model
     from tfq.compression.training import deterministic
 
     variant, between = VARIANTS[name], out / f"{name}_{seed}_between.h5"
@@ -103,21 +103,21 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
                 steps = phases[0].epochs * math.ceil(splits["train"].num_examples / phases[0].batch_size)
                 asked = tfq.PruneConfig(
                     final_sparsity=variant.sparsity,
-                    order="lamp",
+                    allocation="lamp",
                     end_step=int(steps * variant.pruned_by),
                     distillation=OF_STAGES,
                 )
                 first = prune_model(model, fits[0], asked, teacher=teacher)
             elif variant.target_macs < 1:
-                shape = FiltersConfig(
+                shape = StructuredPruningConfig(
                     enabled=True,
                     target_macs=variant.target_macs,
                     targets=variant.targets,
-                    multiple_of=4,
+                    channel_multiple=4,
                     distillation=DISTILLATION,
                 )
-                cut = prune_filters(model, fits[0], shape, data=splits["train"], teacher=teacher)
-                notes[0]["filters"] = cut.to_dict()
+                cut = prune_structured(model, fits[0], shape, data=splits["train"], teacher=teacher)
+                notes[0]["structured_pruning"] = cut.to_dict()
                 first = cut.model
             else:
                 first = copied(model)
@@ -137,7 +137,7 @@ def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: l
     begin = time.monotonic()
     result, notes = trained(name, seed, model, splits, phases, out)
     record: dict[str, Any] = {"phases": list(notes)}
-    samples = splits["train"].take(tfq.ConversionConfig().calibration_steps)
+    samples = splits["train"].take(tfq.ConversionConfig().num_calibration_samples)
     if name == "float":
         contents = {
             "float": tfq.convert(result, config=tfq.ConversionConfig(scheme="float32")),
@@ -182,14 +182,14 @@ def costs(out: Path, seeds: list[int], names: list[str], runs: int) -> dict[str,
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for ratio in timed.ratios:
         found[ratio.against]["x86 time"] = f"{ratio.ratio:.2f}x"
-    for runner in CPUS:
-        counts = {name: count_instructions_or_reason(content, runner) for name, content in contents.items()}
+    for backend in CPUS:
+        counts = {name: count_instructions_or_reason(content, backend) for name, content in contents.items()}
         for name in names:
             one, dense = counts[name], counts["dense_int8"]
             if isinstance(one, str) or isinstance(dense, str):
-                found[name][runner] = one if isinstance(one, str) else str(dense)
+                found[name][backend] = one if isinstance(one, str) else str(dense)
             else:
-                found[name][runner] = f"{one.instructions / dense.instructions:.2f}x of {dense.instructions:,}"
+                found[name][backend] = f"{one.instructions / dense.instructions:.2f}x of {dense.instructions:,}"
     return found
 
 
@@ -215,7 +215,7 @@ def missed(results: dict[str, list[dict]]) -> list[str]:
                 found.append(
                     f"{name}: {record[name]['zeros']:.1%} zeros in the flatbuffer, wanted {variant.sparsity:.0%}"
                 )
-            macs = record["phases"][0].get("filters")
+            macs = record["phases"][0].get("structured_pruning")
             if variant.target_macs < 1 and macs["macs_after"] > variant.target_macs * macs["macs_before"]:
                 found.append(f"{name}: {macs['macs_after']:,} multiply-adds stay of {macs['macs_before']:,}")
     return found

@@ -40,7 +40,7 @@ def main() -> int:
     warnings.simplefilter("once", tfq.TfqWarning)
     data = tfq.DataConfig(source=arguments.data)
     test = tfq.load_split(data, "test", limit=arguments.limit)
-    samples = tfq.load_split(data, "train", limit=tfq.ConversionConfig().calibration_steps)
+    samples = tfq.load_split(data, "train", limit=tfq.ConversionConfig().num_calibration_samples)
     traced = tfq.trace(tfq.load_model(arguments.model))
     print("| scheme | accuracy | agreement | bytes | gzip | ops by XNNPACK | audit | weights | dense weights |")
     print("|---|---|---|---|---|---|---|---|---|")

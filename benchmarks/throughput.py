@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second of tfq's local runner against a plain loop: whole wall time from arrays in memory to predictions.
+"""Images a second of tfq's local backend against a plain loop: whole wall time from arrays in memory to predictions.
 
 The plain loop is one interpreter in this process: batch 1, one thread, XNNPACK, set_tensor, invoke, get_tensor. Both
 get the same arrays, in turn; their outputs must be the same to the bit. A "call" starts its workers by a fork of a
@@ -27,7 +27,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 import tfq
-from tfq.backends import RunRequest, forks, make_runner
+from tfq.backends import RunRequest, forks, make_backend
 from tfq.data import Split
 from tfq.evaluation import prepare_inputs
 from tfq.tflite import read
@@ -50,7 +50,7 @@ def plain_loop(model: bytes, inputs: np.ndarray) -> np.ndarray:
 
 
 def shared_out(model: bytes, inputs: np.ndarray) -> np.ndarray:
-    return make_runner("local").run(RunRequest(model=model, inputs=(inputs,))).outputs[0]
+    return make_backend("local").run(RunRequest(model=model, inputs=(inputs,))).outputs[0]
 
 
 WAYS = {"plain loop": plain_loop, "call": shared_out, "first call": shared_out}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts: flags -> config -> tfq calls -> exit code."""
+"""The commands: flags -> config -> tfq calls -> exit code."""

@@ -22,7 +22,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="audit", section="audit", description=__doc__, arguments=arguments)
+    process.run_command(main, command="audit", section="audit", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

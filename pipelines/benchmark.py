@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from tfq import artifacts, data, evaluation, tflite, workflows
-from tfq.backends import make_runner
+from tfq.backends import make_backend
 from tfq.cli import flags, process
 from tfq.config import DataConfig
 from tfq.errors import FlatbufferError, InputError, TfqWarning
@@ -30,7 +30,7 @@ def main(invocation: flags.Invocation) -> None:
             tflite.read(content)
         except FlatbufferError as error:
             raise FlatbufferError(f"{name}: {error}") from error
-    make_runner(config.benchmark.runner)  # a typo there is told before anything is loaded
+    make_backend(config.benchmark.backend)  # a typo there is told before anything is loaded
     examples = load_examples(config.data, models.values())
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)
     if config.data != DataConfig():
@@ -68,7 +68,7 @@ def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | N
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="benchmark", section="benchmark", description=__doc__, arguments=arguments)
+    process.run_command(main, command="benchmark", section="benchmark", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="bits", section="bits", description=__doc__, arguments=arguments)
+    process.run_command(main, command="bits", section="bits", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def preflight(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="compress", section="compression", description=__doc__, arguments=arguments)
+    process.run_command(main, command="compress", section="compression", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a .tflite on the test examples of --data, here or on an emulated ARM CPU, and compare it with its float model.
 
-tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --runner=qemu:cortex-a53
+tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --backend=local
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="evaluate", section="evaluation", description=__doc__, arguments=arguments)
+    process.run_command(main, command="evaluate", section="evaluation", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="run", section=None, description=__doc__, arguments=arguments)
+    process.run_command(main, command="run", section=None, description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 
     tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.5 --out=out/search
 
-Rung by rung: calibration methods, then repairs (bias, equalization, rounding), then the most sensitive layers in float,
-as far as the budget wants. Chosen by the validation split, reported on the test split, with paired intervals. Writes
-search.json and the chosen .tflite. A search that was killed goes on where it was. Exits 1 where no rung keeps the
-budget; the best one is written all the same.
+Candidate by candidate: calibration methods, then techniques (bias, equalization, rounding), then the most sensitive
+layers in float, as far as the budget wants. Chosen by the validation split, reported on the test split, with paired
+intervals. Writes search.json and the chosen .tflite. A search that was killed goes on where it was. Exits 1 where no
+candidate keeps the budget; the best one is written all the same.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ def main(invocation: flags.Invocation) -> None:
     record = process.record(invocation, "search", file=path.name, **result.to_dict())
     process.finish(invocation, record, f"\n{result.to_text()}\n{path}")
     if not result.holds:
-        raise RequirementError(f"no rung keeps the budget: {'; '.join(result.chosen.missed)}")
+        raise RequirementError(f"no candidate keeps the budget: {'; '.join(result.chosen.missed)}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
-    process.run_script(main, script="search", section="search", description=__doc__, arguments=arguments)
+    process.run_command(main, command="search", section="search", description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

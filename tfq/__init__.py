@@ -17,7 +17,7 @@ _PUBLIC = {
     "analyze": "tfq.analysis:analyze",
     "find_int8": "tfq.search:find_int8",
     "prune": "tfq.compression:prune_model",
-    "prune_filters": "tfq.compression:prune_filters",
+    "prune_structured": "tfq.compression:prune_structured",
     "cluster": "tfq.compression:cluster_model",
     "qat": "tfq.compression:qat_model",
     "preflight": "tfq.compression:preflight",
@@ -38,7 +38,7 @@ _PUBLIC = {
     "DataConfig": "tfq.config:DataConfig",
     "PruneConfig": "tfq.config:PruneConfig",
     "ClusterConfig": "tfq.config:ClusterConfig",
-    "FiltersConfig": "tfq.config:FiltersConfig",
+    "StructuredPruningConfig": "tfq.config:StructuredPruningConfig",
     "QATConfig": "tfq.config:QATConfig",
     "DistillationConfig": "tfq.config:DistillationConfig",
     "CompressionConfig": "tfq.config:CompressionConfig",
@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from tfq.auditing import audit_model as audit
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
     from tfq.callbacks import TFLiteExport as TFLiteExport
-    from tfq.compression import prune_filters as prune_filters
     from tfq.compression import prune_model as prune
+    from tfq.compression import prune_structured as prune_structured
     from tfq.compression import qat_model as qat
     from tfq.compression.parity.compare import qat_parity as qat_parity
     from tfq.compression.preflight import preflight as preflight
@@ -79,11 +79,11 @@ if TYPE_CHECKING:
     from tfq.config import DataConfig as DataConfig
     from tfq.config import DistillationConfig as DistillationConfig
     from tfq.config import EvaluationConfig as EvaluationConfig
-    from tfq.config import FiltersConfig as FiltersConfig
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig
     from tfq.config import RunConfig as RunConfig
     from tfq.config import SearchConfig as SearchConfig
+    from tfq.config import StructuredPruningConfig as StructuredPruningConfig
     from tfq.config import TrainConfig as TrainConfig
     from tfq.conversion import convert_model as convert
     from tfq.conversion import trace as trace

@@ -214,7 +214,7 @@ class _TFLiteExportLogic(_ExportLogic):
         self.best, self.best_epoch = value, self._epoch
         record = {
             **provenance(),
-            "script": "TFLiteExport",
+            "command": "TFLiteExport",
             "file": self._path.name,
             "sha256": {"model": artifacts.sha256(content)},
             "monitor": self._monitor,

@@ -9,9 +9,9 @@ from typing import Any
 
 
 class TfqError(Exception):
-    """tfq, a runner or the environment failed. Every error of tfq is one of these.
+    """tfq, a backend or the environment failed. Every error of tfq is one of these.
 
-    `exit_code` is what a script returns when the error reaches it.
+    `exit_code` is what a command returns when the error reaches it.
     """
 
     exit_code = 3
@@ -41,7 +41,7 @@ class AuditError(RequirementError):
     """The flatbuffer is not what the audit was asked to require."""
 
 
-class RunnerError(TfqError):
+class BackendError(TfqError):
     """A model could not be run where it was to run, and not because of the model."""
 
 

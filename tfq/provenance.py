@@ -39,11 +39,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def record_of(script: str, config: RunConfig, **results: Any) -> dict[str, Any]:
-    """The record of a script: provenance, the resolved config, its hash and seed, then `results`."""
+def record_of(command: str, config: RunConfig, **results: Any) -> dict[str, Any]:
+    """The record of a command: provenance, the resolved config, its hash and seed, then `results`."""
     return {
         **provenance(),
-        "script": script,
+        "command": command,
         "config": config.to_dict(),
         "config_hash": config.config_hash(),
         "seed": config.seed,

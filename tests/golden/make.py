@@ -170,12 +170,12 @@ def save_schemes_of_tfq(images: np.ndarray) -> None:
     """What tfq itself makes of digits_float32.tflite in the schemes, and the granularity, that TensorFlow has not."""
     floating = (HERE / "digits_float32.tflite").read_bytes()
     for name, settings in {
-        "digits_dynamic_all": {"scheme": "dynamic"},
+        "digits_dynamic_all": {"scheme": "dynamic_range"},
         "digits_weight_only_int8": {"scheme": "weight_only_int8"},
         "digits_weight_only_int8_per_tensor": {"scheme": "weight_only_int8", "per_channel": False},
         "digits_int8_per_tensor_dense": {"per_channel_dense": False},
     }.items():
-        config = tfq.ConversionConfig(calibration_steps=100, **settings)
+        config = tfq.ConversionConfig(num_calibration_samples=100, **settings)
         save(name, tfq.convert(floating, images[:100] if config.needs_ranges else None, config), signed=False)
 
 

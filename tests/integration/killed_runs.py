@@ -14,7 +14,7 @@ import h5py
 
 SETTINGS = (
     "--model=digits_cnn", "--data=digits", "--training.epochs=1", "--compression.train.epochs=1",
-    "--compression.prune.frequency=5", "--conversion.calibration_steps=20", "--evaluation.num_runs=5",
+    "--compression.prune.frequency=5", "--conversion.num_calibration_samples=20", "--evaluation.num_runs=5",
     "--evaluation.limit=64", "--benchmark.num_runs=5", "--benchmark.min_secs=0", "--nobenchmark.ops",
 )  # fmt: skip
 FLATBUFFERS = ("digits_cnn_float32.tflite", "digits_cnn_int8.tflite", "digits_cnn_pruned_qat_int8.tflite")

@@ -45,11 +45,11 @@ def test_logs_get_what_evaluating_the_exported_flatbuffer_gives(keras, digits):
 
 
 def _agreement(converted, val, own):
-    from tfq.backends import LocalRunner, RunRequest
+    from tfq.backends import LocalBackend, RunRequest
     from tfq.evaluation import predicted_classes, prepare_inputs
 
     inputs = prepare_inputs(tflite.read(converted), val).arrays
-    (codes,) = LocalRunner().run(RunRequest(model=converted, inputs=inputs)).outputs
+    (codes,) = LocalBackend().run(RunRequest(model=converted, inputs=inputs)).outputs
     return np.mean(predicted_classes(codes) == own)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scripts in a row, on a user's own .npz, and every bad input with its own message and exit code."""
+"""The commands in a row, on a user's own .npz, and every bad input with its own message and exit code."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_the_whole_way_script_by_script(tfq_here, work, npz, trained):
     out = work / "way"
     data = f"--data=npz:{npz}"
     good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--scheme=float32", f"--out={out}"))
-    good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--calibration_steps=100", f"--out={out}"))
+    good(tfq_here("convert", f"--model={trained['two.keras']}", data, "--num_calibration_samples=100", f"--out={out}"))
     good(
         tfq_here(
             "compress", f"--model={trained['two.keras']}", data, "--prune.final_sparsity=0.5", "--prune.frequency=5",
@@ -222,7 +222,7 @@ def bad_files(work, golden):
 
 
 @pytest.mark.parametrize(
-    ("script", "file", "told"),
+    ("command", "file", "told"),
     [
         ("convert", "missing.keras", "does not exist"),
         ("audit", "missing.tflite", "does not exist"),
@@ -243,10 +243,10 @@ def bad_files(work, golden):
         ("compress", "lambda_two.h5", "payload"),
     ],
 )
-def test_a_bad_model_file_is_exit_2_with_its_own_message(script, file, told, tfq_here, bad_files, npz, work):
-    out = [] if script in ("audit", "evaluate") else [f"--out={work / 'never'}"]
-    data = [] if script == "audit" else [f"--data=npz:{npz}"]
-    done = tfq_here(script, f"--model={bad_files / file}", *data, *out)
+def test_a_bad_model_file_is_exit_2_with_its_own_message(command, file, told, tfq_here, bad_files, npz, work):
+    out = [] if command in ("audit", "evaluate") else [f"--out={work / 'never'}"]
+    data = [] if command == "audit" else [f"--data=npz:{npz}"]
+    done = tfq_here(command, f"--model={bad_files / file}", *data, *out)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -276,7 +276,7 @@ def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_here, work, g
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["evaluate", "--runner=qemu:cortex-a67"], "did you mean 'qemu:cortex-a76'"),
+        (["evaluate", "--backend=qemu:cortex-a67"], "did you mean 'qemu:cortex-a76'"),
         (["evaluate", "--data=digitz"], "did you mean 'digits'"),
         (["evaluate", "--data=npz:nowhere.npz"], "does not exist"),
         (["evaluate", "--data=tfrecord:nowhere-*"], "nowhere-"),
@@ -285,25 +285,25 @@ def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_here, work, g
     ],
 )
 def test_a_bad_name_is_exit_2_with_its_own_message(arguments, told, tfq_here, golden):
-    script, *rest = arguments
-    done = tfq_here(script, f"--model={golden}/digits_int8.tflite", *rest)
+    command, *rest = arguments
+    done = tfq_here(command, f"--model={golden}/digits_int8.tflite", *rest)
     assert done.returncode == 2, done.stderr
     assert told in done.stderr
 
 
 def test_an_out_below_a_file_is_exit_2_before_any_work(tfq_here, work, npz, trained):
     (work / "file").write_text("x")
-    for script in ("train", "convert", "run", "compress"):
-        model = "--model=digits_cnn" if script == "train" else f"--model={trained['two.h5']}"
-        done = tfq_here(script, model, f"--data=npz:{npz}", f"--out={work}/file/below")
+    for command in ("train", "convert", "run", "compress"):
+        model = "--model=digits_cnn" if command == "train" else f"--model={trained['two.h5']}"
+        done = tfq_here(command, model, f"--data=npz:{npz}", f"--out={work}/file/below")
         assert done.returncode == 2
         assert "a file is in the way" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["convert", "compress", "run"])
-def test_a_missing_model_or_an_unknown_name_is_exit_2(script, tfq_here, work):
-    assert tfq_here(script, f"--out={work / 'x'}").returncode == 2
-    done = tfq_here(script, "--model=resnet9", f"--out={work / 'x'}")
+@pytest.mark.parametrize("command", ["convert", "compress", "run"])
+def test_a_missing_model_or_an_unknown_name_is_exit_2(command, tfq_here, work):
+    assert tfq_here(command, f"--out={work / 'x'}").returncode == 2
+    done = tfq_here(command, "--model=resnet9", f"--out={work / 'x'}")
     assert done.returncode == 2
 
 
@@ -369,7 +369,7 @@ def test_a_run_refuses_before_any_work_what_it_would_have_to_ignore(tfq_here, wo
     for ignored in (
         "--conversion.scheme=float32",
         "--evaluation.reference=x.tflite",
-        "--evaluation.parity_runners=local",
+        "--evaluation.parity_backends=local",
         "--compression.train.epochs=0",
     ):
         done = tfq_here(*model, ignored)
@@ -416,7 +416,7 @@ def test_a_regression_converts_and_is_evaluated_without_an_accuracy(tfq_here, wo
 
 
 def test_a_missing_model_flag_is_called_that(tfq_here):
-    for script in ("audit", "evaluate", "convert"):
-        done = tfq_here(script, *([] if script != "convert" else ["--out=x"]))
+    for command in ("audit", "evaluate", "convert"):
+        done = tfq_here(command, *([] if command != "convert" else ["--out=x"]))
         assert done.returncode == 2
         assert "--model is missing" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 import tfq
 from tfq import tflite
 from tfq.backends import RunRequest
-from tfq.backends.local import LocalRunner
+from tfq.backends.local import LocalBackend
 from tfq.compression import qat_parity
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
@@ -132,7 +132,7 @@ def prepared(block):
 
 
 def run(model, x):
-    return LocalRunner().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+    return LocalBackend().run(RunRequest(model=model, inputs=(x,))).outputs[0]
 
 
 def sqnr_db(wanted, got):

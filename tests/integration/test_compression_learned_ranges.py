@@ -13,7 +13,7 @@ from tfq.conversion import convert_model
 from tfq.data import Split
 from tfq.errors import InputError
 
-LEARNED = QATConfig(ranges="learned")
+LEARNED = QATConfig(range_estimator="lsq")
 
 
 def ranges_of(model):
@@ -97,19 +97,19 @@ def test_a_range_that_is_far_too_wide_narrows_and_one_that_is_too_narrow_widens(
 
 def test_with_distillation_they_are_learned_as_well():
     model, data = small_model(), noise(small_model(), n=32)
-    config = QATConfig(ranges="learned", distillation=DistillationConfig(enabled=True))
+    config = QATConfig(range_estimator="lsq", distillation=DistillationConfig(enabled=True))
     before = ranges_of(untrained_qat_model(model, data, config))
     after = ranges_of(qat_model(model, fit_for(2), config, calibration=data))
     assert sum(after[key] != before[key] for key in before) >= 3
 
 
 def test_without_calibration_they_are_refused():
-    with pytest.raises(InputError, match="ranges=learned begins with those of calibration data"):
+    with pytest.raises(InputError, match="range_estimator=lsq begins with those of calibration data"):
         qat_model(small_model(), fit_briefly, LEARNED)
-    with pytest.raises(InputError, match="ranges=learned"):
+    with pytest.raises(InputError, match="range_estimator=lsq"):
         qat_model(
             small_model(),
             fit_briefly,
-            QATConfig(ranges="learned", calibration_steps=0),
+            QATConfig(range_estimator="lsq", num_calibration_samples=0),
             calibration=noise(small_model()),
         )

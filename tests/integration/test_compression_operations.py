@@ -6,7 +6,7 @@ import pytest
 from keras_operations import INT8, SHAPE
 
 import tfq
-from tfq.backends import LocalRunner, RunRequest
+from tfq.backends import LocalBackend, RunRequest
 from tfq.compression.training import deterministic
 from tfq.conversion.fake_quant import with_operands_of_choices, with_same_scales
 from tfq.keras_bridge import import_keras, import_tf_keras, to_tf_keras
@@ -23,7 +23,7 @@ FLOAT_ENDS = {"inference_input_type": "float32", "inference_output_type": "float
 
 
 def ran(model, x):
-    return LocalRunner().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+    return LocalBackend().run(RunRequest(model=model, inputs=(x,))).outputs[0]
 
 
 def images():

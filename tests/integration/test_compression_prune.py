@@ -59,15 +59,15 @@ def test_the_chosen_layers_reach_the_sparsity_and_the_given_model_stays_as_it_is
 
 @pytest.mark.parametrize("order", ["lamp", "erk"])
 def test_larger_layers_become_sparser_than_small_ones_and_all_of_them_as_asked(order):
-    model, config = small_model(), PruneConfig(order=order, final_sparsity=0.5)
+    model, config = small_model(), PruneConfig(allocation=order, final_sparsity=0.5)
     plan = pruning_plan(model, config)
     assert plan.sparsities["conv"] > plan.sparsities["head"] >= 0
     found = measure_sparsity(prune_model(model, fit_for(2), config, plan=plan))
     sizes = {"conv": 3 * 3 * 2 * 8, "head": 8 * 3}
     assert {name: found[name] for name in sizes} == pytest.approx(plan.sparsities, abs=0.03)
     assert sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values()) == pytest.approx(0.5, abs=0.02)
-    with pytest.raises(InputError, match=f"targets with order={order}"):
-        pruning_plan(model, PruneConfig(order=order, targets=("conv=0.5",)))
+    with pytest.raises(InputError, match=f"targets with allocation={order}"):
+        pruning_plan(model, PruneConfig(allocation=order, targets=("conv=0.5",)))
 
 
 def test_the_model_computes_what_the_trained_one_does():

@@ -207,8 +207,8 @@ def test_by_sensitivity_the_layers_differ_and_all_of_them_have_final_sparsity():
     weights = model.get_layer("d1").get_weights()
     # Most of d1 is next to nothing: it can go without harm.
     model.get_layer("d1").set_weights([weights[0] * np.where(RNG.uniform(size=(24, 12)) < 0.9, 1e-4, 1), weights[1]])
-    config = PruneConfig(order="sensitivity", final_sparsity=0.6)
-    with pytest.raises(InputError, match=r"order=sensitivity .* give calibration"):
+    config = PruneConfig(allocation="sensitivity", final_sparsity=0.6)
+    with pytest.raises(InputError, match=r"allocation=sensitivity .* give calibration"):
         prune_model(model, fit, config)
     assert pruning_plan(model, config).sparsities == {}
     calibration = {"x": examples(model)}

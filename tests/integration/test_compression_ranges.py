@@ -11,7 +11,7 @@ from small_models import fit_for, noise, small_model
 from tfq.compression import qat_model, untrained_qat_model
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import qat
-from tfq.compression.qat.floors import widen_ranges
+from tfq.compression.qat.narrow_ranges import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, without_far_examples
 from tfq.config import ConversionConfig, EvaluationConfig, QATConfig
 from tfq.conversion import convert_model
@@ -163,12 +163,12 @@ def test_single_examples_that_go_far_beyond_the_range_count_as_if_they_did_not(f
 
 def test_calibration_leaves_out_an_example_that_goes_far_beyond_the_others():
     model, x = small_model(), images(200)
-    usual = ranges_of(untrained_qat_model(model, x, QATConfig(calibration_steps=200)))
+    usual = ranges_of(untrained_qat_model(model, x, QATConfig(num_calibration_samples=200)))
     wrong = x.copy()
     wrong[17] *= 500
-    found = ranges_of(untrained_qat_model(model, wrong, QATConfig(calibration_steps=200)))
+    found = ranges_of(untrained_qat_model(model, wrong, QATConfig(num_calibration_samples=200)))
     assert found["quant_sum"][-1][1] == pytest.approx(usual["quant_sum"][-1][1], rel=0.2)
-    few = ranges_of(untrained_qat_model(model, wrong, QATConfig(calibration_steps=50)))
+    few = ranges_of(untrained_qat_model(model, wrong, QATConfig(num_calibration_samples=50)))
     assert few["quant_sum"][-1][1] > 20 * usual["quant_sum"][-1][1]
 
 
@@ -208,10 +208,12 @@ def test_calibrated_ranges_are_not_forgotten_in_the_first_step():
         quantized.fit(small, np.zeros(8, int), batch_size=8, verbose=0, callbacks=callbacks)
 
     calibrated = ranges_of(untrained_qat_model(model, x))["quant_sum"][-1][1]
-    trained = ranges_of(qat_model(model, fit, QATConfig(calibration_steps=320), calibration=x))["quant_sum"][-1][1]
+    trained = ranges_of(qat_model(model, fit, QATConfig(num_calibration_samples=320), calibration=x))["quant_sum"][-1][
+        1
+    ]
     # Ten batches seen before: 11/20 of it stays. The step's own batch is a hundred times smaller.
     assert trained == pytest.approx(calibrated * 11 / 20, rel=0.05)
-    fresh = ranges_of(qat_model(model, fit, QATConfig(calibration_steps=0), calibration=x))["quant_sum"][-1][1]
+    fresh = ranges_of(qat_model(model, fit, QATConfig(num_calibration_samples=0), calibration=x))["quant_sum"][-1][1]
     assert fresh < calibrated / 10
 
 

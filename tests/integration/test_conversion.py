@@ -7,7 +7,7 @@ from stock_calibrator import stock_ranges
 
 import tfq
 from tfq import auditing, tflite
-from tfq.backends import LocalRunner, RunRequest
+from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion import trace
 from tfq.data import input_specs
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
@@ -63,7 +63,7 @@ def stock(model, samples, input_type="int8", output_type="int8") -> bytes:
 
 
 def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-    return LocalRunner().run(RunRequest(model=model, inputs=(codes,))).outputs
+    return LocalBackend().run(RunRequest(model=model, inputs=(codes,))).outputs
 
 
 def same(one: bytes, other: bytes, codes: np.ndarray) -> bool:
@@ -183,9 +183,9 @@ def test_the_signature_bears_the_models_own_names(keras, samples):
     from ai_edge_litert.interpreter import Interpreter
 
     converted = tfq.convert(small_model(keras()), samples)
-    runner = Interpreter(model_content=converted).get_signature_runner("serving_default")
-    assert list(runner.get_input_details()) == ["image"]
-    assert list(runner.get_output_details()) == ["class"]
+    backend = Interpreter(model_content=converted).get_signature_runner("serving_default")
+    assert list(backend.get_input_details()) == ["image"]
+    assert list(backend.get_output_details()) == ["class"]
 
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
@@ -199,8 +199,8 @@ def test_dict_inputs_and_outputs_keep_their_names_and_values(keras):
         "b_right": rng.normal(size=(30, 3)).astype(np.float32),
     }
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    runner = Interpreter(model_content=floating).get_signature_runner("serving_default")
-    told = runner(**{name: value[:1] for name, value in feeds.items()})
+    backend = Interpreter(model_content=floating).get_signature_runner("serving_default")
+    told = backend(**{name: value[:1] for name, value in feeds.items()})
     expected = model({name: value[:1] for name, value in feeds.items()})
     assert set(told) == {"sum", "product"}
     for name, value in told.items():
@@ -232,7 +232,7 @@ def test_token_ids_of_any_integer_type_calibrate():
     assert converted[0] == converted[1] == converted[2]
     with pytest.raises(tfq.InputError, match="int32"):
         tfq.convert(model, ids + 0.5)
-    with pytest.raises(tfq.InputError, match=r"int16x8.*tokens \(int32\): convert to int8 or dynamic"):
+    with pytest.raises(tfq.InputError, match=r"int16x8.*tokens \(int32\): convert to int8 or dynamic_range"):
         tfq.convert(model, ids, tfq.ConversionConfig(scheme="int16x8"))
 
 
@@ -282,7 +282,7 @@ def test_a_loop_that_is_not_unrolled_and_a_stateful_layer_are_refused_by_name():
     with pytest.raises(tfq.InputError, match=r"WHILE \(memory\).*dynamic"):
         tfq.convert(volume, np.ones((8, 4, 6, 6, 2), np.float32))
     stateful = keras.Sequential([keras.Input((4, 3), batch_size=1), layers.GRU(5, stateful=True, name="memory")])
-    for scheme in ("int8", "dynamic"):
+    for scheme in ("int8", "dynamic_range"):
         with pytest.raises(tfq.InputError, match="memory: build them with stateful=False"):
             tfq.convert(stateful, np.ones((8, 4, 3), np.float32), tfq.ConversionConfig(scheme=scheme))
 
@@ -343,9 +343,9 @@ def test_a_bad_representative_dataset_is_an_input_error(dataset, told):
 def test_too_few_or_constant_samples_warn(samples):
     model = small_model(import_tf_keras())
     with pytest.warns(tfq.TfqWarning, match="40"):
-        tfq.convert(model, samples, tfq.ConversionConfig(calibration_steps=100))
+        tfq.convert(model, samples, tfq.ConversionConfig(num_calibration_samples=100))
     with pytest.warns(tfq.TfqWarning, match="everywhere"):
-        tfq.convert(model, np.ones((20, 8, 8, 1), np.float32), tfq.ConversionConfig(calibration_steps=20))
+        tfq.convert(model, np.ones((20, 8, 8, 1), np.float32), tfq.ConversionConfig(num_calibration_samples=20))
 
 
 def test_models_that_cannot_be_traced_are_refused_with_what_to_do():

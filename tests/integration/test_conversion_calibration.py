@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration and repair on the way to int8: from a float .tflite, in Python and by the script."""
+"""Calibration and techniques on the way to int8: from a float .tflite, in Python and by the script."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 import tfq
 from tfq import tflite
 from tfq.__main__ import main
-from tfq.backends import LocalRunner, RunRequest
+from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion import convert_with_record
 from tfq.keras_bridge import import_tf_keras
 
@@ -21,13 +21,13 @@ IMAGES = load_digits().images[..., None].astype(np.float32)
 
 def config(**values) -> tfq.ConversionConfig:
     calibration = tfq.CalibrationConfig(**values.pop("calibration", {}))
-    return tfq.ConversionConfig(calibration=calibration, calibration_steps=64, **values)
+    return tfq.ConversionConfig(calibration=calibration, num_calibration_samples=64, **values)
 
 
 def answers(model: bytes) -> np.ndarray:
     inputs = IMAGES if tfq.audit(model).scheme == "float32" else np.clip(np.rint(IMAGES / (16 / 255)) - 128, -128, 127)
     dtype = np.float32 if tfq.audit(model).scheme == "float32" else np.int8
-    (output,) = LocalRunner().run(RunRequest(model=model, inputs=(inputs.astype(dtype),))).outputs
+    (output,) = LocalBackend().run(RunRequest(model=model, inputs=(inputs.astype(dtype),))).outputs
     return output.argmax(axis=1)
 
 
@@ -40,14 +40,22 @@ def test_every_method_ends_in_full_int8_that_answers_as_float_does(method):
 
 
 @pytest.mark.parametrize(
-    "repair", [("equalize",), ("absorb",), ("rounding",), ("bias",), ("bias", "rounding", "absorb", "equalize")]
+    "techniques",
+    [
+        ("cross_layer_equalization",),
+        ("bias_absorption",),
+        ("gptq",),
+        ("bias_correction",),
+        ("bias_correction", "gptq", "bias_absorption", "cross_layer_equalization"),
+    ],
 )
-def test_every_repair_ends_in_full_int8_and_tells_what_it_did(repair):
-    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(repair=repair))
+def test_every_repair_ends_in_full_int8_and_tells_what_it_did(techniques):
+    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(techniques=techniques))
     assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
-    assert set(found.repairs) == set(repair)
+    assert set(found.techniques) == set(techniques)
     assert all(
-        record["layers" if name in ("rounding", "bias") else "skipped"] for name, record in found.repairs.items()
+        record["layers" if name in ("gptq", "bias_correction") else "skipped"]
+        for name, record in found.techniques.items()
     )
     assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.98
 
@@ -61,7 +69,7 @@ def test_a_method_of_its_own_for_a_layer():
 def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
     wrong = IMAGES[:200].copy()
     wrong[41] *= 255  # as one that was never scaled
-    settings = {"calibration_steps": 200, "calibration": tfq.CalibrationConfig(method="percentile")}
+    settings = {"num_calibration_samples": 200, "calibration": tfq.CalibrationConfig(method="percentile")}
     with pytest.warns(tfq.TfqWarning, match=r"1 of 200 samples \(number 41\) reach far beyond the others"):
         found = tfq.convert(FLOATING.read_bytes(), wrong, tfq.ConversionConfig(**settings))
     agreement = (answers(found) == answers(FLOATING.read_bytes())).mean()
@@ -73,10 +81,10 @@ def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
     assert agreement > 0.97
 
 
-@pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic", "int16x8"])
+@pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic_range", "int16x8"])
 def test_repairs_of_other_schemes_are_refused(scheme):
-    with pytest.raises(tfq.InputError, match=f"repair=bias with scheme={scheme}"):
-        tfq.convert(FLOATING.read_bytes(), IMAGES, config(scheme=scheme, repair=("bias",)))
+    with pytest.raises(tfq.InputError, match=f"techniques=bias_correction with scheme={scheme}"):
+        tfq.convert(FLOATING.read_bytes(), IMAGES, config(scheme=scheme, techniques=("bias_correction",)))
 
 
 def test_repairs_of_a_trained_model_are_refused():
@@ -91,12 +99,12 @@ def test_repairs_of_a_trained_model_are_refused():
 
     trained = tfq.qat(model, fit, calibration=x)
     with pytest.raises(tfq.InputError, match="quantization-aware trained"):
-        tfq.convert(trained, x, config(repair=("bias",)))
+        tfq.convert(trained, x, config(techniques=("bias_correction",)))
 
 
-@pytest.mark.parametrize("repair", [(), ("rounding", "bias")])
-def test_layers_that_are_to_stay_float_do_and_the_audit_accepts_exactly_them(repair):
-    found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), repair=repair))
+@pytest.mark.parametrize("techniques", [(), ("gptq", "bias_correction")])
+def test_layers_that_are_to_stay_float_do_and_the_audit_accepts_exactly_them(techniques):
+    found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), techniques=techniques))
     kinds = {op.keras_layer: op for op in tflite.read(found).main_subgraph.ops}
     tensors = tflite.read(found).main_subgraph.tensors
     assert {name for name, op in kinds.items() if name and tensors[op.outputs[0]].dtype == "float32"} >= {
@@ -116,16 +124,16 @@ def test_float_layers_that_are_not_there_are_refused():
         tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2",), scheme="int16x8"))
 
 
-@pytest.mark.parametrize("repair", [(), ("rounding", "bias")])
-def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(repair):
-    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), repair=repair))
+@pytest.mark.parametrize("techniques", [(), ("gptq", "bias_correction")])
+def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(techniques):
+    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), techniques=techniques))
     plain = tfq.convert(FLOATING.read_bytes(), IMAGES, config())
     assert tfq.audit(found.content).scheme == "int4_weights"
     weights = [tensor for tensor in tflite.read(found.content).main_subgraph.tensors if tensor.dtype == "int4"]
     assert len(weights) == 5
     assert sum(tensor.buffer_bytes for tensor in weights) == sum(-(-np.prod(tensor.shape) // 2) for tensor in weights)
     assert len(found.content) < len(plain)
-    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > (0.96 if repair else 0.9)
+    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > (0.96 if techniques else 0.9)
 
 
 def test_only_the_layers_that_are_named_get_four_bits():
@@ -155,9 +163,9 @@ def main_with(*arguments):
 
 def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_path):
     first = ["convert", f"--model={FLOATING}", "--data=digits", f"--out={tmp_path / 'one'}", "--calibration.method=mse"]
-    assert script(*first, "--repair=equalize") == 0
+    assert script(*first, "--techniques=cross_layer_equalization") == 0
     record = json.loads((tmp_path / "one" / "convert.json").read_text())
-    assert record["repairs"]["equalize"]["difference"] == 0
+    assert record["techniques"]["cross_layer_equalization"]["difference"] == 0
     assert script(*first[:3], f"--out={tmp_path / 'plain'}", "--calibration.method=mse") == 0
     ranges = tmp_path / "plain" / "digits_float32_int8_ranges.json"
     assert (

@@ -8,7 +8,7 @@ import pytest
 
 import tfq
 from tfq import auditing, tflite
-from tfq.backends import LocalRunner, RunRequest
+from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
 from tfq.keras_bridge import import_keras, import_tf_keras
 
@@ -67,7 +67,7 @@ def model_of(block):
 
 
 def ran(model, x):
-    return LocalRunner().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+    return LocalBackend().run(RunRequest(model=model, inputs=(x,))).outputs[0]
 
 
 def op_names(model):

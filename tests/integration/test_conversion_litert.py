@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 import tfq
 from tfq import tflite
-from tfq.backends import LocalRunner, RunRequest
+from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion import convert_with_record
 
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
@@ -18,7 +18,7 @@ IMAGES = load_digits().images[..., None].astype(np.float32)
 
 
 def config(**values) -> tfq.ConversionConfig:
-    return tfq.ConversionConfig(calibration_steps=64, **{"backend": "litert", **values})
+    return tfq.ConversionConfig(num_calibration_samples=64, **{"quantizer": "litert", **values})
 
 
 def classes(model: bytes) -> np.ndarray:
@@ -28,7 +28,7 @@ def classes(model: bytes) -> np.ndarray:
         scale, zero = tensor.scale[0], tensor.zero_point[0]
         limits = np.iinfo(tensor.dtype)
         inputs = np.clip(np.rint(IMAGES / scale) + zero, limits.min, limits.max).astype(tensor.dtype)
-    (output,) = LocalRunner().run(RunRequest(model=model, inputs=(inputs.astype(tensor.dtype),))).outputs
+    (output,) = LocalBackend().run(RunRequest(model=model, inputs=(inputs.astype(tensor.dtype),))).outputs
     return output.argmax(axis=1)
 
 
@@ -44,7 +44,7 @@ def types_of(model: bytes) -> dict[str, tuple[str, str]]:
 
 def test_both_backends_take_the_same_ranges_and_answer_alike():
     theirs = convert_with_record(FLOATING, IMAGES, config())
-    ours = convert_with_record(FLOATING, IMAGES, config(backend="tf"))
+    ours = convert_with_record(FLOATING, IMAGES, config(quantizer="tensorflow"))
     assert theirs.ranges == ours.ranges
     assert tfq.audit(theirs.content, tfq.AuditConfig(require="full_int8")).ok
     scales = [
@@ -56,10 +56,10 @@ def test_both_backends_take_the_same_ranges_and_answer_alike():
     assert (classes(theirs.content) == classes(ours.content)).mean() > 0.99
 
 
-@pytest.mark.parametrize("repair", [("equalize",), ("rounding", "bias")])
-def test_repairs_work_on_what_it_makes(repair):
-    found = convert_with_record(FLOATING, IMAGES, config(repair=repair))
-    assert set(found.repairs) == set(repair)
+@pytest.mark.parametrize("techniques", [("cross_layer_equalization",), ("gptq", "bias_correction")])
+def test_repairs_work_on_what_it_makes(techniques):
+    found = convert_with_record(FLOATING, IMAGES, config(techniques=techniques))
+    assert set(found.techniques) == set(techniques)
     assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
     assert (classes(found.content) == classes(FLOATING)).mean() > 0.98
 
@@ -127,9 +127,12 @@ def test_each_layer_has_the_scheme_that_was_asked_for_and_the_audit_accepts_exac
         ({"int16_layers": ("cnv2",)}, r"int16_layers: the pattern 'cnv2' fits no layer: did you mean"),
         ({"per_tensor_layers": ("cnv2",)}, r"per_tensor_layers: the pattern 'cnv2' fits no layer: did you mean"),
         ({"int16_layers": ("conv2",), "scheme": "int16x8"}, "int16_layers with scheme=int16x8"),
-        ({"int16_layers": ("conv2",), "backend": "tf"}, "int16_layers=conv2: .* set backend=litert"),
-        ({"per_tensor_layers": ("conv2",), "backend": "tf"}, "per_tensor_layers=conv2: .* set backend=litert"),
-        ({"scheme": "float16"}, "backend=litert with scheme=float16"),
+        ({"int16_layers": ("conv2",), "quantizer": "tensorflow"}, "int16_layers=conv2: .* set quantizer=litert"),
+        (
+            {"per_tensor_layers": ("conv2",), "quantizer": "tensorflow"},
+            "per_tensor_layers=conv2: .* set quantizer=litert",
+        ),
+        ({"scheme": "float16"}, "quantizer=litert with scheme=float16"),
     ],
 )
 def test_what_contradicts_itself_is_refused(values, told):

@@ -20,7 +20,7 @@ TOLERANCES = {
     "float32": 1e-6,
     "float16": 1e-3,
     "weight_only_int8": 0.02,
-    "dynamic": 0.03,
+    "dynamic_range": 0.03,
     "int16x8": 0.02,
     "int8": 0.06,
 }
@@ -63,7 +63,7 @@ def floating(traces) -> bytes:
 
 
 def convert(model, samples, **settings) -> bytes:
-    config = tfq.ConversionConfig(calibration_steps=len(samples), **settings)
+    config = tfq.ConversionConfig(num_calibration_samples=len(samples), **settings)
     return tfq.convert(model, samples if config.needs_ranges else None, config)
 
 
@@ -139,11 +139,11 @@ def codes(content: bytes, dtype: str) -> dict[tuple, tuple]:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "dtype"), [("dynamic", "int8"), ("float16", "float16"), ("weight_only_int8", "int8")]
+    ("scheme", "dtype"), [("dynamic_range", "int8"), ("float16", "float16"), ("weight_only_int8", "int8")]
 )
 def test_weights_are_those_that_tensorflows_converter_stores(scheme, dtype, stock, traces, samples):
     # TensorFlow has no weight_only_int8, but its dynamic weights are the same numbers.
-    theirs = codes(stock("dynamic" if dtype == "int8" else scheme), dtype)
+    theirs = codes(stock("dynamic_range" if dtype == "int8" else scheme), dtype)
     ours = codes(convert(traces["tf_keras"], samples, scheme=scheme), dtype)
     assert len(theirs) == (4 if dtype == "int8" else 5)
     for shape, (values, scales) in theirs.items():
@@ -154,8 +154,8 @@ def test_weights_are_those_that_tensorflows_converter_stores(scheme, dtype, stoc
 def test_the_weights_of_other_models_differ(models, traces, samples):
     other = small_model(import_tf_keras())
     other.set_weights([weight * 1.01 for weight in other.get_weights()])
-    ours = codes(convert(other, samples, scheme="dynamic"), "int8")
-    theirs = codes(convert(traces["tf_keras"], samples, scheme="dynamic"), "int8")
+    ours = codes(convert(other, samples, scheme="dynamic_range"), "int8")
+    theirs = codes(convert(traces["tf_keras"], samples, scheme="dynamic_range"), "int8")
     assert not any(ours[shape][1] == theirs[shape][1] for shape in ours)
 
 
@@ -187,12 +187,12 @@ def delegated(content: bytes, samples: np.ndarray) -> tuple[int, int]:
     return record.delegated_ops, record.total_ops
 
 
-@pytest.mark.parametrize("scheme", ["dynamic", "float16", "weight_only_int8", "float32"])
+@pytest.mark.parametrize("scheme", ["dynamic_range", "float16", "weight_only_int8", "float32"])
 def test_xnnpack_takes_every_op_of_the_schemes_with_float_activations(scheme, stock, traces, samples):
     taken, total = delegated(convert(traces["tf_keras"], samples, scheme=scheme), samples)
     assert taken == total
     # The hybrid depthwise convolution that TensorFlow's converter writes is left.
-    if scheme == "dynamic":
+    if scheme == "dynamic_range":
         taken, total = delegated(stock(scheme), samples)
         assert taken < total
 
@@ -204,7 +204,7 @@ def test_xnnpack_takes_every_op_of_the_schemes_with_float_activations(scheme, st
         ({"per_channel": False}, "per_tensor", "per_tensor"),
     ],
 )
-@pytest.mark.parametrize("scheme", ["int8", "int16x8", "dynamic", "weight_only_int8"])
+@pytest.mark.parametrize("scheme", ["int8", "int16x8", "dynamic_range", "weight_only_int8"])
 def test_granularity_is_as_asked_and_computes_the_same(scheme, settings, granularity, dense, models, traces, samples):
     if scheme == "int16x8" and not settings.get("per_channel", True):
         with pytest.raises(tfq.InputError, match=r"depthwise convolutions \(depthwise\).*per_channel on"):
@@ -265,7 +265,7 @@ def aware(samples):
     return tfq.trace(model)
 
 
-@pytest.mark.parametrize("scheme", ["int16x8", "dynamic", "float16", "weight_only_int8"])
+@pytest.mark.parametrize("scheme", ["int16x8", "dynamic_range", "float16", "weight_only_int8"])
 def test_a_quantization_aware_model_is_int8_alone(scheme, aware, samples):
     with pytest.raises(tfq.InputError, match="quantization-aware trained"):
         convert(aware, samples, scheme=scheme)
@@ -288,11 +288,11 @@ def test_an_embedding_is_stored_small_and_reads_back(samples):
     model = keras.Model(tokens, keras.layers.Dense(32, name="head")(x))
     ids = np.random.default_rng(0).integers(0, 100, (10, 8)).astype(np.int32)
     floating = len(tfq.convert(model, config=tfq.ConversionConfig(scheme="float32")))
-    for scheme, tolerance in (("float16", 1e-3), ("weight_only_int8", 5e-3), ("dynamic", 0.02)):
+    for scheme, tolerance in (("float16", 1e-3), ("weight_only_int8", 5e-3), ("dynamic_range", 0.02)):
         content = tfq.convert(model, config=tfq.ConversionConfig(scheme=scheme))
         assert tfq.audit(content, tfq.AuditConfig(require=scheme)).ok
-        runner = Interpreter(model_content=content).get_signature_runner("serving_default")
-        outputs = np.concatenate([next(iter(runner(tokens=row[None]).values())) for row in ids])
+        backend = Interpreter(model_content=content).get_signature_runner("serving_default")
+        outputs = np.concatenate([next(iter(backend(tokens=row[None]).values())) for row in ids])
         np.testing.assert_allclose(outputs, np.asarray(model(ids)), atol=tolerance)
         assert len(content) < (0.6 if scheme == "float16" else 0.4) * floating
 

@@ -12,13 +12,13 @@ import pytest
 from cifar10 import read_test_split
 from sklearn.datasets import load_digits
 
-from tfq.backends import RunRequest, child, make_runner
+from tfq.backends import RunRequest, child, make_backend
 from tfq.backends.qemu import apt, sysroot, sysroot_build
 from tfq.backends.target.instructions import MARKER
 from tfq.config import CalibrationConfig, ConversionConfig, EvaluationConfig
 from tfq.conversion import convert_model
-from tfq.errors import InputError, ModelError, RunnerError
-from tfq.evaluation import compare_runners, count_instructions, evaluate_model
+from tfq.errors import BackendError, InputError, ModelError
+from tfq.evaluation import compare_backends, count_instructions, evaluate_model
 
 CPUS = ("cortex-a53", "cortex-a76")
 
@@ -43,13 +43,13 @@ def digits():
 @pytest.fixture(scope="module")
 def on_arm(digits_model, digits):
     """An evaluation in the emulator that was asked for latencies."""
-    config = EvaluationConfig(runner="qemu:cortex-a53", limit=64, warmup_runs=5, num_runs=50)
+    config = EvaluationConfig(backend="qemu:cortex-a53", limit=64, warmup_runs=5, num_runs=50)
     return evaluate_model(digits_model, digits, config)
 
 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_arm_is_within_1_lsb_of_x86_on_the_golden_digits_model(cpu, digits_model, digits):
-    parity = compare_runners(digits_model, digits, "local", f"qemu:{cpu}", 256)
+    parity = compare_backends(digits_model, digits, "local", f"qemu:{cpu}", 256)
     assert (parity.num_examples, parity.compared) == (256, 2560)
     assert parity.max_abs_error_lsb <= 1
     # Two runs that computed nothing would differ by nothing: the outputs tell the digits apart.
@@ -65,7 +65,7 @@ def test_an_emulated_run_has_the_accuracy_of_this_machine(on_arm, digits_model, 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_arm_is_within_1_lsb_of_x86_on_resnet8_over_256_real_images(cpu, shared):
     model = (shared / "models" / "mlperf_tiny_resnet8_cifar10_int8.tflite").read_bytes()
-    parity = compare_runners(model, read_test_split(shared, 256), "local", f"qemu:{cpu}", 256)
+    parity = compare_backends(model, read_test_split(shared, 256), "local", f"qemu:{cpu}", 256)
     assert (parity.num_examples, parity.compared) == (256, 2560)
     assert parity.max_abs_error_lsb <= 1
     assert parity.num_different <= 0.01 * parity.compared
@@ -76,18 +76,18 @@ def test_arm_is_within_1_lsb_of_x86_on_resnet8_over_256_real_images(cpu, shared)
     [
         {"calibration": CalibrationConfig(method="mse")},
         {"calibration": CalibrationConfig(method="entropy")},
-        {"repair": ("equalize", "rounding", "bias")},
-        {"repair": ("equalize", "rounding", "bias"), "per_channel": False},
+        {"techniques": ("cross_layer_equalization", "gptq", "bias_correction")},
+        {"techniques": ("cross_layer_equalization", "gptq", "bias_correction"), "per_channel": False},
         {"float_layers": ("conv2",)},
-        {"backend": "litert"},
-        {"backend": "litert", "int16_layers": ("conv2",), "per_tensor_layers": ("conv1",)},
+        {"quantizer": "litert"},
+        {"quantizer": "litert", "int16_layers": ("conv2",), "per_tensor_layers": ("conv1",)},
     ],
     ids=["mse", "entropy", "repaired", "repaired_per_tensor", "float_layer", "litert", "int16_layer"],
 )
 def test_arm_is_within_1_lsb_of_x86_whatever_calibration_and_repair_have_made(asked, golden, digits):
     floating = (golden / "digits_float32.tflite").read_bytes()
-    model = convert_model(floating, digits[0][:100], ConversionConfig(calibration_steps=100, **asked))
-    parity = compare_runners(model, digits, "local", "qemu:cortex-a76", 128)
+    model = convert_model(floating, digits[0][:100], ConversionConfig(num_calibration_samples=100, **asked))
+    parity = compare_backends(model, digits, "local", "qemu:cortex-a76", 128)
     assert (parity.num_examples, parity.compared) == (128, 1280)
     assert parity.max_abs_error_lsb <= 1
     assert evaluate_model(model, digits, EvaluationConfig(num_runs=0)).accuracy > 0.9
@@ -97,11 +97,11 @@ def test_of_weights_of_four_bits_the_record_says_that_arm_rounds_otherwise_and_t
     # XNNPACK takes no convolution with them; TFLite's own kernels round by the machine, here by one code in the second
     # layer, which softmax at the end makes more of.
     floating = (golden / "digits_float32.tflite").read_bytes()
-    config = ConversionConfig(calibration_steps=100, int4_layers=("*",), repair=("rounding", "bias"))
+    config = ConversionConfig(num_calibration_samples=100, int4_layers=("*",), techniques=("gptq", "bias_correction"))
     model = convert_model(floating, digits[0][:100], config)
-    parity = compare_runners(model, digits, "local", "qemu:cortex-a76", 128)
+    parity = compare_backends(model, digits, "local", "qemu:cortex-a76", 128)
     assert 1 < parity.max_abs_error_lsb <= 16 and parity.num_different < 0.1 * parity.compared
-    runs = [EvaluationConfig(num_runs=0, limit=128, runner=runner) for runner in ("local", "qemu:cortex-a76")]
+    runs = [EvaluationConfig(num_runs=0, limit=128, backend=backend) for backend in ("local", "qemu:cortex-a76")]
     local, emulated = (evaluate_model(model, digits, each).accuracy for each in runs)
     assert local == pytest.approx(emulated, abs=1 / 128) and local > 0.9
 
@@ -139,18 +139,18 @@ def test_each_cpu_sees_its_own_cpuinfo_while_both_run(emulator):
 
 
 def test_errors_inside_the_emulator_are_told_as_those_outside(digits_model, golden, tmp_path, monkeypatch):
-    runner = make_runner("qemu:cortex-a76")
+    backend = make_backend("qemu:cortex-a76")
     with pytest.raises(InputError, match=r"qemu:cortex-a76: .*takes shape \[1, 8, 8, 1\]"):
-        runner.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
+        backend.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
     with pytest.raises(ModelError, match=r"qemu:cortex-a76: the interpreter failed: .*custom op"):
         custom = (golden / "custom_op.tflite").read_bytes()
-        runner.run(RunRequest(model=custom, inputs=(np.zeros((1, 8, 8, 1), np.float32),)))
+        backend.run(RunRequest(model=custom, inputs=(np.zeros((1, 8, 8, 1), np.float32),)))
     crashing = tmp_path / "crashing_worker.py"
     monkeypatch.setattr(child, "TARGET", crashing)
-    for started, error in (("print('started', flush=True)", ModelError), ("pass", RunnerError)):
+    for started, error in (("print('started', flush=True)", ModelError), ("pass", BackendError)):
         crashing.write_text(f"import os, signal; {started}; os.kill(os.getpid(), signal.SIGSEGV)")
         with pytest.raises(error, match="qemu:cortex-a76: the interpreter was killed by signal SIGSEGV"):
-            runner.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+            backend.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
 
 
 # Arm64 code: subs x0, x0, #1; b.ne to it; ret. n rounds are 2n + 1 instructions.

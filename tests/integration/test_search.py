@@ -32,26 +32,26 @@ def made_hard(model: bytes) -> bytes:
 
 
 def budget(**values) -> tfq.SearchConfig:
-    full, most = values.pop("full", False), values.pop("most_mixed_layers", 2)
+    full, most = values.pop("full", False), values.pop("max_mixed_layers", 2)
     return tfq.SearchConfig(
-        budget=tfq.BudgetConfig(**values), full=full, most_mixed_layers=most, methods=("min_max", "mse")
+        budget=tfq.BudgetConfig(**values), full=full, max_mixed_layers=most, methods=("min_max", "mse")
     )
 
 
 def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
     found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path))
-    assert found.holds and found.chosen.name == "percentile" and len(found.rungs) == 1
+    assert found.holds and found.chosen.name == "percentile" and len(found.candidates) == 1
     assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
     assert found.test_against_plain.difference == 0 and "the plain one is the chosen one" in found.to_text()
 
 
-def test_a_hard_model_climbs_until_its_channels_are_even(tmp_path):
+def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
     lines = []
     hard = made_hard(FLOATING)
     found = find_int8(hard, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path), told=lines.append)
-    assert found.holds and "equalize" in found.chosen.rung.repair
-    assert found.rungs[0].against_float.difference < -0.1
-    assert len(lines) == len(found.rungs) > 2
+    assert found.holds and "cross_layer_equalization" in found.chosen.candidate.techniques
+    assert found.candidates[0].against_float.difference < -0.1
+    assert len(lines) == len(found.candidates) > 2
     # The test split, which nothing was chosen by, says the same, and that it is no chance.
     evaluated = tfq.evaluate(found.content, SPLITS[2], tfq.EvaluationConfig(num_runs=0))
     assert evaluated.accuracy == pytest.approx(found.test_accuracy)
@@ -62,25 +62,25 @@ def test_sensitive_layers_stay_float_where_nothing_else_helps(tmp_path):
     hard = made_hard(FLOATING)
     config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("min_max",), full=True)
     found = find_int8(hard, *SPLITS, config, store=StageStore(tmp_path))
-    mixed = [rung for rung in found.rungs if rung.rung.kind == "mixed"]
-    assert [len(rung.layers) for rung in mixed] == [1, 2, 4]
+    mixed = [candidate for candidate in found.candidates if candidate.candidate.kind == "mixed"]
+    assert [len(candidate.layers) for candidate in mixed] == [1, 2, 4]
     assert mixed[0].layers == mixed[1].layers[:1]
 
 
 def test_with_litert_sensitive_layers_are_tried_in_int16_before_they_stay_float(tmp_path):
     hard = made_hard(FLOATING)
     config = tfq.SearchConfig(
-        budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("percentile",), full=True, most_mixed_layers=2
+        budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("percentile",), full=True, max_mixed_layers=2
     )
-    conversion = tfq.ConversionConfig(backend="litert", calibration_steps=64)
+    conversion = tfq.ConversionConfig(quantizer="litert", num_calibration_samples=64)
     found = find_int8(hard, *SPLITS, config, conversion=conversion, store=StageStore(tmp_path))
-    mixed = [rung for rung in found.rungs if rung.rung.kind == "mixed"]
-    assert [(rung.rung.scheme, len(rung.layers)) for rung in mixed] == [
+    mixed = [candidate for candidate in found.candidates if candidate.candidate.kind == "mixed"]
+    assert [(candidate.candidate.scheme, len(candidate.layers)) for candidate in mixed] == [
         ("int16", 1), ("float", 1), ("int16", 2), ("float", 2)
     ]  # fmt: skip
-    assert [rung.to_dict()["scheme"] for rung in found.rungs[:2]] == ["", ""]
-    if found.chosen.rung.kind == "mixed":
-        assert f"--allow_{found.chosen.rung.scheme}" in found.advice[-1]
+    assert [candidate.to_dict()["scheme"] for candidate in found.candidates[:2]] == ["", ""]
+    if found.chosen.candidate.kind == "mixed":
+        assert f"--allow_{found.chosen.candidate.scheme}" in found.advice[-1]
 
 
 def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path, monkeypatch):
@@ -92,7 +92,7 @@ def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path
     monkeypatch.setattr("tfq.conversion.convert_model", only_one)
     lines, config = [], budget(max_accuracy_drop=0.0, full=True)
     found = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), told=lines.append)
-    assert [len(rung.layers) for rung in found.rungs if rung.rung.kind == "mixed"] == [2]
+    assert [len(candidate.layers) for candidate in found.candidates if candidate.candidate.kind == "mixed"] == [2]
     assert any("1 in float: cannot be made: no such form" in line for line in lines)
 
 
@@ -128,13 +128,13 @@ def script(monkeypatch, *arguments) -> int:
 def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_path, monkeypatch, capsys):
     (tmp_path / "model.tflite").write_bytes(FLOATING)
     flags = [f"--model={tmp_path / 'model.tflite'}", "--data=digits", f"--out={tmp_path / 'out'}", "--methods=min_max"]
-    assert script(monkeypatch, *flags, "--budget.max_accuracy_drop=1", "--conversion.calibration_steps=40") == 0
+    assert script(monkeypatch, *flags, "--budget.max_accuracy_drop=1", "--conversion.num_calibration_samples=40") == 0
     told = capsys.readouterr().out
     assert "chosen: " in told and "test examples" in told
     record = json.loads((tmp_path / "out" / "search.json").read_text())
-    assert record["holds"] and record["rungs"][0]["bytes"] > 0
-    assert record["config"]["conversion"]["calibration_steps"] == 40
+    assert record["holds"] and record["candidates"][0]["bytes"] > 0
+    assert record["config"]["conversion"]["num_calibration_samples"] == 40
     assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
-    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--most_mixed_layers=0") == 1
-    assert "no rung keeps the budget" in capsys.readouterr().err
+    assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--max_mixed_layers=0") == 1
+    assert "no candidate keeps the budget" in capsys.readouterr().err
     assert "quantization-aware train" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]

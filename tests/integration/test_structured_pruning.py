@@ -9,9 +9,9 @@ import pytest
 import tfq
 from tfq.compression import qat_model
 from tfq.compression.structured_pruning import rebuild, rules
-from tfq.compression.structured_pruning.prune import count_macs, prune_filters
+from tfq.compression.structured_pruning.prune import count_macs, prune_structured
 from tfq.compression.training import deterministic
-from tfq.config import DistillationConfig, FiltersConfig, QATConfig
+from tfq.config import DistillationConfig, QATConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras
 
@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 
 def config(**fields):
-    return FiltersConfig(**{"multiple_of": 2, **fields})
+    return StructuredPruningConfig(**{"channel_multiple": 2, **fields})
 
 
 def built(build, *shapes, name="small"):
@@ -72,18 +72,20 @@ def residual(layers, x):
 
 def test_a_target_says_what_share_of_a_layers_filters_stays():
     model = built(residual, (8, 8, 3))
-    result = prune_filters(model, config=config(target_macs=0.99, targets=("inner=0.5", "conv1=1")))
+    result = prune_structured(model, config=config(target_macs=0.99, targets=("inner=0.5", "conv1=1")))
     assert result.removed == {"inner": (6, 12)}
     assert result.skipped["conv0"] == "others had less to lose for the multiply-adds that they cost"
     assert result.skipped["conv1"] == "its target keeps them"
-    with pytest.raises(InputError, match=r"filters: target 'inner=2': 2 is no share: wanted a fraction from 0 to 1"):
-        prune_filters(model, config=config(targets=("inner=2",)))
+    with pytest.raises(
+        InputError, match=r"structured_pruning: target 'inner=2': 2 is no share: wanted a fraction from 0 to 1"
+    ):
+        prune_structured(model, config=config(targets=("inner=2",)))
 
 
 def test_a_residual_sum_loses_the_same_channels_on_all_its_branches():
     model = built(residual, (8, 8, 3))
     before = [weight.copy() for weight in model.get_weights()]
-    result = prune_filters(model, config=config(target_macs=0.3))
+    result = prune_structured(model, config=config(target_macs=0.3))
     small = result.model
     kept = places_left(small, model, "conv0")
     assert places_left(small, model, "bn1") == kept == places_left(small, model, "bn0")
@@ -114,7 +116,7 @@ def test_the_filters_that_stay_have_the_largest_norms():
     model = built(build, (4, 4, 3))
     kernel = model.get_layer("conv").get_weights()[0]
     for norm, sums in (("l1", np.abs(kernel).sum((0, 1, 2))), ("l2", np.sqrt((kernel**2).sum((0, 1, 2))))):
-        small = prune_filters(model, config=config(norm=norm)).model
+        small = prune_structured(model, config=config(norm=norm)).model
         largest = np.argsort(sums)[-len(places_left(small, model, "conv")) :]
         assert places_left(small, model, "conv") == sorted(largest)
 
@@ -128,7 +130,7 @@ def test_channels_are_found_behind_a_concatenation_and_a_flatten():
         return layers.Dense(3, name="head")(layers.Flatten(name="flat")(layers.Cropping2D(1, name="crop")(x)))
 
     model = built(build, (6, 6, 3))
-    small = prune_filters(model, config=config()).model
+    small = prune_structured(model, config=config()).model
     a, b = places_left(small, model, "a"), places_left(small, model, "b")
     assert len(a) < 6 or len(b) < 8
     both = [*a, *(6 + place for place in b), *(14 + place for place in a)]
@@ -152,7 +154,7 @@ def squeeze_excite(layers, x):
 
 def test_a_depthwise_convolution_and_a_gate_follow_the_channels_that_they_work_on():
     model = built(squeeze_excite, (12, 12, 3))
-    small = prune_filters(model, config=config(target_macs=0.4)).model
+    small = prune_structured(model, config=config(target_macs=0.4)).model
     stem, reduce = places_left(small, model, "stem"), places_left(small, model, "reduce")
     doubled = [2 * place + more for place in stem for more in (0, 1)]
     assert 2 <= len(stem) < 8
@@ -181,7 +183,7 @@ def test_every_other_layer_with_filters_loses_them_on_the_right_axes():
         return layers.Conv1D(2, 3, padding="same", name="head")(x)
 
     model = built(build, (6, 6, 4))
-    result = prune_filters(model, config=config(target_macs=0.3))
+    result = prune_structured(model, config=config(target_macs=0.3))
     assert set(result.removed) == {"up", "separable", "conv1d", "dense"}
     places = {name: places_left(result.model, model, name) for name in result.removed}
     kernel = model.get_layer("up").get_weights()[0]
@@ -201,7 +203,7 @@ def test_a_grouped_convolution_loses_whole_groups():
         return layers.Conv2D(2, 1, name="head")(x)
 
     model = built(build, (6, 6, 3))
-    small = prune_filters(model, config=config(multiple_of=4)).model
+    small = prune_structured(model, config=config(channel_multiple=4)).model
     kept = places_left(small, model, "grouped")
     groups = sorted({place // 8 for place in kept})
     assert small.get_layer("grouped").groups == len(groups) < 4
@@ -217,7 +219,7 @@ def test_two_inputs_and_two_outputs_keep_their_channels():
         return [layers.Conv2D(4, 1, name="head")(both), layers.ReLU(name="also")(layers.Conv2D(4, 1, name="tail")(y))]
 
     model = built(build, (4, 4, 3), (4, 4, 5))
-    small = prune_filters(model, config=config()).model
+    small = prune_structured(model, config=config()).model
     assert places_left(small, model, "one") == places_left(small, model, "two")
     assert [tuple(output.shape) for output in small.outputs] == [(None, 4, 4, 4)] * 2
 
@@ -244,7 +246,7 @@ def test_what_cannot_be_followed_keeps_its_channels_and_says_why(cut, reason):
         return layers.Dense(3, name="head")(layers.Flatten(name="flat")(cut(layers, x)))
 
     model = built(build, (8, 8, 3))
-    result = prune_filters(model, config=config(target_macs=0.6))
+    result = prune_structured(model, config=config(target_macs=0.6))
     assert set(result.removed) == {"free"}
     (told,) = [why for why in [result.skipped["held"]] if "layer '" in why]
     assert any(part in told for part in reason.split("|"))
@@ -257,7 +259,7 @@ def test_a_layer_that_is_called_twice_keeps_its_channels():
         x = layers.Conv2D(16, 1, name="after")(twice(twice(x)))
         return layers.Conv2D(2, 1, name="head")(x)
 
-    result = prune_filters(built(build, (4, 4, 3)), config=config(target_macs=0.7))
+    result = prune_structured(built(build, (4, 4, 3)), config=config(target_macs=0.7))
     assert set(result.removed) == {"after"}
     assert result.skipped["before"] == result.skipped["twice"] == "layer 'twice' is called 2 times"
     # before 3*8, twice 2 * 8*8, after 8*16, head 16*2, on 16 places.
@@ -294,7 +296,7 @@ def fit(model, callbacks):
 def test_the_small_model_trains_goes_through_qat_and_becomes_full_int8_of_half_the_multiply_adds():
     model = built(residual, (16, 16, 3))
     model.get_layer("bn1").trainable = False
-    result = prune_filters(model, fit, config(multiple_of=4))
+    result = prune_structured(model, fit, config(channel_multiple=4))
     small = result.model
     assert result.macs_after <= 0.5 * result.macs_before
     assert sum(count_macs(small).values()) == result.macs_after
@@ -304,7 +306,7 @@ def test_the_small_model_trains_goes_through_qat_and_becomes_full_int8_of_half_t
     told = json.loads(json.dumps(result.to_dict()))
     assert told["removed"]["inner"] == {"kept": small.get_layer("inner").filters, "of": 12}
     assert "inner" in result.to_text() and f"{result.macs_before:,}" in result.to_text()
-    trained = qat_model(small, fit, QATConfig(calibration_steps=0))
+    trained = qat_model(small, fit, QATConfig(num_calibration_samples=0))
     assert tfq.audit(tfq.convert(trained), tfq.AuditConfig(require="full_int8")).ok
 
 
@@ -314,7 +316,7 @@ def test_an_activation_that_makes_a_constant_of_zero_is_no_difference():
         x = layers.Activation("softplus", name="softplus")(x) + 1.0
         return layers.Conv2D(2, 3, padding="same", name="head")(x)
 
-    result = prune_filters(built(build, (6, 6, 3)), config=config())
+    result = prune_structured(built(build, (6, 6, 3)), config=config())
     assert result.removed == {"sigmoid": (4, 8)} and result.max_difference < 1e-5
 
 
@@ -322,7 +324,7 @@ def test_a_sequential_model_stays_one():
     keras = import_tf_keras()
     layers = keras.layers
     stack = [layers.Dense(16, "relu", name="one", input_shape=(8,)), layers.Dense(16, name="two"), layers.Dense(3)]
-    result = prune_filters(keras.Sequential(stack), config=config())
+    result = prune_structured(keras.Sequential(stack), config=config())
     assert isinstance(result.model, keras.Sequential) and result.macs_after <= result.macs_before / 2
 
 
@@ -341,7 +343,7 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
         wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), gives_zero=rule.gives_zero)
         monkeypatch.setitem(rules.RULES, "BatchNormalization", wrong)
     with pytest.raises(TfqError, match=r"the smaller model is wrong.*'(inner|conv1|bn1)'"):
-        prune_filters(model, config=config(target_macs=0.3))
+        prune_structured(model, config=config(target_macs=0.3))
 
 
 def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of():
@@ -354,7 +356,7 @@ def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of()
 
     def distances(weight, **teachers):
         wanted = DistillationConfig(enabled=True, weight=weight)
-        result = prune_filters(model, fit, config(distillation=wanted), **teachers)
+        result = prune_structured(model, fit, config(distillation=wanted), **teachers)
         assert type(result.model) is type(model)
         return histories[-1]["distillation_loss"]
 
@@ -366,35 +368,35 @@ def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of()
     other = built(residual, (16, 16, 3))
     other.set_weights([weight / 2 for weight in model.get_weights()])
     assert distances(1.0, teacher=other)[0] != pytest.approx(first, rel=0.01)
-    with pytest.raises(InputError, match="filters: a teacher was given, and distillation is off"):
-        prune_filters(model, fit, config(), teacher=other)
-    with pytest.raises(TfqError, match="filters: distillation had no part"):
-        prune_filters(model, lambda *_: None, config(distillation=DistillationConfig(enabled=True)))
+    with pytest.raises(InputError, match="structured_pruning: a teacher was given, and distillation is off"):
+        prune_structured(model, fit, config(), teacher=other)
+    with pytest.raises(TfqError, match="structured_pruning: distillation had no part"):
+        prune_structured(model, lambda *_: None, config(distillation=DistillationConfig(enabled=True)))
 
 
 def test_a_fit_that_does_not_train_is_told():
     with pytest.raises(TfqError, match="fit did not train the model"):
-        prune_filters(built(residual, (8, 8, 3)), lambda model, callbacks: None, config())
+        prune_structured(built(residual, (8, 8, 3)), lambda model, callbacks: None, config())
 
 
 def test_what_cannot_be_done_is_refused_with_what_to_do():
     model = built(residual, (8, 8, 3))
     with pytest.raises(InputError, match=r"target_macs.*wanted between 0 and 1, got 1"):
-        prune_filters(model, config=config(target_macs=1.0))
+        prune_structured(model, config=config(target_macs=1.0))
     with pytest.raises(InputError, match=r"target_macs=0.01 cannot be reached: 0\.\d+ .*head \(its channels are"):
-        prune_filters(model, config=config(target_macs=0.01))
+        prune_structured(model, config=config(target_macs=0.01))
     with pytest.raises(InputError, match=r"no layer of 'small' can lose filters: conv0 \(8 filters are too few"):
-        prune_filters(model, config=config(multiple_of=16))
+        prune_structured(model, config=config(channel_multiple=16))
     with pytest.raises(InputError, match=r"'con0'.*did you mean 'conv0'"):
-        prune_filters(model, config=config(layers=("con0",)))
+        prune_structured(model, config=config(layers=("con0",)))
     with pytest.raises(InputError, match="filter pruning takes a tf_keras model, got the Keras 3 model"):
         keras = import_keras()
         image = keras.Input((4, 4, 3))
-        prune_filters(keras.Model(image, keras.layers.Conv2D(8, 1)(image)))
+        prune_structured(keras.Model(image, keras.layers.Conv2D(8, 1)(image)))
     open_size = built(lambda layers, x: layers.Conv2D(2, 1)(layers.Conv2D(8, 1, name="conv")(x)), (None, None, 3))
     with pytest.raises(InputError, match=r"layer 'conv' has a tensor of shape .*fixed shape"):
-        prune_filters(open_size, config=config())
+        prune_structured(open_size, config=config())
     broken = built(residual, (8, 8, 3))
     broken.get_layer("head").set_weights([np.full((8, 3), np.nan), np.zeros(3)])
     with pytest.raises(InputError, match=r"'head' .*NaN"):
-        prune_filters(broken, config=config())
+        prune_structured(broken, config=config())

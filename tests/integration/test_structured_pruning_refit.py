@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from tfq.compression.structured_pruning.prune import prune_filters
-from tfq.config import FiltersConfig
+from tfq.compression.structured_pruning.prune import prune_structured
+from tfq.config import StructuredPruningConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
 
@@ -14,7 +14,9 @@ IMAGES = RNG.normal(size=(40, 8, 8, 3)).astype(np.float32)
 
 
 def config(**values):
-    return FiltersConfig(enabled=True, **{"target_macs": 0.6, "multiple_of": 4, "layers": ("first",), **values})
+    return StructuredPruningConfig(
+        enabled=True, **{"target_macs": 0.6, "channel_multiple": 4, "layers": ("first",), **values}
+    )
 
 
 def convolutional(**second):
@@ -39,9 +41,9 @@ def test_what_twins_of_removed_filters_still_say_is_not_lost():
     kernel[..., 4:], bias[4:] = 0.9 * kernel[..., :4], 0.9 * bias[:4]
     model.get_layer("first").set_weights([kernel, bias])
     wanted = outputs(model)
-    cut = prune_filters(model, config=config())
+    cut = prune_structured(model, config=config())
     assert cut.removed["first"] == (4, 8) and cut.refit == {}
-    fit = prune_filters(model, config=config(), data=IMAGES)
+    fit = prune_structured(model, config=config(), data=IMAGES)
     before, after = fit.refit["second"]
     assert before > 0.3 and after < 0.01
     spread = np.ptp(wanted)
@@ -52,7 +54,7 @@ def test_what_twins_of_removed_filters_still_say_is_not_lost():
 @pytest.mark.parametrize("second", [{}, {"strides": 2, "padding": "same"}, {"dilation_rate": 2, "use_bias": False}])
 def test_kernel_and_bias_are_those_of_least_squares(second):
     model = convolutional(**second)
-    result = prune_filters(model, config=config(), data=IMAGES)
+    result = prune_structured(model, config=config(), data=IMAGES)
     keras = import_tf_keras()
     small = result.model
     seen = keras.Model(small.inputs, small.get_layer("first").output).predict(IMAGES, verbose=0)
@@ -80,7 +82,7 @@ def test_a_dense_layer_is_fit_and_one_that_lost_nothing_stays_as_it_is():
     x = layers.Flatten()(layers.Conv2D(8, 3, strides=3, name="first")(image))
     x = layers.Dense(6, activation="relu", name="reads_it")(x)
     model = keras.Model(image, layers.Dense(5, name="head")(x))
-    result = prune_filters(model, config=config(), data=IMAGES)
+    result = prune_structured(model, config=config(), data=IMAGES)
     assert list(result.refit) == ["reads_it"] and result.refit["reads_it"][1] < result.refit["reads_it"][0]
     for ours, theirs in zip(
         result.model.get_layer("head").get_weights(), model.get_layer("head").get_weights(), strict=True
@@ -90,17 +92,17 @@ def test_a_dense_layer_is_fit_and_one_that_lost_nothing_stays_as_it_is():
 
 
 def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_there_is_nothing_to_fit():
-    with pytest.raises(InputError, match=r"filters: examples of input .* have shape \(9, 9, 3\)"):
-        prune_filters(convolutional(), config=config(), data=np.zeros((4, 9, 9, 3), np.float32))
+    with pytest.raises(InputError, match=r"structured_pruning: examples of input .* have shape \(9, 9, 3\)"):
+        prune_structured(convolutional(), config=config(), data=np.zeros((4, 9, 9, 3), np.float32))
     broken = IMAGES.copy()
     broken[3, 2, 2, 1] = np.nan
     with pytest.raises(InputError, match="NaN"):
-        prune_filters(convolutional(), config=config(), data=broken)
-    assert prune_filters(convolutional(), config=config(refit_examples=0), data=IMAGES).refit == {}
+        prune_structured(convolutional(), config=config(), data=broken)
+    assert prune_structured(convolutional(), config=config(refit_examples=0), data=IMAGES).refit == {}
 
 
 def test_a_layer_too_wide_for_least_squares_keeps_its_weights_and_is_told(monkeypatch):
     monkeypatch.setattr("tfq.compression.structured_pruning.rebuild._MOST_UNKNOWNS", 36)
     with pytest.warns(TfqWarning, match="'second' keeps the weights that it had: 37 of one filter"):
-        result = prune_filters(convolutional(), config=config(), data=IMAGES)
+        result = prune_structured(convolutional(), config=config(), data=IMAGES)
     assert result.refit == {}

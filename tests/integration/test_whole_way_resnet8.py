@@ -46,10 +46,10 @@ def test_the_ptq_flatbuffer_is_full_int8_with_the_layers_of_the_model(flatbuffer
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])
 def test_emulated_arm_is_within_one_lsb_of_x86_on_our_own_flatbuffer(cpu, flatbuffers, test_split):
-    from tfq.evaluation import compare_runners
+    from tfq.evaluation import compare_backends
 
     sysroot.install()
-    record = compare_runners(flatbuffers[1], test_split, "local", f"qemu:{cpu}", 64)
+    record = compare_backends(flatbuffers[1], test_split, "local", f"qemu:{cpu}", 64)
     assert record.num_examples == 64
     assert record.compared == 640
     assert record.max_abs_error_lsb <= 1

@@ -28,7 +28,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "latency_p99_ms": 0.0712,
         "latency_reason": None,
         "num_threads": 1,
-        "runner": "local",
+        "backend": "local",
         "emulated": False,
         "xnnpack": True,
         "total_ops": 9,
@@ -41,11 +41,11 @@ def evaluation(**changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
-def parity(runner: str, **changes: Any) -> dict[str, Any]:
+def parity(backend: str, **changes: Any) -> dict[str, Any]:
     """A ParityRecord as plain JSON."""
     values = {
-        "runner_a": "local",
-        "runner_b": runner,
+        "backend_a": "local",
+        "backend_b": backend,
         "max_abs_error_lsb": 0,
         "num_different": 0,
         "compared": 2560,
@@ -114,7 +114,7 @@ def timed(name: str, median: float, **changes: Any) -> dict[str, Any]:
 def counted(cpu: str, instructions: int) -> dict[str, Any]:
     """An InstructionRecord as plain JSON."""
     return {
-        "runner": f"qemu:{cpu}",
+        "backend": f"qemu:{cpu}",
         "cpu": cpu,
         "instructions": instructions,
         "by": "a plugin of the emulator",
@@ -173,7 +173,7 @@ _EMULATORS = ("qemu:cortex-a53", "qemu:cortex-a76")
 
 _RECORD: dict[str, Any] = {
     "schema_version": 1,
-    "script": "run",
+    "command": "run",
     "config": {"model": "digits_cnn", "data": {"source": "digits", "scale": 1.0}, "out": "out/demo", "seed": 0},
     "config_hash": "a" * 64,
     "seed": 0,
@@ -214,7 +214,7 @@ _RECORD: dict[str, Any] = {
                 latency_p90_ms=0.0251,
             ),
             "audit": audit(),
-            "parity": {runner: parity(runner) for runner in _EMULATORS},
+            "parity": {backend: parity(backend) for backend in _EMULATORS},
         },
         {
             "name": "pruned_qat_int8",
@@ -272,7 +272,7 @@ def newest_record() -> dict[str, Any]:
     record["models"][2]["qat_parity"] = qat_parity()
     pair = {"model": "float", "model_kernels": "xnnpack", "kernels": "xnnpack", "confidence": 0.95, "reason": None}
     record["benchmark"] = {
-        "runner": "local",
+        "backend": "local",
         "num_threads": 1,
         "models": [
             timed("float", 0.042),

@@ -115,7 +115,7 @@ def test_the_output_of_the_model_can_be_the_rounded_one():
     assert len(np.unique(answers)) <= 256 and tflite.read(alone).output_names == parsed.output_names
 
 
-def test_uneven_channels_are_named_with_the_repair_that_mends_them():
+def test_uneven_channels_are_reported_with_the_technique_for_them():
     model = changed(FLOATING, uneven)
 
     def coarse(quantized):
@@ -125,7 +125,7 @@ def test_uneven_channels_are_named_with_the_repair_that_mends_them():
 
     found = analysis.analyze(changed(QUANTIZED, coarse), model, IMAGES)
     (finding,) = (each for each in found.findings if each.layer == "conv2" and "channels" in each.kind)
-    assert "equalize" in finding.message
+    assert "cross_layer_equalization" in finding.message
 
 
 def layer(name, op="CONV_2D", sqnr_db=30.0, **values):
@@ -153,7 +153,7 @@ def layer(name, op="CONV_2D", sqnr_db=30.0, **values):
     ("layers", "kind", "told"),
     [
         ([layer("a"), layer("gate", "MUL", 4.0)], "gate_collapse", "squeeze-and-excitation"),
-        ([layer("a"), layer("conv", "CONV_2D", 4.0)], "collapse", "--repair"),
+        ([layer("a"), layer("conv", "CONV_2D", 4.0)], "collapse", "--techniques"),
         ([layer("a", dead_channels=(1, 2))], "dead_channels", "2 of 8 channels (1, 2)"),
         ([layer("a", channel_spread=0.01)], "uneven_channels", "1.0%"),
         ([layer("a", saturated_channels=(0,)), layer("b")], "saturated_channels", "1 of 8"),

@@ -15,8 +15,8 @@ MADE_AS = {
     "digits_int8_per_tensor_dense": "full_int8",
     "digits_int8_qat": "full_int8",
     "digits_int16x8": "int16x8",
-    "digits_dynamic_range": "dynamic",
-    "digits_dynamic_all": "dynamic",
+    "digits_dynamic_range": "dynamic_range",
+    "digits_dynamic_all": "dynamic_range",
     "digits_float16": "float16",
     "digits_float32": "float32",
     "two_branches_float32": "float32",
@@ -78,8 +78,8 @@ def _one_tensor(name: str, op: int, slot: int, dtype: int) -> bytes:
         ("digits_int16x8", "int16x8", 0, 1, FLOAT32, "conv1"),
         ("digits_float32", "float32", 4, 1, INT8, "conv2"),
         ("digits_float32", "float32", 3, -1, INT8, "residual"),
-        ("digits_dynamic_range", "dynamic", 4, 1, FLOAT32, "conv2"),
-        ("digits_dynamic_range", "dynamic", 5, -1, INT8, "pool"),
+        ("digits_dynamic_range", "dynamic_range", 4, 1, FLOAT32, "conv2"),
+        ("digits_dynamic_range", "dynamic_range", 5, -1, INT8, "pool"),
     ],
 )
 def test_one_tensor_of_another_type_is_named_and_allowed_by_its_layer(name, required, op, slot, dtype, layer):
@@ -115,7 +115,7 @@ def test_a_model_without_weights_large_enough_is_not_dynamic():
         model.subgraphs[0].outputs = [int(model.subgraphs[0].operators[3].outputs[0])]
         model.signatureDefs = None
 
-    report = audit_model(changed(golden("digits_float32"), shrink), AuditConfig(require="dynamic"))
+    report = audit_model(changed(golden("digits_float32"), shrink), AuditConfig(require="dynamic_range"))
     assert [finding.kind for finding in report.failures] == ["scheme"]
     assert "the model is float32, wanted dynamic" in report.failures[0].message
 

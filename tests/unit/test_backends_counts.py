@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfq.backends import QemuRunner
+from tfq.backends import QemuBackend
 from tfq.backends.qemu import sysroot, sysroot_build
-from tfq.backends.qemu.runner import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.qemu.backend import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
 from tfq.backends.qemu.sysroot_build import Sysroot
-from tfq.errors import InputError, RunnerError
+from tfq.errors import BackendError, InputError
 from tfq.evaluation import (
     count_instructions,
     count_instructions_or_reason,
-    count_on_runners,
+    count_on_backends,
     instructions_to_dict,
 )
 
@@ -51,11 +51,11 @@ def test_an_inference_that_had_more_to_do_is_told_and_does_not_change_the_count(
 
 
 def test_marks_that_are_missing_or_of_several_threads_are_refused():
-    with pytest.raises(RunnerError, match=f"noted 0 marks, {3 * ROUNDS} were set"):
+    with pytest.raises(BackendError, match=f"noted 0 marks, {3 * ROUNDS} were set"):
         read_counts("")
-    with pytest.raises(RunnerError, match=f"noted {3 * ROUNDS - 3} marks"):
+    with pytest.raises(BackendError, match=f"noted {3 * ROUNDS - 3} marks"):
         read_counts(marks([700] * (ROUNDS - 1)))
-    with pytest.raises(RunnerError, match="2 threads ran in the emulator: wanted one"):
+    with pytest.raises(BackendError, match="2 threads ran in the emulator: wanted one"):
         read_counts(marks([700] * ROUNDS, threads=2))
 
 
@@ -68,8 +68,8 @@ def emulated(monkeypatch):
         requests.append(request)
         return COUNTS
 
-    monkeypatch.setattr(QemuRunner, "cannot_count", lambda self: None)
-    monkeypatch.setattr(QemuRunner, "count_instructions", count)
+    monkeypatch.setattr(QemuBackend, "cannot_count", lambda self: None)
+    monkeypatch.setattr(QemuBackend, "count_instructions", count)
     return requests
 
 
@@ -91,7 +91,7 @@ def test_the_first_example_is_fed_in_the_models_own_codes_or_zeros_where_there_i
 def test_a_record_says_that_it_is_a_count(golden, emulated):
     record = count_instructions((golden / "digits_int8.tflite").read_bytes(), "qemu:cortex-a76")
     values = record.to_dict()
-    wanted = {"runner": "qemu:cortex-a76", "cpu": "cortex-a76", "instructions": 700, "by": "the test", "inferences": 5}
+    wanted = {"backend": "qemu:cortex-a76", "cpu": "cortex-a76", "instructions": 700, "by": "the test", "inferences": 5}
     assert {**values, **wanted, "note": "a count, not a time"} == values
     assert record.to_text() == "qemu:cortex-a76: 700 instructions an inference, xnnpack (a count, not a time)"
 
@@ -106,9 +106,9 @@ def test_data_that_the_model_does_not_take_are_an_error_and_no_reason(golden, em
 def test_only_emulated_runners_count_and_the_others_say_so(golden, emulated):
     model = (golden / "digits_int8.tflite").read_bytes()
     assert "in emulation alone" in count_instructions_or_reason(model, "local")
-    with pytest.raises(RunnerError, match="local: instructions are counted in emulation alone"):
+    with pytest.raises(BackendError, match="local: instructions are counted in emulation alone"):
         count_instructions(model, "local")
-    counted = count_on_runners(model, ["local", "qemu:cortex-a76", "qemu:cortex-a76"])
+    counted = count_on_backends(model, ["local", "qemu:cortex-a76", "qemu:cortex-a76"])
     assert list(counted) == ["qemu:cortex-a76"]
 
 
@@ -117,10 +117,10 @@ def test_an_emulator_that_does_not_count_is_not_run_with_its_reason(golden, monk
     installed = Sysroot(directory=Path("/none"), qemu="7.2", cpus=("cortex-a53",), not_counted="there is no compiler")
     monkeypatch.setattr(sysroot, "find", lambda: installed)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    counted = instructions_to_dict(count_on_runners(model, ["qemu:cortex-a53", "qemu:cortex-a76"]))
+    counted = instructions_to_dict(count_on_backends(model, ["qemu:cortex-a53", "qemu:cortex-a76"]))
     assert "there is no compiler" in counted["qemu:cortex-a53"]["not_run"]
     assert "does not know cortex-a76" in counted["qemu:cortex-a76"]["not_run"]
-    with pytest.raises(RunnerError, match="there is no compiler"):
+    with pytest.raises(BackendError, match="there is no compiler"):
         count_instructions(model, "qemu:cortex-a53")
 
 
@@ -178,7 +178,7 @@ def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_cou
     )
 
     def no_network():
-        raise RunnerError("apt cannot download tcc")
+        raise BackendError("apt cannot download tcc")
 
     assert "apt cannot download tcc" in sysroot_build.add_plugin(emulator(), no_network).not_counted
 

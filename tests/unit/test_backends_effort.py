@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq.backends import RunRequest, limits, make_runner
+from tfq.backends import RunRequest, limits, make_backend
 from tfq.errors import ModelError
 from tfq.tflite import read
 
@@ -22,7 +22,7 @@ def with_shape(index, shape):
 
 def refuse(model, told):
     with pytest.raises(ModelError, match=told):
-        make_runner("local").run(RunRequest(model=model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+        make_backend("local").run(RunRequest(model=model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
 
 
 def test_multiply_adds_are_those_counted_by_hand():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a runner can be asked for, and which runners there are."""
+"""What a backend can be asked for, and which backends there are."""
 
 import numpy as np
 import pytest
 
-from tfq.backends import RUNNERS, LocalRunner, QemuRunner, Runner, RunRequest, make_runner
+from tfq.backends import RUNNERS, Backend, LocalBackend, QemuBackend, RunRequest, make_backend
 from tfq.errors import InputError
 
 CODES = np.zeros((2, 3), np.int8)
@@ -37,16 +37,16 @@ def test_a_request_that_no_model_could_take_is_refused(change, told):
 
 def test_every_runner_of_the_registry_is_what_its_name_says():
     for name in RUNNERS:
-        runner = make_runner(name)
-        assert isinstance(runner, Runner)
-        assert runner.name == name
-        assert runner.emulated == name.startswith("qemu:")
-    assert isinstance(make_runner("local"), LocalRunner)
-    assert isinstance(make_runner("qemu:cortex-a53"), QemuRunner)
+        backend = make_backend(name)
+        assert isinstance(backend, Backend)
+        assert backend.name == name
+        assert backend.emulated == name.startswith("qemu:")
+    assert isinstance(make_backend("local"), LocalBackend)
+    assert isinstance(make_backend("qemu:cortex-a53"), QemuBackend)
 
 
 def test_a_typo_in_a_runner_gets_a_suggestion():
-    with pytest.raises(InputError, match="unknown runner 'qemu:cortex-a35': did you mean 'qemu:cortex-a53'"):
-        make_runner("qemu:cortex-a35")
+    with pytest.raises(InputError, match="unknown backend 'qemu:cortex-a35': did you mean 'qemu:cortex-a53'"):
+        make_backend("qemu:cortex-a35")
     with pytest.raises(InputError, match=r"choose from local, qemu:cortex-a53, qemu:cortex-a76"):
-        make_runner("gpu")
+        make_backend("gpu")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq.backends import InputStream, RunRequest, child, make_runner, worker
-from tfq.errors import InputError, RunnerError
+from tfq.backends import InputStream, RunRequest, child, make_backend, worker
+from tfq.errors import BackendError, InputError
 
 MODEL = golden("digits_int8")
 
@@ -18,7 +18,7 @@ def examples(count: int) -> np.ndarray:
 
 
 def run(inputs, model=MODEL, **settings):
-    return make_runner("local").run(RunRequest(model=model, inputs=inputs, **settings))
+    return make_backend("local").run(RunRequest(model=model, inputs=inputs, **settings))
 
 
 def stream(array: np.ndarray, lengths: list[int]) -> InputStream:
@@ -69,7 +69,7 @@ def test_a_stream_is_not_taken_ahead_of_a_child_that_does_not_read(tmp_path, mon
             taken += 1
             yield (np.zeros((1 << 14, 8, 8, 1), np.int8),)  # 1 MiB
 
-    with pytest.raises(RunnerError, match="exit code 0 and without a result"):
+    with pytest.raises(BackendError, match="exit code 0 and without a result"):
         run(InputStream(num_examples=100 << 14, pieces=pieces))
     assert worker.RING_BYTES >> 20 <= taken <= (worker.RING_BYTES >> 20) + 2
 

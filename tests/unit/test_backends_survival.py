@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from golden_models import changed, golden
 
-from tfq.backends import RunRequest, forks, make_runner, scratch
+from tfq.backends import RunRequest, forks, make_backend, scratch
 
 MODEL = golden("digits_int8")
 EXAMPLES = np.random.default_rng(0).integers(-128, 128, (50, 8, 8, 1)).astype(np.int8)
@@ -28,13 +28,13 @@ start = forks.start_fork if sys.argv[2] == "fork" else worker.start_process
 worker.run_worker(
     [sys.executable, "-I", "-S"],
     RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((8, 4096, 4096, 1), np.int8),), num_workers=1),
-    runner="x", path=worker.module_path(), start=start,
+    backend="x", path=worker.module_path(), start=start,
 )
 """
 
 
 def run(count: int = 50):
-    return make_runner("local").run(RunRequest(model=MODEL, inputs=(EXAMPLES[:count],)))
+    return make_backend("local").run(RunRequest(model=MODEL, inputs=(EXAMPLES[:count],)))
 
 
 def parents() -> dict[int, int]:
@@ -110,9 +110,9 @@ def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.errors import TfqError\n"
         "from tfq.backends import worker; worker.RING_BYTES = 1 << 16\n"
-        "from tfq.backends import RunRequest, make_runner\n"
+        "from tfq.backends import RunRequest, make_backend\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((90_000, 8, 8, 1), np.int8),))\n"
-        "try: make_runner('local').run(request)\n"
+        "try: make_backend('local').run(request)\n"
         "except TfqError as error: print(error.exit_code, error)"
     )
     (tmp_path / "model").write_bytes(MODEL)
@@ -150,20 +150,20 @@ def test_a_server_that_was_killed_is_replaced():
 
 def test_the_server_that_was_prepared_is_the_one_that_the_first_run_takes():
     forks.stop()
-    runner = make_runner("local")
-    runner.prepare()
+    backend = make_backend("local")
+    backend.prepare()
     prepared = forks._server[0]
-    runner.prepare()
+    backend.prepare()
     run()
     assert forks._server[0] is prepared
 
 
 def test_the_server_ends_with_this_process_and_is_not_started_by_importing():
     code = (
-        "import numpy as np, sys; from pathlib import Path; from tfq.backends import RunRequest, forks, make_runner\n"
+        "import numpy as np, sys; from pathlib import Path; from tfq.backends import RunRequest, forks, make_backend\n"
         "assert forks._server is None\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((3, 8, 8, 1), np.int8),))\n"
-        "make_runner('local').run(request); print(forks._server[0].pid)"
+        "make_backend('local').run(request); print(forks._server[0].pid)"
     )
     path = Path(__file__).resolve().parent.parent / "golden" / "digits_int8.tflite"
     answer = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -199,7 +199,7 @@ def test_a_fork_runs_on_the_cpus_that_this_process_has_now():
     try:
         watcher = threading.Thread(target=lambda: soon(lambda: look() or {min(before)} in seen, 10))
         watcher.start()
-        make_runner("local").run(RunRequest(model=MODEL, inputs=(np.tile(EXAMPLES, (1000, 1, 1, 1)),)))
+        make_backend("local").run(RunRequest(model=MODEL, inputs=(np.tile(EXAMPLES, (1000, 1, 1, 1)),)))
         watcher.join()
     finally:
         os.sched_setaffinity(0, before)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.backends.qemu import sysroot, sysroot_build
-from tfq.errors import RunnerError
+from tfq.errors import BackendError
 
 REQUEST = RunRequest(model=b"x", inputs=(np.zeros((1, 2), np.int8),))
 
@@ -33,26 +33,26 @@ def built(directory: Path, cpus=("cortex-a53",)) -> None:
 
 
 def test_without_the_emulator_a_run_says_how_to_install_it():
-    runner = make_runner("qemu:cortex-a53")
-    assert "python -m tfq.backends.qemu.sysroot" in runner.unavailable()
+    backend = make_backend("qemu:cortex-a53")
+    assert "python -m tfq.backends.qemu.sysroot" in backend.unavailable()
     with pytest.raises(
-        RunnerError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.backends\.qemu\.sysroot"
+        BackendError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.backends\.qemu\.sysroot"
     ):
-        runner.run(REQUEST)
+        backend.run(REQUEST)
 
 
 def test_an_arm64_machine_is_told_that_it_needs_no_emulator(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert "use the runner local" in make_runner("qemu:cortex-a76").unavailable()
-    with pytest.raises(RunnerError, match="use the runner local"):
+    assert "use the backend local" in make_backend("qemu:cortex-a76").unavailable()
+    with pytest.raises(BackendError, match="use the backend local"):
         sysroot.install()
 
 
 def test_a_cpu_that_the_emulator_does_not_know_is_unavailable_and_the_others_are_not(monkeypatch):
     monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
     sysroot.install()
-    assert make_runner("qemu:cortex-a53").unavailable() is None
-    assert "QEMU, 7.2, does not know cortex-a76" in make_runner("qemu:cortex-a76").unavailable()
+    assert make_backend("qemu:cortex-a53").unavailable() is None
+    assert "QEMU, 7.2, does not know cortex-a76" in make_backend("qemu:cortex-a76").unavailable()
 
 
 def test_an_installation_is_made_once_and_found_again(monkeypatch, cache):
@@ -70,7 +70,7 @@ def test_an_installation_is_made_once_and_found_again(monkeypatch, cache):
 
 
 @pytest.mark.parametrize(
-    "error", [RunnerError("no network"), OSError(28, "No space left on device"), KeyboardInterrupt()]
+    "error", [BackendError("no network"), OSError(28, "No space left on device"), KeyboardInterrupt()]
 )
 def test_a_failed_installation_leaves_nothing_and_can_be_repeated(error, monkeypatch, cache):
     def fail(directory, tell):
@@ -79,7 +79,7 @@ def test_a_failed_installation_leaves_nothing_and_can_be_repeated(error, monkeyp
         raise error
 
     monkeypatch.setattr(sysroot, "build", fail)
-    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunnerError):
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else BackendError):
         sysroot.install()
     assert [path.name for path in (cache / "arm64").iterdir()] == [".lock"]
     assert sysroot.find() is None
@@ -128,7 +128,7 @@ def test_a_source_in_the_environment_that_is_none_is_refused_before_any_download
     monkeypatch.setattr(sysroot_build, "require_tools", lambda: None)
     monkeypatch.setattr(sysroot_build, "machine_sources", list)
     monkeypatch.setattr(sysroot_build, "fetch_packages", lambda *_, **__: pytest.fail("downloads"))
-    with pytest.raises(RunnerError, match=r"TFQ_ARM64_APT_SOURCE='http://mirror.example/ubuntu': wanted `deb "):
+    with pytest.raises(BackendError, match=r"TFQ_ARM64_APT_SOURCE='http://mirror.example/ubuntu': wanted `deb "):
         sysroot_build.build(tmp_path, print)
 
 

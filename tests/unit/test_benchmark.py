@@ -10,7 +10,7 @@ import pytest
 from golden_models import INT32, changed, golden
 
 from tfq import evaluation, tflite
-from tfq.backends import make_runner
+from tfq.backends import make_backend
 from tfq.backends.target import benchmark as target
 from tfq.backends.timing import TimedModel, TimingRequest
 from tfq.config import BenchmarkConfig
@@ -99,7 +99,7 @@ def test_a_model_of_dynamic_batch_is_timed_and_profiled():
 
 def test_without_the_profiler_there_are_times_all_the_same_and_a_reason(monkeypatch):
     monkeypatch.setattr(
-        type(make_runner("local")), "profile_ops", lambda *_: "LiteRT's profiler could not be used: no such library"
+        type(make_backend("local")), "profile_ops", lambda *_: "LiteRT's profiler could not be used: no such library"
     )
     (model,) = evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(**SHORT)).models
     assert (model.ops, model.ops_by) == (None, None)
@@ -135,11 +135,11 @@ def test_a_model_that_the_interpreter_refuses_is_named_with_its_kernels():
 
 def test_an_unknown_runner_gets_a_suggestion():
     with pytest.raises(InputError, match="did you mean 'local'"):
-        evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(runner="lokal"))
+        evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(backend="lokal"))
 
 
 def test_an_emulated_runner_counts_and_times_nothing(monkeypatch):
-    from tfq.backends import QemuRunner
+    from tfq.backends import QemuBackend
     from tfq.evaluation import benchmark
 
     asked = []
@@ -150,13 +150,13 @@ def test_an_emulated_runner_counts_and_times_nothing(monkeypatch):
         def to_dict(self):
             return {"instructions": 1_234_567, "note": "a count, not a time"}
 
-    def count(content, runner, data, *, kernels):
-        asked.append((content, runner, data, kernels))
+    def count(content, backend, data, *, kernels):
+        asked.append((content, backend, data, kernels))
         return Counted()
 
-    monkeypatch.setattr(QemuRunner, "unavailable", lambda self: None)
+    monkeypatch.setattr(QemuBackend, "unavailable", lambda self: None)
     monkeypatch.setattr(benchmark, "count_instructions", count)
-    config = BenchmarkConfig(runner="qemu:cortex-a76", kernels=("xnnpack", "builtin"))
+    config = BenchmarkConfig(backend="qemu:cortex-a76", kernels=("xnnpack", "builtin"))
     record = evaluation.benchmark_models({"m": golden("digits_int8")}, config)
     assert asked == [(golden("digits_int8"), "qemu:cortex-a76", None, kernels) for kernels in config.kernels]
     assert all(model.mean_ms is None and "emulator" in model.time_reason for model in record.models)
@@ -184,7 +184,7 @@ class TestRounds:
     def test_all_entries_have_as_many_blocks_and_whole_pairs_of_them(self):
         models = [TimedModel(name=name, model=golden(name), inputs=_inputs(name), tensors=(0,)) for name in _DTYPES]
         request = TimingRequest(models=tuple(models), num_runs=50, min_secs=0, warmup_runs=0)
-        timings, _ = make_runner("local").time_models(request)
+        timings, _ = make_backend("local").time_models(request)
         rounds = {timing.blocks_ms.shape[0] for timing in timings}
         assert len(rounds) == 1
         assert rounds.pop() % 2 == 0
@@ -306,7 +306,7 @@ class TestCommandLine:
         [
             ((), "--model is missing"),
             (("--model=none.tflite",), "none.tflite"),
-            (("--model=MODEL", "--runner=lokal"), "did you mean 'local'"),
+            (("--model=MODEL", "--backend=lokal"), "did you mean 'local'"),
             (("--model=MODEL", "--kernels=xnpack"), "xnnpack"),
             (("--model=MODEL", "--against=none.tflite"), "none.tflite"),
             (("--model=CUSTOM",), "MatrixDeterminant"),

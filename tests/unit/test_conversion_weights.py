@@ -36,7 +36,7 @@ def test_channel_of_nothing_has_a_scale_that_xnnpack_takes(value):
     assert codes[1].tolist() == [127, -127]
 
 
-@pytest.mark.parametrize("scheme", ["dynamic", "float16", "weight_only_int8"])
+@pytest.mark.parametrize("scheme", ["dynamic_range", "float16", "weight_only_int8"])
 def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
     config = ConversionConfig(scheme=scheme)
     made = quantize_weights(golden("digits_float32"), config)
@@ -48,7 +48,7 @@ def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
     assert parsed.buffer_bytes == held + sum(size for _, size in parsed.metadata.values())
 
 
-@pytest.mark.parametrize("scheme", ["dynamic", "float16", "weight_only_int8"])
+@pytest.mark.parametrize("scheme", ["dynamic_range", "float16", "weight_only_int8"])
 def test_weights_that_are_not_finite_are_refused_by_name(scheme):
     def spoil(model):
         tensor = next(tensor for tensor in model.subgraphs[0].tensors if list(tensor.shape) == [12, 3, 3, 12])
@@ -94,7 +94,9 @@ def test_weight_that_is_read_as_reals_too_keeps_them_behind_a_dequantize(reader)
         else:
             graph.operators[3].inputs = [graph.operators[3].inputs[0], weight]
 
-    made = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic")))
+    made = tflite.read(
+        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic_range"))
+    )
     graph = made.main_subgraph
     (index,) = {graph.outputs[-1]} if reader == "output" else {op.inputs[1] for op in graph.ops if op.name == "ADD"}
     assert graph.tensors[index].dtype == "float32"
@@ -110,7 +112,9 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
         # A dense layer of the pointwise weights' 144 values, as 3 channels.
         dense.shape, dense.buffer = [3, 48], pointwise.buffer
 
-    made = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic")))
+    made = tflite.read(
+        quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic_range"))
+    )
     stored = {tensor.shape: len(tensor.scale) for tensor in made.main_subgraph.tensors if tensor.dtype == "int8"}
     assert (stored[(12, 1, 1, 12)], stored[(3, 48)]) == (12, 3)
 
@@ -121,7 +125,7 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
         ({"scheme": "int8", "inference_input_type": "int16"}, "int8, uint8, float32"),
         ({"scheme": "int16x8", "inference_output_type": "int8"}, "int16, float32"),
         ({"scheme": "int16x8", "inference_input_type": "uint8"}, "int16, float32"),
-        ({"scheme": "dynamic", "inference_input_type": "int8"}, "float32"),
+        ({"scheme": "dynamic_range", "inference_input_type": "int8"}, "float32"),
         ({"scheme": "float16", "inference_output_type": "uint8"}, "float32"),
         ({"scheme": "weight_only_int8", "inference_output_type": "int16"}, "float32"),
     ],
@@ -138,7 +142,13 @@ def test_an_audit_for_an_impossible_type_is_refused():
 
 @pytest.mark.parametrize(
     ("scheme", "own"),
-    [("int8", "int8"), ("int16x8", "int16"), ("dynamic", "float32"), ("float16", "float32"), ("float32", "float32")],
+    [
+        ("int8", "int8"),
+        ("int16x8", "int16"),
+        ("dynamic_range", "float32"),
+        ("float16", "float32"),
+        ("float32", "float32"),
+    ],
 )
 def test_types_are_the_schemes_own_unless_asked_for(scheme, own):
     config = ConversionConfig(scheme=scheme)
@@ -159,8 +169,8 @@ def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, 
     ("settings", "told"),
     [
         ({"target": "edgetpu", "scheme": "float16"}, "scheme=float16: wanted int8 for the Edge TPU"),
-        ({"target": "xnnpack", "scheme": "int16x8"}, "scheme=int16x8: wanted int8 or dynamic"),
-        ({"target": "tflm", "scheme": "dynamic"}, "scheme=dynamic: wanted int8 or int16x8 or float32"),
+        ({"target": "xnnpack", "scheme": "int16x8"}, "scheme=int16x8: wanted int8 or dynamic_range"),
+        ({"target": "tflm", "scheme": "dynamic_range"}, "scheme=dynamic_range: wanted int8 or int16x8 or float32"),
         ({"target": "nnapi", "scheme": "weight_only_int8"}, "wanted int8 or float32"),
         ({"target": "tflm", "batch_size": 0}, "batch_size=0"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source eembc:DIR, on folders written as the MLPerf Tiny runner reads them."""
+"""The source eembc:DIR, on folders written as the MLPerf Tiny backend reads them."""
 
 import numpy as np
 import pytest

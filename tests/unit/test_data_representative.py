@@ -189,7 +189,7 @@ def test_samples_that_are_all_the_same_are_a_warning():
 
 
 def test_no_steps_is_refused():
-    with pytest.raises(InputError, match="calibration_steps 0"):
+    with pytest.raises(InputError, match="num_calibration_samples 0"):
         representative_samples(ROWS, ONE, 0)
 
 

@@ -15,7 +15,7 @@ from tfq.data import Split, SplitStream, as_split, load_split, representative_sa
 from tfq.data.representative import InputSpec
 from tfq.data.split import batches_in_order, shuffled_batches
 from tfq.errors import InputError
-from tfq.evaluation import compare_runners, evaluate_model, reference_outputs
+from tfq.evaluation import compare_backends, evaluate_model, reference_outputs
 
 INT8, FLOAT = golden("digits_int8"), golden("digits_float32")
 COUNT = 5000
@@ -78,7 +78,7 @@ def test_the_outputs_of_a_reference_go_with_other_streams_of_the_same_data_alone
 
 
 def test_runners_are_compared_on_a_stream(digits):
-    record = compare_runners(INT8, digits(1), "local", "local", limit=4500)
+    record = compare_backends(INT8, digits(1), "local", "local", limit=4500)
     assert (record.num_examples, record.compared, record.num_different) == (4500, 45_000, 0)
 
 

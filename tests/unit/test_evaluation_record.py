@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of an evaluation and the bounds on it; the comparison of two runners' outputs."""
+"""The record of an evaluation and the bounds on it; the comparison of two backends' outputs."""
 
 import dataclasses
 import json
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from tfq.config import EvaluationConfig, RequireConfig
-from tfq.errors import InputError, RequirementError, RunnerError
+from tfq.errors import BackendError, InputError, RequirementError
 from tfq.evaluation import (
     EvaluationRecord,
+    check_backends,
     check_requirements,
-    check_runners,
+    compare_backends,
+    compare_backends_or_reason,
     compare_outputs,
-    compare_runners,
-    compare_runners_or_reason,
     missed_requirements,
 )
 
@@ -40,7 +40,7 @@ RECORD = EvaluationRecord(
     latency_p99_ms=0.3,
     latency_reason=None,
     num_threads=1,
-    runner="local",
+    backend="local",
     emulated=False,
     xnnpack=True,
     total_ops=16,
@@ -94,7 +94,7 @@ def test_the_record_is_plain_json_and_fits_a_screen():
 
 
 def compared(a, b):
-    return compare_outputs(["y", "z"], a, b, runner_a="local", runner_b="qemu:cortex-a53")
+    return compare_outputs(["y", "z"], a, b, backend_a="local", backend_b="qemu:cortex-a53")
 
 
 def test_codes_are_compared_in_lsb_without_overflow():
@@ -110,7 +110,7 @@ def test_codes_are_compared_in_lsb_without_overflow():
 
 def test_wide_integers_are_compared_without_overflow():
     lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
-    record = compare_outputs(["y"], [np.array([lowest])], [np.array([highest])], runner_a="a", runner_b="b")
+    record = compare_outputs(["y"], [np.array([lowest])], [np.array([highest])], backend_a="a", backend_b="b")
     assert record.max_abs_error_lsb == highest - lowest
 
 
@@ -122,16 +122,16 @@ def test_a_float_output_has_no_lsb_and_is_told_apart():
     assert record.skipped == {"z": "a float32 output has no LSB"}
     assert record.outputs[1]["max_abs_error"] == 0.25
     assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
-    floats = compare_outputs(["z"], a[1:], b[1:], runner_a="a", runner_b="b")
+    floats = compare_outputs(["z"], a[1:], b[1:], backend_a="a", backend_b="b")
     assert (floats.max_abs_error_lsb, floats.compared) == (None, 0)
     assert floats.to_text() == "b against a: z: max error 0.25, 1 examples"
 
 
 def test_outputs_that_cannot_be_compared_are_refused():
     with pytest.raises(InputError, match="NaN or infinity on a or b"):
-        compare_outputs(["y"], [np.array([[np.nan]])], [np.array([[1.0]])], runner_a="a", runner_b="b")
-    with pytest.raises(InputError, match=r"is int8 \[1\] on one runner, int8 \[2\] on the other"):
-        compare_outputs(["y"], [np.zeros(1, np.int8)], [np.zeros(2, np.int8)], runner_a="a", runner_b="b")
+        compare_outputs(["y"], [np.array([[np.nan]])], [np.array([[1.0]])], backend_a="a", backend_b="b")
+    with pytest.raises(InputError, match=r"is int8 \[1\] on one backend, int8 \[2\] on the other"):
+        compare_outputs(["y"], [np.zeros(1, np.int8)], [np.zeros(2, np.int8)], backend_a="a", backend_b="b")
 
 
 def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_where_it_was_asked_for(
@@ -139,13 +139,13 @@ def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_whe
 ):
     monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path))
     model, x = (golden / "digits_int8.tflite").read_bytes(), np.full((2, 8, 8, 1), 8.0)
-    outcome = compare_runners_or_reason(model, x, EvaluationConfig(), "qemu:cortex-a53")
+    outcome = compare_backends_or_reason(model, x, EvaluationConfig(), "qemu:cortex-a53")
     assert isinstance(outcome, str)
     assert "tfq.backends.qemu.sysroot" in outcome
-    with pytest.raises(RunnerError, match=r"qemu:cortex-a53: .*tfq\.backends\.qemu\.sysroot"):
-        compare_runners(model, x, "local", "qemu:cortex-a53")
-    check_runners(EvaluationConfig(parity_runners=("qemu:cortex-a53",)))
-    with pytest.raises(RunnerError, match="qemu:cortex-a53"):
-        check_runners(EvaluationConfig(runner="qemu:cortex-a53"))
+    with pytest.raises(BackendError, match=r"qemu:cortex-a53: .*tfq\.backends\.qemu\.sysroot"):
+        compare_backends(model, x, "local", "qemu:cortex-a53")
+    check_backends(EvaluationConfig(parity_backends=("qemu:cortex-a53",)))
+    with pytest.raises(BackendError, match="qemu:cortex-a53"):
+        check_backends(EvaluationConfig(backend="qemu:cortex-a53"))
     with pytest.raises(InputError, match="did you mean 'qemu:cortex-a53'"):
-        check_runners(EvaluationConfig(parity_runners=("qemu:cortex-a5",)))
+        check_backends(EvaluationConfig(parity_backends=("qemu:cortex-a5",)))

@@ -10,7 +10,7 @@ from tfq.errors import InputError
 
 
 def parsed(*arguments, section="conversion"):
-    return parse(["tfq", *arguments], script="convert", section=section, description="does").config
+    return parse(["tfq", *arguments], command="convert", section=section, description="does").config
 
 
 def test_a_section_names_its_own_flags_barely_and_run_by_their_whole_path():
@@ -35,15 +35,15 @@ def test_a_section_can_be_switched_off_by_its_name():
 
 def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
     file = tmp_path / "c.json"
-    file.write_text(json.dumps({"scheme": "float32", "calibration_steps": 7, "data": "npz:f", "seed": 3}))
-    config = parsed(f"--config={file}", "--calibration_steps=9", "--data.scale=2")
-    assert (config.conversion.scheme, config.conversion.calibration_steps, config.seed) == ("float32", 9, 3)
+    file.write_text(json.dumps({"scheme": "float32", "num_calibration_samples": 7, "data": "npz:f", "seed": 3}))
+    config = parsed(f"--config={file}", "--num_calibration_samples=9", "--data.scale=2")
+    assert (config.conversion.scheme, config.conversion.num_calibration_samples, config.seed) == ("float32", 9, 3)
     assert (config.data.source, config.data.scale) == ("npz:f", 2.0)
 
 
 def test_a_whole_run_and_a_record_are_taken_as_config_by_any_script(tmp_path):
     tree = {"model": "a", "conversion": {"scheme": "float32"}, "training": {"epochs": 2}}
-    for number, content in enumerate([tree, {"schema_version": 1, "script": "run", "config": tree, "models": []}]):
+    for number, content in enumerate([tree, {"schema_version": 1, "command": "run", "config": tree, "models": []}]):
         file = tmp_path / f"{number}.json"
         file.write_text(json.dumps(content))
         assert parsed(f"--config={file}").conversion.scheme == "float32"
@@ -63,8 +63,8 @@ def test_compress_train_is_its_own_section_key(tmp_path):
     [
         (["--shceme=int8"], "unknown flag --shceme: did you mean 'scheme'"),
         (["--scheme=int4"], "int4"),
-        (["--calibration_steps=many"], "many"),
-        (["--calibration_steps=0"], "calibration_steps wants at least 1"),
+        (["--num_calibration_samples=many"], "many"),
+        (["--num_calibration_samples=0"], "num_calibration_samples wants at least 1"),
         (["--data.resize=a,b"], "whole numbers"),
         (["model.keras"], "unexpected argument 'model.keras'"),
         (["--config=nowhere.json"], "nowhere.json does not exist"),

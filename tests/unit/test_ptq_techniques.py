@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repairs of flatbuffers. Oracles: the interpreter on the flatbuffers themselves, brute force, arithmetic by hand."""
+"""Techniques of flatbuffers.
+
+Oracles: the interpreter on the flatbuffers themselves, brute force, arithmetic by hand.
+"""
 
 import itertools
 
@@ -11,7 +14,7 @@ from golden_models import changed, golden
 
 from tfq import ptq, quant_math, tflite
 from tfq.errors import InputError, TfqError
-from tfq.ptq.weight_rounding import choose_codes
+from tfq.ptq.gptq import choose_codes
 from tfq.ptq.weighted_ops import Weighted, patches_of, same_padding, weighted_ops
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")

@@ -254,10 +254,10 @@ def test_without_matplotlib_the_page_says_which_plots_are_missing_and_why(monkey
 def test_plots_without_their_numbers_say_why():
     record = full_record()
     for model in record["models"]:
-        model["evaluation"] |= {"accuracy": None, "latency_p50_ms": None, "latency_reason": "emulated runner"}
+        model["evaluation"] |= {"accuracy": None, "latency_p50_ms": None, "latency_reason": "emulated backend"}
     plots = plots_of(record)
     assert plots["accuracy"].title == "Agreement against size" and plots["accuracy"].svg and plots["size"].svg
-    assert (plots["latency"].svg, plots["latency"].caption) == ("", "not drawn: emulated runner")
+    assert (plots["latency"].svg, plots["latency"].caption) == ("", "not drawn: emulated backend")
     assert plots["instructions"].caption == "not drawn: no instructions were counted"
 
 

@@ -166,7 +166,10 @@ def test_ops_are_told_by_the_type_that_they_compute_in_with_their_findings():
     ("changes", "verdict"),
     [
         ({"ok": True, "scheme": "int16x8", "requirement": "int16x8"}, "int16 activations, int8 weights"),
-        ({"ok": False, "scheme": "float32", "requirement": "dynamic"}, "not dynamic"),
+        (
+            {"ok": False, "scheme": "float32", "requirement": "dynamic_range"},
+            "not dynamic range: int8 weights in float ops",
+        ),
         ({"ok": True, "scheme": "full_int8", "requirement": "tflm"}, "full int8, runs on TFLite Micro"),
         ({"ok": False, "scheme": "mixed", "requirement": "edgetpu"}, "not Edge TPU"),
     ],
@@ -282,7 +285,7 @@ def test_what_compression_found_is_told_by_layer_and_once():
     details = {
         "bridge": {"max_difference": 2e-7, "notes": ["flip was left out"], "layer_map": {"a/b": ["a_b"], "c": ["c"]}},
         "preflight": {"layers": layers},
-        "filters": {
+        "structured_pruning": {
             "removed": {"conv": {"kept": 8, "of": 32}}, "skipped": {"lstm": "not followed"},
             "macs_before": 1000, "macs_after": 400, "parameters_before": 90, "parameters_after": 40,
             "refit": {"head": {"before": 0.5, "after": 0.125}},
@@ -342,7 +345,7 @@ def test_a_comparison_with_the_qat_model_that_was_not_to_be_had_says_why():
 
 def test_what_compression_brought_is_told_against_the_dense_file_of_the_same_scheme():
     record = newest_record()
-    record["config"]["compression"] = {"prune": {"enabled": True}, "filters": {"enabled": False}}
+    record["config"]["compression"] = {"prune": {"enabled": True}, "structured_pruning": {"enabled": False}}
     found = table(record, "gain")
     # 9,811 / 13,204 bytes; 600 of 1,272 weights; 21.1 / 21 us; 3,241,000 / 3,240,777.
     assert row(found, "file, gzip")["ratio"] == "0.74x"
@@ -355,7 +358,7 @@ def test_what_compression_brought_is_told_against_the_dense_file_of_the_same_sch
 
 def test_of_filters_taken_out_it_is_not_said_that_they_bring_no_time():
     record = newest_record()
-    record["config"]["compression"] = {"prune": {"enabled": False}, "filters": {"enabled": True}}
+    record["config"]["compression"] = {"prune": {"enabled": False}, "structured_pruning": {"enabled": True}}
     assert "not the time" not in said(record, "gain")
 
 

@@ -10,15 +10,15 @@ import tomllib
 import pytest
 
 from tfq.cli import process
-from tfq.cli.main import SCRIPTS
+from tfq.cli.main import COMMANDS
 from tfq.config import RunConfig
-from tfq.errors import AuditError, InputError, RunnerError, TfqWarning
+from tfq.errors import AuditError, BackendError, InputError, TfqWarning
 from tfq.workflows.run import run_recipe
 
 
 def outcome(main, *arguments):
     with pytest.raises(SystemExit) as exit:
-        process.run_script(main, script="t", section="audit", description="d", arguments=["tfq t", *arguments])
+        process.run_command(main, command="t", section="audit", description="d", arguments=["tfq t", *arguments])
     return exit.value.code
 
 
@@ -28,7 +28,7 @@ def outcome(main, *arguments):
         (None, 0),
         (AuditError("missed"), 1),
         (InputError("bad"), 2),
-        (RunnerError("died"), 3),
+        (BackendError("died"), 3),
         (ValueError("ours"), 3),
         (KeyboardInterrupt(), 130),
     ],
@@ -114,11 +114,11 @@ def test_what_c_libraries_write_to_stderr_stays_off_the_screen(capfd):
     assert "noise" not in told
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_reads_well_exits_0_and_loads_no_tensorflow(script, root):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_reads_well_exits_0_and_loads_no_tensorflow(command, root):
     code = (
         "import sys, runpy\n"
-        f"sys.argv = ['tfq', {script!r}, '--help']\n"
+        f"sys.argv = ['tfq', {command!r}, '--help']\n"
         "try:\n    runpy.run_module('tfq', run_name='__main__')\n"
         "except SystemExit as exit:\n    code = exit.code\n"
         "heavy = {'tensorflow', 'tf_keras', 'keras', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
@@ -127,15 +127,15 @@ def test_help_reads_well_exits_0_and_loads_no_tensorflow(script, root):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"tfq {script}: ")
+    assert done.stdout.startswith(f"tfq {command}: ")
     assert "--model" in done.stdout
     assert "Exit codes" in done.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_file_runs_by_itself(script, root):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_script_file_runs_by_itself(command, root):
     done = subprocess.run(
-        [sys.executable, root / "pipelines" / f"{script}.py", "--help"], capture_output=True, text=True
+        [sys.executable, root / "pipelines" / f"{command}.py", "--help"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "--config" in done.stdout
@@ -148,20 +148,20 @@ def test_a_typo_in_the_name_of_a_script_gets_a_suggestion(tfq_cli):
 
 
 def test_a_typo_in_a_flag_gets_a_suggestion(tfq_cli):
-    done = tfq_cli("evaluate", "--runer=local")
+    done = tfq_cli("evaluate", "--bakend=local")
     assert done.returncode == 2
-    assert "did you mean 'runner'" in done.stderr
+    assert "did you mean 'backend'" in done.stderr
 
 
 def test_tfq_alone_tells_its_scripts(tfq_cli):
     done = tfq_cli()
     assert done.returncode == 0
-    for script in SCRIPTS:
-        assert f"tfq {script}" in done.stdout
+    for command in COMMANDS:
+        assert f"tfq {command}" in done.stdout
 
 
 def test_every_command_is_a_file_of_pipelines_and_the_other_way_round(root):
-    assert set(SCRIPTS) == {path.stem for path in (root / "pipelines").glob("*.py")} - {"__init__"}
+    assert set(COMMANDS) == {path.stem for path in (root / "pipelines").glob("*.py")} - {"__init__"}
 
 
 def test_the_version_is_that_of_the_package(root, tfq_cli):

@@ -124,7 +124,7 @@ def test_the_smallest_filters_go_and_the_budget_is_kept():
     norms = [random.uniform(0.1, 1, size) for size in (16, 32, 16, 4)]
     sites = chain(channels, (3, 16, 32, 16, 4), norms, places=100)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, left = choose(channels, sites, groups, target_macs=0.5, multiple_of=4)
+    gone, left = choose(channels, sites, groups, target_macs=0.5, channel_multiple=4)
     kept = [~np.isin(channels.roots(site.outputs), list(gone)) for site in sites]
     sizes = [3, *(int(each.sum()) for each in kept)]
     assert left == sum(100 * a * b for a, b in itertools.pairwise(sizes)) <= 0.5 * sum(s.macs() for s in sites)
@@ -137,7 +137,7 @@ def test_no_step_is_taken_that_the_budget_did_not_need():
     channels = Channels()
     sites = chain(channels, (3, 16, 32, 16, 4), places=100)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, _ = choose(channels, sites, groups, target_macs=0.6, multiple_of=4)
+    gone, _ = choose(channels, sites, groups, target_macs=0.6, channel_multiple=4)
     sizes = [3, *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
     for at in (1, 2, 3):
         if sizes[at] < len(sites[at - 1].outputs):
@@ -151,15 +151,15 @@ def test_what_one_block_has_for_itself_goes_before_a_stream_that_others_write_an
     channels.join(stem.outputs, back.outputs)
     readers = [dataclasses.replace(head, layer=f"reader{number}", inputs=stem.outputs) for number in range(3)]
     groups, _ = groups_of(channels, [*sites, *readers], ("conv0", "conv1", "conv2"), 4)
-    gone, _ = choose(channels, [*sites, *readers], groups, target_macs=0.93, multiple_of=4)
+    gone, _ = choose(channels, [*sites, *readers], groups, target_macs=0.93, channel_multiple=4)
     assert gone and gone <= set(channels.roots(inner.outputs))
 
 
 def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
     channels = Channels()
     sites = chain(channels, sizes)
-    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "filters", "share", 1))
-    gone, left = choose(channels, sites, groups, target_macs=target_macs, multiple_of=4)
+    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "structured_pruning", "share", 1))
+    gone, left = choose(channels, sites, groups, target_macs=target_macs, channel_multiple=4)
     found = [sizes[0], *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
     assert left == sum(a * b for a, b in itertools.pairwise(found))
     return found[1:-1]
@@ -181,8 +181,8 @@ def test_a_target_holds_for_all_layers_that_are_tied():
     channels = Channels()
     sites = chain(channels, (3, 16, 16, 16, 2))
     channels.join(sites[0].outputs, sites[2].outputs)
-    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(["conv2=0.5"], "filters", "share", 1))
-    gone, _ = choose(channels, sites, groups, target_macs=0.99, multiple_of=4)
+    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(["conv2=0.5"], "structured_pruning", "share", 1))
+    gone, _ = choose(channels, sites, groups, target_macs=0.99, channel_multiple=4)
     assert len(gone) == 8 and gone <= set(channels.roots(sites[0].outputs))
 
 
@@ -191,7 +191,7 @@ def test_dead_filters_go_before_all_others():
     norms = [np.ones(16), np.where(np.arange(16) < 8, 0.0, 1.0), np.ones(4)]
     sites = chain(channels, (16, 16, 16, 4), norms)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, _ = choose(channels, sites, groups, target_macs=0.75, multiple_of=4)
+    gone, _ = choose(channels, sites, groups, target_macs=0.75, channel_multiple=4)
     assert gone == set(channels.roots(sites[1].outputs[:8]))
 
 
@@ -199,5 +199,5 @@ def test_what_cannot_be_reached_takes_all_that_may_go():
     channels = Channels()
     sites = chain(channels, (3, 16, 4))
     groups, _ = groups_of(channels, sites, ("*",), 8)
-    gone, left = choose(channels, sites, groups, target_macs=0.1, multiple_of=8)
+    gone, left = choose(channels, sites, groups, target_macs=0.1, channel_multiple=8)
     assert len(gone) == 8 and left == 3 * 8 + 8 * 4

@@ -71,8 +71,8 @@ def test_added_signature_is_run_by_its_names():
     interpreter = Interpreter(model_content=signed)
     assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["picture"], "outputs": ["digit"]}}
     picture = np.random.default_rng(0).integers(0, 100, (1, 8, 8, 1)).astype(np.int8)
-    runner = interpreter.get_signature_runner("serving_default")
-    np.testing.assert_array_equal(runner(picture=picture)["digit"], _output(data)[0])
+    backend = interpreter.get_signature_runner("serving_default")
+    np.testing.assert_array_equal(backend(picture=picture)["digit"], _output(data)[0])
 
 
 def test_signature_of_the_same_key_is_replaced_and_another_is_kept():

@@ -64,7 +64,8 @@ def _collapses(layers: Sequence[LayerError], sources: Mapping[str, Sequence[str]
             yield Finding(
                 kind="collapse",
                 layer=each.layer,
-                message=f"{told}: try --repair=equalize,rounding,bias, another --calibration.method for it, or keep it "
+                message=f"{told}: try --techniques=cross_layer_equalization,gptq,bias_correction, another "
+                f"--calibration.method for it, or keep it "
                 "in float",
             )
 
@@ -78,14 +79,14 @@ def _channels(layers: Sequence[LayerError]) -> Iterator[Finding]:
                 layer=each.layer,
                 message=f"{each.layer} ({each.op}): {len(each.dead_channels)} of {each.channels} channels ({named}) "
                 "never leave one code: they are zero for all of the data, or too small beside the others: take them "
-                "out (tfq compress --filters), or --repair=equalize",
+                "out (tfq compress --structured_pruning), or --techniques=cross_layer_equalization",
             )
         elif each.channel_spread is not None and each.channel_spread < _UNEVEN:
             yield Finding(
                 kind="uneven_channels",
                 layer=each.layer,
                 message=f"{each.layer} ({each.op}): half of its channels use less than {each.channel_spread:.1%} of "
-                "the range that one scale gives to all: --repair=equalize",
+                "the range that one scale gives to all: --techniques=cross_layer_equalization",
             )
 
 

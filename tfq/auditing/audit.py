@@ -93,7 +93,7 @@ class TargetRules:
             return f"{target.title} has no kernel for 16-bit activations"
         if kind == "float" and target.schemes == ("int8",) and not self._borders.is_border(op):
             return f"it computes on floats, and {target.title} on 8-bit integers alone"
-        if is_hybrid(self._graph, op) and "dynamic" not in target.schemes:
+        if is_hybrid(self._graph, op) and "dynamic_range" not in target.schemes:
             return f"{target.title} has no kernel for float activations with integer weights"
         if op.name == "DEQUANTIZE" and op.inputs and op.inputs[0] >= 0 and tensors[op.inputs[0]].is_constant:
             scheme = "float16" if tensors[op.inputs[0]].dtype == "float16" else "weight_only_int8"

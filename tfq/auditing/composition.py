@@ -11,7 +11,7 @@ CONVERTED = {
     "int8_float_io": "int8",
     "int8_uint8_io": "int8",
     "int16x8": "int16x8",
-    "dynamic_range": "dynamic",
+    "dynamic_range": "dynamic_range",
     "float16": "float16",
     "float32": "float32",
     "weight_only": "weight_only_int8",

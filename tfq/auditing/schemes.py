@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dtypes that an op's tensors may have, scheme by scheme.
 
-Weights of fewer than 1,024 values may be float32 in dynamic and weight_only_int8: TensorFlow's converter leaves them.
+Weights of fewer than 1,024 values may be float32 in dynamic_range and weight_only_int8: TensorFlow's converter leaves
+them.
 """
 
 import math
@@ -158,7 +159,7 @@ _FLOAT = ("float32",)
 _RULES = {
     "float32": _Rule(activations="float32", weights=_FLOAT, biases=_FLOAT),
     "float16": _Rule(activations="float32", weights=("float16",), biases=("float32", "float16"), stored=("float16",)),
-    "dynamic": _Rule(
+    "dynamic_range": _Rule(
         activations="float32", weights=("int8",), biases=_FLOAT, stored=("int8",), has_small_float_weights=True
     ),
     "weight_only_int8": _Rule(

@@ -56,7 +56,7 @@ _XNNPACK_BOTH = _names("""
 """)
 _XNNPACK = Target(
     title="XNNPACK",
-    schemes=("int8", "dynamic", "float16", "float32", "weight_only_int8"),
+    schemes=("int8", "dynamic_range", "float16", "float32", "weight_only_int8"),
     io_types=("int8", "uint8", "float32"),
     integer_ops=_XNNPACK_BOTH,
     float_ops=_XNNPACK_BOTH

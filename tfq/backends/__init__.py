@@ -3,22 +3,31 @@
 
 from collections.abc import Callable
 
-from tfq.backends.local import LocalRunner
-from tfq.backends.protocol import InputStream, Runner, RunRequest, RunResult
-from tfq.backends.qemu.runner import QemuRunner
+from tfq.backends.local import LocalBackend
+from tfq.backends.protocol import Backend, InputStream, RunRequest, RunResult
+from tfq.backends.qemu.backend import QemuBackend
 from tfq.errors import InputError, did_you_mean
 
-__all__ = ["RUNNERS", "InputStream", "LocalRunner", "QemuRunner", "RunRequest", "RunResult", "Runner", "make_runner"]
+__all__ = [
+    "RUNNERS",
+    "Backend",
+    "InputStream",
+    "LocalBackend",
+    "QemuBackend",
+    "RunRequest",
+    "RunResult",
+    "make_backend",
+]
 
-RUNNERS: dict[str, Callable[[], Runner]] = {
-    "local": LocalRunner,
-    "qemu:cortex-a53": lambda: QemuRunner("cortex-a53"),
-    "qemu:cortex-a76": lambda: QemuRunner("cortex-a76"),
+RUNNERS: dict[str, Callable[[], Backend]] = {
+    "local": LocalBackend,
+    "qemu:cortex-a53": lambda: QemuBackend("cortex-a53"),
+    "qemu:cortex-a76": lambda: QemuBackend("cortex-a76"),
 }
 
 
-def make_runner(name: str) -> Runner:
-    """The runner of this name. Raises InputError on an unknown one. It may still be unavailable on this machine."""
+def make_backend(name: str) -> Backend:
+    """The backend of this name. Raises InputError on an unknown one. It may still be unavailable on this machine."""
     if name not in RUNNERS:
-        raise InputError(f"unknown runner {name!r}: {did_you_mean(name, RUNNERS)}")
+        raise InputError(f"unknown backend {name!r}: {did_you_mean(name, RUNNERS)}")
     return RUNNERS[name]()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tfq.backends.scratch import no_room
-from tfq.errors import InputError, ModelError, RunnerError
+from tfq.errors import BackendError, InputError, ModelError
 
 TARGET = Path(__file__).with_name("target")
 # Until the child has imported what it needs; the model has no part in that.
@@ -79,7 +79,7 @@ def run_child(
     directory: Path,
     request: Mapping[str, Any],
     *,
-    runner: str,
+    backend: str,
     environment: Mapping[str, str] | None = None,
     total: int | None = None,
     unit: str = "ex",
@@ -93,7 +93,7 @@ def run_child(
     told its lines; what it raises comes out of here. total, unit: of the progress that is shown. start: what makes the
     process.
     Raises InputError when the model does not take its inputs, ModelError when it fails, crashes or never ends,
-    RunnerError on all else. Whatever happens, the child is gone afterwards.
+    BackendError on all else. Whatever happens, the child is gone afterwards.
     """
     command = [*command, str(TARGET), str(directory)]
     try:
@@ -110,9 +110,9 @@ def run_child(
                 command, stdin=feed is not None, stderr=stderr, environment=environment, path=request.get("path", ())
             )
         except OSError as error:
-            raise RunnerError(f"{runner}: cannot start {command[0]}: {error.strerror or error}") from error
+            raise BackendError(f"{backend}: cannot start {command[0]}: {error.strerror or error}") from error
         try:
-            followed = _Followed(child, runner, deadline, feed)
+            followed = _Followed(child, backend, deadline, feed)
             followed.to_the_end(total, unit)
             status = child.wait()
         finally:
@@ -122,7 +122,7 @@ def run_child(
                 if stream is not None:
                     with suppress(OSError):
                         stream.close()
-        return _result(directory, runner, status, followed, _last_lines(stderr))
+        return _result(directory, backend, status, followed, _last_lines(stderr))
     finally:
         os.close(stderr)
 
@@ -130,8 +130,8 @@ def run_child(
 class _Followed:
     """A running child: what it says on stdout, what it is fed, and how long it has been silent."""
 
-    def __init__(self, child: Child, runner: str, deadline: Deadline | None, feed: Feed | None) -> None:
-        self.child, self.runner, self.deadline, self.feed = child, runner, deadline, feed
+    def __init__(self, child: Child, backend: str, deadline: Deadline | None, feed: Feed | None) -> None:
+        self.child, self.backend, self.deadline, self.feed = child, backend, deadline, feed
         self._notes = None if feed is None else feed.notes()
         self.started, self.no_room = False, ""
         self._pids: list[int] = []
@@ -140,13 +140,13 @@ class _Followed:
         self._line, self._done = b"", 0
 
     def to_the_end(self, total: int | None, unit: str) -> None:
-        """Until its stdout is closed. Raises ModelError or RunnerError when it is given up."""
+        """Until its stdout is closed. Raises ModelError or BackendError when it is given up."""
         from tqdm import tqdm
 
         # disable=None: silent unless stderr is a terminal. The delay keeps the bar of a short run off the screen.
         with (
             selectors.DefaultSelector() as selector,
-            tqdm(total=total, desc=self.runner, unit=unit, disable=None, leave=False, delay=0.5) as bar,
+            tqdm(total=total, desc=self.backend, unit=unit, disable=None, leave=False, delay=0.5) as bar,
         ):
             selector.register(self.child.stdout, selectors.EVENT_READ)
             self._pass_on()
@@ -202,7 +202,7 @@ class _Followed:
         silent = time.monotonic() - self._since
         if not self.started:
             if silent > START_SECS:
-                raise RunnerError(f"{self.runner}: Python did not start within {START_SECS:.0f} s: try again")
+                raise BackendError(f"{self.backend}: Python did not start within {START_SECS:.0f} s: try again")
             return
         if self.deadline is None or silent < POLL_SECS:
             return
@@ -210,7 +210,7 @@ class _Followed:
             self._busy_since = self._busy()
         if silent > self.deadline.wall_secs or self._busy() - self._busy_since > self.deadline.cpu_secs:
             raise ModelError(
-                f"{self.runner}: the interpreter was given up after {silent:.1f} s without progress: the model never "
+                f"{self.backend}: the interpreter was given up after {silent:.1f} s without progress: the model never "
                 "ends, or needs longer than its size tells: give it time with --timeout_secs"
             )
 
@@ -225,43 +225,44 @@ def _cpu_secs(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _result(directory: Path, runner: str, status: int, followed: _Followed, told: str) -> dict[str, Any]:
+def _result(directory: Path, backend: str, status: int, followed: _Followed, told: str) -> dict[str, Any]:
     try:
         result = json.loads((directory / "result.json").read_text())
     except FileNotFoundError:
-        raise _crash(directory, runner, status, followed, told) from None
+        raise _crash(directory, backend, status, followed, told) from None
     error = result.get("error")
     if error is None:
         return result
     message = " ".join(error["message"].split())
     if error["kind"] == "input":
-        raise InputError(f"{runner}: {message}")
+        raise InputError(f"{backend}: {message}")
     told = f" ({told})" if told else ""
-    raise ModelError(f"{runner}: the interpreter failed: {message}{told}: {ADVICE}")
+    raise ModelError(f"{backend}: the interpreter failed: {message}{told}: {ADVICE}")
 
 
-def _crash(directory: Path, runner: str, status: int, followed: _Followed, told: str) -> Exception:
+def _crash(directory: Path, backend: str, status: int, followed: _Followed, told: str) -> Exception:
     """What an end without a result means."""
     told = f": {told}" if told else ""
     if status == NO_ROOM:
-        return RunnerError(
-            f"{runner}: cannot write the outputs below {directory.parent}: {followed.no_room}: make room there, or set "
+        return BackendError(
+            f"{backend}: cannot write the outputs below {directory.parent}: {followed.no_room}: make room there, or "
+            f"set "
             "TMPDIR to a directory that has it"
         )
     if status >= 0:
-        return RunnerError(
-            f"{runner}: the interpreter ended with exit code {status} and without a result{told}: are NumPy and "
+        return BackendError(
+            f"{backend}: the interpreter ended with exit code {status} and without a result{told}: are NumPy and "
             "ai-edge-litert installed whole?"
         )
     number, name = -status, str(-status)
     with suppress(ValueError):
         name = signal.Signals(number).name
-    ended = f"{runner}: the interpreter was killed by signal {name}{told}"
+    ended = f"{backend}: the interpreter was killed by signal {name}{told}"
     if number in CRASHES and followed.started:
         return ModelError(f"{ended}: {ADVICE}")
     if number in CRASHES:
-        return RunnerError(f"{ended} before it saw the model: are NumPy and ai-edge-litert installed whole?")
-    return RunnerError(f"{ended}: the machine may be out of memory, or someone ended it")
+        return BackendError(f"{ended} before it saw the model: are NumPy and ai-edge-litert installed whole?")
+    return BackendError(f"{ended}: the machine may be out of memory, or someone ended it")
 
 
 def _last_lines(stderr: int) -> str:

@@ -9,10 +9,10 @@ from tfq.backends import timing
 from tfq.backends.forks import start_fork, start_server
 from tfq.backends.protocol import RunRequest, RunResult
 from tfq.backends.worker import module_path, run_worker
-from tfq.errors import RunnerError
+from tfq.errors import BackendError
 
 
-class LocalRunner:
+class LocalBackend:
     """Runs on this machine."""
 
     name = "local"
@@ -30,19 +30,21 @@ class LocalRunner:
             start_server(module_path())
 
     def run(self, request: RunRequest) -> RunResult:
-        """Run the request. Raises InputError when the model does not take these inputs, RunnerError on all else."""
+        """Run the request. Raises InputError when the model does not take these inputs, BackendError on all else."""
         reason = self.unavailable()
         if reason:
-            raise RunnerError(f"{self.name}: {reason}")
+            raise BackendError(f"{self.name}: {reason}")
         # Without what `site` does at each start; where the modules are is known here.
-        return run_worker([sys.executable, "-I", "-S"], request, runner=self.name, path=module_path(), start=start_fork)
+        return run_worker(
+            [sys.executable, "-I", "-S"], request, backend=self.name, path=module_path(), start=start_fork
+        )
 
     def time_models(self, request: timing.TimingRequest) -> tuple[list[timing.Timing], dict[str, Any]]:
         """`timing.time_models` on this machine."""
-        return timing.time_models([sys.executable], request, runner=self.name)
+        return timing.time_models([sys.executable], request, backend=self.name)
 
     def profile_ops(
         self, request: timing.TimingRequest, model: timing.TimedModel, kernels: str
     ) -> list[timing.OpEvent] | str:
         """`timing.profile_ops` on this machine."""
-        return timing.profile_ops([sys.executable], request, model, kernels, runner=self.name)
+        return timing.profile_ops([sys.executable], request, model, kernels, backend=self.name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every runner takes and gives: bytes and arrays in, arrays and numbers out."""
+"""What every backend takes and gives: bytes and arrays in, arrays and numbers out."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,25 +97,25 @@ class RunResult:
 
 
 @runtime_checkable
-class Runner(Protocol):
+class Backend(Protocol):
     """A place where a flatbuffer runs."""
 
     @property
     def name(self) -> str:
-        """What --runner calls it."""
+        """What --backend calls it."""
 
     @property
     def emulated(self) -> bool:
-        """Whether its time says nothing about a device; such a runner never reports a latency."""
+        """Whether its time says nothing about a device; such a backend never reports a latency."""
 
     def unavailable(self) -> str | None:
-        """Why this runner cannot run here and what to do about it, or None when it can."""
+        """Why this backend cannot run here and what to do about it, or None when it can."""
 
     def prepare(self) -> None:
         """Start now what the first `run` would wait for. Never fails: `run` says what is wrong."""
 
     def run(self, request: RunRequest) -> RunResult:
-        """Run the request. Raises InputError when the model does not take these inputs, RunnerError on all else."""
+        """Run the request. Raises InputError when the model does not take these inputs, BackendError on all else."""
 
 
 def check_arrays(arrays: tuple[NDArray, ...]) -> None:

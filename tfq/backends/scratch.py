@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tfq.errors import RunnerError
+from tfq.errors import BackendError
 
 PREFIX = "tfq-run-"
 OWNER = ".owner"
@@ -23,7 +23,7 @@ def scratch_directory() -> Iterator[Path]:
     """A directory of this run alone below the one for temporary files, which is removed at the end.
 
     Its owner holds a lock inside, which the system takes away however the owner ends: what lies there unlocked is
-    nobody's, and goes with the next run. Raises RunnerError where no directory can be made.
+    nobody's, and goes with the next run. Raises BackendError where no directory can be made.
     """
     base = Path(tempfile.gettempdir())
     _sweep(base)
@@ -45,9 +45,9 @@ def scratch_directory() -> Iterator[Path]:
             os.close(lock)
 
 
-def no_room(base: Path, what: str, error: OSError) -> RunnerError:
+def no_room(base: Path, what: str, error: OSError) -> BackendError:
     """The error of a write below `base` that failed."""
-    return RunnerError(
+    return BackendError(
         f"cannot write {what} below {base}: {error.strerror or error}: make room there, or set TMPDIR to a directory "
         "that has it"
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tfq.backends import child
 from tfq.backends.protocol import check_arrays
 from tfq.backends.scratch import no_room, scratch_directory
-from tfq.errors import InputError, ModelError, RunnerError
+from tfq.errors import BackendError, InputError, ModelError
 
 # Without a sign of life; one comes after every inference that is not part of a block, and after every round of blocks.
 SILENT_SECS = 300.0
@@ -94,11 +94,11 @@ class OpEvent:
 
 
 def time_models(
-    command: Sequence[str], request: TimingRequest, *, runner: str, environment: Mapping[str, str] | None = None
+    command: Sequence[str], request: TimingRequest, *, backend: str, environment: Mapping[str, str] | None = None
 ) -> tuple[list[Timing], dict[str, Any]]:
     """The timing of each of `request.entries`, and the machine that it was taken on.
 
-    Raises ModelError, which names the model, where one of them fails or crashes; RunnerError on all else.
+    Raises ModelError, which names the model, where one of them fails or crashes; BackendError on all else.
     """
     with scratch_directory() as directory:
         files = {id(model): _write(directory, place, model) for place, model in enumerate(request.models)}
@@ -109,7 +109,7 @@ def time_models(
             "seed": request.seed,
         }
         try:
-            result = _run(command, directory, settings, runner, environment)
+            result = _run(command, directory, settings, backend, environment)
         except InputError as error:
             model, kernels = request.entries[_place(directory)]
             raise type(error)(f"{model.name} on {kernels} kernels: {error}") from error
@@ -133,7 +133,7 @@ def profile_ops(
     model: TimedModel,
     kernels: str,
     *,
-    runner: str,
+    backend: str,
     environment: Mapping[str, str] | None = None,
 ) -> list[OpEvent] | str:
     """What LiteRT's profiler tells of `model`, in inferences of their own in a process of their own; or why nothing."""
@@ -147,8 +147,8 @@ def profile_ops(
             "num_runs": min(request.num_runs, PROFILED_RUNS),
         }
         try:
-            result = _run(command, directory, settings, runner, environment)
-        except (ModelError, RunnerError) as error:
+            result = _run(command, directory, settings, backend, environment)
+        except (ModelError, BackendError) as error:
             return f"LiteRT's profiler could not be used: {error}"
         if "reason" in result:
             return f"LiteRT's profiler could not be used: {result['reason']}"
@@ -165,14 +165,14 @@ def _run(
     command: Sequence[str],
     directory: Path,
     settings: Mapping[str, Any],
-    runner: str,
+    backend: str,
     environment: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     return child.run_child(
         command,
         directory,
         settings,
-        runner=runner,
+        backend=backend,
         environment=environment,
         total=100,
         unit="%",

@@ -68,7 +68,7 @@ class Feed:
     """The notes and the file of one run."""
 
     def __init__(self, directory: Path, first: Arrays, pieces: Iterator[Arrays], plan: Plan) -> None:
-        """first, pieces: of `begun`. Raises RunnerError where there is no room for the file."""
+        """first, pieces: of `begun`. Raises BackendError where there is no room for the file."""
         self._first, self._pieces, self.plan = first, pieces, plan
         sizes = [plan.block * array[:1].nbytes for array in first]
         # Each input's part of a slot, and the slots, begin where any dtype may.
@@ -178,7 +178,7 @@ def run_worker(
     command: Sequence[str],
     request: RunRequest,
     *,
-    runner: str,
+    backend: str,
     environment: Mapping[str, str] | None = None,
     path: Sequence[str] = (),
     emulated: bool = False,
@@ -189,7 +189,7 @@ def run_worker(
     path: where NumPy and ai_edge_litert are, if `command` does not know it. emulated: give it the time that takes.
     start: of `run_child`.
     Raises InputError when the model does not take the inputs, ModelError when it fails, crashes or never ends,
-    RunnerError on all else.
+    BackendError on all else.
     """
     model = tflite.read(request.model)
     first, pieces = begun(request.inputs)
@@ -223,7 +223,7 @@ def run_worker(
             command,
             directory,
             {**settings, **feed.request()},
-            runner=runner,
+            backend=backend,
             environment=environment,
             total=request.num_examples,
             deadline=deadline_of(model, request.timeout_secs, plan.num_workers, emulated=emulated),

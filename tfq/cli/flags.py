@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
 
-A script sees the flags of its own section under their bare path (`convert --scheme=int8` sets
+A command sees the flags of its own section under their bare path (`convert --scheme=int8` sets
 `conversion.scheme`) beside the common ones (`--model --data --out --custom_objects --seed`), and those of a section
 that it works with under their whole path, as `run` sees every flag. Precedence: default < --config < flag.
 """
@@ -19,7 +19,7 @@ from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
 COMMON = ("model", "data", "out", "custom_objects", "seed")
-# Sections that a script works with beside its own.
+# Sections that a command works with beside its own.
 BESIDE = {"search": ("conversion",)}
 
 
@@ -48,7 +48,7 @@ class HelpRequested(Exception):
 
 
 def settings_of(section: str | None) -> list[Setting]:
-    """The flags of a script: common ones, its section's, and those beside it; `None` is `run`, which has all."""
+    """The flags of a command: common ones, its section's, and those beside it; `None` is `run`, which has all."""
     every = list(_walk(config.RunConfig, (), ()))
     if section is None:
         return every
@@ -57,7 +57,7 @@ def settings_of(section: str | None) -> list[Setting]:
     return common + list(_walk(field_types(config.RunConfig)[section], (section,), ())) + beside
 
 
-def parse(arguments: Sequence[str], *, script: str, section: str | None, description: str) -> Invocation:
+def parse(arguments: Sequence[str], *, command: str, section: str | None, description: str) -> Invocation:
     """The invocation that `arguments` (program name first) spell out.
 
     Raises HelpRequested, and InputError on an unknown flag, a bad value, or a positional argument.
@@ -73,11 +73,11 @@ def parse(arguments: Sequence[str], *, script: str, section: str | None, descrip
     try:
         rest = values(list(arguments))
     except flags.Error as error:
-        raise InputError(f"{script}: {_explain(error, values)} (tfq {script} --help lists all flags)") from error
+        raise InputError(f"{command}: {_explain(error, values)} (tfq {command} --help lists all flags)") from error
     if values["help"].value:
-        raise HelpRequested(_help(script, description, settings, values))
+        raise HelpRequested(_help(command, description, settings, values))
     if len(rest) > 1:
-        raise InputError(f"{script}: unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
+        raise InputError(f"{command}: unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
     tree: dict[str, Any] = {}
     if values["config"].value:
         tree = _read_config(values["config"].value, section)
@@ -175,7 +175,7 @@ def _section_class(path: tuple[str, ...]) -> type:
 
 
 def _read_config(path: str, section: str | None) -> dict[str, Any]:
-    """The tree in a JSON file: of a whole run, or the script's own section beside the common keys; or in a record."""
+    """The tree in a JSON file: of a whole run, or the command's own section beside the common keys; or in a record."""
     tree = artifacts.read_json(path)
     if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
         if tree["schema_version"] != SCHEMA_VERSION:
@@ -194,9 +194,9 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
     return common | {section: {key: value for key, value in tree.items() if key not in COMMON}}
 
 
-def _help(script: str, description: str, settings: Sequence[Setting], values: flags.FlagValues) -> str:
-    """The text of --help: what the script does, then every flag with its default, the common ones first."""
-    lines = [f"tfq {script}: {description.strip()}", "", "Flags:"]
+def _help(command: str, description: str, settings: Sequence[Setting], values: flags.FlagValues) -> str:
+    """The text of --help: what the command does, then every flag with its default, the common ones first."""
+    lines = [f"tfq {command}: {description.strip()}", "", "Flags:"]
     names = [setting.flag for setting in settings] + [
         name for name in ("config", "fresh", "preflight", "format", "allow_code", "verbosity", "help") if name in values
     ]

@@ -7,7 +7,7 @@ import sys
 from tfq import __version__
 from tfq.errors import did_you_mean
 
-SCRIPTS = {
+COMMANDS = {
     "train": "train a model that tfq builds, on your data",
     "compress": "prune and quantization-aware train a tf_keras model",
     "convert": "make a .tflite of a model, full int8 by default",
@@ -22,18 +22,18 @@ SCRIPTS = {
 
 
 def main() -> None:
-    """Hand the command line to the script that its first word names; exits as that script does."""
+    """Hand the command line to the command that its first word names; exits as that command does."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
-        print("tfq SCRIPT [--FLAG=VALUE ...]: takes a Keras model to a full-int8 .tflite, and proves what it became\n")
-        print("\n".join(f"  tfq {script:9} {summary}" for script, summary in SCRIPTS.items()))
-        print("\ntfq SCRIPT --help lists the flags of a script; tfq --version prints the version.")
+        print("tfq COMMAND [--FLAG=VALUE ...]: takes a Keras model to a full-int8 .tflite, and proves what it became\n")
+        print("\n".join(f"  tfq {command:9} {summary}" for command, summary in COMMANDS.items()))
+        print("\ntfq COMMAND --help lists the flags of a command; tfq --version prints the version.")
         sys.exit(0)
     if name == "--version":
         print(f"tfq {__version__}")
         sys.exit(0)
-    if name not in SCRIPTS:
-        print(f"tfq: unknown script {name!r}: {did_you_mean(name, SCRIPTS)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"tfq: unknown command {name!r}: {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     try:
         importlib.import_module(f"tfq.pipelines.{name}").cli([f"tfq {name}", *sys.argv[2:]])

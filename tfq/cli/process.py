@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every script does around its own work: flags, quiet, exit codes, its record."""
+"""What every command does around its own work: flags, quiet, exit codes, its record."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ from tfq.provenance import record_of
 INTERRUPTED = 130
 
 
-def run_script(
+def run_command(
     main: Callable[[flags.Invocation], None],
     *,
-    script: str,
+    command: str,
     section: str | None,
     description: str,
     arguments: Sequence[str] | None = None,
@@ -32,12 +32,12 @@ def run_script(
     """Parse the command line, call `main`, and leave the process with the exit code that its outcome has."""
     given = sys.argv if arguments is None else arguments
     with _noted_interrupts() as interrupts:
-        sys.exit(_exit_code(main, script, section, description, given, interrupts))
+        sys.exit(_exit_code(main, command, section, description, given, interrupts))
 
 
 def _exit_code(
     main: Callable[[flags.Invocation], None],
-    script: str,
+    command: str,
     section: str | None,
     description: str,
     arguments: Sequence[str],
@@ -46,7 +46,7 @@ def _exit_code(
     verbose = False
     try:
         try:
-            invocation = flags.parse(arguments, script=script, section=section, description=description)
+            invocation = flags.parse(arguments, command=command, section=section, description=description)
         except flags.HelpRequested as request:
             print(request, flush=True)
             return 0
@@ -57,13 +57,13 @@ def _exit_code(
             main(invocation)
         return 0
     except KeyboardInterrupt:
-        return _interrupted(script)
+        return _interrupted(command)
     except TfqError as error:
         if verbose:
             traceback.print_exc()
         if interrupts:
-            return _interrupted(script)
-        print(f"tfq {script}: error: {error}", file=sys.stderr)
+            return _interrupted(command)
+        print(f"tfq {command}: error: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); keep the interpreter from failing on it again at exit.
@@ -73,14 +73,14 @@ def _exit_code(
         if verbose:
             traceback.print_exc()
         if interrupts:
-            return _interrupted(script)
+            return _interrupted(command)
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"tfq {script}: failed: {told} (-v=1 shows where)", file=sys.stderr)
+        print(f"tfq {command}: failed: {told} (-v=1 shows where)", file=sys.stderr)
         return TfqError.exit_code
 
 
-def _interrupted(script: str) -> int:
-    print(f"tfq {script}: interrupted", file=sys.stderr)
+def _interrupted(command: str) -> int:
+    print(f"tfq {command}: interrupted", file=sys.stderr)
     return INTERRUPTED
 
 
@@ -107,25 +107,25 @@ def _noted_interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def record(invocation: flags.Invocation, script: str, **results: Any) -> dict[str, Any]:
-    """The record of what `invocation` asked of `script`: see `provenance.record_of`."""
-    return record_of(script, invocation.config, **results)
+def record(invocation: flags.Invocation, command: str, **results: Any) -> dict[str, Any]:
+    """The record of what `invocation` asked of `command`: see `provenance.record_of`."""
+    return record_of(command, invocation.config, **results)
 
 
-def finish(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:
-    """Write `<script>.json` into --out, where there is one, and print the record or `text`, as --format says."""
+def finish(invocation: flags.Invocation, command_record: dict[str, Any], text: str) -> None:
+    """Write `<command>.json` into --out, where there is one, and print the record or `text`, as --format says."""
     if invocation.config.out:
         out = artifacts.make_out_dir(invocation.config.out)
-        artifacts.write_json(out / f"{script_record['script']}.json", script_record)
-    show(invocation, script_record, text)
+        artifacts.write_json(out / f"{command_record['command']}.json", command_record)
+    show(invocation, command_record, text)
 
 
-def show(invocation: flags.Invocation, script_record: dict[str, Any], text: str) -> None:
+def show(invocation: flags.Invocation, command_record: dict[str, Any], text: str) -> None:
     """Print the record or `text`, as --format says."""
     as_json = invocation.format == "json"
     try:
         print(
-            json.dumps(script_record, indent=2, allow_nan=False) if as_json else text,
+            json.dumps(command_record, indent=2, allow_nan=False) if as_json else text,
             file=sys.__stdout__ if as_json else sys.stdout,
             flush=True,
         )

@@ -27,17 +27,17 @@ from tfq.compression.qat.qat import (
     unsupported_layers,
     untrained_qat_model,
 )
-from tfq.compression.structured_pruning.prune import FilterResult, count_macs, prune_filters
+from tfq.compression.structured_pruning.prune import StructuredPruningResult, count_macs, prune_structured
 
 __all__ = [
     "Annotated",
     "ClusteringPlan",
-    "FilterResult",
     "LayerVerdict",
     "Preflight",
     "PruningPlan",
     "QATParity",
     "SensitivityTable",
+    "StructuredPruningResult",
     "check_quantizable",
     "check_same_function",
     "cluster_model",
@@ -48,8 +48,8 @@ __all__ = [
     "measure_clusters",
     "measure_sparsity",
     "preflight",
-    "prune_filters",
     "prune_model",
+    "prune_structured",
     "pruning_plan",
     "qat_model",
     "qat_parity",

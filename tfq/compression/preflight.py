@@ -173,7 +173,7 @@ def _advice(reason: str, layers: list[Any]) -> str:
     if "pattern" in reason:
         return "Widen qat.layers to train it too"
     if any(type(layer).__name__.startswith("ConvLSTM") for layer in layers):
-        return "Convert to a scheme without ranges, such as dynamic: its loop cannot be unrolled"
+        return "Convert to a scheme without ranges, such as dynamic_range: its loop cannot be unrolled"
     if "recurrent" in reason:
         return "Give convert the representative data; an int8 .tflite has a copy of its cell for each step"
     return "Give convert the representative data"

@@ -29,5 +29,7 @@ class BitsConfig(Config):
     activation_bits: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2), "bits of activations", minimum=1, maximum=8)
     grids: tuple[str, ...] = setting(GRIDS, "grids of weights; with activations the first one", choices=GRIDS)
     keep: tuple[str, ...] = setting((), "name patterns of layers left in float, such as the first and the last")
-    calibration_steps: int = setting(200, "training examples that the ranges of activations are seen on", minimum=1)
+    num_calibration_samples: int = setting(
+        200, "training examples that the ranges of activations are seen on", minimum=1
+    )
     limit: int = setting(0, "test examples; 0 is all", minimum=0)

@@ -53,7 +53,7 @@ class PruneConfig(Config):
     targets: tuple[str, ...] = setting(
         (), "PATTERN=SPARSITY: layers with a final_sparsity of their own; the last pattern that fits a layer counts"
     )
-    order: str = setting(
+    allocation: str = setting(
         "uniform",
         "uniform: final_sparsity in every layer; of the others, over all of them: lamp: by the sizes of weights, erk: "
         "by the shapes of layers (both: more in large layers than in small ones), sensitivity: by data",
@@ -65,13 +65,13 @@ class PruneConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FiltersConfig(Config):
+class StructuredPruningConfig(Config):
     """Pruning of whole filters, which are taken out of the model: it becomes smaller and faster."""
 
     enabled: bool = setting(False, "take whole filters out, before all other compression", names_section=True)
     target_macs: float = setting(0.5, "share of the multiply-adds that stays", minimum=0.01, maximum=1)
     norm: str = setting("l1", "norm by which filters are ranked: the smallest go", choices=("l1", "l2"))
-    multiple_of: int = setting(8, "channels are left in multiples of this, where there are as many", minimum=1)
+    channel_multiple: int = setting(8, "channels are left in multiples of this, where there are as many", minimum=1)
     layers: tuple[str, ...] = setting(("*",), "name patterns of the layers that may lose filters")
     targets: tuple[str, ...] = setting(
         (), "PATTERN=SHARE: layers of whose filters that share stays; the others lose what target_macs asks for beyond"
@@ -109,13 +109,14 @@ class QATConfig(Config):
     layers: tuple[str, ...] = setting(
         ("*",), "name patterns of the layers to train with fake quantization; the converter quantizes the others"
     )
-    calibration_steps: int = setting(
+    num_calibration_samples: int = setting(
         200, "training examples whose ranges the activations start with; 0 starts with the first batch's", minimum=0
     )
-    ranges: str = setting(
-        "averaged",
-        "where activations are clipped: by moving averages of what is seen, or learned with the weights",
-        choices=("averaged", "learned"),
+    range_estimator: str = setting(
+        "ema",
+        "where activations are clipped: ema: exponential moving averages of what is seen; lsq: learned with the "
+        "weights (learned step size)",
+        choices=("ema", "lsq"),
     )
     freeze_batch_norm_step: int = setting(
         -1,
@@ -129,7 +130,7 @@ class QATConfig(Config):
 class CompressionConfig(Config):
     """What is done to the tf_keras model before conversion."""
 
-    filters: FiltersConfig = section(FiltersConfig, "pruning of whole filters")
+    structured_pruning: StructuredPruningConfig = section(StructuredPruningConfig, "pruning of whole filters")
     prune: PruneConfig = section(PruneConfig, "magnitude pruning")
     cluster: ClusterConfig = section(ClusterConfig, "clustering of weights")
     qat: QATConfig = section(QATConfig, "quantization-aware training")

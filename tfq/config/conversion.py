@@ -13,7 +13,7 @@ IO_TYPES = ("", "int8", "uint8", "int16", "float32")
 SCHEME_IO_TYPES = {
     "int8": ("int8", "uint8", "float32"),
     "int16x8": ("int16", "float32"),
-    "dynamic": ("float32",),
+    "dynamic_range": ("float32",),
     "float16": ("float32",),
     "float32": ("float32",),
     "weight_only_int8": ("float32",),
@@ -24,8 +24,8 @@ SCHEMES = tuple(SCHEME_IO_TYPES)
 TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 
-REPAIRS = ("equalize", "absorb", "rounding", "bias")
-BACKENDS = ("tf", "litert")
+TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "gptq", "bias_correction")
+QUANTIZERS = ("tensorflow", "litert")
 CALIBRATION_METHODS = ("percentile", "mse", "min_max", "moving_average", "entropy")
 
 
@@ -53,32 +53,34 @@ class ConversionConfig(Config):
         "what the flatbuffer is to run on: chooses what this target can run, and refuses what it cannot",
         choices=("", *TARGETS),
     )
-    backend: str = setting(
-        "tf", "whose quantizer: TensorFlow's, or litert-quantizer (pip install 'tfq[litert]')", choices=BACKENDS
+    quantizer: str = setting(
+        "tensorflow",
+        "whose quantizer: TensorFlow's, or litert-quantizer (pip install 'tfq[litert]')",
+        choices=QUANTIZERS,
     )
     per_channel: bool = setting(True, "a scale for each output channel of a weight, rather than one for all of it")
     per_channel_dense: bool = setting(True, "the same for fully connected layers alone; off where --noper_channel")
     inference_input_type: str = setting("", "type of the model's inputs; empty is the scheme's own", choices=IO_TYPES)
     inference_output_type: str = setting("", "type of the model's outputs; empty is the scheme's own", choices=IO_TYPES)
-    calibration_steps: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
+    num_calibration_samples: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
     calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
     float_layers: tuple[str, ...] = setting(
         (), "name patterns of layers that stay in float within an int8 model, such as those that lose most"
     )
     int16_layers: tuple[str, ...] = setting(
-        (), "name patterns of layers whose activations get 16 bits within an int8 model (backend=litert)"
+        (), "name patterns of layers whose activations get 16 bits within an int8 model (quantizer=litert)"
     )
     per_tensor_layers: tuple[str, ...] = setting(
-        (), "name patterns of layers whose weights get one scale within a per-channel model (backend=litert)"
+        (), "name patterns of layers whose weights get one scale within a per-channel model (quantizer=litert)"
     )
     int4_layers: tuple[str, ...] = setting(
         (), "name patterns of layers whose weights get 4 bits within an int8 model; '*' is all"
     )
-    repair: tuple[str, ...] = setting(
+    techniques: tuple[str, ...] = setting(
         (),
         "what to mend after training: equalize (channels of different size), absorb (what channels always give), "
         "rounding (of weights, by the data), bias (what quantization adds on average)",
-        choices=REPAIRS,
+        choices=TECHNIQUES,
     )
     batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)
 

@@ -24,9 +24,9 @@ class EvaluationConfig(Config):
     """What a flatbuffer computes, where, and against what."""
 
     reference: str = setting("", "float .tflite to compare with")
-    runner: str = setting("local", "where to run: local, qemu:cortex-a53 or qemu:cortex-a76")
-    parity_runners: tuple[str, ...] = setting((), "runners whose outputs are compared with --runner's, code by code")
-    parity_limit: int = setting(256, "examples for the comparison between runners", minimum=1)
+    backend: str = setting("local", "where to run: local, qemu:cortex-a53 or qemu:cortex-a76")
+    parity_backends: tuple[str, ...] = setting((), "backends whose outputs are compared with --backend's, code by code")
+    parity_limit: int = setting(256, "examples for the comparison between backends", minimum=1)
     metric: str = setting(
         "",
         "what is held against the labels: top1, top5, roc_auc, mae or MODULE:FUNCTION; empty is top1, or roc_auc of a "
@@ -52,7 +52,7 @@ class BenchmarkConfig(Config):
     """How long an inference takes, of one model or of several in turn."""
 
     against: tuple[str, ...] = setting((), "other .tflite files, timed in turn with --model; ratios are to --model")
-    runner: str = setting("local", "where to run: local; an emulator counts instructions and times nothing")
+    backend: str = setting("local", "where to run: local; an emulator counts instructions and times nothing")
     kernels: tuple[str, ...] = setting(("xnnpack",), "kernels to time, in turn", choices=KERNELS)
     num_threads: int = setting(1, "threads of the interpreter", minimum=1)
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)

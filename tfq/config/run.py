@@ -15,7 +15,7 @@ from tfq.config.search import SearchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A whole run: `tfq run` uses all of it, each other script its section, the first five, and flags.BESIDE."""
+    """A whole run: `tfq run` uses all of it, each other command its section, the first five, and flags.BESIDE."""
 
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
     data: DataConfig = section(DataConfig, "examples")
@@ -28,7 +28,7 @@ class RunConfig(Config):
     compression: CompressionConfig = section(CompressionConfig, "pruning and QAT")
     conversion: ConversionConfig = section(ConversionConfig, "flatbuffer")
     audit: AuditConfig = section(AuditConfig, "what the int8 flatbuffers must be")
-    evaluation: EvaluationConfig = section(EvaluationConfig, "runners, metrics, bounds")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "backends, metrics, bounds")
     benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")
     search: SearchConfig = section(SearchConfig, "the cheapest int8 model within a budget")
     analysis: AnalysisConfig = section(AnalysisConfig, "what costs an int8 flatbuffer its accuracy")

@@ -28,11 +28,11 @@ class SearchConfig(Config):
     methods: tuple[str, ...] = setting(
         ("percentile", "mse", "min_max"), "calibration methods to try, in turn", choices=CALIBRATION_METHODS
     )
-    most_mixed_layers: int = setting(
+    max_mixed_layers: int = setting(
         4,
-        "layers that may stay float, the most sensitive first (with the conversion's backend=litert, int16 before "
+        "layers that may stay float, the most sensitive first (with the conversion's quantizer=litert, int16 before "
         "that); 0 is none",
         minimum=0,
     )
     sensitivity_examples: int = setting(128, "training examples to rank layers by", minimum=1)
-    full: bool = setting(False, "climb all of the ladder, not only as far as the budget wants")
+    full: bool = setting(False, "search all of the search space, not only as far as the budget wants")

@@ -51,7 +51,7 @@ def convert_with_record(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> Conversion:
-    """What convert_model gives, of the same arguments, with the ranges and the repairs that were found on the way."""
+    """Convert as `convert_model` does; return the ranges and the records of the techniques as well."""
     config = fitted(config or ConversionConfig())
     found = _converted(model, representative_dataset, config, preprocessing)
     warn_of_target(found.content, config)

@@ -38,15 +38,16 @@ def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[s
 
 def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
     """Raises InputError where settings of single layers, or the backend, contradict the scheme or each other."""
-    if config.backend == "litert":
+    if config.quantizer == "litert":
         if trained:
             raise InputError(
-                "backend=litert: the model is quantization-aware trained, for the scales of TensorFlow's quantizer: "
+                "quantizer=litert: the model is quantization-aware trained, for the scales of TensorFlow's quantizer: "
                 "leave it out"
             )
         if not config.needs_ranges:
             raise InputError(
-                f"backend=litert with scheme={config.scheme}: it is for int8 and int16x8: leave it out, or convert to "
+                f"quantizer=litert with scheme={config.scheme}: it is for int8 and int16x8: leave it out, or convert "
+                f"to "
                 "one of these"
             )
     for name in ("float_layers", *_OF_LITERT):
@@ -55,10 +56,10 @@ def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
                 f"{name} with scheme={config.scheme}: a model in which some layers have a scheme of their own is int8"
             )
     for name in _OF_LITERT:
-        if getattr(config, name) and config.backend != "litert":
+        if getattr(config, name) and config.quantizer != "litert":
             raise InputError(
                 f"{name}={','.join(getattr(config, name))}: TensorFlow's quantizer has one scheme for all layers: set "
-                "backend=litert (pip install 'tfq[litert]')"
+                "quantizer=litert (pip install 'tfq[litert]')"
             )
 
 
@@ -79,7 +80,7 @@ def quantize_by_litert(
         from litert_quantizer import quantizer
     except ImportError as error:
         raise InputError(
-            f"backend=litert needs litert-quantizer ({error}): pip install 'tfq[litert]', or leave backend out"
+            f"quantizer=litert needs litert-quantizer ({error}): pip install 'tfq[litert]', or leave quantizer out"
         ) from error
     recipe = quantizer.Quantizer(model)
     _add_schemes(recipe, model, config)
@@ -145,8 +146,8 @@ def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]
         tensor = graphs[subgraph].tensors[index]
         if tensor.name in found:
             raise InputError(
-                f"backend=litert: two activations have the name {tensor.name!r}, and litert-quantizer goes by names: "
-                "leave backend out"
+                f"quantizer=litert: two activations have the name {tensor.name!r}, and litert-quantizer goes by names: "
+                "leave quantizer out"
             )
         shape = (1,) * len(tensor.shape)
         minimum, maximum = (np.full(shape, end, np.float32) for end in ends)

@@ -29,12 +29,13 @@ from tfq.ptq import calibration
 class Conversion:
     """A flatbuffer, and what was found on the way to it.
 
-    content: its bytes. ranges: of the activations, where they were calibrated. repairs: {what was mended: its record}.
+    content: its bytes. ranges: of the activations, where they were calibrated. techniques: {what was mended: its
+    record}.
     """
 
     content: bytes
     ranges: calibration.Ranges | None = None
-    repairs: Mapping[str, Any] = field(default_factory=dict)
+    techniques: Mapping[str, Any] = field(default_factory=dict)
 
 
 def quantize_after_training(
@@ -46,41 +47,41 @@ def quantize_after_training(
     (min_max), as fake quantization itself has it.
     """
     check_settings(config, trained=known is not None)
-    needs_samples = not config.calibration.ranges or bool(config.repair or config.int4_layers)
+    needs_samples = not config.calibration.ranges or bool(config.techniques or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
-    repairs: dict[str, Any] = {}
-    if "equalize" in config.repair:
+    techniques: dict[str, Any] = {}
+    if "cross_layer_equalization" in config.techniques:
         equalized = ptq.equalize(model, samples)
-        model, repairs["equalize"] = equalized.model, equalized.to_dict()
-    if "absorb" in config.repair:
+        model, techniques["cross_layer_equalization"] = equalized.model, equalized.to_dict()
+    if "bias_absorption" in config.techniques:
         absorbed = ptq.absorb_biases(model, samples)
-        model, repairs["absorb"] = absorbed.model, absorbed.to_dict()
+        model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
     asked = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
     ranges = calibration.calibrate(model, samples, asked)
     _warn_of_outliers(ranges)
     values = {**ranges.values, **with_same_scales(model, known or {})}
-    if config.backend == "litert":
+    if config.quantizer == "litert":
         content = quantize_by_litert(model, values, config)
     else:
         values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
         content = quantize_flatbuffer(tflite.inject_ranges(model, values), config)
-    if "rounding" in config.repair:
+    if "gptq" in config.techniques:
         rounded = ptq.optimize_rounding(content, model, samples)
-        content, repairs["rounding"] = rounded.model, rounded.to_dict()
+        content, techniques["gptq"] = rounded.model, rounded.to_dict()
     if config.int4_layers:
-        rounding = "rounding" in config.repair
+        rounding = "gptq" in config.techniques
         narrowed = ptq.narrow_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
-        content, repairs["int4"] = narrowed.model, narrowed.to_dict()
-    if "bias" in config.repair:
+        content, techniques["int4"] = narrowed.model, narrowed.to_dict()
+    if "bias_correction" in config.techniques:
         corrected = ptq.correct_biases(content, model, samples)
-        content, repairs["bias"] = corrected.model, corrected.to_dict()
-    return Conversion(content=with_kernels_of_int8(content), ranges=ranges, repairs=repairs)
+        content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
+    return Conversion(content=with_kernels_of_int8(content), ranges=ranges, techniques=techniques)
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:
     """Raises InputError where settings contradict each other, or what the model was trained for."""
     check_mixed(config, trained=trained)
-    settings = {"repair": config.repair, "int4_layers": config.int4_layers}
+    settings = {"techniques": config.techniques, "int4_layers": config.int4_layers}
     for asked in (f"{name}={','.join(values)}" for name, values in settings.items() if values):
         if trained:
             raise InputError(f"{asked}: the model is quantization-aware trained, and this would undo it: leave it out")
@@ -93,9 +94,9 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[
     if dataset is None:
         raise InputError(
             f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
-            f"{config.calibration_steps} real examples, or quantization-aware train the model"
+            f"{config.num_calibration_samples} real examples, or quantization-aware train the model"
         )
-    found = representative_samples(dataset, input_specs(model), config.calibration_steps)
+    found = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
     for warning in found.warnings:
         warnings.warn(warning, TfqWarning, stacklevel=6)
     return found.samples
@@ -175,7 +176,7 @@ def _refuse_whole_number_inputs(model: bytes) -> None:
     if names:
         raise InputError(
             f"int16x8 of a model with whole numbers for inputs: TensorFlow's quantizer cannot do it: "
-            f"{', '.join(names)}: convert to int8 or dynamic"
+            f"{', '.join(names)}: convert to int8 or dynamic_range"
         )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Float flatbuffer -> smaller flatbuffer that needs no data: int8 or float16 weights, activations left float32.
 
-dynamic: convolutions and dense layers keep int8 weights, which their hybrid kernels multiply with activations that are
-quantized anew at every inference. weight_only_int8 and float16: a DEQUANTIZE between stored weight and op makes it
-float32 once, when the interpreter starts.
+dynamic_range: convolutions and dense layers keep int8 weights, which their hybrid kernels multiply with activations
+that are quantized anew at every inference. weight_only_int8 and float16: a DEQUANTIZE between stored weight and op
+makes it float32 once, when the interpreter starts.
 
 Depthwise convolutions have a DEQUANTIZE in dynamic too: their hybrid kernel in LiteRT 2.1.6 computes garbage of weights
 with one scale, and XNNPACK takes no hybrid depthwise convolution at all, but takes the float one with its DEQUANTIZE.
@@ -90,7 +90,7 @@ def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list
         elif role == BIAS and config.scheme != "float16":
             continue
         else:
-            in_place = config.scheme == "dynamic" and op.name in _HYBRID_VERSIONS and index not in real
+            in_place = config.scheme == "dynamic_range" and op.name in _HYBRID_VERSIONS and index not in real
             plan = _Plan(tensor=tensor, axis=_axis(op, tensor, config), in_place=in_place)
             # Read by ops that want it in two forms: one scale suits both axes, a DEQUANTIZE both kernels.
             other = found.get(index, plan)

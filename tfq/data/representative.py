@@ -176,7 +176,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
     noise are warnings, which the caller shows and records.
     """
     if steps < 1:
-        raise InputError(f"calibration_steps {steps}: wanted at least 1")
+        raise InputError(f"num_calibration_samples {steps}: wanted at least 1")
     if not inputs:
         raise InputError("representative_dataset: the model has no input to feed")
     samples: list[dict[str, NDArray]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is learned from running a flatbuffer: (bytes, data, runner) -> records."""
+"""What is learned from running a flatbuffer: (bytes, data, backend) -> records."""
 
 from tfq.evaluation.accuracy import evaluate_model
 from tfq.evaluation.benchmark import benchmark_models, model_names
@@ -9,17 +9,17 @@ from tfq.evaluation.instructions import (
     InstructionRecord,
     count_instructions,
     count_instructions_or_reason,
-    count_on_runners,
+    count_on_backends,
     instructions_to_dict,
 )
 from tfq.evaluation.metrics import agreement, mean_absolute_error, predicted_classes, roc_auc, top1, topk
 from tfq.evaluation.paired import latency_percentiles, latency_statistics
 from tfq.evaluation.parity import (
     ParityRecord,
-    check_runners,
+    check_backends,
+    compare_backends,
+    compare_backends_or_reason,
     compare_outputs,
-    compare_runners,
-    compare_runners_or_reason,
 )
 from tfq.evaluation.record import EvaluationRecord, check_requirements, missed_requirements, score_text
 from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
@@ -36,16 +36,16 @@ __all__ = [
     "ReferenceOutputs",
     "agreement",
     "benchmark_models",
+    "check_backends",
     "check_metric",
     "check_requirements",
-    "check_runners",
     "choose_metric",
+    "compare_backends",
+    "compare_backends_or_reason",
     "compare_outputs",
-    "compare_runners",
-    "compare_runners_or_reason",
     "count_instructions",
     "count_instructions_or_reason",
-    "count_on_runners",
+    "count_on_backends",
     "decode_outputs",
     "evaluate_model",
     "instructions_to_dict",

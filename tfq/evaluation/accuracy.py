@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, RunResult, make_runner
+from tfq.backends import RunRequest, RunResult, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
 from tfq.errors import TfqWarning
@@ -45,14 +45,14 @@ def evaluate_model(
 
     model: bytes of a `.tflite`. data: a Split, (x, y), an array or dict of arrays, or a source ("digits"), in the
         model's own real units and shape: codes are made here, from the scale and zero_point of the model's inputs.
-    config: runner, threads, limit, timed runs; what it requires is for `check_requirements`, and its `reference` is a
+    config: backend, threads, limit, timed runs; what it requires is for `check_requirements`, and its `reference` is a
         path for whoever reads files.
     reference: the float model's bytes, run on `local` with XNNPACK; or `reference_outputs(...)` to share among models.
     metric: in place of config.metric: a name of METRICS, MODULE:FUNCTION, or what is called as metric(outputs, labels)
         -> float; outputs are the real numbers of the one output, (n, ...), or a tuple of them where there are several.
         Nothing is top-1, or of a model that reconstructs its input the ROC AUC of its mean squared error.
     preprocessing: what was done to `data` ({"resize", "scale", "offset"}), to be held against what the model records.
-    Raises InputError where data, labels, model or reference do not fit each other, RunnerError where it cannot run.
+    Raises InputError where data, labels, model or reference do not fit each other, BackendError where it cannot run.
     Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
     """
     config = config or EvaluationConfig()
@@ -60,13 +60,13 @@ def evaluate_model(
     parsed = tflite.read(model)
     chosen = choose_metric(config.metric if metric is None else metric)
     check_bounds(config, chosen)
-    runner = make_runner(config.runner)
-    runner.prepare()
+    backend = make_backend(config.backend)
+    backend.prepare()
     data = as_split(data, limit=config.limit)
     if isinstance(reference, (bytes, bytearray)):
         reference = reference_outputs(bytes(reference), data, config)
     feed = Feed(parsed, data)
-    result = runner.run(_request(model, feed, config))
+    result = backend.run(_request(model, feed, config))
     outputs = decode_outputs(parsed, result.outputs)
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
@@ -145,8 +145,8 @@ def _speed(result: RunResult, config: EvaluationConfig) -> dict[str, Any]:
         **latencies,
         "latency_reason": result.latency_reason,
         "num_threads": config.num_threads,
-        "runner": config.runner,
-        "emulated": make_runner(config.runner).emulated,
+        "backend": config.backend,
+        "emulated": make_backend(config.backend).emulated,
         "xnnpack": config.xnnpack,
         "total_ops": result.total_ops,
         "delegated_ops": result.delegated_ops,

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import Runner, make_runner
+from tfq.backends import Backend, make_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
-from tfq.errors import InputError, RunnerError
+from tfq.errors import BackendError, InputError
 from tfq.evaluation.benchmark_record import BenchmarkRecord, ModelTimes, TimeRatio
 from tfq.evaluation.inputs import prepare_inputs
 from tfq.evaluation.instructions import count_instructions
@@ -105,20 +105,20 @@ def benchmark_models(
     """Time each of `models` ({name: bytes of a .tflite}) on each of config.kernels; ratios are to the first of each.
 
     All of them take turns in one child process, in short blocks of seeded random order. data: its examples are what the
-    models are fed where they fit; else random numbers are, and the record says so. An emulated runner counts the
+    models are fed where they fit; else random numbers are, and the record says so. An emulated backend counts the
     instructions of an inference instead. `config.against` is for whoever reads files.
-    Raises InputError on damaged models and unknown runners, ModelError where a model fails or crashes, RunnerError
-    where the runner cannot run.
+    Raises InputError on damaged models and unknown backends, ModelError where a model fails or crashes, BackendError
+    where the backend cannot run.
     """
     config = config or BenchmarkConfig()
     if not models:
         raise InputError("no model to benchmark")
-    runner = make_runner(config.runner)
-    reason = runner.unavailable()
+    backend = make_backend(config.backend)
+    reason = backend.unavailable()
     if reason:
-        raise RunnerError(f"{runner.name}: {reason}")
+        raise BackendError(f"{backend.name}: {reason}")
     parsed = {name: tflite.read(bytes(content)) for name, content in models.items()}
-    if runner.emulated:
+    if backend.emulated:
         return _counted(models, parsed, config, data)
     fed = {name: timed_model(name, bytes(models[name]), model, data, seed) for name, model in parsed.items()}
     request = TimingRequest(
@@ -130,13 +130,13 @@ def benchmark_models(
         min_secs=config.min_secs,
         seed=seed,
     )
-    timings, machine = timing_runner(runner).time_models(request)
+    timings, machine = timing_backend(backend).time_models(request)
     times = [
-        _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, runner)
+        _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, backend)
         for (model, kernels), timing in zip(request.entries, timings, strict=True)
     ]
     return BenchmarkRecord(
-        runner=config.runner,
+        backend=config.backend,
         num_threads=config.num_threads,
         models=tuple(times),
         ratios=_ratios(request, timings),
@@ -144,11 +144,11 @@ def benchmark_models(
     )
 
 
-def timing_runner(runner: Runner) -> Any:
-    """`runner`, if it can time models. Raises RunnerError where it cannot."""
-    if not hasattr(runner, "time_models"):
-        raise RunnerError(f"{runner.name} times no models yet: use --runner=local")
-    return runner
+def timing_backend(backend: Backend) -> Any:
+    """`backend`, if it can time models. Raises BackendError where it cannot."""
+    if not hasattr(backend, "time_models"):
+        raise BackendError(f"{backend.name} times no models yet: use --backend=local")
+    return backend
 
 
 def model_names(paths: list[str]) -> list[str]:
@@ -171,11 +171,11 @@ def _times(
     fed: Fed,
     request: TimingRequest,
     config: BenchmarkConfig,
-    runner: Runner,
+    backend: Backend,
 ) -> ModelTimes:
     ops: list[OpCost] | str = OPS_OFF
     if config.ops:
-        events = timing_runner(runner).profile_ops(request, model, kernels)
+        events = timing_backend(backend).profile_ops(request, model, kernels)
         ops = events if isinstance(events, str) else op_costs(parsed, events)
     ours = timing.blocks_ms[:, 1] - timing.blocks_ms[:, 0]
     return ModelTimes(
@@ -220,7 +220,7 @@ def _counted(
     for name, content in models.items():
         fitting = data if data is not None and fits(parsed[name], data) else None
         for kernels in config.kernels:
-            counted = count_instructions(bytes(content), config.runner, fitting, kernels=kernels)
+            counted = count_instructions(bytes(content), config.backend, fitting, kernels=kernels)
             times.append(
                 ModelTimes(
                     name=name,
@@ -231,7 +231,7 @@ def _counted(
                     total_ops=counted.total_ops,
                     delegated_ops=counted.delegated_ops,
                     ops_reason=NOT_TIMED,
-                    instructions={config.runner: counted.to_dict()},
+                    instructions={config.backend: counted.to_dict()},
                 )
             )
-    return BenchmarkRecord(runner=config.runner, num_threads=1, models=tuple(times), ratios=())
+    return BenchmarkRecord(backend=config.backend, num_threads=1, models=tuple(times), ratios=())

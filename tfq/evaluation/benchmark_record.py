@@ -21,7 +21,7 @@ class ModelTimes:
         `num_runs` inferences. overhead_ms: what is ours of an inference, on top: inputs set, outputs fetched, the loop.
     total_ops, delegated_ops: ops, and those that XNNPACK took.
     ops: the time of each, in inferences of their own, measured as ops_by says.
-    instructions: {runner: count} of an emulator: a count, not a time.
+    instructions: {backend: count} of an emulator: a count, not a time.
     """
 
     name: str
@@ -88,7 +88,7 @@ class TimeRatio:
 class BenchmarkRecord:
     """Models on kernels, timed in turn; ratios are to the first model. machine: what they were timed on."""
 
-    runner: str
+    backend: str
     num_threads: int
     models: tuple[ModelTimes, ...]
     ratios: tuple[TimeRatio, ...]
@@ -97,7 +97,7 @@ class BenchmarkRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "runner": self.runner,
+            "backend": self.backend,
             "num_threads": self.num_threads,
             "models": [model.to_dict() for model in self.models],
             "ratios": [dict(vars(ratio)) for ratio in self.ratios],
@@ -119,10 +119,10 @@ class BenchmarkRecord:
         timed = [model for model in self.models if model.mean_ms is not None]
         lines = _table(timed, self.num_threads) if timed else []
         lines += [
-            f"{model.name}, {model.kernels}: {count['instructions']:,} instructions an inference on {runner} "
+            f"{model.name}, {model.kernels}: {count['instructions']:,} instructions an inference on {backend} "
             f"({count['note']})"
             for model in self.models
-            for runner, count in (model.instructions or {}).items()
+            for backend, count in (model.instructions or {}).items()
         ]
         lines += [ratio.to_text() for ratio in self.ratios]
         for model in timed:

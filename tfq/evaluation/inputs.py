@@ -31,7 +31,7 @@ class Feed:
             self._known = prepared.clipped_share, prepared.unused_share, prepared.warnings
             return
         self._data: SplitStream = data
-        # What does not fit is told before a runner starts, not from within it.
+        # What does not fit is told before a backend starts, not from within it.
         encode_inputs(model, data.first(), Tallies())
         self.inputs = InputStream(num_examples=data.num_examples, pieces=self._pieces)
 
@@ -41,7 +41,7 @@ class Feed:
             arrays = encode_inputs(self._model, piece, tallies, done)
             done += piece.num_examples
             if done == self._data.num_examples:
-                # Before the last piece is given: a runner need not ask for another.
+                # Before the last piece is given: a backend need not ask for another.
                 self._known = tallies.clipped_share, tallies.unused_share, tallies.warnings
             yield arrays
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import QemuRunner, RunRequest, make_runner
+from tfq.backends import QemuBackend, RunRequest, make_backend
 from tfq.data import Split, as_split
-from tfq.errors import InputError, RunnerError
+from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import prepare_inputs
 
 NOTE = "a count, not a time"
-NO_EMULATOR = "instructions are counted in emulation alone: name a runner such as qemu:cortex-a76"
+NO_EMULATOR = "instructions are counted in emulation alone: name a backend such as qemu:cortex-a76"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class InstructionRecord:
     by: what counted. inputs: what the model was fed. total_ops, delegated_ops: as in EvaluationRecord.
     """
 
-    runner: str
+    backend: str
     cpu: str
     instructions: int
     by: str
@@ -51,32 +51,32 @@ class InstructionRecord:
     def to_text(self) -> str:
         """For the terminal: one line."""
         batch = "" if self.batch == 1 else f" of {self.batch} examples"
-        return f"{self.runner}: {self.instructions:,} instructions an inference{batch}, {self.kernels} ({self.note})"
+        return f"{self.backend}: {self.instructions:,} instructions an inference{batch}, {self.kernels} ({self.note})"
 
 
 def count_instructions(
-    model: bytes, runner: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
+    model: bytes, backend: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> InstructionRecord:
-    """Count what one inference of `model` executes on `runner`, an emulated one.
+    """Count what one inference of `model` executes on `backend`, an emulated one.
 
     data: what `tfq.data.as_split` takes; the first example is fed. None feeds zeros: the kernels of a usual network do
     the same work whatever the values are. The same call gives the same count, to the instruction.
-    Raises InputError where the model does not take the data, or fails; RunnerError where `runner` counts nothing.
+    Raises InputError where the model does not take the data, or fails; BackendError where `backend` counts nothing.
     """
-    counted = count_instructions_or_reason(model, runner, data, kernels=kernels, timeout_secs=timeout_secs)
+    counted = count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
     if isinstance(counted, str):
-        raise RunnerError(f"{runner}: {counted}")
+        raise BackendError(f"{backend}: {counted}")
     return counted
 
 
 def count_instructions_or_reason(
-    model: bytes, runner: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
+    model: bytes, backend: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> InstructionRecord | str:
-    """`count_instructions`, or why `runner` counts nothing here. A failure of one that could is no such reason, and
+    """`count_instructions`, or why `backend` counts nothing here. A failure of one that could is no such reason, and
     raises.
     """
-    place = make_runner(runner)
-    if not isinstance(place, QemuRunner):
+    place = make_backend(backend)
+    if not isinstance(place, QemuBackend):
         return NO_EMULATOR
     reason = place.cannot_count()
     if reason:
@@ -85,7 +85,7 @@ def count_instructions_or_reason(
     request = RunRequest(model=model, inputs=inputs, kernels=kernels, timeout_secs=timeout_secs)
     counts = place.count_instructions(request)
     return InstructionRecord(
-        runner=runner,
+        backend=backend,
         cpu=place.cpu,
         instructions=counts.instructions,
         by=counts.counted_by,
@@ -101,22 +101,22 @@ def count_instructions_or_reason(
     )
 
 
-def count_on_runners(
-    model: bytes, runners: Iterable[str], data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
+def count_on_backends(
+    model: bytes, backends: Iterable[str], data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> dict[str, InstructionRecord | str]:
-    """`count_instructions_or_reason` on each emulated one of `runners`, in their order; the others are left out."""
-    emulated = [runner for runner in dict.fromkeys(runners) if make_runner(runner).emulated]
+    """`count_instructions_or_reason` on each emulated one of `backends`, in their order; the others are left out."""
+    emulated = [backend for backend in dict.fromkeys(backends) if make_backend(backend).emulated]
     return {
-        runner: count_instructions_or_reason(model, runner, data, kernels=kernels, timeout_secs=timeout_secs)
-        for runner in emulated
+        backend: count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
+        for backend in emulated
     }
 
 
 def instructions_to_dict(counted: Mapping[str, InstructionRecord | str]) -> dict[str, Any]:
-    """Plain JSON values of what `count_on_runners` gave; a reason becomes {"not_run": reason}."""
+    """Plain JSON values of what `count_on_backends` gave; a reason becomes {"not_run": reason}."""
     return {
-        runner: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
-        for runner, outcome in counted.items()
+        backend: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
+        for backend, outcome in counted.items()
     }
 
 

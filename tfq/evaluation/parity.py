@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
-from tfq.errors import InputError, RunnerError
+from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import Feed
 
 DEFAULT_LIMIT = 256
@@ -21,7 +21,7 @@ DEFAULT_LIMIT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ParityRecord:
-    """How far the outputs of two runners are apart.
+    """How far the outputs of two backends are apart.
 
     max_abs_error_lsb: largest distance of two codes, in LSB, over all integer outputs; None where there is none.
     num_different: of the `compared` output codes, how many are not equal.
@@ -30,8 +30,8 @@ class ParityRecord:
     skipped: {output without codes: why it has no LSB}; its differences are in `outputs` alone.
     """
 
-    runner_a: str
-    runner_b: str
+    backend_a: str
+    backend_b: str
     max_abs_error_lsb: int | None
     num_different: int
     compared: int
@@ -46,7 +46,7 @@ class ParityRecord:
 
     def to_text(self) -> str:
         """For the terminal: one line."""
-        pair = f"{self.runner_b} against {self.runner_a}"
+        pair = f"{self.backend_b} against {self.backend_a}"
         floats = [
             f"{output['name']}: max error {output['max_abs_error']:.3g}"
             for output in self.outputs
@@ -57,11 +57,11 @@ class ParityRecord:
         return f"{pair}: {', '.join(parts)}"
 
 
-def compare_runners(
+def compare_backends(
     model: bytes,
     data: Any,
-    runner_a: str,
-    runner_b: str,
+    backend_a: str,
+    backend_b: str,
     limit: int = DEFAULT_LIMIT,
     *,
     num_threads: int = 1,
@@ -69,18 +69,18 @@ def compare_runners(
     num_workers: int = 0,
     timeout_secs: float = 0,
 ) -> ParityRecord:
-    """Run `model` on the first `limit` examples (0: all) of `data` on both runners, and compare the raw outputs.
+    """Run `model` on the first `limit` examples (0: all) of `data` on both backends, and compare the raw outputs.
 
-    data: what `evaluate_model` takes. Raises InputError on unknown runners and data that do not fit the model,
-    RunnerError where one of them cannot run.
+    data: what `evaluate_model` takes. Raises InputError on unknown backends and data that do not fit the model,
+    BackendError where one of them cannot run.
     """
     parsed = tflite.read(model)
     data = as_split(data, limit=limit)
-    runners = [make_runner(runner_a), make_runner(runner_b)]
-    for runner in runners:
-        reason = runner.unavailable()
+    backends = [make_backend(backend_a), make_backend(backend_b)]
+    for backend in backends:
+        reason = backend.unavailable()
         if reason:
-            raise RunnerError(f"{runner.name}: {reason}")
+            raise BackendError(f"{backend.name}: {reason}")
     request = RunRequest(
         model=model,
         inputs=Feed(parsed, data).inputs,
@@ -89,25 +89,25 @@ def compare_runners(
         num_workers=num_workers,
         timeout_secs=timeout_secs,
     )
-    outputs_a, outputs_b = (runner.run(request).outputs for runner in runners)
-    return compare_outputs(parsed.output_names, outputs_a, outputs_b, runner_a=runner_a, runner_b=runner_b)
+    outputs_a, outputs_b = (backend.run(request).outputs for backend in backends)
+    return compare_outputs(parsed.output_names, outputs_a, outputs_b, backend_a=backend_a, backend_b=backend_b)
 
 
 def compare_outputs(
-    names: Sequence[str], outputs_a: Sequence[NDArray], outputs_b: Sequence[NDArray], *, runner_a: str, runner_b: str
+    names: Sequence[str], outputs_a: Sequence[NDArray], outputs_b: Sequence[NDArray], *, backend_a: str, backend_b: str
 ) -> ParityRecord:
-    """The record of two runners' raw outputs, one array (n, ...) an output.
+    """The record of two backends' raw outputs, one array (n, ...) an output.
 
     Raises InputError on outputs of different shapes or dtypes, and on float outputs that hold NaN.
     """
     compared = [
-        _compare_output(name, a, b, f"{runner_a} or {runner_b}")
+        _compare_output(name, a, b, f"{backend_a} or {backend_b}")
         for name, a, b in zip(names, outputs_a, outputs_b, strict=True)
     ]
     codes = [output for output in compared if output["max_abs_error_lsb"] is not None]
     return ParityRecord(
-        runner_a=runner_a,
-        runner_b=runner_b,
+        backend_a=backend_a,
+        backend_b=backend_b,
         max_abs_error_lsb=max((output["max_abs_error_lsb"] for output in codes), default=None),
         num_different=sum(output["num_different"] for output in codes),
         compared=sum(output["compared"] for output in codes),
@@ -119,10 +119,10 @@ def compare_outputs(
     )
 
 
-def _compare_output(name: str, a: NDArray, b: NDArray, runners: str) -> dict[str, Any]:
+def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[str, Any]:
     if a.shape != b.shape or a.dtype != b.dtype:
         raise InputError(
-            f"output {name!r} is {a.dtype} {list(a.shape)} on one runner, {b.dtype} {list(b.shape)} on the other"
+            f"output {name!r} is {a.dtype} {list(a.shape)} on one backend, {b.dtype} {list(b.shape)} on the other"
         )
     result: dict[str, Any] = {
         "name": name,
@@ -139,25 +139,25 @@ def _compare_output(name: str, a: NDArray, b: NDArray, runners: str) -> dict[str
     else:
         different = np.abs(a[a != b].astype(np.float64) - b[a != b].astype(np.float64))
         if not np.isfinite(different).all():
-            raise InputError(f"output {name!r} holds NaN or infinity on {runners}: there is no distance to it")
+            raise InputError(f"output {name!r} holds NaN or infinity on {backends}: there is no distance to it")
         result["max_abs_error"] = float(different.max(initial=0))
     return result
 
 
-def compare_runners_or_reason(model: bytes, data: Any, config: EvaluationConfig, other: str) -> ParityRecord | str:
-    """`compare_runners` of the config's runner and `other` on config.parity_limit examples; or why one cannot run here.
+def compare_backends_or_reason(model: bytes, data: Any, config: EvaluationConfig, other: str) -> ParityRecord | str:
+    """`compare_backends` of the config's backend and `other` on config.parity_limit examples, or why one cannot run.
 
-    A failure of a runner that is there is no such reason, and raises.
+    A failure of a backend that is there is no such reason, and raises.
     """
-    for name in (config.runner, other):
-        reason = make_runner(name).unavailable()
+    for name in (config.backend, other):
+        reason = make_backend(name).unavailable()
         if reason:
             return reason
     limit = min(config.parity_limit, config.limit) if config.limit else config.parity_limit
-    return compare_runners(
+    return compare_backends(
         model,
         data,
-        config.runner,
+        config.backend,
         other,
         limit,
         num_threads=config.num_threads,
@@ -167,19 +167,19 @@ def compare_runners_or_reason(model: bytes, data: Any, config: EvaluationConfig,
     )
 
 
-def check_runners(config: EvaluationConfig) -> None:
-    """Before long work: InputError on an unknown runner, RunnerError where the config's own cannot run here.
+def check_backends(config: EvaluationConfig) -> None:
+    """Before long work: InputError on an unknown backend, BackendError where the config's own cannot run here.
 
-    Starts what the config's own runner will want, so that it is there when the data is.
+    Starts what the config's own backend will want, so that it is there when the data is.
     """
-    for name in config.parity_runners:
-        make_runner(name)
-        if name == config.runner:
+    for name in config.parity_backends:
+        make_backend(name)
+        if name == config.backend:
             raise InputError(
-                f"parity_runners names {name}, which is the runner itself: name another one to compare with"
+                f"parity_backends names {name}, which is the backend itself: name another one to compare with"
             )
-    runner = make_runner(config.runner)
-    reason = runner.unavailable()
+    backend = make_backend(config.backend)
+    reason = backend.unavailable()
     if reason:
-        raise RunnerError(f"{runner.name}: {reason}")
-    runner.prepare()
+        raise BackendError(f"{backend.name}: {reason}")
+    backend.prepare()

@@ -56,7 +56,7 @@ class EvaluationRecord:
     latency_p99_ms: float | None
     latency_reason: str | None
     num_threads: int
-    runner: str
+    backend: str
     emulated: bool
     xnnpack: bool
     total_ops: int | None
@@ -88,7 +88,7 @@ class EvaluationRecord:
             ("examples", f"{self.num_examples:,}"),
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
             ("latency", self._latency() or self.latency_reason),
-            ("runner", self._runner()),
+            ("backend", self._backend()),
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
@@ -104,8 +104,8 @@ class EvaluationRecord:
         spread = "" if self.latency_std_ms is None else f" ± {self.latency_std_ms:.3f}"
         return f"{text}, mean {self.latency_mean_ms:.3f}{spread}"
 
-    def _runner(self) -> str:
-        where = f"{self.runner}, {'XNNPACK' if self.xnnpack else 'builtin kernels'}"
+    def _backend(self) -> str:
+        where = f"{self.backend}, {'XNNPACK' if self.xnnpack else 'builtin kernels'}"
         return where if self.total_ops is None else f"{where}: {self.delegated_ops} of {self.total_ops} ops delegated"
 
     def _inputs(self) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
@@ -43,7 +43,7 @@ def reference_outputs(model: bytes, data: Any, config: EvaluationConfig | None =
         num_workers=config.num_workers,
         timeout_secs=config.timeout_secs,
     )
-    outputs = decode_outputs(parsed, make_runner("local").run(request).outputs)
+    outputs = decode_outputs(parsed, make_backend("local").run(request).outputs)
     return ReferenceOutputs(data=data, names=parsed.output_names, outputs=outputs)
 
 

@@ -4,14 +4,14 @@
 from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
 from tfq.ptq.bias_correction import BiasCorrection, correct_biases
 from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
-from tfq.ptq.layer_pairs import PairRepair
-from tfq.ptq.weight_rounding import Rounding, narrow_to_int4, optimize_rounding
+from tfq.ptq.gptq import Rounding, narrow_to_int4, optimize_rounding
+from tfq.ptq.layer_pairs import PairTechnique
 
 __all__ = [
     "AbsorbedPair",
     "BiasCorrection",
     "EqualizedPair",
-    "PairRepair",
+    "PairTechnique",
     "Rounding",
     "absorb_biases",
     "correct_biases",

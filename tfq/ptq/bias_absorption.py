@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.errors import InputError
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairRepair, channel_ends, partners
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairTechnique, channel_ends, partners
 from tfq.ptq.same_function import check_same_function
 from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
@@ -41,7 +41,7 @@ class AbsorbedPair:
     width_after: float
 
 
-def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairRepair:
+def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
     """The float flatbuffer `model` with constants moved from layers to the biases of those that read them.
 
     samples: of the representative dataset, by input name. A pair is a layer with a bias, its only reader behind ops
@@ -75,7 +75,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairRepair:
         )
     content = tflite.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "absorbing biases", _SAME)
-    return PairRepair(model=content, pairs=tuple(told), skipped=skipped, difference=difference, num_samples=tried)
+    return PairTechnique(model=content, pairs=tuple(told), skipped=skipped, difference=difference, num_samples=tried)
 
 
 def _why_not(first: Weighted, second: Weighted | None) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairRepair, channel_ends, partners
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairTechnique, channel_ends, partners
 from tfq.ptq.same_function import check_same_function
 from tfq.ptq.weighted_ops import Weighted, weighted_ops
 
@@ -77,7 +77,7 @@ class ChannelPair:
             self.largest[:] /= factors
 
 
-def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairRepair:
+def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairTechnique:
     """The float flatbuffer `model` with the channels between pairs of its layers equalized.
 
     A pair is a layer with weights, its only reader behind ops that commute with a positive factor, and that reader's
@@ -114,7 +114,7 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairRepair:
     )
     content = tflite.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "equalization", _SAME)
-    return PairRepair(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
+    return PairTechnique(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
 
 
 def _largest(model: bytes, edited: Any, parsed: tflite.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:

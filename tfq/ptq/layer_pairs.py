@@ -119,7 +119,7 @@ NO_ACTIVATION, RELU, RELU6 = 0, 1, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairRepair:
+class PairTechnique:
     """A float flatbuffer of which pairs of layers were changed. model: of the same function as before.
 
     pairs: what was done to each, a dataclass. skipped: {layer: why nothing was}. difference: the largest of any output

@@ -17,14 +17,14 @@ from tfq.report.formatting import (
     significant,
 )
 from tfq.report.layers_content import zeros_of
-from tfq.report.summary import REFERENCE, Record, Reported, benchmark_of, models_of, part, runners_of
+from tfq.report.summary import REFERENCE, Record, Reported, backends_of, benchmark_of, models_of, part
 from tfq.report.tables import SORTABLE_FROM, Section, Table
 
 GAIN_KEY, GAIN_TITLE = "gain", "What compression brought"
 UNSTRUCTURED = (
     "Zeros spread over the weights, and weights of a few values, shrink the compressed file, not the time: TFLite's "
     "int8 kernels multiply by them as by any other number. Time comes from taking whole filters out "
-    "(compression.filters)."
+    "(compression.structured_pruning)."
 )
 
 
@@ -42,9 +42,9 @@ def gain_section(record: Record) -> Section | None:
         _row("zeros among the weights", dense, small, zeros_of, percent, compared=False),
         _row("time on this machine, p50 ms", dense, small, lambda model: times.get(model.name), significant),
     ]
-    for runner in runners_of([dense, small], "instructions"):
-        what = f"instructions on {cpu_label(runner)} ({NOT_A_TIME})"
-        rows.append(_row(what, dense, small, _instructions(runner), count))
+    for backend in backends_of([dense, small], "instructions"):
+        what = f"instructions on {cpu_label(backend)} ({NOT_A_TIME})"
+        rows.append(_row(what, dense, small, _instructions(backend), count))
     rows = [row for row in rows if row[1:3] != (DASH, DASH)]
     table = Table(
         columns=("", dense.label, small.label, "ratio"),
@@ -52,7 +52,7 @@ def gain_section(record: Record) -> Section | None:
         column_series={1: dense.series, 2: small.series},
     )
     asked = part(part(record, "config"), "compression")
-    pruned, clustered, cut = (part(asked, step).get("enabled") for step in ("prune", "cluster", "filters"))
+    pruned, clustered, cut = (part(asked, step).get("enabled") for step in ("prune", "cluster", "structured_pruning"))
     about = "The compressed file against the dense one of the same scheme; below 1 is a gain."
     return Section(
         key=GAIN_KEY,
@@ -76,8 +76,8 @@ def _row(
     return what, show(before), show(after), share
 
 
-def _instructions(runner: str) -> Callable[[Reported], object]:
-    return lambda model: part(model.instructions, runner).get("instructions")
+def _instructions(backend: str) -> Callable[[Reported], object]:
+    return lambda model: part(model.instructions, backend).get("instructions")
 
 
 QAT_PARITY_KEY, QAT_PARITY_TITLE = "qat_parity", "QAT model against its flatbuffer"
@@ -166,7 +166,7 @@ def compression_tables(stages: Sequence[Record]) -> list[Table]:
     tables = (
         _bridge(found("bridge")),
         _layers(found("preflight")),
-        _filters(found("filters")),
+        _structured_pruning(found("structured_pruning")),
         _pruning(found("pruning_plan")),
     )
     return [table for table in tables if table]
@@ -209,14 +209,14 @@ def _layers(preflight: Record) -> Table | None:
     )
 
 
-def _filters(filters: Record) -> Table | None:
+def _structured_pruning(pruned: Record) -> Table | None:
     """Channels left of each layer that lost some, and of the multiply-adds and parameters as a whole."""
-    removed = part(filters, "removed")
-    if not filters:
+    removed = part(pruned, "removed")
+    if not pruned:
         return None
     rows = [
-        ("multiply-adds", scalar(filters.get("macs_before")), scalar(filters.get("macs_after"))),
-        ("parameters", scalar(filters.get("parameters_before")), scalar(filters.get("parameters_after"))),
+        ("multiply-adds", scalar(pruned.get("macs_before")), scalar(pruned.get("macs_after"))),
+        ("parameters", scalar(pruned.get("parameters_before")), scalar(pruned.get("parameters_after"))),
     ]
     rows += [
         (f"channels of {plain(name)}", scalar(part(removed, name).get("of")), scalar(part(removed, name).get("kept")))
@@ -224,14 +224,14 @@ def _filters(filters: Record) -> Table | None:
     ]
     rows += [
         (f"error of {plain(name)}, fit anew", percent(layer.get("before")), percent(layer.get("after")))
-        for name, layer in part(filters, "refit").items()
+        for name, layer in part(pruned, "refit").items()
     ]
-    skipped = {plain(name): plain(reason) for name, reason in part(filters, "skipped").items()}
+    skipped = {plain(name): plain(reason) for name, reason in part(pruned, "skipped").items()}
     return Table(
         columns=("what", "before", "after"),
         rows=tuple(rows),
         numeric=(False, True, True),
-        caption="Filters taken out",
+        caption="Structured pruning",
         notes=tuple(f"{name}: {reason}" for name, reason in skipped.items()),
     )
 

@@ -31,12 +31,12 @@ from tfq.report.layers_content import layers_section
 from tfq.report.summary import (
     NEVER_A_LATENCY,
     Record,
+    backends_of,
     delegated_text,
     models_of,
     parity_text,
     part,
     reference_of,
-    runners_of,
     summary_of,
 )
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
@@ -44,7 +44,7 @@ from tfq.report.tables import Bars, Reasons, Section, Table, fractions
 # What has a section or a table of its own.
 _TOLD_ELSEWHERE = (
     *("sparsity", "history", "diagnostics", "preprocessing"),
-    *("bridge", "preflight", "filters", "pruning_plan"),
+    *("bridge", "preflight", "structured_pruning", "pruning_plan"),
 )
 
 
@@ -258,44 +258,44 @@ _QUANTITIES: tuple[_Quantity, ...] = (
     ("file", _of("model_bytes", kilobytes), ""),
     ("file, gzip", _of("gzip_bytes", kilobytes), ""),
     ("smaller than float, gzip", _size_ratio, ""),
-    ("runner", _of("runner", scalar), ""),
+    ("backend", _of("backend", scalar), ""),
     ("kernels", lambda evaluation, reference: kernels_text(evaluation), ""),
     ("ops delegated to XNNPACK", lambda evaluation, reference: delegated_text(evaluation), ""),
 )
 
 
 def parity_section(record: Record) -> Section:
-    """The comparison between runners: a row a model and runner."""
+    """The comparison between backends: a row a model and backend."""
     models = models_of(record)
-    runners = runners_of(models, "parity")
+    backends = backends_of(models, "parity")
     rows: list[tuple[str, ...]] = []
     series: list[int | None] = []
     reasons, skipped = Reasons(), []
     for model in models:
-        for runner, parity in model.parity.items():
+        for backend, parity in model.parity.items():
             series.append(model.series)
             if "not_run" in parity:
-                reasons.add(cpu_label(runner), model.label, f"not run: {plain(parity['not_run'])}")
-                rows.append((model.label, plain(runner), "not run", DASH, DASH, DASH))
+                reasons.add(cpu_label(backend), model.label, f"not run: {plain(parity['not_run'])}")
+                rows.append((model.label, plain(backend), "not run", DASH, DASH, DASH))
                 continue
             numbers = (count(parity.get(key)) for key in ("num_different", "compared", "num_examples"))
             error = parity.get("max_abs_error_lsb")
             largest = f"{significant(error)} LSB" if is_number(error) else parity_text(parity)
-            rows.append((model.label, plain(runner), largest, *numbers))
+            rows.append((model.label, plain(backend), largest, *numbers))
             if parity.get("skipped"):
-                skipped.append(f"{model.label} on {plain(runner)}: skipped {scalar(parity['skipped'])}")
-    title = "Parity between runners"
+                skipped.append(f"{model.label} on {plain(backend)}: skipped {scalar(parity['skipped'])}")
+    title = "Parity between backends"
     if not rows:
-        return Section(key="parity", title=title, paragraphs=("No other runner was asked for.",))
+        return Section(key="parity", title=title, paragraphs=("No other backend was asked for.",))
     table = Table(
-        columns=("model", "runner", "largest difference", "values that differ", "values compared", "examples"),
+        columns=("model", "backend", "largest difference", "values that differ", "values compared", "examples"),
         rows=tuple(rows),
         numeric=(False, False, True, True, True, True),
         notes=(*reasons.notes(), *skipped),
         row_series=tuple(series),
     )
     about = (
-        "The same inputs on another runner, output codes compared one by one with this machine's; 1 LSB is one code."
+        "The same inputs on another backend, output codes compared one by one with this machine's; 1 LSB is one code."
     )
-    emulated = (f"{NEVER_A_LATENCY}.",) if any(runner.startswith("qemu") for runner in runners) else ()
+    emulated = (f"{NEVER_A_LATENCY}.",) if any(backend.startswith("qemu") for backend in backends) else ()
     return Section(key="parity", title=title, paragraphs=(about, *emulated), tables=(table,))

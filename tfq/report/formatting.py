@@ -67,7 +67,7 @@ DASH = "—"
 
 # What a run calls its models, and what a reader does.
 _TITLE_WORDS = {"ptq": "PTQ", "qat": "QAT"}
-_SCHEMES = ("weight_only_int8", "int8", "int16x8", "dynamic", "float16", "float32")
+_SCHEMES = ("weight_only_int8", "int8", "int16x8", "dynamic_range", "float16", "float32")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -164,9 +164,9 @@ def model_label(name: Any) -> str:
     return text
 
 
-def cpu_label(runner: Any) -> str:
-    """What a reader calls the CPU of a runner: "qemu:cortex-a53" -> "cortex-a53"."""
-    return plain(runner).removeprefix("qemu:")
+def cpu_label(backend: Any) -> str:
+    """What a reader calls the CPU of a backend: "qemu:cortex-a53" -> "cortex-a53"."""
+    return plain(backend).removeprefix("qemu:")
 
 
 def number_of(value: Any, noun: str) -> str:

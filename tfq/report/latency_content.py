@@ -19,35 +19,35 @@ from tfq.report.formatting import (
     scalar,
     time_unit,
 )
-from tfq.report.summary import Record, Reported, benchmark_of, models_of, part, reference_of, runners_of, series_of
+from tfq.report.summary import Record, Reported, backends_of, benchmark_of, models_of, part, reference_of, series_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
 
 
 def instructions_section(record: Record) -> Section | None:
     """Instructions an inference, by model and CPU; None where the record knows nothing of any."""
     models = models_of(record)
-    runners = runners_of(models, "instructions")
-    if not runners:
+    backends = backends_of(models, "instructions")
+    if not backends:
         return None
     reference = reference_of(models)
     counts = {
-        (model.label, runner): part(model.instructions, runner).get("instructions")
+        (model.label, backend): part(model.instructions, backend).get("instructions")
         for model in models
-        for runner in runners
+        for backend in backends
     }
     reasons, rows = Reasons(), []
     for model in models:
         cells = []
-        for runner in runners:
-            counted = part(model.instructions, runner)
-            cells += [millions(counted.get("instructions")), _against(counts, model, reference, runner)]
+        for backend in backends:
+            counted = part(model.instructions, backend)
+            cells += [millions(counted.get("instructions")), _against(counts, model, reference, backend)]
             if cells[-2] == DASH:
                 reason = f"not run: {plain(counted['not_run'])}" if "not_run" in counted else "not counted"
-                reasons.add(cpu_label(runner), model.label, reason)
+                reasons.add(cpu_label(backend), model.label, reason)
         rows.append((model.label, *cells))
     ways = {plain(each["by"]) for model in models for each in model.instructions.values() if each.get("by")}
     table = Table(
-        columns=("model", *(title for runner in runners for title in (f"{cpu_label(runner)}, M", "float / it"))),
+        columns=("model", *(title for backend in backends for title in (f"{cpu_label(backend)}, M", "float / it"))),
         rows=tuple(rows),
         caption="Millions of instructions an inference",
         row_series=tuple(model.series for model in models),
@@ -61,9 +61,9 @@ def instructions_section(record: Record) -> Section | None:
     return Section(key="instructions", title="ARM instructions", paragraphs=(about,), tables=(table,), plots=plots)
 
 
-def _against(counts: dict[tuple[str, str], Any], model: Reported, reference: Reported | None, runner: str) -> str:
-    ours = counts[model.label, runner]
-    theirs = counts.get((reference.label, runner)) if reference else None
+def _against(counts: dict[tuple[str, str], Any], model: Reported, reference: Reported | None, backend: str) -> str:
+    ours = counts[model.label, backend]
+    theirs = counts.get((reference.label, backend)) if reference else None
     return ratio(theirs / ours) if is_number(ours) and is_number(theirs) and ours else DASH
 
 
@@ -76,7 +76,7 @@ def latency_section(record: Record) -> Section:
     about, tables = [], []
     if timed:
         threads = benchmark.get("num_threads")
-        words = [scalar(benchmark.get("runner")), *_kernels(timed)]
+        words = [scalar(benchmark.get("backend")), *_kernels(timed)]
         words += [number_of(threads, "thread")] if is_number(threads) else []
         about.append(f"Timed side by side, in turns, so that a drift of the machine weighs on all: {', '.join(words)}.")
         ops, reasons = _op_tables(record, timed)
@@ -256,7 +256,7 @@ def _while_evaluating(models: Sequence[Reported]) -> Table | None:
     rows = tuple(
         (
             model.label,
-            scalar(model.evaluation.get("runner")),
+            scalar(model.evaluation.get("backend")),
             kernels_text(model.evaluation),
             scalar(model.evaluation.get("num_threads")),
             *(unit.text(model.evaluation.get(key)) for key in shown.values()),
@@ -264,7 +264,7 @@ def _while_evaluating(models: Sequence[Reported]) -> Table | None:
         for model in measured
     )
     return Table(
-        columns=("model", "runner", "kernels", "threads", *shown),
+        columns=("model", "backend", "kernels", "threads", *shown),
         rows=rows,
         numeric=(False, False, False, True, *[True] * len(shown)),
         caption=f"{unit.word} an inference while evaluating, one model after another",

@@ -24,7 +24,7 @@ from tfq.report.formatting import (
     time_unit,
 )
 from tfq.report.latency_content import kernels_word
-from tfq.report.summary import Record, Reported, benchmark_of, models_of, part, runners_of, series_of
+from tfq.report.summary import Record, Reported, backends_of, benchmark_of, models_of, part, series_of
 
 # Stand for the page's text colour, and for the colour of each model, while matplotlib draws.
 INK = "#010203"
@@ -305,10 +305,10 @@ def _medians(models: Sequence[Reported]) -> tuple[str, str]:
 
 def _instructions(models: Sequence[Reported]) -> tuple[str, str]:
     shown = [
-        (runner, model, count)
-        for runner in runners_of(models, "instructions")
+        (backend, model, count)
+        for backend in backends_of(models, "instructions")
         for model in models
-        if is_number(count := part(model.instructions, runner).get("instructions"))
+        if is_number(count := part(model.instructions, backend).get("instructions"))
     ][:_MOST_ROWS]
     if not shown:
         return "", "not drawn: no instructions were counted"
@@ -316,13 +316,13 @@ def _instructions(models: Sequence[Reported]) -> tuple[str, str]:
     for row, (_, model, count) in enumerate(shown):
         axes.barh(row, count / 1e6, height=0.6, color=colour_of(model.series))
         label_value(axes, count / 1e6, row, f"{millions(count)} M")
-    cpus = list(dict.fromkeys(runner for runner, _, _ in shown))
+    cpus = list(dict.fromkeys(backend for backend, _, _ in shown))
     several = len(cpus) > 1
     name_rows(
         axes,
         [
-            f"{cpu_label(runner).removeprefix('cortex-')}, {model.label}" if several else model.label
-            for runner, model, _ in shown
+            f"{cpu_label(backend).removeprefix('cortex-')}, {model.label}" if several else model.label
+            for backend, model, _ in shown
         ],
     )
     axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9) * 1.25)

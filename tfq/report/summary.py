@@ -73,9 +73,9 @@ def part(record: Record, key: str) -> Record:
     return value if isinstance(value, Mapping) else {}
 
 
-def runners_of(models: Sequence[Reported], key: str) -> list[str]:
-    """Every runner that has a word on "parity" or "instructions" of a model; in the order met."""
-    return list(dict.fromkeys(runner for model in models for runner in getattr(model, key)))
+def backends_of(models: Sequence[Reported], key: str) -> list[str]:
+    """Every backend that has a word on "parity" or "instructions" of a model; in the order met."""
+    return list(dict.fromkeys(backend for model in models for backend in getattr(model, key)))
 
 
 def benchmark_of(record: Record) -> tuple[Record, list[Record]]:
@@ -94,7 +94,7 @@ def series_of(record: Record, name: Any) -> int:
 def title_of(record: Record) -> str:
     """The heading: "tfq run: digits_cnn"."""
     model = plain(part(record, "config").get("model") or "a model").rstrip("/").rpartition("/")[2]
-    return f"tfq {plain(record.get('script', 'run'))}: {model}"
+    return f"tfq {plain(record.get('command', 'run'))}: {model}"
 
 
 def warnings_of(record: Record) -> list[str]:
@@ -129,21 +129,21 @@ def parity_text(parity: Mapping[str, Any]) -> str:
 def summary_of(record: Mapping[str, Any]) -> Table:
     """Rows are the models of the record; see `summary_table` for the columns."""
     models = models_of(record)
-    runners = runners_of(models, "parity")
+    backends = backends_of(models, "parity")
     machine = plain(part(record, "cpu").get("machine") or "local")
     columns = ("model", "accuracy", "agreement", "bytes", "gzip bytes", f"{machine} p50 ms", "ops delegated")
     reasons = Reasons()
-    rows = tuple(_row(model, runners, reasons) for model in models)
+    rows = tuple(_row(model, backends, reasons) for model in models)
     notes = list(reasons.notes())
-    emulated = any(runner.startswith("qemu") for runner in runners)
+    emulated = any(backend.startswith("qemu") for backend in backends)
     if emulated:
         notes.append(NEVER_A_LATENCY)
-    parity_columns = tuple(f"{cpu_label(runner)} parity" for runner in runners)
+    parity_columns = tuple(f"{cpu_label(backend)} parity" for backend in backends)
     series = tuple(model.series for model in models)
     return Table(columns=(*columns, *parity_columns), rows=rows, notes=tuple(notes), row_series=series)
 
 
-def _row(model: Reported, runners: Sequence[str], reasons: Reasons) -> tuple[str, ...]:
+def _row(model: Reported, backends: Sequence[str], reasons: Reasons) -> tuple[str, ...]:
     evaluation = model.evaluation
     missing = None if evaluation else "not evaluated"
     shown = {
@@ -158,7 +158,7 @@ def _row(model: Reported, runners: Sequence[str], reasons: Reasons) -> tuple[str
         if cell == DASH:
             reasons.add(what, model.label, plain(missing or reason or ""))
     cells = [cell for cell, _ in shown.values()]
-    return (model.label, *cells, *(_parity_cell(model, runner, reasons) for runner in runners))
+    return (model.label, *cells, *(_parity_cell(model, backend, reasons) for backend in backends))
 
 
 def delegated_text(evaluation: Mapping[str, Any]) -> str:
@@ -167,9 +167,9 @@ def delegated_text(evaluation: Mapping[str, Any]) -> str:
     return f"{count(delegated)} of {count(total)}" if is_number(delegated) else DASH
 
 
-def _parity_cell(model: Reported, runner: str, reasons: Reasons) -> str:
-    what = f"{cpu_label(runner)} parity"
-    parity = model.parity.get(runner)
+def _parity_cell(model: Reported, backend: str, reasons: Reasons) -> str:
+    what = f"{cpu_label(backend)} parity"
+    parity = model.parity.get(backend)
     if parity is None:
         # The float model is the reference: a parity in LSB is that of integer codes.
         reason = (
@@ -214,11 +214,11 @@ def summary_table(record: Mapping[str, Any]) -> str:
 
 def _instructions(models: Sequence[Reported]) -> tuple[str, list[str]]:
     """The CPUs, "a53 / a76", and the models' cells, "6.28 / 3.24"; no cells where nothing was counted."""
-    runners = runners_of(models, "instructions")
-    counts = [[part(model.instructions, runner).get("instructions") for runner in runners] for model in models]
+    backends = backends_of(models, "instructions")
+    counts = [[part(model.instructions, backend).get("instructions") for backend in backends] for model in models]
     if not any(is_number(number) for numbers in counts for number in numbers):
         return "", []
-    cpus = " / ".join(cpu_label(runner).removeprefix("cortex-") for runner in runners)
+    cpus = " / ".join(cpu_label(backend).removeprefix("cortex-") for backend in backends)
     return cpus, [" / ".join(map(millions, numbers)) for numbers in counts]
 
 

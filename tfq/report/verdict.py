@@ -150,12 +150,12 @@ def _bounds(record: Record, models: Sequence[Reported]) -> Check:
 
 
 def _parities(models: Sequence[Reported]) -> Iterator[Check]:
-    compared = [(model.label, runner, parity) for model in models for runner, parity in model.parity.items()]
+    compared = [(model.label, backend, parity) for model in models for backend, parity in model.parity.items()]
     if not compared:
         yield Check(state=OPEN, question="other CPUs", answer="outputs were not compared with another CPU's")
         return
-    for runner in dict.fromkeys(runner for _, runner, _ in compared):
-        those = [(label, parity) for label, of_runner, parity in compared if of_runner == runner]
+    for backend in dict.fromkeys(backend for _, backend, _ in compared):
+        those = [(label, parity) for label, of_backend, parity in compared if of_backend == backend]
         reason = next((plain(parity["not_run"]) for _, parity in those if "not_run" in parity), None)
         errors = [parity.get("max_abs_error_lsb") for _, parity in those]
         known = [error for error in errors if is_number(error)]
@@ -171,7 +171,7 @@ def _parities(models: Sequence[Reported]) -> Iterator[Check]:
             different = sum(parity.get("num_different") or 0 for _, parity in those)
             total = sum(parity.get("compared") or 0 for _, parity in those)
             answer = f"{count(different)} of {count(total)} output codes differ, by {significant(largest)} LSB at most"
-        yield Check(state=state, question=cpu_label(runner), answer=answer)
+        yield Check(state=state, question=cpu_label(backend), answer=answer)
 
 
 def _accuracy_cost(model: Reported, reference: Reported) -> Cost:
@@ -218,11 +218,11 @@ def _time(milliseconds: Any) -> str:
 
 
 def _instruction_costs(model: Reported, reference: Reported) -> Iterator[Cost]:
-    for runner, counted in model.instructions.items():
-        ours, theirs = counted.get("instructions"), part(reference.instructions, runner).get("instructions")
+    for backend, counted in model.instructions.items():
+        ours, theirs = counted.get("instructions"), part(reference.instructions, backend).get("instructions")
         if is_number(ours) and ours:
             detail = NOT_A_TIME
             if is_number(theirs) and theirs:
                 fewer = f"{theirs / ours:.2f}x fewer" if ours <= theirs else f"{ours / theirs:.2f}x more"
                 detail = f"{fewer} than {reference.label}; {NOT_A_TIME}"
-            yield Cost(name=f"{cpu_label(runner)} instructions", value=f"{millions(ours)} M", detail=detail)
+            yield Cost(name=f"{cpu_label(backend)} instructions", value=f"{millions(ours)} M", detail=detail)

@@ -3,15 +3,15 @@
 
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.search.low_bits import BitsResult, FewBits, accuracy_by_bits
-from tfq.search.record import Climbed, Rung, SearchResult
+from tfq.search.record import Candidate, CandidateResult, SearchResult
 from tfq.search.search import find_int8
 
 __all__ = [
     "BitsResult",
-    "Climbed",
+    "Candidate",
+    "CandidateResult",
     "FewBits",
     "PairedDifference",
-    "Rung",
     "SearchResult",
     "accuracy_by_bits",
     "find_int8",

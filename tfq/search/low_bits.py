@@ -88,17 +88,16 @@ def accuracy_by_bits(
 ) -> BitsResult:
     """The test accuracy of the float flatbuffer `floating` with fewer and fewer bits, each way on its own.
 
-    train: its first config.calibration_steps examples give the ranges of activations. store: keeps each way, so that a
-    run that was killed goes on. told: is given a line after each.
-    Raises InputError on a model that is not float, data without class labels, and a pattern in config.keep that fits no
-    layer.
+    train: its first config.num_calibration_samples examples give the ranges of activations. store: keeps each way, so
+    that a run that was killed goes on. told: is given a line after each. Raises InputError on a model that is not
+    float, data without class labels, and a pattern in config.keep that fits no layer.
     """
     config = config or BitsConfig()
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError("bits: wanted a float32 .tflite, whose numbers can be given fewer bits")
     labels = labels_of(test, "bits")
     right = classes_of(floating, test) == labels
-    samples = representative_samples(train, input_specs(floating), config.calibration_steps).samples
+    samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))
     basis = {
         "model": artifacts.sha256(floating),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.config import ConversionConfig
 from tfq.data import AnySplit
 from tfq.errors import InputError
@@ -19,7 +19,7 @@ from tfq.text_table import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class Candidate:
     """One way. kind: what it adds to those before.
 
     layers: how many have another scheme, by sensitivity: "float" or "int16" activations.
@@ -28,17 +28,17 @@ class Rung:
     name: str
     kind: str
     method: str
-    repair: tuple[str, ...] = ()
+    techniques: tuple[str, ...] = ()
     layers: int = 0
     scheme: str = "float"
 
     def conversion(self, base: ConversionConfig, layers: tuple[str, ...]) -> ConversionConfig:
-        """`base` with this rung's settings; `layers`: those that have its scheme."""
+        """`base` with this candidate's settings; `layers`: those that have its scheme."""
         calibration = dataclasses.replace(base.calibration, method=self.method)
-        rung = dataclasses.replace(base, calibration=calibration, repair=self.repair)
+        candidate = dataclasses.replace(base, calibration=calibration, techniques=self.techniques)
         if self.scheme == "int16":
-            return dataclasses.replace(rung, int16_layers=(*base.int16_layers, *layers))
-        return dataclasses.replace(rung, float_layers=(*base.float_layers, *layers))
+            return dataclasses.replace(candidate, int16_layers=(*base.int16_layers, *layers))
+        return dataclasses.replace(candidate, float_layers=(*base.float_layers, *layers))
 
 
 def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
@@ -66,21 +66,23 @@ def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
     found = []
     for piece in split.pieces():
         inputs = prepare_inputs(parsed, piece).arrays
-        outputs = make_runner("local").run(RunRequest(model=content, inputs=inputs)).outputs
+        outputs = make_backend("local").run(RunRequest(model=content, inputs=inputs)).outputs
         answers = np.asarray(decode_outputs(parsed, outputs)[0])
         found.append(answers.reshape(len(answers), -1).argmax(axis=1))
     return np.concatenate(found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climbed:
-    """A rung, tried. accuracy: on the validation split. against_float: that of the float model on the same examples.
+class CandidateResult:
+    """A candidate that was tried.
 
-    latency_ratio: time of an inference here, to that of the first rung; None where it was not measured. secs: that it
-    took to convert. layers: those with the rung's scheme. missed: what of the budget it does not keep.
+    accuracy: on the validation split. against_float: paired with the float model on the same examples.
+
+    latency_ratio: time of an inference here, to that of the first candidate; None where it was not measured. secs: that
+    it took to convert. layers: those with the candidate's scheme. missed: what of the budget it does not keep.
     """
 
-    rung: Rung
+    candidate: Candidate
     accuracy: float
     agreement: float
     against_float: PairedDifference
@@ -92,17 +94,17 @@ class Climbed:
 
     @property
     def name(self) -> str:
-        """The rung's."""
-        return self.rung.name
+        """The candidate's."""
+        return self.candidate.name
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "name": self.name,
-            "kind": self.rung.kind,
-            "method": self.rung.method,
-            "repair": list(self.rung.repair),
-            "scheme": self.rung.scheme if self.layers else "",
+            "kind": self.candidate.kind,
+            "method": self.candidate.method,
+            "techniques": list(self.candidate.techniques),
+            "scheme": self.candidate.scheme if self.layers else "",
             "layers": list(self.layers),
             "accuracy": self.accuracy,
             "agreement": self.agreement,
@@ -116,16 +118,16 @@ class Climbed:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The ladder as far as it was climbed, in order, and the rung that was chosen.
+    """the search space as far as it was searched, in order, and the candidate that was chosen.
 
-    validation, test: examples of each. float_accuracy: of the float model on validation. chosen: the first rung that
-    keeps the budget, else the one with the best accuracy. holds: whether it keeps the budget.
-    test_accuracy, test_float_accuracy, test_against_float, test_against_plain: of the chosen one on the test split,
-    which nothing was chosen by; the last is against the first rung.
+    validation, test: examples of each. float_accuracy: of the float model on validation. chosen: the first candidate
+    that keeps the budget, else the one with the best accuracy. holds: whether it keeps the budget. test_accuracy,
+    test_float_accuracy, test_against_float, test_against_plain: of the chosen one on the test split, which nothing was
+    chosen by; the last is against the first candidate.
     """
 
-    rungs: tuple[Climbed, ...]
-    chosen: Climbed
+    candidates: tuple[CandidateResult, ...]
+    chosen: CandidateResult
     holds: bool
     validation: int
     float_accuracy: float
@@ -142,7 +144,7 @@ class SearchResult:
         return {
             "chosen": self.chosen.name,
             "holds": self.holds,
-            "rungs": [rung.to_dict() for rung in self.rungs],
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
             "validation": {"examples": self.validation, "float_accuracy": self.float_accuracy},
             "test": {
                 "examples": self.test,
@@ -155,26 +157,26 @@ class SearchResult:
         }
 
     def to_text(self) -> str:
-        """For the terminal: the ladder, then what the chosen one does on the test split."""
-        head = ["", "rung", "accuracy", "against float", "agreement", "bytes", "latency", "secs"]
+        """For the terminal: the search space, then what the chosen one does on the test split."""
+        head = ["", "candidate", "accuracy", "against float", "agreement", "bytes", "latency", "secs"]
         rows = [
             [
-                "*" if rung is self.chosen else "",
-                rung.name,
-                f"{rung.accuracy:.2%}",
-                f"{100 * rung.against_float.difference:+.2f}",
-                f"{rung.agreement:.2%}",
-                f"{rung.model_bytes:,}",
-                "" if rung.latency_ratio is None else f"{rung.latency_ratio:.2f}x",
-                f"{rung.secs:.1f}",
+                "*" if candidate is self.chosen else "",
+                candidate.name,
+                f"{candidate.accuracy:.2%}",
+                f"{100 * candidate.against_float.difference:+.2f}",
+                f"{candidate.agreement:.2%}",
+                f"{candidate.model_bytes:,}",
+                "" if candidate.latency_ratio is None else f"{candidate.latency_ratio:.2f}x",
+                f"{candidate.secs:.1f}",
             ]
-            for rung in self.rungs
+            for candidate in self.candidates
         ]
         lines = [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
         lines += aligned([head, *rows], left=2)
         gain = self.test_against_plain
         told = "which is no more than chance" if gain.is_noise else "which is more than chance"
-        if self.chosen is self.rungs[0]:
+        if self.chosen is self.candidates[0]:
             told = "the plain one is the chosen one"
         lines += [
             "",

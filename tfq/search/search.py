@@ -15,37 +15,44 @@ from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import calibrate
-from tfq.search.record import Climbed, Rung, SearchResult, classes_of, labels_of, packed, points, unpacked
+from tfq.search.record import Candidate, CandidateResult, SearchResult, classes_of, labels_of, packed, points, unpacked
 from tfq.store import StageStore
 
-REPAIRS = (("bias",), ("equalize", "bias"), ("rounding", "bias"), ("equalize", "rounding", "bias"))
+TECHNIQUES = (
+    ("bias_correction",),
+    ("cross_layer_equalization", "bias_correction"),
+    ("gptq", "bias_correction"),
+    ("cross_layer_equalization", "gptq", "bias_correction"),
+)
 
 
-def methods(config: SearchConfig) -> Iterator[Rung]:
-    """The first rungs: calibration alone."""
+def methods(config: SearchConfig) -> Iterator[Candidate]:
+    """The first candidates: calibration alone."""
     for method in dict.fromkeys((CalibrationConfig().method, *config.methods)):
-        yield Rung(name=method, kind="calibration", method=method)
+        yield Candidate(name=method, kind="calibration", method=method)
 
 
-def repairs(method: str) -> Iterator[Rung]:
-    """The next: repairs on top of the best method."""
-    for repair in REPAIRS:
-        yield Rung(name=f"{method}, {', '.join(repair)}", kind="repair", method=method, repair=repair)
+def techniques(method: str) -> Iterator[Candidate]:
+    """The next: techniques on top of the best method."""
+    for techniques in TECHNIQUES:
+        yield Candidate(
+            name=f"{method}, {', '.join(techniques)}", kind="techniques", method=method, techniques=techniques
+        )
 
 
-def mixed(best: Rung, config: SearchConfig, layers: int, backend: str) -> Iterator[Rung]:
+def mixed(best: Candidate, config: SearchConfig, layers: int, quantizer: str) -> Iterator[Candidate]:
     """The last: one, two, four ... of `layers` layers in another scheme, on top of the best so far.
 
-    int16 and then float, where the backend has int16; float where it has not.
+    int16 and then float, where the quantizer has int16; float where it has not.
     """
     count = 1
-    while count <= min(config.most_mixed_layers, layers):
-        for scheme in ("int16", "float") if backend == "litert" else ("float",):
-            yield Rung(
+    while count <= min(config.max_mixed_layers, layers):
+        for scheme in ("int16", "float") if quantizer == "litert" else ("float",):
+            yield Candidate(
                 name=f"{best.name}, {count} in {scheme}",
                 kind="mixed",
                 method=best.method,
-                repair=best.repair,
+                techniques=best.techniques,
                 layers=count,
                 scheme=scheme,
             )
@@ -69,31 +76,30 @@ def find_int8(
 ) -> SearchResult:
     """The cheapest int8 flatbuffer of the float one `floating` that keeps config.budget.
 
-    train: calibrates, repairs, ranks layers. validation: chooses. test: is looked at once, for what was chosen.
-    Each with class labels. conversion: what all rungs have in common. store: keeps each rung, so that a search that
-    was killed goes on. told: is given a line after each rung.
-    The ladder: calibration methods, then repairs on the best of them, then the most sensitive layers in int16 (where
-    conversion.backend has it) or float; the first rung that keeps the budget is chosen, unless config.full, where it is
-    the cheapest of those that do.
-    Raises InputError on a model that is not float, and on data without class labels.
+    train: calibrates, techniques, ranks layers. validation: chooses. test: is looked at once, for what was chosen.
+    Each with class labels. conversion: what all candidates have in common. store: keeps each candidate, so that a
+    search that was killed goes on. told: is given a line after each candidate. the search space: calibration methods,
+    then techniques on the best of them, then the most sensitive layers in int16 (where conversion.quantizer has it) or
+    float; the first candidate that keeps the budget is chosen, unless config.full, where it is the cheapest of those
+    that do. Raises InputError on a model that is not float, and on data without class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError("search: wanted a float32 .tflite, which int8 ones can be made of")
     for split in (validation, test):
         labels_of(split, "search")
-    climb = _Climb(floating, train, validation, config, conversion, store, told)
-    for rungs in (climb.methods, climb.repairs, climb.mixed):
-        for rung in rungs():
-            climb.take(rung)
-            if climb.found and not config.full:
+    search = _Search(floating, train, validation, config, conversion, store, told)
+    for candidates in (search.methods, search.techniques, search.mixed):
+        for candidate in candidates():
+            search.take(candidate)
+            if search.found and not config.full:
                 break
-        if climb.found and not config.full:
+        if search.found and not config.full:
             break
-    return climb.result(test)
+    return search.result(test)
 
 
-class _Climb:
+class _Search:
     """A search under way."""
 
     def __init__(
@@ -118,28 +124,28 @@ class _Climb:
         self._labels = labels_of(validation, "search")
         self._right = self._float == self._labels
         self._contents: dict[str, bytes] = {}
-        self.climbed: list[Climbed] = []
+        self.searched: list[CandidateResult] = []
 
     @property
-    def found(self) -> list[Climbed]:
-        """The rungs so far that keep the budget."""
-        return [each for each in self.climbed if not each.missed]
+    def found(self) -> list[CandidateResult]:
+        """The candidates so far that keep the budget."""
+        return [each for each in self.searched if not each.missed]
 
-    def methods(self) -> Iterator[Rung]:
+    def methods(self) -> Iterator[Candidate]:
         return methods(self._config)
 
-    def repairs(self) -> Iterator[Rung]:
-        return repairs(self._best().rung.method)
+    def techniques(self) -> Iterator[Candidate]:
+        return techniques(self._best().candidate.method)
 
-    def mixed(self) -> Iterator[Rung]:
-        best = self._best().rung
-        layers = len(self._ranked()) if self._config.most_mixed_layers else 0
-        return mixed(best, self._config, layers, self._conversion.backend)
+    def mixed(self) -> Iterator[Candidate]:
+        best = self._best().candidate
+        layers = len(self._ranked()) if self._config.max_mixed_layers else 0
+        return mixed(best, self._config, layers, self._conversion.quantizer)
 
-    def take(self, rung: Rung) -> None:
+    def take(self, candidate: Candidate) -> None:
         """Convert by it and see what comes out, or recall what came out before."""
-        layers = tuple(self._ranked()[: rung.layers]) if rung.layers else ()
-        conversion = rung.conversion(self._conversion, layers)
+        layers = tuple(self._ranked()[: candidate.layers]) if candidate.layers else ()
+        conversion = candidate.conversion(self._conversion, layers)
 
         def make(directory: Path) -> dict[str, Any]:
             from tfq.conversion import convert_model
@@ -148,7 +154,7 @@ class _Climb:
             try:
                 content = convert_model(self._floating, self._train, conversion)
             except TfqError as error:
-                if rung.kind != "mixed":
+                if candidate.kind != "mixed":
                     raise
                 return {"impossible": str(error)}  # a layer whose ops have no such form
             secs = time.monotonic() - begin
@@ -161,16 +167,16 @@ class _Climb:
                 "latency_ratio": self._latency_ratio(content),
             }
 
-        inputs = {**self._basis, "rung": conversion.to_dict()}
-        done = self._store.run(f"search: {rung.name}", inputs, make)
+        inputs = {**self._basis, "candidate": conversion.to_dict()}
+        done = self._store.run(f"search: {candidate.name}", inputs, make)
         details = done.details
         if "impossible" in details:
-            self._told(f"{rung.name}: cannot be made: {details['impossible']}")
+            self._told(f"{candidate.name}: cannot be made: {details['impossible']}")
             return
         content = (done.directory / _MODEL).read_bytes()
         right = unpacked(details["right"], self._labels.size)
-        found = Climbed(
-            rung=rung,
+        found = CandidateResult(
+            candidate=candidate,
             accuracy=float(right.mean()),
             agreement=details["agreement"],
             against_float=paired_difference(right, self._right),
@@ -180,11 +186,11 @@ class _Climb:
             layers=layers,
             missed=(),
         )
-        self._contents[rung.name] = content
-        self.climbed.append(_judged(found, self._config))
-        last = self.climbed[-1]
+        self._contents[candidate.name] = content
+        self.searched.append(_judged(found, self._config))
+        last = self.searched[-1]
         self._told(
-            f"{rung.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
+            f"{candidate.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
             + (f": {'; '.join(last.missed)}" if last.missed else ": within the budget")
         )
 
@@ -197,13 +203,13 @@ class _Climb:
             name: classes_of(content, test) == labels
             for name, content in {
                 "float": self._floating,
-                "plain": self._contents[self.climbed[0].name],
+                "plain": self._contents[self.searched[0].name],
                 "chosen": self._contents[chosen.name],
             }.items()
         }
         against_float = paired_difference(right["chosen"], right["float"])
         return SearchResult(
-            rungs=tuple(self.climbed),
+            candidates=tuple(self.searched),
             chosen=chosen,
             holds=holds,
             validation=self._right.size,
@@ -217,9 +223,9 @@ class _Climb:
             content=self._contents[chosen.name],
         )
 
-    def _best(self) -> Climbed:
+    def _best(self) -> CandidateResult:
         """The most accurate so far; of equals the one that agrees more with float, then the first."""
-        return max(self.climbed, key=lambda each: (each.accuracy, each.agreement))
+        return max(self.searched, key=lambda each: (each.accuracy, each.agreement))
 
     def _ranked(self) -> list[str]:
         """Layers with weights, the most sensitive first."""
@@ -234,15 +240,15 @@ class _Climb:
         return self._store.run("search: sensitivity", inputs, make).details["layers"]
 
     def _latency_ratio(self, content: bytes) -> float | None:
-        """Time of an inference, to the first rung's, both in turn."""
-        if not self.climbed:
+        """Time of an inference, to the first candidate's, both in turn."""
+        if not self.searched:
             return 1.0
-        models = {"plain": self._contents[self.climbed[0].name], "this": content}
+        models = {"plain": self._contents[self.searched[0].name], "this": content}
         timed = benchmark_models(models, BenchmarkConfig(ops=False, num_runs=_TIMED_RUNS, min_secs=_TIMED_SECS))
         return next((ratio.ratio for ratio in timed.ratios if ratio.against == "this"), None)
 
 
-def _judged(found: Climbed, config: SearchConfig) -> Climbed:
+def _judged(found: CandidateResult, config: SearchConfig) -> CandidateResult:
     budget, missed = config.budget, []
     drop = -100 * found.against_float.difference
     if drop > budget.max_accuracy_drop:
@@ -254,10 +260,13 @@ def _judged(found: Climbed, config: SearchConfig) -> Climbed:
     return dataclasses.replace(found, missed=tuple(missed))
 
 
-def _advice(holds: bool, chosen: Climbed, against_float: PairedDifference, config: SearchConfig) -> Iterator[str]:
+def _advice(
+    holds: bool, chosen: CandidateResult, against_float: PairedDifference, config: SearchConfig
+) -> Iterator[str]:
     if not holds:
         yield (
-            f"no rung keeps the budget; the best is {'; '.join(chosen.missed)}: quantization-aware train the model "
+            f"no candidate keeps the budget; the best is {'; '.join(chosen.missed)}: quantization-aware train the "
+            f"model "
             "(tfq compress), which goes on where this ends"
         )
     elif -100 * against_float.difference > config.budget.max_accuracy_drop:
@@ -266,5 +275,5 @@ def _advice(holds: bool, chosen: Climbed, against_float: PairedDifference, confi
             "validation split, or a tighter budget"
         )
     if chosen.layers:
-        scheme = chosen.rung.scheme
+        scheme = chosen.candidate.scheme
         yield f"in {scheme}: {', '.join(chosen.layers)}: tfq audit wants them in --allow_{scheme}"

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq import auditing, data
-from tfq.config import AuditConfig, ClusterConfig, ConversionConfig, FiltersConfig, PruneConfig, QATConfig, RunConfig
+from tfq.config import (
+    AuditConfig,
+    ClusterConfig,
+    ConversionConfig,
+    PruneConfig,
+    QATConfig,
+    RunConfig,
+    StructuredPruningConfig,
+)
 from tfq.errors import InputError, TfqError
 from tfq.workflows.training import hashes, load_split
 
@@ -81,7 +89,7 @@ class Compressed:
 def compression_suffix(config: RunConfig) -> str:
     """filtered, pruned, clustered, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
     if not is_compressed(config):
-        raise InputError("--nofilters, --noprune, --nocluster and --noqat: there is nothing to do")
+        raise InputError("--nostructured_pruning, --noprune, --nocluster and --noqat: there is nothing to do")
     return "_".join(word for word, step in _steps(config).items() if step.enabled)
 
 
@@ -90,10 +98,10 @@ def is_compressed(config: RunConfig) -> bool:
     return any(step.enabled for step in _steps(config).values())
 
 
-def _steps(config: RunConfig) -> dict[str, FiltersConfig | PruneConfig | ClusterConfig | QATConfig]:
+def _steps(config: RunConfig) -> dict[str, StructuredPruningConfig | PruneConfig | ClusterConfig | QATConfig]:
     """By what a model is called that has been through it, in the order of the work."""
     asked = config.compression
-    return {"filtered": asked.filters, "pruned": asked.prune, "clustered": asked.cluster, "qat": asked.qat}
+    return {"filtered": asked.structured_pruning, "pruned": asked.prune, "clustered": asked.cluster, "qat": asked.qat}
 
 
 def check_compressible(model: Any, config: RunConfig) -> None:
@@ -135,9 +143,11 @@ def compress(model: Any, config: RunConfig) -> Compressed:
         result, fit = bridged.model, _loop(config, training, validation, histories)
         if settings.cluster.enabled:
             compression.clustering_plan(result, settings.cluster)  # what it refuses, it refuses before any work
-        if settings.filters.enabled:
-            filtered = compression.prune_filters(result, fit("filters"), settings.filters, data=training)
-            result, details["filters"] = filtered.model, filtered.to_dict()
+        if settings.structured_pruning.enabled:
+            filtered = compression.prune_structured(
+                result, fit("structured_pruning"), settings.structured_pruning, data=training
+            )
+            result, details["structured_pruning"] = filtered.model, filtered.to_dict()
         if settings.prune.enabled:
             plan = compression.pruning_plan(result, settings.prune, training)
             details["pruning_plan"] = plan.to_dict()
@@ -151,7 +161,7 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             teacher = _teacher(bridged, settings.qat)
             result = compression.qat_model(result, fit("qat"), settings.qat, calibration=training, teacher=teacher)
     user_model = None
-    if bridged.model is not model and not settings.filters.enabled:
+    if bridged.model is not model and not settings.structured_pruning.enabled:
         return_weights(bridged, result)
         user_model = model
     return Compressed(

@@ -30,7 +30,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     elif not _needs_data(config.conversion):
         found = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
     if found is None:
-        dataset = told(data.load_calibration_split(config.data, limit=config.conversion.calibration_steps))
+        dataset = told(data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples))
         examples = {"split": dataset.name, "examples": dataset.num_examples}
         diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
         for finding in diagnostics.findings:
@@ -38,7 +38,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
         found = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
     return found, {
-        "repairs": dict(found.repairs),
+        "techniques": dict(found.techniques),
         "preprocessing": preprocessing,
         "representative_dataset": examples,
         "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
@@ -47,7 +47,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
 
 
 def _needs_data(config: ConversionConfig) -> bool:
-    return config.needs_ranges and (not config.calibration.ranges or bool(config.repair or config.int4_layers))
+    return config.needs_ranges and (not config.calibration.ranges or bool(config.techniques or config.int4_layers))
 
 
 def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> "Conversion | None":

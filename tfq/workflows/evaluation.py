@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flatbuffer on the test split, on every runner."""
+"""A flatbuffer on the test split, on every backend."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from tfq.workflows.training import load_split
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """An evaluation and the comparisons between runners that went with it."""
+    """An evaluation and the comparisons between backends that went with it."""
 
     evaluation: EvaluationRecord
     parity: dict[str, ParityRecord | str]
@@ -20,27 +20,27 @@ class Evaluated:
     sha256: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a runner that could not be had is {"not_run": its reason}."""
+        """Plain JSON values; a backend that could not be had is {"not_run": its reason}."""
         return {
             "sha256": self.sha256,
             "evaluation": self.evaluation.to_dict(),
             "instructions": evaluation.instructions_to_dict(self.instructions),
             "parity": {
-                runner: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
-                for runner, outcome in self.parity.items()
+                backend: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
+                for backend, outcome in self.parity.items()
             },
         }
 
     def to_text(self) -> str:
-        """For the terminal: the evaluation, then a line a runner."""
+        """For the terminal: the evaluation, then a line a backend."""
         lines = [self.evaluation.to_text()]
         lines += [
-            f"{runner}: not run: {outcome}" if isinstance(outcome, str) else outcome.to_text()
-            for runner, outcome in self.parity.items()
+            f"{backend}: not run: {outcome}" if isinstance(outcome, str) else outcome.to_text()
+            for backend, outcome in self.parity.items()
         ]
         lines += [
-            f"{runner}: instructions not counted: {outcome}" if isinstance(outcome, str) else outcome.to_text()
-            for runner, outcome in self.instructions.items()
+            f"{backend}: instructions not counted: {outcome}" if isinstance(outcome, str) else outcome.to_text()
+            for backend, outcome in self.instructions.items()
         ]
         return "\n".join(lines)
 
@@ -48,13 +48,13 @@ class Evaluated:
 def evaluate(
     model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
 ) -> Evaluated:
-    """`model` on the test split of --data, on --runner; then the same inputs on each of --parity_runners.
+    """`model` on the test split of --data, on --backend; then the same inputs on each of --parity_backends.
 
     reference: float flatbuffer bytes, or ReferenceOutputs; without it, the file in --reference if there is one.
-    An emulated --runner is compared with `local` besides; on every emulated one, instructions are counted.
+    An emulated --backend is compared with `local` besides; on every emulated one, instructions are counted.
     """
     settings = config.evaluation
-    evaluation.check_runners(settings)
+    evaluation.check_backends(settings)
     evaluation.check_metric(settings)
     tflite.read(model)
     test = test or load_split(config.data, "test", limit=settings.limit)
@@ -65,15 +65,15 @@ def evaluate(
     record = evaluation.evaluate_model(
         model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
     )
-    others = list(settings.parity_runners) if parity else []
-    if settings.runner != "local" and "local" not in others:
+    others = list(settings.parity_backends) if parity else []
+    if settings.backend != "local" and "local" not in others:
         others.append("local")
     comparisons: dict[str, ParityRecord | str] = {}
     for other in others:
-        comparisons[other] = evaluation.compare_runners_or_reason(model, test, settings, other)
-    counted = evaluation.count_on_runners(
+        comparisons[other] = evaluation.compare_backends_or_reason(model, test, settings, other)
+    counted = evaluation.count_on_backends(
         model,
-        (settings.runner, *settings.parity_runners),
+        (settings.backend, *settings.parity_backends),
         test,
         kernels="xnnpack" if settings.xnnpack else "builtin",
         timeout_secs=settings.timeout_secs,

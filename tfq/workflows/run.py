@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, auditing, data, evaluation, report, workflows
-from tfq.backends import QemuRunner, make_runner
+from tfq.backends import QemuBackend, make_backend
 from tfq.config import ConversionConfig, RunConfig
-from tfq.errors import InputError, RequirementError, RunnerError, TfqWarning, remembered_warnings
+from tfq.errors import BackendError, InputError, RequirementError, TfqWarning, remembered_warnings
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
@@ -210,8 +210,8 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     conversion = run.config.conversion
     if scheme != conversion.scheme:  # the float32 one: what is said of the other's types and target is not for it
         conversion = ConversionConfig(scheme=scheme, batch_size=conversion.batch_size)
-    elif getattr(model.traced, "has_fake_quant", False):  # repairs are for what was not trained for int8
-        conversion = dataclasses.replace(conversion, repair=(), int4_layers=())
+    elif getattr(model.traced, "has_fake_quant", False):  # techniques are for what was not trained for int8
+        conversion = dataclasses.replace(conversion, techniques=(), int4_layers=())
     config = dataclasses.replace(run.config, conversion=conversion)
 
     def make(directory: Path) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
     try:
         _examine(made, run, results)
         benchmark = _benchmark(made, run)
-    except RunnerError as error:  # the flatbuffers stand; what was found out of them is reported all the same
+    except BackendError as error:  # the flatbuffers stand; what was found out of them is reported all the same
         failure = error
         told.append(f"the run ended early: {error}")
     record = record_of(
@@ -287,7 +287,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _check(config: RunConfig) -> None:
-    """Raises InputError, before any work, on settings that a run would ignore, and on missing models and runners."""
+    """Raises InputError, before any work, on settings that a run would ignore, and on missing models and backends."""
     workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError("conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it")
@@ -305,7 +305,7 @@ def _check(config: RunConfig) -> None:
         raise InputError("evaluation.reference: a run compares with its own float32 flatbuffer: leave it out")
     if config.benchmark.against:
         raise InputError("benchmark.against: a run times its own flatbuffers side by side: leave it out")
-    evaluation.check_runners(config.evaluation)
+    evaluation.check_backends(config.evaluation)
     evaluation.check_metric(config.evaluation)
 
 
@@ -364,26 +364,26 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
             "evaluation": {**config.evaluation.to_dict(), "require": None},
             "metric_sha256": evaluation.metric_sha256(config.evaluation.metric),
             "parity": each.name != "float",
-            "machine": _machine(config.evaluation.runner, *config.evaluation.parity_runners),
+            "machine": _machine(config.evaluation.backend, *config.evaluation.parity_backends),
             **data_inputs(run),
         }
         results.append(run.found(f"evaluate {each.name}", inputs, make))
 
 
-def _machine(*runners: str) -> dict[str, Any]:
-    """What a measurement depends on beside its config: the CPU, how many cores this process may use, and of each runner
+def _machine(*backends: str) -> dict[str, Any]:
+    """Return what a measurement depends on besides its config: the CPU, the cores of this process, and of each backend
     what it cannot do here ("not run" is no result once it can) and, of an emulator, which one it is.
     """
     from tfq.backends.qemu import sysroot
 
     found: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
-    for name in runners:
-        runner = make_runner(name)
-        found[name] = [runner.unavailable()]
-        if isinstance(runner, QemuRunner):
+    for name in backends:
+        backend = make_backend(name)
+        found[name] = [backend.unavailable()]
+        if isinstance(backend, QemuBackend):
             installed = sysroot.find()
             which = None if installed is None else [installed.directory.name, installed.qemu, installed.counted_by]
-            found[name] += [runner.cannot_count(), which]
+            found[name] += [backend.cannot_count(), which]
     return found
 
 
@@ -399,7 +399,7 @@ def _benchmark(made: list[Made], run: Run) -> dict[str, Any]:
     inputs = {
         "models": {each.name: artifacts.sha256(each.content) for each in made},
         "benchmark": run.config.benchmark.to_dict(),
-        "machine": _machine(run.config.benchmark.runner),
+        "machine": _machine(run.config.benchmark.backend),
         **data_inputs(run),
     }
     return run.found("benchmark", inputs, make)

@@ -16,7 +16,7 @@ from tfq.store import StageStore
 def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[str], None]) -> SearchResult:
     """What `find_int8` finds of `model` (Keras, or float flatbuffer bytes) on the splits of config.data.
 
-    out: its `.stages` keeps every rung. told: is given a line after each rung.
+    out: its `.stages` keeps every candidate. told: is given a line after each candidate.
     """
     floating = _floating(model, config)
     train, validation, test = (workflows.load_split(config.data, split) for split in ("train", "val", "test"))
@@ -33,7 +33,7 @@ def bits_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[st
     out: its `.stages` keeps what was measured. told: is given a line after each way.
     """
     floating = _floating(model, config)
-    train = workflows.load_split(config.data, "train", limit=config.bits.calibration_steps)
+    train = workflows.load_split(config.data, "train", limit=config.bits.num_calibration_samples)
     test = workflows.load_split(config.data, "test", limit=config.bits.limit)
     with artifacts.locked(out / ".lock"):
         return accuracy_by_bits(floating, train, test, config.bits, store=StageStore(out), told=told)

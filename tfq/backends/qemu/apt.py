@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfq.errors import RunnerError
+from tfq.errors import BackendError
 
 COMPONENTS = ("main", "universe")
 SUITES = ("{}", "{}-updates", "{}-security")
@@ -107,7 +107,7 @@ def _source(
 def machine_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -> list[AptSource]:
     """The machine's configured sources of its own release: suites of the codename, components main and universe.
 
-    Raises RunnerError when there is none.
+    Raises BackendError when there is none.
     """
     if codename is None:
         codename = os_release().get("VERSION_CODENAME", "")
@@ -124,7 +124,7 @@ def machine_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -
         if own and components and source.uris:
             kept.append(AptSource(uris=source.uris, suites=own, components=components, options=source.options))
     if not kept:
-        raise RunnerError(
+        raise BackendError(
             f"no apt source below {etc} serves {codename or 'this release'} main: the ARM emulator comes from Debian "
             "or Ubuntu packages: configure a source of this release for apt"
         )
@@ -145,7 +145,7 @@ def fetch_packages(
     """Download `packages` and all that they depend on, as `.deb` files below `directory`; recommendations not.
 
     A `directory` of an earlier call knows the sources already; what was downloaded then is not in the answer.
-    Raises RunnerError with apt's own words when a source cannot be reached, or has no such package.
+    Raises BackendError with apt's own words when a source cannot be reached, or has no such package.
     """
     archives, answers = directory / "cache" / "archives", []
     if not (directory / "apt.conf").exists():
@@ -160,7 +160,7 @@ def fetch_packages(
     answers.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
     debs = sorted(set(archives.glob("*.deb")) - before)
     if answers[-1].returncode or not debs:
-        raise RunnerError(f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*answers)}")
+        raise BackendError(f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*answers)}")
     return debs
 
 
@@ -191,14 +191,14 @@ def _configuration(directory: Path, architecture: str) -> str:
 
 
 def run_command(command: Sequence[str], seconds: float, **settings: Any) -> subprocess.CompletedProcess[Any]:
-    """`subprocess.run` with its output captured. Raises RunnerError where it has not ended after `seconds`."""
+    """`subprocess.run` with its output captured. Raises BackendError where it has not ended after `seconds`."""
     if "input" not in settings:
         settings["stdin"] = subprocess.DEVNULL
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds, **settings)
     except subprocess.TimeoutExpired as error:
         told = " ".join(str(word) for word in command[:6])
-        raise RunnerError(
+        raise BackendError(
             f"`{told} ...` did not end within {seconds:g} s and was stopped: is the network slow, or the machine busy? "
             "Try again"
         ) from error
@@ -222,10 +222,10 @@ def _reasons(*answers: subprocess.CompletedProcess[str]) -> str:
 
 
 def require_tools() -> None:
-    """Raises RunnerError where a program that this file starts is missing."""
+    """Raises BackendError where a program that this file starts is missing."""
     for tool in ("apt-get", "apt-config", "dpkg", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
-            raise RunnerError(
+            raise BackendError(
                 f"{tool} is not on this machine: the ARM emulator comes from Debian or Ubuntu packages, so it can be "
                 "set up on these systems only"
             )
@@ -248,4 +248,4 @@ def unpack_packages(debs: Iterable[Path], root: Path) -> None:
             )
         except subprocess.CalledProcessError as error:
             reason = error.stderr.decode(errors="replace").strip()
-            raise RunnerError(f"cannot unpack {deb.name}: {reason or error}: is the disk full?") from error
+            raise BackendError(f"cannot unpack {deb.name}: {reason or error}: is the disk full?") from error

@@ -27,9 +27,9 @@ from tfq.backends.qemu.sysroot_build import (
     machine_compilers,
     write_record,
 )
-from tfq.errors import RunnerError, TfqError
+from tfq.errors import BackendError, TfqError
 
-ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the runner local"
+ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the backend local"
 
 
 def unavailable(cpu: str) -> str | None:
@@ -67,10 +67,10 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
     """The emulator, installed now if it is not there. tell: receives a line at every step.
 
     Safe to call from several processes at once; interrupted or failed, it leaves nothing behind.
-    Raises RunnerError that says which step failed and why.
+    Raises BackendError that says which step failed and why.
     """
     if platform.machine() in ("aarch64", "arm64"):
-        raise RunnerError(ARM64_HOST)
+        raise BackendError(ARM64_HOST)
     base = cache_dir() / "arm64"
     try:
         base.mkdir(exist_ok=True)
@@ -84,10 +84,10 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
                 build(Path(directory), tell)
                 (Path(directory) / "tree").rename(base / _key())
     except OSError as error:
-        raise RunnerError(f"cannot install the ARM emulator below {base}: {error}") from error
+        raise BackendError(f"cannot install the ARM emulator below {base}: {error}") from error
     found = find()
     if found is None:
-        raise RunnerError(
+        raise BackendError(
             f"the ARM emulator is gone from {base} right after its installation: is something clearing it?"
         )
     return found

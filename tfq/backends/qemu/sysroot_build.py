@@ -38,7 +38,7 @@ from tfq.backends.qemu.apt import (
     unpack_packages,
 )
 from tfq.backends.target.instructions import MARKER
-from tfq.errors import RunnerError
+from tfq.errors import BackendError
 
 # (part number, features) of /proc/cpuinfo: they choose the kernels, and one that -cpu lacks ends in SIGILL. Source: the
 # Linux kernel's arch/arm64/include/asm/cputype.h and cpuinfo.c, for what QEMU's models of these cores implement.
@@ -119,7 +119,7 @@ def machine_compilers() -> list[str]:
 
 
 def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = None) -> Sysroot:
-    """`sysroot` with the plugin at its place, or with the reason why it has none. Never raises RunnerError.
+    """`sysroot` with the plugin at its place, or with the reason why it has none. Never raises BackendError.
 
     fetch_tcc: gives the packages of tcc, asked for only where no compiler of the machine makes a plugin that works.
     """
@@ -136,7 +136,7 @@ def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = No
                 if reason is None:
                     return dataclasses.replace(sysroot, counted_by=name, not_counted="")
                 reasons.append(f"{name} {reason}")
-    except (RunnerError, OSError) as error:
+    except (BackendError, OSError) as error:
         reasons.append(str(error))
     told = "; ".join(reasons) or "there is no C compiler"
     return _without(sysroot, f"{told}: install one (cc), then say `{COMMAND}` again")
@@ -169,7 +169,7 @@ def _make(sysroot: Sysroot, compiler: list[str], directory: Path) -> str | None:
         answer = run_command([*compiler, *options, str(SOURCE)], COMPILE_SECONDS, text=True, errors="replace")
     except OSError as error:
         return f"cannot be started: {error.strerror or error}"
-    except RunnerError as error:
+    except BackendError as error:
         return f"failed: {error}"
     if answer.returncode or not made.is_file():
         return f"does not compile the plugin: {_complaint(answer)}"
@@ -210,7 +210,7 @@ PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_
 
 
 def build(directory: Path, tell: Callable[[str], None]) -> None:
-    """Make directory/tree, whole and tried out. tell: receives a line at every step. Raises RunnerError."""
+    """Make directory/tree, whole and tried out. tell: receives a line at every step. Raises BackendError."""
     begin, tree = time.monotonic(), directory / "tree"
     host, sysroot = tree / "host", tree / "sysroot"
     require_tools()
@@ -252,15 +252,15 @@ def _override() -> list[AptSource]:
     line = os.environ.get(SOURCE_VARIABLE, "")
     sources = parse_one_line(line)
     if line and not sources:
-        raise RunnerError(f"{SOURCE_VARIABLE}={line!r}: wanted `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`")
+        raise BackendError(f"{SOURCE_VARIABLE}={line!r}: wanted `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`")
     return sources
 
 
 def _fetch_arm64(sources: list[AptSource], directory: Path) -> list[Path]:
     try:
         return fetch_packages(ARM64_PACKAGES, architecture="arm64", sources=sources, directory=directory)
-    except RunnerError as error:
-        raise RunnerError(
+    except BackendError as error:
+        raise BackendError(
             f"{error}: where the configured mirror has no arm64 (Ubuntu's main one has not), name one that has by "
             f"{SOURCE_VARIABLE}='deb [signed-by=KEYRING] URI SUITE main universe'"
         ) from error
@@ -301,7 +301,7 @@ def _install_wheels(site: Path, python_version: str) -> None:
         answer = _pip(site, python_version, [pinned[0], *WHEELS[1:]])
     if answer.returncode:
         lines = [line for line in answer.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        raise RunnerError(
+        raise BackendError(
             f"pip cannot download {pinned[0]} and NumPy for arm64 Python {python_version}: {' | '.join(lines[-4:])}"
         )
 
@@ -315,7 +315,7 @@ def _pip(site: Path, python_version: str, requirements: list[str]) -> subprocess
 
 def _tried(sysroot: Sysroot) -> Sysroot:
     """With QEMU's version, and the CPUS on which the imports of the target's modules succeed: an old QEMU does not know
-    every one. At none, RunnerError.
+    every one. At none, BackendError.
 
     The first import also leaves the bytecode, which makes every later start quicker.
     """
@@ -331,7 +331,7 @@ def _tried(sysroot: Sysroot) -> Sysroot:
         else:
             told = f"exit code {answer.returncode} on {cpu}: {' | '.join(answer.stderr.splitlines()[-3:])}"
     if not working:
-        raise RunnerError(f"the ARM emulator does not run its Python: {told}")
+        raise BackendError(f"the ARM emulator does not run its Python: {told}")
     return replace(sysroot, qemu=qemu, cpus=tuple(working))
 
 

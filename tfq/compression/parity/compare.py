@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, make_runner
+from tfq.backends import RunRequest, make_backend
 from tfq.compression.parity.match import Evaluator, ReferenceGraph, candidates, check_origin, match
 from tfq.compression.parity.record import LayerParity, LayerTally, QATParity, output_tallies
 from tfq.conversion.tracing import Trace, trace, unwrapped
@@ -184,7 +184,7 @@ class _Comparison:
         return bind_inputs(split.inputs, self._traced.input_names)
 
     def _run(self, model: bytes, inputs: tuple[NDArray, ...]) -> tuple[NDArray, ...]:
-        return make_runner("local").run(RunRequest(model=model, inputs=inputs, kernels=self._kernels)).outputs
+        return make_backend("local").run(RunRequest(model=model, inputs=inputs, kernels=self._kernels)).outputs
 
     def _layers_without_tensor(self, layers: tuple[LayerParity, ...]) -> dict[str, str]:
         own = {layer.layer for layer in layers}

@@ -80,10 +80,13 @@ def check_settings(config: PruneConfig) -> None:
         raise InputError(
             f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: wanted a later one, or -1"
         )
-    if config.order != "uniform" and targets:
-        decides = {"sensitivity": "its measured sensitivity", "erk": "its shape", "lamp": "its weights"}[config.order]
+    if config.allocation != "uniform" and targets:
+        decides = {"sensitivity": "its measured sensitivity", "erk": "its shape", "lamp": "its weights"}[
+            config.allocation
+        ]
         raise InputError(
-            f"prune: targets with order={config.order}: either the targets say how sparse a layer becomes, or "
+            f"prune: targets with allocation={config.allocation}: either the targets say how sparse a layer becomes, "
+            f"or "
             f"{decides} does: leave one out (what `layers` does not name stays dense with both)"
         )
     if config.block_size and len(config.block_size) != 2:
@@ -143,9 +146,10 @@ def _check_m_by_n(config: PruneConfig) -> None:
     zeros, group = config.sparsity_m_by_n
     if block_size(config) != (1, 1):
         raise InputError(f"prune: {told} with block_size: a mask has one form: leave one of them out")
-    if config.order != "uniform":
+    if config.allocation != "uniform":
         raise InputError(
-            f"prune: {told} with order={config.order}: m:n makes every layer {zeros / group:g} sparse and leaves "
+            f"prune: {told} with allocation={config.allocation}: m:n makes every layer {zeros / group:g} sparse and "
+            f"leaves "
             "nothing to choose: leave one of them out"
         )
     if config.targets:

@@ -36,8 +36,8 @@ _ROUNDING = 2.0**-22
 class PruningPlan:
     """Which layers are pruned, and of every other one why not. Names as in `measure_sparsity`.
 
-    sparsities: layer -> fraction of zeros that it is to end with; empty as long as order=sensitivity has not measured.
-    sensitivity: the table that they were chosen by, with order=sensitivity.
+    sparsities: layer -> fraction of zeros that it is to end with; empty as long as allocation=sensitivity has not
+    measured. sensitivity: the table that they were chosen by, with allocation=sensitivity.
     """
 
     pruned: tuple[str, ...]
@@ -58,7 +58,8 @@ class PruningPlan:
 def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any = None) -> PruningPlan:
     """What `prune_model` would prune in a functional or sequential tf_keras model, and how far.
 
-    calibration: representative inputs, as `tfq.data.as_split` takes them, for order=sensitivity; without them the plan
+    calibration: representative inputs, as `tfq.data.as_split` takes them, for allocation=sensitivity; without them the
+    plan
         has no sparsities yet.
     Raises InputError on settings that contradict each other, and on a pattern in layers or targets that fits no layer
     that can be pruned, with the nearest name.
@@ -72,14 +73,14 @@ def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any
     skipped = {name: reason or _why_not_chosen(name, config) for name, reason in reasons.items() if name not in chosen}
     sparsities: Mapping[str, float] = chosen
     table = None
-    if config.order == "sensitivity":
+    if config.allocation == "sensitivity":
         sparsities = {}
         if calibration is not None:
             sparsities, table = allocated(model, calibration, config, list(chosen))
-    elif config.order != "uniform":
+    elif config.allocation != "uniform":
         weights = {name: prunable_weights(layer) or [] for name, layer in named_layers(model) if name in chosen}
         kernels = {name: [weight.numpy() for weight in weights[name]] for name in chosen}
-        sparsities = _BY_WEIGHTS[config.order](kernels, config.final_sparsity)
+        sparsities = _BY_WEIGHTS[config.allocation](kernels, config.final_sparsity)
     elif config.sparsity_m_by_n:
         sparsities = _m_by_n_sparsities(model, chosen, *config.sparsity_m_by_n)
     return PruningPlan(pruned=tuple(chosen), skipped=skipped, sparsities=dict(sparsities), sensitivity=table)
@@ -99,7 +100,8 @@ def prune_model(
     model: functional or sequential tf_keras model, with the weights to start from.
     fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
         `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
-    calibration: representative inputs for order=sensitivity, as `pruning_plan` has them. plan: one that `pruning_plan`
+    calibration: representative inputs for allocation=sensitivity, as `pruning_plan` has them. plan: one that
+    `pruning_plan`
         made of this model and config, which then is not made again.
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
         a sequence of them (an ensemble), `model` itself without one. Neither is in the result.

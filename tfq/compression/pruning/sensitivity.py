@@ -224,10 +224,13 @@ def _relative_error(name: str, wanted: Sequence[NDArray], got: Sequence[NDArray]
 def allocated(
     model: Any, calibration: Any, config: PruneConfig, layers: Sequence[str]
 ) -> tuple[Mapping[str, float], SensitivityTable]:
-    """For order=sensitivity: (layer -> sparsity, the table it was chosen by). Raises InputError without examples."""
+    """For allocation=sensitivity: (layer -> sparsity, the table it was chosen by).
+
+    Raises InputError without examples.
+    """
     if calibration is None:
         raise InputError(
-            "prune: order=sensitivity measures what pruning does to the outputs, and needs examples for it: give "
+            "prune: allocation=sensitivity measures what pruning does to the outputs, and needs examples for it: give "
             "calibration (a Split, an array or a dict of arrays)"
         )
     table = sensitivity(model, calibration, config=config, layers=layers)

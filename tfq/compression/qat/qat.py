@@ -15,8 +15,8 @@ from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
 from tfq.compression.qat import placement
 from tfq.compression.qat.batch_norm import frozen_from_step
-from tfq.compression.qat.floors import widen_ranges
 from tfq.compression.qat.grids import round_to_flatbuffer
+from tfq.compression.qat.narrow_ranges import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, learned_ranges, measure_weights
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
@@ -133,7 +133,7 @@ def qat_model(
     fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
         `model.fit(..., callbacks=callbacks)`; the callbacks keep zeros and freeze BatchNormalization.
     calibration: what the model is fed (a Split or SplitStream, an array, a dict of arrays by input name). Activation
-        ranges start at those of its first config.calibration_steps examples, so that training begins with the
+        ranges start at those of its first config.num_calibration_samples examples, so that training begins with the
         model that post-training quantization gives. None, or 0 steps: they start at the first batch's.
     config.preserve_sparsity: where the model has zeros in its kernels, they stay zero. config.preserve_clusters: in
         layers whose kernels have a few values, what has one value now has one in the end.
@@ -149,8 +149,10 @@ def qat_model(
     config = config or QATConfig()
     if teacher is not None and not config.distillation.enabled:
         raise InputError(f"qat: {UNUSED_TEACHER}")
-    if config.ranges == "learned" and (calibration is None or not config.calibration_steps):
-        raise InputError("qat: ranges=learned begins with those of calibration data: give calibration, and its steps")
+    if config.range_estimator == "lsq" and (calibration is None or not config.num_calibration_samples):
+        raise InputError(
+            "qat: range_estimator=lsq begins with those of calibration data: give calibration, and its steps"
+        )
     start = _start(model, config, calibration)
     quantized = start.model
     with contextlib.ExitStack() as around:
@@ -158,7 +160,7 @@ def qat_model(
         trained = quantized
         if config.distillation.enabled:
             trained = around.enter_context(distilled(quantized, teacher or model, config.distillation))
-        if config.ranges == "learned":
+        if config.range_estimator == "lsq":
             steps_seen = around.enter_context(learned_ranges(quantized, trained))
         else:
             steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
@@ -185,8 +187,8 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
     Converted, it is an int8 flatbuffer that agrees with the one of post-training quantization.
     """
     config = config or QATConfig()
-    if not config.calibration_steps:
-        raise InputError("qat: calibration_steps is 0: without training, ranges come from calibration data alone")
+    if not config.num_calibration_samples:
+        raise InputError("qat: num_calibration_samples is 0: without training, ranges come from calibration data alone")
     quantized = _start(model, config, calibration).model
     round_to_flatbuffer(quantized)
     return quantized
@@ -227,8 +229,8 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     annotated = quantized(model, config)
     _tell_skipped(annotated.skipped, config)
     batches, widened = 0, frozenset[str]()
-    if calibration is not None and config.calibration_steps:
-        batches = calibrate_ranges(annotated.model, calibration, config.calibration_steps)
+    if calibration is not None and config.num_calibration_samples:
+        batches = calibrate_ranges(annotated.model, calibration, config.num_calibration_samples)
         widened = widen_ranges(annotated.model)
     return _Start(
         model=annotated.model,

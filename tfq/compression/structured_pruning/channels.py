@@ -111,21 +111,21 @@ class Group:
     width: int = 1
     share: float | None = None
 
-    def fewer(self, kept: int, multiple_of: int) -> int | None:
+    def fewer(self, kept: int, channel_multiple: int) -> int | None:
         """The next number of sets below `kept` that may stay: channels in multiples, an eighth of them at least."""
-        unit, least = self._unit_and_least(multiple_of)
+        unit, least = self._unit_and_least(channel_multiple)
         wanted = (kept - 1) // unit * unit
         return wanted if wanted >= least else None
 
-    def wanted(self, multiple_of: int) -> int:
+    def wanted(self, channel_multiple: int) -> int:
         """How many sets stay by `share`: in multiples, an eighth of them at least; all of them by a share of 1."""
         assert self.share is not None
-        unit, least = self._unit_and_least(multiple_of)
+        unit, least = self._unit_and_least(channel_multiple)
         nearest = unit * round(self.share * len(self.roots) / unit)
         return len(self.roots) if self.share == 1 else min(len(self.roots), max(least, nearest))
 
-    def _unit_and_least(self, multiple_of: int) -> tuple[int, int]:
-        unit = multiple_of // int(np.gcd(multiple_of, self.width))
+    def _unit_and_least(self, channel_multiple: int) -> tuple[int, int]:
+        unit = channel_multiple // int(np.gcd(channel_multiple, self.width))
         return unit, max(unit, -(-len(self.roots) // 8))
 
 
@@ -133,7 +133,7 @@ def groups_of(
     channels: Channels,
     sites: Sequence[Site],
     patterns: Sequence[str],
-    multiple_of: int,
+    channel_multiple: int,
     targets: Sequence[Target] = (),
 ) -> tuple[list[Group], dict[str, str]]:
     """The groups that may lose channels, and of each layer that may lose none the reason.
@@ -147,7 +147,10 @@ def groups_of(
     reasons = {site.layer: None if site.makes_channels else "it has no filters of its own to lose" for site in sites}
     for pattern in patterns:
         check_fits(
-            f"filters: the pattern {pattern!r} in layers", pattern, reasons, layers="layer that has filters of its own"
+            f"structured_pruning: the pattern {pattern!r} in layers",
+            pattern,
+            reasons,
+            layers="layer that has filters of its own",
         )
     chosen = {name for name in names if fits(name, patterns)}
     made_by: defaultdict[int, set[str]] = defaultdict(set)
@@ -176,9 +179,9 @@ def groups_of(
         order = np.array(sorted(roots, key=lambda root: (scores[root], root)))
         by_score = np.array([scores[root] for root in order])
         group = Group(layers=tied_layers, roots=order, scores=by_score, width=width)
-        if group.fewer(len(roots), multiple_of) is None:
+        if group.fewer(len(roots), channel_multiple) is None:
             for name in tied_layers:
-                few = f"{len(roots) * width} filters are too few to go on in multiples of {multiple_of}"
+                few = f"{len(roots) * width} filters are too few to go on in multiples of {channel_multiple}"
                 skipped.setdefault(name, few)
         else:
             groups.append(group)
@@ -191,7 +194,7 @@ def groups_of(
 def _with_targets(groups: list[Group], targets: Sequence[Target], whether: Mapping[str, str | None]) -> list[Group]:
     """The groups with the share that the last fitting target gives them. whether: layer -> why it may lose none."""
     for target in targets:
-        check_fits(f"filters: the target {target.text!r}", target.pattern, whether)
+        check_fits(f"structured_pruning: the target {target.text!r}", target.pattern, whether)
         groups = [
             dataclasses.replace(group, share=target.value)
             if any(fits(name, (target.pattern,)) for name in group.layers)

@@ -22,13 +22,13 @@ from tfq.compression.structured_pruning import rebuild
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
 from tfq.compression.structured_pruning.rebuild import refit
 from tfq.compression.structured_pruning.trace import Trace, traced
-from tfq.config import DistillationConfig, FiltersConfig
+from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, TfqWarning
-from tfq.patterns import fits, parse_targets
+from tfq.patterns import Target, fits, parse_targets
 
 
 def choose(
-    channels: Channels, sites: Sequence[Site], groups: Sequence[Group], *, target_macs: float, multiple_of: int
+    channels: Channels, sites: Sequence[Site], groups: Sequence[Group], *, target_macs: float, channel_multiple: int
 ) -> tuple[set[int], int]:
     """(roots of the sets of channels to remove, multiply-adds that are left).
 
@@ -40,14 +40,14 @@ def choose(
     nothing else.
     target_macs: share of the multiply-adds that is to stay; where it cannot be reached, all goes that may go.
     """
-    state = _State(channels, sites, groups, multiple_of)
+    state = _State(channels, sites, groups, channel_multiple)
     wanted = target_macs * state.left
     free = []
     for index, group in enumerate(groups):
         if group.share is None:
             free.append(index)
         else:
-            state.leave(index, group.wanted(multiple_of))
+            state.leave(index, group.wanted(channel_multiple))
     queue = [(price, index) for index in free if (price := state.price(index)) is not None]
     heapq.heapify(queue)
     while state.left > wanted and queue:
@@ -67,8 +67,10 @@ def choose(
 class _State:
     """How many sets each group keeps, as a list of all numbers so far."""
 
-    def __init__(self, channels: Channels, sites: Sequence[Site], groups: Sequence[Group], multiple_of: int) -> None:
-        self.groups, self.multiple_of = groups, multiple_of
+    def __init__(
+        self, channels: Channels, sites: Sequence[Site], groups: Sequence[Group], channel_multiple: int
+    ) -> None:
+        self.groups, self.channel_multiple = groups, channel_multiple
         self.counts = Counts.of(channels, sites, groups)
         self.left = self.counts.macs()
         self.kept = [[len(group.roots)] for group in groups]
@@ -76,7 +78,7 @@ class _State:
     def price(self, index: int) -> float | None:
         """Cost of a group's next step for each multiply-add that it saves; None where there is no step to gain by."""
         group, kept = self.groups[index], self.kept[index][-1]
-        fewer = group.fewer(kept, self.multiple_of)
+        fewer = group.fewer(kept, self.channel_multiple)
         if fewer is None:
             return None
         saved = self.counts.saved(index, kept, fewer)
@@ -92,7 +94,7 @@ class _State:
 
     def step(self, index: int) -> None:
         """Removes what the group's next step removes."""
-        fewer = self.groups[index].fewer(self.kept[index][-1], self.multiple_of)
+        fewer = self.groups[index].fewer(self.kept[index][-1], self.channel_multiple)
         assert fewer is not None
         self.leave(index, fewer)
 
@@ -120,7 +122,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterResult:
+class StructuredPruningResult:
     """A smaller model and what became of each layer with filters.
 
     model: tf_keras, not compiled. removed: layer -> (filters kept, of how many). skipped: layer -> why it kept all.
@@ -169,9 +171,14 @@ class FilterResult:
         return "\n".join(lines)
 
 
-def prune_filters(
-    model: Any, fit: Fit | None = None, config: FiltersConfig | None = None, *, data: Any = None, teacher: Any = None
-) -> FilterResult:
+def prune_structured(
+    model: Any,
+    fit: Fit | None = None,
+    config: StructuredPruningConfig | None = None,
+    *,
+    data: Any = None,
+    teacher: Any = None,
+) -> StructuredPruningResult:
     """`model` without its least important filters, so that config.target_macs of its multiply-adds stay.
 
     model: functional or sequential tf_keras model with its weights; it stays as it is.
@@ -185,27 +192,29 @@ def prune_filters(
     Raises InputError on a Keras 3 model, on one where nothing can be removed or not as much, and on patterns that fit
     no layer; TfqError where the comparison fails, or fit does not train. Warns (TfqWarning) of layers not counted.
     """
-    config = config or FiltersConfig()
+    config = config or StructuredPruningConfig()
     if teacher is not None and not config.distillation.enabled:
-        raise InputError(f"filters: {UNUSED_TEACHER}")
+        raise InputError(f"structured_pruning: {UNUSED_TEACHER}")
     require_graph_model(model, "filter pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
     given, _ = cloned(model)
     trace = traced(given, config.norm)
-    targets = parse_targets(config.targets, "filters", "share", 1)
-    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.multiple_of, targets)
+    targets = parse_targets(config.targets, "structured_pruning", "share", 1)
+    groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
     if not groups:
-        raise InputError(f"filters: no layer of {model.name!r} can lose filters: {_told(skipped)}")
+        raise InputError(f"structured_pruning: no layer of {model.name!r} can lose filters: {_told(skipped)}")
     before = _macs(trace)
     gone, after = choose(
-        trace.channels, trace.sites, groups, target_macs=config.target_macs, multiple_of=config.multiple_of
+        trace.channels, trace.sites, groups, target_macs=config.target_macs, channel_multiple=config.channel_multiple
     )
     if after > config.target_macs * before:
         raise InputError(
-            f"filters: target_macs={config.target_macs:g} cannot be reached: {after / before:.3f} of the multiply-adds "
-            f"stay where each layer that may lose filters keeps an eighth, in multiples of {config.multiple_of}, or "
-            "what its target says. Ask for a larger share, or a smaller multiple_of. All filters stay in: "
+            f"structured_pruning: target_macs={config.target_macs:g} cannot be reached: {after / before:.3f} of the "
+            f"multiply-adds "
+            f"stay where each layer that may lose filters keeps an eighth, in multiples of "
+            f"{config.channel_multiple}, or "
+            "what its target says. Ask for a larger share, or a smaller channel_multiple. All filters stay in: "
             f"{_told(skipped)}"
         )
     kept = rebuild.kept_channels(given, trace.channels, trace.sites, gone)
@@ -213,18 +222,16 @@ def prune_filters(
     difference = _proven(given, small, trace, kept)
     if trace.uncounted:
         told = ", ".join(trace.uncounted)
-        warnings.warn(f"filters: the multiply-adds of {told} are not counted", TfqWarning, stacklevel=2)
+        warnings.warn(f"structured_pruning: the multiply-adds of {told} are not counted", TfqWarning, stacklevel=2)
     refitted: dict[str, tuple[float, float]] = {}
     if data is not None and config.refit_examples:
         refitted = refit(given, small, kept, data, config.refit_examples)
     if fit is not None:
         small = _trained(small, fit, teacher or model, config.distillation)
     removed, left = _by_layer(trace, kept)
-    others = "others had less to lose for the multiply-adds that they cost"
-    by_target = [target.pattern for target in targets]
     for name in left:
-        skipped.setdefault(name, "its target keeps them" if fits(name, by_target) else others)
-    return FilterResult(
+        skipped.setdefault(name, _why_kept(name, targets))
+    return StructuredPruningResult(
         model=small,
         removed=removed,
         skipped=skipped,
@@ -238,10 +245,17 @@ def prune_filters(
     )
 
 
+def _why_kept(name: str, targets: Sequence[Target]) -> str:
+    if fits(name, [target.pattern for target in targets]):
+        return "its target keeps them"
+    return "others had less to lose for the multiply-adds that they cost"
+
+
 def _check_target_macs(target: float) -> None:
     if not 0 < target < 1:
         raise InputError(
-            f"filters: target_macs is the share of the multiply-adds that stays, wanted between 0 and 1, got "
+            f"structured_pruning: target_macs is the share of the multiply-adds that stays, wanted between 0 and 1, "
+            f"got "
             f"{target:g}" + (": then nothing is to go" if target == 1 else "")
         )
 
@@ -295,13 +309,14 @@ def _trained(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfi
     with contextlib.ExitStack() as around:
         student = small
         if distillation.enabled:
-            student = around.enter_context(distilled(small, teacher, distillation, "filters"))
+            student = around.enter_context(distilled(small, teacher, distillation, "structured_pruning"))
         fit(student, [])
     steps = getattr(student.optimizer, "iterations", None) if student.optimizer is not None else None
     unchanged = all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
     if unchanged and (steps is None or int(steps) < 1):
         raise TfqError(
-            "filters: fit did not train the model that it was given (no weight changed): it must compile that model "
+            "structured_pruning: fit did not train the model that it was given (no weight changed): it must compile "
+            "that model "
             "and call its fit"
         )
     check_finite(small, "the fine-tuning of what filter pruning left")
@@ -311,7 +326,9 @@ def _trained(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfi
 def _require_finite(model: Any) -> None:
     for name, layer in named_layers(model):
         if any(not np.isfinite(weight).all() for weight in layer.get_weights() if weight.dtype.kind == "f"):
-            raise InputError(f"filters: layer {name!r} of {model.name!r} holds weights that are NaN or infinite")
+            raise InputError(
+                f"structured_pruning: layer {name!r} of {model.name!r} holds weights that are NaN or infinite"
+            )
 
 
 def _told(skipped: dict[str, str], limit: int = 8) -> str:

@@ -116,11 +116,13 @@ def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
     labels = names + [f"output {at}" for at in range(len(before.outputs))]
     for label, whole, part in zip(labels, theirs, ours, strict=True):
         wanted = whole[..., channels[label]] if label in channels else whole
-        told = f"filters: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: wanted "
+        told = f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: wanted "
         if part.shape != wanted.shape:
             raise TfqError(f"{told}a tensor of shape {wanted.shape}, got {part.shape}")
         if not np.isfinite(wanted).all():
-            raise TfqError(f"filters: {label!r} gives NaN or infinity for random inputs, so nothing can be compared")
+            raise TfqError(
+                f"structured_pruning: {label!r} gives NaN or infinity for random inputs, so nothing can be compared"
+            )
         largest, apart = float(np.max(np.abs(wanted), initial=0)), float(np.max(np.abs(part - wanted), initial=0))
         share = apart / largest if largest else (0.0 if apart == 0 else float("inf"))
         if not share <= _TOLERANCE:
@@ -162,7 +164,7 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
     An error is the root mean square of what differs before the activation, as a share of the given layer's own.
     Raises InputError where the data do not fit the model, or give NaN.
     """
-    batches = list(batches_of(given, data, examples, "filters:"))
+    batches = list(batches_of(given, data, examples, "structured_pruning:"))
     found = {}
     for layer in small.layers:
         old = given.get_layer(layer.name)
@@ -173,7 +175,8 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
         unknowns = int(np.prod(layer.kernel.shape[:-1])) + 1
         if unknowns > _MOST_UNKNOWNS:
             warnings.warn(
-                f"filters: {layer.name!r} keeps the weights that it had: {unknowns:,} of one filter are too many to be "
+                f"structured_pruning: {layer.name!r} keeps the weights that it had: {unknowns:,} of one filter are "
+                f"too many to be "
                 "fit anew",
                 TfqWarning,
                 stacklevel=3,
@@ -198,7 +201,9 @@ def _fit_anew(
     for batch in batches:
         seen, meant = _rows(layer, ours(batch)), _rows(old, theirs(batch)) @ wanted_weights
         if not (np.isfinite(seen).all() and np.isfinite(meant).all()):
-            raise InputError(f"filters: layer {layer.name!r} gets NaN or infinity on the data: look at its scale")
+            raise InputError(
+                f"structured_pruning: layer {layer.name!r} gets NaN or infinity on the data: look at its scale"
+            )
         missing = meant - seen @ weights
         normal += seen.T @ seen
         right += seen.T @ missing

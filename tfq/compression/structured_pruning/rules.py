@@ -131,7 +131,8 @@ def _size(layer: Any, shape: Shape) -> int:
     """Places of a tensor, without batch and channels."""
     if None in shape[1:-1]:
         raise InputError(
-            f"filters: layer {layer.name!r} has a tensor of shape {shape}, whose multiply-adds cannot be counted: "
+            f"structured_pruning: layer {layer.name!r} has a tensor of shape {shape}, whose multiply-adds cannot be "
+            f"counted: "
             "build the model with an input of a fixed shape"
         )
     return math.prod(size for size in shape[1:-1] if size is not None)

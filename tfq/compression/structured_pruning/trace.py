@@ -109,7 +109,9 @@ class _Walk:
             self._visit(node)
         for tensor in model.outputs:
             if id(tensor) not in self.tensors:
-                raise TfqError(f"filters: output {tensor.name!r} of {model.name!r} was not found in its graph")
+                raise TfqError(
+                    f"structured_pruning: output {tensor.name!r} of {model.name!r} was not found in its graph"
+                )
             self.channels.freeze(self.tensors[id(tensor)].channels, _FINAL)
 
     def _visit(self, node: Any) -> None:

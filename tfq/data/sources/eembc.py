@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source `eembc:DIR`: raw inputs as the MLPerf Tiny runner of EEMBC sends them to a board, and y_labels.csv.
+"""The source `eembc:DIR`: raw inputs as the MLPerf Tiny backend of EEMBC sends them to a board, and y_labels.csv.
 
 Source of the formats: mlcommons/tiny, benchmark/evaluation/datasets/README.md: a line of y_labels.csv is
 `file name, number of classes, class[, width in bytes, stride in bytes]`; the last two say how a window slides over a

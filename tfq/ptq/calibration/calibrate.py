@@ -105,5 +105,5 @@ def check_no_control_flow(model: bytes) -> None:
         raise InputError(
             f"calibration does not see inside of control flow, and the model holds {', '.join(loops)}: give the Keras "
             "model, whose recurrent layers are unrolled (ConvLSTM of tf_keras and loops of your own are not), or "
-            "convert to a scheme that needs no ranges: dynamic, float16"
+            "convert to a scheme that needs no ranges: dynamic_range, float16"
         )

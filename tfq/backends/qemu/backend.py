@@ -16,7 +16,7 @@ from tfq.backends.protocol import InputStream, RunRequest, RunResult
 from tfq.backends.qemu.sysroot_build import Sysroot
 from tfq.backends.scratch import no_room, scratch_directory
 from tfq.backends.worker import run_worker
-from tfq.errors import RunnerError
+from tfq.errors import BackendError
 
 # Python adapts its bytecode to what runs, and fills its free lists; from the 11th inference on nothing of that is left.
 WARMUP_RUNS = 12
@@ -48,15 +48,15 @@ def read_counts(text: str) -> dict[str, int]:
     """instructions, lowest, highest and inferences of the plugin's lines: "<instructions so far> <threads so far>".
 
     Three marks an inference: before it, after it, and another after that.
-    Raises RunnerError where marks are missing, or another thread ran whose instructions would be in the counts.
+    Raises BackendError where marks are missing, or another thread ran whose instructions would be in the counts.
     """
     lines = [line.split() for line in text.splitlines()]
     rounds = WARMUP_RUNS + COUNTED_RUNS
     if len(lines) != 3 * rounds:
-        raise RunnerError(f"the emulator noted {len(lines)} marks, {3 * rounds} were set: its plugin does not work")
+        raise BackendError(f"the emulator noted {len(lines)} marks, {3 * rounds} were set: its plugin does not work")
     threads = max(int(line[1]) for line in lines)
     if threads != 1:
-        raise RunnerError(f"{threads} threads ran in the emulator: wanted one, since all are counted together")
+        raise BackendError(f"{threads} threads ran in the emulator: wanted one, since all are counted together")
     marks = [int(line[0]) for line in lines]
     rounds_of_marks = list(zip(marks[0::3], marks[1::3], marks[2::3], strict=True))[WARMUP_RUNS:]
     cost_of_marks = statistics.median_low([again - after for _, after, again in rounds_of_marks])
@@ -72,7 +72,7 @@ def read_counts(text: str) -> dict[str, int]:
 NO_LATENCY = "not measured: the time of an emulator says nothing about a device"
 
 
-class QemuRunner:
+class QemuBackend:
     """Runs on an emulated arm64 CPU: its outputs are the device's, its time is not, so it never reports a latency."""
 
     emulated = True
@@ -97,18 +97,18 @@ class QemuRunner:
     def run(self, request: RunRequest) -> RunResult:
         """Run the request, without its timed runs.
 
-        Raises InputError when the model does not take these inputs, RunnerError on all else.
+        Raises InputError when the model does not take these inputs, BackendError on all else.
         """
         from tfq.backends.qemu import sysroot
 
         reason = self.unavailable()
         installed = sysroot.find()
         if reason or installed is None:
-            raise RunnerError(f"{self.name}: {reason}")
+            raise BackendError(f"{self.name}: {reason}")
         result = run_worker(
             [*installed.command(self.cpu), "-B"],
             dataclasses.replace(request, warmup_runs=0, num_runs=0),
-            runner=self.name,
+            backend=self.name,
             environment=installed.environment(),
             emulated=True,
         )
@@ -124,14 +124,14 @@ class QemuRunner:
     def count_instructions(self, request: RunRequest) -> InstructionCounts:
         """What one inference of the request's first example executes, on one thread, with the request's kernels.
 
-        Raises InputError when the model does not take these inputs, ModelError when it fails, RunnerError on all else.
+        Raises InputError when the model does not take these inputs, ModelError when it fails, BackendError on all else.
         """
         from tfq.backends.qemu import sysroot
 
         reason = self.cannot_count()
         installed = sysroot.find()
         if reason or installed is None:
-            raise RunnerError(f"{self.name}: {reason}")
+            raise BackendError(f"{self.name}: {reason}")
         with scratch_directory() as directory:
             result = self._mark_inferences(installed, request, directory)
             noted = directory / "counts"
@@ -169,7 +169,7 @@ class QemuRunner:
             [*installed.command(self.cpu, counts=directory / "counts"), "-B"],
             directory,
             settings,
-            runner=self.name,
+            backend=self.name,
             environment=installed.environment(repeatable=True),
             total=WARMUP_RUNS + COUNTED_RUNS,
             unit="inf",
