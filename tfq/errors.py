@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, told apart by what the user can do about it."""
+"""The exceptions and warnings of tfq, by what the user can do about them."""
 
 import contextlib
 import difflib
@@ -11,10 +11,22 @@ from typing import Any
 class TfqError(Exception):
     """tfq, a backend or the environment failed. Every error of tfq is one of these.
 
-    `exit_code` is what a command returns when the error reaches it.
+    Args:
+        message: What is wrong, where, what was expected and what to do, in sentences. It names config fields by their
+            path in `RunConfig` ("conversion.calibration.method"), never flags: `cli/` translates paths to flags.
+        field: The config path or the argument that the error is about; None where there is none.
+        expected: What would have been accepted: a value, a tuple of choices, or a short phrase.
+        got: The value that was given instead.
+
+    Attributes:
+        exit_code: What a command returns when the error reaches it.
     """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, field: str | None = None, expected: object = None, got: object = None) -> None:
+        super().__init__(message)
+        self.field, self.expected, self.got = field, expected, got
 
 
 class InputError(TfqError):
