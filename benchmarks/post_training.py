@@ -28,18 +28,17 @@ from compression_training import exit_with
 from numpy.typing import NDArray
 
 import tfq
-from tfq import tflite
+from tfq import registry, tflite
 from tfq.backends import RunRequest, make_backend
 from tfq.data import Split
 from tfq.evaluation import decode_outputs, prepare_inputs
-from tfq.ptq import calibration
 from tfq.ptq.cross_layer_equalization import find_pairs
 
 FACTOR, CHANNELS, HARD_SEEDS = 64.0, 3, (0, 1, 2)
 MOST_DROP, MOST_INT4_DROP = 0.004, 0.035
 ALL_TECHNIQUES = ("cross_layer_equalization", "gptq", "bias_correction")
 WAYS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in calibration.METHODS},
+    **{method: {"method": method} for method in registry.names("calibration_method")},
     "percentile, bias": {"method": "percentile", "techniques": ("bias_correction",)},
     "percentile, rounding, bias": {"method": "percentile", "techniques": ("gptq", "bias_correction")},
     "percentile, equalize": {"method": "percentile", "techniques": ("cross_layer_equalization",)},

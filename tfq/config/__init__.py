@@ -14,7 +14,6 @@ from tfq.config.compression import (
     TrainingConfig,
 )
 from tfq.config.conversion import (
-    CALIBRATION_METHODS,
     IO_TYPES,
     SCHEME_IO_TYPES,
     SCHEMES,
@@ -29,7 +28,6 @@ from tfq.config.search import BudgetConfig, SearchConfig
 
 __all__ = [
     "AUDIT_SCHEMES",
-    "CALIBRATION_METHODS",
     "FLOAT_BITS",
     "GRIDS",
     "IO_TYPES",

@@ -26,14 +26,13 @@ TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
 
 TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "gptq", "bias_correction")
 QUANTIZERS = ("tensorflow", "litert")
-CALIBRATION_METHODS = ("percentile", "mse", "min_max", "moving_average", "entropy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig(Config):
     """How the ranges of activations are chosen from what the representative dataset shows."""
 
-    method: str = setting("percentile", "how each range is chosen", choices=CALIBRATION_METHODS)
+    method: str = setting("percentile", "how each range is chosen", choices_of="calibration_method")
     percentile: float = setting(
         99.99, "percent of a tensor's values, at each end, that its range holds (percentile)", minimum=50, maximum=100
     )

@@ -4,7 +4,6 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
-from tfq.config.conversion import CALIBRATION_METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class SearchConfig(Config):
 
     budget: BudgetConfig = section(BudgetConfig, "what the chosen model must keep within")
     methods: tuple[str, ...] = setting(
-        ("percentile", "mse", "min_max"), "calibration methods to try, in turn", choices=CALIBRATION_METHODS
+        ("percentile", "mse", "min_max"), "calibration methods to try, in turn", choices_of="calibration_method"
     )
     max_mixed_layers: int = setting(
         4,

@@ -3,14 +3,14 @@
 
 from tfq.ptq.calibration.calibrate import calibrate
 from tfq.ptq.calibration.histogram import Bins, Histogram
-from tfq.ptq.calibration.methods import METHODS, choose_ranges
+from tfq.ptq.calibration.methods import CalibrationMethod, choose_ranges
 from tfq.ptq.calibration.observation import Observations, TensorObservation, merge_observations
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
 
 __all__ = [
-    "METHODS",
     "Bins",
+    "CalibrationMethod",
     "Histogram",
     "Observations",
     "Ranges",

@@ -6,17 +6,20 @@ all values behind a ReLU) costs nothing in either, and the bin of zero is left o
 and plain entropy calibration is known to fail by it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq import registry
 from tfq.config import CalibrationConfig
-from tfq.errors import InputError, did_you_mean
+from tfq.errors import InputError
 from tfq.patterns import check_fits, fits
 from tfq.ptq.calibration.histogram import Bins
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
+from tfq.registry import register
 
 # An end is tried at these fractions of what was observed: eight an octave, twelve octaves down; then sixteen finer
 # steps to either side of the best.
@@ -132,36 +135,69 @@ def _summed(values: NDArray) -> NDArray:
 Range = tuple[float, float]
 
 
-def _min_max(seen: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
-    return seen.minimum, seen.maximum
+@registry.extension_point("calibration_method")
+@dataclass(frozen=True, kw_only=True)
+class CalibrationMethod:
+    """How the range of an activation is chosen from what was observed of it.
 
+    Args:
+        name: What users write: `calibration.method`.
+        help: What it does and what it trades away, for `--help` and the documentation.
+        choose: (observation, number of samples, config) -> (minimum, maximum), in the tensor's real units. The
+            observation has a histogram only with `needs_histogram`.
+        needs_histogram: Whether it needs the distribution of the values, not only their extremes. Such a method weighs
+            clipping against rounding, so samples that reach far beyond all others are left out before it is asked.
+    """
 
-def _moving_average(seen: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
-    return seen.moving_average(num_samples)
+    name: str
+    help: str
+    choose: Callable[[TensorObservation, int, CalibrationConfig], Range]
+    needs_histogram: bool = False
 
 
 def _percentile(seen: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
-    bins, share = seen.bins(), config.percentile / 100
-    return bins.quantile(1 - share), bins.quantile(share)
+    bins, fraction = seen.bins(), config.percentile / 100
+    return bins.quantile(1 - fraction), bins.quantile(fraction)
 
 
-def _mse(seen: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
-    return least_square_range(seen.bins())
-
-
-def _entropy(seen: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
-    return least_divergence_range(seen.bins())
-
-
-METHODS: Mapping[str, Callable[[TensorObservation, int, CalibrationConfig], Range]] = {
-    "min_max": _min_max,
-    "moving_average": _moving_average,
-    "percentile": _percentile,
-    "mse": _mse,
-    "entropy": _entropy,
-}
-# What they need beyond extremes.
-WITH_HISTOGRAM = frozenset(("percentile", "mse", "entropy"))
+register(
+    CalibrationMethod(
+        name="percentile",
+        help="keeps calibration.percentile of the values at each end; robust against a few far values",
+        choose=_percentile,
+        needs_histogram=True,
+    )
+)
+register(
+    CalibrationMethod(
+        name="mse",
+        help="least mean squared error of clipping and rounding together",
+        choose=lambda seen, num_samples, config: least_square_range(seen.bins()),
+        needs_histogram=True,
+    )
+)
+register(
+    CalibrationMethod(
+        name="min_max",
+        help="everything that was observed: nothing is clipped, and one far value makes every step coarser",
+        choose=lambda seen, num_samples, config: (seen.minimum, seen.maximum),
+    )
+)
+register(
+    CalibrationMethod(
+        name="moving_average",
+        help="an exponential moving average of each sample's extremes, as in quantization-aware training",
+        choose=lambda seen, num_samples, config: seen.moving_average(num_samples),
+    )
+)
+register(
+    CalibrationMethod(
+        name="entropy",
+        help="least Kullback-Leibler divergence of the rounded distribution from the observed one",
+        choose=lambda seen, num_samples, config: least_divergence_range(seen.bins()),
+        needs_histogram=True,
+    )
+)
 
 
 def choose_ranges(observations: Observations, config: CalibrationConfig) -> Ranges:
@@ -177,9 +213,10 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
     tensors = {}
     for key, seen in observations.tensors.items():
         method = next((way for pattern, way in reversed(named) if fits(names[key], (pattern,))), config.method)
-        minimum, maximum = METHODS[method](seen, observations.num_samples, config)
+        chosen = registry.get(CalibrationMethod, method)
+        minimum, maximum = chosen.choose(seen, observations.num_samples, config)
         outliers: tuple[int, ...] = ()
-        if method in WITH_HISTOGRAM:
+        if chosen.needs_histogram:
             lowest, highest, outliers = seen.without_outliers(observations.num_samples)
             minimum, maximum = max(minimum, lowest), min(maximum, highest)
         tensors[key] = TensorRange(
@@ -208,12 +245,12 @@ def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
         pattern, equals, method = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern:
             raise InputError(f"calibration: {text!r}: wanted PATTERN=METHOD, as in 'conv*=mse'")
-        if method not in METHODS:
-            raise InputError(f"calibration: {text!r}: unknown method: {did_you_mean(method, METHODS)}")
+        registry.get(CalibrationMethod, method, field="calibration.tensors")
         found.append((pattern, method))
     return found
 
 
 def needs_histograms(config: CalibrationConfig) -> bool:
     """Whether a method of the config needs more than extremes."""
-    return not WITH_HISTOGRAM.isdisjoint((config.method, *(method for _, method in methods_by_pattern(config))))
+    methods = {config.method, *(method for _, method in methods_by_pattern(config))}
+    return any(registry.get(CalibrationMethod, method).needs_histogram for method in methods)

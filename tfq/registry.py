@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named registries, one per extension point, and the plugins that add to them.
+
+To add a calibration method, a data source, a metric, a backend, a target or a bridged layer, make one object of its
+class and pass it to `register`, in the file that defines it. The object carries everything that the rest of tfq needs
+to know about it. Flag choices, "did you mean", `--help` and the tables in docs/ are derived from the registries.
+
+A registered object is cheap to make: names, help text, facts as data, and functions that import what is heavy when they
+are called. No module in `MODULES` imports TensorFlow.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from tfq.errors import InputError, did_you_mean
+
+# The module that registers tfq's own objects of each extension point. Importing it fills the registry.
+MODULES = {
+    "calibration_method": "tfq.ptq.calibration.methods",
+}
+ENTRY_POINT_GROUP = "tfq.plugins"
+
+
+class Registered(Protocol):
+    """What every registered object has: a name that users write, and one line that says what it is."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def help(self) -> str: ...
+
+
+class Plugin(NamedTuple):
+    """A plugin that was loaded: its module, the file or distribution it came from, and the SHA-256 of its code."""
+
+    module: ModuleType
+    source: str
+    sha256: str
+
+
+T = TypeVar("T", bound=Registered)
+_classes: dict[type, str] = {}
+_entries: dict[str, dict[str, Any]] = {}
+_plugins: dict[str, Plugin] = {}
+
+
+def extension_point(kind: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: `register` takes objects of this class, under `kind`, a key of `MODULES`."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        _classes[cls] = kind
+        _entries.setdefault(kind, {})
+        return cls
+
+    return decorate
+
+
+def register(entry: T) -> T:
+    """Add `entry` to the registry of its class and return it.
+
+    Raises:
+        InputError: Its class is no extension point, its name is empty or taken, or its help text is empty.
+    """
+    kind = _kind_of(type(entry))
+    for field in ("name", "help"):
+        if not isinstance(getattr(entry, field, None), str) or not getattr(entry, field):
+            raise InputError(f"{kind}: {field} must be a non-empty string", field=field, expected="a string", got=None)
+    known = _entries[kind]
+    if entry.name in known and known[entry.name] is not entry:
+        raise InputError(
+            f"{kind}: there is already one named {entry.name!r}; choose another name", field="name", got=entry.name
+        )
+    known[entry.name] = entry
+    return entry
+
+
+def entries(cls: type[T]) -> dict[str, T]:
+    """Return every registered object of an extension point by name, tfq's own first."""
+    return dict(_filled(_kind_of(cls)))
+
+
+def get(cls: type[T], name: str, *, field: str | None = None) -> T:
+    """Return the object of this class called `name`.
+
+    Raises:
+        InputError: There is none; `field` of the error is the config path that named it.
+    """
+    kind = _kind_of(cls)
+    known = _filled(kind)
+    if name not in known:
+        what = field or kind.replace("_", " ")
+        raise InputError(
+            f"{what} is {name!r}: {did_you_mean(name, known)}", field=field or kind, expected=tuple(known), got=name
+        )
+    return known[name]
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Return the names of an extension point, tfq's own first, in the order of registration."""
+    return tuple(_filled(kind))
+
+
+@contextmanager
+def temporary() -> Iterator[None]:
+    """Undo every registration made inside. For tests."""
+    for kind in MODULES:
+        _filled(kind)
+    before, plugins = {kind: dict(known) for kind, known in _entries.items()}, dict(_plugins)
+    try:
+        yield
+    finally:
+        for kind, known in _entries.items():
+            known.clear()
+            known.update(before.get(kind, {}))
+        _plugins.clear()
+        _plugins.update(plugins)
+
+
+def load_plugin(path: str) -> Plugin:
+    """Run a Python file of the user's that registers objects; once, however often it is named.
+
+    Raises:
+        InputError: There is no such file, or it fails, with the line at fault.
+    """
+    file = Path(path)
+    if file.suffix != ".py" or not file.is_file():
+        raise InputError(
+            f"plugin: {path} is not a Python file: expected a path that ends in .py",
+            field="plugin",
+            expected="a .py file",
+            got=path,
+        )
+    file = file.resolve()
+    content = file.read_bytes()
+    # Named by the whole path, so that two files of one name are two modules.
+    name = f"tfq_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
+    if name in _plugins:
+        return _plugins[name]
+    specification = importlib.util.spec_from_file_location(name, file)
+    assert specification is not None and specification.loader is not None  # of a path that ends in .py
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    try:
+        specification.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if not isinstance(error, Exception):
+            raise
+        raise _failed(path, error) from error
+    _plugins[name] = Plugin(module, file.name, hashlib.sha256(content).hexdigest())
+    return _plugins[name]
+
+
+def load_installed_plugins() -> None:
+    """Import the plugins of installed packages: those of the entry-point group `tfq.plugins`.
+
+    Raises:
+        InputError: One of them fails, with its package's name.
+    """
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if point.value in _plugins:
+            continue
+        try:
+            module = importlib.import_module(point.module)
+        except Exception as error:
+            raise _failed(f"{point.value} (entry point {point.name!r})", error) from error
+        content = Path(module.__file__).read_bytes() if module.__file__ else b""
+        _plugins[point.value] = Plugin(module, point.value, hashlib.sha256(content).hexdigest())
+
+
+def plugins() -> tuple[Plugin, ...]:
+    """Return the plugins loaded so far, in order."""
+    return tuple(_plugins.values())
+
+
+def _kind_of(cls: type) -> str:
+    for each in cls.__mro__:
+        if each in _classes:
+            return _classes[each]
+    known = ", ".join(sorted(each.__name__ for each in _classes))
+    raise InputError(f"{cls.__name__} is not an extension point of tfq: expected one of {known}", got=cls.__name__)
+
+
+def _filled(kind: str) -> dict[str, Any]:
+    importlib.import_module(MODULES[kind])
+    return _entries[kind]
+
+
+def _failed(source: str, error: Exception) -> InputError:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
+    return InputError(
+        f"plugin: {source} failed: {type(error).__name__}: {error}{where}", field="plugin", got=type(error).__name__
+    )
