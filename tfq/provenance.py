@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tfq import registry
 from tfq.config import RunConfig
 
 SCHEMA_VERSION = 1
@@ -47,6 +48,7 @@ def record_of(command: str, config: RunConfig, **results: Any) -> dict[str, Any]
         "config": config.to_dict(),
         "config_hash": config.config_hash(),
         "seed": config.seed,
+        "plugins": [{"source": plugin.source, "sha256": plugin.sha256} for plugin in registry.plugins()],
         **results,
     }
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Left to right, bottom to top. An import goes down a floor, or to the left on its own.
-FLOORS = [
-    ["errors", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table", "store"],
+# From the bottom layer to the top. A package imports those of lower layers, and those to its left in its own layer.
+LAYERS = [
+    ["errors", "registry", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table", "store"],
     ["tflite", "auditing", "data", "backends"],
     ["ptq", "analysis", "evaluation"],
     ["keras_bridge", "conversion", "compression", "models"],
     ["report", "search", "workflows", "callbacks", "cli", "pipelines", "__main__", "__init__"],
 ]
-ROOMS = {room: (floor, place) for floor, rooms in enumerate(FLOORS) for place, room in enumerate(rooms)}
+PACKAGES = {package: (layer, place) for layer, packages in enumerate(LAYERS) for place, package in enumerate(packages)}
 HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 
 
@@ -38,18 +38,18 @@ def imports(source: str, *, module_level: bool):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(module: str) -> str | None:
+def package_of(module: str) -> str | None:
     parts = module.split(".")
-    return parts[1] if parts[0] == "tfq" and len(parts) > 1 and parts[1] in ROOMS else None
+    return parts[1] if parts[0] == "tfq" and len(parts) > 1 and parts[1] in PACKAGES else None
 
 
-def breaches(room: str, source: str) -> list[str]:
-    """Imports of other rooms that go up, or to the right."""
+def breaches(package: str, source: str) -> list[str]:
+    """Imports of other packages that go up, or to the right."""
     found = []
-    for other in sorted({room_of(module) or room for module in imports(source, module_level=False)} - {room}):
-        (floor, place), (other_floor, other_place) = ROOMS[room], ROOMS[other]
-        if other_floor > floor or (other_floor == floor and other_place > place):
-            found.append(f"{room} imports {other}")
+    for other in sorted({package_of(module) or package for module in imports(source, module_level=False)} - {package}):
+        (layer, place), (other_layer, other_place) = PACKAGES[package], PACKAGES[other]
+        if other_layer > layer or (other_layer == layer and other_place > place):
+            found.append(f"{package} imports {other}")
     return found
 
 
@@ -60,17 +60,19 @@ def sources():
         yield "models", path
 
 
-def test_every_room_has_its_floor():
-    assert {room for room, _ in sources()} - set(ROOMS) == set()
+def test_every_package_has_its_layer():
+    assert {package for package, _ in sources()} - set(PACKAGES) == set()
 
 
 def test_imports_go_down_or_left():
     lazy_names = {"__init__", "__main__"}
-    assert [b for room, path in sources() if room not in lazy_names for b in breaches(room, path.read_text())] == []
+    assert [
+        b for package, path in sources() if package not in lazy_names for b in breaches(package, path.read_text())
+    ] == []
 
 
 @pytest.mark.parametrize(
-    ("room", "source", "found"),
+    ("package", "source", "found"),
     [
         ("data", "from tfq.evaluation import top1", 1),
         ("tflite", "from tfq import backends", 1),
@@ -79,12 +81,12 @@ def test_imports_go_down_or_left():
         ("backends", "from tfq.tflite import read", 0),
     ],
 )
-def test_the_check_of_imports_sees_a_breach(room, source, found):
-    assert len(breaches(room, source)) == found
+def test_the_check_of_imports_sees_a_breach(package, source, found):
+    assert len(breaches(package, source)) == found
 
 
-def test_floors_0_to_2_never_import_tensorflow_at_module_level():
-    light = {room for rooms in FLOORS[:3] for room in rooms} | {
+def test_light_packages_never_import_tensorflow_at_module_level():
+    light = {package for packages in LAYERS[:3] for package in packages} | {
         "workflows",
         "callbacks",
         "cli",
@@ -92,8 +94,8 @@ def test_floors_0_to_2_never_import_tensorflow_at_module_level():
     }
     found = [
         f"{path.name}: {module}"
-        for room, path in sources()
-        if room in light
+        for package, path in sources()
+        if package in light
         for module in imports(path.read_text(), module_level=True)
         if module.split(".")[0] in HEAVY
     ]

@@ -2,7 +2,7 @@
 """The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
 
 A command sees the flags of its own section under their bare path (`convert --scheme=int8` sets
-`conversion.scheme`) beside the common ones (`--model --data --out --custom_objects --seed`), and those of a section
+`conversion.scheme`) beside the common ones (`--model --data --out --plugin --seed`), and those of a section
 that it works with under their whole path, as `run` sees every flag. Precedence: default < --config < flag.
 """
 
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, get_args
 
 from absl import flags
 
-from tfq import artifacts, config
+from tfq import artifacts, config, registry
 from tfq.config.base import field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
-COMMON = ("model", "data", "out", "custom_objects", "seed")
+COMMON = ("model", "data", "out", "plugin", "seed")
 # Sections that a command works with beside its own.
 BESIDE = {"search": ("conversion",)}
 
@@ -74,13 +74,14 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         rest = values(list(arguments))
     except flags.Error as error:
         raise InputError(f"{command}: {_explain(error, values)} (tfq {command} --help lists all flags)") from error
-    if values["help"].value:
-        raise HelpRequested(_help(command, description, settings, values))
-    if len(rest) > 1:
+    if len(rest) > 1 and not values["help"].value:
         raise InputError(f"{command}: unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
     tree: dict[str, Any] = {}
     if values["config"].value:
         tree = _read_config(values["config"].value, section)
+    _load_plugins(values["plugin"].value or tree.get("plugin", []))
+    if values["help"].value:
+        raise HelpRequested(_help(command, description, settings, values))
     for setting in settings:
         if values[setting.flag].present:
             _assign(tree, setting.path, _plain(values[setting.flag].value, setting.type))
@@ -92,6 +93,13 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         fresh="fresh" in values and values["fresh"].value,
         preflight="preflight" in values and values["preflight"].value,
     )
+
+
+def _load_plugins(paths: object) -> None:
+    """Run installed plugins and those at `paths`, so that what they register is a choice."""
+    registry.load_installed_plugins()
+    if isinstance(paths, list) and all(isinstance(path, str) for path in paths):  # else from_dict refuses it
+        registry.load_plugins(paths)
 
 
 def _walk(cls: type, path: tuple[str, ...], flag_path: tuple[str, ...]) -> Iterator[Setting]:
@@ -126,7 +134,9 @@ def _define_one(setting: Setting, values: flags.FlagValues) -> None:
         setting.field.default,
         setting.field.metadata["choices"],
     )
-    if isinstance(default, tuple):
+    if setting.field.metadata["repeatable"]:
+        flags.DEFINE_multi_string(setting.flag, [], help_text, flag_values=values)
+    elif isinstance(default, tuple):
         flags.DEFINE_list(setting.flag, [str(item) for item in default], help_text, flag_values=values)
     elif choices:
         flags.DEFINE_enum(setting.flag, default, list(choices), help_text, flag_values=values)

@@ -27,6 +27,7 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     names_section: bool = False,
+    repeatable: bool = False,
 ) -> Any:
     """A config field: its default, its help text, and what values it takes.
 
@@ -34,6 +35,7 @@ def setting(
         value is that object's own ("npz:examples.npz"). The default is taken unchecked, so that nothing is imported.
     names_section: the field may be given under its section's own name: `--data=digits` sets `data.source`,
         and so does `{"data": "digits"}` in JSON.
+    repeatable: the flag may be given several times, one value each, rather than values separated by commas.
     """
     metadata = {
         "help": help,
@@ -42,6 +44,7 @@ def setting(
         "minimum": minimum,
         "maximum": maximum,
         "names_section": names_section,
+        "repeatable": repeatable,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

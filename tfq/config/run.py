@@ -20,8 +20,11 @@ class RunConfig(Config):
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
     data: DataConfig = section(DataConfig, "examples")
     out: str = setting("", "directory that receives every file")
-    custom_objects: str = setting(
-        "", "Python module or .py file of your own that registers or defines the custom classes in --model"
+    plugin: tuple[str, ...] = setting(
+        (),
+        "Python file of your own, run first: it may register metrics, data sources, backends, targets and more, and "
+        "defines the custom classes of the model",
+        repeatable=True,
     )
     seed: int = setting(0, "seed of weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
     training: TrainingConfig = section(TrainingConfig, "training of a model built by name")

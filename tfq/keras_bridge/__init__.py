@@ -14,7 +14,7 @@ from tfq.keras_bridge.environment import (
     require_tf_keras,
 )
 from tfq.keras_bridge.layers.config import Translator, register_translator
-from tfq.keras_bridge.loading.custom_objects import import_custom_objects
+from tfq.keras_bridge.loading.custom_objects import custom_objects_of_plugins
 from tfq.keras_bridge.loading.load import load_model
 from tfq.keras_bridge.rebuild import UnbridgeableError
 
@@ -22,8 +22,8 @@ __all__ = [
     "BridgeResult",
     "Translator",
     "UnbridgeableError",
+    "custom_objects_of_plugins",
     "deterministic",
-    "import_custom_objects",
     "import_keras",
     "import_tf_keras",
     "import_tfmot",

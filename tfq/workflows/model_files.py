@@ -4,7 +4,7 @@
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts
+from tfq import artifacts, registry
 from tfq.config import RunConfig
 from tfq.errors import InputError
 from tfq.models import file_stem
@@ -39,9 +39,10 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     if config.model.endswith(".tflite"):
         return read_tflite(config)
     if is_file(config.model):
-        from tfq.keras_bridge import import_custom_objects, load_model
+        from tfq.keras_bridge import custom_objects_of_plugins, load_model
 
-        own = import_custom_objects(config.custom_objects) if config.custom_objects else {}
+        registry.load_plugins(config.plugin)
+        own = custom_objects_of_plugins()
         return load_model(config.model, allow_code=allow_code, custom_objects=own)
     raise InputError(
         f"--model={config.model} is no file, and a model that tfq builds has no weights yet: "

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing, data, evaluation, report, workflows
+from tfq import artifacts, auditing, data, evaluation, registry, report, workflows
 from tfq.backends import QemuBackend, make_backend
 from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, TfqWarning, remembered_warnings
@@ -119,12 +119,11 @@ def _trained(run: Run) -> Loaded:
     if workflows.is_file(config.model):
         run.skip("train", f"{config.model} is a file: its weights are taken as they are")
         loaded = Loaded(config, allow_code=run.allow_code)
-        own = Path(config.custom_objects)
         inputs = {
             "model": loaded.sha256,
             "compression": config.compression.to_dict(),
             "allow_code": run.allow_code,
-            "custom_objects": [str(own), artifacts.sha256_path(own) if own.is_file() else None],
+            "plugins": [plugin.sha256 for plugin in registry.load_plugins(config.plugin)],
         }
 
         def check(directory: Path) -> dict[str, Any]:

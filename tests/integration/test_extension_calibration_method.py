@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibration method of the user's own, through Python and, as a plugin, through the command line."""
+
+import json
+
+import numpy as np
+import pytest
+
+import tfq
+from tfq import registry
+
+# CONTRIBUTING.md shows what is between the markers.
+PLUGIN = """
+# --8<-- [start:calibration_method]
+import tfq
+
+
+def choose(seen, num_samples, config):
+    \"\"\"Return the range of mean +- 3 standard deviations, within what was observed.\"\"\"
+    bins = seen.bins()
+    mean = (bins.counts * bins.middle).sum() / bins.counts.sum()
+    deviation = (bins.counts * (bins.middle - mean) ** 2).sum() / bins.counts.sum()
+    reach = 3 * deviation**0.5
+    return max(seen.minimum, mean - reach), min(seen.maximum, mean + reach)
+
+
+tfq.register(
+    tfq.CalibrationMethod(
+        name="three_sigma",
+        help="mean plus and minus three standard deviations: clips long tails",
+        choose=choose,
+        needs_histogram=True,
+    )
+)
+# --8<-- [end:calibration_method]
+"""
+
+
+@pytest.fixture
+def samples():
+    return np.random.default_rng(0).normal(0, 1, (32, 8, 8, 1)).astype(np.float32)
+
+
+def test_a_registered_calibration_method_chooses_the_ranges_in_python(golden, samples, tmp_path):
+    floating = (golden / "digits_float32.tflite").read_bytes()
+    (tmp_path / "three_sigma.py").write_text(PLUGIN)
+    with registry.temporary():
+        registry.load_plugin(str(tmp_path / "three_sigma.py"))
+        config = tfq.ConversionConfig(calibration=tfq.CalibrationConfig(method="three_sigma"))
+        quantized = tfq.convert(floating, samples, config)
+    graph = tfq.tflite.read(quantized).subgraphs[0]
+    scale, zero_point = graph.tensors[graph.inputs[0]].quantization.scales[0], -128
+    # Oracle: NumPy on the samples. The input's range is three standard deviations to either side, 255 steps wide.
+    assert scale * 255 == pytest.approx(6 * samples.std(), rel=0.02)
+    assert zero_point == -128
+    with pytest.raises(tfq.InputError) as caught:
+        tfq.CalibrationConfig(method="three_sigma")
+    assert caught.value.got == "three_sigma"
+
+
+def test_a_plugin_adds_a_calibration_method_to_the_command_line(golden, samples, tmp_path, tfq_cli):
+    (tmp_path / "three_sigma.py").write_text(PLUGIN)
+    np.savez(tmp_path / "examples.npz", x=samples, y=np.zeros(len(samples), np.int64))
+    plugin = f"--plugin={tmp_path / 'three_sigma.py'}"
+    arguments = [f"--model={golden / 'digits_float32.tflite'}", f"--data=npz:{tmp_path / 'examples.npz'}", plugin]
+    done = tfq_cli("convert", *arguments, "--calibration.method=three_sigma", f"--out={tmp_path}", "--format=json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert [plugin["source"] for plugin in record["plugins"]] == ["three_sigma.py"]
+    ranges = json.loads((tmp_path / "digits_float32_int8_ranges.json").read_text())
+    assert "three_sigma" in json.dumps(ranges)
+    assert "three_sigma" in tfq_cli("convert", plugin, "--help").stdout
+    assert tfq_cli("convert", *arguments[:2], "--calibration.method=three_sigma", f"--out={tmp_path}").returncode == 2
