@@ -60,7 +60,7 @@ def test_a_registered_calibration_method_chooses_the_ranges_in_python(golden, sa
 
 def test_a_plugin_adds_a_calibration_method_to_the_command_line(golden, samples, tmp_path, tfq_cli):
     (tmp_path / "three_sigma.py").write_text(PLUGIN)
-    np.savez(tmp_path / "examples.npz", x=samples, y=np.zeros(len(samples), np.int64))
+    np.savez(tmp_path / "examples.npz", x_train=samples, y_train=np.zeros(len(samples), np.int64))
     plugin = f"--plugin={tmp_path / 'three_sigma.py'}"
     arguments = [f"--model={golden / 'digits_float32.tflite'}", f"--data=npz:{tmp_path / 'examples.npz'}", plugin]
     done = tfq_cli("convert", *arguments, "--calibration.method=three_sigma", f"--out={tmp_path}", "--format=json")
