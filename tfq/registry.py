@@ -110,6 +110,11 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(_filled(kind))
 
 
+def entries_of(kind: str) -> tuple[Registered, ...]:
+    """Return every registered object of an extension point, tfq's own first."""
+    return tuple(_filled(kind).values())
+
+
 @contextmanager
 def temporary() -> Iterator[None]:
     """Undo every registration made inside. For tests."""
@@ -203,6 +208,7 @@ def _filled(kind: str) -> dict[str, Any]:
 
 def _failed(source: str, error: Exception) -> InputError:
     frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in frames if Path(frame.filename).name == Path(source).name] or frames
     where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
     return InputError(
         f"plugin: {source} failed: {type(error).__name__}: {error}{where}", field="plugin", got=type(error).__name__
