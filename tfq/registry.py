@@ -207,7 +207,7 @@ def _filled(kind: str) -> dict[str, Any]:
 
 
 def _failed(source: str, error: Exception) -> InputError:
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = list(traceback.extract_tb(error.__traceback__))
     frames = [frame for frame in frames if Path(frame.filename).name == Path(source).name] or frames
     where = f" (line {frames[-1].lineno} of {Path(frames[-1].filename).name})" if frames else ""
     return InputError(
