@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Compare an int8 .tflite with its float one layer by layer, and tell in plain words what costs accuracy.
+"""Compare an int8 .tflite with its float one layer by layer, and explain what costs accuracy.
 
     tfq analyze --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --sensitivity
 

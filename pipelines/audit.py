@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Show what every op of a .tflite computes in; with --require, exit 1 unless it is that scheme, or runs there.
+"""Show the type that every op of a .tflite computes in; with --require, fail unless it is that scheme or target.
 
 tfq audit --model=model_int8.tflite --require=full_int8
 tfq audit --model=model_int8.tflite --require=edgetpu

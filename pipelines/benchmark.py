@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Time a .tflite, alone or in turn with others, on XNNPACK and TFLite's own kernels, and tell its most expensive ops.
+"""Time a .tflite, alone or side by side with others, and list its most expensive ops.
 
 tfq benchmark --model=model_int8.tflite --against=model_float32.tflite --kernels=xnnpack,builtin --num_threads=1
 """

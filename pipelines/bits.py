@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""How low a model can go: its accuracy with fewer and fewer bits, without training.
+"""Measure how accurate a model stays with fewer and fewer bits, without training.
 
     tfq bits --model=model_float32.tflite --data=npz:examples.npz --keep=first_conv,logits --out=out/bits
 

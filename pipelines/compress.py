@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Make a Keras model of either Keras smaller on --data: filters out, weights pruned and clustered, then QAT.
+"""Prune, cluster and quantization-aware train a Keras model.
 
     tfq compress --model=out/train/digits_cnn.keras --data=digits --prune.final_sparsity=0.5 --out=out/compress
     tfq compress --model=model.keras --preflight

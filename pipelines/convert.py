@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a Keras model, or a float .tflite, to --out/<model>_<scheme>.tflite.
+"""Convert a Keras model or a float .tflite to an integer .tflite, full int8 by default.
 
     tfq convert --model=model.keras --data=npz:examples.npz --scheme=int8 --out=out/convert
 

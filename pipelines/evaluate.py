@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Run a .tflite on the test examples of --data, here or on an emulated ARM CPU, and compare it with its float model.
+"""Run a .tflite on test examples, here or on an emulated ARM CPU, and compare it with its float model.
 
 tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --backend=local
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way from one config: train or load, float and int8 flatbuffers, prune, QAT, audit, evaluate, report.
+"""Run everything from one config: train or load, compress, convert, audit, evaluate, report.
 
     tfq run --config=pipelines/configs/demo.json --out=out/demo
 

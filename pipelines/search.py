@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Find the cheapest int8 .tflite of a model that keeps a budget, without training it.
+"""Find the cheapest int8 .tflite of a model that keeps a budget, without training.
 
     tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.5 --out=out/search
 

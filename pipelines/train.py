@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Train a model that tfq builds by name on --data, and save it as --out/<model>.keras.
+"""Train a model that tfq builds by name, and save it as --out/<model>.keras.
 
 tfq train --model=digits_cnn --data=digits --out=out/train
 """

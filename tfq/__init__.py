@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tfq takes a Keras model to a phone as a full-int8 .tflite, and proves what it became there.
+"""Compress Keras models to int8 TFLite and verify the result on every backend that will run it.
 
 Names are loaded when first used: `import tfq` imports neither TensorFlow nor an interpreter.
 """
