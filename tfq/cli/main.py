@@ -6,14 +6,14 @@ import importlib
 import sys
 from pathlib import Path
 
-from tfq import __version__, pipelines
+from tfq import __version__
 from tfq.errors import did_you_mean
 
 
 def _commands() -> dict[str, str]:
     """Return every command, a file in pipelines/, with its docstring's first line; imports none of them."""
     found = {}
-    for path in sorted(Path(pipelines.__file__).parent.glob("*.py")):
+    for path in sorted((Path(__file__).parent.parent / "pipelines").glob("*.py")):
         if not path.stem.startswith("_"):
             found[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
     return found
