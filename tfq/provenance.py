@@ -13,7 +13,7 @@ from typing import Any
 from tfq import registry
 from tfq.config import RunConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 PACKAGES = (
     "tfq",

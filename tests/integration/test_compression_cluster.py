@@ -250,7 +250,7 @@ def test_what_cannot_be_clustered_is_told_by_layer_and_wrong_patterns_are_refuse
         clustering_plan(small_model(), ClusterConfig(layers=("cnv",)))
     with pytest.raises(InputError, match=r"no layer of 'small' can be clustered.*head: it has 24 weights"):
         clustering_plan(small_model(), ClusterConfig(number_of_clusters=64))
-    with pytest.raises(InputError, match="number_of_clusters wants at most 64"):
+    with pytest.raises(InputError, match="number_of_clusters: expected at most 64"):
         ClusterConfig(number_of_clusters=256)
 
 

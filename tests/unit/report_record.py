@@ -172,7 +172,7 @@ def finding(**changes: Any) -> dict[str, Any]:
 _EMULATORS = ("qemu:cortex-a53", "qemu:cortex-a76")
 
 _RECORD: dict[str, Any] = {
-    "schema_version": 1,
+    "schema_version": 2,
     "command": "run",
     "config": {"model": "digits_cnn", "data": {"source": "digits", "scale": 1.0}, "out": "out/demo", "seed": 0},
     "config_hash": "a" * 64,

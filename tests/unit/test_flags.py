@@ -4,6 +4,7 @@
 import json
 
 import pytest
+from messages import refused
 
 from tfq.cli.flags import HelpRequested, parse, settings_of
 from tfq.errors import InputError
@@ -43,7 +44,7 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
 
 def test_a_whole_run_and_a_record_are_taken_as_config_by_any_script(tmp_path):
     tree = {"model": "a", "conversion": {"scheme": "float32"}, "training": {"epochs": 2}}
-    for number, content in enumerate([tree, {"schema_version": 1, "command": "run", "config": tree, "models": []}]):
+    for number, content in enumerate([tree, {"schema_version": 2, "command": "run", "config": tree, "models": []}]):
         file = tmp_path / f"{number}.json"
         file.write_text(json.dumps(content))
         assert parsed(f"--config={file}").conversion.scheme == "float32"
@@ -64,7 +65,7 @@ def test_compress_train_is_its_own_section_key(tmp_path):
         (["--shceme=int8"], "unknown flag --shceme: did you mean 'scheme'"),
         (["--scheme=int4"], "int4"),
         (["--num_calibration_samples=many"], "many"),
-        (["--num_calibration_samples=0"], "num_calibration_samples wants at least 1"),
+        (["--num_calibration_samples=0"], "num_calibration_samples: expected at least 1"),
         (["--data.resize=a,b"], "whole numbers"),
         (["model.keras"], "unexpected argument 'model.keras'"),
         (["--config=nowhere.json"], "nowhere.json does not exist"),
@@ -75,11 +76,18 @@ def test_a_bad_command_line_is_an_input_error(arguments, told):
         parsed(*arguments)
 
 
-@pytest.mark.parametrize("content", ["[1]", "{", '{"schema_version": 1, "config": 3}', '{"shceme": "int8"}'])
+@pytest.mark.parametrize("content", ["[1]", "{", '{"schema_version": 2, "config": 3}', '{"shceme": "int8"}'])
 def test_a_bad_config_file_is_an_input_error(tmp_path, content):
     file = tmp_path / "c.json"
     file.write_text(content)
     with pytest.raises(InputError):
+        parsed(f"--config={file}")
+
+
+def test_a_record_of_another_schema_version_is_refused(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"schema_version": 1, "command": "run", "config": {}}))
+    with refused(InputError, field="config", expected=2, got=1, word="Replay"):
         parsed(f"--config={file}")
 
 

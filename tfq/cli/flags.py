@@ -73,9 +73,9 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
     try:
         rest = values(list(arguments))
     except flags.Error as error:
-        raise InputError(f"{command}: {_explain(error, values)} (tfq {command} --help lists all flags)") from error
+        raise InputError(f"{_explain(error, values)} (tfq {command} --help lists all flags)") from error
     if len(rest) > 1 and not values["help"].value:
-        raise InputError(f"{command}: unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
+        raise InputError(f"unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
     tree: dict[str, Any] = {}
     if values["config"].value:
         tree = _read_config(values["config"].value, section)
@@ -156,7 +156,11 @@ def _plain(value: Any, kind: Any) -> Any:
         try:
             return [int(item) for item in value]
         except ValueError as error:
-            raise InputError(f"wanted whole numbers separated by commas, got {','.join(value)!r}") from error
+            raise InputError(
+                f"expected whole numbers separated by commas, got {','.join(value)!r}",
+                expected="whole numbers",
+                got=",".join(value),
+            ) from error
     return value
 
 
@@ -188,14 +192,23 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
     """The tree in a JSON file: of a whole run, or the command's own section beside the common keys; or in a record."""
     tree = artifacts.read_json(path)
     if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
-        if tree["schema_version"] != SCHEMA_VERSION:
+        version = tree["schema_version"]
+        if version != SCHEMA_VERSION:
             raise InputError(
-                f"--config={path}: schema_version {tree['schema_version']!r}, wanted {SCHEMA_VERSION}: "
-                "another version of tfq wrote it"
+                f"--config={path}: the record has schema_version {version!r}, expected {SCHEMA_VERSION}. Replay it "
+                "with the tfq that wrote it, or write its settings again under their current names",
+                field="config",
+                expected=SCHEMA_VERSION,
+                got=version,
             )
         tree = tree["config"]
     if not isinstance(tree, dict):
-        raise InputError(f"--config={path}: wanted a JSON object, got {type(tree).__name__}")
+        raise InputError(
+            f"--config={path}: expected a JSON object, got {type(tree).__name__}",
+            field="config",
+            expected="a JSON object",
+            got=type(tree).__name__,
+        )
     whole = set(field_types(config.RunConfig)) - set(COMMON)
     own = field_types(_section_class((section,))) if section else {}
     if section is None or any(key in whole and key not in own for key in tree):

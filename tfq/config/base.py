@@ -79,7 +79,7 @@ class Config:
             path = f"{where}.{key}" if where else key
             if key not in hints:
                 raise InputError(
-                    f"config: unknown key {path!r}: {did_you_mean(key, hints)}",
+                    f"unknown key {path!r}: {did_you_mean(key, hints)}",
                     field=path,
                     expected=tuple(hints),
                     got=key,
@@ -121,7 +121,7 @@ def _field(cls: type, name: str) -> dataclasses.Field:
 def _from_shorthand(cls: type, value: Any, path: str) -> Mapping[str, Any]:
     name = section_field(cls)
     if name is None:
-        raise InputError(f"config: {path} wants an object, got {value!r}")
+        raise InputError(f"{path}: expected an object, got {value!r}", field=path, expected="an object", got=value)
     return {name: value}
 
 
@@ -129,7 +129,9 @@ def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
     """`value` as the type of its field (an int where a float is wanted is taken), or InputError."""
     if is_section(hint):
         if not isinstance(value, hint):
-            raise InputError(f"config: {path} wants a {hint.__name__}, got {value!r}")
+            raise InputError(
+                f"{path}: expected a {hint.__name__}, got {value!r}", field=path, expected=hint.__name__, got=value
+            )
         return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -138,7 +140,7 @@ def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
         hint = next(argument for argument in arguments if argument is not type(None))
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise InputError(f"config: {path} wants a list, got {value!r}", field=path, expected="a list", got=value)
+            raise InputError(f"{path}: expected a list, got {value!r}", field=path, expected="a list", got=value)
         return tuple(_checked_scalar(path, item, arguments[0], field) for item in value)
     return _checked_scalar(path, value, hint, field)
 
@@ -158,7 +160,7 @@ def _check_choice(path: str, value: Any, field: dataclasses.Field) -> None:
     name = str(value).partition(":")[0] if kind else value
     if choices and name not in choices:
         raise InputError(
-            f"config: {path} is {value!r}: {did_you_mean(str(name), choices)}", field=path, expected=choices, got=value
+            f"{path} is {value!r}: {did_you_mean(str(name), choices)}", field=path, expected=choices, got=value
         )
 
 
@@ -167,20 +169,20 @@ def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field)
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(
-            f"config: {path} wants {kind.__name__}, got {value!r}", field=path, expected=kind.__name__, got=value
+            f"{path}: expected {kind.__name__}, got {value!r}", field=path, expected=kind.__name__, got=value
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(
-            f"config: {path} wants a finite number, got {value!r}", field=path, expected="a finite number", got=value
+            f"{path}: expected a finite number, got {value!r}", field=path, expected="a finite number", got=value
         )
     _check_choice(path, value, field)
     minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
     if minimum is not None and value < minimum:
         raise InputError(
-            f"config: {path} wants at least {minimum:g}, got {value!r}", field=path, expected=minimum, got=value
+            f"{path}: expected at least {minimum:g}, got {value!r}", field=path, expected=minimum, got=value
         )
     if maximum is not None and value > maximum:
         raise InputError(
-            f"config: {path} wants at most {maximum:g}, got {value!r}", field=path, expected=maximum, got=value
+            f"{path}: expected at most {maximum:g}, got {value!r}", field=path, expected=maximum, got=value
         )
     return value

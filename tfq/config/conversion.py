@@ -111,6 +111,9 @@ def check_io_types(config: Config, scheme: str, asked: str) -> None:
         if kind and kind not in possible:
             others = ", ".join(other for other, kinds in SCHEME_IO_TYPES.items() if kind in kinds)
             raise InputError(
-                f"config: {asked} with {name}={kind}: wanted one of {', '.join(possible)} there, or the scheme "
-                f"{others}, which has {kind}"
+                f"{asked} with {name}={kind}: expected one of {', '.join(possible)}, or the scheme {others}, "
+                f"which has {kind}",
+                field=name,
+                expected=possible,
+                got=kind,
             )

@@ -168,3 +168,11 @@ def test_the_version_is_that_of_the_package(root, tfq_cli):
     declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     done = tfq_cli("--version")
     assert (done.returncode, done.stdout) == (0, f"tfq {declared}\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_error_has_one_prefix(command, tfq_cli):
+    done = tfq_cli(command, "--seed=-1")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tfq {command}: error: ")
+    assert not done.stderr.startswith((f"tfq {command}: error: {command}:", f"tfq {command}: error: config:"))
