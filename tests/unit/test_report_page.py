@@ -11,8 +11,7 @@ from report_record import audit, finding, full_record, newest_record, parity, we
 
 from tfq.report import write_report
 from tfq.report.markdown import markdown_of
-from tfq.report.page import page_of
-from tfq.report.style import DARK, LIGHT, STYLE
+from tfq.report.page import STYLE, page_of
 from tfq.report.verdict import checks_of, headline_of
 
 
@@ -105,6 +104,12 @@ def luminance(colour):
 def contrast(one, two):
     light, dark = sorted((luminance(one), luminance(two)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+LIGHT, DARK = (
+    dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", part))
+    for part in STYLE.split("@media print")[0].split("@media screen")
+)
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK])

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of a report: their cells, bars and reasons, and how they become HTML."""
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -190,39 +188,3 @@ def _is_long(cell: str) -> bool:
 
 def _unseen(text: str) -> str:
     return f'<span class="unseen">{text}</span>'
-
-
-# Headings become buttons only where the script runs: without it nothing is promised that does not work.
-SCRIPT = """
-"use strict";
-for (const table of document.querySelectorAll("table.sort")) {
-  for (const heading of table.tHead.rows[0].querySelectorAll("th:not(.bars)")) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...heading.childNodes);
-    heading.append(button);
-    const numeric = heading.classList.contains("number");
-    const key = (row) => {
-      const text = row.cells[heading.cellIndex].textContent;
-      const value = parseFloat(text.replaceAll(",", ""));
-      return numeric ? (Number.isNaN(value) ? -Infinity : value) : text;
-    };
-    button.addEventListener("click", () => {
-      const before = heading.getAttribute("aria-sort");
-      const order = before ? (before === "ascending" ? -1 : 1) : numeric ? -1 : 1;
-      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", order > 0 ? "ascending" : "descending");
-      const compare = numeric ? (a, b) => (a === b ? 0 : a - b) : (a, b) => a.localeCompare(b);
-      const rows = [...table.tBodies[0].rows].sort((a, b) => order * compare(key(a), key(b)));
-      table.tBodies[0].append(...rows);
-    });
-  }
-}
-"""
-
-_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-
-# Nothing is fetched; styles are inline, the lengths of bars among them; of scripts only the one above runs.
-CONTENT_POLICY = (
-    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
-)
