@@ -119,15 +119,15 @@ def read_bytes(path: str | os.PathLike, wanted: str) -> bytes:
     """The content of the file at `path`. Where there is none, InputError says what was `wanted`."""
     path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path} is a directory: wanted {wanted}")
+        raise InputError(f"{path} is a directory: wanted {wanted}", got=str(path))
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: wanted {wanted}") from error
+        raise InputError(f"{path} does not exist: wanted {wanted}", got=str(path)) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}: wanted {wanted}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}: wanted {wanted}", got=str(path)) from error
     if not content:
-        raise InputError(f"{path} is empty: wanted {wanted}")
+        raise InputError(f"{path} is empty: wanted {wanted}", got=str(path))
     return content
 
 
@@ -136,7 +136,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json.loads(read_bytes(path, "a JSON file"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}", got=str(path)) from error
 
 
 def make_out_dir(path: str | os.PathLike) -> Path:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.config import DataConfig
 from tfq.data import load_calibration_split, load_split, preprocessing_record, resize_bilinear
@@ -62,7 +63,7 @@ def test_digits_labels_belong_to_their_images():
 
 def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(InputError, match=r"tfq\[digits\]"):
+    with refused(InputError, field="data.source", got="digits", word="tfq[digits]"):
         load_split(DataConfig(), "test")
 
 
@@ -70,35 +71,35 @@ def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "word"),
     [
-        ("digts", "did you mean 'digits'"),
-        ("npy:a", "did you mean 'npz:a'"),
-        ("some/data.npz", "did you mean 'npz:some/data.npz'"),
-        ("npzz:some/data.npz", "did you mean 'npz:some/data.npz'"),
-        ("a.tfrecord", "did you mean 'tfrecord:a.tfrecord'"),
-        ("digits:0", "takes nothing after its name"),
-        ("npz", "wanted npz:PATH"),
-        ("npz:", "wanted npz:PATH"),
-        ("tfrecord", "wanted tfrecord:GLOB"),
-        ("tfrecord:/no/such/*", "matches no file"),
-        ("tfrecord:/", "only directories"),
-        ("cifar", "did you mean 'cifar10'"),
-        ("fashion-mnist", "did you mean 'fashion_mnist'"),
-        ("foldr:a", "did you mean 'folder:a'"),
-        ("/some/pictures", "did you mean 'folder:/some/pictures'"),
-        ("kws/y_labels.csv", "did you mean 'eembc:kws/y_labels.csv'"),
-        ("eembc", "wanted eembc:DIR"),
-        ("tfds:", "wanted tfds:NAME"),
+        ("digts", "'digits'"),
+        ("npy:a", "'npz:a'"),
+        ("some/data.npz", "'npz:some/data.npz'"),
+        ("npzz:some/data.npz", "'npz:some/data.npz'"),
+        ("a.tfrecord", "'tfrecord:a.tfrecord'"),
+        ("digits:0", "'digits'"),
+        ("npz", "npz:PATH"),
+        ("npz:", "npz:PATH"),
+        ("tfrecord", "tfrecord:GLOB"),
+        ("tfrecord:/no/such/*", "file"),
+        ("tfrecord:/", "directories"),
+        ("cifar", "'cifar10'"),
+        ("fashion-mnist", "'fashion_mnist'"),
+        ("foldr:a", "'folder:a'"),
+        ("/some/pictures", "'folder:/some/pictures'"),
+        ("kws/y_labels.csv", "'eembc:kws/y_labels.csv'"),
+        ("eembc", "eembc:DIR"),
+        ("tfds:", "tfds:NAME"),
     ],
 )
-def test_a_source_that_is_wrong_is_told_and_the_right_one_suggested(source, told):
-    with pytest.raises(InputError, match=told):
+def test_a_wrong_source_is_refused_and_the_right_one_suggested(source, word):
+    with refused(InputError, field="data.source", got=source.removesuffix(":"), word=word):
         load_split(DataConfig(source=source), "test")
 
 
 def test_an_unknown_split_is_an_error():
-    with pytest.raises(InputError, match="did you mean 'train'"):
+    with refused(InputError, field="split", expected=("train", "val", "test"), got="trian", word="'train'"):
         load_split(DataConfig(), "trian")
 
 
@@ -128,16 +129,16 @@ def test_npz_of_one_train_example_keeps_it_for_training(npz):
     x, y = labelled(1)
     config = npz(x_train=x, y_train=y)
     assert load_split(config, "train").num_examples == 1
-    with pytest.raises(MissingSplitError, match="too few to hold one out"):
+    with refused(MissingSplitError, field="split", got="val"):
         load_split(config, "val")
 
 
 def test_npz_with_a_missing_split_says_what_it_has_and_what_is_wanted(npz):
     x, y = labelled(4)
     config = npz(x_test=x, y_test=y)
-    with pytest.raises(MissingSplitError, match=r"no x_train: wanted x_train.*it holds x_test, y_test"):
+    with refused(MissingSplitError, field="split", expected=("x_test", "y_test"), got="train", word="x_train"):
         load_split(config, "train")
-    with pytest.raises(MissingSplitError, match="no x_val"):
+    with refused(MissingSplitError, field="split", got="val", word="x_val"):
         load_split(config, "val")
 
 
@@ -186,26 +187,30 @@ def nan_at_two():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "field", "got"),
     [
-        ({"x_test": np.zeros((3, 2)), "y_test": np.zeros(2, int)}, "input 'x' 3, labels 2"),
-        ({"x_test": np.zeros((0, 2)), "y_test": np.zeros(0, int)}, "is empty"),
-        ({"x_test": nan_at_two()}, "example 2 holds NaN"),
-        ({"x_test": np.array([[0.0], [np.inf]])}, "example 1 holds infinity"),
-        ({"x_test": np.array([[0.0], [1e300]])}, "example 1 holds infinity"),
-        ({"x_test": np.array(["a", "b"])}, "wanted real numbers"),
-        ({"x_test": np.array([1j])}, "wanted real numbers"),
-        ({"x_test": np.array([[1], [2, 3]], dtype=object)}, "never unpickles"),
-        ({"x_test": np.zeros((2, 1)), "y_test": np.array(["a", "b"])}, "wanted integer class numbers"),
-        ({"x_test": np.zeros((2, 1)), "y_test": np.array([1, -2])}, "example 1 is -2"),
-        ({"x_test": np.zeros((2, 1)), "y_test": np.eye(2, dtype=int)}, "argmax"),
-        ({"x_test": np.zeros((2, 1)), "x_test.a": np.zeros((2, 1))}, "both x_test and x_test.a"),
-        ({"x_test.a": np.zeros((2, 1)), "x_test.b": np.zeros((3, 1))}, "input 'a' 2, input 'b' 3"),
-        ({"x_test": np.array(3.0)}, "single number"),
+        ({"x_test": np.zeros((3, 2)), "y_test": np.zeros(2, int)}, "data.source", {"input 'x'": 3, "labels": 2}),
+        ({"x_test": np.zeros((0, 2)), "y_test": np.zeros(0, int)}, "data.source", 0),
+        ({"x_test": nan_at_two()}, "x[2]", "NaN"),
+        ({"x_test": np.array([[0.0], [np.inf]])}, "x[1]", "infinity"),
+        ({"x_test": np.array([[0.0], [1e300]])}, "x[1]", "infinity"),
+        ({"x_test": np.array(["a", "b"])}, None, "<U1"),
+        ({"x_test": np.array([1j])}, None, "complex128"),
+        ({"x_test": np.array([[1], [2, 3]], dtype=object)}, "x_test", "object"),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.array(["a", "b"])}, "labels", "<U1"),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.array([1, -2])}, "labels[1]", -2),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.eye(2, dtype=int)}, "labels", (2, 2)),
+        ({"x_test": np.zeros((2, 1)), "x_test.a": np.zeros((2, 1))}, "data.source", ("x_test", "x_test.a")),
+        (
+            {"x_test.a": np.zeros((2, 1)), "x_test.b": np.zeros((3, 1))},
+            "data.source",
+            {"input 'a'": 2, "input 'b'": 3},
+        ),
+        ({"x_test": np.array(3.0)}, "x_test", ()),
     ],
 )
-def test_npz_with_arrays_that_cannot_be_used_is_refused(npz, arrays, told):
-    with pytest.raises(InputError, match=told):
+def test_npz_with_arrays_that_cannot_be_used_is_refused(npz, arrays, field, got):
+    with refused(InputError, field=field, got=got):
         load_split(npz(**arrays), "test")
 
 
@@ -216,15 +221,15 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     np.savez(tmp_path / "whole.npz", x_test=np.zeros((100, 10)))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-200])
     wrong = {
-        "none.npz": "does not exist",
-        ".": "is a directory",
-        "empty.npz": "is empty",
-        "text.npz": "no .npz archive",
-        "one.npy": "single .npy array",
-        "cut.npz": "no .npz archive, or a damaged one",
+        "none.npz": "exist",
+        ".": "directory",
+        "empty.npz": "empty",
+        "text.npz": "archive",
+        "one.npy": ".npy",
+        "cut.npz": "damaged",
     }
-    for name, told in wrong.items():
-        with pytest.raises(InputError, match=told):
+    for name, word in wrong.items():
+        with refused(InputError, got=str(tmp_path / name), word=word):
             load_split(DataConfig(source=f"npz:{tmp_path / name}"), "test")
 
 
@@ -234,7 +239,7 @@ def test_an_archive_with_a_flipped_byte_is_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[1000] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
+    with refused(InputError, field="x_test", got=str(path), word="damaged"):
         load_split(DataConfig(source=f"npz:{path}"), "test")
 
 
@@ -251,12 +256,12 @@ def test_scale_and_offset_are_applied_in_float32_in_that_order(npz):
 
 def test_a_scale_is_refused_when_indices_stand_beside_floats(npz):
     arrays = {"x_test.image": np.zeros((2, 4)), "x_test.token": np.zeros((2, 1), int)}
-    with pytest.raises(InputError, match="'token' holds integers beside float inputs"):
+    with refused(InputError, field="data.scale", got="token"):
         load_split(npz(config={"scale": 0.5}, **arrays), "test")
 
 
 def test_a_scale_that_overflows_float32_is_told(npz):
-    with pytest.raises(InputError, match="example 1 holds infinity"):
+    with refused(InputError, field="x[1]", got="infinity"):
         load_split(npz(x_test=np.array([[0.0], [1e30]]), config={"scale": 1e30}), "test")
 
 
@@ -285,9 +290,9 @@ def test_resize_applies_to_digits_and_is_recorded():
 
 
 def test_resize_is_refused_for_what_is_no_image_and_for_one_number(npz):
-    with pytest.raises(InputError, match="no input is an image"):
+    with refused(InputError, field="data.resize", got={"x": (2, 3)}):
         load_split(npz(x_test=np.zeros((2, 3)), config={"resize": (4, 4)}), "test")
-    with pytest.raises(InputError, match="wanted height,width"):
+    with refused(InputError, field="data.resize", expected=("height", "width"), got=(4,)):
         load_split(DataConfig(resize=(4,)), "test")
 
 
@@ -311,5 +316,5 @@ def test_a_word_in_a_files_name_says_its_split(name, split):
 
 
 def test_a_name_that_says_two_splits_is_refused():
-    with pytest.raises(InputError, match="test and train"):
+    with refused(InputError, field="data.source", got="train-test.tfrecord"):
         split_of_name("train-test.tfrecord")

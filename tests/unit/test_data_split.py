@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import refused
 
 from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError
@@ -23,28 +24,28 @@ def test_take_gives_the_first_examples_with_their_labels_and_no_more_than_there_
     assert split.take(2).inputs["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert split.take(2).labels.tolist() == [5, 6]
     assert split.take(99).num_examples == split.num_examples == 4
-    with pytest.raises(InputError, match=r"take\(0\)"):
+    with refused(InputError, field="n", got=0):
         split.take(0)
 
 
 def test_lengths_that_differ_are_told_with_both_numbers():
-    with pytest.raises(InputError, match=r"input 'x' 4, labels 3"):
+    with refused(InputError, field="data", got={"input 'x'": 4, "labels": 3}):
         make_split(labels=np.array([1, 2, 3]))
-    with pytest.raises(InputError, match=r"input 'a' 2, input 'b' 3"):
+    with refused(InputError, field="data", got={"input 'a'": 2, "input 'b'": 3}):
         make_split(inputs={"a": np.zeros((2, 1)), "b": np.zeros((3, 1))})
 
 
 @pytest.mark.parametrize(
-    ("x", "told"),
+    ("x", "got"),
     [
-        (np.zeros((0, 3), np.float32), "is empty"),
-        (np.array(1.0), "single number"),
-        (np.array([[1], [2, 3]], dtype=object), "Python objects"),
-        ([[1.0]], "is a list"),
+        (np.zeros((0, 3), np.float32), 0),
+        (np.array(1.0), ()),
+        (np.array([[1], [2, 3]], dtype=object), "object"),
+        ([[1.0]], "list"),
     ],
 )
-def test_what_is_no_array_of_examples_is_refused(x, told):
-    with pytest.raises(InputError, match=told):
+def test_what_is_no_array_of_examples_is_refused(x, got):
+    with refused(InputError, field="data", got=got):
         make_split(x=x)
 
 
@@ -87,17 +88,17 @@ def test_names_match_through_what_tensorflow_puts_around_them():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "names", "told"),
+    ("arrays", "names", "word"),
     [
-        (["x"], ["a", "b"], "one unnamed input, the model has 2"),
-        (["imgae"], ["image"], "did you mean 'imgae'"),
-        (["a"], ["a", "b"], "no array for the model's input 'b'"),
-        (["a", "b"], ["a"], "'b' is no input of the model"),
-        (["a", "b"], ["a:0", "a:1"], "'b' is no input|cannot be told apart"),
+        (["x"], ["a", "b"], "x_test.a"),
+        (["imgae"], ["image"], "'imgae'"),
+        (["a"], ["a", "b"], "'b'"),
+        (["a", "b"], ["a"], "'b'"),
+        (["a", "b"], ["a:0", "a:1"], "'b'"),
     ],
 )
-def test_arrays_and_inputs_that_do_not_match_are_refused(arrays, names, told):
-    with pytest.raises(InputError, match=told):
+def test_arrays_and_inputs_that_do_not_match_are_refused(arrays, names, word):
+    with refused(InputError, field="data", got=tuple(arrays), word=word):
         bind_inputs({name: np.zeros(1) for name in arrays}, names)
 
 
@@ -117,20 +118,20 @@ def test_as_split_refuses_what_is_no_data(data):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "field", "got"),
     [
-        ([[1, 2], [3]], "input 'x': .*inhomogeneous.*wanted numbers of one shape for every example"),
-        ((np.zeros((2, 2)), [[0], [1, 2]]), "labels: .*wanted numbers of one shape"),
-        ((row for row in np.zeros((2, 2))), "got generator: wanted a source string"),
+        ([[1, 2], [3]], "input 'x'", None),
+        ((np.zeros((2, 2)), [[0], [1, 2]]), "labels", None),
+        ((row for row in np.zeros((2, 2))), "data", "generator"),
     ],
 )
-def test_as_split_tells_what_lists_of_several_lengths_and_generators_are(data, told):
-    with pytest.raises(InputError, match=told):
+def test_as_split_refuses_lists_of_several_lengths_and_generators(data, field, got):
+    with refused(InputError, field=field, got=got):
         as_split(data)
 
 
 def test_as_split_tells_which_example_is_not_a_number():
     x = np.zeros((5, 2))
     x[3, 1] = np.nan
-    with pytest.raises(InputError, match="example 3 holds NaN"):
+    with refused(InputError, field="x[3]", got="NaN"):
         as_split(x)

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from golden_models import golden
+from messages import refused
 from sklearn.datasets import load_digits
 
 from tfq.config import DataConfig, EvaluationConfig
@@ -57,7 +58,7 @@ def test_the_middle_and_the_beginning_of_a_stream_can_be_had_alone(digits):
     assert streamed.take(1500).sha256() == whole.take(1500).sha256()
     assert streamed.take(COUNT + 1) is streamed
     assert as_split(streamed, limit=10).num_examples == 10
-    with pytest.raises(InputError, match=r"take\(0\)"):
+    with refused(InputError, field="n", got=0):
         streamed.take(0)
 
 
@@ -73,7 +74,7 @@ def test_the_outputs_of_a_reference_go_with_other_streams_of_the_same_data_alone
     shared = reference_outputs(FLOAT, streamed, config)
     assert evaluate_model(INT8, streamed, config, reference=shared).compared == 4500
     assert evaluate_model(INT8, digits(1), config, reference=shared).compared == 4500
-    with pytest.raises(InputError, match="of other data"):
+    with refused(InputError, field="reference"):
         evaluate_model(INT8, digits(1, scale=0.5), config, reference=shared)
 
 
@@ -102,14 +103,14 @@ def test_what_is_wrong_in_a_later_piece_is_told_with_the_example(tmp_path):
     x[4321] = np.nan
     np.savez(tmp_path / "a.npz", x_test=x)
     config = DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=1)
-    with pytest.raises(InputError, match="example 4321 holds NaN"):
+    with refused(InputError, field="x[4321]", got="NaN"):
         evaluate_model(INT8, config)
-    with pytest.raises(InputError, match="example 4321 holds NaN"):
+    with refused(InputError, field="x[4321]", got="NaN"):
         load_split(config, "test").sha256()
 
 
 def test_a_shape_that_does_not_fit_is_told_before_anything_runs(digits):
-    with pytest.raises(InputError, match=r"resize it with --data\.resize=8,8"):
+    with refused(InputError, field="data", expected=(8, 8, 1), got=(9, 9, 1), word="8,8"):
         evaluate_model(INT8, digits(1, resize=(9, 9)))
 
 
@@ -118,7 +119,7 @@ def test_a_stream_of_fewer_examples_than_it_had_is_told():
     stream = SplitStream(
         name="test", source="s", num_examples=5, read=lambda start, stop: iter([piece]), piece_examples=3, seekable=True
     )
-    with pytest.raises(InputError, match="gave 3 examples, wanted 5"):
+    with refused(InputError, field="data", expected=5, got=3):
         stream.sha256()
 
 
@@ -154,7 +155,7 @@ def test_a_flipped_byte_is_found_when_a_stream_is_read(tmp_path, compress_type):
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(InputError, match="x_test: cannot be read, the archive is damaged"):
+    with refused(InputError, field="x_test", got=str(tmp_path / "a.npz"), word="damaged"):
         load_split(DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=1), "test").sha256()
 
 
@@ -177,9 +178,9 @@ def test_the_fingerprint_of_a_file_is_of_its_content_wherever_it_lies(tmp_path):
     assert first == second != source_fingerprint(DataConfig())
     np.savez(tmp_path / "a.npz", x_test=np.ones((2, 3)))
     assert source_fingerprint(DataConfig(source=f"npz:{tmp_path}/a.npz")) != first
-    with pytest.raises(InputError, match="cannot be read"):
+    with refused(InputError, field="data.source", got=str(tmp_path / "none.npz")):
         source_fingerprint(DataConfig(source=f"npz:{tmp_path}/none.npz"))
-    with pytest.raises(InputError, match="did you mean"):
+    with refused(InputError, field="data.source", got="digts", word="digits"):
         source_fingerprint(DataConfig(source="digts"))
 
 

@@ -93,6 +93,10 @@ def without_val(train: Examples, split: str, where: str) -> Examples:
     if not spared:
         if split == "train":
             return train
-        raise MissingSplitError(f"{where} has no val split, and {count} train examples are too few to hold one out")
+        raise MissingSplitError(
+            f"{where} has no val split, and {count} train examples are too few to hold one out",
+            field="split",
+            got="val",
+        )
     note = f"{where} has no val split: the last {spared:,} of {count:,} train examples serve as val"
     return train.part(slice(0, count - spared) if split == "train" else slice(count - spared, count), note)

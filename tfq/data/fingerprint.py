@@ -50,7 +50,9 @@ def _tfrecord(address: str) -> Iterable[str]:
 def _folder(address: str) -> Iterable[str]:
     root = Path(os.path.expanduser(address))
     if not root.is_dir():
-        raise InputError(f"--data=folder:{address}: {root} is no directory")
+        raise InputError(
+            f"--data=folder:{address}: {root} is no directory", field="data.source", got=f"folder:{address}"
+        )
     return _of_files(sorted(path for path in root.rglob("*") if path.is_file()), root)
 
 
@@ -94,4 +96,6 @@ def _hash(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}: wanted a file of --data") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}: wanted a file of --data", field="data.source", got=str(path)
+        ) from error

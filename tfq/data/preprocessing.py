@@ -25,7 +25,12 @@ def resize_of(config: DataConfig) -> tuple[int, int] | None:
     if not config.resize:
         return None
     if len(config.resize) != 2:
-        raise InputError(f"--data.resize={','.join(map(str, config.resize))}: wanted height,width: give two numbers")
+        raise InputError(
+            f"--data.resize={','.join(map(str, config.resize))}: wanted height,width: give two numbers",
+            field="data.resize",
+            expected=("height", "width"),
+            got=config.resize,
+        )
     return config.resize[0], config.resize[1]
 
 
@@ -37,7 +42,9 @@ def real_units(array: NDArray, where: str) -> NDArray:
     numbers and strings.
     """
     if array.dtype.kind not in "fiub":
-        raise InputError(f"{where} holds {array.dtype}: wanted real numbers")
+        raise InputError(
+            f"{where} holds {array.dtype}: wanted real numbers", expected="real numbers", got=str(array.dtype)
+        )
     if array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.ndim <= 2:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which check_finite reports
@@ -70,7 +77,9 @@ def preprocess(inputs: Mapping[str, NDArray], config: DataConfig, where: str) ->
     if 0 < len(integers) < len(arrays):
         raise InputError(
             f"{where}: --data.scale and --data.offset apply to every input, and {integers[0]!r} holds integers beside "
-            "float inputs: store the float inputs already scaled, and leave these flags out"
+            "float inputs: store the float inputs already scaled, and leave these flags out",
+            field="data.scale",
+            got=integers[0],
         )
     scale, offset = np.float32(config.scale), np.float32(config.offset)
     with np.errstate(over="ignore"):
@@ -81,7 +90,11 @@ def _resized(arrays: dict[str, NDArray], size: tuple[int, int], where: str) -> d
     images = [name for name, array in arrays.items() if array.ndim == 4]
     if not images:
         told = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
-        raise InputError(f"{where}: --data.resize: no input is an image (n, height, width, channels): got {told}")
+        raise InputError(
+            f"{where}: --data.resize: no input is an image (n, height, width, channels): got {told}",
+            field="data.resize",
+            got={name: array.shape for name, array in arrays.items()},
+        )
     return {name: resize_bilinear(array, size) if name in images else array for name, array in arrays.items()}
 
 

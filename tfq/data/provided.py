@@ -33,7 +33,10 @@ def bind_inputs(inputs: Mapping[str, NDArray], names: Sequence[str]) -> list[NDA
     if len(names) > 1 and set(inputs) == {UNNAMED}:
         raise InputError(
             f"the data has one unnamed input, the model has {len(names)} ({', '.join(names)}): "
-            f"name the arrays: in an .npz as x_test.{_plain(names[0])}, in a dict as {_plain(names[0])!r}"
+            f"name the arrays: in an .npz as x_test.{_plain(names[0])}, in a dict as {_plain(names[0])!r}",
+            field="data",
+            expected=tuple(names),
+            got=(UNNAMED,),
         )
     if set(inputs) == set(names):
         return [inputs[name] for name in names]
@@ -44,12 +47,25 @@ def bind_inputs(inputs: Mapping[str, NDArray], names: Sequence[str]) -> list[NDA
     if missing:
         raise InputError(
             f"no array for the model's input {missing[0]!r}: the model has {', '.join(wanted)}, "
-            f"the data {', '.join(by_plain_name)}: {did_you_mean(missing[0], surplus or by_plain_name)}"
+            f"the data {', '.join(by_plain_name)}: {did_you_mean(missing[0], surplus or by_plain_name)}",
+            field="data",
+            expected=tuple(wanted),
+            got=tuple(by_plain_name),
         )
     if surplus:
-        raise InputError(f"the data's {surplus[0]!r} is no input of the model: {did_you_mean(surplus[0], wanted)}")
+        raise InputError(
+            f"the data's {surplus[0]!r} is no input of the model: {did_you_mean(surplus[0], wanted)}",
+            field="data",
+            expected=tuple(wanted),
+            got=tuple(by_plain_name),
+        )
     if len(set(wanted)) < len(wanted) or len(by_plain_name) < len(inputs):
-        raise InputError(f"inputs {', '.join(inputs)} cannot be told apart for the model's {', '.join(names)}")
+        raise InputError(
+            f"inputs {', '.join(inputs)} cannot be told apart for the model's {', '.join(names)}",
+            field="data",
+            expected=tuple(names),
+            got=tuple(inputs),
+        )
     return [by_plain_name[name] for name in wanted]
 
 
@@ -95,7 +111,7 @@ def _pair(data: Any) -> tuple[Any, Any]:
     if not isinstance(data, tuple):
         return data, None
     if len(data) != 2:
-        raise InputError(f"data: got a tuple of {len(data)}: wanted (x, y)")
+        raise InputError(f"data: got a tuple of {len(data)}: wanted (x, y)", field="data", expected=2, got=len(data))
     return data
 
 
@@ -111,7 +127,7 @@ def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
             or isinstance(value, Iterator)
             or hasattr(value, "element_spec")
         ):
-            raise InputError(f"data: got {type(value).__name__}: {_WANTED}")
+            raise InputError(f"data: got {type(value).__name__}: {_WANTED}", field="data", got=type(value).__name__)
         inputs[name] = real_units(_array(value, f"data: input {name!r}"), f"data: input {name!r}")
     made = Split(name=split, inputs=inputs, labels=labels, source=source)
     check_finite(made.inputs, "data")
@@ -122,7 +138,11 @@ def _array(value: Any, where: str) -> NDArray:
     try:
         return np.asarray(value)
     except ValueError as error:  # lists of several lengths
-        raise InputError(f"{where}: {error}: wanted numbers of one shape for every example") from error
+        raise InputError(
+            f"{where}: {error}: wanted numbers of one shape for every example",
+            field=where.removeprefix("data: "),
+            expected="numbers of one shape",
+        ) from error
 
 
 def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:

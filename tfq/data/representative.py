@@ -42,11 +42,17 @@ def elements_of(dataset: Any, names: Sequence[str]) -> Iterator[Any]:
         dataset = dataset()
         if dataset is None:
             raise InputError(
-                "representative_dataset: the function returned None: yield a list of arrays for each sample"
+                "representative_dataset: the function returned None: yield a list of arrays for each sample",
+                field="representative_dataset",
+                got="None",
             )
         return elements_of(dataset, names)
     if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
-        raise InputError(f"representative_dataset is {type(dataset).__name__}: {_WANTED}")
+        raise InputError(
+            f"representative_dataset is {type(dataset).__name__}: {_WANTED}",
+            field="representative_dataset",
+            got=type(dataset).__name__,
+        )
     return (_without_signature(element) for element in dataset)
 
 
@@ -63,12 +69,17 @@ def _of_mapping(dataset: Mapping, names: Sequence[str]) -> Iterator[Any]:
     else:
         raise InputError(
             f"representative_dataset has the signatures {', '.join(map(repr, dataset))}: "
-            f"wanted {_DEFAULT_SIGNATURE!r}, or a single one"
+            f"wanted {_DEFAULT_SIGNATURE!r}, or a single one",
+            field="representative_dataset",
+            expected=_DEFAULT_SIGNATURE,
+            got=tuple(dataset),
         )
     samples = samples() if callable(samples) else samples
     if isinstance(samples, (str, bytes, Mapping)) or not isinstance(samples, Iterable):
         raise InputError(
-            f"representative_dataset: a signature holds {type(samples).__name__}: wanted [{{name: array}}, ...]"
+            f"representative_dataset: a signature holds {type(samples).__name__}: wanted [{{name: array}}, ...]",
+            field="representative_dataset",
+            got=type(samples).__name__,
         )
     return iter(samples)
 
@@ -176,9 +187,11 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
     noise are warnings, which the caller shows and records.
     """
     if steps < 1:
-        raise InputError(f"num_calibration_samples {steps}: wanted at least 1")
+        raise InputError(
+            f"num_calibration_samples {steps}: wanted at least 1", field="num_calibration_samples", got=steps
+        )
     if not inputs:
-        raise InputError("representative_dataset: the model has no input to feed")
+        raise InputError("representative_dataset: the model has no input to feed", field="model")
     samples: list[dict[str, NDArray]] = []
     casts: dict[str, str] = {}
     for element in elements_of(dataset, [spec.name for spec in inputs]):
@@ -190,7 +203,9 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
     if not samples:
         raise InputError(
             "representative_dataset is empty: wanted samples of the model's inputs: a generator is used up after "
-            "one pass, so give a function that makes a new one each time"
+            "one pass, so give a function that makes a new one each time",
+            field="representative_dataset",
+            got=0,
         )
     doubts = (*_count_warnings(len(samples), steps), *_constant_warnings(samples), *_noise_warnings(samples))
     warnings = (*casts.values(), *doubts)
@@ -205,7 +220,8 @@ def _bound(element: Any, inputs: Sequence[InputSpec], index: int) -> list[NDArra
         try:
             values = bind_inputs(element, names)
         except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+            field = f"representative_dataset[{index}]"
+            raise InputError(f"{where}: {error}", field=field, expected=error.expected, got=error.got) from error
     elif isinstance(element, (list, tuple)):
         values = list(element)
     else:
@@ -213,19 +229,30 @@ def _bound(element: Any, inputs: Sequence[InputSpec], index: int) -> list[NDArra
     if len(values) != len(inputs):
         raise InputError(
             f"{where} has {len(values)} arrays: wanted {len(inputs)}, one for each input ({', '.join(names)}): "
-            "yield a list of one array per input, without labels"
+            "yield a list of one array per input, without labels",
+            field=f"representative_dataset[{index}]",
+            expected=len(inputs),
+            got=len(values),
         )
-    return [_array(value, f"{where}, input {spec.name!r}") for value, spec in zip(values, inputs, strict=True)]
+    return [_array(value, spec.name, index) for value, spec in zip(values, inputs, strict=True)]
 
 
-def _array(value: Any, where: str) -> NDArray:
+def _array(value: Any, name: str, index: int) -> NDArray:
+    where = f"representative_dataset: sample {index}, input {name!r}"
     try:
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{where} cannot be read as an array: {error}") from error
+        raise InputError(
+            f"{where} cannot be read as an array: {error}", field=_field(index, name), expected="numbers of one shape"
+        ) from error
     # ml_dtypes' bfloat16 has kind V; it is a number all the same.
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-        raise InputError(f"{where} is {type(value).__name__} of {array.dtype}: wanted an array of numbers")
+        raise InputError(
+            f"{where} is {type(value).__name__} of {array.dtype}: wanted an array of numbers",
+            field=_field(index, name),
+            expected="numbers",
+            got=str(array.dtype),
+        )
     return array
 
 
@@ -238,24 +265,37 @@ def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, most: 
         ):
             raise InputError(
                 f"representative_dataset: sample {index}, input {spec.name!r} has shape {array.shape}: "
-                f"wanted {_told(spec.shape[1:], 'n')}, or {_told(spec.shape[1:])} for a single sample"
+                f"wanted {_told(spec.shape[1:], 'n')}, or {_told(spec.shape[1:])} for a single sample",
+                field=_field(index, spec.name),
+                expected=spec.shape[1:],
+                got=array.shape,
             )
         batches[spec.name] = array if array.ndim == len(spec.shape) else array[None]
     lengths = {name: len(batch) for name, batch in batches.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(
-            f"representative_dataset: sample {index}: batches differ in length ({told}): wanted one length"
+            f"representative_dataset: sample {index}: batches differ in length ({told}): wanted one length",
+            field=f"representative_dataset[{index}]",
+            got=lengths,
         )
     length = next(iter(lengths.values()))
     if not length:
-        raise InputError(f"representative_dataset: sample {index} is an empty batch: wanted at least one row")
+        raise InputError(
+            f"representative_dataset: sample {index} is an empty batch: wanted at least one row",
+            field=f"representative_dataset[{index}]",
+            got=0,
+        )
     for row in range(min(length, most)):
         yield [batch[row : row + 1] for batch in batches.values()]
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...], batched: bool = True) -> bool:
     return batched and shape_fits(shape, wanted)
+
+
+def _field(index: int, name: str) -> str:
+    return f"representative_dataset[{index}][{name!r}]"
 
 
 def _told(shape: tuple[int | None, ...], *first: str) -> str:
@@ -268,15 +308,15 @@ def _checked_sample(
 ) -> dict[str, NDArray]:
     sample = {}
     for array, spec in zip(row, inputs, strict=True):
-        where = f"representative_dataset: sample {index}, input {spec.name!r}"
         if np.dtype(spec.dtype).kind == "f":
-            sample[spec.name] = _as_float(array, spec, where, casts)
+            sample[spec.name] = _as_float(array, spec, index, casts)
         else:
-            sample[spec.name] = _as_integer(array, spec, where)
+            sample[spec.name] = _as_integer(array, spec, index)
     return sample
 
 
-def _as_float(array: NDArray, spec: InputSpec, where: str, casts: dict[str, str]) -> NDArray:
+def _as_float(array: NDArray, spec: InputSpec, index: int, casts: dict[str, str]) -> NDArray:
+    where = f"representative_dataset: sample {index}, input {spec.name!r}"
     if array.dtype.kind in "iub":
         casts.setdefault(
             spec.name,
@@ -287,19 +327,35 @@ def _as_float(array: NDArray, spec: InputSpec, where: str, casts: dict[str, str]
         array = array.astype(spec.dtype)
     if not np.isfinite(array).all():
         what = "NaN" if np.isnan(array).any() else "infinity"
-        raise InputError(f"{where} holds {what}: wanted finite numbers: remove or mend this sample")
+        raise InputError(
+            f"{where} holds {what}: wanted finite numbers: remove or mend this sample",
+            field=_field(index, spec.name),
+            expected="finite numbers",
+            got=what,
+        )
     return array
 
 
-def _as_integer(array: NDArray, spec: InputSpec, where: str) -> NDArray:
+def _as_integer(array: NDArray, spec: InputSpec, index: int) -> NDArray:
+    where = f"representative_dataset: sample {index}, input {spec.name!r}"
     wanted = np.dtype(spec.dtype)
     # Whole numbers in floats are what a source makes of small integers, whose meaning it does not know.
     whole = array.dtype.kind == "f" and np.array_equal(array, np.rint(array))
     if not whole and array.dtype.kind not in ("iub" if wanted.kind in "iu" else "b"):
-        raise InputError(f"{where} is {array.dtype}: wanted {spec.dtype}: cast it where the dataset is made")
+        raise InputError(
+            f"{where} is {array.dtype}: wanted {spec.dtype}: cast it where the dataset is made",
+            field=_field(index, spec.name),
+            expected=spec.dtype,
+            got=str(array.dtype),
+        )
     cast = array.astype(wanted)
     if not np.array_equal(cast, array):
-        raise InputError(f"{where} holds {array.min()} to {array.max()}: wanted values that fit {spec.dtype}")
+        raise InputError(
+            f"{where} holds {array.min()} to {array.max()}: wanted values that fit {spec.dtype}",
+            field=_field(index, spec.name),
+            expected=spec.dtype,
+            got=(array.min(), array.max()),
+        )
     return cast
 
 

@@ -186,7 +186,10 @@ def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
         advice = f": resize it with --data.resize={wanted[1]},{wanted[2]}" if is_image else ""
         raise InputError(
             f"the model's input {name!r} has shape {list(wanted)} (batch first), the data {list(array.shape)} "
-            f"(examples first): wanted examples of shape {list(wanted[1:])}{advice}"
+            f"(examples first): wanted examples of shape {list(wanted[1:])}{advice}",
+            field="data",
+            expected=tuple(wanted[1:]),
+            got=array.shape[1:],
         )
 
 

@@ -55,7 +55,9 @@ def matched_outputs(
     Raises InputError where the reference saw other data, or has outputs of other number or shape.
     """
     if not _same_inputs(reference.data, data):
-        raise InputError("the reference's outputs are of other data than the model's: compute them on the same")
+        raise InputError(
+            "the reference's outputs are of other data than the model's: compute them on the same", field="reference"
+        )
     if len(reference.outputs) != len(outputs):
         raise InputError(
             f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: wanted as many"

@@ -52,9 +52,11 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
     example is told when it is read.
     """
     if split not in SPLITS:
-        raise InputError(f"split {split!r} is unknown: {did_you_mean(split, SPLITS)}")
+        raise InputError(
+            f"split {split!r} is unknown: {did_you_mean(split, SPLITS)}", field="split", expected=SPLITS, got=split
+        )
     if limit < 0:
-        raise InputError(f"limit {limit}: wanted 0 for all examples, or how many")
+        raise InputError(f"limit {limit}: wanted 0 for all examples, or how many", field="limit", got=limit)
     examples = open_source(config)(split)
     if limit:
         examples = examples.part(slice(0, min(limit, examples.num_examples)))
@@ -65,7 +67,12 @@ def open_source(config: DataConfig) -> Callable[[str], Examples]:
     """split -> its examples, of config.source. Raises InputError on an unknown source."""
     kind, _, address = config.source.partition(":")
     if kind not in SOURCES:
-        raise InputError(f"--data={config.source}: unknown source {kind!r}: {_suggestion(config.source, kind)}")
+        raise InputError(
+            f"--data={config.source}: unknown source {kind!r}: {_suggestion(config.source, kind)}",
+            field="data.source",
+            expected=tuple(SOURCES),
+            got=config.source,
+        )
     return lambda split: SOURCES[kind](address, config, split)
 
 
@@ -138,7 +145,12 @@ def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ..
     for name, array in inputs.items():
         wanted = shapes.setdefault(name, array.shape[1:])
         if array.shape[1:] != wanted:
-            raise InputError(f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: wanted one")
+            raise InputError(
+                f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: wanted one",
+                field=name,
+                expected=wanted,
+                got=array.shape[1:],
+            )
 
 
 def _collected(first: Split, rest: Iterator[Split], examples: Examples) -> Split:

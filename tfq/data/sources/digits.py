@@ -22,12 +22,19 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
     Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), by sklearn.datasets.load_digits.
     """
     if address:
-        raise InputError(f"--data=digits:{address}: digits takes nothing after its name: did you mean 'digits'?")
+        raise InputError(
+            f"--data=digits:{address}: digits takes nothing after its name: did you mean 'digits'?",
+            field="data.source",
+            expected="digits",
+            got=f"digits:{address}",
+        )
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            f"--data=digits needs scikit-learn ({error}): pip install 'tfq[digits]', or give npz:PATH or tfrecord:GLOB"
+            f"--data=digits needs scikit-learn ({error}): pip install 'tfq[digits]', or give npz:PATH or tfrecord:GLOB",
+            field="data.source",
+            got="digits",
         ) from error
     bunch = load_digits()
     labels = np.asarray(bunch.target, np.int64)

@@ -67,12 +67,22 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     Raises MissingSplitError for train and val, InputError on everything else.
     """
     if not address:
-        raise InputError(f"--data=eembc: wanted eembc:DIR: give a directory with the .bin files and {LABELS_FILE}")
+        raise InputError(
+            f"--data=eembc: wanted eembc:DIR: give a directory with the .bin files and {LABELS_FILE}",
+            field="data.source",
+            expected="eembc:DIR",
+            got="eembc",
+        )
     path = Path(os.path.expanduser(address))
     table = path if path.suffix == ".csv" else path / LABELS_FILE
     lines = _lines(table)
     if split != "test":
-        raise MissingSplitError(f"eembc:{address} has no {split} split: the files are for tests")
+        raise MissingSplitError(
+            f"eembc:{address} has no {split} split: the files are for tests",
+            field="split",
+            expected=("test",),
+            got=split,
+        )
     sizes = _sizes(table.parent, lines, table)
     layout = _layout(lines, sizes, table)
     counts = [(size - layout.width) // layout.stride + 1 for size in sizes]
@@ -95,14 +105,19 @@ def _lines(table: Path) -> list[_Line]:
         rows = csv.reader(content.decode().splitlines(), skipinitialspace=True)
         lines = [_line(row, number, table) for number, row in enumerate(rows, 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is no CSV file ({error}): wanted lines `{_LINE}`") from error
+        raise InputError(
+            f"{table} is no CSV file ({error}): wanted lines `{_LINE}`", field="data.source", got=str(table)
+        ) from error
     if not lines:
-        raise InputError(f"{table} holds no line: wanted `{_LINE}`")
+        raise InputError(f"{table} holds no line: wanted `{_LINE}`", field="data.source", got=str(table))
     for line in lines:
         if (line.classes, line.width, line.stride) != (lines[0].classes, lines[0].width, lines[0].stride):
             raise InputError(
                 f"{table}, line {line.number}: {line.classes} classes, window {line.width}, stride {line.stride}; line "
-                f"{lines[0].number}: {lines[0].classes}, {lines[0].width}, {lines[0].stride}: wanted the same in all"
+                f"{lines[0].number}: {lines[0].classes}, {lines[0].width}, {lines[0].stride}: wanted the same in all",
+                field="data.source",
+                expected=(lines[0].classes, lines[0].width, lines[0].stride),
+                got=(line.classes, line.width, line.stride),
             )
     return lines
 
@@ -112,18 +127,36 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
     try:
         values = [int(text) for text in row[1:]]
     except ValueError as error:
-        raise InputError(f"{where}: {error}: wanted `{_LINE}`") from error
+        raise InputError(f"{where}: {error}: wanted `{_LINE}`", field="data.source", got=row[1:]) from error
     if len(values) not in (2, 4):
-        raise InputError(f"{where}: has {len(row)} columns: wanted 3 or 5: `{_LINE}`")
+        raise InputError(
+            f"{where}: has {len(row)} columns: wanted 3 or 5: `{_LINE}`",
+            field="data.source",
+            expected=(3, 5),
+            got=len(row),
+        )
     line = _Line(number=number, name=row[0].strip(), classes=values[0], label=values[1])
     if not line.name or Path(line.name).name != line.name:
-        raise InputError(f"{where}: {line.name!r}: wanted the name of a file that lies beside {table.name}")
+        raise InputError(
+            f"{where}: {line.name!r}: wanted the name of a file that lies beside {table.name}",
+            field="data.source",
+            got=line.name,
+        )
     if not 0 <= line.label < line.classes:
-        raise InputError(f"{where}: class {line.label} of {line.classes}: wanted 0 to {line.classes - 1}")
+        raise InputError(
+            f"{where}: class {line.label} of {line.classes}: wanted 0 to {line.classes - 1}",
+            field="data.source",
+            expected=range(line.classes),
+            got=line.label,
+        )
     if len(values) == 4:
         width, stride = values[2:]
         if width < 4 or stride < 4 or width % 4 or stride % 4:
-            raise InputError(f"{where}: window {width}, stride {stride} bytes: wanted multiples of 4, of float32")
+            raise InputError(
+                f"{where}: window {width}, stride {stride} bytes: wanted multiples of 4, of float32",
+                field="data.source",
+                got=(width, stride),
+            )
         line = _Line(**{**line.__dict__, "width": width, "stride": stride})
     return line
 
@@ -139,7 +172,9 @@ def _sizes(directory: Path, lines: Sequence[_Line], table: Path) -> list[int]:
     if missing:
         raise InputError(
             f"{directory}: {len(missing):,} of the {len(lines):,} files that {table.name} lists are not there, such as "
-            f"{missing[0]}: copy them from the data set to this directory"
+            f"{missing[0]}: copy them from the data set to this directory",
+            field="data.source",
+            got=missing[0],
         )
     return sizes
 
@@ -150,7 +185,10 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
         for line, size in zip(lines, sizes, strict=True):
             if size < width:
                 raise InputError(
-                    f"{table.parent / line.name} has {size:,} bytes: wanted a window of {width:,} at least"
+                    f"{table.parent / line.name} has {size:,} bytes: wanted a window of {width:,} at least",
+                    field="data.source",
+                    expected=width,
+                    got=size,
                 )
         return _Layout(dtype=np.dtype(_WINDOW_DTYPE), shape=(width // 4,), stride=stride)
     known = ", ".join(f"{size:,} ({dtype} {list(shape)})" for size, (dtype, shape) in _FORMATS.items())
@@ -158,11 +196,17 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
         if size not in _FORMATS:
             raise InputError(
                 f"{table.parent / line.name} has {size:,} bytes: wanted one of {known}; other inputs go into an .npz "
-                "(--data=npz:PATH)"
+                "(--data=npz:PATH)",
+                field="data.source",
+                expected=tuple(_FORMATS),
+                got=size,
             )
         if size != sizes[0]:
             raise InputError(
-                f"{table.parent / line.name} has {size:,} bytes, {lines[0].name} has {sizes[0]:,}: wanted one size"
+                f"{table.parent / line.name} has {size:,} bytes, {lines[0].name} has {sizes[0]:,}: wanted one size",
+                field="data.source",
+                expected=sizes[0],
+                got=size,
             )
     dtype, shape = _FORMATS[sizes[0]]
     return _Layout(dtype=np.dtype(dtype), shape=shape, stride=sizes[0])
@@ -180,7 +224,12 @@ def _read(files: Sequence[Path], counts: Sequence[int], layout: _Layout, chosen:
             file.seek(window * layout.stride)
             content = file.read(size)
         if len(content) < size:
-            raise InputError(f"{files[number]} has become shorter while it was read")
+            raise InputError(
+                f"{files[number]} has become shorter while it was read",
+                field="data.source",
+                expected=size,
+                got=len(content),
+            )
         for index in range(count):
             values = np.frombuffer(content, layout.dtype, found[0].size, index * layout.stride)
             found[done + index] = values.reshape(layout.shape)

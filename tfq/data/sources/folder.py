@@ -152,10 +152,17 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     Raises MissingSplitError when there is no folder for the split, InputError on everything else.
     """
     if not address:
-        raise InputError(f"--data=folder: wanted folder:DIR: give a directory of images: {_WANTED}")
+        raise InputError(
+            f"--data=folder: wanted folder:DIR: give a directory of images: {_WANTED}",
+            field="data.source",
+            expected="folder:DIR",
+            got="folder",
+        )
     root = Path(os.path.expanduser(address))
     if not root.is_dir():
-        raise InputError(f"--data=folder:{address}: {root} is no directory: {_WANTED}")
+        raise InputError(
+            f"--data=folder:{address}: {root} is no directory: {_WANTED}", field="data.source", got=f"folder:{address}"
+        )
     splits, notes = _splits(root)
     found = {name: _found(folders) for name, folders in splits.items()}
     classes = sorted({name for each in found.values() for name, images in each.images.items() if images})
@@ -163,7 +170,10 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     if holder not in splits:
         raise MissingSplitError(
             f"folder:{address} has no {split} split: wanted a folder {root / holder} with one folder a class in it; "
-            f"there is {', '.join(sorted(splits))}"
+            f"there is {', '.join(sorted(splits))}",
+            field="split",
+            expected=tuple(sorted(splits)),
+            got=split,
         )
     if not any(found[holder].images.values()):
         raise InputError(f"folder:{address} ({holder}): holds no JPEG or PNG file in a class folder: {_WANTED}")

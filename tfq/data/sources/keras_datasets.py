@@ -108,7 +108,12 @@ def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     found = _read(path, extract)
     missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(f"{path} does not hold {missing[0]}: wanted the archive of CIFAR-10's python version")
+        raise InputError(
+            f"{path} does not hold {missing[0]}: wanted the archive of CIFAR-10's python version",
+            field="data.source",
+            expected=missing[0],
+            got=str(path),
+        )
     return [(name, found[name]) for name in names]
 
 
@@ -116,7 +121,11 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise InputError(f"{path} is damaged or cannot be read ({error}): remove it, or copy it again") from error
+        raise InputError(
+            f"{path} is damaged or cannot be read ({error}): remove it, or copy it again",
+            field="data.source",
+            got=str(path),
+        ) from error
 
 
 class _SafeUnpickler(pickle.Unpickler):
@@ -132,11 +141,23 @@ def _batch(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.in
         values = _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
         data, labels = values[b"data"], np.asarray(values[b"labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{where} is no batch of CIFAR-10 ({error}): copy the archive again") from error
+        raise InputError(
+            f"{where} is no batch of CIFAR-10 ({error}): copy the archive again", field="data.source", got=str(error)
+        ) from error
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-        raise InputError(f"{where}: data is {getattr(data, 'shape', type(data).__name__)}: wanted uint8 (n, 3072)")
+        raise InputError(
+            f"{where}: data is {getattr(data, 'shape', type(data).__name__)}: wanted uint8 (n, 3072)",
+            field="data.source",
+            expected="(n, 3072)",
+            got=getattr(data, "shape", type(data).__name__),
+        )
     if labels.shape != data.shape[:1]:
-        raise InputError(f"{where}: labels are {labels.shape}: wanted ({len(data)},)")
+        raise InputError(
+            f"{where}: labels are {labels.shape}: wanted ({len(data)},)",
+            field="data.source",
+            expected=(len(data),),
+            got=labels.shape,
+        )
     return data, class_labels(labels, where)
 
 
@@ -150,7 +171,11 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     start = 4 + 4 * axes
     shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
     if content[:3] != b"\0\0\x08" or len(content) - start != int(np.prod(shape, dtype=np.int64)) or not shape:
-        raise InputError(f"{path} is no IDX file of bytes, or is cut short: remove it, or copy it again")
+        raise InputError(
+            f"{path} is no IDX file of bytes, or is cut short: remove it, or copy it again",
+            field="data.source",
+            got=str(path),
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -203,7 +228,12 @@ def set_files(name: str, address: str = "") -> list[Path]:
     Raises InputError where they cannot be had, and says where to put them by hand.
     """
     if address:
-        raise InputError(f"--data={name}:{address}: {name} takes nothing after its name: did you mean {name!r}?")
+        raise InputError(
+            f"--data={name}:{address}: {name} takes nothing after its name: did you mean {name!r}?",
+            field="data.source",
+            expected=name,
+            got=f"{name}:{address}",
+        )
     if found := _cached(name):
         return found
     home = _homes()[0]
@@ -212,7 +242,9 @@ def set_files(name: str, address: str = "") -> list[Path]:
         return found
     raise InputError(
         f"--data={name}: cannot be downloaded ({reason}): on a machine without internet, copy to {home / 'datasets'} "
-        f"what another has there: {_WANTED[name]}; {_ALTERNATIVES}"
+        f"what another has there: {_WANTED[name]}; {_ALTERNATIVES}",
+        field="data.source",
+        got=name,
     )
 
 

@@ -51,11 +51,15 @@ class Member:
         if self.dtype.hasobject:
             raise InputError(
                 f"{self.path} {self.key}: is an array of Python objects, which tfq never unpickles: "
-                "wanted numbers of one shape for every example"
+                "wanted numbers of one shape for every example",
+                field=self.key,
+                got="object",
             )
         if not self.shape:
             raise InputError(
-                f"{self.path} {self.key}: is a single number: wanted an array with the examples along its first axis"
+                f"{self.path} {self.key}: is a single number: wanted an array with the examples along its first axis",
+                field=self.key,
+                got=(),
             )
         return self.shape[0]
 
@@ -78,7 +82,11 @@ class Member:
                 for first in range(start, stop, step):
                     yield self._taken(file, min(step, stop - first))
         except _DAMAGE as error:
-            raise InputError(f"{self.path} {self.key}: cannot be read, the archive is damaged: {error}") from error
+            raise InputError(
+                f"{self.path} {self.key}: cannot be read, the archive is damaged: {error}",
+                field=self.key,
+                got=str(self.path),
+            ) from error
 
     @contextlib.contextmanager
     def _opened(self, row: int) -> Iterator[IO[bytes]]:
@@ -118,8 +126,14 @@ def read_members(path: Path, wanted: str) -> dict[str, Member]:
         content = read_bytes(path, wanted)  # says it better where the file is missing, a directory, or empty
         if content.startswith(_NPY_MAGIC):
             advice = "save it with numpy.savez(path, x_test=...)"
-            raise InputError(f"{path} is a single .npy array: wanted {wanted}: {advice}") from error
-        raise InputError(f"{path} is no .npz archive, or a damaged one ({error}): wanted {wanted}") from error
+            raise InputError(
+                f"{path} is a single .npy array: wanted {wanted}: {advice}", field="data.source", got=str(path)
+            ) from error
+        raise InputError(
+            f"{path} is no .npz archive, or a damaged one ({error}): wanted {wanted}",
+            field="data.source",
+            got=str(path),
+        ) from error
 
 
 def _member(archive: zipfile.ZipFile, file: IO[bytes], info: zipfile.ZipInfo, path: Path) -> Member:
@@ -158,7 +172,12 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
     Raises MissingSplitError when the archive does not hold the split, InputError on everything else.
     """
     if not address:
-        raise InputError("--data=npz: wanted npz:PATH: give the path of an .npz file")
+        raise InputError(
+            "--data=npz: wanted npz:PATH: give the path of an .npz file",
+            field="data.source",
+            expected="npz:PATH",
+            got="npz",
+        )
     path = Path(os.path.expanduser(address))
     members = read_members(path, _WANTED)
     notes = [f"{path}: {key!r} is not used: its name is no x_ or y_ key" for key in members if not _KEY.fullmatch(key)]
@@ -168,7 +187,10 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
     if not keys:
         raise MissingSplitError(
             f"{path} has no x_{split}: wanted x_{split} or x_{split}.<input>, and y_{split} for labels; "
-            f"it holds {', '.join(sorted(members)) or 'nothing'}"
+            f"it holds {', '.join(sorted(members)) or 'nothing'}",
+            field="split",
+            expected=tuple(sorted(members)),
+            got=split,
         )
     examples = _examples(members, keys, path, holder, tuple(notes))
     return without_val(examples, split, str(path)) if holder == "train" and not has_val else examples
@@ -181,7 +203,9 @@ def _input_keys(keys: Sequence[str], split: str) -> list[str]:
 def _examples(members: dict[str, Member], keys: list[str], path: Path, split: str, notes: tuple[str, ...]) -> Examples:
     if len(keys) > 1 and f"x_{split}" in keys:
         raise InputError(
-            f"{path} holds both x_{split} and {keys[1 - keys.index(f'x_{split}')]}: wanted one or the other"
+            f"{path} holds both x_{split} and {keys[1 - keys.index(f'x_{split}')]}: wanted one or the other",
+            field="data.source",
+            got=tuple(keys),
         )
     inputs = {key.partition(".")[2] or UNNAMED: members[key] for key in keys}
     labels = _labels(members, path, f"y_{split}")
@@ -191,11 +215,13 @@ def _examples(members: dict[str, Member], keys: list[str], path: Path, split: st
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{path} ({split}): lengths differ ({told}): wanted one label and one of each input per example"
+            f"{path} ({split}): lengths differ ({told}): wanted one label and one of each input per example",
+            field="data.source",
+            got=lengths,
         )
     count = next(iter(lengths.values()))
     if not count:
-        raise InputError(f"{path} ({split}): is empty: wanted at least one example")
+        raise InputError(f"{path} ({split}): is empty: wanted at least one example", field="data.source", got=0)
     whole = [name for name, member in inputs.items() if member.is_by_columns]
     if whole:
         notes = (*notes, f"{path}: {whole[0]!r} is stored by columns (Fortran order): it is read as a whole")

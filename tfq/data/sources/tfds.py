@@ -28,14 +28,24 @@ def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
     Raises MissingSplitError when the data set has no such split, InputError on everything else.
     """
     if not address:
-        raise InputError("--data=tfds: wanted tfds:NAME: give the name of a data set, such as tfds:mnist")
+        raise InputError(
+            "--data=tfds: wanted tfds:NAME: give the name of a data set, such as tfds:mnist",
+            field="data.source",
+            expected="tfds:NAME",
+            got="tfds",
+        )
     builder = tfds_builder(address)
     infos = builder.info.splits
     names = {ours: next((name for name in theirs if name in infos), None) for ours, theirs in _SPLIT_NAMES.items()}
     holder = "train" if split == "val" and names["val"] is None else split
     name = names[holder]
     if name is None or not infos[name].num_examples:
-        raise MissingSplitError(f"tfds:{address} has no {split} split: it has {', '.join(sorted(infos)) or 'none'}")
+        raise MissingSplitError(
+            f"tfds:{address} has no {split} split: it has {', '.join(sorted(infos)) or 'none'}",
+            field="split",
+            expected=tuple(sorted(infos)),
+            got=split,
+        )
     examples = _examples(builder, name, config, f"tfds:{address} ({name})")
     return without_val(examples, split, f"tfds:{address}") if holder == "train" and names["val"] is None else examples
 
@@ -47,7 +57,9 @@ def tfds_builder(address: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"--data=tfds:{address} needs tensorflow-datasets ({error}): pip install 'tfq[tfds]', or give npz:PATH, "
-            "tfrecord:GLOB or folder:DIR"
+            "tfrecord:GLOB or folder:DIR",
+            field="data.source",
+            got=f"tfds:{address}",
         ) from error
     try:
         builder = tfds.builder(address)
@@ -59,7 +71,9 @@ def tfds_builder(address: str) -> Any:
         raise InputError(
             f"--data=tfds:{address}: cannot be had ({told}): is the name right? On a machine without internet, copy "
             f"the prepared data set to {os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'}, or give npz:PATH, "
-            "tfrecord:GLOB or folder:DIR"
+            "tfrecord:GLOB or folder:DIR",
+            field="data.source",
+            got=f"tfds:{address}",
         ) from error
     return builder
 

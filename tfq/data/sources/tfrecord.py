@@ -54,7 +54,11 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
 
 def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]]:
     if content[:2] == _GZIP_MAGIC:
-        raise InputError(f"{path} is compressed with gzip: wanted a plain TFRecord file: gunzip it")
+        raise InputError(
+            f"{path} is compressed with gzip: wanted a plain TFRecord file: gunzip it",
+            field="data.source",
+            got=str(path),
+        )
     start, index = 0, 0
     while start < size:
         end = size + 1
@@ -63,7 +67,9 @@ def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]
         if end > size:
             raise InputError(
                 f"{path}: record {index} at byte {start:,} runs past the end of the file ({size:,} bytes): "
-                + ("the file is cut short or damaged" if index else "this is no TFRecord file, or a damaged one")
+                + ("the file is cut short or damaged" if index else "this is no TFRecord file, or a damaged one"),
+                field="data.source",
+                got=str(path),
             )
         yield start + _HEADER_BYTES, end - _FOOTER_BYTES
         start, index = end, index + 1
@@ -130,7 +136,11 @@ def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
     files = count_records(chosen)
     count = sum(file.num_records for file in files)
     if not count:
-        raise InputError(f"tfrecord:{address} ({split}): {len(files)} files hold no record: wanted at least one")
+        raise InputError(
+            f"tfrecord:{address} ({split}): {len(files)} files hold no record: wanted at least one",
+            field="data.source",
+            got=0,
+        )
     examples = Examples(num_examples=count, read=partial(_read, files, config), notes=tuple(notes))
     return examples if split == "test" or has_val else without_val(examples, split, f"tfrecord:{address}")
 
@@ -138,7 +148,12 @@ def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
 def matched_files(address: str) -> list[Path]:
     """The files that `address` names, sorted. Raises InputError when there is none."""
     if not address:
-        raise InputError("--data=tfrecord: wanted tfrecord:GLOB: give a path or a pattern such as 'data/train-*'")
+        raise InputError(
+            "--data=tfrecord: wanted tfrecord:GLOB: give a path or a pattern such as 'data/train-*'",
+            field="data.source",
+            expected="tfrecord:GLOB",
+            got="tfrecord",
+        )
     paths = sorted(Path(name) for name in glob.glob(os.path.expanduser(address), recursive=True))
     files = [path for path in paths if path.is_file()]
     if not files:
@@ -147,7 +162,7 @@ def matched_files(address: str) -> list[Path]:
             if paths
             else "matches no file: check the path, and quote the pattern"
         )
-        raise InputError(f"--data=tfrecord:{address}: {what}")
+        raise InputError(f"--data=tfrecord:{address}: {what}", field="data.source", got=f"tfrecord:{address}")
     return files
 
 
@@ -155,7 +170,12 @@ def split_of_name(name: str) -> str | None:
     """The split that a file's base name tells, None when it tells none. Raises InputError when it tells two."""
     words = {_SPLIT_OF_WORD.get(word, word) for word in _SPLIT_WORD.findall(name.lower())}
     if len(words) > 1:
-        raise InputError(f"{name}: its name says {' and '.join(sorted(words))}: rename it to say one split")
+        raise InputError(
+            f"{name}: its name says {' and '.join(sorted(words))}: rename it to say one split",
+            field="data.source",
+            expected=("train", "val", "test"),
+            got=name,
+        )
     return words.pop() if words else None
 
 
@@ -174,7 +194,10 @@ def _routed(paths: Sequence[Path], split: str, address: str) -> tuple[list[Path]
     if holder not in by_split:
         raise MissingSplitError(
             f"tfrecord:{address} has no {split} split: wanted files with the word {holder!r} in their names; "
-            f"{len(paths)} files match, for {', '.join(sorted(map(str, by_split)))}"
+            f"{len(paths)} files match, for {', '.join(sorted(map(str, by_split)))}",
+            field="split",
+            expected=tuple(sorted(map(str, by_split))),
+            got=split,
         )
     return by_split[holder], "val" in by_split, notes
 
