@@ -23,7 +23,7 @@ def main(invocation: flags.Invocation) -> None:
     path = artifacts.write_bytes(out / f"{stem}.tflite", made.content)
     if made.ranges is not None:
         made.ranges.save(out / f"{stem}_ranges.json")
-    report = auditing.audit_model(made.content, workflows.audit_config(config))
+    report = auditing.audit_model(made.content, config.audit.for_conversion(config.conversion))
     record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
     process.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfq import artifacts
-from tfq.config import ConversionConfig, EvaluationConfig, RunConfig
+from tfq.config import AuditConfig, ConversionConfig, EvaluationConfig
 from tfq.errors import InputError, TfqWarning, did_you_mean
 from tfq.provenance import provenance
 
@@ -207,7 +207,6 @@ class _TFLiteExportLogic(_ExportLogic):
 
     def _write(self, value: float | None) -> None:
         from tfq.auditing import audit_model
-        from tfq.workflows import audit_config
 
         content = self.export()
         artifacts.write_bytes(self._path, content)
@@ -224,7 +223,7 @@ class _TFLiteExportLogic(_ExportLogic):
             "logs": {name: number if math.isfinite(number) else None for name, number in self._logs.items()},
             "conversion": self._conversion.to_dict(),
             "model_bytes": len(content),
-            "audit": audit_model(content, audit_config(RunConfig(conversion=self._conversion))).to_dict(),
+            "audit": audit_model(content, AuditConfig().for_conversion(self._conversion)).to_dict(),
         }
         artifacts.write_json(self._path.with_name(f"{self._path.name}.json"), record)
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# From the bottom layer to the top. A package imports those of lower layers, and those to its left in its own layer.
-LAYERS = [
-    ["errors", "registry", "config", "patterns", "quant_math", "artifacts", "provenance", "text_table", "store"],
-    ["tflite", "auditing", "data", "backends"],
-    ["ptq", "analysis", "evaluation"],
-    ["keras_bridge", "conversion", "compression", "models"],
-    ["report", "search", "workflows", "callbacks", "cli", "pipelines", "__main__", "__init__"],
+# From the bottom to the top, as in CONTRIBUTING.md. A package imports those before it.
+ORDER = [
+    *("errors", "registry", "quant_math", "text_table", "artifacts", "config", "patterns", "provenance", "store"),
+    *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis"),
+    *("keras_bridge", "conversion", "compression", "models"),
+    *("report", "callbacks", "search", "workflows", "cli", "pipelines", "__main__", "__init__"),
 ]
-PACKAGES = {package: (layer, place) for layer, packages in enumerate(LAYERS) for place, package in enumerate(packages)}
+# These import no TensorFlow at module level.
+LIGHT = {*ORDER[: ORDER.index("keras_bridge")], "report", "callbacks", "search", "workflows", "cli"}
+PLACES = {package: place for place, package in enumerate(ORDER)}
 HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 
 
@@ -40,15 +41,14 @@ def imports(source: str, *, module_level: bool):
 
 def package_of(module: str) -> str | None:
     parts = module.split(".")
-    return parts[1] if parts[0] == "tfq" and len(parts) > 1 and parts[1] in PACKAGES else None
+    return parts[1] if parts[0] == "tfq" and len(parts) > 1 and parts[1] in PLACES else None
 
 
 def breaches(package: str, source: str) -> list[str]:
-    """Imports of other packages that go up, or to the right."""
+    """Imports of packages that come later in the order."""
     found = []
     for other in sorted({package_of(module) or package for module in imports(source, module_level=False)} - {package}):
-        (layer, place), (other_layer, other_place) = PACKAGES[package], PACKAGES[other]
-        if other_layer > layer or (other_layer == layer and other_place > place):
+        if PLACES[other] > PLACES[package]:
             found.append(f"{package} imports {other}")
     return found
 
@@ -60,11 +60,11 @@ def sources():
         yield "models", path
 
 
-def test_every_package_has_its_layer():
-    assert {package for package, _ in sources()} - set(PACKAGES) == set()
+def test_every_package_has_its_place():
+    assert {package for package, _ in sources()} - set(PLACES) == set()
 
 
-def test_imports_go_down_or_left():
+def test_imports_go_down_the_order():
     lazy_names = {"__init__", "__main__"}
     assert [
         b for package, path in sources() if package not in lazy_names for b in breaches(package, path.read_text())
@@ -86,16 +86,10 @@ def test_the_check_of_imports_sees_a_breach(package, source, found):
 
 
 def test_light_packages_never_import_tensorflow_at_module_level():
-    light = {package for packages in LAYERS[:3] for package in packages} | {
-        "workflows",
-        "callbacks",
-        "cli",
-        "report",
-    }
     found = [
         f"{path.name}: {module}"
         for package, path in sources()
-        if package in light
+        if package in LIGHT
         for module in imports(path.read_text(), module_level=True)
         if module.split(".")[0] in HEAVY
     ]

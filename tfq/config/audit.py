@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a flatbuffer must be."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
-from tfq.config.conversion import IO_TYPES, SCHEMES, TARGETS, check_io_types
+from tfq.config.conversion import IO_TYPES, SCHEMES, TARGETS, ConversionConfig, check_io_types
 
 # What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
 AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
@@ -33,3 +34,16 @@ class AuditConfig(Config):
         super().__post_init__()
         if self.require in AUDIT_SCHEMES:
             check_io_types(self, AUDIT_SCHEMES[self.require], f"require={self.require}")
+
+    def for_conversion(self, conversion: ConversionConfig) -> "AuditConfig":
+        """Return what a converted flatbuffer must be: its target or scheme, unless this requires another."""
+        scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == conversion.scheme)
+        return dataclasses.replace(
+            self,
+            require=self.require or conversion.target or scheme,
+            allow_float=(*self.allow_float, *conversion.float_layers),
+            allow_int16=(*self.allow_int16, *conversion.int16_layers),
+            allow_int4=(*self.allow_int4, *conversion.int4_layers),
+            inference_input_type=conversion.inference_input_type or self.inference_input_type,
+            inference_output_type=conversion.inference_output_type or self.inference_output_type,
+        )

@@ -10,7 +10,7 @@ from tfq.workflows.compression import (
     preflight,
     preflight_with_flatbuffer,
 )
-from tfq.workflows.conversion import audit_config, compare_with_qat_model, convert
+from tfq.workflows.conversion import compare_with_qat_model, convert
 from tfq.workflows.evaluation import Evaluated, evaluate
 from tfq.workflows.model_files import (
     check_model_file,
@@ -26,7 +26,6 @@ from tfq.workflows.training import load_split, train
 __all__ = [
     "Compressed",
     "Evaluated",
-    "audit_config",
     "check_compressible",
     "check_model_file",
     "compare_with_qat_model",

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model as a flatbuffer, and what the flatbuffer is held against."""
 
-import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from tfq import data
-from tfq.config import AUDIT_SCHEMES, AuditConfig, ConversionConfig, RunConfig
+from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.workflows.model_files import trace_once
 from tfq.workflows.training import hashes, told
@@ -82,18 +81,3 @@ def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) 
             stacklevel=2,
         )
     return {**found.to_dict(), "missed": list(found.missed()), "told_departure": found.told_departure()}
-
-
-def audit_config(config: RunConfig) -> AuditConfig:
-    """What to hold a flatbuffer against that config.conversion has made, unless told: its target, or its scheme."""
-    made = config.conversion
-    scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == made.scheme)
-    return dataclasses.replace(
-        config.audit,
-        require=config.audit.require or made.target or scheme,
-        allow_float=(*config.audit.allow_float, *made.float_layers),
-        allow_int16=(*config.audit.allow_int16, *made.int16_layers),
-        allow_int4=(*config.audit.allow_int4, *made.int4_layers),
-        inference_input_type=made.inference_input_type or config.audit.inference_input_type,
-        inference_output_type=made.inference_output_type or config.audit.inference_output_type,
-    )

@@ -350,7 +350,7 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
     for each in made:
 
         def make(directory: Path, each: Made = each) -> dict[str, Any]:
-            audited = auditing.audit_model(each.content, workflows.audit_config(config))
+            audited = auditing.audit_model(each.content, config.audit.for_conversion(config.conversion))
             evaluated = workflows.evaluate(
                 each.content, config, reference=reference(), parity=each.name != "float", test=run.test
             )
@@ -359,7 +359,7 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
         inputs = {
             "model": artifacts.sha256(each.content),
             "reference": artifacts.sha256(made[0].content),
-            "audit": workflows.audit_config(config).to_dict(),
+            "audit": config.audit.for_conversion(config.conversion).to_dict(),
             "evaluation": {**config.evaluation.to_dict(), "require": None},
             "metric_sha256": evaluation.metric_sha256(config.evaluation.metric),
             "parity": each.name != "float",
