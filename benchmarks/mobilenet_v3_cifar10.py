@@ -86,10 +86,10 @@ class Benchmark:
         """Search the whole space with tfq.find_int8 and return the best candidate on the validation split."""
         floating = self._float_flatbuffer(self._trained_once("float", {}))
         config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), max_mixed_layers=0)
-        splits = (self.splits[split] for split in ("train", "val", "test"))
+        train, validation, test = (self.splits[split] for split in ("train", "val", "test"))
         asked = tfq.ConversionConfig(num_calibration_samples=CALIBRATION_EXAMPLES)
         store = StageStore(make_out_dir(self.out / "search"))
-        found = tfq.find_int8(floating, *splits, config, conversion=asked, store=store, told=print)
+        found = tfq.find_int8(floating, train, validation, test, config, conversion=asked, store=store, told=print)
         return found.content, {"chosen": found.chosen.name, "against_float": found.test_against_float.to_dict()}
 
     def stock_qat_keras3(self) -> tuple[None, dict[str, Any]]:

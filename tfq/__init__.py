@@ -1,72 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compress Keras models to int8 TFLite and verify the result on every backend that will run it.
 
-Names are loaded when first used: `import tfq` imports neither TensorFlow nor an interpreter.
+The imports below are the one list of public names. Type checkers read it, and so does `__getattr__`, which imports a
+name when it is first used. `import tfq` imports neither TensorFlow nor an interpreter.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "convert": "tfq.conversion:convert_model",
-    "trace": "tfq.conversion:trace",
-    "audit": "tfq.auditing:audit_model",
-    "evaluate": "tfq.evaluation:evaluate_model",
-    "analyze": "tfq.analysis:analyze",
-    "find_int8": "tfq.search:find_int8",
-    "prune": "tfq.compression:prune_model",
-    "prune_structured": "tfq.compression:prune_structured",
-    "cluster": "tfq.compression:cluster_model",
-    "qat": "tfq.compression:qat_model",
-    "preflight": "tfq.compression:preflight",
-    "to_tf_keras": "tfq.keras_bridge:to_tf_keras",
-    "return_weights": "tfq.keras_bridge:return_weights",
-    "register_translator": "tfq.keras_bridge:register_translator",
-    "qat_parity": "tfq.compression:qat_parity",
-    "run": "tfq.workflows.run:run_recipe",
-    "load_model": "tfq.keras_bridge:load_model",
-    "load_split": "tfq.data:load_split",
-    "Int8Evaluation": "tfq.callbacks:Int8Evaluation",
-    "TFLiteExport": "tfq.callbacks:TFLiteExport",
-    "TfqError": "tfq.errors:TfqError",
-    "InputError": "tfq.errors:InputError",
-    "AuditError": "tfq.errors:AuditError",
-    "TfqWarning": "tfq.errors:TfqWarning",
-    "RunConfig": "tfq.config:RunConfig",
-    "DataConfig": "tfq.config:DataConfig",
-    "PruneConfig": "tfq.config:PruneConfig",
-    "ClusterConfig": "tfq.config:ClusterConfig",
-    "StructuredPruningConfig": "tfq.config:StructuredPruningConfig",
-    "QATConfig": "tfq.config:QATConfig",
-    "DistillationConfig": "tfq.config:DistillationConfig",
-    "CompressionConfig": "tfq.config:CompressionConfig",
-    "TrainConfig": "tfq.config:TrainConfig",
-    "ConversionConfig": "tfq.config:ConversionConfig",
-    "AnalysisConfig": "tfq.config:AnalysisConfig",
-    "BitsConfig": "tfq.config:BitsConfig",
-    "AuditConfig": "tfq.config:AuditConfig",
-    "CalibrationConfig": "tfq.config:CalibrationConfig",
-    "SearchConfig": "tfq.config:SearchConfig",
-    "BudgetConfig": "tfq.config:BudgetConfig",
-    "EvaluationConfig": "tfq.config:EvaluationConfig",
-    "BenchmarkConfig": "tfq.config:BenchmarkConfig",
-    "benchmark": "tfq.evaluation:benchmark_models",
-}
-
-__all__ = sorted([*_PUBLIC, "__version__"])
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # isort: off
+    # Functions.
     from tfq.analysis.analyze import analyze as analyze
     from tfq.auditing import audit_model as audit
-    from tfq.callbacks import Int8Evaluation as Int8Evaluation
-    from tfq.callbacks import TFLiteExport as TFLiteExport
+    from tfq.compression import cluster_model as cluster
+    from tfq.compression.preflight import preflight as preflight
     from tfq.compression import prune_model as prune
     from tfq.compression import prune_structured as prune_structured
     from tfq.compression import qat_model as qat
-    from tfq.compression.parity.compare import qat_parity as qat_parity
-    from tfq.compression.preflight import preflight as preflight
+    from tfq.compression import qat_parity as qat_parity
+    from tfq.conversion import convert_model as convert
+    from tfq.conversion import trace as trace
+    from tfq.data import load_split as load_split
+    from tfq.evaluation import benchmark_models as benchmark
+    from tfq.evaluation import evaluate_model as evaluate
+    from tfq.evaluation import reference_outputs as reference_outputs
+    from tfq.keras_bridge import load_model as load_model
+    from tfq.keras_bridge import register_translator as register_translator
+    from tfq.keras_bridge import return_weights as return_weights
+    from tfq.keras_bridge import to_tf_keras as to_tf_keras
+    from tfq.search import find_int8 as find_int8
+    from tfq.workflows.run import run_recipe as run
+
+    # Keras callbacks.
+    from tfq.callbacks import Int8Evaluation as Int8Evaluation
+    from tfq.callbacks import TFLiteExport as TFLiteExport
+
+    # Extension points: make an object of one of these classes and pass it to `register`.
+    from tfq.ptq.calibration import CalibrationMethod as CalibrationMethod
+    from tfq.registry import register as register
+
+    # Configuration.
     from tfq.config import AnalysisConfig as AnalysisConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
@@ -81,34 +55,62 @@ if TYPE_CHECKING:
     from tfq.config import EvaluationConfig as EvaluationConfig
     from tfq.config import PruneConfig as PruneConfig
     from tfq.config import QATConfig as QATConfig
+    from tfq.config import RequireConfig as RequireConfig
     from tfq.config import RunConfig as RunConfig
     from tfq.config import SearchConfig as SearchConfig
     from tfq.config import StructuredPruningConfig as StructuredPruningConfig
     from tfq.config import TrainConfig as TrainConfig
-    from tfq.conversion import convert_model as convert
-    from tfq.conversion import trace as trace
-    from tfq.data import load_split as load_split
+
+    # Results, and what can be passed on from one function to the next.
+    from tfq.analysis import Analysis as Analysis
+    from tfq.auditing import AuditReport as AuditReport
+    from tfq.compression import Preflight as Preflight
+    from tfq.compression import QATParity as QATParity
+    from tfq.compression import StructuredPruningResult as StructuredPruningResult
+    from tfq.conversion import Trace as Trace
+    from tfq.data import Split as Split
+    from tfq.data import SplitStream as SplitStream
+    from tfq.evaluation import BenchmarkRecord as BenchmarkRecord
+    from tfq.evaluation import EvaluationRecord as EvaluationRecord
+    from tfq.evaluation import ReferenceOutputs as ReferenceOutputs
+    from tfq.keras_bridge import BridgeResult as BridgeResult
+    from tfq.keras_bridge import Translator as Translator
+    from tfq.search import SearchResult as SearchResult
+
+    # Errors and warnings.
     from tfq.errors import AuditError as AuditError
+    from tfq.errors import BackendError as BackendError
+    from tfq.errors import FlatbufferError as FlatbufferError
     from tfq.errors import InputError as InputError
+    from tfq.errors import ModelError as ModelError
+    from tfq.errors import RequirementError as RequirementError
     from tfq.errors import TfqError as TfqError
     from tfq.errors import TfqWarning as TfqWarning
-    from tfq.evaluation import benchmark_models as benchmark
-    from tfq.evaluation import evaluate_model as evaluate
-    from tfq.keras_bridge import load_model as load_model
-    from tfq.keras_bridge import register_translator as register_translator
-    from tfq.keras_bridge import return_weights as return_weights
-    from tfq.keras_bridge import to_tf_keras as to_tf_keras
-    from tfq.workflows.run import run_recipe as run
+else:
+    # Hidden from type checkers: for them, a module with `__getattr__` has an attribute of every name.
+    import functools
 
+    @functools.cache
+    def _locations() -> dict[str, tuple[str, str]]:
+        """Return public name -> (module, name there): the imports above, read from this file."""
+        import ast
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'tfq' has no attribute {name!r}")
-    module, _, attribute = _PUBLIC[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
+        block = next(node for node in ast.parse(__loader__.get_source(__name__)).body if isinstance(node, ast.If))
+        return {each.asname: (node.module, each.name) for node in block.body for each in node.names}
 
+    def __getattr__(name: str) -> object:
+        import importlib
 
-def __dir__() -> list[str]:
-    return __all__
+        if name == "__all__":
+            value = sorted([*_locations(), "__version__"])
+        # Python itself asks for names like `__path__`.
+        elif not name.startswith("_") and name in _locations():
+            module, attribute = _locations()[name]
+            value = getattr(importlib.import_module(module), attribute)
+        else:
+            raise AttributeError(f"module 'tfq' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return __getattr__("__all__")

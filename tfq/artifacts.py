@@ -9,12 +9,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tfq.errors import InputError, TfqError
+from tfq.typing import PathOrBytes
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write `content` under `path` whole or not at all: a temporary sibling, fsync, rename.
 
     Raises TfqError when the disk is full or refuses; what stood at `path` before then stands there still.
@@ -40,7 +41,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
 
 
 @contextlib.contextmanager
-def staged(path: str | os.PathLike) -> Iterator[Path]:
+def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     """For writers that want a file name of their own: yields a temporary sibling of `path` with the same suffix, which
     takes the place of `path` when the block ends well, and is gone when it does not.
 
@@ -68,7 +69,7 @@ def copy_file(source: Path, path: Path) -> Path:
     return write_bytes(path, source.read_bytes())
 
 
-def sync_directory(path: str | os.PathLike) -> None:
+def sync_directory(path: str | os.PathLike[str]) -> None:
     """Have the names in the directory at `path` survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -101,12 +102,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def write_text(path: str | os.PathLike, text: str) -> Path:
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """`write_bytes` of UTF-8 text."""
     return write_bytes(path, text.encode())
 
 
-def write_json(path: str | os.PathLike, value: Any) -> Path:
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """`write_bytes` of strict, indented JSON. Raises TfqError on NaN and infinity, which JSON does not have."""
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
@@ -115,23 +116,58 @@ def write_json(path: str | os.PathLike, value: Any) -> Path:
     return write_text(path, text + "\n")
 
 
-def read_bytes(path: str | os.PathLike, wanted: str) -> bytes:
-    """The content of the file at `path`. Where there is none, InputError says what was `wanted`."""
+def read_bytes(path: str | os.PathLike[str], expected: str, *, field: str | None = None) -> bytes:
+    """Return the content of the file at `path`.
+
+    Args:
+        path: The file.
+        expected: What the file should be, in a few words, for the errors.
+        field: The argument or config path that named the file, for the errors.
+
+    Raises:
+        InputError: There is no such file, it is a directory, it is empty, or it cannot be read.
+    """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory: wanted {wanted}", got=str(path))
+    problem, cause = "is empty", cast(Exception | None, None)
     try:
-        content = path.read_bytes()
+        if content := path.read_bytes():
+            return content
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: wanted {wanted}", got=str(path)) from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}: wanted {wanted}", got=str(path)) from error
-    if not content:
-        raise InputError(f"{path} is empty: wanted {wanted}", got=str(path))
-    return content
+        problem, cause = "does not exist", error
+    except IsADirectoryError as error:
+        problem, cause = "is a directory", error
+    except (OSError, ValueError) as error:  # ValueError: the path holds a null character
+        problem, cause = f"cannot be read: {getattr(error, 'strerror', None) or error}", error
+    where = f"{field}: " if field else ""
+    raise InputError(
+        f"{where}{path} {problem}: expected {expected}", field=field, expected=expected, got=str(path)
+    ) from cause
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def content_of(source: PathOrBytes, field: str, expected: str = "a .tflite file") -> bytes:
+    """Return `source` itself if it is bytes, or the content of the file that it names.
+
+    Args:
+        source: The content, or the path of its file.
+        field: The argument that holds it, for the errors.
+        expected: What the content should be, in a few words, for the errors.
+
+    Raises:
+        InputError: It is neither; or there is no such file, it is a directory, it is empty, or it cannot be read.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_bytes(source, expected, field=field)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    raise InputError(
+        f"{field} is a {type(source).__name__}: expected {expected}: its path, or its content as bytes",
+        field=field,
+        expected=expected,
+        got=type(source).__name__,
+    )
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
     """The value of a JSON file. Raises InputError with line and column where it is not JSON."""
     try:
         return json.loads(read_bytes(path, "a JSON file"))
@@ -139,7 +175,7 @@ def read_json(path: str | os.PathLike) -> Any:
         raise InputError(f"{path} is not JSON: {error}", got=str(path)) from error
 
 
-def make_out_dir(path: str | os.PathLike) -> Path:
+def make_out_dir(path: str | os.PathLike[str]) -> Path:
     """The directory at `path`, made with its parents. Raises InputError where a file is in the way of it."""
     path = Path(path)
     if not str(path) or str(path) == ".":
@@ -160,13 +196,13 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def sha256_file(path: str | os.PathLike) -> str:
+def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_path(path: str | os.PathLike) -> str:
+def sha256_path(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file, or of a directory: of the names and hashes of all files in it, at any depth."""
     path = Path(path)
     if not path.is_dir():
@@ -188,7 +224,7 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold an exclusive lock on the file at `path` (made if missing), freed if we die.
 
     Waits for another holder; `waiting` is called once before that.

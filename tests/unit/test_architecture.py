@@ -9,7 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top, as in CONTRIBUTING.md. A package imports those before it.
 ORDER = [
-    *("errors", "registry", "quant_math", "text_table", "artifacts", "config", "patterns", "provenance", "store"),
+    *(
+        "errors",
+        "typing",
+        "registry",
+        "quant_math",
+        "text_table",
+        "artifacts",
+        "config",
+        "patterns",
+        "provenance",
+        "store",
+    ),
     *("tflite", "auditing", "data", "backends", "ptq", "evaluation", "analysis"),
     *("keras_bridge", "conversion", "compression", "models"),
     *("report", "callbacks", "search", "workflows", "cli", "pipelines", "__main__", "__init__"),

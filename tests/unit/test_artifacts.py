@@ -79,16 +79,28 @@ def test_json_without_a_number_for_it_is_refused(tmp_path, value):
     assert os.listdir(tmp_path) == []
 
 
-def test_reading_says_what_is_wrong_with_the_path(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "word"), [("", "directory"), ("none", "exist"), ("empty", "empty"), ("empty/x", "read"), ("\0", "read")]
+)
+def test_reading_says_what_is_wrong_with_the_path(tmp_path, name, word):
     (tmp_path / "empty").touch()
-    for name, told in [
-        ("", "is a directory"),
-        ("none", "does not exist"),
-        ("empty", "is empty"),
-        ("empty/x", "cannot be read"),
-    ]:
-        with pytest.raises(InputError, match=f"{told}: .*wanted a model|{told}: wanted a model"):
-            artifacts.read_bytes(tmp_path / name, "a model")
+    with pytest.raises(InputError, match=word) as caught:
+        artifacts.read_bytes(tmp_path / name, "a model", field="reference")
+    assert (caught.value.field, caught.value.expected) == ("reference", "a model")
+    assert caught.value.got == str(tmp_path / name)
+
+
+def test_content_is_taken_from_bytes_or_from_a_path(tmp_path):
+    path = artifacts.write_bytes(tmp_path / "a.tflite", b"content")
+    for source in (b"content", bytearray(b"content"), path, str(path)):
+        content = artifacts.content_of(source, "model")
+        assert isinstance(content, bytes) and content == b"content"
+
+
+def test_content_of_something_else_is_an_input_error():
+    with pytest.raises(InputError) as caught:
+        artifacts.content_of(7, "model")
+    assert (caught.value.field, caught.value.got) == ("model", "int")
 
 
 def test_an_out_directory_below_a_file_is_an_input_error(tmp_path):
