@@ -13,11 +13,14 @@ def fits(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_fits(what: str, pattern: str, reasons: Mapping[str, str | None], *, layers: str = "layer") -> None:
+def check_fits(
+    what: str, pattern: str, reasons: Mapping[str, str | None], *, field: str | None = None, layers: str = "layer"
+) -> None:
     """Raises InputError unless `pattern` fits a layer that can be chosen.
 
     what: how the error calls the pattern, with the step that it is for. reasons: every layer's name -> why it cannot
-    be chosen, None where it can. layers: what the pattern looks for, as in "fits no layer".
+    be chosen, None where it can. field: the config path that holds the pattern. layers: what the pattern looks for, as
+    in "fits no layer".
     The error says why what fits cannot be chosen, and which name was probably meant.
     """
     able = [name for name, reason in reasons.items() if reason is None]
@@ -25,7 +28,7 @@ def check_fits(what: str, pattern: str, reasons: Mapping[str, str | None], *, la
         return
     unable = next((name for name in reasons if fits(name, (pattern,))), None)
     why = f"fits no {layers}" if unable is None else f"fits only {unable!r} ({reasons[unable]})"
-    raise InputError(f"{what} {why}: {did_you_mean(pattern, able)}")
+    raise InputError(f"{what} {why}: {did_you_mean(pattern, able)}", field=field, expected=tuple(able), got=pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +47,29 @@ def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) 
     """
     found = []
     for text in texts:
-        begin = f"{what}: target {text!r}"
+        begin, field = f"{what}: target {text!r}", f"compression.{what}.targets"
         pattern, equals, number = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern or not number:
-            raise InputError(f"{begin}: wanted PATTERN={called.upper()}, as in 'conv*=0.8'")
+            raise InputError(
+                f"{begin}: wanted PATTERN={called.upper()}, as in 'conv*=0.8'",
+                field=field,
+                expected=f"PATTERN={called.upper()}",
+                got=text,
+            )
         wanted = f"wanted a fraction from 0 to {highest:g}"
         try:
             value = float(number)
         except ValueError as error:
             hint = _as_fraction(number.removesuffix("%")) if number.endswith("%") else ""
-            raise InputError(f"{begin}: {number!r} is no number: {wanted}{hint}") from error
+            raise InputError(
+                f"{begin}: {number!r} is no number: {wanted}{hint}", field=field, expected=(0, highest), got=text
+            ) from error
         # Not `<` and `>`, which a NaN would pass.
         if not 0 <= value <= highest:
             hint = _as_fraction(number) if 1 < value < 100 else ""
-            raise InputError(f"{begin}: {number} is no {called}: {wanted}{hint}")
+            raise InputError(
+                f"{begin}: {number} is no {called}: {wanted}{hint}", field=field, expected=(0, highest), got=text
+            )
         found.append(Target(pattern=pattern, value=value, text=text))
     return tuple(found)
 

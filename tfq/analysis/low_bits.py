@@ -86,7 +86,7 @@ def with_few_bits(
     graph = parsed.main_subgraph
     layers = graph.layers_by_output
     for pattern in keep:
-        check_fits(f"keep: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()))
+        check_fits(f"keep: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()), field="bits.keep")
     if weight_bits < FLOAT_BITS:
         for layer in weighted_ops(edited, parsed):
             if not fits(layer.layer, keep):

@@ -53,7 +53,9 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     if not student.steps_traced:
         raise TfqError(
             f"{what}: distillation had no part in the training: fit must compile the model that it is given and call "
-            "its own fit; a training loop by hand, or another model around it, does not see the teacher"
+            "its own fit; a training loop by hand, or another model around it, does not see the teacher",
+            field="fit",
+            expected="a fit of the model that it is given",
         )
 
 
@@ -207,7 +209,10 @@ def _check_fit(model: Any, teacher: Any, what: str) -> None:
             name = getattr(teacher, "name", teacher)
             raise InputError(
                 f"{what}: the teacher {name!r} has {ends} of shape {theirs}, {model.name!r} has {ours}: "
-                "distillation wants the float model that this one comes from"
+                "distillation wants the float model that this one comes from",
+                field="teacher",
+                expected=ours,
+                got=theirs,
             )
 
 
@@ -227,7 +232,12 @@ def _layer_pairs(model: Any, teacher: Any, patterns: Sequence[str], what: str) -
         if ours is not None and reasons[layer.name] is None and fits(layer.name, patterns):
             pairs[layer.name] = (ours.output, layer.output)
     for pattern in patterns:
-        check_fits(f"{what}: the pattern {pattern!r} in distillation.layers", pattern, reasons)
+        check_fits(
+            f"{what}: the pattern {pattern!r} in distillation.layers",
+            pattern,
+            reasons,
+            field=f"compression.{what}.distillation.layers",
+        )
     return list(pairs.values())
 
 

@@ -36,7 +36,10 @@ def check_same_function(
     if [output.shape for output in wanted] != [output.shape for output in got]:
         raise TfqError(
             f"{what} changed the function of {before.name!r}: its outputs had the shapes "
-            f"{[output.shape for output in wanted]}, and have {[output.shape for output in got]}"
+            f"{[output.shape for output in wanted]}, and have {[output.shape for output in got]}",
+            field="model",
+            expected=[output.shape for output in wanted],
+            got=[output.shape for output in got],
         )
     for index, (old, new) in enumerate(zip(wanted, got, strict=True)):
         error = float(np.max(np.abs(old.astype(np.float64) - new), initial=0.0))
@@ -45,7 +48,10 @@ def check_same_function(
         if not error <= tolerance * scale:
             raise TfqError(
                 f"{what} changed the function of {before.name!r}: with fake quantization as identity, output {index} "
-                f"differs by {error:.3g} (of {scale:.3g}), wanted at most {tolerance * scale:.3g}: {advice}"
+                f"differs by {error:.3g} (of {scale:.3g}), wanted at most {tolerance * scale:.3g}: {advice}",
+                field="model",
+                expected=tolerance * scale,
+                got=error,
             )
 
 

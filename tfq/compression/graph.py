@@ -21,11 +21,17 @@ def require_graph_model(model: Any, what: str) -> None:
         return
     if isinstance(model, import_tf_keras().Sequential):
         raise InputError(
-            f"{what}: the sequential model {model.name!r} is not built: give its first layer an input_shape"
+            f"{what}: the sequential model {model.name!r} is not built: give its first layer an input_shape",
+            field="model",
+            expected="a built model",
+            got=model.name,
         )
     raise InputError(
         f"{what} takes functional and sequential models, and {model.name!r} is a subclass ({type(model).__name__}) "
-        "whose graph nobody can see: build it as tf_keras.Model(inputs, outputs)"
+        "whose graph nobody can see: build it as tf_keras.Model(inputs, outputs)",
+        field="model",
+        expected="a functional or sequential model",
+        got=type(model).__name__,
     )
 
 
@@ -103,11 +109,15 @@ def fit_with(fit: Fit, model: Any, callback: Any, what: str) -> None:
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     if iterations is not None and int(iterations.numpy()):
         raise TfqError(
-            f"{what}: fit did not pass on the callbacks that it was given: model.fit(..., callbacks=callbacks)"
+            f"{what}: fit did not pass on the callbacks that it was given: model.fit(..., callbacks=callbacks)",
+            field="fit",
+            expected="a fit that passes on the callbacks",
         )
     raise TfqError(
         f"{what}: fit did not train the model that it was given (no step was counted): it must compile that model "
-        "and call its fit with the callbacks, for at least one step"
+        "and call its fit with the callbacks, for at least one step",
+        field="fit",
+        expected="a fit that trains the model",
     )
 
 
@@ -120,7 +130,10 @@ def steps_of_training(params: dict[str, Any], step: str, setting: str, share: st
     if not epochs or not steps:
         raise InputError(
             f"{step}: {setting} is -1 ({share} of the training), and the length of this training is not known "
-            f"beforehand: set {setting} (--{step}.{setting}), or give fit a steps_per_epoch"
+            f"beforehand: set {setting} (--{step}.{setting}), or give fit a steps_per_epoch",
+            field=f"compression.{step}.{setting}",
+            expected="a step",
+            got=-1,
         )
     return int(epochs * steps)
 
@@ -135,5 +148,8 @@ def check_finite(model: Any, after: str) -> None:
     if bad:
         raise TfqError(
             f"{model.name!r}: after {after}, {', '.join(bad)} hold(s) weights that are NaN or infinite: "
-            "lower the learning rate"
+            "lower the learning rate",
+            field="model",
+            expected="finite weights",
+            got=tuple(bad),
         )

@@ -35,7 +35,10 @@ def batches_of(model: Any, data: Any, limit: int, what: str) -> Iterator[list[ND
             if not array.ndim or not shape_fits(array.shape[1:], wanted):
                 raise InputError(
                     f"{what} examples of input {tensor.name!r} have shape {array.shape[1:]}, the model wants "
-                    f"{wanted}: give an array (n, ...) of what the model is fed"
+                    f"{wanted}: give an array (n, ...) of what the model is fed",
+                    field="data",
+                    expected=tuple(wanted),
+                    got=array.shape[1:],
                 )
         for start in range(0, len(arrays[0]), _BATCH_SIZE):
             yield [array[start : start + _BATCH_SIZE] for array in arrays]
@@ -98,7 +101,12 @@ def train_model(
     values = {name: [float(value) for value in series] for name, series in history.history.items()}
     for name, series in values.items():
         if not np.isfinite(series).all():
-            raise TfqError(f"training of {model.name!r}: {name} became {series}: lower --train.learning_rate")
+            raise TfqError(
+                f"training of {model.name!r}: {name} became {series}: lower --train.learning_rate",
+                field="training.learning_rate",
+                expected="a finite loss",
+                got=series,
+            )
     return {"loss_function": _described(loss), **values}
 
 
@@ -114,10 +122,20 @@ def predict(model: Any, split: AnySplit) -> NDArray:
 def num_classes(model: Any) -> int:
     """The classes that a model with one output (n, classes) tells apart: 2 for (n, 1). Raises InputError otherwise."""
     if len(model.outputs) != 1:
-        raise InputError(f"{model.name!r} has {len(model.outputs)} outputs: train_model wants one: bring your own loop")
+        raise InputError(
+            f"{model.name!r} has {len(model.outputs)} outputs: train_model wants one: bring your own loop",
+            field="model",
+            expected=1,
+            got=len(model.outputs),
+        )
     shape = tuple(model.outputs[0].shape)
     if len(shape) != 2 or not shape[1]:
-        raise InputError(f"{model.name!r} gives {shape}: train_model wants (n, classes): bring your own loop")
+        raise InputError(
+            f"{model.name!r} gives {shape}: train_model wants (n, classes): bring your own loop",
+            field="model",
+            expected="(n, classes)",
+            got=shape,
+        )
     return max(2, int(shape[1]))
 
 
@@ -247,13 +265,21 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
             _warn_of_unused_classes(model, labels)
         return arrays[0], arrays[0]
     if labels is None:
-        raise InputError(f"{where}: has no labels, and training needs them")
+        raise InputError(f"{where}: has no labels, and training needs them", field="data", expected="labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(f"{where}: labels are {labels.dtype} {labels.shape}: wanted integers, one an example")
+        raise InputError(
+            f"{where}: labels are {labels.dtype} {labels.shape}: wanted integers, one an example",
+            field="data",
+            expected="one integer label for each example",
+            got=labels.dtype,
+        )
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"{where}: labels run from {labels.min()} to {labels.max()}, and {model.name!r} tells {classes} classes "
-            f"apart: wanted 0 to {classes - 1}"
+            f"apart: wanted 0 to {classes - 1}",
+            field="data",
+            expected=(0, classes - 1),
+            got=(int(labels.min()), int(labels.max())),
         )
     return arrays if len(arrays) > 1 else arrays[0], labels
 
@@ -275,9 +301,16 @@ def _names(model: Any) -> list[str]:
 
 def _check_input(array: NDArray, shape: tuple[int | None, ...], where: str) -> None:
     if not array.ndim or not shape_fits(array.shape[1:], shape[1:]):
-        raise InputError(f"{where}: examples have shape {array.shape[1:]}, the model wants {shape[1:]}")
+        raise InputError(
+            f"{where}: examples have shape {array.shape[1:]}, the model wants {shape[1:]}",
+            field="data",
+            expected=shape[1:],
+            got=array.shape[1:],
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"{where}: holds NaN or infinity: clean the data first")
+        raise InputError(
+            f"{where}: holds NaN or infinity: clean the data first", field="data", expected="finite values"
+        )
 
 
 def _stop_at_nan(keras: Any) -> Any:
@@ -287,7 +320,10 @@ def _stop_at_nan(keras: Any) -> Any:
             if loss is not None and not math.isfinite(loss):
                 raise TfqError(
                     f"training of {self.model.name!r}: the loss became {loss} at batch {batch}: lower "
-                    "--train.learning_rate, or look at the scale of the inputs"
+                    "--train.learning_rate, or look at the scale of the inputs",
+                    field="training.learning_rate",
+                    expected="a finite loss",
+                    got=loss,
                 )
 
     return StopAtNaN()

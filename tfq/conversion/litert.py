@@ -32,7 +32,12 @@ def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[s
     graph = tflite.read(model).main_subgraph
     named = [(op.keras_layer or graph.tensors[op.outputs[0]].name, op.outputs) for op in graph.ops if op.outputs]
     for pattern in patterns:
-        check_fits(f"{setting}: the pattern {pattern!r}", pattern, dict.fromkeys(name for name, _ in named))
+        check_fits(
+            f"{setting}: the pattern {pattern!r}",
+            pattern,
+            dict.fromkeys(name for name, _ in named),
+            field=f"conversion.{setting}",
+        )
     return [graph.tensors[index].name for name, outputs in named if fits(name, patterns) for index in outputs]
 
 

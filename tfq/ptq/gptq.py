@@ -102,7 +102,12 @@ def narrow_to_int4(
     """
     edited, found, skipped = _layers(quantized, floating)
     for pattern in layers:
-        check_fits(f"int4_layers: the pattern {pattern!r}", pattern, dict.fromkeys(layer.layer for layer, _ in found))
+        check_fits(
+            f"int4_layers: the pattern {pattern!r}",
+            pattern,
+            dict.fromkeys(layer.layer for layer, _ in found),
+            field="conversion.int4_layers",
+        )
     chosen = [(layer, source) for layer, source in found if fits(layer.layer, layers)]
     skipped |= {layer.layer: "no pattern fits its name" for layer, _ in found if not fits(layer.layer, layers)}
     told = {}

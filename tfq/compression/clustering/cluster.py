@@ -69,13 +69,23 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     config = config or ClusterConfig()
     require_graph_model(model, "clustering")
     if not config.layers:
-        raise InputError("cluster: layers is empty: name patterns of the layers to cluster, or leave --cluster out")
+        raise InputError(
+            "cluster: layers is empty: name patterns of the layers to cluster, or leave --cluster out",
+            field="compression.cluster.layers",
+            expected="name patterns",
+            got=(),
+        )
     reasons = reasons_by_layer(model, lambda layer: _why_not(layer, config))
     if None not in reasons.values():
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise InputError(f"cluster: no layer of {model.name!r} can be clustered: {told}")
+        raise InputError(
+            f"cluster: no layer of {model.name!r} can be clustered: {told}",
+            field="model",
+            expected="a layer that can be clustered",
+            got=model.name,
+        )
     for pattern in config.layers:
-        check_fits(f"cluster: the pattern {pattern!r} in layers", pattern, reasons)
+        check_fits(f"cluster: the pattern {pattern!r} in layers", pattern, reasons, field="compression.cluster.layers")
     chosen = tuple(name for name, reason in reasons.items() if reason is None and fits(name, config.layers))
     return ClusteringPlan(
         clustered=chosen,
@@ -104,7 +114,9 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
     """
     config = config or ClusterConfig()
     if teacher is not None and not config.distillation.enabled:
-        raise InputError(f"cluster: {UNUSED_TEACHER}")
+        raise InputError(
+            f"cluster: {UNUSED_TEACHER}", field="compression.cluster.distillation.enabled", expected=True, got=False
+        )
     plan = clustering_plan(model, config)
     trained, pairs = copy_for_training(model, "cluster")
     layers = dict(named_layers(trained))

@@ -59,7 +59,12 @@ def qat_parity(
     """
     require_tf_keras(qat_model, "qat_parity")
     if tolerance_lsb <= 0:
-        raise InputError(f"tolerance_lsb={tolerance_lsb}: wanted more than 0")
+        raise InputError(
+            f"tolerance_lsb={tolerance_lsb}: wanted more than 0",
+            field="tolerance_lsb",
+            expected="more than 0",
+            got=tolerance_lsb,
+        )
     split = as_split(data, limit=limit)
     comparison = _Comparison(_traced(qat_model), model, kernels, next(split.pieces()).take(2))
     for piece in split.pieces():
@@ -79,7 +84,10 @@ class _Comparison:
         if not self._reference.has_fake_quant():
             raise InputError(
                 f"{traced.model.name!r} has no fake quantization: wanted the model out of quantization-aware training "
-                "(tfq.qat), which the flatbuffer was converted from"
+                "(tfq.qat), which the flatbuffer was converted from",
+                field="qat_model",
+                expected="fake quantization",
+                got=traced.model.name,
             )
         prepare_inputs(self._parsed, examples)
         inputs = _paired(self._reference.inputs, traced.input_names, self._parsed.input_names, "inputs")
@@ -202,7 +210,10 @@ def _traced(model: Any) -> Trace:
     if built_in is not None:
         raise InputError(
             f"{model.name!r} has the batch size {built_in} built in: wanted a model without one, to run it on batches "
-            "of any size: build its Input without batch_size"
+            "of any size: build its Input without batch_size",
+            field="qat_model",
+            expected="no batch size",
+            got=built_in,
         )
     return trace(model, 0)
 
@@ -212,7 +223,10 @@ def _paired(values: Sequence[str], names: Sequence[str], wanted: Sequence[str], 
     if len(values) != len(wanted):
         raise InputError(
             f"the QAT model has {len(values)} {what} ({', '.join(names)}), the flatbuffer {len(wanted)} "
-            f"({', '.join(wanted)}): it was converted from another model"
+            f"({', '.join(wanted)}): it was converted from another model",
+            field="model",
+            expected=list(names),
+            got=list(wanted),
         )
     return [values[names.index(name)] for name in wanted] if set(names) == set(wanted) else list(values)
 

@@ -353,7 +353,10 @@ class LayerTally:
         if not np.isfinite(own).all():
             raise InputError(
                 f"the QAT model gives NaN or infinity in layer {self.match.layer!r}: its weights or ranges are broken: "
-                "train it again with a lower learning rate"
+                "train it again with a lower learning rate",
+                field="qat_model",
+                expected="finite values",
+                got=self.match.layer,
             )
 
 
@@ -375,7 +378,10 @@ class OutputTally:
         if own.size != got.size:
             raise InputError(
                 f"output {self._name!r}: the QAT model gives {list(own.shape[1:])}, the flatbuffer "
-                f"{list(got.shape[1:])}: it was converted from another model"
+                f"{list(got.shape[1:])}: it was converted from another model",
+                field="model",
+                expected=own.shape[1:],
+                got=got.shape[1:],
             )
         own = own.reshape(got.shape)
         self._noise.add(own, got)

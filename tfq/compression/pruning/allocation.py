@@ -78,7 +78,10 @@ def check_settings(config: PruneConfig) -> None:
     targets = parse_targets(config.targets)
     if config.end_step != -1 and config.end_step <= config.begin_step:
         raise InputError(
-            f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: wanted a later one, or -1"
+            f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: wanted a later one, or -1",
+            field="compression.prune.end_step",
+            expected=f"a step after {config.begin_step}, or -1",
+            got=config.end_step,
         )
     if config.allocation != "uniform" and targets:
         decides = {"sensitivity": "its measured sensitivity", "erk": "its shape", "lamp": "its weights"}[
@@ -87,10 +90,18 @@ def check_settings(config: PruneConfig) -> None:
         raise InputError(
             f"prune: targets with allocation={config.allocation}: either the targets say how sparse a layer becomes, "
             f"or "
-            f"{decides} does: leave one out (what `layers` does not name stays dense with both)"
+            f"{decides} does: leave one out (what `layers` does not name stays dense with both)",
+            field="compression.prune.targets",
+            expected=(),
+            got=config.targets,
         )
     if config.block_size and len(config.block_size) != 2:
-        raise InputError(f"prune: block_size {_listed(config.block_size)}: wanted two numbers, height,width")
+        raise InputError(
+            f"prune: block_size {_listed(config.block_size)}: wanted two numbers, height,width",
+            field="compression.prune.block_size",
+            expected="two numbers",
+            got=config.block_size,
+        )
     if config.sparsity_m_by_n:
         _check_m_by_n(config)
     elif config.schedule == "polynomial":
@@ -115,71 +126,109 @@ def chosen_sparsities(config: PruneConfig, reasons: Mapping[str, str | None]) ->
     """
     if not config.layers:
         raise InputError(
-            "prune: layers is empty: name patterns of the layers to prune, or switch pruning off (--noprune)"
+            "prune: layers is empty: name patterns of the layers to prune, or switch pruning off (--noprune)",
+            field="compression.prune.layers",
+            expected="name patterns",
+            got=(),
         )
     prunable = [name for name, reason in reasons.items() if reason is None]
     for pattern in config.layers:
-        check_fits(f"prune: the pattern {pattern!r} in layers", pattern, reasons)
+        check_fits(f"prune: the pattern {pattern!r} in layers", pattern, reasons, field="compression.prune.layers")
     named = [name for name in prunable if fits(name, config.layers)]
     sparsities = dict.fromkeys(named, config.final_sparsity)
     for target in parse_targets(config.targets):
         what = f"prune: the target {target.text!r}"
-        check_fits(what, target.pattern, reasons)
+        check_fits(what, target.pattern, reasons, field="compression.prune.targets")
         fitting = [name for name in named if fits(name, (target.pattern,))]
         if not fitting:
             outside = next(name for name in prunable if fits(name, (target.pattern,)))
             raise InputError(
                 f"{what} fits only layers that `layers` leaves out, such as {outside!r}: add a pattern to "
-                "layers, or take the target away"
+                "layers, or take the target away",
+                field="compression.prune.targets",
+                got=target.text,
             )
         sparsities.update(dict.fromkeys(fitting, target.value))
     chosen = {name: sparsity for name, sparsity in sparsities.items() if sparsity or not config.targets}
     if not chosen:
-        raise InputError("prune: every layer's target is 0: nothing would be pruned: switch pruning off (--noprune)")
+        raise InputError(
+            "prune: every layer's target is 0: nothing would be pruned: switch pruning off (--noprune)",
+            field="compression.prune.targets",
+            expected="a target above 0",
+            got=config.targets,
+        )
     return chosen
 
 
 def _check_m_by_n(config: PruneConfig) -> None:
     told = f"sparsity_m_by_n={_listed(config.sparsity_m_by_n)}"
     if len(config.sparsity_m_by_n) != 2 or config.sparsity_m_by_n[0] >= config.sparsity_m_by_n[1]:
-        raise InputError(f"prune: {told}: wanted m,n with m below n, as in 2,4: two zeros in every four weights")
+        raise InputError(
+            f"prune: {told}: wanted m,n with m below n, as in 2,4: two zeros in every four weights",
+            field="compression.prune.sparsity_m_by_n",
+            expected="m,n with m below n",
+            got=config.sparsity_m_by_n,
+        )
     zeros, group = config.sparsity_m_by_n
     if block_size(config) != (1, 1):
-        raise InputError(f"prune: {told} with block_size: a mask has one form: leave one of them out")
+        raise InputError(
+            f"prune: {told} with block_size: a mask has one form: leave one of them out",
+            field="compression.prune.block_size",
+            expected=(),
+            got=config.block_size,
+        )
     if config.allocation != "uniform":
         raise InputError(
             f"prune: {told} with allocation={config.allocation}: m:n makes every layer {zeros / group:g} sparse and "
             f"leaves "
-            "nothing to choose: leave one of them out"
+            "nothing to choose: leave one of them out",
+            field="compression.prune.allocation",
+            expected="uniform",
+            got=config.allocation,
         )
     if config.targets:
         raise InputError(
             f"prune: {told} with targets: m:n makes every layer {zeros / group:g} sparse: leave the targets out, and "
-            "name in `layers` the layers to prune"
+            "name in `layers` the layers to prune",
+            field="compression.prune.targets",
+            expected=(),
+            got=config.targets,
         )
     if config.final_sparsity not in (_default("final_sparsity"), zeros / group):
         raise InputError(
             f"prune: {told} with final_sparsity={config.final_sparsity:g}: {zeros} zeros in every {group} weights are "
-            f"{zeros / group:g}: leave final_sparsity out, or choose another m,n"
+            f"{zeros / group:g}: leave final_sparsity out, or choose another m,n",
+            field="compression.prune.final_sparsity",
+            expected=zeros / group,
+            got=config.final_sparsity,
         )
     wrong = [name for name in _GRADUAL if getattr(config, name) != _default(name)]
     if wrong:
         raise InputError(
             f"prune: {told} with {', '.join(wrong)}: these masks are made once, in begin_step, and do not grow: leave "
-            f"{'it' if len(wrong) == 1 else 'them'} out"
+            f"{'it' if len(wrong) == 1 else 'them'} out",
+            field=f"compression.prune.{wrong[0]}",
+            expected=_default(wrong[0]),
+            got=getattr(config, wrong[0]),
         )
 
 
 def _check_initial(config: PruneConfig, targets: Sequence[Target]) -> None:
     if config.initial_sparsity > config.final_sparsity:
         raise InputError(
-            f"prune: initial_sparsity {config.initial_sparsity:g} is above final_sparsity {config.final_sparsity:g}"
+            f"prune: initial_sparsity {config.initial_sparsity:g} is above final_sparsity {config.final_sparsity:g}",
+            field="compression.prune.initial_sparsity",
+            expected=config.final_sparsity,
+            got=config.initial_sparsity,
         )
     for target in targets:
         if 0 < target.value < config.initial_sparsity:
             raise InputError(
                 f"prune: initial_sparsity {config.initial_sparsity:g} is above the target {target.text!r}: lower "
-                "initial_sparsity"
+                "initial_sparsity",
+                field="compression.prune.initial_sparsity",
+                expected=target.value,
+                got=config.initial_sparsity,
             )
 
 

@@ -69,7 +69,10 @@ class Schedule:
         if end <= self._config.begin_step:
             raise InputError(
                 f"prune: begin_step {self._config.begin_step} is not before three quarters of the training ({end} of "
-                f"{steps} steps): lower it, or train for longer"
+                f"{steps} steps): lower it, or train for longer",
+                field="compression.prune.begin_step",
+                expected=f"a step before {end}",
+                got=self._config.begin_step,
             )
         self.end_step = end
 

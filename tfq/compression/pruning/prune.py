@@ -114,7 +114,9 @@ def prune_model(
     """
     config = config or PruneConfig()
     if teacher is not None and not config.distillation.enabled:
-        raise InputError(f"prune: {UNUSED_TEACHER}")
+        raise InputError(
+            f"prune: {UNUSED_TEACHER}", field="compression.prune.distillation.enabled", expected=True, got=False
+        )
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocated(model, None, config, plan.pruned)
@@ -140,13 +142,20 @@ def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None
     if any(reason is None for reason in reasons.values()):
         return
     if not config.sparsity_m_by_n and not config.block_size:
-        raise InputError(f"{model.name!r} has no layer that can be pruned: it needs a Dense or a convolution")
+        raise InputError(
+            f"{model.name!r} has no layer that can be pruned: it needs a Dense or a convolution",
+            field="model",
+            expected="a Dense or a convolution",
+            got=model.name,
+        )
     form = "sparsity_m_by_n" if config.sparsity_m_by_n else "block_size"
     plain = layer_reasons(model, PruneConfig())
     told = [f"{name}: {reasons[name]}" for name, reason in plain.items() if reason is None]
     raise InputError(
         f"prune: no layer of {model.name!r} can have {form}={','.join(map(str, getattr(config, form)))}: leave it out. "
-        + "; ".join(told)
+        + "; ".join(told),
+        field=f"compression.prune.{form}",
+        got=getattr(config, form),
     )
 
 

@@ -85,7 +85,12 @@ def sensitivity(
     """
     config = config or PruneConfig()
     if config.sparsity_m_by_n:
-        raise InputError("sensitivity: m:n masks have one sparsity only, and no levels: leave sparsity_m_by_n out")
+        raise InputError(
+            "sensitivity: m:n masks have one sparsity only, and no levels: leave sparsity_m_by_n out",
+            field="compression.prune.sparsity_m_by_n",
+            expected=(),
+            got=config.sparsity_m_by_n,
+        )
     require_graph_model(model, "sensitivity")
     levels = _checked_levels(levels)
     reasons = layer_reasons(model, config)
@@ -98,7 +103,9 @@ def sensitivity(
     if not all(value > 0 and np.isfinite(value) for value in power):
         raise InputError(
             f"sensitivity: {model.name!r} answers all {len(wanted[0])} examples alike, or not with finite numbers: "
-            "wanted a trained model, and examples that differ"
+            "wanted a trained model, and examples that differ",
+            field="calibration",
+            expected="examples that differ",
         )
     weights = {name: prunable_weights(layer) or [] for name, layer in named_layers(clone) if name in chosen}
     errors = {
@@ -128,7 +135,10 @@ def allocate(table: SensitivityTable, final_sparsity: float) -> dict[str, float]
     if final_sparsity > table.levels[-1]:
         raise InputError(
             f"sensitivity: final_sparsity {final_sparsity:g} is above the highest level {table.levels[-1]:g}: measure "
-            "a higher one"
+            "a higher one",
+            field="compression.prune.final_sparsity",
+            expected=table.levels[-1],
+            got=final_sparsity,
         )
     segments = []
     for place, (name, errors) in enumerate(table.errors.items()):
@@ -161,7 +171,12 @@ def _lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 def _checked_levels(levels: Sequence[float]) -> tuple[float, ...]:
     checked = tuple(float(level) for level in levels)
     if not checked or list(checked) != sorted(set(checked)) or not 0 < checked[0] <= checked[-1] < 1:
-        raise InputError(f"sensitivity: levels {list(levels)}: wanted rising sparsities above 0 and below 1")
+        raise InputError(
+            f"sensitivity: levels {list(levels)}: wanted rising sparsities above 0 and below 1",
+            field="levels",
+            expected="rising sparsities above 0 and below 1",
+            got=levels,
+        )
     return checked
 
 
@@ -171,7 +186,12 @@ def _inputs(model: Any, calibration: Any, limit: int) -> Any:
     split = as_split(calibration, limit=limit)
     examples = split if isinstance(split, Split) else next(split.pieces())
     if examples.num_examples < 2:
-        raise InputError("sensitivity: got 1 example: wanted at least 2, and better 64, for outputs that differ")
+        raise InputError(
+            "sensitivity: got 1 example: wanted at least 2, and better 64, for outputs that differ",
+            field="calibration",
+            expected="at least 2 examples",
+            got=1,
+        )
     arrays = bind_inputs(examples.inputs, model.input_names)
     given = [tf.cast(array, tensor.dtype) for array, tensor in zip(arrays, model.inputs, strict=True)]
     return given if len(given) > 1 else given[0]
@@ -217,7 +237,12 @@ def _relative_error(name: str, wanted: Sequence[NDArray], got: Sequence[NDArray]
     errors = [float(np.mean((new - old) ** 2)) / scale for old, new, scale in zip(wanted, got, power, strict=True)]
     error = float(np.mean(errors))
     if not np.isfinite(error):
-        raise TfqError(f"sensitivity: with {name} pruned, the outputs are NaN or infinite")
+        raise TfqError(
+            f"sensitivity: with {name} pruned, the outputs are NaN or infinite",
+            field="model",
+            expected="finite outputs",
+            got=name,
+        )
     return error
 
 
@@ -231,7 +256,10 @@ def allocated(
     if calibration is None:
         raise InputError(
             "prune: allocation=sensitivity measures what pruning does to the outputs, and needs examples for it: give "
-            "calibration (a Split, an array or a dict of arrays)"
+            "calibration (a Split, an array or a dict of arrays)",
+            field="calibration",
+            expected="examples",
+            got=None,
         )
     table = sensitivity(model, calibration, config=config, layers=layers)
     return allocate(table, config.final_sparsity), table

@@ -47,7 +47,9 @@ def frozen_from_step(model: Any, step: int) -> Iterator[list[Any]]:
     if step and not callback.began:
         raise TfqError(
             "qat: fit did not pass on the callbacks that it was given, which freeze the statistics of "
-            "BatchNormalization: model.fit(..., callbacks=callbacks)"
+            "BatchNormalization: model.fit(..., callbacks=callbacks)",
+            field="fit",
+            expected="a fit that passes on the callbacks",
         )
 
 

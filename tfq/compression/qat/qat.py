@@ -54,7 +54,12 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     placements = chosen(clone, config)
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
     if not any(place.config for place in configs.values()):
-        raise InputError(f"{model.name!r} has no layer for quantization-aware training: quantize after it (--noqat)")
+        raise InputError(
+            f"{model.name!r} has no layer for quantization-aware training: quantize after it (--noqat)",
+            field="model",
+            expected="a layer for quantization-aware training",
+            got=model.name,
+        )
     with _scope(clone), tfmot_fixes.repaired(), _errors(model):
         avoid = [layer.name for layer in clone.layers]
         with tfmot_symbols.automatic_names_from_zero(avoid=avoid):
@@ -78,7 +83,7 @@ def chosen(model: Any, config: QATConfig) -> dict[str, placement.Placement | str
     reasons = {name: place if isinstance(place, str) else None for name, place in placements.items()}
     for pattern in config.layers:
         if pattern != "*":
-            check_fits(f"qat: the pattern {pattern!r} in layers", pattern, reasons)
+            check_fits(f"qat: the pattern {pattern!r} in layers", pattern, reasons, field="compression.qat.layers")
     return {
         name: place if isinstance(place, str) or fits(name, config.layers) else "no pattern in layers fits its name"
         for name, place in placements.items()
@@ -120,7 +125,9 @@ def _errors(model: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"tfmot cannot make {model.name!r} ready for QAT: {error}") from error
+        raise InputError(
+            f"tfmot cannot make {model.name!r} ready for QAT: {error}", field="model", got=model.name
+        ) from error
 
 
 def qat_model(
@@ -148,10 +155,15 @@ def qat_model(
     """
     config = config or QATConfig()
     if teacher is not None and not config.distillation.enabled:
-        raise InputError(f"qat: {UNUSED_TEACHER}")
+        raise InputError(
+            f"qat: {UNUSED_TEACHER}", field="compression.qat.distillation.enabled", expected=True, got=False
+        )
     if config.range_estimator == "lsq" and (calibration is None or not config.num_calibration_samples):
         raise InputError(
-            "qat: range_estimator=lsq begins with those of calibration data: give calibration, and its steps"
+            "qat: range_estimator=lsq begins with those of calibration data: give calibration, and its steps",
+            field="compression.qat.range_estimator",
+            expected="calibration data",
+            got=config.range_estimator,
         )
     start = _start(model, config, calibration)
     quantized = start.model
@@ -170,7 +182,9 @@ def qat_model(
         if steps_seen() < 1:
             raise TfqError(
                 "qat: fit did not train the model that it was given: it must compile that model and call its fit, for "
-                "at least one step"
+                "at least one step",
+                field="fit",
+                expected="a fit that trains the model",
             )
     check_finite(quantized, "quantization-aware training")
     measure_weights(quantized)
@@ -188,7 +202,12 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
     """
     config = config or QATConfig()
     if not config.num_calibration_samples:
-        raise InputError("qat: num_calibration_samples is 0: without training, ranges come from calibration data alone")
+        raise InputError(
+            "qat: num_calibration_samples is 0: without training, ranges come from calibration data alone",
+            field="compression.qat.num_calibration_samples",
+            expected="at least 1",
+            got=0,
+        )
     quantized = _start(model, config, calibration).model
     round_to_flatbuffer(quantized)
     return quantized
@@ -201,7 +220,10 @@ def check_quantizable(model: Any, config: QATConfig | None = None) -> None:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in placed.items())
         raise InputError(
             f"quantization-aware training cannot take any layer of {model.name!r}:\n{listed}\n"
-            "Replace them, or quantize after training instead (--noqat)"
+            "Replace them, or quantize after training instead (--noqat)",
+            field="model",
+            expected="a layer for quantization-aware training",
+            got=model.name,
         )
 
 
@@ -261,11 +283,15 @@ def _placed(model: Any, config: QATConfig) -> dict[str, Any]:
 
 def _check_zeros(before: dict[str, float], model: Any) -> None:
     after = measure_sparsity(model)
-    lost = [f"{name} {share:.1%} -> {after[name]:.1%}" for name, share in before.items() if after[name] < share]
+    lost = {name: f"{share:.1%} -> {after[name]:.1%}" for name, share in before.items() if after[name] < share}
+    listed = ", ".join(f"{name} {change}" for name, change in lost.items())
     if lost:
         raise TfqError(
-            f"qat: zeros of the pruned model were lost in {', '.join(lost)}: did fit pass on the callbacks that it "
-            "was given? model.fit(..., callbacks=callbacks)"
+            f"qat: zeros of the pruned model were lost in {listed}: did fit pass on the callbacks that it "
+            "was given? model.fit(..., callbacks=callbacks)",
+            field="fit",
+            expected="a fit that passes on the callbacks",
+            got=tuple(lost),
         )
 
 
@@ -275,5 +301,8 @@ def _check_clusters(before: dict[str, int], model: Any) -> None:
     if lost:
         raise TfqError(
             f"qat: the weights of {', '.join(lost)} have left their clusters: did fit pass on the callbacks that it "
-            "was given? model.fit(..., callbacks=callbacks)"
+            "was given? model.fit(..., callbacks=callbacks)",
+            field="fit",
+            expected="a fit that passes on the callbacks",
+            got=tuple(lost),
         )

@@ -191,7 +191,10 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
         if not np.isfinite(ends).all():
             raise TfqError(
                 f"qat: the activations of {name!r} on the calibration data are not finite ({ends[:, 0].min():g} to "
-                f"{ends[:, 1].max():g}): look at the scale of the data, and at the weights of the model"
+                f"{ends[:, 1].max():g}): look at the scale of the data, and at the weights of the model",
+                field="calibration",
+                expected="finite activations",
+                got=name,
             )
         down, up = (Reach((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1]))
         low, high, _ = without_outliers(down, up, len(ends))

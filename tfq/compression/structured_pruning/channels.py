@@ -150,6 +150,7 @@ def groups_of(
             f"structured_pruning: the pattern {pattern!r} in layers",
             pattern,
             reasons,
+            field="compression.structured_pruning.layers",
             layers="layer that has filters of its own",
         )
     chosen = {name for name in names if fits(name, patterns)}
@@ -194,7 +195,12 @@ def groups_of(
 def _with_targets(groups: list[Group], targets: Sequence[Target], whether: Mapping[str, str | None]) -> list[Group]:
     """The groups with the share that the last fitting target gives them. whether: layer -> why it may lose none."""
     for target in targets:
-        check_fits(f"structured_pruning: the target {target.text!r}", target.pattern, whether)
+        check_fits(
+            f"structured_pruning: the target {target.text!r}",
+            target.pattern,
+            whether,
+            field="compression.structured_pruning.targets",
+        )
         groups = [
             dataclasses.replace(group, share=target.value)
             if any(fits(name, (target.pattern,)) for name in group.layers)

@@ -194,7 +194,12 @@ def prune_structured(
     """
     config = config or StructuredPruningConfig()
     if teacher is not None and not config.distillation.enabled:
-        raise InputError(f"structured_pruning: {UNUSED_TEACHER}")
+        raise InputError(
+            f"structured_pruning: {UNUSED_TEACHER}",
+            field="compression.structured_pruning.distillation.enabled",
+            expected=True,
+            got=False,
+        )
     require_graph_model(model, "filter pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
@@ -203,7 +208,12 @@ def prune_structured(
     targets = parse_targets(config.targets, "structured_pruning", "share", 1)
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
     if not groups:
-        raise InputError(f"structured_pruning: no layer of {model.name!r} can lose filters: {_told(skipped)}")
+        raise InputError(
+            f"structured_pruning: no layer of {model.name!r} can lose filters: {_told(skipped)}",
+            field="model",
+            expected="a layer that can lose filters",
+            got=model.name,
+        )
     before = _macs(trace)
     gone, after = choose(
         trace.channels, trace.sites, groups, target_macs=config.target_macs, channel_multiple=config.channel_multiple
@@ -215,7 +225,10 @@ def prune_structured(
             f"stay where each layer that may lose filters keeps an eighth, in multiples of "
             f"{config.channel_multiple}, or "
             "what its target says. Ask for a larger share, or a smaller channel_multiple. All filters stay in: "
-            f"{_told(skipped)}"
+            f"{_told(skipped)}",
+            field="compression.structured_pruning.target_macs",
+            expected=after / before,
+            got=config.target_macs,
         )
     kept = rebuild.kept_channels(given, trace.channels, trace.sites, gone)
     small = rebuild.smaller(given, kept)
@@ -256,7 +269,10 @@ def _check_target_macs(target: float) -> None:
         raise InputError(
             f"structured_pruning: target_macs is the share of the multiply-adds that stays, wanted between 0 and 1, "
             f"got "
-            f"{target:g}" + (": then nothing is to go" if target == 1 else "")
+            f"{target:g}" + (": then nothing is to go" if target == 1 else ""),
+            field="compression.structured_pruning.target_macs",
+            expected="a number between 0 and 1",
+            got=target,
         )
 
 
@@ -317,7 +333,9 @@ def _trained(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfi
         raise TfqError(
             "structured_pruning: fit did not train the model that it was given (no weight changed): it must compile "
             "that model "
-            "and call its fit"
+            "and call its fit",
+            field="fit",
+            expected="a fit that trains the model",
         )
     check_finite(small, "the fine-tuning of what filter pruning left")
     return cloned(small)[0]
@@ -327,7 +345,10 @@ def _require_finite(model: Any) -> None:
     for name, layer in named_layers(model):
         if any(not np.isfinite(weight).all() for weight in layer.get_weights() if weight.dtype.kind == "f"):
             raise InputError(
-                f"structured_pruning: layer {name!r} of {model.name!r} holds weights that are NaN or infinite"
+                f"structured_pruning: layer {name!r} of {model.name!r} holds weights that are NaN or infinite",
+                field="model",
+                expected="finite weights",
+                got=name,
             )
 
 

@@ -118,17 +118,28 @@ def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
         wanted = whole[..., channels[label]] if label in channels else whole
         told = f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: wanted "
         if part.shape != wanted.shape:
-            raise TfqError(f"{told}a tensor of shape {wanted.shape}, got {part.shape}")
+            raise TfqError(
+                f"{told}a tensor of shape {wanted.shape}, got {part.shape}",
+                field="model",
+                expected=wanted.shape,
+                got=label,
+            )
         if not np.isfinite(wanted).all():
             raise TfqError(
-                f"structured_pruning: {label!r} gives NaN or infinity for random inputs, so nothing can be compared"
+                f"structured_pruning: {label!r} gives NaN or infinity for random inputs, so nothing can be compared",
+                field="model",
+                expected="finite outputs",
+                got=label,
             )
         largest, apart = float(np.max(np.abs(wanted), initial=0)), float(np.max(np.abs(part - wanted), initial=0))
         share = apart / largest if largest else (0.0 if apart == 0 else float("inf"))
         if not share <= _TOLERANCE:
             raise TfqError(
                 f"{told}what the given model computes with the removed filters at zero, got a difference of "
-                f"{share:.2g} of its largest value (up to {_TOLERANCE:g} is rounding). Name other layers in `layers`"
+                f"{share:.2g} of its largest value (up to {_TOLERANCE:g} is rounding). Name other layers in `layers`",
+                field="model",
+                expected=_TOLERANCE,
+                got=label,
             )
         worst = max(worst, share)
     return worst
@@ -202,7 +213,10 @@ def _fit_anew(
         seen, meant = _rows(layer, ours(batch)), _rows(old, theirs(batch)) @ wanted_weights
         if not (np.isfinite(seen).all() and np.isfinite(meant).all()):
             raise InputError(
-                f"structured_pruning: layer {layer.name!r} gets NaN or infinity on the data: look at its scale"
+                f"structured_pruning: layer {layer.name!r} gets NaN or infinity on the data: look at its scale",
+                field="data",
+                expected="finite values",
+                got=layer.name,
             )
         missing = meant - seen @ weights
         normal += seen.T @ seen

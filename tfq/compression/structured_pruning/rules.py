@@ -133,7 +133,10 @@ def _size(layer: Any, shape: Shape) -> int:
         raise InputError(
             f"structured_pruning: layer {layer.name!r} has a tensor of shape {shape}, whose multiply-adds cannot be "
             f"counted: "
-            "build the model with an input of a fixed shape"
+            "build the model with an input of a fixed shape",
+            field="model",
+            expected="a fixed shape",
+            got=layer.name,
         )
     return math.prod(size for size in shape[1:-1] if size is not None)
 

@@ -110,7 +110,9 @@ class _Walk:
         for tensor in model.outputs:
             if id(tensor) not in self.tensors:
                 raise TfqError(
-                    f"structured_pruning: output {tensor.name!r} of {model.name!r} was not found in its graph"
+                    f"structured_pruning: output {tensor.name!r} of {model.name!r} was not found in its graph",
+                    field="model",
+                    got=tensor.name,
                 )
             self.channels.freeze(self.tensors[id(tensor)].channels, _FINAL)
 

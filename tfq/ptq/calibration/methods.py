@@ -209,7 +209,12 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
     named = methods_by_pattern(config)
     names = {key: seen.layer or seen.name for key, seen in observations.tensors.items()}
     for pattern, method in named:
-        check_fits(f"calibration: {pattern}={method}", pattern, dict.fromkeys(names.values()))
+        check_fits(
+            f"calibration: {pattern}={method}",
+            pattern,
+            dict.fromkeys(names.values()),
+            field="conversion.calibration.tensors",
+        )
     tensors = {}
     for key, seen in observations.tensors.items():
         method = next((way for pattern, way in reversed(named) if fits(names[key], (pattern,))), config.method)
