@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from messages import refused, warned
 
 from tfq.compression import measure_sparsity, prune_model, pruning_plan
 from tfq.compression.pruning import prune as prune_room
@@ -66,7 +67,7 @@ def test_larger_layers_become_sparser_than_small_ones_and_all_of_them_as_asked(o
     sizes = {"conv": 3 * 3 * 2 * 8, "head": 8 * 3}
     assert {name: found[name] for name in sizes} == pytest.approx(plan.sparsities, abs=0.03)
     assert sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values()) == pytest.approx(0.5, abs=0.02)
-    with pytest.raises(InputError, match=f"targets with allocation={order}"):
+    with refused(InputError, field="compression.prune.targets", got=("conv=0.5",), word=order):
         pruning_plan(model, PruneConfig(allocation=order, targets=("conv=0.5",)))
 
 
@@ -130,21 +131,19 @@ def test_a_training_of_unknown_length_asks_for_end_step():
         model.compile("adam", "sparse_categorical_crossentropy")
         model.fit(data, epochs=1, callbacks=callbacks, verbose=0)
 
-    with pytest.raises(InputError, match="end_step"):
+    with refused(InputError, field="compression.prune.end_step", got=-1):
         prune_model(small_model(), fit)
     pruned = prune_model(small_model(), fit, PruneConfig(end_step=4))
     assert measure_sparsity(pruned)["conv"] == 0.5
 
 
 def test_a_training_too_short_for_begin_step_is_refused():
-    with pytest.raises(InputError, match="begin_step 100 is not before"):
+    with refused(InputError, field="compression.prune.begin_step", got=100):
         prune_model(small_model(), fit_for(1), PruneConfig(begin_step=100))
 
 
 def test_a_sparsity_that_was_missed_is_a_warning_for_each_layer():
-    with pytest.warns(
-        TfqWarning, match="conv has .*wanted 50.0%: training ended at step 8, end_step is 1000"
-    ) as caught:
+    with warned("1000") as caught:
         prune_model(small_model(), fit_for(1), PruneConfig(end_step=1000))
     assert len([warning for warning in caught if issubclass(warning.category, TfqWarning)]) == 2
 
@@ -159,13 +158,13 @@ def test_several_calls_of_fit_go_on_where_they_stopped():
 
 
 def test_a_fit_that_forgets_the_callbacks_is_an_error_that_says_so():
-    with pytest.raises(TfqError, match="did not pass on the callbacks"):
+    with refused(TfqError, field="fit", expected="a fit that passes on the callbacks"):
         prune_model(small_model(), lambda model, callbacks: fit_for(1)(model, []))
 
 
 @pytest.mark.parametrize("fit", [lambda model, callbacks: None, lambda model, callbacks: fit_for(1)(small_model(), [])])
 def test_a_fit_that_trains_nothing_or_another_model_is_an_error(fit):
-    with pytest.raises(TfqError, match="did not train the model"):
+    with refused(TfqError, field="fit", expected="a fit that trains the model"):
         prune_model(small_model(), fit)
 
 
@@ -183,7 +182,7 @@ def test_weights_that_became_nan_are_an_error_with_the_layers_names():
         head = model.layers[-1]
         head.set_weights([np.full((8, 3), np.nan), np.zeros(3)])
 
-    with pytest.raises(TfqError, match=r"after pruning, head hold\(s\) weights that are NaN"):
+    with refused(TfqError, field="model", got=("head",)):
         prune_model(small_model(), fit)
 
 
@@ -203,11 +202,11 @@ def test_only_layers_that_a_pattern_names_are_pruned():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "message"),
-    [("heat", "fits no layer: did you mean 'head'"), ("depth*", r"fits only 'depthwise' \(tfmot prunes no weight")],
+    ("pattern", "word"),
+    [("heat", "'head'"), ("depth*", "'depthwise'")],
 )
-def test_a_pattern_that_fits_nothing_prunable_is_refused(pattern, message):
-    with pytest.raises(InputError, match=message):
+def test_a_pattern_that_fits_nothing_prunable_is_refused(pattern, word):
+    with refused(InputError, field="compression.prune.layers", got=pattern, word=word):
         pruning_plan(small_model(), PruneConfig(layers=("conv", pattern)))
 
 
@@ -238,24 +237,27 @@ def test_a_model_inside_the_model_is_pruned_too():
 
 
 def test_settings_that_contradict_each_other_are_refused():
-    for wrong in ({"begin_step": 9, "end_step": 9}, {"initial_sparsity": 0.6}):
-        with pytest.raises(InputError, match="prune: "):
+    for field, wrong in (
+        ("end_step", {"begin_step": 9, "end_step": 9}),
+        ("initial_sparsity", {"initial_sparsity": 0.6}),
+    ):
+        with refused(InputError, field=f"compression.prune.{field}", got=wrong[field]):
             prune_model(small_model(), fit_for(1), PruneConfig(**wrong))
 
 
 def test_models_that_cannot_be_walked_are_refused():
     keras = import_tf_keras()
-    with pytest.raises(InputError, match="Keras 3"):
+    with refused(InputError, field="model", word="pruning"):
         prune_model(small_model(import_keras()), fit_for(1))
-    with pytest.raises(InputError, match="not built"):
+    with refused(InputError, field="model", expected="a built model"):
         prune_model(keras.Sequential([keras.layers.Dense(1)]), fit_for(1))
 
     class Own(keras.Model):
         pass
 
-    with pytest.raises(InputError, match="is a subclass"):
+    with refused(InputError, field="model", got="Own"):
         prune_model(Own(), fit_for(1))
-    with pytest.raises(InputError, match="no layer that can be pruned"):
+    with refused(InputError, field="model", expected="a Dense or a convolution"):
         prune_model(keras.Sequential([keras.layers.ReLU(input_shape=(2,))]), fit_for(1))
 
 

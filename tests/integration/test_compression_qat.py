@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import refused, warned
 from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import check_quantizable, measure_sparsity, prune_model, qat_model, unsupported_layers
@@ -67,7 +68,7 @@ def test_zeros_that_a_fit_loses_are_an_error(pruned):
         kernel = next(w for w in model.get_layer("quant_conv").weights if w.name.endswith("kernel:0"))
         kernel.assign_add(kernel * 0 + 1)
 
-    with pytest.raises(TfqError, match=r"zeros of the pruned model were lost in conv 50.0% -> 0.0%"):
+    with refused(TfqError, field="fit", got={"conv": "50.0% -> 0.0%"}):
         qat_model(pruned, fit)
 
 
@@ -83,7 +84,7 @@ def used_twice():
 def test_what_is_left_to_the_converter_is_told_unless_the_user_left_it():
     model = used_twice()
     assert list(unsupported_layers(model)) == ["twice"]
-    with pytest.warns(TfqWarning, match=r"qat: left to the converter: twice \(it is used 2 times"):
+    with warned("twice"):
         quantized = qat_model(model, fit_briefly)
     assert {"twice", "quant_once", "quant_head"} <= {layer.name for layer in quantized.layers}
     with warnings.catch_warnings():
@@ -94,7 +95,7 @@ def test_what_is_left_to_the_converter_is_told_unless_the_user_left_it():
 def test_a_model_of_which_nothing_can_be_quantized_is_refused_with_each_reason():
     keras = import_tf_keras()
     model = keras.Sequential([keras.layers.GRU(3, input_shape=(4, 2), name="gru")])
-    with pytest.raises(InputError, match=r"cannot take any layer of .*:\n  gru: it is recurrent"):
+    with refused(InputError, field="model", expected="a layer for quantization-aware training", word="gru"):
         check_quantizable(model)
     with pytest.raises(InputError):
         qat_model(model, fit_for())
@@ -109,12 +110,12 @@ def test_a_sequential_model_is_taken():
 
 @pytest.mark.parametrize("fit", [lambda model, callbacks: None, lambda model, callbacks: fit_briefly(small_model())])
 def test_a_fit_that_trains_nothing_or_another_model_is_an_error(fit):
-    with pytest.raises(TfqError, match="did not train the model"):
+    with refused(TfqError, field="fit", expected="a fit that trains the model"):
         qat_model(small_model(), fit)
 
 
 def test_a_keras_3_model_is_refused():
-    with pytest.raises(InputError, match="Keras 3"):
+    with refused(InputError, field="model"):
         qat_model(build("digits_cnn", import_keras()), fit_for())
 
 
@@ -183,5 +184,5 @@ def test_zeros_are_kept_in_branches_that_are_joined(between):
 
 def test_a_fit_that_drops_the_callbacks_is_an_error_where_they_are_needed():
     model = prune_model(branches(), fit_briefly, PruneConfig(frequency=1))
-    with pytest.raises(TfqError, match="callbacks=callbacks"):
+    with refused(TfqError, field="fit", expected="a fit that passes on the callbacks"):
         qat_model(model, lambda model, _: fit_briefly(model))

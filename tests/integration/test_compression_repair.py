@@ -5,6 +5,7 @@ import contextlib
 import importlib
 
 import pytest
+from messages import refused
 
 from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.gate import check_same_function
@@ -42,7 +43,7 @@ def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_
     model = permuted_model()
     with context():
         quantized = import_tfmot().quantization.keras.quantize_model(model)
-    with pytest.raises(TfqError, match="changed the function") if fails else contextlib.nullcontext():
+    with refused(TfqError, field="model") if fails else contextlib.nullcontext():
         check_same_function(model, quantized)
 
 

@@ -96,7 +96,7 @@ def test_tfmot_clones_a_graph_with_operations_of_several_outputs(images):
     assert whole.get_layer("halves").operation == "numpy.Split"
 
 
-def refused(operation, *args):
+def refusal_of(operation, *args):
     with pytest.raises(Untranslatable) as caught:
         translate_operation(operation, args, {}, "refused")
     return caught.value.reason
@@ -106,19 +106,19 @@ def test_what_is_no_data_is_refused_with_what_to_do():
     keras, tf_keras = import_keras(), import_tf_keras()
     x = tf_keras.Input((4,), name="x")
     add = operation_of(keras.ops.add, np.ones(4, "float32"))
-    assert "outside of any layer" in refused(add, x, keras.Variable(np.ones(4)))
-    assert "no data: use a layer" in refused(add, x, np.sum)
+    assert "outside of any layer" in refusal_of(add, x, keras.Variable(np.ones(4)))
+    assert "no data: use a layer" in refusal_of(add, x, np.sum)
     clip = operation_of(keras.ops.clip, 0.0, 1.0)
     clip.x_max = x
-    assert "a tensor of the graph" in refused(clip, x)
+    assert "a tensor of the graph" in refusal_of(clip, x)
     mapped = keras.ops.map(lambda row: row * 2, keras.Input((4,)))
-    assert "runs Python functions" in refused(mapped._keras_history.operation, None, x)
+    assert "runs Python functions" in refusal_of(mapped._keras_history.operation, None, x)
 
     class Mine(keras.Operation):
         def call(self, inputs):
             return inputs
 
-    assert "register_translator" in refused(Mine(), x)
+    assert "register_translator" in refusal_of(Mine(), x)
 
 
 def operation_of(function, *args):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from messages import refused
 
 import tfq
 from tfq.compression import qat_model
@@ -76,9 +77,7 @@ def test_a_target_says_what_share_of_a_layers_filters_stays():
     assert result.removed == {"inner": (6, 12)}
     assert result.skipped["conv0"] == "others had less to lose for the multiply-adds that they cost"
     assert result.skipped["conv1"] == "its target keeps them"
-    with pytest.raises(
-        InputError, match=r"structured_pruning: target 'inner=2': 2 is no share: wanted a fraction from 0 to 1"
-    ):
+    with refused(InputError, field="compression.structured_pruning.targets", expected=(0, 1), got="inner=2"):
         prune_structured(model, config=config(targets=("inner=2",)))
 
 
@@ -342,8 +341,9 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
         rule = rules.RULES["BatchNormalization"]
         wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), gives_zero=rule.gives_zero)
         monkeypatch.setitem(rules.RULES, "BatchNormalization", wrong)
-    with pytest.raises(TfqError, match=r"the smaller model is wrong.*'(inner|conv1|bn1)'"):
+    with refused(TfqError, field="model") as caught:
         prune_structured(model, config=config(target_macs=0.3))
+    assert caught.value.got in ("inner", "conv1", "bn1")
 
 
 def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of():
@@ -368,35 +368,35 @@ def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of()
     other = built(residual, (16, 16, 3))
     other.set_weights([weight / 2 for weight in model.get_weights()])
     assert distances(1.0, teacher=other)[0] != pytest.approx(first, rel=0.01)
-    with pytest.raises(InputError, match="structured_pruning: a teacher was given, and distillation is off"):
+    with refused(InputError, field="compression.structured_pruning.distillation.enabled"):
         prune_structured(model, fit, config(), teacher=other)
-    with pytest.raises(TfqError, match="structured_pruning: distillation had no part"):
+    with refused(TfqError, field="fit", word="distillation"):
         prune_structured(model, lambda *_: None, config(distillation=DistillationConfig(enabled=True)))
 
 
 def test_a_fit_that_does_not_train_is_told():
-    with pytest.raises(TfqError, match="fit did not train the model"):
+    with refused(TfqError, field="fit", expected="a fit that trains the model"):
         prune_structured(built(residual, (8, 8, 3)), lambda model, callbacks: None, config())
 
 
 def test_what_cannot_be_done_is_refused_with_what_to_do():
     model = built(residual, (8, 8, 3))
-    with pytest.raises(InputError, match=r"target_macs.*wanted between 0 and 1, got 1"):
+    with refused(InputError, field="compression.structured_pruning.target_macs", got=1):
         prune_structured(model, config=config(target_macs=1.0))
-    with pytest.raises(InputError, match=r"target_macs=0.01 cannot be reached: 0\.\d+ .*head \(its channels are"):
+    with refused(InputError, field="compression.structured_pruning.target_macs", got=0.01, word="head"):
         prune_structured(model, config=config(target_macs=0.01))
-    with pytest.raises(InputError, match=r"no layer of 'small' can lose filters: conv0 \(8 filters are too few"):
+    with refused(InputError, field="model", got="small", word="conv0"):
         prune_structured(model, config=config(channel_multiple=16))
-    with pytest.raises(InputError, match=r"'con0'.*did you mean 'conv0'"):
+    with refused(InputError, field="compression.structured_pruning.layers", got="con0", word="'conv0'"):
         prune_structured(model, config=config(layers=("con0",)))
-    with pytest.raises(InputError, match="filter pruning takes a tf_keras model, got the Keras 3 model"):
+    with refused(InputError, field="model", word="pruning"):
         keras = import_keras()
         image = keras.Input((4, 4, 3))
         prune_structured(keras.Model(image, keras.layers.Conv2D(8, 1)(image)))
     open_size = built(lambda layers, x: layers.Conv2D(2, 1)(layers.Conv2D(8, 1, name="conv")(x)), (None, None, 3))
-    with pytest.raises(InputError, match=r"layer 'conv' has a tensor of shape .*fixed shape"):
+    with refused(InputError, field="model", expected="a fixed shape", got="conv"):
         prune_structured(open_size, config=config())
     broken = built(residual, (8, 8, 3))
     broken.get_layer("head").set_weights([np.full((8, 3), np.nan), np.zeros(3)])
-    with pytest.raises(InputError, match=r"'head' .*NaN"):
+    with refused(InputError, field="model", expected="finite weights", got="head"):
         prune_structured(broken, config=config())

@@ -17,10 +17,19 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 from tfq.patterns import check_fits, fits
 
-UNUSED_TEACHER = "a teacher was given, and distillation is off: set distillation.enabled in the config"
-
 # Below it a probability says nothing, and its logarithm has no gradient.
 _SMALLEST = 1e-30
+
+
+def refuse_unused_teacher(teacher: Any, config: DistillationConfig, step: str) -> None:
+    """Raise InputError if a teacher is provided and distillation is off."""
+    if teacher is not None and not config.enabled:
+        raise InputError(
+            f"{step}: a teacher was given, and distillation is off: set distillation.enabled in the config",
+            field=f"compression.{step}.distillation.enabled",
+            expected=True,
+            got=False,
+        )
 
 
 @contextlib.contextmanager

@@ -66,7 +66,12 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
         return _from_flatbuffer(bytes(model), dataset, config, metadata)
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
     if traced.batch_size != config.batch_size:
-        raise InputError(f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew")
+        raise InputError(
+            f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew",
+            field="conversion.batch_size",
+            expected=traced.batch_size,
+            got=config.batch_size,
+        )
     # By the names that the user gave, whether or not a tensor's name is left that tells of fake quantization.
     names = map(unwrapped, traced.keras_layers) if traced.has_fake_quant else traced.keras_layers
     metadata["keras_layers"] = list(names)
@@ -74,7 +79,10 @@ def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing
         if config.scheme != "int8":
             raise InputError(
                 f"the model is quantization-aware trained, and {config.scheme} would leave its fake quantization in: "
-                "convert it to int8, or give the model that it was before"
+                "convert it to int8, or give the model that it was before",
+                field="conversion.scheme",
+                expected="int8",
+                got=config.scheme,
             )
         return _from_fake_quant(traced, dataset, config, metadata)
     floating = _signed(float_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
@@ -87,7 +95,10 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     if report.scheme != "float32":
         raise InputError(
             f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs: give the "
-            "Keras model that it was made from, or its float32 .tflite"
+            "Keras model that it was made from, or its float32 .tflite",
+            field="model",
+            expected="float32",
+            got=report.scheme,
         )
     parsed = tflite.read(model)
     metadata = {**(tflite.read_metadata(model) or {}), **metadata}
@@ -136,7 +147,10 @@ def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str
         raise InputError(
             f"the model has {len(input_names)} inputs and {len(output_names)} outputs, its flatbuffer "
             f"{len(graph.inputs)} and {len(graph.outputs)}: remove an input that no output depends on, or an output "
-            "that is given twice"
+            "that is given twice",
+            field="model",
+            expected=(len(input_names), len(output_names)),
+            got=(len(graph.inputs), len(graph.outputs)),
         )
     signature = (dict(zip(input_names, graph.inputs, strict=True)), dict(zip(output_names, graph.outputs, strict=True)))
     return tflite.edit_model(model, signature=signature, metadata=metadata)

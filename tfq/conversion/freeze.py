@@ -97,7 +97,7 @@ def _convert(converter: Any) -> bytes:
         try:
             return bytes(converter.convert())
         except ConverterError as error:
-            raise InputError(f"TensorFlow's converter refuses the model: {_reason(error)}") from error
+            raise InputError(f"TensorFlow's converter refuses the model: {_reason(error)}", field="model") from error
 
 
 def _reason(error: Exception) -> str:

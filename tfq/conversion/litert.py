@@ -47,24 +47,36 @@ def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
         if trained:
             raise InputError(
                 "quantizer=litert: the model is quantization-aware trained, for the scales of TensorFlow's quantizer: "
-                "leave it out"
+                "leave it out",
+                field="conversion.quantizer",
+                expected="tensorflow",
+                got="litert",
             )
         if not config.needs_ranges:
             raise InputError(
                 f"quantizer=litert with scheme={config.scheme}: it is for int8 and int16x8: leave it out, or convert "
                 f"to "
-                "one of these"
+                "one of these",
+                field="conversion.scheme",
+                expected=("int8", "int16x8"),
+                got=config.scheme,
             )
     for name in ("float_layers", *_OF_LITERT):
         if getattr(config, name) and config.scheme != "int8":
             raise InputError(
-                f"{name} with scheme={config.scheme}: a model in which some layers have a scheme of their own is int8"
+                f"{name} with scheme={config.scheme}: a model in which some layers have a scheme of their own is int8",
+                field=f"conversion.{name}",
+                expected=(),
+                got=getattr(config, name),
             )
     for name in _OF_LITERT:
         if getattr(config, name) and config.quantizer != "litert":
             raise InputError(
                 f"{name}={','.join(getattr(config, name))}: TensorFlow's quantizer has one scheme for all layers: set "
-                "quantizer=litert (pip install 'tfq[litert]')"
+                "quantizer=litert (pip install 'tfq[litert]')",
+                field="conversion.quantizer",
+                expected="litert",
+                got=config.quantizer,
             )
 
 
@@ -85,7 +97,10 @@ def quantize_by_litert(
         from litert_quantizer import quantizer
     except ImportError as error:
         raise InputError(
-            f"quantizer=litert needs litert-quantizer ({error}): pip install 'tfq[litert]', or leave quantizer out"
+            f"quantizer=litert needs litert-quantizer ({error}): pip install 'tfq[litert]', or leave quantizer out",
+            field="conversion.quantizer",
+            expected="litert-quantizer",
+            got="litert",
         ) from error
     recipe = quantizer.Quantizer(model)
     _add_schemes(recipe, model, config)
@@ -93,7 +108,7 @@ def quantize_by_litert(
     try:
         made = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"litert-quantizer refuses the flatbuffer: {error}") from error
+        raise InputError(f"litert-quantizer refuses the flatbuffer: {error}", field="model") from error
     return bytes(made.quantized_model)
 
 
@@ -152,7 +167,10 @@ def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]
         if tensor.name in found:
             raise InputError(
                 f"quantizer=litert: two activations have the name {tensor.name!r}, and litert-quantizer goes by names: "
-                "leave quantizer out"
+                "leave quantizer out",
+                field="conversion.quantizer",
+                expected="tensorflow",
+                got="litert",
             )
         shape = (1,) * len(tensor.shape)
         minimum, maximum = (np.full(shape, end, np.float32) for end in ends)

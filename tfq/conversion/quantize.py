@@ -82,11 +82,24 @@ def check_settings(config: ConversionConfig, *, trained: bool) -> None:
     """Raises InputError where settings contradict each other, or what the model was trained for."""
     check_mixed(config, trained=trained)
     settings = {"techniques": config.techniques, "int4_layers": config.int4_layers}
-    for asked in (f"{name}={','.join(values)}" for name, values in settings.items() if values):
+    for name, values in settings.items():
+        if not values:
+            continue
+        asked = f"{name}={','.join(values)}"
         if trained:
-            raise InputError(f"{asked}: the model is quantization-aware trained, and this would undo it: leave it out")
+            raise InputError(
+                f"{asked}: the model is quantization-aware trained, and this would undo it: leave it out",
+                field=f"conversion.{name}",
+                expected=(),
+                got=values,
+            )
         if config.scheme != "int8":
-            raise InputError(f"{asked} with scheme={config.scheme}: this is for int8: leave it out, or convert to int8")
+            raise InputError(
+                f"{asked} with scheme={config.scheme}: this is for int8: leave it out, or convert to int8",
+                field=f"conversion.{name}",
+                expected=(),
+                got=values,
+            )
 
 
 def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
@@ -94,7 +107,10 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[
     if dataset is None:
         raise InputError(
             f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
-            f"{config.num_calibration_samples} real examples, or quantization-aware train the model"
+            f"{config.num_calibration_samples} real examples, or quantization-aware train the model",
+            field="representative_dataset",
+            expected="real examples",
+            got=None,
         )
     found = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
     for warning in found.warnings:
@@ -129,7 +145,7 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     try:
         return quantizer(model, config)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}") from error
+        raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}", field="model") from error
 
 
 def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
@@ -176,7 +192,10 @@ def _refuse_whole_number_inputs(model: bytes) -> None:
     if names:
         raise InputError(
             f"int16x8 of a model with whole numbers for inputs: TensorFlow's quantizer cannot do it: "
-            f"{', '.join(names)}: convert to int8 or dynamic_range"
+            f"{', '.join(names)}: convert to int8 or dynamic_range",
+            field="conversion.scheme",
+            expected=("int8", "dynamic_range"),
+            got="int16x8",
         )
 
 
@@ -188,7 +207,10 @@ def _refuse_per_tensor_depthwise(model: bytes) -> None:
         layers = ", ".join(op.keras_layer or f"op #{op.index}" for op in ops[:3])
         raise InputError(
             "int16x8 with one scale for each weight: TensorFlow's quantizer cannot do it for depthwise convolutions "
-            f"({layers}): leave per_channel on, or convert to int8"
+            f"({layers}): leave per_channel on, or convert to int8",
+            field="conversion.per_channel",
+            expected=True,
+            got=False,
         )
 
 

@@ -23,12 +23,27 @@ def fitted(config: ConversionConfig) -> ConversionConfig:
     target = auditing.TARGETS[config.target]
     asked = f"target={config.target}"
     if config.scheme not in target.schemes:
-        raise InputError(f"{asked} with scheme={config.scheme}: wanted {_either(target.schemes)} for {target.title}")
+        raise InputError(
+            f"{asked} with scheme={config.scheme}: wanted {_either(target.schemes)} for {target.title}",
+            field="conversion.scheme",
+            expected=target.schemes,
+            got=config.scheme,
+        )
     for name, kind in (("inference_input_type", config.input_type), ("inference_output_type", config.output_type)):
         if kind not in target.io_types:
-            raise InputError(f"{asked} with {name}={kind}: wanted {_either(target.io_types)} for {target.title}")
+            raise InputError(
+                f"{asked} with {name}={kind}: wanted {_either(target.io_types)} for {target.title}",
+                field=f"conversion.{name}",
+                expected=target.io_types,
+                got=kind,
+            )
     if target.static_shapes and config.batch_size == 0:
-        raise InputError(f"{asked} with batch_size=0: {target.title} wants fixed shapes: leave it at 1")
+        raise InputError(
+            f"{asked} with batch_size=0: {target.title} wants fixed shapes: leave it at 1",
+            field="conversion.batch_size",
+            expected=1,
+            got=0,
+        )
     return dataclasses.replace(config, per_channel_dense=config.per_channel_dense and target.per_channel_dense)
 
 
@@ -59,7 +74,10 @@ def as_trained(trained: WeightGranularity, config: ConversionConfig) -> Conversi
         raise InputError(
             f"the model is quantization-aware trained with a scale for each channel of {trained.per_channel} weights, "
             "which per_channel=False cannot change: train it with per-tensor quantizers, or convert the model that it "
-            "was before"
+            "was before",
+            field="conversion.per_channel",
+            expected=True,
+            got=False,
         )
     if not config.per_channel_dense and trained.dense_per_channel:
         warnings.warn(

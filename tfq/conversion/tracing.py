@@ -38,7 +38,10 @@ def refuse_stateful(model: Any) -> None:
     if names:
         raise InputError(
             f"stateful recurrent layers cannot be converted: {', '.join(names)}: build them with stateful=False, and "
-            "make the state an input and an output of the model (initial_state, return_state=True)"
+            "make the state an input and an output of the model (initial_state, return_state=True)",
+            field="model",
+            expected="stateful=False",
+            got=tuple(names),
         )
 
 
@@ -133,7 +136,10 @@ def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
     if not inputs or not outputs:
         raise InputError(
             f"{type(model).__name__} {getattr(model, 'name', '')!r} has no symbolic inputs and outputs: wanted a "
-            "functional model, or a Sequential one with an Input or already built"
+            "functional model, or a Sequential one with an Input or already built",
+            field="model",
+            expected="a functional or built Sequential model",
+            got=type(model).__name__,
         )
     return tf.nest.flatten(inputs), tf.nest.flatten(outputs)
 
@@ -143,12 +149,18 @@ def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
     if any(dimension is None for dimension in rest):
         raise InputError(
             f"input {name!r} has shape {tuple(tensor.shape)}: wanted every dimension but the batch fixed, for a "
-            "flatbuffer has one shape: build the model with the size that the phone will feed"
+            "flatbuffer has one shape: build the model with the size that the phone will feed",
+            field="model",
+            expected="a fixed shape",
+            got=tuple(tensor.shape),
         )
     if batch is not None and batch != batch_size:
         raise InputError(
             f"input {name!r} has the batch size {batch} built in, and {batch_size} is asked for: "
-            f"convert with batch_size={batch}, or build the model without it"
+            f"convert with batch_size={batch}, or build the model without it",
+            field="conversion.batch_size",
+            expected=batch,
+            got=batch_size,
         )
     return [batch_size or None, *rest]
 

@@ -169,7 +169,12 @@ class _Rewriter:
     def _values(self, plan: _Plan) -> NDArray | None:
         values = tflite.constant_values(self._data, plan.tensor)
         if not np.isfinite(values).all():
-            raise InputError(f"weight {plan.tensor.name!r} holds NaN or infinity: train the model again")
+            raise InputError(
+                f"weight {plan.tensor.name!r} holds NaN or infinity: train the model again",
+                field="model",
+                expected="finite weights",
+                got=plan.tensor.name,
+            )
         if values.size == 0:
             return None
         if self._scheme == "float16" and np.abs(values).max() > _FLOAT16_MAX:

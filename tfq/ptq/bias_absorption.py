@@ -49,7 +49,11 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
     the samples. Raises InputError where there are none, and TfqError where the function changed.
     """
     if not samples:
-        raise InputError("absorb: no samples, wanted at least one: what a channel always gives is seen on data alone")
+        raise InputError(
+            "absorb: no samples, wanted at least one: what a channel always gives is seen on data alone",
+            field="samples",
+            expected="at least one sample",
+        )
     parsed, edited = tflite.read(model), tflite.unpack(model)
     ends = channel_ends(model, [each.output for each in weighted_ops(edited, parsed)], samples)
     pairs, skipped = partners(edited, parsed, _PASSING, _why_not)

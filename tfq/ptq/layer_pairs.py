@@ -31,7 +31,10 @@ class Beside:
         if borders[0] != borders[1]:
             raise InputError(
                 f"the float and the int8 flatbuffer have other inputs or other shapes of outputs ({borders[0]}, "
-                f"{borders[1]}): give the float one that the int8 one was made of"
+                f"{borders[1]}): give the float one that the int8 one was made of",
+                field="floating",
+                expected=borders[1],
+                got=borders[0],
             )
         floats = {tensor.name: tensor.index for tensor in _given_out(self.floating) if tensor.dtype == "float32"}
         self.of_float = {
@@ -42,7 +45,9 @@ class Beside:
         if not self.of_float:
             raise InputError(
                 "no activation of the int8 flatbuffer has the name of a float one: give the float flatbuffer that it "
-                "was made of"
+                "was made of",
+                field="floating",
+                expected="the float model of the int8 one",
             )
 
     def codes(self, samples: Iterable[Sample]) -> Iterator[dict[str, NDArray]]:
@@ -81,7 +86,7 @@ def channel_means(
         sums = [one + other for one, other in zip(sums, means, strict=True)] if sums else means
         answers.append(values)
     if not answers:
-        raise InputError("no samples: wanted at least one")
+        raise InputError("no samples: wanted at least one", field="samples", expected="at least one sample")
     return [total / len(answers) for total in sums], [np.stack(each) for each in zip(*answers, strict=True)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, Codebook, count_codes
-from tfq.compression.distillation import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import (
     Fit,
@@ -113,10 +113,7 @@ def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, 
     forgets the callbacks, weights become NaN, or the copy computes another function.
     """
     config = config or ClusterConfig()
-    if teacher is not None and not config.distillation.enabled:
-        raise InputError(
-            f"cluster: {UNUSED_TEACHER}", field="compression.cluster.distillation.enabled", expected=True, got=False
-        )
+    refuse_unused_teacher(teacher, config.distillation, "cluster")
     plan = clustering_plan(model, config)
     trained, pairs = copy_for_training(model, "cluster")
     layers = dict(named_layers(trained))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression.distillation import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import Fit, check_finite, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.allocation import (
@@ -113,10 +113,7 @@ def prune_model(
     that misses its sparsity.
     """
     config = config or PruneConfig()
-    if teacher is not None and not config.distillation.enabled:
-        raise InputError(
-            f"prune: {UNUSED_TEACHER}", field="compression.prune.distillation.enabled", expected=True, got=False
-        )
+    refuse_unused_teacher(teacher, config.distillation, "prune")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocated(model, None, config, plan.pruned)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
-from tfq.compression.distillation import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
@@ -154,10 +154,7 @@ def qat_model(
     did not train it or drops the callbacks, weights became NaN, or zeros were lost.
     """
     config = config or QATConfig()
-    if teacher is not None and not config.distillation.enabled:
-        raise InputError(
-            f"qat: {UNUSED_TEACHER}", field="compression.qat.distillation.enabled", expected=True, got=False
-        )
+    refuse_unused_teacher(teacher, config.distillation, "qat")
     if config.range_estimator == "lsq" and (calibration is None or not config.num_calibration_samples):
         raise InputError(
             "qat: range_estimator=lsq begins with those of calibration data: give calibration, and its steps",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.compression.distillation import UNUSED_TEACHER, distilled
+from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
 from tfq.compression.structured_pruning import rebuild
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
@@ -193,13 +193,7 @@ def prune_structured(
     no layer; TfqError where the comparison fails, or fit does not train. Warns (TfqWarning) of layers not counted.
     """
     config = config or StructuredPruningConfig()
-    if teacher is not None and not config.distillation.enabled:
-        raise InputError(
-            f"structured_pruning: {UNUSED_TEACHER}",
-            field="compression.structured_pruning.distillation.enabled",
-            expected=True,
-            got=False,
-        )
+    refuse_unused_teacher(teacher, config.distillation, "structured_pruning")
     require_graph_model(model, "filter pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
@@ -219,17 +213,7 @@ def prune_structured(
         trace.channels, trace.sites, groups, target_macs=config.target_macs, channel_multiple=config.channel_multiple
     )
     if after > config.target_macs * before:
-        raise InputError(
-            f"structured_pruning: target_macs={config.target_macs:g} cannot be reached: {after / before:.3f} of the "
-            f"multiply-adds "
-            f"stay where each layer that may lose filters keeps an eighth, in multiples of "
-            f"{config.channel_multiple}, or "
-            "what its target says. Ask for a larger share, or a smaller channel_multiple. All filters stay in: "
-            f"{_told(skipped)}",
-            field="compression.structured_pruning.target_macs",
-            expected=after / before,
-            got=config.target_macs,
-        )
+        raise _unreachable(config, after / before, skipped)
     kept = rebuild.kept_channels(given, trace.channels, trace.sites, gone)
     small = rebuild.smaller(given, kept)
     difference = _proven(given, small, trace, kept)
@@ -255,6 +239,18 @@ def prune_structured(
         uncounted=tuple(trace.uncounted),
         max_difference=difference,
         refit=refitted,
+    )
+
+
+def _unreachable(config: StructuredPruningConfig, least: float, skipped: dict[str, str]) -> InputError:
+    return InputError(
+        f"structured_pruning: target_macs={config.target_macs:g} cannot be reached: {least:.3f} of the multiply-adds "
+        "stay where each layer that may lose filters keeps an eighth, in multiples of "
+        f"{config.channel_multiple}, or what its target says. Ask for a larger share, or a smaller channel_multiple. "
+        f"All filters stay in: {_told(skipped)}",
+        field="compression.structured_pruning.target_macs",
+        expected=least,
+        got=config.target_macs,
     )
 
 

@@ -37,7 +37,8 @@ def intermediate_ranges(
         calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}"
+            f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}",
+            field="representative_dataset",
         ) from error
     return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in wanted}
 
@@ -92,7 +93,10 @@ def ranges_of_file(model: bytes, path: str) -> Ranges:
     if ranges.model_sha256 != sha256(model):
         raise InputError(
             f"{path}: the ranges are of another float flatbuffer ({ranges.model_sha256[:12]}, this one is "
-            f"{sha256(model)[:12]}): calibrate this model, or give the one that they were found with"
+            f"{sha256(model)[:12]}): calibrate this model, or give the one that they were found with",
+            field="conversion.calibration.ranges",
+            expected=sha256(model),
+            got=ranges.model_sha256,
         )
     return ranges
 
@@ -105,5 +109,8 @@ def check_no_control_flow(model: bytes) -> None:
         raise InputError(
             f"calibration does not see inside of control flow, and the model holds {', '.join(loops)}: give the Keras "
             "model, whose recurrent layers are unrolled (ConvLSTM of tf_keras and loops of your own are not), or "
-            "convert to a scheme that needs no ranges: dynamic_range, float16"
+            "convert to a scheme that needs no ranges: dynamic_range, float16",
+            field="model",
+            expected="no control flow",
+            got=tuple(loops),
         )

@@ -103,7 +103,10 @@ class _Interpreter:
             self._interpreter.reset_all_variables()
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"calibration: the model does not run on the representative dataset: {error}") from error
+            raise InputError(
+                f"calibration: the model does not run on the representative dataset: {error}",
+                field="representative_dataset",
+            ) from error
 
     def view(self, index: int) -> NDArray:
         """What a tensor holds, until the next run."""
@@ -155,7 +158,11 @@ def observe(
             seen.add_extremes(count, *ends)
         count += 1
     if not count:
-        raise InputError("no samples to calibrate with: wanted at least one")
+        raise InputError(
+            "no samples to calibrate with: wanted at least one",
+            field="representative_dataset",
+            expected="at least one sample",
+        )
     return Observations(
         tensors={(graph.index, index): seen for index, seen in zip(indices, observed, strict=True)},
         num_samples=count,
@@ -171,7 +178,11 @@ def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
     tensors = (graph.tensors[index] for index in dict.fromkeys(indices))
     found = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
     if not found:
-        raise InputError("the flatbuffer has no float32 activation to calibrate: wanted a float one")
+        raise InputError(
+            "the flatbuffer has no float32 activation to calibrate: wanted a float one",
+            field="model",
+            expected="float32 activations",
+        )
     return found
 
 
@@ -190,5 +201,8 @@ def _refuse(sample: int, seen: TensorObservation, ends: tuple[float, float]) -> 
     what = "NaN" if any(map(math.isnan, ends)) else "infinity"
     raise InputError(
         f"calibration: on sample {sample}, tensor {seen.name!r} (layer {seen.layer or 'unknown'}) holds {what}: no "
-        "range can hold it: mend the model or the sample"
+        "range can hold it: mend the model or the sample",
+        field="representative_dataset",
+        expected="finite activations",
+        got=what,
     )
