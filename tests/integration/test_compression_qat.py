@@ -68,7 +68,7 @@ def test_zeros_that_a_fit_loses_are_an_error(pruned):
         kernel = next(w for w in model.get_layer("quant_conv").weights if w.name.endswith("kernel:0"))
         kernel.assign_add(kernel * 0 + 1)
 
-    with refused(TfqError, field="fit", got={"conv": "50.0% -> 0.0%"}):
+    with refused(TfqError, field="fit", got=("conv",), word="zeros"):
         qat_model(pruned, fit)
 
 

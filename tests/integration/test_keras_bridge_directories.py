@@ -9,6 +9,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from messages import refused
 from test_keras_bridge_loading import changed_config, lambda_model, layer_named, saved, small_model
 
 from tfq import registry
@@ -52,18 +53,18 @@ def test_a_saved_model_of_keras_2_comes_back_with_its_weights_and_runs_nothing(k
 
 
 def test_a_checkpoint_that_lacks_a_weight_or_is_damaged_is_refused(keras_2, tmp_path):
-    def refused(name, old, new):
+    def check(name, old, new):
         path = shutil.copytree(keras_2[1], tmp_path / new.strip(b' :"').decode())
         content = (path / name).read_bytes()
         assert old in content and len(old) == len(new)
         (path / name).write_bytes(content.replace(old, new))
-        with pytest.raises(InputError, match="cannot build this model"):
+        with refused(InputError, field="model", got=str(path)):
             load_model(path)
 
     # Of the same length, so that the lengths in the protobuf hold.
-    refused("keras_metadata.pb", b'"class_name": "Flatten"', b'"class_name":   "PReLU"')
-    refused("keras_metadata.pb", b'"filters": 3', b'"filters": 5')
-    refused("variables/variables.index", b"layer_with_weights-0", b"layer_with_weights-7")
+    check("keras_metadata.pb", b'"class_name": "Flatten"', b'"class_name":   "PReLU"')
+    check("keras_metadata.pb", b'"filters": 3', b'"filters": 5')
+    check("variables/variables.index", b"layer_with_weights-0", b"layer_with_weights-7")
 
 
 def test_a_saved_model_with_python_code_never_runs_it(tmp_path):
@@ -72,7 +73,7 @@ def test_a_saved_model_with_python_code_never_runs_it(tmp_path):
     marker, tf_keras = tmp_path / "marker", import_tf_keras()
     lambda_model(tf_keras, marker).save(tmp_path / "lambda", save_format="tf")
     marker.unlink(missing_ok=True)
-    with pytest.raises(InputError, match="Lambda layer runs Python code"):
+    with refused(InputError, field="model", expected="no code", word="Lambda"):
         load_model(tmp_path / "lambda")
 
     class Module(tf.Module):
@@ -82,14 +83,14 @@ def test_a_saved_model_with_python_code_never_runs_it(tmp_path):
             return tf.py_function(lambda y: y, [x], tf.float32)
 
     tf.saved_model.save(Module(), str(tmp_path / "py_function"))
-    with pytest.raises(InputError, match="exported for serving"):
+    with refused(InputError, field="model", word="serving"):
         load_model(tmp_path / "py_function")
     assert not marker.exists()
 
 
 def test_keras_3s_export_is_told_from_a_model_that_can_be_pruned(tmp_path):
     small_model(import_keras()).export(tmp_path / "exported", verbose=False)
-    with pytest.raises(InputError, match=r"exported for serving.*give what it was exported from"):
+    with refused(InputError, field="model", word="serving"):
         load_model(tmp_path / "exported")
 
 
@@ -104,7 +105,7 @@ def test_a_live_model_is_itself_and_anything_else_is_refused():
     for keras in (import_tf_keras(), import_keras()):
         model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         assert load_model(model) is model
-    with pytest.raises(InputError, match=r"wanted a tf_keras or Keras 3 model, got builtins\.int"):
+    with refused(InputError, field="model", expected=("tf_keras", "keras"), got="builtins.int"):
         load_model(3)
 
 
@@ -128,7 +129,7 @@ def test_custom_objects_of_a_file_are_found_and_without_them_refused(tmp_path, k
     x = keras.layers.Activation(objects["shifted"], name="act")(objects["Tripled"](name="tripled")(inputs))
     path = tmp_path / (f"m.{suffix}" if suffix != "saved" else "saved")
     keras.Model(inputs, x).save(path, **({"save_format": "tf"} if suffix == "saved" else {}))
-    with pytest.raises(InputError, match="plugin"):
+    with refused(InputError, field="model", expected="no code", word="plugin"):
         load_model(path)
     np.testing.assert_array_equal(load_model(path, custom_objects=objects)(np.ones((1, 2), "float32")), [[4, 4]])
 
@@ -140,7 +141,7 @@ def test_a_registered_name_as_class_name_does_not_let_a_module_of_the_files_choi
         layer_named(config, "flatten").update(module="antigravity", class_name="Mine", registered_name=None)
 
     path = changed_config(saved(small_model(tf_keras), tmp_path / "m.keras"), change)
-    with pytest.raises(InputError, match="antigravity"):
+    with refused(InputError, field="model", expected="no code", word="antigravity"):
         load_model(path, custom_objects={"Mine": tf_keras.layers.Flatten})
 
 

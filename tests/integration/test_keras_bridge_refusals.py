@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from messages import refused
 from wrong_twins import copy_wrongly
 
 from tfq.errors import InputError, TfqError
@@ -24,11 +25,10 @@ def test_all_that_has_no_equal_is_told_at_once_by_its_path():
     model = keras.Model(inputs, keras.layers.Reshape((2, 4), name="fine")(x), name="user_model")
     with pytest.raises(InputError) as raised:
         to_tf_keras(model)
-    told = str(raised.value)
-    for piece in ("user_model", "'inner/code'", "Lambda", "'mine'", "register_translator(Mine", "'odd'", "activation"):
-        assert piece in told
-    assert "'fine'" not in told
-    assert raised.value.problems.keys() == {"inner/code", "mine", "odd"}
+    problems = raised.value.problems
+    assert problems.keys() == set(raised.value.got) == {"inner/code", "mine", "odd"}
+    words = {"inner/code": "Lambda", "mine": "register_translator(Mine", "odd": "activation"}
+    assert {name: word for name, word in words.items() if word not in problems[name]} == {}
 
 
 def test_options_and_states_that_tf_keras_has_no_word_for():
@@ -44,15 +44,15 @@ def test_options_and_states_that_tf_keras_has_no_word_for():
     eight.quantize("int8")
     with pytest.raises(InputError) as raised:
         to_tf_keras(keras.Model(inputs, x))
-    told = str(raised.value)
-    for piece in ("'gated'", "use_gate", "'window'", "sliding_window=2", "'lora'", "int8"):
-        assert piece in told
+    words = {"gated": "use_gate", "window": "sliding_window=2", "lora": "LoRA", "eight": "int8"}
+    assert raised.value.problems.keys() == words.keys()
+    assert {name: word for name, word in words.items() if word not in raised.value.problems[name]} == {}
 
 
 def test_augmentation_that_changes_the_shape():
     keras = import_keras()
     inputs = keras.Input((8, 8, 3))
-    with pytest.raises(InputError, match=r"'crop'.*changes the shape"):
+    with refused(InputError, field="model", got=("crop",), word="shape"):
         to_tf_keras(keras.Model(inputs, keras.layers.RandomCrop(4, 4, name="crop")(inputs)))
 
 
@@ -60,7 +60,7 @@ def test_a_layer_that_tf_keras_refuses_is_told_with_tf_keras_own_reason():
     keras = import_keras()
     inputs = keras.Input((4, 4, 3))
     outputs = keras.layers.EinsumDense("abc,cd->abd", (None, 7), name="three_axes")(inputs)
-    with pytest.raises(InputError, match=r"'three_axes': EinsumDense: tf_keras refuses it: .*rank"):
+    with refused(InputError, field="model", got=("three_axes",), word="rank"):
         to_tf_keras(keras.Model(inputs, outputs))
 
 
@@ -68,9 +68,7 @@ def test_a_model_that_runs_on_one_number_of_examples_alone_is_told_so():
     keras = import_keras()
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.ops.broadcast_to(inputs, (1, 3)), name="of_one")
-    with pytest.raises(
-        InputError, match=r"'of_one' does not run on inputs of \(4, 3\).* examples: Unable to broadcast"
-    ):
+    with refused(InputError, field="model", got="of_one", word="broadcast"):
         to_tf_keras(model)
 
 
@@ -93,7 +91,7 @@ def test_adaptive_pooling_in_windows_of_different_size_or_of_an_unknown_one():
     with pytest.raises(InputError) as raised:
         to_tf_keras(keras.Model([inputs, longer, images], outputs))
     assert raised.value.problems.keys() == {"uneven", "unknown", "inside"}
-    assert "(3, 3) of (9, 8)" in str(raised.value)
+    assert "(3, 3)" in raised.value.problems["uneven"]
 
 
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
@@ -104,11 +102,11 @@ def test_subclassed_and_unbuilt_models(kind):
         def call(self, x):
             return x
 
-    with pytest.raises(InputError, match="subclassed"):
+    with refused(InputError, field="model", got="own", word="subclassed"):
         to_tf_keras(Own(name="own"))
-    with pytest.raises(InputError, match="never built"):
+    with refused(InputError, field="model", word="built"):
         to_tf_keras(module.Sequential([module.layers.Dense(2)]))
-    with pytest.raises(InputError, match="Keras 3 model"):
+    with refused(InputError, field="model", got="builtins.str"):
         to_tf_keras("no model")
 
 
@@ -127,7 +125,7 @@ def test_random_and_batch_dependent_calls_of_tf_keras():
     inner = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dense(2)])
     inputs = tf_keras.Input((4,))
     x = tf_keras.layers.Dropout(0.5, name="always")(inner(inputs), training=True)
-    with pytest.raises(InputError, match=r"'always'.*training=True"):
+    with refused(InputError, field="model", got=("always",), word="training=True"):
         to_tf_keras(tf_keras.Model(inputs, x))
 
 
@@ -135,7 +133,7 @@ def test_one_batch_normalization_cannot_be_frozen_and_not():
     keras = import_keras()
     inner = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization(name="bn")], name="inner")
     inputs = keras.Input((4,))
-    with pytest.raises(InputError, match=r"'inner/bn'.*training=False in one place"):
+    with refused(InputError, field="model", got=("inner/bn",), word="training=False"):
         to_tf_keras(keras.Model(inputs, inner(inputs, training=False) + inner(inputs)))
 
 
@@ -145,7 +143,7 @@ def test_a_wrong_weight_is_found_and_the_first_layer_named(monkeypatch):
     x = keras.layers.Dense(5, name="good")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3, name="after")(keras.layers.Dense(4, name="bad")(x)))
     copy_wrongly(monkeypatch, "bad")
-    with pytest.raises(TfqError, match="part at layer 'bad'"):
+    with refused(TfqError, field="model", word="'bad'"):
         to_tf_keras(model)
 
 
@@ -159,9 +157,9 @@ def test_a_translator_that_is_no_equal_is_found():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, Twice(name="twice")(inputs))
     pair = Translator(keras_class=Twice, to_tf_keras=lambda layer: tf_keras.layers.Rescaling(2.1))
-    with pytest.raises(TfqError, match="part at layer 'twice'"):
+    with refused(TfqError, field="model", word="'twice'"):
         to_tf_keras(model, translators=[pair])
-    with pytest.raises(InputError, match="Keras 3 layer class"):
+    with refused(InputError, field="keras_class", got=tf_keras.layers.Dense):
         register_translator(tf_keras.layers.Dense, to_tf_keras=lambda layer: layer)
 
 

@@ -102,7 +102,12 @@ def return_weights(result: BridgeResult, trained: Any = None) -> None:
     """
     trained = result.model if trained is None else trained
     if model_kind(trained) != "tf_keras":
-        raise InputError(f"return_weights takes a trained copy of the tf_keras model {result.model.name!r}")
+        raise InputError(
+            f"return_weights takes a trained copy of the tf_keras model {result.model.name!r}",
+            field="trained",
+            expected=result.model.name,
+            got=getattr(trained, "name", None),
+        )
     layers = {layer.name: layer for layer in trained.layers}
     pairs: list[tuple[Any, Made | None]] = list(result._made) or [(layer, None) for layer in result.source.layers]
     found, missing = [], []
@@ -115,7 +120,10 @@ def return_weights(result: BridgeResult, trained: Any = None) -> None:
     if missing:
         raise InputError(
             f"model {trained.name!r} has no layer {', '.join(missing)}: wanted a trained copy of the bridged model "
-            f"{result.model.name!r}, with its layers under their names or quant_NAME"
+            f"{result.model.name!r}, with its layers under their names or quant_NAME",
+            field="trained",
+            expected=tuple(missing),
+            got=trained.name,
         )
     given: list[tuple[Any, Any]] = []
     for theirs, made, carried in found:
@@ -183,7 +191,10 @@ def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]
     departure = _first_departure(model, rebuilt, telling or list(compared.values()))
     raise TfqError(
         f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted at most "
-        f"{TOLERANCE:g}{departure}. {told}"
+        f"{TOLERANCE:g}{departure}. {told}",
+        field="model",
+        expected=TOLERANCE,
+        got=worst,
     )
 
 
@@ -203,7 +214,10 @@ def _outputs(model: Any, sets: list[list[Any]]) -> list[list[Any]]:
             shapes = ", ".join(str(array.shape) for array in sets[0])
             raise InputError(
                 f"model {model.name!r} does not run on inputs of {shapes}, on which it was to be compared: wanted a "
-                f"model that runs on any number of examples: {reason_of(error)}"
+                f"model that runs on any number of examples: {reason_of(error)}",
+                field="model",
+                expected="a model that runs on any number of examples",
+                got=model.name,
             ) from error
 
 

@@ -107,11 +107,19 @@ def import_keras() -> ModuleType:
     with _lock, _environment_kept():
         keras = _imported("keras", "keras>=3")
         if not keras.__version__.startswith("3."):
-            raise TfqError(f"`import keras` gives Keras {keras.__version__}, wanted 3: pip install 'keras>=3'")
+            raise TfqError(
+                f"`import keras` gives Keras {keras.__version__}, wanted 3: pip install 'keras>=3'",
+                field="keras",
+                expected="3",
+                got=keras.__version__,
+            )
         if keras.config.backend() != "tensorflow":
             raise TfqError(
                 f"Keras 3 runs on the {keras.config.backend()} backend, and .tflite comes from TensorFlow alone: "
-                "set KERAS_BACKEND=tensorflow before keras is imported"
+                "set KERAS_BACKEND=tensorflow before keras is imported",
+                field="KERAS_BACKEND",
+                expected="tensorflow",
+                got=keras.config.backend(),
             )
         return keras
 
@@ -132,7 +140,12 @@ def model_kind(model: Any) -> str:
         module = sys.modules.get(kind)
         if module is not None and isinstance(model, module.Model):
             return kind
-    raise InputError(f"wanted a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}")
+    raise InputError(
+        f"wanted a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}",
+        field="model",
+        expected=("tf_keras", "keras"),
+        got=f"{type(model).__module__}.{type(model).__qualname__}",
+    )
 
 
 def require_tf_keras(model: Any, what: str) -> None:
@@ -140,7 +153,10 @@ def require_tf_keras(model: Any, what: str) -> None:
     if model_kind(model) != "tf_keras":
         raise InputError(
             f"{what} takes a tf_keras model, got the Keras 3 model {model.name!r}: give tfq.to_tf_keras(model).model, "
-            "and have the trained weights back by tfq.return_weights"
+            "and have the trained weights back by tfq.return_weights",
+            field="model",
+            expected="tf_keras",
+            got=model.name,
         )
 
 
@@ -149,8 +165,16 @@ def _imported(name: str, package: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] == "distutils":
-            raise TfqError(f"{name} imports distutils, which Python 3.12 removed: pip install setuptools") from error
-        raise TfqError(f"{name} cannot be imported ({error}): pip install '{package}'") from error
+            raise TfqError(
+                f"{name} imports distutils, which Python 3.12 removed: pip install setuptools",
+                field="setuptools",
+                expected="an installed package",
+            ) from error
+        raise TfqError(
+            f"{name} cannot be imported ({error}): pip install '{package}'",
+            field=package,
+            expected="an installed package",
+        ) from error
 
 
 @contextlib.contextmanager

@@ -73,7 +73,9 @@ class UnbridgeableError(InputError):
         listed = "".join(f"\n  layer {path!r}: {reason}" for path, reason in problems.items())
         super().__init__(
             f"model {model!r} cannot become a tf_keras model, which tfmot needs; it can still be converted as it is, "
-            f"without pruning or quantization-aware training:{listed}"
+            f"without pruning or quantization-aware training:{listed}",
+            field="model",
+            got=tuple(problems),
         )
         self.problems = problems
 

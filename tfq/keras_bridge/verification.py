@@ -92,16 +92,29 @@ def given_inputs(model: Any, data: Any) -> list[NDArray]:
         else:
             missing = [name for name in model.input_names if name not in data]
             if missing:
-                raise InputError(f"the data has no input {', '.join(missing)}: it has {', '.join(data)}")
+                raise InputError(
+                    f"the data has no input {', '.join(missing)}: it has {', '.join(data)}",
+                    field="data",
+                    expected=tuple(missing),
+                    got=tuple(data),
+                )
             data = [data[name] for name in model.input_names]
     arrays = [np.asarray(array) for array in (data if isinstance(data, (list, tuple)) else [data])]
     if len(arrays) != len(model.inputs):
-        raise InputError(f"the data has {len(arrays)} inputs, the model {model.name!r} has {len(model.inputs)}")
+        raise InputError(
+            f"the data has {len(arrays)} inputs, the model {model.name!r} has {len(model.inputs)}",
+            field="data",
+            expected=len(model.inputs),
+            got=len(arrays),
+        )
     for name, array, tensor in zip(model.input_names, arrays, model.inputs, strict=True):
         if not _takes(tuple(tensor.shape)[1:], array.shape[1:]):
             raise InputError(
                 f"the data's examples for the input {name!r} have shape {array.shape[1:]}, the model {model.name!r} "
-                f"wants {tuple(tensor.shape)[1:]}"
+                f"wants {tuple(tensor.shape)[1:]}",
+                field="data",
+                expected=tuple(tensor.shape)[1:],
+                got=array.shape[1:],
             )
     pairs = zip(arrays, model.inputs, strict=True)
     return [array[:GIVEN_EXAMPLES].astype(tensor.dtype.as_numpy_dtype) for array, tensor in pairs]
@@ -135,7 +148,7 @@ def difference(theirs: list[list[NDArray]], ours: list[list[NDArray]]) -> float:
         a = np.concatenate([array.reshape(-1) for array in reference]).astype(np.float64)
         b = np.concatenate([array.reshape(-1) for array in rebuilt]).astype(np.float64)
         if a.shape != b.shape:
-            raise TfqError(f"outputs of {a.size} values became {b.size}")
+            raise TfqError(f"outputs of {a.size} values became {b.size}", field="model", expected=a.size, got=b.size)
         finite = np.isfinite(a)
         if not np.array_equal(finite, np.isfinite(b)) or not finite.any():
             return float("inf")

@@ -107,7 +107,12 @@ def graph_of(model: Any) -> Graph:
     kind = model_kind(model)
     reason = why_no_graph(model)
     if reason:
-        raise InputError(f"model {model.name!r} {reason}")
+        raise InputError(
+            f"model {model.name!r} {reason}",
+            field="model",
+            expected="a built functional or Sequential model",
+            got=model.name,
+        )
     return _keras_graph(model) if kind == "keras" else _tf_keras_graph(model)
 
 

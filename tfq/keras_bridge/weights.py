@@ -20,7 +20,12 @@ def matched(theirs: Sequence[Any], ours: Sequence[Any], where: str) -> list[int]
     Where the words differ altogether the order alone decides. Raises TfqError when the shapes do not agree.
     """
     if len(theirs) != len(ours):
-        raise TfqError(f"{where}: {len(theirs)} weights in the user's layer and {len(ours)} in tf_keras' one")
+        raise TfqError(
+            f"{where}: {len(theirs)} weights in the user's layer and {len(ours)} in tf_keras' one",
+            field="model",
+            expected=len(theirs),
+            got=len(ours),
+        )
     if sorted(map(tail, theirs)) == sorted(map(tail, ours)):
         waiting: dict[str, list[int]] = {}
         for index, variable in enumerate(theirs):
@@ -32,7 +37,10 @@ def matched(theirs: Sequence[Any], ours: Sequence[Any], where: str) -> list[int]
         if tuple(theirs[index].shape) != tuple(variable.shape):
             raise TfqError(
                 f"{where}: its weight {tail(theirs[index])} has the shape {tuple(theirs[index].shape)}, and "
-                f"{tuple(variable.shape)} in tf_keras' layer"
+                f"{tuple(variable.shape)} in tf_keras' layer",
+                field="model",
+                expected=tuple(theirs[index].shape),
+                got=tuple(variable.shape),
             )
     return order
 
@@ -80,7 +88,10 @@ def carried_weights(trained: Any, ours: Any, where: str) -> list[Any]:
         if match is None:
             raise TfqError(
                 f"{where}: the trained layer {trained.name!r} has no weight {tail(variable)} of the shape "
-                f"{tuple(variable.shape)}: it is not a copy of the bridged model's layer"
+                f"{tuple(variable.shape)}: it is not a copy of the bridged model's layer",
+                field="trained",
+                expected=tuple(variable.shape),
+                got=trained.name,
             )
         candidates = [candidate for candidate in candidates if candidate is not match]
         found.append(match)
@@ -110,7 +121,10 @@ def assign(pairs: list[tuple[Any, Any]]) -> None:
         if not np.allclose(other, value, rtol=1e-4, atol=1e-6):
             raise TfqError(
                 f"weight {variable.name!r} belongs to several layers of the user's model, and their copies were "
-                "trained apart: freeze them (trainable=False) in the bridged model, or use one layer for them"
+                "trained apart: freeze them (trainable=False) in the bridged model, or use one layer for them",
+                field="trained",
+                expected="equal copies of a weight",
+                got=variable.name,
             )
     for variable, value in pairs:
         variable.assign(value)
@@ -128,7 +142,11 @@ def model_weights(theirs: Any, ours: Any, rebuilt: Any) -> tuple[Callable, Calla
             if not translation.weighted:
                 continue
             if translation.forward is not None:
-                raise TfqError(f"layer {theirs.name!r}: its inner layer {made.path!r} has a translator of its own")
+                raise TfqError(
+                    f"layer {theirs.name!r}: its inner layer {made.path!r} has a translator of its own",
+                    field="translators",
+                    got=made.path,
+                )
             owner, [twin] = translation.owner or layer, translation.weighted
             for index, variable in zip(matched(owner.weights, twin.weights, made.path), twin.weights, strict=True):
                 of_ours[id(variable)] = places[id(owner.weights[index])]

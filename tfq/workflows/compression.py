@@ -115,7 +115,12 @@ def _compressible(model: Any, config: RunConfig) -> Any:
     """The table of `preflight`; model: of either Keras, or bridged already. Raises InputError where it is not ok."""
     table = preflight(model, config)
     if not table.ok:
-        raise InputError(table.to_text())
+        raise InputError(
+            table.to_text(),
+            field="model",
+            expected="layers that can be compressed",
+            got=tuple(layer.name for layer in table.layers if layer.qat == "unsupported"),
+        )
     return table
 
 

@@ -106,7 +106,12 @@ def register_translator(
     Returns the pair, which `to_tf_keras(model, translators=[...])` takes as well. A second one replaces the first.
     """
     if not (inspect.isclass(keras_class) and issubclass(keras_class, import_keras().layers.Layer)):
-        raise InputError(f"register_translator takes a Keras 3 layer class, got {keras_class!r}")
+        raise InputError(
+            f"register_translator takes a Keras 3 layer class, got {keras_class!r}",
+            field="keras_class",
+            expected="a Keras 3 layer class",
+            got=keras_class,
+        )
     pair = Translator(
         keras_class=keras_class, to_tf_keras=to_tf_keras, weights_forward=weights_forward, weights_back=weights_back
     )

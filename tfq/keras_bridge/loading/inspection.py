@@ -49,13 +49,21 @@ def refuse_code(file: ModelFile, registered: Set[str] = frozenset()) -> None:
     findings = find_code(file.config, registered)
     top = file.config.get("class_name")
     if top is None:
-        raise InputError(f"{file.path}: the model's config has no class_name: wanted a model as Keras saves it")
+        raise InputError(
+            f"{file.path}: the model's config has no class_name: wanted a model as Keras saves it",
+            field="model",
+            expected="a model as Keras saves it",
+            got=str(file.path),
+        )
     if findings:
         listed = "\n".join(f"  layer {finding.layer!r}: {finding.reason}" for finding in findings)
         raise InputError(
             f"{file.path} holds {len(findings)} thing(s) that would run code when the model is loaded:\n{listed}\n"
             "Give your own classes (custom_objects={...}, or a file in plugin), or pass --allow_code "
-            "(allow_code=True) if you trust whoever made the file"
+            "(allow_code=True) if you trust whoever made the file",
+            field="model",
+            expected="no code",
+            got=tuple(finding.layer for finding in findings),
         )
 
 
@@ -76,7 +84,10 @@ def refuse_impossible_sizes(file: ModelFile) -> None:
                 if not math.prod(numbers) <= limit:
                     raise InputError(
                         f"{file.path}: layer {layer!r} asks for {key}={node[key]}, and {limit // 8} bytes of file hold "
-                        "no such weights: not a model as Keras saves it"
+                        "no such weights: not a model as Keras saves it",
+                        field="model",
+                        expected=limit // 8,
+                        got=node[key],
                     )
             stack.extend((child, layer) for child in node.values())
         elif isinstance(node, list):

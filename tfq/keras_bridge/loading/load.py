@@ -74,10 +74,17 @@ def _loaded(keras: Any, file: ModelFile, directory: Path, allow_code: bool, cust
         raise InputError(
             f"{file.path}: {file.kind} {keras.__version__} cannot build this model, written by Keras "
             f"{file.keras_version or '(unknown)'} ({type(error).__name__}: {reason}): load it where it was made, and "
-            "save it again"
+            "save it again",
+            field="model",
+            got=str(file.path),
         ) from error
     if not isinstance(model, keras.Model):
-        raise InputError(f"{file.path}: Keras built a {type(model).__name__} from it: wanted a model")
+        raise InputError(
+            f"{file.path}: Keras built a {type(model).__name__} from it: wanted a model",
+            field="model",
+            expected="a model",
+            got=type(model).__name__,
+        )
     return model
 
 
@@ -129,7 +136,12 @@ def _of_saved_model(keras: Any, file: ModelFile, directory: Path, allow_code: bo
     with _tf_keras_scope(file, allow_code):
         model = keras.models.model_from_json(rebuilt_json(file))
     if not model.built:
-        raise InputError(f"{file.path}: the shape of its input is not in it: call the model once, and save it again")
+        raise InputError(
+            f"{file.path}: the shape of its input is not in it: call the model once, and save it again",
+            field="model",
+            expected="an input shape",
+            got=str(file.path),
+        )
     # Each variable of the model must be in the checkpoint; what else is there (an optimizer's) is left.
     model.load_weights(prefix).assert_existing_objects_matched()
     return model
@@ -146,7 +158,10 @@ def _check_checkpoint(file: ModelFile, prefix: str) -> None:
     )
     if declared > MAX_FILE_BYTES:
         raise InputError(
-            f"{file.path}: its checkpoint declares {declared} bytes: more than the {MAX_FILE_BYTES} allowed"
+            f"{file.path}: its checkpoint declares {declared} bytes: more than the {MAX_FILE_BYTES} allowed",
+            field="model",
+            expected=MAX_FILE_BYTES,
+            got=declared,
         )
 
 

@@ -74,7 +74,7 @@ class ModelFile:
             return "tf_keras"
         if major == "3":
             return "keras"
-        raise InputError(f"{self.path} was written by Keras {self.keras_version!r}: wanted 1, 2 or 3")
+        raise InputError(f"{self.path} was written by Keras {self.keras_version!r}: wanted 1, 2 or 3", field="model")
 
 
 def read_model_file(path: str | os.PathLike) -> ModelFile:
@@ -92,11 +92,21 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
     if content.startswith(ZIP_MAGIC):
         return from_zip(path, content)
     if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
-        raise InputError(f"{path} is a Python pickle, which runs code when it is read: wanted {WANTED}")
+        raise InputError(
+            f"{path} is a Python pickle, which runs code when it is read: wanted {WANTED}",
+            field="model",
+            expected=WANTED,
+        )
     if content[4:8] == b"TFL3":
-        raise InputError(f"{path} is a TFLite flatbuffer: wanted {WANTED}: convert starts from the Keras model")
+        raise InputError(
+            f"{path} is a TFLite flatbuffer: wanted {WANTED}: convert starts from the Keras model",
+            field="model",
+            expected=WANTED,
+        )
     raise InputError(
-        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}): wanted {WANTED}"
+        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}): wanted {WANTED}",
+        field="model",
+        expected=WANTED,
     )
 
 
@@ -106,9 +116,13 @@ def _content(path: Path) -> bytes:
     except OSError:
         return artifacts.read_bytes(path, WANTED)
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is no regular file: wanted {WANTED}")
+        raise InputError(f"{path} is no regular file: wanted {WANTED}", field="model", expected=WANTED)
     if status.st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads")
+        raise InputError(
+            f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
+            field="model",
+            expected=MAX_FILE_BYTES,
+        )
     return artifacts.read_bytes(path, WANTED)
 
 
@@ -123,12 +137,20 @@ def _from_h5(path: Path, content: bytes) -> ModelFile:
                 hint = "weights alone" if "layer_names" in file.attrs or "layers" in file else "no Keras model"
                 raise InputError(
                     f"{path} is an HDF5 file without model_config: {hint}: wanted {WANTED}: save the whole model "
-                    "(model.save, not save_weights)"
+                    "(model.save, not save_weights)",
+                    field="model",
+                    expected=WANTED,
                 )
             if "model_weights" not in file:
-                raise InputError(f"{path} has a model_config but no model_weights group: wanted {WANTED} with weights")
+                raise InputError(
+                    f"{path} has a model_config but no model_weights group: wanted {WANTED} with weights",
+                    field="model",
+                    expected=WANTED,
+                )
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is a damaged HDF5 file ({error}): wanted {WANTED}") from error
+        raise InputError(
+            f"{path} is a damaged HDF5 file ({error}): wanted {WANTED}", field="model", expected=WANTED
+        ) from error
     return ModelFile(
         path=path,
         container="h5",
@@ -145,7 +167,9 @@ def from_zip(path: Path, content: bytes) -> ModelFile:
             names = set(archive.namelist())
             if "config.json" not in names or "metadata.json" not in names:
                 raise InputError(
-                    f"{path} is a zip without config.json and metadata.json, so no .keras file: wanted {WANTED}"
+                    f"{path} is a zip without config.json and metadata.json, so no .keras file: wanted {WANTED}",
+                    field="model",
+                    expected=WANTED,
                 )
             config = json_object(path, "config.json", archive.read("config.json"))
             metadata = json_object(path, "metadata.json", archive.read("metadata.json"))
@@ -156,12 +180,18 @@ def from_zip(path: Path, content: bytes) -> ModelFile:
                     _check_members(path, inner)
                     _check_no_pickle(path, inner)
             else:
-                raise InputError(f"{path} holds no model.weights.h5: wanted {WANTED} with weights")
+                raise InputError(
+                    f"{path} holds no model.weights.h5: wanted {WANTED} with weights", field="model", expected=WANTED
+                )
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is a damaged or encrypted zip ({error}): wanted {WANTED}") from error
+        raise InputError(
+            f"{path} is a damaged or encrypted zip ({error}): wanted {WANTED}", field="model", expected=WANTED
+        ) from error
     version = metadata.get("keras_version")
     if not isinstance(version, str) or not version:
-        raise InputError(f"{path}: metadata.json has no keras_version: wanted a .keras file as Keras writes it")
+        raise InputError(
+            f"{path}: metadata.json has no keras_version: wanted a .keras file as Keras writes it", field="model"
+        )
     # Loading without compiling drops it, so nothing in it can run.
     config.pop("compile_config", None)
     return ModelFile(path=path, container="keras", keras_version=version, config=config, content=content)
@@ -172,20 +202,26 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     names = [member.filename for member in members]
     if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_FILE_BYTES:
         raise InputError(
-            f"{path} unpacks to more than tfq loads ({len(members)} members, {MAX_FILE_BYTES} bytes at most)"
+            f"{path} unpacks to more than tfq loads ({len(members)} members, {MAX_FILE_BYTES} bytes at most)",
+            field="model",
         )
     if len(set(names)) != len(names):
-        raise InputError(f"{path}: two members of the zip have one name: what is looked at may not be what is loaded")
+        raise InputError(
+            f"{path}: two members of the zip have one name: what is looked at may not be what is loaded", field="model"
+        )
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
-            raise InputError(f"{path}: the zip's member {member.filename!r} points outside of the archive")
+            raise InputError(
+                f"{path}: the zip's member {member.filename!r} points outside of the archive", field="model"
+            )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise InputError(f"{path}: the zip's member {member.filename!r} is a symbolic link")
+            raise InputError(f"{path}: the zip's member {member.filename!r} is a symbolic link", field="model")
         if member.file_size > BOMB_FLOOR_BYTES and member.file_size > MAX_EXPANSION * member.compress_size:
             raise InputError(
                 f"{path}: the zip's member {member.filename!r} expands from {member.compress_size} to "
-                f"{member.file_size} bytes: a decompression bomb"
+                f"{member.file_size} bytes: a decompression bomb",
+                field="model",
             )
 
 
@@ -195,7 +231,9 @@ def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
         with npz.open(name) as member:
             header = member.read(_NPY_HEADER_BYTES).replace(b'"', b"'")
         if b"'|O'" in header or b"'O'" in header:
-            raise InputError(f"{path}: {name} in its model.weights.npz is a pickle, which runs code when it is read")
+            raise InputError(
+                f"{path}: {name} in its model.weights.npz is a pickle, which runs code when it is read", field="model"
+            )
 
 
 def _check_inner_h5(path: Path, content: bytes) -> None:
@@ -205,7 +243,7 @@ def _check_inner_h5(path: Path, content: bytes) -> None:
         with h5py.File(io.BytesIO(content), "r") as file:
             _check_h5(path, file)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: its model.weights.h5 is damaged ({error})") from error
+        raise InputError(f"{path}: its model.weights.h5 is damaged ({error})", field="model") from error
 
 
 def _check_h5(path: Path, file: Any) -> None:
@@ -219,7 +257,9 @@ def _check_h5(path: Path, file: Any) -> None:
             link = group.get(name, getlink=True)
             where = f"{path}: {group.name.rstrip('/')}/{name}"
             if isinstance(link, h5py.ExternalLink):
-                raise InputError(f"{where} is a link to another file ({link.filename!r}): such a model is not loaded")
+                raise InputError(
+                    f"{where} is a link to another file ({link.filename!r}): such a model is not loaded", field="model"
+                )
             if not isinstance(link, h5py.HardLink):
                 continue
             item = group[name]
@@ -228,15 +268,20 @@ def _check_h5(path: Path, file: Any) -> None:
                 continue
             seen.add(address)
             if len(seen) > MAX_MEMBERS:
-                raise InputError(f"{path} holds more than {MAX_MEMBERS} HDF5 objects")
+                raise InputError(f"{path} holds more than {MAX_MEMBERS} HDF5 objects", field="model")
             if isinstance(item, h5py.Group):
                 groups.append(item)
             elif isinstance(item, h5py.Dataset):
                 if item.external or item.is_virtual:
-                    raise InputError(f"{where} keeps its data in another file: such a model is not loaded")
+                    raise InputError(
+                        f"{where} keeps its data in another file: such a model is not loaded", field="model"
+                    )
                 declared += item.size * item.dtype.itemsize if item.size else 0
                 if declared > MAX_FILE_BYTES:
-                    raise InputError(f"{where}: the data sets up to here declare {declared} bytes: more than tfq loads")
+                    raise InputError(
+                        f"{where}: the data sets up to here declare {declared} bytes: more than tfq loads",
+                        field="model",
+                    )
 
 
 def _text(value: Any) -> str:
@@ -245,17 +290,23 @@ def _text(value: Any) -> str:
 
 def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, (str, bytes)):
-        raise InputError(f"{path}: {what} is {type(value).__name__}: wanted JSON text")
+        raise InputError(f"{path}: {what} is {type(value).__name__}: wanted JSON text", field="model")
     if len(value) > MAX_JSON_BYTES:
-        raise InputError(f"{path}: {what} has {len(value)} bytes: more than the {MAX_JSON_BYTES} that tfq reads")
+        raise InputError(
+            f"{path}: {what} has {len(value)} bytes: more than the {MAX_JSON_BYTES} that tfq reads",
+            field="model",
+            expected=MAX_JSON_BYTES,
+        )
     try:
         config = json.loads(value)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {what} is not JSON ({error}): wanted {WANTED}") from error
+        raise InputError(
+            f"{path}: {what} is not JSON ({error}): wanted {WANTED}", field="model", expected=WANTED
+        ) from error
     except RecursionError as error:
-        raise InputError(f"{path}: {what} is nested too deeply to be a model") from error
+        raise InputError(f"{path}: {what} is nested too deeply to be a model", field="model") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: {what} is a JSON {type(config).__name__}: wanted an object")
+        raise InputError(f"{path}: {what} is a JSON {type(config).__name__}: wanted an object", field="model")
     return config
 
 
@@ -274,7 +325,7 @@ def read_model_directory(path: Path) -> ModelFile:
                 if (path / name).exists():
                     archive.writestr(name, _member(path, name))
         return from_zip(path, content.getvalue())
-    raise InputError(f"{path} is a directory without saved_model.pb: wanted {_WANTED}")
+    raise InputError(f"{path} is a directory without saved_model.pb: wanted {_WANTED}", field="model", expected=_WANTED)
 
 
 def _from_saved_model(path: Path) -> ModelFile:
@@ -283,7 +334,8 @@ def _from_saved_model(path: Path) -> ModelFile:
     if name not in _GRAPH_NETWORKS or not isinstance(metadata.get("config"), dict):
         raise InputError(
             f"{path} is a SavedModel of the subclassed model {name!r}, whose layers only its own Python code tells: "
-            "wanted a functional or Sequential model: load it where its class is, rebuild it as one, and save that"
+            "wanted a functional or Sequential model: load it where its class is, rebuild it as one, and save that",
+            field="model",
         )
     members = _variables(path)
     version = metadata.get("keras_version", "")
@@ -314,7 +366,9 @@ def _root_metadata(path: Path) -> dict:
     if not texts:
         raise InputError(
             f"{path} is a SavedModel without Keras' config: exported for serving (model.export, tf.saved_model.save), "
-            f"so its layers can no longer be told, pruned or trained: wanted {_WANTED}: give what it was exported from"
+            f"so its layers can no longer be told, pruned or trained: wanted {_WANTED}: give what it was exported from",
+            field="model",
+            expected=_WANTED,
         )
     return json_object(path, "the SavedModel's Keras metadata", texts[0])
 
@@ -323,14 +377,22 @@ def _variables(path: Path) -> dict[str, bytes]:
     try:
         names = sorted(item.name for item in (path / "variables").iterdir() if item.name.startswith("variables."))
     except OSError as error:
-        raise InputError(f"{path} is a SavedModel without its variables directory ({error.strerror})") from error
+        raise InputError(
+            f"{path} is a SavedModel without its variables directory ({error.strerror})", field="model"
+        ) from error
     if "variables.index" not in names or len(names) < 2 or len(names) > MAX_MEMBERS:
-        raise InputError(f"{path}/variables holds {names[:5]}: wanted variables.index and variables.data-*")
+        raise InputError(
+            f"{path}/variables holds {names[:5]}: wanted variables.index and variables.data-*", field="model"
+        )
     members: dict[str, bytes] = {}
     for name in names:
         members[name] = _member(path, f"variables/{name}")
         if sum(map(len, members.values())) > MAX_FILE_BYTES:
-            raise InputError(f"{path}/variables has more than the {MAX_FILE_BYTES} bytes that tfq loads")
+            raise InputError(
+                f"{path}/variables has more than the {MAX_FILE_BYTES} bytes that tfq loads",
+                field="model",
+                expected=MAX_FILE_BYTES,
+            )
     return members
 
 
@@ -340,13 +402,19 @@ def _member(path: Path, name: str) -> bytes:
         status = file.lstat()
         inside = (path / Path(name).parts[0]).lstat()
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): wanted {_WANTED}") from error
+        raise InputError(
+            f"{file} cannot be read ({error.strerror}): wanted {_WANTED}", field="model", expected=_WANTED
+        ) from error
     if stat.S_ISLNK(status.st_mode) or stat.S_ISLNK(inside.st_mode):
-        raise InputError(f"{file} is a symbolic link or lies behind one: such a model is not loaded")
+        raise InputError(f"{file} is a symbolic link or lies behind one: such a model is not loaded", field="model")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{file} is no regular file: wanted {_WANTED}")
+        raise InputError(f"{file} is no regular file: wanted {_WANTED}", field="model", expected=_WANTED)
     if status.st_size > MAX_FILE_BYTES:
-        raise InputError(f"{file} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads")
+        raise InputError(
+            f"{file} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
+            field="model",
+            expected=MAX_FILE_BYTES,
+        )
     return artifacts.read_bytes(file, _WANTED)
 
 
@@ -376,9 +444,15 @@ def _fields(path: Path, name: str, data: bytes) -> Iterator[tuple[int, bytes | i
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
-            raise InputError(f"{path}/{name} is damaged (wire type {kind} at byte {position}): wanted {_WANTED}")
+            raise InputError(
+                f"{path}/{name} is damaged (wire type {kind} at byte {position}): wanted {_WANTED}",
+                field="model",
+                expected=_WANTED,
+            )
         if position + length > len(data):
-            raise InputError(f"{path}/{name} is truncated: a field of {length} bytes at {position} of {len(data)}")
+            raise InputError(
+                f"{path}/{name} is truncated: a field of {length} bytes at {position} of {len(data)}", field="model"
+            )
         yield key >> 3, data[position : position + length]
         position += length
 
@@ -393,7 +467,9 @@ def _varint(path: Path, name: str, data: bytes, position: int) -> tuple[int, int
         value |= (byte & 0x7F) << shift
         if not byte & 0x80:
             return value, position
-    raise InputError(f"{path}/{name} is truncated or damaged at byte {position}: wanted {_WANTED}")
+    raise InputError(
+        f"{path}/{name} is truncated or damaged at byte {position}: wanted {_WANTED}", field="model", expected=_WANTED
+    )
 
 
 def rebuilt_json(file: ModelFile) -> str:

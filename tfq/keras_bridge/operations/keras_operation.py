@@ -222,12 +222,27 @@ def _made(kind: str, made_with: Any) -> Any:
     room, _, name = str(kind).partition(".")
     module_name = f"keras.src.ops.{room}"
     if not custom_objects.OPERATION_MODULES.fullmatch(module_name) or name in _REFUSED:
-        raise InputError(f"{kind!r} is no operation of Keras 3 that tfq runs: damaged file")
+        raise InputError(
+            f"{kind!r} is no operation of Keras 3 that tfq runs: damaged file",
+            field="model",
+            expected="an operation of Keras 3",
+            got=kind,
+        )
     module = importlib.import_module(module_name)
     made = getattr(module, name, None)
     if not inspect.isclass(made) or not issubclass(made, import_keras().Operation) or made.__module__ != module_name:
-        raise InputError(f"Keras {import_keras().__version__} has no operation {kind!r}: load it where it was saved")
+        raise InputError(
+            f"Keras {import_keras().__version__} has no operation {kind!r}: load it where it was saved",
+            field="model",
+            expected="an operation of Keras 3",
+            got=kind,
+        )
     values = decode(made_with, ())
     if not isinstance(values, dict):
-        raise InputError(f"the parameters of {kind!r} are a {type(values).__name__}, wanted a dict: damaged file")
+        raise InputError(
+            f"the parameters of {kind!r} are a {type(values).__name__}, wanted a dict: damaged file",
+            field="model",
+            expected="a dict",
+            got=type(values).__name__,
+        )
     return made(**values)
