@@ -97,7 +97,7 @@ def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_t
         prune_structured(convolutional(), config=config(), data=np.zeros((4, 9, 9, 3), np.float32))
     broken = IMAGES.copy()
     broken[3, 2, 2, 1] = np.nan
-    with refused(InputError, field="data", expected="finite values"):
+    with refused(InputError, field="x[3]", got="NaN"):
         prune_structured(convolutional(), config=config(), data=broken)
     assert prune_structured(convolutional(), config=config(refit_examples=0), data=IMAGES).refit == {}
 
