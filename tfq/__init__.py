@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import evaluate_model as evaluate
     from tfq.evaluation import reference_outputs as reference_outputs
     from tfq.keras_bridge import load_model as load_model
-    from tfq.keras_bridge import register_translator as register_translator
     from tfq.keras_bridge import return_weights as return_weights
     from tfq.keras_bridge import to_tf_keras as to_tf_keras
     from tfq.search import find_int8 as find_int8
@@ -37,6 +36,8 @@ if TYPE_CHECKING:  # isort: off
     from tfq.callbacks import TFLiteExport as TFLiteExport
 
     # Extension points: make an object of one of these classes and pass it to `register`.
+    from tfq.keras_bridge import BridgedLayer as BridgedLayer
+    from tfq.keras_bridge import Translation as Translation
     from tfq.ptq.calibration import CalibrationMethod as CalibrationMethod
     from tfq.registry import register as register
 
@@ -74,7 +75,6 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation import EvaluationRecord as EvaluationRecord
     from tfq.evaluation import ReferenceOutputs as ReferenceOutputs
     from tfq.keras_bridge import BridgeResult as BridgeResult
-    from tfq.keras_bridge import Translator as Translator
     from tfq.search import SearchResult as SearchResult
 
     # Errors and warnings.

@@ -23,11 +23,6 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
     import_tfmot()
     core = "tensorflow_model_optimization.python.core"
     symbols = {
-        "sparsity.keras.prune_registry": [
-            "PruneRegistry.supports",
-            "PruneRegistry._weight_names",
-            "PruneRegistry._is_rnn_layer",
-        ],
         "quantization.keras.quantizers": ["MovingAverageQuantizer"],
         "quantization.keras.quantize_layer": ["QuantizeLayer"],
         "quantization.keras.quantize_wrapper": ["QuantizeWrapper"],

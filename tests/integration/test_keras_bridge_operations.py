@@ -119,7 +119,7 @@ def test_what_is_no_data_is_refused_with_what_to_do():
         def call(self, inputs):
             return inputs
 
-    assert "register_translator" in refusal_of(Mine(), x)
+    assert "BridgedLayer" in refusal_of(Mine(), x)
 
 
 def operation_of(function, *args):

@@ -6,9 +6,9 @@ import pytest
 from messages import refused
 from wrong_twins import copy_wrongly
 
+from tfq import registry
 from tfq.errors import InputError, TfqError
-from tfq.keras_bridge import Translator, import_keras, import_tf_keras, register_translator, to_tf_keras, walk
-from tfq.keras_bridge.layers import translate as layers
+from tfq.keras_bridge import BridgedLayer, Translation, import_keras, import_tf_keras, to_tf_keras, walk
 
 
 def test_all_that_has_no_equal_is_told_at_once_by_its_path():
@@ -27,7 +27,7 @@ def test_all_that_has_no_equal_is_told_at_once_by_its_path():
         to_tf_keras(model)
     problems = raised.value.problems
     assert problems.keys() == set(raised.value.got) == {"inner/code", "mine", "odd"}
-    words = {"inner/code": "Lambda", "mine": "register_translator(Mine", "odd": "activation"}
+    words = {"inner/code": "Lambda", "mine": "BridgedLayer(keras_class=Mine", "odd": "activation"}
     assert {name: word for name, word in words.items() if word not in problems[name]} == {}
 
 
@@ -156,11 +156,45 @@ def test_a_translator_that_is_no_equal_is_found():
 
     inputs = keras.Input((4,))
     model = keras.Model(inputs, Twice(name="twice")(inputs))
-    pair = Translator(keras_class=Twice, to_tf_keras=lambda layer: tf_keras.layers.Rescaling(2.1))
-    with refused(TfqError, field="model", word="'twice'"):
-        to_tf_keras(model, translators=[pair])
+
+    def translate(layer, making):
+        return Translation(layers=(tf_keras.layers.Rescaling(2.1, name=making.name),))
+
+    with registry.temporary():
+        registry.register(BridgedLayer(name="Twice", help="a test's", translate=translate, keras_class=Twice))
+        with refused(TfqError, field="model", word="'twice'"):
+            to_tf_keras(model)
     with refused(InputError, field="keras_class", got=tf_keras.layers.Dense):
-        register_translator(tf_keras.layers.Dense, to_tf_keras=lambda layer: layer)
+        BridgedLayer(name="Twice", help="a test's", translate=translate, keras_class=tf_keras.layers.Dense)
+
+
+@pytest.mark.parametrize(
+    ("layers", "key_word"),
+    [
+        (lambda keras, name: keras.layers.Dense(4), "name"),
+        (lambda keras, name: np.tanh, "ufunc"),
+    ],
+)
+def test_a_wrong_translation_of_the_users_is_refused(layers, key_word):
+    keras, tf_keras = import_keras(), import_tf_keras()
+
+    class Mine(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Mine(name="mine")(inputs))
+    with registry.temporary():
+        registry.register(
+            BridgedLayer(
+                name="Mine",
+                help="a test's",
+                keras_class=Mine,
+                translate=lambda layer, making: Translation(layers=(layers(tf_keras, making.name),)),
+            )
+        )
+        with refused(InputError, field="model", got=("mine",), word=key_word):
+            to_tf_keras(model)
 
 
 def test_a_nan_on_one_side_alone_is_no_agreement():
@@ -192,5 +226,6 @@ def test_every_translated_class_is_one_of_keras_3s():
     keras = import_keras()
     in_applications = {"LayerScale", "StochasticDepth", "CustomScaleLayer"}
     public = {value.__name__ for value in vars(keras.layers).values() if isinstance(value, type)}
-    unknown = layers.TRANSLATORS.keys() - public
+    entries = registry.entries(BridgedLayer).values()
+    unknown = {entry.name for entry in entries if entry.translate is not None} - public
     assert unknown == in_applications

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from messages import refused
 
+from tfq import registry
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import (
+    BridgedLayer,
+    Translation,
     import_keras,
     import_tf_keras,
     import_tfmot,
-    register_translator,
     return_weights,
     to_tf_keras,
 )
@@ -149,16 +151,19 @@ def test_a_pair_of_translators_carries_weights_of_another_shape_both_ways():
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, Scaled(name="scaled")(inputs))
     model.get_layer("scaled").log_scale.assign(0.7)
-    with refused(InputError, field="model", got=("scaled",), word="register_translator(Scaled,"):
+    with refused(InputError, field="model", got=("scaled",), word="BridgedLayer(keras_class=Scaled,"):
         to_tf_keras(model)
-    pair = register_translator(
-        Scaled,
-        to_tf_keras=lambda layer: tf_keras.layers.DepthwiseConv2D(1, use_bias=False),
-        weights_forward=lambda arrays: [np.exp(arrays[0]).reshape(1, 1, 1, 1)],
-        weights_back=lambda arrays: [np.log(arrays[0]).reshape(())],
-    )
-    assert pair.keras_class is Scaled
-    result = to_tf_keras(model)
+
+    def translate(layer, making):
+        return Translation(
+            layers=(tf_keras.layers.DepthwiseConv2D(1, use_bias=False, name=making.name),),
+            forward=lambda arrays: [np.exp(arrays[0]).reshape(1, 1, 1, 1)],
+            back=lambda arrays: [np.log(arrays[0]).reshape(())],
+        )
+
+    with registry.temporary():
+        registry.register(BridgedLayer(name="Scaled", help="a test's", translate=translate, keras_class=Scaled))
+        result = to_tf_keras(model)
     assert type(result.model.get_layer("scaled")).__name__ == "DepthwiseConv2D"
     result.model.get_layer("scaled").set_weights([np.full((1, 1, 1, 1), 3.0)])
     return_weights(result)

@@ -338,9 +338,9 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
 
         monkeypatch.setattr(rebuild, "cut_weights", shifted)
     else:
-        rule = rules.RULES["BatchNormalization"]
+        rule = rules.RULES["batch_normalization"]
         wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), gives_zero=rule.gives_zero)
-        monkeypatch.setitem(rules.RULES, "BatchNormalization", wrong)
+        monkeypatch.setitem(rules.RULES, "batch_normalization", wrong)
     with refused(TfqError, field="model") as caught:
         prune_structured(model, config=config(target_macs=0.3))
     assert caught.value.got in ("inner", "conv1", "bn1")

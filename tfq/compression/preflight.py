@@ -11,6 +11,7 @@ from tfq.compression.qat import placement, qat
 from tfq.config import CompressionConfig, PruneConfig, QATConfig
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras, model_kind
+from tfq.keras_bridge.layers.bridged_layer import facts_of
 from tfq.text_table import aligned
 
 QAT, PTQ_ONLY, UNSUPPORTED = "qat", "ptq_only", "unsupported"
@@ -172,11 +173,8 @@ def _any_config(found: list[placement.Placement | str]) -> bool:
 def _advice(reason: str, layers: list[Any]) -> str:
     if "pattern" in reason:
         return "Widen qat.layers to train it too"
-    if any(type(layer).__name__.startswith("ConvLSTM") for layer in layers):
-        return "Convert to a scheme without ranges, such as dynamic_range: its loop cannot be unrolled"
-    if "recurrent" in reason:
-        return "Give convert the representative data; an int8 .tflite has a copy of its cell for each step"
-    return "Give convert the representative data"
+    advice = (facts_of(layer).qat_advice for layer in layers)
+    return next(filter(None, advice), "Give convert the representative data")
 
 
 def _unbridged(model: Any, error: TfqError) -> Preflight:
@@ -192,7 +190,7 @@ def _unbridged(model: Any, error: TfqError) -> Preflight:
             prunable=False,
             qat=UNSUPPORTED,
             reason=reason,
-            advice="Replace the layer, or register a pair of translators (tfq.register_translator)"
+            advice="Replace the layer, or register a tfq.BridgedLayer for it"
             if each in kinds
             else "Build it as a functional model of Keras' own layers",
         )

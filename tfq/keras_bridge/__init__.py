@@ -13,15 +13,19 @@ from tfq.keras_bridge.environment import (
     model_kind,
     require_tf_keras,
 )
-from tfq.keras_bridge.layers.config import Translator, register_translator
+from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, Making, Translation
 from tfq.keras_bridge.loading.custom_objects import custom_objects_of_plugins
 from tfq.keras_bridge.loading.load import load_model
 from tfq.keras_bridge.rebuild import UnbridgeableError
+from tfq.keras_bridge.untranslatable import Untranslatable
 
 __all__ = [
     "BridgeResult",
-    "Translator",
+    "BridgedLayer",
+    "Making",
+    "Translation",
     "UnbridgeableError",
+    "Untranslatable",
     "custom_objects_of_plugins",
     "deterministic",
     "import_keras",
@@ -29,7 +33,6 @@ __all__ = [
     "import_tfmot",
     "load_model",
     "model_kind",
-    "register_translator",
     "require_tf_keras",
     "return_weights",
     "to_tf_keras",

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """From any functional or sequential model, of either Keras, to an equal flat tf_keras model, and the weights back."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import options_of, plain_tensors
-from tfq.keras_bridge.layers.config import Translator
 from tfq.keras_bridge.rebuild import Made, Rebuilt, reason_of, rebuild
 from tfq.keras_bridge.verification import (
     MOST_NOISE,
@@ -56,13 +54,12 @@ class BridgeResult:
         }
 
 
-def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translator] = ()) -> BridgeResult:
+def to_tf_keras(model: Any, *, data: Any = None) -> BridgeResult:
     """An equal flat tf_keras model, float32, with the same weights, checked against the user's on random data.
 
     model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it
         is, unless it has attention (layers/attention.py), which is brought in in its parts.
     data: examples to compare on as well: an array, a list or dict of arrays, or a tfq Split; the first 32 are taken.
-    translators: pairs for this call alone (`register_translator` gives them).
     Data on which the user's model makes much of float32's last bit in its inputs is left out of the comparison where
     the two differ too much on it; a note says so.
     Raises UnbridgeableError (an InputError with `problems` by layer) for everything without an equal; TfqError when
@@ -78,7 +75,7 @@ def to_tf_keras(model: Any, *, data: Any = None, translators: Iterable[Translato
             max_difference=0.0,
             source=model,
         )
-    rebuilt = rebuild(model, tuple(translators))
+    rebuilt = rebuild(model)
     for layer, made in rebuilt.by_layer.values():
         copy_weights(layer, made.translation, f"layer {made.path!r}")
     worst, not_compared = _verified(model, rebuilt, data)

@@ -7,13 +7,13 @@ Nested models are inlined; a layer that is called several times is one layer cal
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.layers.config import NARROW, Making, Translation, Translator
+from tfq.keras_bridge.layers.bridged_layer import Making, Translation
+from tfq.keras_bridge.layers.config import NARROW
 from tfq.keras_bridge.layers.translate import copied_layer, translated
 from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable
@@ -57,13 +57,13 @@ class Rebuilt:
     tensors: list[tuple[str, Any, Any]] = field(default_factory=list)
 
 
-def rebuild(model: Any, translators: Sequence[Translator] = (), *, whole: bool = False) -> Rebuilt:
+def rebuild(model: Any, *, whole: bool = False) -> Rebuilt:
     """The model rebuilt flat of new tf_keras layers, with the weights that they begin with.
 
     whole: no layer is made of several that have weights.
     Raises UnbridgeableError, an InputError, that lists by layer all that has no equal in tf_keras.
     """
-    return _Rebuilding(model, tuple(translators), whole).result()
+    return _Rebuilding(model, whole).result()
 
 
 class UnbridgeableError(InputError):
@@ -81,8 +81,8 @@ class UnbridgeableError(InputError):
 
 
 class _Rebuilding:
-    def __init__(self, model: Any, translators: tuple[Translator, ...], whole: bool) -> None:
-        self.source, self.translators, self.whole = model, translators, whole
+    def __init__(self, model: Any, whole: bool) -> None:
+        self.source, self.whole = model, whole
         self.problems: dict[str, str] = {}
         self.narrow: dict[str, list[str]] = {}
         self.called_again: set[int] = set()
@@ -228,7 +228,6 @@ class _Rebuilding:
             note=note,
             translate=translated,
             rebuild=self._rebuilt_inside,
-            translators=self.translators,
             arguments=arguments,
         )
         if isinstance(layer, import_tf_keras().layers.Layer):
@@ -245,7 +244,7 @@ class _Rebuilding:
 
     def _rebuilt_inside(self, model: Any) -> Rebuilt:
         try:
-            return rebuild(model, self.translators, whole=True)
+            return rebuild(model, whole=True)
         except InputError as error:
             raise Untranslatable(str(error)) from error
 

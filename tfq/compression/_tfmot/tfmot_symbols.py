@@ -6,7 +6,6 @@ Read in tensorflow-model-optimization 0.8.1 and tf_keras 2.21.0. A test asks for
 
 import contextlib
 import importlib
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -25,36 +24,6 @@ def _module(name: str) -> ModuleType:
 def is_graph_model(model: Any) -> bool:
     """Whether a tf_keras model is functional or a built sequential one, so that its layers are all that it does."""
     return bool(getattr(model, "_is_graph_network", False))
-
-
-def prunable_variables(layer: Any) -> list[Any] | None:
-    """The weights that tfmot prunes in a built tf_keras layer; None when it knows no such layer."""
-    registry = _module("sparsity.keras.prune_registry").PruneRegistry
-    if hasattr(layer, "get_prunable_weights"):
-        return list(layer.get_prunable_weights())
-    if not registry.supports(layer):
-        return None
-    if not registry._is_rnn_layer(layer):
-        return [operator.attrgetter(name)(layer) for name in registry._weight_names(layer)]
-    return [
-        weight
-        for cell in registry._get_rnn_cells(layer)
-        for weight in (
-            cell.get_prunable_weights()
-            if hasattr(cell, "get_prunable_weights")
-            else [getattr(cell, name) for name in registry._RNN_CELLS_WEIGHTS_MAP[type(cell)]]
-        )
-    ]
-
-
-def inherited_prunable_variables(layer: Any) -> list[Any] | None:
-    """The weights that tfmot prunes in the nearest class that it knows of those a built layer is made from."""
-    known = _module("sparsity.keras.prune_registry").PruneRegistry._LAYERS_WEIGHTS_MAP
-    names = next((known[kind] for kind in type(layer).__mro__ if kind in known), None)
-    try:
-        return None if names is None else [operator.attrgetter(name)(layer) for name in names]
-    except AttributeError:  # a subclass that builds itself otherwise
-        return None
 
 
 def mask_updater(

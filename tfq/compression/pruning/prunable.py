@@ -2,38 +2,41 @@
 """Which weights of a layer can be pruned, and of any other layer why not."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import reasons_by_layer
 from tfq.compression.pruning.allocation import block_size, m_by_n
 from tfq.config import PruneConfig
-from tfq.keras_bridge import import_tf_keras
-
-# Kernels whose last axis but one is not the input channels that an m:n mask runs along.
-_NOT_BY_INPUT = ("Conv2DTranspose", "Embedding", "DepthwiseConv2D")
+from tfq.keras_bridge.layers.bridged_layer import facts_of, inherited_facts
 
 
 def prunable_weights(layer: Any) -> list[Any] | None:
     """The weights of a built tf_keras layer that pruning masks; None where nobody knows which they are.
 
-    As tfmot's registry has them, and besides: what a subclass inherits from a layer that it knows, EinsumDense, and
-    the layers inside TimeDistributed and Bidirectional. A custom layer tells them by `get_prunable_weights()`.
+    A custom layer lists them in `get_prunable_weights()` or in its BridgedLayer. Otherwise the nearest base class with
+    the fact `prunable` or `wraps` decides.
     """
-    layers = import_tf_keras().layers
-    found = tfmot_symbols.prunable_variables(layer)
-    if found is not None:
-        return found
-    if isinstance(layer, (layers.TimeDistributed, layers.Bidirectional)):
-        inside = (
-            [layer.layer] if isinstance(layer, layers.TimeDistributed) else [layer.forward_layer, layer.backward_layer]
-        )
-        parts = [prunable_weights(part) for part in inside]
-        return None if None in parts else [weight for part in parts if part for weight in part]
-    if isinstance(layer, layers.EinsumDense):
-        return [layer.kernel]
-    return tfmot_symbols.inherited_prunable_variables(layer)
+    if hasattr(layer, "get_prunable_weights"):
+        return list(layer.get_prunable_weights())
+    for facts in inherited_facts(layer):
+        if facts.wraps:
+            inside = [getattr(layer, name) for name in facts.wraps]
+            parts = [prunable_weights(part) for each in inside for part in (each if isinstance(each, list) else [each])]
+            return None if None in parts else [weight for part in parts if part for weight in part]
+        if isinstance(facts.prunable, str):
+            return []
+        if facts.prunable is not None:
+            return _attributes(layer, facts.prunable)
+    return None
+
+
+def _attributes(layer: Any, names: Sequence[str]) -> list[Any] | None:
+    try:
+        return [operator.attrgetter(name)(layer) for name in names]
+    except AttributeError:  # a subclass that builds itself otherwise
+        return None
 
 
 def reason_not_prunable(layer: Any, config: PruneConfig | None = None) -> str | None:
@@ -44,6 +47,9 @@ def reason_not_prunable(layer: Any, config: PruneConfig | None = None) -> str | 
         return f"{kind} has no weights"
     if weights is None:
         return f"tfmot cannot prune {kind} (a layer of your own lists its weights to prune in get_prunable_weights())"
+    reason = facts_of(layer).prunable
+    if not weights and isinstance(reason, str):
+        return reason
     if not weights:
         return f"tfmot prunes no weight of {kind}" if layer.weights else f"{kind} has no weights"
     if config is None:
@@ -70,7 +76,7 @@ def m_by_n_sparsity(shape: Sequence[int], m: int, n: int) -> float:
 
 
 def _no_groups(layer: Any, shapes: Sequence[tuple[int, ...]], m: int, n: int) -> str | None:
-    wrong = next((kind for kind in _NOT_BY_INPUT if isinstance(layer, getattr(import_tf_keras().layers, kind))), None)
+    wrong = next((facts.name for facts in inherited_facts(layer) if not facts.prunable_m_by_n), None)
     if wrong:
         return f"m:n masks run along the input channels, and the kernel of {wrong} has them elsewhere"
     for shape in shapes:

@@ -5,15 +5,9 @@ from typing import Any
 
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge.layers.bridged_layer import facts_of
 
-_PASSES_ON_NAMES = """
-    ActivityRegularization AlphaDropout AveragePooling1D AveragePooling2D Cropping1D Cropping2D Dropout Flatten
-    GaussianDropout GaussianNoise GlobalMaxPooling1D GlobalMaxPooling2D Identity MaxPooling1D MaxPooling2D Permute
-    RepeatVector Reshape SpatialDropout1D SpatialDropout2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D
-"""
-_PASSES_ON = frozenset(_PASSES_ON_NAMES.split())
-
-# The same of operations: those of Keras 3, and TensorFlow's own in a Keras 2 model.
+# Operations whose output has the input's scale: those of Keras 3, and TensorFlow's own in a Keras 2 model.
 _OPERATIONS_NAMES = """
     core.Slice core.Unstack einops.Rearrange image.CropImages image.Resize nn.DepthToSpace nn.SpaceToDepth
     numpy.BroadcastTo numpy.ExpandDims numpy.Flip numpy.GetItem numpy.Max numpy.Min numpy.Moveaxis numpy.Ravel
@@ -26,7 +20,6 @@ _OPERATIONS_NAMES = """
 _OPERATIONS_PASS_ON = frozenset(_OPERATIONS_NAMES.split())
 
 # All that they read and give has one scale in a flatbuffer: the constant beside a tensor as well.
-_JOINS = frozenset(("Concatenate", "Maximum", "Minimum"))
 _OPERATIONS_JOIN_NAMES = """
     numpy.Append numpy.Clip numpy.Concatenate numpy.Hstack numpy.Maximum numpy.Minimum numpy.Pad numpy.Roll numpy.Stack
     numpy.Vstack numpy.Where
@@ -49,20 +42,22 @@ def passes_on(layer: Any) -> bool:
     layer: in the wrapper of a QAT model or out of it.
     """
     inner = tfmot_symbols.wrapped(layer)
-    if kind(inner).startswith("GlobalAveragePooling"):
+    facts = facts_of(inner)
+    if facts.qat == "global_average":
         # The mean of one value is no op where the shape stays. A layer that is used with several shapes has no one.
         shape = getattr(layer, "input_shape", None) or ()
         places = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
         return inner.keepdims and bool(places) and all(size == 1 for size in places)
     if operation := operation_of(inner):
         return operation in _OPERATIONS_PASS_ON and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
-    return kind(inner) in _PASSES_ON or (kind(inner) == "Activation" and activation_name(inner) == "linear")
+    is_identity = kind(inner) == "Activation" and activation_name(inner) == "linear"
+    return facts.qat in ("passes_range", "averages") or is_identity
 
 
 def joins(layer: Any) -> bool:
     """Whether all that it reads and gives has one scale and zero point in a flatbuffer. layer: as for `passes_on`."""
     inner = tfmot_symbols.wrapped(layer)
-    return kind(inner) in _JOINS or operation_of(inner) in _OPERATIONS_JOIN
+    return facts_of(inner).qat == "shares_range" or operation_of(inner) in _OPERATIONS_JOIN
 
 
 def cuts_off(layer: Any) -> bool:
@@ -91,7 +86,7 @@ def averages(layer: Any) -> bool:
     """Whether the layer computes between the codes of what it gets, and rounds to them again."""
     if operation_of(layer) in ("image.Resize", "image.resize"):
         return True  # to the nearest, it may round as well: nothing is lost
-    return kind(layer).startswith("AveragePooling") or getattr(layer, "interpolation", "") == "bilinear"
+    return facts_of(layer).qat == "averages" or getattr(layer, "interpolation", "") == "bilinear"
 
 
 def relu_cap(layer: Any) -> float | None:

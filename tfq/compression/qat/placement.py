@@ -29,53 +29,11 @@ from tfq.compression.qat.layer_facts import (
     scale_and_offset,
 )
 from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, facts_of
 
 OBSERVED = "observed"
 
-# Weights by channel: attribute -> axes, where the flatbuffer has a scale for each.
-_KERNELS: dict[str, dict[str, list[int]]] = {
-    "Dense": {"kernel": [-1]},
-    "Conv1D": {"kernel": [-1]},
-    "Conv2D": {"kernel": [-1]},
-    "DepthwiseConv2D": {"depthwise_kernel": [-2, -1]},
-    "Conv2DTranspose": {"kernel": [-2]},
-    "SeparableConv2D": {"depthwise_kernel": [-2, -1], "pointwise_kernel": [-1]},
-}
-
-# Of several ops with tensors between them: the class that names these, and their names and ranges.
-_PARTED = {"SeparableConv2D": ("PartedSeparableConv2D", {"between": OBSERVED})}
-
-# The same of a layer that ends in a swish.
-_SWISH_KERNELS = {
-    "Conv2D": "SwishConv2D",
-    "Dense": "SwishDense",
-    "DepthwiseConv2D": "SwishDepthwiseConv2D",
-}
-
-# Two ops, MUL and ADD, where no layer before takes them in: the class that makes a depthwise convolution of them.
-_CONVOLVED = {
-    "BatchNormalization": "ConvolvedBatchNormalization",
-    "Normalization": "ConvolvedNormalization",
-    "Rescaling": "ConvolvedRescaling",
-}
-
-# Of several ops, loops or states inside, which tfmot's wrapper cannot reach into, or calls otherwise than Keras does.
-_RECURRENT = ("Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN")
-_LEFT_WHOLE = {
-    **dict.fromkeys(_RECURRENT, "it is recurrent: {}"),
-    **dict.fromkeys(("AdditiveAttention", "Attention"), "it takes several inputs apart: {}"),
-    "MultiHeadAttention": "it is whole (to_tf_keras parts it where no mask passes and it is used once): {}",
-    **dict.fromkeys(("Lambda", "TFOpLambda", "SlicingOpLambda"), "it runs a function that nobody can see into: {}"),
-    **dict.fromkeys(("Masking", "TimeDistributed"), "it passes a mask on: {}"),
-}
 _BY_CONVERTER = "the converter quantizes it by the representative dataset"
-
-_NORMALIZATIONS = ("BatchNormalization", "SyncBatchNormalization")
-# A factor and an offset for each channel behind a linear layer of the next, and alone in reading it, become part of it.
-_AFFINE = frozenset((*_NORMALIZATIONS, "Rescaling", "LayerScale"))
-_TAKE_AFFINE = frozenset(_KERNELS) - {"Conv2DTranspose"}
-# A ReLU, or what else cuts off at numbers, behind one of these, read by it alone, is part of their op or has its range.
-_TAKE_RELU = frozenset((*_KERNELS, *_NORMALIZATIONS, "Add", "Subtract", "Multiply", "Rescaling"))
 
 _FIXED = {
     "sigmoid": [0.0, 255 / 256],
@@ -83,9 +41,9 @@ _FIXED = {
     "tanh": [-1.0, 127 / 128],
     "log_softmax": [-255 / 16, 0.0],
 }
-# Layers and operations that are such a function and nothing else.
+# Operations that are such a function and nothing else.
 _FUNCTIONS = {
-    **dict.fromkeys(("Softmax", "nn.Softmax", "nn.softmax"), "softmax"),
+    **dict.fromkeys(("nn.Softmax", "nn.softmax"), "softmax"),
     **dict.fromkeys(("nn.LogSoftmax", "nn.log_softmax"), "log_softmax"),
     "math.sigmoid": "sigmoid",
     "math.tanh": "tanh",
@@ -147,7 +105,6 @@ class _Graph:
         reason = self._reason_to_leave(layer)
         if reason:
             return reason
-        name = kind(layer)
         if layer.name in self._in_hard_swish:
             return Placement(why="part of the HARD_SWISH behind it")
         if passes_on(layer):
@@ -156,13 +113,13 @@ class _Graph:
             return Placement(why="passes on what it gets, scale and all")
         if self._reader_takes_it_in(layer):
             return self._weighted(layer, None, "its range is taken behind the layer that follows")
-        return self._with_output(layer, name)
+        return self._with_output(layer, facts_of(layer))
 
-    def _with_output(self, layer: Any, name: str) -> Placement:
-        function = _FUNCTIONS.get(operation_of(layer) or name)
+    def _with_output(self, layer: Any, facts: BridgedLayer) -> Placement:
+        function = _FUNCTIONS.get(operation_of(layer)) or facts.function
         activation = function or activation_name(layer)
         is_last = layer.name in self._output_layers
-        if function or name == "Activation":
+        if function or facts.qat == "activation":
             if activation in _FIXED:
                 output = None if is_last else _FIXED[activation]
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
@@ -170,25 +127,26 @@ class _Graph:
                 config = {"output": OBSERVED, "tensors": {"gate": _FIXED["sigmoid"]}}
                 return Placement(config=config, stand_in="SwishActivation", why="its output and the sigmoid in it")
             return Placement(config={"output": OBSERVED}, why="its output")
-        if activation in _QUANTIZED_BEFORE and name in _KERNELS:
+        if activation in _QUANTIZED_BEFORE and facts.qat_weights:
             fixed = None if is_last else _FIXED.get(activation or "")
             return self._weighted(layer, fixed, f"its kernel, and around its {activation}", activation=True)
         return self._weighted(layer, OBSERVED, "its output")
 
     def _weighted(self, layer: Any, output: Any, why: str, *, activation: bool = False) -> Placement:
-        name = kind(layer)
-        weights = _KERNELS.get(name, {})
-        stand_in = _CONVOLVED[name] if name in _CONVOLVED and self._is_multiplied_and_added(layer) else ""
+        facts = facts_of(layer)
+        weights = {name: list(axes) for name, axes in facts.qat_weights.items()}
+        stand_in = facts.stand_ins.get("always", "")
+        if "image" in facts.stand_ins and self._is_multiplied_and_added(layer):
+            stand_in = facts.stand_ins["image"]
         if not weights and output is None and not activation:
             return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
         told = f"its kernel, {why}" if weights and not activation else why
-        if name in _SWISH_KERNELS and is_swish(layer):
+        if "swish" in facts.stand_ins and is_swish(layer):
             config["tensors"] = {"before": OBSERVED, "gate": _FIXED["sigmoid"]}
-            return Placement(config=config, stand_in=_SWISH_KERNELS[name], why=f"{told}, and around its swish")
-        if name in _PARTED:
-            parted, tensors = _PARTED[name]
-            return Placement(config={**config, "tensors": tensors}, stand_in=parted, why=told)
+            return Placement(config=config, stand_in=facts.stand_ins["swish"], why=f"{told}, and around its swish")
+        if facts.qat_tensors:
+            config["tensors"] = dict.fromkeys(facts.qat_tensors, OBSERVED)
         return Placement(config=config, stand_in=stand_in, why=told)
 
     def _is_multiplied_and_added(self, layer: Any) -> bool:
@@ -215,8 +173,9 @@ class _Graph:
     def _reason_to_leave(self, layer: Any) -> str | None:
         if isinstance(layer, self._model_class):
             return "it is a model inside the model: bring it in flat (keras_bridge.to_tf_keras)"
-        if kind(layer) in _LEFT_WHOLE:
-            return _LEFT_WHOLE[kind(layer)].format(_BY_CONVERTER)
+        facts = facts_of(layer)
+        if facts.qat == "converter":
+            return f"{facts.qat_reason}: {_BY_CONVERTER}"
         if len(layer.inbound_nodes) != 1:
             return f"it is used {len(layer.inbound_nodes)} times, with a range for each: {_BY_CONVERTER}"
         node = layer.inbound_nodes[0]
@@ -236,11 +195,12 @@ class _Graph:
         reader = self._only_reader(layer)
         if reader is None or activation_name(layer) not in (None, "linear"):
             return False
-        is_affine = kind(reader) in _AFFINE or scale_and_offset(reader) is not None
-        if is_affine and kind(layer) in _TAKE_AFFINE:
-            return kind(reader) not in _NORMALIZATIONS or normalizes_last_axis(reader)
+        absorbs = facts_of(layer).absorbs
+        is_affine = facts_of(reader).folds_into_previous or scale_and_offset(reader) is not None
+        if is_affine and "scale" in absorbs:
+            return not hasattr(reader, "axis") or normalizes_last_axis(reader)
         cuts = is_fusable_relu(reader) or (cuts_off(reader) and not self._reason_to_leave(reader))
-        return cuts and kind(layer) in _TAKE_RELU
+        return cuts and "relu" in absorbs
 
     def _only_reader(self, layer: Any) -> Any:
         nodes = layer.outbound_nodes

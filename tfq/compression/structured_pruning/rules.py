@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each class of layer with weights does with channels: which axes hold them, its config, its multiply-adds.
+"""What layers do with channels: which axes of their weights hold them, their config, their multiply-adds.
+
+A layer's BridgedLayer chooses its rule by name (`channels`).
 
 Only layers whose channels are on the last axis, and only the classes themselves: a subclass may compute anything.
 """
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from tfq.compression.structured_pruning.channels import Term
 from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, facts_of
 
 # What an axis of a weight runs over: the layer's channels in or out, or (separable) those in between.
 IN, OUT, BETWEEN = "in", "out", "between"
@@ -24,7 +27,7 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One class of layer.
+    """What a kind of layer does with channels.
 
     axes(layer): for each weight, by its attribute, what its axes run over. terms(layer, input shape, output shape): its
     multiply-adds. resized(layer, kept): config for only the channels kept[IN], kept[OUT] (places on the last axis).
@@ -42,12 +45,18 @@ class Rule:
     gives_zero: Callable[[Any, bool], bool] = lambda layer, before: True
 
 
+def channels_of(layer: Any) -> str:
+    """Return the fact `channels` of this layer: by default, and of a subclass of a tf_keras layer, "by_trial"."""
+    facts = facts_of(layer)
+    # By the name alone where tf_keras has no public class of that name: tfq's own, the user's, and LayerScale.
+    is_exact = getattr(import_tf_keras().layers, facts.name, type(layer)) is type(layer)
+    return facts.channels if is_exact else "by_trial"
+
+
 def rule_of(layer: Any) -> Rule | None:
-    """The rule for this layer; None where there is none for its class."""
-    name = type(layer).__name__
-    # tf_keras keeps the LayerScale of its ConvNeXt to itself.
-    is_theirs = name == "LayerScale" or type(layer) is getattr(import_tf_keras().layers, name, None)
-    return RULES.get(name) if is_theirs else None
+    """Return the rule for this layer, or None where its channels are not followed by a rule."""
+    channels = channels_of(layer)
+    return _per_channel(facts_of(layer)) if channels == "per_channel" else RULES.get(channels)
 
 
 def reason_against(layer: Any, shape: Shape) -> str | None:
@@ -213,33 +222,34 @@ _DENSE = Rule(
     makes_channels=True, filters="kernel", zeroed=("kernel", "bias"),
 )  # fmt: skip
 
+# By the fact `channels`; "per_channel" is made of the other facts. trace.py follows layers of these by their name:
+# "flatten", "concatenate", "lookup" (a table of weights without multiply-adds) and "by_trial".
 RULES: dict[str, Rule] = {
-    "Conv1D": _CONV,
-    "Conv2D": _CONV,
-    "Conv3D": _CONV,
-    "Conv1DTranspose": _TRANSPOSED,
-    "Conv2DTranspose": _TRANSPOSED,
-    "Conv3DTranspose": _TRANSPOSED,
-    "Dense": _DENSE,
-    "DepthwiseConv1D": _DEPTHWISE,
-    "DepthwiseConv2D": _DEPTHWISE,
-    "SeparableConv1D": _SEPARABLE,
-    "SeparableConv2D": _SEPARABLE,
-    "BatchNormalization": Rule(
+    "convolution": _CONV,
+    "transposed_convolution": _TRANSPOSED,
+    "dense": _DENSE,
+    "depthwise_convolution": _DEPTHWISE,
+    "separable_convolution": _SEPARABLE,
+    "batch_normalization": Rule(
         axes=_each("gamma", "beta", "moving_mean", "moving_variance"),
         zeroed=("gamma", "beta", "moving_mean"),
         gives_zero=lambda layer, before: layer.scale or before,
     ),
-    "LayerScale": Rule(
-        axes=_each("gamma"), resized=lambda layer, kept: {"projection_dim": len(kept[OUT])}, zeroed=("gamma",)
-    ),
-    "Normalization": Rule(
+    "normalization": Rule(
         axes=_each("adapt_mean", "adapt_variance"), resized=_statistics, gives_zero=lambda layer, before: False
     ),
-    "PReLU": Rule(axes=_alpha, gives_zero=lambda layer, before: before),
+    "prelu": Rule(axes=_alpha, gives_zero=lambda layer, before: before),
     # Without weights, but with numbers of channels in the config.
-    "Rescaling": Rule(
+    "rescaling": Rule(
         axes=_each(), resized=_factors, gives_zero=lambda layer, before: before and not np.any(layer.offset)
     ),
-    "Reshape": Rule(axes=_each(), resized=_reshaped),
+    "reshape": Rule(axes=_each(), resized=_reshaped),
 }
+FOLLOWED_BY_NAME = ("per_channel", "flatten", "concatenate", "lookup", "by_trial")
+
+
+def _per_channel(facts: BridgedLayer) -> Rule:
+    def resized(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
+        return {facts.channel_count: len(kept[OUT])} if facts.channel_count else {}
+
+    return Rule(axes=_each(*facts.channel_weights), resized=resized, zeroed=facts.channel_weights)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tfq.compression.structured_pruning import rules, trace
 from tfq.compression.structured_pruning.channels import Channels, Site
 from tfq.errors import TfqError
-from tfq.keras_bridge import import_tf_keras
 
 # For dimensions that the model leaves open.
 _OPEN_DIMENSION = 16
@@ -63,8 +62,8 @@ def asked(call: Callable[[Sequence[Any]], Any], shapes: Sequence[tuple[int | Non
     return Answer(zero_if_all=zero, zero_if_any=without)
 
 
-# Layers without weights that have a number of channels in their config, so that one place must decide it.
-_SIZED = ("Rescaling", "Reshape")
+# Rules of layers without weights that have a number of channels in their config, so that one place must decide it.
+_SIZED = ("rescaling", "reshape")
 _FINAL = "its channels are an output of the model"
 
 
@@ -118,25 +117,25 @@ class _Walk:
 
     def _visit(self, node: Any) -> None:
         layer, before, after = node.layer, node.keras_inputs, _flat(node.outputs)
-        rule = rules.rule_of(layer)
+        rule, channels = rules.rule_of(layer), rules.channels_of(layer)
         reason = None
-        if self.calls[id(layer)] > 1 and (layer.weights or type(layer).__name__ in _SIZED):
+        if self.calls[id(layer)] > 1 and (layer.weights or channels in _SIZED):
             reason = f"is called {self.calls[id(layer)]} times"
         elif len(after) != 1 or len(before) == 0 or any(_count(tensor) is None for tensor in (*before, *after)):
             reason = "has other tensors than the last axis of one can stand for"
         elif rule is not None and len(before) == 1:
             reason = rules.reason_against(layer, tuple(before[0].shape))
-            if type(layer).__name__ == "Reshape":
+            if channels == "reshape":
                 reason = self._tiled(node, before[0], after[0], resized=True)
-            elif type(layer).__name__ == "Rescaling" and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
+            elif channels == "rescaling" and np.ndim(layer.scale) == np.ndim(layer.offset) == 0:
                 reason = self._each_by_itself(node)
             elif reason is None:
                 return self._weighted(node, rule)
         elif layer.weights:
             reason = f"({type(layer).__name__}) is none of those whose weights can be taken apart"
-        elif type(layer) is import_tf_keras().layers.Flatten:
+        elif channels == "flatten":
             reason = self._tiled(node, before[0], after[0])
-        elif type(layer) is import_tf_keras().layers.Concatenate and layer.axis in (-1, len(after[0].shape) - 1):
+        elif channels == "concatenate" and layer.axis in (-1, len(after[0].shape) - 1):
             self._joined_end_to_end(before, after[0])
         else:
             reason = self._each_by_itself(node)
@@ -155,7 +154,7 @@ class _Walk:
         if rule is not None and layout == "channels_last" and len(node.keras_inputs) == len(after) == 1:
             site = self._site(node, rule, self.tensors[id(after[0])].channels)
             self.trace.sites.append(site)
-        elif type(node.layer).__name__ != "Embedding" and any(len(weight.shape) > 1 for weight in node.layer.weights):
+        elif rules.channels_of(node.layer) != "lookup" and any(len(weight.shape) > 1 for weight in node.layer.weights):
             self.trace.uncounted.append(node.layer.name)
 
     def _outputs_frozen(self, tensors: list[Any], reason: str) -> None:

@@ -82,8 +82,8 @@ def name_of(activation: Any) -> str:
     if isinstance(module, str) and module.startswith("keras.src.") and (name in SAME or name in functions()):
         return name
     raise Untranslatable(
-        f"its activation {module}.{name} has no equal in tf_keras: use one of Keras' own, or make it a layer and give "
-        "that to tfq.keras_bridge.register_translator"
+        f"its activation {module}.{name} has no equal in tf_keras: use one of Keras' own, or make it a layer and "
+        "register a tfq.BridgedLayer for it"
     )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tfq.keras_bridge.environment import import_tf_keras
-from tfq.keras_bridge.layers.config import Arrays, Making, Translation, dtype_of
+from tfq.keras_bridge.layers.bridged_layer import Arrays, Making, Translation
+from tfq.keras_bridge.layers.config import dtype_of
 from tfq.keras_bridge.operations.keras_operation import layer_of_tensors
 from tfq.keras_bridge.untranslatable import Untranslatable
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translate a Keras 3 layer to a tf_keras layer that computes the same.
+"""Translate a Keras 3 layer to a tf_keras layer that computes the same, and register every layer that tfq knows.
 
-A layer that is not here, or has an option that tf_keras has no word for, raises Untranslatable with the reason.
+A layer that is not registered, or has an option that tf_keras lacks, raises Untranslatable with the reason. The
+registrations, with the facts that compression reads, are at the end of this file.
 """
 
 import dataclasses
@@ -13,24 +14,13 @@ import numpy as np
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.activations import has_layer_of_its_own, layer_for
 from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_in_parts, grouped_options, options_of
-from tfq.keras_bridge.layers.config import (
-    NARROW,
-    Making,
-    Translation,
-    Translator,
-    dtype_of,
-    pair_for,
-    translated_config,
-)
+from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, Making, Translation, facts_of, translation_of
+from tfq.keras_bridge.layers.config import NARROW, dtype_of, translated_config
 from tfq.keras_bridge.layers.own import own_layers
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import is_model
 from tfq.keras_bridge.weights import model_weights
-
-_RANDOM_IN_TRAINING = (
-    *("Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout"),
-    *("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"),
-)
+from tfq.registry import register
 
 
 def copied_layer(layer: Any, making: Making, *, frozen: bool) -> Translation:
@@ -39,11 +29,11 @@ def copied_layer(layer: Any, making: Making, *, frozen: bool) -> Translation:
     frozen: it stands where training=False was recorded, so that dropout there never drops and is left out.
     Raises Untranslatable when its class has no get_config().
     """
-    kind = type(layer).__name__
-    if kind in AUGMENTATION and layer.input_shape == layer.output_shape:
+    kind, facts = type(layer).__name__, facts_of(layer)
+    if facts.translate is _augmentation and layer.input_shape == layer.output_shape:
         making.note("is augmentation and is left out: it would be the identity in inference. Augment the data instead")
         return Translation(layers=(), carriers=0)
-    if frozen and kind in _RANDOM_IN_TRAINING:
+    if frozen and facts.random_in_training:
         making.note("is left out: it was called with training=False, so that it never does anything")
         return Translation(layers=(), carriers=0)
     if kind == "MultiHeadAttention":
@@ -59,29 +49,36 @@ def copied_layer(layer: Any, making: Making, *, frozen: bool) -> Translation:
 
 
 def translated(layer: Any, making: Making) -> Translation:
-    """What the Keras 3 layer becomes. Raises Untranslatable when it has no equal."""
-    pair = pair_for(layer, making.translators)
-    if pair is not None:
-        return _by_pair(layer, pair, making)
-    name, module = type(layer).__name__, type(layer).__module__
-    if not module.startswith("keras.src."):
+    """Translate a built Keras 3 layer by its `BridgedLayer`.
+
+    Raises:
+        Untranslatable: None is registered, or it cannot be expressed in tf_keras.
+    """
+    name, entry = type(layer).__name__, translation_of(layer)
+    if entry is not None and entry.translate is not None:
+        translation = entry.translate(layer, making)
+        return translation if entry.keras_class is None else _checked(layer, translation, making)
+    if not type(layer).__module__.startswith("keras.src."):
         raise Untranslatable(
-            f"{module}.{name} is a layer of your own: give its tf_keras equal with "
-            f"tfq.keras_bridge.register_translator({name}, to_tf_keras=...)"
+            f"{type(layer).__module__}.{name} is a layer of your own: register a "
+            f"tfq.BridgedLayer(keras_class={name}, translate=...) for it"
         )
-    if name not in TRANSLATORS:
-        why = WITHOUT_EQUAL.get(name, "tf_keras has no such layer: replace it, or give an equal by register_translator")
-        raise Untranslatable(f"{name}: {why}")
-    return TRANSLATORS[name](layer, making)
+    if entry is not None:
+        raise Untranslatable(f"{name}: {entry.help}")
+    raise Untranslatable(f"{name}: tf_keras has no such layer: replace it, or register a tfq.BridgedLayer for it")
 
 
-def _by_pair(layer: Any, pair: Translator, making: Making) -> Translation:
-    made = pair.to_tf_keras(layer)
-    if not isinstance(made, import_tf_keras().layers.Layer):
-        raise Untranslatable(f"its translator gave a {type(made).__name__}, wanted a tf_keras layer")
-    config = {**made.get_config(), "name": making.name, "trainable": layer.trainable}
-    made = type(made).from_config(config)
-    return Translation(layers=(made,), forward=pair.weights_forward or list, back=pair.weights_back or list)
+def _checked(layer: Any, translation: Translation, making: Making) -> Translation:
+    """Check what the user's own function made, and let its layers be trained as the user's layer is."""
+    for made in translation.layers:
+        if not isinstance(made, import_tf_keras().layers.Layer):
+            raise Untranslatable(f"its translation has a {type(made).__name__}, expected a tf_keras layer")
+        made.get_config()  # Without one it cannot be cloned.
+    if len(translation.layers) == 1 and translation.layers[0].name != making.name:
+        raise Untranslatable(f"its translation is named {translation.layers[0].name!r}: give it making.name")
+    for made in translation.weighted:
+        made.trainable = layer.trainable
+    return translation
 
 
 def _same(layer: Any, making: Making) -> Translation:
@@ -252,7 +249,7 @@ def _augmentation(layer: Any, making: Making) -> Translation:
 
 
 def _pipeline(layer: Any, making: Making) -> Translation:
-    if all(type(inner).__name__ in AUGMENTATION for inner in layer.layers):
+    if all(facts_of(inner).translate is _augmentation for inner in layer.layers):
         return _augmentation(layer, making)
     raise Untranslatable("a Pipeline of layers that do not all augment: add them to the model one by one")
 
@@ -266,51 +263,173 @@ _PLAIN_ALONE = (
     "its parts take its place only where it is called once, on (batch, places, channels), without a mask, scores that "
     "are returned or constraints on its kernels"
 )
-_3D = ("1D", "2D", "3D")
-AUGMENTATION = (
-    *("AugMix", "RandAugment", "RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast"),
-    *("RandomCrop", "RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale"),
-    *("RandomHue", "RandomInvert", "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSaturation"),
-    *("RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom", "CutMix", "MixUp"),
+# --- Registrations, by what the layers do. Facts that are left out have the default of BridgedLayer.
+
+_SAME = "the tf_keras layer of the same name"
+_KERNEL = f"{_SAME}; an activation that tf_keras lacks becomes a layer after it"
+
+
+def _register(names: str, translate: Callable[[Any, Making], Translation] | None, help: str, **facts: Any) -> None:
+    """Register an object for each of `names` (separated by spaces), with the same facts."""
+    for name in names.split():
+        register(BridgedLayer(name=name, help=help, translate=translate, **facts))
+
+
+# Layers with kernels.
+_LINEAR: dict[str, Any] = {"qat": "weights_and_output", "absorbs": ("scale", "relu")}
+_LAST, _DEPTHWISE = {"kernel": (-1,)}, {"depthwise_kernel": (-2, -1)}
+_register(
+    "Dense", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, stand_ins={"swish": "SwishDense"},
+    prunable=("kernel",), channels="dense",
+)  # fmt: skip
+_register(
+    "Conv1D", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, prunable=("kernel",), channels="convolution"
 )
-_POOLING = [f"{kind}Pooling{rank}" for kind in ("Average", "Max", "GlobalAverage", "GlobalMax") for rank in _3D]
-_ADAPTIVE = [f"Adaptive{kind}Pooling{rank}" for kind in ("Average", "Max") for rank in _3D]
-_CONVOLUTION = [f"{kind}{rank}" for kind in ("Conv", "SeparableConv", "DepthwiseConv") for rank in _3D]
-TRANSLATORS: dict[str, Callable[[Any, Making], Translation]] = {
-    **dict.fromkeys(("Dense", "EinsumDense", *(f"Conv{rank}Transpose" for rank in _3D)), _ending_in_activation),
-    **{name: _ending_in_activation for name in _CONVOLUTION if name not in ("SeparableConv3D", "DepthwiseConv3D")},
-    **dict.fromkeys(_POOLING, _same),
-    **dict.fromkeys(_ADAPTIVE, _adaptive_pooling),
-    **{f"{kind}{rank}": _same for kind in ("Cropping", "ZeroPadding", "UpSampling") for rank in _3D},
-    **{f"{kind}{rank}": _same for kind in ("SpatialDropout", "ConvLSTM") for rank in _3D},
-    **dict.fromkeys(("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract"), _same),
-    **dict.fromkeys(("BatchNormalization", "GroupNormalization", "LayerNormalization", "UnitNormalization"), _same),
-    **dict.fromkeys(("AlphaDropout", "Dropout", "GaussianDropout", "GaussianNoise"), _same),
-    **dict.fromkeys(("AdditiveAttention", "Attention", "Embedding", "Masking"), _same),
-    **dict.fromkeys(("GRU", "GRUCell", "LSTM", "LSTMCell", "SimpleRNN", "SimpleRNNCell"), _same),
-    **dict.fromkeys(("ELU", "PReLU", "ReLU", "Softmax", "Identity", "CategoryEncoding", "CenterCrop"), _same),
-    **dict.fromkeys(("Flatten", "Permute", "RepeatVector", "Reshape", "Rescaling", "Resizing"), _same),
-    **dict.fromkeys(("LayerScale", "StochasticDepth", "RMSNormalization"), _own),
-    **dict.fromkeys(AUGMENTATION, _augmentation),
-    "Activation": _activation,
-    "ActivityRegularization": _activity_regularization,
-    "Bidirectional": _bidirectional,
-    "CustomScaleLayer": _scaled_sum,
-    "Discretization": _discretization,
-    "GroupedQueryAttention": _grouped_query_attention,
-    "LeakyReLU": _leaky_relu,
-    "MultiHeadAttention": _multi_head_attention,
-    "Normalization": _normalization,
-    "Pipeline": _pipeline,
-    "RNN": _rnn,
-    "SpectralNormalization": _spectral_normalization,
-    "StackedRNNCells": _stacked_cells,
-    "TimeDistributed": _time_distributed,
-}
-# Why there is no equal, where more can be said than that there is none.
-_TEXT = "it makes numbers of text or of a vocabulary, which no int8 flatbuffer does: do it in the data instead"
-WITHOUT_EQUAL = {
-    "Lambda": "it holds Python code: write it with keras.ops, or as a layer with its pair in register_translator",
-    **dict.fromkeys(("StringLookup", "IntegerLookup", "TextVectorization", "Hashing", "HashedCrossing"), _TEXT),
-    **dict.fromkeys(("TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper"), "it runs foreign code"),
-}
+_register(
+    "Conv2D", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, stand_ins={"swish": "SwishConv2D"},
+    prunable=("kernel",), channels="convolution",
+)  # fmt: skip
+_register("Conv3D", _ending_in_activation, _KERNEL, prunable=("kernel",), channels="convolution")
+_register(
+    "DepthwiseConv2D", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_DEPTHWISE,
+    stand_ins={"swish": "SwishDepthwiseConv2D"}, prunable=(), prunable_m_by_n=False, channels="depthwise_convolution",
+)  # fmt: skip
+_register("DepthwiseConv1D", _ending_in_activation, _KERNEL, channels="depthwise_convolution")
+_register(
+    "SeparableConv2D", _ending_in_activation, _KERNEL, **_LINEAR,
+    qat_weights={**_DEPTHWISE, "pointwise_kernel": (-1,)}, stand_ins={"always": "PartedSeparableConv2D"},
+    qat_tensors=("between",), prunable=("pointwise_kernel",), channels="separable_convolution",
+)  # fmt: skip
+_register(
+    "SeparableConv1D", _ending_in_activation, _KERNEL, prunable=("pointwise_kernel",), channels="separable_convolution"
+)
+_register(
+    "Conv2DTranspose", _ending_in_activation, _KERNEL, qat="weights_and_output", qat_weights={"kernel": (-2,)},
+    absorbs=("relu",), prunable=("kernel",), prunable_m_by_n=False, channels="transposed_convolution",
+)  # fmt: skip
+_register(
+    "Conv1DTranspose Conv3DTranspose", _ending_in_activation, _KERNEL, prunable=("kernel",),
+    channels="transposed_convolution",
+)  # fmt: skip
+_register("EinsumDense", _ending_in_activation, _KERNEL, prunable=("kernel",))
+_register("Embedding", _same, _SAME, prunable=("embeddings",), prunable_m_by_n=False, channels="lookup")
+_register("LocallyConnected1D LocallyConnected2D", None, "only in tf_keras", prunable=("kernel",))
+
+# Layers that move or drop values.
+_register(
+    "Cropping1D Cropping2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D Permute RepeatVector Identity",
+    _same, _SAME, qat="passes_range",
+)  # fmt: skip
+_register("Flatten", _same, _SAME, qat="passes_range", channels="flatten")
+_register("Reshape", _same, _SAME, qat="passes_range", channels="reshape")
+_register("ActivityRegularization", _activity_regularization, _SAME, qat="passes_range")
+_register("Cropping3D UpSampling3D ZeroPadding3D CenterCrop Resizing CategoryEncoding", _same, _SAME)
+_register(
+    "AlphaDropout Dropout GaussianDropout GaussianNoise SpatialDropout1D SpatialDropout2D", _same, _SAME,
+    qat="passes_range", random_in_training=True,
+)  # fmt: skip
+_register("SpatialDropout3D", _same, _SAME, random_in_training=True)
+_register("StochasticDepth", _own, "tfq's own layer, the identity in inference")
+
+# Pooling.
+_register("MaxPooling1D MaxPooling2D GlobalMaxPooling1D GlobalMaxPooling2D", _same, _SAME, qat="passes_range")
+_register("AveragePooling1D AveragePooling2D", _same, _SAME, qat="averages")
+_register("GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D", _same, _SAME, qat="global_average")
+_register("AveragePooling3D MaxPooling3D GlobalMaxPooling3D", _same, _SAME)
+_register(
+    "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
+    "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D",
+    _adaptive_pooling, "a plain pooling, where the input's size is a multiple of the output's",
+)  # fmt: skip
+
+# Layers of several inputs.
+_register("Add Subtract Multiply", _same, _SAME, absorbs=("relu",))
+_register("Average Dot", _same, _SAME)
+_register("Concatenate", _same, _SAME, qat="shares_range", channels="concatenate")
+_register("Maximum Minimum", _same, _SAME, qat="shares_range")
+_register("CustomScaleLayer", _scaled_sum, "a Rescaling and an Add: InceptionResNetV2's a + scale * b")
+
+# Normalizations and factors.
+_register(
+    "BatchNormalization", _same, _SAME, absorbs=("relu",), folds_into_previous=True,
+    stand_ins={"image": "ConvolvedBatchNormalization"}, prunable=(), channels="batch_normalization",
+)  # fmt: skip
+_register("SyncBatchNormalization", None, "only in tf_keras", absorbs=("relu",), folds_into_previous=True, prunable=())
+_register("LayerNormalization", _same, _SAME, prunable=())
+_register("GroupNormalization UnitNormalization", _same, _SAME)
+_register("RMSNormalization", _own, "tfq's own layer")
+_register(
+    "Normalization", _normalization, f"{_SAME}, with its statistics as constants",
+    stand_ins={"image": "ConvolvedNormalization"}, channels="normalization",
+)  # fmt: skip
+_register(
+    "Rescaling", _same, _SAME, absorbs=("relu",), folds_into_previous=True, stand_ins={"image": "ConvolvedRescaling"},
+    channels="rescaling",
+)  # fmt: skip
+_register(
+    "LayerScale", _own, "tfq's own layer", folds_into_previous=True, channels="per_channel",
+    channel_weights=("gamma",), channel_count="projection_dim",
+)  # fmt: skip
+_register(
+    "SpectralNormalization", _spectral_normalization, "the layer inside it, with the kernel as it was normalized last"
+)
+
+# Activations.
+_register("Activation", _activation, "a layer that tfmot knows where there is one, else tfq's own", qat="activation")
+_register("Softmax", _same, _SAME, qat="activation", function="softmax")
+_register("ELU ReLU", _same, _SAME)
+_register("PReLU", _same, _SAME, channels="prelu")
+_register("LeakyReLU", _leaky_relu, _SAME)
+
+# Layers that quantization-aware training cannot reach into: with several ops, loops or states inside, or which tfmot's
+# wrapper calls otherwise than Keras does.
+_RECURRENT: dict[str, Any] = {"qat": "converter", "qat_reason": "it is recurrent"}
+_UNROLLED = "Give convert the representative data; an int8 .tflite has a copy of its cell for each step"
+_NO_LOOP = "Convert to a scheme without ranges, such as dynamic_range: its loop cannot be unrolled"
+_CELL = ("kernel", "recurrent_kernel")
+_register("GRU LSTM SimpleRNN", _same, _SAME, **_RECURRENT, qat_advice=_UNROLLED, wraps=("cell",))
+_register("RNN", _rnn, "an RNN around the translated cell", **_RECURRENT, qat_advice=_UNROLLED, wraps=("cell",))
+_register(
+    "Bidirectional", _bidirectional, "a Bidirectional around both translated layers", **_RECURRENT,
+    qat_advice=_UNROLLED, wraps=("forward_layer", "backward_layer"),
+)  # fmt: skip
+_register("ConvLSTM1D ConvLSTM2D ConvLSTM3D", _same, _SAME, **_RECURRENT, qat_advice=_NO_LOOP)
+_register("GRUCell LSTMCell SimpleRNNCell", _same, _SAME, prunable=_CELL)
+_register("StackedRNNCells", _stacked_cells, "StackedRNNCells of the translated cells", wraps=("cells",))
+_register(
+    "TimeDistributed", _time_distributed, "a TimeDistributed around the translated layer or model", qat="converter",
+    qat_reason="it passes a mask on", wraps=("layer",),
+)  # fmt: skip
+_register("Masking", _same, _SAME, qat="converter", qat_reason="it passes a mask on")
+_register("AdditiveAttention Attention", _same, _SAME, qat="converter", qat_reason="it takes several inputs apart")
+_register(
+    "MultiHeadAttention", _multi_head_attention, "its projections, products and softmax as layers, where it is plain",
+    qat="converter",
+    qat_reason="it is whole (to_tf_keras parts it where no mask passes and it is used once)",
+    prunable=tuple(f"_{part}_dense.kernel" for part in ("query", "key", "value", "output")),
+)  # fmt: skip
+_register("GroupedQueryAttention", _grouped_query_attention, "its projections, products and softmax as layers")
+
+# Data layers.
+_register("Discretization", _discretization, f"{_SAME}, with its boundaries as constants")
+_register(
+    "AugMix RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast RandomCrop "
+    "RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert "
+    "RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear "
+    "RandomTranslation RandomZoom CutMix MixUp",
+    _augmentation, "left out where the shape stays: augmentation is the identity in inference",
+)  # fmt: skip
+_register("Pipeline", _pipeline, "left out, where all of its layers are augmentation")
+
+# Layers that cannot be translated; the help text says why.
+_OPAQUE: dict[str, Any] = {"qat": "converter", "qat_reason": "it runs a function that nobody can see into"}
+_register(
+    "Lambda", None, "it holds Python code: write it with keras.ops, or as a layer with a tfq.BridgedLayer of its own",
+    **_OPAQUE,
+)  # fmt: skip
+_register("TFOpLambda SlicingOpLambda", None, "only in tf_keras: an operation of TensorFlow", **_OPAQUE)
+_register(
+    "StringLookup IntegerLookup TextVectorization Hashing HashedCrossing", None,
+    "it makes numbers of text or of a vocabulary, which no int8 flatbuffer does: do it in the data instead",
+)  # fmt: skip
+_register("TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper", None, "it runs foreign code")

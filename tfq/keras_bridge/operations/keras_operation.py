@@ -87,13 +87,13 @@ def operation_kind(operation: Any) -> str:
     kind = type(operation)
     if not custom_objects.OPERATION_MODULES.fullmatch(kind.__module__):
         raise Untranslatable(
-            f"{kind.__module__}.{kind.__qualname__} is an operation of your own: make it a keras Layer, and give its "
-            "pair with tfq.keras_bridge.register_translator"
+            f"{kind.__module__}.{kind.__qualname__} is an operation of your own: make it a keras Layer, and "
+            "register a tfq.BridgedLayer for it"
         )
     if kind.__name__ in _REFUSED:
         raise Untranslatable(
-            f"keras.ops.{kind.__name__} runs Python functions on Keras 3 tensors: write it as a keras Layer, and give "
-            "its pair with tfq.keras_bridge.register_translator"
+            f"keras.ops.{kind.__name__} runs Python functions on Keras 3 tensors: write it as a keras Layer, and "
+            "register a tfq.BridgedLayer for it"
         )
     return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
