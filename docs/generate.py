@@ -24,12 +24,17 @@ def filled(text: str) -> str:
 
 
 def table_of(kind: str) -> str:
-    """Return the Markdown table of an extension point: one row per registered object."""
+    """Return the Markdown table of an extension point: a row per registered object, with its `columns`, if any."""
     from tfq import registry
 
     importlib.import_module(registry.MODULES[kind])
-    rows = [f"| `{entry.name}` | {entry.help} |" for entry in registry.entries_of(kind)]
-    return "\n".join(["| name | what it is |", "|---|---|", *rows]) + "\n"
+    cells = [
+        {"name": f"`{entry.name}`", "what it is": entry.help, **getattr(entry, "columns", {})}
+        for entry in registry.entries_of(kind)
+    ]
+    rows = [list(cells[0]), *(each.values() for each in cells)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]) + "\n"
 
 
 def code_of(file: str, name: str) -> str:

@@ -5,9 +5,11 @@ import importlib
 
 from small_models import small_model
 
+from tfq import registry
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import qat
-from tfq.keras_bridge import import_tf_keras, import_tfmot
+from tfq.keras_bridge import BridgedLayer, import_tf_keras, import_tfmot
+from tfq.keras_bridge.quantize_configs import quantize_config_classes
 
 
 def test_automatic_names_of_the_user_go_on_counting_where_they_were():
@@ -43,3 +45,24 @@ def test_private_symbols_of_tfmot_are_where_we_touch_them():
         "quant_head",
     }
     assert tfmot_symbols.is_graph_model(quantized)
+
+
+def test_the_prunable_weights_agree_with_tfmots_registry():
+    import_tfmot()
+    core = "tensorflow_model_optimization.python.core"
+    pruning = importlib.import_module(f"{core}.sparsity.keras.prune_registry").PruneRegistry
+    known, layers = registry.entries(BridgedLayer), vars(import_tf_keras().layers).values()
+    of_tfmot = {cls.__name__: names for cls, names in pruning._LAYERS_WEIGHTS_MAP.items() if cls in layers}
+    of_tfmot |= {cls.__name__: names for cls, names in pruning._RNN_CELLS_WEIGHTS_MAP.items()}
+    assert len(of_tfmot) > 50
+    missing = {name for name, weights in of_tfmot.items() if weights} - known.keys()
+    assert missing == set()
+    ours = {name: list(known[name].prunable or ()) for name in of_tfmot.keys() & known.keys()}
+    assert ours == {name: of_tfmot[name] for name in ours}
+    assert all(known[cls.__name__].wraps == ("cell",) for cls in pruning._RNN_LAYERS)
+
+
+def test_the_classes_that_stand_in_for_layers_exist():
+    entries = registry.entries(BridgedLayer).values()
+    named = {name for entry in entries for name in entry.stand_ins.values()}
+    assert named and named <= quantize_config_classes().keys()

@@ -172,6 +172,22 @@ class BridgedLayer:
         if self.keras_class is not None and not _is_keras_layer(self.keras_class):
             raise self._wrong("keras_class", "expected a Keras 3 layer class", "a Keras 3 layer class")
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The facts in the generated table of the documentation."""
+        if self.wraps:
+            pruned = "as the layers inside it"
+        elif isinstance(self.prunable, str):
+            pruned = self.prunable
+        else:
+            pruned = ", ".join(self.prunable or ()) or "-"
+        return {
+            "from Keras 3": "no" if self.translate is None else "yes",
+            "QAT": self.qat,
+            "pruned weights": pruned,
+            "structured pruning": self.channels,
+        }
+
     def _wrong(self, fact: str, message: str, expected: object) -> InputError:
         got = getattr(self, fact)
         return InputError(
