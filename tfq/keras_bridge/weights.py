@@ -144,7 +144,7 @@ def model_weights(theirs: Any, ours: Any, rebuilt: Any) -> tuple[Callable, Calla
             if translation.forward is not None:
                 raise TfqError(
                     f"layer {theirs.name!r}: its inner layer {made.path!r} has a translator of its own",
-                    field="translators",
+                    field="model",
                     got=made.path,
                 )
             owner, [twin] = translation.owner or layer, translation.weighted
