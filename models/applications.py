@@ -64,7 +64,7 @@ def build_application(name: str, keras: Any, input_shape: Sequence[int] | None, 
         told = f" with {', '.join(f'{key}={value!r}' for key, value in arguments.items())}" if arguments else ""
         raise InputError(
             f"{function.__name__}{told} cannot be built for images of shape {shape}: {error}: "
-            "resize them with --data.resize=HEIGHT,WIDTH, or choose another model"
+            "resize them with data.resize=HEIGHT,WIDTH, or choose another model"
         ) from error
 
 
@@ -76,11 +76,11 @@ def _arguments(name: str, function: Any) -> dict[str, Any]:
         key, _, value = (word.strip() for word in part.partition("="))
         if key in _DECIDED:
             advice = "weights stay random here: build the model in Keras, and save it" if key == "weights" else ""
-            raise InputError(f"--model={name}: {key} is not to be given: {advice or 'it comes from the data'}")
+            raise InputError(f"model={name}: {key} is not to be given: {advice or 'it comes from the data'}")
         if key not in allowed:
-            raise InputError(f"--model={name}: {function.__name__} takes no {key!r}: {did_you_mean(key, allowed)}")
+            raise InputError(f"model={name}: {function.__name__} takes no {key!r}: {did_you_mean(key, allowed)}")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"--model={name}: {key}={value}: wanted a number, True or False") from error
+            raise InputError(f"model={name}: {key}={value}: wanted a number, True or False") from error
     return found

@@ -179,15 +179,17 @@ def make_out_dir(path: str | os.PathLike[str]) -> Path:
     """The directory at `path`, made with its parents. Raises InputError where a file is in the way of it."""
     path = Path(path)
     if not str(path) or str(path) == ".":
-        raise InputError("--out: wanted a directory to write to: give --out=DIR")
+        raise InputError("out is empty: expected a directory to write to", field="out", expected="a directory", got="")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--out={path}: a file is in the way of this directory: choose another") from error
+        raise InputError(
+            f"out={path}: a file is in the way of this directory: choose another", field="out", got=str(path)
+        ) from error
     except OSError as error:
-        raise InputError(f"--out={path}: cannot be made: {error.strerror}") from error
+        raise InputError(f"out={path}: cannot be made: {error.strerror}", field="out", got=str(path)) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"--out={path}: not writable")
+        raise InputError(f"out={path}: not writable", field="out", got=str(path))
     return path
 
 

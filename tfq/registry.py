@@ -3,7 +3,7 @@
 
 To add a calibration method, a data source, a metric, a backend, a target or a bridged layer, make one object of its
 class and pass it to `register`, in the file that defines it. The object carries everything that the rest of tfq needs
-to know about it. Flag choices, "did you mean", `--help` and the tables in docs/ are derived from the registries.
+to know about it. Flag choices, "did you mean", help and the tables in docs/ are derived from the registries.
 
 A registered object is cheap to make: names, help text, facts as data, and functions that import what is heavy when they
 are called. No module in `MODULES` imports TensorFlow.

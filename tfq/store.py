@@ -42,7 +42,7 @@ class StageResult:
 
 
 class StageStore:
-    """The stages of the runs into one --out. Whoever uses it holds the lock on that directory."""
+    """The stages of the runs into one `out`. Whoever uses it holds the lock on that directory."""
 
     def __init__(self, out: Path, *, fresh: bool = False) -> None:
         """fresh: forget all earlier results. Raises TfqError where `out` cannot be written."""

@@ -419,4 +419,4 @@ def test_a_missing_model_flag_is_called_that(tfq_here):
     for command in ("audit", "evaluate", "convert"):
         done = tfq_here(command, *([] if command != "convert" else ["--out=x"]))
         assert done.returncode == 2
-        assert "--model is missing" in done.stderr
+        assert "--model is empty" in done.stderr

@@ -108,7 +108,7 @@ def test_an_empty_label_key_reads_images_alone(tmp_path):
 def test_images_of_several_sizes_are_refused_with_the_record_and_read_with_resize(tmp_path):
     images = [image_of(1), image_of(2), image_of(3, height=9)]
     write(tmp_path / "test", [example(png(image), 0) for image in images])
-    with pytest.raises(InputError, match=r"image of record 2 is \(9, 5, 3\), .* \(4, 5, 3\): give --data.resize"):
+    with pytest.raises(InputError, match=r"image of record 2 is \(9, 5, 3\), .* \(4, 5, 3\): give data.resize"):
         load_split(config_of(tmp_path), "test")
     resized = load_split(config_of(tmp_path, resize=(6, 6)), "test")
     assert resized.inputs["x"].shape == (3, 6, 6, 3) and resized.inputs["x"][:, 3, 3, 0].tolist() == [1, 2, 3]

@@ -58,6 +58,6 @@ def test_the_builtin_kernels_are_another_implementation(model, cifar10):
 
 def test_images_scaled_to_one_are_warned_of(model, cifar10):
     images, labels = cifar10[0][:50], cifar10[1][:50]
-    with pytest.warns(TfqWarning, match=r"100% of the range of input .* are --data\.scale and --data\.offset right"):
+    with pytest.warns(TfqWarning, match=r"100% of the range of input .* are data\.scale and data\.offset right"):
         record = evaluate_model(model, (images / np.float32(255), labels), EvaluationConfig(num_runs=0))
     assert record.unused_range_share > 0.99

@@ -75,9 +75,7 @@ def test_no_word_is_lost_where_the_data_is_what_the_model_was_published_for():
 def test_data_that_a_model_cannot_take_is_refused():
     with pytest.raises(InputError, match=r"takes examples of a shape like \(96, 96, 3\), the data has \(640,\)"):
         models.build("mobilenet_v1_025", import_tf_keras(), (640,), 2)
-    with pytest.raises(
-        InputError, match=r"MobileNetV2 cannot be built for images of shape \(8, 8, 1\): .*--data.resize"
-    ):
+    with pytest.raises(InputError, match=r"MobileNetV2 cannot be built for images of shape \(8, 8, 1\): .*data.resize"):
         models.build("MobileNetV2", import_tf_keras(), (8, 8, 1), 10)
     with pytest.raises(InputError, match=r"MobileNetV2 takes images \(height, width, channels\)"):
         models.build("MobileNetV2", import_tf_keras(), (640,), 2)

@@ -2,6 +2,7 @@
 """The layers of tfq: which package may import which, read from the source itself."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,43 @@ def test_only_flags_imports_absl_flags():
         if module.startswith("absl.flags") or module == "absl.flags"
     }
     assert found == {"flags.py"}
+
+
+def flags_in_strings(source: str, flags: set[str]) -> list[str]:
+    """Return the flags of tfq that string constants of `source` spell out, f-strings and docstrings included."""
+    texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    found = [
+        word for text in texts if isinstance(text, str) for word in re.findall(r"--([a-z][\w.]*\w)(?![\w-])", text)
+    ]
+    return [word for word in found if word in flags or word.removeprefix("no") in flags]
+
+
+def flags_of_every_command() -> set[str]:
+    from tfq.cli.flags import COMMAND_OF, settings_of
+
+    settings = [setting for section in (None, *COMMAND_OF) for setting in settings_of(section)]
+    return {setting.flag for setting in settings} | {"config", "format", "allow_code", "verbosity"}
+
+
+def test_no_string_of_the_library_names_a_flag():
+    flags = flags_of_every_command()
+    # backends/ calls pip, apt-get and QEMU, which have flags of the same names.
+    library = [path for package, path in sources() if package not in ("cli", "pipelines", "backends")]
+    found = {str(path.relative_to(ROOT)): flags_in_strings(path.read_text(), flags) for path in library}
+    assert {name: flags for name, flags in found.items() if flags} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("raise InputError('--data is missing')", ["data"]),
+        ("f'give {a} (--noqat), or --conversion.scheme={b}'", ["noqat", "conversion.scheme"]),
+        ('def f():\n    """Name that --backend has."""', ["backend"]),
+        ("'var(--paper)'; run('apt-get', '--yes', '--data-dir=x')  # --data", []),
+    ],
+)
+def test_the_check_of_strings_sees_a_flag(source, found):
+    assert flags_in_strings(source, flags_of_every_command()) == found
 
 
 def test_scripts_are_short():

@@ -304,7 +304,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            ((), "--model is missing"),
+            ((), "--model is empty"),
             (("--model=none.tflite",), "none.tflite"),
             (("--model=MODEL", "--backend=lokal"), "did you mean 'local'"),
             (("--model=MODEL", "--kernels=xnpack"), "xnnpack"),

@@ -42,7 +42,7 @@ def test_keyword_features_are_int8_codes_and_a_scale_makes_them_real(folder):
     lines = [f"f{index}.bin, 12, {index + 8}" for index in range(4)]
     split = load_split(folder(codes, lines, scale=0.5, offset=-0.5 * 83), "test")
     assert np.array_equal(split.inputs["x"], (codes.astype(np.float32) - 83) / 2)
-    assert split.labels.tolist() == [8, 9, 10, 11] and "--data.scale" in split.notes[0]
+    assert split.labels.tolist() == [8, 9, 10, 11] and "data.scale" in split.notes[0]
 
 
 def test_windows_slide_over_a_spectrogram_of_anomaly_detection(folder):

@@ -192,7 +192,9 @@ def test_of_an_error_lower_is_better_and_the_drop_is_how_much_worse_it_is(digits
 
 def test_a_lowest_accuracy_of_an_error_is_refused_before_the_work():
     config = EvaluationConfig(metric="mae", require=RequireConfig(min_accuracy=0.5))
-    with pytest.raises(InputError, match=r"min_accuracy=0\.5 with --metric=mae: it is an error, where lower is better"):
+    with pytest.raises(
+        InputError, match=r"min_accuracy=0\.5 with evaluation.metric=mae: it is an error, where lower is better"
+    ):
         check_metric(config)
     with pytest.raises(InputError, match="lower is better"):
         evaluate_model(INT8, np.zeros((2, 8, 8, 1)), config)
@@ -207,7 +209,7 @@ def test_a_lowest_accuracy_of_an_error_is_refused_before_the_work():
     [("top_1", "did you mean 'top1'"), ("rocauc", "did you mean 'roc_auc'"), ("f1", "choose from .*MODULE:FUNCTION")],
 )
 def test_an_unknown_metric_gets_the_nearest(name, told):
-    with pytest.raises(InputError, match=f"--metric={name}: {told}"):
+    with pytest.raises(InputError, match=f"evaluation.metric={name}: {told}"):
         check_metric(EvaluationConfig(metric=name))
 
 

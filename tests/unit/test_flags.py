@@ -6,7 +6,8 @@ import json
 import pytest
 from messages import refused
 
-from tfq.cli.flags import HelpRequested, parse, settings_of
+from tfq.cli.flags import COMMAND_OF, COMMON, HelpRequested, parse, settings_of, with_flags
+from tfq.cli.main import COMMANDS
 from tfq.errors import InputError
 
 
@@ -89,6 +90,45 @@ def test_a_record_of_another_schema_version_is_refused(tmp_path):
     file.write_text(json.dumps({"schema_version": 1, "command": "run", "config": {}}))
     with refused(InputError, field="config", expected=2, got=1, word="Replay"):
         parsed(f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    ("section", "message", "shown"),
+    [
+        ("conversion", "conversion.scheme is 'int9'", "--scheme is 'int9'"),
+        (None, "conversion.scheme is 'int9'", "--conversion.scheme is 'int9'"),
+        ("audit", "convert with conversion.scheme=int8", "convert with tfq convert --scheme=int8"),
+        ("audit", "or name it in audit.allow_float.", "or name it in --allow_float."),
+        ("conversion", "conversion.techniques=bias_correction", "--techniques=bias_correction"),
+        ("conversion", "set conversion.calibration.method", "set --calibration.method"),
+        ("compression", "(compression.qat.enabled=False)", "(--noqat)"),
+        ("compression", "compression.qat.enabled=True: no", "--qat: no"),
+        ("compression", "compression.qat is on", "--qat is on"),
+        (None, "compression.qat.enabled=False", "--nocompression.qat"),
+        ("conversion", "compression.qat.enabled=False", "tfq compress --noqat"),
+        ("conversion", "conversion.per_channel=false", "--noper_channel"),
+        ("evaluation", "evaluation.xnnpack=False", "--noxnnpack"),
+        ("conversion", "data.source=npz:x and data.scale", "--data=npz:x and --data.scale"),
+        ("conversion", "model=gone.keras does not exist", "--model=gone.keras does not exist"),
+        ("conversion", "the model is out of data", "the model is out of data"),
+        ("conversion", "see out/data.scale or data.scale.x", "see out/data.scale or data.scale.x"),
+        ("conversion", "pass allow_code=True", "pass --allow_code"),
+    ],
+)
+def test_config_fields_in_messages_become_flags(section, message, shown):
+    assert with_flags(message, section) == shown
+
+
+def test_an_error_about_a_field_of_one_word_names_its_flag():
+    assert with_flags("model is empty", "audit", field="model") == "--model is empty"
+    assert with_flags("model is empty", "audit", field="out") == "model is empty"
+    assert with_flags("model=a is gone", "audit", field="model") == "--model=a is gone"
+
+
+def test_every_section_with_flags_of_its_own_has_a_command():
+    sections = {setting.path[0] for setting in settings_of(None)} - set(COMMON)
+    assert sections == set(COMMAND_OF)
+    assert set(COMMAND_OF.values()) | {"run"} == set(COMMANDS)
 
 
 def test_help_tells_every_flag_with_its_default():

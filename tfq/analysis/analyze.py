@@ -82,7 +82,7 @@ def analyze(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
     """
     config = config or AnalysisConfig()
     if auditing.audit_model(floating).scheme != "float32":
-        raise InputError("--reference: wanted the float32 .tflite that the int8 one was made of")
+        raise InputError("analysis.reference: expected the float32 .tflite that the int8 one was made of")
     samples = representative_samples(data, input_specs(floating), config.limit).samples
     layers, joined = layer_errors(quantized, floating, samples), joins(quantized, floating, samples)
     sensitivity: tuple[LayerSensitivity, ...] = ()

@@ -64,8 +64,8 @@ def _collapses(layers: Sequence[LayerError], sources: Mapping[str, Sequence[str]
             yield Finding(
                 kind="collapse",
                 layer=each.layer,
-                message=f"{told}: try --techniques=cross_layer_equalization,gptq,bias_correction, another "
-                f"--calibration.method for it, or keep it "
+                message=f"{told}: try conversion.techniques=cross_layer_equalization,gptq,bias_correction, another "
+                f"conversion.calibration.method for it, or keep it "
                 "in float",
             )
 
@@ -79,14 +79,14 @@ def _channels(layers: Sequence[LayerError]) -> Iterator[Finding]:
                 layer=each.layer,
                 message=f"{each.layer} ({each.op}): {len(each.dead_channels)} of {each.channels} channels ({named}) "
                 "never leave one code: they are zero for all of the data, or too small beside the others: take them "
-                "out (tfq compress --structured_pruning), or --techniques=cross_layer_equalization",
+                "out (compression.structured_pruning.enabled=True), or conversion.techniques=cross_layer_equalization",
             )
         elif each.channel_spread is not None and each.channel_spread < _UNEVEN:
             yield Finding(
                 kind="uneven_channels",
                 layer=each.layer,
                 message=f"{each.layer} ({each.op}): half of its channels use less than {each.channel_spread:.1%} of "
-                "the range that one scale gives to all: --techniques=cross_layer_equalization",
+                "the range that one scale gives to all: conversion.techniques=cross_layer_equalization",
             )
 
 
@@ -116,7 +116,8 @@ def _widened(layers: Sequence[LayerError]) -> Iterator[Finding]:
             layer=worst.layer,
             message=f"{worst.layer} ({worst.op}) uses {worst.range_use:.1%} of its codes on this data{others} less "
             f"than {_UNUSED:.0%}{f' ({named})' if named else ''}: single samples of the calibration data went much "
-            "farther than these do: --calibration.method=percentile or mse leave such samples out and name them",
+            "farther than these do: conversion.calibration.method=percentile or mse leave such samples out and "
+            "name them",
         )
 
 
@@ -128,7 +129,7 @@ def _clipped(layers: Sequence[LayerError]) -> Iterator[Finding]:
                 layer=each.layer,
                 message=f"{each.layer} ({each.op}): {len(each.saturated_channels)} of {each.channels} channels are cut "
                 "off in more than 1% of their values: the calibration data did not hold such values, or the method "
-                "clips too much: more and other data, or --calibration.method=min_max for this layer",
+                "clips too much: more and other data, or conversion.calibration.method=min_max for this layer",
             )
         elif each.saturated > _CLIPPED:
             yield Finding(

@@ -64,10 +64,10 @@ class TargetRules:
     def _reasons(self, op: Op) -> Iterator[tuple[str, str, str]]:
         """(severity, reason, what to do)."""
         target, kind = self._target, self._kind(op)
-        replace = f"replace the layer, or name {origin(self._graph, op)!r} in --allow_float if another runs it"
+        replace = f"replace the layer, or name {origin(self._graph, op)!r} in audit.allow_float if another runs it"
         at_border = self._borders.is_border(op)
         if reason := self._foreign_numbers(op, kind):
-            yield FAILS, reason, f"convert with --scheme={target.schemes[0]}"
+            yield FAILS, reason, f"convert with conversion.scheme={target.schemes[0]}"
             return
         supported = target.integer_ops if kind == "integer" else target.float_ops | target.integer_ops
         if kind == "float" and is_hybrid(self._graph, op):
@@ -107,11 +107,11 @@ class TargetRules:
             weights = [tensors[index] for _, _, index, role in roles(op) if role == WEIGHT]
             if any(len(weight.scale) > 1 for weight in weights):
                 reason = f"its weights have a scale for each channel, wanted one: {target.per_channel_dense_reason}"
-                yield FAILS, reason, "convert with --noper_channel_dense"
+                yield FAILS, reason, "convert with conversion.per_channel_dense=False"
         touched = [tensors[index] for index in op.tensors]
         if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
             reason = f"it has a dynamic shape, and {target.title} wants all of them fixed"
-            yield FAILS, reason, "convert with --batch_size=1"
+            yield FAILS, reason, "convert with conversion.batch_size=1"
         if target.only_inner_axes:
             long = [
                 tensor for tensor in touched if not tensor.is_constant and any(size > 1 for size in tensor.shape[:-3])
@@ -119,7 +119,7 @@ class TargetRules:
             if long:
                 reason = f"its tensor {shown(long[0].name)} has shape {long[0].shape[:16]}"
                 wanted = f"of more than 3 axes {target.title} wants all but the innermost three to be 1"
-                yield FAILS, f"{reason}: {wanted}", "convert with --batch_size=1, or replace the layer"
+                yield FAILS, f"{reason}: {wanted}", "convert with conversion.batch_size=1, or replace the layer"
         classes = touched[0].shape[-1] if op.name == "SOFTMAX" and touched and touched[0].shape else 0
         if target.max_softmax and classes > target.max_softmax:
             reason = f"{target.title} takes at most {target.max_softmax:,} classes, and it has {classes:,}"
@@ -186,8 +186,8 @@ class OpRules:
             kind = "other_scheme"
             # A mixed model may well be what the quantizer makes of this scheme where an op has no kernel for it.
             left = " (where that has left it so, replace the layer)" if self._composition.scheme == "mixed" else ""
-            reason = f"the model is {self._composition.scheme}: convert with --scheme={self._scheme}{left}"
-            reason += f", or name {origin(graph, op)!r} in --allow_float"
+            reason = f"the model is {self._composition.scheme}: convert with conversion.scheme={self._scheme}{left}"
+            reason += f", or name {origin(graph, op)!r} in audit.allow_float"
         by_type: dict[tuple[str, str], list[str]] = {}
         for offence in offences[:16]:
             by_type.setdefault((offence.dtype, offence.wanted), []).append(f"{offence.place} {offence.slot}")
@@ -215,7 +215,7 @@ def _foreign_finding(graph: Subgraph, op: Op) -> Finding | None:
         what = "has an operator code beyond this schema, wanted a builtin op: nothing is known of its int8 kernel"
     else:
         return None
-    message = f"{op_title(graph, op)} {what}: replace the layer; --allow_float does not cover it"
+    message = f"{op_title(graph, op)} {what}: replace the layer; audit.allow_float does not cover it"
     return Finding(kind=kind, severity=FAILS, message=message, **_where(graph, op))
 
 
@@ -331,9 +331,9 @@ def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
                     yield Finding(kind="index_io", severity=NOTE, message=message, **where)
                 elif tensor.dtype not in wanted:
                     flag = f"inference_{place}_type"
-                    message = f"{subject}, wanted {' or '.join(wanted)}: convert with --{flag}={wanted[0]}"
+                    message = f"{subject}, wanted {' or '.join(wanted)}: convert with conversion.{flag}={wanted[0]}"
                     if tensor.dtype in possible:
-                        message += f", or ask for --{flag}={tensor.dtype}"
+                        message += f", or ask for audit.{flag}={tensor.dtype}"
                     yield Finding(kind="io_type", severity=FAILS, message=message, **where)
 
 
@@ -349,7 +349,7 @@ def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
         yield Finding(kind="missing_signature", severity=NOTE, message=message)
     for flag, pattern in allowed.unused:
         other = {"allow_int16": "has 16 bits", "allow_int4": "has weights of 4 bits"}.get(flag, "is not int8")
-        message = f"--{flag} {pattern!r} matches no op that {other}: a typo, or no longer needed"
+        message = f"audit.{flag} {pattern!r} matches no op that {other}: a typo, or no longer needed"
         yield Finding(kind=f"unused_{flag}", severity=NOTE, message=message)
 
 
@@ -366,7 +366,8 @@ def _scheme_findings(config: AuditConfig, scheme: str, findings: list[Finding]) 
             return
     made = CONVERTED.get(scheme, "" if title else scheme)
     if made and made not in wanted:
-        message = f"the model is {scheme}, wanted {' or '.join(wanted)}{title}: convert with --scheme={wanted[0]}"
+        message = f"the model is {scheme}, wanted {' or '.join(wanted)}{title}"
+        message += f": convert with conversion.scheme={wanted[0]}"
         yield Finding(kind="scheme", severity=FAILS, message=message)
 
 

@@ -70,17 +70,17 @@ class Reasons:
         """What to do about it."""
         if kind == "qdq" and not self._islands[op.index]:
             if self._inputs.intersection(op.inputs):
-                return "give the model int8 inputs, or ask for its own type with --inference_input_type"
+                return "give the model int8 inputs, or ask for its own type with conversion.inference_input_type"
             if self._outputs.intersection(op.outputs):
-                return "give the model int8 outputs, or ask for its own type with --inference_output_type"
+                return "give the model int8 outputs, or ask for its own type with conversion.inference_output_type"
         if self._composition.scheme in _WHOLE_MODEL:
-            return "convert with --scheme=int8 and a representative dataset"
+            return "convert with conversion.scheme=int8 and a representative dataset"
         flag = _ALLOWED_BY.get(kind, "allow_float")
         if op.name in _CONVERTERS and kind in ("qdq", "int16") and self._islands[op.index]:
             names = " ".join(sorted({origin(self._graph, other) for other in self._islands[op.index][:3]}))
-            return f"mend the {'float' if kind == 'qdq' else '16-bit'} island, or name its ops in --{flag}: {names}"
+            return f"mend the {'float' if kind == 'qdq' else '16-bit'} island, or name its ops in audit.{flag}: {names}"
         remedy = "convert with a representative dataset" if kind == "hybrid_op" else "replace the layer"
-        return f"{remedy}, or name {origin(self._graph, op)!r} in --{flag}"
+        return f"{remedy}, or name {origin(self._graph, op)!r} in audit.{flag}"
 
     def _qdq_reason(self, op: Op) -> str:
         if any(index >= 0 and self._graph.tensors[index].is_constant for index in op.inputs):

@@ -51,7 +51,7 @@ def op_title(graph: Subgraph, op: Op) -> str:
 
 
 def origin(graph: Subgraph, op: Op) -> str:
-    """The name that tells the user most of `op`, and that --allow_float takes: its layer, else its output tensor."""
+    """The name that tells the user most of `op`, as `audit.allow_float` takes it: its layer, else its output tensor."""
     return shown(op.keras_layer or (graph.tensors[op.outputs[0]].name if op.outputs else "no output"))
 
 
@@ -180,7 +180,7 @@ class AuditReport:
             lines.append(f"{mark:8} {finding.message}")
         if len(ordered) > _LINES_ON_SCREEN:
             further = _count(len(ordered) - _LINES_ON_SCREEN, "further finding")
-            lines.append(f"...      {further}: --format=json has all")
+            lines.append(f"...      {further}: the record has all")
         allowed = sum(finding.allowed for finding in self.findings)
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
         lines.append(f"{self.requirement}: {verdict}{f', {allowed} allowed' if allowed else ''}")

@@ -136,7 +136,7 @@ def tensor_findings(model: Model, graph: Subgraph) -> Iterator[Finding]:
         tensor = graph.tensors[index]
         wrong = (
             f"has the dynamic shape {tensor.shape_signature[:16]}, wanted fixed dimensions, which browsers and "
-            "delegates need: convert with --batch_size=1"
+            "delegates need: convert with conversion.batch_size=1"
         )
         yield _finding(graph, None, tensor, "dynamic_shape", NOTE, wrong)
     if len(dynamic) > len(at_border):

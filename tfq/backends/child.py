@@ -211,7 +211,7 @@ class _Followed:
         if silent > self.deadline.wall_secs or self._busy() - self._busy_since > self.deadline.cpu_secs:
             raise ModelError(
                 f"{self.backend}: the interpreter was given up after {silent:.1f} s without progress: the model never "
-                "ends, or needs longer than its size tells: give it time with --timeout_secs"
+                "ends, or needs longer than its size tells: give it time with evaluation.timeout_secs"
             )
 
 

@@ -102,7 +102,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """What --backend calls it."""
+        """The name that `evaluation.backend` gives it."""
 
     @property
     def emulated(self) -> bool:

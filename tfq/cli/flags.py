@@ -7,6 +7,8 @@ that it works with under their whole path, as `run` sees every flag. Precedence:
 """
 
 import dataclasses
+import functools
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
@@ -18,6 +20,18 @@ from tfq.config.base import field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
+# The command that has the flags of a section; `run` has all.
+COMMAND_OF = {
+    "training": "train",
+    "compression": "compress",
+    "conversion": "convert",
+    "audit": "audit",
+    "evaluation": "evaluate",
+    "benchmark": "benchmark",
+    "search": "search",
+    "analysis": "analyze",
+    "bits": "bits",
+}
 COMMON = ("model", "data", "out", "plugin", "seed")
 # Sections that a command works with beside its own.
 BESIDE = {"search": ("conversion",)}
@@ -39,6 +53,7 @@ class Invocation(NamedTuple):
     format: str
     allow_code: bool
     verbosity: int
+    section: str | None = None
     fresh: bool = False
     preflight: bool = False
 
@@ -90,9 +105,56 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         format=values["format"].value,
         allow_code=values["allow_code"].value,
         verbosity=values["verbosity"].value,
+        section=section,
         fresh="fresh" in values and values["fresh"].value,
         preflight="preflight" in values and values["preflight"].value,
     )
+
+
+def with_flags(message: str, section: str | None, *, field: str | None = None) -> str:
+    """Return `message` with config fields written as flags of the command of `section`; `None` is `run`.
+
+    "conversion.scheme" becomes "--scheme" for `tfq convert`, "--conversion.scheme" for `tfq run`, and
+    "tfq convert --scheme" for a command that has no such flag; "compression.qat.enabled=False" becomes "--noqat".
+    A field of one word ("model", "out") is translated where a value follows it ("model=x.h5"), and at the beginning
+    of the message of an error about this `field`.
+    """
+    spelled = _spelled(section)
+    if field in spelled and "." not in field and re.match(rf"{field}\b(?![.=])", message):
+        message = spelled[field][0] + message[len(field) :]
+
+    def replace(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        flag, is_switch = spelled[name]
+        if "." not in name and not value:
+            return match[0]
+        if is_switch and value:
+            stem, dashes, word = flag.rpartition("--")
+            return f"{stem}{dashes}{'no' if value[1:].lower() == 'false' else ''}{word}"
+        return flag + (value or "")
+
+    names = "|".join(re.escape(name) for name in sorted(spelled, key=len, reverse=True))
+    values = r"(?P<value>=(?:[Tt]rue|[Ff]alse)\b|=(?=\S))?"
+    return re.sub(rf"(?<![\w./\-])(?P<name>{names})(?!\w|\.\w){values}", replace, message)
+
+
+@functools.cache
+def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
+    """Config path -> its flag, and whether it is a switch, for messages of the command of `section`."""
+    found = {"allow_code": ("--allow_code", True)}
+    own = {setting.path: setting.flag for setting in settings_of(section)}
+    for setting in settings_of(None):
+        top = setting.path[0]
+        if setting.path in own:
+            flag = f"--{own[setting.path]}"
+        else:
+            bare = {each.path: each.flag for each in settings_of(top)}[setting.path]
+            flag = f"tfq {COMMAND_OF[top]} --{bare}"
+        is_switch = setting.type is bool
+        found[".".join(setting.path)] = (flag, is_switch)
+        if setting.field.metadata.get("names_section") and len(setting.path) > 2:
+            found[".".join(setting.path[:-1])] = (flag, is_switch)
+    return found
 
 
 def _load_plugins(paths: object) -> None:

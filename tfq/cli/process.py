@@ -53,7 +53,7 @@ def _exit_code(
         verbose = invocation.verbosity > 0
         # With --format=json the record alone goes to stdout; Keras' progress, say, goes to stderr.
         quiet = contextlib.nullcontext() if verbose else _quiet()
-        with quiet, _told_warnings(), _stdout_for_records(invocation.format):
+        with quiet, _shown_warnings(section), _stdout_for_records(invocation.format):
             main(invocation)
         return 0
     except KeyboardInterrupt:
@@ -63,7 +63,8 @@ def _exit_code(
             traceback.print_exc()
         if interrupts:
             return _interrupted(command)
-        print(f"tfq {command}: error: {error}", file=sys.stderr)
+        message = flags.with_flags(str(error), section, field=error.field)
+        print(f"tfq {command}: error: {message}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); keep the interpreter from failing on it again at exit.
@@ -125,7 +126,9 @@ def show(invocation: flags.Invocation, command_record: dict[str, Any], text: str
     as_json = invocation.format == "json"
     try:
         print(
-            json.dumps(command_record, indent=2, allow_nan=False) if as_json else text,
+            json.dumps(command_record, indent=2, allow_nan=False)
+            if as_json
+            else flags.with_flags(text, invocation.section),
             file=sys.__stdout__ if as_json else sys.stdout,
             flush=True,
         )
@@ -147,14 +150,14 @@ def _stdout_for_records(format: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_warnings() -> Iterator[None]:
-    """Each warning of tfq as one line on stderr, once; none of those of libraries."""
+def _shown_warnings(section: str | None) -> Iterator[None]:
+    """Print each warning of tfq once, as one line on stderr, and none of those of libraries."""
     told: set[str] = set()
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
         if issubclass(category, TfqWarning) and str(message) not in told:
             told.add(str(message))
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {flags.with_flags(str(message), section)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ from tfq.compression.graph import cloned
 from tfq.errors import TfqError
 
 _INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
-NO_QAT = "quantize after training instead (--noqat), and report the model's layers to tfq"
+NO_QAT = "quantize after training instead (compression.qat.enabled=False), and report the model's layers to tfq"
 _EXAMPLES = 16
 
 

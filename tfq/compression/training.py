@@ -102,7 +102,7 @@ def train_model(
     for name, series in values.items():
         if not np.isfinite(series).all():
             raise TfqError(
-                f"training of {model.name!r}: {name} became {series}: lower --train.learning_rate",
+                f"training of {model.name!r}: {name} became {series}: lower the learning rate",
                 field="training.learning_rate",
                 expected="a finite loss",
                 got=series,
@@ -320,7 +320,7 @@ def _stop_at_nan(keras: Any) -> Any:
             if loss is not None and not math.isfinite(loss):
                 raise TfqError(
                     f"training of {self.model.name!r}: the loss became {loss} at batch {batch}: lower "
-                    "--train.learning_rate, or look at the scale of the inputs",
+                    "the learning rate, or look at the scale of the inputs",
                     field="training.learning_rate",
                     expected="a finite loss",
                     got=loss,

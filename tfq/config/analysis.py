@@ -10,7 +10,7 @@ from tfq.config.base import Config, setting
 class AnalysisConfig(Config):
     """Why an int8 flatbuffer computes something else than its float one."""
 
-    reference: str = setting("", "float .tflite that --model was made of")
+    reference: str = setting("", "float .tflite that the model was made of")
     limit: int = setting(64, "examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "measure as well what each layer, quantized alone, does to the outputs")
     histograms: bool = setting(True, "keep how the values of each layer and its weights are spread, for the page")

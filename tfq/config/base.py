@@ -33,7 +33,7 @@ def setting(
 
     choices_of: an extension point (a key of `registry.MODULES`) whose names are the choices. What follows a colon in a
         value is that object's own ("npz:examples.npz"). The default is taken unchecked, so that nothing is imported.
-    names_section: the field may be given under its section's own name: `--data=digits` sets `data.source`,
+    names_section: the field may be given under its section's own name: the flag `data` sets `data.source`,
         and so does `{"data": "digits"}` in JSON.
     repeatable: the flag may be given several times, one value each, rather than values separated by commas.
     """

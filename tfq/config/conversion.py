@@ -58,7 +58,7 @@ class ConversionConfig(Config):
         choices=QUANTIZERS,
     )
     per_channel: bool = setting(True, "a scale for each output channel of a weight, rather than one for all of it")
-    per_channel_dense: bool = setting(True, "the same for fully connected layers alone; off where --noper_channel")
+    per_channel_dense: bool = setting(True, "the same for fully connected layers alone; off where per_channel is off")
     inference_input_type: str = setting("", "type of the model's inputs; empty is the scheme's own", choices=IO_TYPES)
     inference_output_type: str = setting("", "type of the model's outputs; empty is the scheme's own", choices=IO_TYPES)
     num_calibration_samples: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)

@@ -25,7 +25,7 @@ class EvaluationConfig(Config):
 
     reference: str = setting("", "float .tflite to compare with")
     backend: str = setting("local", "where to run: local, qemu:cortex-a53 or qemu:cortex-a76")
-    parity_backends: tuple[str, ...] = setting((), "backends whose outputs are compared with --backend's, code by code")
+    parity_backends: tuple[str, ...] = setting((), "backends whose outputs are compared with backend's, code by code")
     parity_limit: int = setting(256, "examples for the comparison between backends", minimum=1)
     metric: str = setting(
         "",
@@ -51,7 +51,7 @@ KERNELS = ("xnnpack", "builtin", "reference")
 class BenchmarkConfig(Config):
     """How long an inference takes, of one model or of several in turn."""
 
-    against: tuple[str, ...] = setting((), "other .tflite files, timed in turn with --model; ratios are to --model")
+    against: tuple[str, ...] = setting((), "other .tflite files, timed in turn with the model; ratios are to it")
     backend: str = setting("local", "where to run: local; an emulator counts instructions and times nothing")
     kernels: tuple[str, ...] = setting(("xnnpack",), "kernels to time, in turn", choices=KERNELS)
     num_threads: int = setting(1, "threads of the interpreter", minimum=1)

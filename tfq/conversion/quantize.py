@@ -129,7 +129,7 @@ def _warn_of_outliers(ranges: calibration.Ranges) -> None:
         f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, "
         f"in {len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
         f"{worst.layer or worst.name}): they are clipped there, for else all others would lose their codes: look "
-        "whether they are what the model is fed; --calibration.method=min_max keeps all",
+        "whether they are what the model is fed; conversion.calibration.method=min_max keeps all",
         TfqWarning,
         stacklevel=5,
     )

@@ -60,7 +60,8 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
     for finding in failures[:_MOST_TOLD]:
         warnings.warn(f"{config.target}: {finding.message}", TfqWarning, stacklevel=4)
     if len(failures) > _MOST_TOLD:
-        told = f"{config.target}: {len(failures) - _MOST_TOLD} more: tfq audit --require={config.target} tells all"
+        more = len(failures) - _MOST_TOLD
+        told = f"{config.target}: {more} more: an audit with audit.require={config.target} lists all"
         warnings.warn(told, TfqWarning, stacklevel=4)
 
 

@@ -192,7 +192,7 @@ def diagnose(split: AnySplit, whole: Callable[[], AnySplit] | None = None) -> Da
     if split.num_examples < _FEW_EXAMPLES:
         findings.append(
             f"{split.num_examples} calibration examples are few: ranges from them miss values that come up later, "
-            "which are then clipped: give 100 or more (--conversion.num_calibration_samples, or more data)"
+            "which are then clipped: give 100 or more (conversion.num_calibration_samples, or more data)"
         )
     for name, array in examples.items():
         findings += _input_findings(name, array, verdicts[name])
@@ -271,7 +271,7 @@ def _class_findings(
         by_chance = min(total * shares[label] for label in missing) < 5
         yield (
             f"{len(missing)} of {len(shares)} classes ({named}) have no example among the {total} that calibrate: "
-            + ("give more of them (--conversion.num_calibration_samples)" if by_chance else "shuffle the data")
+            + ("give more of them (conversion.num_calibration_samples)" if by_chance else "shuffle the data")
             + ", or values that only these classes cause are clipped"
         )
     for label in many:

@@ -51,7 +51,7 @@ def _folder(address: str) -> Iterable[str]:
     root = Path(os.path.expanduser(address))
     if not root.is_dir():
         raise InputError(
-            f"--data=folder:{address}: {root} is no directory", field="data.source", got=f"folder:{address}"
+            f"data.source=folder:{address}: {root} is no directory", field="data.source", got=f"folder:{address}"
         )
     return _of_files(sorted(path for path in root.rglob("*") if path.is_file()), root)
 
@@ -97,5 +97,7 @@ def _hash(path: Path) -> str:
         return sha256_file(path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}: wanted a file of --data", field="data.source", got=str(path)
+            f"{path} cannot be read: {error.strerror}: expected a file of data.source",
+            field="data.source",
+            got=str(path),
         ) from error

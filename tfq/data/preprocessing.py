@@ -21,12 +21,12 @@ def preprocessing_record(config: DataConfig) -> dict[str, Any]:
 
 
 def resize_of(config: DataConfig) -> tuple[int, int] | None:
-    """(height, width) in pixels, or None. Raises InputError when --data.resize is neither empty nor two numbers."""
+    """(height, width) in pixels, or None. Raises InputError when data.resize is neither empty nor two numbers."""
     if not config.resize:
         return None
     if len(config.resize) != 2:
         raise InputError(
-            f"--data.resize={','.join(map(str, config.resize))}: wanted height,width: give two numbers",
+            f"data.resize={','.join(map(str, config.resize))}: wanted height,width: give two numbers",
             field="data.resize",
             expected=("height", "width"),
             got=config.resize,
@@ -76,7 +76,7 @@ def preprocess(inputs: Mapping[str, NDArray], config: DataConfig, where: str) ->
     integers = [name for name, array in arrays.items() if array.dtype.kind in "iu"]
     if 0 < len(integers) < len(arrays):
         raise InputError(
-            f"{where}: --data.scale and --data.offset apply to every input, and {integers[0]!r} holds integers beside "
+            f"{where}: data.scale and data.offset apply to every input, and {integers[0]!r} holds integers beside "
             "float inputs: store the float inputs already scaled, and leave these flags out",
             field="data.scale",
             got=integers[0],
@@ -91,7 +91,7 @@ def _resized(arrays: dict[str, NDArray], size: tuple[int, int], where: str) -> d
     if not images:
         told = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
         raise InputError(
-            f"{where}: --data.resize: no input is an image (n, height, width, channels): got {told}",
+            f"{where}: data.resize: no input is an image (n, height, width, channels): got {told}",
             field="data.resize",
             got={name: array.shape for name, array in arrays.items()},
         )

@@ -197,7 +197,7 @@ def _preprocessing_warnings(model: bytes, given: Mapping[str, Any] | None) -> li
         if name in recorded and not _same(recorded[name], given.get(name))
     ]
     return [
-        f"the model was made with --data.{name}={_flag(recorded[name])}, this data comes with {_flag(given.get(name))}"
+        f"the model was made with data.{name}={_flag(recorded[name])}, this data comes with {_flag(given.get(name))}"
         for name in different
     ]
 

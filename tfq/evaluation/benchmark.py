@@ -96,7 +96,7 @@ OPS_BY = (
     "LiteRT's own profiler, in inferences of their own through CompiledModel; of XNNPACK's kernels by XNNPACK, which "
     "cuts each to whole microseconds"
 )
-OPS_OFF = "not asked for (--noops)"
+OPS_OFF = "not asked for (benchmark.ops=False)"
 
 
 def benchmark_models(
@@ -147,7 +147,7 @@ def benchmark_models(
 def timing_backend(backend: Backend) -> Any:
     """`backend`, if it can time models. Raises BackendError where it cannot."""
     if not hasattr(backend, "time_models"):
-        raise BackendError(f"{backend.name} times no models yet: use --backend=local")
+        raise BackendError(f"{backend.name} times no models yet: use benchmark.backend=local")
     return backend
 
 

@@ -61,7 +61,7 @@ class Feed:
 
 MAX_CLIPPED_SHARE = 0.01
 MAX_UNUSED_SHARE = 0.5
-ADVICE = "are --data.scale and --data.offset right?"
+ADVICE = "are data.scale and data.offset right?"
 # Values that are quantized at a time: the temporaries stay in the tens of megabytes.
 _PIECE_VALUES = 4_000_000
 
@@ -183,7 +183,7 @@ def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
     )
     if not fits:
         is_image = len(wanted) == 4 == array.ndim and wanted[3] == array.shape[3]
-        advice = f": resize it with --data.resize={wanted[1]},{wanted[2]}" if is_image else ""
+        advice = f": resize it with data.resize={wanted[1]},{wanted[2]}" if is_image else ""
         raise InputError(
             f"the model's input {name!r} has shape {list(wanted)} (batch first), the data {list(array.shape)} "
             f"(examples first): wanted examples of shape {list(wanted[1:])}{advice}",

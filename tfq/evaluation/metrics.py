@@ -110,7 +110,7 @@ def positive_scores(outputs: NDArray) -> NDArray:
     if flat.shape[1] > 2:
         raise InputError(
             f"roc_auc wants one score an example: the model gives {flat.shape[1]} (one output, two classes, or a model "
-            "that reconstructs its input have one): choose another --metric"
+            "that reconstructs its input have one): choose another evaluation.metric"
         )
     if flat.shape[1] == 2:
         first, second = flat.astype(np.float64).T

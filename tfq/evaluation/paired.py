@@ -89,7 +89,10 @@ def paired_ratio(times: ArrayLike, base_times: ArrayLike) -> Ratio:
     logs = np.log(ours / base)
     pairs = logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1)
     if len(pairs) < FEWEST_PAIRS:
-        reason = f"{len(logs)} blocks of each: an interval wants {2 * FEWEST_PAIRS} (more --num_runs or --min_secs)"
+        reason = (
+            f"{len(logs)} blocks of each: an interval wants {2 * FEWEST_PAIRS} (more benchmark.num_runs or "
+            "benchmark.min_secs)"
+        )
         return Ratio(ratio=math.exp(logs.mean()), low=None, high=None, reason=reason)
     center, size = float(pairs.mean()), _independent(pairs)
     reach = student_t(0.5 + CONFIDENCE / 2, size - 1) * float(pairs.std(ddof=1)) / math.sqrt(size)

@@ -114,7 +114,7 @@ def choose_metric(metric: Any) -> Metric | None:
         if metric in METRICS:
             return METRICS[metric]
         if ":" not in metric:
-            raise InputError(f"--metric={metric}: {did_you_mean(metric, [*METRICS, 'MODULE:FUNCTION'])}")
+            raise InputError(f"evaluation.metric={metric}: {did_you_mean(metric, [*METRICS, 'MODULE:FUNCTION'])}")
         metric = load_metric(metric)
     if not callable(metric):
         raise InputError(f"metric {metric!r}: wanted a name, MODULE:FUNCTION or a function of outputs and labels")
@@ -140,8 +140,8 @@ def check_bounds(config: EvaluationConfig, metric: Metric | None) -> None:
     """Raises InputError where `config.require` bounds what the metric does not give."""
     if metric is not None and metric.lower_is_better and config.require.min_accuracy is not None:
         raise InputError(
-            f"min_accuracy={config.require.min_accuracy:g} with --metric={metric.name}: it is an error, where lower is "
-            "better: bound max_accuracy_drop, by how much it may exceed the reference's, or use another metric"
+            f"min_accuracy={config.require.min_accuracy:g} with evaluation.metric={metric.name}: it is an error, where "
+            "lower is better: bound max_accuracy_drop, by how much it may exceed the reference's, or use another metric"
         )
     drop = config.require.max_accuracy_drop
     if drop is not None and drop > 1 and (metric is None or metric.name in SHARES):

@@ -24,7 +24,7 @@ def load_metric(name: str) -> Callable[[Any, NDArray], float]:
     fails.
     """
     module_name, _, function_name = name.partition(":")
-    where = f"--metric={name}"
+    where = f"evaluation.metric={name}"
     if not all(part.isidentifier() for part in (*module_name.split("."), function_name)):
         raise InputError(f"{where}: wanted MODULE:FUNCTION, as in my_metrics:macro_f1 for my_metrics.py here")
     with _current_directory_first():

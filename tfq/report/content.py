@@ -159,7 +159,7 @@ def provenance_sections(record: Record) -> list[Section]:
         Table(columns=("of", "SHA-256"), rows=tuple(hashes.items()), numeric=text_columns),
     )
     config = json.dumps(record.get("config") or {}, indent=2)
-    replay = "The same run again: tfq run --config=report.json --out=DIR"
+    replay = "The same run again: give this report.json to tfq run as its config, and another directory as out"
     return [
         Section(key="provenance", title="Provenance", tables=tables),
         Section(

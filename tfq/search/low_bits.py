@@ -155,9 +155,9 @@ def _ways(config: BitsConfig) -> Iterator[tuple[int, int, str]]:
 def _runs_as(weight_bits: int, activation_bits: int, grid: str) -> str:
     """What TFLite runs of it."""
     if grid == "uniform" and activation_bits == FLOAT_BITS and weight_bits == 8:
-        return "--scheme=weight_only_int8"
+        return "conversion.scheme=weight_only_int8"
     if activation_bits == 8 and grid == "uniform":
-        return {8: "--scheme=int8", 4: "--int4_layers"}.get(weight_bits, SIMULATED)
+        return {8: "conversion.scheme=int8", 4: "conversion.int4_layers"}.get(weight_bits, SIMULATED)
     return SIMULATED
 
 

@@ -276,4 +276,4 @@ def _advice(
         )
     if chosen.layers:
         scheme = chosen.candidate.scheme
-        yield f"in {scheme}: {', '.join(chosen.layers)}: tfq audit wants them in --allow_{scheme}"
+        yield f"in {scheme}: {', '.join(chosen.layers)}: tfq audit wants them in audit.allow_{scheme}"

@@ -26,7 +26,7 @@ def preflight(model: Any, config: RunConfig) -> Any:
     from tfq import compression
 
     if isinstance(model, bytes):
-        raise InputError(f"--model={config.model}: a .tflite cannot be trained: give the Keras model")
+        raise InputError(f"model={config.model}: a .tflite cannot be trained: give the Keras model")
     return compression.preflight(model, config.compression)
 
 
@@ -89,7 +89,7 @@ class Compressed:
 def compression_suffix(config: RunConfig) -> str:
     """filtered, pruned, clustered, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
     if not is_compressed(config):
-        raise InputError("--nostructured_pruning, --noprune, --nocluster and --noqat: there is nothing to do")
+        raise InputError("every step of compression is switched off: enable one (compression.qat.enabled=True)")
     return "_".join(word for word, step in _steps(config).items() if step.enabled)
 
 
@@ -125,7 +125,7 @@ def _compressible(model: Any, config: RunConfig) -> Any:
 
 
 def compress(model: Any, config: RunConfig) -> Compressed:
-    """`model` made smaller on --data, as config.compression says: filters out, weights pruned, clustered, then QAT.
+    """`model` made smaller on its data, as config.compression says: filters out, weights pruned, clustered, then QAT.
 
     model: functional or sequential, of either Keras; a Keras 3 one is rebuilt of tf_keras layers first.
     """

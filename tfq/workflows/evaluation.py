@@ -48,10 +48,11 @@ class Evaluated:
 def evaluate(
     model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
 ) -> Evaluated:
-    """`model` on the test split of --data, on --backend; then the same inputs on each of --parity_backends.
+    """`model` on the test split of config.data, on evaluation.backend; then the same inputs on each of
+    evaluation.parity_backends.
 
-    reference: float flatbuffer bytes, or ReferenceOutputs; without it, the file in --reference if there is one.
-    An emulated --backend is compared with `local` besides; on every emulated one, instructions are counted.
+    reference: float flatbuffer bytes, or ReferenceOutputs; without it, that in evaluation.reference, if any.
+    An emulated backend is compared with `local` besides; on every emulated one, instructions are counted.
     """
     settings = config.evaluation
     evaluation.check_backends(settings)
@@ -60,7 +61,7 @@ def evaluate(
     test = test or load_split(config.data, "test", limit=settings.limit)
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
     if reference is None and settings.reference:
-        reference = artifacts.read_bytes(settings.reference, "a float .tflite file in --reference")
+        reference = artifacts.read_bytes(settings.reference, "a float .tflite file in evaluation.reference")
         hashes["reference"] = artifacts.sha256(reference)
     record = evaluation.evaluate_model(
         model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)

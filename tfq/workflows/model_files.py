@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--model: a file or a name, loaded, traced, saved."""
+"""config.model: a file or a name, loaded, traced, saved."""
 
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,30 @@ MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
 
 
 def is_file(model: str) -> bool:
-    """Whether --model means a file, rather than the name of a model that tfq builds."""
+    """Whether config.model means a file, rather than the name of a model that tfq builds."""
     return model.endswith(MODEL_FILES) or "/" in model or Path(model).exists()
 
 
 def model_name(config: RunConfig) -> str:
-    """The stem of every file written about --model: the file's own, or the model's name."""
+    """The stem of every file written about config.model: the file's own, or the model's name."""
     if not config.model:
-        raise InputError("--model is missing: give a .keras, .h5 or .tflite file, or a name that tfq train knows")
+        raise InputError(
+            "model is empty: give a .keras, .h5 or .tflite file, or a name that tfq train knows", field="model", got=""
+        )
     return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
 
 
 def check_model_file(config: RunConfig) -> None:
-    """Raises InputError where --model means a file, and there is none."""
+    """Raises InputError where config.model means a file, and there is none."""
     if is_file(config.model) and not Path(config.model).exists():
         raise InputError(
-            f"--model={config.model} does not exist: wanted a .keras, .h5 or .tflite file, a SavedModel directory, or "
+            f"model={config.model} does not exist: wanted a .keras, .h5 or .tflite file, a SavedModel directory, or "
             "a model's name"
         )
 
 
 def load(config: RunConfig, *, allow_code: bool = False) -> Any:
-    """--model as a Keras model, or as bytes where it is a .tflite file."""
+    """config.model as a Keras model, or as bytes where it is a .tflite file."""
     model_name(config)
     if config.model.endswith(".tflite"):
         return read_tflite(config)
@@ -45,15 +47,15 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
         own = custom_objects_of_plugins()
         return load_model(config.model, allow_code=allow_code, custom_objects=own)
     raise InputError(
-        f"--model={config.model} is no file, and a model that tfq builds has no weights yet: "
-        f"train it first (tfq train --model={config.model}), and give the file that comes out"
+        f"model={config.model} is no file, and a model that tfq builds has no weights yet: "
+        "train it first (tfq train), and give the file that comes out"
     )
 
 
 def read_tflite(config: RunConfig) -> bytes:
-    """The bytes of the file in --model. Raises InputError where there is none."""
+    """The bytes of the file in config.model. Raises InputError where there is none."""
     model_name(config)
-    return artifacts.read_bytes(config.model, "a .tflite file in --model")
+    return artifacts.read_bytes(config.model, "a .tflite file")
 
 
 def save_keras(model: Any, path: Path) -> Path:

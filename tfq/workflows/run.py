@@ -19,14 +19,14 @@ from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
 
-# What a stage calls its files: the name of --model, which the files in --out have, is not part of a stage's key.
+# What a stage calls its files: the name of the model, which the files in config.out have, is not part of a stage's key.
 FLATBUFFER = "model.tflite"
 TRAINED, COMPRESSED, RETURNED = "trained.keras", "compressed.h5", "returned.keras"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A flatbuffer of the run: what it is, the name of its file in --out, its bytes.
+    """A flatbuffer of the run: what it is, the name of its file in config.out, its bytes.
 
     qat_parity: the comparison with the QAT model that it was made of; None where there was no QAT.
     """
@@ -73,7 +73,7 @@ class Run:
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
-        """What --data holds now."""
+        """What config.data holds now."""
         return data.source_fingerprint(self.config.data)
 
     @functools.cached_property
@@ -114,7 +114,7 @@ class Loaded:
 
 
 def _trained(run: Run) -> Loaded:
-    """The model in --model, or, where that is a name, what training makes of it."""
+    """The model in config.model, or, where that is a name, what training makes of it."""
     config = run.config
     if workflows.is_file(config.model):
         run.skip("train", f"{config.model} is a file: its weights are taken as they are")
@@ -160,7 +160,7 @@ def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
 
 
 def _published(run: Run, made: Path, file: str) -> Loaded:
-    """The Keras model that a stage made, in --out as `file`, to go on from as a later run would: from its file."""
+    """The Keras model that a stage made, in config.out as `file`, to go on from as a later run would: from its file."""
     path = artifacts.copy_file(made, run.out / file)
     return Loaded(dataclasses.replace(run.config, model=str(path)), allow_code=run.allow_code)
 
@@ -293,7 +293,7 @@ def _check(config: RunConfig) -> None:
     if config.conversion.scheme != "int8" and config.compression.qat.enabled:
         raise InputError(
             f"conversion.scheme={config.conversion.scheme}: quantization-aware training makes int8: "
-            "switch it off (--nocompression.qat), or leave the scheme at int8"
+            "switch it off (compression.qat.enabled=False), or leave the scheme at int8"
         )
     if config.compression.qat.enabled and not config.conversion.per_channel:
         raise InputError(
@@ -309,7 +309,7 @@ def _check(config: RunConfig) -> None:
 
 
 def _merged_hashes(records: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The hashes of all stages in one: of --model, and of every split by its name."""
+    """The hashes of all stages in one: of config.model, and of every split by its name."""
     merged: dict[str, Any] = {"model": None, "data": {}}
     for hashes in [stage["details"].pop("sha256", None) for stage in records]:
         if hashes:
@@ -327,10 +327,7 @@ def require(record: dict[str, Any]) -> None:
         if model["name"] == "float":
             continue
         if config.audit.require and not model["audit"]["ok"]:
-            missed.append(
-                f"{model['file']} is not {config.audit.require}: "
-                f"tfq audit --model={config.out}/{model['file']} tells why"
-            )
+            missed.append(f"{model['file']} is not {config.audit.require}: tfq audit tells why")
         missed += [
             f"{model['file']}: {reason}"
             for reason in evaluation.missed_requirements(model["evaluation"], config.evaluation.require)

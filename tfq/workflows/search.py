@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search, or a look at fewer bits, over --data."""
+"""A search, or a look at fewer bits, over config.data."""
 
 from collections.abc import Callable
 from pathlib import Path

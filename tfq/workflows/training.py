@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the splits of --data, and train a named model on them."""
+"""Load the splits of config.data, and train a named model on them."""
 
 import warnings
 from typing import Any
@@ -22,7 +22,7 @@ def told(split: data.AnySplit) -> data.AnySplit:
 
 
 def hashes(config: RunConfig, **splits: data.AnySplit | None) -> dict[str, Any]:
-    """SHA-256 of the file in --model (None for a name), and of each split, preprocessed, by its name here."""
+    """SHA-256 of the file in config.model (None for a name), and of each split, preprocessed, by its name here."""
     return {
         "model": artifacts.sha256_path(config.model) if is_file(config.model) else None,
         "data": {name: split.sha256() for name, split in splits.items() if split is not None},
@@ -40,14 +40,14 @@ def keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
 
 
 def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
-    """The model that --model names, built and trained on --data; and what a record says of it."""
+    """The model that config.model names, built and trained on config.data; and what a record says of it."""
     from tfq import models
     from tfq.compression.training import deterministic, train_model
     from tfq.keras_bridge import import_keras, import_tf_keras
 
     model_name(config)
     if is_file(config.model):
-        raise InputError(f"--model={config.model}: train builds a model by its name, and this is a file")
+        raise InputError(f"model={config.model}: train builds a model by its name, and this is a file")
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     try:
         test = load_split(config.data, "test")

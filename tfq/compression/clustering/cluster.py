@@ -70,7 +70,8 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     require_graph_model(model, "clustering")
     if not config.layers:
         raise InputError(
-            "cluster: layers is empty: name patterns of the layers to cluster, or leave --cluster out",
+            "compression.cluster.layers is empty: name patterns of the layers to cluster, or switch clustering "
+            "off (compression.cluster.enabled=False)",
             field="compression.cluster.layers",
             expected="name patterns",
             got=(),

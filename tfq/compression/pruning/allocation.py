@@ -126,7 +126,8 @@ def chosen_sparsities(config: PruneConfig, reasons: Mapping[str, str | None]) ->
     """
     if not config.layers:
         raise InputError(
-            "prune: layers is empty: name patterns of the layers to prune, or switch pruning off (--noprune)",
+            "prune: layers is empty: name patterns of the layers to prune, or switch pruning off "
+            "(compression.prune.enabled=False)",
             field="compression.prune.layers",
             expected="name patterns",
             got=(),
@@ -152,7 +153,8 @@ def chosen_sparsities(config: PruneConfig, reasons: Mapping[str, str | None]) ->
     chosen = {name: sparsity for name, sparsity in sparsities.items() if sparsity or not config.targets}
     if not chosen:
         raise InputError(
-            "prune: every layer's target is 0: nothing would be pruned: switch pruning off (--noprune)",
+            "prune: every layer's target is 0: nothing would be pruned: switch pruning off "
+            "(compression.prune.enabled=False)",
             field="compression.prune.targets",
             expected="a target above 0",
             got=config.targets,

@@ -55,7 +55,8 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
     if not any(place.config for place in configs.values()):
         raise InputError(
-            f"{model.name!r} has no layer for quantization-aware training: quantize after it (--noqat)",
+            f"{model.name!r} has no layer for quantization-aware training: quantize after it "
+            "(compression.qat.enabled=False)",
             field="model",
             expected="a layer for quantization-aware training",
             got=model.name,
@@ -217,7 +218,7 @@ def check_quantizable(model: Any, config: QATConfig | None = None) -> None:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in placed.items())
         raise InputError(
             f"quantization-aware training cannot take any layer of {model.name!r}:\n{listed}\n"
-            "Replace them, or quantize after training instead (--noqat)",
+            "Replace them, or quantize after training instead (compression.qat.enabled=False)",
             field="model",
             expected="a layer for quantization-aware training",
             got=model.name,

@@ -68,7 +68,7 @@ def open_source(config: DataConfig) -> Callable[[str], Examples]:
     kind, _, address = config.source.partition(":")
     if kind not in SOURCES:
         raise InputError(
-            f"--data={config.source}: unknown source {kind!r}: {_suggestion(config.source, kind)}",
+            f"data.source={config.source}: unknown source {kind!r}: {_suggestion(config.source, kind)}",
             field="data.source",
             expected=tuple(SOURCES),
             got=config.source,

@@ -12,7 +12,7 @@ from tfq.data.examples import Examples, examples_of_arrays
 from tfq.data.split import UNNAMED
 from tfq.errors import InputError
 
-# Shares of each class; test is the rest. The same for every run: --seed moves weights and shuffling, not the splits.
+# Shares of each class; test is the rest. The same for every run: the seed moves weights and shuffling, not the splits.
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
 
 
@@ -23,7 +23,7 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
     """
     if address:
         raise InputError(
-            f"--data=digits:{address}: digits takes nothing after its name: did you mean 'digits'?",
+            f"data.source=digits:{address}: digits takes nothing after its name: did you mean 'digits'?",
             field="data.source",
             expected="digits",
             got=f"digits:{address}",
@@ -32,7 +32,8 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            f"--data=digits needs scikit-learn ({error}): pip install 'tfq[digits]', or give npz:PATH or tfrecord:GLOB",
+            f"data.source=digits needs scikit-learn ({error}): pip install 'tfq[digits]', or give npz:PATH or "
+            "tfrecord:GLOB",
             field="data.source",
             got="digits",
         ) from error
@@ -57,7 +58,7 @@ def digit_indices(labels: NDArray, split: str) -> NDArray[np.int64]:
         if _split_of(seen[label] / counts[label]) == split:
             chosen.append(index)
         seen[label] += 1
-    # Shuffled again: a split's beginning, which --limit takes, must not lean to the classes that reach it first.
+    # Shuffled again: a split's beginning, which a limit takes, must not lean to the classes that reach it first.
     return np.asarray(_shuffled(chosen, "order"), np.int64)
 
 

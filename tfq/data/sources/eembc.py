@@ -68,7 +68,7 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            f"--data=eembc: wanted eembc:DIR: give a directory with the .bin files and {LABELS_FILE}",
+            f"data.source=eembc: wanted eembc:DIR: give a directory with the .bin files and {LABELS_FILE}",
             field="data.source",
             expected="eembc:DIR",
             got="eembc",
@@ -196,7 +196,7 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
         if size not in _FORMATS:
             raise InputError(
                 f"{table.parent / line.name} has {size:,} bytes: wanted one of {known}; other inputs go into an .npz "
-                "(--data=npz:PATH)",
+                "(data.source=npz:PATH)",
                 field="data.source",
                 expected=tuple(_FORMATS),
                 got=size,
@@ -251,6 +251,6 @@ def _notes(table: Path, lines: Sequence[_Line], layout: _Layout, count: int) -> 
     if layout.dtype == np.int8:
         notes.append(
             f"{table.parent}: int8 features are codes of the model that they were made for: give its input's scale as "
-            "--data.scale and -scale * zero_point as --data.offset"
+            "data.scale and -scale * zero_point as data.offset"
         )
     return notes

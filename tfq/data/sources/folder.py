@@ -59,7 +59,7 @@ def image_pieces(
         wanted = held[0][0].shape[1:]
         if images.shape[1:] != wanted:
             is_color = images.shape[-1] != wanted[-1]
-            advice = "convert them to one number of channels" if is_color else "give --data.resize=height,width"
+            advice = "convert them to one number of channels" if is_color else "give data.resize=height,width"
             raise InputError(f"{place(start + count)} is {images.shape[1:]}, the ones before are {wanted}: {advice}")
         count += len(images)
         # Images of several sizes come one by one.
@@ -153,7 +153,7 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            f"--data=folder: wanted folder:DIR: give a directory of images: {_WANTED}",
+            f"data.source=folder: wanted folder:DIR: give a directory of images: {_WANTED}",
             field="data.source",
             expected="folder:DIR",
             got="folder",
@@ -161,7 +161,9 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     root = Path(os.path.expanduser(address))
     if not root.is_dir():
         raise InputError(
-            f"--data=folder:{address}: {root} is no directory: {_WANTED}", field="data.source", got=f"folder:{address}"
+            f"data.source=folder:{address}: {root} is no directory: {_WANTED}",
+            field="data.source",
+            got=f"folder:{address}",
         )
     splits, notes = _splits(root)
     found = {name: _found(folders) for name, folders in splits.items()}

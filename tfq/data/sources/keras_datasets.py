@@ -199,8 +199,8 @@ _WANTED = {
     "fashion_mnist": "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files)",
 }
 _ALTERNATIVES = (
-    "or give your own data as --data=npz:PATH (x_train, y_train, x_test, y_test), --data=tfrecord:GLOB or "
-    "--data=folder:DIR"
+    "or give your own data as data.source=npz:PATH (x_train, y_train, x_test, y_test), data.source=tfrecord:GLOB or "
+    "data.source=folder:DIR"
 )
 
 
@@ -229,7 +229,7 @@ def set_files(name: str, address: str = "") -> list[Path]:
     """
     if address:
         raise InputError(
-            f"--data={name}:{address}: {name} takes nothing after its name: did you mean {name!r}?",
+            f"data.source={name}:{address}: {name} takes nothing after its name: did you mean {name!r}?",
             field="data.source",
             expected=name,
             got=f"{name}:{address}",
@@ -241,7 +241,8 @@ def set_files(name: str, address: str = "") -> list[Path]:
     if found := _cached(name):
         return found
     raise InputError(
-        f"--data={name}: cannot be downloaded ({reason}): on a machine without internet, copy to {home / 'datasets'} "
+        f"data.source={name}: cannot be downloaded ({reason}): on a machine without internet, copy to "
+        f"{home / 'datasets'} "
         f"what another has there: {_WANTED[name]}; {_ALTERNATIVES}",
         field="data.source",
         got=name,

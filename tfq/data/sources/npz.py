@@ -173,7 +173,7 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            "--data=npz: wanted npz:PATH: give the path of an .npz file",
+            "data.source=npz: wanted npz:PATH: give the path of an .npz file",
             field="data.source",
             expected="npz:PATH",
             got="npz",

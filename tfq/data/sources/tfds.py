@@ -29,7 +29,7 @@ def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            "--data=tfds: wanted tfds:NAME: give the name of a data set, such as tfds:mnist",
+            "data.source=tfds: wanted tfds:NAME: give the name of a data set, such as tfds:mnist",
             field="data.source",
             expected="tfds:NAME",
             got="tfds",
@@ -56,7 +56,8 @@ def tfds_builder(address: str) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise InputError(
-            f"--data=tfds:{address} needs tensorflow-datasets ({error}): pip install 'tfq[tfds]', or give npz:PATH, "
+            f"data.source=tfds:{address} needs tensorflow-datasets ({error}): pip install 'tfq[tfds]', or give "
+            "npz:PATH, "
             "tfrecord:GLOB or folder:DIR",
             field="data.source",
             got=f"tfds:{address}",
@@ -69,7 +70,8 @@ def tfds_builder(address: str) -> Any:
         # The first line: what follows is a list of all data sets that there are.
         told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(
-            f"--data=tfds:{address}: cannot be had ({told}): is the name right? On a machine without internet, copy "
+            f"data.source=tfds:{address}: cannot be had ({told}): is the name right? On a machine without "
+            "internet, copy "
             f"the prepared data set to {os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'}, or give npz:PATH, "
             "tfrecord:GLOB or folder:DIR",
             field="data.source",

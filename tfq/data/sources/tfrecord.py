@@ -106,14 +106,14 @@ def _feature_problem(features, flag: str, key: str, kind: str) -> str:
     """What is wrong with a feature of an Example, "" when it is one value of its kind."""
     if key not in features:
         there = ", ".join(f"{name} ({features[name].WhichOneof('kind')})" for name in sorted(features))
-        without = "; --data.label_key= reads images without labels" if flag == "label_key" else ""
+        without = "; data.label_key= reads images without labels" if flag == "label_key" else ""
         return (
-            f"has no {key!r}: wanted the key of --data.{flag}; it has {there or 'no feature'}: "
+            f"has no {key!r}: wanted the key of data.{flag}; it has {there or 'no feature'}: "
             f"{did_you_mean(key, list(features))}{without}"
         )
     came = features[key].WhichOneof("kind")
     if came != kind:
-        return f"holds {came or 'nothing'} under {key!r}: wanted one value of {kind}: name another key in --data.{flag}"
+        return f"holds {came or 'nothing'} under {key!r}: wanted one value of {kind}: name another key in data.{flag}"
     count = len(getattr(features[key], kind).value)
     return "" if count == 1 else f"holds {count} values under {key!r}: wanted one"
 
@@ -149,7 +149,7 @@ def matched_files(address: str) -> list[Path]:
     """The files that `address` names, sorted. Raises InputError when there is none."""
     if not address:
         raise InputError(
-            "--data=tfrecord: wanted tfrecord:GLOB: give a path or a pattern such as 'data/train-*'",
+            "data.source=tfrecord: wanted tfrecord:GLOB: give a path or a pattern such as 'data/train-*'",
             field="data.source",
             expected="tfrecord:GLOB",
             got="tfrecord",
@@ -162,7 +162,7 @@ def matched_files(address: str) -> list[Path]:
             if paths
             else "matches no file: check the path, and quote the pattern"
         )
-        raise InputError(f"--data=tfrecord:{address}: {what}", field="data.source", got=f"tfrecord:{address}")
+        raise InputError(f"data.source=tfrecord:{address}: {what}", field="data.source", got=f"tfrecord:{address}")
     return files
 
 

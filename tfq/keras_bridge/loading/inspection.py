@@ -59,8 +59,8 @@ def refuse_code(file: ModelFile, registered: Set[str] = frozenset()) -> None:
         listed = "\n".join(f"  layer {finding.layer!r}: {finding.reason}" for finding in findings)
         raise InputError(
             f"{file.path} holds {len(findings)} thing(s) that would run code when the model is loaded:\n{listed}\n"
-            "Give your own classes (custom_objects={...}, or a file in plugin), or pass --allow_code "
-            "(allow_code=True) if you trust whoever made the file",
+            "Give your own classes (custom_objects={...}, or a file in plugin), or pass allow_code=True if you "
+            "trust whoever made the file",
             field="model",
             expected="no code",
             got=tuple(finding.layer for finding in findings),

@@ -142,7 +142,7 @@ class CalibrationMethod:
 
     Args:
         name: What users write: `calibration.method`.
-        help: What it does and what it trades away, for `--help` and the documentation.
+        help: What it does and what it trades away, for the help of flags and the documentation.
         choose: (observation, number of samples, config) -> (minimum, maximum), in the tensor's real units. The
             observation has a histogram only with `needs_histogram`.
         needs_histogram: Whether it needs the distribution of the values, not only their extremes. Such a method weighs
