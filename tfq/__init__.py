@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compress Keras models to int8 TFLite and verify the result on every backend that will run it.
 
-The imports below are the one list of public names. Type checkers read it, and so does `__getattr__`, which imports a
+The first block below is the one list of public names. Type checkers read it, and so does `__getattr__`, which imports a
 name when it is first used. `import tfq` imports neither TensorFlow nor an interpreter.
 """
 
@@ -12,24 +12,34 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # isort: off
     # Functions.
     from tfq.analysis.analyze import analyze as analyze
-    from tfq.auditing import audit_model as audit
-    from tfq.compression import cluster_model as cluster
+    from tfq.auditing import audit_model
+    from tfq.compression import cluster_model
     from tfq.compression.preflight import preflight as preflight
-    from tfq.compression import prune_model as prune
+    from tfq.compression import prune_model
     from tfq.compression import prune_structured as prune_structured
-    from tfq.compression import qat_model as qat
+    from tfq.compression import qat_model
     from tfq.compression import qat_parity as qat_parity
-    from tfq.conversion import convert_model as convert
+    from tfq.conversion import convert_model
     from tfq.conversion import trace as trace
     from tfq.data import load_split as load_split
-    from tfq.evaluation import benchmark_models as benchmark
-    from tfq.evaluation import evaluate_model as evaluate
+    from tfq.evaluation import benchmark_models
+    from tfq.evaluation import evaluate_model
     from tfq.evaluation import reference_outputs as reference_outputs
     from tfq.keras_bridge import load_model as load_model
     from tfq.keras_bridge import return_weights as return_weights
     from tfq.keras_bridge import to_tf_keras as to_tf_keras
     from tfq.search import find_int8 as find_int8
-    from tfq.workflows.run import run_recipe as run
+    from tfq.workflows.run import run_recipe
+
+    # Another name is an assignment: type checkers do not take `import x as y` for a public name.
+    audit = audit_model
+    benchmark = benchmark_models
+    cluster = cluster_model
+    convert = convert_model
+    evaluate = evaluate_model
+    prune = prune_model
+    qat = qat_model
+    run = run_recipe
 
     # Keras callbacks.
     from tfq.callbacks import Int8Evaluation as Int8Evaluation
@@ -92,11 +102,15 @@ else:
 
     @functools.cache
     def _locations() -> dict[str, tuple[str, str]]:
-        """Return public name -> (module, name there): the imports above, read from this file."""
+        """Return public name -> (module, name there): the block above, read from this file."""
         import ast
 
         block = next(node for node in ast.parse(__loader__.get_source(__name__)).body if isinstance(node, ast.If))
-        return {each.asname: (node.module, each.name) for node in block.body for each in node.names}
+        imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+        imported = {each.name: (node.module, each.name) for node in imports for each in node.names}
+        public = {each.asname: each.name for node in imports for each in node.names if each.asname}
+        public |= {node.targets[0].id: node.value.id for node in block.body if isinstance(node, ast.Assign)}
+        return {name: imported[source] for name, source in public.items()}
 
     def __getattr__(name: str) -> object:
         import importlib
