@@ -27,6 +27,23 @@ class KerasTensor(Protocol):
     def shape(self) -> Sequence[int | None]: ...
 
 
+class TensorFlowTensor(Protocol):
+    """A tensor of a TensorFlow graph."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class TensorFlowFunction(Protocol):
+    """A concrete function of TensorFlow: a traced graph."""
+
+    @property
+    def inputs(self) -> Sequence[TensorFlowTensor]: ...
+
+    @property
+    def outputs(self) -> Sequence[TensorFlowTensor]: ...
+
+
 class KerasLayer(Protocol):
     """A layer of either Keras."""
 
@@ -81,6 +98,10 @@ Fit: TypeAlias = Callable[[KerasModel, list[object]], object]
 # One or several models that a student is trained towards.
 Teacher: TypeAlias = KerasModel | Sequence[KerasModel]
 # The arrays of a layer's weights, in the order of its `get_weights()`.
-Arrays: TypeAlias = "list[NDArray]"
+Arrays: TypeAlias = list["NDArray"]
+# metric(outputs, labels) -> float. outputs: an array, or a tuple of arrays if the model has several outputs.
+MetricFunction: TypeAlias = (
+    Callable[["NDArray", "NDArray"], float] | Callable[["tuple[NDArray, ...]", "NDArray"], float]
+)
 # What was done to the data before the model sees them: "resize", "scale" and "offset".
 Preprocessing: TypeAlias = Mapping[str, object]

@@ -12,11 +12,13 @@ from tfq.analysis.findings import Finding, find
 from tfq.analysis.histograms import LayerHistogram, layer_histograms
 from tfq.analysis.layers import Join, LayerError, joins, layer_errors
 from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity
+from tfq.artifacts import content_of
 from tfq.config import AnalysisConfig
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.ptq.calibration import calibrate
 from tfq.text_table import aligned
+from tfq.typing import Data, PathOrBytes
 
 # Lines of text: the record has all.
 _MOST_OF_A_KIND = 3
@@ -71,7 +73,9 @@ class Analysis:
         return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *found])
 
 
-def analyze(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig | None = None) -> Analysis:
+def analyze(
+    quantized: PathOrBytes, floating: PathOrBytes, data: Data, config: AnalysisConfig | None = None
+) -> Analysis:
     """Compare the int8 flatbuffer with the float one that it was made of, tensor by tensor.
 
     data: what a representative dataset may be, real values; its first config.limit samples.
@@ -81,6 +85,8 @@ def analyze(quantized: bytes, floating: bytes, data: Any, config: AnalysisConfig
     not fit.
     """
     config = config or AnalysisConfig()
+    quantized = content_of(quantized, "quantized", "an int8 .tflite file")
+    floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError("analysis.reference: expected the float32 .tflite that the int8 one was made of")
     samples = representative_samples(data, input_specs(floating), config.limit).samples

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Set
 from typing import Any
 
+from tfq.artifacts import content_of
 from tfq.auditing import tensors
 from tfq.auditing.composition import CONVERTED, Composition
 from tfq.auditing.reasons import Reasons
@@ -34,6 +35,7 @@ from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Op, Subgraph
+from tfq.typing import PathOrBytes
 
 
 class TargetRules:
@@ -223,9 +225,10 @@ def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
     return {"subgraph": graph.index, "op_index": op.index, "op": op.name, "keras_layer": op.keras_layer}
 
 
-def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
-    """What the flatbuffer `data` is made of, and each thing that keeps it from what `config.require` names.
+def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditReport:
+    """What the flatbuffer `model` is made of, and each thing that keeps it from what `config.require` names.
 
+    model: the bytes of a `.tflite`, or its path.
     config: the scheme or the target to hold it against (full_int8 where nothing is required), the types that inputs and
         outputs must have, and `allow_float`: shell-style patterns on an op's Keras layer or output tensor name, whose
         findings about types are reported without failing; `allow_int16` and `allow_int4` likewise, where these types
@@ -234,30 +237,31 @@ def audit_model(data: bytes, config: AuditConfig | None = None) -> AuditReport:
     Raises FlatbufferError when the bytes are no flatbuffer, or a damaged one.
     """
     config = config or AuditConfig()
-    model = read(data)
-    composition = Composition(model)
+    content = content_of(model, "model")
+    parsed = read(content)
+    composition = Composition(parsed)
     allowed = _Allowed(config)
-    findings = [*_border_findings(model, config)]
-    for graph in model.subgraphs:
-        rules = OpRules(graph, config, composition, is_entry=tensors.is_entry(model, graph))
+    findings = [*_border_findings(parsed, config)]
+    for graph in parsed.subgraphs:
+        rules = OpRules(graph, config, composition, is_entry=tensors.is_entry(parsed, graph))
         findings += rules.findings(allowed)
-        findings += tensors.tensor_findings(model, graph)
-    findings += tensors.weight_findings(model)
-    findings += [*_model_findings(model, allowed)]
+        findings += tensors.tensor_findings(parsed, graph)
+    findings += tensors.weight_findings(parsed)
+    findings += [*_model_findings(parsed, allowed)]
     findings += [*_scheme_findings(config, composition.scheme, findings)]
-    weights = weights_of(data, model)
+    weights = weights_of(content, parsed)
     return AuditReport(
         requirement=config.require or "full_int8",
         scheme=composition.scheme,
         findings=tuple(findings),
-        subgraphs=len(model.subgraphs),
-        ops_visited=sum(len(graph.ops) for graph in model.subgraphs),
-        tensors_visited=sum(len(tensors.touched(graph)) for graph in model.subgraphs),
-        op_counts=dict(collections.Counter(_counted_name(op) for graph in model.subgraphs for op in graph.ops)),
-        op_types=op_types(model, _counted_name),
-        input_types=tuple(tensor.dtype for tensor in model.main_subgraph.input_tensors),
-        output_types=tuple(tensor.dtype for tensor in model.main_subgraph.output_tensors),
-        model_bytes=model.model_bytes,
+        subgraphs=len(parsed.subgraphs),
+        ops_visited=sum(len(graph.ops) for graph in parsed.subgraphs),
+        tensors_visited=sum(len(tensors.touched(graph)) for graph in parsed.subgraphs),
+        op_counts=dict(collections.Counter(_counted_name(op) for graph in parsed.subgraphs for op in graph.ops)),
+        op_types=op_types(parsed, _counted_name),
+        input_types=tuple(tensor.dtype for tensor in parsed.main_subgraph.input_tensors),
+        output_types=tuple(tensor.dtype for tensor in parsed.main_subgraph.output_tensors),
+        model_bytes=parsed.model_bytes,
         weights=weights,
         **weight_counts(weights),
     )

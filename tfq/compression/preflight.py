@@ -10,9 +10,10 @@ from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.qat import placement, qat
 from tfq.config import CompressionConfig, PruneConfig, QATConfig
 from tfq.errors import TfqError
-from tfq.keras_bridge import import_tf_keras, model_kind
+from tfq.keras_bridge import BridgeResult, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.bridged_layer import facts_of
 from tfq.text_table import aligned
+from tfq.typing import KerasModel
 
 QAT, PTQ_ONLY, UNSUPPORTED = "qat", "ptq_only", "unsupported"
 
@@ -104,7 +105,7 @@ def _stays_float(layer: LayerVerdict) -> str:
     return f"STAYS FLOAT in an int8 .tflite: {ops} has no int8 form: replace it" if ops else ""
 
 
-def preflight(model: Any, config: CompressionConfig | None = None) -> Preflight:
+def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None = None) -> Preflight:
     """What compression can do with each layer of `model`; trains nothing and changes nothing.
 
     model: a built model of either Keras, or the BridgeResult of one. Layers are called by the user's names. What the
@@ -112,7 +113,7 @@ def preflight(model: Any, config: CompressionConfig | None = None) -> Preflight:
     config: its qat.layers count, and what form of zeros prune wants (blocks, m:n); defaults take all.
     Raises InputError where `model` is no Keras model, or a pattern in qat.layers fits no layer.
     """
-    from tfq.keras_bridge.bridge import BridgeResult, to_tf_keras
+    from tfq.keras_bridge.bridge import to_tf_keras
 
     config = config or CompressionConfig()
     if isinstance(model, BridgeResult):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model -> flatbuffer: the whole way through the room."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from tfq import auditing, tflite
+from tfq.artifacts import content_of
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
@@ -14,14 +16,12 @@ from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.weights import quantize_weights
 from tfq.errors import InputError
-
-# "preprocessing" of a flatbuffer's metadata: what its training data had gone through.
-Preprocessing = dict[str, Any]
+from tfq.typing import Data, KerasModel, PathOrBytes, Preprocessing
 
 
 def convert_model(
-    model: Any,
-    representative_dataset: Any = None,
+    model: KerasModel | Trace | PathOrBytes,
+    representative_dataset: Data = None,
     config: ConversionConfig | None = None,
     *,
     preprocessing: Preprocessing | None = None,
@@ -29,7 +29,7 @@ def convert_model(
     """`model` as a flatbuffer in `config.scheme`: full int8 by default.
 
     model: a functional or sequential model of either Keras, a `Trace` of one (which makes the next conversion
-        of the same model faster), or the bytes of a float `.tflite`.
+        of the same model faster), or a float `.tflite`: its bytes or its path.
     representative_dataset: what the model will be fed, to calibrate activation ranges: a callable that
         yields lists of arrays, a tf.data.Dataset, an array (n, ...), or {signature: [{name: array}]}. int8 and int16x8
         need it; a model out of quantization-aware training carries its ranges, and needs none.
@@ -45,8 +45,8 @@ def convert_model(
 
 
 def convert_with_record(
-    model: Any,
-    representative_dataset: Any = None,
+    model: KerasModel | Trace | PathOrBytes,
+    representative_dataset: Data = None,
     config: ConversionConfig | None = None,
     *,
     preprocessing: Preprocessing | None = None,
@@ -58,12 +58,17 @@ def convert_with_record(
     return found
 
 
-def _converted(model: Any, dataset: Any, config: ConversionConfig, preprocessing: Preprocessing | None) -> Conversion:
+def _converted(
+    model: KerasModel | Trace | PathOrBytes,
+    dataset: Data,
+    config: ConversionConfig,
+    preprocessing: Preprocessing | None,
+) -> Conversion:
     metadata: dict[str, Any] = {}
     if preprocessing is not None:
         metadata["preprocessing"] = preprocessing
-    if isinstance(model, (bytes, bytearray)):
-        return _from_flatbuffer(bytes(model), dataset, config, metadata)
+    if isinstance(model, (bytes, bytearray, str, os.PathLike)):
+        return _from_flatbuffer(content_of(model, "model", "a float .tflite file"), dataset, config, metadata)
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
     if traced.batch_size != config.batch_size:
         raise InputError(

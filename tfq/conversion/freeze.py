@@ -59,7 +59,8 @@ def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> b
 
 def frozen_graph(traced: Trace) -> Any:
     """GraphDef of the trace with the variables' values of now; tensors are called after its nodes."""
-    traced.freezer = traced.freezer or _Freezer(traced.function)
+    if not isinstance(traced.freezer, _Freezer):
+        traced.freezer = _Freezer(traced.function)
     return traced.freezer.freeze()
 
 

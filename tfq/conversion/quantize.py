@@ -8,7 +8,6 @@ one for 16-bit activations: asked for them, the first gives them zero points tha
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
 from tfq.ptq import calibration
+from tfq.typing import JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Conversion:
 
     content: bytes
     ranges: calibration.Ranges | None = None
-    techniques: Mapping[str, Any] = field(default_factory=dict)
+    techniques: JSON = field(default_factory=dict)
 
 
 def quantize_after_training(

@@ -5,9 +5,10 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from tfq.errors import InputError
+from tfq.typing import KerasModel, TensorFlowFunction
 
 # What keeps a recurrent layer of either Keras in a loop, and the value that takes it out of it.
 _UNROLLED = {"unroll": True, "use_cudnn": False, "_could_use_gpu_kernel": False}
@@ -59,25 +60,25 @@ class Trace:
     It reads the model's variables when it is converted, so one trace serves every later export of that model.
     """
 
-    function: Any
+    function: TensorFlowFunction
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     keras_layers: tuple[str, ...]
     batch_size: int
     # The function refers to its variables weakly: the model must outlive it.
-    model: Any = field(repr=False)
+    model: KerasModel = field(repr=False)
     # What freezing can keep between exports: see conversion/freeze.py.
-    freezer: Any = field(default=None, repr=False)
+    freezer: object = field(default=None, repr=False)
 
     @functools.cached_property
     def has_fake_quant(self) -> bool:
         """Whether the graph carries quantization ranges of its own, as quantization-aware training leaves them."""
-        graph = self.function.graph.as_graph_def()
+        graph = cast(Any, self.function).graph.as_graph_def()
         bodies = [graph.node, *(function.node_def for function in graph.library.function)]
         return any(node.op.startswith("FakeQuantWithMinMaxVars") for nodes in bodies for node in nodes)
 
 
-def trace(model: Any, batch_size: int = 1, *, unroll: bool = True) -> Trace:
+def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Trace:
     """Trace a functional or sequential model of either Keras (TensorFlow backend) for inference.
 
     batch_size: the fixed leading dimension of every input; 0 leaves it dynamic.
@@ -98,7 +99,7 @@ def trace(model: Any, batch_size: int = 1, *, unroll: bool = True) -> Trace:
 
     def infer(*tensors: Any) -> list[Any]:
         packed = tf.nest.pack_sequence_as(structure, list(tensors))
-        return tf.nest.flatten(model(packed, training=False))
+        return tf.nest.flatten(cast(Any, model)(packed, training=False))
 
     # No autograph: layers bring their own, and a fresh function keeps the user's own tf.function caches out of it.
     with unrolled(model) if unroll else contextlib.nullcontext():

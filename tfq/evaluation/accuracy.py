@@ -3,13 +3,14 @@
 
 import gzip
 import warnings as python_warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.artifacts import content_of
 from tfq.backends import RunRequest, RunResult, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import as_split
@@ -28,26 +29,29 @@ from tfq.evaluation.scores import (
     reconstructs,
     score_answers,
 )
+from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
 NOT_COUNTED = "the interpreter does not tell which ops it delegates"
 
 
 def evaluate_model(
-    model: bytes,
-    data: Any,
+    model: PathOrBytes,
+    data: Data,
     config: EvaluationConfig | None = None,
     *,
-    reference: bytes | ReferenceOutputs | None = None,
-    metric: Metric | str | Callable[[Any, NDArray], float] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    reference: PathOrBytes | ReferenceOutputs | None = None,
+    metric: str | Metric | MetricFunction | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> EvaluationRecord:
     """Run `model` on `data`, and compare with the labels and with a reference.
 
-    model: bytes of a `.tflite`. data: a Split, (x, y), an array or dict of arrays, or a source ("digits"), in the
-        model's own real units and shape: codes are made here, from the scale and zero_point of the model's inputs.
+    model: bytes or path of a `.tflite`.
+    data: a Split, (x, y), an array or dict of arrays, or a source ("digits"), in the model's
+        own real units and shape: it is quantized here, by the scale and zero_point of the model's inputs.
     config: backend, threads, limit, timed runs; what it requires is for `check_requirements`, and its `reference` is a
         path for whoever reads files.
-    reference: the float model's bytes, run on `local` with XNNPACK; or `reference_outputs(...)` to share among models.
+    reference: the float model's bytes or path, run on `local` with XNNPACK; or `reference_outputs(...)` to share among
+        models.
     metric: in place of config.metric: a name of METRICS, MODULE:FUNCTION, or what is called as metric(outputs, labels)
         -> float; outputs are the real numbers of the one output, (n, ...), or a tuple of them where there are several.
         Nothing is top-1, or of a model that reconstructs its input the ROC AUC of its mean squared error.
@@ -56,15 +60,15 @@ def evaluate_model(
     Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
     """
     config = config or EvaluationConfig()
-    model = bytes(model)
+    model = content_of(model, "model")
     parsed = tflite.read(model)
     chosen = choose_metric(config.metric if metric is None else metric)
     check_bounds(config, chosen)
     backend = make_backend(config.backend)
     backend.prepare()
     data = as_split(data, limit=config.limit)
-    if isinstance(reference, (bytes, bytearray)):
-        reference = reference_outputs(bytes(reference), data, config)
+    if reference is not None and not isinstance(reference, ReferenceOutputs):
+        reference = reference_outputs(content_of(reference, "reference", "a float .tflite file"), data, config)
     feed = Feed(parsed, data)
     result = backend.run(_request(model, feed, config))
     outputs = decode_outputs(parsed, result.outputs)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.artifacts import content_of
 from tfq.backends import Backend, make_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
@@ -22,6 +23,7 @@ from tfq.evaluation.instructions import count_instructions
 from tfq.evaluation.op_costs import OpCost, op_costs
 from tfq.evaluation.paired import latency_statistics, paired_ratio
 from tfq.tflite import Model, Tensor
+from tfq.typing import PathOrBytes
 
 NUM_INPUTS = 16
 
@@ -100,9 +102,13 @@ OPS_OFF = "not asked for (benchmark.ops=False)"
 
 
 def benchmark_models(
-    models: Mapping[str, bytes], config: BenchmarkConfig | None = None, *, data: Split | None = None, seed: int = 0
+    models: Mapping[str, PathOrBytes],
+    config: BenchmarkConfig | None = None,
+    *,
+    data: Split | None = None,
+    seed: int = 0,
 ) -> BenchmarkRecord:
-    """Time each of `models` ({name: bytes of a .tflite}) on each of config.kernels; ratios are to the first of each.
+    """Time each of `models` ({name: bytes or path}) on each of config.kernels; ratios are to the first of each.
 
     All of them take turns in one child process, in short blocks of seeded random order. data: its examples are what the
     models are fed where they fit; else random numbers are, and the record says so. An emulated backend counts the
@@ -113,14 +119,15 @@ def benchmark_models(
     config = config or BenchmarkConfig()
     if not models:
         raise InputError("no model to benchmark")
+    contents = {name: content_of(model, f"models[{name!r}]") for name, model in models.items()}
     backend = make_backend(config.backend)
     reason = backend.unavailable()
     if reason:
         raise BackendError(f"{backend.name}: {reason}")
-    parsed = {name: tflite.read(bytes(content)) for name, content in models.items()}
+    parsed = {name: tflite.read(bytes(content)) for name, content in contents.items()}
     if backend.emulated:
-        return _counted(models, parsed, config, data)
-    fed = {name: timed_model(name, bytes(models[name]), model, data, seed) for name, model in parsed.items()}
+        return _counted(contents, parsed, config, data)
+    fed = {name: timed_model(name, contents[name], model, data, seed) for name, model in parsed.items()}
     request = TimingRequest(
         models=tuple(model for model, _ in fed.values()),
         kernels=tuple(dict.fromkeys(config.kernels)),

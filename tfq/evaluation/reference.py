@@ -3,18 +3,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.artifacts import content_of
 from tfq.backends import RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.quant_math import sqnr_db
+from tfq.typing import Data, PathOrBytes
 
 IDENTICAL = "the outputs are identical to the reference's: there is no noise"
 
@@ -28,12 +29,13 @@ class ReferenceOutputs:
     outputs: tuple[NDArray, ...]
 
 
-def reference_outputs(model: bytes, data: Any, config: EvaluationConfig | None = None) -> ReferenceOutputs:
+def reference_outputs(model: PathOrBytes, data: Data, config: EvaluationConfig | None = None) -> ReferenceOutputs:
     """Run the reference on `local` with XNNPACK, on as many examples as the config says.
 
     data: what `tfq.data.as_split` takes. Raises InputError where the data do not fit the model, or it answers NaN.
     """
     config = config or EvaluationConfig()
+    model = content_of(model, "model", "a float .tflite file")
     data = as_split(data, limit=config.limit)
     parsed = tflite.read(model)
     request = RunRequest(

@@ -22,6 +22,7 @@ from tfq.keras_bridge.verification import (
 )
 from tfq.keras_bridge.walk import graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, carried_weights, copy_weights, given_back
+from tfq.typing import Data, KerasModel
 
 # How tfmot names the wrapper around a layer.
 _WRAPPED = ("quant_{}", "prune_low_magnitude_{}")
@@ -36,12 +37,12 @@ class BridgeResult:
     notes: what was left out or changed. max_difference: of the outputs, as a share of their range, float32.
     """
 
-    model: Any
+    model: KerasModel
     layer_map: dict[str, tuple[str, ...]]
     origins: dict[str, str]
     notes: tuple[str, ...]
     max_difference: float
-    source: Any = field(repr=False)
+    source: KerasModel = field(repr=False)
     _made: tuple[tuple[Any, Made], ...] = field(repr=False, default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class BridgeResult:
         }
 
 
-def to_tf_keras(model: Any, *, data: Any = None) -> BridgeResult:
+def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
     """An equal flat tf_keras model, float32, with the same weights, checked against the user's on random data.
 
     model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it
@@ -90,7 +91,7 @@ def to_tf_keras(model: Any, *, data: Any = None) -> BridgeResult:
     )
 
 
-def return_weights(result: BridgeResult, trained: Any = None) -> None:
+def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> None:
     """Puts trained weights into the model that the user gave to `to_tf_keras`.
 
     trained: a copy of `result.model` with the same layers: `result.model` itself (the default), a pruned copy wrapped

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Search the cheapest candidate that keeps an accuracy budget: chosen on validation data, reported on test data."""
 
+import contextlib
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,14 +11,16 @@ from typing import Any
 
 from tfq import artifacts, auditing
 from tfq.analysis import layer_sensitivity
+from tfq.artifacts import content_of
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
-from tfq.data import AnySplit, input_specs, representative_samples
+from tfq.data import AnySplit, as_split, input_specs, representative_samples
 from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import calibrate
 from tfq.search.record import Candidate, CandidateResult, SearchResult, classes_of, labels_of, packed, points, unpacked
 from tfq.store import StageStore
+from tfq.typing import Data, PathOrBytes
 
 TECHNIQUES = (
     ("bias_correction",),
@@ -64,39 +68,45 @@ _TIMED_RUNS, _TIMED_SECS = 200, 0.5
 
 
 def find_int8(
-    floating: bytes,
-    train: AnySplit,
-    validation: AnySplit,
-    test: AnySplit,
+    floating: PathOrBytes,
+    train: Data,
+    validation: Data,
+    test: Data,
     config: SearchConfig | None = None,
     *,
     conversion: ConversionConfig | None = None,
-    store: StageStore,
-    told: Callable[[str], None] = lambda line: None,
+    store: StageStore | None = None,
+    told: Callable[[str], object] = lambda line: None,
 ) -> SearchResult:
     """The cheapest int8 flatbuffer of the float one `floating` that keeps config.budget.
 
     train: calibrates, techniques, ranks layers. validation: chooses. test: is looked at once, for what was chosen.
-    Each with class labels. conversion: what all candidates have in common. store: keeps each candidate, so that a
-    search that was killed goes on. told: is given a line after each candidate. the search space: calibration methods,
-    then techniques on the best of them, then the most sensitive layers in int16 (where conversion.quantizer has it) or
-    float; the first candidate that keeps the budget is chosen, unless config.full, where it is the cheapest of those
-    that do. Raises InputError on a model that is not float, and on data without class labels.
+    Each is what `tfq.data.as_split` takes, with class labels. conversion: what all candidates have in common.
+    store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with
+    a line after each candidate. The search space: calibration methods, then techniques on the best of them, then
+    the most sensitive layers in int16 (where conversion.quantizer has it) or float; the first
+    candidate that keeps the budget is chosen, unless config.full, where it is the cheapest of those that do.
+    Raises InputError on a model that is not float, and on data without class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
+    floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError("search: wanted a float32 .tflite, which int8 ones can be made of")
-    for split in (validation, test):
+    training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
+    for split in (choosing, testing):
         labels_of(split, "search")
-    search = _Search(floating, train, validation, config, conversion, store, told)
-    for candidates in (search.methods, search.techniques, search.mixed):
-        for candidate in candidates():
-            search.take(candidate)
+    with contextlib.ExitStack() as stack:
+        if store is None:
+            store = StageStore(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfq-"))))
+        search = _Search(floating, training, choosing, config, conversion, store, told)
+        for candidates in (search.methods, search.techniques, search.mixed):
+            for candidate in candidates():
+                search.take(candidate)
+                if search.found and not config.full:
+                    break
             if search.found and not config.full:
                 break
-        if search.found and not config.full:
-            break
-    return search.result(test)
+        return search.result(testing)
 
 
 class _Search:
@@ -110,7 +120,7 @@ class _Search:
         config: SearchConfig,
         conversion: ConversionConfig,
         store: StageStore,
-        told: Callable[[str], None],
+        told: Callable[[str], object],
     ) -> None:
         self._floating, self._config, self._conversion = floating, config, conversion
         self._train, self._validation, self._store, self._told = train, validation, store, told

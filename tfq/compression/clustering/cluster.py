@@ -14,7 +14,6 @@ from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, 
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import (
-    Fit,
     check_finite,
     fit_with,
     named_layers,
@@ -29,6 +28,7 @@ from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
 from tfq.patterns import check_fits, fits
 from tfq.tflite import constant_values
+from tfq.typing import Fit, KerasModel, Teacher
 
 
 def codes_in_flatbuffer(model: bytes) -> dict[str, int]:
@@ -98,7 +98,9 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     )
 
 
-def cluster_model(model: Any, fit: Fit, config: ClusterConfig | None = None, *, teacher: Any = None) -> Any:
+def cluster_model(
+    model: KerasModel, fit: Fit, config: ClusterConfig | None = None, *, teacher: Teacher | None = None
+) -> KerasModel:
     """A copy of `model` whose layers have few values each, trained by `fit` and not compiled; `model` stays as it is.
 
     model: functional or sequential tf_keras model, with the weights to start from; zeros of a pruned one stay zero.

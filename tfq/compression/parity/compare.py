@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.artifacts import content_of
 from tfq.backends import RunRequest, make_backend
 from tfq.compression.parity.match import Evaluator, ReferenceGraph, candidates, check_origin, match
 from tfq.compression.parity.record import LayerParity, LayerTally, QATParity, output_tallies
@@ -17,6 +18,7 @@ from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
 from tfq.keras_bridge import require_tf_keras
+from tfq.typing import Data, KerasModel, PathOrBytes
 
 DEFAULT_LIMIT = 256
 # Two, for a kernel in fixed point may round once more than the QAT model does, and once the other way.
@@ -26,9 +28,9 @@ _CODE_BYTES, _FLOAT_BYTES, _LARGEST_BATCH = 256 << 20, 256 << 20, 64
 
 
 def qat_parity(
-    qat_model: Any,
-    model: bytes,
-    data: Any,
+    qat_model: KerasModel,
+    model: PathOrBytes,
+    data: Data,
     *,
     limit: int = DEFAULT_LIMIT,
     tolerance_lsb: float = DEFAULT_TOLERANCE_LSB,
@@ -36,7 +38,8 @@ def qat_parity(
 ) -> QATParity:
     """Run a QAT model and the int8 flatbuffer `model` made of it on the same examples, and compare each layer's values.
 
-    qat_model: what `qat_model` gave, a tf_keras model with fake quantization. model: `tfq.convert(qat_model)`.
+    qat_model: what `qat_model` gave, a tf_keras model with fake quantization. model: `tfq.convert(qat_model)`,
+        or the path of it.
     data: what `tfq.data.as_split` takes, as the QAT model is fed it; its first `limit` examples (0: all).
     kernels: as in `RunRequest`; XNNPACK's are what users run.
 
@@ -65,8 +68,9 @@ def qat_parity(
             expected="more than 0",
             got=tolerance_lsb,
         )
+    content = content_of(model, "model", "an int8 .tflite file")
     split = as_split(data, limit=limit)
-    comparison = _Comparison(_traced(qat_model), model, kernels, next(split.pieces()).take(2))
+    comparison = _Comparison(_traced(qat_model), content, kernels, next(split.pieces()).take(2))
     for piece in split.pieces():
         comparison.add(piece)
     return comparison.record(tolerance_lsb)

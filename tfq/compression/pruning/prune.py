@@ -11,7 +11,7 @@ import numpy as np
 
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import copy_after_training, copy_for_training
-from tfq.compression.graph import Fit, check_finite, fit_with, named_layers, require_graph_model
+from tfq.compression.graph import check_finite, fit_with, named_layers, require_graph_model
 from tfq.compression.pruning.allocation import (
     block_size,
     check_settings,
@@ -25,6 +25,7 @@ from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.patterns import fits
+from tfq.typing import Data, Fit, KerasModel, Teacher
 
 # What needs no data to choose the layers' sparsities.
 _BY_WEIGHTS = {"erk": erdos_renyi_kernel, "lamp": layer_adaptive}
@@ -55,7 +56,7 @@ class PruningPlan:
         }
 
 
-def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any = None) -> PruningPlan:
+def pruning_plan(model: KerasModel, config: PruneConfig | None = None, calibration: Data = None) -> PruningPlan:
     """What `prune_model` would prune in a functional or sequential tf_keras model, and how far.
 
     calibration: representative inputs, as `tfq.data.as_split` takes them, for allocation=sensitivity; without them the
@@ -87,14 +88,14 @@ def pruning_plan(model: Any, config: PruneConfig | None = None, calibration: Any
 
 
 def prune_model(
-    model: Any,
+    model: KerasModel,
     fit: Fit,
     config: PruneConfig | None = None,
-    calibration: Any = None,
+    calibration: Data = None,
     *,
     plan: PruningPlan | None = None,
-    teacher: Any = None,
-) -> Any:
+    teacher: Teacher | None = None,
+) -> KerasModel:
     """A pruned copy of `model`, trained by `fit` and not compiled; `model` stays as it is.
 
     model: functional or sequential tf_keras model, with the weights to start from.

@@ -11,7 +11,7 @@ from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function
-from tfq.compression.graph import Fit, check_finite, cloned, require_graph_model
+from tfq.compression.graph import check_finite, cloned, require_graph_model
 from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
 from tfq.compression.qat import placement
 from tfq.compression.qat.batch_norm import frozen_from_step
@@ -23,6 +23,7 @@ from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.patterns import check_fits, fits
+from tfq.typing import Data, Fit, KerasModel, Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +133,13 @@ def _errors(model: Any) -> Iterator[None]:
 
 
 def qat_model(
-    model: Any, fit: Fit, config: QATConfig | None = None, *, calibration: Any = None, teacher: Any = None
-) -> Any:
+    model: KerasModel,
+    fit: Fit,
+    config: QATConfig | None = None,
+    *,
+    calibration: Data = None,
+    teacher: Teacher | None = None,
+) -> KerasModel:
     """A copy of `model` with fake quantization in it, trained by `fit`; `model` stays as it is.
 
     model: functional or sequential tf_keras model without models inside. Layer `x` becomes `quant_x`; what cannot be

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.distillation import distilled, refuse_unused_teacher
-from tfq.compression.graph import Fit, check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model
 from tfq.compression.structured_pruning import rebuild
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
 from tfq.compression.structured_pruning.rebuild import refit
@@ -25,6 +25,7 @@ from tfq.compression.structured_pruning.trace import Trace, traced
 from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.patterns import Target, fits, parse_targets
+from tfq.typing import Data, Fit, KerasModel, Teacher
 
 
 def choose(
@@ -132,7 +133,7 @@ class StructuredPruningResult:
     fit anew on data, the error of what it gives before and after that, see refit.refit.
     """
 
-    model: Any = field(repr=False)
+    model: KerasModel = field(repr=False)
     removed: dict[str, tuple[int, int]]
     skipped: dict[str, str]
     macs_before: int
@@ -172,12 +173,12 @@ class StructuredPruningResult:
 
 
 def prune_structured(
-    model: Any,
+    model: KerasModel,
     fit: Fit | None = None,
     config: StructuredPruningConfig | None = None,
     *,
-    data: Any = None,
-    teacher: Any = None,
+    data: Data = None,
+    teacher: Teacher | None = None,
 ) -> StructuredPruningResult:
     """`model` without its least important filters, so that config.target_macs of its multiply-adds stay.
 

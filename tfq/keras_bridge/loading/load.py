@@ -21,9 +21,15 @@ from tfq.keras_bridge.loading.inspection import holds_tfmot, refuse_code, refuse
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, read_model_file, rebuilt_json
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
+from tfq.typing import KerasModel
 
 
-def load_model(model: Any, *, allow_code: bool = False, custom_objects: Mapping[str, Any] | None = None) -> Any:
+def load_model(
+    model: str | os.PathLike[str] | KerasModel,
+    *,
+    allow_code: bool = False,
+    custom_objects: Mapping[str, object] | None = None,
+) -> KerasModel:
     """The Keras model that `model` names: a tf_keras model if Keras 1 or 2 wrote it, a Keras 3 one if Keras 3 did.
 
     model: the path of a `.keras` or `.h5` file of either Keras, of a SavedModel directory that Keras 2's `model.save`
