@@ -9,10 +9,12 @@ A registered object is cheap to make: names, help text, facts as data, and funct
 are called. No module in `MODULES` imports TensorFlow.
 """
 
+import difflib
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +29,7 @@ from tfq.errors import InputError, did_you_mean
 MODULES = {
     "calibration_method": "tfq.ptq.calibration.methods",
     "bridged_layer": "tfq.keras_bridge.layers.translate",
+    "data_source": "tfq.data.sources",
 }
 ENTRY_POINT_GROUP = "tfq.plugins"
 
@@ -101,9 +104,43 @@ def get(cls: type[T], name: str, *, field: str | None = None) -> T:
     if name not in known:
         what = field or kind.replace("_", " ")
         raise InputError(
-            f"{what} is {name!r}: {did_you_mean(name, known)}", field=field or kind, expected=tuple(known), got=name
+            f"{what} is {name!r}: {_suggestion(name, known, ())}", field=field or kind, expected=tuple(known), got=name
         )
     return known[name]
+
+
+def check_value(kind: str, value: str, *, field: str, choices: tuple[str, ...] = ()) -> None:
+    """Check that `value` is the NAME of an object of an extension point, or its NAME:ADDRESS, or one of `choices`.
+
+    Raises:
+        InputError: It is neither, or there is an address and the object's own attribute `address` is "".
+    """
+    known = _filled(kind)
+    name, colon, _ = value.partition(":")
+    if value in choices or (name in known and not (colon and getattr(known[name], "address", None) == "")):
+        return
+    if name in known:
+        meant = f"{name} takes nothing after its name: did you mean {name!r}?"
+    else:
+        meant = _suggestion(value, known, choices)
+    raise InputError(f"{field} is {value!r}: {meant}", field=field, expected=(*choices, *known), got=value)
+
+
+def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> str:
+    """Return what was probably meant by `value`, or all names.
+
+    An object may have `looks_like`, a regular expression of addresses that need its name and a colon in front.
+    """
+    name, colon, address = value.partition(":")
+    every = [each for each in (*choices, *known) if each]
+    near = difflib.get_close_matches(name, every, n=1)
+    if near and colon:
+        return f"did you mean {near[0] + colon + address!r}?"
+    for entry in reversed(known.values()):
+        pattern = getattr(entry, "looks_like", "")
+        if pattern and re.search(pattern, value):
+            return f"did you mean {entry.name + ':' + value!r}?"
+    return did_you_mean(name, every)
 
 
 def names(kind: str) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ def setting(
 ) -> Any:
     """A config field: its default, its help text, and what values it takes.
 
-    choices_of: an extension point (a key of `registry.MODULES`) whose names are the choices. What follows a colon in a
-        value is that object's own ("npz:examples.npz"). The default is taken unchecked, so that nothing is imported.
+    choices_of: an extension point (a key of `registry.MODULES`) whose names are choices too. What follows a colon in a
+        value is that object's own ("npz:examples.npz"). The default and `choices` are taken without importing anything.
     names_section: the field may be given under its section's own name: the flag `data` sets `data.source`,
         and so does `{"data": "digits"}` in JSON.
     repeatable: the flag may be given several times, one value each, rather than values separated by commas.
@@ -146,21 +146,22 @@ def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
-    """Return what a field may be: its own choices, or the names of its extension point; () if anything goes."""
+    """Return what a field may be: its own choices, then the names of its extension point; () if anything goes."""
     kind = field.metadata.get("choices_of")
-    return registry.names(kind) if kind else field.metadata.get("choices", ())
+    return (*field.metadata.get("choices", ()), *(registry.names(kind) if kind else ()))
 
 
 def _check_choice(path: str, value: Any, field: dataclasses.Field) -> None:
     kind = field.metadata.get("choices_of")
     defaults = field.default if isinstance(field.default, tuple) else (field.default,)
-    if value in defaults:
+    choices = field.metadata.get("choices", ())
+    if value in defaults or value in choices:
         return
-    choices = choices_of(field)
-    name = str(value).partition(":")[0] if kind else value
-    if choices and name not in choices:
+    if kind:
+        registry.check_value(kind, value, field=path, choices=choices)
+    elif choices:
         raise InputError(
-            f"{path} is {value!r}: {did_you_mean(str(name), choices)}", field=path, expected=choices, got=value
+            f"{path} is {value!r}: {did_you_mean(str(value), choices)}", field=path, expected=choices, got=value
         )
 
 

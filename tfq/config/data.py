@@ -12,7 +12,8 @@ class DataConfig(Config):
 
     source: str = setting(
         "digits",
-        "digits, cifar10, fashion_mnist, npz:PATH, tfrecord:GLOB, folder:DIR, eembc:DIR or tfds:NAME",
+        "where the examples come from: NAME, or NAME:ADDRESS as in npz:PATH",
+        choices_of="data_source",
         names_section=True,
     )
     resize: tuple[int, ...] = setting(

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source finds of a split, before preprocessing: how many examples there are, and how to read them in pieces."""
+"""What a data source is, and what it gives of a split: how many examples there are, and how to read them in pieces."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from numpy.typing import NDArray
 
+from tfq import registry
+from tfq.artifacts import sha256_file
+from tfq.config import DataConfig
 from tfq.data.split import MissingSplitError, check_lengths
+from tfq.errors import InputError
 
 # Of the arrays that a source gives at a time. What becomes of them in float32 may be four times that.
 _PIECE_BYTES = 1 << 23
@@ -51,6 +56,52 @@ class Examples:
             read=lambda start, stop: self.read(chosen.start + start, chosen.start + stop),
             notes=(*self.notes, *notes),
         )
+
+
+@registry.extension_point("data_source")
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where examples come from: `data.source` is its name, or NAME:ADDRESS.
+
+    Args:
+        name: What users write before the colon.
+        help: What it reads, for `--help` and the documentation.
+        address: What stands after the colon, such as "PATH"; "" if nothing may.
+        read: (address, config, split) -> the examples of "train", "val" or "test", in the same order every time and
+            before preprocessing. Raises `MissingSplitError` if there is no such split.
+        fingerprint: (address, config) -> a JSON value that changes whenever `read` may give other examples; it should
+            decode nothing. `tfq run` resumes finished stages by it. If this cannot be known, return a value that never
+            repeats (such as `uuid.uuid4().hex`): nothing is resumed then.
+        splits: All splits that it can have, the same for every address; () if they depend on the address.
+        extra: The extra of tfq that it needs: `pip install 'tfq[EXTRA]'`; "" if none.
+        looks_like: Regular expression of an address that is probably meant for this source when a user forgot the name
+            and the colon; "" to suggest nothing.
+    """
+
+    name: str
+    help: str
+    address: str = ""
+    read: Callable[[str, DataConfig, str], Examples]
+    fingerprint: Callable[[str, DataConfig], object]
+    splits: tuple[str, ...] = ()
+    extra: str = ""
+    looks_like: str = ""
+
+
+def file_fingerprint(paths: Iterable[Path], root: Path) -> list[str]:
+    """Return "NAME SHA-256" of each file, the name relative to `root`, so that it does not matter where `root` lies.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    return [f"{path.relative_to(root).as_posix()} {_sha256(path)}" for path in paths]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", field="data.source", got=str(path)) from error
 
 
 def examples_of_arrays(

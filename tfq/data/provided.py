@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import DataConfig
+from tfq.data.loading import load_split
 from tfq.data.preprocessing import real_units
-from tfq.data.sources import load_split
 from tfq.data.split import UNNAMED, AnySplit, Split, SplitStream, check_finite
 from tfq.errors import InputError, did_you_mean
 

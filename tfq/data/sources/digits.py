@@ -3,14 +3,16 @@
 
 import hashlib
 from collections.abc import Iterable
+from importlib import metadata
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, examples_of_arrays
+from tfq.data.examples import DataSource, Examples, examples_of_arrays
 from tfq.data.split import UNNAMED
 from tfq.errors import InputError
+from tfq.registry import register
 
 # Shares of each class; test is the rest. The same for every run: the seed moves weights and shuffling, not the splits.
 _TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
@@ -21,13 +23,6 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
 
     Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), by sklearn.datasets.load_digits.
     """
-    if address:
-        raise InputError(
-            f"data.source=digits:{address}: digits takes nothing after its name: did you mean 'digits'?",
-            field="data.source",
-            expected="digits",
-            got=f"digits:{address}",
-        )
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -71,3 +66,22 @@ def _split_of(share: float) -> str:
     if share < _TRAIN_SHARE:
         return "train"
     return "val" if share < _TRAIN_SHARE + _VAL_SHARE else "test"
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    try:
+        return metadata.version("scikit-learn")
+    except metadata.PackageNotFoundError:
+        return None  # reading it raises the error that says what to install
+
+
+register(
+    DataSource(
+        name="digits",
+        help="scikit-learn's 1,797 handwritten digits, 8x8x1, values 0 to 16",
+        read=read_digits,
+        fingerprint=_fingerprint,
+        splits=("train", "val", "test"),
+        extra="digits",
+    )
+)

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from tfq.artifacts import read_bytes
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, Piece, examples_a_piece
+from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, file_fingerprint
 from tfq.data.sources.folder import place_in
-from tfq.data.split import UNNAMED, MissingSplitError
+from tfq.data.split import UNNAMED
 from tfq.errors import InputError
+from tfq.registry import register
 
 LABELS_FILE = "y_labels.csv"
 _LINE = "file name, number of classes, class[, width in bytes, stride in bytes]"
@@ -64,7 +65,7 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     Values are as they are in the files: pixels 0..255 (32x32x3, 96x96x3), int8 codes of keyword spotting's features
     (49, 10, 1), or float32 windows of a sliding spectrogram, each with the label of its file. `address` may name
     another label file than DIR/y_labels.csv.
-    Raises MissingSplitError for train and val, InputError on everything else.
+    Raises InputError on what cannot be read. There is no train and no val split.
     """
     if not address:
         raise InputError(
@@ -73,16 +74,8 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
             expected="eembc:DIR",
             got="eembc",
         )
-    path = Path(os.path.expanduser(address))
-    table = path if path.suffix == ".csv" else path / LABELS_FILE
+    table = _table(address)
     lines = _lines(table)
-    if split != "test":
-        raise MissingSplitError(
-            f"eembc:{address} has no {split} split: the files are for tests",
-            field="split",
-            expected=("test",),
-            got=split,
-        )
     sizes = _sizes(table.parent, lines, table)
     layout = _layout(lines, sizes, table)
     counts = [(size - layout.width) // layout.stride + 1 for size in sizes]
@@ -97,6 +90,11 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
 
     notes = _notes(table, lines, layout, sum(counts))
     return Examples(num_examples=sum(counts), read=read, notes=tuple(notes))
+
+
+def _table(address: str) -> Path:
+    path = Path(os.path.expanduser(address))
+    return path if path.suffix == ".csv" else path / LABELS_FILE
 
 
 def _lines(table: Path) -> list[_Line]:
@@ -254,3 +252,22 @@ def _notes(table: Path, lines: Sequence[_Line], layout: _Layout, count: int) -> 
             "data.scale and -scale * zero_point as data.offset"
         )
     return notes
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    table = _table(address)
+    return file_fingerprint([table, *sorted(table.parent.glob("*.bin"))], table.parent)
+
+
+register(
+    DataSource(
+        name="eembc",
+        help="an MLPerf Tiny backend folder with its y_labels.csv: uint8 images, int8 spectrograms (codes: set "
+        "data.scale and data.offset), float32 windows",
+        address="DIR",
+        read=read_eembc,
+        fingerprint=_fingerprint,
+        splits=("test",),
+        looks_like=r"y_labels\w*\.csv$",
+    )
+)

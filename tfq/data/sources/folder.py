@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, Piece, examples_a_piece, without_val
+from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, file_fingerprint, without_val
 from tfq.data.preprocessing import resize_bilinear, resize_of
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
+from tfq.registry import register
 
 _BATCH = 256
 
@@ -151,20 +152,7 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     classes and depends on nothing but the files' paths below DIR: the first n of them are of all classes.
     Raises MissingSplitError when there is no folder for the split, InputError on everything else.
     """
-    if not address:
-        raise InputError(
-            f"data.source=folder: wanted folder:DIR: give a directory of images: {_WANTED}",
-            field="data.source",
-            expected="folder:DIR",
-            got="folder",
-        )
-    root = Path(os.path.expanduser(address))
-    if not root.is_dir():
-        raise InputError(
-            f"data.source=folder:{address}: {root} is no directory: {_WANTED}",
-            field="data.source",
-            got=f"folder:{address}",
-        )
+    root = _root(address)
     splits, notes = _splits(root)
     found = {name: _found(folders) for name, folders in splits.items()}
     classes = sorted({name for each in found.values() for name, images in each.images.items() if images})
@@ -182,6 +170,24 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     notes += _notes(found[holder], classes, f"folder:{address}", holder)
     examples = _examples(root, found[holder], classes, config, tuple(notes))
     return examples if split == "test" or "val" in splits else without_val(examples, split, f"folder:{address}")
+
+
+def _root(address: str) -> Path:
+    if not address:
+        raise InputError(
+            f"data.source=folder: wanted folder:DIR: give a directory of images: {_WANTED}",
+            field="data.source",
+            expected="folder:DIR",
+            got="folder",
+        )
+    root = Path(os.path.expanduser(address))
+    if not root.is_dir():
+        raise InputError(
+            f"data.source=folder:{address}: {root} is no directory: {_WANTED}",
+            field="data.source",
+            got=f"folder:{address}",
+        )
+    return root
 
 
 def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
@@ -294,3 +300,20 @@ def _explained(path: Path) -> str:
         return f"{path} cannot be read: {error.strerror}"
     told = "is empty" if not size else f"cannot be decoded as JPEG or PNG ({size:,} bytes)"
     return f"{path} {told}: wanted a whole image: mend it, or move it away"
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    root = _root(address)
+    return file_fingerprint(sorted(path for path in root.rglob("*") if path.is_file()), root)
+
+
+register(
+    DataSource(
+        name="folder",
+        help="JPEG and PNG files in DIR/{train,val,test}/CLASS; without split folders all of them are test",
+        address="DIR",
+        read=read_folder,
+        fingerprint=_fingerprint,
+        looks_like=r"^(?!.*\.csv$)([~.]|.*/)",
+    )
+)

@@ -17,6 +17,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 
 from tfq.artifacts import sha256_file
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, examples_of_arrays, without_val
+from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint, without_val
 from tfq.data.split import UNNAMED, class_labels
 from tfq.errors import InputError
+from tfq.registry import register
 
 # uint8 (n, height, width, channels), int64 (n,), notes.
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
@@ -194,70 +196,62 @@ _FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-_WANTED = {
-    "cifar10": "cifar-10-batches-py.tar.gz (published as cifar-10-python.tar.gz)",
-    "fashion_mnist": "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files)",
-}
 _ALTERNATIVES = (
     "or give your own data as data.source=npz:PATH (x_train, y_train, x_test, y_test), data.source=tfrecord:GLOB or "
     "data.source=folder:DIR"
 )
 
 
-def read_cifar10(address: str, config: DataConfig, split: str) -> Examples:
-    """Pixels 0..255, (n, 32, 32, 3), in the files' order: 45,000 train, 5,000 val (the last of train), 10,000 test.
+@dataclass(frozen=True, kw_only=True)
+class KerasSet:
+    """A data set of keras.datasets.
 
-    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
+    Args:
+        name: Of its module in keras.datasets, and of the data source.
+        find: Cache directory -> its files there, [] unless all are there.
+        read: (files, "train" or "test") -> arrays.
+        class_names: In the order of the labels.
+        published: What to copy into the cache directory by hand.
     """
-    files = set_files("cifar10", address)
-    return _split("cifar10", split, lambda name: read_cifar10_split(files, name), _CIFAR10_CLASSES)
 
+    name: str
+    find: Callable[[Path], list[Path]]
+    read: Callable[[list[Path], str], Arrays]
+    class_names: tuple[str, ...]
+    published: str
 
-def read_fashion_mnist(address: str, config: DataConfig, split: str) -> Examples:
-    """Pixels 0..255, (n, 28, 28, 1), in the files' order: 54,000 train, 6,000 val (the last of train), 10,000 test.
+    def examples(self, address: str, config: DataConfig, split: str) -> Examples:
+        """Return a split in the files' order: pixels 0..255, (n, height, width, channels); val is the end of train."""
+        images, labels, notes = self.read(self.files(), "test" if split == "test" else "train")
+        examples = examples_of_arrays({UNNAMED: images}, labels, self.name, notes=notes, class_names=self.class_names)
+        return examples if split == "test" else without_val(examples, split, self.name)
 
-    Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST" (2017).
-    """
-    files = set_files("fashion_mnist", address)
-    return _split("fashion_mnist", split, lambda name: read_fashion_split(files, name), _FASHION_CLASSES)
+    def fingerprint(self, address: str, config: DataConfig) -> object:
+        """Return the names and hashes of the files, wherever they lie."""
+        paths = [inside for path in self.files() for inside in ([path] if path.is_file() else sorted(path.iterdir()))]
+        return [line for path in paths if path.is_file() for line in file_fingerprint([path], path.parent)]
 
+    def files(self) -> list[Path]:
+        """Return the files, downloaded by Keras if they are not on this machine.
 
-def set_files(name: str, address: str = "") -> list[Path]:
-    """The files of a set (cifar10 or fashion_mnist), downloaded by Keras if they are not on this machine.
-
-    Raises InputError where they cannot be had, and says where to put them by hand.
-    """
-    if address:
+        Raises:
+            InputError: They cannot be downloaded; it says where to put them by hand.
+        """
+        if found := self._cached():
+            return found
+        home = _homes()[0]
+        reason = _download(self.name, home)
+        if found := self._cached():
+            return found
         raise InputError(
-            f"data.source={name}:{address}: {name} takes nothing after its name: did you mean {name!r}?",
+            f"data.source={self.name}: cannot be downloaded ({reason}): on a machine without internet, copy to "
+            f"{home / 'datasets'} what another has there: {self.published}; {_ALTERNATIVES}",
             field="data.source",
-            expected=name,
-            got=f"{name}:{address}",
+            got=self.name,
         )
-    if found := _cached(name):
-        return found
-    home = _homes()[0]
-    reason = _download(name, home)
-    if found := _cached(name):
-        return found
-    raise InputError(
-        f"data.source={name}: cannot be downloaded ({reason}): on a machine without internet, copy to "
-        f"{home / 'datasets'} "
-        f"what another has there: {_WANTED[name]}; {_ALTERNATIVES}",
-        field="data.source",
-        got=name,
-    )
 
-
-def _cached(name: str) -> list[Path]:
-    find = {"cifar10": cifar10_files, "fashion_mnist": fashion_mnist_files}[name]
-    return next((found for home in _homes() if (found := find(home / "datasets"))), [])
-
-
-def _split(name: str, split: str, read: Callable[[str], Arrays], class_names: tuple[str, ...]) -> Examples:
-    images, labels, notes = read("test" if split == "test" else "train")
-    examples = examples_of_arrays({UNNAMED: images}, labels, name, notes=notes, class_names=class_names)
-    return examples if split == "test" else without_val(examples, split, name)
+    def _cached(self) -> list[Path]:
+        return next((found for home in _homes() if (found := self.find(home / "datasets"))), [])
 
 
 def _homes() -> list[Path]:
@@ -281,3 +275,39 @@ def _download(name: str, home: Path) -> str:
     finally:
         socket.setdefaulttimeout(timeout)
     return "Keras has downloaded it, and the files are not where they were to be"
+
+
+_CIFAR10 = KerasSet(
+    name="cifar10",
+    find=cifar10_files,
+    read=read_cifar10_split,
+    class_names=_CIFAR10_CLASSES,
+    published="cifar-10-batches-py.tar.gz (published as cifar-10-python.tar.gz)",
+)
+_FASHION_MNIST = KerasSet(
+    name="fashion_mnist",
+    find=fashion_mnist_files,
+    read=read_fashion_split,
+    class_names=_FASHION_CLASSES,
+    published="fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz (four files)",
+)
+# Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
+register(
+    DataSource(
+        name="cifar10",
+        help="60,000 color images of 10 classes, 32x32x3; tf.keras.datasets' files, downloaded if they are missing",
+        read=_CIFAR10.examples,
+        fingerprint=_CIFAR10.fingerprint,
+        splits=("train", "val", "test"),
+    )
+)
+# Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST" (2017).
+register(
+    DataSource(
+        name="fashion_mnist",
+        help="70,000 images of clothes, 28x28x1; tf.keras.datasets' files, downloaded if they are missing",
+        read=_FASHION_MNIST.examples,
+        fingerprint=_FASHION_MNIST.fingerprint,
+        splits=("train", "val", "test"),
+    )
+)

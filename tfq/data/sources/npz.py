@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from tfq.artifacts import read_bytes
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, Piece, examples_a_piece, without_val
+from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, file_fingerprint, without_val
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
+from tfq.registry import register
 
 # What NumPy and zipfile raise on an archive that is cut short, damaged, encrypted or none at all.
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -249,3 +250,20 @@ def _labels(members: dict[str, Member], path: Path, key: str) -> NDArray | None:
     labels = np.concatenate(list(member.rows(0, member.length, max(1, member.length))) or [np.empty(0, member.dtype)])
     # Floats are a regression's: for a metric of the user's own.
     return labels if labels.dtype.kind == "f" else class_labels(labels, f"{path} {key}")
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    path = Path(os.path.expanduser(address))
+    return file_fingerprint([path], path.parent)
+
+
+register(
+    DataSource(
+        name="npz",
+        help="arrays x_test, y_test, x_train, y_train, x_val, y_val of an .npz file; several inputs are x_test.INPUT",
+        address="PATH",
+        read=read_npz,
+        fingerprint=_fingerprint,
+        looks_like=r"\.npz$",
+    )
+)

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, Piece, examples_a_piece, without_val
+from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, without_val
 from tfq.data.sources.folder import image_pieces
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
+from tfq.registry import register
 
 # What the splits of data sets are called, the likeliest first.
 _SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -132,3 +133,20 @@ def _pieces(dataset: Any, start: int, stop: int) -> Iterator[Piece]:
     step = examples_a_piece(spec.shape.num_elements() * spec.dtype.size)
     for inputs, labels in dataset(start, stop).batch(step).as_numpy_iterator():
         yield Piece(inputs={UNNAMED: inputs}, labels=labels)
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    info = tfds_builder(address).info
+    return [info.full_name, *(f"{name} {part.num_examples} {part.num_bytes}" for name, part in info.splits.items())]
+
+
+register(
+    DataSource(
+        name="tfds",
+        help="a supervised data set of tensorflow_datasets; NAME may be NAME/CONFIG:VERSION",
+        address="NAME",
+        read=read_tfds,
+        fingerprint=_fingerprint,
+        extra="tfds",
+    )
+)

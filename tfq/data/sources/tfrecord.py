@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tfq.config import DataConfig
-from tfq.data.examples import Examples, Piece, without_val
+from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, without_val
 from tfq.data.sources.folder import image_pieces, place_in
 from tfq.data.split import MissingSplitError, class_labels
 from tfq.errors import InputError, did_you_mean
+from tfq.registry import register
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -247,3 +248,21 @@ def _place(files: Sequence[RecordFile], index: int) -> tuple[Path, int]:
     """File and number within it of example `index` of all."""
     number, record = place_in([file.num_records for file in files], index)
     return files[number].path, record
+
+
+def _fingerprint(address: str, config: DataConfig) -> object:
+    # Directories do not matter: the splits go by the files' base names, in the order of their paths.
+    return [line for path in matched_files(address) for line in file_fingerprint([path], path.parent)]
+
+
+register(
+    DataSource(
+        name="tfrecord",
+        help="Examples with an encoded image and an integer label; the word train, val or test in a file's name is its "
+        "split",
+        address="GLOB",
+        read=read_tfrecord,
+        fingerprint=_fingerprint,
+        looks_like="tfrecord",
+    )
+)

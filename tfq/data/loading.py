@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a split of a data source, ready for the float model."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import registry
+from tfq.config import DataConfig
+from tfq.data.examples import DataSource, Examples
+from tfq.data.preprocessing import fed_bytes, preprocess
+from tfq.data.split import PIECE_BYTES, AnySplit, MissingSplitError, Split, SplitStream, check_finite
+from tfq.errors import InputError, did_you_mean
+
+SPLITS = ("train", "val", "test")
+
+# Training data describes the ranges without having been seen by a test; the test split is the last resort.
+_CALIBRATION_ORDER = ("train", "val", "test")
+_MEGABYTE = 1_000_000
+
+
+def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
+    """The first `limit` examples (0: all) of a split, preprocessed: the values are what the float model is fed.
+
+    split: "train", "val" or "test". The order of examples is the source's own, the same every time. A `SplitStream` of
+    the same examples where they would take more than config.max_memory_mb (of 1,000,000 bytes) in memory.
+    Raises MissingSplitError when the source has no such split; InputError on an unknown source or split, on what cannot
+    be read, on NaN or infinity (with the example's index), and on an empty split. Of a stream, what is wrong with an
+    example is told when it is read.
+    """
+    if split not in SPLITS:
+        raise InputError(
+            f"split {split!r} is unknown: {did_you_mean(split, SPLITS)}", field="split", expected=SPLITS, got=split
+        )
+    if limit < 0:
+        raise InputError(f"limit {limit}: wanted 0 for all examples, or how many", field="limit", got=limit)
+    source, address = find_source(config)
+    if source.splits and split not in source.splits:
+        raise MissingSplitError(
+            f"{config.source} has no {split} split: {source.name} always has {', '.join(source.splits)} only",
+            field="split",
+            expected=source.splits,
+            got=split,
+        )
+    examples = source.read(address, config, split)
+    if limit:
+        examples = examples.part(slice(0, min(limit, examples.num_examples)))
+    return _loaded(examples, config, split)
+
+
+def find_source(config: DataConfig) -> tuple[DataSource, str]:
+    """Return the data source that `config.source` names, and the address after the colon.
+
+    Raises:
+        InputError: There is no such source.
+    """
+    name, _, address = config.source.partition(":")
+    return registry.get(DataSource, name, field="data.source"), address
+
+
+def source_fingerprint(config: DataConfig) -> str:
+    """Return a hex SHA-256 that changes whenever `config.source` may deliver other examples.
+
+    For files it depends on their names and content, wherever they lie; for data that comes with a package, on its
+    version. What must be downloaded is downloaded; nothing is decoded. The other settings of `config` do not enter,
+    unless the source itself reads them.
+
+    Raises:
+        InputError: The source is unknown, or its files cannot be read.
+    """
+    source, address = find_source(config)
+    basis = [source.name, source.fingerprint(address, config)]
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()
+
+
+def load_calibration_split(config: DataConfig, *, limit: int = 0) -> AnySplit:
+    """`load_split` of train, else val, else test: the first that the source has. `.name` says which it was.
+
+    A note says so when it is not train. Raises InputError when the source has none of them.
+    """
+    for split in _CALIBRATION_ORDER:
+        try:
+            found = load_split(config, split, limit=limit)
+        except MissingSplitError as error:
+            missing = error
+            continue
+        if split == "train":
+            return found
+        note = f"{config.source} has no train split: calibrating on {split}"
+        return dataclasses.replace(found, notes=(*found.notes, note))
+    raise missing
+
+
+def _loaded(examples: Examples, config: DataConfig, split: str) -> AnySplit:
+    read = _reader(examples, config, split)
+    pieces = read(0, examples.num_examples)
+    first = next(pieces)
+    example_bytes = sum(array.nbytes for array in first.inputs.values()) / first.num_examples
+    if example_bytes * examples.num_examples <= config.max_memory_mb * _MEGABYTE:
+        return _collected(first, pieces, examples)
+    return SplitStream(
+        name=split,
+        source=config.source,
+        num_examples=examples.num_examples,
+        read=read,
+        piece_examples=first.num_examples,
+        seekable=examples.seekable,
+        notes=examples.notes,
+        class_names=examples.class_names,
+    )
+
+
+def _reader(examples: Examples, config: DataConfig, split: str) -> Callable[[int, int], Iterator[Split]]:
+    """(start, stop) -> preprocessed pieces that keep to the memory that config allows."""
+    where = f"{config.source} ({split})"
+    budget = min(PIECE_BYTES, config.max_memory_mb * _MEGABYTE // 4)
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def read(start: int, stop: int) -> Iterator[Split]:
+        for piece in examples.read(start, stop):
+            step = max(1, budget // max(1, fed_bytes(piece.inputs, config)))
+            for first in range(0, len(piece), step):
+                chosen = slice(first, first + step)
+                inputs = preprocess({name: array[chosen] for name, array in piece.inputs.items()}, config, where)
+                check_finite(inputs, where, start + first, examples.num_examples)
+                _check_shapes(inputs, shapes, f"{where}: example {start + first}")
+                labels = None if piece.labels is None else piece.labels[chosen]
+                yield Split(
+                    name=split,
+                    inputs=inputs,
+                    labels=labels,
+                    source=config.source,
+                    class_names=examples.class_names,
+                )
+            start += len(piece)
+
+    return read
+
+
+def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ...]], where: str) -> None:
+    """Raises InputError where an input has another shape than in `shapes`; the first one is noted there."""
+    for name, array in inputs.items():
+        wanted = shapes.setdefault(name, array.shape[1:])
+        if array.shape[1:] != wanted:
+            raise InputError(
+                f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: wanted one",
+                field=name,
+                expected=wanted,
+                got=array.shape[1:],
+            )
+
+
+def _collected(first: Split, rest: Iterator[Split], examples: Examples) -> Split:
+    """All pieces as one split in memory."""
+    if first.num_examples == examples.num_examples:
+        return dataclasses.replace(first, notes=examples.notes)
+    inputs = {name: _room(array, examples.num_examples) for name, array in first.inputs.items()}
+    labels = None if first.labels is None else _room(first.labels, examples.num_examples)
+    done = 0
+    for piece in itertools.chain((first,), rest):
+        done = _stored(piece, inputs, labels, done)
+    assert done == examples.num_examples, (first.source, done, examples.num_examples)
+    return dataclasses.replace(first, inputs=inputs, labels=labels, notes=examples.notes)
+
+
+def _room(array: NDArray, count: int) -> NDArray:
+    return np.empty((count, *array.shape[1:]), array.dtype)
+
+
+def _stored(piece: Split, inputs: dict[str, NDArray], labels: NDArray | None, done: int) -> int:
+    chosen = slice(done, done + piece.num_examples)
+    for name, array in piece.inputs.items():
+        inputs[name][chosen] = array
+    if labels is not None:
+        labels[chosen] = piece.labels
+    return chosen.stop
