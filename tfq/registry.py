@@ -120,9 +120,8 @@ def check_value(kind: str, value: str, *, field: str, choices: tuple[str, ...] =
     if value in choices or (name in known and not (colon and getattr(known[name], "address", None) == "")):
         return
     if name in known:
-        meant = f"{name} takes nothing after its name: did you mean {name!r}?"
-    else:
-        meant = _suggestion(value, known, choices)
+        raise InputError(f"{field} is {value!r}: write {name!r} alone", field=field, expected=name, got=value)
+    meant = _suggestion(value, known, choices)
     raise InputError(f"{field} is {value!r}: {meant}", field=field, expected=(*choices, *known), got=value)
 
 

@@ -163,5 +163,5 @@ def test_without_a_network_the_error_says_where_to_put_the_files_and_what_else_t
     with refused(InputError, field="data.source", got=name, word=str(home / "datasets")):
         load_split(DataConfig(source=name), "test")
     with refused(InputError, field="data.source", expected=name, got=f"{name}:x"):
-        load_split(DataConfig(source=f"{name}:x"), "test")
+        DataConfig.from_dict({"source": f"{name}:x"}, "data")
     assert socket.getdefaulttimeout() is None

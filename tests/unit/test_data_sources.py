@@ -95,7 +95,7 @@ def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch):
 )
 def test_a_wrong_source_is_refused_and_the_right_one_suggested(source, word):
     with refused(InputError, field="data.source", got=source.removesuffix(":"), word=word):
-        load_split(DataConfig(source=source), "test")
+        load_split(DataConfig.from_dict({"source": source}, "data"), "test")
 
 
 def test_an_unknown_split_is_an_error():

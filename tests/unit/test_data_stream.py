@@ -181,7 +181,7 @@ def test_the_fingerprint_of_a_file_is_of_its_content_wherever_it_lies(tmp_path):
     with refused(InputError, field="data.source", got=str(tmp_path / "none.npz")):
         source_fingerprint(DataConfig(source=f"npz:{tmp_path}/none.npz"))
     with refused(InputError, field="data.source", got="digts", word="digits"):
-        source_fingerprint(DataConfig(source="digts"))
+        DataConfig.from_dict({"source": "digts"}, "data")
 
 
 # the order of training
