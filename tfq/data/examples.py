@@ -87,6 +87,15 @@ class DataSource:
     extra: str = ""
     looks_like: str = ""
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Return the further cells of its row in the documentation."""
+        return {
+            "spelling": f"`{self.name}:{self.address}`" if self.address else f"`{self.name}`",
+            "splits": ", ".join(self.splits) or "by what its files hold",
+            "needs": f"`pip install 'tfq[{self.extra}]'`" if self.extra else "",
+        }
+
 
 def file_fingerprint(paths: Iterable[Path], root: Path) -> list[str]:
     """Return "NAME SHA-256" of each file, the name relative to `root`, so that it does not matter where `root` lies.
@@ -101,7 +110,11 @@ def _sha256(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", field="data.source", got=str(path)) from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}: expected a file of data.source",
+            field="data.source",
+            got=str(path),
+        ) from error
 
 
 def examples_of_arrays(
