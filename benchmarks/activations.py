@@ -62,7 +62,7 @@ def measured(content: bytes, test: Split, wanted: np.ndarray) -> tuple[float, fl
     """(accuracy, SQNR of the logits in dB)."""
     parsed = tfq.tflite.read(content)
     request = RunRequest(model=content, inputs=prepare_inputs(parsed, test).arrays)
-    [logits] = decode_outputs(parsed, make_backend("local").run(request).outputs)
+    [logits] = decode_outputs(parsed, make_backend("local").assess(request).computed_outputs())
     logits = logits.reshape(wanted.shape)
     noise = np.square(wanted - logits).sum()
     accuracy = float((logits.argmax(axis=1) == test.labels).mean())

@@ -13,12 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from tfq.backends import RUNNERS
+from tfq.backends import backend_choices, kind_of
 from tfq.config import KERNELS
 from tfq.errors import TfqError
 from tfq.evaluation import count_instructions
 
-CPUS = [name for name in RUNNERS if name.startswith("qemu:")]
+CPUS = [name for name in backend_choices() if kind_of(name).counts_instructions]
 
 
 def main() -> int:

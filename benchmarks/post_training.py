@@ -68,7 +68,7 @@ class Answers:
     def _classes(self, content: bytes) -> NDArray[np.int64]:
         parsed = tflite.read(content)
         inputs = prepare_inputs(parsed, self._test).arrays
-        outputs = make_backend("local").run(RunRequest(model=content, inputs=inputs)).outputs
+        outputs = make_backend("local").assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
         return np.asarray(decode_outputs(parsed, outputs)[0]).argmax(axis=1)
 
 

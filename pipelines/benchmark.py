@@ -30,7 +30,7 @@ def main(invocation: flags.Invocation) -> None:
             tflite.read(content)
         except FlatbufferError as error:
             raise FlatbufferError(f"{name}: {error}") from error
-    make_backend(config.benchmark.backend)  # a typo there is told before anything is loaded
+    make_backend(config.benchmark.backend, field="benchmark.backend")  # report a typo before anything is loaded
     examples = load_examples(config.data, models.values())
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)
     if config.data != DataConfig():

@@ -27,6 +27,7 @@ from tfq.errors import InputError, did_you_mean
 
 # The module that registers tfq's own objects of each extension point. Importing it fills the registry.
 MODULES = {
+    "backend": "tfq.backends",
     "calibration_method": "tfq.ptq.calibration.methods",
     "bridged_layer": "tfq.keras_bridge.layers.translate",
     "data_source": "tfq.data.sources",

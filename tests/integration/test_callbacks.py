@@ -49,7 +49,7 @@ def _agreement(converted, val, own):
     from tfq.evaluation import predicted_classes, prepare_inputs
 
     inputs = prepare_inputs(tflite.read(converted), val).arrays
-    (codes,) = LocalBackend().run(RunRequest(model=converted, inputs=inputs)).outputs
+    (codes,) = LocalBackend().assess(RunRequest(model=converted, inputs=inputs)).outputs
     return np.mean(predicted_classes(codes) == own)
 
 

@@ -46,7 +46,7 @@ def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_expor
     # is converted now, but for a bias in the middle between two steps.
     inputs = prepare_inputs(tflite.read(watch.flatbuffer), val).arrays
     seen, now = (
-        LocalBackend().run(RunRequest(model=model, inputs=inputs)).outputs[0].astype(int)
+        LocalBackend().assess(RunRequest(model=model, inputs=inputs)).outputs[0].astype(int)
         for model in (watch.flatbuffer, tfq.convert(trained))
     )
     assert abs(seen - now).max() <= 1 and (seen != now).mean() < 0.01

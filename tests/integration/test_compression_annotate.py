@@ -133,7 +133,7 @@ def prepared(block):
 
 
 def run(model, x):
-    return LocalBackend().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+    return LocalBackend().assess(RunRequest(model=model, inputs=(x,))).outputs[0]
 
 
 def sqnr_db(wanted, got):

@@ -67,7 +67,7 @@ def model_of(block):
 
 
 def ran(model, x):
-    return LocalBackend().run(RunRequest(model=model, inputs=(x,))).outputs[0]
+    return LocalBackend().assess(RunRequest(model=model, inputs=(x,))).outputs[0]
 
 
 def op_names(model):

@@ -29,7 +29,7 @@ def classes(model: bytes) -> np.ndarray:
         scale, zero = tensor.scale[0], tensor.zero_point[0]
         limits = np.iinfo(tensor.dtype)
         inputs = np.clip(np.rint(IMAGES / scale) + zero, limits.min, limits.max).astype(tensor.dtype)
-    (output,) = LocalBackend().run(RunRequest(model=model, inputs=(inputs.astype(tensor.dtype),))).outputs
+    (output,) = LocalBackend().assess(RunRequest(model=model, inputs=(inputs.astype(tensor.dtype),))).outputs
     return output.argmax(axis=1)
 
 

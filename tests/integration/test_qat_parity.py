@@ -106,7 +106,7 @@ def test_the_whole_model_is_judged_by_its_classes_margins_and_logits(trained, pa
     own = np.asarray(model(data.inputs["x"], training=False))
     (output,) = parity.outputs
     inputs = prepare_inputs(tflite.read(content), data).arrays
-    (answers,) = LocalBackend().run(RunRequest(model=content, inputs=inputs)).outputs
+    (answers,) = LocalBackend().assess(RunRequest(model=content, inputs=inputs)).outputs
     assert parity.top1_agreement == output.top1_agreement == (answers.argmax(1) == own.argmax(1)).mean()
     assert output.lsb == 1 / 256 and output.logits_of == "input of SOFTMAX"
     assert parity.logit_sqnr_db == parity.layers[-2].sqnr_db > 20

@@ -108,7 +108,7 @@ def test_of_weights_of_four_bits_the_record_says_that_arm_rounds_otherwise_and_t
 
 def test_an_emulated_run_never_has_a_latency_and_says_where_it_ran(on_arm):
     record = on_arm
-    assert record.emulated
+    assert record.how == "emulated"
     assert (record.latency_p50_ms, record.latency_p90_ms, record.latency_p99_ms) == (None, None, None)
     assert "emulator" in record.latency_reason
     assert record.machine["machine"] == "aarch64"
@@ -141,16 +141,16 @@ def test_each_cpu_sees_its_own_cpuinfo_while_both_run(emulator):
 def test_errors_inside_the_emulator_are_told_as_those_outside(digits_model, golden, tmp_path, monkeypatch):
     backend = make_backend("qemu:cortex-a76")
     with pytest.raises(InputError, match=r"qemu:cortex-a76: .*takes shape \[1, 8, 8, 1\]"):
-        backend.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
+        backend.assess(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
     with pytest.raises(ModelError, match=r"qemu:cortex-a76: the interpreter failed: .*custom op"):
         custom = (golden / "custom_op.tflite").read_bytes()
-        backend.run(RunRequest(model=custom, inputs=(np.zeros((1, 8, 8, 1), np.float32),)))
+        backend.assess(RunRequest(model=custom, inputs=(np.zeros((1, 8, 8, 1), np.float32),)))
     crashing = tmp_path / "crashing_worker.py"
     monkeypatch.setattr(child, "TARGET", crashing)
     for started, error in (("print('started', flush=True)", ModelError), ("pass", BackendError)):
         crashing.write_text(f"import os, signal; {started}; os.kill(os.getpid(), signal.SIGSEGV)")
         with pytest.raises(error, match="qemu:cortex-a76: the interpreter was killed by signal SIGSEGV"):
-            backend.run(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+            backend.assess(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
 
 
 # Arm64 code: subs x0, x0, #1; b.ne to it; ret. n rounds are 2n + 1 instructions.

@@ -29,7 +29,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "latency_reason": None,
         "num_threads": 1,
         "backend": "local",
-        "emulated": False,
+        "how": "measured",
         "xnnpack": True,
         "total_ops": 9,
         "delegated_ops": 8,

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from tfq.backends import LocalBackend, RunRequest, child
 child.TARGET = Path(sys.argv[1])
-LocalBackend().run(RunRequest(model=Path(sys.argv[2]).read_bytes(), inputs=(np.zeros((64, 8, 8, 1), np.int8),)))
+LocalBackend().assess(RunRequest(model=Path(sys.argv[2]).read_bytes(), inputs=(np.zeros((64, 8, 8, 1), np.int8),)))
 """
 
 
@@ -58,7 +58,7 @@ def test_a_crash_in_the_model_is_the_models_error_and_names_the_signal(name, wor
     worker(STARTED + killed_by(name))
     told = rf"local: the interpreter was killed by signal {name}: the last words: the model may be damaged"
     with pytest.raises(ModelError, match=told):
-        make_backend("local").run(REQUEST)
+        make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
 
@@ -66,7 +66,7 @@ def test_a_crash_in_the_model_is_the_models_error_and_names_the_signal(name, wor
 def test_a_crash_that_is_not_the_models_is_the_runners_error(before, name, worker, temporary):
     worker("import os, signal, sys;" + before + killed_by(name))
     with pytest.raises(BackendError, match=rf"local: the interpreter was killed by signal {name}: the last words"):
-        make_backend("local").run(REQUEST)
+        make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
     worker(STARTED + "[None for _ in iter(int, 1)]")
     start = time.monotonic()
     with pytest.raises(ModelError, match=r"given up after .* without progress: .*--timeout_secs"):
-        make_backend("local").run(dataclasses.replace(REQUEST, num_workers=1))
+        make_backend("local").assess(dataclasses.replace(REQUEST, num_workers=1))
     # By its own CPU seconds, which other work on this machine can stretch.
     assert 2 < time.monotonic() - start < 15
 
@@ -83,7 +83,7 @@ def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(w
     worker(STARTED + "time.sleep(60)")
     start = time.monotonic()
     with pytest.raises(ModelError, match=r"given up after 0\.[5-9] s without progress"):
-        make_backend("local").run(dataclasses.replace(REQUEST, timeout_secs=0.5))
+        make_backend("local").assess(dataclasses.replace(REQUEST, timeout_secs=0.5))
     assert time.monotonic() - start < 5
 
 
@@ -91,19 +91,19 @@ def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(w
 def test_a_child_that_makes_progress_is_not_given_up(told, worker, temporary):
     worker(STARTED + f"[(time.sleep(0.3), print({told!r}, flush=True)) for _ in range(6)]; sys.exit(9)")
     with pytest.raises(BackendError, match="exit code 9"):
-        make_backend("local").run(dataclasses.replace(REQUEST, timeout_secs=1))
+        make_backend("local").assess(dataclasses.replace(REQUEST, timeout_secs=1))
 
 
 def test_an_end_without_a_result_is_an_error_with_the_last_lines(worker, temporary):
     worker("import sys; [print(f'line {i}', file=sys.stderr) for i in range(20)]; sys.exit(7)")
     with pytest.raises(BackendError, match=r"exit code 7 and without a result: line 15 \| .* \| line 19") as raised:
-        make_backend("local").run(REQUEST)
+        make_backend("local").assess(REQUEST)
     assert "line 14" not in str(raised.value)
     assert list(temporary.iterdir()) == []
 
 
 def test_a_run_that_succeeds_leaves_nothing_and_says_nothing(temporary, capfd):
-    make_backend("local").run(REQUEST)
+    make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -114,14 +114,14 @@ def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(BackendError, match=r"cannot write the model .* No space left on device: .*TMPDIR"):
-        make_backend("local").run(REQUEST)
+        make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
 
 def test_outputs_for_which_there_is_no_room_are_an_error_that_says_so(worker, temporary):
     worker("print('started 1'); print('failed No space left on device'); raise SystemExit(74)")
     with pytest.raises(BackendError, match=r"cannot write the outputs below .*: No space left on device: .*TMPDIR"):
-        make_backend("local").run(REQUEST)
+        make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tfq.backends import QemuBackend
+from tfq.backends import BackendResult, InstructionCounts, QemuBackend
 from tfq.backends.qemu import sysroot, sysroot_build
-from tfq.backends.qemu.backend import COUNTED_RUNS, WARMUP_RUNS, InstructionCounts, read_counts
+from tfq.backends.qemu.backend import COUNTED_RUNS, WARMUP_RUNS, read_counts
 from tfq.backends.qemu.sysroot_build import Sysroot
 from tfq.errors import BackendError, InputError
 from tfq.evaluation import (
@@ -24,10 +24,7 @@ from tfq.evaluation import (
 )
 
 ROUNDS = WARMUP_RUNS + COUNTED_RUNS
-COUNTS = InstructionCounts(
-    instructions=700, lowest=700, highest=701, inferences=5, batch=1, counted_by="the test", total_ops=9,
-    delegated_ops=7, machine={},
-)  # fmt: skip
+COUNTS = InstructionCounts(instructions=700, lowest=700, highest=701, inferences=5, batch=1, counted_by="the test")
 
 
 def marks(inferences, empty=10, threads=1):
@@ -66,8 +63,9 @@ def emulated(monkeypatch):
 
     def count(self, request):
         requests.append(request)
-        return COUNTS
+        return BackendResult(how="emulated", instructions=COUNTS, total_ops=9, delegated_ops=7)
 
+    monkeypatch.setattr(QemuBackend, "unavailable", lambda self: None)
     monkeypatch.setattr(QemuBackend, "cannot_count", lambda self: None)
     monkeypatch.setattr(QemuBackend, "count_instructions", count)
     return requests

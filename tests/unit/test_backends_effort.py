@@ -22,7 +22,7 @@ def with_shape(index, shape):
 
 def refuse(model, told):
     with pytest.raises(ModelError, match=told):
-        make_backend("local").run(RunRequest(model=model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
+        make_backend("local").assess(RunRequest(model=model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
 
 
 def test_multiply_adds_are_those_counted_by_hand():

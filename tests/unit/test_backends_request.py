@@ -4,8 +4,21 @@
 import numpy as np
 import pytest
 
-from tfq.backends import RUNNERS, Backend, LocalBackend, QemuBackend, RunRequest, make_backend
-from tfq.errors import InputError
+from tfq.backends import (
+    Backend,
+    BackendKind,
+    BackendResult,
+    LocalBackend,
+    QemuBackend,
+    RunRequest,
+    backend_choices,
+    find_kind,
+    kind_of,
+    make_backend,
+    timing_backend,
+)
+from tfq.backends.protocol import TimingBackend
+from tfq.errors import BackendError, InputError
 
 CODES = np.zeros((2, 3), np.int8)
 
@@ -35,18 +48,67 @@ def test_a_request_that_no_model_could_take_is_refused(change, told):
         RunRequest(**{"model": b"x", "inputs": (CODES,), **change})
 
 
-def test_every_runner_of_the_registry_is_what_its_name_says():
-    for name in RUNNERS:
+def test_every_backend_is_what_its_name_says():
+    assert backend_choices() == ("local", "qemu:cortex-a53", "qemu:cortex-a76")
+    for name in backend_choices():
         backend = make_backend(name)
         assert isinstance(backend, Backend)
         assert backend.name == name
-        assert backend.emulated == name.startswith("qemu:")
+        assert find_kind(name) is backend.kind
+        assert isinstance(backend, TimingBackend) == backend.kind.times
     assert isinstance(make_backend("local"), LocalBackend)
     assert isinstance(make_backend("qemu:cortex-a53"), QemuBackend)
 
 
-def test_a_typo_in_a_runner_gets_a_suggestion():
-    with pytest.raises(InputError, match="unknown backend 'qemu:cortex-a35': did you mean 'qemu:cortex-a53'"):
+def test_a_kind_declares_what_it_can_do():
+    local, qemu = kind_of("local"), kind_of("qemu:cortex-a53")
+    assert (local.how, local.times, local.counts_instructions, local.emulated) == ("measured", True, False, False)
+    assert (qemu.how, qemu.times, qemu.counts_instructions, qemu.emulated) == ("emulated", False, True, True)
+    with pytest.raises(BackendError) as caught:
+        timing_backend(make_backend("qemu:cortex-a76"))
+    assert (caught.value.field, caught.value.expected) == ("benchmark.backend", ("local",))
+
+
+@pytest.mark.parametrize("name", ["qemu:cortex-a35", "qemu", "qemu:", "gpu", "local:", "local:here", ""])
+def test_an_unknown_kind_or_address_is_an_input_error(name):
+    with pytest.raises(InputError) as caught:
+        make_backend(name)
+    assert (caught.value.field, caught.value.expected, caught.value.got) == (
+        "evaluation.backend",
+        backend_choices(),
+        name,
+    )
+
+
+def test_a_typo_in_an_address_gets_a_suggestion():
+    with pytest.raises(InputError, match="did you mean 'qemu:cortex-a53'"):
         make_backend("qemu:cortex-a35")
-    with pytest.raises(InputError, match=r"choose from local, qemu:cortex-a53, qemu:cortex-a76"):
-        make_backend("gpu")
+
+
+def test_a_kind_of_free_addresses_takes_what_it_describes():
+    def kind(**facts):
+        return BackendKind(name="ssh", help="a board", open=lambda address: None, **facts)
+
+    needed, optional = kind(address_help="HOST", needs_address=True), kind(address_help="HOST")
+    assert needed.choices() == ("ssh:HOST",)
+    assert optional.choices() == ("ssh[:HOST]",)
+    assert [needed.takes(address) for address in ("", "pi")] == [False, True]
+    assert [optional.takes(address) for address in ("", "pi")] == [True, True]
+    assert needed.label("pi") == "ssh:pi"
+    assert kind_of("qemu:cortex-a53").label("cortex-a53") == "cortex-a53"
+    with pytest.raises(InputError) as caught:
+        kind(how="emulated", times=True)
+    assert caught.value.field == "times"
+
+
+def test_a_result_has_a_value_or_a_reason():
+    result = BackendResult(how="estimated", figures={"multiply_adds": 7})
+    assert (result.outputs, result.outputs_reason) == (None, "this backend does not report it")
+    with pytest.raises(BackendError):
+        result.computed_outputs()
+    with pytest.raises(InputError) as caught:
+        BackendResult(how="measured", outputs=(CODES,), outputs_reason="none")
+    assert caught.value.field == "outputs_reason"
+    with pytest.raises(InputError) as caught:
+        BackendResult(how="guessed")
+    assert caught.value.got == "guessed"

@@ -18,7 +18,7 @@ def examples(count: int) -> np.ndarray:
 
 
 def run(inputs, model=MODEL, **settings):
-    return make_backend("local").run(RunRequest(model=model, inputs=inputs, **settings))
+    return make_backend("local").assess(RunRequest(model=model, inputs=inputs, **settings))
 
 
 def stream(array: np.ndarray, lengths: list[int]) -> InputStream:

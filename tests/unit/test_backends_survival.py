@@ -34,7 +34,7 @@ worker.run_worker(
 
 
 def run(count: int = 50):
-    return make_backend("local").run(RunRequest(model=MODEL, inputs=(EXAMPLES[:count],)))
+    return make_backend("local").assess(RunRequest(model=MODEL, inputs=(EXAMPLES[:count],)))
 
 
 def parents() -> dict[int, int]:
@@ -112,7 +112,7 @@ def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_
         "from tfq.backends import worker; worker.RING_BYTES = 1 << 16\n"
         "from tfq.backends import RunRequest, make_backend\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((90_000, 8, 8, 1), np.int8),))\n"
-        "try: make_backend('local').run(request)\n"
+        "try: make_backend('local').assess(request)\n"
         "except TfqError as error: print(error.exit_code, error)"
     )
     (tmp_path / "model").write_bytes(MODEL)
@@ -163,7 +163,7 @@ def test_the_server_ends_with_this_process_and_is_not_started_by_importing():
         "import numpy as np, sys; from pathlib import Path; from tfq.backends import RunRequest, forks, make_backend\n"
         "assert forks._server is None\n"
         "request = RunRequest(model=Path(sys.argv[1]).read_bytes(), inputs=(np.zeros((3, 8, 8, 1), np.int8),))\n"
-        "make_backend('local').run(request); print(forks._server[0].pid)"
+        "make_backend('local').assess(request); print(forks._server[0].pid)"
     )
     path = Path(__file__).resolve().parent.parent / "golden" / "digits_int8.tflite"
     answer = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -199,7 +199,7 @@ def test_a_fork_runs_on_the_cpus_that_this_process_has_now():
     try:
         watcher = threading.Thread(target=lambda: soon(lambda: look() or {min(before)} in seen, 10))
         watcher.start()
-        make_backend("local").run(RunRequest(model=MODEL, inputs=(np.tile(EXAMPLES, (1000, 1, 1, 1)),)))
+        make_backend("local").assess(RunRequest(model=MODEL, inputs=(np.tile(EXAMPLES, (1000, 1, 1, 1)),)))
         watcher.join()
     finally:
         os.sched_setaffinity(0, before)

@@ -38,7 +38,7 @@ def test_without_the_emulator_a_run_says_how_to_install_it():
     with pytest.raises(
         BackendError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.backends\.qemu\.sysroot"
     ):
-        backend.run(REQUEST)
+        backend.assess(REQUEST)
 
 
 def test_an_arm64_machine_is_told_that_it_needs_no_emulator(monkeypatch):

@@ -23,7 +23,7 @@ INPUTS = {
 
 
 def run(model, *inputs, **settings):
-    return make_backend("local").run(RunRequest(model=model, inputs=inputs, **settings))
+    return make_backend("local").assess(RunRequest(model=model, inputs=inputs, **settings))
 
 
 def in_this_process(model, inputs, resolver=OpResolverType.AUTO):
@@ -184,5 +184,5 @@ def test_codes_made_here_are_those_that_xnnpacks_own_quantize_op_makes(scale, ze
     alone = changed(golden("digits_int8_float_io"), only_the_quantize_op)
     steps = np.concatenate([np.arange(-300, 300) / 2, np.random.default_rng(0).uniform(-140, 140, 680)])
     x = (steps * np.float32(scale)).astype(np.float32).reshape(20, 8, 8, 1)
-    (expected,) = make_backend("local").run(RunRequest(model=alone, inputs=(x,))).outputs
+    (expected,) = make_backend("local").assess(RunRequest(model=alone, inputs=(x,))).outputs
     assert np.array_equal(quant_math.quantize(x, scale, zero_point), expected)

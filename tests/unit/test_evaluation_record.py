@@ -41,7 +41,6 @@ RECORD = EvaluationRecord(
     latency_reason=None,
     num_threads=1,
     backend="local",
-    emulated=False,
     xnnpack=True,
     total_ops=16,
     delegated_ops=14,

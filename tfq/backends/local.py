@@ -7,29 +7,30 @@ from typing import Any
 
 from tfq.backends import timing
 from tfq.backends.forks import start_fork, start_server
-from tfq.backends.protocol import RunRequest, RunResult
+from tfq.backends.protocol import Backend, BackendKind, BackendResult, RunRequest
 from tfq.backends.worker import module_path, run_worker
 from tfq.errors import BackendError
+from tfq.registry import register
 
 
-class LocalBackend:
+def _unavailable() -> str | None:
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        return f"ai-edge-litert is not installed for {sys.executable}: pip install ai-edge-litert"
+    return None
+
+
+class LocalBackend(Backend):
     """Runs on this machine."""
 
-    name = "local"
-    emulated = False
-
-    def unavailable(self) -> str | None:
-        """Why it cannot run: ai-edge-litert is missing."""
-        if importlib.util.find_spec("ai_edge_litert") is None:
-            return f"ai-edge-litert is not installed for {sys.executable}: pip install ai-edge-litert"
-        return None
+    def __init__(self) -> None:
+        self.kind = LOCAL
 
     def prepare(self) -> None:
         """Start the process that children are forked from: it imports while the data is read."""
         if self.unavailable() is None:
             start_server(module_path())
 
-    def run(self, request: RunRequest) -> RunResult:
+    def assess(self, request: RunRequest) -> BackendResult:
         """Run the request. Raises InputError when the model does not take these inputs, BackendError on all else."""
         reason = self.unavailable()
         if reason:
@@ -48,3 +49,14 @@ class LocalBackend:
     ) -> list[timing.OpEvent] | str:
         """`timing.profile_ops` on this machine."""
         return timing.profile_ops([sys.executable], request, model, kernels, backend=self.name)
+
+
+LOCAL = register(
+    BackendKind(
+        name="local",
+        help="this machine's CPU",
+        open=lambda address: LocalBackend(),
+        times=True,
+        unavailable=_unavailable,
+    )
+)

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every backend takes and gives: bytes and arrays in, arrays and numbers out."""
+"""The protocol of backends: what they take, what they return, and what each kind declares about itself.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+A backend runs a flatbuffer, or estimates what it costs, somewhere: on this machine, in an emulator, on a device, in a
+model of a chip. To add one, register a `BackendKind` whose `open` returns an object with `assess`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq import registry
 from tfq.config import KERNELS
-from tfq.errors import InputError, did_you_mean
+from tfq.errors import BackendError, InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from tfq.backends.timing import OpEvent, TimedModel, Timing, TimingRequest
+
+How = Literal["measured", "emulated", "estimated"]
+NOT_REPORTED = "this backend does not report it"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +55,8 @@ class RunRequest:
     timeout_secs: longest time without any progress before the run is given up; 0 goes by the model's own work.
     warmup_runs, num_runs: untimed and then timed inferences, on one interpreter that is alone, cycling over the first
         examples, after the outputs of all examples are there; num_runs 0 times nothing.
+    outputs: whether the outputs of the examples are needed.
+    count_instructions: whether the instructions of one inference of the first example are needed.
     Raises InputError on what no model could take.
     """
 
@@ -55,6 +68,8 @@ class RunRequest:
     timeout_secs: float = 0
     warmup_runs: int = 0
     num_runs: int = 0
+    outputs: bool = True
+    count_instructions: bool = False
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -73,49 +88,282 @@ class RunRequest:
         """n, the length of every input."""
         return self.inputs.num_examples if isinstance(self.inputs, InputStream) else len(self.inputs[0])
 
+    def pieces(self) -> Iterator[tuple[NDArray, ...]]:
+        """Iterate over the examples, as `InputStream.pieces` does, whether they are in memory or a stream."""
+        if isinstance(self.inputs, InputStream):
+            yield from self.inputs.pieces()
+        else:
+            yield self.inputs
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RunResult:
-    """What came out of one `RunRequest`.
 
-    outputs: one array for each output of subgraph 0, in its order: (n, ...) in the model's own dtype.
-    latencies_ms: (num_runs,) milliseconds of each timed inference; None when nothing was timed.
-    latency_reason: why not, or None.
-    total_ops, delegated_ops: ops of subgraph 0, and those that XNNPACK took; None where the interpreter cannot tell,
-        and then a note says so.
-    machine: architecture, CPU, versions of what ran; of an emulator also its version and CPU.
-    notes: what was done that was not asked for, or could not be done.
+@dataclass(frozen=True, kw_only=True)
+class InstructionCounts:
+    """The instructions that one inference (one `invoke`, at the model's batch, on one thread) executes.
+
+    Args:
+        instructions: The median of `inferences` counted ones.
+        lowest: The lowest of these counts.
+        highest: The highest of these counts.
+        inferences: How many inferences were counted.
+        batch: Examples in each inference.
+        counted_by: What counted, with its version.
     """
 
-    outputs: tuple[NDArray, ...]
-    latencies_ms: NDArray[np.float64] | None
-    latency_reason: str | None
-    total_ops: int | None
-    delegated_ops: int | None
-    machine: dict[str, Any]
+    instructions: int
+    lowest: int
+    highest: int
+    inferences: int
+    batch: int
+    counted_by: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BackendResult:
+    """The answer to one `RunRequest`. Every figure is a value, or None with the reason next to it.
+
+    Args:
+        how: "measured" on the hardware itself, "emulated", or "estimated" by a model of it.
+        outputs: One array for each output of subgraph 0, in its order: (n, ...) in the model's own dtype (quantized
+            values, if it is quantized). None if the backend computes none, or was not asked to.
+        outputs_reason: Why there are no outputs.
+        latencies_ms: (num_runs,) milliseconds of each timed inference.
+        latency_reason: Why nothing was timed.
+        instructions: What one inference executes.
+        instructions_reason: Why nothing was counted.
+        memory_bytes: Bytes by what they are used for, such as {"arena": 23_456}.
+        memory_reason: Why no memory is reported.
+        figures: Other costs by name and unit, such as {"multiply_adds": 1_200_000}.
+        total_ops: Ops of subgraph 0; None if the backend cannot tell, with a note that says so.
+        delegated_ops: Those of them that an accelerated delegate (XNNPACK, a GPU, an NPU) executes.
+        machine: Architecture, CPU and versions of what ran; of an emulator or estimator its name, version and target.
+        notes: What was done that was not asked for, or could not be done.
+
+    Raises:
+        InputError: `how` is unknown, or there is a value as well as a reason why it is missing.
+    """
+
+    how: How
+    outputs: tuple[NDArray, ...] | None = None
+    outputs_reason: str | None = None
+    latencies_ms: NDArray[np.float64] | None = None
+    latency_reason: str | None = None
+    instructions: InstructionCounts | None = None
+    instructions_reason: str | None = None
+    memory_bytes: Mapping[str, int] | None = None
+    memory_reason: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    total_ops: int | None = None
+    delegated_ops: int | None = None
+    machine: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_how(self.how)
+        for name, reason in _REASONS.items():
+            missing = getattr(self, name) is None
+            if missing and getattr(self, reason) is None:
+                object.__setattr__(self, reason, NOT_REPORTED)
+            elif not missing and getattr(self, reason) is not None:
+                raise InputError(f"a backend's result has both {name} and {reason}: expected one of them", field=reason)
+
+    def computed_outputs(self) -> tuple[NDArray, ...]:
+        """Return the outputs.
+
+        Raises:
+            BackendError: There are none.
+        """
+        if self.outputs is None:
+            raise BackendError(f"no outputs were computed: {self.outputs_reason}")
+        return self.outputs
+
+
+_REASONS = {
+    "outputs": "outputs_reason",
+    "latencies_ms": "latency_reason",
+    "instructions": "instructions_reason",
+    "memory_bytes": "memory_reason",
+}
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """A place where a flatbuffer runs."""
+    """One place where a flatbuffer runs or is assessed, of one `BackendKind`.
+
+    Subclass it: then only `assess` has to be written.
+    """
+
+    kind: "BackendKind"
+    address: str = ""
 
     @property
     def name(self) -> str:
-        """The name that `evaluation.backend` gives it."""
+        """What users write: `kind` or `kind:address`."""
+        return f"{self.kind.name}:{self.address}" if self.address else self.kind.name
+
+    def unavailable(self) -> str | None:
+        """Return why this backend cannot be used here and what to do about it, or None if it can."""
+        return self.kind.unavailable()
+
+    def prepare(self) -> None:
+        """Start early what the first `assess` would wait for. Never fails: `assess` reports what is wrong."""
+
+    def fingerprint(self) -> list[Any]:
+        """Return, as JSON values, what results depend on besides the request and this machine: installed versions."""
+        return []
+
+    def assess(self, request: RunRequest) -> BackendResult:
+        """Run the model of the request, or estimate its cost.
+
+        Raises:
+            InputError: The model does not take these inputs.
+            ModelError: The model fails, crashes or never ends.
+            BackendError: Anything else went wrong.
+        """
+        ...
+
+
+@runtime_checkable
+class TimingBackend(Protocol):
+    """A backend whose kind has `times`: it compares latencies of several models in one process."""
+
+    def time_models(self, request: "TimingRequest") -> "tuple[list[Timing], dict[str, Any]]":
+        """Return the timing of each of `request.entries`, and the machine that it was taken on."""
+        ...
+
+    def profile_ops(self, request: "TimingRequest", model: "TimedModel", kernels: str) -> "list[OpEvent] | str":
+        """Return the time of each op of `model`, or the reason why there is none."""
+        ...
+
+
+def _available() -> str | None:
+    return None
+
+
+@registry.extension_point("backend")
+@dataclass(frozen=True, kw_only=True)
+class BackendKind:
+    """A kind of backend: its name, what it can do, and how to open one.
+
+    Higher packages read these facts and never ask which backend it is.
+
+    Args:
+        name: What users write before the colon in `evaluation.backend`.
+        help: What it runs or estimates, for `--help` and the documentation.
+        open: (address) -> backend. Cheap: it neither connects nor starts anything. It raises InputError on an address
+            that cannot be one.
+        how: "measured" (on the hardware itself), "emulated" or "estimated" (by a model of the hardware).
+        computes_outputs: It runs the model, so accuracy and agreement can be evaluated. Estimators do not.
+        times: Its latencies are those of the hardware; `open` returns a `TimingBackend`. Emulators never have this.
+        counts_instructions: It answers `RunRequest.count_instructions`.
+        reports_memory: Its results have `memory_bytes`.
+        addresses: All that may follow the colon, if that is a fixed list; one of them must.
+        address_help: What follows the colon, if it is free text, such as "[user@]host[:port]".
+        needs_address: Free text must follow the colon, rather than may.
+        unavailable: Cheap check: () -> why no backend of this kind can be used here and what to do, or None.
+    """
+
+    name: str
+    help: str
+    open: Callable[[str], Backend]
+    how: How = "measured"
+    computes_outputs: bool = True
+    times: bool = False
+    counts_instructions: bool = False
+    reports_memory: bool = False
+    addresses: tuple[str, ...] = ()
+    address_help: str = ""
+    needs_address: bool = False
+    unavailable: Callable[[], str | None] = _available
+
+    def __post_init__(self) -> None:
+        _check_how(self.how)
+        if ":" in self.name:
+            raise InputError(f"a backend is named {self.name!r}: a colon begins its address", field="name")
+        if self.times and self.how != "measured":
+            raise InputError(f"backend {self.name}: {self.how} latencies say nothing about a device", field="times")
 
     @property
     def emulated(self) -> bool:
-        """Whether its time says nothing about a device; such a backend never reports a latency."""
+        """Whether it emulates: its outputs and counts are the device's, its time is not."""
+        return self.how == "emulated"
 
-    def unavailable(self) -> str | None:
-        """Why this backend cannot run here and what to do about it, or None when it can."""
+    def choices(self) -> tuple[str, ...]:
+        """Return what users may write, free addresses as they are described: ("qemu:cortex-a53", ...)."""
+        if self.addresses:
+            return tuple(f"{self.name}:{address}" for address in self.addresses)
+        if not self.address_help:
+            return (self.name,)
+        return (f"{self.name}:{self.address_help}" if self.needs_address else f"{self.name}[:{self.address_help}]",)
 
-    def prepare(self) -> None:
-        """Start now what the first `run` would wait for. Never fails: `run` says what is wrong."""
+    def takes(self, address: str) -> bool:
+        """Check whether `address`, empty for none, may follow the name."""
+        if self.addresses:
+            return address in self.addresses
+        return not self.needs_address if not address else bool(self.address_help)
 
-    def run(self, request: RunRequest) -> RunResult:
-        """Run the request. Raises InputError when the model does not take these inputs, BackendError on all else."""
+    def label(self, address: str) -> str:
+        """Return the short name of a backend in tables: the address where there is a fixed list of them."""
+        if self.addresses:
+            return address
+        return f"{self.name}:{address}" if address else self.name
+
+
+def backend_choices() -> tuple[str, ...]:
+    """Return every name that a backend may have, free addresses as they are described."""
+    return tuple(choice for kind in registry.entries(BackendKind).values() for choice in kind.choices())
+
+
+def find_kind(name: str) -> BackendKind | None:
+    """Return the kind of the backend called `name`, or None if none of that name is registered."""
+    return registry.entries(BackendKind).get(name.partition(":")[0])
+
+
+def kind_of(name: str, *, field: str = "evaluation.backend") -> BackendKind:
+    """Return the kind of the backend called `name`, `kind` or `kind:address`.
+
+    Raises:
+        InputError: There is none, or it takes no such address; about the config path `field`.
+    """
+    kind = find_kind(name)
+    _, colon, address = name.partition(":")
+    if kind is None or not kind.takes(address) or (colon and not address):
+        choices = backend_choices()
+        raise InputError(
+            f"unknown backend {name!r}: {did_you_mean(name, choices)}", field=field, expected=choices, got=name
+        )
+    return kind
+
+
+def make_backend(name: str, *, field: str = "evaluation.backend") -> Backend:
+    """Return the backend called `name`, `kind` or `kind:address`. It may still be unavailable on this machine.
+
+    Raises:
+        InputError: There is none; about the config path `field`.
+    """
+    return kind_of(name, field=field).open(name.partition(":")[2])
+
+
+def timing_backend(backend: Backend) -> TimingBackend:
+    """Return `backend` as one that times models.
+
+    Raises:
+        BackendError: It does not.
+    """
+    if not backend.kind.times:
+        able = [kind.name for kind in registry.entries(BackendKind).values() if kind.times]
+        raise BackendError(
+            f"{backend.name} does not time models: use benchmark.backend={' or '.join(able)}",
+            field="benchmark.backend",
+            expected=tuple(able),
+            got=backend.name,
+        )
+    return cast(TimingBackend, backend)
+
+
+def _check_how(how: str) -> None:
+    known = ("measured", "emulated", "estimated")
+    if how not in known:
+        raise InputError(f"how is {how!r}: {did_you_mean(str(how), known)}", field="how", expected=known, got=how)
 
 
 def check_arrays(arrays: tuple[NDArray, ...]) -> None:

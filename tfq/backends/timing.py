@@ -68,7 +68,7 @@ class Timing:
     initialization_ms: to make and allocate an interpreter, the median of up to five. first_ms: its first inference.
     latencies_ms: (n,) of each `invoke` alone. blocks_ms: (rounds, 2): of each block of inferences, the mean of `invoke`
         alone and with what is ours (inputs set, outputs fetched, the loop); round r of all entries was run together.
-    total_ops, delegated_ops: as in RunResult, None where the interpreter cannot tell.
+    total_ops, delegated_ops: as in BackendResult, None where the interpreter cannot tell.
     """
 
     initialization_ms: float

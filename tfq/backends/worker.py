@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends.child import Child, run_child, start_process
 from tfq.backends.limits import deadline_of, memory_of
-from tfq.backends.protocol import InputStream, RunRequest, RunResult, check_arrays
+from tfq.backends.protocol import BackendResult, InputStream, RunRequest, check_arrays
 from tfq.backends.scratch import no_room, scratch_directory
 from tfq.errors import InputError
 
@@ -183,7 +183,7 @@ def run_worker(
     path: Sequence[str] = (),
     emulated: bool = False,
     start: Callable[..., Child] = start_process,
-) -> RunResult:
+) -> BackendResult:
     """Run the request by `command` + [the target, a directory], which is gone afterwards, however this ends.
 
     path: where NumPy and ai_edge_litert are, if `command` does not know it. emulated: give it the time that takes.
@@ -230,7 +230,7 @@ def run_worker(
             start=start,
             feed=feed,
         )
-        return _read(directory, result, request.num_examples)
+        return _read(directory, result, request.num_examples, emulated)
 
 
 def module_path() -> list[str]:
@@ -245,13 +245,14 @@ def _num_workers(request: RunRequest, batch: int) -> int:
     return max(1, min(wanted, request.num_examples // batch))
 
 
-def _read(directory: Path, result: dict[str, Any], num_examples: int) -> RunResult:
+def _read(directory: Path, result: dict[str, Any], num_examples: int, emulated: bool) -> BackendResult:
     timed = result["latencies_ms"] is not None
     outputs = [
         np.fromfile(directory / f"output_{place}", dtype).reshape(num_examples, *shape)
         for place, (dtype, shape) in enumerate(result["outputs"])
     ]
-    return RunResult(
+    return BackendResult(
+        how="emulated" if emulated else "measured",
         outputs=tuple(outputs),
         latencies_ms=np.array(result["latencies_ms"], np.float64) if timed else None,
         latency_reason=None if timed else "no timed runs were asked for (num_runs is 0)",

@@ -24,8 +24,10 @@ class EvaluationConfig(Config):
     """What a flatbuffer computes, where, and against what."""
 
     reference: str = setting("", "float .tflite to compare with")
-    backend: str = setting("local", "where to run: local, qemu:cortex-a53 or qemu:cortex-a76")
-    parity_backends: tuple[str, ...] = setting((), "backends whose outputs are compared with backend's, code by code")
+    backend: str = setting("local", "where to run, as in local or qemu:cortex-a76", choices_of="backend")
+    parity_backends: tuple[str, ...] = setting(
+        (), "backends whose outputs are compared with those of `backend`, value by value", choices_of="backend"
+    )
     parity_limit: int = setting(256, "examples for the comparison between backends", minimum=1)
     metric: str = setting(
         "",
@@ -52,7 +54,9 @@ class BenchmarkConfig(Config):
     """How long an inference takes, of one model or of several in turn."""
 
     against: tuple[str, ...] = setting((), "other .tflite files, timed in turn with the model; ratios are to it")
-    backend: str = setting("local", "where to run: local; an emulator counts instructions and times nothing")
+    backend: str = setting(
+        "local", "where to run; an emulator counts instructions and times nothing", choices_of="backend"
+    )
     kernels: tuple[str, ...] = setting(("xnnpack",), "kernels to time, in turn", choices=KERNELS)
     num_threads: int = setting(1, "threads of the interpreter", minimum=1)
     warmup_runs: int = setting(10, "untimed inferences before the timed ones", minimum=0)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import RunRequest, RunResult, make_backend
+from tfq.backends import BackendResult, RunRequest, make_backend
 from tfq.config import EvaluationConfig
-from tfq.data import as_split
+from tfq.data import AnySplit, as_split
 from tfq.errors import TfqWarning
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
@@ -70,7 +70,9 @@ def evaluate_model(
     if reference is not None and not isinstance(reference, ReferenceOutputs):
         reference = reference_outputs(content_of(reference, "reference", "a float .tflite file"), data, config)
     feed = Feed(parsed, data)
-    result = backend.run(_request(model, feed, config))
+    result = backend.assess(_request(model, feed, config))
+    if result.outputs is None:
+        return _costs(model, data, config, chosen, result)
     outputs = decode_outputs(parsed, result.outputs)
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
@@ -100,7 +102,41 @@ def evaluate_model(
         clipped_input_share=feed.clipped_share,
         unused_range_share=feed.unused_share,
         warnings=tuple(told),
-        machine=result.machine,
+        machine=dict(result.machine),
+    )
+
+
+def _costs(
+    model: bytes, data: AnySplit, config: EvaluationConfig, metric: Metric | None, result: BackendResult
+) -> EvaluationRecord:
+    """Return the record of a backend that computes no outputs: what the model costs there."""
+    reason = result.outputs_reason
+    scores: dict[str, Any] = {
+        "metric": metric.name if metric else "",
+        "accuracy": None,
+        "accuracy_reason": reason,
+        "reference_accuracy": None,
+        "accuracy_drop": None,
+        "agreement": None,
+        "agreement_reason": reason,
+    }
+    noise: dict[str, Any] = {"output_sqnr_db": None, "output_sqnr_db_reason": reason}
+    for sentence in result.notes:
+        python_warnings.warn(sentence, TfqWarning, stacklevel=3)
+    return EvaluationRecord(
+        **scores,
+        **noise,
+        **_speed(result, config),
+        num_examples=data.num_examples,
+        compared=0,
+        missing=0,
+        skipped=_skipped(scores, noise, result),
+        model_bytes=len(model),
+        gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
+        clipped_input_share=None,
+        unused_range_share=None,
+        warnings=result.notes,
+        machine=dict(result.machine),
     )
 
 
@@ -137,7 +173,7 @@ def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[ND
     }
 
 
-def _speed(result: RunResult, config: EvaluationConfig) -> dict[str, Any]:
+def _speed(result: BackendResult, config: EvaluationConfig) -> dict[str, Any]:
     latencies: dict[str, float | None] = {f"latency_p{percentile}_ms": None for percentile in PERCENTILES}
     if result.latencies_ms is not None:
         times = checked_latencies(result.latencies_ms)
@@ -150,14 +186,17 @@ def _speed(result: RunResult, config: EvaluationConfig) -> dict[str, Any]:
         "latency_reason": result.latency_reason,
         "num_threads": config.num_threads,
         "backend": config.backend,
-        "emulated": make_backend(config.backend).emulated,
+        "how": result.how,
         "xnnpack": config.xnnpack,
         "total_ops": result.total_ops,
         "delegated_ops": result.delegated_ops,
+        "memory_bytes": None if result.memory_bytes is None else dict(result.memory_bytes),
+        "memory_reason": result.memory_reason,
+        "figures": dict(result.figures),
     }
 
 
-def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: RunResult) -> dict[str, str]:
+def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: BackendResult) -> dict[str, str]:
     """Every number that there is not, and why."""
     drop_reason = None
     if scores["accuracy_drop"] is None:
@@ -177,7 +216,7 @@ def _output_warnings(
     names: Sequence[str],
     outputs: tuple[NDArray, ...],
     scores: dict[str, Any],
-    result: RunResult,
+    result: BackendResult,
     config: EvaluationConfig,
 ) -> list[str]:
     found = []

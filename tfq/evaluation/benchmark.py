@@ -5,14 +5,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import Backend, make_backend
+from tfq.backends import Backend, make_backend, timing_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
@@ -111,8 +110,8 @@ def benchmark_models(
     """Time each of `models` ({name: bytes or path}) on each of config.kernels; ratios are to the first of each.
 
     All of them take turns in one child process, in short blocks of seeded random order. data: its examples are what the
-    models are fed where they fit; else random numbers are, and the record says so. An emulated backend counts the
-    instructions of an inference instead. `config.against` is for whoever reads files.
+    models are fed where they fit; else random numbers are, and the record says so. On a backend that does not time but
+    counts instructions, those are counted instead. `config.against` is for whoever reads files.
     Raises InputError on damaged models and unknown backends, ModelError where a model fails or crashes, BackendError
     where the backend cannot run.
     """
@@ -120,13 +119,14 @@ def benchmark_models(
     if not models:
         raise InputError("no model to benchmark")
     contents = {name: content_of(model, f"models[{name!r}]") for name, model in models.items()}
-    backend = make_backend(config.backend)
+    backend = make_backend(config.backend, field="benchmark.backend")
     reason = backend.unavailable()
     if reason:
         raise BackendError(f"{backend.name}: {reason}")
     parsed = {name: tflite.read(bytes(content)) for name, content in contents.items()}
-    if backend.emulated:
+    if not backend.kind.times and backend.kind.counts_instructions:
         return _counted(contents, parsed, config, data)
+    timer = timing_backend(backend)
     fed = {name: timed_model(name, contents[name], model, data, seed) for name, model in parsed.items()}
     request = TimingRequest(
         models=tuple(model for model, _ in fed.values()),
@@ -137,7 +137,7 @@ def benchmark_models(
         min_secs=config.min_secs,
         seed=seed,
     )
-    timings, machine = timing_backend(backend).time_models(request)
+    timings, machine = timer.time_models(request)
     times = [
         _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, backend)
         for (model, kernels), timing in zip(request.entries, timings, strict=True)
@@ -149,13 +149,6 @@ def benchmark_models(
         ratios=_ratios(request, timings),
         machine=machine,
     )
-
-
-def timing_backend(backend: Backend) -> Any:
-    """`backend`, if it can time models. Raises BackendError where it cannot."""
-    if not hasattr(backend, "time_models"):
-        raise BackendError(f"{backend.name} times no models yet: use benchmark.backend=local")
-    return backend
 
 
 def model_names(paths: list[str]) -> list[str]:

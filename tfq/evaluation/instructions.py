@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import QemuBackend, RunRequest, make_backend
+from tfq.backends import RunRequest, kind_of, make_backend
 from tfq.data import Split, as_split
 from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import prepare_inputs
@@ -76,17 +76,27 @@ def count_instructions_or_reason(
     raises.
     """
     place = make_backend(backend)
-    if not isinstance(place, QemuBackend):
+    if not place.kind.counts_instructions:
         return NO_EMULATOR
-    reason = place.cannot_count()
+    reason = place.unavailable()
     if reason:
         return reason
     inputs, told = _inputs(tflite.read(model), data)
-    request = RunRequest(model=model, inputs=inputs, kernels=kernels, timeout_secs=timeout_secs)
-    counts = place.count_instructions(request)
+    request = RunRequest(
+        model=model,
+        inputs=inputs,
+        kernels=kernels,
+        timeout_secs=timeout_secs,
+        outputs=False,
+        count_instructions=True,
+    )
+    result = place.assess(request)
+    counts = result.instructions
+    if counts is None:
+        return str(result.instructions_reason)
     return InstructionRecord(
         backend=backend,
-        cpu=place.cpu,
+        cpu=place.kind.label(place.address),
         instructions=counts.instructions,
         by=counts.counted_by,
         inferences=counts.inferences,
@@ -95,20 +105,20 @@ def count_instructions_or_reason(
         batch=counts.batch,
         kernels=kernels,
         inputs=told,
-        total_ops=counts.total_ops,
-        delegated_ops=counts.delegated_ops,
-        notes=counts.notes,
+        total_ops=result.total_ops,
+        delegated_ops=result.delegated_ops,
+        notes=result.notes,
     )
 
 
 def count_on_backends(
     model: bytes, backends: Iterable[str], data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> dict[str, InstructionRecord | str]:
-    """`count_instructions_or_reason` on each emulated one of `backends`, in their order; the others are left out."""
-    emulated = [backend for backend in dict.fromkeys(backends) if make_backend(backend).emulated]
+    """`count_instructions_or_reason` on each of `backends` that counts, in their order; the others are left out."""
+    counting = [backend for backend in dict.fromkeys(backends) if kind_of(backend).counts_instructions]
     return {
         backend: count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
-        for backend in emulated
+        for backend in counting
     }
 
 

@@ -89,7 +89,7 @@ def compare_backends(
         num_workers=num_workers,
         timeout_secs=timeout_secs,
     )
-    outputs_a, outputs_b = (backend.run(request).outputs for backend in backends)
+    outputs_a, outputs_b = (backend.assess(request).computed_outputs() for backend in backends)
     return compare_outputs(parsed.output_names, outputs_a, outputs_b, backend_a=backend_a, backend_b=backend_b)
 
 
@@ -150,7 +150,10 @@ def compare_backends_or_reason(model: bytes, data: Any, config: EvaluationConfig
     A failure of a backend that is there is no such reason, and raises.
     """
     for name in (config.backend, other):
-        reason = make_backend(name).unavailable()
+        backend = make_backend(name)
+        reason = backend.unavailable()
+        if reason is None and not backend.kind.computes_outputs:
+            reason = f"{name} computes no outputs"
         if reason:
             return reason
     limit = min(config.parity_limit, config.limit) if config.limit else config.parity_limit
@@ -173,7 +176,7 @@ def check_backends(config: EvaluationConfig) -> None:
     Starts what the config's own backend will want, so that it is there when the data is.
     """
     for name in config.parity_backends:
-        make_backend(name)
+        make_backend(name, field="evaluation.parity_backends")
         if name == config.backend:
             raise InputError(
                 f"parity_backends names {name}, which is the backend itself: name another one to compare with"

@@ -30,6 +30,9 @@ class EvaluationRecord:
         in the data. skipped: {what was not measured: why}.
     latency_*: milliseconds of an inference at the model's batch, interpreter alone, of the timed ones: percentiles,
         mean, standard deviation of the sample, and the first after the warm-up.
+    how: "measured", "emulated" or "estimated": how the backend came to its figures.
+    memory_bytes: by what they are used for; None, with memory_reason, where the backend does not report them.
+    figures: other costs that the backend reports, by name and unit.
     total_ops, delegated_ops: ops, and those that XNNPACK took.
     clipped_input_share: of the input values, beyond the range of codes by more than half a step. unused_range_share: of
         that range, what the data never reaches. Both None where no input is quantized.
@@ -57,12 +60,15 @@ class EvaluationRecord:
     latency_reason: str | None
     num_threads: int
     backend: str
-    emulated: bool
     xnnpack: bool
     total_ops: int | None
     delegated_ops: int | None
     clipped_input_share: float | None
     unused_range_share: float | None
+    how: str = "measured"
+    memory_bytes: dict[str, int] | None = None
+    memory_reason: str | None = None
+    figures: dict[str, float] = field(default_factory=dict)
     lower_is_better: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     latency_mean_ms: float | None = None
@@ -89,6 +95,8 @@ class EvaluationRecord:
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
             ("latency", self._latency() or self.latency_reason),
             ("backend", self._backend()),
+            ("memory", ", ".join(f"{name} {value:,} bytes" for name, value in (self.memory_bytes or {}).items())),
+            *((name.replace("_", " "), f"{value:,.6g} ({self.how})") for name, value in self.figures.items()),
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import RunRequest, make_backend
+from tfq.backends import HOST, RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
@@ -45,7 +45,7 @@ def reference_outputs(model: PathOrBytes, data: Data, config: EvaluationConfig |
         num_workers=config.num_workers,
         timeout_secs=config.timeout_secs,
     )
-    outputs = decode_outputs(parsed, make_backend("local").run(request).outputs)
+    outputs = decode_outputs(parsed, make_backend(HOST).assess(request).computed_outputs())
     return ReferenceOutputs(data=data, names=parsed.output_names, outputs=outputs)
 
 

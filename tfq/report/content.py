@@ -15,6 +15,7 @@ from tfq.report.formatting import (
     count,
     cpu_label,
     decibels,
+    is_emulated,
     is_number,
     kilobytes,
     metric_word,
@@ -297,5 +298,5 @@ def parity_section(record: Record) -> Section:
     about = (
         "The same inputs on another backend, output codes compared one by one with this machine's; 1 LSB is one code."
     )
-    emulated = (f"{NEVER_A_LATENCY}.",) if any(backend.startswith("qemu") for backend in backends) else ()
+    emulated = (f"{NEVER_A_LATENCY}.",) if any(map(is_emulated, backends)) else ()
     return Section(key="parity", title=title, paragraphs=(about, *emulated), tables=(table,))

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from tfq.backends import find_kind
+
 NOT_A_TIME = "a count, not a time"
 
 
@@ -165,8 +167,16 @@ def model_label(name: Any) -> str:
 
 
 def cpu_label(backend: Any) -> str:
-    """What a reader calls the CPU of a backend: "qemu:cortex-a53" -> "cortex-a53"."""
-    return plain(backend).removeprefix("qemu:")
+    """Return the short name of a backend: "qemu:cortex-a53" -> "cortex-a53"."""
+    name = plain(backend)
+    kind = find_kind(name)
+    return name if kind is None else kind.label(name.partition(":")[2])
+
+
+def is_emulated(backend: str) -> bool:
+    """Check whether a backend of a record is an emulator."""
+    kind = find_kind(backend)
+    return kind is not None and kind.emulated
 
 
 def number_of(value: Any, noun: str) -> str:

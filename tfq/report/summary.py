@@ -11,6 +11,7 @@ from tfq.report.formatting import (
     accuracy_text,
     count,
     cpu_label,
+    is_emulated,
     is_number,
     millions,
     model_label,
@@ -135,7 +136,7 @@ def summary_of(record: Mapping[str, Any]) -> Table:
     reasons = Reasons()
     rows = tuple(_row(model, backends, reasons) for model in models)
     notes = list(reasons.notes())
-    emulated = any(backend.startswith("qemu") for backend in backends)
+    emulated = any(map(is_emulated, backends))
     if emulated:
         notes.append(NEVER_A_LATENCY)
     parity_columns = tuple(f"{cpu_label(backend)} parity" for backend in backends)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.backends import RunRequest, make_backend
+from tfq.backends import HOST, RunRequest, make_backend
 from tfq.config import ConversionConfig
 from tfq.data import AnySplit
 from tfq.errors import InputError
@@ -66,7 +66,7 @@ def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
     found = []
     for piece in split.pieces():
         inputs = prepare_inputs(parsed, piece).arrays
-        outputs = make_backend("local").run(RunRequest(model=content, inputs=inputs)).outputs
+        outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
         answers = np.asarray(decode_outputs(parsed, outputs)[0])
         found.append(answers.reshape(len(answers), -1).argmax(axis=1))
     return np.concatenate(found)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq import artifacts, data, evaluation, tflite
+from tfq.backends import HOST
 from tfq.config import RunConfig
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
 from tfq.workflows.training import load_split
@@ -52,7 +53,7 @@ def evaluate(
     evaluation.parity_backends.
 
     reference: float flatbuffer bytes, or ReferenceOutputs; without it, that in evaluation.reference, if any.
-    An emulated backend is compared with `local` besides; on every emulated one, instructions are counted.
+    Any other backend is compared with `local` as well. Instructions are counted on every backend that can.
     """
     settings = config.evaluation
     evaluation.check_backends(settings)
@@ -67,8 +68,8 @@ def evaluate(
         model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
     )
     others = list(settings.parity_backends) if parity else []
-    if settings.backend != "local" and "local" not in others:
-        others.append("local")
+    if HOST not in (settings.backend, *others):
+        others.append(HOST)
     comparisons: dict[str, ParityRecord | str] = {}
     for other in others:
         comparisons[other] = evaluation.compare_backends_or_reason(model, test, settings, other)

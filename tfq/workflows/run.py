@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, auditing, data, evaluation, registry, report, workflows
-from tfq.backends import QemuBackend, make_backend
+from tfq.backends import make_backend
 from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, TfqWarning, remembered_warnings
 from tfq.evaluation.benchmark import NUM_INPUTS
@@ -368,18 +368,12 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
 
 def _machine(*backends: str) -> dict[str, Any]:
     """Return what a measurement depends on besides its config: the CPU, the cores of this process, and of each backend
-    what it cannot do here ("not run" is no result once it can) and, of an emulator, which one it is.
+    why it cannot run here ("not run" is no result once it can) and its fingerprint.
     """
-    from tfq.backends.qemu import sysroot
-
     found: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
     for name in backends:
         backend = make_backend(name)
-        found[name] = [backend.unavailable()]
-        if isinstance(backend, QemuBackend):
-            installed = sysroot.find()
-            which = None if installed is None else [installed.directory.name, installed.qemu, installed.counted_by]
-            found[name] += [backend.cannot_count(), which]
+        found[name] = [backend.unavailable(), *backend.fingerprint()]
     return found
 
 

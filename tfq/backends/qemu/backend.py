@@ -3,7 +3,7 @@
 
 import dataclasses
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,23 @@ import numpy as np
 from tfq import tflite
 from tfq.backends.child import run_child
 from tfq.backends.limits import deadline_of, memory_of
-from tfq.backends.protocol import InputStream, RunRequest, RunResult
-from tfq.backends.qemu.sysroot_build import Sysroot
+from tfq.backends.protocol import (
+    Backend,
+    BackendKind,
+    BackendResult,
+    InputStream,
+    InstructionCounts,
+    RunRequest,
+)
+from tfq.backends.qemu.sysroot_build import CPUS, Sysroot
 from tfq.backends.scratch import no_room, scratch_directory
 from tfq.backends.worker import run_worker
 from tfq.errors import BackendError
+from tfq.registry import register
 
 # Python adapts its bytecode to what runs, and fills its free lists; from the 11th inference on nothing of that is left.
 WARMUP_RUNS = 12
 COUNTED_RUNS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class InstructionCounts:
-    """What one inference (one `invoke`, at the model's batch) executes.
-
-    instructions: the median of `inferences` counted ones; lowest, highest: of these. What the marks around it cost is
-    subtracted; the call of `invoke` from Python is in it, some 2,000 instructions whatever the model.
-    counted_by: emulator and compiler. total_ops, delegated_ops, machine, notes: as in RunResult.
-    """
-
-    instructions: int
-    lowest: int
-    highest: int
-    inferences: int
-    batch: int
-    counted_by: str
-    total_ops: int | None
-    delegated_ops: int | None
-    machine: dict[str, Any]
-    notes: tuple[str, ...] = ()
 
 
 def read_counts(text: str) -> dict[str, int]:
@@ -69,32 +56,57 @@ def read_counts(text: str) -> dict[str, int]:
     }
 
 
+NOT_ASKED = "not asked for"
 NO_LATENCY = "not measured: the time of an emulator says nothing about a device"
 
 
-class QemuBackend:
+def _unavailable(cpu: str | None = None) -> str | None:
+    from tfq.backends.qemu import sysroot
+
+    return sysroot.unavailable(cpu)
+
+
+class QemuBackend(Backend):
     """Runs on an emulated arm64 CPU: its outputs are the device's, its time is not, so it never reports a latency."""
 
-    emulated = True
-
     def __init__(self, cpu: str) -> None:
-        self.cpu = cpu
-
-    @property
-    def name(self) -> str:
-        """qemu:CPU."""
-        return f"qemu:{self.cpu}"
+        self.kind, self.address, self.cpu = QEMU, cpu, cpu
 
     def unavailable(self) -> str | None:
-        """Why it cannot run and what to do about it."""
+        """Return why this CPU cannot be emulated and what to do about it, or None if it can."""
+        return _unavailable(self.cpu)
+
+    def fingerprint(self) -> list[Any]:
+        """Return why it cannot count, if so, and the emulator that is installed."""
         from tfq.backends.qemu import sysroot
 
-        return sysroot.unavailable(self.cpu)
+        found = sysroot.find()
+        return [self.cannot_count(), None if found is None else [found.directory.name, found.qemu, found.counted_by]]
 
-    def prepare(self) -> None:
-        """Without effect: an emulated process starts anew with each run."""
+    def assess(self, request: RunRequest) -> BackendResult:
+        """Run the request, without its timed runs, and count instructions if it asks for that.
 
-    def run(self, request: RunRequest) -> RunResult:
+        Raises InputError when the model does not take these inputs, BackendError on all else.
+        """
+        counted: BackendResult | None = None
+        if request.count_instructions:
+            reason = self.cannot_count()
+            if reason is None:
+                counted = self.count_instructions(request)
+            else:
+                counted = BackendResult(
+                    how="emulated", outputs_reason=NOT_ASKED, latency_reason=NO_LATENCY, instructions_reason=reason
+                )
+        if not request.outputs and counted is not None:
+            return counted
+        result = self._run(request)
+        if counted is None:
+            return dataclasses.replace(result, instructions_reason=NOT_ASKED)
+        return dataclasses.replace(
+            result, instructions=counted.instructions, instructions_reason=counted.instructions_reason
+        )
+
+    def _run(self, request: RunRequest) -> BackendResult:
         """Run the request, without its timed runs.
 
         Raises InputError when the model does not take these inputs, BackendError on all else.
@@ -121,8 +133,8 @@ class QemuBackend:
 
         return sysroot.cannot_count(self.cpu)
 
-    def count_instructions(self, request: RunRequest) -> InstructionCounts:
-        """What one inference of the request's first example executes, on one thread, with the request's kernels.
+    def count_instructions(self, request: RunRequest) -> BackendResult:
+        """Count what one inference of the request's first example executes, on one thread; compute no outputs.
 
         Raises InputError when the model does not take these inputs, ModelError when it fails, BackendError on all else.
         """
@@ -136,10 +148,16 @@ class QemuBackend:
             result = self._mark_inferences(installed, request, directory)
             noted = directory / "counts"
             counts = read_counts(noted.read_text() if noted.exists() else "")
-        return InstructionCounts(
+        instructions = InstructionCounts(
             **counts,
             batch=result["batch"],
             counted_by=f"TCG plugin ({installed.counted_by}) of QEMU {installed.qemu}",
+        )
+        return BackendResult(
+            how="emulated",
+            outputs_reason=NOT_ASKED,
+            latency_reason=NO_LATENCY,
+            instructions=instructions,
             total_ops=result["total_ops"],
             delegated_ops=result["delegated_ops"],
             machine=self._machine(result["machine"], installed.qemu),
@@ -176,5 +194,18 @@ class QemuBackend:
             deadline=deadline_of(model, request.timeout_secs, 1, emulated=True),
         )
 
-    def _machine(self, machine: dict[str, Any], qemu: str) -> dict[str, Any]:
+    def _machine(self, machine: Mapping[str, Any], qemu: str) -> dict[str, Any]:
         return {**machine, "cpu": self.cpu, "emulator": f"qemu-aarch64 {qemu}"}
+
+
+QEMU = register(
+    BackendKind(
+        name="qemu",
+        help="an emulated ARM CPU: its outputs and instruction counts, never a latency",
+        open=QemuBackend,
+        how="emulated",
+        counts_instructions=True,
+        addresses=tuple(CPUS),
+        unavailable=_unavailable,
+    )
+)

@@ -32,8 +32,8 @@ from tfq.errors import BackendError, TfqError
 ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the backend local"
 
 
-def unavailable(cpu: str) -> str | None:
-    """Why `cpu` cannot be emulated as things are, and what to do about it; None when it can."""
+def unavailable(cpu: str | None = None) -> str | None:
+    """Why `cpu` (None: any) cannot be emulated as things are, and what to do about it; None when it can."""
     if platform.machine() in ("aarch64", "arm64"):
         return ARM64_HOST
     try:
@@ -42,7 +42,7 @@ def unavailable(cpu: str) -> str | None:
         return str(error)
     if found is None:
         return f"the ARM emulator is not installed: install it with `{COMMAND}` (about 90 MB to download, no root)"
-    if cpu not in found.cpus:
+    if cpu is not None and cpu not in found.cpus:
         return f"this system's QEMU, {found.qemu}, does not know {cpu}: a newer release of the system has one that does"
     return None
 

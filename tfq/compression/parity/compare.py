@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.artifacts import content_of
-from tfq.backends import RunRequest, make_backend
+from tfq.backends import HOST, RunRequest, make_backend
 from tfq.compression.parity.match import Evaluator, ReferenceGraph, candidates, check_origin, match
 from tfq.compression.parity.record import LayerParity, LayerTally, QATParity, output_tallies
 from tfq.conversion.tracing import Trace, trace, unwrapped
@@ -196,7 +196,8 @@ class _Comparison:
         return bind_inputs(split.inputs, self._traced.input_names)
 
     def _run(self, model: bytes, inputs: tuple[NDArray, ...]) -> tuple[NDArray, ...]:
-        return make_backend("local").run(RunRequest(model=model, inputs=inputs, kernels=self._kernels)).outputs
+        request = RunRequest(model=model, inputs=inputs, kernels=self._kernels)
+        return make_backend(HOST).assess(request).computed_outputs()
 
     def _layers_without_tensor(self, layers: tuple[LayerParity, ...]) -> dict[str, str]:
         own = {layer.layer for layer in layers}
