@@ -4,7 +4,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
 
 from tfq.errors import InputError, TfqWarning, did_you_mean
 from tfq.models import applications
@@ -14,9 +14,10 @@ from tfq.models.ds_cnn import build_ds_cnn
 from tfq.models.fc_autoencoder import build_fc_autoencoder
 from tfq.models.mobilenet_v1_025 import build_mobilenet_v1_025
 from tfq.models.resnet8 import build_resnet8
+from tfq.typing import KerasModel
 
 # Each takes (keras, input_shape, classes); the defaults of the last two are what the topology was published with.
-MODELS: dict[str, Callable[..., Any]] = {
+MODELS: dict[str, Callable[..., KerasModel]] = {
     "digits_cnn": build_digits_cnn,
     "ds_cnn": build_ds_cnn,
     "fc_autoencoder": build_fc_autoencoder,
@@ -36,7 +37,9 @@ __all__ = [
 ]
 
 
-def build(name: str, keras: Any, input_shape: Sequence[int] | None = None, classes: int | None = None) -> Any:
+def build(
+    name: str, keras: ModuleType, input_shape: Sequence[int] | None = None, classes: int | None = None
+) -> KerasModel:
     """The model called `name`, built with the module `keras` (Keras 3 or tf_keras), uncompiled, with random weights.
 
     name: one of MODELS, or a model of keras.applications ("MobileNetV2", "keras.applications:MobileNetV2",
@@ -58,7 +61,7 @@ def build(name: str, keras: Any, input_shape: Sequence[int] | None = None, class
     raise InputError(f"model {name!r} is neither a file nor a model that tfq builds: {told}")
 
 
-def _published(name: str, keras: Any, input_shape: Sequence[int] | None, classes: int | None) -> Any:
+def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, classes: int | None) -> KerasModel:
     """A model of MODELS, for the data's shape and classes where it has any."""
     defaults = {
         parameter.name: parameter.default

@@ -4,17 +4,18 @@
 import ast
 import inspect
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from tfq.errors import InputError, did_you_mean
+from tfq.typing import KerasModel
 
 _PREFIX = re.compile(r"keras\.applications[:.]", re.IGNORECASE)
 # What the data decides, or would need a download or other models.
 _DECIDED = ("include_top", "weights", "input_tensor", "input_shape", "pooling", "classes", "name")
 
 
-def names(keras: Any) -> list[str]:
+def names(keras: ModuleType) -> list[str]:
     """The models that this Keras has."""
     return sorted(name for name in dir(keras.applications) if name[0].isupper())
 
@@ -24,7 +25,7 @@ def plain_name(name: str) -> str:
     return _PREFIX.sub("", name, count=1).partition(",")[0].strip()
 
 
-def is_application(name: str, keras: Any) -> bool:
+def is_application(name: str, keras: ModuleType) -> bool:
     """Whether `name` means a model of keras.applications."""
     return plain_name(name).lower() in {each.lower() for each in names(keras)}
 
@@ -34,7 +35,9 @@ def file_stem(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", _PREFIX.sub("", name, count=1)).strip("_")
 
 
-def build_application(name: str, keras: Any, input_shape: Sequence[int] | None, classes: int | None) -> Any:
+def build_application(
+    name: str, keras: ModuleType, input_shape: Sequence[int] | None, classes: int | None
+) -> KerasModel:
     """A classifier of keras.applications, uncompiled, with random weights.
 
     name: as Keras spells it, in any case; after commas arguments of its own ("MobileNetV2,alpha=0.35").
@@ -43,7 +46,9 @@ def build_application(name: str, keras: Any, input_shape: Sequence[int] | None, 
     Raises InputError on arguments that there are not, that the data decides, or that Keras refuses.
     """
     wanted = plain_name(name)
-    function = getattr(keras.applications, next(each for each in names(keras) if each.lower() == wanted.lower()))
+    function: Callable[..., KerasModel] = getattr(
+        keras.applications, next(each for each in names(keras) if each.lower() == wanted.lower())
+    )
     arguments = _arguments(name, function)
     shape = tuple(input_shape or (224, 224, 3))
     if len(shape) != 3:
@@ -68,10 +73,10 @@ def build_application(name: str, keras: Any, input_shape: Sequence[int] | None, 
         ) from error
 
 
-def _arguments(name: str, function: Any) -> dict[str, Any]:
+def _arguments(name: str, function: Callable[..., KerasModel]) -> dict[str, object]:
     """The keyword arguments behind a model's name."""
     allowed = [key for key in inspect.signature(function).parameters if key not in _DECIDED]
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for part in name.split(",")[1:]:
         key, _, value = (word.strip() for word in part.partition("="))
         if key in _DECIDED:

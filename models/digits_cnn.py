@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small CNN for scikit-learn's digits: the default of the demo."""
 
-from typing import Any
+from types import ModuleType
+
+from tfq.typing import KerasLayer, KerasModel, KerasTensor
 
 
-def build_digits_cnn(keras: Any, input_shape: tuple[int, ...] = (8, 8, 1), classes: int = 10) -> Any:
+def build_digits_cnn(keras: ModuleType, input_shape: tuple[int, ...] = (8, 8, 1), classes: int = 10) -> KerasModel:
     """A residual depthwise-separable CNN for 8x8 digits, uncompiled, with random weights.
 
     keras: the module `keras` (3) or `tf_keras`; its model comes back.
@@ -16,12 +18,12 @@ def build_digits_cnn(keras: Any, input_shape: tuple[int, ...] = (8, 8, 1), class
     """
     layers = keras.layers
 
-    def unit(x: Any, name: str, layer: Any, relu: bool = True) -> Any:
+    def unit(x: KerasTensor, name: str, layer: KerasLayer, relu: bool = True) -> KerasTensor:
         # Keras' momentum of 0.99 lags behind in the few hundred steps of such a small training.
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(layer(x))
         return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
-    def convolution(name: str, filters: int, kernel_size: int, strides: int = 1) -> Any:
+    def convolution(name: str, filters: int, kernel_size: int, strides: int = 1) -> KerasLayer:
         return layers.Conv2D(filters, kernel_size, strides=strides, padding="same", use_bias=False, name=name)
 
     image = keras.Input(input_shape, name="image")
@@ -34,4 +36,5 @@ def build_digits_cnn(keras: Any, input_shape: tuple[int, ...] = (8, 8, 1), class
     x = unit(x, "conv2", convolution("conv2", 32, 3))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     outputs = layers.Dense(classes, activation="softmax", name="class_probabilities")(x)
-    return keras.Model(image, outputs, name="digits_cnn")
+    model: KerasModel = keras.Model(image, outputs, name="digits_cnn")
+    return model

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """DS-CNN, the keyword spotting model of MLPerf Tiny."""
 
-from typing import Any
+from types import ModuleType
+
+from tfq.typing import KerasLayer, KerasModel, KerasTensor
 
 _FILTERS = 64
 _BLOCKS = 4
 
 
-def build_ds_cnn(keras: Any, input_shape: tuple[int, ...] = (49, 10, 1), classes: int = 12) -> Any:
+def build_ds_cnn(keras: ModuleType, input_shape: tuple[int, ...] = (49, 10, 1), classes: int = 12) -> KerasModel:
     """MLPerf Tiny's DS-CNN for ten spoken words, silence and anything else, uncompiled, with random weights.
 
     keras: the module `keras` (3) or `tf_keras`; its model comes back.
@@ -21,7 +23,7 @@ def build_ds_cnn(keras: Any, input_shape: tuple[int, ...] = (49, 10, 1), classes
     layers = keras.layers
     penalty = keras.regularizers.L2(1e-4)
 
-    def unit(x: Any, layer: Any) -> Any:
+    def unit(x: KerasTensor, layer: KerasLayer) -> KerasTensor:
         x = layers.BatchNormalization(name=f"{layer.name}_bn")(layer(x))
         return layers.Activation("relu", name=f"{layer.name}_relu")(x)
 
@@ -39,4 +41,5 @@ def build_ds_cnn(keras: Any, input_shape: tuple[int, ...] = (49, 10, 1), classes
     x = layers.AveragePooling2D(pool, name="pool")(x)
     x = layers.Flatten(name="flatten")(x)
     outputs = layers.Dense(classes, activation="softmax", name="class_probabilities")(x)
-    return keras.Model(features, outputs, name="ds_cnn")
+    model: KerasModel = keras.Model(features, outputs, name="ds_cnn")
+    return model

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fully connected autoencoder, the anomaly detection model of MLPerf Tiny."""
 
-from typing import Any
+from types import ModuleType
+
+from tfq.typing import KerasModel
 
 _UNITS = (128, 128, 128, 128, 8, 128, 128, 128, 128)
 
 
-def build_fc_autoencoder(keras: Any, input_shape: tuple[int, ...] = (640,), classes: int | None = None) -> Any:
+def build_fc_autoencoder(
+    keras: ModuleType, input_shape: tuple[int, ...] = (640,), classes: int | None = None
+) -> KerasModel:
     """MLPerf Tiny's autoencoder of a machine's sound, uncompiled, with random weights.
 
     keras: the module `keras` (3) or `tf_keras`; its model comes back.
@@ -25,4 +29,5 @@ def build_fc_autoencoder(keras: Any, input_shape: tuple[int, ...] = (640,), clas
         x = layers.BatchNormalization(name=f"dense{index}_bn")(x)
         x = layers.Activation("relu", name=f"dense{index}_relu")(x)
     outputs = layers.Dense(input_shape[-1], name="reconstruction")(x)
-    return keras.Model(features, outputs, name="fc_autoencoder")
+    model: KerasModel = keras.Model(features, outputs, name="fc_autoencoder")
+    return model

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """MobileNetV1 at a quarter of its width, the visual wake words model of MLPerf Tiny."""
 
-from typing import Any
+from types import ModuleType
+
+from tfq.typing import KerasLayer, KerasModel, KerasTensor
 
 # (filters, strides) of each block: a depthwise convolution with the strides, then a pointwise one to the filters.
 _BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *((128, 1),) * 5, (256, 2), (256, 1))
 
 
-def build_mobilenet_v1_025(keras: Any, input_shape: tuple[int, ...] = (96, 96, 3), classes: int = 2) -> Any:
+def build_mobilenet_v1_025(
+    keras: ModuleType, input_shape: tuple[int, ...] = (96, 96, 3), classes: int = 2
+) -> KerasModel:
     """MLPerf Tiny's MobileNetV1 0.25 for person or no person, uncompiled, with random weights.
 
     keras: the module `keras` (3) or `tf_keras`; its model comes back.
@@ -22,7 +26,7 @@ def build_mobilenet_v1_025(keras: Any, input_shape: tuple[int, ...] = (96, 96, 3
     weights = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}
     depthwise = {"depthwise_initializer": "he_normal", "depthwise_regularizer": keras.regularizers.L2(1e-4)}
 
-    def unit(x: Any, layer: Any) -> Any:
+    def unit(x: KerasTensor, layer: KerasLayer) -> KerasTensor:
         x = layers.BatchNormalization(name=f"{layer.name}_bn")(layer(x))
         return layers.Activation("relu", name=f"{layer.name}_relu")(x)
 
@@ -35,4 +39,5 @@ def build_mobilenet_v1_025(keras: Any, input_shape: tuple[int, ...] = (96, 96, 3
     x = layers.AveragePooling2D(tuple(x.shape[1:3]), name="pool")(x)
     x = layers.Flatten(name="flatten")(x)
     outputs = layers.Dense(classes, activation="softmax", name="class_probabilities")(x)
-    return keras.Model(image, outputs, name="mobilenet_v1_025")
+    model: KerasModel = keras.Model(image, outputs, name="mobilenet_v1_025")
+    return model

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """ResNet8, the image classification model of MLPerf Tiny."""
 
-from typing import Any
+from types import ModuleType
+
+from tfq.typing import KerasModel, KerasTensor
 
 
-def build_resnet8(keras: Any, input_shape: tuple[int, ...] = (32, 32, 3), classes: int = 10) -> Any:
+def build_resnet8(keras: ModuleType, input_shape: tuple[int, ...] = (32, 32, 3), classes: int = 10) -> KerasModel:
     """MLPerf Tiny's ResNet8 for CIFAR-10, uncompiled, with random weights.
 
     keras: the module `keras` (3) or `tf_keras`; its model comes back.
@@ -16,7 +18,7 @@ def build_resnet8(keras: Any, input_shape: tuple[int, ...] = (32, 32, 3), classe
     """
     layers = keras.layers
 
-    def convolution(x: Any, name: str, filters: int, kernel_size: int = 3, strides: int = 1) -> Any:
+    def convolution(x: KerasTensor, name: str, filters: int, kernel_size: int = 3, strides: int = 1) -> KerasTensor:
         return layers.Conv2D(
             filters,
             kernel_size,
@@ -27,10 +29,10 @@ def build_resnet8(keras: Any, input_shape: tuple[int, ...] = (32, 32, 3), classe
             name=name,
         )(x)
 
-    def normalized(x: Any, name: str) -> Any:
+    def normalized(x: KerasTensor, name: str) -> KerasTensor:
         return layers.BatchNormalization(name=f"{name}_bn")(x)
 
-    def relu(x: Any, name: str) -> Any:
+    def relu(x: KerasTensor, name: str) -> KerasTensor:
         return layers.Activation("relu", name=f"{name}_relu")(x)
 
     image = keras.Input(input_shape, name="image")
@@ -47,4 +49,5 @@ def build_resnet8(keras: Any, input_shape: tuple[int, ...] = (32, 32, 3), classe
     x = layers.Flatten(name="flatten")(x)
     head = layers.Dense(classes, activation="softmax", kernel_initializer="he_normal", name="class_probabilities")
     outputs = head(x)
-    return keras.Model(image, outputs, name="resnet8")
+    model: KerasModel = keras.Model(image, outputs, name="resnet8")
+    return model

@@ -18,6 +18,10 @@ from tfq import artifacts
 from tfq.config import AuditConfig, ConversionConfig, EvaluationConfig
 from tfq.errors import InputError, TfqWarning, did_you_mean
 from tfq.provenance import provenance
+from tfq.typing import JSON, Data, KerasModel
+
+if TYPE_CHECKING:
+    from tfq.evaluation import EvaluationRecord
 
 # Examples that the model itself answers at a time.
 _BATCH = 256
@@ -28,11 +32,11 @@ _RISING = ("acc", "agreement", "auc", "precision", "recall", "sqnr")
 class _ExportLogic:
     """Knows the model in fit, and turns it into a flatbuffer; traces it only the first time."""
 
-    def __init__(self, representative_dataset: Any, config: ConversionConfig | None) -> None:
+    def __init__(self, representative_dataset: Data, config: ConversionConfig | None) -> None:
         self._representative_dataset = representative_dataset
         self._conversion = config or ConversionConfig()
         self._trace: Any = None
-        self.params: dict[str, Any] = {}
+        self.params: JSON = {}
         self._model: Any = None
         # What tf_keras' own base class sets in its __init__ (read in 2.21), which cannot be called: it assigns `model`.
         self.validation_data = None
@@ -40,10 +44,10 @@ class _ExportLogic:
         self._supports_tf_logs = False
 
     @property
-    def model(self) -> Any:
+    def model(self) -> KerasModel | None:
         return self._model
 
-    def set_model(self, model: Any) -> None:
+    def set_model(self, model: KerasModel) -> None:
         if model is not self._model:
             self._trace = None
         self._model = model
@@ -80,8 +84,8 @@ class _Int8EvaluationLogic(_ExportLogic):
 
     def __init__(
         self,
-        validation_data: Any,
-        representative_dataset: Any = None,
+        validation_data: Data,
+        representative_dataset: Data = None,
         *,
         every: int = 1,
         limit: int = 0,
@@ -112,7 +116,7 @@ class _Int8EvaluationLogic(_ExportLogic):
                 logs["val_int8_agreement"] = record.agreement
             logs["val_int8_bytes"] = record.model_bytes
 
-    def evaluate(self) -> Any:
+    def evaluate(self) -> "EvaluationRecord":
         """The EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
         from tfq import tflite
         from tfq.evaluation import evaluate_model
@@ -163,8 +167,8 @@ class _TFLiteExportLogic(_ExportLogic):
 
     def __init__(
         self,
-        path: str | os.PathLike,
-        representative_dataset: Any = None,
+        path: str | os.PathLike[str],
+        representative_dataset: Data = None,
         *,
         monitor: str = "val_loss",
         mode: str = "auto",

@@ -47,8 +47,13 @@ class TensorFlowFunction(Protocol):
 class KerasLayer(Protocol):
     """A layer of either Keras."""
 
+    trainable: bool
+
     @property
     def name(self) -> str: ...
+
+    @property
+    def weights(self) -> Sequence[object]: ...
 
     @property
     def get_weights(self) -> "Callable[[], list[NDArray]]": ...

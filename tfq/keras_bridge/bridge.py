@@ -43,7 +43,7 @@ class BridgeResult:
     notes: tuple[str, ...]
     max_difference: float
     source: KerasModel = field(repr=False)
-    _made: tuple[tuple[Any, Made], ...] = field(repr=False, default=())
+    _made: tuple[tuple[object, Made], ...] = field(repr=False, default=())
 
     def to_dict(self) -> dict[str, Any]:
         """For the record: all but the models."""

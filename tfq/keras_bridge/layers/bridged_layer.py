@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from numpy.typing import NDArray
-
 from tfq import registry
 from tfq.errors import InputError, did_you_mean
 from tfq.keras_bridge.environment import import_tf_keras
 from tfq.keras_bridge.untranslatable import Untranslatable
+from tfq.typing import Arrays, KerasLayer, KerasModel
 
-Arrays = list[NDArray]
 QATPlacement = Literal[
     "output_only",
     "weights_and_output",
@@ -46,15 +44,15 @@ class Translation:
         back: The inverse of `forward`.
     """
 
-    layers: tuple[Any, ...]
-    call: Callable[[tuple, dict], Any] | None = None
+    layers: tuple[KerasLayer, ...]
+    call: Callable[[tuple[object, ...], dict[str, object]], object] | None = None
     carriers: int = 1
-    owner: Any = None
+    owner: KerasLayer | None = None
     forward: Callable[[Arrays], Arrays] | None = None
     back: Callable[[Arrays], Arrays] | None = None
 
     @property
-    def weighted(self) -> tuple[Any, ...]:
+    def weighted(self) -> tuple[KerasLayer, ...]:
         """The layers that have the weights."""
         return self.layers[: self.carriers]
 
@@ -77,12 +75,12 @@ class Making:
     name: str
     part: Callable[[str], str]
     note: Callable[[str], None]
-    translate: "Callable[[Any, Making], Translation]"
-    rebuild: Callable[[Any], Any]
+    translate: "Callable[[KerasLayer, Making], Translation]"
+    rebuild: Callable[[KerasModel], object]
     single: bool = False
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    arguments: tuple[tuple[object, ...], dict[str, object]] | None = None
 
-    def inner(self, layer: Any, name: str) -> Any:
+    def inner(self, layer: KerasLayer, name: str) -> KerasLayer:
         """Return the single tf_keras layer for a layer inside the translated one."""
         translation = self.translate(layer, dataclasses.replace(self, name=name, single=True, arguments=None))
         if len(translation.layers) != 1 or translation.forward or translation.call:
@@ -136,7 +134,7 @@ class BridgedLayer:
 
     name: str
     help: str
-    translate: Callable[[Any, Making], Translation] | None = None
+    translate: Callable[[KerasLayer, Making], Translation] | None = None
     keras_class: type | None = None
     qat: QATPlacement = "output_only"
     qat_reason: str = ""

@@ -191,7 +191,7 @@ def _time_distributed(layer: Any, making: Making) -> Translation:
         made = cls(making.inner(layer.layer, layer.layer.name), name=making.name)
         made.trainable = layer.trainable
         return Translation(layers=(made,))
-    rebuilt = making.rebuild(layer.layer)
+    rebuilt: Any = making.rebuild(layer.layer)
     making.note("holds a model, which stays inside it: tfmot leaves such a layer as it is")
     for sentence in rebuilt.notes:
         making.note(f"in it, {sentence}")
