@@ -17,7 +17,7 @@ def main(invocation: flags.Invocation) -> None:
     model, details = workflows.train(config)
     path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
     record = process.record(invocation, "train", file=path.name, **details)
-    score = evaluation.score_text(details["test_metric"], details["test_accuracy"]) or "—"
+    score = evaluation.score_text(details["test_unit"], details["test_accuracy"]) or "—"
     metric = details["test_metric"] or "accuracy"
     process.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test {metric} {score}")
 

@@ -46,6 +46,11 @@ if TYPE_CHECKING:  # isort: off
     from tfq.callbacks import TFLiteExport as TFLiteExport
 
     # Extension points: make an object of one of these classes and pass it to `register`.
+    from tfq.evaluation.metric import Contract as Contract
+    from tfq.evaluation.metric import Metric as Metric
+    from tfq.evaluation.metric import Reconstruction as Reconstruction
+    from tfq.evaluation.metric import add_states as add_states
+    from tfq.evaluation.metric import concatenate_states as concatenate_states
     from tfq.keras_bridge import BridgedLayer as BridgedLayer
     from tfq.keras_bridge import Translation as Translation
     from tfq.ptq.calibration import CalibrationMethod as CalibrationMethod

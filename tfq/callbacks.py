@@ -29,6 +29,17 @@ _BATCH = 256
 _RISING = ("acc", "agreement", "auc", "precision", "recall", "sqnr")
 
 
+def _is_better_higher(monitor: str) -> bool:
+    """Return whether a value of `logs` is the better the higher it is, by its name."""
+    from tfq import registry
+    from tfq.evaluation import Metric
+
+    for metric in registry.entries(Metric).values():
+        if monitor == metric.name or monitor.endswith(f"_{metric.name}"):
+            return metric.direction == "higher"
+    return any(word in monitor.lower() for word in _RISING)
+
+
 class _ExportLogic:
     """Knows the model in fit, and turns it into a flatbuffer; traces it only the first time."""
 
@@ -75,7 +86,8 @@ class _Int8EvaluationLogic(_ExportLogic):
     every: epochs between two evaluations; the last epoch is always one.
     limit: evaluate on the first so many examples; 0 is all.
 
-    Adds to `logs`: `val_int8_accuracy` (a fraction), `val_int8_agreement` (the share of examples on which the int8
+    Adds to `logs`: `val_int8_accuracy` (a fraction; `val_int8_<metric>` if the metric of `evaluation` is no fraction,
+    such as `val_int8_mae`), `val_int8_agreement` (the share of examples on which the int8
     top-1 is the training model's own) and `val_int8_bytes`. Place it before the callbacks that are to see them
     (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"), EarlyStopping, TensorBoard). An epoch without evaluation
     adds nothing.
@@ -111,7 +123,8 @@ class _Int8EvaluationLogic(_ExportLogic):
         record = self.evaluate()
         if logs is not None:
             if record.accuracy is not None:
-                logs["val_int8_accuracy"] = record.accuracy
+                unit = record.metrics[record.metric]["unit"]
+                logs[f"val_int8_{'accuracy' if unit == 'fraction' else record.metric}"] = record.accuracy
             if record.agreement is not None:
                 logs["val_int8_agreement"] = record.agreement
             logs["val_int8_bytes"] = record.model_bytes
@@ -158,7 +171,8 @@ class _TFLiteExportLogic(_ExportLogic):
     monitor: a key of `logs`: one of Keras' own ("val_loss", "val_accuracy"), or what a callback before this one adds,
         such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is not finite, writes
         nothing.
-    mode: "min", "max", or "auto": "max" where the name says accuracy, agreement, auc, precision or recall.
+    mode: "min", "max", or "auto": the direction of the metric of tfq whose name `monitor` ends in; else "max" if the
+        name says accuracy, agreement, auc, precision or recall.
     config: what the flatbuffer is to be; full int8 by default.
 
     A fit in which `monitor` never came up ends with a warning and with the model as it is at the end: a training run is
@@ -184,7 +198,7 @@ class _TFLiteExportLogic(_ExportLogic):
             self._path.absolute().parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"TFLiteExport: path {str(path)!r}: its directory cannot be made ({error})") from error
-        rising = any(word in monitor.lower() for word in _RISING)
+        rising = _is_better_higher(monitor)
         self._sign = 1 if mode == "max" or (mode == "auto" and rising) else -1
         self._monitor = monitor
         self.best: float | None = None

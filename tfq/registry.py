@@ -31,6 +31,7 @@ MODULES = {
     "calibration_method": "tfq.ptq.calibration.methods",
     "bridged_layer": "tfq.keras_bridge.layers.translate",
     "data_source": "tfq.data.sources",
+    "metric": "tfq.evaluation.metrics",
 }
 ENTRY_POINT_GROUP = "tfq.plugins"
 

@@ -4,6 +4,8 @@
 import copy
 from typing import Any
 
+TOP1 = {"word": "top-1", "direction": "higher", "unit": "fraction", "interval": None}
+
 
 def evaluation(**changes: Any) -> dict[str, Any]:
     """An EvaluationRecord as plain JSON."""
@@ -11,6 +13,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "accuracy": 0.98310,
         "accuracy_reason": None,
         "metric": "top1",
+        "metrics": {"top1": TOP1},
         "agreement": 1.0,
         "agreement_reason": None,
         "output_sqnr_db": 31.42,
@@ -267,6 +270,7 @@ def newest_record() -> dict[str, Any]:
         ]
         model["audit"]["model_bytes"] = model["evaluation"]["model_bytes"]
         model["audit"]["op_types"] = {"CONV_2D": {dtypes[name]: 4}, "SOFTMAX": {dtypes[name]: 1}}
+        model["evaluation"]["metrics"] = {"top1": TOP1, "top5": {**TOP1, "word": "top-5"}}
         model["evaluation"]["scores"] = {"top1": model["evaluation"]["accuracy"], "top5": 0.9999}
         model["evaluation"] |= {"latency_mean_ms": 0.0431, "latency_std_ms": 0.0009, "latency_first_ms": 0.0999}
     record["models"][2]["qat_parity"] = qat_parity()

@@ -128,7 +128,7 @@ def test_a_metric_takes_the_place_of_top1(digits):
     assert record.metric == "mean_of_the_label"
     assert record.accuracy == pytest.approx(by_hand(INT8, x)[np.arange(N), y].mean(), abs=1e-6)
     assert record.reference_accuracy == pytest.approx(by_hand(FLOAT, x)[np.arange(N), y].mean(), abs=1e-6)
-    with pytest.raises(InputError, match="gave nan: wanted a finite number"):
+    with pytest.raises(InputError, match="finite"):
         evaluate_model(INT8, (x, y), QUICK, metric=lambda outputs, labels: float("nan"))
 
 
@@ -197,7 +197,7 @@ def test_a_model_that_computes_nan_is_not_scored(digits):
         (lambda x, y: (x[:, :7], y), r"\[1, 8, 8, 1\].*\[60, 7, 8, 1\]"),
         (
             lambda x, y: (x, np.where(y == y[3], 10, y)),
-            r"label of example 3 is 10, and the model tells 10 classes apart",
+            r"label of example 3 is 10, and the model has 10 classes",
         ),
         (lambda x, y: (x, y[:-1]), r"60.*59|59.*60"),
         (lambda x, y: (x[:0], y[:0]), "empty"),

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.errors import InputError
 from tfq.evaluation import agreement, latency_percentiles, predicted_classes, top1
@@ -39,21 +40,36 @@ def test_one_integer_an_example_is_the_class_itself():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "labels", "told"),
+    ("outputs", "labels", "word"),
     [
-        (OUTPUTS, [1, 0, 3, 9], r"label of example 2 is 3, and the model tells 3 classes apart: wanted 0 to 2"),
-        (OUTPUTS, [1, -1, 0, 0], r"label of example 1 is -1"),
-        (OUTPUTS, [1, 0, 2], r"3 labels for 4 examples"),
-        (OUTPUTS, [0.0, 1.0, 2.0, 0.0], r"wanted integer class numbers"),
-        (OUTPUTS, np.eye(4, 3, dtype=int), r"argmax"),
-        (OUTPUTS[:, :1], [0, 1, 2, 0], r"label of example 2 is 2, and the model tells 2 classes apart"),
-        (OUTPUTS.reshape(2, 2, 3), [0, 1], r"no one class"),
-        (np.where(OUTPUTS == 0.9, np.nan, OUTPUTS), [1, 0, 2, 0], r"NaN for example 3 \(1 of 4"),
-        (OUTPUTS[:0], [], r"at least one example"),
+        (OUTPUTS, [1, 0, 3, 9], "2"),
+        (OUTPUTS, [1, -1, 0, 0], "-1"),
+        (OUTPUTS, [1, 0, 2], "3"),
+        (OUTPUTS, [0.0, 1.0, 2.0, 0.0], "integer"),
+        (OUTPUTS, np.eye(4, 3, dtype=int), "argmax"),
+        (OUTPUTS[:, :1], [0, 1, 2, 0], "2"),
+        (OUTPUTS.reshape(2, 2, 3), [0, 1], "class"),
+        (np.where(OUTPUTS == 0.9, np.nan, OUTPUTS), [1, 0, 2, 0], "NaN"),
+        (OUTPUTS[:0], [], "example"),
     ],
 )
-def test_labels_and_outputs_that_do_not_fit_are_refused(outputs, labels, told):
-    with pytest.raises(InputError, match=told):
+def test_labels_and_outputs_that_do_not_fit_are_refused(outputs, labels, word):
+    with refused(InputError, word=word):
+        top1(outputs, np.array(labels))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "labels", "field", "expected", "got"),
+    [
+        (OUTPUTS, [1, 0, 3, 9], "labels", "0 to 2", 3),
+        (OUTPUTS, [1, 0, 2], "labels", 4, 3),
+        (OUTPUTS[:, :1], [0, 1, 2, 0], "labels", "0 to 1", 2),
+        (OUTPUTS.reshape(2, 2, 3), [0, 1], "outputs", "(n, classes)", (2, 2, 3)),
+        (OUTPUTS[:0], [], "outputs", "(n, classes)", (0, 3)),
+    ],
+)
+def test_the_error_says_what_does_not_fit(outputs, labels, field, expected, got):
+    with refused(InputError, field=field, expected=expected, got=got):
         top1(outputs, np.array(labels))
 
 
@@ -62,7 +78,7 @@ def test_agreement_is_the_share_of_equal_top1_and_needs_no_labels():
     other[0] = [0.8, 0.1, 0.1]
     assert agreement(OUTPUTS, OUTPUTS * 100) == 1.0
     assert agreement(OUTPUTS, other) == 0.75
-    with pytest.raises(InputError, match="wanted one shape"):
+    with refused(InputError, field="outputs", expected=(3, 3), got=(4, 3)):
         agreement(OUTPUTS, OUTPUTS[:3])
 
 

@@ -46,6 +46,7 @@ RECORD = EvaluationRecord(
     delegated_ops=14,
     clipped_input_share=0.0,
     unused_range_share=0.25,
+    metrics={"top1": {"word": "top-1", "direction": "higher", "unit": "fraction", "interval": [0.722, 0.776]}},
 )
 WITHOUT_LABELS = dataclasses.replace(
     RECORD, accuracy=None, accuracy_reason="the data has no labels", reference_accuracy=None, accuracy_drop=None

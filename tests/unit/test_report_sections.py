@@ -6,6 +6,7 @@ import re
 import pytest
 from report_record import audit, finding, full_record, layer_parity, newest_record, qat_parity, timed, weight
 
+from tfq.evaluation import Metric, as_metric
 from tfq.report.content import sections_of, stages_section
 from tfq.report.markdown import markdown_of
 from tfq.report.plots import plots_of
@@ -237,19 +238,24 @@ def test_layers_that_were_not_pruned_are_told_by_reason():
     assert plan.rows[0] == ("pruned", "1", "conv2d") and row(plan, "no weights")["which"] == "relu, add"
 
 
+def facts(metric):
+    """What a record says about a metric."""
+    return {"metric": metric.name, "metrics": {metric.name: metric.facts()}}
+
+
 @pytest.mark.parametrize(
     ("metric", "value", "float_value", "told", "change"),
     [
         ("mae", 12.3456, 12.0, "12.35 MAE", "+0.346"),
         ("roc_auc", 0.87654, 0.88, "0.8765 ROC AUC", "−0.00346"),
         ("top5", 0.87654, 0.88, "87.65%", "−0.35 points"),
-        ("pkg.mod:score", 7.0, 8.0, "7 pkg.mod:score", "−1"),
+        (Metric.from_function(max, name="score"), 7.0, 8.0, "7 score", "−1"),
     ],
 )
 def test_a_metric_is_told_in_its_own_unit(metric, value, float_value, told, change):
-    record = full_record()
+    record, metric = full_record(), as_metric(metric)
     for model in record["models"]:
-        model["evaluation"] |= {"metric": metric, "accuracy": value, "reference_accuracy": float_value}
+        model["evaluation"] |= {"accuracy": value, "reference_accuracy": float_value, **facts(metric)}
     found = table(record, "accuracy")
     assert row(found, "accuracy")["PTQ int8"] == told
     assert row(found, "accuracy minus float's")["PTQ int8"] == change
@@ -257,9 +263,10 @@ def test_a_metric_is_told_in_its_own_unit(metric, value, float_value, told, chan
 
 def test_an_error_is_drawn_with_down_as_better_and_a_users_own_without_a_word():
     record = full_record()
-    for name, words in (("mae", "down and to the left is better"), ("m:f", "is the metric's own matter")):
+    own = Metric.from_function(max, name="own")
+    for metric, words in ((as_metric("mae"), "down and to the left is better"), (own, "is the metric's own matter")):
         for model in record["models"]:
-            model["evaluation"] |= {"metric": name, "accuracy": 12.0}
+            model["evaluation"] |= {"accuracy": 12.0, **facts(metric)}
         assert words in plots_of(record)["accuracy"].caption
 
 

@@ -31,8 +31,9 @@ class EvaluationConfig(Config):
     parity_limit: int = setting(256, "examples for the comparison between backends", minimum=1)
     metric: str = setting(
         "",
-        "what is held against the labels: top1, top5, roc_auc, mae or MODULE:FUNCTION; empty is top1, or roc_auc of a "
-        "model that reconstructs its input",
+        "what is computed against the labels; empty is the default: top1, or roc_auc for a model that reconstructs its "
+        "input",
+        choices_of="metric",
     )
     num_threads: int = setting(1, "threads of each interpreter", minimum=1)
     num_workers: int = setting(0, "interpreters that share the examples; 0 is one for each core", minimum=0)

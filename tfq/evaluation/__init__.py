@@ -12,6 +12,7 @@ from tfq.evaluation.instructions import (
     count_on_backends,
     instructions_to_dict,
 )
+from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
 from tfq.evaluation.metrics import agreement, mean_absolute_error, predicted_classes, roc_auc, top1, topk
 from tfq.evaluation.paired import latency_percentiles, latency_statistics
 from tfq.evaluation.parity import (
@@ -23,36 +24,38 @@ from tfq.evaluation.parity import (
 )
 from tfq.evaluation.record import EvaluationRecord, check_requirements, missed_requirements, score_text
 from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
-from tfq.evaluation.scores import METRICS, Metric, check_metric, choose_metric, score_outputs
-from tfq.evaluation.user_metric import metric_sha256
+from tfq.evaluation.scores import check_metric, default_metric, score_outputs
 
 __all__ = [
-    "METRICS",
     "BenchmarkRecord",
+    "Contract",
     "EvaluationRecord",
     "InstructionRecord",
     "Metric",
     "ParityRecord",
+    "Reconstruction",
     "ReferenceOutputs",
+    "add_states",
     "agreement",
+    "as_metric",
     "benchmark_models",
     "check_backends",
     "check_metric",
     "check_requirements",
-    "choose_metric",
     "compare_backends",
     "compare_backends_or_reason",
     "compare_outputs",
+    "concatenate_states",
     "count_instructions",
     "count_instructions_or_reason",
     "count_on_backends",
     "decode_outputs",
+    "default_metric",
     "evaluate_model",
     "instructions_to_dict",
     "latency_percentiles",
     "latency_statistics",
     "mean_absolute_error",
-    "metric_sha256",
     "missed_requirements",
     "model_names",
     "predicted_classes",

@@ -16,21 +16,15 @@ from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split
 from tfq.errors import TfqWarning
 from tfq.evaluation.inputs import Feed, decode_outputs
+from tfq.evaluation.metric import Metric, as_metric
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
 from tfq.evaluation.record import EvaluationRecord
 from tfq.evaluation.reference import IDENTICAL, ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
-from tfq.evaluation.scores import (
-    NO_REFERENCE,
-    Metric,
-    answers_of,
-    check_bounds,
-    choose_metric,
-    reconstructs,
-    score_answers,
-)
+from tfq.evaluation.scores import NO_REFERENCE, check_bounds, default_metric, reconstructs, score_answers
 from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
+NO_DIRECTION = "the metric does not declare whether higher or lower is better"
 NOT_COUNTED = "the interpreter does not tell which ops it delegates"
 
 
@@ -52,9 +46,9 @@ def evaluate_model(
         path for whoever reads files.
     reference: the float model's bytes or path, run on `local` with XNNPACK; or `reference_outputs(...)` to share among
         models.
-    metric: in place of config.metric: a name of METRICS, MODULE:FUNCTION, or what is called as metric(outputs, labels)
-        -> float; outputs are the real numbers of the one output, (n, ...), or a tuple of them where there are several.
-        Nothing is top-1, or of a model that reconstructs its input the ROC AUC of its mean squared error.
+    metric: in place of config.metric: a name, a Metric, or a function(outputs, labels) -> float; outputs are the real
+        numbers of the one output, (n, ...), or a tuple of them if there are several. The default is top-1, or for a
+        model that reconstructs its input the ROC AUC of its mean squared error.
     preprocessing: what was done to `data` ({"resize", "scale", "offset"}), to be held against what the model records.
     Raises InputError where data, labels, model or reference do not fit each other, BackendError where it cannot run.
     Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
@@ -62,7 +56,7 @@ def evaluate_model(
     config = config or EvaluationConfig()
     model = content_of(model, "model")
     parsed = tflite.read(model)
-    chosen = choose_metric(config.metric if metric is None else metric)
+    chosen = as_metric(config.metric if metric is None else metric)
     check_bounds(config, chosen)
     backend = make_backend(config.backend)
     backend.prepare()
@@ -76,14 +70,14 @@ def evaluate_model(
     outputs = decode_outputs(parsed, result.outputs)
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
-    answers = answers_of(outputs, data, reconstructs=reconstructs(parsed))
-    scores = score_answers(answers, expected, data, chosen)
+    is_reconstruction = reconstructs(parsed)
+    scores = score_answers(outputs, expected, data, chosen, reconstructs=is_reconstruction)
     missing = max(0, config.limit - data.num_examples)
     told = [
         *([f"{config.limit:,} examples were asked for, the data has {data.num_examples:,}"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,
-        *_output_warnings(names, outputs, scores, result, config),
+        *_output_warnings(names, outputs, chosen or default_metric(reconstructs=is_reconstruction), result, config),
         *result.notes,
     ]
     for sentence in told:
@@ -200,7 +194,8 @@ def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: BackendResul
     """Every number that there is not, and why."""
     drop_reason = None
     if scores["accuracy_drop"] is None:
-        drop_reason = scores["accuracy_reason"] or NO_REFERENCE
+        undirected = NO_DIRECTION if scores["reference_accuracy"] is not None else None
+        drop_reason = scores["accuracy_reason"] or undirected or NO_REFERENCE
     reasons = {
         "accuracy": scores["accuracy_reason"],
         "accuracy_drop": drop_reason,
@@ -215,15 +210,17 @@ def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: BackendResul
 def _output_warnings(
     names: Sequence[str],
     outputs: tuple[NDArray, ...],
-    scores: dict[str, Any],
+    metric: Metric,
     result: BackendResult,
     config: EvaluationConfig,
 ) -> list[str]:
     found = []
-    if scores["metric"] == "top1" and is_probability(outputs[0]):
+    by_classes = metric.contract.goes_by == "classes"
+    if by_classes and is_probability(outputs[0]):
         found.append(SIGMOID_NOTE)
-    if scores["metric"] == "top1" and len(outputs) > 1:
-        found.append(f"the model has {len(outputs)} outputs: top-1 and agreement are of the first, {names[0]!r}")
+    if metric.outputs == (0,) and len(outputs) > 1:
+        what = f"{metric.word or metric.name}{' and agreement are' if by_classes else ' is'}"
+        found.append(f"the model has {len(outputs)} outputs: {what} of the first, {names[0]!r}")
     if config.xnnpack and result.delegated_ops == 0:
         found.append("XNNPACK took none of the model's ops: all ran on TFLite's builtin kernels")
     return found

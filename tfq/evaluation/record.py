@@ -20,10 +20,11 @@ class EvaluationRecord:
     A number that there is not is None, and the `_reason` beside it, or `skipped`, says why; no number is NaN or
     infinite (a noiseless output has output_sqnr_db None, reason "identical").
 
-    accuracy: against labels, what `metric` gave: of top1, top5 and roc_auc a fraction. reference_accuracy,
-        accuracy_drop: of the reference, and how much worse the model's is, above 0 where it is worse.
-    lower_is_better: the metric is an error. scores: {metric: value} of the metric and of what stands beside it, such
-        as top5.
+    accuracy: the value of `metric` against labels, in the metric's unit. reference_accuracy, accuracy_drop: of the
+        reference, and how much worse the model's is, above 0 if it is worse.
+    metrics: {metric: facts} of the metric and of those reported next to it, such as top5: `word` (how reports write
+        it), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see `tfq.evaluation.metric`) and
+        `interval` ([low, high] of 95% confidence, or None). scores: {metric: value} of those that were computed.
     agreement: share of examples with the reference's top-1. Both are of the first output.
     output_sqnr_db: against the reference, of the worst output; `outputs` has each: name, sqnr_db, reason.
     num_examples: evaluated. compared: of these, with the reference. missing: examples that were asked for and are not
@@ -69,7 +70,7 @@ class EvaluationRecord:
     memory_bytes: dict[str, int] | None = None
     memory_reason: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
-    lower_is_better: bool = False
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
     latency_mean_ms: float | None = None
     latency_std_ms: float | None = None
@@ -86,10 +87,14 @@ class EvaluationRecord:
     def to_text(self) -> str:
         """For the terminal: a line a number. Without the warnings, which were told as they came up."""
         rows = [
-            (self.metric, score_text(self.metric, self.accuracy) or self.accuracy_reason),
-            ("reference", score_text(self.metric, self.reference_accuracy)),
-            *((name, score_text(name, value)) for name, value in self.scores.items() if name != self.metric),
-            ("agreement", score_text("top1", self.agreement) or self.agreement_reason),
+            (self.metric, score_text(self._unit(self.metric), self.accuracy) or self.accuracy_reason),
+            ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
+            *(
+                (name, score_text(self._unit(name), value))
+                for name, value in self.scores.items()
+                if name != self.metric
+            ),
+            ("agreement", score_text("fraction", self.agreement) or self.agreement_reason),
             ("output SQNR", _number(self.output_sqnr_db, "dB") or self.output_sqnr_db_reason),
             ("examples", f"{self.num_examples:,}"),
             ("size", f"{self.model_bytes:,} bytes, gzip {self.gzip_bytes:,}"),
@@ -100,6 +105,9 @@ class EvaluationRecord:
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
+
+    def _unit(self, metric: str) -> str:
+        return str(self.metrics.get(metric, {}).get("unit", "none"))
 
     def _latency(self) -> str | None:
         if self.latency_p50_ms is None:
@@ -142,8 +150,8 @@ def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: R
             continue
         value, is_minimum = values[name], name != "accuracy_drop"
         what = f"{'min' if is_minimum else 'max'}_{name} {bound:g}"
-        if name == "accuracy" and values.get("lower_is_better"):
-            missed.append(f"{what} cannot be checked: {values['metric']} is an error, where lower is better")
+        if name == "accuracy" and values["metrics"].get(values["metric"], {}).get("direction") == "lower":
+            missed.append(f"{what} cannot be checked: lower is better for {values['metric']}")
             continue
         if value is None:
             missed.append(f"{what} cannot be checked: there is no {name}: {reason}")
@@ -159,13 +167,13 @@ def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: Re
         raise RequirementError("; ".join(missed))
 
 
-def score_text(metric: str, value: float | None) -> str | None:
-    """What a metric gave as people read it: a share of examples in percent, an area to four places; None of None."""
+def score_text(unit: str, value: float | None) -> str | None:
+    """Return a value for people, by its unit: a fraction in percent, a score with four decimals; None of None."""
     if value is None:
         return None
-    if metric in ("top1", "top5"):
+    if unit == "fraction":
         return f"{value:.2%}"
-    return f"{value:.4f}" if metric == "roc_auc" else f"{value:.6g}"
+    return f"{value:.4f}" if unit == "score" else f"{value:.6g}"
 
 
 def _number(value: float | None, unit: str) -> str | None:

@@ -1,152 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which metric a model is held to, and the numbers that it gets: the model's own and its reference's."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq import registry
 from tfq.config import EvaluationConfig
 from tfq.data.split import AnySplit
-from tfq.errors import InputError, did_you_mean
-from tfq.evaluation.metrics import (
-    agreement,
-    has_classes,
-    mean_absolute_error,
-    positive_scores,
-    reconstruction_errors,
-    roc_auc,
-    top1,
-    topk,
-)
-from tfq.evaluation.user_metric import call_metric, load_metric
+from tfq.errors import InputError
+from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
+from tfq.evaluation.metrics import agreement, has_classes, no_one_class
 from tfq.tflite import Model
 
 NO_LABELS = "the data has no labels"
 NO_REFERENCE = "no reference model was given"
 RECONSTRUCTS = "the model reconstructs its input, and tells no classes apart"
-_TOP5_CLASSES = 5
 _PASS_ON = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _DECIDES = ("SOFTMAX", "LOG_SOFTMAX", "ARG_MAX", "ARG_MIN", "ONE_HOT")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """What a model computed on n examples, and what it is held against.
-
-    outputs: real numbers, (n, ...) each. labels: (n, ...) or None. squared_errors, absolute_errors: (n,) of a model
-    that reconstructs its input, between the two; else None.
-    """
-
-    outputs: tuple[NDArray, ...]
-    labels: NDArray | None
-    squared_errors: NDArray | None = None
-    absolute_errors: NDArray | None = None
-
-    @property
-    def reconstructs(self) -> bool:
-        return self.squared_errors is not None
+def default_metric(*, reconstructs: bool) -> Metric:
+    """Return the metric that is used if none is chosen; reconstructs: of a model that reconstructs its input."""
+    for metric in registry.entries(Metric).values():
+        if metric.reconstruction is not None and metric.reconstruction.default if reconstructs else metric.default:
+            return metric
+    raise AssertionError("no metric is the default")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One way to score.
-
-    score: Answers -> float. lower_is_better: an error. of_classes: it goes by classes, so that agreement has a meaning.
-    """
-
-    name: str
-    score: Callable[[Answers], float]
-    lower_is_better: bool = False
-    of_classes: bool = True
-
-
-def _top1(answers: Answers) -> float:
-    return top1(answers.outputs[0], _labels(answers))
-
-
-def _top5(answers: Answers) -> float:
-    return topk(answers.outputs[0], _labels(answers), 5)
-
-
-def _roc_auc(answers: Answers) -> float:
-    errors = answers.squared_errors
-    return roc_auc(positive_scores(answers.outputs[0]) if errors is None else errors, _labels(answers))
-
-
-def _mae(answers: Answers) -> float:
-    """Against the labels; of a model that reconstructs its input and has no labels of that shape, against the input."""
-    labels, errors = answers.labels, answers.absolute_errors
-    if errors is not None and (labels is None or labels.shape != answers.outputs[0].shape):
-        return float(np.mean(errors))
-    return mean_absolute_error(answers.outputs[0], _labels(answers))
-
-
-def _labels(answers: Answers) -> NDArray:
-    if answers.labels is None:
-        raise InputError(NO_LABELS)
-    return answers.labels
-
-
-METRICS = {
-    "top1": Metric(name="top1", score=_top1),
-    "top5": Metric(name="top5", score=_top5),
-    "roc_auc": Metric(name="roc_auc", score=_roc_auc),
-    "mae": Metric(name="mae", score=_mae, lower_is_better=True, of_classes=False),
-}
-
-
-def choose_metric(metric: Any) -> Metric | None:
-    """The metric that is asked for: a name of METRICS, MODULE:FUNCTION, a callable(outputs, labels) -> float, or
-    nothing ("" or None), which is None. A callable with an attribute `lower_is_better` is an error where that is true.
-
-    Raises InputError on an unknown name, with the nearest, and where a function cannot be had.
-    """
-    if metric is None or metric == "":
-        return None
-    if isinstance(metric, Metric):
-        return metric
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    if isinstance(metric, str):
-        if metric in METRICS:
-            return METRICS[metric]
-        if ":" not in metric:
-            raise InputError(f"evaluation.metric={metric}: {did_you_mean(metric, [*METRICS, 'MODULE:FUNCTION'])}")
-        metric = load_metric(metric)
-    if not callable(metric):
-        raise InputError(f"metric {metric!r}: wanted a name, MODULE:FUNCTION or a function of outputs and labels")
-    function = metric
-
-    def score(answers: Answers) -> float:
-        outputs = answers.outputs[0] if len(answers.outputs) == 1 else answers.outputs
-        return call_metric(function, name, outputs, _labels(answers))
-
-    return Metric(name=name, score=score, lower_is_better=bool(getattr(metric, "lower_is_better", False)))
-
-
-# Metrics that lie between 0 and 1.
-SHARES = ("top1", "top5", "roc_auc")
+def accompanying_metrics(chosen: Metric, *, reconstructs: bool) -> list[Metric]:
+    """Return the registered metrics that are reported next to `chosen`."""
+    found = []
+    for metric in registry.entries(Metric).values():
+        names = metric.accompanies
+        if reconstructs and metric.reconstruction is not None:
+            names = (*names, *metric.reconstruction.accompanies)
+        if chosen.name in names and metric is not chosen:
+            found.append(metric)
+    return found
 
 
 def check_metric(config: EvaluationConfig) -> None:
-    """Before long work: raises InputError on a metric that there is not, and on bounds that mean nothing for it."""
-    check_bounds(config, choose_metric(config.metric))
+    """Raise InputError, before long work, on a metric that does not exist and on bounds that mean nothing for it."""
+    check_bounds(config, as_metric(config.metric))
 
 
 def check_bounds(config: EvaluationConfig, metric: Metric | None) -> None:
-    """Raises InputError where `config.require` bounds what the metric does not give."""
-    if metric is not None and metric.lower_is_better and config.require.min_accuracy is not None:
+    """Raise InputError if `config.require` bounds what the metric does not give. metric: None is the default one."""
+    lowest, drop = config.require.min_accuracy, config.require.max_accuracy_drop
+    if metric is not None and metric.direction is None and (lowest is not None or drop is not None):
         raise InputError(
-            f"min_accuracy={config.require.min_accuracy:g} with evaluation.metric={metric.name}: it is an error, where "
-            "lower is better: bound max_accuracy_drop, by how much it may exceed the reference's, or use another metric"
+            f"metric {metric.name} does not declare whether higher or lower is better, so no bound on it can be "
+            "checked: pass a tfq.Metric with a direction, or set the function's attribute `direction`",
+            field="direction",
+            expected=("higher", "lower"),
+            got=None,
         )
-    drop = config.require.max_accuracy_drop
-    if drop is not None and drop > 1 and (metric is None or metric.name in SHARES):
+    if metric is not None and metric.direction == "lower" and lowest is not None:
         raise InputError(
-            f"max_accuracy_drop={drop:g}: wanted a fraction, at most 1: {drop:g} points are {drop / 100:g}"
+            f"evaluation.require.min_accuracy={lowest:g} with evaluation.metric={metric.name}: lower is better for "
+            "this metric: bound max_accuracy_drop, by how much it may exceed the reference's, or use another metric",
+            field="evaluation.require.min_accuracy",
+            expected="a metric whose direction is higher",
+            got=lowest,
+        )
+    if drop is not None and drop > 1 and (metric is None or metric.unit in BOUNDED_UNITS):
+        raise InputError(
+            f"evaluation.require.max_accuracy_drop={drop:g}: expected a fraction, at most 1: {drop:g} points are "
+            f"{drop / 100:g}",
+            field="evaluation.require.max_accuracy_drop",
+            expected="a fraction",
+            got=drop,
         )
 
 
@@ -167,62 +94,104 @@ def reconstructs(model: Model) -> bool:
     return index not in makers or makers[index].name not in _DECIDES
 
 
-def answers_of(outputs: tuple[NDArray, ...], data: AnySplit, *, reconstructs: bool) -> Answers:
-    """The outputs of a model on `data` (a Split, or a stream of them), with what they are held against."""
-    if not reconstructs:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What a model computed on n examples, and what it is held against.
+
+    outputs: real numbers, (n, ...) each. labels: (n, ...) or None. reconstructs: the model reconstructs its input.
+    errors: {a metric's error of a reconstruction: (n,)}, of the metrics that `answers_of` was given.
+    """
+
+    outputs: Outputs
+    labels: NDArray | None
+    reconstructs: bool = False
+    errors: dict[Callable[..., NDArray], NDArray] = field(default_factory=dict)
+
+    def shown_to(self, metric: Metric) -> tuple[Outputs, NDArray | None]:
+        """Return the outputs and labels that a metric scores: of a reconstruction, its errors where it goes by them."""
+        rule = metric.reconstruction
+        if not self.reconstructs or rule is None:
+            return self.outputs, self.labels
+        errors = self.errors[rule.error]
+        if rule.against == "labels":
+            return (errors,), self.labels
+        if self.labels is None or self.labels.shape != self.outputs[0].shape:
+            return (errors,), np.zeros(len(errors))
+        return self.outputs, self.labels
+
+    def score(self, metric: Metric) -> tuple[float, State]:
+        """Return the metric's number and its state; raises InputError if there are no labels or they do not fit."""
+        outputs, labels = self.shown_to(metric)
+        if labels is None:
+            raise InputError(NO_LABELS, field="labels", expected=metric.contract.labels, got=None)
+        state = metric.state_of(outputs, labels)
+        return metric.value_of(state), state
+
+
+def answers_of(outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics: list[Metric]) -> Answers:
+    """Return the outputs of a model on `data` (a Split, or a stream of them), with what they are held against."""
+    rules = [metric.reconstruction.error for metric in metrics if metric.reconstruction is not None]
+    if not reconstructs or not rules:
         # A stream remembers its labels from when it was run; its examples would have to be decoded again.
-        return Answers(outputs=outputs, labels=data.all_labels())
-    pieces = list(_labels_and_errors(outputs, data, reconstructs))
-    labels = [labels for labels, _ in pieces if labels is not None]
-    errors = [errors for _, errors in pieces if errors is not None]
-    return Answers(
-        outputs=outputs,
-        labels=np.concatenate(labels) if labels else None,
-        squared_errors=np.concatenate([squared for squared, _ in errors]) if errors else None,
-        absolute_errors=np.concatenate([absolute for _, absolute in errors]) if errors else None,
-    )
-
-
-def _labels_and_errors(
-    outputs: tuple[NDArray, ...], data: AnySplit, reconstructs: bool
-) -> Iterator[tuple[NDArray | None, tuple[NDArray, NDArray] | None]]:
+        return Answers(outputs=outputs, labels=data.all_labels(), reconstructs=reconstructs)
+    labels: list[NDArray] = []
+    errors: dict[Callable[..., NDArray], list[NDArray]] = {rule: [] for rule in rules}
     start = 0
     for piece in data.pieces():
         end = start + piece.num_examples
-        errors = None
-        if reconstructs:
-            (inputs,) = piece.inputs.values()
-            errors = reconstruction_errors(outputs[0][start:end], inputs)
-        yield piece.labels, errors
+        (inputs,) = piece.inputs.values()
+        for rule, found in errors.items():
+            found.append(rule(outputs[0][start:end], inputs))
+        labels += [] if piece.labels is None else [piece.labels]
         start = end
+    return Answers(
+        outputs=outputs,
+        labels=np.concatenate(labels) if labels else None,
+        reconstructs=True,
+        errors={rule: np.concatenate(found) for rule, found in errors.items()},
+    )
 
 
-def score_answers(answers: Answers, expected: list[NDArray] | None, data: Any, metric: Metric | None) -> dict[str, Any]:
-    """The fields of an EvaluationRecord that tell how good the model is, and why one of them is not there.
+def score_answers(
+    outputs: Outputs, expected: list[NDArray] | None, data: Any, metric: Metric | None, *, reconstructs: bool
+) -> dict[str, Any]:
+    """Return the fields of an EvaluationRecord that say how good the model is, and why one of them is missing.
 
-    expected: the reference's outputs on the same data. Top-1, top-5 and agreement are of the first output.
+    Agreement is of the first output.
+
+    Args:
+        outputs: Of the model on `data`, real numbers.
+        expected: The reference's outputs on the same data.
+        data: A Split of the same n examples, or a stream.
+        metric: None is the default for this kind of model and of labels.
+        reconstructs: Whether the model reconstructs its input.
     """
-    chosen = metric or METRICS["roc_auc" if answers.reconstructs else "top1"]
-    reason = _unscored(answers, metric)
+    chosen = metric or default_metric(reconstructs=reconstructs)
+    companions = accompanying_metrics(chosen, reconstructs=reconstructs)
+    answers = answers_of(outputs, data, reconstructs=reconstructs, metrics=[chosen, *companions])
+    reason = _unscored(answers, chosen, is_default=metric is None)
+    metrics, scores = {chosen.name: {**chosen.facts(), "interval": None}}, {}
     accuracy = reference_accuracy = drop = None
-    if reason is None:
-        accuracy = chosen.score(answers)
+    for each in (chosen, *companions):
+        if reason is None if each is chosen else _fits(answers, each, accuracy is not None):
+            scores[each.name], state = answers.score(each)
+            interval = each.interval(state)
+            metrics[each.name] = {**each.facts(), "interval": None if interval is None else list(interval)}
+        accuracy = scores.get(chosen.name)
     if accuracy is not None and expected is not None:
-        theirs = dataclasses.replace(answers, outputs=tuple(expected))
-        if answers.reconstructs:
-            theirs = answers_of(theirs.outputs, data, reconstructs=True)
-        reference_accuracy = chosen.score(theirs)
-        drop = accuracy - reference_accuracy if chosen.lower_is_better else reference_accuracy - accuracy
-    no_agreement = NO_REFERENCE if expected is None else _without_classes(answers, chosen, metric)
+        theirs = answers_of(tuple(expected), data, reconstructs=reconstructs, metrics=[chosen])
+        reference_accuracy, _ = theirs.score(chosen)
+        drop = _drop(chosen, accuracy, reference_accuracy)
+    no_agreement = NO_REFERENCE if expected is None else _without_classes(answers, chosen, is_default=metric is None)
     return {
         "metric": chosen.name,
-        "lower_is_better": chosen.lower_is_better,
+        "metrics": metrics,
         "accuracy": accuracy,
         "accuracy_reason": reason,
         "reference_accuracy": reference_accuracy,
         "accuracy_drop": drop,
-        "scores": _scores(answers, chosen, accuracy),
-        "agreement": agreement(answers.outputs[0], expected[0]) if expected and no_agreement is None else None,
+        "scores": scores,
+        "agreement": agreement(outputs[0], expected[0]) if expected and no_agreement is None else None,
         "agreement_reason": no_agreement,
     }
 
@@ -231,52 +200,46 @@ def score_outputs(outputs: NDArray, data: Any, *, reconstructs: bool, metric: An
     """{"metric", "accuracy", "accuracy_reason", "scores", ...} of one output (n, ...) of any model, without a
     reference.
 
-    data: a Split of the same n examples. metric: as `choose_metric` takes it.
+    data: a Split of the same n examples. metric: as `as_metric` takes it.
     """
-    return score_answers(answers_of((outputs,), data, reconstructs=reconstructs), None, data, choose_metric(metric))
+    return score_answers((outputs,), None, data, as_metric(metric), reconstructs=reconstructs)
 
 
-def _unscored(answers: Answers, metric: Metric | None) -> str | None:
-    """Why there is no accuracy, or None. What was asked for by name is not refused here: its own error says more."""
-    labels, outputs = answers.labels, answers.outputs[0]
-    if metric is not None:
-        from_input = metric is METRICS["mae"] and answers.reconstructs
-        return NO_LABELS if labels is None and not from_input else None
+def _drop(metric: Metric, ours: float, theirs: float) -> float | None:
+    if metric.direction is None:
+        return None
+    return ours - theirs if metric.direction == "lower" else theirs - ours
+
+
+def _unscored(answers: Answers, chosen: Metric, *, is_default: bool) -> str | None:
+    """Return why there is no accuracy, or None. A metric chosen by name is not refused here: its error says more."""
+    outputs, labels = answers.shown_to(chosen)
     if labels is None:
         return NO_LABELS
-    if answers.reconstructs:
-        found = np.unique(labels)
-        if labels.size != len(labels) or not np.array_equal(found, [0, 1]):
-            told = ", ".join(str(value) for value in found[:5])
-            return f"the ROC AUC of a reconstruction wants labels 0 (normal) and 1 (anomalous), these are {told}"
-        return None
-    if labels.dtype.kind == "f":
-        return f"the labels are {labels.dtype}, no class numbers: give metric=, such as mae"
-    return None if has_classes(outputs) else _no_one_class(outputs)
+    return chosen.contract.unsuited(chosen.select(outputs), labels) if is_default else None
 
 
-def _without_classes(answers: Answers, chosen: Metric, metric: Metric | None) -> str | None:
-    """Why agreement, which goes by classes, has no meaning here; or None."""
-    by_name = metric is METRICS["top1"] or metric is METRICS["top5"]
-    if answers.reconstructs and not by_name:
+def _fits(answers: Answers, metric: Metric, is_scored: bool) -> bool:
+    """Return whether a metric that accompanies another can be computed.
+
+    is_scored: whether that other metric was computed; the error of a reconstruction does not depend on it.
+    """
+    outputs, labels = answers.shown_to(metric)
+    by_error = answers.reconstructs and metric.reconstruction is not None
+    if labels is None or not (is_scored or by_error):
+        return False
+    try:
+        metric.contract.check(metric.select(outputs), labels)
+    except InputError:
+        return False
+    return True
+
+
+def _without_classes(answers: Answers, chosen: Metric, *, is_default: bool) -> str | None:
+    """Return why agreement, which goes by classes, has no meaning here; or None."""
+    goes_by = chosen.contract.goes_by
+    if answers.reconstructs and (is_default or goes_by != "classes"):
         return RECONSTRUCTS
-    if not chosen.of_classes:
+    if goes_by == "values":
         return f"{chosen.name} goes by values, not by classes"
-    return None if has_classes(answers.outputs[0]) else _no_one_class(answers.outputs[0])
-
-
-def _no_one_class(outputs: NDArray) -> str:
-    return f"the first output, {list(outputs.shape)}, gives an example no one class: give metric="
-
-
-def _scores(answers: Answers, chosen: Metric, accuracy: float | None) -> dict[str, float]:
-    """The metric, and what stands beside it: top-5 of many classes, the mean absolute error of a reconstruction."""
-    found = {} if accuracy is None else {chosen.name: accuracy}
-    beside = None
-    if answers.reconstructs and chosen.name in ("roc_auc", "mae"):
-        beside = "mae"
-    elif chosen.name == "top1" and accuracy is not None and answers.outputs[0][0].size > _TOP5_CLASSES:
-        beside = "top5"
-    if beside is not None and beside not in found:
-        found[beside] = METRICS[beside].score(answers)
-    return found
+    return None if has_classes(answers.outputs[0]) else no_one_class(answers.outputs[0])

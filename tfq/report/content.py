@@ -227,14 +227,14 @@ _Quantity = tuple[str, Callable[[Record, Record], str], str]
 
 
 def _score_rows(models: list[Any]) -> list[_Quantity]:
-    """A row for each score beside the metric itself, top-5 beside top-1."""
-    metrics = {model.evaluation.get("metric") or "top1" for model in models}
-    names = dict.fromkeys(name for model in models for name in model.evaluation.get("scores") or {})
+    """A row for each score that is reported next to the metric itself, such as top-5."""
+    metrics = {model.evaluation.get("metric") for model in models}
+    owners = {name: model.evaluation for model in models for name in model.evaluation.get("scores") or {}}
 
     def show(name: str) -> Callable[[Record, Record], str]:
-        return lambda evaluation, reference: score_text(name, (evaluation.get("scores") or {}).get(name))
+        return lambda evaluation, reference: score_text(evaluation, (evaluation.get("scores") or {}).get(name), name)
 
-    return [(metric_word(name), show(name), "") for name in names if name not in metrics]
+    return [(metric_word(owner, name), show(name), "") for name, owner in owners.items() if name not in metrics]
 
 
 def _of(key: str, show: Callable[[Any], str]) -> Callable[[Record, Record], str]:
@@ -249,7 +249,11 @@ def _size_ratio(evaluation: Record, reference: Record) -> str:
 # (what it is called, how it is shown, where the record says why it is missing; "" leaves out a row without values)
 _QUANTITIES: tuple[_Quantity, ...] = (
     ("accuracy", lambda evaluation, reference: accuracy_text(evaluation), "accuracy_reason"),
-    ("metric", _of("metric", lambda value: metric_word(value) if value else DASH), ""),
+    (
+        "metric",
+        lambda evaluation, reference: metric_word(evaluation) if evaluation.get("metric") else DASH,
+        "",
+    ),
     ("accuracy minus float's", change_text, ""),
     ("agreement with float", _of("agreement", percent), "agreement_reason"),
     ("output SQNR", _of("output_sqnr_db", decibels), "output_sqnr_db_reason"),

@@ -11,58 +11,54 @@ from tfq.backends import find_kind
 NOT_A_TIME = "a count, not a time"
 
 
-# Shares of examples, which read as percentages.
-_SHARES = ("top1", "top5")
+def metric_facts(evaluation: Mapping[str, Any], name: Any = None) -> Mapping[str, Any]:
+    """Return what the record says about a metric: its word, direction and unit; name: the evaluation's own if None."""
+    facts = (evaluation.get("metrics") or {}).get(evaluation.get("metric") if name is None else name)
+    return facts if isinstance(facts, Mapping) else {}
 
 
-_WORDS = {"top1": "top-1", "top5": "top-5", "roc_auc": "ROC AUC", "mae": "MAE"}
+def is_fraction(evaluation: Mapping[str, Any]) -> bool:
+    """Return whether the accuracy is a fraction of examples, and not an area, an error or another number."""
+    return metric_facts(evaluation).get("unit") == "fraction"
 
 
-_BETTER = {"top1": "higher", "top5": "higher", "roc_auc": "higher", "mae": "lower"}
-
-
-def is_share(evaluation: Mapping[str, Any]) -> bool:
-    """Whether the accuracy is a fraction of examples, and not an area, an error or what a user's own metric gave."""
-    return (evaluation.get("metric") or "top1") in _SHARES
-
-
-def metric_word(name: Any) -> str:
-    """What a reader calls a metric: "roc_auc" -> "ROC AUC"; a user's own by its own name."""
-    return _WORDS.get(plain(name or "top1"), plain(name))
+def metric_word(evaluation: Mapping[str, Any], name: Any = None) -> str:
+    """Return a metric's name for readers: "ROC AUC" for "roc_auc"; name: the evaluation's own if None."""
+    name = evaluation.get("metric") if name is None else name
+    return plain(metric_facts(evaluation, name).get("word") or name)
 
 
 def better(evaluation: Mapping[str, Any]) -> str | None:
-    """Whether a "higher" or a "lower" value is better; None of a user's own metric that is not said to be an error."""
-    if evaluation.get("lower_is_better"):
-        return "lower"
-    return _BETTER.get(plain(evaluation.get("metric") or "top1"))
+    """Return whether a "higher" or a "lower" value is better; None if the metric does not declare it."""
+    return metric_facts(evaluation).get("direction")
 
 
-def score_text(name: Any, value: Any) -> str:
-    """A percentage such as "97.22%" of a share; else the number: four digits, of an area after the point."""
-    if name in _SHARES:
+def score_text(evaluation: Mapping[str, Any], value: Any, name: Any = None) -> str:
+    """Return a metric's value in its unit: a fraction as "97.22%", a score with four decimals, else four digits."""
+    unit = metric_facts(evaluation, name).get("unit")
+    if unit == "fraction":
         return percent(value)
     if not is_number(value):
         return DASH
-    return f"{value:.4f}" if name == "roc_auc" else f"{value:.4g}"
+    return f"{value:.4f}" if unit == "score" else f"{value:.4g}"
 
 
 def accuracy_text(evaluation: Mapping[str, Any]) -> str:
-    """A percentage such as "97.22%", or the plain number and name of another metric: "12.35 MAE"."""
-    value, metric = evaluation.get("accuracy"), evaluation.get("metric") or "top1"
-    text = score_text(metric, value)
-    return text if is_share(evaluation) or text == DASH else f"{text} {metric_word(metric)}"
+    """Return a percentage such as "97.22%", or the number and name of another metric: "12.35 MAE"."""
+    text = score_text(evaluation, evaluation.get("accuracy"))
+    return text if is_fraction(evaluation) or text == DASH else f"{text} {metric_word(evaluation)}"
 
 
 def change_text(evaluation: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """How far the accuracy is from the float model's, signed: "-0.28 points" of shares, else in the metric's unit."""
+    """Return the signed difference from the float model: "-0.28 points" of a fraction, else in the metric's unit."""
     ours, theirs = evaluation.get("accuracy"), evaluation.get("reference_accuracy")
     theirs = reference.get("accuracy") if theirs is None else theirs
     if not (is_number(ours) and is_number(theirs)):
         return DASH
-    if is_share(evaluation):
+    if is_fraction(evaluation):
         return f"{points(ours - theirs)} points"
-    return f"{ours - theirs:+.{4 if evaluation.get('metric') == 'roc_auc' else 3}g}".replace("-", "−")
+    digits = 4 if metric_facts(evaluation).get("unit") == "score" else 3
+    return f"{ours - theirs:+.{digits}g}".replace("-", "−")
 
 
 DASH = "—"

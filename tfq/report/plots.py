@@ -13,8 +13,8 @@ from tfq.report.formatting import (
     NOT_A_TIME,
     better,
     cpu_label,
+    is_fraction,
     is_number,
-    is_share,
     kilobytes,
     metric_word,
     millions,
@@ -175,7 +175,7 @@ def _accuracy_against_size(models: Sequence[Reported], quantity: str) -> tuple[s
     shown = [model for model in models if all(is_number(model.evaluation.get(key)) for key in (quantity, "gzip_bytes"))]
     if not shown:
         return "", f"not drawn: no model has both an {quantity} and a size"
-    is_percent = quantity == "agreement" or all(is_share(model.evaluation) for model in shown)
+    is_percent = quantity == "agreement" or all(is_fraction(model.evaluation) for model in shown)
     values = [(100 if is_percent else 1) * model.evaluation[quantity] for model in shown]
     figure, axes = figure_of(3.1)
     for model, value in zip(shown, values, strict=True):
@@ -197,7 +197,7 @@ def _accuracy_against_size(models: Sequence[Reported], quantity: str) -> tuple[s
         margin = max(0.15 * spread, (2 - spread) / 2)
         axes.set_ylim(min(values) - margin, min(max(values) + margin, 100))
     axes.set_xlabel("gzip size, kB")
-    axes.set_ylabel(f"{quantity}, %" if is_percent else metric_word(shown[0].evaluation.get("metric")))
+    axes.set_ylabel(f"{quantity}, %" if is_percent else metric_word(shown[0].evaluation))
     columns = 3 if len(shown) <= 3 and sum(len(model.label) for model in shown) <= 40 else 2
     figure.legend(loc="outside upper left", ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=0.8)
     direction = "higher" if is_percent else better(shown[0].evaluation)

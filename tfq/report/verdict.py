@@ -16,8 +16,8 @@ from tfq.report.formatting import (
     change_text,
     count,
     cpu_label,
+    is_fraction,
     is_number,
-    is_share,
     kilobytes,
     metric_word,
     millions,
@@ -181,8 +181,8 @@ def _accuracy_cost(model: Reported, reference: Reported) -> Cost:
         detail = (
             DASH if change == DASH else f"{change} from {accuracy_text({**ours, 'accuracy': _accuracy(ours, theirs)})}"
         )
-        name = "accuracy" if is_share(ours) else metric_word(ours.get("metric"))
-        value = accuracy_text(ours) if is_share(ours) else accuracy_text(ours).removesuffix(f" {name}")
+        name = "accuracy" if is_fraction(ours) else metric_word(ours)
+        value = accuracy_text(ours) if is_fraction(ours) else accuracy_text(ours).removesuffix(f" {name}")
         return Cost(name=name, value=value, detail="" if detail == DASH else detail)
     return Cost(name="agreement", value=percent(ours.get("agreement")), detail="with the float model's answers")
 

@@ -13,7 +13,7 @@ from tfq.backends import HOST, RunRequest, make_backend
 from tfq.config import ConversionConfig
 from tfq.data import AnySplit
 from tfq.errors import InputError
-from tfq.evaluation import decode_outputs, prepare_inputs
+from tfq.evaluation import decode_outputs, predicted_classes, prepare_inputs
 from tfq.evaluation.paired import PairedDifference
 from tfq.text_table import aligned
 
@@ -61,14 +61,13 @@ def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
 
 
 def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
-    """The largest output of each example."""
+    """Return the predicted class of each example, as top-1 takes it."""
     parsed = tflite.read(content)
     found = []
     for piece in split.pieces():
         inputs = prepare_inputs(parsed, piece).arrays
         outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
-        answers = np.asarray(decode_outputs(parsed, outputs)[0])
-        found.append(answers.reshape(len(answers), -1).argmax(axis=1))
+        found.append(predicted_classes(decode_outputs(parsed, outputs)[0]))
     return np.concatenate(found)
 
 

@@ -358,7 +358,7 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
             "reference": artifacts.sha256(made[0].content),
             "audit": config.audit.for_conversion(config.conversion).to_dict(),
             "evaluation": {**config.evaluation.to_dict(), "require": None},
-            "metric_sha256": evaluation.metric_sha256(config.evaluation.metric),
+            "plugins": [plugin.sha256 for plugin in registry.plugins()],
             "parity": each.name != "float",
             "machine": _machine(config.evaluation.backend, *config.evaluation.parity_backends),
             **data_inputs(run),

@@ -34,9 +34,10 @@ def keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
     from tfq.compression.training import predict, reconstructs
 
     if test is None:
-        return {"test_metric": None, "test_accuracy": None}
+        return {"test_metric": None, "test_unit": None, "test_accuracy": None}
     scores = evaluation.score_outputs(predict(model, test), test, reconstructs=reconstructs(model))
-    return {"test_metric": scores["metric"], "test_accuracy": scores["accuracy"]}
+    name = scores["metric"]
+    return {"test_metric": name, "test_unit": scores["metrics"][name]["unit"], "test_accuracy": scores["accuracy"]}
 
 
 def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
