@@ -33,7 +33,9 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
         fresh.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        raise TfqError(f"cannot write {path} ({len(content)} bytes): {error.strerror or error}") from error
+        raise TfqError(
+            f"cannot write {path} ({len(content)} bytes): {error.strerror or error}", got=error.strerror
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -112,7 +114,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
-        raise TfqError(f"cannot write {path}: {error}: a record says null with a reason instead") from error
+        raise TfqError(
+            f"cannot write {path}: {error}: a record says null with a reason instead",
+            expected="JSON values",
+            got=str(error),
+        ) from error
     return write_text(path, text + "\n")
 
 

@@ -18,7 +18,12 @@ def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, dtype: DType
     """
     x = np.asarray(x)
     if x.dtype.kind == "f" and np.isnan(x).any():
-        raise InputError("quantize: the input holds NaN, which has no integer code: clean the data first")
+        raise InputError(
+            "quantize: the input holds NaN, which has no integer code: clean the data first",
+            field="values",
+            expected="finite numbers",
+            got="NaN",
+        )
     limits = np.iinfo(np.dtype(dtype))
     steps = np.rint(x.astype(np.float32) * (np.float32(1) / np.asarray(scale, np.float32)))
     codes = steps + np.asarray(zero_point, np.float32)
@@ -42,7 +47,12 @@ def quantization_parameters(minimum: float, maximum: float, num_bits: int = 8) -
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", eq. 1.
     """
     if not (np.isfinite(minimum) and np.isfinite(maximum)) or minimum > maximum:
-        raise InputError(f"range [{minimum}, {maximum}]: wanted finite minimum <= maximum")
+        raise InputError(
+            f"range [{minimum}, {maximum}]: wanted finite minimum <= maximum",
+            field="range",
+            expected="finite minimum <= maximum",
+            got=(minimum, maximum),
+        )
     minimum, maximum = min(float(minimum), 0.0), max(float(maximum), 0.0)
     lowest, highest = -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
     if minimum == maximum:
@@ -60,10 +70,16 @@ def sqnr_db(reference: ArrayLike, quantized: ArrayLike) -> float:
     reference, quantized = np.asarray(reference, np.float64), np.asarray(quantized, np.float64)
     if reference.shape != quantized.shape or not reference.size:
         raise InputError(
-            f"sqnr_db: wanted two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}"
+            f"sqnr_db: wanted two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}",
+            expected=reference.shape,
+            got=quantized.shape,
         )
     if np.isnan(reference).any() or np.isnan(quantized).any():
-        raise InputError("sqnr_db: NaN in the arrays: an output that is not a number has no noise ratio")
+        raise InputError(
+            "sqnr_db: NaN in the arrays: an output that is not a number has no noise ratio",
+            expected="finite numbers",
+            got="NaN",
+        )
     signal, noise = float(np.sum(reference**2)), float(np.sum((reference - quantized) ** 2))
     if noise == 0:
         return float("inf")

@@ -135,7 +135,9 @@ class StageStore:
         try:
             yield
         except OSError as error:
-            raise TfqError(f"{self._directory} cannot be written: {error.strerror or error}") from error
+            raise TfqError(
+                f"{self._directory} cannot be written: {error.strerror or error}", got=error.strerror
+            ) from error
 
 
 def _key(name: str, inputs: Mapping[str, Any]) -> str:

@@ -197,7 +197,10 @@ def require(report: AuditReport, config: AuditConfig) -> AuditReport:
         return report
     if report.requirement != config.require:
         raise InputError(
-            f"the report is of an audit for {report.requirement}, wanted one for {config.require}: audit again"
+            f"the report is of an audit for {report.requirement}, wanted one for {config.require}: audit again",
+            field="require",
+            expected=config.require,
+            got=report.requirement,
         )
     return _require(report)
 
@@ -212,7 +215,12 @@ def _require(report: AuditReport) -> AuditReport:
         return report
     first, *others = report.failures
     more = f" (and {_count(len(others), 'more finding')}{_ops(others)})" if others else ""
-    raise AuditError(f"not {report.requirement}: {first.message}{more}")
+    raise AuditError(
+        f"not {report.requirement}: {first.message}{more}",
+        field="require",
+        expected=report.requirement,
+        got=report.scheme,
+    )
 
 
 def _ops(findings: Sequence[Finding]) -> str:

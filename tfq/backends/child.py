@@ -110,7 +110,9 @@ def run_child(
                 command, stdin=feed is not None, stderr=stderr, environment=environment, path=request.get("path", ())
             )
         except OSError as error:
-            raise BackendError(f"{backend}: cannot start {command[0]}: {error.strerror or error}") from error
+            raise BackendError(
+                f"{backend}: cannot start {command[0]}: {error.strerror or error}", got=command[0]
+            ) from error
         try:
             followed = _Followed(child, backend, deadline, feed)
             followed.to_the_end(total, unit)
@@ -211,7 +213,9 @@ class _Followed:
         if silent > self.deadline.wall_secs or self._busy() - self._busy_since > self.deadline.cpu_secs:
             raise ModelError(
                 f"{self.backend}: the interpreter was given up after {silent:.1f} s without progress: the model never "
-                "ends, or needs longer than its size tells: give it time with evaluation.timeout_secs"
+                "ends, or needs longer than its size tells: give it time with evaluation.timeout_secs",
+                field="timeout_secs",
+                got=silent,
             )
 
 
@@ -235,9 +239,11 @@ def _result(directory: Path, backend: str, status: int, followed: _Followed, tol
         return result
     message = " ".join(error["message"].split())
     if error["kind"] == "input":
-        raise InputError(f"{backend}: {message}")
+        raise InputError(f"{backend}: {message}", field="inputs")
     told = f" ({told})" if told else ""
-    raise ModelError(f"{backend}: the interpreter failed: {message}{told}: {ADVICE}")
+    raise ModelError(
+        f"{backend}: the interpreter failed: {message}{told}: {ADVICE}", field="model", got=error["message"]
+    )
 
 
 def _crash(directory: Path, backend: str, status: int, followed: _Followed, told: str) -> Exception:
@@ -247,22 +253,24 @@ def _crash(directory: Path, backend: str, status: int, followed: _Followed, told
         return BackendError(
             f"{backend}: cannot write the outputs below {directory.parent}: {followed.no_room}: make room there, or "
             f"set "
-            "TMPDIR to a directory that has it"
+            "TMPDIR to a directory that has it",
+            got=followed.no_room,
         )
     if status >= 0:
         return BackendError(
             f"{backend}: the interpreter ended with exit code {status} and without a result{told}: are NumPy and "
-            "ai-edge-litert installed whole?"
+            "ai-edge-litert installed whole?",
+            got=status,
         )
     number, name = -status, str(-status)
     with suppress(ValueError):
         name = signal.Signals(number).name
     ended = f"{backend}: the interpreter was killed by signal {name}{told}"
     if number in CRASHES and followed.started:
-        return ModelError(f"{ended}: {ADVICE}")
+        return ModelError(f"{ended}: {ADVICE}", field="model", got=name)
     if number in CRASHES:
-        return BackendError(f"{ended} before it saw the model: are NumPy and ai-edge-litert installed whole?")
-    return BackendError(f"{ended}: the machine may be out of memory, or someone ended it")
+        return BackendError(f"{ended} before it saw the model: are NumPy and ai-edge-litert installed whole?", got=name)
+    return BackendError(f"{ended}: the machine may be out of memory, or someone ended it", got=name)
 
 
 def _last_lines(stderr: int) -> str:

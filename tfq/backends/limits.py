@@ -52,7 +52,10 @@ def memory_of(model: Model) -> int:
     if tensors + model.model_bytes > have:
         raise ModelError(
             f"the model's tensors take {tensors:,} bytes, this machine has {have:,}: the model may be damaged, or made "
-            "for a larger machine"
+            "for a larger machine",
+            field="model",
+            expected=have,
+            got=tensors,
         )
     return min(BASE_BYTES + TIMES_TENSORS * (tensors + model.model_bytes), max(have, BASE_BYTES))
 
@@ -71,13 +74,19 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
             if batch > LARGEST_BATCH:
                 raise ModelError(
                     f"input {tensor.name!r} of the model has a batch of {batch:,}: wanted at most {LARGEST_BATCH:,}: "
-                    "the model may be damaged: convert it with a batch of 1"
+                    "the model may be damaged: convert it with a batch of 1",
+                    field="model",
+                    expected=LARGEST_BATCH,
+                    got=batch,
                 )
         elif sizes[tensor.index] > allowed[tensor.index] and not tensor.is_constant:
             raise ModelError(
                 f"tensor {tensor.index} {tensor.name!r} of the model has shape {list(tensor.shape)}, "
                 f"{sizes[tensor.index]:,} bytes, where what it is computed from explains {allowed[tensor.index]:,} at "
-                "most: the model is damaged: convert it again"
+                "most: the model is damaged: convert it again",
+                field="model",
+                expected=allowed[tensor.index],
+                got=sizes[tensor.index],
             )
 
 

@@ -37,7 +37,11 @@ class InputStream:
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:
-            raise InputError(f"a stream of {self.num_examples} examples: wanted at least one")
+            raise InputError(
+                f"a stream of {self.num_examples} examples: wanted at least one",
+                field="num_examples",
+                got=self.num_examples,
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,15 +77,25 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise InputError("the model is empty: wanted the bytes of a .tflite")
+            raise InputError("the model is empty: wanted the bytes of a .tflite", field="model", got=b"")
         if not isinstance(self.inputs, InputStream):
             check_arrays(self.inputs)
         if self.kernels not in KERNELS:
-            raise InputError(f"unknown kernels {self.kernels!r}: {did_you_mean(self.kernels, KERNELS)}")
+            raise InputError(
+                f"unknown kernels {self.kernels!r}: {did_you_mean(self.kernels, KERNELS)}",
+                field="kernels",
+                expected=KERNELS,
+                got=self.kernels,
+            )
         least = {"num_threads": 1, "num_workers": 0, "timeout_secs": 0, "warmup_runs": 0, "num_runs": 0}
         for name, lowest in least.items():
             if not getattr(self, name) >= lowest:
-                raise InputError(f"{name}={getattr(self, name)}: wanted at least {lowest}")
+                raise InputError(
+                    f"{name}={getattr(self, name)}: wanted at least {lowest}",
+                    field=name,
+                    expected=lowest,
+                    got=getattr(self, name),
+                )
 
     @property
     def num_examples(self) -> int:
@@ -369,13 +383,19 @@ def _check_how(how: str) -> None:
 def check_arrays(arrays: tuple[NDArray, ...]) -> None:
     """Raises InputError unless `arrays` are numbers, (n, ...) each with one n >= 1."""
     if not arrays:
-        raise InputError("no input arrays: wanted one for each input of the model")
+        raise InputError("no input arrays: wanted one for each input of the model", field="inputs", got=0)
     for index, array in enumerate(arrays):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
             told = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InputError(f"input {index} is a {told}: wanted a NumPy array of numbers")
+            raise InputError(
+                f"input {index} is a {told}: wanted a NumPy array of numbers", field=f"inputs[{index}]", got=told
+            )
         if not array.ndim or not array.size:
-            raise InputError(f"input {index} has shape {array.shape}: wanted at least one example along the first axis")
+            raise InputError(
+                f"input {index} has shape {array.shape}: wanted at least one example along the first axis",
+                field=f"inputs[{index}]",
+                got=array.shape,
+            )
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
-        raise InputError(f"the inputs hold {lengths} examples: wanted as many in each")
+        raise InputError(f"the inputs hold {lengths} examples: wanted as many in each", field="inputs", got=lengths)

@@ -49,7 +49,8 @@ def no_room(base: Path, what: str, error: OSError) -> BackendError:
     """The error of a write below `base` that failed."""
     return BackendError(
         f"cannot write {what} below {base}: {error.strerror or error}: make room there, or set TMPDIR to a directory "
-        "that has it"
+        "that has it",
+        got=error.strerror,
     )
 
 

@@ -138,7 +138,12 @@ def begun(inputs: Arrays | InputStream) -> tuple[Arrays, Iterator[Arrays]]:
     pieces = inputs.pieces()
     first = next(pieces, None)
     if first is None:
-        raise InputError(f"the stream of {inputs.num_examples:,} examples is empty")
+        raise InputError(
+            f"the stream of {inputs.num_examples:,} examples is empty",
+            field="inputs",
+            expected=inputs.num_examples,
+            got=0,
+        )
     check_arrays(first)
     return first, pieces
 
@@ -150,14 +155,24 @@ def _checked(first: Arrays, pieces: Iterator[Arrays], num_examples: int) -> Iter
         check_arrays(piece)
         found = [(array.dtype, array.shape[1:]) for array in piece]
         if found != kinds:
-            raise InputError(f"the stream's arrays change from {kinds} to {found}: wanted one dtype and shape")
+            raise InputError(
+                f"the stream's arrays change from {kinds} to {found}: wanted one dtype and shape",
+                field="inputs",
+                expected=kinds,
+                got=found,
+            )
         fed += len(piece[0])
         if fed > num_examples:
             break
         yield piece
     if fed != num_examples:
         told = "more" if fed > num_examples else f"{fed:,}"
-        raise InputError(f"the stream announced {num_examples:,} examples and gave {told}")
+        raise InputError(
+            f"the stream announced {num_examples:,} examples and gave {told}",
+            field="inputs",
+            expected=num_examples,
+            got=fed,
+        )
 
 
 def _in_blocks(pieces: Iterator[Arrays], block: int) -> Iterator[Arrays]:

@@ -80,7 +80,11 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
     try:
         dtype = np.dtype(tensor.dtype)
     except TypeError as error:
-        raise InputError(f"input {tensor.name!r} is {tensor.dtype}: NumPy has no such type to feed it") from error
+        raise InputError(
+            f"input {tensor.name!r} is {tensor.dtype}: NumPy has no such type to feed it",
+            field=tensor.name,
+            got=tensor.dtype,
+        ) from error
     shape = (NUM_INPUTS, *tensor.shape)
     if dtype.kind == "f":
         return generator.uniform(-1, 1, shape).astype(dtype)
@@ -89,7 +93,7 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
         return generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
     if dtype.kind in "iub":
         return generator.integers(0, 2, shape).astype(dtype)
-    raise InputError(f"input {tensor.name!r} is {dtype}: wanted real numbers")
+    raise InputError(f"input {tensor.name!r} is {dtype}: wanted real numbers", field=tensor.name, got=str(dtype))
 
 
 NOT_TIMED = "not measured: the time of an emulator says nothing about a device"
@@ -117,7 +121,7 @@ def benchmark_models(
     """
     config = config or BenchmarkConfig()
     if not models:
-        raise InputError("no model to benchmark")
+        raise InputError("no model to benchmark", field="models", got=0)
     contents = {name: content_of(model, f"models[{name!r}]") for name, model in models.items()}
     backend = make_backend(config.backend, field="benchmark.backend")
     reason = backend.unavailable()

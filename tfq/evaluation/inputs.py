@@ -172,7 +172,12 @@ def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
     """The one scale and zero_point of a quantized input or output. Raises InputError on several, or a bad one."""
     if len(tensor.scale) != 1 or not (np.isfinite(tensor.scale[0]) and tensor.scale[0] > 0):
         told = f"{len(tensor.scale)} scales" if len(tensor.scale) != 1 else f"scale {tensor.scale[0]}"
-        raise InputError(f"{what} of the model has {told}: wanted one positive scale: convert the model again")
+        raise InputError(
+            f"{what} of the model has {told}: wanted one positive scale: convert the model again",
+            field=what,
+            expected=1,
+            got=tensor.scale,
+        )
     return tensor.scale[0], tensor.zero_point[0]
 
 
@@ -239,7 +244,9 @@ def _cast(name: str, tensor: Tensor, array: NDArray, first: int) -> NDArray:
         index = int(different.argmax())
         raise InputError(
             f"input {name!r} of the model takes {dtype} as it is (it has no scale), and example {first + index} of the "
-            "data holds values that are none"
+            "data holds values that are none",
+            field=f"{name}[{first + index}]",
+            expected=dtype,
         )
     return cast
 
@@ -248,4 +255,8 @@ def _numpy_dtype(name: str, tensor: Tensor) -> np.dtype:
     try:
         return np.dtype(tensor.dtype)
     except TypeError as error:
-        raise InputError(f"input {name!r} of the model is {tensor.dtype}: NumPy has no such type to feed it") from error
+        raise InputError(
+            f"input {name!r} of the model is {tensor.dtype}: NumPy has no such type to feed it",
+            field=name,
+            got=tensor.dtype,
+        ) from error

@@ -65,7 +65,7 @@ def count_instructions(
     """
     counted = count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
     if isinstance(counted, str):
-        raise BackendError(f"{backend}: {counted}")
+        raise BackendError(f"{backend}: {counted}", field="backend", got=backend)
     return counted
 
 

@@ -122,7 +122,10 @@ def compare_outputs(
 def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[str, Any]:
     if a.shape != b.shape or a.dtype != b.dtype:
         raise InputError(
-            f"output {name!r} is {a.dtype} {list(a.shape)} on one backend, {b.dtype} {list(b.shape)} on the other"
+            f"output {name!r} is {a.dtype} {list(a.shape)} on one backend, {b.dtype} {list(b.shape)} on the other",
+            field=name,
+            expected=(str(a.dtype), a.shape),
+            got=(str(b.dtype), b.shape),
         )
     result: dict[str, Any] = {
         "name": name,
@@ -139,7 +142,12 @@ def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[st
     else:
         different = np.abs(a[a != b].astype(np.float64) - b[a != b].astype(np.float64))
         if not np.isfinite(different).all():
-            raise InputError(f"output {name!r} holds NaN or infinity on {backends}: there is no distance to it")
+            raise InputError(
+                f"output {name!r} holds NaN or infinity on {backends}: there is no distance to it",
+                field=name,
+                expected="finite numbers",
+                got=backends,
+            )
         result["max_abs_error"] = float(different.max(initial=0))
     return result
 
@@ -179,7 +187,9 @@ def check_backends(config: EvaluationConfig) -> None:
         make_backend(name, field="evaluation.parity_backends")
         if name == config.backend:
             raise InputError(
-                f"parity_backends names {name}, which is the backend itself: name another one to compare with"
+                f"parity_backends names {name}, which is the backend itself: name another one to compare with",
+                field="evaluation.parity_backends",
+                got=name,
             )
     backend = make_backend(config.backend)
     reason = backend.unavailable()

@@ -164,7 +164,7 @@ def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: Re
     """Raises RequirementError that lists every bound of `require` that is missed or cannot be checked."""
     missed = missed_requirements(record, require)
     if missed:
-        raise RequirementError("; ".join(missed))
+        raise RequirementError("; ".join(missed), field="require", got=tuple(missed))
 
 
 def score_text(unit: str, value: float | None) -> str | None:

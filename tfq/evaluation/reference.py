@@ -62,7 +62,10 @@ def matched_outputs(
         )
     if len(reference.outputs) != len(outputs):
         raise InputError(
-            f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: wanted as many"
+            f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: wanted as many",
+            field="reference",
+            expected=len(outputs),
+            got=len(reference.outputs),
         )
     order: Sequence[int] = range(len(outputs))
     if len(set(names)) == len(names) and set(names) == set(reference.names):
@@ -72,7 +75,10 @@ def matched_outputs(
         if output.shape != other.shape:
             raise InputError(
                 f"output {name!r} has shape {list(output.shape)}, the reference's {list(other.shape)}: wanted a "
-                "reference that computes the same"
+                "reference that computes the same",
+                field="reference",
+                expected=output.shape,
+                got=other.shape,
             )
     return found
 

@@ -36,12 +36,17 @@ class Reader:
         self.tables_left = _MAX_TABLES
         if self.size < 8:
             raise FlatbufferError(
-                f"byte 0: wanted a .tflite flatbuffer, got only {self.size} bytes: is this the right file?"
+                f"byte 0: wanted a .tflite flatbuffer, got only {self.size} bytes: is this the right file?",
+                field="model",
+                got=self.size,
             )
         if data[4:8] != identifier:
             raise FlatbufferError(
                 f"byte 4: wanted the identifier {identifier.decode()!r} of a .tflite file, got {bytes(data[4:8])!r}: "
-                "this is another kind of file: give a .tflite"
+                "this is another kind of file: give a .tflite",
+                field="model",
+                expected=identifier,
+                got=bytes(data[4:8]),
             )
 
     def root(self, where: str) -> "Table":
@@ -70,12 +75,16 @@ class Reader:
         if self.budget < 0:
             raise FlatbufferError(
                 f"{where}: wanted a file whose parts are stored once each, got one that repeats them beyond "
-                f"{_BUDGET_FACTOR} times its {self.size} bytes: it was made to exhaust its reader"
+                f"{_BUDGET_FACTOR} times its {self.size} bytes: it was made to exhaust its reader",
+                field=where,
+                got=self.size,
             )
 
     def fail(self, where: str, wanted: str, got: Any, position: int) -> NoReturn:
         """Raise the FlatbufferError that says so."""
-        raise FlatbufferError(f"{where} (byte {position}): wanted {wanted}, got {got}: {DAMAGED}")
+        raise FlatbufferError(
+            f"{where} (byte {position}): wanted {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got
+        )
 
 
 class Table:
@@ -88,7 +97,11 @@ class Table:
         reader.tables_left -= 1
         reader.spend(_TABLE_COST, where)
         if reader.tables_left < 0:
-            raise FlatbufferError(f"{where}: wanted at most {_MAX_TABLES} tables in a file, got more: split the model")
+            raise FlatbufferError(
+                f"{where}: wanted at most {_MAX_TABLES} tables in a file, got more: split the model",
+                field=where,
+                expected=_MAX_TABLES,
+            )
         self._reader, self._position, self.where = reader, position, where
         vtable = position - _I32.unpack_from(reader.data, position)[0]
         if not 0 <= vtable <= reader.size - 4:

@@ -229,7 +229,10 @@ def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
     subgraphs = model.subgraphs or []
     if not 0 <= signature.subgraph < len(subgraphs):
         raise InputError(
-            f"signature {signature.key!r}: wanted a subgraph below {len(subgraphs)}, got {signature.subgraph}"
+            f"signature {signature.key!r}: wanted a subgraph below {len(subgraphs)}, got {signature.subgraph}",
+            field="signature",
+            expected=range(len(subgraphs)),
+            got=signature.subgraph,
         )
     graph = subgraphs[signature.subgraph]
     for place, names, wanted in (
@@ -240,7 +243,10 @@ def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
         if sorted(names.values()) != sorted(set(wanted)):
             raise InputError(
                 f"signature {signature.key!r}: wanted a name for each of the {place} {wanted} (tensor indices), "
-                f"got {dict(names)}"
+                f"got {dict(names)}",
+                field=f"signature.{place}",
+                expected=wanted,
+                got=dict(names),
             )
     made = generated.SignatureDefT()
     made.signatureKey, made.subgraphIndex = signature.key, signature.subgraph
@@ -276,9 +282,19 @@ def _set_ranges(model: Any, ranges: RangeMap, generated: Any) -> None:
         where = f"range of tensor {number} of subgraph {index}"
         tensors = model.subgraphs[index].tensors if 0 <= index < len(model.subgraphs) else []
         if not 0 <= number < len(tensors) or tensors[number].type != _FLOAT32:
-            raise InputError(f"{where}: wanted a float32 tensor that the model has")
+            raise InputError(
+                f"{where}: wanted a float32 tensor that the model has",
+                field="ranges",
+                expected="a float32 tensor",
+                got=(index, number),
+            )
         if not -_FLOAT32_MAX <= minimum <= maximum <= _FLOAT32_MAX:
-            raise InputError(f"{where}: wanted finite minimum <= maximum, got [{minimum}, {maximum}]")
+            raise InputError(
+                f"{where}: wanted finite minimum <= maximum, got [{minimum}, {maximum}]",
+                field="ranges",
+                expected="finite minimum <= maximum",
+                got=(minimum, maximum),
+            )
         quantization = tensors[number].quantization or generated.QuantizationParametersT()
         quantization.min, quantization.max = [float(minimum)], [float(maximum)]
         tensors[number].quantization = quantization

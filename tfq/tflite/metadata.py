@@ -15,7 +15,12 @@ def encode_metadata(value: Mapping[str, Any]) -> bytes:
     try:
         return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise InputError(f"metadata: wanted plain, finite JSON values: {error}") from error
+        raise InputError(
+            f"metadata: wanted plain, finite JSON values: {error}",
+            field="metadata",
+            expected="finite JSON values",
+            got=str(error),
+        ) from error
 
 
 def decode_metadata(content: bytes) -> dict[str, Any]:
@@ -25,10 +30,13 @@ def decode_metadata(content: bytes) -> dict[str, Any]:
     # Brackets nested a thousand deep exhaust the parser's stack.
     except (ValueError, RecursionError) as error:
         message = f"metadata entry {METADATA_NAME!r}: wanted a JSON object: {error}: convert again"
-        raise FlatbufferError(message) from error
+        raise FlatbufferError(message, field="metadata", expected="a JSON object") from error
     if not isinstance(value, dict):
         raise FlatbufferError(
-            f"metadata entry {METADATA_NAME!r}: wanted a JSON object, got {type(value).__name__}: convert again"
+            f"metadata entry {METADATA_NAME!r}: wanted a JSON object, got {type(value).__name__}: convert again",
+            field="metadata",
+            expected="a JSON object",
+            got=type(value).__name__,
         )
     return value
 

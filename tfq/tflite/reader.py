@@ -38,7 +38,10 @@ def read(data: bytes) -> Model:
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise FlatbufferError(
             f"model: got {type(data).__name__}: wanted the bytes of a .tflite file: read a path with "
-            "Path(path).read_bytes(), and convert a Keras model with tfq.convert(model, representative_dataset)"
+            "Path(path).read_bytes(), and convert a Keras model with tfq.convert(model, representative_dataset)",
+            field="model",
+            expected="bytes",
+            got=type(data).__name__,
         )
     data = bytes(data)
     reader = Reader(data, schema.IDENTIFIER)
@@ -71,7 +74,7 @@ def read(data: bytes) -> Model:
 
 
 def _fail(where: str, wanted: str, got: object) -> None:
-    raise FlatbufferError(f"{where}: wanted {wanted}, got {got}: {DAMAGED}")
+    raise FlatbufferError(f"{where}: wanted {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got)
 
 
 def _check_indices(where: str, indices: Sequence[int], count: int, lowest: int = 0) -> tuple[int, ...]:

@@ -163,9 +163,16 @@ def constant_values(data: bytes, tensor: Tensor) -> NDArray:
     try:
         dtype = np.dtype(tensor.dtype).newbyteorder("<")
     except TypeError as error:
-        raise InputError(f"tensor {tensor.name!r} is {tensor.dtype}: NumPy has no such type") from error
+        raise InputError(
+            f"tensor {tensor.name!r} is {tensor.dtype}: NumPy has no such type", field=tensor.name, got=tensor.dtype
+        ) from error
     wanted = math.prod(tensor.shape) * dtype.itemsize
     if not tensor.is_constant or tensor.is_sparse or dtype.hasobject or tensor.buffer_bytes != wanted:
         got = f"{'a sparse' if tensor.is_sparse else 'a dense'} one of {tensor.buffer_bytes}"
-        raise InputError(f"tensor {tensor.name!r}: wanted a dense constant of {wanted} bytes, got {got}")
+        raise InputError(
+            f"tensor {tensor.name!r}: wanted a dense constant of {wanted} bytes, got {got}",
+            field=tensor.name,
+            expected=wanted,
+            got=got,
+        )
     return np.frombuffer(data, dtype, math.prod(tensor.shape), tensor.buffer_offset).reshape(tensor.shape)

@@ -126,7 +126,8 @@ def machine_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -
     if not kept:
         raise BackendError(
             f"no apt source below {etc} serves {codename or 'this release'} main: the ARM emulator comes from Debian "
-            "or Ubuntu packages: configure a source of this release for apt"
+            "or Ubuntu packages: configure a source of this release for apt",
+            got=codename,
         )
     return kept
 
@@ -160,7 +161,9 @@ def fetch_packages(
     answers.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
     debs = sorted(set(archives.glob("*.deb")) - before)
     if answers[-1].returncode or not debs:
-        raise BackendError(f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*answers)}")
+        raise BackendError(
+            f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*answers)}", got=tuple(packages)
+        )
     return debs
 
 
@@ -200,7 +203,9 @@ def run_command(command: Sequence[str], seconds: float, **settings: Any) -> subp
         told = " ".join(str(word) for word in command[:6])
         raise BackendError(
             f"`{told} ...` did not end within {seconds:g} s and was stopped: is the network slow, or the machine busy? "
-            "Try again"
+            "Try again",
+            expected=seconds,
+            got=told,
         ) from error
 
 
@@ -227,7 +232,8 @@ def require_tools() -> None:
         if shutil.which(tool) is None:
             raise BackendError(
                 f"{tool} is not on this machine: the ARM emulator comes from Debian or Ubuntu packages, so it can be "
-                "set up on these systems only"
+                "set up on these systems only",
+                got=tool,
             )
 
 

@@ -40,10 +40,18 @@ def read_counts(text: str) -> dict[str, int]:
     lines = [line.split() for line in text.splitlines()]
     rounds = WARMUP_RUNS + COUNTED_RUNS
     if len(lines) != 3 * rounds:
-        raise BackendError(f"the emulator noted {len(lines)} marks, {3 * rounds} were set: its plugin does not work")
+        raise BackendError(
+            f"the emulator noted {len(lines)} marks, {3 * rounds} were set: its plugin does not work",
+            expected=3 * rounds,
+            got=len(lines),
+        )
     threads = max(int(line[1]) for line in lines)
     if threads != 1:
-        raise BackendError(f"{threads} threads ran in the emulator: wanted one, since all are counted together")
+        raise BackendError(
+            f"{threads} threads ran in the emulator: wanted one, since all are counted together",
+            expected=1,
+            got=threads,
+        )
     marks = [int(line[0]) for line in lines]
     rounds_of_marks = list(zip(marks[0::3], marks[1::3], marks[2::3], strict=True))[WARMUP_RUNS:]
     cost_of_marks = statistics.median_low([again - after for _, after, again in rounds_of_marks])

@@ -252,7 +252,11 @@ def _override() -> list[AptSource]:
     line = os.environ.get(SOURCE_VARIABLE, "")
     sources = parse_one_line(line)
     if line and not sources:
-        raise BackendError(f"{SOURCE_VARIABLE}={line!r}: wanted `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`")
+        raise BackendError(
+            f"{SOURCE_VARIABLE}={line!r}: wanted `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`",
+            field=SOURCE_VARIABLE,
+            got=line,
+        )
     return sources
 
 

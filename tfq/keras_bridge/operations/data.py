@@ -59,18 +59,31 @@ def decode(value: Any, tensors: Sequence[Any]) -> Any:
             return _decoded_array(content)
         if tag in ("tuple", "list", "dict", "slice") and isinstance(content, (list, tuple)):
             return _decoded_container(tag, content, tensors)
-    raise InputError(f"the arguments of an operation hold {str(value)[:100]!r}, which tfq does not write: damaged file")
+    raise InputError(
+        f"the arguments of an operation hold {str(value)[:100]!r}, which tfq does not write: damaged file",
+        field="model",
+        got=value,
+    )
 
 
 def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any]) -> Any:
     if tag == "dict":
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in content):
-            raise InputError("a dict among the arguments of an operation is no list of pairs: damaged file")
+            raise InputError(
+                "a dict among the arguments of an operation is no list of pairs: damaged file",
+                field="model",
+                expected="a list of pairs",
+            )
         return {decode(key, tensors): decode(item, tensors) for key, item in content}
     items = [decode(item, tensors) for item in content]
     if tag == "slice":
         if len(items) != 3:
-            raise InputError(f"a slice among the arguments of an operation has {len(items)} parts, wanted 3")
+            raise InputError(
+                f"a slice among the arguments of an operation has {len(items)} parts, wanted 3",
+                field="model",
+                expected=3,
+                got=len(items),
+            )
         return slice(*items)
     return tuple(items) if tag == "tuple" else items
 
@@ -110,4 +123,6 @@ def _decoded_array(content: Any) -> np.ndarray:
         flat = np.frombuffer(base64.b64decode(content["base64"], validate=True), dtype)
         return flat.reshape([int(size) for size in content["shape"]])
     except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"a constant among the arguments of an operation is damaged ({error})") from error
+        raise InputError(
+            f"a constant among the arguments of an operation is damaged ({error})", field="model", got=str(error)
+        ) from error

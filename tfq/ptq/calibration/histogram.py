@@ -71,10 +71,15 @@ class Histogram:
         if values["mantissa_bits"] != _MANTISSA_BITS:
             raise InputError(
                 f"histogram with {values['mantissa_bits']} bits of mantissa: wanted {_MANTISSA_BITS}, as this version "
-                "of tfq counts: observe the data again"
+                "of tfq counts: observe the data again",
+                field="mantissa_bits",
+                expected=_MANTISSA_BITS,
+                got=values["mantissa_bits"],
             )
         if bins.size != counts.size or not np.isin(bins, np.arange(NUM_BINS)).all() or (counts < 1).any():
-            raise InputError(f"histogram: wanted as many counts of 1 or more as bins from 0 to {NUM_BINS - 1}")
+            raise InputError(
+                f"histogram: wanted as many counts of 1 or more as bins from 0 to {NUM_BINS - 1}", field="counts"
+            )
         found = cls()
         found.counts[bins] = counts
         return found
@@ -107,7 +112,12 @@ class Bins:
         Raises InputError on a share outside [0, 1] and where nothing was counted.
         """
         if not 0 <= share <= 1 or not self.counts.size:
-            raise InputError(f"quantile {share} of {self.counts.sum()} values: wanted 0 to 1, of at least one value")
+            raise InputError(
+                f"quantile {share} of {self.counts.sum()} values: wanted 0 to 1, of at least one value",
+                field="share",
+                expected=(0, 1),
+                got=share,
+            )
         reached = np.cumsum(self.counts)
         wanted = share * reached[-1]
         index = min(int(np.searchsorted(reached, wanted)), reached.size - 1)

@@ -249,7 +249,12 @@ def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
     for text in config.tensors:
         pattern, equals, method = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern:
-            raise InputError(f"calibration: {text!r}: wanted PATTERN=METHOD, as in 'conv*=mse'")
+            raise InputError(
+                f"calibration: {text!r}: wanted PATTERN=METHOD, as in 'conv*=mse'",
+                field="calibration.tensors",
+                expected="PATTERN=METHOD",
+                got=text,
+            )
         registry.get(CalibrationMethod, method, field="calibration.tensors")
         found.append((pattern, method))
     return found

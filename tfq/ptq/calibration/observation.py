@@ -113,7 +113,12 @@ class TensorObservation:
     def bins(self) -> Bins:
         """Those of the histogram, the outer ones cut off at the extremes. Raises InputError where none was kept."""
         if self.histogram is None:
-            raise InputError(f"tensor {self.name!r} was observed without a histogram: observe it with histograms=True")
+            raise InputError(
+                f"tensor {self.name!r} was observed without a histogram: observe it with histograms=True",
+                field="histograms",
+                expected=True,
+                got=False,
+            )
         found = self.histogram.bins()
         low, high = (np.clip(ends, self.minimum, self.maximum) for ends in (found.low, found.high))
         return Bins(low, high, found.counts)
@@ -181,7 +186,9 @@ class Observations:
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} holds no observations of tfq ({type(error).__name__}: {error}): observe the data again"
+                f"{path} holds no observations of tfq ({type(error).__name__}: {error}): observe the data again",
+                field="path",
+                got=str(path),
             ) from error
 
     @classmethod
@@ -216,16 +223,23 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
     Raises InputError where there is no part, and on parts of different flatbuffers or with different things kept.
     """
     if not parts:
-        raise InputError("merge_observations: wanted at least one part")
+        raise InputError("merge_observations: wanted at least one part", field="parts", got=0)
     whole = copy.deepcopy(parts[0])
     for number, part in enumerate(parts[1:], 1):
         if part.model_sha256 != whole.model_sha256 or part.tensors.keys() != whole.tensors.keys():
             raise InputError(
                 f"merge_observations: part {number} is of another flatbuffer than part 0 ({part.model_sha256[:12]}, "
-                f"{whole.model_sha256[:12]}): observe all of the data with the same one"
+                f"{whole.model_sha256[:12]}): observe all of the data with the same one",
+                field=f"parts[{number}]",
+                expected=whole.model_sha256,
+                got=part.model_sha256,
             )
         if part.has_histograms != whole.has_histograms:
-            raise InputError(f"merge_observations: one of parts 0 and {number} has histograms, the other has none")
+            raise InputError(
+                f"merge_observations: one of parts 0 and {number} has histograms, the other has none",
+                field=f"parts[{number}]",
+                expected="histograms in all parts or in none",
+            )
         for key, seen in whole.tensors.items():
             seen.merge(part.tensors[key], part.num_samples, whole.num_samples)
         whole.num_samples += part.num_samples

@@ -103,5 +103,7 @@ class Ranges:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} holds no calibrated ranges of tfq ({type(error).__name__}: {error}): calibrate again"
+                f"{path} holds no calibrated ranges of tfq ({type(error).__name__}: {error}): calibrate again",
+                field="conversion.calibration.ranges",
+                got=str(path),
             ) from error
