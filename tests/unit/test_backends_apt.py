@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from messages import refused
 
 from tfq.backends.qemu import apt
 from tfq.backends.qemu.apt import AptSource, machine_sources, parse_deb822, parse_one_line
@@ -100,13 +101,13 @@ def test_universe_of_ubuntu_is_used(tmp_path):
 
 def test_a_machine_without_sources_of_its_release_is_told_so(tmp_path):
     (tmp_path / "sources.list").write_text("deb http://mirror.example/debian trixie main\n")
-    with pytest.raises(BackendError, match=r"no apt source below .* serves bookworm main"):
+    with refused(BackendError, got="bookworm"):
         machine_sources(tmp_path, "bookworm")
 
 
 def test_a_missing_program_is_named(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None if name == "dpkg-deb" else f"/usr/bin/{name}")
-    with pytest.raises(BackendError, match="dpkg-deb is not on this machine"):
+    with refused(BackendError, got="dpkg-deb"):
         apt.require_tools()
 
 
@@ -158,9 +159,7 @@ def test_a_source_that_cannot_be_reached_matters_only_if_the_packages_cannot_be_
     answers["update"] = (100, "E: Failed to fetch http://third.example/InRelease\nE: Some index files failed")
     assert apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "one")
     answers["install"] = (100, "Reading\nE: Unable to locate package a")
-    with pytest.raises(
-        BackendError, match=r"cannot download a for arm64: .*third\.example.*Unable to locate package a"
-    ):
+    with refused(BackendError, got=("a",), word="third.example"):
         apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "two")
 
 
@@ -168,7 +167,7 @@ def test_a_second_download_asks_the_sources_no_second_time_and_gives_what_is_new
     calls, _ = machine_apt
     apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
     calls.clear()
-    with pytest.raises(BackendError, match="cannot download a for arm64"):  # what is there already is no news
+    with refused(BackendError, got=("a",), word="arm64"):  # what is there already is no news
         apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
     assert [call[1] for call in calls] == ["install"]
     (tmp_path / "apt" / "cache" / "archives" / "a_1_arm64.deb").unlink()
@@ -178,7 +177,7 @@ def test_a_second_download_asks_the_sources_no_second_time_and_gives_what_is_new
 
 def test_a_program_that_never_ends_is_stopped_and_named():
     begin = time.monotonic()
-    with pytest.raises(BackendError, match=r"`sleep 60 \.\.\.` did not end within 0.2 s and was stopped"):
+    with refused(BackendError, expected=0.2, got="sleep 60"):
         apt.run_command(["sleep", "60"], 0.2)
     assert time.monotonic() - begin < 10
 

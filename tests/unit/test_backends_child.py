@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_models import golden
+from messages import refused
 
 from tfq.backends import RunRequest, child, make_backend
 from tfq.backends.worker import run_worker
@@ -56,8 +57,7 @@ def killed_by(name: str) -> str:
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGFPE", "SIGBUS", "SIGABRT"])
 def test_a_crash_in_the_model_is_the_models_error_and_names_the_signal(name, worker, temporary):
     worker(STARTED + killed_by(name))
-    told = rf"local: the interpreter was killed by signal {name}: the last words: the model may be damaged"
-    with pytest.raises(ModelError, match=told):
+    with refused(ModelError, field="model", got=name, word="words"):
         make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
@@ -65,7 +65,7 @@ def test_a_crash_in_the_model_is_the_models_error_and_names_the_signal(name, wor
 @pytest.mark.parametrize(("before", "name"), [(STARTED, "SIGKILL"), (STARTED, "SIGTERM"), ("", "SIGSEGV")])
 def test_a_crash_that_is_not_the_models_is_the_runners_error(before, name, worker, temporary):
     worker("import os, signal, sys;" + before + killed_by(name))
-    with pytest.raises(BackendError, match=rf"local: the interpreter was killed by signal {name}: the last words"):
+    with refused(BackendError, got=name, word="words"):
         make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
@@ -73,7 +73,7 @@ def test_a_crash_that_is_not_the_models_is_the_runners_error(before, name, worke
 def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
     worker(STARTED + "[None for _ in iter(int, 1)]")
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"given up after .* without progress: .*--timeout_secs"):
+    with refused(ModelError, field="timeout_secs", word="timeout_secs"):
         make_backend("local").assess(dataclasses.replace(REQUEST, num_workers=1))
     # By its own CPU seconds, which other work on this machine can stretch.
     assert 2 < time.monotonic() - start < 15
@@ -82,21 +82,22 @@ def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
 def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(worker, temporary):
     worker(STARTED + "time.sleep(60)")
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"given up after 0\.[5-9] s without progress"):
+    with refused(ModelError, field="timeout_secs") as caught:
         make_backend("local").assess(dataclasses.replace(REQUEST, timeout_secs=0.5))
+    assert 0.5 <= caught.value.got < 1
     assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("told", ["progress 1", "more 0"])
 def test_a_child_that_makes_progress_is_not_given_up(told, worker, temporary):
     worker(STARTED + f"[(time.sleep(0.3), print({told!r}, flush=True)) for _ in range(6)]; sys.exit(9)")
-    with pytest.raises(BackendError, match="exit code 9"):
+    with refused(BackendError, got=9):
         make_backend("local").assess(dataclasses.replace(REQUEST, timeout_secs=1))
 
 
 def test_an_end_without_a_result_is_an_error_with_the_last_lines(worker, temporary):
     worker("import sys; [print(f'line {i}', file=sys.stderr) for i in range(20)]; sys.exit(7)")
-    with pytest.raises(BackendError, match=r"exit code 7 and without a result: line 15 \| .* \| line 19") as raised:
+    with refused(BackendError, got=7, word="19") as raised:
         make_backend("local").assess(REQUEST)
     assert "line 14" not in str(raised.value)
     assert list(temporary.iterdir()) == []
@@ -113,20 +114,20 @@ def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(BackendError, match=r"cannot write the model .* No space left on device: .*TMPDIR"):
+    with refused(BackendError, got="No space left on device", word="TMPDIR"):
         make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
 
 def test_outputs_for_which_there_is_no_room_are_an_error_that_says_so(worker, temporary):
     worker("print('started 1'); print('failed No space left on device'); raise SystemExit(74)")
-    with pytest.raises(BackendError, match=r"cannot write the outputs below .*: No space left on device: .*TMPDIR"):
+    with refused(BackendError, got="No space left on device", word="TMPDIR"):
         make_backend("local").assess(REQUEST)
     assert list(temporary.iterdir()) == []
 
 
 def test_a_python_that_is_not_there_is_an_error():
-    with pytest.raises(BackendError, match=r"x: cannot start /no/such/python"):
+    with refused(BackendError, got="/no/such/python"):
         run_worker(["/no/such/python"], REQUEST, backend="x")
 
 

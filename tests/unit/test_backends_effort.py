@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from golden_models import changed, golden
+from messages import refused
 
 from tfq.backends import RunRequest, limits, make_backend
 from tfq.errors import ModelError
@@ -20,8 +21,8 @@ def with_shape(index, shape):
     return changed(MODEL, change)
 
 
-def refuse(model, told):
-    with pytest.raises(ModelError, match=told):
+def refuse(model, **wanted):
+    with refused(ModelError, field="model", **wanted):
         make_backend("local").assess(RunRequest(model=model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
 
 
@@ -49,24 +50,24 @@ def test_a_small_model_is_given_up_within_seconds_and_a_large_one_gets_its_time(
 
 
 @pytest.mark.parametrize(
-    ("index", "shape", "told"),
+    ("index", "shape", "got", "word"),
     [
-        (13, [1, 8, 8, 50_000_000], r"tensor 13 .* has shape \[1, 8, 8, 50000000\], 3,200,000,000 bytes, where"),
-        (18, [2**31 - 1, 2**20], "tensor 18 .* is damaged"),
-        (0, [100_000, 8, 8, 1], "input 'x0' .* batch of 100,000: wanted at most 65,536"),
+        (13, [1, 8, 8, 50_000_000], 3_200_000_000, "13"),
+        (18, [2**31 - 1, 2**20], (2**31 - 1) * 2**20, "18"),
+        (0, [100_000, 8, 8, 1], 100_000, "'x0'"),
     ],
 )
-def test_a_shape_that_nothing_explains_is_refused_before_anything_runs(index, shape, told):
+def test_a_shape_that_nothing_explains_is_refused_before_anything_runs(index, shape, got, word):
     # An interpreter takes the memory for it first, and the machine down with it.
-    refuse(with_shape(index, shape), told)
+    refuse(with_shape(index, shape), got=got, word=word)
 
 
 def test_a_model_for_a_larger_machine_is_refused(monkeypatch):
     monkeypatch.setattr(limits, "_memory", lambda: 10_000)
-    refuse(MODEL, "the model's tensors take .* bytes, this machine has 10,000")
+    refuse(MODEL, expected=10_000)
 
 
 def test_memory_beyond_the_limit_is_refused_to_the_child(monkeypatch):
     monkeypatch.setattr(limits, "BASE_BYTES", 1)
     monkeypatch.setattr(limits, "TIMES_TENSORS", 0)
-    refuse(MODEL, "the interpreter (failed|was killed by signal SIGABRT|was killed by signal SIGSEGV)")
+    refuse(MODEL, word="interpreter")

@@ -35,9 +35,9 @@ def test_an_error_of_the_work_is_raised_where_its_report_is_asked_for():
     def mismatch():
         raise session.InputMismatch("takes int8, got float32")
 
-    with pytest.raises(session.InputMismatch, match="takes int8, got float32"):
+    with pytest.raises(session.InputMismatch, match="float32"):
         Fork(mismatch).report()
-    with pytest.raises(RuntimeError, match="by zero"):
+    with pytest.raises(RuntimeError, match="zero"):
         Fork(lambda: {"done": 1 // 0}).report()
 
 

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.backends import (
     Backend,
@@ -24,27 +25,27 @@ CODES = np.zeros((2, 3), np.int8)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "field", "got"),
     [
-        ({"model": b""}, "the model is empty"),
-        ({"inputs": ()}, "no input arrays"),
-        ({"inputs": (CODES, CODES[:1])}, r"the inputs hold \[2, 1\] examples"),
-        ({"inputs": (np.zeros((0, 3), np.int8),)}, "at least one example"),
-        ({"inputs": (np.int8(3),)}, "input 0 is a int8"),
-        ({"inputs": (np.array(3, np.int8),)}, "at least one example"),
-        ({"inputs": (np.array([object()]),)}, "input 0 is a object array"),
-        ({"inputs": (np.array(["text"]),)}, "wanted a NumPy array of numbers"),
-        ({"num_threads": 0}, "num_threads=0"),
-        ({"num_runs": -1}, "num_runs=-1"),
-        ({"warmup_runs": -1}, "warmup_runs=-1"),
-        ({"num_workers": -1}, "num_workers=-1"),
-        ({"timeout_secs": -0.5}, "timeout_secs=-0.5"),
-        ({"timeout_secs": float("nan")}, "timeout_secs=nan"),
-        ({"kernels": "xnpack"}, "did you mean 'xnnpack'"),
+        ({"model": b""}, "model", b""),
+        ({"inputs": ()}, "inputs", 0),
+        ({"inputs": (CODES, CODES[:1])}, "inputs", [2, 1]),
+        ({"inputs": (np.zeros((0, 3), np.int8),)}, "inputs[0]", (0, 3)),
+        ({"inputs": (np.int8(3),)}, "inputs[0]", "int8"),
+        ({"inputs": (np.array(3, np.int8),)}, "inputs[0]", ()),
+        ({"inputs": (np.array([object()]),)}, "inputs[0]", "object array"),
+        ({"inputs": (np.array(["text"]),)}, "inputs[0]", "<U4 array"),
+        ({"num_threads": 0}, "num_threads", 0),
+        ({"num_runs": -1}, "num_runs", -1),
+        ({"warmup_runs": -1}, "warmup_runs", -1),
+        ({"num_workers": -1}, "num_workers", -1),
+        ({"timeout_secs": -0.5}, "timeout_secs", -0.5),
+        ({"timeout_secs": np.nan}, "timeout_secs", np.nan),
+        ({"kernels": "xnpack"}, "kernels", "xnpack"),
     ],
 )
-def test_a_request_that_no_model_could_take_is_refused(change, told):
-    with pytest.raises(InputError, match=told):
+def test_a_request_that_no_model_could_take_is_refused(change, field, got):
+    with refused(InputError, field=field, got=got):
         RunRequest(**{"model": b"x", "inputs": (CODES,), **change})
 
 
@@ -81,7 +82,7 @@ def test_an_unknown_kind_or_address_is_an_input_error(name):
 
 
 def test_a_typo_in_an_address_gets_a_suggestion():
-    with pytest.raises(InputError, match="did you mean 'qemu:cortex-a53'"):
+    with refused(InputError, field="evaluation.backend", word="'qemu:cortex-a53'"):
         make_backend("qemu:cortex-a35")
 
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from golden_models import changed, golden
+from messages import refused
 
 from tfq.backends import InputStream, RunRequest, child, make_backend, worker
 from tfq.errors import BackendError, InputError
@@ -69,7 +70,7 @@ def test_a_stream_is_not_taken_ahead_of_a_child_that_does_not_read(tmp_path, mon
             taken += 1
             yield (np.zeros((1 << 14, 8, 8, 1), np.int8),)  # 1 MiB
 
-    with pytest.raises(BackendError, match="exit code 0 and without a result"):
+    with refused(BackendError, got=0):
         run(InputStream(num_examples=100 << 14, pieces=pieces))
     assert worker.RING_BYTES >> 20 <= taken <= (worker.RING_BYTES >> 20) + 2
 
@@ -77,9 +78,9 @@ def test_a_stream_is_not_taken_ahead_of_a_child_that_does_not_read(tmp_path, mon
 def test_an_error_of_the_source_comes_out_as_it_is_and_ends_the_child():
     def pieces():
         yield (examples(10),)
-        raise KeyError("the disk with the data is gone")
+        raise KeyError("disk")
 
-    with pytest.raises(KeyError, match="the disk with the data is gone"):
+    with pytest.raises(KeyError, match="disk"):
         run(InputStream(num_examples=20, pieces=pieces))
 
 
@@ -93,21 +94,21 @@ def test_a_source_that_takes_its_time_is_not_the_models_fault():
 
 
 @pytest.mark.parametrize(
-    ("second", "told"),
+    ("second", "got"),
     [
-        (np.zeros((5, 8, 8, 1), np.int8), "announced 12 examples and gave more"),
-        (np.zeros((1, 8, 8, 1), np.int8), "announced 12 examples and gave 11"),
-        (np.zeros((2, 8, 8, 1), np.uint8), "the stream's arrays change"),
-        (np.zeros((2, 8, 9, 1), np.int8), "the stream's arrays change"),
+        (np.zeros((5, 8, 8, 1), np.int8), 15),
+        (np.zeros((1, 8, 8, 1), np.int8), 11),
+        (np.zeros((2, 8, 8, 1), np.uint8), [(np.uint8, (8, 8, 1))]),
+        (np.zeros((2, 8, 9, 1), np.int8), [(np.int8, (8, 9, 1))]),
     ],
 )
-def test_a_stream_that_is_not_what_it_announced_is_an_error(second, told):
-    with pytest.raises(InputError, match=told):
+def test_a_stream_that_is_not_what_it_announced_is_an_error(second, got):
+    with refused(InputError, field="inputs", got=got):
         run(InputStream(num_examples=12, pieces=lambda: iter([(examples(10),), (second,)])))
 
 
 def test_an_empty_stream_is_an_error():
-    with pytest.raises(InputError, match="a stream of 0 examples"):
+    with refused(InputError, field="num_examples", got=0):
         InputStream(num_examples=0, pieces=lambda: iter(()))
-    with pytest.raises(InputError, match="the stream of 3 examples is empty"):
+    with refused(InputError, field="inputs", expected=3, got=0):
         run(InputStream(num_examples=3, pieces=lambda: iter(())))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.backends import RunRequest, make_backend
 from tfq.backends.qemu import sysroot, sysroot_build
@@ -35,16 +36,14 @@ def built(directory: Path, cpus=("cortex-a53",)) -> None:
 def test_without_the_emulator_a_run_says_how_to_install_it():
     backend = make_backend("qemu:cortex-a53")
     assert "python -m tfq.backends.qemu.sysroot" in backend.unavailable()
-    with pytest.raises(
-        BackendError, match=r"qemu:cortex-a53: the ARM emulator is not installed: .*tfq\.backends\.qemu\.sysroot"
-    ):
+    with refused(BackendError, word="tfq.backends.qemu.sysroot"):
         backend.assess(REQUEST)
 
 
 def test_an_arm64_machine_is_told_that_it_needs_no_emulator(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "use the backend local" in make_backend("qemu:cortex-a76").unavailable()
-    with pytest.raises(BackendError, match="use the backend local"):
+    with refused(BackendError, word="local"):
         sysroot.install()
 
 
@@ -128,7 +127,7 @@ def test_a_source_in_the_environment_that_is_none_is_refused_before_any_download
     monkeypatch.setattr(sysroot_build, "require_tools", lambda: None)
     monkeypatch.setattr(sysroot_build, "machine_sources", list)
     monkeypatch.setattr(sysroot_build, "fetch_packages", lambda *_, **__: pytest.fail("downloads"))
-    with pytest.raises(BackendError, match=r"TFQ_ARM64_APT_SOURCE='http://mirror.example/ubuntu': wanted `deb "):
+    with refused(BackendError, field="TFQ_ARM64_APT_SOURCE", got="http://mirror.example/ubuntu"):
         sysroot_build.build(tmp_path, print)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from golden_models import changed, golden
+from messages import refused
 from test_architecture import imports
 
 from tfq import quant_math
@@ -138,23 +139,23 @@ def test_the_machine_is_described_without_its_name():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "told"),
+    ("inputs", "word"),
     [
-        ((np.zeros((2, 8, 8), np.int8),), r"takes shape \[1, 8, 8, 1\] \(batch first\), got examples of \[8, 8\]"),
-        ((np.zeros((2, 8, 9, 1), np.int8),), r"got examples of \[8, 9, 1\]"),
-        ((np.zeros((2, 8, 8, 1), np.float32),), "takes int8, got float32"),
-        ((np.zeros((2, 8, 8, 1), np.int8),) * 2, "the model has 1 inputs, got 2 arrays"),
+        ((np.zeros((2, 8, 8), np.int8),), "shape"),
+        ((np.zeros((2, 8, 9, 1), np.int8),), "shape"),
+        ((np.zeros((2, 8, 8, 1), np.float32),), "float32"),
+        ((np.zeros((2, 8, 8, 1), np.int8),) * 2, "2"),
     ],
 )
-def test_arrays_that_the_model_does_not_take_are_the_users_error(inputs, told):
-    with pytest.raises(InputError, match=told):
+def test_arrays_that_the_model_does_not_take_are_the_users_error(inputs, word):
+    with refused(InputError, field="inputs", word=word):
         run(golden("digits_int8"), *inputs)
 
 
 def test_what_the_interpreter_refuses_is_the_models_error_in_its_own_words():
-    with pytest.raises(ModelError, match=r"local: the interpreter failed: .*custom op"):
+    with refused(ModelError, field="model", word="MatrixDeterminant"):
         run(golden("custom_op"), np.zeros((1, 8, 8, 1), np.float32))
-    with pytest.raises(FlatbufferError, match="wanted the identifier 'TFL3'"):
+    with refused(FlatbufferError, word="TFL3"):
         run(b"no flatbuffer at all, only text", np.zeros((1, 8, 8, 1), np.float32))
 
 

@@ -160,9 +160,9 @@ def test_too_few_examples_for_their_classes_are_told_to_be_more():
     labels = np.random.default_rng(0).integers(0, 100, 100)
     x = digits(100).inputs["x"]
     (finding,) = diagnose(split(x, labels)).findings
-    assert "give more of them (--conversion.num_calibration_samples)" in finding
+    assert "num_calibration_samples" in finding
     few = diagnose(split(digits(20).inputs["x"])).findings[0]
-    assert few.startswith("20 calibration examples are few")
+    assert "20" in few
 
 
 @pytest.mark.parametrize(

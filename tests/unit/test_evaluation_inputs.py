@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.data import Split
 from tfq.errors import InputError
@@ -58,10 +59,7 @@ def test_clipped_values_are_those_beyond_the_range_by_more_than_half_a_step():
     assert prepared.clipped_share == 3 / 8
     assert prepared.unused_share == 0.0
     assert len(prepared.warnings) == 1
-    assert prepared.warnings[0] == (
-        "37.5% of the values of input 't0' lie outside its range (-69 to 58.5) and are clipped: are --data.scale and "
-        "--data.offset right?"
-    )
+    assert "37.5%" in prepared.warnings[0]
 
 
 def test_data_scaled_to_one_for_a_model_of_pixels_leaves_its_range_unused():
@@ -69,7 +67,7 @@ def test_data_scaled_to_one_for_a_model_of_pixels_leaves_its_range_unused():
     scaled = prepare_inputs(model_of(pixels), split(np.linspace(0, 1, 20, dtype=np.float32).reshape(10, 2)))
     assert scaled.unused_share == pytest.approx(254 / 255)
     assert scaled.clipped_share == 0.0
-    assert "unused: are --data.scale and --data.offset right?" in scaled.warnings[0]
+    assert "unused" in scaled.warnings[0]
     raw = prepare_inputs(model_of(pixels), split(np.linspace(0, 255, 20, dtype=np.float32).reshape(10, 2)))
     assert (raw.unused_share, raw.clipped_share, raw.warnings) == (0.0, 0.0, ())
 
@@ -93,27 +91,31 @@ def test_inputs_are_bound_by_the_names_of_the_signature():
 
 
 @pytest.mark.parametrize(
-    ("tensor", "x", "told"),
+    ("tensor", "x", "wanted"),
     [
-        ({}, np.zeros((5, 3)), r"has shape \[1, 2\] \(batch first\), the data \[5, 3\] \(examples first\)"),
-        ({}, np.zeros((5, 2, 1)), r"the data \[5, 2, 1\]"),
+        ({}, np.zeros((5, 3)), {"field": "data", "expected": (2,), "got": (3,)}),
+        ({}, np.zeros((5, 2, 1)), {"field": "data", "expected": (2,), "got": (2, 1)}),
         (
             {"shape": (1, 32, 32, 3)},
             np.zeros((5, 28, 28, 3)),
-            r"\[1, 32, 32, 3\].*\[5, 28, 28, 3\].*--data.resize=32,32",
+            {"field": "data", "expected": (32, 32, 3), "got": (28, 28, 3), "word": "32,32"},
         ),
-        ({}, np.array([[0, 0], [0, np.nan]]), "input 'x' of example 1 holds NaN"),
-        (INT8, np.array([[0, np.inf]]), "input 'x' of example 0 holds infinity"),
-        ({"dtype": "int32"}, np.array([[1.0, 2.0], [3.0, 2.5]]), "takes int32 as it is .* example 1"),
-        ({"dtype": "int8"}, np.array([[1, 300]]), "takes int8 as it is .* example 0"),
-        ({"dtype": "int8", "scale": (0.5, 0.5), "zero_point": (0, 0)}, np.zeros((1, 2)), "2 scales"),
-        ({"dtype": "int8", "scale": (0.0,), "zero_point": (0,)}, np.zeros((1, 2)), "scale 0.0"),
-        ({"dtype": "int8", "scale": (float("nan"),), "zero_point": (0,)}, np.zeros((1, 2)), "scale nan"),
-        ({"dtype": "resource"}, np.zeros((1, 2)), "NumPy has no such type"),
+        ({}, np.array([[0, 0], [0, np.nan]]), {"field": "x[1]", "got": "NaN"}),
+        (INT8, np.array([[0, np.inf]]), {"field": "x[0]", "got": "infinity"}),
+        ({"dtype": "int32"}, np.array([[1.0, 2.0], [3.0, 2.5]]), {"field": "t0[1]", "expected": "int32"}),
+        ({"dtype": "int8"}, np.array([[1, 300]]), {"field": "t0[0]", "expected": "int8"}),
+        (
+            {"dtype": "int8", "scale": (0.5, 0.5), "zero_point": (0, 0)},
+            np.zeros((1, 2)),
+            {"field": "input 't0'", "expected": 1, "got": (0.5, 0.5)},
+        ),
+        ({"dtype": "int8", "scale": (0.0,), "zero_point": (0,)}, np.zeros((1, 2)), {"got": (0.0,)}),
+        ({"dtype": "int8", "scale": (float("nan"),), "zero_point": (0,)}, np.zeros((1, 2)), {"word": "nan"}),
+        ({"dtype": "resource"}, np.zeros((1, 2)), {"field": "t0", "got": "resource"}),
     ],
 )
-def test_data_that_the_model_cannot_take_is_refused(tensor, x, told):
-    with pytest.raises(InputError, match=told):
+def test_data_that_the_model_cannot_take_is_refused(tensor, x, wanted):
+    with refused(InputError, **wanted):
         prepare_inputs(model_of(tensor), split(x))
 
 
@@ -135,5 +137,5 @@ def test_outputs_are_code_minus_zero_point_times_scale():
     assert reals.tolist() == [[0.5, 1.5]]
     assert classes.tolist() == [3]
     outputs[1] = np.array([[0.5, np.nan]], np.float32)
-    with pytest.raises(InputError, match="output 'reals' is NaN for example 0"):
+    with refused(InputError, field="output 'reals'[0]", got="NaN"):
         decode_outputs(model, outputs)

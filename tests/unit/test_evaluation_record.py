@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.config import EvaluationConfig, RequireConfig
 from tfq.errors import BackendError, InputError, RequirementError
@@ -69,7 +70,7 @@ def test_every_missed_bound_is_listed_with_both_numbers():
         "agreement is 0.9700, required at least 0.98",
         "accuracy_drop is 0.0100, required at most 0.005",
     ]
-    with pytest.raises(RequirementError, match=r"accuracy is 0\.7500.*; agreement is 0\.9700.*; accuracy_drop"):
+    with refused(RequirementError, field="require", got=tuple(missed_requirements(RECORD, require))):
         check_requirements(RECORD, require)
 
 
@@ -128,9 +129,9 @@ def test_a_float_output_has_no_lsb_and_is_told_apart():
 
 
 def test_outputs_that_cannot_be_compared_are_refused():
-    with pytest.raises(InputError, match="NaN or infinity on a or b"):
+    with refused(InputError, field="y", expected="finite numbers"):
         compare_outputs(["y"], [np.array([[np.nan]])], [np.array([[1.0]])], backend_a="a", backend_b="b")
-    with pytest.raises(InputError, match=r"is int8 \[1\] on one backend, int8 \[2\] on the other"):
+    with refused(InputError, field="y", expected=("int8", (1,)), got=("int8", (2,))):
         compare_outputs(["y"], [np.zeros(1, np.int8)], [np.zeros(2, np.int8)], backend_a="a", backend_b="b")
 
 
@@ -142,10 +143,10 @@ def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_whe
     outcome = compare_backends_or_reason(model, x, EvaluationConfig(), "qemu:cortex-a53")
     assert isinstance(outcome, str)
     assert "tfq.backends.qemu.sysroot" in outcome
-    with pytest.raises(BackendError, match=r"qemu:cortex-a53: .*tfq\.backends\.qemu\.sysroot"):
+    with refused(BackendError, word="tfq.backends.qemu.sysroot"):
         compare_backends(model, x, "local", "qemu:cortex-a53")
     check_backends(EvaluationConfig(parity_backends=("qemu:cortex-a53",)))
-    with pytest.raises(BackendError, match="qemu:cortex-a53"):
+    with refused(BackendError, word="qemu:cortex-a53"):
         check_backends(EvaluationConfig(backend="qemu:cortex-a53"))
-    with pytest.raises(InputError, match="did you mean 'qemu:cortex-a53'"):
+    with refused(InputError, field="evaluation.backend", got="qemu:cortex-a5", word="'qemu:cortex-a53'"):
         check_backends(EvaluationConfig(parity_backends=("qemu:cortex-a5",)))
