@@ -135,7 +135,7 @@ def test_a_model_that_the_interpreter_refuses_is_named_with_its_kernels():
 
 
 def test_an_unknown_runner_gets_a_suggestion():
-    with refused(InputError, field="evaluation.backend", got="lokal", word="'local'"):
+    with refused(InputError, field="BenchmarkConfig.backend", got="lokal", word="'local'"):
         evaluation.benchmark_models({"m": golden("digits_int8")}, BenchmarkConfig(backend="lokal"))
 
 

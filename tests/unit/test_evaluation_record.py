@@ -148,5 +148,5 @@ def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_whe
     check_backends(EvaluationConfig(parity_backends=("qemu:cortex-a53",)))
     with refused(BackendError, word="qemu:cortex-a53"):
         check_backends(EvaluationConfig(backend="qemu:cortex-a53"))
-    with refused(InputError, field="evaluation.backend", got="qemu:cortex-a5", word="'qemu:cortex-a53'"):
+    with refused(InputError, field="evaluation.parity_backends", got="qemu:cortex-a5", word="'qemu:cortex-a53'"):
         check_backends(EvaluationConfig(parity_backends=("qemu:cortex-a5",)))
