@@ -156,7 +156,7 @@ def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
     with pytest.warns(TfqWarning) as told:
         record = evaluate_model(recorded, (x / 16, y), QUICK, preprocessing=given)
     assert record.warnings == tuple(str(warning.message) for warning in told)
-    assert record.warnings[0] == "the model was made with --data.scale=1.0, this data comes with 0.0625"
+    assert "0.0625" in record.warnings[0]
     assert "94% of the range of input 'image'" in record.warnings[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

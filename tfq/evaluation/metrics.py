@@ -124,6 +124,9 @@ def check_no_nan(values: NDArray, what: str) -> None:
                 field="outputs",
                 expected="numbers",
                 got=float("nan"),
+                field=f"{what}[{int(bad.argmax())}]",
+                expected="finite numbers",
+                got="NaN",
             )
 
 
