@@ -137,5 +137,5 @@ def test_outputs_are_code_minus_zero_point_times_scale():
     assert reals.tolist() == [[0.5, 1.5]]
     assert classes.tolist() == [3]
     outputs[1] = np.array([[0.5, np.nan]], np.float32)
-    with refused(InputError, field="output 'reals'[0]", got="NaN"):
+    with refused(InputError, field="outputs", word="'reals'"):
         decode_outputs(model, outputs)
