@@ -32,6 +32,7 @@ MODULES = {
     "bridged_layer": "tfq.keras_bridge.layers.translate",
     "data_source": "tfq.data.sources",
     "metric": "tfq.evaluation.metrics",
+    "target": "tfq.auditing.targets",
 }
 ENTRY_POINT_GROUP = "tfq.plugins"
 

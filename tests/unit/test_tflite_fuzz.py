@@ -8,13 +8,14 @@ import pytest
 from golden_models import golden
 from mutations import mutants
 
+from tfq import registry
 from tfq.auditing import audit_model
-from tfq.config import AUDIT_SCHEMES, TARGETS, AuditConfig
+from tfq.config import AUDIT_SCHEMES, AuditConfig
 from tfq.errors import FlatbufferError
 
 MUTATIONS = 200
 FILES = ("digits_int8", "digits_dynamic_range", "digits_weight_only_int8", "two_branches_float32", "flex_op")
-REQUIREMENTS = ("", *AUDIT_SCHEMES, *TARGETS)
+REQUIREMENTS = ("", *AUDIT_SCHEMES, *registry.names("target"))
 
 
 @pytest.mark.parametrize("name", FILES)

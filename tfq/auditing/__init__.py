@@ -3,15 +3,15 @@
 
 from tfq.auditing.audit import audit_model
 from tfq.auditing.report import AuditReport, Finding, Weight, require, require_full_int8
-from tfq.auditing.targets import TARGETS, Target
+from tfq.auditing.targets import Target, find_target
 
 __all__ = [
-    "TARGETS",
     "AuditReport",
     "Finding",
     "Target",
     "Weight",
     "audit_model",
+    "find_target",
     "require",
     "require_full_int8",
 ]

@@ -29,7 +29,7 @@ from tfq.auditing.schemes import (
     finding_kind,
     is_hybrid,
 )
-from tfq.auditing.targets import TARGETS, Target
+from tfq.auditing.targets import Target, find_target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
@@ -151,7 +151,7 @@ class OpRules:
         """is_entry: whether a caller can run the subgraph, so that its inputs and outputs are the model's borders."""
         borders = Borders(graph, config, is_entry)
         required = config.require or "full_int8"
-        target = TARGETS.get(required)
+        target = find_target(required)
         self._target = TargetRules(graph, target, borders) if target else None
         self._scheme = AUDIT_SCHEMES.get(required)
         self._types: TypeRules | SchemeRules | None = None
@@ -359,8 +359,7 @@ def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
 
 def _scheme_findings(config: AuditConfig, scheme: str, findings: list[Finding]) -> Iterator[Finding]:
     """That the model as a whole is another scheme, where no op of it told so."""
-    if config.require in TARGETS:
-        target = TARGETS[config.require]
+    if target := find_target(config.require):
         wanted, title = target.schemes, f" for {target.title}"
     elif config.require == "full_int8" or not config.require:
         return

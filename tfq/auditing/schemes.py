@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfq.auditing.targets import TARGETS
+from tfq.auditing.targets import find_target
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.tflite.op_types import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, REAL_OPS, WEIGHT, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
@@ -34,8 +34,8 @@ class Offence:
 
 def border_types(config: AuditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The types that a model's inputs, and its outputs, may have: as asked for, else those of what is required."""
-    if config.require in TARGETS:
-        own = TARGETS[config.require].io_types
+    if target := find_target(config.require):
+        own = target.io_types
     else:
         own = SCHEME_IO_TYPES[AUDIT_SCHEMES[config.require or "full_int8"]][:1]
     asked = (config.inference_input_type, config.inference_output_type)

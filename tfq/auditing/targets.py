@@ -7,6 +7,11 @@ It says what a target never runs; that a target runs the rest is for a run on it
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tfq import registry
+from tfq.config import AUDIT_SCHEMES, SCHEMES
+from tfq.errors import InputError
+from tfq.registry import register
+
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -17,22 +22,37 @@ def _versions(text: str) -> dict[str, int]:
     return {name: int(version) for name, version in (entry.split("=") for entry in text.split())}
 
 
+@registry.extension_point("target")
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What one target can run.
+    """What one target can run, and what a conversion and an audit for it therefore ask for.
 
-    title: for messages. schemes: of ConversionConfig. io_types: of a model's inputs and outputs.
-    integer_ops, float_ops: ops that it runs on integer and on float activations; hybrid_ops: on float activations with
-        integer weights. max_versions: the newest version that
-        it knows of an op, where that is known.
-    per_channel_dense: whether weights of fully connected layers may have a scale for each channel; those of
-        convolutions may everywhere. static_shapes: whether all shapes must be known beforehand.
-    only_inner_axes: whether of a tensor's axes only the innermost three may be longer than 1.
-    max_softmax: the longest axis that SOFTMAX may have, 0 without bound.
-    has_builtin_kernels: whether an op that it leaves is run by TFLite's own kernels on the same CPU.
+    Args:
+        name: What users write: `conversion.target`, `audit.require`. Not the name of a scheme.
+        help: What it is, for `--help` and the documentation.
+        title: For messages, within a sentence: "the Edge TPU".
+        short_title: For tables and verdicts: "Edge TPU".
+        source: Where the op table and the rules were read or measured, with version or date.
+        schemes: Of `ConversionConfig.scheme`, the one to suggest first.
+        io_types: That a model's inputs and outputs may have, the one to suggest first.
+        integer_ops: TFLite names of the ops that it runs on integer activations.
+        float_ops: Those that it runs on float activations.
+        hybrid_ops: Those that it runs on float activations with integer weights.
+        max_versions: The newest version of an op that it knows, where that is known.
+        per_channel_dense: Whether weights of fully connected layers may have a scale for each channel; those of
+            convolutions always may. If not, a conversion for this target gives them one scale.
+        per_channel_dense_reason: Why not.
+        static_shapes: Whether all shapes must be fixed. If so, a conversion refuses a dynamic batch.
+        only_inner_axes: Whether only the innermost three axes of a tensor may be longer than 1.
+        max_softmax: The longest axis that SOFTMAX may have; 0 without bound.
+        has_builtin_kernels: Whether TFLite's own kernels on the same CPU run the ops that it does not.
     """
 
+    name: str
+    help: str
     title: str
+    short_title: str
+    source: str
     schemes: tuple[str, ...]
     io_types: tuple[str, ...]
     integer_ops: frozenset[str]
@@ -45,7 +65,36 @@ class Target:
     only_inner_axes: bool = False
     max_softmax: int = 0
     has_builtin_kernels: bool = False
-    source: str
+
+    def __post_init__(self) -> None:
+        if self.name in AUDIT_SCHEMES:
+            raise InputError(
+                f"target: {self.name!r} is the name of a scheme: choose another name", field="name", got=self.name
+            )
+        unknown = [scheme for scheme in self.schemes if scheme not in SCHEMES]
+        if unknown or not self.schemes:
+            raise InputError(
+                f"target {self.name}: schemes {list(self.schemes)}: expected some of {', '.join(SCHEMES)}",
+                field="schemes",
+                expected=SCHEMES,
+                got=self.schemes,
+            )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Return the further cells of its row in the documentation."""
+        return {
+            "schemes": ", ".join(self.schemes),
+            "inputs and outputs": ", ".join(self.io_types),
+            "ops on integers": str(len(self.integer_ops)),
+            "ops on floats": str(len(self.float_ops)),
+            "source": self.source,
+        }
+
+
+def find_target(name: str) -> Target | None:
+    """Return the target called `name`; None if it is a scheme, or nothing that is registered."""
+    return registry.entries(Target).get(name)
 
 
 # Every op of one-op models, float32 and full int8, was looked for in the delegate's nodes.
@@ -54,20 +103,25 @@ _XNNPACK_BOTH = _names("""
     MAX_POOL_2D MEAN MUL PAD QUANTIZE REDUCE_MAX REDUCE_MIN RESHAPE RESIZE_BILINEAR SLICE SPACE_TO_DEPTH SPLIT SUB SUM
     TANH TRANSPOSE TRANSPOSE_CONV
 """)
-_XNNPACK = Target(
-    title="XNNPACK",
-    schemes=("int8", "dynamic_range", "float16", "float32", "weight_only_int8"),
-    io_types=("int8", "uint8", "float32"),
-    integer_ops=_XNNPACK_BOTH,
-    float_ops=_XNNPACK_BOTH
-    | _names("""
-        ABS AVERAGE_POOL_2D BATCH_MATMUL CEIL COS DIV ELU EXP FLOOR GELU HARD_SWISH LOG MAXIMUM MINIMUM NEG RELU RELU6
-        ROUND RSQRT SIN SOFTMAX SQRT SQUARE SQUARED_DIFFERENCE
-    """),
-    hybrid_ops=_names("CONV_2D FULLY_CONNECTED TRANSPOSE_CONV"),
-    static_shapes=False,
-    has_builtin_kernels=True,
-    source="measured on ai-edge-litert 2.1.6, x86-64; scales: xnn_define_quantized_tensor_value",
+register(
+    Target(
+        name="xnnpack",
+        help="TFLite on a CPU (x86, ARM, WebAssembly) with its XNNPACK delegate",
+        title="XNNPACK",
+        short_title="XNNPACK",
+        schemes=("int8", "dynamic_range", "float16", "float32", "weight_only_int8"),
+        io_types=("int8", "uint8", "float32"),
+        integer_ops=_XNNPACK_BOTH,
+        float_ops=_XNNPACK_BOTH
+        | _names("""
+            ABS AVERAGE_POOL_2D BATCH_MATMUL CEIL COS DIV ELU EXP FLOOR GELU HARD_SWISH LOG MAXIMUM MINIMUM NEG RELU RELU6
+            ROUND RSQRT SIN SOFTMAX SQRT SQUARE SQUARED_DIFFERENCE
+        """),
+        hybrid_ops=_names("CONV_2D FULLY_CONNECTED TRANSPOSE_CONV"),
+        static_shapes=False,
+        has_builtin_kernels=True,
+        source="measured on ai-edge-litert 2.1.6, x86-64; scales: xnn_define_quantized_tensor_value",
+    )
 )
 
 _TFLM_OPS = _names("""
@@ -81,16 +135,21 @@ _TFLM_OPS = _names("""
     UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE BATCH_MATMUL DIV DYNAMIC_UPDATE_SLICE
     EMBEDDING_LOOKUP LOG_SOFTMAX REVERSE_V2 SELECT_V2 SQUARED_DIFFERENCE SUM
 """)
-_TFLM = Target(
-    title="TensorFlow Lite for Microcontrollers",
-    schemes=("int8", "int16x8", "float32"),
-    io_types=("int8", "uint8", "int16", "float32"),
-    integer_ops=_TFLM_OPS
-    - _names("CEIL COS DIV EXP FLOOR FLOOR_DIV FLOOR_MOD L2_POOL_2D LOG NEG ROUND SIN SQRT SQUARE"),
-    float_ops=_TFLM_OPS,
-    per_channel_dense=False,
-    per_channel_dense_reason="its kernels take them since September 2024 alone, and vendors' kernels often not yet",
-    source="tflite-micro: micro_mutable_op_resolver.h at 933f830 and of 2025; pull requests 2602, 2673 (dense weights)",
+register(
+    Target(
+        name="tflm",
+        help="TensorFlow Lite for Microcontrollers and its reference kernels",
+        title="TensorFlow Lite for Microcontrollers",
+        short_title="TFLite Micro",
+        schemes=("int8", "int16x8", "float32"),
+        io_types=("int8", "uint8", "int16", "float32"),
+        integer_ops=_TFLM_OPS
+        - _names("CEIL COS DIV EXP FLOOR FLOOR_DIV FLOOR_MOD L2_POOL_2D LOG NEG ROUND SIN SQRT SQUARE"),
+        float_ops=_TFLM_OPS,
+        per_channel_dense=False,
+        per_channel_dense_reason="its kernels take them since September 2024 alone, and vendors' kernels often not yet",
+        source="tflite-micro: micro_mutable_op_resolver.h at 933f830 and of 2025; pull requests 2602, 2673 (dense weights)",
+    )
 )
 
 # RSQRT and others are mapped for float alone.
@@ -107,33 +166,41 @@ _NNAPI_FLOAT_VERSIONS = _versions("""
     ABS=1 DIV=1 ELU=1 EXP=1 FILL=1 FLOOR=1 L2_POOL_2D=1 LOCAL_RESPONSE_NORMALIZATION=1 LOG=1 LOG_SOFTMAX=1 NEG=2 POW=1
     REDUCE_PROD=1 RSQRT=1 SIN=1 SQRT=1 SUM=1
 """)
-_NNAPI = Target(
-    title="the NNAPI delegate",
-    schemes=("int8", "float32"),
-    io_types=("int8", "uint8", "float32"),
-    integer_ops=frozenset(_NNAPI_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
-    float_ops=frozenset(_NNAPI_VERSIONS) | frozenset(_NNAPI_FLOAT_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
-    max_versions=_NNAPI_VERSIONS | _NNAPI_FLOAT_VERSIONS,
-    per_channel_dense=False,
-    per_channel_dense_reason="FULLY_CONNECTED of the Neural Networks API wants one scale (LiteRT issue 3596)",
-    source="tensorflow/lite/delegates/nnapi/nnapi_delegate.cc at 002e5f4, for Android 11 (NNAPI 1.3) and later",
+register(
+    Target(
+        name="nnapi",
+        help="Android's Neural Networks API, 1.3 and later, by TFLite's delegate",
+        title="the NNAPI delegate",
+        short_title="NNAPI",
+        schemes=("int8", "float32"),
+        io_types=("int8", "uint8", "float32"),
+        integer_ops=frozenset(_NNAPI_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
+        float_ops=frozenset(_NNAPI_VERSIONS) | frozenset(_NNAPI_FLOAT_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
+        max_versions=_NNAPI_VERSIONS | _NNAPI_FLOAT_VERSIONS,
+        per_channel_dense=False,
+        per_channel_dense_reason="FULLY_CONNECTED of the Neural Networks API wants one scale (LiteRT issue 3596)",
+        source="tensorflow/lite/delegates/nnapi/nnapi_delegate.cc at 002e5f4, for Android 11 (NNAPI 1.3) and later",
+    )
 )
 
-_EDGETPU = Target(
-    title="the Edge TPU",
-    schemes=("int8",),
-    io_types=("int8", "uint8", "float32"),
-    integer_ops=_names("""
-        ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXPAND_DIMS FULLY_CONNECTED L2_NORMALIZATION
-        LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PACK PAD PRELU QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6
-        RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE SOFTMAX SPACE_TO_DEPTH SPLIT
-        SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
-    """),
-    per_channel_dense=False,
-    per_channel_dense_reason="its compiler's last release (16.0 of 2021) is older than such weights",
-    only_inner_axes=True,
-    max_softmax=16_000,
-    source="coral.ai/docs/edgetpu/models-intro: model requirements, supported operations",
+register(
+    Target(
+        name="edgetpu",
+        help="Coral's Edge TPU; full int8 only",
+        title="the Edge TPU",
+        short_title="Edge TPU",
+        schemes=("int8",),
+        io_types=("int8", "uint8", "float32"),
+        integer_ops=_names("""
+            ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D EXPAND_DIMS FULLY_CONNECTED L2_NORMALIZATION
+            LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PACK PAD PRELU QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6
+            RELU_N1_TO_1 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE SOFTMAX SPACE_TO_DEPTH SPLIT
+            SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
+        """),
+        per_channel_dense=False,
+        per_channel_dense_reason="its compiler's last release (16.0 of 2021) is older than such weights",
+        only_inner_axes=True,
+        max_softmax=16_000,
+        source="coral.ai/docs/edgetpu/models-intro: model requirements, supported operations",
+    )
 )
-
-TARGETS: dict[str, Target] = {"xnnpack": _XNNPACK, "tflm": _TFLM, "nnapi": _NNAPI, "edgetpu": _EDGETPU}

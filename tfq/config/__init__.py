@@ -17,7 +17,6 @@ from tfq.config.conversion import (
     IO_TYPES,
     SCHEME_IO_TYPES,
     SCHEMES,
-    TARGETS,
     CalibrationConfig,
     ConversionConfig,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "KERNELS",
     "SCHEMES",
     "SCHEME_IO_TYPES",
-    "TARGETS",
     "AnalysisConfig",
     "AuditConfig",
     "BenchmarkConfig",

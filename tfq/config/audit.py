@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
-from tfq.config.conversion import IO_TYPES, SCHEMES, TARGETS, ConversionConfig, check_io_types
+from tfq.config.conversion import IO_TYPES, SCHEMES, ConversionConfig, check_io_types
 
 # What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
 AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
@@ -18,7 +18,8 @@ class AuditConfig(Config):
     require: str = setting(
         "",
         "scheme that the flatbuffer must have, or target that must be able to run it; empty reports only",
-        choices=("", *AUDIT_SCHEMES, *TARGETS),
+        choices=("", *AUDIT_SCHEMES),
+        choices_of="target",
     )
     inference_input_type: str = setting(
         "", "type that the inputs must have; empty is the scheme's own", choices=IO_TYPES

@@ -21,9 +21,6 @@ SCHEME_IO_TYPES = {
 
 SCHEMES = tuple(SCHEME_IO_TYPES)
 
-TARGETS = ("xnnpack", "tflm", "nnapi", "edgetpu")
-
-
 TECHNIQUES = ("cross_layer_equalization", "bias_absorption", "gptq", "bias_correction")
 QUANTIZERS = ("tensorflow", "litert")
 
@@ -50,7 +47,7 @@ class ConversionConfig(Config):
     target: str = setting(
         "",
         "what the flatbuffer is to run on: chooses what this target can run, and refuses what it cannot",
-        choices=("", *TARGETS),
+        choices_of="target",
     )
     quantizer: str = setting(
         "tensorflow",

@@ -4,7 +4,7 @@
 import dataclasses
 import warnings
 
-from tfq import auditing, tflite
+from tfq import auditing, registry, tflite
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
@@ -20,7 +20,7 @@ def fitted(config: ConversionConfig) -> ConversionConfig:
     """
     if not config.target:
         return config
-    target = auditing.TARGETS[config.target]
+    target = registry.get(auditing.Target, config.target, field="conversion.target")
     asked = f"target={config.target}"
     if config.scheme not in target.schemes:
         raise InputError(

@@ -4,12 +4,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tfq.auditing import find_target
 from tfq.report.formatting import DASH, count, number_of, plain, scalar
 from tfq.report.summary import REFERENCE, Record, Reported, models_of
 from tfq.report.tables import Section, Table
 
 _MOST_FINDINGS = 60
-_TARGETS = {"xnnpack": "XNNPACK", "tflm": "TFLite Micro", "nnapi": "NNAPI", "edgetpu": "Edge TPU"}
 
 _SCHEMES = {
     "full_int8": "full int8",
@@ -47,7 +47,10 @@ def is_clean(audit: Record) -> bool:
 
 def scheme_text(scheme: Any) -> str:
     """What a reader calls the scheme that the audit told from a file's tensors."""
-    return _SCHEMES.get(scheme) or _TARGETS.get(scheme) or plain(scheme) if isinstance(scheme, str) else scalar(scheme)
+    if not isinstance(scheme, str):
+        return scalar(scheme)
+    target = find_target(scheme)
+    return _SCHEMES.get(scheme) or (target.short_title if target else plain(scheme))
 
 
 def verdict_of(label: str, audit: Record) -> str:
@@ -58,7 +61,8 @@ def verdict_of(label: str, audit: Record) -> str:
     if not is_clean(audit):
         return f"not {scheme_text(required)}"
     scheme = scheme_text(audit.get("scheme"))
-    return f"{scheme}, runs on {_TARGETS[required]}" if required in _TARGETS else scheme
+    target = find_target(required)
+    return f"{scheme}, runs on {target.short_title}" if target else scheme
 
 
 def findings_text(audit: Record) -> str:
