@@ -51,6 +51,8 @@ if TYPE_CHECKING:  # isort: off
     from tfq.evaluation.metric import Reconstruction as Reconstruction
     from tfq.evaluation.metric import add_states as add_states
     from tfq.evaluation.metric import concatenate_states as concatenate_states
+    from tfq.auditing import Target as Target
+    from tfq.data import DataSource as DataSource
     from tfq.keras_bridge import BridgedLayer as BridgedLayer
     from tfq.keras_bridge import Translation as Translation
     from tfq.ptq.calibration import CalibrationMethod as CalibrationMethod

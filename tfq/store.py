@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts
+from tfq import artifacts, registry
 from tfq.errors import TfqError, TfqWarning, remembered_warnings
 from tfq.provenance import code_sha256, package_versions
 
@@ -141,5 +141,11 @@ class StageStore:
 
 
 def _key(name: str, inputs: Mapping[str, Any]) -> str:
-    basis = {"stage": name, "inputs": inputs, "code": code_sha256(), "packages": package_versions()}
+    basis = {
+        "stage": name,
+        "inputs": inputs,
+        "code": code_sha256(),
+        "packages": package_versions(),
+        "plugins": [plugin.sha256 for plugin in registry.plugins()],
+    }
     return artifacts.sha256(json.dumps(basis, sort_keys=True).encode())[:32]

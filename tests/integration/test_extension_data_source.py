@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfq.data import DataSource, MissingSplitError, examples_of_arrays, file_fingerprint
-from tfq.registry import register
+import tfq
+from tfq.data import MissingSplitError, examples_of_arrays, file_fingerprint
 
 
 def read(address, config, split):
@@ -36,8 +36,8 @@ def fingerprint(address, config):
     return file_fingerprint(sorted(Path(address).glob("*.csv")), Path(address))
 
 
-register(
-    DataSource(
+tfq.register(
+    tfq.DataSource(
         name="csv",
         help="a CSV file for each split: class, then the pixels of an 8x8 image",
         address="DIR",

@@ -114,8 +114,8 @@ register(
         integer_ops=_XNNPACK_BOTH,
         float_ops=_XNNPACK_BOTH
         | _names("""
-            ABS AVERAGE_POOL_2D BATCH_MATMUL CEIL COS DIV ELU EXP FLOOR GELU HARD_SWISH LOG MAXIMUM MINIMUM NEG RELU RELU6
-            ROUND RSQRT SIN SOFTMAX SQRT SQUARE SQUARED_DIFFERENCE
+            ABS AVERAGE_POOL_2D BATCH_MATMUL CEIL COS DIV ELU EXP FLOOR GELU HARD_SWISH LOG MAXIMUM MINIMUM NEG RELU
+            RELU6 ROUND RSQRT SIN SOFTMAX SQRT SQUARE SQUARED_DIFFERENCE
         """),
         hybrid_ops=_names("CONV_2D FULLY_CONNECTED TRANSPOSE_CONV"),
         static_shapes=False,
@@ -148,7 +148,8 @@ register(
         float_ops=_TFLM_OPS,
         per_channel_dense=False,
         per_channel_dense_reason="its kernels take them since September 2024 alone, and vendors' kernels often not yet",
-        source="tflite-micro: micro_mutable_op_resolver.h at 933f830 and of 2025; pull requests 2602, 2673 (dense weights)",
+        source="tflite-micro: micro_mutable_op_resolver.h at 933f830 and of 2025; pull requests 2602 and 2673 (dense "
+        "weights)",
     )
 )
 

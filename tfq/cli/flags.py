@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args
 from absl import flags
 
 from tfq import artifacts, config, registry
-from tfq.config.base import field_types, is_section, section_field
+from tfq.config.base import choices_of, field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
@@ -194,7 +194,8 @@ def _define_one(setting: Setting, values: flags.FlagValues) -> None:
     help_text, default, choices = (
         setting.field.metadata["help"],
         setting.field.default,
-        setting.field.metadata["choices"],
+        # Names of an extension point may be followed by an address: the config checks them.
+        () if setting.field.metadata["choices_of"] else setting.field.metadata["choices"],
     )
     if setting.field.metadata["repeatable"]:
         flags.DEFINE_multi_string(setting.flag, [], help_text, flag_values=values)
@@ -285,9 +286,10 @@ def _help(command: str, description: str, settings: Sequence[Setting], values: f
     names = [setting.flag for setting in settings] + [
         name for name in ("config", "fresh", "preflight", "format", "allow_code", "verbosity", "help") if name in values
     ]
+    registered = {each.flag: choices_of(each.field) for each in settings if each.field.metadata["choices_of"]}
     for name in names:
         flag = values[name]
-        choices = getattr(flag.parser, "enum_values", None)
+        choices = registered.get(name) or getattr(flag.parser, "enum_values", None)
         default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
         told = f"one of {', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
         told += f"default {default!r}" if default not in (None, "") else "no default"
@@ -295,7 +297,7 @@ def _help(command: str, description: str, settings: Sequence[Setting], values: f
         short = f" (-{flag.short_name})" if flag.short_name else ""
         lines.append(f"  {spelling}{short}")
         # absl puts the choices in front of the help text as well.
-        what = flag.help.partition(">: ")[2] if choices else flag.help
+        what = flag.help.partition(">: ")[2] if choices and name not in registered else flag.help
         lines += textwrap.wrap(f"{what} ({told})", 100, initial_indent="      ", subsequent_indent="      ")
     lines += ["", "Exit codes: 0 good, 1 a requirement not met, 2 bad input or flags, 3 tfq or its environment failed,"]
     lines += ["130 interrupted."]
