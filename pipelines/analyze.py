@@ -18,6 +18,7 @@ from tfq.errors import InputError
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
+    workflows.check_given(config)
     content = workflows.read_tflite(config)
     if not config.analysis.reference:
         raise InputError("--reference: give the float .tflite that --model was made of")

@@ -5,18 +5,15 @@
 tfq benchmark --model=model_int8.tflite --against=model_float32.tflite --kernels=xnnpack,builtin --num_threads=1
 """
 
-import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tfq import artifacts, data, evaluation, tflite, workflows
 from tfq.backends import make_backend
 from tfq.cli import flags, process
 from tfq.config import DataConfig
-from tfq.errors import FlatbufferError, InputError, TfqWarning
+from tfq.errors import FlatbufferError, TfqWarning
 from tfq.evaluation.benchmark import NUM_INPUTS
-
-DIGIT_VALUES = 64  # of an example of --data=digits, the default
 
 
 def main(invocation: flags.Invocation) -> None:
@@ -31,9 +28,9 @@ def main(invocation: flags.Invocation) -> None:
         except FlatbufferError as error:
             raise FlatbufferError(f"{name}: {error}") from error
     make_backend(config.benchmark.backend, field="benchmark.backend")  # report a typo before anything is loaded
-    examples = load_examples(config.data, models.values())
+    examples = load_examples(config.data)
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)
-    if config.data != DataConfig():
+    if config.data.source:
         for name, reason in results.unfitting.items():
             warnings.warn(f"{name} is fed random numbers: {reason}", TfqWarning, stacklevel=1)
     record = process.record(
@@ -49,21 +46,11 @@ def main(invocation: flags.Invocation) -> None:
     process.finish(invocation, record, results.to_text())
 
 
-def load_examples(config: DataConfig, models: Iterable[bytes]) -> data.Split | None:
-    """The first examples of --data; of what it is by itself only where a model has an input of that size."""
-    given = config != DataConfig()
-    if not given and not any(
-        math.prod(tensor.shape[1:]) == DIGIT_VALUES
-        for model in models
-        for tensor in tflite.read(model).main_subgraph.input_tensors
-    ):
+def load_examples(config: DataConfig) -> data.Split | None:
+    """The first examples of --data; None without it."""
+    if not config.source:
         return None
-    try:
-        split = workflows.load_split(config, "test", limit=NUM_INPUTS)
-    except InputError:
-        if given:
-            raise
-        return None
+    split = workflows.load_split(config, "test", limit=NUM_INPUTS)
     return split if isinstance(split, data.Split) else next(split.pieces())
 
 

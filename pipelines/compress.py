@@ -23,6 +23,7 @@ def main(invocation: flags.Invocation) -> None:
     if invocation.preflight:
         preflight(invocation)
         return
+    workflows.check_given(config)
     workflows.compression_suffix(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)

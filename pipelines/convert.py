@@ -16,6 +16,8 @@ from tfq.cli import flags, process
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
+    if workflows.needs_data(config.conversion):
+        workflows.check_given(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     made, details = workflows.convert(model, config)

@@ -13,6 +13,7 @@ from tfq.cli import flags, process
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
+    workflows.check_given(config)
     content = workflows.read_tflite(config)
     results = workflows.evaluate(content, config)
     record = process.record(invocation, "evaluate", **results.to_dict())

@@ -13,6 +13,7 @@ from tfq.cli import flags, process
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
+    workflows.check_given(config)
     out = process.out_dir(invocation)
     model, details = workflows.train(config)
     path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")

@@ -15,7 +15,7 @@ BOTH = [import_tf_keras, import_keras]
 
 @pytest.fixture(scope="module")
 def digits():
-    config = tfq.DataConfig()
+    config = tfq.DataConfig(source="digits")
     return tfq.load_split(config, "train", limit=400), tfq.load_split(config, "val")
 
 

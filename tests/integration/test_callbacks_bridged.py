@@ -24,7 +24,7 @@ def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_expor
             layers.Dense(10, name="head"),
         ]
     )
-    train, val = (tfq.load_split(tfq.DataConfig(), split) for split in ("train", "val"))
+    train, val = (tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("train", "val"))
     x, y = train.inputs["x"], train.labels
     bridge = tfq.to_tf_keras(theirs, data=x[:16])
     watch = tfq.Int8Evaluation(val)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tfq
+from tfq.cli.main import COMMANDS
 from tfq.keras_bridge import import_keras, import_tf_keras
 
 
@@ -276,11 +277,11 @@ def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_here, work, g
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["evaluate", "--backend=qemu:cortex-a67"], "did you mean 'qemu:cortex-a76'"),
+        (["evaluate", "--data=digits", "--backend=qemu:cortex-a67"], "did you mean 'qemu:cortex-a76'"),
         (["evaluate", "--data=digitz"], "did you mean 'digits'"),
         (["evaluate", "--data=npz:nowhere.npz"], "does not exist"),
         (["evaluate", "--data=tfrecord:nowhere-*"], "nowhere-"),
-        (["evaluate", "--reference=nowhere.tflite"], "does not exist"),
+        (["evaluate", "--data=digits", "--reference=nowhere.tflite"], "does not exist"),
         (["audit", "--require=full_int9"], "full_int8"),
     ],
 )
@@ -303,12 +304,21 @@ def test_an_out_below_a_file_is_exit_2_before_any_work(tfq_here, work, npz, trai
 @pytest.mark.parametrize("command", ["convert", "compress", "run"])
 def test_a_missing_model_or_an_unknown_name_is_exit_2(command, tfq_here, work):
     assert tfq_here(command, f"--out={work / 'x'}").returncode == 2
-    done = tfq_here(command, "--model=resnet9", f"--out={work / 'x'}")
+    done = tfq_here(command, "--model=resnet9", "--data=digits", f"--out={work / 'x'}")
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"audit", "benchmark"}))
+def test_missing_data_are_reported_before_the_model_is_loaded(command, tfq_here, work, monkeypatch):
+    monkeypatch.setattr("tfq.workflows.load", lambda *_, **__: pytest.fail("loaded"))
+    (work / "never_read.keras").write_text("x")
+    done = tfq_here(command, f"--model={work}/never_read.keras", f"--out={work / 'x'}")
+    assert done.returncode == 2
+    assert "--data is missing" in done.stderr
+
+
 def test_train_suggests_a_model(tfq_here, work):
-    done = tfq_here("train", "--model=digit_cnn", f"--out={work / 'x'}")
+    done = tfq_here("train", "--model=digit_cnn", "--data=digits", f"--out={work / 'x'}")
     assert done.returncode == 2
     assert "did you mean 'digits_cnn'" in done.stderr
 
@@ -337,7 +347,7 @@ def test_ctrl_c_is_exit_130_and_leaves_no_half_file(work, npz, trained):
 
 def test_train_never_takes_a_file_for_a_name(tfq_here, work, trained):
     before = trained["two.keras"].read_bytes()
-    done = tfq_here("train", f"--model={trained['two.keras']}", f"--out={work}")
+    done = tfq_here("train", f"--model={trained['two.keras']}", "--data=digits", f"--out={work}")
     assert done.returncode == 2
     assert "this is a file" in done.stderr
     assert trained["two.keras"].read_bytes() == before
@@ -365,7 +375,7 @@ def test_convert_audits_against_the_types_that_were_asked_for(tfq_here, work, np
 
 def test_a_run_refuses_before_any_work_what_it_would_have_to_ignore(tfq_here, work, trained):
     out = work / "refused"
-    model = ["run", f"--model={trained['two.h5']}", f"--out={out}"]
+    model = ["run", f"--model={trained['two.h5']}", "--data=digits", f"--out={out}"]
     for ignored in (
         "--conversion.scheme=float32",
         "--evaluation.reference=x.tflite",

@@ -126,7 +126,7 @@ def test_rounding_to_int8_adds_no_error_to_clustered_weights():
 
 
 def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy():
-    train, test = (load_split(DataConfig(), split) for split in ("train", "test"))
+    train, test = (load_split(DataConfig(source="digits"), split) for split in ("train", "test"))
     with deterministic(0):
         model = small_classifier(import_tf_keras())
         train_model(model, train, None, TrainConfig(epochs=4, learning_rate=0.01))

@@ -138,7 +138,7 @@ def test_resnet8_goes_the_whole_way_for_a_few_steps():
 
 
 def test_digits_lose_little_by_pruning_and_qat():
-    train, test = load_split(DataConfig(), "train"), load_split(DataConfig(), "test")
+    train, test = load_split(DataConfig(source="digits"), "train"), load_split(DataConfig(source="digits"), "test")
 
     def accuracy(model):
         return float((np.asarray(model(test.inputs["x"])).argmax(axis=1) == test.labels).mean())

@@ -246,7 +246,7 @@ def test_the_users_callbacks_are_called(kind):
 
 
 def test_the_small_cnn_learns_the_digits():
-    train, test = load_split(DataConfig(), "train"), load_split(DataConfig(), "test")
+    train, test = load_split(DataConfig(source="digits"), "train"), load_split(DataConfig(source="digits"), "test")
     with deterministic(0):
         model = build("digits_cnn", import_tf_keras())
     train_model(model, train, None, TrainConfig(epochs=12))

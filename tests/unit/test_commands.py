@@ -11,7 +11,7 @@ import pytest
 
 from tfq.cli import process
 from tfq.cli.main import COMMANDS
-from tfq.config import RunConfig
+from tfq.config import DataConfig, RunConfig
 from tfq.errors import AuditError, BackendError, InputError, TfqWarning
 from tfq.workflows.run import run_recipe
 
@@ -69,7 +69,7 @@ def test_an_interrupt_that_a_library_turned_into_its_own_error_is_an_interrupt(e
 )
 def test_a_run_of_a_file_that_is_not_there_is_bad_input(model, told, tmp_path):
     (tmp_path / "folder.h5").mkdir()
-    config = RunConfig(model=str(tmp_path / model), out=str(tmp_path / "out"))
+    config = RunConfig(model=str(tmp_path / model), data=DataConfig(source="digits"), out=str(tmp_path / "out"))
     with pytest.raises(InputError, match=told):
         run_recipe(config)
 

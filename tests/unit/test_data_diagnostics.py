@@ -79,7 +79,7 @@ def test_data_is_no_noise(kind, n):
 
 @pytest.mark.parametrize("n", [8, 20, 100])
 def test_digits_are_no_noise_nor_are_they_flattened_shuffled_and_standardised(n):
-    x = load_split(DataConfig(), "train").inputs["x"]
+    x = load_split(DataConfig(source="digits"), "train").inputs["x"]
     flat = x.reshape(len(x), -1)
     flat = ((flat - flat.mean(0)) / (flat.std(0) + 1e-6))[:, np.random.default_rng(0).permutation(64)]
     for array in (x, x / 16, flat):
@@ -97,7 +97,7 @@ def test_indices_and_a_handful_of_values_are_not_judged():
 
 
 def digits(n=200):
-    return load_split(DataConfig(), "train", limit=n)
+    return load_split(DataConfig(source="digits"), "train", limit=n)
 
 
 def test_good_data_has_no_findings_and_counts_of_its_classes():
@@ -109,7 +109,7 @@ def test_good_data_has_no_findings_and_counts_of_its_classes():
 
 
 def whole():
-    return load_split(DataConfig(), "train")
+    return load_split(DataConfig(source="digits"), "train")
 
 
 def test_sorted_data_whose_first_examples_are_of_one_class_is_told():

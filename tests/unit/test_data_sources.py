@@ -34,7 +34,7 @@ def labelled(n, start=0):
 
 
 def test_digits_splits_are_disjoint_whole_stratified_and_raw():
-    splits = [load_split(DataConfig(), name) for name in ("train", "val", "test")]
+    splits = [load_split(DataConfig(source="digits"), name) for name in ("train", "val", "test")]
     assert [split.num_examples for split in splits] == [1262, 180, 355]
     images = np.concatenate([split.inputs["x"] for split in splits])
     assert images.shape == (1797, 8, 8, 1) and images.dtype == np.float32
@@ -49,7 +49,7 @@ def test_digits_splits_are_disjoint_whole_stratified_and_raw():
 
 
 def test_digits_are_the_same_in_every_run():
-    assert load_split(DataConfig(), "test").sha256().startswith("f2661fc1")
+    assert load_split(DataConfig(source="digits"), "test").sha256().startswith("f2661fc1")
 
 
 def test_digits_labels_belong_to_their_images():
@@ -57,14 +57,14 @@ def test_digits_labels_belong_to_their_images():
 
     bunch = load_digits()
     of_image = {i.astype(np.float32).tobytes(): label for i, label in zip(bunch.images, bunch.target, strict=True)}
-    split = load_split(DataConfig(), "val")
+    split = load_split(DataConfig(source="digits"), "val")
     assert [of_image[image.tobytes()] for image in split.inputs["x"]] == split.labels.tolist()
 
 
 def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with refused(InputError, field="data.source", got="digits", word="tfq[digits]"):
-        load_split(DataConfig(), "test")
+        load_split(DataConfig(source="digits"), "test")
 
 
 # the registry
@@ -100,7 +100,7 @@ def test_a_wrong_source_is_refused_and_the_right_one_suggested(source, word):
 
 def test_an_unknown_split_is_an_error():
     with refused(InputError, field="split", expected=("train", "val", "test"), got="trian", word="'train'"):
-        load_split(DataConfig(), "trian")
+        load_split(DataConfig(source="digits"), "trian")
 
 
 # npz

@@ -175,7 +175,7 @@ def test_the_fingerprint_of_a_file_is_of_its_content_wherever_it_lies(tmp_path):
     first, second = (
         source_fingerprint(DataConfig(source=f"npz:{tmp_path}/{name}")) for name in ("a.npz", "other/a.npz")
     )
-    assert first == second != source_fingerprint(DataConfig())
+    assert first == second != source_fingerprint(DataConfig(source="digits"))
     np.savez(tmp_path / "a.npz", x_test=np.ones((2, 3)))
     assert source_fingerprint(DataConfig(source=f"npz:{tmp_path}/a.npz")) != first
     with refused(InputError, field="data.source", got=str(tmp_path / "none.npz")):

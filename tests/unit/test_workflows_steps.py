@@ -6,7 +6,7 @@ import pytest
 from tfq import artifacts, workflows
 from tfq.backends.qemu import sysroot
 from tfq.backends.qemu.sysroot_build import Sysroot
-from tfq.config import RunConfig
+from tfq.config import DataConfig, RunConfig
 from tfq.store import StageStore
 from tfq.workflows import run as run_module
 from tfq.workflows.run import Loaded, Run, _compressed
@@ -17,7 +17,7 @@ def compressed_to(model):
 
 
 def run_of(model, out):
-    config = RunConfig(model=str(model), out=str(out))
+    config = RunConfig(model=str(model), data=DataConfig(source="digits"), out=str(out))
     return Run(config=config, out=out, store=StageStore(out), allow_code=True)
 
 

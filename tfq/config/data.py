@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
+from tfq.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +12,7 @@ class DataConfig(Config):
     """Where examples come from and what is done to them before the model sees them."""
 
     source: str = setting(
-        "digits",
+        "",
         "where the examples come from: NAME, or NAME:ADDRESS as in npz:PATH",
         choices_of="data_source",
         names_section=True,
@@ -26,3 +27,17 @@ class DataConfig(Config):
     max_memory_mb: int = setting(
         2048, "megabytes that a split may take in memory; a larger one is streamed in pieces", minimum=1
     )
+
+    def check_source(self) -> None:
+        """Check that a source is given.
+
+        Raises:
+            InputError: `source` is empty.
+        """
+        if not self.source:
+            raise InputError(
+                "data.source is missing: name the data set, such as npz:examples.npz or folder:DIR",
+                field="data.source",
+                expected="a data source",
+                got="",
+            )

@@ -59,6 +59,7 @@ def find_source(config: DataConfig) -> tuple[DataSource, str]:
     Raises:
         InputError: There is no such source.
     """
+    config.check_source()
     name, _, address = config.source.partition(":")
     return registry.get(DataSource, name, field="data.source"), address
 

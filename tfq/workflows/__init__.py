@@ -10,9 +10,10 @@ from tfq.workflows.compression import (
     preflight,
     preflight_with_flatbuffer,
 )
-from tfq.workflows.conversion import compare_with_qat_model, convert
+from tfq.workflows.conversion import compare_with_qat_model, convert, needs_data
 from tfq.workflows.evaluation import Evaluated, evaluate
 from tfq.workflows.model_files import (
+    check_given,
     check_model_file,
     is_file,
     load,
@@ -27,6 +28,7 @@ __all__ = [
     "Compressed",
     "Evaluated",
     "check_compressible",
+    "check_given",
     "check_model_file",
     "compare_with_qat_model",
     "compress",
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "load_split",
     "model_name",
+    "needs_data",
     "preflight",
     "preflight_with_flatbuffer",
     "read_tflite",

@@ -26,7 +26,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     dataset, examples, diagnostics, sha256, found = None, None, None, hashes(config), None
     if not isinstance(traced, bytes) and traced.has_fake_quant:
         found = _by_learned_ranges(traced, config, preprocessing)
-    elif not _needs_data(config.conversion):
+    elif not needs_data(config.conversion):
         found = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
     if found is None:
         dataset = told(data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples))
@@ -45,7 +45,8 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     }
 
 
-def _needs_data(config: ConversionConfig) -> bool:
+def needs_data(config: ConversionConfig) -> bool:
+    """Return whether a conversion is calibrated on data, unless the model was trained with fake quantization."""
     return config.needs_ranges and (not config.calibration.ranges or bool(config.techniques or config.int4_layers))
 
 

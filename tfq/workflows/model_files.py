@@ -26,6 +26,16 @@ def model_name(config: RunConfig) -> str:
     return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
 
 
+def check_given(config: RunConfig) -> None:
+    """Check, before anything is loaded, that a model and a data source are named.
+
+    Raises:
+        InputError: One of them is empty.
+    """
+    model_name(config)
+    config.data.check_source()
+
+
 def check_model_file(config: RunConfig) -> None:
     """Raises InputError where config.model means a file, and there is none."""
     if is_file(config.model) and not Path(config.model).exists():

@@ -287,6 +287,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _check(config: RunConfig) -> None:
     """Raises InputError, before any work, on settings that a run would ignore, and on missing models and backends."""
+    workflows.check_given(config)
     workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError("conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it")
