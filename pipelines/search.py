@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the cheapest int8 .tflite of a model that keeps a budget, without training.
 
-    tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.5 --out=out/search
+    tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.005 --out=out/search
 
 Candidate by candidate: calibration methods, then techniques (bias, equalization, rounding), then the most sensitive
 layers in float, as far as the budget wants. Chosen by the validation split, reported on the test split, with paired

@@ -39,7 +39,7 @@ def budget(**values) -> tfq.SearchConfig:
 
 
 def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
-    found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path))
+    found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path))
     assert found.holds and found.chosen.name == "percentile" and len(found.candidates) == 1
     assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
     assert found.test_against_plain.difference == 0 and "the plain one is the chosen one" in found.to_text()
@@ -48,7 +48,7 @@ def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
 def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
     lines = []
     hard = made_hard(FLOATING)
-    found = find_int8(hard, *SPLITS, budget(max_accuracy_drop=1.0), store=StageStore(tmp_path), told=lines.append)
+    found = find_int8(hard, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path), told=lines.append)
     assert found.holds and "cross_layer_equalization" in found.chosen.candidate.techniques
     assert found.candidates[0].against_float.difference < -0.1
     assert len(lines) == len(found.candidates) > 2
@@ -97,7 +97,7 @@ def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path
 
 
 def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, monkeypatch):
-    config = budget(max_accuracy_drop=1.0)
+    config = budget(max_accuracy_drop=0.01)
     first = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
 
     def refuse(*arguments, **settings):
@@ -128,7 +128,10 @@ def script(monkeypatch, *arguments) -> int:
 def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_path, monkeypatch, capsys):
     (tmp_path / "model.tflite").write_bytes(FLOATING)
     flags = [f"--model={tmp_path / 'model.tflite'}", "--data=digits", f"--out={tmp_path / 'out'}", "--methods=min_max"]
-    assert script(monkeypatch, *flags, "--budget.max_accuracy_drop=1", "--conversion.num_calibration_samples=40") == 0
+
+    assert (
+        script(monkeypatch, *flags, "--budget.max_accuracy_drop=0.01", "--conversion.num_calibration_samples=40") == 0
+    )
     told = capsys.readouterr().out
     assert "chosen: " in told and "test examples" in told
     record = json.loads((tmp_path / "out" / "search.json").read_text())

@@ -64,7 +64,7 @@ def test_findings_name_the_keras_layer_and_speak_of_what_to_do():
     finding = next(f for f in audit_model(_retyped("digits_int8", tensor, FLOAT32)).failures if f.op_index == 3)
     assert (finding.op, finding.keras_layer, finding.kind) == ("ADD", "residual", "float_op")
     assert finding.message.startswith("op #3 ADD (residual): output 0 is float32, wanted int8: ")
-    assert "--allow_float" in finding.message
+    assert "audit.allow_float" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ import dataclasses
 import json
 
 import pytest
+from messages import refused
 
-from tfq.config import DataConfig, PruneConfig, RunConfig, TrainConfig
+from tfq.config import BudgetConfig, DataConfig, PruneConfig, RunConfig, TrainConfig
+from tfq.data import load_split
 from tfq.errors import InputError
 
 
@@ -53,6 +55,17 @@ def test_what_does_not_fit_is_an_error_that_names_its_path(tree, told):
 def test_bounds_hold_in_python_too():
     with pytest.raises(InputError, match="final_sparsity"):
         PruneConfig(final_sparsity=-0.1)
+
+
+def test_a_budget_in_percentage_points_is_refused():
+    with refused(InputError, field="search.budget.max_accuracy_drop", expected=0.5, got=1.0, word="0.01"):
+        BudgetConfig(max_accuracy_drop=1)
+    assert BudgetConfig().max_accuracy_drop == 0.005
+
+
+def test_data_need_no_source_until_they_are_read():
+    with refused(InputError, field="data.source", got=""):
+        load_split(DataConfig(), "test")
 
 
 def test_configs_are_frozen():

@@ -187,3 +187,23 @@ def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field)
             f"{path}: expected at most {maximum:g}, got {value!r}", field=path, expected=maximum, got=value
         )
     return value
+
+
+# A larger loss of accuracy than this is a number of percentage points that was taken for a fraction.
+LARGEST_DROP = 0.5
+
+
+def check_fraction(path: str, drop: float) -> None:
+    """Check that a bound on the loss of accuracy is a fraction, not a number of percentage points.
+
+    Raises:
+        InputError: `drop` is above 0.5; `path` names it.
+    """
+    if drop > LARGEST_DROP:
+        raise InputError(
+            f"{path} is {drop:g}: expected a fraction of at most {LARGEST_DROP:g}; {drop:g} percentage points are "
+            f"{drop / 100:g}",
+            field=path,
+            expected=LARGEST_DROP,
+            got=drop,
+        )

@@ -12,7 +12,9 @@ class RequireConfig(Config):
 
     min_accuracy: float | None = setting(None, "lowest top-1 accuracy, a fraction", minimum=0, maximum=1)
     max_accuracy_drop: float | None = setting(
-        None, "largest loss of accuracy against the reference: a fraction, or in the metric's own unit", minimum=0
+        None,
+        "largest loss of accuracy against the reference: a fraction (0.005), or in the metric's own unit",
+        minimum=0,
     )
     min_agreement: float | None = setting(
         None, "lowest share of examples with the reference's top-1", minimum=0, maximum=1

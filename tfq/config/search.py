@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from tfq.config.base import Config, section, setting
+from tfq.config.base import Config, check_fraction, section, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,12 +11,18 @@ class BudgetConfig(Config):
     """What the chosen model must keep within."""
 
     max_accuracy_drop: float = setting(
-        0.5, "largest loss of accuracy against the float model, in percentage points", minimum=0, maximum=100
+        0.005,
+        "largest loss of accuracy against the float model, a fraction: 0.005 is half a percentage point",
+        minimum=0,
     )
     max_bytes: int = setting(0, "largest size of the .tflite; 0 is any", minimum=0)
     max_latency_ratio: float = setting(
         0, "longest time of an inference here, as a ratio to the plain int8 model's; 0 is any", minimum=0
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction("search.budget.max_accuracy_drop", self.max_accuracy_drop)
 
 
 @dataclass(frozen=True, kw_only=True)

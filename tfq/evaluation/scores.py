@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tfq import registry
 from tfq.config import EvaluationConfig
+from tfq.config.base import check_fraction
 from tfq.data.split import AnySplit
 from tfq.errors import InputError
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
@@ -67,14 +68,8 @@ def check_bounds(config: EvaluationConfig, metric: Metric | None) -> None:
             expected="a metric whose direction is higher",
             got=lowest,
         )
-    if drop is not None and drop > 1 and (metric is None or metric.unit in BOUNDED_UNITS):
-        raise InputError(
-            f"evaluation.require.max_accuracy_drop={drop:g}: expected a fraction, at most 1: {drop:g} points are "
-            f"{drop / 100:g}",
-            field="evaluation.require.max_accuracy_drop",
-            expected="a fraction",
-            got=drop,
-        )
+    if drop is not None and (metric is None or metric.unit in BOUNDED_UNITS):
+        check_fraction("evaluation.require.max_accuracy_drop", drop)
 
 
 def reconstructs(model: Model) -> bool:

@@ -17,6 +17,7 @@ from tfq.data import AnySplit, as_split, input_specs, representative_samples
 from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
+from tfq.evaluation.record import ROUNDING
 from tfq.ptq.calibration import calibrate
 from tfq.search.record import Candidate, CandidateResult, SearchResult, classes_of, labels_of, packed, points, unpacked
 from tfq.store import StageStore
@@ -260,9 +261,9 @@ class _Search:
 
 def _judged(found: CandidateResult, config: SearchConfig) -> CandidateResult:
     budget, missed = config.budget, []
-    drop = -100 * found.against_float.difference
-    if drop > budget.max_accuracy_drop:
-        missed.append(f"{drop:.2f} points below float, at most {budget.max_accuracy_drop:g} wanted")
+    drop = -found.against_float.difference
+    if drop > budget.max_accuracy_drop + ROUNDING:
+        missed.append(f"accuracy is {drop:.4f} below float, at most {budget.max_accuracy_drop:g} wanted")
     if budget.max_bytes and found.model_bytes > budget.max_bytes:
         missed.append(f"{found.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted")
     if budget.max_latency_ratio and (found.latency_ratio or 0) > budget.max_latency_ratio:
@@ -279,7 +280,7 @@ def _advice(
             f"model "
             "(tfq compress), which goes on where this ends"
         )
-    elif -100 * against_float.difference > config.budget.max_accuracy_drop:
+    elif -against_float.difference > config.budget.max_accuracy_drop + ROUNDING:
         yield (
             "on the test split it loses more than the budget allows, though not on the validation split: take a larger "
             "validation split, or a tighter budget"
