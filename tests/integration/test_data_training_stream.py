@@ -22,7 +22,7 @@ def test_a_stream_trains_a_model_and_the_same_again_for_the_same_seed(monkeypatc
     keras, config = import_it(), TrainConfig(epochs=1, learning_rate=0.005)
     # Of megabytes of 30,000 bytes, train is eleven and val two: what is tested needs no more.
     monkeypatch.setattr("tfq.data.loading._MEGABYTE", 30_000)
-    train, val = (load_split(DataConfig(max_memory_mb=1), split) for split in ("train", "val"))
+    train, val = (load_split(DataConfig(source="digits", max_memory_mb=1), split) for split in ("train", "val"))
     assert isinstance(train, SplitStream) and isinstance(val, SplitStream)
     weights, histories = [], []
     for _ in range(2):
@@ -52,6 +52,6 @@ def test_no_epoch_over_a_stream_waits_for_a_search_for_parallelism_to_wake(monke
 
     monkeypatch.setattr(import_tf_keras().Model, "fit", seen)
     monkeypatch.setattr("tfq.data.loading._MEGABYTE", 30_000)
-    train, val = (load_split(DataConfig(max_memory_mb=1), split) for split in ("train", "val"))
+    train, val = (load_split(DataConfig(source="digits", max_memory_mb=1), split) for split in ("train", "val"))
     train_model(built(import_tf_keras()), train, val, TrainConfig(epochs=1))
     assert [dataset.options().autotune.enabled for dataset in datasets] == [False, False]

@@ -74,7 +74,7 @@ def test_configs_are_frozen():
 
 
 def test_an_int_is_taken_for_a_float():
-    assert DataConfig(scale=2).scale == 2.0
+    assert DataConfig(source="digits", scale=2).scale == 2.0
 
 
 def test_the_hash_ignores_where_the_output_goes_and_nothing_else():

@@ -284,7 +284,7 @@ def test_resize_in_pieces_equals_resize_of_each_image(monkeypatch):
 
 
 def test_resize_applies_to_digits_and_is_recorded():
-    config = DataConfig(resize=(16, 12))
+    config = DataConfig(source="digits", resize=(16, 12))
     assert load_split(config, "val").inputs["x"].shape == (180, 16, 12, 1)
     assert preprocessing_record(config)["resize"] == [16, 12]
 
@@ -293,7 +293,7 @@ def test_resize_is_refused_for_what_is_no_image_and_for_one_number(npz):
     with refused(InputError, field="data.resize", got={"x": (2, 3)}):
         load_split(npz(x_test=np.zeros((2, 3)), config={"resize": (4, 4)}), "test")
     with refused(InputError, field="data.resize", expected=("height", "width"), got=(4,)):
-        load_split(DataConfig(resize=(4,)), "test")
+        load_split(DataConfig(source="digits", resize=(4,)), "test")
 
 
 # names of TFRecord files
