@@ -32,6 +32,14 @@ def parity(trained):
     return qat_parity(*trained)
 
 
+def test_the_flatbuffer_may_be_a_path(trained, parity, tmp_path):
+    model, content, data = trained
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    for source in (path, str(path)):
+        assert qat_parity(model, source, data).to_dict() == parity.to_dict()
+
+
 def edited(content, change):
     """The flatbuffer with `change(graph, values of a tensor's buffer)` done to it, by the schema's own object API."""
     model = tflite.unpack(content)

@@ -38,6 +38,14 @@ def budget(**values) -> tfq.SearchConfig:
     )
 
 
+def test_the_model_may_be_a_path_and_the_store_is_optional(tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(FLOATING)
+    found = find_int8(path, *SPLITS, budget(max_accuracy_drop=1.0))
+    assert found.content == find_int8(str(path), *SPLITS, budget(max_accuracy_drop=1.0)).content
+    assert found.holds and [each.name for each in tmp_path.iterdir()] == ["model.tflite"]
+
+
 def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
     found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path))
     assert found.holds and found.chosen.name == "percentile" and len(found.candidates) == 1

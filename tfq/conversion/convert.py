@@ -16,6 +16,7 @@ from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.weights import quantize_weights
 from tfq.errors import InputError
+from tfq.keras_bridge import model_kind
 from tfq.typing import Data, KerasModel, PathOrBytes, Preprocessing
 
 
@@ -69,6 +70,8 @@ def _converted(
         metadata["preprocessing"] = preprocessing
     if isinstance(model, (bytes, bytearray, str, os.PathLike)):
         return _from_flatbuffer(content_of(model, "model", "a float .tflite file"), dataset, config, metadata)
+    if not isinstance(model, Trace):
+        model_kind(model)
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
     if traced.batch_size != config.batch_size:
         raise InputError(

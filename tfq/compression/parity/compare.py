@@ -60,6 +60,7 @@ def qat_parity(
     Raises InputError on a model without fake quantization, a flatbuffer that holds no codes or is not of this model,
     and data that do not fit or hold NaN.
     """
+    content = content_of(model, "model", "an int8 .tflite file")
     require_tf_keras(qat_model, "qat_parity")
     if tolerance_lsb <= 0:
         raise InputError(
@@ -68,7 +69,6 @@ def qat_parity(
             expected="more than 0",
             got=tolerance_lsb,
         )
-    content = content_of(model, "model", "an int8 .tflite file")
     split = as_split(data, limit=limit)
     comparison = _Comparison(_traced(qat_model), content, kernels, next(split.pieces()).take(2))
     for piece in split.pieces():
