@@ -45,7 +45,7 @@ class Examples:
     notes: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
-    def part(self, chosen: slice, *notes: str) -> "Examples":
+    def part(self, chosen: "slice[int, int, None]", *notes: str) -> "Examples":
         """Those of `chosen` (a slice of step 1, both ends given) alone, with more notes."""
         length = chosen.stop - chosen.start
         if length == self.num_examples:
