@@ -46,6 +46,10 @@ if TYPE_CHECKING:  # isort: off
     from tfq.callbacks import TFLiteExport as TFLiteExport
 
     # Extension points: make an object of one of these classes and pass it to `register`.
+    from tfq.backends import Backend as Backend
+    from tfq.backends import BackendKind as BackendKind
+    from tfq.backends import BackendResult as BackendResult
+    from tfq.backends import RunRequest as RunRequest
     from tfq.evaluation.metric import Contract as Contract
     from tfq.evaluation.metric import Metric as Metric
     from tfq.evaluation.metric import Reconstruction as Reconstruction

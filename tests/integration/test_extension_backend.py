@@ -16,12 +16,10 @@ PLUGIN = '''
 # --8<-- [start:backend]
 import numpy as np
 
-from tfq import tflite
-from tfq.backends import Backend, BackendKind, BackendResult
-from tfq.registry import register
+import tfq
 
 
-class InProcess(Backend):
+class InProcess(tfq.Backend):
     """Runs a model of batch 1 on TFLite's builtin kernels, in this process, with ADDRESS threads."""
 
     def __init__(self, address):
@@ -46,10 +44,10 @@ class InProcess(Backend):
                     interpreter.set_tensor(index, array[place : place + 1])
                 interpreter.invoke()
                 answers.append([interpreter.get_tensor(index) for index in outputs])
-        return BackendResult(how="measured", outputs=tuple(map(np.concatenate, zip(*answers))), delegated_ops=0)
+        return tfq.BackendResult(how="measured", outputs=tuple(map(np.concatenate, zip(*answers))), delegated_ops=0)
 
 
-class MultiplyAdds(Backend):
+class MultiplyAdds(tfq.Backend):
     """Estimates cost without running the model: it counts the multiply-adds of convolutions and dense layers."""
 
     def __init__(self, address):
@@ -57,21 +55,23 @@ class MultiplyAdds(Backend):
 
     def assess(self, request):
         """Return the multiply-adds of one inference."""
-        graph, total = tflite.read(request.model).main_subgraph, 0
+        graph, total = tfq.tflite.read(request.model).main_subgraph, 0
         for op in graph.ops:
             if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
                 weights, output = graph.tensors[op.inputs[1]].shape, graph.tensors[op.outputs[0]].shape
                 total += np.prod(output) * np.prod(weights[1:-1] if op.name.startswith("DEPTH") else weights[1:])
-        return BackendResult(how="estimated", outputs_reason="an estimate", figures={"multiply_adds": int(total)})
+        return tfq.BackendResult(how="estimated", outputs_reason="an estimate", figures={"multiply_adds": int(total)})
 
 
-IN_PROCESS = register(
-    BackendKind(
-        name="mine", help="builtin kernels in this process", open=InProcess, address_help="THREADS", needs_address=True
+IN_PROCESS = tfq.register(
+    tfq.BackendKind(
+        name="mine", help="builtin kernels in this process", open=InProcess, address="THREADS", needs_address=True
     )
 )
-MULTIPLY_ADDS = register(
-    BackendKind(name="macs", help="counts multiply-adds", open=MultiplyAdds, how="estimated", computes_outputs=False)
+MULTIPLY_ADDS = tfq.register(
+    tfq.BackendKind(
+        name="macs", help="counts multiply-adds", open=MultiplyAdds, how="estimated", computes_outputs=False
+    )
 )
 # --8<-- [end:backend]
 '''

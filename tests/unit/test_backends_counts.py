@@ -104,7 +104,7 @@ def test_data_that_the_model_does_not_take_are_an_error_and_no_reason(golden, em
 
 def test_only_emulated_runners_count_and_the_others_say_so(golden, emulated):
     model = (golden / "digits_int8.tflite").read_bytes()
-    assert "in emulation alone" in count_instructions_or_reason(model, "local")
+    assert "qemu" in count_instructions_or_reason(model, "local")
     with refused(BackendError, field="backend", got="local"):
         count_instructions(model, "local")
     counted = count_on_backends(model, ["local", "qemu:cortex-a76", "qemu:cortex-a76"])

@@ -90,7 +90,7 @@ def test_a_kind_of_free_addresses_takes_what_it_describes():
     def kind(**facts):
         return BackendKind(name="ssh", help="a board", open=lambda address: None, **facts)
 
-    needed, optional = kind(address_help="HOST", needs_address=True), kind(address_help="HOST")
+    needed, optional = kind(address="HOST", needs_address=True), kind(address="HOST")
     assert needed.choices() == ("ssh:HOST",)
     assert optional.choices() == ("ssh[:HOST]",)
     assert [needed.takes(address) for address in ("", "pi")] == [False, True]

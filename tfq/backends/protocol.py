@@ -270,9 +270,9 @@ class BackendKind:
         times: Its latencies are those of the hardware; `open` returns a `TimingBackend`. Emulators never have this.
         counts_instructions: It answers `RunRequest.count_instructions`.
         reports_memory: Its results have `memory_bytes`.
-        addresses: All that may follow the colon, if that is a fixed list; one of them must.
-        address_help: What follows the colon, if it is free text, such as "[user@]host[:port]".
-        needs_address: Free text must follow the colon, rather than may.
+        address: What stands after the colon, such as "[user@]host[:port]"; "" if nothing may.
+        addresses: All that it may be, if that is a fixed list.
+        needs_address: Whether there must be an address; always true of a fixed list.
         unavailable: Cheap check: () -> why no backend of this kind can be used here and what to do, or None.
     """
 
@@ -284,8 +284,8 @@ class BackendKind:
     times: bool = False
     counts_instructions: bool = False
     reports_memory: bool = False
+    address: str = ""
     addresses: tuple[str, ...] = ()
-    address_help: str = ""
     needs_address: bool = False
     unavailable: Callable[[], str | None] = _available
 
@@ -293,8 +293,25 @@ class BackendKind:
         _check_how(self.how)
         if ":" in self.name:
             raise InputError(f"a backend is named {self.name!r}: a colon begins its address", field="name")
+        if self.addresses and not self.address:
+            raise InputError(f"backend {self.name}: say what its addresses are, as in address='CPU'", field="address")
         if self.times and self.how != "measured":
             raise InputError(f"backend {self.name}: {self.how} latencies say nothing about a device", field="times")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Return the further cells of its row in the documentation."""
+        facts = {
+            "outputs": self.computes_outputs,
+            "latency": self.times,
+            "instructions": self.counts_instructions,
+            "memory": self.reports_memory,
+        }
+        return {
+            "spelling": ", ".join(f"`{choice}`" for choice in self.choices()),
+            "figures are": self.how,
+            "reports": ", ".join(name for name, reported in facts.items() if reported) or "other costs",
+        }
 
     @property
     def emulated(self) -> bool:
@@ -305,15 +322,15 @@ class BackendKind:
         """Return what users may write, free addresses as they are described: ("qemu:cortex-a53", ...)."""
         if self.addresses:
             return tuple(f"{self.name}:{address}" for address in self.addresses)
-        if not self.address_help:
+        if not self.address:
             return (self.name,)
-        return (f"{self.name}:{self.address_help}" if self.needs_address else f"{self.name}[:{self.address_help}]",)
+        return (f"{self.name}:{self.address}" if self.needs_address else f"{self.name}[:{self.address}]",)
 
     def takes(self, address: str) -> bool:
         """Check whether `address`, empty for none, may follow the name."""
         if self.addresses:
             return address in self.addresses
-        return not self.needs_address if not address else bool(self.address_help)
+        return not self.needs_address if not address else bool(self.address)
 
     def label(self, address: str) -> str:
         """Return the short name of a backend in tables: the address where there is a fixed list of them."""

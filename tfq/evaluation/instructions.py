@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import tflite
-from tfq.backends import RunRequest, kind_of, make_backend
+from tfq import registry, tflite
+from tfq.backends import BackendKind, RunRequest, kind_of, make_backend
 from tfq.data import Split, as_split
 from tfq.errors import BackendError, InputError
 from tfq.evaluation.inputs import prepare_inputs
 
 NOTE = "a count, not a time"
-NO_EMULATOR = "instructions are counted in emulation alone: name a backend such as qemu:cortex-a76"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,8 @@ def count_instructions_or_reason(
     """
     place = make_backend(backend)
     if not place.kind.counts_instructions:
-        return NO_EMULATOR
+        able = [name for name, kind in registry.entries(BackendKind).items() if kind.counts_instructions]
+        return f"it does not count instructions; backends that do: {', '.join(able)}"
     reason = place.unavailable()
     if reason:
         return reason

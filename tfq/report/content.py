@@ -15,7 +15,6 @@ from tfq.report.formatting import (
     count,
     cpu_label,
     decibels,
-    is_emulated,
     is_number,
     kilobytes,
     metric_word,
@@ -30,10 +29,10 @@ from tfq.report.formatting import (
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
 from tfq.report.layers_content import layers_section
 from tfq.report.summary import (
-    NEVER_A_LATENCY,
     Record,
     backends_of,
     delegated_text,
+    emulation_notes,
     models_of,
     parity_text,
     part,
@@ -302,5 +301,5 @@ def parity_section(record: Record) -> Section:
     about = (
         "The same inputs on another backend, output codes compared one by one with this machine's; 1 LSB is one code."
     )
-    emulated = (f"{NEVER_A_LATENCY}.",) if any(map(is_emulated, backends)) else ()
+    emulated = (f"{note}." for note in emulation_notes(backends))
     return Section(key="parity", title=title, paragraphs=(about, *emulated), tables=(table,))

@@ -108,9 +108,18 @@ def warnings_of(record: Record) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-NEVER_A_LATENCY = "ARM columns are emulated: a parity of outputs with this machine's, never a latency"
 WIDTH = 120
 NO_BREAK = "\xa0"
+
+
+def emulation_notes(backends: Sequence[str]) -> list[str]:
+    """Return a sentence on the emulators among `backends`, without a period; none if there are none."""
+    emulated = [cpu_label(backend) for backend in backends if is_emulated(backend)]
+    if not emulated:
+        return []
+    verb = "is" if len(emulated) == 1 else "are"
+    named = " and ".join(emulated)
+    return [f"{named} {verb} emulated: a parity of outputs with this machine's, never a latency"]
 
 
 def parity_text(parity: Mapping[str, Any]) -> str:
@@ -136,9 +145,7 @@ def summary_of(record: Mapping[str, Any]) -> Table:
     reasons = Reasons()
     rows = tuple(_row(model, backends, reasons) for model in models)
     notes = list(reasons.notes())
-    emulated = any(map(is_emulated, backends))
-    if emulated:
-        notes.append(NEVER_A_LATENCY)
+    notes += emulation_notes(backends)
     parity_columns = tuple(f"{cpu_label(backend)} parity" for backend in backends)
     series = tuple(model.series for model in models)
     return Table(columns=(*columns, *parity_columns), rows=rows, notes=tuple(notes), row_series=series)

@@ -213,6 +213,7 @@ QEMU = register(
         open=QemuBackend,
         how="emulated",
         counts_instructions=True,
+        address="CPU",
         addresses=tuple(CPUS),
         unavailable=_unavailable,
     )
