@@ -153,7 +153,7 @@ def layer(name, op="CONV_2D", sqnr_db=30.0, **values):
     ("layers", "kind", "told"),
     [
         ([layer("a"), layer("gate", "MUL", 4.0)], "gate_collapse", "squeeze-and-excitation"),
-        ([layer("a"), layer("conv", "CONV_2D", 4.0)], "collapse", "--techniques"),
+        ([layer("a"), layer("conv", "CONV_2D", 4.0)], "collapse", "conversion.techniques"),
         ([layer("a", dead_channels=(1, 2))], "dead_channels", "2 of 8 channels (1, 2)"),
         ([layer("a", channel_spread=0.01)], "uneven_channels", "1.0%"),
         ([layer("a", saturated_channels=(0,)), layer("b")], "saturated_channels", "1 of 8"),

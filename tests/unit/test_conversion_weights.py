@@ -131,7 +131,7 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
     ],
 )
 def test_a_type_that_a_scheme_cannot_have_is_refused_with_those_that_it_can(settings, possible):
-    with pytest.raises(InputError, match=f"wanted one of {possible} there"):
+    with pytest.raises(InputError, match=f"expected one of {possible},"):
         ConversionConfig(**settings)
 
 

@@ -138,7 +138,7 @@ def test_every_format_tells_numbers_provenance_stages_and_that_emulation_is_no_l
         "CONV_2D", "conv2d_1", "49.80%", "2, not listed", "1 min 01 s", "neither pruning nor QAT is asked for",
         "2.1 → 0.1", "Some CPU @ 2.00GHz", "avx2 fma", "2.21.0", "a" * 64, "d" * 64,
         "emulated: a parity of outputs with this machine's, never a latency", "no noise: it is the reference",
-        "tfq run --config=report.json",
+        "give this report.json to tfq run as its config",
     ):  # fmt: skip
         assert told in text.replace("&#x27;", "'"), told
 
