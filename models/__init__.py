@@ -58,7 +58,12 @@ def build(
     told = did_you_mean(applications.plain_name(name), known)
     if told.startswith("choose"):
         told = f"choose from {', '.join(MODELS)}, or a model of keras.applications, such as MobileNetV2"
-    raise InputError(f"model {name!r} is neither a file nor a model that tfq builds: {told}")
+    raise InputError(
+        f"model {name!r} is neither a file nor a model that tfq builds: {told}",
+        field="model",
+        expected=tuple(MODELS),
+        got=name,
+    )
 
 
 def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, classes: int | None) -> KerasModel:
@@ -72,7 +77,10 @@ def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, 
     if len(shape) != len(own_shape) or 0 in shape:
         raise InputError(
             f"{name} takes examples of a shape like {own_shape}, the data has {shape}: reshape the data, or choose "
-            "another model"
+            "another model",
+            field="data",
+            expected=own_shape,
+            got=shape,
         )
     count = defaults["classes"] if classes is None or defaults["classes"] is None else classes
     if (shape, count) != (own_shape, defaults["classes"]):
@@ -85,7 +93,9 @@ def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, 
     try:
         return MODELS[name](keras, shape, count)
     except ValueError as error:
-        raise InputError(f"{name} cannot be built for examples of shape {shape}: {error}") from error
+        raise InputError(
+            f"{name} cannot be built for examples of shape {shape}: {error}", field="data", got=shape
+        ) from error
 
 
 def _told(shape: tuple[int, ...], classes: int | None) -> str:

@@ -53,7 +53,10 @@ def build_application(
     shape = tuple(input_shape or (224, 224, 3))
     if len(shape) != 3:
         raise InputError(
-            f"{function.__name__} takes images (height, width, channels), the data has examples of shape {shape}"
+            f"{function.__name__} takes images (height, width, channels), the data has examples of shape {shape}",
+            field="data",
+            expected="(height, width, channels)",
+            got=shape,
         )
     try:
         # An input of our own: Keras would number it by what was built before.
@@ -69,7 +72,9 @@ def build_application(
         told = f" with {', '.join(f'{key}={value!r}' for key, value in arguments.items())}" if arguments else ""
         raise InputError(
             f"{function.__name__}{told} cannot be built for images of shape {shape}: {error}: "
-            "resize them with data.resize=HEIGHT,WIDTH, or choose another model"
+            "resize them with data.resize=HEIGHT,WIDTH, or choose another model",
+            field="data.resize",
+            got=shape,
         ) from error
 
 
@@ -81,11 +86,23 @@ def _arguments(name: str, function: Callable[..., KerasModel]) -> dict[str, obje
         key, _, value = (word.strip() for word in part.partition("="))
         if key in _DECIDED:
             advice = "weights stay random here: build the model in Keras, and save it" if key == "weights" else ""
-            raise InputError(f"model={name}: {key} is not to be given: {advice or 'it comes from the data'}")
+            raise InputError(
+                f"model={name}: {key} is not to be given: {advice or 'it comes from the data'}", field="model", got=key
+            )
         if key not in allowed:
-            raise InputError(f"model={name}: {function.__name__} takes no {key!r}: {did_you_mean(key, allowed)}")
+            raise InputError(
+                f"model={name}: {function.__name__} takes no {key!r}: {did_you_mean(key, allowed)}",
+                field="model",
+                expected=tuple(allowed),
+                got=key,
+            )
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"model={name}: {key}={value}: wanted a number, True or False") from error
+            raise InputError(
+                f"model={name}: {key}={value}: wanted a number, True or False",
+                field="model",
+                expected="a number, True or False",
+                got=value,
+            ) from error
     return found

@@ -106,12 +106,16 @@ class _Int8EvaluationLogic(_ExportLogic):
     ) -> None:
         super().__init__(representative_dataset, config)
         if every < 1:
-            raise InputError(f"Int8Evaluation: every wants at least 1, got {every}")
+            raise InputError(
+                f"Int8Evaluation: every wants at least 1, got {every}", field="every", expected="at least 1", got=every
+            )
         from tfq.data import as_split
 
         self._evaluation = evaluation or EvaluationConfig(num_runs=0)
         if limit and self._evaluation.limit:
-            raise InputError("Int8Evaluation: limit and evaluation.limit: give one of them")
+            raise InputError(
+                "Int8Evaluation: limit and evaluation.limit: give one of them", field="limit", expected=0, got=limit
+            )
         self._split = as_split(validation_data, limit=limit or self._evaluation.limit)
         self._every = every
         self.flatbuffer: bytes | None = None
@@ -190,14 +194,26 @@ class _TFLiteExportLogic(_ExportLogic):
     ) -> None:
         super().__init__(representative_dataset, config)
         if mode not in ("auto", "min", "max"):
-            raise InputError(f"TFLiteExport: mode {mode!r}: {did_you_mean(mode, ('auto', 'min', 'max'))}")
+            raise InputError(
+                f"TFLiteExport: mode {mode!r}: {did_you_mean(mode, ('auto', 'min', 'max'))}",
+                field="mode",
+                expected=("auto", "min", "max"),
+                got=mode,
+            )
         if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".tflite" or Path(path).is_dir():
-            raise InputError(f"TFLiteExport: path {path!r}: wanted the name of a file that ends in .tflite")
+            raise InputError(
+                f"TFLiteExport: path {path!r}: wanted the name of a file that ends in .tflite",
+                field="path",
+                expected="a file that ends in .tflite",
+                got=path,
+            )
         self._path = Path(path)
         try:
             self._path.absolute().parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"TFLiteExport: path {str(path)!r}: its directory cannot be made ({error})") from error
+            raise InputError(
+                f"TFLiteExport: path {str(path)!r}: its directory cannot be made ({error})", field="path", got=path
+            ) from error
         rising = _is_better_higher(monitor)
         self._sign = 1 if mode == "max" or (mode == "auto" and rising) else -1
         self._monitor = monitor

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from messages import refused, warned
 from small_models import small_classifier
 
 import tfq
@@ -113,7 +114,7 @@ def test_it_writes_when_the_value_is_better_than_ever_and_only_then(number, expo
 @pytest.mark.parametrize("keras", BOTH)
 def test_a_typo_in_monitor_does_not_lose_the_model(keras, digits, tmp_path):
     export = tfq.TFLiteExport(tmp_path / "best.tflite", digits[0].inputs["x"][:50], monitor="val_acuracy")
-    with pytest.warns(tfq.TfqWarning, match="did you mean 'val_accuracy'"):
+    with warned("'val_accuracy'"):
         model, _ = fitted(keras(), digits, export, epochs=1)
     assert (tmp_path / "best.tflite").read_bytes() == tfq.convert(model, digits[0].inputs["x"][:50])
     assert json.loads((tmp_path / "best.tflite.json").read_text())["value"] is None
@@ -128,16 +129,16 @@ def test_what_stands_there_survives_a_disk_that_refuses(digits, tmp_path, monkey
 
     monkeypatch.setattr(os, "fsync", refuse)
     export = tfq.TFLiteExport(path, digits[0].inputs["x"][:50])
-    with pytest.raises(tfq.TfqError, match="No space left"):
+    with refused(tfq.TfqError, word="space"):
         fitted(import_keras(), digits, export, epochs=1)
     assert path.read_bytes() == b"the best of yesterday"
     assert [entry.name for entry in tmp_path.iterdir()] == ["best.tflite"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
-    [({"path": "best.keras"}, "ends in .tflite"), ({"path": "b.tflite", "mode": "maximum"}, "did you mean 'max'")],
+    ("arguments", "field"),
+    [({"path": "best.keras"}, "path"), ({"path": "b.tflite", "mode": "maximum"}, "mode")],
 )
-def test_bad_arguments_are_refused_before_training(arguments, told, tmp_path):
-    with pytest.raises(tfq.InputError, match=told):
+def test_bad_arguments_are_refused_before_training(arguments, field, tmp_path):
+    with refused(tfq.InputError, field=field):
         tfq.TFLiteExport(tmp_path / arguments.pop("path"), **arguments)

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from messages import refused
 from PIL import Image
 
 from tfq.config import DataConfig
@@ -59,7 +60,7 @@ def test_without_split_folders_all_is_test_and_a_note_says_how_to_train(tmp_path
     write(tmp_path, {"a/1.png": picture(1), "b/2.png": picture(2)})
     split = load_split(config_of(tmp_path), "test")
     assert values(split) == {1: 0, 2: 1} and "put their class folders below train" in split.notes[0]
-    with pytest.raises(MissingSplitError, match="no train split: wanted a folder"):
+    with refused(MissingSplitError, field="split", expected=("test",), got="train"):
         load_split(config_of(tmp_path), "train")
     assert load_calibration_split(config_of(tmp_path)).name == "test"
 
@@ -114,33 +115,33 @@ def webp():
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "word"),
     [
-        ({"a/1.bmp": webp()}, "1.bmp: tfq reads JPEG and PNG, not .bmp: convert it"),
-        ({"a/1.png": b"not an image"}, r"1.png cannot be decoded as JPEG or PNG \(12 bytes\)"),
-        ({"a/1.png": b""}, "1.png is empty"),
+        ({"a/1.bmp": webp()}, "1.bmp"),
+        ({"a/1.png": b"not an image"}, "1.png"),
+        ({"a/1.png": b""}, "empty"),
         (
             {"a/1.png": picture(1), "a/2.png": picture(2, (9, 5))},
-            r"\.png: the image is \(\d, 5, 3\).*give --data.resize",
+            "(9,",
         ),
-        ({"a/1.txt": b"x"}, "holds no JPEG or PNG file in a class folder"),
-        ({"1.png": picture(1)}, "holds no folder: wanted DIR/CLASS"),
-        ({"train/1.png": picture(1)}, "train holds no class folder"),
-        ({"train/a/1.png": picture(1), "training/a/1.png": picture(1)}, "two folders for train"),
+        ({"a/1.txt": b"x"}, "JPEG"),
+        ({"1.png": picture(1)}, "DIR/CLASS"),
+        ({"train/1.png": picture(1)}, "DIR/CLASS"),
+        ({"train/a/1.png": picture(1), "training/a/1.png": picture(1)}, "training"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_told_with_the_file(tmp_path, files, told):
+def test_a_folder_that_cannot_be_used_is_told_with_the_file(tmp_path, files, word):
     write(tmp_path, files)
-    with pytest.raises(InputError, match=told):
+    with refused(InputError, word=word):
         load_split(config_of(tmp_path), "train" if "train" in next(iter(files)) else "test")
 
 
 def test_no_folder_at_all_is_told(tmp_path):
-    with pytest.raises(InputError, match="is no directory"):
+    with refused(InputError, field="data.source", got=f"folder:{tmp_path / 'none'}"):
         load_split(config_of(tmp_path / "none"), "test")
-    with pytest.raises(InputError, match="wanted folder:DIR"):
+    with refused(InputError, field="data.source", expected="folder:DIR", got="folder"):
         load_split(DataConfig(source="folder:"), "test")
-    with pytest.raises(InputError, match="did you mean 'folder:some/where'"):
+    with refused(InputError, field="data.source", got="some/where", word="'folder:some/where'"):
         load_split(DataConfig(source="some/where"), "test")
 
 

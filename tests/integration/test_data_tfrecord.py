@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from messages import refused
 from PIL import Image
 
 from tfq.config import DataConfig
@@ -87,7 +88,7 @@ def test_files_whose_names_say_no_split_are_test_and_never_train(tmp_path):
     numbered(tmp_path / "part-0", 0, 4)
     split = load_split(config_of(tmp_path), "test")
     assert numbers(split) == [0, 1, 2, 3] and "all 1 files are test" in split.notes[0]
-    with pytest.raises(MissingSplitError, match="wanted files with the word 'train'"):
+    with refused(MissingSplitError, field="split", expected=("test",), got="train"):
         load_split(config_of(tmp_path), "train")
     assert load_calibration_split(config_of(tmp_path)).name == "test"
 
@@ -108,7 +109,7 @@ def test_an_empty_label_key_reads_images_alone(tmp_path):
 def test_images_of_several_sizes_are_refused_with_the_record_and_read_with_resize(tmp_path):
     images = [image_of(1), image_of(2), image_of(3, height=9)]
     write(tmp_path / "test", [example(png(image), 0) for image in images])
-    with pytest.raises(InputError, match=r"image of record 2 is \(9, 5, 3\), .* \(4, 5, 3\): give data.resize"):
+    with refused(InputError, field="data.resize", expected=(4, 5, 3), got=(9, 5, 3)):
         load_split(config_of(tmp_path), "test")
     resized = load_split(config_of(tmp_path, resize=(6, 6)), "test")
     assert resized.inputs["x"].shape == (3, 6, 6, 3) and resized.inputs["x"][:, 3, 3, 0].tolist() == [1, 2, 3]
@@ -117,7 +118,7 @@ def test_images_of_several_sizes_are_refused_with_the_record_and_read_with_resiz
 def test_grey_and_colour_images_in_one_set_are_refused(tmp_path):
     write(tmp_path / "test", [example(png(image_of(1)), 0), example(png(image_of(1, channels=1)), 0)])
     for size in ((), (4, 4)):
-        with pytest.raises(InputError, match=r"record 1 is .*number of channels"):
+        with refused(InputError, field="data.source", word="channels"):
             load_split(config_of(tmp_path, resize=size), "test")
 
 
@@ -128,51 +129,49 @@ def bad_records():
     text = tf.train.Example.FromString(good)
     text.features.feature["label"].bytes_list.value.append(b"cat")
     return {
-        r"record 3 has no 'image': .* it has img \(bytes_list\), label \(int64_list\): did you mean 'img'": example(
-            png(image_of(0)), 0, "img"
-        ),
-        r"record 3 has no 'label': wanted .*; --data.label_key= reads images without": example(png(image_of(0)), None),
-        r"record 3 holds an image under 'image' that cannot be decoded": example(b"\x00" * 48, 0),
-        r"record 3 holds 2 values under 'label': wanted one": two.SerializeToString(),
-        r"record 3 holds bytes_list under 'label': wanted one value of int64_list": text.SerializeToString(),
-        r"record 3 is no tf.train.Example": b"\xff\xff\xff\xff",
+        "'img'": example(png(image_of(0)), 0, "img"),
+        "'label'": example(png(image_of(0)), None),
+        "decoded": example(b"\x00" * 48, 0),
+        "values": two.SerializeToString(),
+        "bytes_list": text.SerializeToString(),
+        "tf.train.Example": b"\xff\xff\xff\xff",
     }
 
 
 @pytest.mark.parametrize("number", range(6))
 def test_a_record_that_cannot_be_used_is_named_with_what_ails_it(tmp_path, number):
-    told, bad = list(bad_records().items())[number]
+    word, bad = list(bad_records().items())[number]
     write(tmp_path / "a-test", [example(png(image_of(i)), i) for i in range(2)])
     path = write(tmp_path / "b-test", [example(png(image_of(i)), i) for i in range(3)] + [bad])
-    with pytest.raises(InputError, match=told) as raised:
+    with refused(InputError, field="data.source", got=5, word=word) as raised:
         load_split(config_of(tmp_path), "test")
     assert str(path) in str(raised.value)
 
 
 def test_a_negative_label_is_refused(tmp_path):
     write(tmp_path / "test", [example(png(image_of(0)), -1)])
-    with pytest.raises(InputError, match="example 0 is -1"):
+    with refused(InputError, field="labels[0]", got=-1):
         load_split(config_of(tmp_path), "test")
 
 
 def test_damaged_files_are_refused(tmp_path):
     whole = numbered(tmp_path / "test", 0, 4).read_bytes()
     damaged = {
-        "record 3 at byte .* cut short": whole[:-7],
-        "no TFRecord file": b"once upon a time there was a text",
-        "compressed with gzip": b"\x1f\x8b" + bytes(40),
-        "hold no record": b"",
-        "record 0 is corrupt": whole[:40] + bytes([whole[40] ^ 0xFF]) + whole[41:],
+        "cut": whole[:-7],
+        "TFRecord": b"once upon a time there was a text",
+        "gzip": b"\x1f\x8b" + bytes(40),
+        "record": b"",
+        "corrupt": whole[:40] + bytes([whole[40] ^ 0xFF]) + whole[41:],
     }
-    for told, content in damaged.items():
+    for word, content in damaged.items():
         (tmp_path / "test").write_bytes(content)
-        with pytest.raises(InputError, match=told):
+        with refused(InputError, field="data.source", word=word):
             load_split(config_of(tmp_path), "test")
 
 
 def test_only_directories_matched_is_told(tmp_path):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="only directories"):
+    with refused(InputError, field="data.source", word="directories"):
         load_split(config_of(tmp_path), "test")
 
 
@@ -234,5 +233,5 @@ def test_a_cut_cifar10_shard_is_refused(tmp_path):
     shutil.copyfile(CIFAR10 / "cifar10-test.tfrecord-00000-of-00001", tmp_path / "test")
     with open(tmp_path / "test", "r+b") as file:
         file.truncate(5_000_000)
-    with pytest.raises(InputError, match="cut short"):
+    with refused(InputError, field="data.source", word="cut"):
         load_split(config_of(tmp_path), "test")

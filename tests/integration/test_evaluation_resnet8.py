@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from cifar10 import read_test_split
+from messages import warned
 
 from tfq.config import EvaluationConfig
-from tfq.errors import TfqWarning
 from tfq.evaluation import evaluate_model
 
 
@@ -58,6 +58,6 @@ def test_the_builtin_kernels_are_another_implementation(model, cifar10):
 
 def test_images_scaled_to_one_are_warned_of(model, cifar10):
     images, labels = cifar10[0][:50], cifar10[1][:50]
-    with pytest.warns(TfqWarning, match=r"100% of the range of input .* are data\.scale and data\.offset right"):
+    with warned("100%"):
         record = evaluate_model(model, (images / np.float32(255), labels), EvaluationConfig(num_runs=0))
     assert record.unused_range_share > 0.99

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import refused, warned
 
 from tfq import models
 from tfq.errors import InputError, TfqWarning
@@ -59,7 +60,7 @@ def test_every_model_is_checked_against_a_published_count():
     ],
 )
 def test_a_model_is_built_for_what_the_data_has_and_says_that_it_is_another(name, shape, classes):
-    with pytest.warns(TfqWarning, match=f"{name} is built for what the data has, examples of shape") as told:
+    with warned(name) as told:
         model = models.build(name, import_tf_keras(), shape, classes)
     assert len(told) == 1
     assert tuple(model.input_shape) == (None, *shape) and model.output_shape[1] == (classes or shape[0])
@@ -73,11 +74,11 @@ def test_no_word_is_lost_where_the_data_is_what_the_model_was_published_for():
 
 
 def test_data_that_a_model_cannot_take_is_refused():
-    with pytest.raises(InputError, match=r"takes examples of a shape like \(96, 96, 3\), the data has \(640,\)"):
+    with refused(InputError, field="data", expected=(96, 96, 3), got=(640,)):
         models.build("mobilenet_v1_025", import_tf_keras(), (640,), 2)
-    with pytest.raises(InputError, match=r"MobileNetV2 cannot be built for images of shape \(8, 8, 1\): .*data.resize"):
+    with refused(InputError, field="data.resize", got=(8, 8, 1)):
         models.build("MobileNetV2", import_tf_keras(), (8, 8, 1), 10)
-    with pytest.raises(InputError, match=r"MobileNetV2 takes images \(height, width, channels\)"):
+    with refused(InputError, field="data", got=(640,), word="MobileNetV2"):
         models.build("MobileNetV2", import_tf_keras(), (640,), 2)
 
 
@@ -91,19 +92,19 @@ def test_a_model_of_keras_applications_is_built_by_its_name(kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "word"),
     [
-        ("MobileNtV2", "did you mean 'MobileNetV2'"),
-        ("keras.applications:MobileNtV2", "did you mean 'MobileNetV2'"),
-        ("ds-cnn", "did you mean 'ds_cnn'"),
-        ("MobileNetV2,alhpa=0.35", "MobileNetV2 takes no 'alhpa': did you mean 'alpha'"),
-        ("MobileNetV2,alpha=small", "alpha=small: wanted a number"),
-        ("MobileNetV2,weights='imagenet'", "weights stay random here: build the model in Keras, and save it"),
-        ("MobileNetV2,classes=3", "classes is not to be given: it comes from the data"),
+        ("MobileNtV2", "'MobileNetV2'"),
+        ("keras.applications:MobileNtV2", "'MobileNetV2'"),
+        ("ds-cnn", "'ds_cnn'"),
+        ("MobileNetV2,alhpa=0.35", "'alpha'"),
+        ("MobileNetV2,alpha=small", "number"),
+        ("MobileNetV2,weights='imagenet'", "random"),
+        ("MobileNetV2,classes=3", "data"),
     ],
 )
-def test_a_name_or_an_argument_that_there_is_not_is_refused(name, told):
-    with pytest.raises(InputError, match=told):
+def test_a_name_or_an_argument_that_there_is_not_is_refused(name, word):
+    with refused(InputError, field="model", word=word):
         models.build(name, import_tf_keras(), (32, 32, 3), 2)
 
 
@@ -130,5 +131,5 @@ def test_resnet8_computes_what_the_reference_of_mlperf_tiny_does(kind):
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(InputError, match="did you mean 'resnet8'"):
+    with refused(InputError, field="model", got="resnet9", word="'resnet8'"):
         models.build("resnet9", import_keras())

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.compression.training import deterministic, gives_probabilities, train_model
 from tfq.config import DataConfig, TrainConfig
@@ -134,7 +135,7 @@ def test_private_symbols_of_the_random_states_are_where_we_touch_them():
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.0, True])
 def test_a_seed_that_is_none_is_refused(seed):
-    with pytest.raises(InputError, match="seed"), deterministic(seed):
+    with refused(InputError, field="seed", got=seed), deterministic(seed):
         pass
 
 
@@ -194,26 +195,26 @@ def test_training_is_silent_in_a_pipe(capfd):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "expected", "got"),
     [
-        ([0, 1, 3], r"labels run from 0 to 3, and 'small' tells 3 classes apart: wanted 0 to 2"),
-        ([-1, 1, 2], "run from -1"),
-        ([0.0, 1.0, 2.0], "wanted integers"),
-        ([[0], [1], [2]], "wanted integers, one an example"),
+        ([0, 1, 3], (0, 2), (0, 3)),
+        ([-1, 1, 2], (0, 2), (-1, 2)),
+        ([0.0, 1.0, 2.0], "one integer label for each example", "float64"),
+        ([[0], [1], [2]], "one integer label for each example", "int64"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(labels, message):
-    with pytest.raises(InputError, match=message):
+def test_labels_that_do_not_fit_are_refused(labels, expected, got):
+    with refused(InputError, field="data", expected=expected, got=got):
         train_model(dense(import_tf_keras(), 3), split(labels))
 
 
 def test_data_that_does_not_fit_is_refused():
     model = dense(import_tf_keras(), 3)
-    with pytest.raises(InputError, match="no labels"):
+    with refused(InputError, field="data", expected="labels"):
         train_model(model, Split(name="train", inputs={"x": np.zeros((3, 4))}, labels=None, source="arrays"))
-    with pytest.raises(InputError, match=r"shape \(5,\), the model wants \(4,\)"):
+    with refused(InputError, field="data", expected=(4,), got=(5,)):
         train_model(model, split([0, 1, 2], np.zeros((3, 5), "float32")))
-    with pytest.raises(InputError, match="NaN or infinity"):
+    with refused(InputError, field="data", expected="finite values"):
         train_model(model, split([0, 1, 2], np.full((3, 4), np.nan, "float32")))
 
 
@@ -221,10 +222,10 @@ def test_a_model_with_two_outputs_or_images_out_is_refused():
     keras = import_tf_keras()
     inputs = keras.Input((4,))
     two = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)])
-    with pytest.raises(InputError, match="has 2 outputs"):
+    with refused(InputError, field="model", expected=1, got=2):
         train_model(two, split([0, 1]))
     image = keras.Model(inputs, keras.layers.Reshape((2, 2))(inputs))
-    with pytest.raises(InputError, match=r"wants \(n, classes\)"):
+    with refused(InputError, field="model", expected="(n, classes)", got=(None, 2, 2)):
         train_model(image, split([0, 1]))
 
 
@@ -233,7 +234,7 @@ def test_a_loss_that_becomes_nan_is_an_error(kind):
     keras = KINDS[kind]()
     model = dense(keras, 2)
     model.set_weights([np.full((4, 2), np.nan), np.zeros(2)])
-    with pytest.raises(TfqError, match=r"the loss became nan .*learning_rate"):
+    with refused(TfqError, field="training.learning_rate", word="nan"):
         train_model(model, split([0, 1, 1]), None, TrainConfig(epochs=1))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cifar10 import read_test_split
+from messages import refused
 from sklearn.datasets import load_digits
 
 from tfq.backends import RunRequest, child, make_backend
@@ -140,16 +141,16 @@ def test_each_cpu_sees_its_own_cpuinfo_while_both_run(emulator):
 
 def test_errors_inside_the_emulator_are_told_as_those_outside(digits_model, golden, tmp_path, monkeypatch):
     backend = make_backend("qemu:cortex-a76")
-    with pytest.raises(InputError, match=r"qemu:cortex-a76: .*takes shape \[1, 8, 8, 1\]"):
+    with refused(InputError, field="data", got="qemu:cortex-a76", word="shape"):
         backend.assess(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
-    with pytest.raises(ModelError, match=r"qemu:cortex-a76: the interpreter failed: .*custom op"):
+    with refused(ModelError, field="model", got="qemu:cortex-a76", word="custom"):
         custom = (golden / "custom_op.tflite").read_bytes()
         backend.assess(RunRequest(model=custom, inputs=(np.zeros((1, 8, 8, 1), np.float32),)))
     crashing = tmp_path / "crashing_worker.py"
     monkeypatch.setattr(child, "TARGET", crashing)
     for started, error in (("print('started', flush=True)", ModelError), ("pass", BackendError)):
         crashing.write_text(f"import os, signal; {started}; os.kill(os.getpid(), signal.SIGSEGV)")
-        with pytest.raises(error, match="qemu:cortex-a76: the interpreter was killed by signal SIGSEGV"):
+        with refused(error, word="SIGSEGV"):
             backend.assess(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8, 1), np.int8),)))
 
 
@@ -226,5 +227,5 @@ def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_sa
 
 
 def test_a_model_that_fails_while_it_is_counted_is_told_as_one_that_fails_elsewhere(golden):
-    with pytest.raises(ModelError, match=r"qemu:cortex-a76: .*custom op"):
+    with refused(ModelError, field="model", got="qemu:cortex-a76", word="custom"):
         count_instructions((golden / "custom_op.tflite").read_bytes(), "qemu:cortex-a76")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import refused
 
 import tfq
 from tfq import tflite
@@ -118,11 +119,11 @@ def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, m
 
 
 def test_an_int8_model_and_data_without_labels_are_refused(tmp_path):
-    with pytest.raises(InputError, match="wanted a float32"):
+    with refused(InputError, field="model", expected="float32"):
         find_int8(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
     bare = tfq.load_split(tfq.DataConfig(source="digits"), "val")
     object.__setattr__(bare, "labels", None)
-    with pytest.raises(InputError, match="no labels"):
+    with refused(InputError, field="data", expected="labels", got="val"):
         find_int8(FLOATING, SPLITS[0], bare, SPLITS[2], store=StageStore(tmp_path))
 
 
@@ -147,5 +148,5 @@ def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_
     assert record["config"]["conversion"]["num_calibration_samples"] == 40
     assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
     assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--max_mixed_layers=0") == 1
-    assert "no candidate keeps the budget" in capsys.readouterr().err
+    assert "budget" in capsys.readouterr().err
     assert "quantization-aware train" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]

@@ -271,7 +271,7 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
             f"{where}: labels are {labels.dtype} {labels.shape}: wanted integers, one an example",
             field="data",
             expected="one integer label for each example",
-            got=labels.dtype,
+            got=str(labels.dtype),
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(

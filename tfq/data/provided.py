@@ -149,7 +149,12 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
     """(x, labels or None) of all elements, or of as many as give `limit` examples; x an array or a dict of arrays."""
     has_labels, batched = _form(dataset.element_spec)
     if not limit and int(dataset.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
-        raise InputError("data: this tf.data.Dataset never ends (repeat()?): give .take(n) of it, or a limit")
+        raise InputError(
+            "data: this tf.data.Dataset never ends (repeat()?): give .take(n) of it, or a limit",
+            field="data",
+            expected="a Dataset that ends",
+            got="an endless one",
+        )
     parts: dict[str, list[NDArray]] = {}
     named, count = False, 0
     for x, y in _elements(dataset, has_labels):
@@ -163,7 +168,12 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
         if limit and count >= limit:
             break
     if not count:
-        raise InputError("data: this tf.data.Dataset is empty: wanted at least one example")
+        raise InputError(
+            "data: this tf.data.Dataset is empty: wanted at least one example",
+            field="data",
+            expected="at least one example",
+            got=0,
+        )
     whole = {name: _joined(name, arrays)[: limit or None] for name, arrays in parts.items()}
     labels = whole.pop("y", None)
     inputs = {name.removeprefix("x "): array for name, array in whole.items()}
@@ -174,7 +184,12 @@ def _joined(name: str, arrays: list[NDArray]) -> NDArray:
     try:
         return np.concatenate(arrays)
     except ValueError as error:
-        raise InputError(f"data: {name} of this tf.data.Dataset varies in shape ({error}): wanted one shape") from error
+        raise InputError(
+            f"data: {name} of this tf.data.Dataset varies in shape ({error}): wanted one shape",
+            field="data",
+            expected="one shape",
+            got=name,
+        ) from error
 
 
 def _elements(dataset: Any, has_labels: bool) -> Iterator[tuple[Any, Any]]:
@@ -186,7 +201,12 @@ def _form(spec: Any) -> tuple[bool, bool]:
     """(whether the elements have labels, whether they are batches)."""
     parts = spec if isinstance(spec, tuple) else (spec,)
     if len(parts) > 2:
-        raise InputError(f"data: elements of this tf.data.Dataset are tuples of {len(parts)}: wanted x or (x, y)")
+        raise InputError(
+            f"data: elements of this tf.data.Dataset are tuples of {len(parts)}: wanted x or (x, y)",
+            field="data",
+            expected="x or (x, y)",
+            got=len(parts),
+        )
     inputs = list(parts[0].values()) if isinstance(parts[0], Mapping) else [parts[0]]
     leaves = [*inputs, *parts[1:]]
     if any(
@@ -194,7 +214,10 @@ def _form(spec: Any) -> tuple[bool, bool]:
     ):
         raise InputError(
             f"data: elements of this tf.data.Dataset are {spec}: wanted x or (x, y) of tensors of known rank, x a "
-            "tensor or a dict of them by input name"
+            "tensor or a dict of them by input name",
+            field="data",
+            expected="x or (x, y)",
+            got=str(spec),
         )
     firsts = [leaf.shape[0] if leaf.shape.rank else "scalar" for leaf in leaves]
     if "scalar" in firsts or len(set(firsts)) > 1:
@@ -202,6 +225,9 @@ def _form(spec: Any) -> tuple[bool, bool]:
     if len(parts) == 1 and firsts[0] is not None:
         raise InputError(
             f"data: elements of this tf.data.Dataset are {spec}: nothing says whether that is one example or a batch: "
-            "give it as .batch(n), without drop_remainder"
+            "give it as .batch(n), without drop_remainder",
+            field="data",
+            expected="a batched Dataset",
+            got=str(spec),
         )
     return len(parts) == 2, True

@@ -43,7 +43,12 @@ def deterministic(seed: int) -> Iterator[None]:
     not for two threads at once.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise InputError(f"seed: wanted a whole number from 0 to 2**32 - 1, got {seed!r}")
+        raise InputError(
+            f"seed: wanted a whole number from 0 to 2**32 - 1, got {seed!r}",
+            field="seed",
+            expected=(0, 2**32 - 1),
+            got=seed,
+        )
     import tensorflow as tf
     from tensorflow.python.framework import config as tf_config
 

@@ -94,7 +94,9 @@ def accuracy_by_bits(
     """
     config = config or BitsConfig()
     if auditing.audit_model(floating).scheme != "float32":
-        raise InputError("bits: wanted a float32 .tflite, whose numbers can be given fewer bits")
+        raise InputError(
+            "bits: wanted a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
+        )
     labels = labels_of(test, "bits")
     right = classes_of(floating, test) == labels
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples

@@ -45,7 +45,12 @@ def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
     """The class of each example. Raises InputError where there are none. what: the step that wants them."""
     found = [piece.labels for piece in split.pieces()]
     if any(labels is None for labels in found):
-        raise InputError(f"{what}: the {split.name} split has no labels: wanted classes, to choose by accuracy")
+        raise InputError(
+            f"{what}: the {split.name} split has no labels: wanted classes, to choose by accuracy",
+            field="data",
+            expected="labels",
+            got=split.name,
+        )
     return np.concatenate([labels for labels in found if labels is not None])
 
 

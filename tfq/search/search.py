@@ -92,7 +92,9 @@ def find_int8(
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
-        raise InputError("search: wanted a float32 .tflite, which int8 ones can be made of")
+        raise InputError(
+            "search: wanted a float32 .tflite, which int8 ones can be made of", field="model", expected="float32"
+        )
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
     for split in (choosing, testing):
         labels_of(split, "search")

@@ -26,7 +26,12 @@ def preflight(model: Any, config: RunConfig) -> Any:
     from tfq import compression
 
     if isinstance(model, bytes):
-        raise InputError(f"model={config.model}: a .tflite cannot be trained: give the Keras model")
+        raise InputError(
+            f"model={config.model}: a .tflite cannot be trained: give the Keras model",
+            field="model",
+            expected="a Keras model",
+            got=config.model,
+        )
     return compression.preflight(model, config.compression)
 
 
@@ -89,7 +94,11 @@ class Compressed:
 def compression_suffix(config: RunConfig) -> str:
     """filtered, pruned, clustered, qat, joined by "_": what `compress` is to do. InputError when that is nothing."""
     if not is_compressed(config):
-        raise InputError("every step of compression is switched off: enable one (compression.qat.enabled=True)")
+        raise InputError(
+            "every step of compression is switched off: enable one (compression.qat.enabled=True)",
+            field="compression",
+            expected="a step that is on",
+        )
     return "_".join(word for word, step in _steps(config).items() if step.enabled)
 
 

@@ -41,7 +41,10 @@ def check_model_file(config: RunConfig) -> None:
     if is_file(config.model) and not Path(config.model).exists():
         raise InputError(
             f"model={config.model} does not exist: wanted a .keras, .h5 or .tflite file, a SavedModel directory, or "
-            "a model's name"
+            "a model's name",
+            field="model",
+            expected="a file",
+            got=config.model,
         )
 
 
@@ -58,7 +61,10 @@ def load(config: RunConfig, *, allow_code: bool = False) -> Any:
         return load_model(config.model, allow_code=allow_code, custom_objects=own)
     raise InputError(
         f"model={config.model} is no file, and a model that tfq builds has no weights yet: "
-        "train it first (tfq train), and give the file that comes out"
+        "train it first (tfq train), and give the file that comes out",
+        field="model",
+        expected="a file",
+        got=config.model,
     )
 
 

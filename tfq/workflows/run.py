@@ -290,21 +290,41 @@ def _check(config: RunConfig) -> None:
     workflows.check_given(config)
     workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
-        raise InputError("conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it")
+        raise InputError(
+            "conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it",
+            field="conversion.scheme",
+            got="float32",
+        )
     if config.conversion.scheme != "int8" and config.compression.qat.enabled:
         raise InputError(
             f"conversion.scheme={config.conversion.scheme}: quantization-aware training makes int8: "
-            "switch it off (compression.qat.enabled=False), or leave the scheme at int8"
+            "switch it off (compression.qat.enabled=False), or leave the scheme at int8",
+            field="conversion.scheme",
+            expected="int8",
+            got=config.conversion.scheme,
         )
     if config.compression.qat.enabled and not config.conversion.per_channel:
         raise InputError(
             "conversion.per_channel=false: quantization-aware training gives convolutions a scale for each channel: "
-            "leave per_channel on, or switch QAT off"
+            "leave per_channel on, or switch QAT off",
+            field="conversion.per_channel",
+            expected=True,
+            got=False,
         )
     if config.evaluation.reference:
-        raise InputError("evaluation.reference: a run compares with its own float32 flatbuffer: leave it out")
+        raise InputError(
+            "evaluation.reference: a run compares with its own float32 flatbuffer: leave it out",
+            field="evaluation.reference",
+            expected="",
+            got=config.evaluation.reference,
+        )
     if config.benchmark.against:
-        raise InputError("benchmark.against: a run times its own flatbuffers side by side: leave it out")
+        raise InputError(
+            "benchmark.against: a run times its own flatbuffers side by side: leave it out",
+            field="benchmark.against",
+            expected=(),
+            got=config.benchmark.against,
+        )
     evaluation.check_backends(config.evaluation)
     evaluation.check_metric(config.evaluation)
 

@@ -48,7 +48,12 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
 
     model_name(config)
     if is_file(config.model):
-        raise InputError(f"model={config.model}: train builds a model by its name, and this is a file")
+        raise InputError(
+            f"model={config.model}: train builds a model by its name, and this is a file",
+            field="model",
+            expected="a model's name",
+            got=config.model,
+        )
     training, validation = load_split(config.data, "train"), load_split(config.data, "val")
     try:
         test = load_split(config.data, "test")

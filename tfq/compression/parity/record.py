@@ -168,7 +168,13 @@ class QATParity:
         """Raises RequirementError with what is `missed` and the layer that departs first."""
         missed = self.missed(min_logit_sqnr_db=min_logit_sqnr_db, max_margin_lsb=max_margin_lsb)
         if missed:
-            raise RequirementError("; ".join((*missed, self.told_departure())))
+            first = self.first_departure
+            raise RequirementError(
+                "; ".join((*missed, self.told_departure())),
+                field="model",
+                expected=(min_logit_sqnr_db, max_margin_lsb),
+                got=first.layer if first else None,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite sqnr_db (nothing differs) is "inf"."""

@@ -61,7 +61,12 @@ def image_pieces(
         if images.shape[1:] != wanted:
             is_color = images.shape[-1] != wanted[-1]
             advice = "convert them to one number of channels" if is_color else "give data.resize=height,width"
-            raise InputError(f"{place(start + count)} is {images.shape[1:]}, the ones before are {wanted}: {advice}")
+            raise InputError(
+                f"{place(start + count)} is {images.shape[1:]}, the ones before are {wanted}: {advice}",
+                field="data.resize" if not is_color else "data.source",
+                expected=wanted,
+                got=images.shape[1:],
+            )
         count += len(images)
         # Images of several sizes come one by one.
         if count >= min(_BATCH, examples_a_piece(images[0].nbytes)):
@@ -106,7 +111,7 @@ def _batches(
             yield image[None], np.asarray(label)[None]
             done += 1
     except refusals as error:
-        raise InputError(explain(done, error)) from error
+        raise InputError(explain(done, error), field="data.source", got=done) from error
 
 
 def place_in(lengths: Sequence[int], index: int) -> tuple[int, int]:
@@ -166,7 +171,12 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
             got=split,
         )
     if not any(found[holder].images.values()):
-        raise InputError(f"folder:{address} ({holder}): holds no JPEG or PNG file in a class folder: {_WANTED}")
+        raise InputError(
+            f"folder:{address} ({holder}): holds no JPEG or PNG file in a class folder: {_WANTED}",
+            field="data.source",
+            expected=_WANTED,
+            got=f"folder:{address}",
+        )
     notes += _notes(found[holder], classes, f"folder:{address}", holder)
     examples = _examples(root, found[holder], classes, config, tuple(notes))
     return examples if split == "test" or "val" in splits else without_val(examples, split, f"folder:{address}")
@@ -198,7 +208,12 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         name = SPLIT_FOLDERS.get(path.name.lower())
         if name and (inside := _subfolders(path)):
             if name in named:
-                raise InputError(f"{root} has two folders for {name}, {path.name} and another: wanted one")
+                raise InputError(
+                    f"{root} has two folders for {name}, {path.name} and another: wanted one",
+                    field="data.source",
+                    expected=f"one folder for {name}",
+                    got=path.name,
+                )
             named[name] = inside
     if named:
         used = {path.parent for inside in named.values() for path in inside}
@@ -206,9 +221,11 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         notes = [f"{path}: not used: it is neither train, val nor test, or holds no class folder" for path in loose]
         return named, notes
     if not folders:
-        raise InputError(f"{root} holds no folder: {_WANTED}")
+        raise InputError(f"{root} holds no folder: {_WANTED}", field="data.source", expected=_WANTED, got=str(root))
     if all(path.name.lower() in SPLIT_FOLDERS for path in folders):
-        raise InputError(f"{folders[0]} holds no class folder: {_WANTED}")
+        raise InputError(
+            f"{folders[0]} holds no class folder: {_WANTED}", field="data.source", expected=_WANTED, got=str(folders[0])
+        )
     note = (
         f"folder:{root}: no folder is called train, val or test: all images are test; to train on some, put their "
         "class folders below train"
@@ -220,7 +237,9 @@ def _subfolders(path: Path) -> list[Path]:
     try:
         return sorted(each for each in path.iterdir() if each.is_dir() and not _is_hidden(each))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}: {_WANTED}") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}: {_WANTED}", field="data.source", expected=_WANTED, got=str(path)
+        ) from error
 
 
 def _is_hidden(path: Path) -> bool:
@@ -240,7 +259,12 @@ def _found(folders: Sequence[Path]) -> _Found:
             for path in (Path(directory, name) for name in files if not _is_hidden(Path(name))):
                 suffix = path.suffix.lower()
                 if suffix in _OTHER_IMAGES:
-                    raise InputError(f"{path}: tfq reads JPEG and PNG, not {suffix}: convert it, or move it away")
+                    raise InputError(
+                        f"{path}: tfq reads JPEG and PNG, not {suffix}: convert it, or move it away",
+                        field="data.source",
+                        expected=("JPEG", "PNG"),
+                        got=suffix,
+                    )
                 (images if suffix in _IMAGES else found.unused).append(path)
     return found
 

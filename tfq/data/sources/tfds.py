@@ -85,7 +85,12 @@ def _examples(builder: Any, name: str, config: DataConfig, where: str) -> Exampl
     keys = builder.info.supervised_keys
     features = builder.info.features
     if not isinstance(keys, Sequence) or len(keys) != 2 or not all(isinstance(key, str) for key in keys):
-        raise InputError(f"{where} names no (input, label) pair: its features are {', '.join(features)}: save an .npz")
+        raise InputError(
+            f"{where} names no (input, label) pair: its features are {', '.join(features)}: save an .npz",
+            field="data.source",
+            expected="an (input, label) pair",
+            got=tuple(features),
+        )
     image_key, label_key = keys
     is_image = type(features[image_key]).__name__ == "Image"
     class_names = tuple(getattr(features[label_key], "names", None) or ())
@@ -129,7 +134,12 @@ def _pieces(dataset: Any, start: int, stop: int) -> Iterator[Piece]:
     """Inputs that are no images, all of one shape."""
     spec = dataset(start, start + 1).element_spec[0]
     if isinstance(spec, dict) or not getattr(spec, "shape", None) or not spec.shape.is_fully_defined():
-        raise InputError(f"the input of this data set is {spec}: wanted images, or numbers of one shape: save an .npz")
+        raise InputError(
+            f"the input of this data set is {spec}: wanted images, or numbers of one shape: save an .npz",
+            field="data.source",
+            expected="images, or numbers of one shape",
+            got=str(spec),
+        )
     step = examples_a_piece(spec.shape.num_elements() * spec.dtype.size)
     for inputs, labels in dataset(start, stop).batch(step).as_numpy_iterator():
         yield Piece(inputs={UNNAMED: inputs}, labels=labels)

@@ -50,7 +50,12 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             yield from _walk(content, size, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}: wanted a TFRecord file") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}: wanted a TFRecord file",
+            field="data.source",
+            expected="a TFRecord file",
+            got=str(path),
+        ) from error
 
 
 def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]]:
