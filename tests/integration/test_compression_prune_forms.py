@@ -240,7 +240,7 @@ def test_masks_attention_recurrence_and_shared_layers_are_pruned_without_changin
     model = sequence_model()
     pruned = prune_model(model, fit, PruneConfig(final_sparsity=0.5))
     assert measure_sparsity(pruned) == dict.fromkeys(("embedding", "attention", "shared", "both", "each"), 0.5)
-    with pytest.raises(AttributeError, match=r"no attribute '(_query_dense|kernel)'"):
+    with pytest.raises(AttributeError, match=r"_query_dense|kernel"):
         import_tfmot().sparsity.keras.prune_low_magnitude(import_tf_keras().layers.MultiHeadAttention(2, 4))(
             np.ones((1, 6, 8), "float32")
         )

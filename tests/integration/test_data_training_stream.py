@@ -37,10 +37,13 @@ def test_a_stream_trains_a_model_and_the_same_again_for_the_same_seed(monkeypatc
 def test_what_is_wrong_with_an_example_ends_the_training_with_its_index(tmp_path):
     x = np.zeros((5000, 8, 8, 1), np.float32)
     x[4321] = np.nan
-    for labels, field, got in ((np.zeros(5000, int), "x[4321]", "NaN"), (np.arange(5000), "data", (0, 4999))):
+    for labels, field, expected in (
+        (np.zeros(5000, int), "x[4321]", "finite numbers"),
+        (np.arange(5000), "data", (0, 9)),
+    ):
         np.savez(tmp_path / "a.npz", x_train=x, y_train=labels, x_val=x[:5], y_val=labels[:5])
         train = load_split(DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=1), "train")
-        with refused(InputError, field=field, got=got):
+        with refused(InputError, field=field, expected=expected):
             train_model(built(import_tf_keras()), train, None, TrainConfig(epochs=1))
 
 
