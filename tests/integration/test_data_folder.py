@@ -141,7 +141,7 @@ def test_no_folder_at_all_is_told(tmp_path):
         load_split(config_of(tmp_path / "none"), "test")
     with refused(InputError, field="data.source", expected="folder:DIR", got="folder"):
         load_split(DataConfig(source="folder:"), "test")
-    with refused(InputError, field="data.source", got="some/where", word="'folder:some/where'"):
+    with refused(InputError, field="DataConfig.source", got="some/where", word="'folder:some/where'"):
         load_split(DataConfig(source="some/where"), "test")
 
 
