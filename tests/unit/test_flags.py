@@ -63,17 +63,17 @@ def test_compress_train_is_its_own_section_key(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--shceme=int8"], "unknown flag --shceme: did you mean 'scheme'"),
+        (["--shceme=int8"], "'scheme'"),
         (["--scheme=int4"], "int4"),
         (["--num_calibration_samples=many"], "many"),
-        (["--num_calibration_samples=0"], "num_calibration_samples: expected at least 1"),
-        (["--data.resize=a,b"], "whole numbers"),
-        (["model.keras"], "unexpected argument 'model.keras'"),
-        (["--config=nowhere.json"], "nowhere.json does not exist"),
+        (["--num_calibration_samples=0"], "num_calibration_samples"),
+        (["--data.resize=a,b"], "numbers"),
+        (["model.keras"], "'model.keras'"),
+        (["--config=nowhere.json"], "nowhere.json"),
     ],
 )
 def test_a_bad_command_line_is_an_input_error(arguments, told):
-    with pytest.raises(InputError, match=told):
+    with refused(InputError, word=told):
         parsed(*arguments)
 
 

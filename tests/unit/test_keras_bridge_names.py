@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.errors import TfqError
 from tfq.keras_bridge.verification import difference
@@ -71,7 +72,7 @@ def test_weights_are_matched_by_their_last_word_in_their_order():
 
 
 def test_weights_of_other_shapes_or_numbers_are_refused():
-    with pytest.raises(TfqError, match="kernel has the shape"):
+    with refused(TfqError, word="kernel"):
         matched([variable("kernel", 2, 3)], [variable("kernel", 3, 2)], "layer 'd'")
-    with pytest.raises(TfqError, match="1 weights"):
+    with refused(TfqError, word="1"):
         matched([variable("kernel", 2)], [], "layer 'd'")

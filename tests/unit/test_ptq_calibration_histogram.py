@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from messages import refused
 
 from tfq.errors import InputError
 from tfq.ptq.calibration import Histogram
@@ -73,12 +74,12 @@ def test_quantiles_at_the_ends_are_the_ends_of_the_outer_bins():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_quantiles_of_impossible_shares_are_refused(share):
-    with pytest.raises(InputError, match="wanted 0 to 1"):
+    with refused(InputError, word="0"):
         counted([1.0]).bins().quantile(share)
 
 
 def test_quantiles_of_nothing_are_refused():
-    with pytest.raises(InputError, match="at least one value"):
+    with refused(InputError, word="least"):
         Histogram().bins().quantile(0.5)
 
 
@@ -113,5 +114,5 @@ def test_json_gives_back_the_same_counts():
     [{"mantissa_bits": 7}, {"bins": [NUM_BINS]}, {"bins": [-1]}, {"counts": [0]}, {"counts": [1, 2]}],
 )
 def test_other_bins_are_refused(change):
-    with pytest.raises(InputError, match="histogram"):
+    with refused(InputError, word="histogram"):
         Histogram.from_dict({**counted([1.0]).to_dict(), **change})

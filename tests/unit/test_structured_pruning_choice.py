@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, Term, groups_of
 from tfq.compression.structured_pruning.prune import choose
@@ -101,7 +102,7 @@ def test_a_layer_that_no_pattern_fits_holds_those_that_are_tied_to_it():
     assert [group.layers for group in groups] == [("conv1",)]
     assert skipped["conv0"] == "its channels are tied to those of 'conv2', which no pattern fits"
     assert skipped["conv2"] == "no pattern in layers fits its name"
-    with pytest.raises(InputError, match=r"'con1'.*did you mean 'conv1'"):
+    with refused(InputError, word="'conv1'"):
         groups_of(channels, sites, ("con1",), 4)
 
 
@@ -171,9 +172,9 @@ def test_a_layer_with_a_target_keeps_that_share_and_the_others_give_the_rest():
     assert wide == 32 and first < 16 and last < 16
     assert sizes_with(["conv*=0.25", "conv1=0.5"], 0.5) == [4, 16, 4]  # less than what may stay
     assert sizes_with(["conv1=0"], 0.9) == [16, 4, 16]  # an eighth is the least
-    with pytest.raises(InputError, match=r"the target 'con1=0.5' fits no layer: did you mean 'conv1'"):
+    with refused(InputError, word="'con1=0.5'"):
         sizes_with(["con1=0.5"], 0.5)
-    with pytest.raises(InputError, match=r"the target 'conv3=0.5' fits only 'conv3' \(output\)"):
+    with refused(InputError, word="'conv3=0.5'"):
         sizes_with(["conv3=0.5"], 0.5)
 
 

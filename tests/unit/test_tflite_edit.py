@@ -10,6 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as generated
 from ai_edge_litert.interpreter import Interpreter
 from golden_models import NAMES, changed, golden, unpacked
+from messages import refused
 
 from tfq.auditing import audit_model
 from tfq.errors import FlatbufferError, InputError
@@ -92,7 +93,7 @@ def test_signature_of_the_same_key_is_replaced_and_another_is_kept():
 def test_signature_that_does_not_name_each_input_and_output_once_is_refused(inputs, outputs):
     data = golden("digits_int8")
     assert (read(data).main_subgraph.inputs, read(data).main_subgraph.outputs) == ((0,), (20,))
-    with pytest.raises(InputError, match="wanted a name for each"):
+    with refused(InputError, word="wanted"):
         add_signature(data, inputs, outputs)
 
 
@@ -110,7 +111,7 @@ def test_metadata_comes_back_and_the_last_value_stands():
 
 @pytest.mark.parametrize("value", [{"x": math.nan}, {"x": object()}, {"x": math.inf}])
 def test_metadata_that_json_cannot_hold_is_refused(value):
-    with pytest.raises(InputError, match="finite JSON"):
+    with refused(InputError, word="finite"):
         write_metadata(golden("digits_int8"), value)
 
 
@@ -121,7 +122,7 @@ def test_metadata_that_is_no_json_object_is_an_error_of_the_file_and_leaves_the_
         model.buffers[entry.buffer].data = np.frombuffer(content, np.uint8)
 
     data = changed(write_metadata(golden("digits_int8"), {}), change)
-    with pytest.raises(FlatbufferError, match="wanted a JSON object"):
+    with refused(FlatbufferError, word="wanted"):
         read_metadata(data)
     assert read(data).main_subgraph.ops[0].keras_layer == "conv1"
     assert audit_model(data).ok
@@ -151,7 +152,7 @@ def test_ranges_come_back_as_float32_and_reach_the_schema():
     ],
 )
 def test_range_without_a_float_tensor_or_without_meaning_is_refused(name, ranges):
-    with pytest.raises(InputError, match="range of tensor"):
+    with refused(InputError, word="tensor"):
         inject_ranges(golden(name), ranges)
 
 
