@@ -66,7 +66,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.config import AnalysisConfig as AnalysisConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
-    from tfq.config import BitsConfig as BitsConfig
+    from tfq.config import BitWidthsConfig as BitWidthsConfig
     from tfq.config import BudgetConfig as BudgetConfig
     from tfq.config import CalibrationConfig as CalibrationConfig
     from tfq.config import ClusterConfig as ClusterConfig

@@ -30,7 +30,6 @@ COMMAND_OF = {
     "benchmark": "benchmark",
     "search": "search",
     "analysis": "analyze",
-    "bits": "bits",
 }
 COMMON = ("model", "data", "out", "plugin", "seed")
 # Sections that a command works with beside its own.

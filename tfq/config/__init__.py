@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
 
-from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, BitsConfig
+from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, BitWidthsConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.compression import (
     ClusterConfig,
@@ -36,7 +36,7 @@ __all__ = [
     "AnalysisConfig",
     "AuditConfig",
     "BenchmarkConfig",
-    "BitsConfig",
+    "BitWidthsConfig",
     "BudgetConfig",
     "CalibrationConfig",
     "ClusterConfig",

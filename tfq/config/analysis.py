@@ -3,7 +3,26 @@
 
 from dataclasses import dataclass
 
-from tfq.config.base import Config, setting
+from tfq.config.base import Config, section, setting
+
+# Bits of what is left in float.
+FLOAT_BITS = 32
+GRIDS = ("uniform", "zero_aware", "power_of_two", "logarithmic", "kmeans")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitWidthsConfig(Config):
+    """Accuracy by bit width, without training."""
+
+    enabled: bool = setting(False, "measure accuracy by bit width, on the float model", names_section=True)
+    weights: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2, 1), "bits of weights to try", minimum=1, maximum=8)
+    activations: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2), "bits of activations", minimum=1, maximum=8)
+    grids: tuple[str, ...] = setting(GRIDS, "grids of weights; with activations the first one", choices=GRIDS)
+    keep: tuple[str, ...] = setting((), "name patterns of layers left in float, such as the first and the last")
+    num_calibration_samples: int = setting(
+        200, "training examples that the ranges of activations are seen on", minimum=1
+    )
+    limit: int = setting(0, "test examples; 0 is all", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,22 +33,4 @@ class AnalysisConfig(Config):
     limit: int = setting(64, "examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "measure as well what each layer, quantized alone, does to the outputs")
     histograms: bool = setting(True, "keep how the values of each layer and its weights are spread, for the page")
-
-
-# Bits of what is left in float.
-FLOAT_BITS = 32
-GRIDS = ("uniform", "zero_aware", "power_of_two", "logarithmic", "kmeans")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BitsConfig(Config):
-    """Accuracy against bits, without training."""
-
-    weight_bits: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2, 1), "bits of weights to try", minimum=1, maximum=8)
-    activation_bits: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2), "bits of activations", minimum=1, maximum=8)
-    grids: tuple[str, ...] = setting(GRIDS, "grids of weights; with activations the first one", choices=GRIDS)
-    keep: tuple[str, ...] = setting((), "name patterns of layers left in float, such as the first and the last")
-    num_calibration_samples: int = setting(
-        200, "training examples that the ranges of activations are seen on", minimum=1
-    )
-    limit: int = setting(0, "test examples; 0 is all", minimum=0)
+    bit_widths: BitWidthsConfig = section(BitWidthsConfig, "accuracy by bit width, simulated without training")

@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from tfq.config.analysis import AnalysisConfig, BitsConfig
+from tfq.config.analysis import AnalysisConfig
 from tfq.config.audit import AuditConfig
 from tfq.config.base import Config, section, setting
 from tfq.config.compression import CompressionConfig, TrainingConfig
@@ -35,4 +35,3 @@ class RunConfig(Config):
     benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")
     search: SearchConfig = section(SearchConfig, "the cheapest int8 model within a budget")
     analysis: AnalysisConfig = section(AnalysisConfig, "what costs an int8 flatbuffer its accuracy")
-    bits: BitsConfig = section(BitsConfig, "accuracy against bits")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a run as files (JSON, Markdown, HTML with plots) and as a table on the screen. Measures nothing."""
 
-from tfq.report.analysis_page import analysis_page, bits_page
+from tfq.report.analysis_page import analysis_page
 from tfq.report.files import write_report
 from tfq.report.summary import summary_table
 
-__all__ = ["analysis_page", "bits_page", "summary_table", "write_report"]
+__all__ = ["analysis_page", "summary_table", "write_report"]

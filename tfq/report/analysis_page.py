@@ -14,17 +14,23 @@ _MOST_BARS, _MOST_HISTOGRAMS = 24, 12
 
 
 def analysis_page(record: Mapping[str, Any]) -> str:
-    """The page of a record that `tfq analyze` wrote."""
+    """Return the page of a record that `tfq analyze` wrote: the analysis of layers, bit widths, or both."""
     title = f"What costs accuracy: {escape(plain(record.get('config', {}).get('model', '')))}"
-    found = "".join(f"<li>{escape(finding['message'])}</li>" for finding in record["findings"])
-    body = [
-        f'<header><h1>{title}</h1><p class="subtitle">{record["num_samples"]:,} samples</p></header>',
-        "<main>",
-        f"<section><h2>Found</h2><ul>{found or '<li>nothing stands out</li>'}</ul></section>",
-        *_plots(record),
-        "</main>",
-    ]
-    return document(title, "\n".join(body))
+    counts = []
+    body = []
+    if "layers" in record:
+        counts.append(f"{record['num_samples']:,} samples")
+        findings = "".join(f"<li>{escape(finding['message'])}</li>" for finding in record["findings"])
+        body += [
+            f"<section><h2>Findings</h2><ul>{findings or '<li>nothing stands out</li>'}</ul></section>",
+            *_plots(record),
+        ]
+    if "bit_widths" in record:
+        bit_widths = record["bit_widths"]
+        counts.append(f"{bit_widths['num_examples']:,} test examples, float {bit_widths['float_accuracy']:.2%}")
+        body += _bit_widths(bit_widths)
+    header = f'<header><h1>{title}</h1><p class="subtitle">{escape(" · ".join(counts))}</p></header>'
+    return document(title, "\n".join([header, "<main>", *body, "</main>"]))
 
 
 def _plots(record: Mapping[str, Any]) -> list[str]:
@@ -105,28 +111,21 @@ def _bars(title: str, bars: Mapping[str, Any]) -> str:
     return svg_of(figure, escape(title, quote=True))
 
 
-def bits_page(record: Mapping[str, Any]) -> str:
-    """The page of a record that `tfq bits` wrote: plots of weights, of activations and of both, and all numbers."""
-    config = record.get("config", {})
-    title = f"Accuracy against bits: {escape(plain(config.get('model', '')))}"
-    told = f"{record['num_examples']:,} test examples, float {record['float_accuracy']:.2%}"
+def _bit_widths(record: Mapping[str, Any]) -> list[str]:
+    """Return the sections on bit widths: plots of weights, of activations and of both, and all numbers."""
     rows = "".join(_row(way) for way in record["ways"])
-    body = [
-        f'<header><h1>{title}</h1><p class="subtitle">{escape(told)}</p></header>',
-        "<main>",
+    return [
         *_bits_plots(record),
-        '<section><h2>All of it</h2><div class="table"><table><thead><tr><th>weights</th><th>activations</th>'
-        "<th>grid</th><th>accuracy</th><th>against float</th><th>on TFLite</th></tr></thead>"
+        '<section><h2>Accuracy by bit width</h2><div class="table"><table><thead><tr><th>weights</th>'
+        "<th>activations</th><th>grid</th><th>accuracy</th><th>against float</th><th>on TFLite</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></section>",
-        "</main>",
     ]
-    return document(title, "\n".join(body))
 
 
 def _bits_plots(record: Mapping[str, Any]) -> list[str]:
     curves = {
         "Weights, activations in float": [way for way in record["ways"] if way["activation_bits"] == FLOAT_BITS],
-        "Activations, and weights beside them": [way for way in record["ways"] if way["activation_bits"] != FLOAT_BITS],
+        "Activations, alone and with weights": [way for way in record["ways"] if way["activation_bits"] != FLOAT_BITS],
     }
     try:
         with style():

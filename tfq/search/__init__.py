@@ -2,18 +2,18 @@
 """Without training: the cheapest way to an int8 model that keeps a budget, and accuracy against bits. No numerics."""
 
 from tfq.evaluation.paired import PairedDifference, paired_difference
-from tfq.search.low_bits import BitsResult, FewBits, accuracy_by_bits
+from tfq.search.bit_widths import BitWidthResult, BitWidthsResult, accuracy_by_bit_widths
 from tfq.search.record import Candidate, CandidateResult, SearchResult
 from tfq.search.search import find_int8
 
 __all__ = [
-    "BitsResult",
+    "BitWidthResult",
+    "BitWidthsResult",
     "Candidate",
     "CandidateResult",
-    "FewBits",
     "PairedDifference",
     "SearchResult",
-    "accuracy_by_bits",
+    "accuracy_by_bit_widths",
     "find_int8",
     "paired_difference",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search, or a look at fewer bits, over config.data."""
+"""A search, or accuracy by bit width, over config.data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 from tfq import artifacts, data, workflows
 from tfq.config import ConversionConfig, RunConfig
-from tfq.search.low_bits import BitsResult, accuracy_by_bits
+from tfq.search.bit_widths import BitWidthsResult, accuracy_by_bit_widths
 from tfq.search.record import SearchResult
 from tfq.search.search import find_int8
 from tfq.store import StageStore
@@ -27,16 +27,17 @@ def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[
         )
 
 
-def bits_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[str], None]) -> BitsResult:
-    """What `accuracy_by_bits` finds of `model` (Keras, or float flatbuffer bytes) on the splits of config.data.
+def bit_widths_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[str], None]) -> BitWidthsResult:
+    """What `accuracy_by_bit_widths` finds of `model` (Keras, or float flatbuffer bytes) on the splits of config.data.
 
     out: its `.stages` keeps what was measured. told: is given a line after each way.
     """
     floating = _floating(model, config)
-    train = workflows.load_split(config.data, "train", limit=config.bits.num_calibration_samples)
-    test = workflows.load_split(config.data, "test", limit=config.bits.limit)
+    widths = config.analysis.bit_widths
+    train = workflows.load_split(config.data, "train", limit=widths.num_calibration_samples)
+    test = workflows.load_split(config.data, "test", limit=widths.limit)
     with artifacts.locked(out / ".lock"):
-        return accuracy_by_bits(floating, train, test, config.bits, store=StageStore(out), told=told)
+        return accuracy_by_bit_widths(floating, train, test, widths, store=StageStore(out), told=told)
 
 
 def _floating(model: Any, config: RunConfig) -> bytes:

@@ -17,7 +17,7 @@ from tfq.__main__ import main
 from tfq.analysis import with_few_bits
 from tfq.errors import InputError
 from tfq.ptq.calibration import observe
-from tfq.search import accuracy_by_bits
+from tfq.search import accuracy_by_bit_widths
 from tfq.store import StageStore
 
 PATH = Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite"
@@ -68,8 +68,8 @@ def test_layers_that_are_kept_hold_what_they_held():
 
 
 def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
-    config = tfq.BitsConfig(weight_bits=(8, 2), activation_bits=(8, 2), grids=("uniform",))
-    found = accuracy_by_bits(FLOATING, *SPLITS, config, store=StageStore(tmp_path))
+    config = tfq.BitWidthsConfig(weights=(8, 2), activations=(8, 2), grids=("uniform",))
+    found = accuracy_by_bit_widths(FLOATING, *SPLITS, config, store=StageStore(tmp_path))
     by_name = {each.name: each for each in found.ways}
     assert list(by_name) == [
         "W8, uniform",
@@ -89,29 +89,30 @@ def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
 
 def test_int8_and_examples_without_classes_are_refused(tmp_path):
     with refused(InputError, field="model", expected="float32"):
-        accuracy_by_bits(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
+        accuracy_by_bit_widths(tfq.convert(FLOATING, SPLITS[0]), *SPLITS, store=StageStore(tmp_path))
     bare = tfq.load_split(tfq.DataConfig(source="digits"), "test")
     object.__setattr__(bare, "labels", None)
     with refused(InputError, field="data", expected="labels", got="test"):
-        accuracy_by_bits(FLOATING, SPLITS[0], bare, store=StageStore(tmp_path))
+        accuracy_by_bit_widths(FLOATING, SPLITS[0], bare, store=StageStore(tmp_path))
 
 
 def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    flags = [f"--model={PATH}", "--data=digits", f"--out={tmp_path}", "--weight_bits=4,1", "--activation_bits=4"]
+    flags = [f"--model={PATH}", "--data=digits", f"--out={tmp_path}", "--bit_widths", "--bit_widths.weights=4,1"]
+    flags += ["--bit_widths.activations=4"]
 
     def run(*more):
-        monkeypatch.setattr(sys, "argv", ["tfq", "bits", *flags, *more])
+        monkeypatch.setattr(sys, "argv", ["tfq", "analyze", *flags, *more])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code
 
-    assert run("--grids=uniform,kmeans") == 0
+    assert run("--bit_widths.grids=uniform,kmeans") == 0
     told = capsys.readouterr().out
-    record = json.loads((tmp_path / "bits.json").read_text())
+    record = json.loads((tmp_path / "analyze.json").read_text())["bit_widths"]
     assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in told
-    page = (tmp_path / "bits.html").read_text()
+    page = (tmp_path / "analyze.html").read_text()
     assert page.count("<svg") == 2 and "kmeans" in page and "simulated" in page
-    monkeypatch.setattr("tfq.search.low_bits.with_few_bits", None)  # nothing is computed again
-    assert run("--grids=uniform,kmeans") == 0
-    assert json.loads((tmp_path / "bits.json").read_text())["ways"] == record["ways"]
-    assert run("--grids=octal") == 2
+    monkeypatch.setattr("tfq.search.bit_widths.with_few_bits", None)  # nothing is computed again
+    assert run("--bit_widths.grids=uniform,kmeans") == 0
+    assert json.loads((tmp_path / "analyze.json").read_text())["bit_widths"]["ways"] == record["ways"]
+    assert run("--bit_widths.grids=octal") == 2

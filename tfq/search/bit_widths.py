@@ -8,7 +8,7 @@ from typing import Any
 
 from tfq import artifacts, auditing
 from tfq.analysis import with_few_bits
-from tfq.config import FLOAT_BITS, BitsConfig
+from tfq.config import FLOAT_BITS, BitWidthsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.evaluation.paired import PairedDifference, paired_difference
@@ -21,7 +21,7 @@ SIMULATED = "simulated"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewBits:
+class BitWidthResult:
     """A way to have fewer bits. runs_as: what TFLite has of it, or SIMULATED. accuracy: on the test split."""
 
     weight_bits: int
@@ -44,10 +44,10 @@ class FewBits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitsResult:
+class BitWidthsResult:
     """ways: weights alone, activations alone, both. float_accuracy: of the float model; all on num_examples."""
 
-    ways: tuple[FewBits, ...]
+    ways: tuple[BitWidthResult, ...]
     float_accuracy: float
     num_examples: int
 
@@ -77,22 +77,22 @@ class BitsResult:
         return "\n".join([*lines, "", f"{self.num_examples:,} test examples, float {self.float_accuracy:.2%}"])
 
 
-def accuracy_by_bits(
+def accuracy_by_bit_widths(
     floating: bytes,
     train: AnySplit,
     test: AnySplit,
-    config: BitsConfig | None = None,
+    config: BitWidthsConfig | None = None,
     *,
     store: StageStore,
     told: Callable[[str], None] = lambda line: None,
-) -> BitsResult:
+) -> BitWidthsResult:
     """The test accuracy of the float flatbuffer `floating` with fewer and fewer bits, each way on its own.
 
     train: its first config.num_calibration_samples examples give the ranges of activations. store: keeps each way, so
     that a run that was killed goes on. told: is given a line after each. Raises InputError on a model that is not
     float, data without class labels, and a pattern in config.keep that fits no layer.
     """
-    config = config or BitsConfig()
+    config = config or BitWidthsConfig()
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError(
             "bits: wanted a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
@@ -124,7 +124,7 @@ def accuracy_by_bits(
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bits: {grid} {weight_bits} {activation_bits}"
         found = unpacked(store.run(name, inputs, make).details["right"], labels.size)
-        way = FewBits(
+        way = BitWidthResult(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             grid=grid,
@@ -134,23 +134,23 @@ def accuracy_by_bits(
         )
         ways.append(way)
         told(f"[{number}/{len(every)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")
-    return BitsResult(ways=tuple(ways), float_accuracy=float(right.mean()), num_examples=labels.size)
+    return BitWidthsResult(ways=tuple(ways), float_accuracy=float(right.mean()), num_examples=labels.size)
 
 
-def _ways(config: BitsConfig) -> Iterator[tuple[int, int, str]]:
+def _ways(config: BitWidthsConfig) -> Iterator[tuple[int, int, str]]:
     """(weight bits, activation bits, grid)."""
     for grid in config.grids:
-        for bits in config.weight_bits:
+        for bits in config.weights:
             # Of one bit all grids but kmeans are one.
             if bits > 1 or grid in ("kmeans", config.grids[0]):
                 yield bits, FLOAT_BITS, grid
-    for bits in config.activation_bits:
+    for bits in config.activations:
         yield FLOAT_BITS, bits, config.grids[0]
-    for bits in config.weight_bits:
-        if bits in config.activation_bits:
+    for bits in config.weights:
+        if bits in config.activations:
             yield bits, bits, config.grids[0]
-    for bits in config.weight_bits:
-        if bits < 8 <= max(config.activation_bits, default=0):
+    for bits in config.weights:
+        if bits < 8 <= max(config.activations, default=0):
             yield bits, 8, config.grids[0]
 
 
