@@ -148,4 +148,5 @@ def test_a_plugin_adds_a_backend_to_the_command_line(plugin, golden, examples, t
     estimated = tfq_cli("evaluate", *with_plugin, "--backend=macs")
     assert estimated.returncode == 0, estimated.stderr
     assert json.loads(estimated.stdout)["evaluation"]["figures"] == {"multiply_adds": EXPECTED}
+    assert "mine" in tfq_cli("evaluate", f"--plugin={plugin}", "--help").stdout
     assert tfq_cli("evaluate", *arguments, "--backend=mine:1").returncode == 2

@@ -221,7 +221,7 @@ class Backend(Protocol):
     def prepare(self) -> None:
         """Start early what the first `assess` would wait for. Never fails: `assess` reports what is wrong."""
 
-    def fingerprint(self) -> list[Any]:
+    def fingerprint(self) -> list[object]:
         """Return, as JSON values, what results depend on besides the request and this machine: installed versions."""
         return []
 

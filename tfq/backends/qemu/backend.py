@@ -84,7 +84,7 @@ class QemuBackend(Backend):
         """Return why this CPU cannot be emulated and what to do about it, or None if it can."""
         return _unavailable(self.cpu)
 
-    def fingerprint(self) -> list[Any]:
+    def fingerprint(self) -> list[object]:
         """Return why it cannot count, if so, and the emulator that is installed."""
         from tfq.backends.qemu import sysroot
 
