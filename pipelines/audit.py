@@ -16,7 +16,13 @@ def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = workflows.read_tflite(config)
     report = auditing.audit_model(content, config.audit)
-    record = process.record(invocation, "audit", sha256={"model": artifacts.sha256(content)}, audit=report.to_dict())
+    record = process.record(
+        invocation,
+        "audit",
+        sha256={"model": artifacts.sha256(content)},
+        audit=report.to_dict(),
+        requirements=[each.to_dict() for each in auditing.requirements_of(report, config.audit)],
+    )
     process.finish(invocation, record, report.to_text())
     auditing.require(report, config.audit)
 

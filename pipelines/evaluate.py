@@ -16,7 +16,10 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_given(config)
     content = workflows.read_tflite(config)
     results = workflows.evaluate(content, config)
-    record = process.record(invocation, "evaluate", **results.to_dict())
+    asked = evaluation.requirements_of(results.evaluation, config.evaluation.require)
+    record = process.record(
+        invocation, "evaluate", **results.to_dict(), requirements=[each.to_dict() for each in asked]
+    )
     process.finish(invocation, record, results.to_text())
     evaluation.check_requirements(results.evaluation, config.evaluation.require)
 

@@ -19,6 +19,7 @@ ORDER = [
         "artifacts",
         "config",
         "patterns",
+        "requirement",
         "provenance",
         "store",
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfq.config import AuditConfig
 from tfq.errors import AuditError, InputError
+from tfq.requirement import Requirement
 from tfq.tflite.records import Op, Subgraph
 
 
@@ -185,6 +186,27 @@ class AuditReport:
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
         lines.append(f"{self.requirement}: {verdict}{f', {allowed} allowed' if allowed else ''}")
         return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+
+
+def requirements_of(report: AuditReport | Mapping[str, Any], config: AuditConfig) -> tuple[Requirement, ...]:
+    """Return what config.require asks of the flatbuffer and whether it is met; nothing if it asks nothing.
+
+    Args:
+        report: The report of an audit by `config`, or its `to_dict()`.
+        config: What the audit was asked to require.
+    """
+    if not config.require:
+        return ()
+    values = report.to_dict() if isinstance(report, AuditReport) else report
+    failures = [finding["message"] for finding in values["findings"] if finding["severity"] == FAILS]
+    asked = Requirement(
+        name="require",
+        bound=config.require,
+        value=values["scheme"],
+        holds=not failures,
+        reason=failures[0] if failures else None,
+    )
+    return (asked,)
 
 
 def require(report: AuditReport, config: AuditConfig) -> AuditReport:

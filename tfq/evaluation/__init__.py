@@ -22,7 +22,13 @@ from tfq.evaluation.parity import (
     compare_backends_or_reason,
     compare_outputs,
 )
-from tfq.evaluation.record import EvaluationRecord, check_requirements, missed_requirements, score_text
+from tfq.evaluation.record import (
+    EvaluationRecord,
+    check_requirements,
+    missed_requirements,
+    requirements_of,
+    score_text,
+)
 from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
 from tfq.evaluation.scores import check_metric, default_metric, score_outputs
 
@@ -61,6 +67,7 @@ __all__ = [
     "predicted_classes",
     "prepare_inputs",
     "reference_outputs",
+    "requirements_of",
     "roc_auc",
     "score_outputs",
     "score_text",

@@ -3,14 +3,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tfq.config import RequireConfig
 from tfq.errors import RequirementError
-
-# Shares are ratios of counts: a bound is not missed by the rounding of a float.
-ROUNDING = 1e-9
+from tfq.requirement import Requirement, at_least, at_most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,34 +128,40 @@ class EvaluationRecord:
         return f"{self.clipped_input_share:.2%} of values clipped, {self.unused_range_share:.0%} of the range unused"
 
 
+def requirements_of(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> tuple[Requirement, ...]:
+    """Return every bound that `require` sets, with the value in the record (or its `to_dict()`) and the verdict.
+
+    A bound on a missing value does not hold; its reason says why the value is missing.
+    """
+    values = record.to_dict() if isinstance(record, EvaluationRecord) else record
+    asked = []
+    if require.min_accuracy is not None:
+        asked.append(at_least("min_accuracy", require.min_accuracy, values["accuracy"], values["accuracy_reason"]))
+        if values["metrics"].get(values["metric"], {}).get("direction") == "lower":
+            asked[-1] = replace(asked[-1], holds=False, reason=f"lower is better for {values['metric']}")
+    if require.min_agreement is not None:
+        asked.append(at_least("min_agreement", require.min_agreement, values["agreement"], values["agreement_reason"]))
+    if require.max_accuracy_drop is not None:
+        reason = values["accuracy_reason"] or values["skipped"].get("accuracy_drop")
+        asked.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))
+    return tuple(asked)
+
+
 def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> list[str]:
     """What of `require` the record (or its `to_dict()`) misses, a sentence each with both numbers; empty when nothing.
 
     A bound on a number that there is not is missed: the sentence says why there is none.
     """
-    values = record.to_dict() if isinstance(record, EvaluationRecord) else record
-    missed = []
-    for name, bound, reason in (
-        ("accuracy", require.min_accuracy, values["accuracy_reason"]),
-        ("agreement", require.min_agreement, values["agreement_reason"]),
-        (
-            "accuracy_drop",
-            require.max_accuracy_drop,
-            values["accuracy_reason"] or values["skipped"].get("accuracy_drop"),
-        ),
-    ):
-        if bound is None:
-            continue
-        value, is_minimum = values[name], name != "accuracy_drop"
-        what = f"{'min' if is_minimum else 'max'}_{name} {bound:g}"
-        if name == "accuracy" and values["metrics"].get(values["metric"], {}).get("direction") == "lower":
-            missed.append(f"{what} cannot be checked: lower is better for {values['metric']}")
-            continue
-        if value is None:
-            missed.append(f"{what} cannot be checked: there is no {name}: {reason}")
-        elif value < bound - ROUNDING if is_minimum else value > bound + ROUNDING:
-            missed.append(f"{name} is {value:.4f}, required {'at least' if is_minimum else 'at most'} {bound:g}")
-    return missed
+    return [_sentence(asked) for asked in requirements_of(record, require) if not asked.holds]
+
+
+def _sentence(missed: Requirement) -> str:
+    kind, _, name = missed.name.partition("_")
+    if missed.value is None:
+        return f"{missed.name} {missed.bound:g} cannot be checked: there is no {name}: {missed.reason}"
+    if missed.reason is not None:
+        return f"{missed.name} {missed.bound:g} cannot be checked: {missed.reason}"
+    return f"{name} is {missed.value:.4f}, required {'at least' if kind == 'min' else 'at most'} {missed.bound:g}"
 
 
 def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> None:

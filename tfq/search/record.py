@@ -15,6 +15,7 @@ from tfq.data import AnySplit
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, predicted_classes, prepare_inputs
 from tfq.evaluation.paired import PairedDifference
+from tfq.requirement import Requirement
 from tfq.text_table import aligned
 
 
@@ -83,7 +84,8 @@ class CandidateResult:
     accuracy: on the validation split. against_float: paired with the float model on the same examples.
 
     latency_ratio: time of an inference here, to that of the first candidate; None where it was not measured. secs: that
-    it took to convert. layers: those with the candidate's scheme. missed: what of the budget it does not keep.
+    it took to convert. layers: those with the candidate's scheme. requirements: every bound of the budget, with the
+    candidate's value. missed: a sentence for each that does not hold.
     """
 
     candidate: Candidate
@@ -95,6 +97,7 @@ class CandidateResult:
     secs: float
     layers: tuple[str, ...]
     missed: tuple[str, ...]
+    requirements: tuple[Requirement, ...] = ()
 
     @property
     def name(self) -> str:
@@ -157,6 +160,7 @@ class SearchResult:
                 "against_float": self.test_against_float.to_dict(),
                 "against_plain": self.test_against_plain.to_dict(),
             },
+            "requirements": [each.to_dict() for each in self.chosen.requirements],
             "advice": list(self.advice),
         }
 

@@ -17,8 +17,8 @@ from tfq.data import AnySplit, as_split, input_specs, representative_samples
 from tfq.errors import InputError, TfqError
 from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
-from tfq.evaluation.record import ROUNDING
 from tfq.ptq.calibration import calibrate
+from tfq.requirement import ROUNDING, at_most
 from tfq.search.record import Candidate, CandidateResult, SearchResult, classes_of, labels_of, packed, points, unpacked
 from tfq.store import StageStore
 from tfq.typing import Data, PathOrBytes
@@ -64,6 +64,7 @@ def mixed(best: Candidate, config: SearchConfig, layers: int, quantizer: str) ->
         count *= 2
 
 
+NOT_TIMED = "an inference was not timed"
 _MODEL = "model.tflite"
 _TIMED_RUNS, _TIMED_SECS = 200, 0.5
 
@@ -262,15 +263,21 @@ class _Search:
 
 
 def _judged(found: CandidateResult, config: SearchConfig) -> CandidateResult:
-    budget, missed = config.budget, []
-    drop = -found.against_float.difference
-    if drop > budget.max_accuracy_drop + ROUNDING:
-        missed.append(f"accuracy is {drop:.4f} below float, at most {budget.max_accuracy_drop:g} wanted")
-    if budget.max_bytes and found.model_bytes > budget.max_bytes:
-        missed.append(f"{found.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted")
-    if budget.max_latency_ratio and (found.latency_ratio or 0) > budget.max_latency_ratio:
-        missed.append(f"{found.latency_ratio:.2f}x the time, at most {budget.max_latency_ratio:g}x wanted")
-    return dataclasses.replace(found, missed=tuple(missed))
+    budget, drop, latency = config.budget, 0.0 - found.against_float.difference, found.latency_ratio
+    asked = {
+        f"{100 * drop:.2f} points below float, at most {100 * budget.max_accuracy_drop:g} wanted": at_most(
+            "max_accuracy_drop", budget.max_accuracy_drop, drop
+        )
+    }
+    if budget.max_bytes:
+        sentence = f"{found.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted"
+        asked[sentence] = at_most("max_bytes", budget.max_bytes, found.model_bytes)
+    if budget.max_latency_ratio:
+        measured = NOT_TIMED if latency is None else f"{latency:.2f}x the time"
+        sentence = f"{measured}, at most {budget.max_latency_ratio:g}x wanted"
+        asked[sentence] = at_most("max_latency_ratio", budget.max_latency_ratio, latency, NOT_TIMED)
+    missed = tuple(sentence for sentence, requirement in asked.items() if not requirement.holds)
+    return dataclasses.replace(found, missed=missed, requirements=tuple(asked.values()))
 
 
 def _advice(

@@ -255,16 +255,18 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
     except BackendError as error:  # the flatbuffers stand; what was found out of them is reported all the same
         failure = error
         told.append(f"the run ended early: {error}")
+    models = [
+        # Fewer results than flatbuffers, where the run ended early.
+        {"name": each.name, "file": each.file, **result, "qat_parity": each.qat_parity}
+        for each, result in zip(made, results, strict=False)
+    ]
     record = record_of(
         "run",
         run.config,
         sha256=_merged_hashes(run.stages, results),
         stages=run.stages,
-        models=[
-            # Fewer results than flatbuffers, where the run ended early.
-            {"name": each.name, "file": each.file, **result, "qat_parity": each.qat_parity}
-            for each, result in zip(made, results, strict=False)
-        ],
+        models=models,
+        requirements=_requirements(models, run.config),
         benchmark=benchmark,
         sparsity=sparsity,
         warnings=list(dict.fromkeys(told)),
@@ -338,6 +340,19 @@ def _merged_hashes(records: list[dict[str, Any]], results: list[dict[str, Any]])
     for result in results:
         merged["data"] |= result["sha256"]["data"]
     return merged
+
+
+def _requirements(models: list[dict[str, Any]], config: RunConfig) -> list[dict[str, Any]]:
+    """Return all that `config` requires of each flatbuffer but the float one, with its file, value and verdict."""
+    return [
+        {"file": model["file"], **asked.to_dict()}
+        for model in models
+        if model["name"] != "float"
+        for asked in (
+            *auditing.requirements_of(model["audit"], config.audit),
+            *evaluation.requirements_of(model["evaluation"], config.evaluation.require),
+        )
+    ]
 
 
 def require(record: dict[str, Any]) -> None:
