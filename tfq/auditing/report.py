@@ -194,10 +194,20 @@ def requirements_of(report: AuditReport | Mapping[str, Any], config: AuditConfig
     Args:
         report: The report of an audit by `config`, or its `to_dict()`.
         config: What the audit was asked to require.
+
+    Raises:
+        InputError: The report is of an audit that required something else.
     """
     if not config.require:
         return ()
     values = report.to_dict() if isinstance(report, AuditReport) else report
+    if values["requirement"] != config.require:
+        raise InputError(
+            f"the report is of an audit for {values['requirement']}, wanted one for {config.require}: audit again",
+            field="require",
+            expected=config.require,
+            got=values["requirement"],
+        )
     failures = [finding["message"] for finding in values["findings"] if finding["severity"] == FAILS]
     asked = Requirement(
         name="require",
@@ -215,16 +225,7 @@ def require(report: AuditReport, config: AuditConfig) -> AuditReport:
     Raises AuditError with its first failure, and the ops and layers of all others, if it has any; nothing is raised
     where nothing is required.
     """
-    if not config.require:
-        return report
-    if report.requirement != config.require:
-        raise InputError(
-            f"the report is of an audit for {report.requirement}, wanted one for {config.require}: audit again",
-            field="require",
-            expected=config.require,
-            got=report.requirement,
-        )
-    return _require(report)
+    return _require(report) if requirements_of(report, config) else report
 
 
 def require_full_int8(report: AuditReport) -> AuditReport:
