@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 .PHONY: demo test slow lint bench families smallest arm clean
 
 demo: .venv/.installed
-	@$(BIN)/python -m tfq.backends.qemu.sysroot || echo "ARM emulation is not to be had here: the report says 'not run' for it" >&2
+	@$(BIN)/python -m tfq.backends.qemu.sysroot || echo "ARM emulation is not available here: the report says 'not run' for it" >&2
 	@$(BIN)/tfq run --config=pipelines/configs/demo.json
 
 test: .venv/.installed
@@ -42,7 +42,7 @@ arm: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot
 
 .venv/.installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "wanted $(PYTHON): install Python 3.11, or say make PYTHON=/path/to/it" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11, or run make PYTHON=/path/to/it" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv package (python3.11-venv on Debian and Ubuntu)" >&2; exit 1; }
 	@echo "installing into .venv (TensorFlow and the rest of constraints.txt: some minutes the first time)"
 	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[digits,litert,report,dev]'

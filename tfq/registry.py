@@ -72,20 +72,32 @@ def extension_point(kind: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def register(entry: T) -> T:
+def register(entry: T, *, replace: bool = False) -> T:
     """Add `entry` to the registry of its class and return it.
+
+    Args:
+        entry: An object of an extension point's class.
+        replace: Whether it may take the place of another object of its name, as when a notebook's cell runs again.
 
     Raises:
         InputError: Its class is no extension point, its name is empty or taken, or its help text is empty.
     """
     kind = _kind_of(type(entry))
     for field in ("name", "help"):
-        if not isinstance(getattr(entry, field, None), str) or not getattr(entry, field):
-            raise InputError(f"{kind}: {field} must be a non-empty string", field=field, expected="a string", got=None)
-    known = _entries[kind]
-    if entry.name in known and known[entry.name] is not entry:
+        value = getattr(entry, field, None)
+        if not isinstance(value, str) or not value:
+            raise InputError(
+                f"{kind}: {field} must be a non-empty string, got {value!r}",
+                field=field,
+                expected="a string",
+                got=value,
+            )
+    known = _filled(kind)  # tfq's own come first; while they are registered, this imports nothing
+    if known.get(entry.name, entry) is not entry and not replace:
         raise InputError(
-            f"{kind}: there is already one named {entry.name!r}; choose another name", field="name", got=entry.name
+            f"{kind}: there is already one named {entry.name!r}; choose another name, or pass replace=True",
+            field="name",
+            got=entry.name,
         )
     known[entry.name] = entry
     return entry

@@ -49,6 +49,23 @@ def test_a_taken_name_is_refused_and_the_same_object_is_not():
     assert (caught.value.field, caught.value.got) == ("name", "mine")
 
 
+def test_an_object_replaces_another_of_its_name_when_asked_to():
+    with registry.temporary():
+        registry.register(method("mine"))
+        second = registry.register(method("mine"), replace=True)
+        assert registry.get(CalibrationMethod, "mine") is second
+
+
+def test_the_name_of_tfqs_own_is_taken_before_its_module_was_imported():
+    code = (
+        "from tfq import registry\nfrom tfq.errors import InputError\nfrom tfq.evaluation.metric import Metric\n"
+        "try: registry.register(Metric.from_function(lambda y, x: 0.0, name='top1', help='h'))\n"
+        "except InputError as error: print(error.field, error.got)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "name top1", done.stderr
+
+
 @pytest.mark.parametrize(("entry", "field"), [(method(""), "name"), (method("x", help=""), "help")])
 def test_an_object_without_name_or_help_is_refused(entry, field):
     with pytest.raises(InputError) as caught:
