@@ -170,6 +170,43 @@ def test_the_check_of_strings_sees_a_flag(source, found):
     assert flags_in_strings(source, flags_of_every_command()) == found
 
 
+def phrases_in_match(source: str) -> list[str]:
+    """Return each `match=` of pytest.raises and pytest.warns in `source` that is not one word or name.
+
+    What is no literal counts as a phrase: `messages.py` checks words that are only known when a test runs.
+    """
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    checks = [call for call in calls if ast.unparse(call.func).split(".")[-1] in ("raises", "warns")]
+    values = [keyword.value for call in checks for keyword in call.keywords if keyword.arg == "match"]
+    # A space, or a regular expression for one or for any text between words.
+    gap = re.compile(r"\s|\\s|\.[*+]")
+    words = [value for value in values if isinstance(value, ast.Constant) and not gap.search(str(value.value))]
+    return [ast.unparse(value) for value in values if value not in words]
+
+
+def test_tests_of_messages_match_one_word():
+    tests = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path != ROOT / "tests" / "messages.py"]
+    found = {str(path.relative_to(ROOT)): phrases_in_match(path.read_text()) for path in tests}
+    assert {name: phrases for name, phrases in found.items() if phrases} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("with pytest.raises(InputError, match='no samples'): f()", ["'no samples'"]),
+        (
+            "with raises(InputError, match=r'is\\sNaN'), warns(UserWarning, match='a.*b'): f()",
+            ["'is\\\\sNaN'", "'a.*b'"],
+        ),
+        ("with pytest.raises(InputError, match=word), pytest.warns(match=f'{word} x'): f()", ["word", "f'{word} x'"]),
+        ("with pytest.raises(InputError, match=r'conversion\\.scheme'), pytest.warns(match='conv2'): f()", []),
+        ("with pytest.raises(InputError): re.match('no samples', text)", []),
+    ],
+)
+def test_the_check_of_match_sees_a_phrase(source, found):
+    assert phrases_in_match(source) == found
+
+
 def test_scripts_are_short():
     lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "pipelines").glob("*.py")}
     assert {name: length for name, length in lengths.items() if length > 120} == {}

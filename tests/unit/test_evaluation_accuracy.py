@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from golden_models import changed, golden
+from messages import refused, warned
 from sklearn.datasets import load_digits
 
 from tfq import tflite
@@ -99,7 +100,7 @@ def test_reference_outputs_are_shared_among_models_and_give_the_same_record(digi
     assert itself.output_sqnr_db_reason == itself.skipped["output_sqnr_db"]
     assert "identical" in itself.output_sqnr_db_reason
     x, y = digits
-    with pytest.raises(InputError, match="of other data"):
+    with refused(InputError, field="reference", expected="outputs of the same data"):
         evaluate_model(INT8, (x[::-1], y[::-1]), QUICK, reference=reference)
 
 
@@ -128,7 +129,7 @@ def test_a_metric_takes_the_place_of_top1(digits):
     assert record.metric == "mean_of_the_label"
     assert record.accuracy == pytest.approx(by_hand(INT8, x)[np.arange(N), y].mean(), abs=1e-6)
     assert record.reference_accuracy == pytest.approx(by_hand(FLOAT, x)[np.arange(N), y].mean(), abs=1e-6)
-    with pytest.raises(InputError, match="finite"):
+    with refused(InputError, field="metric", expected="a finite number"):
         evaluate_model(INT8, (x, y), QUICK, metric=lambda outputs, labels: float("nan"))
 
 
@@ -138,7 +139,7 @@ def test_of_several_outputs_all_are_compared_and_the_first_is_scored(digits):
         graph.outputs = [*graph.outputs, graph.operators[-1].inputs[0]]
 
     ours, reference = changed(INT8, logits_too), changed(FLOAT, logits_too)
-    with pytest.warns(TfqWarning, match="2 outputs: top-1 and agreement are of the first, 'probabilities'"):
+    with warned("'probabilities'"):
         record = evaluate_model(ours, digits, QUICK, reference=reference)
     one = evaluate_model(INT8, digits, QUICK, reference=FLOAT)
     assert (record.accuracy, record.agreement) == (one.accuracy, one.agreement)
@@ -157,18 +158,18 @@ def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
         record = evaluate_model(recorded, (x / 16, y), QUICK, preprocessing=given)
     assert record.warnings == tuple(str(warning.message) for warning in told)
     assert "0.0625" in record.warnings[0]
-    assert "94% of the range of input 'image'" in record.warnings[1]
+    assert "94%" in record.warnings[1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same = {"resize": [], "scale": 1, "offset": 0}
         assert evaluate_model(recorded, (x, y), QUICK, preprocessing=same).warnings == ()
-    with pytest.warns(TfqWarning, match="are clipped"):
+    with warned("clipped"):
         assert evaluate_model(INT8, (x * 16, y), QUICK).clipped_input_share > 0.3
 
 
 def test_a_limit_beyond_the_data_is_told(digits):
     assert evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, limit=7)).num_examples == 7
-    with pytest.warns(TfqWarning, match="99 examples were asked for, the data has 60"):
+    with warned("99"):
         record = evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, limit=99))
     assert (record.num_examples, record.missing) == (N, 39)
 
@@ -187,25 +188,22 @@ def test_a_model_that_computes_nan_is_not_scored(digits):
         bias = next(tensor for tensor in model.subgraphs[0].tensors if np.array_equal(tensor.shape, [10]))
         model.buffers[bias.buffer].data = np.frombuffer(np.full(10, np.nan, "<f4").tobytes(), np.uint8)
 
-    with pytest.raises(InputError, match="output 'probabilities' is NaN for example 0"):
+    with refused(InputError, field="outputs", expected="numbers", word="'probabilities'"):
         evaluate_model(changed(FLOAT, poison), digits, QUICK)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "field", "got", "word"),
     [
-        (lambda x, y: (x[:, :7], y), r"\[1, 8, 8, 1\].*\[60, 7, 8, 1\]"),
-        (
-            lambda x, y: (x, np.where(y == y[3], 10, y)),
-            r"label of example 3 is 10, and the model has 10 classes",
-        ),
-        (lambda x, y: (x, y[:-1]), r"60.*59|59.*60"),
-        (lambda x, y: (x[:0], y[:0]), "empty"),
-        (lambda x, y: (np.where(np.arange(N).reshape(-1, 1, 1, 1) == 5, np.nan, x), y), "example 5 holds NaN"),
+        (lambda x, y: (x[:, :7], y), "data", (7, 8, 1), "'image'"),
+        (lambda x, y: (x, np.where(y == y[3], 10, y)), "labels", 10, "3"),
+        (lambda x, y: (x, y[:-1]), "data", {"input 'x'": 60, "labels": 59}, "labels"),
+        (lambda x, y: (x[:0], y[:0]), "data", 0, "empty"),
+        (lambda x, y: (np.where(np.arange(N).reshape(-1, 1, 1, 1) == 5, np.nan, x), y), "x[5]", "NaN", "5"),
     ],
 )
-def test_bad_data_is_refused_with_what_is_wrong(digits, change, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_data_is_refused_with_what_is_wrong(digits, change, field, got, word):
+    with refused(InputError, field=field, got=got, word=word):
         evaluate_model(INT8, change(*digits), QUICK)
 
 
@@ -215,5 +213,5 @@ def test_bad_models_and_references_are_refused(digits):
     with pytest.raises(InputError) as caught:
         evaluate_model(INT8, digits, EvaluationConfig(backend="locla"))
     assert caught.value.got == "locla" and "local" in caught.value.expected
-    with pytest.raises(InputError, match="wanted a reference that computes the same"):
+    with refused(InputError, field="reference", expected=(N, 10), got=(N, 8, 8, 4)):
         evaluate_model(INT8, digits, QUICK, reference=golden("two_branches_float32"))

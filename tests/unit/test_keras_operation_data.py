@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.errors import InputError
 from tfq.keras_bridge.operations.data import decode, encode
@@ -51,19 +52,19 @@ class NoValue:
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "word"),
     [
-        (Variable(), "variable 'kernel' outside of any layer"),
-        (print, "no data"),
-        (object(), "no data"),
-        (NoValue(), "has no value"),
-        (np.array(["a"]), "wanted numbers"),
-        (np.array([object()]), "wanted numbers"),
-        (np.zeros((65 << 20), "int8"), "make it a weight"),
+        (Variable(), "'kernel'"),
+        (print, "builtin_function_or_method"),
+        (object(), "object"),
+        (NoValue(), "NoValue"),
+        (np.array(["a"]), "<U1"),
+        (np.array([object()]), "object"),
+        (np.zeros((65 << 20), "int8"), "68157440"),
     ],
 )
-def test_what_is_no_data_is_untranslatable(value, message):
-    with pytest.raises(Untranslatable, match=message):
+def test_what_is_no_data_is_untranslatable(value, word):
+    with refused(Untranslatable, word=word):
         encode([value], lambda item: None)
 
 
@@ -85,5 +86,5 @@ def test_what_is_no_data_is_untranslatable(value, message):
     ],
 )
 def test_damaged_arguments_are_an_input_error(damaged):
-    with pytest.raises(InputError, match=r"damaged|wanted 3|list of pairs|does not write"):
+    with refused(InputError, field="model", word="arguments"):
         decode(damaged, ["tensor"])

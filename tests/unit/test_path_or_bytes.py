@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 from golden_models import GOLDEN, golden
+from messages import refused
 
 import tfq
 from tfq.errors import InputError
@@ -65,9 +66,8 @@ def test_a_path_without_a_model_is_an_input_error(tmp_path, name, file, word):
     call, _, field = READS[name]
     (tmp_path / "empty.tflite").touch()
     for source in (tmp_path / file, str(tmp_path / file)):
-        with pytest.raises(InputError, match=word) as caught:
+        with refused(InputError, field=field, got=str(tmp_path / file), word=word):
             call(source)
-        assert (caught.value.field, caught.value.got) == (field, str(tmp_path / file))
 
 
 @pytest.mark.parametrize("name", READS)

@@ -12,6 +12,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+from messages import refused
 
 from tfq.errors import InputError
 from tfq.keras_bridge.loading import model_file
@@ -82,7 +83,7 @@ def test_the_keras_that_wrote_the_file_is_told_by_the_version_inside(tmp_path):
 
     assert version("2.15.0") == "tf_keras"
     assert version("3.0.0.dev20240101") == "keras"
-    with pytest.raises(InputError, match="wanted 1, 2 or 3"):
+    with refused(InputError, field="model", expected="Keras 1, 2 or 3", got="4.0"):
         version("4.0")
 
 

@@ -58,7 +58,9 @@ def matched_outputs(
     """
     if not _same_inputs(reference.data, data):
         raise InputError(
-            "the reference's outputs are of other data than the model's: compute them on the same", field="reference"
+            "the reference's outputs are of other data than the model's: compute them on the same",
+            field="reference",
+            expected="outputs of the same data",
         )
     if len(reference.outputs) != len(outputs):
         raise InputError(

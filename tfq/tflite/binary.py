@@ -38,6 +38,7 @@ class Reader:
             raise FlatbufferError(
                 f"byte 0: wanted a .tflite flatbuffer, got only {self.size} bytes: is this the right file?",
                 field="model",
+                expected="a .tflite flatbuffer",
                 got=self.size,
             )
         if data[4:8] != identifier:
@@ -77,6 +78,7 @@ class Reader:
                 f"{where}: wanted a file whose parts are stored once each, got one that repeats them beyond "
                 f"{_BUDGET_FACTOR} times its {self.size} bytes: it was made to exhaust its reader",
                 field=where,
+                expected="parts that are stored once each",
                 got=self.size,
             )
 

@@ -74,7 +74,12 @@ class ModelFile:
             return "tf_keras"
         if major == "3":
             return "keras"
-        raise InputError(f"{self.path} was written by Keras {self.keras_version!r}: wanted 1, 2 or 3", field="model")
+        raise InputError(
+            f"{self.path} was written by Keras {self.keras_version!r}: wanted 1, 2 or 3",
+            field="model",
+            expected="Keras 1, 2 or 3",
+            got=self.keras_version,
+        )
 
 
 def read_model_file(path: str | os.PathLike) -> ModelFile:
@@ -325,7 +330,12 @@ def read_model_directory(path: Path) -> ModelFile:
                 if (path / name).exists():
                     archive.writestr(name, _member(path, name))
         return from_zip(path, content.getvalue())
-    raise InputError(f"{path} is a directory without saved_model.pb: wanted {_WANTED}", field="model", expected=_WANTED)
+    raise InputError(
+        f"{path} is a directory without saved_model.pb: wanted {_WANTED}",
+        field="model",
+        expected=_WANTED,
+        got=str(path),
+    )
 
 
 def _from_saved_model(path: Path) -> ModelFile:

@@ -73,6 +73,7 @@ def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any])
                 "a dict among the arguments of an operation is no list of pairs: damaged file",
                 field="model",
                 expected="a list of pairs",
+                got=content,
             )
         return {decode(key, tensors): decode(item, tensors) for key, item in content}
     items = [decode(item, tensors) for item in content]

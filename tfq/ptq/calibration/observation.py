@@ -188,6 +188,7 @@ class Observations:
             raise InputError(
                 f"{path} holds no observations of tfq ({type(error).__name__}: {error}): observe the data again",
                 field="path",
+                expected="observations",
                 got=str(path),
             ) from error
 
@@ -223,7 +224,9 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
     Raises InputError where there is no part, and on parts of different flatbuffers or with different things kept.
     """
     if not parts:
-        raise InputError("merge_observations: wanted at least one part", field="parts", got=0)
+        raise InputError(
+            "merge_observations: wanted at least one part", field="parts", expected="at least one part", got=0
+        )
     whole = copy.deepcopy(parts[0])
     for number, part in enumerate(parts[1:], 1):
         if part.model_sha256 != whole.model_sha256 or part.tensors.keys() != whole.tensors.keys():

@@ -106,6 +106,8 @@ class _Interpreter:
             raise InputError(
                 f"calibration: the model does not run on the representative dataset: {error}",
                 field="representative_dataset",
+                expected="samples that the model runs on",
+                got=str(error),
             ) from error
 
     def view(self, index: int) -> NDArray:
@@ -162,6 +164,7 @@ def observe(
             "no samples to calibrate with: wanted at least one",
             field="representative_dataset",
             expected="at least one sample",
+            got=0,
         )
     return Observations(
         tensors={(graph.index, index): seen for index, seen in zip(indices, observed, strict=True)},
@@ -202,7 +205,7 @@ def _refuse(sample: int, seen: TensorObservation, ends: tuple[float, float]) -> 
     raise InputError(
         f"calibration: on sample {sample}, tensor {seen.name!r} (layer {seen.layer or 'unknown'}) holds {what}: no "
         "range can hold it: mend the model or the sample",
-        field="representative_dataset",
+        field=f"representative_dataset[{sample}]",
         expected="finite activations",
         got=what,
     )

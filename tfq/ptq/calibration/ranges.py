@@ -105,5 +105,6 @@ class Ranges:
             raise InputError(
                 f"{path} holds no calibrated ranges of tfq ({type(error).__name__}: {error}): calibrate again",
                 field="conversion.calibration.ranges",
+                expected="calibrated ranges",
                 got=str(path),
             ) from error
