@@ -70,6 +70,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"choose from {', '.join(choices)}" if choices else "there is nothing to choose from"
 
 
+def install_hint(extra: str = "") -> str:
+    """Return how to install an extra of tfq, from a package index and from a clone; "" is what tfq always needs."""
+    brackets = f"[{extra}]" if extra else ""
+    return f"pip install 'tfq{brackets}'; from a clone: pip install -e '.{brackets}'"
+
+
 @contextlib.contextmanager
 def remembered_warnings() -> Iterator[list[str]]:
     """The TfqWarnings raised inside, as sentences; they are shown as they come up all the same."""

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
-from tfq.errors import InputError
+from tfq.errors import InputError, install_hint
 
 # "" is the scheme's own: int8 of int8, int16 of int16x8, float32 of all others.
 IO_TYPES = ("", "int8", "uint8", "int16", "float32")
@@ -51,7 +51,7 @@ class ConversionConfig(Config):
     )
     quantizer: str = setting(
         "tensorflow",
-        "whose quantizer: TensorFlow's, or litert-quantizer (pip install 'tfq[litert]')",
+        f"whose quantizer: TensorFlow's, or litert-quantizer ({install_hint('litert')})",
         choices=QUANTIZERS,
     )
     per_channel: bool = setting(True, "a scale for each output channel of a weight, rather than one for all of it")

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfq import tflite
 from tfq.config import ConversionConfig
-from tfq.errors import InputError
+from tfq.errors import InputError, install_hint
 from tfq.patterns import check_fits, fits
 
 # What only litert-quantizer can do.
@@ -73,7 +73,7 @@ def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
         if getattr(config, name) and config.quantizer != "litert":
             raise InputError(
                 f"{name}={','.join(getattr(config, name))}: TensorFlow's quantizer has one scheme for all layers: set "
-                "quantizer=litert (pip install 'tfq[litert]')",
+                f"quantizer=litert ({install_hint('litert')})",
                 field="conversion.quantizer",
                 expected="litert",
                 got=config.quantizer,
@@ -97,7 +97,7 @@ def quantize_by_litert(
         from litert_quantizer import quantizer
     except ImportError as error:
         raise InputError(
-            f"quantizer=litert needs litert-quantizer ({error}): pip install 'tfq[litert]', or leave quantizer out",
+            f"quantizer=litert needs litert-quantizer ({error}): {install_hint('litert')}. Or leave quantizer out",
             field="conversion.quantizer",
             expected="litert-quantizer",
             got="litert",

@@ -12,7 +12,7 @@ from tfq import registry
 from tfq.artifacts import sha256_file
 from tfq.config import DataConfig
 from tfq.data.split import MissingSplitError, check_lengths
-from tfq.errors import InputError
+from tfq.errors import InputError, install_hint
 
 # Of the arrays that a source gives at a time. What becomes of them in float32 may be four times that.
 _PIECE_BYTES = 1 << 23
@@ -73,7 +73,7 @@ class DataSource:
             decode nothing. `tfq run` resumes finished stages by it. If this cannot be known, return a value that never
             repeats (such as `uuid.uuid4().hex`): nothing is resumed then.
         splits: All splits that it can have, the same for every address; () if they depend on the address.
-        extra: The extra of tfq that it needs: `pip install 'tfq[EXTRA]'`; "" if none.
+        extra: The extra of tfq that it needs: see `errors.install_hint`; "" if none.
         looks_like: Regular expression of an address that is probably meant for this source when a user forgot the name
             and the colon; "" to suggest nothing.
     """
@@ -93,7 +93,7 @@ class DataSource:
         return {
             "spelling": f"`{self.name}:{self.address}`" if self.address else f"`{self.name}`",
             "splits": ", ".join(self.splits) or "by what its files hold",
-            "needs": f"`pip install 'tfq[{self.extra}]'`" if self.extra else "",
+            "needs": f"`{install_hint(self.extra)}`" if self.extra else "",
         }
 
 

@@ -9,6 +9,7 @@ from io import StringIO
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+from tfq.errors import install_hint
 from tfq.report.formatting import (
     NOT_A_TIME,
     better,
@@ -83,7 +84,7 @@ def style() -> Iterator[None]:
 
 def missing_matplotlib(error: ImportError) -> str:
     """What stands in the place of a drawing."""
-    return f"not drawn: matplotlib cannot be imported ({plain(error)}): pip install 'tfq[report]'"
+    return f"not drawn: matplotlib cannot be imported ({plain(error)}): {install_hint('report')}"
 
 
 def figure_of(height: float) -> tuple[Any, Any]:

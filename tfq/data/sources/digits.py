@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, examples_of_arrays
 from tfq.data.split import UNNAMED
-from tfq.errors import InputError
+from tfq.errors import InputError, install_hint
 from tfq.registry import register
 
 # Shares of each class; test is the rest. The same for every run: the seed moves weights and shuffling, not the splits.
@@ -27,8 +27,8 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            f"data.source=digits needs scikit-learn ({error}): pip install 'tfq[digits]', or give npz:PATH or "
-            "tfrecord:GLOB",
+            f"data.source=digits needs scikit-learn ({error}): {install_hint('digits')}. Or give "
+            "npz:PATH or tfrecord:GLOB",
             field="data.source",
             got="digits",
         ) from error

@@ -13,7 +13,7 @@ from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, without_val
 from tfq.data.sources.folder import image_pieces
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
-from tfq.errors import InputError
+from tfq.errors import InputError, install_hint
 from tfq.registry import register
 
 # What the splits of data sets are called, the likeliest first.
@@ -57,9 +57,8 @@ def tfds_builder(address: str) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise InputError(
-            f"data.source=tfds:{address} needs tensorflow-datasets ({error}): pip install 'tfq[tfds]', or give "
-            "npz:PATH, "
-            "tfrecord:GLOB or folder:DIR",
+            f"data.source=tfds:{address} needs tensorflow-datasets ({error}): {install_hint('tfds')}. Or "
+            "give npz:PATH, tfrecord:GLOB or folder:DIR",
             field="data.source",
             got=f"tfds:{address}",
         ) from error
