@@ -25,6 +25,7 @@ def main(invocation: flags.Invocation) -> None:
         return
     workflows.check_given(config)
     workflows.compression_suffix(config)
+    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     compressed = workflows.compress(model, config)

@@ -18,6 +18,7 @@ def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     if workflows.needs_data(config.conversion):
         workflows.check_given(config)
+    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     made, details = workflows.convert(model, config)

@@ -21,6 +21,7 @@ from tfq.workflows.search import search_on_data
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     workflows.check_given(config)
+    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
     result = search_on_data(model, config, out, told=lambda line: print(line, flush=True))

@@ -14,6 +14,7 @@ from tfq.cli import flags, process
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     workflows.check_given(config)
+    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model, details = workflows.train(config)
     path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")

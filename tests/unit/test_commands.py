@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line as a user meets it: help, exit codes, quiet, and no TensorFlow where none is needed."""
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +12,11 @@ import tomllib
 import pytest
 from messages import refused
 
+from tfq import workflows
 from tfq.cli import process
 from tfq.cli.main import COMMANDS
-from tfq.config import DataConfig, RunConfig
-from tfq.errors import AuditError, BackendError, InputError, TfqWarning
+from tfq.config import DataConfig, EvaluationConfig, RunConfig
+from tfq.errors import AuditError, BackendError, FlatbufferError, InputError, TfqWarning, install_hint
 from tfq.workflows.run import run_recipe
 
 
@@ -168,9 +171,93 @@ def test_the_version_is_that_of_the_package(root, tfq_cli):
     assert (done.returncode, done.stdout) == (0, f"tfq {declared}\n")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "--reference={gone}"),
+        ("analyze", "--reference={gone}"),
+        ("benchmark", "--against={gone}"),
+        ("evaluate", "--require.max_accuracy_drop=0.01"),
+        ("evaluate", "--require.min_agreement=0.9"),
+    ],
+)
+def test_a_missing_reference_is_found_before_any_model_runs(arguments, tmp_path, root, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("something was read or run")
+
+    monkeypatch.setattr("tfq.data.load_split", fail)
+    monkeypatch.setattr("tfq.evaluation.check_backends", fail)
+    command, *rest = (argument.format(gone=tmp_path / "gone.tflite") for argument in arguments)
+    model = f"--model={root / 'tests/golden/digits_int8.tflite'}"
+    pipeline = importlib.import_module(f"tfq.pipelines.{command}")
+    with pytest.raises(SystemExit) as exit:
+        pipeline.cli([f"tfq {command}", model, "--data=digits", *rest])
+    message = capsys.readouterr().err
+    assert exit.value.code == 2, message
+    assert "gone.tflite does not exist" in message or (rest[0] in message and "set --reference" in message)
+
+
+def test_a_damaged_reference_is_named_before_any_model_runs(tmp_path, root):
+    (tmp_path / "cut.tflite").write_bytes(b"no model")
+    content = (root / "tests/golden/digits_int8.tflite").read_bytes()
+    config = RunConfig(
+        data=DataConfig(source="npz:gone.npz"), evaluation=EvaluationConfig(reference=str(tmp_path / "cut.tflite"))
+    )
+    with pytest.raises(FlatbufferError, match=r"evaluation\.reference=.*cut\.tflite: "):
+        workflows.evaluate(content, config)
+
+
+def test_a_run_refuses_a_reference_before_any_work(tmp_path, root):
+    config = RunConfig(
+        model=str(root / "tests/golden/digits_float32.tflite"),
+        data=DataConfig(source="npz:gone.npz"),
+        evaluation=EvaluationConfig(reference="gone.tflite"),
+        out=str(tmp_path),
+    )
+    with pytest.raises(InputError, match=r"evaluation\.reference: "):
+        run_recipe(config)
+
+
+@pytest.mark.parametrize("command", ["convert", "compress", "search", "train"])
+def test_missing_tensorflow_is_reported_before_anything_is_read(command, tmp_path, tfq_cli):
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError(\"No module named 'tensorflow'\")")
+    arguments = ["--model=gone.keras", "--data=npz:gone.npz", f"--out={tmp_path / 'out'}"]
+    done = tfq_cli(command, *arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr == (
+        f"tfq {command}: error: TensorFlow cannot be imported (No module named 'tensorflow'): {install_hint()}\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_float_tflite_is_converted_by_litert_without_tensorflow(tmp_path, root, tfq_cli):
+    pytest.importorskip("litert_quantizer")
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError(\"No module named 'tensorflow'\")")
+    model = f"--model={root / 'tests/golden/digits_float32.tflite'}"
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    arguments = [model, "--data=digits", f"--out={tmp_path}", "--num_calibration_samples=8"]
+    assert tfq_cli("convert", *arguments, "--quantizer=litert", PYTHONPATH=path).returncode == 0
+    assert "TensorFlow cannot be imported" in tfq_cli("convert", *arguments, PYTHONPATH=path).stderr
+
+
+def test_an_install_hint_names_the_index_and_the_clone():
+    assert install_hint("litert") == "pip install 'tfq[litert]'; from a clone: pip install -e '.[litert]'"
+    assert install_hint() == "pip install 'tfq'; from a clone: pip install -e '.'"
+
+
+def test_every_install_hint_names_an_extra_of_the_package(root):
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set()
+    for path in (root / "tfq").rglob("*.py"):
+        source = path.read_text()
+        assert path.name == "errors.py" or "tfq[" not in source, path
+        named |= set(re.findall(r"install_hint\(['\"](\w+)['\"]\)", source))
+    assert named and named <= set(extras)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_error_has_one_prefix(command, tfq_cli):
-    done = tfq_cli(command, "--seed=-1")
+    done = tfq_cli(command, "--plugin=gone.txt")
     assert done.returncode == 2
     assert done.stderr.startswith(f"tfq {command}: error: ")
     assert not done.stderr.startswith((f"tfq {command}: error: {command}:", f"tfq {command}: error: config:"))

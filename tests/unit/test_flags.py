@@ -6,7 +6,8 @@ import json
 import pytest
 from messages import refused
 
-from tfq.cli.flags import COMMAND_OF, COMMON, HelpRequested, parse, settings_of, with_flags
+from tfq import registry
+from tfq.cli.flags import COMMAND_OF, COMMON, UNUSED, USES, HelpRequested, every_setting, parse, settings_of, with_flags
 from tfq.cli.main import COMMANDS
 from tfq.errors import InputError
 
@@ -126,15 +127,78 @@ def test_an_error_about_a_field_of_one_word_names_its_flag():
 
 
 def test_every_section_with_flags_of_its_own_has_a_command():
-    sections = {setting.path[0] for setting in settings_of(None)} - set(COMMON)
-    assert sections == set(COMMAND_OF)
+    sections = {setting.path[0] for setting in every_setting()} - set(COMMON)
+    assert sections == set(COMMAND_OF) == set(USES)
     assert set(COMMAND_OF.values()) | {"run"} == set(COMMANDS)
 
 
-def test_help_tells_every_flag_with_its_default():
+@pytest.mark.parametrize(
+    ("section", "unknown"),
+    [
+        ("audit", ["data", "data.scale", "seed", "allow_code"]),
+        ("evaluation", ["seed", "allow_code"]),
+        ("conversion", ["seed"]),
+        ("training", ["allow_code"]),
+        ("benchmark", ["allow_code"]),
+        ("analysis", ["seed"]),
+        ("search", ["seed", "conversion.techniques", "conversion.calibration.method"]),
+        (None, ["evaluation.reference", "benchmark.against", "search.methods", "analysis.limit"]),
+    ],
+)
+def test_a_flag_that_a_command_ignores_is_unknown(section, unknown):
+    for flag in unknown:
+        with pytest.raises(InputError, match=f"unknown flag --{flag}: "):
+            parsed(f"--{flag}=1", section=section)
+
+
+def test_the_names_in_uses_and_unused_are_config_paths():
+    paths = {".".join(setting.path[:depth]) for setting in every_setting() for depth in range(1, 5)}
+    named = {name for names in (*USES.values(), *UNUSED.values()) for name in names}
+    assert named - {"allow_code"} <= paths
+
+
+def test_a_field_that_a_command_has_no_flag_for_keeps_its_name_in_messages():
+    assert with_flags("data.source=npz:x", "audit") == "--data=npz:x"
+    assert with_flags("evaluation.reference is", None) == "tfq evaluate --reference is"
+
+
+def help_of(section):
     with pytest.raises(HelpRequested) as request:
-        parsed("--help")
-    text = str(request.value)
+        parsed("--help", section=section)
+    return str(request.value)
+
+
+def test_help_of_run_is_grouped_by_section():
+    lines = help_of(None).splitlines()
+    headings = [
+        "Flags:",
+        "data: examples",
+        "compression.prune: magnitude pruning",
+        "conversion.calibration: ranges of the activations",
+    ]
+    places = [lines.index(heading) for heading in headings]
+    assert places == sorted(places)
+    assert places[2] < lines.index("  --compression.prune.final_sparsity") < places[3]
+    assert places[0] < lines.index("  --[no]fresh") < places[1]
+    assert not [line for line in lines if line.startswith(("search", "analysis"))]
+
+
+def test_help_lists_registered_objects_with_their_help_where_the_command_owns_the_field():
+    for entry in registry.entries_of("calibration_method"):
+        assert f"        {entry.name}: {entry.help[:40]}" in help_of("conversion")
+        assert entry.name in help_of(None)
+        assert f"{entry.name}: {entry.help[:40]}" not in help_of(None)
+    text = help_of("evaluation")
+    for kind in ("backend", "metric", "data_source"):
+        for entry in registry.entries_of(kind):
+            address = getattr(entry, "address", "")
+            name = f"{entry.name}:{address}" if address else entry.name
+            assert f"\n        {name}: " in text
+    assert text.count("\n        local: ") == 1  # not again for parity_backends
+
+
+def test_help_tells_every_flag_with_its_default():
+    text = help_of("conversion")
     for setting in settings_of("conversion"):
         assert setting.flag in text
         assert setting.field.metadata["help"].split()[0] in text

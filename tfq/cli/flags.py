@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
 
-A command sees the flags of its own section under their bare path (`convert --scheme=int8` sets
-`conversion.scheme`) beside the common ones (`--model --data --out --plugin --seed`), and those of a section
-that it works with under their whole path, as `run` sees every flag. Precedence: default < --config < flag.
+A command has the flags of its own section under their bare path (`convert --scheme=int8` sets `conversion.scheme`)
+and, under their whole path, the flags of the other fields that it reads (`USES`). `run` has all of its flags under
+their whole path. Precedence: default < --config < flag.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from tfq.config.base import choices_of, field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
-# The command that has the flags of a section; `run` has all.
+# The command that has the flags of a section.
 COMMAND_OF = {
     "training": "train",
     "compression": "compress",
@@ -32,8 +32,23 @@ COMMAND_OF = {
     "analysis": "analyze",
 }
 COMMON = ("model", "data", "out", "plugin", "seed")
-# Sections that a command works with beside its own.
-BESIDE = {"search": ("conversion",)}
+# What a command uses besides its own section, --model, --out and --plugin: sections, fields, "allow_code".
+USES = {
+    "training": ("data", "seed"),
+    "compression": ("data", "seed", "allow_code"),
+    "conversion": ("data", "allow_code"),
+    "audit": (),
+    "evaluation": ("data",),
+    "benchmark": ("data", "seed"),
+    "search": ("data", "allow_code", "conversion"),
+    "analysis": ("data", "allow_code"),
+}
+# What a command does not read of the sections that it uses; None is `run`.
+UNUSED = {
+    None: ("search", "analysis", "evaluation.reference", "benchmark.against"),
+    # The search sets them itself.
+    "search": ("conversion.calibration.method", "conversion.techniques"),
+}
 
 
 class Setting(NamedTuple):
@@ -61,14 +76,26 @@ class HelpRequested(Exception):
     """--help was among the arguments; the argument of this exception is the text to print."""
 
 
+def every_setting() -> list[Setting]:
+    """Return a flag for each field of RunConfig, under its whole path."""
+    return list(_walk(config.RunConfig, (), ()))
+
+
 def settings_of(section: str | None) -> list[Setting]:
-    """The flags of a command: common ones, its section's, and those beside it; `None` is `run`, which has all."""
-    every = list(_walk(config.RunConfig, (), ()))
+    """Return the flags of the command of `section`, those outside it first; `None` is `run`."""
     if section is None:
-        return every
-    common = [setting for setting in every if setting.path[0] in COMMON]
-    beside = [setting for setting in every if setting.path[0] in BESIDE.get(section, ())]
-    return common + list(_walk(field_types(config.RunConfig)[section], (section,), ())) + beside
+        settings = every_setting()
+    else:
+        uses = {"model", "out", "plugin", *USES[section]}
+        settings = [setting for setting in every_setting() if setting.path[0] in uses]
+        settings += _walk(field_types(config.RunConfig)[section], (section,), ())
+    unused = UNUSED.get(section, ())
+    return [setting for setting in settings if not any(_is_within(setting.path, name) for name in unused)]
+
+
+def _is_within(path: tuple[str, ...], name: str) -> bool:
+    """Check whether `path` is that of the field or section called `name`, or of a field in it."""
+    return f"{'.'.join(path)}.".startswith(f"{name}.")
 
 
 def parse(arguments: Sequence[str], *, command: str, section: str | None, description: str) -> Invocation:
@@ -77,13 +104,7 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
     Raises HelpRequested, and InputError on an unknown flag, a bad value, or a positional argument.
     """
     settings = settings_of(section)
-    values = _define(settings)
-    if section is None:
-        flags.DEFINE_boolean("fresh", False, "forget what an earlier run left in --out", flag_values=values)
-    if section == "compression":
-        flags.DEFINE_boolean(
-            "preflight", False, "only say what each layer of --model can take, and end", flag_values=values
-        )
+    values = _define(settings, section)
     try:
         rest = values(list(arguments))
     except flags.Error as error:
@@ -95,14 +116,14 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         tree = _read_config(values["config"].value, section)
     _load_plugins(values["plugin"].value or tree.get("plugin", []))
     if values["help"].value:
-        raise HelpRequested(_help(command, description, settings, values))
+        raise HelpRequested(_help(command, section, description, settings, values))
     for setting in settings:
         if values[setting.flag].present:
             _assign(tree, setting.path, _plain(values[setting.flag].value, setting.type))
     return Invocation(
         config=config.RunConfig.from_dict(tree),
         format=values["format"].value,
-        allow_code=values["allow_code"].value,
+        allow_code="allow_code" in values and values["allow_code"].value,
         verbosity=values["verbosity"].value,
         section=section,
         fresh="fresh" in values and values["fresh"].value,
@@ -142,10 +163,12 @@ def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
     """Config path -> its flag, and whether it is a switch, for messages of the command of `section`."""
     found = {"allow_code": ("--allow_code", True)}
     own = {setting.path: setting.flag for setting in settings_of(section)}
-    for setting in settings_of(None):
+    for setting in every_setting():
         top = setting.path[0]
         if setting.path in own:
             flag = f"--{own[setting.path]}"
+        elif top in COMMON:
+            flag = f"--{setting.flag}"
         else:
             bare = {each.path: each.flag for each in settings_of(top)}[setting.path]
             flag = f"tfq {COMMAND_OF[top]} --{bare}"
@@ -174,13 +197,20 @@ def _walk(cls: type, path: tuple[str, ...], flag_path: tuple[str, ...]) -> Itera
             yield Setting(name, (*path, field.name), kind, field)
 
 
-def _define(settings: Sequence[Setting]) -> flags.FlagValues:
+def _define(settings: Sequence[Setting], section: str | None) -> flags.FlagValues:
     values = flags.FlagValues()
     for setting in settings:
         _define_one(setting, values)
     flags.DEFINE_string("config", None, "JSON file: a config, or any record that tfq wrote", flag_values=values)
     flags.DEFINE_enum("format", "text", ["text", "json"], "what is printed", flag_values=values)
-    flags.DEFINE_boolean("allow_code", False, "run code that the model file holds (Lambda layers)", flag_values=values)
+    if section is None or "allow_code" in USES[section]:
+        told = "run code that the model file holds (Lambda layers)"
+        flags.DEFINE_boolean("allow_code", False, told, flag_values=values)
+    if section is None:
+        flags.DEFINE_boolean("fresh", False, "forget what an earlier run left in --out", flag_values=values)
+    if section == "compression":
+        told = "only say what each layer of --model can take, and end"
+        flags.DEFINE_boolean("preflight", False, told, flag_values=values)
     flags.DEFINE_integer(
         "verbosity", 0, "1 shows TensorFlow's own messages and tracebacks", short_name="v", flag_values=values
     )
@@ -279,25 +309,72 @@ def _read_config(path: str, section: str | None) -> dict[str, Any]:
     return common | {section: {key: value for key, value in tree.items() if key not in COMMON}}
 
 
-def _help(command: str, description: str, settings: Sequence[Setting], values: flags.FlagValues) -> str:
-    """The text of --help: what the command does, then every flag with its default, the common ones first."""
-    lines = [f"tfq {command}: {description.strip()}", "", "Flags:"]
-    names = [setting.flag for setting in settings] + [
-        name for name in ("config", "fresh", "preflight", "format", "allow_code", "verbosity", "help") if name in values
+_OTHERS = ("config", "fresh", "preflight", "format", "allow_code", "verbosity", "help")
+
+
+def _help(
+    command: str, section: str | None, description: str, settings: Sequence[Setting], values: flags.FlagValues
+) -> str:
+    """Return the text of --help: what the command does, then its flags with their defaults, section by section.
+
+    The names of an extension point are listed with their help where the command owns the field; `run` owns none.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {(): []}
+    listed: set[str] = set()
+    for setting in settings:
+        field, kind = setting.field, setting.field.metadata["choices_of"]
+        is_listed = kind and section is not None and setting.path[0] in (section, *COMMON) and kind not in listed
+        for depth in range(1, len(setting.path)):
+            groups.setdefault(setting.path[:depth], [])
+        group = groups[setting.path[:-1]]
+        if is_listed:
+            listed.add(kind)
+            choices = (*field.metadata["choices"], "a name below")
+            group += _flag_lines(values, setting.flag, field.metadata["help"], choices) + _registered_lines(kind)
+        else:
+            group += _flag_lines(values, setting.flag, field.metadata["help"], choices_of(field))
+    for name in _OTHERS:
+        if name in values:
+            choices = ("text", "json") if name == "format" else ()
+            what = values[name].help.partition(">: ")[2] if choices else values[name].help
+            groups[()] += _flag_lines(values, name, what, choices)
+    text = [f"tfq {command}: {description.strip()}"]
+    # General flags, then the command's own section; the sort keeps the order of the rest.
+    for path in sorted(groups, key=lambda path: 0 if not path else 1 if path[0] == section else 2):
+        text += ["", _heading(path), *groups[path]]
+    text += ["", "Exit codes: 0 good, 1 a requirement not met, 2 bad input or flags, 3 tfq or its environment failed,"]
+    text += ["130 interrupted."]
+    return "\n".join(text)
+
+
+def _heading(path: tuple[str, ...]) -> str:
+    if not path:
+        return "Flags:"
+    parent = _section_class(path[:-1])
+    told = next(field.metadata["help"] for field in dataclasses.fields(parent) if field.name == path[-1])
+    return f"{'.'.join(path)}: {told}"
+
+
+def _flag_lines(values: flags.FlagValues, name: str, what: str, choices: Sequence[str]) -> list[str]:
+    flag = values[name]
+    default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+    told = f"{', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
+    told = f"one of {told}" if len(choices) > 1 else told
+    told += f"default {default!r}" if default not in (None, "") else "no default"
+    spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
+    short = f" (-{flag.short_name})" if flag.short_name else ""
+    indent = " " * 6
+    return [
+        f"  {spelling}{short}",
+        *textwrap.wrap(f"{what} ({told})", 100, initial_indent=indent, subsequent_indent=indent),
     ]
-    registered = {each.flag: choices_of(each.field) for each in settings if each.field.metadata["choices_of"]}
-    for name in names:
-        flag = values[name]
-        choices = registered.get(name) or getattr(flag.parser, "enum_values", None)
-        default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-        told = f"one of {', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
-        told += f"default {default!r}" if default not in (None, "") else "no default"
-        spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
-        short = f" (-{flag.short_name})" if flag.short_name else ""
-        lines.append(f"  {spelling}{short}")
-        # absl puts the choices in front of the help text as well.
-        what = flag.help.partition(">: ")[2] if choices and name not in registered else flag.help
-        lines += textwrap.wrap(f"{what} ({told})", 100, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", "Exit codes: 0 good, 1 a requirement not met, 2 bad input or flags, 3 tfq or its environment failed,"]
-    lines += ["130 interrupted."]
-    return "\n".join(lines)
+
+
+def _registered_lines(kind: str) -> list[str]:
+    """Return a line or more for each object of an extension point: its name, its address if it has one, its help."""
+    lines = []
+    for entry in registry.entries_of(kind):
+        address = getattr(entry, "address", "")
+        name = f"{entry.name}:{address}" if address else entry.name
+        lines += textwrap.wrap(f"{name}: {entry.help}", 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    return lines

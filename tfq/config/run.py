@@ -15,7 +15,7 @@ from tfq.config.search import SearchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """A whole run: `tfq run` uses all of it, each other command its section, the first five, and flags.BESIDE."""
+    """Everything that a command may be asked for: each command uses its own section and what `cli.flags.USES` lists."""
 
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
     data: DataConfig = section(DataConfig, "examples")

@@ -8,6 +8,7 @@ from tfq.keras_bridge.bridge import BridgeResult, return_weights, to_tf_keras
 from tfq.keras_bridge.environment import (
     deterministic,
     import_keras,
+    import_tensorflow,
     import_tf_keras,
     import_tfmot,
     model_kind,
@@ -29,6 +30,7 @@ __all__ = [
     "custom_objects_of_plugins",
     "deterministic",
     "import_keras",
+    "import_tensorflow",
     "import_tf_keras",
     "import_tfmot",
     "load_model",

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.errors import InputError, TfqError
+from tfq.errors import InputError, TfqError, install_hint
 
 _TENSORFLOW_ATTRIBUTES = ("_seed", "_rng")
 _KERAS_ATTRIBUTES = ("global_random_seed", "global_seed_generator")
@@ -99,6 +99,22 @@ def _restore(states: dict[str, Any]) -> None:
 LEGACY_VARIABLE = "TF_USE_LEGACY_KERAS"
 
 _lock = threading.RLock()
+
+
+def import_tensorflow() -> ModuleType:
+    """Return the module `tensorflow`.
+
+    Raises:
+        TfqError: It cannot be imported.
+    """
+    try:
+        return importlib.import_module("tensorflow")
+    except ImportError as error:
+        raise TfqError(
+            f"TensorFlow cannot be imported ({error}): {install_hint()}",
+            field="tensorflow",
+            expected="an installed package",
+        ) from error
 
 
 def import_tf_keras() -> ModuleType:

@@ -15,6 +15,7 @@ from tfq.workflows.evaluation import Evaluated, evaluate
 from tfq.workflows.model_files import (
     check_given,
     check_model_file,
+    check_tensorflow,
     is_file,
     load,
     model_name,
@@ -30,6 +31,7 @@ __all__ = [
     "check_compressible",
     "check_given",
     "check_model_file",
+    "check_tensorflow",
     "compare_with_qat_model",
     "compress",
     "compression_suffix",

@@ -7,6 +7,7 @@ from typing import Any
 from tfq import artifacts, data, evaluation, tflite
 from tfq.backends import HOST
 from tfq.config import RunConfig
+from tfq.errors import FlatbufferError, InputError
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
 from tfq.workflows.training import load_split
 
@@ -46,6 +47,33 @@ class Evaluated:
         return "\n".join(lines)
 
 
+def _read_reference(config: RunConfig) -> bytes | None:
+    """Return the flatbuffer in evaluation.reference, None if none is named.
+
+    Raises:
+        InputError: There is no such file, it is no flatbuffer, or none is named and a requirement needs one.
+    """
+    settings = config.evaluation
+    if settings.reference:
+        content = artifacts.read_bytes(settings.reference, "a float .tflite file", field="evaluation.reference")
+        try:
+            tflite.read(content)
+        except FlatbufferError as error:
+            raise FlatbufferError(f"evaluation.reference={settings.reference}: {error}") from error
+        return content
+    for name in ("max_accuracy_drop", "min_agreement"):
+        bound = getattr(settings.require, name)
+        if bound is not None:
+            raise InputError(
+                f"evaluation.require.{name}={bound:g} needs a model to compare with: set evaluation.reference to the "
+                "float .tflite",
+                field=f"evaluation.require.{name}",
+                expected="evaluation.reference",
+                got=bound,
+            )
+    return None
+
+
 def evaluate(
     model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
 ) -> Evaluated:
@@ -56,14 +84,14 @@ def evaluate(
     Any other backend is compared with `local` as well. Instructions are counted on every backend that can.
     """
     settings = config.evaluation
+    named = _read_reference(config) if reference is None else None
     evaluation.check_backends(settings)
     evaluation.check_metric(settings)
     tflite.read(model)
     test = test or load_split(config.data, "test", limit=settings.limit)
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
-    if reference is None and settings.reference:
-        reference = artifacts.read_bytes(settings.reference, "a float .tflite file in evaluation.reference")
-        hashes["reference"] = artifacts.sha256(reference)
+    if named is not None:
+        reference, hashes["reference"] = named, artifacts.sha256(named)
     record = evaluation.evaluate_model(
         model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
     )

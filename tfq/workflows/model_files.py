@@ -48,6 +48,21 @@ def check_model_file(config: RunConfig) -> None:
         )
 
 
+def check_tensorflow(config: RunConfig) -> None:
+    """Check, before anything is read, that TensorFlow can be imported where a conversion or a training needs it.
+
+    A .tflite is converted without it, except by TensorFlow's quantizer of activations.
+
+    Raises:
+        TfqError: It cannot be imported.
+    """
+    conversion = config.conversion
+    if not config.model.endswith(".tflite") or (conversion.needs_ranges and conversion.quantizer == "tensorflow"):
+        from tfq.keras_bridge import import_tensorflow
+
+        import_tensorflow()
+
+
 def load(config: RunConfig, *, allow_code: bool = False) -> Any:
     """config.model as a Keras model, or as bytes where it is a .tflite file."""
     model_name(config)
