@@ -39,12 +39,13 @@ def test_evaluate_lists_every_bound_whether_it_holds_or_not(asked, golden):
     assert asked(*command) == (0, [])
 
 
-def test_evaluate_gives_the_reason_of_a_missing_value(asked, golden):
-    command = ["evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--num_runs=0"]
-    code, (drop,) = asked(*command, "--require.max_accuracy_drop=0.01")
+def test_evaluate_gives_the_reason_of_a_missing_value(asked, golden, tmp_path):
+    np.savez(tmp_path / "unlabelled.npz", x_test=np.zeros((4, 8, 8, 1), np.float32))
+    command = ["evaluate", f"--model={golden}/digits_int8.tflite", f"--data=npz:{tmp_path}/unlabelled.npz"]
+    code, (lowest,) = asked(*command, "--num_runs=0", "--require.min_accuracy=0.5")
     assert code == 1
-    assert (drop["bound"], drop["value"], drop["holds"]) == (0.01, None, False)
-    assert "reference" in drop["reason"]
+    assert (lowest["bound"], lowest["value"], lowest["holds"]) == (0.5, None, False)
+    assert "labels" in lowest["reason"]
 
 
 def test_audit_gives_the_scheme_and_the_first_finding(asked, golden):

@@ -203,7 +203,7 @@ def test_a_damaged_reference_is_named_before_any_model_runs(tmp_path, root):
     config = RunConfig(
         data=DataConfig(source="npz:gone.npz"), evaluation=EvaluationConfig(reference=str(tmp_path / "cut.tflite"))
     )
-    with pytest.raises(FlatbufferError, match=r"evaluation\.reference=.*cut\.tflite: "):
+    with refused(FlatbufferError, field="evaluation.reference", word="cut.tflite"):
         workflows.evaluate(content, config)
 
 
@@ -214,7 +214,7 @@ def test_a_run_refuses_a_reference_before_any_work(tmp_path, root):
         evaluation=EvaluationConfig(reference="gone.tflite"),
         out=str(tmp_path),
     )
-    with pytest.raises(InputError, match=r"evaluation\.reference: "):
+    with refused(InputError, word="evaluation.reference"):
         run_recipe(config)
 
 

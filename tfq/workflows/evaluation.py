@@ -59,7 +59,12 @@ def _read_reference(config: RunConfig) -> bytes | None:
         try:
             tflite.read(content)
         except FlatbufferError as error:
-            raise FlatbufferError(f"evaluation.reference={settings.reference}: {error}") from error
+            raise FlatbufferError(
+                f"evaluation.reference={settings.reference}: {error}",
+                field="evaluation.reference",
+                expected=error.expected,
+                got=error.got,
+            ) from error
         return content
     for name in ("max_accuracy_drop", "min_agreement"):
         bound = getattr(settings.require, name)
