@@ -5,7 +5,7 @@ import pytest
 from golden_models import FLOAT32, INT8, changed, golden
 from messages import refused
 
-from tfq.auditing import audit_model, require, require_full_int8
+from tfq.auditing import audit_model, require
 from tfq.config import AUDIT_SCHEMES, AuditConfig
 from tfq.errors import AuditError, InputError
 
@@ -55,7 +55,7 @@ def test_nothing_required_raises_nothing_and_a_report_for_something_else_is_no_p
     assert not report.ok
     assert require(report, AuditConfig()) is report
     with pytest.raises(AuditError):
-        require_full_int8(report)
+        require(report, AuditConfig(require="full_int8"))
     floating = AuditConfig(require="float32")
     with refused(InputError, field="require", expected="float32", got="full_int8"):
         require(report, floating)

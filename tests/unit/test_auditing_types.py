@@ -5,7 +5,7 @@ import pytest
 from golden_models import BOOL, FLOAT32, INT8, INT16, INT32, INT64, UINT8, changed, golden, unpacked
 from messages import refused
 
-from tfq.auditing import audit_model, require_full_int8
+from tfq.auditing import audit_model, require
 from tfq.config import AuditConfig
 from tfq.errors import AuditError
 
@@ -33,7 +33,7 @@ def test_full_int8_file_passes(name):
     report = audit_model(golden(name))
     assert report.ok
     assert report.scheme == "full_int8"
-    assert require_full_int8(report) is report
+    assert require(report, AuditConfig(require="full_int8")) is report
 
 
 @pytest.mark.parametrize(("name", "op", "tensor"), _ops_and_tensors())
@@ -49,7 +49,7 @@ def test_any_tensor_of_any_op_turned_to_float_fails_the_audit_and_names_the_op(n
     assert report.ops_visited == len(graph.operators)
     assert any(f"op #{op} " in finding.message for finding in report.failures)
     with refused(AuditError, field="require", expected="full_int8"):
-        require_full_int8(report)
+        require(report, AuditConfig(require="full_int8"))
 
 
 @pytest.mark.parametrize("dtype", [UINT8, INT16, INT64, INT32, BOOL])

@@ -2,7 +2,7 @@
 """The static rules a .tflite is held to: schemes, types, targets; and why a rule is broken. Starts no interpreter."""
 
 from tfq.auditing.audit import audit_model
-from tfq.auditing.report import AuditReport, Finding, Weight, require, require_full_int8, requirements_of
+from tfq.auditing.report import AuditReport, Finding, Weight, require, requirements_of
 from tfq.auditing.targets import Target, find_target
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "audit_model",
     "find_target",
     "require",
-    "require_full_int8",
     "requirements_of",
 ]

@@ -228,11 +228,6 @@ def require(report: AuditReport, config: AuditConfig) -> AuditReport:
     return _require(report) if requirements_of(report, config) else report
 
 
-def require_full_int8(report: AuditReport) -> AuditReport:
-    """`report`, unchanged. Raises AuditError likewise unless it meets full_int8."""
-    return require(report, AuditConfig(require="full_int8"))
-
-
 def _require(report: AuditReport) -> AuditReport:
     if report.ok:
         return report

@@ -21,10 +21,8 @@ from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
 from tfq.compression.pruning.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
 from tfq.compression.qat.qat import (
     Annotated,
-    check_quantizable,
     qat_model,
     quantized,
-    unsupported_layers,
     untrained_qat_model,
 )
 from tfq.compression.structured_pruning.prune import StructuredPruningResult, count_macs, prune_structured
@@ -38,7 +36,6 @@ __all__ = [
     "QATParity",
     "SensitivityTable",
     "StructuredPruningResult",
-    "check_quantizable",
     "check_same_function",
     "cluster_model",
     "clustering_plan",
@@ -57,6 +54,5 @@ __all__ = [
     "reason_not_prunable",
     "sensitivity",
     "sparsity_in_flatbuffer",
-    "unsupported_layers",
     "untrained_qat_model",
 ]

@@ -55,9 +55,10 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     placements = chosen(clone, config)
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
     if not any(place.config for place in configs.values()):
+        reasons = "".join(f"\n  {name}: {place}" for name, place in placements.items() if isinstance(place, str))
         raise InputError(
-            f"{model.name!r} has no layer for quantization-aware training: quantize after it "
-            "(compression.qat.enabled=False)",
+            f"{model.name!r} has no layer for quantization-aware training: replace them, or quantize after training "
+            f"(compression.qat.enabled=False){reasons}",
             field="model",
             expected="a layer for quantization-aware training",
             got=model.name,
@@ -217,25 +218,6 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
     return quantized
 
 
-def check_quantizable(model: Any, config: QATConfig | None = None) -> None:
-    """Raises InputError where `qat_model` cannot begin: no layer to quantize, a pattern that fits none, no graph."""
-    placed = _placed(model, config or QATConfig())
-    if all(isinstance(place, str) for place in placed.values()):
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in placed.items())
-        raise InputError(
-            f"quantization-aware training cannot take any layer of {model.name!r}:\n{listed}\n"
-            "Replace them, or quantize after training instead (compression.qat.enabled=False)",
-            field="model",
-            expected="a layer for quantization-aware training",
-            got=model.name,
-        )
-
-
-def unsupported_layers(model: Any, config: QATConfig | None = None) -> dict[str, str]:
-    """Layer name -> why it is left to the converter, which quantizes it by the representative dataset."""
-    return {name: place for name, place in _placed(model, config or QATConfig()).items() if isinstance(place, str)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Start:
     """model: quantized, its ranges those of `batches` batches (0: still to be seen). zeros: what must stay zero.
@@ -277,12 +259,6 @@ def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
     told = [f"{name} ({reason})" for name, reason in skipped.items() if fits(name, config.layers)]
     if told:
         warnings.warn(f"qat: left to the converter: {'; '.join(told)}", TfqWarning, stacklevel=4)
-
-
-def _placed(model: Any, config: QATConfig) -> dict[str, Any]:
-    require_graph_model(model, "quantization-aware training")
-    clone, _ = cloned(model)
-    return chosen(clone, config)
 
 
 def _check_zeros(before: dict[str, float], model: Any) -> None:
