@@ -60,7 +60,7 @@ def test_an_interrupt_that_a_library_turned_into_its_own_error_is_an_interrupt(e
             raise error from None
 
     assert outcome(main) == 130
-    assert capsys.readouterr().err == "tfq t: interrupted\n"
+    assert capsys.readouterr().err.splitlines() == ["tfq t: interrupted"]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -80,7 +80,7 @@ def test_a_benchmark_of_several_files_says_which_one_is_damaged(tmp_path, root, 
     whole = root / "tests/golden/digits_float32.tflite"
     result = tfq_cli("benchmark", f"--model={whole}", f"--against={tmp_path / 'cut.tflite'}")
     assert result.returncode == 2
-    assert "error: cut: " in result.stderr
+    assert "cut:" in result.stderr
 
 
 def test_v1_shows_the_traceback(capsys):
@@ -95,11 +95,12 @@ def test_warnings_of_tfq_are_told_and_those_of_libraries_are_not(capfd):
     import warnings
 
     def main(_):
-        warnings.warn("mind this", TfqWarning, stacklevel=1)
+        warnings.warn("ours", TfqWarning, stacklevel=1)
         warnings.warn("internal", DeprecationWarning, stacklevel=1)
 
     assert outcome(main) == 0
-    assert "warning: mind this" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "ours" in told and "internal" not in told
 
 
 def test_what_c_libraries_write_to_stderr_stays_off_the_screen(capfd):
@@ -145,13 +146,13 @@ def test_a_script_file_runs_by_itself(command, root):
 def test_a_typo_in_the_name_of_a_script_gets_a_suggestion(tfq_cli):
     done = tfq_cli("covnert")
     assert done.returncode == 2
-    assert "did you mean 'convert'" in done.stderr
+    assert "'convert'" in done.stderr
 
 
 def test_a_typo_in_a_flag_gets_a_suggestion(tfq_cli):
     done = tfq_cli("evaluate", "--bakend=local")
     assert done.returncode == 2
-    assert "did you mean 'backend'" in done.stderr
+    assert "'backend'" in done.stderr
 
 
 def test_tfq_alone_tells_its_scripts(tfq_cli):
@@ -214,7 +215,7 @@ def test_a_run_refuses_a_reference_before_any_work(tmp_path, root):
         evaluation=EvaluationConfig(reference="gone.tflite"),
         out=str(tmp_path),
     )
-    with refused(InputError, word="evaluation.reference"):
+    with refused(InputError, field="evaluation.reference", got="gone.tflite"):
         run_recipe(config)
 
 

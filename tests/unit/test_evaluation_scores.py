@@ -173,7 +173,7 @@ def test_a_flatbuffer_that_reconstructs_is_known_and_scored_against_its_input(di
     record = evaluate_model(model, (x, np.arange(60) % 2), QUICK, reference=model)
     assert (record.metric, record.accuracy, record.accuracy_drop) == ("roc_auc", 0.5, 0)
     assert record.scores["mae"] == 0
-    assert record.agreement is None and "reconstructs its input" in record.agreement_reason
+    assert record.agreement is None and "reconstructs" in record.agreement_reason
 
 
 def test_of_an_error_lower_is_better_and_the_drop_is_how_much_worse_it_is(digits):
@@ -184,7 +184,7 @@ def test_of_an_error_lower_is_better_and_the_drop_is_how_much_worse_it_is(digits
     record = evaluate_model(INT8, (x, wanted), config, reference=reference)
     assert record.metrics["mae"]["direction"] == "lower" and record.reference_accuracy == 0
     assert record.accuracy_drop == record.accuracy > 0
-    assert record.agreement is None and record.agreement_reason == "mae goes by values, not by classes"
+    assert record.agreement is None and "mae" in record.agreement_reason
     bound = record.accuracy / 2
     assert missed_requirements(record, RequireConfig(max_accuracy_drop=bound))[0].startswith("accuracy_drop is ")
     assert missed_requirements(record, RequireConfig(max_accuracy_drop=record.accuracy)) == []

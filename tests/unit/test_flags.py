@@ -147,7 +147,7 @@ def test_every_section_with_flags_of_its_own_has_a_command():
 )
 def test_a_flag_that_a_command_ignores_is_unknown(section, unknown):
     for flag in unknown:
-        with refused(InputError, word=f"--{flag}:"):
+        with refused(InputError, got=flag, word=f"--{flag}"):
             parsed(f"--{flag}=1", section=section)
 
 

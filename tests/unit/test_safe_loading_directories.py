@@ -6,7 +6,7 @@ import os
 
 import pytest
 from messages import refused
-from test_safe_loading_files import CONFIG, h5_bytes, refusal
+from test_safe_loading_files import CONFIG, h5_bytes, refuses
 
 from tfq.errors import InputError
 from tfq.keras_bridge.loading.inspection import refuse_impossible_sizes
@@ -61,34 +61,34 @@ def test_a_saved_model_from_before_tensorflow_2_5_keeps_its_config_among_the_obj
 
 
 def test_an_exported_saved_model_is_told_from_a_saved_one(tmp_path):
-    assert "exported for serving" in refusal(saved_model(tmp_path, graph=varint(8) + b"\x01"))
+    refuses(saved_model(tmp_path, graph=varint(8) + b"\x01"), "exported")
 
 
 def test_a_subclassed_model_is_called_by_its_class(tmp_path):
-    assert "subclassed model 'Mine'" in refusal(saved_model(tmp_path, keras_metadata({**ROOT, "class_name": "Mine"})))
+    refuses(saved_model(tmp_path, keras_metadata({**ROOT, "class_name": "Mine"})), "'Mine'")
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_truncated_metadata_is_told(tmp_path, cut):
-    assert "truncated" in refusal(saved_model(tmp_path, keras_metadata()[:-cut]))
+    refuses(saved_model(tmp_path, keras_metadata()[:-cut]), "truncated")
 
 
 def test_metadata_that_is_no_protobuf_is_told(tmp_path):
-    assert "damaged" in refusal(saved_model(tmp_path, b"\x0f\x0f\x0f"))
-    assert "truncated or damaged" in refusal(saved_model(tmp_path / "2", b"\xff" * 30))
+    refuses(saved_model(tmp_path, b"\x0f\x0f\x0f"), "damaged")
+    refuses(saved_model(tmp_path / "2", b"\xff" * 30), "truncated")
 
 
 def test_metadata_without_a_root_is_an_export(tmp_path):
-    assert "exported" in refusal(saved_model(tmp_path, keras_metadata(path=b"root.layer-1")))
+    refuses(saved_model(tmp_path, keras_metadata(path=b"root.layer-1")), "exported")
 
 
 def test_a_checkpoint_that_is_not_there_is_told(tmp_path):
-    assert "wanted variables.index" in refusal(saved_model(tmp_path, keras_metadata(), index=b"i"))
+    refuses(saved_model(tmp_path, keras_metadata(), index=b"i"), "variables.index")
     other = saved_model(tmp_path / "2", keras_metadata())
     for file in (other / "variables").iterdir():
         file.unlink()
     (other / "variables").rmdir()
-    assert "without its variables" in refusal(other)
+    refuses(other, "variables")
 
 
 def test_symbolic_links_inside_are_refused(tmp_path):
@@ -98,24 +98,24 @@ def test_symbolic_links_inside_are_refused(tmp_path):
     data = directory / "variables" / "variables.data-00000-of-00001"
     data.unlink()
     data.symlink_to(secret)
-    assert "symbolic link" in refusal(directory)
+    refuses(directory, "symbolic")
     elsewhere = saved_model(tmp_path / "2", keras_metadata())
     (elsewhere / "variables").rename(tmp_path / "moved")
     (elsewhere / "variables").symlink_to(tmp_path / "moved")
-    assert "symbolic link" in refusal(elsewhere)
+    refuses(elsewhere, "symbolic")
 
 
 def test_a_pipe_inside_is_not_waited_for(tmp_path):
     directory = saved_model(tmp_path, keras_metadata())
     (directory / "keras_metadata.pb").unlink()
     os.mkfifo(directory / "keras_metadata.pb")
-    assert "no regular file" in refusal(directory)
+    refuses(directory, "regular")
 
 
 def test_keras_3s_directory_is_its_zip_unpacked(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "metadata.json").write_text('{"keras_version": "3.4.1"}')
-    assert "holds no model.weights.h5" in refusal(tmp_path)
+    refuses(tmp_path, "model.weights.h5")
     (tmp_path / "model.weights.h5").write_bytes(h5_bytes())
     file = read_model_file(tmp_path)
     assert (file.container, file.kind, file.config["class_name"]) == ("keras", "keras", "Sequential")

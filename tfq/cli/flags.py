@@ -108,7 +108,9 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
     try:
         rest = values(list(arguments))
     except flags.Error as error:
-        raise InputError(f"{_explain(error, values)} (tfq {command} --help lists all flags)") from error
+        raise InputError(
+            f"{_explain(error, values)} (tfq {command} --help lists all flags)", got=getattr(error, "flagname", None)
+        ) from error
     if len(rest) > 1 and not values["help"].value:
         raise InputError(f"unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
     tree: dict[str, Any] = {}

@@ -119,7 +119,7 @@ def _content(path: Path) -> bytes:
     try:
         status = path.stat()
     except OSError:
-        return artifacts.read_bytes(path, WANTED)
+        return artifacts.read_bytes(path, WANTED, field="model")
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is no regular file: wanted {WANTED}", field="model", expected=WANTED)
     if status.st_size > MAX_FILE_BYTES:
@@ -128,7 +128,7 @@ def _content(path: Path) -> bytes:
             field="model",
             expected=MAX_FILE_BYTES,
         )
-    return artifacts.read_bytes(path, WANTED)
+    return artifacts.read_bytes(path, WANTED, field="model")
 
 
 def _from_h5(path: Path, content: bytes) -> ModelFile:
@@ -425,7 +425,7 @@ def _member(path: Path, name: str) -> bytes:
             field="model",
             expected=MAX_FILE_BYTES,
         )
-    return artifacts.read_bytes(file, _WANTED)
+    return artifacts.read_bytes(file, _WANTED, field="model")
 
 
 def _messages(path: Path, name: str, data: bytes, numbers: tuple[int, ...]) -> Iterator[bytes]:
