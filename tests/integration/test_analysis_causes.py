@@ -100,4 +100,4 @@ def test_a_gate_that_collapses(trained):
     found = findings(model)
     assert {each.layer for each in found["gate_collapse"]} <= {"gate", "swish"}
     assert all("squeeze-and-excitation" in each.message for each in found["gate_collapse"])
-    assert "tfq compress" in found["gate_collapse"][0].message
+    assert "compress" in found["gate_collapse"][0].message

@@ -54,7 +54,7 @@ def test_audit_gives_the_scheme_and_the_first_finding(asked, golden):
     assert {**scheme, "reason": ""} == {
         "name": "require", "bound": "full_int8", "value": "float32", "holds": False, "reason": ""
     }  # fmt: skip
-    assert "wanted int8" in scheme["reason"]
+    assert "int8" in scheme["reason"]
     code, (scheme,) = asked("audit", f"--model={golden}/digits_int8.tflite", "--require=full_int8")
     assert code == 0
     assert (scheme["value"], scheme["holds"], scheme["reason"]) == ("full_int8", True, None)
