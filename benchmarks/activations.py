@@ -93,11 +93,11 @@ def main() -> int:
             flush=True,
         )
         report = tfq.audit(content, tfq.AuditConfig(require="full_int8"))
-        behind = activation != "exponential" and (ours_db < BOUND_DB or ours_db < theirs_db - MOST_BEHIND_DB)
-        if behind or not report.ok:
+        after = activation != "exponential" and (ours_db < BOUND_DB or ours_db < theirs_db - MOST_BEHIND_DB)
+        if after or not report.ok:
             failed.append(f"{activation}: {ours_db:.1f} dB, {report.scheme}")
-    for told in failed:
-        print(f"MISSED: {told}")
+    for message in failed:
+        print(f"MISSED: {message}")
     return 1 if failed else 0
 
 

@@ -87,7 +87,7 @@ def ratios(model: bytes, count: int, rounds: int) -> tuple[float, dict[str, floa
     for _ in range(rounds):
         for name, run in runs.items():
             times[name].append(seconds(run))
-    middle = {name: statistics.median(each) for name, each in times.items()}
+    middle = {name: statistics.median(item) for name, item in times.items()}
     return middle["stock"], {name: middle["stock"] / middle[name] for name in BOUNDS}
 
 
@@ -118,10 +118,10 @@ def sensitivity_ratio(model: bytes, rounds: int) -> tuple[float, int]:
 
 def peak_bytes(path: str, count: int) -> int:
     """The most memory that a process of its own takes to observe so many samples, histograms and all."""
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, __file__, f"--observe={path}", f"--count={count}"], check=True, capture_output=True, text=True
     )
-    return int(found.stdout)
+    return int(result.stdout)
 
 
 def main() -> int:
@@ -143,10 +143,10 @@ def main() -> int:
     print("|---" * (3 + len(BOUNDS)) + "|")
     for name, (build, count) in CASES.items():
         model = tfq.convert(build(), config=tfq.ConversionConfig(scheme="float32"))
-        secs, found = ratios(model, count, arguments.rounds)
-        print(f"| {name} | {count} | {secs:.2f} s | " + " | ".join(f"{ratio:.1f}x" for ratio in found.values()) + " |")
+        secs, result = ratios(model, count, arguments.rounds)
+        print(f"| {name} | {count} | {secs:.2f} s | " + " | ".join(f"{ratio:.1f}x" for ratio in result.values()) + " |")
         failed += [
-            f"{name}, {method}: {found[method]:.1f}x" for method, bound in BOUNDS.items() if found[method] < bound
+            f"{name}, {method}: {result[method]:.1f}x" for method, bound in BOUNDS.items() if result[method] < bound
         ]
         if name == "ResNet8":
             small = model
@@ -164,8 +164,8 @@ def main() -> int:
     print(f"\nmemory of a process that observes ResNet8: {few_mb} MB with 50 samples, {many_mb} MB with 500")
     if many > MOST_GROWTH * few:
         failed.append(f"memory: {many / few:.2f}x with ten times as many samples")
-    for told in failed:
-        print(f"MISSED: {told}")
+    for message in failed:
+        print(f"MISSED: {message}")
     return 1 if failed else 0
 
 

@@ -63,17 +63,17 @@ def main() -> int:
     for name, count in runs:
         with deterministic(arguments.seed):
             try:
-                made = tfq.convert(
+                built = tfq.convert(
                     trained(name, count, model, fit_for(splits, phase, arguments.seed, None, {})), samples
                 )
             except (ValueError, TypeError, AttributeError) as error:
                 print(f"| {name} | {count} | {type(error).__name__}: {error} | | | |", flush=True)
                 continue
-        accuracy = tfq.evaluate(made, splits["test"], tfq.EvaluationConfig(num_runs=0)).accuracy
-        size = len(gzip.compress(made, 9, mtime=0))
+        accuracy = tfq.evaluate(built, splits["test"], tfq.EvaluationConfig(num_runs=0)).accuracy
+        size = len(gzip.compress(built, 9, mtime=0))
         dense = dense or size
-        codes = max(codes_in_flatbuffer(made).values())
-        print(f"| {name} | {count or ''} | {accuracy:.2%} | {codes} | {size:,} | {size / dense:.1%} |", flush=True)
+        quantized = max(codes_in_flatbuffer(built).values())
+        print(f"| {name} | {count or ''} | {accuracy:.2%} | {quantized} | {size:,} | {size / dense:.1%} |", flush=True)
     return 0
 
 

@@ -66,14 +66,14 @@ def main() -> int:
     rounds = parser.parse_args().rounds
     rng = np.random.default_rng(0)
     samples = rng.random((100, 1, *SHAPE)).astype(np.float32)
-    codes = rng.integers(-128, 128, (50, *SHAPE)).astype(np.int8)
+    quantized = rng.integers(-128, 128, (50, *SHAPE)).astype(np.int8)
     tf_keras, tfmot = import_tf_keras(), import_tfmot()
     plain = tf_keras.applications.MobileNetV2(SHAPE, alpha=0.35, weights=None, classes=10)
     qat = tfmot.quantization.keras.quantize_model(plain)
     qat(samples[:32, 0], training=True)
     results = []
     for _ in range(rounds):
-        results += one_round(plain, qat, samples, codes)
+        results += one_round(plain, qat, samples, quantized)
     failed = False
     for case, bound in BOUNDS.items():
         rows = [row for row in results if row[0] == case]
@@ -81,8 +81,8 @@ def main() -> int:
         same = all(row[3] for row in rows)
         slow, fast = (float(np.median([row[index] for row in rows])) for index in (1, 2))
         failed |= ratio < bound or not same
-        told = "outputs agree" if same else "DIFFERENT OUTPUTS"
-        print(f"{case:20} stock {slow:6.2f} s  tfq {fast:5.2f} s  ratio {ratio:5.1f}x (bound {bound:g}x)  {told}")
+        message = "outputs agree" if same else "DIFFERENT OUTPUTS"
+        print(f"{case:20} stock {slow:6.2f} s  tfq {fast:5.2f} s  ratio {ratio:5.1f}x (bound {bound:g}x)  {message}")
     return 1 if failed else 0
 
 

@@ -58,8 +58,8 @@ def main() -> int:
     for number, name in enumerate(names, 1):
         print(f"[{number}/{len(names)}] {name}", flush=True)
         records[name] = family(name, settings, out / name, fresh=arguments.fresh, stock=arguments.stock)
-        found = verdict.misses(records[name], name)
-        print(f"  {'MISSES: ' + '; '.join(found) if found else 'passes'}", flush=True)
+        result = verdict.misses(records[name], name)
+        print(f"  {'MISSES: ' + '; '.join(result) if result else 'passes'}", flush=True)
     text = verdict.table(records, heading(settings, records))
     write_text(out / "families.md", text)
     print(f"\n{text}")

@@ -41,8 +41,8 @@ def main() -> int:
             cells.append(f"  {one:>20,} {ratio:>7.2f}x")
         print(f"{path.stem:{width}}" + "".join(cells), flush=True)
     print(f"\ninstructions an inference (a count, not a time), {arguments.kernels} kernels, one thread")
-    for told in differ:
-        print(f"DIFFERENT COUNTS: {told}")
+    for message in differ:
+        print(f"DIFFERENT COUNTS: {message}")
     return 1 if differ else 0
 
 

@@ -98,10 +98,10 @@ def compare(name: str, content: bytes, rounds: int) -> bool:
     ratio, bare = float(np.median(ours / theirs)), float(np.median(alone / theirs))
     interval = paired_ratio(ours, theirs)
     within = abs(ratio - 1) <= BOUND
-    told = "" if interval.low is None else f"; mean of all {interval.low:.3f} to {interval.high:.3f}, 95%"
+    message = "" if interval.low is None else f"; mean of all {interval.low:.3f} to {interval.high:.3f}, 95%"
     print(
         f"{name:24} tool {np.median(theirs):.4f} ms  tfq {np.median(ours):.4f} ms  ratio {ratio:.3f} "
-        f"(bound {1 - BOUND:g} to {1 + BOUND:g}{told})  interpreter alone {bare:.3f}{'' if within else '  MISSED'}",
+        f"(bound {1 - BOUND:g} to {1 + BOUND:g}{message})  interpreter alone {bare:.3f}{'' if within else '  MISSED'}",
         flush=True,
     )
     return within
@@ -112,8 +112,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=100)
     options = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):
-        made = models()
-    within = [compare(name, content, options.rounds) for name, content in made.items()]
+        built = models()
+    within = [compare(name, content, options.rounds) for name, content in built.items()]
     return 0 if all(within) else 1
 
 

@@ -61,15 +61,15 @@ class Benchmark:
 
     def float(self) -> tuple[bytes, dict[str, Any]]:
         """Trained from random weights."""
-        told: dict[str, Any] = {}
-        model = self._trained_once("float", told)
-        return self._float_flatbuffer(model), told
+        messages: dict[str, Any] = {}
+        model = self._trained_once("float", messages)
+        return self._float_flatbuffer(model), messages
 
     def float_tuned(self) -> tuple[bytes, dict[str, Any]]:
         """The baseline: trained on, as QAT does, without fake quantization."""
-        told: dict[str, Any] = {}
-        model = self._trained_once("float_tuned", told)
-        return self._float_flatbuffer(model), told
+        messages: dict[str, Any] = {}
+        model = self._trained_once("float_tuned", messages)
+        return self._float_flatbuffer(model), messages
 
     def stock_ptq(self) -> tuple[bytes, dict[str, Any]]:
         """TensorFlow's converter as its guide has it."""
@@ -89,8 +89,8 @@ class Benchmark:
         train, validation, test = (self.splits[split] for split in ("train", "val", "test"))
         asked = tfq.ConversionConfig(num_calibration_samples=CALIBRATION_EXAMPLES)
         store = StageStore(make_out_dir(self.out / "search"))
-        found = tfq.find_int8(floating, train, validation, test, config, conversion=asked, store=store, told=print)
-        return found.content, {"chosen": found.chosen.name, "against_float": found.test_against_float.to_dict()}
+        result = tfq.find_int8(floating, train, validation, test, config, conversion=asked, store=store, told=print)
+        return result.content, {"chosen": result.chosen.name, "against_float": result.test_against_float.to_dict()}
 
     def stock_qat_keras3(self) -> tuple[None, dict[str, Any]]:
         """tfmot.quantization.keras.quantize_model of the Keras 3 model."""
@@ -102,17 +102,17 @@ class Benchmark:
 
     def tfq_qat(self) -> tuple[bytes, dict[str, Any]]:
         """Bridged, and trained on with fake quantization."""
-        told: dict[str, Any] = {}
+        messages: dict[str, Any] = {}
         path = self.out / "tfq_qat.h5"
         bridged = to_tf_keras(self._trained_once("float", {}), data=self.samples.take(16))
-        fit = fit_for(self.splits, self.second, SEED + 1, 0, told)
+        fit = fit_for(self.splits, self.second, SEED + 1, 0, messages)
         with deterministic(SEED):
             quantized = tfq.qat(bridged.model, fit, calibration=self.splits["train"])
         save_model(quantized, path)
         content = tfq.convert(quantized, self.samples)
         parity = qat_parity(quantized, content, self.splits["test"], limit=PARITY_EXAMPLES).to_dict()
-        told["parity"] = {key: parity[key] for key in ("logit_sqnr_db", "top1_agreement", "largest_margin_lsb")}
-        return content, told
+        messages["parity"] = {key: parity[key] for key in ("logit_sqnr_db", "top1_agreement", "largest_margin_lsb")}
+        return content, messages
 
     def row(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """From its file, or measured and written there."""
@@ -122,8 +122,8 @@ class Benchmark:
             return record
         print(name, flush=True)
         begin = time.monotonic()
-        content, told = getattr(self, name)()
-        record = {"settings": settings, **told}
+        content, message = getattr(self, name)()
+        record = {"settings": settings, **message}
         if content is not None:
             write_bytes(self.out / f"{name}.tflite", content)
             evaluated = tfq.evaluate(content, self.splits["test"], tfq.EvaluationConfig(num_runs=0))
@@ -213,8 +213,8 @@ def main() -> int:
         for name in ("tfq_ptq", "tfq_search", "tfq_qat")
         if records[name]["audit"] != "full_int8"
     ]
-    for told in failed:
-        print(f"MISSED: {told}")
+    for message in failed:
+        print(f"MISSED: {message}")
     return 1 if failed else 0
 
 

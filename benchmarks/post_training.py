@@ -62,8 +62,8 @@ class Answers:
 
     def scores(self, content: bytes) -> tuple[float, float]:
         """(accuracy, agreement with the float model)."""
-        found = self._classes(content)
-        return float((found == self._labels).mean()), float((found == self._float).mean())
+        result = self._classes(content)
+        return float((result == self._labels).mean()), float((result == self._float).mean())
 
     def _classes(self, content: bytes) -> NDArray[np.int64]:
         parsed = tflite.read(content)
@@ -163,8 +163,8 @@ def main() -> int:
         worst = min(accuracy for accuracy, _ in rows[HARD_WAYS[-1]])
         if worst < answers.accuracy - MOST_DROP:
             failed.append(f"made hard: {worst:.2%} after techniques, float has {answers.accuracy:.2%}")
-    for told in failed:
-        print(f"MISSED: {told}")
+    for message in failed:
+        print(f"MISSED: {message}")
     return 1 if failed else 0
 
 
@@ -172,14 +172,14 @@ def missed(rows: dict[str, list[tuple[float, float]]]) -> list[str]:
     """Where tfq's default agrees with float on fewer images than TensorFlow's calibrator."""
     default = tfq.CalibrationConfig().method
     pairs = [(ours[1], stock[1]) for ours, stock in zip(rows[default], rows["TensorFlow"], strict=True)]
-    found = [
+    results = [
         f"draw {place}: {ours:.2%} agree, with TensorFlow {stock:.2%}"
         for place, (ours, stock) in enumerate(pairs)
         if ours < stock
     ]
     if statistics.fmean(ours for ours, _ in pairs) <= statistics.fmean(stock for _, stock in pairs):
-        found.append("on average over the draws no more agree than with TensorFlow")
-    return found
+        results.append("on average over the draws no more agree than with TensorFlow")
+    return results
 
 
 def table(rows: dict[str, list[tuple[float, float]]]) -> str:

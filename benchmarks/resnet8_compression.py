@@ -158,9 +158,9 @@ def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: l
         }
     if name != "float":
         parity = qat_parity(result, contents[name], splits["test"], limit=PARITY_EXAMPLES)
-        told = parity.to_dict()
-        record["parity"] = {key: told[key] for key in ("logit_sqnr_db", "top1_agreement", "largest_margin_lsb")}
-        record["parity"] |= {"first_departure": told["first_departure"], "missed": list(parity.missed())}
+        message = parity.to_dict()
+        record["parity"] = {key: message[key] for key in ("logit_sqnr_db", "top1_agreement", "largest_margin_lsb")}
+        record["parity"] |= {"first_departure": message["first_departure"], "missed": list(parity.missed())}
     return {**record, "secs": round(time.monotonic() - begin)}
 
 
@@ -179,46 +179,46 @@ def costs(out: Path, seeds: list[int], names: list[str], runs: int) -> dict[str,
     """{variant: x86 time and ARM instructions of its int8 flatbuffer, as ratios to the dense one's}; of one seed."""
     contents = {name: (out / f"{name}_{seeds[0]}.tflite").read_bytes() for name in ("dense_int8", *names)}
     timed = tfq.benchmark(contents, tfq.BenchmarkConfig(num_runs=runs, ops=False))
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    results: dict[str, dict[str, Any]] = {name: {} for name in names}
     for ratio in timed.ratios:
-        found[ratio.against]["x86 time"] = f"{ratio.ratio:.2f}x"
+        results[ratio.against]["x86 time"] = f"{ratio.ratio:.2f}x"
     for backend in CPUS:
         counts = {name: count_instructions_or_reason(content, backend) for name, content in contents.items()}
         for name in names:
             one, dense = counts[name], counts["dense_int8"]
             if isinstance(one, str) or isinstance(dense, str):
-                found[name][backend] = one if isinstance(one, str) else str(dense)
+                results[name][backend] = one if isinstance(one, str) else str(dense)
             else:
-                found[name][backend] = f"{one.instructions / dense.instructions:.2f}x of {dense.instructions:,}"
-    return found
+                results[name][backend] = f"{one.instructions / dense.instructions:.2f}x of {dense.instructions:,}"
+    return results
 
 
 def missed(results: dict[str, list[dict]]) -> list[str]:
     """The bounds that do not hold."""
-    found = []
+    matches = []
     for name, records in results.items():
         variant, baselines = VARIANTS[name], results["float"]
         if name == "float":
             continue
         drop = average(baselines, "float", "accuracy") - average(records, name, "accuracy")
         if drop > variant.max_drop:
-            found.append(
+            matches.append(
                 f"{name}: {100 * drop:.2f} points below float on average, wanted at most {variant.max_drop:.1%}"
             )
-        share = average(records, name, "gzip_bytes") / average(baselines, "dense_int8", "gzip_bytes")
-        if share > variant.max_gzip:
-            found.append(f"{name}: gzip {share:.1%} of dense int8's, wanted at most {variant.max_gzip:.0%}")
+        fraction = average(records, name, "gzip_bytes") / average(baselines, "dense_int8", "gzip_bytes")
+        if fraction > variant.max_gzip:
+            matches.append(f"{name}: gzip {fraction:.1%} of dense int8's, wanted at most {variant.max_gzip:.0%}")
         for record in records:
             if record[name]["audit"] != "full_int8":
-                found.append(f"{name}: the flatbuffer is {record[name]['audit']}, wanted full_int8")
+                matches.append(f"{name}: the flatbuffer is {record[name]['audit']}, wanted full_int8")
             if record[name]["zeros"] < variant.sparsity - 0.005:
-                found.append(
+                matches.append(
                     f"{name}: {record[name]['zeros']:.1%} zeros in the flatbuffer, wanted {variant.sparsity:.0%}"
                 )
             macs = record["phases"][0].get("structured_pruning")
             if variant.target_macs < 1 and macs["macs_after"] > variant.target_macs * macs["macs_before"]:
-                found.append(f"{name}: {macs['macs_after']:,} multiply-adds stay of {macs['macs_before']:,}")
-    return found
+                matches.append(f"{name}: {macs['macs_after']:,} multiply-adds stay of {macs['macs_before']:,}")
+    return matches
 
 
 def average(records: list[dict], called: str, what: str) -> float:
@@ -289,8 +289,8 @@ def main() -> int:
     spent = costs(out, seeds, [name for name in names if name != "float"], arguments.runs)
     print(table(results, spent))
     failed = missed(results)
-    for told in failed:
-        print(f"MISSED: {told}")
+    for message in failed:
+        print(f"MISSED: {message}")
     return 1 if failed else 0
 
 

@@ -24,8 +24,8 @@ MIN_AGREEMENT = 0.9
 def cases() -> dict[str, tfq.ConversionConfig]:
     """Name of a row -> what to convert to; float32, which the others are compared with, first."""
     ordered = ("float32", *(scheme for scheme in SCHEMES if scheme != "float32"))
-    found = {scheme: tfq.ConversionConfig(scheme=scheme) for scheme in ordered}
-    return found | {
+    results = {scheme: tfq.ConversionConfig(scheme=scheme) for scheme in ordered}
+    return results | {
         "int8, per tensor": tfq.ConversionConfig(per_channel=False),
         "int8, dense per tensor": tfq.ConversionConfig(per_channel_dense=False),
     }

@@ -31,8 +31,8 @@ def import_seconds() -> float:
 
 def loads_tensorflow(arguments: list[str]) -> bool:
     command = [sys.executable, "-X", "importtime", "-m", "tfq", *arguments]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    return any(line.rpartition("|")[2].strip() == "tensorflow" for line in told.splitlines())
+    message = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    return any(line.rpartition("|")[2].strip() == "tensorflow" for line in message.splitlines())
 
 
 def main() -> int:

@@ -79,14 +79,14 @@ def flatbuffers(arguments: argparse.Namespace) -> tuple[dict[str, bytes], np.nda
 
 
 def one_round(model: bytes, inputs: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
-    found = {}
+    results = {}
     for name, way in WAYS.items():
         if name == "first call":
             forks.stop()
         start = time.perf_counter()
         outputs = way(model, inputs)
-        found[name] = (time.perf_counter() - start, outputs)
-    return found
+        results[name] = (time.perf_counter() - start, outputs)
+    return results
 
 
 def main() -> int:
@@ -108,10 +108,10 @@ def main() -> int:
         ).arrays
         rounds = [one_round(model, inputs) for _ in range(arguments.rounds + 1)][1:]
         for name in list(WAYS)[1:]:
-            ratios = [found["plain loop"][0] / found[name][0] for found in rounds]
-            same = all(np.array_equal(found["plain loop"][1], found[name][1]) for found in rounds)
-            ratio, seconds = float(np.median(ratios)), float(np.median([found[name][0] for found in rounds]))
-            plain = float(np.median([found["plain loop"][0] for found in rounds]))
+            ratios = [result["plain loop"][0] / result[name][0] for result in rounds]
+            same = all(np.array_equal(result["plain loop"][1], result[name][1]) for result in rounds)
+            ratio, seconds = float(np.median(ratios)), float(np.median([result[name][0] for result in rounds]))
+            plain = float(np.median([result["plain loop"][0] for result in rounds]))
             bound = f" (bound {BOUND:g}x)" if name == "call" and cores >= CORES else ""
             failed |= not same or (bool(bound) and ratio < BOUND)
             print(

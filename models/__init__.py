@@ -55,11 +55,11 @@ def build(
     if applications.is_application(name, keras):
         return applications.build_application(name, keras, input_shape, classes)
     known = [*MODELS, *applications.names(keras)]
-    told = did_you_mean(applications.plain_name(name), known)
-    if told.startswith("choose"):
-        told = f"choose from {', '.join(MODELS)}, or a model of keras.applications, such as MobileNetV2"
+    message = did_you_mean(applications.plain_name(name), known)
+    if message.startswith("choose"):
+        message = f"choose from {', '.join(MODELS)}, or a model of keras.applications, such as MobileNetV2"
     raise InputError(
-        f"model {name!r} is neither a file nor a model that tfq builds: {told}",
+        f"model {name!r} is neither a file nor a model that tfq builds: {message}",
         field="model",
         expected=tuple(MODELS),
         got=name,

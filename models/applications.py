@@ -27,7 +27,7 @@ def plain_name(name: str) -> str:
 
 def is_application(name: str, keras: ModuleType) -> bool:
     """Whether `name` means a model of keras.applications."""
-    return plain_name(name).lower() in {each.lower() for each in names(keras)}
+    return plain_name(name).lower() in {item.lower() for item in names(keras)}
 
 
 def file_stem(name: str) -> str:
@@ -47,7 +47,7 @@ def build_application(
     """
     wanted = plain_name(name)
     function: Callable[..., KerasModel] = getattr(
-        keras.applications, next(each for each in names(keras) if each.lower() == wanted.lower())
+        keras.applications, next(item for item in names(keras) if item.lower() == wanted.lower())
     )
     arguments = _arguments(name, function)
     shape = tuple(input_shape or (224, 224, 3))
@@ -69,9 +69,9 @@ def build_application(
             **arguments,
         )
     except (ValueError, TypeError) as error:
-        told = f" with {', '.join(f'{key}={value!r}' for key, value in arguments.items())}" if arguments else ""
+        message = f" with {', '.join(f'{key}={value!r}' for key, value in arguments.items())}" if arguments else ""
         raise InputError(
-            f"{function.__name__}{told} cannot be built for images of shape {shape}: {error}: "
+            f"{function.__name__}{message} cannot be built for images of shape {shape}: {error}: "
             "resize them with data.resize=HEIGHT,WIDTH, or choose another model",
             field="data.resize",
             got=shape,
@@ -81,7 +81,7 @@ def build_application(
 def _arguments(name: str, function: Callable[..., KerasModel]) -> dict[str, object]:
     """The keyword arguments behind a model's name."""
     allowed = [key for key in inspect.signature(function).parameters if key not in _DECIDED]
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
     for part in name.split(",")[1:]:
         key, _, value = (word.strip() for word in part.partition("="))
         if key in _DECIDED:
@@ -97,7 +97,7 @@ def _arguments(name: str, function: Callable[..., KerasModel]) -> dict[str, obje
                 got=key,
             )
         try:
-            found[key] = ast.literal_eval(value)
+            results[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
             raise InputError(
                 f"model={name}: {key}={value}: wanted a number, True or False",
@@ -105,4 +105,4 @@ def _arguments(name: str, function: Callable[..., KerasModel]) -> dict[str, obje
                 expected="a number, True or False",
                 got=value,
             ) from error
-    return found
+    return results

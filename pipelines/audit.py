@@ -21,7 +21,7 @@ def main(invocation: flags.Invocation) -> None:
         "audit",
         sha256={"model": artifacts.sha256(content)},
         audit=report.to_dict(),
-        requirements=[each.to_dict() for each in auditing.requirements_of(report, config.audit)],
+        requirements=[item.to_dict() for item in auditing.requirements_of(report, config.audit)],
     )
     process.finish(invocation, record, report.to_text())
     auditing.require(report, config.audit)

@@ -33,7 +33,7 @@ def main(invocation: flags.Invocation) -> None:
     path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
     details = compressed.details
     lines = [f"{path}: fraction of zeros by layer"]
-    lines += [f"  {share:6.1%}  {layer}" for layer, share in details["sparsity"].items()]
+    lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
     if details["clusters"]:
         lines.append("int8 codes of its weights by clustered layer")
         lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]

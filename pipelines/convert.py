@@ -21,14 +21,14 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
-    made, details = workflows.convert(model, config)
+    built, details = workflows.convert(model, config)
     stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"
-    path = artifacts.write_bytes(out / f"{stem}.tflite", made.content)
-    if made.ranges is not None:
-        made.ranges.save(out / f"{stem}_ranges.json")
-    report = auditing.audit_model(made.content, config.audit.for_conversion(config.conversion))
+    path = artifacts.write_bytes(out / f"{stem}.tflite", built.content)
+    if built.ranges is not None:
+        built.ranges.save(out / f"{stem}_ranges.json")
+    report = auditing.audit_model(built.content, config.audit.for_conversion(config.conversion))
     record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
-    process.finish(invocation, record, f"{path}: {report.scheme}, {len(made.content):,} bytes")
+    process.finish(invocation, record, f"{path}: {report.scheme}, {len(built.content):,} bytes")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

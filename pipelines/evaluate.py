@@ -18,7 +18,7 @@ def main(invocation: flags.Invocation) -> None:
     results = workflows.evaluate(content, config)
     asked = evaluation.requirements_of(results.evaluation, config.evaluation.require)
     record = process.record(
-        invocation, "evaluate", **results.to_dict(), requirements=[each.to_dict() for each in asked]
+        invocation, "evaluate", **results.to_dict(), requirements=[item.to_dict() for item in asked]
     )
     process.finish(invocation, record, results.to_text())
     evaluation.check_requirements(results.evaluation, config.evaluation.require)

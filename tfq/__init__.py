@@ -118,8 +118,8 @@ else:
 
         block = next(node for node in ast.parse(__loader__.get_source(__name__)).body if isinstance(node, ast.If))
         imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-        imported = {each.name: (node.module, each.name) for node in imports for each in node.names}
-        public = {each.asname: each.name for node in imports for each in node.names if each.asname}
+        imported = {item.name: (node.module, item.name) for node in imports for item in node.names}
+        public = {item.asname: item.name for node in imports for item in node.names if item.asname}
         public |= {node.targets[0].id: node.value.id for node in block.body if isinstance(node, ast.Assign)}
         return {name: imported[source] for name, source in public.items()}
 

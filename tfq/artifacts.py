@@ -215,8 +215,8 @@ def sha256_path(path: str | os.PathLike[str]) -> str:
     path = Path(path)
     if not path.is_dir():
         return sha256_file(path)
-    files = sorted(each for each in path.rglob("*") if each.is_file())
-    listed = [f"{each.relative_to(path).as_posix()} {sha256_file(each)}\n" for each in files]
+    files = sorted(item for item in path.rglob("*") if item.is_file())
+    listed = [f"{item.relative_to(path).as_posix()} {sha256_file(item)}\n" for item in files]
     return sha256("".join(listed).encode())
 
 

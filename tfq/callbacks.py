@@ -230,9 +230,10 @@ class _TFLiteExportLogic(_ExportLogic):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.best_epoch is None and self._epoch >= 0:
-            told = did_you_mean(self._monitor, self._logs)
+            message = did_you_mean(self._monitor, self._logs)
             warnings.warn(
-                f"TFLiteExport: no epoch's logs had a finite {self._monitor!r} ({told}): {self._path} is the model as "
+                f"TFLiteExport: no epoch's logs had a finite {self._monitor!r} ({message}): {self._path} is the "
+                f"model as "
                 "it is at the end",
                 TfqWarning,
                 stacklevel=2,

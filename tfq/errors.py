@@ -79,15 +79,15 @@ def install_hint(extra: str = "") -> str:
 @contextlib.contextmanager
 def remembered_warnings() -> Iterator[list[str]]:
     """The TfqWarnings raised inside, as sentences; they are shown as they come up all the same."""
-    told: list[str] = []
+    messages: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("always", TfqWarning)
         show = warnings.showwarning
 
         def remember(message: Any, category: Any, *rest: Any, **named: Any) -> None:
             if issubclass(category, TfqWarning):
-                told.append(str(message))
+                messages.append(str(message))
             show(message, category, *rest, **named)
 
         warnings.showwarning = remember
-        yield told
+        yield messages

@@ -45,7 +45,7 @@ def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) 
 
     what: the step, with which errors begin. called: what the number is. highest: of it; the lowest is 0.
     """
-    found = []
+    results = []
     for text in texts:
         begin, field = f"{what}: target {text!r}", f"compression.{what}.targets"
         pattern, equals, number = (part.strip() for part in text.rpartition("="))
@@ -70,8 +70,8 @@ def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) 
             raise InputError(
                 f"{begin}: {number} is no {called}: {wanted}{hint}", field=field, expected=(0, highest), got=text
             )
-        found.append(Target(pattern=pattern, value=value, text=text))
-    return tuple(found)
+        results.append(Target(pattern=pattern, value=value, text=text))
+    return tuple(results)
 
 
 def _as_fraction(percent: str) -> str:

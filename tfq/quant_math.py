@@ -26,8 +26,8 @@ def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, dtype: DType
         )
     limits = np.iinfo(np.dtype(dtype))
     steps = np.rint(x.astype(np.float32) * (np.float32(1) / np.asarray(scale, np.float32)))
-    codes = steps + np.asarray(zero_point, np.float32)
-    return np.clip(codes, limits.min, limits.max).astype(dtype)
+    quantized = steps + np.asarray(zero_point, np.float32)
+    return np.clip(quantized, limits.min, limits.max).astype(dtype)
 
 
 def dequantize(codes: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDArray[np.float32]:

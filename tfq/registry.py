@@ -146,7 +146,7 @@ def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> 
     An object may have `looks_like`, a regular expression of addresses that need its name and a colon in front.
     """
     name, colon, address = value.partition(":")
-    every = [each for each in (*choices, *known) if each]
+    every = [item for item in (*choices, *known) if item]
     near = difflib.get_close_matches(name, every, n=1)
     if near and colon:
         return f"did you mean {near[0] + colon + address!r}?"
@@ -246,10 +246,10 @@ def plugins() -> tuple[Plugin, ...]:
 
 
 def _kind_of(cls: type) -> str:
-    for each in cls.__mro__:
-        if each in _classes:
-            return _classes[each]
-    known = ", ".join(sorted(each.__name__ for each in _classes))
+    for item in cls.__mro__:
+        if item in _classes:
+            return _classes[item]
+    known = ", ".join(sorted(item.__name__ for item in _classes))
     raise InputError(f"{cls.__name__} is not an extension point of tfq: expected one of {known}", got=cls.__name__)
 
 

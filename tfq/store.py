@@ -64,12 +64,12 @@ class StageStore:
         """
         key = _key(name, inputs)
         self._used.add(key)
-        found = self._find(key)
-        if found is None:
+        result = self._find(key)
+        if result is None:
             return self._make(name, key, make)
-        for sentence in found.warnings:
+        for sentence in result.warnings:
             warnings.warn(sentence, TfqWarning, stacklevel=2)
-        return found
+        return result
 
     def forget_unused(self) -> None:
         """Remove the results that no stage of this run has asked for."""
@@ -83,7 +83,7 @@ class StageStore:
             return None
         try:
             record = json.loads((directory / "stage.json").read_bytes())
-            found = StageResult(
+            result = StageResult(
                 directory=directory,
                 details=record["details"],
                 warnings=tuple(record["warnings"]),
@@ -103,21 +103,21 @@ class StageStore:
             )
             shutil.rmtree(directory, ignore_errors=True)
             return None
-        return found
+        return result
 
     def _make(self, name: str, key: str, make: Callable[[Path], dict[str, Any]]) -> StageResult:
         start = time.perf_counter()
         with self._writing():
             making = Path(tempfile.mkdtemp(dir=self._directory, prefix=_MAKING))
         try:
-            with remembered_warnings() as told:
+            with remembered_warnings() as message:
                 details = make(making)
             with self._writing():
                 record = {
                     "name": name,
                     "seconds": round(time.perf_counter() - start, 3),
                     "details": details,
-                    "warnings": list(dict.fromkeys(told)),
+                    "warnings": list(dict.fromkeys(message)),
                     "files": {path.name: artifacts.sha256_file(path) for path in sorted(making.iterdir())},
                 }
                 artifacts.write_json(making / "stage.json", record)
@@ -125,10 +125,10 @@ class StageStore:
                 artifacts.sync_directory(self._directory)
         finally:
             shutil.rmtree(making, ignore_errors=True)
-        found = self._find(key)
-        if found is None:
+        result = self._find(key)
+        if result is None:
             raise TfqError(f"{self._directory / key} is gone right after it was written: is something clearing it?")
-        return dataclasses.replace(found, resumed=False)
+        return dataclasses.replace(result, resumed=False)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

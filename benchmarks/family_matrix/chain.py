@@ -71,11 +71,11 @@ class Chain:
 
     def preflight(self) -> dict[str, Any]:
         """What could be done to which layer, asked beforehand."""
-        found = preflight(self.bridged, self.config)
-        rows = found.layers
+        result = preflight(self.bridged, self.config)
+        rows = result.layers
         self.promised = {row.name for row in rows if row.prunable}
         return {
-            "ok": found.ok,
+            "ok": result.ok,
             "layers": len(rows),
             "prunable": sum(row.prunable for row in rows),
             **{kind: sum(row.qat == kind for row in rows) for kind in ("qat", "ptq_only", "unsupported")},
@@ -96,15 +96,15 @@ class Chain:
     def qat(self) -> dict[str, Any]:
         """Selective QAT; before its first step, the identity gate."""
         fit = self._fit(self.settings.tune_steps, QAT_RATE)
-        told: dict[str, float] = {}
+        messages: dict[str, float] = {}
 
         def gated_fit(model: Any, callbacks: list[Any]) -> None:
-            told.setdefault("identity", identity_difference(self.pruned, model, self._first(_IDENTITY_IMAGES)))
-            told.setdefault("untrained_accuracy", self._accuracy(model))
+            messages.setdefault("identity", identity_difference(self.pruned, model, self._first(_IDENTITY_IMAGES)))
+            messages.setdefault("untrained_accuracy", self._accuracy(model))
             fit(model, callbacks)
 
         self.quantized = tfq.qat(self.pruned, gated_fit, self.config.qat, calibration=self.train_split)
-        return {**told, "accuracy": self._accuracy(self.quantized)}
+        return {**messages, "accuracy": self._accuracy(self.quantized)}
 
     def convert(self) -> dict[str, Any]:
         """To full int8, audited, with the zeros counted in the file."""
@@ -122,9 +122,9 @@ class Chain:
 
     def parity(self) -> dict[str, Any]:
         """Does the flatbuffer compute what the QAT model computes?"""
-        found = qat_parity(self.quantized, self.flatbuffer, self.test_split, limit=self.settings.limit)
+        result = qat_parity(self.quantized, self.flatbuffer, self.test_split, limit=self.settings.limit)
         evaluated = tfq.evaluate(self.flatbuffer, self.test_split, tfq.EvaluationConfig(num_runs=0))
-        return {**found.to_dict(), "text": found.to_text(), "accuracy": evaluated.accuracy}
+        return {**result.to_dict(), "text": result.to_text(), "accuracy": evaluated.accuracy}
 
     def _images(self, split: str, limit: int) -> Any:
         return zoo.images(self.settings.data, split, self.name, self.settings.size, limit)
@@ -154,10 +154,10 @@ def measure(name: str, settings: Settings, folder: Path) -> None:
         chain = Chain(name, settings, folder)
         for stage in STAGES:
             start = time.monotonic()
-            with remembered_warnings() as told:
+            with remembered_warnings() as message:
                 numbers = getattr(chain, stage)()
             secs = round(time.monotonic() - start, 1)
-            record["stages"][stage] = {**numbers, "secs": secs, "warnings": told}
+            record["stages"][stage] = {**numbers, "secs": secs, "warnings": message}
             record["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             write_json(folder / "chain.json", record)
             print(f"  {stage:9} {secs:7.1f} s  {_told(numbers)}", flush=True)
@@ -175,15 +175,18 @@ def zeros_by_layer(weights: Any, pruned: Any) -> dict[str, Any]:
     The least sparse weight of a layer that has several. Depthwise kernels are left out: tfmot prunes none, and of a
     separable convolution, which holds one, the other. Stock's separable convolution is two layers in a QAT model.
     """
-    found: dict[str, dict[str, int]] = {}
+    results: dict[str, dict[str, int]] = {}
     for weight in weights:
         layer = _pruned_layer(weight.keras_layer or "", pruned)
         if layer is None or weight.zeros is None or weight.op == "DEPTHWISE_CONV_2D":
             continue
-        share = {"zeros": weight.zeros, "values": weight.values}
-        if layer not in found or share["zeros"] / share["values"] < found[layer]["zeros"] / found[layer]["values"]:
-            found[layer] = share
-    return {"layers": found, "missing": [layer for layer in pruned if layer not in found]}
+        fraction = {"zeros": weight.zeros, "values": weight.values}
+        if (
+            layer not in results
+            or fraction["zeros"] / fraction["values"] < results[layer]["zeros"] / results[layer]["values"]
+        ):
+            results[layer] = fraction
+    return {"layers": results, "missing": [layer for layer in pruned if layer not in results]}
 
 
 def _pruned_layer(layer: str, pruned: Any) -> str | None:

@@ -34,14 +34,14 @@ stock: tfmot.quantization.keras.quantize_model alone. minutes: of all but stock.
 def misses(record: Mapping[str, Any], name: str = "") -> list[str]:
     """What keeps a family from passing, a sentence each; empty where it passes. `name`: to look it up in EXCUSED."""
     stages = record.get("stages", {})
-    found = [miss for stage, check in _CHECKS.items() if stage in stages for miss in check(stages[stage])]
+    results = [miss for stage, check in _CHECKS.items() if stage in stages for miss in check(stages[stage])]
     if "parity" in stages and name not in EXCUSED:
-        found += _parity_misses(stages["parity"])
+        results += _parity_misses(stages["parity"])
     if error := record.get("error"):
-        found.append(f"{error['stage']}: {error['type']}: {' '.join(error['message'].split())[:300]}")
+        results.append(f"{error['stage']}: {error['type']}: {' '.join(error['message'].split())[:300]}")
     elif "parity" not in stages:
-        found.append("did not come to its end")
-    return found
+        results.append("did not come to its end")
+    return results
 
 
 def _train_misses(stage: Mapping[str, Any]) -> list[str]:
@@ -69,31 +69,32 @@ def _qat_misses(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _convert_misses(stage: Mapping[str, Any]) -> list[str]:
-    found = [] if stage["audit_ok"] else [f"audit: {(stage['audit_failures'] or ['failed'])[0]}"]
+    result = [] if stage["audit_ok"] else [f"audit: {(stage['audit_failures'] or ['failed'])[0]}"]
     sparsity = stage["sparsity"]
     # Of n weights the integer part is zero.
-    found += [
-        f"zeros: {layer} has {share['zeros'] / share['values']:.2%} in the flatbuffer, wanted {FINAL_SPARSITY:.0%}"
-        for layer, share in sparsity["layers"].items()
-        if share["zeros"] < int(FINAL_SPARSITY * (1 - EQUAL_WEIGHTS) * share["values"])
+    result += [
+        f"zeros: {layer} has {fraction['zeros'] / fraction['values']:.2%} in the flatbuffer, wanted "
+        f"{FINAL_SPARSITY:.0%}"
+        for layer, fraction in sparsity["layers"].items()
+        if fraction["zeros"] < int(FINAL_SPARSITY * (1 - EQUAL_WEIGHTS) * fraction["values"])
     ]
     if sparsity["missing"]:
-        found.append(f"zeros: not counted, for not found in the flatbuffer: {', '.join(sparsity['missing'])}")
-    return found
+        result.append(f"zeros: not counted, for not found in the flatbuffer: {', '.join(sparsity['missing'])}")
+    return result
 
 
 def _parity_misses(stage: Mapping[str, Any]) -> list[str]:
-    found = []
+    results = []
     if stage["num_examples"] < MIN_IMAGES:
-        found.append(f"parity: {stage['num_examples']} images, wanted at least {MIN_IMAGES}")
+        results.append(f"parity: {stage['num_examples']} images, wanted at least {MIN_IMAGES}")
     clear = [lead for lead in leads(stage) if not lead < MAX_MARGIN_LSB]
     if clear:
-        found.append(f"parity: {len(clear)} image(s) get another class at a lead of {max(clear):.1f} LSB or less")
+        results.append(f"parity: {len(clear)} image(s) get another class at a lead of {max(clear):.1f} LSB or less")
     # An infinite one is told as "inf".
     if not float(stage["logit_sqnr_db"]) >= MIN_LOGIT_SQNR_DB:
-        found.append(f"parity: SQNR of the logits {float(stage['logit_sqnr_db']):.1f} dB, first departure "
+        results.append(f"parity: SQNR of the logits {float(stage['logit_sqnr_db']):.1f} dB, first departure "
                      f"{stage['first_departure']}")  # fmt: skip
-    return found
+    return results
 
 
 _CHECKS = {
@@ -108,7 +109,7 @@ _CHECKS = {
 
 def leads(parity: Mapping[str, Any]) -> list[float]:
     """The QAT model's top-2 margin in LSB of the output, for each image that the flatbuffer gives another class."""
-    return [float(each["margin_lsb"]) for output in parity["outputs"] for each in output["disagreements"]]
+    return [float(item["margin_lsb"]) for output in parity["outputs"] for item in output["disagreements"]]
 
 
 def stock_told(result: Mapping[str, Any] | None) -> str:
@@ -125,7 +126,7 @@ def stock_told(result: Mapping[str, Any] | None) -> str:
 def row(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     """The cells of one family, as COLUMNS has them; a dash where it did not come that far."""
     stages = record.get("stages", {})
-    found = misses(record, name)
+    result = misses(record, name)
     parity, zeros = stages.get("parity"), _least_sparsity(stages.get("convert"))
     preflight = stages.get("preflight")
     stock = record.get("stock", {})
@@ -145,7 +146,7 @@ def row(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         f"{len(differs)} of {parity['num_examples']}" if parity else "—",
         f"{max(differs):.1f}" if differs else "—",
         f"{float(parity['logit_sqnr_db']):.1f}" if parity else "—",
-        found[0] if found else f"passes, excused: {EXCUSED[name]}" if name in EXCUSED else "passes",
+        result[0] if result else f"passes, excused: {EXCUSED[name]}" if name in EXCUSED else "passes",
         stock_told(stock.get("tf_keras")),
         stock_told(stock.get("keras")),
         f"{sum(stage['secs'] for stage in stages.values()) / 60:.1f}",
@@ -158,7 +159,7 @@ def _told(stages: Mapping[str, Any], stage: str, number: str, form: str) -> str:
 
 def _least_sparsity(stage: Mapping[str, Any] | None) -> float | None:
     layers = stage["sparsity"]["layers"].values() if stage else ()
-    return min((share["zeros"] / share["values"] for share in layers), default=None)
+    return min((fraction["zeros"] / fraction["values"] for fraction in layers), default=None)
 
 
 def table(records: Mapping[str, Mapping[str, Any]], heading: Sequence[str]) -> str:

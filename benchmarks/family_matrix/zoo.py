@@ -80,12 +80,12 @@ def images(source: str, split: str, name: str, size: int, limit: int = 0) -> Any
     low, high = FAMILIES[name].pixels
     scale = (high - low) / (brightest - darkest)
     config = dataclasses.replace(config, scale=scale, offset=low - darkest * scale)
-    found = load_split(config, split, limit=limit)
-    if not isinstance(found, Split):
+    result = load_split(config, split, limit=limit)
+    if not isinstance(result, Split):
         raise tfq.InputError(
             f"{source}: {split} is too large for memory at {side}x{side}: give a smaller --train_steps"
         )
-    return dataclasses.replace(found, inputs={key: _in_color(array) for key, array in found.inputs.items()})
+    return dataclasses.replace(result, inputs={key: _in_color(array) for key, array in result.inputs.items()})
 
 
 def _in_color(array: np.ndarray) -> np.ndarray:

@@ -44,33 +44,33 @@ class Analysis:
         """Plain JSON values."""
         return {
             "num_samples": self.num_samples,
-            "layers": [each.to_dict() for each in self.layers],
-            "joins": [{**asdict(each), "ratio": each.ratio} for each in self.joins],
-            "sensitivity": [each.to_dict() for each in self.sensitivity],
-            "histograms": [each.to_dict() for each in self.histograms],
-            "findings": [asdict(each) for each in self.findings],
+            "layers": [item.to_dict() for item in self.layers],
+            "joins": [{**asdict(item), "ratio": item.ratio} for item in self.joins],
+            "sensitivity": [item.to_dict() for item in self.sensitivity],
+            "histograms": [item.to_dict() for item in self.histograms],
+            "findings": [asdict(item) for item in self.findings],
         }
 
     def to_text(self) -> str:
         """For the terminal: a line a layer, then what was found."""
         head = ["layer", "op", "SQNR dB", "by rounding", "max LSB", "clipped", "codes used", "dead", "alone dB"]
-        alone = {each.layer: each.sqnr_db for each in self.sensitivity}
+        alone = {item.layer: item.sqnr_db for item in self.sensitivity}
         rows = [
             [
-                each.layer,
-                each.op,
-                _decibels(each.sqnr_db),
-                _decibels(each.expected_sqnr_db),
-                f"{each.max_abs_error_lsb:.1f}",
-                f"{each.saturated:.2%}",
-                f"{each.range_use:.0%}",
-                str(len(each.dead_channels)),
-                _decibels(alone[each.layer]) if each.layer in alone else "",
+                item.layer,
+                item.op,
+                _decibels(item.sqnr_db),
+                _decibels(item.expected_sqnr_db),
+                f"{item.max_abs_error_lsb:.1f}",
+                f"{item.saturated:.2%}",
+                f"{item.range_use:.0%}",
+                str(len(item.dead_channels)),
+                _decibels(alone[item.layer]) if item.layer in alone else "",
             ]
-            for each in self.layers
+            for item in self.layers
         ]
-        found = [*_first_of_each_kind(self.findings)] or ["nothing stands out"]
-        return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *found])
+        result = [*_first_of_each_kind(self.findings)] or ["nothing stands out"]
+        return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *result])
 
 
 def analyze(
@@ -106,11 +106,11 @@ def analyze(
 
 def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
     """A line for each finding, and where there are many of a kind, for the first ones of it."""
-    for kind, found in groupby(findings, key=lambda each: each.kind):
-        listed = list(found)
-        yield from (f"- {each.message}" for each in listed[:_MOST_OF_A_KIND])
+    for kind, result in groupby(findings, key=lambda item: item.kind):
+        listed = list(result)
+        yield from (f"- {item.message}" for item in listed[:_MOST_OF_A_KIND])
         if len(listed) > _MOST_OF_A_KIND:
-            layers = ", ".join(each.layer for each in listed[_MOST_OF_A_KIND:])
+            layers = ", ".join(item.layer for item in listed[_MOST_OF_A_KIND:])
             yield f"  and {len(listed) - _MOST_OF_A_KIND} more of this kind ({kind}): {layers}"
 
 

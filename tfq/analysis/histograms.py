@@ -49,15 +49,15 @@ def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample
     pair = Beside(floating, quantized)
     seen = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
-    weights = {each.output: each for each in weighted_ops(tflite.unpack(floating), pair.floating)}
+    weights = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     producers = {output: op for op in graph.ops for output in op.outputs}
-    found = []
+    results = []
     for index, of_float in pair.of_float.items():
         tensor, op = graph.tensors[index], producers[index]
         observed, weighted = seen[float_graph.index, of_float], weights.get(of_float)
         bins = observed.bins()
         scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()
-        found.append(
+        results.append(
             LayerHistogram(
                 layer=op.keras_layer or tensor.name,
                 op=op.name,
@@ -67,7 +67,7 @@ def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample
                 else _bars_of(weighted.weights, 127 * max(scale_of_weights)),
             )
         )
-    return tuple(found)
+    return tuple(results)
 
 
 def _span(tensor: tflite.Tensor) -> tuple[float, float]:
@@ -83,5 +83,5 @@ def _bars_of(weights: NDArray, end: float) -> Bars:
 
 def _bars(values: NDArray, counts: NDArray, ends: tuple[float, float], span: tuple[float, float]) -> Bars:
     low, high = ends if ends[1] > ends[0] else (ends[0] - 0.5, ends[0] + 0.5)
-    found, _ = np.histogram(np.clip(values, low, high), _BARS, (low, high), weights=counts)
-    return Bars(low=low, high=high, counts=tuple(map(int, found)), range=span)
+    result, _ = np.histogram(np.clip(values, low, high), _BARS, (low, high), weights=counts)
+    return Bars(low=low, high=high, counts=tuple(map(int, result)), range=span)

@@ -72,8 +72,8 @@ def layer_errors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -
     tensors = [graph.tensors[index] for index in pair.of_float]
     tallies = [_Tally(tensor) for tensor in tensors]
     reals = look_at_each(floating, list(pair.of_float.values()), samples, _copied)
-    codes = look_at_each(quantized, list(pair.of_float), pair.codes(samples), _copied, total=len(samples))
-    for wanted, got in zip(reals, codes, strict=True):
+    quantized_values = look_at_each(quantized, list(pair.of_float), pair.codes(samples), _copied, total=len(samples))
+    for wanted, got in zip(reals, quantized_values, strict=True):
         for tally, one, other in zip(tallies, wanted, got, strict=True):
             tally.add(one, other)
     if not samples:
@@ -191,12 +191,12 @@ def joins(quantized: bytes, floating: bytes, samples: Iterable[Sample]) -> tuple
     def look(values: list[NDArray]) -> list[tuple[float, float]]:
         return [(float(array.min(initial=0)), float(array.max(initial=0))) for array in values]
 
-    for found in look_at_each(floating, [pair.of_float[index] for index in wanted], samples, look):
-        for index, (low, high) in zip(wanted, found, strict=True):
+    for result in look_at_each(floating, [pair.of_float[index] for index in wanted], samples, look):
+        for index, (low, high) in zip(wanted, result, strict=True):
             before = ends.get(index, (0.0, 0.0))
             ends[index] = min(before[0], low), max(before[1], high)
     layers = graph.layers_by_output
-    made = []
+    built = []
     for op in ops:
         inputs = [index for index in op.inputs if index in ends]
         if len(inputs) < 2:
@@ -204,7 +204,7 @@ def joins(quantized: bytes, floating: bytes, samples: Iterable[Sample]) -> tuple
         scale = graph.tensors[op.outputs[0]].scale[0]
         widths = {index: ends[index][1] - ends[index][0] for index in inputs}
         names = _unique([layers[index] for index in inputs])
-        made.append(
+        built.append(
             Join(
                 layer=layers[op.outputs[0]],
                 op=op.name,
@@ -214,12 +214,12 @@ def joins(quantized: bytes, floating: bytes, samples: Iterable[Sample]) -> tuple
                 },
             )
         )
-    return tuple(made)
+    return tuple(built)
 
 
 def _unique(names: Sequence[str]) -> list[str]:
     counted = itertools.count(2)
-    found: list[str] = []
+    results: list[str] = []
     for name in names:
-        found.append(name if name not in found else f"{name} ({next(counted)})")
-    return found
+        results.append(name if name not in results else f"{name} ({next(counted)})")
+    return results

@@ -28,16 +28,16 @@ def round_tensor(edited: Any, tensor: int, scale: float, zero_point: int, highes
     first = len(graph.tensors)
 
     def add_tensor(name: str, kind: str) -> Any:
-        made = generated.TensorT()
-        made.shape, made.shapeSignature = shape.shape, shape.shapeSignature
-        made.name, made.type, made.buffer = f"tfq/{name}_{tensor}", TENSOR_TYPES.index(kind), 0
-        graph.tensors.append(made)
-        return made
+        built = generated.TensorT()
+        built.shape, built.shapeSignature = shape.shape, shape.shapeSignature
+        built.name, built.type, built.buffer = f"tfq/{name}_{tensor}", TENSOR_TYPES.index(kind), 0
+        graph.tensors.append(built)
+        return built
 
-    codes = add_tensor("codes", "int8")
+    quantized = add_tensor("codes", "int8")
     add_tensor("rounded", "float32")
-    codes.quantization = generated.QuantizationParametersT()
-    codes.quantization.scale, codes.quantization.zeroPoint = [scale], [zero_point]
+    quantized.quantization = generated.QuantizationParametersT()
+    quantized.quantization.scale, quantized.quantization.zeroPoint = [scale], [zero_point]
     steps = [("QUANTIZE", [tensor], first), ("DEQUANTIZE", [first], first + 1)]
     if highest is not None:
         add_tensor("cut", "float32")

@@ -37,8 +37,8 @@ class LayerSensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: an infinite sqnr_db is null."""
-        told = None if math.isinf(self.sqnr_db) else self.sqnr_db
-        return {**self.__dict__, "sqnr_db": told}
+        message = None if math.isinf(self.sqnr_db) else self.sqnr_db
+        return {**self.__dict__, "sqnr_db": message}
 
 
 def layer_sensitivity(
@@ -55,7 +55,7 @@ def layer_sensitivity(
     parsed = tflite.read(floating)
     graph = parsed.main_subgraph
     wanted = _outputs(floating, samples)
-    found = []
+    results = []
     for op in graph.ops:
         if (graph.index, op.outputs[0]) not in ranges.values:
             continue
@@ -64,7 +64,7 @@ def layer_sensitivity(
         noise = sum(float(((one - other) ** 2).sum()) for one, other in zip(wanted, got, strict=True))
         answers = [array.reshape(len(samples), -1).argmax(axis=1) for array in (wanted[0], got[0])]
         constants = (graph.tensors[index] for index in op.inputs if index != tflite.ABSENT)
-        found.append(
+        results.append(
             LayerSensitivity(
                 layer=op.keras_layer or graph.tensors[op.outputs[0]].name,
                 op=op.name,
@@ -73,7 +73,7 @@ def layer_sensitivity(
                 disagreement=float((answers[0] != answers[1]).mean()),
             )
         )
-    return tuple(sorted(found, key=lambda each: each.sqnr_db))
+    return tuple(sorted(results, key=lambda item: item.sqnr_db))
 
 
 def quantized_alone(
@@ -95,8 +95,8 @@ def quantized_alone(
 
 def _outputs(model: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
     outputs = tflite.read(model).main_subgraph.outputs
-    found = look_at_each(model, outputs, samples, lambda values: [array.copy() for array in values])
-    return [np.concatenate(each) for each in zip(*found, strict=True)]
+    result = look_at_each(model, outputs, samples, lambda values: [array.copy() for array in values])
+    return [np.concatenate(item) for item in zip(*result, strict=True)]
 
 
 def _is_weight(tensor: tflite.Tensor) -> bool:

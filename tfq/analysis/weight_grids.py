@@ -21,7 +21,7 @@ _SWEEPS, _BINS = 50, 4096
 def uniform(rows: Rows, bits: int) -> Rows:
     """Evenly spaced and symmetric: -L to L times a step, with L = 2^(bits-1) - 1, as TFLite's int8 and int4."""
     steps = np.arange(1, _levels_a_side(bits) + 1) / _levels_a_side(bits)
-    return _best(rows, (_mirrored(steps, _largest(rows) * share) for share in _SHARES))
+    return _best(rows, (_mirrored(steps, _largest(rows) * fraction) for fraction in _SHARES))
 
 
 def zero_aware(rows: Rows, bits: int) -> Rows:
@@ -32,9 +32,9 @@ def zero_aware(rows: Rows, bits: int) -> Rows:
     count = _levels_a_side(bits)
 
     def candidates() -> Iterator[NDArray]:
-        for share in _SHARES[::2]:
+        for fraction in _SHARES[::2]:
             for lowest in _LOWEST_SHARES:
-                yield _mirrored(lowest + (1 - lowest) * np.arange(1, count + 1) / count, _largest(rows) * share)
+                yield _mirrored(lowest + (1 - lowest) * np.arange(1, count + 1) / count, _largest(rows) * fraction)
 
     return _best(rows, candidates())
 
@@ -52,7 +52,7 @@ def logarithmic(rows: Rows, bits: int) -> Rows:
     Source: Miyashita et al. 2016, "Convolutional neural networks using logarithmic data representation".
     """
     sides = 2.0 ** (-np.arange(_levels_a_side(bits)) / 2)
-    return _best(rows, (_mirrored(sides, _largest(rows) * share) for share in _SHARES))
+    return _best(rows, (_mirrored(sides, _largest(rows) * fraction) for fraction in _SHARES))
 
 
 def kmeans(rows: Rows, bits: int) -> Rows:
@@ -128,8 +128,8 @@ def _best(rows: Rows, candidates: Iterable[NDArray]) -> Rows:
         offsets = span * np.arange(len(rows))[:, None]
         places = np.searchsorted((middles + offsets).reshape(-1), (rows + offsets).reshape(-1)).reshape(rows.shape)
         places -= middles.shape[1] * np.arange(len(rows))[:, None]
-        found = np.take_along_axis(levels, places, axis=1)
-        error = ((found - rows) ** 2).sum(axis=1)
+        result = np.take_along_axis(levels, places, axis=1)
+        error = ((result - rows) ** 2).sum(axis=1)
         better = error < least
-        best[better], least = found[better], np.minimum(error, least)
+        best[better], least = result[better], np.minimum(error, least)
     return best.astype(np.float32)

@@ -164,8 +164,8 @@ class OpRules:
     def findings(self, allowed: Allowed) -> Iterator[Finding]:
         """Every op's, in order."""
         graph = self._graph
-        offences = {op.index: found for op in graph.ops if self._types and (found := self._types.offences(op))}
-        dtypes = {index: {offence.dtype for offence in found} for index, found in offences.items()}
+        offences = {op.index: result for op in graph.ops if self._types and (result := self._types.offences(op))}
+        dtypes = {index: {offence.dtype for offence in result} for index, result in offences.items()}
         permitted = {op.index for op in graph.ops if op.index in dtypes and allowed(graph, op, dtypes[op.index])}
         reasons = Reasons(graph, self._composition)
         # A Q/DQ pair is there for the float or 16-bit ops between: it is allowed when all of them are.
@@ -367,8 +367,8 @@ def _scheme_findings(config: AuditConfig, scheme: str, findings: list[Finding]) 
         wanted, title = (AUDIT_SCHEMES[config.require],), ""
         if any(finding.severity == FAILS or finding.allowed for finding in findings):
             return
-    made = CONVERTED.get(scheme, "" if title else scheme)
-    if made and made not in wanted:
+    built = CONVERTED.get(scheme, "" if title else scheme)
+    if built and built not in wanted:
         message = f"the model is {scheme}, wanted {' or '.join(wanted)}{title}"
         message += f": convert with conversion.scheme={wanted[0]}"
         yield Finding(kind="scheme", severity=FAILS, message=message)

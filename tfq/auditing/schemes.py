@@ -76,13 +76,13 @@ class TypeRules:
         touched = roles(op)
         data = [tensors[index] for _, _, index, role in touched if role != INDEX]
         whole = op.name in CONTROL_FLOW or (op.name in INTEGER_OPS and all(_is_whole(tensor) for tensor in data))
-        found = []
+        results = []
         for place, slot, index, role in touched:
             tensor = tensors[index]
             wanted = _wanted(op, tensor, role, whole)
             if wanted and not self._borders.is_converter(op, place, tensor):
-                found.append(Offence(place=place, slot=slot, tensor=index, dtype=tensor.dtype, wanted=wanted))
-        return found
+                results.append(Offence(place=place, slot=slot, tensor=index, dtype=tensor.dtype, wanted=wanted))
+        return results
 
 
 def _is_whole(tensor: Tensor) -> bool:
@@ -183,7 +183,7 @@ class SchemeRules:
 
     def offences(self, op: Op) -> list[Offence]:
         """Every tensor of `op` that breaks the rules."""
-        found = []
+        results = []
         for place, slot, index, role in roles(op):
             tensor = self._graph.tensors[index]
             # Of a DEQUANTIZE's two ends the stored one tells all.
@@ -191,8 +191,8 @@ class SchemeRules:
             wanted = None if expanded else self._wanted(op, tensor, role)
             if wanted and not self._borders.is_converter(op, place, tensor):
                 shown = self._stored(tensor) or tensor
-                found.append(Offence(place=place, slot=slot, tensor=shown.index, dtype=shown.dtype, wanted=wanted))
-        return found
+                results.append(Offence(place=place, slot=slot, tensor=shown.index, dtype=shown.dtype, wanted=wanted))
+        return results
 
     def _stored(self, tensor: Tensor) -> Tensor | None:
         """The constant that a DEQUANTIZE makes `tensor` from."""

@@ -21,14 +21,14 @@ def weights_of(data: bytes, model: Model) -> tuple[Weight, ...]:
     """Every weight of the model, once, in the order of the ops that read them. `data`: what `model` was read from."""
     # Damaged files can have many tensors share one place: what is read stays in proportion to the file.
     budget = 2 * len(data)
-    found = []
+    results = []
     for op, tensor in _stored_weights(model):
         zeros = None
         if tensor.buffer_bytes <= budget:
             budget -= tensor.buffer_bytes
             zeros = _zeros(data, tensor)
         axis = CHANNEL_AXES.get(op.name)
-        found.append(
+        results.append(
             Weight(
                 tensor=tensor.name,
                 keras_layer=op.keras_layer,
@@ -41,7 +41,7 @@ def weights_of(data: bytes, model: Model) -> tuple[Weight, ...]:
                 scales=len(tensor.scale),
             )
         )
-    return tuple(found)
+    return tuple(results)
 
 
 def weight_counts(weights: tuple[Weight, ...]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def _bits(dtype: str) -> int:
 
 def weight_findings(model: Model) -> Iterator[Finding]:
     """A note on convolution weights that share one scale: per_channel ones lose less."""
-    found: dict[tuple[int, int], tuple[Subgraph, Op, Tensor]] = {}
+    results: dict[tuple[int, int], tuple[Subgraph, Op, Tensor]] = {}
     for graph in model.subgraphs:
         for op in graph.ops:
             if op.name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
@@ -199,11 +199,11 @@ def weight_findings(model: Model) -> Iterator[Finding]:
                 tensor = graph.tensors[index]
                 channels = tensor.shape[-1 if op.name == "DEPTHWISE_CONV_2D" else 0] if tensor.shape else 1
                 if role == WEIGHT and tensor.is_constant and len(tensor.scale) == 1 and channels > 1:
-                    found.setdefault((graph.index, index), (graph, op, tensor))
-    if found:
-        graph, op, tensor = next(iter(found.values()))
-        others = f"and {len(found) - 1} other convolution weights have"
-        wrong = f"{others if len(found) > 1 else 'has'} one scale (per_tensor): per_channel loses less accuracy"
+                    results.setdefault((graph.index, index), (graph, op, tensor))
+    if results:
+        graph, op, tensor = next(iter(results.values()))
+        others = f"and {len(results) - 1} other convolution weights have"
+        wrong = f"{others if len(results) > 1 else 'has'} one scale (per_tensor): per_channel loses less accuracy"
         yield _finding(graph, op, tensor, "per_tensor_weights", NOTE, wrong)
 
 

@@ -154,10 +154,10 @@ class _Followed:
             self._pass_on()
             while True:
                 for key, _ in selector.select(POLL_SECS):
-                    told = os.read(key.fd, 65536)
-                    if not told:
+                    message = os.read(key.fd, 65536)
+                    if not message:
                         return
-                    for done in self._read(told):
+                    for done in self._read(message):
                         bar.update(done - bar.n)
                     self._pass_on()
                 self._check()

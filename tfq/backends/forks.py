@@ -58,9 +58,9 @@ class ForkedChild:
     def wait(self) -> int:
         """Its exit code, -N for signal N, once it has ended."""
         if self._status is None:
-            told = self._control.recv(_STATUS.size)
+            message = self._control.recv(_STATUS.size)
             # Without a word from the server, that is gone, and its forks went with it.
-            self._status = _STATUS.unpack(told)[0] if told else -9
+            self._status = _STATUS.unpack(message)[0] if message else -9
             self._control.close()
         return self._status
 

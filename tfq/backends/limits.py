@@ -64,9 +64,9 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
     sizes = [_bytes(tensor) for tensor in graph.tensors]
     allowed = [FREE_BYTES] * len(sizes)
     for op in graph.ops:
-        given = sum(sizes[index] for index in set(op.inputs) if index >= 0)
+        provided = sum(sizes[index] for index in set(op.inputs) if index >= 0)
         for index in (*op.outputs, *(index for index in op.intermediates if index >= 0)):
-            allowed[index] = max(allowed[index], FREE_BYTES + TIMES_INPUTS * given)
+            allowed[index] = max(allowed[index], FREE_BYTES + TIMES_INPUTS * provided)
     main = graph.index == model.main_subgraph.index
     for tensor in graph.tensors:
         if tensor.index in graph.inputs and main:

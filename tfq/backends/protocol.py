@@ -403,9 +403,9 @@ def check_arrays(arrays: tuple[NDArray, ...]) -> None:
         raise InputError("no input arrays: wanted one for each input of the model", field="inputs", got=0)
     for index, array in enumerate(arrays):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
-            told = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+            message = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
             raise InputError(
-                f"input {index} is a {told}: wanted a NumPy array of numbers", field=f"inputs[{index}]", got=told
+                f"input {index} is a {message}: wanted a NumPy array of numbers", field=f"inputs[{index}]", got=message
             )
         if not array.ndim or not array.size:
             raise InputError(

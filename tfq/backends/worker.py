@@ -153,22 +153,22 @@ def _checked(first: Arrays, pieces: Iterator[Arrays], num_examples: int) -> Iter
     kinds, fed = [(array.dtype, array.shape[1:]) for array in first], 0
     for piece in itertools.chain([first], pieces):
         check_arrays(piece)
-        found = [(array.dtype, array.shape[1:]) for array in piece]
-        if found != kinds:
+        results = [(array.dtype, array.shape[1:]) for array in piece]
+        if results != kinds:
             raise InputError(
-                f"the stream's arrays change from {kinds} to {found}: wanted one dtype and shape",
+                f"the stream's arrays change from {kinds} to {results}: wanted one dtype and shape",
                 field="inputs",
                 expected=kinds,
-                got=found,
+                got=results,
             )
         fed += len(piece[0])
         if fed > num_examples:
             break
         yield piece
     if fed != num_examples:
-        told = "more" if fed > num_examples else f"{fed:,}"
+        message = "more" if fed > num_examples else f"{fed:,}"
         raise InputError(
-            f"the stream announced {num_examples:,} examples and gave {told}",
+            f"the stream announced {num_examples:,} examples and gave {message}",
             field="inputs",
             expected=num_examples,
             got=fed,

@@ -163,7 +163,7 @@ def with_flags(message: str, section: str | None, *, field: str | None = None) -
 @functools.cache
 def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
     """Config path -> its flag, and whether it is a switch, for messages of the command of `section`."""
-    found = {"allow_code": ("--allow_code", True)}
+    results = {"allow_code": ("--allow_code", True)}
     own = {setting.path: setting.flag for setting in settings_of(section)}
     for setting in every_setting():
         top = setting.path[0]
@@ -172,13 +172,13 @@ def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
         elif top in COMMON:
             flag = f"--{setting.flag}"
         else:
-            bare = {each.path: each.flag for each in settings_of(top)}[setting.path]
+            bare = {item.path: item.flag for item in settings_of(top)}[setting.path]
             flag = f"tfq {COMMAND_OF[top]} --{bare}"
         is_switch = setting.type is bool
-        found[".".join(setting.path)] = (flag, is_switch)
+        results[".".join(setting.path)] = (flag, is_switch)
         if setting.field.metadata.get("names_section") and len(setting.path) > 2:
-            found[".".join(setting.path[:-1])] = (flag, is_switch)
-    return found
+            results[".".join(setting.path[:-1])] = (flag, is_switch)
+    return results
 
 
 def _load_plugins(paths: object) -> None:
@@ -206,13 +206,13 @@ def _define(settings: Sequence[Setting], section: str | None) -> flags.FlagValue
     flags.DEFINE_string("config", None, "JSON file: a config, or any record that tfq wrote", flag_values=values)
     flags.DEFINE_enum("format", "text", ["text", "json"], "what is printed", flag_values=values)
     if section is None or "allow_code" in USES[section]:
-        told = "run code that the model file holds (Lambda layers)"
-        flags.DEFINE_boolean("allow_code", False, told, flag_values=values)
+        message = "run code that the model file holds (Lambda layers)"
+        flags.DEFINE_boolean("allow_code", False, message, flag_values=values)
     if section is None:
         flags.DEFINE_boolean("fresh", False, "forget what an earlier run left in --out", flag_values=values)
     if section == "compression":
-        told = "only say what each layer of --model can take, and end"
-        flags.DEFINE_boolean("preflight", False, told, flag_values=values)
+        message = "only say what each layer of --model can take, and end"
+        flags.DEFINE_boolean("preflight", False, message, flag_values=values)
     flags.DEFINE_integer(
         "verbosity", 0, "1 shows TensorFlow's own messages and tracebacks", short_name="v", flag_values=values
     )
@@ -353,22 +353,22 @@ def _heading(path: tuple[str, ...]) -> str:
     if not path:
         return "Flags:"
     parent = _section_class(path[:-1])
-    told = next(field.metadata["help"] for field in dataclasses.fields(parent) if field.name == path[-1])
-    return f"{'.'.join(path)}: {told}"
+    message = next(field.metadata["help"] for field in dataclasses.fields(parent) if field.name == path[-1])
+    return f"{'.'.join(path)}: {message}"
 
 
 def _flag_lines(values: flags.FlagValues, name: str, what: str, choices: Sequence[str]) -> list[str]:
     flag = values[name]
     default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-    told = f"{', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
-    told = f"one of {told}" if len(choices) > 1 else told
-    told += f"default {default!r}" if default not in (None, "") else "no default"
+    message = f"{', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
+    message = f"one of {message}" if len(choices) > 1 else message
+    message += f"default {default!r}" if default not in (None, "") else "no default"
     spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
     short = f" (-{flag.short_name})" if flag.short_name else ""
     indent = " " * 6
     return [
         f"  {spelling}{short}",
-        *textwrap.wrap(f"{what} ({told})", 100, initial_indent=indent, subsequent_indent=indent),
+        *textwrap.wrap(f"{what} ({message})", 100, initial_indent=indent, subsequent_indent=indent),
     ]
 
 

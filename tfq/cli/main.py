@@ -12,11 +12,11 @@ from tfq.errors import did_you_mean
 
 def _commands() -> dict[str, str]:
     """Return every command, a file in pipelines/, with its docstring's first line; imports none of them."""
-    found = {}
+    results = {}
     for path in sorted((Path(__file__).parent.parent / "pipelines").glob("*.py")):
         if not path.stem.startswith("_"):
-            found[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-    return found
+            results[path.stem] = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    return results
 
 
 COMMANDS = _commands()

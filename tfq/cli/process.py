@@ -30,9 +30,9 @@ def run_command(
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """Parse the command line, call `main`, and leave the process with the exit code that its outcome has."""
-    given = sys.argv if arguments is None else arguments
+    provided = sys.argv if arguments is None else arguments
     with _noted_interrupts() as interrupts:
-        sys.exit(_exit_code(main, command, section, description, given, interrupts))
+        sys.exit(_exit_code(main, command, section, description, provided, interrupts))
 
 
 def _exit_code(
@@ -75,8 +75,8 @@ def _exit_code(
             traceback.print_exc()
         if interrupts:
             return _interrupted(command)
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(f"tfq {command}: failed: {told} (-v=1 shows where)", file=sys.stderr)
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"tfq {command}: failed: {text} (-v=1 shows where)", file=sys.stderr)
         return TfqError.exit_code
 
 
@@ -152,11 +152,11 @@ def _stdout_for_records(format: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _shown_warnings(section: str | None) -> Iterator[None]:
     """Print each warning of tfq once, as one line on stderr, and none of those of libraries."""
-    told: set[str] = set()
+    messages: set[str] = set()
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        if issubclass(category, TfqWarning) and str(message) not in told:
-            told.add(str(message))
+        if issubclass(category, TfqWarning) and str(message) not in messages:
+            messages.add(str(message))
             print(f"warning: {flags.with_flags(str(message), section)}", file=sys.stderr)
 
     with warnings.catch_warnings():

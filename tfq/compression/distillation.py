@@ -53,8 +53,8 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     no training step went through here.
     """
     teachers = list(teacher) if isinstance(teacher, Sequence) else [teacher]
-    for each in teachers:
-        _check_fit(model, each, what)
+    for item in teachers:
+        _check_fit(model, item, what)
     pairs = _layer_pairs(model, teachers[0], config.layers, what)
     student = _distilled_class()(model.inputs, model.outputs, name=model.name)
     student.distil_from(teachers, config, pairs)
@@ -89,8 +89,8 @@ def _distilled_class() -> Any:
             if pairs:
                 means.append(tf_keras.metrics.Mean(name="distillation_layers_loss"))
                 ours, first = (
-                    tf_keras.Model(each.inputs, [*each.outputs, *(pair[place] for pair in pairs)])
-                    for place, each in enumerate((self, teachers[0]))
+                    tf_keras.Model(item.inputs, [*item.outputs, *(pair[place] for pair in pairs)])
+                    for place, item in enumerate((self, teachers[0]))
                 )
                 self._with_layers = lambda x, mask: ours(x, training=True, mask=mask)
                 teachers = [first, *teachers[1:]]
@@ -125,10 +125,10 @@ def _distilled_class() -> Any:
             wanted = tf.nest.map_structure(tf.stop_gradient, self._wanted_outputs(x))
             distances = [
                 distance(got, tf.cast(theirs, got.dtype), kinds, temperature)
-                for of_one, told in zip(wanted, self._told_kinds(), strict=True)
-                for got, theirs, kinds in zip(outputs, of_one[: len(outputs)], told, strict=True)
+                for of_one, message in zip(wanted, self._told_kinds(), strict=True)
+                for got, theirs, kinds in zip(outputs, of_one[: len(outputs)], message, strict=True)
             ]
-            totals = [tf.add_n([tf.reduce_mean(each) for each in distances]) / len(wanted)]
+            totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(wanted)]
             if self._of_layers:
                 pairs = zip(self._of_layers, wanted[0][len(outputs) :], strict=True)
                 totals.append(tf.add_n([layer_distance(got, tf.cast(theirs, got.dtype)) for got, theirs in pairs]))
@@ -141,8 +141,8 @@ def _distilled_class() -> Any:
 
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             results = super().compute_metrics(x, y, y_pred, sample_weight)
-            told = {mean.name: mean.result() for mean in self._distances()} if self._in_training else {}
-            return {**results, **told}
+            message = {mean.name: mean.result() for mean in self._distances()} if self._in_training else {}
+            return {**results, **message}
 
         def reset_metrics(self) -> None:
             super().reset_metrics()
@@ -157,9 +157,10 @@ def _distilled_class() -> Any:
             losses = tf.nest.flatten(self.loss)
             names = [getattr(loss, "name", None) or getattr(loss, "__name__", str(loss)) for loss in losses]
             classifies = any("crossentropy" in str(name).lower() for name in names)
-            told = {"linear": "logits" if classifies else "values"}
+            messages = {"linear": "logits" if classifies else "values"}
             return [
-                [(told.get(ours, ours), told.get(theirs, theirs)) for ours, theirs in of_one] for of_one in self._kinds
+                [(messages.get(ours, ours), messages.get(theirs, theirs)) for ours, theirs in of_one]
+                for of_one in self._kinds
             ]
 
     return Distilled
@@ -212,7 +213,7 @@ def _check_fit(model: Any, teacher: Any, what: str) -> None:
     """Raises InputError unless the teacher takes what the student takes, and gives what it gives."""
     for ends in ("inputs", "outputs"):
         ours, theirs = (
-            [tuple(tensor.shape)[1:] for tensor in getattr(each, ends, None) or ()] for each in (model, teacher)
+            [tuple(tensor.shape)[1:] for tensor in getattr(item, ends, None) or ()] for item in (model, teacher)
         )
         if ours != theirs:
             name = getattr(teacher, "name", teacher)

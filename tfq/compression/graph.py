@@ -62,12 +62,12 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
     tf_keras = import_tf_keras()
     pairs: list[tuple[Any, Any]] = []
     # A layer that several models inside the model share stays one layer.
-    made: dict[int, Any] = {}
+    built: dict[int, Any] = {}
 
     def clone_layer(layer: Any) -> Any:
-        if id(layer) not in made:
-            made[id(layer)] = new_layer(layer)
-        return made[id(layer)]
+        if id(layer) not in built:
+            built[id(layer)] = new_layer(layer)
+        return built[id(layer)]
 
     def new_layer(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model):

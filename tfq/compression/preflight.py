@@ -84,20 +84,20 @@ class Preflight:
                 layer.kind,
                 "yes" if layer.prunable else "-",
                 layer.qat.replace("_", " "),
-                ". ".join(told for told in (layer.reason, _stays_float(layer), layer.advice) if told),
+                ". ".join(message for message in (layer.reason, _stays_float(layer), layer.advice) if message),
             )
             for layer in self.layers
         ]
         counts = self.counts()
-        told = (
+        message = (
             f"{self.model}: {counts['layers']} layers: {counts['prunable']} prunable; {counts[QAT]} for QAT, "
             f"{counts[PTQ_ONLY]} for the converter alone, {counts[UNSUPPORTED]} unsupported"
         )
         tried = [layer for layer in self.layers if layer.float_ops is not None]
         if tried:
             floating = sum(bool(layer.float_ops) for layer in tried)
-            told += f"; {floating or 'none'} with float ops in an int8 .tflite"
-        return "\n".join([*aligned(rows, left=5), "", told, *self.notes])
+            message += f"; {floating or 'none'} with float ops in an int8 .tflite"
+        return "\n".join([*aligned(rows, left=5), "", message, *self.notes])
 
 
 def _stays_float(layer: LayerVerdict) -> str:
@@ -134,9 +134,9 @@ def _of_bridged(result: Any, config: CompressionConfig) -> Preflight:
     kinds = {name: type(layer).__name__ for name, layer in _named(result.source)}
     input_layer = import_tf_keras().layers.InputLayer
     verdicts = []
-    for name, made in result.layer_map.items():
-        known = [layers[each] for each in made if each in layers and not isinstance(layers[each], input_layer)]
-        if not known and any(isinstance(layers.get(each), input_layer) for each in made):
+    for name, built in result.layer_map.items():
+        known = [layers[item] for item in built if item in layers and not isinstance(layers[item], input_layer)]
+        if not known and any(isinstance(layers.get(item), input_layer) for item in built):
             continue
         verdicts.append(_verdict(name, kinds.get(name, ""), known, placed, form))
     return Preflight(model=result.source.name, layers=tuple(verdicts), notes=tuple(result.notes))
@@ -152,11 +152,17 @@ def _verdict(
     if not layers:
         return LayerVerdict(name=name, kind=kind, prunable=False, qat=QAT, reason="left out: it does nothing here")
     pruning = [reason_not_prunable(layer, form) for layer in layers]
-    found = [placed[layer.name] for layer in layers]
-    left = [place for place in found if isinstance(place, str)]
-    told = dict.fromkeys(place.why for place in found if isinstance(place, placement.Placement))
+    results = [placed[layer.name] for layer in layers]
+    left = [place for place in results if isinstance(place, str)]
+    message = dict.fromkeys(place.why for place in results if isinstance(place, placement.Placement))
     why_not = next((reason for reason, layer in zip(pruning, layers, strict=True) if reason and layer.weights), None)
-    reason = left[0] if left else "fake quantization of " + "; ".join(told) if _any_config(found) else "; ".join(told)
+    reason = (
+        left[0]
+        if left
+        else "fake quantization of " + "; ".join(message)
+        if _any_config(results)
+        else "; ".join(message)
+    )
     return LayerVerdict(
         name=name,
         kind=kind or type(layers[0]).__name__,
@@ -167,8 +173,8 @@ def _verdict(
     )
 
 
-def _any_config(found: list[placement.Placement | str]) -> bool:
-    return any(isinstance(place, placement.Placement) and place.config for place in found)
+def _any_config(results: list[placement.Placement | str]) -> bool:
+    return any(isinstance(place, placement.Placement) and place.config for place in results)
 
 
 def _advice(reason: str, layers: list[Any]) -> str:
@@ -184,31 +190,31 @@ def _unbridged(model: Any, error: TfqError) -> Preflight:
     first = str(error).splitlines()[0]
     problems = dict(getattr(error, "problems", {}) or {name: first})
     kinds = {layer_name: type(layer).__name__ for layer_name, layer in _named(model)}
-    told = [
+    messages = [
         LayerVerdict(
-            name=each,
-            kind=kinds.get(each, type(model).__name__ if each == name else "operation"),
+            name=item,
+            kind=kinds.get(item, type(model).__name__ if item == name else "operation"),
             prunable=False,
             qat=UNSUPPORTED,
             reason=reason,
             advice="Replace the layer, or register a tfq.BridgedLayer for it"
-            if each in kinds
+            if item in kinds
             else "Build it as a functional model of Keras' own layers",
         )
-        for each, reason in problems.items()
+        for item, reason in problems.items()
     ]
     others = [
         LayerVerdict(
-            name=each,
+            name=item,
             kind=kind,
             prunable=False,
             qat=PTQ_ONLY,
             reason="it could be taken, but the model as a whole cannot",
         )
-        for each, kind in kinds.items()
-        if each not in problems
+        for item, kind in kinds.items()
+        if item not in problems
     ]
-    return Preflight(model=name, layers=(*told, *others), notes=(first,))
+    return Preflight(model=name, layers=(*messages, *others), notes=(first,))
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:

@@ -112,11 +112,11 @@ def train_model(
 
 def predict(model: Any, split: AnySplit) -> NDArray:
     """(n, ...) what the model's one output gives on the examples, in their order."""
-    given = []
+    provided = []
     for piece in split.pieces():
         inputs = list(piece.inputs.values())
-        given.append(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0))
-    return np.concatenate(given)
+        provided.append(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0))
+    return np.concatenate(provided)
 
 
 def num_classes(model: Any) -> int:
@@ -209,10 +209,10 @@ def dataset_of(batches: Callable[[], Iterator[Any]], like: Any, steps: int) -> A
     import tensorflow as tf
 
     signature = tf.nest.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), like)
-    found = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    result = tf.data.Dataset.from_generator(batches, output_signature=signature)
     options = tf.data.Options()
     options.autotune.enabled = False
-    return found.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1).with_options(options)
+    return result.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(1).with_options(options)
 
 
 class _Streamed:

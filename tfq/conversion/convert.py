@@ -54,9 +54,9 @@ def convert_with_record(
 ) -> Conversion:
     """Convert as `convert_model` does; return the ranges and the records of the techniques as well."""
     config = fitted(config or ConversionConfig())
-    found = _converted(model, representative_dataset, config, preprocessing)
-    warn_of_target(found.content, config)
-    return found
+    result = _converted(model, representative_dataset, config, preprocessing)
+    warn_of_target(result.content, config)
+    return result
 
 
 def _converted(

@@ -85,15 +85,15 @@ def _is_constant(nodes: dict[str, Any], source: str) -> bool:
     node = nodes[_name(source)]
     if node.op == "Const":
         return True
-    data = [each for each in node.input if not each.startswith("^")]
-    return node.op in _MOVES and bool(data) and all(_is_constant(nodes, each) for each in data)
+    data = [item for item in node.input if not item.startswith("^")]
+    return node.op in _MOVES and bool(data) and all(_is_constant(nodes, item) for item in data)
 
 
 def _behind(readers: dict[str, list[Any]], name: str) -> list[Any]:
-    found = []
+    results = []
     for reader in readers[name]:
-        found += _behind(readers, reader.name) if reader.op in _MOVES else [reader]
-    return found
+        results += _behind(readers, reader.name) if reader.op in _MOVES else [reader]
+    return results
 
 
 def _name(source: str) -> str:
@@ -112,9 +112,9 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
         constants = {
             index for index, tensor in enumerate(graph.tensors) if edited.buffers[tensor.buffer].data is not None
         }
-        found = _take_out(edited, graph)
-        _forget_handed_on(found, edited, graph)
-        ranges |= {(number, tensor): ends for tensor, ends in found.items() if tensor not in constants}
+        result = _take_out(edited, graph)
+        _forget_handed_on(result, edited, graph)
+        ranges |= {(number, tensor): ends for tensor, ends in result.items() if tensor not in constants}
     tflite.forget_unused_codes(edited)
     return tflite.pack(edited, len(model)), ranges
 
@@ -175,24 +175,24 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
     choice between a tensor and a constant. And of a tensor that is read by one op alone, which cuts it off, what comes
     out is all that counts: a ReLU that ends at 1 is three ops, of which training knows the last.
     """
-    found = dict(ranges)
+    results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):
         moves = [((number, op.inputs[0]), (number, op.outputs[0])) for op in graph.ops if op.name in _SAME_SCALE]
         for op in graph.ops:
-            if op.name in _SAME_SCALE and (number, op.inputs[0]) in found:
-                found[number, op.outputs[0]] = found[number, op.inputs[0]]
-            elif op.name in _CHOICES and len(read := _chosen_from(graph, op)) == 1 and (number, read[0]) in found:
-                ends = _with_constants(model, graph, op, found[number, read[0]])
-                found.setdefault((number, op.outputs[0]), ends)
-        for before, behind in reversed(moves):
-            if behind in found and before not in found and not graph.tensors[before[1]].is_constant:
-                found[before] = found[behind]
+            if op.name in _SAME_SCALE and (number, op.inputs[0]) in results:
+                results[number, op.outputs[0]] = results[number, op.inputs[0]]
+            elif op.name in _CHOICES and len(read := _chosen_from(graph, op)) == 1 and (number, read[0]) in results:
+                ends = _with_constants(model, graph, op, results[number, read[0]])
+                results.setdefault((number, op.outputs[0]), ends)
+        for before, after in reversed(moves):
+            if after in results and before not in results and not graph.tensors[before[1]].is_constant:
+                results[before] = results[after]
         readers = _readers(graph)
-        for op in (op for op in reversed(graph.ops) if op.name in _CUTS and (number, op.outputs[0]) in found):
+        for op in (op for op in reversed(graph.ops) if op.name in _CUTS and (number, op.outputs[0]) in results):
             read = _chosen_from(graph, op)
             if len(read) == 1 and readers[read[0]] == 1:
-                found.setdefault((number, read[0]), found[number, op.outputs[0]])
-    return found
+                results.setdefault((number, read[0]), results[number, op.outputs[0]])
+    return results
 
 
 def has_choices(model: bytes) -> bool:
@@ -207,7 +207,7 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
     x, for all who read it. What nobody else reads is cut off there as it would be by the choice itself.
     alike: all of them get one range, for a quantizer that leaves each its own, though the kernels take it for one.
     """
-    found = dict(ranges)
+    results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):
         others_read = {index for index, count in _readers(graph).items() if count > 1}
         for op in graph.ops:
@@ -218,13 +218,13 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
             operands = _chosen_from(graph, op)
             if not others_read.isdisjoint(operands):
                 others_read.add(op.outputs[0])  # the scale of a choice from this one would reach them too
-            if (number, op.outputs[0]) not in found:
+            if (number, op.outputs[0]) not in results:
                 continue
             counted = [(number, index) for index in operands if alike or index in others_read]
-            tied = [each for each in ((number, op.outputs[0]), *counted) if each in found]
-            ends = min(found[each][0] for each in tied), max(found[each][1] for each in tied)
-            found |= dict.fromkeys(tied if alike else tied[:1], ends)
-    return found
+            tied = [item for item in ((number, op.outputs[0]), *counted) if item in results]
+            ends = min(results[item][0] for item in tied), max(results[item][1] for item in tied)
+            results |= dict.fromkeys(tied if alike else tied[:1], ends)
+    return results
 
 
 def _chosen_from(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:

@@ -145,21 +145,21 @@ def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
     lengths = [1 if name == "UNPACK" or axis is None else _sizes(tensor)[axis] for tensor in outputs]
     if axis is None or min(lengths) < 0:
         return [op]
-    found, begin = [], np.zeros_like(sizes)
+    result, begin = [], np.zeros_like(sizes)
     for index, length in zip(op.outputs, lengths, strict=True):
         sizes[axis] = length
         if name == "UNPACK":
-            found.append(_strided_slice(edited, graph, divided, int(index), begin, axis % len(sizes)))
+            result.append(_strided_slice(edited, graph, divided, int(index), begin, axis % len(sizes)))
         else:
-            found.append(_slice(edited, graph, divided, int(index), begin, sizes))
+            result.append(_slice(edited, graph, divided, int(index), begin, sizes))
         begin[axis] += length
-    return found
+    return result
 
 
 def _slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, sizes: Any) -> Any:
     from ai_edge_litert import schema_py_generated as generated
 
-    inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in (begin, sizes))]
+    inputs = [divided, *(add_constant(edited, graph, item, np.int32) for item in (begin, sizes))]
     return new_op(edited, "SLICE", inputs, part, generated.BuiltinOptions.SliceOptions, generated.SliceOptionsT())
 
 
@@ -171,7 +171,7 @@ def _strided_slice(edited: Any, graph: Any, divided: int, part: int, begin: Any,
     options.shrinkAxisMask = 1 << axis
     options.beginMask = options.endMask = (1 << len(begin)) - 1 - options.shrinkAxisMask
     numbers = (begin, begin + 1, np.ones_like(begin))
-    inputs = [divided, *(add_constant(edited, graph, each, np.int32) for each in numbers)]
+    inputs = [divided, *(add_constant(edited, graph, item, np.int32) for item in numbers)]
     return new_op(edited, "STRIDED_SLICE", inputs, part, generated.BuiltinOptions.StridedSliceOptions, options)
 
 
@@ -209,16 +209,16 @@ def _lift(edited: Any, graph: Any) -> int:
     named = [(tflite.operator_name(edited, op), op) for op in graph.operators]
     quantizes = [op for name, op in named if name == "QUANTIZE" and _is_int8(graph, op.outputs)]
     dequantizes = [op for name, op in named if name == "DEQUANTIZE" and _is_int8(graph, op.inputs)]
-    given = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
-    made = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
+    provided = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
+    built = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
     chosen = {int(op.outputs[0]): op for name, op in named if name in _HAVE_KERNEL}
 
     def is_free(tensor: int, op: Any) -> bool:
-        source, readers = int(op.inputs[0]), [each for each in graph.operators if tensor in map(int, each.inputs)]
-        others = [each for each in readers if int(each.outputs[0]) not in chosen]
+        source, readers = int(op.inputs[0]), [item for item in graph.operators if tensor in map(int, item.inputs)]
+        others = [item for item in readers if int(item.outputs[0]) not in chosen]
         return (
-            (source in given or source in chosen)
-            and [int(each.outputs[0]) for each in others] == [made.get(tensor)]
+            (source in provided or source in chosen)
+            and [int(item.outputs[0]) for item in others] == [built.get(tensor)]
             and tensor not in map(int, graph.outputs)
         )
 
@@ -227,13 +227,13 @@ def _lift(edited: Any, graph: Any) -> int:
             del chosen[tensor]
     graph.operators = [op for op in graph.operators if not (op in quantizes and int(op.inputs[0]) in chosen)]
     for tensor, op in chosen.items():
-        source, codes = int(op.inputs[0]), graph.tensors[made[tensor]]
+        source, quantized = int(op.inputs[0]), graph.tensors[built[tensor]]
         # A layer is known by the name of what it gives.
-        graph.tensors[tensor].name, codes.name = codes.name, graph.tensors[tensor].name
-        op.inputs, op.outputs = [given[source] if source in given else made[source]], [made[tensor]]
-    indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in given]
+        graph.tensors[tensor].name, quantized.name = quantized.name, graph.tensors[tensor].name
+        op.inputs, op.outputs = [provided[source] if source in provided else built[source]], [built[tensor]]
+    indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in provided]
     for name, op in indexing:
-        op.inputs = [given[int(op.inputs[0])], *op.inputs[1:]]
+        op.inputs = [provided[int(op.inputs[0])], *op.inputs[1:]]
         op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 2)
     needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
     graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
@@ -249,13 +249,13 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
             continue
         op.inputs = [int(index) for index in op.inputs]
         for place in places:
-            given = graph.tensors[op.inputs[place]]
-            data = edited.buffers[given.buffer].data
+            provided = graph.tensors[op.inputs[place]]
+            data = edited.buffers[provided.buffer].data
             if data is None or not _is_int8(graph, [op.inputs[place]]):
                 continue
             values = dequantize(np.asarray(data, np.uint8).view(np.int8), *_scale_of(graph, op.inputs[place]))
-            codes = quantize(values.reshape(given.shape), *_scale_of(graph, op.outputs[0]))
-            constant = add_constant(edited, graph, codes, np.int8)
+            quantized = quantize(values.reshape(provided.shape), *_scale_of(graph, op.outputs[0]))
+            constant = add_constant(edited, graph, quantized, np.int8)
             graph.tensors[constant].quantization = graph.tensors[int(op.outputs[0])].quantization
             op.inputs[place] = constant
             changed += 1
@@ -283,17 +283,17 @@ def bound_exponentials(edited: Any, graph: Any) -> None:
 
     exp(x) that is chosen only where x is below 0 (0 with it) becomes exp(min(x, 0)): each bit of the choice stays.
     """
-    found = _Graph(edited, graph)
+    result = _Graph(edited, graph)
     replaced: dict[int, list[Any]] = {}
     for op in graph.operators:
-        if found.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32_ENUM:
+        if result.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32_ENUM:
             continue
-        if softplus := found.softplus(op):
-            replaced |= {id(each): [] for each in softplus}
+        if softplus := result.softplus(op):
+            replaced |= {id(item): [] for item in softplus}
             replaced[id(softplus[-1])] = _bounded_softplus(edited, graph, int(op.inputs[0]), softplus[-1])
-        elif found.is_chosen_below_zero(op):
+        elif result.is_chosen_below_zero(op):
             replaced[id(op)] = [_minimum(edited, graph, op), op]
-    graph.operators = [each for op in graph.operators for each in replaced.get(id(op), [op])]
+    graph.operators = [item for op in graph.operators for item in replaced.get(id(op), [op])]
 
 
 @dataclass
@@ -330,15 +330,15 @@ class _Graph:
         return [exp, add, log] if one is not None and np.all(one == 1) else []
 
     def is_chosen_below_zero(self, exp: Any) -> bool:
-        behind, reader = exp, self.only_reader(exp)
-        while reader is not None and self.name(reader) in _BY_VALUE and self._other_is_constant(reader, behind):
-            behind, reader = reader, self.only_reader(reader)
+        after, reader = exp, self.only_reader(exp)
+        while reader is not None and self.name(reader) in _BY_VALUE and self._other_is_constant(reader, after):
+            after, reader = reader, self.only_reader(reader)
         if reader is None or self.name(reader) not in ("SELECT", "SELECT_V2"):
             return False
         condition = self.maker.get(int(reader.inputs[0]))
         if condition is None or self.name(condition) not in _BELOW:
             return False
-        place = [int(index) for index in reader.inputs].index(int(behind.outputs[0]))
+        place = [int(index) for index in reader.inputs].index(int(after.outputs[0]))
         zero = self._constant(condition.inputs[1])
         return (
             place == _BELOW[self.name(condition)]
@@ -347,8 +347,8 @@ class _Graph:
             and bool(np.all(zero == 0))
         )
 
-    def _other_is_constant(self, op: Any, behind: Any) -> bool:
-        others = [index for index in op.inputs if int(index) != int(behind.outputs[0])]
+    def _other_is_constant(self, op: Any, after: Any) -> bool:
+        others = [index for index in op.inputs if int(index) != int(after.outputs[0])]
         return len(others) == 1 and self._constant(others[0]) is not None
 
     def _constant(self, index: int) -> Any:
@@ -359,15 +359,15 @@ def _bounded_softplus(edited: Any, graph: Any, x: int, log: Any) -> list[Any]:
     from ai_edge_litert import schema_py_generated as generated
 
     output = int(log.outputs[0])
-    size, share, below, above = (
+    size, fraction, below, above = (
         add_tensor(graph, output, f"{name_of(graph, output)}/{part}")
         for part in ("absolute", "sigmoid", "logarithm", "relu")
     )
     kinds = generated.BuiltinOptions
     return [
         new_op(edited, "ABS", [x], size, kinds.AbsOptions, generated.AbsOptionsT()),
-        new_op(edited, "LOGISTIC", [size], share),
-        new_op(edited, "LOG", [share], below),
+        new_op(edited, "LOGISTIC", [size], fraction),
+        new_op(edited, "LOG", [fraction], below),
         new_op(edited, "RELU", [x], above),
         new_op(edited, "SUB", [above, below], output, kinds.SubOptions, generated.SubOptionsT()),
     ]
@@ -421,7 +421,7 @@ def _is_for_negative_zeros(nodes: dict[str, Any], select: Any) -> bool:
 def _inputs(nodes: dict[str, Any], source: str, op: str) -> list[str]:
     """What the `op` that gives this tensor reads; nothing where another op gives it."""
     node = nodes.get(source)
-    return [each for each in node.input if not each.startswith("^")] if node is not None and node.op == op else []
+    return [item for item in node.input if not item.startswith("^")] if node is not None and node.op == op else []
 
 
 def _is_constant(nodes: dict[str, Any], source: str, value: float) -> bool:

@@ -106,10 +106,10 @@ def quantize_by_litert(
     _add_schemes(recipe, model, config)
     _add_borders(recipe, config)
     try:
-        made = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
+        built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"litert-quantizer refuses the flatbuffer: {error}", field="model") from error
-    return bytes(made.quantized_model)
+    return bytes(built.quantized_model)
 
 
 def _add_schemes(recipe: Any, model: bytes, config: ConversionConfig) -> None:
@@ -117,18 +117,18 @@ def _add_schemes(recipe: Any, model: bytes, config: ConversionConfig) -> None:
     from litert_quantizer.qtyping import TFLOperationName as Name
 
     bits = 16 if config.scheme == "int16x8" else 8
-    each, one = Granularity.CHANNELWISE, Granularity.TENSORWISE
+    item, one = Granularity.CHANNELWISE, Granularity.TENSORWISE
 
     def static(regex: str, activation_bits: int, granularity: Any, name: Any = Name.ALL_SUPPORTED) -> None:
         recipe.add_static_config(regex, name, activation_bits, 8, granularity)
 
-    static(_ALL, bits, each if config.per_channel else one)
+    static(_ALL, bits, item if config.per_channel else one)
     if config.per_channel and not config.per_channel_dense:
         static(_ALL, bits, one, Name.FULLY_CONNECTED)
     coarse = set(layer_outputs(model, "per_tensor_layers", config.per_tensor_layers))
     fine = set(layer_outputs(model, "int16_layers", config.int16_layers))
     for output in sorted(coarse | fine):
-        granularity = one if output in coarse or not config.per_channel else each
+        granularity = one if output in coarse or not config.per_channel else item
         static(_regex(output), 16 if output in fine else bits, granularity)
     for output in layer_outputs(model, "float_layers", config.float_layers):
         recipe.update_quantization_recipe(_regex(output), Name.ALL_SUPPORTED, algorithm_key="no_quantize")
@@ -161,10 +161,10 @@ def _add_borders(recipe: Any, config: ConversionConfig) -> None:
 def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]) -> dict[str, dict[str, Any]]:
     """Tensor name -> its range, as litert-quantizer keeps what it has calibrated: arrays with an axis for each."""
     graphs = tflite.read(model).subgraphs
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for (subgraph, index), ends in ranges.items():
         tensor = graphs[subgraph].tensors[index]
-        if tensor.name in found:
+        if tensor.name in results:
             raise InputError(
                 f"quantizer=litert: two activations have the name {tensor.name!r}, and litert-quantizer goes by names: "
                 "leave quantizer out",
@@ -174,8 +174,8 @@ def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]
             )
         shape = (1,) * len(tensor.shape)
         minimum, maximum = (np.full(shape, end, np.float32) for end in ends)
-        found[tensor.name] = {"min": minimum, "max": maximum}
-    return found
+        results[tensor.name] = {"min": minimum, "max": maximum}
+    return results
 
 
 def _regex(output: str) -> str:

@@ -112,18 +112,18 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[
             expected="real examples",
             got=None,
         )
-    found = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
-    for warning in found.warnings:
+    result = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
+    for warning in result.warnings:
         warnings.warn(warning, TfqWarning, stacklevel=6)
-    return found.samples
+    return result.samples
 
 
 def _warn_of_outliers(ranges: calibration.Ranges) -> None:
     outliers = ranges.outlier_samples
     if not outliers:
         return
-    touched = {id(each): each for found in outliers.values() for each in found}.values()
-    worst = min(touched, key=lambda each: each.coverage)
+    touched = {id(item): item for result in outliers.values() for item in result}.values()
+    worst = min(touched, key=lambda item: item.coverage)
     named = ", ".join(map(str, [*outliers][:5])) + (", ..." if len(outliers) > 5 else "")
     warnings.warn(
         f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, "

@@ -61,8 +61,8 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
         warnings.warn(f"{config.target}: {finding.message}", TfqWarning, stacklevel=4)
     if len(failures) > _MOST_TOLD:
         more = len(failures) - _MOST_TOLD
-        told = f"{config.target}: {more} more: an audit with audit.require={config.target} lists all"
-        warnings.warn(told, TfqWarning, stacklevel=4)
+        message = f"{config.target}: {more} more: an audit with audit.require={config.target} lists all"
+        warnings.warn(message, TfqWarning, stacklevel=4)
 
 
 def as_trained(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
@@ -109,9 +109,12 @@ def warn_of_missing_ranges(content: bytes) -> None:
     """TfqWarning of what `ops_without_range` finds."""
     floats = ops_without_range(content)
     if floats:
-        told = ", ".join(floats[:_MOST_TOLD]) + (f" and {len(floats) - _MOST_TOLD} more" if floats[_MOST_TOLD:] else "")
+        message = ", ".join(floats[:_MOST_TOLD]) + (
+            f" and {len(floats) - _MOST_TOLD} more" if floats[_MOST_TOLD:] else ""
+        )
         warnings.warn(
-            f"quantization-aware training gave no range to {told}, which stay float: give a representative_dataset as "
+            f"quantization-aware training gave no range to {message}, which stay float: give a "
+            f"representative_dataset as "
             "well",
             TfqWarning,
             stacklevel=5,

@@ -80,7 +80,7 @@ def symmetric_int8(values: NDArray, axis: int | None) -> tuple[NDArray[np.int8],
 
 def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list[str]]:
     """What becomes of each constant of the graph; and why others are left alone."""
-    found: dict[int, _Plan] = {}
+    results: dict[int, _Plan] = {}
     left = []
     real = _read_as_reals(graph)
     for op, index, role in _constants(graph):
@@ -93,10 +93,10 @@ def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list
             in_place = config.scheme == "dynamic_range" and op.name in _HYBRID_VERSIONS and index not in real
             plan = _Plan(tensor=tensor, axis=_axis(op, tensor, config), in_place=in_place)
             # Read by ops that want it in two forms: one scale suits both axes, a DEQUANTIZE both kernels.
-            other = found.get(index, plan)
+            other = results.get(index, plan)
             axis = plan.axis if plan.axis == other.axis else None
-            found[index] = _Plan(tensor=tensor, axis=axis, in_place=plan.in_place and other.in_place)
-    return list(found.values()), left
+            results[index] = _Plan(tensor=tensor, axis=axis, in_place=plan.in_place and other.in_place)
+    return list(results.values()), left
 
 
 def _constants(graph: Subgraph) -> Iterator[tuple[Op, int, str]]:
@@ -188,15 +188,15 @@ class _Rewriter:
         key = (tensor.buffer, plan.axis, plan.tensor.shape)
         half = self._scheme == "float16"
         if key not in self._stored:
-            codes: NDArray = values.astype("<f2")
-            made: list[float] = []
+            quantized: NDArray = values.astype("<f2")
+            built: list[float] = []
             if not half:
-                codes, each = symmetric_int8(values, plan.axis)
-                made = [float(scale) for scale in each]
+                quantized, item = symmetric_int8(values, plan.axis)
+                built = [float(scale) for scale in item]
             buffer = self._generated.BufferT()
-            buffer.data = np.frombuffer(codes.tobytes(), np.uint8)
+            buffer.data = np.frombuffer(quantized.tobytes(), np.uint8)
             self._model.buffers.append(buffer)
-            self._stored[key] = (len(self._model.buffers) - 1, made)
+            self._stored[key] = (len(self._model.buffers) - 1, built)
         tensor.buffer, scales = self._stored[key]
         tensor.type = types.FLOAT16 if half else types.INT8
         tensor.quantization = None if half else self._quantization(scales, plan.axis)

@@ -249,23 +249,23 @@ def _class_findings(
 ) -> Iterator[str]:
     total = split.num_examples
     shares = {label: 1 / len(counts) for label in counts}
-    found = _missing_and_many(counts, shares, total)
+    result = _missing_and_many(counts, shares, total)
     # Of sorted data the first classes may be balanced, and the others be beyond the highest that is here.
-    if len(counts) > 1 and not any(found) and not is_sorted:
+    if len(counts) > 1 and not any(result) and not is_sorted:
         return
     if whole is not None:  # the classes of all the data, and how often they are there, are what to be held against
         every, _ = _class_counts(_labels(whole()), split.class_names)
         if every:
             number = sum(every.values())
             shares = {label: n / number for label, n in every.items() if n}
-            found = _missing_and_many(counts, shares, total)
+            result = _missing_and_many(counts, shares, total)
     elif len(counts) == 1 and not split.class_names:
         # Class 0 alone is what an autoencoder learns from, and what sorted data begins with.
         yield (
             f"all {total} calibration examples have label 0: where there are other classes, their ranges are missing: "
             "shuffle the data before it is saved"
         )
-    missing, many = found
+    missing, many = result
     if missing:
         named = ", ".join(_told(label, split.class_names) for label in missing[:5]) + (", ..." if missing[5:] else "")
         by_chance = min(total * shares[label] for label in missing) < 5
@@ -289,8 +289,9 @@ def _missing_and_many(
     missing = [label for label in shares if not counts.get(label)]
     many = [
         label
-        for label, share in shares.items()
-        if counts.get(label, 0) > max(_MUCH_OF_A_CLASS * share * total, share * total + 5 * np.sqrt(share * total))
+        for label, fraction in shares.items()
+        if counts.get(label, 0)
+        > max(_MUCH_OF_A_CLASS * fraction * total, fraction * total + 5 * np.sqrt(fraction * total))
     ]
     return missing, many
 

@@ -86,14 +86,14 @@ def load_calibration_split(config: DataConfig, *, limit: int = 0) -> AnySplit:
     """
     for split in _CALIBRATION_ORDER:
         try:
-            found = load_split(config, split, limit=limit)
+            result = load_split(config, split, limit=limit)
         except MissingSplitError as error:
             missing = error
             continue
         if split == "train":
-            return found
+            return result
         note = f"{config.source} has no train split: calibrating on {split}"
-        return dataclasses.replace(found, notes=(*found.notes, note))
+        return dataclasses.replace(result, notes=(*result.notes, note))
     raise missing
 
 

@@ -89,9 +89,9 @@ def preprocess(inputs: Mapping[str, NDArray], config: DataConfig, where: str) ->
 def _resized(arrays: dict[str, NDArray], size: tuple[int, int], where: str) -> dict[str, NDArray]:
     images = [name for name, array in arrays.items() if array.ndim == 4]
     if not images:
-        told = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
+        message = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
         raise InputError(
-            f"{where}: data.resize: no input is an image (n, height, width, channels): got {told}",
+            f"{where}: data.resize: no input is an image (n, height, width, channels): got {message}",
             field="data.resize",
             got={name: array.shape for name, array in arrays.items()},
         )

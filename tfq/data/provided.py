@@ -129,9 +129,9 @@ def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
         ):
             raise InputError(f"data: got {type(value).__name__}: {_WANTED}", field="data", got=type(value).__name__)
         inputs[name] = real_units(_array(value, f"data: input {name!r}"), f"data: input {name!r}")
-    made = Split(name=split, inputs=inputs, labels=labels, source=source)
-    check_finite(made.inputs, "data")
-    return made
+    built = Split(name=split, inputs=inputs, labels=labels, source=source)
+    check_finite(built.inputs, "data")
+    return built
 
 
 def _array(value: Any, where: str) -> NDArray:

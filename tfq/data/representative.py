@@ -273,9 +273,9 @@ def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, most: 
         batches[spec.name] = array if array.ndim == len(spec.shape) else array[None]
     lengths = {name: len(batch) for name, batch in batches.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        message = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(
-            f"representative_dataset: sample {index}: batches differ in length ({told}): wanted one length",
+            f"representative_dataset: sample {index}: batches differ in length ({message}): wanted one length",
             field=f"representative_dataset[{index}]",
             got=lengths,
         )

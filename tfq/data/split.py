@@ -95,9 +95,9 @@ def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: 
         arrays["labels"] = labels
     lengths = {name: len(checked_array(array, f"{where}: {name}")) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        message = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{where}: lengths differ ({told}): wanted one label and one of each input per example",
+            f"{where}: lengths differ ({message}): wanted one label and one of each input per example",
             field="data",
             got=lengths,
         )
@@ -207,9 +207,11 @@ def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int6
         )
     if len(labels) and int(labels.min()) < 0:
         index = int((labels < 0).argmax())
-        told = f"label of example {first + index} is {int(labels[index])}"
+        message = f"label of example {first + index} is {int(labels[index])}"
         raise InputError(
-            f"{where}: {told}: wanted class numbers from 0 up", field=f"labels[{first + index}]", got=int(labels[index])
+            f"{where}: {message}: wanted class numbers from 0 up",
+            field=f"labels[{first + index}]",
+            got=int(labels[index]),
         )
     if len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
         raise InputError(

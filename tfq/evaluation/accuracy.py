@@ -73,14 +73,14 @@ def evaluate_model(
     is_reconstruction = reconstructs(parsed)
     scores = score_answers(outputs, expected, data, chosen, reconstructs=is_reconstruction)
     missing = max(0, config.limit - data.num_examples)
-    told = [
+    messages = [
         *([f"{config.limit:,} examples were asked for, the data has {data.num_examples:,}"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,
         *_output_warnings(names, outputs, chosen or default_metric(reconstructs=is_reconstruction), result, config),
         *result.notes,
     ]
-    for sentence in told:
+    for sentence in messages:
         python_warnings.warn(sentence, TfqWarning, stacklevel=2)
     noise = _noise(names, outputs, expected)
     return EvaluationRecord(
@@ -95,7 +95,7 @@ def evaluate_model(
         gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
         clipped_input_share=feed.clipped_share,
         unused_range_share=feed.unused_share,
-        warnings=tuple(told),
+        warnings=tuple(messages),
         machine=dict(result.machine),
     )
 
@@ -149,12 +149,12 @@ def _request(model: bytes, feed: Feed, config: EvaluationConfig) -> RunRequest:
 
 def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[NDArray] | None) -> dict[str, Any]:
     """SQNR of every output, and of the worst of them."""
-    each: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
+    item: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
     if expected is not None:
-        each = [sqnr_or_reason(other, output) for output, other in zip(outputs, expected, strict=True)]
-    values = [value for value, _ in each if value is not None]
+        item = [sqnr_or_reason(other, output) for output, other in zip(outputs, expected, strict=True)]
+    values = [value for value, _ in item if value is not None]
     # No noise at all is better than any number; what cannot be computed must not hide behind one.
-    reasons = [reason for _, reason in each if reason is not None]
+    reasons = [reason for _, reason in item if reason is not None]
     unknown = [reason for reason in reasons if reason != IDENTICAL]
     worst = min(values) if values and not unknown else None
     return {
@@ -162,7 +162,7 @@ def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[ND
         "output_sqnr_db_reason": None if worst is not None else (unknown or reasons)[0],
         "outputs": tuple(
             {"name": name, "sqnr_db": value, "reason": reason}
-            for name, (value, reason) in zip(names, each, strict=True)
+            for name, (value, reason) in zip(names, item, strict=True)
         ),
     }
 
@@ -214,30 +214,30 @@ def _output_warnings(
     result: BackendResult,
     config: EvaluationConfig,
 ) -> list[str]:
-    found = []
+    results = []
     by_classes = metric.contract.goes_by == "classes"
     if by_classes and is_probability(outputs[0]):
-        found.append(SIGMOID_NOTE)
+        results.append(SIGMOID_NOTE)
     if metric.outputs == (0,) and len(outputs) > 1:
         what = f"{metric.word or metric.name}{' and agreement are' if by_classes else ' is'}"
-        found.append(f"the model has {len(outputs)} outputs: {what} of the first, {names[0]!r}")
+        results.append(f"the model has {len(outputs)} outputs: {what} of the first, {names[0]!r}")
     if config.xnnpack and result.delegated_ops == 0:
-        found.append("XNNPACK took none of the model's ops: all ran on TFLite's builtin kernels")
-    return found
+        results.append("XNNPACK took none of the model's ops: all ran on TFLite's builtin kernels")
+    return results
 
 
-def _preprocessing_warnings(model: bytes, given: Mapping[str, Any] | None) -> list[str]:
+def _preprocessing_warnings(model: bytes, provided: Mapping[str, Any] | None) -> list[str]:
     """What was done to the data against what the model records was done to the data it was made with."""
     recorded = (tflite.read_metadata(model) or {}).get("preprocessing")
-    if given is None or not isinstance(recorded, Mapping):
+    if provided is None or not isinstance(recorded, Mapping):
         return []
     different = [
         name
         for name in ("resize", "scale", "offset")
-        if name in recorded and not _same(recorded[name], given.get(name))
+        if name in recorded and not _same(recorded[name], provided.get(name))
     ]
     return [
-        f"the model was made with data.{name}={_flag(recorded[name])}, this data comes with {_flag(given.get(name))}"
+        f"the model was made with data.{name}={_flag(recorded[name])}, this data comes with {_flag(provided.get(name))}"
         for name in different
     ]
 

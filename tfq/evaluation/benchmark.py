@@ -206,14 +206,14 @@ def _ratios(request: TimingRequest, timings: list[Timing]) -> tuple[TimeRatio, .
     entries = [(model.name, kernels) for model, kernels in request.entries]
     blocks = {entry: timing.blocks_ms[:, 0] for entry, timing in zip(entries, timings, strict=True)}
     first, kernels = entries[0]
-    found = []
+    results = []
     for name, its in entries:
         base = (first, its) if name != first else (first, kernels)
         if (name, its) == base:
             continue
         ratio = paired_ratio(blocks[name, its], blocks[base])
-        found.append(TimeRatio(model=base[0], model_kernels=base[1], against=name, kernels=its, **vars(ratio)))
-    return tuple(found)
+        results.append(TimeRatio(model=base[0], model_kernels=base[1], against=name, kernels=its, **vars(ratio)))
+    return tuple(results)
 
 
 def _counted(

@@ -151,8 +151,8 @@ def _table(models: Sequence[ModelTimes], num_threads: int) -> list[str]:
         rows.append([model.name, model.kernels, *map(_ms, values), f"{model.num_runs:,}"])
     threads = f"{num_threads} thread{'' if num_threads == 1 else 's'}"
     fed = {model.name: model.inputs for model in models}
-    told = sorted(set(fed.values()))
-    inputs = told[0] if len(told) == 1 else "; ".join(f"{name}: {what}" for name, what in fed.items())
+    messages = sorted(set(fed.values()))
+    inputs = messages[0] if len(messages) == 1 else "; ".join(f"{name}: {what}" for name, what in fed.items())
     note = f"ms an inference, {threads}; the interpreter alone, and `ours` on top of it; inputs: {inputs}"
     return [*aligned(rows, left=2), note]
 

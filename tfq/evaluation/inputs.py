@@ -171,9 +171,9 @@ def decode_outputs(model: Model, outputs: Sequence[NDArray]) -> tuple[NDArray, .
 def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
     """The one scale and zero_point of a quantized input or output. Raises InputError on several, or a bad one."""
     if len(tensor.scale) != 1 or not (np.isfinite(tensor.scale[0]) and tensor.scale[0] > 0):
-        told = f"{len(tensor.scale)} scales" if len(tensor.scale) != 1 else f"scale {tensor.scale[0]}"
+        message = f"{len(tensor.scale)} scales" if len(tensor.scale) != 1 else f"scale {tensor.scale[0]}"
         raise InputError(
-            f"{what} of the model has {told}: wanted one positive scale: convert the model again",
+            f"{what} of the model has {message}: wanted one positive scale: convert the model again",
             field=what,
             expected=1,
             got=tensor.scale,
@@ -207,29 +207,29 @@ def _encoded(name: str, tensor: Tensor, array: NDArray, tallies: Tallies, first:
     limits = np.iinfo(_numpy_dtype(name, tensor))
     lowest = (limits.min - 0.5 - zero_point) * scale
     highest = (limits.max + 0.5 - zero_point) * scale
-    codes = np.empty(array.shape, tensor.dtype)
+    quantized = np.empty(array.shape, tensor.dtype)
     step = max(1, _PIECE_VALUES * len(array) // max(1, array.size))
     for start in range(0, len(array), step):
         piece = array[start : start + step]
-        part = codes[start : start + step]
+        part = quantized[start : start + step]
         part[...] = quantize(piece, scale, zero_point, tensor.dtype)
         clipped = int(np.count_nonzero((piece < lowest) | (piece > highest)))
         tallies.count(name, tensor, piece.size, clipped, int(part.min()), int(part.max()))
-    return codes
+    return quantized
 
 
 def _range_warnings(name: str, tensor: Tensor, clipped: float, unused: float) -> list[str]:
     limits, (scale, zero_point) = np.iinfo(np.dtype(tensor.dtype)), scale_of(name, tensor)
     span = f"{(limits.min - zero_point) * scale:.4g} to {(limits.max - zero_point) * scale:.4g}"
-    found = []
+    results = []
     if clipped > MAX_CLIPPED_SHARE:
-        found.append(
+        results.append(
             f"{clipped:.1%} of the values of input {name!r} lie outside its range ({span}) and are clipped: {ADVICE}"
         )
     # int16 is symmetric, and fine enough that half of it is plenty for data without negative values.
     if unused > MAX_UNUSED_SHARE and tensor.dtype != "int16":
-        found.append(f"the data leaves {unused:.0%} of the range of input {name!r} ({span}) unused: {ADVICE}")
-    return found
+        results.append(f"the data leaves {unused:.0%} of the range of input {name!r} ({span}) unused: {ADVICE}")
+    return results
 
 
 def _cast(name: str, tensor: Tensor, array: NDArray, first: int) -> NDArray:

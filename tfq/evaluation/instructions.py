@@ -81,7 +81,7 @@ def count_instructions_or_reason(
     reason = place.unavailable()
     if reason:
         return reason
-    inputs, told = _inputs(tflite.read(model), data)
+    inputs, message = _inputs(tflite.read(model), data)
     request = RunRequest(
         model=model,
         inputs=inputs,
@@ -104,7 +104,7 @@ def count_instructions_or_reason(
         highest=counts.highest,
         batch=counts.batch,
         kernels=kernels,
-        inputs=told,
+        inputs=message,
         total_ops=result.total_ops,
         delegated_ops=result.delegated_ops,
         notes=result.notes,

@@ -142,27 +142,27 @@ def align(events: Sequence[OpEvent], ops: Sequence[Op]) -> list[Op | None]:
             best[row][column] = max(
                 best[row + 1][column], best[row][column + 1], best[row + 1][column + 1] + 1 if fits else 0
             )
-    found: list[Op | None] = []
+    results: list[Op | None] = []
     row = column = 0
     while row < len(events):
         if column < len(ops) and ops[column].name in kinds[row] and best[row][column] == best[row + 1][column + 1] + 1:
-            found.append(ops[column])
+            results.append(ops[column])
             row, column = row + 1, column + 1
         elif column < len(ops) and best[row][column] == best[row][column + 1]:
             column += 1
         else:
             part = events[row].name.startswith(_PARTS)
-            found.append(found[-1] if part and found else None)
+            results.append(results[-1] if part and results else None)
             row += 1
-    return found
+    return results
 
 
 def _is_shifted(events: Sequence[OpEvent], places: Sequence[Op | None], ops: Sequence[Op]) -> bool:
     """Whether a kernel with weights has no op, or an op with weights no kernel."""
-    found = {op.index for op in places if op is not None}
+    results = {op.index for op in places if op is not None}
     lonely = (event for event, op in zip(events, places, strict=True) if op is None)
     return any(_WEIGHTED.intersection(_kinds(event.name)) for event in lonely) or any(
-        op.name in _WEIGHTED and op.index not in found for op in ops
+        op.name in _WEIGHTED and op.index not in results for op in ops
     )
 
 

@@ -203,8 +203,8 @@ def _score(wins: int, losses: int, count: int, difference: float) -> float:
     """Tango's score of a supposed difference; 0 at what was seen."""
     b = -wins - losses + (2 * count - wins + losses) * difference
     c = -losses * difference * (1 - difference)
-    share = (math.sqrt(max(b * b - 8 * count * c, 0)) - b) / (4 * count)
-    variance = count * (2 * share + difference * (1 - difference))
+    fraction = (math.sqrt(max(b * b - 8 * count * c, 0)) - b) / (4 * count)
+    variance = count * (2 * fraction + difference * (1 - difference))
     off = wins - losses - count * difference
     if variance <= 1e-12:
         return 0.0 if abs(off) < 1e-12 else math.copysign(math.inf, off)

@@ -52,8 +52,8 @@ class ParityRecord:
             for output in self.outputs
             if output["max_abs_error_lsb"] is None
         ]
-        codes = f"max {self.max_abs_error_lsb} LSB, {self.num_different:,} of {self.compared:,} codes differ"
-        parts = [*([codes] if self.compared else []), *floats, f"{self.num_examples:,} examples"]
+        quantized = f"max {self.max_abs_error_lsb} LSB, {self.num_different:,} of {self.compared:,} codes differ"
+        parts = [*([quantized] if self.compared else []), *floats, f"{self.num_examples:,} examples"]
         return f"{pair}: {', '.join(parts)}"
 
 
@@ -104,16 +104,16 @@ def compare_outputs(
         _compare_output(name, a, b, f"{backend_a} or {backend_b}")
         for name, a, b in zip(names, outputs_a, outputs_b, strict=True)
     ]
-    codes = [output for output in compared if output["max_abs_error_lsb"] is not None]
+    quantized = [output for output in compared if output["max_abs_error_lsb"] is not None]
     return ParityRecord(
         backend_a=backend_a,
         backend_b=backend_b,
-        max_abs_error_lsb=max((output["max_abs_error_lsb"] for output in codes), default=None),
-        num_different=sum(output["num_different"] for output in codes),
-        compared=sum(output["compared"] for output in codes),
+        max_abs_error_lsb=max((output["max_abs_error_lsb"] for output in quantized), default=None),
+        num_different=sum(output["num_different"] for output in quantized),
+        compared=sum(output["compared"] for output in quantized),
         num_examples=len(outputs_a[0]),
         skipped={
-            output["name"]: f"a {output['dtype']} output has no LSB" for output in compared if output not in codes
+            output["name"]: f"a {output['dtype']} output has no LSB" for output in compared if output not in quantized
         },
         outputs=tuple(compared),
     )

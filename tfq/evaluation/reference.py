@@ -72,8 +72,8 @@ def matched_outputs(
     order: Sequence[int] = range(len(outputs))
     if len(set(names)) == len(names) and set(names) == set(reference.names):
         order = [reference.names.index(name) for name in names]
-    found = [reference.outputs[index] for index in order]
-    for name, output, other in zip(names, outputs, found, strict=True):
+    results = [reference.outputs[index] for index in order]
+    for name, output, other in zip(names, outputs, results, strict=True):
         if output.shape != other.shape:
             raise InputError(
                 f"output {name!r} has shape {list(output.shape)}, the reference's {list(other.shape)}: wanted a "
@@ -82,7 +82,7 @@ def matched_outputs(
                 expected=output.shape,
                 got=other.shape,
             )
-    return found
+    return results
 
 
 def sqnr_or_reason(reference: NDArray, output: NDArray) -> tuple[float | None, str | None]:

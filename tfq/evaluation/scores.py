@@ -34,14 +34,14 @@ def default_metric(*, reconstructs: bool) -> Metric:
 
 def accompanying_metrics(chosen: Metric, *, reconstructs: bool) -> list[Metric]:
     """Return the registered metrics that are reported next to `chosen`."""
-    found = []
+    results = []
     for metric in registry.entries(Metric).values():
         names = metric.accompanies
         if reconstructs and metric.reconstruction is not None:
             names = (*names, *metric.reconstruction.accompanies)
         if chosen.name in names and metric is not chosen:
-            found.append(metric)
-    return found
+            results.append(metric)
+    return results
 
 
 def check_metric(config: EvaluationConfig) -> None:
@@ -135,15 +135,15 @@ def answers_of(outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics:
     for piece in data.pieces():
         end = start + piece.num_examples
         (inputs,) = piece.inputs.values()
-        for rule, found in errors.items():
-            found.append(rule(outputs[0][start:end], inputs))
+        for rule, result in errors.items():
+            result.append(rule(outputs[0][start:end], inputs))
         labels += [] if piece.labels is None else [piece.labels]
         start = end
     return Answers(
         outputs=outputs,
         labels=np.concatenate(labels) if labels else None,
         reconstructs=True,
-        errors={rule: np.concatenate(found) for rule, found in errors.items()},
+        errors={rule: np.concatenate(result) for rule, result in errors.items()},
     )
 
 
@@ -167,11 +167,11 @@ def score_answers(
     reason = _unscored(answers, chosen, is_default=metric is None)
     metrics, scores = {chosen.name: {**chosen.facts(), "interval": None}}, {}
     accuracy = reference_accuracy = drop = None
-    for each in (chosen, *companions):
-        if reason is None if each is chosen else _fits(answers, each, accuracy is not None):
-            scores[each.name], state = answers.score(each)
-            interval = each.interval(state)
-            metrics[each.name] = {**each.facts(), "interval": None if interval is None else list(interval)}
+    for item in (chosen, *companions):
+        if reason is None if item is chosen else _fits(answers, item, accuracy is not None):
+            scores[item.name], state = answers.score(item)
+            interval = item.interval(state)
+            metrics[item.name] = {**item.facts(), "interval": None if interval is None else list(interval)}
         accuracy = scores.get(chosen.name)
     if accuracy is not None and expected is not None:
         theirs = answers_of(tuple(expected), data, reconstructs=reconstructs, metrics=[chosen])

@@ -77,8 +77,8 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
             source=model,
         )
     rebuilt = rebuild(model)
-    for layer, made in rebuilt.by_layer.values():
-        copy_weights(layer, made.translation, f"layer {made.path!r}")
+    for layer, built in rebuilt.by_layer.values():
+        copy_weights(layer, built.translation, f"layer {built.path!r}")
     worst, not_compared = _verified(model, rebuilt, data)
     return BridgeResult(
         model=rebuilt.model,
@@ -108,13 +108,13 @@ def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> N
         )
     layers = {layer.name: layer for layer in trained.layers}
     pairs: list[tuple[Any, Made | None]] = list(result._made) or [(layer, None) for layer in result.source.layers]
-    found, missing = [], []
-    for theirs, made in pairs:
-        weighted = [theirs] if made is None else made.translation.weighted
+    match, missing = [], []
+    for theirs, built in pairs:
+        weighted = [theirs] if built is None else built.translation.weighted
         carried = [(ours, _carrier(ours, layers)) for ours in weighted if ours.weights]
         missing += [ours.name for ours, carrier in carried if carrier is None]
         if carried:
-            found.append((theirs, made, carried))
+            match.append((theirs, built, carried))
     if missing:
         raise InputError(
             f"model {trained.name!r} has no layer {', '.join(missing)}: wanted a trained copy of the bridged model "
@@ -123,18 +123,18 @@ def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> N
             expected=tuple(missing),
             got=trained.name,
         )
-    given: list[tuple[Any, Any]] = []
-    for theirs, made, carried in found:
+    provided: list[tuple[Any, Any]] = []
+    for theirs, built, carried in match:
         arrays = [
             array_of(variable)
             for ours, carrier in carried
             for variable in carried_weights(carrier, ours, f"layer {ours.name!r}")
         ]
-        if made is None:
-            given += zip(theirs.weights, arrays, strict=True)
+        if built is None:
+            provided += zip(theirs.weights, arrays, strict=True)
         else:
-            given += given_back(theirs, arrays, made.translation, f"layer {made.path!r}")
-    assign(given)
+            provided += given_back(theirs, arrays, built.translation, f"layer {built.path!r}")
+    assign(provided)
 
 
 def _carrier(ours: Any, layers: dict[str, Any]) -> Any:
@@ -162,34 +162,36 @@ def _has_parts(layer: Any) -> bool:
 
 def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]]:
     """The largest difference over random and given data, and notes. Raises TfqError when it is too large."""
-    given = {} if data is None else {"the given data": given_inputs(rebuilt.model, data)}
-    worst = _difference(model, rebuilt.model, [*random_inputs(rebuilt.model), *given.values()])
+    provided = {} if data is None else {"the given data": given_inputs(rebuilt.model, data)}
+    worst = _difference(model, rebuilt.model, [*random_inputs(rebuilt.model), *provided.values()])
     if worst <= TOLERANCE:
         return worst, []
-    compared = {**random_inputs_by_kind(rebuilt.model), **given}
+    compared = {**random_inputs_by_kind(rebuilt.model), **provided}
     noise = {
         kind: difference(_outputs(model, [inputs]), _outputs(model, [one_step_up(inputs)]))
         for kind, inputs in compared.items()
     }
     telling = [inputs for kind, inputs in compared.items() if noise[kind] <= MOST_NOISE]
     notes = [
-        f"not compared on {kind}: float32's last bit in these inputs alone makes {share:.1g} of the output range"
-        for kind, share in noise.items()
-        if not share <= MOST_NOISE
+        f"not compared on {kind}: float32's last bit in these inputs alone makes {fraction:.1g} of the output range"
+        for kind, fraction in noise.items()
+        if not fraction <= MOST_NOISE
     ]
     if telling:
         worst = _difference(model, rebuilt.model, telling)
         if worst <= TOLERANCE:
             return worst, notes
-        told = "This is a mistake of tfq's: please report the layer, and meanwhile give a translator of your own for it"
+        message = (
+            "This is a mistake of tfq's: please report the layer, and meanwhile give a translator of your own for it"
+        )
     else:
-        told = (
+        message = (
             f"And nothing can be told on this data ({'; '.join(notes)}): give examples of what the model was trained on"
         )
     departure = _first_departure(model, rebuilt, telling or list(compared.values()))
     raise TfqError(
         f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted at most "
-        f"{TOLERANCE:g}{departure}. {told}",
+        f"{TOLERANCE:g}{departure}. {message}",
         field="model",
         expected=TOLERANCE,
         got=worst,
@@ -238,8 +240,8 @@ def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str
 def _tied(rebuilt: Rebuilt) -> list[str]:
     """A note for each weight that several of the user's layers own together: it became one weight for each."""
     owners: dict[int, list[str]] = {}
-    for layer, made in rebuilt.by_layer.values():
+    for layer, built in rebuilt.by_layer.values():
         for variable in layer.weights:
-            owners.setdefault(id(variable), []).append(made.path)
+            owners.setdefault(id(variable), []).append(built.path)
     shared = [paths for paths in owners.values() if len(paths) > 1]
     return [f"{' and '.join(paths)} own one weight together; in tf_keras each has its own" for paths in shared]

@@ -155,10 +155,10 @@ class _Rebuilding:
                 kind = type(call.operation).__name__
                 self._problem(name, f"{kind}: tf_keras refuses it: {reason_of(error)}")
                 outputs = [_placeholder(tensor) for tensor in call.outputs]
-            for tensor, made in zip(call.outputs, outputs, strict=True):
-                ours[id(tensor)] = made
+            for tensor, built in zip(call.outputs, outputs, strict=True):
+                ours[id(tensor)] = built
                 if not path:
-                    self.rebuilt.tensors.append((name, tensor, made))
+                    self.rebuilt.tensors.append((name, tensor, built))
 
     def _called(self, call: Call, args: Any, kwargs: Any, name: str, path: str, frozen: bool) -> list[Any]:
         import tensorflow as tf
@@ -172,15 +172,15 @@ class _Rebuilding:
                 raise Untranslatable(
                     "was called with training=True, so that the model is random or depends on its batch: leave it out"
                 )
-            made = self._made(layer, (args, kwargs), name, path, frozen)
+            built = self._made(layer, (args, kwargs), name, path, frozen)
         elif isinstance(layer, import_keras().layers.Layer):
-            made = self._made(layer, (args, kwargs), name, path, frozen or call.training is False)
+            built = self._made(layer, (args, kwargs), name, path, frozen or call.training is False)
         else:
             before = self.names.take(layer.name, path)
             outputs = tf.nest.flatten(translate_operation(layer, args, kwargs, before))
             self._record(name, layers_between(outputs, tf.nest.flatten((args, kwargs))))
             return outputs
-        translation = made.translation
+        translation = built.translation
         if translation.call is not None:
             return tf.nest.flatten(translation.call(args, kwargs))
         if not translation.layers:
@@ -196,8 +196,8 @@ class _Rebuilding:
         if reason:
             raise Untranslatable(reason)
         inner = graph_of(model)
-        given = args[0] if args else call.kwargs.get("inputs")
-        tensors = inputs_by_reference(inner, given)
+        provided = args[0] if args else call.kwargs.get("inputs")
+        tensors = inputs_by_reference(inner, provided)
         ours = {id(theirs): tensor for theirs, tensor in zip(inner.inputs, tensors, strict=True)}
         self._run(inner, ours, path, frozen)
         return [ours[id(tensor)] for tensor in inner.flat(inner.output_structure)]
@@ -205,17 +205,17 @@ class _Rebuilding:
     def _made(self, layer: Any, arguments: Any, name: str, path: str, frozen: bool) -> Made:
         """What the layer became, made at its first call. frozen: its statistics are not to be learned here."""
         if id(layer) in self.rebuilt.by_layer:
-            made = self.rebuilt.by_layer[id(layer)][1]
-            if made.frozen != frozen and type(layer).__name__ == "BatchNormalization":
+            built = self.rebuilt.by_layer[id(layer)][1]
+            if built.frozen != frozen and type(layer).__name__ == "BatchNormalization":
                 raise Untranslatable("is called with training=False in one place and without in another: make it two")
         else:
             arguments = None if self.whole or id(layer) in self.called_again else arguments
             translation = self._translation(layer, arguments, name, path, frozen)
-            made = Made(path=name, translation=translation, frozen=frozen)
-            self.rebuilt.by_layer[id(layer)] = (layer, made)
+            built = Made(path=name, translation=translation, frozen=frozen)
+            self.rebuilt.by_layer[id(layer)] = (layer, built)
         if name not in self.rebuilt.layer_map:
-            self._record(name, made.translation.layers)
-        return made
+            self._record(name, built.translation.layers)
+        return built
 
     def _translation(self, layer: Any, arguments: Any, name: str, path: str, frozen: bool) -> Translation:
         def note(sentence: str) -> None:
@@ -262,9 +262,9 @@ class _Rebuilding:
 def reason_of(error: Exception) -> str:
     """The line that tells what is wrong: a layer's call names the layer before it, and its arguments after."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    told = lines[1] if len(lines) > 1 and lines[0].startswith("Exception encountered") else lines[0]
+    message = lines[1] if len(lines) > 1 and lines[0].startswith("Exception encountered") else lines[0]
     raised = [line for line in lines if _RAISED.match(line)]  # "in user code:" ends with what was raised there
-    return _AROUND.sub("", raised[0] if raised and told.startswith("in user code") else told).strip()
+    return _AROUND.sub("", raised[0] if raised and message.startswith("in user code") else message).strip()
 
 
 def _needed(graph: Graph) -> list[Call]:

@@ -45,8 +45,8 @@ def random_inputs_by_kind(model: Any, seed: int = 0) -> dict[str, list[NDArray]]
     """
     rng = np.random.default_rng(seed)
     return {
-        told: [_random_input(tensor, kind, rng) for tensor in model.inputs]
-        for kind, told in (("normal", "normal noise"), ("pixels", "pixels of noise"))
+        message: [_random_input(tensor, kind, rng) for tensor in model.inputs]
+        for kind, message in (("normal", "normal noise"), ("pixels", "pixels of noise"))
     }
 
 
@@ -65,7 +65,7 @@ def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
 
 def _rows_behind(tensor: Any) -> int | None:
     """The fewest rows of any table that the input's values number, or None where there is no such table."""
-    found, stack, seen = [], list(layer_of(tensor).outbound_nodes), set()
+    result, stack, seen = [], list(layer_of(tensor).outbound_nodes), set()
     while stack:
         node = stack.pop()
         if id(node) in seen:
@@ -74,10 +74,10 @@ def _rows_behind(tensor: Any) -> int | None:
         layer = node.layer
         rows = getattr(layer, "input_dim", None) or getattr(layer, "num_tokens", None)
         if type(layer).__name__ in ("Embedding", "CategoryEncoding"):
-            found.append(int(rows or 2))
+            result.append(int(rows or 2))
         elif not layer.weights:
             stack.extend(layer.outbound_nodes)
-    return min(found) if found else None
+    return min(result) if result else None
 
 
 def given_inputs(model: Any, data: Any) -> list[NDArray]:
@@ -123,7 +123,7 @@ def given_inputs(model: Any, data: Any) -> list[NDArray]:
 def _takes(wanted: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     # Both Kerases add a last axis of 1 where it is missing, and take it away where it is too many.
     tried = [shape, (*shape, 1), *([shape[:-1]] if shape[-1:] == (1,) else [])]
-    return any(shape_fits(each, wanted) for each in tried)
+    return any(shape_fits(item, wanted) for item in tried)
 
 
 def outputs_of(model: Any, structure: Any, inputs: list[NDArray]) -> list[NDArray]:

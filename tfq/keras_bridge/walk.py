@@ -224,17 +224,17 @@ def layer_of(tensor: Any) -> Any:
 def layers_between(outputs: list[Any], inputs: list[Any]) -> list[Any]:
     """The tf_keras layers that were called between two lists of symbolic tensors, the first called first."""
     ends = {id(tensor) for tensor in inputs}
-    found: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     stack = list(outputs)
     while stack:
         tensor = stack.pop()
         if id(tensor) in ends:
             continue
         layer, index, _ = tensor._keras_history
-        if id(layer) not in found:
-            found[id(layer)] = layer
+        if id(layer) not in results:
+            results[id(layer)] = layer
             stack.extend(layer.inbound_nodes[index].keras_inputs)
-    return list(found.values())[::-1]
+    return list(results.values())[::-1]
 
 
 def all_layers(model: Any) -> list[Any]:

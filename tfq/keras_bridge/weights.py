@@ -80,7 +80,7 @@ def carried_weights(trained: Any, ours: Any, where: str) -> list[Any]:
     are found by their last word and shape. Raises TfqError when one is missing.
     """
     candidates = list({id(v): v for v in [*trained.weights, *_inner(trained)]}.values())
-    found = []
+    results = []
     for variable in ours.weights:
         match = next(
             (c for c in candidates if tail(c) == tail(variable) and tuple(c.shape) == tuple(variable.shape)), None
@@ -94,8 +94,8 @@ def carried_weights(trained: Any, ours: Any, where: str) -> list[Any]:
                 got=trained.name,
             )
         candidates = [candidate for candidate in candidates if candidate is not match]
-        found.append(match)
-    return found
+        results.append(match)
+    return results
 
 
 def _inner(layer: Any) -> list[Any]:
@@ -137,18 +137,18 @@ def model_weights(theirs: Any, ours: Any, rebuilt: Any) -> tuple[Callable, Calla
     def order() -> list[int]:
         places = {id(variable): index for index, variable in enumerate(theirs.weights)}
         of_ours: dict[int, int] = {}
-        for layer, made in rebuilt.by_layer.values():
-            translation = made.translation
+        for layer, built in rebuilt.by_layer.values():
+            translation = built.translation
             if not translation.weighted:
                 continue
             if translation.forward is not None:
                 raise TfqError(
-                    f"layer {theirs.name!r}: its inner layer {made.path!r} has a translator of its own",
+                    f"layer {theirs.name!r}: its inner layer {built.path!r} has a translator of its own",
                     field="model",
-                    got=made.path,
+                    got=built.path,
                 )
             owner, [twin] = translation.owner or layer, translation.weighted
-            for index, variable in zip(matched(owner.weights, twin.weights, made.path), twin.weights, strict=True):
+            for index, variable in zip(matched(owner.weights, twin.weights, built.path), twin.weights, strict=True):
                 of_ours[id(variable)] = places[id(owner.weights[index])]
         return [of_ours[id(variable)] for variable in ours.weights]
 

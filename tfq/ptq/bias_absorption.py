@@ -55,11 +55,11 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
             expected="at least one sample",
         )
     parsed, edited = tflite.read(model), tflite.unpack(model)
-    ends = channel_ends(model, [each.output for each in weighted_ops(edited, parsed)], samples)
+    ends = channel_ends(model, [item.output for item in weighted_ops(edited, parsed)], samples)
     pairs, skipped = partners(edited, parsed, _PASSING, _why_not)
-    told = []
+    messages = []
     for first, second in pairs:
-        low, high = (each.astype(np.float64) for each in ends[first.output])
+        low, high = (item.astype(np.float64) for item in ends[first.output])
         constants = _constants(first, low, high)
         before = _width(low, high)
         after = _width(low - constants, high - constants)
@@ -68,7 +68,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
             continue
         first.set_bias(first.bias - constants.astype(np.float32))
         second.set_bias((second.bias + second.respond(constants)).astype(np.float32))
-        told.append(
+        messages.append(
             AbsorbedPair(
                 first=first.layer,
                 second=second.layer,
@@ -79,7 +79,9 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
         )
     content = tflite.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "absorbing biases", _SAME)
-    return PairTechnique(model=content, pairs=tuple(told), skipped=skipped, difference=difference, num_samples=tried)
+    return PairTechnique(
+        model=content, pairs=tuple(messages), skipped=skipped, difference=difference, num_samples=tried
+    )
 
 
 def _why_not(first: Weighted, second: Weighted | None) -> str:

@@ -57,14 +57,14 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
     """
     pair = Beside(floating, quantized)
     edited = tflite.unpack(quantized)
-    layers = [each for each in weighted_ops(edited, pair.quantized) if each.has_bias and each.output in pair.of_float]
-    tensors = [each.output for each in layers]
+    layers = [item for item in weighted_ops(edited, pair.quantized) if item.has_bias and item.output in pair.of_float]
+    tensors = [item.output for item in layers]
     wanted, answers = channel_means(floating, [pair.of_float[tensor] for tensor in tensors], samples)
     content, rounds = quantized, 0
     while True:
-        got, codes = channel_means(content, tensors, pair.codes(samples))
+        got, quantized_values = channel_means(content, tensors, pair.codes(samples))
         offsets = [pair.reals(tensor, mean) - real for tensor, mean, real in zip(tensors, got, wanted, strict=True)]
-        state = _State(rounds, content, _squared_error(pair, answers, codes), offsets)
+        state = _State(rounds, content, _squared_error(pair, answers, quantized_values), offsets)
         if rounds == 0:
             first = best = state
         elif state.error < best.error:
@@ -100,8 +100,8 @@ def _shift(layer: Weighted, offset: NDArray[np.float64]) -> None:
     """Add `offset`, real values, to the layer's bias."""
     bias = layer.bias
     limits = np.iinfo(bias.dtype)
-    codes = bias + np.rint(offset / layer.bias_scale)
-    layer.set_bias(np.clip(codes, limits.min, limits.max))
+    quantized = bias + np.rint(offset / layer.bias_scale)
+    layer.set_bias(np.clip(quantized, limits.min, limits.max))
 
 
 def _squared_error(pair: Beside, answers: Sequence[NDArray], codes: Sequence[NDArray]) -> float:

@@ -102,7 +102,7 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairTechnique:
                 changed = True
         if not changed:
             break
-    told = tuple(
+    messages = tuple(
         EqualizedPair(
             first=pair.first.layer,
             second=pair.second.layer,
@@ -114,12 +114,12 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairTechnique:
     )
     content = tflite.pack(edited, len(model))
     difference, tried = check_same_function(model, content, samples, "equalization", _SAME)
-    return PairTechnique(model=content, pairs=told, skipped=skipped, difference=difference, num_samples=tried)
+    return PairTechnique(model=content, pairs=messages, skipped=skipped, difference=difference, num_samples=tried)
 
 
 def _largest(model: bytes, edited: Any, parsed: tflite.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
     """{tensor: largest value of each channel on the samples} of what layers with a fused ReLU6 give."""
-    tensors = [each.output for each in weighted_ops(edited, parsed) if each.activation == RELU6]
+    tensors = [item.output for item in weighted_ops(edited, parsed) if item.activation == RELU6]
     return {tensor: high for tensor, (_, high) in channel_ends(model, tensors if samples else [], samples).items()}
 
 
@@ -138,7 +138,7 @@ def _pairs(
             return "its activation does not commute with a factor"
         return ""
 
-    found, skipped = partners(edited, parsed, _COMMUTING, why_not)
+    result, skipped = partners(edited, parsed, _COMMUTING, why_not)
     none = np.zeros(0)
-    pairs = [ChannelPair(first, second, first.num_outputs, largest.get(first.output, none)) for first, second in found]
+    pairs = [ChannelPair(first, second, first.num_outputs, largest.get(first.output, none)) for first, second in result]
     return pairs, skipped

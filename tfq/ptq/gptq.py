@@ -65,11 +65,11 @@ class _Inputs:
 
     def gram(self, centred: bool) -> NDArray[np.float64]:
         """The mean of x x', about the mean if `centred`: (groups, K, K)."""
-        found = self.products / self.count
+        result = self.products / self.count
         if centred:
             mean = self.sums / self.count
-            found = found - mean[:, :, None] * mean[:, None, :]
-        return found
+            result = result - mean[:, :, None] * mean[:, None, :]
+        return result
 
 
 def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Rounding:
@@ -79,11 +79,11 @@ def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     Weights of exactly zero stay zero: a pruned model stays pruned.
     """
     edited, layers, skipped = _layers(quantized, floating)
-    told = {}
+    messages = {}
     for part in _in_parts(layers):
         for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
-            told[layer.layer] = _round(layer, source, inputs)
-    return Rounding(model=tflite.pack(edited, len(quantized)), layers=told, skipped=skipped)
+            messages[layer.layer] = _round(layer, source, inputs)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=messages, skipped=skipped)
 
 
 def narrow_to_int4(
@@ -100,35 +100,35 @@ def narrow_to_int4(
     weight, by which the weights' errors, weighed by what they are multiplied with, are least.
     rounding: choose the codes as optimize_rounding does; otherwise they are the nearest.
     """
-    edited, found, skipped = _layers(quantized, floating)
+    edited, result, skipped = _layers(quantized, floating)
     for pattern in layers:
         check_fits(
             f"int4_layers: the pattern {pattern!r}",
             pattern,
-            dict.fromkeys(layer.layer for layer, _ in found),
+            dict.fromkeys(layer.layer for layer, _ in result),
             field="conversion.int4_layers",
         )
-    chosen = [(layer, source) for layer, source in found if fits(layer.layer, layers)]
-    skipped |= {layer.layer: "no pattern fits its name" for layer, _ in found if not fits(layer.layer, layers)}
-    told = {}
+    chosen = [(layer, source) for layer, source in result if fits(layer.layer, layers)]
+    skipped |= {layer.layer: "no pattern fits its name" for layer, _ in result if not fits(layer.layer, layers)}
+    messages = {}
     for part in _in_parts(chosen):
         for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
-            told[layer.layer] = _narrow(layer, source, inputs, rounding)
-    return Rounding(model=tflite.pack(edited, len(quantized)), layers=told, skipped=skipped)
+            messages[layer.layer] = _narrow(layer, source, inputs, rounding)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=messages, skipped=skipped)
 
 
 def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted, Weighted]], dict[str, str]]:
     """(the int8 flatbuffer in object form, its layers with those of the float one, {layer: why it has none})."""
     pair = Beside(floating, quantized)
     edited = tflite.unpack(quantized)
-    sources = {each.output: each for each in weighted_ops(tflite.unpack(floating), pair.floating)}
+    sources = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     layers, skipped = [], {}
-    for each in weighted_ops(edited, pair.quantized):
-        source = sources.get(pair.of_float.get(each.output, tflite.ABSENT))
-        if source is None or source.weights.shape != each.weights.shape:
-            skipped[each.layer] = "it is not quantized, or the float flatbuffer has no such layer"
+    for item in weighted_ops(edited, pair.quantized):
+        source = sources.get(pair.of_float.get(item.output, tflite.ABSENT))
+        if source is None or source.weights.shape != item.weights.shape:
+            skipped[item.layer] = "it is not quantized, or the float flatbuffer has no such layer"
         else:
-            layers.append((each, source))
+            layers.append((item, source))
     return edited, layers, skipped
 
 
@@ -140,26 +140,26 @@ def _narrow(layer: Weighted, source: Weighted, inputs: _Inputs, rounding: bool) 
     one_scale = len(set(layer.scales)) == 1 and len(rows) > 1
     widest = np.abs(rows).max(axis=None if one_scale else 1, keepdims=True) / _INT4
     widest = np.broadcast_to(np.where(widest > 0, widest, 1), (len(rows), 1))
-    errors = np.stack([_weighed(rows, widest * share, weighing) for share in _SHARES])
+    errors = np.stack([_weighed(rows, widest * fraction, weighing) for fraction in _SHARES])
     errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape) if one_scale else errors
     scales = (widest[:, 0] * _SHARES[errors.argmin(axis=0)]).astype(np.float32).astype(np.float64)
-    codes = np.clip(np.rint(rows / scales[:, None]), -_INT4, _INT4)
+    quantized = np.clip(np.rint(rows / scales[:, None]), -_INT4, _INT4)
     if rounding:
         for group, matrix in enumerate(gram):
             part = slice(group * per_group, (group + 1) * per_group)
-            codes[part] = choose_codes(rows[part] / scales[part, None], matrix, -_INT4, _INT4)
+            quantized[part] = choose_codes(rows[part] / scales[part, None], matrix, -_INT4, _INT4)
     plain = np.clip(np.rint(rows / widest), -_INT4, _INT4) * widest
     sums = np.zeros(3)
     for group, matrix in enumerate(gram):
         part = slice(group * per_group, (group + 1) * per_group)
-        given = (plain[part], codes[part] * scales[part, None], np.zeros_like(rows[part]))
-        sums += [_squared(rows[part] - each, matrix).sum() for each in given]
+        provided = (plain[part], quantized[part] * scales[part, None], np.zeros_like(rows[part]))
+        sums += [_squared(rows[part] - item, matrix).sum() for item in provided]
     data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
     kept = scales[:1] if one_scale else scales
-    layer.set_int4(codes, kept, (data_scale * scales)[: len(kept)])
+    layer.set_int4(quantized, kept, (data_scale * scales)[: len(kept)])
     if layer.has_bias:
         mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
-        offset = ((codes * scales[:, None] - rows) * mean).sum(axis=1)
+        offset = ((quantized * scales[:, None] - rows) * mean).sum(axis=1)
         layer.set_bias(np.rint((source.bias - offset) / (data_scale * scales)))
     return float(sums[0] / max(sums[2], 1e-30)), float(sums[1] / max(sums[2], 1e-30))
 
@@ -184,29 +184,29 @@ def choose_codes(
     factor = np.linalg.cholesky(np.linalg.inv(ordered)).T
     left = weights[:, order].astype(np.float64)
     fixed = left == 0
-    codes = np.zeros_like(left)
+    quantized = np.zeros_like(left)
     for place in range(left.shape[1]):
-        codes[:, place] = np.where(fixed[:, place], 0, np.clip(np.rint(left[:, place]), lowest, highest))
-        missed = (left[:, place] - codes[:, place]) / factor[place, place]
+        quantized[:, place] = np.where(fixed[:, place], 0, np.clip(np.rint(left[:, place]), lowest, highest))
+        missed = (left[:, place] - quantized[:, place]) / factor[place, place]
         left[:, place + 1 :] -= missed[:, None] * factor[place, place + 1 :]
-    left = weights[:, order].astype(np.float64) - codes
+    left = weights[:, order].astype(np.float64) - quantized
     for _ in range(sweeps):
         moved = False
         slope = left @ ordered
         for place in range(left.shape[1]):
             steps = np.rint(slope[:, place] / ordered[place, place])
-            steps = np.clip(codes[:, place] + steps, lowest, highest) - codes[:, place]
+            steps = np.clip(quantized[:, place] + steps, lowest, highest) - quantized[:, place]
             steps[fixed[:, place]] = 0
             if steps.any():
                 moved = True
-                codes[:, place] += steps
+                quantized[:, place] += steps
                 left[:, place] -= steps
                 slope -= steps[:, None] * ordered[place]
         if not moved:
             break
-    found = np.empty_like(codes)
-    found[:, order] = codes
-    return found
+    result = np.empty_like(quantized)
+    result[:, order] = quantized
+    return result
 
 
 def _round(layer: Weighted, source: Weighted, inputs: _Inputs) -> tuple[float, float]:
@@ -214,7 +214,7 @@ def _round(layer: Weighted, source: Weighted, inputs: _Inputs) -> tuple[float, f
     scales = layer.scales
     grouped = source.by_output().astype(np.float64) / scales[:, None]
     before = layer.by_output().astype(np.float64)
-    gram, codes = inputs.gram(layer.has_bias), before.copy()
+    gram, quantized = inputs.gram(layer.has_bias), before.copy()
     per_group = layer.num_outputs // len(gram)
     errors = np.zeros(3)
     for group, matrix in enumerate(gram):
@@ -222,14 +222,14 @@ def _round(layer: Weighted, source: Weighted, inputs: _Inputs) -> tuple[float, f
         chosen = choose_codes(grouped[rows], matrix, -127, 127)
         nearest = _squared(grouped[rows] - before[rows], matrix)
         better = _squared(grouped[rows] - chosen, matrix)
-        codes[rows] = np.where((better < nearest)[:, None], chosen, before[rows])
+        quantized[rows] = np.where((better < nearest)[:, None], chosen, before[rows])
         squares = scales[rows] ** 2
         signal = _squared(grouped[rows], matrix)
-        errors += [(squares * each).sum() for each in (nearest, np.minimum(better, nearest), signal)]
-    layer.set_by_output(codes)
+        errors += [(squares * item).sum() for item in (nearest, np.minimum(better, nearest), signal)]
+    layer.set_by_output(quantized)
     if layer.has_bias:
         mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
-        offset = ((codes - before) * mean).sum(axis=1) * scales
+        offset = ((quantized - before) * mean).sum(axis=1) * scales
         layer.set_bias(layer.bias - np.rint(offset / layer.bias_scale))
     return float(errors[0] / max(errors[2], 1e-30)), float(errors[1] / max(errors[2], 1e-30))
 
@@ -242,14 +242,14 @@ def _in_parts(layers: list[tuple[Weighted, Weighted]]) -> Iterator[list[tuple[We
     """As many layers at a time as their Gram matrices have room."""
     part: list[tuple[Weighted, Weighted]] = []
     size = 0
-    for each in layers:
-        weighed = each[0].by_output().shape[1]
-        groups = each[0].num_inputs if each[0].is_depthwise else 1
+    for item in layers:
+        weighed = item[0].by_output().shape[1]
+        groups = item[0].num_inputs if item[0].is_depthwise else 1
         needed = 8 * groups * weighed**2
         if part and size + needed > _GRAM_BYTES:
             yield part
             part, size = [], 0
-        part.append(each)
+        part.append(item)
         size += needed
     if part:
         yield part
@@ -259,15 +259,15 @@ def _seen(floating: bytes, layers: Sequence[Weighted], samples: Sequence[Sample]
     """What each layer is fed."""
 
     def look(values: list[NDArray]) -> list[_Inputs]:
-        found = []
+        results = []
         for layer, array in zip(layers, values, strict=True):
             patches = patches_of(layer, array)
             sums = patches.sum(axis=1, dtype=np.float64)
             products = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
-            found.append(_Inputs(patches.shape[1], sums, products))
-        return found
+            results.append(_Inputs(patches.shape[1], sums, products))
+        return results
 
     total: list[_Inputs] = []
-    for each in look_at_each(floating, [layer.data for layer in layers], samples, look, total=len(samples)):
-        total = [one + other for one, other in zip(total, each, strict=True)] if total else each
+    for item in look_at_each(floating, [layer.data for layer in layers], samples, look, total=len(samples)):
+        total = [one + other for one, other in zip(total, item, strict=True)] if total else item
     return total

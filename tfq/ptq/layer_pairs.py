@@ -58,8 +58,8 @@ class Beside:
 
     def grid(self, tensor: int) -> tuple[float, int]:
         """(scale, zero_point) of a tensor of the int8 flatbuffer; (1, 0) of one that holds no codes."""
-        found = self.quantized.main_subgraph.tensors[tensor]
-        return (found.scale[0], found.zero_point[0]) if found.is_quantized else (1.0, 0)
+        result = self.quantized.main_subgraph.tensors[tensor]
+        return (result.scale[0], result.zero_point[0]) if result.is_quantized else (1.0, 0)
 
     def reals(self, tensor: int, codes: NDArray) -> NDArray[np.float64]:
         """What `codes` of a tensor of the int8 flatbuffer stand for; they may be means, between two codes."""
@@ -87,7 +87,7 @@ def channel_means(
         answers.append(values)
     if not answers:
         raise InputError("no samples: wanted at least one", field="samples", expected="at least one sample")
-    return [total / len(answers) for total in sums], [np.stack(each) for each in zip(*answers, strict=True)]
+    return [total / len(answers) for total in sums], [np.stack(item) for item in zip(*answers, strict=True)]
 
 
 def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]) -> dict[int, tuple[NDArray, NDArray]]:
@@ -97,11 +97,11 @@ def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]
 
     def look(values: list[NDArray]) -> list[tuple[NDArray, NDArray]]:
         rows = [array.reshape(-1, array.shape[-1]) for array in values]
-        return [(each.min(axis=0), each.max(axis=0)) for each in rows]
+        return [(item.min(axis=0), item.max(axis=0)) for item in rows]
 
     ends: dict[int, tuple[NDArray, NDArray]] = {}
-    for found in look_at_each(model, tensors, samples, look, total=len(samples)):
-        for tensor, (low, high) in zip(tensors, found, strict=True):
+    for result in look_at_each(model, tensors, samples, look, total=len(samples)):
+        for tensor, (low, high) in zip(tensors, result, strict=True):
             before = ends.get(tensor, (low, high))
             ends[tensor] = np.minimum(before[0], low), np.maximum(before[1], high)
     return ends
@@ -159,12 +159,12 @@ def partners(
     pair; "" where nothing does.
     """
     graph = parsed.main_subgraph
-    by_output = {each.output: each for each in weighted_ops(edited, parsed)}
+    by_output = {item.output: item for item in weighted_ops(edited, parsed)}
     readers: dict[int, list[tflite.Op]] = {}
     for op in graph.ops:
         for index in set(op.tensors) & set(op.inputs):
             readers.setdefault(index, []).append(op)
-    found, skipped = [], {}
+    result, skipped = [], {}
     for first in by_output.values():
         second, reason = None, why_not(first, None)
         if not reason:
@@ -174,8 +174,8 @@ def partners(
         if second is None or reason:
             skipped[first.layer] = reason
         else:
-            found.append((first, second))
-    return found, skipped
+            result.append((first, second))
+    return result, skipped
 
 
 def _reader(

@@ -185,7 +185,7 @@ class Weighted:
             index = len(graph.tensors) - 1
             self.op.inputs = np.array([*self.op.inputs[:slot], index, *self.op.inputs[slot + 1 :]], np.int32)
         tensor = graph.tensors[index]
-        if sum(each.buffer == tensor.buffer for other in self.model.subgraphs for each in other.tensors) > 1:
+        if sum(item.buffer == tensor.buffer for other in self.model.subgraphs for item in other.tensors) > 1:
             self.model.buffers.append(generated.BufferT())
             tensor.buffer = len(self.model.buffers) - 1
         data = np.ascontiguousarray(values.astype(old.dtype)).reshape(-1).view(np.uint8)
@@ -231,7 +231,7 @@ def patches_of(layer: Weighted, data: NDArray[np.float32]) -> NDArray[np.float32
     padded = data
     if options.padding == _SAME_PADDING:
         sizes = [
-            same_padding(size, *each) for size, *each in zip(data.shape[1:3], kernel, stride, dilation, strict=True)
+            same_padding(size, *item) for size, *item in zip(data.shape[1:3], kernel, stride, dilation, strict=True)
         ]
         padded = np.pad(data, ((0, 0), *sizes, (0, 0)))
     reach = [(size - 1) * by + 1 for size, by in zip(kernel, dilation, strict=True)]

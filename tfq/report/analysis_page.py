@@ -46,7 +46,7 @@ def _plots(record: Mapping[str, Any]) -> list[str]:
                     "Signal to error of the model's outputs with one layer alone quantized: the shortest costs most.",
                 ),
             ]
-            drawn = [_histograms(each) for each in _worst(record)]
+            drawn = [_histograms(item) for item in _worst(record)]
     except ImportError as error:
         return [f"<p>{escape(missing_matplotlib(error), quote=False)}</p>"]
     caption = "Values of the layers that lose most, and of their weights; the pale band is what their codes span."
@@ -74,13 +74,13 @@ def _depth(layers: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> str:
-    shown = [each for each in measured if each["sqnr_db"] is not None][:_MOST_BARS]
+    shown = [item for item in measured if item["sqnr_db"] is not None][:_MOST_BARS]
     if not shown:
         return ""
     figure, axes = figure_of(0.7 + 0.28 * len(shown))
-    for row, each in enumerate(shown):
-        axes.barh(row, each["sqnr_db"], height=0.6, color=colour_of(0))
-    name_rows(axes, [each["layer"] for each in shown])
+    for row, item in enumerate(shown):
+        axes.barh(row, item["sqnr_db"], height=0.6, color=colour_of(0))
+    name_rows(axes, [item["layer"] for item in shown])
     axes.set_xlabel("SQNR of the outputs, dB")
     return svg_of(figure, "Sensitivity")
 

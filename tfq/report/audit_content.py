@@ -143,10 +143,10 @@ def _op_cell(audit: Record, name: str, counts: Record) -> str:
 def _op_findings(models: Sequence[Reported], name: str) -> str:
     parts = []
     for model in models:
-        found = [f for f in model.audit.get("findings") or [] if f.get("op") == name.partition(":")[0]]
-        fails = sum(_is_failure(finding) for finding in found)
-        if model.label != REFERENCE and found:
-            grave = number_of(fails, "failure") if fails else number_of(len(found), "note")
+        results = [f for f in model.audit.get("findings") or [] if f.get("op") == name.partition(":")[0]]
+        fails = sum(_is_failure(finding) for finding in results)
+        if model.label != REFERENCE and results:
+            grave = number_of(fails, "failure") if fails else number_of(len(results), "note")
             parts.append(f"{model.label}: {grave}")
     return "; ".join(parts) or DASH
 

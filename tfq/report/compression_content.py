@@ -72,8 +72,8 @@ def _row(
     compared: bool = True,
 ) -> tuple[str, str, str, str]:
     before, after = of(dense), of(small)
-    share = ratio(after / before) if compared and is_number(before) and is_number(after) and before else DASH
-    return what, show(before), show(after), share
+    fraction = ratio(after / before) if compared and is_number(before) and is_number(after) and before else DASH
+    return what, show(before), show(after), fraction
 
 
 def _instructions(backend: str) -> Callable[[Reported], object]:
@@ -88,12 +88,12 @@ def qat_parity_section(record: Record) -> Section | None:
     paragraphs: list[str] = []
     tables: list[Table] = []
     for model in models_of(record):
-        found = model.qat_parity
-        if "not_run" in found:
-            paragraphs.append(f"{model.label}: not compared: {plain(found['not_run'])}.")
-        elif found:
-            paragraphs += _told(model.label, found)
-            tables.append(_parity_layers(model.label, found))
+        result = model.qat_parity
+        if "not_run" in result:
+            paragraphs.append(f"{model.label}: not compared: {plain(result['not_run'])}.")
+        elif result:
+            paragraphs += _told(model.label, result)
+            tables.append(_parity_layers(model.label, result))
     if not paragraphs:
         return None
     about = (
@@ -104,22 +104,24 @@ def qat_parity_section(record: Record) -> Section | None:
     return Section(key=QAT_PARITY_KEY, title=QAT_PARITY_TITLE, paragraphs=(about, *paragraphs), tables=tuple(tables))
 
 
-def _told(label: str, found: Record) -> list[str]:
-    told = [f"{label}, {count(found.get('num_examples'))} examples: {plain(found.get('told_departure') or DASH)}."]
-    for output in found.get("outputs") or []:
+def _told(label: str, result: Record) -> list[str]:
+    messages = [
+        f"{label}, {count(result.get('num_examples'))} examples: {plain(result.get('told_departure') or DASH)}."
+    ]
+    for output in result.get("outputs") or []:
         same = percent(output.get("top1_agreement"))
         classes = f", the same class in {same}" if same != DASH else ""
-        told.append(
+        messages.append(
             f"{label}, output {plain(output.get('name', '?'))}: "
             f"{decibels(output.get('logit_sqnr_db'))} of the {plain(output.get('logits_of', 'output'))}{classes}."
         )
-    missed = [plain(each) for each in found.get("missed") or []]
-    told += [f"{label} misses what a faithful flatbuffer has: {each}." for each in missed]
-    return told
+    missed = [plain(item) for item in result.get("missed") or []]
+    messages += [f"{label} misses what a faithful flatbuffer has: {item}." for item in missed]
+    return messages
 
 
-def _parity_layers(label: str, found: Record) -> Table:
-    layers = [layer for layer in found.get("layers") or [] if isinstance(layer, Mapping)]
+def _parity_layers(label: str, result: Record) -> Table:
+    layers = [layer for layer in result.get("layers") or [] if isinstance(layer, Mapping)]
     rows = tuple(
         (
             " + ".join(map(plain, layer.get("layers") or [layer.get("layer", "?")])),
@@ -136,13 +138,13 @@ def _parity_layers(label: str, found: Record) -> Table:
     departs = [
         f"{plain(layer.get('layer', '?'))}: {plain(layer['departs'])}" for layer in layers if layer.get("departs")
     ]
-    skipped = [f"{plain(name)}: not compared: {plain(reason)}" for name, reason in part(found, "skipped").items()]
+    skipped = [f"{plain(name)}: not compared: {plain(reason)}" for name, reason in part(result, "skipped").items()]
     return Table(
         columns=("layer", "op", "equal codes", "max LSB", "SQNR", "local max LSB", "local SQNR", ""),
         rows=rows,
         numeric=(False, False, True, True, True, True, True, False),
         caption=label,
-        notes=(*departs, *skipped, *map(plain, found.get("notes") or [])),
+        notes=(*departs, *skipped, *map(plain, result.get("notes") or [])),
         bad=frozenset((row, 7) for row, layer in enumerate(layers) if layer.get("departs")),
         sortable=len(rows) >= SORTABLE_FROM,
     )
@@ -161,7 +163,7 @@ def compression_tables(stages: Sequence[Record]) -> list[Table]:
     details = [part(stage, "details") for stage in stages]
 
     def found(key: str) -> Record:
-        return next((part(each, key) for each in details if part(each, key)), {})
+        return next((part(item, key) for item in details if part(item, key)), {})
 
     tables = (
         _bridge(found("bridge")),
@@ -175,15 +177,15 @@ def compression_tables(stages: Sequence[Record]) -> list[Table]:
 def _bridge(bridge: Record) -> Table | None:
     """Of a model that was rebuilt: how far its outputs are from the user's own, and what was changed."""
     notes, names = bridge.get("notes") or [], part(bridge, "layer_map")
-    same = all(list(made or []) == [name] for name, made in names.items())
+    same = all(list(built or []) == [name] for name, built in names.items())
     if not bridge or (same and not notes and not bridge.get("max_difference")):
         return None
     rows = [("largest difference of outputs, of their range", scalar(bridge.get("max_difference")))]
     rows += [("note", plain(note)) for note in notes]
     rows += [
-        ("layers under another name", f"{plain(name)} → {', '.join(map(plain, made)) or 'left out'}")
-        for name, made in names.items()
-        if list(made or []) != [name]
+        ("layers under another name", f"{plain(name)} → {', '.join(map(plain, built)) or 'left out'}")
+        for name, built in names.items()
+        if list(built or []) != [name]
     ]
     return Table(
         columns=("what", "value"), rows=tuple(rows), numeric=(False, False), caption="Rebuilt of tf_keras layers"

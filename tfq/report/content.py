@@ -75,7 +75,7 @@ def stages_section(record: Record) -> Section:
         numeric=(False, True, False),
         bars=(Bars(before=1, title="", rows=tuple((value,) for value in fractions(times)), series=(0,)),),
     )
-    more = [each for each in (_training(stages), *compression_tables(stages)) if each]
+    more = [item for item in (_training(stages), *compression_tables(stages)) if item]
     return Section(key="stages", title="Stages", paragraphs=(about,), tables=(table, *more))
 
 
@@ -87,12 +87,12 @@ def _duration(stage: Record) -> float | None:
 def _remark(stage: Record) -> str:
     if stage.get("skipped"):
         return plain(stage["skipped"])
-    told = ["taken from an earlier run"] if stage.get("resumed") else []
+    message = ["taken from an earlier run"] if stage.get("resumed") else []
     details = part(stage, "details").items()
-    told += [
+    message += [
         f"{plain(key)}: {scalar(value)}" for key, value in details if key not in _TOLD_ELSEWHERE and value is not None
     ]
-    return "; ".join(told)
+    return "; ".join(message)
 
 
 def _training(stages: Sequence[Record]) -> Table | None:
@@ -107,7 +107,7 @@ def _training(stages: Sequence[Record]) -> Table | None:
         rows.append((name, count(epochs), *(_ends(key, curves.get(key)) for key in known)))
     if not rows:
         return None
-    losses = dict.fromkeys(plain(each["loss_function"]) for _, each in _histories(stages) if each.get("loss_function"))
+    losses = dict.fromkeys(plain(item["loss_function"]) for _, item in _histories(stages) if item.get("loss_function"))
     return Table(
         columns=("training", "epochs", "loss", "accuracy", "validation loss", "validation accuracy"),
         rows=tuple(rows),

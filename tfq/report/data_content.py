@@ -46,8 +46,8 @@ def _told(stage: Record, diagnostics: Record) -> Iterator[str]:
     if "is_noise" in noise:
         word = {True: "yes", False: "no"}.get(noise["is_noise"], "cannot be told")
         reasons = [f"{plain(name)}: {plain(reason)}" for name, reason in noise.items() if name != "is_noise"]
-        told = f" ({'; '.join(reasons)})" if reasons else ""
-        yield f"Random noise: {word}{told}."
+        message = f" ({'; '.join(reasons)})" if reasons else ""
+        yield f"Random noise: {word}{message}."
 
 
 def _findings(diagnostics: Record) -> list[Table]:
@@ -94,8 +94,10 @@ def _preprocessing(record: Record, stages: Sequence[Record]) -> Table | None:
         recorded = part(part(stage, "details"), "preprocessing")
         if recorded:
             same = all(recorded.get(key) == value for key, value in fed.items())
-            told = "the same as fed" if same else "not what evaluate feeds"
-            rows.append((plain(stage.get("name", "?")), *(scalar(recorded.get(key)) for key in _PREPROCESSING), told))
+            message = "the same as fed" if same else "not what evaluate feeds"
+            rows.append(
+                (plain(stage.get("name", "?")), *(scalar(recorded.get(key)) for key in _PREPROCESSING), message)
+            )
     if not rows:
         return None
     if fed:

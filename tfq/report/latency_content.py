@@ -45,7 +45,7 @@ def instructions_section(record: Record) -> Section | None:
                 reason = f"not run: {plain(counted['not_run'])}" if "not_run" in counted else "not counted"
                 reasons.add(cpu_label(backend), model.label, reason)
         rows.append((model.label, *cells))
-    ways = {plain(each["by"]) for model in models for each in model.instructions.values() if each.get("by")}
+    ways = {plain(item["by"]) for model in models for item in model.instructions.values() if item.get("by")}
     table = Table(
         columns=("model", *(title for backend in backends for title in (f"{cpu_label(backend)}, M", "float / it"))),
         rows=tuple(rows),
@@ -82,8 +82,8 @@ def latency_section(record: Record) -> Section:
         ops, reasons = _op_tables(record, timed)
         tables += [_timings(record, timed, reasons), *_ratios(record, benchmark, timed), *ops]
     else:
-        reasons_told = [benchmark.get("not_run"), *(each.get("time_reason") for each in benchmark.get("models") or [])]
-        reason = next((plain(each) for each in reasons_told if each), "no benchmark in the record")
+        reasons_told = [benchmark.get("not_run"), *(item.get("time_reason") for item in benchmark.get("models") or [])]
+        reason = next((plain(item) for item in reasons_told if item), "no benchmark in the record")
         about.append(f"Not benchmarked side by side: {reason.removeprefix('not measured: ')}.")
     if evaluated := _while_evaluating(models_of(record)):
         tables.append(evaluated)
@@ -126,21 +126,21 @@ def _timings(record: Record, timed: Sequence[Record], reasons: Reasons) -> Table
 
 
 def _ratios(record: Record, benchmark: Record, timed: Sequence[Record]) -> list[Table]:
-    ratios = [each for each in benchmark.get("ratios") or [] if is_number(each.get("ratio"))]
+    ratios = [item for item in benchmark.get("ratios") or [] if is_number(item.get("ratio"))]
     if not ratios:
         return []
     several = not _kernels(timed)
     rows = tuple(
         (
-            _on_kernels(each.get("against"), each.get("kernels"), several),
-            _on_kernels(each.get("model"), each.get("model_kernels", each.get("kernels")), several),
-            ratio(each["ratio"]),
-            _interval(each),
-            _meaning(each),
+            _on_kernels(item.get("against"), item.get("kernels"), several),
+            _on_kernels(item.get("model"), item.get("model_kernels", item.get("kernels")), several),
+            ratio(item["ratio"]),
+            _interval(item),
+            _meaning(item),
         )
-        for each in ratios
+        for item in ratios
     )
-    reasons = {plain(each["reason"]) for each in ratios if each.get("reason")}
+    reasons = {plain(item["reason"]) for item in ratios if item.get("reason")}
     confidence = ratios[0].get("confidence")
     interval = f"{100 * confidence:g}% interval" if is_number(confidence) else "interval"
     return [
@@ -149,7 +149,7 @@ def _ratios(record: Record, benchmark: Record, timed: Sequence[Record]) -> list[
             rows=rows,
             numeric=(False, False, True, True, False),
             caption="Time against another's",
-            row_series=tuple(series_of(record, each.get("against")) for each in ratios),
+            row_series=tuple(series_of(record, item.get("against")) for item in ratios),
             notes=tuple(f"no interval: {reason}" for reason in sorted(reasons)),
         )
     ]
@@ -160,13 +160,13 @@ def _on_kernels(name: Any, kernels: Any, told: bool) -> str:
     return f"{label}, {kernels_word(kernels)}" if told else label
 
 
-def _interval(each: Record) -> str:
-    low, high = each.get("low"), each.get("high")
+def _interval(item: Record) -> str:
+    low, high = item.get("low"), item.get("high")
     return f"{low:.2f} to {high:.2f}" if is_number(low) and is_number(high) else DASH
 
 
-def _meaning(each: Record) -> str:
-    low, high, value = (each.get(key) for key in ("low", "high", "ratio"))
+def _meaning(item: Record) -> str:
+    low, high, value = (item.get(key) for key in ("low", "high", "ratio"))
     if not (is_number(value) and value > 0):
         return DASH
     if is_number(low) and is_number(high) and low <= 1 <= high:
@@ -176,14 +176,14 @@ def _meaning(each: Record) -> str:
 
 def ratio_of(benchmark: Record, model: Any, reference: Any) -> str:
     """How the model compares with the reference, with the interval: "1.52x faster than float (1.48 to 1.56)"."""
-    for each in benchmark.get("ratios") or []:
-        if (each.get("against"), each.get("model")) == (model, reference) and is_number(each.get("ratio")):
-            meaning, low, high = _meaning(each), each.get("low"), each.get("high")
+    for item in benchmark.get("ratios") or []:
+        if (item.get("against"), item.get("model")) == (model, reference) and is_number(item.get("ratio")):
+            meaning, low, high = _meaning(item), item.get("low"), item.get("high")
             if meaning.startswith("no "):
                 return f"{meaning} from {model_label(reference)}"
             meaning += f" than {model_label(reference)}"
             if is_number(low) and is_number(high) and low > 0:
-                edges = (1 / high, 1 / low) if each["ratio"] < 1 else (low, high)
+                edges = (1 / high, 1 / low) if item["ratio"] < 1 else (low, high)
                 meaning += f" ({edges[0]:.2f} to {edges[1]:.2f})"
             return meaning
     return ""

@@ -41,14 +41,14 @@ def layers_section(record: Record) -> Section:
     sparsity = {plain(layer): value for layer, value in part(record, "sparsity").items() if is_number(value)}
     title = "Layers: size and sparsity"
     if not models and not sparsity:
-        told = "Neither the size of the layers' weights nor their sparsity is in the record."
-        return Section(key="layers", title=title, paragraphs=(told,))
+        message = "Neither the size of the layers' weights nor their sparsity is in the record."
+        return Section(key="layers", title=title, paragraphs=(message,))
     if not models:
-        told = (
+        message = (
             "Share of zeros among each layer's weights in the Keras model, as measured. "
             "What they take in the files is not in the record."
         )
-        return Section(key="layers", title=title, paragraphs=(told,), tables=(_sparsities(sparsity),))
+        return Section(key="layers", title=title, paragraphs=(message,), tables=(_sparsities(sparsity),))
     about = "What each Keras layer's weights take in each file, and the share of them that is exactly zero there."
     if sparsity:
         about += " The last column is the compressed Keras model, before its conversion."
@@ -59,13 +59,13 @@ def layers_section(record: Record) -> Section:
 
 
 def _by_layer(weights: Sequence[Record]) -> dict[str, _Weights]:
-    found: dict[str, _Weights] = {}
+    results: dict[str, _Weights] = {}
     for weight in weights:
         if isinstance(weight, Mapping) and is_number(weight.get("bytes")):
             # A tensor whose layer nobody knows stands under its own name.
             layer = plain(weight.get("keras_layer") or weight.get("tensor") or "?")
-            found.setdefault(layer, _Weights()).add(weight)
-    return found
+            results.setdefault(layer, _Weights()).add(weight)
+    return results
 
 
 def zeros_of(model: Reported) -> float | None:
@@ -75,13 +75,13 @@ def zeros_of(model: Reported) -> float | None:
 
 def _sum(layers: Mapping[str, _Weights]) -> _Weights:
     total = _Weights()
-    for each in layers.values():
+    for item in layers.values():
         total.bytes, total.values, total.zeros = (
-            total.bytes + each.bytes,
-            total.values + each.values,
-            total.zeros + each.zeros,
+            total.bytes + item.bytes,
+            total.values + item.values,
+            total.zeros + item.zeros,
         )
-        total.uncounted |= each.uncounted
+        total.uncounted |= item.uncounted
     return total
 
 
@@ -94,8 +94,8 @@ def _layers(
     rows = [
         (
             layer,
-            *(count(each.bytes) if each.dtypes else DASH for each in cells[layer]),
-            *(percent(each.sparsity) for each in cells[layer]),
+            *(count(item.bytes) if item.dtypes else DASH for item in cells[layer]),
+            *(percent(item.sparsity) for item in cells[layer]),
             *([percent(sparsity.get(layer))] if sparsity else []),
         )
         for layer in layers
@@ -109,9 +109,9 @@ def _layers(
     number, series = len(models), tuple(model.series for model in models)
     totals = _totals(models, weights, len(columns))
     blank = (None,) * number
-    sizes = fractions([float(each.bytes) for layer in layers for each in cells[layer]])
+    sizes = fractions([float(item.bytes) for layer in layers for item in cells[layer]])
     size_bars = (*(sizes[row * number : (row + 1) * number] for row in range(len(layers))), *(blank for _ in totals))
-    zero_bars = (*(tuple(each.sparsity for each in cells[layer]) for layer in layers), *(blank for _ in totals))
+    zero_bars = (*(tuple(item.sparsity for item in cells[layer]) for layer in layers), *(blank for _ in totals))
     return Table(
         columns=columns,
         rows=(*rows, *totals),
@@ -126,7 +126,7 @@ def _layers(
 
 
 def _dtypes(layers: Mapping[str, _Weights]) -> str:
-    return "/".join(dict.fromkeys(dtype for each in layers.values() for dtype in each.dtypes))
+    return "/".join(dict.fromkeys(dtype for item in layers.values() for dtype in item.dtypes))
 
 
 def _totals(

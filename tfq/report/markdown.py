@@ -17,8 +17,8 @@ _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
 def markdown_of(record: Mapping[str, Any]) -> str:
     """The whole report, ending in a newline."""
     parts = [f"# {escaped(title_of(record))}", _verdict(record)]
-    if told := warnings_of(record):
-        parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in told))
+    if message := warnings_of(record):
+        parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in message))
     parts += [_section(section) for section in sections_of(record)]
     return "\n\n".join(parts) + "\n"
 

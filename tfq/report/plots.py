@@ -328,5 +328,5 @@ def _instructions(models: Sequence[Reported]) -> tuple[str, str]:
     )
     axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9) * 1.25)
     axes.set_xlabel("millions of instructions an inference")
-    told = f"On {', '.join(map(cpu_label, cpus))}, emulated: {NOT_A_TIME}."
-    return svg_of(figure, "Instructions an inference"), told
+    message = f"On {', '.join(map(cpu_label, cpus))}, emulated: {NOT_A_TIME}."
+    return svg_of(figure, "Instructions an inference"), message

@@ -100,12 +100,12 @@ def title_of(record: Record) -> str:
 
 def warnings_of(record: Record) -> list[str]:
     """Every warning of the run once: its own, then those of each evaluation, with the model's label."""
-    told = [plain(warning) for warning in record.get("warnings") or []]
+    messages = [plain(warning) for warning in record.get("warnings") or []]
     for model in models_of(record):
         for warning in model.evaluation.get("warnings") or []:
-            if plain(warning) not in told:
-                told.append(f"{model.label}: {plain(warning)}")
-    return list(dict.fromkeys(told))
+            if plain(warning) not in messages:
+                messages.append(f"{model.label}: {plain(warning)}")
+    return list(dict.fromkeys(messages))
 
 
 WIDTH = 120
@@ -215,8 +215,8 @@ def summary_table(record: Mapping[str, Any]) -> str:
         if max(map(len, wider)) <= WIDTH:
             lines, notes = wider, (*notes, f"M instr: millions of ARM instructions an inference, {NOT_A_TIME}")
         else:
-            each = "; ".join(f"{row[0]} {cell}" for row, cell in zip(table.rows, cells, strict=True))
-            notes = (*notes, f"{cpus} instructions an inference, in millions, {NOT_A_TIME}: {each}")
+            item = "; ".join(f"{row[0]} {cell}" for row, cell in zip(table.rows, cells, strict=True))
+            notes = (*notes, f"{cpus} instructions an inference, in millions, {NOT_A_TIME}: {item}")
     return "\n".join([*lines, *(["", *notes] if notes else [])])
 
 

@@ -69,9 +69,9 @@ def checks_of(record: Record) -> list[Check]:
     """What was asked of the run and its models, in the order in which it can fail."""
     models = [model for model in models_of(record) if model.label != REFERENCE]
     checks = [_completeness(record), *_audits(record, models), _bounds(record, models), *_parities(models)]
-    told = warnings_of(record)
-    answer = f"{number_of(len(told), 'warning')}: see below" if told else "none"
-    return [*checks, Check(state=OPEN if told else GOOD, question="warnings", answer=answer)]
+    message = warnings_of(record)
+    answer = f"{number_of(len(message), 'warning')}: see below" if message else "none"
+    return [*checks, Check(state=OPEN if message else GOOD, question="warnings", answer=answer)]
 
 
 def costs_of(record: Record) -> list[Cost]:
@@ -94,7 +94,9 @@ def subject_of(record: Record) -> str:
 
 
 def _completeness(record: Record) -> Check:
-    early = [told for told in map(plain, record.get("warnings") or []) if told.startswith("the run ended early")]
+    early = [
+        message for message in map(plain, record.get("warnings") or []) if message.startswith("the run ended early")
+    ]
     if early:
         return Check(state=BAD, question="run", answer=early[0])
     stages = [stage for stage in record.get("stages") or [] if not stage.get("skipped")]
@@ -136,7 +138,7 @@ def _bounds(record: Record, models: Sequence[Reported]) -> Check:
             "evaluation.require in the config sets one"
         )
         return Check(state=OPEN, question="bounds", answer=answer)
-    told = ", ".join(f"{plain(name)} {significant(bound)}" for name, bound in bounds.items())
+    message = ", ".join(f"{plain(name)} {significant(bound)}" for name, bound in bounds.items())
     missed = []
     for model in models:
         try:
@@ -146,7 +148,7 @@ def _bounds(record: Record, models: Sequence[Reported]) -> Check:
         missed += [f"{model.label}: {plain(reason)}" for reason in reasons]
     if missed:
         return Check(state=BAD, question="bounds", answer="; ".join(missed))
-    return Check(state=GOOD if models else BAD, question="bounds", answer=f"{told}: met" if models else "no model")
+    return Check(state=GOOD if models else BAD, question="bounds", answer=f"{message}: met" if models else "no model")
 
 
 def _parities(models: Sequence[Reported]) -> Iterator[Check]:
@@ -204,9 +206,9 @@ def _size_cost(model: Reported, reference: Reported) -> Cost:
 def _latency_cost(record: Record, model: Reported, reference: Reported) -> Cost:
     benchmark, timed = benchmark_of(record)
     name = f"latency, {plain(part(record, 'cpu').get('machine') or 'local')}"
-    median = next((each["p50_ms"] for each in timed if each.get("name") == model.name), None)
+    median = next((item["p50_ms"] for item in timed if item.get("name") == model.name), None)
     if median is None:
-        ours, theirs = (each.evaluation.get("latency_p50_ms") for each in (model, reference))
+        ours, theirs = (item.evaluation.get("latency_p50_ms") for item in (model, reference))
         detail = f"{reference.label} {_time(theirs)}" if is_number(theirs) else ""
         return Cost(name=name, value=_time(ours), detail=detail)
     return Cost(name=name, value=_time(median), detail=ratio_of(benchmark, model.name, reference.name))

@@ -56,7 +56,7 @@ class BitWidthsResult:
         return {
             "float_accuracy": self.float_accuracy,
             "num_examples": self.num_examples,
-            "ways": [each.to_dict() for each in self.ways],
+            "ways": [item.to_dict() for item in self.ways],
         }
 
     def to_text(self) -> str:
@@ -64,14 +64,14 @@ class BitWidthsResult:
         head = ["weights", "activations", "grid", "accuracy", "against float", "on TFLite"]
         rows = [
             [
-                _bits(each.weight_bits),
-                _bits(each.activation_bits),
-                "" if each.weight_bits == FLOAT_BITS else each.grid,
-                f"{each.accuracy:.2%}",
-                f"{100 * each.against_float.difference:+.2f}",
-                each.runs_as,
+                _bits(item.weight_bits),
+                _bits(item.activation_bits),
+                "" if item.weight_bits == FLOAT_BITS else item.grid,
+                f"{item.accuracy:.2%}",
+                f"{100 * item.against_float.difference:+.2f}",
+                item.runs_as,
             ]
-            for each in self.ways
+            for item in self.ways
         ]
         lines = aligned([head, *rows], left=3)
         return "\n".join([*lines, "", f"{self.num_examples:,} test examples, float {self.float_accuracy:.2%}"])
@@ -123,14 +123,14 @@ def accuracy_by_bit_widths(
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bits: {grid} {weight_bits} {activation_bits}"
-        found = unpacked(store.run(name, inputs, make).details["right"], labels.size)
+        result = unpacked(store.run(name, inputs, make).details["right"], labels.size)
         way = BitWidthResult(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             grid=grid,
             runs_as=_runs_as(weight_bits, activation_bits, grid),
-            accuracy=float(found.mean()),
-            against_float=paired_difference(found, right),
+            accuracy=float(result.mean()),
+            against_float=paired_difference(result, right),
         )
         ways.append(way)
         told(f"[{number}/{len(every)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")

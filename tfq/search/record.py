@@ -44,21 +44,21 @@ class Candidate:
 
 def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
     """The class of each example. Raises InputError where there are none. what: the step that wants them."""
-    found = [piece.labels for piece in split.pieces()]
-    if any(labels is None for labels in found):
+    results = [piece.labels for piece in split.pieces()]
+    if any(labels is None for labels in results):
         raise InputError(
             f"{what}: the {split.name} split has no labels: wanted classes, to choose by accuracy",
             field="data",
             expected="labels",
             got=split.name,
         )
-    return np.concatenate([labels for labels in found if labels is not None])
+    return np.concatenate([labels for labels in results if labels is not None])
 
 
 def packed(right: NDArray[np.bool_]) -> list[int]:
     """Which examples were answered rightly, as JSON keeps it: eight in a byte."""
-    found: list[int] = np.packbits(right).tolist()
-    return found
+    results: list[int] = np.packbits(right).tolist()
+    return results
 
 
 def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
@@ -69,12 +69,12 @@ def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
 def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
     """Return the predicted class of each example, as top-1 takes it."""
     parsed = tflite.read(content)
-    found = []
+    results = []
     for piece in split.pieces():
         inputs = prepare_inputs(parsed, piece).arrays
         outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
-        found.append(predicted_classes(decode_outputs(parsed, outputs)[0]))
-    return np.concatenate(found)
+        results.append(predicted_classes(decode_outputs(parsed, outputs)[0]))
+    return np.concatenate(results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ class SearchResult:
                 "against_float": self.test_against_float.to_dict(),
                 "against_plain": self.test_against_plain.to_dict(),
             },
-            "requirements": [each.to_dict() for each in self.chosen.requirements],
+            "requirements": [item.to_dict() for item in self.chosen.requirements],
             "advice": list(self.advice),
         }
 
@@ -183,14 +183,14 @@ class SearchResult:
         lines = [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
         lines += aligned([head, *rows], left=2)
         gain = self.test_against_plain
-        told = "which is no more than chance" if gain.is_noise else "which is more than chance"
+        message = "which is no more than chance" if gain.is_noise else "which is more than chance"
         if self.chosen is self.candidates[0]:
-            told = "the plain one is the chosen one"
+            message = "the plain one is the chosen one"
         lines += [
             "",
             f"chosen: {self.chosen.name}; on {self.test:,} test examples {self.test_accuracy:.2%}, float "
             f"{self.test_float_accuracy:.2%}: {points(self.test_against_float)}",
-            f"against the plain int8 model: {points(gain)}, {told}",
+            f"against the plain int8 model: {points(gain)}, {message}",
             *self.advice,
         ]
         return "\n".join(lines)

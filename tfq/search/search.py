@@ -143,7 +143,7 @@ class _Search:
     @property
     def found(self) -> list[CandidateResult]:
         """The candidates so far that keep the budget."""
-        return [each for each in self.searched if not each.missed]
+        return [item for item in self.searched if not item.missed]
 
     def methods(self) -> Iterator[Candidate]:
         return methods(self._config)
@@ -189,7 +189,7 @@ class _Search:
             return
         content = (done.directory / _MODEL).read_bytes()
         right = unpacked(details["right"], self._labels.size)
-        found = CandidateResult(
+        result = CandidateResult(
             candidate=candidate,
             accuracy=float(right.mean()),
             agreement=details["agreement"],
@@ -201,7 +201,7 @@ class _Search:
             missed=(),
         )
         self._contents[candidate.name] = content
-        self.searched.append(_judged(found, self._config))
+        self.searched.append(_judged(result, self._config))
         last = self.searched[-1]
         self._told(
             f"{candidate.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
@@ -239,7 +239,7 @@ class _Search:
 
     def _best(self) -> CandidateResult:
         """The most accurate so far; of equals the one that agrees more with float, then the first."""
-        return max(self.searched, key=lambda each: (each.accuracy, each.agreement))
+        return max(self.searched, key=lambda item: (item.accuracy, item.agreement))
 
     def _ranked(self) -> list[str]:
         """Layers with weights, the most sensitive first."""
@@ -247,8 +247,8 @@ class _Search:
         def make(directory: Path) -> dict[str, Any]:
             count = self._config.sensitivity_examples
             samples = representative_samples(self._train, input_specs(self._floating), count).samples
-            found = layer_sensitivity(self._floating, calibrate(self._floating, samples), samples)
-            return {"layers": list(dict.fromkeys(each.layer for each in found if each.weights))}
+            result = layer_sensitivity(self._floating, calibrate(self._floating, samples), samples)
+            return {"layers": list(dict.fromkeys(item.layer for item in result if item.weights))}
 
         inputs = {**self._basis, "examples": self._config.sensitivity_examples}
         return self._store.run("search: sensitivity", inputs, make).details["layers"]
@@ -262,22 +262,22 @@ class _Search:
         return next((ratio.ratio for ratio in timed.ratios if ratio.against == "this"), None)
 
 
-def _judged(found: CandidateResult, config: SearchConfig) -> CandidateResult:
-    budget, drop, latency = config.budget, 0.0 - found.against_float.difference, found.latency_ratio
+def _judged(result: CandidateResult, config: SearchConfig) -> CandidateResult:
+    budget, drop, latency = config.budget, 0.0 - result.against_float.difference, result.latency_ratio
     asked = {
         f"{100 * drop:.2f} points below float, at most {100 * budget.max_accuracy_drop:g} wanted": at_most(
             "max_accuracy_drop", budget.max_accuracy_drop, drop
         )
     }
     if budget.max_bytes:
-        sentence = f"{found.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted"
-        asked[sentence] = at_most("max_bytes", budget.max_bytes, found.model_bytes)
+        sentence = f"{result.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted"
+        asked[sentence] = at_most("max_bytes", budget.max_bytes, result.model_bytes)
     if budget.max_latency_ratio:
         measured = NOT_TIMED if latency is None else f"{latency:.2f}x the time"
         sentence = f"{measured}, at most {budget.max_latency_ratio:g}x wanted"
         asked[sentence] = at_most("max_latency_ratio", budget.max_latency_ratio, latency, NOT_TIMED)
     missed = tuple(sentence for sentence, requirement in asked.items() if not requirement.holds)
-    return dataclasses.replace(found, missed=missed, requirements=tuple(asked.values()))
+    return dataclasses.replace(result, missed=missed, requirements=tuple(asked.values()))
 
 
 def _advice(

@@ -169,10 +169,10 @@ class Table:
 
     def numbers(self, slot: int, code: str, name: str) -> tuple:
         """A vector of `code` (struct's: i int32, f float32, q int64) as a tuple; empty when there is none."""
-        found = self._vector(slot, _ITEM_BYTES[code], name)
-        if found is None:
+        result = self._vector(slot, _ITEM_BYTES[code], name)
+        if result is None:
             return ()
-        start, count = found
+        start, count = result
         self._reader.spend(count * _ITEM_BYTES[code], f"{self.where}: {name}")
         return struct.unpack_from(f"<{count}{code}", self._reader.data, start)
 

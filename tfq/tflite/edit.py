@@ -43,8 +43,8 @@ def operator_names(data: bytes) -> frozenset[str]:
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.Model.GetRootAs(data)
-    codes = (model.OperatorCodes(index) for index in range(model.OperatorCodesLength()))
-    return frozenset(_name(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in codes)
+    quantized = (model.OperatorCodes(index) for index in range(model.OperatorCodesLength()))
+    return frozenset(_name(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in quantized)
 
 
 def _name(builtin: int, deprecated: int) -> str:
@@ -201,14 +201,14 @@ def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.Model.GetRootAs(data)
-    found = {}
+    results = {}
     for index in range(model.SubgraphsLength()):
         graph = model.Subgraphs(index)
         for tensor in range(graph.TensorsLength()):
             quantization = graph.Tensors(tensor).Quantization()
             if quantization and quantization.MinLength() == quantization.MaxLength() == 1:
-                found[index, tensor] = (float(quantization.Min(0)), float(quantization.Max(0)))
-    return found
+                results[index, tensor] = (float(quantization.Min(0)), float(quantization.Max(0)))
+    return results
 
 
 def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[int, ...]]:
@@ -248,12 +248,12 @@ def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
                 expected=wanted,
                 got=dict(names),
             )
-    made = generated.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = signature.key, signature.subgraph
-    made.inputs = [_tensor_map(generated, name, index) for name, index in signature.inputs.items()]
-    made.outputs = [_tensor_map(generated, name, index) for name, index in signature.outputs.items()]
+    built = generated.SignatureDefT()
+    built.signatureKey, built.subgraphIndex = signature.key, signature.subgraph
+    built.inputs = [_tensor_map(generated, name, index) for name, index in signature.inputs.items()]
+    built.outputs = [_tensor_map(generated, name, index) for name, index in signature.outputs.items()]
     others = [old for old in model.signatureDefs or [] if _text(old.signatureKey) != signature.key]
-    model.signatureDefs = [*others, made]
+    model.signatureDefs = [*others, built]
 
 
 def _tensor_map(generated: Any, name: str, index: int) -> Any:

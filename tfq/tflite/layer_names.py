@@ -61,8 +61,8 @@ class LayerNames:
         """(layer, normalized scopes inside it) of each TensorFlow op in the tensor's name."""
         if index not in self._cache:
             parts = self._tensors[index].name[:_LONGEST_NAME].split(";")[:_MOST_PARTS]
-            found = (self._origin(part) for part in parts)
-            self._cache[index] = tuple(origin for origin in found if origin)
+            result = (self._origin(part) for part in parts)
+            self._cache[index] = tuple(origin for origin in result if origin)
         return self._cache[index]
 
     def _origin(self, name: str) -> tuple[str, tuple[str, ...]] | None:

@@ -86,15 +86,15 @@ INDEX, BIAS, WEIGHT, DATA = "index", "bias", "weight", "data"
 def roles(op: Op) -> list[tuple[str, int, int, str]]:
     """(place, slot, tensor, role) of everything that `op` touches; place is input, output or intermediate."""
     index, bias, weight = (table.get(op.name, frozenset()) for table in (INDEX_INPUTS, BIAS_INPUTS, WEIGHT_INPUTS))
-    found = []
+    results = []
     for slot, tensor in enumerate(op.inputs):
         if tensor >= 0:
             role = INDEX if slot in index else BIAS if slot in bias else WEIGHT if slot in weight else DATA
-            found.append(("input", slot, tensor, role))
+            results.append(("input", slot, tensor, role))
     index = INDEX_OUTPUTS.get(op.name, frozenset())
-    found += [("output", slot, tensor, INDEX if slot in index else DATA) for slot, tensor in enumerate(op.outputs)]
-    found += [("intermediate", slot, tensor, DATA) for slot, tensor in enumerate(op.intermediates) if tensor >= 0]
-    return found
+    results += [("output", slot, tensor, INDEX if slot in index else DATA) for slot, tensor in enumerate(op.outputs)]
+    results += [("intermediate", slot, tensor, DATA) for slot, tensor in enumerate(op.intermediates) if tensor >= 0]
+    return results
 
 
 def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int]]:
@@ -103,11 +103,11 @@ def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int
     The type is that of what the op gives out, "int8"; with that of its weights where it is another, "float32 with int8
     weights". An op that gives out nothing computes in "none".
     """
-    found: dict[str, Counter[str]] = {}
+    results: dict[str, Counter[str]] = {}
     for graph in model.subgraphs:
         for op in graph.ops:
-            found.setdefault(name(op), Counter())[_type(graph, op)] += 1
-    return {op: dict(types) for op, types in found.items()}
+            results.setdefault(name(op), Counter())[_type(graph, op)] += 1
+    return {op: dict(types) for op, types in results.items()}
 
 
 def _type(graph: Subgraph, op: Op) -> str:

@@ -50,13 +50,15 @@ def read(data: bytes) -> Model:
     if version != schema.VERSION:
         _fail("model: version", f"{schema.VERSION}", version)
     buffers = [_read_buffer(table, len(data)) for table in root.tables(ModelSlot.BUFFERS, "buffers", "buffer")]
-    codes = [_read_code(table) for table in root.tables(ModelSlot.OPERATOR_CODES, "operator codes", "operator code")]
+    quantized = [
+        _read_code(table) for table in root.tables(ModelSlot.OPERATOR_CODES, "operator codes", "operator code")
+    ]
     metadata = dict(
         _read_metadata_entry(table, buffers) for table in root.tables(ModelSlot.METADATA, "metadata", "metadata entry")
     )
     layers = _listed_layers(data, metadata.get(METADATA_NAME))
     subgraphs = tuple(
-        _read_subgraph(table, index, codes, buffers, layers)
+        _read_subgraph(table, index, quantized, buffers, layers)
         for index, table in enumerate(root.tables(ModelSlot.SUBGRAPHS, "subgraphs", "subgraph"))
     )
     if not subgraphs:

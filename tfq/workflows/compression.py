@@ -50,8 +50,8 @@ def preflight_with_flatbuffer(model: Any, config: RunConfig) -> Any:
     try:
         floating = _float_ops(bridged)
     except TfqError as error:
-        told = f"conversion was tried and failed: {str(error).splitlines()[0]}"
-        return dataclasses.replace(table, notes=(*table.notes, told))
+        message = f"conversion was tried and failed: {str(error).splitlines()[0]}"
+        return dataclasses.replace(table, notes=(*table.notes, message))
     return table.with_float_ops(floating)
 
 
@@ -65,13 +65,13 @@ def _float_ops(bridged: Any) -> dict[str, tuple[str, ...]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that these data are noise, we know
         content = convert_model(bridged.model, inputs, ConversionConfig())
-    found: dict[str, dict[str, None]] = {}
+    results: dict[str, dict[str, None]] = {}
     for finding in auditing.audit_model(content, AuditConfig(require="full_int8")).failures:
         if finding.kind in ("qdq", "io_type") or finding.op is None:
             continue  # these follow from a float op, which is told itself
         layer = bridged.origins.get(finding.keras_layer, finding.keras_layer) or finding.op
-        found.setdefault(layer, {})[finding.op] = None
-    return {layer: tuple(ops) for layer, ops in found.items()}
+        results.setdefault(layer, {})[finding.op] = None
+    return {layer: tuple(ops) for layer, ops in results.items()}
 
 
 # Examples of the training data on which the bridged model is compared with the user's own.

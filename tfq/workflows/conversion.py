@@ -23,21 +23,21 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
 
     preprocessing = data.preprocessing_record(config.data)
     traced = trace_once(model, config)
-    dataset, examples, diagnostics, sha256, found = None, None, None, hashes(config), None
+    dataset, examples, diagnostics, sha256, result = None, None, None, hashes(config), None
     if not isinstance(traced, bytes) and traced.has_fake_quant:
-        found = _by_learned_ranges(traced, config, preprocessing)
+        result = _by_learned_ranges(traced, config, preprocessing)
     elif not needs_data(config.conversion):
-        found = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
-    if found is None:
+        result = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
+    if result is None:
         dataset = told(data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples))
         examples = {"split": dataset.name, "examples": dataset.num_examples}
         diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
         for finding in diagnostics.findings:
             warnings.warn(finding, TfqWarning, stacklevel=2)
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
-        found = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
-    return found, {
-        "techniques": dict(found.techniques),
+        result = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
+    return result, {
+        "techniques": dict(result.techniques),
         "preprocessing": preprocessing,
         "representative_dataset": examples,
         "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
@@ -56,12 +56,12 @@ def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, 
 
     with warnings.catch_warnings(record=True) as told_there:
         warnings.simplefilter("always")
-        found = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
-    if ops_without_range(found.content):
+        result = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
+    if ops_without_range(result.content):
         return None
     for warning in told_there:
         warnings.warn(warning.message, stacklevel=3)
-    return found
+    return result
 
 
 def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) -> dict[str, Any]:
@@ -72,13 +72,13 @@ def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) 
     from tfq.compression import qat_parity
 
     try:
-        found = qat_parity(qat_model, content, test)
+        result = qat_parity(qat_model, content, test)
     except InputError as error:  # the flatbuffer stands, whatever can be said of it
         return {"not_run": str(error)}
-    for missed in found.missed():
+    for missed in result.missed():
         warnings.warn(
-            f"the flatbuffer does not compute what the QAT model does: {missed}; {found.told_departure()}",
+            f"the flatbuffer does not compute what the QAT model does: {missed}; {result.told_departure()}",
             TfqWarning,
             stacklevel=2,
         )
-    return {**found.to_dict(), "missed": list(found.missed()), "told_departure": found.told_departure()}
+    return {**result.to_dict(), "missed": list(result.missed()), "told_departure": result.told_departure()}

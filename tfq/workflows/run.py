@@ -159,9 +159,9 @@ def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
     return _published(run, result.directory / COMPRESSED, f"{run.name}_{suffix}.h5"), result
 
 
-def _published(run: Run, made: Path, file: str) -> Loaded:
+def _published(run: Run, built: Path, file: str) -> Loaded:
     """The Keras model that a stage made, in config.out as `file`, to go on from as a later run would: from its file."""
-    path = artifacts.copy_file(made, run.out / file)
+    path = artifacts.copy_file(built, run.out / file)
     return Loaded(dataclasses.replace(run.config, model=str(path)), allow_code=run.allow_code)
 
 
@@ -174,31 +174,31 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
     config = run.config
     scheme = config.conversion.scheme
     model = _trained(run)
-    made = [
+    built = [
         _converted(run, model, "float", "float32", stage="convert to float32"),
         _converted(run, model, f"ptq_{scheme}", scheme, stage=f"convert to {scheme}"),
     ]
     if not workflows.is_compressed(config):
         run.skip("compress", "neither pruning nor QAT is asked for")
-        return made, {}
+        return built, {}
     if model.is_flatbuffer:
         run.skip("compress", "a .tflite cannot be trained: pruning and QAT want the Keras model")
-        return made, {}
+        return built, {}
     compressed, result = _compressed(run, model)
     name = f"{workflows.compression_suffix(config)}_{scheme}"
     last = _converted(run, compressed, name, scheme, suffix=name, stage=f"convert the compressed to {scheme}")
     if config.compression.qat.enabled:
         last = dataclasses.replace(last, qat_parity=_qat_parity(run, compressed, last))
-    return [*made, last], result.details["sparsity"]
+    return [*built, last], result.details["sparsity"]
 
 
-def _qat_parity(run: Run, model: Loaded, made: Made) -> dict[str, Any]:
+def _qat_parity(run: Run, model: Loaded, built: Made) -> dict[str, Any]:
     def make(directory: Path) -> dict[str, Any]:
-        return workflows.compare_with_qat_model(model.model, made.content, run.test)
+        return workflows.compare_with_qat_model(model.model, built.content, run.test)
 
     inputs = {
         "model": model.sha256,
-        "flatbuffer": artifacts.sha256(made.content),
+        "flatbuffer": artifacts.sha256(built.content),
         "limit": run.config.evaluation.limit,
         **data_inputs(run),
     }
@@ -214,8 +214,8 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     config = dataclasses.replace(run.config, conversion=conversion)
 
     def make(directory: Path) -> dict[str, Any]:
-        made, details = workflows.convert(model.traced, config)
-        artifacts.write_bytes(directory / FLATBUFFER, made.content)
+        built, details = workflows.convert(model.traced, config)
+        artifacts.write_bytes(directory / FLATBUFFER, built.content)
         return details
 
     inputs = {"model": model.sha256, "conversion": conversion.to_dict(), **data_inputs(run)}
@@ -239,26 +239,26 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     out = artifacts.make_out_dir(config.out)
     workflows.model_name(config)
     _check(config)
-    with _alone_in(out), remembered_warnings() as told:
+    with _alone_in(out), remembered_warnings() as message:
         artifacts.sweep(out)
         run = Run(config=config, out=out, store=StageStore(out, fresh=fresh), allow_code=allow_code)
-        return _carry_out(run, told)
+        return _carry_out(run, message)
 
 
 def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
-    made, sparsity = make_flatbuffers(run)
+    built, sparsity = make_flatbuffers(run)
     results: list[dict[str, Any]] = []
     benchmark, failure = None, None
     try:
-        _examine(made, run, results)
-        benchmark = _benchmark(made, run)
+        _examine(built, run, results)
+        benchmark = _benchmark(built, run)
     except BackendError as error:  # the flatbuffers stand; what was found out of them is reported all the same
         failure = error
         told.append(f"the run ended early: {error}")
     models = [
         # Fewer results than flatbuffers, where the run ended early.
-        {"name": each.name, "file": each.file, **result, "qat_parity": each.qat_parity}
-        for each, result in zip(made, results, strict=False)
+        {"name": item.name, "file": item.file, **result, "qat_parity": item.qat_parity}
+        for item, result in zip(built, results, strict=False)
     ]
     record = record_of(
         "run",
@@ -372,17 +372,17 @@ def require(record: dict[str, Any]) -> None:
         raise RequirementError("; ".join(missed))
 
 
-def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
+def _examine(built: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
     """Audit and evaluate every flatbuffer into `results`; the first, the float one, is the reference of all."""
     config = run.config
 
     @functools.cache
     def reference() -> Any:
-        return evaluation.reference_outputs(made[0].content, run.test, config.evaluation)
+        return evaluation.reference_outputs(built[0].content, run.test, config.evaluation)
 
-    for each in made:
+    for item in built:
 
-        def make(directory: Path, each: Made = each) -> dict[str, Any]:
+        def make(directory: Path, each: Made = item) -> dict[str, Any]:
             audited = auditing.audit_model(each.content, config.audit.for_conversion(config.conversion))
             evaluated = workflows.evaluate(
                 each.content, config, reference=reference(), parity=each.name != "float", test=run.test
@@ -390,40 +390,40 @@ def _examine(made: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
 
         inputs = {
-            "model": artifacts.sha256(each.content),
-            "reference": artifacts.sha256(made[0].content),
+            "model": artifacts.sha256(item.content),
+            "reference": artifacts.sha256(built[0].content),
             "audit": config.audit.for_conversion(config.conversion).to_dict(),
             "evaluation": {**config.evaluation.to_dict(), "require": None},
             "plugins": [plugin.sha256 for plugin in registry.plugins()],
-            "parity": each.name != "float",
+            "parity": item.name != "float",
             "machine": _machine(config.evaluation.backend, *config.evaluation.parity_backends),
             **data_inputs(run),
         }
-        results.append(run.found(f"evaluate {each.name}", inputs, make))
+        results.append(run.found(f"evaluate {item.name}", inputs, make))
 
 
 def _machine(*backends: str) -> dict[str, Any]:
     """Return what a measurement depends on besides its config: the CPU, the cores of this process, and of each backend
     why it cannot run here ("not run" is no result once it can) and its fingerprint.
     """
-    found: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
+    results: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
     for name in backends:
         backend = make_backend(name)
-        found[name] = [backend.unavailable(), *backend.fingerprint()]
-    return found
+        results[name] = [backend.unavailable(), *backend.fingerprint()]
+    return results
 
 
-def _benchmark(made: list[Made], run: Run) -> dict[str, Any]:
+def _benchmark(built: list[Made], run: Run) -> dict[str, Any]:
     """All flatbuffers timed side by side."""
 
     def make(directory: Path) -> dict[str, Any]:
-        models = {each.name: each.content for each in made}
+        models = {item.name: item.content for item in built}
         # As many as `tfq benchmark` feeds: with more, the inputs would come out of a colder cache than there.
         first = next(run.test.pieces()).take(NUM_INPUTS)
         return evaluation.benchmark_models(models, run.config.benchmark, data=first, seed=run.config.seed).to_dict()
 
     inputs = {
-        "models": {each.name: artifacts.sha256(each.content) for each in made},
+        "models": {item.name: artifacts.sha256(item.content) for item in built},
         "benchmark": run.config.benchmark.to_dict(),
         "machine": _machine(run.config.benchmark.backend),
         **data_inputs(run),

@@ -111,14 +111,14 @@ def machine_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -
     """
     if codename is None:
         codename = os_release().get("VERSION_CODENAME", "")
-    found: list[AptSource] = []
+    results: list[AptSource] = []
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
         if path.suffix in (".list", ".sources") and path.is_file():
             text = path.read_text(errors="replace")
-            found += parse_deb822(text) if path.suffix == ".sources" else parse_one_line(text)
+            results += parse_deb822(text) if path.suffix == ".sources" else parse_one_line(text)
     suites = {suite.format(codename) for suite in SUITES}
     kept = []
-    for source in found:
+    for source in results:
         own = tuple(suite for suite in source.suites if suite in suites)
         components = tuple(component for component in source.components if component in COMPONENTS)
         if own and components and source.uris:
@@ -200,12 +200,13 @@ def run_command(command: Sequence[str], seconds: float, **settings: Any) -> subp
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds, **settings)
     except subprocess.TimeoutExpired as error:
-        told = " ".join(str(word) for word in command[:6])
+        message = " ".join(str(word) for word in command[:6])
         raise BackendError(
-            f"`{told} ...` did not end within {seconds:g} s and was stopped: is the network slow, or the machine busy? "
+            f"`{message} ...` did not end within {seconds:g} s and was stopped: is the network slow, or the machine "
+            f"busy? "
             "Try again",
             expected=seconds,
-            got=told,
+            got=message,
         ) from error
 
 
@@ -222,8 +223,8 @@ def _environment() -> dict[str, str]:
 
 def _reasons(*answers: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for answer in answers for line in answer.stderr.splitlines()]
-    told = [line for line in dict.fromkeys(lines) if line.startswith(("E:", "W:", "Err:"))]
-    return " | ".join((told or [line for line in lines if line])[-ERROR_LINES:]) or "apt gave no reason"
+    messages = [line for line in dict.fromkeys(lines) if line.startswith(("E:", "W:", "Err:"))]
+    return " | ".join((messages or [line for line in lines if line])[-ERROR_LINES:]) or "apt gave no reason"
 
 
 def require_tools() -> None:

@@ -88,8 +88,11 @@ class QemuBackend(Backend):
         """Return why it cannot count, if so, and the emulator that is installed."""
         from tfq.backends.qemu import sysroot
 
-        found = sysroot.find()
-        return [self.cannot_count(), None if found is None else [found.directory.name, found.qemu, found.counted_by]]
+        result = sysroot.find()
+        return [
+            self.cannot_count(),
+            None if result is None else [result.directory.name, result.qemu, result.counted_by],
+        ]
 
     def assess(self, request: RunRequest) -> BackendResult:
         """Run the request, without its timed runs, and count instructions if it asks for that.

@@ -37,13 +37,15 @@ def unavailable(cpu: str | None = None) -> str | None:
     if platform.machine() in ("aarch64", "arm64"):
         return ARM64_HOST
     try:
-        found = find()
+        result = find()
     except TfqError as error:
         return str(error)
-    if found is None:
+    if result is None:
         return f"the ARM emulator is not installed: install it with `{COMMAND}` (about 90 MB to download, no root)"
-    if cpu is not None and cpu not in found.cpus:
-        return f"this system's QEMU, {found.qemu}, does not know {cpu}: a newer release of the system has one that does"
+    if cpu is not None and cpu not in result.cpus:
+        return (
+            f"this system's QEMU, {result.qemu}, does not know {cpu}: a newer release of the system has one that does"
+        )
     return None
 
 
@@ -75,9 +77,9 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
     try:
         base.mkdir(exist_ok=True)
         with locked(base / ".lock"):
-            found = find()
-            if found is not None:
-                return _completed(found)
+            result = find()
+            if result is not None:
+                return _completed(result)
             for stale in base.glob(".build-*"):  # of a process that was killed: a living one would hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=base, prefix=".build-", ignore_cleanup_errors=True) as directory:
@@ -85,31 +87,31 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
                 (Path(directory) / "tree").rename(base / _key())
     except OSError as error:
         raise BackendError(f"cannot install the ARM emulator below {base}: {error}") from error
-    found = find()
-    if found is None:
+    result = find()
+    if result is None:
         raise BackendError(
             f"the ARM emulator is gone from {base} right after its installation: is something clearing it?"
         )
-    return found
+    return result
 
 
-def _completed(found: Sysroot) -> Sysroot:
+def _completed(result: Sysroot) -> Sysroot:
     """`found` with its plugin, where it has none yet and there is a compiler now."""
-    if found.counted_by or not machine_compilers():
-        return found
-    completed = add_plugin(found)
-    write_record(completed, **json.loads((found.directory / RECORD).read_text()))
+    if result.counted_by or not machine_compilers():
+        return result
+    completed = add_plugin(result)
+    write_record(completed, **json.loads((result.directory / RECORD).read_text()))
     return completed
 
 
 def cannot_count(cpu: str) -> str | None:
     """Why instructions on `cpu` cannot be counted as things are, and what to do about it; None when they can."""
     reason = unavailable(cpu)
-    found = None if reason else find()
-    if found is None or found.counted_by:
+    result = None if reason else find()
+    if result is None or result.counted_by:
         return reason
-    told = found.not_counted or f"it comes from an older tfq: say `{COMMAND}` again"
-    return f"the ARM emulator has no plugin that counts instructions: {told}"
+    message = result.not_counted or f"it comes from an older tfq: say `{COMMAND}` again"
+    return f"the ARM emulator has no plugin that counts instructions: {message}"
 
 
 def _key() -> str:

@@ -138,8 +138,8 @@ def add_plugin(sysroot: Sysroot, fetch_tcc: Callable[[], list[Path]] | None = No
                 reasons.append(f"{name} {reason}")
     except (BackendError, OSError) as error:
         reasons.append(str(error))
-    told = "; ".join(reasons) or "there is no C compiler"
-    return _without(sysroot, f"{told}: install one (cc), then say `{COMMAND}` again")
+    message = "; ".join(reasons) or "there is no C compiler"
+    return _without(sysroot, f"{message}: install one (cc), then say `{COMMAND}` again")
 
 
 def _without(sysroot: Sysroot, reason: str) -> Sysroot:
@@ -162,19 +162,19 @@ def _compilers(
 
 def _make(sysroot: Sysroot, compiler: list[str], directory: Path) -> str | None:
     """Compile, try, put in place; or why not."""
-    made = directory / "counting.so"
-    made.unlink(missing_ok=True)
-    options = [f"-DTFQ_MARKER={MARKER}", "-shared", "-fPIC", "-nostdlib", "-o", str(made)]
+    built = directory / "counting.so"
+    built.unlink(missing_ok=True)
+    options = [f"-DTFQ_MARKER={MARKER}", "-shared", "-fPIC", "-nostdlib", "-o", str(built)]
     try:
         answer = run_command([*compiler, *options, str(SOURCE)], COMPILE_SECONDS, text=True, errors="replace")
     except OSError as error:
         return f"cannot be started: {error.strerror or error}"
     except BackendError as error:
         return f"failed: {error}"
-    if answer.returncode or not made.is_file():
+    if answer.returncode or not built.is_file():
         return f"does not compile the plugin: {_complaint(answer)}"
     temporary = sysroot.plugin.with_name(".counting.so")
-    shutil.copyfile(made, temporary)
+    shutil.copyfile(built, temporary)
     os.replace(temporary, sysroot.plugin)
     return _try(sysroot, directory / "counts")
 
@@ -188,8 +188,8 @@ def _try(sysroot: Sysroot, counts: Path) -> str | None:
     lines = counts.read_text().splitlines() if counts.exists() else []
     marks = [int(line.split()[0]) for line in lines]
     if len(marks) != 2 or not 0 < marks[0] < marks[1]:
-        told = ", ".join(map(str, marks)) or "none"
-        return f"makes a plugin that does not count in QEMU {sysroot.qemu}: two marks gave {told}"
+        message = ", ".join(map(str, marks)) or "none"
+        return f"makes a plugin that does not count in QEMU {sysroot.qemu}: two marks gave {message}"
     return None
 
 
@@ -326,16 +326,16 @@ def _tried(sysroot: Sysroot) -> Sysroot:
     imports = "import ctypes, json, resource, time, numpy, ai_edge_litert.interpreter"
     answer = run_command([*sysroot.emulator(), "--version"], TRIAL_SECONDS, text=True)
     qemu = answer.stdout.partition("\n")[0].removeprefix("qemu-aarch64 version ")
-    working, told = [], ""
+    working, message = [], ""
     for cpu in sysroot.cpus:
         command = [*sysroot.command(cpu), "-c", imports]
         answer = run_command(command, TRIAL_SECONDS, text=True, env=sysroot.environment())
         if answer.returncode == 0:
             working.append(cpu)
         else:
-            told = f"exit code {answer.returncode} on {cpu}: {' | '.join(answer.stderr.splitlines()[-3:])}"
+            message = f"exit code {answer.returncode} on {cpu}: {' | '.join(answer.stderr.splitlines()[-3:])}"
     if not working:
-        raise BackendError(f"the ARM emulator does not run its Python: {told}")
+        raise BackendError(f"the ARM emulator does not run its Python: {message}")
     return replace(sysroot, qemu=qemu, cpus=tuple(working))
 
 
@@ -355,13 +355,13 @@ def _debian_architecture() -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    results: dict[str, str | None] = {}
     for name in WHEELS:
         try:
-            found[name] = importlib.metadata.version(name)
+            results[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            results[name] = None
+    return results
 
 
 def inputs() -> dict[str, Any]:

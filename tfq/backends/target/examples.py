@@ -150,19 +150,19 @@ class Worker:
         fed = list(zip(self.inputs, (session.filled_up(array, batch) for array in arrays), strict=True))
         set_tensor, get_tensor = self.interpreter.set_tensor, self.interpreter.get_tensor
         reset, invoke, clock = self.interpreter.reset_all_variables, self.interpreter.invoke, time.monotonic
-        found, more = [], []
+        result, more = [], []
         for start in range(0, count, batch):
             for index, array in fed:
                 set_tensor(index, array[start : start + batch])
             # Examples are independent: no state of a recurrent layer goes from one to the next.
             reset()
             invoke()
-            found.append(get_tensor(first))
+            result.append(get_tensor(first))
             if others:
                 more.append([get_tensor(index) for index in others])
             if clock() >= self.next_report:
                 self.alive()
-        outputs = [found, *zip(*more, strict=True)]
+        outputs = [result, *zip(*more, strict=True)]
         return [session.per_example(values, batch)[:count] for values in outputs]
 
     def alive(self):

@@ -130,7 +130,7 @@ class Profiled:
     def _buffers(self, side, values):
         """A buffer for each input or output of the signature; inputs are filled by the index of their tensor."""
         count = self.library.get(f"LiteRtGetNumSignature{side}s", self.signature, type=ctypes.c_size_t)
-        made = []
+        built = []
         for place in map(ctypes.c_size_t, range(count)):
             tensor = self.library.get(f"LiteRtGetSignature{side}TensorByIndex", self.signature, place)
             type = RankedType()
@@ -145,8 +145,8 @@ class Profiled:
             )
             if values is not None:
                 self._fill(buffer, values[self._index(tensor)])
-            made.append(buffer)
-        return (Pointer * count)(*made)
+            built.append(buffer)
+        return (Pointer * count)(*built)
 
     def _index(self, tensor):
         return self.library.get("LiteRtGetTensorIndex", tensor, type=ctypes.c_uint32)

@@ -68,9 +68,9 @@ def prepare_inputs(interpreter, details, inputs):
         shapes = [detail["shape"].tolist() for detail in details]
         raise InputMismatch(f"the model's inputs have shapes {shapes}: wanted one batch dimension in front of all")
     for detail, array in zip(details, inputs, strict=True):
-        told = f"input {detail['name']!r}"
+        message = f"input {detail['name']!r}"
         if array.dtype != detail["dtype"]:
-            raise InputMismatch(f"{told} takes {np.dtype(detail['dtype'])}, got {array.dtype}")
+            raise InputMismatch(f"{message} takes {np.dtype(detail['dtype'])}, got {array.dtype}")
         shape, signature = detail["shape"].tolist(), detail["shape_signature"].tolist()
         wanted = [batch, *array.shape[1:]]
         if len(signature) != len(shape):
@@ -80,7 +80,7 @@ def prepare_inputs(interpreter, details, inputs):
             free in (-1, size) for size, free in zip(wanted, signature, strict=True)
         )
         if not fits:
-            raise InputMismatch(f"{told} takes shape {shape} (batch first), got examples of {list(array.shape[1:])}")
+            raise InputMismatch(f"{message} takes shape {shape} (batch first), got examples of {list(array.shape[1:])}")
         if wanted != shape:
             interpreter.resize_tensor_input(detail["index"], wanted)
     interpreter.allocate_tensors()

@@ -128,16 +128,16 @@ def output_range(layer: Any) -> tuple[float, float] | None:
 
 def output_variables(layer: Any) -> dict[str, Any] | None:
     """The "min_var" and "max_var" of `output_range`; None where it is fixed, or there is none."""
-    found: Any = None
+    result: Any = None
     if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):
-        found = layer.quantizer_vars
+        result = layer.quantizer_vars
     elif isinstance(layer, _module("quantization.keras.quantize_wrapper").QuantizeWrapper):
         if layer._output_quantizers:
-            found = layer._output_quantizer_vars
+            result = layer._output_quantizer_vars
         else:
-            held = [each for each in layer._quantize_activations if each is layer.layer.activation]
-            found = getattr(held[0], "_post_activation_vars", None) if held else None
-    return found if found and "min_var" in found else None
+            held = [item for item in layer._quantize_activations if item is layer.layer.activation]
+            result = getattr(held[0], "_post_activation_vars", None) if held else None
+    return result if result and "min_var" in result else None
 
 
 def inner_range(layer: Any, attribute: str) -> tuple[float, float] | None:

@@ -37,12 +37,12 @@ def codes_in_flatbuffer(model: bytes) -> dict[str, int]:
     A layer inside a model goes by its own name, and a weight that no layer is known of by its tensor's; of a layer with
     several kernels the most. Left out: float weights, and what is stored sparse.
     """
-    found: dict[str, int] = {}
+    results: dict[str, int] = {}
     for weight, tensor in stored_weights(model):
         if weight.dtype.startswith("int"):
             name = weight.keras_layer or weight.tensor
-            found[name] = max(found.get(name, 0), int(np.unique(constant_values(model, tensor)).size))
-    return found
+            results[name] = max(results.get(name, 0), int(np.unique(constant_values(model, tensor)).size))
+    return results
 
 
 # Of fewer weights a cluster, on average, the codebook would be as large as what it saves.
@@ -78,9 +78,9 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
         )
     reasons = reasons_by_layer(model, lambda layer: _why_not(layer, config))
     if None not in reasons.values():
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        message = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise InputError(
-            f"cluster: no layer of {model.name!r} can be clustered: {told}",
+            f"cluster: no layer of {model.name!r} can be clustered: {message}",
             field="model",
             expected="a layer that can be clustered",
             got=model.name,
@@ -127,7 +127,7 @@ def cluster_model(
         ]
         for name in plan.clustered
     }
-    callback = _clustering_callback([book for each in books.values() for book in each], config.end_step)
+    callback = _clustering_callback([book for item in books.values() for book in item], config.end_step)
     with contextlib.ExitStack() as around:
         student = trained
         if config.distillation.enabled:
@@ -140,12 +140,12 @@ def cluster_model(
 
 def measure_clusters(model: Any) -> dict[str, int]:
     """Layer name, as in `measure_sparsity` -> how many codes its kernels have in int8; of clustered layers alone."""
-    found = {}
+    results = {}
     for name, layer in named_layers(model):
         counts = [count for kernel in kernels_of(layer) if (count := _clusters(kernel, layer))]
         if counts:
-            found[name_before(name, layer)] = max(counts)
-    return found
+            results[name_before(name, layer)] = max(counts)
+    return results
 
 
 def keep_clusters(model: Any) -> Any:
@@ -227,8 +227,8 @@ def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
 def _cluster_again(books: Mapping[str, list[Codebook]], clusters: int) -> None:
     """Weights of an earlier epoch stay as they are: clustered. Others (averages of several) are clustered once more."""
     moved = []
-    for name, each in books.items():
-        for book in each:
+    for name, item in books.items():
+        for book in item:
             if (count := book.codes()) is None or count > clusters:
                 book.step(reassign=True)
                 moved.append(name)

@@ -120,10 +120,10 @@ def count_codes(kernel: NDArray, channel_axis: int | None) -> int | None:
     """How many codes a kernel has in int8, all channels together; None where its values lie between codes."""
     rows = _rows(kernel, channel_axis).numpy()
     largest = np.abs(rows).max(axis=1, keepdims=True)
-    codes = np.divide(rows * _CODES, largest, out=np.zeros_like(rows), where=largest > 0)
-    if np.abs(codes - np.rint(codes)).max(initial=0) > _OFF:
+    quantized = np.divide(rows * _CODES, largest, out=np.zeros_like(rows), where=largest > 0)
+    if np.abs(quantized - np.rint(quantized)).max(initial=0) > _OFF:
         return None
-    return int(np.unique(np.rint(codes)).size)
+    return int(np.unique(np.rint(quantized)).size)
 
 
 def _rows(kernel: Any, axis: int | None) -> Any:
@@ -142,35 +142,35 @@ def _kernel(rows: Any, shape: Sequence[int], axis: int | None) -> Any:
     if axis is None:
         return tf.reshape(rows, shape)
     axes = _order(len(shape), axis)
-    return tf.transpose(tf.reshape(rows, [shape[each] for each in axes]), np.argsort(axes))
+    return tf.transpose(tf.reshape(rows, [shape[item] for item in axes]), np.argsort(axes))
 
 
 def _order(rank: int, axis: int) -> list[int]:
     axis %= rank
-    return [axis, *(each for each in range(rank) if each != axis)]
+    return [axis, *(item for item in range(rank) if item != axis)]
 
 
 def _found(rows: NDArray) -> tuple[NDArray, NDArray]:
     """(scales, levels) of a kernel that is clustered."""
     scales = _widths(rows)
-    codes = np.unique(np.rint(rows / scales[:, None] * _CODES))
-    return scales, (np.union1d(codes, [-_CODES, _CODES]) / _CODES).astype(np.float32)
+    quantized = np.unique(np.rint(rows / scales[:, None] * _CODES))
+    return scales, (np.union1d(quantized, [-_CODES, _CODES]) / _CODES).astype(np.float32)
 
 
 def _begin(rows: NDArray, clusters: int) -> tuple[NDArray, NDArray]:
     """(scales, levels): the best of a few k-means that begin with scales of different widths."""
     ends = [-1.0, 0.0, 1.0] if (rows == 0).any() else [-1.0, 1.0]
-    found = []
-    for share in _SHARES:
-        scales = _widths(rows) * np.float32(share)
+    results = []
+    for fraction in _SHARES:
+        scales = _widths(rows) * np.float32(fraction)
         levels = np.union1d(ends, _dense(rows / scales[:, None], clusters - len(ends))).astype(np.float32)
         fixed = np.isin(levels, ends)
         for _ in range(_SWEEPS):
             nearest = nearest_levels(rows, scales, levels)
-            levels, scales = (np.asarray(each) for each in least_squares(rows, scales, levels, nearest, fixed))
+            levels, scales = (np.asarray(item) for item in least_squares(rows, scales, levels, nearest, fixed))
         chosen = levels[np.asarray(nearest_levels(rows, scales, levels))]
-        found.append((float(np.square(rows - scales[:, None] * chosen).sum()), scales, levels))
-    _, scales, levels = min(found, key=lambda each: each[0])
+        results.append((float(np.square(rows - scales[:, None] * chosen).sum()), scales, levels))
+    _, scales, levels = min(results, key=lambda item: item[0])
     return scales, levels
 
 

@@ -100,10 +100,10 @@ class _Comparison:
         shapes = self._shapes(list({value for values in named.values() for value in values}), examples)
         matches, self._skipped = match(self._graph, self._reference, named, shapes)
         check_origin(matches, named, traced.model.name)
-        self._layers = [LayerTally(each) for each in matches]
+        self._layers = [LayerTally(item) for item in matches]
         self._outputs = output_tallies(self._parsed)
-        self._exposed, self._places = tflite.expose_tensors(model, [each.tensor.index for each in matches])
-        self._values = sum(each.numbers for each in matches)
+        self._exposed, self._places = tflite.expose_tensors(model, [item.tensor.index for item in matches])
+        self._values = sum(item.numbers for item in matches)
         self._num_examples = self._unlike = 0
 
     def add(self, split: Split) -> None:
@@ -115,15 +115,15 @@ class _Comparison:
                 answers, exposed = self._run(self._model, inputs), self._run(self._exposed, inputs)
                 # Users run it with nothing exposed: were the kernels others then, its answers would be.
                 self._unlike += sum(int((a != b).sum()) for a, b in zip(answers, exposed, strict=False))
-                codes = dict(zip((*self._graph.inputs, *self._places), (*inputs, *exposed), strict=True))
+                quantized = dict(zip((*self._graph.inputs, *self._places), (*inputs, *exposed), strict=True))
                 decoded = decode_outputs(self._parsed, answers)
                 step = min(_LARGEST_BATCH, max(1, _FLOAT_BYTES // (16 * self._values)))
                 for start in range(0, part.num_examples, step):
                     chosen = slice(start, start + step)
                     fed = [array[chosen] for array in self._bound(part)]
-                    chosen_codes = {index: array[chosen] for index, array in codes.items()}
-                    given, layers = self._compare(own, local, fed, chosen_codes)
-                    for tally, wanted, got in zip(self._outputs, given, decoded, strict=True):
+                    chosen_codes = {index: array[chosen] for index, array in quantized.items()}
+                    provided, layers = self._compare(own, local, fed, chosen_codes)
+                    for tally, wanted, got in zip(self._outputs, provided, decoded, strict=True):
                         tally.add(wanted, np.asarray(got[chosen], np.float32), layers)
                 self._num_examples += part.num_examples
 
@@ -149,7 +149,7 @@ class _Comparison:
     def _shapes(self, values: list[str], examples: Split) -> dict[str, tuple[int, ...]]:
         """That of each of the QAT model's values for one example; not of conditions, and of what examples share."""
         with self._reference.evaluator() as own:
-            one, all_of_them = (own.run(values, self._bound(each)) for each in (examples.take(1), examples))
+            one, all_of_them = (own.run(values, self._bound(item)) for item in (examples.take(1), examples))
         return {
             value: first.shape
             for value, first, all_values in zip(values, one, all_of_them, strict=True)
@@ -167,12 +167,12 @@ class _Comparison:
             for layer in self._layers
             if layer.match.op == "input" and layer.match.rounded and layer.match.wanted_grid is None
         ]
-        values = own.run([each.value for each in rounded], self._bound(part)) if rounded else []
-        for each, value in zip(rounded, values, strict=True):
-            like, tensor = arrays[each.tensor.index], each.tensor
-            codes = np.rint(value / np.float64(tensor.scale[0])) + tensor.zero_point[0]
+        values = own.run([item.value for item in rounded], self._bound(part)) if rounded else []
+        for item, value in zip(rounded, values, strict=True):
+            like, tensor = arrays[item.tensor.index], item.tensor
+            quantized = np.rint(value / np.float64(tensor.scale[0])) + tensor.zero_point[0]
             limits = np.iinfo(like.dtype)
-            arrays[tensor.index] = np.clip(codes, limits.min, limits.max).astype(like.dtype).reshape(like.shape)
+            arrays[tensor.index] = np.clip(quantized, limits.min, limits.max).astype(like.dtype).reshape(like.shape)
         return tuple(arrays.values())
 
     def _compare(
@@ -180,17 +180,17 @@ class _Comparison:
     ) -> tuple[list[NDArray], dict[int, NDArray]]:
         """Adds a batch to every layer; gives the QAT model's outputs in the flatbuffer's order, values by tensor."""
         values = [layer.match.value for layer in self._layers]
-        found = own.run([*values, *self._answers], fed)
+        result = own.run([*values, *self._answers], fed)
         arrays = [codes[layer.match.tensor.index] for layer in self._layers]
         reals = [
             layer.reals(array).reshape(wanted.shape)
-            for layer, array, wanted in zip(self._layers, arrays, found, strict=False)
+            for layer, array, wanted in zip(self._layers, arrays, result, strict=False)
         ]
         predicted = local.run(values, fed, reals)
-        for layer, array, wanted, expected in zip(self._layers, arrays, found, predicted, strict=False):
+        for layer, array, wanted, expected in zip(self._layers, arrays, result, predicted, strict=False):
             layer.add(array, wanted, expected)
         indices = [layer.match.tensor.index for layer in self._layers]
-        return found[len(values) :], dict(zip(indices, found, strict=False))
+        return result[len(values) :], dict(zip(indices, result, strict=False))
 
     def _bound(self, split: Split) -> list[NDArray]:
         return bind_inputs(split.inputs, self._traced.input_names)

@@ -60,8 +60,8 @@ class ReferenceGraph:
 
         output: which output of an op that has several, where the name does not tell.
         """
-        found = {self._value_named(part, output) for part in tensor_name.split(";")}
-        return sorted((value for value in found if value), key=self._order_of)
+        results = {self._value_named(part, output) for part in tensor_name.split(";")}
+        return sorted((value for value in results if value), key=self._order_of)
 
     def computed(self, value: str) -> str:
         """What `value` is before any fake quantization and what passes its input on."""
@@ -71,16 +71,16 @@ class ReferenceGraph:
 
     def forms(self, value: str) -> list[str]:
         """`value` and each fake quantization of it, in the order of the graph."""
-        found, pending = {value}, [value]
+        result, pending = {value}, [value]
         while pending:
             known = pending.pop()
             for name in self._consumers.get(known, ()):
                 consumer = f"{name}:0"
                 if self._is_fake_quant(consumer):
-                    found.add(consumer)
+                    result.add(consumer)
                 if self._is_fake_quant(consumer) or self._passed_on(consumer) == known:
                     pending.append(consumer)
-        return sorted(found, key=self._order_of)
+        return sorted(result, key=self._order_of)
 
     def grid(self, value: str) -> tuple[float, float] | None:
         """(scale, zero_point) that an int8 tensor of this 8-bit fake quantization has; None of other values.
@@ -278,15 +278,15 @@ def code_tensors(graph: Subgraph) -> Iterator[tuple[Tensor, str, int]]:
 
 def candidates(graph: Subgraph, reference: ReferenceGraph, inputs: Sequence[str]) -> dict[int, list[str]]:
     """Tensor index -> values that it may stand for, in the order of the graph. inputs: that of each input."""
-    found = {}
+    results = {}
     for tensor, op, place in code_tensors(graph):
         if tensor.dtype not in _CODES or not tensor.is_quantized:
             continue
         if op == "input":
-            found[tensor.index] = [inputs[place]]
+            results[tensor.index] = [inputs[place]]
         else:
-            found[tensor.index] = reference.named_in(tensor.name, place)
-    return found
+            results[tensor.index] = reference.named_in(tensor.name, place)
+    return results
 
 
 def match(
@@ -400,7 +400,7 @@ def _off_grid(graph: Subgraph, grids: Mapping[int, tuple[float, float]]) -> dict
             for index in tied:
                 ties.setdefault(index, set()).update(tied)
     good = {index for index, grid in grids.items() if _on_grid(graph.tensors[index], grid)}
-    found = {}
+    results = {}
     for index in set(grids) - good:
         seen, pending = {index}, [index]
         while pending:
@@ -409,8 +409,8 @@ def _off_grid(graph: Subgraph, grids: Mapping[int, tuple[float, float]]) -> dict
                     seen.add(other)
                     pending.append(other)
         if not seen & good:
-            found[index] = grids[index]
-    return found
+            results[index] = grids[index]
+    return results
 
 
 def _cut_off(graph: Subgraph) -> set[int]:
@@ -448,7 +448,7 @@ def _layers(value: str, cuts: list[str], reference: ReferenceGraph, name: str) -
 
 
 def _numbers(graph: Subgraph, tensor: Tensor) -> int:
-    shapes = [each.shape for each in graph.input_tensors if each.shape]
+    shapes = [item.shape for item in graph.input_tensors if item.shape]
     return math.prod(tensor.shape) // max(1, shapes[0][0] if shapes else 1)
 
 
@@ -458,7 +458,7 @@ def _same_order(graph: Subgraph, tensor: Tensor, shape: tuple[int, ...]) -> bool
     By what is counted of them from the last axis on: (4, 6, 1) and (1, 24) are one order, (4, 6) and (6, 4) two.
     """
     numbers = _numbers(graph, tensor)
-    ours, theirs = ({count for count in _from_the_end(each) if count < numbers} for each in (tensor.shape, shape))
+    ours, theirs = ({count for count in _from_the_end(item) if count < numbers} for item in (tensor.shape, shape))
     return math.prod(shape) == numbers and (ours <= theirs or theirs <= ours)
 
 

@@ -141,28 +141,28 @@ class QATParity:
     @property
     def largest_margin_lsb(self) -> float:
         """The QAT model's largest lead, in LSB of the output, where the flatbuffer says another class; else 0."""
-        return max((each.margin_lsb for output in self.outputs for each in output.disagreements), default=0.0)
+        return max((item.margin_lsb for output in self.outputs for item in output.disagreements), default=0.0)
 
     def missed(self, *, min_logit_sqnr_db: float = 20.0, max_margin_lsb: float = 4.0) -> tuple[str, ...]:
         """What keeps the flatbuffer from computing what the QAT model does; empty where it does.
 
         Every disagreement in top-1 must be one where the QAT model's lead is below max_margin_lsb.
         """
-        found = []
+        results = []
         for output in self.outputs:
             if not output.logit_sqnr_db >= min_logit_sqnr_db:
-                found.append(
+                results.append(
                     f"output {output.name!r}: SQNR of the {output.logits_of} {output.logit_sqnr_db:.1f} dB, "
                     f"wanted at least {min_logit_sqnr_db:g}"
                 )
-            clear = [each for each in output.disagreements if not each.margin_lsb < max_margin_lsb]
+            clear = [item for item in output.disagreements if not item.margin_lsb < max_margin_lsb]
             if clear:
-                worst = max(clear, key=lambda each: each.margin_lsb)
-                found.append(
+                worst = max(clear, key=lambda item: item.margin_lsb)
+                results.append(
                     f"output {output.name!r}: {len(clear)} example(s) get another class though the QAT model's lead is "
                     f"{max_margin_lsb:g} LSB or more (example {worst.example}: {worst.margin_lsb:.1f} LSB)"
                 )
-        return tuple(found)
+        return tuple(results)
 
     def require(self, *, min_logit_sqnr_db: float = 20.0, max_margin_lsb: float = 4.0) -> None:
         """Raises RequirementError with what is `missed` and the layer that departs first."""
@@ -212,7 +212,7 @@ class QATParity:
         ]
         lines = aligned(rows, left=2)
         held = {name for layer in self.layers for name in layer.layers}
-        lines += ["", self.told_departure(), *(f"  {each.layer}: {each.departs}" for each in self.departures[1:])]
+        lines += ["", self.told_departure(), *(f"  {item.layer}: {item.departs}" for item in self.departures[1:])]
         lines += [_told_output(output, self.num_examples) for output in self.outputs]
         lines += [f"not compared: {name}: {reason}" for name, reason in self.skipped.items() if name not in held]
         return "\n".join([*lines, *self.notes])
@@ -221,32 +221,32 @@ class QATParity:
         """The first departure with its reason; where there is none, where most noise comes in."""
         first, noisy = self.first_departure, self.noisiest
         if first is None:
-            told = f"no layer departs from the QAT model by more than {self.tolerance_lsb:g} LSB by itself"
-            told += f"; most noise comes in at {noisy.layer} ({noisy.op}), {noisy.local_sqnr_db:.1f} dB"
-            return told if noisy.fake_quantized else f"{told}: the QAT model does not round there"
+            message = f"no layer departs from the QAT model by more than {self.tolerance_lsb:g} LSB by itself"
+            message += f"; most noise comes in at {noisy.layer} ({noisy.op}), {noisy.local_sqnr_db:.1f} dB"
+            return message if noisy.fake_quantized else f"{message}: the QAT model does not round there"
         return f"first departure: {first.layer} ({first.op}, tensor {first.tensor}): {first.departs}"
 
 
 def _told_output(output: OutputParity, num_examples: int) -> str:
-    told = f"output {output.name}: SQNR {output.sqnr_db:.1f} dB"
+    message = f"output {output.name}: SQNR {output.sqnr_db:.1f} dB"
     if output.logits_of != "output":
-        told += f", of the {output.logits_of} {output.logit_sqnr_db:.1f} dB"
+        message += f", of the {output.logits_of} {output.logit_sqnr_db:.1f} dB"
     if output.top1_agreement is None:
-        return told
-    told += f", same class in {output.top1_agreement:.2%} of {num_examples} examples"
+        return message
+    message += f", same class in {output.top1_agreement:.2%} of {num_examples} examples"
     if output.disagreements:
-        margin = max(each.margin_lsb for each in output.disagreements)
-        told += f", where not the QAT model's lead is at most {margin:.1f} LSB"
-        logits = [each.logit_margin_lsb for each in output.disagreements if each.logit_margin_lsb is not None]
-        told += f" ({max(logits):.1f} LSB of the logits)" if logits else ""
-    return told
+        margin = max(item.margin_lsb for item in output.disagreements)
+        message += f", where not the QAT model's lead is at most {margin:.1f} LSB"
+        logits = [item.logit_margin_lsb for item in output.disagreements if item.logit_margin_lsb is not None]
+        message += f" ({max(logits):.1f} LSB of the logits)" if logits else ""
+    return message
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
@@ -315,27 +315,27 @@ class LayerTally:
 
     def record(self, tolerance_lsb: float) -> LayerParity:
         """What was found, and whether the layer departs."""
-        tensor, grid, told = self.match.tensor, self.match.wanted_grid, None
+        tensor, grid, message = self.match.tensor, self.match.wanted_grid, None
         if grid:
             offset = 128 if tensor.dtype == "uint8" else 0
-            told = (
+            message = (
                 f"scale {self.scale:.6g} and zero_point {self.zero_point} are not those of the range that the QAT "
                 f"model rounds to there, {grid[0]:.6g} and {round(grid[1]) + offset}"
             )
         elif self._numberless:
-            told = (
+            message = (
                 f"given the flatbuffer's values, the QAT model computes infinity or NaN in {self._numberless:,} of "
                 f"{self._values:,} places: what is small there has no code but that of 0"
             )
         elif self._local_largest > tolerance_lsb + _FLOAT_SLACK_LSB:
-            told = (
+            message = (
                 f"given the same inputs, it is up to {self._local_largest:.1f} LSB from what the QAT model computes "
                 f"(mean {self._local_distance / self._values:.3f})"
             )
             if self._step < 0.999 * self.scale:
-                told += f": it rounds to steps of {self.scale:.4g}, the QAT model to steps of {self._step:.4g}"
+                message += f": it rounds to steps of {self.scale:.4g}, the QAT model to steps of {self._step:.4g}"
             elif not self.match.step:
-                told += ": the QAT model has no fake quantization there"
+                message += ": the QAT model has no fake quantization there"
         return LayerParity(
             layer=self.match.layer,
             layers=self.match.layers,
@@ -352,7 +352,7 @@ class LayerTally:
             local_max_lsb=math.inf if self._numberless else self._local_largest,
             local_mean_lsb=self._local_distance / max(1, self._values - self._numberless),
             local_sqnr_db=self._local_noise.sqnr_db,
-            departs=told,
+            departs=message,
         )
 
     def _check_number(self, own: NDArray) -> None:

@@ -54,7 +54,7 @@ def layer_adaptive(kernels: Mapping[str, Sequence[NDArray]], final_sparsity: flo
     if not count:
         return dict.fromkeys(kernels, 0.0)
     threshold = ordered[count - 1]
-    return {name: min(HIGHEST, float((each <= threshold).mean())) for name, each in scores.items()}
+    return {name: min(HIGHEST, float((item <= threshold).mean())) for name, item in scores.items()}
 
 
 def _scores(kernel: NDArray) -> NDArray[np.float64]:
@@ -163,10 +163,10 @@ def chosen_sparsities(config: PruneConfig, reasons: Mapping[str, str | None]) ->
 
 
 def _check_m_by_n(config: PruneConfig) -> None:
-    told = f"sparsity_m_by_n={_listed(config.sparsity_m_by_n)}"
+    message = f"sparsity_m_by_n={_listed(config.sparsity_m_by_n)}"
     if len(config.sparsity_m_by_n) != 2 or config.sparsity_m_by_n[0] >= config.sparsity_m_by_n[1]:
         raise InputError(
-            f"prune: {told}: wanted m,n with m below n, as in 2,4: two zeros in every four weights",
+            f"prune: {message}: wanted m,n with m below n, as in 2,4: two zeros in every four weights",
             field="compression.prune.sparsity_m_by_n",
             expected="m,n with m below n",
             got=config.sparsity_m_by_n,
@@ -174,14 +174,14 @@ def _check_m_by_n(config: PruneConfig) -> None:
     zeros, group = config.sparsity_m_by_n
     if block_size(config) != (1, 1):
         raise InputError(
-            f"prune: {told} with block_size: a mask has one form: leave one of them out",
+            f"prune: {message} with block_size: a mask has one form: leave one of them out",
             field="compression.prune.block_size",
             expected=(),
             got=config.block_size,
         )
     if config.allocation != "uniform":
         raise InputError(
-            f"prune: {told} with allocation={config.allocation}: m:n makes every layer {zeros / group:g} sparse and "
+            f"prune: {message} with allocation={config.allocation}: m:n makes every layer {zeros / group:g} sparse and "
             f"leaves "
             "nothing to choose: leave one of them out",
             field="compression.prune.allocation",
@@ -190,7 +190,8 @@ def _check_m_by_n(config: PruneConfig) -> None:
         )
     if config.targets:
         raise InputError(
-            f"prune: {told} with targets: m:n makes every layer {zeros / group:g} sparse: leave the targets out, and "
+            f"prune: {message} with targets: m:n makes every layer {zeros / group:g} sparse: leave the targets out, "
+            f"and "
             "name in `layers` the layers to prune",
             field="compression.prune.targets",
             expected=(),
@@ -198,7 +199,8 @@ def _check_m_by_n(config: PruneConfig) -> None:
         )
     if config.final_sparsity not in (_default("final_sparsity"), zeros / group):
         raise InputError(
-            f"prune: {told} with final_sparsity={config.final_sparsity:g}: {zeros} zeros in every {group} weights are "
+            f"prune: {message} with final_sparsity={config.final_sparsity:g}: {zeros} zeros in every {group} weights "
+            f"are "
             f"{zeros / group:g}: leave final_sparsity out, or choose another m,n",
             field="compression.prune.final_sparsity",
             expected=zeros / group,
@@ -207,7 +209,8 @@ def _check_m_by_n(config: PruneConfig) -> None:
     wrong = [name for name in _GRADUAL if getattr(config, name) != _default(name)]
     if wrong:
         raise InputError(
-            f"prune: {told} with {', '.join(wrong)}: these masks are made once, in begin_step, and do not grow: leave "
+            f"prune: {message} with {', '.join(wrong)}: these masks are made once, in begin_step, and do not grow: "
+            f"leave "
             f"{'it' if len(wrong) == 1 else 'them'} out",
             field=f"compression.prune.{wrong[0]}",
             expected=_default(wrong[0]),

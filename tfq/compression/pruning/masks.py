@@ -45,7 +45,7 @@ class Schedule:
     def is_due(self, step: int, before: int | None = None) -> bool:
         """Whether masks are updated in `step`, or in a step after `before` that nobody looked at; None: step alone."""
         begin = step - 1 if before is None else before
-        return any(self._updates(each) for each in range(begin + 1, step + 1))
+        return any(self._updates(item) for item in range(begin + 1, step + 1))
 
     def sparsity(self, step: int, final: float | None = None) -> float:
         """The sparsity after the update in `step`, of a layer whose final_sparsity is `final` (None: the config's)."""
@@ -90,7 +90,7 @@ class Masks:
         import tensorflow as tf
 
         self.pairs = {
-            name: [(each, tf.Variable(tf.ones_like(each), trainable=False)) for each in variables]
+            name: [(item, tf.Variable(tf.ones_like(item), trainable=False)) for item in variables]
             for name, variables in weights.items()
         }
         self._sparsities = {name: tf.Variable(0.0, trainable=False) for name in weights}

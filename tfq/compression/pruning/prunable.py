@@ -23,7 +23,7 @@ def prunable_weights(layer: Any) -> list[Any] | None:
     for facts in inherited_facts(layer):
         if facts.wraps:
             inside = [getattr(layer, name) for name in facts.wraps]
-            parts = [prunable_weights(part) for each in inside for part in (each if isinstance(each, list) else [each])]
+            parts = [prunable_weights(part) for item in inside for part in (item if isinstance(item, list) else [item])]
             return None if None in parts else [weight for part in parts if part for weight in part]
         if isinstance(facts.prunable, str):
             return []

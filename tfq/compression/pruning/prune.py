@@ -148,10 +148,10 @@ def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None
         )
     form = "sparsity_m_by_n" if config.sparsity_m_by_n else "block_size"
     plain = layer_reasons(model, PruneConfig())
-    told = [f"{name}: {reasons[name]}" for name, reason in plain.items() if reason is None]
+    messages = [f"{name}: {reasons[name]}" for name, reason in plain.items() if reason is None]
     raise InputError(
         f"prune: no layer of {model.name!r} can have {form}={','.join(map(str, getattr(config, form)))}: leave it out. "
-        + "; ".join(told),
+        + "; ".join(messages),
         field=f"compression.prune.{form}",
         got=getattr(config, form),
     )
@@ -162,14 +162,14 @@ def _why_not_chosen(name: str, config: PruneConfig) -> str:
 
 
 def _m_by_n_sparsities(model: Any, chosen: Mapping[str, float], m: int, n: int) -> dict[str, float]:
-    found = {}
+    results = {}
     for name, layer in named_layers(model):
         if name in chosen:
             shapes = [tuple(weight.shape) for weight in prunable_weights(layer) or []]
             sizes = [int(np.prod(shape)) for shape in shapes]
             zeros = sum(size * m_by_n_sparsity(shape, m, n) for size, shape in zip(sizes, shapes, strict=True))
-            found[name] = zeros / sum(sizes)
-    return found
+            results[name] = zeros / sum(sizes)
+    return results
 
 
 def _warn_of_weights_put_back(masks: Masks) -> None:

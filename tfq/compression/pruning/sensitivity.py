@@ -99,7 +99,7 @@ def sensitivity(
     clone, _ = cloned(model)
     inputs = _inputs(clone, calibration, limit)
     wanted = _logits(clone, inputs)
-    power = [float(np.mean((each - each.mean(axis=0)) ** 2)) for each in wanted]
+    power = [float(np.mean((item - item.mean(axis=0)) ** 2)) for item in wanted]
     if not all(value > 0 and np.isfinite(value) for value in power):
         raise InputError(
             f"sensitivity: {model.name!r} answers all {len(wanted[0])} examples alike, or not with finite numbers: "
@@ -193,8 +193,8 @@ def _inputs(model: Any, calibration: Any, limit: int) -> Any:
             got=1,
         )
     arrays = bind_inputs(examples.inputs, model.input_names)
-    given = [tf.cast(array, tensor.dtype) for array, tensor in zip(arrays, model.inputs, strict=True)]
-    return given if len(given) > 1 else given[0]
+    provided = [tf.cast(array, tensor.dtype) for array, tensor in zip(arrays, model.inputs, strict=True)]
+    return provided if len(provided) > 1 else provided[0]
 
 
 def _pruned_outputs(model: Any, inputs: Any, masks: Masks, levels: Sequence[float]) -> Any:

@@ -63,14 +63,14 @@ def groups_in_flatbuffer(model: bytes, m: int, n: int) -> dict[str, float]:
         groups = [is_zero[:, start : start + n] for start in range(0, tensor.shape[-1], n)]
         holds = [(~group).sum(axis=1) <= n - m for group in groups]
         kept.setdefault(weight.keras_layer or weight.tensor, []).extend(np.concatenate(holds).tolist())
-    return {name: float(np.mean(each)) for name, each in kept.items()}
+    return {name: float(np.mean(item)) for name, item in kept.items()}
 
 
 def stored_weights(model: bytes) -> Iterator[tuple[Weight, Tensor]]:
     """The weights of a `.tflite` whose values can be read as numbers, each with its tensor."""
     parsed = read(model)
     tensors = {tensor.name: tensor for graph in parsed.subgraphs for tensor in graph.tensors if tensor.is_constant}
-    yield from ((each, tensors[each.tensor]) for each in audit_model(model).weights if each.zeros is not None)
+    yield from ((item, tensors[item.tensor]) for item in audit_model(model).weights if item.zeros is not None)
 
 
 def keep_zeros(model: Any, layers: Collection[str]) -> Any:
@@ -103,10 +103,10 @@ def name_before(name: str, layer: Any) -> str:
 def kernels_of(layer: Any) -> list[Any]:
     """The kernels of a layer by their names, whatever QAT has put around it, and what a custom one says it has."""
     inner = layer.layer if _is_wrapper(layer) else layer
-    told = list(inner.get_prunable_weights()) if hasattr(inner, "get_prunable_weights") else []
-    seen = {id(weight) for weight in told}
+    message = list(inner.get_prunable_weights()) if hasattr(inner, "get_prunable_weights") else []
+    seen = {id(weight) for weight in message}
     named = (weight for weight in layer.weights if _last_part(weight.name) in KERNELS)
-    return [*told, *(weight for weight in named if id(weight) not in seen)]
+    return [*message, *(weight for weight in named if id(weight) not in seen)]
 
 
 def _last_part(name: str) -> str:
@@ -120,4 +120,4 @@ def _is_wrapper(layer: Any) -> bool:
 def _fraction(weights: list[Weight]) -> float | None:
     zeros = [weight.zeros for weight in weights]
     values = sum(weight.values for weight in weights)
-    return sum(each for each in zeros if each is not None) / values if None not in zeros and values else None
+    return sum(item for item in zeros if item is not None) / values if None not in zeros and values else None

@@ -61,28 +61,28 @@ def round_biases(model: Any) -> int:
 def _round(layer: Any, bound: NDArray | None) -> bool:
     inner = tfmot_symbols.wrapped(layer)
     if kind(inner) == "ConvolvedBatchNormalization":
-        bound, behind = np.ones(1), inner
+        bound, after = np.ones(1), inner
     elif bound is not None:
-        behind = _folded(layer)
+        after = _folded(layer)
     if bound is None or (input_step := _input_step(layer)) is None:
         return False
     own = np.asarray(inner.bias, np.float64) if getattr(inner, "use_bias", False) else np.zeros(1)
-    factor, offset = _affine(behind)
+    factor, offset = _affine(after)
     total = own * factor + offset
     step = input_step * bound / _WEIGHT_STEPS * np.abs(factor)
     # A factor of zero leaves nothing to round: the whole channel is its offset.
     rounded = np.where(step > 0, np.rint(total / np.where(step > 0, step, 1.0)) * step, total)
-    return _move(inner, behind, rounded - total, factor)
+    return _move(inner, after, rounded - total, factor)
 
 
-def _move(inner: Any, behind: Any, by: NDArray, factor: NDArray) -> bool:
+def _move(inner: Any, after: Any, by: NDArray, factor: NDArray) -> bool:
     """Adds `by` to the folded bias, wherever it can be added; whether it could."""
-    if hasattr(behind, "moving_variance"):
-        if behind.center:
-            behind.beta.assign_add(np.broadcast_to(by, behind.beta.shape))
+    if hasattr(after, "moving_variance"):
+        if after.center:
+            after.beta.assign_add(np.broadcast_to(by, after.beta.shape))
         else:
-            by = np.broadcast_to(by / np.where(factor == 0, np.inf, factor), behind.moving_mean.shape)
-            behind.moving_mean.assign_sub(by)
+            by = np.broadcast_to(by / np.where(factor == 0, np.inf, factor), after.moving_mean.shape)
+            after.moving_mean.assign_sub(by)
     elif getattr(inner, "use_bias", False):
         inner.bias.assign_add(np.broadcast_to(by / np.where(factor == 0, np.inf, factor), inner.bias.shape))
     else:
@@ -90,17 +90,17 @@ def _move(inner: Any, behind: Any, by: NDArray, factor: NDArray) -> bool:
     return True
 
 
-def _affine(behind: Any) -> tuple[NDArray, NDArray]:
+def _affine(after: Any) -> tuple[NDArray, NDArray]:
     """(factor, offset), a value a channel or one: what the layer that the kernel takes in makes of a bias."""
-    if behind is None:
+    if after is None:
         return np.ones(1), np.zeros(1)
-    if kind(behind) == "Rescaling":
-        return np.full(1, float(behind.scale)), np.full(1, float(behind.offset))
-    factor = 1 / np.sqrt(np.asarray(behind.moving_variance, np.float64) + behind.epsilon)
-    if behind.scale:
-        factor = factor * np.asarray(behind.gamma, np.float64)
-    offset = -np.asarray(behind.moving_mean, np.float64) * factor
-    return factor, offset + np.asarray(behind.beta, np.float64) if behind.center else offset
+    if kind(after) == "Rescaling":
+        return np.full(1, float(after.scale)), np.full(1, float(after.offset))
+    factor = 1 / np.sqrt(np.asarray(after.moving_variance, np.float64) + after.epsilon)
+    if after.scale:
+        factor = factor * np.asarray(after.gamma, np.float64)
+    offset = -np.asarray(after.moving_mean, np.float64) * factor
+    return factor, offset + np.asarray(after.beta, np.float64) if after.center else offset
 
 
 def _folded(layer: Any) -> Any:
@@ -108,9 +108,9 @@ def _folded(layer: Any) -> Any:
     nodes = layer.outbound_nodes
     if len(nodes) != 1 or tfmot_symbols.output_range(layer) is not None:
         return None
-    behind = tfmot_symbols.wrapped(nodes[0].outbound_layer)
-    is_one_factor = kind(behind) == "Rescaling" and np.ndim(behind.scale) == np.ndim(behind.offset) == 0
-    return behind if hasattr(behind, "moving_variance") or is_one_factor else None
+    after = tfmot_symbols.wrapped(nodes[0].outbound_layer)
+    is_one_factor = kind(after) == "Rescaling" and np.ndim(after.scale) == np.ndim(after.offset) == 0
+    return after if hasattr(after, "moving_variance") or is_one_factor else None
 
 
 def _input_step(layer: Any) -> float | None:
@@ -122,9 +122,9 @@ def _input_step(layer: Any) -> float | None:
     while len(node.keras_inputs) == 1:
         # By this node: a layer that is not wrapped is in the model that tfmot made this one of as well.
         before, index, _ = node.keras_inputs[0]._keras_history
-        found = tfmot_symbols.output_range(before)
-        if found is not None:
-            return (found[1] - found[0]) / _STEPS
+        result = tfmot_symbols.output_range(before)
+        if result is not None:
+            return (result[1] - result[0]) / _STEPS
         if not passes_on(before):
             return None
         node = before.inbound_nodes[index]

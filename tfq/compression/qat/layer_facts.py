@@ -150,4 +150,4 @@ def keras_tensors(nested: Any) -> list[Any]:
     """The outputs of layers among what a layer was called with."""
     import tensorflow as tf
 
-    return [each for each in tf.nest.flatten(nested) if hasattr(each, "_keras_history")]
+    return [item for item in tf.nest.flatten(nested) if hasattr(item, "_keras_history")]

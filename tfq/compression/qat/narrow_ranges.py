@@ -88,10 +88,10 @@ class _Steps:
         In front of the model's own input there is none: a constant zero has a range of 1.
         """
         seen: dict[int, tuple[float, float]] = {}
-        found = [way for node in layer.inbound_nodes if (way := self._in_front(layer, node, seen))[1]]
-        if not found:
+        results = [way for node in layer.inbound_nodes if (way := self._in_front(layer, node, seen))[1]]
+        if not results:
             return _TINY, 1.0
-        return max(_TINY, *(step / _MOST_RATIO for step, _ in found)), max(width for _, width in found)
+        return max(_TINY, *(step / _MOST_RATIO for step, _ in results)), max(width for _, width in results)
 
     def _in_front(self, layer: Any, node: Any, seen: dict[int, tuple[float, float]]) -> tuple[float, float]:
         """(step of the output times 255, width of the widest range) by all ways back from one call of a layer."""

@@ -141,13 +141,13 @@ class _Graph:
         if not weights and output is None and not activation:
             return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
-        told = f"its kernel, {why}" if weights and not activation else why
+        message = f"its kernel, {why}" if weights and not activation else why
         if "swish" in facts.stand_ins and is_swish(layer):
             config["tensors"] = {"before": OBSERVED, "gate": _FIXED["sigmoid"]}
-            return Placement(config=config, stand_in=facts.stand_ins["swish"], why=f"{told}, and around its swish")
+            return Placement(config=config, stand_in=facts.stand_ins["swish"], why=f"{message}, and around its swish")
         if facts.qat_tensors:
             config["tensors"] = dict.fromkeys(facts.qat_tensors, OBSERVED)
-        return Placement(config=config, stand_in=stand_in, why=told)
+        return Placement(config=config, stand_in=stand_in, why=message)
 
     def _is_multiplied_and_added(self, layer: Any) -> bool:
         """Whether the layer would be two ops in the flatbuffer, over images."""

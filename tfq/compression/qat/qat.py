@@ -251,19 +251,19 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
 
 def _zeros(model: Any) -> dict[str, float]:
     """Layer -> fraction of zeros, of those that have any. One that is zero all over was initialized so: it learns."""
-    return {name: share for name, share in measure_sparsity(model).items() if 0 < share < 1}
+    return {name: fraction for name, fraction in measure_sparsity(model).items() if 0 < fraction < 1}
 
 
 def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
     """Warns of layers without fake quantization, but for those that the user has not chosen."""
-    told = [f"{name} ({reason})" for name, reason in skipped.items() if fits(name, config.layers)]
-    if told:
-        warnings.warn(f"qat: left to the converter: {'; '.join(told)}", TfqWarning, stacklevel=4)
+    messages = [f"{name} ({reason})" for name, reason in skipped.items() if fits(name, config.layers)]
+    if messages:
+        warnings.warn(f"qat: left to the converter: {'; '.join(messages)}", TfqWarning, stacklevel=4)
 
 
 def _check_zeros(before: dict[str, float], model: Any) -> None:
     after = measure_sparsity(model)
-    lost = {name: f"{share:.1%} -> {after[name]:.1%}" for name, share in before.items() if after[name] < share}
+    lost = {name: f"{fraction:.1%} -> {after[name]:.1%}" for name, fraction in before.items() if after[name] < fraction}
     listed = ", ".join(f"{name} {change}" for name, change in lost.items())
     if lost:
         raise TfqError(

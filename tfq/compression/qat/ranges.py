@@ -74,17 +74,17 @@ def _calls(model: Any) -> dict[_Call, tuple[Any, list[_Call]]]:
 
     By its tensors: a layer without fake quantization is in the model that tfmot made this one of as well.
     """
-    found: dict[_Call, tuple[Any, list[_Call]]] = {}
+    results: dict[_Call, tuple[Any, list[_Call]]] = {}
     waiting = [tensor._keras_history for tensor in model.outputs]
     while waiting:
         layer, index, _ = waiting.pop()
         call = id(layer), index
-        if call in found:
+        if call in results:
             continue
         read = [tensor._keras_history for tensor in layer.inbound_nodes[index].keras_inputs]
-        found[call] = layer, [(id(source.layer), source.node_index) for source in read]
+        results[call] = layer, [(id(source.layer), source.node_index) for source in read]
         waiting += read
-    return found
+    return results
 
 
 Pair = dict[str, Any]
@@ -142,10 +142,10 @@ def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
 
     class Learning(base):
         def __call__(self, inputs: Any, training: bool, weights: Pair, **kwargs: Any) -> Any:
-            found = ends.get(id(weights["min_var"]))
-            if found is None:
+            result = ends.get(id(weights["min_var"]))
+            if result is None:
                 return super().__call__(inputs, training, weights, **kwargs)
-            low, high = (tf.exp(found[0]) * end for end in found[1:])
+            low, high = (tf.exp(result[0]) * end for end in result[1:])
             rounded = tfmot_symbols.fake_quantized(self, inputs, low, high)
             gradient = _with_gradient_of_step(inputs, low, high, 2**self.num_bits - 1)
             return gradient + tf.stop_gradient(rounded - gradient)
@@ -185,9 +185,9 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
             batches += 1
     for name, variables in _activation_ranges(model):
         # A quantizer behind an activation that another layer has taken over is never called: its range is not used.
-        if (found := observed.get(id(variables["min_var"]))) is None:
+        if (result := observed.get(id(variables["min_var"]))) is None:
             continue
-        ends = np.concatenate(found)
+        ends = np.concatenate(result)
         if not np.isfinite(ends).all():
             raise TfqError(
                 f"qat: the activations of {name!r} on the calibration data are not finite ({ends[:, 0].min():g} to "
@@ -216,7 +216,7 @@ def measure_weights(model: Any) -> None:
 @contextlib.contextmanager
 def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
     """Within, eager calls leave activations as they are: id(min_var) -> of each call, (minimum, maximum) by example."""
-    found: dict[int, list[NDArray]] = {}
+    results: dict[int, list[NDArray]] = {}
     base: Any = import_tfmot().quantization.keras.quantizers.Quantizer
 
     class Observer(base):
@@ -230,11 +230,11 @@ def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
             values = inputs.numpy()
             values = values.reshape(len(values), -1)
             ends = np.stack([values.min(axis=1), values.max(axis=1)], axis=1)
-            found.setdefault(id(weights["min_var"]), []).append(ends)
+            results.setdefault(id(weights["min_var"]), []).append(ends)
             return inputs
 
     with replaced(tfmot_symbols.activation_quantizers(model), lambda quantizer: Observer()):
-        yield found
+        yield results
 
 
 @contextlib.contextmanager

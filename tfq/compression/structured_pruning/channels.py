@@ -211,14 +211,14 @@ def _with_targets(groups: list[Group], targets: Sequence[Target], whether: Mappi
 
 
 def _scores(channels: Channels, sites: Sequence[Site]) -> dict[int, float]:
-    found: defaultdict[int, list[float]] = defaultdict(list)
+    result: defaultdict[int, list[float]] = defaultdict(list)
     for site in sites:
         if site.norms is None:
             continue
         mean = float(site.norms.mean())
         for root, norm in zip(channels.roots(site.outputs), site.norms, strict=True):
-            found[int(root)].append(float(norm) / mean if mean else 0.0)
-    return {root: float(np.mean(shares)) for root, shares in found.items()}
+            result[int(root)].append(float(norm) / mean if mean else 0.0)
+    return {root: float(np.mean(shares)) for root, shares in result.items()}
 
 
 @dataclass(kw_only=True)
@@ -245,7 +245,7 @@ class Counts:
                     if (where := place.get(int(root))) is not None:
                         empty = np.zeros((2, len(groups[where[0]].roots)), np.int64)
                         taken[where[0]].setdefault(index, empty)[side, where[1]] += 1
-        counts.taken = [[(index, *both) for index, both in each.items()] for each in taken]
+        counts.taken = [[(index, *both) for index, both in item.items()] for item in taken]
         return counts
 
     def macs(self) -> int:

@@ -198,8 +198,8 @@ def prune_structured(
     require_graph_model(model, "filter pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
-    given, _ = cloned(model)
-    trace = traced(given, config.norm)
+    provided, _ = cloned(model)
+    trace = traced(provided, config.norm)
     targets = parse_targets(config.targets, "structured_pruning", "share", 1)
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
     if not groups:
@@ -215,15 +215,15 @@ def prune_structured(
     )
     if after > config.target_macs * before:
         raise _unreachable(config, after / before, skipped)
-    kept = rebuild.kept_channels(given, trace.channels, trace.sites, gone)
-    small = rebuild.smaller(given, kept)
-    difference = _proven(given, small, trace, kept)
+    kept = rebuild.kept_channels(provided, trace.channels, trace.sites, gone)
+    small = rebuild.smaller(provided, kept)
+    difference = _proven(provided, small, trace, kept)
     if trace.uncounted:
-        told = ", ".join(trace.uncounted)
-        warnings.warn(f"structured_pruning: the multiply-adds of {told} are not counted", TfqWarning, stacklevel=2)
+        message = ", ".join(trace.uncounted)
+        warnings.warn(f"structured_pruning: the multiply-adds of {message} are not counted", TfqWarning, stacklevel=2)
     refitted: dict[str, tuple[float, float]] = {}
     if data is not None and config.refit_examples:
-        refitted = refit(given, small, kept, data, config.refit_examples)
+        refitted = refit(provided, small, kept, data, config.refit_examples)
     if fit is not None:
         small = _trained(small, fit, teacher or model, config.distillation)
     removed, left = _by_layer(trace, kept)
@@ -290,7 +290,7 @@ def _macs(trace: Trace) -> int:
     return sum(site.macs() for site in trace.sites)
 
 
-def _proven(given: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:
+def _proven(provided: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:
     """The check of what was built; see rebuild.check_equal."""
     calls = Counter(site.layer for site in trace.sites)
     channels = {
@@ -298,7 +298,7 @@ def _proven(given: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:
         for site in trace.sites
         if calls[site.layer] == 1
     }
-    return rebuild.check_equal(rebuild.masked(given, kept, trace.sites), small, channels)
+    return rebuild.check_equal(rebuild.masked(provided, kept, trace.sites), small, channels)
 
 
 def _by_layer(trace: Trace, kept: rebuild.Kept) -> tuple[dict[str, tuple[int, int]], list[str]]:
@@ -350,6 +350,6 @@ def _require_finite(model: Any) -> None:
 
 
 def _told(skipped: dict[str, str], limit: int = 8) -> str:
-    told = [f"{name} ({reason})" for name, reason in list(skipped.items())[:limit]]
+    messages = [f"{name} ({reason})" for name, reason in list(skipped.items())[:limit]]
     more = [f"and {len(skipped) - limit} more"] if len(skipped) > limit else []
-    return "; ".join(told + more) or "it has no convolution and no Dense"
+    return "; ".join(messages + more) or "it has no convolution and no Dense"

@@ -116,10 +116,12 @@ def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
     labels = names + [f"output {at}" for at in range(len(before.outputs))]
     for label, whole, part in zip(labels, theirs, ours, strict=True):
         wanted = whole[..., channels[label]] if label in channels else whole
-        told = f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: wanted "
+        message = (
+            f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: wanted "
+        )
         if part.shape != wanted.shape:
             raise TfqError(
-                f"{told}a tensor of shape {wanted.shape}, got {part.shape}",
+                f"{message}a tensor of shape {wanted.shape}, got {part.shape}",
                 field="model",
                 expected=wanted.shape,
                 got=label,
@@ -132,23 +134,24 @@ def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
                 got=label,
             )
         largest, apart = float(np.max(np.abs(wanted), initial=0)), float(np.max(np.abs(part - wanted), initial=0))
-        share = apart / largest if largest else (0.0 if apart == 0 else float("inf"))
-        if not share <= _TOLERANCE:
+        fraction = apart / largest if largest else (0.0 if apart == 0 else float("inf"))
+        if not fraction <= _TOLERANCE:
             raise TfqError(
-                f"{told}what the given model computes with the removed filters at zero, got a difference of "
-                f"{share:.2g} of its largest value (up to {_TOLERANCE:g} is rounding). Name other layers in `layers`",
+                f"{message}what the given model computes with the removed filters at zero, got a difference of "
+                f"{fraction:.2g} of its largest value (up to {_TOLERANCE:g} is rounding). Name other layers in "
+                f"`layers`",
                 field="model",
                 expected=_TOLERANCE,
                 got=label,
             )
-        worst = max(worst, share)
+        worst = max(worst, fraction)
     return worst
 
 
 def _values(model: Any, names: list[str], inputs: Any) -> list[NDArray]:
     outputs = [model.get_layer(name).output for name in names] + list(model.outputs)
-    found = import_tf_keras().Model(model.inputs, outputs)(inputs, training=False)
-    return [np.asarray(value) for value in (found if isinstance(found, (list, tuple)) else [found])]
+    result = import_tf_keras().Model(model.inputs, outputs)(inputs, training=False)
+    return [np.asarray(value) for value in (result if isinstance(result, (list, tuple)) else [result])]
 
 
 def _random_inputs(model: Any) -> Any:
@@ -176,7 +179,7 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
     Raises InputError where the data do not fit the model, or give NaN.
     """
     batches = list(batches_of(given, data, examples, "structured_pruning:"))
-    found = {}
+    results = {}
     for layer in small.layers:
         old = given.get_layer(layer.name)
         if layer.name not in kept or not _can_be_fit(layer) or len(layer.inbound_nodes) != 1:
@@ -193,14 +196,14 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
                 stacklevel=3,
             )
         else:
-            found[layer.name] = _fit_anew(layer, old, kept[layer.name][OUT], small, given, batches)
-    return found
+            results[layer.name] = _fit_anew(layer, old, kept[layer.name][OUT], small, given, batches)
+    return results
 
 
 def _fit_anew(
-    layer: Any, old: Any, outputs: NDArray, small: Any, given: Any, batches: list[list[NDArray]]
+    layer: Any, old: Any, outputs: NDArray, small: Any, provided: Any, batches: list[list[NDArray]]
 ) -> tuple[float, float]:
-    theirs, ours = _inputs_of(given, old), _inputs_of(small, layer)
+    theirs, ours = _inputs_of(provided, old), _inputs_of(small, layer)
     kernel = np.asarray(layer.kernel, np.float64)
     weights = kernel.reshape(-1, kernel.shape[-1])
     wanted_weights = np.asarray(old.kernel, np.float64)[..., outputs].reshape(-1, len(outputs))

@@ -185,8 +185,8 @@ def _fewer_filters(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
 
 def _statistics(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
     config = layer.get_config()
-    given = {name: config.get(name) for name in ("mean", "variance")}
-    return {name: _of_list(value, kept) for name, value in given.items() if value is not None}
+    provided = {name: config.get(name) for name in ("mean", "variance")}
+    return {name: _of_list(value, kept) for name, value in provided.items() if value is not None}
 
 
 def _factors(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:

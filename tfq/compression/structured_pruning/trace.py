@@ -38,8 +38,8 @@ def asked(call: Callable[[Sequence[Any]], Any], shapes: Sequence[tuple[int | Non
     """
     wide = max((shape[-1] or 0) for shape in shapes)
     if wide < 2 or after[-1] != wide or any(shape[-1] not in (1, wide) for shape in shapes):
-        told = f"{', '.join(map(str, shapes))} to {tuple(after)}"
-        return Answer(reason=f"makes other channels of those that come in ({told})")
+        message = f"{', '.join(map(str, shapes))} to {tuple(after)}"
+        return Answer(reason=f"makes other channels of those that come in ({message})")
     random = np.random.default_rng(0)
     inputs = [
         random.normal(size=(1, *(size or _OPEN_DIMENSION for size in shape[1:]))).astype(np.float32) for shape in shapes
@@ -145,11 +145,11 @@ class _Walk:
 
     def _stop(self, node: Any, rule: rules.Rule | None, reason: str) -> None:
         """Nothing that comes in or goes out may be removed; the multiply-adds count all the same."""
-        told = f"layer {node.layer.name!r} {reason}"
+        message = f"layer {node.layer.name!r} {reason}"
         for tensor in node.keras_inputs:
-            self.channels.freeze(self.tensors[id(tensor)].channels, told)
+            self.channels.freeze(self.tensors[id(tensor)].channels, message)
         after = _flat(node.outputs)
-        self._outputs_frozen(after, told)
+        self._outputs_frozen(after, message)
         layout = getattr(node.layer, "data_format", "channels_last")
         if rule is not None and layout == "channels_last" and len(node.keras_inputs) == len(after) == 1:
             site = self._site(node, rule, self.tensors[id(after[0])].channels)
@@ -264,7 +264,7 @@ def _ordered_nodes(model: Any) -> list[Any]:
             return ordered
         ordered.extend(ready)
         known.update(id(tensor) for node in ready for tensor in _flat(node.outputs))
-        waiting = [node for node in waiting if not any(node is each for each in ready)]
+        waiting = [node for node in waiting if not any(node is item for item in ready)]
     return ordered
 
 

@@ -212,11 +212,11 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
 
 def _read(files: Sequence[Path], counts: Sequence[int], layout: _Layout, chosen: slice) -> NDArray:
     """The examples of `chosen`, (k, *shape), each a copy of its window."""
-    found = np.empty((chosen.stop - chosen.start, *layout.shape), layout.dtype)
+    result = np.empty((chosen.stop - chosen.start, *layout.shape), layout.dtype)
     number, window = place_in(counts, chosen.start)
     done = 0
-    while done < len(found):
-        count = min(counts[number] - window, len(found) - done)
+    while done < len(result):
+        count = min(counts[number] - window, len(result) - done)
         size = (count - 1) * layout.stride + layout.width
         with open(files[number], "rb") as file:
             file.seek(window * layout.stride)
@@ -229,10 +229,10 @@ def _read(files: Sequence[Path], counts: Sequence[int], layout: _Layout, chosen:
                 got=len(content),
             )
         for index in range(count):
-            values = np.frombuffer(content, layout.dtype, found[0].size, index * layout.stride)
-            found[done + index] = values.reshape(layout.shape)
+            values = np.frombuffer(content, layout.dtype, result[0].size, index * layout.stride)
+            result[done + index] = values.reshape(layout.shape)
         done, number, window = done + count, number + 1, 0
-    return found
+    return result
 
 
 def _notes(table: Path, lines: Sequence[_Line], layout: _Layout, count: int) -> list[str]:

@@ -159,8 +159,8 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     """
     root = _root(address)
     splits, notes = _splits(root)
-    found = {name: _found(folders) for name, folders in splits.items()}
-    classes = sorted({name for each in found.values() for name, images in each.images.items() if images})
+    results = {name: _found(folders) for name, folders in splits.items()}
+    classes = sorted({name for item in results.values() for name, images in item.images.items() if images})
     holder = "train" if split == "val" and "val" not in splits else split
     if holder not in splits:
         raise MissingSplitError(
@@ -170,15 +170,15 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
             expected=tuple(sorted(splits)),
             got=split,
         )
-    if not any(found[holder].images.values()):
+    if not any(results[holder].images.values()):
         raise InputError(
             f"folder:{address} ({holder}): holds no JPEG or PNG file in a class folder: {_WANTED}",
             field="data.source",
             expected=_WANTED,
             got=f"folder:{address}",
         )
-    notes += _notes(found[holder], classes, f"folder:{address}", holder)
-    examples = _examples(root, found[holder], classes, config, tuple(notes))
+    notes += _notes(results[holder], classes, f"folder:{address}", holder)
+    examples = _examples(root, results[holder], classes, config, tuple(notes))
     return examples if split == "test" or "val" in splits else without_val(examples, split, f"folder:{address}")
 
 
@@ -235,7 +235,7 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
 
 def _subfolders(path: Path) -> list[Path]:
     try:
-        return sorted(each for each in path.iterdir() if each.is_dir() and not _is_hidden(each))
+        return sorted(item for item in path.iterdir() if item.is_dir() and not _is_hidden(item))
     except OSError as error:
         raise InputError(
             f"{path} cannot be read: {error.strerror}: {_WANTED}", field="data.source", expected=_WANTED, got=str(path)
@@ -248,13 +248,13 @@ def _is_hidden(path: Path) -> bool:
 
 def _found(folders: Sequence[Path]) -> _Found:
     """All files below the class folders, however deep."""
-    found = _Found()
+    result = _Found()
     for folder in folders:
-        images = found.images.setdefault(folder.name, [])
+        images = result.images.setdefault(folder.name, [])
         for directory, inside, files in os.walk(folder):
             paths = [Path(directory, name) for name in (*files, *inside)]
-            found.hidden += [path for path in paths if _is_hidden(path)]
-            found.unused += [path for path in paths if path.is_dir() and path.is_symlink() and not _is_hidden(path)]
+            result.hidden += [path for path in paths if _is_hidden(path)]
+            result.unused += [path for path in paths if path.is_dir() and path.is_symlink() and not _is_hidden(path)]
             inside[:] = [name for name in inside if not _is_hidden(Path(name))]
             for path in (Path(directory, name) for name in files if not _is_hidden(Path(name))):
                 suffix = path.suffix.lower()
@@ -265,29 +265,29 @@ def _found(folders: Sequence[Path]) -> _Found:
                         expected=("JPEG", "PNG"),
                         got=suffix,
                     )
-                (images if suffix in _IMAGES else found.unused).append(path)
-    return found
+                (images if suffix in _IMAGES else result.unused).append(path)
+    return result
 
 
-def _notes(found: _Found, classes: Sequence[str], where: str, split: str) -> list[str]:
+def _notes(result: _Found, classes: Sequence[str], where: str, split: str) -> list[str]:
     notes = []
-    missing = [name for name in classes if not found.images.get(name)]
+    missing = [name for name in classes if not result.images.get(name)]
     if missing:
         notes.append(f"{where} ({split}): no image of {len(missing)} of {len(classes)} classes, such as {missing[0]!r}")
-    empty = [name for name, images in found.images.items() if not images and name not in classes]
+    empty = [name for name, images in result.images.items() if not images and name not in classes]
     if empty:
         notes.append(f"{where} ({split}): {len(empty)} folders without images are no classes: {', '.join(empty[:5])}")
-    for paths, what in ((found.hidden, "hidden"), (found.unused, "neither JPEG nor PNG")):
+    for paths, what in ((result.hidden, "hidden"), (result.unused, "neither JPEG nor PNG")):
         if paths:
             notes.append(f"{where} ({split}): {len(paths):,} files not used, being {what}: such as {paths[0]}")
     return notes
 
 
 def _examples(
-    root: Path, found: _Found, classes: Sequence[str], config: DataConfig, notes: tuple[str, ...]
+    root: Path, result: _Found, classes: Sequence[str], config: DataConfig, notes: tuple[str, ...]
 ) -> Examples:
     number = {name: index for index, name in enumerate(classes)}
-    pairs = [(path, number[name]) for name, images in found.images.items() for path in images]
+    pairs = [(path, number[name]) for name, images in result.images.items() for path in images]
     pairs.sort(key=lambda pair: hashlib.sha256(pair[0].relative_to(root).as_posix().encode()).digest())
     paths = [str(path) for path, _ in pairs]
     labels = [label for _, label in pairs]
@@ -322,8 +322,8 @@ def _explained(path: Path) -> str:
             pass
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
-    told = "is empty" if not size else f"cannot be decoded as JPEG or PNG ({size:,} bytes)"
-    return f"{path} {told}: wanted a whole image: mend it, or move it away"
+    message = "is empty" if not size else f"cannot be decoded as JPEG or PNG ({size:,} bytes)"
+    return f"{path} {message}: wanted a whole image: mend it, or move it away"
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:

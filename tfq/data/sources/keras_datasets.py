@@ -100,15 +100,15 @@ def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
         return [(name, _read(path / name, Path.read_bytes)) for name in names]
 
     def extract(archive_path: Path) -> dict[str, bytes]:
-        found = {}
+        results = {}
         with tarfile.open(archive_path, "r:*") as archive:
             for member in archive:
                 if member.isfile() and (name := Path(member.name).name) in names:
-                    found[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-        return found
+                    results[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
+        return results
 
-    found = _read(path, extract)
-    missing = [name for name in names if name not in found]
+    result = _read(path, extract)
+    missing = [name for name in names if name not in result]
     if missing:
         raise InputError(
             f"{path} does not hold {missing[0]}: wanted the archive of CIFAR-10's python version",
@@ -116,7 +116,7 @@ def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
             expected=missing[0],
             got=str(path),
         )
-    return [(name, found[name]) for name in names]
+    return [(name, result[name]) for name in names]
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
@@ -237,12 +237,12 @@ class KerasSet:
         Raises:
             InputError: They cannot be downloaded; it says where to put them by hand.
         """
-        if found := self._cached():
-            return found
+        if result := self._cached():
+            return result
         home = _homes()[0]
         reason = _download(self.name, home)
-        if found := self._cached():
-            return found
+        if result := self._cached():
+            return result
         raise InputError(
             f"data.source={self.name}: cannot be downloaded ({reason}): on a machine without internet, copy to "
             f"{home / 'datasets'} what another has there: {self.published}; {_ALTERNATIVES}",
@@ -251,7 +251,7 @@ class KerasSet:
         )
 
     def _cached(self) -> list[Path]:
-        return next((found for home in _homes() if (found := self.find(home / "datasets"))), [])
+        return next((result for home in _homes() if (result := self.find(home / "datasets"))), [])
 
 
 def _homes() -> list[Path]:

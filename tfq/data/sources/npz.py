@@ -214,9 +214,9 @@ def _examples(members: dict[str, Member], keys: list[str], path: Path, split: st
     if labels is not None:
         lengths["labels"] = len(labels)
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        message = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{path} ({split}): lengths differ ({told}): wanted one label and one of each input per example",
+            f"{path} ({split}): lengths differ ({message}): wanted one label and one of each input per example",
             field="data.source",
             got=lengths,
         )

@@ -68,9 +68,9 @@ def tfds_builder(address: str) -> Any:
             builder.download_and_prepare()
     except Exception as error:  # of many kinds: an unknown name, no network, a full disk, a missing package
         # The first line: what follows is a list of all data sets that there are.
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(
-            f"data.source=tfds:{address}: cannot be had ({told}): is the name right? On a machine without "
+            f"data.source=tfds:{address}: cannot be had ({message}): is the name right? On a machine without "
             "internet, copy "
             f"the prepared data set to {os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'}, or give npz:PATH, "
             "tfrecord:GLOB or folder:DIR",
@@ -101,8 +101,8 @@ def _examples(builder: Any, name: str, config: DataConfig, where: str) -> Exampl
         # Interleaved shards would give a part in another order than the whole.
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
         part = f"{name}[{start}:{stop}]"
-        found = builder.as_dataset(split=part, shuffle_files=False, decoders=decoders, read_config=in_order)
-        return found.map(lambda example: (example[image_key], example[label_key]))
+        result = builder.as_dataset(split=part, shuffle_files=False, decoders=decoders, read_config=in_order)
+        return result.map(lambda example: (example[image_key], example[label_key]))
 
     def read(start: int, stop: int) -> Iterator[Piece]:
         pieces = _image_pieces(dataset, start, stop, config, where) if is_image else _pieces(dataset, start, stop)

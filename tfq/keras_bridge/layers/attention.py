@@ -58,7 +58,7 @@ def plain_tensors(options: dict[str, Any], arguments: Arguments | None) -> tuple
     one_axis = tuple(options["attention_axes"] or (1,)) == (1,) and np.size(options["output_shape"] or 1) == 1
     regularizers = [options[name] for name in ("kernel_regularizer", "bias_regularizer")]
     others = [options[name] for name in ("activity_regularizer", "kernel_constraint", "bias_constraint")]
-    shapeless = all(each is None or type(each).__name__ in _REGULARIZERS for each in regularizers)
+    shapeless = all(item is None or type(item).__name__ in _REGULARIZERS for item in regularizers)
     return tensors if one_axis and shapeless and not any(others) else None
 
 
@@ -97,11 +97,11 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
     # Of a key, (heads, dim, places): it is the right side of the product.
     orders = {"query": (2, 1, 3), "key": (2, 3, 1), "value": (2, 1, 3), "output": (2, 1, 3)}
     turned = {name: layers.Permute(order, name=part(f"{name}_turned")) for name, order in orders.items()}
-    below, beside = [], []
+    below, paired = [], []
     if sharing > 1:
         rows = -1 if _places(query) == -1 else _places(query) * sharing
         below = [layers.Reshape((groups, rows, key_dim), name=part("query_shared"))]
-        beside = [layers.Reshape((groups, _places(query), sharing * value_dim), name=part("output_shared"))]
+        paired = [layers.Reshape((groups, _places(query), sharing * value_dim), name=part("output_shared"))]
     scores, weighed = (layer_of_tensors("numpy.Matmul", 2, part(name)) for name in ("scores", "weighed"))
     softmax = layers.Activation("softmax", name=part("softmax"))
     dropped = [layers.Dropout(options["dropout"], name=part("dropout"))] if options["dropout"] else []
@@ -112,15 +112,15 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
         tensors = _tensors((args, kwargs))
         if tensors is None:
             raise Untranslatable("is called with a mask in one place and without in another: make it two")
-        given = dict(zip(("query", "value", "key"), tensors, strict=True))
-        projected = {name: projections[name](tensor) for name, tensor in given.items()}
+        provided = dict(zip(("query", "value", "key"), tensors, strict=True))
+        projected = {name: projections[name](tensor) for name, tensor in provided.items()}
         projected["query"] = scaled(projected["query"])
         by_head = {name: turned[name](apart[name](tensor)) for name, tensor in projected.items()}
         weights = softmax(scores([_through(below, by_head["query"]), by_head["key"]]))
         weights = _through(dropped, weights)
-        y = together(turned["output"](_through(beside, weighed([weights, by_head["value"]]))))
+        y = together(turned["output"](_through(paired, weighed([weights, by_head["value"]]))))
         for layer in gating:
-            y = layer([y, projections["gate"](given["query"])])
+            y = layer([y, projections["gate"](provided["query"])])
         return projections["output"](y)
 
     carriers = tuple(projections.values())
@@ -132,7 +132,7 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
     def back(arrays: Arrays) -> Arrays:
         return [array.reshape(variable.shape) for array, variable in zip(arrays, layer.weights, strict=True)]
 
-    turning = (*apart.values(), *turned.values(), *below, *beside)
+    turning = (*apart.values(), *turned.values(), *below, *paired)
     others = (scaled, *turning, scores, softmax, *dropped, weighed, together, *gating)
     return Translation(layers=(*carriers, *others), carriers=len(carriers), call=call, forward=forward, back=back)
 
@@ -141,10 +141,10 @@ def _tensors(arguments: Arguments) -> tuple[Any, Any, Any] | None:
     """(query, value, key), where the layer is called with no more than these, and no mask travels with them."""
     args, kwargs = arguments
     names = ("query", "value", "key")
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
-    query, value, key = (given.pop(name, None) for name in names)
+    provided = {**dict(zip(names, args, strict=False)), **kwargs}
+    query, value, key = (provided.pop(name, None) for name in names)
     tensors = (query, value, value if key is None else key)
-    is_more = len(args) > len(names) or any(each is not None and each is not False for each in given.values())
+    is_more = len(args) > len(names) or any(item is not None and item is not False for item in provided.values())
     if is_more or query is None or value is None:
         return None
     masked = any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors)

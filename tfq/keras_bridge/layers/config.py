@@ -82,7 +82,7 @@ def _training_object(layer: Any, key: str, value: Any, room: str, note: Note) ->
     there = getattr(getattr(tf_keras, room), name, None)
     if getattr(getattr(keras, room), name, None) is type(value) and inspect.isclass(there):
         known = _parameters(there)
-        return there(**{option: given for option, given in value.get_config().items() if option in known})
+        return there(**{option: provided for option, provided in value.get_config().items() if option in known})
     if room != "initializers":  # weights are copied, so that an initializer does nothing any more
         note(f"its {key} {name} has no equal in tf_keras and is left out: only training would see it")
     return "zeros" if room == "initializers" else None

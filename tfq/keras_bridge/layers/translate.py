@@ -70,14 +70,14 @@ def translated(layer: Any, making: Making) -> Translation:
 
 def _checked(layer: Any, translation: Translation, making: Making) -> Translation:
     """Check what the user's own function made, and let its layers be trained as the user's layer is."""
-    for made in translation.layers:
-        if not isinstance(made, import_tf_keras().layers.Layer):
-            raise Untranslatable(f"its translation has a {type(made).__name__}, expected a tf_keras layer")
-        made.get_config()  # Without one it cannot be cloned.
+    for built in translation.layers:
+        if not isinstance(built, import_tf_keras().layers.Layer):
+            raise Untranslatable(f"its translation has a {type(built).__name__}, expected a tf_keras layer")
+        built.get_config()  # Without one it cannot be cloned.
     if len(translation.layers) == 1 and translation.layers[0].name != making.name:
         raise Untranslatable(f"its translation is named {translation.layers[0].name!r}: give it making.name")
-    for made in translation.weighted:
-        made.trainable = layer.trainable
+    for built in translation.weighted:
+        built.trainable = layer.trainable
     return translation
 
 
@@ -100,9 +100,9 @@ def _ending_in_activation(layer: Any, making: Making) -> Translation:
     config = translated_config(layer, cls, making.note)
     if making.single or not has_layer_of_its_own(layer.activation):
         return Translation(layers=(cls(name=making.name, **config),))
-    made = cls(name=making.name, **{**config, "activation": "linear"})
+    built = cls(name=making.name, **{**config, "activation": "linear"})
     activation = layer_for(layer.activation, name=making.part("activation"), dtype=dtype_of(layer))
-    return Translation(layers=(made, activation))
+    return Translation(layers=(built, activation))
 
 
 def _activation(layer: Any, making: Making) -> Translation:
@@ -148,10 +148,10 @@ def _adaptive_pooling(layer: Any, making: Making) -> Translation:
 
 
 def _leaky_relu(layer: Any, making: Making) -> Translation:
-    made = import_tf_keras().layers.LeakyReLU(
+    built = import_tf_keras().layers.LeakyReLU(
         alpha=float(layer.negative_slope), name=making.name, dtype=dtype_of(layer)
     )
-    return Translation(layers=(made,))
+    return Translation(layers=(built,))
 
 
 def _normalization(layer: Any, making: Making) -> Translation:
@@ -161,43 +161,43 @@ def _normalization(layer: Any, making: Making) -> Translation:
     # Keras 3 keeps them with ones for the axes that they do not count; tf_keras wants the counted sizes alone.
     shape = [size for size in layer.mean.shape if size != 1] if len(axes) > 1 else [-1] if axes else []
     mean, variance = (np.asarray(array, np.float32).reshape(shape).tolist() for array in (layer.mean, layer.variance))
-    made = import_tf_keras().layers.Normalization(
+    built = import_tf_keras().layers.Normalization(
         axis=axes or None, mean=mean, variance=variance, invert=layer.invert, name=making.name, dtype=dtype_of(layer)
     )
-    return Translation(layers=(made,), carriers=0)
+    return Translation(layers=(built,), carriers=0)
 
 
 def _discretization(layer: Any, making: Making) -> Translation:
     boundaries = [float(boundary) for boundary in layer.bin_boundaries or ()]
-    made = import_tf_keras().layers.Discretization(
+    built = import_tf_keras().layers.Discretization(
         bin_boundaries=boundaries, output_mode=layer.output_mode, name=making.name
     )
-    return Translation(layers=(made,), carriers=0)
+    return Translation(layers=(built,), carriers=0)
 
 
 def _bidirectional(layer: Any, making: Making) -> Translation:
     forward = making.inner(layer.forward_layer, layer.forward_layer.name.removeprefix("forward_"))
     backward = making.inner(layer.backward_layer, layer.backward_layer.name)
-    made = import_tf_keras().layers.Bidirectional(
+    built = import_tf_keras().layers.Bidirectional(
         forward, merge_mode=layer.merge_mode, backward_layer=backward, name=making.name
     )
-    made.trainable = layer.trainable
-    return Translation(layers=(made,))
+    built.trainable = layer.trainable
+    return Translation(layers=(built,))
 
 
 def _time_distributed(layer: Any, making: Making) -> Translation:
     cls = import_tf_keras().layers.TimeDistributed
     if not is_model(layer.layer):
-        made = cls(making.inner(layer.layer, layer.layer.name), name=making.name)
-        made.trainable = layer.trainable
-        return Translation(layers=(made,))
+        built = cls(making.inner(layer.layer, layer.layer.name), name=making.name)
+        built.trainable = layer.trainable
+        return Translation(layers=(built,))
     rebuilt: Any = making.rebuild(layer.layer)
     making.note("holds a model, which stays inside it: tfmot leaves such a layer as it is")
     for sentence in rebuilt.notes:
         making.note(f"in it, {sentence}")
-    made = cls(rebuilt.model, name=making.name)
-    forward, back = model_weights(layer, made, rebuilt)
-    return Translation(layers=(made,), forward=forward, back=back)
+    built = cls(rebuilt.model, name=making.name)
+    forward, back = model_weights(layer, built, rebuilt)
+    return Translation(layers=(built,), forward=forward, back=back)
 
 
 def _spectral_normalization(layer: Any, making: Making) -> Translation:
@@ -211,9 +211,9 @@ def _rnn(layer: Any, making: Making) -> Translation:
     cls = import_tf_keras().layers.RNN
     options = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask")
     cell = layer.cell
-    made = cls(making.inner(cell, cell.name), name=making.name, **{key: getattr(layer, key) for key in options})
-    made.trainable = layer.trainable
-    return Translation(layers=(made,))
+    built = cls(making.inner(cell, cell.name), name=making.name, **{key: getattr(layer, key) for key in options})
+    built.trainable = layer.trainable
+    return Translation(layers=(built,))
 
 
 def _stacked_cells(layer: Any, making: Making) -> Translation:

@@ -209,7 +209,7 @@ def custom_objects_of(module: ModuleType, source: str) -> dict[str, object]:
 
 def custom_objects_of_plugins() -> dict[str, object]:
     """Return `custom_objects_of` every plugin loaded so far; a later plugin's name replaces an earlier one's."""
-    found: dict[str, object] = {}
+    results: dict[str, object] = {}
     for plugin in registry.plugins():
-        found.update(custom_objects_of(plugin.module, plugin.source))
-    return found
+        results.update(custom_objects_of(plugin.module, plugin.source))
+    return results

@@ -165,9 +165,9 @@ def keras_operation_class() -> Any:
     return tf_keras.saving.register_keras_serializable(package="tfq")(KerasOperation)
 
 
-def _computed(made: Any, arguments: Any, inputs: Any) -> Any:
+def _computed(built: Any, arguments: Any, inputs: Any) -> Any:
     args, kwargs = decode(arguments, list(inputs) if isinstance(inputs, (list, tuple)) else [inputs])
-    outputs = made.call(*args, **kwargs)
+    outputs = built.call(*args, **kwargs)
     # Named tuples are no structure that tf_keras saves.
     return tuple(outputs) if isinstance(outputs, tuple) else outputs
 
@@ -229,8 +229,8 @@ def _made(kind: str, made_with: Any) -> Any:
             got=kind,
         )
     module = importlib.import_module(module_name)
-    made = getattr(module, name, None)
-    if not inspect.isclass(made) or not issubclass(made, import_keras().Operation) or made.__module__ != module_name:
+    built = getattr(module, name, None)
+    if not inspect.isclass(built) or not issubclass(built, import_keras().Operation) or built.__module__ != module_name:
         raise InputError(
             f"Keras {import_keras().__version__} has no operation {kind!r}: load it where it was saved",
             field="model",
@@ -245,4 +245,4 @@ def _made(kind: str, made_with: Any) -> Any:
             expected="a dict",
             got=type(values).__name__,
         )
-    return made(**values)
+    return built(**values)

@@ -36,25 +36,25 @@ def translate_operation(operation: Any, args: tuple, kwargs: dict[str, Any], nam
     made_with = parameters(operation)
     bound = inspect.signature(type(operation).call).bind(operation, *args, **kwargs)
     bound.apply_defaults()
-    given = dict(list(bound.arguments.items())[1:])
-    kind, given, args, kwargs = _as_product(kind, given, args, kwargs)
+    provided = dict(list(bound.arguments.items())[1:])
+    kind, provided, args, kwargs = _as_product(kind, provided, args, kwargs)
     ordinary = ORDINARY.get(kind)
     # A mask ends at an operation of Keras 3, and tf_keras' layers would hand it on.
     if ordinary is not None and not _masked((args, kwargs)):
-        made = ordinary(Call(values={**made_with, **given}, name=name))
-        if made is not None:
-            layer, inputs = made
+        built = ordinary(Call(values={**made_with, **provided}, name=name))
+        if built is not None:
+            layer, inputs = built
             return layer(inputs)
     return operation_layer(kind, made_with, args, kwargs, name)
 
 
-def _as_product(kind: str, given: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> tuple:
+def _as_product(kind: str, provided: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> tuple:
     """x * x for a square, which TFLite has no int8 kernel for, and it has one for the product."""
-    squared = kind == "numpy.Square" or (kind == "numpy.Power" and number_of(given["x2"]) == 2)
-    base = given.get("x", given.get("x1"))
+    squared = kind == "numpy.Square" or (kind == "numpy.Power" and number_of(provided["x2"]) == 2)
+    base = provided.get("x", provided.get("x1"))
     if squared and is_graph_tensor(base):
         return "numpy.Multiply", {"x1": base, "x2": base}, (base, base), {}
-    return kind, given, args, kwargs
+    return kind, provided, args, kwargs
 
 
 def _masked(nest: Any) -> bool:

@@ -67,7 +67,7 @@ def calibrate(
         return ranges
     graph = tflite.read(model).main_subgraph
     layers = {index: op.keras_layer for op in graph.ops for index in op.intermediates}
-    found = {
+    results = {
         key: TensorRange(
             name=graph.tensors[key[1]].name,
             layer=layers[key[1]],
@@ -80,7 +80,7 @@ def calibrate(
         for key, ends in inner.items()
     }
     return Ranges(
-        tensors={**ranges.tensors, **found},
+        tensors={**ranges.tensors, **results},
         num_samples=ranges.num_samples,
         model_sha256=ranges.model_sha256,
         data_sha256=ranges.data_sha256,

@@ -36,8 +36,8 @@ class Histogram:
         bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
         for start in range(0, bits.size, _CHUNK):
             # bincount wants the platform's own integers, and counts others by a copy.
-            found = np.bincount(np.right_shift(bits[start : start + _CHUNK], _SHIFT, dtype=np.uint32).astype(np.intp))
-            self.counts[: found.size] += found
+            result = np.bincount(np.right_shift(bits[start : start + _CHUNK], _SHIFT, dtype=np.uint32).astype(np.intp))
+            self.counts[: result.size] += result
 
     def merge(self, other: "Histogram") -> None:
         """Count what the other one has counted."""
@@ -80,9 +80,9 @@ class Histogram:
             raise InputError(
                 f"histogram: wanted as many counts of 1 or more as bins from 0 to {NUM_BINS - 1}", field="counts"
             )
-        found = cls()
-        found.counts[bins] = counts
-        return found
+        result = cls()
+        result.counts[bins] = counts
+        return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -245,7 +245,7 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
 
 def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
     """(pattern, method) of each of the config's `tensors`. Raises InputError where one is not PATTERN=METHOD."""
-    found = []
+    results = []
     for text in config.tensors:
         pattern, equals, method = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern:
@@ -256,8 +256,8 @@ def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
                 got=text,
             )
         registry.get(CalibrationMethod, method, field="calibration.tensors")
-        found.append((pattern, method))
-    return found
+        results.append((pattern, method))
+    return results
 
 
 def needs_histograms(config: CalibrationConfig) -> bool:

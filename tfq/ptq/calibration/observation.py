@@ -119,9 +119,9 @@ class TensorObservation:
                 expected=True,
                 got=False,
             )
-        found = self.histogram.bins()
-        low, high = (np.clip(ends, self.minimum, self.maximum) for ends in (found.low, found.high))
-        return Bins(low, high, found.counts)
+        result = self.histogram.bins()
+        low, high = (np.clip(ends, self.minimum, self.maximum) for ends in (result.low, result.high))
+        return Bins(low, high, result.counts)
 
     def merge(self, other: "TensorObservation", num_samples: int, samples_before: int) -> None:
         """Take in what was seen of the same tensor on `num_samples` samples after these, which are `samples_before`."""

@@ -179,14 +179,14 @@ def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
     graph = parsed.main_subgraph
     indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]
     tensors = (graph.tensors[index] for index in dict.fromkeys(indices))
-    found = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
-    if not found:
+    results = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
+    if not results:
         raise InputError(
             "the flatbuffer has no float32 activation to calibrate: wanted a float one",
             field="model",
             expected="float32 activations",
         )
-    return found
+    return results
 
 
 def _extremes(values: NDArray, lock: threading.Lock, histogram: Histogram | None) -> tuple[float, float]:

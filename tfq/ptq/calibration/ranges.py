@@ -55,16 +55,16 @@ class Ranges:
     @property
     def values(self) -> dict[tuple[int, int], tuple[float, float]]:
         """(subgraph, tensor) -> (minimum, maximum), as inject_ranges takes it."""
-        return {key: (each.minimum, each.maximum) for key, each in self.tensors.items()}
+        return {key: (item.minimum, item.maximum) for key, item in self.tensors.items()}
 
     @property
     def outlier_samples(self) -> dict[int, list[TensorRange]]:
         """Number of a sample that ranges take no notice of -> these ranges."""
-        found: dict[int, list[TensorRange]] = {}
-        for each in self.tensors.values():
-            for sample in each.outlier_samples:
-                found.setdefault(sample, []).append(each)
-        return dict(sorted(found.items()))
+        results: dict[int, list[TensorRange]] = {}
+        for item in self.tensors.values():
+            for sample in item.outlier_samples:
+                results.setdefault(sample, []).append(item)
+        return dict(sorted(results.items()))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write it to `path` as JSON, whole or not at all; `Ranges.load` gives it back."""
@@ -78,8 +78,8 @@ class Ranges:
             "model_sha256": self.model_sha256,
             "data_sha256": list(self.data_sha256),
             "tensors": [
-                {"subgraph": subgraph, "tensor": tensor, **asdict(each), "coverage": each.coverage}
-                for (subgraph, tensor), each in self.tensors.items()
+                {"subgraph": subgraph, "tensor": tensor, **asdict(item), "coverage": item.coverage}
+                for (subgraph, tensor), item in self.tensors.items()
             ],
         }
 
