@@ -75,7 +75,7 @@ def tfq_here(capfd):
                 main.main()
         finally:
             sys.argv = before
-        told = capfd.readouterr()
-        return subprocess.CompletedProcess(sys.argv, exit.value.code, told.out, told.err)
+        message = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, exit.value.code, message.out, message.err)
 
     return run

@@ -30,29 +30,29 @@ def mutants(data: bytes, count: int, seed: object) -> Iterator[bytes]:
 def sensitive_positions(data: bytes) -> list[int]:
     """Every offset, vector length, shape, opcode and index of the file, where the generated reader finds them."""
     model = generated.Model.GetRootAs(data)
-    found = [0, model._tab.Pos, *_fields(model, 6, 8, 10, 12, 16, 18)]
+    results = [0, model._tab.Pos, *_fields(model, 6, 8, 10, 12, 16, 18)]
     for index in range(model.OperatorCodesLength()):
-        found += _fields(model.OperatorCodes(index), 4, 6, 8, 10)
+        results += _fields(model.OperatorCodes(index), 4, 6, 8, 10)
     for index in range(model.BuffersLength()):
-        found += _fields(model.Buffers(index), 4)
+        results += _fields(model.Buffers(index), 4)
     for number in range(model.SubgraphsLength()):
         graph = model.Subgraphs(number)
-        found += [graph._tab.Pos, *_fields(graph, 4, 6, 8, 10, 12)]
+        results += [graph._tab.Pos, *_fields(graph, 4, 6, 8, 10, 12)]
         for index in range(graph.OperatorsLength()):
             op = graph.Operators(index)
-            found += [op._tab.Pos, *_fields(op, 4, 6, 8, 12, 14)]
-            found += [at for slot in (6, 8) for at in _items(op, slot)]
+            results += [op._tab.Pos, *_fields(op, 4, 6, 8, 12, 14)]
+            results += [at for slot in (6, 8) for at in _items(op, slot)]
             options = op.BuiltinOptions()
             if options is not None:
-                found += [options.Pos, *(options.Pos + 4 * word for word in range(4))]
+                results += [options.Pos, *(options.Pos + 4 * word for word in range(4))]
         for index in range(graph.TensorsLength()):
             tensor = graph.Tensors(index)
-            found += [tensor._tab.Pos, *_fields(tensor, 4, 6, 8, 10, 12, 18), *_items(tensor, 4)]
+            results += [tensor._tab.Pos, *_fields(tensor, 4, 6, 8, 10, 12, 18), *_items(tensor, 4)]
             if tensor.Quantization():
-                found += _fields(tensor.Quantization(), 8, 10, 16)
+                results += _fields(tensor.Quantization(), 8, 10, 16)
     # The length of a vector stands where its offset leads to.
-    lengths = [at + struct.unpack_from("<I", data, at)[0] for at in found if at + 4 <= len(data)]
-    return [at for at in (*found, *lengths) if at + 4 <= len(data)]
+    lengths = [at + struct.unpack_from("<I", data, at)[0] for at in results if at + 4 <= len(data)]
+    return [at for at in (*results, *lengths) if at + 4 <= len(data)]
 
 
 def _fields(table, *slots: int) -> Iterator[int]:

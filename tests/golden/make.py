@@ -107,24 +107,24 @@ def save_cnn_schemes(images: np.ndarray, labels: np.ndarray) -> None:
     save("digits_float16", quantized(half, None, BUILTINS, io=tf.float32))
     dynamic = tf.TensorSpec((None, 8, 8, 1), tf.float32, name="x0")
     function = tf.function(lambda x: model(x, training=False), autograph=False).get_concrete_function(dynamic)
-    made = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(function)])
-    save("digits_int8_dynamic_batch", quantized(made, samples, BUILTINS_INT8))
+    built = tf.lite.TFLiteConverter.from_concrete_functions([convert_variables_to_constants_v2(function)])
+    save("digits_int8_dynamic_batch", quantized(built, samples, BUILTINS_INT8))
 
 
 def save_other_origins(images: np.ndarray, labels: np.ndarray) -> None:
     """The same CNN out of Keras 3, and out of quantization-aware training."""
     model = build_cnn(keras)
     train(model, images[:1400], labels[:1400], epochs=1)
-    made = converter(lambda x: model(x, training=False), (1, 8, 8, 1))
-    save("digits_int8_keras3", quantized(made, images[:100], BUILTINS_INT8), signed=False)
+    built = converter(lambda x: model(x, training=False), (1, 8, 8, 1))
+    save("digits_int8_keras3", quantized(built, images[:100], BUILTINS_INT8), signed=False)
     import tensorflow_model_optimization as tfmot
 
     whole = build_cnn(tf_keras)
     inner = tf_keras.Model(whole.get_layer("conv1").input, whole.output, name="digits_cnn")
     aware = tfmot.quantization.keras.quantize_model(inner)
     train(aware, images[:1400] / 16, labels[:1400], epochs=2)
-    made = converter(lambda x: aware(x, training=False), (1, 8, 8, 1))
-    save("digits_int8_qat", quantized(made, None, BUILTINS), signed=False)
+    built = converter(lambda x: aware(x, training=False), (1, 8, 8, 1))
+    save("digits_int8_qat", quantized(built, None, BUILTINS), signed=False)
 
 
 def save_odd_graphs() -> None:

@@ -24,13 +24,13 @@ def read_test_split(shared: Path, limit: int = 10_000) -> tuple[np.ndarray, np.n
 
 def parse_example(content: bytes) -> tuple[bytes, int]:
     """The image and the label of a tf.train.Example: features.feature[name].{bytes_list, int64_list}.value[0]."""
-    found = {}
+    results = {}
     for entry in fields(next(iter(fields(content))), wanted=1):
         name, feature = fields(entry)
         (kind, values), *_ = tagged(feature)
         value = next(iter(tagged(values)))[1]
-        found[name.decode()] = value if kind == 1 else value[0] if isinstance(value, bytes) else value
-    return found["image"], found["label"]
+        results[name.decode()] = value if kind == 1 else value[0] if isinstance(value, bytes) else value
+    return results["image"], results["label"]
 
 
 def fields(content: bytes, wanted: int | None = None) -> list[bytes]:
@@ -40,7 +40,7 @@ def fields(content: bytes, wanted: int | None = None) -> list[bytes]:
 
 def tagged(content: bytes) -> list[tuple[int, bytes | int]]:
     """(field number, value) of a message. Source: Protocol Buffers, "Encoding"."""
-    found: list[tuple[int, bytes | int]] = []
+    results: list[tuple[int, bytes | int]] = []
     position = 0
 
     def varint() -> int:
@@ -58,8 +58,8 @@ def tagged(content: bytes) -> list[tuple[int, bytes | int]]:
         tag = varint()
         value = varint()
         if tag & 7 == 2:
-            found.append((tag >> 3, content[position : position + value]))
+            results.append((tag >> 3, content[position : position + value]))
             position += value
         else:
-            found.append((tag >> 3, value))
-    return found
+            results.append((tag >> 3, value))
+    return results

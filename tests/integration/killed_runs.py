@@ -33,9 +33,9 @@ def start(out: Path, *more: str) -> subprocess.Popen:
 
 def finish(run: subprocess.Popen) -> str:
     """Wait for the run to end well; what it said."""
-    told, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, told
-    return told
+    message, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, message
+    return message
 
 
 def kill(run: subprocess.Popen) -> None:

@@ -17,7 +17,7 @@ def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config:
     (name,) = tflite.read(model).input_names
     feed = ([sample[name]] for sample in samples)
     calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
-    found = {
+    results = {
         key: calibration.TensorRange(
             name="",
             layer=None,
@@ -29,4 +29,4 @@ def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config:
         )
         for key, (low, high) in tflite.read_ranges(bytes(calibrated)).items()
     }
-    return calibration.Ranges(tensors=found, num_samples=len(samples), model_sha256="", data_sha256=())
+    return calibration.Ranges(tensors=results, num_samples=len(samples), model_sha256="", data_sha256=())

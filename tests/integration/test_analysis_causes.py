@@ -32,10 +32,10 @@ def trained():
 def findings(model, calibration=CALIBRATION):
     """{kind: the findings of it}, of int8 beside float on data that it was not calibrated with."""
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    found: dict[str, list] = {}
+    results: dict[str, list] = {}
     for finding in tfq.analyze(tfq.convert(floating, calibration), floating, OTHERS).findings:
-        found.setdefault(finding.kind, []).append(finding)
-    return found
+        results.setdefault(finding.kind, []).append(finding)
+    return results
 
 
 def copied(model):
@@ -46,8 +46,8 @@ def copied(model):
 
 
 def test_a_model_that_is_well_calibrated_is_accused_of_none_of_them(trained):
-    found = findings(trained)
-    assert not {"ranges_too_narrow", "ranges_too_wide", "ranges_apart", "gate_collapse", "collapse"} & found.keys()
+    result = findings(trained)
+    assert not {"ranges_too_narrow", "ranges_too_wide", "ranges_apart", "gate_collapse", "collapse"} & result.keys()
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform", "photograph sized"])
@@ -59,8 +59,8 @@ def test_noise_for_a_representative_dataset(trained, kind):
         "photograph sized": rng.uniform(0, 255, size=CALIBRATION.shape),
     }[kind].astype(np.float32)
     with warned("noise"):
-        found = findings(trained, noise)
-    named = found.get("ranges_too_narrow", []) + found.get("ranges_too_wide", [])
+        result = findings(trained, noise)
+    named = result.get("ranges_too_narrow", []) + result.get("ranges_too_wide", [])
     assert len(named) == 1 and "noise" in named[0].message
 
 
@@ -69,8 +69,8 @@ def test_dead_channels_are_numbered(trained):
     kernel, bias = model.get_layer("first").get_weights()
     kernel[..., [2, 5, 7]] = bias[[2, 5, 7]] = 0
     model.get_layer("first").set_weights([kernel, bias])
-    (found,) = (each for each in findings(model)["dead_channels"] if each.layer == "first")
-    assert "(2, 5, 7)" in found.message and "compression.structured_pruning.enabled" in found.message
+    (result,) = (item for item in findings(model)["dead_channels"] if item.layer == "first")
+    assert "(2, 5, 7)" in result.message and "compression.structured_pruning.enabled" in result.message
 
 
 def test_outputs_that_are_joined_a_hundred_times_apart(trained):
@@ -80,8 +80,8 @@ def test_outputs_that_are_joined_a_hundred_times_apart(trained):
         small = layers.Dense(4, name="small")(features)
         large = layers.Rescaling(100.0, name="times")(layers.Dense(4, name="large")(features))
         model = keras.Model(trained.input, layers.Concatenate(name="both")([small, large]))
-    (found,) = findings(model)["ranges_apart"]
-    assert "what small gives has" in found.message and "separate outputs" in found.message
+    (result,) = findings(model)["ranges_apart"]
+    assert "what small gives has" in result.message and "separate outputs" in result.message
     assert "ranges_too_narrow" not in findings(model)
 
 
@@ -97,7 +97,7 @@ def test_a_gate_that_collapses(trained):
     kernel, bias = wide.get_weights()
     kernel[..., 3] *= -400
     wide.set_weights([np.where(np.arange(16) == 3, -np.abs(kernel), kernel), bias])
-    found = findings(model)
-    assert {each.layer for each in found["gate_collapse"]} <= {"gate", "swish"}
-    assert all("squeeze-and-excitation" in each.message for each in found["gate_collapse"])
-    assert "compress" in found["gate_collapse"][0].message
+    result = findings(model)
+    assert {item.layer for item in result["gate_collapse"]} <= {"gate", "swish"}
+    assert all("squeeze-and-excitation" in item.message for item in result["gate_collapse"])
+    assert "compress" in result["gate_collapse"][0].message

@@ -40,12 +40,12 @@ def outputs_of(model: bytes, layer: str) -> np.ndarray:
     )
     interpreter.allocate_tensors()
     (details,) = interpreter.get_input_details()
-    found = []
+    results = []
     for image in IMAGES[200:232]:
         interpreter.set_tensor(details["index"], image[None])
         interpreter.invoke()
-        found.append(interpreter.get_tensor(wanted).copy())
-    return np.concatenate(found)
+        results.append(interpreter.get_tensor(wanted).copy())
+    return np.concatenate(results)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
@@ -69,8 +69,8 @@ def test_layers_that_are_kept_hold_what_they_held():
 
 def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
     config = tfq.BitWidthsConfig(weights=(8, 2), activations=(8, 2), grids=("uniform",))
-    found = accuracy_by_bit_widths(FLOATING, *SPLITS, config, store=StageStore(tmp_path))
-    by_name = {each.name: each for each in found.ways}
+    result = accuracy_by_bit_widths(FLOATING, *SPLITS, config, store=StageStore(tmp_path))
+    by_name = {item.name: item for item in result.ways}
     assert list(by_name) == [
         "W8, uniform",
         "W2, uniform",
@@ -84,7 +84,7 @@ def test_eight_bits_simulated_are_as_accurate_as_int8_and_fewer_lose(tmp_path):
     assert by_name["W8 A8, uniform"].accuracy == pytest.approx(real, abs=0.01)
     assert by_name["W8 A8, uniform"].runs_as == "conversion.scheme=int8"
     assert by_name["W2, uniform"].runs_as == "simulated"
-    assert by_name["W2 A2, uniform"].accuracy < by_name["W2, uniform"].accuracy < found.float_accuracy - 0.1
+    assert by_name["W2 A2, uniform"].accuracy < by_name["W2, uniform"].accuracy < result.float_accuracy - 0.1
 
 
 def test_int8_and_examples_without_classes_are_refused(tmp_path):
@@ -107,9 +107,9 @@ def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, mo
         return ended.value.code
 
     assert run("--bit_widths.grids=uniform,kmeans") == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     record = json.loads((tmp_path / "analyze.json").read_text())["bit_widths"]
-    assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in told
+    assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in message
     page = (tmp_path / "analyze.html").read_text()
     assert page.count("<svg") == 2 and "kmeans" in page and "simulated" in page
     monkeypatch.setattr("tfq.search.bit_widths.with_few_bits", None)  # nothing is computed again

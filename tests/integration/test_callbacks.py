@@ -50,8 +50,8 @@ def _agreement(converted, val, own):
     from tfq.evaluation import predicted_classes, prepare_inputs
 
     inputs = prepare_inputs(tflite.read(converted), val).arrays
-    (codes,) = LocalBackend().assess(RunRequest(model=converted, inputs=inputs)).outputs
-    return np.mean(predicted_classes(codes) == own)
+    (quantized,) = LocalBackend().assess(RunRequest(model=converted, inputs=inputs)).outputs
+    return np.mean(predicted_classes(quantized) == own)
 
 
 @pytest.mark.parametrize("keras", BOTH)

@@ -81,10 +81,10 @@ def test_the_whole_way_script_by_script(tfq_here, work, npz, trained):
                 "--require.min_accuracy=0.9", "--require.min_agreement=0.9", "--require.max_accuracy_drop=0.1",
             )
         )  # fmt: skip
-        told = json.loads(done.stdout)
-        assert told["evaluation"]["accuracy"] > 0.9
-        assert told["evaluation"]["num_examples"] == 80
-        assert told["evaluation"]["latency_p50_ms"] > 0
+        message = json.loads(done.stdout)
+        assert message["evaluation"]["accuracy"] > 0.9
+        assert message["evaluation"]["num_examples"] == 80
+        assert message["evaluation"]["latency_p50_ms"] > 0
 
 
 @pytest.mark.parametrize("file", ["two.keras", "two.h5", "three.keras", "three.h5"])
@@ -133,8 +133,8 @@ def test_run_compresses_a_keras_3_model_and_gives_it_back_trained(tfq_here, work
     assert compressed["preflight"]["ok"]
     keras = import_keras()
     returned = keras.saving.load_model(out / "three_pruned_qat.keras", compile=False)
-    given = keras.saving.load_model(trained["three.keras"], compile=False)
-    assert [layer.name for layer in returned.layers] == [layer.name for layer in given.layers]
+    provided = keras.saving.load_model(trained["three.keras"], compile=False)
+    assert [layer.name for layer in returned.layers] == [layer.name for layer in provided.layers]
     zeros = np.mean(returned.get_layer("conv").get_weights()[0] == 0)
     assert zeros == pytest.approx(compressed["sparsity"]["conv"])
     assert zeros > 0.4
@@ -169,11 +169,11 @@ def test_without_labels_accuracy_is_null_with_its_reason(tfq_here, work, golden)
     path = work / "unlabelled.npz"
     np.savez(path, x_test=np.random.default_rng(0).uniform(0, 16, (30, 8, 8, 1)).astype(np.float32))
     command = ["evaluate", f"--model={golden}/digits_int8.tflite", f"--reference={golden}/digits_float32.tflite"]
-    told = json.loads(good(tfq_here(*command, f"--data=npz:{path}", "--format=json")).stdout)["evaluation"]
-    assert told["accuracy"] is None
-    assert "label" in told["accuracy_reason"]
-    assert told["agreement"] is not None
-    assert told["output_sqnr_db"] is not None
+    message = json.loads(good(tfq_here(*command, f"--data=npz:{path}", "--format=json")).stdout)["evaluation"]
+    assert message["accuracy"] is None
+    assert "label" in message["accuracy_reason"]
+    assert message["agreement"] is not None
+    assert message["output_sqnr_db"] is not None
 
 
 def test_wrong_preprocessing_is_warned_of(tfq_here, golden):
@@ -339,9 +339,9 @@ def test_ctrl_c_is_exit_130_and_leaves_no_half_file(work, npz, trained):
         time.sleep(0.1)
     time.sleep(9)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "interrupted" in told
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    assert "interrupted" in message
     assert list(out.iterdir()) == []
 
 
@@ -419,10 +419,10 @@ def test_a_regression_converts_and_is_evaluated_without_an_accuracy(tfq_here, wo
         good(tfq_here("convert", f"--model={work}/regression.h5", data, f"--scheme={scheme}", f"--out={out}"))
     reference = f"--reference={out}/regression_float32.tflite"
     done = good(tfq_here("evaluate", f"--model={out}/regression_int8.tflite", reference, data, "--format=json"))
-    told = json.loads(done.stdout)["evaluation"]
-    assert told["accuracy"] is None
-    assert "metric=" in told["accuracy_reason"]
-    assert told["output_sqnr_db"] > 20
+    message = json.loads(done.stdout)["evaluation"]
+    assert message["accuracy"] is None
+    assert "metric=" in message["accuracy_reason"]
+    assert message["output_sqnr_db"] > 20
 
 
 def test_a_missing_model_flag_is_called_that(tfq_here):

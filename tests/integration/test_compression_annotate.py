@@ -128,8 +128,8 @@ def with_ranges(quantized, x):
 def prepared(block):
     """The model of a block, what `annotate` made of it, and that with ranges."""
     model = model_of(block)
-    found = qat.quantized(model)
-    return model, found, with_ranges(found.model, images())
+    result = qat.quantized(model)
+    return model, result, with_ranges(result.model, images())
 
 
 def run(model, x):
@@ -144,16 +144,16 @@ def sqnr_db(wanted, got):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_flatbuffer_is_all_int8_has_the_ops_of_post_training_and_computes_what_the_model_does(name):
     x = images()
-    model, found, quantized = prepared(BLOCKS[name])
-    assert found.skipped == {}
+    model, result, quantized = prepared(BLOCKS[name])
+    assert result.skipped == {}
     config = ConversionConfig(**FLOAT_ENDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tfq.TfqWarning)  # of few samples
-        converted, after_training = (tfq.convert(each, x, config) for each in (quantized, model))
+        converted, after_training = (tfq.convert(item, x, config) for item in (quantized, model))
     report = tfq.audit(converted, AuditConfig(require="full_int8", **FLOAT_ENDS))
     assert report.ok, report.to_text()
     # Fake quantization in a place where the flatbuffer has no tensor would keep ops from being fused.
-    wanted, got = (Counter(each.op_counts) for each in (tfq.audit(after_training), report))
+    wanted, got = (Counter(item.op_counts) for item in (tfq.audit(after_training), report))
     for counts in (wanted, got):
         counts["ADD or SUB"] = counts.pop("ADD", 0) + counts.pop("SUB", 0)
     convolved = got["DEPTHWISE_CONV_2D"] - wanted["DEPTHWISE_CONV_2D"]
@@ -198,7 +198,7 @@ def test_a_factor_and_an_offset_are_one_convolution_that_rounds_once(affine, tmp
     counts = tfq.audit(converted, AuditConfig(require="full_int8")).op_counts
     assert counts["DEPTHWISE_CONV_2D"] == 1
     assert not {"MUL", "ADD", "SUB", "DIV"} & set(counts)
-    [layer] = [each for each in qat_parity(quantized, converted, x).layers if each.op == "DEPTHWISE_CONV_2D"]
+    [layer] = [item for item in qat_parity(quantized, converted, x).layers if item.op == "DEPTHWISE_CONV_2D"]
     assert (layer.layer, layer.departs) == ("affine", None)
     assert layer.local_sqnr_db > 50
     quantized.save(tmp_path / "quantized.h5", include_optimizer=False)
@@ -235,10 +235,10 @@ def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it_and_needs_no_represen
     converted = tfq.convert(quantized)
     counts = tfq.audit(converted, AuditConfig(require="full_int8")).op_counts
     assert counts["LOGISTIC"] == 5 and counts["MUL"] == 5
-    found = qat_parity(quantized, converted, x)
-    assert all(layer.fake_quantized and layer.departs is None for layer in found.layers), found.to_text()
+    result = qat_parity(quantized, converted, x)
+    assert all(layer.fake_quantized and layer.departs is None for layer in result.layers), result.to_text()
     # Where the sigmoid alone is not rounded it is 38 dB already behind the first.
-    assert all(layer.local_sqnr_db > 60 for layer in found.layers if layer.op in ("LOGISTIC", "MUL"))
+    assert all(layer.local_sqnr_db > 60 for layer in result.layers if layer.op in ("LOGISTIC", "MUL"))
     quantized.save(tmp_path / "quantized.h5", include_optimizer=False)
     np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
 
@@ -255,7 +255,7 @@ def test_a_function_of_the_users_own_that_is_called_swish_is_not_taken_for_keras
 
         return placements(model_of(block))["conv"].stand_in
 
-    assert [stand_in(each) for each in ("swish", tf.nn.silu, swish)] == ["SwishConv2D", "SwishConv2D", ""]
+    assert [stand_in(item) for item in ("swish", tf.nn.silu, swish)] == ["SwishConv2D", "SwishConv2D", ""]
 
 
 @pytest.mark.parametrize("first", ["ZeroPadding2D", "MaxPooling2D"])
@@ -274,8 +274,8 @@ def test_an_input_is_fake_quantized_also_where_a_layer_without_fake_quantization
 
 
 def test_an_input_that_only_layers_left_to_the_converter_read_is_not_fake_quantized():
-    found = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown",)))
-    assert not any(type(layer).__name__ == "QuantizeLayer" for layer in found.model.layers)
+    result = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown",)))
+    assert not any(type(layer).__name__ == "QuantizeLayer" for layer in result.model.layers)
 
 
 def test_learned_ranges_are_those_of_the_flatbuffer():
@@ -316,16 +316,16 @@ def test_kernels_have_a_scale_for_each_channel_depthwise_and_dense_ones_too():
 
 def test_layers_are_chosen_by_pattern_and_the_rest_is_calibrated():
     x = images()
-    found = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown", "sep*")))
-    assert found.skipped["stem"] == "no pattern in layers fits its name"
-    wrapped = {layer.name for layer in found.model.layers if layer.name.startswith("quant_")}
+    result = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown", "sep*")))
+    assert result.skipped["stem"] == "no pattern in layers fits its name"
+    wrapped = {layer.name for layer in result.model.layers if layer.name.startswith("quant_")}
     assert wrapped == {"quant_grown", "quant_separable", "quant_separable_bn"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tfq.TfqWarning)
-        converted = tfq.convert(with_ranges(found.model, x), x)
+        converted = tfq.convert(with_ranges(result.model, x), x)
     assert tfq.audit(converted, AuditConfig(require="full_int8")).ok
     with warned("stem"):
-        tfq.convert(found.model)
+        tfq.convert(result.model)
     with refused(InputError, field="compression.qat.layers", got="separabel", word="'separable'"):
         qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("separabel",)))
 
@@ -340,18 +340,18 @@ def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
     y = layers.MultiHeadAttention(2, 4, name="attention")(layers.Conv1D(4, 1, name="conv")(x), x)
     y = layers.Add(name="sum")([shared(y), shared(x)])
     model = keras.Model(tokens, layers.Dense(2, name="head")(layers.Flatten(name="flatten")(y)))
-    found = qat.quantized(model)
+    result = qat.quantized(model)
     wanted = {"masked": "mask", "recurrent": "recurrent", "attention": "whole", "shared": "2 times"}
-    assert set(wanted) <= set(found.skipped)
-    assert all(word in found.skipped[name] for name, word in wanted.items())
-    assert "quant_head" in {layer.name for layer in found.model.layers}
-    assert not any("quantize_layer" in layer.name for layer in found.model.layers)  # behind whole numbers
+    assert set(wanted) <= set(result.skipped)
+    assert all(word in result.skipped[name] for name, word in wanted.items())
+    assert "quant_head" in {layer.name for layer in result.model.layers}
+    assert not any("quantize_layer" in layer.name for layer in result.model.layers)  # behind whole numbers
 
 
 def test_a_fixed_range_is_where_the_flatbuffer_fixes_it_and_not_at_the_end():
     model = model_of(of_mobilenet_v3)
-    found = placements(cloned(model)[0])
-    assert found["excite"].config["output"] == [0.0, 255 / 256]
+    result = placements(cloned(model)[0])
+    assert result["excite"].config["output"] == [0.0, 255 / 256]
     keras = import_tf_keras()
     x = keras.Input((4,))
     outputs = keras.layers.Dense(2, activation="sigmoid", name="last")(x)
@@ -392,8 +392,8 @@ def test_control_flow_on_tensors_that_a_user_has_written_is_followed():
 def test_a_sequential_model_is_taken():
     layers = import_tf_keras().layers
     model = import_tf_keras().Sequential([layers.Dense(8, "relu", input_shape=(4,)), layers.Dense(3)])
-    found = qat.quantized(model)
-    assert found.skipped == {} and len(tfmot_symbols.weight_ranges(found.model)) == 2
+    result = qat.quantized(model)
+    assert result.skipped == {} and len(tfmot_symbols.weight_ranges(result.model)) == 2
 
 
 def test_nothing_to_quantize_is_an_error():

@@ -78,7 +78,7 @@ def test_levels_and_scales_are_those_of_the_least_squared_error():
     fixed = np.isin(levels, [-1, 1])
     nearest = np.asarray(nearest_levels(rows, scales, levels))
     assert np.array_equal(nearest, np.abs(rows[..., None] / scales[:, None, None] - levels).argmin(axis=-1))
-    new_levels, new_scales = (np.asarray(each) for each in least_squares(rows, scales, levels, nearest, fixed))
+    new_levels, new_scales = (np.asarray(item) for item in least_squares(rows, scales, levels, nearest, fixed))
     design = np.zeros((150, 8))
     design[np.arange(150), nearest.ravel()] = np.repeat(scales, 50)
     free = ~fixed
@@ -102,7 +102,7 @@ def test_the_flatbuffer_has_these_codes_though_every_channel_is_folded_with_anot
     model = uneven_norms(small_model())
     clustered = cluster_model(model, fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
     samples = noise(model).take(16)
-    before, after = (codes_in_flatbuffer(convert_model(each, samples)) for each in (model, clustered))
+    before, after = (codes_in_flatbuffer(convert_model(item, samples)) for item in (model, clustered))
     assert before["conv"] > 60 and after["conv"] == 6
     assert measure_clusters(clustered) == {"conv": 6} and not measure_clusters(model)
 
@@ -118,11 +118,11 @@ def test_rounding_to_int8_adds_no_error_to_clustered_weights():
         model.fit(x, np.zeros((32, 12)), batch_size=8, verbose=0, callbacks=callbacks)
 
     clustered = cluster_model(model, fit, ClusterConfig(number_of_clusters=8))
-    made = convert_model(clustered, [{"x": np.full((1, 16), value, np.float32)} for value in (-1, 1)])
-    weights = next(each for each in read(made).main_subgraph.tensors if each.is_constant and each.shape == (12, 16))
-    codes = constant_values(made, weights).astype(np.float64)
+    built = convert_model(clustered, [{"x": np.full((1, 16), value, np.float32)} for value in (-1, 1)])
+    weights = next(item for item in read(built).main_subgraph.tensors if item.is_constant and item.shape == (12, 16))
+    quantized = constant_values(built, weights).astype(np.float64)
     wanted = clustered.layers[-1].kernel.numpy().T
-    np.testing.assert_allclose(codes * np.asarray(weights.scale).reshape(-1, 1), wanted, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(quantized * np.asarray(weights.scale).reshape(-1, 1), wanted, rtol=1e-5, atol=1e-9)
 
 
 def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy():
@@ -144,10 +144,10 @@ def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy()
     assert count_codes(first, -1) == count_codes(last, -1) == 4
     assert np.mean(np.sign(first) != np.sign(last)) > 0
     assert all(np.array_equal(a, b) for a, b in zip(clustered.get_weights(), again.get_weights(), strict=True))
-    files = [convert_model(each, train.take(100)) for each in (model, clustered)]
-    dense, small = (evaluate_model(each, test).accuracy for each in files)
+    files = [convert_model(item, train.take(100)) for item in (model, clustered)]
+    dense, small = (evaluate_model(item, test).accuracy for item in files)
     assert small > dense - 0.03
-    sizes = [len(gzip.compress(each, mtime=0)) for each in files]
+    sizes = [len(gzip.compress(item, mtime=0)) for item in files]
     assert sizes[1] < sizes[0]
 
 
@@ -162,14 +162,14 @@ def test_from_end_step_on_weights_stay_in_their_clusters_and_the_values_go_on_le
         model.fit(data.inputs["x"], data.labels, batch_size=8, verbose=0, callbacks=[*callbacks, see])
 
     def partition(kernel):
-        return [np.unique(each, return_inverse=True)[1].ravel().tolist() for each in np.moveaxis(kernel, -1, 0)]
+        return [np.unique(item, return_inverse=True)[1].ravel().tolist() for item in np.moveaxis(kernel, -1, 0)]
 
     for end_step, fixed in ((-1, 5), (3, 3), (0, 0)):
         kernels.clear()
         cluster_model(small_model(), fit, ClusterConfig(number_of_clusters=6, layers=("conv",), end_step=end_step))
         partitions = [partition(kernel) for kernel in kernels]
         assert len(partitions) == 10
-        assert all(each == partitions[-1] for each in partitions[max(fixed - 1, 0) :])
+        assert all(item == partitions[-1] for item in partitions[max(fixed - 1, 0) :])
         assert not np.allclose(kernels[-1], kernels[max(fixed - 1, 0)])
         if fixed:
             assert partitions[0] != partitions[-1]

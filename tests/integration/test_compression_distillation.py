@@ -32,7 +32,7 @@ def hinton(student, teacher, temperature):
 def test_the_distance_is_hintons_whether_of_logits_or_of_probabilities(temperature, kinds):
     rng = np.random.default_rng(0)
     logits = [rng.normal(0, 5, size=(6, 4)).astype("float32") for _ in range(2)]
-    outputs = [softmax(each) if kind == "softmax" else each for each, kind in zip(logits, kinds, strict=True)]
+    outputs = [softmax(item) if kind == "softmax" else item for item, kind in zip(logits, kinds, strict=True)]
     got = np.asarray(distance(*outputs, kinds, temperature))
     np.testing.assert_allclose(got, hinton(*logits, temperature), rtol=2e-4, atol=1e-4)
     np.testing.assert_allclose(np.asarray(distance(outputs[0], outputs[0], kinds[:1] * 2, temperature)), 0, atol=1e-6)
@@ -41,8 +41,8 @@ def test_the_distance_is_hintons_whether_of_logits_or_of_probabilities(temperatu
 @pytest.mark.parametrize("kinds", [("sigmoid", "sigmoid"), ("logits", "logits"), ("logits", "sigmoid")])
 def test_of_one_unit_the_classes_are_yes_and_no(kinds):
     logits = [np.array([[-2.0], [0.5], [3.0]], np.float32), np.array([[1.0], [0.5], [-1.0]], np.float32)]
-    outputs = [1 / (1 + np.exp(-each)) if kind == "sigmoid" else each for each, kind in zip(logits, kinds, strict=True)]
-    pairs = [np.concatenate([each, np.zeros_like(each)], axis=-1) for each in logits]
+    outputs = [1 / (1 + np.exp(-item)) if kind == "sigmoid" else item for item, kind in zip(logits, kinds, strict=True)]
+    pairs = [np.concatenate([item, np.zeros_like(item)], axis=-1) for item in logits]
     got = np.asarray(distance(*outputs, kinds, 2.0))
     np.testing.assert_allclose(got.ravel(), hinton(*pairs, 2.0), rtol=1e-4, atol=1e-6)
 
@@ -221,19 +221,19 @@ def test_of_several_teachers_the_mean_distance_counts_and_the_layers_of_the_firs
     keras, (model, *teachers) = import_tf_keras(), [two_dense_layers(seed) for seed in range(4)]
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
-    logits, *theirs = (each.predict(x, verbose=0) for each in (model, *teachers))
+    logits, *theirs = (item.predict(x, verbose=0) for item in (model, *teachers))
     config = DistillationConfig(enabled=True, temperature=2.0, weight=1.0, layers=("hidden",), layers_weight=0.5)
-    hidden = [x @ each.get_weights()[0] + each.get_weights()[1] for each in (model, teachers[0])]
+    hidden = [x @ item.get_weights()[0] + item.get_weights()[1] for item in (model, teachers[0])]
     head, bias = model.get_weights()[2:]
     with distilled(model, teachers, config) as student:
         student.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         history = student.fit(x, y, batch_size=8, epochs=1, verbose=0).history
-    wanted = np.mean([hinton(logits, each, 2.0).mean() for each in theirs])
+    wanted = np.mean([hinton(logits, item, 2.0).mean() for item in theirs])
     assert history["distillation_loss"] == pytest.approx([wanted], rel=1e-3)
-    told = ((hidden[0] - hidden[1]) ** 2).sum() / (hidden[1] ** 2).sum()
-    assert history["distillation_layers_loss"] == pytest.approx([told], rel=1e-3)
+    message = ((hidden[0] - hidden[1]) ** 2).sum() / (hidden[1] ** 2).sum()
+    assert history["distillation_layers_loss"] == pytest.approx([message], rel=1e-3)
     # The gradient is that of the distance to what they give on average.
-    gradient = 2.0 * (softmax(logits / 2.0) - np.mean([softmax(each / 2.0) for each in theirs], axis=0)) / 8
+    gradient = 2.0 * (softmax(logits / 2.0) - np.mean([softmax(item / 2.0) for item in theirs], axis=0)) / 8
     np.testing.assert_allclose(model.get_weights()[2], head - 0.1 * hidden[0].T @ gradient, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(model.get_weights()[3], bias - 0.1 * gradient.sum(axis=0), rtol=1e-3, atol=1e-5)
 

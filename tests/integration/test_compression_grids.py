@@ -79,31 +79,31 @@ def distances(quantized):
     content = converted(quantized)
     graph = tflite.read(content).main_subgraph
     ops = {op.outputs[0]: op for op in graph.ops if op.name in WEIGHTED and len(op.inputs) == 3}
-    found = {}
+    results = {}
     for layer in qat_parity(quantized, content, images()).layers:
         if layer.tensor not in ops:
             continue
         bias = graph.tensors[ops[layer.tensor].inputs[2]]
         wanted = tflite.constant_values(content, bias).ravel() * np.asarray(bias.scale, np.float64)
-        names = {each.name.removeprefix("quant_"): each for each in quantized.layers}
+        names = {item.name.removeprefix("quant_"): item for item in quantized.layers}
         own = [names[name] for name in layer.layers if name not in ("pad", "largest")]
-        own = [each for each in own if not isinstance(getattr(each, "layer", each), import_tf_keras().layers.ReLU)]
+        own = [item for item in own if not isinstance(getattr(item, "layer", item), import_tf_keras().layers.ReLU)]
         x = np.zeros((1, *own[0].input.shape[1:]), np.float32)
         with tfmot_symbols.fake_quant_as_identity():
-            for each in own:
-                x = each(x, training=False)
+            for item in own:
+                x = item(x, training=False)
         got = np.asarray(x, np.float64).reshape(-1, np.shape(x)[-1])[0]
-        found[own[0].name.removeprefix("quant_")] = np.max(np.abs(got - wanted) / np.asarray(bias.scale))
-    return found
+        results[own[0].name.removeprefix("quant_")] = np.max(np.abs(got - wanted) / np.asarray(bias.scale))
+    return results
 
 
 def test_biases_are_whole_steps_of_the_accumulator(quantized, monkeypatch, model):
-    found = distances(quantized)
-    assert set(found) >= {"stem", "depthwise", "biased", "alone_bn", "gate", "head"}
-    assert max(found.values()) < 0.05, found
+    result = distances(quantized)
+    assert set(result) >= {"stem", "depthwise", "biased", "alone_bn", "gate", "head"}
+    assert max(result.values()) < 0.05, result
     monkeypatch.setattr(grids, "round_biases", lambda model: None)
     without = distances(untrained_qat_model(model, images()))
-    assert set(without) == set(found) and without.pop("unbiased", 0.0) == 0.0
+    assert set(without) == set(result) and without.pop("unbiased", 0.0) == 0.0
     assert all(0.2 < steps < 0.55 for steps in without.values()), without
 
 
@@ -134,8 +134,8 @@ def test_rounded_ranges_round_as_before_and_stay():
 
 
 def test_the_flatbuffer_rounds_as_the_qat_model_does(quantized):
-    found = qat_parity(quantized, converted(quantized), images())
-    weighted = [layer for layer in found.layers if layer.op in WEIGHTED]
+    result = qat_parity(quantized, converted(quantized), images())
+    weighted = [layer for layer in result.layers if layer.op in WEIGHTED]
     assert len(weighted) >= 8
-    assert all(layer.local_mean_lsb < 1e-3 for layer in weighted), found.to_text()
-    assert found.logit_sqnr_db > 40
+    assert all(layer.local_mean_lsb < 1e-3 for layer in weighted), result.to_text()
+    assert result.logit_sqnr_db > 40

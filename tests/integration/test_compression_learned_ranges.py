@@ -33,10 +33,10 @@ def test_the_gradient_is_that_of_learned_step_sizes():
         rounded = _with_gradient_of_step(tf.constant(values), low, high, 15)
         total = tf.reduce_sum(rounded)
     step, below = 3 / 15, 5
-    codes = np.clip(np.rint(values / step), -below, 15 - below)
-    np.testing.assert_allclose(rounded, codes * step, rtol=1e-6)
+    quantized = np.clip(np.rint(values / step), -below, 15 - below)
+    np.testing.assert_allclose(rounded, quantized * step, rtol=1e-6)
     inside = (values / step > -below) & (values / step < 15 - below)
-    to_step = np.where(inside, codes - values / step, codes).sum()
+    to_step = np.where(inside, quantized - values / step, quantized).sum()
     gradients = tape.gradient(total, [low, high])
     np.testing.assert_allclose(np.array(gradients), np.array([-to_step, to_step]) / 15, rtol=1e-4)
 
@@ -87,8 +87,8 @@ def test_a_range_that_is_far_too_wide_narrows_and_one_that_is_too_narrow_widens(
         quantized.fit(x, x, batch_size=64, epochs=20, verbose=0, callbacks=callbacks)
 
     def end(spread):
-        found = ranges_of(qat_model(model, fit, LEARNED, calibration=x * spread))
-        return max(high for (layer, _), (_, high) in found.items() if layer == "quant_same")
+        result = ranges_of(qat_model(model, fit, LEARNED, calibration=x * spread))
+        return max(high for (layer, _), (_, high) in result.items() if layer == "quant_same")
 
     largest = float(np.abs(x).max())
     assert end(8.0) < 4 * largest

@@ -38,10 +38,10 @@ def trained(operations, *, read_by_others):
     inputs = keras.Input(SHAPE)
     outputs, losses = [], []
     for name, operation in operations.items():
-        given = keras.layers.Conv2D(4, 3, padding="same", name=f"before_{name}")(inputs)
+        provided = keras.layers.Conv2D(4, 3, padding="same", name=f"before_{name}")(inputs)
         if read_by_others:
-            outputs.append(keras.layers.Conv2D(2, 1, name=f"beside_{name}")(given))
-        outputs.append(operation(keras.ops, given))
+            outputs.append(keras.layers.Conv2D(2, 1, name=f"beside_{name}")(provided))
+        outputs.append(operation(keras.ops, provided))
         losses += ["mse"] * read_by_others + ["mse" if outputs[-1].dtype == "float32" else None]
     bridged = to_tf_keras(keras.Model(inputs, outputs)).model
     wanted = [np.zeros((len(x), *output.shape[1:]), "float32") for output in outputs]
@@ -122,8 +122,8 @@ def test_a_model_that_ends_in_an_argmax_is_converted_and_gives_the_classes_of_it
     classes, logits = segmentation(keras)
     samples, settings = (None, {}) if scheme == "float32" else (x, FLOAT_ENDS)
     config = tfq.ConversionConfig(scheme=scheme, **settings)
-    found, given = (ran(tfq.convert(model, samples, config), x) for model in (classes, logits))
-    np.testing.assert_array_equal(found, given.argmax(axis=-1))
+    result, provided = (ran(tfq.convert(model, samples, config), x) for model in (classes, logits))
+    np.testing.assert_array_equal(result, provided.argmax(axis=-1))
 
 
 def test_another_choice_by_a_sign_bit_stays_and_is_refused_by_its_name():

@@ -20,8 +20,8 @@ def verdicts(found):
 
 
 def test_every_layer_has_a_row_and_the_text_says_what_the_dict_says():
-    found = preflight(small_model())
-    assert verdicts(found) == {
+    result = preflight(small_model())
+    assert verdicts(result) == {
         "conv": (True, "qat"),
         "bn": (False, "qat"),
         "relu": (False, "qat"),
@@ -30,9 +30,9 @@ def test_every_layer_has_a_row_and_the_text_says_what_the_dict_says():
         "pool": (False, "qat"),
         "head": (True, "qat"),
     }
-    assert found.ok and json.loads(json.dumps(found.to_dict()))["counts"]["prunable"] == 2
-    text = found.to_text()
-    assert all(f"\n{layer.name} " in text for layer in found.layers)
+    assert result.ok and json.loads(json.dumps(result.to_dict()))["counts"]["prunable"] == 2
+    text = result.to_text()
+    assert all(f"\n{layer.name} " in text for layer in result.layers)
     assert "7 layers: 2 prunable; 7 for QAT, 0 for the converter alone, 0 unsupported" in text
 
 
@@ -42,8 +42,8 @@ def test_a_nested_keras_3_model_is_told_by_its_own_names():
     inner = keras.Sequential([layers.Input((6, 8)), layers.LSTM(4, name="lstm")], name="inner")
     x = image = keras.Input((6, 2), name="series")
     x = inner(layers.Conv1D(8, 1, name="conv")(x))
-    found = preflight(keras.Model(image, layers.Dense(3, name="head")(x)))
-    rows = {layer.name: layer for layer in found.layers}
+    result = preflight(keras.Model(image, layers.Dense(3, name="head")(x)))
+    rows = {layer.name: layer for layer in result.layers}
     assert rows["inner/lstm"].qat == "ptq_only" and "recurrent" in rows["inner/lstm"].reason
     assert rows["inner/lstm"].advice and rows["conv"].qat == rows["head"].qat == "qat"
     assert rows["head"].kind == "Dense"
@@ -58,16 +58,16 @@ def test_what_the_bridge_cannot_take_is_a_row_and_not_an_exception():
 
     x = image = keras.Input((4,), name="image")
     x = Odd(name="odd")(keras.layers.Dense(4, name="dense")(x))
-    found = preflight(keras.Model(image, x))
-    assert not found.ok
-    rows = {layer.name: layer for layer in found.layers}
+    result = preflight(keras.Model(image, x))
+    assert not result.ok
+    rows = {layer.name: layer for layer in result.layers}
     assert rows["odd"].qat == "unsupported" and "register" in rows["odd"].advice
     assert rows["dense"].qat != "unsupported"
 
 
 def test_a_pattern_that_leaves_layers_out_is_told():
-    found = preflight(small_model(), CompressionConfig(qat=QATConfig(layers=("head",))))
-    assert verdicts(found)["conv"] == (True, "ptq_only") and verdicts(found)["head"] == (True, "qat")
+    result = preflight(small_model(), CompressionConfig(qat=QATConfig(layers=("head",))))
+    assert verdicts(result)["conv"] == (True, "ptq_only") and verdicts(result)["head"] == (True, "qat")
 
 
 def test_what_is_no_model_is_refused():
@@ -95,7 +95,7 @@ def dense_model(*layers):
 def test_a_model_is_bridged_once_for_its_table_and_its_compression(tmp_path, monkeypatch):
     bridged = []
     rebuild = bridge.rebuild
-    monkeypatch.setattr(bridge, "rebuild", lambda *given: bridged.append(given) or rebuild(*given))
+    monkeypatch.setattr(bridge, "rebuild", lambda *provided: bridged.append(provided) or rebuild(*provided))
     compressed = workflows.compress(dense_model(), run_config(tmp_path, 4))
     assert len(bridged) == 1
     assert [layer["name"] for layer in compressed.details["preflight"]["layers"]] == ["head"]
@@ -123,14 +123,14 @@ def test_what_would_stay_float_in_the_flatbuffer_is_told_by_the_users_layer(tmp_
     model = keras.Model(image, layers.Dense(3, name="head")(x))
     # Keras numbers the nodes of keras.ops through the whole process.
     floor = next(layer.name for layer in model.operations if type(layer).__name__ == "Floor")
-    found = workflows.preflight_with_flatbuffer(model, run_config(tmp_path, 4))
-    told = {layer.name: layer.float_ops for layer in found.layers}
-    assert told == {"conv": (), "bent": ("ELU",), floor: ("FLOOR",), "pool": (), "head": ()}
-    text = found.to_text()
+    result = workflows.preflight_with_flatbuffer(model, run_config(tmp_path, 4))
+    messages = {layer.name: layer.float_ops for layer in result.layers}
+    assert messages == {"conv": (), "bent": ("ELU",), floor: ("FLOOR",), "pool": (), "head": ()}
+    text = result.to_text()
     assert "STAYS FLOAT in an int8 .tflite: ELU" in text and "2 with float ops in an int8 .tflite" in text
 
 
 def test_of_a_model_that_becomes_all_int8_none_is_told_to_stay_float(tmp_path):
-    found = workflows.preflight_with_flatbuffer(small_model(), run_config(tmp_path, 4))
-    assert {layer.float_ops for layer in found.layers} == {()}
-    assert "none with float ops in an int8 .tflite" in found.to_text()
+    result = workflows.preflight_with_flatbuffer(small_model(), run_config(tmp_path, 4))
+    assert {layer.float_ops for layer in result.layers} == {()}
+    assert "none with float ops in an int8 .tflite" in result.to_text()

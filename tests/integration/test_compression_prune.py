@@ -63,10 +63,12 @@ def test_larger_layers_become_sparser_than_small_ones_and_all_of_them_as_asked(o
     model, config = small_model(), PruneConfig(allocation=order, final_sparsity=0.5)
     plan = pruning_plan(model, config)
     assert plan.sparsities["conv"] > plan.sparsities["head"] >= 0
-    found = measure_sparsity(prune_model(model, fit_for(2), config, plan=plan))
+    result = measure_sparsity(prune_model(model, fit_for(2), config, plan=plan))
     sizes = {"conv": 3 * 3 * 2 * 8, "head": 8 * 3}
-    assert {name: found[name] for name in sizes} == pytest.approx(plan.sparsities, abs=0.03)
-    assert sum(found[name] * size for name, size in sizes.items()) / sum(sizes.values()) == pytest.approx(0.5, abs=0.02)
+    assert {name: result[name] for name in sizes} == pytest.approx(plan.sparsities, abs=0.03)
+    assert sum(result[name] * size for name, size in sizes.items()) / sum(sizes.values()) == pytest.approx(
+        0.5, abs=0.02
+    )
     with refused(InputError, field="compression.prune.targets", got=("conv=0.5",), word=order):
         pruning_plan(model, PruneConfig(allocation=order, targets=("conv=0.5",)))
 
@@ -112,11 +114,11 @@ def test_the_polynomial_is_that_of_tfmot():
 
 
 def test_end_step_is_learned_as_three_quarters_of_the_training(monkeypatch):
-    made = []
-    monkeypatch.setattr(prune_room, "Schedule", lambda config: made.append(Schedule(config)) or made[0])
+    built = []
+    monkeypatch.setattr(prune_room, "Schedule", lambda config: built.append(Schedule(config)) or built[0])
     prune_model(small_model(), fit_for(3))
     # 64 examples in batches of 8, three times: 24 steps.
-    assert made[0].end_step == 18
+    assert built[0].end_step == 18
 
 
 def test_a_training_of_unknown_length_asks_for_end_step():

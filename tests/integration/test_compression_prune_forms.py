@@ -331,9 +331,9 @@ def test_weights_of_an_earlier_epoch_put_back_are_told():
 
 
 def test_several_steps_between_two_callbacks_are_counted_and_told(monkeypatch):
-    made = []
+    built = []
     callback = prune_room.pruning_callback
-    monkeypatch.setattr(prune_room, "pruning_callback", lambda *args: made.append(callback(*args)) or made[0])
+    monkeypatch.setattr(prune_room, "pruning_callback", lambda *args: built.append(callback(*args)) or built[0])
 
     def by_twos(model, callbacks):
         model.compile("sgd", "mse", steps_per_execution=2)
@@ -341,7 +341,7 @@ def test_several_steps_between_two_callbacks_are_counted_and_told(monkeypatch):
 
     with warned("steps"):
         pruned = prune_model(dense_model(8, 4), by_twos, PruneConfig(end_step=6))
-    assert made[0].steps == 8 and measure_sparsity(pruned) == {"d0": 0.5, "d1": 0.5}
+    assert built[0].steps == 8 and measure_sparsity(pruned) == {"d0": 0.5, "d1": 0.5}
 
 
 def test_private_symbols_that_pruning_touches_are_where_they_were():

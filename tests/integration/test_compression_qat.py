@@ -56,7 +56,7 @@ def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not(p
 
 def test_a_layer_that_was_initialized_with_zeros_learns_beside_pruned_ones(pruned):
     model, _ = cloned(pruned)
-    model.get_layer("head").set_weights([np.zeros_like(each) for each in model.get_layer("head").get_weights()])
+    model.get_layer("head").set_weights([np.zeros_like(item) for item in model.get_layer("head").get_weights()])
     trained = measure_sparsity(qat_model(model, fit_for(2)))
     assert trained["conv"] == measure_sparsity(pruned)["conv"]
     assert trained["head"] == 0

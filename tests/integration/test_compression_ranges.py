@@ -24,11 +24,11 @@ from tfq.keras_bridge import import_tf_keras
 
 def ranges_of(model):
     """layer -> its ranges of activations, (min, max) each."""
-    found = {}
+    results = {}
     for place in tfmot_symbols.activation_quantizers(model):
         pairs = [(float(pair["min_var"].numpy()), float(pair["max_var"].numpy())) for pair in place.ranges]
-        found.setdefault(place.layer, []).extend(pairs)
-    return found
+        results.setdefault(place.layer, []).extend(pairs)
+    return results
 
 
 def images(n=40, spread=1.0):
@@ -126,7 +126,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
     pair, average = place.ranges[0], 6.0
     with debiased_ranges(quantized, seen) as steps_seen:
         (debiased,) = [
-            each.quantizer for each in tfmot_symbols.activation_quantizers(quantized) if each.ranges[0] is pair
+            item.quantizer for item in tfmot_symbols.activation_quantizers(quantized) if item.ranges[0] is pair
         ]
         for n, top in enumerate([10.0, 15.0, 5.0, 12.0], start=seen):
             debiased(tf.constant([-1.0, top]), True, pair)
@@ -137,7 +137,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
         debiased(tf.constant([-100.0, 100.0]), False, pair)
         assert float(pair["max_var"].numpy()) == pytest.approx(average, rel=1e-5)
     after = tfmot_symbols.activation_quantizers(quantized)
-    assert [each.quantizer for each in after] == [each.quantizer for each in places]
+    assert [item.quantizer for item in after] == [item.quantizer for item in places]
 
 
 @pytest.mark.parametrize(
@@ -155,11 +155,11 @@ def test_single_examples_that_go_far_beyond_the_range_count_as_if_they_did_not(f
     batch = np.full((8, 3, 2), 1.5, np.float32)
     batch[:far, 1, 0] = 700
     batch[:far, 2, 1] = -700
-    found = np.asarray(
+    result = np.asarray(
         without_far_examples(tf.constant(batch), tf.constant(-1.0), tf.constant(2.0), tf.constant(known))
     )
-    assert found.max() == wanted and found.min() == (-4.0 if wanted == 5.0 else -700)
-    np.testing.assert_array_equal(found[far:], batch[far:])
+    assert result.max() == wanted and result.min() == (-4.0 if wanted == 5.0 else -700)
+    np.testing.assert_array_equal(result[far:], batch[far:])
 
 
 def test_calibration_leaves_out_an_example_that_goes_far_beyond_the_others():
@@ -167,8 +167,8 @@ def test_calibration_leaves_out_an_example_that_goes_far_beyond_the_others():
     usual = ranges_of(untrained_qat_model(model, x, QATConfig(num_calibration_samples=200)))
     wrong = x.copy()
     wrong[17] *= 500
-    found = ranges_of(untrained_qat_model(model, wrong, QATConfig(num_calibration_samples=200)))
-    assert found["quant_sum"][-1][1] == pytest.approx(usual["quant_sum"][-1][1], rel=0.2)
+    result = ranges_of(untrained_qat_model(model, wrong, QATConfig(num_calibration_samples=200)))
+    assert result["quant_sum"][-1][1] == pytest.approx(usual["quant_sum"][-1][1], rel=0.2)
     few = ranges_of(untrained_qat_model(model, wrong, QATConfig(num_calibration_samples=50)))
     assert few["quant_sum"][-1][1] > 20 * usual["quant_sum"][-1][1]
 

@@ -127,7 +127,7 @@ def build(request):
 
 
 def groups_of(model):
-    names = {id(found): layer.name for layer in model.layers if (found := tfmot_symbols.output_variables(layer))}
+    names = {id(result): layer.name for layer in model.layers if (result := tfmot_symbols.output_variables(layer))}
     return [{names[id(pair)].removeprefix("quant_") for pair in group} for group in ranges.shared_ranges(model)]
 
 
@@ -136,8 +136,8 @@ def parity_of(quantized):
 
 
 def test_the_groups_are_what_joins_and_pooling_connect(build):
-    found = groups_of(qat.quantized(network(build)).model)
-    assert sorted(map(sorted, found)) == sorted(map(sorted, NETWORKS[build]))
+    result = groups_of(qat.quantized(network(build)).model)
+    assert sorted(map(sorted, result)) == sorted(map(sorted, NETWORKS[build]))
 
 
 def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_data(build):
@@ -179,10 +179,10 @@ def test_after_training_it_still_does(build):
 def test_what_has_a_fixed_range_keeps_it_and_is_rounded_once_more_for_all_joins_that_read_it():
     quantized = untrained_qat_model(network(a_gate_in_two_joins), images())
     assert groups_of(quantized) == [{"left", "right", "join_left", "join_right"}]
-    found = parity_of(quantized)
-    agreement = {name: layer.agreement for layer in found.layers for name in layer.layers}
+    result = parity_of(quantized)
+    agreement = {name: layer.agreement for layer in result.layers for name in layer.layers}
     # XNNPACK rounds from one scale to another with a factor of eight bits.
-    assert found.departures == () and agreement["gate"] > 0.999 and agreement["join_left"] > 0.8
+    assert result.departures == () and agreement["gate"] > 0.999 and agreement["join_left"] > 0.8
 
 
 def test_with_ranges_of_their_own_it_does_not(monkeypatch):

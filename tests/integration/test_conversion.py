@@ -201,10 +201,10 @@ def test_dict_inputs_and_outputs_keep_their_names_and_values(keras):
     }
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     backend = Interpreter(model_content=floating).get_signature_runner("serving_default")
-    told = backend(**{name: value[:1] for name, value in feeds.items()})
+    message = backend(**{name: value[:1] for name, value in feeds.items()})
     expected = model({name: value[:1] for name, value in feeds.items()})
-    assert set(told) == {"sum", "product"}
-    for name, value in told.items():
+    assert set(message) == {"sum", "product"}
+    for name, value in message.items():
         np.testing.assert_allclose(value, np.asarray(expected[name]), atol=1e-5)
     converted = tfq.convert(model, feeds)
     assert tfq.audit(converted, tfq.AuditConfig(require="full_int8")).ok
@@ -385,10 +385,10 @@ def test_an_int8_flatbuffer_is_not_converted_again(samples):
 
 
 def test_the_record_in_the_flatbuffer_names_layers_and_preprocessing(samples):
-    told = {"resize": [], "scale": 0.0625, "offset": 0.0}
-    converted = tfq.convert(small_model(import_tf_keras()), samples, preprocessing=told)
+    messages = {"resize": [], "scale": 0.0625, "offset": 0.0}
+    converted = tfq.convert(small_model(import_tf_keras()), samples, preprocessing=messages)
     metadata = tflite.read_metadata(converted)
-    assert metadata["preprocessing"] == told
+    assert metadata["preprocessing"] == messages
     layers = {op.keras_layer for op in tflite.read(converted).subgraphs[0].ops}
     assert {"depthwise", "add", "pool", "class"} <= layers
 

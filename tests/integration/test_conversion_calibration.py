@@ -34,10 +34,10 @@ def answers(model: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("method", ["min_max", "moving_average", "percentile", "mse", "entropy"])
 def test_every_method_ends_in_full_int8_that_answers_as_float_does(method):
-    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(calibration={"method": method}))
-    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
-    assert {each.method for each in found.ranges.tensors.values()} == {method}
-    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.97
+    result = convert_with_record(FLOATING.read_bytes(), IMAGES, config(calibration={"method": method}))
+    assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
+    assert {item.method for item in result.ranges.tensors.values()} == {method}
+    assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > 0.97
 
 
 @pytest.mark.parametrize(
@@ -51,20 +51,20 @@ def test_every_method_ends_in_full_int8_that_answers_as_float_does(method):
     ],
 )
 def test_every_repair_ends_in_full_int8_and_tells_what_it_did(techniques):
-    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(techniques=techniques))
-    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
-    assert set(found.techniques) == set(techniques)
+    result = convert_with_record(FLOATING.read_bytes(), IMAGES, config(techniques=techniques))
+    assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
+    assert set(result.techniques) == set(techniques)
     assert all(
         record["layers" if name in ("gptq", "bias_correction") else "skipped"]
-        for name, record in found.techniques.items()
+        for name, record in result.techniques.items()
     )
-    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > 0.98
+    assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > 0.98
 
 
 def test_a_method_of_its_own_for_a_layer():
     calibration = {"tensors": ("conv2=mse",)}
     ranges = convert_with_record(FLOATING.read_bytes(), IMAGES, config(calibration=calibration)).ranges
-    assert {each.layer for each in ranges.tensors.values() if each.method == "mse"} == {"conv2"}
+    assert {item.layer for item in ranges.tensors.values() if item.method == "mse"} == {"conv2"}
 
 
 def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
@@ -72,11 +72,11 @@ def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
     wrong[41] *= 255  # as one that was never scaled
     settings = {"num_calibration_samples": 200, "calibration": tfq.CalibrationConfig(method="percentile")}
     with warned("41"):
-        found = tfq.convert(FLOATING.read_bytes(), wrong, tfq.ConversionConfig(**settings))
-    agreement = (answers(found) == answers(FLOATING.read_bytes())).mean()
+        result = tfq.convert(FLOATING.read_bytes(), wrong, tfq.ConversionConfig(**settings))
+    agreement = (answers(result) == answers(FLOATING.read_bytes())).mean()
     extremes = tfq.ConversionConfig(**{**settings, "calibration": tfq.CalibrationConfig(method="min_max")})
     spoilt = tfq.convert(FLOATING.read_bytes(), wrong, extremes)
-    image = tflite.read(found).main_subgraph.input_tensors[0]
+    image = tflite.read(result).main_subgraph.input_tensors[0]
     assert image.scale[0] == pytest.approx(16 / 255, rel=0.02)
     assert tflite.read(spoilt).main_subgraph.input_tensors[0].scale[0] > 10 * image.scale[0]
     assert agreement > 0.97
@@ -105,17 +105,17 @@ def test_repairs_of_a_trained_model_are_refused():
 
 @pytest.mark.parametrize("techniques", [(), ("gptq", "bias_correction")])
 def test_layers_that_are_to_stay_float_do_and_the_audit_accepts_exactly_them(techniques):
-    found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), techniques=techniques))
-    kinds = {op.keras_layer: op for op in tflite.read(found).main_subgraph.ops}
-    tensors = tflite.read(found).main_subgraph.tensors
+    result = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), techniques=techniques))
+    kinds = {op.keras_layer: op for op in tflite.read(result).main_subgraph.ops}
+    tensors = tflite.read(result).main_subgraph.tensors
     assert {name for name, op in kinds.items() if name and tensors[op.outputs[0]].dtype == "float32"} >= {
         "conv2",
         "logits",
     }
     assert all(tensors[kinds[name].outputs[0]].dtype == "int8" for name in ("conv1", "depthwise", "pointwise"))
     audit = tfq.AuditConfig(require="full_int8", allow_float=("conv2", "logits"))
-    assert tfq.audit(found, audit).ok and not tfq.audit(found, tfq.AuditConfig(require="full_int8")).ok
-    assert not tfq.audit(found, tfq.AuditConfig(require="full_int8", allow_float=("conv2",))).ok
+    assert tfq.audit(result, audit).ok and not tfq.audit(result, tfq.AuditConfig(require="full_int8")).ok
+    assert not tfq.audit(result, tfq.AuditConfig(require="full_int8", allow_float=("conv2",))).ok
 
 
 def test_float_layers_that_are_not_there_are_refused():
@@ -127,19 +127,19 @@ def test_float_layers_that_are_not_there_are_refused():
 
 @pytest.mark.parametrize("techniques", [(), ("gptq", "bias_correction")])
 def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(techniques):
-    found = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), techniques=techniques))
+    result = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), techniques=techniques))
     plain = tfq.convert(FLOATING.read_bytes(), IMAGES, config())
-    assert tfq.audit(found.content).scheme == "int4_weights"
-    weights = [tensor for tensor in tflite.read(found.content).main_subgraph.tensors if tensor.dtype == "int4"]
+    assert tfq.audit(result.content).scheme == "int4_weights"
+    weights = [tensor for tensor in tflite.read(result.content).main_subgraph.tensors if tensor.dtype == "int4"]
     assert len(weights) == 5
     assert sum(tensor.buffer_bytes for tensor in weights) == sum(-(-np.prod(tensor.shape) // 2) for tensor in weights)
-    assert len(found.content) < len(plain)
-    assert (answers(found.content) == answers(FLOATING.read_bytes())).mean() > (0.96 if techniques else 0.9)
+    assert len(result.content) < len(plain)
+    assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > (0.96 if techniques else 0.9)
 
 
 def test_only_the_layers_that_are_named_get_four_bits():
-    found = tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=("conv2",)))
-    graph = tflite.read(found).main_subgraph
+    result = tfq.convert(FLOATING.read_bytes(), IMAGES, config(int4_layers=("conv2",)))
+    graph = tflite.read(result).main_subgraph
     narrow = [op.keras_layer for op in graph.ops if "int4" in {graph.tensors[index].dtype for index in op.inputs}]
     assert narrow == ["conv2"]
     with refused(tfq.InputError, field="conversion.int4_layers", got="cnv2"):
@@ -202,8 +202,8 @@ def test_analyse_tells_a_line_a_layer(tmp_path, capsys):
     model.write_bytes(tfq.convert(FLOATING.read_bytes(), IMAGES, config()))
     arguments = ["analyze", f"--model={model}", f"--reference={FLOATING}", "--data=digits", f"--out={tmp_path}"]
     assert script(*arguments, "--sensitivity") == 0
-    told = capsys.readouterr().out
-    assert "conv2" in told and "alone dB" in told
+    message = capsys.readouterr().out
+    assert "conv2" in message and "alone dB" in message
     record = json.loads((tmp_path / "analyze.json").read_text())
     assert len(record["layers"]) == 9 and len(record["sensitivity"]) == 9
     assert script(*arguments[:2], "--data=digits") == 2

@@ -168,8 +168,8 @@ def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained
     monkeypatch.setattr("tfq.conversion.quantize.with_kernels_of_int8", lambda model: model)
     island = converted(result, x)
     assert auditing.audit_model(island).scheme == "mixed"
-    codes = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)
-    difference = ran(quantized, codes).astype(int) - ran(island, codes)
+    quantized_values = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)
+    difference = ran(quantized, quantized_values).astype(int) - ran(island, quantized_values)
     assert np.abs(difference).max() <= 1
 
 
@@ -206,7 +206,7 @@ def wide_model(activation):
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
-@pytest.mark.parametrize("activation", BOUNDED, ids=lambda each: getattr(each, "__name__", each))
+@pytest.mark.parametrize("activation", BOUNDED, ids=lambda item: getattr(item, "__name__", item))
 def test_an_exponential_that_is_chosen_or_cut_below_does_not_take_the_codes_of_what_is_used(activation, scheme):
     x, model = images(200), wide_model(activation)
     wanted = np.asarray(model(x))
@@ -223,9 +223,9 @@ def test_softplus_has_a_value_where_the_exponential_itself_would_have_none():
     keras = import_keras()
     x = keras.Input((3,))
     floating = converted(keras.Model(x, keras.ops.softplus(x)), None, scheme="float32")
-    given = np.array([[-200.0, 0.0, 200.0]], np.float32)
-    assert np.isinf(ran(floating, given)[0, 2])
-    np.testing.assert_allclose(ran(in_quantizable_ops(floating), given), [[0, np.log(2), 200]], rtol=1e-6)
+    provided = np.array([[-200.0, 0.0, 200.0]], np.float32)
+    assert np.isinf(ran(floating, provided)[0, 2])
+    np.testing.assert_allclose(ran(in_quantizable_ops(floating), provided), [[0, np.log(2), 200]], rtol=1e-6)
 
 
 def other_logarithms(x):

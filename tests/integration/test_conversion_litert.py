@@ -49,8 +49,8 @@ def test_both_backends_take_the_same_ranges_and_answer_alike():
     assert theirs.ranges == ours.ranges
     assert tfq.audit(theirs.content, tfq.AuditConfig(require="full_int8")).ok
     scales = [
-        {tensor.name: tensor.scale for tensor in tflite.read(each.content).main_subgraph.tensors if tensor.scale}
-        for each in (theirs, ours)
+        {tensor.name: tensor.scale for tensor in tflite.read(item.content).main_subgraph.tensors if tensor.scale}
+        for item in (theirs, ours)
     ]
     for name in scales[0].keys() & scales[1].keys():
         np.testing.assert_allclose(scales[0][name], scales[1][name], rtol=2e-2, err_msg=name)
@@ -59,10 +59,10 @@ def test_both_backends_take_the_same_ranges_and_answer_alike():
 
 @pytest.mark.parametrize("techniques", [("cross_layer_equalization",), ("gptq", "bias_correction")])
 def test_repairs_work_on_what_it_makes(techniques):
-    found = convert_with_record(FLOATING, IMAGES, config(techniques=techniques))
-    assert set(found.techniques) == set(techniques)
-    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
-    assert (classes(found.content) == classes(FLOATING)).mean() > 0.98
+    result = convert_with_record(FLOATING, IMAGES, config(techniques=techniques))
+    assert set(result.techniques) == set(techniques)
+    assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
+    assert (classes(result.content) == classes(FLOATING)).mean() > 0.98
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,22 @@ def test_repairs_work_on_what_it_makes(techniques):
     ],
 )
 def test_inputs_and_outputs_have_the_types_that_were_asked_for(asked, types):
-    found = tfq.convert(FLOATING, IMAGES, config(**asked))
-    graph = tflite.read(found).main_subgraph
+    result = tfq.convert(FLOATING, IMAGES, config(**asked))
+    graph = tflite.read(result).main_subgraph
     assert (graph.input_tensors[0].dtype, graph.output_tensors[0].dtype) == types
     require = "int16x8" if asked.get("scheme") else "full_int8"
     borders = {key: value for key, value in asked.items() if key != "scheme"}
-    assert tfq.audit(found, tfq.AuditConfig(require=require, **borders)).ok
-    assert (classes(found) == classes(FLOATING)).mean() > 0.98
+    assert tfq.audit(result, tfq.AuditConfig(require=require, **borders)).ok
+    assert (classes(result) == classes(FLOATING)).mean() > 0.98
 
 
 def test_one_scale_for_weights_as_asked_for():
     def per_channel(**values):
-        found = tfq.convert(FLOATING, IMAGES, config(**values))
-        graph = tflite.read(found).main_subgraph
-        weights = {op.keras_layer: graph.tensors[op.inputs[1]] for op in graph.ops if op.keras_layer in types_of(found)}
+        result = tfq.convert(FLOATING, IMAGES, config(**values))
+        graph = tflite.read(result).main_subgraph
+        weights = {
+            op.keras_layer: graph.tensors[op.inputs[1]] for op in graph.ops if op.keras_layer in types_of(result)
+        }
         return {name for name, tensor in weights.items() if len(tensor.scale) > 1}
 
     everything = {"conv1", "depthwise", "pointwise", "conv2", "logits"}
@@ -102,24 +104,24 @@ def test_one_scale_for_weights_as_asked_for():
 
 def test_each_layer_has_the_scheme_that_was_asked_for_and_the_audit_accepts_exactly_these():
     mixed = config(int16_layers=("conv2",), float_layers=("logits",), int4_layers=("pointwise",))
-    found = tfq.convert(FLOATING, IMAGES, mixed)
-    assert types_of(found) == {
+    result = tfq.convert(FLOATING, IMAGES, mixed)
+    assert types_of(result) == {
         "conv1": ("int8", "int8"),
         "depthwise": ("int8", "int8"),
         "pointwise": ("int4", "int8"),
         "conv2": ("int8", "int16"),
         "logits": ("float32", "float32"),
     }
-    assert (classes(found) == classes(FLOATING)).mean() > 0.95
+    assert (classes(result) == classes(FLOATING)).mean() > 0.95
     lists = {"allow_int16": ("conv2",), "allow_float": ("logits",), "allow_int4": ("pointwise",)}
-    exact = tfq.audit(found, tfq.AuditConfig(require="full_int8", **lists))
+    exact = tfq.audit(result, tfq.AuditConfig(require="full_int8", **lists))
     assert exact.ok, exact.to_text()
     assert not any(finding.kind.startswith("unused") for finding in exact.findings)
     for left_out in lists:
         rest = {name: patterns for name, patterns in lists.items() if name != left_out}
-        assert not tfq.audit(found, tfq.AuditConfig(require="full_int8", **rest)).ok, left_out
+        assert not tfq.audit(result, tfq.AuditConfig(require="full_int8", **rest)).ok, left_out
     wrong = {**lists, "allow_int16": ("pointwise",), "allow_int4": ("conv2",)}
-    assert not tfq.audit(found, tfq.AuditConfig(require="full_int8", **wrong)).ok
+    assert not tfq.audit(result, tfq.AuditConfig(require="full_int8", **wrong)).ok
 
 
 @pytest.mark.parametrize(

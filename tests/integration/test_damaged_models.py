@@ -26,25 +26,25 @@ def answer(call) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             call()
-        told = "result"
+        message = "result"
     except TfqError as error:
         assert error.exit_code in (1, 2), f"exit code {error.exit_code}: {error}"
         assert "\n" not in str(error)
-        told = type(error).__name__
+        message = type(error).__name__
     assert time.monotonic() - start < LONGEST_SECS
-    return told
+    return message
 
 
 @pytest.mark.parametrize("name", ["digits_int8", "digits_float32"])
 def test_every_damaged_model_is_answered(name, golden):
     audited, interpreted = Counter(), Counter()
     for mutant in mutants((golden / f"{name}.tflite").read_bytes(), MUTATIONS, f"damaged {name}"):
-        told = answer(lambda mutant=mutant: tfq.audit(mutant).to_dict())
-        audited[told] += 1
+        message = answer(lambda mutant=mutant: tfq.audit(mutant).to_dict())
+        audited[message] += 1
         # What cannot be read never comes to an interpreter.
-        if told != FlatbufferError.__name__ and interpreted.total() < INTERPRETED:
-            told = answer(lambda mutant=mutant: evaluate_model(mutant, (IMAGES, np.arange(4)), CONFIG).to_dict())
-            interpreted[told] += 1
+        if message != FlatbufferError.__name__ and interpreted.total() < INTERPRETED:
+            message = answer(lambda mutant=mutant: evaluate_model(mutant, (IMAGES, np.arange(4)), CONFIG).to_dict())
+            interpreted[message] += 1
     assert audited.total() == MUTATIONS
     assert interpreted.total() == INTERPRETED
     # All of it happens, or this tests nothing.

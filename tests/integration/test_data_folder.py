@@ -103,9 +103,9 @@ def test_hidden_and_other_files_are_counted_and_not_read(tmp_path):
     )
     split = load_split(config_of(tmp_path), "test")
     assert values(split) == {1: 0}
-    told = " | ".join(split.notes)
-    assert "4 files not used, being hidden" in told and "1 files not used, being neither JPEG nor PNG" in told
-    assert "1 folders without images are no classes: empty" in told
+    message = " | ".join(split.notes)
+    assert "4 files not used, being hidden" in message and "1 files not used, being neither JPEG nor PNG" in message
+    assert "1 folders without images are no classes: empty" in message
 
 
 def webp():

@@ -86,9 +86,9 @@ def test_a_registered_layer_is_bridged_and_its_facts_are_used(plugin):
     _, module = plugin
     model = small_model(module)
     bridged = tfq.to_tf_keras(model)
-    made = bridged.model.get_layer("gain")
-    assert type(made) is module.GainInTFKeras
-    np.testing.assert_array_equal(made.get_weights()[0], np.linspace(0.5, 2, 6).astype(np.float32))
+    built = bridged.model.get_layer("gain")
+    assert type(built) is module.GainInTFKeras
+    np.testing.assert_array_equal(built.get_weights()[0], np.linspace(0.5, 2, 6).astype(np.float32))
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
     np.testing.assert_allclose(bridged.model(x), model(x), rtol=1e-5, atol=1e-6)
     rows = {row.name: row for row in tfq.preflight(model).layers}

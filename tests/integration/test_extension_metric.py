@@ -138,5 +138,5 @@ def test_a_plugin_adds_a_metric_to_the_command_line(golden, data, plugin, tmp_pa
     assert [plugin["source"] for plugin in record["plugins"]] == ["balanced_accuracy.py"]
     assert "balanced_accuracy" in tfq_cli("evaluate", *arguments, "--metric=balanced_acuracy").stderr
     assert "balanced_accuracy" in tfq_cli("evaluate", arguments[2], "--help").stdout
-    without = [each for each in arguments if not each.startswith("--plugin")]
+    without = [item for item in arguments if not item.startswith("--plugin")]
     assert tfq_cli("evaluate", *without, "--metric=balanced_accuracy", f"--out={tmp_path}").returncode == 2

@@ -42,9 +42,9 @@ def test_a_registered_target_audits_a_file_in_python(plugin, golden):
     with registry.temporary():
         registry.load_plugin(str(plugin))
         report = tfq.audit(model, tfq.AuditConfig(require="mychip"))
-    found = {(finding.op, finding.kind) for finding in report.failures}
+    results = {(finding.op, finding.kind) for finding in report.failures}
     # The file is known: it ends in SOFTMAX, and its dense weights have a scale for each channel.
-    assert found == {("SOFTMAX", "not_on_target"), ("FULLY_CONNECTED", "not_on_target")}
+    assert results == {("SOFTMAX", "not_on_target"), ("FULLY_CONNECTED", "not_on_target")}
     with pytest.raises(tfq.InputError) as caught:
         tfq.AuditConfig(require="mychip")
     assert caught.value.got == "mychip"

@@ -129,9 +129,9 @@ def test_of_a_separable_convolution_the_pointwise_kernel_is_what_pruning_is_aske
         weight("CONV_2D", 4, "dense"),
         weight("MUL", 0, ""),
     ]
-    found = chain.zeros_by_layer(weights, ["separable", "dense", "gone"])
-    assert found["layers"] == {"separable": {"zeros": 5, "values": 10}, "dense": {"zeros": 4, "values": 10}}
-    assert found["missing"] == ["gone"]
+    result = chain.zeros_by_layer(weights, ["separable", "dense", "gone"])
+    assert result["layers"] == {"separable": {"zeros": 5, "values": 10}, "dense": {"zeros": 4, "values": 10}}
+    assert result["missing"] == ["gone"]
 
 
 def test_an_unknown_family_is_refused_with_the_nearest_name(capsys, monkeypatch):
@@ -144,12 +144,12 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(capsys, monkeypatch)
 def test_the_four_smallest_families_pass_and_are_not_measured_twice(tmp_path):
     # Two at a time: much of the way is Python on one core.
     started = [start(tmp_path / names[0], names) for names in (SMALLEST[:2], SMALLEST[2:])]
-    told = [run.communicate(timeout=1500)[0] for run in started]
-    assert [run.returncode for run in started] == [0, 0], "\n".join(told)
+    messages = [run.communicate(timeout=1500)[0] for run in started]
+    assert [run.returncode for run in started] == [0, 0], "\n".join(messages)
     for names in (SMALLEST[:2], SMALLEST[2:]):
         out = tmp_path / names[0]
         stages = [json.loads((out / name / "record.json").read_text())["stages"] for name in names]
-        assert all(each["qat"]["identity"] == 0.0 and each["parity"]["num_examples"] >= 256 for each in stages)
+        assert all(item["qat"]["identity"] == 0.0 and item["parity"]["num_examples"] >= 256 for item in stages)
         again = start(out, names).communicate(timeout=60)[0]
         assert "2 of 2 families pass" in again
         assert (out / "families.md").read_text() in again

@@ -50,8 +50,8 @@ def test_plain_attention_becomes_projections_and_products_that_compute_the_same(
     assert kinds(result, "attention").count("Dense") == 4 + options.get("use_gate", False)
     assert kinds(result, "attention").count("Dropout") == bool(options.get("dropout"))
     rng = np.random.default_rng(1)
-    given = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 6), (5, 7), (5, 4))]
-    np.testing.assert_allclose(result.model(given), model(given, training=False), atol=1e-5)
+    provided = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 6), (5, 7), (5, 4))]
+    np.testing.assert_allclose(result.model(provided), model(provided, training=False), atol=1e-5)
     assert result.model.count_params() == model.count_params()
     trains = options.get("trainable", True)
     assert bool(result.model.trainable_weights) == trains
@@ -90,8 +90,8 @@ def test_heads_that_share_keys_become_projections_and_products_that_compute_the_
     result = to_tf_keras(model)
     assert kinds(result, "attention").count("Dense") == 4 + options.get("use_gate", False)
     rng = np.random.default_rng(1)
-    given = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 7), (5, 7), (5, 4))]
-    np.testing.assert_allclose(result.model(given), model(given, training=False), atol=1e-5)
+    provided = [rng.normal(size=(2, *sizes)).astype("float32") for sizes in ((3, 7), (5, 7), (5, 4))]
+    np.testing.assert_allclose(result.model(provided), model(provided, training=False), atol=1e-5)
     assert result.model.count_params() == model.count_params()
     assert bool(result.model.trainable_weights) == options.get("trainable", True)
     assert bool(result.model.losses) == ("kernel_regularizer" in options)
@@ -168,8 +168,8 @@ def test_a_mask_that_comes_into_an_inner_model_from_outside_keeps_its_attention_
     model = stirred(keras.Model(x, inner(keras.layers.Embedding(9, 6, mask_zero=True)(x))))
     result = to_tf_keras(model)
     assert kinds(result, "inner/attention") == ["MultiHeadAttention"]
-    given = np.array([[1, 2, 0, 0], [3, 0, 0, 0]], "int32")
-    np.testing.assert_allclose(result.model(given), model(given), atol=1e-5)
+    provided = np.array([[1, 2, 0, 0], [3, 0, 0, 0]], "int32")
+    np.testing.assert_allclose(result.model(provided), model(provided), atol=1e-5)
 
 
 def test_in_a_model_that_stays_inside_a_layer_attention_is_whole_and_its_weights_return():
@@ -257,5 +257,5 @@ def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(a
 
 
 def test_preflight_has_one_row_for_attention_and_says_it_is_trained():
-    [row] = [each for each in tfq.preflight(vision_transformer(import_keras())).layers if each.name == "attention"]
+    [row] = [item for item in tfq.preflight(vision_transformer(import_keras())).layers if item.name == "attention"]
     assert (row.kind, row.qat, row.prunable) == ("MultiHeadAttention", "qat", True)

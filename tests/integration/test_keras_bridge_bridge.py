@@ -39,8 +39,8 @@ def fed(model, kind="normal", n=3):
 
 
 def flat_outputs(model, arrays, tree):
-    given = model.input if isinstance(model.input, (dict, list)) else [model.input]
-    packed = tree.pack_sequence_as(given, arrays)
+    provided = model.input if isinstance(model.input, (dict, list)) else [model.input]
+    packed = tree.pack_sequence_as(provided, arrays)
     outputs = model(packed if isinstance(model.input, (dict, list)) else packed[0], training=False)
     return [np.asarray(output) for output in tree.flatten(outputs)]
 

@@ -133,9 +133,9 @@ def test_a_mask_ends_at_an_operation_as_it_does_in_keras_3():
     words = tf_keras.layers.Embedding(5, 4, mask_zero=True)(tf_keras.Input((3,), name="words"))
     assert getattr(words, "_keras_mask", None) is not None
     for function in (keras.ops.relu, keras.ops.exp, keras.ops.negative):
-        made = translate_operation(operation_of(function), (words,), {}, "made_" + function.__name__)
-        assert getattr(made, "_keras_mask", None) is None
-    assert type(made.node.layer).__name__ == "KerasOperation"
+        built = translate_operation(operation_of(function), (words,), {}, "made_" + function.__name__)
+        assert getattr(built, "_keras_mask", None) is None
+    assert type(built.node.layer).__name__ == "KerasOperation"
 
 
 @pytest.mark.parametrize("kind", ["core.Map", "numpy.np", "operation.Operation", "../os.system", "numpy.backend", 7])

@@ -60,9 +60,9 @@ def test_every_model_is_checked_against_a_published_count():
     ],
 )
 def test_a_model_is_built_for_what_the_data_has_and_says_that_it_is_another(name, shape, classes):
-    with warned(name) as told:
+    with warned(name) as message:
         model = models.build(name, import_tf_keras(), shape, classes)
-    assert len(told) == 1
+    assert len(message) == 1
     assert tuple(model.input_shape) == (None, *shape) and model.output_shape[1] == (classes or shape[0])
 
 

@@ -96,7 +96,7 @@ def test_pruned_and_quantized_it_is_all_int8_and_tells_anomalies_as_before():
     model, quantized = pruned_and_quantized()
     _, test = data()
     assert auc(quantized, test) > auc(model, test) - 0.05
-    assert all(share >= 0.49 for share in measure_sparsity(quantized).values())
+    assert all(fraction >= 0.49 for fraction in measure_sparsity(quantized).values())
     content = convert_model(quantized, None, ConversionConfig())
     assert audit_model(content).scheme == "full_int8"
 

@@ -149,15 +149,15 @@ def test_probabilities_and_logits_are_told_apart(kind):
     assert not gives_probabilities(dense(keras, 3, "sigmoid"))
     for last in (layers.Softmax(), layers.Activation("softmax")):
         assert gives_probabilities(keras.Sequential([keras.Input((4,)), layers.Dense(3), last]))
-    behind = [
+    after = [
         keras.Input((2, 2)),
         layers.Flatten(),
         layers.Dense(4, "softmax"),
         layers.Reshape((2, 2)),
         layers.Flatten(),
     ]
-    assert gives_probabilities(keras.Sequential(behind))
-    assert not gives_probabilities(keras.Sequential([*behind, layers.Dense(2)]))
+    assert gives_probabilities(keras.Sequential(after))
+    assert not gives_probabilities(keras.Sequential([*after, layers.Dense(2)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -91,7 +91,7 @@ def run_mypy(file: Path, cache: Path, package_path: Path | None = None) -> list[
 
 def public_names() -> list[str]:
     """Return the public names of tfq, and what tfq.models and tfq.pipelines and their modules define."""
-    found = [f"tfq.{name}" for name in tfq.__all__]
+    results = [f"tfq.{name}" for name in tfq.__all__]
     for package in ("models", "pipelines"):
         folder = Path(tfq.__file__).parent / package
         for path in sorted(folder.glob("*.py")):
@@ -99,8 +99,8 @@ def public_names() -> list[str]:
             module = importlib.import_module(name)
             own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == name]
             public = getattr(module, "__all__", [key for key in own if not key.startswith("_")])
-            found += [f"{name}.{key}" for key in public]
-    return found
+            results += [f"{name}.{key}" for key in public]
+    return results
 
 
 def write_questions(file: Path, names: list[str], classes: list[str]) -> list[str]:
@@ -114,7 +114,7 @@ def write_questions(file: Path, names: list[str], classes: list[str]) -> list[st
         own = {*dir(cls), *getattr(cls, "__dataclass_fields__", ())} - {*dir(BaseException), *dir(tuple)}
         lines.append((f"def about{number}(it: Class{number}) -> None:", ""))
         lines += [
-            (f"    reveal_type(it.{each})", f"{name}.{each}") for each in sorted(own) if not each.startswith("_")
+            (f"    reveal_type(it.{item})", f"{name}.{item}") for item in sorted(own) if not item.startswith("_")
         ] or [("    ...", "")]
     file.write_text("\n".join([*head, *(line for line, _ in lines)]) + "\n")
     return [*head, *(about for _, about in lines)]
@@ -122,33 +122,33 @@ def write_questions(file: Path, names: list[str], classes: list[str]) -> list[st
 
 def types_of(output: list[str], subjects: list[str]) -> dict[str, str]:
     """Return the types that mypy revealed. Fails where it says anything else."""
-    found = {}
+    results = {}
     for line in output[:-1]:
-        told = re.fullmatch(r'\w+\.py:(\d+): note: Revealed type is "(.*)"', line)
-        assert told, (line, subjects[int(line.split(":")[1]) - 1])
-        found[subjects[int(told[1]) - 1]] = told[2]
-    return found
+        message = re.fullmatch(r'\w+\.py:(\d+): note: Revealed type is "(.*)"', line)
+        assert message, (line, subjects[int(line.split(":")[1]) - 1])
+        results[subjects[int(message[1]) - 1]] = message[2]
+    return results
 
 
 def classes_in(types: dict[str, str]) -> set[str]:
     """Return the full names of the classes of tfq in some types."""
-    found = set()
+    results = set()
     for name in {name for text in types.values() for name in re.findall(r"\btfq(?:\.\w+)+", text)}:
         module, _, attribute = name.rpartition(".")
         if isinstance(getattr(importlib.import_module(module), attribute, None), type):
-            found.add(name)
-    return found
+            results.add(name)
+    return results
 
 
 def with_any(types: dict[str, str]) -> dict[str, str]:
     """Return the types that hold Any where it is not allowed."""
-    found = {}
+    results = {}
     for name, text in types.items():
         for pattern, plain in ALLOWED:
             text = re.sub(pattern, plain, text)
         if re.search(r"\bAny\b", text):
-            found[name] = text
-    return found
+            results[name] = text
+    return results
 
 
 @pytest.fixture(scope="module")

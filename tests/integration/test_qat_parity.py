@@ -62,10 +62,10 @@ def test_a_variance_that_is_zero_in_codes_is_told_as_what_the_qat_model_has_no_n
     x = np.random.default_rng(0).normal(size=(16, 4, 4, 8)).astype(np.float32)
     x[::2] *= 1e-2
     quantized = untrained_qat_model(model, x)
-    found = qat_parity(quantized, tfq.convert(quantized, x), x)
-    root = next(layer for layer in found.layers if layer.op == "RSQRT")
+    result = qat_parity(quantized, tfq.convert(quantized, x), x)
+    root = next(layer for layer in result.layers if layer.op == "RSQRT")
     assert root.local_max_lsb == math.inf and "infinity or NaN in 128 of 256 places" in root.departs
-    assert "NaN" not in json.dumps(found.to_dict()).replace(root.departs, "")
+    assert "NaN" not in json.dumps(result.to_dict()).replace(root.departs, "")
 
 
 def test_every_layer_of_a_true_flatbuffer_is_within_one_lsb_of_what_the_qat_model_computes(parity):
@@ -96,18 +96,18 @@ def test_the_values_of_a_layer_are_those_of_the_keras_layer_and_of_the_interpret
     interpreter = Interpreter(model_content=content, experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
     (fed,), tensor = interpreter.get_input_details(), op_of(content, "sum").outputs[0]
-    codes = []
+    quantized = []
     for example in prepare_inputs(tflite.read(content), data).arrays[0]:
         interpreter.set_tensor(fed["index"], example[None])
         interpreter.invoke()
-        codes.append(interpreter.get_tensor(tensor)[0].astype(int))
-    found = next(layer for layer in parity.layers if layer.layer == "sum")
-    expected = np.clip(np.rint(wanted / found.scale) + found.zero_point, -128, 127).astype(int)
-    distance = np.abs(np.stack(codes) - expected)
-    assert found.agreement == pytest.approx((distance == 0).mean(), abs=2e-3)
-    assert found.mean_lsb == pytest.approx(distance.mean(), abs=2e-3)
-    noise_power = ((wanted - (np.stack(codes) - found.zero_point) * found.scale) ** 2).sum()
-    assert found.sqnr_db == pytest.approx(10 * math.log10((wanted**2).sum() / noise_power), abs=0.5)
+        quantized.append(interpreter.get_tensor(tensor)[0].astype(int))
+    result = next(layer for layer in parity.layers if layer.layer == "sum")
+    expected = np.clip(np.rint(wanted / result.scale) + result.zero_point, -128, 127).astype(int)
+    distance = np.abs(np.stack(quantized) - expected)
+    assert result.agreement == pytest.approx((distance == 0).mean(), abs=2e-3)
+    assert result.mean_lsb == pytest.approx(distance.mean(), abs=2e-3)
+    noise_power = ((wanted - (np.stack(quantized) - result.zero_point) * result.scale) ** 2).sum()
+    assert result.sqnr_db == pytest.approx(10 * math.log10((wanted**2).sum() / noise_power), abs=0.5)
 
 
 def test_the_whole_model_is_judged_by_its_classes_margins_and_logits(trained, parity):
@@ -119,21 +119,21 @@ def test_the_whole_model_is_judged_by_its_classes_margins_and_logits(trained, pa
     assert parity.top1_agreement == output.top1_agreement == (answers.argmax(1) == own.argmax(1)).mean()
     assert output.lsb == 1 / 256 and output.logits_of == "input of SOFTMAX"
     assert parity.logit_sqnr_db == parity.layers[-2].sqnr_db > 20
-    for each in output.disagreements:
-        second, first = np.sort(own[each.example])[-2:]
-        assert each.expected == own[each.example].argmax() != each.got
-        assert each.margin_lsb == pytest.approx((first - second) * 256, abs=1e-3)
+    for item in output.disagreements:
+        second, first = np.sort(own[item.example])[-2:]
+        assert item.expected == own[item.example].argmax() != item.got
+        assert item.margin_lsb == pytest.approx((first - second) * 256, abs=1e-3)
         # softmax(x)[a] / softmax(x)[b] is exp(x[a] - x[b]).
         lead = math.log(first / second) / parity.layers[-2].scale
-        assert each.logit_margin_lsb == pytest.approx(lead, abs=1e-2)
+        assert item.logit_margin_lsb == pytest.approx(lead, abs=1e-2)
     assert parity.missed() == ()
     parity.require()
 
 
 @pytest.mark.parametrize("kernels", ["builtin", "reference"])
 def test_the_other_kernels_compute_it_too(trained, kernels):
-    found = qat_parity(*trained, limit=8, kernels=kernels)
-    assert found.first_departure is None and found.kernels == kernels and found.num_examples == 8
+    result = qat_parity(*trained, limit=8, kernels=kernels)
+    assert result.first_departure is None and result.kernels == kernels and result.num_examples == 8
 
 
 def weight_scale(layer):
@@ -186,15 +186,15 @@ def test_a_damaged_layer_is_named_and_it_alone(trained, damage, named):
     op = op_of(content, layer)
     index = op.inputs[1] if part == "weights" else op.outputs[0]
     broken = edited(content, lambda graph, buffer_of: change(graph, buffer_of, index))
-    found = qat_parity(model, broken, data)
-    assert found.first_departure.layer == named[0] and found.first_departure.op == op.name
-    assert [departure.layer for departure in found.departures] == named
-    assert f"first departure: {named[0]}" in found.to_text()
+    result = qat_parity(model, broken, data)
+    assert result.first_departure.layer == named[0] and result.first_departure.op == op.name
+    assert [departure.layer for departure in result.departures] == named
+    assert f"first departure: {named[0]}" in result.to_text()
     if part == "output":
-        assert "are not those of the range" in found.first_departure.departs
+        assert "are not those of the range" in result.first_departure.departs
     else:
         # What comes behind computes rightly what it is given, and is wrong all the same.
-        assert found.layers[-1].agreement < 1
+        assert result.layers[-1].agreement < 1
 
 
 def test_each_of_two_damaged_layers_is_named(trained):
@@ -203,9 +203,9 @@ def test_each_of_two_damaged_layers_is_named(trained):
     for layer, _, change in (weight_scale("head"), weight_scale("conv")):
         index = op_of(content, layer).inputs[1]
         both = edited(both, lambda graph, buffer_of, change=change, index=index: change(graph, buffer_of, index))
-    found = qat_parity(model, both, data)
-    assert [departure.layer for departure in found.departures] == ["relu", "head"]
-    assert "first departure: relu" in found.to_text() and "  head: " in found.to_text()
+    result = qat_parity(model, both, data)
+    assert [departure.layer for departure in result.departures] == ["relu", "head"]
+    assert "first departure: relu" in result.to_text() and "  head: " in result.to_text()
 
 
 def test_a_flatbuffer_that_answers_otherwise_is_missed_and_told_with_the_layer(trained):
@@ -215,12 +215,12 @@ def test_a_flatbuffer_that_answers_otherwise_is_missed_and_told_with_the_layer(t
         buffer = buffer_of(graph.tensors[op_of(content, "head").inputs[1]])
         buffer.data = (-buffer.data.view(np.int8)).view(np.uint8)
 
-    found = qat_parity(model, edited(content, negate), data)
-    assert found.top1_agreement < 0.8 and len(found.missed()) == 2
-    assert found.largest_margin_lsb > 4
-    assert found.missed(min_logit_sqnr_db=-math.inf, max_margin_lsb=math.inf) == ()
+    result = qat_parity(model, edited(content, negate), data)
+    assert result.top1_agreement < 0.8 and len(result.missed()) == 2
+    assert result.largest_margin_lsb > 4
+    assert result.missed(min_logit_sqnr_db=-math.inf, max_margin_lsb=math.inf) == ()
     with refused(RequirementError, field="model", expected=(20.0, 4.0), got="head", word="SOFTMAX"):
-        found.require()
+        result.require()
 
 
 def pooled():
@@ -246,13 +246,13 @@ def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
                 if narrow and not low:
                     weight.assign(0.5)
     content = tfq.convert(model)
-    found = qat_parity(model, content, data)
-    pooling = [layer for layer in found.layers if layer.layer == "average"]
+    result = qat_parity(model, content, data)
+    pooling = [layer for layer in result.layers if layer.layer == "average"]
     assert [layer.op for layer in pooling] == ["AVERAGE_POOL_2D", "QUANTIZE"]
     assert [layer.fake_quantized for layer in pooling] == [False, True]
-    assert found.noisiest is pooling[0] and pooling[0].local_sqnr_db < 30 < pooling[1].local_sqnr_db
-    assert found.first_departure is pooling[0] and "it rounds to steps of" in pooling[0].departs
-    assert found.outputs[0].logits_of == "output"
+    assert result.noisiest is pooling[0] and pooling[0].local_sqnr_db < 30 < pooling[1].local_sqnr_db
+    assert result.first_departure is pooling[0] and "it rounds to steps of" in pooling[0].departs
+    assert result.outputs[0].logits_of == "output"
 
 
 def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
@@ -266,9 +266,9 @@ def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
         model = keras.Model(image, x)
     data = noise(model, 48)
     quantized = untrained_qat_model(model, data)
-    found = qat_parity(quantized, tfq.convert(quantized), data)
-    assert all(layer.fake_quantized for layer in found.layers) and found.departures == ()
-    assert [layer.layer for layer in found.layers if layer.op in ("CONV_2D", "FULLY_CONNECTED")][-1] == "head"
+    result = qat_parity(quantized, tfq.convert(quantized), data)
+    assert all(layer.fake_quantized for layer in result.layers) and result.departures == ()
+    assert [layer.layer for layer in result.layers if layer.op in ("CONV_2D", "FULLY_CONNECTED")][-1] == "head"
 
 
 def test_a_layer_over_sequences_is_compared_where_it_was_rounded_behind_its_own_reshaping():
@@ -281,9 +281,9 @@ def test_a_layer_over_sequences_is_compared_where_it_was_rounded_behind_its_own_
         model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
     x = np.random.default_rng(0).normal(size=(64, 6, 4)).astype(np.float32)
     quantized = untrained_qat_model(model, x / 2)
-    found = qat_parity(quantized, tfq.convert(quantized), x)  # beyond the ranges: what was not rounded was not clipped
-    assert {"dense", "conv"} <= {layer.layer for layer in found.layers if layer.fake_quantized}
-    assert found.first_departure is None and found.outputs[0].logit_sqnr_db > 30
+    result = qat_parity(quantized, tfq.convert(quantized), x)  # beyond the ranges: what was not rounded was not clipped
+    assert {"dense", "conv"} <= {layer.layer for layer in result.layers if layer.fake_quantized}
+    assert result.first_departure is None and result.outputs[0].logit_sqnr_db > 30
 
 
 def test_tensors_in_another_order_than_the_models_are_not_held_against_it():
@@ -297,24 +297,24 @@ def test_tensors_in_another_order_than_the_models_are_not_held_against_it():
         model = keras.Model(series, x)
     data = noise(model, 48)
     quantized = untrained_qat_model(model, data)
-    found = qat_parity(quantized, tfq.convert(quantized, data.inputs["x"]), data)
-    convolution = [layer for layer in found.layers if layer.layer == "dilated"]
+    result = qat_parity(quantized, tfq.convert(quantized, data.inputs["x"]), data)
+    convolution = [layer for layer in result.layers if layer.layer == "dilated"]
     assert [layer.op for layer in convolution][-1] == "CONV_2D"
     assert all(layer.agreement == 1 for layer in convolution)
-    normalization = [layer for layer in found.layers if layer.layer == "norm"]
+    normalization = [layer for layer in result.layers if layer.layer == "norm"]
     assert min(layer.sqnr_db for layer in normalization) > 15
-    assert any("in another order" in reason for reason in found.skipped.values())
+    assert any("in another order" in reason for reason in result.skipped.values())
 
 
 def test_other_types_of_inputs_and_outputs_are_the_same_model(trained, parity):
     model, _, data = trained
     for kind in ("uint8", "float32"):
         config = tfq.ConversionConfig(inference_input_type=kind, inference_output_type=kind)
-        found = qat_parity(model, tfq.convert(model, config=config), data)
-        ours = [layer for layer in found.layers if layer.op not in ("input", "QUANTIZE")]
+        result = qat_parity(model, tfq.convert(model, config=config), data)
+        ours = [layer for layer in result.layers if layer.op not in ("input", "QUANTIZE")]
         assert [layer.agreement for layer in ours] == [layer.agreement for layer in parity.layers[1:]]
-        assert found.first_departure is None
-        assert found.outputs[0].lsb == 1 / 256 and found.logit_sqnr_db == parity.logit_sqnr_db
+        assert result.first_departure is None
+        assert result.outputs[0].lsb == 1 / 256 and result.logit_sqnr_db == parity.logit_sqnr_db
 
 
 @pytest.fixture(scope="module")
@@ -339,9 +339,9 @@ def joined():
 
 
 def test_several_inputs_and_a_join_are_compared_by_name(joined):
-    found = qat_parity(*joined)
-    assert found.first_departure is None and found.notes == ()
-    assert {"conv_left", "conv_right", "join", "head"} <= {name for layer in found.layers for name in layer.layers}
+    result = qat_parity(*joined)
+    assert result.first_departure is None and result.notes == ()
+    assert {"conv_left", "conv_right", "join", "head"} <= {name for layer in result.layers for name in layer.layers}
     model, content, inputs = joined
     with refused(InputError, field="data", got=("left_", "right"), word="'left'"):
         qat_parity(model, content, {"left_": inputs["left"], "right": inputs["right"]})
@@ -355,28 +355,28 @@ def test_the_join_excuses_a_scale_that_the_qat_model_has_and_no_other(joined):
         for index in tied:
             output_scale("")[2](graph, buffer_of, index)
 
-    found = qat_parity(model, edited(content, widen), inputs)
-    assert {departure.layer for departure in found.departures} == {"conv_left", "conv_right", "join"}
+    result = qat_parity(model, edited(content, widen), inputs)
+    assert {departure.layer for departure in result.departures} == {"conv_left", "conv_right", "join"}
 
 
 def test_data_in_pieces_gives_the_same_as_data_at_once(trained, parity, monkeypatch):
     module = importlib.import_module("tfq.compression.parity.compare")
     monkeypatch.setattr(module, "_CODE_BYTES", 10_000)
     monkeypatch.setattr(module, "_LARGEST_BATCH", 3)
-    found = qat_parity(*trained)
-    for one, whole in zip(found.layers, parity.layers, strict=True):
-        told = [one.layer, one.tensor, one.compared, one.max_lsb, one.departs]
-        assert told == [whole.layer, whole.tensor, whole.compared, whole.max_lsb, whole.departs]
+    result = qat_parity(*trained)
+    for one, whole in zip(result.layers, parity.layers, strict=True):
+        messages = [one.layer, one.tensor, one.compared, one.max_lsb, one.departs]
+        assert messages == [whole.layer, whole.tensor, whole.compared, whole.max_lsb, whole.departs]
         # Sums in another order, and kernels of another batch size.
         for name in ("agreement", "mean_lsb", "sqnr_db", "local_max_lsb", "local_mean_lsb", "local_sqnr_db"):
             assert getattr(one, name) == pytest.approx(getattr(whole, name), rel=1e-3, abs=1e-3)
-    assert found.outputs[0].disagreements == parity.outputs[0].disagreements and found.notes == ()
+    assert result.outputs[0].disagreements == parity.outputs[0].disagreements and result.notes == ()
 
 
 def test_the_record_is_plain_json(parity):
-    told = json.loads(json.dumps(parity.to_dict(), allow_nan=False))
-    assert told["first_departure"] is None and told["layers"][1]["layers"] == ["conv", "bn", "relu"]
-    assert told["outputs"][0]["logits_of"] == "input of SOFTMAX"
+    message = json.loads(json.dumps(parity.to_dict(), allow_nan=False))
+    assert message["first_departure"] is None and message["layers"][1]["layers"] == ["conv", "bn", "relu"]
+    assert message["outputs"][0]["logits_of"] == "input of SOFTMAX"
     text = parity.to_text()
     assert "most noise comes in at head (SOFTMAX)" in text and "the QAT model does not round there" in text
     assert "conv + bn + relu" in text and "no layer departs" in text and "same class in" in text

@@ -103,7 +103,7 @@ def test_of_weights_of_four_bits_the_record_says_that_arm_rounds_otherwise_and_t
     parity = compare_backends(model, digits, "local", "qemu:cortex-a76", 128)
     assert 1 < parity.max_abs_error_lsb <= 16 and parity.num_different < 0.1 * parity.compared
     runs = [EvaluationConfig(num_runs=0, limit=128, backend=backend) for backend in ("local", "qemu:cortex-a76")]
-    local, emulated = (evaluate_model(model, digits, each).accuracy for each in runs)
+    local, emulated = (evaluate_model(model, digits, item).accuracy for item in runs)
     assert local == pytest.approx(emulated, abs=1 / 128) and local > 0.9
 
 
@@ -123,11 +123,11 @@ def test_each_cpu_sees_its_own_cpuinfo_while_both_run(emulator):
         "import time; text = open('/proc/cpuinfo').read(); time.sleep(0.5);"
         "print(text == open('/proc/cpuinfo').read()); print(text)"
     )
-    told: dict[str, str] = {}
+    messages: dict[str, str] = {}
 
     def ask(cpu):
         command = [*emulator.command(cpu), "-c", code]
-        told[cpu] = subprocess.run(command, capture_output=True, text=True, env=emulator.environment()).stdout
+        messages[cpu] = subprocess.run(command, capture_output=True, text=True, env=emulator.environment()).stdout
 
     threads = [threading.Thread(target=ask, args=(cpu,)) for cpu in CPUS]
     for thread in threads:
@@ -135,8 +135,8 @@ def test_each_cpu_sees_its_own_cpuinfo_while_both_run(emulator):
     for thread in threads:
         thread.join()
     for cpu, part in zip(CPUS, ("0xd03", "0xd0b"), strict=True):
-        assert told[cpu].startswith("True\n")
-        assert f"CPU part\t: {part}" in told[cpu]
+        assert messages[cpu].startswith("True\n")
+        assert f"CPU part\t: {part}" in messages[cpu]
 
 
 def test_errors_inside_the_emulator_are_told_as_those_outside(digits_model, golden, tmp_path, monkeypatch):
@@ -216,10 +216,10 @@ def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_sa
             )
         return debs
 
-    made = sysroot_build.add_plugin(dataclasses.replace(emulator, directory=tmp_path, counted_by=""), fetch_tcc)
-    assert (made.counted_by, made.not_counted) == ("tcc (unpacked)", "")
+    built = sysroot_build.add_plugin(dataclasses.replace(emulator, directory=tmp_path, counted_by=""), fetch_tcc)
+    assert (built.counted_by, built.not_counted) == ("tcc (unpacked)", "")
     before = count_instructions(digits_model, "qemu:cortex-a53")
-    monkeypatch.setattr(sysroot, "find", lambda: dataclasses.replace(made, directory=tmp_path))
+    monkeypatch.setattr(sysroot, "find", lambda: dataclasses.replace(built, directory=tmp_path))
     with_tcc = count_instructions(digits_model, "qemu:cortex-a53")
     assert "tcc" in with_tcc.by
     # Another directory is another place in memory for a few of Python's objects.

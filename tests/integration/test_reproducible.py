@@ -33,10 +33,10 @@ def first(tfq_cli, tmp_path_factory):
 
 
 def test_two_fresh_processes_give_the_same_bytes_and_a_report_replays(first, tfq_cli, tmp_path):
-    out, made = first
+    out, built = first
     again = short_run(tfq_cli, tmp_path / "again", tmp_path / "cache", f"--config={out}/out/report.json")
-    assert len(set(made.values())) == len(FILES)
-    assert {name: again[name] == made[name] for name in FILES} == dict.fromkeys(FILES, True)
+    assert len(set(built.values())) == len(FILES)
+    assert {name: again[name] == built[name] for name in FILES} == dict.fromkeys(FILES, True)
     one, other = (json.loads((path / "report.json").read_text()) for path in (out / "out", tmp_path / "again"))
     assert one["config_hash"] == other["config_hash"]
     assert one["sha256"] == other["sha256"]

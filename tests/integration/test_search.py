@@ -42,36 +42,36 @@ def budget(**values) -> tfq.SearchConfig:
 def test_the_model_may_be_a_path_and_the_store_is_optional(tmp_path):
     path = tmp_path / "model.tflite"
     path.write_bytes(FLOATING)
-    found = find_int8(path, *SPLITS, budget(max_accuracy_drop=0.5))
-    assert found.content == find_int8(str(path), *SPLITS, budget(max_accuracy_drop=0.5)).content
-    assert found.holds and [each.name for each in tmp_path.iterdir()] == ["model.tflite"]
+    result = find_int8(path, *SPLITS, budget(max_accuracy_drop=0.5))
+    assert result.content == find_int8(str(path), *SPLITS, budget(max_accuracy_drop=0.5)).content
+    assert result.holds and [item.name for item in tmp_path.iterdir()] == ["model.tflite"]
 
 
 def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
-    found = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path))
-    assert found.holds and found.chosen.name == "percentile" and len(found.candidates) == 1
-    assert tfq.audit(found.content, tfq.AuditConfig(require="full_int8")).ok
-    assert found.test_against_plain.difference == 0 and "the plain one is the chosen one" in found.to_text()
+    result = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path))
+    assert result.holds and result.chosen.name == "percentile" and len(result.candidates) == 1
+    assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
+    assert result.test_against_plain.difference == 0 and "the plain one is the chosen one" in result.to_text()
 
 
 def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
     lines = []
     hard = made_hard(FLOATING)
-    found = find_int8(hard, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path), told=lines.append)
-    assert found.holds and "cross_layer_equalization" in found.chosen.candidate.techniques
-    assert found.candidates[0].against_float.difference < -0.1
-    assert len(lines) == len(found.candidates) > 2
+    result = find_int8(hard, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path), told=lines.append)
+    assert result.holds and "cross_layer_equalization" in result.chosen.candidate.techniques
+    assert result.candidates[0].against_float.difference < -0.1
+    assert len(lines) == len(result.candidates) > 2
     # The test split, which nothing was chosen by, says the same, and that it is no chance.
-    evaluated = tfq.evaluate(found.content, SPLITS[2], tfq.EvaluationConfig(num_runs=0))
-    assert evaluated.accuracy == pytest.approx(found.test_accuracy)
-    assert not found.test_against_plain.is_noise and found.test_against_plain.low > 0.1
+    evaluated = tfq.evaluate(result.content, SPLITS[2], tfq.EvaluationConfig(num_runs=0))
+    assert evaluated.accuracy == pytest.approx(result.test_accuracy)
+    assert not result.test_against_plain.is_noise and result.test_against_plain.low > 0.1
 
 
 def test_sensitive_layers_stay_float_where_nothing_else_helps(tmp_path):
     hard = made_hard(FLOATING)
     config = tfq.SearchConfig(budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("min_max",), full=True)
-    found = find_int8(hard, *SPLITS, config, store=StageStore(tmp_path))
-    mixed = [candidate for candidate in found.candidates if candidate.candidate.kind == "mixed"]
+    result = find_int8(hard, *SPLITS, config, store=StageStore(tmp_path))
+    mixed = [candidate for candidate in result.candidates if candidate.candidate.kind == "mixed"]
     assert [len(candidate.layers) for candidate in mixed] == [1, 2, 4]
     assert mixed[0].layers == mixed[1].layers[:1]
 
@@ -82,14 +82,14 @@ def test_with_litert_sensitive_layers_are_tried_in_int16_before_they_stay_float(
         budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("percentile",), full=True, max_mixed_layers=2
     )
     conversion = tfq.ConversionConfig(quantizer="litert", num_calibration_samples=64)
-    found = find_int8(hard, *SPLITS, config, conversion=conversion, store=StageStore(tmp_path))
-    mixed = [candidate for candidate in found.candidates if candidate.candidate.kind == "mixed"]
+    result = find_int8(hard, *SPLITS, config, conversion=conversion, store=StageStore(tmp_path))
+    mixed = [candidate for candidate in result.candidates if candidate.candidate.kind == "mixed"]
     assert [(candidate.candidate.scheme, len(candidate.layers)) for candidate in mixed] == [
         ("int16", 1), ("float", 1), ("int16", 2), ("float", 2)
     ]  # fmt: skip
-    assert [candidate.to_dict()["scheme"] for candidate in found.candidates[:2]] == ["", ""]
-    if found.chosen.candidate.kind == "mixed":
-        assert f"--allow_{found.chosen.candidate.scheme}" in found.advice[-1]
+    assert [candidate.to_dict()["scheme"] for candidate in result.candidates[:2]] == ["", ""]
+    if result.chosen.candidate.kind == "mixed":
+        assert f"--allow_{result.chosen.candidate.scheme}" in result.advice[-1]
 
 
 def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path, monkeypatch):
@@ -100,8 +100,8 @@ def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path
 
     monkeypatch.setattr("tfq.conversion.convert_model", only_one)
     lines, config = [], budget(max_accuracy_drop=0.0, full=True)
-    found = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), told=lines.append)
-    assert [len(candidate.layers) for candidate in found.candidates if candidate.candidate.kind == "mixed"] == [2]
+    result = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), told=lines.append)
+    assert [len(candidate.layers) for candidate in result.candidates if candidate.candidate.kind == "mixed"] == [2]
     assert any("1 in float: cannot be made: no such form" in line for line in lines)
 
 
@@ -141,8 +141,8 @@ def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_
     assert (
         script(monkeypatch, *flags, "--budget.max_accuracy_drop=0.01", "--conversion.num_calibration_samples=40") == 0
     )
-    told = capsys.readouterr().out
-    assert "chosen: " in told and "test examples" in told
+    message = capsys.readouterr().out
+    assert "chosen: " in message and "test examples" in message
     record = json.loads((tmp_path / "out" / "search.json").read_text())
     assert record["holds"] and record["candidates"][0]["bytes"] > 0
     assert record["config"]["conversion"]["num_calibration_samples"] == 40

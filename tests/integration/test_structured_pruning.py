@@ -247,8 +247,8 @@ def test_what_cannot_be_followed_keeps_its_channels_and_says_why(cut, reason):
     model = built(build, (8, 8, 3))
     result = prune_structured(model, config=config(target_macs=0.6))
     assert set(result.removed) == {"free"}
-    (told,) = [why for why in [result.skipped["held"]] if "layer '" in why]
-    assert any(part in told for part in reason.split("|"))
+    (message,) = [why for why in [result.skipped["held"]] if "layer '" in why]
+    assert any(part in message for part in reason.split("|"))
 
 
 def test_a_layer_that_is_called_twice_keeps_its_channels():
@@ -302,8 +302,8 @@ def test_the_small_model_trains_goes_through_qat_and_becomes_full_int8_of_half_t
     assert small.optimizer is None and not small.get_layer("bn1").trainable and small.get_layer("bn0").trainable
     assert result.parameters_after == small.count_params() < result.parameters_before == model.count_params()
     assert result.max_difference < 1e-5
-    told = json.loads(json.dumps(result.to_dict()))
-    assert told["removed"]["inner"] == {"kept": small.get_layer("inner").filters, "of": 12}
+    message = json.loads(json.dumps(result.to_dict()))
+    assert message["removed"]["inner"] == {"kept": small.get_layer("inner").filters, "of": 12}
     assert "inner" in result.to_text() and f"{result.macs_before:,}" in result.to_text()
     trained = qat_model(small, fit, QATConfig(num_calibration_samples=0))
     assert tfq.audit(tfq.convert(trained), tfq.AuditConfig(require="full_int8")).ok

@@ -39,11 +39,11 @@ def unshare():
 @pytest.fixture(scope="module")
 def may_mount():
     try:
-        told = subprocess.run([*unshare(), "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
+        message = subprocess.run([*unshare(), "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
     except FileNotFoundError as error:
         pytest.skip(f"cannot make a small disk here: {error}")
-    if told.returncode:
-        pytest.skip(f"cannot make a small disk here: {told.stderr.strip()}")
+    if message.returncode:
+        pytest.skip(f"cannot make a small disk here: {message.stderr.strip()}")
 
 
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(may_mount, tmp_path):
@@ -56,8 +56,8 @@ def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(may_mount, 
         [*unshare(), "sh", "-c", SCRIPT, "sh", str(out), *command],
         capture_output=True, text=True, timeout=300, env={**os.environ, "SIZES": " ".join(SIZES), "KEEP": str(keep)},
     )  # fmt: skip
-    codes = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("EXIT")]
-    assert codes == ["3"] * (len(SIZES) - 1) + ["0"], done.stdout + done.stderr
+    quantized = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("EXIT")]
+    assert quantized == ["3"] * (len(SIZES) - 1) + ["0"], done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(errors) == len(SIZES) - 1
     assert all("No space left on device" in line for line in errors), errors

@@ -62,9 +62,9 @@ def test_killed_at_every_stage_boundary_it_ends_as_if_it_had_not_been(uninterrup
         boundaries += 1
         check_nothing_is_half_written(tmp_path, whole)
     assert run.returncode == 0, run.communicate()[0]
-    made = [stage for stage in record["stages"] if not stage["skipped"]]
+    built = [stage for stage in record["stages"] if not stage["skipped"]]
     # On a busy machine a stage may end before the kill for the one before it has come through.
-    assert len(made) - 3 <= boundaries <= len(made)
+    assert len(built) - 3 <= boundaries <= len(built)
     again = check_same_end(tmp_path, uninterrupted)
     assert all(stage["resumed"] for stage in again["stages"] if not stage["skipped"])
 
@@ -101,6 +101,6 @@ def test_fresh_forgets_what_is_there(uninterrupted, tmp_path):
 def test_two_runs_on_one_directory_wait_for_each_other(uninterrupted, tmp_path):
     plain = ("--nocompression.prune", "--nocompression.qat")
     runs = [start(tmp_path, *plain), start(tmp_path, *plain)]
-    told = [finish(run) for run in runs]
-    assert sum("another run is writing" in text for text in told) == 1
+    messages = [finish(run) for run in runs]
+    assert sum("another run is writing" in text for text in messages) == 1
     check_nothing_is_half_written(tmp_path, uninterrupted[0])

@@ -23,30 +23,30 @@ IMAGES = np.concatenate([sample["image"] for sample in SAMPLES])
 
 
 def errors(quantized=QUANTIZED, floating=FLOATING):
-    return {each.layer: each for each in analysis.layer_errors(quantized, floating, SAMPLES)}
+    return {item.layer: item for item in analysis.layer_errors(quantized, floating, SAMPLES)}
 
 
 @pytest.mark.parametrize("layer", ["conv1", "pointwise", "conv2", "logits"])
 def test_errors_are_those_of_the_tensors(layer):
-    found = errors()[layer]
+    result = errors()[layer]
     wanted = tensor_values(FLOATING, output_of(FLOATING, layer)).astype(np.float64)
     got = tensor_values(QUANTIZED, output_of(QUANTIZED, layer)).astype(np.float64)
     # XNNPACK and the reference kernels round some codes to different sides.
-    assert found.sqnr_db == pytest.approx(quant_math.sqnr_db(wanted, got), abs=0.3)
-    assert found.cosine == pytest.approx((wanted * got).sum() / np.sqrt((wanted**2).sum() * (got**2).sum()), abs=1e-4)
-    assert found.max_abs_error_lsb == pytest.approx(np.abs(wanted - got).max() / found.scale, abs=1.5)
-    noise = found.scale**2 / 12 * wanted.size
-    assert found.expected_sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / noise), abs=1e-3)
-    codes = np.rint(got / found.scale)
-    assert found.range_use == pytest.approx((codes.max() - codes.min()) / 255, abs=0.02)
+    assert result.sqnr_db == pytest.approx(quant_math.sqnr_db(wanted, got), abs=0.3)
+    assert result.cosine == pytest.approx((wanted * got).sum() / np.sqrt((wanted**2).sum() * (got**2).sum()), abs=1e-4)
+    assert result.max_abs_error_lsb == pytest.approx(np.abs(wanted - got).max() / result.scale, abs=1.5)
+    noise = result.scale**2 / 12 * wanted.size
+    assert result.expected_sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / noise), abs=1e-3)
+    quantized = np.rint(got / result.scale)
+    assert result.range_use == pytest.approx((quantized.max() - quantized.min()) / 255, abs=0.02)
     sizes = np.abs(wanted).reshape(-1, wanted.shape[-1]).max(axis=0)
-    assert found.channel_spread == pytest.approx(np.median(sizes) / sizes.max(), rel=1e-3)
+    assert result.channel_spread == pytest.approx(np.median(sizes) / sizes.max(), rel=1e-3)
 
 
 def test_a_spoilt_layer_has_the_error_and_those_before_it_have_not():
     def spoil(model):
-        buffer, codes = constant(model, "conv2", 1)
-        buffer.data = np.roll(codes, 1, axis=0).reshape(-1).view(np.uint8)
+        buffer, quantized = constant(model, "conv2", 1)
+        buffer.data = np.roll(quantized, 1, axis=0).reshape(-1).view(np.uint8)
 
     good, bad = errors(), errors(changed(QUANTIZED, spoil))
     assert bad["conv2"].sqnr_db < 3 < good["conv2"].sqnr_db - 20
@@ -60,9 +60,9 @@ def test_a_dead_channel_and_a_saturated_one_are_numbered():
         multiply(model, "conv2", 1, factors[:, None, None, None])
         multiply(model, "conv2", 2, factors)
 
-    found = errors(floating=changed(FLOATING, kill))["conv2"]
-    assert found.dead_channels == (5,)
-    assert 2 in found.saturated_channels and found.saturated > 0.001
+    result = errors(floating=changed(FLOATING, kill))["conv2"]
+    assert result.dead_channels == (5,)
+    assert 2 in result.saturated_channels and result.saturated > 0.001
 
 
 def test_equal_tensors_have_no_error():
@@ -88,11 +88,11 @@ def test_joins_tell_the_codes_that_each_input_has_left():
 def test_the_most_sensitive_layer_is_the_one_made_coarse():
     model = changed(FLOATING, uneven)
     ranges = calibrate(model, SAMPLES)
-    found = analysis.layer_sensitivity(model, ranges, SAMPLES)
-    assert [each.sqnr_db for each in found] == sorted(each.sqnr_db for each in found)
-    plain = {each.layer: each for each in analysis.layer_sensitivity(FLOATING, calibrate(FLOATING, SAMPLES), SAMPLES)}
-    assert found[0].layer in ("conv2", "pool")  # which hands on what conv2 gives
-    assert next(each for each in found if each.layer == "conv2").sqnr_db < plain["conv2"].sqnr_db - 10
+    result = analysis.layer_sensitivity(model, ranges, SAMPLES)
+    assert [item.sqnr_db for item in result] == sorted(item.sqnr_db for item in result)
+    plain = {item.layer: item for item in analysis.layer_sensitivity(FLOATING, calibrate(FLOATING, SAMPLES), SAMPLES)}
+    assert result[0].layer in ("conv2", "pool")  # which hands on what conv2 gives
+    assert next(item for item in result if item.layer == "conv2").sqnr_db < plain["conv2"].sqnr_db - 10
     assert plain["conv2"].weights == 12 * 3 * 3 * 12 + 12
 
 
@@ -103,8 +103,8 @@ def test_one_layer_alone_is_rounded_and_nothing_else():
     before = tensor_values(FLOATING, output_of(FLOATING, "pointwise"), SAMPLES[:3])
     np.testing.assert_array_equal(tensor_values(alone, output_of(FLOATING, "pointwise"), SAMPLES[:3]), before)
     scale, zero_point = quant_math.quantization_parameters(*ranges[0, output_of(FLOATING, "conv2")])
-    given = tensor_values(alone, output_of(FLOATING, "conv2"), SAMPLES[:3])
-    rounded = quant_math.dequantize(quant_math.quantize(given, scale, zero_point), scale, zero_point)
+    provided = tensor_values(alone, output_of(FLOATING, "conv2"), SAMPLES[:3])
+    rounded = quant_math.dequantize(quant_math.quantize(provided, scale, zero_point), scale, zero_point)
     (reader,) = (op for op in tflite.read(alone).main_subgraph.ops if op.name == "AVERAGE_POOL_2D")
     np.testing.assert_allclose(tensor_values(alone, reader.inputs[0], SAMPLES[:3]), rounded, atol=scale * 1e-3)
 
@@ -124,8 +124,8 @@ def test_uneven_channels_are_reported_with_the_technique_for_them():
         quantization = graph.tensors[output_of(QUANTIZED, "conv2")].quantization
         quantization.scale = [float(quantization.scale[0]) * 64]
 
-    found = analysis.analyze(changed(QUANTIZED, coarse), model, IMAGES)
-    (finding,) = (each for each in found.findings if each.layer == "conv2" and "channels" in each.kind)
+    result = analysis.analyze(changed(QUANTIZED, coarse), model, IMAGES)
+    (finding,) = (item for item in result.findings if item.layer == "conv2" and "channels" in item.kind)
     assert "cross_layer_equalization" in finding.message
 
 
@@ -165,7 +165,7 @@ def layer(name, op="CONV_2D", sqnr_db=30.0, **values):
     ],
 )
 def test_each_cause_is_named_in_plain_words(layers, kind, told):
-    names = [each.layer for each in layers]
+    names = [item.layer for item in layers]
     sources = dict(zip(names[1:], ([name] for name in names), strict=False))
     (finding,) = find(layers, [], sources)
     assert finding.kind == kind and told in finding.message
@@ -179,15 +179,15 @@ def test_ranges_far_apart_in_a_join_are_named_with_the_small_one():
 
 def test_nothing_is_found_where_nothing_is_wrong():
     assert find([layer("a"), layer("b")], [], {"b": ["a"]}) == []
-    found = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
-    assert dataclasses.replace(found, findings=()).to_text().endswith("nothing stands out")
+    result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
+    assert dataclasses.replace(result, findings=()).to_text().endswith("nothing stands out")
 
 
 def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():
-    found = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
+    result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
     layers = [layer(f"layer{number}", saturated=0.02) for number in range(9)]
-    told = dataclasses.replace(found, findings=tuple(find(layers, [], {}))).to_text()
-    named = [re.findall(r"layer\d", line) for line in told.splitlines()]
+    message = dataclasses.replace(result, findings=tuple(find(layers, [], {}))).to_text()
+    named = [re.findall(r"layer\d", line) for line in message.splitlines()]
     assert [sorted(set(names)) for names in named if names] == [
         *(["layer0"], ["layer1"], ["layer2"]),
         [f"layer{number}" for number in range(3, 9)],
@@ -196,46 +196,46 @@ def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_
 
 def test_ranges_of_other_data_are_found():
     # The int8 flatbuffer was calibrated with digits; these are noise, and five times as large.
-    kinds = [each.kind for each in analysis.analyze(QUANTIZED, FLOATING, IMAGES * 5).findings]
+    kinds = [item.kind for item in analysis.analyze(QUANTIZED, FLOATING, IMAGES * 5).findings]
     assert kinds[0] == "ranges_too_narrow" and "saturated_channels" not in kinds
 
 
 def test_histograms_count_every_value_and_have_the_range_of_the_codes():
     samples = [{"image": image[None]} for image in IMAGES[:16]]
-    found = {each.layer: each for each in analysis.layer_histograms(QUANTIZED, FLOATING, samples)}
+    results = {item.layer: item for item in analysis.layer_histograms(QUANTIZED, FLOATING, samples)}
     graph = tflite.read(QUANTIZED).main_subgraph
-    conv = found["conv2"].activations
+    conv = results["conv2"].activations
     tensor = graph.tensors[output_of(QUANTIZED, "conv2")]
     assert sum(conv.counts) == 16 * np.prod(tensor.shape)
     scale, zero_point = tensor.scale[0], tensor.zero_point[0]
     assert conv.range == pytest.approx(((-128 - zero_point) * scale, (127 - zero_point) * scale))
-    weights = found["conv2"].weights
+    weights = results["conv2"].weights
     (op,) = (op for op in graph.ops if op.keras_layer == "conv2")
-    codes = graph.tensors[op.inputs[1]]
-    assert sum(weights.counts) == np.prod(codes.shape)
-    assert weights.range[1] == pytest.approx(127 * max(codes.scale))
+    quantized = graph.tensors[op.inputs[1]]
+    assert sum(weights.counts) == np.prod(quantized.shape)
+    assert weights.range[1] == pytest.approx(127 * max(quantized.scale))
     assert weights.range[0] * 1.001 <= weights.low < weights.high <= weights.range[1] * 1.001
-    assert found["pool"].weights is None
+    assert results["pool"].weights is None
 
 
 def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
-    found = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
-    found["layers"][0]["layer"] = found["histograms"][0]["layer"] = "<script>alert(1)</script>"
-    page = analysis_page({**found, "config": {"model": "<b>.tflite"}})
-    with_weights = sum(each["weights"] is not None for each in found["histograms"])
-    assert page.count("<svg") == 2 + len(found["histograms"]) + with_weights
+    result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
+    result["layers"][0]["layer"] = result["histograms"][0]["layer"] = "<script>alert(1)</script>"
+    page = analysis_page({**result, "config": {"model": "<b>.tflite"}})
+    with_weights = sum(item["weights"] is not None for item in result["histograms"])
+    assert page.count("<svg") == 2 + len(result["histograms"]) + with_weights
     assert "<script>alert" not in page and "<b>.tflite" not in page and "Sensitivity" in page
-    bare = analysis_page({**found, "histograms": [], "sensitivity": []})
+    bare = analysis_page({**result, "histograms": [], "sensitivity": []})
     assert bare.count("<svg") == 1
 
 
 def test_the_record_is_json_and_the_table_has_a_line_a_layer():
-    found = tfq.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True))
-    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    result = tfq.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True))
+    record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert record["num_samples"] == 8 and len(record["sensitivity"]) == len(record["layers"]) == 9
-    lines = found.to_text().splitlines()
+    lines = result.to_text().splitlines()
     assert lines[0].split()[:3] == ["layer", "op", "SQNR"] and lines[1].startswith("conv1")
-    assert [line[2:] for line in lines if line.startswith("- ")] == [each.message for each in found.findings]
+    assert [line[2:] for line in lines if line.startswith("- ")] == [item.message for item in result.findings]
 
 
 @pytest.mark.parametrize("pair", [(QUANTIZED, QUANTIZED), (FLOATING, FLOATING), (QUANTIZED, golden("digits_int8"))])

@@ -59,11 +59,11 @@ def package_of(module: str) -> str | None:
 
 def breaches(package: str, source: str) -> list[str]:
     """Imports of packages that come later in the order."""
-    found = []
+    results = []
     for other in sorted({package_of(module) or package for module in imports(source, module_level=False)} - {package}):
         if PLACES[other] > PLACES[package]:
-            found.append(f"{package} imports {other}")
-    return found
+            results.append(f"{package} imports {other}")
+    return results
 
 
 def sources():
@@ -99,14 +99,14 @@ def test_the_check_of_imports_sees_a_breach(package, source, found):
 
 
 def test_light_packages_never_import_tensorflow_at_module_level():
-    found = [
+    results = [
         f"{path.name}: {module}"
         for package, path in sources()
         if package in LIGHT
         for module in imports(path.read_text(), module_level=True)
         if module.split(".")[0] in HEAVY
     ]
-    assert found == []
+    assert results == []
 
 
 @pytest.mark.parametrize(
@@ -124,22 +124,22 @@ def test_the_check_of_module_level_sees_what_runs_at_import(source, found):
 
 
 def test_only_flags_imports_absl_flags():
-    found = {
+    results = {
         path.name
         for _, path in sources()
         for module in imports(path.read_text(), module_level=False)
         if module.startswith("absl.flags") or module == "absl.flags"
     }
-    assert found == {"flags.py"}
+    assert results == {"flags.py"}
 
 
 def flags_in_strings(source: str, flags: set[str]) -> list[str]:
     """Return the flags of tfq that string constants of `source` spell out, f-strings and docstrings included."""
     texts = [node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
-    found = [
+    results = [
         word for text in texts if isinstance(text, str) for word in re.findall(r"--([a-z][\w.]*\w)(?![\w-])", text)
     ]
-    return [word for word in found if word in flags or word.removeprefix("no") in flags]
+    return [word for word in results if word in flags or word.removeprefix("no") in flags]
 
 
 def flags_of_every_command() -> set[str]:
@@ -153,8 +153,8 @@ def test_no_string_of_the_library_names_a_flag():
     flags = flags_of_every_command()
     # backends/ calls pip, apt-get and QEMU, which have flags of the same names.
     library = [path for package, path in sources() if package not in ("cli", "pipelines", "backends")]
-    found = {str(path.relative_to(ROOT)): flags_in_strings(path.read_text(), flags) for path in library}
-    assert {name: flags for name, flags in found.items() if flags} == {}
+    results = {str(path.relative_to(ROOT)): flags_in_strings(path.read_text(), flags) for path in library}
+    assert {name: flags for name, flags in results.items() if flags} == {}
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def phrases_in_match(source: str) -> list[str]:
 
 def test_tests_of_messages_match_one_word():
     tests = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path != ROOT / "tests" / "messages.py"]
-    found = {str(path.relative_to(ROOT)): phrases_in_match(path.read_text()) for path in tests}
-    assert {name: phrases for name, phrases in found.items() if phrases} == {}
+    results = {str(path.relative_to(ROOT)): phrases_in_match(path.read_text()) for path in tests}
+    assert {name: phrases for name, phrases in results.items() if phrases} == {}
 
 
 @pytest.mark.parametrize(
@@ -219,20 +219,20 @@ def test_no_file_is_longer_than_600_lines():
 
 def long_functions(source: str, most: int = 60) -> dict[str, int]:
     """Functions of more lines than `most`, without their docstrings and the functions and classes defined inside."""
-    found = {}
+    results = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             inner = [child for child in node.body if isinstance(child, (ast.ClassDef, ast.FunctionDef))]
             inner += node.body[:1] if ast.get_docstring(node) else []
             length = node.end_lineno - node.lineno + 1 - sum(child.end_lineno - child.lineno + 1 for child in inner)
             if length > most:
-                found[node.name] = length
-    return found
+                results[node.name] = length
+    return results
 
 
 def test_no_function_is_longer_than_60_lines():
-    found = {str(path.relative_to(ROOT)): long_functions(path.read_text()) for _, path in sources()}
-    assert {name: functions for name, functions in found.items() if functions} == {}
+    results = {str(path.relative_to(ROOT)): long_functions(path.read_text()) for _, path in sources()}
+    assert {name: functions for name, functions in results.items() if functions} == {}
 
 
 def test_the_check_of_function_length_sees_a_long_function():

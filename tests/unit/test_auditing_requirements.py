@@ -43,11 +43,11 @@ def test_a_file_meets_the_scheme_that_it_was_made_in_and_no_other(name, required
 
 def test_the_error_names_every_failing_op_with_its_layer():
     config = AuditConfig(require="float16")
-    with pytest.raises(AuditError) as told:
+    with pytest.raises(AuditError) as message:
         require(audit_model(golden("digits_float32"), config), config)
     layers = ("conv1", "depthwise", "pointwise", "conv2", "logits")
-    assert [layer for layer in layers if f"({layer})" in str(told.value)] == list(layers)
-    assert "residual" not in str(told.value)
+    assert [layer for layer in layers if f"({layer})" in str(message.value)] == list(layers)
+    assert "residual" not in str(message.value)
 
 
 def test_nothing_required_raises_nothing_and_a_report_for_something_else_is_no_proof():
@@ -86,13 +86,13 @@ def _one_tensor(name: str, op: int, slot: int, dtype: int) -> bytes:
 def test_one_tensor_of_another_type_is_named_and_allowed_by_its_layer(name, required, op, slot, dtype, layer):
     content = _one_tensor(name, op, slot, dtype)
     report = audit_model(content, AuditConfig(require=required))
-    found = [finding for finding in report.failures if finding.kind == "other_scheme" and finding.op_index == op]
-    assert [finding.keras_layer for finding in found] == [layer]
+    results = [finding for finding in report.failures if finding.kind == "other_scheme" and finding.op_index == op]
+    assert [finding.keras_layer for finding in results] == [layer]
     allowed = audit_model(content, AuditConfig(require=required, allow_float=(layer,)))
     assert not [f for f in allowed.failures if f.kind == "other_scheme" and f.op_index == op]
     assert any(finding.allowed for finding in allowed.findings)
     if report.scheme == "mixed":  # as the quantizer leaves it: converting once more would change nothing
-        assert all("replace" in finding.message for finding in found)
+        assert all("replace" in finding.message for finding in results)
 
 
 def test_float16_weights_without_a_dequantize_and_int8_behind_one_are_told_apart():

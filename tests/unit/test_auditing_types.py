@@ -13,12 +13,12 @@ FULL_INT8 = ("digits_int8", "digits_int8_per_tensor", "digits_int8_qat", "digits
 
 
 def _ops_and_tensors() -> list[tuple[str, int, int]]:
-    found = []
+    results = []
     for name in FULL_INT8:
         for number, op in enumerate(unpacked(golden(name)).subgraphs[0].operators):
             touched = dict.fromkeys(int(index) for index in (*op.inputs, *op.outputs) if index >= 0)
-            found += [(name, number, tensor) for tensor in touched]
-    return found
+            results += [(name, number, tensor) for tensor in touched]
+    return results
 
 
 def _retyped(name: str, tensor: int, dtype: int, subgraph: int = 0) -> bytes:
@@ -106,12 +106,12 @@ def test_float_input_read_by_a_computing_op_fails_even_when_float_inputs_are_ask
 
 def test_float_island_is_named_with_its_layer_its_reason_and_its_shores():
     report = audit_model(golden("float_island"))
-    found = {finding.op: finding for finding in report.failures}
-    assert set(found) == {"DEQUANTIZE", "SIN", "QUANTIZE"}
-    assert (found["SIN"].kind, found["SIN"].keras_layer) == ("float_op", "wave")
-    assert "int8" in found["SIN"].message
-    assert found["DEQUANTIZE"].kind == found["QUANTIZE"].kind == "qdq"
-    assert "(wave)" in found["DEQUANTIZE"].message
+    results = {finding.op: finding for finding in report.failures}
+    assert set(results) == {"DEQUANTIZE", "SIN", "QUANTIZE"}
+    assert (results["SIN"].kind, results["SIN"].keras_layer) == ("float_op", "wave")
+    assert "int8" in results["SIN"].message
+    assert results["DEQUANTIZE"].kind == results["QUANTIZE"].kind == "qdq"
+    assert "(wave)" in results["DEQUANTIZE"].message
 
 
 @pytest.mark.parametrize("pattern", ["wave", "wa*", "net_1/wave/Sin", "*/Sin"])

@@ -17,16 +17,16 @@ def weights(content: bytes) -> list[dict]:
 
 
 def test_layers_types_and_sizes_are_told_in_the_order_of_the_ops():
-    found = weights(golden("digits_int8"))
-    assert all(set(weight) == KEYS for weight in found)
-    assert [(w["keras_layer"], w["op"], w["values"], w["channels"], w["scales"]) for w in found] == [
+    result = weights(golden("digits_int8"))
+    assert all(set(weight) == KEYS for weight in result)
+    assert [(w["keras_layer"], w["op"], w["values"], w["channels"], w["scales"]) for w in result] == [
         ("conv1", "CONV_2D", 108, 12, 12),
         ("depthwise", "DEPTHWISE_CONV_2D", 108, 12, 12),
         ("pointwise", "CONV_2D", 144, 12, 12),
         ("conv2", "CONV_2D", 1296, 12, 12),
         ("logits", "FULLY_CONNECTED", 480, 10, 10),
     ]
-    assert all(w["bytes"] == w["values"] and w["dtype"] == "int8" for w in found)
+    assert all(w["bytes"] == w["values"] and w["dtype"] == "int8" for w in result)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def test_layers_types_and_sizes_are_told_in_the_order_of_the_ops():
     ],
 )
 def test_stored_weights_count_wherever_a_dequantize_stands(name, dtype, width):
-    found = weights(golden(name))
-    assert [(w["dtype"], w["bytes"]) for w in found] == [(dtype, width * n) for n in (108, 108, 144, 1296, 480)]
+    result = weights(golden(name))
+    assert [(w["dtype"], w["bytes"]) for w in result] == [(dtype, width * n) for n in (108, 108, 144, 1296, 480)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,8 +63,8 @@ def _conv2(model):
 def test_zeros_are_the_codes_that_stand_for_nothing():
     def change(model):
         tensor = _conv2(model)
-        codes = np.arange(1296).reshape(12, 108) % 7 - 3
-        model.buffers[tensor.buffer].data = codes.astype(np.int8).view(np.uint8).ravel()
+        quantized = np.arange(1296).reshape(12, 108) % 7 - 3
+        model.buffers[tensor.buffer].data = quantized.astype(np.int8).view(np.uint8).ravel()
 
     def off_zero(model):
         change(model)
@@ -100,7 +100,7 @@ def test_many_weights_in_one_place_are_read_in_proportion_to_the_file():
         return new
 
     content = changed(golden("digits_int8"), share)
-    found = weights(content)
-    assert len(found) == 201
-    assert sum(weight["bytes"] for weight in found if weight["zeros"] is not None) <= 2 * len(content)
-    assert found[-1]["zeros"] is None
+    result = weights(content)
+    assert len(result) == 201
+    assert sum(weight["bytes"] for weight in result if weight["zeros"] is not None) <= 2 * len(content)
+    assert result[-1]["zeros"] is None

@@ -84,13 +84,13 @@ def test_only_the_machines_own_release_and_components_are_used(tmp_path):
     (tmp_path / "sources.list.d" / "docker.list").write_text("deb http://third.example/docker bookworm stable\n")
     (tmp_path / "sources.list.d" / "pg.list").write_text("deb http://third.example/pg bookworm-pgdg main\n")
     (tmp_path / "sources.list.d" / "old.list.save").write_text("deb http://third.example/old bookworm main\n")
-    found = machine_sources(tmp_path, "bookworm")
-    assert {uri for source in found for uri in source.uris} == {
+    result = machine_sources(tmp_path, "bookworm")
+    assert {uri for source in result for uri in source.uris} == {
         "http://mirror.example/debian",
         "http://second.example/debian",
     }
-    assert {suite for source in found for suite in source.suites} == {"bookworm", "bookworm-updates"}
-    assert {component for source in found for component in source.components} == {"main"}
+    assert {suite for source in result for suite in source.suites} == {"bookworm", "bookworm-updates"}
+    assert {component for source in result for component in source.components} == {"main"}
 
 
 def test_universe_of_ubuntu_is_used(tmp_path):
@@ -121,11 +121,11 @@ def machine_apt(monkeypatch):
         calls.append(command)
         if command[0] == "apt-config":
             return subprocess.CompletedProcess(command, 0, answers["dump"], "")
-        status, told = answers[command[1]]
+        status, message = answers[command[1]]
         if command[1] == "install" and not status:
             configuration = Path(settings["env"]["APT_CONFIG"])
             (configuration.parent / "cache" / "archives" / "a_1_arm64.deb").touch()
-        return subprocess.CompletedProcess(command, status, "", told)
+        return subprocess.CompletedProcess(command, status, "", message)
 
     monkeypatch.setattr(subprocess, "run", run)
     return calls, answers

@@ -150,8 +150,8 @@ def test_an_interruption_ends_the_child_and_leaves_nothing(worker, temporary, tm
         time.sleep(0.02)
     assert list(temporary.iterdir()) != []
     parent.send_signal(signal.SIGINT)
-    _, told = parent.communicate(timeout=20)
-    assert b"KeyboardInterrupt" in told
+    _, message = parent.communicate(timeout=20)
+    assert b"KeyboardInterrupt" in message
     assert list(temporary.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -165,16 +165,16 @@ def shown(command: list[str], *, terminal: bool) -> bytes:
     termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(command, stderr=theirs)
     os.close(theirs)
-    told = b""
+    message = b""
     try:
         while part := os.read(ours, 4096):
-            told += part
+            message += part
     except OSError:  # how Linux says that the other end is closed
         pass
     finally:
         os.close(ours)
         process.wait()
-    return told
+    return message
 
 
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(worker, tmp_path):

@@ -78,9 +78,9 @@ def test_the_first_example_is_fed_in_the_models_own_codes_or_zeros_where_there_i
     images[1:] = 0
     with_data = count_instructions(model, "qemu:cortex-a76", images, kernels="builtin")
     without = count_instructions(model, "qemu:cortex-a76")
-    ((codes,), (zeros,)) = (request.inputs for request in emulated)
+    ((quantized,), (zeros,)) = (request.inputs for request in emulated)
     # 16 is the brightest pixel of the digits, so the highest code.
-    assert (codes.shape, codes.dtype, codes.min()) == ((1, 8, 8, 1), np.int8, 127)
+    assert (quantized.shape, quantized.dtype, quantized.min()) == ((1, 8, 8, 1), np.int8, 127)
     assert (zeros.shape, zeros.dtype, zeros.any()) == ((1, 8, 8, 1), np.int8, False)
     assert [request.kernels for request in emulated] == ["builtin", "xnnpack"]
     assert with_data.inputs.startswith("the first example of ")
@@ -138,8 +138,10 @@ def emulator(tmp_path):
     """An emulator that is a script: it takes plugins, and the plugin that it is given counts."""
 
     def make(*, help_text="-plugin", counts="echo '10 1' >>$out; echo '20 1' >>$out"):
-        found = f'for word; do case "$word" in *,out=*) out=${{word##*,out=}};; esac; done; {counts}'
-        script(tmp_path / "tree/host/usr/bin/qemu-aarch64", f'[ "$1" = --help ] && echo "{help_text}" && exit\n{found}')
+        result = f'for word; do case "$word" in *,out=*) out=${{word##*,out=}};; esac; done; {counts}'
+        script(
+            tmp_path / "tree/host/usr/bin/qemu-aarch64", f'[ "$1" = --help ] && echo "{help_text}" && exit\n{result}'
+        )
         return Sysroot(directory=tmp_path / "tree", qemu="7.2", cpus=("cortex-a53",))
 
     return make
@@ -158,22 +160,22 @@ def compilers(monkeypatch):
 def test_a_compiler_that_fails_is_followed_by_the_next(emulator, compilers, tmp_path):
     broken = script(tmp_path / "cc", "echo 'cc1: fatal error: no input' >&2; echo 'compilation ended' >&2; exit 1")
     compilers(str(tmp_path / "gone"), broken, script(tmp_path / "clang", COMPILES))
-    found = sysroot_build.add_plugin(emulator())
-    assert (found.counted_by, found.not_counted) == ("clang", "")
-    assert found.plugin.read_text() == "plugin\n"
+    result = sysroot_build.add_plugin(emulator())
+    assert (result.counted_by, result.not_counted) == ("clang", "")
+    assert result.plugin.read_text() == "plugin\n"
     compilers(str(tmp_path / "gone"), broken)
-    found = sysroot_build.add_plugin(emulator())
-    assert found.counted_by == ""
-    assert "gone cannot be started: No such file" in found.not_counted
-    assert "cc1" in found.not_counted
+    result = sysroot_build.add_plugin(emulator())
+    assert result.counted_by == ""
+    assert "gone cannot be started: No such file" in result.not_counted
+    assert "cc1" in result.not_counted
 
 
 def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_count(emulator, compilers):
     compilers()
-    found = sysroot_build.add_plugin(emulator())
-    assert found.counted_by == ""
+    result = sysroot_build.add_plugin(emulator())
+    assert result.counted_by == ""
     assert (
-        "there is no C compiler: install one (cc), then say `python -m tfq.backends.qemu.sysroot`" in found.not_counted
+        "there is no C compiler: install one (cc), then say `python -m tfq.backends.qemu.sysroot`" in result.not_counted
     )
 
     def no_network():
@@ -193,16 +195,16 @@ def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_cou
 )
 def test_a_plugin_that_does_not_count_is_not_kept(counts, reason, emulator, compilers, tmp_path):
     compilers(script(tmp_path / "cc", COMPILES))
-    found = sysroot_build.add_plugin(emulator(counts=counts))
-    assert found.counted_by == ""
-    assert reason in found.not_counted
-    assert not found.plugin.exists()
+    result = sysroot_build.add_plugin(emulator(counts=counts))
+    assert result.counted_by == ""
+    assert reason in result.not_counted
+    assert not result.plugin.exists()
 
 
 def test_a_qemu_without_plugins_says_so_and_nothing_is_downloaded_for_it(emulator, compilers, tmp_path):
     compilers(script(tmp_path / "cc", COMPILES))
-    found = sysroot_build.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
-    assert "QEMU, 7.2, is built without plugins" in found.not_counted
+    result = sysroot_build.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
+    assert "QEMU, 7.2, is built without plugins" in result.not_counted
 
 
 def test_a_compiler_that_came_later_completes_an_installation(emulator, compilers, tmp_path, monkeypatch):
@@ -211,8 +213,8 @@ def test_a_compiler_that_came_later_completes_an_installation(emulator, compiler
 
     def build(directory, tell):
         emulator().directory.rename(directory / "tree")
-        made = Sysroot(directory=directory / "tree", qemu="7.2", cpus=("cortex-a53",), not_counted="there is none")
-        sysroot.write_record(made, python="3.11")
+        built = Sysroot(directory=directory / "tree", qemu="7.2", cpus=("cortex-a53",), not_counted="there is none")
+        sysroot.write_record(built, python="3.11")
 
     monkeypatch.setattr(sysroot, "build", build)
     later = script(tmp_path / "cc", COMPILES)
@@ -246,8 +248,8 @@ def test_a_counted_run_gets_an_environment_that_is_the_same_in_every_shell(tmp_p
 
 def test_the_plugins_source_is_in_the_wheel(root):
     listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    found = [path for pattern in listed["tfq.backends.qemu"] for path in (root / "tfq/backends/qemu").glob(pattern)]
-    assert sysroot_build.SOURCE in found
+    results = [path for pattern in listed["tfq.backends.qemu"] for path in (root / "tfq/backends/qemu").glob(pattern)]
+    assert sysroot_build.SOURCE in results
 
 
 @pytest.mark.parametrize(("second", "exit_code"), [(700, 0), (701, 1)])
@@ -259,5 +261,5 @@ def test_the_benchmark_fails_where_two_runs_count_differently(second, exit_code,
     monkeypatch.setattr(benchmark, "count_instructions", lambda *_, **__: next(counts))
     monkeypatch.setattr("sys.argv", ["instructions.py", str(golden / "digits_int8.tflite")])
     assert benchmark.main() == exit_code
-    told = capsys.readouterr().out
-    assert ("DIFFERENT COUNTS: digits_int8.tflite on qemu:cortex-a53: 700 and 701" in told) == bool(exit_code)
+    message = capsys.readouterr().out
+    assert ("DIFFERENT COUNTS: digits_int8.tflite on qemu:cortex-a53: 700 and 701" in message) == bool(exit_code)

@@ -39,27 +39,27 @@ def run(count: int = 50):
 
 def parents() -> dict[int, int]:
     """Each process of this machine and its parent; those that have ended and wait to be asked left out."""
-    found = {}
+    results = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if fields[0] != "Z":
-            found[int(stat.parent.name)] = int(fields[1])
-    return found
+            results[int(stat.parent.name)] = int(fields[1])
+    return results
 
 
 def descendants(pid: int) -> set[int]:
     children: dict[int, set[int]] = {}
     for child, parent in parents().items():
         children.setdefault(parent, set()).add(child)
-    found, pending = set(), [pid]
+    result, pending = set(), [pid]
     while pending:
         new = children.get(pending.pop(), set())
-        found |= new
+        result |= new
         pending += new
-    return found
+    return result
 
 
 def soon(condition, secs: float = 20.0) -> bool:
@@ -125,10 +125,10 @@ def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_
 
 
 def test_runs_of_several_threads_at_once_do_not_mix():
-    expected, found = run().outputs[0], {}
+    expected, result = run().outputs[0], {}
 
     def one(number):
-        found[number] = run(10 + number).outputs[0]
+        result[number] = run(10 + number).outputs[0]
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -136,7 +136,7 @@ def test_runs_of_several_threads_at_once_do_not_mix():
     for thread in threads:
         thread.join()
     for number in range(6):
-        np.testing.assert_array_equal(found[number], expected[: 10 + number])
+        np.testing.assert_array_equal(result[number], expected[: 10 + number])
 
 
 def test_a_server_that_was_killed_is_replaced():

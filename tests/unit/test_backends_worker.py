@@ -165,8 +165,8 @@ def test_the_target_needs_nothing_of_tfq():
         f"runpy.run_path({str(child.TARGET)!r}, run_name='target')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    found = [name for path in child.TARGET.glob("*.py") for name in imports(path.read_text(), module_level=False)]
-    assert {name.split(".")[0] for name in found} - set(sys.stdlib_module_names) <= {"numpy", "ai_edge_litert"}
+    results = [name for path in child.TARGET.glob("*.py") for name in imports(path.read_text(), module_level=False)]
+    assert {name.split(".")[0] for name in results} - set(sys.stdlib_module_names) <= {"numpy", "ai_edge_litert"}
 
 
 @pytest.mark.parametrize("zero_point", [-128, -1, 0, 13])

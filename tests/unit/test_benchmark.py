@@ -209,12 +209,12 @@ class TestInputs:
         return model.inputs, fed
 
     def test_random_codes_reach_all_of_the_type_and_are_the_seeds(self):
-        (codes,), fed = self.fed(golden("digits_int8"))
-        assert (codes.dtype, codes.shape[1:]) == (np.int8, (1, 8, 8, 1))
-        assert (codes.min(), codes.max()) == (-128, 127)
+        (quantized,), fed = self.fed(golden("digits_int8"))
+        assert (quantized.dtype, quantized.shape[1:]) == (np.int8, (1, 8, 8, 1))
+        assert (quantized.min(), quantized.max()) == (-128, 127)
         assert fed.what == "random, seed 0"
-        np.testing.assert_array_equal(codes, self.fed(golden("digits_int8"))[0][0])
-        assert not np.array_equal(codes, self.fed(golden("digits_int8"), seed=1)[0][0])
+        np.testing.assert_array_equal(quantized, self.fed(golden("digits_int8"))[0][0])
+        assert not np.array_equal(quantized, self.fed(golden("digits_int8"), seed=1)[0][0])
 
     def test_integers_without_a_scale_may_be_indices_and_stay_0_or_1(self):
         def without_scale(model):
@@ -227,9 +227,9 @@ class TestInputs:
 
     def test_examples_that_fit_are_fed_as_the_models_own_codes(self):
         data = as_split(np.linspace(0, 16, 3 * 64, dtype=np.float32).reshape(3, 8, 8, 1))
-        (codes,), fed = self.fed(golden("digits_int8"), data)
+        (quantized,), fed = self.fed(golden("digits_int8"), data)
         expected = evaluation.prepare_inputs(tflite.read(golden("digits_int8")), data).arrays[0]
-        np.testing.assert_array_equal(codes, expected[:, np.newaxis])
+        np.testing.assert_array_equal(quantized, expected[:, np.newaxis])
         assert "3 examples" in fed.what
         assert fed.reason is None
 

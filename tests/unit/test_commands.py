@@ -44,9 +44,9 @@ def test_the_exit_code_tells_what_happened(error, code, capsys):
 
     assert outcome(main) == code
     if error:
-        told = capsys.readouterr().err
-        assert str(error) in told
-        assert "Traceback" not in told
+        message = capsys.readouterr().err
+        assert str(error) in message
+        assert "Traceback" not in message
 
 
 @pytest.mark.parametrize("error", [AttributeError("no attribute '_type_spec'"), InputError("cannot be traced")])
@@ -99,8 +99,8 @@ def test_warnings_of_tfq_are_told_and_those_of_libraries_are_not(capfd):
         warnings.warn("internal", DeprecationWarning, stacklevel=1)
 
     assert outcome(main) == 0
-    told = capfd.readouterr().err
-    assert "ours" in told and "internal" not in told
+    message = capfd.readouterr().err
+    assert "ours" in message and "internal" not in message
 
 
 def test_what_c_libraries_write_to_stderr_stays_off_the_screen(capfd):
@@ -111,9 +111,9 @@ def test_what_c_libraries_write_to_stderr_stays_off_the_screen(capfd):
         print("ours", file=sys.stderr)
 
     assert outcome(main) == 0
-    told = capfd.readouterr().err
-    assert "ours" in told
-    assert "noise" not in told
+    message = capfd.readouterr().err
+    assert "ours" in message
+    assert "noise" not in message
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -72,8 +72,8 @@ def test_a_sparsity_that_no_level_reaches_is_refused():
 
 
 def test_the_table_is_plain_json_and_reads_with_the_most_sensitive_first():
-    made = table({"tough": (0.01, 0.02, 0.03), "tender": (1.0, 2.0, 3.0)}, {"tough": 5, "tender": 7})
-    assert json.loads(json.dumps(made.to_dict())) == made.to_dict()
-    assert made.to_dict()["layers"]["tender"] == {"weights": 7, "errors": [1.0, 2.0, 3.0]}
-    lines = made.to_text().splitlines()
+    built = table({"tough": (0.01, 0.02, 0.03), "tender": (1.0, 2.0, 3.0)}, {"tough": 5, "tender": 7})
+    assert json.loads(json.dumps(built.to_dict())) == built.to_dict()
+    assert built.to_dict()["layers"]["tender"] == {"weights": 7, "errors": [1.0, 2.0, 3.0]}
+    lines = built.to_text().splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["tender", "tough"]

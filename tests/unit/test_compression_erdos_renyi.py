@@ -27,21 +27,21 @@ def test_over_all_weights_the_sparsity_is_what_was_asked_for(sparsity):
 
 
 def test_densities_are_in_proportion_to_the_sum_of_dimensions_over_their_product():
-    found = erdos_renyi_kernel(RESNET, 0.8)
+    result = erdos_renyi_kernel(RESNET, 0.8)
     one, three = ((3 + 3 + 16 + 16) / (9 * 16 * 16), (3 + 3 + 64 + 64) / (9 * 64 * 64))
-    assert (1 - found["one"]) / (1 - found["three"]) == pytest.approx(one / three)
+    assert (1 - result["one"]) / (1 - result["three"]) == pytest.approx(one / three)
 
 
 def test_small_layers_stay_dense_and_large_ones_make_up_for_it():
-    found = erdos_renyi_kernel(RESNET, 0.8)
-    assert found["stem"] == found["head"] == 0
-    assert 0.8 < found["two"] < found["three"] < 1
+    result = erdos_renyi_kernel(RESNET, 0.8)
+    assert result["stem"] == result["head"] == 0
+    assert 0.8 < result["two"] < result["three"] < 1
 
 
 def test_a_layer_with_several_kernels_counts_as_one():
     kernels = {"separable": [np.ones((3, 3, 32, 1)), np.ones((1, 1, 32, 64))], "conv": RESNET["three"]}
-    found = erdos_renyi_kernel(kernels, 0.5)
-    assert zeros(found, kernels) == pytest.approx(0.5) and found["separable"] < found["conv"]
+    result = erdos_renyi_kernel(kernels, 0.5)
+    assert zeros(result, kernels) == pytest.approx(0.5) and result["separable"] < result["conv"]
 
 
 def test_a_single_layer_has_the_sparsity_of_all():

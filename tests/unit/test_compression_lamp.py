@@ -20,8 +20,8 @@ def test_scores_are_squares_over_what_would_be_left():
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8, 0.95])
 def test_over_all_weights_the_sparsity_is_what_was_asked_for(sparsity):
     kernels = {f"layer{size}": [RNG.normal(0, 1 / size, (size, 8))] for size in (4, 40, 400)}
-    found = layer_adaptive(kernels, sparsity)
-    zeros = sum(found[name] * kernels[name][0].size for name in kernels)
+    result = layer_adaptive(kernels, sparsity)
+    zeros = sum(result[name] * kernels[name][0].size for name in kernels)
     assert zeros / sum(kernel[0].size for kernel in kernels.values()) == pytest.approx(sparsity, abs=0.002)
 
 
@@ -32,10 +32,10 @@ def test_layers_that_were_multiplied_have_the_same_sparsity():
 
 
 def test_of_layers_of_one_kind_the_larger_becomes_sparser():
-    found = layer_adaptive({"small": [RNG.normal(size=100)], "large": [RNG.normal(size=10_000)]}, 0.8)
-    assert found["small"] < 0.5 < 0.8 < found["large"]
+    result = layer_adaptive({"small": [RNG.normal(size=100)], "large": [RNG.normal(size=10_000)]}, 0.8)
+    assert result["small"] < 0.5 < 0.8 < result["large"]
 
 
 def test_a_layer_of_zeros_is_no_error_and_goes_first():
-    found = layer_adaptive({"zeros": [np.zeros(50)], "other": [RNG.normal(size=50)]}, 0.5)
-    assert found["zeros"] == 0.99 and found["other"] < 0.1
+    result = layer_adaptive({"zeros": [np.zeros(50)], "other": [RNG.normal(size=50)]}, 0.5)
+    assert result["zeros"] == 0.99 and result["other"] < 0.1

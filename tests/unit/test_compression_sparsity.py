@@ -33,8 +33,8 @@ def dense(golden):
 
 
 def test_zeros_are_counted_by_layer(dense):
-    made = with_weights(dense, lambda values, layer: np.where(np.arange(values.size) % 4, 7, 0).reshape(values.shape))
-    counted = sparsity_in_flatbuffer(made)
+    built = with_weights(dense, lambda values, layer: np.where(np.arange(values.size) % 4, 7, 0).reshape(values.shape))
+    counted = sparsity_in_flatbuffer(built)
     assert set(counted) == set(weights(dense)) and len(counted) > 1
     for layer, (_, values) in weights(dense).items():
         assert counted[layer] == pytest.approx(-(-values.size // 4) / values.size)
@@ -52,8 +52,8 @@ def test_groups_are_counted_along_the_input_channels(dense):
         values[..., 0::4] = values[..., 1::4] = 0
         return values
 
-    for layer, share in groups_in_flatbuffer(with_weights(dense, two_in_four), 2, 4).items():
-        assert share == 1 or weights(dense)[layer][1].shape[-1] < 4
+    for layer, fraction in groups_in_flatbuffer(with_weights(dense, two_in_four), 2, 4).items():
+        assert fraction == 1 or weights(dense)[layer][1].shape[-1] < 4
     # As many zeros, but along the outputs: whole groups are dense.
     along_outputs = with_weights(dense, lambda values, layer: np.indices(values.shape)[0] % 4 // 2)
     assert groups_in_flatbuffer(along_outputs, 2, 4)["logits"] == pytest.approx(0.5, abs=0.11)

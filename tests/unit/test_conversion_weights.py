@@ -15,36 +15,36 @@ from tfq.errors import InputError
 
 def test_codes_and_scales_of_each_channel_are_those_reckoned_by_hand():
     values = np.float32([[1.27, -0.5, 0.015], [-254.0, 3.0, 127.0]])
-    codes, scales = symmetric_int8(values, axis=0)
+    quantized, scales = symmetric_int8(values, axis=0)
     np.testing.assert_allclose(scales, [0.01, 2.0], rtol=1e-6)
     # 0.015 is 1.5 steps, 3.0 is one and a half of 2: half to even.
-    assert codes.tolist() == [[127, -50, 2], [-127, 2, 64]]
-    codes, scales = symmetric_int8(values, axis=None)
+    assert quantized.tolist() == [[127, -50, 2], [-127, 2, 64]]
+    quantized, scales = symmetric_int8(values, axis=None)
     assert scales.tolist() == [2.0]
-    assert codes.tolist() == [[1, 0, 0], [-127, 2, 64]]
+    assert quantized.tolist() == [[1, 0, 0], [-127, 2, 64]]
 
 
 def test_code_minus_128_is_never_used():
-    codes, _ = symmetric_int8(np.float32([[-1.0, 1.0 - 1e-7]]), axis=0)
-    assert codes.min() == -127
+    quantized, _ = symmetric_int8(np.float32([[-1.0, 1.0 - 1e-7]]), axis=0)
+    assert quantized.min() == -127
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-45, 1e-38])
 def test_channel_of_nothing_has_a_scale_that_xnnpack_takes(value):
-    codes, scales = symmetric_int8(np.float32([[value, value], [1.0, -1.0]]), axis=0)
+    quantized, scales = symmetric_int8(np.float32([[value, value], [1.0, -1.0]]), axis=0)
     assert scales[0] == np.finfo(np.float32).smallest_normal
-    assert np.isfinite(codes).all()
-    assert codes[1].tolist() == [127, -127]
+    assert np.isfinite(quantized).all()
+    assert quantized[1].tolist() == [127, -127]
 
 
 @pytest.mark.parametrize("scheme", ["dynamic_range", "float16", "weight_only_int8"])
 def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
     config = ConversionConfig(scheme=scheme)
-    made = quantize_weights(golden("digits_float32"), config)
-    assert auditing.audit_model(made, AuditConfig(require=scheme)).ok
-    assert made == quantize_weights(golden("digits_float32"), config)
+    built = quantize_weights(golden("digits_float32"), config)
+    assert auditing.audit_model(built, AuditConfig(require=scheme)).ok
+    assert built == quantize_weights(golden("digits_float32"), config)
     # Nothing of the float weights is left behind.
-    parsed = tflite.read(made)
+    parsed = tflite.read(built)
     held = sum(tensor.buffer_bytes for tensor in parsed.main_subgraph.tensors)
     assert parsed.buffer_bytes == held + sum(size for _, size in parsed.metadata.values())
 
@@ -69,8 +69,8 @@ def test_weights_beyond_float16_stay_float32_with_a_warning():
         model.buffers[tensor.buffer].data = values.view(np.uint8)
 
     with warned("conv2"):
-        made = quantize_weights(changed(golden("digits_float32"), enlarge), ConversionConfig(scheme="float16"))
-    report = auditing.audit_model(made, AuditConfig(require="float16"))
+        built = quantize_weights(changed(golden("digits_float32"), enlarge), ConversionConfig(scheme="float16"))
+    report = auditing.audit_model(built, AuditConfig(require="float16"))
     assert [(finding.op, finding.keras_layer) for finding in report.failures] == [("CONV_2D", "conv2")]
 
 
@@ -80,8 +80,8 @@ def test_constant_that_two_ops_share_is_stored_once():
         first, second = [tensor for tensor in graph.tensors if list(tensor.shape) == [12]][:2]
         second.buffer = first.buffer
 
-    made = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="float16")))
-    offsets = [tensor.buffer_offset for tensor in made.main_subgraph.tensors if tensor.dtype == "float16"]
+    built = tflite.read(quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="float16")))
+    offsets = [tensor.buffer_offset for tensor in built.main_subgraph.tensors if tensor.dtype == "float16"]
     assert len(offsets) == len(set(offsets)) + 1
 
 
@@ -95,10 +95,10 @@ def test_weight_that_is_read_as_reals_too_keeps_them_behind_a_dequantize(reader)
         else:
             graph.operators[3].inputs = [graph.operators[3].inputs[0], weight]
 
-    made = tflite.read(
+    built = tflite.read(
         quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic_range"))
     )
-    graph = made.main_subgraph
+    graph = built.main_subgraph
     (index,) = {graph.outputs[-1]} if reader == "output" else {op.inputs[1] for op in graph.ops if op.name == "ADD"}
     assert graph.tensors[index].dtype == "float32"
     assert [op.name for op in graph.ops if index in op.outputs] == ["DEQUANTIZE"]
@@ -113,10 +113,10 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
         # A dense layer of the pointwise weights' 144 values, as 3 channels.
         dense.shape, dense.buffer = [3, 48], pointwise.buffer
 
-    made = tflite.read(
+    built = tflite.read(
         quantize_weights(changed(golden("digits_float32"), share), ConversionConfig(scheme="dynamic_range"))
     )
-    stored = {tensor.shape: len(tensor.scale) for tensor in made.main_subgraph.tensors if tensor.dtype == "int8"}
+    stored = {tensor.shape: len(tensor.scale) for tensor in built.main_subgraph.tensors if tensor.dtype == "int8"}
     assert (stored[(12, 1, 1, 12)], stored[(3, 48)]) == (12, 3)
 
 

@@ -57,7 +57,7 @@ REAL = {
 def test_noise_is_recognised_at_any_scale(kind, shape, seed):
     x = NOISE[kind](np.random.default_rng(seed), (20, *shape)).astype(np.float32)
     assert judge_noise(x).is_noise
-    (finding,) = [found for found in diagnose(split(x)).findings if "noise" in found]
+    (finding,) = [result for result in diagnose(split(x)).findings if "noise" in result]
     assert "real" in finding
 
 
@@ -101,11 +101,11 @@ def digits(n=200):
 
 
 def test_good_data_has_no_findings_and_counts_of_its_classes():
-    found = diagnose(digits())
-    assert found.findings == ()
-    assert found.class_counts == {str(label): int((digits().labels == label).sum()) for label in range(10)}
-    assert found.noise["is_noise"] is False and "neighbours" in found.noise["x"]
-    assert json.loads(json.dumps(found.to_dict(), allow_nan=False)) == found.to_dict()
+    result = diagnose(digits())
+    assert result.findings == ()
+    assert result.class_counts == {str(label): int((digits().labels == label).sum()) for label in range(10)}
+    assert result.noise["is_noise"] is False and "neighbours" in result.noise["x"]
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False)) == result.to_dict()
 
 
 def whole():
@@ -144,8 +144,8 @@ def test_an_imbalance_that_is_the_datas_own_or_chance_is_no_finding():
     rng = np.random.default_rng(0)
     x = digits().inputs["x"]
     labels = np.where(rng.random(200) < 0.95, 1, rng.integers(0, 10, 200))
-    assert any("share" in found for found in diagnose(split(x, labels)).findings)
-    assert not any("share" in found for found in diagnose(split(x, labels), lambda: split(x, labels)).findings)
+    assert any("share" in result for result in diagnose(split(x, labels)).findings)
+    assert not any("share" in result for result in diagnose(split(x, labels), lambda: split(x, labels)).findings)
     for seed in range(20):
         fair = np.random.default_rng(seed).integers(0, 10, 200)
         assert diagnose(split(x, fair)).findings == ()
@@ -169,8 +169,8 @@ def test_too_few_examples_for_their_classes_are_told_to_be_more():
     ],
 )
 def test_labels_that_are_no_classes_have_a_reason(labels, word):
-    found = diagnose(split(digits().inputs["x"], labels))
-    assert (found.class_counts, found.findings) == (None, ()) and word in found.class_counts_reason
+    result = diagnose(split(digits().inputs["x"], labels))
+    assert (result.class_counts, result.findings) == (None, ()) and word in result.class_counts_reason
 
 
 def test_copies_and_constant_examples_are_told():
@@ -195,15 +195,15 @@ def test_a_few_values_far_out_are_told_and_sparse_data_is_not():
     (finding,) = diagnose(split(x)).findings
     assert "codes" in finding
     one_hot = np.eye(5000, dtype=np.float32)[np.arange(3000)]
-    assert not any("codes" in found for found in diagnose(split(one_hot)).findings)
+    assert not any("codes" in result for result in diagnose(split(one_hot)).findings)
 
 
 def test_each_input_is_looked_at():
     noise = np.random.default_rng(0).normal(size=(100, 640)).astype(np.float32)
     both = Split(name="train", inputs={"a": digits(100).inputs["x"], "b": noise}, labels=None, source="arrays")
-    found = diagnose(both)
-    assert found.noise["is_noise"] is True and set(found.noise) == {"is_noise", "a", "b"}
-    assert [finding[:9] for finding in found.findings] == ["input 'b'"]
+    result = diagnose(both)
+    assert result.noise["is_noise"] is True and set(result.noise) == {"is_noise", "a", "b"}
+    assert [finding[:9] for finding in result.findings] == ["input 'b'"]
     assert example_shape(both) is None
 
 

@@ -38,10 +38,10 @@ def test_images_come_as_pixels_in_the_order_of_the_label_file(folder, side):
 
 
 def test_keyword_features_are_int8_codes_and_a_scale_makes_them_real(folder):
-    codes = np.random.default_rng(1).integers(-128, 128, (4, 49, 10, 1)).astype(np.int8)
+    quantized = np.random.default_rng(1).integers(-128, 128, (4, 49, 10, 1)).astype(np.int8)
     lines = [f"f{index}.bin, 12, {index + 8}" for index in range(4)]
-    split = load_split(folder(codes, lines, scale=0.5, offset=-0.5 * 83), "test")
-    assert np.array_equal(split.inputs["x"], (codes.astype(np.float32) - 83) / 2)
+    split = load_split(folder(quantized, lines, scale=0.5, offset=-0.5 * 83), "test")
+    assert np.array_equal(split.inputs["x"], (quantized.astype(np.float32) - 83) / 2)
     assert split.labels.tolist() == [8, 9, 10, 11] and "data.scale" in split.notes[0]
 
 

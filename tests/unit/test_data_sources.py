@@ -44,8 +44,8 @@ def test_digits_splits_are_disjoint_whole_stratified_and_raw():
     # No two of the 1,797 images are equal, so equal sets of images means disjoint and whole.
     assert {image.tobytes() for image in images} == {i.astype(np.float32).tobytes() for i in load_digits().images}
     for split in splits:
-        share = np.bincount(split.labels, minlength=10) / split.num_examples
-        assert np.abs(share - 0.1).max() < 0.01
+        fraction = np.bincount(split.labels, minlength=10) / split.num_examples
+        assert np.abs(fraction - 0.1).max() < 0.01
 
 
 def test_digits_are_the_same_in_every_run():
@@ -145,10 +145,10 @@ def test_npz_with_a_missing_split_says_what_it_has_and_what_is_wanted(npz):
 def test_calibration_takes_train_else_val_else_test_and_tells_which(npz):
     x, y = labelled(30)
     assert load_calibration_split(npz(x_train=x, x_test=x)).name == "train"
-    found = load_calibration_split(npz(x_val=x, x_test=x), limit=7)
-    assert (found.name, found.num_examples) == ("val", 7) and "val" in found.notes[-1]
-    found = load_calibration_split(npz(x_test=x, y_test=y))
-    assert found.name == "test" and "test" in found.notes[-1]
+    result = load_calibration_split(npz(x_val=x, x_test=x), limit=7)
+    assert (result.name, result.num_examples) == ("val", 7) and "val" in result.notes[-1]
+    result = load_calibration_split(npz(x_test=x, y_test=y))
+    assert result.name == "test" and "test" in result.notes[-1]
     with pytest.raises(MissingSplitError):
         load_calibration_split(npz(other=x))
 

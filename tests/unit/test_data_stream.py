@@ -203,10 +203,10 @@ def test_an_epoch_holds_every_example_once_in_an_order_of_seed_and_epoch(seekabl
 
     def order(seed, epoch):
         batches = list(shuffled_batches(stream, batch, seed, epoch))
-        assert [each.num_examples for each in batches[:-1]] == [batch] * (len(batches) - 1)
+        assert [item.num_examples for item in batches[:-1]] == [batch] * (len(batches) - 1)
         assert len(batches) == -(-count // batch)
-        assert all(np.array_equal(each.inputs["x"][:, 0], each.labels) for each in batches)
-        return np.concatenate([each.labels for each in batches]).tolist()
+        assert all(np.array_equal(item.inputs["x"][:, 0], item.labels) for item in batches)
+        return np.concatenate([item.labels for item in batches]).tolist()
 
     first = order(3, 0)
     assert sorted(first) == list(range(count)) and first != list(range(count))
@@ -225,8 +225,8 @@ def test_a_seekable_stream_is_mixed_from_end_to_end_another_only_within_the_buff
 @pytest.mark.parametrize(("count", "piece", "batch"), [(1000, 10, 7), (1000, 10, 300), (5, 10, 2)])
 def test_batches_in_order_are_in_order(count, piece, batch):
     batches = list(batches_in_order(counting_stream(count, piece, seekable=False), batch))
-    assert np.concatenate([each.labels for each in batches]).tolist() == list(range(count))
-    assert [each.num_examples for each in batches[:-1]] == [batch] * (len(batches) - 1)
+    assert np.concatenate([item.labels for item in batches]).tolist() == list(range(count))
+    assert [item.num_examples for item in batches[:-1]] == [batch] * (len(batches) - 1)
 
 
 # memory

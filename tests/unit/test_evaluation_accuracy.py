@@ -153,10 +153,10 @@ def test_of_several_outputs_all_are_compared_and_the_first_is_scored(digits):
 def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
     x, y = digits
     recorded = tflite.write_metadata(INT8, {"preprocessing": {"resize": [], "scale": 1.0, "offset": 0.0}})
-    given = {"resize": [], "scale": 0.0625, "offset": 0.0}
-    with pytest.warns(TfqWarning) as told:
-        record = evaluate_model(recorded, (x / 16, y), QUICK, preprocessing=given)
-    assert record.warnings == tuple(str(warning.message) for warning in told)
+    provided = {"resize": [], "scale": 0.0625, "offset": 0.0}
+    with pytest.warns(TfqWarning) as message:
+        record = evaluate_model(recorded, (x / 16, y), QUICK, preprocessing=provided)
+    assert record.warnings == tuple(str(warning.message) for warning in message)
     assert "0.0625" in record.warnings[0]
     assert "94%" in record.warnings[1]
     with warnings.catch_warnings():

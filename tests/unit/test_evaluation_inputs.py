@@ -132,8 +132,8 @@ def test_indices_are_fed_as_integers():
 def test_outputs_are_code_minus_zero_point_times_scale():
     model = model_of({}, outputs=({**INT8, "name": "codes"}, {"name": "reals"}, {"dtype": "int64"}))
     outputs = [np.array([[10, 12]], np.int8), np.array([[0.5, 1.5]], np.float32), np.array([3], np.int64)]
-    codes, reals, classes = decode_outputs(model, outputs)
-    assert codes.tolist() == [[0.0, 1.0]]
+    quantized, reals, classes = decode_outputs(model, outputs)
+    assert quantized.tolist() == [[0.0, 1.0]]
     assert reals.tolist() == [[0.5, 1.5]]
     assert classes.tolist() == [3]
     outputs[1] = np.array([[0.5, np.nan]], np.float32)

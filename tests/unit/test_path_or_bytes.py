@@ -25,7 +25,7 @@ def evaluated(model, reference=None):
 
 def benchmarked(model):
     config = tfq.BenchmarkConfig(num_runs=2, warmup_runs=0, min_secs=0.0, ops=False)
-    return [each.model_bytes for each in tfq.benchmark({"a": model}, config).models]
+    return [item.model_bytes for item in tfq.benchmark({"a": model}, config).models]
 
 
 # The call, the model that it takes, and the field of its errors.

@@ -63,8 +63,8 @@ def test_large_arrays_are_counted_whole():
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
 def test_quantiles_are_those_of_the_values_within_a_bin(share, scale):
     values = (np.random.default_rng(1).normal(size=100_000) * scale).astype(np.float32)
-    found = counted(values).bins().quantile(share)
-    assert abs(found - np.quantile(values, share)) <= abs(found) / 64 + 1e-3 * scale
+    result = counted(values).bins().quantile(share)
+    assert abs(result - np.quantile(values, share)) <= abs(result) / 64 + 1e-3 * scale
 
 
 def test_quantiles_at_the_ends_are_the_ends_of_the_outer_bins():

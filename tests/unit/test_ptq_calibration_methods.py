@@ -38,38 +38,38 @@ def chosen(values, **config):
 
 def squared_error(values, ends):
     scale, zero_point = quant_math.quantization_parameters(*ends)
-    codes = quant_math.quantize(values, scale, zero_point)
-    return float(((values - quant_math.dequantize(codes, scale, zero_point)).astype(np.float64) ** 2).mean())
+    quantized = quant_math.quantize(values, scale, zero_point)
+    return float(((values - quant_math.dequantize(quantized, scale, zero_point)).astype(np.float64) ** 2).mean())
 
 
 def test_min_max_is_what_was_seen():
-    found = chosen(OUTLIER, method="min_max")
-    assert (found.minimum, found.maximum) == (OUTLIER.min(), 100)
-    assert found.clipped == 0 and found.coverage == 1
+    result = chosen(OUTLIER, method="min_max")
+    assert (result.minimum, result.maximum) == (OUTLIER.min(), 100)
+    assert result.clipped == 0 and result.coverage == 1
 
 
 def test_moving_average_weighs_the_later_samples_more():
-    found = chosen(np.repeat(np.arange(10, dtype=np.float32), 5), method="moving_average")
+    result = chosen(np.repeat(np.arange(10, dtype=np.float32), 5), method="moving_average")
     weights = 0.9 ** np.arange(9, -1, -1)
-    assert found.maximum == pytest.approx((weights * np.arange(10)).sum() / weights.sum())
+    assert result.maximum == pytest.approx((weights * np.arange(10)).sum() / weights.sum())
 
 
 def test_moving_average_of_equal_samples_is_theirs():
-    found = chosen(np.tile(np.float32([-2, 5]), 10), method="moving_average")
-    assert (found.minimum, found.maximum) == pytest.approx((-2, 5))
+    result = chosen(np.tile(np.float32([-2, 5]), 10), method="moving_average")
+    assert (result.minimum, result.maximum) == pytest.approx((-2, 5))
 
 
 @pytest.mark.parametrize("percentile", [99, 99.9, 99.99])
 @pytest.mark.parametrize("values", [NORMAL, LAPLACE, RELU])
 def test_percentile_is_numpys_within_a_bin(values, percentile):
-    found = chosen(values, method="percentile", percentile=percentile)
+    result = chosen(values, method="percentile", percentile=percentile)
     ends = np.percentile(values, [100 - percentile, percentile])
-    np.testing.assert_allclose([found.minimum, found.maximum], ends, rtol=1 / 64, atol=1e-6)
+    np.testing.assert_allclose([result.minimum, result.maximum], ends, rtol=1 / 64, atol=1e-6)
 
 
 def test_percentile_100_is_min_max():
-    found = chosen(OUTLIER, method="percentile", percentile=100.0)
-    assert (found.minimum, found.maximum) == (OUTLIER.min(), 100)
+    result = chosen(OUTLIER, method="percentile", percentile=100.0)
+    assert (result.minimum, result.maximum) == (OUTLIER.min(), 100)
 
 
 @pytest.mark.parametrize(
@@ -77,19 +77,19 @@ def test_percentile_100_is_min_max():
 )
 def test_mse_has_no_more_error_than_any_range_of_a_fine_search(values):
     values = values[-20_000:]
-    found = chosen(values, method="mse")
+    result = chosen(values, method="mse")
     low, high = min(float(values.min()), 0), float(values.max())
     tried = [(low * a, high * b) for a in 0.9 ** np.arange(35) for b in 0.9 ** np.arange(35)]
     least = min(squared_error(values, ends) for ends in tried)
-    assert squared_error(values, (found.minimum, found.maximum)) <= 1.03 * least
+    assert squared_error(values, (result.minimum, result.maximum)) <= 1.03 * least
 
 
 def test_mse_clips_an_outlier_only_where_that_is_worth_it():
     for count in (50, 20_000, 200_000):
-        found = chosen(np.append(NORMAL[:count], np.float32(100)), method="mse")
+        result = chosen(np.append(NORMAL[:count], np.float32(100)), method="mse")
         # Where (100 - maximum)² + count * (maximum - minimum)² / 255² / 12 has its least value.
         weight = count / 255**2 / 12
-        assert found.maximum == pytest.approx((100 + weight * found.minimum) / (1 + weight), rel=0.01)
+        assert result.maximum == pytest.approx((100 + weight * result.minimum) / (1 + weight), rel=0.01)
 
 
 @pytest.mark.parametrize("method", ["mse", "entropy"])
@@ -107,27 +107,27 @@ def test_entropy_keeps_most_of_a_bell_and_drops_a_lonely_outlier():
 @pytest.mark.parametrize("method", ["min_max", "moving_average", "percentile", "mse", "entropy"])
 @pytest.mark.parametrize("value", [0.0, -0.0, 3.0, -3.0, 1e-38, 3e38])
 def test_tensors_of_one_value_have_a_finite_range(method, value):
-    found = chosen(np.full(100, value, np.float32), method=method)
-    assert np.isfinite([found.minimum, found.maximum]).all()
-    assert found.minimum <= found.maximum
-    assert np.float32(min(value, 0)) <= found.minimum and found.maximum <= np.float32(max(value, 0))
+    result = chosen(np.full(100, value, np.float32), method=method)
+    assert np.isfinite([result.minimum, result.maximum]).all()
+    assert result.minimum <= result.maximum
+    assert np.float32(min(value, 0)) <= result.minimum and result.maximum <= np.float32(max(value, 0))
 
 
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_ranges_never_reach_beyond_what_was_seen(method):
-    found = chosen(LAPLACE, method=method)
-    assert LAPLACE.min() <= found.minimum < found.maximum <= LAPLACE.max()
+    result = chosen(LAPLACE, method=method)
+    assert LAPLACE.min() <= result.minimum < result.maximum <= LAPLACE.max()
 
 
 def test_what_is_clipped_is_told():
-    found = chosen(NORMAL, method="percentile", percentile=90.0)
-    assert found.clipped == pytest.approx(0.2, abs=0.002)
-    assert found.coverage == pytest.approx(2 * 1.2816 / (NORMAL.max() - NORMAL.min()), rel=0.02)
+    result = chosen(NORMAL, method="percentile", percentile=90.0)
+    assert result.clipped == pytest.approx(0.2, abs=0.002)
+    assert result.coverage == pytest.approx(2 * 1.2816 / (NORMAL.max() - NORMAL.min()), rel=0.02)
 
 
 def test_without_a_histogram_what_is_clipped_is_not_known():
-    found = choose_ranges(observations(seen(NORMAL, histogram=False)), CalibrationConfig(method="moving_average"))
-    assert found.tensors[0, 0].clipped is None
+    result = choose_ranges(observations(seen(NORMAL, histogram=False)), CalibrationConfig(method="moving_average"))
+    assert result.tensors[0, 0].clipped is None
 
 
 def test_a_method_that_needs_a_histogram_says_so_where_there_is_none():
@@ -138,8 +138,8 @@ def test_a_method_that_needs_a_histogram_says_so_where_there_is_none():
 def test_patterns_give_layers_methods_of_their_own_and_the_last_one_counts():
     tensors = [seen(OUTLIER, name=f"t{index}", layer=layer) for index, layer in enumerate(("conv", "conv_2", None))]
     config = CalibrationConfig(method="min_max", tensors=("conv*=mse", "conv_2=percentile"))
-    found = choose_ranges(observations(*tensors), config)
-    assert [each.method for each in found.tensors.values()] == ["mse", "percentile", "min_max"]
+    result = choose_ranges(observations(*tensors), config)
+    assert [item.method for item in result.tensors.values()] == ["mse", "percentile", "min_max"]
 
 
 @pytest.mark.parametrize(
@@ -169,16 +169,16 @@ ONE_FAR_OUT = np.where(np.arange(500)[:, None] == 317, FEW_VALUES * 300, FEW_VAL
 
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_a_sample_that_reaches_far_beyond_all_others_is_left_out_and_numbered(method):
-    found = of_samples(ONE_FAR_OUT, method=method)
-    assert found.outlier_samples == (317,)
-    assert FEW_VALUES.min() <= found.minimum < -2 and 2 < found.maximum <= FEW_VALUES.max()
-    assert found.clipped > 0 and found.coverage < 0.01
+    result = of_samples(ONE_FAR_OUT, method=method)
+    assert result.outlier_samples == (317,)
+    assert FEW_VALUES.min() <= result.minimum < -2 and 2 < result.maximum <= FEW_VALUES.max()
+    assert result.clipped > 0 and result.coverage < 0.01
 
 
 @pytest.mark.parametrize("method", ["min_max", "moving_average"])
 def test_methods_of_extremes_leave_no_sample_out(method):
-    found = of_samples(ONE_FAR_OUT, method=method)
-    assert found.outlier_samples == () and (method != "min_max" or found.maximum == ONE_FAR_OUT.max())
+    result = of_samples(ONE_FAR_OUT, method=method)
+    assert result.outlier_samples == () and (method != "min_max" or result.maximum == ONE_FAR_OUT.max())
 
 
 def test_samples_of_one_family_are_all_kept():
@@ -195,5 +195,5 @@ def test_more_than_one_in_a_hundred_are_no_outliers_and_fewer_than_a_hundred_sam
 
 def test_what_is_zero_in_nearly_all_samples_keeps_the_others():
     rarely = np.where(np.arange(500)[:, None] == 5, np.float32(3), np.float32(0)) * np.ones((1, 4), np.float32)
-    found = of_samples(rarely, method="percentile")
-    assert found.outlier_samples == () and found.maximum == 3
+    result = of_samples(rarely, method="percentile")
+    assert result.outlier_samples == () and result.maximum == 3

@@ -40,14 +40,14 @@ def reference_values(model, samples):
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
     indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]
-    found = {index: [] for index in indices if graph.tensors[index].dtype == "float32"}
+    results = {index: [] for index in indices if graph.tensors[index].dtype == "float32"}
     for sample in samples:
         for index, name in zip(graph.inputs, parsed.input_names, strict=True):
             interpreter.set_tensor(index, sample[name])
         interpreter.invoke()
-        for index, values in found.items():
+        for index, values in results.items():
             values.append(interpreter.get_tensor(index))
-    return {index: np.stack(values) for index, values in found.items()}
+    return {index: np.stack(values) for index, values in results.items()}
 
 
 @pytest.mark.parametrize("name", FLOAT_MODELS)
@@ -178,8 +178,8 @@ def test_ranges_are_saved_and_given_back(tmp_path):
     model = golden("digits_float32")
     ranges = calibrate(model, samples_of(model), CalibrationConfig(method="mse"))
     ranges.save(tmp_path / "ranges.json")
-    given = calibrate(model, [], CalibrationConfig(ranges=str(tmp_path / "ranges.json")))
-    assert given == ranges
+    provided = calibrate(model, [], CalibrationConfig(ranges=str(tmp_path / "ranges.json")))
+    assert provided == ranges
     record = json.loads((tmp_path / "ranges.json").read_text())
     assert record["num_samples"] == 23 and len(record["data_sha256"][0]) == 64
     for entry in record["tensors"]:

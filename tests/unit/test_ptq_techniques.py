@@ -62,13 +62,13 @@ def tensor_values(model, tensor, samples=SAMPLES):
     interpreter.allocate_tensors()
     (details,) = interpreter.get_input_details()
     scale, zero_point = details["quantization"]
-    found = []
+    results = []
     for sample in samples:
         array = sample["image"]
         interpreter.set_tensor(details["index"], quant_math.quantize(array, scale, zero_point) if scale else array)
         interpreter.invoke()
-        found.append(interpreter.get_tensor(tensor))
-    values = np.concatenate(found)
+        results.append(interpreter.get_tensor(tensor))
+    values = np.concatenate(results)
     record = tflite.read(model).main_subgraph.tensors[tensor]
     return quant_math.dequantize(values, record.scale[0], record.zero_point[0]) if record.is_quantized else values
 
@@ -90,9 +90,9 @@ def evenness(model, layer):
 
 def test_equalizing_leaves_the_function_as_it_was_to_the_bit():
     model = changed(FLOATING, uneven)
-    found = ptq.equalize(model)
-    np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
-    assert found.difference == 0
+    result = ptq.equalize(model)
+    np.testing.assert_array_equal(probabilities(result.model), probabilities(model))
+    assert result.difference == 0
 
 
 def test_channels_that_were_made_uneven_are_even_again():
@@ -105,9 +105,9 @@ def test_channels_that_were_made_uneven_are_even_again():
 
 
 def test_pairs_are_found_through_depthwise_pooling_and_flattening_and_the_rest_has_reasons():
-    found = ptq.equalize(FLOATING)
-    assert [(pair.first, pair.second) for pair in found.pairs] == [("depthwise", "pointwise"), ("conv2", "logits")]
-    assert found.skipped == {
+    result = ptq.equalize(FLOATING)
+    assert [(pair.first, pair.second) for pair in result.pairs] == [("depthwise", "pointwise"), ("conv2", "logits")]
+    assert result.skipped == {
         "conv1": "2 ops read what it gives",
         "pointwise": "ADD reads what it gives",
         "logits": "SOFTMAX reads what it gives",
@@ -119,8 +119,8 @@ def cap(model):
 
 
 def test_behind_a_relu6_nothing_is_scaled_without_data():
-    found = ptq.equalize(changed(FLOATING, cap))
-    assert "caps" in found.skipped["conv2"]
+    result = ptq.equalize(changed(FLOATING, cap))
+    assert "caps" in result.skipped["conv2"]
 
 
 def test_behind_a_relu6_channels_are_scaled_as_far_as_the_cap_allows():
@@ -134,11 +134,11 @@ def test_behind_a_relu6_channels_are_scaled_as_far_as_the_cap_allows():
     model = changed(FLOATING, small_then_capped)
     largest = tensor_values(model, output_of(model, "conv2")).max(axis=(0, 1, 2))
     assert largest.max() < 6
-    found = ptq.equalize(model, SAMPLES)
-    after = tensor_values(found.model, output_of(found.model, "conv2")).max(axis=(0, 1, 2))
-    assert evenness(found.model, "conv2") > 4 * evenness(model, "conv2")
+    result = ptq.equalize(model, SAMPLES)
+    after = tensor_values(result.model, output_of(result.model, "conv2")).max(axis=(0, 1, 2))
+    assert evenness(result.model, "conv2") > 4 * evenness(model, "conv2")
     assert after.max() <= 4  # with half as much room again
-    np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
+    np.testing.assert_array_equal(probabilities(result.model), probabilities(model))
 
 
 def test_channels_that_the_cap_cuts_are_left_alone():
@@ -147,11 +147,11 @@ def test_channels_that_the_cap_cuts_are_left_alone():
         cap(model)
 
     model = changed(FLOATING, large_then_capped)
-    found = ptq.equalize(model, SAMPLES)
+    result = ptq.equalize(model, SAMPLES)
     _, before = constant(tflite.unpack(model), "conv2", 1)
-    _, after = constant(tflite.unpack(found.model), "conv2", 1)
+    _, after = constant(tflite.unpack(result.model), "conv2", 1)
     np.testing.assert_array_equal(after[[3, 7]], before[[3, 7]])
-    np.testing.assert_array_equal(probabilities(found.model), probabilities(model))
+    np.testing.assert_array_equal(probabilities(result.model), probabilities(model))
 
 
 def test_a_function_that_changed_is_refused(monkeypatch):
@@ -173,20 +173,20 @@ def shifted(layer, by):
 @pytest.mark.parametrize(("layer", "reader"), [("conv2", "logits"), ("depthwise", "pointwise")])
 def test_what_a_channel_always_gives_is_taken_off_it_and_the_function_stays(layer, reader):
     model = shifted(layer, 400)
-    found = ptq.absorb_biases(model, SAMPLES)
-    (pair,) = (pair for pair in found.pairs if pair.first == layer)
+    result = ptq.absorb_biases(model, SAMPLES)
+    (pair,) = (pair for pair in result.pairs if pair.first == layer)
     assert pair.second == reader and pair.width_after < pair.width_before - 200
-    np.testing.assert_allclose(probabilities(found.model), probabilities(model), atol=1e-4)
-    before, after = (tensor_values(each, output_of(each, layer)) for each in (model, found.model))
+    np.testing.assert_allclose(probabilities(result.model), probabilities(model), atol=1e-4)
+    before, after = (tensor_values(item, output_of(item, layer)) for item in (model, result.model))
     assert after.max() - min(0, after.min()) == pytest.approx(pair.width_after, rel=1e-3)
     assert before.max() - min(0, before.min()) == pytest.approx(pair.width_before, rel=1e-3)
 
 
 def test_channels_that_are_zero_now_and_then_keep_what_they_give():
-    found = ptq.absorb_biases(FLOATING, SAMPLES)
-    assert "conv2" not in {pair.first for pair in found.pairs}
-    assert found.skipped["conv2"] == "its range would stay as wide as it is"
-    assert found.skipped["conv1"] == "2 ops read what it gives"
+    result = ptq.absorb_biases(FLOATING, SAMPLES)
+    assert "conv2" not in {pair.first for pair in result.pairs}
+    assert result.skipped["conv2"] == "its range would stay as wide as it is"
+    assert result.skipped["conv1"] == "2 ops read what it gives"
 
 
 def test_before_a_layer_that_pads_nothing_is_absorbed():
@@ -228,11 +228,11 @@ def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
 
     model = changed(FLOATING, one_bias)
     edited = tflite.unpack(model)
-    layers = {each.layer: each for each in weighted_ops(edited, tflite.read(model))}
+    layers = {item.layer: item for item in weighted_ops(edited, tflite.read(model))}
     before = layers["pointwise"].bias
     layers["conv2"].set_bias(before + 1)
     again = tflite.unpack(tflite.pack(edited, len(model)))
-    layers = {each.layer: each for each in weighted_ops(again, tflite.read(tflite.pack(again, len(model))))}
+    layers = {item.layer: item for item in weighted_ops(again, tflite.read(tflite.pack(again, len(model))))}
     np.testing.assert_array_equal(layers["pointwise"].bias, before)
     np.testing.assert_array_equal(layers["conv2"].bias, before + 1)
 
@@ -246,25 +246,25 @@ def mean_offset(model, layer):
 
 def spoilt(model):
     """One sign of error in all weights of conv2, as coarse rounding may make it."""
-    buffer, codes = constant(model, "conv2", 1)
-    buffer.data = np.clip(codes + 4, -127, 127).astype(np.int8).reshape(-1).view(np.uint8)
+    buffer, quantized = constant(model, "conv2", 1)
+    buffer.data = np.clip(quantized + 4, -127, 127).astype(np.int8).reshape(-1).view(np.uint8)
 
 
 @pytest.mark.parametrize("layer", ["conv2", "logits"])
 def test_biases_take_off_what_quantization_added(layer):
     model = changed(QUANTIZED, spoilt)
-    found = ptq.correct_biases(model, FLOATING, SAMPLES)
-    before, after = (np.abs(mean_offset(each, layer)).mean() for each in (model, found.model))
+    result = ptq.correct_biases(model, FLOATING, SAMPLES)
+    before, after = (np.abs(mean_offset(item, layer)).mean() for item in (model, result.model))
     assert after < before / 5
-    assert found.error_after < found.error_before / 2 and found.rounds >= 1
-    assert found.layers[layer][1] < found.layers[layer][0] / 5
+    assert result.error_after < result.error_before / 2 and result.rounds >= 1
+    assert result.layers[layer][1] < result.layers[layer][0] / 5
 
 
 def test_biases_are_kept_where_other_ones_are_no_better(monkeypatch):
     monkeypatch.setattr("tfq.ptq.bias_correction._shift", lambda layer, offset: layer.set_bias(layer.bias + 500))
-    found = ptq.correct_biases(QUANTIZED, FLOATING, SAMPLES)
-    assert (found.model, found.rounds) == (QUANTIZED, 0)
-    assert found.error_after == found.error_before
+    result = ptq.correct_biases(QUANTIZED, FLOATING, SAMPLES)
+    assert (result.model, result.rounds) == (QUANTIZED, 0)
+    assert result.error_after == result.error_before
 
 
 def test_a_float_flatbuffer_of_another_model_is_refused():
@@ -295,21 +295,21 @@ def test_chosen_codes_stay_in_range_and_zeros_stay_zero():
     mixed = rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8))
     weights = rng.normal(0, 6, (20, 8))
     weights[:, ::3] = 0
-    codes = choose_codes(weights, mixed.T @ mixed, -7, 7)
-    assert np.abs(codes).max() == 7 and (codes == np.rint(codes)).all()
-    assert (codes[:, ::3] == 0).all()
+    quantized = choose_codes(weights, mixed.T @ mixed, -7, 7)
+    assert np.abs(quantized).max() == 7 and (quantized == np.rint(quantized)).all()
+    assert (quantized[:, ::3] == 0).all()
 
 
 @pytest.mark.parametrize("layer", ["conv1", "depthwise", "pointwise", "conv2", "logits"])
 def test_patches_times_weights_are_what_the_layer_computes(layer):
     edited, parsed = tflite.unpack(FLOATING), tflite.read(FLOATING)
-    weighted = next(each for each in weighted_ops(edited, parsed) if each.layer == layer)
+    weighted = next(item for item in weighted_ops(edited, parsed) if item.layer == layer)
     patches = patches_of(weighted, tensor_values(FLOATING, weighted.data, SAMPLES[:1]))
     rows = weighted.by_output().reshape(len(patches), -1, patches.shape[2])
-    found = np.einsum("gpk,gok->pgo", patches, rows).reshape(patches.shape[1], -1) + weighted.bias
+    result = np.einsum("gpk,gok->pgo", patches, rows).reshape(patches.shape[1], -1) + weighted.bias
     wanted = tensor_values(FLOATING, weighted.output, SAMPLES[:1])
-    found = np.maximum(found, 0) if weighted.activation else found
-    np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=1e-4)
+    result = np.maximum(result, 0) if weighted.activation else result
+    np.testing.assert_allclose(result, wanted.reshape(result.shape), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -327,20 +327,20 @@ def test_same_padding_is_tensorflows(numbers, wanted):
 
 
 def test_rounding_brings_the_outputs_of_every_layer_nearer():
-    found = ptq.optimize_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
-    assert set(found.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not found.skipped
-    assert all(after <= before for before, after in found.layers.values())
+    result = ptq.optimize_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
+    assert set(result.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not result.skipped
+    assert all(after <= before for before, after in result.layers.values())
     # Those that weigh many inputs, which go together.
-    assert all(found.layers[name][1] < found.layers[name][0] / 2 for name in ("conv2", "logits"))
+    assert all(result.layers[name][1] < result.layers[name][0] / 2 for name in ("conv2", "logits"))
 
 
 def test_rounded_codes_are_the_nearest_or_their_neighbours_and_scales_stay():
-    found = ptq.optimize_rounding(QUANTIZED, FLOATING, SAMPLES)
-    before, after = tflite.read(QUANTIZED).main_subgraph, tflite.read(found.model).main_subgraph
+    result = ptq.optimize_rounding(QUANTIZED, FLOATING, SAMPLES)
+    before, after = tflite.read(QUANTIZED).main_subgraph, tflite.read(result.model).main_subgraph
     assert [tensor.scale for tensor in after.tensors] == [tensor.scale for tensor in before.tensors]
     moved = 0
-    for layer in found.layers:
-        (_, one), (_, other) = (constant(tflite.unpack(each), layer, 1) for each in (QUANTIZED, found.model))
+    for layer in result.layers:
+        (_, one), (_, other) = (constant(tflite.unpack(item), layer, 1) for item in (QUANTIZED, result.model))
         difference = np.abs(one.astype(int) - other)
         assert (difference <= 1).mean() > 0.95
         moved += int((difference > 0).sum())
@@ -355,9 +355,9 @@ def test_pruned_weights_stay_zero_when_rounded():
             flat[::2] = 0
             buffer.data = flat.view(np.uint8)
 
-    found = ptq.optimize_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
+    result = ptq.optimize_rounding(changed(QUANTIZED, prune), changed(FLOATING, prune), SAMPLES)
     for layer in ("pointwise", "conv2"):
-        assert (constant(tflite.unpack(found.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
+        assert (constant(tflite.unpack(result.model), layer, 1)[1].reshape(-1)[::2] == 0).all()
 
 
 def test_repairs_give_the_same_bytes_again():
@@ -368,22 +368,22 @@ def test_repairs_give_the_same_bytes_again():
 
 @pytest.mark.parametrize("model", ["digits_int8", "digits_int8_per_tensor"])
 def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
-    found = ptq.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
-    edited, before = tflite.unpack(found.model), tflite.unpack(FLOATING)
+    result = ptq.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
+    edited, before = tflite.unpack(result.model), tflite.unpack(FLOATING)
     for layer in ("conv2", "logits", "depthwise"):
         tensor = edited.subgraphs[0].tensors[op_of(edited, layer).inputs[1]]
         packed = np.asarray(edited.buffers[tensor.buffer].data).view(np.int8)
-        codes = np.stack([(packed << 4) >> 4, packed >> 4], axis=1).reshape(-1)[: np.prod(tensor.shape)]
+        quantized = np.stack([(packed << 4) >> 4, packed >> 4], axis=1).reshape(-1)[: np.prod(tensor.shape)]
         scales = np.asarray(tensor.quantization.scale)
         axis = tensor.quantization.quantizedDimension
         shape = [-1 if place == axis and len(scales) > 1 else 1 for place in range(len(tensor.shape))]
-        reals = codes.reshape(tensor.shape) * scales.reshape(shape)
+        reals = quantized.reshape(tensor.shape) * scales.reshape(shape)
         _, wanted = constant(before, layer, 1)
-        assert np.abs(codes).max() == 7
+        assert np.abs(quantized).max() == 7
         # Half a step, but for what lies beyond the largest code.
         inside = np.abs(wanted) <= 7.5 * scales.reshape(shape)
         assert (np.abs(reals - wanted) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
-    answers = tensor_values(found.model, tflite.read(found.model).main_subgraph.outputs[0])
+    answers = tensor_values(result.model, tflite.read(result.model).main_subgraph.outputs[0])
     assert (answers.argmax(axis=1) == probabilities(FLOATING).argmax(axis=1)).mean() > 0.8
 
 

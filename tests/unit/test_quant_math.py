@@ -32,8 +32,8 @@ def test_quantize_to_uint8_saturates_at_its_own_range():
 
 
 def test_quantize_of_pixels_covers_all_codes():
-    codes = quantize(np.arange(256, dtype=np.float32), 1.0, -128)
-    assert codes.tolist() == list(range(-128, 128))
+    quantized = quantize(np.arange(256, dtype=np.float32), 1.0, -128)
+    assert quantized.tolist() == list(range(-128, 128))
 
 
 def test_ties_go_to_even_steps_whatever_the_zero_point():
@@ -41,8 +41,8 @@ def test_ties_go_to_even_steps_whatever_the_zero_point():
 
 
 def test_quantize_per_channel_broadcasts():
-    codes = quantize([[1.0, 1.0], [2.0, 2.0]], np.array([1.0, 0.5]), np.array([0, -10]))
-    assert codes.tolist() == [[1, -8], [2, -6]]
+    quantized = quantize([[1.0, 1.0], [2.0, 2.0]], np.array([1.0, 0.5]), np.array([0, -10]))
+    assert quantized.tolist() == [[1, -8], [2, -6]]
 
 
 def test_quantize_refuses_nan():

@@ -134,14 +134,14 @@ def test_a_file_in_the_way_of_the_directory_is_refused(tmp_path):
 @pytest.mark.parametrize("show", [page_of, markdown_of])
 def test_every_format_tells_numbers_provenance_stages_and_that_emulation_is_no_latency(show):
     text = re.sub(r" +", " ", show(full_record()))
-    for told in (
+    for message in (
         "98.59%", "48.3 kB", "4.57x", "0.0213", "31.4 dB", "1 LSB (4 of 2,560)", "8 of 9", "full int8",
         "CONV_2D", "conv2d_1", "49.80%", "2, not listed", "1 min 01 s", "neither pruning nor QAT is asked for",
         "2.1 → 0.1", "Some CPU @ 2.00GHz", "avx2 fma", "2.21.0", "a" * 64, "d" * 64,
         "emulated: a parity of outputs with this machine's, never a latency", "no noise: it is the reference",
         "give this report.json to tfq run as its config",
     ):  # fmt: skip
-        assert told in text.replace("&#x27;", "'"), told
+        assert message in text.replace("&#x27;", "'"), message
 
 
 def test_warnings_of_the_run_and_of_each_evaluation_come_first_and_once(page):

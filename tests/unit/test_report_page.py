@@ -85,13 +85,13 @@ def test_an_audit_that_nothing_was_required_of_is_open_and_not_failed():
 
 def test_the_first_screen_tells_verdict_costs_and_checks_before_all_else(page):
     first = page[: page.index("<nav")]
-    for told in (
+    for message in (
         "Nothing failed; 1 point to look at", "98.59%", "+0.28 points from 98.31%", "9.8 kB",
         "4.6x smaller than 44.9 kB", "21.1 µs", "1.25x faster than float (1.22 to 1.28)", "3.24 M",
         "1.74x fewer than float; a count, not a time",
         "no bound was set",
     ):  # fmt: skip
-        assert told in first, told
+        assert message in first, message
 
 
 def luminance(colour):

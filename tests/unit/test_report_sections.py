@@ -13,15 +13,15 @@ from tfq.report.plots import plots_of
 
 
 def section(record, key):
-    return next(each for each in sections_of(record) if each.key == key)
+    return next(item for item in sections_of(record) if item.key == key)
 
 
 def table(record, key, caption=""):
-    return next(each for each in section(record, key).tables if each.caption.startswith(caption))
+    return next(item for item in section(record, key).tables if item.caption.startswith(caption))
 
 
 def row(found, label):
-    return dict(zip(found.columns, next(each for each in found.rows if each[0] == label), strict=True))
+    return dict(zip(found.columns, next(item for item in found.rows if item[0] == label), strict=True))
 
 
 def said(record, key):
@@ -29,8 +29,8 @@ def said(record, key):
 
 
 def test_the_benchmark_is_told_with_initialisation_first_mean_percentiles_and_what_is_ours():
-    told = row(table(newest_record(), "latency", "Microseconds an inference"), "pruned + QAT int8")
-    assert told == {
+    message = row(table(newest_record(), "latency", "Microseconds an inference"), "pruned + QAT int8")
+    assert message == {
         "model": "pruned + QAT int8", "init": "1,250", "first": "500", "mean ± std": "21.3 ± 2.1", "p50": "21.1",
         "p90": "24.5", "p99": "40.1", "tfq's own": "7.7", "runs": "1,234",
     }  # fmt: skip
@@ -39,9 +39,9 @@ def test_the_benchmark_is_told_with_initialisation_first_mean_percentiles_and_wh
 
 def test_a_ratio_is_time_over_time_and_told_in_words_with_its_interval():
     ratios = table(newest_record(), "latency", "Time against another's")
-    told = row(ratios, "PTQ int8")
-    assert (told["against"], told["time, ratio"], told["95% interval"]) == ("float", "0.50x", "0.48 to 0.52")
-    assert told["which is"] == "2.00x faster"
+    message = row(ratios, "PTQ int8")
+    assert (message["against"], message["time, ratio"], message["95% interval"]) == ("float", "0.50x", "0.48 to 0.52")
+    assert message["which is"] == "2.00x faster"
     # 1 / 0.8 = 1.25, between 1 / 0.82 = 1.22 and 1 / 0.78125 = 1.28.
     assert "1.25x faster than float (1.22 to 1.28)" in markdown_of(newest_record())
 
@@ -49,8 +49,8 @@ def test_a_ratio_is_time_over_time_and_told_in_words_with_its_interval():
 def test_a_ratio_whose_interval_holds_1_is_no_difference():
     record = newest_record()
     record["benchmark"]["ratios"][1] |= {"ratio": 1.2, "low": 0.9, "high": 1.5}
-    told = row(table(record, "latency", "Time against another's"), "pruned + QAT int8")
-    assert told["which is"] == "no difference that these runs can tell"
+    message = row(table(record, "latency", "Time against another's"), "pruned + QAT int8")
+    assert message["which is"] == "no difference that these runs can tell"
     record["benchmark"]["ratios"][1] |= {"low": None, "high": None, "reason": "too few blocks"}
     ratios = table(record, "latency", "Time against another's")
     assert row(ratios, "pruned + QAT int8")["95% interval"] == "—" and "no interval: too few blocks" in ratios.notes
@@ -85,8 +85,8 @@ def test_the_most_expensive_op_comes_first_and_the_reason_for_none_is_told():
 def test_without_a_benchmark_the_reason_and_the_latency_of_the_evaluation_are_told(benchmark, reason):
     record = newest_record() | {"benchmark": benchmark}
     assert reason in said(record, "latency")
-    told = row(table(record, "latency", "Microseconds an inference while evaluating"), "PTQ int8")
-    assert (told["first"], told["mean"], told["p50"]) == ("99.9", "43.1", "21.3")
+    message = row(table(record, "latency", "Microseconds an inference while evaluating"), "PTQ int8")
+    assert (message["first"], message["mean"], message["p50"]) == ("99.9", "43.1", "21.3")
 
 
 def test_the_distribution_of_latencies_is_drawn_and_what_is_off_its_edge_is_told():
@@ -112,7 +112,7 @@ def test_instructions_are_millions_with_float_over_it_and_never_a_time():
 
 
 def test_without_instructions_there_is_no_section_of_them():
-    assert "instructions" not in [each.key for each in sections_of(full_record())]
+    assert "instructions" not in [item.key for item in sections_of(full_record())]
 
 
 def test_layers_show_bytes_and_zeros_of_each_file_beside_those_of_the_keras_model():
@@ -141,8 +141,12 @@ def test_zeros_that_nobody_could_count_are_a_dash_and_not_none():
 def test_a_layer_that_one_file_lacks_is_a_dash_there_and_a_nameless_one_goes_by_its_tensor():
     record = newest_record()
     record["models"][1]["audit"]["weights"].append(weight(None, 7, 0, tensor="a/tensor"))
-    told = row(table(record, "layers"), "a/tensor")
-    assert (told["PTQ int8, int8 bytes"], told["float, float32 bytes"], told["float, zeros"]) == ("7", "—", "—")
+    message = row(table(record, "layers"), "a/tensor")
+    assert (message["PTQ int8, int8 bytes"], message["float, float32 bytes"], message["float, zeros"]) == (
+        "7",
+        "—",
+        "—",
+    )
 
 
 def test_an_older_record_shows_the_sparsity_of_the_keras_model_alone():
@@ -157,9 +161,9 @@ def test_ops_are_told_by_the_type_that_they_compute_in_with_their_findings():
         False, "mixed", (finding(op="CONV_2D"), finding(op="CONV_2D", severity="note"))
     )
     record["models"][1]["audit"]["op_types"] = {"CONV_2D": {"int8": 3, "float32": 1}}
-    told = row(table(record, "audit", "Ops in each file"), "CONV_2D")
-    assert (told["float"], told["PTQ int8"]) == ("4 float32", "3 int8, 1 float32")
-    assert told["findings"] == "PTQ int8: 1 failure"
+    message = row(table(record, "audit", "Ops in each file"), "CONV_2D")
+    assert (message["float"], message["PTQ int8"]) == ("4 float32", "3 int8, 1 float32")
+    assert message["findings"] == "PTQ int8: 1 failure"
     assert row(table(full_record(), "audit", "Ops in each file"), "CONV_2D")["PTQ int8"] == "4"
 
 
@@ -206,20 +210,20 @@ def test_what_could_not_be_diagnosed_is_told_with_its_reason():
     diagnostics = record["stages"][1]["details"]["diagnostics"]
     diagnostics |= {"findings": [], "class_counts": None, "class_counts_reason": "the data has no labels"}
     diagnostics["noise"] = {"is_noise": None, "x": "too few examples"}
-    for told in (
+    for message in (
         "nothing stands out.",
         "Class balance not measured: the data has no labels.",
         "Random noise: cannot be told (x: too few examples).",
     ):
-        assert told in said(record, "data")
+        assert message in said(record, "data")
 
 
 def test_recorded_preprocessing_is_held_against_what_is_fed():
     record = newest_record()
     assert row(table(record, "data", "Preprocessing"), "convert to int8")["recorded"] == "the same as fed"
     record["config"]["data"]["scale"] = 1 / 255
-    found = table(record, "data", "Preprocessing")
-    assert row(found, "convert to int8")["recorded"] == "not what evaluate feeds" and (0, 4) in found.bad
+    result = table(record, "data", "Preprocessing")
+    assert row(result, "convert to int8")["recorded"] == "not what evaluate feeds" and (0, 4) in result.bad
 
 
 def test_resumed_stages_are_told_and_training_shows_the_ends_of_its_curves():
@@ -256,9 +260,9 @@ def test_a_metric_is_told_in_its_own_unit(metric, value, float_value, told, chan
     record, metric = full_record(), as_metric(metric)
     for model in record["models"]:
         model["evaluation"] |= {"accuracy": value, "reference_accuracy": float_value, **facts(metric)}
-    found = table(record, "accuracy")
-    assert row(found, "accuracy")["PTQ int8"] == told
-    assert row(found, "accuracy minus float's")["PTQ int8"] == change
+    result = table(record, "accuracy")
+    assert row(result, "accuracy")["PTQ int8"] == told
+    assert row(result, "accuracy minus float's")["PTQ int8"] == change
 
 
 def test_an_error_is_drawn_with_down_as_better_and_a_users_own_without_a_word():
@@ -277,9 +281,9 @@ def test_top5_stands_beside_top1():
 
 def test_every_number_of_a_table_is_in_markdown_too():
     text = re.sub(r"\\(.)", r"\1", markdown_of(newest_record()))
-    for each in sections_of(newest_record()):
-        for found in each.tables:
-            for cells in found.rows:
+    for item in sections_of(newest_record()):
+        for result in item.tables:
+            for cells in result.rows:
                 assert all(cell in text for cell in cells)
 
 
@@ -322,13 +326,13 @@ def test_a_model_that_was_not_rebuilt_has_no_table_of_it():
 
 
 def test_the_flatbuffer_beside_its_qat_model_is_told_layer_by_layer():
-    found = table(newest_record(), "qat_parity")
-    told = row(found, "conv2d")
-    assert (told["equal codes"], told["max LSB"], told["SQNR"], told["local SQNR"]) == (
+    result = table(newest_record(), "qat_parity")
+    message = row(result, "conv2d")
+    assert (message["equal codes"], message["max LSB"], message["SQNR"], message["local SQNR"]) == (
         "99.87%", "2", "31.4 dB", "58.2 dB",
     )  # fmt: skip
-    assert row(found, "conv2d_1")["local SQNR"] == "no difference"
-    assert not found.bad and "dropout: not compared: it does nothing after training" in found.notes
+    assert row(result, "conv2d_1")["local SQNR"] == "no difference"
+    assert not result.bad and "dropout: not compared: it does nothing after training" in result.notes
     text = said(newest_record(), "qat_parity")
     assert "28.2 dB of the input of SOFTMAX, the same class in 99.61%" in text and "no layer departs" in text
 
@@ -337,9 +341,9 @@ def test_a_layer_that_departs_is_marked_and_what_was_missed_is_told():
     record = newest_record()
     departing = layer_parity("conv2d_1", departs="30.5 steps")
     record["models"][2]["qat_parity"] = qat_parity(layers=[departing], missed=["output 'dense': 3 example(s)"])
-    found = table(record, "qat_parity")
-    assert row(found, "conv2d_1")[""] == "departs" and found.bad == {(0, 7)}
-    assert "conv2d_1: 30.5 steps" in found.notes
+    result = table(record, "qat_parity")
+    assert row(result, "conv2d_1")[""] == "departs" and result.bad == {(0, 7)}
+    assert "conv2d_1: 30.5 steps" in result.notes
     assert "misses what a faithful flatbuffer has: output 'dense': 3 example(s)" in said(record, "qat_parity")
 
 
@@ -347,19 +351,19 @@ def test_a_comparison_with_the_qat_model_that_was_not_to_be_had_says_why():
     record = newest_record()
     record["models"][2]["qat_parity"] = {"not_run": "no tensor of it is known"}
     assert "not compared: no tensor of it is known" in said(record, "qat_parity")
-    assert all(each.key != "qat_parity" for each in sections_of(full_record()))
+    assert all(item.key != "qat_parity" for item in sections_of(full_record()))
 
 
 def test_what_compression_brought_is_told_against_the_dense_file_of_the_same_scheme():
     record = newest_record()
     record["config"]["compression"] = {"prune": {"enabled": True}, "structured_pruning": {"enabled": False}}
-    found = table(record, "gain")
+    result = table(record, "gain")
     # 9,811 / 13,204 bytes; 600 of 1,272 weights; 21.1 / 21 us; 3,241,000 / 3,240,777.
-    assert row(found, "file, gzip")["ratio"] == "0.74x"
-    zeros = row(found, "zeros among the weights")
+    assert row(result, "file, gzip")["ratio"] == "0.74x"
+    zeros = row(result, "zeros among the weights")
     assert (zeros["PTQ int8"], zeros["pruned + QAT int8"], zeros["ratio"]) == ("0.00%", "47.17%", "—")
-    assert row(found, "time on this machine, p50 ms")["ratio"] == "1.00x"
-    assert next(each for each in found.rows if "cortex-a76" in each[0])[-1] == "1.00x"
+    assert row(result, "time on this machine, p50 ms")["ratio"] == "1.00x"
+    assert next(item for item in result.rows if "cortex-a76" in item[0])[-1] == "1.00x"
     assert "not the time" in said(record, "gain")
 
 
@@ -372,4 +376,4 @@ def test_of_filters_taken_out_it_is_not_said_that_they_bring_no_time():
 def test_without_a_compressed_model_there_is_no_gain_to_tell():
     record = newest_record()
     record["models"] = record["models"][:2]
-    assert all(each.key != "gain" for each in sections_of(record))
+    assert all(item.key != "gain" for item in sections_of(record))

@@ -21,17 +21,17 @@ def score(wins, losses, count, difference):
     with np.errstate(divide="ignore", invalid="ignore"):
         likelihood = wins * np.log(shares + difference) + losses * np.log(shares)
         likelihood += (count - wins - losses) * np.log(1 - 2 * shares - difference)
-    share = shares[np.nanargmax(np.where(np.isfinite(likelihood), likelihood, -np.inf))]
-    variance = count * (2 * share + difference - difference**2)
+    fraction = shares[np.nanargmax(np.where(np.isfinite(likelihood), likelihood, -np.inf))]
+    variance = count * (2 * fraction + difference - difference**2)
     return (wins - losses - count * difference) / np.sqrt(variance)
 
 
 @pytest.mark.parametrize("counts", [(12, 2, 36), (40, 31, 400), (3, 9, 200)])
 def test_at_both_ends_of_the_interval_the_score_is_that_of_95_percent(counts):
     wins, losses, _ = counts
-    found = paired_difference(*answers(*counts))
-    assert found.difference == pytest.approx((wins - losses) / sum(counts))
-    for end, wanted in ((found.low, 1.959964), (found.high, -1.959964)):
+    result = paired_difference(*answers(*counts))
+    assert result.difference == pytest.approx((wins - losses) / sum(counts))
+    for end, wanted in ((result.low, 1.959964), (result.high, -1.959964)):
         assert score(wins, losses, sum(counts), end) == pytest.approx(wanted, abs=1e-3)
 
 
@@ -47,8 +47,8 @@ def test_turning_the_two_round_turns_the_interval_round():
 
 
 def test_models_that_never_differ_have_a_narrow_interval_around_zero():
-    found = paired_difference(*answers(0, 0, 1000))
-    assert found.difference == 0 and -0.005 < found.low < 0 < found.high < 0.005
+    result = paired_difference(*answers(0, 0, 1000))
+    assert result.difference == 0 and -0.005 < result.low < 0 < result.high < 0.005
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
@@ -56,8 +56,8 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     for _ in range(1000):
         kind = rng.choice(4, 300, p=[0.06, 0.03, 0.7, 0.21])
         right, base = np.isin(kind, (0, 2)), np.isin(kind, (1, 2))
-        found = paired_difference(right, base)
-        held += found.low <= 0.03 <= found.high
+        result = paired_difference(right, base)
+        held += result.low <= 0.03 <= result.high
     assert 930 <= held <= 970
 
 

@@ -30,13 +30,13 @@ def stage(store, inputs=None, text="content", calls=None):
 
 def test_a_result_is_made_once_and_found_again(tmp_path):
     calls = []
-    made = stage(StageStore(tmp_path), calls=calls)
-    found = stage(StageStore(tmp_path), calls=calls)
+    built = stage(StageStore(tmp_path), calls=calls)
+    result = stage(StageStore(tmp_path), calls=calls)
     assert len(calls) == 1
-    assert (made.resumed, found.resumed) == (False, True)
-    assert made.details == found.details == {"told": [1, 2]}
-    assert made.seconds == found.seconds
-    assert (found.directory / "file.txt").read_text() == "content"
+    assert (built.resumed, result.resumed) == (False, True)
+    assert built.details == result.details == {"told": [1, 2]}
+    assert built.seconds == result.seconds
+    assert (result.directory / "file.txt").read_text() == "content"
 
 
 @pytest.mark.parametrize("what", ["inputs", "name", "code", "packages", "fresh"])
@@ -56,8 +56,8 @@ def test_it_is_made_again_when_anything_that_it_is_made_from_differs(what, tmp_p
 
 @pytest.mark.parametrize("damage", ["change", "remove", "truncate record", "empty record", "no details"])
 def test_a_damaged_result_is_made_again_with_a_warning(damage, tmp_path):
-    made = stage(StageStore(tmp_path))
-    file, record = made.directory / "file.txt", made.directory / "stage.json"
+    built = stage(StageStore(tmp_path))
+    file, record = built.directory / "file.txt", built.directory / "stage.json"
     if damage == "change":
         file.write_text("changed")
     elif damage == "remove":

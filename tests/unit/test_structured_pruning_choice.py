@@ -38,7 +38,7 @@ def test_joined_channels_are_one_set_and_a_frozen_one_freezes_the_other_for_its_
     channels.freeze(others[1:2], "an output")
     channels.join(some, others)
     channels.join(others, third)
-    assert [len(set(channels.roots(np.array(each)))) for each in zip(some, others, third, strict=True)] == [1, 1, 1]
+    assert [len(set(channels.roots(np.array(item)))) for item in zip(some, others, third, strict=True)] == [1, 1, 1]
     assert len(set(channels.roots(some))) == 3
     assert [channels.reason(int(channel)) for channel in third] == [None, "an output", None]
 
@@ -127,7 +127,7 @@ def test_the_smallest_filters_go_and_the_budget_is_kept():
     groups, _ = groups_of(channels, sites, ("*",), 4)
     gone, left = choose(channels, sites, groups, target_macs=0.5, channel_multiple=4)
     kept = [~np.isin(channels.roots(site.outputs), list(gone)) for site in sites]
-    sizes = [3, *(int(each.sum()) for each in kept)]
+    sizes = [3, *(int(item.sum()) for item in kept)]
     assert left == sum(100 * a * b for a, b in itertools.pairwise(sizes)) <= 0.5 * sum(s.macs() for s in sites)
     assert all(size % 4 == 0 for size in sizes[1:]) and sizes[-1] == 4
     for norm, stays in zip(norms[:3], kept[:3], strict=True):
@@ -161,9 +161,9 @@ def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
     sites = chain(channels, sizes)
     groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "structured_pruning", "share", 1))
     gone, left = choose(channels, sites, groups, target_macs=target_macs, channel_multiple=4)
-    found = [sizes[0], *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
-    assert left == sum(a * b for a, b in itertools.pairwise(found))
-    return found[1:-1]
+    results = [sizes[0], *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
+    assert left == sum(a * b for a, b in itertools.pairwise(results))
+    return results[1:-1]
 
 
 def test_a_layer_with_a_target_keeps_that_share_and_the_others_give_the_rest():

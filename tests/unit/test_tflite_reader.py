@@ -76,8 +76,8 @@ def _assert_same_tensor(tensor, other, buffers, data):
     assert tensor.buffer_bytes == size
     assert tensor.is_constant == (size > 0)
     if size:
-        found = data[tensor.buffer_offset : tensor.buffer_offset + size]
-        assert found == np.asarray(content, np.uint8).tobytes()
+        result = data[tensor.buffer_offset : tensor.buffer_offset + size]
+        assert result == np.asarray(content, np.uint8).tobytes()
 
 
 def test_file_cut_at_any_length_is_an_error_or_has_lost_padding_only():
@@ -206,7 +206,7 @@ def _file_of_one_op_repeated(count: int, inputs: int) -> bytes:
     tensor = generated.TensorEnd(builder)
     generated.OperatorCodeStart(builder)
     code = generated.OperatorCodeEnd(builder)
-    codes = _vector(builder, [code])
+    quantized = _vector(builder, [code])
     tensors, ops = _vector(builder, [tensor]), _vector(builder, [op] * count)
     generated.SubGraphStart(builder)
     generated.SubGraphAddTensors(builder, tensors)
@@ -214,7 +214,7 @@ def _file_of_one_op_repeated(count: int, inputs: int) -> bytes:
     graphs = _vector(builder, [generated.SubGraphEnd(builder)])
     generated.ModelStart(builder)
     generated.ModelAddVersion(builder, 3)
-    generated.ModelAddOperatorCodes(builder, codes)
+    generated.ModelAddOperatorCodes(builder, quantized)
     generated.ModelAddSubgraphs(builder, graphs)
     builder.Finish(generated.ModelEnd(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())

@@ -24,23 +24,23 @@ def test_the_config_offers_the_grids_that_there_are():
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8])
 def test_no_more_values_are_left_than_the_bits_can_tell_apart(grid, bits):
-    found = on_grid(ROWS, grid, bits)
-    assert found.shape == ROWS.shape and found.dtype == np.float32
-    parts = [found] if grid == "kmeans" else found
+    result = on_grid(ROWS, grid, bits)
+    assert result.shape == ROWS.shape and result.dtype == np.float32
+    parts = [result] if grid == "kmeans" else result
     assert max(np.unique(part).size for part in parts) <= 2**bits
 
 
 @pytest.mark.parametrize("grid", ["uniform", "zero_aware", "kmeans"])
 def test_more_bits_have_less_error(grid):
-    found = [errors(ROWS, grid, bits) for bits in (2, 3, 4, 6, 8)]
-    assert found == sorted(found, reverse=True) and found[-1] < 1e-3
+    results = [errors(ROWS, grid, bits) for bits in (2, 3, 4, 6, 8)]
+    assert results == sorted(results, reverse=True) and results[-1] < 1e-3
 
 
 @pytest.mark.parametrize("grid", ["uniform", "zero_aware", "power_of_two", "logarithmic"])
 def test_every_weight_is_on_the_nearest_level_of_its_row(grid):
     for bits in (2, 3, 5):
-        found = on_grid(ROWS, grid, bits)
-        for row, values in zip(ROWS, found, strict=True):
+        result = on_grid(ROWS, grid, bits)
+        for row, values in zip(ROWS, result, strict=True):
             levels = np.unique(values)
             nearest = levels[np.abs(row[:, None] - levels[None, :]).argmin(axis=1)]
             np.testing.assert_allclose(np.abs(row - values), np.abs(row - nearest), rtol=1e-5, atol=1e-6)
@@ -62,8 +62,8 @@ def test_around_the_gap_of_a_pruned_layer_a_zero_aware_grid_has_less_error():
 
 
 def test_powers_of_two_are_powers_of_two():
-    found = np.abs(on_grid(ROWS, "power_of_two", 4))
-    exponents = np.log2(found[found > 0])
+    result = np.abs(on_grid(ROWS, "power_of_two", 4))
+    exponents = np.log2(result[result > 0])
     assert (exponents == np.rint(exponents)).all()
 
 
@@ -74,11 +74,11 @@ def test_kmeans_is_no_worse_than_the_grid_it_could_have_been():
 
 
 def test_binary_weights_have_a_sign_and_one_size_a_row():
-    found = weight_grids.binary(ROWS)
+    result = weight_grids.binary(ROWS)
     np.testing.assert_allclose(
-        np.abs(found), np.broadcast_to(np.abs(ROWS).mean(1, keepdims=True), ROWS.shape), rtol=1e-6
+        np.abs(result), np.broadcast_to(np.abs(ROWS).mean(1, keepdims=True), ROWS.shape), rtol=1e-6
     )
-    assert (np.sign(found) == np.sign(ROWS)).all()
+    assert (np.sign(result) == np.sign(ROWS)).all()
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -86,5 +86,5 @@ def test_a_row_of_zeros_stays_that(grid):
     rows = ROWS.copy()
     rows[2] = 0
     for bits in (1, 4):
-        found = on_grid(rows, grid, bits)
-        assert (found[2] == 0).all() and np.isfinite(found).all()
+        result = on_grid(rows, grid, bits)
+        assert (result[2] == 0).all() and np.isfinite(result).all()
