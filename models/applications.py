@@ -100,7 +100,7 @@ def _arguments(name: str, function: Callable[..., KerasModel]) -> dict[str, obje
             results[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:
             raise InputError(
-                f"model={name}: {key}={value}: wanted a number, True or False",
+                f"model={name}: {key}={value}: expected a number, True or False",
                 field="model",
                 expected="a number, True or False",
                 got=value,

@@ -5,7 +5,7 @@
     tfq run --config=pipelines/configs/demo.json --out=out/demo
 
 --out receives the .tflite files, report.json, report.md and report.html. `tfq run --config=report.json` replays a run.
-A run that was interrupted or killed goes on where it was when it is started again with the same --out.
+A run that was interrupted or killed resumes when it is started again with the same --out.
 """
 
 from collections.abc import Sequence

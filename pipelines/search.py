@@ -6,7 +6,7 @@
 
 Candidate by candidate: calibration methods, then techniques (bias, equalization, rounding), then the most sensitive
 layers in float, as far as the budget wants. Chosen by the validation split, reported on the test split, with paired
-intervals. Writes search.json and the chosen .tflite. A search that was killed goes on where it was. Exits 1 where no
+intervals. Writes search.json and the chosen .tflite. A search that was killed resumes. Exits 1 where no
 candidate keeps the budget; the best one is written all the same.
 """
 

@@ -202,7 +202,7 @@ class _TFLiteExportLogic(_ExportLogic):
             )
         if not isinstance(path, (str, os.PathLike)) or Path(path).suffix != ".tflite" or Path(path).is_dir():
             raise InputError(
-                f"TFLiteExport: path {path!r}: wanted the name of a file that ends in .tflite",
+                f"TFLiteExport: path {path!r}: expected the name of a file that ends in .tflite",
                 field="path",
                 expected="a file that ends in .tflite",
                 got=path,

@@ -51,7 +51,7 @@ def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) 
         pattern, equals, number = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern or not number:
             raise InputError(
-                f"{begin}: wanted PATTERN={called.upper()}, as in 'conv*=0.8'",
+                f"{begin}: expected PATTERN={called.upper()}, as in 'conv*=0.8'",
                 field=field,
                 expected=f"PATTERN={called.upper()}",
                 got=text,

@@ -48,7 +48,7 @@ def quantization_parameters(minimum: float, maximum: float, num_bits: int = 8) -
     """
     if not (np.isfinite(minimum) and np.isfinite(maximum)) or minimum > maximum:
         raise InputError(
-            f"range [{minimum}, {maximum}]: wanted finite minimum <= maximum",
+            f"range [{minimum}, {maximum}]: expected finite minimum <= maximum",
             field="range",
             expected="finite minimum <= maximum",
             got=(minimum, maximum),
@@ -70,7 +70,7 @@ def sqnr_db(reference: ArrayLike, quantized: ArrayLike) -> float:
     reference, quantized = np.asarray(reference, np.float64), np.asarray(quantized, np.float64)
     if reference.shape != quantized.shape or not reference.size:
         raise InputError(
-            f"sqnr_db: wanted two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}",
+            f"sqnr_db: expected two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}",
             expected=reference.shape,
             got=quantized.shape,
         )

@@ -246,7 +246,7 @@ def test_what_cannot_be_clustered_is_told_by_layer_and_wrong_patterns_are_refuse
     assert plan.clustered == ("conv",)
     assert "depthwise" not in plan.clustered and "few weights" in plan.skipped["depthwise"]
     assert plan.skipped["bn"] == "BatchNormalization has no kernel"
-    assert "it has 24 weights, wanted 4 for each of 16" in clustering_plan(small_model()).skipped["head"]
+    assert "it has 24 weights, expected 4 for each of 16" in clustering_plan(small_model()).skipped["head"]
     with refused(InputError, field="compression.cluster.layers", got="cnv", word="conv"):
         clustering_plan(small_model(), ClusterConfig(layers=("cnv",)))
     with refused(InputError, field="model", got="small", word="head"):

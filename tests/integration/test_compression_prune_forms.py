@@ -154,7 +154,7 @@ def test_stock_tfmot_masks_other_blocks_than_it_measures_where_they_do_not_divid
     model.compile(keras.optimizers.SGD(0.0), "mse")
     model.fit(np.ones((1, 10)), np.ones((1, 8)), verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
     # Rows 4 to 7 are a block, and by far the largest with three rows of 10: one of its halves stays, and row 7 with it.
-    # tfmot pools rows 3 to 6 instead. Where this fails, tfmot has mended it, and prunable._no_blocks may let them in.
+    # tfmot pools rows 3 to 6 instead. Where this fails, tfmot has fixed it, and prunable._no_blocks may let them in.
     pooled_from = -((12 - 10) // 2)
     assert pooled_from == -1
     assert skipped_rows(wrapper.layer.kernel.numpy()) == [0, 1, 2, 3, 8, 9]

@@ -109,7 +109,7 @@ def _zero_scale(model, graph):
         (_version, {"nnapi"}, 0, "up to version 3, and this is version 8"),
         (_wide_softmax, {"edgetpu"}, 8, "at most 16,000 classes, and it has 16,001"),
         (_batch, {"edgetpu"}, 3, "all but the innermost three to be 1"),
-        (_dense_per_channel, {"tflm", "nnapi", "edgetpu"}, 7, "a scale for each channel, wanted one"),
+        (_dense_per_channel, {"tflm", "nnapi", "edgetpu"}, 7, "a scale for each channel, expected one"),
         (_dynamic, {"tflm", "nnapi", "edgetpu"}, 3, "dynamic shape"),
         (_zero_scale, {"xnnpack", "tflm", "nnapi", "edgetpu"}, 0, "positive normal finite"),
     ],

@@ -314,7 +314,7 @@ def test_what_compression_found_is_told_by_layer_and_once():
         ("the converter alone", "2", "lstm, gru", "recurrent"),
     )
     assert ("channels of conv", "32", "8") in filters.rows
-    assert ("error of head, fit anew", "50.00%", "12.50%") in filters.rows
+    assert ("error of head, refit", "50.00%", "12.50%") in filters.rows
     assert filters.notes == ("lstm: not followed",)
     assert pruned.rows[0] == ("pruned", "1", "conv")
 

@@ -77,7 +77,7 @@ def layer_errors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -
         for tally, one, other in zip(tallies, wanted, got, strict=True):
             tally.add(one, other)
     if not samples:
-        raise InputError("no samples to compare the flatbuffers on: wanted at least one")
+        raise InputError("no samples to compare the flatbuffers on: expected at least one")
     return tuple(
         tally.record(origin[tensor.index].keras_layer or tensor.name, origin[tensor.index].name)
         for tally, tensor in zip(tallies, tensors, strict=True)

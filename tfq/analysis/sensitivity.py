@@ -51,7 +51,7 @@ def layer_sensitivity(
     Each record costs one run of the float flatbuffer over the samples.
     """
     if not samples:
-        raise InputError("no samples to measure sensitivity on: wanted at least one")
+        raise InputError("no samples to measure sensitivity on: expected at least one")
     parsed = tflite.read(floating)
     graph = parsed.main_subgraph
     wanted = _outputs(floating, samples)

@@ -108,7 +108,7 @@ class TargetRules:
         if op.name == DENSE and not target.per_channel_dense:
             weights = [tensors[index] for _, _, index, role in roles(op) if role == WEIGHT]
             if any(len(weight.scale) > 1 for weight in weights):
-                reason = f"its weights have a scale for each channel, wanted one: {target.per_channel_dense_reason}"
+                reason = f"its weights have a scale for each channel, expected one: {target.per_channel_dense_reason}"
                 yield FAILS, reason, "convert with conversion.per_channel_dense=False"
         touched = [tensors[index] for index in op.tensors]
         if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
@@ -211,10 +211,10 @@ def _foreign_finding(graph: Subgraph, op: Op) -> Finding | None:
         flex = op.custom_code.startswith("Flex")
         kind = "flex_op" if flex else "custom_op"
         who = "TensorFlow's own kernels (the Flex delegate)" if flex else "kernels of the application"
-        what = f"is custom {shown(op.custom_code)}, wanted a builtin op: {who} run it, never XNNPACK"
+        what = f"is custom {shown(op.custom_code)}, expected a builtin op: {who} run it, never XNNPACK"
     elif op.name.startswith("UNKNOWN_"):
         kind = "unknown_op"
-        what = "has an operator code beyond this schema, wanted a builtin op: nothing is known of its int8 kernel"
+        what = "has an operator code beyond this schema, expected a builtin op: nothing is known of its int8 kernel"
     else:
         return None
     message = f"{op_title(graph, op)} {what}: replace the layer; audit.allow_float does not cover it"
@@ -343,7 +343,7 @@ def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
 
 def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
     if not any(graph.ops for graph in model.subgraphs):
-        message = "the model has no ops, wanted at least one: there is nothing to prove: convert the model again"
+        message = "the model has no ops, expected at least one: there is nothing to prove: convert the model again"
         yield Finding(kind="no_ops", severity=FAILS, message=message)
     if not model.signatures:
         message = (

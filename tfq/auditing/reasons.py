@@ -78,7 +78,7 @@ class Reasons:
         flag = _ALLOWED_BY.get(kind, "allow_float")
         if op.name in _CONVERTERS and kind in ("qdq", "int16") and self._islands[op.index]:
             names = " ".join(sorted({origin(self._graph, other) for other in self._islands[op.index][:3]}))
-            return f"mend the {'float' if kind == 'qdq' else '16-bit'} island, or name its ops in audit.{flag}: {names}"
+            return f"fix the {'float' if kind == 'qdq' else '16-bit'} island, or name its ops in audit.{flag}: {names}"
         remedy = "convert with a representative dataset" if kind == "hybrid_op" else "replace the layer"
         return f"{remedy}, or name {origin(self._graph, op)!r} in audit.{flag}"
 

@@ -203,7 +203,7 @@ def requirements_of(report: AuditReport | Mapping[str, Any], config: AuditConfig
     values = report.to_dict() if isinstance(report, AuditReport) else report
     if values["requirement"] != config.require:
         raise InputError(
-            f"the report is of an audit for {values['requirement']}, wanted one for {config.require}: audit again",
+            f"the report is of an audit for {values['requirement']}, expected one for {config.require}: audit again",
             field="require",
             expected=config.require,
             got=values["requirement"],

@@ -165,7 +165,7 @@ def _tensor_faults(tensor: Tensor, is_index: bool) -> Iterator[tuple[str, str]]:
         off = [zero for zero in tensor.zero_point if not lowest <= zero <= highest]
         if off:
             wrong = (
-                f"has the zero_point {off[0]}, wanted a code of {tensor.dtype}, {lowest} to {highest}: convert again"
+                f"has the zero_point {off[0]}, expected a code of {tensor.dtype}, {lowest} to {highest}: convert again"
             )
             yield "bad_zero_point", wrong
     wanted = _wanted_bytes(tensor)

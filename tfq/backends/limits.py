@@ -73,7 +73,7 @@ def _check_sizes(model: Model, graph: Subgraph) -> None:
             batch = tensor.shape[0] if tensor.shape else 1
             if batch > LARGEST_BATCH:
                 raise ModelError(
-                    f"input {tensor.name!r} of the model has a batch of {batch:,}: wanted at most {LARGEST_BATCH:,}: "
+                    f"input {tensor.name!r} of the model has a batch of {batch:,}: expected at most {LARGEST_BATCH:,}: "
                     "the model may be damaged: convert it with a batch of 1",
                     field="model",
                     expected=LARGEST_BATCH,

@@ -38,7 +38,7 @@ class InputStream:
     def __post_init__(self) -> None:
         if self.num_examples < 1:
             raise InputError(
-                f"a stream of {self.num_examples} examples: wanted at least one",
+                f"a stream of {self.num_examples} examples: expected at least one",
                 field="num_examples",
                 got=self.num_examples,
             )
@@ -77,7 +77,7 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise InputError("the model is empty: wanted the bytes of a .tflite", field="model", got=b"")
+            raise InputError("the model is empty: expected the bytes of a .tflite", field="model", got=b"")
         if not isinstance(self.inputs, InputStream):
             check_arrays(self.inputs)
         if self.kernels not in KERNELS:
@@ -91,7 +91,7 @@ class RunRequest:
         for name, lowest in least.items():
             if not getattr(self, name) >= lowest:
                 raise InputError(
-                    f"{name}={getattr(self, name)}: wanted at least {lowest}",
+                    f"{name}={getattr(self, name)}: expected at least {lowest}",
                     field=name,
                     expected=lowest,
                     got=getattr(self, name),
@@ -400,19 +400,21 @@ def _check_how(how: str) -> None:
 def check_arrays(arrays: tuple[NDArray, ...]) -> None:
     """Raises InputError unless `arrays` are numbers, (n, ...) each with one n >= 1."""
     if not arrays:
-        raise InputError("no input arrays: wanted one for each input of the model", field="inputs", got=0)
+        raise InputError("no input arrays: expected one for each input of the model", field="inputs", got=0)
     for index, array in enumerate(arrays):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
             message = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
             raise InputError(
-                f"input {index} is a {message}: wanted a NumPy array of numbers", field=f"inputs[{index}]", got=message
+                f"input {index} is a {message}: expected a NumPy array of numbers",
+                field=f"inputs[{index}]",
+                got=message,
             )
         if not array.ndim or not array.size:
             raise InputError(
-                f"input {index} has shape {array.shape}: wanted at least one example along the first axis",
+                f"input {index} has shape {array.shape}: expected at least one example along the first axis",
                 field=f"inputs[{index}]",
                 got=array.shape,
             )
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
-        raise InputError(f"the inputs hold {lengths} examples: wanted as many in each", field="inputs", got=lengths)
+        raise InputError(f"the inputs hold {lengths} examples: expected as many in each", field="inputs", got=lengths)

@@ -50,7 +50,7 @@ class TimingRequest:
 
     def __post_init__(self) -> None:
         if not self.models or not self.kernels:
-            raise InputError("nothing to time: wanted at least one model and one kind of kernels")
+            raise InputError("nothing to time: expected at least one model and one kind of kernels")
         for model in self.models:
             if model.inputs:
                 check_arrays(model.inputs)

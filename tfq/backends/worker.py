@@ -156,7 +156,7 @@ def _checked(first: Arrays, pieces: Iterator[Arrays], num_examples: int) -> Iter
         results = [(array.dtype, array.shape[1:]) for array in piece]
         if results != kinds:
             raise InputError(
-                f"the stream's arrays change from {kinds} to {results}: wanted one dtype and shape",
+                f"the stream's arrays change from {kinds} to {results}: expected one dtype and shape",
                 field="inputs",
                 expected=kinds,
                 got=results,

@@ -48,7 +48,7 @@ def check_same_function(
         if not error <= tolerance * scale:
             raise TfqError(
                 f"{what} changed the function of {before.name!r}: with fake quantization as identity, output {index} "
-                f"differs by {error:.3g} (of {scale:.3g}), wanted at most {tolerance * scale:.3g}: {advice}",
+                f"differs by {error:.3g} (of {scale:.3g}), expected at most {tolerance * scale:.3g}: {advice}",
                 field="model",
                 expected=tolerance * scale,
                 got=error,

@@ -268,7 +268,7 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
         raise InputError(f"{where}: has no labels, and training needs them", field="data", expected="labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{where}: labels are {labels.dtype} {labels.shape}: wanted integers, one an example",
+            f"{where}: labels are {labels.dtype} {labels.shape}: expected integers, one an example",
             field="data",
             expected="one integer label for each example",
             got=str(labels.dtype),
@@ -276,7 +276,7 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"{where}: labels run from {labels.min()} to {labels.max()}, and {model.name!r} tells {classes} classes "
-            f"apart: wanted 0 to {classes - 1}",
+            f"apart: expected 0 to {classes - 1}",
             field="data",
             expected=(0, classes - 1),
             got=(int(labels.min()), int(labels.max())),

@@ -77,7 +77,7 @@ class StructuredPruningConfig(Config):
         (), "PATTERN=SHARE: layers of whose filters that share stays; the others lose what target_macs asks for beyond"
     )
     refit_examples: int = setting(
-        256, "training examples by which the layers behind removed filters are fit anew; 0 leaves them", minimum=0
+        256, "training examples by which the layers behind removed filters are refit; 0 leaves them", minimum=0
     )
     distillation: DistillationConfig = section(
         DistillationConfig, "learning from the model that the filters were taken out of"

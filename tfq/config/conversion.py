@@ -74,8 +74,9 @@ class ConversionConfig(Config):
     )
     techniques: tuple[str, ...] = setting(
         (),
-        "what to mend after training: equalize (channels of different size), absorb (what channels always give), "
-        "rounding (of weights, by the data), bias (what quantization adds on average)",
+        "post-training techniques, applied in this order: cross_layer_equalization (evens out channels of different "
+        "size), bias_absorption (moves what channels always output into the next bias), gptq (rounds weights by the "
+        "data), bias_correction (removes the mean error of quantization)",
         choices=TECHNIQUES,
     )
     batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model -> flatbuffer: the whole way through the room."""
+"""Convert a Keras model or a float flatbuffer: trace, freeze, rewrite, calibrate, quantize, verify."""
 
 import os
 from collections.abc import Sequence
@@ -75,7 +75,7 @@ def _converted(
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
     if traced.batch_size != config.batch_size:
         raise InputError(
-            f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it anew",
+            f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it again",
             field="conversion.batch_size",
             expected=traced.batch_size,
             got=config.batch_size,
@@ -102,7 +102,7 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
     report = auditing.audit_model(model)
     if report.scheme != "float32":
         raise InputError(
-            f"the .tflite is {report.scheme}: wanted a float32 one, which holds what quantization needs: give the "
+            f"the .tflite is {report.scheme}: expected a float32 one, which holds what quantization needs: give the "
             "Keras model that it was made from, or its float32 .tflite",
             field="model",
             expected="float32",

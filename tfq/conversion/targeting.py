@@ -24,7 +24,7 @@ def fitted(config: ConversionConfig) -> ConversionConfig:
     asked = f"target={config.target}"
     if config.scheme not in target.schemes:
         raise InputError(
-            f"{asked} with scheme={config.scheme}: wanted {_either(target.schemes)} for {target.title}",
+            f"{asked} with scheme={config.scheme}: expected {_either(target.schemes)} for {target.title}",
             field="conversion.scheme",
             expected=target.schemes,
             got=config.scheme,
@@ -32,7 +32,7 @@ def fitted(config: ConversionConfig) -> ConversionConfig:
     for name, kind in (("inference_input_type", config.input_type), ("inference_output_type", config.output_type)):
         if kind not in target.io_types:
             raise InputError(
-                f"{asked} with {name}={kind}: wanted {_either(target.io_types)} for {target.title}",
+                f"{asked} with {name}={kind}: expected {_either(target.io_types)} for {target.title}",
                 field=f"conversion.{name}",
                 expected=target.io_types,
                 got=kind,

@@ -136,7 +136,7 @@ def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
         inputs = outputs = None
     if not inputs or not outputs:
         raise InputError(
-            f"{type(model).__name__} {getattr(model, 'name', '')!r} has no symbolic inputs and outputs: wanted a "
+            f"{type(model).__name__} {getattr(model, 'name', '')!r} has no symbolic inputs and outputs: expected a "
             "functional model, or a Sequential one with an Input or already built",
             field="model",
             expected="a functional or built Sequential model",
@@ -149,7 +149,7 @@ def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
     batch, *rest = tensor.shape
     if any(dimension is None for dimension in rest):
         raise InputError(
-            f"input {name!r} has shape {tuple(tensor.shape)}: wanted every dimension but the batch fixed, for a "
+            f"input {name!r} has shape {tuple(tensor.shape)}: expected every dimension but the batch fixed, for a "
             "flatbuffer has one shape: build the model with the size that the phone will feed",
             field="model",
             expected="a fixed shape",

@@ -2,7 +2,7 @@
 """Float flatbuffer -> smaller flatbuffer that needs no data: int8 or float16 weights, activations left float32.
 
 dynamic_range: convolutions and dense layers keep int8 weights, which their hybrid kernels multiply with activations
-that are quantized anew at every inference. weight_only_int8 and float16: a DEQUANTIZE between stored weight and op
+that are quantized again at every inference. weight_only_int8 and float16: a DEQUANTIZE between stored weight and op
 makes it float32 once, when the interpreter starts.
 
 Depthwise convolutions have a DEQUANTIZE in dynamic too: their hybrid kernel in LiteRT 2.1.6 computes garbage of weights

@@ -38,7 +38,7 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
             f"split {split!r} is unknown: {did_you_mean(split, SPLITS)}", field="split", expected=SPLITS, got=split
         )
     if limit < 0:
-        raise InputError(f"limit {limit}: wanted 0 for all examples, or how many", field="limit", got=limit)
+        raise InputError(f"limit {limit}: expected 0 for all examples, or how many", field="limit", got=limit)
     source, address = find_source(config)
     if source.splits and split not in source.splits:
         raise MissingSplitError(
@@ -149,7 +149,7 @@ def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ..
         wanted = shapes.setdefault(name, array.shape[1:])
         if array.shape[1:] != wanted:
             raise InputError(
-                f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: wanted one",
+                f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: expected one",
                 field=name,
                 expected=wanted,
                 got=array.shape[1:],

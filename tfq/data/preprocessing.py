@@ -26,7 +26,7 @@ def resize_of(config: DataConfig) -> tuple[int, int] | None:
         return None
     if len(config.resize) != 2:
         raise InputError(
-            f"data.resize={','.join(map(str, config.resize))}: wanted height,width: give two numbers",
+            f"data.resize={','.join(map(str, config.resize))}: expected height,width: give two numbers",
             field="data.resize",
             expected=("height", "width"),
             got=config.resize,
@@ -43,7 +43,7 @@ def real_units(array: NDArray, where: str) -> NDArray:
     """
     if array.dtype.kind not in "fiub":
         raise InputError(
-            f"{where} holds {array.dtype}: wanted real numbers", expected="real numbers", got=str(array.dtype)
+            f"{where} holds {array.dtype}: expected real numbers", expected="real numbers", got=str(array.dtype)
         )
     if array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.ndim <= 2:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -108,7 +108,7 @@ def resize_bilinear(images: NDArray, size: tuple[int, int]) -> NDArray:
     if (height, width) == tuple(size):
         return images.astype(np.float32, copy=False)
     if not height or not width:
-        raise InputError(f"images of shape {images.shape[1:]} cannot be resized: wanted at least one pixel")
+        raise InputError(f"images of shape {images.shape[1:]} cannot be resized: expected at least one pixel")
     top, bottom, row_share = _neighbours(height, size[0])
     left, right, column_share = _neighbours(width, size[1])
     resized = np.empty((n, *size, channels), np.float32)

@@ -111,7 +111,7 @@ def _pair(data: Any) -> tuple[Any, Any]:
     if not isinstance(data, tuple):
         return data, None
     if len(data) != 2:
-        raise InputError(f"data: got a tuple of {len(data)}: wanted (x, y)", field="data", expected=2, got=len(data))
+        raise InputError(f"data: got a tuple of {len(data)}: expected (x, y)", field="data", expected=2, got=len(data))
     return data
 
 
@@ -139,7 +139,7 @@ def _array(value: Any, where: str) -> NDArray:
         return np.asarray(value)
     except ValueError as error:  # lists of several lengths
         raise InputError(
-            f"{where}: {error}: wanted numbers of one shape for every example",
+            f"{where}: {error}: expected numbers of one shape for every example",
             field=where.removeprefix("data: "),
             expected="numbers of one shape",
         ) from error
@@ -169,7 +169,7 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
             break
     if not count:
         raise InputError(
-            "data: this tf.data.Dataset is empty: wanted at least one example",
+            "data: this tf.data.Dataset is empty: expected at least one example",
             field="data",
             expected="at least one example",
             got=0,
@@ -185,7 +185,7 @@ def _joined(name: str, arrays: list[NDArray]) -> NDArray:
         return np.concatenate(arrays)
     except ValueError as error:
         raise InputError(
-            f"data: {name} of this tf.data.Dataset varies in shape ({error}): wanted one shape",
+            f"data: {name} of this tf.data.Dataset varies in shape ({error}): expected one shape",
             field="data",
             expected="one shape",
             got=name,
@@ -202,7 +202,7 @@ def _form(spec: Any) -> tuple[bool, bool]:
     parts = spec if isinstance(spec, tuple) else (spec,)
     if len(parts) > 2:
         raise InputError(
-            f"data: elements of this tf.data.Dataset are tuples of {len(parts)}: wanted x or (x, y)",
+            f"data: elements of this tf.data.Dataset are tuples of {len(parts)}: expected x or (x, y)",
             field="data",
             expected="x or (x, y)",
             got=len(parts),
@@ -213,7 +213,7 @@ def _form(spec: Any) -> tuple[bool, bool]:
         not hasattr(leaf, "shape") or leaf.shape.rank is None or type(leaf).__name__ != "TensorSpec" for leaf in leaves
     ):
         raise InputError(
-            f"data: elements of this tf.data.Dataset are {spec}: wanted x or (x, y) of tensors of known rank, x a "
+            f"data: elements of this tf.data.Dataset are {spec}: expected x or (x, y) of tensors of known rank, x a "
             "tensor or a dict of them by input name",
             field="data",
             expected="x or (x, y)",

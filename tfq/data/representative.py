@@ -77,7 +77,7 @@ def _of_mapping(dataset: Mapping, names: Sequence[str]) -> Iterator[Any]:
     samples = samples() if callable(samples) else samples
     if isinstance(samples, (str, bytes, Mapping)) or not isinstance(samples, Iterable):
         raise InputError(
-            f"representative_dataset: a signature holds {type(samples).__name__}: wanted [{{name: array}}, ...]",
+            f"representative_dataset: a signature holds {type(samples).__name__}: expected [{{name: array}}, ...]",
             field="representative_dataset",
             got=type(samples).__name__,
         )
@@ -188,7 +188,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
     """
     if steps < 1:
         raise InputError(
-            f"num_calibration_samples {steps}: wanted at least 1", field="num_calibration_samples", got=steps
+            f"num_calibration_samples {steps}: expected at least 1", field="num_calibration_samples", got=steps
         )
     if not inputs:
         raise InputError("representative_dataset: the model has no input to feed", field="model")
@@ -202,7 +202,7 @@ def representative_samples(dataset: Any, inputs: Sequence[InputSpec], steps: int
             break
     if not samples:
         raise InputError(
-            "representative_dataset is empty: wanted samples of the model's inputs: a generator is used up after "
+            "representative_dataset is empty: expected samples of the model's inputs: a generator is used up after "
             "one pass, so give a function that makes a new one each time",
             field="representative_dataset",
             got=0,
@@ -228,7 +228,7 @@ def _bound(element: Any, inputs: Sequence[InputSpec], index: int) -> list[NDArra
         values = [element]
     if len(values) != len(inputs):
         raise InputError(
-            f"{where} has {len(values)} arrays: wanted {len(inputs)}, one for each input ({', '.join(names)}): "
+            f"{where} has {len(values)} arrays: expected {len(inputs)}, one for each input ({', '.join(names)}): "
             "yield a list of one array per input, without labels",
             field=f"representative_dataset[{index}]",
             expected=len(inputs),
@@ -248,7 +248,7 @@ def _array(value: Any, name: str, index: int) -> NDArray:
     # ml_dtypes' bfloat16 has kind V; it is a number all the same.
     if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise InputError(
-            f"{where} is {type(value).__name__} of {array.dtype}: wanted an array of numbers",
+            f"{where} is {type(value).__name__} of {array.dtype}: expected an array of numbers",
             field=_field(index, name),
             expected="numbers",
             got=str(array.dtype),
@@ -275,14 +275,14 @@ def _rows(arrays: list[NDArray], inputs: Sequence[InputSpec], index: int, most: 
     if len(set(lengths.values())) > 1:
         message = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(
-            f"representative_dataset: sample {index}: batches differ in length ({message}): wanted one length",
+            f"representative_dataset: sample {index}: batches differ in length ({message}): expected one length",
             field=f"representative_dataset[{index}]",
             got=lengths,
         )
     length = next(iter(lengths.values()))
     if not length:
         raise InputError(
-            f"representative_dataset: sample {index} is an empty batch: wanted at least one row",
+            f"representative_dataset: sample {index} is an empty batch: expected at least one row",
             field=f"representative_dataset[{index}]",
             got=0,
         )
@@ -328,7 +328,7 @@ def _as_float(array: NDArray, spec: InputSpec, index: int, casts: dict[str, str]
     if not np.isfinite(array).all():
         what = "NaN" if np.isnan(array).any() else "infinity"
         raise InputError(
-            f"{where} holds {what}: wanted finite numbers: remove or mend this sample",
+            f"{where} holds {what}: expected finite numbers: remove or fix this sample",
             field=_field(index, spec.name),
             expected="finite numbers",
             got=what,
@@ -343,7 +343,7 @@ def _as_integer(array: NDArray, spec: InputSpec, index: int) -> NDArray:
     whole = array.dtype.kind == "f" and np.array_equal(array, np.rint(array))
     if not whole and array.dtype.kind not in ("iub" if wanted.kind in "iu" else "b"):
         raise InputError(
-            f"{where} is {array.dtype}: wanted {spec.dtype}: cast it where the dataset is made",
+            f"{where} is {array.dtype}: expected {spec.dtype}: cast it where the dataset is made",
             field=_field(index, spec.name),
             expected=spec.dtype,
             got=str(array.dtype),
@@ -351,7 +351,7 @@ def _as_integer(array: NDArray, spec: InputSpec, index: int) -> NDArray:
     cast = array.astype(wanted)
     if not np.array_equal(cast, array):
         raise InputError(
-            f"{where} holds {array.min()} to {array.max()}: wanted values that fit {spec.dtype}",
+            f"{where} holds {array.min()} to {array.max()}: expected values that fit {spec.dtype}",
             field=_field(index, spec.name),
             expected=spec.dtype,
             got=(array.min(), array.max()),

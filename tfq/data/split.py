@@ -55,7 +55,7 @@ class Split:
         """The first `n` examples, or all when there are fewer; views, no copies. Raises InputError when n < 1."""
         if n < 1:
             raise InputError(
-                f"data {self.source} ({self.name}): take({n}): wanted at least 1 example", field="n", got=n
+                f"data {self.source} ({self.name}): take({n}): expected at least 1 example", field="n", got=n
             )
         inputs = {name: array[:n] for name, array in self.inputs.items()}
         return dataclasses.replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:n])
@@ -89,7 +89,7 @@ class Split:
 def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: str) -> None:
     """Raises InputError unless there is at least one input, one example, and as many of each input and label."""
     if not inputs:
-        raise InputError(f"{where}: holds no input array: wanted at least one", field="data", got=0)
+        raise InputError(f"{where}: holds no input array: expected at least one", field="data", got=0)
     arrays = {f"input {name!r}": array for name, array in inputs.items()}
     if labels is not None:
         arrays["labels"] = labels
@@ -97,29 +97,31 @@ def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: 
     if len(set(lengths.values())) > 1:
         message = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{where}: lengths differ ({message}): wanted one label and one of each input per example",
+            f"{where}: lengths differ ({message}): expected one label and one of each input per example",
             field="data",
             got=lengths,
         )
     if 0 in lengths.values():
-        raise InputError(f"{where}: is empty: wanted at least one example", field="data", got=0)
+        raise InputError(f"{where}: is empty: expected at least one example", field="data", got=0)
 
 
 def checked_array(array: Any, where: str) -> NDArray:
     """`array`, if it is a NumPy array of shape (n, ...). Raises InputError on scalars and on Python objects."""
     if not isinstance(array, np.ndarray):
         raise InputError(
-            f"{where} is a {type(array).__name__}: wanted a NumPy array", field="data", got=type(array).__name__
+            f"{where} is a {type(array).__name__}: expected a NumPy array", field="data", got=type(array).__name__
         )
     if array.dtype.hasobject:
         raise InputError(
-            f"{where} is an array of Python objects: wanted numbers of one shape for every example",
+            f"{where} is an array of Python objects: expected numbers of one shape for every example",
             field="data",
             got="object",
         )
     if not array.ndim:
         raise InputError(
-            f"{where} is a single number: wanted an array with the examples along its first axis", field="data", got=()
+            f"{where} is a single number: expected an array with the examples along its first axis",
+            field="data",
+            got=(),
         )
     return array
 
@@ -170,7 +172,7 @@ def check_finite(inputs: Mapping[str, NDArray], where: str, first: int = 0, tota
             what = "NaN" if np.isnan(array[index]).any() else "infinity"
             raise InputError(
                 f"{where}: input {name!r} of example {first + index} holds {what} ({_told_share(bad, first, total)} "
-                "hold NaN or infinity): wanted finite numbers: remove or mend these examples",
+                "hold NaN or infinity): expected finite numbers: remove or fix these examples",
                 field=f"{name}[{first + index}]",
                 expected="finite numbers",
                 got=what,
@@ -193,14 +195,14 @@ def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int6
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise InputError(
-            f"{where} has shape {labels.shape}: wanted (n,) class numbers: for one-hot rows save argmax(axis=1)",
+            f"{where} has shape {labels.shape}: expected (n,) class numbers: for one-hot rows save argmax(axis=1)",
             field="labels",
             expected="(n,)",
             got=labels.shape,
         )
     if labels.dtype.kind not in "iu":
         raise InputError(
-            f"{where} holds {labels.dtype}: wanted integer class numbers: save it as int64",
+            f"{where} holds {labels.dtype}: expected integer class numbers: save it as int64",
             field="labels",
             expected="int64",
             got=str(labels.dtype),
@@ -209,7 +211,7 @@ def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int6
         index = int((labels < 0).argmax())
         message = f"label of example {first + index} is {int(labels[index])}"
         raise InputError(
-            f"{where}: {message}: wanted class numbers from 0 up",
+            f"{where}: {message}: expected class numbers from 0 up",
             field=f"labels[{first + index}]",
             got=int(labels[index]),
         )
@@ -271,7 +273,7 @@ class SplitStream:
         """The first `n` examples, or all when there are fewer. Raises InputError when n < 1."""
         if n < 1:
             raise InputError(
-                f"data {self.source} ({self.name}): take({n}): wanted at least 1 example", field="n", got=n
+                f"data {self.source} ({self.name}): take({n}): expected at least 1 example", field="n", got=n
             )
         return self if n >= self.num_examples else dataclasses.replace(self, num_examples=n)
 

@@ -93,7 +93,7 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
         return generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
     if dtype.kind in "iub":
         return generator.integers(0, 2, shape).astype(dtype)
-    raise InputError(f"input {tensor.name!r} is {dtype}: wanted real numbers", field=tensor.name, got=str(dtype))
+    raise InputError(f"input {tensor.name!r} is {dtype}: expected real numbers", field=tensor.name, got=str(dtype))
 
 
 NOT_TIMED = "not measured: the time of an emulator says nothing about a device"

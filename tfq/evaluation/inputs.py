@@ -173,7 +173,7 @@ def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
     if len(tensor.scale) != 1 or not (np.isfinite(tensor.scale[0]) and tensor.scale[0] > 0):
         message = f"{len(tensor.scale)} scales" if len(tensor.scale) != 1 else f"scale {tensor.scale[0]}"
         raise InputError(
-            f"{what} of the model has {message}: wanted one positive scale: convert the model again",
+            f"{what} of the model has {message}: expected one positive scale: convert the model again",
             field=what,
             expected=1,
             got=tensor.scale,
@@ -191,7 +191,7 @@ def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
         advice = f": resize it with data.resize={wanted[1]},{wanted[2]}" if is_image else ""
         raise InputError(
             f"the model's input {name!r} has shape {list(wanted)} (batch first), the data {list(array.shape)} "
-            f"(examples first): wanted examples of shape {list(wanted[1:])}{advice}",
+            f"(examples first): expected examples of shape {list(wanted[1:])}{advice}",
             field="data",
             expected=tuple(wanted[1:]),
             got=array.shape[1:],

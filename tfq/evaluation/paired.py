@@ -50,7 +50,7 @@ def checked_latencies(latencies_ms: ArrayLike) -> NDArray[np.float64]:
     times = np.asarray(latencies_ms, np.float64)
     if times.ndim != 1 or not times.size or not ((times >= 0) & np.isfinite(times)).all():
         raise InputError(
-            f"latencies of shape {times.shape}: wanted at least one, each a number of milliseconds >= 0",
+            f"latencies of shape {times.shape}: expected at least one, each a number of milliseconds >= 0",
             field="latencies",
             got=times.shape,
         )
@@ -88,13 +88,15 @@ def paired_ratio(times: ArrayLike, base_times: ArrayLike) -> Ratio:
     ours, base = (np.asarray(values, np.float64) for values in (times, base_times))
     if ours.ndim != 1 or ours.shape != base.shape or not ours.size:
         raise InputError(
-            f"blocks of shapes {ours.shape} and {base.shape}: wanted as many rounds of both, at least one",
+            f"blocks of shapes {ours.shape} and {base.shape}: expected as many rounds of both, at least one",
             field="blocks",
             got=(ours.shape, base.shape),
         )
     if not all(((values > 0) & np.isfinite(values)).all() for values in (ours, base)):
         raise InputError(
-            "the times of blocks: wanted positive, finite numbers", field="blocks", expected="positive, finite numbers"
+            "the times of blocks: expected positive, finite numbers",
+            field="blocks",
+            expected="positive, finite numbers",
         )
     logs = np.log(ours / base)
     pairs = logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1)
@@ -174,7 +176,7 @@ def paired_difference(right: NDArray[np.bool_], base_right: NDArray[np.bool_]) -
     """
     if right.shape != base_right.shape or right.ndim != 1 or not right.size:
         raise InputError(
-            f"answers of shapes {right.shape} and {base_right.shape}: wanted as many of both, at least one",
+            f"answers of shapes {right.shape} and {base_right.shape}: expected as many of both, at least one",
             field="answers",
             got=(right.shape, base_right.shape),
         )

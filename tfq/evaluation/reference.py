@@ -64,7 +64,7 @@ def matched_outputs(
         )
     if len(reference.outputs) != len(outputs):
         raise InputError(
-            f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: wanted as many",
+            f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: expected as many",
             field="reference",
             expected=len(outputs),
             got=len(reference.outputs),
@@ -76,7 +76,7 @@ def matched_outputs(
     for name, output, other in zip(names, outputs, results, strict=True):
         if output.shape != other.shape:
             raise InputError(
-                f"output {name!r} has shape {list(output.shape)}, the reference's {list(other.shape)}: wanted a "
+                f"output {name!r} has shape {list(output.shape)}, the reference's {list(other.shape)}: expected a "
                 "reference that computes the same",
                 field="reference",
                 expected=output.shape,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only room that knows two Kerases: imports them side by side, loads either's files, seeds both.
+"""The only package that knows two Kerases: imports them side by side, loads either's files, seeds both.
 
-Importing this room imports neither TensorFlow nor a Keras; its functions do, when they are called.
+Importing this package imports neither TensorFlow nor a Keras; its functions do, when they are called.
 """
 
 from tfq.keras_bridge.bridge import BridgeResult, return_weights, to_tf_keras

@@ -117,7 +117,7 @@ def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> N
             match.append((theirs, built, carried))
     if missing:
         raise InputError(
-            f"model {trained.name!r} has no layer {', '.join(missing)}: wanted a trained copy of the bridged model "
+            f"model {trained.name!r} has no layer {', '.join(missing)}: expected a trained copy of the bridged model "
             f"{result.model.name!r}, with its layers under their names or quant_NAME",
             field="trained",
             expected=tuple(missing),
@@ -190,7 +190,8 @@ def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]
         )
     departure = _first_departure(model, rebuilt, telling or list(compared.values()))
     raise TfqError(
-        f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, wanted at most "
+        f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, expected at "
+        f"most "
         f"{TOLERANCE:g}{departure}. {message}",
         field="model",
         expected=TOLERANCE,
@@ -213,7 +214,7 @@ def _outputs(model: Any, sets: list[list[Any]]) -> list[list[Any]]:
         except (tf.errors.OpError, ValueError) as error:
             shapes = ", ".join(str(array.shape) for array in sets[0])
             raise InputError(
-                f"model {model.name!r} does not run on inputs of {shapes}, on which it was to be compared: wanted a "
+                f"model {model.name!r} does not run on inputs of {shapes}, on which it was to be compared: expected a "
                 f"model that runs on any number of examples: {reason_of(error)}",
                 field="model",
                 expected="a model that runs on any number of examples",

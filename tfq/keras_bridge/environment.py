@@ -44,7 +44,7 @@ def deterministic(seed: int) -> Iterator[None]:
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(
-            f"seed: wanted a whole number from 0 to 2**32 - 1, got {seed!r}",
+            f"seed: expected a whole number from 0 to 2**32 - 1, got {seed!r}",
             field="seed",
             expected=(0, 2**32 - 1),
             got=seed,
@@ -129,7 +129,7 @@ def import_keras() -> ModuleType:
         keras = _imported("keras", "keras>=3")
         if not keras.__version__.startswith("3."):
             raise TfqError(
-                f"`import keras` gives Keras {keras.__version__}, wanted 3: pip install 'keras>=3'",
+                f"`import keras` gives Keras {keras.__version__}, expected 3: pip install 'keras>=3'",
                 field="keras",
                 expected="3",
                 got=keras.__version__,
@@ -226,7 +226,7 @@ def _tf_keras_shown() -> Iterator[None]:
         yield
     finally:
         for namespace, keras, wrapped_keras in before:
-            # By setattr, which also mends the cache that a wrapper keeps of attributes once looked at.
+            # By setattr, which also fixes the cache that a wrapper keeps of attributes once looked at.
             namespace.keras = keras
             vars(_wrapped(namespace))["keras"] = wrapped_keras
 

@@ -3,7 +3,7 @@
 
 Where a layer is several ops in the flatbuffer, a subclass of it gives the tensors between them names, to be quantized;
 or it has one op of them, a depthwise convolution of one place, which rounds once and has nothing between.
-The classes are made when they are asked for, and stand in this room because a file of a quantization-aware model names
+The classes are made when they are asked for, and are in this package because a file of a quantization-aware model names
 them. Only public symbols of tfmot are used.
 """
 

@@ -50,7 +50,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
     """
     if not samples:
         raise InputError(
-            "absorb: no samples, wanted at least one: what a channel always gives is seen on data alone",
+            "absorb: no samples, expected at least one: what a channel always gives is seen on data alone",
             field="samples",
             expected="at least one sample",
         )

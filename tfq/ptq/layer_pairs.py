@@ -86,7 +86,7 @@ def channel_means(
         sums = [one + other for one, other in zip(sums, means, strict=True)] if sums else means
         answers.append(values)
     if not answers:
-        raise InputError("no samples: wanted at least one", field="samples", expected="at least one sample")
+        raise InputError("no samples: expected at least one", field="samples", expected="at least one sample")
     return [total / len(answers) for total in sums], [np.stack(item) for item in zip(*answers, strict=True)]
 
 

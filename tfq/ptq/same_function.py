@@ -25,7 +25,7 @@ def check_same_function(
     if not difference <= most:
         raise TfqError(
             f"{what} changed the float function by {difference:.1e} of its largest output on {len(tried)} "
-            f"{'' if samples else 'random '}samples, wanted at most {most:.0e}: leave it out for this model",
+            f"{'' if samples else 'random '}samples, expected at most {most:.0e}: leave it out for this model",
             field="conversion.techniques",
             expected=most,
             got=difference,

@@ -225,7 +225,7 @@ def _structured_pruning(pruned: Record) -> Table | None:
         for name in removed
     ]
     rows += [
-        (f"error of {plain(name)}, fit anew", percent(layer.get("before")), percent(layer.get("after")))
+        (f"error of {plain(name)}, refit", percent(layer.get("before")), percent(layer.get("after")))
         for name, layer in part(pruned, "refit").items()
     ]
     skipped = {plain(name): plain(reason) for name, reason in part(pruned, "skipped").items()}

@@ -95,7 +95,7 @@ def accuracy_by_bit_widths(
     config = config or BitWidthsConfig()
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError(
-            "bits: wanted a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
+            "bits: expected a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
         )
     labels = labels_of(test, "bits")
     right = classes_of(floating, test) == labels

@@ -47,7 +47,7 @@ def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
     results = [piece.labels for piece in split.pieces()]
     if any(labels is None for labels in results):
         raise InputError(
-            f"{what}: the {split.name} split has no labels: wanted classes, to choose by accuracy",
+            f"{what}: the {split.name} split has no labels: expected classes, to choose by accuracy",
             field="data",
             expected="labels",
             got=split.name,

@@ -94,7 +94,7 @@ def find_int8(
     floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError(
-            "search: wanted a float32 .tflite, which int8 ones can be made of", field="model", expected="float32"
+            "search: expected a float32 .tflite, which int8 ones can be made of", field="model", expected="float32"
         )
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
     for split in (choosing, testing):
@@ -287,7 +287,7 @@ def _advice(
         yield (
             f"no candidate keeps the budget; the best is {'; '.join(chosen.missed)}: quantization-aware train the "
             f"model "
-            "(tfq compress), which goes on where this ends"
+            "(tfq compress), which continues from here"
         )
     elif -against_float.difference > config.budget.max_accuracy_drop + ROUNDING:
         yield (

@@ -36,14 +36,14 @@ class Reader:
         self.tables_left = _MAX_TABLES
         if self.size < 8:
             raise FlatbufferError(
-                f"byte 0: wanted a .tflite flatbuffer, got only {self.size} bytes: is this the right file?",
+                f"byte 0: expected a .tflite flatbuffer, got only {self.size} bytes: is this the right file?",
                 field="model",
                 expected="a .tflite flatbuffer",
                 got=self.size,
             )
         if data[4:8] != identifier:
             raise FlatbufferError(
-                f"byte 4: wanted the identifier {identifier.decode()!r} of a .tflite file, got {bytes(data[4:8])!r}: "
+                f"byte 4: expected the identifier {identifier.decode()!r} of a .tflite file, got {bytes(data[4:8])!r}: "
                 "this is another kind of file: give a .tflite",
                 field="model",
                 expected=identifier,
@@ -75,7 +75,7 @@ class Reader:
         self.budget -= amount
         if self.budget < 0:
             raise FlatbufferError(
-                f"{where}: wanted a file whose parts are stored once each, got one that repeats them beyond "
+                f"{where}: expected a file whose parts are stored once each, got one that repeats them beyond "
                 f"{_BUDGET_FACTOR} times its {self.size} bytes: it was made to exhaust its reader",
                 field=where,
                 expected="parts that are stored once each",
@@ -85,7 +85,7 @@ class Reader:
     def fail(self, where: str, wanted: str, got: Any, position: int) -> NoReturn:
         """Raise the FlatbufferError that says so."""
         raise FlatbufferError(
-            f"{where} (byte {position}): wanted {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got
+            f"{where} (byte {position}): expected {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got
         )
 
 
@@ -100,7 +100,7 @@ class Table:
         reader.spend(_TABLE_COST, where)
         if reader.tables_left < 0:
             raise FlatbufferError(
-                f"{where}: wanted at most {_MAX_TABLES} tables in a file, got more: split the model",
+                f"{where}: expected at most {_MAX_TABLES} tables in a file, got more: split the model",
                 field=where,
                 expected=_MAX_TABLES,
             )

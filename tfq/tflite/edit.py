@@ -229,7 +229,7 @@ def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
     subgraphs = model.subgraphs or []
     if not 0 <= signature.subgraph < len(subgraphs):
         raise InputError(
-            f"signature {signature.key!r}: wanted a subgraph below {len(subgraphs)}, got {signature.subgraph}",
+            f"signature {signature.key!r}: expected a subgraph below {len(subgraphs)}, got {signature.subgraph}",
             field="signature",
             expected=range(len(subgraphs)),
             got=signature.subgraph,
@@ -242,7 +242,7 @@ def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
         wanted = [] if wanted is None else [int(index) for index in wanted]
         if sorted(names.values()) != sorted(set(wanted)):
             raise InputError(
-                f"signature {signature.key!r}: wanted a name for each of the {place} {wanted} (tensor indices), "
+                f"signature {signature.key!r}: expected a name for each of the {place} {wanted} (tensor indices), "
                 f"got {dict(names)}",
                 field=f"signature.{place}",
                 expected=wanted,
@@ -283,14 +283,14 @@ def _set_ranges(model: Any, ranges: RangeMap, generated: Any) -> None:
         tensors = model.subgraphs[index].tensors if 0 <= index < len(model.subgraphs) else []
         if not 0 <= number < len(tensors) or tensors[number].type != _FLOAT32:
             raise InputError(
-                f"{where}: wanted a float32 tensor that the model has",
+                f"{where}: expected a float32 tensor that the model has",
                 field="ranges",
                 expected="a float32 tensor",
                 got=(index, number),
             )
         if not -_FLOAT32_MAX <= minimum <= maximum <= _FLOAT32_MAX:
             raise InputError(
-                f"{where}: wanted finite minimum <= maximum, got [{minimum}, {maximum}]",
+                f"{where}: expected finite minimum <= maximum, got [{minimum}, {maximum}]",
                 field="ranges",
                 expected="finite minimum <= maximum",
                 got=(minimum, maximum),

@@ -16,7 +16,7 @@ def encode_metadata(value: Mapping[str, Any]) -> bytes:
         return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"metadata: wanted plain, finite JSON values: {error}",
+            f"metadata: expected plain, finite JSON values: {error}",
             field="metadata",
             expected="finite JSON values",
             got=str(error),
@@ -29,11 +29,11 @@ def decode_metadata(content: bytes) -> dict[str, Any]:
         value = json.loads(bytes(content), parse_constant=_refuse_constant)
     # Brackets nested a thousand deep exhaust the parser's stack.
     except (ValueError, RecursionError) as error:
-        message = f"metadata entry {METADATA_NAME!r}: wanted a JSON object: {error}: convert again"
+        message = f"metadata entry {METADATA_NAME!r}: expected a JSON object: {error}: convert again"
         raise FlatbufferError(message, field="metadata", expected="a JSON object") from error
     if not isinstance(value, dict):
         raise FlatbufferError(
-            f"metadata entry {METADATA_NAME!r}: wanted a JSON object, got {type(value).__name__}: convert again",
+            f"metadata entry {METADATA_NAME!r}: expected a JSON object, got {type(value).__name__}: convert again",
             field="metadata",
             expected="a JSON object",
             got=type(value).__name__,

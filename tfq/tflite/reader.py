@@ -37,7 +37,7 @@ def read(data: bytes) -> Model:
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise FlatbufferError(
-            f"model: got {type(data).__name__}: wanted the bytes of a .tflite file: read a path with "
+            f"model: got {type(data).__name__}: expected the bytes of a .tflite file: read a path with "
             "Path(path).read_bytes(), and convert a Keras model with tfq.convert(model, representative_dataset)",
             field="model",
             expected="bytes",
@@ -76,7 +76,7 @@ def read(data: bytes) -> Model:
 
 
 def _fail(where: str, wanted: str, got: object) -> None:
-    raise FlatbufferError(f"{where}: wanted {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got)
+    raise FlatbufferError(f"{where}: expected {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got)
 
 
 def _check_indices(where: str, indices: Sequence[int], count: int, lowest: int = 0) -> tuple[int, ...]:
@@ -190,7 +190,7 @@ def _read_tensor(table: Table, index: int, buffers: Sequence[_Span]) -> Tensor:
     if not 0 <= kind < len(schema.TENSOR_TYPES):
         _fail(f"{where}: type", f"a type from 0 to {len(schema.TENSOR_TYPES) - 1}", kind)
     if table.u32(TensorSlot.EXTERNAL_BUFFER, "external_buffer"):
-        raise FlatbufferError(f"{where}: wanted its data in this file, got another file's: export it as one")
+        raise FlatbufferError(f"{where}: expected its data in this file, got another file's: export it as one")
     buffer = table.u32(TensorSlot.BUFFER, "buffer")
     # A file without any buffer is legal when it has no constants.
     _check_indices(f"{where}: buffer", [buffer], max(1, len(buffers)))

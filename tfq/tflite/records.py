@@ -170,7 +170,7 @@ def constant_values(data: bytes, tensor: Tensor) -> NDArray:
     if not tensor.is_constant or tensor.is_sparse or dtype.hasobject or tensor.buffer_bytes != wanted:
         got = f"{'a sparse' if tensor.is_sparse else 'a dense'} one of {tensor.buffer_bytes}"
         raise InputError(
-            f"tensor {tensor.name!r}: wanted a dense constant of {wanted} bytes, got {got}",
+            f"tensor {tensor.name!r}: expected a dense constant of {wanted} bytes, got {got}",
             field=tensor.name,
             expected=wanted,
             got=got,

@@ -40,7 +40,7 @@ def check_model_file(config: RunConfig) -> None:
     """Raises InputError where config.model means a file, and there is none."""
     if is_file(config.model) and not Path(config.model).exists():
         raise InputError(
-            f"model={config.model} does not exist: wanted a .keras, .h5 or .tflite file, a SavedModel directory, or "
+            f"model={config.model} does not exist: expected a .keras, .h5 or .tflite file, a SavedModel directory, or "
             "a model's name",
             field="model",
             expected="a file",

@@ -231,7 +231,7 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     Trains a model that is named, or loads one from a file; makes its float32 and int8 flatbuffers, prunes and
     quantization-aware trains it and makes that int8 flatbuffer; audits, evaluates and benchmarks all three; writes the
     reports. The result of each stage is kept in config.out/.stages, and a later run takes what is there made from the
-    same inputs: after a kill, Ctrl-C or a full disk it goes on where it was. fresh: ignore and forget what is there.
+    same inputs: after a kill, Ctrl-C or a full disk it resumes. fresh: ignore and forget what is there.
     One run at a time: another on the same config.out waits for this one.
     Raises InputError before any work where the config cannot be carried out. A missed requirement does not raise
     here: the record carries the numbers, and `require(record)` raises.

@@ -48,7 +48,7 @@ def read_counts(text: str) -> dict[str, int]:
     threads = max(int(line[1]) for line in lines)
     if threads != 1:
         raise BackendError(
-            f"{threads} threads ran in the emulator: wanted one, since all are counted together",
+            f"{threads} threads ran in the emulator: expected one, since all are counted together",
             expected=1,
             got=threads,
         )

@@ -253,7 +253,7 @@ def _override() -> list[AptSource]:
     sources = parse_one_line(line)
     if line and not sources:
         raise BackendError(
-            f"{SOURCE_VARIABLE}={line!r}: wanted `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`",
+            f"{SOURCE_VARIABLE}={line!r}: expected `deb [signed-by=KEYRING] URI SUITE COMPONENT ...`",
             field=SOURCE_VARIABLE,
             got=line,
         )

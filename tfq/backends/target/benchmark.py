@@ -3,7 +3,7 @@
 
 request["entries"] are models on kernels, {"model": file, "inputs": [files], "kernels": ...}; an input file holds
 several whole inputs of the model, (k, ...), which take turns. Timed one after the other, each entry would see another
-machine: every round has one block of each, the order is drawn anew every other round, and turned round in between, so
+machine: every round has one block of each, the order is drawn again every other round, and turned round in between, so
 that a drift of the machine weighs on all of them alike.
 """
 

@@ -109,7 +109,7 @@ class Profiled:
         self.library.call("LiteRtStopProfiler", self.profiler)
         count = self.library.get("LiteRtGetNumProfilerEvents", self.profiler, type=ctypes.c_int)
         if not 0 < count < MOST_EVENTS:
-            raise RuntimeError(f"the profiler holds {count} events of one inference: wanted 1 to {MOST_EVENTS - 1}")
+            raise RuntimeError(f"the profiler holds {count} events of one inference: expected 1 to {MOST_EVENTS - 1}")
         events = (Event * count)()
         self.library.call("LiteRtGetProfilerEvents", self.profiler, ctypes.c_int(count), events)
         # Of another layout these would be anything; only then are the tags followed.

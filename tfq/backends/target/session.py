@@ -66,7 +66,7 @@ def prepare_inputs(interpreter, details, inputs):
     batch = batches.pop()
     if batches or batch < 1:
         shapes = [detail["shape"].tolist() for detail in details]
-        raise InputMismatch(f"the model's inputs have shapes {shapes}: wanted one batch dimension in front of all")
+        raise InputMismatch(f"the model's inputs have shapes {shapes}: expected one batch dimension in front of all")
     for detail, array in zip(details, inputs, strict=True):
         message = f"input {detail['name']!r}"
         if array.dtype != detail["dtype"]:
@@ -113,7 +113,7 @@ def per_example(values, batch):
         return np.concatenate(values)
     if batch == 1:
         return np.stack(values)
-    raise ValueError(f"an output has shape {list(shape)}: wanted the model's batch of {batch} in front")
+    raise ValueError(f"an output has shape {list(shape)}: expected the model's batch of {batch} in front")
 
 
 def check_same_shape(shape, other):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tfmot's mistakes mended from outside, for as long as a context lasts; and its 8-bit scheme with fewer rewrites.
+"""tfmot's mistakes fixed from outside, for as long as a context lasts; and its 8-bit scheme with fewer rewrites.
 
 Every private symbol of tfmot touched here was read in tensorflow-model-optimization 0.8.1:
 `ModelTransformer._get_layers`, `SeparableConvQuantize.replacement`, the transform `InputLayerQuantize` and

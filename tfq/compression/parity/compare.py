@@ -64,7 +64,7 @@ def qat_parity(
     require_tf_keras(qat_model, "qat_parity")
     if tolerance_lsb <= 0:
         raise InputError(
-            f"tolerance_lsb={tolerance_lsb}: wanted more than 0",
+            f"tolerance_lsb={tolerance_lsb}: expected more than 0",
             field="tolerance_lsb",
             expected="more than 0",
             got=tolerance_lsb,
@@ -87,7 +87,8 @@ class _Comparison:
         self._reference = ReferenceGraph(traced)
         if not self._reference.has_fake_quant():
             raise InputError(
-                f"{traced.model.name!r} has no fake quantization: wanted the model out of quantization-aware training "
+                f"{traced.model.name!r} has no fake quantization: expected the model out of quantization-aware "
+                f"training "
                 "(tfq.qat), which the flatbuffer was converted from",
                 field="qat_model",
                 expected="fake quantization",
@@ -214,7 +215,8 @@ def _traced(model: Any) -> Trace:
     built_in = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
     if built_in is not None:
         raise InputError(
-            f"{model.name!r} has the batch size {built_in} built in: wanted a model without one, to run it on batches "
+            f"{model.name!r} has the batch size {built_in} built in: expected a model without one, to run it on "
+            f"batches "
             "of any size: build its Input without batch_size",
             field="qat_model",
             expected="no batch size",

@@ -343,14 +343,14 @@ def check_origin(matches: list[Match], named: Mapping[int, list[str]], model: st
     """Raises InputError where the flatbuffer is not full of codes, or not of this model."""
     if not named:
         raise InputError(
-            "the flatbuffer holds no int8 activation: wanted the int8 one that was converted from this QAT model, "
+            "the flatbuffer holds no int8 activation: expected the int8 one that was converted from this QAT model, "
             "got a float one, or one of which only the weights are quantized",
             field="model",
             expected="int8 activations",
         )
     if not any(match.op != "input" for match in matches):
         raise InputError(
-            f"no tensor of the flatbuffer is called after a layer of {model!r}, or has its layer's size: wanted the "
+            f"no tensor of the flatbuffer is called after a layer of {model!r}, or has its layer's size: expected the "
             "flatbuffer that was converted from just this QAT model: convert it again with tfq.convert(model)",
             field="model",
             expected=f"a flatbuffer of {model!r}",

@@ -78,7 +78,8 @@ def check_settings(config: PruneConfig) -> None:
     targets = parse_targets(config.targets)
     if config.end_step != -1 and config.end_step <= config.begin_step:
         raise InputError(
-            f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: wanted a later one, or -1",
+            f"prune: end_step {config.end_step} is not after begin_step {config.begin_step}: expected a later one, "
+            f"or -1",
             field="compression.prune.end_step",
             expected=f"a step after {config.begin_step}, or -1",
             got=config.end_step,
@@ -97,7 +98,7 @@ def check_settings(config: PruneConfig) -> None:
         )
     if config.block_size and len(config.block_size) != 2:
         raise InputError(
-            f"prune: block_size {_listed(config.block_size)}: wanted two numbers, height,width",
+            f"prune: block_size {_listed(config.block_size)}: expected two numbers, height,width",
             field="compression.prune.block_size",
             expected="two numbers",
             got=config.block_size,
@@ -166,7 +167,7 @@ def _check_m_by_n(config: PruneConfig) -> None:
     message = f"sparsity_m_by_n={_listed(config.sparsity_m_by_n)}"
     if len(config.sparsity_m_by_n) != 2 or config.sparsity_m_by_n[0] >= config.sparsity_m_by_n[1]:
         raise InputError(
-            f"prune: {message}: wanted m,n with m below n, as in 2,4: two zeros in every four weights",
+            f"prune: {message}: expected m,n with m below n, as in 2,4: two zeros in every four weights",
             field="compression.prune.sparsity_m_by_n",
             expected="m,n with m below n",
             got=config.sparsity_m_by_n,

@@ -107,7 +107,7 @@ class Masks:
         self.apply = tf.function(apply)
 
     def update(self, sparsities: Mapping[str, float]) -> None:
-        """Masks the smallest weights anew, `sparsities` (layer -> fraction) of them; the weights stay as they are."""
+        """Masks the smallest weights again, `sparsities` (layer -> fraction) of them; the weights stay as they are."""
         for name, sparsity in sparsities.items():
             self._sparsities[name].assign(sparsity)
         # Eagerly: to trace tfmot's ops takes 0.2 s a layer, and an update a few ms.

@@ -172,7 +172,7 @@ def _checked_levels(levels: Sequence[float]) -> tuple[float, ...]:
     checked = tuple(float(level) for level in levels)
     if not checked or list(checked) != sorted(set(checked)) or not 0 < checked[0] <= checked[-1] < 1:
         raise InputError(
-            f"sensitivity: levels {list(levels)}: wanted rising sparsities above 0 and below 1",
+            f"sensitivity: levels {list(levels)}: expected rising sparsities above 0 and below 1",
             field="levels",
             expected="rising sparsities above 0 and below 1",
             got=levels,
@@ -187,7 +187,7 @@ def _inputs(model: Any, calibration: Any, limit: int) -> Any:
     examples = split if isinstance(split, Split) else next(split.pieces())
     if examples.num_examples < 2:
         raise InputError(
-            "sensitivity: got 1 example: wanted at least 2, and better 64, for outputs that differ",
+            "sensitivity: got 1 example: expected at least 2, and better 64, for outputs that differ",
             field="calibration",
             expected="at least 2 examples",
             got=1,

@@ -130,7 +130,7 @@ class StructuredPruningResult:
     macs_before, macs_after: multiply-adds for one example, of convolutions and Dense. uncounted: layers with multiply-
     adds of another kind, which neither number holds. max_difference: between the small model, as it was cut, and the
     given one with the removed filters at zero, as a share of a tensor's largest value. refit: of each layer that was
-    fit anew on data, the error of what it gives before and after that, see refit.refit.
+    refit on data, the error of what it gives before and after that, see refit.refit.
     """
 
     model: KerasModel = field(repr=False)
@@ -164,9 +164,7 @@ class StructuredPruningResult:
         shares = f"{self.parameters_after / self.parameters_before:.1%}"
         lines = [f"{macs}, parameters {self.parameters_before:,} -> {self.parameters_after:,} ({shares})"]
         lines += [f"  {name}: {kept} of {of} filters stay" for name, (kept, of) in self.removed.items()]
-        lines += [
-            f"  {name}: fit anew, error {before:.1%} -> {after:.1%}" for name, (before, after) in self.refit.items()
-        ]
+        lines += [f"  {name}: refit, error {before:.1%} -> {after:.1%}" for name, (before, after) in self.refit.items()]
         lines += [f"  {name}: all stay: {reason}" for name, reason in self.skipped.items()]
         lines += [f"  {name}: its multiply-adds are not counted" for name in self.uncounted]
         return "\n".join(lines)
@@ -184,7 +182,7 @@ def prune_structured(
 
     model: functional or sequential tf_keras model with its weights; it stays as it is.
     fit: fit(model, callbacks) compiles the small model and trains it in place; None leaves it as it was cut.
-    data: inputs on which the layers behind removed filters are fit anew before that (config.refit_examples of them), by
+    data: inputs on which the layers behind removed filters are refit before that (config.refit_examples of them), by
         least squares; whatever `tfq.data.as_split` takes. None leaves their weights as they were cut.
     config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
         a sequence of them (an ensemble), `model` itself without one.
@@ -264,7 +262,7 @@ def _why_kept(name: str, targets: Sequence[Target]) -> str:
 def _check_target_macs(target: float) -> None:
     if not 0 < target < 1:
         raise InputError(
-            f"structured_pruning: target_macs is the share of the multiply-adds that stays, wanted between 0 and 1, "
+            f"structured_pruning: target_macs is the share of the multiply-adds that stays, expected between 0 and 1, "
             f"got "
             f"{target:g}" + (": then nothing is to go" if target == 1 else ""),
             field="compression.structured_pruning.target_macs",

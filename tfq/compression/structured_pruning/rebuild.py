@@ -117,7 +117,7 @@ def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
     for label, whole, part in zip(labels, theirs, ours, strict=True):
         wanted = whole[..., channels[label]] if label in channels else whole
         message = (
-            f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: wanted "
+            f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: expected "
         )
         if part.shape != wanted.shape:
             raise TfqError(
@@ -191,7 +191,7 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
             warnings.warn(
                 f"structured_pruning: {layer.name!r} keeps the weights that it had: {unknowns:,} of one filter are "
                 f"too many to be "
-                "fit anew",
+                "refit",
                 TfqWarning,
                 stacklevel=3,
             )

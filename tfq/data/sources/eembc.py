@@ -69,7 +69,7 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            f"data.source=eembc: wanted eembc:DIR: give a directory with the .bin files and {LABELS_FILE}",
+            f"data.source=eembc: expected eembc:DIR: give a directory with the .bin files and {LABELS_FILE}",
             field="data.source",
             expected="eembc:DIR",
             got="eembc",
@@ -104,15 +104,15 @@ def _lines(table: Path) -> list[_Line]:
         lines = [_line(row, number, table) for number, row in enumerate(rows, 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{table} is no CSV file ({error}): wanted lines `{_LINE}`", field="data.source", got=str(table)
+            f"{table} is no CSV file ({error}): expected lines `{_LINE}`", field="data.source", got=str(table)
         ) from error
     if not lines:
-        raise InputError(f"{table} holds no line: wanted `{_LINE}`", field="data.source", got=str(table))
+        raise InputError(f"{table} holds no line: expected `{_LINE}`", field="data.source", got=str(table))
     for line in lines:
         if (line.classes, line.width, line.stride) != (lines[0].classes, lines[0].width, lines[0].stride):
             raise InputError(
                 f"{table}, line {line.number}: {line.classes} classes, window {line.width}, stride {line.stride}; line "
-                f"{lines[0].number}: {lines[0].classes}, {lines[0].width}, {lines[0].stride}: wanted the same in all",
+                f"{lines[0].number}: {lines[0].classes}, {lines[0].width}, {lines[0].stride}: expected the same in all",
                 field="data.source",
                 expected=(lines[0].classes, lines[0].width, lines[0].stride),
                 got=(line.classes, line.width, line.stride),
@@ -125,10 +125,10 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
     try:
         values = [int(text) for text in row[1:]]
     except ValueError as error:
-        raise InputError(f"{where}: {error}: wanted `{_LINE}`", field="data.source", got=row[1:]) from error
+        raise InputError(f"{where}: {error}: expected `{_LINE}`", field="data.source", got=row[1:]) from error
     if len(values) not in (2, 4):
         raise InputError(
-            f"{where}: has {len(row)} columns: wanted 3 or 5: `{_LINE}`",
+            f"{where}: has {len(row)} columns: expected 3 or 5: `{_LINE}`",
             field="data.source",
             expected=(3, 5),
             got=len(row),
@@ -136,13 +136,13 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
     line = _Line(number=number, name=row[0].strip(), classes=values[0], label=values[1])
     if not line.name or Path(line.name).name != line.name:
         raise InputError(
-            f"{where}: {line.name!r}: wanted the name of a file that lies beside {table.name}",
+            f"{where}: {line.name!r}: expected the name of a file that lies beside {table.name}",
             field="data.source",
             got=line.name,
         )
     if not 0 <= line.label < line.classes:
         raise InputError(
-            f"{where}: class {line.label} of {line.classes}: wanted 0 to {line.classes - 1}",
+            f"{where}: class {line.label} of {line.classes}: expected 0 to {line.classes - 1}",
             field="data.source",
             expected=range(line.classes),
             got=line.label,
@@ -151,7 +151,7 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
         width, stride = values[2:]
         if width < 4 or stride < 4 or width % 4 or stride % 4:
             raise InputError(
-                f"{where}: window {width}, stride {stride} bytes: wanted multiples of 4, of float32",
+                f"{where}: window {width}, stride {stride} bytes: expected multiples of 4, of float32",
                 field="data.source",
                 got=(width, stride),
             )
@@ -183,7 +183,7 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
         for line, size in zip(lines, sizes, strict=True):
             if size < width:
                 raise InputError(
-                    f"{table.parent / line.name} has {size:,} bytes: wanted a window of {width:,} at least",
+                    f"{table.parent / line.name} has {size:,} bytes: expected a window of {width:,} at least",
                     field="data.source",
                     expected=width,
                     got=size,
@@ -193,7 +193,7 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
     for line, size in zip(lines, sizes, strict=True):
         if size not in _FORMATS:
             raise InputError(
-                f"{table.parent / line.name} has {size:,} bytes: wanted one of {known}; other inputs go into an .npz "
+                f"{table.parent / line.name} has {size:,} bytes: expected one of {known}; other inputs go into an .npz "
                 "(data.source=npz:PATH)",
                 field="data.source",
                 expected=tuple(_FORMATS),
@@ -201,7 +201,7 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
             )
         if size != sizes[0]:
             raise InputError(
-                f"{table.parent / line.name} has {size:,} bytes, {lines[0].name} has {sizes[0]:,}: wanted one size",
+                f"{table.parent / line.name} has {size:,} bytes, {lines[0].name} has {sizes[0]:,}: expected one size",
                 field="data.source",
                 expected=sizes[0],
                 got=size,

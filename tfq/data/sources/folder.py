@@ -164,7 +164,7 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
     holder = "train" if split == "val" and "val" not in splits else split
     if holder not in splits:
         raise MissingSplitError(
-            f"folder:{address} has no {split} split: wanted a folder {root / holder} with one folder a class in it; "
+            f"folder:{address} has no {split} split: expected a folder {root / holder} with one folder a class in it; "
             f"there is {', '.join(sorted(splits))}",
             field="split",
             expected=tuple(sorted(splits)),
@@ -185,7 +185,7 @@ def read_folder(address: str, config: DataConfig, split: str) -> Examples:
 def _root(address: str) -> Path:
     if not address:
         raise InputError(
-            f"data.source=folder: wanted folder:DIR: give a directory of images: {_WANTED}",
+            f"data.source=folder: expected folder:DIR: give a directory of images: {_WANTED}",
             field="data.source",
             expected="folder:DIR",
             got="folder",
@@ -209,7 +209,7 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         if name and (inside := _subfolders(path)):
             if name in named:
                 raise InputError(
-                    f"{root} has two folders for {name}, {path.name} and another: wanted one",
+                    f"{root} has two folders for {name}, {path.name} and another: expected one",
                     field="data.source",
                     expected=f"one folder for {name}",
                     got=path.name,
@@ -323,7 +323,7 @@ def _explained(path: Path) -> str:
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     message = "is empty" if not size else f"cannot be decoded as JPEG or PNG ({size:,} bytes)"
-    return f"{path} {message}: wanted a whole image: mend it, or move it away"
+    return f"{path} {message}: expected a whole image: fix it, or move it away"
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:

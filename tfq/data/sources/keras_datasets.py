@@ -90,7 +90,7 @@ def read_fashion_split(files: list[Path], split: str) -> Arrays:
     images, labels = (_idx(path) for path in files if path.name.startswith(_FASHION_PREFIX[split]))
     if images.ndim != 3 or labels.ndim != 1:
         raise InputError(
-            f"{files[0].parent}: images {images.shape}, labels {labels.shape}: wanted (n, 28, 28) and (n,)"
+            f"{files[0].parent}: images {images.shape}, labels {labels.shape}: expected (n, 28, 28) and (n,)"
         )
     return images[..., None], class_labels(labels, f"{files[0].parent} ({split})"), ()
 
@@ -111,7 +111,7 @@ def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     missing = [name for name in names if name not in result]
     if missing:
         raise InputError(
-            f"{path} does not hold {missing[0]}: wanted the archive of CIFAR-10's python version",
+            f"{path} does not hold {missing[0]}: expected the archive of CIFAR-10's python version",
             field="data.source",
             expected=missing[0],
             got=str(path),
@@ -148,14 +148,14 @@ def _batch(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.in
         ) from error
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise InputError(
-            f"{where}: data is {getattr(data, 'shape', type(data).__name__)}: wanted uint8 (n, 3072)",
+            f"{where}: data is {getattr(data, 'shape', type(data).__name__)}: expected uint8 (n, 3072)",
             field="data.source",
             expected="(n, 3072)",
             got=getattr(data, "shape", type(data).__name__),
         )
     if labels.shape != data.shape[:1]:
         raise InputError(
-            f"{where}: labels are {labels.shape}: wanted ({len(data)},)",
+            f"{where}: labels are {labels.shape}: expected ({len(data)},)",
             field="data.source",
             expected=(len(data),),
             got=labels.shape,

@@ -58,7 +58,7 @@ class Member:
             )
         if not self.shape:
             raise InputError(
-                f"{self.path} {self.key}: is a single number: wanted an array with the examples along its first axis",
+                f"{self.path} {self.key}: is a single number: expected an array with the examples along its first axis",
                 field=self.key,
                 got=(),
             )
@@ -128,10 +128,10 @@ def read_members(path: Path, wanted: str) -> dict[str, Member]:
         if content.startswith(_NPY_MAGIC):
             advice = "save it with numpy.savez(path, x_test=...)"
             raise InputError(
-                f"{path} is a single .npy array: wanted {wanted}: {advice}", field="data.source", got=str(path)
+                f"{path} is a single .npy array: expected {wanted}: {advice}", field="data.source", got=str(path)
             ) from error
         raise InputError(
-            f"{path} is no .npz archive, or a damaged one ({error}): wanted {wanted}",
+            f"{path} is no .npz archive, or a damaged one ({error}): expected {wanted}",
             field="data.source",
             got=str(path),
         ) from error
@@ -174,7 +174,7 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            "data.source=npz: wanted npz:PATH: give the path of an .npz file",
+            "data.source=npz: expected npz:PATH: give the path of an .npz file",
             field="data.source",
             expected="npz:PATH",
             got="npz",
@@ -187,7 +187,7 @@ def read_npz(address: str, config: DataConfig, split: str) -> Examples:
     keys = _input_keys(list(members), holder)
     if not keys:
         raise MissingSplitError(
-            f"{path} has no x_{split}: wanted x_{split} or x_{split}.<input>, and y_{split} for labels; "
+            f"{path} has no x_{split}: expected x_{split} or x_{split}.<input>, and y_{split} for labels; "
             f"it holds {', '.join(sorted(members)) or 'nothing'}",
             field="split",
             expected=tuple(sorted(members)),
@@ -204,7 +204,7 @@ def _input_keys(keys: Sequence[str], split: str) -> list[str]:
 def _examples(members: dict[str, Member], keys: list[str], path: Path, split: str, notes: tuple[str, ...]) -> Examples:
     if len(keys) > 1 and f"x_{split}" in keys:
         raise InputError(
-            f"{path} holds both x_{split} and {keys[1 - keys.index(f'x_{split}')]}: wanted one or the other",
+            f"{path} holds both x_{split} and {keys[1 - keys.index(f'x_{split}')]}: expected one or the other",
             field="data.source",
             got=tuple(keys),
         )
@@ -216,13 +216,13 @@ def _examples(members: dict[str, Member], keys: list[str], path: Path, split: st
     if len(set(lengths.values())) > 1:
         message = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{path} ({split}): lengths differ ({message}): wanted one label and one of each input per example",
+            f"{path} ({split}): lengths differ ({message}): expected one label and one of each input per example",
             field="data.source",
             got=lengths,
         )
     count = next(iter(lengths.values()))
     if not count:
-        raise InputError(f"{path} ({split}): is empty: wanted at least one example", field="data.source", got=0)
+        raise InputError(f"{path} ({split}): is empty: expected at least one example", field="data.source", got=0)
     whole = [name for name, member in inputs.items() if member.is_by_columns]
     if whole:
         notes = (*notes, f"{path}: {whole[0]!r} is stored by columns (Fortran order): it is read as a whole")

@@ -30,7 +30,7 @@ def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
     """
     if not address:
         raise InputError(
-            "data.source=tfds: wanted tfds:NAME: give the name of a data set, such as tfds:mnist",
+            "data.source=tfds: expected tfds:NAME: give the name of a data set, such as tfds:mnist",
             field="data.source",
             expected="tfds:NAME",
             got="tfds",
@@ -134,7 +134,7 @@ def _pieces(dataset: Any, start: int, stop: int) -> Iterator[Piece]:
     spec = dataset(start, start + 1).element_spec[0]
     if isinstance(spec, dict) or not getattr(spec, "shape", None) or not spec.shape.is_fully_defined():
         raise InputError(
-            f"the input of this data set is {spec}: wanted images, or numbers of one shape: save an .npz",
+            f"the input of this data set is {spec}: expected images, or numbers of one shape: save an .npz",
             field="data.source",
             expected="images, or numbers of one shape",
             got=str(spec),

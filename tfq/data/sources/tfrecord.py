@@ -51,7 +51,7 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
             yield from _walk(content, size, path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}: wanted a TFRecord file",
+            f"{path} cannot be read: {error.strerror}: expected a TFRecord file",
             field="data.source",
             expected="a TFRecord file",
             got=str(path),
@@ -61,7 +61,7 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
 def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]]:
     if content[:2] == _GZIP_MAGIC:
         raise InputError(
-            f"{path} is compressed with gzip: wanted a plain TFRecord file: gunzip it",
+            f"{path} is compressed with gzip: expected a plain TFRecord file: gunzip it",
             field="data.source",
             got=str(path),
         )
@@ -95,7 +95,7 @@ def explain_record(path: Path, record: int, config: DataConfig, error: Exception
     try:
         features = tf.train.Example.FromString(content).features.feature
     except DecodeError:
-        return "is no tf.train.Example: wanted Examples with an encoded image and an integer label"
+        return "is no tf.train.Example: expected Examples with an encoded image and an integer label"
     for flag, key, kind in (
         ("image_key", config.image_key, "bytes_list"),
         ("label_key", config.label_key, "int64_list"),
@@ -104,7 +104,7 @@ def explain_record(path: Path, record: int, config: DataConfig, error: Exception
             return problem
     return (
         f"holds an image under {config.image_key!r} that cannot be decoded as JPEG or PNG "
-        f"({len(features[config.image_key].bytes_list.value[0]):,} bytes): wanted the encoded file's bytes"
+        f"({len(features[config.image_key].bytes_list.value[0]):,} bytes): expected the encoded file's bytes"
     )
 
 
@@ -114,14 +114,14 @@ def _feature_problem(features, flag: str, key: str, kind: str) -> str:
         there = ", ".join(f"{name} ({features[name].WhichOneof('kind')})" for name in sorted(features))
         without = "; data.label_key= reads images without labels" if flag == "label_key" else ""
         return (
-            f"has no {key!r}: wanted the key of data.{flag}; it has {there or 'no feature'}: "
+            f"has no {key!r}: expected the key of data.{flag}; it has {there or 'no feature'}: "
             f"{did_you_mean(key, list(features))}{without}"
         )
     came = features[key].WhichOneof("kind")
     if came != kind:
-        return f"holds {came or 'nothing'} under {key!r}: wanted one value of {kind}: name another key in data.{flag}"
+        return f"holds {came or 'nothing'} under {key!r}: expected one value of {kind}: name another key in data.{flag}"
     count = len(getattr(features[key], kind).value)
-    return "" if count == 1 else f"holds {count} values under {key!r}: wanted one"
+    return "" if count == 1 else f"holds {count} values under {key!r}: expected one"
 
 
 # A word of the base name, not a piece of one: "cifar10-train.tfrecord-00000-of-00005", "val_3", not "latest".
@@ -143,7 +143,7 @@ def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
     count = sum(file.num_records for file in files)
     if not count:
         raise InputError(
-            f"tfrecord:{address} ({split}): {len(files)} files hold no record: wanted at least one",
+            f"tfrecord:{address} ({split}): {len(files)} files hold no record: expected at least one",
             field="data.source",
             got=0,
         )
@@ -155,7 +155,7 @@ def matched_files(address: str) -> list[Path]:
     """The files that `address` names, sorted. Raises InputError when there is none."""
     if not address:
         raise InputError(
-            "data.source=tfrecord: wanted tfrecord:GLOB: give a path or a pattern such as 'data/train-*'",
+            "data.source=tfrecord: expected tfrecord:GLOB: give a path or a pattern such as 'data/train-*'",
             field="data.source",
             expected="tfrecord:GLOB",
             got="tfrecord",
@@ -199,7 +199,7 @@ def _routed(paths: Sequence[Path], split: str, address: str) -> tuple[list[Path]
     holder = "train" if split == "val" and "val" not in by_split else split
     if holder not in by_split:
         raise MissingSplitError(
-            f"tfrecord:{address} has no {split} split: wanted files with the word {holder!r} in their names; "
+            f"tfrecord:{address} has no {split} split: expected files with the word {holder!r} in their names; "
             f"{len(paths)} files match, for {', '.join(sorted(map(str, by_split)))}",
             field="split",
             expected=tuple(sorted(map(str, by_split))),

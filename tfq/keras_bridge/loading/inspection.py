@@ -50,7 +50,7 @@ def refuse_code(file: ModelFile, registered: Set[str] = frozenset()) -> None:
     top = file.config.get("class_name")
     if top is None:
         raise InputError(
-            f"{file.path}: the model's config has no class_name: wanted a model as Keras saves it",
+            f"{file.path}: the model's config has no class_name: expected a model as Keras saves it",
             field="model",
             expected="a model as Keras saves it",
             got=str(file.path),

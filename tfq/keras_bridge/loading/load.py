@@ -86,7 +86,7 @@ def _loaded(keras: Any, file: ModelFile, directory: Path, allow_code: bool, cust
         ) from error
     if not isinstance(model, keras.Model):
         raise InputError(
-            f"{file.path}: Keras built a {type(model).__name__} from it: wanted a model",
+            f"{file.path}: Keras built a {type(model).__name__} from it: expected a model",
             field="model",
             expected="a model",
             got=type(model).__name__,

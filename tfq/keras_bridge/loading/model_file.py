@@ -75,7 +75,7 @@ class ModelFile:
         if major == "3":
             return "keras"
         raise InputError(
-            f"{self.path} was written by Keras {self.keras_version!r}: wanted 1, 2 or 3",
+            f"{self.path} was written by Keras {self.keras_version!r}: expected 1, 2 or 3",
             field="model",
             expected="Keras 1, 2 or 3",
             got=self.keras_version,
@@ -98,18 +98,18 @@ def read_model_file(path: str | os.PathLike) -> ModelFile:
         return from_zip(path, content)
     if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
         raise InputError(
-            f"{path} is a Python pickle, which runs code when it is read: wanted {WANTED}",
+            f"{path} is a Python pickle, which runs code when it is read: expected {WANTED}",
             field="model",
             expected=WANTED,
         )
     if content[4:8] == b"TFL3":
         raise InputError(
-            f"{path} is a TFLite flatbuffer: wanted {WANTED}: convert starts from the Keras model",
+            f"{path} is a TFLite flatbuffer: expected {WANTED}: convert starts from the Keras model",
             field="model",
             expected=WANTED,
         )
     raise InputError(
-        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}): wanted {WANTED}",
+        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}): expected {WANTED}",
         field="model",
         expected=WANTED,
     )
@@ -121,7 +121,7 @@ def _content(path: Path) -> bytes:
     except OSError:
         return artifacts.read_bytes(path, WANTED, field="model")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is no regular file: wanted {WANTED}", field="model", expected=WANTED)
+        raise InputError(f"{path} is no regular file: expected {WANTED}", field="model", expected=WANTED)
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(
             f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
@@ -141,20 +141,20 @@ def _from_h5(path: Path, content: bytes) -> ModelFile:
             if config is None:
                 hint = "weights alone" if "layer_names" in file.attrs or "layers" in file else "no Keras model"
                 raise InputError(
-                    f"{path} is an HDF5 file without model_config: {hint}: wanted {WANTED}: save the whole model "
+                    f"{path} is an HDF5 file without model_config: {hint}: expected {WANTED}: save the whole model "
                     "(model.save, not save_weights)",
                     field="model",
                     expected=WANTED,
                 )
             if "model_weights" not in file:
                 raise InputError(
-                    f"{path} has a model_config but no model_weights group: wanted {WANTED} with weights",
+                    f"{path} has a model_config but no model_weights group: expected {WANTED} with weights",
                     field="model",
                     expected=WANTED,
                 )
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} is a damaged HDF5 file ({error}): wanted {WANTED}", field="model", expected=WANTED
+            f"{path} is a damaged HDF5 file ({error}): expected {WANTED}", field="model", expected=WANTED
         ) from error
     return ModelFile(
         path=path,
@@ -172,7 +172,7 @@ def from_zip(path: Path, content: bytes) -> ModelFile:
             names = set(archive.namelist())
             if "config.json" not in names or "metadata.json" not in names:
                 raise InputError(
-                    f"{path} is a zip without config.json and metadata.json, so no .keras file: wanted {WANTED}",
+                    f"{path} is a zip without config.json and metadata.json, so no .keras file: expected {WANTED}",
                     field="model",
                     expected=WANTED,
                 )
@@ -186,16 +186,16 @@ def from_zip(path: Path, content: bytes) -> ModelFile:
                     _check_no_pickle(path, inner)
             else:
                 raise InputError(
-                    f"{path} holds no model.weights.h5: wanted {WANTED} with weights", field="model", expected=WANTED
+                    f"{path} holds no model.weights.h5: expected {WANTED} with weights", field="model", expected=WANTED
                 )
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
         raise InputError(
-            f"{path} is a damaged or encrypted zip ({error}): wanted {WANTED}", field="model", expected=WANTED
+            f"{path} is a damaged or encrypted zip ({error}): expected {WANTED}", field="model", expected=WANTED
         ) from error
     version = metadata.get("keras_version")
     if not isinstance(version, str) or not version:
         raise InputError(
-            f"{path}: metadata.json has no keras_version: wanted a .keras file as Keras writes it", field="model"
+            f"{path}: metadata.json has no keras_version: expected a .keras file as Keras writes it", field="model"
         )
     # Loading without compiling drops it, so nothing in it can run.
     config.pop("compile_config", None)
@@ -295,7 +295,7 @@ def _text(value: Any) -> str:
 
 def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, (str, bytes)):
-        raise InputError(f"{path}: {what} is {type(value).__name__}: wanted JSON text", field="model")
+        raise InputError(f"{path}: {what} is {type(value).__name__}: expected JSON text", field="model")
     if len(value) > MAX_JSON_BYTES:
         raise InputError(
             f"{path}: {what} has {len(value)} bytes: more than the {MAX_JSON_BYTES} that tfq reads",
@@ -306,12 +306,12 @@ def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
         config = json.loads(value)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: {what} is not JSON ({error}): wanted {WANTED}", field="model", expected=WANTED
+            f"{path}: {what} is not JSON ({error}): expected {WANTED}", field="model", expected=WANTED
         ) from error
     except RecursionError as error:
         raise InputError(f"{path}: {what} is nested too deeply to be a model", field="model") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: {what} is a JSON {type(config).__name__}: wanted an object", field="model")
+        raise InputError(f"{path}: {what} is a JSON {type(config).__name__}: expected an object", field="model")
     return config
 
 
@@ -331,7 +331,7 @@ def read_model_directory(path: Path) -> ModelFile:
                     archive.writestr(name, _member(path, name))
         return from_zip(path, content.getvalue())
     raise InputError(
-        f"{path} is a directory without saved_model.pb: wanted {_WANTED}",
+        f"{path} is a directory without saved_model.pb: expected {_WANTED}",
         field="model",
         expected=_WANTED,
         got=str(path),
@@ -376,7 +376,8 @@ def _root_metadata(path: Path) -> dict:
     if not texts:
         raise InputError(
             f"{path} is a SavedModel without Keras' config: exported for serving (model.export, tf.saved_model.save), "
-            f"so its layers can no longer be told, pruned or trained: wanted {_WANTED}: give what it was exported from",
+            f"so its layers can no longer be told, pruned or trained: expected {_WANTED}: give what it was exported "
+            f"from",
             field="model",
             expected=_WANTED,
         )
@@ -392,7 +393,7 @@ def _variables(path: Path) -> dict[str, bytes]:
         ) from error
     if "variables.index" not in names or len(names) < 2 or len(names) > MAX_MEMBERS:
         raise InputError(
-            f"{path}/variables holds {names[:5]}: wanted variables.index and variables.data-*", field="model"
+            f"{path}/variables holds {names[:5]}: expected variables.index and variables.data-*", field="model"
         )
     members: dict[str, bytes] = {}
     for name in names:
@@ -413,12 +414,12 @@ def _member(path: Path, name: str) -> bytes:
         inside = (path / Path(name).parts[0]).lstat()
     except OSError as error:
         raise InputError(
-            f"{file} cannot be read ({error.strerror}): wanted {_WANTED}", field="model", expected=_WANTED
+            f"{file} cannot be read ({error.strerror}): expected {_WANTED}", field="model", expected=_WANTED
         ) from error
     if stat.S_ISLNK(status.st_mode) or stat.S_ISLNK(inside.st_mode):
         raise InputError(f"{file} is a symbolic link or lies behind one: such a model is not loaded", field="model")
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{file} is no regular file: wanted {_WANTED}", field="model", expected=_WANTED)
+        raise InputError(f"{file} is no regular file: expected {_WANTED}", field="model", expected=_WANTED)
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(
             f"{file} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
@@ -455,7 +456,7 @@ def _fields(path: Path, name: str, data: bytes) -> Iterator[tuple[int, bytes | i
             length = 8 if kind == 1 else 4
         else:
             raise InputError(
-                f"{path}/{name} is damaged (wire type {kind} at byte {position}): wanted {_WANTED}",
+                f"{path}/{name} is damaged (wire type {kind} at byte {position}): expected {_WANTED}",
                 field="model",
                 expected=_WANTED,
             )
@@ -478,7 +479,7 @@ def _varint(path: Path, name: str, data: bytes, position: int) -> tuple[int, int
         if not byte & 0x80:
             return value, position
     raise InputError(
-        f"{path}/{name} is truncated or damaged at byte {position}: wanted {_WANTED}", field="model", expected=_WANTED
+        f"{path}/{name} is truncated or damaged at byte {position}: expected {_WANTED}", field="model", expected=_WANTED
     )
 
 

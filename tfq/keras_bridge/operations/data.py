@@ -80,7 +80,7 @@ def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any])
     if tag == "slice":
         if len(items) != 3:
             raise InputError(
-                f"a slice among the arguments of an operation has {len(items)} parts, wanted 3",
+                f"a slice among the arguments of an operation has {len(items)} parts, expected 3",
                 field="model",
                 expected=3,
                 got=len(items),
@@ -107,7 +107,7 @@ def _encoded_array(value: Any) -> dict[str, Any]:
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype.kind not in _NUMBERS:
-        raise Untranslatable(f"it is called with an array of {array.dtype}: wanted numbers")
+        raise Untranslatable(f"it is called with an array of {array.dtype}: expected numbers")
     if array.nbytes > MAX_CONSTANT_BYTES:
         raise Untranslatable(
             f"it holds a constant of {array.nbytes} bytes, more than {MAX_CONSTANT_BYTES}: make it a weight of a layer"

@@ -240,7 +240,7 @@ def _made(kind: str, made_with: Any) -> Any:
     values = decode(made_with, ())
     if not isinstance(values, dict):
         raise InputError(
-            f"the parameters of {kind!r} are a {type(values).__name__}, wanted a dict: damaged file",
+            f"the parameters of {kind!r} are a {type(values).__name__}, expected a dict: damaged file",
             field="model",
             expected="a dict",
             got=type(values).__name__,

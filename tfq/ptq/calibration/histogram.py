@@ -70,7 +70,8 @@ class Histogram:
         bins, counts = (np.asarray(values[name], np.int64).reshape(-1) for name in ("bins", "counts"))
         if values["mantissa_bits"] != _MANTISSA_BITS:
             raise InputError(
-                f"histogram with {values['mantissa_bits']} bits of mantissa: wanted {_MANTISSA_BITS}, as this version "
+                f"histogram with {values['mantissa_bits']} bits of mantissa: expected {_MANTISSA_BITS}, as this "
+                f"version "
                 "of tfq counts: observe the data again",
                 field="mantissa_bits",
                 expected=_MANTISSA_BITS,
@@ -78,7 +79,7 @@ class Histogram:
             )
         if bins.size != counts.size or not np.isin(bins, np.arange(NUM_BINS)).all() or (counts < 1).any():
             raise InputError(
-                f"histogram: wanted as many counts of 1 or more as bins from 0 to {NUM_BINS - 1}", field="counts"
+                f"histogram: expected as many counts of 1 or more as bins from 0 to {NUM_BINS - 1}", field="counts"
             )
         result = cls()
         result.counts[bins] = counts
@@ -113,7 +114,7 @@ class Bins:
         """
         if not 0 <= share <= 1 or not self.counts.size:
             raise InputError(
-                f"quantile {share} of {self.counts.sum()} values: wanted 0 to 1, of at least one value",
+                f"quantile {share} of {self.counts.sum()} values: expected 0 to 1, of at least one value",
                 field="share",
                 expected=(0, 1),
                 got=share,

@@ -250,7 +250,7 @@ def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
         pattern, equals, method = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern:
             raise InputError(
-                f"calibration: {text!r}: wanted PATTERN=METHOD, as in 'conv*=mse'",
+                f"calibration: {text!r}: expected PATTERN=METHOD, as in 'conv*=mse'",
                 field="calibration.tensors",
                 expected="PATTERN=METHOD",
                 got=text,

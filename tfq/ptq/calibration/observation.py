@@ -225,7 +225,7 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
     """
     if not parts:
         raise InputError(
-            "merge_observations: wanted at least one part", field="parts", expected="at least one part", got=0
+            "merge_observations: expected at least one part", field="parts", expected="at least one part", got=0
         )
     whole = copy.deepcopy(parts[0])
     for number, part in enumerate(parts[1:], 1):

@@ -161,7 +161,7 @@ def observe(
         count += 1
     if not count:
         raise InputError(
-            "no samples to calibrate with: wanted at least one",
+            "no samples to calibrate with: expected at least one",
             field="representative_dataset",
             expected="at least one sample",
             got=0,
@@ -182,7 +182,7 @@ def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
     results = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
     if not results:
         raise InputError(
-            "the flatbuffer has no float32 activation to calibrate: wanted a float one",
+            "the flatbuffer has no float32 activation to calibrate: expected a float one",
             field="model",
             expected="float32 activations",
         )
@@ -204,7 +204,7 @@ def _refuse(sample: int, seen: TensorObservation, ends: tuple[float, float]) -> 
     what = "NaN" if any(map(math.isnan, ends)) else "infinity"
     raise InputError(
         f"calibration: on sample {sample}, tensor {seen.name!r} (layer {seen.layer or 'unknown'}) holds {what}: no "
-        "range can hold it: mend the model or the sample",
+        "range can hold it: fix the model or the sample",
         field=f"representative_dataset[{sample}]",
         expected="finite activations",
         got=what,
