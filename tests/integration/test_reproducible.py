@@ -16,6 +16,7 @@ def short_run(tfq_cli, out, cache, *arguments):
 
 SHORT = (
     "--model=digits_cnn",
+    "--data=digits",
     "--training.epochs=2",
     "--compression.train.epochs=1",
     "--conversion.num_calibration_samples=50",
