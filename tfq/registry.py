@@ -28,8 +28,8 @@ from tfq.errors import InputError, did_you_mean
 # The module that registers tfq's own objects of each extension point. Importing it fills the registry.
 MODULES = {
     "backend": "tfq.backends",
-    "calibration_method": "tfq.ptq.calibration.methods",
     "bridged_layer": "tfq.keras_bridge.layers.translate",
+    "calibration_method": "tfq.ptq.calibration.methods",
     "data_source": "tfq.data.sources",
     "metric": "tfq.evaluation.metrics",
     "target": "tfq.auditing.targets",
