@@ -143,9 +143,9 @@ def flags_in_strings(source: str, flags: set[str]) -> list[str]:
 
 
 def flags_of_every_command() -> set[str]:
-    from tfq.cli.flags import COMMAND_OF, every_setting, settings_of
+    from tfq.cli.flags import COMMANDS, every_setting, settings_of
 
-    settings = every_setting() + [setting for section in COMMAND_OF for setting in settings_of(section)]
+    settings = every_setting() + [setting for section in COMMANDS for setting in settings_of(section)]
     return {setting.flag for setting in settings} | {"config", "format", "allow_code", "verbosity"}
 
 

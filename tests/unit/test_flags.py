@@ -7,8 +7,8 @@ import pytest
 from messages import refused
 
 from tfq import registry
-from tfq.cli.flags import COMMAND_OF, COMMON, UNUSED, USES, HelpRequested, every_setting, parse, settings_of, with_flags
-from tfq.cli.main import COMMANDS
+from tfq.cli import main
+from tfq.cli.flags import COMMANDS, COMMON, HelpRequested, every_setting, parse, settings_of, with_flags
 from tfq.errors import InputError
 
 
@@ -128,8 +128,8 @@ def test_an_error_about_a_field_of_one_word_names_its_flag():
 
 def test_every_section_with_flags_of_its_own_has_a_command():
     sections = {setting.path[0] for setting in every_setting()} - set(COMMON)
-    assert sections == set(COMMAND_OF) == set(USES)
-    assert set(COMMAND_OF.values()) | {"run"} == set(COMMANDS)
+    assert sections | {None} == set(COMMANDS)
+    assert {flags.command for flags in COMMANDS.values()} == set(main.COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_a_flag_that_a_command_ignores_is_unknown(section, unknown):
             parsed(f"--{flag}=1", section=section)
 
 
-def test_the_names_in_uses_and_unused_are_config_paths():
+def test_what_commands_use_and_ignore_are_config_paths():
     paths = {".".join(setting.path[:depth]) for setting in every_setting() for depth in range(1, 5)}
-    named = {name for names in (*USES.values(), *UNUSED.values()) for name in names}
+    named = {name for flags in COMMANDS.values() for name in (*flags.uses, *flags.ignores)}
     assert named - {"allow_code"} <= paths
 
 

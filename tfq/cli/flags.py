@@ -2,7 +2,7 @@
 """The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
 
 A command has the flags of its own section under their bare path (`convert --scheme=int8` sets `conversion.scheme`)
-and, under their whole path, the flags of the other fields that it reads (`USES`). `run` has all of its flags under
+and, under their whole path, the flags of the other fields that it reads (`COMMANDS`). `run` has all of its flags under
 their whole path. Precedence: default < --config < flag.
 """
 
@@ -20,34 +20,40 @@ from tfq.config.base import choices_of, field_types, is_section, section_field
 from tfq.errors import InputError, did_you_mean
 from tfq.provenance import SCHEMA_VERSION
 
-# The command that has the flags of a section.
-COMMAND_OF = {
-    "training": "train",
-    "compression": "compress",
-    "conversion": "convert",
-    "audit": "audit",
-    "evaluation": "evaluate",
-    "benchmark": "benchmark",
-    "search": "search",
-    "analysis": "analyze",
-}
 COMMON = ("model", "data", "out", "plugin", "seed")
-# What a command uses besides its own section, --model, --out and --plugin: sections, fields, "allow_code".
-USES = {
-    "training": ("data", "seed"),
-    "compression": ("data", "seed", "allow_code"),
-    "conversion": ("data", "allow_code"),
-    "audit": (),
-    "evaluation": ("data",),
-    "benchmark": ("data", "seed"),
-    "search": ("data", "allow_code", "conversion"),
-    "analysis": ("data", "allow_code"),
-}
-# What a command does not read of the sections that it uses; None is `run`.
-UNUSED = {
-    None: ("search", "analysis", "evaluation.reference", "benchmark.against"),
-    # The search sets them itself.
-    "search": ("conversion.calibration.method", "conversion.techniques"),
+
+
+class CommandFlags(NamedTuple):
+    """The flags of one command.
+
+    Args:
+        command: Its name: a file in pipelines/.
+        uses: What it reads besides its own section, --model, --out and --plugin: sections, fields, "allow_code".
+        ignores: What it does not read of the sections that it uses, or sets itself.
+    """
+
+    command: str
+    uses: tuple[str, ...]
+    ignores: tuple[str, ...] = ()
+
+
+# By the section of RunConfig that is the command's own; `run` has all of them.
+COMMANDS: dict[str | None, CommandFlags] = {
+    "training": CommandFlags("train", ("data", "seed")),
+    "compression": CommandFlags("compress", ("data", "seed", "allow_code")),
+    "conversion": CommandFlags("convert", ("data", "allow_code")),
+    "audit": CommandFlags("audit", ()),
+    "evaluation": CommandFlags("evaluate", ("data",)),
+    "benchmark": CommandFlags("benchmark", ("data", "seed")),
+    "search": CommandFlags(
+        "search",
+        ("data", "allow_code", "conversion"),
+        ignores=("conversion.calibration.method", "conversion.techniques"),
+    ),
+    "analysis": CommandFlags("analyze", ("data", "allow_code")),
+    None: CommandFlags(
+        "run", ("allow_code",), ignores=("search", "analysis", "evaluation.reference", "benchmark.against")
+    ),
 }
 
 
@@ -86,11 +92,11 @@ def settings_of(section: str | None) -> list[Setting]:
     if section is None:
         settings = every_setting()
     else:
-        uses = {"model", "out", "plugin", *USES[section]}
+        uses = {"model", "out", "plugin", *COMMANDS[section].uses}
         settings = [setting for setting in every_setting() if setting.path[0] in uses]
         settings += _walk(field_types(config.RunConfig)[section], (section,), ())
-    unused = UNUSED.get(section, ())
-    return [setting for setting in settings if not any(_is_within(setting.path, name) for name in unused)]
+    ignores = COMMANDS[section].ignores
+    return [setting for setting in settings if not any(_is_within(setting.path, name) for name in ignores)]
 
 
 def _is_within(path: tuple[str, ...], name: str) -> bool:
@@ -173,7 +179,7 @@ def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
             flag = f"--{setting.flag}"
         else:
             bare = {item.path: item.flag for item in settings_of(top)}[setting.path]
-            flag = f"tfq {COMMAND_OF[top]} --{bare}"
+            flag = f"tfq {COMMANDS[top].command} --{bare}"
         is_switch = setting.type is bool
         results[".".join(setting.path)] = (flag, is_switch)
         if setting.field.metadata.get("names_section") and len(setting.path) > 2:
@@ -205,7 +211,7 @@ def _define(settings: Sequence[Setting], section: str | None) -> flags.FlagValue
         _define_one(setting, values)
     flags.DEFINE_string("config", None, "JSON file: a config, or any record that tfq wrote", flag_values=values)
     flags.DEFINE_enum("format", "text", ["text", "json"], "what is printed", flag_values=values)
-    if section is None or "allow_code" in USES[section]:
+    if "allow_code" in COMMANDS[section].uses:
         message = "run code that the model file holds (Lambda layers)"
         flags.DEFINE_boolean("allow_code", False, message, flag_values=values)
     if section is None:
