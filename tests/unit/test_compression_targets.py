@@ -95,7 +95,7 @@ def test_settings_that_go_together_pass():
         ({"sparsity_m_by_n": (2, 4), "initial_sparsity": 0.1}, "initial_sparsity"),
         ({"sparsity_m_by_n": (2, 4), "end_step": 9, "frequency": 3}, "end_step"),
         ({"sparsity_m_by_n": (4, 4)}, "below"),
-        ({"sparsity_m_by_n": (2,)}, "wanted"),
+        ({"sparsity_m_by_n": (2,)}, "expected"),
         ({"block_size": (4,)}, "height,width"),
         ({"allocation": "sensitivity", "targets": ("head=0.5",)}, "leave"),
         ({"initial_sparsity": 0.4, "targets": ("head=0.3",)}, "'head=0.3'"),

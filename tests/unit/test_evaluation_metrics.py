@@ -90,5 +90,5 @@ def test_percentiles_are_those_of_the_sorted_times():
 
 @pytest.mark.parametrize("times", [[], [1.0, float("nan")], [-1.0], [[1.0]]])
 def test_times_that_are_none_are_refused(times):
-    with refused(InputError, word="wanted"):
+    with refused(InputError, word="expected"):
         latency_percentiles(times)

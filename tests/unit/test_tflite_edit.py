@@ -93,7 +93,7 @@ def test_signature_of_the_same_key_is_replaced_and_another_is_kept():
 def test_signature_that_does_not_name_each_input_and_output_once_is_refused(inputs, outputs):
     data = golden("digits_int8")
     assert (read(data).main_subgraph.inputs, read(data).main_subgraph.outputs) == ((0,), (20,))
-    with refused(InputError, word="wanted"):
+    with refused(InputError, word="expected"):
         add_signature(data, inputs, outputs)
 
 
@@ -122,7 +122,7 @@ def test_metadata_that_is_no_json_object_is_an_error_of_the_file_and_leaves_the_
         model.buffers[entry.buffer].data = np.frombuffer(content, np.uint8)
 
     data = changed(write_metadata(golden("digits_int8"), {}), change)
-    with refused(FlatbufferError, word="wanted"):
+    with refused(FlatbufferError, word="expected"):
         read_metadata(data)
     assert read(data).main_subgraph.ops[0].keras_layer == "conv1"
     assert audit_model(data).ok

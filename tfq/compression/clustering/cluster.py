@@ -181,7 +181,7 @@ def _why_not(layer: Any, config: ClusterConfig) -> str | None:
         return f"{kind} has no kernel"
     size = min(int(np.prod(kernel.shape)) for kernel in kernels)
     if size < _FEWEST_IN_CLUSTER * config.number_of_clusters:
-        return f"it has {size} weights, wanted {_FEWEST_IN_CLUSTER} for each of {config.number_of_clusters} clusters"
+        return f"it has {size} weights, expected {_FEWEST_IN_CLUSTER} for each of {config.number_of_clusters} clusters"
     return None
 
 
