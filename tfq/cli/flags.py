@@ -87,7 +87,8 @@ def every_setting() -> list[Setting]:
     return list(_walk(config.RunConfig, (), ()))
 
 
-def settings_of(section: str | None) -> list[Setting]:
+@functools.cache
+def settings_of(section: str | None) -> tuple[Setting, ...]:
     """Return the flags of the command of `section`, those outside it first; `None` is `run`."""
     if section is None:
         settings = every_setting()
@@ -96,7 +97,7 @@ def settings_of(section: str | None) -> list[Setting]:
         settings = [setting for setting in every_setting() if setting.path[0] in uses]
         settings += _walk(field_types(config.RunConfig)[section], (section,), ())
     ignores = COMMANDS[section].ignores
-    return [setting for setting in settings if not any(_is_within(setting.path, name) for name in ignores)]
+    return tuple(setting for setting in settings if not any(_is_within(setting.path, name) for name in ignores))
 
 
 def _is_within(path: tuple[str, ...], name: str) -> bool:

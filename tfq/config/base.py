@@ -6,6 +6,7 @@ bounds are checked whenever a config is made, by whatever road (Python, JSON, fl
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -99,7 +100,12 @@ class Config:
 
 
 def field_types(cls: Any) -> dict[str, Any]:
-    """Field name -> resolved type of a config class, in declaration order."""
+    """Return field name -> resolved type of a config class, in declaration order."""
+    return _field_types(cls)
+
+
+@functools.cache
+def _field_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
