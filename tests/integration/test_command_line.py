@@ -410,6 +410,7 @@ def test_a_pattern_that_fits_no_layer_is_refused_before_pruning_trains(tfq_here,
 
 def test_a_regression_converts_and_is_evaluated_without_an_accuracy(tfq_here, work):
     keras = import_tf_keras()
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((4,), name="x")
     keras.Model(inputs, keras.layers.Dense(1, name="y")(inputs)).save(str(work / "regression.h5"))
     x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
