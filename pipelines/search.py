@@ -4,10 +4,10 @@
 
     tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.005 --out=out/search
 
-Candidate by candidate: calibration methods, then techniques (bias, equalization, rounding), then the most sensitive
-layers in float, as far as the budget wants. Chosen by the validation split, reported on the test split, with paired
-intervals. Writes search.json and the chosen .tflite. A search that was killed resumes. Exits 1 where no
-candidate keeps the budget; the best one is written all the same.
+The candidates are calibration methods, then post-training techniques, then the most sensitive layers in float, until
+one keeps the budget. It is chosen on the validation split and reported on the test split, with paired intervals. Writes
+search.json and the chosen .tflite. A search that was killed resumes. Exits 1 where no candidate keeps the budget; the
+best one is written all the same.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration and techniques on the way to int8: from a float .tflite, in Python and by the script."""
+"""Calibration and techniques in conversion to int8: from a float .tflite, in Python and by the command."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_every_method_ends_in_full_int8_that_answers_as_float_does(method):
         ("bias_correction", "gptq", "bias_absorption", "cross_layer_equalization"),
     ],
 )
-def test_every_repair_ends_in_full_int8_and_tells_what_it_did(techniques):
+def test_every_technique_ends_in_full_int8_and_records_what_it_did(techniques):
     result = convert_with_record(FLOATING.read_bytes(), IMAGES, config(techniques=techniques))
     assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
     assert set(result.techniques) == set(techniques)

@@ -58,7 +58,7 @@ def test_both_backends_take_the_same_ranges_and_answer_alike():
 
 
 @pytest.mark.parametrize("techniques", [("cross_layer_equalization",), ("gptq", "bias_correction")])
-def test_repairs_work_on_what_it_makes(techniques):
+def test_techniques_work_on_what_it_makes(techniques):
     result = convert_with_record(FLOATING, IMAGES, config(techniques=techniques))
     assert set(result.techniques) == set(techniques)
     assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok

@@ -57,7 +57,7 @@ def weight_counts(weights: tuple[Weight, ...]) -> dict[str, Any]:
 
 
 def _count(weights: Any, *, many: bool) -> int:
-    # One channel has one scale either way, and is no sign of anything where there are others.
+    # A weight with one channel has one scale either way, so it shows nothing if there are other weights.
     return sum(weight.scales > 1 if many else weight.scales == 1 for weight in weights)
 
 

@@ -172,6 +172,12 @@ def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
     """Config path -> its flag, and whether it is a switch, for messages of the command of `section`."""
     results = {"allow_code": ("--allow_code", True)}
     own = {setting.path: setting.flag for setting in settings_of(section)}
+    elsewhere = {
+        setting.path: f"tfq {other.command} --{setting.flag}"
+        for top, other in COMMANDS.items()
+        for setting in settings_of(top)
+        if top is not None and setting.path[0] == top
+    }
     for setting in every_setting():
         top = setting.path[0]
         if setting.path in own:
@@ -179,8 +185,7 @@ def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
         elif top in COMMON:
             flag = f"--{setting.flag}"
         else:
-            bare = {item.path: item.flag for item in settings_of(top)}[setting.path]
-            flag = f"tfq {COMMANDS[top].command} --{bare}"
+            flag = elsewhere[setting.path]
         is_switch = setting.type is bool
         results[".".join(setting.path)] = (flag, is_switch)
         if setting.field.metadata.get("names_section") and len(setting.path) > 2:

@@ -23,7 +23,7 @@ COMMANDS = _commands()
 
 
 def main() -> None:
-    """Hand the command line to the command that its first word names; exits as that command does."""
+    """Run the command that the first word names, and exit as it does."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print("tfq COMMAND [--FLAG=VALUE ...]: compress Keras models to int8 TFLite and verify the result.\n")

@@ -15,7 +15,7 @@ from tfq.config.search import SearchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """Everything that a command may be asked for: each command uses its own section and what `cli.flags.USES` lists."""
+    """All settings; each command reads its own section and what `cli.flags.COMMANDS` lists for it."""
 
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
     data: DataConfig = section(DataConfig, "examples")

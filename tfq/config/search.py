@@ -40,4 +40,4 @@ class SearchConfig(Config):
         minimum=0,
     )
     sensitivity_examples: int = setting(128, "training examples to rank layers by", minimum=1)
-    full: bool = setting(False, "search all of the search space, not only as far as the budget wants")
+    full: bool = setting(False, "try every candidate, not only until one keeps the budget")

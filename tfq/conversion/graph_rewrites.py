@@ -122,7 +122,7 @@ def with_kernels_of_int8(model: bytes) -> bytes:
     """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores.
 
     So does what looks for the largest or the least value, which QAT leaves behind a DEQUANTIZE. ONE_HOT gives codes of
-    its output: the 0 of a scale of its own, copied, would stand for one half there.
+    its output: a 0 copied from an operand with another scale would mean one half there.
     """
     if tflite.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
         return model

@@ -29,7 +29,7 @@ from tfq.typing import JSON
 class Conversion:
     """A flatbuffer, and what was found on the way to it.
 
-    content: its bytes. ranges: of the activations, where they were calibrated. techniques: {what was fixed: its
+    content: its bytes. ranges: of the activations, where they were calibrated. techniques: {technique: its
     record}.
     """
 

@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.tflite.schema import TENSOR_TYPES
 
+# SAME among the paddings of the schema.
 _SAME_PADDING = 0
 # Places of an image that are taken of each sample; neighbours tell little more.
 _MOST_PLACES = 256
-
-
 # Op -> the axis of its weights' output channels, and of its input channels. A depthwise one has them on one axis.
 _AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "DEPTHWISE_CONV_2D": (3, 3)}
 _WEIGHTS, _BIAS = 1, 2
-# A padding, by its number in the schema.
-_SAME = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +61,7 @@ class Weighted:
     def pads(self) -> bool:
         """Whether it reads zeros beyond the edges of the data."""
         options = self.op.builtinOptions
-        return self.name != "FULLY_CONNECTED" and options.padding == _SAME and self.weights.shape[1:3] != (1, 1)
+        return self.name != "FULLY_CONNECTED" and options.padding == _SAME_PADDING and self.weights.shape[1:3] != (1, 1)
 
     @property
     def weights(self) -> NDArray:

@@ -125,7 +125,7 @@ class CandidateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """the search space as far as it was searched, in order, and the candidate that was chosen.
+    """The candidates that were tried, in order, and the one that was chosen.
 
     validation, test: examples of each. float_accuracy: of the float model on validation. chosen: the first candidate
     that keeps the budget, else the one with the best accuracy. holds: whether it keeps the budget. test_accuracy,
@@ -165,7 +165,7 @@ class SearchResult:
         }
 
     def to_text(self) -> str:
-        """For the terminal: the search space, then what the chosen one does on the test split."""
+        """For the terminal: the candidates that were tried, then the chosen one's results on the test split."""
         head = ["", "candidate", "accuracy", "against float", "agreement", "bytes", "latency", "secs"]
         rows = [
             [

@@ -38,7 +38,7 @@ def methods(config: SearchConfig) -> Iterator[Candidate]:
 
 
 def techniques(method: str) -> Iterator[Candidate]:
-    """The next: techniques on top of the best method."""
+    """Yield the candidates that add post-training techniques to `method`."""
     for techniques in TECHNIQUES:
         yield Candidate(
             name=f"{method}, {', '.join(techniques)}", kind="techniques", method=method, techniques=techniques
@@ -82,12 +82,12 @@ def find_int8(
 ) -> SearchResult:
     """The cheapest int8 flatbuffer of the float one `floating` that keeps config.budget.
 
-    train: calibrates, techniques, ranks layers. validation: chooses. test: is looked at once, for what was chosen.
-    Each is what `tfq.data.as_split` takes, with class labels. conversion: what all candidates have in common.
-    store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with
-    a line after each candidate. The search space: calibration methods, then techniques on the best of them, then
-    the most sensitive layers in int16 (where conversion.quantizer has it) or float; the first
-    candidate that keeps the budget is chosen, unless config.full, where it is the cheapest of those that do.
+    train: for calibration, for techniques, and to rank layers. validation: chooses. test: is looked at once, for what
+    was chosen. Each is what `tfq.data.as_split` takes, with class labels. conversion: what all candidates have in
+    common. store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with
+    a line after each candidate. The search space: calibration methods, then techniques on the best of them, then the
+    most sensitive layers in int16 (where conversion.quantizer has it) or float; the first candidate that keeps the
+    budget is chosen, unless config.full, where it is the cheapest of those that do.
     Raises InputError on a model that is not float, and on data without class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()

@@ -26,7 +26,7 @@ from tfq.tflite import Subgraph, Tensor
 _FAKE_QUANTS = _LEARNED, _FIXED = "FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"
 _ADDITIONS = ("Add", "AddV2", "BiasAdd", "Sub")
 _SCATTERS, _GATHERS = "SpaceToBatchND", "BatchToSpaceND"
-# IdentityN, in which a gradient of its own is wrapped, as swish's: what it gives out first is what it read first.
+# IdentityN wraps ops that define their own gradient, such as swish: its first output is its first input.
 _PASSES_ON = ("Identity", "IdentityN", "StopGradient", "PreventGradient", "CheckNumerics")
 # Around the op that a layer is, as a Dense over sequences and a Conv1D have it: the same numbers in the same order.
 _RESHAPES = ("Reshape", "ExpandDims", "Squeeze")

@@ -120,15 +120,20 @@ def _content(path: Path) -> bytes:
         status = path.stat()
     except OSError:
         return artifacts.read_bytes(path, WANTED, field="model")
+    return _regular_content(path, status, WANTED)
+
+
+def _regular_content(path: Path, status: os.stat_result, expected: str) -> bytes:
+    """Return the bytes of a regular file of at most MAX_FILE_BYTES; `expected` says what it should have been."""
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is no regular file: expected {WANTED}", field="model", expected=WANTED)
+        raise InputError(f"{path} is no regular file: expected {expected}", field="model", expected=expected)
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(
             f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
             field="model",
             expected=MAX_FILE_BYTES,
         )
-    return artifacts.read_bytes(path, WANTED, field="model")
+    return artifacts.read_bytes(path, expected, field="model")
 
 
 def _from_h5(path: Path, content: bytes) -> ModelFile:
@@ -418,15 +423,7 @@ def _member(path: Path, name: str) -> bytes:
         ) from error
     if stat.S_ISLNK(status.st_mode) or stat.S_ISLNK(inside.st_mode):
         raise InputError(f"{file} is a symbolic link or lies behind one: such a model is not loaded", field="model")
-    if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{file} is no regular file: expected {_WANTED}", field="model", expected=_WANTED)
-    if status.st_size > MAX_FILE_BYTES:
-        raise InputError(
-            f"{file} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
-            field="model",
-            expected=MAX_FILE_BYTES,
-        )
-    return artifacts.read_bytes(file, _WANTED, field="model")
+    return _regular_content(file, status, _WANTED)
 
 
 def _messages(path: Path, name: str, data: bytes, numbers: tuple[int, ...]) -> Iterator[bytes]:
