@@ -4,6 +4,7 @@
 from tfq.evaluation.accuracy import evaluate_model
 from tfq.evaluation.benchmark import benchmark_models, model_names
 from tfq.evaluation.benchmark_record import BenchmarkRecord
+from tfq.evaluation.classes import agreement, is_class_vector
 from tfq.evaluation.inputs import decode_outputs, prepare_inputs
 from tfq.evaluation.instructions import (
     InstructionRecord,
@@ -13,7 +14,7 @@ from tfq.evaluation.instructions import (
     instructions_to_dict,
 )
 from tfq.evaluation.metric import Contract, Metric, Reconstruction, add_states, as_metric, concatenate_states
-from tfq.evaluation.metrics import agreement, mean_absolute_error, predicted_classes, roc_auc, top1, topk
+from tfq.evaluation.metrics import mean_absolute_error, predicted_classes, roc_auc, top1, topk
 from tfq.evaluation.paired import latency_percentiles, latency_statistics
 from tfq.evaluation.parity import (
     ParityRecord,
@@ -59,6 +60,7 @@ __all__ = [
     "default_metric",
     "evaluate_model",
     "instructions_to_dict",
+    "is_class_vector",
     "latency_percentiles",
     "latency_statistics",
     "mean_absolute_error",

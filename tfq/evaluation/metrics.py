@@ -72,19 +72,6 @@ def predicted_classes(outputs: NDArray) -> NDArray[np.int64]:
     return flat.argmax(axis=1) if flat.shape[1] > 1 else flat[:, 0].astype(np.int64)
 
 
-def agreement(outputs: NDArray, reference: NDArray) -> float:
-    """Return the fraction of examples with the same predicted class in both (n, classes); raises as `top1` does."""
-    outputs, reference = np.asarray(outputs), np.asarray(reference)
-    if outputs.shape != reference.shape:
-        raise InputError(
-            f"agreement: outputs of shapes {outputs.shape} and {reference.shape}: expected one shape",
-            field="outputs",
-            expected=reference.shape,
-            got=outputs.shape,
-        )
-    return float(np.mean(predicted_classes(outputs) == predicted_classes(reference)))
-
-
 def checked_labels(labels: NDArray, outputs: NDArray) -> NDArray[np.int64]:
     """Return `labels` as int64 (n,), each a class of `outputs`.
 

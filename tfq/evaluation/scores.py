@@ -13,8 +13,9 @@ from tfq.config import EvaluationConfig
 from tfq.config.base import check_fraction
 from tfq.data.split import AnySplit
 from tfq.errors import InputError
+from tfq.evaluation.classes import agreement
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
-from tfq.evaluation.metrics import agreement, has_classes, no_one_class
+from tfq.evaluation.metrics import has_classes, no_one_class
 from tfq.tflite import Model
 
 NO_LABELS = "the data has no labels"
