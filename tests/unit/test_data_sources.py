@@ -199,7 +199,7 @@ def nan_at_two():
         ({"x_test": np.array([[1], [2, 3]], dtype=object)}, "x_test", "object"),
         ({"x_test": np.zeros((2, 1)), "y_test": np.array(["a", "b"])}, "labels", "<U1"),
         ({"x_test": np.zeros((2, 1)), "y_test": np.array([1, -2])}, "labels[1]", -2),
-        ({"x_test": np.zeros((2, 1)), "y_test": np.eye(2, dtype=int)}, "labels", (2, 2)),
+        ({"x_test": np.zeros((2, 1)), "y_test": np.ones((2, 2), int)}, "labels[0]", (2, 2)),
         ({"x_test": np.zeros((2, 1)), "x_test.a": np.zeros((2, 1))}, "data.source", ("x_test", "x_test.a")),
         (
             {"x_test.a": np.zeros((2, 1)), "x_test.b": np.zeros((3, 1))},

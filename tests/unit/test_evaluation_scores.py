@@ -76,7 +76,7 @@ def test_roc_auc_by_hand():
         ([0, 0, 0], (0, 1), 0),
         ([0, 1, 2], (0, 1), 2),
         ([0, 1], (3,), (2,)),
-        ([[0, 1], [0, 1], [1, 0]], (3,), (3, 2)),
+        ([[0, 1], [1, 1], [1, 0]], (3,), (3, 2)),
     ],
 )
 def test_labels_that_have_no_roc_are_refused(labels, expected, got):

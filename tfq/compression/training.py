@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfq.config import TrainConfig
 from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
-from tfq.data.split import batches_in_order, shuffled_batches
+from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
 
@@ -62,7 +62,7 @@ def train_model(
     """Compile `model` and train it in place; gives Keras' history with the loss that was used.
 
     model: tf_keras or Keras 3, one output (n, classes) or (n, 1). train, val: labels (n,), integers below the number
-        of classes (0 or 1 for one unit). callbacks: of the model's own Keras.
+        of classes (0 or 1 for one unit), or one-hot rows (n, classes). callbacks: of the model's own Keras.
     Adam with a cosine decay to 0; sparse categorical cross-entropy, binary for one unit. Whether the outputs are
     probabilities or logits is told by the model's last activation: softmax (sigmoid for one unit) or none.
     A stream is shuffled as `tfq.data.split` says, by the seed and the epoch: in other batches than in memory.
@@ -266,9 +266,12 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
         return arrays[0], arrays[0]
     if labels is None:
         raise InputError(f"{where}: has no labels, and training needs them", field="data", expected="labels")
+    check_width(labels, classes, where)
+    labels = without_one_hot(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{where}: labels are {labels.dtype} {labels.shape}: expected integers, one an example",
+            f"{where}: labels are {labels.dtype} {labels.shape}: expected a class number or a one-hot row for each "
+            "example",
             field="data",
             expected="one integer label for each example",
             got=str(labels.dtype),

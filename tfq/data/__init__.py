@@ -13,7 +13,17 @@ from tfq.data.representative import (
     input_specs,
     representative_samples,
 )
-from tfq.data.split import AnySplit, MissingSplitError, Split, SplitStream, count_classes, example_shape
+from tfq.data.split import (
+    AnySplit,
+    MissingSplitError,
+    Split,
+    SplitStream,
+    class_labels,
+    count_classes,
+    example_shape,
+    is_one_hot,
+    without_one_hot,
+)
 
 __all__ = [
     "SPLITS",
@@ -29,12 +39,14 @@ __all__ = [
     "SplitStream",
     "as_split",
     "bind_inputs",
+    "class_labels",
     "count_classes",
     "diagnose",
     "example_shape",
     "examples_of_arrays",
     "file_fingerprint",
     "input_specs",
+    "is_one_hot",
     "load_calibration_split",
     "load_split",
     "preprocess",
@@ -44,4 +56,5 @@ __all__ = [
     "resize_bilinear",
     "shape_fits",
     "source_fingerprint",
+    "without_one_hot",
 ]

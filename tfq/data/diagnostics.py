@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.data.split import AnySplit, Split
+from tfq.data.split import AnySplit, Split, without_one_hot
 
 _FEWEST_EXAMPLES = 8
 # Of an image, whose pixels follow each other closely; of other values, which may hang together loosely.
@@ -224,7 +224,7 @@ def _labels_and_examples(split: AnySplit) -> tuple[NDArray | None, dict[str, NDA
             kept.append(piece.take(max(1, fits)))
             room -= int(fits * example_bytes)
     examples = {name: np.concatenate([piece.inputs[name] for piece in kept]) for name in kept[0].inputs}
-    return np.concatenate(labels) if labels else None, examples
+    return without_one_hot(np.concatenate(labels)) if labels else None, examples
 
 
 def _class_counts(labels: NDArray | None, class_names: tuple[str, ...]) -> tuple[dict[int, int] | None, str | None]:
@@ -298,7 +298,7 @@ def _missing_and_many(
 
 def _labels(split: AnySplit) -> NDArray | None:
     labels = [piece.labels for piece in split.pieces() if piece.labels is not None]
-    return np.concatenate(labels) if labels else None
+    return without_one_hot(np.concatenate(labels)) if labels else None
 
 
 def _told(label: int, class_names: tuple[str, ...]) -> str:

@@ -29,7 +29,8 @@ class Split:
 
     name: train, val or test.
     inputs: {"x": array} of a single unnamed input, else arrays by input name; each (n, ...), all with one n >= 1.
-    labels: (n,) or None. Sources of classes give int64 >= 0; labels of a user's own metric may be anything.
+    labels: (n,) or None. Sources of classes give int64 >= 0; one-hot rows (n, classes) are taken wherever class numbers
+        are; labels of a user's own metric may be anything.
     source: what the user called it: "digits", "npz:PATH", "tfrecord:GLOB", "arrays".
     notes: what the source did that the user did not ask for (a split held out, keys or files ignored).
     class_names: what the source calls class 0, 1, ...; empty where it does not say.
@@ -185,17 +186,63 @@ def _told_share(bad: NDArray, first: int, total: int) -> str:
     return f"{int(bad.sum()):,} of {len(bad):,} examples"
 
 
-def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int64]:
-    """`labels` as int64 (n,): integers >= 0; (n, 1) is taken too. first: index of the first of them among all.
+def _one_hot_rows(labels: NDArray) -> NDArray[np.bool_]:
+    """Return for each row of (n, classes) whether one value is 1 and all others are 0."""
+    ones = labels == 1
+    return (ones.sum(axis=1) == 1) & (ones | (labels == 0)).all(axis=1)
 
-    Raises InputError on anything else and tells what to do about one-hot rows and floats.
+
+def is_one_hot(labels: NDArray) -> bool:
+    """Check whether `labels` are one-hot rows: (n, classes >= 2) numbers or booleans, a single 1 in each, else 0."""
+    is_matrix = labels.ndim == 2 and labels.shape[1] >= 2 and labels.dtype.kind in "iufb"
+    return is_matrix and bool(_one_hot_rows(labels).all())
+
+
+def without_one_hot(labels: NDArray) -> NDArray:
+    """Return the class numbers, int64 (n,), of one-hot rows; all other labels unchanged."""
+    return labels.argmax(axis=1).astype(np.int64) if is_one_hot(labels) else labels
+
+
+def check_width(labels: NDArray, classes: int, where: str) -> None:
+    """Raise InputError if `labels` are one-hot rows of another length than the number of classes."""
+    if is_one_hot(labels) and labels.shape[1] != classes:
+        raise InputError(
+            f"{where}: one-hot rows of {labels.shape[1]} for a model with {classes} classes: expected as many",
+            field="labels",
+            expected=(len(labels), classes),
+            got=labels.shape,
+        )
+
+
+def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int64]:
+    """Return `labels` as int64 (n,) class numbers.
+
+    Args:
+        labels: Integers >= 0, (n,) or (n, 1); or one-hot rows (n, classes) of any numeric type or of booleans.
+        where: What the labels are called in messages.
+        first: The index of the first of them among all.
+
+    Raises:
+        InputError: They are anything else, such as soft labels or floats.
     """
     checked_array(labels, where)
+    labels = without_one_hot(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim == 2 and len(labels):
+        index = int((~_one_hot_rows(labels)).argmax())
+        shown = ", ".join(f"{value:g}" for value in labels[index, :4].astype(np.float64))
+        raise InputError(
+            f"{where} has shape {labels.shape}, and the row of example {first + index} ({shown}"
+            f"{', ...' if labels.shape[1] > 4 else ''}) is not one-hot: expected (n,) class numbers or one-hot rows "
+            "(n, classes); soft labels and several classes for an example need another metric",
+            field=f"labels[{first + index}]",
+            expected="class numbers or one-hot rows",
+            got=labels.shape,
+        )
     if labels.ndim != 1:
         raise InputError(
-            f"{where} has shape {labels.shape}: expected (n,) class numbers: for one-hot rows save argmax(axis=1)",
+            f"{where} has shape {labels.shape}: expected (n,) class numbers, or one-hot rows (n, classes)",
             field="labels",
             expected="(n,)",
             got=labels.shape,
@@ -312,7 +359,7 @@ def example_shape(split: AnySplit) -> tuple[int, ...] | None:
 
 
 def count_classes(splits: Sequence[AnySplit]) -> int | None:
-    """How many classes the source names, or else the labels of all the splits tell apart, as the highest says.
+    """Return how many classes the source names, or else one more than the highest label; of one-hot rows, their length.
 
     None without labels, and of labels that are no class numbers. Reads a stream to its end.
     """
@@ -322,7 +369,11 @@ def count_classes(splits: Sequence[AnySplit]) -> int | None:
     highest = -1
     for split in splits:
         for piece in split.pieces():
-            if piece.labels is not None and piece.labels.dtype.kind in "iu":
+            if piece.labels is None:
+                continue
+            if is_one_hot(piece.labels):
+                highest = max(highest, piece.labels.shape[1] - 1)
+            elif piece.labels.dtype.kind in "iu":
                 highest = max(highest, int(piece.labels.max()))
     return highest + 1 or None
 

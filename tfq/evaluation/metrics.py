@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.data.split import class_labels
+from tfq.data.split import check_width, class_labels, is_one_hot, without_one_hot
 from tfq.errors import InputError
 from tfq.evaluation.metric import (
     Contract,
@@ -73,7 +73,7 @@ def predicted_classes(outputs: NDArray) -> NDArray[np.int64]:
 
 
 def checked_labels(labels: NDArray, outputs: NDArray) -> NDArray[np.int64]:
-    """Return `labels` as int64 (n,), each a class of `outputs`.
+    """Return `labels`, class numbers (n,) or one-hot rows (n, classes), as int64 (n,), each a class of `outputs`.
 
     Raises:
         InputError: They are not, with index, value and the number of classes.
@@ -88,6 +88,8 @@ def checked_labels(labels: NDArray, outputs: NDArray) -> NDArray[np.int64]:
         )
     size = outputs.size // len(outputs)
     classes = 2 if is_probability(outputs) else size
+    if size > 1 or classes == 2:
+        check_width(np.asarray(labels), classes, "labels")
     if (size > 1 or classes == 2) and checked.max(initial=0) >= classes:
         index = int((checked >= classes).argmax())
         raise InputError(
@@ -129,8 +131,8 @@ def _check_classes(outputs: Outputs, labels: NDArray, at_least: int = 1) -> None
 
 
 def _no_classes(outputs: Outputs, labels: NDArray) -> str | None:
-    if labels.dtype.kind == "f":
-        return f"the labels are {labels.dtype}, no class numbers: give metric=, such as mae"
+    if labels.dtype.kind == "f" and not is_one_hot(labels):
+        return f"the labels are {labels.dtype} {list(labels.shape)}, no class numbers: give metric=, such as mae"
     return None if has_classes(outputs[0]) else no_one_class(outputs[0])
 
 
@@ -141,7 +143,7 @@ def no_one_class(outputs: NDArray) -> str:
 
 CLASSES = Contract(
     outputs="(n, classes), or (n,) probabilities of class 1 or class numbers",
-    labels="(n,) integers in [0, classes)",
+    labels="(n,) integers in [0, classes), or one-hot rows (n, classes)",
     goes_by="classes",
     check=_check_classes,
     unsuited=_no_classes,
@@ -153,7 +155,7 @@ def top1(outputs: NDArray, labels: NDArray) -> float:
 
     Args:
         outputs: (n, classes), or (n,) or (n, 1) probabilities or class numbers.
-        labels: (n,) integers in [0, classes).
+        labels: (n,) integers in [0, classes), or one-hot rows (n, classes).
 
     Raises:
         InputError: Labels of another length, out of range or not integer, or what `predicted_classes` refuses.
@@ -168,7 +170,7 @@ def topk(outputs: NDArray, labels: NDArray, k: int = 5) -> float:
 
     Args:
         outputs: (n, classes), more than k of them.
-        labels: (n,) integers in [0, classes).
+        labels: (n,) integers in [0, classes), or one-hot rows (n, classes).
         k: The number of classes.
 
     Raises:
@@ -286,7 +288,13 @@ def roc_auc(scores: NDArray, labels: NDArray) -> float:
 
 
 def binary_labels(labels: NDArray, n: int) -> NDArray[np.bool_]:
-    """Return (n,) booleans of labels 0 and 1 of any numeric type; raises InputError on others and another length."""
+    """Return (n,) booleans of labels 0 and 1 of any numeric type, (n,), or one-hot rows (n, 2).
+
+    Raises:
+        InputError: Other labels, or of another number.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 2:
+        labels = without_one_hot(labels)
     flat = labels.reshape(len(labels), -1) if labels.ndim else labels.reshape(1, 1)
     if flat.shape != (n, 1):
         raise InputError(
@@ -337,6 +345,7 @@ def _check_scores(outputs: Outputs, labels: NDArray) -> None:
 
 
 def _no_two_classes(outputs: Outputs, labels: NDArray) -> str | None:
+    labels = without_one_hot(labels)
     values = np.unique(labels)
     if labels.size == len(labels) and np.array_equal(values, [0, 1]):
         return None
@@ -346,7 +355,7 @@ def _no_two_classes(outputs: Outputs, labels: NDArray) -> str | None:
 
 SCORES = Contract(
     outputs="(n,) or (n, 1) scores of class 1, or (n, 2) probabilities or logits",
-    labels="(n,), each 0 or 1",
+    labels="(n,), each 0 or 1, or one-hot rows (n, 2)",
     goes_by="score",
     check=_check_scores,
     unsuited=_no_two_classes,
@@ -377,7 +386,7 @@ def _difference(outputs: NDArray, inputs: NDArray) -> NDArray[np.float64]:
 def _keep_scores(state: State, outputs: Outputs, labels: NDArray) -> State:
     # Both outputs of two: whether they are probabilities is decided over all examples.
     flat = outputs[0].reshape(len(outputs[0]), -1)
-    return concatenate_states(state, {"outputs": flat, "labels": labels.reshape(len(labels))})
+    return concatenate_states(state, {"outputs": flat, "labels": binary_labels(labels, len(flat))})
 
 
 register(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing
+from tfq import artifacts, auditing, tflite
 from tfq.analysis import with_few_bits
 from tfq.config import FLOAT_BITS, BitWidthsConfig
 from tfq.data import AnySplit, input_specs, representative_samples
@@ -97,7 +97,7 @@ def accuracy_by_bit_widths(
         raise InputError(
             "bits: expected a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
         )
-    labels = labels_of(test, "bits")
+    labels = labels_of(test, "bits", tflite.read(floating))
     right = classes_of(floating, test) == labels
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))

@@ -14,6 +14,7 @@ from tfq.config import ConversionConfig
 from tfq.data import AnySplit
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, predicted_classes, prepare_inputs
+from tfq.evaluation.metrics import checked_labels
 from tfq.evaluation.paired import PairedDifference
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
@@ -42,8 +43,17 @@ class Candidate:
         return dataclasses.replace(candidate, float_layers=(*base.float_layers, *layers))
 
 
-def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
-    """The class of each example. Raises InputError where there are none. what: the step that wants them."""
+def labels_of(split: AnySplit, what: str, model: tflite.Model) -> NDArray[np.int64]:
+    """Return the (n,) classes of the examples, from class numbers or one-hot rows.
+
+    Args:
+        split: The examples.
+        what: The step that needs them, for messages.
+        model: Whose classes they are.
+
+    Raises:
+        InputError: There are no labels, or they are not classes of the model, such as values of a regression.
+    """
     results = [piece.labels for piece in split.pieces()]
     if any(labels is None for labels in results):
         raise InputError(
@@ -52,7 +62,10 @@ def labels_of(split: AnySplit, what: str) -> NDArray[np.int64]:
             expected="labels",
             got=split.name,
         )
-    return np.concatenate([labels for labels in results if labels is not None])
+    whole = np.concatenate([labels for labels in results if labels is not None])
+    output = model.main_subgraph.output_tensors[0]
+    dtype = output.dtype if output.dtype.startswith("int") and not output.is_quantized else "float32"
+    return checked_labels(whole, np.broadcast_to(np.zeros((), dtype), (len(whole), *output.shape[1:])))
 
 
 def packed(right: NDArray[np.bool_]) -> list[int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing
+from tfq import artifacts, auditing, tflite
 from tfq.analysis import layer_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
@@ -97,8 +97,9 @@ def find_int8(
             "search: expected a float32 .tflite, which int8 ones can be made of", field="model", expected="float32"
         )
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
+    parsed = tflite.read(floating)
     for split in (choosing, testing):
-        labels_of(split, "search")
+        labels_of(split, "search", parsed)
     with contextlib.ExitStack() as stack:
         if store is None:
             store = StageStore(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfq-"))))
@@ -135,7 +136,7 @@ class _Search:
             "conversion": conversion.to_dict(),
         }
         self._float = classes_of(floating, validation)
-        self._labels = labels_of(validation, "search")
+        self._labels = labels_of(validation, "search", tflite.read(floating))
         self._right = self._float == self._labels
         self._contents: dict[str, bytes] = {}
         self.searched: list[CandidateResult] = []
@@ -212,7 +213,7 @@ class _Search:
         """What was found; the test split is run here, and nowhere else."""
         holds = bool(self.found)
         chosen = self.found[0] if holds else self._best()
-        labels = labels_of(test, "search")
+        labels = labels_of(test, "search", tflite.read(self._floating))
         right = {
             name: classes_of(content, test) == labels
             for name, content in {
