@@ -107,6 +107,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.errors import RequirementError as RequirementError
     from tfq.errors import TfqError as TfqError
     from tfq.errors import TfqWarning as TfqWarning
+    from tfq.errors import VerificationError as VerificationError
 else:
     # Hidden from type checkers: for them, a module with `__getattr__` has an attribute of every name.
     import functools

@@ -53,6 +53,10 @@ class AuditError(RequirementError):
     """The flatbuffer is not what the audit was asked to require."""
 
 
+class VerificationError(RequirementError):
+    """A converted model was run next to its float twin, and its outputs lost their information, or it does not run."""
+
+
 class BackendError(TfqError):
     """A model could not be run where it was to run, and not because of the model."""
 

@@ -3,12 +3,13 @@
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from tfq.backends import timing
 from tfq.backends.forks import start_fork, start_server
 from tfq.backends.protocol import Backend, BackendKind, BackendResult, RunRequest
-from tfq.backends.worker import module_path, run_worker
+from tfq.backends.worker import Arrays, module_path, run_samples, run_worker
 from tfq.errors import BackendError
 from tfq.registry import register
 
@@ -38,6 +39,21 @@ class LocalBackend(Backend):
         # Without what `site` does at each start; where the modules are is known here.
         return run_worker(
             [sys.executable, "-I", "-S"], request, backend=self.name, path=module_path(), start=start_fork
+        )
+
+    def run_samples(self, model: bytes, samples: Sequence[Arrays], kernels: str = "xnnpack") -> list[Arrays]:
+        """Run a few samples one by one; `worker.run_samples` on this machine."""
+        reason = self.unavailable()
+        if reason:
+            raise BackendError(f"{self.name}: {reason}")
+        return run_samples(
+            [sys.executable, "-I", "-S"],
+            model,
+            samples,
+            backend=self.name,
+            path=module_path(),
+            kernels=kernels,
+            start=start_fork,
         )
 
     def time_models(self, request: timing.TimingRequest) -> tuple[list[timing.Timing], dict[str, Any]]:

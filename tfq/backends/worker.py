@@ -248,6 +248,64 @@ def run_worker(
         return _read(directory, result, request.num_examples, emulated)
 
 
+def run_samples(
+    command: Sequence[str],
+    model: bytes,
+    samples: Sequence[Arrays],
+    *,
+    backend: str,
+    path: Sequence[str] = (),
+    kernels: str = "xnnpack",
+    start: Callable[..., Child] = start_process,
+) -> list[Arrays]:
+    """Run a few samples one by one in a child process; return the outputs of each, in the model's own dtypes.
+
+    Args:
+        command: Starts Python.
+        model: The bytes of a `.tflite`.
+        samples: For each sample one array per input of subgraph 0, of the model's own dtype. Shapes may differ from
+            the model's where it can be resized.
+        backend: Name of the place for messages.
+        path: Where NumPy and ai_edge_litert are, if `command` does not know it.
+        kernels: As in `RunRequest`.
+        start: Starts the process, as in `run_child`.
+
+    Raises:
+        InputError: There is no sample.
+        ModelError: The model fails, crashes, never ends or needs more memory than there is.
+        BackendError: Anything else went wrong.
+    """
+    if not samples:
+        raise InputError("no samples to run: expected at least one", field="samples", expected="at least one", got=0)
+    parsed = tflite.read(model)
+    request = {
+        "mode": "samples",
+        "num_samples": len(samples),
+        "num_threads": 1,
+        "kernels": kernels,
+        "path": list(path),
+        "memory_bytes": memory_of(parsed),
+    }
+    arrays = {f"{n}_{place}": array for n, sample in enumerate(samples) for place, array in enumerate(sample)}
+    with scratch_directory() as directory:
+        try:
+            (directory / "model.tflite").write_bytes(model)
+            np.savez(directory / "inputs.npz", **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise no_room(directory.parent, f"the model ({len(model):,} bytes) and its samples", error) from error
+        result = run_child(
+            command,
+            directory,
+            request,
+            backend=backend,
+            deadline=deadline_of(parsed, 0, 1, emulated=False),
+            start=start,
+        )
+        with np.load(directory / "outputs.npz") as outputs:
+            count = result["num_outputs"]
+            return [tuple(outputs[f"{n}_{place}"] for place in range(count)) for n in range(len(samples))]
+
+
 def module_path() -> list[str]:
     """Where this Python finds what the target needs: the folders of NumPy and ai_edge_litert, then all others."""
     specs = [importlib.util.find_spec(name) for name in ("numpy", "ai_edge_litert")]

@@ -79,11 +79,24 @@ class ConversionConfig(Config):
         "data), bias_correction (removes the mean error of quantization)",
         choices=TECHNIQUES,
     )
+    verify: bool = setting(
+        True,
+        "run the result next to the float model on a few calibration samples, and report outputs that lost their "
+        "information (collapsed)",
+    )
+    strict: bool = setting(False, "make a collapsed result an error, not a warning; needs verify")
     batch_size: int = setting(1, "fixed batch dimension; 0 leaves it dynamic, which some delegates refuse", minimum=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_io_types(self, self.scheme, f"scheme={self.scheme}")
+        if self.strict and not self.verify:
+            raise InputError(
+                "strict=True with verify=False: nothing is verified then: leave one of them out",
+                field="strict",
+                expected=False,
+                got=True,
+            )
 
     @property
     def needs_ranges(self) -> bool:

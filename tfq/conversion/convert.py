@@ -7,13 +7,21 @@ from typing import Any
 
 from tfq import auditing, tflite
 from tfq.artifacts import content_of
+from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
-from tfq.conversion.quantize import Conversion, check_settings, quantize_after_training, quantize_flatbuffer
+from tfq.conversion.quantize import (
+    Conversion,
+    check_settings,
+    evidence_of,
+    quantize_after_training,
+    quantize_flatbuffer,
+)
 from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_missing_ranges, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
+from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
 from tfq.errors import InputError
 from tfq.keras_bridge import model_kind
@@ -54,7 +62,10 @@ def convert_with_record(
 ) -> Conversion:
     """Convert as `convert_model` does; return the ranges and the records of the techniques as well."""
     config = fitted(config or ConversionConfig())
+    if config.verify:
+        LocalBackend().prepare()  # its start takes half a second, which passes while the model is converted
     result = _converted(model, representative_dataset, config, preprocessing)
+    result = verified(result, config)
     warn_of_target(result.content, config)
     return result
 
@@ -122,7 +133,10 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
     if config.needs_ranges:
         return quantize_after_training(in_quantizable_ops(model), dataset, config)
     check_settings(config, trained=False)
-    return Conversion(content=model if config.scheme == "float32" else quantize_weights(model, config))
+    if config.scheme == "float32":
+        return Conversion(content=model)
+    evidence = evidence_of(model, dataset) if config.verify else None
+    return Conversion(content=quantize_weights(model, config), evidence=evidence)
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:

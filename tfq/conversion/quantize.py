@@ -8,6 +8,7 @@ one for 16-bit activations: asked for them, the first gives them zero points tha
 
 import dataclasses
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,21 +22,46 @@ from tfq.conversion.graph_rewrites import with_kernels_of_int8
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
+from tfq.evaluation.verification import NUM_SAMPLES, Verification
 from tfq.ptq import calibration
 from tfq.typing import JSON
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A flatbuffer, and what was found on the way to it.
+    """A flatbuffer, and what is known of how it was made.
 
-    content: its bytes. ranges: of the activations, where they were calibrated. techniques: {technique: its
-    record}.
+    Args:
+        content: Its bytes.
+        ranges: Of the activations, if they were calibrated.
+        techniques: {technique: its record}.
+        evidence: What verification compares the flatbuffer with; None once it was verified.
+        verification: The result of running it next to its float twin; None if that was not asked for.
     """
 
     content: bytes
     ranges: calibration.Ranges | None = None
     techniques: JSON = field(default_factory=dict)
+    evidence: "Evidence | None" = field(default=None, repr=False)
+    verification: Verification | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """The float twin of a quantized flatbuffer, and samples to run both on.
+
+    Args:
+        floating: The bytes of the float model.
+        samples: At most `verification.NUM_SAMPLES`, each {input name: array with the batch dimension}.
+        outputs: For each sample the outputs of `floating`, if calibration has computed them; None to compute them.
+        quantize: Quantizes the same model with the same ranges as another config says, to measure remedies; None where
+            nothing was calibrated.
+    """
+
+    floating: bytes
+    samples: Sequence[dict[str, NDArray]]
+    outputs: Sequence[Sequence[NDArray]] | None = None
+    quantize: Callable[[ConversionConfig], bytes] | None = None
 
 
 def quantize_after_training(
@@ -47,6 +73,7 @@ def quantize_after_training(
     (min_max), as fake quantization itself has it.
     """
     check_settings(config, trained=known is not None)
+    floating = model
     needs_samples = not config.calibration.ranges or bool(config.techniques or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
     techniques: dict[str, Any] = {}
@@ -57,14 +84,15 @@ def quantize_after_training(
         absorbed = ptq.absorb_biases(model, samples)
         model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
     asked = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
-    ranges = calibration.calibrate(model, samples, asked)
+    keep = spread(len(samples)) if config.verify else ()
+    ranges, outputs = calibration.calibrate_with_outputs(model, samples, asked, keep)
     _warn_of_outliers(ranges)
     values = {**ranges.values, **with_same_scales(model, known or {})}
-    if config.quantizer == "litert":
-        content = quantize_by_litert(model, values, config)
-    else:
-        values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
-        content = quantize_flatbuffer(tflite.inject_ranges(model, values), config)
+
+    def quantize(other: ConversionConfig) -> bytes:
+        return with_kernels_of_int8(_quantized(model, values, other))
+
+    content = _quantized(model, values, config)
     if "gptq" in config.techniques:
         rounded = ptq.optimize_rounding(content, model, samples)
         content, techniques["gptq"] = rounded.model, rounded.to_dict()
@@ -75,7 +103,48 @@ def quantize_after_training(
     if "bias_correction" in config.techniques:
         corrected = ptq.correct_biases(content, model, samples)
         content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
-    return Conversion(content=with_kernels_of_int8(content), ranges=ranges, techniques=techniques)
+    evidence = _evidence(floating, dataset, samples, outputs if model is floating else {}, quantize, config)
+    return Conversion(content=with_kernels_of_int8(content), ranges=ranges, techniques=techniques, evidence=evidence)
+
+
+def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
+    """`model` in integers by the ranges `values` of its activations."""
+    if config.quantizer == "litert":
+        return quantize_by_litert(model, values, config)
+    values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
+    return quantize_flatbuffer(tflite.inject_ranges(model, values), config)
+
+
+def spread(count: int) -> tuple[int, ...]:
+    """Return the numbers of at most `NUM_SAMPLES` of `count` samples, evenly spread over all of them."""
+    return tuple(np.unique(np.linspace(0, count - 1, min(count, NUM_SAMPLES)).round().astype(int)).tolist())
+
+
+def _evidence(
+    floating: bytes,
+    dataset: Any,
+    samples: Sequence[dict[str, NDArray]],
+    outputs: calibration.Outputs,
+    quantize: Callable[[ConversionConfig], bytes],
+    config: ConversionConfig,
+) -> Evidence | None:
+    """What the result is verified with: some of the calibration samples; of given ranges, the first of the dataset."""
+    if not config.verify:
+        return None
+    if not samples:
+        found = evidence_of(floating, dataset)
+        return None if found is None else dataclasses.replace(found, quantize=quantize)
+    keep = spread(len(samples))
+    known = [outputs[number] for number in keep] if outputs else None
+    return Evidence(floating=floating, samples=[samples[number] for number in keep], outputs=known, quantize=quantize)
+
+
+def evidence_of(floating: bytes, dataset: Any) -> Evidence | None:
+    """Return the first samples of `dataset` as evidence for the float flatbuffer `floating`; None without a dataset."""
+    if dataset is None:
+        return None
+    samples = representative_samples(dataset, input_specs(floating), NUM_SAMPLES).samples
+    return Evidence(floating=floating, samples=samples)
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:

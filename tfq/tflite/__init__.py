@@ -6,6 +6,7 @@
 
 from tfq.tflite.edit import (
     add_signature,
+    cut_after,
     edit_model,
     expose_tensors,
     forget_unused_codes,
@@ -33,6 +34,7 @@ __all__ = [
     "Tensor",
     "add_signature",
     "constant_values",
+    "cut_after",
     "edit_model",
     "expose_tensors",
     "forget_unused_codes",

@@ -225,6 +225,19 @@ def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[in
     return pack(model, len(data)), tuple(outputs)
 
 
+def cut_after(data: bytes, last: int) -> bytes:
+    """Return `data` without the ops of subgraph 0 after number `last`, whose outputs become the model's.
+
+    Signatures are left out. An op that only other subgraphs run is kept.
+    """
+    model = unpack(data)
+    graph = model.subgraphs[0]
+    graph.operators = graph.operators[: last + 1]
+    graph.outputs, model.signatureDefs = list(map(int, graph.operators[-1].outputs)), []
+    forget_unused_codes(model)
+    return pack(model, len(data))
+
+
 def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
     subgraphs = model.subgraphs or []
     if not 0 <= signature.subgraph < len(subgraphs):

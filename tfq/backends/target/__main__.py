@@ -22,7 +22,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path = [entry for entry in sys.path if os.path.abspath(entry) != HERE]
 
 PACKAGE = "tfq_target"
-MODES = ("examples", "benchmark", "op_times", "instructions")
+MODES = ("examples", "samples", "benchmark", "op_times", "instructions")
 NO_ROOM = 74
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Float bytes and data -> activation ranges: observe (what was there), choose (what the codes are to span)."""
 
-from tfq.ptq.calibration.calibrate import calibrate
+from tfq.ptq.calibration.calibrate import Outputs, calibrate, calibrate_with_outputs
 from tfq.ptq.calibration.histogram import Bins, Histogram
 from tfq.ptq.calibration.methods import CalibrationMethod, choose_ranges
 from tfq.ptq.calibration.observation import Observations, TensorObservation, merge_observations
@@ -13,10 +13,12 @@ __all__ = [
     "CalibrationMethod",
     "Histogram",
     "Observations",
+    "Outputs",
     "Ranges",
     "TensorObservation",
     "TensorRange",
     "calibrate",
+    "calibrate_with_outputs",
     "choose_ranges",
     "merge_observations",
     "observe",

@@ -4,7 +4,7 @@
 The one file that touches `tensorflow.lite.python.optimize.calibrator`, read in 2.21.0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from numpy.typing import NDArray
 
@@ -56,12 +56,32 @@ def calibrate(
     Raises InputError on a model with control flow, on samples that it does not run on, and on ranges that were found
     with another model.
     """
+    return calibrate_with_outputs(model, samples, config)[0]
+
+
+Outputs = dict[int, tuple[NDArray, ...]]
+
+
+def calibrate_with_outputs(
+    model: bytes,
+    samples: Sequence[Mapping[str, NDArray]],
+    config: CalibrationConfig | None = None,
+    keep: Collection[int] = (),
+) -> tuple[Ranges, Outputs]:
+    """Calibrate as `calibrate` does; return as well the outputs of `model` for the samples whose numbers are in `keep`.
+
+    Ranges that come from a file leave nothing to run: there are no outputs then.
+    """
     config = config or CalibrationConfig()
     if config.ranges:
-        return ranges_of_file(model, config.ranges)
+        return ranges_of_file(model, config.ranges), {}
     check_no_control_flow(model)
-    seen = observe(model, samples, histograms=needs_histograms(config), total=len(samples))
-    ranges = choose_ranges(seen, config)
+    seen = observe(model, samples, histograms=needs_histograms(config), total=len(samples), keep=keep)
+    return _with_intermediates(model, samples, choose_ranges(seen, config)), seen.outputs
+
+
+def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], ranges: Ranges) -> Ranges:
+    """Add the ranges of the intermediate tensors inside of fused ops."""
     inner = intermediate_ranges(model, samples)
     if not inner:
         return ranges

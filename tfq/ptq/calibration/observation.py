@@ -140,12 +140,15 @@ class Observations:
 
     tensors: (subgraph, tensor) -> what was seen of it. num_samples: over how many samples.
     model_sha256: of the flatbuffer. data_sha256: of the samples in their order; one for each part that was merged.
+    outputs: number of a sample -> the model's outputs for it, of the samples that were asked for; never written to a
+        file.
     """
 
     tensors: dict[tuple[int, int], TensorObservation]
     num_samples: int
     model_sha256: str
     data_sha256: tuple[str, ...]
+    outputs: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
 
     @property
     def has_histograms(self) -> bool:

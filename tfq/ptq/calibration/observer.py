@@ -7,7 +7,7 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -116,7 +116,13 @@ class _Interpreter:
 
 
 def observe(
-    model: bytes, samples: Iterable[Sample], *, histograms: bool = True, num_workers: int = 0, total: int | None = None
+    model: bytes,
+    samples: Iterable[Sample],
+    *,
+    histograms: bool = True,
+    num_workers: int = 0,
+    total: int | None = None,
+    keep: Collection[int] = (),
 ) -> Observations:
     """Run the float flatbuffer `model` on all of `samples` under XNNPACK, and keep what every activation held.
 
@@ -125,6 +131,7 @@ def observe(
     histograms: keep a Histogram of each tensor (256 kB), and not its extremes alone.
     num_workers: threads with an interpreter each; 0 is one for each core. The result is the same to the bit.
     total: how many samples there are, for the progress bar.
+    keep: numbers of the samples whose outputs are kept in `Observations.outputs`.
     Seen are the inputs and what the ops of the main subgraph give out in float32; no activation inside of control flow.
     Raises InputError where there are no samples, where they do not fit the model, and where a tensor holds NaN or
     infinity, with the sample, the tensor and its layer.
@@ -142,10 +149,15 @@ def observe(
     locks = [threading.Lock() for _ in tensors]
     digest, count = SampleDigest(), 0
 
-    def look(values: list[NDArray]) -> list[tuple[float, float]]:
-        return [
-            _extremes(array, lock, seen.histogram) for array, lock, seen in zip(values, locks, observed, strict=True)
+    # Outputs of other types than float32, such as class numbers, are not among the activations.
+    extra = graph.outputs if keep else ()
+
+    def look(values: list[NDArray]) -> tuple[list[tuple[float, float]], tuple[NDArray, ...]]:
+        extremes = [
+            _extremes(array, lock, seen.histogram)
+            for array, lock, seen in zip(values[: len(tensors)], locks, observed, strict=True)
         ]
+        return extremes, tuple(array.copy() for array in values[len(tensors) :])
 
     def digested() -> Iterator[Sample]:
         for sample in samples:
@@ -153,7 +165,12 @@ def observe(
             yield sample
 
     indices = [tensor.index for tensor in tensors]
-    for extremes in look_at_each(model, indices, digested(), look, num_workers=num_workers, total=total):
+    outputs: dict[int, tuple[NDArray, ...]] = {}
+    for extremes, values in look_at_each(
+        model, [*indices, *extra], digested(), look, num_workers=num_workers, total=total
+    ):
+        if count in keep:
+            outputs[count] = values
         for seen, ends in zip(observed, extremes, strict=True):
             if not all(map(math.isfinite, ends)):
                 _refuse(count, seen, ends)
@@ -171,6 +188,7 @@ def observe(
         num_samples=count,
         model_sha256=sha256(model),
         data_sha256=(digest.hexdigest(),),
+        outputs=outputs,
     )
 
 

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verify a conversion before it is returned: run it next to its float twin, and measure remedies if it collapsed."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.backends import LocalBackend
+from tfq.config import ConversionConfig
+from tfq.conversion.quantize import Conversion, Evidence
+from tfq.errors import BackendError, ModelError, TfqError, TfqWarning, VerificationError
+from tfq.evaluation.collapse import Location, locate
+from tfq.evaluation.verification import Problem, Remedy, Verification, encode, try_to_run, verify
+
+
+def verified(conversion: Conversion, config: ConversionConfig) -> Conversion:
+    """Return `conversion` with its verification, and without the evidence that was needed for it.
+
+    A collapsed result is a TfqWarning for each problem.
+
+    Raises:
+        VerificationError: The result collapsed, and config.strict is set.
+    """
+    evidence, conversion = conversion.evidence, dataclasses.replace(conversion, evidence=None)
+    if not config.verify or config.scheme == "float32":
+        return conversion
+    result = _verification(conversion.content, evidence)
+    if evidence is not None:
+        result = _explained(result, conversion.content, evidence, config)
+    for problem in result.collapsed:
+        if config.strict:
+            raise VerificationError(problem.message, field="conversion.strict", got=problem.kind)
+        warnings.warn(problem.message, TfqWarning, stacklevel=4)
+    return dataclasses.replace(conversion, verification=result)
+
+
+def _verification(content: bytes, evidence: Evidence | None) -> Verification:
+    if evidence is None:
+        execution = try_to_run(content)
+        message = "there were no samples to compare the outputs with those of the float model"
+        notes = (Problem(kind="not_compared", message=message),)
+        result = Verification(execution=execution, notes=notes)
+        return result if execution.state != "fails" else _does_not_run(result)
+    try:
+        return verify(content, evidence.samples, float_outputs(evidence))
+    except (BackendError, ModelError) as error:  # of the float model, or of this machine
+        message = f"the outputs were not compared with those of the float model: {error}"
+        warnings.warn(message, TfqWarning, stacklevel=5)
+        return Verification(execution=try_to_run(content), notes=(Problem(kind="not_compared", message=message),))
+
+
+def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
+    """Return the float model's outputs for each sample; run it in a child if calibration has not computed them."""
+    if evidence.outputs is not None:
+        return evidence.outputs
+    floating = tflite.read(evidence.floating)
+    return LocalBackend().run_samples(evidence.floating, encode(floating, evidence.samples))
+
+
+def _does_not_run(result: Verification) -> Verification:
+    message = f"the converted model does not run: {result.execution.to_text()}"
+    problem = Problem(kind="does_not_run", message=message, op_index=result.execution.op_index, op=result.execution.op)
+    return dataclasses.replace(result, collapsed=(problem,))
+
+
+def _explained(result: Verification, content: bytes, evidence: Evidence, config: ConversionConfig) -> Verification:
+    """Add the first op where it happened, the cause, and the measured remedies to each problem."""
+    problems = []
+    for problem in result.collapsed:
+        location = locate(content, evidence.floating, evidence.samples, problem)
+        remedies = tuple(_remedies(problem, location, evidence, config))
+        problems.append(_told(problem, location, remedies))
+    return dataclasses.replace(result, collapsed=tuple(problems))
+
+
+def _told(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) -> Problem:
+    """The problem with its place, cause and remedies, and a message that names them all."""
+    remedies = tuple(sorted(remedies, key=lambda item: (not item.cures, -(item.sqnr_db or 0.0))))
+    parts = [problem.message]
+    if location.title and problem.op is None:
+        parts.append(f"first at {location.title}")
+    if location.cause_message:
+        parts.append(location.cause_message)
+    if remedies:
+        parts.append(f"measured on the same samples: {'; '.join(item.to_text() for item in remedies)}")
+    return dataclasses.replace(
+        problem,
+        message=". ".join(part[0].upper() + part[1:] if place else part for place, part in enumerate(parts)),
+        op_index=problem.op_index if location.op_index is None else location.op_index,
+        op=location.title or problem.op,
+        layer=location.layer,
+        cause=location.cause,
+        remedies=remedies,
+    )
+
+
+def _remedies(problem: Problem, location: Location, evidence: Evidence, config: ConversionConfig) -> Iterator[Remedy]:
+    """Measure what existing options do to the output in question."""
+    if evidence.quantize is None:
+        return
+    reference = float_outputs(evidence)
+    for setting, other in _alternatives(location, config):
+        try:
+            content = _other(evidence, other)
+            result = verify(content, evidence.samples, reference)
+        except TfqError as error:
+            yield Remedy(setting=setting, reason=f"cannot be converted ({str(error).split(':')[0]})")
+            continue
+        if result.execution.state != "runs":
+            yield Remedy(setting=setting, reason="does not run")
+            continue
+        checks = [item for item in result.outputs if item.name == problem.output]
+        ratios = [item.sqnr_db for item in checks or result.outputs if item.sqnr_db is not None]
+        yield Remedy(
+            setting=setting,
+            sqnr_db=min(ratios, default=None),
+            cures=all(item.collapse is None for item in checks) if checks else result.ok,
+        )
+
+
+def _other(evidence: Evidence, config: ConversionConfig) -> bytes:
+    from tfq.conversion.weights import quantize_weights
+
+    if evidence.quantize is None or not config.needs_ranges:
+        return quantize_weights(evidence.floating, config)
+    return evidence.quantize(config)
+
+
+def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tuple[str, ConversionConfig]]:
+    """(setting, the config with it) of each option that may help."""
+    plain = ConversionConfig(
+        verify=False,
+        per_channel=config.per_channel,
+        per_channel_dense=config.per_channel_dense,
+        calibration=config.calibration,
+        batch_size=config.batch_size,
+    )
+    if config.scheme == "int8" and location.layer and not location.is_input:
+        layers = (*config.float_layers, location.layer)
+        yield f"conversion.float_layers={','.join(layers)}", dataclasses.replace(config, float_layers=layers)
+    if config.scheme != "int16x8":
+        yield "conversion.scheme=int16x8", dataclasses.replace(plain, scheme="int16x8")
+    if config.scheme != "int8":
+        yield "conversion.scheme=int8", dataclasses.replace(plain, scheme="int8")
+    yield "conversion.scheme=dynamic_range", dataclasses.replace(plain, scheme="dynamic_range")

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locate the op of a quantized flatbuffer where an output lost its information, by its float twin."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.backends import LocalBackend
+from tfq.errors import TfqError
+from tfq.evaluation.verification import OutputCheck, Problem, Sample, check_output, encode, title
+from tfq.ptq.layer_pairs import Beside
+from tfq.tflite import Model
+
+# Samples that all tensors are compared on, and the bytes that their values may take.
+_SAMPLES, _MOST_BYTES = 8, 256 << 20
+# Decibels: an op whose inputs are that good has not inherited its error.
+_HEALTHY_DB = 30.0
+# Ops between a quantized tensor and the float tensor that it stands for.
+_CONVERTING = ("QUANTIZE", "DEQUANTIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where an output lost its information, and why.
+
+    Args:
+        op_index: Index of the op in subgraph 0 of the quantized model; None if it could not be located.
+        title: The op for people.
+        layer: Its Keras layer, or the name of its output tensor.
+        is_input: Whether the loss is already in an input of the model.
+        cause: Kind of the cause.
+        cause_message: The cause in a sentence.
+    """
+
+    op_index: int | None = None
+    title: str | None = None
+    layer: str | None = None
+    is_input: bool = False
+    cause: str | None = None
+    cause_message: str | None = None
+
+
+def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem: Problem) -> Location:
+    """Return the first op where the output of `problem` lost its information; an empty location if there is none.
+
+    Args:
+        quantized: The bytes of the quantized `.tflite`.
+        floating: Its float twin.
+        samples: {input name: array with the batch dimension} each.
+        problem: A problem of `Verification.collapsed`.
+    """
+    parsed = tflite.read(quantized)
+    if problem.kind == "does_not_run":
+        return _of_op(parsed, problem.op_index)
+    if problem.output is None:
+        return Location()
+    try:
+        checks = _compare_tensors(quantized, floating, samples[:_SAMPLES])
+    except TfqError:  # the two have no tensors of one name
+        return Location()
+    output = parsed.main_subgraph.outputs[parsed.output_names.index(problem.output)]
+    return _first(parsed, checks, output, constant=problem.kind == "constant_slices")
+
+
+def _of_op(parsed: Model, index: int | None) -> Location:
+    if index is None:
+        return Location()
+    op = parsed.main_subgraph.ops[index]
+    return Location(
+        op_index=index,
+        title=title(parsed.main_subgraph, op),
+        layer=op.keras_layer or parsed.main_subgraph.tensors[op.outputs[0]].name,
+    )
+
+
+def _compare_tensors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> dict[int, OutputCheck]:
+    """{tensor of the quantized model: its comparison with the float tensor of the same name}."""
+    pair = Beside(floating, quantized)
+    graph = pair.quantized.main_subgraph
+    twins = dict(pair.of_float) | dict(zip(graph.inputs, pair.floating.main_subgraph.inputs, strict=True))
+    for op in graph.ops:
+        if op.name in _CONVERTING and op.inputs[0] in twins:
+            twins.setdefault(op.outputs[0], twins[op.inputs[0]])
+    size = sum(int(np.prod(graph.tensors[index].shape)) for index in twins) * 8
+    samples = samples[: max(1, min(len(samples), _MOST_BYTES // max(size, 1)))]
+    ours = _values(quantized, pair.quantized, list(twins), samples)
+    theirs = _values(floating, pair.floating, list(dict.fromkeys(twins.values())), samples)
+    return {
+        index: check_output(graph, index, graph.tensors[index].name, theirs[twin], ours[index])
+        for index, twin in twins.items()
+        if theirs[twin].shape == ours[index].shape and ours[index].size
+    }
+
+
+def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequence[Sample]) -> dict[int, NDArray]:
+    """{tensor: (n, ...) its values}; of inputs what was fed."""
+    exposed, outputs = tflite.expose_tensors(model, tensors)
+    fed = encode(parsed, samples)
+    results = LocalBackend().run_samples(exposed, fed)
+    values = {index: np.stack([sample[place] for sample in results]) for place, index in enumerate(outputs)}
+    for place, index in enumerate(parsed.main_subgraph.inputs):
+        values[index] = np.stack([sample[place] for sample in fed])
+    return values
+
+
+def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, constant: bool) -> Location:
+    """Walk from the output towards the inputs while there is a loss, and choose the op with the largest fall."""
+    graph = parsed.main_subgraph
+    makers = {index: op for op in graph.ops for index in op.outputs}
+    path: list[tuple[int, float]] = []  # (op, fall in dB)
+    tensor, seen = output, set()
+    while tensor in makers and tensor not in seen:
+        seen.add(tensor)
+        op = makers[tensor]
+        inputs = [index for index in op.inputs if index in checks and not graph.tensors[index].is_constant]
+        ratios = {index: _ratio(checks[index]) for index in inputs}
+        worst = min(ratios, key=lambda index: ratios[index], default=None)
+        here = _ratio(checks[tensor]) if tensor in checks else None
+        if worst is None:
+            path.append((op.index, 0.0 if here is None else 100.0 - here))
+            break
+        if constant:
+            broken = [index for index in inputs if checks[index].constant_slices and not checks[index].fixed_scale]
+            if not broken:
+                path = [(op.index, 1.0)]
+                break
+            worst = broken[0]
+        elif here is not None:
+            path.append((op.index, ratios[worst] - here))
+            if ratios[worst] >= _HEALTHY_DB:
+                break
+        tensor = worst
+    else:
+        if tensor in graph.inputs:
+            name = parsed.input_names[graph.inputs.index(tensor)]
+            lost = constant or _ratio(checks[tensor]) < _HEALTHY_DB
+            if lost:
+                return Location(title=f"input {name!r}", layer=name, is_input=True)
+    if not path:
+        return Location()
+    index = max(path, key=lambda item: item[1])[0]
+    return _of_op(parsed, _behind_quantize(parsed, index))
+
+
+def _behind_quantize(parsed: Model, index: int) -> int:
+    """The op that a QUANTIZE between two activations serves, which has the layer's name."""
+    graph = parsed.main_subgraph
+    op = graph.ops[index]
+    if op.name not in _CONVERTING or op.inputs[0] in graph.inputs:
+        return index
+    readers = [item.index for item in graph.ops if op.outputs[0] in item.inputs]
+    return readers[0] if len(readers) == 1 else index
+
+
+def _ratio(check: OutputCheck) -> float:
+    return 200.0 if check.sqnr_db is None else min(check.sqnr_db, 200.0)
