@@ -4,8 +4,11 @@
 import sys
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as generated
+from ai_edge_litert.interpreter import Interpreter
 from messages import refused
 from sklearn.datasets import load_digits
 
@@ -144,3 +147,30 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "litert_quantizer", None)
     with refused(tfq.InputError, field="conversion.quantizer", word="'tfq[litert]'"):
         tfq.convert(FLOATING, IMAGES, config())
+
+
+def with_codes_in_the_old_field(content: bytes) -> bytes:
+    """The file as converters wrote it before schema 3a, without tfq's own editing."""
+    model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(content))
+    for code in model.operatorCodes:
+        code.deprecatedBuiltinCode, code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode), 0
+    builder = flatbuffers.Builder(2 * len(content))
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("quantizer", ["tensorflow", "litert"])
+def test_a_file_of_the_old_schema_is_converted_as_the_new_one_is(quantizer):
+    old = with_codes_in_the_old_field(FLOATING)
+    built = tfq.convert(old, IMAGES, config(quantizer=quantizer))
+    assert tfq.audit(built, tfq.AuditConfig(require="full_int8")).ok
+    np.testing.assert_array_equal(classes(built), classes(tfq.convert(FLOATING, IMAGES, config(quantizer=quantizer))))
+
+
+def test_an_old_file_comes_out_broken_without_its_codes_in_both_fields(monkeypatch):
+    monkeypatch.setattr("tfq.tflite.edit.normalize_operator_codes", lambda model: None)
+    built = tfq.convert(with_codes_in_the_old_field(FLOATING), IMAGES, config())
+    findings = {finding.kind for finding in tfq.audit(built).failures}
+    assert findings & {"bias_type", "weight_zero_point", "bias_scale"}
+    with pytest.raises(RuntimeError):
+        Interpreter(model_content=built).allocate_tensors()

@@ -89,7 +89,8 @@ def _batch(model, graph):
 
 def _dense_per_channel(model, graph):
     quantization = graph.tensors[int(graph.operators[7].inputs[1])].quantization
-    quantization.scale, quantization.zeroPoint, quantization.quantizedDimension = [0.1] * 10, [0] * 10, 0
+    scale = [float(quantization.scale[0])] * 10
+    quantization.scale, quantization.zeroPoint, quantization.quantizedDimension = scale, [0] * 10, 0
 
 
 def _dynamic(model, graph):

@@ -246,6 +246,7 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
         rules = OpRules(graph, config, composition, is_entry=tensors.is_entry(parsed, graph))
         findings += rules.findings(allowed)
         findings += tensors.tensor_findings(parsed, graph)
+        findings += tensors.parameter_findings(content, graph)
     findings += tensors.weight_findings(parsed)
     findings += [*_model_findings(parsed, allowed)]
     findings += [*_scheme_findings(config, composition.scheme, findings)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfq.auditing.parameters import SMALLEST_NORMAL, parameter_faults
 from tfq.auditing.report import FAILS, NOTE, Finding, Weight, op_title, shown
 from tfq.errors import InputError
 from tfq.tflite.op_types import CHANNEL_AXES, INDEX, WEIGHT, roles
@@ -93,7 +94,6 @@ def _zeros(data: bytes, tensor: Tensor) -> int | None:
     return int(np.count_nonzero(values == zero_point))
 
 
-_SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 _CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}
 _BITS = {"int4": 4, "uint4": 4, "int2": 2, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
 _UNSIZED = ("string", "resource", "variant")
@@ -153,7 +153,7 @@ def _tensor_faults(tensor: Tensor, is_index: bool) -> Iterator[tuple[str, str]]:
         yield "missing_quantization", wrong
     if tensor.dtype in _CODES and tensor.is_quantized:
         # XNNPACK reads no scale of a bias: it is a product of two, which may be subnormal.
-        least = _SMALLEST_NORMAL if tensor.dtype != "int32" else math.ulp(0.0)
+        least = SMALLEST_NORMAL if tensor.dtype != "int32" else math.ulp(0.0)
         bad = [scale for scale in tensor.scale if not (least <= scale < math.inf)]
         if bad:
             wrong = (
@@ -186,6 +186,16 @@ def _wanted_bytes(tensor: Tensor) -> int | None:
 @functools.cache
 def _bits(dtype: str) -> int:
     return _BITS.get(dtype) or np.dtype(dtype).itemsize * 8
+
+
+def parameter_findings(data: bytes, graph: Subgraph) -> Iterator[Finding]:
+    """Quantization parameters that the op's kernel does not honor, each tensor once per kind; `data` holds `graph`."""
+    seen = set()
+    for op in graph.ops:
+        for tensor, kind, wrong in parameter_faults(data, graph, op):
+            if (tensor.index, kind) not in seen:
+                seen.add((tensor.index, kind))
+                yield _finding(graph, op, tensor, kind, FAILS, wrong)
 
 
 def weight_findings(model: Model) -> Iterator[Finding]:

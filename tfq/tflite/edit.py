@@ -136,7 +136,19 @@ def unpack(data: bytes) -> Any:
     model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
     if any((buffer.offset or 0) > 1 for buffer in model.buffers or []):
         raise InputError("the flatbuffer keeps data behind itself, as models over 2 GB do: edit a smaller one")
+    normalize_operator_codes(model)
     return model
+
+
+def normalize_operator_codes(model: Any) -> None:
+    """Write each operator's code into both schema fields, in place.
+
+    Files of schema version 3 (before 3a), such as MediaPipe's, have it in `deprecated_builtin_code` alone. Interpreters
+    take the larger of both fields; litert-quantizer reads `builtin_code`, where a missing code means ADD.
+    """
+    for code in model.operatorCodes or []:
+        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
 
 
 def pack(model: Any, size: int) -> bytes:

@@ -5,7 +5,7 @@ Slots count an op's inputs (or outputs) from 0. Source: the builtin op definitio
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tfq.tflite.records import Model, Op, Subgraph
 
@@ -44,6 +44,25 @@ WEIGHT_INPUTS = _table("""
     CONV_2D=1 DEPTHWISE_CONV_2D=1 FULLY_CONNECTED=1 TRANSPOSE_CONV=1 CONV_3D=1 CONV_3D_TRANSPOSE=1 BATCH_MATMUL=0,1
     EMBEDDING_LOOKUP=1 SVDF=1,2 LSTM=1,2,3,4,5,6,7,8,16 UNIDIRECTIONAL_SEQUENCE_LSTM=1,2,3,4,5,6,7,8,16
 """)
+
+# Ops that move or select values: the inputs that they take them from. Their integer kernels copy quantized values, so
+# these inputs and the outputs need the same scale and zero point. JOINING_OPS take them from all of their inputs.
+MOVING_INPUTS = _table("""
+    RESHAPE=0 SQUEEZE=0 EXPAND_DIMS=0 TRANSPOSE=0 SLICE=0 STRIDED_SLICE=0 GATHER=0 GATHER_ND=0 TILE=0 BROADCAST_TO=0
+    PAD=0 MIRROR_PAD=0 REVERSE_V2=0 REVERSE_SEQUENCE=0 DEPTH_TO_SPACE=0 SPACE_TO_DEPTH=0 BATCH_TO_SPACE_ND=0
+    SPACE_TO_BATCH_ND=0 UNPACK=0 SPLIT=1 SPLIT_V=0 MAX_POOL_2D=0 AVERAGE_POOL_2D=0 RESIZE_BILINEAR=0
+    RESIZE_NEAREST_NEIGHBOR=0 REDUCE_MAX=0 REDUCE_MIN=0 SELECT=1,2 SELECT_V2=1,2 DYNAMIC_UPDATE_SLICE=0,1
+""")
+JOINING_OPS = _names("CONCATENATION PACK MAXIMUM MINIMUM")
+
+# Output scale and zero point that the integer kernels of an op assume, by type.
+FIXED_OUTPUT_SCALES: dict[str, dict[str, tuple[float, int]]] = {
+    "LOGISTIC": {"int8": (2.0**-8, -128), "int16": (2.0**-15, 0)},
+    "SOFTMAX": {"int8": (2.0**-8, -128), "int16": (2.0**-15, 0)},
+    "TANH": {"int8": (2.0**-7, 0), "int16": (2.0**-15, 0)},
+    "L2_NORMALIZATION": {"int8": (2.0**-7, 0)},
+    "LOG_SOFTMAX": {"int8": (2.0**-4, 127)},
+}
 
 # The axis of a weight's output channels, along which it may have a scale for each.
 CHANNEL_AXES = {
@@ -95,6 +114,12 @@ def roles(op: Op) -> list[tuple[str, int, int, str]]:
     results += [("output", slot, tensor, INDEX if slot in index else DATA) for slot, tensor in enumerate(op.outputs)]
     results += [("intermediate", slot, tensor, DATA) for slot, tensor in enumerate(op.intermediates) if tensor >= 0]
     return results
+
+
+def moved_inputs(name: str, inputs: Sequence[int]) -> list[int]:
+    """Return those of an op's `inputs` that it moves or selects values from; none of any other op."""
+    slots = range(len(inputs)) if name in JOINING_OPS else MOVING_INPUTS.get(name, frozenset())
+    return [int(index) for slot, index in enumerate(inputs) if slot in slots]
 
 
 def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int]]:
