@@ -90,7 +90,9 @@ def quantize_after_training(
     values = {**ranges.values, **with_same_scales(model, known or {})}
 
     def quantize(other: ConversionConfig) -> bytes:
-        return with_kernels_of_int8(_quantized(model, values, other))
+        wide = other.calibration.method == "min_max" != asked.method
+        chosen = {**ranges.observed, **with_same_scales(model, known or {})} if wide else values
+        return with_kernels_of_int8(_quantized(model, chosen, other))
 
     content = _quantized(model, values, config)
     if "gptq" in config.techniques:

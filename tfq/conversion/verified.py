@@ -14,6 +14,7 @@ from tfq.conversion.quantize import Conversion, Evidence
 from tfq.errors import BackendError, ModelError, TfqError, TfqWarning, VerificationError
 from tfq.evaluation.collapse import Location, locate
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, try_to_run, verify
+from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES
 
 
 def verified(conversion: Conversion, config: ConversionConfig) -> Conversion:
@@ -81,18 +82,18 @@ def _told(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) ->
     remedies = tuple(sorted(remedies, key=lambda item: (not item.cures, -(item.sqnr_db or 0.0))))
     parts = [problem.message]
     if location.title and problem.op is None:
-        parts.append(f"first at {location.title}")
-    if location.cause_message:
-        parts.append(location.cause_message)
+        parts.append(f"First at {location.title}")
+    if location.cause is not None:
+        parts.append(location.cause.message)
     if remedies:
-        parts.append(f"measured on the same samples: {'; '.join(item.to_text() for item in remedies)}")
+        parts.append(f"Measured on the same samples: {'; '.join(item.to_text() for item in remedies)}")
     return dataclasses.replace(
         problem,
-        message=". ".join(part[0].upper() + part[1:] if place else part for place, part in enumerate(parts)),
+        message=". ".join(parts),
         op_index=problem.op_index if location.op_index is None else location.op_index,
         op=location.title or problem.op,
         layer=location.layer,
-        cause=location.cause,
+        cause=location.cause.kind if location.cause else None,
         remedies=remedies,
     )
 
@@ -138,11 +139,23 @@ def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tupl
         calibration=config.calibration,
         batch_size=config.batch_size,
     )
-    if config.scheme == "int8" and location.layer and not location.is_input:
-        layers = (*config.float_layers, location.layer)
-        yield f"conversion.float_layers={','.join(layers)}", dataclasses.replace(config, float_layers=layers)
-    if config.scheme != "int16x8":
-        yield "conversion.scheme=int16x8", dataclasses.replace(plain, scheme="int16x8")
-    if config.scheme != "int8":
-        yield "conversion.scheme=int8", dataclasses.replace(plain, scheme="int8")
-    yield "conversion.scheme=dynamic_range", dataclasses.replace(plain, scheme="dynamic_range")
+    if config.scheme == "int8" and location.layer:
+        yield from _in_float(location, config)
+    if location.cause is not None and location.cause.kind == CLIPPED and config.calibration.method != "min_max":
+        calibration = dataclasses.replace(config.calibration, method="min_max", tensors=())
+        yield "conversion.calibration.method=min_max", dataclasses.replace(config, calibration=calibration)
+    for scheme in ("int8", "int16x8", "dynamic_range"):
+        if scheme != config.scheme:
+            yield f"conversion.scheme={scheme}", dataclasses.replace(plain, scheme=scheme)
+
+
+def _in_float(location: Location, config: ConversionConfig) -> Iterator[tuple[str, ConversionConfig]]:
+    """The layer in float; where it is at a border of the model, with that border in float as well."""
+    layers = (*config.float_layers, location.layer or "")
+    setting, other = f"conversion.float_layers={','.join(layers)}", dataclasses.replace(config, float_layers=layers)
+    border = ""
+    if location.cause is not None and location.cause.kind == MIXED_INPUT_SCALES:
+        border, other = "input", dataclasses.replace(other, inference_input_type="float32")
+    elif location.is_output:
+        border, other = "output", dataclasses.replace(other, inference_output_type="float32")
+    yield (f"conversion.inference_{border}_type=float32 with {setting}" if border else setting), other

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locate the op of a quantized flatbuffer where an output lost its information, by its float twin."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,18 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends import LocalBackend
 from tfq.errors import TfqError
-from tfq.evaluation.verification import OutputCheck, Problem, Sample, check_output, encode, title
+from tfq.evaluation.verification import (
+    MOVING_OPS,
+    OutputCheck,
+    Problem,
+    Sample,
+    check_output,
+    encode,
+    title,
+)
+from tfq.ptq.causes import Cause, TensorFacts, cause_of
 from tfq.ptq.layer_pairs import Beside
-from tfq.tflite import Model
+from tfq.tflite import Model, Op, Subgraph
 
 # Samples that all tensors are compared on, and the bytes that their values may take.
 _SAMPLES, _MOST_BYTES = 8, 256 << 20
@@ -30,17 +40,15 @@ class Location:
         op_index: Index of the op in subgraph 0 of the quantized model; None if it could not be located.
         title: The op for people.
         layer: Its Keras layer, or the name of its output tensor.
-        is_input: Whether the loss is already in an input of the model.
-        cause: Kind of the cause.
-        cause_message: The cause in a sentence.
+        is_output: Whether what the op computes is an output of the model, but for ops that only move values.
+        cause: Why; None if it could not be located.
     """
 
     op_index: int | None = None
     title: str | None = None
     layer: str | None = None
-    is_input: bool = False
-    cause: str | None = None
-    cause_message: str | None = None
+    is_output: bool = False
+    cause: Cause | None = None
 
 
 def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem: Problem) -> Location:
@@ -58,26 +66,42 @@ def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem
     if problem.output is None:
         return Location()
     try:
-        checks = _compare_tensors(quantized, floating, samples[:_SAMPLES])
+        checks, facts = _compare_tensors(quantized, floating, samples[:_SAMPLES])
     except TfqError:  # the two have no tensors of one name
         return Location()
-    output = parsed.main_subgraph.outputs[parsed.output_names.index(problem.output)]
-    return _first(parsed, checks, output, constant=problem.kind == "constant_slices")
+    graph = parsed.main_subgraph
+    output = graph.outputs[parsed.output_names.index(problem.output)]
+    index = _first(parsed, checks, output, constant=problem.kind == "constant_slices")
+    if index is None:
+        return Location()
+    cause = cause_of(graph, index, facts)
+    # The cause may lie before or after the op with the largest fall.
+    return dataclasses.replace(_of_op(parsed, cause.op_index), cause=cause)
 
 
 def _of_op(parsed: Model, index: int | None) -> Location:
     if index is None:
         return Location()
-    op = parsed.main_subgraph.ops[index]
-    return Location(
-        op_index=index,
-        title=title(parsed.main_subgraph, op),
-        layer=op.keras_layer or parsed.main_subgraph.tensors[op.outputs[0]].name,
-    )
+    graph = parsed.main_subgraph
+    op = graph.ops[index]
+    layer = op.keras_layer or graph.tensors[op.outputs[0]].name
+    return Location(op_index=index, title=title(graph, op), layer=layer, is_output=_gives_output(graph, op))
 
 
-def _compare_tensors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> dict[int, OutputCheck]:
-    """{tensor of the quantized model: its comparison with the float tensor of the same name}."""
+def _gives_output(graph: Subgraph, op: Op) -> bool:
+    tensor, moving = op.outputs[0], (*MOVING_OPS, *_CONVERTING)
+    while tensor not in graph.outputs:
+        readers = [item for item in graph.ops if tensor in item.inputs]
+        if len(readers) != 1 or readers[0].name not in moving:
+            return False
+        tensor = readers[0].outputs[0]
+    return True
+
+
+def _compare_tensors(
+    quantized: bytes, floating: bytes, samples: Sequence[Sample]
+) -> tuple[dict[int, OutputCheck], dict[int, TensorFacts]]:
+    """Tensor of the quantized model -> its comparison with the float tensor of the same name, and that one's facts."""
     pair = Beside(floating, quantized)
     graph = pair.quantized.main_subgraph
     twins = dict(pair.of_float) | dict(zip(graph.inputs, pair.floating.main_subgraph.inputs, strict=True))
@@ -88,11 +112,12 @@ def _compare_tensors(quantized: bytes, floating: bytes, samples: Sequence[Sample
     samples = samples[: max(1, min(len(samples), _MOST_BYTES // max(size, 1)))]
     ours = _values(quantized, pair.quantized, list(twins), samples)
     theirs = _values(floating, pair.floating, list(dict.fromkeys(twins.values())), samples)
-    return {
+    checks = {
         index: check_output(graph, index, graph.tensors[index].name, theirs[twin], ours[index])
         for index, twin in twins.items()
         if theirs[twin].shape == ours[index].shape and ours[index].size
     }
+    return checks, {index: TensorFacts.of(theirs[twins[index]]) for index in checks}
 
 
 def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequence[Sample]) -> dict[int, NDArray]:
@@ -106,7 +131,7 @@ def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequen
     return values
 
 
-def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, constant: bool) -> Location:
+def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, constant: bool) -> int | None:
     """Walk from the output towards the inputs while there is a loss, and choose the op with the largest fall."""
     graph = parsed.main_subgraph
     makers = {index: op for op in graph.ops for index in op.outputs}
@@ -133,16 +158,7 @@ def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, consta
             if ratios[worst] >= _HEALTHY_DB:
                 break
         tensor = worst
-    else:
-        if tensor in graph.inputs:
-            name = parsed.input_names[graph.inputs.index(tensor)]
-            lost = constant or _ratio(checks[tensor]) < _HEALTHY_DB
-            if lost:
-                return Location(title=f"input {name!r}", layer=name, is_input=True)
-    if not path:
-        return Location()
-    index = max(path, key=lambda item: item[1])[0]
-    return _of_op(parsed, _behind_quantize(parsed, index))
+    return _behind_quantize(parsed, max(path, key=lambda item: item[1])[0]) if path else None
 
 
 def _behind_quantize(parsed: Model, index: int) -> int:

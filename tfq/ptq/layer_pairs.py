@@ -36,12 +36,7 @@ class Beside:
                 expected=borders[1],
                 got=borders[0],
             )
-        floats = {tensor.name: tensor.index for tensor in _given_out(self.floating) if tensor.dtype == "float32"}
-        self.of_float = {
-            tensor.index: floats[tensor.name]
-            for tensor in _given_out(self.quantized)
-            if tensor.is_quantized and tensor.name in floats
-        }
+        self.of_float = _twins(self.floating, self.quantized)
         if not self.of_float:
             raise InputError(
                 "no activation of the int8 flatbuffer has the name of a float one: give the float flatbuffer that it "
@@ -105,6 +100,25 @@ def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]
             before = ends.get(tensor, (low, high))
             ends[tensor] = np.minimum(before[0], low), np.maximum(before[1], high)
     return ends
+
+
+def _twins(floating: tflite.Model, quantized: tflite.Model) -> dict[int, int]:
+    """{quantized activation: the float one of the same name}. Of several of one name, the first is the first."""
+    floats: dict[str, list[int]] = {}
+    for tensor in _given_out(floating):
+        if tensor.dtype == "float32":
+            floats.setdefault(tensor.name, []).append(tensor.index)
+    results: dict[str, list[int]] = {}
+    for tensor in _given_out(quantized):
+        if tensor.is_quantized and tensor.name in floats:
+            results.setdefault(tensor.name, []).append(tensor.index)
+    # Where one side has more, it cannot be told which of them belong together.
+    return {
+        index: twin
+        for name, indices in results.items()
+        if len(indices) == len(floats[name])
+        for index, twin in zip(indices, floats[name], strict=True)
+    }
 
 
 def _given_out(model: tflite.Model) -> Iterator[tflite.Tensor]:

@@ -58,6 +58,11 @@ class Ranges:
         return {key: (item.minimum, item.maximum) for key, item in self.tensors.items()}
 
     @property
+    def observed(self) -> dict[tuple[int, int], tuple[float, float]]:
+        """Return (subgraph, tensor) -> (minimum, maximum) of all values that were observed, nothing clipped."""
+        return {key: (item.observed_minimum, item.observed_maximum) for key, item in self.tensors.items()}
+
+    @property
     def outlier_samples(self) -> dict[int, list[TensorRange]]:
         """Number of a sample that ranges take no notice of -> these ranges."""
         results: dict[int, list[TensorRange]] = {}
