@@ -16,7 +16,8 @@ class Requirement:
         name: The config field that asks for it: "max_accuracy_drop", "min_agreement", "max_bytes", "require".
         bound: The value of that field: a number in the field's unit, or the scheme or target that an audit requires.
         value: The measured value, in the unit of `bound`; for an audit the scheme of the flatbuffer. None if missing.
-        holds: Whether the requirement is met. It never holds if there is no value.
+        holds: Whether the requirement is met. It never holds if there is no value, except
+            `min_sqnr_db` of outputs without any noise.
         reason: Why `value` is missing, or why it does not meet the bound if comparing the two does not show it.
     """
 

@@ -17,8 +17,12 @@ class RequireConfig(Config):
         minimum=0,
     )
     min_agreement: float | None = setting(
-        None, "lowest share of examples with the reference's top-1", minimum=0, maximum=1
+        None,
+        "lowest fraction of examples with the reference's class; of outputs that say a class only",
+        minimum=0,
+        maximum=1,
     )
+    min_sqnr_db: float | None = setting(None, "lowest SQNR of any output against the reference, in dB")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,11 @@ class EvaluationConfig(Config):
         "what is computed against the labels; empty is the default: top1, or roc_auc for a model that reconstructs its "
         "input",
         choices_of="metric",
+    )
+    output: str = setting(
+        "",
+        "output that the metric and agreement look at, by its name or number from 0; empty is the metric's own for the "
+        "metric, and every output that says a class for agreement",
     )
     num_threads: int = setting(1, "threads of each interpreter", minimum=1)
     num_workers: int = setting(0, "interpreters that share the examples; 0 is one for each core", minimum=0)

@@ -15,13 +15,14 @@ from tfq.backends import BackendResult, RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split
 from tfq.errors import TfqWarning
+from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metric import Metric, as_metric
 from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
-from tfq.evaluation.record import EvaluationRecord
-from tfq.evaluation.reference import IDENTICAL, ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
-from tfq.evaluation.scores import NO_REFERENCE, check_bounds, default_metric, reconstructs, score_answers
+from tfq.evaluation.record import IDENTICAL, EvaluationRecord
+from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
+from tfq.evaluation.scores import NO_REFERENCE, Choice, check_bounds, choose_metric, reconstructs, score_answers
 from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
 NO_DIRECTION = "the metric does not declare whether higher or lower is better"
@@ -47,8 +48,8 @@ def evaluate_model(
     reference: the float model's bytes or path, run on `local` with XNNPACK; or `reference_outputs(...)` to share among
         models.
     metric: in place of config.metric: a name, a Metric, or a function(outputs, labels) -> float; outputs are the real
-        numbers of the one output, (n, ...), or a tuple of them if there are several. The default is top-1, or for a
-        model that reconstructs its input the ROC AUC of its mean squared error.
+        numbers of the one output, (n, ...), or a tuple of them if there are several and config.output chooses none. The
+        default is top-1, or for a model that reconstructs its input the ROC AUC of its mean squared error.
     preprocessing: what was done to `data` ({"resize", "scale", "offset"}), to be held against what the model records.
     Raises InputError where data, labels, model or reference do not fit each other, BackendError where it cannot run.
     Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
@@ -71,18 +72,23 @@ def evaluate_model(
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
     is_reconstruction = reconstructs(parsed)
-    scores = score_answers(outputs, expected, data, chosen, reconstructs=is_reconstruction)
+    class_outputs = tuple(
+        is_class_vector(parsed.main_subgraph, index, values)
+        for index, values in zip(parsed.main_subgraph.outputs, outputs if expected is None else expected, strict=True)
+    )
+    choice = choose_metric(chosen, names, class_outputs, reconstructs=is_reconstruction, output=config.output)
+    scores = score_answers(outputs, expected, data, choice, reconstructs=is_reconstruction, class_outputs=class_outputs)
     missing = max(0, config.limit - data.num_examples)
     messages = [
         *([f"{config.limit:,} examples were asked for, the data has {data.num_examples:,}"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,
-        *_output_warnings(names, outputs, chosen or default_metric(reconstructs=is_reconstruction), result, config),
+        *_output_warnings(names, outputs, choice, result, config),
         *result.notes,
     ]
     for sentence in messages:
         python_warnings.warn(sentence, TfqWarning, stacklevel=2)
-    noise = _noise(names, outputs, expected)
+    noise = _noise(names, outputs, expected, scores.pop("outputs"))
     return EvaluationRecord(
         **scores,
         **noise,
@@ -147,8 +153,13 @@ def _request(model: bytes, feed: Feed, config: EvaluationConfig) -> RunRequest:
     )
 
 
-def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[NDArray] | None) -> dict[str, Any]:
-    """SQNR of every output, and of the worst of them."""
+def _noise(
+    names: Sequence[str],
+    outputs: tuple[NDArray, ...],
+    expected: list[NDArray] | None,
+    agreements: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the SQNR of the worst output, and in `outputs` that of each next to its `agreements`."""
     item: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
     if expected is not None:
         item = [sqnr_or_reason(other, output) for output, other in zip(outputs, expected, strict=True)]
@@ -161,8 +172,8 @@ def _noise(names: Sequence[str], outputs: tuple[NDArray, ...], expected: list[ND
         "output_sqnr_db": worst,
         "output_sqnr_db_reason": None if worst is not None else (unknown or reasons)[0],
         "outputs": tuple(
-            {"name": name, "sqnr_db": value, "reason": reason}
-            for name, (value, reason) in zip(names, item, strict=True)
+            {"name": name, "sqnr_db": value, "sqnr_db_reason": reason, **same}
+            for name, (value, reason), same in zip(names, item, agreements, strict=True)
         ),
     }
 
@@ -210,17 +221,19 @@ def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: BackendResul
 def _output_warnings(
     names: Sequence[str],
     outputs: tuple[NDArray, ...],
-    metric: Metric,
+    choice: Choice,
     result: BackendResult,
     config: EvaluationConfig,
 ) -> list[str]:
-    results = []
-    by_classes = metric.contract.goes_by == "classes"
-    if by_classes and is_probability(outputs[0]):
+    results, metric = [], choice.metric
+    index = metric.outputs[0] if metric.outputs is not None and len(metric.outputs) == 1 else None
+    if metric.contract.goes_by == "classes" and is_probability(outputs[index or 0]):
         results.append(SIGMOID_NOTE)
-    if metric.outputs == (0,) and len(outputs) > 1:
-        what = f"{metric.word or metric.name}{' and agreement are' if by_classes else ' is'}"
-        results.append(f"the model has {len(outputs)} outputs: {what} of the first, {names[0]!r}")
+    if index is not None and len(outputs) > 1 and choice.output is None and choice.reason is None:
+        results.append(
+            f"the model has {len(outputs)} outputs: {metric.word or metric.name} is of {names[index]!r}; "
+            "evaluation.output chooses another"
+        )
     if config.xnnpack and result.delegated_ops == 0:
         results.append("XNNPACK took none of the model's ops: all ran on TFLite's builtin kernels")
     return results

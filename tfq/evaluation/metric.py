@@ -220,14 +220,18 @@ class Metric:
         """Return those of a model's outputs that the metric looks at."""
         if self.outputs is None:
             return outputs
-        if max(self.outputs) >= len(outputs):
+        self.check_outputs(len(outputs))
+        return tuple(outputs[index] for index in self.outputs)
+
+    def check_outputs(self, count: int) -> None:
+        """Raise InputError if the metric looks at an output that a model with `count` outputs does not have."""
+        if self.outputs is not None and max(self.outputs) >= count:
             raise InputError(
-                f"metric {self.name} looks at output {max(self.outputs)}, the model has {len(outputs)}",
+                f"metric {self.name} looks at output {max(self.outputs)}, the model has {count}",
                 field="outputs",
                 expected=self.outputs,
-                got=len(outputs),
+                got=count,
             )
-        return tuple(outputs[index] for index in self.outputs)
 
     def state_of(self, outputs: Outputs, labels: NDArray[Any]) -> State:
         """Return the state of these examples: outputs of the model, (n, ...) each, and their labels.

@@ -10,6 +10,8 @@ from tfq.config import RequireConfig
 from tfq.errors import RequirementError
 from tfq.requirement import Requirement, at_least, at_most
 
+IDENTICAL = "the outputs are identical to the reference's: there is no noise"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
@@ -23,8 +25,10 @@ class EvaluationRecord:
     metrics: {metric: facts} of the metric and of those reported next to it, such as top5: `word` (how reports write
         it), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see `tfq.evaluation.metric`) and
         `interval` ([low, high] of 95% confidence, or None). scores: {metric: value} of those that were computed.
-    agreement: share of examples with the reference's top-1. Both are of the first output.
-    output_sqnr_db: against the reference, of the worst output; `outputs` has each: name, sqnr_db, reason.
+    agreement: fraction of examples (of positions, for a segmentation) with the reference's class; the lowest of the
+        outputs that say a class (see `tfq.evaluation.classes`), or that of `evaluation.output`.
+    output_sqnr_db: against the reference, of the worst output.
+    outputs: of each output, against the reference: name, sqnr_db, agreement, and the reason for each that is None.
     num_examples: evaluated. compared: of these, with the reference. missing: examples that were asked for and are not
         in the data. skipped: {what was not measured: why}.
     latency_*: milliseconds of an inference at the model's batch, interpreter alone, of the timed ones: percentiles,
@@ -131,16 +135,27 @@ class EvaluationRecord:
 def requirements_of(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> tuple[Requirement, ...]:
     """Return every bound that `require` sets, with the value in the record (or its `to_dict()`) and the verdict.
 
-    A bound on a missing value does not hold; its reason says why the value is missing.
+    A bound on a missing value does not hold; its reason says why the value is missing. The one exception is
+    `min_sqnr_db` if all outputs are identical to the reference's: it holds.
     """
     values = record.to_dict() if isinstance(record, EvaluationRecord) else record
     asked = []
     if require.min_accuracy is not None:
         asked.append(at_least("min_accuracy", require.min_accuracy, values["accuracy"], values["accuracy_reason"]))
-        if values["metrics"].get(values["metric"], {}).get("direction") == "lower":
-            asked[-1] = replace(asked[-1], holds=False, reason=f"lower is better for {values['metric']}")
+        direction = values["metrics"].get(values["metric"], {}).get("direction")
+        if direction != "higher" and values["accuracy"] is not None:
+            reason = "lower is better" if direction == "lower" else "it is not declared which values are better"
+            asked[-1] = replace(asked[-1], holds=False, reason=f"{reason} for {values['metric']}")
     if require.min_agreement is not None:
-        asked.append(at_least("min_agreement", require.min_agreement, values["agreement"], values["agreement_reason"]))
+        reason = values["agreement_reason"]
+        if values.get("outputs"):
+            reason = f"{reason}; evaluation.require.min_sqnr_db bounds outputs that say no class"
+        asked.append(at_least("min_agreement", require.min_agreement, values["agreement"], reason))
+    if require.min_sqnr_db is not None:
+        value, reason = values["output_sqnr_db"], values["output_sqnr_db_reason"]
+        asked.append(at_least("min_sqnr_db", require.min_sqnr_db, value, reason))
+        if value is None and reason == IDENTICAL:
+            asked[-1] = replace(asked[-1], holds=True)
     if require.max_accuracy_drop is not None:
         reason = values["accuracy_reason"] or values["skipped"].get("accuracy_drop")
         asked.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))

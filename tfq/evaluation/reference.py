@@ -14,10 +14,9 @@ from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, Split, as_split
 from tfq.errors import InputError
 from tfq.evaluation.inputs import Feed, decode_outputs
+from tfq.evaluation.record import IDENTICAL
 from tfq.quant_math import sqnr_db
 from tfq.typing import Data, PathOrBytes
-
-IDENTICAL = "the outputs are identical to the reference's: there is no noise"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

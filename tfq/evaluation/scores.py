@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which metric a model is held to, and the numbers that it gets: the model's own and its reference's."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,19 @@ from tfq import registry
 from tfq.config import EvaluationConfig
 from tfq.config.base import check_fraction
 from tfq.data.split import AnySplit
-from tfq.errors import InputError
-from tfq.evaluation.classes import agreement
+from tfq.errors import InputError, did_you_mean
+from tfq.evaluation.classes import agreement, num_classes
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
-from tfq.evaluation.metrics import has_classes, no_one_class
+from tfq.evaluation.metrics import checked_labels, has_classes, no_one_class
 from tfq.tflite import Model
 
 NO_LABELS = "the data has no labels"
 NO_REFERENCE = "no reference model was given"
 RECONSTRUCTS = "the model reconstructs its input, and tells no classes apart"
+NOT_A_CLASS = (
+    "nothing shows that this output says a class: no softmax or argmax computes it, no metric of classes scores it; "
+    "its SQNR stands; if these are logits, choose evaluation.metric=top1"
+)
 _PASS_ON = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _DECIDES = ("SOFTMAX", "LOG_SOFTMAX", "ARG_MAX", "ARG_MIN", "ONE_HOT")
 
@@ -148,24 +152,108 @@ def answers_of(outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The metric that a model is held to.
+
+    Args:
+        metric: With the outputs that it looks at in this model.
+        is_default: Whether it was not chosen by the user.
+        output: The index of the output in `evaluation.output`; None if that is empty.
+        reason: Why the default metric cannot be computed, whatever the labels; None if it can.
+    """
+
+    metric: Metric
+    is_default: bool
+    output: int | None = None
+    reason: str | None = None
+
+    def looks_at(self, output: int) -> bool:
+        """Return whether the metric looks at an output, by its index."""
+        return self.metric.outputs is None or output in self.metric.outputs
+
+
+def choose_metric(
+    metric: Metric | None, names: Sequence[str], class_outputs: Sequence[bool], *, reconstructs: bool, output: str = ""
+) -> Choice:
+    """Return the metric for a model, and which of its outputs that looks at.
+
+    If neither a metric nor an output is chosen and the model has several outputs, the default metric looks at the
+    first if it says a class, else at the only one that does. If none or several others do, it is not computed.
+
+    Args:
+        metric: The user's; None is the default for this kind of model.
+        names: Of the outputs.
+        class_outputs: Whether each says a class, as `is_class_vector` judges it.
+        reconstructs: Whether the model reconstructs its input.
+        output: `evaluation.output`.
+
+    Raises:
+        InputError: There is no such output, or the metric looks at several outputs and `output` names one.
+    """
+    chosen = metric or default_metric(reconstructs=reconstructs)
+    if output:
+        index = _output_index(output, names)
+        if chosen.outputs is not None and len(chosen.outputs) > 1:
+            raise InputError(
+                f"evaluation.output={output}: metric {chosen.name} looks at the outputs {list(chosen.outputs)}: leave "
+                "evaluation.output empty",
+                field="evaluation.output",
+                expected="",
+                got=output,
+            )
+        return Choice(metric=replace(chosen, outputs=(index,)), is_default=metric is None, output=index)
+    chosen.check_outputs(len(names))
+    if metric is not None or len(names) == 1 or class_outputs[0]:
+        return Choice(metric=chosen, is_default=metric is None)
+    others = [index for index, says_class in enumerate(class_outputs) if says_class]
+    if len(others) == 1:
+        return Choice(metric=replace(chosen, outputs=(others[0],)), is_default=True)
+    found = "several outputs say" if others else f"none of the {len(names)} outputs is known to say"
+    return Choice(
+        metric=chosen, is_default=True, reason=f"{found} a class: choose evaluation.output, or evaluation.metric"
+    )
+
+
+def _output_index(output: str, names: Sequence[str]) -> int:
+    if output in names:
+        return list(names).index(output)
+    if output.isdigit() and int(output) < len(names):
+        return int(output)
+    raise InputError(
+        f"evaluation.output={output}: the model has no such output: {did_you_mean(output, names)}",
+        field="evaluation.output",
+        expected=tuple(names),
+        got=output,
+    )
+
+
 def score_answers(
-    outputs: Outputs, expected: list[NDArray] | None, data: Any, metric: Metric | None, *, reconstructs: bool
+    outputs: Outputs,
+    expected: Sequence[NDArray] | None,
+    data: AnySplit,
+    choice: Choice,
+    *,
+    reconstructs: bool,
+    class_outputs: Sequence[bool] = (False,),
 ) -> dict[str, Any]:
     """Return the fields of an EvaluationRecord that say how good the model is, and why one of them is missing.
-
-    Agreement is of the first output.
 
     Args:
         outputs: Of the model on `data`, real numbers.
         expected: The reference's outputs on the same data.
         data: A Split of the same n examples, or a stream.
-        metric: None is the default for this kind of model and of labels.
+        choice: The metric.
         reconstructs: Whether the model reconstructs its input.
+        class_outputs: Whether each output says a class, as `is_class_vector` judges it.
     """
-    chosen = metric or default_metric(reconstructs=reconstructs)
-    companions = accompanying_metrics(chosen, reconstructs=reconstructs)
+    chosen = choice.metric
+    companions = [
+        replace(item, outputs=chosen.outputs) if item.outputs == (0,) else item
+        for item in accompanying_metrics(chosen, reconstructs=reconstructs)
+    ]
     answers = answers_of(outputs, data, reconstructs=reconstructs, metrics=[chosen, *companions])
-    reason = _unscored(answers, chosen, is_default=metric is None)
+    reason = _unscored(answers, choice)
     metrics, scores = {chosen.name: {**chosen.facts(), "interval": None}}, {}
     accuracy = reference_accuracy = drop = None
     for item in (chosen, *companions):
@@ -178,7 +266,6 @@ def score_answers(
         theirs = answers_of(tuple(expected), data, reconstructs=reconstructs, metrics=[chosen])
         reference_accuracy, _ = theirs.score(chosen)
         drop = _drop(chosen, accuracy, reference_accuracy)
-    no_agreement = NO_REFERENCE if expected is None else _without_classes(answers, chosen, is_default=metric is None)
     return {
         "metric": chosen.name,
         "metrics": metrics,
@@ -187,18 +274,89 @@ def score_answers(
         "reference_accuracy": reference_accuracy,
         "accuracy_drop": drop,
         "scores": scores,
-        "agreement": agreement(outputs[0], expected[0]) if expected and no_agreement is None else None,
-        "agreement_reason": no_agreement,
+        **_agreements(answers, expected, choice, class_outputs, is_scored=accuracy is not None),
     }
 
 
-def score_outputs(outputs: NDArray, data: Any, *, reconstructs: bool, metric: Any = None) -> dict[str, Any]:
-    """{"metric", "accuracy", "accuracy_reason", "scores", ...} of one output (n, ...) of any model, without a
-    reference.
+def _agreements(
+    answers: Answers, expected: Sequence[NDArray] | None, choice: Choice, class_outputs: Sequence[bool], is_scored: bool
+) -> dict[str, Any]:
+    """Return `agreement` and `agreement_reason`, and in `outputs` the same of each output."""
+    reasons: list[str | None] = [NO_REFERENCE] * len(answers.outputs)
+    values: list[float | None] = [None] * len(answers.outputs)
+    if expected is not None:
+        reasons = [
+            no_class(answers, choice, index, says_class, is_scored=is_scored)
+            for index, says_class in enumerate(class_outputs)
+        ]
+        pairs = zip(answers.outputs, expected, reasons, strict=True)
+        values = [agreement(output, other) if reason is None else None for output, other, reason in pairs]
+    # Of the chosen output; else of the worst, as for SQNR.
+    counted = range(len(values)) if choice.output is None else [choice.output]
+    known = [value for index in counted if (value := values[index]) is not None]
+    looked_at = next((index for index in counted if choice.looks_at(index)), 0)
+    return {
+        "agreement": min(known, default=None),
+        "agreement_reason": None if known else reasons[looked_at],
+        "outputs": [
+            {"agreement": value, "agreement_reason": reason} for value, reason in zip(values, reasons, strict=True)
+        ],
+    }
 
-    data: a Split of the same n examples. metric: as `as_metric` takes it.
+
+def no_class(answers: Answers, choice: Choice, output: int, says_class: bool, *, is_scored: bool) -> str | None:
+    """Return why an output is not known to say a class, so that agreement has no meaning for it; None if it does.
+
+    What the user says of an output goes before what the file shows: the chosen metric scores values or classes, or the
+    labels are class numbers of this output. Logits count if one of these two says so.
+
+    Args:
+        answers: Outputs and labels.
+        choice: The metric.
+        output: The index of the output.
+        says_class: What `is_class_vector` says of the output.
+        is_scored: Whether the metric was computed, so that the labels fit it.
     """
-    return score_answers((outputs,), None, data, as_metric(metric), reconstructs=reconstructs)
+    metric, values = choice.metric, answers.outputs[output]
+    goes_by, looks = metric.contract.goes_by, choice.looks_at(output)
+    if answers.reconstructs and (choice.is_default or goes_by != "classes"):
+        return RECONSTRUCTS
+    if looks and goes_by == "values":
+        return f"{metric.name} goes by values, not by classes"
+    if says_class:
+        return None
+    if looks and goes_by == "classes" and (is_scored or not choice.is_default):
+        return None if has_classes(values) else no_one_class(values)
+    if looks and goes_by == "score" and is_scored and num_classes(values) == 2:
+        return None
+    is_only = len(answers.outputs) == 1 or choice.output == output
+    if looks and goes_by == "any" and is_only and _are_classes_of(answers.labels, values):
+        return None
+    return NOT_A_CLASS
+
+
+def _are_classes_of(labels: NDArray | None, values: NDArray) -> bool:
+    """Return whether labels are class numbers or one-hot rows that fit an output (n, classes)."""
+    if labels is None or not has_classes(values) or num_classes(values) < 2:
+        return False
+    try:
+        checked_labels(labels, values)
+    except InputError:
+        return False
+    return True
+
+
+def score_outputs(outputs: NDArray, data: Any, *, reconstructs: bool, metric: Any = None) -> dict[str, Any]:
+    """Return what `score_answers` does for one output (n, ...) of any model, without a reference.
+
+    Args:
+        outputs: Real numbers.
+        data: A Split of the same n examples, or a stream.
+        reconstructs: Whether the model reconstructs its input.
+        metric: As `as_metric` takes it.
+    """
+    choice = choose_metric(as_metric(metric), ("output",), (False,), reconstructs=reconstructs)
+    return score_answers((outputs,), None, data, choice, reconstructs=reconstructs)
 
 
 def _drop(metric: Metric, ours: float, theirs: float) -> float | None:
@@ -207,12 +365,14 @@ def _drop(metric: Metric, ours: float, theirs: float) -> float | None:
     return ours - theirs if metric.direction == "lower" else theirs - ours
 
 
-def _unscored(answers: Answers, chosen: Metric, *, is_default: bool) -> str | None:
+def _unscored(answers: Answers, choice: Choice) -> str | None:
     """Return why there is no accuracy, or None. A metric chosen by name is not refused here: its error says more."""
-    outputs, labels = answers.shown_to(chosen)
+    outputs, labels = answers.shown_to(choice.metric)
     if labels is None:
         return NO_LABELS
-    return chosen.contract.unsuited(chosen.select(outputs), labels) if is_default else None
+    if not choice.is_default or choice.reason is not None:
+        return choice.reason
+    return choice.metric.contract.unsuited(choice.metric.select(outputs), labels)
 
 
 def _fits(answers: Answers, metric: Metric, is_scored: bool) -> bool:
@@ -229,13 +389,3 @@ def _fits(answers: Answers, metric: Metric, is_scored: bool) -> bool:
     except InputError:
         return False
     return True
-
-
-def _without_classes(answers: Answers, chosen: Metric, *, is_default: bool) -> str | None:
-    """Return why agreement, which goes by classes, has no meaning here; or None."""
-    goes_by = chosen.contract.goes_by
-    if answers.reconstructs and (is_default or goes_by != "classes"):
-        return RECONSTRUCTS
-    if goes_by == "values":
-        return f"{chosen.name} goes by values, not by classes"
-    return None if has_classes(answers.outputs[0]) else no_one_class(answers.outputs[0])

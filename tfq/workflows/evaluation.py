@@ -66,7 +66,7 @@ def _read_reference(config: RunConfig) -> bytes | None:
                 got=error.got,
             ) from error
         return content
-    for name in ("max_accuracy_drop", "min_agreement"):
+    for name in ("max_accuracy_drop", "min_agreement", "min_sqnr_db"):
         bound = getattr(settings.require, name)
         if bound is not None:
             raise InputError(
