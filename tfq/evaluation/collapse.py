@@ -2,7 +2,7 @@
 """Locate the op of a quantized flatbuffer where an output lost its information, by its float twin."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,7 +71,7 @@ def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem
         return Location()
     graph = parsed.main_subgraph
     output = graph.outputs[parsed.output_names.index(problem.output)]
-    index = _first(parsed, checks, output, constant=problem.kind == "constant_slices")
+    index = _first(parsed, checks, facts, output, constant=problem.kind == "constant_slices")
     if index is None:
         return Location()
     cause = cause_of(graph, index, facts)
@@ -131,7 +131,9 @@ def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequen
     return values
 
 
-def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, constant: bool) -> int | None:
+def _first(
+    parsed: Model, checks: Mapping[int, OutputCheck], facts: Mapping[int, TensorFacts], output: int, *, constant: bool
+) -> int | None:
     """Walk from the output towards the inputs while there is a loss, and choose the op with the largest fall."""
     graph = parsed.main_subgraph
     makers = {index: op for op in graph.ops for index in op.outputs}
@@ -140,7 +142,7 @@ def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, consta
     while tensor in makers and tensor not in seen:
         seen.add(tensor)
         op = makers[tensor]
-        inputs = [index for index in op.inputs if index in checks and not graph.tensors[index].is_constant]
+        inputs = [index for index in op.inputs if index in checks and _contributes(graph, op, index, facts)]
         ratios = {index: _ratio(checks[index]) for index in inputs}
         worst = min(ratios, key=lambda index: ratios[index], default=None)
         here = _ratio(checks[tensor]) if tensor in checks else None
@@ -159,6 +161,18 @@ def _first(parsed: Model, checks: dict[int, OutputCheck], output: int, *, consta
                 break
         tensor = worst
     return _behind_quantize(parsed, max(path, key=lambda item: item[1])[0]) if path else None
+
+
+def _contributes(graph: Subgraph, op: Op, index: int, facts: Mapping[int, TensorFacts]) -> bool:
+    """Check whether input `index` can reach the output: what a maximum never takes may be clipped without harm."""
+    if graph.tensors[index].is_constant:
+        return False
+    result = facts.get(op.outputs[0])
+    if result is None or op.name not in ("MAXIMUM", "MINIMUM"):
+        return True
+    if op.name == "MAXIMUM":
+        return facts[index].maximum >= result.minimum
+    return facts[index].minimum <= result.maximum
 
 
 def _behind_quantize(parsed: Model, index: int) -> int:
