@@ -1,21 +1,24 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Show the type that every op of a .tflite computes in; with --require, fail unless it is that scheme or target.
+"""Show the type that every op of a .tflite computes in, and run it; with --require, fail unless it is that.
 
-tfq audit --model=model_int8.tflite --require=full_int8
-tfq audit --model=model_int8.tflite --require=edgetpu
+    tfq audit --model=model_int8.tflite --require=full_int8
+    tfq audit --model=model_int8.tflite --require=edgetpu
+
+--require names a scheme or a target. The file is run once on neutral inputs, in a child process: one that fails does
+not pass. One with a custom op, or compiled for another device, cannot be tried here. --noexecute leaves the run out.
 """
 
 from collections.abc import Sequence
 
-from tfq import artifacts, auditing, workflows
+from tfq import artifacts, auditing, evaluation, workflows
 from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     content = workflows.read_tflite(config)
-    report = auditing.audit_model(content, config.audit)
+    report = evaluation.audit_and_run(content, config.audit)
     record = process.record(
         invocation,
         "audit",

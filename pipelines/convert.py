@@ -6,6 +6,8 @@
 
 The ranges that were calibrated are kept beside it, in <model>_<scheme>_ranges.json: --calibration.ranges takes them.
 --data gives the representative dataset: its training examples, else those for validation, else those for testing.
+The result is run next to the float model on up to 20 of these examples. Outputs that lost their information (collapsed)
+are named, with the op, the cause and what other settings would give; with --strict that is an error (exit code 1).
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,10 @@ def main(invocation: flags.Invocation) -> None:
         built.ranges.save(out / f"{stem}_ranges.json")
     report = auditing.audit_model(built.content, config.audit.for_conversion(config.conversion))
     record = process.record(invocation, "convert", file=path.name, audit=report.to_dict(), **details)
-    process.finish(invocation, record, f"{path}: {report.scheme}, {len(built.content):,} bytes")
+    lines = [f"{path}: {report.scheme}, {len(built.content):,} bytes"]
+    if built.verification is not None:
+        lines.append(built.verification.to_text())
+    process.finish(invocation, record, "\n".join(lines))
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

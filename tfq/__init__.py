@@ -12,7 +12,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # isort: off
     # Functions.
     from tfq.analysis.analyze import analyze as analyze
-    from tfq.auditing import audit_model
     from tfq.compression import cluster_model
     from tfq.compression.preflight import preflight as preflight
     from tfq.compression import prune_model
@@ -22,6 +21,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.conversion import convert_model
     from tfq.conversion import trace as trace
     from tfq.data import load_split as load_split
+    from tfq.evaluation import audit_and_run
     from tfq.evaluation import benchmark_models
     from tfq.evaluation import evaluate_model
     from tfq.evaluation import reference_outputs as reference_outputs
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # isort: off
     from tfq.workflows.run import run_recipe
 
     # Another name is an assignment: type checkers do not take `import x as y` for a public name.
-    audit = audit_model
+    audit = audit_and_run
     benchmark = benchmark_models
     cluster = cluster_model
     convert = convert_model

@@ -76,7 +76,7 @@ def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
     with refused(ModelError, field="timeout_secs", word="timeout_secs"):
         make_backend("local").assess(dataclasses.replace(REQUEST, num_workers=1))
     # By its own CPU seconds, which other work on this machine can stretch.
-    assert 2 < time.monotonic() - start < 15
+    assert 2 < time.monotonic() - start < 90
 
 
 def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(worker, temporary):

@@ -93,6 +93,28 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Whether an interpreter of this machine runs a flatbuffer.
+
+    Args:
+        state: "runs", "fails" or "not tried".
+        reason: The runtime's words if it fails; why it was not tried.
+        op_index: Index of the first op in subgraph 0 that fails, None if it is not known.
+        op: That op for people, such as "op #5 ADD (add_1)".
+    """
+
+    state: str
+    reason: str | None = None
+    op_index: int | None = None
+    op: str | None = None
+
+    def to_text(self) -> str:
+        """Return one line for the terminal."""
+        where = f" at {self.op}" if self.op else ""
+        return f"{self.state}{where}" + (f": {self.reason}" if self.reason else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditReport:
     """What a flatbuffer is made of, and whether that is what was required of it.
 
@@ -106,6 +128,7 @@ class AuditReport:
     weights_per_channel, weights_per_tensor: quantized weight tensors of each kind; dense_*: those of fully connected
         layers among them. weight_types: by dtype. weights: each of them.
     input_types, output_types: of the main subgraph.
+    execution: whether an interpreter of this machine runs it; None if that was not tried.
     """
 
     scheme: str
@@ -125,6 +148,19 @@ class AuditReport:
     dense_per_tensor: int = 0
     weights: tuple[Weight, ...] = ()
     op_types: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    execution: Execution | None = None
+
+    def with_execution(self, execution: Execution) -> "AuditReport":
+        """Return the report with the result of running the flatbuffer; one that fails is a finding against it."""
+        findings = self.findings
+        if execution.state == "fails":
+            where = f"{execution.op}: " if execution.op else ""
+            message = f"{where}the model does not run: {execution.reason}: convert it again, and see the warnings"
+            finding = Finding(
+                kind="does_not_run", severity=FAILS, message=message, subgraph=0, op_index=execution.op_index
+            )
+            findings = (*findings, finding)
+        return dataclasses.replace(self, execution=execution, findings=findings)
 
     @property
     def ok(self) -> bool:
@@ -158,6 +194,7 @@ class AuditReport:
             "weights": [weight.to_dict() for weight in self.weights],
             "input_types": list(self.input_types),
             "output_types": list(self.output_types),
+            "execution": None if self.execution is None else asdict(self.execution),
         }
         return values
 
@@ -177,6 +214,8 @@ class AuditReport:
             f"inputs   {', '.join(self.input_types) or 'none'}",
             f"outputs  {', '.join(self.output_types) or 'none'}",
         ]
+        if self.execution is not None:
+            lines.append(f"runs     {self.execution.to_text()}")
         ordered = sorted(self.findings, key=lambda finding: finding.severity != FAILS)
         for finding in ordered[:_LINES_ON_SCREEN]:
             mark = "FAIL" if finding.severity == FAILS else "allowed" if finding.allowed else "note"

@@ -52,7 +52,9 @@ COMMANDS: dict[str | None, CommandFlags] = {
     ),
     "analysis": CommandFlags("analyze", ("data", "allow_code")),
     None: CommandFlags(
-        "run", ("allow_code",), ignores=("search", "analysis", "evaluation.reference", "benchmark.against")
+        "run",
+        ("allow_code",),
+        ignores=("search", "analysis", "evaluation.reference", "benchmark.against", "audit.execute"),
     ),
 }
 

@@ -30,6 +30,7 @@ class AuditConfig(Config):
     allow_float: tuple[str, ...] = setting((), "name patterns of layers that may stay float, or be of any other type")
     allow_int16: tuple[str, ...] = setting((), "name patterns of layers whose activations may have 16 bits")
     allow_int4: tuple[str, ...] = setting((), "name patterns of layers whose weights may have 4 bits")
+    execute: bool = setting(True, "run the file once as well, in a child process; one that fails does not pass")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,8 +14,8 @@ from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain
 from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
 from tfq.conversion.quantize import (
     Conversion,
+    Evidence,
     check_settings,
-    evidence_of,
     quantize_after_training,
     quantize_flatbuffer,
 )
@@ -47,7 +47,9 @@ def convert_model(
         granularity that they were trained with.
     preprocessing: recorded in the flatbuffer for `evaluate` to compare with.
 
-    The flatbuffer has the signature `serving_default` with the model's own input and output names.
+    The flatbuffer has the signature `serving_default` with the model's own input and output names. It is run next to
+    its float twin on a few samples before it is returned (config.verify): outputs that lost their information are a
+    TfqWarning, which names the op, the cause and what other settings would give; with config.strict an error.
     Raises InputError on a model or a data set that cannot be used; warns (TfqWarning) of a doubtful one.
     """
     return convert_with_record(model, representative_dataset, config, preprocessing=preprocessing).content
@@ -59,13 +61,30 @@ def convert_with_record(
     config: ConversionConfig | None = None,
     *,
     preprocessing: Preprocessing | None = None,
+    examples: Data = None,
+    remedies: bool = True,
 ) -> Conversion:
-    """Convert as `convert_model` does; return the ranges and the records of the techniques as well."""
+    """Convert as `convert_model` does; return the ranges, the records of the techniques and the verification as well.
+
+    Args:
+        model: As in `convert_model`, like the next three.
+        representative_dataset: Likewise.
+        config: Likewise.
+        preprocessing: Likewise.
+        examples: What the result is verified with where nothing is calibrated: the first examples of this data set, in
+            the forms of `representative_dataset`.
+        remedies: Whether to measure what other settings would do to a collapsed result; it takes a conversion each.
+
+    Raises:
+        InputError: As in `convert_model`.
+        VerificationError: The result collapsed, and config.strict is set.
+    """
     config = fitted(config or ConversionConfig())
     if config.verify:
         LocalBackend().prepare()  # its start takes half a second, which passes while the model is converted
     result = _converted(model, representative_dataset, config, preprocessing)
-    result = verified(result, config)
+    if config.verify and config.scheme != "float32":
+        result = verified(result, config, examples=examples, remedies=remedies)
     warn_of_target(result.content, config)
     return result
 
@@ -135,8 +154,7 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
     check_settings(config, trained=False)
     if config.scheme == "float32":
         return Conversion(content=model)
-    evidence = evidence_of(model, dataset) if config.verify else None
-    return Conversion(content=quantize_weights(model, config), evidence=evidence)
+    return Conversion(content=quantize_weights(model, config), evidence=Evidence.of(model, dataset))
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
@@ -159,7 +177,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     ranges = with_operands_of_choices(floating, with_same_scales(floating, ranges), alike=False)
     content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(floating, ranges), config))
     warn_of_missing_ranges(content)
-    return Conversion(content=content)
+    return Conversion(content=content, evidence=Evidence(floating=floating))
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:

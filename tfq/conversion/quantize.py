@@ -52,16 +52,26 @@ class Evidence:
 
     Args:
         floating: The bytes of the float model.
-        samples: At most `verification.NUM_SAMPLES`, each {input name: array with the batch dimension}.
+        samples: At most `verification.NUM_SAMPLES`, each {input name: array with the batch dimension}; none if no data
+            was given.
         outputs: For each sample the outputs of `floating`, if calibration has computed them; None to compute them.
         quantize: Quantizes the same model with the same ranges as another config says, to measure remedies; None where
             nothing was calibrated.
     """
 
     floating: bytes
-    samples: Sequence[dict[str, NDArray]]
+    samples: Sequence[dict[str, NDArray]] = ()
     outputs: Sequence[Sequence[NDArray]] | None = None
     quantize: Callable[[ConversionConfig], bytes] | None = None
+
+    @classmethod
+    def of(cls, floating: bytes, dataset: Any) -> "Evidence":
+        """Return the first samples of `dataset` as evidence for the float flatbuffer; no samples without a dataset."""
+        if dataset is None:
+            return cls(floating=floating)
+        return cls(
+            floating=floating, samples=representative_samples(dataset, input_specs(floating), NUM_SAMPLES).samples
+        )
 
 
 def quantize_after_training(
@@ -134,19 +144,10 @@ def _evidence(
     if not config.verify:
         return None
     if not samples:
-        found = evidence_of(floating, dataset)
-        return None if found is None else dataclasses.replace(found, quantize=quantize)
+        return dataclasses.replace(Evidence.of(floating, dataset), quantize=quantize)
     keep = spread(len(samples))
     known = [outputs[number] for number in keep] if outputs else None
     return Evidence(floating=floating, samples=[samples[number] for number in keep], outputs=known, quantize=quantize)
-
-
-def evidence_of(floating: bytes, dataset: Any) -> Evidence | None:
-    """Return the first samples of `dataset` as evidence for the float flatbuffer `floating`; None without a dataset."""
-    if dataset is None:
-        return None
-    samples = representative_samples(dataset, input_specs(floating), NUM_SAMPLES).samples
-    return Evidence(floating=floating, samples=samples)
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:

@@ -13,24 +13,34 @@ from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion, Evidence
 from tfq.errors import BackendError, ModelError, TfqError, TfqWarning, VerificationError
 from tfq.evaluation.collapse import Location, locate
-from tfq.evaluation.verification import Problem, Remedy, Verification, encode, try_to_run, verify
+from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
 from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES
+from tfq.typing import Data
 
 
-def verified(conversion: Conversion, config: ConversionConfig) -> Conversion:
+def verified(
+    conversion: Conversion, config: ConversionConfig, *, examples: Data = None, remedies: bool = True
+) -> Conversion:
     """Return `conversion` with its verification, and without the evidence that was needed for it.
 
     A collapsed result is a TfqWarning for each problem.
+
+    Args:
+        conversion: Of any scheme but float32.
+        config: What it was converted by.
+        examples: What it is verified with if its evidence has no samples.
+        remedies: Whether to measure what other settings would do.
 
     Raises:
         VerificationError: The result collapsed, and config.strict is set.
     """
     evidence, conversion = conversion.evidence, dataclasses.replace(conversion, evidence=None)
-    if not config.verify or config.scheme == "float32":
-        return conversion
+    if evidence is not None and not evidence.samples:
+        known = Evidence.of(evidence.floating, examples)
+        evidence = dataclasses.replace(known, quantize=evidence.quantize) if known.samples else None
     result = _verification(conversion.content, evidence)
-    if evidence is not None:
-        result = _explained(result, conversion.content, evidence, config)
+    if evidence is not None and result.collapsed:
+        result = _explained(result, conversion.content, evidence, config if remedies else None)
     for problem in result.collapsed:
         if config.strict:
             raise VerificationError(problem.message, field="conversion.strict", got=problem.kind)
@@ -40,17 +50,21 @@ def verified(conversion: Conversion, config: ConversionConfig) -> Conversion:
 
 def _verification(content: bytes, evidence: Evidence | None) -> Verification:
     if evidence is None:
-        execution = try_to_run(content)
-        message = "there were no samples to compare the outputs with those of the float model"
-        notes = (Problem(kind="not_compared", message=message),)
-        result = Verification(execution=execution, notes=notes)
-        return result if execution.state != "fails" else _does_not_run(result)
+        return _only_run(content, "there were no samples to compare the outputs with those of the float model")
     try:
         return verify(content, evidence.samples, float_outputs(evidence))
     except (BackendError, ModelError) as error:  # of the float model, or of this machine
         message = f"the outputs were not compared with those of the float model: {error}"
         warnings.warn(message, TfqWarning, stacklevel=5)
-        return Verification(execution=try_to_run(content), notes=(Problem(kind="not_compared", message=message),))
+        return _only_run(content, message)
+
+
+def _only_run(content: bytes, reason: str) -> Verification:
+    """The result of a run on neutral inputs, with the reason why there was no comparison."""
+    execution = try_to_run(content)
+    if execution.state == "fails":
+        return failed(execution)
+    return Verification(execution=execution, notes=(Problem(kind="not_compared", message=reason),))
 
 
 def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
@@ -61,18 +75,14 @@ def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
     return LocalBackend().run_samples(evidence.floating, encode(floating, evidence.samples))
 
 
-def _does_not_run(result: Verification) -> Verification:
-    message = f"the converted model does not run: {result.execution.to_text()}"
-    problem = Problem(kind="does_not_run", message=message, op_index=result.execution.op_index, op=result.execution.op)
-    return dataclasses.replace(result, collapsed=(problem,))
-
-
-def _explained(result: Verification, content: bytes, evidence: Evidence, config: ConversionConfig) -> Verification:
-    """Add the first op where it happened, the cause, and the measured remedies to each problem."""
+def _explained(
+    result: Verification, content: bytes, evidence: Evidence, config: ConversionConfig | None
+) -> Verification:
+    """Add the first op where it happened, the cause, and the remedies that `config` leaves open, to each problem."""
     problems = []
     for problem in result.collapsed:
         location = locate(content, evidence.floating, evidence.samples, problem)
-        remedies = tuple(_remedies(problem, location, evidence, config))
+        remedies = () if config is None else tuple(_remedies(problem, location, evidence, config))
         problems.append(_told(problem, location, remedies))
     return dataclasses.replace(result, collapsed=tuple(problems))
 

@@ -32,6 +32,7 @@ from tfq.evaluation.record import (
 )
 from tfq.evaluation.reference import ReferenceOutputs, reference_outputs
 from tfq.evaluation.scores import check_metric, default_metric, score_outputs
+from tfq.evaluation.verification import Verification, audit_and_run, try_to_run, verify
 
 __all__ = [
     "BenchmarkRecord",
@@ -42,9 +43,11 @@ __all__ = [
     "ParityRecord",
     "Reconstruction",
     "ReferenceOutputs",
+    "Verification",
     "add_states",
     "agreement",
     "as_metric",
+    "audit_and_run",
     "benchmark_models",
     "check_backends",
     "check_metric",
@@ -75,4 +78,6 @@ __all__ = [
     "score_text",
     "top1",
     "topk",
+    "try_to_run",
+    "verify",
 ]

@@ -29,12 +29,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import tflite
+from tfq import auditing, tflite
+from tfq.artifacts import content_of
+from tfq.auditing import AuditReport, Execution
 from tfq.backends import LocalBackend
+from tfq.config import AuditConfig
 from tfq.errors import BackendError, InputError, ModelError, TfqError
 from tfq.evaluation.classes import agreement, is_class_vector
 from tfq.quant_math import dequantize, quantize
 from tfq.tflite import Model, Op, Subgraph, Tensor
+from tfq.typing import PathOrBytes
 
 # How many samples both models run on: the ratios move by at most 1.5 dB from here to 50 samples.
 NUM_SAMPLES = 20
@@ -51,28 +55,6 @@ FIXED_SCALE_OPS = frozenset({"SOFTMAX", "LOGISTIC", "TANH", "LOG_SOFTMAX", "L2_N
 MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "QUANTIZE"})
 
 Sample = Mapping[str, NDArray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Whether an interpreter of this machine runs a flatbuffer.
-
-    Args:
-        state: "runs", "fails" or "not tried".
-        reason: The runtime's words if it fails; why it was not tried.
-        op_index: Index of the first op in subgraph 0 that fails, None if it is not known.
-        op: That op for people, such as "op #5 ADD (add_1)".
-    """
-
-    state: str
-    reason: str | None = None
-    op_index: int | None = None
-    op: str | None = None
-
-    def to_text(self) -> str:
-        """Return one line for the terminal."""
-        where = f" at {self.op}" if self.op else ""
-        return f"{self.state}{where}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +277,7 @@ def verify(
     try:
         outputs = LocalBackend().run_samples(quantized, fed)
     except ModelError as error:
-        return _failed(failed_execution(quantized, parsed, fed, error), len(samples))
+        return failed(failed_execution(quantized, parsed, fed, error), len(samples))
     checks = tuple(check_outputs(parsed, reference, outputs))
     return Verification(
         execution=Execution(state="runs"),
@@ -324,6 +306,31 @@ def try_to_run(model: bytes) -> Execution:
     except BackendError as error:
         return Execution(state="not tried", reason=str(error))
     return Execution(state="runs")
+
+
+def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, execute: bool | None = None) -> AuditReport:
+    """Audit the flatbuffer `model` by static rules, and run it once.
+
+    Args:
+        model: The bytes of a `.tflite`, or its path.
+        config: What it is held against; see `AuditConfig`.
+        execute: Whether to run it, on neutral inputs in a child process; None leaves it to `config.execute`. A model
+            that fails there fails the audit. One that cannot be tried here, because of a custom op or because it was
+            compiled for another device, does not.
+
+    Returns:
+        The report, with `execution`.
+
+    Raises:
+        FlatbufferError: The bytes are no flatbuffer, or a damaged one.
+    """
+    config = config or AuditConfig()
+    execute = config.execute if execute is None else execute
+    content = content_of(model, "model")
+    if execute:
+        LocalBackend().prepare()  # its start takes a third of a second, in which the rules are applied
+    report = auditing.audit_model(content, config)
+    return report.with_execution(try_to_run(content)) if execute else report
 
 
 def not_runnable_here(parsed: Model) -> str | None:
@@ -537,7 +544,8 @@ def _shape_reason(parsed: Model) -> str | None:
     return None
 
 
-def _failed(execution: Execution, num_samples: int) -> Verification:
+def failed(execution: Execution, num_samples: int = 0) -> Verification:
+    """Return the verification of a model that does not run."""
     where = f" at {execution.op}" if execution.op else ""
     problem = Problem(
         kind="does_not_run",

@@ -40,6 +40,7 @@ class Reported:
     audit: Record
     parity: Record
     instructions: Record
+    verification: Record
     qat_parity: Record
     sha256: Record
 
@@ -56,6 +57,7 @@ def models_of(record: Record) -> list[Reported]:
             audit=part(model, "audit"),
             parity=part(model, "parity"),
             instructions=part(model, "instructions"),
+            verification=part(model, "verification"),
             qat_parity=part(model, "qat_parity"),
             sha256=part(model, "sha256"),
         )

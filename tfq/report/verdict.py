@@ -68,7 +68,13 @@ def headline_of(record: Record) -> tuple[str, str]:
 def checks_of(record: Record) -> list[Check]:
     """What was asked of the run and its models, in the order in which it can fail."""
     models = [model for model in models_of(record) if model.label != REFERENCE]
-    checks = [_completeness(record), *_audits(record, models), _bounds(record, models), *_parities(models)]
+    checks = [
+        _completeness(record),
+        *_verifications(models),
+        *_audits(record, models),
+        _bounds(record, models),
+        *_parities(models),
+    ]
     message = warnings_of(record)
     answer = f"{number_of(len(message), 'warning')}: see below" if message else "none"
     return [*checks, Check(state=OPEN if message else GOOD, question="warnings", answer=answer)]
@@ -106,6 +112,31 @@ def _completeness(record: Record) -> Check:
     resumed = sum(bool(stage.get("resumed")) for stage in stages)
     kept = f"; {count(resumed)} taken from an earlier run" if resumed else ""
     return Check(state=GOOD, question="run", answer=f"{number_of(len(stages), 'stage')}, {total} of work{kept}")
+
+
+def _verifications(models: Sequence[Reported]) -> Iterator[Check]:
+    """Whether each model runs, and whether its outputs carry the float model's information."""
+    for model in models:
+        result = model.verification
+        problems = [plain(part({"problem": item}, "problem").get("message")) for item in result.get("collapsed") or []]
+        notes = [plain(part({"note": item}, "note").get("message")) for item in result.get("notes") or []]
+        question = "outputs"
+        if problems:
+            yield Check(state=BAD, question=question, answer=f"{model.label} collapsed: {'; '.join(problems)}")
+        elif not result:
+            yield Check(state=OPEN, question=question, answer=f"{model.label}: not verified (conversion.verify is off)")
+        elif not result.get("outputs"):
+            yield Check(state=OPEN, question=question, answer=f"{model.label}: {'; '.join(notes) or 'not compared'}")
+        else:
+            answer = f"{model.label}: {_verified_text(result)}{''.join(f'; note: {note}' for note in notes)}"
+            yield Check(state=GOOD, question=question, answer=answer)
+
+
+def _verified_text(result: Record) -> str:
+    """The lowest ratio of all outputs on so many samples."""
+    ratios = [item.get("sqnr_db") for item in result["outputs"] if is_number(item.get("sqnr_db"))]
+    lowest = f"{min(ratios):.1f} dB or more against float" if ratios else "as in float"
+    return f"{lowest} on {number_of(result.get('num_samples') or 0, 'calibration sample')}"
 
 
 def _audits(record: Record, models: Sequence[Reported]) -> Iterator[Check]:

@@ -98,7 +98,8 @@ class CandidateResult:
 
     latency_ratio: time of an inference here, to that of the first candidate; None where it was not measured. secs: that
     it took to convert. layers: those with the candidate's scheme. requirements: every bound of the budget, with the
-    candidate's value. missed: a sentence for each that does not hold.
+    candidate's value. missed: a sentence for each that does not hold. collapsed: what its verification found wrong: a
+    candidate with any never keeps the budget.
     """
 
     candidate: Candidate
@@ -111,6 +112,7 @@ class CandidateResult:
     layers: tuple[str, ...]
     missed: tuple[str, ...]
     requirements: tuple[Requirement, ...] = ()
+    collapsed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

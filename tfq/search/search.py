@@ -163,19 +163,23 @@ class _Search:
         conversion = candidate.conversion(self._conversion, layers)
 
         def make(directory: Path) -> dict[str, Any]:
-            from tfq.conversion import convert_model
+            from tfq.conversion import convert_with_record
 
             begin = time.monotonic()
             try:
-                content = convert_model(self._floating, self._train, conversion)
+                built = convert_with_record(self._floating, self._train, conversion, remedies=False)
             except TfqError as error:
                 if candidate.kind != "mixed":
                     raise
                 return {"impossible": str(error)}  # a layer whose ops have no such form
-            secs = time.monotonic() - begin
+            secs, content = time.monotonic() - begin, built.content
+            problems = built.verification.collapsed if built.verification else ()
+            if any(item.kind == "does_not_run" for item in problems):
+                return {"impossible": problems[0].message}
             artifacts.write_bytes(directory / _MODEL, content)
             classes = classes_of(content, self._validation)
             return {
+                "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
                 "right": packed(classes == self._labels),
                 "agreement": float((classes == self._float).mean()),
@@ -200,6 +204,7 @@ class _Search:
             secs=details["secs"],
             layers=layers,
             missed=(),
+            collapsed=tuple(details["collapsed"]),
         )
         self._contents[candidate.name] = content
         self.searched.append(_judged(result, self._config))
@@ -277,7 +282,10 @@ def _judged(result: CandidateResult, config: SearchConfig) -> CandidateResult:
         measured = NOT_TIMED if latency is None else f"{latency:.2f}x the time"
         sentence = f"{measured}, at most {budget.max_latency_ratio:g}x wanted"
         asked[sentence] = at_most("max_latency_ratio", budget.max_latency_ratio, latency, NOT_TIMED)
-    missed = tuple(sentence for sentence, requirement in asked.items() if not requirement.holds)
+    missed = (
+        *(sentence for sentence, requirement in asked.items() if not requirement.holds),
+        *(f"collapsed: {message}" for message in result.collapsed),
+    )
     return dataclasses.replace(result, missed=missed, requirements=tuple(asked.values()))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tfq import data
 from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import InputError, TfqWarning
+from tfq.evaluation.verification import NUM_SAMPLES
 from tfq.workflows.model_files import trace_once
 from tfq.workflows.training import hashes, told
 
@@ -27,7 +28,9 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
     if not isinstance(traced, bytes) and traced.has_fake_quant:
         result = _by_learned_ranges(traced, config, preprocessing)
     elif not needs_data(config.conversion):
-        result = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
+        result = convert_with_record(
+            traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
+        )
     if result is None:
         dataset = told(data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples))
         examples = {"split": dataset.name, "examples": dataset.num_examples}
@@ -41,6 +44,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         "preprocessing": preprocessing,
         "representative_dataset": examples,
         "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
+        "verification": None if result.verification is None else result.verification.to_dict(),
         "sha256": sha256,
     }
 
@@ -50,13 +54,22 @@ def needs_data(config: ConversionConfig) -> bool:
     return config.needs_ranges and (not config.calibration.ranges or bool(config.techniques or config.int4_layers))
 
 
+def _examples(config: RunConfig) -> data.AnySplit | None:
+    """The first examples of config.data, to verify with what is converted without calibration; None without data."""
+    if not config.data.source or not config.conversion.verify or config.conversion.scheme == "float32":
+        return None
+    return data.load_calibration_split(config.data, limit=NUM_SAMPLES)
+
+
 def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> "Conversion | None":
     """The flatbuffer of a quantization-aware trained model; None where that has not given every tensor a range."""
     from tfq.conversion import convert_with_record, ops_without_range
 
     with warnings.catch_warnings(record=True) as told_there:
         warnings.simplefilter("always")
-        result = convert_with_record(traced, None, config.conversion, preprocessing=preprocessing)
+        result = convert_with_record(
+            traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
+        )
     if ops_without_range(result.content):
         return None
     for warning in told_there:

@@ -28,12 +28,14 @@ TRAINED, COMPRESSED, RETURNED = "trained.keras", "compressed.h5", "returned.kera
 class Made:
     """A flatbuffer of the run: what it is, the name of its file in config.out, its bytes.
 
+    verification: how it compares with its float twin on calibration samples; None of the float one.
     qat_parity: the comparison with the QAT model that it was made of; None where there was no QAT.
     """
 
     name: str
     file: str
     content: bytes
+    verification: dict[str, Any] | None = None
     qat_parity: dict[str, Any] | None = None
 
 
@@ -222,7 +224,7 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     result = run.stage(stage, inputs, make)
     file = f"{run.name}_{suffix or scheme}.tflite"
     path = artifacts.copy_file(result.directory / FLATBUFFER, run.out / file)
-    return Made(name=name, file=file, content=path.read_bytes())
+    return Made(name=name, file=file, content=path.read_bytes(), verification=result.details["verification"])
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -257,7 +259,13 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
         told.append(f"the run ended early: {error}")
     models = [
         # Fewer results than flatbuffers, where the run ended early.
-        {"name": item.name, "file": item.file, **result, "qat_parity": item.qat_parity}
+        {
+            "name": item.name,
+            "file": item.file,
+            **result,
+            "verification": item.verification,
+            "qat_parity": item.qat_parity,
+        }
         for item, result in zip(built, results, strict=False)
     ]
     record = record_of(
