@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""The verification of conversions: false alarms on models that are right, and what it costs.
+
+    python benchmarks/verification.py --out=out/verification [--data=tfrecord:cifar10/cifar10-*] [--only=false_alarms]
+        [--size=96] [--rounds=5]
+
+False alarms: the fifteen families of keras.applications, each twice: with random weights and a softmax, and with
+logits and the statistics of their BatchNormalization taken from the images; tfq's own models; and, with --models,
+further files (.keras, .h5 or float .tflite). Each is converted to int8, tfq's own and the files to int16x8 as well. None
+of them is faulty: a warning of the verification is a false alarm, unless its outputs are below 20 dB.
+
+Cost: digits_cnn, ResNet8, MobileNetV2 0.35 @96 and EfficientNetB0 @224 with the verification on and off, in turn, in
+one process. The bound is 15% of the conversion or 0.3 s, whichever is more.
+
+Each row is a JSON file in --out: killed and started again, it resumes. Exits 1 on a false alarm, a miss, or a cost
+above the bound. Takes about 25 minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from family_matrix import zoo
+
+import tfq
+from tfq import artifacts
+from tfq.conversion import convert_with_record
+from tfq.data import load_split
+from tfq.keras_bridge import deterministic, import_keras
+from tfq.models import MODELS
+
+SAMPLES = 100
+BOUND_SHARE, BOUND_SECS = 0.15, 0.3
+Case = tuple[str, Callable[[], tuple[Any, Any]]]
+
+
+def family(name: str, source: str, size: int, *, statistics_of_data: bool) -> tuple[Any, Any]:
+    """(model, calibration images) of a family with random weights."""
+    keras = import_keras()
+    images = next(iter(zoo.images(source, "train", name, size, limit=SAMPLES).inputs.values()))
+    with deterministic(zoo.SEED):
+        if not statistics_of_data:
+            side = zoo.size_of(name, size)
+            shape = (side, side, 3)
+            return getattr(keras.applications, name)(weights=None, classes=10, input_shape=shape), images
+        model = zoo.build(keras, name, size)
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.5
+        for start in range(0, len(images), 32):
+            model(images[start : start + 32], training=True)
+    return model, images
+
+
+def own_model(name: str) -> tuple[Any, Any]:
+    with deterministic(0):
+        model = MODELS[name](import_keras())
+    rng = np.random.default_rng(0)
+    shape = model.inputs[0].shape[1:]
+    coarse = rng.uniform(0, 1, (SAMPLES, *(max(1, -(-size // 4)) for size in shape[:-1]), shape[-1]))
+    smooth = coarse
+    for axis, size in enumerate(shape[:-1], start=1):
+        smooth = np.repeat(smooth, 4, axis=axis).take(range(size), axis=axis)
+    return model, smooth.astype(np.float32)
+
+
+def alarms(model: Any, samples: Any, scheme: str) -> dict[str, Any]:
+    """Convert with verification; what it says, and what the outputs are by a comparison of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = convert_with_record(model, samples, tfq.ConversionConfig(scheme=scheme), remedies=False)
+    verification = result.verification
+    ratios = [item.sqnr_db for item in verification.outputs if item.sqnr_db is not None]
+    return {
+        "sqnr_db": min(ratios, default=None),
+        "ideal_db": min((item.ideal_db for item in verification.outputs if item.ideal_db is not None), default=None),
+        "constant_slices": sum(len(item.constant_slices) for item in verification.outputs),
+        "collapsed": [item.message for item in verification.collapsed],
+        "notes": [item.kind for item in verification.notes],
+    }
+
+
+def cost(model: Any, samples: Any, rounds: int) -> dict[str, Any]:
+    """Median seconds with verification and without, in turn, after one conversion that is not counted."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(rounds + 1):
+        for verify in (True, False) if number % 2 else (False, True):
+            start = time.perf_counter()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tfq.convert(model, samples, tfq.ConversionConfig(verify=verify))
+            if number:
+                seconds[verify].append(time.perf_counter() - start)
+    on, off = (statistics.median(seconds[verify]) for verify in (True, False))
+    return {"on_secs": on, "off_secs": off, "more_secs": on - off, "more_share": (on - off) / off}
+
+
+def alarm_cases(arguments: argparse.Namespace) -> Iterator[Case]:
+    for name in zoo.FAMILIES:
+        for with_statistics in (False, True):
+            label = f"{name}, {'logits, statistics of data' if with_statistics else 'softmax, random'}"
+            yield (
+                label,
+                lambda name=name, of_data=with_statistics: family(
+                    name, arguments.data, arguments.size, statistics_of_data=of_data
+                ),
+            )
+    for name in MODELS:
+        if name not in zoo.FAMILIES:
+            yield f"tfq {name}", lambda name=name: own_model(name)
+    for path in arguments.models:
+        yield Path(path).name, lambda path=path: loaded(path, arguments.data)
+
+
+def loaded(path: str, source: str) -> tuple[Any, Any]:
+    model = path if path.endswith(".tflite") else tfq.load_model(path)
+    return model, load_split(tfq.DataConfig(source=source), "train", limit=SAMPLES)
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row, from its file or made now."""
+    if not path.exists():
+        artifacts.write_json(path, make())
+    return json.loads(path.read_text())
+
+
+def false_alarms(arguments: argparse.Namespace, out: Path) -> int:
+    print("| model | scheme | SQNR dB | ideal dB | constant slices | verdict |\n|---|---|---|---|---|---|")
+    wrong = total = 0
+    for label, make in alarm_cases(arguments):
+        built: list[tuple[Any, Any]] = []
+        for scheme in ("int8",) if label.split(",")[0] in zoo.FAMILIES else ("int8", "int16x8"):
+
+            def row(scheme: str = scheme, make: Any = make, built: Any = built) -> dict[str, Any]:
+                if not built:
+                    built.append(make())
+                return alarms(*built[0], scheme)
+
+            file = out / f"alarm_{'_'.join(label.replace(',', '').split())}_{scheme}.json"
+            record = kept(file, row)
+            total, wrong = total + 1, wrong + bool(record["collapsed"])
+            verdict = "ALARM: " + record["collapsed"][0] if record["collapsed"] else ", ".join(record["notes"]) or "ok"
+            numbers = [f"{record[key]:.1f}" if record[key] is not None else "-" for key in ("sqnr_db", "ideal_db")]
+            print(
+                f"| {label} | {scheme} | {' | '.join(numbers)} | {record['constant_slices']} | {verdict} |", flush=True
+            )
+    print(f"\n{wrong} alarms on {total} conversions")
+    return wrong
+
+
+def costs(arguments: argparse.Namespace, out: Path) -> int:
+    keras = import_keras()
+    cases: list[Case] = [
+        ("digits_cnn", lambda: own_model("digits_cnn")),
+        ("resnet8", lambda: own_model("resnet8")),
+        ("MobileNetV2 0.35 @96", lambda: applied(keras.applications.MobileNetV2, 96, alpha=0.35)),
+        ("EfficientNetB0 @224", lambda: applied(keras.applications.EfficientNetB0, 224)),
+    ]
+    print("\n| model | off s | on s | more s | more | within the bound |\n|---|---|---|---|---|---|")
+    missed = 0
+    for label, make in cases:
+        record = kept(out / f"cost_{'_'.join(label.split())}.json", lambda make=make: cost(*make(), arguments.rounds))
+        holds = record["more_secs"] <= max(BOUND_SECS, BOUND_SHARE * record["off_secs"])
+        missed += not holds
+        print(
+            f"| {label} | {record['off_secs']:.2f} | {record['on_secs']:.2f} | {record['more_secs']:.2f} | "
+            f"{record['more_share']:.1%} | {'yes' if holds else 'NO'} |",
+            flush=True,
+        )
+    return missed
+
+
+def applied(build: Any, size: int, **options: Any) -> tuple[Any, Any]:
+    with deterministic(0):
+        model = build(weights=None, input_shape=(size, size, 3), classes=10, **options)
+    return model, np.random.default_rng(0).random((SAMPLES, size, size, 3)).astype(np.float32)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--only", choices=("false_alarms", "cost"))
+    arguments = parser.parse_args()
+    out = artifacts.make_out_dir(arguments.out)
+    failed = 0
+    if arguments.only != "cost":
+        failed += false_alarms(arguments, out)
+    if arguments.only != "false_alarms":
+        failed += costs(arguments, out)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
