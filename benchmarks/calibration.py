@@ -28,7 +28,7 @@ import numpy as np
 
 import tfq
 from tfq import tflite
-from tfq.analysis import layer_sensitivity
+from tfq.analysis import op_sensitivity
 from tfq.models import MODELS
 from tfq.ptq import calibration
 
@@ -97,7 +97,7 @@ def sensitivity_ratio(model: bytes, rounds: int) -> tuple[float, int]:
 
     samples = list(samples_of(model, SENSITIVITY_IMAGES))
     ranges = calibration.calibrate(model, samples[:100])
-    layers = len(layer_sensitivity(model, ranges, samples[:1]))
+    layers = len(op_sensitivity(model, ranges, samples[:1]))
 
     def evaluate() -> None:
         interpreter = Interpreter(model_content=model, num_threads=1)
@@ -111,7 +111,7 @@ def sensitivity_ratio(model: bytes, rounds: int) -> tuple[float, int]:
 
     times: dict[str, list[float]] = {"all": [], "one": []}
     for _ in range(rounds):
-        times["all"].append(seconds(lambda: layer_sensitivity(model, ranges, samples)))
+        times["all"].append(seconds(lambda: op_sensitivity(model, ranges, samples)))
         times["one"].append(seconds(evaluate))
     return statistics.median(times["all"]) / layers / statistics.median(times["one"]), layers
 

@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # isort: off
 
     # Configuration.
     from tfq.config import AnalysisConfig as AnalysisConfig
+    from tfq.config import AnalysisRequireConfig as AnalysisRequireConfig
     from tfq.config import AuditConfig as AuditConfig
     from tfq.config import BenchmarkConfig as BenchmarkConfig
     from tfq.config import BitWidthsConfig as BitWidthsConfig

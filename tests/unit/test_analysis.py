@@ -14,16 +14,17 @@ from test_ptq_techniques import FLOATING, QUANTIZED, SAMPLES, constant, multiply
 import tfq
 from tfq import analysis, quant_math, tflite
 from tfq.analysis.findings import find
-from tfq.config import AnalysisConfig
-from tfq.errors import InputError
+from tfq.config import AnalysisConfig, AnalysisRequireConfig
+from tfq.errors import InputError, RequirementError
 from tfq.ptq.calibration import calibrate
+from tfq.ptq.causes import Evidence, TensorFacts
 from tfq.report import analysis_page
 
 IMAGES = np.concatenate([sample["image"] for sample in SAMPLES])
 
 
 def errors(quantized=QUANTIZED, floating=FLOATING):
-    return {item.layer: item for item in analysis.layer_errors(quantized, floating, SAMPLES)}
+    return {item.layer: item for item in analysis.op_errors(quantized, floating, SAMPLES)}
 
 
 @pytest.mark.parametrize("layer", ["conv1", "pointwise", "conv2", "logits"])
@@ -32,13 +33,16 @@ def test_errors_are_those_of_the_tensors(layer):
     wanted = tensor_values(FLOATING, output_of(FLOATING, layer)).astype(np.float64)
     got = tensor_values(QUANTIZED, output_of(QUANTIZED, layer)).astype(np.float64)
     # XNNPACK and the reference kernels round some codes to different sides.
-    assert result.sqnr_db == pytest.approx(quant_math.sqnr_db(wanted, got), abs=0.3)
+    assert result.sqnr_db == pytest.approx(10 * np.log10(wanted.var() / ((wanted - got) ** 2).mean()), abs=0.3)
     assert result.cosine == pytest.approx((wanted * got).sum() / np.sqrt((wanted**2).sum() * (got**2).sum()), abs=1e-4)
     assert result.max_abs_error_lsb == pytest.approx(np.abs(wanted - got).max() / result.scale, abs=1.5)
     noise = result.scale**2 / 12 * wanted.size
-    assert result.expected_sqnr_db == pytest.approx(10 * np.log10((wanted**2).sum() / noise), abs=1e-3)
+    assert result.expected_sqnr_db == pytest.approx(10 * np.log10(wanted.var() * wanted.size / noise), abs=1e-3)
     quantized = np.rint(got / result.scale)
     assert result.range_use == pytest.approx((quantized.max() - quantized.min()) / 255, abs=0.02)
+    shift = (got - wanted).reshape(-1, wanted.shape[-1]).mean(axis=0)
+    assert result.mean_shift_lsb == pytest.approx((got - wanted).mean() / result.scale, abs=0.1)
+    assert result.mean_shift == pytest.approx(np.abs(shift).max() / wanted.std(), abs=0.01)
     sizes = np.abs(wanted).reshape(-1, wanted.shape[-1]).max(axis=0)
     assert result.channel_spread == pytest.approx(np.median(sizes) / sizes.max(), rel=1e-3)
 
@@ -69,28 +73,29 @@ def test_equal_tensors_have_no_error():
     tensor = tflite.Tensor(
         index=0, name="t", shape=(1, 2), shape_signature=(1, 2), dtype="int8", scale=(0.5,), zero_point=(3,)
     )
-    from tfq.analysis.layers import _Tally
+    from tfq.analysis.op_errors import _Tally
 
     tally = _Tally(tensor)
     tally.add(np.float32([[1.0, -2.0]]), np.int8([[5, -1]]))
-    record = tally.record("layer", "ADD")
+    record = tally.record(op_index=0, op="ADD", layer="layer", label="layer/ADD (#0)", weights=None)
     assert (record.sqnr_db, record.cosine, record.max_abs_error_lsb) == (math.inf, pytest.approx(1.0), 0.0)
     assert record.to_dict()["sqnr_db"] is None
 
 
-def test_joins_tell_the_codes_that_each_input_has_left():
-    (join,) = analysis.joins(QUANTIZED, FLOATING, SAMPLES)
-    assert (join.layer, join.op, set(join.ranges)) == ("residual", "ADD", {"conv1", "pointwise"})
+def test_joins_have_the_range_and_the_quantized_values_of_each_input():
+    (join,) = analysis.analyze(QUANTIZED, FLOATING, IMAGES).joins
+    names = {label.partition("/")[0]: label for label in join.ranges}
+    assert join.op == "ADD" and join.label.startswith("residual/ADD") and set(names) == {"conv1", "pointwise"}
     values = tensor_values(FLOATING, output_of(FLOATING, "conv1"))
-    assert join.ranges["conv1"] == pytest.approx(values.max() - min(values.min(), 0), rel=1e-5)
+    assert join.ranges[names["conv1"]] == pytest.approx(values.max() - min(values.min(), 0), rel=1e-5)
 
 
 def test_the_most_sensitive_layer_is_the_one_made_coarse():
     model = changed(FLOATING, uneven)
     ranges = calibrate(model, SAMPLES)
-    result = analysis.layer_sensitivity(model, ranges, SAMPLES)
+    result = analysis.op_sensitivity(model, ranges, SAMPLES)
     assert [item.sqnr_db for item in result] == sorted(item.sqnr_db for item in result)
-    plain = {item.layer: item for item in analysis.layer_sensitivity(FLOATING, calibrate(FLOATING, SAMPLES), SAMPLES)}
+    plain = {item.layer: item for item in analysis.op_sensitivity(FLOATING, calibrate(FLOATING, SAMPLES), SAMPLES)}
     assert result[0].layer in ("conv2", "pool")  # which hands on what conv2 gives
     assert next(item for item in result if item.layer == "conv2").sqnr_db < plain["conv2"].sqnr_db - 10
     assert plain["conv2"].weights == 12 * 3 * 3 * 12 + 12
@@ -125,73 +130,182 @@ def test_uneven_channels_are_reported_with_the_technique_for_them():
         quantization.scale = [float(quantization.scale[0]) * 64]
 
     result = analysis.analyze(changed(QUANTIZED, coarse), model, IMAGES)
-    (finding,) = (item for item in result.findings if item.layer == "conv2" and "channels" in item.kind)
+    (finding,) = (item for item in result.findings if item.label.startswith("conv2/") and "channels" in item.kind)
     assert "cross_layer_equalization" in finding.message
 
 
-def layer(name, op="CONV_2D", sqnr_db=30.0, **values):
+def error(number, op="CONV_2D", sqnr_db=30.0, **values):
+    """The record of op `number`, whose output is tensor number + 1."""
     numbers = {
-        "name": name,
-        "layer": name,
+        "op_index": number,
         "op": op,
+        "layer": f"layer{number}",
+        "tensor_index": number + 1,
+        "tensor": f"t{number + 1}",
+        "label": f"layer{number}/{op} (#{number})",
         "channels": 8,
         "scale": 0.1,
         "zero_point": 0,
         "sqnr_db": sqnr_db,
         "expected_sqnr_db": 35.0,
+        "rounding_sqnr_db": sqnr_db,
+        "clipping_sqnr_db": math.inf,
+        "mean_shift_lsb": 0.0,
+        "mean_shift": 0.0,
+        "worst_channel": 0,
+        "worst_channel_sqnr_db": sqnr_db,
+        "channel_sqnr_db": (),
         "cosine": 1.0,
         "max_abs_error_lsb": 1.0,
         "saturated": 0.0,
         "range_use": 1.0,
+        "dead": False,
         "dead_channels": (),
         "saturated_channels": (),
         "channel_spread": 0.5,
     }
-    return analysis.LayerError(**{**numbers, **values})
+    return analysis.OpError(**{**numbers, **values})
+
+
+def chain(errors):
+    """The graph of ops that read one another, from tensor 0, and what is known of its tensors."""
+    tensors = [
+        tflite.Tensor(
+            index=index,
+            name=f"t{index}",
+            shape=(1, 8),
+            shape_signature=(1, 8),
+            dtype="int8",
+            scale=(0.1,),
+            zero_point=(0,),
+        )
+        for index in range(len(errors) + 1)
+    ]
+    ops = [
+        tflite.Op(index=place, name=item.op, version=1, inputs=(place,), outputs=(place + 1,), keras_layer=item.layer)
+        for place, item in enumerate(errors)
+    ]
+    graph = tflite.Subgraph(
+        index=0, name="main", tensors=tuple(tensors), ops=tuple(ops), inputs=(0,), outputs=(len(errors),)
+    )
+    facts = {item.tensor_index: TensorFacts(minimum=0, maximum=0 if item.dead else 10) for item in errors}
+    return Evidence(graph, facts)
+
+
+COARSE = analysis.WeightError(sqnr_db=30.0, worst_channel=5, worst_channel_sqnr_db=3.0, per_channel=False)
 
 
 @pytest.mark.parametrize(
-    ("layers", "kind", "told"),
+    ("errors", "kind", "word"),
     [
-        ([layer("a"), layer("gate", "MUL", 4.0)], "gate_collapse", "squeeze-and-excitation"),
-        ([layer("a"), layer("conv", "CONV_2D", 4.0)], "collapse", "conversion.techniques"),
-        ([layer("a", dead_channels=(1, 2))], "dead_channels", "2 of 8 channels (1, 2)"),
-        ([layer("a", channel_spread=0.01)], "uneven_channels", "1.0%"),
-        ([layer("a", saturated_channels=(0,)), layer("b")], "saturated_channels", "1 of 8"),
-        ([layer("a", saturated=0.02)], "clipped", "2.00%"),
-        ([layer("a", saturated_channels=(0,), saturated=0.5)], "ranges_too_narrow", "1 of 1 layers are cut off"),
-        ([layer("a", range_use=0.1), layer("b", range_use=0.2)], "ranges_too_wide", "random noise"),
-        ([layer("a"), layer("b"), layer("c", range_use=0.01)], "ranges_widened", "c (CONV_2D) uses 1.0% of its codes"),
+        ([error(0), error(1, "MUL", 4.0)], "gate_collapse", "squeeze-and-excitation"),
+        ([error(0), error(1, "CONV_2D", 4.0)], "collapse", "conversion.techniques"),
+        ([error(0, dead_channels=(1, 2))], "dead_channels", "(1, 2)"),
+        ([error(0, dead=True, sqnr_db=-math.inf)], "dead", "dead"),
+        ([error(0, channel_spread=0.01)], "uneven_channels", "1.0%"),
+        ([error(0, saturated_channels=(0,)), error(1)], "saturated_channels", "1"),
+        ([error(0, saturated=0.02)], "clipped", "2.00%"),
+        ([error(0, mean_shift=0.3, mean_shift_lsb=3.0)], "mean_shift", "bias_correction"),
+        ([error(0, weights=COARSE)], "weights", "conversion.per_channel"),
+        ([error(0, saturated_channels=(0,), saturated=0.5)], "ranges_too_narrow", "noise"),
+        ([error(0, range_use=0.1), error(1, range_use=0.2)], "ranges_too_wide", "noise"),
+        ([error(0), error(1), error(2, range_use=0.01)], "ranges_widened", "1.0%"),
     ],
 )
-def test_each_cause_is_named_in_plain_words(layers, kind, told):
-    names = [item.layer for item in layers]
-    sources = dict(zip(names[1:], ([name] for name in names), strict=False))
-    (finding,) = find(layers, [], sources)
-    assert finding.kind == kind and told in finding.message
+def test_each_cause_is_named_in_plain_words(errors, kind, word):
+    (finding,) = find(errors, [], chain(errors))
+    assert finding.kind == kind and word in finding.message and finding.label.startswith("layer")
+
+
+def test_an_output_that_hardly_varies_on_its_own_grid_is_no_collapse():
+    errors = [error(0), error(1, "SOFTMAX", 2.0, expected_sqnr_db=4.0)]
+    assert find(errors, [], chain(errors)) == []
+
+
+def test_what_reads_a_collapsed_tensor_is_not_blamed_for_it():
+    errors = [error(0), error(1, "CONV_2D", 4.0), error(2, "CONV_2D", -6.0)]
+    (finding,) = find(errors, [], chain(errors))
+    assert finding.op_index == 1
 
 
 def test_ranges_far_apart_in_a_join_are_named_with_the_small_one():
-    join = analysis.Join(layer="concat", op="CONCATENATION", ranges={"a": 100.0, "b": 1.0}, codes={"a": 256, "b": 3})
-    (finding,) = find([], [join], {})
-    assert finding.kind == "ranges_apart" and "256" in finding.message
+    errors = [error(0, "CONCATENATION")]
+    join = analysis.Join(
+        op_index=0, op="CONCATENATION", label="concat", ranges={"a": 100.0, "b": 1.0}, codes={"a": 256, "b": 3}
+    )
+    (finding,) = find(errors, [join], chain(errors))
+    assert finding.kind == "unequal_join" and "b has 3" in finding.message
 
 
 def test_nothing_is_found_where_nothing_is_wrong():
-    assert find([layer("a"), layer("b")], [], {"b": ["a"]}) == []
+    errors = [error(0), error(1)]
+    assert find(errors, [], chain(errors)) == []
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
     assert dataclasses.replace(result, findings=()).to_text().endswith("nothing stands out")
 
 
 def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
-    layers = [layer(f"layer{number}", saturated=0.02) for number in range(9)]
-    message = dataclasses.replace(result, findings=tuple(find(layers, [], {}))).to_text()
+    errors = [error(number, saturated=0.02) for number in range(9)]
+    message = dataclasses.replace(result, findings=tuple(find(errors, [], chain(errors)))).to_text()
     named = [re.findall(r"layer\d", line) for line in message.splitlines()]
     assert [sorted(set(names)) for names in named if names] == [
         *(["layer0"], ["layer1"], ["layer2"]),
         [f"layer{number}" for number in range(3, 9)],
     ]
+
+
+def test_the_weights_of_an_op_have_the_error_of_their_codes():
+    result = errors()["conv2"].weights
+    place = next(op for op in tflite.read(QUANTIZED).main_subgraph.ops if op.keras_layer == "conv2")
+    tensor = tflite.read(QUANTIZED).main_subgraph.tensors[place.inputs[1]]
+    _, wanted = constant(tflite.unpack(FLOATING), "conv2", 1)
+    codes = tflite.constant_values(QUANTIZED, tensor).astype(np.float64)
+    got = codes * np.reshape(tensor.scale, (-1, 1, 1, 1))
+    by_channel = 10 * np.log10((wanted**2).sum(axis=(1, 2, 3)) / ((wanted - got) ** 2).sum(axis=(1, 2, 3)))
+    assert result.sqnr_db == pytest.approx(quant_math.sqnr_db(wanted, got), abs=1e-3)
+    assert result.worst_channel == by_channel.argmin() and result.per_channel
+    assert result.worst_channel_sqnr_db == pytest.approx(by_channel.min(), abs=1e-3)
+    assert errors()["pool"].weights is None
+
+
+def test_errors_are_split_into_rounding_and_clipping():
+    def narrow(model):
+        quantization = model.subgraphs[0].tensors[output_of(QUANTIZED, "logits")].quantization
+        quantization.scale = [float(quantization.scale[0]) / 4]
+
+    for content in (QUANTIZED, changed(QUANTIZED, narrow)):
+        result = errors(content)["logits"]
+        parts = [10 ** (-value / 10) for value in (result.rounding_sqnr_db, result.clipping_sqnr_db)]
+        assert sum(parts) == pytest.approx(10 ** (-result.sqnr_db / 10), rel=1e-6)
+    assert result.clipping_sqnr_db < result.rounding_sqnr_db - 10
+
+
+def test_the_inputs_are_in_the_table_with_each_column():
+    first = analysis.op_errors(QUANTIZED, FLOATING, SAMPLES)[0]
+    assert (first.op, first.op_index, first.channels) == ("INPUT", None, 1) and "'image'" in first.label
+    values = IMAGES.astype(np.float64)
+    record = tflite.read(QUANTIZED).main_subgraph.input_tensors[0]
+    codes = quant_math.quantize(IMAGES, record.scale[0], record.zero_point[0])
+    noise = ((quant_math.dequantize(codes, record.scale[0], record.zero_point[0]) - values) ** 2).mean()
+    assert first.channel_sqnr_db == pytest.approx([10 * np.log10(values.var() / noise)], abs=0.01)
+
+
+def test_a_bound_on_the_worst_op_is_met_or_missed_with_its_name():
+    result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8))
+    worst = min((item for item in result.ops if item.op_index is not None), key=lambda item: item.sqnr_db)
+    missed = AnalysisRequireConfig(min_layer_sqnr_db=worst.sqnr_db + 0.1)
+    (asked,) = analysis.requirements_of(result, missed)
+    assert (asked.name, asked.value, asked.holds) == ("min_layer_sqnr_db", worst.sqnr_db, False)
+    with pytest.raises(RequirementError) as caught:
+        analysis.check_requirements(result, missed)
+    assert caught.value.exit_code == 1 and worst.label in str(caught.value)
+    met = AnalysisRequireConfig(min_layer_sqnr_db=worst.sqnr_db - 0.1)
+    assert analysis.requirements_of(result, met)[0].holds
+    analysis.check_requirements(result, met)
+    assert analysis.requirements_of(result, AnalysisRequireConfig()) == ()
+    dead = dataclasses.replace(result, ops=(error(0, dead=True, sqnr_db=-math.inf),))
+    assert analysis.requirements_of(dead, met)[0].holds
 
 
 def test_ranges_of_other_data_are_found():
@@ -202,7 +316,7 @@ def test_ranges_of_other_data_are_found():
 
 def test_histograms_count_every_value_and_have_the_range_of_the_codes():
     samples = [{"image": image[None]} for image in IMAGES[:16]]
-    results = {item.layer: item for item in analysis.layer_histograms(QUANTIZED, FLOATING, samples)}
+    results = {item.layer: item for item in analysis.op_histograms(QUANTIZED, FLOATING, samples)}
     graph = tflite.read(QUANTIZED).main_subgraph
     conv = results["conv2"].activations
     tensor = graph.tensors[output_of(QUANTIZED, "conv2")]
@@ -220,7 +334,7 @@ def test_histograms_count_every_value_and_have_the_range_of_the_codes():
 
 def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True)).to_dict()
-    result["layers"][0]["layer"] = result["histograms"][0]["layer"] = "<script>alert(1)</script>"
+    result["ops"][1]["label"] = result["histograms"][0]["label"] = "<script>alert(1)</script>"
     page = analysis_page({**result, "config": {"model": "<b>.tflite"}})
     with_weights = sum(item["weights"] is not None for item in result["histograms"])
     assert page.count("<svg") == 2 + len(result["histograms"]) + with_weights
@@ -229,12 +343,13 @@ def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
     assert bare.count("<svg") == 1
 
 
-def test_the_record_is_json_and_the_table_has_a_line_a_layer():
+def test_the_record_is_json_and_the_table_has_a_line_for_each_op():
     result = tfq.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True))
     record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert record["num_samples"] == 8 and len(record["sensitivity"]) == len(record["layers"]) == 9
+    assert record["num_samples"] == 8 and len(record["sensitivity"]) + 1 == len(record["ops"]) == 10
+    assert len({item["label"] for item in record["ops"]}) == 10
     lines = result.to_text().splitlines()
-    assert lines[0].split()[:3] == ["layer", "op", "SQNR"] and lines[1].startswith("conv1")
+    assert lines[0].split()[:2] == ["op", "SQNR"] and lines[1].startswith("input") and lines[2].startswith("conv1/")
     assert [line[2:] for line in lines if line.startswith("- ")] == [item.message for item in result.findings]
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an int8 flatbuffer computes something else than its float one: tensor by tensor, layer by layer."""
+"""Why an int8 flatbuffer computes something else than its float one: op by op."""
 
-from tfq.analysis.analyze import Analysis, analyze
+from tfq.analysis.analyze import Analysis, analyze, check_requirements, requirements_of
 from tfq.analysis.findings import Finding
-from tfq.analysis.histograms import Bars, LayerHistogram, layer_histograms
-from tfq.analysis.layers import Join, LayerError, joins, layer_errors
+from tfq.analysis.histograms import Bars, OpHistogram, op_histograms
+from tfq.analysis.joins import Join, joins
 from tfq.analysis.low_bits import with_few_bits
-from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity, quantized_alone
+from tfq.analysis.op_errors import OpError, op_errors
+from tfq.analysis.sensitivity import OpSensitivity, op_sensitivity, quantized_alone
+from tfq.analysis.weight_errors import WeightError
 from tfq.analysis.weight_grids import GRIDS
 
 __all__ = [
@@ -15,14 +17,17 @@ __all__ = [
     "Bars",
     "Finding",
     "Join",
-    "LayerError",
-    "LayerHistogram",
-    "LayerSensitivity",
+    "OpError",
+    "OpHistogram",
+    "OpSensitivity",
+    "WeightError",
     "analyze",
+    "check_requirements",
     "joins",
-    "layer_errors",
-    "layer_histograms",
-    "layer_sensitivity",
+    "op_errors",
+    "op_histograms",
+    "op_sensitivity",
     "quantized_alone",
+    "requirements_of",
     "with_few_bits",
 ]

@@ -9,120 +9,176 @@ from typing import Any
 
 from tfq import auditing, tflite
 from tfq.analysis.findings import Finding, find
-from tfq.analysis.histograms import LayerHistogram, layer_histograms
-from tfq.analysis.layers import Join, LayerError, joins, layer_errors
-from tfq.analysis.sensitivity import LayerSensitivity, layer_sensitivity
+from tfq.analysis.histograms import OpHistogram, op_histograms
+from tfq.analysis.joins import Join, joins
+from tfq.analysis.op_errors import OpError, measure
+from tfq.analysis.sensitivity import OpSensitivity, op_sensitivity
 from tfq.artifacts import content_of
-from tfq.config import AnalysisConfig
+from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.data import input_specs, representative_samples
-from tfq.errors import InputError
+from tfq.errors import InputError, RequirementError
 from tfq.ptq.calibration import calibrate
+from tfq.ptq.causes import Evidence
+from tfq.requirement import Requirement, at_least
 from tfq.text_table import aligned
 from tfq.typing import Data, PathOrBytes
 
 # Lines of text: the record has all.
 _MOST_OF_A_KIND = 3
+_COLUMNS = (
+    *("op", "SQNR dB", "by grid", "rounding", "clipping", "weights", "shift", "max LSB"),
+    *("clipped", "range used", "dead", "alone dB"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Why an int8 flatbuffer differs from its float one.
 
-    layers, joins: in the order of the ops. sensitivity: the most sensitive first; empty where it was not measured.
-    histograms: one for each of layers; empty where they were not asked for. findings: in plain words. num_samples: of
-    the data.
+    Attributes:
+        ops: The error of each quantized input and of each op's output, in the order of the ops.
+        joins: The ops that bring several tensors to one scale.
+        sensitivity: The most sensitive op first; empty if it was not measured.
+        findings: What costs accuracy, in plain words.
+        num_samples: Samples that were compared.
+        histograms: One for each op; empty if they were not asked for.
     """
 
-    layers: tuple[LayerError, ...]
+    ops: tuple[OpError, ...]
     joins: tuple[Join, ...]
-    sensitivity: tuple[LayerSensitivity, ...]
+    sensitivity: tuple[OpSensitivity, ...]
     findings: tuple[Finding, ...]
     num_samples: int
-    histograms: tuple[LayerHistogram, ...] = ()
+    histograms: tuple[OpHistogram, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "num_samples": self.num_samples,
-            "layers": [item.to_dict() for item in self.layers],
-            "joins": [{**asdict(item), "ratio": item.ratio} for item in self.joins],
+            "ops": [item.to_dict() for item in self.ops],
+            "joins": [item.to_dict() for item in self.joins],
             "sensitivity": [item.to_dict() for item in self.sensitivity],
             "histograms": [item.to_dict() for item in self.histograms],
             "findings": [asdict(item) for item in self.findings],
         }
 
     def to_text(self) -> str:
-        """For the terminal: a line a layer, then what was found."""
-        head = ["layer", "op", "SQNR dB", "by rounding", "max LSB", "clipped", "codes used", "dead", "alone dB"]
-        alone = {item.layer: item.sqnr_db for item in self.sensitivity}
+        """Return lines for the terminal: one for each input and op, then the findings."""
+        alone = {item.tensor: item.sqnr_db for item in self.sensitivity}
         rows = [
             [
-                item.layer,
-                item.op,
-                _decibels(item.sqnr_db),
+                item.label,
+                "dead" if item.dead else _decibels(item.sqnr_db),
                 _decibels(item.expected_sqnr_db),
+                _decibels(item.rounding_sqnr_db),
+                "" if math.isinf(item.clipping_sqnr_db) else _decibels(item.clipping_sqnr_db),
+                "" if item.weights is None else _decibels(item.weights.worst_channel_sqnr_db),
+                "" if item.mean_shift is None else f"{item.mean_shift:.1%}",
                 f"{item.max_abs_error_lsb:.1f}",
                 f"{item.saturated:.2%}",
                 f"{item.range_use:.0%}",
                 str(len(item.dead_channels)),
-                _decibels(alone[item.layer]) if item.layer in alone else "",
+                _decibels(alone[item.tensor]) if item.tensor in alone else "",
             ]
-            for item in self.layers
+            for item in self.ops
         ]
         result = [*_first_of_each_kind(self.findings)] or ["nothing stands out"]
-        return "\n".join([*aligned([head, *rows], left=2), "", f"{self.num_samples} samples", *result])
+        return "\n".join([*aligned([list(_COLUMNS), *rows], left=1), "", f"{self.num_samples} samples", *result])
 
 
 def analyze(
     quantized: PathOrBytes, floating: PathOrBytes, data: Data, config: AnalysisConfig | None = None
 ) -> Analysis:
-    """Compare the int8 flatbuffer with the float one that it was made of, tensor by tensor.
+    """Compare the int8 flatbuffer with the float one that it was made of, op by op.
 
-    data: what a representative dataset may be, real values; its first config.limit samples.
-    config.sensitivity: measure as well what each layer, quantized alone, does to the outputs; a run of the float
-        flatbuffer for each layer. config.histograms: keep the values' distribution as well.
-    Raises InputError on flatbuffers that do not belong together, on an int8 one that has no codes, and on data that do
-    not fit.
+    Args:
+        quantized: The int8 (or int16x8) flatbuffer.
+        floating: The float flatbuffer that it was made of.
+        data: Whatever a representative dataset may be, real values; its first `config.limit` samples are used.
+        config: `sensitivity` also measures what each op, quantized alone, does to the outputs, with a run of the float
+            flatbuffer for each op. `histograms` keeps the distribution of values. `require` is checked by
+            `check_requirements`, not here.
+
+    Returns:
+        The errors of all ops, what they amount to, and the causes.
+
+    Raises:
+        InputError: The flatbuffers do not belong together, the first one is not quantized, or the data does not fit.
     """
     config = config or AnalysisConfig()
     quantized = content_of(quantized, "quantized", "an int8 .tflite file")
     floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
-        raise InputError("analysis.reference: expected the float32 .tflite that the int8 one was made of")
+        raise InputError(
+            "analysis.reference: expected the float32 .tflite that the int8 one was made of",
+            field="analysis.reference",
+            expected="float32",
+        )
     samples = representative_samples(data, input_specs(floating), config.limit).samples
-    layers, joined = layer_errors(quantized, floating, samples), joins(quantized, floating, samples)
-    sensitivity: tuple[LayerSensitivity, ...] = ()
+    measured = measure(quantized, floating, samples)
+    evidence = Evidence(tflite.read(quantized).main_subgraph, measured.facts)
+    joined = joins(evidence)
+    sensitivity: tuple[OpSensitivity, ...] = ()
     if config.sensitivity:
-        sensitivity = layer_sensitivity(floating, calibrate(floating, samples), samples)
+        sensitivity = op_sensitivity(floating, calibrate(floating, samples), samples)
     return Analysis(
-        layers=layers,
+        ops=measured.errors,
         joins=joined,
         sensitivity=sensitivity,
-        findings=tuple(find(layers, joined, _sources(quantized))),
+        findings=tuple(find(measured.errors, joined, evidence)),
         num_samples=len(samples),
-        histograms=layer_histograms(quantized, floating, samples) if config.histograms else (),
+        histograms=op_histograms(quantized, floating, samples) if config.histograms else (),
     )
 
 
+def requirements_of(analysis: Analysis, require: AnalysisRequireConfig) -> tuple[Requirement, ...]:
+    """Return every bound that `require` sets, with the value in the analysis and the verdict.
+
+    The value of `min_layer_sqnr_db` is that of the worst op; ops that are 0 on all samples and inputs of the model are
+    not counted. If no op has an error, it is None and the bound holds.
+    """
+    bound = require.min_layer_sqnr_db
+    if bound is None:
+        return ()
+    name = "min_layer_sqnr_db"
+    worst = _worst(analysis)
+    if worst is None:
+        return (Requirement(name=name, bound=bound, value=None, holds=True, reason="no op has an error"),)
+    if math.isinf(worst.sqnr_db):
+        reason = f"{worst.label} has an error and no signal"
+        return (Requirement(name=name, bound=bound, value=None, holds=False, reason=reason),)
+    return (at_least(name, bound, worst.sqnr_db),)
+
+
+def check_requirements(analysis: Analysis, require: AnalysisRequireConfig) -> None:
+    """Raise RequirementError that names the worst op if a bound of `require` is missed."""
+    missed = [item for item in requirements_of(analysis, require) if not item.holds]
+    worst = _worst(analysis)
+    if missed and worst is not None:
+        raise RequirementError(
+            f"the signal to error of {worst.label} is {worst.sqnr_db:.1f} dB, required at least "
+            f"{require.min_layer_sqnr_db:g} (analysis.require.min_layer_sqnr_db)",
+            field="analysis.require.min_layer_sqnr_db",
+            expected=require.min_layer_sqnr_db,
+            got=worst.sqnr_db,
+        )
+
+
+def _worst(analysis: Analysis) -> OpError | None:
+    """Return the op with the lowest SQNR, None if no op has an error."""
+    counted = [item for item in analysis.ops if item.op_index is not None and not item.dead]
+    counted = [item for item in counted if item.sqnr_db < math.inf]
+    return min(counted, key=lambda item: item.sqnr_db, default=None)
+
+
 def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
-    """A line for each finding, and where there are many of a kind, for the first ones of it."""
+    """Yield a line for each finding, and if there are many of a kind, for its first ones."""
     for kind, result in groupby(findings, key=lambda item: item.kind):
         listed = list(result)
         yield from (f"- {item.message}" for item in listed[:_MOST_OF_A_KIND])
         if len(listed) > _MOST_OF_A_KIND:
-            layers = ", ".join(item.layer for item in listed[_MOST_OF_A_KIND:])
-            yield f"  and {len(listed) - _MOST_OF_A_KIND} more of this kind ({kind}): {layers}"
-
-
-def _sources(quantized: bytes) -> dict[str, list[str]]:
-    """Layer -> the layers whose outputs it reads, by the names of `layer_errors`."""
-    graph = tflite.read(quantized).main_subgraph
-    names = graph.layers_by_output
-    return {
-        names[output]: [names[index] for index in op.inputs if index in names]
-        for op in graph.ops
-        for output in op.outputs
-    }
+            labels = ", ".join(item.label for item in listed[_MOST_OF_A_KIND:])
+            yield f"  and {len(listed) - _MOST_OF_A_KIND} more of this kind ({kind}): {labels}"
 
 
 def _decibels(value: float) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What values a layer gives and weighs with, beside the range that its codes span: for the eye."""
+"""The distribution of an op's output and weights, with the range that the quantized values span: for plots."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.ptq.calibration import observe
 from tfq.ptq.calibration.observer import Sample
+from tfq.ptq.causes import op_label
 from tfq.ptq.layer_pairs import Beside
 from tfq.ptq.weighted_ops import weighted_ops
 
@@ -31,11 +32,17 @@ class Bars:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerHistogram:
-    """What a layer gives on the samples, and its weights in the float flatbuffer; None where it has none."""
+class OpHistogram:
+    """The output of an op on the samples, and its weights in the float flatbuffer; None if it has none.
 
-    layer: str
+    op_index, tensor, label: as in `OpError`.
+    """
+
+    op_index: int
     op: str
+    layer: str
+    tensor: str
+    label: str
     activations: Bars
     weights: Bars | None
 
@@ -44,8 +51,8 @@ class LayerHistogram:
         return asdict(self)
 
 
-def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[LayerHistogram, ...]:
-    """One for each activation that both flatbuffers have, as `layer_errors` has them, of the same arguments."""
+def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[OpHistogram, ...]:
+    """Return one for each activation that both flatbuffers have, of the arguments of `op_errors`."""
     pair = Beside(floating, quantized)
     seen = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
@@ -58,9 +65,12 @@ def layer_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample
         bins = observed.bins()
         scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()
         results.append(
-            LayerHistogram(
-                layer=op.keras_layer or tensor.name,
+            OpHistogram(
+                op_index=op.index,
                 op=op.name,
+                layer=op.keras_layer or tensor.name,
+                tensor=tensor.name,
+                label=op_label(graph, op.index),
                 activations=_bars(bins.middle, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
                 weights=None
                 if weighted is None or not scale_of_weights

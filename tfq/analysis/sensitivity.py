@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantizing one layer alone does to the outputs: the float flatbuffer with one layer's numbers rounded.
+"""The effect of quantizing one op alone on the outputs: the float flatbuffer with the values of one op rounded.
 
-Ranking layers each alone foretells better what to keep in float than taking them out of a quantized model one by one:
-there the errors of all the others hide what one of them does.
+Ranking ops alone predicts better what to keep in float than taking them out of a quantized model one by one: there the
+errors of all others hide that of one.
 """
 
 import math
@@ -14,23 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import quant_math, tflite
-from tfq.analysis.layers import decibels
 from tfq.analysis.low_bits import round_tensor
+from tfq.analysis.op_errors import decibels
 from tfq.errors import InputError
 from tfq.ptq.calibration import Ranges
 from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.causes import op_label
 from tfq.ptq.weighted_ops import weighted_ops
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerSensitivity:
-    """The model's outputs with this layer alone quantized, its weights and what it gives, against all in float.
+class OpSensitivity:
+    """The model's outputs with one op alone quantized, its weights and its output, against all in float.
 
-    sqnr_db: signal to error of the outputs, in dB. disagreement: share of samples whose largest output is another.
+    Attributes:
+        op_index: Position of the op in the float flatbuffer.
+        op: The op's name.
+        layer: The Keras layer, or the tensor's name if that is not known.
+        tensor: Name of the output tensor.
+        label: "conv/CONV_2D (#3)".
+        weights: Number of its weights.
+        sqnr_db: Signal to error of the outputs, in dB.
+        disagreement: Fraction of samples whose largest output is another.
     """
 
-    layer: str
+    op_index: int
     op: str
+    layer: str
+    tensor: str
+    label: str
     weights: int
     sqnr_db: float
     disagreement: float
@@ -41,9 +53,9 @@ class LayerSensitivity:
         return {**self.__dict__, "sqnr_db": message}
 
 
-def layer_sensitivity(
+def op_sensitivity(
     floating: bytes, ranges: Ranges, samples: Sequence[Sample], *, per_channel: bool = True
-) -> tuple[LayerSensitivity, ...]:
+) -> tuple[OpSensitivity, ...]:
     """One record for each op with a calibrated output, the most sensitive first.
 
     floating: float flatbuffer, without control flow. ranges: of its activations, as `calibrate` gives them.
@@ -65,11 +77,15 @@ def layer_sensitivity(
         answers = [array.reshape(len(samples), -1).argmax(axis=1) for array in (wanted[0], got[0])]
         constants = (graph.tensors[index] for index in op.inputs if index != tflite.ABSENT)
         results.append(
-            LayerSensitivity(
-                layer=op.keras_layer or graph.tensors[op.outputs[0]].name,
+            OpSensitivity(
+                op_index=op.index,
                 op=op.name,
+                layer=op.keras_layer or graph.tensors[op.outputs[0]].name,
+                tensor=graph.tensors[op.outputs[0]].name,
+                label=op_label(graph, op.index),
                 weights=sum(math.prod(tensor.shape) for tensor in constants if _is_weight(tensor)),
-                sqnr_db=decibels(signal, noise),
+                # A logarithm of what became 0 is infinite, and what follows it no number.
+                sqnr_db=decibels(signal, noise) if math.isfinite(noise) else -math.inf,
                 disagreement=float((answers[0] != answers[1]).mean()),
             )
         )

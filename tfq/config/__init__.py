@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole of a run as one tree of frozen dataclasses. `settings` has what they are made with."""
 
-from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, BitWidthsConfig
+from tfq.config.analysis import FLOAT_BITS, GRIDS, AnalysisConfig, AnalysisRequireConfig, BitWidthsConfig
 from tfq.config.audit import AUDIT_SCHEMES, AuditConfig
 from tfq.config.compression import (
     ClusterConfig,
@@ -34,6 +34,7 @@ __all__ = [
     "SCHEMES",
     "SCHEME_IO_TYPES",
     "AnalysisConfig",
+    "AnalysisRequireConfig",
     "AuditConfig",
     "BenchmarkConfig",
     "BitWidthsConfig",

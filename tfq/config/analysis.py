@@ -26,11 +26,21 @@ class BitWidthsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalysisRequireConfig(Config):
+    """Bounds on an analysis; a missed one is exit code 1."""
+
+    min_layer_sqnr_db: float | None = setting(
+        None, "lowest signal to error of any op's output against the float model, in dB; dead ops are not counted"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnalysisConfig(Config):
     """Why an int8 flatbuffer computes something else than its float one."""
 
     reference: str = setting("", "float .tflite that the model was made of")
     limit: int = setting(64, "examples to compare on", minimum=1)
-    sensitivity: bool = setting(False, "measure as well what each layer, quantized alone, does to the outputs")
-    histograms: bool = setting(True, "keep how the values of each layer and its weights are spread, for the page")
+    sensitivity: bool = setting(False, "also measure what each op, quantized alone, does to the outputs")
+    histograms: bool = setting(True, "keep the distribution of each op's output and weights, for the page")
     bit_widths: BitWidthsConfig = section(BitWidthsConfig, "accuracy by bit width, simulated without training")
+    require: AnalysisRequireConfig = section(AnalysisRequireConfig, "bounds that must hold")

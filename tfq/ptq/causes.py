@@ -38,7 +38,7 @@ _CLIPPED_WIDTH = 0.25
 _FARTHEST = 12
 
 # Ops that hand values on as they are; the data is input 0 unless the op has several.
-_PASSING = frozenset(
+PASSING = frozenset(
     {
         *("RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "UNPACK"),
         *(
@@ -63,7 +63,7 @@ _SHARED_SCALE = frozenset(
 )
 JOINS = (*("CONCATENATION", "PACK", "SELECT", "SELECT_V2", "MAXIMUM", "MINIMUM"), "ADD", "SUB", "ADD_N")
 _MASKING = frozenset({"ADD", "SUB", "SELECT", "SELECT_V2", "PADV2", "MAXIMUM", "MINIMUM"})
-_TO_INDEX = _PASSING | _REQUANTIZING | {"CAST", "FLOOR", "ROUND", "ADD", "CONCATENATION", "SELECT_V2", "MAXIMUM"}
+_TO_INDEX = PASSING | _REQUANTIZING | {"CAST", "FLOOR", "ROUND", "ADD", "CONCATENATION", "SELECT_V2", "MAXIMUM"}
 _SCALING = frozenset({"ADD", "SUB", "MUL", "DIV"})
 # Ops that are steep near zero: small inputs matter as much as large ones. DIV by its denominator.
 _STEEP = frozenset({"LOG", "SQRT", "RSQRT", "DIV", "POW"})
@@ -170,28 +170,11 @@ def cause_of(
     Returns:
         The cause. Its kind is "unknown" if no rule applies.
     """
-    view = _View(graph, facts)
-    cause = view.cause(graph.ops[op_index], weight_sqnr_db)
-    if cause is None:
-        # The op itself is right; what it reads may not be.
-        for op in view.ops_before(graph.ops[op_index], through=_PASSING | _REQUANTIZING | {"SOFTMAX"}):
-            cause = view.structural_cause(op)
-            if cause is not None and cause.kind != DEAD:
-                return cause
-        cause = None
-    label = op_label(graph, op_index)
-    return cause or Cause(
-        kind=UNKNOWN,
-        op_index=op_index,
-        message=f"{label} loses accuracy for no single reason: try conversion.techniques="
-        "cross_layer_equalization,gptq,bias_correction, another conversion.calibration.method, or keep it in float "
-        "(conversion.float_layers)",
-        remedies=(*view.in_float(op_index), {"scheme": "int16x8"}),
-    )
+    return Evidence(graph, facts).cause_of(op_index, weight_sqnr_db)
 
 
-class _View:
-    """A quantized graph next to what the float tensors held."""
+class Evidence:
+    """A quantized graph next to what the float tensors held: for callers that ask about several ops."""
 
     def __init__(self, graph: Subgraph, facts: Mapping[int, TensorFacts]) -> None:
         self.graph, self._facts = graph, facts
@@ -201,10 +184,27 @@ class _View:
             for index in set(op.inputs) - {ABSENT}:
                 self._readers.setdefault(index, []).append(op)
 
-    def cause(self, op: Op, weight_sqnr_db: float | None) -> Cause | None:
-        """Return the cause by the first rule that applies."""
-        weights = self._weights(op, weight_sqnr_db)
-        return self.structural_cause(op) or weights or self._clipped(op) or self._uneven_channels(op)
+    def cause_of(self, op_index: int, weight_sqnr_db: float | None = None) -> Cause:
+        """Return the cause by the first rule that applies, as the function `cause_of` does."""
+        op = self.graph.ops[op_index]
+        cause = self.structural_cause(op) or self._weights(op, weight_sqnr_db)
+        cause = cause or self._clipped(op) or self._uneven_channels(op)
+        if cause is not None:
+            return cause
+        # The op itself is right; what it reads may not be.
+        for before in self.ops_before(op, through=PASSING | _REQUANTIZING | {"SOFTMAX"}):
+            cause = self.structural_cause(before)
+            if cause is not None and cause.kind != DEAD:
+                return cause
+        label = op_label(self.graph, op_index)
+        return Cause(
+            kind=UNKNOWN,
+            op_index=op_index,
+            message=f"{label} loses accuracy for no single reason: try conversion.techniques="
+            "cross_layer_equalization,gptq,bias_correction, another conversion.calibration.method, or keep it in float "
+            "(conversion.float_layers)",
+            remedies=(*self.in_float(op_index), {"scheme": "int16x8"}),
+        )
 
     def structural_cause(self, op: Op) -> Cause | None:
         """Return the cause by the first rule on the structure of the graph that applies."""
@@ -222,7 +222,7 @@ class _View:
             if tensor in self._facts:
                 return self._facts[tensor]
             op = self.producers.get(tensor)
-            if op is None or op.name not in _PASSING | _REQUANTIZING:
+            if op is None or op.name not in PASSING | _REQUANTIZING:
                 return None
             tensor = op.inputs[0]
         return None
@@ -261,7 +261,7 @@ class _View:
         """Return the tensor that `tensor` is a copy of, through ops that only move or requantize values."""
         for _ in range(_FARTHEST):
             op = self.producers.get(tensor)
-            if op is None or op.name not in _PASSING | _REQUANTIZING:
+            if op is None or op.name not in PASSING | _REQUANTIZING:
                 return tensor
             tensor = op.inputs[0]
         return tensor
@@ -343,7 +343,7 @@ class _View:
 
     def _mask_behind(self, tensor: int) -> int | None:
         """Return the constant of a mask's magnitude that `tensor` is, or is computed from by a few simple ops."""
-        through = _PASSING | _REQUANTIZING | _MASKING | _SCALING | {"CAST", "NEG"}
+        through = PASSING | _REQUANTIZING | _MASKING | _SCALING | {"CAST", "NEG"}
         for index in self._upstream(tensor, through):
             record = self.graph.tensors[index]
             if record.is_constant and reach(record) >= MASK_MAGNITUDE:
@@ -353,7 +353,7 @@ class _View:
     def _joins_around(self, op: Op, names: frozenset[str] | set[str]) -> Iterator[tuple[Op, list[int]]]:
         """Yield (op of the names, its data inputs): `op`, and those that share the scale of its output."""
         reached, waiting, seen = {op.index}, list(op.outputs), set()
-        if op.name in _SHARED_SCALE | _PASSING:
+        if op.name in _SHARED_SCALE | PASSING:
             waiting += self.data_inputs(op)
         if op.name in names:
             yield op, self.data_inputs(op)
@@ -365,7 +365,7 @@ class _View:
             for other in (*self._readers.get(tensor, ()), *filter(None, [self.producers.get(tensor)])):
                 joins = other.name in _SHARED_SCALE
                 same = [item for item in (*self.data_inputs(other), *other.outputs) if self._same(item, tensor)]
-                if other.index in reached or not (joins or other.name in _PASSING) or len(same) < 2:
+                if other.index in reached or not (joins or other.name in PASSING) or len(same) < 2:
                     continue
                 reached.add(other.index)
                 waiting += same
@@ -425,7 +425,7 @@ class _View:
         return Cause(
             kind=WIDE_DYNAMIC_RANGE,
             op_index=op.index,
-            message=f"the values that {op_label(self.graph, op.index)} {side} span {spans} orders of magnitude, "
+            message=f"The values that {op_label(self.graph, op.index)} {side} span {spans} orders of magnitude, "
             f"and one scale of {scale:.3g} serves all: the small ones become 0. Keep this part in float: {named}",
             remedies=(*layers, {"scheme": "int16x8"}),
         )

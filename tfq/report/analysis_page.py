@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from tfq.config import FLOAT_BITS
-from tfq.report.formatting import plain
+from tfq.report.formatting import DASH, plain
 from tfq.report.page import document
 from tfq.report.plots import colour_of, figure_of, marker_of, missing_matplotlib, name_rows, style, svg_of
 
@@ -14,16 +14,17 @@ _MOST_BARS, _MOST_HISTOGRAMS = 24, 12
 
 
 def analysis_page(record: Mapping[str, Any]) -> str:
-    """Return the page of a record that `tfq analyze` wrote: the analysis of layers, bit widths, or both."""
+    """Return the page of a record that `tfq analyze` wrote: the analysis of ops, bit widths, or both."""
     title = f"What costs accuracy: {escape(plain(record.get('config', {}).get('model', '')))}"
     counts = []
     body = []
-    if "layers" in record:
+    if "ops" in record:
         counts.append(f"{record['num_samples']:,} samples")
         findings = "".join(f"<li>{escape(finding['message'])}</li>" for finding in record["findings"])
         body += [
             f"<section><h2>Findings</h2><ul>{findings or '<li>nothing stands out</li>'}</ul></section>",
             *_plots(record),
+            _table(record["ops"]),
         ]
     if "bit_widths" in record:
         bit_widths = record["bit_widths"]
@@ -33,23 +34,50 @@ def analysis_page(record: Mapping[str, Any]) -> str:
     return document(title, "\n".join([header, "<main>", *body, "</main>"]))
 
 
+_COLUMNS = {
+    "SQNR, dB": "sqnr_db",
+    "own grid, dB": "expected_sqnr_db",
+    "rounding, dB": "rounding_sqnr_db",
+    "clipping, dB": "clipping_sqnr_db",
+    "worst channel, dB": "worst_channel_sqnr_db",
+    "mean shift / std": "mean_shift",
+}
+
+
+def _table(ops: Sequence[Mapping[str, Any]]) -> str:
+    """Return the section with the numbers of every input and op."""
+    head = "".join(f"<th>{name}</th>" for name in ("op", *_COLUMNS, "weights, dB", "worst channel, dB"))
+    rows = []
+    for item in ops:
+        weights = item["weights"] or {}
+        values = [*(item[key] for key in _COLUMNS.values()), weights.get("sqnr_db")]
+        values.append(weights.get("worst_channel_sqnr_db"))
+        cells = "".join(f"<td>{DASH if value is None else format(value, '.2f')}</td>" for value in values)
+        dead = " (dead)" if item["dead"] else ""
+        rows.append(f"<tr><td>{escape(plain(item['label']))}{dead}</td>{cells}</tr>")
+    return (
+        f'<section><h2>Numbers</h2><div class="table"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
 def _plots(record: Mapping[str, Any]) -> list[str]:
     try:
         with style():
             parts = [
-                _section(
-                    "Error along the depth", _depth(record["layers"]), "Signal to error of what each layer gives."
-                ),
+                _section("Error along the depth", _depth(record["ops"]), "Signal to error of the output of each op."),
                 _section(
                     "Sensitivity",
                     _sensitivity(record["sensitivity"]),
-                    "Signal to error of the model's outputs with one layer alone quantized: the shortest costs most.",
+                    "Signal to error of the model's outputs with one op alone quantized: the shortest costs most.",
                 ),
             ]
             drawn = [_histograms(item) for item in _worst(record)]
     except ImportError as error:
         return [f"<p>{escape(missing_matplotlib(error), quote=False)}</p>"]
-    caption = "Values of the layers that lose most, and of their weights; the pale band is what their codes span."
+    caption = (
+        "Outputs of the ops that lose most, and their weights; the pale band is the range of the quantized values."
+    )
     return [*parts, _section("Values and ranges", "".join(drawn), caption)]
 
 
@@ -58,16 +86,16 @@ def _section(title: str, svg: str, caption: str) -> str:
     return f"<section><h2>{title}</h2>{figure}</section>" if svg else ""
 
 
-def _depth(layers: Sequence[Mapping[str, Any]]) -> str:
+def _depth(ops: Sequence[Mapping[str, Any]]) -> str:
     figure, axes = figure_of(3.1)
-    places = range(1, len(layers) + 1)
+    places = range(1, len(ops) + 1)
     for number, (key, name) in enumerate((("sqnr_db", "measured"), ("expected_sqnr_db", "rounding alone"))):
-        values = [layer[key] for layer in layers]
+        values = [item[key] for item in ops]
         points = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
         if points:
             axes.plot(*zip(*points, strict=True), f"-{marker_of(number)}", color=colour_of(number), ms=3, label=name)
     axes.grid(True)
-    axes.set_xlabel("layer, from the input on")
+    axes.set_xlabel("op, from the input on")
     axes.set_ylabel("SQNR, dB")
     figure.legend(loc="outside upper left", ncols=2)
     return svg_of(figure, "Error along the depth")
@@ -80,22 +108,23 @@ def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> str:
     figure, axes = figure_of(0.7 + 0.28 * len(shown))
     for row, item in enumerate(shown):
         axes.barh(row, item["sqnr_db"], height=0.6, color=colour_of(0))
-    name_rows(axes, [item["layer"] for item in shown])
+    name_rows(axes, [item["label"] for item in shown])
     axes.set_xlabel("SQNR of the outputs, dB")
     return svg_of(figure, "Sensitivity")
 
 
 def _worst(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The histograms of the layers with the least signal to error, in the order of the ops."""
-    listed = list(zip(record["layers"], record["histograms"], strict=True)) if record["histograms"] else []
+    """Return the histograms of the ops with the least signal to error, in the order of the ops."""
+    by_tensor = {item["tensor"]: item for item in record["ops"]}
+    listed = [(by_tensor[item["tensor"]], item) for item in record["histograms"] if item["tensor"] in by_tensor]
     by_loss = sorted(listed, key=lambda pair: float("inf") if pair[0]["sqnr_db"] is None else pair[0]["sqnr_db"])
     chosen = [id(histogram) for _, histogram in by_loss[:_MOST_HISTOGRAMS]]
     return [histogram for _, histogram in listed if id(histogram) in chosen]
 
 
-def _histograms(layer: Mapping[str, Any]) -> str:
-    kinds = [("gives", layer["activations"]), ("weighs with", layer["weights"])]
-    return "".join(_bars(f"{layer['layer']} {verb}", bars) for verb, bars in kinds if bars)
+def _histograms(op: Mapping[str, Any]) -> str:
+    kinds = [("output", op["activations"]), ("weights", op["weights"])]
+    return "".join(_bars(f"{op['label']}: {what}", bars) for what, bars in kinds if bars)
 
 
 def _bars(title: str, bars: Mapping[str, Any]) -> str:

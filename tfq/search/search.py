@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, auditing, tflite
-from tfq.analysis import layer_sensitivity
+from tfq.analysis import op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import BenchmarkConfig, CalibrationConfig, ConversionConfig, SearchConfig
 from tfq.data import AnySplit, as_split, input_specs, representative_samples
@@ -253,7 +253,7 @@ class _Search:
         def make(directory: Path) -> dict[str, Any]:
             count = self._config.sensitivity_examples
             samples = representative_samples(self._train, input_specs(self._floating), count).samples
-            result = layer_sensitivity(self._floating, calibrate(self._floating, samples), samples)
+            result = op_sensitivity(self._floating, calibrate(self._floating, samples), samples)
             return {"layers": list(dict.fromkeys(item.layer for item in result if item.weights))}
 
         inputs = {**self._basis, "examples": self._config.sensitivity_examples}
