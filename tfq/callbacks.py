@@ -6,9 +6,13 @@ its own way; so the class has both bases, and is made when it is asked for, beca
 """
 
 import functools
+import hashlib
 import math
 import os
+import re
 import warnings
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +22,164 @@ from tfq import artifacts
 from tfq.config import AuditConfig, ConversionConfig, EvaluationConfig
 from tfq.errors import InputError, TfqWarning, did_you_mean
 from tfq.provenance import provenance
-from tfq.typing import JSON, Data, KerasModel
+from tfq.typing import JSON, Data, KerasModel, MetricFunction
 
 if TYPE_CHECKING:
-    from tfq.evaluation import EvaluationRecord
+    from tfq.conversion.quantize import Conversion
+    from tfq.evaluation import EvaluationRecord, Metric
 
 # Examples that the model itself answers at a time.
 _BATCH = 256
-# Words in the name of a value that is the better the higher it is.
-_RISING = ("acc", "agreement", "auc", "precision", "recall", "sqnr")
+# What the names of Keras' own losses and metrics end in; `tfq.evaluation` knows those of tfq.
+_KERAS_MODES = {
+    **dict.fromkeys(("acc", "accuracy", "auc", "precision", "recall", "f1_score", "fbeta_score", "r2_score"), "max"),
+    **dict.fromkeys(("iou", "io_u", "cosine_similarity", "at_recall", "at_specificity", "at_sensitivity"), "max"),
+    **dict.fromkeys(("loss", "mse", "mae", "mape", "msle", "rmse", "squared_error", "absolute_error"), "min"),
+    **dict.fromkeys(("percentage_error", "logarithmic_error", "crossentropy", "hinge", "divergence"), "min"),
+    **dict.fromkeys(("poisson", "log_cosh", "logcosh", "huber"), "min"),
+}
+# What Int8Evaluation adds to `logs` besides the metric.
+_INT8_MODES = {"accuracy": "max", "agreement": "max", "sqnr_db": "max", "bytes": "min"}
 
 
-def _is_better_higher(monitor: str) -> bool:
-    """Return whether a value of `logs` is the better the higher it is, by its name."""
+def mode_of(monitor: str) -> str:
+    """Return "max" if a higher value of a key of `logs` is better, "min" if a lower one is.
+
+    The key is a name, or ends in "_" and a name: of a registered metric of tfq, of what `Int8Evaluation` adds, or of a
+    loss or metric of Keras. Numbers that Keras adds to repeated names ("auc_1") do not count.
+
+    Raises:
+        InputError: The name is none of these, or its metric declares no direction.
+    """
     from tfq import registry
     from tfq.evaluation import Metric
 
-    for metric in registry.entries(Metric).values():
-        if monitor == metric.name or monitor.endswith(f"_{metric.name}"):
-            return metric.direction == "higher"
-    return any(word in monitor.lower() for word in _RISING)
+    known: dict[str, str | None] = {
+        **_KERAS_MODES,
+        **{f"int8_{name}": mode for name, mode in _INT8_MODES.items()},
+    }
+    modes = {"higher": "max", "lower": "min", None: None}
+    known |= {metric.name: modes[metric.direction] for metric in registry.entries(Metric).values()}
+    name = re.sub(r"_\d+$", "", monitor)
+    fitting = [item for item in known if name == item or name.endswith(f"_{item}")]
+    mode = known[max(fitting, key=len)] if fitting else None
+    if mode is None:
+        plain = name.removeprefix("val_").removeprefix("int8_")
+        raise InputError(
+            f"TFLiteExport: it is not known whether a higher or a lower {monitor!r} is better: give mode='max' or "
+            f"'min', or register a tfq.Metric with a direction ({did_you_mean(plain, known)})",
+            field="mode",
+            expected=("max", "min"),
+            got="auto",
+        )
+    return mode
+
+
+@dataclass(kw_only=True, eq=False)
+class _Exported:
+    """A conversion of an epoch, and what it was made of."""
+
+    epoch: int | None
+    weights: str
+    dataset: Data
+    config: ConversionConfig
+    conversion: "Conversion"
+    is_measured: bool = False
+
+
+class _Exports:
+    """The conversions of one model, which the callbacks of a fit share: each is computed once in an epoch."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._traces: dict[int, Any] = {}
+        self._latest: list[_Exported] = []
+
+    def forget(self) -> None:
+        """Drop all conversions: a fit begins, which counts its epochs from the start."""
+        self._latest = []
+
+    def convert(self, dataset: Data, config: ConversionConfig, epoch: int | None) -> _Exported:
+        """Return the model as a flatbuffer, computed once for each epoch, configuration and calibration data.
+
+        Args:
+            dataset: Calibration data. It is the same if it is one object, or arrays of equal values.
+            config: What the flatbuffer is to be.
+            epoch: The epoch that ends; None outside of one: a conversion is then used again only if the weights did not
+                change.
+        """
+        from tfq.conversion import convert_with_record
+
+        weights = self._fingerprint()
+        for item in self._latest:
+            in_epoch = epoch is not None and item.epoch == epoch
+            if (in_epoch or item.weights == weights) and item.config == config and _same_data(item.dataset, dataset):
+                if item.weights != weights:
+                    warnings.warn(
+                        "the weights changed between two callbacks of an epoch, and the flatbuffer has the earlier ones"
+                        ": place Int8Evaluation and TFLiteExport next to each other",
+                        TfqWarning,
+                        stacklevel=4,
+                    )
+                return item
+        result = _Exported(
+            epoch=epoch,
+            weights=weights,
+            dataset=dataset,
+            config=config,
+            conversion=convert_with_record(self.trace(config.batch_size), dataset, config),
+        )
+        self._latest = [*(item for item in self._latest if item.epoch == epoch), result]
+        return result
+
+    def is_measured_otherwise(self, exported: _Exported) -> bool:
+        """Return whether another conversion of the same epoch was measured, and this one was not."""
+        others = [item for item in self._latest if item is not exported and item.epoch == exported.epoch]
+        return not exported.is_measured and any(item.is_measured for item in others)
+
+    def trace(self, batch_size: int) -> Any:
+        """Return the trace of the model, computed once for each batch size."""
+        from tfq.conversion import trace
+
+        if batch_size not in self._traces:
+            self._traces[batch_size] = trace(self.model, batch_size)
+        return self._traces[batch_size]
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for array in self.model.get_weights():
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+
+# By the model's id: kept for as long as a callback uses it.
+_EXPORTS: "weakref.WeakValueDictionary[int, _Exports]" = weakref.WeakValueDictionary()
+
+
+def _exports_of(model: Any) -> _Exports:
+    known = _EXPORTS.get(id(model))
+    if known is None or known.model is not model:
+        known = _EXPORTS[id(model)] = _Exports(model)
+    return known
+
+
+def _same_data(one: Any, other: Any) -> bool:
+    """Return whether two calibration data sets are one object, or arrays (in tuples, dicts, Splits) of equal values."""
+    from tfq.data import Split
+
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, Split):
+        return _same_data(dict(one.inputs), dict(other.inputs))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same_data(value, other[key]) for key, value in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same_data, one, other))
+    return False
 
 
 class _ExportLogic:
@@ -46,7 +188,7 @@ class _ExportLogic:
     def __init__(self, representative_dataset: Data, config: ConversionConfig | None) -> None:
         self._representative_dataset = representative_dataset
         self._conversion = config or ConversionConfig()
-        self._trace: Any = None
+        self._exports: Any = None
         self.params: JSON = {}
         self._model: Any = None
         # What tf_keras' own base class sets in its __init__ (read in 2.21), which cannot be called: it assigns `model`.
@@ -60,21 +202,19 @@ class _ExportLogic:
 
     def set_model(self, model: KerasModel) -> None:
         if model is not self._model:
-            self._trace = None
+            self._exports = _exports_of(model)
         self._model = model
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._exports.forget()
+
     def export(self) -> bytes:
-        """The model as it is now as a flatbuffer."""
-        from tfq.conversion import convert_model
+        """Return the model as it is now as a flatbuffer."""
+        return self._exported(None).conversion.content
 
-        return convert_model(self._traced(), self._representative_dataset, self._conversion)
-
-    def _traced(self) -> Any:
-        from tfq.conversion import trace
-
-        if self._trace is None:
-            self._trace = trace(self._model, self._conversion.batch_size)
-        return self._trace
+    def _exported(self, epoch: int | None) -> _Exported:
+        result: _Exported = self._exports.convert(self._representative_dataset, self._conversion, epoch)
+        return result
 
 
 class _Int8EvaluationLogic(_ExportLogic):
@@ -86,11 +226,15 @@ class _Int8EvaluationLogic(_ExportLogic):
     every: epochs between two evaluations; the last epoch is always one.
     limit: evaluate on the first so many examples; 0 is all.
 
-    Adds to `logs`: `val_int8_accuracy` (a fraction; `val_int8_<metric>` if the metric of `evaluation` is no fraction,
-    such as `val_int8_mae`), `val_int8_agreement` (the share of examples on which the int8
-    top-1 is the training model's own) and `val_int8_bytes`. Place it before the callbacks that are to see them
-    (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"), EarlyStopping, TensorBoard). An epoch without evaluation
-    adds nothing.
+    metric: in place of evaluation.metric, as `tfq.evaluate` takes it: a function may be one too.
+
+    Adds to `logs`: `val_int8_<metric>`, such as `val_int8_mae`, where top-1 is `val_int8_accuracy`, its name in Keras;
+    `val_int8_agreement`, the fraction of examples on which the flatbuffer says the training model's own class, for
+    a model that says classes; `val_int8_sqnr_db`, of the worst output against the training model's; and
+    `val_int8_bytes`. Labels may be class numbers or one-hot rows. A metric that cannot be computed is a warning. Place
+    it before the callbacks that are to see the values (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"),
+    EarlyStopping, TensorBoard). An epoch without evaluation adds nothing. A `TFLiteExport` in the same fit, with the
+    same config and calibration data, writes the very bytes that were measured here.
     `flatbuffer` holds the newest export.
     """
 
@@ -103,6 +247,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         limit: int = 0,
         config: ConversionConfig | None = None,
         evaluation: EvaluationConfig | None = None,
+        metric: "str | Metric | MetricFunction | None" = None,
     ) -> None:
         super().__init__(representative_dataset, config)
         if every < 1:
@@ -118,31 +263,50 @@ class _Int8EvaluationLogic(_ExportLogic):
             )
         self._split = as_split(validation_data, limit=limit or self._evaluation.limit)
         self._every = every
+        self._metric = metric
+        self._has_warned = False
         self.flatbuffer: bytes | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         last = epoch + 1 == self.params.get("epochs")
         if (epoch + 1) % self._every and not last:
             return
-        record = self.evaluate()
+        record = self._evaluated(epoch)
         if logs is not None:
-            if record.accuracy is not None:
-                unit = record.metrics[record.metric]["unit"]
-                logs[f"val_int8_{'accuracy' if unit == 'fraction' else record.metric}"] = record.accuracy
-            if record.agreement is not None:
-                logs["val_int8_agreement"] = record.agreement
-            logs["val_int8_bytes"] = record.model_bytes
+            values = {
+                "accuracy" if record.metric == "top1" else record.metric: record.accuracy,
+                "agreement": record.agreement,
+                "sqnr_db": record.output_sqnr_db,
+                "bytes": record.model_bytes,
+            }
+            logs.update({f"val_int8_{name}": value for name, value in values.items() if value is not None})
+        if record.accuracy is None and self._split.all_labels() is not None and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"Int8Evaluation: {record.metric} is missing in logs: {record.accuracy_reason}",
+                TfqWarning,
+                stacklevel=2,
+            )
 
     def evaluate(self) -> "EvaluationRecord":
-        """The EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
+        """Return the EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
+        return self._evaluated(None)
+
+    def _evaluated(self, epoch: int | None) -> "EvaluationRecord":
         from tfq import tflite
         from tfq.evaluation import evaluate_model
         from tfq.evaluation.inputs import Feed
 
-        self.flatbuffer = self.export()
+        exported = self._exported(epoch)
+        self.flatbuffer = exported.conversion.content
         # What does not fit is told as everywhere in tfq, before the model itself fails on it.
         Feed(tflite.read(self.flatbuffer), self._split.take(1))
-        return evaluate_model(self.flatbuffer, self._split, self._evaluation, reference=self._reference())
+        reference = self._reference()
+        record = evaluate_model(
+            self.flatbuffer, self._split, self._evaluation, reference=reference, metric=self._metric
+        )
+        exported.is_measured = True
+        return record
 
     def _reference(self) -> Any:
         """What the model itself answers, in batches: `predict` would replace the history that fit is writing."""
@@ -152,7 +316,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         from tfq.data import bind_inputs
         from tfq.evaluation import ReferenceOutputs
 
-        traced = self._traced()
+        traced = self._exports.trace(self._conversion.batch_size)
         batches = []
         for piece in self._split.pieces():
             arrays = bind_inputs(piece.inputs, traced.input_names)
@@ -175,8 +339,8 @@ class _TFLiteExportLogic(_ExportLogic):
     monitor: a key of `logs`: one of Keras' own ("val_loss", "val_accuracy"), or what a callback before this one adds,
         such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is not finite, writes
         nothing.
-    mode: "min", "max", or "auto": the direction of the metric of tfq whose name `monitor` ends in; else "max" if the
-        name says accuracy, agreement, auc, precision or recall.
+    mode: "min", "max", or "auto": that of the metric of tfq, or of the loss or metric of Keras, whose name `monitor`
+        ends in. If it ends in no such name, "auto" is refused.
     config: what the flatbuffer is to be; full int8 by default.
 
     A fit in which `monitor` never came up ends with a warning and with the model as it is at the end: a training run is
@@ -214,8 +378,7 @@ class _TFLiteExportLogic(_ExportLogic):
             raise InputError(
                 f"TFLiteExport: path {str(path)!r}: its directory cannot be made ({error})", field="path", got=path
             ) from error
-        rising = _is_better_higher(monitor)
-        self._sign = 1 if mode == "max" or (mode == "auto" and rising) else -1
+        self._sign = 1 if (mode_of(monitor) if mode == "auto" else mode) == "max" else -1
         self._monitor = monitor
         self.best: float | None = None
         self.best_epoch: int | None = None
@@ -226,7 +389,7 @@ class _TFLiteExportLogic(_ExportLogic):
         self._logs = {name: float(value) for name, value in (logs or {}).items() if np.ndim(value) == 0}
         value = self._logs.get(self._monitor, math.nan)
         if math.isfinite(value) and value * self._sign > (-math.inf if self.best is None else self.best * self._sign):
-            self._write(value)
+            self._write(value, epoch)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.best_epoch is None and self._epoch >= 0:
@@ -238,12 +401,20 @@ class _TFLiteExportLogic(_ExportLogic):
                 TfqWarning,
                 stacklevel=2,
             )
-            self._write(None)
+            self._write(None, None)
 
-    def _write(self, value: float | None) -> None:
+    def _write(self, value: float | None, epoch: int | None) -> None:
         from tfq.auditing import audit_model
 
-        content = self.export()
+        exported = self._exported(epoch)
+        if "int8_" in self._monitor and self._exports.is_measured_otherwise(exported):
+            warnings.warn(
+                f"TFLiteExport: {self._monitor} was measured on another conversion than {self._path} holds: give "
+                "Int8Evaluation and TFLiteExport the same config and representative_dataset",
+                TfqWarning,
+                stacklevel=3,
+            )
+        content = exported.conversion.content
         artifacts.write_bytes(self._path, content)
         self.best, self.best_epoch = value, self._epoch
         record = {

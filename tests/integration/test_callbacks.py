@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from messages import refused
+from messages import refused, warned
 from small_models import small_classifier
 
 import tfq
@@ -128,3 +128,64 @@ def test_a_sequential_model_is_evaluated_too(keras, digits):
     callback = tfq.Int8Evaluation(val, train.inputs["x"][:50], evaluation=tfq.EvaluationConfig(limit=30, num_runs=0))
     history = model.fit(train.inputs["x"], train.labels, epochs=1, verbose=0, callbacks=[callback]).history
     assert len(history["val_int8_agreement"]) == 1
+
+
+def test_one_hot_labels_give_the_accuracy_of_class_numbers(digits):
+    train, val = digits
+    keras = import_keras()
+    model = small_classifier(keras)
+    model.compile("adam", "categorical_crossentropy", jit_compile=False)
+    x, one_hot = train.inputs["x"], np.eye(10, dtype=np.float32)[train.labels]
+    callback = tfq.Int8Evaluation((val.inputs["x"], np.eye(10, dtype=np.float32)[val.labels]), x[:50], limit=60)
+    history = model.fit(x, one_hot, epochs=1, verbose=0, callbacks=[callback]).history
+    assert history["val_int8_accuracy"] == [tfq.evaluate(callback.flatbuffer, val.take(60)).accuracy]
+
+
+def regression(keras):
+    """A model that learns four values of eight, and its data."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    y = (x @ np.random.default_rng(1).normal(size=(8, 4))).astype(np.float32)
+    layers = [keras.Input((8,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.Adam(0.02), "mse", jit_compile=False)
+    return model, x, y
+
+
+def worst_difference(outputs, labels):
+    """Largest absolute error."""
+    return float(np.abs(outputs - labels).max())
+
+
+worst_difference.direction = "lower"
+
+
+def test_an_error_metric_is_logged_by_its_name_and_its_lowest_epoch_is_exported(tmp_path):
+    keras = import_keras()
+    model, x, y = regression(keras)
+    held = (x[200:], y[200:])
+
+    class Spoiling(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                self.model.set_weights([weight * 3 for weight in self.model.get_weights()])
+
+    mae = tfq.Int8Evaluation(held, x[:100], evaluation=tfq.EvaluationConfig(metric="mae", num_runs=0))
+    own = tfq.Int8Evaluation(held, x[:100], metric=worst_difference)
+    export = tfq.TFLiteExport(tmp_path / "best.tflite", x[:100], monitor="val_int8_mae")
+    callbacks = [Spoiling(), mae, own, export]
+    history = model.fit(x[:200], y[:200], epochs=3, verbose=0, callbacks=callbacks).history
+    assert "val_int8_accuracy" not in history and "val_int8_agreement" not in history
+    assert len(history["val_int8_sqnr_db"]) == len(history["val_int8_worst_difference"]) == 3
+    values = history["val_int8_mae"]
+    assert values[1] == min(values) < values[0] < values[2]
+    assert (export.best_epoch, export.best) == (1, values[1])
+    best = tfq.evaluate((tmp_path / "best.tflite").read_bytes(), held, tfq.EvaluationConfig(metric="mae", num_runs=0))
+    assert best.accuracy == min(values)
+
+
+def test_labels_that_fit_no_metric_are_a_warning_and_not_a_missing_key_alone():
+    model, x, y = regression(import_keras())
+    callback = tfq.Int8Evaluation((x[200:], y[200:]), x[:100])
+    with warned("metric="):
+        model.fit(x[:200], y[:200], epochs=2, verbose=0, callbacks=[callback])

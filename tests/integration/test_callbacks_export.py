@@ -83,8 +83,72 @@ SCRIPTS = [
     ("max", [3.0, 2.0, 4.0, 4.0], [0, 2]),
     ("min", [float("nan"), None, 5.0, 6.0], [2]),
     ("max", [float("inf"), 1.0, 0.5, 2.0], [1, 3]),
-    ("auto", [1.0, 2.0, 0.5, 0.4], [0, 2, 3]),
 ]
+
+
+def counted(monkeypatch):
+    """The content of every conversion from now on, in order."""
+    from tfq import conversion
+
+    contents, convert = [], conversion.convert_with_record
+
+    def count(*arguments):
+        result = convert(*arguments)
+        contents.append(result.content)
+        return result
+
+    monkeypatch.setattr(conversion, "convert_with_record", count)
+    return contents
+
+
+def test_both_callbacks_share_a_conversion_so_the_measured_bytes_are_written(digits, tmp_path, monkeypatch):
+    train, val = digits
+    x, keras, contents, seen = train.inputs["x"], import_keras(), counted(monkeypatch), []
+    # Equal arrays, not the same ones.
+    int8 = tfq.Int8Evaluation(val, x[:50], metric="top1")
+    export = tfq.TFLiteExport(tmp_path / "best.tflite", np.array(x[:50]), monitor="score", mode="max")
+    other = tfq.TFLiteExport(
+        tmp_path / "other.tflite", x[:50], monitor="score", mode="max", config=tfq.ConversionConfig(per_channel=False)
+    )
+    spy = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append((int8.flatbuffer, (tmp_path / "best.tflite").read_bytes()))
+    )
+    callbacks = [scripted(keras, "score", [1.0, 2.0, 3.0]), int8, export, other, spy]
+    model, _ = fitted(keras, digits, *callbacks, epochs=3)
+    assert len(contents) == 6
+    assert [written for _, written in seen] == [measured for measured, _ in seen] == contents[::2]
+    assert len(set(contents)) == 6
+    # Nothing changed since: nor is the model converted again. New weights are.
+    assert export.export() == contents[-2] and len(contents) == 6
+    model.set_weights([weight * 0.5 for weight in model.get_weights()])
+    assert export.export() == int8.export() != contents[-2] and len(contents) == 7
+    # A second fit counts its epochs from the start, and must not meet the conversions of the first.
+    x, y = train.inputs["x"], train.labels
+    model.fit(x, y, epochs=1, verbose=0, callbacks=[int8])
+    assert int8.flatbuffer == contents[-1] == tfq.convert(model, x[:50]) and len(contents) == 8
+
+
+def test_a_monitor_that_was_measured_on_another_conversion_is_a_warning(digits, tmp_path):
+    train, val = digits
+    int8 = tfq.Int8Evaluation(val, train.inputs["x"][:50], limit=40)
+    export = tfq.TFLiteExport(tmp_path / "best.tflite", train.inputs["x"][50:100], monitor="val_int8_accuracy")
+    with warned("representative_dataset"):
+        fitted(import_keras(), digits, int8, export, epochs=1)
+
+
+def test_weights_that_change_between_the_callbacks_are_a_warning_and_the_measured_bytes_are_written(digits, tmp_path):
+    train, val = digits
+    keras = import_keras()
+
+    class Changing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights([weight * 0.9 for weight in self.model.get_weights()])
+
+    int8 = tfq.Int8Evaluation(val, train.inputs["x"][:50], limit=40)
+    export = tfq.TFLiteExport(tmp_path / "best.tflite", train.inputs["x"][:50], monitor="val_int8_accuracy")
+    with warned("weights"):
+        fitted(keras, digits, int8, Changing(), export, epochs=1)
+    assert (tmp_path / "best.tflite").read_bytes() == int8.flatbuffer
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +157,8 @@ def exports(digits, tmp_path_factory):
     keras, directory = import_keras(), tmp_path_factory.mktemp("scripts")
 
     class Watched(type(tfq.TFLiteExport(directory / "x.tflite"))):
-        def _write(self, value):
-            super()._write(value)
+        def _write(self, value, epoch):
+            super()._write(value, epoch)
             self.epochs = [*getattr(self, "epochs", []), self.best_epoch]
 
     callbacks = []
@@ -113,7 +177,7 @@ def test_it_writes_when_the_value_is_better_than_ever_and_only_then(number, expo
 
 @pytest.mark.parametrize("keras", BOTH)
 def test_a_typo_in_monitor_does_not_lose_the_model(keras, digits, tmp_path):
-    export = tfq.TFLiteExport(tmp_path / "best.tflite", digits[0].inputs["x"][:50], monitor="val_acuracy")
+    export = tfq.TFLiteExport(tmp_path / "best.tflite", digits[0].inputs["x"][:50], monitor="val_acuracy", mode="max")
     with warned("'val_accuracy'"):
         model, _ = fitted(keras(), digits, export, epochs=1)
     assert (tmp_path / "best.tflite").read_bytes() == tfq.convert(model, digits[0].inputs["x"][:50])
@@ -137,7 +201,11 @@ def test_what_stands_there_survives_a_disk_that_refuses(digits, tmp_path, monkey
 
 @pytest.mark.parametrize(
     ("arguments", "field"),
-    [({"path": "best.keras"}, "path"), ({"path": "b.tflite", "mode": "maximum"}, "mode")],
+    [
+        ({"path": "best.keras"}, "path"),
+        ({"path": "b.tflite", "mode": "maximum"}, "mode"),
+        ({"path": "b.tflite", "monitor": "score"}, "mode"),
+    ],
 )
 def test_bad_arguments_are_refused_before_training(arguments, field, tmp_path):
     with refused(tfq.InputError, field=field):
