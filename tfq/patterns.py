@@ -2,7 +2,8 @@
 """Patterns of names by which the user chooses layers: what they fit, and the error where that is nothing."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfq.errors import InputError, did_you_mean
@@ -13,16 +14,55 @@ def fits(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def op_address(subgraph: int, op: int) -> str:
+    """Return how patterns address one op by its number: `op:12`, and `op:1:12` in subgraph 1."""
+    return f"op:{subgraph}:{op}" if subgraph else f"op:{op}"
+
+
+def parse_address(pattern: str) -> tuple[int, int] | None:
+    """Return (subgraph, op) of a pattern that addresses an op by its number; None for any other pattern."""
+    match = re.fullmatch(r"op:(?:(\d{1,9}):)?(\d{1,9})", pattern)
+    return None if match is None else (int(match[1] or 0), int(match[2]))
+
+
+_SOURCE = "float:"
+
+
+def in_source(pattern: str) -> str:
+    """Return `pattern` for a file converted from the one that it is for: an address becomes `float:op:12`."""
+    return pattern if parse_address(pattern) is None else f"{_SOURCE}{pattern}"
+
+
+def of_source(pattern: str) -> str | None:
+    """Return the address in the float file, `op:12`, of a pattern by `in_source`; None for any other pattern."""
+    address = pattern.removeprefix(_SOURCE)
+    return address if address != pattern and parse_address(address) else None
+
+
+def fits_op(layer: str, outputs: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Return whether one of `patterns` fits the layer of an op, or is the exact name of one of its output tensors."""
+    patterns, outputs = tuple(patterns), frozenset(outputs)
+    return fits(layer, patterns) or any(pattern in outputs for pattern in patterns)
+
+
 def check_fits(
-    what: str, pattern: str, reasons: Mapping[str, str | None], *, field: str | None = None, layers: str = "layer"
+    what: str,
+    pattern: str,
+    reasons: Mapping[str, str | None],
+    *,
+    field: str | None = None,
+    layers: str = "layer",
+    tensors: Container[str] = (),
 ) -> None:
-    """Raises InputError unless `pattern` fits a layer that can be chosen.
+    """Raises InputError unless `pattern` fits a layer that can be chosen, or is in `tensors`, names of op outputs.
 
     what: how the error calls the pattern, with the step that it is for. reasons: every layer's name -> why it cannot
     be chosen, None where it can. field: the config path that holds the pattern. layers: what the pattern looks for, as
     in "fits no layer".
     The error says why what fits cannot be chosen, and which name was probably meant.
     """
+    if pattern in tensors:
+        return
     able = [name for name, reason in reasons.items() if reason is None]
     if any(fits(name, (pattern,)) for name in able):
         return

@@ -94,3 +94,32 @@ def test_tf_keras_numbered_layers_are_taken_as_they_are():
 
 def test_innermost_layer_of_a_nested_model_is_told():
     assert _layer("CONV_2D", ["outer/backbone/conv/Conv2D"], ["backbone", "conv"]) == "conv"
+
+
+def _layers_named(names: list[str], op: str = "CONV_2D") -> list[str | None]:
+    tensors = [
+        Tensor(index=index, name=name, shape=(), shape_signature=(), dtype="float32")
+        for index, name in enumerate(names)
+    ]
+    layers = LayerNames(tensors, None)
+    return [layers.layer(op, (), (index,)) for index in range(len(names))]
+
+
+@pytest.mark.parametrize("prefix", ["MobilenetV1/MobilenetV1", "model_1/model", "StatefulPartitionedCall/net/a/b"])
+def test_scopes_that_all_layers_share_are_no_layer(prefix):
+    # As TF-slim's MobileNet and as nested Keras models name their tensors; the head stands outside of the backbone.
+    names = [f"{prefix}/Conv2d_{index}/Relu6;{prefix}/Conv2d_{index}/Conv2D" for index in range(30)]
+    layers = [f"Conv2d_{index}" for index in range(30)]
+    head = f"{prefix.removeprefix('StatefulPartitionedCall/').split('/')[0]}/head/Conv2D"
+    assert _layers_named([*names, head]) == [*layers, "head"]
+
+
+def test_blocks_of_a_model_stay_its_layers():
+    names = [f"model/block{block}/conv{conv}/Conv2D" for block in range(4) for conv in range(8)]
+    assert _layers_named(names) == [f"block{block}" for block in range(4) for _ in range(8)]
+
+
+def test_parts_of_the_largest_layer_are_no_layers():
+    parts = ["query", "key", "value", "scores"]
+    names = [*(f"model/attention/{part}/einsum/Einsum" for part in parts for _ in range(3)), "model/dense/MatMul"]
+    assert _layers_named(names) == ["attention"] * 12 + ["dense"]

@@ -9,7 +9,7 @@ import numpy as np
 from tfq import tflite
 from tfq.analysis.weight_grids import on_grid
 from tfq.config import FLOAT_BITS
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_fits, fits_op
 from tfq.ptq.calibration import Observations
 from tfq.ptq.calibration.methods import least_square_range
 from tfq.ptq.weighted_ops import weighted_ops
@@ -86,14 +86,21 @@ def with_few_bits(
     graph = parsed.main_subgraph
     layers = graph.layers_by_output
     for pattern in keep:
-        check_fits(f"keep: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()), field="bits.keep")
+        names = {graph.tensors[index].name for index in layers}
+        check_fits(
+            f"keep: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()), field="bits.keep", tensors=names
+        )
     if weight_bits < FLOAT_BITS:
         for layer in weighted_ops(edited, parsed):
-            if not fits(layer.layer, keep):
+            if not fits_op(layer.layer, (layer.output_name,), keep):
                 layer.set_by_output(on_grid(layer.by_output(), grid, weight_bits))
     if activation_bits < FLOAT_BITS:
         for tensor, ends in _ranges(observations, activation_bits).items():
-            left = tensor in graph.inputs or tensor in graph.outputs or fits(layers.get(tensor, ""), keep)
+            left = (
+                tensor in graph.inputs
+                or tensor in graph.outputs
+                or fits_op(layers.get(tensor, ""), (graph.tensors[tensor].name,), keep)
+            )
             if not left and ends[1] > ends[0]:
                 _round_to(edited, tensor, ends, activation_bits)
     return tflite.pack(edited, len(floating))

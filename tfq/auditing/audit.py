@@ -10,7 +10,7 @@ int64 are taken as indices and conditions, in arithmetic on whole numbers alone,
 import collections
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 from tfq.artifacts import content_of
@@ -32,6 +32,9 @@ from tfq.auditing.schemes import (
 from tfq.auditing.targets import Target, find_target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
+from tfq.errors import FlatbufferError
+from tfq.patterns import of_source, op_address
+from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Op, Subgraph
@@ -240,7 +243,7 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
     content = content_of(model, "model")
     parsed = read(content)
     composition = Composition(parsed)
-    allowed = _Allowed(config)
+    allowed = _Allowed(config, _addressed_ops(content, parsed))
     findings = [*_border_findings(parsed, config)]
     for graph in parsed.subgraphs:
         rules = OpRules(graph, config, composition, is_entry=tensors.is_entry(parsed, graph))
@@ -268,25 +271,39 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
     )
 
 
+def _addressed_ops(content: bytes, model: Model) -> dict[str, frozenset[str]]:
+    """Return {"op:12": output tensors} of ops of the float flatbuffer that the conversion to `content` addressed."""
+    offset, size = model.metadata.get(METADATA_NAME, (0, 0))
+    try:
+        values = decode_metadata(content[offset : offset + size]).get(ADDRESSED_OPS) if size else None
+    except FlatbufferError:
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {key: frozenset(map(str, names)) for key, names in values.items() if isinstance(names, list)}
+
+
 class _Allowed:
     """What the config's patterns allow, and which of them have matched something."""
 
-    def __init__(self, config: AuditConfig) -> None:
-        self._any = _Patterns("allow_float", config.allow_float)
+    def __init__(self, config: AuditConfig, addressed: Mapping[str, frozenset[str]]) -> None:
+        """addressed: the output tensors of ops that patterns address by their number in the float flatbuffer."""
+        self._any = _Patterns("allow_float", config.allow_float, addressed)
         # int64 are the biases of 16 bits' activations.
         self._by_types = {
-            frozenset({"int16", "int64"}): _Patterns("allow_int16", config.allow_int16),
-            frozenset({"int4"}): _Patterns("allow_int4", config.allow_int4),
+            frozenset({"int16", "int64"}): _Patterns("allow_int16", config.allow_int16, addressed),
+            frozenset({"int4"}): _Patterns("allow_int4", config.allow_int4, addressed),
         }
 
     def __call__(self, graph: Subgraph, op: Op, dtypes: Set[str] = frozenset()) -> bool:
         """Whether `op` may be as it is. dtypes: what of it is against the rules; empty where it is not its types."""
         names = [*([op.keras_layer] if op.keras_layer else []), *(graph.tensors[index].name for index in op.outputs)]
+        address = op_address(graph.index, op.index)
         covered: set[str] = set()
         for types, patterns in self._by_types.items():
-            if dtypes & types and patterns.match(names):
+            if dtypes & types and patterns.match(names, address):
                 covered |= types
-        return self._any.match(names) or bool(dtypes and dtypes <= covered)
+        return self._any.match(names, address) or bool(dtypes and dtypes <= covered)
 
     @property
     def unused(self) -> Iterator[tuple[str, str]]:
@@ -299,15 +316,19 @@ class _Allowed:
 class _Patterns:
     """The patterns of one flag, and which of them have matched something."""
 
-    def __init__(self, flag: str, patterns: tuple[str, ...]) -> None:
+    def __init__(self, flag: str, patterns: tuple[str, ...], addressed: Mapping[str, frozenset[str]]) -> None:
         self.flag = flag
+        self._exact = {pattern: addressed.get(of_source(pattern) or "", frozenset()) for pattern in patterns}
         self._patterns = {pattern: re.compile(fnmatch.translate(pattern)).match for pattern in patterns}
         self._cache: dict[str, bool] = {}
         self.unused = dict.fromkeys(patterns)
 
-    def match(self, names: list[str]) -> bool:
-        """Whether one of them fits one of `names`."""
-        return any(self._match(name) for name in names)
+    def match(self, names: list[str], address: str) -> bool:
+        """Whether one of them fits one of `names`, or is the `address` of the op that has them."""
+        exact = [pattern for pattern, own in self._exact.items() if pattern == address or not own.isdisjoint(names)]
+        for pattern in exact:
+            self.unused.pop(pattern, None)
+        return bool(exact) or any(self._match(name) for name in names)
 
     def _match(self, name: str) -> bool:
         if name not in self._cache:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tfq.config.base import Config, setting
 from tfq.config.conversion import IO_TYPES, SCHEMES, ConversionConfig, check_io_types
+from tfq.patterns import in_source
 
 # What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
 AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
@@ -27,9 +28,15 @@ class AuditConfig(Config):
     inference_output_type: str = setting(
         "", "type that the outputs must have; empty is the scheme's own", choices=IO_TYPES
     )
-    allow_float: tuple[str, ...] = setting((), "name patterns of layers that may stay float, or be of any other type")
-    allow_int16: tuple[str, ...] = setting((), "name patterns of layers whose activations may have 16 bits")
-    allow_int4: tuple[str, ...] = setting((), "name patterns of layers whose weights may have 4 bits")
+    allow_float: tuple[str, ...] = setting(
+        (),
+        "name patterns of layers (or of output tensors) that may stay float, or be of any other type; op:12 is op "
+        "number 12 of the file, float:op:12 the op that its conversion addressed as op:12",
+    )
+    allow_int16: tuple[str, ...] = setting(
+        (), "patterns, as of allow_float, of layers whose activations may have 16 bits"
+    )
+    allow_int4: tuple[str, ...] = setting((), "patterns, as of allow_float, of layers whose weights may have 4 bits")
     execute: bool = setting(True, "run the file once as well, in a child process; one that fails does not pass")
 
     def __post_init__(self) -> None:
@@ -43,9 +50,9 @@ class AuditConfig(Config):
         return dataclasses.replace(
             self,
             require=self.require or conversion.target or scheme,
-            allow_float=(*self.allow_float, *conversion.float_layers),
-            allow_int16=(*self.allow_int16, *conversion.int16_layers),
-            allow_int4=(*self.allow_int4, *conversion.int4_layers),
+            allow_float=(*self.allow_float, *map(in_source, conversion.float_layers)),
+            allow_int16=(*self.allow_int16, *map(in_source, conversion.int16_layers)),
+            allow_int4=(*self.allow_int4, *map(in_source, conversion.int4_layers)),
             inference_input_type=conversion.inference_input_type or self.inference_input_type,
             inference_output_type=conversion.inference_output_type or self.inference_output_type,
         )

@@ -34,7 +34,9 @@ class CalibrationConfig(Config):
         99.99, "percent of a tensor's values, at each end, that its range holds (percentile)", minimum=50, maximum=100
     )
     tensors: tuple[str, ...] = setting(
-        (), "PATTERN=METHOD: layers whose ranges another method chooses; the last pattern that fits a layer counts"
+        (),
+        "PATTERN=METHOD: layers whose ranges another method chooses, by patterns as of float_layers; the last pattern "
+        "that fits a layer counts",
     )
     ranges: str = setting("", "JSON file of ranges from an earlier conversion: nothing is calibrated then")
 
@@ -61,16 +63,20 @@ class ConversionConfig(Config):
     num_calibration_samples: int = setting(200, "samples of the representative dataset to calibrate with", minimum=1)
     calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
     float_layers: tuple[str, ...] = setting(
-        (), "name patterns of layers that stay in float within an int8 model, such as those that lose most"
+        (),
+        "name patterns of layers that stay in float within an int8 model, such as those that lose most; op:12 is op "
+        "number 12 of the float .tflite (op:1:12 in its subgraph 1), and the exact name of an output tensor its op",
     )
     int16_layers: tuple[str, ...] = setting(
-        (), "name patterns of layers whose activations get 16 bits within an int8 model (quantizer=litert)"
+        (),
+        "patterns, as of float_layers, of layers whose activations get 16 bits within an int8 model (quantizer=litert)",
     )
     per_tensor_layers: tuple[str, ...] = setting(
-        (), "name patterns of layers whose weights get one scale within a per-channel model (quantizer=litert)"
+        (),
+        "patterns, as of float_layers, of layers whose weights get one scale within a per-channel model (litert alone)",
     )
     int4_layers: tuple[str, ...] = setting(
-        (), "name patterns of layers whose weights get 4 bits within an int8 model; '*' is all"
+        (), "patterns, as of float_layers, of layers whose weights get 4 bits within an int8 model; '*' is all"
     )
     techniques: tuple[str, ...] = setting(
         (),

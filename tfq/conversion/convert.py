@@ -10,8 +10,10 @@ from tfq.artifacts import content_of
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
+from tfq.conversion.fixed_scales import with_separate_fixed_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.op_patterns import with_ops_by_name
 from tfq.conversion.quantize import (
     Conversion,
     Evidence,
@@ -19,7 +21,7 @@ from tfq.conversion.quantize import (
     quantize_after_training,
     quantize_flatbuffer,
 )
-from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_missing_ranges, warn_of_target
+from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_floats, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
@@ -86,6 +88,9 @@ def convert_with_record(
     if config.verify and config.scheme != "float32":
         result = verified(result, config, examples=examples, remedies=remedies)
     warn_of_target(result.content, config)
+    warn_of_floats(
+        result.content, config, has_data=representative_dataset is not None or bool(config.calibration.ranges)
+    )
     return result
 
 
@@ -150,11 +155,18 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
 def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:
     """A float flatbuffer in config.scheme: where the roads from a Keras model and from a .tflite meet."""
     if config.needs_ranges:
-        return quantize_after_training(in_quantizable_ops(model), dataset, config)
+        model, config = with_ops_by_name(model, config)
+        return quantize_after_training(_prepared(model, config), dataset, config)
     check_settings(config, trained=False)
     if config.scheme == "float32":
         return Conversion(content=model)
     return Conversion(content=quantize_weights(model, config), evidence=Evidence.of(model, dataset))
+
+
+def _prepared(floating: bytes, config: ConversionConfig) -> bytes:
+    """Return the float flatbuffer in the form that config.quantizer quantizes well: the same function."""
+    floating = in_quantizable_ops(floating)
+    return with_separate_fixed_scales(floating) if config.quantizer == "tensorflow" else floating
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
@@ -171,12 +183,13 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         if not has_choices(content) and not ops_without_range(content):
             return Conversion(content=_signed(content, traced.input_names, traced.output_names, metadata))
     floating, ranges = ranged_flatbuffer(traced, graph_def)
-    floating = in_quantizable_ops(_signed(floating, traced.input_names, traced.output_names, metadata))
+    floating = _signed(floating, traced.input_names, traced.output_names, metadata)
+    floating, config = with_ops_by_name(floating, config)
+    floating = _prepared(floating, config)
     if dataset is not None:
         return quantize_after_training(floating, dataset, config, ranges)
     ranges = with_operands_of_choices(floating, with_same_scales(floating, ranges), alike=False)
     content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(floating, ranges), config))
-    warn_of_missing_ranges(content)
     return Conversion(content=content, evidence=Evidence(floating=floating))
 
 

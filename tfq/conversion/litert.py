@@ -16,29 +16,37 @@ import numpy as np
 from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, install_hint
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_fits, fits_op
 
 # What only litert-quantizer can do.
 _OF_LITERT = ("int16_layers", "per_tensor_layers")
 
 
 def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[str]:
-    """Names of what the layers that fit `patterns` give out: of all ops of each, where it is more than one.
+    """Return the output tensors' names of all ops whose layer fits one of `patterns`, or whose output one of them is.
 
-    Both quantizers know ops by these. Raises InputError on a pattern that fits no layer, with the nearest name.
+    Both quantizers know ops by these, in any subgraph. Raises InputError on a pattern that fits no layer, with the
+    nearest name.
     """
     if not patterns:
         return []
-    graph = tflite.read(model).main_subgraph
-    named = [(op.keras_layer or graph.tensors[op.outputs[0]].name, op.outputs) for op in graph.ops if op.outputs]
+    named = [
+        (op.keras_layer or graph.tensors[op.outputs[0]].name, [graph.tensors[index].name for index in op.outputs])
+        for graph in tflite.read(model).subgraphs
+        for op in graph.ops
+        if op.outputs
+    ]
+    tensors = {output for _, outputs in named for output in outputs}
     for pattern in patterns:
         check_fits(
             f"{setting}: the pattern {pattern!r}",
             pattern,
             dict.fromkeys(name for name, _ in named),
             field=f"conversion.{setting}",
+            tensors=tensors,
         )
-    return [graph.tensors[index].name for name, outputs in named if fits(name, patterns) for index in outputs]
+    chosen = [outputs for name, outputs in named if fits_op(name, outputs, patterns)]
+    return [output for outputs in chosen for output in outputs]
 
 
 def check_mixed(config: ConversionConfig, *, trained: bool) -> None:

@@ -105,20 +105,53 @@ def ops_without_range(content: bytes) -> list[str]:
     ]
 
 
-def warn_of_missing_ranges(content: bytes) -> None:
-    """TfqWarning of what `ops_without_range` finds."""
-    floats = ops_without_range(content)
-    if floats:
-        message = ", ".join(floats[:_MOST_TOLD]) + (
-            f" and {len(floats) - _MOST_TOLD} more" if floats[_MOST_TOLD:] else ""
-        )
-        warnings.warn(
-            f"quantization-aware training gave no range to {message}, which stay float: give a "
-            f"representative_dataset as "
-            "well",
-            TfqWarning,
-            stacklevel=5,
-        )
+def warn_of_floats(content: bytes, config: ConversionConfig, *, has_data: bool) -> None:
+    """Give a TfqWarning that names the inputs, outputs and ops of `content` that stay float and were not asked to.
+
+    Args:
+        content: An integer flatbuffer.
+        config: What was asked for: its float_layers, and the types of inputs and outputs.
+        has_data: Whether a representative dataset was provided, or its ranges.
+    """
+    if not config.needs_ranges:
+        return
+    floats, borders = _unasked_floats(content, config)
+    if not floats and not borders:
+        return
+    named = ", ".join(floats[:_MOST_TOLD]) + (f" and {len(floats) - _MOST_TOLD} more" if floats[_MOST_TOLD:] else "")
+    parts = [f"{named} stay float" if floats else "", *borders]
+    if has_data:
+        advice = "replace these layers, or name them in conversion.float_layers if they may be float"
+    else:
+        advice = "quantization-aware training gave them no range: give a representative_dataset as well"
+    message = f"{config.scheme}: {'; '.join(filter(None, parts))}: {advice}"
+    warnings.warn(message, TfqWarning, stacklevel=4)
+
+
+def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str], list[str]]:
+    """Return ("NAME (layer)" of each float op, what is wrong with each input or output) that config does not ask for.
+
+    What a warning about config.target has named is left out.
+    """
+    asked = AuditConfig().for_conversion(dataclasses.replace(config, target=""))
+    parsed = tflite.read(content)
+    named = set()
+    if config.target:
+        of_target = AuditConfig().for_conversion(config)
+        named = {(item.subgraph, item.op_index) for item in auditing.audit_model(content, of_target).failures}
+    floats, borders = [], []
+    for finding in auditing.audit_model(content, asked).failures:
+        if finding.subgraph is None:
+            continue
+        graph = parsed.subgraphs[finding.subgraph]
+        if finding.kind == "io_type":
+            borders.append(finding.message.partition(", wanted")[0])
+        elif finding.op_index is not None and (graph.index, finding.op_index) not in named:
+            op = graph.ops[finding.op_index]
+            is_float = any(graph.tensors[index].dtype == "float32" for index in op.outputs)
+            if is_float and op.name not in ("QUANTIZE", "DEQUANTIZE"):
+                floats.append(f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})")
+    return list(dict.fromkeys(floats)), borders
 
 
 def _either(choices: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_fits, fits_op
 from tfq.ptq.calibration.observer import Sample, look_at_each
 from tfq.ptq.layer_pairs import Beside
 from tfq.ptq.weighted_ops import Weighted, patches_of, weighted_ops
@@ -101,15 +101,18 @@ def narrow_to_int4(
     rounding: choose the codes as optimize_rounding does; otherwise they are the nearest.
     """
     edited, result, skipped = _layers(quantized, floating)
+    outputs = {id(layer): layer.output_name for layer, _ in result}
     for pattern in layers:
         check_fits(
             f"int4_layers: the pattern {pattern!r}",
             pattern,
             dict.fromkeys(layer.layer for layer, _ in result),
             field="conversion.int4_layers",
+            tensors=outputs.values(),
         )
-    chosen = [(layer, source) for layer, source in result if fits(layer.layer, layers)]
-    skipped |= {layer.layer: "no pattern fits its name" for layer, _ in result if not fits(layer.layer, layers)}
+    chosen = [pair for pair in result if fits_op(pair[0].layer, (outputs[id(pair[0])],), layers)]
+    fitting = {id(layer) for layer, _ in chosen}
+    skipped |= {layer.layer: "no pattern fits its name" for layer, _ in result if id(layer) not in fitting}
     messages = {}
     for part in _in_parts(chosen):
         for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):

@@ -45,6 +45,12 @@ class Weighted:
         return int(self.op.outputs[0])
 
     @property
+    def output_name(self) -> str:
+        """The name of the tensor that it gives."""
+        name = self.model.subgraphs[0].tensors[self.output].name
+        return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name or "")
+
+    @property
     def num_outputs(self) -> int:
         return int(self._tensor(_WEIGHTS).shape[_AXES[self.name][0]])
 

@@ -22,11 +22,13 @@ from tfq.tflite.edit import (
     unpack,
     write_metadata,
 )
+from tfq.tflite.metadata import ADDRESSED_OPS
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
 
 __all__ = [
     "ABSENT",
+    "ADDRESSED_OPS",
     "Model",
     "Op",
     "Signature",

@@ -14,6 +14,9 @@ from collections.abc import Collection, Iterable, Sequence
 from tfq.tflite.records import Tensor
 
 _WRAPPERS = ("quant_", "prune_low_magnitude_")
+_CONTROL_FLOW = ("cond", "while")
+# Fewer scopes than this are the parts of one layer ("query", "key", "value"), not layers of a model.
+_LEAST_LAYERS = 6
 _CALLS = ("StatefulPartitionedCall", "PartitionedCall")
 _FAKE_QUANT = "FakeQuantWithMinMaxVars"
 # More than this is not looked at: reading stays linear in the file whatever it holds.
@@ -32,12 +35,13 @@ class LayerNames:
     """The layers of one subgraph's ops."""
 
     def __init__(self, tensors: Sequence[Tensor], known: Collection[str] | None) -> None:
-        """known: the model's own layer names, if the file tells them; without them model/layer/op is guessed at."""
+        """known: the layer names that the file lists; without them the form is taken to be prefix/layer/op."""
         self._tensors = tensors
         self._known = frozenset(known) if known else None
         names = [tensor.name[:_LONGEST_NAME] for tensor in tensors]
         self._fake_quantized = any(_FAKE_QUANT in name for name in names)
         self._numbered_scopes = self._known is not None and _has_numbered_scopes(names, self._known)
+        self._prefix = () if self._known else _shared_prefix(tensors)
         self._cache: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {}
 
     def layer(self, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> str | None:
@@ -69,8 +73,8 @@ class LayerNames:
         scopes = [scope for scope in name.split("/") if scope not in _CALLS]
         if self._known is None:
             # TensorFlow's control flow has scopes of its own in front.
-            at = 1 if len(scopes) > 2 and scopes[0] not in ("cond", "while") else None
-            layer = scopes[1] if at else None
+            at = _depth(scopes, self._prefix) if len(scopes) > 2 and scopes[0] not in _CONTROL_FLOW else None
+            layer = scopes[at] if at else None
         else:
             # The innermost, for a nested model is itself a layer of the outer one; but the last is the op, "layer/add".
             named = ((at, self._known_layer(scopes[at])) for at in reversed(range(len(scopes) - 1)))
@@ -89,6 +93,40 @@ class LayerNames:
 
     def _unwrapped(self, layer: str) -> str:
         return _without_wrapper(layer) if self._fake_quantized else layer
+
+
+def _shared_prefix(tensors: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the scopes between the model's own and the layers', in the tensor names of a file that lists no layers.
+
+    "MobilenetV1/MobilenetV1/Conv2d_0/Relu6" has one: were it the layer, all ops of the file would be of one layer. A
+    scope belongs to the prefix if more than half of the activations are in it, in at least `_LEAST_LAYERS` scopes.
+    """
+    names = [tensor.name[:_LONGEST_NAME].split(";")[0] for tensor in tensors if not tensor.is_constant]
+    paths = [[scope for scope in name.split("/") if scope not in _CALLS][:_MOST_PARTS] for name in names]
+    paths = [path for path in paths if len(path) > 2 and path[0] not in _CONTROL_FLOW]
+    prefix: tuple[str, ...] = ()
+    scopes: list[str] = []
+    total = len(paths)
+    while paths:
+        at = 1 + len(scopes)
+        scope, count = collections.Counter(path[at] for path in paths).most_common(1)[0]
+        if 2 * count <= total:
+            break
+        scopes.append(scope)
+        paths = [path for path in paths if path[at] == scope and len(path) > at + 2]
+        if len({path[at + 1] for path in paths}) >= _LEAST_LAYERS:
+            prefix = tuple(scopes)
+    return prefix
+
+
+def _depth(scopes: Sequence[str], prefix: Sequence[str]) -> int:
+    """Return which of `scopes` is the layer's: the second, or the one behind the prefix if there is an op behind it."""
+    at = 1
+    for scope in prefix:
+        if scopes[at] != scope or len(scopes) <= at + 2:
+            break
+        at += 1
+    return at
 
 
 def _has_numbered_scopes(names: Iterable[str], known: Collection[str]) -> bool:

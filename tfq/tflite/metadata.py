@@ -8,6 +8,8 @@ from typing import Any
 from tfq.errors import FlatbufferError, InputError
 
 METADATA_NAME = "tfq"
+# Key of {pattern "op:12": names of the tensors that this op of the float flatbuffer gives}.
+ADDRESSED_OPS = "addressed_ops"
 
 
 def encode_metadata(value: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
-from tfq.patterns import check_fits, fits
+from tfq.patterns import check_fits, fits_op
 from tfq.ptq.calibration.histogram import Bins
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
@@ -214,10 +214,13 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
             pattern,
             dict.fromkeys(names.values()),
             field="conversion.calibration.tensors",
+            tensors={seen.name for seen in observations.tensors.values()},
         )
     tensors = {}
     for key, seen in observations.tensors.items():
-        method = next((way for pattern, way in reversed(named) if fits(names[key], (pattern,))), config.method)
+        method = next(
+            (way for pattern, way in reversed(named) if fits_op(names[key], (seen.name,), (pattern,))), config.method
+        )
         chosen = registry.get(CalibrationMethod, method)
         minimum, maximum = chosen.choose(seen, observations.num_samples, config)
         outliers: tuple[int, ...] = ()

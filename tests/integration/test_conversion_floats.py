@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs and ops that stay float: the same function in int8, or a warning that names them."""
+
+import warnings
+
+import numpy as np
+import pytest
+from messages import warned
+
+import tfq
+from tfq import tflite
+from tfq.backends import LocalBackend, RunRequest
+from tfq.conversion import convert
+from tfq.conversion.fixed_scales import with_separate_fixed_scales
+from tfq.keras_bridge import import_keras
+
+SAMPLES = np.random.default_rng(0).normal(0, 1, (24, 8, 8, 2)).cumsum(1).cumsum(2).astype(np.float32)
+
+
+def scores_next_to_features(last=None):
+    """A sigmoid that is an output and a part of a concatenation with a much wider range."""
+    keras = import_keras()
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 2), name="image")
+    scores = layers.Conv2D(1, 3, padding="same", activation="sigmoid", name="scores")(image)
+    features = layers.Conv2D(4, 3, padding="same", activation="relu", name="features")(image)
+    joined = layers.Concatenate(name="joined")([scores, features])
+    other = layers.Conv2D(1, 3, padding="same", name="other")(joined)
+    return keras.Model(image, [layers.Reshape((8, 8), name="map")(scores), last(other) if last else other])
+
+
+@pytest.fixture(scope="module")
+def floating() -> bytes:
+    return converted(scores_next_to_features(), None, scheme="float32")
+
+
+def converted(model, samples=SAMPLES, **values) -> bytes:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(samples|noise)")
+        return tfq.convert(model, samples, tfq.ConversionConfig(**values))
+
+
+def reordered(content: bytes, seed: int) -> bytes:
+    """The same ops in another order that their tensors allow."""
+    model, rng = tflite.unpack(content), np.random.default_rng(seed)
+    graph = model.subgraphs[0]
+    waiting, ordered = list(graph.operators), []
+    made = {int(index) for op in waiting for index in op.outputs}
+    while waiting:
+        ready = [op for op in waiting if made.isdisjoint(map(int, op.inputs))]
+        op = ready[rng.integers(len(ready))]
+        made -= set(map(int, op.outputs))
+        ordered.append(op)
+        waiting.remove(op)
+    graph.operators = ordered
+    return tflite.pack(model, len(content))
+
+
+def outputs(model: bytes) -> list[np.ndarray]:
+    """Real values of the outputs, largest first: the order of outputs may differ from file to file."""
+    graph = tflite.read(model).main_subgraph
+    inputs, tensor = SAMPLES, graph.input_tensors[0]
+    if tensor.scale:
+        inputs = np.clip(np.rint(SAMPLES / tensor.scale[0]) + tensor.zero_point[0], -128, 127).astype(np.int8)
+    results = LocalBackend().assess(RunRequest(model=model, inputs=(inputs,))).outputs
+    scales = [(item.scale or (1.0,))[0] for item in graph.output_tensors]
+    zeros = [(item.zero_point or (0,))[0] for item in graph.output_tensors]
+    return [
+        (result.astype(np.float64) - zero) * scale for result, scale, zero in zip(results, scales, zeros, strict=True)
+    ]
+
+
+def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10((wanted**2).mean() / ((got - wanted) ** 2).mean()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_of_a_join_are_int8_at_their_own_scale_in_any_order(floating, seed):
+    shuffled = reordered(floating, seed)
+    built = converted(shuffled)
+    assert tfq.audit(built, tfq.AuditConfig(require="full_int8")).ok
+    wanted, got = outputs(floating), outputs(built)
+    assert min(map(sqnr_db, wanted, got)) > 25
+    scales = [tensor.scale[0] for tensor in tflite.read(built).main_subgraph.output_tensors]
+    assert min(scales) == pytest.approx(1 / 256)
+
+
+def test_without_copies_scores_are_float_or_coarse_in_every_order(floating, monkeypatch):
+    monkeypatch.setattr(convert, "with_separate_fixed_scales", lambda model: model)
+    for seed in range(3):
+        built = converted(reordered(floating, seed))
+        scales = [tensor.scale for tensor in tflite.read(built).main_subgraph.output_tensors]
+        assert () in scales or min(scale[0] for scale in scales) > 1.5 / 256
+
+
+def test_an_output_that_stays_float_is_warned_of_by_name(floating, monkeypatch):
+    monkeypatch.setattr(convert, "with_separate_fixed_scales", lambda model: model)
+    for seed in range(8):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            built = tfq.convert(reordered(floating, seed), SAMPLES)
+        types = {tensor.dtype for tensor in tflite.read(built).main_subgraph.output_tensors}
+        told = [str(item.message) for item in caught if "RESHAPE" in str(item.message)]
+        assert bool(told) == ("float32" in types)
+        if told:
+            assert "output" in told[0]
+            return
+    pytest.fail("no order left an output in float")
+
+
+def test_copies_compute_what_the_float_model_does_to_the_bit(floating):
+    copied = with_separate_fixed_scales(floating)
+    assert copied != floating
+    for wanted, got in zip(outputs(floating), outputs(copied), strict=True):
+        np.testing.assert_array_equal(wanted, got)
+
+
+def test_a_sigmoid_whose_readers_agree_is_not_copied():
+    keras = import_keras()
+    layers = keras.layers
+    image = keras.Input((8, 8, 2))
+    one, two = (layers.Conv2D(2, 3, activation="sigmoid")(image) for _ in range(2))
+    model = keras.Model(image, [one, layers.Concatenate()([one, two])])
+    content = converted(model, None, scheme="float32")
+    assert with_separate_fixed_scales(content) is content
+
+
+def test_an_op_without_an_int8_form_is_warned_of_unless_asked_for():
+    ops, layers = import_keras().ops, import_keras().layers
+    model = scores_next_to_features(lambda x: layers.Conv2D(2, 1, name="end")(ops.sin(x)))
+    with warned("SIN") as caught:
+        converted(model)
+    name = (
+        next(str(item.message) for item in caught if "SIN" in str(item.message)).partition("SIN (")[2].partition(")")[0]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", tfq.TfqWarning)
+        warnings.filterwarnings("ignore", message=".*(samples|noise)")
+        converted(model, float_layers=(name,))
+        converted(model, None, scheme="float32")

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resolve patterns that address an op by its number, `op:12`, to the names of the tensors that the op gives.
+
+Numbers are those of the float flatbuffer, before tfq rewrites it; names survive the rewrites and the quantizer. They
+are kept in the metadata of the result, so that an audit finds the same ops in a file in which they have other numbers.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tfq import tflite
+from tfq.config import ConversionConfig
+from tfq.errors import InputError
+from tfq.patterns import op_address, parse_address
+
+_FIELDS = ("float_layers", "int16_layers", "per_tensor_layers", "int4_layers")
+
+
+def with_ops_by_name(model: bytes, config: ConversionConfig) -> tuple[bytes, ConversionConfig]:
+    """Return `model` with the names of the ops that `config` addresses by number, and `config` with the names instead.
+
+    Args:
+        model: The float flatbuffer.
+        config: Of its patterns, those of the form `op:12` (`op:1:12` in subgraph 1) are resolved.
+
+    Raises:
+        InputError: The model has no op of that number.
+    """
+    resolved: dict[str, list[str]] = {}
+
+    def named(patterns: Sequence[str], field: str) -> tuple[str, ...]:
+        results: list[str] = []
+        for pattern in patterns:
+            if parse_address(pattern) is None:
+                results.append(pattern)
+            else:
+                resolved[pattern] = _outputs(parsed, pattern, f"conversion.{field}")
+                results += resolved[pattern]
+        return tuple(results)
+
+    settings = {field: getattr(config, field) for field in _FIELDS}
+    methods = [text.rpartition("=") for text in config.calibration.tensors]
+    if not any(map(parse_address, [*sum(settings.values(), ()), *(method[0].strip() for method in methods)])):
+        return model, config
+    parsed = tflite.read(model)
+    tensors = (
+        f"{name}={method}" for pattern, _, method in methods for name in named([pattern.strip()], "calibration.tensors")
+    )
+    config = dataclasses.replace(
+        config,
+        float_layers=named(config.float_layers, "float_layers"),
+        int16_layers=named(config.int16_layers, "int16_layers"),
+        per_tensor_layers=named(config.per_tensor_layers, "per_tensor_layers"),
+        int4_layers=named(config.int4_layers, "int4_layers"),
+        calibration=dataclasses.replace(config.calibration, tensors=tuple(tensors)),
+    )
+    metadata = {**(tflite.read_metadata(model) or {}), tflite.ADDRESSED_OPS: resolved}
+    return tflite.write_metadata(model, metadata), config
+
+
+def _outputs(model: tflite.Model, pattern: str, field: str) -> list[str]:
+    subgraph, number = parse_address(pattern) or (0, 0)
+    ops = model.subgraphs[subgraph].ops if subgraph < len(model.subgraphs) else ()
+    if number >= len(ops):
+        last = op_address(subgraph, len(ops) - 1)
+        problem = f"the last op of subgraph {subgraph} is {last}" if ops else f"it has no ops in subgraph {subgraph}"
+        raise InputError(f"{field}: the model has no {pattern}: {problem}", field=field, expected=len(ops), got=pattern)
+    return [model.subgraphs[subgraph].tensors[index].name for index in ops[number].outputs]
