@@ -7,8 +7,8 @@
 
 False alarms: the fifteen families of keras.applications, each twice: with random weights and a softmax, and with
 logits and the statistics of their BatchNormalization taken from the images; tfq's own models; and, with --models,
-further files (.keras, .h5 or float .tflite). Each is converted to int8, tfq's own and the files to int16x8 as well. None
-of them is faulty: a warning of the verification is a false alarm, unless its outputs are below 20 dB.
+further files (.keras, .h5 or float .tflite). Each is converted to int8, tfq's own and the files to int16x8 as well.
+None of them is faulty: a warning of the verification is a false alarm, unless its outputs are below 20 dB.
 
 Cost: digits_cnn, ResNet8, MobileNetV2 0.35 @96 and EfficientNetB0 @224 with the verification on and off, in turn, in
 one process. The bound is 15% of the conversion or 0.3 s, whichever is more.
