@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""How long tfq takes to start: the static part of `tfq audit` and `tfq evaluate --help` within 0.7 s, `import tfq` 0.15.
+"""Start-up times: the static part of `tfq audit` and `tfq evaluate --help` within 0.7 s, `import tfq` within 0.15 s.
 
 Each figure is the median of several processes, taken in turn; the bare interpreter's own start is shown beside them.
 Exits 1 where a bound is missed, or where TensorFlow is among the modules loaded.
