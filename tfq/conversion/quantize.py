@@ -20,6 +20,7 @@ from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
 from tfq.conversion.graph_rewrites import with_kernels_of_int8
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
+from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
@@ -83,7 +84,7 @@ def quantize_after_training(
     (min_max), as fake quantization itself has it.
     """
     check_settings(config, trained=known is not None)
-    floating = model
+    floating, model = model, with_finite_masks(model)
     needs_samples = not config.calibration.ranges or bool(config.techniques or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
     techniques: dict[str, Any] = {}
@@ -97,14 +98,19 @@ def quantize_after_training(
     keep = spread(len(samples)) if config.verify else ()
     ranges, outputs = calibration.calibrate_with_outputs(model, samples, asked, keep)
     _warn_of_outliers(ranges)
-    values = {**ranges.values, **with_same_scales(model, known or {})}
+    calibrated, values = model, {**ranges.values, **with_same_scales(model, known or {})}
+    masks = checked_masks(model, values, ranges.observed, config.scheme, samples)
+    model, techniques = masks.model, {**techniques, **masks.to_dict()}
 
     def quantize(other: ConversionConfig) -> bytes:
         wide = other.calibration.method == "min_max" != asked.method
-        chosen = {**ranges.observed, **with_same_scales(model, known or {})} if wide else values
-        return with_kernels_of_int8(_quantized(model, chosen, other))
+        chosen = {**ranges.observed, **with_same_scales(calibrated, known or {})} if wide else values
+        again = BoundedMasks(model=calibrated, ranges=chosen)
+        if masks.layers:
+            again = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
+        return with_kernels_of_int8(_quantized(again.model, again.ranges, other))
 
-    content = _quantized(model, values, config)
+    content = _quantized(model, masks.ranges, config)
     if "gptq" in config.techniques:
         rounded = ptq.optimize_rounding(content, model, samples)
         content, techniques["gptq"] = rounded.model, rounded.to_dict()
@@ -115,7 +121,7 @@ def quantize_after_training(
     if "bias_correction" in config.techniques:
         corrected = ptq.correct_biases(content, model, samples)
         content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
-    evidence = _evidence(floating, dataset, samples, outputs if model is floating else {}, quantize, config)
+    evidence = _evidence(floating, dataset, samples, outputs if calibrated is floating else {}, quantize, config)
     return Conversion(content=with_kernels_of_int8(content), ranges=ranges, techniques=techniques, evidence=evidence)
 
 
