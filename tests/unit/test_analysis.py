@@ -8,12 +8,14 @@ import re
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from golden_models import changed, golden
 from test_ptq_techniques import FLOATING, QUANTIZED, SAMPLES, constant, multiply, output_of, tensor_values, uneven
 
 import tfq
 from tfq import analysis, quant_math, tflite
 from tfq.analysis.findings import find
+from tfq.analysis.sensitivity import quantized_alone
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.errors import InputError, RequirementError
 from tfq.ptq.calibration import calibrate
@@ -357,3 +359,33 @@ def test_the_record_is_json_and_the_table_has_a_line_for_each_op():
 def test_flatbuffers_that_do_not_belong_together_are_refused(pair):
     with pytest.raises(InputError):
         analysis.analyze(*pair, IMAGES)
+
+
+def test_sensitivity_counts_other_classes_of_outputs_that_say_a_class_only():
+    def without_softmax(model):
+        graph = model.subgraphs[0]
+        graph.outputs = [graph.operators[-1].inputs[0]]
+        graph.operators = graph.operators[:-1]
+        model.signatureDefs[0].outputs[0].tensorIndex = graph.outputs[0]
+
+    ranges = calibrate(FLOATING, SAMPLES)
+    for model, says_class in ((FLOATING, True), (changed(FLOATING, without_softmax), False)):
+        result = analysis.op_sensitivity(model, calibrate(model, SAMPLES), SAMPLES)
+        assert all((item.disagreement is not None) == says_class for item in result)
+    item = analysis.op_sensitivity(FLOATING, ranges, SAMPLES)[0]
+    edited = quantized_alone(FLOATING, item.op_index, ranges.values)
+    classes = [run_plain(model).argmax(axis=1) for model in (FLOATING, edited)]
+    assert item.disagreement == np.mean(classes[0] != classes[1])
+
+
+def run_plain(model):
+    """The first output of a plain interpreter for each sample."""
+    interpreter = Interpreter(model_content=model)
+    interpreter.allocate_tensors()
+    results = []
+    for sample in SAMPLES:
+        (array,) = sample.values()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], array)
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0].copy())
+    return np.array(results)

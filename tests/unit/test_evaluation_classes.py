@@ -9,6 +9,7 @@ from golden_models import golden
 from messages import refused
 
 from tfq import tflite
+from tfq.compression.parity.record import OutputTally
 from tfq.errors import InputError
 from tfq.evaluation.classes import agreement, is_class_vector
 from tfq.tflite import Op, Subgraph, Tensor
@@ -118,3 +119,15 @@ def test_agreement_of_other_shapes_or_nan_is_refused():
         agreement(np.zeros((2, 4)), np.zeros((2, 3)))
     with refused(InputError, field="outputs"):
         agreement(np.full((2, 4), np.nan), np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(("op", "says_class"), [("SOFTMAX", True), ("FULLY_CONNECTED", False)])
+def test_qat_parity_compares_classes_of_outputs_that_say_one_only(op, says_class):
+    chain = graph((op, (1, 4)))
+    tensors = [dataclasses.replace(tensor, dtype="int8", scale=(1 / 256,), zero_point=(0,)) for tensor in chain.tensors]
+    tally = OutputTally("y", tensors[1], dataclasses.replace(chain, tensors=tuple(tensors)))
+    own, got = LOGITS, LOGITS[:, ::-1].copy()
+    tally.add(own, got, {})
+    message = tally.record([])
+    expected = np.mean(own.argmax(axis=1) == got.argmax(axis=1)) if says_class else None
+    assert message.top1_agreement == expected and bool(message.disagreements) == says_class

@@ -377,3 +377,16 @@ def test_without_a_compressed_model_there_is_no_gain_to_tell():
     record = newest_record()
     record["models"] = record["models"][:2]
     assert all(item.key != "gain" for item in sections_of(record))
+
+
+def test_several_outputs_have_a_table_with_why_one_has_no_agreement():
+    record = full_record()
+    assert len(section(record, "accuracy").tables) == 1
+    outputs = [
+        {"name": "boxes", "sqnr_db": 31.5, "sqnr_db_reason": None, "agreement": None, "agreement_reason": "no class"},
+        {"name": "scores", "sqnr_db": 28.0, "sqnr_db_reason": None, "agreement": 0.75, "agreement_reason": None},
+    ]
+    record["models"][-1]["evaluation"]["outputs"] = outputs
+    _, found = section(record, "accuracy").tables
+    assert [cells[1:] for cells in found.rows] == [("boxes", "—", "31.5 dB"), ("scores", "75.00%", "28.0 dB")]
+    assert any("boxes" in note and "no class" in note for note in found.notes)

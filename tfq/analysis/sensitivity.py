@@ -17,6 +17,7 @@ from tfq import quant_math, tflite
 from tfq.analysis.low_bits import round_tensor
 from tfq.analysis.op_errors import decibels
 from tfq.errors import InputError
+from tfq.evaluation import agreement, is_class_vector
 from tfq.ptq.calibration import Ranges
 from tfq.ptq.calibration.observer import Sample, look_at_each
 from tfq.ptq.causes import op_label
@@ -35,7 +36,8 @@ class OpSensitivity:
         label: "conv/CONV_2D (#3)".
         weights: Number of its weights.
         sqnr_db: Signal to error of the outputs, in dB.
-        disagreement: Fraction of samples whose largest output is another.
+        disagreement: Fraction of samples with another class, the highest of the outputs that say a class; None if none
+            does.
     """
 
     op_index: int
@@ -45,7 +47,7 @@ class OpSensitivity:
     label: str
     weights: int
     sqnr_db: float
-    disagreement: float
+    disagreement: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: an infinite sqnr_db is null."""
@@ -74,7 +76,6 @@ def op_sensitivity(
         got = _outputs(quantized_alone(floating, op.index, ranges.values, per_channel=per_channel), samples)
         signal = sum(float((array**2).sum()) for array in wanted)
         noise = sum(float(((one - other) ** 2).sum()) for one, other in zip(wanted, got, strict=True))
-        answers = [array.reshape(len(samples), -1).argmax(axis=1) for array in (wanted[0], got[0])]
         constants = (graph.tensors[index] for index in op.inputs if index != tflite.ABSENT)
         results.append(
             OpSensitivity(
@@ -86,10 +87,19 @@ def op_sensitivity(
                 weights=sum(math.prod(tensor.shape) for tensor in constants if _is_weight(tensor)),
                 # A logarithm of what became 0 is infinite, and what follows it no number.
                 sqnr_db=decibels(signal, noise) if math.isfinite(noise) else -math.inf,
-                disagreement=float((answers[0] != answers[1]).mean()),
+                disagreement=_disagreement(graph, wanted, got),
             )
         )
     return tuple(sorted(results, key=lambda item: item.sqnr_db))
+
+
+def _disagreement(graph: tflite.Subgraph, wanted: Sequence[NDArray], got: Sequence[NDArray]) -> float | None:
+    results = [
+        1.0 if np.isnan(other).any() else 1 - agreement(other, one)
+        for index, one, other in zip(graph.outputs, wanted, got, strict=True)
+        if is_class_vector(graph, index, one)
+    ]
+    return max(results, default=None)
 
 
 def quantized_alone(

@@ -30,6 +30,7 @@ from tfq.report.latency_content import instructions_section, kernels_text, laten
 from tfq.report.layers_content import layers_section
 from tfq.report.summary import (
     Record,
+    Reported,
     backends_of,
     delegated_text,
     emulation_notes,
@@ -218,8 +219,37 @@ def evaluation_section(record: Record) -> Section:
         notes=(*reasons.notes(), *skipped),
         column_series={1 + column: model.series for column, model in enumerate(models)},
     )
-    about = "Accuracy is against the labels; agreement is the share of examples with the float model's own answer."
-    return Section(key=key, title=title, paragraphs=(about,), tables=(table,), plots=("accuracy", "size"))
+    about = (
+        "Accuracy is against the labels; agreement is the fraction of examples with the float model's class, for "
+        "outputs that say one."
+    )
+    tables = (table, *_output_tables(models))
+    return Section(key=key, title=title, paragraphs=(about,), tables=tables, plots=("accuracy", "size"))
+
+
+def _output_tables(models: list[Reported]) -> list[Table]:
+    """Return a table of every output against the reference's, if a model has several."""
+    if all(len(model.evaluation.get("outputs") or []) < 2 for model in models):
+        return []
+    rows, series, reasons = [], [], Reasons()
+    for model in models:
+        for output in model.evaluation.get("outputs") or []:
+            name = plain(output.get("name"))
+            cells = {"agreement": percent(output.get("agreement")), "SQNR": decibels(output.get("sqnr_db"))}
+            for (what, cell), key in zip(cells.items(), ("agreement_reason", "sqnr_db_reason"), strict=True):
+                if cell == DASH:
+                    reasons.add(f"{what} of {name}", model.label, plain(output.get(key) or ""))
+            rows.append((model.label, name, *cells.values()))
+            series.append(model.series)
+    return [
+        Table(
+            columns=("model", "output", "agreement with float", "SQNR"),
+            rows=tuple(rows),
+            numeric=(False, False, True, True),
+            notes=tuple(reasons.notes()),
+            row_series=tuple(series),
+        )
+    ]
 
 
 _Quantity = tuple[str, Callable[[Record, Record], str], str]

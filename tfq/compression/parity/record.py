@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tfq.compression.parity.match import Match
 from tfq.errors import InputError, RequirementError
+from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import scale_of
 from tfq.quant_math import dequantize, quantize
 from tfq.text_table import aligned
@@ -85,7 +86,8 @@ class OutputParity:
     lsb: the scale of its codes (of those that a float output is made of). sqnr_db: of the reals.
     logit_sqnr_db: the same of what enters a final softmax or sigmoid; where there is none (logits_of is "output"), of
         the output itself.
-    top1_agreement, disagreements: of outputs with several classes along the last axis; None and () of others.
+    top1_agreement, disagreements: of outputs (n, classes) that say a class (see `tfq.evaluation.classes`); None and ()
+        of others.
     """
 
     name: str
@@ -377,6 +379,7 @@ class OutputTally:
         self._activation, self._logits = op, graph.tensors[index] if op else None
         self._noise = NoiseTally()
         self._examples, self._has_classes = 0, False
+        self._graph, self._output = graph, tensor.index
         self._disagreements: list[Disagreement] = []
 
     def add(self, own: NDArray, got: NDArray, layers: Mapping[int, NDArray]) -> None:
@@ -391,7 +394,9 @@ class OutputTally:
             )
         own = own.reshape(got.shape)
         self._noise.add(own, got)
-        self._has_classes = got.ndim == 2 and got.shape[1] > 1
+        if not self._examples:
+            is_matrix = got.ndim == 2 and got.shape[1] > 1
+            self._has_classes = is_matrix and is_class_vector(self._graph, self._output, own)
         if self._has_classes:
             expected, classes = own.argmax(axis=1), got.argmax(axis=1)
             logits = layers.get(self._logits.index) if self._logits else None
