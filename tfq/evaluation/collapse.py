@@ -28,6 +28,8 @@ from tfq.tflite import Model, Op, Subgraph
 _SAMPLES, _MOST_BYTES = 8, 256 << 20
 # Decibels: an op whose inputs are that good has not inherited its error.
 _HEALTHY_DB = 30.0
+# Ops whose outputs depend on all slices of their inputs: a constant slice of these does not explain one of the output.
+_MIXING = ("CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
 # Ops between a quantized tensor and the float tensor that it stands for.
 _CONVERTING = ("QUANTIZE", "DEQUANTIZE")
 
@@ -151,7 +153,7 @@ def _first(
             break
         if constant:
             broken = [index for index in inputs if checks[index].constant_slices and not checks[index].fixed_scale]
-            if not broken:
+            if not broken or op.name in _MIXING:
                 path = [(op.index, 1.0)]
                 break
             worst = broken[0]
