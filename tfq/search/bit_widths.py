@@ -13,7 +13,7 @@ from tfq.data import AnySplit, input_specs, representative_samples
 from tfq.errors import InputError
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import observe
-from tfq.search.record import classes_of, labels_of, packed, unpacked
+from tfq.search.record import classes_of, labels_of, packed, scored_output, unpacked
 from tfq.store import StageStore
 from tfq.text_table import aligned
 
@@ -97,8 +97,9 @@ def accuracy_by_bit_widths(
         raise InputError(
             "bits: expected a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
         )
-    labels = labels_of(test, "bits", tflite.read(floating))
-    right = classes_of(floating, test) == labels
+    output = scored_output(floating, test, "bits")
+    labels = labels_of(test, "bits", tflite.read(floating), output)
+    right = classes_of(floating, test, output) == labels
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))
     basis = {
@@ -119,7 +120,7 @@ def accuracy_by_bit_widths(
                 grid=asked[2],
                 keep=config.keep,
             )
-            return {"right": packed(classes_of(content, test) == labels)}
+            return {"right": packed(classes_of(content, test, output) == labels)}
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bits: {grid} {weight_bits} {activation_bits}"

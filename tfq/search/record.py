@@ -13,11 +13,15 @@ from tfq.backends import HOST, RunRequest, make_backend
 from tfq.config import ConversionConfig
 from tfq.data import AnySplit
 from tfq.errors import InputError
-from tfq.evaluation import decode_outputs, predicted_classes, prepare_inputs
+from tfq.evaluation import decode_outputs, is_class_vector, predicted_classes, prepare_inputs, reference_outputs
 from tfq.evaluation.metrics import checked_labels
 from tfq.evaluation.paired import PairedDifference
+from tfq.evaluation.scores import reconstructs
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
+
+# Examples that show which output says a class.
+NUM_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,50 @@ class Candidate:
         return dataclasses.replace(candidate, float_layers=(*base.float_layers, *layers))
 
 
-def labels_of(split: AnySplit, what: str, model: tflite.Model) -> NDArray[np.int64]:
+def scored_output(floating: bytes, split: AnySplit, what: str) -> int:
+    """Return the index of the output whose classes are compared with the labels.
+
+    Args:
+        floating: The float model.
+        split: Examples; a few of the first are run if the model has several outputs.
+        what: The step that needs it, for messages.
+
+    Raises:
+        InputError: The model reconstructs its input, or has several outputs of which not exactly one says a class.
+    """
+    parsed = tflite.read(floating)
+    if reconstructs(parsed):
+        raise InputError(
+            f"{what}: the model reconstructs its input, and candidates are chosen by top-1 accuracy: expected a model "
+            "that says classes",
+            field="model",
+            expected="an output that says a class",
+            got="a reconstruction",
+        )
+    if len(parsed.output_names) == 1:
+        return 0
+    outputs = reference_outputs(floating, split.take(NUM_LOOKED_AT)).outputs
+    pairs = zip(parsed.main_subgraph.outputs, outputs, strict=True)
+    found = [i for i, (index, values) in enumerate(pairs) if is_class_vector(parsed.main_subgraph, index, values)]
+    if len(found) != 1:
+        raise InputError(
+            f"{what}: {len(found)} of the {len(outputs)} outputs say a class ({', '.join(parsed.output_names)}): "
+            "expected one, to compare it with the labels",
+            field="model",
+            expected=1,
+            got=len(found),
+        )
+    return found[0]
+
+
+def labels_of(split: AnySplit, what: str, model: tflite.Model, output: int) -> NDArray[np.int64]:
     """Return the (n,) classes of the examples, from class numbers or one-hot rows.
 
     Args:
         split: The examples.
         what: The step that needs them, for messages.
-        model: Whose classes they are.
+        model: The float model.
+        output: The index of its output whose classes they are.
 
     Raises:
         InputError: There are no labels, or they are not classes of the model, such as values of a regression.
@@ -63,9 +104,9 @@ def labels_of(split: AnySplit, what: str, model: tflite.Model) -> NDArray[np.int
             got=split.name,
         )
     whole = np.concatenate([labels for labels in results if labels is not None])
-    output = model.main_subgraph.output_tensors[0]
-    dtype = output.dtype if output.dtype.startswith("int") and not output.is_quantized else "float32"
-    return checked_labels(whole, np.broadcast_to(np.zeros((), dtype), (len(whole), *output.shape[1:])))
+    tensor = model.main_subgraph.output_tensors[output]
+    dtype = tensor.dtype if tensor.dtype.startswith("int") and not tensor.is_quantized else "float32"
+    return checked_labels(whole, np.broadcast_to(np.zeros((), dtype), (len(whole), *tensor.shape[1:])))
 
 
 def packed(right: NDArray[np.bool_]) -> list[int]:
@@ -79,14 +120,14 @@ def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
     return np.unpackbits(np.array(values, np.uint8))[:count].astype(bool)
 
 
-def classes_of(content: bytes, split: AnySplit) -> NDArray[np.int64]:
-    """Return the predicted class of each example, as top-1 takes it."""
+def classes_of(content: bytes, split: AnySplit, output: int) -> NDArray[np.int64]:
+    """Return the class of each example that an output, by its index, predicts, as top-1 takes it."""
     parsed = tflite.read(content)
     results = []
     for piece in split.pieces():
         inputs = prepare_inputs(parsed, piece).arrays
         outputs = make_backend(HOST).assess(RunRequest(model=content, inputs=inputs)).computed_outputs()
-        results.append(predicted_classes(decode_outputs(parsed, outputs)[0]))
+        results.append(predicted_classes(decode_outputs(parsed, outputs)[output]))
     return np.concatenate(results)
 
 

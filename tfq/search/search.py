@@ -19,7 +19,17 @@ from tfq.evaluation import benchmark_models
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import ROUNDING, at_most
-from tfq.search.record import Candidate, CandidateResult, SearchResult, classes_of, labels_of, packed, points, unpacked
+from tfq.search.record import (
+    Candidate,
+    CandidateResult,
+    SearchResult,
+    classes_of,
+    labels_of,
+    packed,
+    points,
+    scored_output,
+    unpacked,
+)
 from tfq.store import StageStore
 from tfq.typing import Data, PathOrBytes
 
@@ -83,8 +93,8 @@ def find_int8(
     """The cheapest int8 flatbuffer of the float one `floating` that keeps config.budget.
 
     train: for calibration, for techniques, and to rank layers. validation: chooses. test: is looked at once, for what
-    was chosen. Each is what `tfq.data.as_split` takes, with class labels. conversion: what all candidates have in
-    common. store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with
+    was chosen. Each is what `tfq.data.as_split` takes, with class labels: numbers or one-hot rows. If the model has
+    several outputs, the labels are those of the one that says a class. conversion: what all candidates have in common. store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with
     a line after each candidate. The search space: calibration methods, then techniques on the best of them, then the
     most sensitive layers in int16 (where conversion.quantizer has it) or float; the first candidate that keeps the
     budget is chosen, unless config.full, where it is the cheapest of those that do.
@@ -97,13 +107,13 @@ def find_int8(
             "search: expected a float32 .tflite, which int8 ones can be made of", field="model", expected="float32"
         )
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
-    parsed = tflite.read(floating)
+    output, parsed = scored_output(floating, choosing, "search"), tflite.read(floating)
     for split in (choosing, testing):
-        labels_of(split, "search", parsed)
+        labels_of(split, "search", parsed, output)
     with contextlib.ExitStack() as stack:
         if store is None:
             store = StageStore(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfq-"))))
-        search = _Search(floating, training, choosing, config, conversion, store, told)
+        search = _Search(floating, output, training, choosing, config, conversion, store, told)
         for candidates in (search.methods, search.techniques, search.mixed):
             for candidate in candidates():
                 search.take(candidate)
@@ -120,6 +130,7 @@ class _Search:
     def __init__(
         self,
         floating: bytes,
+        output: int,
         train: AnySplit,
         validation: AnySplit,
         config: SearchConfig,
@@ -127,7 +138,7 @@ class _Search:
         store: StageStore,
         told: Callable[[str], object],
     ) -> None:
-        self._floating, self._config, self._conversion = floating, config, conversion
+        self._floating, self._output, self._config, self._conversion = floating, output, config, conversion
         self._train, self._validation, self._store, self._told = train, validation, store, told
         self._basis = {
             "model": artifacts.sha256(floating),
@@ -135,8 +146,8 @@ class _Search:
             "validation": validation.sha256(),
             "conversion": conversion.to_dict(),
         }
-        self._float = classes_of(floating, validation)
-        self._labels = labels_of(validation, "search", tflite.read(floating))
+        self._float = classes_of(floating, validation, output)
+        self._labels = labels_of(validation, "search", tflite.read(floating), output)
         self._right = self._float == self._labels
         self._contents: dict[str, bytes] = {}
         self.searched: list[CandidateResult] = []
@@ -177,7 +188,7 @@ class _Search:
             if any(item.kind == "does_not_run" for item in problems):
                 return {"impossible": problems[0].message}
             artifacts.write_bytes(directory / _MODEL, content)
-            classes = classes_of(content, self._validation)
+            classes = classes_of(content, self._validation, self._output)
             return {
                 "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
@@ -218,9 +229,9 @@ class _Search:
         """What was found; the test split is run here, and nowhere else."""
         holds = bool(self.found)
         chosen = self.found[0] if holds else self._best()
-        labels = labels_of(test, "search", tflite.read(self._floating))
+        labels = labels_of(test, "search", tflite.read(self._floating), self._output)
         right = {
-            name: classes_of(content, test) == labels
+            name: classes_of(content, test, self._output) == labels
             for name, content in {
                 "float": self._floating,
                 "plain": self._contents[self.searched[0].name],
