@@ -19,7 +19,7 @@ from tfq.analysis.sensitivity import quantized_alone
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.errors import InputError, RequirementError
 from tfq.ptq.calibration import calibrate
-from tfq.ptq.causes import Evidence, TensorFacts
+from tfq.ptq.causes import Diagnosis, TensorFacts
 from tfq.report import analysis_page
 
 IMAGES = np.concatenate([sample["image"] for sample in SAMPLES])
@@ -79,7 +79,7 @@ def test_equal_tensors_have_no_error():
 
     tally = _Tally(tensor)
     tally.add(np.float32([[1.0, -2.0]]), np.int8([[5, -1]]))
-    record = tally.record(op_index=0, op="ADD", layer="layer", label="layer/ADD (#0)", weights=None)
+    record = tally.record(op_index=0, op="ADD", layer="layer", label="layer/ADD (#0)")
     assert (record.sqnr_db, record.cosine, record.max_abs_error_lsb) == (math.inf, pytest.approx(1.0), 0.0)
     assert record.to_dict()["sqnr_db"] is None
 
@@ -162,6 +162,7 @@ def error(number, op="CONV_2D", sqnr_db=30.0, **values):
         "saturated": 0.0,
         "range_use": 1.0,
         "dead": False,
+        "never_taken": False,
         "dead_channels": (),
         "saturated_channels": (),
         "channel_spread": 0.5,
@@ -191,7 +192,7 @@ def chain(errors):
         index=0, name="main", tensors=tuple(tensors), ops=tuple(ops), inputs=(0,), outputs=(len(errors),)
     )
     facts = {item.tensor_index: TensorFacts(minimum=0, maximum=0 if item.dead else 10) for item in errors}
-    return Evidence(graph, facts)
+    return Diagnosis(graph, facts)
 
 
 COARSE = analysis.WeightError(sqnr_db=30.0, worst_channel=5, worst_channel_sqnr_db=3.0, per_channel=False)
@@ -228,6 +229,11 @@ def test_what_reads_a_collapsed_tensor_is_not_blamed_for_it():
     errors = [error(0), error(1, "CONV_2D", 4.0), error(2, "CONV_2D", -6.0)]
     (finding,) = find(errors, [], chain(errors))
     assert finding.op_index == 1
+
+
+def test_what_a_maximum_never_takes_is_neither_blamed_nor_counted():
+    errors = [error(0), error(1, "SUB", -20.0, never_taken=True)]
+    assert find(errors, [], chain(errors)) == []
 
 
 def test_ranges_far_apart_in_a_join_are_named_with_the_small_one():

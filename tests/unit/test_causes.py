@@ -158,3 +158,11 @@ def test_labels_distinguish_ops_of_one_layer():
     built = Subgraph(index=0, name="", tensors=tuple(map(tensor, range(3))), ops=ops, inputs=(0,), outputs=(2,))
     assert [op_label(built, index) for index in range(2)] == ["one/MUL (#0)", "one/MUL (#1)"]
     assert causes.tensor_label(built, 0) == "input 't0'"
+
+
+def test_an_operand_that_a_maximum_never_takes_does_not_matter():
+    ops = [("ABS", (0,), (1,)), ("SUB", (0, 0), (2,)), ("MAXIMUM", (1, 2), (3,))]
+    built = graph(ops, [tensor(index, 0.1) for index in range(4)])
+    low = causes.Diagnosis(built, {1: between(0, 5), 2: between(-50, -40), 3: between(0, 5)})
+    assert [low.matters(index) for index in (1, 2, 3)] == [True, False, True]
+    assert causes.Diagnosis(built, {1: between(0, 5), 2: between(-50, 3), 3: between(0, 5)}).matters(2)

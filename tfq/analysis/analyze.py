@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from tfq import auditing, tflite
+from tfq import auditing
 from tfq.analysis.findings import Finding, find
 from tfq.analysis.histograms import OpHistogram, op_histograms
 from tfq.analysis.joins import Join, joins
@@ -18,7 +18,6 @@ from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, RequirementError
 from tfq.ptq.calibration import calibrate
-from tfq.ptq.causes import Evidence
 from tfq.requirement import Requirement, at_least
 from tfq.text_table import aligned
 from tfq.typing import Data, PathOrBytes
@@ -116,8 +115,7 @@ def analyze(
         )
     samples = representative_samples(data, input_specs(floating), config.limit).samples
     measured = measure(quantized, floating, samples)
-    evidence = Evidence(tflite.read(quantized).main_subgraph, measured.facts)
-    joined = joins(evidence)
+    joined = joins(measured.diagnosis)
     sensitivity: tuple[OpSensitivity, ...] = ()
     if config.sensitivity:
         sensitivity = op_sensitivity(floating, calibrate(floating, samples), samples)
@@ -125,7 +123,7 @@ def analyze(
         ops=measured.errors,
         joins=joined,
         sensitivity=sensitivity,
-        findings=tuple(find(measured.errors, joined, evidence)),
+        findings=tuple(find(measured.errors, joined, measured.diagnosis)),
         num_samples=len(samples),
         histograms=op_histograms(quantized, floating, samples) if config.histograms else (),
     )
@@ -134,8 +132,8 @@ def analyze(
 def requirements_of(analysis: Analysis, require: AnalysisRequireConfig) -> tuple[Requirement, ...]:
     """Return every bound that `require` sets, with the value in the analysis and the verdict.
 
-    The value of `min_layer_sqnr_db` is that of the worst op; ops that are 0 on all samples and inputs of the model are
-    not counted. If no op has an error, it is None and the bound holds.
+    The value of `min_layer_sqnr_db` is that of the worst op. Not counted are ops that are 0 on all samples or never
+    taken, and inputs of the model. If no op has an error, the value is None and the bound holds.
     """
     bound = require.min_layer_sqnr_db
     if bound is None:
@@ -166,8 +164,8 @@ def check_requirements(analysis: Analysis, require: AnalysisRequireConfig) -> No
 
 def _worst(analysis: Analysis) -> OpError | None:
     """Return the op with the lowest SQNR, None if no op has an error."""
-    counted = [item for item in analysis.ops if item.op_index is not None and not item.dead]
-    counted = [item for item in counted if item.sqnr_db < math.inf]
+    counted = [item for item in analysis.ops if item.op_index is not None and item.sqnr_db < math.inf]
+    counted = [item for item in counted if not item.dead and not item.never_taken]
     return min(counted, key=lambda item: item.sqnr_db, default=None)
 
 

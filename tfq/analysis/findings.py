@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tfq.analysis.joins import Join
 from tfq.analysis.op_errors import OpError
 from tfq.ptq import causes
-from tfq.ptq.causes import Cause, Evidence, op_label
+from tfq.ptq.causes import Cause, Diagnosis, op_label
 from tfq.tflite.op_types import INDEX, roles
 
 # Decibels. Below the first an activation hardly tells what the float one does; a fall by the second is the work of this
@@ -55,20 +55,21 @@ class Finding:
     message: str
 
 
-def find(errors: Sequence[OpError], joins: Sequence[Join], evidence: Evidence) -> list[Finding]:
+def find(errors: Sequence[OpError], joins: Sequence[Join], diagnosis: Diagnosis) -> list[Finding]:
     """Return the findings: those of a kind together, kinds in the order of their first op."""
-    lost, collapsed = list(_lost_columns(errors)), list(_collapses(errors, evidence))
+    errors = [item for item in errors if not item.never_taken]
+    lost, collapsed = list(_lost_columns(errors)), list(_collapses(errors, diagnosis))
     if lost:
         collapsed = [item for item in collapsed if item.kind != causes.MIXED_INPUT_SCALES]
-    structural = _without_repeats([*lost, *_indices(evidence), *collapsed])
-    structural = _without_repeats([*structural, *_joined(joins, evidence, structural)])
+    structural = _without_repeats([*lost, *_indices(diagnosis), *collapsed])
+    structural = _without_repeats([*structural, *_joined(joins, diagnosis, structural)])
     of_other_data = [] if any(item.kind in _STRUCTURAL for item in structural) else list(_other_data(errors))
-    rest = [*structural, *_dead(errors, evidence), *_weights(errors, evidence), *_channels(errors)]
+    rest = [*structural, *_dead(errors, diagnosis), *_weights(errors, diagnosis), *_channels(errors)]
     if not structural:
         rest += _shifted(errors)
     if not of_other_data:
         named = {item.label for item in structural}
-        ranges = [*_widened(errors, evidence), *_clipped(errors)]
+        ranges = [*_widened(errors, diagnosis), *_clipped(errors)]
         rest += [item for item in ranges if item.label not in named]
     kinds = list(dict.fromkeys(item.kind for item in rest))
     return of_other_data + sorted(_without_repeats(rest), key=lambda item: kinds.index(item.kind))
@@ -79,38 +80,38 @@ def _without_repeats(findings: Sequence[Finding]) -> list[Finding]:
     return list({(item.kind, item.label): item for item in reversed(findings)}.values())[::-1]
 
 
-def _of(cause: Cause, evidence: Evidence) -> Finding:
+def _of(cause: Cause, diagnosis: Diagnosis) -> Finding:
     return Finding(
         kind=cause.kind,
-        label=op_label(evidence.graph, cause.op_index),
+        label=op_label(diagnosis.graph, cause.op_index),
         op_index=cause.op_index,
         message=cause.message,
     )
 
 
-def _collapses(errors: Sequence[OpError], evidence: Evidence) -> Iterator[Finding]:
+def _collapses(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
     """Yield the ops whose output is much worse than what they read, by the cause."""
     by_tensor = {item.tensor_index: item for item in errors}
     for item in errors:
         if item.op_index is None or item.dead or math.isinf(item.sqnr_db):
             continue
-        came = min((by_tensor[index].sqnr_db for index in _read_by(item, by_tensor, evidence)), default=math.inf)
+        came = min((by_tensor[index].sqnr_db for index in _read_by(item, by_tensor, diagnosis)), default=math.inf)
         came = item.expected_sqnr_db if math.isinf(came) else came
         needed = _FALL_DB if item.sqnr_db < _COLLAPSED_DB else _STEEP_DB
         if came < _COLLAPSED_DB or came - item.sqnr_db < needed:
             continue
-        cause = evidence.cause_of(item.op_index, _worst_weights(item))
+        cause = diagnosis.cause_of(item.op_index, _worst_weights(item))
         on_its_grid = min(came, item.expected_sqnr_db) - item.sqnr_db
         # A coarse grid without a reason in the graph: the output hardly varies on these samples, as a softmax may.
         if cause.kind not in _STRUCTURAL and item.expected_sqnr_db < _IDEAL_DB and on_its_grid < needed:
             continue
         falls = f"{item.label}: signal to error falls from {came:.0f} to {item.sqnr_db:.0f} dB"
         if cause.kind != causes.UNKNOWN:
-            found = _of(cause, evidence)
+            found = _of(cause, diagnosis)
             yield Finding(
                 kind=found.kind, label=found.label, op_index=found.op_index, message=f"{falls}. {cause.message}"
             )
-        elif item.op in _GATES and _is_gate(item.op_index, evidence):
+        elif item.op in _GATES and _is_gate(item.op_index, diagnosis):
             yield Finding(
                 kind="gate_collapse",
                 label=item.label,
@@ -129,9 +130,9 @@ def _collapses(errors: Sequence[OpError], evidence: Evidence) -> Iterator[Findin
             )
 
 
-def _read_by(item: OpError, by_tensor: Mapping[int, OpError], evidence: Evidence) -> list[int]:
+def _read_by(item: OpError, by_tensor: Mapping[int, OpError], diagnosis: Diagnosis) -> list[int]:
     """Return the nearest tensors before the op that have records and are not dead."""
-    waiting = list(evidence.graph.ops[item.op_index or 0].inputs)
+    waiting = list(diagnosis.graph.ops[item.op_index or 0].inputs)
     found, seen = [], set[int]()
     while waiting:
         tensor = waiting.pop()
@@ -141,15 +142,15 @@ def _read_by(item: OpError, by_tensor: Mapping[int, OpError], evidence: Evidence
         if tensor in by_tensor:
             if not by_tensor[tensor].dead:
                 found.append(tensor)
-        elif tensor in evidence.producers:
-            waiting += evidence.producers[tensor].inputs
+        elif tensor in diagnosis.producers:
+            waiting += diagnosis.producers[tensor].inputs
     return found
 
 
-def _is_gate(op_index: int, evidence: Evidence) -> bool:
+def _is_gate(op_index: int, diagnosis: Diagnosis) -> bool:
     """Check that an op is a squashing function, or multiplies two activations."""
-    op = evidence.graph.ops[op_index]
-    return op.name != "MUL" or not any(evidence.graph.tensors[index].is_constant for index in op.inputs)
+    op = diagnosis.graph.ops[op_index]
+    return op.name != "MUL" or not any(diagnosis.graph.tensors[index].is_constant for index in op.inputs)
 
 
 def _worst_weights(item: OpError) -> float | None:
@@ -175,26 +176,26 @@ def _lost_columns(errors: Sequence[OpError]) -> Iterator[Finding]:
         )
 
 
-def _indices(evidence: Evidence) -> Iterator[Finding]:
-    for op in evidence.graph.ops:
+def _indices(diagnosis: Diagnosis) -> Iterator[Finding]:
+    for op in diagnosis.graph.ops:
         indices = [tensor for place, _, tensor, role in roles(op) if place == "input" and role == INDEX]
-        if all(evidence.graph.tensors[index].is_constant for index in indices):
+        if all(diagnosis.graph.tensors[index].is_constant for index in indices):
             continue
-        cause = evidence.structural_cause(op)
+        cause = diagnosis.structural_cause(op)
         if cause is not None and cause.kind == causes.INDEX_QUANTIZED:
-            yield _of(cause, evidence)
+            yield _of(cause, diagnosis)
 
 
-def _dead(errors: Sequence[OpError], evidence: Evidence) -> Iterator[Finding]:
+def _dead(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
     for item in errors:
         if item.dead and item.op_index is not None:
             # What only moves a dead tensor is not named again.
-            before = [evidence.facts(index) for index in evidence.graph.ops[item.op_index].inputs[:1]]
+            before = [diagnosis.facts(index) for index in diagnosis.graph.ops[item.op_index].inputs[:1]]
             if all(known is None or known.magnitude > 0 for known in before):
-                yield _of(evidence.cause_of(item.op_index), evidence)
+                yield _of(diagnosis.cause_of(item.op_index), diagnosis)
 
 
-def _weights(errors: Sequence[OpError], evidence: Evidence) -> Iterator[Finding]:
+def _weights(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
     for item in errors:
         worst = _worst_weights(item)
         if item.op_index is not None and worst is not None and worst < _WEIGHTS_DB and item.weights is not None:
@@ -237,15 +238,15 @@ def _channels(errors: Sequence[OpError]) -> Iterator[Finding]:
             )
 
 
-def _joined(joins: Sequence[Join], evidence: Evidence, already: Sequence[Finding]) -> Iterator[Finding]:
+def _joined(joins: Sequence[Join], diagnosis: Diagnosis, already: Sequence[Finding]) -> Iterator[Finding]:
     known = {item.op_index for item in already}
     for item in joins:
         if item.ratio < causes.APART or item.op_index in known:
             continue
-        cause = evidence.structural_cause(evidence.graph.ops[item.op_index])
+        cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
         if cause is not None and cause.kind in (causes.UNEQUAL_JOIN, causes.MASK_CONSTANT):
             if cause.op_index not in known:
-                yield _of(cause, evidence)
+                yield _of(cause, diagnosis)
             continue
         smallest = min((name for name in item.ranges if item.ranges[name] > 0), key=item.ranges.__getitem__)
         yield Finding(
@@ -277,10 +278,10 @@ def _shifted(errors: Sequence[OpError]) -> Iterator[Finding]:
         )
 
 
-def _widened(errors: Sequence[OpError], evidence: Evidence) -> Iterator[Finding]:
+def _widened(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
     """Yield that single ops, and not most of them, have ranges that are far wider than what this data needs."""
     unused = sorted(
-        (item for item in errors if item.range_use < _UNUSED and not _is_explained(item, evidence)),
+        (item for item in errors if item.range_use < _UNUSED and not _is_explained(item, diagnosis)),
         key=lambda item: item.range_use,
     )
     if unused:
@@ -297,11 +298,11 @@ def _widened(errors: Sequence[OpError], evidence: Evidence) -> Iterator[Finding]
         )
 
 
-def _is_explained(item: OpError, evidence: Evidence) -> bool:
+def _is_explained(item: OpError, diagnosis: Diagnosis) -> bool:
     """Check that a range is wide for a reason in the graph: the tensor is dead, or shares the scale of a wider one."""
     if item.op_index is None or item.dead:
         return True
-    cause = evidence.structural_cause(evidence.graph.ops[item.op_index])
+    cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
     return cause is not None and cause.kind in (causes.UNEQUAL_JOIN, causes.MASK_CONSTANT)
 
 

@@ -4,7 +4,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tfq.ptq.causes import JOINS, Evidence, op_label, tensor_label
+from tfq.ptq.causes import JOINS, Diagnosis, op_label, tensor_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,17 @@ class Join:
         return {**asdict(self), "ratio": self.ratio}
 
 
-def joins(evidence: Evidence) -> tuple[Join, ...]:
+def joins(diagnosis: Diagnosis) -> tuple[Join, ...]:
     """Return the ops that bring several activations to one scale, in the order of the ops."""
-    graph, built = evidence.graph, []
+    graph, built = diagnosis.graph, []
     for op in graph.ops:
         if op.name not in JOINS:
             continue
-        scale = evidence.scale(op.outputs[0])
-        tensors = [index for index in evidence.data_inputs(op) if not graph.tensors[index].is_constant]
+        scale = diagnosis.scale(op.outputs[0])
+        tensors = [index for index in diagnosis.data_inputs(op) if not graph.tensors[index].is_constant]
         widths: dict[str, float] = {}
         for tensor in tensors:
-            width, source = evidence.width(tensor), evidence.source(tensor)
+            width, source = diagnosis.width(tensor), diagnosis.source(tensor)
             if width is not None and not graph.tensors[source].is_constant:
                 name = tensor_label(graph, source)
                 # Two parts of one tensor, as SPLIT gives them.

@@ -2,7 +2,7 @@
 """An int8 flatbuffer next to the float one that it was made of, op by op: how large the error is, and of what kind."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tfq.analysis.weight_errors import WeightError, weight_errors
 from tfq.errors import InputError
 from tfq.ptq.calibration.observer import Sample, look_at_each
-from tfq.ptq.causes import TensorFacts, op_label
+from tfq.ptq.causes import Diagnosis, TensorFacts, op_label
 from tfq.ptq.layer_pairs import Beside
 from tfq.tflite import Tensor
 
@@ -62,6 +62,8 @@ class OpError:
         saturated: Fraction of the float values that lie beyond the range by more than a step.
         range_use: Fraction of the range that the float values span.
         dead: Whether the float tensor is 0 on all samples.
+        never_taken: Whether only a MAXIMUM or MINIMUM reads it, which always takes its other operand: errors are
+            harmless.
         dead_channels: Channels whose float values never reach half a step.
         saturated_channels: Channels with more than 1% of their values beyond the range.
         channel_spread: Median magnitude of the channels as a fraction of the largest; None if there is one channel.
@@ -91,6 +93,7 @@ class OpError:
     saturated: float
     range_use: float
     dead: bool
+    never_taken: bool
     dead_channels: tuple[int, ...]
     saturated_channels: tuple[int, ...]
     channel_spread: float | None
@@ -105,10 +108,10 @@ class OpError:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The errors of all activations, inputs first, and what the float tensors held, by index in the int8 graph."""
+    """The errors of all activations, inputs first, and the int8 graph with what the float tensors held."""
 
     errors: tuple[OpError, ...]
-    facts: Mapping[int, TensorFacts]
+    diagnosis: Diagnosis
 
 
 def op_errors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[OpError, ...]:
@@ -147,11 +150,11 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
     weights = weight_errors(quantized, floating, pair)
     producers = {output: op for op in graph.ops for output in op.outputs}
     names = {tensor.index: name for name, tensor in inputs.items()}
+    tallies = {index: tally for index, tally in tallies.items() if tally.count}
+    diagnosis = Diagnosis(graph, {index: tally.facts() for index, tally in tallies.items()})
     records = []
     for index, tally in tallies.items():
         op = producers.get(index)
-        if not tally.count:
-            continue
         tensor = graph.tensors[index]
         records.append(
             tally.record(
@@ -159,12 +162,11 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
                 op=INPUT if op is None else op.name,
                 layer=names[index] if op is None else op.keras_layer or tensor.name,
                 label=f"input {names[index]!r}" if op is None else op_label(graph, op.index),
+                never_taken=not diagnosis.matters(index),
                 weights=None if op is None else weights.get(op.index),
             )
         )
-    return Measurement(
-        errors=tuple(records), facts={index: tally.facts() for index, tally in tallies.items() if tally.count}
-    )
+    return Measurement(errors=tuple(records), diagnosis=diagnosis)
 
 
 def _copied(values: list[NDArray]) -> list[NDArray]:
@@ -222,7 +224,16 @@ class _Tally:
             median_magnitude=float(np.median(sizes[sizes > 0])) if sizes.any() else 0.0,
         )
 
-    def record(self, *, op_index: int | None, op: str, layer: str, label: str, weights: WeightError | None) -> OpError:
+    def record(
+        self,
+        *,
+        op_index: int | None,
+        op: str,
+        layer: str,
+        label: str,
+        never_taken: bool = False,
+        weights: WeightError | None = None,
+    ) -> OpError:
         """Return the record that the sums amount to."""
         channels, count = len(self._minimum), self.count
         each = count / channels
@@ -259,6 +270,7 @@ class _Tally:
             saturated=float(self._beyond.sum()) / count,
             range_use=max(seen, 0.0) / (self._high - self._low),
             dead=power == 0,
+            never_taken=never_taken,
             dead_channels=tuple(np.flatnonzero(sizes < self._scale / 2).tolist()),
             saturated_channels=tuple(
                 np.flatnonzero(self._beyond > max(SATURATED_CHANNEL * each, _FEW_VALUES)).tolist()

@@ -170,10 +170,10 @@ def cause_of(
     Returns:
         The cause. Its kind is "unknown" if no rule applies.
     """
-    return Evidence(graph, facts).cause_of(op_index, weight_sqnr_db)
+    return Diagnosis(graph, facts).cause_of(op_index, weight_sqnr_db)
 
 
-class Evidence:
+class Diagnosis:
     """A quantized graph next to what the float tensors held: for callers that ask about several ops."""
 
     def __init__(self, graph: Subgraph, facts: Mapping[int, TensorFacts]) -> None:
@@ -265,6 +265,17 @@ class Evidence:
                 return tensor
             tensor = op.inputs[0]
         return tensor
+
+    def matters(self, tensor: int) -> bool:
+        """Check whether a tensor can reach an output: what a maximum or minimum never takes may be wrong."""
+        readers = self._readers.get(tensor, [])
+        return tensor in self.graph.outputs or not readers or any(self._takes(op, tensor) for op in readers)
+
+    def _takes(self, op: Op, tensor: int) -> bool:
+        known, result = self.facts(tensor), self.facts(op.outputs[0]) if op.outputs else None
+        if known is None or result is None or op.name not in ("MAXIMUM", "MINIMUM"):
+            return True
+        return known.maximum >= result.minimum if op.name == "MAXIMUM" else known.minimum <= result.maximum
 
     def in_float(self, *op_indices: int) -> tuple[Mapping[str, Any], ...]:
         """Return the remedy of keeping the layers of ops in float; none if a layer is not known."""
