@@ -2,6 +2,7 @@
 """The command line as a user meets it: help, exit codes, quiet, and no TensorFlow where none is needed."""
 
 import importlib
+import json
 import os
 import re
 import signal
@@ -196,6 +197,34 @@ def test_a_missing_reference_is_found_before_any_model_runs(arguments, tmp_path,
     message = capsys.readouterr().err
     assert exit.value.code == 2, message
     assert "gone.tflite does not exist" in message or (rest[0] in message and "set --reference" in message)
+
+
+@pytest.mark.parametrize(("bound", "code"), [(5.0, 0), (90.0, 1)])
+def test_analyze_exits_with_1_if_an_op_is_below_the_bound(bound, code, tmp_path, root, capsys):
+    golden = root / "tests/golden"
+    arguments = [
+        *(f"--model={golden / 'digits_int8.tflite'}", f"--reference={golden / 'digits_float32.tflite'}"),
+        *("--data=digits", "--limit=8", "--nohistograms", f"--require.min_layer_sqnr_db={bound}", f"--out={tmp_path}"),
+    ]
+    pipeline = importlib.import_module("tfq.pipelines.analyze")
+    with pytest.raises(SystemExit) as exit:
+        pipeline.cli(["tfq analyze", *arguments])
+    assert (exit.value.code or 0) == code, capsys.readouterr().err
+    record = json.loads((tmp_path / "analyze.json").read_text())
+    (asked,) = record["requirements"]
+    worst = min(item["sqnr_db"] for item in record["ops"] if item["op_index"] is not None)
+    assert asked == {
+        "name": "min_layer_sqnr_db", "bound": bound, "value": worst, "holds": not code, "reason": None
+    }  # fmt: skip
+    assert "Numbers" in (tmp_path / "analyze.html").read_text()
+
+
+def test_a_bound_on_an_op_needs_a_reference(root, capsys):
+    model = f"--model={root / 'tests/golden/digits_int8.tflite'}"
+    pipeline = importlib.import_module("tfq.pipelines.analyze")
+    with pytest.raises(SystemExit) as exit:
+        pipeline.cli(["tfq analyze", model, "--data=digits", "--require.min_layer_sqnr_db=5"])
+    assert exit.value.code == 2 and "--reference" in capsys.readouterr().err
 
 
 def test_a_damaged_reference_is_named_before_any_model_runs(tmp_path, root):
