@@ -33,7 +33,7 @@ from tfq.auditing.targets import Target, find_target
 from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
-from tfq.patterns import of_source, op_address
+from tfq.patterns import of_source, op_address, parse_address
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
 from tfq.tflite.reader import read
@@ -325,7 +325,13 @@ class _Patterns:
 
     def match(self, names: list[str], address: str) -> bool:
         """Whether one of them fits one of `names`, or is the `address` of the op that has them."""
-        exact = [pattern for pattern, own in self._exact.items() if pattern == address or not own.isdisjoint(names)]
+        subgraph = parse_address(address) or (0, 0)
+        exact = [
+            pattern
+            for pattern, own in self._exact.items()
+            if pattern == address
+            or (not own.isdisjoint(names) and (parse_address(of_source(pattern) or "") or (0, 0))[0] == subgraph[0])
+        ]
         for pattern in exact:
             self.unused.pop(pattern, None)
         return bool(exact) or any(self._match(name) for name in names)

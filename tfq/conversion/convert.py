@@ -21,6 +21,7 @@ from tfq.conversion.quantize import (
     quantize_after_training,
     quantize_flatbuffer,
 )
+from tfq.conversion.signatures import convert_each_signature, data_of_main_subgraph, has_several_signatures
 from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_floats, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.verified import verified
@@ -149,6 +150,10 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
         model = tflite.write_metadata(model, metadata)
     else:
         model = _signed(model, parsed.input_names, parsed.output_names, metadata)
+    if has_several_signatures(model):
+        if config.needs_ranges:
+            return convert_each_signature(model, dataset, config, _as_scheme)
+        dataset = data_of_main_subgraph(parsed, dataset)
     return _as_scheme(model, dataset, config)
 
 

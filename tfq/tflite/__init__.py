@@ -25,6 +25,7 @@ from tfq.tflite.edit import (
 from tfq.tflite.metadata import ADDRESSED_OPS
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
+from tfq.tflite.signatures import extract_subgraph, listed_signatures, merge_subgraphs, signature_keys
 
 __all__ = [
     "ABSENT",
@@ -39,10 +40,13 @@ __all__ = [
     "cut_after",
     "edit_model",
     "expose_tensors",
+    "extract_subgraph",
     "forget_unused_codes",
     "forget_unused_constants",
     "forget_unused_tensors",
     "inject_ranges",
+    "listed_signatures",
+    "merge_subgraphs",
     "operator_code",
     "operator_name",
     "operator_names",
@@ -50,6 +54,7 @@ __all__ = [
     "read",
     "read_metadata",
     "read_ranges",
+    "signature_keys",
     "unpack",
     "write_metadata",
 ]

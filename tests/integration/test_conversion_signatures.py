@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file with two signatures over two subgraphs: each is calibrated with its own data and runs in int8."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from messages import refused
+from sklearn.datasets import load_digits
+
+import tfq
+from tfq import tflite
+from tfq.conversion import convert_with_record
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+IMAGES = load_digits().images[:64, ..., None].astype(np.float32)
+VECTORS = np.random.default_rng(0).normal(5, 30, (64, 8, 8, 1)).cumsum(1).astype(np.float32)
+
+
+def named(name: str, key: str) -> bytes:
+    """A golden file with one signature."""
+    content = (GOLDEN / f"{name}.tflite").read_bytes()
+    edited = tflite.unpack(content)
+    edited.signatureDefs = []
+    content = tflite.pack(edited, len(content))
+    graph = tflite.read(content).main_subgraph
+    inputs = {f"{key}_in": graph.inputs[0]}
+    return tflite.add_signature(content, inputs, {f"{key}_out": graph.outputs[0]}, key=key)
+
+
+@pytest.fixture(scope="module")
+def floating() -> bytes:
+    """The digits' network twice, the second time without its softmax."""
+    second = tflite.unpack(named("digits_float32", "logits"))
+    graph = second.subgraphs[0]
+    graph.outputs = [graph.operators[-1].inputs[0]]
+    graph.operators = graph.operators[:-1]
+    second.signatureDefs[0].outputs[0].tensorIndex = int(graph.outputs[0])
+    return tflite.merge_subgraphs([named("digits_float32", "classes"), tflite.pack(second, 20_000)])
+
+
+DATA = {"classes": IMAGES, "logits": VECTORS}
+
+
+def converted(model: bytes, data=DATA, **values):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return convert_with_record(model, data, tfq.ConversionConfig(**{"num_calibration_samples": 64, **values}))
+
+
+def outputs(model: bytes, key: str, samples: np.ndarray) -> np.ndarray:
+    """Real values of a signature's output, by the runtime's own signature runner."""
+    runner = Interpreter(model_content=model).get_signature_runner(key)
+    (inputs,), (result,) = runner.get_input_details().values(), runner.get_output_details().values()
+    results = []
+    for sample in samples:
+        values = sample[None]
+        if inputs["dtype"] != np.float32:
+            scale, zero = inputs["quantization"]
+            limits = np.iinfo(inputs["dtype"])
+            values = np.clip(np.rint(values / scale) + zero, limits.min, limits.max).astype(inputs["dtype"])
+        answer = runner(**{f"{key}_in": values})[f"{key}_out"].astype(np.float64)
+        scale, zero = result["quantization"]
+        results.append((answer - zero) * scale if scale else answer)
+    return np.concatenate(results)
+
+
+def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10((wanted**2).mean() / ((got - wanted) ** 2).mean()))
+
+
+def test_a_merged_file_computes_what_its_parts_do_and_stores_equal_constants_once(floating):
+    alone = outputs(named("digits_float32", "classes"), "classes", IMAGES)
+    np.testing.assert_array_equal(outputs(floating, "classes", IMAGES), alone)
+    scores = outputs(floating, "logits", IMAGES)
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(exponentials / exponentials.sum(axis=1, keepdims=True), alone, atol=1e-5)
+    assert len(floating) < 1.4 * len(named("digits_float32", "classes"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"scheme": "int16x8"}, {"quantizer": "litert"}, {"techniques": ("gptq", "bias_correction")}],
+    ids=["int8", "int16x8", "litert", "techniques"],
+)
+def test_each_signature_is_quantized_with_its_own_data(floating, settings):
+    result = converted(floating, **settings)
+    scheme = settings.get("scheme", "int8")
+    report = tfq.audit(result.content, tfq.AuditConfig(require=scheme if scheme != "int8" else "full_int8"))
+    assert report.ok and report.subgraphs == 2
+    for key, samples in DATA.items():
+        wanted, got = (outputs(model, key, samples) for model in (floating, result.content))
+        assert sqnr_db(wanted, got) > 20, key
+    inputs = [graph.input_tensors[0].scale[0] for graph in tflite.read(result.content).subgraphs]
+    assert inputs[1] > 5 * inputs[0]
+
+
+def test_data_of_the_wrong_signature_would_have_been_seen(floating):
+    result = converted(floating, {"classes": IMAGES, "logits": IMAGES})
+    wanted, got = (outputs(model, "logits", VECTORS) for model in (floating, result.content))
+    assert sqnr_db(wanted, got) < 15
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        ({"logits": VECTORS}, ("logits",)),
+        (IMAGES, "ndarray"),
+        (lambda: [[image[None]] for image in IMAGES], "function"),
+        ({**DATA, "other": IMAGES}, ("classes", "logits", "other")),
+    ],
+    ids=["one", "array", "function", "unknown"],
+)
+def test_data_that_does_not_name_each_signature_are_refused(floating, data, got):
+    with refused(
+        tfq.InputError, field="representative_dataset", expected=("classes", "logits"), got=got, word="'logits'"
+    ):
+        converted(floating, data)
+
+
+def test_a_pattern_may_fit_a_layer_of_one_subgraph_alone(floating):
+    config = tfq.ConversionConfig(float_layers=("op:1:0",))
+    result = converted(floating, float_layers=config.float_layers)
+    assert tfq.audit(result.content, tfq.AuditConfig().for_conversion(config)).ok
+    first, second = (
+        [op.name for op in graph.ops if op.name == "CONV_2D" and graph.tensors[op.outputs[0]].dtype == "float32"]
+        for graph in tflite.read(result.content).subgraphs
+    )
+    assert (first, second) == ([], ["CONV_2D"])
+    with refused(tfq.InputError, field="conversion.float_layers", got="nothing"):
+        converted(floating, float_layers=("nothing",))
+
+
+def test_schemes_without_ranges_convert_every_subgraph(floating):
+    content = converted(floating, None, scheme="dynamic_range").content
+    assert sqnr_db(outputs(floating, "logits", IMAGES), outputs(content, "logits", IMAGES)) > 20
+    weights = {tensor.dtype for graph in tflite.read(content).subgraphs for tensor in graph.tensors if tensor.scale}
+    assert weights == {"int8"}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convert a flatbuffer with several signatures: calibrate each subgraph with its own data, then merge the results.
+
+Calibration, the techniques and the verification work on the main subgraph. So each subgraph that a signature leads to
+is converted as a file of its own, and the results are merged; constants that are equal are stored once again.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from tfq import tflite
+from tfq.artifacts import sha256
+from tfq.config import ConversionConfig
+from tfq.conversion.quantize import Conversion
+from tfq.conversion.verified import verified
+from tfq.errors import InputError
+from tfq.patterns import fits_op, op_address, parse_address
+from tfq.ptq.calibration import Ranges
+
+# (float flatbuffer of one subgraph, its dataset, config) -> the quantized one.
+Convert = Callable[[bytes, Any, ConversionConfig], Conversion]
+
+
+def has_several_signatures(model: bytes) -> bool:
+    """Return whether callers can run more than one subgraph of the flatbuffer."""
+    return len(tflite.signature_keys(tflite.read(model))) > 1
+
+
+def convert_each_signature(model: bytes, dataset: Any, config: ConversionConfig, convert: Convert) -> Conversion:
+    """Convert each subgraph that a signature leads to with its own data, and merge the results.
+
+    Args:
+        model: A float flatbuffer for which `has_several_signatures` holds.
+        dataset: {signature: samples}, with samples for each subgraph; they may be what a representative dataset is.
+        config: Its patterns count if they fit a layer of any subgraph.
+        convert: Converts a flatbuffer of one subgraph.
+
+    Returns:
+        The merged flatbuffer; the evidence for its verification is the main subgraph's. The others are verified here.
+
+    Raises:
+        InputError: The data of a signature is missing, or the config asks for what is done for one subgraph only.
+    """
+    parsed = tflite.read(model)
+    data = data_of_signatures(parsed, dataset)
+    if config.calibration.ranges:
+        raise InputError(
+            f"calibration.ranges: the model has several signatures, {tflite.listed_signatures(parsed)}, and a file of "
+            "ranges is of one subgraph: give a representative_dataset for each signature",
+            field="conversion.calibration.ranges",
+            expected="",
+            got=config.calibration.ranges,
+        )
+    results: dict[int, Conversion] = {}
+    for subgraph in data:
+        own = _own_config(parsed, subgraph, config)
+        part = convert(tflite.extract_subgraph(model, subgraph), data[subgraph], own)
+        results[subgraph] = verified(part, own) if subgraph and config.verify else part
+    keys = {subgraph: names[0] for subgraph, names in tflite.signature_keys(parsed).items()}
+    return dataclasses.replace(
+        results[0],
+        content=_put_together(results),
+        ranges=_merged(model, results),
+        techniques={keys[subgraph]: dict(item.techniques) for subgraph, item in results.items() if item.techniques},
+    )
+
+
+def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
+    """Return {subgraph: its samples} of a dataset {signature: samples}.
+
+    Raises:
+        InputError: It is another kind of dataset, has no samples for a signature, or has a signature too many.
+    """
+    keys = tflite.signature_keys(model)
+    listed = tflite.listed_signatures(model)
+    if not all(keys.values()):
+        raise InputError(
+            f"the model has several entry points, {listed}, and one of them has no signature that data could be given "
+            "for: add one with tfq.tflite.add_signature",
+            field="model",
+            expected="a signature for each subgraph",
+        )
+    provided = dict(dataset) if isinstance(dataset, Mapping) else {}
+    missing = [names[0] for names in keys.values() if provided.keys().isdisjoint(names)]
+    unknown = [name for name in provided if not any(name in names for names in keys.values())]
+    if missing or unknown:
+        problem = (
+            f"no samples for {', '.join(map(repr, missing))}" if missing else f"no signature is named {unknown[0]!r}"
+        )
+        raise InputError(
+            f"representative_dataset: the model has the signatures {listed}: expected {{signature: samples}} with "
+            f"samples for each, but {problem}",
+            field="representative_dataset",
+            expected=tuple(names[0] for names in keys.values()),
+            got=tuple(provided) or type(dataset).__name__,
+        )
+    return {subgraph: next(provided[name] for name in names if name in provided) for subgraph, names in keys.items()}
+
+
+def data_of_main_subgraph(model: tflite.Model, dataset: Any) -> Any:
+    """Return the samples of the main subgraph out of a dataset {signature: samples}; any other dataset as it is."""
+    keys = tflite.signature_keys(model)
+    if not isinstance(dataset, Mapping) or not any(name in dataset for names in keys.values() for name in names):
+        return dataset
+    return next((dataset[name] for name in keys[model.main_subgraph.index] if name in dataset), None)
+
+
+def _own_config(model: tflite.Model, subgraph: int, config: ConversionConfig) -> ConversionConfig:
+    """Return `config` with the patterns that fit an op of the subgraph, op numbers as in a file of that subgraph alone.
+
+    A pattern that fits nothing is refused where the main subgraph is converted, with the names to choose from.
+    """
+
+    def own(patterns: Iterable[str]) -> tuple[str, ...]:
+        return tuple(_alone(item, subgraph) for item in patterns if subgraph in _fitting(model, item))
+
+    methods = [text.rpartition("=") for text in config.calibration.tensors]
+    tensors = [f"{item}={method}" for pattern, _, method in methods for item in own([pattern.strip()])]
+    return dataclasses.replace(
+        config,
+        float_layers=own(config.float_layers),
+        int16_layers=own(config.int16_layers),
+        per_tensor_layers=own(config.per_tensor_layers),
+        int4_layers=own(config.int4_layers),
+        calibration=dataclasses.replace(config.calibration, tensors=tuple(tensors)),
+    )
+
+
+def _alone(pattern: str, subgraph: int) -> str:
+    address = parse_address(pattern)
+    return op_address(0, address[1]) if address and address[0] == subgraph else pattern
+
+
+def _fitting(model: tflite.Model, pattern: str) -> set[int]:
+    """Return the subgraphs in which the pattern fits an op or an input; the main one if it fits none."""
+    subgraphs = tflite.signature_keys(model)
+    if address := parse_address(pattern):
+        return {address[0]} if address[0] in subgraphs else {model.main_subgraph.index}
+    results = set()
+    for subgraph in subgraphs:
+        graph = model.subgraphs[subgraph]
+        named = [(graph.tensors[index].name, graph.tensors[index].name) for index in graph.inputs]
+        named += [(layer, graph.tensors[index].name) for index, layer in graph.layers_by_output.items()]
+        if any(fits_op(layer, (tensor,), (pattern,)) for layer, tensor in named):
+            results.add(subgraph)
+    return results or {model.main_subgraph.index}
+
+
+def _put_together(results: Mapping[int, Conversion]) -> bytes:
+    """Return the merged flatbuffer, with the metadata of the main one and the ops that the config addressed in each."""
+    content = tflite.merge_subgraphs([item.content for item in results.values()])
+    metadata = tflite.read_metadata(content) or {}
+    addressed = {
+        op_address(subgraph, (parse_address(pattern) or (0, 0))[1]): names
+        for subgraph, item in results.items()
+        for pattern, names in (tflite.read_metadata(item.content) or {}).get(tflite.ADDRESSED_OPS, {}).items()
+    }
+    return tflite.write_metadata(content, {**metadata, tflite.ADDRESSED_OPS: addressed}) if addressed else content
+
+
+def _merged(model: bytes, results: Mapping[int, Conversion]) -> Ranges | None:
+    """Return the ranges of all subgraphs; the tensors' numbers are those of each subgraph."""
+    parts = {subgraph: item.ranges for subgraph, item in results.items() if item.ranges is not None}
+    if not parts:
+        return None
+    return Ranges(
+        tensors={(subgraph, key[1]): item for subgraph, part in parts.items() for key, item in part.tensors.items()},
+        num_samples=sum(part.num_samples for part in parts.values()),
+        model_sha256=sha256(model),
+        data_sha256=tuple(digest for part in parts.values() for digest in part.data_sha256),
+    )

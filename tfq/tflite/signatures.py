@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flatbuffers with several signatures over several subgraphs: take one subgraph out, and put such files together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfq.errors import InputError
+from tfq.tflite.edit import forget_unused_codes, forget_unused_constants, operator_name, pack, unpack
+from tfq.tflite.records import Model
+
+# Ops that run other subgraphs of the file, by the index in their options.
+_CALLING = ("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE")
+
+
+def signature_keys(model: Model) -> dict[int, tuple[str, ...]]:
+    """Return {subgraph: keys of its signatures} of each subgraph that a caller can run; of the main one even if none.
+
+    Interpreters run the main subgraph unless a caller chooses a signature.
+    """
+    keys: dict[int, tuple[str, ...]] = {model.main_subgraph.index: ()}
+    for signature in model.signatures:
+        keys[signature.subgraph] = (*keys.get(signature.subgraph, ()), signature.key)
+    return dict(sorted(keys.items()))
+
+
+def listed_signatures(model: Model) -> str:
+    """Return "'encode' (subgraph 0), 'score' (subgraph 1)" for messages."""
+    keys = signature_keys(model)
+    return ", ".join(f"{' and '.join(map(repr, keys[index])) or 'no name'} (subgraph {index})" for index in keys)
+
+
+def extract_subgraph(data: bytes, index: int) -> bytes:
+    """Return the flatbuffer `data` with subgraph `index` and its signatures alone. `data` is trusted.
+
+    Raises:
+        InputError: An op of the subgraph runs another subgraph.
+    """
+    model = unpack(data)
+    graph = model.subgraphs[index]
+    calling = sorted({name for op in graph.operators if (name := operator_name(model, op)) in _CALLING})
+    if calling:
+        raise InputError(
+            f"subgraph {index} holds {', '.join(calling)}, which run other subgraphs: each signature is converted by "
+            "itself, so convert to a scheme that needs no ranges (dynamic_range, float16)",
+            field="model",
+            expected="no control flow",
+            got=tuple(calling),
+        )
+    model.subgraphs = [graph]
+    model.signatureDefs = [item for item in model.signatureDefs or [] if item.subgraphIndex == index]
+    for signature in model.signatureDefs:
+        signature.subgraphIndex = 0
+    forget_unused_codes(model)
+    forget_unused_constants(model)
+    return pack(model, len(data))
+
+
+def merge_subgraphs(parts: Sequence[bytes]) -> bytes:
+    """Return one flatbuffer with the main subgraph and the signatures of each of `parts`, in their order.
+
+    Equal constants are stored once. Metadata and description are those of the first part. `parts` are trusted.
+    """
+    merged = unpack(parts[0])
+    known: dict[bytes, int] = {}
+    for number, buffer in enumerate(merged.buffers):
+        known.setdefault(_content(buffer), number)
+    for number, part in enumerate(parts[1:], start=1):
+        model = unpack(part)
+        graph = model.subgraphs[0]
+        for op in graph.operators:
+            op.opcodeIndex = _code(merged, model.operatorCodes[op.opcodeIndex])
+        for tensor in graph.tensors:
+            buffer = model.buffers[tensor.buffer]
+            content = _content(buffer)
+            if content and content not in known:
+                known[content] = len(merged.buffers)
+                merged.buffers.append(buffer)
+            tensor.buffer = known[content] if content else 0
+        merged.subgraphs.append(graph)
+        for signature in model.signatureDefs or []:
+            signature.subgraphIndex = number
+            merged.signatureDefs = [*(merged.signatureDefs or []), signature]
+    return pack(merged, sum(map(len, parts)))
+
+
+def _content(buffer: Any) -> bytes:
+    return b"" if buffer.data is None else np.asarray(buffer.data, np.uint8).tobytes()
+
+
+def _code(model: Any, code: Any) -> int:
+    """Return the index of an equal operator code of `model`, added if it is missing."""
+    for index, other in enumerate(model.operatorCodes):
+        if (other.builtinCode, other.version, other.customCode) == (code.builtinCode, code.version, code.customCode):
+            return index
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
