@@ -18,6 +18,7 @@ above the bound. Takes about 25 minutes on two cores.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -25,6 +26,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ Case = tuple[str, Callable[[], tuple[Any, Any]]]
 def family(name: str, source: str, size: int, *, statistics_of_data: bool) -> tuple[Any, Any]:
     """(model, calibration images) of a family with random weights."""
     keras = import_keras()
-    images = next(iter(zoo.images(source, "train", name, size, limit=SAMPLES).inputs.values()))
+    split: Any = zoo.images(source, "train", name, size, limit=SAMPLES)
+    images = next(iter(split.inputs.values()))
     with deterministic(zoo.SEED):
         if not statistics_of_data:
             side = zoo.size_of(name, size)
@@ -65,7 +68,7 @@ def family(name: str, source: str, size: int, *, statistics_of_data: bool) -> tu
 
 def own_model(name: str) -> tuple[Any, Any]:
     with deterministic(0):
-        model = MODELS[name](import_keras())
+        model: Any = MODELS[name](import_keras())
     rng = np.random.default_rng(0)
     shape = model.inputs[0].shape[1:]
     coarse = rng.uniform(0, 1, (SAMPLES, *(max(1, -(-size // 4)) for size in shape[:-1]), shape[-1]))
@@ -80,7 +83,7 @@ def alarms(model: Any, samples: Any, scheme: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = convert_with_record(model, samples, tfq.ConversionConfig(scheme=scheme), remedies=False)
-    verification = result.verification
+    verification: Any = result.verification
     ratios = [item.sqnr_db for item in verification.outputs if item.sqnr_db is not None]
     return {
         "sqnr_db": min(ratios, default=None),
@@ -89,6 +92,15 @@ def alarms(model: Any, samples: Any, scheme: str) -> dict[str, Any]:
         "collapsed": [item.message for item in verification.collapsed],
         "notes": [item.kind for item in verification.notes],
     }
+
+
+def _alarms(built: Callable[[], tuple[Any, Any]], scheme: str) -> dict[str, Any]:
+    return alarms(*built(), scheme)
+
+
+def _cost(make: Callable[[], tuple[Any, Any]], rounds: int) -> dict[str, Any]:
+    model, samples = make()
+    return cost(model, samples, rounds)
 
 
 def cost(model: Any, samples: Any, rounds: int) -> dict[str, Any]:
@@ -112,15 +124,13 @@ def alarm_cases(arguments: argparse.Namespace) -> Iterator[Case]:
             label = f"{name}, {'logits, statistics of data' if with_statistics else 'softmax, random'}"
             yield (
                 label,
-                lambda name=name, of_data=with_statistics: family(
-                    name, arguments.data, arguments.size, statistics_of_data=of_data
-                ),
+                partial(family, name, arguments.data, arguments.size, statistics_of_data=with_statistics),
             )
     for name in MODELS:
         if name not in zoo.FAMILIES:
-            yield f"tfq {name}", lambda name=name: own_model(name)
+            yield f"tfq {name}", partial(own_model, name)
     for path in arguments.models:
-        yield Path(path).name, lambda path=path: loaded(path, arguments.data)
+        yield Path(path).name, partial(loaded, path, arguments.data)
 
 
 def loaded(path: str, source: str) -> tuple[Any, Any]:
@@ -139,22 +149,15 @@ def false_alarms(arguments: argparse.Namespace, out: Path) -> int:
     print("| model | scheme | SQNR dB | ideal dB | constant slices | verdict |\n|---|---|---|---|---|---|")
     wrong = total = 0
     for label, make in alarm_cases(arguments):
-        built: list[tuple[Any, Any]] = []
+        built = functools.cache(make)
         for scheme in ("int8",) if label.split(",")[0] in zoo.FAMILIES else ("int8", "int16x8"):
-
-            def row(scheme: str = scheme, make: Any = make, built: Any = built) -> dict[str, Any]:
-                if not built:
-                    built.append(make())
-                return alarms(*built[0], scheme)
-
             file = out / f"alarm_{'_'.join(label.replace(',', '').split())}_{scheme}.json"
-            record = kept(file, row)
+            record = kept(file, partial(_alarms, built, scheme))
             total, wrong = total + 1, wrong + bool(record["collapsed"])
             verdict = "ALARM: " + record["collapsed"][0] if record["collapsed"] else ", ".join(record["notes"]) or "ok"
             numbers = [f"{record[key]:.1f}" if record[key] is not None else "-" for key in ("sqnr_db", "ideal_db")]
-            print(
-                f"| {label} | {scheme} | {' | '.join(numbers)} | {record['constant_slices']} | {verdict} |", flush=True
-            )
+            numbers.append(str(record["constant_slices"]))
+            print(f"| {label} | {scheme} | {' | '.join(numbers)} | {verdict} |", flush=True)
     print(f"\n{wrong} alarms on {total} conversions")
     return wrong
 
@@ -162,15 +165,15 @@ def false_alarms(arguments: argparse.Namespace, out: Path) -> int:
 def costs(arguments: argparse.Namespace, out: Path) -> int:
     keras = import_keras()
     cases: list[Case] = [
-        ("digits_cnn", lambda: own_model("digits_cnn")),
-        ("resnet8", lambda: own_model("resnet8")),
-        ("MobileNetV2 0.35 @96", lambda: applied(keras.applications.MobileNetV2, 96, alpha=0.35)),
-        ("EfficientNetB0 @224", lambda: applied(keras.applications.EfficientNetB0, 224)),
+        ("digits_cnn", partial(own_model, "digits_cnn")),
+        ("resnet8", partial(own_model, "resnet8")),
+        ("MobileNetV2 0.35 @96", partial(applied, keras.applications.MobileNetV2, 96, alpha=0.35)),
+        ("EfficientNetB0 @224", partial(applied, keras.applications.EfficientNetB0, 224)),
     ]
     print("\n| model | off s | on s | more s | more | within the bound |\n|---|---|---|---|---|---|")
     missed = 0
     for label, make in cases:
-        record = kept(out / f"cost_{'_'.join(label.split())}.json", lambda make=make: cost(*make(), arguments.rounds))
+        record = kept(out / f"cost_{'_'.join(label.split())}.json", partial(_cost, make, arguments.rounds))
         holds = record["more_secs"] <= max(BOUND_SECS, BOUND_SHARE * record["off_secs"])
         missed += not holds
         print(

@@ -71,6 +71,34 @@ def audit(ok: bool = True, scheme: str = "full_int8", findings: tuple = (), **op
     }
 
 
+def verification(**changes: Any) -> dict[str, Any]:
+    """A Verification as plain JSON; `changes` are of its one output."""
+    output = {
+        "name": "probabilities",
+        "dtype": "int8",
+        "sqnr_db": 31.5,
+        "ideal_db": 44.0,
+        "steps": 255.0,
+        "agreement": 1.0,
+        "num_slices": 10,
+        "worst_slice": {"axis": 2, "index": 3, "sqnr_db": 24.5},
+        "constant_slices": 0,
+        "constant_slice_indices": [],
+        "values_used": 201,
+        "fixed_scale": True,
+        "finite": True,
+        "exact": False,
+    }
+    return {
+        "ok": True,
+        "execution": {"state": "runs", "reason": None, "op_index": None, "op": None},
+        "num_samples": 20,
+        "outputs": [{**output, **changes}],
+        "collapsed": [],
+        "notes": [],
+    }
+
+
 def weight(layer: str, values: int, zeros: int, dtype: str = "int8", **changes: Any) -> dict[str, Any]:
     """A weight of an AuditReport as plain JSON."""
     values_of_a_weight = {
@@ -217,6 +245,7 @@ _RECORD: dict[str, Any] = {
                 latency_p90_ms=0.0251,
             ),
             "audit": audit(),
+            "verification": verification(),
             "parity": {backend: parity(backend) for backend in _EMULATORS},
         },
         {
@@ -231,6 +260,7 @@ _RECORD: dict[str, Any] = {
                 latency_p90_ms=0.0262,
             ),
             "audit": audit(),
+            "verification": verification(sqnr_db=27.25),
             "parity": {
                 "qemu:cortex-a53": parity("qemu:cortex-a53", max_abs_error_lsb=1, num_different=4),
                 "qemu:cortex-a76": parity("qemu:cortex-a76"),

@@ -80,6 +80,41 @@ def _instructions(backend: str) -> Callable[[Reported], object]:
     return lambda model: part(model.instructions, backend).get("instructions")
 
 
+def verification_section(record: Record) -> Section | None:
+    """How each converted model compared with its float twin on calibration samples; None if the record has none."""
+    paragraphs: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    for model in models_of(record):
+        result = model.verification
+        for level in ("collapsed", "notes"):
+            messages = [plain(item.get("message")) for item in result.get(level) or [] if isinstance(item, Mapping)]
+            paragraphs += [f"{model.label}{' collapsed' if level == 'collapsed' else ''}: {item}." for item in messages]
+        for output in result.get("outputs") or []:
+            exact = output.get("exact")
+            rows.append(
+                (
+                    model.label,
+                    plain(output.get("name", "?")),
+                    "exact" if exact else decibels(output.get("sqnr_db")),
+                    decibels(output.get("ideal_db")),
+                    percent(output.get("agreement")),
+                    f"{count(output.get('constant_slices'))} of {count(output.get('num_slices'))}",
+                    count(output.get("values_used")),
+                )
+            )
+    if not rows and not paragraphs:
+        return None
+    about = (
+        "Each converted model next to the float model on a few calibration samples. Ideal is what the output's own "
+        "grid could reach. A constant slice varies in float and is one value in the converted model."
+    )
+    head = ("model", "output", "SQNR", "ideal", "agreement", "constant slices", "quantized values")
+    tables = (Table(columns=head, rows=tuple(rows), numeric=(False, False, *(True,) * 5)),) if rows else ()
+    return Section(
+        key="verification", title="Outputs against the float model", paragraphs=(about, *paragraphs), tables=tables
+    )
+
+
 QAT_PARITY_KEY, QAT_PARITY_TITLE = "qat_parity", "QAT model against its flatbuffer"
 
 

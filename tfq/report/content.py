@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfq.report.audit_content import audit_section
-from tfq.report.compression_content import compression_tables, gain_section, qat_parity_section
+from tfq.report.compression_content import compression_tables, gain_section, qat_parity_section, verification_section
 from tfq.report.data_content import data_section
 from tfq.report.formatting import (
     DASH,
@@ -181,6 +181,7 @@ def sections_of(record: Record) -> list[Section]:
         latency_section(record),
         instructions_section(record),
         parity_section(record),
+        verification_section(record),
         qat_parity_section(record),
         gain_section(record),
         audit_section(record),
