@@ -84,10 +84,10 @@ def alarms(model: Any, samples: Any, scheme: str) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         result = convert_with_record(model, samples, tfq.ConversionConfig(scheme=scheme), remedies=False)
     verification: Any = result.verification
-    ratios = [item.sqnr_db for item in verification.outputs if item.sqnr_db is not None]
+    outputs = verification.to_dict()["outputs"]
     return {
-        "sqnr_db": min(ratios, default=None),
-        "ideal_db": min((item.ideal_db for item in verification.outputs if item.ideal_db is not None), default=None),
+        "sqnr_db": min((item["sqnr_db"] for item in outputs if item["sqnr_db"] is not None), default=None),
+        "ideal_db": min((item["ideal_db"] for item in outputs if item["ideal_db"] is not None), default=None),
         "constant_slices": sum(len(item.constant_slices) for item in verification.outputs),
         "collapsed": [item.message for item in verification.collapsed],
         "notes": [item.kind for item in verification.notes],
