@@ -189,6 +189,20 @@ def test_training_learns_what_can_be_learned(kind):
     assert float(np.asarray(model.optimizer.learning_rate)) == pytest.approx(0, abs=1e-5)
 
 
+def test_one_hot_labels_train_the_weights_of_class_numbers():
+    x, config = np.random.default_rng(1).normal(size=(64, 4)).astype("float32"), TrainConfig(epochs=1, batch_size=16)
+    numbers, results = np.arange(64) % 3, []
+    for labels in (numbers, np.eye(3, dtype=np.float32)[numbers]):
+        import_tf_keras().utils.set_random_seed(0)
+        model = dense(import_tf_keras(), 3, "softmax")
+        train_model(model, split(labels, x), None, config)
+        results.append(model.get_weights())
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with refused(InputError, field="labels", expected=(64, 3), got=(64, 4)):
+        train_model(dense(import_tf_keras(), 3), split(np.eye(4)[np.arange(64) % 4], x))
+
+
 def test_training_is_silent_in_a_pipe(capfd):
     train_model(dense(import_tf_keras(), 2), split([0, 1, 1]), None, TrainConfig(epochs=1))
     assert capfd.readouterr().out == ""

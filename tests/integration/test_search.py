@@ -12,7 +12,7 @@ from messages import refused
 import tfq
 from tfq import tflite
 from tfq.__main__ import main
-from tfq.conversion import convert_model
+from tfq.conversion import convert_model, convert_with_record
 from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.search import find_int8
@@ -93,12 +93,12 @@ def test_with_litert_sensitive_layers_are_tried_in_int16_before_they_stay_float(
 
 
 def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path, monkeypatch):
-    def only_one(model, samples, conversion):
+    def only_one(model, samples, conversion, **options):
         if len(conversion.float_layers) == 1:
             raise TfqError("no such form")
-        return convert_model(model, samples, conversion)
+        return convert_with_record(model, samples, conversion, **options)
 
-    monkeypatch.setattr("tfq.conversion.convert_model", only_one)
+    monkeypatch.setattr("tfq.conversion.convert_with_record", only_one)
     lines, config = [], budget(max_accuracy_drop=0.0, full=True)
     result = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), told=lines.append)
     assert [len(candidate.layers) for candidate in result.candidates if candidate.candidate.kind == "mixed"] == [2]

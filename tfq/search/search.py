@@ -94,8 +94,9 @@ def find_int8(
 
     train: for calibration, for techniques, and to rank layers. validation: chooses. test: is looked at once, for what
     was chosen. Each is what `tfq.data.as_split` takes, with class labels: numbers or one-hot rows. If the model has
-    several outputs, the labels are those of the one that says a class. conversion: what all candidates have in common. store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with
-    a line after each candidate. The search space: calibration methods, then techniques on the best of them, then the
+    several outputs, the labels are those of the one that says a class. conversion: what all candidates have in common.
+    store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with a line
+    after each candidate. The search space: calibration methods, then techniques on the best of them, then the
     most sensitive layers in int16 (where conversion.quantizer has it) or float; the first candidate that keeps the
     budget is chosen, unless config.full, where it is the cheapest of those that do.
     Raises InputError on a model that is not float, and on data without class labels.
