@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from messages import refused
+from messages import refused, warned
 from sklearn.datasets import load_digits
 
 import tfq
@@ -138,3 +138,26 @@ def test_schemes_without_ranges_convert_every_subgraph(floating):
     assert sqnr_db(outputs(floating, "logits", IMAGES), outputs(content, "logits", IMAGES)) > 20
     weights = {tensor.dtype for graph in tflite.read(content).subgraphs for tensor in graph.tensors if tensor.scale}
     assert weights == {"int8"}
+
+
+def test_whatever_looks_at_the_main_subgraph_alone_says_so(floating):
+    content = converted(floating).content
+    notes = [item for item in tfq.audit(content).findings if item.kind == "several_signatures"]
+    assert len(notes) == 1 and "'logits'" in notes[0].message
+    labels = load_digits().target[:64]
+    with warned("'logits'"):
+        record = tfq.evaluate(
+            content, tfq.Split(name="test", source="digits", inputs={"classes_in": IMAGES}, labels=labels)
+        )
+    assert any("'logits'" in sentence for sentence in record.warnings)
+    with warned("'logits'"):
+        tfq.analyze(content, floating, DATA)
+    with warned("'logits'"), refused(tfq.InputError, field="representative_dataset", got=("logits",)):
+        tfq.analyze(content, floating, {"logits": VECTORS})
+    with warned("'logits'"):
+        tfq.benchmark({"digits": content}, config=tfq.BenchmarkConfig(num_runs=2, warmup_runs=1, min_secs=0.0))
+
+
+def test_a_file_with_one_subgraph_has_no_such_note():
+    findings = tfq.audit(named("digits_float32", "classes"), tfq.AuditConfig(require="float32")).findings
+    assert "several_signatures" not in {finding.kind for finding in findings}

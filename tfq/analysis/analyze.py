@@ -2,12 +2,13 @@
 """The whole analysis in one call, and its record."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from tfq import auditing
+from tfq import auditing, tflite
 from tfq.analysis.findings import Finding, find
 from tfq.analysis.histograms import OpHistogram, op_histograms
 from tfq.analysis.joins import Join, joins
@@ -15,8 +16,8 @@ from tfq.analysis.op_errors import OpError, measure
 from tfq.analysis.sensitivity import OpSensitivity, op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
-from tfq.data import input_specs, representative_samples
-from tfq.errors import InputError, RequirementError
+from tfq.data import data_of_main_subgraph, input_specs, representative_samples
+from tfq.errors import InputError, RequirementError, TfqWarning
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import Requirement, at_least
 from tfq.text_table import aligned
@@ -113,6 +114,10 @@ def analyze(
             field="analysis.reference",
             expected="float32",
         )
+    parsed = tflite.read(floating)
+    if note := tflite.main_subgraph_note(parsed, "analyzed"):
+        warnings.warn(note, TfqWarning, stacklevel=2)
+    data = data_of_main_subgraph(parsed, data)
     samples = representative_samples(data, input_specs(floating), config.limit).samples
     measured = measure(quantized, floating, samples)
     joined = joins(measured.diagnosis)

@@ -38,6 +38,7 @@ from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Op, Subgraph
+from tfq.tflite.signatures import main_subgraph_note
 from tfq.typing import PathOrBytes
 
 
@@ -379,6 +380,8 @@ def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
             "convert with tfq, or add one with tfq.tflite.add_signature"
         )
         yield Finding(kind="missing_signature", severity=NOTE, message=message)
+    if note := main_subgraph_note(model, "run and reported as the file's inputs and outputs; the rules cover all"):
+        yield Finding(kind="several_signatures", severity=NOTE, message=note)
     for flag, pattern in allowed.unused:
         other = {"allow_int16": "has 16 bits", "allow_int4": "has weights of 4 bits"}.get(flag, "is not int8")
         message = f"audit.{flag} {pattern!r} matches no op that {other}: a typo, or no longer needed"

@@ -69,9 +69,9 @@ class Finding:
         tensors); custom_op, flex_op, unknown_op; io_type, index_io; missing_quantization, bad_scale, bad_zero_point,
         buffer_size; weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale,
         fixed_scale, unequal_scales (parameters that the op's kernel does not honor); per_tensor_weights,
-        dynamic_shape, missing_signature, no_ops; unused_allow_float, unused_allow_int16, unused_allow_int4 (a pattern
-        matches nothing of its kind); other_scheme (an op's types are not those of the scheme required), not_on_target
-        (the target required cannot run the op), scheme.
+        dynamic_shape, missing_signature, several_signatures, no_ops; unused_allow_float, unused_allow_int16,
+        unused_allow_int4 (a pattern matches nothing of its kind); other_scheme (an op's types are not those of the
+        scheme required), not_on_target (the target required cannot run the op), scheme.
     severity: "fails" breaks what is required, "note" does not. allowed: it would have failed, but a pattern of
         allow_float, allow_int16 or allow_int4 names it.
     op_index, op, keras_layer, tensor: where it is, None where that has no meaning. tensor is a name.

@@ -21,11 +21,12 @@ from tfq.conversion.quantize import (
     quantize_after_training,
     quantize_flatbuffer,
 )
-from tfq.conversion.signatures import convert_each_signature, data_of_main_subgraph, has_several_signatures
+from tfq.conversion.signatures import convert_each_signature, has_several_signatures
 from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_floats, warn_of_target
 from tfq.conversion.tracing import Trace, trace, unwrapped
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
+from tfq.data import data_of_main_subgraph
 from tfq.errors import InputError
 from tfq.keras_bridge import model_kind
 from tfq.typing import Data, KerasModel, PathOrBytes, Preprocessing

@@ -98,14 +98,6 @@ def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
     return {subgraph: next(provided[name] for name in names if name in provided) for subgraph, names in keys.items()}
 
 
-def data_of_main_subgraph(model: tflite.Model, dataset: Any) -> Any:
-    """Return the samples of the main subgraph out of a dataset {signature: samples}; any other dataset as it is."""
-    keys = tflite.signature_keys(model)
-    if not isinstance(dataset, Mapping) or not any(name in dataset for names in keys.values() for name in names):
-        return dataset
-    return next((dataset[name] for name in keys[model.main_subgraph.index] if name in dataset), None)
-
-
 def _own_config(model: tflite.Model, subgraph: int, config: ConversionConfig) -> ConversionConfig:
     """Return `config` with the patterns that fit an op of the subgraph, op numbers as in a file of that subgraph alone.
 

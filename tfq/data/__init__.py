@@ -10,6 +10,7 @@ from tfq.data.representative import (
     InputSpec,
     RepresentativeSamples,
     SampleDigest,
+    data_of_main_subgraph,
     input_specs,
     representative_samples,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "bind_inputs",
     "class_labels",
     "count_classes",
+    "data_of_main_subgraph",
     "diagnose",
     "example_shape",
     "examples_of_arrays",

@@ -138,6 +138,28 @@ class SampleDigest:
         return self._digest.hexdigest()
 
 
+def data_of_main_subgraph(model: tflite.Model, dataset: Any) -> Any:
+    """Return the samples of the main subgraph out of a dataset {signature: samples}; any other dataset as it is.
+
+    Raises:
+        InputError: The dataset has samples of other signatures of the model only.
+    """
+    keys = tflite.signature_keys(model)
+    named = {name for names in keys.values() for name in names}
+    if not isinstance(dataset, Mapping) or named.isdisjoint(dataset):
+        return dataset
+    main = keys[model.main_subgraph.index]
+    if set(main).isdisjoint(dataset):
+        raise InputError(
+            "representative_dataset: only subgraph 0 is run, and there are no samples for it: the model has "
+            f"{tflite.listed_signatures(model)}",
+            field="representative_dataset",
+            expected=main,
+            got=tuple(dataset),
+        )
+    return next(dataset[name] for name in main if name in dataset)
+
+
 def input_specs(model: bytes) -> list[InputSpec]:
     """What the flatbuffer wants to be fed, in its own order, under its signature's names where it has one."""
     parsed = tflite.read(model)

@@ -80,6 +80,7 @@ def evaluate_model(
     scores = score_answers(outputs, expected, data, choice, reconstructs=is_reconstruction, class_outputs=class_outputs)
     missing = max(0, config.limit - data.num_examples)
     messages = [
+        *filter(None, [tflite.main_subgraph_note(parsed, "evaluated")]),
         *([f"{config.limit:,} examples were asked for, the data has {data.num_examples:,}"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,

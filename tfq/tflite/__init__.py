@@ -25,7 +25,13 @@ from tfq.tflite.edit import (
 from tfq.tflite.metadata import ADDRESSED_OPS
 from tfq.tflite.reader import read
 from tfq.tflite.records import ABSENT, Model, Op, Signature, Subgraph, Tensor, constant_values
-from tfq.tflite.signatures import extract_subgraph, listed_signatures, merge_subgraphs, signature_keys
+from tfq.tflite.signatures import (
+    extract_subgraph,
+    listed_signatures,
+    main_subgraph_note,
+    merge_subgraphs,
+    signature_keys,
+)
 
 __all__ = [
     "ABSENT",
@@ -46,6 +52,7 @@ __all__ = [
     "forget_unused_tensors",
     "inject_ranges",
     "listed_signatures",
+    "main_subgraph_note",
     "merge_subgraphs",
     "operator_code",
     "operator_name",

@@ -31,6 +31,13 @@ def listed_signatures(model: Model) -> str:
     return ", ".join(f"{' and '.join(map(repr, keys[index])) or 'no name'} (subgraph {index})" for index in keys)
 
 
+def main_subgraph_note(model: Model, done: str) -> str | None:
+    """Return a sentence that says that only the main subgraph was `done`; None if a caller can run no other."""
+    if len(signature_keys(model)) == 1:
+        return None
+    return f"the file has several signatures, {listed_signatures(model)}: only subgraph 0 was {done}"
+
+
 def extract_subgraph(data: bytes, index: int) -> bytes:
     """Return the flatbuffer `data` with subgraph `index` and its signatures alone. `data` is trusted.
 
