@@ -204,12 +204,13 @@ COARSE = analysis.WeightError(sqnr_db=30.0, worst_channel=5, worst_channel_sqnr_
         ([error(0), error(1, "MUL", 4.0)], "gate_collapse", "squeeze-and-excitation"),
         ([error(0), error(1, "CONV_2D", 4.0)], "collapse", "conversion.techniques"),
         ([error(0, dead_channels=(1, 2))], "dead_channels", "(1, 2)"),
+        ([error(0, dead_channels=tuple(range(8)), range_use=0.001)], "dead_channels", "(all)"),
         ([error(0, dead=True, sqnr_db=-math.inf)], "dead", "dead"),
         ([error(0, channel_spread=0.01)], "uneven_channels", "1.0%"),
-        ([error(0, saturated_channels=(0,)), error(1)], "saturated_channels", "1"),
-        ([error(0, saturated=0.02)], "clipped", "2.00%"),
+        ([error(0, saturated_channels=(0,), clipping_sqnr_db=20.0), error(1)], "saturated_channels", "1"),
+        ([error(0, saturated=0.02, clipping_sqnr_db=20.0)], "clipped", "2.00%"),
         ([error(0, mean_shift=0.3, mean_shift_lsb=3.0)], "mean_shift", "bias_correction"),
-        ([error(0, weights=COARSE)], "weights", "conversion.per_channel"),
+        ([error(0, sqnr_db=20.0, weights=COARSE)], "weights", "conversion.per_channel"),
         ([error(0, saturated_channels=(0,), saturated=0.5)], "ranges_too_narrow", "noise"),
         ([error(0, range_use=0.1), error(1, range_use=0.2)], "ranges_too_wide", "noise"),
         ([error(0), error(1), error(2, range_use=0.01)], "ranges_widened", "1.0%"),
@@ -218,6 +219,20 @@ COARSE = analysis.WeightError(sqnr_db=30.0, worst_channel=5, worst_channel_sqnr_
 def test_each_cause_is_named_in_plain_words(errors, kind, word):
     (finding,) = find(errors, [], chain(errors))
     assert finding.kind == kind and word in finding.message and finding.label.startswith("layer")
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        error(1, sqnr_db=31.0),
+        error(1, saturated=0.02, clipping_sqnr_db=45.0),
+        error(1, weights=COARSE),
+        error(1, "SOFTMAX", range_use=0.1),
+    ],
+)
+def test_what_does_no_harm_is_no_finding(sound):
+    errors = [error(0, sqnr_db=60.0), sound, error(2), error(3)]
+    assert find(errors, [], chain(errors)) == []
 
 
 def test_an_output_that_hardly_varies_on_its_own_grid_is_no_collapse():
@@ -254,7 +269,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
 
 def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
-    errors = [error(number, saturated=0.02) for number in range(9)]
+    errors = [error(number, saturated=0.02, clipping_sqnr_db=20.0) for number in range(9)]
     message = dataclasses.replace(result, findings=tuple(find(errors, [], chain(errors)))).to_text()
     named = [re.findall(r"layer\d", line) for line in message.splitlines()]
     assert [sorted(set(names)) for names in named if names] == [

@@ -120,12 +120,20 @@ def test_an_input_of_many_scales_is_named_behind_its_normalization():
     assert cause_of(built, 1, sound).kind == causes.UNKNOWN
 
 
-def test_a_quantized_index_is_named():
-    tensors = [tensor(0, 7.84), tensor(1, dtype="int32"), tensor(2, 0.1, constant=True), tensor(3, 0.1)]
-    built = graph([("CAST", (0,), (1,)), ("GATHER", (2, 1), (3,))], tensors)
-    assert cause_of(built, 1, {}).kind == causes.INDEX_QUANTIZED
-    exact = graph([("CAST", (0,), (1,)), ("GATHER", (2, 1), (3,))], [tensor(0, 1.0), *tensors[1:]])
-    assert cause_of(exact, 1, {}).kind == causes.UNKNOWN
+@pytest.mark.parametrize("between", ["ADD", "SELECT", "MINIMUM"])
+def test_a_quantized_index_is_named(between):
+    tensors = [tensor(0, 7.84), *(tensor(index, dtype="int32") for index in (1, 2))]
+    tensors += [tensor(3, 0.1, constant=True), tensor(4, 0.1)]
+    ops = [
+        ("CAST", (0,), (1,)),
+        (between, (1, 1, 1)[: 3 if between == "SELECT" else 2], (2,)),
+        ("GATHER", (3, 2), (4,)),
+    ]
+    assert cause_of(graph(ops, tensors), 2, {}).kind == causes.INDEX_QUANTIZED
+    exact = graph(ops, [tensor(0, 1.0), *tensors[1:]])
+    assert cause_of(exact, 2, {}).kind == causes.UNKNOWN
+    chosen = graph([("ARG_MAX", (0,), (2,)), ops[2]], tensors)
+    assert cause_of(chosen, 1, {}).kind == causes.UNKNOWN
 
 
 def test_a_dead_tensor_is_named_where_it_is_and_not_after_it():

@@ -11,24 +11,29 @@ from tfq.ptq import causes
 from tfq.ptq.causes import Cause, Diagnosis, op_label
 from tfq.tflite.op_types import INDEX, roles
 
-# Decibels. Below the first an activation hardly tells what the float one does; a fall by the second is the work of this
-# op then, and one by the third wherever it ends.
-_COLLAPSED_DB, _FALL_DB, _STEEP_DB = 10.0, 8.0, 20.0
+# Decibels. Below the first an output says little about the float one; a fall by the second is then the work of this op,
+# and one by the third if it ends below the fourth.
+_COLLAPSED_DB, _FALL_DB, _STEEP_DB, _HEALTHY_DB = 10.0, 8.0, 20.0, 30.0
 # An output whose own grid allows no more than this carries little on these samples, in int8 or not.
 _IDEAL_DB = 25.0
 # The channel in the middle has this part of the range or less.
 _UNEVEN = 1 / 32
 _CLIPPED = 0.001
+# Clipping that costs less than this is no finding, but for a channel whose own error is below _COLUMN_DB.
+_CLIPPING_DB = 30.0
 # In one op at least, where ranges are those of other data: a few values are beyond the range wherever data is new.
 _CLIPPED_BY_OTHER_DATA = 0.01
 _UNUSED = 0.25
 # Weights of a channel that are worse than this are a finding by themselves.
 _WEIGHTS_DB = 10.0
-# A column of an input that is worse than this is lost.
+# A column of an input, or a channel, that is worse than this is lost.
 _COLUMN_DB = 10.0
 # A shift of the mean that is this part of the standard deviation is more than rounding leaves.
 _SHIFTED = 0.1
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+_SUMS = ("ADD", "SUB", "ADD_N")
+# Their ranges are fixed by the kernels.
+_FIXED = ("LOGISTIC", "SOFTMAX", "LOG_SOFTMAX", "TANH", "L2_NORMALIZATION")
 _GATES = ("MUL", "LOGISTIC", "HARD_SWISH", "TANH")
 # Causes that lie in the graph and not in the data; the ranges of what follows them say nothing about the data.
 _STRUCTURAL = (
@@ -98,7 +103,7 @@ def _collapses(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Find
         came = min((by_tensor[index].sqnr_db for index in _read_by(item, by_tensor, diagnosis)), default=math.inf)
         came = item.expected_sqnr_db if math.isinf(came) else came
         needed = _FALL_DB if item.sqnr_db < _COLLAPSED_DB else _STEEP_DB
-        if came < _COLLAPSED_DB or came - item.sqnr_db < needed:
+        if item.sqnr_db >= _HEALTHY_DB or came < _COLLAPSED_DB or came - item.sqnr_db < needed:
             continue
         cause = diagnosis.cause_of(item.op_index, _worst_weights(item))
         on_its_grid = min(came, item.expected_sqnr_db) - item.sqnr_db
@@ -198,7 +203,11 @@ def _dead(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
 def _weights(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Finding]:
     for item in errors:
         worst = _worst_weights(item)
-        if item.op_index is not None and worst is not None and worst < _WEIGHTS_DB and item.weights is not None:
+        # Coarse weights do no harm to an output that is right, or that hardly varies.
+        lost = item.sqnr_db < _HEALTHY_DB or (item.worst_channel_sqnr_db or 0.0) < _COLUMN_DB
+        if item.op_index is None or not lost or item.expected_sqnr_db < _IDEAL_DB:
+            continue
+        if worst is not None and worst < _WEIGHTS_DB and item.weights is not None:
             yield Finding(
                 kind=causes.WEIGHTS,
                 label=item.label,
@@ -219,7 +228,8 @@ def _channels(errors: Sequence[OpError]) -> Iterator[Finding]:
         if item.dead or item.op_index is None:
             continue
         if item.dead_channels and item.channels > 1 and item.op in _WEIGHTED:
-            named = ", ".join(map(str, item.dead_channels[:6])) + (", ..." if len(item.dead_channels) > 6 else "")
+            named = "all" if len(item.dead_channels) == item.channels else ", ".join(map(str, item.dead_channels[:6]))
+            named += ", ..." if 6 < len(item.dead_channels) < item.channels else ""
             yield Finding(
                 kind="dead_channels",
                 label=item.label,
@@ -241,7 +251,8 @@ def _channels(errors: Sequence[OpError]) -> Iterator[Finding]:
 def _joined(joins: Sequence[Join], diagnosis: Diagnosis, already: Sequence[Finding]) -> Iterator[Finding]:
     known = {item.op_index for item in already}
     for item in joins:
-        if item.ratio < causes.APART or item.op_index in known:
+        # A sum is about as large as its larger term, in float too: nothing is lost that mattered.
+        if item.ratio < causes.APART or item.op_index in known or item.op in _SUMS:
             continue
         cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
         if cause is not None and cause.kind in (causes.UNEQUAL_JOIN, causes.MASK_CONSTANT):
@@ -299,8 +310,8 @@ def _widened(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Findin
 
 
 def _is_explained(item: OpError, diagnosis: Diagnosis) -> bool:
-    """Check that a range is wide for a reason in the graph: the tensor is dead, or shares the scale of a wider one."""
-    if item.op_index is None or item.dead:
+    """Check that a range is wide for a reason: values below a step, an op that fixes it, the scale of a wider tensor."""
+    if item.op_index is None or item.op in _FIXED or len(item.dead_channels) == item.channels:
         return True
     cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
     return cause is not None and cause.kind in (causes.UNEQUAL_JOIN, causes.MASK_CONSTANT)
@@ -309,6 +320,9 @@ def _is_explained(item: OpError, diagnosis: Diagnosis) -> bool:
 def _clipped(errors: Sequence[OpError]) -> Iterator[Finding]:
     for item in errors:
         if item.op in causes.PASSING:
+            continue
+        lost = item.worst_channel in item.saturated_channels and (item.worst_channel_sqnr_db or 0.0) < _COLUMN_DB
+        if item.clipping_sqnr_db >= _CLIPPING_DB and not lost:
             continue
         if item.saturated_channels:
             yield Finding(
@@ -337,7 +351,12 @@ def _split(item: OpError) -> str:
 
 def _other_data(errors: Sequence[OpError]) -> Iterator[Finding]:
     """Yield that most ranges do not suit: they were calibrated with something else than this data."""
-    errors = [item for item in errors if item.op_index is not None and not item.dead]
+    # A tensor whose values are all below a step has a scale that kernels need, not one of other data.
+    errors = [
+        item
+        for item in errors
+        if item.op_index is not None and item.op not in _FIXED and len(item.dead_channels) < item.channels
+    ]
     message = (
         "the ranges come from other data than this (random noise, another scaling): calibrate with real examples, "
         "scaled as in training"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.tflite import ABSENT, Op, Subgraph, Tensor
-from tfq.tflite.op_types import DATA, INDEX, roles
+from tfq.tflite.op_types import DATA, INDEX, INDEX_OUTPUTS, INTEGER_OPS, roles
 
 UNEQUAL_JOIN, MASK_CONSTANT, WIDE_DYNAMIC_RANGE = "unequal_join", "mask_constant", "wide_dynamic_range"
 MIXED_INPUT_SCALES, INDEX_QUANTIZED, DEAD = "mixed_input_scales", "index_quantized", "dead"
@@ -63,7 +63,8 @@ _SHARED_SCALE = frozenset(
 )
 JOINS = (*("CONCATENATION", "PACK", "SELECT", "SELECT_V2", "MAXIMUM", "MINIMUM"), "ADD", "SUB", "ADD_N")
 _MASKING = frozenset({"ADD", "SUB", "SELECT", "SELECT_V2", "PADV2", "MAXIMUM", "MINIMUM"})
-_TO_INDEX = PASSING | _REQUANTIZING | {"CAST", "FLOOR", "ROUND", "ADD", "CONCATENATION", "SELECT_V2", "MAXIMUM"}
+# Ops between a tensor and the index that it becomes: integer arithmetic, but for what finds positions by itself.
+_TO_INDEX = PASSING | _REQUANTIZING | {"CAST", "FLOOR", "CEIL", "ROUND"} | (INTEGER_OPS - INDEX_OUTPUTS.keys())
 _SCALING = frozenset({"ADD", "SUB", "MUL", "DIV"})
 # Ops that are steep near zero: small inputs matter as much as large ones. DIV by its denominator.
 _STEEP = frozenset({"LOG", "SQRT", "RSQRT", "DIV", "POW"})
