@@ -247,7 +247,8 @@ I8, I32, I64, B = (INT8, (4,), True), (INT32, (4,), False), (INT64, (4,), False)
         ("SOFTMAX", [I64, I8], False),
         ("WHILE", [I32, I8, B], True),
         ("TRANSPOSE", [I8, I32, I8], True),
-        ("TRANSPOSE", [I8, I8, I8], True),
+        ("TRANSPOSE", [I8, (INT8, (4,), False), I8], True),
+        ("TRANSPOSE", [I8, I8, I8], False),  # An index with a scale.
         ("TRANSPOSE", [(INT16, (4,), True), I32, (INT16, (4,), True)], False),
     ],
 )

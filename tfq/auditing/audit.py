@@ -35,7 +35,7 @@ from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.patterns import of_source, op_address, parse_address
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
-from tfq.tflite.op_types import CONTROL_FLOW, INDEX, WEIGHT, op_types, roles
+from tfq.tflite.op_types import CONTROL_FLOW, INDEX, RANGE, WEIGHT, WIDE, op_types, roles
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Op, Subgraph
 from tfq.tflite.signatures import main_subgraph_note
@@ -94,7 +94,11 @@ class TargetRules:
     def _foreign_numbers(self, op: Op, kind: str) -> str | None:
         """Why its numbers are none that the target computes with, by itself or in the form of its weights."""
         target, tensors = self._target, self._graph.tensors
-        types = {tensors[index].dtype for index in op.tensors if not tensors[index].is_constant}
+        types = {
+            tensors[index].dtype
+            for _, _, index, role in roles(op)
+            if role not in (WIDE, RANGE) and not tensors[index].is_constant
+        }
         if "int16" in types and "int16x8" not in target.schemes:
             return f"{target.title} has no kernel for 16-bit activations"
         if kind == "float" and target.schemes == ("int8",) and not self._borders.is_border(op):
@@ -136,7 +140,7 @@ class TargetRules:
         types = {
             self._graph.tensors[index].dtype
             for _, _, index, role in roles(op)
-            if role != INDEX and not self._graph.tensors[index].is_constant
+            if role not in (INDEX, WIDE, RANGE) and not self._graph.tensors[index].is_constant
         }
         if types & FLOATS:
             # A QUANTIZE or DEQUANTIZE is where floats end or begin.

@@ -2,7 +2,7 @@
 """What a flatbuffer is quantized as, told from its ops' tensors alone."""
 
 from tfq.auditing.schemes import FLOATS, NARROW, is_hybrid
-from tfq.tflite.op_types import INDEX, roles
+from tfq.tflite.op_types import INDEX, RANGE, WIDE, roles
 from tfq.tflite.records import Model, Op, Subgraph
 
 # A scheme of ConversionConfig, as the tensors tell it.
@@ -42,7 +42,7 @@ class Composition:
         converts = op.name in ("QUANTIZE", "DEQUANTIZE")
         for _, _, index, role in roles(op):
             tensor = graph.tensors[index]
-            if role == INDEX or tensor.dtype in _WHOLE_NUMBERS:
+            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _WHOLE_NUMBERS:
                 continue
             if tensor.is_constant and op.name == "DEQUANTIZE":
                 self.dequantized.add(tensor.dtype)

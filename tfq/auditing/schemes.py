@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tfq.auditing.targets import find_target
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
-from tfq.tflite.op_types import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, REAL_OPS, WEIGHT, roles
+from tfq.tflite.op_types import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, RANGE, REAL_OPS, WEIGHT, WIDE, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
 
 FLOATS = frozenset(
@@ -92,7 +92,7 @@ def _is_whole(tensor: Tensor) -> bool:
 def _wanted(op: Op, tensor: Tensor, role: str, whole: bool) -> str | None:
     """The type that the tensor should have, None when it has it. whole: all data of the op are whole numbers."""
     dtype = tensor.dtype
-    if dtype == "int8":
+    if dtype == "int8" or role == RANGE or (role == WIDE and dtype == "int16"):
         return None
     if role == INDEX:
         return None if dtype in WHOLE_NUMBERS else "an index or condition (int32, int64 or bool)"
@@ -202,6 +202,8 @@ class SchemeRules:
     def _wanted(self, op: Op, tensor: Tensor, role: str) -> str | None:
         """The type that the tensor should have, None when it has it."""
         rule = self._rule
+        if role == RANGE or (role == WIDE and tensor.dtype == "int16"):
+            return None
         if role == INDEX or (tensor.dtype in WHOLE_NUMBERS and not tensor.is_quantized and role != BIAS):
             return None
         stored = self._stored(tensor)

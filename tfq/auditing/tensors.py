@@ -12,6 +12,7 @@ import numpy as np
 from tfq.auditing.parameters import SMALLEST_NORMAL, parameter_faults
 from tfq.auditing.report import FAILS, NOTE, Finding, Weight, op_title, shown
 from tfq.errors import InputError
+from tfq.tflite.index_values import quantized_indices
 from tfq.tflite.op_types import CHANNEL_AXES, INDEX, WEIGHT, roles
 from tfq.tflite.records import ABSENT, Model, Op, Subgraph, Tensor, constant_values
 
@@ -124,6 +125,13 @@ def tensor_findings(model: Model, graph: Subgraph) -> Iterator[Finding]:
     borders = {*graph.inputs, *graph.outputs} if is_entry(model, graph) else set()
     indices = {tensor for op in graph.ops for _, _, tensor, role in roles(op) if role == INDEX}
     owners = touched(graph)
+    for index in quantized_indices(graph):
+        tensor = graph.tensors[index]
+        wrong = (
+            f"is {tensor.dtype} with scale {tensor.scale[0]:.4g} and is used as an index, which must be exact: "
+            "convert again with tfq, or feed indices as int32"
+        )
+        yield _finding(graph, owners.get(index), tensor, "quantized_index", FAILS, wrong)
     dynamic = []
     for index, op in owners.items():
         tensor = graph.tensors[index]

@@ -92,17 +92,21 @@ _ALL = ".*"
 
 
 def quantize_by_litert(
-    model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]], config: ConversionConfig
+    model: bytes,
+    ranges: Mapping[tuple[int, int], tuple[float, float]],
+    config: ConversionConfig,
+    float_outputs: Sequence[str] = (),
 ) -> bytes:
     """`model`, a float flatbuffer with a signature, in the integers of config.scheme.
 
     ranges: (subgraph, tensor) -> (minimum, maximum) of every activation. config: as quantize_flatbuffer has it, and the
-    layers that have a scheme of their own.
+    layers that have a scheme of their own. float_outputs: outputs of further ops that stay float.
     Raises InputError where litert-quantizer is missing or refuses, where two activations have one name, and on a
     pattern that fits no layer.
     """
     try:
         from litert_quantizer import quantizer
+        from litert_quantizer.qtyping import TFLOperationName
     except ImportError as error:
         raise InputError(
             f"quantizer=litert needs litert-quantizer ({error}): {install_hint('litert')}. Or leave quantizer out",
@@ -112,6 +116,8 @@ def quantize_by_litert(
         ) from error
     recipe = quantizer.Quantizer(model)
     _add_schemes(recipe, model, config)
+    for output in float_outputs:
+        recipe.update_quantization_recipe(_regex(output), TFLOperationName.ALL_SUPPORTED, algorithm_key="no_quantize")
     _add_borders(recipe, config)
     try:
         built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)

@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 
 from tfq import ptq, tflite
 from tfq.config import ConversionConfig
+from tfq.conversion.exact_indices import (
+    float_index_outputs,
+    warn_of_float_indices,
+    with_exact_sources,
+    with_hidden_indices,
+    with_integer_inputs,
+)
 from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
 from tfq.conversion.graph_rewrites import with_kernels_of_int8
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
+from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
@@ -84,9 +92,15 @@ def quantize_after_training(
     (min_max), as fake quantization itself has it.
     """
     check_settings(config, trained=known is not None)
-    floating, model = model, with_finite_masks(model)
+    check_recurrent_ops(model, config)
+    floating = calibration.with_intermediate_tensors(model)
+    model = with_finite_masks(floating)
     needs_samples = not config.calibration.ranges or bool(config.techniques or config.int4_layers)
     samples = _samples(model, dataset, config) if needs_samples else []
+    has_finite_masks = model is not floating
+    model, samples = with_integer_inputs(model, samples, config)
+    floating = floating if has_finite_masks else model
+    warn_of_float_indices(model)
     techniques: dict[str, Any] = {}
     if "cross_layer_equalization" in config.techniques:
         equalized = ptq.equalize(model, samples)
@@ -128,7 +142,7 @@ def quantize_after_training(
 def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
     """`model` in integers by the ranges `values` of its activations."""
     if config.quantizer == "litert":
-        return quantize_by_litert(model, values, config)
+        return with_exact_sources(quantize_by_litert(model, values, config, float_index_outputs(model)))
     values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
     return quantize_flatbuffer(tflite.inject_ranges(model, values), config)
 
@@ -220,8 +234,9 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     Raises InputError on what TensorFlow's quantizer refuses, and on a pattern in float_layers that fits no layer.
     """
     quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_int8
+    seen, restore = with_hidden_indices(model, all_whole=config.scheme == "int16x8", others=float_recurrent_ops(model))
     try:
-        return quantizer(model, config)
+        return restore(quantizer(seen, config))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}", field="model") from error
 
@@ -246,7 +261,6 @@ def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
 def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
-    _refuse_whole_number_inputs(model)
     if not config.per_channel:
         _refuse_per_tensor_depthwise(model)
     return bytes(
@@ -260,21 +274,6 @@ def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
             not (config.per_channel and config.per_channel_dense),
         )
     )
-
-
-def _refuse_whole_number_inputs(model: bytes) -> None:
-    """TensorFlow 2.21 wants a range of token ids as well ("Empty min/max for tensor")."""
-    parsed = tflite.read(model)
-    inputs = zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True)
-    names = [f"{name} ({tensor.dtype})" for name, tensor in inputs if tensor.dtype != "float32"]
-    if names:
-        raise InputError(
-            f"int16x8 of a model with whole numbers for inputs: TensorFlow's quantizer cannot do it: "
-            f"{', '.join(names)}: convert to int8 or dynamic_range",
-            field="conversion.scheme",
-            expected=("int8", "dynamic_range"),
-            got="int16x8",
-        )
 
 
 def _refuse_per_tensor_depthwise(model: bytes) -> None:

@@ -16,7 +16,8 @@ def _table(text: str) -> dict[str, frozenset[int]]:
     return {name: frozenset(map(int, slots.split(","))) for name, slots in pairs}
 
 
-def _names(text: str) -> frozenset[str]:
+def names(text: str) -> frozenset[str]:
+    """Return the words of `text`."""
     return frozenset(text.split())
 
 
@@ -42,7 +43,12 @@ BIAS_INPUTS = _table("""
 """)
 WEIGHT_INPUTS = _table("""
     CONV_2D=1 DEPTHWISE_CONV_2D=1 FULLY_CONNECTED=1 TRANSPOSE_CONV=1 CONV_3D=1 CONV_3D_TRANSPOSE=1 BATCH_MATMUL=0,1
-    EMBEDDING_LOOKUP=1 SVDF=1,2 LSTM=1,2,3,4,5,6,7,8,16 UNIDIRECTIONAL_SEQUENCE_LSTM=1,2,3,4,5,6,7,8,16
+    EMBEDDING_LOOKUP=1 SVDF=1 LSTM=1,2,3,4,5,6,7,8,16 UNIDIRECTIONAL_SEQUENCE_LSTM=1,2,3,4,5,6,7,8,16
+""")
+# Of more bits than the data, 16 in the int8 forms: what an op carries from step to step, the coefficients of a layer
+# normalization, and SVDF's weights along time.
+WIDE_INPUTS = _table("""
+    LSTM=19,20,21,22,23 UNIDIRECTIONAL_SEQUENCE_LSTM=19,20,21,22,23 SVDF=2,4
 """)
 
 # Ops that move or select values: the inputs that they take them from. Their integer kernels copy quantized values, so
@@ -76,7 +82,7 @@ CHANNEL_AXES = {
 
 # Ops that also serve shape and index arithmetic: whole numbers are at home in them as long as no quantized real is
 # among their data. Control flow passes on whatever it is given.
-INTEGER_OPS = _names("""
+INTEGER_OPS = names("""
     ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD MINIMUM MAXIMUM NEG ABS SIGN SQUARED_DIFFERENCE POW PACK UNPACK CONCATENATION
     STRIDED_SLICE SLICE GATHER GATHER_ND SCATTER_ND RESHAPE SQUEEZE EXPAND_DIMS FILL SELECT SELECT_V2 CAST RANGE
     REDUCE_PROD REDUCE_MAX REDUCE_MIN SUM TILE BROADCAST_TO TRANSPOSE CUMSUM SPLIT SPLIT_V SHAPE RANK ONE_HOT UNIQUE
@@ -86,7 +92,7 @@ INTEGER_OPS = _names("""
 CONTROL_FLOW = frozenset({"IF", "WHILE", "CALL_ONCE"})
 
 # Kernels that compute on reals alone: an int32 in them is a bias, an index, or a mistake.
-REAL_OPS = _names("""
+REAL_OPS = names("""
     CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV CONV_3D CONV_3D_TRANSPOSE BATCH_MATMUL AVERAGE_POOL_2D
     MAX_POOL_2D L2_POOL_2D SOFTMAX LOG_SOFTMAX LOGISTIC TANH RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU
     GELU HARD_SWISH EXP LOG SQRT RSQRT SIN COS L2_NORMALIZATION LOCAL_RESPONSE_NORMALIZATION MEAN RESIZE_BILINEAR LSTM
@@ -94,25 +100,24 @@ REAL_OPS = _names("""
 """)
 
 # What TensorFlow 2.21's post-training quantizer left float in a one-op model with a representative dataset.
-LEFT_FLOAT_BY_QUANTIZER = _names("""
+LEFT_FLOAT_BY_QUANTIZER = names("""
     SIN COS SQUARE POW FLOOR CEIL ROUND ELU NEG FLOOR_DIV FLOOR_MOD LOCAL_RESPONSE_NORMALIZATION SIGN ATAN2 CONV_3D CAST
     RFFT2D COMPLEX_ABS SEGMENT_SUM
 """)
 
 INDEX, BIAS, WEIGHT, DATA = "index", "bias", "weight", "data"
+# WIDE: see WIDE_INPUTS. RANGE: an intermediate tensor, which holds no values, only the scale of a number inside the op.
+WIDE, RANGE = "wide", "range"
 
 
 def roles(op: Op) -> list[tuple[str, int, int, str]]:
     """(place, slot, tensor, role) of everything that `op` touches; place is input, output or intermediate."""
-    index, bias, weight = (table.get(op.name, frozenset()) for table in (INDEX_INPUTS, BIAS_INPUTS, WEIGHT_INPUTS))
-    results = []
-    for slot, tensor in enumerate(op.inputs):
-        if tensor >= 0:
-            role = INDEX if slot in index else BIAS if slot in bias else WEIGHT if slot in weight else DATA
-            results.append(("input", slot, tensor, role))
+    tables = {INDEX: INDEX_INPUTS, BIAS: BIAS_INPUTS, WEIGHT: WEIGHT_INPUTS, WIDE: WIDE_INPUTS}
+    slots = {slot: role for role, table in tables.items() for slot in table.get(op.name, ())}
+    results = [("input", slot, tensor, slots.get(slot, DATA)) for slot, tensor in enumerate(op.inputs) if tensor >= 0]
     index = INDEX_OUTPUTS.get(op.name, frozenset())
     results += [("output", slot, tensor, INDEX if slot in index else DATA) for slot, tensor in enumerate(op.outputs)]
-    results += [("intermediate", slot, tensor, DATA) for slot, tensor in enumerate(op.intermediates) if tensor >= 0]
+    results += [("intermediate", slot, tensor, RANGE) for slot, tensor in enumerate(op.intermediates) if tensor >= 0]
     return results
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Float bytes and data -> activation ranges: observe (what was there), choose (what the codes are to span)."""
 
-from tfq.ptq.calibration.calibrate import Outputs, calibrate, calibrate_with_outputs
+from tfq.ptq.calibration.calibrate import Outputs, calibrate, calibrate_with_outputs, with_intermediate_tensors
 from tfq.ptq.calibration.histogram import Bins, Histogram
 from tfq.ptq.calibration.methods import CalibrationMethod, choose_ranges
 from tfq.ptq.calibration.observation import Observations, TensorObservation, merge_observations
@@ -22,4 +22,5 @@ __all__ = [
     "choose_ranges",
     "merge_observations",
     "observe",
+    "with_intermediate_tensors",
 ]

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrate a float flatbuffer in one call.
 
-The one file that touches `tensorflow.lite.python.optimize.calibrator`, read in 2.21.0.
+Touches `AddIntermediateTensors` and the `CalibrationWrapper` of `_pywrap_tensorflow_lite_calibration_wrapper` (its
+Prepare, FeedTensor and Calibrate), read in TensorFlow 2.21.0.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from numpy.typing import NDArray
 
@@ -16,31 +18,91 @@ from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
 
+# Fused recurrent ops whose int8 form has ranges for tensors inside of the op, which the float form leaves out.
+_WITH_INTERMEDIATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM"})
+# Those whose states have ranges.
+_WITH_STATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM", "SVDF"})
+
+
+def with_intermediate_tensors(model: bytes) -> bytes:
+    """Return `model` with the tensors inside of its fused recurrent ops declared, so that they can carry ranges.
+
+    TensorFlow's quantizer reads the ranges of an LSTM's hidden state from there. Other models are returned as they are,
+    without loading TensorFlow.
+    """
+    ops = [op for graph in tflite.read(model).subgraphs for op in graph.ops if op.name in _WITH_INTERMEDIATES]
+    if all(op.intermediates for op in ops):
+        return model
+    from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
+
+    return bytes(wrapper.AddIntermediateTensors(model))
+
 
 def intermediate_ranges(
     model: bytes, samples: Sequence[Mapping[str, NDArray]]
 ) -> dict[tuple[int, int], tuple[float, float]]:
-    """(subgraph, tensor) -> (minimum, maximum) over `samples` of the intermediate tensors of its ops.
+    """Return (subgraph, tensor) -> (minimum, maximum) over `samples` of intermediate tensors and states of its ops.
 
     Empty where no op has any; TensorFlow is not loaded then.
     """
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
     wanted = {(graph.index, tensor) for op in graph.ops for tensor in op.intermediates if tensor != tflite.ABSENT}
+    wanted |= {(graph.index, tensor) for op in graph.ops for tensor in _states(graph, op)}
     if not wanted:
         return {}
-    from tensorflow.lite.python.optimize import calibrator
+    from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
-    # The calibrator takes lists, in the subgraph's own order.
-    feed = ([sample[name] for name in parsed.input_names] for sample in samples)
+    calibrator = wrapper.CalibrationWrapper(model, [], [])
     try:
-        calibrated = calibrator.Calibrator(calibrator.add_intermediate_tensors(model)).calibrate(lambda: feed)
+        for sample in samples:
+            # It takes lists, in the subgraph's own order. Prepare resets the states: examples are independent.
+            arrays = [sample[name] for name in parsed.input_names]
+            calibrator.Prepare([list(array.shape) for array in arrays])
+            calibrator.FeedTensor(arrays)
+        calibrated = calibrator.Calibrate()
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}",
             field="representative_dataset",
         ) from error
     return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in wanted}
+
+
+def with_states_of_outputs(
+    graph: tflite.Subgraph, ranges: Mapping[tuple[int, int], TensorRange]
+) -> dict[tuple[int, int], TensorRange]:
+    """Return `ranges` in which the hidden state of each fused LSTM has the range of its output.
+
+    The output is the hidden state of each step. With ranges of their own the kernel would read its last step by
+    another scale: 10 dB were measured.
+    """
+    results = dict(ranges)
+    for op in graph.ops:
+        if op.name != "UNIDIRECTIONAL_SEQUENCE_LSTM" or len(op.intermediates) <= _HIDDEN_INTERMEDIATE:
+            continue
+        output = results.get((graph.index, op.outputs[0]))
+        if output is None:
+            continue
+        has_projection = len(op.inputs) > _PROJECTION and op.inputs[_PROJECTION] != tflite.ABSENT
+        tied = [op.inputs[_HIDDEN_STATE]]
+        # A projection stands between the cell's own output, which this one describes, and the hidden state.
+        tied += [] if has_projection else [op.intermediates[_HIDDEN_INTERMEDIATE]]
+        for index in tied:
+            results[graph.index, index] = replace(output, name=graph.tensors[index].name)
+    return results
+
+
+# Places of UNIDIRECTIONAL_SEQUENCE_LSTM: of inputs the projection weights and the hidden state, and of intermediates
+# the one that describes the hidden state.
+_PROJECTION, _HIDDEN_STATE, _HIDDEN_INTERMEDIATE = 16, 18, 4
+
+
+def _states(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
+    """Return the variable tensors that the int8 form of `op` carries from step to step."""
+    if op.name not in _WITH_STATES:
+        return []
+    return [index for index in op.inputs if index != tflite.ABSENT and graph.tensors[index].is_variable]
 
 
 # Ops that run other subgraphs, whose tensors nobody sees from outside.
@@ -86,7 +148,7 @@ def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], 
     if not inner:
         return ranges
     graph = tflite.read(model).main_subgraph
-    layers = {index: op.keras_layer for op in graph.ops for index in op.intermediates}
+    layers = {index: op.keras_layer for op in graph.ops for index in (*op.intermediates, *_states(graph, op))}
     results = {
         key: TensorRange(
             name=graph.tensors[key[1]].name,
@@ -100,7 +162,7 @@ def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], 
         for key, ends in inner.items()
     }
     return Ranges(
-        tensors={**ranges.tensors, **results},
+        tensors=with_states_of_outputs(graph, {**ranges.tensors, **results}),
         num_samples=ranges.num_samples,
         model_sha256=ranges.model_sha256,
         data_sha256=ranges.data_sha256,

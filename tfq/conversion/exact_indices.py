@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep indices exact: no tensor that is used as an index is quantized.
+
+Embedding-first Sequential models of either Keras take their ids as float32 and cast them. Quantized like any other
+float input, ids 0 to 1999 had a step of 7.84.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq import tflite
+from tfq.config import ConversionConfig
+from tfq.conversion.graph_rewrites import name_of, new_op
+from tfq.conversion.hidden_ops import with_hidden_ops
+from tfq.errors import TfqWarning
+from tfq.tflite.index_values import index_tensors
+from tfq.tflite.schema import TENSOR_TYPES
+
+_FLOAT32, _INT32, _INT64 = (TENSOR_TYPES.index(name) for name in ("float32", "int32", "int64"))
+Samples = list[dict[str, NDArray]]
+
+
+def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig) -> tuple[bytes, Samples]:
+    """Return (`model` whose float inputs that are only cast to indices are int32, `samples` to fit it).
+
+    An input stays float32 where a sample of it holds other than whole numbers, and where the config asks for float32.
+    Warns (TfqWarning) of each input that changes.
+    """
+    casts = _casts_of_inputs(model)
+    names = [name for name in casts if all(np.array_equal(sample[name], np.rint(sample[name])) for sample in samples)]
+    if not names or config.inference_input_type == "float32":
+        return model, samples
+    edited = tflite.unpack(model)
+    graph = edited.subgraphs[0]
+    for name in names:
+        index, ops = casts[name]
+        graph.tensors[index].type = _INT32
+        for op in [graph.operators[place] for place in ops]:
+            _cast_from_int32(graph, op, index)
+        warnings.warn(
+            f"input {name!r} is used as an index and never quantized: it becomes int32. Feed the same values; set "
+            "conversion.inference_input_type=float32 to keep it float32",
+            TfqWarning,
+            stacklevel=5,
+        )
+    # An op that casts int32 to int32 was marked by its outputs.
+    graph.operators = [op for op in graph.operators if len(op.outputs)]
+    tflite.forget_unused_codes(edited)
+    tflite.forget_unused_tensors(edited)
+    converted = [
+        {name: array.astype(np.int32) if name in names else array for name, array in sample.items()}
+        for sample in samples
+    ]
+    return tflite.pack(edited, len(model)), converted
+
+
+def _casts_of_inputs(model: bytes) -> dict[str, tuple[int, list[int]]]:
+    """Return {name: (tensor, its readers)} of the float inputs that are read by CASTs to indices alone."""
+    parsed = tflite.read(model)
+    graph = parsed.main_subgraph
+    indices = index_tensors(graph)
+    results = {}
+    for name, index in zip(parsed.input_names, graph.inputs, strict=True):
+        readers = [op for op in graph.ops if index in op.inputs]
+        is_index = graph.tensors[index].dtype == "float32" and index in indices and index not in graph.outputs
+        if is_index and all(
+            op.name == "CAST"
+            and op.outputs[0] in indices
+            and op.outputs[0] not in graph.outputs
+            and graph.tensors[op.outputs[0]].dtype in ("int32", "int64")
+            for op in readers
+        ):
+            results[name] = index, [op.index for op in readers]
+    return results
+
+
+def _cast_from_int32(graph: Any, op: Any, source: int) -> None:
+    """Let the CAST `op` read int32; one to int32 loses its outputs, and its readers read `source`."""
+    output = int(op.outputs[0])
+    if graph.tensors[output].type == _INT64:
+        if op.builtinOptions is not None:
+            op.builtinOptions.inDataType = _INT32
+        return
+    for reader in graph.operators:
+        reader.inputs = [source if int(index) == output else int(index) for index in reader.inputs]
+    op.outputs = []
+
+
+def with_hidden_indices(
+    model: bytes, *, all_whole: bool = False, others: Sequence[int] = ()
+) -> tuple[bytes, Callable[[bytes], bytes]]:
+    """Return (float `model` as a quantizer should see it, a function that restores the indices in the result).
+
+    The float ops that compute indices are hidden from the quantizer, and so stay float. all_whole: hide ops on whole
+    numbers as well. others: further ops of the main subgraph to hide.
+    """
+    graph = tflite.read(model).main_subgraph
+    hidden = {*_float_index_ops(graph), *others}
+    if all_whole:
+        hidden |= {op.index for op in graph.ops if all(graph.tensors[index].dtype != "float32" for index in op.tensors)}
+    visible = {index for op in graph.ops if op.index not in hidden for index in op.tensors}
+    islands = {index for place in hidden - {*others} for index in graph.ops[place].tensors}
+    states = {index for place in others for index in graph.ops[place].tensors if graph.tensors[index].is_variable}
+    # As whole numbers they need no range, and an input of them no type of its own.
+    disguised = {
+        index
+        for index in (islands | states) - visible - {*graph.outputs}
+        if graph.tensors[index].dtype == "float32" and not graph.tensors[index].is_constant
+    }
+    seen, restore = with_hidden_ops(model, hidden, disguised)
+    return seen, lambda result: with_exact_sources(restore(result))
+
+
+def _float_index_ops(graph: tflite.Subgraph) -> list[int]:
+    """Return the indices of the ops that compute indices from floats."""
+    indices = index_tensors(graph)
+    floats = {index for index in indices if graph.tensors[index].dtype == "float32"}
+    return [op.index for op in graph.ops if indices.intersection(op.outputs) and floats.intersection(op.tensors)]
+
+
+def float_index_outputs(model: bytes) -> list[str]:
+    """Return the names of what these ops output: by them litert-quantizer knows ops."""
+    graph = tflite.read(model).main_subgraph
+    return [graph.tensors[output].name for index in _float_index_ops(graph) for output in graph.ops[index].outputs]
+
+
+def warn_of_float_indices(model: bytes) -> None:
+    """Warn (TfqWarning) of the ops in the float `model` that stay float because they compute indices."""
+    graph = tflite.read(model).main_subgraph
+    ops = [graph.ops[index] for index in _float_index_ops(graph)]
+    if ops:
+        names = ", ".join(f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})" for op in ops[:8])
+        more = f" and {len(ops) - 8} more" if ops[8:] else ""
+        warnings.warn(
+            f"indices are computed from floats by {names}{more}: these ops stay float, because a quantized index reads "
+            "another row. Compute the indices outside of the model and feed them as int32 to have it all in integers",
+            TfqWarning,
+            stacklevel=5,
+        )
+
+
+def with_exact_sources(model: bytes) -> bytes:
+    """Return the integer `model` in which no index is read through a quantized tensor that floats went into.
+
+    Index ops read the float that a QUANTIZE and a DEQUANTIZE in front of them took apart. An input that was quantized
+    becomes float32, with a QUANTIZE for its other readers.
+    """
+    parsed = tflite.read(model)
+    graph = parsed.main_subgraph
+    islands = {index for place in _float_index_ops(graph) for index in graph.ops[place].inputs}
+    wanted = [op.index for op in graph.ops if op.name == "DEQUANTIZE" and op.outputs[0] in islands]
+    if not wanted:
+        return model
+    edited = tflite.unpack(model)
+    main = edited.subgraphs[0]
+    dequantizes = [main.operators[index] for index in wanted]
+    sources = {id(op): _float_source(edited, main, int(op.inputs[0]), int(op.outputs[0])) for op in dequantizes}
+    for op in dequantizes:
+        source, old = sources[id(op)], int(op.outputs[0])
+        if source is None:
+            continue
+        for reader in main.operators:
+            reader.inputs = [source if int(index) == old else int(index) for index in reader.inputs]
+    unread = [
+        op for op in dequantizes if sources[id(op)] is not None and int(op.outputs[0]) not in map(int, main.outputs)
+    ]
+    main.operators = _without_unread_quantizes(
+        edited, main, [op for op in main.operators if not any(op is item for item in unread)]
+    )
+    tflite.forget_unused_codes(edited)
+    tflite.forget_unused_tensors(edited)
+    return tflite.pack(edited, len(model))
+
+
+def _float_source(edited: Any, graph: Any, quantized: int, like: int) -> int | None:
+    """Return the float tensor that `quantized` was made from: made the model's input where that was quantized."""
+    while True:
+        if quantized in map(int, graph.inputs):
+            return _float_input(edited, graph, quantized, like)
+        producer = next((op for op in graph.operators if quantized in map(int, op.outputs)), None)
+        if producer is None or tflite.operator_name(edited, producer) != "QUANTIZE":
+            return None
+        source = int(producer.inputs[0])
+        if graph.tensors[source].type == _FLOAT32:
+            return source
+        quantized = source
+
+
+def _float_input(edited: Any, graph: Any, quantized: int, like: int) -> int:
+    """Put a float input in the place of the quantized one, and a QUANTIZE behind it; return its tensor."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    tensor, old = generated.TensorT(), graph.tensors[quantized]
+    tensor.shape, tensor.shapeSignature, tensor.type = old.shape, old.shapeSignature, _FLOAT32
+    tensor.buffer, tensor.name, tensor.hasRank = 0, old.name, old.hasRank
+    old.name = f"{name_of(graph, quantized)}_quantized"
+    graph.tensors.append(tensor)
+    source = len(graph.tensors) - 1
+    graph.inputs = [source if int(index) == quantized else int(index) for index in graph.inputs]
+    for signature in edited.signatureDefs or []:
+        for entry in signature.inputs if signature.subgraphIndex == 0 else []:
+            entry.tensorIndex = source if entry.tensorIndex == quantized else entry.tensorIndex
+    graph.operators.insert(0, new_op(edited, "QUANTIZE", [source], quantized))
+    return source
+
+
+def _without_unread_quantizes(edited: Any, graph: Any, ops: Sequence[Any]) -> list[Any]:
+    """Return `ops` without the QUANTIZEs that nobody reads any more."""
+    ops = list(ops)
+    while True:
+        read = {int(index) for op in ops for index in op.inputs} | set(map(int, graph.outputs))
+        unread = [op for op in ops if tflite.operator_name(edited, op) == "QUANTIZE" and int(op.outputs[0]) not in read]
+        if not unread:
+            return ops
+        ops = [op for op in ops if not any(op is item for item in unread)]

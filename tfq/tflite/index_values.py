@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors of a graph carry index values: positions, class numbers, sizes. None of them may be quantized.
+
+A step of an int8 tensor with scale 7.84 is eight rows of the table that it looks up.
+"""
+
+from tfq.tflite.op_types import INDEX, names, roles
+from tfq.tflite.records import Subgraph
+
+# Ops that pass whole numbers on, in other places or after arithmetic, and those that round reals to them. Others decide
+# anew: a comparison, an ARG_MAX, and what computes on weights.
+_PASSING = names("""
+    CAST RESHAPE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE CONCATENATION PACK UNPACK SPLIT SPLIT_V TRANSPOSE GATHER
+    GATHER_ND SCATTER_ND PAD PADV2 MIRROR_PAD TILE BROADCAST_TO REVERSE_V2 REVERSE_SEQUENCE SELECT SELECT_V2 TOPK_V2
+    DYNAMIC_UPDATE_SLICE QUANTIZE DEQUANTIZE ADD ADD_N SUB MUL DIV FLOOR_DIV FLOOR_MOD MINIMUM MAXIMUM NEG ABS SQUARE
+    POW RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 CUMSUM SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD FLOOR CEIL ROUND BUCKETIZE
+    BITWISE_XOR RIGHT_SHIFT BITCAST
+    """)
+
+
+def index_tensors(graph: Subgraph) -> frozenset[int]:
+    """Return the tensors of `graph` whose values become indices: those that an op reads as such, and their sources.
+
+    Sources are followed through ops that move numbers or compute on them, in any type. Constants and conditions (bool)
+    are left out. The output of an op that computes on weights is a source, its inputs are not.
+    """
+    producers = {output: op for op in graph.ops for output in op.outputs}
+    pending = [tensor for op in graph.ops for place, _, tensor, role in roles(op) if place == "input" and role == INDEX]
+    results: set[int] = set()
+    while pending:
+        index = pending.pop()
+        tensor = graph.tensors[index]
+        if index in results or tensor.is_constant or tensor.dtype == "bool":
+            continue
+        results.add(index)
+        op = producers.get(index)
+        if op is None or op.name not in _PASSING:
+            continue
+        decided = {tensor for place, _, tensor, role in roles(op) if place == "output" and role == INDEX}
+        if index not in decided or op.name == "BUCKETIZE":
+            pending += [tensor for place, _, tensor, role in roles(op) if place == "input" and role != INDEX]
+    return frozenset(results)
+
+
+def quantized_indices(graph: Subgraph) -> tuple[int, ...]:
+    """Return those of `index_tensors` that have a scale, in ascending order."""
+    return tuple(index for index in sorted(index_tensors(graph)) if graph.tensors[index].is_quantized)
