@@ -100,7 +100,7 @@ _PROJECTION, _HIDDEN_STATE, _HIDDEN_INTERMEDIATE = 16, 18, 4
 
 def _states(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
     """Return the variable tensors that the int8 form of `op` carries from step to step."""
-    if op.name not in _WITH_STATES:
+    if op.name not in _WITH_STATES or (op.name in _WITH_INTERMEDIATES and not op.intermediates):
         return []
     return [index for index in op.inputs if index != tflite.ABSENT and graph.tensors[index].is_variable]
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plain ai_edge_litert interpreter as an oracle: nothing of tfq stands between the file and its answers."""
+
+import numpy as np
+
+
+def answers_of(content: bytes, data, output: int = 0):
+    """Dequantized values of an output for `data`, one example after the other, states reset before each."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    (given,), made = interpreter.get_input_details(), interpreter.get_output_details()[output]
+    results = []
+    for example in data:
+        interpreter.reset_all_variables()
+        interpreter.set_tensor(given["index"], _stored(example[None], given))
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(made["index"])[0])
+    (scale, zero_point), values = made["quantization"], np.stack(results)
+    return (values.astype("float64") - zero_point) * scale if scale else values
+
+
+def _stored(values, details):
+    (scale, zero_point), dtype = details["quantization"], details["dtype"]
+    if not scale:
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
+
+
+def sqnr_db(wanted, got) -> float:
+    """10 log10 of the variance of `wanted` over the mean squared error of `got`."""
+    wanted, got = np.asarray(wanted, "float64"), np.asarray(got, "float64")
+    assert wanted.shape == got.shape
+    return float(10 * np.log10(wanted.var() / max(((wanted - got) ** 2).mean(), 1e-30)))
