@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fused recurrent ops of a float .tflite: their int8 form, a float island, or a refusal. Oracles: Keras, the float op."""
+"""Fused recurrent ops of a float .tflite: int8, a float island, or a refusal. Oracles: Keras, and the float op."""
 
 import numpy as np
 import pytest
