@@ -6,6 +6,7 @@ import pytest
 from messages import refused
 
 import tfq
+from tfq import tflite
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, return_weights, to_tf_keras
 
 
@@ -106,12 +107,11 @@ def test_heads_that_share_keys_become_projections_and_products_that_compute_the_
     ("options", "called", "word"),
     [
         ({"sliding_window": 2}, {}, "sliding_window=2"),
-        ({}, {"use_causal_mask": True}, "mask"),
         ({"kernel_constraint": "non_neg"}, {}, "constraints"),
     ],
-    ids=["window", "causal", "constrained"],
+    ids=["window", "constrained"],
 )
-def test_heads_that_share_keys_behind_a_mask_are_refused_with_the_reason(options, called, word):
+def test_heads_that_share_keys_with_options_of_keras_3_are_refused_with_the_reason(options, called, word):
     keras = import_keras()
     x = keras.Input((4, 6))
     layer = keras.layers.GroupQueryAttention(
@@ -124,11 +124,6 @@ def test_heads_that_share_keys_behind_a_mask_are_refused_with_the_reason(options
 def with_mask(keras, x):
     embedded = keras.layers.Embedding(9, 6, mask_zero=True)(x)
     return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded)
-
-
-def causal(keras, x):
-    embedded = keras.layers.Embedding(9, 6)(x)
-    return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded, use_causal_mask=True)
 
 
 def twice(keras, x):
@@ -149,7 +144,7 @@ def constrained(keras, x):
     return keras.layers.MultiHeadAttention(2, 3, kernel_constraint="non_neg", name="attention")(embedded, embedded)
 
 
-@pytest.mark.parametrize("build", [with_mask, causal, twice, with_scores, constrained])
+@pytest.mark.parametrize("build", [with_mask, twice, with_scores, constrained])
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
 def test_any_other_attention_stays_whole(kind, build):
     keras = import_keras() if kind == "keras" else import_tf_keras()
@@ -196,6 +191,41 @@ def test_parts_take_no_name_of_the_users_own_layers():
     assert "attention_query_1" in result.layer_map["attention"]
 
 
+def kept(count=8, places=6):
+    return (np.arange(places) < np.random.default_rng(2).integers(0, places + 1, (count, 1))).astype("int32")
+
+
+def masked(keras, layer, form):
+    """(model, its inputs): attention whose mask has this form."""
+    x, keep = keras.Input((6, 5), name="x"), keras.Input((6,), dtype="int32", name="keep")
+    half = np.tril(np.ones((6, 6), bool)) & (np.arange(6) > 1)[:, None]
+    called = {
+        "causal": {"use_causal_mask": True},
+        "constant": {"attention_mask": half[None]},
+        "of keys": {"attention_mask": keras.ops.expand_dims(keep, 1) if hasattr(keras, "ops") else keep[:, None, :]},
+        "both": {"use_causal_mask": True},
+    }
+    called["both"] |= called["of keys"]
+    model = stirred(keras.Model([x, keep], [layer(x, x, **called[form]), keras.layers.Flatten()(keep)]))
+    return model, [np.random.default_rng(3).normal(size=(8, 6, 5)).astype("float32"), kept()]
+
+
+@pytest.mark.parametrize("form", ["causal", "constant", "of keys", "both"])
+@pytest.mark.parametrize("kind", ["keras", "grouped", "tf_keras"])
+def test_masked_attention_comes_over_in_parts_that_compute_the_same(kind, form):
+    keras = import_tf_keras() if kind == "tf_keras" else import_keras()
+    whole = keras.layers.MultiHeadAttention(2, 3, name="attention") if kind != "grouped" else None
+    layer = whole or keras.layers.GroupQueryAttention(3, 4, 2, name="attention")
+    model, provided = masked(keras, layer, form)
+    if kind == "tf_keras":  # rows that are masked throughout are the rounding of -1e9 there
+        provided[1][:, 0] = 1
+        if form == "constant":
+            pytest.skip("has such rows")
+    result = to_tf_keras(model)
+    assert kinds(result, "attention").count("MaskedScores") == 1
+    np.testing.assert_allclose(result.model(provided)[0], np.asarray(model(provided)[0]), atol=1e-5)
+
+
 def plain_layer(layers):
     return layers.MultiHeadAttention(2, 8, name="attention")
 
@@ -206,11 +236,11 @@ def grouped_layer(layers):
     )
 
 
-def vision_transformer(keras, attention=plain_layer):
+def vision_transformer(keras, attention=plain_layer, **called):
     layers = keras.layers
     x = inputs = keras.Input((16, 16, 3))
     x = layers.Reshape((16, 16))(layers.Conv2D(16, 4, strides=4, name="patches")(x))
-    y = attention(layers)(x, x)
+    y = attention(layers)(x, x, **called)
     x = layers.Add(name="joined")([x, y])
     y = layers.Dense(32, activation="relu", name="wide")(x)
     x = layers.Add(name="out")([x, layers.Dense(16, name="narrow")(y)])
@@ -228,13 +258,27 @@ def blobs(n, seed):
     return x.astype("float32"), labels
 
 
-@pytest.mark.parametrize(("attention", "query"), [(plain_layer, "query_dense"), (grouped_layer, "_query_dense")])
-def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(attention, query):
+@pytest.mark.parametrize(
+    ("attention", "query", "called"),
+    [
+        (plain_layer, "query_dense", {}),
+        (grouped_layer, "_query_dense", {}),
+        pytest.param(plain_layer, "query_dense", {"use_causal_mask": True}, id="causal"),
+        pytest.param(
+            grouped_layer,
+            "_query_dense",
+            {"attention_mask": np.tri(16, dtype=bool)[None, ::-1]},
+            id="grouped, masked",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(attention, query, called):
     keras, tf_keras = import_keras(), import_tf_keras()
     x, labels = blobs(256, 0)
     with deterministic(0):
         keras.utils.set_random_seed(0)
-        model = vision_transformer(keras, attention)
+        model = vision_transformer(keras, attention, **called)
 
         def fit(trained, callbacks):
             loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -251,6 +295,9 @@ def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(a
     assert evaluated.accuracy > 0.95
     parity = tfq.qat_parity(aware, contents, test_x).to_dict()
     assert parity["logit_sqnr_db"] > 30 and parity["first_departure"] is None
+    softmaxes = [op for op in tflite.read(contents).main_subgraph.ops if op.name == "SOFTMAX"]
+    chosen = [op for op in tflite.read(contents).main_subgraph.ops if op.name.startswith("SELECT")]
+    assert len(softmaxes) == 1 and bool(chosen) == bool(called)
     return_weights(result, aware)
     kernel = getattr(model.get_layer("attention"), query).kernel
     assert np.mean(np.asarray(kernel) == 0) == pytest.approx(0.5, abs=0.01)

@@ -13,6 +13,7 @@ from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, wit
 from tfq.conversion.fixed_scales import with_separate_fixed_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
 from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.masks import bound_masks, without_covered_choices
 from tfq.conversion.op_patterns import with_ops_by_name
 from tfq.conversion.quantize import (
     Conversion,
@@ -191,11 +192,13 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     floating, ranges = ranged_flatbuffer(traced, graph_def)
     floating = _signed(floating, traced.input_names, traced.output_names, metadata)
     floating, config = with_ops_by_name(floating, config)
-    floating = _prepared(floating, config)
+    floating, ranges = without_covered_choices(_prepared(floating, config), ranges)
     if dataset is not None:
         return quantize_after_training(floating, dataset, config, ranges)
-    ranges = with_operands_of_choices(floating, with_same_scales(floating, ranges), alike=False)
-    content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(floating, ranges), config))
+    ranges = with_same_scales(floating, ranges)
+    masks = bound_masks(floating, ranges, ranges, config.scheme)
+    ranges = with_operands_of_choices(masks.model, masks.ranges, alike=False)
+    content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
     return Conversion(content=content, evidence=Evidence(floating=floating))
 
 

@@ -81,6 +81,52 @@ def with_finite_masks(model: bytes) -> bytes:
     return tflite.pack(edited, len(model)) if changed else model
 
 
+def without_covered_choices(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
+    """Let a SELECT read what another one with the same condition reads, where that one chooses in its favor.
+
+    select(c, select(c, x, a), b) is select(c, x, b). So quantization-aware training masks scores: a, near the scores,
+    has no effect but on the range of the inner choice, which becomes the range of x and of the outer one.
+    """
+    if tflite.operator_names(model).isdisjoint(("SELECT", "SELECT_V2")):
+        return model, ranges
+    edited, changed, results = tflite.unpack(model), False, dict(ranges)
+    for number, graph in enumerate(edited.subgraphs):
+        selects = [op for op in graph.operators if tflite.operator_name(edited, op).startswith("SELECT")]
+        makers = {int(op.outputs[0]): op for op in selects}
+        for outer in selects:
+            inner = makers.get(int(outer.inputs[1]))
+            if inner is None or not _same_values(edited, graph, int(inner.inputs[0]), int(outer.inputs[0])):
+                continue
+            covered, x = int(outer.inputs[1]), int(inner.inputs[1])
+            outer.inputs = np.array([outer.inputs[0], x, outer.inputs[2]], np.int32)
+            changed = True
+            if (number, covered) in results:
+                results[number, int(outer.outputs[0])] = results[number, x] = results.pop((number, covered))
+        if changed:
+            _forget_unread(graph)
+    if not changed:
+        return model, ranges
+    tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model)), results
+
+
+def _same_values(edited: Any, graph: Any, one: int, other: int) -> bool:
+    left, right = (edited.buffers[graph.tensors[index].buffer].data for index in (one, other))
+    if one == other or left is None or right is None:
+        return one == other
+    return list(graph.tensors[one].shape) == list(graph.tensors[other].shape) and np.array_equal(left, right)
+
+
+def _forget_unread(graph: Any) -> None:
+    """Take out the ops whose outputs nobody reads."""
+    while True:
+        read = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
+        kept = [op for op in graph.operators if len(op.outputs) == 0 or not read.isdisjoint(map(int, op.outputs))]
+        if len(kept) == len(graph.operators):
+            return
+        graph.operators = kept
+
+
 def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str, *, even: bool = True) -> BoundedMasks:
     """Cut off the masks on the way to a softmax, a maximum or a max pool at the scores' own range.
 
@@ -107,10 +153,10 @@ def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str,
             "layer": op.keras_layer or graph.tensors[op.outputs[0]].name,
             "op": op.name,
             "tensor": op.inputs[0],
-            "range": list(bounded[graph.index, op.inputs[0]]),
+            "range": list(bounded.get((graph.index, op.inputs[0]), ())),
         }
         for op in by_observed.sinks
-        if op.inputs[0] in changed_ranges
+        if changed or op.inputs[0] in changed_ranges
     ]
     if not changed and not layers:
         return BoundedMasks(model=model, ranges=dict(ranges), unbounded=unbounded)
@@ -156,7 +202,7 @@ def _flow(
 
 def _tells_apart(flow: MaskFlow, op: tflite.Op) -> bool:
     """Whether scores that a mask is added to still differ in float32."""
-    (low, high), real = flow.ends[op.inputs[0]], flow.masked[op.inputs[0]] or (0.0, 0.0)
+    (low, high), real = flow.ends.get(op.inputs[0], (0.0, 0.0)), flow.masked[op.inputs[0]] or (0.0, 0.0)
     return max(-low, high) * float(np.finfo(np.float32).eps) / 2 < real[1] - real[0]
 
 

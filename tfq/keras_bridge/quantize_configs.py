@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 from tfq.keras_bridge.environment import import_tf_keras, import_tfmot
+from tfq.keras_bridge.layers.own import MASKED, own_layers
 
 
 @functools.cache
@@ -20,7 +21,7 @@ def quantize_config_classes() -> dict[str, Any]:
     quantization = import_tfmot().quantization.keras
     by_channel, named_range = _by_channel_quantizer(quantization), _named_range_quantizer(quantization)
     config = _layer_quantize_config(quantization, by_channel, named_range)
-    classes = [config, _parted_separable(), *_convolved(), *_with_swish()]
+    classes = [config, _parted_separable(), _ranged_scores(), *_convolved(), *_with_swish()]
     register = import_tf_keras().utils.register_keras_serializable(package="tfq")
     return {cls.__name__: register(cls) for cls in classes}
 
@@ -104,6 +105,35 @@ def _parted_separable() -> type:
             return self.activation(outputs)
 
     return PartedSeparableConv2D
+
+
+# How far below the lowest score the range of masked scores ends: exp(-12) is the largest weight of a masked position.
+MASK_MARGIN = 12.0
+
+
+def _ranged_scores() -> type:
+    import tensorflow as tf
+
+    base: Any = own_layers().MaskedScores
+
+    class RangedMaskedScores(base):
+        """The same layer, and `bounded`: the scores as the flatbuffer has them, whose range ends at the masked ones.
+
+        What stands there in the place of a masked score matters to the range alone: it is masked once more.
+        """
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.bounded = import_tf_keras().activations.linear
+
+        def call(self, inputs: Any) -> Any:
+            scores, *masks = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            kept = self.kept(scores, masks)
+            lowest = tf.reduce_min(tf.where(kept, scores, tf.zeros_like(scores)))
+            bounded = self.bounded(tf.where(kept, scores, tf.stop_gradient(lowest) - MASK_MARGIN))
+            return tf.where(kept, bounded, tf.constant(MASKED, scores.dtype))
+
+    return RangedMaskedScores
 
 
 def _with_swish() -> list[type]:

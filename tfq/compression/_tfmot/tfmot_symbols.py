@@ -135,7 +135,7 @@ def output_variables(layer: Any) -> dict[str, Any] | None:
         if layer._output_quantizers:
             result = layer._output_quantizer_vars
         else:
-            held = [item for item in layer._quantize_activations if item is layer.layer.activation]
+            held = [item for item in layer._quantize_activations if item is getattr(layer.layer, "activation", None)]
             result = getattr(held[0], "_post_activation_vars", None) if held else None
     return result if result and "min_var" in result else None
 

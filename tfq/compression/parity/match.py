@@ -238,6 +238,7 @@ _MOVING |= {"EXPAND_DIMS", "TRANSPOSE", "SLICE", "STRIDED_SLICE", "GATHER", "GAT
 _MOVING |= {"SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "REVERSE_V2"}
 _MOVING |= {"MAX_POOL_2D", "AVERAGE_POOL_2D", "REDUCE_MAX", "REDUCE_MIN", "MAXIMUM", "MINIMUM"}
 _MOVING |= {"RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"}
+_SELECTS = {"SELECT", "SELECT_V2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,10 +415,18 @@ def _off_grid(graph: Subgraph, grids: Mapping[int, tuple[float, float]]) -> dict
 
 
 def _cut_off(graph: Subgraph) -> set[int]:
-    """The tensors that nothing but MINIMUM and MAXIMUM reads, which give them their output's scale."""
-    cutting = {index for op in graph.ops if op.name in ("MINIMUM", "MAXIMUM") for index in op.inputs}
-    others = {index for op in graph.ops if op.name not in ("MINIMUM", "MAXIMUM") for index in op.inputs}
-    return cutting - others - {*graph.outputs}
+    """The tensors that nothing but MINIMUM and MAXIMUM reads, which give them their output's scale.
+
+    So do masks of a softmax: what they choose from ends where the masked values are, and so does what they give.
+    """
+    readers: dict[int, set[str]] = {}
+    for op in graph.ops:
+        for index in op.inputs:
+            readers.setdefault(index, set()).add(op.name)
+    masks = [op for op in graph.ops if op.name in _SELECTS and readers.get(op.outputs[0]) == {"SOFTMAX"}]
+    masked = {index for op in masks for index in op.inputs[1:] if readers[index] <= _SELECTS}
+    cut = {index for index, names in readers.items() if names <= {"MINIMUM", "MAXIMUM"}}
+    return (cut | masked | {op.outputs[0] for op in masks}) - {*graph.outputs}
 
 
 def _quantization(tensor: Tensor) -> tuple[tuple[float, ...], tuple[int, ...]]:

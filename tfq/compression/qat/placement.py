@@ -116,6 +116,9 @@ class _Graph:
         return self._with_output(layer, facts_of(layer))
 
     def _with_output(self, layer: Any, facts: BridgedLayer) -> Placement:
+        if facts.qat == "masks":
+            config: dict[str, Any] = {"tensors": dict.fromkeys(facts.qat_tensors, OBSERVED)}
+            return Placement(config=config, stand_in=facts.stand_ins["always"], why="what it gets, with masked values")
         function = _FUNCTIONS.get(operation_of(layer)) or facts.function
         activation = function or activation_name(layer)
         is_last = layer.name in self._output_layers
@@ -195,6 +198,8 @@ class _Graph:
         reader = self._only_reader(layer)
         if reader is None or activation_name(layer) not in (None, "linear"):
             return False
+        if facts_of(reader).qat == "masks":
+            return True
         absorbs = facts_of(layer).absorbs
         is_affine = facts_of(reader).folds_into_previous or scale_and_offset(reader) is not None
         if is_affine and "scale" in absorbs:

@@ -6,14 +6,17 @@ projections are Dense layers here, and its two products operations of their own,
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tfq.keras_bridge.environment import import_tf_keras
+from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import Arrays, Making, Translation
 from tfq.keras_bridge.layers.config import dtype_of
-from tfq.keras_bridge.operations.keras_operation import layer_of_tensors
+from tfq.keras_bridge.layers.own import own_layers
+from tfq.keras_bridge.operations.keras_operation import is_graph_tensor, layer_of_tensors
 from tfq.keras_bridge.untranslatable import Untranslatable
 
 # What the constructor of tf_keras' layer is given, as far as it decides what is computed or learned.
@@ -28,6 +31,34 @@ GROUPED = ("head_dim", "num_query_heads", "num_key_value_heads")
 _REGULARIZERS = ("L1", "L2", "L1L2")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+_TENSORS = ("query", "value", "key")
+# Masks, with the axis that they lack of those of queries and keys; 0: none.
+_MASKS = {"query_mask": -1, "value_mask": -2, "key_mask": -2, "attention_mask": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Called:
+    """What an attention layer is called with: tensors is (query, value, key).
+
+    masks: by the name of its argument, tensors of the graph. causal: no query attends to later keys. constant: a mask
+    that is no tensor.
+    """
+
+    tensors: tuple[Any, Any, Any]
+    masks: Mapping[str, Any]
+    causal: bool
+    constant: Any = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether positions are excluded."""
+        return bool(self.masks) or self.causal or self.constant is not None
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What must be the same at each call of the layer."""
+        return sorted(self.masks), self.causal, self.constant
 
 
 def grouped_options(config: dict[str, Any]) -> dict[str, Any]:
@@ -45,34 +76,38 @@ def options_of(layer: Any) -> dict[str, Any]:
     }
 
 
-def plain_tensors(options: dict[str, Any], arguments: Arguments | None) -> tuple[Any, Any, Any] | None:
-    """(query, value, key) that the layer is called with; None where it must stay whole.
+def plain_call(options: dict[str, Any], arguments: Arguments | None) -> Called | None:
+    """Return what the layer is called with; None where it must stay whole.
 
     options: by the words of tf_keras' constructor. arguments: the args and kwargs of its call; None: of several calls,
-    or nobody knows. A mask, causal or not, scores that are given as well, other axes, and what training holds to a
-    kernel's shape keep it whole: a plain one is no more than projections, products and a softmax over one axis.
+    or nobody knows. A mask that travels with a tensor, scores that are given as well, other axes, and what training
+    holds to a kernel's shape keep it whole: a plain one is no more than projections, products, masks and a softmax over
+    one axis.
     """
-    tensors = _tensors(arguments) if arguments else None
-    if tensors is None or any(len(tensor.shape) != 3 or tensor.shape[-1] is None for tensor in tensors):
+    called = _called(arguments) if arguments else None
+    if called is None or any(len(tensor.shape) != 3 or tensor.shape[-1] is None for tensor in called.tensors):
         return None
+    shared = options.get("num_key_value_heads") or options["num_heads"]
+    if shared != options["num_heads"] and len(getattr(called.masks.get("attention_mask"), "shape", ())) > 3:
+        return None  # a mask for each head
     one_axis = tuple(options["attention_axes"] or (1,)) == (1,) and np.size(options["output_shape"] or 1) == 1
     regularizers = [options[name] for name in ("kernel_regularizer", "bias_regularizer")]
     others = [options[name] for name in ("activity_regularizer", "kernel_constraint", "bias_constraint")]
     shapeless = all(item is None or type(item).__name__ in _REGULARIZERS for item in regularizers)
-    return tensors if one_axis and shapeless and not any(others) else None
+    return called if one_axis and shapeless and not any(others) else None
 
 
 def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> Translation | None:
-    """A built attention layer of either Keras, where it is a plain one (`plain_tensors`).
+    """A built attention layer of either Keras, where it is a plain one (`plain_call`).
 
     query, key and value (batch, places, channels) are projected to (batch, heads, places, dim); softmax of query times
     key, over the square root of its dim, weighs the values (Vaswani et al. 2017, "Attention is all you need"). Heads
     that share a key (Ainslie et al. 2023, "GQA") stand below each other: (batch, heads of keys, places * sharing, dim).
     """
-    tensors = plain_tensors(options, making.arguments)
-    if tensors is None:
+    called = plain_call(options, making.arguments)
+    if called is None:
         return None
-    query, value, key = tensors
+    query, value, key = called.tensors
     layers, part = import_tf_keras().layers, making.part
     heads, key_dim = options["num_heads"], options["key_dim"]
     groups = options.get("num_key_value_heads") or heads
@@ -104,19 +139,25 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
         paired = [layers.Reshape((groups, _places(query), sharing * value_dim), name=part("output_shared"))]
     scores, weighed = (layer_of_tensors("numpy.Matmul", 2, part(name)) for name in ("scores", "weighed"))
     softmax = layers.Activation("softmax", name=part("softmax"))
+    masking, zeroing = _masking(layer, called, sharing, part)
     dropped = [layers.Dropout(options["dropout"], name=part("dropout"))] if options["dropout"] else []
     together = layers.Reshape((_places(query), heads * value_dim), name=part("output_heads"))
     gating = [layers.Multiply(name=part("gated"))] if gated else []
 
     def call(args: tuple, kwargs: dict) -> Any:
-        tensors = _tensors((args, kwargs))
-        if tensors is None:
+        now = _called((args, kwargs))
+        if now is None or now.form != called.form:
             raise Untranslatable("is called with a mask in one place and without in another: make it two")
-        provided = dict(zip(("query", "value", "key"), tensors, strict=True))
+        provided, masks = dict(zip(_TENSORS, now.tensors, strict=True)), list(now.masks.values())
         projected = {name: projections[name](tensor) for name, tensor in provided.items()}
         projected["query"] = scaled(projected["query"])
         by_head = {name: turned[name](apart[name](tensor)) for name, tensor in projected.items()}
-        weights = softmax(scores([_through(below, by_head["query"]), by_head["key"]]))
+        weights = scores([_through(below, by_head["query"]), by_head["key"]])
+        for layer in masking:
+            weights = layer([weights, *masks])
+        weights = softmax(weights)
+        for layer in zeroing:
+            weights = layer([weights, *masks])
         weights = _through(dropped, weights)
         y = together(turned["output"](_through(paired, weighed([weights, by_head["value"]]))))
         for layer in gating:
@@ -133,22 +174,40 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
         return [array.reshape(variable.shape) for array, variable in zip(arrays, layer.weights, strict=True)]
 
     turning = (*apart.values(), *turned.values(), *below, *paired)
-    others = (scaled, *turning, scores, softmax, *dropped, weighed, together, *gating)
+    others = (scaled, *turning, scores, *masking, softmax, *zeroing, *dropped, weighed, together, *gating)
     return Translation(layers=(*carriers, *others), carriers=len(carriers), call=call, forward=forward, back=back)
 
 
-def _tensors(arguments: Arguments) -> tuple[Any, Any, Any] | None:
-    """(query, value, key), where the layer is called with no more than these, and no mask travels with them."""
+def _masking(layer: Any, called: Called, sharing: int, part: Any) -> tuple[list[Any], list[Any]]:
+    """The layers that mask the scores, and the weights where Keras 3 does: a row that is masked throughout is 0."""
+    if not called.is_masked:
+        return [], []
+    own, constant = own_layers(), called.constant
+    axes = [_MASKS[name] for name in called.masks]
+    options = {"causal": called.causal, "constant": constant, "axes": axes, "sharing": sharing}
+    masking = [own.MaskedScores(**options, name=part("masked"))]
+    # In a causal mask each query has itself.
+    zeroes = isinstance(layer, import_keras().layers.Layer) and (called.masks or constant is not None)
+    return masking, [own.MaskedWeights(**options, name=part("masked_weights"))] if zeroes else []
+
+
+def _called(arguments: Arguments) -> Called | None:
+    """What the layer is called with, where that is no more than tensors and masks, and no mask travels with them."""
     args, kwargs = arguments
-    names = ("query", "value", "key")
-    provided = {**dict(zip(names, args, strict=False)), **kwargs}
-    query, value, key = (provided.pop(name, None) for name in names)
+    provided = {**dict(zip(_TENSORS, args, strict=False)), **kwargs}
+    query, value, key = (provided.pop(name, None) for name in _TENSORS)
     tensors = (query, value, value if key is None else key)
-    is_more = len(args) > len(names) or any(item is not None and item is not False for item in provided.values())
-    if is_more or query is None or value is None:
+    causal = bool(provided.pop("use_causal_mask", False))
+    masks = {name: provided.pop(name) for name in _MASKS if provided.get(name) is not None}
+    constant = None if is_graph_tensor(masks.get("attention_mask")) else masks.pop("attention_mask", None)
+    is_more = len(args) > len(_TENSORS) or any(item is not None and item is not False for item in provided.values())
+    if is_more or query is None or value is None or not all(map(is_graph_tensor, masks.values())):
         return None
-    masked = any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors)
-    return None if masked else tensors
+    if any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors):
+        return None
+    if constant is not None:
+        constant = np.asarray(constant).astype(bool).astype(int).tolist()
+    return Called(tensors=tensors, masks=masks, causal=causal, constant=constant)
 
 
 def _through(layers: list[Any], tensor: Any) -> Any:

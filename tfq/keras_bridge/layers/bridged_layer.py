@@ -24,6 +24,7 @@ QATPlacement = Literal[
     "averages",
     "global_average",
     "shares_range",
+    "masks",
     "converter",
 ]
 StandIn = Literal["always", "swish", "image"]
@@ -106,6 +107,7 @@ class BridgedLayer:
             function; some of them have a fixed range. "passes_range": none, its output has its input's scale.
             "averages": the same, but it computes between the values and rounds. "global_average": the same where the
             average is of one value; its output otherwise. "shares_range": its inputs and its output have one scale.
+            "masks": the scale of its input ends at masked values, and is quantized inside its stand-in.
             "converter": none, the converter quantizes it with representative data; `qat_reason` says why.
         qat_reason: Why quantization-aware training leaves it to the converter.
         qat_advice: What to do then, where there is more to say than "provide representative data".

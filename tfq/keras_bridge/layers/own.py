@@ -8,13 +8,15 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from tfq.keras_bridge.environment import import_tf_keras
 from tfq.keras_bridge.layers.activations import activation_class
 
 
 @functools.cache
 def own_layers() -> Any:
-    """A namespace of tf_keras layer classes: LayerScale, StochasticDepth, RMSNormalization."""
+    """A namespace of tf_keras layer classes: LayerScale, MaskedScores, MaskedWeights, RMSNormalization, ..."""
     import tensorflow as tf
 
     tf_keras = import_tf_keras()
@@ -85,7 +87,83 @@ def own_layers() -> Any:
         def get_config(self) -> dict[str, Any]:
             return {**super().get_config(), "axis": self.axis, "epsilon": self.epsilon}
 
-    return SimpleNamespace(LayerScale=LayerScale, StochasticDepth=StochasticDepth, RMSNormalization=RMSNormalization)
+    scores, weights = map(register, _masked())
+    return SimpleNamespace(
+        LayerScale=LayerScale,
+        MaskedScores=scores,
+        MaskedWeights=weights,
+        RMSNormalization=RMSNormalization,
+        StochasticDepth=StochasticDepth,
+    )
+
+
+# What stands in the place of a masked score, as in Keras.
+MASKED = -1e9
+
+
+def _masked() -> tuple[type, type]:
+    """The layers around the softmax of masked attention."""
+    import tensorflow as tf
+
+    base: Any = import_tf_keras().layers.Layer
+
+    class _Masked(base):
+        """Called with [scores, *masks]; scores are (batch, heads, queries * sharing, keys).
+
+        causal: no query attends to later keys. constant: a mask of nested lists that broadcasts to (queries, keys).
+        axes: of each of `masks` the axis that it lacks of those of queries and keys, -1 or -2; 0 where it has both.
+        With both it broadcasts to (batch, queries, keys), or to (batch, heads, queries, keys). A position is kept where
+        all masks are non-zero.
+        """
+
+        def __init__(
+            self, causal: bool = False, constant: Any = None, axes: Any = (), sharing: int = 1, **kwargs: Any
+        ) -> None:
+            super().__init__(**kwargs)
+            self.causal, self.constant, self.axes, self.sharing = causal, constant, list(axes), sharing
+
+        def kept(self, scores: Any, masks: Any) -> Any:
+            masks = [tf.cast(mask, tf.bool) for mask in masks]
+            pairs = zip(masks, self.axes, strict=True)
+            masks = [tf.expand_dims(mask, axis) if axis else mask for mask, axis in pairs]
+            if self.constant is not None:
+                masks.append(tf.constant(np.asarray(self.constant, bool)))
+            if self.causal:
+                masks.append(self._not_later(scores))
+            masks = [self._spread(mask) for mask in masks]
+            return functools.reduce(tf.logical_and, masks)
+
+        def _not_later(self, scores: Any) -> Any:
+            rows, columns = scores.shape[-2:]
+            if rows is not None and columns is not None:
+                return tf.constant(np.tril(np.ones((rows // self.sharing, columns), bool)))
+            sizes = tf.shape(scores)
+            return tf.range(sizes[-2] // self.sharing)[:, None] >= tf.range(sizes[-1])[None, :]
+
+        def _spread(self, mask: Any) -> Any:
+            while len(mask.shape) < 4:
+                mask = tf.expand_dims(mask, 0 if len(mask.shape) < 3 else -3)
+            return mask if self.sharing == 1 or mask.shape[-2] == 1 else tf.repeat(mask, self.sharing, axis=-2)
+
+        def get_config(self) -> dict[str, Any]:
+            own = ("causal", "constant", "axes", "sharing")
+            return {**super().get_config(), **{name: getattr(self, name) for name in own}}
+
+    class MaskedScores(_Masked):
+        """The scores, and MASKED where they are masked."""
+
+        def call(self, inputs: Any) -> Any:
+            scores, *masks = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            return tf.where(self.kept(scores, masks), scores, tf.constant(MASKED, scores.dtype))
+
+    class MaskedWeights(_Masked):
+        """What the softmax gives, and 0 where that is masked: in rows that are masked throughout as well."""
+
+        def call(self, inputs: Any) -> Any:
+            weights, *masks = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            return tf.where(self.kept(weights, masks), weights, tf.constant(0.0, weights.dtype))
+
+    return MaskedScores, MaskedWeights
 
 
 def register_own() -> None:

@@ -405,9 +405,14 @@ _register("AdditiveAttention Attention", _same, _SAME, qat="converter", qat_reas
 _register(
     "MultiHeadAttention", _multi_head_attention, "its projections, products and softmax as layers, where it is plain",
     qat="converter",
-    qat_reason="it is whole (to_tf_keras parts it where no mask passes and it is used once)",
+    qat_reason="it is whole (to_tf_keras parts it where no mask travels with a tensor and it is used once)",
     prunable=tuple(f"_{part}_dense.kernel" for part in ("query", "key", "value", "output")),
 )  # fmt: skip
+_register(
+    "MaskedScores", None, "tfq's own layer: the scores of attention, masked", qat="masks",
+    stand_ins={"always": "RangedMaskedScores"}, qat_tensors=("bounded",),
+)  # fmt: skip
+_register("MaskedWeights", None, "tfq's own layer: the weights of attention, masked", qat="passes_range")
 _register("GroupedQueryAttention", _grouped_query_attention, "its projections, products and softmax as layers")
 
 # Data layers.
