@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfq.keras_bridge.environment import import_keras, import_tf_keras
+from tfq.keras_bridge.environment import import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import Arrays, Making, Translation
 from tfq.keras_bridge.layers.config import dtype_of
 from tfq.keras_bridge.layers.own import own_layers
@@ -27,6 +27,8 @@ _OPTIONS = (
 # Of Keras 3 alone: a sigmoid of the query that gates what comes out; heads that share keys and values, so many in turn.
 GATE = "use_gate"
 GROUPED = ("head_dim", "num_query_heads", "num_key_value_heads")
+# Of tf_keras alone: a mask is added to the scores, so that a row that is masked throughout is the rounding of -1e9.
+_ADDS = "adds_masks"
 # The same for a kernel of any shape.
 _REGULARIZERS = ("L1", "L2", "L1L2")
 
@@ -72,6 +74,7 @@ def options_of(layer: Any) -> dict[str, Any]:
     return {
         "dtype": dtype_of(layer),
         "trainable": layer.trainable,
+        _ADDS: True,
         **{name: getattr(layer, f"_{name}") for name in _OPTIONS},
     }
 
@@ -80,12 +83,14 @@ def plain_call(options: dict[str, Any], arguments: Arguments | None) -> Called |
     """Return what the layer is called with; None where it must stay whole.
 
     options: by the words of tf_keras' constructor. arguments: the args and kwargs of its call; None: of several calls,
-    or nobody knows. A mask that travels with a tensor, scores that are given as well, other axes, and what training
-    holds to a kernel's shape keep it whole: a plain one is no more than projections, products, masks and a softmax over
-    one axis.
+    or nobody knows. A mask that travels with a tensor, any mask of tf_keras' layer but a causal one, scores that are
+    given as well, other axes, and what training holds to a kernel's shape keep it whole: a plain one is no more than
+    projections, products, masks and a softmax over one axis.
     """
     called = _called(arguments) if arguments else None
     if called is None or any(len(tensor.shape) != 3 or tensor.shape[-1] is None for tensor in called.tensors):
+        return None
+    if options.get(_ADDS) and (called.masks or called.constant is not None):
         return None
     shared = options.get("num_key_value_heads") or options["num_heads"]
     if shared != options["num_heads"] and len(getattr(called.masks.get("attention_mask"), "shape", ())) > 3:
@@ -139,7 +144,7 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
         paired = [layers.Reshape((groups, _places(query), sharing * value_dim), name=part("output_shared"))]
     scores, weighed = (layer_of_tensors("numpy.Matmul", 2, part(name)) for name in ("scores", "weighed"))
     softmax = layers.Activation("softmax", name=part("softmax"))
-    masking, zeroing = _masking(layer, called, sharing, part)
+    masking, zeroing = _masking(options, called, sharing, part)
     dropped = [layers.Dropout(options["dropout"], name=part("dropout"))] if options["dropout"] else []
     together = layers.Reshape((_places(query), heads * value_dim), name=part("output_heads"))
     gating = [layers.Multiply(name=part("gated"))] if gated else []
@@ -178,17 +183,19 @@ def attention_in_parts(layer: Any, options: dict[str, Any], making: Making) -> T
     return Translation(layers=(*carriers, *others), carriers=len(carriers), call=call, forward=forward, back=back)
 
 
-def _masking(layer: Any, called: Called, sharing: int, part: Any) -> tuple[list[Any], list[Any]]:
-    """The layers that mask the scores, and the weights where Keras 3 does: a row that is masked throughout is 0."""
+def _masking(options: dict[str, Any], called: Called, sharing: int, part: Any) -> tuple[list[Any], list[Any]]:
+    """The layers that mask the scores, and the weights where Keras 3 does (with a dropout).
+
+    Only there a row that is masked throughout is 0. In a causal mask each query has itself.
+    """
     if not called.is_masked:
         return [], []
     own, constant = own_layers(), called.constant
     axes = [_MASKS[name] for name in called.masks]
-    options = {"causal": called.causal, "constant": constant, "axes": axes, "sharing": sharing}
-    masking = [own.MaskedScores(**options, name=part("masked"))]
-    # In a causal mask each query has itself.
-    zeroes = isinstance(layer, import_keras().layers.Layer) and (called.masks or constant is not None)
-    return masking, [own.MaskedWeights(**options, name=part("masked_weights"))] if zeroes else []
+    config = {"causal": called.causal, "constant": constant, "axes": axes, "sharing": sharing}
+    masking = [own.MaskedScores(**config, name=part("masked"))]
+    zeroes = options["dropout"] and (called.masks or constant is not None)
+    return masking, [own.MaskedWeights(**config, name=part("masked_weights"))] if zeroes else []
 
 
 def _called(arguments: Arguments) -> Called | None:

@@ -260,8 +260,8 @@ def _ends(layer: Any) -> Iterable[Any]:
 
 
 _PLAIN_ALONE = (
-    "its parts take its place only where it is called once, on (batch, places, channels), without a mask, scores that "
-    "are returned or constraints on its kernels"
+    "its parts take its place only where it is called once, on (batch, places, channels), without masks that travel "
+    "with tensors, scores that are returned or constraints on its kernels"
 )
 # --- Registrations, by what the layers do. Facts that are left out have the default of BridgedLayer.
 
