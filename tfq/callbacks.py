@@ -280,13 +280,17 @@ class _Int8EvaluationLogic(_ExportLogic):
                 "bytes": record.model_bytes,
             }
             logs.update({f"val_int8_{name}": value for name, value in values.items() if value is not None})
-        if record.accuracy is None and self._split.all_labels() is not None and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"Int8Evaluation: {record.metric} is missing in logs: {record.accuracy_reason}",
-                TfqWarning,
-                stacklevel=2,
-            )
+        self._warn_of_missing(record)
+
+    def _warn_of_missing(self, record: "EvaluationRecord") -> None:
+        """Warn once if the metric is missing in `logs` though there are labels, or agreement though there are none."""
+        has_labels = self._split.all_labels() is not None
+        value = record.accuracy if has_labels else record.agreement
+        if value is not None or self._has_warned:
+            return
+        self._has_warned = True
+        name, reason = (record.metric, record.accuracy_reason) if has_labels else ("agreement", record.agreement_reason)
+        warnings.warn(f"Int8Evaluation: {name} is missing in logs: {reason}", TfqWarning, stacklevel=3)
 
     def evaluate(self) -> "EvaluationRecord":
         """Return the EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""

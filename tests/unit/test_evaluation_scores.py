@@ -323,6 +323,32 @@ def test_without_a_declared_direction_there_is_no_drop_and_no_bound(digits):
             evaluate_model(INT8, digits, config, metric=lambda outputs, labels: 1)
 
 
+def root_mean_squared_error(outputs, labels):
+    return float(np.sqrt(np.mean((outputs - np.eye(10)[labels]) ** 2)))
+
+
+root_mean_squared_error.direction = "lower"
+
+
+def test_a_gate_on_an_own_error_fails_when_the_error_grows(digits):
+    x, y = digits
+    worse = dataclasses.replace(reference_outputs(FLOAT, x), outputs=(np.eye(10, dtype=np.float32)[y],))
+    config = EvaluationConfig(num_runs=0, require=RequireConfig(max_accuracy_drop=1e-6))
+    record = evaluate_model(INT8, digits, config, reference=worse, metric=root_mean_squared_error)
+    assert record.reference_accuracy == 0 < record.accuracy == record.accuracy_drop
+    assert len(missed_requirements(record, config.require)) == 1
+    same = evaluate_model(INT8, digits, config, reference=INT8, metric=root_mean_squared_error)
+    assert missed_requirements(same, config.require) == []
+
+
+def test_a_bound_on_a_recorded_metric_without_direction_is_missed():
+    record = dataclasses.replace(RECORD, metric="own", metrics={"own": {"direction": None}}, accuracy=0.9)
+    (missed,) = missed_requirements(record, RequireConfig(min_accuracy=0.5))
+    assert "declared" in missed
+    known = dataclasses.replace(record, metrics={"own": {"direction": "higher"}})
+    assert missed_requirements(known, RequireConfig(min_accuracy=0.5)) == []
+
+
 def leaves(outputs, labels):
     raise SystemExit(0)
 
