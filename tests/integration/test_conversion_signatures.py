@@ -161,3 +161,16 @@ def test_whatever_looks_at_the_main_subgraph_alone_says_so(floating):
 def test_a_file_with_one_subgraph_has_no_such_note():
     findings = tfq.audit(named("digits_float32", "classes"), tfq.AuditConfig(require="float32")).findings
     assert "several_signatures" not in {finding.kind for finding in findings}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"scheme": "int16x8"}, {"quantizer": "litert"}], ids=["int8", "int16x8", "litert"]
+)
+def test_two_signatures_of_one_subgraph_are_both_kept(settings):
+    content = named("digits_float32", "first")
+    graph = tflite.read(content).main_subgraph
+    both = tflite.add_signature(content, {"second_in": graph.inputs[0]}, {"second_out": graph.outputs[0]}, key="second")
+    built = converted(both, IMAGES, **settings).content
+    results = [outputs(built, key, IMAGES[:8]) for key in ("first", "second")]
+    np.testing.assert_array_equal(*results)
+    assert sqnr_db(outputs(both, "second", IMAGES[:8]), results[1]) > 15

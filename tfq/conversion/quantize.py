@@ -236,7 +236,7 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_int8
     seen, restore = with_hidden_indices(model, all_whole=config.scheme == "int16x8", others=float_recurrent_ops(model))
     try:
-        return restore(quantizer(seen, config))
+        return tflite.restore_signatures(restore(quantizer(seen, config)), model)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}", field="model") from error
 

@@ -30,6 +30,7 @@ from tfq.tflite.signatures import (
     listed_signatures,
     main_subgraph_note,
     merge_subgraphs,
+    restore_signatures,
     signature_keys,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "read",
     "read_metadata",
     "read_ranges",
+    "restore_signatures",
     "signature_keys",
     "unpack",
     "write_metadata",

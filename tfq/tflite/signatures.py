@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from tfq.errors import InputError
-from tfq.tflite.edit import forget_unused_codes, forget_unused_constants, operator_name, pack, unpack
-from tfq.tflite.records import Model
+from tfq.tflite.edit import edit_model, forget_unused_codes, forget_unused_constants, operator_name, pack, unpack
+from tfq.tflite.reader import read
+from tfq.tflite.records import Model, Signature
 
 # Ops that run other subgraphs of the file, by the index in their options.
 _CALLING = ("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE")
@@ -62,6 +63,38 @@ def extract_subgraph(data: bytes, index: int) -> bytes:
     forget_unused_codes(model)
     forget_unused_constants(model)
     return pack(model, len(data))
+
+
+def restore_signatures(data: bytes, original: bytes) -> bytes:
+    """Return `data` with all signatures of `original`, a file with the same inputs and outputs in the same order.
+
+    TensorFlow's quantizer (2.21) keeps one of several signatures of a subgraph. Both files are trusted.
+
+    Raises:
+        InputError: A subgraph has another number of inputs or outputs than in the original.
+    """
+    wanted, got = read(original), read(data)
+    if {signature.key for signature in wanted.signatures} <= {signature.key for signature in got.signatures}:
+        return data
+    for signature in wanted.signatures:
+        before, after = wanted.subgraphs[signature.subgraph], got.subgraphs[signature.subgraph]
+        sides = ((before.inputs, after.inputs), (before.outputs, after.outputs))
+        if any(len(old) != len(new) for old, new in sides):
+            raise InputError(
+                f"signature {signature.key!r}: the quantized model has other inputs or outputs than the float one",
+                field="model",
+                expected=tuple(len(old) for old, _ in sides),
+                got=tuple(len(new) for _, new in sides),
+            )
+        inputs, outputs = (dict(zip(old, new, strict=True)) for old, new in sides)
+        moved = Signature(
+            key=signature.key,
+            subgraph=signature.subgraph,
+            inputs={name: inputs[index] for name, index in signature.inputs.items()},
+            outputs={name: outputs[index] for name, index in signature.outputs.items()},
+        )
+        data = edit_model(data, signature=moved)
+    return data
 
 
 def merge_subgraphs(parts: Sequence[bytes]) -> bytes:
