@@ -20,6 +20,19 @@ def converted(model, data, **settings):
     return floating, tfq.convert(floating, data, tfq.ConversionConfig(verify=False, **settings))
 
 
+def stock(model, data):
+    """The flatbuffer that TensorFlow's own converter makes, int8 if there is data."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if data is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([sample[None]] for sample in data)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    return converter.convert()
+
+
 def signal_to_error(floating, quantized, data, op_index):
     """Of the output of an op, whose tensor has the same name in both, in dB, about the mean."""
     name = next(op for op in tflite.read(quantized).main_subgraph.ops if op.index == op_index).outputs[0]
@@ -150,7 +163,6 @@ def test_one_scale_for_uneven_depthwise_weights_is_named():
 @pytest.mark.parametrize("added", [True, False])
 def test_a_mask_in_a_file_of_another_converter_is_named(added):
     import keras
-    import tensorflow as tf
 
     layers, ops = keras.layers, keras.ops
     keras.utils.set_random_seed(1)
@@ -162,14 +174,19 @@ def test_a_mask_in_a_file_of_another_converter_is_named(added):
     model = keras.Model(tokens, layers.Dot((2, 1))([layers.Softmax(name="softmax")(scores), tokens]))
     data = RNG.normal(size=(16, 8, 16)).astype(np.float32)
 
-    def stock(quantize):
-        converter = tf.lite.TFLiteConverter.from_keras_model(model)
-        if quantize:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ([sample[None]] for sample in data)
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        return converter.convert()
-
-    floating, quantized = stock(False), stock(True)
+    floating, quantized = stock(model, None), stock(model, data)
     kinds = [item.kind for item in findings(floating, quantized, data)]
     assert kinds[0] == "mask_constant" and "gate_collapse" not in kinds and "collapse" not in kinds
+
+
+def test_ids_that_another_converter_quantized_are_named_at_the_lookup():
+    import keras
+
+    layers = keras.layers
+    keras.utils.set_random_seed(1)
+    ids = keras.Input((20,), batch_size=1, name="ids")
+    x = layers.Embedding(2000, 8, name="embedding")(ids)
+    model = keras.Model(ids, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+    data = RNG.integers(0, 2000, (16, 20)).astype(np.float32)
+    (first, *_) = findings(stock(model, None), stock(model, data), data)
+    assert first.kind == "index_quantized" and "/GATHER" in first.label and "int32" in first.message

@@ -314,6 +314,18 @@ def test_the_inputs_are_in_the_table_with_each_column():
     assert first.channel_sqnr_db == pytest.approx([10 * np.log10(values.var() / noise)], abs=0.01)
 
 
+def test_the_outputs_of_one_op_have_different_labels():
+    from tfq.analysis.op_errors import output_label
+
+    graph = chain([error(0, "SPLIT")]).graph
+    split = dataclasses.replace(graph.ops[0], outputs=(1, 0))
+    graph = dataclasses.replace(graph, ops=(split,))
+    assert [output_label(graph, split, tensor) for tensor in split.outputs] == [
+        "layer0/SPLIT (#0):0",
+        "layer0/SPLIT (#0):1",
+    ]
+
+
 def test_a_bound_on_the_worst_op_is_met_or_missed_with_its_name():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8))
     worst = min((item for item in result.ops if item.op_index is not None), key=lambda item: item.sqnr_db)

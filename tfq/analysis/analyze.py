@@ -3,6 +3,7 @@
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -64,7 +65,9 @@ class Analysis:
 
     def to_text(self) -> str:
         """Return lines for the terminal: one for each input and op, then the findings."""
-        alone = {item.tensor: item.sqnr_db for item in self.sensitivity}
+        counts = Counter(item.tensor for item in self.sensitivity)
+        # Tensors of one name cannot be told apart in the two files.
+        alone = {item.tensor: item.sqnr_db for item in self.sensitivity if counts[item.tensor] == 1}
         rows = [
             [
                 item.label,

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.analysis.op_errors import output_label
 from tfq.ptq.calibration import observe
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.causes import op_label
 from tfq.ptq.layer_pairs import Beside
 from tfq.ptq.weighted_ops import weighted_ops
 
@@ -70,7 +70,7 @@ def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) 
                 op=op.name,
                 layer=op.keras_layer or tensor.name,
                 tensor=tensor.name,
-                label=op_label(graph, op.index),
+                label=output_label(graph, op, index),
                 activations=_bars(bins.middle, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
                 weights=None
                 if weighted is None or not scale_of_weights

@@ -14,7 +14,7 @@ from tfq.errors import InputError
 from tfq.ptq.calibration.observer import Sample, look_at_each
 from tfq.ptq.causes import Diagnosis, TensorFacts, op_label
 from tfq.ptq.layer_pairs import Beside
-from tfq.tflite import Tensor
+from tfq.tflite import Op, Subgraph, Tensor
 
 # The op of a record about one of the model's inputs.
 INPUT = "INPUT"
@@ -161,12 +161,17 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
                 op_index=None if op is None else op.index,
                 op=INPUT if op is None else op.name,
                 layer=names[index] if op is None else op.keras_layer or tensor.name,
-                label=f"input {names[index]!r}" if op is None else op_label(graph, op.index),
+                label=f"input {names[index]!r}" if op is None else output_label(graph, op, index),
                 never_taken=not diagnosis.matters(index),
                 weights=None if op is None else weights.get(op.index),
             )
         )
     return Measurement(errors=tuple(records), diagnosis=diagnosis)
+
+
+def output_label(graph: Subgraph, op: Op, tensor: int) -> str:
+    """Return a name that distinguishes an output of an op: of several, "parts/SPLIT (#3):1" is the second."""
+    return op_label(graph, op.index) + (f":{op.outputs.index(tensor)}" if len(op.outputs) > 1 else "")
 
 
 def _copied(values: list[NDArray]) -> list[NDArray]:

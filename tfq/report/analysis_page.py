@@ -115,8 +115,8 @@ def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> str:
 
 def _worst(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the histograms of the ops with the least signal to error, in the order of the ops."""
-    by_tensor = {item["tensor"]: item for item in record["ops"]}
-    listed = [(by_tensor[item["tensor"]], item) for item in record["histograms"] if item["tensor"] in by_tensor]
+    by_label = {item["label"]: item for item in record["ops"]}
+    listed = [(by_label[item["label"]], item) for item in record["histograms"] if item["label"] in by_label]
     by_loss = sorted(listed, key=lambda pair: float("inf") if pair[0]["sqnr_db"] is None else pair[0]["sqnr_db"])
     chosen = [id(histogram) for _, histogram in by_loss[:_MOST_HISTOGRAMS]]
     return [histogram for _, histogram in listed if id(histogram) in chosen]
