@@ -310,7 +310,7 @@ def _widened(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Findin
 
 
 def _is_explained(item: OpError, diagnosis: Diagnosis) -> bool:
-    """Check that a range is wide for a reason: values below a step, an op that fixes it, a wider tensor on its scale."""
+    """Check for a reason of a wide range: values below a step, an op that fixes it, a wider tensor on its scale."""
     if item.op_index is None or item.op in _FIXED or len(item.dead_channels) == item.channels:
         return True
     cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
