@@ -25,6 +25,8 @@ _SAME_SCALE_NAMES = """
 _SAME_SCALE = frozenset(_SAME_SCALE_NAMES.split())
 # What they choose from has their output's scale.
 _CHOICES = frozenset(("MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
+# What they give has the scale of what they choose from, of which it may be a narrow part.
+_EXTREMES = frozenset(("MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"))
 _CUTS = frozenset(("MAXIMUM", "MINIMUM", "RELU", "RELU6"))
 
 
@@ -213,6 +215,10 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
         for op in graph.ops:
             if op.name in _SAME_SCALE and op.inputs[0] in others_read:
                 others_read.add(op.outputs[0])
+                # Of x - max(x), what is below the least of the maxima would be cut off from x.
+                ends = [results[key] for key in ((number, op.inputs[0]), (number, op.outputs[0])) if key in results]
+                if op.name in _EXTREMES and len(ends) == 2:
+                    results[number, op.outputs[0]] = min(ends)[0], max(end[1] for end in ends)
             if op.name not in _CHOICES:
                 continue
             operands = _chosen_from(graph, op)
