@@ -1,6 +1,7 @@
 # make demo   the whole way on a small model, into out/demo
 # make test   the test suite
 # make slow   the tests that take minutes each: runs that are killed, full disks
+# make clients  tests against other runtimes (the tflite-micro wheel), which it installs into .venv
 # make lint   ruff and mypy
 # make bench  the side-by-side timings
 # make families  fifteen known architectures, each all the way, beside stock tfmot; hours
@@ -10,7 +11,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow lint bench families smallest arm clean
+.PHONY: demo test slow clients lint bench families smallest arm clean
 
 demo: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot || echo "ARM emulation is not available here: the report says 'not run' for it" >&2
@@ -21,6 +22,9 @@ test: .venv/.installed
 
 slow: .venv/.installed
 	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
+
+clients: .venv/.clients
+	@$(BIN)/python -m pytest -m clients --numprocesses=2 --dist=loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -46,6 +50,10 @@ arm: .venv/.installed
 	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv package (python3.11-venv on Debian and Ubuntu)" >&2; exit 1; }
 	@echo "installing into .venv (TensorFlow and the rest of constraints.txt: some minutes the first time)"
 	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[digits,litert,report,dev]'
+	@touch $@
+
+.venv/.clients: .venv/.installed
+	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[tflm]'
 	@touch $@
 
 clean:

@@ -3,6 +3,7 @@
 
 import pytest
 from golden_models import NAMES, changed, golden
+from one_op_models import one_op_model
 
 from tfq import registry
 from tfq.auditing import Target, audit_model
@@ -33,7 +34,8 @@ def audited(content: bytes, target: str, **settings):
 
 def test_targets_name_ops_that_exist_and_their_source():
     for target in TARGETS.values():
-        ops = target.integer_ops | target.float_ops | target.hybrid_ops | set(target.max_versions)
+        ops = target.integer_ops | target.float_ops | target.hybrid_ops | target.whole_ops | set(target.max_versions)
+        ops = ops.union(*target.ops_by_type.values())
         assert ops - set(OPERATORS) == set()
         assert target.source
 
@@ -144,3 +146,27 @@ def test_an_op_that_something_else_runs_can_be_allowed():
     report = audited(content, "edgetpu", allow_float=("pool",))
     assert report.ok
     assert [finding.op_index for finding in report.findings if finding.allowed] == [5]
+
+
+@pytest.mark.parametrize(
+    ("target", "op", "dtype", "severity"),
+    [
+        ("tflm", "SELECT", "int32", "fails"),
+        ("tflm", "SELECT_V2", "int32", "fails"),  # It has the op, but not on this type.
+        ("tflm", "SELECT_V2", "int8", None),
+        ("tflm", "GATHER", "int16", "fails"),
+        ("tflm", "GATHER", "int8", None),
+        ("tflm", "ADD", "int32", None),
+        ("tflm", "LOGICAL_NOT", "bool", None),
+        ("edgetpu", "ADD", "int32", "fails"),
+        ("edgetpu", "SHAPE", "int32", "fails"),
+        ("edgetpu", "ADD", "int8", None),
+        ("nnapi", "SELECT", "int32", None),
+        ("nnapi", "CUMSUM", "int32", "fails"),
+        ("xnnpack", "ADD", "int32", "note"),  # TFLite's own kernels run on the same CPU.
+    ],
+)
+def test_ops_on_whole_numbers_are_held_to_the_target_as_all_others_are(target, op, dtype, severity):
+    findings = audited(one_op_model(op, dtype), target).findings
+    severities = {finding.severity for finding in findings if finding.kind == "not_on_target"}
+    assert severities == ({severity} if severity else set())

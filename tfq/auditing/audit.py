@@ -75,11 +75,10 @@ class TargetRules:
         if reason := self._foreign_numbers(op, kind):
             yield FAILS, reason, f"convert with conversion.scheme={target.schemes[0]}"
             return
-        supported = target.integer_ops if kind == "integer" else target.float_ops | target.integer_ops
         if kind == "float" and is_hybrid(self._graph, op):
-            kind, supported = "hybrid", target.hybrid_ops
-        if kind != "whole" and op.name not in (*supported, *CONTROL_FLOW):
-            what = f"{target.title} has no {kind} {op.name}"
+            kind = "hybrid"
+        if missing := self._missing_kernel(op, kind):
+            what = f"{target.title} has no {missing} {op.name}"
             if target.has_builtin_kernels or at_border:
                 yield NOTE, what, "TFLite's own kernel runs it on the CPU"
             else:
@@ -90,6 +89,23 @@ class TargetRules:
             reason = f"{target.title} knows {op.name} up to version {newest}, and this is version {op.version}"
             yield FAILS, reason, "convert with another scheme, or replace the layer"
         yield from self._shape_reasons(op, kind)
+
+    def _missing_kernel(self, op: Op, kind: str) -> str | None:
+        """The kind or type of numbers that the target has no kernel of `op` for; None if it has all."""
+        target = self._target
+        if op.name in CONTROL_FLOW:
+            everything = target.integer_ops | target.float_ops | target.whole_ops
+            return None if op.name in everything else "control flow such as"
+        supported = {
+            "whole": target.whole_ops,
+            "integer": target.integer_ops,
+            "hybrid": target.hybrid_ops,
+            "float": target.float_ops | target.integer_ops,
+        }[kind]
+        if op.name not in supported:
+            return "whole-number" if kind == "whole" else kind
+        types = sorted(self._data_types(op)) if kind != "hybrid" else []
+        return next((dtype for dtype in types if op.name not in target.ops_by_type.get(dtype, {op.name})), None)
 
     def _foreign_numbers(self, op: Op, kind: str) -> str | None:
         """Why its numbers are none that the target computes with, by itself or in the form of its weights."""
@@ -137,15 +153,19 @@ class TargetRules:
 
     def _kind(self, op: Op) -> str:
         """integer, float or whole: the numbers that it computes with."""
-        types = {
-            self._graph.tensors[index].dtype
-            for _, _, index, role in roles(op)
-            if role not in (INDEX, WIDE, RANGE) and not self._graph.tensors[index].is_constant
-        }
+        types = self._data_types(op)
         if types & FLOATS:
             # A QUANTIZE or DEQUANTIZE is where floats end or begin.
             return "integer" if op.name in ("QUANTIZE", "DEQUANTIZE") and types - FLOATS else "float"
         return "whole" if types <= set(WHOLE_NUMBERS) else "integer"
+
+    def _data_types(self, op: Op) -> set[str]:
+        """The types of its activations, indices and states left out."""
+        return {
+            self._graph.tensors[index].dtype
+            for _, _, index, role in roles(op)
+            if role not in (INDEX, WIDE, RANGE) and not self._graph.tensors[index].is_constant
+        }
 
 
 # (subgraph, op, types that it should not have): whether the user allows it.

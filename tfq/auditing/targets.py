@@ -38,6 +38,9 @@ class Target:
         integer_ops: TFLite names of the ops that it runs on integer activations.
         float_ops: Those that it runs on float activations.
         hybrid_ops: Those that it runs on float activations with integer weights.
+        whole_ops: Those that it runs on whole numbers: indices, shapes, conditions (int32, int64, bool).
+        ops_by_type: Activation type -> the ops that it runs on it, where that is known type by type; other types are
+            held to the sets above.
         max_versions: The newest version of an op that it knows, where that is known.
         per_channel_dense: Whether weights of fully connected layers may have a scale for each channel; those of
             convolutions always may. If not, a conversion for this target gives them one scale.
@@ -58,6 +61,8 @@ class Target:
     integer_ops: frozenset[str]
     float_ops: frozenset[str] = frozenset()
     hybrid_ops: frozenset[str] = frozenset()
+    whole_ops: frozenset[str] = frozenset()
+    ops_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     max_versions: Mapping[str, int] = field(default_factory=dict)
     per_channel_dense: bool = True
     per_channel_dense_reason: str = ""
@@ -88,6 +93,7 @@ class Target:
             "inputs and outputs": ", ".join(self.io_types),
             "ops on integers": str(len(self.integer_ops)),
             "ops on floats": str(len(self.float_ops)),
+            "ops on whole numbers": str(len(self.whole_ops)),
             "source": self.source,
         }
 
@@ -124,17 +130,53 @@ register(
     )
 )
 
-_TFLM_OPS = _names("""
-    ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO
-    CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTH_TO_SPACE DEPTHWISE_CONV_2D DEQUANTIZE ELU EQUAL EXP
-    EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF
-    L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM
-    MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE REDUCE_MAX RELU
-    RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR ROUND RSQRT SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND
-    SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUEEZE STRIDED_SLICE SUB SVDF TANH TRANSPOSE TRANSPOSE_CONV
-    UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE BATCH_MATMUL DIV DYNAMIC_UPDATE_SLICE
-    EMBEDDING_LOOKUP LOG_SOFTMAX REVERSE_V2 SELECT_V2 SQUARED_DIFFERENCE SUM
-""")
+# Per type of the data: one-op models of each were run in the wheel, and a test does it again (tests/clients). Ops that
+# run on all types, and those that hold subgraphs and variables:
+_TFLM_ALL = """
+    ASSIGN_VARIABLE BROADCAST_TO CALL_ONCE CONCATENATION IF LOGICAL_AND LOGICAL_OR READ_VARIABLE RESHAPE
+    REVERSE_V2 SHAPE SQUEEZE VAR_HANDLE WHILE
+"""
+_TFLM_OPS = {
+    "int8": """
+        ABS ADD ADD_N ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND CAST CONV_2D CUMSUM
+        DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL
+        EXPAND_DIMS FILL FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH L2_NORMALIZATION
+        LEAKY_RELU LESS LESS_EQUAL LOGISTIC LOG_SOFTMAX MAXIMUM MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL
+        NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6 RESIZE_BILINEAR
+        RESIZE_NEAREST_NEIGHBOR RSQRT SELECT_V2 SLICE SOFTMAX SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V
+        SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
+        UNPACK ZEROS_LIKE
+    """,
+    "int16": """
+        ABS ADD AVERAGE_POOL_2D BATCH_MATMUL CAST CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DYNAMIC_UPDATE_SLICE
+        EXPAND_DIMS FULLY_CONNECTED GREATER LEAKY_RELU LOGISTIC MAXIMUM MAX_POOL_2D MEAN MINIMUM MUL PACK PAD
+        PADV2 QUANTIZE RELU RELU6 RESIZE_NEAREST_NEIGHBOR RSQRT SELECT_V2 SLICE SOFTMAX SPLIT SPLIT_V
+        SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
+        UNPACK
+    """,
+    "float32": """
+        ABS ADD ADD_N ARG_MAX ARG_MIN AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND CAST CEIL CONV_2D COS
+        CUMSUM DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV DYNAMIC_UPDATE_SLICE ELU EMBEDDING_LOOKUP EQUAL
+        EXP EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL
+        HARD_SWISH L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGISTIC LOG_SOFTMAX MAXIMUM
+        MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE REDUCE_MAX
+        REDUCE_MIN RELU RELU6 RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR ROUND RSQRT SELECT_V2 SIN SLICE SOFTMAX
+        SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE STRIDED_SLICE SUB SUM SVDF
+        TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK ZEROS_LIKE
+    """,
+    "int32": """
+        ADD BROADCAST_ARGS CAST DYNAMIC_UPDATE_SLICE EQUAL FILL GREATER GREATER_EQUAL LESS LESS_EQUAL MAXIMUM
+        MINIMUM MUL NOT_EQUAL PACK PAD PADV2 SLICE SPLIT SPLIT_V SQUARED_DIFFERENCE STRIDED_SLICE SUB UNPACK
+        ZEROS_LIKE
+    """,
+    "int64": """
+        BROADCAST_ARGS EQUAL GREATER GREATER_EQUAL LESS LESS_EQUAL MAXIMUM MINIMUM NOT_EQUAL PACK ZEROS_LIKE
+    """,
+    "bool": """
+        CAST EQUAL LOGICAL_NOT NOT_EQUAL REDUCE_ALL SLICE STRIDED_SLICE
+    """,
+}
+_TFLM_TYPES = {dtype: _names(ops + _TFLM_ALL) for dtype, ops in _TFLM_OPS.items()}
 register(
     Target(
         name="tflm",
@@ -143,12 +185,13 @@ register(
         short_title="TFLite Micro",
         schemes=("int8", "int16x8", "float32"),
         io_types=("int8", "uint8", "int16", "float32"),
-        integer_ops=_TFLM_OPS
-        - _names("CEIL COS DIV EXP FLOOR FLOOR_DIV FLOOR_MOD L2_POOL_2D LOG NEG ROUND SIN SQRT SQUARE"),
-        float_ops=_TFLM_OPS,
+        integer_ops=_TFLM_TYPES["int8"] | _TFLM_TYPES["int16"],
+        float_ops=_TFLM_TYPES["float32"],
+        whole_ops=_TFLM_TYPES["int32"] | _TFLM_TYPES["int64"] | _TFLM_TYPES["bool"],
+        ops_by_type=_TFLM_TYPES,
         per_channel_dense=False,
         per_channel_dense_reason="its kernels take them since September 2024 alone, and vendors' kernels often not yet",
-        source="tflite-micro: micro_mutable_op_resolver.h at 933f830 and of 2025; pull requests 2602 and 2673 (dense "
+        source="measured on tflite-micro 0.dev20261023182759 (its Python wheel); pull requests 2602 and 2673 (dense "
         "weights)",
     )
 )
@@ -162,6 +205,12 @@ _NNAPI_VERSIONS = _versions("""
     REDUCE_MIN=2 RELU=2 RELU6=2 RELU_N1_TO_1=2 RESHAPE=1 RESIZE_BILINEAR=3 RESIZE_NEAREST_NEIGHBOR=3 SELECT=2 SLICE=2
     SOFTMAX=2 SPACE_TO_BATCH_ND=2 SPACE_TO_DEPTH=2 SPLIT=3 SQUEEZE=1 STRIDED_SLICE=2 SUB=3 TANH=2 TILE=1 TOPK_V2=2
     TRANSPOSE=2 TRANSPOSE_CONV=3
+""")
+# The delegate takes int32, or does not look at the type.
+_NNAPI_WHOLE = _names("""
+    ADD ARG_MAX ARG_MIN BATCH_TO_SPACE_ND CAST EQUAL EXPAND_DIMS FILL GATHER GREATER GREATER_EQUAL LESS LESS_EQUAL
+    LOGICAL_AND LOGICAL_NOT LOGICAL_OR MAXIMUM MINIMUM MUL NEG NOT_EQUAL PACK REDUCE_ANY SELECT SLICE SPACE_TO_BATCH_ND
+    SPLIT SQUEEZE STRIDED_SLICE SUB TILE TOPK_V2 TRANSPOSE
 """)
 _NNAPI_FLOAT_VERSIONS = _versions("""
     ABS=1 DIV=1 ELU=1 EXP=1 FILL=1 FLOOR=1 L2_POOL_2D=1 LOCAL_RESPONSE_NORMALIZATION=1 LOG=1 LOG_SOFTMAX=1 NEG=2 POW=1
@@ -177,6 +226,7 @@ register(
         io_types=("int8", "uint8", "float32"),
         integer_ops=frozenset(_NNAPI_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
         float_ops=frozenset(_NNAPI_VERSIONS) | frozenset(_NNAPI_FLOAT_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
+        whole_ops=_NNAPI_WHOLE,
         max_versions=_NNAPI_VERSIONS | _NNAPI_FLOAT_VERSIONS,
         per_channel_dense=False,
         per_channel_dense_reason="FULLY_CONNECTED of the Neural Networks API wants one scale (LiteRT issue 3596)",

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The op lists of the target `tflm` against the kernels of the tflite-micro wheel, op by op and type by type."""
+
+import faulthandler
+import functools
+import os
+
+import pytest
+from one_op_models import BUILT, TYPES, any_op_model, one_op_model
+
+from tfq import registry
+from tfq.auditing import Target, audit_model
+from tfq.config import AuditConfig
+from tfq.tflite.schema import OPERATORS
+
+pytestmark = pytest.mark.clients
+# No kernels, but numbers of the schema.
+_NO_OPS = ("CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES")
+
+
+@pytest.fixture(autouse=True)
+def _wheel():
+    pytest.importorskip("tflite_micro", reason="tflite-micro is not installed: make clients installs it")
+
+
+def tflm() -> Target:
+    return registry.get(Target, "tflm", field="target")
+
+
+@functools.cache
+def said_by_wheel(model: bytes) -> str:
+    """The wheel's words on a flatbuffer, empty if it runs. In a child: kernels may crash on what they do not expect."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        faulthandler.disable()
+        os.dup2(writer, 2)
+        try:
+            from tflite_micro.python.tflite_micro import runtime
+
+            runtime.Interpreter.from_bytes(model, arena_size=200_000).invoke()
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, str(error).encode())
+            os._exit(1)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        words = pipe.read().decode(errors="replace")
+    return "" if os.waitpid(child, 0)[1] == 0 else words or "crashed"
+
+
+def is_registered(op: str) -> bool:
+    return "Didn't find op" not in said_by_wheel(any_op_model(op))
+
+
+def differences(ops_by_type) -> list[str]:
+    """Where a table and the wheel disagree."""
+    return [
+        f"{dtype} {op}: {words or 'runs'}"
+        for op in BUILT
+        for dtype in TYPES
+        if bool(words := said_by_wheel(one_op_model(op, dtype))) == (op in ops_by_type[dtype])
+    ]
+
+
+def test_the_target_lists_exactly_the_ops_that_the_wheel_registers():
+    listed = frozenset.union(*tflm().ops_by_type.values())
+    assert {op for op in OPERATORS if op not in _NO_OPS and is_registered(op)} == listed
+
+
+def test_the_target_lists_an_op_for_exactly_the_types_that_the_wheel_runs():
+    assert differences(tflm().ops_by_type) == []
+
+
+def test_a_wrong_entry_of_the_table_is_found():
+    table = {**tflm().ops_by_type, "int16": tflm().ops_by_type["int16"] | {"GATHER"}}
+    (difference,) = differences(table)
+    assert difference.startswith("int16 GATHER")
+
+
+def test_what_the_audit_calls_met_runs_in_the_wheel_and_what_it_fails_does_not():
+    for op, dtype in (("SELECT_V2", "int8"), ("SELECT_V2", "int32"), ("SELECT", "int32"), ("ADD", "int32")):
+        model = one_op_model(op, dtype)
+        assert audit_model(model, AuditConfig(require="tflm")).ok == (not said_by_wheel(model)), (op, dtype)
