@@ -216,9 +216,9 @@ def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ra
             if op.name in _SAME_SCALE and op.inputs[0] in others_read:
                 others_read.add(op.outputs[0])
                 # Of x - max(x), what is below the least of the maxima would be cut off from x.
-                ends = [results[key] for key in ((number, op.inputs[0]), (number, op.outputs[0])) if key in results]
-                if op.name in _EXTREMES and len(ends) == 2:
-                    results[number, op.outputs[0]] = min(ends)[0], max(end[1] for end in ends)
+                pair = [results[key] for key in ((number, op.inputs[0]), (number, op.outputs[0])) if key in results]
+                if op.name in _EXTREMES and len(pair) == 2:
+                    results[number, op.outputs[0]] = min(pair)[0], max(end[1] for end in pair)
             if op.name not in _CHOICES:
                 continue
             operands = _chosen_from(graph, op)
