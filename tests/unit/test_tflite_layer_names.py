@@ -31,10 +31,16 @@ def test_layers_that_the_file_lists_are_matched_exactly(name):
     assert [layer for layer in _layers(data) if layer is not None][-len(CNN) :] == CNN
 
 
-def test_quantization_aware_layers_are_told_by_the_list_of_either_model():
-    for layers in (ALL_LAYERS, [f"quant_{layer}" for layer in ALL_LAYERS]):
-        data = write_metadata(golden("digits_int8_qat"), {"keras_layers": layers})
-        assert _layers(data) == [*CNN, "probabilities"]
+def test_quantization_aware_layers_are_matched_with_the_list_of_the_users_names():
+    data = write_metadata(golden("digits_int8_qat"), {"keras_layers": ALL_LAYERS})
+    assert _layers(data) == [*CNN, "probabilities"]
+
+
+def test_a_users_layer_that_is_named_as_a_wrapper_keeps_its_name():
+    names = ["m/quant_conv/Conv2D", "m/quant_quant_conv/Conv2D"]
+    assert [_layer("CONV_2D", [*names, name], ["conv", "quant_conv"]) for name in names] == ["conv", "quant_conv"]
+    # Not wrapped at all: a model without fake quantization.
+    assert _layer("CONV_2D", ["m/quant_conv/Conv2D"], ["conv", "quant_conv"]) == "quant_conv"
 
 
 def test_names_that_no_listed_layer_is_in_give_none():

@@ -34,10 +34,10 @@ def refuse_unused_teacher(teacher: Any, config: DistillationConfig, step: str) -
 
 @contextlib.contextmanager
 def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = "qat") -> Iterator[Any]:
-    """A model of the same layers as `model` whose training step also learns from `teacher`: what fit is to train.
+    """Within, the training step of `model` also learns from `teacher`; gives `model`, which fit is to train.
 
-    model: functional or sequential tf_keras model; its layers, and with them its weights, are trained in place, and the
-        teacher is no part of it.
+    model: functional or sequential tf_keras model. It keeps its outputs, their names and the training code of its
+        class, and the teacher is no part of it. After, it is what it was, apart from what fit did.
     teacher: a model of the same inputs, run in inference mode on what the student sees; or a sequence of them, an
         ensemble: the distance is the mean over all, which has the gradient of the distance to the mean of what they
         give. Layers are those of the first.
@@ -56,10 +56,18 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     for item in teachers:
         _check_fit(model, item, what)
     pairs = _layer_pairs(model, teachers[0], config.layers, what)
-    student = _distilled_class()(model.inputs, model.outputs, name=model.name)
-    student.distil_from(teachers, config, pairs)
-    yield student
-    if not student.steps_traced:
+    state = _State(model, teachers, config, pairs)
+    own_class: Any = type(model)
+    model._distillation = state
+    # Keras' own __setattr__ would track it.
+    object.__setattr__(model, "__class__", _distilled_class(own_class))
+    try:
+        yield model
+    finally:
+        object.__setattr__(model, "__class__", own_class)
+        del model._distillation
+        model.train_function = model.test_function = None  # traced with the teacher
+    if not state.steps_traced:
         raise TfqError(
             f"{what}: distillation had no part in the training: fit must compile the model that it is given and call "
             "its own fit; a training loop by hand, or another model around it, does not see the teacher",
@@ -68,101 +76,116 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
         )
 
 
+class _State:
+    """What the training step needs to know of the teacher, out of sight of Keras.
+
+    Saved models, summaries and counts are the student's alone.
+    """
+
+    def __init__(
+        self, model: Any, teachers: list[Any], config: DistillationConfig, pairs: list[tuple[Any, Any]]
+    ) -> None:
+        import tensorflow as tf
+
+        tf_keras = import_tf_keras()
+        self.kinds = [
+            [
+                (output_kind(ours), output_kind(theirs))
+                for ours, theirs in zip(model.outputs, teacher.outputs, strict=True)
+            ]
+            for teacher in teachers
+        ]
+        self.means = [tf_keras.metrics.Mean(name="distillation_loss")]
+        self.with_layers: Any = None
+        if pairs:
+            self.means.append(tf_keras.metrics.Mean(name="distillation_layers_loss"))
+            self.with_layers, first = (
+                tf_keras.Model(item.inputs, [*item.outputs, *(pair[place] for pair in pairs)])
+                for place, item in enumerate((model, teachers[0]))
+            )
+            teachers = [first, *teachers[1:]]
+        self.wanted_outputs = lambda x: [tf.nest.flatten(teacher(x, training=False)) for teacher in teachers]
+        self.of_layers: list[Any] = []
+        self.temperature, self.weight, self.layers_weight = config.temperature, config.weight, config.layers_weight
+        self.in_training = False
+        self.steps_traced = 0
+
+    def towards_teacher(self, loss: Any, x: Any, y_pred: Any, losses: list[Any]) -> Any:
+        """Return what training minimizes: `loss`, the compiled one of `losses`, and the distances to the teacher."""
+        import tensorflow as tf
+
+        self.steps_traced += 1
+        outputs = tf.nest.flatten(y_pred)
+        wanted = tf.nest.map_structure(tf.stop_gradient, self.wanted_outputs(x))
+        distances = [
+            distance(got, tf.cast(theirs, got.dtype), kinds, self.temperature)
+            for of_one, of_outputs in zip(wanted, self._kinds_with(losses), strict=True)
+            for got, theirs, kinds in zip(outputs, of_one[: len(outputs)], of_outputs, strict=True)
+        ]
+        totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(wanted)]
+        if self.of_layers:
+            pairs = zip(self.of_layers, wanted[0][len(outputs) :], strict=True)
+            totals.append(tf.add_n([layer_distance(got, tf.cast(theirs, got.dtype)) for got, theirs in pairs]))
+        for mean, total in zip(self.means, totals, strict=True):
+            mean.update_state(total)
+        # As Keras does with its own losses: gradients of replicas are added up.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        towards = (1 - self.weight) * loss + self.weight * totals[0] / replicas
+        return towards + self.layers_weight * totals[1] / replicas if self.of_layers else towards
+
+    def _kinds_with(self, losses: list[Any]) -> list[list[tuple[str, str]]]:
+        """By teacher, the kinds of outputs.
+
+        A last layer without activation gives logits where the loss is a cross-entropy.
+        """
+        names = [getattr(loss, "name", None) or getattr(loss, "__name__", str(loss)) for loss in losses]
+        classifies = any("crossentropy" in str(name).lower() for name in names)
+        linear = {"linear": "logits" if classifies else "values"}
+        return [[(linear.get(ours, ours), linear.get(theirs, theirs)) for ours, theirs in item] for item in self.kinds]
+
+
 @functools.cache
-def _distilled_class() -> Any:
+def _distilled_class(base: Any) -> Any:
+    """Return a subclass of a model's class whose training step learns from the teacher in `_distillation` as well."""
     import tensorflow as tf
 
-    tf_keras = import_tf_keras()
-    base: Any = tf_keras.Model
-
     class Distilled(base):
-        def distil_from(self, teachers: list[Any], config: DistillationConfig, pairs: list[tuple[Any, Any]]) -> None:
-            self._kinds = [
-                [
-                    (output_kind(ours), output_kind(theirs))
-                    for ours, theirs in zip(self.outputs, teacher.outputs, strict=True)
-                ]
-                for teacher in teachers
-            ]
-            # Behind functions, out of sight of Keras: saved models, summaries and counts are the student's alone.
-            means = [tf_keras.metrics.Mean(name="distillation_loss")]
-            if pairs:
-                means.append(tf_keras.metrics.Mean(name="distillation_layers_loss"))
-                ours, first = (
-                    tf_keras.Model(item.inputs, [*item.outputs, *(pair[place] for pair in pairs)])
-                    for place, item in enumerate((self, teachers[0]))
-                )
-                self._with_layers = lambda x, mask: ours(x, training=True, mask=mask)
-                teachers = [first, *teachers[1:]]
-            self._wanted_outputs = lambda x: [tf.nest.flatten(teacher(x, training=False)) for teacher in teachers]
-            self._distances = lambda: means
-            self._of_layers: list[Any] = []
-            self._distillation = (config.temperature, config.weight, config.layers_weight)
-            self._in_training = False
-            self.steps_traced = 0
+        _distillation: _State
 
         def train_step(self, data: Any) -> Any:
-            self._in_training = True
+            self._distillation.in_training = True
             try:
                 return super().train_step(data)
             finally:
-                self._in_training = False
+                self._distillation.in_training = False
 
         def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-            if not self._in_training or len(self._distances()) == 1:
+            state = self._distillation
+            if not state.in_training or state.with_layers is None:
                 return super().call(inputs, training=training, mask=mask)
-            outputs = self._with_layers(inputs, mask)
-            self._of_layers = outputs[len(self.outputs) :]
+            outputs = state.with_layers(inputs, training=True, mask=mask)
+            state.of_layers = outputs[len(self.outputs) :]
             return tf.nest.pack_sequence_as(self.output, outputs[: len(self.outputs)])
 
         def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None) -> Any:
             loss = super().compute_loss(x, y, y_pred, sample_weight)
-            if not self._in_training:
+            if not self._distillation.in_training:
                 return loss
-            self.steps_traced += 1
-            temperature, weight, layers_weight = self._distillation
-            outputs = tf.nest.flatten(y_pred)
-            wanted = tf.nest.map_structure(tf.stop_gradient, self._wanted_outputs(x))
-            distances = [
-                distance(got, tf.cast(theirs, got.dtype), kinds, temperature)
-                for of_one, message in zip(wanted, self._told_kinds(), strict=True)
-                for got, theirs, kinds in zip(outputs, of_one[: len(outputs)], message, strict=True)
-            ]
-            totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(wanted)]
-            if self._of_layers:
-                pairs = zip(self._of_layers, wanted[0][len(outputs) :], strict=True)
-                totals.append(tf.add_n([layer_distance(got, tf.cast(theirs, got.dtype)) for got, theirs in pairs]))
-            for mean, total in zip(self._distances(), totals, strict=True):
-                mean.update_state(total)
-            # As Keras does with its own losses: gradients of replicas are added up.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            towards = (1 - weight) * loss + weight * totals[0] / replicas
-            return towards + layers_weight * totals[1] / replicas if self._of_layers else towards
+            return self._distillation.towards_teacher(loss, x, y_pred, tf.nest.flatten(self.loss))
 
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             results = super().compute_metrics(x, y, y_pred, sample_weight)
-            message = {mean.name: mean.result() for mean in self._distances()} if self._in_training else {}
-            return {**results, **message}
+            state = self._distillation
+            means = {mean.name: mean.result() for mean in state.means} if state.in_training else {}
+            return {**results, **means}
 
         def reset_metrics(self) -> None:
             super().reset_metrics()
-            for mean in self._distances():
+            for mean in self._distillation.means:
                 mean.reset_state()
 
-        def _told_kinds(self) -> list[list[tuple[str, str]]]:
-            """By teacher, the kinds of outputs.
-
-            A last layer without activation gives logits where the loss is a cross-entropy.
-            """
-            losses = tf.nest.flatten(self.loss)
-            names = [getattr(loss, "name", None) or getattr(loss, "__name__", str(loss)) for loss in losses]
-            classifies = any("crossentropy" in str(name).lower() for name in names)
-            messages = {"linear": "logits" if classifies else "values"}
-            return [
-                [(messages.get(ours, ours), messages.get(theirs, theirs)) for ours, theirs in of_one]
-                for of_one in self._kinds
-            ]
-
+    # A checkpoint that fit saves names the class that the model has after the training.
+    Distilled.__name__, Distilled.__qualname__, Distilled.__module__ = base.__name__, base.__qualname__, base.__module__
     return Distilled
 
 

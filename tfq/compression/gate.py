@@ -8,10 +8,13 @@ import numpy as np
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
 from tfq.errors import TfqError
+from tfq.keras_bridge.own_training import keep_class
 
 _INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 NO_QAT = "quantize after training instead (compression.qat.enabled=False), and report the model's layers to tfq"
 _EXAMPLES = 16
+# A share of the sum; float32 sums in another order.
+_LOSS_TOLERANCE = 1e-4
 
 
 def check_same_function(
@@ -33,6 +36,7 @@ def check_same_function(
     with tfmot_symbols.fake_quant_as_identity():
         wanted = [np.asarray(output) for output in tf.nest.flatten(before(fed, training=False))]
         got = [np.asarray(output) for output in tf.nest.flatten(after(fed, training=False))]
+        losses = _own_losses(before), _own_losses(after)
     if [output.shape for output in wanted] != [output.shape for output in got]:
         raise TfqError(
             f"{what} changed the function of {before.name!r}: its outputs had the shapes "
@@ -41,6 +45,7 @@ def check_same_function(
             expected=[output.shape for output in wanted],
             got=[output.shape for output in got],
         )
+    _check_losses(before, losses, what, advice)
     for index, (old, new) in enumerate(zip(wanted, got, strict=True)):
         error = float(np.max(np.abs(old.astype(np.float64) - new), initial=0.0))
         scale = max(1.0, float(np.max(np.abs(old), initial=0.0)))
@@ -53,6 +58,25 @@ def check_same_function(
                 expected=tolerance * scale,
                 got=error,
             )
+
+
+def _check_losses(before: Any, losses: tuple[list[float], list[float]], what: str, advice: str) -> None:
+    """Raise TfqError where regularizers, or losses that layers add, were lost: training would be another one."""
+    wanted, got = losses
+    tolerance = _LOSS_TOLERANCE * max(1.0, abs(sum(wanted)))
+    if len(wanted) != len(got) or not (abs(sum(wanted) - sum(got)) <= tolerance or not np.isfinite(sum(wanted))):
+        raise TfqError(
+            f"{what} changed the losses that the layers of {before.name!r} add (regularizers, add_loss): there were "
+            f"{len(wanted)}, {sum(wanted):.6g} in sum, and there are {len(got)}, {sum(got):.6g} in sum: {advice}",
+            field="model",
+            expected=tuple(wanted),
+            got=tuple(got),
+        )
+
+
+def _own_losses(model: Any) -> list[float]:
+    """The losses that the model's layers added in its last call, an eager one, and those of its weights."""
+    return [float(loss.numpy()) for loss in model.losses if hasattr(loss, "numpy")]
 
 
 def random_inputs(model: Any) -> list[np.ndarray]:
@@ -81,6 +105,7 @@ def _random_input(tensor: Any, rng: np.random.Generator, limit: int) -> np.ndarr
 def copy_for_training(model: Any, step: str) -> tuple[Any, list[tuple[Any, Any]]]:
     """A copy of `model` that computes the same, and each of its layers with the copy's; `step` begins an error."""
     trained, pairs = cloned(model)
+    keep_class(model, trained, {id(old): new for old, new in pairs}, step)
     check_same_function(model, trained, what=f"{step}: the copy for training", advice=_INCOMPLETE)
     return trained, pairs
 
@@ -91,5 +116,6 @@ def copy_after_training(model: Any, trained: Any, pairs: list[tuple[Any, Any]], 
     stripped, fresh = cloned(model)
     for old, new in fresh:
         new.set_weights(weights_of[id(old)].get_weights())
+    keep_class(trained, stripped, {id(weights_of[id(old)]): new for old, new in fresh}, step)
     check_same_function(trained, stripped, what=f"{step}: the copy after training", advice=_INCOMPLETE)
     return stripped

@@ -9,6 +9,7 @@ import numpy as np
 from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
+from tfq.keras_bridge.names import keep_names
 from tfq.typing import Fit
 
 # The user's own training loop: fit(model, callbacks) compiles the model and trains it in place.
@@ -81,6 +82,7 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
     for old, new in pairs:
         if not _is_adapted(old):
             new.set_weights(old.get_weights())
+    keep_names(model, clone)
     return clone, pairs
 
 

@@ -24,7 +24,7 @@ from tfq.conversion.quantize import (
 )
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
 from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_floats, warn_of_target
-from tfq.conversion.tracing import Trace, trace, unwrapped
+from tfq.conversion.tracing import Trace, trace
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
 from tfq.data import data_of_main_subgraph
@@ -118,9 +118,7 @@ def _converted(
             expected=traced.batch_size,
             got=config.batch_size,
         )
-    # By the names that the user gave, whether or not a tensor's name is left that tells of fake quantization.
-    names = map(unwrapped, traced.keras_layers) if traced.has_fake_quant else traced.keras_layers
-    metadata["keras_layers"] = list(names)
+    metadata["keras_layers"] = list(traced.keras_layers)
     if traced.has_fake_quant:
         if config.scheme != "int8":
             raise InputError(

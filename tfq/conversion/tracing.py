@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tfq.errors import InputError
+from tfq.keras_bridge import names
 from tfq.typing import KerasModel, TensorFlowFunction
 
 # What keeps a recurrent layer of either Keras in a loop, and the value that takes it out of it.
@@ -50,9 +51,6 @@ def _recurrent(model: Any) -> list[Any]:
     return [layer for layer in model._flatten_layers() if hasattr(layer, "cell") and hasattr(layer, "unroll")]
 
 
-_WRAPPER = "quant_"
-
-
 @dataclass(kw_only=True)
 class Trace:
     """The inference function of a model at a fixed batch size, as a TensorFlow concrete function.
@@ -63,12 +61,18 @@ class Trace:
     function: TensorFlowFunction
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    keras_layers: tuple[str, ...]
+    # Name of a layer in the graph ("quant_conv", where quantization-aware training wraps it) -> the user's name of it.
+    layer_names: dict[str, str]
     batch_size: int
     # The function refers to its variables weakly: the model must outlive it.
     model: KerasModel = field(repr=False)
     # What freezing can keep between exports: see conversion/freeze.py.
     freezer: object = field(default=None, repr=False)
+
+    @property
+    def keras_layers(self) -> tuple[str, ...]:
+        """The user's names of the model's layers."""
+        return tuple(self.layer_names.values())
 
     @functools.cached_property
     def has_fake_quant(self) -> bool:
@@ -90,12 +94,14 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
 
     refuse_stateful(model)
     inputs, outputs = _symbolic(model)
-    input_names = _input_names(model, inputs)
+    structure = input_structure(model)
+    output_names = names.output_names(model, outputs)
+    _refuse_repeated(outputs, output_names)
+    input_names = names.input_names(model, structure, inputs)
     specs = [
         tf.TensorSpec(_fixed_shape(tensor, name, batch_size), tensor.dtype, name=_identifier(name))
         for name, tensor in zip(input_names, inputs, strict=True)
     ]
-    structure = input_structure(model)
 
     def infer(*tensors: Any) -> list[Any]:
         packed = tf.nest.pack_sequence_as(structure, list(tensors))
@@ -107,16 +113,11 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
     return Trace(
         function=function,
         input_names=input_names,
-        output_names=_output_names(model, outputs),
-        keras_layers=tuple(_layer_names(model)),
+        output_names=output_names,
+        layer_names=names.layer_names(model),
         batch_size=batch_size,
         model=model,
     )
-
-
-def unwrapped(layer: str) -> str:
-    """A layer's name without what quantization-aware training put in front of it."""
-    return layer.removeprefix(_WRAPPER)
 
 
 def input_structure(model: Any) -> Any:
@@ -145,6 +146,20 @@ def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
     return tf.nest.flatten(inputs), tf.nest.flatten(outputs)
 
 
+def _refuse_repeated(outputs: list[Any], output_names: tuple[str, ...]) -> None:
+    first: dict[int, str] = {}
+    for tensor, name in zip(outputs, output_names, strict=True):
+        other = first.setdefault(id(tensor), name)
+        if other != name:
+            raise InputError(
+                f"outputs {other!r} and {name!r} of the model are one tensor, which a flatbuffer can name once only: "
+                "remove one of them",
+                field="model",
+                expected="outputs that differ",
+                got=(other, name),
+            )
+
+
 def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
     batch, *rest = tensor.shape
     if any(dimension is None for dimension in rest):
@@ -166,37 +181,5 @@ def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
     return [batch_size or None, *rest]
 
 
-def _input_names(model: Any, tensors: list[Any]) -> tuple[str, ...]:
-    """The model's own names of its inputs, in the order of `tensors`: dict keys, else names of its Input layers."""
-    structure = input_structure(model)
-    if isinstance(structure, dict):
-        return tuple(sorted(structure))
-    return _distinct([tensor.name for tensor in tensors], "input")
-
-
-def _output_names(model: Any, tensors: list[Any]) -> tuple[str, ...]:
-    """The model's own names of its outputs: dict keys, else names of the layers that make them."""
-    structure = getattr(model, "output", None)
-    if isinstance(structure, dict):
-        return tuple(sorted(structure))
-    names = getattr(model, "output_names", None) or [model.layers[-1].name]  # a Sequential of Keras 3 has none
-    return _distinct(list(names), "output") if len(names) == len(tensors) else _distinct([""] * len(tensors), "output")
-
-
-def _distinct(names: list[str], what: str) -> tuple[str, ...]:
-    if len(set(names)) == len(names) and all(names):
-        return tuple(names)
-    return tuple(f"{what}_{index}" for index in range(len(names)))
-
-
 def _identifier(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def _layer_names(model: Any) -> list[str]:
-    names = []
-    for layer in model.layers:
-        names.append(layer.name)
-        if hasattr(layer, "layers"):
-            names += _layer_names(layer)
-    return names

@@ -15,7 +15,9 @@ from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import Making, Translation
 from tfq.keras_bridge.layers.config import NARROW
 from tfq.keras_bridge.layers.translate import copied_layer, translated
+from tfq.keras_bridge.names import keep_names
 from tfq.keras_bridge.operations.translate import translate_operation
+from tfq.keras_bridge.own_training import keep_class, mark_lost_training
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import (
     Call,
@@ -104,7 +106,22 @@ class _Rebuilding:
         structure = self._packed(self.graph.output_structure, ours)
         inputs = self._packed(self.graph.input_structure, ours)
         self.rebuilt.model = tf_keras.Model(inputs, structure, name=self.names.model_name(self.source.name))
+        keep_names(self.source, self.rebuilt.model)
+        self._keep_training()
         return self.rebuilt
+
+    def _keep_training(self) -> None:
+        """Keep the class of a tf_keras model, or mark the model as one that lost its training code."""
+        if self.graph.kind == "keras":
+            note = mark_lost_training(self.source, self.rebuilt.model)
+            self.rebuilt.notes += [note] if note else []
+            return
+        twins = {
+            key: built.translation.layers[0]
+            for key, (_, built) in self.rebuilt.by_layer.items()
+            if len(built.translation.layers) == 1
+        }
+        keep_class(self.source, self.rebuilt.model, twins, "to_tf_keras")
 
     def _packed(self, structure: Any, ours: dict[int, Any]) -> Any:
         if isinstance(structure, dict):

@@ -40,7 +40,9 @@ class LayerNames:
         self._known = frozenset(known) if known else None
         names = [tensor.name[:_LONGEST_NAME] for tensor in tensors]
         self._fake_quantized = any(_FAKE_QUANT in name for name in names)
-        self._numbered_scopes = self._known is not None and _has_numbered_scopes(names, self._known)
+        scopes = {scope for name in names for part in name.split(";") for scope in part.split("/")} if known else set()
+        self._numbered_scopes = _has_numbered_scopes(scopes, self._known or ())
+        self._wrapped_scopes = _has_wrapped_scopes(scopes, self._known or ())
         self._prefix = () if self._known else _shared_prefix(tensors)
         self._cache: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {}
 
@@ -74,22 +76,21 @@ class LayerNames:
         if self._known is None:
             # TensorFlow's control flow has scopes of its own in front.
             at = _depth(scopes, self._prefix) if len(scopes) > 2 and scopes[0] not in _CONTROL_FLOW else None
-            layer = scopes[at] if at else None
+            layer = self._unwrapped(scopes[at]) if at else None
         else:
             # The innermost, for a nested model is itself a layer of the outer one; but the last is the op, "layer/add".
             named = ((at, self._known_layer(scopes[at])) for at in reversed(range(len(scopes) - 1)))
             at, layer = next(((at, layer) for at, layer in named if layer), (None, None))
         if at is None or not layer or len(layer) > _LONGEST_LAYER:
             return None
-        return self._unwrapped(layer), tuple(_normalized(scope) for scope in scopes[at + 1 :])
+        return layer, tuple(_normalized(scope) for scope in scopes[at + 1 :])
 
     def _known_layer(self, scope: str) -> str | None:
         plain = re.sub(r"_\d+$", "", scope)
-        for candidate in (plain, scope) if self._numbered_scopes else (scope, plain):
-            if self._known and candidate in self._known:
-                return candidate
-        unwrapped = _without_wrapper(scope)
-        return unwrapped if self._known and unwrapped in self._known else None
+        candidates = [plain, scope] if self._numbered_scopes else [scope, plain]
+        unwrapped = [_without_wrapper(scope), _without_wrapper(plain)]
+        candidates = [*unwrapped, *candidates] if self._wrapped_scopes else [*candidates, *unwrapped]
+        return next((name for name in candidates if self._known and name in self._known), None)
 
     def _unwrapped(self, layer: str) -> str:
         return _without_wrapper(layer) if self._fake_quantized else layer
@@ -129,18 +130,21 @@ def _depth(scopes: Sequence[str], prefix: Sequence[str]) -> int:
     return at
 
 
-def _has_numbered_scopes(names: Iterable[str], known: Collection[str]) -> bool:
+def _has_wrapped_scopes(scopes: Iterable[str], known: Collection[str]) -> bool:
+    """Check whether some scope is that of a wrapper around a known layer: then `quant_x` is the wrapper of `x`."""
+    return any(scope not in known and (name := _without_wrapper(scope)) != scope and name in known for scope in scopes)
+
+
+def _has_numbered_scopes(scopes: Iterable[str], known: Collection[str]) -> bool:
     """Whether more layers are found by taking the number off each scope than by the scopes as they are."""
-    scopes = {scope for name in names for part in name.split(";") for scope in part.split("/")}
     exact = {scope for scope in scopes if scope in known}
     plain = {match[1] for scope in scopes if (match := re.fullmatch(r"(.+)_\d+", scope)) and match[1] in known}
     return len(plain) > len(exact)
 
 
 def _without_wrapper(layer: str) -> str:
-    for wrapper in _WRAPPERS:
-        layer = layer.removeprefix(wrapper)
-    return layer
+    """Return the name without the wrapper's, which is there once."""
+    return next((layer.removeprefix(wrapper) for wrapper in _WRAPPERS if layer.startswith(wrapper)), layer)
 
 
 def _normalized(scope: str) -> str:

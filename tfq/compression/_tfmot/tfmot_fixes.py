@@ -62,6 +62,43 @@ def _naming_the_halves(replacement: Callable[[Any, Any], Any]) -> Callable[[Any,
     return named
 
 
+def leave_frozen_weights() -> None:
+    """From now on, tfmot's wrapper of a frozen layer (trainable=False) has no trainable weights.
+
+    Stock, `QuantizeWrapperV2.trainable_weights` has the kernel of a frozen layer, and training changes it.
+    """
+    wrapper: Any = _module("quantize_wrapper").QuantizeWrapperV2
+    if isinstance(vars(wrapper)["trainable_weights"], _OfTrainable):
+        return
+    trainable, frozen = wrapper.trainable_weights, wrapper.non_trainable_weights
+
+    def all_weights(self: Any) -> list[Any]:
+        return [] if self.layer.trainable else list(trainable.fget(self))
+
+    def frozen_weights(self: Any) -> list[Any]:
+        return list(self._dedup_weights([*all_weights(self), *frozen.fget(self)]))
+
+    wrapper.trainable_weights = _OfTrainable(lambda self: trainable.fget(self) if self.layer.trainable else [])
+    wrapper.non_trainable_weights = _OfTrainable(frozen_weights)
+
+
+class _OfTrainable(property):
+    """A property that `leave_frozen_weights` has put in place of tfmot's."""
+
+
+def regularize_activities(model: Any) -> None:
+    """Give the wrappers of a QAT model the activity regularizers of the layers inside them.
+
+    Stock, the wrapper calls the layer's `call`, past Keras' own `__call__`, which is what regularizes activities.
+    """
+    wrapper: Any = _module("quantize_wrapper").QuantizeWrapper
+    for layer in model.layers:
+        regularizer = getattr(layer.layer, "_activity_regularizer", None) if isinstance(layer, wrapper) else None
+        if regularizer is not None:
+            layer._activity_regularizer = regularizer
+            layer.layer._losses = []  # symbolic ones, of the graph that tfmot took the layer out of
+
+
 def selective_scheme(quantized_inputs: frozenset[str]) -> Any:
     """tfmot's 8-bit scheme for a model of which each layer to be quantized was annotated with a config of its own.
 

@@ -13,7 +13,7 @@ from tfq.artifacts import content_of
 from tfq.backends import HOST, RunRequest, make_backend
 from tfq.compression.parity.match import Evaluator, ReferenceGraph, candidates, check_origin, match
 from tfq.compression.parity.record import LayerParity, LayerTally, QATParity, output_tallies
-from tfq.conversion.tracing import Trace, trace, unwrapped
+from tfq.conversion.tracing import Trace, trace
 from tfq.data import Split, as_split, bind_inputs
 from tfq.errors import InputError
 from tfq.evaluation import decode_outputs, prepare_inputs
@@ -205,7 +205,7 @@ class _Comparison:
         within = {name: layer.layer for layer in layers for name in layer.layers}
         return {
             name: f"part of {within[name]}" if name in within else "the flatbuffer has no tensor of it"
-            for name in map(unwrapped, self._traced.keras_layers)
+            for name in self._traced.keras_layers
             if name not in own
         }
 

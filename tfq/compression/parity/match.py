@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.conversion.freeze import frozen_graph
-from tfq.conversion.tracing import Trace, unwrapped
+from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
 from tfq.tflite import Subgraph, Tensor
 
@@ -38,7 +38,7 @@ class ReferenceGraph:
     def __init__(self, traced: Trace) -> None:
         self._graph_def = frozen_graph(traced)
         self._nodes = {node.name: node for node in self._graph_def.node}
-        self._layers = frozenset(traced.keras_layers)
+        self._layers = traced.layer_names
         self.inputs = [tensor.name for tensor in traced.function.inputs[: len(traced.input_names)]]
         self.outputs = [tensor.name for tensor in traced.function.outputs]
         self._place = {name: place for place, name in enumerate(_in_order(self._nodes))}
@@ -104,7 +104,7 @@ class ReferenceGraph:
         for scope in reversed(_op(value).split("/")[:-1] or [_op(value)]):
             for candidate in (scope, re.sub(r"_\d+$", "", scope)):
                 if candidate in self._layers:
-                    return unwrapped(candidate)
+                    return self._layers[candidate]
         return None
 
     def layers_between(self, value: str, cuts: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, pru
 from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqWarning
+from tfq.keras_bridge.own_training import check_own_training
 from tfq.patterns import fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -115,6 +116,7 @@ def prune_model(
     """
     config = config or PruneConfig()
     refuse_unused_teacher(teacher, config.distillation, "prune")
+    check_own_training(model, "prune")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
         allocated(model, None, config, plan.pruned)

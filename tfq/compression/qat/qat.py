@@ -21,6 +21,8 @@ from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, learne
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
+from tfq.keras_bridge.names import keep_names, own_name
+from tfq.keras_bridge.own_training import check_own_training, keep_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.patterns import check_fits, fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
@@ -51,6 +53,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     """
     config = config or QATConfig()
     require_graph_model(model, "quantization-aware training")
+    _refuse_added_terms(model)
     clone, _ = cloned(model)
     placements = chosen(clone, config)
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
@@ -70,6 +73,9 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
             scheme = tfmot_fixes.selective_scheme(placement.quantized_inputs(clone, placements))
             apply = import_tfmot().quantization.keras.quantize_apply
             result = tfmot_symbols.without_autograph(apply, clone.layers)(annotated, scheme)
+    keep_names(model, result)
+    tfmot_fixes.leave_frozen_weights()
+    tfmot_fixes.regularize_activities(result)
     for layer in result.layers:
         if tfmot_symbols.wrapped(layer) is not layer:
             layer.call = tfmot_symbols.without_autograph(layer.call, [layer])
@@ -78,6 +84,19 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
         model=result,
         skipped={name: place for name, place in placements.items() if isinstance(place, str)},
     )
+
+
+def _refuse_added_terms(model: Any) -> None:
+    """Raise InputError where model.add_loss or model.add_metric added tensors, which tfmot's rebuilding drops."""
+    added = [layer.name for layer in model.layers if type(layer).__name__ in ("AddLoss", "AddMetric")]
+    if added:
+        raise InputError(
+            f"qat: tfmot drops what {model.name!r} was given by model.add_loss or model.add_metric "
+            f"({', '.join(added)}): call self.add_loss in a layer, or give compile a loss for an output",
+            field="model",
+            expected="no terms added by model.add_loss or model.add_metric",
+            got=tuple(added),
+        )
 
 
 def chosen(model: Any, config: QATConfig) -> dict[str, placement.Placement | str]:
@@ -163,6 +182,7 @@ def qat_model(
     """
     config = config or QATConfig()
     refuse_unused_teacher(teacher, config.distillation, "qat")
+    check_own_training(model, "qat")
     if config.range_estimator == "lsq" and (calibration is None or not config.num_calibration_samples):
         raise InputError(
             "qat: range_estimator=lsq begins with those of calibration data: give calibration, and its steps",
@@ -172,6 +192,8 @@ def qat_model(
         )
     start = _start(model, config, calibration)
     quantized = start.model
+    by_name = {own_name(layer): layer for layer in quantized.layers}
+    keep_class(model, quantized, {id(layer): by_name[layer.name] for layer in model.layers}, "qat")
     with contextlib.ExitStack() as around:
         callbacks = around.enter_context(frozen_from_step(quantized, config.freeze_batch_norm_step))
         trained = quantized

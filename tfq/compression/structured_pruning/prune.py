@@ -24,6 +24,7 @@ from tfq.compression.structured_pruning.rebuild import refit
 from tfq.compression.structured_pruning.trace import Trace, traced
 from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.keras_bridge.own_training import check_own_training, keep_class
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
@@ -193,6 +194,8 @@ def prune_structured(
     """
     config = config or StructuredPruningConfig()
     refuse_unused_teacher(teacher, config.distillation, "structured_pruning")
+    if fit is not None:
+        check_own_training(model, "structured_pruning")
     require_graph_model(model, "filter pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
@@ -222,6 +225,7 @@ def prune_structured(
     refitted: dict[str, tuple[float, float]] = {}
     if data is not None and config.refit_examples:
         refitted = refit(provided, small, kept, data, config.refit_examples)
+    keep_class(model, small, {id(layer): small.get_layer(layer.name) for layer in model.layers}, "structured_pruning")
     if fit is not None:
         small = _trained(small, fit, teacher or model, config.distillation)
     removed, left = _by_layer(trace, kept)
@@ -333,7 +337,9 @@ def _trained(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfi
             expected="a fit that trains the model",
         )
     check_finite(small, "the fine-tuning of what filter pruning left")
-    return cloned(small)[0]
+    result, pairs = cloned(small)
+    keep_class(small, result, {id(old): new for old, new in pairs}, "structured_pruning")
+    return result
 
 
 def _require_finite(model: Any) -> None:

@@ -19,6 +19,7 @@ from tfq.compression.structured_pruning.rules import BETWEEN, IN, OUT
 from tfq.compression.training import batches_of
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
+from tfq.keras_bridge.names import keep_names
 
 # Of the mean of the normal matrix's diagonal: what the old weights weigh against the data.
 _RIDGE = 1e-4
@@ -63,6 +64,7 @@ def smaller(model: Any, kept: Kept) -> Any:
     for layer in new.layers:
         old = model.get_layer(layer.name)
         layer.set_weights(cut_weights(old, kept[layer.name]) if layer.name in kept else old.get_weights())
+    keep_names(model, new)
     return new
 
 

@@ -19,6 +19,7 @@ from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_t
 from tfq.keras_bridge.layers.own import register_own
 from tfq.keras_bridge.loading.inspection import holds_tfmot, refuse_code, refuse_impossible_sizes
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, read_model_file, rebuilt_json
+from tfq.keras_bridge.names import keep_names
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.typing import KerasModel
@@ -91,6 +92,8 @@ def _loaded(keras: Any, file: ModelFile, directory: Path, allow_code: bool, cust
             expected="a model",
             got=type(model).__name__,
         )
+    if file.kind == "tf_keras" and getattr(model, "_output_layers", None):
+        keep_names(model, model)  # a file has no names of outputs but those of tfmot's wrappers
     return model
 
 
