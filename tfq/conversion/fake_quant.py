@@ -62,15 +62,43 @@ def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
         for source in node.input:
             readers[_name(source)].append(node)
     counts: collections.Counter[str] = collections.Counter()
-    for node in graph.node:
-        if not node.op.startswith(_PREFIX) or not _is_constant(nodes, node.input[0]):
-            continue
+    for node in _weight_fake_quant(graph, nodes):
         granularity = "per_channel" if node.op == _PER_CHANNEL else "per_tensor"
         is_dense = any(reader.op == "MatMul" for reader in _behind(readers, node.name))
         counts[f"dense_{granularity}" if is_dense else granularity] += 1
         counts["moved"] += any(reader.op in ("Reshape", "Transpose") for reader in readers[node.name])
         _make_identity(node)
     return graph, WeightGranularity(**counts)
+
+
+def with_rounded_weights(graph_def: Any) -> Any:
+    """A copy of a frozen graph in which each fake-quantized weight is a constant: the values that it rounds to.
+
+    The fake quantization of activations stays.
+    """
+    import tensorflow as tf
+
+    graph = type(graph_def)()
+    graph.CopyFrom(graph_def)
+    weights = _weight_fake_quant(graph, {node.name: node for node in graph.node})
+    if not weights:
+        return graph
+    names = [node.name for node in weights]
+    with tf.Graph().as_default() as part, tf.compat.v1.Session(graph=part) as session:
+        tf.import_graph_def(tf.compat.v1.graph_util.extract_sub_graph(graph, names), name="")
+        values = session.run([f"{name}:0" for name in names])
+    for node, value in zip(weights, values, strict=True):
+        del node.input[:]
+        node.op = "Const"
+        node.attr.clear()
+        node.attr["dtype"].type = tf.as_dtype(value.dtype).as_datatype_enum
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    return graph
+
+
+def _weight_fake_quant(graph: Any, nodes: dict[str, Any]) -> list[Any]:
+    """The nodes that fake-quantize a weight; nodes: those of the graph by name."""
+    return [node for node in graph.node if node.op.startswith(_PREFIX) and _is_constant(nodes, node.input[0])]
 
 
 def _make_identity(node: Any) -> None:

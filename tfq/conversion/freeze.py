@@ -13,7 +13,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from tfq.conversion.fake_quant import Ranges, WeightGranularity, without_fake_quant, without_weight_fake_quant
+from tfq.conversion.fake_quant import (
+    Ranges,
+    WeightGranularity,
+    with_rounded_weights,
+    without_fake_quant,
+    without_weight_fake_quant,
+)
 from tfq.conversion.graph_rewrites import without_negative_zeros
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
@@ -72,6 +78,16 @@ def plain_weights_graph(traced: Trace) -> tuple[Any, WeightGranularity]:
 def ranged_flatbuffer(traced: Trace, graph_def: Any) -> tuple[bytes, Ranges]:
     """What `plain_weights_graph` gave as a float32 flatbuffer, and the ranges of its fake quantization beside it."""
     return without_fake_quant(_convert(_converter(traced, graph_def)))
+
+
+def rounding_flatbuffer(traced: Trace) -> bytes:
+    """A float32 flatbuffer that rounds as the quantization-aware trained trace does: the reference for its int8 file.
+
+    Weights are constants with the values that fake quantization gives them, and activations pass a QUANTIZE and a
+    DEQUANTIZE wherever the trace fake-quantizes them. The float model without its fake quantization is no reference: it
+    is as far from what was trained as a model quantized after training is from its float model.
+    """
+    return _convert(_converter(traced, with_rounded_weights(frozen_graph(traced))))
 
 
 def _converter(traced: Trace, graph_def: Any = None) -> Any:
