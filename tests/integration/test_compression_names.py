@@ -12,13 +12,14 @@ import tfq
 from tfq import tflite
 from tfq.compression import untrained_qat_model
 from tfq.compression.graph import cloned
-from tfq.config import DistillationConfig, PruneConfig, QATConfig, StructuredPruningConfig
+from tfq.config import ConversionConfig, DistillationConfig, PruneConfig, QATConfig, StructuredPruningConfig
 from tfq.errors import InputError
 from tfq.keras_bridge import import_keras, import_tf_keras, load_model
 
 _RNG = np.random.default_rng(0)
 IMAGES = _RNG.random((32, 6, 6, 1)).astype("float32")
 TARGETS = {"boxes": _RNG.random((32, 4)).astype("float32"), "scores": _RNG.integers(0, 3, 32)}
+UNVERIFIED = ConversionConfig(verify=False)
 DISTILLED = DistillationConfig(enabled=True)
 
 
@@ -81,21 +82,30 @@ def distilled_prune(model, fit):
     return prune(model, fit, DISTILLED)
 
 
-STEPS = [prune, cluster, prune_structured, qat, distilled_qat, distilled_prune]
-
-
 def signature(content):
     return Interpreter(model_content=content).get_signature_list()["serving_default"]
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["list", "dict"])
-def bridged(request):
-    return tfq.to_tf_keras(detector(import_keras(), as_dict=request.param)).model
+@pytest.fixture(scope="module")
+def bridged():
+    """By whether it gives a dict: the detector, brought over from Keras 3."""
+    return {as_dict: tfq.to_tf_keras(detector(import_keras(), as_dict=as_dict)).model for as_dict in (False, True)}
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_losses_metrics_and_weights_are_found_by_output_name(step, bridged):
-    histories = []
+@pytest.mark.parametrize(
+    ("step", "as_dict"),
+    [
+        (prune, False),
+        (distilled_qat, True),
+        *(
+            pytest.param(step, False, marks=pytest.mark.slow)
+            for step in (cluster, prune_structured, qat, distilled_prune)
+        ),
+        pytest.param(prune_structured, True, marks=pytest.mark.slow),
+    ],
+)
+def test_losses_metrics_and_weights_are_found_by_output_name(step, as_dict, bridged):
+    histories, bridged = [], bridged[as_dict]
     trained = step(bridged, fit_by_name(histories))
     wanted = {"loss", "boxes_loss", "scores_loss", "scores_accuracy"}
     assert wanted | {f"val_{name}" for name in wanted} <= histories[0]
@@ -150,11 +160,11 @@ def _layer_named_as_a_wrapper(keras):
     [
         (import_tf_keras, _with_slash),
         (import_tf_keras, _input_as_output),
-        (import_tf_keras, _fused_activation),
-        (import_tf_keras, _nested_outputs),
-        (import_tf_keras, _layer_named_as_a_wrapper),
+        pytest.param(import_tf_keras, _fused_activation, marks=pytest.mark.slow),
+        pytest.param(import_tf_keras, _nested_outputs, marks=pytest.mark.slow),
+        pytest.param(import_tf_keras, _layer_named_as_a_wrapper, marks=pytest.mark.slow),
         (import_keras, _activation_of_keras_3),
-        (import_keras, _inner_model),
+        pytest.param(import_keras, _inner_model, marks=pytest.mark.slow),
         (import_keras, _space_in_input),
     ],
 )
@@ -164,21 +174,22 @@ def test_a_qat_file_has_the_signature_of_the_post_training_one(keras, build):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantized = untrained_qat_model(start, IMAGES)
-        content = tfq.convert(quantized, IMAGES)
-    assert signature(content) == signature(tfq.convert(model, IMAGES))
+        content = tfq.convert(quantized, IMAGES, UNVERIFIED)
+    assert signature(content) == signature(tfq.convert(model, IMAGES, UNVERIFIED))
     layers = tflite.read_metadata(content)["keras_layers"]
-    assert layers == tflite.read_metadata(tfq.convert(start, IMAGES))["keras_layers"]
+    assert layers == tflite.read_metadata(tfq.convert(start, IMAGES, UNVERIFIED))["keras_layers"]
 
 
 def test_layers_of_a_qat_file_are_kept_float_by_the_users_names():
     quantized = untrained_qat_model(_layer_named_as_a_wrapper(import_tf_keras()), IMAGES)
-    content = tfq.convert(quantized, IMAGES, tfq.ConversionConfig(float_layers=("quant_boxes",)))
+    content = tfq.convert(quantized, IMAGES, ConversionConfig(float_layers=("quant_boxes",), verify=False))
     floating = [op.keras_layer for op in tflite.read(content).main_subgraph.ops if op.name == "FULLY_CONNECTED"]
     assert floating == ["hidden", "quant_boxes"]
     types = [item["dtype"] for item in Interpreter(model_content=content).get_output_details()]
     assert types == [np.float32] or tflite.read(content).main_subgraph.ops[-1].name == "QUANTIZE"
 
 
+@pytest.mark.slow
 def test_a_loaded_qat_model_has_the_users_output_names(tmp_path):
     quantized = untrained_qat_model(detector(import_tf_keras()), IMAGES)
     quantized.save(tmp_path / "qat.keras")
@@ -186,7 +197,7 @@ def test_a_loaded_qat_model_has_the_users_output_names(tmp_path):
     assert loaded.output_names == ["boxes", "scores"]
     # Without tfq, tf_keras names them after the wrappers; the flatbuffer has the user's names all the same.
     loaded.output_names = ["quant_boxes", "quant_scores"]
-    assert set(signature(tfq.convert(loaded))["outputs"]) == {"boxes", "scores"}
+    assert set(signature(tfq.convert(loaded, None, UNVERIFIED))["outputs"]) == {"boxes", "scores"}
 
 
 def test_outputs_that_are_one_tensor_are_refused_by_name():

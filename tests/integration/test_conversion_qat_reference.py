@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference of a quantization-aware trained model's int8 file: a flatbuffer that rounds as the model does."""
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from small_models import fit_briefly, noise, small_model
+
+import tfq
+from tfq import tflite
+from tfq.config import ConversionConfig
+from tfq.conversion.freeze import plain_weights_graph, ranged_flatbuffer, rounding_flatbuffer
+from tfq.conversion.tracing import trace
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = small_model()
+    images = noise(model, 64).inputs["x"]
+    return tfq.qat(model, fit_briefly, calibration=images), images
+
+
+def outputs(content, images):
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
+    rows = []
+    for image in images:
+        if given["dtype"] is np.int8:
+            scale, zero = given["quantization"]
+            image = np.clip(np.rint(image / scale) + zero, -128, 127)
+        interpreter.set_tensor(given["index"], image[None].astype(given["dtype"]))
+        interpreter.invoke()
+        values = interpreter.get_tensor(result["index"])[0].astype(np.float32)
+        scale, zero = result["quantization"]
+        rows.append((values - zero) * scale if result["dtype"] is np.int8 else values)
+    return np.array(rows)
+
+
+def decibels(wanted, got):
+    return 10 * np.log10(np.var(wanted) / np.mean((wanted - got) ** 2))
+
+
+def test_the_reference_rounds_as_keras_does_and_the_float_model_does_not(trained):
+    model, images = trained
+    traced = trace(model, 1)
+    reference = rounding_flatbuffer(traced)
+    floating, _ = ranged_flatbuffer(traced, plain_weights_graph(traced)[0])
+    wanted, rounded = model(images, training=False).numpy(), outputs(reference, images)
+    # Rounding flips where float32 sums in another order: a step of a tensor here and there.
+    assert decibels(wanted, rounded) > decibels(wanted, outputs(floating, images)) + 6
+    int8 = outputs(tfq.convert(model, None, ConversionConfig(verify=False)), images)
+    assert decibels(rounded, int8) > decibels(outputs(floating, images), int8)
+    graph = tflite.read(reference).main_subgraph
+    kernels = [graph.tensors[index] for op in graph.ops if "CONV" in op.name for index in op.inputs[1:2]]
+    assert {kernel.dtype for kernel in kernels} == {"float32"} and all(kernel.is_constant for kernel in kernels)
