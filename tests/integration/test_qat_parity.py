@@ -70,7 +70,7 @@ def test_a_variance_that_is_zero_in_codes_is_told_as_what_the_qat_model_has_no_n
 
 def test_every_layer_of_a_true_flatbuffer_is_within_one_lsb_of_what_the_qat_model_computes(parity):
     assert [(layer.layers, layer.op) for layer in parity.layers] == [
-        (("image", "quantize_layer"), "input"),
+        (("image",), "input"),
         (("conv", "bn", "relu"), "CONV_2D"),
         (("depthwise",), "DEPTHWISE_CONV_2D"),
         (("sum",), "ADD"),

@@ -30,10 +30,13 @@ def test_names_of_a_dict_are_its_keys_unless_it_is_nested():
 
 
 def test_layers_are_listed_once_by_name_in_the_graph():
+    image = SimpleNamespace(name="image")
     QuantizeLayer = type("QuantizeLayer", (), {"name": "quantize_layer"})
+    QuantizeLayer.inbound_nodes = [SimpleNamespace(inbound_layers=image)]
     inner = SimpleNamespace(name="inner", layers=[wrapper("conv")])
-    model = SimpleNamespace(layers=[QuantizeLayer(), wrapper("stem"), inner, wrapper("stem")])
-    assert layer_names(model) == {"quant_stem": "stem", "inner": "inner", "quant_conv": "conv"}
+    model = SimpleNamespace(layers=[image, QuantizeLayer(), wrapper("stem"), inner, wrapper("stem")])
+    own = {"image": "image", "quantize_layer": "image"}
+    assert layer_names(model) == {**own, "quant_stem": "stem", "inner": "inner", "quant_conv": "conv"}
 
 
 def test_repeated_names_are_numbered():

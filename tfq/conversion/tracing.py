@@ -72,7 +72,7 @@ class Trace:
     @property
     def keras_layers(self) -> tuple[str, ...]:
         """The user's names of the model's layers."""
-        return tuple(self.layer_names.values())
+        return tuple(dict.fromkeys(self.layer_names.values()))
 
     @functools.cached_property
     def has_fake_quant(self) -> bool:

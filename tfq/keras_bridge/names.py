@@ -22,12 +22,11 @@ def own_name(layer: Any) -> str:
 def layer_names(model: Any) -> dict[str, str]:
     """Return name in the model -> the user's name of each layer, those in models inside it included.
 
-    tfmot's own layers are left out.
+    tfmot's QuantizeLayer goes by the name of the input that it quantizes.
     """
     names: dict[str, str] = {}
     for layer in model.layers:
-        if type(layer).__name__ != "QuantizeLayer":
-            names.setdefault(layer.name, own_name(layer))
+        names.setdefault(layer.name, own_name(layer))
         if hasattr(layer, "layers"):
             for name, own in layer_names(layer).items():
                 names.setdefault(name, own)
