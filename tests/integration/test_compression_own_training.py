@@ -13,7 +13,7 @@ from tfq.compression.structured_pruning import prune as structured_module
 from tfq.config import DistillationConfig, PruneConfig, QATConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_keras, import_tf_keras
-from tfq.keras_bridge.own_training import keep_class
+from tfq.keras_bridge.copies import keep_class
 
 keras, keras3 = import_tf_keras(), import_keras()
 IMAGES = np.random.default_rng(0).random((32, 6, 6, 1)).astype("float32")

@@ -8,7 +8,7 @@ import numpy as np
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.graph import cloned
 from tfq.errors import TfqError
-from tfq.keras_bridge.own_training import keep_class
+from tfq.keras_bridge.copies import keep_class
 
 _INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
 NO_QAT = "quantize after training instead (compression.qat.enabled=False), and report the model's layers to tfq"

@@ -9,7 +9,7 @@ import numpy as np
 from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
-from tfq.keras_bridge.names import keep_names
+from tfq.keras_bridge.copies import keep_names
 from tfq.typing import Fit
 
 # The user's own training loop: fit(model, callbacks) compiles the model and trains it in place.

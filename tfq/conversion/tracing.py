@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from tfq.errors import InputError
-from tfq.keras_bridge import names
+from tfq.keras_bridge import copies
 from tfq.typing import KerasModel, TensorFlowFunction
 
 # What keeps a recurrent layer of either Keras in a loop, and the value that takes it out of it.
@@ -95,9 +95,9 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
     refuse_stateful(model)
     inputs, outputs = _symbolic(model)
     structure = input_structure(model)
-    output_names = names.output_names(model, outputs)
+    output_names = copies.output_names(model, outputs)
     _refuse_repeated(outputs, output_names)
-    input_names = names.input_names(model, structure, inputs)
+    input_names = copies.input_names(model, structure, inputs)
     specs = [
         tf.TensorSpec(_fixed_shape(tensor, name, batch_size), tensor.dtype, name=_identifier(name))
         for name, tensor in zip(input_names, inputs, strict=True)
@@ -114,7 +114,7 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         function=function,
         input_names=input_names,
         output_names=output_names,
-        layer_names=names.layer_names(model),
+        layer_names=copies.layer_names(model),
         batch_size=batch_size,
         model=model,
     )

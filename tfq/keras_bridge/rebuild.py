@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tfq.errors import InputError
+from tfq.keras_bridge.copies import keep_class, keep_names, mark_lost_training
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import Making, Translation
 from tfq.keras_bridge.layers.config import NARROW
 from tfq.keras_bridge.layers.translate import copied_layer, translated
-from tfq.keras_bridge.names import keep_names
 from tfq.keras_bridge.operations.translate import translate_operation
-from tfq.keras_bridge.own_training import keep_class, mark_lost_training
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import (
     Call,

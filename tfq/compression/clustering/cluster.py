@@ -26,7 +26,7 @@ from tfq.compression.pruning.sparsity import kernels_of, name_before, stored_wei
 from tfq.config import ClusterConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
-from tfq.keras_bridge.own_training import check_own_training
+from tfq.keras_bridge.copies import check_own_training
 from tfq.patterns import check_fits, fits
 from tfq.tflite import constant_values
 from tfq.typing import Fit, KerasModel, Teacher

@@ -24,7 +24,7 @@ from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, pru
 from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
 from tfq.config import PruneConfig
 from tfq.errors import InputError, TfqWarning
-from tfq.keras_bridge.own_training import check_own_training
+from tfq.keras_bridge.copies import check_own_training
 from tfq.patterns import fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
 

@@ -21,8 +21,7 @@ from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, learne
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras, import_tfmot
-from tfq.keras_bridge.names import keep_names, own_name
-from tfq.keras_bridge.own_training import check_own_training, keep_class
+from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, own_name
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.patterns import check_fits, fits
 from tfq.typing import Data, Fit, KerasModel, Teacher

@@ -24,7 +24,7 @@ from tfq.compression.structured_pruning.rebuild import refit
 from tfq.compression.structured_pruning.trace import Trace, traced
 from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, TfqWarning
-from tfq.keras_bridge.own_training import check_own_training, keep_class
+from tfq.keras_bridge.copies import check_own_training, keep_class
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 

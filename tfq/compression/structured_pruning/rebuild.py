@@ -19,7 +19,7 @@ from tfq.compression.structured_pruning.rules import BETWEEN, IN, OUT
 from tfq.compression.training import batches_of
 from tfq.errors import InputError, TfqError, TfqWarning
 from tfq.keras_bridge import import_tf_keras
-from tfq.keras_bridge.names import keep_names
+from tfq.keras_bridge.copies import keep_names
 
 # Of the mean of the normal matrix's diagonal: what the old weights weigh against the data.
 _RIDGE = 1e-4

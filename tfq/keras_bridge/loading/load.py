@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tfq.errors import InputError
+from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
 from tfq.keras_bridge.layers.own import register_own
 from tfq.keras_bridge.loading.inspection import holds_tfmot, refuse_code, refuse_impossible_sizes
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, read_model_file, rebuilt_json
-from tfq.keras_bridge.names import keep_names
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.typing import KerasModel

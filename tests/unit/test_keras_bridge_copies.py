@@ -3,7 +3,7 @@
 
 from types import SimpleNamespace
 
-from tfq.keras_bridge.names import distinct, flat_output_names, layer_names, output_names, own_name
+from tfq.keras_bridge.copies import distinct, flat_output_names, layer_names, output_names, own_name
 
 
 def wrapper(name):
