@@ -110,6 +110,17 @@ def test_slice_that_is_zero_on_almost_all_samples_is_not_judged(floats):
     assert not check.constant_slices and check.collapse is None
 
 
+def test_constant_slice_is_not_judged_where_no_slice_moves_by_more_than_a_few_steps():
+    # Ten values that are far apart from each other, and hardly change from sample to sample.
+    rng = np.random.default_rng(0)
+    floats = (np.linspace(-10, 10, 10) + rng.uniform(-0.01, 0.01, (20, 1, 10))).astype(np.float32)
+
+    check = check_output(graph_of("FULLY_CONNECTED"), 1, "y", floats, quantized(floats, 0.1))
+
+    assert check.ideal_db > 40 and check.sqnr_db > 40
+    assert not check.constant_slices and check.collapse is None
+
+
 def test_axes_that_are_too_long_are_not_sliced():
     floats = np.random.default_rng(0).uniform(-1, 1, (3, 1, 513, 2)).astype(np.float32)
 

@@ -13,7 +13,8 @@ and with what the output's own grid could reach at best, a uniform rounding erro
 There are two levels. An output is **collapsed** if the file does not load or invoke, if it holds NaN or infinity, if a
 tensor that is used as an index is quantized, or, where ideal >= `ABLE_DB`, if its SQNR is below `COLLAPSED_DB` or a
 slice that varies in float is constant. A slice is not judged where the op fixes the scale of its output, as a softmax
-does: a class that is rare on these samples is rightly constant. A **note** (the verdict stays as it is) is an SQNR
+does: a class that is rare on these samples is rightly constant; nor where no slice along its axis reaches `ABLE_DB`,
+since an output that does not move on these samples is constant for no fault of its grid. A **note** (the verdict stays as it is) is an SQNR
 below `NOTE_DB`, and an output that moves by only a few steps of its scale on these samples (ideal below `ABLE_DB`).
 
 An ideal ratio of `ABLE_DB` is where a perfect output spans about 19 steps peak to peak if it is uniform. Random
@@ -441,8 +442,7 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
     if not finite:
         return OutputCheck(name=name, dtype=tensor.dtype, sqnr_db=None, finite=False, values_used=used)
     error, variance = _mean_square(floats - values), float(np.var(floats, dtype=np.float64))
-    slices = list(_slices(floats, values))
-    constant = tuple(item for item, is_constant in slices if is_constant)
+    slices, constant = _slices(floats, values, grid)
     return OutputCheck(
         name=name,
         dtype=tensor.dtype,
@@ -451,7 +451,7 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
         steps=None if grid is None else float(np.ptp(floats)) / grid,
         agreement=_class_agreement(graph, index, floats, values),
         num_slices=len(slices),
-        worst_slice=min((item for item, _ in slices), key=lambda item: item.sqnr_db or 0.0, default=None),
+        worst_slice=min(slices, key=lambda item: item.sqnr_db or 0.0, default=None),
         constant_slices=constant,
         values_used=used,
         fixed_scale=fixed,
@@ -472,17 +472,30 @@ def _check_whole_numbers(name: str, tensor: Tensor, floats: NDArray, values: NDA
     )
 
 
-def _slices(floats: NDArray, values: NDArray) -> Iterator[tuple[Slice, bool]]:
-    """(slice, whether it is constant in `values`) of each slice that varies in `floats`, along every short axis."""
+def _slices(floats: NDArray, values: NDArray, grid: float | None) -> tuple[list[Slice], tuple[Slice, ...]]:
+    """Every slice that varies in `floats`, along every short axis; and those of them that are constant in `values`.
+
+    A constant slice counts if the grid can carry another slice along the same axis: where none moves by more than a few
+    steps on these samples, none can be expected to.
+    """
+    results: list[Slice] = []
+    constant: list[Slice] = []
     for axis in range(1, floats.ndim):
         if not 2 <= floats.shape[axis] <= LONGEST_AXIS:
             continue
+        best, flat = 0.0, []
         for index in range(floats.shape[axis]):
             reals, got = np.take(floats, index, axis), np.take(values, index, axis)
+            variance = float(np.var(reals, dtype=np.float64))
+            best = max(best, variance)
             if not _varies(reals):
                 continue
-            ratio = _decibels(float(np.var(reals, dtype=np.float64)), _mean_square(reals - got))
-            yield Slice(axis=axis, index=index, sqnr_db=ratio), not np.ptp(got)
+            item = Slice(axis=axis, index=index, sqnr_db=_decibels(variance, _mean_square(reals - got)))
+            results.append(item)
+            flat += [item] if not np.ptp(got) else []
+        if grid is None or _decibels(best, grid**2 / 12) >= ABLE_DB:
+            constant += flat
+    return results, tuple(constant)
 
 
 def _varies(values: NDArray) -> bool:
