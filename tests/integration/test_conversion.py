@@ -233,8 +233,8 @@ def test_token_ids_of_any_integer_type_calibrate():
     assert converted[0] == converted[1] == converted[2]
     with refused(tfq.InputError, word="int32"):
         tfq.convert(model, ids + 0.5)
-    with refused(tfq.InputError, field="conversion.scheme", expected=("int8", "dynamic_range"), got="int16x8"):
-        tfq.convert(model, ids, tfq.ConversionConfig(scheme="int16x8"))
+    wide = tfq.convert(model, ids, tfq.ConversionConfig(scheme="int16x8"))
+    assert tfq.audit(wide, tfq.AuditConfig(require="int16x8")).ok
 
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
