@@ -39,7 +39,7 @@ _KERAS_MODES = {
     **dict.fromkeys(("poisson", "log_cosh", "logcosh", "huber"), "min"),
 }
 # What Int8Evaluation adds to `logs` besides the metric.
-_INT8_MODES = {"accuracy": "max", "agreement": "max", "sqnr_db": "max", "bytes": "min"}
+_INT8_MODES = {"accuracy": "max", "agreement": "max", "sqnr_db": "max", "bytes": "min", "collapsed": "min"}
 
 
 def mode_of(monitor: str) -> str:
@@ -127,7 +127,8 @@ class _Exports:
             weights=weights,
             dataset=dataset,
             config=config,
-            conversion=convert_with_record(self.trace(config.batch_size), dataset, config),
+            # Remedies are not measured: they take a conversion each, at every epoch.
+            conversion=convert_with_record(self.trace(config.batch_size), dataset, config, remedies=False),
         )
         self._latest = [*(item for item in self._latest if item.epoch == epoch), result]
         return result
@@ -231,7 +232,8 @@ class _Int8EvaluationLogic(_ExportLogic):
     Adds to `logs`: `val_int8_<metric>`, such as `val_int8_mae`, where top-1 is `val_int8_accuracy`, its name in Keras;
     `val_int8_agreement`, the fraction of examples on which the flatbuffer says the training model's own class, for
     a model that says classes; `val_int8_sqnr_db`, of the worst output against the training model's; and
-    `val_int8_bytes`. Labels may be class numbers or one-hot rows. A metric that cannot be computed is a warning. Place
+    `val_int8_bytes`; and `val_int8_collapsed`, the number of outputs that lost their information (docs/verification.md).
+    Labels may be class numbers or one-hot rows. A metric that cannot be computed is a warning. Place
     it before the callbacks that are to see the values (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"),
     EarlyStopping, TensorBoard). An epoch without evaluation adds nothing. A `TFLiteExport` in the same fit, with the
     same config and calibration data, writes the very bytes that were measured here.
@@ -265,6 +267,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         self._every = every
         self._metric = metric
         self._has_warned = False
+        self._collapsed: int | None = None
         self.flatbuffer: bytes | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -278,6 +281,7 @@ class _Int8EvaluationLogic(_ExportLogic):
                 "agreement": record.agreement,
                 "sqnr_db": record.output_sqnr_db,
                 "bytes": record.model_bytes,
+                "collapsed": self._collapsed,
             }
             logs.update({f"val_int8_{name}": value for name, value in values.items() if value is not None})
         self._warn_of_missing(record)
@@ -302,7 +306,8 @@ class _Int8EvaluationLogic(_ExportLogic):
         from tfq.evaluation.inputs import Feed
 
         exported = self._exported(epoch)
-        self.flatbuffer = exported.conversion.content
+        self.flatbuffer, verification = exported.conversion.content, exported.conversion.verification
+        self._collapsed = None if verification is None else len(verification.collapsed)
         # What does not fit is told as everywhere in tfq, before the model itself fails on it.
         Feed(tflite.read(self.flatbuffer), self._split.take(1))
         reference = self._reference()
@@ -418,7 +423,7 @@ class _TFLiteExportLogic(_ExportLogic):
                 TfqWarning,
                 stacklevel=3,
             )
-        content = exported.conversion.content
+        content, verification = exported.conversion.content, exported.conversion.verification
         artifacts.write_bytes(self._path, content)
         self.best, self.best_epoch = value, self._epoch
         record = {
@@ -434,6 +439,7 @@ class _TFLiteExportLogic(_ExportLogic):
             "conversion": self._conversion.to_dict(),
             "model_bytes": len(content),
             "audit": audit_model(content, AuditConfig().for_conversion(self._conversion)).to_dict(),
+            "verification": None if verification is None else verification.to_dict(),
         }
         artifacts.write_json(self._path.with_name(f"{self._path.name}.json"), record)
 

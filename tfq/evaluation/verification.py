@@ -13,9 +13,10 @@ and with what the output's own grid could reach at best, a uniform rounding erro
 There are two levels. An output is **collapsed** if the file does not load or invoke, if it holds NaN or infinity, if a
 tensor that is used as an index is quantized, or, where ideal >= `ABLE_DB`, if its SQNR is below `COLLAPSED_DB` or a
 slice that varies in float is constant. A slice is not judged where the op fixes the scale of its output, as a softmax
-does: a class that is rare on these samples is rightly constant; nor where no slice along its axis reaches `ABLE_DB`,
-since an output that does not move on these samples is constant for no fault of its grid. A **note** (the verdict stays as it is) is an SQNR
-below `NOTE_DB`, and an output that moves by only a few steps of its scale on these samples (ideal below `ABLE_DB`).
+does: a class that is rare on these samples is rightly constant; nor where no slice along its axis reaches `ABLE_DB`:
+an output that does not move on these samples is constant for no fault of its grid. A **note** (the verdict stays as it
+is) is an SQNR below `NOTE_DB`, and an output that moves by only a few steps of its scale on these samples (ideal below
+`ABLE_DB`).
 
 An ideal ratio of `ABLE_DB` is where a perfect output spans about 19 steps peak to peak if it is uniform. Random
 classifiers, whose softmax hardly varies, have an ideal below 7 dB and are left alone.
