@@ -21,6 +21,7 @@ from tfq.conversion.quantize import (
     check_settings,
     quantize_after_training,
     quantize_flatbuffer,
+    warn_of_dead_layers,
 )
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
 from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_floats, warn_of_target
@@ -30,6 +31,7 @@ from tfq.conversion.weights import quantize_weights
 from tfq.data import data_of_main_subgraph
 from tfq.errors import InputError
 from tfq.keras_bridge import model_kind
+from tfq.ptq import calibration
 from tfq.typing import Data, KerasModel, PathOrBytes, Preprocessing
 
 
@@ -196,8 +198,10 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     ranges = with_same_scales(floating, ranges)
     masks = bound_masks(floating, ranges, ranges, config.scheme)
     ranges = with_operands_of_choices(masks.model, masks.ranges, alike=False)
+    ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
+    warn_of_dead_layers(dead)
     content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
-    return Conversion(content=content, evidence=Evidence(floating=floating))
+    return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating))
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:

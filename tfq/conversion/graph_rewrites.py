@@ -118,6 +118,27 @@ def in_quantizable_ops(model: bytes) -> bytes:
     return tflite.pack(edited, len(model))
 
 
+def without_unread_ops(model: bytes) -> bytes:
+    """The flatbuffer without the ops whose outputs nobody reads, such as the unused part of a split.
+
+    litert-quantizer 0.11 leaves such an output in float and quantizes the input, and the file cannot run.
+    """
+    edited, found = tflite.unpack(model), False
+    for graph in edited.subgraphs:
+        needed, kept = {int(index) for index in graph.outputs}, []
+        for op in reversed(graph.operators):
+            if needed.isdisjoint(map(int, op.outputs)):
+                found = True
+                continue
+            kept.append(op)
+            needed |= {int(index) for index in op.inputs}
+        graph.operators = kept[::-1]
+    if not found:
+        return model
+    tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model))
+
+
 def with_kernels_of_int8(model: bytes) -> bytes:
     """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tfq import ptq, tflite
 from tfq.config import ConversionConfig
+from tfq.conversion.bias_scales import with_room_for_biases
 from tfq.conversion.exact_indices import (
     float_index_outputs,
     warn_of_float_indices,
@@ -25,7 +26,8 @@ from tfq.conversion.exact_indices import (
     with_integer_inputs,
 )
 from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
-from tfq.conversion.graph_rewrites import with_kernels_of_int8
+from tfq.conversion.graph_rewrites import with_kernels_of_int8, without_unread_ops
+from tfq.conversion.int16_forms import with_int16_forms, with_quantizable_edges
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
@@ -36,6 +38,10 @@ from tfq.ptq import calibration
 from tfq.typing import JSON
 
 
+# Dead layers that one warning names.
+_MOST_NAMED = 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A flatbuffer, and what is known of how it was made.
@@ -44,6 +50,7 @@ class Conversion:
         content: Its bytes.
         ranges: Of the activations, if they were calibrated.
         techniques: {technique: its record}.
+        dead_layers: Those that output 0, or less than a kernel can tell from it, on all calibration data.
         evidence: What verification compares the flatbuffer with; None once it was verified.
         verification: The result of running it next to its float twin; None if that was not asked for.
     """
@@ -51,6 +58,7 @@ class Conversion:
     content: bytes
     ranges: calibration.Ranges | None = None
     techniques: JSON = field(default_factory=dict)
+    dead_layers: tuple[str, ...] = ()
     evidence: "Evidence | None" = field(default=None, repr=False)
     verification: Verification | None = None
 
@@ -115,6 +123,8 @@ def quantize_after_training(
     calibrated, values = model, {**ranges.values, **with_same_scales(model, known or {})}
     masks = checked_masks(model, values, ranges.observed, config.scheme, samples)
     model, techniques = masks.model, {**techniques, **masks.to_dict()}
+    dead = calibration.with_kernel_limits(model, masks.ranges, config.scheme)[1]
+    warn_of_dead_layers(dead)
 
     def quantize(other: ConversionConfig) -> bytes:
         wide = other.calibration.method == "min_max" != asked.method
@@ -136,14 +146,25 @@ def quantize_after_training(
         corrected = ptq.correct_biases(content, model, samples)
         content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
     evidence = _evidence(floating, dataset, samples, outputs if calibrated is floating else {}, quantize, config)
-    return Conversion(content=with_kernels_of_int8(content), ranges=ranges, techniques=techniques, evidence=evidence)
+    return Conversion(
+        content=with_kernels_of_int8(content),
+        ranges=ranges,
+        techniques=techniques,
+        dead_layers=dead,
+        evidence=evidence,
+    )
 
 
 def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
     """`model` in integers by the ranges `values` of its activations."""
+    if config.scheme == "int16x8":
+        model, values = with_int16_forms(model, values)
     if config.quantizer == "litert":
+        values, _ = calibration.with_kernel_limits(model, values, config.scheme)
+        model = without_unread_ops(with_room_for_biases(model, values, config))
         return with_exact_sources(quantize_by_litert(model, values, config, float_index_outputs(model)))
     values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
+    values, _ = calibration.with_kernel_limits(model, values, config.scheme)
     return quantize_flatbuffer(tflite.inject_ranges(model, values), config)
 
 
@@ -227,6 +248,20 @@ def _warn_of_outliers(ranges: calibration.Ranges) -> None:
     )
 
 
+def warn_of_dead_layers(dead: Sequence[str]) -> None:
+    """TfqWarning that names the layers that output 0 on all calibration data."""
+    if not dead:
+        return
+    named = ", ".join(dead[:_MOST_NAMED]) + (f" and {len(dead) - _MOST_NAMED} more" if dead[_MOST_NAMED:] else "")
+    warnings.warn(
+        f"dead layers: {named}: {'each' if len(dead) > 1 else 'it'} outputs 0 on all calibration data, or less than an "
+        "integer kernel can tell from 0. The file runs, and they stay at 0 in it. Check the weights before them, and "
+        "whether the representative dataset covers the inputs that activate them",
+        TfqWarning,
+        stacklevel=5,
+    )
+
+
 def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     """int8 weights, and int8 or (scheme int16x8) int16 activations for `model`, whose tensors carry calibrated ranges.
 
@@ -263,17 +298,27 @@ def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
 
     if not config.per_channel:
         _refuse_per_tensor_depthwise(model)
-    return bytes(
-        wrapper.CalibrationWrapper(model, [], []).QuantizeModel(
-            _numpy_number(config.input_type),
-            _numpy_number(config.output_type),
-            True,  # allow_float: what has no 16-bit kernel stays float, and the audit names it
-            _numpy_number("int16"),
-            _numpy_number("int64"),  # of the biases
-            not config.per_channel,
-            not (config.per_channel and config.per_channel_dense),
+
+    def quantized(floating: bytes) -> bytes:
+        return bytes(
+            wrapper.CalibrationWrapper(floating, [], []).QuantizeModel(
+                _numpy_number(config.input_type),
+                _numpy_number(config.output_type),
+                True,  # allow_float: what has no 16-bit kernel stays float, and the audit names it
+                _numpy_number("int16"),
+                _numpy_number("int64"),  # of the biases
+                not config.per_channel,
+                not (config.per_channel and config.per_channel_dense),
+            )
         )
-    )
+
+    try:
+        return quantized(model)
+    except (RuntimeError, ValueError) as error:
+        if "Unsupported" not in str(error):
+            raise
+        # "Unsupported output type INT16 for output tensor ... of type FLOAT32": an op at the edge stays float.
+        return quantized(with_quantizable_edges(model))
 
 
 def _refuse_per_tensor_depthwise(model: bytes) -> None:

@@ -3,6 +3,7 @@
 
 from tfq.ptq.calibration.calibrate import Outputs, calibrate, calibrate_with_outputs, with_intermediate_tensors
 from tfq.ptq.calibration.histogram import Bins, Histogram
+from tfq.ptq.calibration.kernel_limits import with_kernel_limits
 from tfq.ptq.calibration.methods import CalibrationMethod, choose_ranges
 from tfq.ptq.calibration.observation import Observations, TensorObservation, merge_observations
 from tfq.ptq.calibration.observer import observe
@@ -23,4 +24,5 @@ __all__ = [
     "merge_observations",
     "observe",
     "with_intermediate_tensors",
+    "with_kernel_limits",
 ]

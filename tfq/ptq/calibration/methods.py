@@ -223,6 +223,9 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
         )
         chosen = registry.get(CalibrationMethod, method)
         minimum, maximum = chosen.choose(seen, observations.num_samples, config)
+        if minimum == maximum == 0:
+            # A tensor that is nearly always 0 and sometimes not is alive: the clipped range would turn it off.
+            minimum, maximum = seen.minimum, seen.maximum
         outliers: tuple[int, ...] = ()
         if chosen.needs_histogram:
             lowest, highest, outliers = seen.without_outliers(observations.num_samples)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewrite a calibrated float flatbuffer into forms that run with int16 activations.
+
+TensorFlow's quantizer (2.21) writes int16 for ops that the runtime (ai-edge-litert 2.3) has no int16 kernel for, or
+with scales that lose the function; neither the quantizer nor an audit of types notices:
+
+- SQUARED_DIFFERENCE (LayerNormalization, variance, square(x - c)): invoke fails. It becomes SUB and MUL.
+- SUM: the output gets the input's scale and saturates. It becomes MEAN and MUL by the number of values.
+- MINIMUM, MAXIMUM with a far constant (min(x, 1e6) of UnitNormalization): one scale for both, so x becomes 0. The
+  constant moves to the end of the other operand's range, beyond which int16 clips anyway.
+- A model whose first or last op stays float: the quantizer refuses int16 inputs and outputs. A RESHAPE to the same
+  shape takes the type there.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tfq import tflite
+from tfq.conversion.fake_quant import Ranges
+from tfq.conversion.graph_rewrites import add_constant, add_tensor, become, constant_of, name_of, new_op
+from tfq.tflite.schema import TENSOR_TYPES
+
+_FLOAT32 = TENSOR_TYPES.index("float32")
+# Op -> the end of the other operand's range that its constant may not lie beyond.
+_BOUNDED = {"MINIMUM": 1, "MAXIMUM": 0}
+_REWRITTEN = frozenset((*_BOUNDED, "SQUARED_DIFFERENCE", "SUM"))
+
+
+def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
+    """Return the float flatbuffer `model` in ops that int16 kernels compute right, and the ranges of its tensors.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: (subgraph, tensor) -> (minimum, maximum) of its activations.
+
+    Returns:
+        A flatbuffer in which every tensor of `model` has the same index, and `ranges` with those of its new tensors.
+    """
+    if tflite.operator_names(model).isdisjoint(_REWRITTEN):
+        return model, ranges
+    edited, results = tflite.unpack(model), dict(ranges)
+    for number, graph in enumerate(edited.subgraphs):
+        operators = []
+        own = {tensor: ends for (owner, tensor), ends in ranges.items() if owner == number}
+        for op in graph.operators:
+            name = tflite.operator_name(edited, op)
+            if graph.tensors[int(op.outputs[0])].type != _FLOAT32:
+                pass
+            elif name == "SQUARED_DIFFERENCE":
+                operators.append(_difference(edited, graph, op, number, results))
+            elif name == "SUM" and (count := _number_of_values(edited, graph, op)):
+                operators.append(_mean(edited, graph, op, number, count, results))
+            elif name in _BOUNDED:
+                _bound_constant(edited, graph, op, name, own)
+            operators.append(op)
+        graph.operators = operators
+    tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model)), results
+
+
+def _difference(edited: Any, graph: Any, op: Any, number: int, ranges: Ranges) -> Any:
+    """Make `op` the square of a new op's output, the difference; return that op."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    first, second, output = int(op.inputs[0]), int(op.inputs[1]), int(op.outputs[0])
+    difference = add_tensor(graph, output, f"{name_of(graph, output)}/difference")
+    kinds = generated.BuiltinOptions
+    sub = new_op(edited, "SUB", [first, second], difference, kinds.SubOptions, generated.SubOptionsT())
+    become(edited, op, "MUL", [difference, difference], kinds.MulOptions, generated.MulOptionsT())
+    if (number, output) in ranges:
+        # Its square ends there. int16 is symmetric: which sign reaches it makes no difference.
+        end = float(np.sqrt(max(ranges[number, output][1], 0.0)))
+        ranges[number, difference] = (-end, end)
+    return sub
+
+
+def _number_of_values(edited: Any, graph: Any, op: Any) -> int:
+    """How many values each output of a reduction comes from; 0 where that is known only when the model runs."""
+    data = edited.buffers[graph.tensors[int(op.inputs[1])].buffer].data
+    tensor = graph.tensors[int(op.inputs[0])]
+    signature = tensor.shapeSignature
+    shape = [int(size) for size in (tensor.shape if signature is None or len(signature) == 0 else signature)]
+    if data is None or len(data) == 0:
+        return 0
+    sizes = [shape[axis] for axis in np.asarray(data, np.uint8).view(np.int32)]
+    return math.prod(sizes) if sizes and min(sizes) > 0 else 0
+
+
+def _mean(edited: Any, graph: Any, op: Any, number: int, count: int, ranges: Ranges) -> Any:
+    """Make `op`, a sum of `count` values each, the product of that and a new op's output, the mean; return that op."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    inputs, output = [int(index) for index in op.inputs], int(op.outputs[0])
+    mean = add_tensor(graph, output, f"{name_of(graph, output)}/mean")
+    kinds = generated.BuiltinOptions
+    new = new_op(edited, "MEAN", inputs, mean, kinds.ReducerOptions, op.builtinOptions)
+    factor = add_constant(edited, graph, float(count))
+    become(edited, op, "MUL", [mean, factor], kinds.MulOptions, generated.MulOptionsT())
+    if (number, output) in ranges:
+        low, high = ranges[number, output]
+        ranges[number, mean] = (low / count, high / count)
+    return new
+
+
+def _bound_constant(edited: Any, graph: Any, op: Any, name: str, ranges: dict[int, tuple[float, float]]) -> None:
+    inputs = [int(index) for index in op.inputs]
+    for place, other in ((0, 1), (1, 0)):
+        values = constant_of(edited, graph, inputs[place])
+        if values is None or inputs[other] not in ranges:
+            continue
+        low, high = ranges[inputs[other]]
+        bounded = np.minimum(values, np.float32(high)) if name == "MINIMUM" else np.maximum(values, np.float32(low))
+        if not np.array_equal(bounded, values):
+            shape = [int(size) for size in graph.tensors[inputs[place]].shape]
+            inputs[place] = add_constant(edited, graph, bounded.reshape(shape))
+    op.inputs = inputs
+
+
+def with_quantizable_edges(model: bytes) -> bytes:
+    """Return the float flatbuffer `model`, whose tensors carry ranges, with a RESHAPE at each input and output."""
+    edited = tflite.unpack(model)
+    graph = edited.subgraphs[0]
+    before, after = [], []
+    for index in dict.fromkeys(int(index) for index in graph.inputs):
+        if graph.tensors[index].type == _FLOAT32:
+            inner = _twin(graph, index)
+            for op in graph.operators:
+                op.inputs = [inner if int(item) == index else int(item) for item in op.inputs]
+            before.append(_reshape(edited, graph, index, inner))
+    inputs = set(map(int, graph.inputs))
+    for index in dict.fromkeys(int(index) for index in graph.outputs):
+        if graph.tensors[index].type == _FLOAT32 and index not in inputs:
+            inner = _twin(graph, index)
+            for op in graph.operators:
+                op.inputs = [inner if int(item) == index else int(item) for item in op.inputs]
+                op.outputs = [inner if int(item) == index else int(item) for item in op.outputs]
+            after.append(_reshape(edited, graph, inner, index))
+    graph.operators = [*before, *graph.operators, *after]
+    return tflite.pack(edited, len(model))
+
+
+def _twin(graph: Any, index: int) -> int:
+    inner = add_tensor(graph, index, f"{name_of(graph, index)}/edge")
+    graph.tensors[inner].quantization = graph.tensors[index].quantization
+    return inner
+
+
+def _reshape(edited: Any, graph: Any, source: int, target: int) -> Any:
+    from ai_edge_litert import schema_py_generated as generated
+
+    tensor = graph.tensors[target]
+    signature = tensor.shapeSignature
+    shape = [int(size) for size in (tensor.shape if signature is None or len(signature) == 0 else signature)]
+    options = generated.ReshapeOptionsT()
+    options.newShape = shape
+    inputs = [source, add_constant(edited, graph, shape, np.int32)]
+    return new_op(edited, "RESHAPE", inputs, target, generated.BuiltinOptions.ReshapeOptions, options)

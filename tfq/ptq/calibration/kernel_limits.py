@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Widen activation ranges that integer kernels cannot run with, as layers that output 0 on all data leave them.
+
+A layer that is 0 on all calibration data (a ReLU after a large negative bias, a zero gamma, an unused branch) has the
+range [0, 0]. The quantizers write a scale of 0 or 8e-9 for it, and the runtime refuses the file, or the process aborts.
+The limits below were measured on one-op files whose scales were lowered by powers of two (XNNPACK and the built-in
+kernels of ai-edge-litert 2.3). They are relations between scales; a scale of exactly 0 is refused by nearly every op.
+
+| op | limit | what happens beyond it |
+|---|---|---|
+| CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, TRANSPOSE_CONV (int8) | input * weight / output < 2^8 | XNNPACK refuses |
+| ADD, SUB | max(inputs) / output < 2^19 (int8), 2^14 (int16) | SIGABRT |
+| HARD_SWISH (int8) | input / output < 2^7 | the op refuses |
+| SQUARED_DIFFERENCE (int8) | 4 max(inputs)^2 / output < 2^14 | SIGABRT |
+| fused RELU6, RELU_N1_TO_1 | bound / output < 2^31 | the op refuses |
+| biases, in steps of input * weight | < 2^31 | the bias saturates, or TensorFlow makes the weights coarser |
+
+A range is widened to the limit (half of it, for rounding) and no further, so every range above it stays as it is.
+Nothing is lost: what is narrower than the limit is less than one step of the kernel's accumulator.
+"""
+
+import collections
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from tfq import tflite
+
+RangeMap = Mapping[tuple[int, int], tuple[float, float]]
+
+# Op -> the places of its data, its weights and its bias.
+_WEIGHTED = {
+    "CONV_2D": (0, 1, 2),
+    "DEPTHWISE_CONV_2D": (0, 1, 2),
+    "FULLY_CONNECTED": (0, 1, 2),
+    "TRANSPOSE_CONV": (2, 1, 3),
+}
+_SUMS = ("ADD", "SUB")
+# Input and output share one scale, which the quantizer may take from either side.
+_TIED_NAMES = """
+    AVERAGE_POOL_2D BATCH_TO_SPACE_ND CONCATENATION DEPTH_TO_SPACE EXPAND_DIMS GATHER MAXIMUM MAX_POOL_2D MINIMUM
+    MIRROR_PAD PACK PAD PADV2 REDUCE_MAX REDUCE_MIN RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SELECT
+    SELECT_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQUEEZE STRIDED_SLICE TILE TRANSPOSE UNPACK
+"""
+_TIED = frozenset(_TIED_NAMES.split())
+# Widths of outputs whose scale the op itself fixes.
+_FIXED = {"LOGISTIC": 1.0, "SOFTMAX": 1.0, "TANH": 2.0, "L2_NORMALIZATION": 2.0, "LOG_SOFTMAX": 16.0}
+_STEPS = {"int8": 255, "int16x8": 65534}
+_WEIGHT_STEPS = 127
+# Output scale / accumulator step; half of what XNNPACK takes.
+_FINEST_OUTPUT = 2.0**-7
+# Output scale / largest input scale: of int16, half of what the kernel takes; int8 takes 2^-19.
+_FINEST_SUM = 2.0**-13
+_FINEST_SQUARE = 2.0**-11
+# The limit itself and a little: half of it would touch tensors that work.
+_FINEST_HARD_SWISH = 1 / 127
+# Of the width of the inputs, where an op has no limit but that its scale is not 0.
+_FINEST_OTHER = 2.0**-13
+_LARGEST_BIAS = 2.0**30
+_LARGEST_CUT = 6 / 2.0**30
+# RELU_N1_TO_1 and RELU6 among the schema's activations.
+_CUTTING = (2, 3)
+# Below it a scale is no normal float32.
+_TINY = 1e-30
+# Of a model's input that is 0 on all data: nothing says how large it gets.
+_UNKNOWN = 1.0
+
+
+def with_kernel_limits(
+    model: bytes, ranges: RangeMap, scheme: str
+) -> tuple[dict[tuple[int, int], tuple[float, float]], tuple[str, ...]]:
+    """Return `ranges` of the float flatbuffer `model`, none too narrow for the kernels, and the dead layers.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: (subgraph, tensor) -> (minimum, maximum), in real units.
+        scheme: "int8" or "int16x8".
+
+    Returns:
+        The ranges, of which those within the limits are unchanged, and the names of the layers (the model's inputs
+        among them) whose outputs are 0 or below the limit on all data though what they read is not.
+    """
+    results, dead = dict(ranges), []
+    for graph in tflite.read(model).subgraphs:
+        own = {tensor: ends for (number, tensor), ends in ranges.items() if number == graph.index}
+        if own:
+            limits = _Limits(model, graph, own, scheme)
+            dead += limits.dead_layers()
+            results |= {(graph.index, tensor): ends for tensor, ends in limits.widened().items()}
+    return results, tuple(dict.fromkeys(dead))
+
+
+class _Limits:
+    """The widths of one graph's activations, which only grow."""
+
+    def __init__(self, model: bytes, graph: tflite.Subgraph, ranges: dict[int, tuple[float, float]], scheme: str):
+        self._model, self._graph, self._ranges = model, graph, ranges
+        self._scheme, self._steps = scheme, _STEPS[scheme]
+        self._widths = {tensor: self._width(*ends) for tensor, ends in ranges.items()}
+        self._before = dict(self._widths)
+        self._fixed = {op.outputs[0]: _FIXED[op.name] for op in graph.ops if op.name in _FIXED}
+        self._producers = {output: op for op in graph.ops for output in op.outputs}
+        self._constants = {
+            index: tflite.constant_values(model, graph.tensors[index])
+            for op in graph.ops
+            for index in self._float_constants(op)
+        }
+
+    def widened(self) -> dict[int, tuple[float, float]]:
+        """Tensor -> its new range, of those that were too narrow."""
+        groups = list(self._groups())
+        while self._grow(self._floors()) or self._tie(groups):
+            pass
+        return {
+            tensor: _scaled(*self._ranges[tensor], width, self._before[tensor])
+            for tensor, width in self._widths.items()
+            if width > self._before[tensor]
+        }
+
+    def dead_layers(self) -> list[str]:
+        """The layers of which nothing that leaves them is alive, though something that enters them is."""
+        graph, layers = self._graph, self._graph.layers_by_output
+        dead = {tensor for tensor, width in self._widths.items() if width < max(self._own_floor(tensor), _TINY)}
+        readers = collections.defaultdict(list)
+        alive_in: dict[str, bool] = {}
+        leaving: dict[str, list[int]] = collections.defaultdict(list)
+        for op in graph.ops:
+            for index in op.inputs:
+                readers[index] += [layers[output] for output in op.outputs]
+        for op in graph.ops:
+            layer = layers[op.outputs[0]]
+            read = [index for index in op.inputs if index in self._widths and layers.get(index) != layer]
+            fed = bool(read) and all(index in dead for index in read)
+            alive_in[layer] = alive_in.get(layer, False) or not fed
+            leaving[layer] += [
+                index
+                for index in op.outputs
+                if index in self._widths and (index in graph.outputs or any(item != layer for item in readers[index]))
+            ]
+        inputs = [graph.tensors[index].name for index in graph.inputs if index in dead]
+        return inputs + [
+            layer for layer, outputs in leaving.items() if outputs and alive_in[layer] and dead.issuperset(outputs)
+        ]
+
+    def _own_floor(self, tensor: int) -> float:
+        return self._floor_of(self._producers[tensor]) if tensor in self._producers else 0.0
+
+    def _floors(self) -> Iterator[tuple[int, float]]:
+        """(tensor, its least width), as the widths are when it is taken."""
+        for op in self._graph.ops:
+            for output in op.outputs:
+                if output in self._widths:
+                    floor = self._floor_of(op)
+                    yield output, floor if self._widths[output] or floor else self._widest(op.inputs) * _FINEST_OTHER
+        for index in self._graph.inputs:
+            if index in self._widths and not self._widths[index]:
+                yield index, _UNKNOWN
+        for op in reversed(self._graph.ops):
+            if op.name in _WEIGHTED:
+                yield from self._for_bias(op)
+
+    def _grow(self, floors: Iterator[tuple[int, float]]) -> bool:
+        changed = False
+        for tensor, floor in floors:
+            if floor > self._widths[tensor]:
+                self._widths[tensor], changed = max(floor, _TINY), True
+        return changed
+
+    def _tie(self, groups: Sequence[list[int]]) -> bool:
+        """Let what was widened in a group reach the others of it, which are narrower."""
+        changed = False
+        for group in groups:
+            grown = [self._widths[index] for index in group if self._widths[index] > self._before[index]]
+            changed |= self._grow((index, max(grown)) for index in group if grown)
+        return changed
+
+    def _groups(self) -> Iterator[list[int]]:
+        for op in self._graph.ops:
+            if op.name in _TIED:
+                yield [index for index in (*op.inputs, *op.outputs) if index in self._widths]
+
+    def _floor_of(self, op: tflite.Op) -> float:
+        """The least width of what `op` outputs, by its kernel."""
+        steps = self._steps
+        floor = _LARGEST_CUT * steps if op.index in self._cutting else 0.0
+        if op.name in _WEIGHTED and self._scheme == "int8":
+            data, weights, _ = _WEIGHTED[op.name]
+            step = self._width_of(op.inputs[data]) * self._weight_step(op.inputs[weights])
+            return max(floor, step * _FINEST_OUTPUT)
+        if op.name in _SUMS:
+            return max(floor, self._widest(op.inputs) * _FINEST_SUM)
+        if op.name == "HARD_SWISH":
+            return max(floor, self._widest(op.inputs) * _FINEST_HARD_SWISH)
+        if op.name == "SQUARED_DIFFERENCE":
+            return max(floor, self._widest(op.inputs) ** 2 / steps * _FINEST_SQUARE)
+        return floor
+
+    @functools.cached_property
+    def _cutting(self) -> frozenset[int]:
+        """The ops with a fused activation that ends at a bound other than 0; looked for where a range is that small."""
+        if all(width >= _LARGEST_CUT * self._steps for width in self._before.values()):
+            return frozenset()
+        ops = tflite.unpack(self._model).subgraphs[self._graph.index].operators
+        fused = [getattr(op.builtinOptions, "fusedActivationFunction", 0) for op in ops]
+        return frozenset(index for index, activation in enumerate(fused) if activation in _CUTTING)
+
+    def _for_bias(self, op: tflite.Op) -> Iterator[tuple[int, float]]:
+        data, weights, bias = (op.inputs[place] if place < len(op.inputs) else -1 for place in _WEIGHTED[op.name])
+        if data not in self._widths or bias not in self._constants or weights not in self._constants:
+            return
+        largest, step = float(np.abs(self._constants[bias]).max(initial=0.0)), self._weight_step(weights)
+        if largest and step:
+            yield data, largest / step / _LARGEST_BIAS * self._steps
+
+    def _weight_step(self, index: int) -> float:
+        if index in self._constants:
+            return float(np.abs(self._constants[index]).max(initial=0.0)) / _WEIGHT_STEPS
+        return self._width_of(index) / self._steps
+
+    def _widest(self, tensors: Sequence[int]) -> float:
+        widest = max((self._width_of(index) for index in tensors), default=0.0)
+        return widest or _UNKNOWN
+
+    def _width_of(self, index: int) -> float:
+        """The width of an activation or a constant, 0 of what is not quantized."""
+        if index in self._constants:
+            values = self._constants[index]
+            return self._width(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
+        return max(self._widths.get(index, 0.0), self._fixed.get(index, 0.0))
+
+    def _width(self, minimum: float, maximum: float) -> float:
+        """What a grid of this scheme spans: zero is in it, and int16 is symmetric."""
+        low, high = min(minimum, 0.0), max(maximum, 0.0)
+        return 2 * max(-low, high) if self._scheme == "int16x8" else high - low
+
+    def _float_constants(self, op: tflite.Op) -> list[int]:
+        if op.name not in _WEIGHTED and op.name not in _SUMS:
+            return []
+        tensors = [self._graph.tensors[index] for index in op.inputs if index != tflite.ABSENT]
+        return [tensor.index for tensor in tensors if tensor.is_constant and tensor.dtype == "float32"]
+
+
+def _scaled(minimum: float, maximum: float, width: float, before: float) -> tuple[float, float]:
+    """The range, `width` wide where it was `before`; zero stays where it is."""
+    if not before or not math.isfinite(width / before):
+        return 0.0, width
+    low, high = min(minimum, 0.0), max(maximum, 0.0)
+    return low * width / before, high * width / before
