@@ -8,6 +8,8 @@ with scales that lose the function; neither the quantizer nor an audit of types 
 - SUM: the output gets the input's scale and saturates. It becomes MEAN and MUL by the number of values.
 - MINIMUM, MAXIMUM with a far constant (min(x, 1e6) of UnitNormalization): one scale for both, so x becomes 0. The
   constant moves to the end of the other operand's range, beyond which int16 clips anyway.
+- A bias that several ops read (the converter keeps equal constants once): it gets the scale of one of them, and the
+  others add a wrong number. Each op gets its own.
 - A model whose first or last op stays float: the quantizer refuses int16 inputs and outputs. A RESHAPE to the same
   shape takes the type there.
 """
@@ -25,6 +27,8 @@ from tfq.tflite.schema import TENSOR_TYPES
 _FLOAT32 = TENSOR_TYPES.index("float32")
 # Op -> the end of the other operand's range that its constant may not lie beyond.
 _BOUNDED = {"MINIMUM": 1, "MAXIMUM": 0}
+# Op -> the place of its bias.
+_BIASED = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 _REWRITTEN = frozenset((*_BOUNDED, "SQUARED_DIFFERENCE", "SUM"))
 
 
@@ -38,7 +42,7 @@ def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
     Returns:
         A flatbuffer in which every tensor of `model` has the same index, and `ranges` with those of its new tensors.
     """
-    if tflite.operator_names(model).isdisjoint(_REWRITTEN):
+    if tflite.operator_names(model).isdisjoint((*_REWRITTEN, *_BIASED)):
         return model, ranges
     edited, results = tflite.unpack(model), dict(ranges)
     for number, graph in enumerate(edited.subgraphs):
@@ -56,6 +60,7 @@ def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
                 _bound_constant(edited, graph, op, name, own)
             operators.append(op)
         graph.operators = operators
+        _separate_biases(edited, graph)
     tflite.forget_unused_codes(edited)
     return tflite.pack(edited, len(model)), results
 
@@ -74,6 +79,22 @@ def _difference(edited: Any, graph: Any, op: Any, number: int, ranges: Ranges) -
         end = float(np.sqrt(max(ranges[number, output][1], 0.0)))
         ranges[number, difference] = (-end, end)
     return sub
+
+
+def _separate_biases(edited: Any, graph: Any) -> None:
+    seen: set[int] = set()
+    for op in graph.operators:
+        place = _BIASED.get(tflite.operator_name(edited, op))
+        inputs = [int(index) for index in op.inputs]
+        values = (
+            constant_of(edited, graph, inputs[place]) if place and len(inputs) > place and inputs[place] >= 0 else None
+        )
+        if place is None or values is None:
+            continue
+        if inputs[place] in seen:
+            inputs[place] = add_constant(edited, graph, values)
+            op.inputs = inputs
+        seen.add(inputs[place])
 
 
 def _number_of_values(edited: Any, graph: Any, op: Any) -> int:

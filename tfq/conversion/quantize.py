@@ -37,7 +37,6 @@ from tfq.evaluation.verification import NUM_SAMPLES, Verification
 from tfq.ptq import calibration
 from tfq.typing import JSON
 
-
 # Dead layers that one warning names.
 _MOST_NAMED = 8
 

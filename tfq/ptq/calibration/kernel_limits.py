@@ -123,7 +123,7 @@ class _Limits:
         """The layers of which nothing that leaves them is alive, though something that enters them is."""
         graph, layers = self._graph, self._graph.layers_by_output
         dead = {tensor for tensor, width in self._widths.items() if width < max(self._own_floor(tensor), _TINY)}
-        readers = collections.defaultdict(list)
+        readers: dict[int, list[str]] = collections.defaultdict(list)
         alive_in: dict[str, bool] = {}
         leaving: dict[str, list[int]] = collections.defaultdict(list)
         for op in graph.ops:

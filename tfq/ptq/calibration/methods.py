@@ -28,6 +28,8 @@ _FINER = 2.0 ** (np.arange(-16, 17) / 128)
 # Of entropy: one end after the other, twice, at eight fractions an octave, eight octaves down.
 _SHRINKS = 2.0 ** (-np.arange(65) / 8)
 _ROUNDS = 2
+# Below it a range is as good as empty.
+_NOTHING = 1e-30
 # Parts of each step of the grid that are told apart.
 _PARTS = 8
 
@@ -223,7 +225,7 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
         )
         chosen = registry.get(CalibrationMethod, method)
         minimum, maximum = chosen.choose(seen, observations.num_samples, config)
-        if minimum == maximum == 0:
+        if max(-minimum, maximum) < _NOTHING < max(-seen.minimum, seen.maximum):
             # A tensor that is nearly always 0 and sometimes not is alive: the clipped range would turn it off.
             minimum, maximum = seen.minimum, seen.maximum
         outliers: tuple[int, ...] = ()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int16x8: ops without an int16 kernel, or with scales that lose the function, agree with Keras or are float islands.
+
+Each file runs in a child: what this guards against ends in an abort of the process.
+"""
+
+import multiprocessing
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from keras import ops
+
+import tfq
+from tfq.conversion import quantize
+from tfq.quant_math import sqnr_db
+
+L = keras.layers
+X = np.kron(np.random.default_rng(0).uniform(0.2, 1.8, (24, 4, 4, 4)), np.ones((1, 2, 2, 1))).astype("float32")
+
+MODELS = {
+    "layer_normalization": lambda x: L.LayerNormalization()(x),
+    "unit_normalization": lambda x: L.UnitNormalization()(x - 1.0),
+    "rms_normalization": lambda x: L.RMSNormalization()(x - 1.1),
+    "squared_difference": lambda x: ops.square(x - 1.0),
+    "prelu_after_relu": lambda x: L.PReLU(alpha_initializer=keras.initializers.Constant(0.3))(L.ReLU()(x)),
+    "prelu": lambda x: L.PReLU(alpha_initializer=keras.initializers.Constant(0.3))(x - 1.0),
+    "elu": lambda x: L.ELU()(x - 1.0),
+    "rsqrt": ops.rsqrt,
+    "sqrt": ops.sqrt,
+    "sum": lambda x: ops.sum(x, axis=-1),
+    "sum_of_squares": lambda x: ops.sum(x * x, axis=-1, keepdims=True),
+    "far_minimum": lambda x: ops.minimum(x, 1e6),
+    "far_maximum": lambda x: ops.maximum(x, -1e6),
+    "log_softmax": ops.log_softmax,
+    "equal_biases": lambda x: L.Conv2D(4, 1, bias_initializer=keras.initializers.Constant(0.3))(
+        L.DepthwiseConv2D(1, bias_initializer=keras.initializers.Constant(0.3))(x * 0.01)
+    ),
+    "split": lambda x: ops.split(x, 2, axis=-1)[1],
+}
+# What TensorFlow's quantizer gets wrong without the rewriting.
+WRONG = ("layer_normalization", "squared_difference", "sum", "far_minimum", "equal_biases")
+
+
+def model_of(name):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(X.shape[1:], name="x")
+    return keras.Model(inputs, MODELS[name](inputs))
+
+
+def converted(model, quantizer="tensorflow"):
+    config = tfq.ConversionConfig(
+        scheme="int16x8",
+        quantizer=quantizer,
+        verify=False,
+        calibration=tfq.CalibrationConfig(method="min_max"),
+    )
+    return tfq.convert(model, X, config)
+
+
+def _child(pipe, content):
+    runner = Interpreter(model_content=content, num_threads=1)
+    runner.allocate_tensors()
+    (given,), (result,) = runner.get_input_details(), runner.get_output_details()
+    rows = []
+    for sample in X:
+        steps = np.rint(sample / given["quantization"][0])
+        runner.set_tensor(given["index"], np.clip(steps, -32768, 32767)[None].astype(np.int16))
+        runner.invoke()
+        rows.append(runner.get_tensor(result["index"]).astype(np.float32) * result["quantization"][0])
+    pipe.send(np.concatenate(rows))
+
+
+def sqnr(model, content):
+    """Against Keras, in dB; None where the file fails or takes the process down."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(there, content))
+    child.start()
+    there.close()
+    try:
+        return sqnr_db(model.predict(X, verbose=0), here.recv())
+    except EOFError:
+        return None
+    finally:
+        child.join()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_int16x8_agrees_with_keras(name):
+    model = model_of(name)
+    for quantizer in ("tensorflow", "litert"):
+        found = sqnr(model, converted(model, quantizer))
+        assert found is not None and found > 40, (quantizer, found)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_without_the_rewriting_int16x8_is_wrong(name, monkeypatch):
+    monkeypatch.setattr(quantize, "with_int16_forms", lambda model, ranges: (model, ranges))
+    model = model_of(name)
+    found = sqnr(model, converted(model))
+    assert found is None or found < 30
+
+
+def test_an_op_at_the_edge_that_stays_float_is_named_by_the_audit():
+    content = converted(model_of("elu"))
+    report = tfq.audit(content, tfq.AuditConfig(require="int16x8"))
+    assert not report.ok and any("ELU" in item.message for item in report.findings)
+    graph = tfq.audit(content)
+    assert graph.scheme == report.scheme
