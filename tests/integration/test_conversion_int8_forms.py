@@ -165,7 +165,7 @@ def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained
     layers_of = [op.keras_layer for op in parsed.main_subgraph.ops if op.name == "ELU"]
     assert layers_of == ["first", "second"]
     assert parsed.signatures[0].outputs
-    monkeypatch.setattr("tfq.conversion.quantize.with_kernels_of_int8", lambda model: model)
+    monkeypatch.setattr("tfq.conversion.int8_forms.with_kernels_of_int8", lambda model: model)
     island = converted(result, x)
     assert auditing.audit_model(island).scheme == "mixed"
     quantized_values = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)

@@ -12,7 +12,8 @@ from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
 from tfq.conversion.fixed_scales import with_separate_fixed_scales
 from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
-from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.graph_rewrites import in_quantizable_ops
+from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.masks import bound_masks, without_covered_choices
 from tfq.conversion.op_patterns import with_ops_by_name
 from tfq.conversion.quantize import (
@@ -186,7 +187,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     if dataset is None and not granularity.moved and not config.float_layers:
         # As tfmot fake-quantizes a whole model: TensorFlow's own way, with the very weights of its fake quantization.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
-        content = with_kernels_of_int8(fake_quant_flatbuffer(traced, *types))
+        content = with_int8_forms(fake_quant_flatbuffer(traced, *types))
         if not has_choices(content) and not ops_without_range(content):
             return Conversion(content=_signed(content, traced.input_names, traced.output_names, metadata))
     floating, ranges = ranged_flatbuffer(traced, graph_def)
@@ -200,7 +201,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     ranges = with_operands_of_choices(masks.model, masks.ranges, alike=False)
     ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
     warn_of_dead_layers(dead)
-    content = with_kernels_of_int8(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
+    content = with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
     return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating))
 
 

@@ -26,7 +26,8 @@ from tfq.conversion.exact_indices import (
     with_integer_inputs,
 )
 from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
-from tfq.conversion.graph_rewrites import with_kernels_of_int8, without_unread_ops
+from tfq.conversion.graph_rewrites import without_unread_ops
+from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.int16_forms import with_int16_forms, with_quantizable_edges
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
@@ -131,7 +132,7 @@ def quantize_after_training(
         again = BoundedMasks(model=calibrated, ranges=chosen)
         if masks.layers:
             again = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
-        return with_kernels_of_int8(_quantized(again.model, again.ranges, other))
+        return with_int8_forms(_quantized(again.model, again.ranges, other))
 
     content = _quantized(model, masks.ranges, config)
     if "gptq" in config.techniques:
@@ -146,7 +147,7 @@ def quantize_after_training(
         content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
     evidence = _evidence(floating, dataset, samples, outputs if calibrated is floating else {}, quantize, config)
     return Conversion(
-        content=with_kernels_of_int8(content),
+        content=with_int8_forms(content),
         ranges=ranges,
         techniques=techniques,
         dead_layers=dead,

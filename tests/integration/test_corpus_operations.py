@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations of the corpus, all of them, in int8 and int16x8."""
+
+import pytest
+from corpus import SCHEMES, by_name
+from corpus_checks import checked
+
+NAMES = [name for name in by_name() if name.startswith("ops.")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_operation_agrees_or_is_reported(name, scheme):
+    checked(name, scheme)
