@@ -232,9 +232,9 @@ class _Int8EvaluationLogic(_ExportLogic):
     Adds to `logs`: `val_int8_<metric>`, such as `val_int8_mae`, where top-1 is `val_int8_accuracy`, its name in Keras;
     `val_int8_agreement`, the fraction of examples on which the flatbuffer says the training model's own class, for
     a model that says classes; `val_int8_sqnr_db`, of the worst output against the training model's; and
-    `val_int8_bytes`; and `val_int8_collapsed`, the number of outputs that lost their information (docs/verification.md).
-    Labels may be class numbers or one-hot rows. A metric that cannot be computed is a warning. Place
-    it before the callbacks that are to see the values (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"),
+    `val_int8_bytes`; and `val_int8_collapsed`, the number of outputs that lost their information
+    (docs/verification.md). Labels may be class numbers or one-hot rows. A metric that cannot be computed is a warning.
+    Place it before the callbacks that are to see the values (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"),
     EarlyStopping, TensorBoard). An epoch without evaluation adds nothing. A `TFLiteExport` in the same fit, with the
     same config and calibration data, writes the very bytes that were measured here.
     `flatbuffer` holds the newest export.

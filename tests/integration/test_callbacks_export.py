@@ -92,8 +92,8 @@ def counted(monkeypatch):
 
     contents, convert = [], conversion.convert_with_record
 
-    def count(*arguments):
-        result = convert(*arguments)
+    def count(*arguments, **named):
+        result = convert(*arguments, **named)
         contents.append(result.content)
         return result
 

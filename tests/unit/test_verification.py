@@ -13,7 +13,8 @@ from tfq.auditing import audit_model
 from tfq.config import AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.evaluation import audit_and_run, try_to_run, verify
-from tfq.evaluation.verification import check_output, encode
+from tfq.evaluation.output_checks import check_output
+from tfq.evaluation.verification import encode
 from tfq.tflite import Op, Subgraph, Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"

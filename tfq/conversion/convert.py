@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert a Keras model or a float flatbuffer: trace, freeze, rewrite, calibrate, quantize, verify."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,13 @@ from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
 from tfq.conversion.fixed_scales import with_separate_fixed_scales
-from tfq.conversion.freeze import fake_quant_flatbuffer, float_flatbuffer, plain_weights_graph, ranged_flatbuffer
+from tfq.conversion.freeze import (
+    fake_quant_flatbuffer,
+    float_flatbuffer,
+    plain_weights_graph,
+    ranged_flatbuffer,
+    rounding_flatbuffer,
+)
 from tfq.conversion.graph_rewrites import in_quantizable_ops
 from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.masks import bound_masks, without_covered_choices
@@ -181,6 +188,9 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     """Learned ranges, and calibrated ones where nothing was learned -> integer bytes."""
     import tensorflow as tf
 
+    def trained() -> bytes:
+        return _signed(rounding_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
+
     check_settings(config, trained=True)
     graph_def, granularity = plain_weights_graph(traced)
     config = as_trained(granularity, config)
@@ -189,20 +199,23 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_int8_forms(fake_quant_flatbuffer(traced, *types))
         if not has_choices(content) and not ops_without_range(content):
-            return Conversion(content=_signed(content, traced.input_names, traced.output_names, metadata))
+            content = _signed(content, traced.input_names, traced.output_names, metadata)
+            return Conversion(content=content, evidence=Evidence(floating=None, trained=trained))
     floating, ranges = ranged_flatbuffer(traced, graph_def)
     floating = _signed(floating, traced.input_names, traced.output_names, metadata)
     floating, config = with_ops_by_name(floating, config)
     floating, ranges = without_covered_choices(_prepared(floating, config), ranges)
     if dataset is not None:
-        return quantize_after_training(floating, dataset, config, ranges)
+        result = quantize_after_training(floating, dataset, config, ranges)
+        evidence = result.evidence and dataclasses.replace(result.evidence, trained=trained)
+        return dataclasses.replace(result, evidence=evidence)
     ranges = with_same_scales(floating, ranges)
     masks = bound_masks(floating, ranges, ranges, config.scheme)
     ranges = with_operands_of_choices(masks.model, masks.ranges, alike=False)
     ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
     warn_of_dead_layers(dead)
     content = with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
-    return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating))
+    return Conversion(content=content, dead_layers=dead, evidence=Evidence(floating=floating, trained=trained))
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:

@@ -68,18 +68,21 @@ class Evidence:
     """The float twin of a quantized flatbuffer, and samples to run both on.
 
     Args:
-        floating: The bytes of the float model.
+        floating: The bytes of the float model; None if only `trained` is known.
         samples: At most `verification.NUM_SAMPLES`, each {input name: array with the batch dimension}; none if no data
             was given.
         outputs: For each sample the outputs of `floating`, if calibration has computed them; None to compute them.
         quantize: Quantizes the same model with the same ranges as another config says, to measure remedies; None where
             nothing was calibrated.
+        trained: Converts a quantization-aware trained model as it was trained, with its rounding, in float. The float
+            model without that rounding may be another function.
     """
 
-    floating: bytes
+    floating: bytes | None
     samples: Sequence[dict[str, NDArray]] = ()
     outputs: Sequence[Sequence[NDArray]] | None = None
     quantize: Callable[[ConversionConfig], bytes] | None = None
+    trained: Callable[[], bytes] | None = None
 
     @classmethod
     def of(cls, floating: bytes, dataset: Any) -> "Evidence":

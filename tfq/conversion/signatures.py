@@ -15,6 +15,7 @@ from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion
 from tfq.conversion.verified import verified
 from tfq.errors import InputError
+from tfq.evaluation.verification import Problem, Verification
 from tfq.patterns import fits_op, op_address, parse_address
 from tfq.ptq.calibration import Ranges
 
@@ -62,8 +63,26 @@ def convert_each_signature(model: bytes, dataset: Any, config: ConversionConfig,
         results[0],
         content=_put_together(results),
         ranges=_merged(model, results),
+        verification=_verifications(results, keys),
         techniques={keys[subgraph]: dict(item.techniques) for subgraph, item in results.items() if item.techniques},
     )
+
+
+def _verifications(results: Mapping[int, Conversion], keys: Mapping[int, str]) -> Verification | None:
+    """Return what was found in the subgraphs that were verified here, each problem with its signature."""
+    verifications = {keys[subgraph]: item.verification for subgraph, item in results.items() if item.verification}
+    if not verifications:
+        return None
+
+    def named(level: str) -> tuple[Problem, ...]:
+        return tuple(
+            dataclasses.replace(problem, message=f"signature {key!r}: {problem.message}")
+            for key, item in verifications.items()
+            for problem in getattr(item, level)
+        )
+
+    first = next(iter(verifications.values()))
+    return dataclasses.replace(first, collapsed=named("collapsed"), notes=named("notes"))
 
 
 def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:

@@ -36,8 +36,7 @@ def verified(
     """
     evidence, conversion = conversion.evidence, dataclasses.replace(conversion, evidence=None)
     if evidence is not None and not evidence.samples:
-        known = Evidence.of(evidence.floating, examples)
-        evidence = dataclasses.replace(known, quantize=evidence.quantize) if known.samples else None
+        evidence = _with_samples(evidence, examples)
     result = _verification(conversion.content, evidence)
     if evidence is not None and result.collapsed:
         result = _explained(result, conversion.content, evidence, config if remedies else None)
@@ -45,18 +44,44 @@ def verified(
         if config.strict:
             raise VerificationError(problem.message, field="conversion.strict", got=problem.kind)
         warnings.warn(problem.message, TfqWarning, stacklevel=4)
-    return dataclasses.replace(conversion, verification=result)
+    return dataclasses.replace(conversion, verification=_with_others(result, conversion.verification))
+
+
+def _with_samples(evidence: Evidence, examples: Data) -> Evidence | None:
+    """The evidence with the first of `examples`; None without any."""
+    if examples is None:
+        return None
+    floating = evidence.floating
+    if floating is None and evidence.trained is not None:
+        floating = evidence.trained()
+    if floating is None:
+        return None
+    return dataclasses.replace(evidence, floating=floating, samples=Evidence.of(floating, examples).samples)
 
 
 def _verification(content: bytes, evidence: Evidence | None) -> Verification:
     if evidence is None:
         return _only_run(content, "there were no samples to compare the outputs with those of the float model")
     try:
-        return verify(content, evidence.samples, float_outputs(evidence))
+        result = verify(content, evidence.samples, float_outputs(evidence))
+        if evidence.trained is None or (result.ok and not any(note.kind == "sqnr" for note in result.notes)):
+            return result
+        # Without its rounding, a model that was trained with it may well compute something else.
+        trained = tflite.read(built := evidence.trained())
+        return verify(content, evidence.samples, LocalBackend().run_samples(built, encode(trained, evidence.samples)))
     except (BackendError, ModelError) as error:  # of the float model, or of this machine
         message = f"the outputs were not compared with those of the float model: {error}"
         warnings.warn(message, TfqWarning, stacklevel=5)
         return _only_run(content, message)
+
+
+def _with_others(result: Verification, others: Verification | None) -> Verification:
+    """The result with what was found in the subgraphs of other signatures, which were verified before."""
+    if others is None:
+        return result
+    return dataclasses.replace(
+        result, collapsed=(*result.collapsed, *others.collapsed), notes=(*result.notes, *others.notes)
+    )
 
 
 def _only_run(content: bytes, reason: str) -> Verification:
@@ -71,6 +96,8 @@ def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
     """Return the float model's outputs for each sample; run it in a child if calibration has not computed them."""
     if evidence.outputs is not None:
         return evidence.outputs
+    if evidence.floating is None:
+        raise ModelError("there is no float model to compare with", field="model")
     floating = tflite.read(evidence.floating)
     return LocalBackend().run_samples(evidence.floating, encode(floating, evidence.samples))
 
@@ -81,7 +108,9 @@ def _explained(
     """Add the first op where it happened, the cause, and the remedies that `config` leaves open, to each problem."""
     problems = []
     for problem in result.collapsed:
-        location = locate(content, evidence.floating, evidence.samples, problem)
+        location = Location()
+        if evidence.floating is not None:
+            location = locate(content, evidence.floating, evidence.samples, problem)
         remedies = () if config is None else tuple(_remedies(problem, location, evidence, config))
         problems.append(_told(problem, location, remedies))
     return dataclasses.replace(result, collapsed=tuple(problems))
@@ -135,8 +164,9 @@ def _remedies(problem: Problem, location: Location, evidence: Evidence, config: 
 def _other(evidence: Evidence, config: ConversionConfig) -> bytes:
     from tfq.conversion.weights import quantize_weights
 
-    if evidence.quantize is None or not config.needs_ranges:
+    if evidence.floating is not None and (evidence.quantize is None or not config.needs_ranges):
         return quantize_weights(evidence.floating, config)
+    assert evidence.quantize is not None  # `_remedies` measures nothing without it
     return evidence.quantize(config)
 
 

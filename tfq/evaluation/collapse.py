@@ -11,15 +11,8 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends import LocalBackend
 from tfq.errors import TfqError
-from tfq.evaluation.verification import (
-    MOVING_OPS,
-    OutputCheck,
-    Problem,
-    Sample,
-    check_output,
-    encode,
-    title,
-)
+from tfq.evaluation.output_checks import MOVING_OPS, OutputCheck, check_output
+from tfq.evaluation.verification import Problem, Sample, encode, title
 from tfq.ptq.causes import Cause, TensorFacts, cause_of
 from tfq.ptq.layer_pairs import Beside
 from tfq.tflite import Model, Op, Subgraph

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare the outputs of a quantized model with those of its float twin, and judge them.
+
+Each output, and each slice of it along every axis of at most `LONGEST_AXIS` entries, is compared by its
+signal-to-quantization-noise ratio
+
+    SQNR = 10 log10(var(float) / mean((float - quantized)^2))                                                      [dB]
+
+and with what the output's own grid could reach at best, a uniform rounding error over one step of its scale:
+
+    ideal = 10 log10(var(float) / (scale^2 / 12))                                                                  [dB]
+
+There are two levels. An output is **collapsed** if it holds NaN or infinity, or, where ideal >= `ABLE_DB`, if its SQNR
+is below `COLLAPSED_DB` or a slice that varies in float is constant. A slice is not judged where the op fixes the scale
+of its output, as a softmax does: a class that is rare on these samples is rightly constant; nor where no slice along
+its axis reaches `ABLE_DB`: an output that does not move on these samples is constant for no fault of its grid. A
+**note** (the verdict stays as it is) is an SQNR below `NOTE_DB`, and an output that moves by only a few steps of its
+scale on these samples (ideal below `ABLE_DB`). Float values beyond the range of an op that fixes its scale, such as the
+logarithm of a class that a mask excludes, are taken as the end of that range.
+
+An ideal ratio of `ABLE_DB` is where a perfect output spans about 18 steps peak to peak if it is uniform. Random
+classifiers, whose softmax hardly varies, have an ideal below 7 dB and are left alone.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tfq.errors import InputError
+from tfq.evaluation.classes import agreement, is_class_vector
+from tfq.quant_math import dequantize
+from tfq.tflite import Model, Subgraph, Tensor
+
+# Decibels, as the module's docstring defines them.
+ABLE_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
+# Slices are looked at along axes of at most so many entries.
+LONGEST_AXIS = 512
+# A slice varies if its values differ by more than float32's rounding, and fewer than this share of them are equal to
+# the median: a feature that is zero on almost all samples says nothing when it is zero on all.
+_MOST_EQUAL, _ROUNDING = 0.9, 1e-5
+# Ops whose output scale is part of their definition (TFLite 8-bit quantization specification), and ops that only move
+# values.
+FIXED_SCALE_OPS = frozenset({"SOFTMAX", "LOGISTIC", "TANH", "LOG_SOFTMAX", "L2_NORMALIZATION"})
+MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "QUANTIZE"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """One entry of an output along one axis, the sample axis included: `outputs[..., index, ...]`."""
+
+    axis: int
+    index: int
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputCheck:
+    """How one output of the quantized model compares with the float model's on the samples.
+
+    Args:
+        name: As the signature has it.
+        dtype: Of the quantized model's output.
+        sqnr_db: Signal to quantization noise; inf without noise, None if the float output does not vary or if the
+            output holds whole numbers such as class indices.
+        ideal_db: What the grid of the output could reach; None if no grid rounds it.
+        steps: Peak-to-peak distance of the float values in steps of the output's scale; None likewise.
+        agreement: Of a class vector, the share of equal largest entries; of whole numbers, the share of equal values.
+        num_slices: Slices that were looked at: those that vary in float.
+        worst_slice: The one with the lowest SQNR.
+        constant_slices: Those that are constant in the quantized model.
+        values_used: Different quantized values that occurred; None if the output is not quantized.
+        fixed_scale: Whether the op fixes the scale of this output.
+        finite: Whether all values are finite.
+    """
+
+    name: str
+    dtype: str
+    sqnr_db: float | None
+    ideal_db: float | None = None
+    steps: float | None = None
+    agreement: float | None = None
+    num_slices: int = 0
+    worst_slice: Slice | None = None
+    constant_slices: tuple[Slice, ...] = ()
+    values_used: int | None = None
+    fixed_scale: bool = False
+    finite: bool = True
+
+    @property
+    def able(self) -> bool:
+        """Whether the grid of the output could carry its information on these samples."""
+        return self.ideal_db is None or self.ideal_db >= ABLE_DB
+
+    @property
+    def collapse(self) -> tuple[str, str] | None:
+        """(kind, sentence) of what makes this output collapsed, or None."""
+        if not self.finite:
+            return "not_finite", f"output {self.name!r} holds NaN or infinity"
+        if not self.able:
+            return None
+        if self.sqnr_db is not None and self.sqnr_db < COLLAPSED_DB:
+            return (
+                "low_sqnr",
+                f"output {self.name!r} has {self.sqnr_db:.1f} dB of signal to quantization noise on the calibration "
+                f"samples, below {COLLAPSED_DB:.0f} dB",
+            )
+        if self.constant_slices and not self.fixed_scale:
+            return "constant_slices", f"output {self.name!r}: {self._constant_text()}"
+        return None
+
+    @property
+    def note(self) -> tuple[str, str] | None:
+        """(kind, sentence) of what is worth a note, or None."""
+        if not self.finite or self.collapse is not None:
+            return None
+        if not self.able:
+            steps = "does not vary" if not self.steps else f"moves by only {self.steps:.1f} steps of its scale"
+            return "few_steps", f"output {self.name!r} {steps} on the calibration samples: too little to judge it"
+        if self.sqnr_db is not None and self.sqnr_db < NOTE_DB:
+            return "sqnr", f"output {self.name!r} has {self.sqnr_db:.1f} dB of signal to quantization noise"
+        return None
+
+    def _constant_text(self) -> str:
+        first = self.constant_slices[0]
+        if first.axis < 0:
+            return "it varies in float and is constant in the quantized model"
+        named = ", ".join(str(item.index) for item in self.constant_slices[:6] if item.axis == first.axis)
+        count = len(self.constant_slices)
+        more = ", ..." if count > 6 else ""
+        ratio = "" if self.sqnr_db is None else f", though the whole output has {self.sqnr_db:.1f} dB"
+        return (
+            f"{count} of {self.num_slices} slices (axis {first.axis}: {named}{more}) vary in float and are constant in "
+            f"the quantized model{ratio}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an infinite ratio is null next to `exact`."""
+        values = {**asdict(self), "exact": self.sqnr_db == math.inf, "constant_slices": len(self.constant_slices)}
+        values["constant_slice_indices"] = [[item.axis, item.index] for item in self.constant_slices[:LONGEST_AXIS]]
+        values["sqnr_db"], values["ideal_db"] = finite(self.sqnr_db), finite(self.ideal_db)
+        if self.worst_slice is not None:
+            values["worst_slice"]["sqnr_db"] = finite(self.worst_slice.sqnr_db)
+        return values
+
+
+def check_outputs(
+    parsed: Model, reference: Sequence[Sequence[NDArray]], outputs: Sequence[Sequence[NDArray]]
+) -> Iterator[OutputCheck]:
+    """Compare the outputs of two models, given sample by sample.
+
+    Args:
+        parsed: The quantized model.
+        reference: For each sample one array per output, in real units.
+        outputs: The same of the quantized model, in its own dtypes.
+    """
+    graph = parsed.main_subgraph
+    for place, (name, index) in enumerate(zip(parsed.output_names, graph.outputs, strict=True)):
+        floats, values = ([np.asarray(sample[place]) for sample in side] for side in (reference, outputs))
+        if any(a.shape != b.shape for a, b in zip(floats, values, strict=True)):
+            raise InputError(
+                f"output {name!r} has shape {list(values[0].shape)} in the quantized model and {list(floats[0].shape)} "
+                "in the float model: expected one shape",
+                field="model",
+                expected=floats[0].shape,
+                got=values[0].shape,
+            )
+        yield check_output(graph, index, name, _stacked(floats), _stacked(values))
+
+
+def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values: NDArray) -> OutputCheck:
+    """Compare one output over all samples.
+
+    Args:
+        graph: Subgraph 0 of the quantized model.
+        index: Index of the output tensor.
+        name: Name of the output.
+        floats: Values of the float model, (n, ...).
+        values: Values of the quantized model in its own dtype, of the same shape.
+    """
+    tensor = graph.tensors[index]
+    used = int(np.unique(values).size) if tensor.is_quantized else None
+    if floats.dtype.kind in "biu" and not tensor.is_quantized:
+        return _check_whole_numbers(name, tensor, floats, values)
+    if tensor.is_quantized:
+        values = dequantize(values, tensor.scale[0], tensor.zero_point[0])
+    floats = floats.astype(np.float32, copy=False)
+    grid, fixed = _grid(graph, index)
+    if fixed and tensor.is_quantized:
+        limits = np.iinfo(np.dtype(tensor.dtype))
+        ends = dequantize(np.array([limits.min, limits.max]), tensor.scale[0], tensor.zero_point[0])
+        floats = np.clip(floats, *ends)
+    finite = bool(np.isfinite(values).all())
+    if not finite:
+        return OutputCheck(name=name, dtype=tensor.dtype, sqnr_db=None, finite=False, values_used=used)
+    error, variance = _mean_square(floats - values), float(np.var(floats, dtype=np.float64))
+    slices, constant = _slices(floats, values, grid)
+    return OutputCheck(
+        name=name,
+        dtype=tensor.dtype,
+        sqnr_db=_decibels(variance, error) if variance > 0 else None,
+        ideal_db=None if grid is None else _decibels(variance, grid**2 / 12),
+        steps=None if grid is None else float(np.ptp(floats)) / grid,
+        agreement=_class_agreement(graph, index, floats, values),
+        num_slices=len(slices),
+        worst_slice=min(slices, key=lambda item: item.sqnr_db or 0.0, default=None),
+        constant_slices=constant,
+        values_used=used,
+        fixed_scale=fixed,
+    )
+
+
+def _check_whole_numbers(name: str, tensor: Tensor, floats: NDArray, values: NDArray) -> OutputCheck:
+    """Indices and conditions: they are equal or not."""
+    varies, is_constant = bool(np.ptp(floats.astype(np.int64))), not np.ptp(values.astype(np.int64))
+    constant = (Slice(axis=-1, index=0),) if varies and is_constant else ()
+    return OutputCheck(
+        name=name,
+        dtype=tensor.dtype,
+        sqnr_db=None,
+        agreement=float(np.mean(floats == values)),
+        num_slices=1,
+        constant_slices=constant,
+    )
+
+
+def _slices(floats: NDArray, values: NDArray, grid: float | None) -> tuple[list[Slice], tuple[Slice, ...]]:
+    """Every slice that varies in `floats`, along every short axis; and those of them that are constant in `values`.
+
+    A constant slice counts if the grid can carry another slice along the same axis: where none moves by more than a few
+    steps on these samples, none can be expected to.
+    """
+    results: list[Slice] = []
+    constant: list[Slice] = []
+    for axis in range(1, floats.ndim):
+        if not 2 <= floats.shape[axis] <= LONGEST_AXIS:
+            continue
+        best, flat = 0.0, []
+        for index in range(floats.shape[axis]):
+            reals, got = np.take(floats, index, axis), np.take(values, index, axis)
+            variance = float(np.var(reals, dtype=np.float64))
+            best = max(best, variance)
+            if not _varies(reals):
+                continue
+            item = Slice(axis=axis, index=index, sqnr_db=_decibels(variance, _mean_square(reals - got)))
+            results.append(item)
+            flat += [item] if not np.ptp(got) else []
+        if grid is None or _decibels(best, grid**2 / 12) >= ABLE_DB:
+            constant += flat
+    return results, tuple(constant)
+
+
+def _varies(values: NDArray) -> bool:
+    spread = float(np.ptp(values))
+    if spread <= _ROUNDING * float(np.abs(values).max(initial=0)):
+        return False
+    return float(np.mean(values == np.median(values))) < _MOST_EQUAL
+
+
+def _grid(graph: Subgraph, index: int) -> tuple[float | None, bool]:
+    """(scale that rounds this output, whether its op fixes that scale): None if it is computed in float.
+
+    An output that was dequantized has the scale of what was dequantized.
+    """
+    makers = {output: op for op in graph.ops for output in op.outputs}
+    op = makers.get(index)
+    if op is not None and op.name == "DEQUANTIZE":
+        index = op.inputs[0]
+    tensor = graph.tensors[index]
+    grid = tensor.scale[0] if tensor.is_quantized and tensor.scale[0] > 0 else None
+    op = makers.get(index)
+    while op is not None and op.name in MOVING_OPS:
+        source = graph.tensors[op.inputs[0]]
+        if source.scale != tensor.scale:
+            return grid, False
+        op = makers.get(op.inputs[0])
+    return grid, op is not None and op.name in FIXED_SCALE_OPS
+
+
+def _class_agreement(graph: Subgraph, index: int, floats: NDArray, values: NDArray) -> float | None:
+    """Share of equal largest entries along the last axis, if the output is a class vector."""
+    return float(agreement(values, floats)) if is_class_vector(graph, index, floats) else None
+
+
+def _stacked(arrays: Sequence[NDArray]) -> NDArray:
+    """(n, ...) of equal shapes; (values,) of different ones, in which there are no slices."""
+    if len({array.shape for array in arrays}) == 1:
+        return np.stack(arrays)
+    return np.concatenate([array.reshape(-1) for array in arrays])
+
+
+def _mean_square(values: NDArray) -> float:
+    return float(np.mean(np.square(values, dtype=np.float64))) if values.size else 0.0
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value; None if it is infinite, which JSON does not have."""
+    return None if value is None or not math.isfinite(value) else value
