@@ -174,7 +174,7 @@ def _quantized_indices(parsed: Model) -> Iterator[Problem]:
                 name = graph.tensors[tensor].name
                 yield Problem(
                     kind="quantized_index",
-                    message=f"{title(graph, op)} takes indices from the quantized tensor {name!r}: it reads wrong entries",
+                    message=f"{title(graph, op)} takes indices from the quantized {name!r}: it reads wrong entries",
                     op_index=op.index,
                     op=title(graph, op),
                     layer=op.keras_layer,
