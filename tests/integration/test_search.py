@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search for an int8 model within a budget: on the digits, and on a model that one scale cannot serve."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tfq.conversion import convert_model, convert_with_record
 from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.search import find_int8
+from tfq.search.search import _judged
 from tfq.store import StageStore
 
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
@@ -150,3 +152,15 @@ def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_
     assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--max_mixed_layers=0") == 1
     assert "budget" in capsys.readouterr().err
     assert "quantization-aware train" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]
+
+
+def test_a_collapsed_candidate_never_keeps_the_budget(tmp_path):
+    result = find_int8(made_hard(FLOATING), *SPLITS, budget(max_accuracy_drop=0.5))
+
+    first = result.candidates[0]
+    assert first.collapsed and not result.chosen.collapsed
+    # With a budget that it keeps, its verification alone rules it out.
+    kept = dataclasses.replace(first, against_float=result.chosen.against_float)
+    judged = _judged(kept, budget(max_accuracy_drop=0.5))
+    assert all(requirement.holds for requirement in judged.requirements)
+    assert judged.missed == tuple(f"collapsed: {message}" for message in first.collapsed)

@@ -29,6 +29,9 @@ def bounded(**bounds):
     return record
 
 
+COLLAPSE = {"kind": "low_sqnr", "message": "output 'p' has 3.0 dB", "output": "p", "remedies": []}
+
+
 def states(record):
     """The worst state of each question."""
     worst = sorted(checks_of(record), key=lambda check: ("good", "open", "bad").index(check.state))
@@ -49,6 +52,7 @@ def test_a_run_that_holds_all_that_was_asked_for_is_ready_to_ship():
         (lambda record: record["models"][1]["evaluation"].pop("accuracy"), "bounds"),
         (lambda record: record["models"][1].update(audit=audit(False, "mixed", (finding(),))), "audit"),
         (lambda record: record["warnings"].append("the run ended early: no emulator"), "run"),
+        (lambda record: record["models"][1]["verification"]["collapsed"].append(COLLAPSE), "outputs"),
     ],
 )
 def test_one_thing_that_fails_is_enough_not_to_ship(damage, question):
@@ -67,6 +71,8 @@ def test_one_thing_that_fails_is_enough_not_to_ship(damage, question):
         (lambda record: record["models"][2]["parity"]["qemu:cortex-a53"].update(max_abs_error_lsb=7), "cortex-a53"),
         (lambda record: record["models"][2].update(parity={"qemu:cortex-a53": {"not_run": "none"}}), "cortex-a53"),
         (lambda record: record.update(stages=[]), "run"),
+        (lambda record: record["models"][1].update(verification=None), "outputs"),
+        (lambda record: record["models"][1]["verification"].update(outputs=[]), "outputs"),
     ],
 )
 def test_what_only_a_reader_can_judge_is_left_open(change, question):
@@ -74,6 +80,15 @@ def test_what_only_a_reader_can_judge_is_left_open(change, question):
     change(record)
     assert headline_of(record) == ("open", "Nothing failed; 1 point to look at")
     assert states(record)[question] == "open"
+
+
+def test_collapsed_output_is_named_on_the_page_and_a_note_does_not_change_the_verdict():
+    record = bounded(min_accuracy=0.95)
+    record["models"][2]["verification"]["notes"].append({"kind": "sqnr", "message": "output 'q' has 22.0 dB"})
+    assert headline_of(record)[0] == "good" and "output 'q' has 22.0 dB" in markdown_of(record)
+
+    record["models"][2]["verification"]["collapsed"].append(COLLAPSE)
+    assert headline_of(record)[0] == "bad" and "collapsed: output 'p' has 3.0 dB" in markdown_of(record)
 
 
 def test_an_audit_that_nothing_was_required_of_is_open_and_not_failed():

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
-from tfq.conversion.quantize import Conversion, Evidence
+from tfq.conversion.quantize import Conversion, Evidence, quantize_after_training
 from tfq.errors import BackendError, ModelError, TfqError, TfqWarning, VerificationError
 from tfq.evaluation.collapse import Location, locate
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
-from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES
+from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES, UNEVEN_CHANNELS, UNKNOWN, WEIGHTS
 from tfq.typing import Data
+
+# Causes that cross-layer equalization may cure.
+_UNEVEN = (UNEVEN_CHANNELS, WEIGHTS, UNKNOWN)
 
 
 def verified(
@@ -164,6 +167,12 @@ def _remedies(problem: Problem, location: Location, evidence: Evidence, config: 
 def _other(evidence: Evidence, config: ConversionConfig) -> bytes:
     from tfq.conversion.weights import quantize_weights
 
+    if evidence.floating is not None and config.techniques:
+        # Techniques change the model and its ranges: calibrated again, on the samples of the verification.
+        again = dataclasses.replace(config, verify=False, strict=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TfqWarning)
+            return quantize_after_training(evidence.floating, list(evidence.samples), again).content
     if evidence.floating is not None and (evidence.quantize is None or not config.needs_ranges):
         return quantize_weights(evidence.floating, config)
     assert evidence.quantize is not None  # `_remedies` measures nothing without it
@@ -184,6 +193,14 @@ def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tupl
     if location.cause is not None and location.cause.kind == CLIPPED and config.calibration.method != "min_max":
         calibration = dataclasses.replace(config.calibration, method="min_max", tensors=())
         yield "conversion.calibration.method=min_max", dataclasses.replace(config, calibration=calibration)
+    if (
+        config.scheme == "int8"
+        and location.cause is not None
+        and location.cause.kind in _UNEVEN
+        and not config.techniques
+    ):
+        techniques = ("cross_layer_equalization",)
+        yield f"conversion.techniques={techniques[0]}", dataclasses.replace(config, techniques=techniques)
     for scheme in ("int8", "int16x8", "dynamic_range"):
         if scheme != config.scheme:
             yield f"conversion.scheme={scheme}", dataclasses.replace(plain, scheme=scheme)

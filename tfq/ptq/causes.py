@@ -197,6 +197,10 @@ class Diagnosis:
             cause = self.structural_cause(before)
             if cause is not None and cause.kind != DEAD:
                 return cause
+        for before in self.ops_before(op, through=PASSING | _REQUANTIZING):
+            cause = self._uneven_channels(before)
+            if cause is not None:
+                return cause
         label = op_label(self.graph, op_index)
         return Cause(
             kind=UNKNOWN,
