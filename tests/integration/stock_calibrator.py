@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
 from numpy.typing import NDArray
 
 from tfq import tflite
@@ -30,3 +31,12 @@ def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config:
         for key, (low, high) in tflite.read_ranges(bytes(calibrated)).items()
     }
     return calibration.Ranges(tensors=results, num_samples=len(samples), model_sha256="", data_sha256=())
+
+
+def use_stock_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let conversions calibrate with `stock_ranges`; no float outputs are kept, as if the ranges came from a file."""
+
+    def calibrate(model: bytes, samples: Sequence[Mapping[str, NDArray]], *_: Any) -> Any:
+        return stock_ranges(model, samples), {}
+
+    monkeypatch.setattr(calibration, "calibrate_with_outputs", calibrate)

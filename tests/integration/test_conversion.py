@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 from messages import refused, warned
-from stock_calibrator import stock_ranges
+from stock_calibrator import stock_ranges, use_stock_ranges
 
 import tfq
 from tfq import auditing, tflite
@@ -73,7 +73,7 @@ def same(one: bytes, other: bytes, codes: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
 def test_ptq_with_stock_ranges_computes_what_stock_conversion_computes(keras, samples, codes, monkeypatch):
-    monkeypatch.setattr(calibration, "calibrate", stock_ranges)
+    use_stock_ranges(monkeypatch)
     model = small_model(keras())
     assert same(tfq.convert(model, samples), stock(model, samples), codes)
 

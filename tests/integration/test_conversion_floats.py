@@ -139,3 +139,27 @@ def test_an_op_without_an_int8_form_is_warned_of_unless_asked_for():
         warnings.filterwarnings("ignore", message=".*(samples|noise)")
         converted(model, float_layers=(name,))
         converted(model, None, scheme="float32")
+
+
+def model_with_padding_mask(last):
+    """Attention scores, masked where the whole numbers of `keep` are 0 and passed through `last`."""
+    keras = import_keras()
+    ops, layers = keras.ops, keras.layers
+    keras.utils.set_random_seed(0)
+    tokens, keep = keras.Input((8, 4), name="tokens"), keras.Input((8,), name="keep", dtype="int32")
+    scores = ops.matmul(layers.Dense(4)(tokens), ops.transpose(layers.Dense(4)(tokens), (0, 2, 1)))
+    mask = (1.0 - last(ops.cast(keep, "float32"))) * -1e9
+    joined = ops.matmul(ops.softmax(scores + mask[:, None, :]), tokens)
+    return keras.Model([tokens, keep], layers.Dense(3, name="end")(joined))
+
+
+def test_a_cast_of_integer_inputs_is_no_float_that_a_warning_names():
+    rng = np.random.default_rng(0)
+    keep = (rng.random((200, 8)) > 0.3).astype(np.int32)
+    keep[:, 0] = 1
+    data = {"tokens": rng.normal(size=(200, 8, 4)).cumsum(1).astype(np.float32), "keep": keep}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", tfq.TfqWarning)
+        tfq.convert(model_with_padding_mask(lambda x: x), data)
+    with warned("CAST"):
+        tfq.convert(model_with_padding_mask(import_keras().ops.sin), data)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from messages import refused, warned
-from stock_calibrator import stock_ranges
+from stock_calibrator import use_stock_ranges
 
 import tfq
 from tfq import auditing, tflite
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
-from tfq.ptq import calibration
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
 # Largest difference from the float model of outputs that are probabilities.
@@ -162,7 +161,7 @@ def test_the_weights_of_other_models_differ(models, traces, samples):
 
 @pytest.mark.parametrize("scheme", ["float16", "int16x8"])
 def test_outputs_are_those_of_tensorflows_converter_to_the_bit(scheme, stock, traces, samples, monkeypatch):
-    monkeypatch.setattr(calibration, "calibrate", stock_ranges)
+    use_stock_ranges(monkeypatch)
     ours, _ = run(convert(traces["tf_keras"], samples, scheme=scheme), samples)
     theirs, _ = run(stock(scheme), samples)
     np.testing.assert_array_equal(ours, theirs)

@@ -13,7 +13,7 @@ from messages import refused
 import tfq
 from tfq import tflite
 from tfq.__main__ import main
-from tfq.conversion import convert_model, convert_with_record
+from tfq.conversion import convert_with_record
 from tfq.errors import InputError, TfqError
 from tfq.ptq.cross_layer_equalization import find_pairs
 from tfq.search import find_int8
@@ -114,10 +114,9 @@ def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, m
     def refuse(*arguments, **settings):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr("tfq.conversion.convert_model", refuse)
+    monkeypatch.setattr("tfq.conversion.convert_with_record", refuse)
     again = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
     assert again.to_dict() == first.to_dict() and again.content == first.content
-    monkeypatch.setattr("tfq.conversion.convert_model", convert_model)
 
 
 def test_an_int8_model_and_data_without_labels_are_refused(tmp_path):

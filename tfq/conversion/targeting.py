@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 
 from tfq import auditing, registry, tflite
+from tfq.auditing.schemes import WHOLE_NUMBERS
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
@@ -131,7 +132,7 @@ def warn_of_floats(content: bytes, config: ConversionConfig, *, has_data: bool) 
 def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str], list[str]]:
     """Return ("NAME (layer)" of each float op, what is wrong with each input or output) that config does not ask for.
 
-    What a warning about config.target has named is left out.
+    What a warning about config.target has named is left out, and so is a CAST that reads whole numbers.
     """
     asked = AuditConfig().for_conversion(dataclasses.replace(config, target=""))
     parsed = tflite.read(content)
@@ -149,9 +150,20 @@ def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str]
         elif finding.op_index is not None and (graph.index, finding.op_index) not in named:
             op = graph.ops[finding.op_index]
             is_float = any(graph.tensors[index].dtype == "float32" for index in op.outputs)
-            if is_float and op.name not in ("QUANTIZE", "DEQUANTIZE"):
+            if is_float and op.name not in ("QUANTIZE", "DEQUANTIZE") and not _only_changes_type(graph, op):
                 floats.append(f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})")
     return list(dict.fromkeys(floats)), borders
+
+
+def _only_changes_type(graph: tflite.Subgraph, op: tflite.Op) -> bool:
+    """Check whether `op` is a CAST of whole numbers that only QUANTIZEs read: nothing is computed in float.
+
+    No converter has an int8 form of it; `(1 - cast(keep)) * -1e9`, which makes a padding mask, is the usual case.
+    """
+    if op.name != "CAST" or graph.tensors[op.inputs[0]].dtype not in WHOLE_NUMBERS:
+        return False
+    readers = [other for other in graph.ops if op.outputs[0] in other.inputs]
+    return op.outputs[0] not in graph.outputs and all(reader.name == "QUANTIZE" for reader in readers)
 
 
 def _either(choices: tuple[str, ...]) -> str:
