@@ -17,16 +17,9 @@ COLLAPSES_INT8 = {
 
 # The same in int16x8.
 COLLAPSES_INT16X8 = {
-    "EQUAL": "ops.ldexp",
-    "GREATER": "ops.select ops.soft_shrink ops.where ops.where_cast",
-    "GREATER_EQUAL": "ops.sparse_sigmoid",
-    "LESS": "ops.sparse_plus",
     "LOG": "kinds.MelSpectrogram kinds.STFTSpectrogram_log",
     "MUL": "layers.ContrastLimitedAdaptiveHistogramEqualization",
-    "PADV2": "kinds.max_pool_of_padding ops.pad_value",
-    "SCATTER_ND": "ops.fold ops.scatter ops.scatter_twice ops.scatter_update",
-    "SELECT_V2": "layers.ReLU",
-    "TOPK_V2": "ops.sparsemax",
+    "SUB": "ops.sparsemax",
 }
 
 # Word of the refusal -> models that both schemes refuse.

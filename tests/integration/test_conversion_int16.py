@@ -14,6 +14,7 @@ from keras import ops
 
 import tfq
 from tfq.conversion import quantize
+from tfq.errors import TfqWarning
 from tfq.quant_math import sqnr_db
 
 L = keras.layers
@@ -38,9 +39,18 @@ MODELS = {
         L.DepthwiseConv2D(1, bias_initializer=keras.initializers.Constant(0.3))(x * 0.01)
     ),
     "split": lambda x: ops.split(x, 2, axis=-1)[1],
+    "padded": lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), constant_values=0.7),
+    "selected": lambda x: ops.where(x > 1.0, x, ops.tanh(x)),
+    "selected_constant": lambda x: ops.where(x > 1.2, x, 0.4),
+    "compared_and_added": lambda x: ops.soft_shrink(x - 1.0),
+    "greatest": lambda x: ops.top_k(x, 2)[0] + 0.5 * x[..., :2],
+    "cast_condition": lambda x: x * ops.cast(x > 1.0, "float32"),
+    "scattered": lambda x: ops.scatter_update(x, np.array([[0, 3], [0, 1]]), x[0, 4:6] * 0.5),
 }
 # What TensorFlow's quantizer gets wrong without the rewriting.
 WRONG = ("layer_normalization", "squared_difference", "sum", "far_minimum", "equal_biases")
+# What TensorFlow's quantizer gives operands of other types or scales than the kernels need.
+UNFIT = ("padded", "selected", "compared_and_added", "greatest", "cast_condition")
 
 
 def model_of(name):
@@ -80,7 +90,7 @@ def sqnr(model, content):
     child.start()
     there.close()
     try:
-        return sqnr_db(model.predict(X, verbose=0), here.recv())
+        return sqnr_db(model.predict(X, batch_size=1, verbose=0), here.recv())
     except EOFError:
         return None
     finally:
@@ -101,6 +111,28 @@ def test_without_the_rewriting_int16x8_is_wrong(name, monkeypatch):
     model = model_of(name)
     found = sqnr(model, converted(model))
     assert found is None or found < 30
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_without_fitting_operands_int16x8_is_wrong(name, monkeypatch):
+    monkeypatch.setattr(quantize, "with_int16_types", lambda model: model)
+    model = model_of(name)
+    found = sqnr(model, converted(model))
+    assert found is None or found < 30
+
+
+def test_scatter_in_int16_does_not_run(monkeypatch):
+    monkeypatch.setattr(quantize, "float_only_ops", lambda model: [])
+    model = model_of("scattered")
+    assert sqnr(model, converted(model)) is None
+
+
+def test_float_ops_of_int16x8_are_named_by_a_warning_and_the_audit():
+    with pytest.warns(TfqWarning) as caught:
+        content = converted(model_of("selected"))
+    assert any("GREATER" in str(item.message) for item in caught)
+    report = tfq.audit(content, tfq.AuditConfig(require="int16x8"))
+    assert not report.ok and any("GREATER" in item.message for item in report.findings)
 
 
 def test_an_op_at_the_edge_that_stays_float_is_named_by_the_audit():

@@ -84,13 +84,16 @@ def _difference(edited: Any, graph: Any, op: Any, number: int, ranges: Ranges) -
 def _separate_biases(edited: Any, graph: Any) -> None:
     seen: set[int] = set()
     for op in graph.operators:
-        place = _BIASED.get(tflite.operator_name(edited, op))
+        name = tflite.operator_name(edited, op)
+        place = _BIASED.get(name)
         inputs = [int(index) for index in op.inputs]
         values = (
             constant_of(edited, graph, inputs[place]) if place and len(inputs) > place and inputs[place] >= 0 else None
         )
         if place is None or values is None:
             continue
+        if not values.any() and name != "FULLY_CONNECTED":
+            continue  # no scale makes zeros wrong, and convolutions do not check it: one buffer serves all
         if inputs[place] in seen:
             inputs[place] = add_constant(edited, graph, values)
             op.inputs = inputs

@@ -29,6 +29,7 @@ from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_sam
 from tfq.conversion.graph_rewrites import without_unread_ops
 from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.int16_forms import with_int16_forms, with_quantizable_edges
+from tfq.conversion.int16_types import float_only_ops, with_int16_types
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
@@ -271,10 +272,12 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     config: its scheme, the types of inputs and outputs, the granularity of the weights, and the layers that stay float.
     Raises InputError on what TensorFlow's quantizer refuses, and on a pattern in float_layers that fits no layer.
     """
-    quantizer = _to_int16x8 if config.scheme == "int16x8" else _to_int8
-    seen, restore = with_hidden_indices(model, all_whole=config.scheme == "int16x8", others=float_recurrent_ops(model))
+    is_int16 = config.scheme == "int16x8"
+    others = [*float_recurrent_ops(model), *(float_only_ops(model) if is_int16 else ())]
+    seen, restore = with_hidden_indices(model, all_whole=is_int16, others=others)
     try:
-        return tflite.restore_signatures(restore(quantizer(seen, config)), model)
+        result = restore((_to_int16x8 if is_int16 else _to_int8)(seen, config))
+        return tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}", field="model") from error
 

@@ -149,10 +149,17 @@ def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str]
             borders.append(finding.message.partition(", wanted")[0])
         elif finding.op_index is not None and (graph.index, finding.op_index) not in named:
             op = graph.ops[finding.op_index]
-            is_float = any(graph.tensors[index].dtype == "float32" for index in op.outputs)
-            if is_float and op.name not in ("QUANTIZE", "DEQUANTIZE") and not _only_changes_type(graph, op):
+            if _computes_in_float(graph, op) and not _only_changes_type(graph, op):
                 floats.append(f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})")
     return list(dict.fromkeys(floats)), borders
+
+
+def _computes_in_float(graph: tflite.Subgraph, op: tflite.Op) -> bool:
+    """Check whether `op` writes floats, or compares them."""
+    if op.name in ("QUANTIZE", "DEQUANTIZE"):
+        return False
+    tensors = op.tensors if any(graph.tensors[index].dtype == "bool" for index in op.outputs) else op.outputs
+    return any(graph.tensors[index].dtype == "float32" for index in tensors)
 
 
 def _only_changes_type(graph: tflite.Subgraph, op: tflite.Op) -> bool:
