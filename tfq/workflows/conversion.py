@@ -55,10 +55,18 @@ def needs_data(config: ConversionConfig) -> bool:
 
 
 def _examples(config: RunConfig) -> data.AnySplit | None:
-    """The first examples of config.data, to verify with what is converted without calibration; None without data."""
+    """Return the first examples of config.data, to verify what is converted without calibration.
+
+    The conversion itself needs no data: where there is none, the result is None; where it cannot be read, None and a
+    TfqWarning.
+    """
     if not config.data.source or not config.conversion.verify or config.conversion.scheme == "float32":
         return None
-    return data.load_calibration_split(config.data, limit=NUM_SAMPLES)
+    try:
+        return data.load_calibration_split(config.data, limit=NUM_SAMPLES)
+    except InputError as error:
+        warnings.warn(f"{error}: the outputs are not compared with those of the float model", TfqWarning, stacklevel=3)
+        return None
 
 
 def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> "Conversion | None":
