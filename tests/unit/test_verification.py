@@ -13,7 +13,8 @@ from tfq.auditing import audit_model
 from tfq.config import AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.evaluation import audit_and_run, try_to_run, verify
-from tfq.evaluation.output_checks import check_output
+from tfq.evaluation.collapse import _first, is_gradual
+from tfq.evaluation.output_checks import OutputCheck, check_output
 from tfq.evaluation.verification import encode
 from tfq.tflite import Op, Subgraph, Tensor
 
@@ -120,6 +121,14 @@ def test_constant_slice_is_not_judged_where_no_slice_moves_by_more_than_a_few_st
 
     assert check.ideal_db > 40 and check.sqnr_db > 40
     assert not check.constant_slices and check.collapse is None
+
+
+def test_slice_of_rounding_noise_is_not_judged(floats):
+    floats[..., 2] = np.random.default_rng(1).normal(0, 1e-7, floats.shape[:-1])
+
+    check = check_output(graph_of("CONV_2D"), 1, "y", floats, quantized(floats, 0.1))
+
+    assert check.num_slices == 64 + 3 and not check.constant_slices
 
 
 def test_axes_that_are_too_long_are_not_sliced():
@@ -279,3 +288,43 @@ def test_custom_op_is_not_tried_and_no_finding(name):
 def test_damaged_file_is_refused():
     with refused(FlatbufferError):
         try_to_run(golden("digits_int8")[:100])
+
+
+def chain(ratios: list[float]) -> tuple[tflite.Model, dict[int, OutputCheck]]:
+    """A model of convolutions in a row, and the SQNR of the output of each; the input has 45 dB."""
+    tensors = tuple(
+        Tensor(
+            index=index,
+            name=f"t{index}",
+            shape=(1, 4),
+            shape_signature=(1, 4),
+            dtype="int8",
+            scale=(0.1,),
+            zero_point=(0,),
+        )
+        for index in range(len(ratios) + 1)
+    )
+    ops = tuple(
+        Op(index=index, name="CONV_2D", version=1, inputs=(index,), outputs=(index + 1,))
+        for index in range(len(ratios))
+    )
+    graph = Subgraph(index=0, name="main", tensors=tensors, ops=ops, inputs=(0,), outputs=(len(ratios),))
+    model = tflite.Model(version=3, description="", subgraphs=(graph,), signatures=(), buffer_bytes=0, model_bytes=0)
+    checks = {
+        index: OutputCheck(name=f"t{index}", dtype="int8", sqnr_db=ratio) for index, ratio in enumerate([45.0, *ratios])
+    }
+    return model, checks
+
+
+def test_rounding_that_adds_up_is_gradual_and_one_bad_op_is_not():
+    gradual = [45.0 - 1.5 * step for step in range(1, 20)]
+    steep = [40.0] * 10 + [17.0] * 9
+    shares = {}
+    for name, ratios in (("gradual", gradual), ("steep", steep)):
+        model, checks = chain(ratios)
+        index, shares[name] = _first(model, checks, {}, len(ratios), constant=False)
+        assert name == "gradual" or index == 10
+
+    assert shares["gradual"] < 0.35 and shares["steep"] > 0.95
+    assert is_gradual(17.0, shares["gradual"]) and not is_gradual(17.0, shares["steep"])
+    assert not is_gradual(14.9, shares["gradual"])

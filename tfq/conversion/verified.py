@@ -12,7 +12,7 @@ from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion, Evidence, quantize_after_training
 from tfq.errors import BackendError, ModelError, TfqError, TfqWarning, VerificationError
-from tfq.evaluation.collapse import Location, locate
+from tfq.evaluation.collapse import Location, gradual_note, is_gradual, locate
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
 from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES, UNEVEN_CHANNELS, UNKNOWN, WEIGHTS
 from tfq.typing import Data
@@ -108,15 +108,23 @@ def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
 def _explained(
     result: Verification, content: bytes, evidence: Evidence, config: ConversionConfig | None
 ) -> Verification:
-    """Add the first op where it happened, the cause, and the remedies that `config` leaves open, to each problem."""
-    problems = []
+    """Add the first op where it happened, the cause, and the remedies that `config` leaves open, to each problem.
+
+    A ratio that is low because rounding adds up over many layers becomes a note.
+    """
+    problems, notes = [], list(result.notes)
+    ratios = {check.name: check.sqnr_db for check in result.outputs}
     for problem in result.collapsed:
         location = Location()
         if evidence.floating is not None:
             location = locate(content, evidence.floating, evidence.samples, problem)
+        ratio = ratios.get(problem.output or "")
+        if problem.kind == "low_sqnr" and ratio is not None and is_gradual(ratio, location.noise_share):
+            notes.append(gradual_note(problem, location.noise_share))
+            continue
         remedies = () if config is None else tuple(_remedies(problem, location, evidence, config))
         problems.append(_told(problem, location, remedies))
-    return dataclasses.replace(result, collapsed=tuple(problems))
+    return dataclasses.replace(result, collapsed=tuple(problems), notes=tuple(notes))
 
 
 def _told(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) -> Problem:

@@ -2,6 +2,7 @@
 """Locate the op of a quantized flatbuffer where an output lost its information, by its float twin."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,14 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.backends import LocalBackend
 from tfq.errors import TfqError
-from tfq.evaluation.output_checks import MOVING_OPS, OutputCheck, check_output
+from tfq.evaluation.output_checks import (
+    COLLAPSED_DB,
+    GRADUAL_DB,
+    MOVING_OPS,
+    ONE_OP_SHARE,
+    OutputCheck,
+    check_output,
+)
 from tfq.evaluation.verification import Problem, Sample, encode, title
 from tfq.ptq.causes import Cause, TensorFacts, cause_of
 from tfq.ptq.layer_pairs import Beside
@@ -37,6 +45,9 @@ class Location:
         layer: Its Keras layer, or the name of its output tensor.
         is_output: Whether what the op computes is an output of the model, but for ops that only move values.
         cause: Why; None if it could not be located.
+        noise_share: The part of the noise at the noisiest op on the way that the worst single op adds, 0 to 1; 1 for
+            what is not a matter of degree. Noise is relative to the signal, 10^(-SQNR / 10). A small part tells that
+            rounding has added up.
     """
 
     op_index: int | None = None
@@ -44,6 +55,7 @@ class Location:
     layer: str | None = None
     is_output: bool = False
     cause: Cause | None = None
+    noise_share: float = 1.0
 
 
 def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem: Problem) -> Location:
@@ -66,12 +78,24 @@ def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem
         return Location()
     graph = parsed.main_subgraph
     output = graph.outputs[parsed.output_names.index(problem.output)]
-    index = _first(parsed, checks, facts, output, constant=problem.kind == "constant_slices")
-    if index is None:
+    first = _first(parsed, checks, facts, output, constant=problem.kind == "constant_slices")
+    if first is None:
         return Location()
+    index, share = first
     cause = cause_of(graph, index, facts)
     # The cause may lie before or after the op with the largest fall.
-    return dataclasses.replace(_of_op(parsed, cause.op_index), cause=cause)
+    return dataclasses.replace(_of_op(parsed, cause.op_index), cause=cause, noise_share=share)
+
+
+def is_gradual(sqnr_db: float, noise_share: float) -> bool:
+    """Check whether an output has a low ratio only because rounding adds up over many layers."""
+    return GRADUAL_DB <= sqnr_db < COLLAPSED_DB and noise_share < ONE_OP_SHARE
+
+
+def gradual_note(problem: Problem, noise_share: float) -> Problem:
+    """Return the note in the place of such a problem."""
+    message = f"{problem.message}, by rounding that adds up: no op adds more than {noise_share:.0%} of it"
+    return dataclasses.replace(problem, kind="sqnr", message=message)
 
 
 def _of_op(parsed: Model, index: int | None) -> Location:
@@ -128,11 +152,12 @@ def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequen
 
 def _first(
     parsed: Model, checks: Mapping[int, OutputCheck], facts: Mapping[int, TensorFacts], output: int, *, constant: bool
-) -> int | None:
-    """Walk from the output towards the inputs while there is a loss, and choose the op with the largest fall."""
+) -> tuple[int, float] | None:
+    """(op with the largest fall, largest share of the noise that one op adds), from the output to where all is well."""
     graph = parsed.main_subgraph
     makers = {index: op for op in graph.ops for index in op.outputs}
     path: list[tuple[int, float]] = []  # (op, fall in dB)
+    added, largest = 0.0, _noise(_ratio(checks[output]))
     tensor, seen = output, set()
     while tensor in makers and tensor not in seen:
         seen.add(tensor)
@@ -143,19 +168,24 @@ def _first(
         here = _ratio(checks[tensor]) if tensor in checks else None
         if worst is None:
             path.append((op.index, 0.0 if here is None else 100.0 - here))
+            added = max(added, 0.0 if here is None else _noise(here))
             break
         if constant:
             broken = [index for index in inputs if checks[index].constant_slices and not checks[index].fixed_scale]
             if not broken or op.name in _MIXING:
-                path = [(op.index, 1.0)]
+                path, added = [(op.index, math.inf)], math.inf
                 break
             worst = broken[0]
         elif here is not None:
             path.append((op.index, ratios[worst] - here))
+            added, largest = max(added, _noise(here) - _noise(ratios[worst])), max(largest, _noise(here))
             if ratios[worst] >= _HEALTHY_DB:
                 break
         tensor = worst
-    return _behind_quantize(parsed, max(path, key=lambda item: item[1])[0]) if path else None
+    if not path:
+        return None
+    index = max(path, key=lambda item: item[1])[0]
+    return _behind_quantize(parsed, index), min(1.0, added / largest)
 
 
 def _contributes(graph: Subgraph, op: Op, index: int, facts: Mapping[int, TensorFacts]) -> bool:
@@ -178,6 +208,10 @@ def _behind_quantize(parsed: Model, index: int) -> int:
         return index
     readers = [item.index for item in graph.ops if op.outputs[0] in item.inputs]
     return readers[0] if len(readers) == 1 else index
+
+
+def _noise(ratio_db: float) -> float:
+    return float(10 ** (-ratio_db / 10))
 
 
 def _ratio(check: OutputCheck) -> float:
