@@ -72,8 +72,8 @@ def test_calibration_takes_arrays_dicts_and_splits_and_no_more_than_the_steps():
     x[10:] *= 100
     split = Split(name="train", inputs={"image": x}, labels=None, source="arrays")
     quantized = qat.quantized(small_model()).model
-    for calibration in (x, {"image": x}, split):
-        assert calibrate_ranges(quantized, calibration, 10) == 1
+    for provided in (x, {"image": x}, split):
+        assert calibrate_ranges(quantized, provided, 10) == 1
         assert ranges_of(quantized)["quantize_layer"][0][1] == pytest.approx(float(x[:10].max()))
 
 

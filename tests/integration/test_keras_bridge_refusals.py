@@ -34,7 +34,8 @@ def test_all_that_has_no_equal_is_told_at_once_by_its_path():
 def test_options_and_states_that_tf_keras_has_no_word_for():
     keras = import_keras()
     inputs = keras.Input((6, 8))
-    x = keras.layers.MultiHeadAttention(2, 4, use_gate=True, name="gated")(inputs, inputs, use_causal_mask=True)
+    gated = keras.layers.MultiHeadAttention(2, 4, use_gate=True, name="gated")
+    x, _ = gated(inputs, inputs, return_attention_scores=True)
     x = keras.layers.MultiHeadAttention(2, 4, sliding_window=2, name="window")(x, x)
     lora = keras.layers.Dense(4, name="lora")
     x = lora(x)

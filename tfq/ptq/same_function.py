@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.errors import TfqError
@@ -51,7 +52,12 @@ def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float
     ]
     largest = furthest = 0.0
     for one, other in zip(*runs, strict=True):
-        for wanted, got in zip(one, other, strict=True):
+        for wanted, got in zip(map(_real, one), map(_real, other), strict=True):
             largest = max(largest, float(np.abs(wanted).max(initial=0)))
             furthest = max(furthest, float(np.abs(wanted - got).max(initial=0)))
     return furthest / largest if largest else furthest
+
+
+def _real(values: NDArray) -> NDArray:
+    """Conditions and whole numbers as float64: booleans have no difference, and that of unsigned integers wraps."""
+    return values if values.dtype.kind == "f" else values.astype(np.float64)
