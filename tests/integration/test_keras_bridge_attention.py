@@ -271,13 +271,13 @@ def blobs(n, seed):
     ("attention", "query", "called"),
     [
         (plain_layer, "query_dense", {}),
-        (grouped_layer, "_query_dense", {}),
-        pytest.param(plain_layer, "query_dense", {"use_causal_mask": True}, id="causal"),
+        pytest.param(grouped_layer, "_query_dense", {"use_causal_mask": True}, id="grouped, causal"),
+        pytest.param(grouped_layer, "_query_dense", {}, id="grouped", marks=pytest.mark.slow),
         pytest.param(
-            grouped_layer,
-            "_query_dense",
+            plain_layer,
+            "query_dense",
             {"attention_mask": np.tri(16, dtype=bool)[None, ::-1]},
-            id="grouped, masked",
+            id="masked",
             marks=pytest.mark.slow,
         ),
     ],
