@@ -83,3 +83,14 @@ def classifier(keras):
     inputs = keras.Input((16, 16, 3), name="image")
     hidden = layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
     return keras.Model(inputs, layers.Dense(3, name="p")(layers.GlobalAveragePooling2D()(hidden))), smooth_images()
+
+
+def masked_log_softmax(keras):
+    """Scores of which the largest ones are excluded: an app's list of words that may not come next."""
+    layers, ops = keras.layers, keras.ops
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((16, 16, 3), name="image")
+    hidden = layers.Conv2D(8, 3, strides=2, activation="relu")(inputs)
+    scores = layers.Conv2D(6, 1, kernel_initializer=keras.initializers.RandomNormal(stddev=4.0))(hidden)
+    allowed = ops.less(scores, 4.0)
+    return keras.Model(inputs, ops.log_softmax(ops.where(allowed, scores, -1e9))), smooth_images()

@@ -168,3 +168,14 @@ def test_ranges_of_other_data_are_found(keras, tmp_path):
 
     (problem,) = result.verification.collapsed
     assert problem.kind == "low_sqnr"
+
+
+def test_masked_log_softmax_is_no_collapse(keras):
+    """Classes that a mask excludes have a logarithm of -1e9 in float, and of -16 in int8."""
+    model, samples = faulty_models.masked_log_softmax(keras)
+    result, messages = converted(model, samples, num_calibration_samples=len(samples))
+
+    floats, values = model.predict(samples, verbose=0), interpreted(result.content, samples)
+    allowed = floats > -16
+    assert 0 < np.mean(allowed) < 1 and decibels(floats[allowed], values[allowed]) > 20
+    assert result.verification.ok and messages == []

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verify a conversion before it is returned: run it next to its float twin, and measure remedies if it collapsed."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
@@ -8,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.auditing import Execution
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion, Evidence, quantize_after_training
-from tfq.errors import BackendError, ModelError, TfqError, TfqWarning, VerificationError
+from tfq.errors import ModelError, TfqError, TfqWarning, VerificationError
 from tfq.evaluation.collapse import Location, gradual_note, is_gradual, locate
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
 from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES, UNEVEN_CHANNELS, UNKNOWN, WEIGHTS
@@ -19,6 +21,9 @@ from tfq.typing import Data
 
 # Causes that cross-layer equalization may cure.
 _UNEVEN = (UNEVEN_CHANNELS, WEIGHTS, UNKNOWN)
+
+# What may go wrong in a verification without the conversion being lost.
+_FAILURES = (TfqError, OSError, MemoryError)
 
 
 def verified(
@@ -38,9 +43,14 @@ def verified(
         VerificationError: The result collapsed, and config.strict is set.
     """
     evidence, conversion = conversion.evidence, dataclasses.replace(conversion, evidence=None)
-    if evidence is not None and not evidence.samples:
-        evidence = _with_samples(evidence, examples)
-    result = _verification(conversion.content, evidence)
+    try:
+        if evidence is not None and not evidence.samples:
+            evidence = _with_samples(evidence, examples)
+        result = _without_dead(_verification(conversion.content, evidence), conversion)
+    except _FAILURES as error:  # of the float model, of this machine, or of data that this model does not take
+        message = f"the outputs were not compared with those of the float model: {error}"
+        warnings.warn(message, TfqWarning, stacklevel=4)
+        result = _only_run(conversion.content, message, evidence)
     if evidence is not None and result.collapsed:
         result = _explained(result, conversion.content, evidence, config if remedies else None)
     for problem in result.collapsed:
@@ -65,17 +75,27 @@ def _with_samples(evidence: Evidence, examples: Data) -> Evidence | None:
 def _verification(content: bytes, evidence: Evidence | None) -> Verification:
     if evidence is None:
         return _only_run(content, "there were no samples to compare the outputs with those of the float model")
-    try:
-        result = verify(content, evidence.samples, float_outputs(evidence))
-        if evidence.trained is None or (result.ok and not any(note.kind == "sqnr" for note in result.notes)):
-            return result
-        # Without its rounding, a model that was trained with it may well compute something else.
-        trained = tflite.read(built := evidence.trained())
-        return verify(content, evidence.samples, LocalBackend().run_samples(built, encode(trained, evidence.samples)))
-    except (BackendError, ModelError) as error:  # of the float model, or of this machine
-        message = f"the outputs were not compared with those of the float model: {error}"
-        warnings.warn(message, TfqWarning, stacklevel=5)
-        return _only_run(content, message)
+    result = verify(content, evidence.samples, float_outputs(evidence))
+    if evidence.trained is None or (result.ok and not any(note.kind == "sqnr" for note in result.notes)):
+        return result
+    # Without its rounding, a model that was trained with it may well compute something else.
+    trained = tflite.read(built := evidence.trained())
+    return verify(content, evidence.samples, LocalBackend().run_samples(built, encode(trained, evidence.samples)))
+
+
+def _without_dead(result: Verification, conversion: Conversion) -> Verification:
+    """The result with notes of outputs of dead layers, whose range was widened to what kernels run with."""
+    if not conversion.dead_layers or not result.collapsed:
+        return result
+    parsed = tflite.read(conversion.content)
+    layers = parsed.main_subgraph.layers_by_output
+    names = zip(parsed.output_names, parsed.main_subgraph.outputs, strict=True)
+    dead = {name for name, tensor in names if layers.get(tensor) in conversion.dead_layers}
+    moved = [item for item in result.collapsed if item.kind == "out_of_scale" and item.output in dead]
+    notes = (*result.notes, *(dataclasses.replace(item, kind="dead") for item in moved))
+    return dataclasses.replace(
+        result, collapsed=tuple(item for item in result.collapsed if item not in moved), notes=notes
+    )
 
 
 def _with_others(result: Verification, others: Verification | None) -> Verification:
@@ -87,9 +107,19 @@ def _with_others(result: Verification, others: Verification | None) -> Verificat
     )
 
 
-def _only_run(content: bytes, reason: str) -> Verification:
-    """The result of a run on neutral inputs, with the reason why there was no comparison."""
-    execution = try_to_run(content)
+def _only_run(content: bytes, reason: str, evidence: Evidence | None = None) -> Verification:
+    """The result of a run on neutral inputs, with the reason why there was no comparison.
+
+    A file whose float twin fails in the same way is no worse than that: it was not tried.
+    """
+    try:
+        execution = try_to_run(content)
+        if execution.state == "fails" and evidence is not None and evidence.floating is not None:
+            floating = try_to_run(evidence.floating)
+            if floating.state == "fails":
+                execution = Execution(state="not tried", reason=f"the float model fails as well: {floating.reason}")
+    except _FAILURES as error:
+        execution = Execution(state="not tried", reason=str(error))
     if execution.state == "fails":
         return failed(execution)
     return Verification(execution=execution, notes=(Problem(kind="not_compared", message=reason),))
@@ -116,13 +146,16 @@ def _explained(
     ratios = {check.name: check.sqnr_db for check in result.outputs}
     for problem in result.collapsed:
         location = Location()
-        if evidence.floating is not None:
-            location = locate(content, evidence.floating, evidence.samples, problem)
-        ratio = ratios.get(problem.output or "")
-        if problem.kind == "low_sqnr" and ratio is not None and is_gradual(ratio, location.noise_share):
-            notes.append(gradual_note(problem, location.noise_share))
-            continue
-        remedies = () if config is None else tuple(_remedies(problem, location, evidence, config))
+        remedies: tuple[Remedy, ...] = ()
+        with contextlib.suppress(*_FAILURES):  # what is known of the collapse is reported all the same
+            if evidence.floating is not None:
+                location = locate(content, evidence.floating, evidence.samples, problem)
+            ratio = ratios.get(problem.output or "")
+            if problem.kind == "low_sqnr" and ratio is not None and is_gradual(ratio, location.noise_share):
+                notes.append(gradual_note(problem, location.noise_share))
+                continue
+            if config is not None:
+                remedies = tuple(_remedies(problem, location, evidence, config))
         problems.append(_told(problem, location, remedies))
     return dataclasses.replace(result, collapsed=tuple(problems), notes=tuple(notes))
 
@@ -142,8 +175,8 @@ def _told(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) ->
         message=". ".join(parts),
         op_index=problem.op_index if location.op_index is None else location.op_index,
         op=location.title or problem.op,
-        layer=location.layer,
-        cause=location.cause.kind if location.cause else None,
+        layer=location.layer or problem.layer,
+        cause=location.cause.kind if location.cause else problem.cause,
         remedies=remedies,
     )
 

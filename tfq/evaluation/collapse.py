@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ from tfq.evaluation.output_checks import (
     check_output,
 )
 from tfq.evaluation.verification import Problem, Sample, encode, title
-from tfq.ptq.causes import Cause, TensorFacts, cause_of
+from tfq.ptq.causes import Cause, Diagnosis, TensorFacts, cause_of, refused_scale
 from tfq.ptq.layer_pairs import Beside
+from tfq.ptq.saturation import beyond, is_unused, span
 from tfq.tflite import Model, Op, Subgraph
 
 # Samples that all tensors are compared on, and the bytes that their values may take.
@@ -31,6 +33,8 @@ _SAMPLES, _MOST_BYTES = 8, 256 << 20
 _HEALTHY_DB = 30.0
 # Ops whose outputs depend on all slices of their inputs: a constant slice of these does not explain one of the output.
 _MIXING = ("CONV_2D", "CONV_3D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL")
+# Kinds of problems of an output that is constant, in part or as a whole.
+_CONSTANT = ("constant_slices", "out_of_scale", "no_scale")
 # Ops between a quantized tensor and the float tensor that it stands for.
 _CONVERTING = ("QUANTIZE", "DEQUANTIZE")
 
@@ -69,7 +73,7 @@ def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem
     """
     parsed = tflite.read(quantized)
     if problem.kind == "does_not_run":
-        return _of_op(parsed, problem.op_index)
+        return _of_failure(parsed, quantized, floating, samples[:_SAMPLES], problem.op_index)
     if problem.output is None:
         return Location()
     try:
@@ -78,7 +82,7 @@ def locate(quantized: bytes, floating: bytes, samples: Sequence[Sample], problem
         return Location()
     graph = parsed.main_subgraph
     output = graph.outputs[parsed.output_names.index(problem.output)]
-    first = _first(parsed, checks, facts, output, constant=problem.kind == "constant_slices")
+    first = _first(parsed, checks, facts, output, constant=problem.kind in _CONSTANT)
     if first is None:
         return Location()
     index, share = first
@@ -107,6 +111,29 @@ def _of_op(parsed: Model, index: int | None) -> Location:
     return Location(op_index=index, title=title(graph, op), layer=layer, is_output=_gives_output(graph, op))
 
 
+def _of_failure(
+    parsed: Model, quantized: bytes, floating: bytes, samples: Sequence[Sample], index: int | None
+) -> Location:
+    """The op that fails; the cause is a tensor next to it that is 0 in the float model, if there is one."""
+    location = _of_op(parsed, index)
+    if index is None:
+        return location
+    try:
+        pair = Beside(floating, quantized)
+        twins = dict(pair.of_float)
+        size = sum(int(np.prod(pair.floating.main_subgraph.tensors[twin].shape)) for twin in twins.values()) * 4
+        values = _values(floating, pair.floating, list(twins.values()), samples[: _affordable(size, len(samples))])
+    except TfqError:  # the two have no tensors of one name, or the float model does not run
+        return location
+    facts = {tensor: TensorFacts.of(values[twin]) for tensor, twin in twins.items() if values[twin].size}
+    return dataclasses.replace(location, cause=refused_scale(parsed.main_subgraph, index, facts))
+
+
+def _affordable(size: int, count: int) -> int:
+    """How many of `count` samples of so many bytes fit into memory."""
+    return max(1, min(count, _MOST_BYTES // max(size, 1)))
+
+
 def _gives_output(graph: Subgraph, op: Op) -> bool:
     tensor, moving = op.outputs[0], (*MOVING_OPS, *_CONVERTING)
     while tensor not in graph.outputs:
@@ -124,19 +151,39 @@ def _compare_tensors(
     pair = Beside(floating, quantized)
     graph = pair.quantized.main_subgraph
     twins = dict(pair.of_float) | dict(zip(graph.inputs, pair.floating.main_subgraph.inputs, strict=True))
+    twins |= _conditions(pair)
     for op in graph.ops:
         if op.name in _CONVERTING and op.inputs[0] in twins:
             twins.setdefault(op.outputs[0], twins[op.inputs[0]])
     size = sum(int(np.prod(graph.tensors[index].shape)) for index in twins) * 8
-    samples = samples[: max(1, min(len(samples), _MOST_BYTES // max(size, 1)))]
+    samples = samples[: _affordable(size, len(samples))]
     ours = _values(quantized, pair.quantized, list(twins), samples)
     theirs = _values(floating, pair.floating, list(dict.fromkeys(twins.values())), samples)
-    checks = {
-        index: check_output(graph, index, graph.tensors[index].name, theirs[twin], ours[index])
-        for index, twin in twins.items()
-        if theirs[twin].shape == ours[index].shape and ours[index].size
+    twins = {
+        index: twin for index, twin in twins.items() if theirs[twin].shape == ours[index].shape and ours[index].size
     }
-    return checks, {index: TensorFacts.of(theirs[twins[index]]) for index in checks}
+    facts = {index: TensorFacts.of(theirs[twin]) for index, twin in twins.items()}
+    diagnosis = Diagnosis(graph, facts)
+    checks = {}
+    for index, twin in twins.items():
+        floats = theirs[twin]
+        if any(beyond(diagnosis, index)) and is_unused(diagnosis, index):
+            floats = np.clip(floats, *span(graph.tensors[index]))
+        checks[index] = check_output(graph, index, graph.tensors[index].name, floats, ours[index])
+    return checks, facts
+
+
+def _conditions(pair: Beside) -> dict[int, int]:
+    """{tensor of conditions in the quantized model: that of its name in the float model}, of unique names."""
+    names = []
+    for parsed in (pair.quantized, pair.floating):
+        graph = parsed.main_subgraph
+        found = [
+            graph.tensors[index] for op in graph.ops for index in op.outputs if graph.tensors[index].dtype == "bool"
+        ]
+        counts = Counter(tensor.name for tensor in found)
+        names.append({tensor.name: tensor.index for tensor in found if counts[tensor.name] == 1})
+    return {index: names[1][name] for name, index in names[0].items() if name in names[1]}
 
 
 def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequence[Sample]) -> dict[int, NDArray]:
@@ -162,7 +209,7 @@ def _first(
     while tensor in makers and tensor not in seen:
         seen.add(tensor)
         op = makers[tensor]
-        inputs = [index for index in op.inputs if index in checks and _contributes(graph, op, index, facts)]
+        inputs = [index for index in _compared(op, checks, makers) if _contributes(graph, op, index, facts)]
         ratios = {index: _ratio(checks[index]) for index in inputs}
         worst = min(ratios, key=lambda index: ratios[index], default=None)
         here = _ratio(checks[tensor]) if tensor in checks else None
@@ -171,7 +218,7 @@ def _first(
             added = max(added, 0.0 if here is None else _noise(here))
             break
         if constant:
-            broken = [index for index in inputs if checks[index].constant_slices and not checks[index].fixed_scale]
+            broken = [index for index in inputs if checks[index].lost]
             if not broken or op.name in _MIXING:
                 path, added = [(op.index, math.inf)], math.inf
                 break
@@ -181,11 +228,29 @@ def _first(
             added, largest = max(added, _noise(here) - _noise(ratios[worst])), max(largest, _noise(here))
             if ratios[worst] >= _HEALTHY_DB:
                 break
+            if worst in graph.inputs and ratios[worst] < COLLAPSED_DB:  # lost before the first op
+                path.append((op.index, math.inf))
+                added = math.inf
         tensor = worst
     if not path:
         return None
     index = max(path, key=lambda item: item[1])[0]
     return _behind_quantize(parsed, index), min(1.0, added / largest)
+
+
+def _compared(op: Op, checks: Mapping[int, OutputCheck], makers: Mapping[int, Op]) -> list[int]:
+    """The nearest tensors with a float twin that an op's inputs are computed from: tfq adds ops without one."""
+    found, waiting, seen = [], [*op.inputs], set()
+    while waiting:
+        index = waiting.pop(0)
+        if index in seen:
+            continue
+        seen.add(index)
+        if index in checks:
+            found.append(index)
+        elif index in makers:
+            waiting += makers[index].inputs
+    return found
 
 
 def _contributes(graph: Subgraph, op: Op, index: int, facts: Mapping[int, TensorFacts]) -> bool:
@@ -215,4 +280,8 @@ def _noise(ratio_db: float) -> float:
 
 
 def _ratio(check: OutputCheck) -> float:
+    if not check.valid_scale:
+        return -200.0
+    if check.sqnr_db is None and check.agreement is not None:  # of conditions: the noise is the share of wrong ones
+        return 200.0 if check.agreement == 1 else 10 * math.log10(0.25 / (1 - check.agreement))
     return 200.0 if check.sqnr_db is None else min(check.sqnr_db, 200.0)

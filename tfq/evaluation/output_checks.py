@@ -21,6 +21,10 @@ that was trained for 80 steps have 17.6 dB, no op adds more than 22%, and all it
 beyond the range of an op that fixes its scale, such as the logarithm of a class that a mask excludes, are taken as the
 end of that range.
 
+An output whose values move by few steps is collapsed all the same if its scale is to blame: the scale is no positive
+number; or no op fixes it, and the values, zero included, span fewer than `FEWEST_STEPS` steps of it. Such a range was
+made for other values, such as the infinity that a max pool is padded with.
+
 An ideal ratio of `ABLE_DB` is where a perfect output spans about 18 steps peak to peak if it is uniform. Random
 classifiers, whose softmax hardly varies, have an ideal below 7 dB and are left alone.
 """
@@ -42,6 +46,8 @@ from tfq.tflite import Model, Subgraph, Tensor
 ABLE_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
 # From here to COLLAPSED_DB an output is collapsed only if one op adds at least this part of the noise.
 GRADUAL_DB, ONE_OP_SHARE = 15.0, 0.5
+# Two bits of eight or sixteen: a range of these values alone has 255 steps or more.
+FEWEST_STEPS = 4.0
 # Slices are looked at along axes of at most so many entries.
 LONGEST_AXIS = 512
 # A slice varies if its values differ by more than float32's rounding, and fewer than this share of them are equal to
@@ -73,6 +79,7 @@ class OutputCheck:
             output holds whole numbers such as class indices.
         ideal_db: What the grid of the output could reach; None if no grid rounds it.
         steps: Peak-to-peak distance of the float values in steps of the output's scale; None likewise.
+        span_steps: The same distance with zero included, which every range contains; None likewise.
         agreement: Of a class vector, the share of equal largest entries; of whole numbers, the share of equal values.
         num_slices: Slices that were looked at: those that vary in float.
         worst_slice: The one with the lowest SQNR.
@@ -80,6 +87,8 @@ class OutputCheck:
         values_used: Different quantized values that occurred; None if the output is not quantized.
         fixed_scale: Whether the op fixes the scale of this output.
         finite: Whether all values are finite.
+        valid_scale: Whether the scale of a quantized output is a positive number.
+        varies: Whether the float values do, by more than rounding errors of float32.
     """
 
     name: str
@@ -87,6 +96,7 @@ class OutputCheck:
     sqnr_db: float | None
     ideal_db: float | None = None
     steps: float | None = None
+    span_steps: float | None = None
     agreement: float | None = None
     num_slices: int = 0
     worst_slice: Slice | None = None
@@ -94,6 +104,8 @@ class OutputCheck:
     values_used: int | None = None
     fixed_scale: bool = False
     finite: bool = True
+    valid_scale: bool = True
+    varies: bool = True
 
     @property
     def able(self) -> bool:
@@ -101,10 +113,30 @@ class OutputCheck:
         return self.ideal_db is None or self.ideal_db >= ABLE_DB
 
     @property
+    def is_out_of_scale(self) -> bool:
+        """Whether the scale was made for far larger values than those of the float model."""
+        if self.fixed_scale or self.span_steps is None or self.sqnr_db is None or not self.varies:
+            return False
+        return self.span_steps < FEWEST_STEPS and self.sqnr_db < COLLAPSED_DB
+
+    @property
+    def lost(self) -> bool:
+        """Whether the output is constant, in a slice or as a whole, and not because of its op."""
+        return not self.valid_scale or self.is_out_of_scale or (bool(self.constant_slices) and not self.fixed_scale)
+
+    @property
     def collapse(self) -> tuple[str, str] | None:
         """(kind, sentence) of what makes this output collapsed, or None."""
         if not self.finite:
             return "not_finite", f"output {self.name!r} holds NaN or infinity"
+        if not self.valid_scale:
+            return "no_scale", f"output {self.name!r} is {self.dtype} with a scale that is no positive number"
+        if self.is_out_of_scale:
+            return (
+                "out_of_scale",
+                f"output {self.name!r} has a scale that was made for far larger values: those of the float model span "
+                f"{self.span_steps:.2g} steps of it on the calibration samples, zero included",
+            )
         if not self.able:
             return None
         if self.sqnr_db is not None and self.sqnr_db < COLLAPSED_DB:
@@ -188,6 +220,10 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
     """
     tensor = graph.tensors[index]
     used = int(np.unique(values).size) if tensor.is_quantized else None
+    if tensor.is_quantized and not 0 < tensor.scale[0] < math.inf:
+        return OutputCheck(name=name, dtype=tensor.dtype, sqnr_db=None, values_used=used, valid_scale=False)
+    if not values.size:
+        return OutputCheck(name=name, dtype=tensor.dtype, sqnr_db=None, varies=False)
     if floats.dtype.kind in "biu" and not tensor.is_quantized:
         return _check_whole_numbers(name, tensor, floats, values)
     if tensor.is_quantized:
@@ -209,12 +245,14 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
         sqnr_db=_decibels(variance, error) if variance > 0 else None,
         ideal_db=None if grid is None else _decibels(variance, grid**2 / 12),
         steps=None if grid is None else float(np.ptp(floats)) / grid,
+        span_steps=None if grid is None else float(max(floats.max(), 0) - min(floats.min(), 0)) / grid,
         agreement=_class_agreement(graph, index, floats, values),
         num_slices=len(slices),
         worst_slice=min(slices, key=lambda item: item.sqnr_db or 0.0, default=None),
         constant_slices=constant,
         values_used=used,
         fixed_scale=fixed,
+        varies=_varies(floats, float(np.abs(floats).max())),
     )
 
 

@@ -21,14 +21,16 @@ from tfq.backends import LocalBackend
 from tfq.config import AuditConfig
 from tfq.errors import BackendError, ModelError, TfqError
 from tfq.evaluation.output_checks import OutputCheck, check_outputs, finite
+from tfq.ptq.causes import INDEX_QUANTIZED
 from tfq.quant_math import quantize
 from tfq.tflite import Model, Op, Subgraph, Tensor
 from tfq.tflite.index_values import quantized_indices
-from tfq.tflite.op_types import INDEX, roles
 from tfq.typing import PathOrBytes
 
 # How many samples both models run on: the ratios move by at most 1.5 dB from here to 50 samples.
 NUM_SAMPLES = 20
+# Tensors that one message names.
+_MOST_NAMED = 3
 Sample = Mapping[str, NDArray]
 
 
@@ -60,8 +62,8 @@ class Problem:
     """One thing that is wrong with a quantized model, or worth a note.
 
     Args:
-        kind: "does_not_run", "not_finite", "low_sqnr", "constant_slices", "quantized_index"; of notes "sqnr",
-            "few_steps", "not_compared".
+        kind: "does_not_run", "not_finite", "no_scale", "out_of_scale", "low_sqnr", "constant_slices",
+            "quantized_index"; of notes "sqnr", "few_steps", "dead", "not_compared".
         message: In sentences.
         output: Name of the output, None if it is not about one.
         op_index: Index in subgraph 0 of the first op where it happened; None if it is not known.
@@ -167,19 +169,20 @@ def verify(
 def _quantized_indices(parsed: Model) -> Iterator[Problem]:
     """A problem for each op that reads a quantized tensor as an index: neighbors of the right entries are read."""
     graph = parsed.main_subgraph
-    indices = set(quantized_indices(graph))
+    if not quantized_indices(graph):
+        return
     for op in graph.ops:
-        for place, _, tensor, role in roles(op):
-            if place == "input" and role == INDEX and tensor in indices:
-                name = graph.tensors[tensor].name
-                yield Problem(
-                    kind="quantized_index",
-                    message=f"{title(graph, op)} takes indices from the quantized {name!r}: it reads wrong entries",
-                    op_index=op.index,
-                    op=title(graph, op),
-                    layer=op.keras_layer,
-                    cause="index_quantized",
-                )
+        sources = quantized_indices(graph, op)
+        if sources:
+            named = ", ".join(repr(graph.tensors[index].name) for index in sources[:_MOST_NAMED])
+            yield Problem(
+                kind="quantized_index",
+                message=f"{title(graph, op)} takes indices from the quantized {named}: it reads wrong entries",
+                op_index=op.index,
+                op=title(graph, op),
+                layer=op.keras_layer,
+                cause=INDEX_QUANTIZED,
+            )
 
 
 def try_to_run(model: bytes) -> Execution:

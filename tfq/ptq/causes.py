@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq.tflite import ABSENT, Op, Subgraph, Tensor
+from tfq.ptq.kernel_faults import COARSE_COMPARISON, UNEQUAL_COPY, ZERO_FILL, kernel_fault
+from tfq.ptq.saturation import beyond, is_unused, reach, span
+from tfq.tflite import ABSENT, Op, Subgraph
 from tfq.tflite.op_types import DATA, INDEX, INDEX_OUTPUTS, INTEGER_OPS, roles
 
 UNEQUAL_JOIN, MASK_CONSTANT, WIDE_DYNAMIC_RANGE = "unequal_join", "mask_constant", "wide_dynamic_range"
@@ -21,7 +23,8 @@ MIXED_INPUT_SCALES, INDEX_QUANTIZED, DEAD = "mixed_input_scales", "index_quantiz
 CLIPPED, WEIGHTS, UNEVEN_CHANNELS, UNKNOWN = "clipped", "weights", "uneven_channels", "unknown"
 KINDS = (
     *(INDEX_QUANTIZED, DEAD, MASK_CONSTANT, UNEQUAL_JOIN, WIDE_DYNAMIC_RANGE),
-    *(MIXED_INPUT_SCALES, WEIGHTS, CLIPPED, UNEVEN_CHANNELS, UNKNOWN),
+    *(MIXED_INPUT_SCALES, COARSE_COMPARISON, UNEQUAL_COPY, ZERO_FILL),
+    *(WEIGHTS, CLIPPED, UNEVEN_CHANNELS, UNKNOWN),
 )
 
 # No trained activation is this large; masks are 1e4 (float16) to float32's lowest.
@@ -32,8 +35,6 @@ APART = 16.0
 _FEW_STEPS = 16
 # Signal to error of weights at which a layer is worse than its activations usually are, in dB.
 _WEIGHTS_DB = 20.0
-# Part of the range that values exceed it by.
-_CLIPPED_WIDTH = 0.25
 # Ops between an op and the tensor that is its cause.
 _FARTHEST = 12
 
@@ -174,6 +175,32 @@ def cause_of(
     return Diagnosis(graph, facts).cause_of(op_index, weight_sqnr_db)
 
 
+def refused_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFacts]) -> Cause | None:
+    """Return why kernels refuse the scales of an op that does not run: a tensor of it is 0 in float; None otherwise.
+
+    Args:
+        graph: The main subgraph of the quantized flatbuffer.
+        op_index: The op that fails.
+        facts: As in `cause_of`.
+    """
+    diagnosis, op = Diagnosis(graph, facts), graph.ops[op_index]
+    for tensor in (*op.outputs, *diagnosis.data_inputs(op)):
+        record = graph.tensors[tensor]
+        known = None if record.is_constant or not record.is_quantized else diagnosis.facts(tensor)
+        if known is None or known.magnitude > 0:
+            continue
+        source = diagnosis.producers.get(diagnosis.source(tensor), op)
+        return Cause(
+            kind=DEAD,
+            op_index=source.index,
+            message=f"{op_label(graph, source.index)} is 0 on all samples, in float too, and its scale of "
+            f"{record.scale[0]:.2g} is finer than the kernel of {op_label(graph, op_index)} takes. Check the layer "
+            "(its bias, its activation), or take it out of the model",
+            remedies=diagnosis.in_float(source.index),
+        )
+    return None
+
+
 class Diagnosis:
     """A quantized graph next to what the float tensors held: for callers that ask about several ops."""
 
@@ -215,7 +242,7 @@ class Diagnosis:
         """Return the cause by the first rule on the structure of the graph that applies."""
         rules: tuple[Callable[[Op], Cause | None], ...] = (
             *(self._index_quantized, self._dead, self._mask_constant, self._unequal_join),
-            *(self._wide_dynamic_range, self._mixed_input_scales),
+            *(self._wide_dynamic_range, self._mixed_input_scales, self._kernel_fault),
         )
         return next((cause for rule in rules if (cause := rule(op)) is not None), None)
 
@@ -238,6 +265,10 @@ class Diagnosis:
             return reach(self.graph.tensors[tensor])
         known = self.facts(tensor)
         return None if known is None else known.width
+
+    def readers(self, tensor: int) -> list[Op]:
+        """Return the ops that read a tensor."""
+        return self._readers.get(tensor, [])
 
     def scale(self, tensor: int) -> float | None:
         """Return the scale of an activation; None if it has none, or several."""
@@ -498,19 +529,25 @@ class Diagnosis:
             remedies=({"techniques": ("cross_layer_equalization",)}, *self.in_float(op.index)),
         )
 
+    def _kernel_fault(self, op: Op) -> Cause | None:
+        fault = kernel_fault(self.graph, op)
+        if fault is None:
+            return None
+        message = f"{op_label(self.graph, op.index)} {fault[1]}"
+        return Cause(kind=fault[0], op_index=op.index, message=message, remedies=self.in_float(op.index))
+
     def _clipped(self, op: Op) -> Cause | None:
-        tensor = op.outputs[0] if op.outputs else ABSENT
-        known, scale = (None, None) if tensor == ABSENT else (self.facts(tensor), self.scale(tensor))
-        if known is None or scale is None:
+        inputs = [index for index in op.inputs if index in self.graph.inputs]
+        clipped = [index for index in (*inputs, *op.outputs[:1]) if any(beyond(self, index))]
+        tensor = next((index for index in clipped if not is_unused(self, index)), None)
+        known = None if tensor is None else self.facts(tensor)
+        if tensor is None or known is None:
             return None
         low, high = span(self.graph.tensors[tensor])
-        beyond = max(known.maximum - high, low - known.minimum)
-        if beyond <= _CLIPPED_WIDTH * (high - low):
-            return None
         return Cause(
             kind=CLIPPED,
             op_index=op.index,
-            message=f"{op_label(self.graph, op.index)} is clipped: it reaches [{known.minimum:.3g}, "
+            message=f"{tensor_label(self.graph, tensor)} is clipped: it reaches [{known.minimum:.3g}, "
             f"{known.maximum:.3g}] in float and its range is [{low:.3g}, {high:.3g}]. Calibrate with more and other "
             "data, or conversion.calibration.method=min_max",
             remedies=({"calibration": {"method": "min_max"}},),
@@ -532,21 +569,3 @@ class Diagnosis:
             "quantized values of the one scale that all share: conversion.techniques=cross_layer_equalization",
             remedies=({"techniques": ("cross_layer_equalization",)}, *self.in_float(op.index)),
         )
-
-
-def span(tensor: Tensor) -> tuple[float, float]:
-    """Return the lowest and the highest real value that the codes of a per-tensor quantized tensor express."""
-    limits = np.iinfo(tensor.dtype)
-    scale, zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
-    return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale
-
-
-def reach(tensor: Tensor) -> float:
-    """Return the largest magnitude that the codes of a tensor express; 0 of a tensor without a scale."""
-    if not tensor.scale or tensor.dtype not in ("int8", "int16", "uint8"):
-        return 0.0
-    limits = np.iinfo(tensor.dtype)
-    return max(
-        max(limits.max - zero_point, zero_point - limits.min) * scale
-        for scale, zero_point in zip(tensor.scale, tensor.zero_point, strict=True)
-    )

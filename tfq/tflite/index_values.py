@@ -5,7 +5,7 @@ A step of an int8 tensor with scale 7.84 is eight rows of the table that it look
 """
 
 from tfq.tflite.op_types import INDEX, names, roles
-from tfq.tflite.records import Subgraph
+from tfq.tflite.records import Op, Subgraph
 
 # Ops that pass whole numbers on, in other places or after arithmetic, and those that round reals to them. Others decide
 # anew: a comparison, an ARG_MAX, and what computes on weights.
@@ -18,14 +18,17 @@ _PASSING = names("""
     """)
 
 
-def index_tensors(graph: Subgraph) -> frozenset[int]:
+def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
     """Return the tensors of `graph` whose values become indices: those that an op reads as such, and their sources.
+
+    op: look at the indices that this op reads, and at no others.
 
     Sources are followed through ops that move numbers or compute on them, in any type. Constants and conditions (bool)
     are left out. The output of an op that computes on weights is a source, its inputs are not.
     """
     producers = {output: op for op in graph.ops for output in op.outputs}
-    pending = [tensor for op in graph.ops for place, _, tensor, role in roles(op) if place == "input" and role == INDEX]
+    asked = graph.ops if op is None else (op,)
+    pending = [tensor for item in asked for place, _, tensor, role in roles(item) if place == "input" and role == INDEX]
     results: set[int] = set()
     while pending:
         index = pending.pop()
@@ -33,15 +36,15 @@ def index_tensors(graph: Subgraph) -> frozenset[int]:
         if index in results or tensor.is_constant or tensor.dtype == "bool":
             continue
         results.add(index)
-        op = producers.get(index)
-        if op is None or op.name not in _PASSING:
+        source = producers.get(index)
+        if source is None or source.name not in _PASSING:
             continue
-        decided = {tensor for place, _, tensor, role in roles(op) if place == "output" and role == INDEX}
-        if index not in decided or op.name == "BUCKETIZE":
-            pending += [tensor for place, _, tensor, role in roles(op) if place == "input" and role != INDEX]
+        decided = {tensor for place, _, tensor, role in roles(source) if place == "output" and role == INDEX}
+        if index not in decided or source.name == "BUCKETIZE":
+            pending += [tensor for place, _, tensor, role in roles(source) if place == "input" and role != INDEX]
     return frozenset(results)
 
 
-def quantized_indices(graph: Subgraph) -> tuple[int, ...]:
+def quantized_indices(graph: Subgraph, op: Op | None = None) -> tuple[int, ...]:
     """Return those of `index_tensors` that have a scale, in ascending order."""
-    return tuple(index for index in sorted(index_tensors(graph)) if graph.tensors[index].is_quantized)
+    return tuple(index for index in sorted(index_tensors(graph, op)) if graph.tensors[index].is_quantized)
