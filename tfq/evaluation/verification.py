@@ -271,8 +271,13 @@ def first_failing_op(model: bytes, parsed: Model, fed: Sequence[tuple[NDArray, .
 
 
 def _prefix_fails(model: bytes, last: int, fed: Sequence[tuple[NDArray, ...]]) -> bool:
+    """Check whether the model cut off after op number `last` fails; one that cannot be cut is not known to."""
     try:
-        LocalBackend().run_samples(tflite.cut_after(model, last), fed)
+        cut = tflite.cut_after(model, last)
+    except Exception:  # the schema's own code checks no bounds, and meets damaged files with errors of any kind
+        return False
+    try:
+        LocalBackend().run_samples(cut, fed)
     except ModelError:
         return True
     except TfqError:
