@@ -9,7 +9,7 @@ from tfq.analysis.joins import Join
 from tfq.analysis.op_errors import OpError
 from tfq.ptq import causes
 from tfq.ptq.causes import Cause, Diagnosis, op_label
-from tfq.tflite.op_types import INDEX, roles
+from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, INDEX, WEIGHTED_SLOTS, roles
 
 # Decibels. Below the first an output says little about the float one; a fall by the second is then the work of this op,
 # and one by the third if it ends below the fourth.
@@ -30,10 +30,7 @@ _WEIGHTS_DB = 10.0
 _COLUMN_DB = 10.0
 # A shift of the mean that is this part of the standard deviation is more than rounding leaves.
 _SHIFTED = 0.1
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 _SUMS = ("ADD", "SUB", "ADD_N")
-# Their ranges are fixed by the kernels.
-_FIXED = ("LOGISTIC", "SOFTMAX", "LOG_SOFTMAX", "TANH", "L2_NORMALIZATION")
 _GATES = ("MUL", "LOGISTIC", "HARD_SWISH", "TANH")
 # Causes that lie in the graph and not in the data; the ranges of what follows them say nothing about the data.
 _STRUCTURAL = (
@@ -147,8 +144,8 @@ def _read_by(item: OpError, by_tensor: Mapping[int, OpError], diagnosis: Diagnos
         if tensor in by_tensor:
             if not by_tensor[tensor].dead:
                 found.append(tensor)
-        elif tensor in diagnosis.producers:
-            waiting += diagnosis.producers[tensor].inputs
+        elif tensor in diagnosis.graph.producers:
+            waiting += diagnosis.graph.producers[tensor].inputs
     return found
 
 
@@ -227,7 +224,7 @@ def _channels(errors: Sequence[OpError]) -> Iterator[Finding]:
     for item in errors:
         if item.dead or item.op_index is None:
             continue
-        if item.dead_channels and item.channels > 1 and item.op in _WEIGHTED:
+        if item.dead_channels and item.channels > 1 and item.op in WEIGHTED_SLOTS:
             named = "all" if len(item.dead_channels) == item.channels else ", ".join(map(str, item.dead_channels[:6]))
             named += ", ..." if 6 < len(item.dead_channels) < item.channels else ""
             yield Finding(
@@ -238,7 +235,7 @@ def _channels(errors: Sequence[OpError]) -> Iterator[Finding]:
                 "one quantized value: they are 0 on all of the data, or too small for the range. Take them out "
                 "(compression.structured_pruning.enabled=True), or use conversion.techniques=cross_layer_equalization",
             )
-        elif item.op in _WEIGHTED and item.channel_spread is not None and item.channel_spread < _UNEVEN:
+        elif item.op in WEIGHTED_SLOTS and item.channel_spread is not None and item.channel_spread < _UNEVEN:
             yield Finding(
                 kind=causes.UNEVEN_CHANNELS,
                 label=item.label,
@@ -273,7 +270,9 @@ def _joined(joins: Sequence[Join], diagnosis: Diagnosis, already: Sequence[Findi
 def _shifted(errors: Sequence[OpError]) -> Iterator[Finding]:
     """Yield the op with the largest mean shift, of those whose weights could be corrected for it."""
     shifted = [
-        item for item in errors if item.op in _WEIGHTED and item.mean_shift is not None and item.mean_shift > _SHIFTED
+        item
+        for item in errors
+        if item.op in WEIGHTED_SLOTS and item.mean_shift is not None and item.mean_shift > _SHIFTED
     ]
     # Rounding alone moves the mean of a channel by less than half a step.
     shifted = [item for item in shifted if abs(item.mean_shift_lsb) > 0.5 and item.saturated < _CLIPPED]
@@ -311,7 +310,7 @@ def _widened(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Findin
 
 def _is_explained(item: OpError, diagnosis: Diagnosis) -> bool:
     """Check for a reason of a wide range: values below a step, an op that fixes it, a wider tensor on its scale."""
-    if item.op_index is None or item.op in _FIXED or len(item.dead_channels) == item.channels:
+    if item.op_index is None or item.op in FIXED_OUTPUT_SCALES or len(item.dead_channels) == item.channels:
         return True
     cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
     return cause is not None and cause.kind in (causes.UNEQUAL_JOIN, causes.MASK_CONSTANT)
@@ -355,7 +354,7 @@ def _other_data(errors: Sequence[OpError]) -> Iterator[Finding]:
     errors = [
         item
         for item in errors
-        if item.op_index is not None and item.op not in _FIXED and len(item.dead_channels) < item.channels
+        if item.op_index is not None and item.op not in FIXED_OUTPUT_SCALES and len(item.dead_channels) < item.channels
     ]
     message = (
         "the ranges come from other data than this (random noise, another scaling): calibrate with real examples, "

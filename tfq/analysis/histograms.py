@@ -57,10 +57,9 @@ def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) 
     seen = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
     weights = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
-    producers = {output: op for op in graph.ops for output in op.outputs}
     results = []
     for index, of_float in pair.of_float.items():
-        tensor, op = graph.tensors[index], producers[index]
+        tensor, op = graph.tensors[index], graph.producers[index]
         observed, weighted = seen[float_graph.index, of_float], weights.get(of_float)
         bins = observed.bins()
         scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()

@@ -148,13 +148,12 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
         for index, one, other in zip(pair.of_float, wanted, got, strict=True):
             tallies[index].add(one, other)
     weights = weight_errors(quantized, floating, pair)
-    producers = {output: op for op in graph.ops for output in op.outputs}
     names = {tensor.index: name for name, tensor in inputs.items()}
     tallies = {index: tally for index, tally in tallies.items() if tally.count}
     diagnosis = Diagnosis(graph, {index: tally.facts() for index, tally in tallies.items()})
     records = []
     for index, tally in tallies.items():
-        op = producers.get(index)
+        op = graph.producers.get(index)
         tensor = graph.tensors[index]
         records.append(
             tally.record(

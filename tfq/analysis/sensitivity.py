@@ -81,7 +81,7 @@ def op_sensitivity(
             OpSensitivity(
                 op_index=op.index,
                 op=op.name,
-                layer=op.keras_layer or graph.tensors[op.outputs[0]].name,
+                layer=graph.layer_of(op),
                 tensor=graph.tensors[op.outputs[0]].name,
                 label=op_label(graph, op.index),
                 weights=sum(math.prod(tensor.shape) for tensor in constants if _is_weight(tensor)),

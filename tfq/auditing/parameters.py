@@ -21,6 +21,7 @@ from tfq.tflite.op_types import (
     FIXED_OUTPUT_SCALES,
     WEIGHT,
     WEIGHT_INPUTS,
+    WEIGHTED_SLOTS,
     moved_inputs,
     roles,
 )
@@ -33,8 +34,6 @@ _WEIGHTED = frozenset(WEIGHT_INPUTS) - {"BATCH_MATMUL", "EMBEDDING_LOOKUP"}
 _SYMMETRIC = ("int8", "int4", "int2")
 _NARROW_BIASES = ("int8", "uint8", "int16", "int4", "uint4", "int2")
 
-# Op -> slot of the input that its accumulator scale comes from. An LSTM has one bias for each gate, of other products.
-_ACCUMULATING = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 0, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 2}
 _BIAS_TOLERANCE = 0.01
 
 _MOVED_TYPES = ("int8", "int16")
@@ -103,8 +102,8 @@ def _bias_faults(data: bytes, graph: Subgraph, op: Op) -> Iterator[tuple[Tensor,
 
 def _bias_scale_fault(data: bytes, graph: Subgraph, op: Op, bias: Tensor) -> str:
     """Return what is wrong with the bias' scales; empty if nothing is, or if they mean nothing (a bias of zeros)."""
-    slots = (_ACCUMULATING.get(op.name, ABSENT), 1)
-    if min(slots) < 0 or max(slots) >= len(op.inputs) or ABSENT in (op.inputs[slots[0]], op.inputs[slots[1]]):
+    slots = WEIGHTED_SLOTS.get(op.name, ())[:2]  # an LSTM has one bias for each gate, of other products
+    if not slots or max(slots) >= len(op.inputs) or ABSENT in (op.inputs[slots[0]], op.inputs[slots[1]]):
         return ""
     inputs, weights = (graph.tensors[op.inputs[slot]] for slot in slots)
     if len(inputs.scale) != 1 or not weights.scale or inputs.dtype not in ("int8", "uint8", "int16"):

@@ -33,7 +33,6 @@ class Reasons:
         self._graph, self._composition = graph, composition
         self._islands = _islands(graph)
         self._inputs, self._outputs = frozenset(graph.inputs), frozenset(graph.outputs)
-        self._producers = {tensor: op for op in reversed(graph.ops) for tensor in op.outputs}
 
     def shores_of(self, permitted: Collection[int]) -> set[int]:
         """The Q/DQ ops of the islands whose every float op is among the op indices `permitted`."""
@@ -102,7 +101,7 @@ class Reasons:
     def _dequantized_weights(self, op: Op) -> str:
         """The stored type of the op's weights where a DEQUANTIZE stands between them and it."""
         for _, _, index, role in roles(op):
-            source = self._producers.get(index)
+            source = self._graph.producers.get(index)
             if role == WEIGHT and source and source.name == "DEQUANTIZE" and source.inputs and source.inputs[0] >= 0:
                 stored = self._graph.tensors[source.inputs[0]]
                 if stored.is_constant:

@@ -53,7 +53,7 @@ def op_title(graph: Subgraph, op: Op) -> str:
 
 def origin(graph: Subgraph, op: Op) -> str:
     """The name that tells the user most of `op`, as `audit.allow_float` takes it: its layer, else its output tensor."""
-    return shown(op.keras_layer or (graph.tensors[op.outputs[0]].name if op.outputs else "no output"))
+    return shown(graph.layer_of(op))
 
 
 FAILS, NOTE = "fails", "note"

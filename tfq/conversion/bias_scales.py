@@ -14,18 +14,8 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.config import ConversionConfig
-
-# Op -> the places of its data, weights and bias, and the axis of the weights' output channels.
-_WEIGHTED = {
-    "CONV_2D": (0, 1, 2, 0),
-    "DEPTHWISE_CONV_2D": (0, 1, 2, 3),
-    "FULLY_CONNECTED": (0, 1, 2, 0),
-    "TRANSPOSE_CONV": (2, 1, 3, 0),
-}
-_WEIGHT_STEPS = 127
-# The largest bias in its steps, with a margin. litert-quantizer clips the 64-bit biases of int16x8 to 32 bits too.
-_LARGEST = 2.0**30
-_STEPS = {"int8": 255, "int16x8": 65534}
+from tfq.ptq.calibration.kernel_limits import LARGEST_BIAS, WEIGHT_STEPS, grid_step
+from tfq.tflite.op_types import CHANNEL_AXES, WEIGHTED_SLOTS
 
 
 def with_room_for_biases(
@@ -56,27 +46,23 @@ def _changes(model: bytes, ranges: Any, config: ConversionConfig) -> Iterator[tu
     done: dict[int, NDArray] = {}
     for graph in tflite.read(model).subgraphs:
         for op in graph.ops:
-            if op.name not in _WEIGHTED or len(op.inputs) <= _WEIGHTED[op.name][2]:
+            slots = WEIGHTED_SLOTS.get(op.name)
+            if slots is None or len(op.inputs) <= max(slots):
                 continue
-            *places, axis = _WEIGHTED[op.name]
-            data, weights, bias = (op.inputs[place] for place in places)
+            data, weights, bias = (op.inputs[slot] for slot in slots)
             constants = [graph.tensors[index] for index in (weights, bias) if index != tflite.ABSENT]
-            step = _scale(ranges.get((graph.index, data), (0.0, 0.0)), config.scheme)
+            low, high = ranges.get((graph.index, data), (0.0, 0.0))
+            step = grid_step(low, high, config.scheme)
             if len(constants) < 2 or not all(tensor.is_constant for tensor in constants) or not step:
                 continue
             values, biases = (tflite.constant_values(model, tensor) for tensor in constants)
-            least = np.abs(biases).reshape(-1) / _LARGEST * _WEIGHT_STEPS / step
+            least = np.abs(biases).reshape(-1) / LARGEST_BIAS * WEIGHT_STEPS / step
             coarse = not config.per_channel or (op.name == "FULLY_CONNECTED" and not config.per_channel_dense)
-            result = _widened(done.get(weights, values), axis, least.astype(np.float32), coarse=coarse)
+            result = _widened(done.get(weights, values), CHANNEL_AXES[op.name], least.astype(np.float32), coarse=coarse)
             if result is not None:
                 done[weights] = result
                 yield (graph.index, weights), result
         done.clear()
-
-
-def _scale(ends: tuple[float, float], scheme: str) -> float:
-    low, high = min(ends[0], 0.0), max(ends[1], 0.0)
-    return (2 * max(-low, high) if scheme == "int16x8" else high - low) / _STEPS[scheme]
 
 
 def _widened(values: NDArray, axis: int, least: NDArray, *, coarse: bool) -> NDArray | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.config import ConversionConfig
-from tfq.conversion.graph_rewrites import name_of, new_op
+from tfq.conversion.graph_editing import name_of, quantize_op, replace_reads
 from tfq.conversion.hidden_ops import with_hidden_ops
 from tfq.errors import TfqWarning
 from tfq.tflite.index_values import index_tensors
@@ -65,7 +65,7 @@ def _casts_of_inputs(model: bytes) -> dict[str, tuple[int, list[int]]]:
     indices = index_tensors(graph)
     results = {}
     for name, index in zip(parsed.input_names, graph.inputs, strict=True):
-        readers = [op for op in graph.ops if index in op.inputs]
+        readers = graph.readers.get(index, ())
         is_index = graph.tensors[index].dtype == "float32" and index in indices and index not in graph.outputs
         if is_index and all(
             op.name == "CAST"
@@ -85,8 +85,7 @@ def _cast_from_int32(graph: Any, op: Any, source: int) -> None:
         if op.builtinOptions is not None:
             op.builtinOptions.inDataType = _INT32
         return
-    for reader in graph.operators:
-        reader.inputs = [source if int(index) == output else int(index) for index in reader.inputs]
+    replace_reads(graph.operators, output, source)
     op.outputs = []
 
 
@@ -133,7 +132,7 @@ def warn_of_float_indices(model: bytes) -> None:
     graph = tflite.read(model).main_subgraph
     ops = [graph.ops[index] for index in _float_index_ops(graph)]
     if ops:
-        names = ", ".join(f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})" for op in ops[:8])
+        names = ", ".join(f"{op.name} ({graph.layer_of(op)})" for op in ops[:8])
         more = f" and {len(ops) - 8} more" if ops[8:] else ""
         warnings.warn(
             f"indices are computed from floats by {names}{more}: these ops stay float, because a quantized index reads "
@@ -160,11 +159,8 @@ def with_exact_sources(model: bytes) -> bytes:
     dequantizes = [main.operators[index] for index in wanted]
     sources = {id(op): _float_source(edited, main, int(op.inputs[0]), int(op.outputs[0])) for op in dequantizes}
     for op in dequantizes:
-        source, old = sources[id(op)], int(op.outputs[0])
-        if source is None:
-            continue
-        for reader in main.operators:
-            reader.inputs = [source if int(index) == old else int(index) for index in reader.inputs]
+        if (source := sources[id(op)]) is not None:
+            replace_reads(main.operators, int(op.outputs[0]), source)
     unread = [
         op for op in dequantizes if sources[id(op)] is not None and int(op.outputs[0]) not in map(int, main.outputs)
     ]
@@ -204,7 +200,7 @@ def _float_input(edited: Any, graph: Any, quantized: int, like: int) -> int:
     for signature in edited.signatureDefs or []:
         for entry in signature.inputs if signature.subgraphIndex == 0 else []:
             entry.tensorIndex = source if entry.tensorIndex == quantized else entry.tensorIndex
-    graph.operators.insert(0, new_op(edited, "QUANTIZE", [source], quantized))
+    graph.operators.insert(0, quantize_op(edited, source, quantized))
     return source
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tfq import tflite
-from tfq.conversion.graph_rewrites import add_tensor, name_of
+from tfq.conversion.graph_editing import add_tensor, name_of, replace_reads, rewrite_graphs
 from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, JOINING_OPS, MOVING_INPUTS, moved_inputs
 from tfq.tflite.schema import TENSOR_TYPES
 
@@ -29,13 +29,9 @@ def with_separate_fixed_scales(model: bytes) -> bytes:
     An op has a fixed scale if it is in FIXED_OUTPUT_SCALES. Only an op with readers of different scales is copied;
     other flatbuffers are returned as they are.
     """
-    names = tflite.operator_names(model)
-    if names.isdisjoint(FIXED_OUTPUT_SCALES) or names.isdisjoint(_JOINS):
+    if tflite.operator_names(model).isdisjoint(_JOINS):
         return model
-    edited = tflite.unpack(model)
-    if sum(_Separation(edited, graph).run() for graph in edited.subgraphs) == 0:
-        return model
-    return tflite.pack(edited, len(model))
+    return rewrite_graphs(model, FIXED_OUTPUT_SCALES, lambda edited, graph: _Separation(edited, graph).run())
 
 
 class _Separation:
@@ -104,5 +100,4 @@ class _Separation:
         twin.outputs = np.array([new], np.int32)
         self._makers[new] = twin
         self._graph.operators.insert(self._graph.operators.index(op) + 1, twin)
-        for reader in readers:
-            reader.inputs = np.array([new if int(index) == old else int(index) for index in reader.inputs], np.int32)
+        replace_reads(readers, old, new)

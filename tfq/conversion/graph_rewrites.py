@@ -23,69 +23,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.conversion.graph_editing import (
+    add_constant,
+    add_tensor,
+    become,
+    constant_of,
+    forget_unread_ops,
+    name_of,
+    new_op,
+    scale_of,
+    sizes_of,
+)
 from tfq.quant_math import dequantize, quantize
 from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
-
-
-def become(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
-    """Makes `op` one called `name` with `inputs`. kind, options: a BuiltinOptions number and its table, 0 for none."""
-    op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
-    op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
-
-
-def new_op(edited: Any, name: str, inputs: list[int], output: int, kind: int = 0, options: Any = None) -> Any:
-    """An op that stands in no graph yet."""
-    from ai_edge_litert import schema_py_generated as generated
-
-    op = generated.OperatorT()
-    op.outputs = np.array([output], np.int32)
-    become(edited, op, name, inputs, kind, options)
-    return op
-
-
-def add_constant(edited: Any, graph: Any, value: Any, dtype: Any = np.float32) -> int:
-    """The index of a new tensor that holds `value`."""
-    from ai_edge_litert import schema_py_generated as generated
-
-    buffer, tensor = generated.BufferT(), generated.TensorT()
-    array = np.asarray(value, dtype)
-    buffer.data = np.frombuffer(array.tobytes(), np.uint8)
-    edited.buffers.append(buffer)
-    tensor.shape, tensor.type = list(array.shape), TENSOR_TYPES.index(array.dtype.name)
-    tensor.buffer = len(edited.buffers) - 1
-    tensor.name = f"tfq/constant_{len(graph.tensors)}"
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def add_tensor(graph: Any, like: int, name: str) -> int:
-    """The index of a new activation of the shape and type of tensor `like`."""
-    from ai_edge_litert import schema_py_generated as generated
-
-    tensor, other = generated.TensorT(), graph.tensors[like]
-    tensor.shape, tensor.shapeSignature, tensor.type = other.shape, other.shapeSignature, other.type
-    tensor.buffer, tensor.name = 0, name
-    graph.tensors.append(tensor)
-    return len(graph.tensors) - 1
-
-
-def name_of(graph: Any, index: int) -> str:
-    """A tensor's name, which is bytes where it was read from a file."""
-    name = graph.tensors[index].name
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-
-
-def constant_of(edited: Any, graph: Any, index: int) -> NDArray | None:
-    """The flat values of a float32 constant; None for all else."""
-    tensor = graph.tensors[int(index)]
-    data = edited.buffers[tensor.buffer].data
-    if tensor.type != TENSOR_TYPES.index("float32") or data is None or len(data) == 0:
-        return None
-    return np.asarray(data, np.uint8).view(np.float32)
-
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
 # Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
@@ -123,17 +75,8 @@ def without_unread_ops(model: bytes) -> bytes:
 
     litert-quantizer 0.11 leaves such an output in float and quantizes the input, and the file cannot run.
     """
-    edited, found = tflite.unpack(model), False
-    for graph in edited.subgraphs:
-        needed, kept = {int(index) for index in graph.outputs}, []
-        for op in reversed(graph.operators):
-            if needed.isdisjoint(map(int, op.outputs)):
-                found = True
-                continue
-            kept.append(op)
-            needed |= {int(index) for index in op.inputs}
-        graph.operators = kept[::-1]
-    if not found:
+    edited = tflite.unpack(model)
+    if not sum([forget_unread_ops(graph) for graph in edited.subgraphs]):
         return model
     tflite.forget_unused_codes(edited)
     return tflite.pack(edited, len(model))
@@ -161,9 +104,9 @@ def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
     if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
         return [op]
     divided = int(op.inputs[1 if name == "SPLIT" else 0])
-    sizes = _sizes(graph.tensors[divided])
+    sizes = np.array(sizes_of(graph.tensors[divided]), np.int32)
     axis = op.builtinOptions.axis if name == "UNPACK" else _axis(edited, graph, op.inputs[0 if name == "SPLIT" else 2])
-    lengths = [1 if name == "UNPACK" or axis is None else _sizes(tensor)[axis] for tensor in outputs]
+    lengths = [1 if name == "UNPACK" or axis is None else sizes_of(tensor)[axis] for tensor in outputs]
     if axis is None or min(lengths) < 0:
         return [op]
     result, begin = [], np.zeros_like(sizes)
@@ -196,16 +139,10 @@ def _strided_slice(edited: Any, graph: Any, divided: int, part: int, begin: Any,
     return new_op(edited, "STRIDED_SLICE", inputs, part, generated.BuiltinOptions.StridedSliceOptions, options)
 
 
-def _sizes(tensor: Any) -> Any:
-    """Its shape, with -1 for what is left open: to SLICE, all. XNNPACK wants the numbers where there are any."""
-    signature = tensor.shapeSignature
-    return np.array(tensor.shape if signature is None or len(signature) == 0 else signature, np.int32)
-
-
 def _axis(edited: Any, graph: Any, index: Any) -> int | None:
     """The value of a constant tensor of one whole number; None where it is computed."""
-    data = edited.buffers[graph.tensors[int(index)].buffer].data
-    return None if data is None or len(data) == 0 else int(np.asarray(data, np.uint8).view(np.int32)[0])
+    values = constant_of(edited, graph, index, "int32")
+    return None if values is None else int(values[0])
 
 
 def _rewrite(edited: Any, graph: Any, op: Any) -> None:
@@ -270,12 +207,12 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
             continue
         op.inputs = [int(index) for index in op.inputs]
         for place in places:
-            provided = graph.tensors[op.inputs[place]]
-            data = edited.buffers[provided.buffer].data
-            if data is None or not _is_int8(graph, [op.inputs[place]]):
+            steps = constant_of(edited, graph, op.inputs[place], "int8")
+            if steps is None:
                 continue
-            values = dequantize(np.asarray(data, np.uint8).view(np.int8), *_scale_of(graph, op.inputs[place]))
-            quantized = quantize(values.reshape(provided.shape), *_scale_of(graph, op.outputs[0]))
+            values = dequantize(steps, *scale_of(graph, op.inputs[place]))
+            shape = graph.tensors[op.inputs[place]].shape
+            quantized = quantize(values.reshape(shape), *scale_of(graph, op.outputs[0]))
             constant = add_constant(edited, graph, quantized, np.int8)
             graph.tensors[constant].quantization = graph.tensors[int(op.outputs[0])].quantization
             op.inputs[place] = constant
@@ -283,16 +220,10 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
     return changed
 
 
-def _scale_of(graph: Any, index: Any) -> tuple[float, int]:
-    quantization = graph.tensors[int(index)].quantization
-    return float(quantization.scale[0]), int(quantization.zeroPoint[0])
-
-
 def _is_int8(graph: Any, tensors: Any) -> bool:
     return bool(graph.tensors[int(tensors[0])].type == _INT8)
 
 
-_FLOAT32_ENUM = TENSOR_TYPES.index("float32")
 # Between the exponential and the choice: with a constant, one value after the other.
 _BY_VALUE = ("ADD", "SUB", "MUL", "DIV")
 # The condition -> of its choice the input (1, 2) that is taken where x is below 0, for "x op 0".
@@ -307,7 +238,7 @@ def bound_exponentials(edited: Any, graph: Any) -> None:
     result = _Graph(edited, graph)
     replaced: dict[int, list[Any]] = {}
     for op in graph.operators:
-        if result.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32_ENUM:
+        if result.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32:
             continue
         if softplus := result.softplus(op):
             replaced |= {id(item): [] for item in softplus}

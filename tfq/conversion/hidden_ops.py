@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq import tflite
-from tfq.conversion.graph_rewrites import add_tensor, name_of, new_op
+from tfq.conversion.graph_editing import add_tensor, name_of, new_op, set_input
 from tfq.tflite.schema import CUSTOM, TENSOR_TYPES
 
 _PREFIX = "tfq_hidden_"
@@ -110,7 +110,7 @@ def _separate_state(graph: Any, op: Any, slot: int) -> None:
     state = add_tensor(graph, int(op.inputs[slot]), f"{name_of(graph, int(op.outputs[0]))}_state_{slot}")
     graph.tensors[state].type, graph.tensors[state].isVariable = _FLOAT32, True
     graph.tensors[state].hasRank = True
-    op.inputs = [state if place == slot else int(index) for place, index in enumerate(op.inputs)]
+    set_input(op, slot, state)
 
 
 def _dequantize_input(edited: Any, graph: Any, op: Any, slot: int) -> None:
@@ -118,6 +118,6 @@ def _dequantize_input(edited: Any, graph: Any, op: Any, slot: int) -> None:
     quantized = int(op.inputs[slot])
     source = add_tensor(graph, quantized, f"{name_of(graph, quantized)}_dequantized")
     graph.tensors[source].type = _FLOAT32
-    op.inputs = [source if place == slot else int(index) for place, index in enumerate(op.inputs)]
+    set_input(op, slot, source)
     place = next(place for place, item in enumerate(graph.operators) if item is op)
     graph.operators.insert(place, new_op(edited, "DEQUANTIZE", [quantized], source))

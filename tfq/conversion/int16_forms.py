@@ -21,14 +21,23 @@ import numpy as np
 
 from tfq import tflite
 from tfq.conversion.fake_quant import Ranges
-from tfq.conversion.graph_rewrites import add_constant, add_tensor, become, constant_of, name_of, new_op
+from tfq.conversion.graph_editing import (
+    add_constant,
+    add_tensor,
+    become,
+    constant_of,
+    name_of,
+    new_op,
+    replace_reads,
+    set_input,
+    sizes_of,
+)
+from tfq.tflite.op_types import WEIGHTED_SLOTS
 from tfq.tflite.schema import TENSOR_TYPES
 
 _FLOAT32 = TENSOR_TYPES.index("float32")
 # Op -> the end of the other operand's range that its constant may not lie beyond.
 _BOUNDED = {"MINIMUM": 1, "MAXIMUM": 0}
-# Op -> the place of its bias.
-_BIASED = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 _REWRITTEN = frozenset((*_BOUNDED, "SQUARED_DIFFERENCE", "SUM"))
 
 
@@ -42,7 +51,7 @@ def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
     Returns:
         A flatbuffer in which every tensor of `model` has the same index, and `ranges` with those of its new tensors.
     """
-    if tflite.operator_names(model).isdisjoint((*_REWRITTEN, *_BIASED)):
+    if tflite.operator_names(model).isdisjoint((*_REWRITTEN, *WEIGHTED_SLOTS)):
         return model, ranges
     edited, results = tflite.unpack(model), dict(ranges)
     for number, graph in enumerate(edited.subgraphs):
@@ -85,30 +94,26 @@ def _separate_biases(edited: Any, graph: Any) -> None:
     seen: set[int] = set()
     for op in graph.operators:
         name = tflite.operator_name(edited, op)
-        place = _BIASED.get(name)
-        inputs = [int(index) for index in op.inputs]
-        values = (
-            constant_of(edited, graph, inputs[place]) if place and len(inputs) > place and inputs[place] >= 0 else None
-        )
-        if place is None or values is None:
+        if name not in WEIGHTED_SLOTS:
             continue
-        if not values.any() and name != "FULLY_CONNECTED":
+        _, _, slot = WEIGHTED_SLOTS[name]
+        if len(op.inputs) <= slot or op.inputs[slot] == tflite.ABSENT:
+            continue
+        values = constant_of(edited, graph, op.inputs[slot])
+        if values is None or not (values.any() or name == "FULLY_CONNECTED"):
             continue  # no scale makes zeros wrong, and convolutions do not check it: one buffer serves all
-        if inputs[place] in seen:
-            inputs[place] = add_constant(edited, graph, values)
-            op.inputs = inputs
-        seen.add(inputs[place])
+        if int(op.inputs[slot]) in seen:
+            set_input(op, slot, add_constant(edited, graph, values))
+        seen.add(int(op.inputs[slot]))
 
 
 def _number_of_values(edited: Any, graph: Any, op: Any) -> int:
     """How many values each output of a reduction comes from; 0 where that is known only when the model runs."""
-    data = edited.buffers[graph.tensors[int(op.inputs[1])].buffer].data
-    tensor = graph.tensors[int(op.inputs[0])]
-    signature = tensor.shapeSignature
-    shape = [int(size) for size in (tensor.shape if signature is None or len(signature) == 0 else signature)]
-    if data is None or len(data) == 0:
+    axes = constant_of(edited, graph, op.inputs[1], "int32")
+    if axes is None:
         return 0
-    sizes = [shape[axis] for axis in np.asarray(data, np.uint8).view(np.int32)]
+    shape = sizes_of(graph.tensors[int(op.inputs[0])])
+    sizes = [shape[axis] for axis in axes]
     return math.prod(sizes) if sizes and min(sizes) > 0 else 0
 
 
@@ -129,17 +134,16 @@ def _mean(edited: Any, graph: Any, op: Any, number: int, count: int, ranges: Ran
 
 
 def _bound_constant(edited: Any, graph: Any, op: Any, name: str, ranges: dict[int, tuple[float, float]]) -> None:
-    inputs = [int(index) for index in op.inputs]
-    for place, other in ((0, 1), (1, 0)):
-        values = constant_of(edited, graph, inputs[place])
-        if values is None or inputs[other] not in ranges:
+    first, second = map(int, op.inputs)
+    for place, (index, other) in enumerate(((first, second), (second, first))):
+        values = constant_of(edited, graph, index)
+        if values is None or other not in ranges:
             continue
-        low, high = ranges[inputs[other]]
+        low, high = ranges[other]
         bounded = np.minimum(values, np.float32(high)) if name == "MINIMUM" else np.maximum(values, np.float32(low))
         if not np.array_equal(bounded, values):
-            shape = [int(size) for size in graph.tensors[inputs[place]].shape]
-            inputs[place] = add_constant(edited, graph, bounded.reshape(shape))
-    op.inputs = inputs
+            shape = [int(size) for size in graph.tensors[index].shape]
+            set_input(op, place, add_constant(edited, graph, bounded.reshape(shape)))
 
 
 def with_quantizable_edges(model: bytes) -> bytes:
@@ -150,15 +154,14 @@ def with_quantizable_edges(model: bytes) -> bytes:
     for index in dict.fromkeys(int(index) for index in graph.inputs):
         if graph.tensors[index].type == _FLOAT32:
             inner = _twin(graph, index)
-            for op in graph.operators:
-                op.inputs = [inner if int(item) == index else int(item) for item in op.inputs]
+            replace_reads(graph.operators, index, inner)
             before.append(_reshape(edited, graph, index, inner))
     inputs = set(map(int, graph.inputs))
     for index in dict.fromkeys(int(index) for index in graph.outputs):
         if graph.tensors[index].type == _FLOAT32 and index not in inputs:
             inner = _twin(graph, index)
+            replace_reads(graph.operators, index, inner)
             for op in graph.operators:
-                op.inputs = [inner if int(item) == index else int(item) for item in op.inputs]
                 op.outputs = [inner if int(item) == index else int(item) for item in op.outputs]
             after.append(_reshape(edited, graph, inner, index))
     graph.operators = [*before, *graph.operators, *after]
@@ -174,9 +177,7 @@ def _twin(graph: Any, index: int) -> int:
 def _reshape(edited: Any, graph: Any, source: int, target: int) -> Any:
     from ai_edge_litert import schema_py_generated as generated
 
-    tensor = graph.tensors[target]
-    signature = tensor.shapeSignature
-    shape = [int(size) for size in (tensor.shape if signature is None or len(signature) == 0 else signature)]
+    shape = sizes_of(graph.tensors[target])
     options = generated.ReshapeOptionsT()
     options.newShape = shape
     inputs = [source, add_constant(edited, graph, shape, np.int32)]

@@ -17,8 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.conversion.graph_rewrites import add_constant, add_tensor, constant_of, name_of, new_op
+from tfq.conversion.graph_editing import (
+    add_constant,
+    add_tensor,
+    constant_of,
+    name_of,
+    new_op,
+    quantize_op,
+    scale_of,
+    set_input,
+)
 from tfq.quant_math import quantize
+from tfq.tflite.op_types import COPIED_SLOTS
 from tfq.tflite.schema import TENSOR_TYPES
 
 _FLOAT32, _INT16 = TENSOR_TYPES.index("float32"), TENSOR_TYPES.index("int16")
@@ -27,17 +37,10 @@ _WITHOUT_KERNEL = frozenset(("SCATTER_ND",))
 # Ops that output no int16 and may read it: their result is the same by quantized values as by numbers. All others that
 # output no int16 (comparisons, CAST) are float ops.
 _READING_STEPS = frozenset(("ARG_MAX", "ARG_MIN", "DEQUANTIZE", "RANK", "SHAPE"))
-# Op -> the places of the values that its output copies; None: all inputs.
-_COPYING_NAMES = """
-    BATCH_TO_SPACE_ND BROADCAST_TO DEPTH_TO_SPACE EXPAND_DIMS GATHER GATHER_ND MIRROR_PAD PAD RESHAPE
-    RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SQUEEZE STRIDED_SLICE TILE TRANSPOSE
-    MAX_POOL_2D REDUCE_MAX REDUCE_MIN
-"""
-_COPYING = {
-    **dict.fromkeys(_COPYING_NAMES.split(), (0,)),
-    "DYNAMIC_UPDATE_SLICE": (0, 1),
-    "PADV2": (0, 2),
-    **dict.fromkeys(("SELECT", "SELECT_V2"), (1, 2)),
+# Op -> the places of the inputs that need the scale of the output; None: all inputs.
+_ALIKE: dict[str, tuple[int, ...] | None] = {
+    **COPIED_SLOTS,
+    **dict.fromkeys(("MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"), (0,)),
     **dict.fromkeys(("CONCATENATION", "MAXIMUM", "MINIMUM", "PACK"), None),
 }
 
@@ -87,14 +90,14 @@ class _Operands:
             for place, index in enumerate(op.inputs):
                 if self._type(index) == _INT16 and not self._graph.tensors[int(index)].isVariable:
                     self._replace(op, place, self._as_float(int(index)))
-        elif types and types[0] == _INT16 and name in _COPYING:
-            places = _COPYING[name]
+        elif types and types[0] == _INT16 and name in _ALIKE:
+            places = _ALIKE[name]
             for place in range(len(op.inputs)) if places is None else places:
                 if place < len(op.inputs) and not self._fits(int(op.inputs[place]), int(op.outputs[0])):
                     self._replace(op, place, self._rescaled(int(op.inputs[place]), int(op.outputs[0])))
 
     def _replace(self, op: Any, place: int, tensor: int) -> None:
-        op.inputs = [tensor if number == place else int(index) for number, index in enumerate(op.inputs)]
+        set_input(op, place, tensor)
         self._changed += 1
 
     def _type(self, index: int) -> int:
@@ -106,7 +109,7 @@ class _Operands:
         return bool(np.isclose(self._scale(source), self._scale(output), rtol=1e-5))
 
     def _scale(self, index: int) -> float:
-        return float(self._graph.tensors[index].quantization.scale[0])
+        return scale_of(self._graph, index)[0]
 
     def _as_float(self, index: int) -> int:
         values = self._values(index)
@@ -118,8 +121,6 @@ class _Operands:
         return target
 
     def _rescaled(self, index: int, output: int) -> int:
-        from ai_edge_litert import schema_py_generated as generated
-
         values, quantization = self._values(index), self._graph.tensors[output].quantization
         if values is not None:
             steps = quantize(values, self._scale(output), 0, "int16")
@@ -127,8 +128,7 @@ class _Operands:
         else:
             target = add_tensor(self._graph, index, f"{name_of(self._graph, index)}/rescaled")
             self._graph.tensors[target].type = _INT16
-            kind, options = generated.BuiltinOptions.QuantizeOptions, generated.QuantizeOptionsT()
-            self._added.append(new_op(self._edited, "QUANTIZE", [index], target, kind, options))
+            self._added.append(quantize_op(self._edited, index, target))
         self._graph.tensors[target].quantization = quantization
         return target
 
@@ -139,8 +139,5 @@ class _Operands:
         floats = constant_of(self._edited, self._graph, index)
         if floats is not None:
             return floats.reshape(shape)
-        data = self._edited.buffers[tensor.buffer].data
-        if self._type(index) != _INT16 or data is None or len(data) == 0:
-            return None
-        steps = np.asarray(data, np.uint8).view(np.int16).reshape(shape)
-        return steps.astype(np.float32) * np.float32(self._scale(index))
+        steps = constant_of(self._edited, self._graph, index, "int16")
+        return None if steps is None else steps.reshape(shape).astype(np.float32) * np.float32(self._scale(index))

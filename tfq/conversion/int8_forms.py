@@ -24,27 +24,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.conversion.graph_rewrites import add_constant, add_tensor, name_of, new_op, with_kernels_of_int8
+from tfq.conversion.graph_editing import (
+    add_constant,
+    add_tensor,
+    constant_of,
+    name_of,
+    new_op,
+    quantize_op,
+    rewrite_graphs,
+    scale_of,
+    set_input,
+    set_scale,
+)
+from tfq.conversion.graph_rewrites import with_kernels_of_int8
 from tfq.quant_math import dequantize, quantize
+from tfq.tflite.op_types import COPIED_SLOTS
 from tfq.tflite.schema import TENSOR_TYPES
 
 _INT8 = TENSOR_TYPES.index("int8")
 # Op -> the place of its data among its inputs.
 _DATA_OF = {"SCATTER_ND": 1, "MATRIX_DIAG": 0}
-# Op with one output -> the places of what it copies. Those of several outputs are cut into slices before.
-_COPYING = {
-    **dict.fromkeys(
-        ["BATCH_TO_SPACE_ND", "BROADCAST_TO", "DEPTH_TO_SPACE", "EXPAND_DIMS", "GATHER", "GATHER_ND", "MIRROR_PAD"],
-        (0,),
-    ),
-    **dict.fromkeys(
-        ["RESHAPE", "REVERSE_V2", "SLICE", "SPACE_TO_BATCH_ND", "SPACE_TO_DEPTH", "SQUEEZE", "STRIDED_SLICE"], (0,)
-    ),
-    **dict.fromkeys(["PAD", "RESIZE_NEAREST_NEIGHBOR", "TILE", "TRANSPOSE"], (0,)),
-    "DYNAMIC_UPDATE_SLICE": (0, 1),
-    **dict.fromkeys(("SELECT", "SELECT_V2"), (1, 2)),
-    "PADV2": (0, 2),
-}
 # Of the 127 positive values; the others are left to the rounding of what SCATTER_ND adds up.
 _GREATEST = 120
 _COMPARING = ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL")
@@ -72,28 +71,22 @@ def with_equal_scales_of_copies(model: bytes) -> bytes:
     Args:
         model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
     """
-    if tflite.operator_names(model).isdisjoint(_COPYING):
-        return model
-    edited = tflite.unpack(model)
-    if sum(_requantized(edited, graph) for graph in edited.subgraphs) == 0:
-        return model
-    return tflite.pack(edited, len(model))
+    return rewrite_graphs(model, COPIED_SLOTS, _requantized)
 
 
 def _requantized(edited: Any, graph: Any) -> int:
     """Put a QUANTIZE in front of the ops of a graph that need one, in place; return how many were added."""
     result, added = [], 0
     for op in graph.operators:
-        for place in _COPYING.get(tflite.operator_name(edited, op), ()):
+        for place in COPIED_SLOTS.get(tflite.operator_name(edited, op), ()):
             output = int(op.outputs[0])
             if place >= len(op.inputs) or not _differ(graph, int(op.inputs[place]), output):
                 continue
             source = int(op.inputs[place])
             wanted = add_tensor(graph, source, f"{name_of(graph, source)}/rescaled")
             graph.tensors[wanted].quantization = graph.tensors[output].quantization
-            op.inputs = [*op.inputs]
-            op.inputs[place] = wanted
-            result.append(_quantize(edited, source, wanted))
+            set_input(op, place, wanted)
+            result.append(quantize_op(edited, source, wanted))
             added += 1
         result.append(op)
     graph.operators = result
@@ -119,12 +112,7 @@ def with_zero_fill_at_zero(model: bytes) -> bytes:
     Args:
         model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
     """
-    if tflite.operator_names(model).isdisjoint(_DATA_OF):
-        return model
-    edited = tflite.unpack(model)
-    if sum(_symmetric(edited, graph) for graph in edited.subgraphs) == 0:
-        return model
-    return tflite.pack(edited, len(model))
+    return rewrite_graphs(model, _DATA_OF, _symmetric)
 
 
 def _symmetric(edited: Any, graph: Any) -> int:
@@ -138,9 +126,9 @@ def _symmetric(edited: Any, graph: Any) -> int:
         data, output = int(op.inputs[place]), int(op.outputs[0])
         scale = max(_largest(graph, data), _largest(graph, output)) / _GREATEST
         before, after = (_tensor(graph, index, scale) for index in (data, output))
-        op.inputs, op.outputs = [*op.inputs], np.array([after], np.int32)
-        op.inputs[place] = before
-        result += [_quantize(edited, data, before), op, _quantize(edited, after, output)]
+        set_input(op, place, before)
+        op.outputs = np.array([after], np.int32)
+        result += [quantize_op(edited, data, before), op, quantize_op(edited, after, output)]
         changed += 1
     graph.operators = result
     return changed
@@ -148,26 +136,14 @@ def _symmetric(edited: Any, graph: Any) -> int:
 
 def _largest(graph: Any, index: int) -> float:
     """The largest magnitude that an int8 tensor can hold."""
-    quantization = graph.tensors[index].quantization
-    zero_point = int(quantization.zeroPoint[0])
-    return float(quantization.scale[0]) * max(127 - zero_point, 128 + zero_point)
+    return max(map(abs, _reach(graph, index)))
 
 
 def _tensor(graph: Any, like: int, scale: float) -> int:
-    from ai_edge_litert import schema_py_generated as generated
-
+    """A new tensor like another one, with a zero point of 0."""
     index = add_tensor(graph, like, f"{name_of(graph, like)}/symmetric")
-    quantization = generated.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = np.array([scale], np.float32), np.array([0], np.int64)
-    graph.tensors[index].quantization = quantization
+    set_scale(graph, index, scale, 0)
     return index
-
-
-def _quantize(edited: Any, source: int, target: int) -> Any:
-    from ai_edge_litert import schema_py_generated as generated
-
-    kind, options = generated.BuiltinOptions.QuantizeOptions, generated.QuantizeOptionsT()
-    return new_op(edited, "QUANTIZE", [source], target, kind, options)
 
 
 def with_comparable_scales(model: bytes) -> bytes:
@@ -176,13 +152,7 @@ def with_comparable_scales(model: bytes) -> bytes:
     Args:
         model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
     """
-    if tflite.operator_names(model).isdisjoint(_COMPARING):
-        return model
-    edited = tflite.unpack(model)
-    if sum(_comparable(edited, graph) for graph in edited.subgraphs) == 0:
-        return model
-    tflite.forget_unused_tensors(edited)
-    return tflite.pack(edited, len(model))
+    return rewrite_graphs(model, _COMPARING, _comparable, forget_tensors=True)
 
 
 def _comparable(edited: Any, graph: Any) -> int:
@@ -208,7 +178,7 @@ def _with_scaled_operands(edited: Any, graph: Any, op: Any, operands: list[int])
     moving = [place for place in (0, 1) if place not in constants]
     if not moving:
         return None
-    scales = [_scale_of(graph, operands[place]) for place in moving]
+    scales = [scale_of(graph, operands[place])[0] for place in moving]
     if max(scales) < _DEAD:
         return None
     # Beyond all that the other operand can hold, a constant is as good as any other beyond it.
@@ -230,23 +200,17 @@ def _with_scaled_operands(edited: Any, graph: Any, op: Any, operands: list[int])
 
 def _values(edited: Any, graph: Any, index: int) -> NDArray | None:
     """The numbers that an int8 constant stands for; None for an activation."""
-    tensor = graph.tensors[index]
-    data = edited.buffers[tensor.buffer].data
-    if data is None or len(data) == 0:
+    steps = constant_of(edited, graph, index, "int8")
+    if steps is None:
         return None
-    quantization = tensor.quantization
-    codes = np.asarray(data, np.uint8).view(np.int8).reshape(tensor.shape)
     with np.errstate(over="ignore"):
-        return np.asarray(dequantize(codes, float(quantization.scale[0]), int(quantization.zeroPoint[0])), np.float64)
-
-
-def _scale_of(graph: Any, index: int) -> float:
-    return float(graph.tensors[index].quantization.scale[0])
+        values = dequantize(steps.reshape(graph.tensors[index].shape), *scale_of(graph, index))
+    return np.asarray(values, np.float64)
 
 
 def _reach(graph: Any, index: int) -> tuple[float, float]:
     """The least and the largest number that an int8 tensor can hold."""
-    scale, zero_point = _scale_of(graph, index), int(graph.tensors[index].quantization.zeroPoint[0])
+    scale, zero_point = scale_of(graph, index)
     return scale * (_LOWEST - zero_point), scale * (_HIGHEST - zero_point)
 
 
@@ -255,7 +219,7 @@ def _constant(edited: Any, graph: Any, like: int, values: NDArray) -> int:
     scale = min(max(float(np.abs(values).max()) / _HIGHEST, _FINEST / 256), 0.999)
     index = add_constant(edited, graph, quantize(values, scale, 0), np.int8)
     graph.tensors[index].name = f"{name_of(graph, like)}/comparable"
-    _set_scale(graph, index, scale, 0)
+    set_scale(graph, index, scale, 0)
     return index
 
 
@@ -264,17 +228,9 @@ def _multiplied(edited: Any, graph: Any, source: int, factor: float) -> tuple[in
     from ai_edge_litert import schema_py_generated as generated
 
     number = add_constant(edited, graph, np.int8(_HIGHEST), np.int8)
-    _set_scale(graph, number, factor / _HIGHEST, 0)
+    set_scale(graph, number, factor / _HIGHEST, 0)
     result = add_tensor(graph, source, f"{name_of(graph, source)}/comparable")
-    zero_point = int(graph.tensors[source].quantization.zeroPoint[0])
-    _set_scale(graph, result, _scale_of(graph, source) * factor, zero_point)
+    scale, zero_point = scale_of(graph, source)
+    set_scale(graph, result, scale * factor, zero_point)
     kind, options = generated.BuiltinOptions.MulOptions, generated.MulOptionsT()
     return result, new_op(edited, "MUL", [source, number], result, kind, options)
-
-
-def _set_scale(graph: Any, index: int, scale: float, zero_point: int) -> None:
-    from ai_edge_litert import schema_py_generated as generated
-
-    quantization = generated.QuantizationParametersT()
-    quantization.scale, quantization.zeroPoint = np.array([scale], np.float32), np.array([zero_point], np.int64)
-    graph.tensors[index].quantization = quantization

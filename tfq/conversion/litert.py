@@ -31,7 +31,7 @@ def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[s
     if not patterns:
         return []
     named = [
-        (op.keras_layer or graph.tensors[op.outputs[0]].name, [graph.tensors[index].name for index in op.outputs])
+        (graph.layer_of(op), [graph.tensors[index].name for index in op.outputs])
         for graph in tflite.read(model).subgraphs
         for op in graph.ops
         if op.outputs

@@ -96,7 +96,6 @@ class MaskFlow:
 
     def __post_init__(self) -> None:
         self._whole: set[int] = set()
-        self._maker = {output: op for op in self.graph.ops for output in op.outputs}
         for index in self.graph.inputs:
             self._see_input(index)
         for op in self.graph.ops:
@@ -302,12 +301,12 @@ class MaskFlow:
 
     def _is_below_its_maximum(self, index: int) -> bool:
         """Whether a tensor is x less something that was made of max(x): its maximum, or the logarithm of a sum."""
-        sub = self._maker.get(index)
+        sub = self.graph.producers.get(index)
         if sub is None or sub.name != "SUB":
             return False
         waiting, seen = [sub.inputs[1]], set()
         while waiting:
-            op = self._maker.get(waiting.pop())
+            op = self.graph.producers.get(waiting.pop())
             if op is None or op.index in seen:
                 continue
             if op.name == "REDUCE_MAX" and op.inputs[0] == sub.inputs[0]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.conversion.graph_rewrites import add_constant, constant_of
+from tfq.conversion.graph_editing import add_constant, constant_of, forget_unread_ops, set_input
 from tfq.conversion.mask_flow import HUGE, Interval, MaskFlow
 from tfq.errors import TfqWarning
 from tfq.ptq.calibration.observer import Sample, look_at_each
@@ -103,7 +103,7 @@ def without_covered_choices(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges
             if (number, covered) in results:
                 results[number, int(outer.outputs[0])] = results[number, x] = results.pop((number, covered))
         if changed:
-            _forget_unread(graph)
+            forget_unread_ops(graph)
     if not changed:
         return model, ranges
     tflite.forget_unused_codes(edited)
@@ -117,16 +117,6 @@ def _same_values(edited: Any, graph: Any, one: int, other: int) -> bool:
     return list(graph.tensors[one].shape) == list(graph.tensors[other].shape) and np.array_equal(left, right)
 
 
-def _forget_unread(graph: Any) -> None:
-    """Take out the ops whose outputs nobody reads."""
-    while True:
-        read = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
-        kept = [op for op in graph.operators if len(op.outputs) == 0 or not read.isdisjoint(map(int, op.outputs))]
-        if len(kept) == len(graph.operators):
-            return
-        graph.operators = kept
-
-
 def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str, *, even: bool = True) -> BoundedMasks:
     """Cut off the masks on the way to a softmax, a maximum or a max pool at the scores' own range.
 
@@ -138,7 +128,7 @@ def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str,
     edited = tflite.unpack(model)
     by_observed = _flow(edited, graph, observed, observed, scheme, extra=_EXTRA if even else 0.0)
     by_chosen = _flow(edited, graph, observed, ranges, scheme, even=even)
-    unbounded = tuple(sorted({op.keras_layer or graph.tensors[op.outputs[0]].name for op in by_observed.swallowed}))
+    unbounded = tuple(sorted({graph.layer_of(op) for op in by_observed.swallowed}))
     if not by_observed.limits:
         return BoundedMasks(model=model, ranges=dict(ranges), unbounded=unbounded)
     changed = _cut_constants(edited, edited.subgraphs[graph.index], by_observed)
@@ -150,7 +140,7 @@ def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str,
     changed_ranges = {key[1] for key, ends in bounded.items() if ends != ranges.get(key)}
     layers = [
         {
-            "layer": op.keras_layer or graph.tensors[op.outputs[0]].name,
+            "layer": graph.layer_of(op),
             "op": op.name,
             "tensor": op.inputs[0],
             "range": list(bounded.get((graph.index, op.inputs[0]), ())),
@@ -234,12 +224,10 @@ def _cut_constants(edited: Any, table: Any, flow: MaskFlow) -> bool:
 
 def _replace_constant(edited: Any, graph: Any, op: Any, place: int, values: NDArray, index: int | None = None) -> int:
     """Let `op` read a new constant with these values, or the one at `index`."""
-    inputs = [int(item) for item in op.inputs]
     if index is None:
-        old = graph.tensors[inputs[place]]
+        old = graph.tensors[int(op.inputs[place])]
         index = add_constant(edited, graph, values.reshape([int(size) for size in old.shape]))
-    inputs[place] = index
-    op.inputs = np.array(inputs, np.int32)
+    set_input(op, place, index)
     return index
 
 

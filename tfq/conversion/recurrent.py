@@ -29,7 +29,7 @@ def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
     ops = [op for op in graph.ops if op.name in _RECURRENT]
     if not ops:
         return
-    shown = {op.index: f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})" for op in ops}
+    shown = {op.index: f"{op.name} ({graph.layer_of(op)})" for op in ops}
     if config.scheme == "int16x8" and config.quantizer == "tensorflow":
         raise InputError(
             f"int16x8: {', '.join(shown.values())}: TensorFlow's quantizer has no 16-bit form of it: convert to int8, "

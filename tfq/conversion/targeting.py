@@ -150,7 +150,7 @@ def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str]
         elif finding.op_index is not None and (graph.index, finding.op_index) not in named:
             op = graph.ops[finding.op_index]
             if _computes_in_float(graph, op) and not _only_changes_type(graph, op):
-                floats.append(f"{op.name} ({op.keras_layer or graph.tensors[op.outputs[0]].name})")
+                floats.append(f"{op.name} ({graph.layer_of(op)})")
     return list(dict.fromkeys(floats)), borders
 
 

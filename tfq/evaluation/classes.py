@@ -101,7 +101,6 @@ def agreement(outputs: NDArray, reference: NDArray) -> float:
 
 def _producer(graph: Subgraph, tensor: int) -> tuple[Op | None, int]:
     """Return the op that computes a tensor's values, and the tensor that it writes; None for an input's values."""
-    makers = {index: op for op in graph.ops for index in op.outputs}
-    while tensor in makers and makers[tensor].name in _PASS_ON:
-        tensor = makers[tensor].inputs[0]
-    return makers.get(tensor), tensor
+    while (op := graph.producers.get(tensor)) is not None and op.name in _PASS_ON:
+        tensor = op.inputs[0]
+    return op, tensor

@@ -107,7 +107,7 @@ def _of_op(parsed: Model, index: int | None) -> Location:
         return Location()
     graph = parsed.main_subgraph
     op = graph.ops[index]
-    layer = op.keras_layer or graph.tensors[op.outputs[0]].name
+    layer = graph.layer_of(op)
     return Location(op_index=index, title=title(graph, op), layer=layer, is_output=_gives_output(graph, op))
 
 
@@ -137,7 +137,7 @@ def _affordable(size: int, count: int) -> int:
 def _gives_output(graph: Subgraph, op: Op) -> bool:
     tensor, moving = op.outputs[0], (*MOVING_OPS, *_CONVERTING)
     while tensor not in graph.outputs:
-        readers = [item for item in graph.ops if tensor in item.inputs]
+        readers = graph.readers.get(tensor, ())
         if len(readers) != 1 or readers[0].name not in moving:
             return False
         tensor = readers[0].outputs[0]
@@ -202,14 +202,12 @@ def _first(
 ) -> tuple[int, float] | None:
     """(op with the largest fall, largest share of the noise that one op adds), from the output to where all is well."""
     graph = parsed.main_subgraph
-    makers = {index: op for op in graph.ops for index in op.outputs}
     path: list[tuple[int, float]] = []  # (op, fall in dB)
     added, largest = 0.0, _noise(_ratio(checks[output]))
     tensor, seen = output, set()
-    while tensor in makers and tensor not in seen:
+    while (op := graph.producers.get(tensor)) is not None and tensor not in seen:
         seen.add(tensor)
-        op = makers[tensor]
-        inputs = [index for index in _compared(op, checks, makers) if _contributes(graph, op, index, facts)]
+        inputs = [index for index in _compared(graph, op, checks) if _contributes(graph, op, index, facts)]
         ratios = {index: _ratio(checks[index]) for index in inputs}
         worst = min(ratios, key=lambda index: ratios[index], default=None)
         here = _ratio(checks[tensor]) if tensor in checks else None
@@ -238,7 +236,7 @@ def _first(
     return _behind_quantize(parsed, index), min(1.0, added / largest)
 
 
-def _compared(op: Op, checks: Mapping[int, OutputCheck], makers: Mapping[int, Op]) -> list[int]:
+def _compared(graph: Subgraph, op: Op, checks: Mapping[int, OutputCheck]) -> list[int]:
     """The nearest tensors with a float twin that an op's inputs are computed from: tfq adds ops without one."""
     found, waiting, seen = [], [*op.inputs], set()
     while waiting:
@@ -248,8 +246,8 @@ def _compared(op: Op, checks: Mapping[int, OutputCheck], makers: Mapping[int, Op
         seen.add(index)
         if index in checks:
             found.append(index)
-        elif index in makers:
-            waiting += makers[index].inputs
+        elif index in graph.producers:
+            waiting += graph.producers[index].inputs
     return found
 
 
@@ -271,8 +269,8 @@ def _behind_quantize(parsed: Model, index: int) -> int:
     op = graph.ops[index]
     if op.name not in _CONVERTING or op.inputs[0] in graph.inputs:
         return index
-    readers = [item.index for item in graph.ops if op.outputs[0] in item.inputs]
-    return readers[0] if len(readers) == 1 else index
+    readers = graph.readers.get(op.outputs[0], ())
+    return readers[0].index if len(readers) == 1 else index
 
 
 def _noise(ratio_db: float) -> float:

@@ -41,6 +41,7 @@ from tfq.errors import InputError
 from tfq.evaluation.classes import agreement, is_class_vector
 from tfq.quant_math import dequantize
 from tfq.tflite import Model, Subgraph, Tensor
+from tfq.tflite.op_types import FIXED_OUTPUT_SCALES
 
 # Decibels, as the module's docstring defines them.
 ABLE_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
@@ -53,9 +54,7 @@ LONGEST_AXIS = 512
 # A slice varies if its values differ by more than float32's rounding, and fewer than this share of them are equal to
 # the median: a feature that is zero on almost all samples says nothing when it is zero on all.
 _MOST_EQUAL, _ROUNDING, _SUM_ROUNDING = 0.9, 1e-5, 1e-6
-# Ops whose output scale is part of their definition (TFLite 8-bit quantization specification), and ops that only move
-# values.
-FIXED_SCALE_OPS = frozenset({"SOFTMAX", "LOGISTIC", "TANH", "LOG_SOFTMAX", "L2_NORMALIZATION"})
+# Ops that only move values.
 MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "QUANTIZE"})
 
 
@@ -310,19 +309,18 @@ def _grid(graph: Subgraph, index: int) -> tuple[float | None, bool]:
 
     An output that was dequantized has the scale of what was dequantized.
     """
-    makers = {output: op for op in graph.ops for output in op.outputs}
-    op = makers.get(index)
+    op = graph.producers.get(index)
     if op is not None and op.name == "DEQUANTIZE":
         index = op.inputs[0]
     tensor = graph.tensors[index]
     grid = tensor.scale[0] if tensor.is_quantized and tensor.scale[0] > 0 else None
-    op = makers.get(index)
+    op = graph.producers.get(index)
     while op is not None and op.name in MOVING_OPS:
         source = graph.tensors[op.inputs[0]]
         if source.scale != tensor.scale:
             return grid, False
-        op = makers.get(op.inputs[0])
-    return grid, op is not None and op.name in FIXED_SCALE_OPS
+        op = graph.producers.get(op.inputs[0])
+    return grid, op is not None and op.name in FIXED_OUTPUT_SCALES
 
 
 def _class_agreement(graph: Subgraph, index: int, floats: NDArray, values: NDArray) -> float | None:

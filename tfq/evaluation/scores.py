@@ -87,11 +87,10 @@ def reconstructs(model: Model) -> bool:
     is_real = all(tensor.is_quantized or tensor.dtype.startswith("float") for tensor in (source, sink))
     if not is_real or shapes[0] != shapes[1] or all(size == 1 for size in shapes[0]):
         return False
-    makers = {index: op for op in graph.ops for index in op.outputs}
     index = sink.index
-    while index in makers and makers[index].name in _PASS_ON:
-        index = makers[index].inputs[0]
-    return index not in makers or makers[index].name not in _DECIDES
+    while (op := graph.producers.get(index)) is not None and op.name in _PASS_ON:
+        index = op.inputs[0]
+    return op is None or op.name not in _DECIDES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

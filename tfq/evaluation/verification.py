@@ -299,8 +299,7 @@ def _encoded(array: NDArray, tensor: Tensor) -> NDArray:
 
 def title(graph: Subgraph, op: Op) -> str:
     """Return an op for people: "op #5 ADD (add_1)"."""
-    layer = op.keras_layer or (graph.tensors[op.outputs[0]].name if op.outputs else "no output")
-    return f"op #{op.index} {op.name} ({layer})"
+    return f"op #{op.index} {op.name} ({graph.layer_of(op)})"
 
 
 def _neutral(tensor: Tensor) -> NDArray:

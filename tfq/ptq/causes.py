@@ -149,9 +149,8 @@ def op_label(graph: Subgraph, op_index: int) -> str:
 
 def tensor_label(graph: Subgraph, tensor: int) -> str:
     """Return a name that distinguishes a tensor: the op that computes it, or "input 'x'"."""
-    for op in graph.ops:
-        if tensor in op.outputs:
-            return op_label(graph, op.index)
+    if tensor in graph.producers:
+        return op_label(graph, graph.producers[tensor].index)
     return f"{'input' if tensor in graph.inputs else 'constant'} {graph.tensors[tensor].name!r}"
 
 
@@ -206,11 +205,6 @@ class Diagnosis:
 
     def __init__(self, graph: Subgraph, facts: Mapping[int, TensorFacts]) -> None:
         self.graph, self._facts = graph, facts
-        self.producers = {output: op for op in graph.ops for output in op.outputs}
-        self._readers: dict[int, list[Op]] = {}
-        for op in graph.ops:
-            for index in set(op.inputs) - {ABSENT}:
-                self._readers.setdefault(index, []).append(op)
 
     def cause_of(self, op_index: int, weight_sqnr_db: float | None = None) -> Cause:
         """Return the cause by the first rule that applies, as the function `cause_of` does."""
@@ -253,7 +247,7 @@ class Diagnosis:
         for _ in range(_FARTHEST):
             if tensor in self._facts:
                 return self._facts[tensor]
-            op = self.producers.get(tensor)
+            op = self.graph.producers.get(tensor)
             if op is None or op.name not in PASSING | _REQUANTIZING:
                 return None
             tensor = op.inputs[0]
@@ -285,7 +279,7 @@ class Diagnosis:
         for _ in range(_FARTHEST):
             following = []
             for tensor in waiting:
-                before = self.producers.get(tensor)
+                before = self.graph.producers.get(tensor)
                 if before is not None and before.index not in seen:
                     seen.add(before.index)
                     yield before
@@ -296,7 +290,7 @@ class Diagnosis:
     def source(self, tensor: int) -> int:
         """Return the tensor that `tensor` is a copy of, through ops that only move or requantize values."""
         for _ in range(_FARTHEST):
-            op = self.producers.get(tensor)
+            op = self.graph.producers.get(tensor)
             if op is None or op.name not in PASSING | _REQUANTIZING:
                 return tensor
             tensor = op.inputs[0]
@@ -304,7 +298,7 @@ class Diagnosis:
 
     def matters(self, tensor: int) -> bool:
         """Check whether a tensor can reach an output: what a maximum or minimum never takes may be wrong."""
-        readers = self._readers.get(tensor, [])
+        readers = self.graph.readers.get(tensor, ())
         return tensor in self.graph.outputs or not readers or any(self._takes(op, tensor) for op in readers)
 
     def _takes(self, op: Op, tensor: int) -> bool:
@@ -348,7 +342,7 @@ class Diagnosis:
                     continue
                 seen.add(index)
                 yield index
-                op = self.producers.get(index)
+                op = self.graph.producers.get(index)
                 if op is not None and op.name in through:
                     following += self.data_inputs(op)
             waiting = following
@@ -409,7 +403,7 @@ class Diagnosis:
             if tensor in seen or self.scale(tensor) is None:
                 continue
             seen.add(tensor)
-            for other in (*self._readers.get(tensor, ()), *filter(None, [self.producers.get(tensor)])):
+            for other in (*self.graph.readers.get(tensor, ()), *filter(None, [self.graph.producers.get(tensor)])):
                 joins = other.name in _SHARED_SCALE
                 same = [item for item in (*self.data_inputs(other), *other.outputs) if self._same(item, tensor)]
                 if other.index in reached or not (joins or other.name in PASSING) or len(same) < 2:

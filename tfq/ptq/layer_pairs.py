@@ -174,15 +174,11 @@ def partners(
     """
     graph = parsed.main_subgraph
     by_output = {item.output: item for item in weighted_ops(edited, parsed)}
-    readers: dict[int, list[tflite.Op]] = {}
-    for op in graph.ops:
-        for index in set(op.tensors) & set(op.inputs):
-            readers.setdefault(index, []).append(op)
     result, skipped = [], {}
     for first in by_output.values():
         second, reason = None, why_not(first, None)
         if not reason:
-            second, reason = _reader(first, graph, readers, by_output, passing)
+            second, reason = _reader(first, graph, by_output, passing)
         if second is not None:
             reason = why_not(first, second)
         if second is None or reason:
@@ -195,7 +191,6 @@ def partners(
 def _reader(
     first: Weighted,
     graph: tflite.Subgraph,
-    readers: Mapping[int, list[tflite.Op]],
     by_output: Mapping[int, Weighted],
     passing: Collection[str],
 ) -> tuple[Weighted | None, str]:
@@ -204,7 +199,7 @@ def _reader(
     while True:
         if tensor in graph.outputs:
             return None, "an output of the model"
-        ops = readers.get(tensor, [])
+        ops = graph.readers.get(tensor, ())
         if len(ops) != 1:
             return None, f"{len(ops)} ops read what it gives"
         (op,) = ops

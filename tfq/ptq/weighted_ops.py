@@ -214,7 +214,7 @@ def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[Weighted]:
         num_inputs = weights.shape[1] if record.name == "FULLY_CONNECTED" else data.shape[-1]
         if record.name == "CONV_2D" and weights.shape[3] != num_inputs:
             continue
-        layer = record.keras_layer or parsed.main_subgraph.tensors[record.outputs[0]].name
+        layer = parsed.main_subgraph.layer_of(record)
         yield Weighted(model, op, record.name, layer, num_inputs)
 
 

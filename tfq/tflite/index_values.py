@@ -26,7 +26,6 @@ def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
     Sources are followed through ops that move numbers or compute on them, in any type. Constants and conditions (bool)
     are left out. The output of an op that computes on weights is a source, its inputs are not.
     """
-    producers = {output: op for op in graph.ops for output in op.outputs}
     asked = graph.ops if op is None else (op,)
     pending = [tensor for item in asked for place, _, tensor, role in roles(item) if place == "input" and role == INDEX]
     results: set[int] = set()
@@ -36,7 +35,7 @@ def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
         if index in results or tensor.is_constant or tensor.dtype == "bool":
             continue
         results.add(index)
-        source = producers.get(index)
+        source = graph.producers.get(index)
         if source is None or source.name not in _PASSING:
             continue
         decided = {tensor for place, _, tensor, role in roles(source) if place == "output" and role == INDEX}

@@ -45,6 +45,13 @@ WEIGHT_INPUTS = _table("""
     CONV_2D=1 DEPTHWISE_CONV_2D=1 FULLY_CONNECTED=1 TRANSPOSE_CONV=1 CONV_3D=1 CONV_3D_TRANSPOSE=1 BATCH_MATMUL=0,1
     EMBEDDING_LOOKUP=1 SVDF=1 LSTM=1,2,3,4,5,6,7,8,16 UNIDIRECTIONAL_SEQUENCE_LSTM=1,2,3,4,5,6,7,8,16
 """)
+# The slots of data, weights and bias of ops that accumulate products, in the steps of data scale * weight scale.
+WEIGHTED_SLOTS = {
+    "CONV_2D": (0, 1, 2),
+    "DEPTHWISE_CONV_2D": (0, 1, 2),
+    "FULLY_CONNECTED": (0, 1, 2),
+    "TRANSPOSE_CONV": (2, 1, 3),
+}
 # Of more bits than the data, 16 in the int8 forms: what an op carries from step to step, the coefficients of a layer
 # normalization, and SVDF's weights along time.
 WIDE_INPUTS = _table("""
@@ -60,6 +67,20 @@ MOVING_INPUTS = _table("""
     RESIZE_NEAREST_NEIGHBOR=0 REDUCE_MAX=0 REDUCE_MIN=0 SELECT=1,2 SELECT_V2=1,2 DYNAMIC_UPDATE_SLICE=0,1
 """)
 JOINING_OPS = names("CONCATENATION PACK MAXIMUM MINIMUM")
+
+# Ops with one output -> the slots that their int8 and int16 kernels copy to it, quantized value by quantized value.
+COPIED_SLOTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(
+        names("""
+    BATCH_TO_SPACE_ND BROADCAST_TO DEPTH_TO_SPACE EXPAND_DIMS GATHER GATHER_ND MIRROR_PAD PAD RESHAPE
+    RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SQUEEZE STRIDED_SLICE TILE TRANSPOSE
+    """),
+        (0,),
+    ),
+    **dict.fromkeys(("SELECT", "SELECT_V2"), (1, 2)),
+    "DYNAMIC_UPDATE_SLICE": (0, 1),
+    "PADV2": (0, 2),
+}
 
 # Output scale and zero point that the integer kernels of an op assume, by type.
 FIXED_OUTPUT_SCALES: dict[str, dict[str, tuple[float, int]]] = {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a flatbuffer says, as frozen records. Every index in them is valid: who holds a Model may index unchecked."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,10 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Subgraph:
-    """A graph of ops over tensors. inputs, outputs: tensor indices in the model's order."""
+    """A graph of ops over tensors. inputs, outputs: tensor indices in the model's order.
+
+    `producers` and `readers` lead from a tensor to its ops; they are computed once.
+    """
 
     index: int
     name: str
@@ -86,20 +90,39 @@ class Subgraph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
+    @functools.cached_property
+    def producers(self) -> Mapping[int, Op]:
+        """{tensor: the op that computes it}, of every tensor that is an output of an op."""
+        return {output: op for op in reversed(self.ops) for output in op.outputs}
+
+    @functools.cached_property
+    def readers(self) -> Mapping[int, tuple[Op, ...]]:
+        """{tensor: the ops that read it, each once}, of every tensor that an op reads."""
+        results: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for index in dict.fromkeys(op.inputs):
+                if index != ABSENT:
+                    results.setdefault(index, []).append(op)
+        return {index: tuple(ops) for index, ops in results.items()}
+
     @property
     def input_tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that it is fed."""
+        """The tensors of the inputs."""
         return tuple(self.tensors[index] for index in self.inputs)
 
     @property
-    def layers_by_output(self) -> dict[int, str]:
-        """Tensor that an op gives out -> the Keras layer that does, or the tensor's own name where it is not known."""
-        return {output: op.keras_layer or self.tensors[output].name for op in self.ops for output in op.outputs}
+    def output_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the outputs."""
+        return tuple(self.tensors[index] for index in self.outputs)
 
     @property
-    def output_tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that it answers with."""
-        return tuple(self.tensors[index] for index in self.outputs)
+    def layers_by_output(self) -> dict[int, str]:
+        """{output of an op: the Keras layer of the op}, or the tensor's name if the layer is not known."""
+        return {output: op.keras_layer or self.tensors[output].name for op in self.ops for output in op.outputs}
+
+    def layer_of(self, op: Op) -> str:
+        """Return the Keras layer of an op of this graph; if it is not known, the name of its first output."""
+        return op.keras_layer or (self.tensors[op.outputs[0]].name if op.outputs else "no output")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -419,10 +419,7 @@ def _cut_off(graph: Subgraph) -> set[int]:
 
     So do masks of a softmax: what they choose from ends where the masked values are, and so does what they give.
     """
-    readers: dict[int, set[str]] = {}
-    for op in graph.ops:
-        for index in op.inputs:
-            readers.setdefault(index, set()).add(op.name)
+    readers = {index: {op.name for op in ops} for index, ops in graph.readers.items()}
     masks = [op for op in graph.ops if op.name in _SELECTS and readers.get(op.outputs[0]) == {"SOFTMAX"}]
     masked = {index for op in masks for index in op.inputs[1:] if readers[index] <= _SELECTS}
     cut = {index for index, names in readers.items() if names <= {"MINIMUM", "MAXIMUM"}}

@@ -16,7 +16,7 @@ from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import scale_of
 from tfq.quant_math import dequantize, quantize
 from tfq.text_table import aligned
-from tfq.tflite import Model, Op, Subgraph, Tensor
+from tfq.tflite import Model, Subgraph, Tensor
 
 # Whole steps are not whole numbers once they are reals in float32.
 _FLOAT_SLACK_LSB = 0.01
@@ -439,7 +439,7 @@ def output_tallies(model: Model) -> list[OutputTally]:
 def logits_of(graph: Subgraph, output: int) -> tuple[str | None, int]:
     """(op, tensor): the softmax or sigmoid that gives the output, and what enters it; (None, output) without one."""
     index = _origin(graph, output, _PASSING)
-    producer = _producer(graph, index)
+    producer = graph.producers.get(index)
     if producer is None or producer.name not in _TO_PROBABILITIES:
         return None, output
     return producer.name, _origin(graph, producer.inputs[0], _SHAPING)
@@ -457,10 +457,6 @@ def _scale(tensor: Tensor | None) -> float | None:
 
 def _origin(graph: Subgraph, index: int, passing: Collection[str]) -> int:
     """The tensor that this one is made of by ops in `passing` alone."""
-    while (producer := _producer(graph, index)) is not None and producer.name in passing:
+    while (producer := graph.producers.get(index)) is not None and producer.name in passing:
         index = producer.inputs[0]
     return index
-
-
-def _producer(graph: Subgraph, index: int) -> Op | None:
-    return next((op for op in graph.ops if index in op.outputs), None)

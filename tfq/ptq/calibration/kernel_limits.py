@@ -27,16 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tfq import tflite
+from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, WEIGHTED_SLOTS
 
 RangeMap = Mapping[tuple[int, int], tuple[float, float]]
 
-# Op -> the places of its data, its weights and its bias.
-_WEIGHTED = {
-    "CONV_2D": (0, 1, 2),
-    "DEPTHWISE_CONV_2D": (0, 1, 2),
-    "FULLY_CONNECTED": (0, 1, 2),
-    "TRANSPOSE_CONV": (2, 1, 3),
-}
 _SUMS = ("ADD", "SUB")
 # Input and output share one scale, which the quantizer may take from either side.
 _TIED_NAMES = """
@@ -46,9 +40,10 @@ _TIED_NAMES = """
 """
 _TIED = frozenset(_TIED_NAMES.split())
 # Widths of outputs whose scale the op itself fixes.
-_FIXED = {"LOGISTIC": 1.0, "SOFTMAX": 1.0, "TANH": 2.0, "L2_NORMALIZATION": 2.0, "LOG_SOFTMAX": 16.0}
+_FIXED = {name: 256 * scales["int8"][0] for name, scales in FIXED_OUTPUT_SCALES.items()}
+# Steps of an activation's range, and of a weight's largest magnitude.
 _STEPS = {"int8": 255, "int16x8": 65534}
-_WEIGHT_STEPS = 127
+WEIGHT_STEPS = 127
 # Output scale / accumulator step; half of what XNNPACK takes.
 _FINEST_OUTPUT = 2.0**-7
 # Output scale / largest input scale: of int16, half of what the kernel takes; int8 takes 2^-19.
@@ -58,7 +53,8 @@ _FINEST_SQUARE = 2.0**-11
 _FINEST_HARD_SWISH = 1 / 127
 # Of the width of the inputs, where an op has no limit but that its scale is not 0.
 _FINEST_OTHER = 2.0**-13
-_LARGEST_BIAS = 2.0**30
+# In steps of input * weight, with a margin. litert-quantizer clips the 64-bit biases of int16x8 to 32 bits too.
+LARGEST_BIAS = 2.0**30
 _LARGEST_CUT = 6 / 2.0**30
 # RELU_N1_TO_1 and RELU6 among the schema's activations.
 _CUTTING = (2, 3)
@@ -92,6 +88,17 @@ def with_kernel_limits(
     return results, tuple(dict.fromkeys(dead))
 
 
+def grid_width(minimum: float, maximum: float, scheme: str) -> float:
+    """Return how much a grid of the scheme spans for such a range: zero is in it, and int16 is symmetric."""
+    low, high = min(minimum, 0.0), max(maximum, 0.0)
+    return 2 * max(-low, high) if scheme == "int16x8" else high - low
+
+
+def grid_step(minimum: float, maximum: float, scheme: str) -> float:
+    """Return the scale of an activation with such a range."""
+    return grid_width(minimum, maximum, scheme) / _STEPS[scheme]
+
+
 class _Limits:
     """The widths of one graph's activations, which only grow."""
 
@@ -101,7 +108,6 @@ class _Limits:
         self._widths = {tensor: self._width(*ends) for tensor, ends in ranges.items()}
         self._before = dict(self._widths)
         self._fixed = {op.outputs[0]: _FIXED[op.name] for op in graph.ops if op.name in _FIXED}
-        self._producers = {output: op for op in graph.ops for output in op.outputs}
         self._constants = {
             index: tflite.constant_values(model, graph.tensors[index])
             for op in graph.ops
@@ -145,7 +151,7 @@ class _Limits:
         ]
 
     def _own_floor(self, tensor: int) -> float:
-        return self._floor_of(self._producers[tensor]) if tensor in self._producers else 0.0
+        return self._floor_of(op) if (op := self._graph.producers.get(tensor)) else 0.0
 
     def _floors(self) -> Iterator[tuple[int, float]]:
         """(tensor, its least width), as the widths are when it is taken."""
@@ -158,7 +164,7 @@ class _Limits:
             if index in self._widths and not self._widths[index]:
                 yield index, _UNKNOWN
         for op in reversed(self._graph.ops):
-            if op.name in _WEIGHTED:
+            if op.name in WEIGHTED_SLOTS:
                 yield from self._for_bias(op)
 
     def _grow(self, floors: Iterator[tuple[int, float]]) -> bool:
@@ -185,8 +191,8 @@ class _Limits:
         """The least width of what `op` outputs, by its kernel."""
         steps = self._steps
         floor = _LARGEST_CUT * steps if op.index in self._cutting else 0.0
-        if op.name in _WEIGHTED and self._scheme == "int8":
-            data, weights, _ = _WEIGHTED[op.name]
+        if op.name in WEIGHTED_SLOTS and self._scheme == "int8":
+            data, weights, _ = WEIGHTED_SLOTS[op.name]
             step = self._width_of(op.inputs[data]) * self._weight_step(op.inputs[weights])
             return max(floor, step * _FINEST_OUTPUT)
         if op.name in _SUMS:
@@ -207,16 +213,16 @@ class _Limits:
         return frozenset(index for index, activation in enumerate(fused) if activation in _CUTTING)
 
     def _for_bias(self, op: tflite.Op) -> Iterator[tuple[int, float]]:
-        data, weights, bias = (op.inputs[place] if place < len(op.inputs) else -1 for place in _WEIGHTED[op.name])
+        data, weights, bias = (op.inputs[place] if place < len(op.inputs) else -1 for place in WEIGHTED_SLOTS[op.name])
         if data not in self._widths or bias not in self._constants or weights not in self._constants:
             return
         largest, step = float(np.abs(self._constants[bias]).max(initial=0.0)), self._weight_step(weights)
         if largest and step:
-            yield data, largest / step / _LARGEST_BIAS * self._steps
+            yield data, largest / step / LARGEST_BIAS * self._steps
 
     def _weight_step(self, index: int) -> float:
         if index in self._constants:
-            return float(np.abs(self._constants[index]).max(initial=0.0)) / _WEIGHT_STEPS
+            return float(np.abs(self._constants[index]).max(initial=0.0)) / WEIGHT_STEPS
         return self._width_of(index) / self._steps
 
     def _widest(self, tensors: Sequence[int]) -> float:
@@ -231,12 +237,10 @@ class _Limits:
         return max(self._widths.get(index, 0.0), self._fixed.get(index, 0.0))
 
     def _width(self, minimum: float, maximum: float) -> float:
-        """What a grid of this scheme spans: zero is in it, and int16 is symmetric."""
-        low, high = min(minimum, 0.0), max(maximum, 0.0)
-        return 2 * max(-low, high) if self._scheme == "int16x8" else high - low
+        return grid_width(minimum, maximum, self._scheme)
 
     def _float_constants(self, op: tflite.Op) -> list[int]:
-        if op.name not in _WEIGHTED and op.name not in _SUMS:
+        if op.name not in WEIGHTED_SLOTS and op.name not in _SUMS:
             return []
         tensors = [self._graph.tensors[index] for index in op.inputs if index != tflite.ABSENT]
         return [tensor.index for tensor in tensors if tensor.is_constant and tensor.dtype == "float32"]
