@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Show the type that every op of a .tflite computes in, and run it; with --require, fail unless it is that.
+"""Show the type that every op of a .tflite computes in, and whether the file runs; hold it to a scheme or a target.
 
     tfq audit --model=model_int8.tflite --require=full_int8
     tfq audit --model=model_int8.tflite --require=edgetpu
 
---require names a scheme or a target. The file is run once on neutral inputs, in a child process: one that fails does
-not pass. One with a custom op, or compiled for another device, cannot be tried here. --noexecute leaves the run out.
+--require names the scheme or target: exit code 1 unless every op fits, with the reason for each that does not. The file
+is also run once on neutral inputs, in a child process; one that fails does not pass. A file with a custom op, or one
+that was compiled for another device, cannot be tried here and is not judged by that. --noexecute skips the run.
 """
 
 from collections.abc import Sequence

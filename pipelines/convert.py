@@ -4,10 +4,12 @@
 
     tfq convert --model=model.keras --data=npz:examples.npz --scheme=int8 --out=out/convert
 
-The ranges that were calibrated are kept beside it, in <model>_<scheme>_ranges.json: --calibration.ranges takes them.
---data gives the representative dataset: its training examples, else those for validation, else those for testing.
-The result is run next to the float model on up to 20 of these examples. Outputs that lost their information (collapsed)
-are named, with the op, the cause and what other settings would give; with --strict that is an error (exit code 1).
+--data is the representative dataset: its training examples, else those for validation, else those for testing. The
+calibrated ranges are saved next to the result, in <model>_<scheme>_ranges.json, which --calibration.ranges accepts.
+
+The result is verified: it is run next to the float model on up to 20 of these examples. Outputs that lost their
+information (collapsed) are reported with the op, the cause and what other settings would give; with --strict that is an
+error (exit code 1). --noverify skips it.
 """
 
 from collections.abc import Sequence

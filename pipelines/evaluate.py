@@ -2,7 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a .tflite on test examples, here or on an emulated ARM CPU, and compare it with its float model.
 
-tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --backend=local
+    tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --backend=local
+
+Reported are the metric with its 95% interval, the SQNR of each output against the reference, agreement (the fraction of
+examples with the reference's class) of each output that says a class, latency and size. --require.* are bounds: exit
+code 1 if one does not hold.
 """
 
 from collections.abc import Sequence

@@ -46,10 +46,9 @@ def weight_errors(quantized: bytes, floating: bytes, pair: Beside) -> Mapping[in
     are left out.
     """
     graphs = pair.quantized.main_subgraph, pair.floating.main_subgraph
-    float_ops = {output: op for op in graphs[1].ops for output in op.outputs}
     results = {}
     for op in graphs[0].ops:
-        twin = float_ops.get(pair.of_float.get(op.outputs[0], tflite.ABSENT)) if op.outputs else None
+        twin = graphs[1].producers.get(pair.of_float.get(op.outputs[0], tflite.ABSENT)) if op.outputs else None
         if twin is None or twin.name != op.name:
             continue
         for slot in sorted(WEIGHT_INPUTS.get(op.name, ())):

@@ -30,7 +30,8 @@ class AnalysisRequireConfig(Config):
     """Bounds on an analysis; a missed one is exit code 1."""
 
     min_layer_sqnr_db: float | None = setting(
-        None, "lowest signal to error of any op's output against the float model, in dB; dead ops are not counted"
+        None,
+        "lowest signal to error (SQNR) of any op's output against the float model, in dB; dead ops are not counted",
     )
 
 
@@ -38,7 +39,7 @@ class AnalysisRequireConfig(Config):
 class AnalysisConfig(Config):
     """Why an int8 flatbuffer computes something else than its float one."""
 
-    reference: str = setting("", "float .tflite that the model was made of")
+    reference: str = setting("", "float .tflite that the model was made from")
     limit: int = setting(64, "examples to compare on", minimum=1)
     sensitivity: bool = setting(False, "also measure what each op, quantized alone, does to the outputs")
     histograms: bool = setting(True, "keep the distribution of each op's output and weights, for the page")

@@ -30,14 +30,16 @@ class AuditConfig(Config):
     )
     allow_float: tuple[str, ...] = setting(
         (),
-        "name patterns of layers (or of output tensors) that may stay float, or be of any other type; op:12 is op "
-        "number 12 of the file, float:op:12 the op that its conversion addressed as op:12",
+        "name patterns of layers (or of output tensors) that may stay float, or be of any other type; also op:12 for "
+        "op number 12 of this file, and float:op:12 for the op that its conversion addressed as op:12",
     )
     allow_int16: tuple[str, ...] = setting(
         (), "patterns, as of allow_float, of layers whose activations may have 16 bits"
     )
     allow_int4: tuple[str, ...] = setting((), "patterns, as of allow_float, of layers whose weights may have 4 bits")
-    execute: bool = setting(True, "run the file once as well, in a child process; one that fails does not pass")
+    execute: bool = setting(
+        True, "run the file once on neutral inputs, in a child process; a file that fails does not pass"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the flatbuffer is to be."""
+"""The settings of a conversion: scheme, calibration, techniques, exceptions for layers, verification."""
 
 from dataclasses import dataclass
 
@@ -43,12 +43,12 @@ class CalibrationConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionConfig(Config):
-    """What the flatbuffer is to be."""
+    """How a model is converted to a flatbuffer, and how the result is checked."""
 
     scheme: str = setting("int8", "number format of weights and activations", choices=SCHEMES)
     target: str = setting(
         "",
-        "what the flatbuffer is to run on: chooses what this target can run, and refuses what it cannot",
+        "what the flatbuffer will run on: settings that this target cannot run are refused or replaced",
         choices_of="target",
     )
     quantizer: str = setting(
@@ -64,8 +64,8 @@ class ConversionConfig(Config):
     calibration: CalibrationConfig = section(CalibrationConfig, "ranges of the activations")
     float_layers: tuple[str, ...] = setting(
         (),
-        "name patterns of layers that stay in float within an int8 model, such as those that lose most; op:12 is op "
-        "number 12 of the float .tflite (op:1:12 in its subgraph 1), and the exact name of an output tensor its op",
+        "name patterns of layers that stay in float within an int8 model, such as those that lose most; also op:12 for "
+        "op number 12 of the float .tflite (op:1:12 in its subgraph 1), or the exact name of an op's output tensor",
     )
     int16_layers: tuple[str, ...] = setting(
         (),
@@ -73,7 +73,8 @@ class ConversionConfig(Config):
     )
     per_tensor_layers: tuple[str, ...] = setting(
         (),
-        "patterns, as of float_layers, of layers whose weights get one scale within a per-channel model (litert alone)",
+        "patterns, as of float_layers, of layers whose weights get one scale within a per-channel model "
+        "(quantizer=litert)",
     )
     int4_layers: tuple[str, ...] = setting(
         (), "patterns, as of float_layers, of layers whose weights get 4 bits within an int8 model; '*' is all"

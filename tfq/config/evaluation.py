@@ -10,19 +10,24 @@ from tfq.config.base import Config, section, setting
 class RequireConfig(Config):
     """Bounds on an evaluation; a missed one is exit code 1."""
 
-    min_accuracy: float | None = setting(None, "lowest top-1 accuracy, a fraction", minimum=0, maximum=1)
+    min_accuracy: float | None = setting(
+        None, "lowest accuracy, a fraction; of another metric, its lowest value", minimum=0, maximum=1
+    )
     max_accuracy_drop: float | None = setting(
         None,
-        "largest loss of accuracy against the reference: a fraction (0.005), or in the metric's own unit",
+        "largest loss of accuracy against the reference: a fraction (0.005), or in the metric's own unit; of a metric "
+        "that is better if lower, the largest increase",
         minimum=0,
     )
     min_agreement: float | None = setting(
         None,
-        "lowest fraction of examples with the reference's class; of outputs that say a class only",
+        "lowest fraction of examples with the reference's class; for outputs that say a class",
         minimum=0,
         maximum=1,
     )
-    min_sqnr_db: float | None = setting(None, "lowest SQNR of any output against the reference, in dB")
+    min_sqnr_db: float | None = setting(
+        None, "lowest SQNR of every output against the reference, in dB; for outputs of any kind"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,8 @@ class EvaluationConfig(Config):
     )
     output: str = setting(
         "",
-        "output that the metric and agreement look at, by its name or number from 0; empty is the metric's own for the "
-        "metric, and every output that says a class for agreement",
+        "output of the metric and of agreement, by its name or number from 0; if empty, the metric chooses its own "
+        "and agreement is the lowest of all outputs that say a class",
     )
     num_threads: int = setting(1, "threads of each interpreter", minimum=1)
     num_workers: int = setting(0, "interpreters that share the examples; 0 is one for each core", minimum=0)

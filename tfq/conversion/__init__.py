@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model -> float bytes -> int8 bytes."""
+"""Convert Keras models and float flatbuffers: trace, freeze, rewrite, calibrate, quantize, verify.
+
+`convert.py` is the way from a model to the result; the docstring of `quantize.py` lists all passes in their order, and
+where a new rewrite belongs.
+"""
 
 from tfq.conversion.convert import convert_model, convert_with_record
 from tfq.conversion.quantize import Conversion

@@ -42,7 +42,7 @@ def with_room_for_biases(
 
 
 def _changes(model: bytes, ranges: Any, config: ConversionConfig) -> Iterator[tuple[tuple[int, int], NDArray]]:
-    """(subgraph, tensor of weights), and its new values; of one that several ops read, for each of them in order."""
+    """(subgraph, tensor of weights) and its new values; once for each op that reads the tensor, in order."""
     done: dict[int, NDArray] = {}
     for graph in tflite.read(model).subgraphs:
         for op in graph.ops:

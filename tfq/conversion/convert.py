@@ -50,22 +50,28 @@ def convert_model(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> bytes:
-    """`model` as a flatbuffer in `config.scheme`: full int8 by default.
+    """Convert a model to a flatbuffer in `config.scheme`: full int8 by default.
 
-    model: a functional or sequential model of either Keras, a `Trace` of one (which makes the next conversion
-        of the same model faster), or a float `.tflite`: its bytes or its path.
-    representative_dataset: what the model will be fed, to calibrate activation ranges: a callable that
-        yields lists of arrays, a tf.data.Dataset, an array (n, ...), or {signature: [{name: array}]}. int8 and int16x8
-        need it; a model out of quantization-aware training carries its ranges, and needs none.
-    config: its `target` chooses what it needs; what it can never run is refused, and what of this model it cannot run
-        is a warning that names the op. The weights of a quantization-aware trained model (int8 alone) have the
-        granularity that they were trained with.
-    preprocessing: recorded in the flatbuffer for `evaluate` to compare with.
+    The flatbuffer has the signature `serving_default` with the model's own input and output names; a `.tflite` keeps
+    its signatures. The result is run next to its float twin on a few samples before it is returned (config.verify):
+    outputs that lost their information are a TfqWarning, which names the op, the cause and what other settings would
+    give; with config.strict an error. Doubtful models and data are a TfqWarning as well.
 
-    The flatbuffer has the signature `serving_default` with the model's own input and output names. It is run next to
-    its float twin on a few samples before it is returned (config.verify): outputs that lost their information are a
-    TfqWarning, which names the op, the cause and what other settings would give; with config.strict an error.
-    Raises InputError on a model or a data set that cannot be used; warns (TfqWarning) of a doubtful one.
+    Args:
+        model: A functional or sequential model of either Keras, a `Trace` of one (which makes the next conversion of
+            the same model faster), or a float `.tflite`: its bytes or its path.
+        representative_dataset: Examples of the model's inputs, to calibrate activation ranges: a callable that yields
+            lists of arrays, a tf.data.Dataset, an array (n, ...), or {signature: [{name: array}]}; of a `.tflite` with
+            several signatures {signature: samples}. int8 and int16x8 need it. A model out of quantization-aware
+            training carries its ranges, and needs none.
+        config: What to convert to. A `target` that can never run it is an error; ops of this model that the target
+            cannot run are a TfqWarning by name. The weights of a quantization-aware trained model (int8 alone) keep the
+            granularity that they were trained with.
+        preprocessing: Recorded in the flatbuffer for `evaluate` to compare with.
+
+    Raises:
+        InputError: The model, the dataset or the config cannot be used.
+        VerificationError: The result collapsed, and config.strict is set.
     """
     return convert_with_record(model, representative_dataset, config, preprocessing=preprocessing).content
 
@@ -144,7 +150,7 @@ def _converted(
 
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
-    """A float flatbuffer of any origin, quantized, or given back as it is."""
+    """Convert a float flatbuffer of any origin; with scheme float32 it stays as it is."""
     report = auditing.audit_model(model)
     if report.scheme != "float32":
         raise InputError(
@@ -168,7 +174,7 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
 
 
 def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:
-    """A float flatbuffer in config.scheme: where the roads from a Keras model and from a .tflite meet."""
+    """Convert a float flatbuffer to config.scheme; Keras models and `.tflite` files share this step."""
     if config.needs_ranges:
         model, config = with_ops_by_name(model, config)
         return quantize_after_training(_prepared(model, config), dataset, config)
@@ -185,7 +191,7 @@ def _prepared(floating: bytes, config: ConversionConfig) -> bytes:
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
-    """Learned ranges, and calibrated ones where nothing was learned -> integer bytes."""
+    """Convert a QAT model by its learned ranges, and by calibrated ones where nothing was learned."""
     import tensorflow as tf
 
     def trained() -> bytes:
@@ -195,7 +201,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     graph_def, granularity = plain_weights_graph(traced)
     config = as_trained(granularity, config)
     if dataset is None and not granularity.moved and not config.float_layers:
-        # As tfmot fake-quantizes a whole model: TensorFlow's own way, with the very weights of its fake quantization.
+        # A model that tfmot fake-quantized as a whole: TensorFlow's own conversion keeps the fake-quantized weights.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_int8_forms(fake_quant_flatbuffer(traced, *types))
         if not has_choices(content) and not ops_without_range(content):
@@ -219,7 +225,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
 
 
 def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str], metadata: dict[str, Any]) -> bytes:
-    """`model` with the signature `serving_default`, whose names are given in the order of its inputs and outputs."""
+    """Add the signature `serving_default`, with names in the order of the model's inputs and outputs."""
     graph = tflite.read(model).main_subgraph
     if len(graph.inputs) != len(input_names) or len(graph.outputs) != len(output_names):
         raise InputError(

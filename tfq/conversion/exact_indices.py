@@ -25,7 +25,7 @@ Samples = list[dict[str, NDArray]]
 
 
 def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig) -> tuple[bytes, Samples]:
-    """Return (`model` whose float inputs that are only cast to indices are int32, `samples` to fit it).
+    """Return (`model` with its float inputs that are only cast to indices as int32, `samples` in the same types).
 
     An input stays float32 where a sample of it holds other than whole numbers, and where the config asks for float32.
     Warns (TfqWarning) of each input that changes.
@@ -122,7 +122,7 @@ def _float_index_ops(graph: tflite.Subgraph) -> list[int]:
 
 
 def float_index_outputs(model: bytes) -> list[str]:
-    """Return the names of what these ops output: by them litert-quantizer knows ops."""
+    """Return the output names of the ops that compute indices from floats: litert-quantizer knows ops by these."""
     graph = tflite.read(model).main_subgraph
     return [graph.tensors[output].name for index in _float_index_ops(graph) for output in graph.ops[index].outputs]
 
@@ -173,7 +173,10 @@ def with_exact_sources(model: bytes) -> bytes:
 
 
 def _float_source(edited: Any, graph: Any, quantized: int, like: int) -> int | None:
-    """Return the float tensor that `quantized` was made from: made the model's input where that was quantized."""
+    """Return the float tensor that `quantized` comes from; None if integer ops computed it.
+
+    A quantized input of the model becomes a float one.
+    """
     while True:
         if quantized in map(int, graph.inputs):
             return _float_input(edited, graph, quantized, like)
@@ -187,7 +190,7 @@ def _float_source(edited: Any, graph: Any, quantized: int, like: int) -> int | N
 
 
 def _float_input(edited: Any, graph: Any, quantized: int, like: int) -> int:
-    """Put a float input in the place of the quantized one, and a QUANTIZE behind it; return its tensor."""
+    """Replace the quantized input by a float one, followed by a QUANTIZE; return the float tensor."""
     from ai_edge_litert import schema_py_generated as generated
 
     tensor, old = generated.TensorT(), graph.tensors[quantized]

@@ -2,7 +2,7 @@
 """Give an op of a fixed output scale one output for each scale that its readers need.
 
 A sigmoid's int8 output has the scale 1/256. Where one reader is a concatenation with a wider range, TensorFlow's
-quantizer (2.21) inserts a QUANTIZE to the concatenation's scale behind the sigmoid, and, depending on the order of the
+quantizer (2.21) inserts a QUANTIZE to the concatenation's scale after the sigmoid, and, depending on the order of the
 ops, gives the other readers that tensor as well or leaves them in float: a sigmoid that is an output of the model then
 has 10 of 256 levels, or an output in float. The float graph computes the op once for each scale instead, which is
 exact to the bit; each copy is quantized for its own readers.

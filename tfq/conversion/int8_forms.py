@@ -10,7 +10,7 @@ quantized values where an index occurs twice. With an asymmetric scale the quant
 number: the output of a `scatter` was wrong in all places but the written ones (-2.5 dB). With a zero point of 0 both
 are right, and the cost is at most one bit.
 
-Comparisons: TFLite's int8 comparisons (comparisons.cc) turn both operands into fixed-point numbers with 8 bits behind
+Comparisons: TFLite's int8 comparisons (comparisons.cc) turn both operands into fixed-point numbers with 8 bits after
 the point, whatever their scale. Values that differ by less than 1/256 may be equal to them, so that a condition on a
 tensor of small values is constant; and a scale of 1 or more, as pixels above 255 have it, aborts the process. The
 order of two values does not change if both are multiplied by the same positive number: here by the power of two that

@@ -29,7 +29,8 @@ HUGE = 1e3
 HUGE_INPUT = 1e4
 
 # Ops whose result is the same however large a mask value is: their margin beyond the real values, absolute and as a
-# fraction of the real values' span. exp(-12) = 6e-6; LOG_SOFTMAX ends at -16 in int8; an ARG_MAX must tell codes apart.
+# fraction of the real values' span. exp(-12) = 6e-6; LOG_SOFTMAX ends at -16 in int8; an ARG_MAX needs a
+# distance of some steps.
 _MARGINS: dict[str, tuple[float, float]] = {
     "SOFTMAX": (12.0, 0.0),
     "LOG_SOFTMAX": (16.0, 0.0),
@@ -40,9 +41,9 @@ _MARGINS: dict[str, tuple[float, float]] = {
     "REDUCE_MAX": (0.0, 0.0),
     "REDUCE_MIN": (0.0, 0.0),
 }
-# Of these the result is one of the values themselves: where it is a mask value, cutting it off would show.
+# Ops whose result is one of the values themselves: a mask value that was cut off would show in it.
 _VALUES = frozenset(("TOPK_V2", "MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"))
-# exp(x - max(x)) in a softmax that is spelled out: exp(-17) = 4e-8 beside a 1.
+# exp(x - max(x)) in a softmax that is spelled out: exp(-17) = 4e-8 next to a 1.
 _EXP_MARGIN = 17.0
 
 _MOVES = frozenset(
@@ -112,7 +113,7 @@ class MaskFlow:
         if (low <= -HUGE_INPUT and high == 0) or (high >= HUGE_INPUT and low == 0):
             self.masked[index] = 0.0, 0.0
         elif 0 <= low < high == 1 or -1 == low < high <= 0:
-            self._whole.add(index)  # nobody says so, but what reads it decides: only a factor of a mask must be
+            self._whole.add(index)  # taken to be 0 and 1: only a factor of a mask depends on it
 
     def _go_forward(self, op: tflite.Op) -> None:
         if len(op.outputs) != 1 or self.graph.tensors[op.outputs[0]].dtype != "float32":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bound the masks of a float flatbuffer before it is quantized, so that they do not take the scores' int8 scale.
 
-`mask_flow` says where masks act and how far they can be cut off. Here constants are cut off there, and the ranges of
-the tensors on the way end there: beyond, their quantized values saturate. The function stays: a masked weight is at
-most exp(-12) of an unmasked one instead of 0 (in the float model, whose masks have no scale to share, exp(-24)), and a
-max pool or a maximum gives the same bits.
+`mask_flow` finds where masks act and how far they can be cut off. This module cuts constants off there, and
+ends the ranges of the tensors on the way there; values beyond saturate when quantized. The function stays the same: a
+masked weight is at most exp(-12) of an unmasked one instead of 0 (in the float model, whose masks have no scale to
+share, exp(-24)), and a max pool or a maximum gives the same bits.
 """
 
 import warnings
@@ -82,10 +82,10 @@ def with_finite_masks(model: bytes) -> bytes:
 
 
 def without_covered_choices(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
-    """Let a SELECT read what another one with the same condition reads, where that one chooses in its favor.
+    """Let a SELECT read directly what an inner SELECT with the same condition would pass on to it.
 
-    select(c, select(c, x, a), b) is select(c, x, b). So quantization-aware training masks scores: a, near the scores,
-    has no effect but on the range of the inner choice, which becomes the range of x and of the outer one.
+    select(c, select(c, x, a), b) is select(c, x, b). Quantization-aware training masks scores in this form: a, near the
+    scores, affects only the range of the inner choice, which becomes the range of x and of the outer one.
     """
     if tflite.operator_names(model).isdisjoint(("SELECT", "SELECT_V2")):
         return model, ranges
@@ -120,9 +120,14 @@ def _same_values(edited: Any, graph: Any, one: int, other: int) -> bool:
 def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str, *, even: bool = True) -> BoundedMasks:
     """Cut off the masks on the way to a softmax, a maximum or a max pool at the scores' own range.
 
-    model: a float flatbuffer. ranges: (subgraph, tensor) -> the range that calibration chose. observed: the same, of
-    all values on the calibration data. scheme: int8 or int16x8. even: see MaskFlow.
-    Only the main subgraph has observed ranges.
+    Only the main subgraph is changed: it alone has observed ranges.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: (subgraph, tensor) -> (minimum, maximum) that calibration chose.
+        observed: The same of all values on the calibration data.
+        scheme: "int8" or "int16x8".
+        even: As in `MaskFlow`.
     """
     graph = tflite.read(model).main_subgraph
     edited = tflite.unpack(model)
@@ -236,12 +241,18 @@ def checked_masks(
 ) -> BoundedMasks:
     """Bound the masks of a float flatbuffer, and compare it on `samples` with what it was.
 
-    The first arguments are those of `bound_masks`. A row that is masked throughout gives an even softmax in float where
-    float32 rounds the scores away that the mask is added to. In integers it does as well, because they saturate there.
-    Where a mask is small enough to tell the scores apart, the ranges end lower, so that integers do so too; where it
-    rounds them, a TfqWarning names the layer.
-    Where anything else differs, the masks stay as they were. A TfqWarning names these layers, and those whose masks
-    nothing allows to bound.
+    A row that is masked throughout gives an even softmax in float if float32 rounds away the scores that the mask is
+    added to. In integers it does as well, because they saturate there. If a mask is so small that float32 still
+    distinguishes the scores, the ranges end lower, so that integers do as well; if it rounds them, a TfqWarning names
+    the layer. If anything else differs, the masks stay as they were. A TfqWarning names these layers, and those whose
+    masks cannot be bounded.
+
+    Args:
+        model: As in `bound_masks`, like the next three.
+        ranges: Likewise.
+        observed: Likewise.
+        scheme: Likewise.
+        samples: Calibration samples to compare both float models on.
     """
     bounded = bound_masks(model, ranges, observed, scheme)
     _warn_of_unbounded(bounded.unbounded)
@@ -297,8 +308,8 @@ def _uneven_rows(
     """Layers with a row of scores that are all masked and yet differ; None where no row is masked throughout."""
     sinks = {item["tensor"]: item["layer"] for item in bounded.layers if item["op"] == "SOFTMAX"}
     names, is_masked = set(), False
-    for found in look_at_each(model, list(sinks), samples, lambda arrays: list(map(_masked_rows, arrays))):
-        for layer, spread in zip(sinks.values(), found, strict=True):
+    for spreads in look_at_each(model, list(sinks), samples, lambda arrays: list(map(_masked_rows, arrays))):
+        for layer, spread in zip(sinks.values(), spreads, strict=True):
             is_masked |= spread is not None
             if spread is not None and spread > _EVEN:
                 names.add(layer)
@@ -315,9 +326,10 @@ def _masked_rows(scores: NDArray) -> float | None:
 def _warn_of_unbounded(layers: Sequence[str]) -> None:
     if layers:
         warnings.warn(
-            f"masks: {', '.join(layers)}: a constant or an input of at least {HUGE:g} stands on one scale with values "
-            "that are smaller than one int8 step of it, and is not only read by a softmax, a maximum or a max pool: "
-            "these values are lost. Use a smaller constant, or keep the layer in float (conversion.float_layers)",
+            f"masks: {', '.join(layers)}: a constant or an input of at least {HUGE:g} shares a scale with values that "
+            "are smaller than one int8 step of it, and other ops than a softmax, a maximum or a max pool read the "
+            "result: these values are lost. Use a smaller constant, or keep the layer in float "
+            "(conversion.float_layers)",
             TfqWarning,
             stacklevel=7,
         )

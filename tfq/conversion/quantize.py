@@ -1,6 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantize a float flatbuffer after training, with TensorFlow's quantizer or litert-quantizer.
 
+The passes of a conversion, in order. A new rewrite belongs where all that it needs is known and nothing that it changes
+has been used yet:
+
+| when | what | where |
+|---|---|---|
+| float, before ranges | ops that the quantizer knows, exact to the bit | `graph_rewrites.in_quantizable_ops` |
+| | one output for each scale that readers of a fixed-scale op need | `fixed_scales.with_separate_fixed_scales` |
+| | refuse or announce fused recurrent ops | `recurrent.check_recurrent_ops` |
+| | infinite mask constants become finite | `masks.with_finite_masks` |
+| | float inputs that are only indices become int32 | `exact_indices.with_integer_inputs` |
+| | cross-layer equalization, bias absorption | `tfq.ptq` |
+| ranges | calibration | `tfq.ptq.calibration` |
+| | ranges that QAT has learned, across ops that move values | `fake_quant.with_same_scales` |
+| float, with ranges | masks end near the scores | `masks.checked_masks` |
+| | int16x8: ops that int16 kernels compute right | `int16_forms.with_int16_forms` |
+| | ranges of MINIMUM, MAXIMUM, SELECT (TensorFlow) | `fake_quant.with_operands_of_choices` |
+| | ranges that kernels can run with (dead layers) | `kernel_limits.with_kernel_limits` |
+| | weights whose scales leave room for biases (litert) | `bias_scales.with_room_for_biases` |
+| around the quantizer | hide what must stay as it is, restore it afterwards | `exact_indices`, `hidden_ops` |
+| integer | int16x8: operands of fitting types and scales | `int16_types.with_int16_types` |
+| | signatures that the quantizer dropped | `tflite.restore_signatures` |
+| | GPTQ, 4-bit weights, bias correction | `tfq.ptq` |
+| | int8: scales that kernels take at their word | `int8_forms.with_int8_forms` |
+| result | run next to the float model; what a target cannot run | `verified`, `targeting` |
+
+The first two rows are called by `convert`, which also resolves `op:12` to names before (`op_patterns`), and converts
+each of several signatures by itself (`signatures`); the last row is called by it as well. Rewrites edit an unpacked
+flatbuffer with the helpers of `graph_editing`.
+
 The one file that touches `tensorflow.lite.python.convert.mlir_quantize` and the `QuantizeModel` of
 `_pywrap_tensorflow_lite_calibration_wrapper.CalibrationWrapper`, both read in 2.21.0. TensorFlow itself uses the second
 one for 16-bit activations: asked for them, the first gives them zero points that the kernels refuse.
@@ -45,13 +74,13 @@ _MOST_NAMED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A flatbuffer, and what is known of how it was made.
+    """A converted flatbuffer, and the record of its conversion.
 
     Args:
-        content: Its bytes.
-        ranges: Of the activations, if they were calibrated.
+        content: The bytes of the flatbuffer.
+        ranges: The ranges of the activations, if they were calibrated.
         techniques: {technique: its record}.
-        dead_layers: Those that output 0, or less than a kernel can tell from it, on all calibration data.
+        dead_layers: Layers that output 0, or less than a kernel can tell from it, on all calibration data.
         evidence: What verification compares the flatbuffer with; None once it was verified.
         verification: The result of running it next to its float twin; None if that was not asked for.
     """
@@ -98,10 +127,17 @@ class Evidence:
 def quantize_after_training(
     model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None
 ) -> Conversion:
-    """The float flatbuffer `model` in integers, as config says.
+    """Quantize the float flatbuffer `model` as `config` says, by the passes in the module's docstring.
 
-    known: ranges that were trained, which calibration does not touch; what they leave open gets all that is seen
-    (min_max), as fake quantization itself has it.
+    Args:
+        model: The bytes of a float `.tflite`, in the form of `convert`'s first two passes.
+        dataset: The representative dataset; None if config.calibration.ranges has the ranges.
+        config: The scheme, the quantizer, the techniques and how to calibrate.
+        known: Ranges that were trained, which calibration keeps. All other tensors get the full range that was observed
+            (min_max), as fake quantization observes it.
+
+    Raises:
+        InputError: Settings contradict each other, or the model or the dataset cannot be used.
     """
     check_settings(config, trained=known is not None)
     check_recurrent_ops(model, config)
@@ -160,7 +196,7 @@ def quantize_after_training(
 
 
 def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
-    """`model` in integers by the ranges `values` of its activations."""
+    """Quantize the float `model` by the ranges `values` of its activations."""
     if config.scheme == "int16x8":
         model, values = with_int16_forms(model, values)
     if config.quantizer == "litert":
@@ -185,7 +221,7 @@ def _evidence(
     quantize: Callable[[ConversionConfig], bytes],
     config: ConversionConfig,
 ) -> Evidence | None:
-    """What the result is verified with: some of the calibration samples; of given ranges, the first of the dataset."""
+    """The samples to verify with: some of those for calibration; without calibration, the first of the dataset."""
     if not config.verify:
         return None
     if not samples:
@@ -196,7 +232,7 @@ def _evidence(
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:
-    """Raises InputError where settings contradict each other, or what the model was trained for."""
+    """Raise InputError where settings contradict each other, or what the model was trained for."""
     check_mixed(config, trained=trained)
     settings = {"techniques": config.techniques, "int4_layers": config.int4_layers}
     for name, values in settings.items():
@@ -220,7 +256,7 @@ def check_settings(config: ConversionConfig, *, trained: bool) -> None:
 
 
 def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
-    """What to calibrate with; warns of what is doubtful in it."""
+    """The samples to calibrate with; warns (TfqWarning) of doubtful ones."""
     if dataset is None:
         raise InputError(
             f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
@@ -245,15 +281,15 @@ def _warn_of_outliers(ranges: calibration.Ranges) -> None:
     warnings.warn(
         f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, "
         f"in {len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
-        f"{worst.layer or worst.name}): they are clipped there, for else all others would lose their codes: look "
-        "whether they are what the model is fed; conversion.calibration.method=min_max keeps all",
+        f"{worst.layer or worst.name}). They are clipped there; otherwise all others would share few quantized values. "
+        "Check that they are valid inputs; conversion.calibration.method=min_max keeps their whole range",
         TfqWarning,
         stacklevel=5,
     )
 
 
 def warn_of_dead_layers(dead: Sequence[str]) -> None:
-    """TfqWarning that names the layers that output 0 on all calibration data."""
+    """Warn (TfqWarning) of the layers that output 0 on all calibration data, by name."""
     if not dead:
         return
     named = ", ".join(dead[:_MOST_NAMED]) + (f" and {len(dead) - _MOST_NAMED} more" if dead[_MOST_NAMED:] else "")
@@ -267,10 +303,15 @@ def warn_of_dead_layers(dead: Sequence[str]) -> None:
 
 
 def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
-    """int8 weights, and int8 or (scheme int16x8) int16 activations for `model`, whose tensors carry calibrated ranges.
+    """Run TensorFlow's quantizer: int8 weights, and int8 or (scheme int16x8) int16 activations.
 
-    config: its scheme, the types of inputs and outputs, the granularity of the weights, and the layers that stay float.
-    Raises InputError on what TensorFlow's quantizer refuses, and on a pattern in float_layers that fits no layer.
+    Args:
+        model: A float flatbuffer whose tensors carry calibrated ranges (`tflite.inject_ranges`).
+        config: Its scheme, the types of inputs and outputs, the granularity of the weights, and the layers that stay
+            float.
+
+    Raises:
+        InputError: The quantizer refuses the model, or a pattern in float_layers fits no layer.
     """
     is_int16 = config.scheme == "int16x8"
     others = [*float_recurrent_ops(model), *(float_only_ops(model) if is_int16 else ())]
@@ -293,7 +334,7 @@ def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
             disable_per_channel_for_dense_layers=not (config.per_channel and config.per_channel_dense),
             input_data_type=tf.dtypes.as_dtype(config.input_type),
             output_data_type=tf.dtypes.as_dtype(config.output_type),
-            # By the names of their outputs TensorFlow knows the ops, and all that was fused in them.
+            # TensorFlow knows an op, and all that was fused into it, by the names of its outputs.
             denylisted_nodes=layer_outputs(model, "float_layers", config.float_layers) or None,
         )
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of fused recurrent ops: which have an int8 form, and which stay float or are refused."""
+"""Fused recurrent ops: which of them have an int8 form, stay float, or are refused."""
 
 import warnings
 
@@ -7,8 +7,8 @@ from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, TfqWarning
 
-# UNIDIRECTIONAL_SEQUENCE_LSTM and SVDF have int8 kernels, and TensorFlow's quantizer knows them. Of these it makes ops
-# that no kernel runs (an RNN read int8 where its kernel takes float32), or it cannot read them at all.
+# UNIDIRECTIONAL_SEQUENCE_LSTM and SVDF have int8 kernels, and TensorFlow's quantizer knows them. It turns the others
+# into ops that no kernel runs (an RNN that reads int8 where its kernel takes float32), or it cannot read them at all.
 _FLOAT_ONLY = frozenset(
     {"UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_RNN", "RNN", "BIDIRECTIONAL_SEQUENCE_LSTM", "LSTM"}
 )
@@ -23,7 +23,7 @@ def float_recurrent_ops(model: bytes) -> list[int]:
 def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
     """Raise InputError on recurrent ops that `config` cannot quantize; warn (TfqWarning) of those that stay float.
 
-    SVDF is a streaming op: its calibration on single frames is a warning as well.
+    SVDF is a streaming op, so its calibration on single samples is a warning as well.
     """
     graph = tflite.read(model).main_subgraph
     ops = [op for op in graph.ops if op.name in _RECURRENT]
@@ -49,9 +49,9 @@ def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
     frames = [shown[op.index] for op in ops if op.name == "SVDF" and op not in floats]
     if frames:
         warnings.warn(
-            f"{', '.join(frames)}: its state goes on from frame to frame when it streams, and calibration resets it "
-            "before each sample: the range of its output may be too small. Calibrate with ranges of a stream, "
-            "conversion.calibration.ranges",
+            f"{', '.join(frames)}: its state continues from frame to frame in a stream, and calibration resets it "
+            "before each sample: the range of its output may be too small. Use ranges that were observed on a stream "
+            "(conversion.calibration.ranges)",
             TfqWarning,
             stacklevel=5,
         )

@@ -69,7 +69,7 @@ def convert_each_signature(model: bytes, dataset: Any, config: ConversionConfig,
 
 
 def _verifications(results: Mapping[int, Conversion], keys: Mapping[int, str]) -> Verification | None:
-    """Return what was found in the subgraphs that were verified here, each problem with its signature."""
+    """Return the verification of all subgraphs but the main one, each problem with its signature."""
     verifications = {keys[subgraph]: item.verification for subgraph, item in results.items() if item.verification}
     if not verifications:
         return None

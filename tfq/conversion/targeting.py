@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target asks of a conversion, before it and after it."""
+"""Check a conversion against its target, before and after it."""
 
 import dataclasses
 import warnings
@@ -10,14 +10,16 @@ from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
 
-_MOST_TOLD = 8
+_MOST_NAMED = 8
 
 
 def fitted(config: ConversionConfig) -> ConversionConfig:
-    """`config` with what config.target needs: one scale for each dense weight, where it takes no more.
+    """Return `config` with what config.target needs: one scale for each dense weight, if it takes no more.
 
-    A config does not tell what was asked for from what is a default, so only what the target can never run is refused.
-    Raises InputError on such a scheme, type of inputs or outputs, or dynamic batch.
+    A config does not distinguish a chosen value from a default, so only what the target can never run is refused.
+
+    Raises:
+        InputError: The target cannot run the scheme, the type of inputs or outputs, or a dynamic batch.
     """
     if not config.target:
         return config
@@ -49,7 +51,7 @@ def fitted(config: ConversionConfig) -> ConversionConfig:
 
 
 def warn_of_target(content: bytes, config: ConversionConfig) -> None:
-    """TfqWarning of each thing in the flatbuffer `content` that config.target cannot run."""
+    """Warn (TfqWarning) of each op or tensor of the flatbuffer `content` that config.target cannot run."""
     if not config.target:
         return
     asked = AuditConfig(
@@ -58,25 +60,28 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
         inference_output_type=config.inference_output_type,
     )
     failures = auditing.audit_model(content, asked).failures
-    for finding in failures[:_MOST_TOLD]:
+    for finding in failures[:_MOST_NAMED]:
         warnings.warn(f"{config.target}: {finding.message}", TfqWarning, stacklevel=4)
-    if len(failures) > _MOST_TOLD:
-        more = len(failures) - _MOST_TOLD
+    if len(failures) > _MOST_NAMED:
+        more = len(failures) - _MOST_NAMED
         message = f"{config.target}: {more} more: an audit with audit.require={config.target} lists all"
         warnings.warn(message, TfqWarning, stacklevel=4)
 
 
 def as_trained(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
-    """`config` with the granularity that the weights were trained with, where that is a coarser one.
+    """Return `config` with the granularity that the weights were trained with, if that is coarser.
 
-    Raises InputError where a scale for each channel was trained, and one for all is asked for; of dense weights alone,
-    which targets ask for, it is a warning (TfqWarning).
+    Dense weights that were trained with a scale for each unit and get one for all, as targets ask for, are a warning
+    (TfqWarning).
+
+    Raises:
+        InputError: A scale for each channel was trained, and one for all is asked for.
     """
     if not config.per_channel and trained.per_channel:
         raise InputError(
             f"the model is quantization-aware trained with a scale for each channel of {trained.per_channel} weights, "
-            "which per_channel=False cannot change: train it with per-tensor quantizers, or convert the model that it "
-            "was before",
+            "which per_channel=False cannot change: train it with per-tensor quantizers, or convert the model from "
+            "before that training",
             field="conversion.per_channel",
             expected=True,
             got=False,
@@ -96,7 +101,7 @@ def as_trained(trained: WeightGranularity, config: ConversionConfig) -> Conversi
 
 
 def ops_without_range(content: bytes) -> list[str]:
-    """ "NAME (layer)" of each op that stayed float in a flatbuffer whose ranges come from training alone."""
+    """Return "NAME (layer)" of each op that stayed float in a flatbuffer whose ranges come from training alone."""
     return [
         f"{op.name} ({op.keras_layer or 'no layer'})"
         for graph in tflite.read(content).subgraphs
@@ -119,7 +124,7 @@ def warn_of_floats(content: bytes, config: ConversionConfig, *, has_data: bool) 
     floats, borders = _unasked_floats(content, config)
     if not floats and not borders:
         return
-    named = ", ".join(floats[:_MOST_TOLD]) + (f" and {len(floats) - _MOST_TOLD} more" if floats[_MOST_TOLD:] else "")
+    named = ", ".join(floats[:_MOST_NAMED]) + (f" and {len(floats) - _MOST_NAMED} more" if floats[_MOST_NAMED:] else "")
     parts = [f"{named} stay float" if floats else "", *borders]
     if has_data:
         advice = "replace these layers, or name them in conversion.float_layers if they may be float"

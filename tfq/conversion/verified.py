@@ -99,7 +99,7 @@ def _without_dead(result: Verification, conversion: Conversion) -> Verification:
 
 
 def _with_others(result: Verification, others: Verification | None) -> Verification:
-    """The result with what was found in the subgraphs of other signatures, which were verified before."""
+    """Add the problems and notes of the other signatures' subgraphs, which were verified before."""
     if others is None:
         return result
     return dataclasses.replace(
@@ -156,11 +156,11 @@ def _explained(
                 continue
             if config is not None:
                 remedies = tuple(_remedies(problem, location, evidence, config))
-        problems.append(_told(problem, location, remedies))
+        problems.append(_with_details(problem, location, remedies))
     return dataclasses.replace(result, collapsed=tuple(problems), notes=tuple(notes))
 
 
-def _told(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) -> Problem:
+def _with_details(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) -> Problem:
     """The problem with its place, cause and remedies, and a message that names them all."""
     remedies = tuple(sorted(remedies, key=lambda item: (not item.cures, -(item.sqnr_db or 0.0))))
     parts = [problem.message]
