@@ -198,7 +198,8 @@ def test_a_pruned_channel_keeps_its_bias_in_the_litert_quantizer(monkeypatch):
 
 
 def test_a_percentile_does_not_turn_off_a_rarely_active_layer():
-    model = model_of(lambda x: L.Conv2D(8, 1, activation="relu", kernel_initializer="ones")(L.Reshape((4, 4, 1))(x)))
+    conv = L.Conv2D(8, 1, activation="relu", kernel_initializer="ones", name="conv")
+    model = model_of(lambda x: conv(L.Reshape((4, 4, 1))(x)))
     rare = np.full((40, 16), -1.0, "float32")
     rare[:, 0] = np.where(np.arange(40) == 7, 2.0, -1.0)
     config = tfq.ConversionConfig(calibration=tfq.CalibrationConfig(percentile=99.0), verify=False)
@@ -206,5 +207,5 @@ def test_a_percentile_does_not_turn_off_a_rarely_active_layer():
         warnings.simplefilter("always")
         result = convert_with_record(model, rare, config)
     assert result.dead_layers == () and not any("dead layers" in str(item.message) for item in caught)
-    (chosen,) = [item for item in result.ranges.tensors.values() if item.layer == "conv2d"]
+    (chosen,) = [item for item in result.ranges.tensors.values() if item.layer == "conv"]
     assert chosen.maximum == 2.0
