@@ -188,7 +188,7 @@ def refused_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFact
         known = None if record.is_constant or not record.is_quantized else diagnosis.facts(tensor)
         if known is None or known.magnitude > 0:
             continue
-        source = diagnosis.producers.get(diagnosis.source(tensor), op)
+        source = graph.producers.get(diagnosis.source(tensor), op)
         return Cause(
             kind=DEAD,
             op_index=source.index,
@@ -259,10 +259,6 @@ class Diagnosis:
             return reach(self.graph.tensors[tensor])
         known = self.facts(tensor)
         return None if known is None else known.width
-
-    def readers(self, tensor: int) -> list[Op]:
-        """Return the ops that read a tensor."""
-        return self._readers.get(tensor, [])
 
     def scale(self, tensor: int) -> float | None:
         """Return the scale of an activation; None if it has none, or several."""

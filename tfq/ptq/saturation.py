@@ -64,7 +64,7 @@ def is_unused(diagnosis: "Diagnosis", tensor: int, steps: int = _FARTHEST) -> bo
         tensor: A tensor whose float values exceed its range.
         steps: How many ops to follow.
     """
-    readers = diagnosis.readers(tensor)
+    readers = diagnosis.graph.readers.get(tensor, ())
     if tensor in diagnosis.graph.outputs or not readers or steps == 0:
         return False
     return all(_ignores(diagnosis, op, tensor, steps) for op in readers)
