@@ -158,6 +158,13 @@ def test_uneven_channels_are_named():
     assert cause_of(built, 0, {1: TensorFacts.of(uneven)}).kind == causes.UNEVEN_CHANNELS
 
 
+def test_uneven_channels_before_a_gate_are_no_cause_that_equalization_removes():
+    for name, kind in {"CONV_2D": causes.UNEVEN_CHANNELS, "LOGISTIC": causes.UNKNOWN}.items():
+        built = graph([("CONV_2D", (0,), (1,)), (name, (1,), (2,))], [tensor(i, 0.1) for i in range(3)])
+        uneven = np.array([[-0.1, -0.2, -0.1, -12], [0.1, 0.1, 0.2, 12]])
+        assert cause_of(built, 1, {1: TensorFacts.of(uneven)}).kind == kind
+
+
 def test_labels_distinguish_ops_of_one_layer():
     ops = tuple(
         Op(index=index, name="MUL", version=1, inputs=(index,), outputs=(index + 1,), keras_layer="one")

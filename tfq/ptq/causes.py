@@ -33,6 +33,8 @@ MASK_MAGNITUDE = 1e4
 APART = 16.0
 # Steps that the narrower tensor spans then.
 _FEW_STEPS = 16
+# Cross-layer equalization does not reach through them: channels before them cannot be made alike.
+_GATES = frozenset({"LOGISTIC", "TANH", "HARD_SWISH", "MUL"})
 # Signal to error of weights at which a layer is worse than its activations usually are, in dB.
 _WEIGHTS_DB = 20.0
 # Ops between an op and the tensor that is its cause.
@@ -218,7 +220,8 @@ class Diagnosis:
             cause = self.structural_cause(before)
             if cause is not None and cause.kind != DEAD:
                 return cause
-        for before in self.ops_before(op, through=PASSING | _REQUANTIZING):
+        uneven = () if op.name in _GATES else self.ops_before(op, through=PASSING | _REQUANTIZING)
+        for before in uneven:
             cause = self._uneven_channels(before)
             if cause is not None:
                 return cause
