@@ -10,7 +10,7 @@ from tfq.errors import InputError, did_you_mean
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a layer's name fits one of `patterns` (`*`, `?`, `[...]`; upper and lower case differ)."""
+    """Check whether a layer's name fits one of `patterns` (`*`, `?`, `[...]`; upper and lower case differ)."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -54,7 +54,7 @@ def check_fits(
     layers: str = "layer",
     tensors: Container[str] = (),
 ) -> None:
-    """Raises InputError unless `pattern` fits a layer that can be chosen, or is in `tensors`, names of op outputs.
+    """Raise InputError unless `pattern` fits a layer that can be chosen, or is in `tensors`, names of op outputs.
 
     what: how the error calls the pattern, with the step that it is for. reasons: every layer's name -> why it cannot
     be chosen, None where it can. field: the config path that holds the pattern. layers: what the pattern looks for, as
@@ -81,7 +81,7 @@ class Target:
 
 
 def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) -> tuple[Target, ...]:
-    """The pattern and the number of each PATTERN=NUMBER, split at its last "=". Raises InputError on anything else.
+    """Return pattern and number of each PATTERN=NUMBER, split at its last "=". Raises InputError on anything else.
 
     what: the step, with which errors begin. called: what the number is. highest: of it; the lowest is 0.
     """

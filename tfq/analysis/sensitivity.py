@@ -58,7 +58,7 @@ class OpSensitivity:
 def op_sensitivity(
     floating: bytes, ranges: Ranges, samples: Sequence[Sample], *, per_channel: bool = True
 ) -> tuple[OpSensitivity, ...]:
-    """One record for each op with a calibrated output, the most sensitive first.
+    """Return one record for each op with a calibrated output, the most sensitive first.
 
     floating: float flatbuffer, without control flow. ranges: of its activations, as `calibrate` gives them.
     samples: by input name. per_channel: a scale for each output channel of a weight.
@@ -105,7 +105,7 @@ def _disagreement(graph: tflite.Subgraph, wanted: Sequence[NDArray], got: Sequen
 def quantized_alone(
     floating: bytes, op: int, ranges: Mapping[tuple[int, int], tuple[float, float]], *, per_channel: bool = True
 ) -> bytes:
-    """The float flatbuffer with the weights of its op number `op` rounded to int8, and what it gives as well."""
+    """Return the float flatbuffer with the weights and outputs of op number `op` rounded to int8."""
     parsed = tflite.read(floating)
     edited = tflite.unpack(floating)
     for layer in weighted_ops(edited, parsed):

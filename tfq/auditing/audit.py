@@ -254,7 +254,7 @@ def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
 
 
 def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditReport:
-    """What the flatbuffer `model` is made of, and each thing that keeps it from what `config.require` names.
+    """Audit the flatbuffer `model`: its composition, and each finding against what `config.require` names.
 
     model: the bytes of a `.tflite`, or its path.
     config: the scheme or the target to hold it against (full_int8 where nothing is required), the types that inputs and

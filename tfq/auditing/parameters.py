@@ -41,7 +41,7 @@ _SCALE_TOLERANCE = 1e-3
 
 
 def parameter_faults(data: bytes, graph: Subgraph, op: Op) -> Iterator[tuple[Tensor, str, str]]:
-    """(tensor, kind, what is wrong) for each quantization parameter of `op` that its kernel does not honor.
+    """Yield (tensor, kind, what is wrong) for each quantization parameter of `op` that its kernel does not honor.
 
     Args:
         data: The bytes that `graph` was read from.

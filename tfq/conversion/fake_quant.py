@@ -53,7 +53,7 @@ class WeightGranularity:
 
 
 def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
-    """A copy of a frozen graph whose weights are as they were trained, and the granularity they were trained with."""
+    """Return a copy of a frozen graph without fake quantization of weights, and the granularity that it had."""
     graph = type(graph_def)()
     graph.CopyFrom(graph_def)
     nodes = {node.name: node for node in graph.node}
@@ -72,7 +72,7 @@ def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
 
 
 def with_rounded_weights(graph_def: Any) -> Any:
-    """A copy of a frozen graph in which each fake-quantized weight is a constant: the values that it rounds to.
+    """Return a copy of a frozen graph in which each fake-quantized weight is a constant: the values it rounds to.
 
     The fake quantization of activations stays.
     """
@@ -131,7 +131,7 @@ def _name(source: str) -> str:
 
 
 def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
-    """A float flatbuffer without its pairs of QUANTIZE and DEQUANTIZE, and the ranges that they had.
+    """Return a float flatbuffer without its pairs of QUANTIZE and DEQUANTIZE, and the ranges that they had.
 
     model: a flatbuffer as the converter makes it of a trace with fake quantization. A tensor that is quantized in
     several ways, one behind the other, has the last range.
@@ -199,11 +199,11 @@ def _range(quantization: Any) -> tuple[float, float] | None:
 
 
 def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
-    """`ranges` of the flatbuffer `model`, and the same of tensors that ops which only move values connect with them.
+    """Return `ranges` of the flatbuffer `model`, extended to tensors that ops which only move values connect with them.
 
-    What calibration finds on the far side of a RESHAPE would else be taken for both sides of it. So would it be of a
-    choice between a tensor and a constant. And of a tensor that is read by one op alone, which cuts it off, what comes
-    out is all that counts: a ReLU that ends at 1 is three ops, of which training knows the last.
+    Otherwise the range that calibration observes after a RESHAPE would be used for both sides of it; likewise for a
+    choice between a tensor and a constant. If one op alone reads a tensor and cuts it off, the range of that op's
+    output counts: a ReLU that ends at 1 is three ops, and training has a range for the last.
     """
     results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):
@@ -226,16 +226,21 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
 
 
 def has_choices(model: bytes) -> bool:
-    """Whether the flatbuffer has ops for `with_operands_of_choices`."""
+    """Check whether the flatbuffer has ops for `with_operands_of_choices`."""
     return not tflite.operator_names(model).isdisjoint(_CHOICES)
 
 
 def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ranges:
-    """`ranges` of the flatbuffer `model`, those of MINIMUM, MAXIMUM and SELECT as wide as what else is made of theirs.
+    """Return `ranges`, those of MINIMUM, MAXIMUM and SELECT as wide as other readers of their operands need.
 
-    TensorFlow's quantizer gives what they choose from the scale of what they give: min(x, 0) would cut all above 0 from
-    x, for all who read it. What nobody else reads is cut off there as it would be by the choice itself.
-    alike: all of them get one range, for a quantizer that leaves each its own, though the kernels take it for one.
+    TensorFlow's quantizer gives their operands the scale of their output: min(x, 0) would cut x off at 0 for all its
+    readers. An operand that nothing else reads is cut off there, as the choice itself would.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: (subgraph, tensor) -> (minimum, maximum).
+        alike: Whether operands and output get one range, for a quantizer that leaves each its own though the kernels
+            assume one.
     """
     results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):

@@ -16,13 +16,13 @@ from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 
 def become(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
-    """Makes `op` one called `name` with `inputs`. kind, options: a BuiltinOptions number and its table, 0 for none."""
+    """Turn `op` into one called `name`. kind, options: a BuiltinOptions number and its table, 0 for none."""
     op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
     op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
 
 
 def new_op(edited: Any, name: str, inputs: list[int], output: int, kind: int = 0, options: Any = None) -> Any:
-    """An op that stands in no graph yet."""
+    """Return a new op, which the caller inserts into a graph."""
     from ai_edge_litert import schema_py_generated as generated
 
     op = generated.OperatorT()
@@ -32,7 +32,7 @@ def new_op(edited: Any, name: str, inputs: list[int], output: int, kind: int = 0
 
 
 def add_constant(edited: Any, graph: Any, value: Any, dtype: Any = np.float32) -> int:
-    """The index of a new tensor that holds `value`."""
+    """Add a constant; return its tensor index."""
     from ai_edge_litert import schema_py_generated as generated
 
     buffer, tensor = generated.BufferT(), generated.TensorT()
@@ -47,7 +47,7 @@ def add_constant(edited: Any, graph: Any, value: Any, dtype: Any = np.float32) -
 
 
 def add_tensor(graph: Any, like: int, name: str) -> int:
-    """The index of a new activation of the shape and type of tensor `like`."""
+    """Add an activation with the shape and type of tensor `like`; return its index."""
     from ai_edge_litert import schema_py_generated as generated
 
     tensor, other = generated.TensorT(), graph.tensors[like]
@@ -58,7 +58,7 @@ def add_tensor(graph: Any, like: int, name: str) -> int:
 
 
 def name_of(graph: Any, index: int) -> str:
-    """A tensor's name, which is bytes where it was read from a file."""
+    """Return a tensor's name as a string; tensors that were read from a file have it as bytes."""
     name = graph.tensors[index].name
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
@@ -107,7 +107,7 @@ def scale_of(graph: Any, index: int) -> tuple[float, int]:
 
 
 def quantize_op(edited: Any, source: int, target: int) -> Any:
-    """Return a QUANTIZE that stands in no graph yet."""
+    """Return a new QUANTIZE, which the caller inserts into a graph."""
     from ai_edge_litert import schema_py_generated as generated
 
     kind, options = generated.BuiltinOptions.QuantizeOptions, generated.QuantizeOptionsT()

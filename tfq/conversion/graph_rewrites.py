@@ -52,7 +52,7 @@ _COPYING = {"ONE_HOT": (2, 3)}
 
 
 def in_quantizable_ops(model: bytes) -> bytes:
-    """A float flatbuffer with the same tensors and values, in ops that the quantizer knows.
+    """Return a float flatbuffer with the same tensors and values, in ops that the quantizer knows.
 
     x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
     split or unpacked is cut out by itself: each bit stays. Exponentials are bounded, within float32's rounding.
@@ -71,7 +71,7 @@ def in_quantizable_ops(model: bytes) -> bytes:
 
 
 def without_unread_ops(model: bytes) -> bytes:
-    """The flatbuffer without the ops whose outputs nobody reads, such as the unused part of a split.
+    """Return the flatbuffer without the ops whose outputs are not read, such as the unused part of a split.
 
     litert-quantizer 0.11 leaves such an output in float and quantizes the input, and the file cannot run.
     """
@@ -83,10 +83,10 @@ def without_unread_ops(model: bytes) -> bytes:
 
 
 def with_kernels_of_int8(model: bytes) -> bytes:
-    """An integer flatbuffer in which ELU computes on codes, by the scales that stood on its float island's shores.
+    """Return an integer flatbuffer in which ELU computes in int8, by the scales around its float island.
 
-    So does what looks for the largest or the least value, which QAT leaves behind a DEQUANTIZE. ONE_HOT gives codes of
-    its output: a 0 copied from an operand with another scale would mean one half there.
+    So do ARG_MAX and ARG_MIN, which QAT leaves after a DEQUANTIZE. ONE_HOT gets constants in the scale of its output:
+    a 0 copied from an operand with another scale would mean one half there.
     """
     if tflite.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
         return model
@@ -231,7 +231,7 @@ _BELOW = {"GREATER": 2, "GREATER_EQUAL": 2, "LESS": 1, "LESS_EQUAL": 1}
 
 
 def bound_exponentials(edited: Any, graph: Any) -> None:
-    """In place, in a float graph: log(1 + exp(x)) becomes relu(x) - log(sigmoid(|x|)), equal within float32's rounding.
+    """Replace log(1 + exp(x)) by relu(x) - log(sigmoid(|x|)) in a float graph, equal within float32's rounding.
 
     exp(x) that is chosen only where x is below 0 (0 with it) becomes exp(min(x, 0)): each bit of the choice stays.
     """
@@ -342,7 +342,7 @@ _SIGN = np.iinfo(np.int32).min
 
 
 def without_negative_zeros(graph_def: Any) -> Any:
-    """The same frozen graph, in which each `where(x == 0 and signbit(x), least, x)` has become x."""
+    """Replace each `where(x == 0 and signbit(x), least, x)` of a frozen graph by x; return the graph."""
     nodes = {node.name: node for node in graph_def.node}
     for node in graph_def.node:
         if node.op == "SelectV2" and _is_for_negative_zeros(nodes, node):

@@ -37,6 +37,7 @@ from tfq.conversion.graph_editing import (
     set_scale,
 )
 from tfq.conversion.graph_rewrites import with_kernels_of_int8
+from tfq.ptq.kernel_faults import COARSEST, COMPARING, FINEST
 from tfq.quant_math import dequantize, quantize
 from tfq.tflite.op_types import COPIED_SLOTS
 from tfq.tflite.schema import TENSOR_TYPES
@@ -46,9 +47,6 @@ _INT8 = TENSOR_TYPES.index("int8")
 _DATA_OF = {"SCATTER_ND": 1, "MATRIX_DIAG": 0}
 # Of the 127 positive values; the others are left to the rounding of what SCATTER_ND adds up.
 _GREATEST = 120
-_COMPARING = ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL")
-# One step of a scale in this range is at least one unit of the kernel, and the kernel accepts it.
-_FINEST, _COARSEST = 1 / 256, 1.0
 # Below it a tensor is 0 on all samples: the quantizer gives it 7.8e-9, and what it holds is rounding noise.
 _DEAD = 1e-7
 _LOWEST, _HIGHEST = -128, 127
@@ -152,7 +150,7 @@ def with_comparable_scales(model: bytes) -> bytes:
     Args:
         model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
     """
-    return rewrite_graphs(model, _COMPARING, _comparable, forget_tensors=True)
+    return rewrite_graphs(model, COMPARING, _comparable, forget_tensors=True)
 
 
 def _comparable(edited: Any, graph: Any) -> int:
@@ -160,7 +158,7 @@ def _comparable(edited: Any, graph: Any) -> int:
     result, changed = [], 0
     for op in graph.operators:
         operands = [int(index) for index in op.inputs]
-        compares = tflite.operator_name(edited, op) in _COMPARING
+        compares = tflite.operator_name(edited, op) in COMPARING
         if compares and all(graph.tensors[index].type == _INT8 for index in operands):
             added = _with_scaled_operands(edited, graph, op, operands)
             changed += added is not None
@@ -185,7 +183,7 @@ def _with_scaled_operands(edited: Any, graph: Any, op: Any, operands: list[int])
     low, high = _reach(graph, operands[moving[0]])
     constants = {place: np.clip(item, 2 * low - high, 2 * high - low) for place, item in constants.items()}
     largest = max([*scales, *(float(np.abs(item).max()) / _HIGHEST for item in constants.values())])
-    good = min(scales) >= _FINEST and largest < _COARSEST
+    good = min(scales) >= FINEST and largest < COARSEST
     factor = 1.0 if good else 2.0 ** -np.ceil(np.log2(largest * 1.001))
     if good and not constants:
         return None
@@ -216,7 +214,7 @@ def _reach(graph: Any, index: int) -> tuple[float, float]:
 
 def _constant(edited: Any, graph: Any, like: int, values: NDArray) -> int:
     """A new int8 constant with a scale that fits its values."""
-    scale = min(max(float(np.abs(values).max()) / _HIGHEST, _FINEST / 256), 0.999)
+    scale = min(max(float(np.abs(values).max()) / _HIGHEST, FINEST / 256), 0.999)
     index = add_constant(edited, graph, quantize(values, scale, 0), np.int8)
     graph.tensors[index].name = f"{name_of(graph, like)}/comparable"
     set_scale(graph, index, scale, 0)

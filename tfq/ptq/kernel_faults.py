@@ -10,9 +10,9 @@ from tfq.tflite.op_types import moved_inputs
 
 COARSE_COMPARISON, UNEQUAL_COPY, ZERO_FILL = "coarse_comparison", "unequal_copy", "zero_fill"
 
-# int8 comparisons compute with 8 bits behind the point, and take no scale of 1 or more.
-_COMPARING = frozenset({"EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"})
-_FINEST, _COARSEST = 1 / 256, 1.0
+# int8 comparisons compute with 8 bits after the point, and accept no scale of 1 or more.
+COMPARING = frozenset({"EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"})
+FINEST, COARSEST = 1 / 256, 1.0
 # Ops that fill what they do not write with the quantized value 0.
 _FILLING = frozenset({"SCATTER_ND", "MATRIX_DIAG"})
 # Ops that move values and rescale them on the way, where the scales differ.
@@ -25,7 +25,7 @@ def kernel_fault(graph: Subgraph, op: Op) -> tuple[str, str] | None:
     output = graph.tensors[op.outputs[0]] if op.outputs else None
     if output is None:
         return None
-    if op.name in _COMPARING:
+    if op.name in COMPARING:
         return _coarse_comparison([graph.tensors[index] for index in op.inputs])
     if output.dtype != "int8" or not output.is_quantized:
         return None
@@ -52,7 +52,7 @@ def _coarse_comparison(tensors: list[Tensor]) -> tuple[str, str] | None:
         for tensor in tensors
         if tensor.dtype == "int8" and tensor.is_quantized and not tensor.is_constant
     ]
-    if not scales or _FINEST <= max(scales) < _COARSEST:
+    if not scales or FINEST <= max(scales) < COARSEST:
         return None
     return COARSE_COMPARISON, (
         f"compares values of scale {max(scales):.3g}: its kernel sees no differences below 1/256, and takes no scale "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof that a repair of a float flatbuffer has left its function as it was."""
+"""Check that a technique left the function of a float flatbuffer unchanged."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,17 @@ _RANDOM_SAMPLES = 8
 def check_same_function(
     before: bytes, after: bytes, samples: Sequence[Sample], what: str, most: float
 ) -> tuple[float, int]:
-    """(largest difference of any output, as a share of the largest output; over how many samples).
+    """Return (the largest difference of any output as a fraction of the largest output, the number of samples).
 
-    samples: by input name; none are random ones. what: the repair. most: that the difference may be. Raises
-    TfqError where it is more.
+    Args:
+        before: The float flatbuffer.
+        after: The same after the technique.
+        samples: By input name; if there are none, random ones are used.
+        what: The technique, for the message.
+        most: The largest difference that is accepted.
+
+    Raises:
+        TfqError: The difference is larger.
     """
     tried = samples or _random_samples(tflite.read(before))
     difference = _difference(before, after, tried)

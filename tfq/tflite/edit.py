@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edit flatbuffers through the schema's generated object API: unpack, change, pack.
 
-It trusts what it reads: bytes from elsewhere go through `read` first. Constants are views of the old file until
+The functions trust their bytes: those from elsewhere go through `read` first. Constants are views of the old file until
 they are packed, 16-byte aligned as the schema wants them (the generated Python code forgets that).
 """
 
@@ -19,7 +19,7 @@ from tfq.tflite.schema import OPERATORS
 
 
 def operator_code(model: Any, builtin: int, version: int) -> int:
-    """The index of the operator code, added if it is not there."""
+    """Return the index of the operator code; add it if it is missing."""
     from ai_edge_litert import schema_py_generated as generated
 
     for index, code in enumerate(model.operatorCodes):
@@ -33,13 +33,13 @@ def operator_code(model: Any, builtin: int, version: int) -> int:
 
 
 def operator_name(model: Any, op: Any) -> str:
-    """The op's name in the schema; empty where it is newer than ours."""
+    """Return the op's name in the schema; empty if the code is newer than this schema."""
     code = model.operatorCodes[op.opcodeIndex]
     return _name(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def operator_names(data: bytes) -> frozenset[str]:
-    """The names of the operators that the flatbuffer `data` lists, the rest of it unread. `data` is trusted."""
+    """Return the names of the operators that the flatbuffer lists; nothing else is read. `data` is trusted."""
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.Model.GetRootAs(data)
@@ -53,7 +53,7 @@ def _name(builtin: int, deprecated: int) -> str:
 
 
 def forget_unused_codes(model: Any) -> None:
-    """Interpreters want a kernel for each operator code, used or not."""
+    """Take out operator codes that no op uses, in place: interpreters need a kernel for each of them."""
     used = sorted({op.opcodeIndex for graph in model.subgraphs for op in graph.operators})
     model.operatorCodes = [model.operatorCodes[index] for index in used]
     for graph in model.subgraphs:
@@ -62,7 +62,7 @@ def forget_unused_codes(model: Any) -> None:
 
 
 def forget_unused_constants(model: Any) -> None:
-    """Empties the buffers that no tensor and no metadata entry reads."""
+    """Empty the buffers that no tensor and no metadata entry reads, in place."""
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or []}
     for index, buffer in enumerate(model.buffers):
@@ -71,7 +71,7 @@ def forget_unused_constants(model: Any) -> None:
 
 
 def forget_unused_tensors(model: Any) -> None:
-    """Takes out the tensors that no op, input or output names; those behind them get other numbers."""
+    """Take out the tensors that no op, input or output uses, in place; those after them get other indices."""
     for index, graph in enumerate(model.subgraphs):
         named = [graph.inputs, graph.outputs]
         for op in graph.operators:
@@ -110,7 +110,7 @@ def edit_model(
     metadata: Mapping[str, Any] | None = None,
     ranges: RangeMap | None = None,
 ) -> bytes:
-    """The flatbuffer `data` with every change that is given, unpacked and packed once.
+    """Return the flatbuffer `data` with all of these changes, unpacked and packed once.
 
     signature: as in add_signature; a pair (inputs, outputs) is one for serving_default. metadata: as in write_metadata.
     ranges: as in inject_ranges. The same arguments give the same bytes.
@@ -130,7 +130,7 @@ def edit_model(
 
 
 def unpack(data: bytes) -> Any:
-    """The flatbuffer as the generated schema's ModelT, to be changed in place. `data` is trusted."""
+    """Return the flatbuffer as a ModelT of the generated schema, to be changed in place. `data` is trusted."""
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
@@ -152,7 +152,7 @@ def normalize_operator_codes(model: Any) -> None:
 
 
 def pack(model: Any, size: int) -> bytes:
-    """The bytes of a ModelT; about `size` of them are expected."""
+    """Return the bytes of a ModelT; about `size` of them are expected."""
     import flatbuffers
 
     class Builder(flatbuffers.Builder):
@@ -171,7 +171,7 @@ def pack(model: Any, size: int) -> bytes:
 def add_signature(
     data: bytes, inputs: Mapping[str, int], outputs: Mapping[str, int], key: str = "serving_default"
 ) -> bytes:
-    """`data` with a signature `key`, in the place of one of that key if there is one.
+    """Return `data` with a signature `key`; it replaces one of the same key.
 
     inputs, outputs: name -> tensor index in subgraph 0.
     Raises InputError unless they name its inputs and outputs, each once.
@@ -180,7 +180,7 @@ def add_signature(
 
 
 def write_metadata(data: bytes, value: Mapping[str, Any]) -> bytes:
-    """`data` with `value` as tfq's own metadata entry, in the place of what it held before.
+    """Return `data` with `value` as tfq's own metadata entry; it replaces the entry that was there.
 
     Raises InputError where `value` is not plain, finite JSON.
     """
@@ -188,7 +188,7 @@ def write_metadata(data: bytes, value: Mapping[str, Any]) -> bytes:
 
 
 def read_metadata(data: bytes) -> dict[str, Any] | None:
-    """What tfq wrote into `data` about it, None when there is nothing. `data` may come from anywhere.
+    """Return the metadata entry of tfq in `data`, None if there is none. `data` may come from anywhere.
 
     Raises FlatbufferError on damaged bytes, and where the entry is no JSON object.
     """
@@ -197,7 +197,7 @@ def read_metadata(data: bytes) -> dict[str, Any] | None:
 
 
 def inject_ranges(data: bytes, ranges: RangeMap) -> bytes:
-    """`data` with minimum and maximum written into float32 tensors, where TensorFlow's MLIR quantizer looks for them.
+    """Write minimum and maximum into float32 tensors, where TensorFlow's MLIR quantizer reads them.
 
     ranges: (subgraph, tensor) -> (minimum, maximum) in real units; kept as float32.
     Raises InputError on a tensor that is not there or not float32, and on a range that is not finite or is upside down.
@@ -206,7 +206,7 @@ def inject_ranges(data: bytes, ranges: RangeMap) -> bytes:
 
 
 def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
-    """(subgraph, tensor) -> (minimum, maximum) of every tensor that holds one such pair, as inject_ranges takes it.
+    """Return {(subgraph, tensor): (minimum, maximum)} of the tensors that hold one pair, as inject_ranges takes it.
 
     Tensors with a pair for each channel (weights) are left out. `data` is trusted.
     """
@@ -224,10 +224,10 @@ def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
 
 
 def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[int, ...]]:
-    """(`data` with `tensors` of its main subgraph as further outputs, the tensor indices of all its outputs).
+    """Return (`data` with `tensors` of its main subgraph as further outputs, the tensor indices of all outputs).
 
-    Inputs do not become outputs. Signatures are left out. What an interpreter gives of a tensor that is no output is
-    silently wrong: its memory has been used again by then.
+    Inputs do not become outputs. Signatures are left out. What an interpreter returns for a tensor that is no output is
+    silently wrong: its memory is reused.
     """
     model = unpack(data)
     graph = model.subgraphs[0]

@@ -47,7 +47,7 @@ class LayerNames:
         self._cache: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {}
 
     def layer(self, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> str | None:
-        """The layer of op `name` on these tensors: that whose scope says what the op does, else the first one told."""
+        """Return the layer of op `name` on these tensors: that whose scope names the op's kind, else the first."""
         constants = (index for index in inputs[: 2 * _MOST_TENSORS] if index >= 0 and self._tensors[index].is_constant)
         origins = [origin for index in (*outputs[:_MOST_TENSORS], *constants) for origin in self._origins(index)]
         wanted = _SCOPES.get(name, set())

@@ -132,7 +132,7 @@ WIDE, RANGE = "wide", "range"
 
 
 def roles(op: Op) -> list[tuple[str, int, int, str]]:
-    """(place, slot, tensor, role) of everything that `op` touches; place is input, output or intermediate."""
+    """Return (place, slot, tensor, role) of each tensor of `op`; place is input, output or intermediate."""
     tables = {INDEX: INDEX_INPUTS, BIAS: BIAS_INPUTS, WEIGHT: WEIGHT_INPUTS, WIDE: WIDE_INPUTS}
     slots = {slot: role for role, table in tables.items() for slot in table.get(op.name, ())}
     results = [("input", slot, tensor, slots.get(slot, DATA)) for slot, tensor in enumerate(op.inputs) if tensor >= 0]
@@ -149,7 +149,7 @@ def moved_inputs(name: str, inputs: Sequence[int]) -> list[int]:
 
 
 def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int]]:
-    """{op: {type: how many}}, ops named by `name`.
+    """Return {op: {type: count}}, with ops named by `name`.
 
     The type is that of what the op gives out, "int8"; with that of its weights where it is another, "float32 with int8
     weights". An op that gives out nothing computes in "none".

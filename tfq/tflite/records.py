@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flatbuffer says, as frozen records. Every index in them is valid: who holds a Model may index unchecked."""
+"""The content of a flatbuffer as frozen records. Every index in them is valid, so callers need no bounds checks."""
 
 import functools
 import math
@@ -47,7 +47,7 @@ class Tensor:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its codes stand for reals: it has a scale."""
+        """Whether its values stand for real numbers: it has a scale."""
         return bool(self.scale)
 
 
@@ -72,7 +72,7 @@ class Op:
 
     @property
     def tensors(self) -> tuple[int, ...]:
-        """Every tensor that it touches, in the order inputs, outputs, intermediates, those left out left out."""
+        """Every tensor of the op: inputs, outputs, intermediates, in this order and without absent ones."""
         return tuple(index for index in (*self.inputs, *self.outputs, *self.intermediates) if index != ABSENT)
 
 
@@ -178,7 +178,7 @@ class Model:
 
 
 def constant_values(data: bytes, tensor: Tensor) -> NDArray:
-    """The values of a constant tensor of `data`, in its own shape and dtype; a read-only view, nothing is copied.
+    """Return the values of a constant tensor of `data`, in its shape and dtype; a read-only view.
 
     Raises InputError when it is no constant, is stored sparse or packed (int4), or has another number of bytes than
     its shape wants.

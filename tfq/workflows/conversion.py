@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]]:
-    """`model` (Keras, a Trace, or float flatbuffer bytes) as config.conversion says; and its record.
+    """Convert `model` (Keras, a Trace, or float flatbuffer bytes) by config.conversion; return it with its record.
 
-    Of a quantization-aware trained one, config.data is read only where some tensor has no range from the training.
+    Of a quantization-aware trained model, config.data is read only if some tensor has no range from the training.
     """
     from tfq.conversion import convert_with_record
 

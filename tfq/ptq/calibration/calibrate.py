@@ -112,7 +112,7 @@ _CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE", "STABLEHLO_WHILE")
 def calibrate(
     model: bytes, samples: Sequence[Mapping[str, NDArray]], config: CalibrationConfig | None = None
 ) -> Ranges:
-    """Activation ranges of the float flatbuffer `model` over `samples` (by input name, batch 1).
+    """Return the activation ranges of the float flatbuffer `model` over `samples` (by input name, batch 1).
 
     config: the method; one whose `ranges` names a file gives these back.
     Raises InputError on a model with control flow, on samples that it does not run on, and on ranges that were found
@@ -184,7 +184,7 @@ def ranges_of_file(model: bytes, path: str) -> Ranges:
 
 
 def check_no_control_flow(model: bytes) -> None:
-    """Raises InputError where the flatbuffer holds a loop or a branch."""
+    """Raise InputError if the flatbuffer holds a loop or a branch."""
     ops = tflite.read(model).main_subgraph.ops
     loops = [f"{op.name} ({op.keras_layer or 'no layer'})" for op in ops if op.name in _CONTROL_FLOW]
     if loops:

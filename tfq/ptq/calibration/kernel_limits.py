@@ -115,7 +115,7 @@ class _Limits:
         }
 
     def widened(self) -> dict[int, tuple[float, float]]:
-        """Tensor -> its new range, of those that were too narrow."""
+        """Return {tensor: its new range} of those that were too narrow."""
         groups = list(self._groups())
         while self._grow(self._floors()) or self._tie(groups):
             pass
@@ -126,7 +126,7 @@ class _Limits:
         }
 
     def dead_layers(self) -> list[str]:
-        """The layers of which nothing that leaves them is alive, though something that enters them is."""
+        """Return the layers whose outputs are all dead though an input is alive."""
         graph, layers = self._graph, self._graph.layers_by_output
         dead = {tensor for tensor, width in self._widths.items() if width < max(self._own_floor(tensor), _TINY)}
         readers: dict[int, list[str]] = collections.defaultdict(list)
