@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of cells as lines of a terminal."""
+"""Rows of cells as lines of a terminal, and lists of names in messages."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """A line a row, each column as wide as its widest cell, two spaces between columns, none at a line's end.
+    """Return one line per row, each column as wide as its widest cell, with two spaces between columns.
 
-    rows: of equally many cells each. left: the first `left` columns are flush left, the others flush right.
+    Args:
+        rows: Rows with the same number of cells.
+        left: This many columns are flush left, the others flush right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -17,3 +19,8 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return "a, b, c"; of more than `most` names the first ones, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -17,6 +17,7 @@ from tfq.config import ConversionConfig
 from tfq.conversion.graph_editing import name_of, quantize_op, replace_reads
 from tfq.conversion.hidden_ops import with_hidden_ops
 from tfq.errors import TfqWarning
+from tfq.text_table import listed
 from tfq.tflite.index_values import index_tensors
 from tfq.tflite.schema import TENSOR_TYPES
 
@@ -132,10 +133,9 @@ def warn_of_float_indices(model: bytes) -> None:
     graph = tflite.read(model).main_subgraph
     ops = [graph.ops[index] for index in _float_index_ops(graph)]
     if ops:
-        names = ", ".join(f"{op.name} ({graph.layer_of(op)})" for op in ops[:8])
-        more = f" and {len(ops) - 8} more" if ops[8:] else ""
+        names = listed([f"{op.name} ({graph.layer_of(op)})" for op in ops])
         warnings.warn(
-            f"indices are computed from floats by {names}{more}: these ops stay float, because a quantized index reads "
+            f"indices are computed from floats by {names}: these ops stay float, because a quantized index reads "
             "another row. Compute the indices outside of the model and feed them as int32 to have it all in integers",
             TfqWarning,
             stacklevel=5,

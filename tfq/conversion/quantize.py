@@ -66,10 +66,8 @@ from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, TfqWarning
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
 from tfq.ptq import calibration
+from tfq.text_table import listed
 from tfq.typing import JSON
-
-# Dead layers that one warning names.
-_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,11 +290,10 @@ def warn_of_dead_layers(dead: Sequence[str]) -> None:
     """Warn (TfqWarning) of the layers that output 0 on all calibration data, by name."""
     if not dead:
         return
-    named = ", ".join(dead[:_MOST_NAMED]) + (f" and {len(dead) - _MOST_NAMED} more" if dead[_MOST_NAMED:] else "")
     warnings.warn(
-        f"dead layers: {named}: {'each' if len(dead) > 1 else 'it'} outputs 0 on all calibration data, or less than an "
-        "integer kernel can tell from 0. The file runs, and they stay at 0 in it. Check the weights before them, and "
-        "whether the representative dataset covers the inputs that activate them",
+        f"dead layers: {listed(dead)}: {'each' if len(dead) > 1 else 'it'} outputs 0 on all calibration data, or less "
+        "than an integer kernel can tell from 0. The file runs, and they stay at 0 in it. Check the weights before "
+        "them, and whether the representative dataset covers the inputs that activate them",
         TfqWarning,
         stacklevel=5,
     )

@@ -9,6 +9,7 @@ from tfq.auditing.schemes import WHOLE_NUMBERS
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, TfqWarning
+from tfq.text_table import listed
 
 _MOST_NAMED = 8
 
@@ -124,8 +125,7 @@ def warn_of_floats(content: bytes, config: ConversionConfig, *, has_data: bool) 
     floats, borders = _unasked_floats(content, config)
     if not floats and not borders:
         return
-    named = ", ".join(floats[:_MOST_NAMED]) + (f" and {len(floats) - _MOST_NAMED} more" if floats[_MOST_NAMED:] else "")
-    parts = [f"{named} stay float" if floats else "", *borders]
+    parts = [f"{listed(floats)} stay float" if floats else "", *borders]
     if has_data:
         advice = "replace these layers, or name them in conversion.float_layers if they may be float"
     else:
