@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 from messages import warned
+from plain_runs import DoesNotRun, run_plainly
 
 import tfq
 from tfq.conversion import convert_with_record, quantize
+from tfq.ptq.calibration import kernel_limits
+from tfq.quant_math import sqnr_db
 
 X = np.random.default_rng(0).normal(size=(60, 16)).astype("float32").cumsum(1)
 L = keras.layers
@@ -178,6 +181,49 @@ def test_min_max_ranges_of_a_dead_branch_load():
         with warned("dead"):
             content = converted(model, scheme, quantizer, "min_max").content
         assert agrees(content, model)
+
+
+def agreement(model, samples, scheme, quantizer, method="percentile"):
+    """SQNR against Keras in dB; None where the file does not run."""
+    config = tfq.ConversionConfig(
+        scheme=scheme, quantizer=quantizer, verify=False, calibration=tfq.CalibrationConfig(method=method)
+    )
+    with warnings.catch_warnings(action="ignore", category=tfq.errors.TfqWarning):
+        content = tfq.convert(model, samples, config)
+    try:
+        (result,) = run_plainly(content, {"x": samples}).values()
+    except DoesNotRun:
+        return None
+    expected = model.predict(samples, verbose=0)
+    return sqnr_db(expected, result.values.reshape(expected.shape))
+
+
+def test_a_dead_slice_of_an_input_has_the_scale_of_the_input(monkeypatch):
+    inputs = keras.Input((16,), name="x")
+    hidden = L.Add()([L.Dense(4)(inputs[:, :8]), L.Dense(4)(inputs[:, 8:])])
+    padded = np.concatenate([X[:, :8], 0 * X[:, 8:]], axis=1)
+    model = keras.Model(inputs, L.Dense(3)(hidden))
+    for scheme, quantizer in SCHEMES:
+        found = agreement(model, padded, scheme, quantizer)
+        assert found is not None and found > 25, (scheme, quantizer, found)
+    monkeypatch.setattr(kernel_limits._Limits, "_reach", kernel_limits._Limits._width_of)
+    assert agreement(model, padded, *SCHEMES[0]) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_recurrent_layers_after_masking_run_where_steps_are_padding_in_all_samples(library, cell):
+    layers = pytest.importorskip(library).layers
+    samples = np.random.default_rng(0).normal(size=(40, 8, 6)).astype("float32").cumsum(1) * 0.4
+    for number, sample in enumerate(samples):
+        sample[6 - number % 4 :] = 0
+    inputs = layers.Input((8, 6), name="x")
+    outputs = layers.Dense(3)(getattr(layers, cell)(5)(layers.Masking()(inputs)))
+    model = pytest.importorskip(library).Model(inputs, outputs)
+    for scheme, quantizer in SCHEMES[:3]:
+        found = agreement(model, samples, scheme, quantizer)
+        assert found is not None and found > 25, (scheme, quantizer, found)
 
 
 def test_without_the_limits_dead_layers_do_not_load(monkeypatch):

@@ -193,7 +193,7 @@ class _Limits:
         floor = _LARGEST_CUT * steps if op.index in self._cutting else 0.0
         if op.name in WEIGHTED_SLOTS and self._scheme == "int8":
             data, weights, _ = WEIGHTED_SLOTS[op.name]
-            step = self._width_of(op.inputs[data]) * self._weight_step(op.inputs[weights])
+            step = self._reach(op.inputs[data]) * self._weight_step(op.inputs[weights])
             return max(floor, step * _FINEST_OUTPUT)
         if op.name in _SUMS:
             return max(floor, self._widest(op.inputs) * _FINEST_SUM)
@@ -226,8 +226,25 @@ class _Limits:
         return self._width_of(index) / self._steps
 
     def _widest(self, tensors: Sequence[int]) -> float:
-        widest = max((self._width_of(index) for index in tensors), default=0.0)
+        widest = max((self._reach(index) for index in tensors), default=0.0)
         return widest or _UNKNOWN
+
+    def _reach(self, index: int) -> float:
+        """The greatest width of the tensors that may share the scale of `index`.
+
+        A step that is padding in all samples is a dead slice of the input, and has the input's scale.
+        """
+        return max(self._width_of(item) for item in self._tied_with.get(index, (index,)))
+
+    @functools.cached_property
+    def _tied_with(self) -> dict[int, list[int]]:
+        """Tensor -> those that ops which keep the scale connect with it."""
+        results: dict[int, list[int]] = {}
+        for group in self._groups():
+            parts = {id(part): part for part in (results.get(index, [index]) for index in group)}
+            joined = [index for part in parts.values() for index in part]
+            results |= dict.fromkeys(joined, joined)
+        return results
 
     def _width_of(self, index: int) -> float:
         """The width of an activation or a constant, 0 of what is not quantized."""
