@@ -10,7 +10,7 @@ COLLAPSES_INT8 = {
     "LOG": "kinds.MelSpectrogram kinds.STFTSpectrogram_log",
     "MUL": "kinds.STFTSpectrogram_psd kinds.many_scales",
     "QUANTIZE": "ops.scatter_twice",
-    "SELECT_V2": "ops.sparsemax",
+    "GREATER": "ops.sparsemax",
     "SQRT": "kinds.STFTSpectrogram_magnitude",
     "SUB": "ops.image.ssim",
 }
@@ -19,7 +19,7 @@ COLLAPSES_INT8 = {
 COLLAPSES_INT16X8 = {
     "LOG": "kinds.MelSpectrogram kinds.STFTSpectrogram_log",
     "MUL": "layers.ContrastLimitedAdaptiveHistogramEqualization",
-    "SUB": "ops.sparsemax",
+    "GREATER": "ops.sparsemax",
 }
 
 # Word of the refusal -> models that both schemes refuse.
