@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built_models import Call, T, build
 from messages import refused
+from one_op_models import one_op_model, options
 
 from tfq import tflite
 from tfq.auditing import audit_model
@@ -294,6 +296,13 @@ def test_op_that_the_kernels_refuse_is_named():
 
     assert execution.state == "fails" and execution.op_index == conv
     assert f"#{conv} CONV_2D" in execution.op
+
+
+def test_a_division_is_tried_where_its_inputs_are_not_zero():
+    assert try_to_run(one_op_model("DIV", "int8")).state == "runs"
+    tensors = {"x": T("int8", (1, 4), 0.1), "zero": T("int8", (1, 4), 0.1, values=[0] * 4), "y": T("int8", (1, 4), 0.1)}
+    by_zero = build(tensors, [Call("DIV", ["x", "zero"], ["y"], options("Div"))], ["x"], ["y"])
+    assert try_to_run(by_zero).state == "fails"
 
 
 def test_audit_of_a_file_that_does_not_run_fails():

@@ -186,7 +186,9 @@ def _quantized_indices(parsed: Model) -> Iterator[Problem]:
 
 
 def try_to_run(model: bytes) -> Execution:
-    """Run a flatbuffer once on neutral inputs: zero, or the value of it that is nearest to the middle of the range.
+    """Run a flatbuffer once on neutral inputs: zero, or the quantized value of it.
+
+    If an op fails on them as it is invoked, as an int8 DIV by zero does, the inputs are tried at their upper ends.
 
     Raises:
         FlatbufferError: The bytes are no flatbuffer.
@@ -199,10 +201,29 @@ def try_to_run(model: bytes) -> Execution:
     try:
         LocalBackend().run_samples(model, fed)
     except ModelError as error:
+        if "invoke" in str(error.got) and _runs_at_upper_ends(model, parsed):
+            return Execution(state="runs")
         return failed_execution(model, parsed, fed, error)
     except BackendError as error:
         return Execution(state="not tried", reason=str(error))
     return Execution(state="runs")
+
+
+def _runs_at_upper_ends(model: bytes, parsed: Model) -> bool:
+    """Check whether the model runs on the largest quantized values, and on ones where an input is float."""
+    fed = []
+    for tensor in parsed.main_subgraph.input_tensors:
+        values = _neutral(tensor)
+        if tensor.is_quantized:
+            values = np.full_like(values, np.iinfo(values.dtype).max)
+        elif values.dtype.kind == "f":
+            values = np.ones_like(values)
+        fed.append(values)
+    try:
+        LocalBackend().run_samples(model, [tuple(fed)])
+    except TfqError:
+        return False
+    return True
 
 
 def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, execute: bool | None = None) -> AuditReport:
