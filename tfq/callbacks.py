@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sits inside fit. One object serves the fit of either Keras.
+"""Callbacks for `fit`: evaluate or export the int8 flatbuffer while training. One object serves either Keras.
 
-The two Kerases ask a callback the same questions, but each wants to see its own base class, and each keeps `model`
-its own way; so the class has both bases, and is made when it is asked for, because its bases need TensorFlow.
+Both Keras versions call a callback alike, but each checks for its own base class and stores `model` its own way. The
+class therefore has both bases, and is built on first access, because its bases need TensorFlow.
 """
 
 import functools
@@ -38,7 +38,7 @@ _KERAS_MODES = {
     **dict.fromkeys(("percentage_error", "logarithmic_error", "crossentropy", "hinge", "divergence"), "min"),
     **dict.fromkeys(("poisson", "log_cosh", "logcosh", "huber"), "min"),
 }
-# What Int8Evaluation adds to `logs` besides the metric.
+# What Int8Evaluation adds to `logs` in addition to the metric.
 _INT8_MODES = {"accuracy": "max", "agreement": "max", "sqnr_db": "max", "bytes": "min", "collapsed": "min"}
 
 
@@ -77,7 +77,7 @@ def mode_of(monitor: str) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class _Exported:
-    """A conversion of an epoch, and what it was made of."""
+    """A conversion of an epoch, and its inputs."""
 
     epoch: int | None
     weights: str
@@ -104,7 +104,7 @@ class _Exports:
 
         Args:
             dataset: Calibration data. It is the same if it is one object, or arrays of equal values.
-            config: What the flatbuffer is to be.
+            config: How to convert.
             epoch: The epoch that ends; None outside of one: a conversion is then used again only if the weights did not
                 change.
         """
@@ -184,7 +184,7 @@ def _same_data(one: Any, other: Any) -> bool:
 
 
 class _ExportLogic:
-    """Knows the model in fit, and turns it into a flatbuffer; traces it only the first time."""
+    """The conversion of the model in fit, which is traced only the first time."""
 
     def __init__(self, representative_dataset: Data, config: ConversionConfig | None) -> None:
         self._representative_dataset = representative_dataset
@@ -219,25 +219,34 @@ class _ExportLogic:
 
 
 class _Int8EvaluationLogic(_ExportLogic):
-    """Every `every` epochs: convert the model in memory as it is, run the int8 flatbuffer, tell `logs` the result.
+    """Convert the model in memory every few epochs, run the int8 flatbuffer, and add the results to `logs`.
 
-    representative_dataset: calibration data, as for `tfq.convert`; None for a model in quantization-aware
-        training, which carries its ranges.
-    validation_data: (x, y) arrays, or a `Split`, to evaluate the flatbuffer on.
-    every: epochs between two evaluations; the last epoch is always one.
-    limit: evaluate on the first so many examples; 0 is all.
+    Keys that it adds to `logs`; an epoch without evaluation adds none, and a metric that cannot be computed is a
+    warning:
 
-    metric: in place of evaluation.metric, as `tfq.evaluate` takes it: a function may be one too.
+    - `val_int8_<metric>`, such as `val_int8_mae`; top-1 is `val_int8_accuracy`, its name in Keras.
+    - `val_int8_agreement`: the fraction of examples with the training model's class, for a model that says classes.
+    - `val_int8_sqnr_db`: of the worst output against the training model's.
+    - `val_int8_bytes`: the size of the flatbuffer.
+    - `val_int8_collapsed`: the number of outputs that lost their information (docs/verification.md).
 
-    Adds to `logs`: `val_int8_<metric>`, such as `val_int8_mae`, where top-1 is `val_int8_accuracy`, its name in Keras;
-    `val_int8_agreement`, the fraction of examples on which the flatbuffer says the training model's own class, for
-    a model that says classes; `val_int8_sqnr_db`, of the worst output against the training model's; and
-    `val_int8_bytes`; and `val_int8_collapsed`, the number of outputs that lost their information
-    (docs/verification.md). Labels may be class numbers or one-hot rows. A metric that cannot be computed is a warning.
-    Place it before the callbacks that are to see the values (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"),
-    EarlyStopping, TensorBoard). An epoch without evaluation adds nothing. A `TFLiteExport` in the same fit, with the
-    same config and calibration data, writes the very bytes that were measured here.
-    `flatbuffer` holds the newest export.
+    Place it before the callbacks that read these values (ModelCheckpoint(monitor="val_int8_accuracy", mode="max"),
+    EarlyStopping, TensorBoard). A `TFLiteExport` in the same fit, with the same config and calibration data, writes the
+    bytes that were measured here.
+
+    Args:
+        validation_data: (x, y) arrays, or a `Split`, to evaluate the flatbuffer on. Labels are class numbers or one-hot
+            rows.
+        representative_dataset: Calibration data, as for `tfq.convert`; None for a model in quantization-aware training,
+            which carries its ranges.
+        every: Epochs between two evaluations; the last epoch is always evaluated.
+        limit: Number of examples to evaluate on; 0 is all.
+        config: How to convert; int8 by default.
+        evaluation: How to evaluate.
+        metric: Replaces evaluation.metric, in any form that `tfq.evaluate` accepts, functions included.
+
+    Attributes:
+        flatbuffer: The newest flatbuffer, None before the first evaluation.
     """
 
     def __init__(
@@ -254,7 +263,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         super().__init__(representative_dataset, config)
         if every < 1:
             raise InputError(
-                f"Int8Evaluation: every wants at least 1, got {every}", field="every", expected="at least 1", got=every
+                f"Int8Evaluation: every={every}: expected at least 1", field="every", expected="at least 1", got=every
             )
         from tfq.data import as_split
 
@@ -308,7 +317,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         exported = self._exported(epoch)
         self.flatbuffer, verification = exported.conversion.content, exported.conversion.verification
         self._collapsed = None if verification is None else len(verification.collapsed)
-        # What does not fit is told as everywhere in tfq, before the model itself fails on it.
+        # Raises tfq's own error for data that does not fit, before the model fails on it.
         Feed(tflite.read(self.flatbuffer), self._split.take(1))
         reference = self._reference()
         record = evaluate_model(
@@ -339,21 +348,25 @@ class _Int8EvaluationLogic(_ExportLogic):
 
 
 class _TFLiteExportLogic(_ExportLogic):
-    """Writes the model to `path` as a `.tflite` whenever `monitor` is better than ever, and a record of it beside it.
+    """Write the model as a `.tflite` whenever `monitor` improves, with a JSON record next to it.
 
-    path: of the `.tflite`; `<path>.json` beside it holds the epoch, the value, all logs, the audit and the SHA-256.
-        Each is written whole or not at all: what stands there is always the best so far. A process that is killed
-        between the two leaves the record of the one before, whose SHA-256 is not the file's.
-    representative_dataset: calibration data, as for `tfq.convert`; None for a model in quantization-aware training.
-    monitor: a key of `logs`: one of Keras' own ("val_loss", "val_accuracy"), or what a callback before this one adds,
-        such as Int8Evaluation's `val_int8_accuracy`. An epoch whose logs lack it, or where it is not finite, writes
-        nothing.
-    mode: "min", "max", or "auto": that of the metric of tfq, or of the loss or metric of Keras, whose name `monitor`
-        ends in. If it ends in no such name, "auto" is refused.
-    config: what the flatbuffer is to be; full int8 by default.
+    Each file is written whole or not at all, so `path` always holds the best model so far. A process that is killed
+    between the two files leaves the previous record, whose SHA-256 is not the file's. If `monitor` never occurs in
+    `logs`, fit ends with a warning and the final model is written, so a typo does not lose a training run.
 
-    A fit in which `monitor` never came up ends with a warning and with the model as it is at the end: a training run is
-    not lost to a typo. `best` and `best_epoch` (from 0) tell what was written; None before that.
+    Args:
+        path: The `.tflite` to write; `<path>.json` holds the epoch, the value, all logs, the audit and the SHA-256.
+        representative_dataset: Calibration data, as for `tfq.convert`; None for a model in quantization-aware training.
+        monitor: A key of `logs`: one of Keras ("val_loss", "val_accuracy"), or one that a callback before this one
+            adds, such as Int8Evaluation's `val_int8_accuracy`. Epochs whose logs lack it, or where it is not finite,
+            write nothing.
+        mode: "min", "max", or "auto": the direction of the metric of tfq, or of the loss or metric of Keras, whose name
+            `monitor` ends in. If it ends in no such name, "auto" is an error.
+        config: How to convert; full int8 by default.
+
+    Attributes:
+        best: The value of `monitor` for the file that was written last; None before.
+        best_epoch: Its epoch, from 0; None before.
     """
 
     def __init__(
