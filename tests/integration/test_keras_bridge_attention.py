@@ -121,8 +121,9 @@ def test_heads_that_share_keys_with_options_of_keras_3_are_refused_with_the_reas
         to_tf_keras(keras.Model(x, layer(x, x, **called)))
 
 
-def with_mask(keras, x):
+def with_mask_of_a_recurrent_layer(keras, x):
     embedded = keras.layers.Embedding(9, 6, mask_zero=True)(x)
+    embedded = keras.layers.GRU(6, return_sequences=True)(embedded)
     return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded)
 
 
@@ -144,13 +145,7 @@ def constrained(keras, x):
     return keras.layers.MultiHeadAttention(2, 3, kernel_constraint="non_neg", name="attention")(embedded, embedded)
 
 
-def with_keys_masked(keras, x):
-    mask = x[:, None, :] if keras is import_tf_keras() else None
-    embedded = keras.layers.Embedding(9, 6, mask_zero=mask is None)(x)
-    return keras.layers.MultiHeadAttention(2, 3, name="attention")(embedded, embedded, attention_mask=mask)
-
-
-@pytest.mark.parametrize("build", [with_keys_masked, with_mask, twice, with_scores, constrained])
+@pytest.mark.parametrize("build", [with_mask_of_a_recurrent_layer, twice, with_scores, constrained])
 @pytest.mark.parametrize("kind", ["keras", "tf_keras"])
 def test_any_other_attention_stays_whole(kind, build):
     keras = import_keras() if kind == "keras" else import_tf_keras()
@@ -233,6 +228,50 @@ def test_masked_attention_comes_over_in_parts_that_compute_the_same(kind, form):
     result = to_tf_keras(model)
     assert kinds(result, "attention").count("MaskedScores") == 1
     np.testing.assert_allclose(result.model(provided)[0], np.asarray(model(provided)[0]), atol=1e-5)
+
+
+def embedded_ids(keras, end):
+    """Two blocks of attention over ids of which 0 is padding; what follows them decides who else reads the mask."""
+    layers = keras.layers
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    x = layers.Dense(8, name="dense")(layers.Embedding(9, 8, mask_zero=True, name="embedding")(ids))
+    for name in ("attention", "second"):
+        x = layers.Add(name=f"{name}_joined")([x, layers.MultiHeadAttention(2, 4, name=name)(x, x)])
+    x = {"flatten": layers.Flatten, "average": layers.GlobalAveragePooling1D, "gru": lambda: layers.GRU(3)}[end]()(x)
+    return keras.Model(ids, layers.Dense(3, name="head")(x))
+
+
+def padded_ids(count=64):
+    rng = np.random.default_rng(4)
+    return np.where(np.arange(6) < rng.integers(1, 7, (count, 1)), rng.integers(1, 9, (count, 6)), 0).astype("int32")
+
+
+@pytest.mark.parametrize("end", ["flatten", "average", "gru"])
+@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+def test_implicit_masks_become_tensors_and_attention_its_parts(kind, end):
+    model = stirred(embedded_ids(import_keras() if kind == "keras" else import_tf_keras(), end))
+    result = to_tf_keras(model)
+    assert kinds(result, "attention").count("MaskedScores") == 1
+    np.testing.assert_allclose(result.model(padded_ids()), np.asarray(model(padded_ids())), rtol=1e-4, atol=1e-4)
+    rows = {row.name: row.qat for row in tfq.preflight(result).layers}
+    assert {rows[name] for name in ("embedding", "dense", "attention", "attention_joined", "head")} == {"qat"}
+    assert end == "flatten" or "ptq_only" in rows.values()
+
+
+@pytest.mark.parametrize("kind", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
+def test_attention_with_implicit_masks_is_trained_and_the_flatbuffer_computes_it(kind):
+    keras, tf_keras = import_keras() if kind == "keras" else import_tf_keras(), import_tf_keras()
+    ids = padded_ids()
+
+    def fit(trained, callbacks):
+        trained.compile(tf_keras.optimizers.Adam(1e-3), tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        trained.fit(ids, ids[:, 0] % 3, epochs=1, callbacks=callbacks, verbose=0)
+
+    with deterministic(0):
+        keras.utils.set_random_seed(0)
+        aware = tfq.qat(to_tf_keras(embedded_ids(keras, "flatten")).model, fit, calibration=ids)
+        contents = tfq.convert(aware)  # no samples: there is a range for everything
+    assert tfq.qat_parity(aware, contents, ids).to_dict()["logit_sqnr_db"] > 30
 
 
 def plain_layer(layers):

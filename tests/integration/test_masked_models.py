@@ -204,9 +204,12 @@ def test_litert_quantizer_takes_bounded_masks(build, scheme):
     assert sqnr(model.predict(data, verbose=0), ran(result.content, data)) >= LEAST[build]
 
 
-def test_an_added_mask_agrees_with_keras_in_int16x8():
-    model, data = built(added)
-    result = converted(model, data, scheme="int16x8")
+@pytest.mark.filterwarnings("ignore:.*SELECT_V2.*stay float")
+@pytest.mark.parametrize("build", [added, padding, padded_with_infinity], ids=lambda build: build.__name__)
+def test_a_masked_model_agrees_with_keras_in_int16x8(build):
+    model, data = built(build)
+    config = tfq.ConversionConfig(num_calibration_samples=COUNT, scheme="int16x8")
+    result = convert_with_record(model, data, config)
     assert sqnr(model.predict(data, verbose=0), ran(result.content, data)) >= 40
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_class, keep_names, mark_lost_training
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
+from tfq.keras_bridge.explicit_masks import ExplicitMasks, without_mask
 from tfq.keras_bridge.layers.bridged_layer import Making, Translation
 from tfq.keras_bridge.layers.config import NARROW
 from tfq.keras_bridge.layers.translate import copied_layer, translated
@@ -87,9 +88,11 @@ class _Rebuilding:
         self.problems: dict[str, str] = {}
         self.narrow: dict[str, list[str]] = {}
         self.called_again: set[int] = set()
+        self.masks = ExplicitMasks([])
         self.rebuilt = Rebuilt(model=None, by_layer={}, layer_map={}, origins={}, notes=[])
         self.graph = graph_of(model)
         self.names = Names(self.graph)
+        self._times = Counter(map(id, _all_operations(self.graph)))
 
     def result(self) -> Rebuilt:
         tf_keras = import_tf_keras()
@@ -157,13 +160,15 @@ class _Rebuilding:
 
     def _run(self, graph: Graph, ours: dict[int, Any], path: str, frozen: bool) -> None:
         calls = _needed(graph)
+        around = self.masks
+        self.masks = ExplicitMasks([] if self.whole else calls, self._times, self._part_name)
         times = Counter(id(call.operation) for call in calls)
         self.called_again |= {operation for operation, count in times.items() if count > 1}
         for call in calls:
             name = f"{path}{call.operation.name}"
             try:
-                args, kwargs = self._packed(call.args, ours), self._packed(call.kwargs, ours)
-                outputs = self._called(call, args, kwargs, name, path, frozen)
+                outputs = self._called(call, ours, name, path, frozen)
+                self._record(name, self.masks.follow(call, ours))
             except Untranslatable as problem:
                 self._problem(name, str(problem))
                 outputs = [_placeholder(tensor) for tensor in call.outputs]
@@ -175,11 +180,34 @@ class _Rebuilding:
                 ours[id(tensor)] = built
                 if not path:
                     self.rebuilt.tensors.append((name, tensor, built))
+        for tensor in self.masks.live(graph.flat(graph.output_structure)):
+            self._with_implicit_masks([tensor], ours, layer_of(tensor), f"{path}{layer_of(tensor).name}")
+        self.masks = around
 
-    def _called(self, call: Call, args: Any, kwargs: Any, name: str, path: str, frozen: bool) -> list[Any]:
+    def _with_implicit_masks(self, tensors: Any, ours: dict[int, Any], layer: Any, name: str) -> None:
+        """Put tensors with implicit masks into `ours`, added for `layer`."""
+        changed, added = self.masks.implicit(tensors, ours, layer)
+        ours.update(changed)
+        self._record(name, added)
+
+    def _part_name(self, layer: Any, part: str) -> str:
+        return self.names.part(layer.name, part)
+
+    def _called(self, call: Call, ours: dict[int, Any], name: str, path: str, frozen: bool) -> list[Any]:
         import tensorflow as tf
 
-        layer = call.operation
+        layer, masks = call.operation, self.masks.arguments(call)
+        if not masks and not self.masks.passes_through(call):
+            ours = dict(ours)
+            self._with_implicit_masks(self.masks.tensors_of(call), ours, layer, name)
+        args, kwargs = self._packed(call.args, ours), self._packed(call.kwargs, ours)
+        if masks:
+            built = self._made(layer, (args, {**kwargs, **masks}), name, path, frozen or call.training is False)
+            if built.translation.call is not None:
+                return tf.nest.flatten(built.translation.call(args, {**kwargs, **masks}))
+            ours = dict(ours)
+            self._with_implicit_masks(self.masks.tensors_of(call), ours, layer, name)
+            args, kwargs = self._packed(call.args, ours), self._packed(call.kwargs, ours)
         if is_model(layer):
             return self._inlined(call, args, f"{name}/", frozen or call.training is False)
         if isinstance(layer, import_tf_keras().layers.Layer):
@@ -229,8 +257,7 @@ class _Rebuilding:
             translation = self._translation(layer, arguments, name, path, frozen)
             built = Made(path=name, translation=translation, frozen=frozen)
             self.rebuilt.by_layer[id(layer)] = (layer, built)
-        if name not in self.rebuilt.layer_map:
-            self._record(name, built.translation.layers)
+        self._record(name, built.translation.layers)
         return built
 
     def _translation(self, layer: Any, arguments: Any, name: str, path: str, frozen: bool) -> Translation:
@@ -250,6 +277,8 @@ class _Rebuilding:
             translation = copied_layer(layer, making, frozen=frozen)
         else:
             translation = translated(layer, making)
+        if self.masks.starts_at(layer):
+            translation = without_mask(translation, self.names.part(taken, "unmasked"))
         if frozen and type(layer).__name__ == "BatchNormalization":
             for ours in translation.layers:
                 ours.trainable = False
@@ -292,6 +321,16 @@ def _needed(graph: Graph) -> list[Call]:
             needed.append(call)
             wanted |= {id(leaf) for leaf in graph.flat((call.args, call.kwargs))}
     return needed[::-1]
+
+
+def _all_operations(graph: Graph) -> list[Any]:
+    """Return the operation of each call, those in models inside included."""
+    found = []
+    for call in graph.calls:
+        found.append(call.operation)
+        if is_model(call.operation) and not why_no_graph(call.operation):
+            found += _all_operations(graph_of(call.operation))
+    return found
 
 
 def _placeholder(tensor: Any) -> Any:

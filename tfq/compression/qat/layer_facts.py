@@ -51,7 +51,7 @@ def passes_on(layer: Any) -> bool:
     if operation := operation_of(inner):
         return operation in _OPERATIONS_PASS_ON and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     is_identity = kind(inner) == "Activation" and activation_name(inner) == "linear"
-    return facts.qat in ("passes_range", "averages") or is_identity
+    return facts.qat in ("passes_range", "passes_mask", "averages") or is_identity
 
 
 def joins(layer: Any) -> bool:

@@ -107,6 +107,8 @@ class _Graph:
             return reason
         if layer.name in self._in_hard_swish:
             return Placement(why="part of the HARD_SWISH behind it")
+        if facts_of(layer).qat == "makes_mask":
+            return Placement(why="a mask, which has no range")
         if passes_on(layer):
             if averages(layer) and self._has_learned_range(layer):
                 return Placement(config={"output": OBSERVED}, why="its output, in the range of what it gets")
@@ -185,9 +187,9 @@ class _Graph:
         if len(node.call_args) != 1 or keras_tensors(node.call_kwargs):
             return f"it takes several inputs apart: {_BY_CONVERTER}"
         outputs = keras_tensors(node.outputs)
-        if len(outputs) != 1 or not is_real(outputs[0]):
+        if len(outputs) != 1 or not (is_real(outputs[0]) or facts.qat == "makes_mask"):
             return "it gives several tensors, or whole numbers: there is nothing to quantize, or no one range"
-        if any(
+        if facts.qat != "passes_mask" and any(
             getattr(tensor, "_keras_mask", None) is not None for tensor in (*keras_tensors(node.call_args), *outputs)
         ):
             return f"a mask passes through it, which tfmot's wrapper would drop: {_BY_CONVERTER}"

@@ -27,7 +27,8 @@ _OPTIONS = (
 # Of Keras 3 alone: a sigmoid of the query that gates what comes out; heads that share keys and values, so many in turn.
 GATE = "use_gate"
 GROUPED = ("head_dim", "num_query_heads", "num_key_value_heads")
-# Of tf_keras alone: a mask is added to the scores, so that a row that is masked throughout is the rounding of -1e9.
+# Of tf_keras alone: a mask is added to the scores, so that a row that is masked throughout is the rounding of -1e9, and
+# even where scores are below 32. to_tf_keras compares, and keeps attention whole where it differs.
 _ADDS = "adds_masks"
 # The same for a kernel of any shape.
 _REGULARIZERS = ("L1", "L2", "L1L2")
@@ -44,13 +45,14 @@ class Called:
     """What an attention layer is called with: tensors is (query, value, key).
 
     masks: by the name of its argument, tensors of the graph. causal: no query attends to later keys. constant: a mask
-    that is no tensor.
+    that is no tensor. is_soft: whether that one has other values than 0 and 1.
     """
 
     tensors: tuple[Any, Any, Any]
     masks: Mapping[str, Any]
     causal: bool
     constant: Any = None
+    is_soft: bool = False
 
     @property
     def is_masked(self) -> bool:
@@ -79,18 +81,19 @@ def options_of(layer: Any) -> dict[str, Any]:
     }
 
 
-def plain_call(options: dict[str, Any], arguments: Arguments | None) -> Called | None:
+def plain_call(options: dict[str, Any], arguments: Arguments | None, *, implicit: bool = False) -> Called | None:
     """Return what the layer is called with; None where it must stay whole.
 
     options: by the words of tf_keras' constructor. arguments: the args and kwargs of its call; None: of several calls,
-    or nobody knows. A mask that travels with a tensor, any mask of tf_keras' layer but a causal one, scores that are
-    given as well, other axes, and what training holds to a kernel's shape keep it whole: a plain one is no more than
-    projections, products, masks and a softmax over one axis.
+    or nobody knows. A mask that travels with a tensor (`explicit_masks` makes most of these arguments), a mask of
+    tf_keras' layer that is not of zeros and ones, scores that are given as well, other axes, and what training holds to
+    a kernel's shape keep it whole: a plain one is projections, products, masks and a softmax over one axis.
+    implicit: whether masks that travel with tensors are ignored.
     """
-    called = _called(arguments) if arguments else None
+    called = _called(arguments, implicit=implicit) if arguments else None
     if called is None or any(len(tensor.shape) != 3 or tensor.shape[-1] is None for tensor in called.tensors):
         return None
-    if options.get(_ADDS) and (called.masks or called.constant is not None):
+    if options.get(_ADDS) and (called.is_soft or any(_is_float(mask) for mask in called.masks.values())):
         return None
     shared = options.get("num_key_value_heads") or options["num_heads"]
     if shared != options["num_heads"] and len(getattr(called.masks.get("attention_mask"), "shape", ())) > 3:
@@ -194,11 +197,11 @@ def _masking(options: dict[str, Any], called: Called, sharing: int, part: Any) -
     axes = [_MASKS[name] for name in called.masks]
     config = {"causal": called.causal, "constant": constant, "axes": axes, "sharing": sharing}
     masking = [own.MaskedScores(**config, name=part("masked"))]
-    zeroes = options["dropout"] and (called.masks or constant is not None)
+    zeroes = options["dropout"] and not options.get(_ADDS) and (called.masks or constant is not None)
     return masking, [own.MaskedWeights(**config, name=part("masked_weights"))] if zeroes else []
 
 
-def _called(arguments: Arguments) -> Called | None:
+def _called(arguments: Arguments, *, implicit: bool = False) -> Called | None:
     """What the layer is called with, where that is no more than tensors and masks, and no mask travels with them."""
     args, kwargs = arguments
     provided = {**dict(zip(_TENSORS, args, strict=False)), **kwargs}
@@ -210,11 +213,18 @@ def _called(arguments: Arguments) -> Called | None:
     is_more = len(args) > len(_TENSORS) or any(item is not None and item is not False for item in provided.values())
     if is_more or query is None or value is None or not all(map(is_graph_tensor, masks.values())):
         return None
-    if any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors):
+    if not implicit and any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors):
         return None
+    is_soft = False
     if constant is not None:
-        constant = np.asarray(constant).astype(bool).astype(int).tolist()
-    return Called(tensors=tensors, masks=masks, causal=causal, constant=constant)
+        values = np.asarray(constant)
+        is_soft = bool(np.any(values != values.astype(bool)))
+        constant = values.astype(bool).astype(int).tolist()
+    return Called(tensors=tensors, masks=masks, causal=causal, constant=constant, is_soft=is_soft)
+
+
+def _is_float(tensor: Any) -> bool:
+    return "float" in str(getattr(tensor.dtype, "name", tensor.dtype))
 
 
 def _through(layers: list[Any], tensor: Any) -> Any:

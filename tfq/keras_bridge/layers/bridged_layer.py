@@ -25,6 +25,8 @@ QATPlacement = Literal[
     "global_average",
     "shares_range",
     "masks",
+    "makes_mask",
+    "passes_mask",
     "converter",
 ]
 StandIn = Literal["always", "swish", "image"]
@@ -108,6 +110,8 @@ class BridgedLayer:
             "averages": the same, but it computes between the values and rounds. "global_average": the same where the
             average is of one value; its output otherwise. "shares_range": its inputs and its output have one scale.
             "masks": the scale of its input ends at masked values, and is quantized inside its stand-in.
+            "makes_mask": none, its output is boolean. "passes_mask": none, its output has its input's scale and another
+            mask.
             "converter": none, the converter quantizes it with representative data; `qat_reason` says why.
         qat_reason: Why quantization-aware training leaves it to the converter.
         qat_advice: What to do then, where there is more to say than "provide representative data".

@@ -16,7 +16,7 @@ from tfq.keras_bridge.layers.activations import activation_class
 
 @functools.cache
 def own_layers() -> Any:
-    """A namespace of tf_keras layer classes: LayerScale, MaskedScores, MaskedWeights, RMSNormalization, ..."""
+    """A namespace of tf_keras layer classes: LayerScale, MaskedScores, PaddingMask, RMSNormalization, WithMask, ..."""
     import tensorflow as tf
 
     tf_keras = import_tf_keras()
@@ -88,12 +88,15 @@ def own_layers() -> Any:
             return {**super().get_config(), "axis": self.axis, "epsilon": self.epsilon}
 
     scores, weights = map(register, _masked())
+    padding, with_mask = map(register, _explicit())
     return SimpleNamespace(
         LayerScale=LayerScale,
         MaskedScores=scores,
         MaskedWeights=weights,
+        PaddingMask=padding,
         RMSNormalization=RMSNormalization,
         StochasticDepth=StochasticDepth,
+        WithMask=with_mask,
     )
 
 
@@ -164,6 +167,41 @@ def _masked() -> tuple[type, type]:
             return tf.where(self.kept(weights, masks), weights, tf.constant(0.0, weights.dtype))
 
     return MaskedScores, MaskedWeights
+
+
+def _explicit() -> tuple[type, type]:
+    """The layers that make the implicit mask of Keras a tensor of the graph, and an implicit one of that tensor."""
+    import tensorflow as tf
+
+    base: Any = import_tf_keras().layers.Layer
+
+    class PaddingMask(base):
+        """True where the input is not `value`; any_channel: where a channel (last axis) is not `value`."""
+
+        def __init__(self, value: float = 0, any_channel: bool = False, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.value, self.any_channel = value, any_channel
+
+        def call(self, inputs: Any) -> Any:
+            differs = tf.not_equal(inputs, tf.cast(self.value, inputs.dtype))
+            return tf.reduce_any(differs, axis=-1) if self.any_channel else differs
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "value": self.value, "any_channel": self.any_channel}
+
+    class WithMask(base):
+        """Called with [x, mask]: x, which passes `mask` on to the next layer as Keras' implicit mask.
+
+        Called with x: x without its implicit mask.
+        """
+
+        def call(self, inputs: Any) -> Any:
+            return tf.identity(inputs[0] if isinstance(inputs, (list, tuple)) else inputs)
+
+        def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+            return inputs[1] if isinstance(inputs, (list, tuple)) else None
+
+    return PaddingMask, WithMask
 
 
 def register_own() -> None:

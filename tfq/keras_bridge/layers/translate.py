@@ -260,8 +260,8 @@ def _ends(layer: Any) -> Iterable[Any]:
 
 
 _PLAIN_ALONE = (
-    "its parts take its place only where it is called once, on (batch, places, channels), without masks that travel "
-    "with tensors, scores that are returned or constraints on its kernels"
+    "its parts take its place only where it is called once, on (batch, places, channels), without masks that a "
+    "recurrent layer or a nested model passes on, scores that are returned or constraints on its kernels"
 )
 # --- Registrations, by what the layers do. Facts that are left out have the default of BridgedLayer.
 
@@ -405,7 +405,7 @@ _register("AdditiveAttention Attention", _same, _SAME, qat="converter", qat_reas
 _register(
     "MultiHeadAttention", _multi_head_attention, "its projections, products and softmax as layers, where it is plain",
     qat="converter",
-    qat_reason="it is whole (to_tf_keras parts it where no mask travels with a tensor and it is used once)",
+    qat_reason="it is whole (to_tf_keras parts it where it is called once and its masks are 0 and 1)",
     prunable=tuple(f"_{part}_dense.kernel" for part in ("query", "key", "value", "output")),
 )  # fmt: skip
 _register(
@@ -413,6 +413,8 @@ _register(
     stand_ins={"always": "RangedMaskedScores"}, qat_tensors=("bounded",),
 )  # fmt: skip
 _register("MaskedWeights", None, "tfq's own layer: the weights of attention, masked", qat="passes_range")
+_register("PaddingMask", None, "tfq's own layer: the mask of an Embedding or of Masking", qat="makes_mask")
+_register("WithMask", None, "tfq's own layer: its input, with an implicit mask", qat="passes_mask")
 _register("GroupedQueryAttention", _grouped_query_attention, "its projections, products and softmax as layers")
 
 # Data layers.
