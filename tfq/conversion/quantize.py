@@ -37,7 +37,7 @@ one for 16-bit activations: asked for them, the first gives them zero points tha
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,7 +183,11 @@ def quantize_after_training(
     if "bias_correction" in config.techniques:
         corrected = ptq.correct_biases(content, model, samples)
         content, techniques["bias_correction"] = corrected.model, corrected.to_dict()
-    evidence = _evidence(floating, dataset, samples, outputs if calibrated is floating else {}, quantize, config)
+    evidence = None
+    if config.verify:
+        reused = outputs if calibrated is floating else {}
+        evidence = _evidence(floating, dataset, samples, reused, ranges.outlier_samples)
+        evidence = dataclasses.replace(evidence, quantize=quantize)
     return Conversion(
         content=with_int8_forms(content),
         ranges=ranges,
@@ -216,17 +220,20 @@ def _evidence(
     dataset: Any,
     samples: Sequence[dict[str, NDArray]],
     outputs: calibration.Outputs,
-    quantize: Callable[[ConversionConfig], bytes],
-    config: ConversionConfig,
-) -> Evidence | None:
-    """The samples to verify with: some of those for calibration; without calibration, the first of the dataset."""
-    if not config.verify:
-        return None
+    outliers: Collection[int],
+) -> Evidence:
+    """The samples to verify with: some of those for calibration; without calibration, the first of the dataset.
+
+    Samples that calibration has left out, and warned of, are clipped on purpose and judge nothing; unless these are
+    most of them.
+    """
     if not samples:
-        return dataclasses.replace(Evidence.of(floating, dataset), quantize=quantize)
+        return Evidence.of(floating, dataset)
     keep = spread(len(samples))
+    usual = [number for number in keep if number not in outliers]
+    keep = tuple(usual) if 2 * len(usual) >= len(keep) else keep
     known = [outputs[number] for number in keep] if outputs else None
-    return Evidence(floating=floating, samples=[samples[number] for number in keep], outputs=known, quantize=quantize)
+    return Evidence(floating=floating, samples=[samples[number] for number in keep], outputs=known)
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:

@@ -143,14 +143,14 @@ def _explained(
     A ratio that is low because rounding adds up over many layers becomes a note.
     """
     problems, notes = [], list(result.notes)
-    ratios = {check.name: check.sqnr_db for check in result.outputs}
+    checks = {check.name: check for check in result.outputs}
     for problem in result.collapsed:
         location = Location()
         remedies: tuple[Remedy, ...] = ()
         with contextlib.suppress(*_FAILURES):  # what is known of the collapse is reported all the same
             if evidence.floating is not None:
-                location = locate(content, evidence.floating, evidence.samples, problem)
-            ratio = ratios.get(problem.output or "")
+                location = locate(content, evidence.floating, _samples_for(problem, checks, evidence), problem)
+            ratio = checks[problem.output].sqnr_db if problem.output in checks else None
             if problem.kind == "low_sqnr" and ratio is not None and is_gradual(ratio, location.noise_share):
                 notes.append(gradual_note(problem, location.noise_share))
                 continue
