@@ -4,7 +4,7 @@
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,7 @@ from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion, Evidence, quantize_after_training
 from tfq.errors import ModelError, TfqError, TfqWarning, VerificationError
 from tfq.evaluation.collapse import Location, gradual_note, is_gradual, locate
+from tfq.evaluation.output_checks import OutputCheck
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
 from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES, UNEVEN_CHANNELS, UNKNOWN, WEIGHTS
 from tfq.typing import Data
@@ -158,6 +159,17 @@ def _explained(
                 remedies = tuple(_remedies(problem, location, evidence, config))
         problems.append(_with_details(problem, location, remedies))
     return dataclasses.replace(result, collapsed=tuple(problems), notes=tuple(notes))
+
+
+def _samples_for(
+    problem: Problem, checks: Mapping[str, OutputCheck], evidence: Evidence
+) -> Sequence[dict[str, NDArray]]:
+    """The samples, those first on which the output in question is worst."""
+    check = checks.get(problem.output or "")
+    if problem.kind != "low_sqnr" or check is None:
+        return evidence.samples
+    order = [*check.worst_samples, *(n for n in range(len(evidence.samples)) if n not in check.worst_samples)]
+    return [evidence.samples[number] for number in order]
 
 
 def _with_details(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) -> Problem:
