@@ -88,6 +88,7 @@ class OutputCheck:
         finite: Whether all values are finite.
         valid_scale: Whether the scale of a quantized output is a positive number.
         varies: Whether the float values do, by more than rounding errors of float32.
+        worst_samples: Numbers of the samples with the largest errors, at most eight, the largest first.
     """
 
     name: str
@@ -105,6 +106,7 @@ class OutputCheck:
     finite: bool = True
     valid_scale: bool = True
     varies: bool = True
+    worst_samples: tuple[int, ...] = ()
 
     @property
     def able(self) -> bool:
@@ -252,7 +254,16 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
         values_used=used,
         fixed_scale=fixed,
         varies=_varies(floats, float(np.abs(floats).max())),
+        worst_samples=_worst_samples(floats - values),
     )
+
+
+def _worst_samples(errors: NDArray) -> tuple[int, ...]:
+    """None if the values could not be stacked by sample."""
+    if errors.ndim < 2:
+        return ()
+    squares = np.square(errors, dtype=np.float64).reshape(len(errors), -1).sum(axis=1)
+    return tuple(np.argsort(-squares, kind="stable")[:8].tolist())
 
 
 def _check_whole_numbers(name: str, tensor: Tensor, floats: NDArray, values: NDArray) -> OutputCheck:
