@@ -41,6 +41,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         result = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
     return result, {
         "techniques": dict(result.techniques),
+        "dead_layers": list(result.dead_layers),
         "preprocessing": preprocessing,
         "representative_dataset": examples,
         "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
