@@ -11,6 +11,7 @@ COLLAPSES_INT8 = {
     "MUL": "kinds.STFTSpectrogram_psd kinds.many_scales",
     "QUANTIZE": "ops.scatter_twice",
     "GREATER": "ops.sparsemax",
+    "CONV_2D": "kinds.STFTSpectrogram_magnitude",
     "SQRT": "kinds.STFTSpectrogram_magnitude",
     "SUB": "ops.image.ssim",
 }

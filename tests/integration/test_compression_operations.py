@@ -69,7 +69,7 @@ def test_operations_that_give_the_scale_of_what_they_read_have_its_range_in_trai
 
 def test_conditions_inside_an_operation_are_left_out_of_parity():
     model, x = trained({"logsumexp": INT8["logsumexp"][0]}, read_by_others=True), images()
-    parity = tfq.qat_parity(model, tfq.convert(model, x), x)
+    parity = tfq.qat_parity(model, tfq.convert(model, x, tfq.ConversionConfig(verify=False)), x)
     assert parity.first_departure is None, parity.to_text()
     assert any("IsFinite" in tensor for tensor in parity.skipped)
 
@@ -77,7 +77,7 @@ def test_conditions_inside_an_operation_are_left_out_of_parity():
 def test_with_ranges_of_their_own_parity_tells(monkeypatch):
     monkeypatch.setattr("tfq.compression.qat.ranges.joins", lambda layer: False)
     model, x = trained({"below": lambda ops, x: ops.minimum(x, 0.0)}, read_by_others=True), images()
-    parity = tfq.qat_parity(model, tfq.convert(model), x)
+    parity = tfq.qat_parity(model, tfq.convert(model, config=tfq.ConversionConfig(verify=False)), x)
     assert parity.first_departure.op == "MINIMUM", parity.to_text()
 
 

@@ -28,7 +28,7 @@ from tfq.ptq.saturation import beyond, is_unused, span
 from tfq.tflite import Model, Op, Subgraph
 
 # Samples that all tensors are compared on, and the bytes that their values may take.
-_SAMPLES, _MOST_BYTES = 8, 256 << 20
+_SAMPLES, _MOST_BYTES = 20, 256 << 20
 # Decibels: an op whose inputs are that good has not inherited its error.
 _HEALTHY_DB = 30.0
 # Ops whose outputs depend on all slices of their inputs: a constant slice of these does not explain one of the output.

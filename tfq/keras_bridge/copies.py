@@ -37,9 +37,11 @@ def own_name(layer: Any) -> str:
     """Return the name that the user gave to a layer; for tfmot's QuantizeLayer, that of the input that it quantizes."""
     if hasattr(layer, "quantize_config") and hasattr(layer, "layer"):
         return str(layer.layer.name)
-    if type(layer).__name__ == "QuantizeLayer" and len(layer.inbound_nodes) == 1:
-        before = layer.inbound_nodes[0].inbound_layers
-        return str(layer.name if isinstance(before, (list, tuple)) else before.name)
+    if type(layer).__name__ == "QuantizeLayer":
+        # Copies of a model leave nodes behind, all of them on a layer of this name.
+        before = [node.inbound_layers for node in layer.inbound_nodes]
+        names = {str(item.name) for item in before if not isinstance(item, (list, tuple))}
+        return names.pop() if len(names) == 1 else str(layer.name)
     return str(layer.name)
 
 
