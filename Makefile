@@ -21,7 +21,7 @@ test: .venv/.installed
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 slow: .venv/.installed
-	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
 
 clients: .venv/.clients
 	@$(BIN)/python -m pytest -m clients --numprocesses=2 --dist=loadfile

@@ -18,11 +18,6 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the runs that are killed first: they take minutes in one process, beside which the other tests run."""
-    items.sort(key=lambda item: "test_workflows_killed" not in item.nodeid)
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
