@@ -79,7 +79,7 @@ def own_model(name: str) -> tuple[Any, Any]:
 
 
 def alarms(model: Any, samples: Any, scheme: str) -> dict[str, Any]:
-    """Convert with verification; what it says, and what the outputs are by a comparison of its own."""
+    """Convert with verification; return its verdict, and the SQNR of the outputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = convert_with_record(model, samples, tfq.ConversionConfig(scheme=scheme), remedies=False)

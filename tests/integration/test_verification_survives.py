@@ -128,7 +128,7 @@ def passed_on():
 @pytest.mark.parametrize("model", [compared, greatest, scalar, passed_on], ids=lambda item: item.__name__)
 @pytest.mark.parametrize("scheme", ["int8", "int16x8", "dynamic_range"])
 def test_models_with_outputs_of_any_kind_are_verified(model, scheme):
-    with contextlib.suppress(InputError):  # what the quantizer refuses is no concern of the verification
+    with contextlib.suppress(InputError):  # the quantizer may refuse the model before it is verified
         result, _ = converted(model(), VECTORS, scheme=scheme)
         assert result.verification.execution.state in ("runs", "fails")
         assert result.verification.to_text() and result.verification.to_dict()

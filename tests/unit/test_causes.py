@@ -23,7 +23,7 @@ def tensor(index, scale=None, *, shape=(1, 4), zero_point=0, constant=False, dty
 
 
 def graph(ops, tensors, inputs=(0,)):
-    """ops: (name, inputs, outputs), each of a layer of its own name."""
+    """ops: (name, inputs, outputs), each op in a layer that is named after it."""
     return Subgraph(
         index=0,
         name="main",

@@ -37,7 +37,7 @@ def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = 
     """Within, the training step of `model` also learns from `teacher`; gives `model`, which fit is to train.
 
     model: functional or sequential tf_keras model. It keeps its outputs, their names and the training code of its
-        class, and the teacher is no part of it. After, it is what it was, apart from what fit did.
+        class, and does not hold the teacher. Afterwards it is unchanged, apart from what fit did.
     teacher: a model of the same inputs, run in inference mode on what the student sees; or a sequence of them, an
         ensemble: the distance is the mean over all, which has the gradient of the distance to the mean of what they
         give. Layers are those of the first.

@@ -105,7 +105,7 @@ def with_hidden_indices(
     visible = {index for op in graph.ops if op.index not in hidden for index in op.tensors}
     islands = {index for place in hidden - {*others} for index in graph.ops[place].tensors}
     states = {index for place in others for index in graph.ops[place].tensors if graph.tensors[index].is_variable}
-    # As whole numbers they need no range, and an input of them no type of its own.
+    # Whole numbers need no range, and an input that holds them keeps its type.
     disguised = {
         index
         for index in (islands | states) - visible - {*graph.outputs}

@@ -106,7 +106,7 @@ def _restored(result: bytes, originals: dict[str, _Original]) -> bytes:
 
 
 def _separate_state(graph: Any, op: Any, slot: int) -> None:
-    """Give `op` a variable float tensor of its own: the quantizer makes one constant of all that hold zeros."""
+    """Give `op` a separate variable float tensor: the quantizer merges tensors that hold zeros into one constant."""
     state = add_tensor(graph, int(op.inputs[slot]), f"{name_of(graph, int(op.outputs[0]))}_state_{slot}")
     graph.tensors[state].type, graph.tensors[state].isVariable = _FLOAT32, True
     graph.tensors[state].hasRank = True

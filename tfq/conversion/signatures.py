@@ -2,7 +2,7 @@
 """Convert a flatbuffer with several signatures: calibrate each subgraph with its own data, then merge the results.
 
 Calibration, the techniques and the verification work on the main subgraph. So each subgraph that a signature leads to
-is converted as a file of its own, and the results are merged; constants that are equal are stored once again.
+is converted as a separate file, and the results are merged; constants that are equal are stored once again.
 """
 
 import dataclasses

@@ -13,6 +13,7 @@ from tfq.auditing import Execution
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion, Evidence, quantize_after_training
+from tfq.conversion.weights import quantize_weights
 from tfq.errors import ModelError, TfqError, TfqWarning, VerificationError
 from tfq.evaluation.collapse import Location, gradual_note, is_gradual, locate
 from tfq.evaluation.output_checks import OutputCheck
@@ -218,8 +219,6 @@ def _remedies(problem: Problem, location: Location, evidence: Evidence, config: 
 
 
 def _other(evidence: Evidence, config: ConversionConfig) -> bytes:
-    from tfq.conversion.weights import quantize_weights
-
     if evidence.floating is not None and config.techniques:
         # Techniques change the model and its ranges: calibrated again, on the samples of the verification.
         again = dataclasses.replace(config, verify=False, strict=False)
@@ -243,15 +242,11 @@ def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tupl
     )
     if config.scheme == "int8" and location.layer:
         yield from _in_float(location, config)
-    if location.cause is not None and location.cause.kind == CLIPPED and config.calibration.method != "min_max":
+    cause = location.cause.kind if location.cause is not None else None
+    if cause == CLIPPED and config.calibration.method != "min_max":
         calibration = dataclasses.replace(config.calibration, method="min_max", tensors=())
         yield "conversion.calibration.method=min_max", dataclasses.replace(config, calibration=calibration)
-    if (
-        config.scheme == "int8"
-        and location.cause is not None
-        and location.cause.kind in _UNEVEN
-        and not config.techniques
-    ):
+    if config.scheme == "int8" and cause in _UNEVEN and not config.techniques:
         techniques = ("cross_layer_equalization",)
         yield f"conversion.techniques={techniques[0]}", dataclasses.replace(config, techniques=techniques)
     for scheme in ("int8", "int16x8", "dynamic_range"):

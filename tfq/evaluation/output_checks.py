@@ -308,7 +308,7 @@ def _slices(floats: NDArray, values: NDArray, grid: float | None) -> tuple[list[
 
 
 def _varies(values: NDArray, largest: float) -> bool:
-    """Check whether a slice varies by more than rounding of its own values, or of sums of the `largest` ones."""
+    """Check whether a slice varies by more than float32 rounding of its values, or of sums of the `largest` ones."""
     spread = float(np.ptp(values))
     if spread <= max(_ROUNDING * float(np.abs(values).max(initial=0)), _SUM_ROUNDING * largest):
         return False

@@ -22,7 +22,7 @@ from tfq.config import AuditConfig
 from tfq.errors import BackendError, ModelError, TfqError
 from tfq.evaluation.output_checks import OutputCheck, check_outputs, finite
 from tfq.ptq.causes import INDEX_QUANTIZED
-from tfq.quant_math import quantize
+from tfq.ptq.layer_pairs import as_input
 from tfq.tflite import Model, Op, Subgraph, Tensor
 from tfq.tflite.index_values import quantized_indices
 from tfq.typing import PathOrBytes
@@ -124,7 +124,8 @@ class Verification:
 
     def to_text(self) -> str:
         """Return lines for the terminal."""
-        lines = [f"{self.execution.to_text()}; compared on {self.num_samples} samples"]
+        compared = f"compared on {self.num_samples} samples" if self.compared else "outputs not compared"
+        lines = [f"{self.execution.to_text()}; {compared}"]
         for item in self.outputs:
             ratio = "no ratio" if item.sqnr_db is None else f"{item.sqnr_db:.1f} dB"
             lines.append(f"output {item.name}: {ratio}" + _agreement(item))
@@ -309,13 +310,7 @@ def _prefix_fails(model: bytes, last: int, fed: Sequence[tuple[NDArray, ...]]) -
 def encode(parsed: Model, samples: Sequence[Sample]) -> list[tuple[NDArray, ...]]:
     """Return the samples as the model's inputs take them, quantized where an input is."""
     pairs = list(zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True))
-    return [tuple(_encoded(np.asarray(sample[name]), tensor) for name, tensor in pairs) for sample in samples]
-
-
-def _encoded(array: NDArray, tensor: Tensor) -> NDArray:
-    if tensor.is_quantized and array.dtype.kind == "f":
-        return quantize(array, tensor.scale[0], tensor.zero_point[0], tensor.dtype)
-    return array.astype(tensor.dtype, copy=False)
+    return [tuple(as_input(np.asarray(sample[name]), tensor) for name, tensor in pairs) for sample in samples]
 
 
 def title(graph: Subgraph, op: Op) -> str:

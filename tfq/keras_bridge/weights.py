@@ -143,7 +143,7 @@ def model_weights(theirs: Any, ours: Any, rebuilt: Any) -> tuple[Callable, Calla
                 continue
             if translation.forward is not None:
                 raise TfqError(
-                    f"layer {theirs.name!r}: its inner layer {built.path!r} has a translator of its own",
+                    f"layer {theirs.name!r}: its inner layer {built.path!r} has a separate translator",
                     field="model",
                     got=built.path,
                 )

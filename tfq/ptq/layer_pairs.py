@@ -49,7 +49,7 @@ class Beside:
         """`samples` as the int8 flatbuffer's inputs take them."""
         tensors = dict(zip(self.quantized.input_names, self.quantized.main_subgraph.input_tensors, strict=True))
         for sample in samples:
-            yield {name: _as_input(sample[name], tensor) for name, tensor in tensors.items()}
+            yield {name: as_input(sample[name], tensor) for name, tensor in tensors.items()}
 
     def grid(self, tensor: int) -> tuple[float, int]:
         """(scale, zero_point) of a tensor of the int8 flatbuffer; (1, 0) of one that holds no codes."""
@@ -127,9 +127,10 @@ def _given_out(model: tflite.Model) -> Iterator[tflite.Tensor]:
         yield from (graph.tensors[index] for index in op.outputs)
 
 
-def _as_input(array: NDArray, tensor: tflite.Tensor) -> NDArray:
+def as_input(array: NDArray, tensor: tflite.Tensor) -> NDArray:
+    """Return real values as the input `tensor` takes them: quantized by its scale, or cast to its dtype."""
     if not tensor.is_quantized or array.dtype.name == tensor.dtype:
-        return array
+        return array.astype(tensor.dtype, copy=False)
     return quant_math.quantize(array, tensor.scale[0], tensor.zero_point[0], tensor.dtype)
 
 

@@ -7,8 +7,8 @@ A step of an int8 tensor with scale 7.84 is eight rows of the table that it look
 from tfq.tflite.op_types import INDEX, names, roles
 from tfq.tflite.records import Op, Subgraph
 
-# Ops that pass whole numbers on, in other places or after arithmetic, and those that round reals to them. Others decide
-# anew: a comparison, an ARG_MAX, and what computes on weights.
+# Ops that pass whole numbers on, in other places or after arithmetic, and those that round reals to them. Other ops
+# compute new values: comparisons, ARG_MAX, and ops that compute on weights.
 _PASSING = names("""
     CAST RESHAPE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE CONCATENATION PACK UNPACK SPLIT SPLIT_V TRANSPOSE GATHER
     GATHER_ND SCATTER_ND PAD PADV2 MIRROR_PAD TILE BROADCAST_TO REVERSE_V2 REVERSE_SEQUENCE SELECT SELECT_V2 TOPK_V2
