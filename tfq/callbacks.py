@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import re
-import warnings
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from tfq import artifacts
 from tfq.config import AuditConfig, ConversionConfig, EvaluationConfig
-from tfq.errors import InputError, TfqWarning, did_you_mean
+from tfq.errors import InputError, did_you_mean, warn
 from tfq.provenance import provenance
 from tfq.typing import JSON, Data, KerasModel, MetricFunction
 
@@ -115,11 +114,9 @@ class _Exports:
             in_epoch = epoch is not None and item.epoch == epoch
             if (in_epoch or item.weights == weights) and item.config == config and _same_data(item.dataset, dataset):
                 if item.weights != weights:
-                    warnings.warn(
+                    warn(
                         "the weights changed between two callbacks of an epoch, and the flatbuffer has the earlier ones"
-                        ": place Int8Evaluation and TFLiteExport next to each other",
-                        TfqWarning,
-                        stacklevel=4,
+                        ": place Int8Evaluation and TFLiteExport next to each other"
                     )
                 return item
         result = _Exported(
@@ -303,7 +300,7 @@ class _Int8EvaluationLogic(_ExportLogic):
             return
         self._has_warned = True
         name, reason = (record.metric, record.accuracy_reason) if has_labels else ("agreement", record.agreement_reason)
-        warnings.warn(f"Int8Evaluation: {name} is missing in logs: {reason}", TfqWarning, stacklevel=3)
+        warn(f"Int8Evaluation: {name} is missing in logs: {reason}")
 
     def evaluate(self) -> "EvaluationRecord":
         """Return the EvaluationRecord of the model as it is now; the flatbuffer stays in `flatbuffer`."""
@@ -416,12 +413,10 @@ class _TFLiteExportLogic(_ExportLogic):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.best_epoch is None and self._epoch >= 0:
             message = did_you_mean(self._monitor, self._logs)
-            warnings.warn(
+            warn(
                 f"TFLiteExport: no epoch's logs had a finite {self._monitor!r} ({message}): {self._path} is the "
                 f"model as "
-                "it is at the end",
-                TfqWarning,
-                stacklevel=2,
+                "it is at the end"
             )
             self._write(None, None)
 
@@ -430,11 +425,9 @@ class _TFLiteExportLogic(_ExportLogic):
 
         exported = self._exported(epoch)
         if "int8_" in self._monitor and self._exports.is_measured_otherwise(exported):
-            warnings.warn(
+            warn(
                 f"TFLiteExport: {self._monitor} was measured on another conversion than {self._path} holds: give "
-                "Int8Evaluation and TFLiteExport the same config and representative_dataset",
-                TfqWarning,
-                stacklevel=3,
+                "Int8Evaluation and TFLiteExport the same config and representative_dataset"
             )
         content, verification = exported.conversion.content, exported.conversion.verification
         artifacts.write_bytes(self._path, content)

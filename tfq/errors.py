@@ -3,9 +3,13 @@
 
 import contextlib
 import difflib
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class TfqError(Exception):
@@ -63,6 +67,32 @@ class BackendError(TfqError):
 
 class TfqWarning(UserWarning):
     """A fallback, a skip or a doubt that the user should know of. Records carry them too."""
+
+
+def warn(message: str, category: type[Warning] = TfqWarning) -> None:
+    """Issue a warning that points to the line of the user's code that called tfq.
+
+    Args:
+        message: What happened, where, and what to do about it. It names config fields by their path, as errors do.
+        category: The class of the warning.
+    """
+    warnings.warn(message, category, stacklevel=_frames_of_tfq() + 1)
+
+
+def _frames_of_tfq() -> int:
+    """Count the innermost frames that run code of tfq, without this function's own; at least 1.
+
+    Keras and TensorFlow call back into tfq (callbacks, layers), so that their frames between two of tfq's count too:
+    the outermost frame of tfq is the one that the user called.
+    """
+    count, outermost = 0, 1
+    frame = sys._getframe(1)
+    while frame is not None:
+        count += 1
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            outermost = count
+        frame = frame.f_back
+    return outermost
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -14,14 +14,13 @@ import json
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tfq import artifacts, registry
-from tfq.errors import TfqError, TfqWarning, remembered_warnings
+from tfq.errors import TfqError, remembered_warnings, warn
 from tfq.provenance import code_sha256, package_versions
 
 _MAKING = ".making-"
@@ -68,7 +67,7 @@ class StageStore:
         if result is None:
             return self._make(name, key, make)
         for sentence in result.warnings:
-            warnings.warn(sentence, TfqWarning, stacklevel=2)
+            warn(sentence)
         return result
 
     def forget_unused(self) -> None:
@@ -96,11 +95,7 @@ class StageStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged = [f"stage.json ({error})"]
         if damaged:
-            warnings.warn(
-                f"{directory}: {', '.join(damaged)} changed since it was written: this stage is run again",
-                TfqWarning,
-                stacklevel=3,
-            )
+            warn(f"{directory}: {', '.join(damaged)} changed since it was written: this stage is run again")
             shutil.rmtree(directory, ignore_errors=True)
             return None
         return result

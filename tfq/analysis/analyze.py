@@ -2,7 +2,6 @@
 """The whole analysis in one call, and its record."""
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from tfq.analysis.sensitivity import OpSensitivity, op_sensitivity
 from tfq.artifacts import content_of
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.data import data_of_main_subgraph, input_specs, representative_samples
-from tfq.errors import InputError, RequirementError, TfqWarning
+from tfq.errors import InputError, RequirementError, warn
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import Requirement, at_least
 from tfq.text_table import aligned
@@ -119,7 +118,7 @@ def analyze(
         )
     parsed = tflite.read(floating)
     if note := tflite.main_subgraph_note(parsed, "analyzed"):
-        warnings.warn(note, TfqWarning, stacklevel=2)
+        warn(note)
     data = data_of_main_subgraph(parsed, data)
     samples = representative_samples(data, input_specs(floating), config.limit).samples
     measured = measure(quantized, floating, samples)

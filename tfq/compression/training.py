@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from tfq.config import TrainConfig
 from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
 from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
-from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
 
 _BATCH_SIZE = 32
@@ -290,11 +289,9 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
 def _warn_of_unused_classes(model: Any, labels: NDArray | None) -> None:
     """Labels normal and anomalous, 0 and 1, are for a test; more of them look as if a classifier was meant."""
     if labels is not None and labels.dtype.kind in "iu" and labels.max() > 1:
-        warnings.warn(
+        warn(
             f"{model.name!r} gives values of its input's own shape, and is trained to reconstruct it: the labels (0 to "
-            f"{labels.max()}) are not used; a classifier of as many classes as inputs wants a softmax at its end",
-            TfqWarning,
-            stacklevel=4,
+            f"{labels.max()}) are not used; a classifier of as many classes as inputs wants a softmax at its end"
         )
 
 

@@ -5,7 +5,6 @@ Embedding-first Sequential models of either Keras take their ids as float32 and 
 float input, ids 0 to 1999 had a step of 7.84.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.conversion.graph_editing import name_of, quantize_op, replace_reads
 from tfq.conversion.hidden_ops import with_hidden_ops
-from tfq.errors import TfqWarning
+from tfq.errors import warn
 from tfq.text_table import listed
 from tfq.tflite.index_values import index_tensors
 from tfq.tflite.schema import TENSOR_TYPES
@@ -42,11 +41,9 @@ def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig
         graph.tensors[index].type = _INT32
         for op in [graph.operators[place] for place in ops]:
             _cast_from_int32(graph, op, index)
-        warnings.warn(
+        warn(
             f"input {name!r} is used as an index and never quantized: it becomes int32. Feed the same values; set "
-            "conversion.inference_input_type=float32 to keep it float32",
-            TfqWarning,
-            stacklevel=5,
+            "conversion.inference_input_type=float32 to keep it float32"
         )
     # An op that casts int32 to int32 was marked by its outputs.
     graph.operators = [op for op in graph.operators if len(op.outputs)]
@@ -134,11 +131,9 @@ def warn_of_float_indices(model: bytes) -> None:
     ops = [graph.ops[index] for index in _float_index_ops(graph)]
     if ops:
         names = listed([f"{op.name} ({graph.layer_of(op)})" for op in ops])
-        warnings.warn(
+        warn(
             f"indices are computed from floats by {names}: these ops stay float, because a quantized index reads "
-            "another row. Compute the indices outside of the model and feed them as int32 to have it all in integers",
-            TfqWarning,
-            stacklevel=5,
+            "another row. Compute the indices outside of the model and feed them as int32 to have it all in integers"
         )
 
 

@@ -7,7 +7,6 @@ masked weight is at most exp(-12) of an unmasked one instead of 0 (in the float 
 share, exp(-24)), and a max pool or a maximum gives the same bits.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.conversion.graph_editing import add_constant, constant_of, forget_unread_ops, set_input
 from tfq.conversion.mask_flow import HUGE, Interval, MaskFlow
-from tfq.errors import TfqWarning
+from tfq.errors import warn
 from tfq.ptq.calibration.observer import Sample, look_at_each
 from tfq.typing import JSON
 
@@ -264,24 +263,20 @@ def checked_masks(
     rows = _uneven_rows(graph, model, bounded, some) if difference > _MOST or bounded.uneven else None
     if difference > _MOST and rows is None:
         names = ", ".join(sorted({item["layer"] for item in bounded.layers}))
-        warnings.warn(
+        warn(
             f"masks: bounding the masks of {names} would change the float model by {difference:.1e} of its largest "
             "output, so they keep their values, which may take the whole int8 range: use masks of 0 and one large "
-            "value, or keep these layers in float (conversion.float_layers)",
-            TfqWarning,
-            stacklevel=6,
+            "value, or keep these layers in float (conversion.float_layers)"
         )
         return BoundedMasks(model=model, ranges=dict(ranges))
     if not rows:
         return bounded
     if difference <= _ROUNDED:
         return bound_masks(model, ranges, observed, scheme, even=False)
-    warnings.warn(
+    warn(
         f"masks: {', '.join(rows)}: on the calibration data some rows are masked throughout. In float their scores are "
         "rounded to the resolution of the mask, in integers all are the same: mask with a larger constant (-1e9), or "
-        "ignore the output there",
-        TfqWarning,
-        stacklevel=6,
+        "ignore the output there"
     )
     return bounded
 
@@ -325,11 +320,9 @@ def _masked_rows(scores: NDArray) -> float | None:
 
 def _warn_of_unbounded(layers: Sequence[str]) -> None:
     if layers:
-        warnings.warn(
+        warn(
             f"masks: {', '.join(layers)}: a constant or an input of at least {HUGE:g} shares a scale with values that "
             "are smaller than one int8 step of it, and other ops than a softmax, a maximum or a max pool read the "
             "result: these values are lost. Use a smaller constant, or keep the layer in float "
-            "(conversion.float_layers)",
-            TfqWarning,
-            stacklevel=7,
+            "(conversion.float_layers)"
         )

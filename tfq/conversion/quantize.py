@@ -36,7 +36,6 @@ one for 16-bit activations: asked for them, the first gives them zero points tha
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +62,7 @@ from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
 from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
 from tfq.data import input_specs, representative_samples
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
 from tfq.ptq import calibration
 from tfq.text_table import listed
@@ -272,7 +271,7 @@ def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[
         )
     result = representative_samples(dataset, input_specs(model), config.num_calibration_samples)
     for warning in result.warnings:
-        warnings.warn(warning, TfqWarning, stacklevel=6)
+        warn(warning)
     return result.samples
 
 
@@ -283,13 +282,11 @@ def _warn_of_outliers(ranges: calibration.Ranges) -> None:
     touched = {id(item): item for result in outliers.values() for item in result}.values()
     worst = min(touched, key=lambda item: item.coverage)
     named = ", ".join(map(str, [*outliers][:5])) + (", ..." if len(outliers) > 5 else "")
-    warnings.warn(
+    warn(
         f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, "
         f"in {len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
         f"{worst.layer or worst.name}). They are clipped there; otherwise all others would share few quantized values. "
-        "Check that they are valid inputs; conversion.calibration.method=min_max keeps their whole range",
-        TfqWarning,
-        stacklevel=5,
+        "Check that they are valid inputs; conversion.calibration.method=min_max keeps their whole range"
     )
 
 
@@ -297,12 +294,10 @@ def warn_of_dead_layers(dead: Sequence[str]) -> None:
     """Warn (TfqWarning) of the layers that output 0 on all calibration data, by name."""
     if not dead:
         return
-    warnings.warn(
+    warn(
         f"dead layers: {listed(dead)}: {'each' if len(dead) > 1 else 'it'} outputs 0 on all calibration data, or less "
         "than an integer kernel can tell from 0. The file runs, and they stay at 0 in it. Check the weights before "
-        "them, and whether the representative dataset covers the inputs that activate them",
-        TfqWarning,
-        stacklevel=5,
+        "them, and whether the representative dataset covers the inputs that activate them"
     )
 
 

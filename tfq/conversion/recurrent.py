@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused recurrent ops: which of them have an int8 form, stay float, or are refused."""
 
-import warnings
-
 from tfq import tflite
 from tfq.config import ConversionConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 
 # UNIDIRECTIONAL_SEQUENCE_LSTM and SVDF have int8 kernels, and TensorFlow's quantizer knows them. It turns the others
 # into ops that no kernel runs (an RNN that reads int8 where its kernel takes float32), or it cannot read them at all.
@@ -41,17 +39,11 @@ def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
     floats = [op for op in ops if op.name in _FLOAT_ONLY or config.quantizer == "litert"]
     if floats:
         why = "litert-quantizer has no int8 form of it" if config.quantizer == "litert" else "it has no int8 kernel"
-        warnings.warn(
-            f"{', '.join(shown[op.index] for op in floats)} stays float: {why}",
-            TfqWarning,
-            stacklevel=5,
-        )
+        warn(f"{', '.join(shown[op.index] for op in floats)} stays float: {why}")
     frames = [shown[op.index] for op in ops if op.name == "SVDF" and op not in floats]
     if frames:
-        warnings.warn(
+        warn(
             f"{', '.join(frames)}: its state continues from frame to frame in a stream, and calibration resets it "
             "before each sample: the range of its output may be too small. Use ranges that were observed on a stream "
-            "(conversion.calibration.ranges)",
-            TfqWarning,
-            stacklevel=5,
+            "(conversion.calibration.ranges)"
         )

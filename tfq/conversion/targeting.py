@@ -2,13 +2,12 @@
 """Check a conversion against its target, before and after it."""
 
 import dataclasses
-import warnings
 
 from tfq import auditing, registry, tflite
 from tfq.auditing.schemes import WHOLE_NUMBERS
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.text_table import listed
 
 _MOST_NAMED = 8
@@ -62,11 +61,11 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
     )
     failures = auditing.audit_model(content, asked).failures
     for finding in failures[:_MOST_NAMED]:
-        warnings.warn(f"{config.target}: {finding.message}", TfqWarning, stacklevel=4)
+        warn(f"{config.target}: {finding.message}")
     if len(failures) > _MOST_NAMED:
         more = len(failures) - _MOST_NAMED
         message = f"{config.target}: {more} more: an audit with audit.require={config.target} lists all"
-        warnings.warn(message, TfqWarning, stacklevel=4)
+        warn(message)
 
 
 def as_trained(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
@@ -88,11 +87,9 @@ def as_trained(trained: WeightGranularity, config: ConversionConfig) -> Conversi
             got=False,
         )
     if not config.per_channel_dense and trained.dense_per_channel:
-        warnings.warn(
+        warn(
             f"{trained.dense_per_channel} dense weights were trained with a scale for each unit and get one for all: "
-            "evaluate the flatbuffer, whose rounding is not the one that was trained",
-            TfqWarning,
-            stacklevel=5,
+            "evaluate the flatbuffer, whose rounding is not the one that was trained"
         )
     return dataclasses.replace(
         config,
@@ -131,7 +128,7 @@ def warn_of_floats(content: bytes, config: ConversionConfig, *, has_data: bool) 
     else:
         advice = "quantization-aware training gave them no range: give a representative_dataset as well"
     message = f"{config.scheme}: {'; '.join(filter(None, parts))}: {advice}"
-    warnings.warn(message, TfqWarning, stacklevel=4)
+    warn(message)
 
 
 def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
 from tfq.conversion.quantize import Conversion, Evidence, quantize_after_training
 from tfq.conversion.weights import quantize_weights
-from tfq.errors import ModelError, TfqError, TfqWarning, VerificationError
+from tfq.errors import ModelError, TfqError, TfqWarning, VerificationError, warn
 from tfq.evaluation.collapse import Location, gradual_note, is_gradual, locate
 from tfq.evaluation.output_checks import OutputCheck
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
@@ -51,14 +51,14 @@ def verified(
         result = _without_dead(_verification(conversion.content, evidence), conversion)
     except _FAILURES as error:  # of the float model, of this machine, or of data that this model does not take
         message = f"the outputs were not compared with those of the float model: {error}"
-        warnings.warn(message, TfqWarning, stacklevel=4)
+        warn(message)
         result = _only_run(conversion.content, message, evidence)
     if evidence is not None and result.collapsed:
         result = _explained(result, conversion.content, evidence, config if remedies else None)
     for problem in result.collapsed:
         if config.strict:
             raise VerificationError(problem.message, field="conversion.strict", got=problem.kind)
-        warnings.warn(problem.message, TfqWarning, stacklevel=4)
+        warn(problem.message)
     return dataclasses.replace(conversion, verification=_with_others(result, conversion.verification))
 
 

@@ -10,7 +10,6 @@ with one scale, and XNNPACK takes no hybrid depthwise convolution at all, but ta
 Source of the number format: TFLite 8-bit quantization specification (weights symmetric, codes from -127 to 127).
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from tfq import quant_math, tflite
 from tfq.config import ConversionConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.tflite.op_types import BIAS, CHANNEL_AXES, WEIGHT, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
 
@@ -63,7 +62,7 @@ def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
     left += rewriter.left
     if left:
         message = f"{config.scheme}: {len(left)} weights stay float32: {'; '.join(dict.fromkeys(left))}"
-        warnings.warn(message, TfqWarning, stacklevel=5)
+        warn(message)
     return tflite.pack(rewriter.finished(), len(model))
 
 

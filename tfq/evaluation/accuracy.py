@@ -2,7 +2,6 @@
 """A flatbuffer on the user's data: what it computes, how fast, and how near to the float model."""
 
 import gzip
-import warnings as python_warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from tfq.artifacts import content_of
 from tfq.backends import BackendResult, RunRequest, make_backend
 from tfq.config import EvaluationConfig
 from tfq.data import AnySplit, as_split
-from tfq.errors import TfqWarning
+from tfq.errors import warn
 from tfq.evaluation.classes import is_class_vector
 from tfq.evaluation.inputs import Feed, decode_outputs
 from tfq.evaluation.metric import Metric, as_metric
@@ -88,7 +87,7 @@ def evaluate_model(
         *result.notes,
     ]
     for sentence in messages:
-        python_warnings.warn(sentence, TfqWarning, stacklevel=2)
+        warn(sentence)
     noise = _noise(names, outputs, expected, scores.pop("outputs"))
     return EvaluationRecord(
         **scores,
@@ -123,7 +122,7 @@ def _costs(
     }
     noise: dict[str, Any] = {"output_sqnr_db": None, "output_sqnr_db_reason": reason}
     for sentence in result.notes:
-        python_warnings.warn(sentence, TfqWarning, stacklevel=3)
+        warn(sentence)
     return EvaluationRecord(
         **scores,
         **noise,

@@ -2,7 +2,6 @@
 """Benchmark models side by side on a target."""
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from tfq.backends import Backend, make_backend, timing_backend
 from tfq.backends.timing import TimedModel, Timing, TimingRequest
 from tfq.config import BenchmarkConfig
 from tfq.data import Split
-from tfq.errors import BackendError, InputError, TfqWarning
+from tfq.errors import BackendError, InputError, warn
 from tfq.evaluation.benchmark_record import BenchmarkRecord, ModelTimes, TimeRatio
 from tfq.evaluation.inputs import prepare_inputs
 from tfq.evaluation.instructions import count_instructions
@@ -131,7 +130,7 @@ def benchmark_models(
     parsed = {name: tflite.read(bytes(content)) for name, content in contents.items()}
     for name, model in parsed.items():
         if note := tflite.main_subgraph_note(model, "timed"):
-            warnings.warn(f"{name}: {note}", TfqWarning, stacklevel=2)
+            warn(f"{name}: {note}")
     if not backend.kind.times and backend.kind.counts_instructions:
         return _counted(contents, parsed, config, data)
     timer = timing_backend(backend)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tfq import data
 from tfq.config import ConversionConfig, RunConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES
 from tfq.workflows.model_files import trace_once
 from tfq.workflows.training import hashes, told
@@ -36,7 +36,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         examples = {"split": dataset.name, "examples": dataset.num_examples}
         diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
         for finding in diagnostics.findings:
-            warnings.warn(finding, TfqWarning, stacklevel=2)
+            warn(finding)
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
         result = convert_with_record(traced, dataset, config.conversion, preprocessing=preprocessing)
     return result, {
@@ -66,7 +66,7 @@ def _examples(config: RunConfig) -> data.AnySplit | None:
     try:
         return data.load_calibration_split(config.data, limit=NUM_SAMPLES)
     except InputError as error:
-        warnings.warn(f"{error}: the outputs are not compared with those of the float model", TfqWarning, stacklevel=3)
+        warn(f"{error}: the outputs are not compared with those of the float model")
         return None
 
 
@@ -74,15 +74,15 @@ def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, 
     """The flatbuffer of a quantization-aware trained model; None where that has not given every tensor a range."""
     from tfq.conversion import convert_with_record, ops_without_range
 
-    with warnings.catch_warnings(record=True) as told_there:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = convert_with_record(
             traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
         )
     if ops_without_range(result.content):
         return None
-    for warning in told_there:
-        warnings.warn(warning.message, stacklevel=3)
+    for warning in caught:
+        warn(str(warning.message), warning.category)
     return result
 
 
@@ -98,9 +98,5 @@ def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) 
     except InputError as error:  # the flatbuffer stands, whatever can be said of it
         return {"not_run": str(error)}
     for missed in result.missed():
-        warnings.warn(
-            f"the flatbuffer does not compute what the QAT model does: {missed}; {result.told_departure()}",
-            TfqWarning,
-            stacklevel=2,
-        )
+        warn(f"the flatbuffer does not compute what the QAT model does: {missed}; {result.told_departure()}")
     return {**result.to_dict(), "missed": list(result.missed()), "told_departure": result.told_departure()}

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from tfq import artifacts, auditing, data, evaluation, registry, report, workflows
 from tfq.backends import make_backend
 from tfq.config import ConversionConfig, RunConfig
-from tfq.errors import BackendError, InputError, RequirementError, TfqWarning, remembered_warnings
+from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
@@ -289,7 +288,7 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     def waiting() -> None:
-        warnings.warn(f"another run is writing to {out}: waiting for it to end", TfqWarning, stacklevel=5)
+        warn(f"another run is writing to {out}: waiting for it to end")
 
     with artifacts.locked(out / ".lock", waiting):
         yield

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load the splits of config.data, and train a named model on them."""
 
-import warnings
 from typing import Any
 
 from tfq import artifacts, data, evaluation
 from tfq.config import DataConfig, RunConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.workflows.model_files import is_file, model_name
 
 
@@ -17,7 +16,7 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySpl
 
 def told(split: data.AnySplit) -> data.AnySplit:
     for note in split.notes:
-        warnings.warn(note, TfqWarning, stacklevel=3)
+        warn(note)
     return split
 
 

@@ -2,7 +2,6 @@
 """Weight clustering: each layer's weights become a few values, and training continues with those."""
 
 import contextlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from tfq.compression.graph import (
 from tfq.compression.pruning.prunable import prunable_weights
 from tfq.compression.pruning.sparsity import kernels_of, name_before, stored_weights
 from tfq.config import ClusterConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.copies import check_own_training
 from tfq.patterns import check_fits, fits
@@ -235,9 +234,7 @@ def _cluster_again(books: Mapping[str, list[Codebook]], clusters: int) -> None:
                 book.step(reassign=True)
                 moved.append(name)
     if moved:
-        warnings.warn(
+        warn(
             f"cluster: after the last training step, {', '.join(dict.fromkeys(moved))} had other weights than those of "
-            "clusters (an average of several steps?); they are clustered again, and no training came after that",
-            TfqWarning,
-            stacklevel=3,
+            "clusters (an average of several steps?); they are clustered again, and no training came after that"
         )

@@ -5,7 +5,6 @@ The model itself stays as it is: tfmot's wrappers (0.8.1) lose an Embedding's ma
 word, and fail on MultiHeadAttention. The function of the model is then the same by construction, which is checked.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from tfq.compression.pruning.allocation import (
     m_by_n,
 )
 from tfq.config import PruneConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.keras_bridge import import_tf_keras
 
 
@@ -151,11 +150,9 @@ def pruning_callback(masks: Masks, schedule: Schedule, finals: Mapping[str, floa
             now = _optimizer_step(self.model)
             taken = 1 if now is None or self._optimizer_step is None else max(1, now - self._optimizer_step)
             if taken > 1 and self.steps == 0:
-                warnings.warn(
+                warn(
                     f"prune: this training takes {taken} steps between two calls of its callbacks "
-                    f"(steps_per_execution): pruned weights grow for {taken} steps before they are zero again",
-                    TfqWarning,
-                    stacklevel=2,
+                    f"(steps_per_execution): pruned weights grow for {taken} steps before they are zero again"
                 )
             self.steps += taken
             masks.apply()

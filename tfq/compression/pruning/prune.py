@@ -2,7 +2,6 @@
 """Magnitude pruning: the smallest weights of each layer become zero on a schedule, and stay zero."""
 
 import contextlib
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +22,7 @@ from tfq.compression.pruning.masks import Masks, Schedule, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
 from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
 from tfq.config import PruneConfig
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 from tfq.keras_bridge.copies import check_own_training
 from tfq.patterns import fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
@@ -177,12 +176,10 @@ def _m_by_n_sparsities(model: Any, chosen: Mapping[str, float], m: int, n: int) 
 def _warn_of_weights_put_back(masks: Masks) -> None:
     put_back = masks.violated()
     if put_back:
-        warnings.warn(
+        warn(
             f"prune: after the last training step, weights that were pruned have been put back in "
             f"{', '.join(put_back)} (EarlyStopping with restore_best_weights?); they are zero again, and no training "
-            "came after that: restore the weights of an epoch after end_step only",
-            TfqWarning,
-            stacklevel=3,
+            "came after that: restore the weights of an epoch after end_step only"
         )
 
 
@@ -193,8 +190,4 @@ def _warn_of_misses(masks: Masks, wanted: Mapping[str, float], config: PruneConf
         size = sum(kernel.size for kernel in kernels)
         sparsity = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / size
         if sparsity < wanted[name] - len(kernels) * block / size - _ROUNDING:
-            warnings.warn(
-                f"prune: {name} has {sparsity:.1%} zeros, wanted {wanted[name]:.1%}: {why}",
-                TfqWarning,
-                stacklevel=3,
-            )
+            warn(f"prune: {name} has {sparsity:.1%} zeros, wanted {wanted[name]:.1%}: {why}")

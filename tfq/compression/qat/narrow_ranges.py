@@ -7,13 +7,12 @@ output scale so fine says nothing: the accumulator's own step is that many times
 """
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.errors import TfqWarning
+from tfq.errors import warn
 
 # Half of what XNNPACK takes, for rounding on the way.
 _MOST_RATIO = 128.0
@@ -48,11 +47,9 @@ def widen_ranges(model: Any, told: frozenset[str] = frozenset()) -> frozenset[st
             widened[place.layer] = f"{place.layer} ({low:.3g} to {high:.3g}, now {new[0]:.3g} to {new[1]:.3g})"
     untold = [text for name, text in widened.items() if name not in told]
     if untold:
-        warnings.warn(
+        warn(
             f"qat: activations that are next to nothing on all data, and nothing at all in integers: "
-            f"{'; '.join(untold)}: their ranges are now as wide as those of what they come from; dead layers?",
-            TfqWarning,
-            stacklevel=3,
+            f"{'; '.join(untold)}: their ranges are now as wide as those of what they come from; dead layers?"
         )
     return told | frozenset(widened)
 

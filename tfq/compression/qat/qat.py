@@ -2,7 +2,6 @@
 """Quantization-aware training: starts from the post-training ranges, keeps the zeros of a pruned model."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from tfq.compression.qat.grids import round_to_flatbuffer
 from tfq.compression.qat.narrow_ranges import widen_ranges
 from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, learned_ranges, measure_weights
 from tfq.config import QATConfig
-from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, own_name
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
@@ -279,7 +278,7 @@ def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
     """Warns of layers without fake quantization, but for those that the user has not chosen."""
     messages = [f"{name} ({reason})" for name, reason in skipped.items() if fits(name, config.layers)]
     if messages:
-        warnings.warn(f"qat: left to the converter: {'; '.join(messages)}", TfqWarning, stacklevel=4)
+        warn(f"qat: left to the converter: {'; '.join(messages)}")
 
 
 def _check_zeros(before: dict[str, float], model: Any) -> None:

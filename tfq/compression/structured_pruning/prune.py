@@ -8,7 +8,6 @@ those that a graph ties together (residual sums, depthwise convolutions, gates) 
 import contextlib
 import heapq
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from tfq.compression.structured_pruning.channels import Channels, Counts, Group,
 from tfq.compression.structured_pruning.rebuild import refit
 from tfq.compression.structured_pruning.trace import Trace, traced
 from tfq.config import DistillationConfig, StructuredPruningConfig
-from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.copies import check_own_training, keep_class
 from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
@@ -221,7 +220,7 @@ def prune_structured(
     difference = _proven(provided, small, trace, kept)
     if trace.uncounted:
         message = ", ".join(trace.uncounted)
-        warnings.warn(f"structured_pruning: the multiply-adds of {message} are not counted", TfqWarning, stacklevel=2)
+        warn(f"structured_pruning: the multiply-adds of {message} are not counted")
     refitted: dict[str, tuple[float, float]] = {}
     if data is not None and config.refit_examples:
         refitted = refit(provided, small, kept, data, config.refit_examples)

@@ -5,7 +5,6 @@ What a removed channel said is partly in the others: least squares over examples
 the most of those. Source: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (2017), 3.1.
 """
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from tfq.compression.structured_pruning import rules
 from tfq.compression.structured_pruning.channels import Channels, Site
 from tfq.compression.structured_pruning.rules import BETWEEN, IN, OUT
 from tfq.compression.training import batches_of
-from tfq.errors import InputError, TfqError, TfqWarning
+from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.copies import keep_names
 
@@ -190,12 +189,10 @@ def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[
             continue
         unknowns = int(np.prod(layer.kernel.shape[:-1])) + 1
         if unknowns > _MOST_UNKNOWNS:
-            warnings.warn(
+            warn(
                 f"structured_pruning: {layer.name!r} keeps the weights that it had: {unknowns:,} of one filter are "
                 f"too many to be "
-                "refit",
-                TfqWarning,
-                stacklevel=3,
+                "refit"
             )
         else:
             results[layer.name] = _fit_anew(layer, old, kept[layer.name][OUT], small, given, batches)

@@ -7,11 +7,10 @@ compares it with what the two export, so that a class new to Keras is decided up
 
 import inspect
 import re
-import warnings
 from types import ModuleType
 
 from tfq import registry
-from tfq.errors import InputError, TfqWarning
+from tfq.errors import InputError, warn
 
 # Classes of keras.layers whose config names code, or a file to run or read. Name -> why it is refused.
 REFUSED_CLASSES = {
@@ -198,11 +197,9 @@ def custom_objects_of(module: ModuleType, source: str) -> dict[str, object]:
     }
     shadows = sorted(name for name in own if name in CLASSES or name in FUNCTIONS)
     if shadows:
-        warnings.warn(
+        warn(
             f"{source} defines {', '.join(shadows)}, as Keras does: Keras' own are used. If the model holds yours, "
-            f"name them in {source}: {TABLE} = {{{shadows[0]!r}: {shadows[0]}}}",
-            TfqWarning,
-            stacklevel=2,
+            f"name them in {source}: {TABLE} = {{{shadows[0]!r}: {shadows[0]}}}"
         )
     return {name: value for name, value in own.items() if name not in shadows}
 
