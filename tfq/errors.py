@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import os
 import sys
+import types
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -86,7 +87,7 @@ def _frames_of_tfq() -> int:
     the outermost frame of tfq is the one that the user called.
     """
     count, outermost = 0, 1
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         count += 1
         if frame.f_code.co_filename.startswith(_PACKAGE):
