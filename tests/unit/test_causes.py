@@ -179,8 +179,8 @@ def test_an_operand_that_a_maximum_never_takes_does_not_matter():
     ops = [("ABS", (0,), (1,)), ("SUB", (0, 0), (2,)), ("MAXIMUM", (1, 2), (3,))]
     built = graph(ops, [tensor(index, 0.1) for index in range(4)])
     low = causes.Diagnosis(built, {1: between(0, 5), 2: between(-50, -40), 3: between(0, 5)})
-    assert [low.matters(index) for index in (1, 2, 3)] == [True, False, True]
-    assert causes.Diagnosis(built, {1: between(0, 5), 2: between(-50, 3), 3: between(0, 5)}).matters(2)
+    assert [low.affects_output(index) for index in (1, 2, 3)] == [True, False, True]
+    assert causes.Diagnosis(built, {1: between(0, 5), 2: between(-50, 3), 3: between(0, 5)}).affects_output(2)
 
 
 def clipped_before(reader, result, *, low=-34.0, high=10.0):
@@ -247,6 +247,6 @@ def test_a_dead_tensor_next_to_an_op_that_does_not_run_is_named():
     tensors = [tensor(0, 0.1), tensor(1, 8e-9), tensor(2, 0.1)]
     built = graph([("FULLY_CONNECTED", (0,), (1,)), ("ADD", (0, 1), (2,))], tensors)
     alive = {0: between(-1, 1), 1: between(0, 1), 2: between(-1, 1)}
-    assert causes.refused_scale(built, 1, alive) is None
-    cause = causes.refused_scale(built, 1, {**alive, 1: between(0, 0)})
+    assert causes.rejected_scale(built, 1, alive) is None
+    cause = causes.rejected_scale(built, 1, {**alive, 1: between(0, 0)})
     assert (cause.kind, cause.op_index) == (causes.DEAD, 0) and "ADD" in cause.message

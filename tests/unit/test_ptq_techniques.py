@@ -15,8 +15,8 @@ from messages import refused
 
 from tfq import ptq, quant_math, tflite
 from tfq.errors import InputError, TfqError
-from tfq.ptq.gptq import choose_codes
-from tfq.ptq.weighted_ops import Weighted, patches_of, same_padding, weighted_ops
+from tfq.ptq.gptq import round_weights
+from tfq.ptq.weighted_ops import WeightedOp, extract_patches, same_padding, weighted_ops
 
 FLOATING, QUANTIZED = golden("digits_float32"), golden("digits_int8")
 RELU6 = generated.ActivationFunctionType.RELU6
@@ -155,7 +155,7 @@ def test_channels_that_the_cap_cuts_are_left_alone():
 
 
 def test_a_function_that_changed_is_refused(monkeypatch):
-    monkeypatch.setattr(Weighted, "scale_inputs", lambda self, factors: None)
+    monkeypatch.setattr(WeightedOp, "scale_inputs", lambda self, factors: None)
     with refused(TfqError, field="conversion.techniques", expected=1e-5):
         ptq.equalize(changed(FLOATING, uneven))
 
@@ -285,7 +285,7 @@ def test_chosen_codes_are_nearly_the_best_of_all(seed):
 
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=5)))
     best = np.min([error(np.rint(weights) + step) for step in steps], axis=0)
-    chosen = error(choose_codes(weights, gram, -127, 127))
+    chosen = error(round_weights(weights, gram, -127, 127))
     assert chosen.sum() <= error(np.rint(weights)).sum()
     assert chosen.sum() <= 1.5 * best.sum() + 1e-3
 
@@ -295,7 +295,7 @@ def test_chosen_codes_stay_in_range_and_zeros_stay_zero():
     mixed = rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8))
     weights = rng.normal(0, 6, (20, 8))
     weights[:, ::3] = 0
-    quantized = choose_codes(weights, mixed.T @ mixed, -7, 7)
+    quantized = round_weights(weights, mixed.T @ mixed, -7, 7)
     assert np.abs(quantized).max() == 7 and (quantized == np.rint(quantized)).all()
     assert (quantized[:, ::3] == 0).all()
 
@@ -304,8 +304,8 @@ def test_chosen_codes_stay_in_range_and_zeros_stay_zero():
 def test_patches_times_weights_are_what_the_layer_computes(layer):
     edited, parsed = tflite.unpack(FLOATING), tflite.read(FLOATING)
     weighted = next(item for item in weighted_ops(edited, parsed) if item.layer == layer)
-    patches = patches_of(weighted, tensor_values(FLOATING, weighted.data, SAMPLES[:1]))
-    rows = weighted.by_output().reshape(len(patches), -1, patches.shape[2])
+    patches = extract_patches(weighted, tensor_values(FLOATING, weighted.data, SAMPLES[:1]))
+    rows = weighted.weights_by_output().reshape(len(patches), -1, patches.shape[2])
     result = np.einsum("gpk,gok->pgo", patches, rows).reshape(patches.shape[1], -1) + weighted.bias
     wanted = tensor_values(FLOATING, weighted.output, SAMPLES[:1])
     result = np.maximum(result, 0) if weighted.activation else result
@@ -368,7 +368,7 @@ def test_repairs_give_the_same_bytes_again():
 
 @pytest.mark.parametrize("model", ["digits_int8", "digits_int8_per_tensor"])
 def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
-    result = ptq.narrow_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
+    result = ptq.quantize_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
     edited, before = tflite.unpack(result.model), tflite.unpack(FLOATING)
     for layer in ("conv2", "logits", "depthwise"):
         tensor = edited.subgraphs[0].tensors[op_of(edited, layer).inputs[1]]
@@ -388,6 +388,6 @@ def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
 
 
 def test_four_bits_lose_less_when_the_codes_are_chosen():
-    nearest, chosen = (ptq.narrow_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=way) for way in (False, True))
+    nearest, chosen = (ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=way) for way in (False, True))
     assert all(chosen.layers[name][1] < nearest.layers[name][1] / 1.5 for name in ("conv2", "logits"))
     assert all(after <= before * 1.001 for before, after in nearest.layers.values())

@@ -249,7 +249,7 @@ def _joined(joins: Sequence[Join], diagnosis: Diagnosis, already: Sequence[Findi
     known = {item.op_index for item in already}
     for item in joins:
         # A sum is about as large as its larger term, in float too: nothing is lost that mattered.
-        if item.ratio < causes.APART or item.op_index in known or item.op in _SUMS:
+        if item.ratio < causes.MIN_WIDTH_RATIO or item.op_index in known or item.op in _SUMS:
             continue
         cause = diagnosis.structural_cause(diagnosis.graph.ops[item.op_index])
         if cause is not None and cause.kind in (causes.UNEQUAL_JOIN, causes.MASK_CONSTANT):

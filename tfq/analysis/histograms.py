@@ -12,7 +12,7 @@ from tfq import tflite
 from tfq.analysis.op_errors import output_label
 from tfq.ptq.calibration import observe
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.layer_pairs import Beside
+from tfq.ptq.layer_pairs import ModelPair
 from tfq.ptq.weighted_ops import weighted_ops
 
 _BARS = 40
@@ -53,12 +53,12 @@ class OpHistogram:
 
 def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[OpHistogram, ...]:
     """Return one for each activation that both flatbuffers have, of the arguments of `op_errors`."""
-    pair = Beside(floating, quantized)
+    pair = ModelPair(floating, quantized)
     seen = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
     weights = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     results = []
-    for index, of_float in pair.of_float.items():
+    for index, of_float in pair.float_tensors.items():
         tensor, op = graph.tensors[index], graph.producers[index]
         observed, weighted = seen[float_graph.index, of_float], weights.get(of_float)
         bins = observed.bins()

@@ -11,7 +11,7 @@ from tfq.analysis.weight_grids import on_grid
 from tfq.config import FLOAT_BITS
 from tfq.patterns import check_fits, fits_op
 from tfq.ptq.calibration import Observations
-from tfq.ptq.calibration.methods import least_square_range
+from tfq.ptq.calibration.methods import min_mse_range
 from tfq.ptq.weighted_ops import weighted_ops
 from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
@@ -93,7 +93,7 @@ def with_few_bits(
     if weight_bits < FLOAT_BITS:
         for layer in weighted_ops(edited, parsed):
             if not fits_op(layer.layer, (layer.output_name,), keep):
-                layer.set_by_output(on_grid(layer.by_output(), grid, weight_bits))
+                layer.set_weights_by_output(on_grid(layer.weights_by_output(), grid, weight_bits))
     if activation_bits < FLOAT_BITS:
         for tensor, ends in _ranges(observations, activation_bits).items():
             left = (
@@ -109,7 +109,7 @@ def with_few_bits(
 def _ranges(observations: Observations, bits: int) -> Mapping[int, tuple[float, float]]:
     """Tensor of the main subgraph -> (minimum, maximum), zero within."""
     return {
-        tensor: least_square_range(seen.bins(), bits)
+        tensor: min_mse_range(seen.bins(), bits)
         for (subgraph, tensor), seen in observations.tensors.items()
         if subgraph == 0
     }

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from tfq.analysis.weight_errors import WeightError, weight_errors
 from tfq.errors import InputError
-from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.causes import Diagnosis, TensorFacts, op_label
-from tfq.ptq.layer_pairs import Beside
+from tfq.ptq.layer_pairs import ModelPair
 from tfq.tflite import Op, Subgraph, Tensor
 
 # The op of a record about one of the model's inputs.
@@ -130,22 +130,22 @@ def op_errors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> t
 
 def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Measurement:
     """Return what `op_errors` does, with the facts that causes are found by."""
-    pair = Beside(floating, quantized)
+    pair = ModelPair(floating, quantized)
     graph = pair.quantized.main_subgraph
     if not samples:
         raise InputError("no samples to compare the flatbuffers on: expected at least one", field="samples")
     inputs = dict(zip(pair.quantized.input_names, graph.input_tensors, strict=True))
     inputs = {name: tensor for name, tensor in inputs.items() if tensor.is_quantized}
     tallies = {tensor.index: _Tally(tensor) for tensor in inputs.values()}
-    tallies |= {index: _Tally(graph.tensors[index]) for index in pair.of_float}
-    reals = look_at_each(floating, list(pair.of_float.values()), samples, _copied)
-    codes = list(pair.codes(samples))
-    quantized_values = look_at_each(quantized, list(pair.of_float), codes, _copied, total=len(samples))
+    tallies |= {index: _Tally(graph.tensors[index]) for index in pair.float_tensors}
+    reals = map_activations(floating, list(pair.float_tensors.values()), samples, _copied)
+    codes = list(pair.quantize_samples(samples))
+    quantized_values = map_activations(quantized, list(pair.float_tensors), codes, _copied, total=len(samples))
     for sample, coded, wanted, got in zip(samples, codes, reals, quantized_values, strict=True):
         for name, tensor in inputs.items():
             if sample[name].dtype.kind == "f":
                 tallies[tensor.index].add(sample[name], coded[name])
-        for index, one, other in zip(pair.of_float, wanted, got, strict=True):
+        for index, one, other in zip(pair.float_tensors, wanted, got, strict=True):
             tallies[index].add(one, other)
     weights = weight_errors(quantized, floating, pair)
     names = {tensor.index: name for name, tensor in inputs.items()}
@@ -161,7 +161,7 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
                 op=INPUT if op is None else op.name,
                 layer=names[index] if op is None else op.keras_layer or tensor.name,
                 label=f"input {names[index]!r}" if op is None else output_label(graph, op, index),
-                never_taken=not diagnosis.matters(index),
+                never_taken=not diagnosis.affects_output(index),
                 weights=None if op is None else weights.get(op.index),
             )
         )

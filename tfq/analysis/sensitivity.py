@@ -19,7 +19,7 @@ from tfq.analysis.op_errors import decibels
 from tfq.errors import InputError
 from tfq.evaluation import agreement, is_class_vector
 from tfq.ptq.calibration import Ranges
-from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.causes import op_label
 from tfq.ptq.weighted_ops import weighted_ops
 
@@ -110,10 +110,10 @@ def quantized_alone(
     edited = tflite.unpack(floating)
     for layer in weighted_ops(edited, parsed):
         if layer.op is edited.subgraphs[0].operators[op]:
-            rows = layer.by_output()
+            rows = layer.weights_by_output()
             largest = np.abs(rows).max(axis=1 if per_channel else None, keepdims=True)
             scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-            layer.set_by_output(np.rint(rows / scale) * scale)
+            layer.set_weights_by_output(np.rint(rows / scale) * scale)
     output = parsed.main_subgraph.ops[op].outputs[0]
     round_tensor(edited, output, *quant_math.quantization_parameters(*ranges[0, output]))
     return tflite.pack(edited, len(floating))
@@ -121,7 +121,7 @@ def quantized_alone(
 
 def _outputs(model: bytes, samples: Sequence[Sample]) -> list[NDArray[np.float32]]:
     outputs = tflite.read(model).main_subgraph.outputs
-    result = look_at_each(model, outputs, samples, lambda values: [array.copy() for array in values])
+    result = map_activations(model, outputs, samples, lambda values: [array.copy() for array in values])
     return [np.concatenate(item) for item in zip(*result, strict=True)]
 
 

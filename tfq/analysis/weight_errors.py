@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.errors import InputError
-from tfq.ptq.layer_pairs import Beside
+from tfq.ptq.layer_pairs import ModelPair
 from tfq.tflite.op_types import CHANNEL_AXES, WEIGHT_INPUTS
 
 
@@ -39,7 +39,7 @@ class WeightError:
         }
 
 
-def weight_errors(quantized: bytes, floating: bytes, pair: Beside) -> Mapping[int, WeightError]:
+def weight_errors(quantized: bytes, floating: bytes, pair: ModelPair) -> Mapping[int, WeightError]:
     """Return {index of the op in the int8 flatbuffer: the error of its weights}.
 
     Ops are matched by the name of their output. Ops whose weights are stored otherwise (packed 4 bits, sparse, float16)
@@ -48,7 +48,7 @@ def weight_errors(quantized: bytes, floating: bytes, pair: Beside) -> Mapping[in
     graphs = pair.quantized.main_subgraph, pair.floating.main_subgraph
     results = {}
     for op in graphs[0].ops:
-        twin = graphs[1].producers.get(pair.of_float.get(op.outputs[0], tflite.ABSENT)) if op.outputs else None
+        twin = graphs[1].producers.get(pair.float_tensors.get(op.outputs[0], tflite.ABSENT)) if op.outputs else None
         if twin is None or twin.name != op.name:
             continue
         for slot in sorted(WEIGHT_INPUTS.get(op.name, ())):

@@ -18,7 +18,7 @@ from tfq import tflite
 from tfq.conversion.graph_editing import add_constant, constant_of, forget_unread_ops, set_input
 from tfq.conversion.mask_flow import HUGE, Interval, MaskFlow
 from tfq.errors import warn
-from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.typing import JSON
 
 Ranges = dict[tuple[int, int], Interval]
@@ -284,7 +284,7 @@ def checked_masks(
 def _difference(graph: tflite.Subgraph, one: bytes, other: bytes, samples: Sequence[Sample]) -> float:
     """The largest difference of an output, as a fraction of that output's largest magnitude."""
     runs = [
-        look_at_each(model, graph.outputs, samples, lambda values: [value.astype(np.float64) for value in values])
+        map_activations(model, graph.outputs, samples, lambda values: [value.astype(np.float64) for value in values])
         for model in (one, other)
     ]
     largest, furthest = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
@@ -303,7 +303,7 @@ def _uneven_rows(
     """Layers with a row of scores that are all masked and yet differ; None where no row is masked throughout."""
     sinks = {item["tensor"]: item["layer"] for item in bounded.layers if item["op"] == "SOFTMAX"}
     names, is_masked = set(), False
-    for spreads in look_at_each(model, list(sinks), samples, lambda arrays: list(map(_masked_rows, arrays))):
+    for spreads in map_activations(model, list(sinks), samples, lambda arrays: list(map(_masked_rows, arrays))):
         for layer, spread in zip(sinks.values(), spreads, strict=True):
             is_masked |= spread is not None
             if spread is not None and spread > _EVEN:

@@ -177,7 +177,7 @@ def quantize_after_training(
         content, techniques["gptq"] = rounded.model, rounded.to_dict()
     if config.int4_layers:
         rounding = "gptq" in config.techniques
-        narrowed = ptq.narrow_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
+        narrowed = ptq.quantize_to_int4(content, model, samples, config.int4_layers, rounding=rounding)
         content, techniques["int4"] = narrowed.model, narrowed.to_dict()
     if "bias_correction" in config.techniques:
         corrected = ptq.correct_biases(content, model, samples)

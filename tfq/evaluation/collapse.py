@@ -22,9 +22,9 @@ from tfq.evaluation.output_checks import (
     check_output,
 )
 from tfq.evaluation.verification import Problem, Sample, encode, title
-from tfq.ptq.causes import Cause, Diagnosis, TensorFacts, cause_of, refused_scale
-from tfq.ptq.layer_pairs import Beside
-from tfq.ptq.saturation import beyond, is_unused, span
+from tfq.ptq.causes import Cause, Diagnosis, TensorFacts, cause_of, rejected_scale
+from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.saturation import clipped_sides, is_clipping_harmless, representable_range
 from tfq.tflite import Model, Op, Subgraph
 
 # Samples that all tensors are compared on, and the bytes that their values may take.
@@ -119,14 +119,14 @@ def _of_failure(
     if index is None:
         return location
     try:
-        pair = Beside(floating, quantized)
-        twins = dict(pair.of_float)
+        pair = ModelPair(floating, quantized)
+        twins = dict(pair.float_tensors)
         size = sum(int(np.prod(pair.floating.main_subgraph.tensors[twin].shape)) for twin in twins.values()) * 4
         values = _values(floating, pair.floating, list(twins.values()), samples[: _affordable(size, len(samples))])
     except TfqError:  # the two have no tensors of one name, or the float model does not run
         return location
     facts = {tensor: TensorFacts.of(values[twin]) for tensor, twin in twins.items() if values[twin].size}
-    return dataclasses.replace(location, cause=refused_scale(parsed.main_subgraph, index, facts))
+    return dataclasses.replace(location, cause=rejected_scale(parsed.main_subgraph, index, facts))
 
 
 def _affordable(size: int, count: int) -> int:
@@ -148,9 +148,9 @@ def _compare_tensors(
     quantized: bytes, floating: bytes, samples: Sequence[Sample]
 ) -> tuple[dict[int, OutputCheck], dict[int, TensorFacts]]:
     """Tensor of the quantized model -> its comparison with the float tensor of the same name, and that one's facts."""
-    pair = Beside(floating, quantized)
+    pair = ModelPair(floating, quantized)
     graph = pair.quantized.main_subgraph
-    twins = dict(pair.of_float) | dict(zip(graph.inputs, pair.floating.main_subgraph.inputs, strict=True))
+    twins = dict(pair.float_tensors) | dict(zip(graph.inputs, pair.floating.main_subgraph.inputs, strict=True))
     twins |= _conditions(pair)
     for op in graph.ops:
         if op.name in _CONVERTING and op.inputs[0] in twins:
@@ -167,13 +167,13 @@ def _compare_tensors(
     checks = {}
     for index, twin in twins.items():
         floats = theirs[twin]
-        if any(beyond(diagnosis, index)) and is_unused(diagnosis, index):
-            floats = np.clip(floats, *span(graph.tensors[index]))
+        if any(clipped_sides(diagnosis, index)) and is_clipping_harmless(diagnosis, index):
+            floats = np.clip(floats, *representable_range(graph.tensors[index]))
         checks[index] = check_output(graph, index, graph.tensors[index].name, floats, ours[index])
     return checks, facts
 
 
-def _conditions(pair: Beside) -> dict[int, int]:
+def _conditions(pair: ModelPair) -> dict[int, int]:
     """{tensor of conditions in the quantized model: that of its name in the float model}, of unique names."""
     names = []
     for parsed in (pair.quantized, pair.floating):

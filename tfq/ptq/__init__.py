@@ -4,7 +4,7 @@
 from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
 from tfq.ptq.bias_correction import BiasCorrection, correct_biases
 from tfq.ptq.cross_layer_equalization import EqualizedPair, equalize
-from tfq.ptq.gptq import Rounding, narrow_to_int4, optimize_rounding
+from tfq.ptq.gptq import Rounding, optimize_rounding, quantize_to_int4
 from tfq.ptq.layer_pairs import PairTechnique
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     "absorb_biases",
     "correct_biases",
     "equalize",
-    "narrow_to_int4",
     "optimize_rounding",
+    "quantize_to_int4",
 ]

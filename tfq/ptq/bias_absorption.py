@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.errors import InputError
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairTechnique, channel_ends, partners
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairTechnique, channel_ranges, find_layer_pairs
 from tfq.ptq.same_function import check_same_function
-from tfq.ptq.weighted_ops import Weighted, weighted_ops
+from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
 # What a constant goes through as it is, each channel's by itself: no padding among them, whose zeros stay zeros.
 _PASSING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "RESHAPE", "SQUEEZE"))
@@ -55,8 +55,8 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
             expected="at least one sample",
         )
     parsed, edited = tflite.read(model), tflite.unpack(model)
-    ends = channel_ends(model, [item.output for item in weighted_ops(edited, parsed)], samples)
-    pairs, skipped = partners(edited, parsed, _PASSING, _why_not)
+    ends = channel_ranges(model, [item.output for item in weighted_ops(edited, parsed)], samples)
+    pairs, skipped = find_layer_pairs(edited, parsed, _PASSING, _why_not)
     messages = []
     for first, second in pairs:
         low, high = (item.astype(np.float64) for item in ends[first.output])
@@ -67,7 +67,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
             skipped[first.layer] = "its range would stay as wide as it is"
             continue
         first.set_bias(first.bias - constants.astype(np.float32))
-        second.set_bias((second.bias + second.respond(constants)).astype(np.float32))
+        second.set_bias((second.bias + second.constant_response(constants)).astype(np.float32))
         messages.append(
             AbsorbedPair(
                 first=first.layer,
@@ -84,7 +84,7 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
     )
 
 
-def _why_not(first: Weighted, second: Weighted | None) -> str:
+def _why_not(first: WeightedOp, second: WeightedOp | None) -> str:
     """Why a constant cannot be taken off `first`, or be given to `second` where it is known; "" where it can."""
     if first.activation not in (NO_ACTIVATION, RELU):
         return "its activation caps or bends what it gives"
@@ -95,7 +95,7 @@ def _why_not(first: Weighted, second: Weighted | None) -> str:
     return ""
 
 
-def _constants(first: Weighted, low: NDArray, high: NDArray) -> NDArray[np.float64]:
+def _constants(first: WeightedOp, low: NDArray, high: NDArray) -> NDArray[np.float64]:
     """Of each channel: what is taken off it."""
     if first.activation == RELU:
         return np.maximum(low - _MARGIN * (high - low), 0)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.layer_pairs import Beside, channel_means
-from tfq.ptq.weighted_ops import Weighted, weighted_ops
+from tfq.ptq.layer_pairs import ModelPair, channel_means
+from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
 # A layer's error is its own and what came through it from the layers before; once these are put right the rest is
 # smaller, and all are put right again. Every round settles one layer more for good, and most of them nearly so.
@@ -55,15 +55,19 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
     floating: the float flatbuffer that it was made of. samples: by input name, real values.
     Of the rounds the one is kept that leaves the least error in the model's outputs, or none.
     """
-    pair = Beside(floating, quantized)
+    pair = ModelPair(floating, quantized)
     edited = tflite.unpack(quantized)
-    layers = [item for item in weighted_ops(edited, pair.quantized) if item.has_bias and item.output in pair.of_float]
+    layers = [
+        item for item in weighted_ops(edited, pair.quantized) if item.has_bias and item.output in pair.float_tensors
+    ]
     tensors = [item.output for item in layers]
-    wanted, answers = channel_means(floating, [pair.of_float[tensor] for tensor in tensors], samples)
+    wanted, answers = channel_means(floating, [pair.float_tensors[tensor] for tensor in tensors], samples)
     content, rounds = quantized, 0
     while True:
-        got, quantized_values = channel_means(content, tensors, pair.codes(samples))
-        offsets = [pair.reals(tensor, mean) - real for tensor, mean, real in zip(tensors, got, wanted, strict=True)]
+        got, quantized_values = channel_means(content, tensors, pair.quantize_samples(samples))
+        offsets = [
+            pair.dequantize(tensor, mean) - real for tensor, mean, real in zip(tensors, got, wanted, strict=True)
+        ]
         state = _State(rounds, content, _squared_error(pair, answers, quantized_values), offsets)
         if rounds == 0:
             first = best = state
@@ -96,7 +100,7 @@ class _State:
     offsets: Sequence[NDArray[np.float64]]
 
 
-def _shift(layer: Weighted, offset: NDArray[np.float64]) -> None:
+def _shift(layer: WeightedOp, offset: NDArray[np.float64]) -> None:
     """Add `offset`, real values, to the layer's bias."""
     bias = layer.bias
     limits = np.iinfo(bias.dtype)
@@ -104,14 +108,14 @@ def _shift(layer: Weighted, offset: NDArray[np.float64]) -> None:
     layer.set_bias(np.clip(quantized, limits.min, limits.max))
 
 
-def _squared_error(pair: Beside, answers: Sequence[NDArray], codes: Sequence[NDArray]) -> float:
+def _squared_error(pair: ModelPair, answers: Sequence[NDArray], codes: Sequence[NDArray]) -> float:
     tensors = pair.quantized.main_subgraph.outputs
     squares = [
-        np.mean((wanted - pair.reals(tensor, got)) ** 2)
+        np.mean((wanted - pair.dequantize(tensor, got)) ** 2)
         for tensor, wanted, got in zip(tensors, answers, codes, strict=True)
     ]
     return float(np.mean(squares))
 
 
-def _in_steps(pair: Beside, tensor: int, offset: NDArray) -> float:
-    return float(np.sqrt(np.mean(offset**2)) / pair.grid(tensor)[0])
+def _in_steps(pair: ModelPair, tensor: int, offset: NDArray) -> float:
+    return float(np.sqrt(np.mean(offset**2)) / pair.scale_and_zero_point(tensor)[0])

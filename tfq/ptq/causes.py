@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.ptq.kernel_faults import COARSE_COMPARISON, UNEQUAL_COPY, ZERO_FILL, kernel_fault
-from tfq.ptq.saturation import beyond, is_unused, reach, span
+from tfq.ptq.saturation import clipped_sides, is_clipping_harmless, max_magnitude, representable_range
 from tfq.tflite import ABSENT, Op, Subgraph
 from tfq.tflite.op_types import DATA, INDEX, INDEX_OUTPUTS, INTEGER_OPS, roles
 
@@ -30,7 +30,7 @@ KINDS = (
 # No trained activation is this large; masks are 1e4 (float16) to float32's lowest.
 MASK_MAGNITUDE = 1e4
 # Widths that are so many times apart leave the narrower tensor less than four bits of eight.
-APART = 16.0
+MIN_WIDTH_RATIO = 16.0
 # Steps that the narrower tensor spans then.
 _FEW_STEPS = 16
 # Cross-layer equalization does not reach through them: channels before them cannot be made alike.
@@ -176,7 +176,7 @@ def cause_of(
     return Diagnosis(graph, facts).cause_of(op_index, weight_sqnr_db)
 
 
-def refused_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFacts]) -> Cause | None:
+def rejected_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFacts]) -> Cause | None:
     """Return why kernels refuse the scales of an op that does not run: a tensor of it is 0 in float; None otherwise.
 
     Args:
@@ -197,7 +197,7 @@ def refused_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFact
             message=f"{op_label(graph, source.index)} is 0 on all samples, in float too, and its scale of "
             f"{record.scale[0]:.2g} is finer than the kernel of {op_label(graph, op_index)} takes. Check the layer "
             "(its bias, its activation), or take it out of the model",
-            remedies=diagnosis.in_float(source.index),
+            remedies=diagnosis.float_layer_remedies(source.index),
         )
     return None
 
@@ -216,11 +216,11 @@ class Diagnosis:
         if cause is not None:
             return cause
         # The op itself is right; what it reads may not be.
-        for before in self.ops_before(op, through=PASSING | _REQUANTIZING | {"SOFTMAX"}):
+        for before in self.upstream_ops(op, through=PASSING | _REQUANTIZING | {"SOFTMAX"}):
             cause = self.structural_cause(before)
             if cause is not None and cause.kind != DEAD:
                 return cause
-        uneven = () if op.name in _GATES else self.ops_before(op, through=PASSING | _REQUANTIZING)
+        uneven = () if op.name in _GATES else self.upstream_ops(op, through=PASSING | _REQUANTIZING)
         for before in uneven:
             cause = self._uneven_channels(before)
             if cause is not None:
@@ -232,7 +232,7 @@ class Diagnosis:
             message=f"{label} loses accuracy for no single reason: try conversion.techniques="
             "cross_layer_equalization,gptq,bias_correction, another conversion.calibration.method, or keep it in float "
             "(conversion.float_layers)",
-            remedies=(*self.in_float(op_index), {"scheme": "int16x8"}),
+            remedies=(*self.float_layer_remedies(op_index), {"scheme": "int16x8"}),
         )
 
     def structural_cause(self, op: Op) -> Cause | None:
@@ -259,7 +259,7 @@ class Diagnosis:
     def width(self, tensor: int) -> float | None:
         """Return the width of what the float tensor held; of a constant, of what its codes can express."""
         if self.graph.tensors[tensor].is_constant:
-            return reach(self.graph.tensors[tensor])
+            return max_magnitude(self.graph.tensors[tensor])
         known = self.facts(tensor)
         return None if known is None else known.width
 
@@ -272,7 +272,7 @@ class Diagnosis:
         """Return the inputs that hold values, constants included."""
         return [tensor for place, _, tensor, role in roles(op) if place == "input" and role == DATA]
 
-    def ops_before(self, op: Op, through: frozenset[str] | set[str]) -> Iterator[Op]:
+    def upstream_ops(self, op: Op, through: frozenset[str] | set[str]) -> Iterator[Op]:
         """Yield the ops that compute the inputs of `op`, nearest first, and those before them if `through` has them."""
         waiting, seen = [tensor for tensor in op.inputs if tensor != ABSENT], set()
         for _ in range(_FARTHEST):
@@ -295,7 +295,7 @@ class Diagnosis:
             tensor = op.inputs[0]
         return tensor
 
-    def matters(self, tensor: int) -> bool:
+    def affects_output(self, tensor: int) -> bool:
         """Check whether a tensor can reach an output: what a maximum or minimum never takes may be wrong."""
         readers = self.graph.readers.get(tensor, ())
         return tensor in self.graph.outputs or not readers or any(self._takes(op, tensor) for op in readers)
@@ -306,7 +306,7 @@ class Diagnosis:
             return True
         return known.maximum >= result.minimum if op.name == "MAXIMUM" else known.minimum <= result.maximum
 
-    def in_float(self, *op_indices: int) -> tuple[Mapping[str, Any], ...]:
+    def float_layer_remedies(self, *op_indices: int) -> tuple[Mapping[str, Any], ...]:
         """Return the remedy of keeping the layers of ops in float; none if a layer is not known."""
         layers = [self.graph.ops[index].keras_layer for index in op_indices]
         return ({"float_layers": tuple(dict.fromkeys(layers))},) if all(layers) else ()
@@ -327,7 +327,9 @@ class Diagnosis:
                     message=f"{label} uses {tensor_label(self.graph, tensor)} as an index, which is quantized in steps "
                     f"of {scale:.3g}: rows next to the right ones are read. Feed ids as int32, or keep the tensor in "
                     "float (conversion.inference_input_type=float32 and conversion.float_layers)",
-                    remedies=tuple({"inference_input_type": "float32", **item} for item in self.in_float(op.index)),
+                    remedies=tuple(
+                        {"inference_input_type": "float32", **item} for item in self.float_layer_remedies(op.index)
+                    ),
                 )
         return None
 
@@ -369,7 +371,7 @@ class Diagnosis:
                 scale = self.scale(join.outputs[0])
                 if scale is None or max(known) >= scale * _FEW_STEPS * 8:
                     continue
-                mask = reach(self.graph.tensors[constant])
+                mask = max_magnitude(self.graph.tensors[constant])
                 return Cause(
                     kind=MASK_CONSTANT,
                     op_index=join.index,
@@ -377,7 +379,7 @@ class Diagnosis:
                     f"{max(known):.3g} on one scale: a step is {scale:.2g}, so that only the mask is left. Mask with "
                     "a constant near the scores (their range + 12) in the model, or convert the float model with tfq, "
                     "which bounds such constants",
-                    remedies=self.in_float(join.index),
+                    remedies=self.float_layer_remedies(join.index),
                 )
         return None
 
@@ -386,7 +388,7 @@ class Diagnosis:
         through = PASSING | _REQUANTIZING | _MASKING | _SCALING | {"CAST", "NEG"}
         for index in self._upstream(tensor, through):
             record = self.graph.tensors[index]
-            if record.is_constant and reach(record) >= MASK_MAGNITUDE:
+            if record.is_constant and max_magnitude(record) >= MASK_MAGNITUDE:
                 return index
         return None
 
@@ -424,7 +426,7 @@ class Diagnosis:
             if len(widths) < 2 or scale is None:
                 continue
             narrow, wide = min(widths, key=widths.__getitem__), max(widths, key=widths.__getitem__)
-            if widths[wide] < APART * widths[narrow] or widths[narrow] >= scale * _FEW_STEPS:
+            if widths[wide] < MIN_WIDTH_RATIO * widths[narrow] or widths[narrow] >= scale * _FEW_STEPS:
                 continue
             names = [tensor_label(self.graph, self.source(tensor)) for tensor in (narrow, wide)]
             return Cause(
@@ -434,7 +436,7 @@ class Diagnosis:
                 f"apart to one scale of {scale:.3g}: {names[0]} spans {widths[narrow]:.3g}, {names[1]} "
                 f"{widths[wide]:.3g}; {int(widths[narrow] / scale) + 1} quantized values are left of the first. Return "
                 "them as separate outputs, or bring them to one size before the join",
-                remedies=({"scheme": "int16x8"}, *self.in_float(join.index)),
+                remedies=({"scheme": "int16x8"}, *self.float_layer_remedies(join.index)),
             )
         return None
 
@@ -456,7 +458,7 @@ class Diagnosis:
         return None
 
     def _wide(self, op: Op, tensor: int, largest: float, small: float, scale: float) -> Cause:
-        layers = self.in_float(op.index)
+        layers = self.float_layer_remedies(op.index)
         named = f"conversion.float_layers={op.keras_layer}" if layers else "conversion.float_layers"
         side = "reads" if tensor in op.inputs else "computes"
         # Zero has no order of magnitude: a thousandth of a step is small enough to make the point.
@@ -478,7 +480,7 @@ class Diagnosis:
                 continue
             result = self.mixed_scales(tensor, known, scale)
             if result is not None:
-                named, layers = result, self.in_float(op.index)
+                named, layers = result, self.float_layer_remedies(op.index)
                 return Cause(
                     kind=MIXED_INPUT_SCALES,
                     op_index=op.index,
@@ -500,7 +502,7 @@ class Diagnosis:
         if alive.size < 2:
             return None
         few = alive[2 * sizes[alive] < _FEW_STEPS * scale]
-        if not few.size or sizes.max() < APART * sizes[alive].min():
+        if not few.size or sizes.max() < MIN_WIDTH_RATIO * sizes[alive].min():
             return None
         worst = int(alive[np.argmin(sizes[alive])])
         return (
@@ -519,7 +521,7 @@ class Diagnosis:
             message=f"the weights of {op_label(self.graph, op.index)} have a signal to error of {sqnr_db:.0f} dB: "
             "weights of very different size share a scale. Use a scale for each channel "
             "(conversion.per_channel=True), or conversion.techniques=cross_layer_equalization",
-            remedies=({"techniques": ("cross_layer_equalization",)}, *self.in_float(op.index)),
+            remedies=({"techniques": ("cross_layer_equalization",)}, *self.float_layer_remedies(op.index)),
         )
 
     def _kernel_fault(self, op: Op) -> Cause | None:
@@ -527,16 +529,16 @@ class Diagnosis:
         if fault is None:
             return None
         message = f"{op_label(self.graph, op.index)} {fault[1]}"
-        return Cause(kind=fault[0], op_index=op.index, message=message, remedies=self.in_float(op.index))
+        return Cause(kind=fault[0], op_index=op.index, message=message, remedies=self.float_layer_remedies(op.index))
 
     def _clipped(self, op: Op) -> Cause | None:
         inputs = [index for index in op.inputs if index in self.graph.inputs]
-        clipped = [index for index in (*inputs, *op.outputs[:1]) if any(beyond(self, index))]
-        tensor = next((index for index in clipped if not is_unused(self, index)), None)
+        clipped = [index for index in (*inputs, *op.outputs[:1]) if any(clipped_sides(self, index))]
+        tensor = next((index for index in clipped if not is_clipping_harmless(self, index)), None)
         known = None if tensor is None else self.facts(tensor)
         if tensor is None or known is None:
             return None
-        low, high = span(self.graph.tensors[tensor])
+        low, high = representable_range(self.graph.tensors[tensor])
         return Cause(
             kind=CLIPPED,
             op_index=op.index,
@@ -560,5 +562,5 @@ class Diagnosis:
             op_index=op.index,
             message=f"{few} of {sizes.size} channels of {op_label(self.graph, op.index)} have fewer than {_FEW_STEPS} "
             "quantized values of the one scale that all share: conversion.techniques=cross_layer_equalization",
-            remedies=({"techniques": ("cross_layer_equalization",)}, *self.in_float(op.index)),
+            remedies=({"techniques": ("cross_layer_equalization",)}, *self.float_layer_remedies(op.index)),
         )

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.ptq.calibration.observer import Sample
-from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairTechnique, channel_ends, partners
+from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairTechnique, channel_ranges, find_layer_pairs
 from tfq.ptq.same_function import check_same_function
-from tfq.ptq.weighted_ops import Weighted, weighted_ops
+from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
 # What moves or selects values without mixing channels, or averages them within one: a factor goes through.
 _COMMUTING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "PAD", "RELU", "LEAKY_RELU", "MEAN", "RESHAPE", "SQUEEZE"))
@@ -48,16 +48,16 @@ class EqualizedPair:
 class ChannelPair:
     """Two layers, and the channels that one gives and the other alone reads."""
 
-    first: Weighted
-    second: Weighted
+    first: WeightedOp
+    second: WeightedOp
     channels: int
     # Of what a fused ReLU6 gives, the largest of each channel on the data; empty where nothing caps.
     largest: NDArray
 
     def factors(self) -> NDArray[np.float64]:
         """By which to divide each channel between the two, so that both layers' weights of it have one range."""
-        one = np.abs(self.first.by_output()).max(axis=1).astype(np.float64)
-        other = np.abs(self.second.by_input(self.channels)).max(axis=1).astype(np.float64)
+        one = np.abs(self.first.weights_by_output()).max(axis=1).astype(np.float64)
+        other = np.abs(self.second.weights_by_input(self.channels)).max(axis=1).astype(np.float64)
         alive = (one > 0) & (other > 0)
         exponents = np.zeros(self.channels)
         exponents[alive] = np.log2(one[alive] / other[alive]) / 2
@@ -120,7 +120,7 @@ def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairTechnique:
 def _largest(model: bytes, edited: Any, parsed: tflite.Model, samples: Sequence[Sample]) -> dict[int, NDArray]:
     """{tensor: largest value of each channel on the samples} of what layers with a fused ReLU6 give."""
     tensors = [item.output for item in weighted_ops(edited, parsed) if item.activation == RELU6]
-    return {tensor: high for tensor, (_, high) in channel_ends(model, tensors if samples else [], samples).items()}
+    return {tensor: high for tensor, (_, high) in channel_ranges(model, tensors if samples else [], samples).items()}
 
 
 def find_pairs(edited: Any, parsed: tflite.Model) -> list[ChannelPair]:
@@ -131,14 +131,14 @@ def find_pairs(edited: Any, parsed: tflite.Model) -> list[ChannelPair]:
 def _pairs(
     edited: Any, parsed: tflite.Model, largest: Mapping[int, NDArray]
 ) -> tuple[list[ChannelPair], dict[str, str]]:
-    def why_not(first: Weighted, second: Weighted | None) -> str:
+    def why_not(first: WeightedOp, second: WeightedOp | None) -> str:
         if first.activation == RELU6 and first.output not in largest:
             return "its ReLU6 caps, and without samples nobody knows where"
         if first.activation not in (NO_ACTIVATION, RELU, RELU6):
             return "its activation does not commute with a factor"
         return ""
 
-    result, skipped = partners(edited, parsed, _COMMUTING, why_not)
+    result, skipped = find_layer_pairs(edited, parsed, _COMMUTING, why_not)
     none = np.zeros(0)
     pairs = [ChannelPair(first, second, first.num_outputs, largest.get(first.output, none)) for first, second in result]
     return pairs, skipped

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.patterns import check_fits, fits_op
-from tfq.ptq.calibration.observer import Sample, look_at_each
-from tfq.ptq.layer_pairs import Beside
-from tfq.ptq.weighted_ops import Weighted, patches_of, weighted_ops
+from tfq.ptq.calibration.observer import Sample, map_activations
+from tfq.ptq.layer_pairs import ModelPair
+from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
 
 # Added to the diagonal of H, as a share of its mean: inputs that are always zero leave it singular.
 _DAMPING = 0.01
@@ -86,7 +86,7 @@ def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sampl
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=messages, skipped=skipped)
 
 
-def narrow_to_int4(
+def quantize_to_int4(
     quantized: bytes,
     floating: bytes,
     samples: Sequence[Sample],
@@ -120,14 +120,14 @@ def narrow_to_int4(
     return Rounding(model=tflite.pack(edited, len(quantized)), layers=messages, skipped=skipped)
 
 
-def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted, Weighted]], dict[str, str]]:
+def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[WeightedOp, WeightedOp]], dict[str, str]]:
     """(the int8 flatbuffer in object form, its layers with those of the float one, {layer: why it has none})."""
-    pair = Beside(floating, quantized)
+    pair = ModelPair(floating, quantized)
     edited = tflite.unpack(quantized)
     sources = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     layers, skipped = [], {}
     for item in weighted_ops(edited, pair.quantized):
-        source = sources.get(pair.of_float.get(item.output, tflite.ABSENT))
+        source = sources.get(pair.float_tensors.get(item.output, tflite.ABSENT))
         if source is None or source.weights.shape != item.weights.shape:
             skipped[item.layer] = "it is not quantized, or the float flatbuffer has no such layer"
         else:
@@ -135,9 +135,9 @@ def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted
     return edited, layers, skipped
 
 
-def _narrow(layer: Weighted, source: Weighted, inputs: _Inputs, rounding: bool) -> tuple[float, float]:
+def _narrow(layer: WeightedOp, source: WeightedOp, inputs: _Inputs, rounding: bool) -> tuple[float, float]:
     """Give the layer 4-bit codes. The errors of its outputs by rounding to nearest at the widest scale, and now."""
-    rows, gram = source.by_output().astype(np.float64), inputs.gram(layer.has_bias)
+    rows, gram = source.weights_by_output().astype(np.float64), inputs.gram(layer.has_bias)
     per_group = len(rows) // len(gram)
     weighing = np.repeat(np.diagonal(gram, axis1=1, axis2=2), per_group, axis=0)
     one_scale = len(set(layer.scales)) == 1 and len(rows) > 1
@@ -150,7 +150,7 @@ def _narrow(layer: Weighted, source: Weighted, inputs: _Inputs, rounding: bool) 
     if rounding:
         for group, matrix in enumerate(gram):
             part = slice(group * per_group, (group + 1) * per_group)
-            quantized[part] = choose_codes(rows[part] / scales[part, None], matrix, -_INT4, _INT4)
+            quantized[part] = round_weights(rows[part] / scales[part, None], matrix, -_INT4, _INT4)
     plain = np.clip(np.rint(rows / widest), -_INT4, _INT4) * widest
     sums = np.zeros(3)
     for group, matrix in enumerate(gram):
@@ -173,7 +173,7 @@ def _weighed(rows: NDArray, scales: NDArray, weighing: NDArray) -> NDArray[np.fl
     return ((rows - rounded) ** 2 * weighing).sum(axis=1)
 
 
-def choose_codes(
+def round_weights(
     weights: NDArray, gram: NDArray, lowest: int, highest: int, sweeps: int = _SWEEPS
 ) -> NDArray[np.float64]:
     """Whole numbers from `lowest` to `highest`, shaped as `weights`, with little squared error (w - q) H (w - q)'.
@@ -212,24 +212,24 @@ def choose_codes(
     return result
 
 
-def _round(layer: Weighted, source: Weighted, inputs: _Inputs) -> tuple[float, float]:
+def _round(layer: WeightedOp, source: WeightedOp, inputs: _Inputs) -> tuple[float, float]:
     """Give the layer its codes, and its bias what the mean of the error takes. The errors before and after."""
     scales = layer.scales
-    grouped = source.by_output().astype(np.float64) / scales[:, None]
-    before = layer.by_output().astype(np.float64)
+    grouped = source.weights_by_output().astype(np.float64) / scales[:, None]
+    before = layer.weights_by_output().astype(np.float64)
     gram, quantized = inputs.gram(layer.has_bias), before.copy()
     per_group = layer.num_outputs // len(gram)
     errors = np.zeros(3)
     for group, matrix in enumerate(gram):
         rows = slice(group * per_group, (group + 1) * per_group)
-        chosen = choose_codes(grouped[rows], matrix, -127, 127)
+        chosen = round_weights(grouped[rows], matrix, -127, 127)
         nearest = _squared(grouped[rows] - before[rows], matrix)
         better = _squared(grouped[rows] - chosen, matrix)
         quantized[rows] = np.where((better < nearest)[:, None], chosen, before[rows])
         squares = scales[rows] ** 2
         signal = _squared(grouped[rows], matrix)
         errors += [(squares * item).sum() for item in (nearest, np.minimum(better, nearest), signal)]
-    layer.set_by_output(quantized)
+    layer.set_weights_by_output(quantized)
     if layer.has_bias:
         mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
         offset = ((quantized - before) * mean).sum(axis=1) * scales
@@ -241,12 +241,12 @@ def _squared(errors: NDArray, gram: NDArray) -> NDArray[np.float64]:
     return np.einsum("ok,kl,ol->o", errors, gram, errors, optimize=True)
 
 
-def _in_parts(layers: list[tuple[Weighted, Weighted]]) -> Iterator[list[tuple[Weighted, Weighted]]]:
+def _in_parts(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
     """As many layers at a time as their Gram matrices have room."""
-    part: list[tuple[Weighted, Weighted]] = []
+    part: list[tuple[WeightedOp, WeightedOp]] = []
     size = 0
     for item in layers:
-        weighed = item[0].by_output().shape[1]
+        weighed = item[0].weights_by_output().shape[1]
         groups = item[0].num_inputs if item[0].is_depthwise else 1
         needed = 8 * groups * weighed**2
         if part and size + needed > _GRAM_BYTES:
@@ -258,19 +258,19 @@ def _in_parts(layers: list[tuple[Weighted, Weighted]]) -> Iterator[list[tuple[We
         yield part
 
 
-def _seen(floating: bytes, layers: Sequence[Weighted], samples: Sequence[Sample]) -> list[_Inputs]:
+def _seen(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_Inputs]:
     """What each layer is fed."""
 
     def look(values: list[NDArray]) -> list[_Inputs]:
         results = []
         for layer, array in zip(layers, values, strict=True):
-            patches = patches_of(layer, array)
+            patches = extract_patches(layer, array)
             sums = patches.sum(axis=1, dtype=np.float64)
             products = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
             results.append(_Inputs(patches.shape[1], sums, products))
         return results
 
     total: list[_Inputs] = []
-    for item in look_at_each(floating, [layer.data for layer in layers], samples, look, total=len(samples)):
+    for item in map_activations(floating, [layer.data for layer in layers], samples, look, total=len(samples)):
         total = [one + other for one, other in zip(total, item, strict=True)] if total else item
     return total

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from tfq import quant_math, tflite
 from tfq.errors import InputError
-from tfq.ptq.calibration.observer import Sample, look_at_each
-from tfq.ptq.weighted_ops import Weighted, weighted_ops
+from tfq.ptq.calibration.observer import Sample, map_activations
+from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
 
-class Beside:
+class ModelPair:
     """Two flatbuffers of one model.
 
     of_float: {tensor of the int8 one: the float tensor of the same name}, of what ops give out.
@@ -36,8 +36,8 @@ class Beside:
                 expected=borders[1],
                 got=borders[0],
             )
-        self.of_float = _twins(self.floating, self.quantized)
-        if not self.of_float:
+        self.float_tensors = _twins(self.floating, self.quantized)
+        if not self.float_tensors:
             raise InputError(
                 "no activation of the int8 flatbuffer has the name of a float one: give the float flatbuffer that it "
                 "was made of",
@@ -45,20 +45,20 @@ class Beside:
                 expected="the float model of the int8 one",
             )
 
-    def codes(self, samples: Iterable[Sample]) -> Iterator[dict[str, NDArray]]:
+    def quantize_samples(self, samples: Iterable[Sample]) -> Iterator[dict[str, NDArray]]:
         """`samples` as the int8 flatbuffer's inputs take them."""
         tensors = dict(zip(self.quantized.input_names, self.quantized.main_subgraph.input_tensors, strict=True))
         for sample in samples:
             yield {name: as_input(sample[name], tensor) for name, tensor in tensors.items()}
 
-    def grid(self, tensor: int) -> tuple[float, int]:
+    def scale_and_zero_point(self, tensor: int) -> tuple[float, int]:
         """(scale, zero_point) of a tensor of the int8 flatbuffer; (1, 0) of one that holds no codes."""
         result = self.quantized.main_subgraph.tensors[tensor]
         return (result.scale[0], result.zero_point[0]) if result.is_quantized else (1.0, 0)
 
-    def reals(self, tensor: int, codes: NDArray) -> NDArray[np.float64]:
+    def dequantize(self, tensor: int, codes: NDArray) -> NDArray[np.float64]:
         """What `codes` of a tensor of the int8 flatbuffer stand for; they may be means, between two codes."""
-        scale, zero_point = self.grid(tensor)
+        scale, zero_point = self.scale_and_zero_point(tensor)
         return (codes.astype(np.float64) - zero_point) * scale
 
 
@@ -77,7 +77,7 @@ def channel_means(
 
     sums: list[NDArray[np.float64]] = []
     answers: list[list[NDArray]] = []
-    for means, values in look_at_each(model, [*tensors, *outputs], samples, look):
+    for means, values in map_activations(model, [*tensors, *outputs], samples, look):
         sums = [one + other for one, other in zip(sums, means, strict=True)] if sums else means
         answers.append(values)
     if not answers:
@@ -85,7 +85,9 @@ def channel_means(
     return [total / len(answers) for total in sums], [np.stack(item) for item in zip(*answers, strict=True)]
 
 
-def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]) -> dict[int, tuple[NDArray, NDArray]]:
+def channel_ranges(
+    model: bytes, tensors: Sequence[int], samples: Sequence[Sample]
+) -> dict[int, tuple[NDArray, NDArray]]:
     """{tensor: (lowest, highest value of each channel, the last axis) over all samples}; nothing of no tensors."""
     if not tensors:
         return {}
@@ -95,7 +97,7 @@ def channel_ends(model: bytes, tensors: Sequence[int], samples: Sequence[Sample]
         return [(item.min(axis=0), item.max(axis=0)) for item in rows]
 
     ends: dict[int, tuple[NDArray, NDArray]] = {}
-    for result in look_at_each(model, tensors, samples, look, total=len(samples)):
+    for result in map_activations(model, tensors, samples, look, total=len(samples)):
         for tensor, (low, high) in zip(tensors, result, strict=True):
             before = ends.get(tensor, (low, high))
             ends[tensor] = np.minimum(before[0], low), np.maximum(before[1], high)
@@ -162,12 +164,12 @@ class PairTechnique:
         }
 
 
-def partners(
+def find_layer_pairs(
     edited: Any,
     parsed: tflite.Model,
     passing: Collection[str],
-    why_not: Callable[[Weighted, Weighted | None], str],
-) -> tuple[list[tuple[Weighted, Weighted]], dict[str, str]]:
+    why_not: Callable[[WeightedOp, WeightedOp | None], str],
+) -> tuple[list[tuple[WeightedOp, WeightedOp]], dict[str, str]]:
     """(the pairs of layers with nothing but ops of the names `passing` between them, {other layer: why it has none}).
 
     edited: `parsed` in its object form. why_not: what speaks against a first layer (with None), and then against a
@@ -190,11 +192,11 @@ def partners(
 
 
 def _reader(
-    first: Weighted,
+    first: WeightedOp,
     graph: tflite.Subgraph,
-    by_output: Mapping[int, Weighted],
+    by_output: Mapping[int, WeightedOp],
     passing: Collection[str],
-) -> tuple[Weighted | None, str]:
+) -> tuple[WeightedOp | None, str]:
     """The layer that alone reads what `first` gives; or None, and why there is none."""
     tensor = first.output
     while True:

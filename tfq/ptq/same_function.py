@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.errors import TfqError
-from tfq.ptq.calibration.observer import Sample, look_at_each
+from tfq.ptq.calibration.observer import Sample, map_activations
 
 _RANDOM_SAMPLES = 8
 
@@ -55,7 +55,7 @@ def _random_samples(parsed: tflite.Model) -> list[Sample]:
 def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float:
     outputs = tflite.read(before).main_subgraph.outputs
     runs = [
-        look_at_each(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
+        map_activations(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
     ]
     largest = furthest = 0.0
     for one, other in zip(*runs, strict=True):

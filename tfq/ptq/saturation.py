@@ -28,14 +28,14 @@ _HANDING_ON = frozenset({"ADD", "SUB", "RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAN
 _FARTHEST = 8
 
 
-def span(tensor: Tensor) -> tuple[float, float]:
+def representable_range(tensor: Tensor) -> tuple[float, float]:
     """Return the lowest and the highest real value that the codes of a per-tensor quantized tensor express."""
     limits = np.iinfo(tensor.dtype)
     scale, zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
     return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale
 
 
-def reach(tensor: Tensor) -> float:
+def max_magnitude(tensor: Tensor) -> float:
     """Return the largest magnitude that the codes of a tensor express; 0 of a tensor without a scale."""
     if not tensor.scale or tensor.dtype not in ("int8", "int16", "uint8"):
         return 0.0
@@ -46,17 +46,17 @@ def reach(tensor: Tensor) -> float:
     )
 
 
-def beyond(diagnosis: "Diagnosis", tensor: int) -> tuple[bool, bool]:
+def clipped_sides(diagnosis: "Diagnosis", tensor: int) -> tuple[bool, bool]:
     """Return whether the float values of a tensor lie below its range, and whether above it, by enough to count."""
     known, scale = diagnosis.facts(tensor), diagnosis.scale(tensor)
     if known is None or scale is None or diagnosis.graph.tensors[tensor].is_constant:
         return False, False
-    low, high = span(diagnosis.graph.tensors[tensor])
+    low, high = representable_range(diagnosis.graph.tensors[tensor])
     margin = CLIPPED_WIDTH * (high - low)
     return low - known.minimum > margin, known.maximum - high > margin
 
 
-def is_unused(diagnosis: "Diagnosis", tensor: int, steps: int = _FARTHEST) -> bool:
+def is_clipping_harmless(diagnosis: "Diagnosis", tensor: int, steps: int = _FARTHEST) -> bool:
     """Check whether what is clipped of a tensor reaches no output of the model.
 
     Args:
@@ -71,10 +71,10 @@ def is_unused(diagnosis: "Diagnosis", tensor: int, steps: int = _FARTHEST) -> bo
 
 
 def _ignores(diagnosis: "Diagnosis", op: Op, tensor: int, steps: int) -> bool:
-    below, above = beyond(diagnosis, tensor)
-    low, high = span(diagnosis.graph.tensors[tensor])
+    below, above = clipped_sides(diagnosis, tensor)
+    low, high = representable_range(diagnosis.graph.tensors[tensor])
     if op.name in _CHOOSING:
-        return _within(diagnosis, op.outputs[0], low, high) or is_unused(diagnosis, op.outputs[0], steps - 1)
+        return _within(diagnosis, op.outputs[0], low, high) or is_clipping_harmless(diagnosis, op.outputs[0], steps - 1)
     if op.name in _COMPARING:
         return all(_within(diagnosis, other, low, high) for other in op.inputs if other != tensor)
     if op.name == "SOFTMAX":
@@ -82,7 +82,9 @@ def _ignores(diagnosis: "Diagnosis", op: Op, tensor: int, steps: int) -> bool:
     if op.name == "EXP":
         return below and not above and low <= -_NEGLIGIBLE
     if op.name in _HANDING_ON:
-        return any(beyond(diagnosis, op.outputs[0])) and is_unused(diagnosis, op.outputs[0], steps - 1)
+        return any(clipped_sides(diagnosis, op.outputs[0])) and is_clipping_harmless(
+            diagnosis, op.outputs[0], steps - 1
+        )
     return False
 
 
@@ -90,6 +92,7 @@ def _within(diagnosis: "Diagnosis", tensor: int, low: float, high: float) -> boo
     known, margin = diagnosis.facts(tensor), CLIPPED_WIDTH * (high - low)
     if diagnosis.graph.tensors[tensor].is_constant:
         return (
-            diagnosis.scale(tensor) is not None and reach(diagnosis.graph.tensors[tensor]) <= max(-low, high) + margin
+            diagnosis.scale(tensor) is not None
+            and max_magnitude(diagnosis.graph.tensors[tensor]) <= max(-low, high) + margin
         )
     return known is not None and known.minimum >= low - margin and known.maximum <= high + margin

@@ -23,7 +23,7 @@ _WEIGHTS, _BIAS = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Weighted:
+class WeightedOp:
     """An op with constant weights of its own; arrays are copies until they are written back.
 
     data, output: tensor indices of what it computes on, and of what it gives. num_inputs: channels of the data. layer:
@@ -93,11 +93,11 @@ class Weighted:
     def has_bias(self) -> bool:
         return len(self.op.inputs) > _BIAS and int(self.op.inputs[_BIAS]) != tflite.ABSENT
 
-    def by_output(self) -> NDArray:
+    def weights_by_output(self) -> NDArray:
         """The weights as (output channel, all that it weighs)."""
         return np.moveaxis(self.weights, _AXES[self.name][0], 0).reshape(self.num_outputs, -1)
 
-    def by_input(self, channels: int) -> NDArray:
+    def weights_by_input(self, channels: int) -> NDArray:
         """The weights as (channel of the data, all that weighs it), of data with `channels` of them.
 
         A fully connected layer may lie behind a flattened image, whose channels come again for each of its places; a
@@ -108,7 +108,7 @@ class Weighted:
             return weights.reshape(channels, -1)
         return np.moveaxis(weights.reshape(-1, channels, *weights.shape[1:]), 1, 0).reshape(channels, -1)
 
-    def respond(self, values: NDArray) -> NDArray[np.float64]:
+    def constant_response(self, values: NDArray) -> NDArray[np.float64]:
         """What each output channel gives, but for bias and activation, of data that is `values` (channels) all over."""
         weights = self.weights.astype(np.float64)
         if self.is_depthwise:
@@ -134,8 +134,8 @@ class Weighted:
         shape[axis] = -1
         self._write(_WEIGHTS, weights * spread.reshape(shape).astype(np.float32))
 
-    def set_by_output(self, weights: NDArray) -> None:
-        """The weights, arranged as `by_output` gives them."""
+    def set_weights_by_output(self, weights: NDArray) -> None:
+        """The weights, arranged as `weights_by_output` gives them."""
         axis = _AXES[self.name][0]
         shape = np.moveaxis(self.weights, axis, 0).shape
         self._write(_WEIGHTS, np.moveaxis(weights.reshape(shape), 0, axis))
@@ -145,7 +145,7 @@ class Weighted:
         self._write(_BIAS, bias)
 
     def set_int4(self, codes: NDArray, scales: NDArray, bias_scale: NDArray) -> None:
-        """4-bit codes of an int8 layer's weights, arranged as `by_output` gives them, and other scales for them.
+        """4-bit codes of an int8 layer's weights, ordered as in `weights_by_output`, and their scales.
 
         scales, bias_scale: as many as there were; the bias's own codes are left to be set.
         """
@@ -195,7 +195,7 @@ class Weighted:
         self.model.buffers[tensor.buffer].data = data
 
 
-def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[Weighted]:
+def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[WeightedOp]:
     """Those of the main subgraph, in its order, whose weights and bias are constants, and whose weights no
     other op reads.
 
@@ -215,11 +215,11 @@ def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[Weighted]:
         if record.name == "CONV_2D" and weights.shape[3] != num_inputs:
             continue
         layer = parsed.main_subgraph.layer_of(record)
-        yield Weighted(model, op, record.name, layer, num_inputs)
+        yield WeightedOp(model, op, record.name, layer, num_inputs)
 
 
-def patches_of(layer: Weighted, data: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(groups, places, K): what each output channel of a group weighs, in the order of `Weighted.by_output`.
+def extract_patches(layer: WeightedOp, data: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(groups, places, K): what each output channel of a group weighs, in the order of `WeightedOp.weights_by_output`.
 
     data: of a sample: NHWC of a convolution, (..., inputs) of a fully connected layer. A convolution and a fully
     connected layer are one group; a depthwise convolution has a group for each channel of its data.

@@ -24,7 +24,7 @@ from tfq.compression.qat.layer_facts import joins, passes_on
 from tfq.compression.training import batches_of
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
-from tfq.ptq.calibration.observation import Reach, without_outliers
+from tfq.ptq.calibration.observation import FarthestSamples, without_outliers
 
 # A call of a layer: what it gives is one tensor.
 _Call = tuple[int, int]
@@ -196,7 +196,9 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
                 expected="finite activations",
                 got=name,
             )
-        down, up = (Reach((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1]))
+        down, up = (
+            FarthestSamples((far, example) for example, far in enumerate(side)) for side in (-ends[:, 0], ends[:, 1])
+        )
         low, high, _ = without_outliers(down, up, len(ends))
         tfmot_symbols.assign_ends(variables, min(0.0, low), max(0.0, high))
     unite_ranges(model)

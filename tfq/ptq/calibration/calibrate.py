@@ -69,7 +69,7 @@ def intermediate_ranges(
     return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in wanted}
 
 
-def with_states_of_outputs(
+def with_lstm_state_ranges(
     graph: tflite.Subgraph, ranges: Mapping[tuple[int, int], TensorRange]
 ) -> dict[tuple[int, int], TensorRange]:
     """Return `ranges` in which the hidden state of each fused LSTM has the range of its output.
@@ -136,7 +136,7 @@ def calibrate_with_outputs(
     """
     config = config or CalibrationConfig()
     if config.ranges:
-        return ranges_of_file(model, config.ranges), {}
+        return load_ranges(model, config.ranges), {}
     check_no_control_flow(model)
     seen = observe(model, samples, histograms=needs_histograms(config), total=len(samples), keep=keep)
     return _with_intermediates(model, samples, choose_ranges(seen, config)), seen.outputs
@@ -162,14 +162,14 @@ def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], 
         for key, ends in inner.items()
     }
     return Ranges(
-        tensors=with_states_of_outputs(graph, {**ranges.tensors, **results}),
+        tensors=with_lstm_state_ranges(graph, {**ranges.tensors, **results}),
         num_samples=ranges.num_samples,
         model_sha256=ranges.model_sha256,
         data_sha256=ranges.data_sha256,
     )
 
 
-def ranges_of_file(model: bytes, path: str) -> Ranges:
+def load_ranges(model: bytes, path: str) -> Ranges:
     """What an earlier calibration of the float flatbuffer `model` left at `path`. Raises InputError on another's."""
     ranges = Ranges.load(path)
     if ranges.model_sha256 != sha256(model):

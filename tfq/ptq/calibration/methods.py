@@ -34,7 +34,7 @@ _NOTHING = 1e-30
 _PARTS = 8
 
 
-def least_square_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
+def min_mse_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
     """(minimum, maximum) with the least mean squared error of values that are rounded and clipped to it.
 
     bins: of the tensor, with or without zero; not empty. The range holds zero.
@@ -90,7 +90,7 @@ class _SquaredErrors:
         return second - 2 * highs * first + highs**2 * count
 
 
-def least_divergence_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
+def min_divergence_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
     """(minimum, maximum) whose rounded values are distributed most like the values, by Kullback-Leibler divergence.
 
     bins: of the tensor, with or without zero; not empty. The range holds zero.
@@ -174,7 +174,7 @@ register(
     CalibrationMethod(
         name="mse",
         help="least mean squared error of clipping and rounding together",
-        choose=lambda seen, num_samples, config: least_square_range(seen.bins()),
+        choose=lambda seen, num_samples, config: min_mse_range(seen.bins()),
         needs_histogram=True,
     )
 )
@@ -196,7 +196,7 @@ register(
     CalibrationMethod(
         name="entropy",
         help="least Kullback-Leibler divergence of the rounded distribution from the observed one",
-        choose=lambda seen, num_samples, config: least_divergence_range(seen.bins()),
+        choose=lambda seen, num_samples, config: min_divergence_range(seen.bins()),
         needs_histogram=True,
     )
 )

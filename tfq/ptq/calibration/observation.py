@@ -20,12 +20,12 @@ from tfq.errors import InputError
 from tfq.ptq.calibration.histogram import Bins, Histogram
 
 # As many samples are kept of each end of a tensor: what is kept does not grow with the data, and merges exactly.
-KEPT = 64
+NUM_FARTHEST = 64
 # At most this share of the samples is taken for outliers.
-MOST_OUTLIERS = 0.01
+MAX_OUTLIER_FRACTION = 0.01
 
 
-class Reach:
+class FarthestSamples:
     """The samples that reach farthest to one side. entries: (how far, number of the sample), the farthest first."""
 
     def __init__(self, entries: Iterable[tuple[float, int]] = ()) -> None:
@@ -39,23 +39,25 @@ class Reach:
 
     def add(self, far: float, sample: int) -> None:
         """A sample that was not seen before."""
-        if len(self._ordered) < KEPT or -far < self._ordered[-1][0]:
+        if len(self._ordered) < NUM_FARTHEST or -far < self._ordered[-1][0]:
             bisect.insort(self._ordered, (-far, sample))
-            del self._ordered[KEPT:]
+            del self._ordered[NUM_FARTHEST:]
 
-    def merge(self, other: "Reach", samples_before: int) -> None:
+    def merge(self, other: "FarthestSamples", samples_before: int) -> None:
         """Take in that of samples which came after so many others."""
         for far, sample in other.entries:
             self.add(far, samples_before + sample)
 
 
-def without_outliers(down: Reach, up: Reach, num_samples: int) -> tuple[float, float, tuple[int, ...]]:
+def without_outliers(
+    down: FarthestSamples, up: FarthestSamples, num_samples: int
+) -> tuple[float, float, tuple[int, ...]]:
     """(lowest, highest value that a sample reaches which is no outlier, the numbers of those that are).
 
     down, up: of `num_samples` samples, below zero as positive numbers. An outlier reaches beyond what 99 of 100 samples
     keep to by more than all that is as wide as; where these are zero throughout, and of fewer than 100, there is none.
     """
-    rank = min(int(MOST_OUTLIERS * num_samples), KEPT - 1)
+    rank = min(int(MAX_OUTLIER_FRACTION * num_samples), NUM_FARTHEST - 1)
     typical = [max(side.entries[rank][0], 0.0) for side in (down, up)]
     width = sum(typical)
     if not width:
@@ -89,8 +91,8 @@ class TensorObservation:
     maximum: float = float("-inf")
     average_minimum: float = 0.0
     average_maximum: float = 0.0
-    down: Reach = field(default_factory=Reach)
-    up: Reach = field(default_factory=Reach)
+    down: FarthestSamples = field(default_factory=FarthestSamples)
+    up: FarthestSamples = field(default_factory=FarthestSamples)
     histogram: Histogram | None = None
 
     def add_extremes(self, sample: int, minimum: float, maximum: float) -> None:
@@ -207,7 +209,7 @@ class Observations:
             for name in _NUMBERS:
                 setattr(seen, name, float(entry[name]))
             for name in _REACHES:
-                setattr(seen, name, Reach((float(far), int(sample)) for far, sample in entry[name]))
+                setattr(seen, name, FarthestSamples((float(far), int(sample)) for far, sample in entry[name]))
             if entry["histogram"] is not None:
                 seen.histogram = Histogram.from_dict(entry["histogram"])
             tensors[int(entry["subgraph"]), int(entry["tensor"])] = seen

@@ -26,7 +26,7 @@ Found = TypeVar("Found")
 _AHEAD = 4
 
 
-def look_at_each(
+def map_activations(
     model: bytes,
     tensors: Sequence[int],
     samples: Iterable[Sample],
@@ -166,7 +166,7 @@ def observe(
 
     indices = [tensor.index for tensor in tensors]
     outputs: dict[int, tuple[NDArray, ...]] = {}
-    for extremes, values in look_at_each(
+    for extremes, values in map_activations(
         model, [*indices, *extra], digested(), look, num_workers=num_workers, total=total
     ):
         if count in keep:
