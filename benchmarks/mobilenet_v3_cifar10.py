@@ -89,7 +89,7 @@ class Benchmark:
         train, validation, test = (self.splits[split] for split in ("train", "val", "test"))
         asked = tfq.ConversionConfig(num_calibration_samples=CALIBRATION_EXAMPLES)
         store = StageStore(make_out_dir(self.out / "search"))
-        result = tfq.find_int8(floating, train, validation, test, config, conversion=asked, store=store, told=print)
+        result = tfq.find_int8(floating, train, validation, test, config, conversion=asked, store=store, progress=print)
         return result.content, {"chosen": result.chosen.name, "against_float": result.test_against_float.to_dict()}
 
     def stock_qat_keras3(self) -> tuple[None, dict[str, Any]]:

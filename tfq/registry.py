@@ -73,14 +73,33 @@ def extension_point(kind: str) -> Callable[[type[T]], type[T]]:
 
 
 def register(entry: T, *, replace: bool = False) -> T:
-    """Add `entry` to the registry of its class and return it.
+    """Add an object to the registry of its class.
+
+    Example:
+        def update(state, outputs, labels):
+            errors = np.abs(outputs[0] - labels)
+            return {"sum": state.get("sum", 0) + errors.sum(), "count": state.get("count", 0) + errors.size}
+
+        tfq.register(
+            tfq.Metric(
+                name="mean_absolute_error",
+                help="mean absolute error",
+                direction="lower",
+                update=update,
+                finish=lambda state: float(state["sum"] / state["count"]),
+            )
+        )
 
     Args:
-        entry: An object of an extension point's class.
-        replace: Whether it may take the place of another object of its name, as when a notebook's cell runs again.
+        entry: An object of an extension point's class: `Backend` kinds (`BackendKind`), `BridgedLayer`,
+            `CalibrationMethod`, `DataSource`, `Metric` or `Target`.
+        replace: Whether it may replace another object of the same name, for example when a notebook cell runs again.
+
+    Returns:
+        `entry` itself.
 
     Raises:
-        InputError: Its class is no extension point, its name is empty or taken, or its help text is empty.
+        InputError: Its class is not an extension point, its name is empty or taken, or its help text is empty.
     """
     kind = _kind_of(type(entry))
     for field in ("name", "help"):

@@ -59,7 +59,7 @@ def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
 def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
     lines = []
     hard = made_hard(FLOATING)
-    result = find_int8(hard, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path), told=lines.append)
+    result = find_int8(hard, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path), progress=lines.append)
     assert result.holds and "cross_layer_equalization" in result.chosen.candidate.techniques
     assert result.candidates[0].against_float.difference < -0.1
     assert len(lines) == len(result.candidates) > 2
@@ -102,7 +102,7 @@ def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path
 
     monkeypatch.setattr("tfq.conversion.convert_with_record", only_one)
     lines, config = [], budget(max_accuracy_drop=0.0, full=True)
-    result = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), told=lines.append)
+    result = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), progress=lines.append)
     assert [len(candidate.layers) for candidate in result.candidates if candidate.candidate.kind == "mixed"] == [2]
     assert any("1 in float: cannot be made: no such form" in line for line in lines)
 

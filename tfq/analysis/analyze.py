@@ -91,18 +91,24 @@ class Analysis:
 def analyze(
     quantized: PathOrBytes, floating: PathOrBytes, data: Data, config: AnalysisConfig | None = None
 ) -> Analysis:
-    """Compare the int8 flatbuffer with the float one that it was made of, op by op.
+    """Compare an int8 flatbuffer with the float flatbuffer that it was converted from, op by op.
+
+    Example:
+        analysis = tfq.analyze("model_int8.tflite", "model_float32.tflite", "npz:examples.npz")
+        print(analysis.to_text())
 
     Args:
-        quantized: The int8 (or int16x8) flatbuffer.
-        floating: The float flatbuffer that it was made of.
-        data: Whatever a representative dataset may be, real values; its first `config.limit` samples are used.
-        config: `sensitivity` also measures what each op, quantized alone, does to the outputs, with a run of the float
-            flatbuffer for each op. `histograms` keeps the distribution of values. `require` is checked by
-            `check_requirements`, not here.
+        quantized: The int8 (or int16x8) flatbuffer: its bytes or its path.
+        floating: The float flatbuffer that it was converted from: its bytes or its path.
+        data: Samples of the model's inputs, as real values, in any form that `convert` accepts as a representative
+            dataset. The first `config.limit` samples are used.
+        config: Settings of the analysis; None means `AnalysisConfig()`. `sensitivity` also measures what each op,
+            quantized alone, does to the outputs. That takes one run of the float flatbuffer per op. `histograms` stores
+            the distribution of values. `require` is ignored here; apply it with
+            `tfq.analysis.analyze.check_requirements`.
 
     Returns:
-        The errors of all ops, what they amount to, and the causes.
+        The errors of all ops, what they add up to, and their causes.
 
     Raises:
         InputError: The flatbuffers do not belong together, the first one is not quantized, or the data does not fit.

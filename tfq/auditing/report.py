@@ -116,19 +116,30 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """What a flatbuffer is made of, and whether that is what was required of it.
+    """The composition of a flatbuffer, and whether it meets the requirement.
 
-    requirement: a scheme or a target of AuditConfig.require, full_int8 where nothing was required.
-    scheme: what the tensors say, whatever was required of them: full_int8, int8_float_io and int8_uint8_io (int8 with
-        other types at the borders alone), float32, float16, dynamic_range (int8 weights in float ops), weight_only
-        (int8 weights dequantized for float ops), int16x8, full_uint8, int4_weights, mixed, no_data (no op on reals).
-    subgraphs, ops_visited, tensors_visited: all of them; tensors that no op touches and that are no input or output
-        do not count. op_counts: by the op's name, a custom one as CUSTOM:<code>. op_types: likewise, by the type that
-        they compute in.
-    weights_per_channel, weights_per_tensor: quantized weight tensors of each kind; dense_*: those of fully connected
-        layers among them. weight_types: by dtype. weights: each of them.
-    input_types, output_types: of the main subgraph.
-    execution: whether an interpreter of this machine runs it; None if that was not tried.
+    Attributes:
+        scheme: The scheme of the tensors, independent of the requirement: full_int8, int8_float_io and int8_uint8_io
+            (int8 with other input or output types), float32, float16, dynamic_range (int8 weights in float ops),
+            weight_only (int8 weights that are dequantized for float ops), int16x8, full_uint8, int4_weights, mixed, or
+            no_data (no op computes on real values).
+        findings: The violations of the requirement and other possible problems.
+        subgraphs: Number of subgraphs.
+        ops_visited: Number of ops in all subgraphs.
+        tensors_visited: Number of tensors that an op reads or writes, or that are an input or output.
+        op_counts: Op name -> count; a custom op is CUSTOM:<code>.
+        weights_per_channel: Number of quantized weight tensors with one scale per channel.
+        weights_per_tensor: Number of quantized weight tensors with a single scale.
+        weight_types: Data type of weights -> number of tensors.
+        input_types: Data types of the inputs of the main subgraph.
+        output_types: Data types of the outputs of the main subgraph.
+        model_bytes: Size of the flatbuffer in bytes.
+        requirement: The required scheme or target (`AuditConfig.require`); full_int8 if none was required.
+        dense_per_channel: Number of weight tensors of fully connected layers in `weights_per_channel`.
+        dense_per_tensor: Number of weight tensors of fully connected layers in `weights_per_tensor`.
+        weights: The quantized weight tensors.
+        op_types: Op name -> type that it computes in -> count.
+        execution: Whether an interpreter of this machine runs the flatbuffer; None if that was not tried.
     """
 
     scheme: str

@@ -46,22 +46,26 @@ class InputStream:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunRequest:
-    """One model over n examples, and how to run and time it.
+    """A request to run one model on n examples, and how to run and time it.
 
-    model: the bytes of a `.tflite`.
-    inputs: one array for each input of subgraph 0, in its order: (n, ...) in the model's own dtype (codes, where it is
-        quantized), without the model's batch dimension: the examples are along axis 0, all with one n >= 1. Or an
-        `InputStream` of such arrays.
-    num_threads: of each interpreter, >= 1.
-    kernels: "xnnpack", TFLite's "builtin" ones without any delegate, or its "reference" ones.
-    num_workers: interpreters that share the examples; 0 is as many as the cores have threads for. The outputs do not
-        depend on it.
-    timeout_secs: longest time without any progress before the run is given up; 0 goes by the model's own work.
-    warmup_runs, num_runs: untimed and then timed inferences, on one interpreter that is alone, cycling over the first
-        examples, after the outputs of all examples are there; num_runs 0 times nothing.
-    outputs: whether the outputs of the examples are needed.
-    count_instructions: whether the instructions of one inference of the first example are needed.
-    Raises InputError on what no model could take.
+    Args:
+        model: The content of a `.tflite` file.
+        inputs: One array per input of subgraph 0, in its order: shape (n, ...) in the model's own dtype (quantized
+            values for a quantized input), without the model's batch dimension. Axis 0 counts the examples; n >= 1 is
+            the same for all. Or an `InputStream` of such arrays.
+        num_threads: Threads of each interpreter, >= 1.
+        kernels: "xnnpack", "builtin" (TFLite's optimized kernels without a delegate) or "reference".
+        num_workers: Interpreters that share the examples; 0 means one per hardware thread. The outputs do not depend on
+            it.
+        timeout_secs: Seconds without any progress after which the run is aborted; 0 derives it from the model's work.
+        warmup_runs: Untimed inferences before the timed ones, on the interpreter that is timed.
+        num_runs: Timed inferences, on one interpreter while no other runs, after all outputs have been computed. They
+            cycle over the first examples. 0 measures no latency.
+        outputs: Whether the outputs of the examples are needed.
+        count_instructions: Whether the number of instructions of one inference on the first example is needed.
+
+    Raises:
+        InputError: A value is out of range, or the arrays differ in length.
     """
 
     model: bytes
@@ -201,9 +205,13 @@ _REASONS = {
 
 @runtime_checkable
 class Backend(Protocol):
-    """One place where a flatbuffer runs or is assessed, of one `BackendKind`.
+    """A place that runs a flatbuffer or estimates its cost; an instance of one `BackendKind`.
 
-    Subclass it: then only `assess` has to be written.
+    Subclass it and write `assess`; the other methods have defaults.
+
+    Attributes:
+        kind: The facts that all backends of this kind share.
+        address: The part after the colon in `kind:address`; "" if there is none.
     """
 
     kind: "BackendKind"

@@ -39,7 +39,13 @@ class LayerVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """The verdict on every layer, in order; `notes` are about the model as a whole."""
+    """The verdicts on all layers of a model.
+
+    Attributes:
+        model: Name of the model.
+        layers: One verdict per layer, in the model's order.
+        notes: Remarks about the model as a whole.
+    """
 
     model: str
     layers: tuple[LayerVerdict, ...]
@@ -106,12 +112,25 @@ def _stays_float(layer: LayerVerdict) -> str:
 
 
 def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None = None) -> Preflight:
-    """What compression can do with each layer of `model`; trains nothing and changes nothing.
+    """Report what pruning and quantization-aware training can do with each layer, without training anything.
 
-    model: a built model of either Keras, or the BridgeResult of one. Layers are called by the user's names. What the
-        bridge cannot bring over is a row ("unsupported"), not an exception.
-    config: its qat.layers count, and what form of zeros prune wants (blocks, m:n); defaults take all.
-    Raises InputError where `model` is no Keras model, or a pattern in qat.layers fits no layer.
+    `model` does not change. Layers have the names of the user's model. A layer that cannot be translated to tf_keras is
+    a row of the report ("unsupported"), not an exception.
+
+    Example:
+        report = tfq.preflight(model)
+        print(report.to_text())
+
+    Args:
+        model: A built model of either Keras, or the `BridgeResult` of one.
+        config: The compression to check for; None means `CompressionConfig()`. Only `qat.layers` and the pattern of
+            zeros in `prune` (blocks, m:n) matter.
+
+    Returns:
+        One verdict per layer, in the model's order.
+
+    Raises:
+        InputError: `model` is not a Keras model, or a pattern in `qat.layers` matches no layer.
     """
     from tfq.keras_bridge.bridge import to_tf_keras
 

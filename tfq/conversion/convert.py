@@ -50,28 +50,36 @@ def convert_model(
     *,
     preprocessing: Preprocessing | None = None,
 ) -> bytes:
-    """Convert a model to a flatbuffer in `config.scheme`: full int8 by default.
+    """Convert a model to a TFLite flatbuffer in `config.scheme`: full int8 by default.
 
-    The flatbuffer has the signature `serving_default` with the model's own input and output names; a `.tflite` keeps
-    its signatures. The result is run next to its float twin on a few samples before it is returned (config.verify):
-    outputs that lost their information are a TfqWarning, which names the op, the cause and what other settings would
-    give; with config.strict an error. Doubtful models and data are a TfqWarning as well.
+    The flatbuffer has the signature `serving_default` with the input and output names of the model; a `.tflite` keeps
+    its signatures. Before it is returned, the result is run next to the float model on a few samples (`config.verify`).
+    If its outputs lost their information, a TfqWarning names the op, the cause and what other settings would give. With
+    `config.strict` this is an error instead. Possible problems of the model and of the data are warnings too.
+
+    Example:
+        flatbuffer = tfq.convert(model, representative_dataset=x_train[:200])
+        pathlib.Path("model_int8.tflite").write_bytes(flatbuffer)
 
     Args:
-        model: A functional or sequential model of either Keras, a `Trace` of one (which makes the next conversion of
+        model: A functional or sequential model of either Keras, a `Trace` of one (which makes further conversions of
             the same model faster), or a float `.tflite`: its bytes or its path.
-        representative_dataset: Examples of the model's inputs, to calibrate activation ranges: a callable that yields
-            lists of arrays, a tf.data.Dataset, an array (n, ...), or {signature: [{name: array}]}; of a `.tflite` with
-            several signatures {signature: samples}. int8 and int16x8 need it. A model out of quantization-aware
-            training carries its ranges, and needs none.
-        config: What to convert to. A `target` that can never run it is an error; ops of this model that the target
-            cannot run are a TfqWarning by name. The weights of a quantization-aware trained model (int8 alone) keep the
-            granularity that they were trained with.
-        preprocessing: Recorded in the flatbuffer for `evaluate` to compare with.
+        representative_dataset: Examples of the model's inputs, from which the ranges of activations are calibrated: a
+            function that yields lists of arrays, a tf.data.Dataset, an array (n, ...), a dict of arrays by input name,
+            or {signature: [{name: array}]} for a `.tflite` with several signatures. The schemes int8 and int16x8 need
+            it. A quantization-aware trained model has its own ranges and needs none.
+        config: Settings of the conversion; None means `ConversionConfig()`. A `target` that can never run the result is
+            an error. Ops of this model that the target cannot run are named in a TfqWarning. The weights of a
+            quantization-aware trained model (int8 only) keep the granularity that they were trained with.
+        preprocessing: How the data was preprocessed ({"resize", "scale", "offset"}). It is stored in the flatbuffer,
+            and `evaluate` compares its own with it.
+
+    Returns:
+        The content of a `.tflite` file.
 
     Raises:
         InputError: The model, the dataset or the config cannot be used.
-        VerificationError: The result collapsed, and config.strict is set.
+        VerificationError: The outputs of the result lost their information, and `config.strict` is set.
     """
     return convert_with_record(model, representative_dataset, config, preprocessing=preprocessing).content
 

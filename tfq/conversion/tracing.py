@@ -55,7 +55,17 @@ def _recurrent(model: Any) -> list[Any]:
 class Trace:
     """The inference function of a model at a fixed batch size, as a TensorFlow concrete function.
 
-    It reads the model's variables when it is converted, so one trace serves every later export of that model.
+    It reads the model's variables when it is converted, so one trace serves every later conversion of that model.
+
+    Attributes:
+        function: The concrete function. It refers to its variables weakly, so the model must outlive it.
+        input_names: The user's names of the inputs.
+        output_names: The user's names of the outputs.
+        layer_names: Name of a layer in the graph ("quant_conv" in a quantization-aware trained model) -> the user's
+            name.
+        batch_size: The fixed batch dimension; 0 if it is dynamic.
+        model: The traced model.
+        freezer: What can be reused between conversions; see conversion/freeze.py.
     """
 
     function: TensorFlowFunction
@@ -83,12 +93,20 @@ class Trace:
 
 
 def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Trace:
-    """Trace a functional or sequential model of either Keras (TensorFlow backend) for inference.
+    """Trace the inference function of a Keras model, so that several conversions can share the trace.
 
-    batch_size: the fixed leading dimension of every input; 0 leaves it dynamic.
-    unroll: recurrent layers become one copy of their cell a step, as activation ranges need it; else they are loops.
-    Raises InputError where an input's other dimensions are not all known, the model is not built, or a recurrent layer
-    is stateful.
+    Args:
+        model: A built functional or sequential model of either Keras (Keras 3 with the TensorFlow backend).
+        batch_size: The fixed batch dimension of every input; 0 leaves it dynamic.
+        unroll: Whether recurrent layers become one copy of their cell per time step, as calibrating their ranges
+            requires. If not, they become loops.
+
+    Returns:
+        The trace, which `convert` accepts in place of the model. It reads the model's variables at each conversion.
+
+    Raises:
+        InputError: The model is not built, dimensions other than the batch are unknown, or a recurrent layer is
+            stateful.
     """
     import tensorflow as tf
 

@@ -25,13 +25,26 @@ _MEGABYTE = 1_000_000
 
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
-    """The first `limit` examples (0: all) of a split, preprocessed: the values are what the float model is fed.
+    """Load one split of a data source, preprocessed as the float model expects it.
 
-    split: "train", "val" or "test". The order of examples is the source's own, the same every time. A `SplitStream` of
-    the same examples where they would take more than config.max_memory_mb (of 1,000,000 bytes) in memory.
-    Raises MissingSplitError when the source has no such split; InputError on an unknown source or split, on what cannot
-    be read, on NaN or infinity (with the example's index), and on an empty split. Of a stream, what is wrong with an
-    example is told when it is read.
+    Example:
+        split = tfq.load_split(tfq.DataConfig(source="npz:examples.npz", scale=1 / 255), "test", limit=1000)
+        split.inputs, split.labels
+
+    Args:
+        config: The data source, and the preprocessing of its images.
+        split: "train", "val" or "test".
+        limit: The number of examples to load, from the start; 0 means all.
+
+    Returns:
+        The examples, in the source's own order, which is the same every time. They are a `Split`, or a `SplitStream` if
+        they would need more than `config.max_memory_mb` (megabytes of 1,000,000 bytes). A `SplitStream` reports invalid
+        examples when it reads them.
+
+    Raises:
+        MissingSplitError: The source has no such split.
+        InputError: The source or the split is unknown, the split is empty, a file cannot be read, or an example
+            contains NaN or infinity (the message has its index).
     """
     if split not in SPLITS:
         raise InputError(

@@ -25,16 +25,21 @@ class MissingSplitError(InputError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """Examples of one split, as the float model is fed them.
+    """The examples of one split in memory, preprocessed as the float model expects them.
 
-    name: train, val or test.
-    inputs: {"x": array} of a single unnamed input, else arrays by input name; each (n, ...), all with one n >= 1.
-    labels: (n,) or None. Sources of classes give int64 >= 0; one-hot rows (n, classes) are taken wherever class numbers
-        are; labels of a user's own metric may be anything.
-    source: what the user called it: "digits", "npz:PATH", "tfrecord:GLOB", "arrays".
-    notes: what the source did that the user did not ask for (a split held out, keys or files ignored).
-    class_names: what the source calls class 0, 1, ...; empty where it does not say.
-    Raises InputError when there is no example, or the lengths differ.
+    Args:
+        name: "train", "val" or "test".
+        inputs: {"x": array} for a single unnamed input, otherwise arrays by input name. Each has the shape (n, ...),
+            with the same n >= 1.
+        labels: An array of length n, or None. Sources of classes give int64 >= 0. One-hot rows (n, classes) are
+            accepted wherever class numbers are. Labels for a custom metric may be anything.
+        source: The source as the user wrote it: "digits", "npz:PATH", "tfrecord:GLOB"; "arrays" for arrays.
+        notes: What the source did that the user did not ask for, such as a split that it held out or files that it
+            ignored.
+        class_names: The source's names of class 0, 1, ...; empty if it has none.
+
+    Raises:
+        InputError: There are no examples, or the lengths differ.
     """
 
     name: str
@@ -275,13 +280,18 @@ _BUFFER_PIECES = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitStream:
-    """Examples of one split, as the float model is fed them, never all in memory at once.
+    """The examples of one split, read in pieces and never in memory all at once.
 
-    name, source, notes, class_names: as in `Split`.
-    num_examples: n >= 1.
-    read: (start, stop) -> the examples from start to before stop as `Split`s, in order, finite, of one dtype and shape.
-    piece_examples: how many examples the first piece holds; others hold about as many.
-    seekable: whether `read` from the middle costs no more than from the beginning.
+    Args:
+        name: As in `Split`.
+        source: As in `Split`.
+        num_examples: The number of examples, >= 1.
+        read: (start, stop) -> the examples from `start` up to but not including `stop`, as `Split`s in order. Values
+            are finite; dtype and shape are the same for all examples.
+        piece_examples: The number of examples in the first piece; other pieces have about as many.
+        seekable: Whether reading from the middle costs no more than reading from the start.
+        notes: As in `Split`.
+        class_names: As in `Split`.
     """
 
     name: str

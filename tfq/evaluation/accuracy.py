@@ -37,21 +37,38 @@ def evaluate_model(
     metric: str | Metric | MetricFunction | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> EvaluationRecord:
-    """Run `model` on `data`, and compare with the labels and with a reference.
+    """Run a flatbuffer on labeled examples, and compare its outputs with the labels and with a reference model.
 
-    model: bytes or path of a `.tflite`.
-    data: a Split, (x, y), an array or dict of arrays, or a source ("digits"), in the model's
-        own real units and shape: it is quantized here, by the scale and zero_point of the model's inputs.
-    config: backend, threads, limit, timed runs; what it requires is for `check_requirements`, and its `reference` is a
-        path for whoever reads files.
-    reference: the float model's bytes or path, run on `local` with XNNPACK; or `reference_outputs(...)` to share among
-        models.
-    metric: in place of config.metric: a name, a Metric, or a function(outputs, labels) -> float; outputs are the real
-        numbers of the one output, (n, ...), or a tuple of them if there are several and config.output chooses none. The
-        default is top-1, or for a model that reconstructs its input the ROC AUC of its mean squared error.
-    preprocessing: what was done to `data` ({"resize", "scale", "offset"}), to be held against what the model records.
-    Raises InputError where data, labels, model or reference do not fit each other, BackendError where it cannot run.
-    Warns (TfqWarning) of what looks wrong; the record carries the same sentences.
+    A TfqWarning reports each possible problem; the record contains the same sentences.
+
+    Example:
+        record = tfq.evaluate("model_int8.tflite", (x_test, y_test), reference="model_float32.tflite")
+        print(record.accuracy, record.accuracy_drop, record.agreement)
+
+    Args:
+        model: The flatbuffer: its bytes or its path.
+        data: A Split or SplitStream, (x, y), an array or a dict of arrays by input name, a finite tf.data.Dataset, a
+            DataConfig, or a source ("npz:examples.npz"), whose test split is loaded. Inputs are real values of the
+            model's input shape, preprocessed; they are quantized here by the scale and zero point of the model's
+            inputs.
+        config: Backend, threads, number of examples and of timed runs; None means `EvaluationConfig()`. `reference` and
+            `require` are ignored here: pass `reference` as an argument, and check bounds with
+            `tfq.evaluation.check_requirements`.
+        reference: The float model: its bytes or its path, run on `local` with XNNPACK; or the result of
+            `reference_outputs`, which several evaluations can share.
+        metric: Used instead of `config.metric`: a name, a `Metric`, or a function(outputs, labels) -> float. Its
+            outputs are real values: an array (n, ...), or a tuple of arrays if the model has several outputs and
+            `config.output` selects none. The default is top-1 accuracy, or for a model that reconstructs its input the
+            ROC AUC of its mean squared error.
+        preprocessing: How `data` was preprocessed ({"resize", "scale", "offset"}), to compare with what the flatbuffer
+            records.
+
+    Returns:
+        The accuracy, the comparison with the reference, latency, size and costs.
+
+    Raises:
+        InputError: Data, labels, model and reference do not fit each other.
+        BackendError: The backend cannot run.
     """
     config = config or EvaluationConfig()
     model = content_of(model, "model")

@@ -111,13 +111,30 @@ def benchmark_models(
     data: Split | None = None,
     seed: int = 0,
 ) -> BenchmarkRecord:
-    """Time each of `models` ({name: bytes or path}) on each of config.kernels; ratios are to the first of each.
+    """Measure how long one inference of each model takes, and the ratios between the models.
 
-    All of them take turns in one child process, in short blocks of seeded random order. data: its examples are what the
-    models are fed where they fit; else random numbers are, and the record says so. On a backend that does not time but
-    counts instructions, those are counted instead. `config.against` is for whoever reads files.
-    Raises InputError on damaged models and unknown backends, ModelError where a model fails or crashes, BackendError
-    where the backend cannot run.
+    All models run alternately in one child process, in short blocks of random order. A backend that counts instructions
+    instead of measuring time reports those counts.
+
+    Example:
+        record = tfq.benchmark({"float32": "model_float32.tflite", "int8": "model_int8.tflite"})
+        print(record.to_text())
+
+    Args:
+        models: Name -> flatbuffer (its bytes or its path). Ratios are to the first one.
+        config: Backend, kernels and number of runs; None means `BenchmarkConfig()`. `against` is ignored here: the
+            command adds those files to `models`.
+        data: Examples to run the models on, where they fit. The models run on random numbers otherwise, and the record
+            says so.
+        seed: Seed of the random inputs and of the order of the blocks.
+
+    Returns:
+        The latency or the instruction counts of each model with each of `config.kernels`, and the ratios.
+
+    Raises:
+        InputError: There is no model, a model is damaged, or the backend is unknown.
+        ModelError: A model fails or crashes the interpreter.
+        BackendError: The backend cannot run.
     """
     config = config or BenchmarkConfig()
     if not models:

@@ -86,7 +86,16 @@ class TimeRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRecord:
-    """Models on kernels, timed in turn; ratios are to the first model. machine: what they were timed on."""
+    """The latencies of one or more models, and their ratios to the first model.
+
+    Attributes:
+        backend: The backend that ran the models, such as "local".
+        num_threads: Threads of the interpreter.
+        models: The timings of each model with each set of kernels.
+        ratios: The time of each other model relative to the first one with the same kernels, and of the first one with
+            other kernels relative to it with `kernels[0]`.
+        machine: The machine and the versions of the software that ran the models.
+    """
 
     backend: str
     num_threads: int

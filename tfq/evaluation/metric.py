@@ -29,12 +29,28 @@ BOUNDED_UNITS = ("fraction", "score")
 
 
 def add_states(a: State, b: State) -> State:
-    """Merge two states of counts and sums: arrays of the same name are added."""
+    """Merge two metric states by adding the arrays of the same name, for states of counts and sums.
+
+    Args:
+        a: The state of some examples.
+        b: The state of other examples, with arrays of the same shapes.
+
+    Returns:
+        The state of all of them.
+    """
     return {name: a[name] + b[name] if name in a and name in b else {**a, **b}[name] for name in {**a, **b}}
 
 
 def concatenate_states(a: State, b: State) -> State:
-    """Merge two states that keep something of every example: arrays of the same name are joined, `a` first."""
+    """Merge two metric states by concatenating the arrays of the same name, for states that keep values per example.
+
+    Args:
+        a: The state of the earlier examples.
+        b: The state of the later examples.
+
+    Returns:
+        The state of all of them; arrays are joined along axis 0.
+    """
     return {
         name: np.concatenate([a[name], b[name]]) if name in a and name in b else {**a, **b}[name] for name in {**a, **b}
     }

@@ -15,31 +15,56 @@ IDENTICAL = "the outputs are identical to the reference's: there is no noise"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord:
-    """What a flatbuffer computed, where, and against what.
+    """The results of evaluating a flatbuffer.
 
-    A number that there is not is None, and the `_reason` beside it, or `skipped`, says why; no number is NaN or
-    infinite (a noiseless output has output_sqnr_db None, reason "identical").
+    A missing number is None. The field with the suffix `_reason`, or `skipped`, says why it is missing. No number is
+    NaN or infinite: an output without any noise has output_sqnr_db None with the reason "identical".
 
-    accuracy: the value of `metric` against labels, in the metric's unit. reference_accuracy, accuracy_drop: of the
-        reference, and how much worse the model's is, above 0 if it is worse.
-    metrics: {metric: facts} of the metric and of those reported next to it, such as top5: `word` (how reports write
-        it), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see `tfq.evaluation.metric`) and
-        `interval` ([low, high] of 95% confidence, or None). scores: {metric: value} of those that were computed.
-    agreement: fraction of examples (of positions, for a segmentation) with the reference's class; the lowest of the
-        outputs that say a class (see `tfq.evaluation.classes`), or that of `evaluation.output`.
-    output_sqnr_db: against the reference, of the worst output.
-    outputs: of each output, against the reference: name, sqnr_db, agreement, and the reason for each that is None.
-    num_examples: evaluated. compared: of these, with the reference. missing: examples that were asked for and are not
-        in the data. skipped: {what was not measured: why}.
-    latency_*: milliseconds of an inference at the model's batch, interpreter alone, of the timed ones: percentiles,
-        mean, standard deviation of the sample, and the first after the warm-up.
-    how: "measured", "emulated" or "estimated": how the backend came to its figures.
-    memory_bytes: by what they are used for; None, with memory_reason, where the backend does not report them.
-    figures: other costs that the backend reports, by name and unit.
-    total_ops, delegated_ops: ops, and those that XNNPACK took.
-    clipped_input_share: of the input values, beyond the range of codes by more than half a step. unused_range_share: of
-        that range, what the data never reaches. Both None where no input is quantized.
-    machine: what ran. warnings: told when it was made.
+    Attributes:
+        accuracy: The value of `metric` against the labels, in the metric's unit.
+        accuracy_reason: Why there is no accuracy.
+        metric: The name of the metric.
+        agreement: Fraction of examples (of positions, in a segmentation) with the reference's class. It is the lowest
+            of the outputs that predict a class (see `tfq.evaluation.classes`), or that of `evaluation.output`.
+        agreement_reason: Why there is no agreement.
+        output_sqnr_db: Signal-to-quantization-noise ratio of the worst output against the reference, in dB.
+        output_sqnr_db_reason: Why there is none.
+        reference_accuracy: The accuracy of the reference.
+        accuracy_drop: How much worse the model is than the reference, in the metric's unit; positive if it is worse.
+        num_examples: Number of evaluated examples.
+        compared: Number of examples compared with the reference.
+        missing: Number of examples that were requested but are not in the data.
+        skipped: Measurement that was not made -> why.
+        model_bytes: Size of the flatbuffer in bytes.
+        gzip_bytes: Size after gzip compression, in bytes.
+        latency_p50_ms: Median of the timed inferences at the model's batch size, interpreter only, in milliseconds.
+        latency_p90_ms: 90th percentile of the same.
+        latency_p99_ms: 99th percentile of the same.
+        latency_reason: Why no latency was measured.
+        num_threads: Threads of each interpreter.
+        backend: The backend that ran the model, such as "local".
+        xnnpack: Whether XNNPACK was used.
+        total_ops: Number of ops; None if unknown.
+        delegated_ops: Number of ops that XNNPACK executed; None if unknown.
+        clipped_input_share: Fraction of the input values that lie outside the quantized range by more than half a step;
+            None if no input is quantized.
+        unused_range_share: Fraction of the quantized input range that the data never reaches; None if no input is
+            quantized.
+        how: How the backend obtained its figures: "measured", "emulated" or "estimated".
+        memory_bytes: Bytes by purpose, such as {"arena": 23_456}; None if the backend does not report them.
+        memory_reason: Why there is no memory_bytes.
+        figures: Other costs that the backend reports, by name and unit.
+        metrics: Metric -> facts, of `metric` and the metrics reported with it, such as top5: `word` (its name in
+            reports), `direction` ("higher" or "lower" is better, None if not declared), `unit` (see
+            `tfq.evaluation.metric`) and `interval` ([low, high] of 95% confidence, or None).
+        scores: Metric -> value, of the metrics that could be computed.
+        latency_mean_ms: Mean of the timed inferences.
+        latency_std_ms: Sample standard deviation of the timed inferences.
+        latency_first_ms: The first timed inference after the warm-up.
+        outputs: For each output its comparison with the reference: name, sqnr_db, agreement, and a reason for each that
+            is None.
+        warnings: The warnings that were issued during the evaluation.
+        machine: The machine and the versions of the software that ran the model.
     """
 
     accuracy: float | None

@@ -21,7 +21,13 @@ from tfq.typing import Data, PathOrBytes
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReferenceOutputs:
-    """Outputs of the reference model on `data`: real numbers, (n, ...) each, in the model's order and by name."""
+    """The outputs of a reference model on some examples.
+
+    Attributes:
+        data: The examples.
+        names: The names of the outputs, in the model's order.
+        outputs: One array of real values per output, shape (n, ...), in the same order.
+    """
 
     data: AnySplit
     names: tuple[str, ...]
@@ -29,9 +35,19 @@ class ReferenceOutputs:
 
 
 def reference_outputs(model: PathOrBytes, data: Data, config: EvaluationConfig | None = None) -> ReferenceOutputs:
-    """Run the reference on `local` with XNNPACK, on as many examples as the config says.
+    """Run a reference model on `local` with XNNPACK, so that several evaluations can share its outputs.
 
-    data: what `tfq.data.as_split` takes. Raises InputError where the data do not fit the model, or it answers NaN.
+    Args:
+        model: The float flatbuffer: its bytes or its path.
+        data: Examples, in any form that `evaluate` accepts.
+        config: Number of examples, threads and workers; None means `EvaluationConfig()`. Other settings are ignored.
+
+    Returns:
+        The outputs of the model, as real values, with the examples that they belong to.
+
+    Raises:
+        InputError: The data does not fit the model, or an output is NaN.
+        BackendError: The model cannot be run here.
     """
     config = config or EvaluationConfig()
     model = content_of(model, "model", "a float .tflite file")

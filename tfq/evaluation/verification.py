@@ -228,20 +228,25 @@ def _runs_at_upper_ends(model: bytes, parsed: Model) -> bool:
 
 
 def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, execute: bool | None = None) -> AuditReport:
-    """Audit the flatbuffer `model` by static rules, and run it once.
+    """Check what a flatbuffer is quantized as and whether a target can run it, and run it once.
+
+    Example:
+        report = tfq.audit("model_int8.tflite", tfq.AuditConfig(require="full_int8"))
+        print(report.to_text())
 
     Args:
-        model: The bytes of a `.tflite`, or its path.
-        config: What it is held against; see `AuditConfig`.
-        execute: Whether to run it, on neutral inputs in a child process; None leaves it to `config.execute`. A model
-            that fails there fails the audit. One that cannot be tried here, because of a custom op or because it was
-            compiled for another device, does not.
+        model: The flatbuffer: its bytes or its path.
+        config: The requirements; None means `AuditConfig()`, which requires nothing.
+        execute: Whether to run it on neutral inputs in a child process; None means `config.execute`. A model that fails
+            there fails the audit. A model that cannot be run on this machine, because it has a custom op or was
+            compiled for another device, does not fail for that.
 
     Returns:
-        The report, with `execution`.
+        The report. Its `execution` is None if the model was not run.
 
     Raises:
-        FlatbufferError: The bytes are no flatbuffer, or a damaged one.
+        FlatbufferError: The bytes are not a TFLite flatbuffer, or it is damaged.
+        InputError: There is no such file, or it cannot be read.
     """
     config = config or AuditConfig()
     execute = config.execute if execute is None else execute

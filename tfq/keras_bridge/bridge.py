@@ -30,11 +30,17 @@ _WRAPPED = ("quant_{}", "prune_low_magnitude_{}")
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeResult:
-    """An equal of the user's model that tfmot can take.
+    """A tf_keras model that is equivalent to the user's model and that tfmot accepts.
 
-    model: a flat functional tf_keras model. layer_map: the user's layer ("outer/inner" in a nested model) -> the names
-    of the tf_keras layers that it became, none when it was left out. origins: tf_keras layer -> the user's layer.
-    notes: what was left out or changed. max_difference: of the outputs, as a share of their range, float32.
+    Attributes:
+        model: A flat functional tf_keras model.
+        layer_map: The user's layer ("outer/inner" in a nested model) -> names of the tf_keras layers that it became;
+            empty if it was left out.
+        origins: tf_keras layer -> the user's layer.
+        notes: What was left out or changed.
+        max_difference: The largest difference between the outputs of both models, as a fraction of the output's range,
+            in float32.
+        source: The user's model.
     """
 
     model: KerasModel
@@ -56,15 +62,29 @@ class BridgeResult:
 
 
 def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
-    """An equal flat tf_keras model, float32, with the same weights, checked against the user's on random data.
+    """Translate a model to an equivalent flat tf_keras model with the same weights, in float32.
 
-    model: a built functional or sequential model of Keras 3 or tf_keras; a flat tf_keras one comes back as it
-        is, unless it has attention (layers/attention.py), which is brought in in its parts.
-    data: examples to compare on as well: an array, a list or dict of arrays, or a tfq Split; the first 32 are taken.
-    Data on which the user's model makes much of float32's last bit in its inputs is left out of the comparison where
-    the two differ too much on it; a note says so.
-    Raises UnbridgeableError (an InputError with `problems` by layer) for everything without an equal; TfqError when
-    the result differs by more than 1e-4 of an output's range.
+    Pruning, clustering and quantization-aware training need a tf_keras model. The result is compared with the user's
+    model on random data, and on `data` if provided. An example on which rounding the inputs in float32's last bit
+    changes the user's own outputs too much is left out of the comparison if the two models differ on it; a note says
+    so.
+
+    Example:
+        result = tfq.to_tf_keras(keras.models.load_model("model.keras"))
+        pruned = tfq.prune(result.model, fit)
+
+    Args:
+        model: A built functional or sequential model of Keras 3 or tf_keras. A flat tf_keras model is returned as it
+            is, unless it has attention layers, which are split into their parts.
+        data: Examples to compare on, in addition to random data: an array, a list or dict of arrays, or a `Split`. The
+            first 32 are used.
+
+    Returns:
+        The tf_keras model, and which of its layers each of the user's layers became.
+
+    Raises:
+        UnbridgeableError: Layers cannot be translated. It is an InputError that lists all of them in `problems`.
+        TfqError: The outputs differ by more than 1e-4 of an output's range.
     """
     is_tf_keras = model_kind(model) == "tf_keras"
     rebuilt = None if is_tf_keras and _is_flat(model) else rebuild(model)
@@ -105,11 +125,21 @@ def _copy_weights(rebuilt: Rebuilt) -> None:
 
 
 def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> None:
-    """Puts trained weights into the model that the user gave to `to_tf_keras`.
+    """Copy trained weights back into the model that was passed to `to_tf_keras`.
 
-    trained: a copy of `result.model` with the same layers: `result.model` itself (the default), a pruned copy wrapped
-    or stripped, a quantization-aware one (layers named quant_NAME, with a `layer` inside).
-    Raises InputError naming the layers that `trained` lacks, before anything is changed.
+    Example:
+        result = tfq.to_tf_keras(model)
+        tfq.return_weights(result, tfq.prune(result.model, fit))
+        model.save("pruned.keras")
+
+    Args:
+        result: The result of `to_tf_keras`; its `source` is changed in place.
+        trained: A trained copy of `result.model` with the same layers: a pruned one (with or without tfmot's wrappers),
+            or a quantization-aware one (layers named quant_NAME). None means `result.model` itself.
+
+    Raises:
+        InputError: `trained` lacks layers, which the message names; or it is not a tf_keras model. Nothing is changed
+            then.
     """
     trained = result.model if trained is None else trained
     if model_kind(trained) != "tf_keras":

@@ -181,12 +181,22 @@ class CandidateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The candidates that were tried, in order, and the one that was chosen.
+    """The candidates of a search in the order in which they were tried, and the chosen one.
 
-    validation, test: examples of each. float_accuracy: of the float model on validation. chosen: the first candidate
-    that keeps the budget, else the one with the best accuracy. holds: whether it keeps the budget. test_accuracy,
-    test_float_accuracy, test_against_float, test_against_plain: of the chosen one on the test split, which nothing was
-    chosen by; the last is against the first candidate.
+    Attributes:
+        candidates: All candidates that were tried.
+        chosen: The first candidate within the budget; with `search.full` the cheapest one within it. If no candidate is
+            within the budget, the one with the best accuracy.
+        holds: Whether the chosen candidate is within the budget.
+        validation: Number of validation examples.
+        float_accuracy: Accuracy of the float model on the validation split.
+        test: Number of test examples.
+        test_accuracy: Accuracy of the chosen candidate on the test split, which played no part in choosing it.
+        test_float_accuracy: Accuracy of the float model on the test split.
+        test_against_float: Difference in accuracy between the chosen candidate and the float model on the test split.
+        test_against_plain: Difference in accuracy between the chosen and the first candidate on the test split.
+        advice: What to try next.
+        content: The flatbuffer of the chosen candidate.
     """
 
     candidates: tuple[CandidateResult, ...]

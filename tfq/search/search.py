@@ -88,18 +88,35 @@ def find_int8(
     *,
     conversion: ConversionConfig | None = None,
     store: StageStore | None = None,
-    told: Callable[[str], object] = lambda line: None,
+    progress: Callable[[str], object] = lambda line: None,
 ) -> SearchResult:
-    """The cheapest int8 flatbuffer of the float one `floating` that keeps config.budget.
+    """Search for the cheapest int8 flatbuffer that stays within `config.budget`, without training.
 
-    train: for calibration, for techniques, and to rank layers. validation: chooses. test: is looked at once, for what
-    was chosen. Each is what `tfq.data.as_split` takes, with class labels: numbers or one-hot rows. If the model has
-    several outputs, the labels are those of the one that says a class. conversion: what all candidates have in common.
-    store: keeps each candidate, so that a search that was killed resumes; None keeps nothing. told: called with a line
-    after each candidate. The search space: calibration methods, then techniques on the best of them, then the
-    most sensitive layers in int16 (where conversion.quantizer has it) or float; the first candidate that keeps the
-    budget is chosen, unless config.full, where it is the cheapest of those that do.
-    Raises InputError on a model that is not float, and on data without class labels.
+    The search tries the calibration methods first, then post-training techniques on the best of them, then the most
+    sensitive layers in int16 (if `conversion.quantizer` supports it) or float. It chooses the first candidate within
+    the budget. With `config.full` it tries all candidates and chooses the cheapest one within the budget.
+
+    Example:
+        result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
+        pathlib.Path("model_int8.tflite").write_bytes(result.content)
+
+    Args:
+        floating: The float flatbuffer: its bytes or its path.
+        train: Labeled examples for calibration, for the techniques and to rank layers, in any form that `evaluate`
+            accepts. Labels are class numbers or one-hot rows. If the model has several outputs, they belong to the one
+            that predicts a class.
+        validation: Labeled examples on which candidates are compared.
+        test: Labeled examples on which only the chosen candidate is evaluated.
+        config: Budget and search space; None means `SearchConfig()`.
+        conversion: Settings that all candidates share; None means `ConversionConfig()`.
+        store: Keeps the result of each candidate, so that an interrupted search resumes. None keeps nothing.
+        progress: Called with one line of text after each candidate.
+
+    Returns:
+        The candidates in the order in which they were tried, and the chosen one with its flatbuffer.
+
+    Raises:
+        InputError: The model is not a float32 flatbuffer, or the data has no class labels.
     """
     config, conversion = config or SearchConfig(), conversion or ConversionConfig()
     floating = content_of(floating, "floating", "a float .tflite file")
@@ -114,7 +131,7 @@ def find_int8(
     with contextlib.ExitStack() as stack:
         if store is None:
             store = StageStore(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tfq-"))))
-        search = _Search(floating, output, training, choosing, config, conversion, store, told)
+        search = _Search(floating, output, training, choosing, config, conversion, store, progress)
         for candidates in (search.methods, search.techniques, search.mixed):
             for candidate in candidates():
                 search.take(candidate)
@@ -137,10 +154,10 @@ class _Search:
         config: SearchConfig,
         conversion: ConversionConfig,
         store: StageStore,
-        told: Callable[[str], object],
+        progress: Callable[[str], object],
     ) -> None:
         self._floating, self._output, self._config, self._conversion = floating, output, config, conversion
-        self._train, self._validation, self._store, self._told = train, validation, store, told
+        self._train, self._validation, self._store, self._progress = train, validation, store, progress
         self._basis = {
             "model": artifacts.sha256(floating),
             "train": train.sha256(),
@@ -202,7 +219,7 @@ class _Search:
         done = self._store.run(f"search: {candidate.name}", inputs, make)
         details = done.details
         if "impossible" in details:
-            self._told(f"{candidate.name}: cannot be made: {details['impossible']}")
+            self._progress(f"{candidate.name}: cannot be made: {details['impossible']}")
             return
         content = (done.directory / _MODEL).read_bytes()
         right = unpacked(details["right"], self._labels.size)
@@ -221,7 +238,7 @@ class _Search:
         self._contents[candidate.name] = content
         self.searched.append(_judged(result, self._config))
         last = self.searched[-1]
-        self._told(
+        self._progress(
             f"{candidate.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
             + (f": {'; '.join(last.missed)}" if last.missed else ": within the budget")
         )

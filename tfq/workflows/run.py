@@ -227,15 +227,30 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
-    """Everything that `config` says, into config.out; returns the record that report.json holds.
+    """Run the whole pipeline: train or load, convert, compress, audit, evaluate, benchmark and report.
 
-    Trains a model that is named, or loads one from a file; makes its float32 and int8 flatbuffers, prunes and
-    quantization-aware trains it and makes that int8 flatbuffer; audits, evaluates and benchmarks all three; writes the
-    reports. The result of each stage is kept in config.out/.stages, and a later run takes what is there made from the
-    same inputs: after a kill, Ctrl-C or a full disk it resumes. fresh: ignore and forget what is there.
-    One run at a time: another on the same config.out waits for this one.
-    Raises InputError before any work where the config cannot be carried out. A missed requirement does not raise
-    here: the record carries the numbers, and `require(record)` raises.
+    Builds and trains a model by name, or loads one from a file. Converts it to float32 and int8, prunes it and trains
+    it quantization-aware, and converts that to int8. Audits, evaluates and benchmarks all three flatbuffers, and writes
+    the reports to `config.out`. Results of finished stages are kept in `config.out/.stages`. A later run reuses those
+    with the same inputs, so an interrupted run resumes. Only one run writes to `config.out` at a time; a second one
+    waits.
+
+    A missed requirement does not raise here: the record contains it, and `tfq.workflows.run.require(record)` raises.
+
+    Example:
+        record = tfq.run(tfq.RunConfig(model="model.keras", data=tfq.DataConfig(source="npz:examples.npz"), out="out"))
+
+    Args:
+        config: The settings of all stages.
+        allow_code: Whether code inside the model file (Lambda layers, custom classes) may run; see `load_model`.
+        fresh: Whether to delete the results of earlier runs instead of reusing them.
+
+    Returns:
+        The record, as in `config.out/report.json`.
+
+    Raises:
+        InputError: The config cannot be carried out. This is checked before any work starts.
+        BackendError: A backend failed. The report of the finished part has been written.
     """
     out = artifacts.make_out_dir(config.out)
     workflows.model_name(config)

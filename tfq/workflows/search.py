@@ -23,7 +23,7 @@ def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[
     with artifacts.locked(out / ".lock"):
         store = StageStore(out)
         return find_int8(
-            floating, train, validation, test, config.search, conversion=config.conversion, store=store, told=told
+            floating, train, validation, test, config.search, conversion=config.conversion, store=store, progress=told
         )
 
 

@@ -101,19 +101,36 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
 def cluster_model(
     model: KerasModel, fit: Fit, config: ClusterConfig | None = None, *, teacher: Teacher | None = None
 ) -> KerasModel:
-    """A copy of `model` whose layers have few values each, trained by `fit` and not compiled; `model` stays as it is.
+    """Return a trained copy of `model` in which each layer's weights have only a few distinct values.
 
-    model: functional or sequential tf_keras model, with the weights to start from; zeros of a pruned one stay zero.
-    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
-        `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
-    config.number_of_clusters: of a layer, as codes that its kernels have in the int8 flatbuffer, see codebook.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
-        a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
-    After each step k-means goes on from where it is: weights that the training has moved nearer to another value change
-    to it, and values follow their weights. From config.end_step on (-1 is half of that fit; of the first, when it calls
-    model.fit several times) weights stay where they are, and the values alone are trained.
-    Raises InputError on a model or settings that cannot be clustered, and TfqError when fit does not train the model or
-    forgets the callbacks, weights become NaN, or the copy computes another function.
+    After each training step, k-means continues from its current state: a weight that training moved closer to another
+    value is assigned to that value, and the values follow their weights. From `config.end_step` on, the assignment is
+    fixed and only the values are trained. `model` itself does not change, and the result is not compiled.
+
+    Example:
+        def fit(model, callbacks):
+            model.compile("adam", "sparse_categorical_crossentropy")
+            model.fit(x, y, epochs=10, callbacks=callbacks)
+
+        clustered = tfq.cluster(model, fit, tfq.ClusterConfig(number_of_clusters=16))
+
+    Args:
+        model: A functional or sequential tf_keras model with trained weights. Zeros of a pruned model stay zero.
+        fit: Called as `fit(model, callbacks)`. It compiles the model that it receives and trains it in place with
+            `model.fit(..., callbacks=callbacks)`; it may append callbacks.
+        config: Settings of the clustering; None means `ClusterConfig()`. `number_of_clusters` counts the distinct
+            quantized values that a layer's kernels have in the int8 flatbuffer. `end_step=-1` is half of the first call
+            of `model.fit`.
+        teacher: One or several models (an ensemble) whose outputs `config.distillation` trains towards; None means
+            `model` itself. The result does not contain them.
+
+    Returns:
+        The clustered model, a tf_keras model with the layers of `model`.
+
+    Raises:
+        InputError: The model cannot be clustered, or the settings contradict each other.
+        TfqError: `fit` did not train the model or did not pass on the callbacks, weights became NaN, or the copy
+            computes a different function.
     """
     config = config or ClusterConfig()
     refuse_unused_teacher(teacher, config.distillation, "cluster")

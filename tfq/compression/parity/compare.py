@@ -36,29 +36,44 @@ def qat_parity(
     tolerance_lsb: float = DEFAULT_TOLERANCE_LSB,
     kernels: str = "xnnpack",
 ) -> QATParity:
-    """Run a QAT model and the int8 flatbuffer `model` made of it on the same examples, and compare each layer's values.
+    """Compare a QAT model with the int8 flatbuffer that it was converted to, layer by layer on the same examples.
 
-    qat_model: what `qat_model` gave, a tf_keras model with fake quantization. model: `tfq.convert(qat_model)`,
-        or the path of it.
-    data: what `tfq.data.as_split` takes, as the QAT model is fed it; its first `limit` examples (0: all).
-    kernels: as in `RunRequest`; XNNPACK's are what users run.
+    All quantized tensors are compared whose layer in the QAT model is known by name, in two ways:
 
-    Compared are all quantized tensors whose origin in the QAT model is known by their names, in two ways. Against the
-    QAT model run on its own: errors grow along the depth, and one early layer puts all later ones in the wrong. And
-    locally: the ops of the QAT model between this tensor and the compared ones before it, fed with the reals that the
-    flatbuffer's own codes stand for. What comes out is what the QAT model would have computed there, so the error is
-    the layer's own and its inputs explain none of it.
+    - Cumulative: with the QAT model run as a whole. Errors grow with depth, and one wrong early layer affects all later
+      ones.
+    - Local: with the ops of the QAT model between this tensor and the compared tensors before it, computed on the
+      flatbuffer's own dequantized values. This error is the layer's own; its inputs explain none of it.
 
-    A layer departs where its local error exceeds `tolerance_lsb` steps in any value of any example: steps of its
-    tensor's scale, or of the finer rounding that the QAT model has for this value. It departs also where the tensor's
-    scale and zero_point are not those of the range that the QAT model rounds to there, unless they are those of
-    another such tensor that an op like CONCATENATION holds it to.
-    `first_departure` is the first such layer in the order of the ops. The cumulative error could not name it: it
-    jumps as well where a layer merely amplifies what it was given.
+    A layer departs if its local error exceeds `tolerance_lsb` steps in any value of any example. A step is the scale of
+    the tensor, or the finer step to which the QAT model rounds this value. A layer also departs if the tensor's scale
+    and zero point differ from those of the range that the QAT model rounds to there, unless they are those of another
+    compared tensor to which an op like CONCATENATION ties it. `first_departure` is the first departing layer in the
+    order of the ops. The cumulative error cannot identify it, because it also jumps at layers that only amplify the
+    errors of their inputs.
 
-    In memory are a few hundred megabytes at most, whatever the model's size and however many examples.
-    Raises InputError on a model without fake quantization, a flatbuffer that holds no codes or is not of this model,
-    and data that do not fit or hold NaN.
+    The comparison needs a few hundred megabytes of memory at most, whatever the size of the model and the number of
+    examples.
+
+    Example:
+        quantized = tfq.qat(model, fit, calibration=x)
+        print(tfq.qat_parity(quantized, tfq.convert(quantized), x).to_text())
+
+    Args:
+        qat_model: The result of `qat`: a tf_keras model with fake quantization.
+        model: The flatbuffer, `convert(qat_model)`: its bytes or its path.
+        data: Examples, preprocessed as for the QAT model, in any form that `evaluate` accepts.
+        limit: The number of examples to compare on; 0 means all.
+        tolerance_lsb: The largest accepted local error, in quantization steps.
+        kernels: The kernels that run the flatbuffer: "xnnpack" (what applications use by default), "builtin" (TFLite's
+            optimized kernels without a delegate) or "reference".
+
+    Returns:
+        The comparison of each layer and of each output.
+
+    Raises:
+        InputError: The model has no fake quantization, the flatbuffer is not quantized or is not of this model, or the
+            data does not fit or contains NaN.
     """
     content = content_of(model, "model", "an int8 .tflite file")
     require_tf_keras(qat_model, "qat_parity")

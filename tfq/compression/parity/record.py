@@ -101,10 +101,17 @@ class OutputParity:
 
 @dataclass(frozen=True, kw_only=True)
 class QATParity:
-    """A QAT model and its flatbuffer, compared. layers: in the order of the flatbuffer's ops.
+    """The layer-by-layer comparison of a QAT model with its flatbuffer.
 
-    skipped: {Keras layer: why none of the flatbuffer's tensors is its own}; {tensor: why it was not compared} of
-        quantized tensors whose origin was not found.
+    Attributes:
+        num_examples: The number of examples that were compared.
+        kernels: The kernels that ran the flatbuffer.
+        tolerance_lsb: The largest accepted local error, in quantization steps.
+        layers: The compared tensors, in the order of the flatbuffer's ops.
+        outputs: The comparison of each output of the model.
+        skipped: Keras layer -> why none of the flatbuffer's tensors belongs to it; and quantized tensor without a known
+            layer -> why it was not compared.
+        notes: Remarks about the comparison as a whole.
     """
 
     num_examples: int

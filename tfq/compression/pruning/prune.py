@@ -96,22 +96,38 @@ def prune_model(
     plan: PruningPlan | None = None,
     teacher: Teacher | None = None,
 ) -> KerasModel:
-    """A pruned copy of `model`, trained by `fit` and not compiled; `model` stays as it is.
+    """Return a pruned and trained copy of `model` (magnitude pruning of single weights).
 
-    model: functional or sequential tf_keras model, with the weights to start from.
-    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
-        `model.fit(..., callbacks=callbacks)`, its own callbacks added as it likes.
-    calibration: representative inputs for allocation=sensitivity, as `pruning_plan` has them. plan: one that
-    `pruning_plan`
-        made of this model and config, which then is not made again.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
-        a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
-    config.end_step == -1 is three quarters of that fit (of the first, when it calls model.fit several times).
-    m:n zeros are along the input channels of kernels (..., inputs, outputs): the last axis of TFLite's weights. A block
-    of height x width is of inputs x outputs.
-    Raises InputError on a model or settings that cannot be pruned, and TfqError when fit does not train the model or
-    forgets the callbacks, weights become NaN, or the copy computes another function. Warns (TfqWarning) of each layer
-    that misses its sparsity.
+    `model` itself does not change, and the result is not compiled. A TfqWarning names each layer that misses its
+    sparsity.
+
+    Example:
+        def fit(model, callbacks):
+            model.compile("adam", "sparse_categorical_crossentropy")
+            model.fit(x, y, epochs=10, callbacks=callbacks)
+
+        pruned = tfq.prune(model, fit, tfq.PruneConfig(final_sparsity=0.8))
+
+    Args:
+        model: A functional or sequential tf_keras model with trained weights.
+        fit: Called as `fit(model, callbacks)`. It compiles the model that it receives and trains it in place with
+            `model.fit(..., callbacks=callbacks)`; it may append callbacks.
+        config: Settings of the pruning; None means `PruneConfig()`. `end_step=-1` is three quarters of the first call
+            of `model.fit`. m:n zeros run along the input channels of kernels of shape (..., inputs, outputs), the last
+            axis of TFLite's weights. A block of height x width covers inputs x outputs.
+        calibration: Representative inputs for `allocation="sensitivity"`, in any form that `evaluate` accepts. The
+            other allocations ignore them.
+        plan: The result of `pruning_plan` for this model and config, which is then not computed again.
+        teacher: One or several models (an ensemble) whose outputs `config.distillation` trains towards; None means
+            `model` itself. The result does not contain them.
+
+    Returns:
+        The pruned model, a tf_keras model with the layers of `model`.
+
+    Raises:
+        InputError: The model cannot be pruned, or the settings contradict each other.
+        TfqError: `fit` did not train the model or did not pass on the callbacks, weights became NaN, or the copy
+            computes a different function.
     """
     config = config or PruneConfig()
     refuse_unused_teacher(teacher, config.distillation, "prune")

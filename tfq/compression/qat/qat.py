@@ -158,25 +158,44 @@ def qat_model(
     calibration: Data = None,
     teacher: Teacher | None = None,
 ) -> KerasModel:
-    """A copy of `model` with fake quantization in it, trained by `fit`; `model` stays as it is.
+    """Return a copy of `model` trained with fake quantization (quantization-aware training).
 
-    model: functional or sequential tf_keras model without models inside. Layer `x` becomes `quant_x`; what cannot be
-        fake-quantized stays `x` (a TfqWarning names it), and the converter wants a representative dataset for it.
-    fit: fit(model, callbacks) compiles the model that it is given and trains it in place with
-        `model.fit(..., callbacks=callbacks)`; the callbacks keep zeros and freeze BatchNormalization.
-    calibration: what the model is fed (a Split or SplitStream, an array, a dict of arrays by input name). Activation
-        ranges start at those of its first config.num_calibration_samples examples, so that training begins with the
-        model that post-training quantization gives. None, or 0 steps: they start at the first batch's.
-    config.preserve_sparsity: where the model has zeros in its kernels, they stay zero. config.preserve_clusters: in
-        layers whose kernels have a few values, what has one value now has one in the end.
-    config.ranges: learned ones are trained with the weights, from those of the calibration data on.
-    config.freeze_batch_norm_step: from then on BatchNormalization computes as the flatbuffer does.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
-        a sequence of them (an ensemble), `model` itself without one. Neither is in the result.
-    In the end the ranges of weights are measured once more, and ranges and biases moved to what the flatbuffer can
-    hold, see grids.
-    Raises InputError on what cannot be quantized or used; TfqError when tfmot changed the function of the model, fit
-    did not train it or drops the callbacks, weights became NaN, or zeros were lost.
+    Layer `x` becomes `quant_x`. A layer that cannot be fake-quantized keeps its name, and a TfqWarning names it; the
+    conversion then needs a representative dataset for its range. After training, the ranges of weights are measured
+    again, and ranges and biases are rounded to values that the flatbuffer can represent. `model` itself does not
+    change.
+
+    Example:
+        def fit(model, callbacks):
+            model.compile("adam", "sparse_categorical_crossentropy")
+            model.fit(x, y, epochs=3, callbacks=callbacks)
+
+        quantized = tfq.qat(model, fit, calibration=x)
+        flatbuffer = tfq.convert(quantized)
+
+    Args:
+        model: A functional or sequential tf_keras model without nested models.
+        fit: Called as `fit(model, callbacks)`. It compiles the model that it receives and trains it in place with
+            `model.fit(..., callbacks=callbacks)`; it may append callbacks. The passed callbacks keep zeros at zero and
+            freeze BatchNormalization.
+        config: Settings of the training; None means `QATConfig()`. With `preserve_sparsity`, zeros in kernels stay
+            zero. With `preserve_clusters`, weights of a clustered layer that are equal before training are equal after
+            it. `range_estimator="lsq"` trains the activation ranges together with the weights. From
+            `freeze_batch_norm_step` on, BatchNormalization computes as it does in the flatbuffer.
+        calibration: Inputs of the model (a Split or SplitStream, an array, or a dict of arrays by input name).
+            Activation ranges start at those of the first `config.num_calibration_samples` examples, so that training
+            starts from the post-training quantized model. With None, or 0 samples, they start at those of the first
+            batch.
+        teacher: One or several models (an ensemble) whose outputs `config.distillation` trains towards; None means
+            `model` itself. The result does not contain them.
+
+    Returns:
+        The quantization-aware trained tf_keras model. `convert` turns it into an int8 flatbuffer.
+
+    Raises:
+        InputError: The model cannot be quantized, or an argument cannot be used.
+        TfqError: tfmot changed the function of the model, `fit` did not train it or did not pass on the callbacks,
+            weights became NaN, or zeros were lost.
     """
     config = config or QATConfig()
     refuse_unused_teacher(teacher, config.distillation, "qat")

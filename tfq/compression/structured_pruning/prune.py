@@ -124,13 +124,21 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredPruningResult:
-    """A smaller model and what became of each layer with filters.
+    """A model without its least important filters, and what was removed from each layer.
 
-    model: tf_keras, not compiled. removed: layer -> (filters kept, of how many). skipped: layer -> why it kept all.
-    macs_before, macs_after: multiply-adds for one example, of convolutions and Dense. uncounted: layers with multiply-
-    adds of another kind, which neither number holds. max_difference: between the small model, as it was cut, and the
-    given one with the removed filters at zero, as a share of a tensor's largest value. refit: of each layer that was
-    refit on data, the error of what it gives before and after that, see refit.refit.
+    Attributes:
+        model: The small model, a tf_keras model that is not compiled.
+        removed: Layer -> (number of filters that remain, number of filters before).
+        skipped: Layer -> why it kept all filters.
+        macs_before: Multiply-adds of convolutions and Dense layers for one example, before pruning.
+        macs_after: The same after pruning.
+        parameters_before: Number of parameters before pruning.
+        parameters_after: Number of parameters after pruning.
+        uncounted: Layers with other multiply-adds, which `macs_before` and `macs_after` do not include.
+        max_difference: The largest difference between a tensor of the small model, before refitting and training, and
+            the same tensor of the original model with the removed filters at zero, as a fraction of the tensor's
+            largest value.
+        refit: Refit layer -> relative error of its output before and after the refit; see `refit.refit`.
     """
 
     model: KerasModel = field(repr=False)
@@ -178,18 +186,32 @@ def prune_structured(
     data: Data = None,
     teacher: Teacher | None = None,
 ) -> StructuredPruningResult:
-    """`model` without its least important filters, so that config.target_macs of its multiply-adds stay.
+    """Remove the least important filters of `model`, until `config.target_macs` of its multiply-adds remain.
 
-    model: functional or sequential tf_keras model with its weights; it stays as it is.
-    fit: fit(model, callbacks) compiles the small model and trains it in place; None leaves it as it was cut.
-    data: inputs on which the layers behind removed filters are refit before that (config.refit_examples of them), by
-        least squares; whatever `tfq.data.as_split` takes. None leaves their weights as they were cut.
-    config.distillation: fit gets a model of the same layers whose loss draws it towards `teacher` as well, a model or
-        a sequence of them (an ensemble), `model` itself without one.
-    The small model has the names and the trainable flags of the given one. Before it is trained it is compared, layer
-    by layer on random inputs, with a copy of the given one whose removed filters are zero.
-    Raises InputError on a Keras 3 model, on one where nothing can be removed or not as much, and on patterns that fit
-    no layer; TfqError where the comparison fails, or fit does not train. Warns (TfqWarning) of layers not counted.
+    The small model has the layer names and the `trainable` flags of `model`, which does not change. Before training, it
+    is compared layer by layer, on random inputs, with a copy of `model` whose removed filters are zero. A TfqWarning
+    names the layers whose multiply-adds are not counted.
+
+    Example:
+        result = tfq.prune_structured(model, fit, tfq.StructuredPruningConfig(target_macs=0.5), data=x)
+        print(result.to_text())
+        small = result.model
+
+    Args:
+        model: A functional or sequential tf_keras model with trained weights.
+        fit: Called as `fit(model, callbacks)`. It compiles the small model and trains it in place. None skips training.
+        config: Settings of the pruning; None means `StructuredPruningConfig()`.
+        data: Inputs on which the layers after removed filters are refit by least squares before training
+            (`config.refit_examples` of them), in any form that `evaluate` accepts. None skips the refit.
+        teacher: One or several models (an ensemble) whose outputs `config.distillation` trains towards; None means
+            `model` itself.
+
+    Returns:
+        The small model, and the number of filters that each layer kept.
+
+    Raises:
+        InputError: `model` is a Keras 3 model, nothing or not enough can be removed, or a pattern matches no layer.
+        TfqError: The comparison fails, or `fit` did not train the model.
     """
     config = config or StructuredPruningConfig()
     refuse_unused_teacher(teacher, config.distillation, "structured_pruning")

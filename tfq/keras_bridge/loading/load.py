@@ -31,17 +31,28 @@ def load_model(
     allow_code: bool = False,
     custom_objects: Mapping[str, object] | None = None,
 ) -> KerasModel:
-    """The Keras model that `model` names: a tf_keras model if Keras 1 or 2 wrote it, a Keras 3 one if Keras 3 did.
+    """Load a Keras model in the Keras that saved it: tf_keras for Keras 1 and 2, Keras 3 otherwise.
 
-    model: the path of a `.keras` or `.h5` file of either Keras, of a SavedModel directory that Keras 2's `model.save`
-        wrote, or of Keras 3's `.keras` as a directory; or a live model, which is returned as it is.
-    allow_code: let Lambda layers and classes that the file names run; without it a file that holds any is refused,
-        before TensorFlow or Keras has seen it. The graphs of a SavedModel never run.
-    custom_objects: the user's own classes and functions, by the names that the file knows them by; beside those that
-        are registered (`register_keras_serializable`). Of the Keras that wrote the file.
-    Never compiled, so custom losses and metrics are not needed. The format and the Keras are told by what is inside,
-    not by the name.
-    Raises InputError when it is no Keras model, holds code, is an exported SavedModel, or Keras cannot build it.
+    The format and the Keras are recognized by the content, not by the file's name. The model is never compiled, so
+    custom losses and metrics are not needed.
+
+    Example:
+        model = tfq.load_model("model.keras")
+
+    Args:
+        model: The path of a `.keras` or `.h5` file of either Keras, of a SavedModel directory that Keras 2's
+            `model.save` wrote, or of an unpacked `.keras` directory of Keras 3; or a live model, which is returned
+            unchanged.
+        allow_code: Whether Lambda layers and classes that the file names may run. Without it, a file that contains any
+            is refused before TensorFlow or Keras reads it. The graphs of a SavedModel never run.
+        custom_objects: Your own classes and functions, by the names that the file uses, in addition to the registered
+            ones (`register_keras_serializable`). They must be of the Keras that saved the file.
+
+    Returns:
+        The model, built and not compiled.
+
+    Raises:
+        InputError: The file is not a Keras model, contains code, is an exported SavedModel, or Keras cannot build it.
     """
     if not isinstance(model, (str, os.PathLike)):
         model_kind(model)
