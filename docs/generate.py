@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fill the generated parts of the documentation: tables from the registries, code from the tests.
+"""Fill the generated parts of the documentation: tables from the registries, code from the tests, help of commands.
 
-    python docs/generate.py           rewrite docs/*.md and CONTRIBUTING.md
+    python docs/generate.py           rewrite CONTRIBUTING.md and all Markdown files in docs/
     python docs/generate.py --check   write nothing; exit 1 if a file would change
 
-A generated part stands between `<!-- registry: KIND -->` or `<!-- code: FILE NAME -->` and `<!-- end -->`. The code of
-NAME is what FILE, or a string in it, holds between `# --8<-- [start:NAME]` and `# --8<-- [end:NAME]`.
+A generated part stands between `<!-- GENERATOR: ARGUMENTS -->` and `<!-- end -->`:
+
+    registry: KIND     a table of the objects of an extension point
+    code: FILE NAME    what FILE, or a string in it, holds between `# --8<-- [start:NAME]` and `# --8<-- [end:NAME]`
+    help: COMMAND      what `tfq COMMAND --help` prints
+    api: GROUP         directives for the API reference of a group of public names in tfq/__init__.py
 """
 
 import ast
+import contextlib
 import importlib
+import io
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_PART = re.compile(r"(<!-- (registry|code): (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- (registry|code|help|api): (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -49,14 +55,67 @@ def code_of(file: str, name: str) -> str:
     raise SystemExit(f"{file}: there is no code marked {name!r}")
 
 
-_GENERATORS = {"registry": table_of, "code": code_of}
+def help_of(command: str) -> str:
+    """Return the help of a command as Markdown: its description, then a section for each group of flags."""
+    module = importlib.import_module(f"tfq.pipelines.{command}")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        module.cli([f"tfq {command}", "--help"])
+    description, *groups, exit_codes = re.split(r"\n\n(?=Flags:\n|[a-z_.]+: .+\n  --|Exit codes:)", output.getvalue().strip())
+    parts = [f"```text\n{description.removeprefix(f'tfq {command}: ')}\n```"]
+    for group in groups:
+        heading, _, rows = group.partition("\n")
+        path, _, subject = heading.partition(": ")
+        title = f"{subject[:1].upper()}{subject[1:]} (`{path}`)" if subject else "General"
+        parts.append(f"## {title}\n\n```text\n{rows}\n```")
+    return "\n\n".join([*parts, exit_codes.replace("\n", " ")]) + "\n"
+
+
+def api_of(group: str) -> str:
+    """Return a mkdocstrings directive for each public name of a group: the comment above it in tfq/__init__.py."""
+    return "".join(
+        f"::: {module}.{name}\n    options:\n      heading: tfq.{public}\n      toc_label: {public}\n\n"
+        for public, module, name in public_names()[group]
+    )
+
+
+def public_names() -> dict[str, list[tuple[str, str, str]]]:
+    """Return group -> (public name, module, name in the module), in the order of tfq/__init__.py."""
+    source = (ROOT / "tfq" / "__init__.py").read_text()
+    block = next(node for node in ast.parse(source).body if isinstance(node, ast.If))
+    comments = {
+        number: re.split(r"[.,:] ?", line.strip(" #\n"))[0].lower().replace(" ", "_")
+        for number, line in enumerate(source.splitlines(), start=1)
+        if line.startswith("    # ")
+    }
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    private: dict[str, tuple[str, str]] = {}
+    for node in block.body:
+        above = [number for number in comments if number < node.lineno]
+        group = comments[max(above)] if above else ""
+        if isinstance(node, ast.ImportFrom):
+            for item in node.names:
+                private[item.name] = (str(node.module), item.name)
+                if item.asname:
+                    groups.setdefault(group, []).append((item.asname, str(node.module), item.name))
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Name):
+            groups.setdefault("functions", []).append((node.targets[0].id, *private[node.value.id]))
+    return groups
+
+
+def documents() -> list[Path]:
+    """Return every Markdown file that may have generated parts."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+_GENERATORS = {"registry": table_of, "code": code_of, "help": help_of, "api": api_of}
 
 
 def main() -> None:
     """Rewrite or check every document; see the module's docstring."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for path in [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in documents():
         before = path.read_text()
         after = filled(before)
         if after != before:

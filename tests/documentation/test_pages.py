@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The code in README.md, CONTRIBUTING.md and docs/ runs, and the examples do what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from page import blocks_of, commands_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_CODE = [page for page in PAGES if any(not block.reason for block in blocks_of(page.read_text()))]
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("project")
+    run_in(folder, "-c", "import pathlib, project; project.write_project(pathlib.Path())")
+    return folder
+
+
+def run_in(folder, *arguments):
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_of_page_runs(page, project, tmp_path):
+    for name in ("model.keras", "photos"):
+        (tmp_path / name).symlink_to(project / name)
+    assert "blocks ran" in run_in(tmp_path, str(Path(__file__).parent / "page.py"), str(page))
+
+
+def test_blocks_are_found_with_their_lines_and_reasons():
+    text = "a\n\n```python\nx = 1\n```\n\n<!-- not run: needs a phone -->\n```bash\nadb shell\n```\n\n```text\nno code\n```\n"
+    assert [tuple(block) for block in blocks_of(text)] == [
+        ("python", "x = 1\n", 4, ""),
+        ("bash", "adb shell\n", 9, "needs a phone"),
+    ]
+
+
+def test_a_reason_is_that_of_the_next_block_alone():
+    text = "<!-- not run: why -->\nwords\n\n```python\nx\n```\n"
+    assert [block.reason for block in blocks_of(text)] == [""]
+
+
+def test_hidden_code_is_run_before_what_follows():
+    text = "<!-- run first:\nx = 1\n-->\n\n```python\nassert x == 1\n```\n"
+    assert [block.code for block in blocks_of(text)] == ["x = 1\n", "assert x == 1\n"]
+
+
+def test_a_command_other_than_tfq_is_refused():
+    assert commands_of("tfq audit \\\n  --model=a.tflite  # comment\n\n") == [["tfq", "audit", "--model=a.tflite"]]
+    with pytest.raises(ValueError):
+        commands_of("curl example\n")
+
+
+def test_a_page_whose_code_fails_is_reported_with_its_line(tmp_path):
+    (tmp_path / "bad.md").write_text("words\n\n```python\nx = 1\nassert x == 2\n```\n")
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "page.py"), "bad.md"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "bad.md:4:" in result.stderr and "line 5" in result.stderr
