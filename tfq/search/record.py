@@ -185,8 +185,7 @@ class SearchResult:
 
     Attributes:
         candidates: All candidates that were tried.
-        chosen: The first candidate within the budget; with `search.full` the cheapest one within it. If no candidate is
-            within the budget, the one with the best accuracy.
+        chosen: The first candidate within the budget, or if there is none, the one with the best accuracy.
         holds: Whether the chosen candidate is within the budget.
         validation: Number of validation examples.
         float_accuracy: Accuracy of the float model on the validation split.

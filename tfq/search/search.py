@@ -92,9 +92,9 @@ def find_int8(
 ) -> SearchResult:
     """Search for the cheapest int8 flatbuffer that stays within `config.budget`, without training.
 
-    The search tries the calibration methods first, then post-training techniques on the best of them, then the most
-    sensitive layers in int16 (if `conversion.quantizer` supports it) or float. It chooses the first candidate within
-    the budget. With `config.full` it tries all candidates and chooses the cheapest one within the budget.
+    Candidates are tried in order of their cost: calibration methods, then post-training techniques on the best of them,
+    then the most sensitive layers in int16 (if `conversion.quantizer` supports it) or float. The first candidate within
+    the budget is chosen, and the search ends there unless `config.full` is set.
 
     Example:
         result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
