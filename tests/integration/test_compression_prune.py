@@ -191,7 +191,7 @@ def test_weights_that_became_nan_are_an_error_with_the_layers_names():
 def test_the_plan_tells_every_layer_and_why_it_is_left_out():
     plan = pruning_plan(small_model(), PruneConfig(layers=("c*",)))
     assert plan.pruned == ("conv",)
-    assert plan.skipped["head"] == "no pattern in layers fits its name"
+    assert plan.skipped["head"] == "no pattern in layers matches its name"
     assert plan.skipped["depthwise"] == "tfmot prunes no weight of DepthwiseConv2D"
     assert plan.skipped["relu"] == "ReLU has no weights"
     assert set(plan.skipped) | set(plan.pruned) == {layer.name for layer in small_model().layers}

@@ -7,7 +7,7 @@ from messages import refused, warned
 
 import tfq
 from tfq.compression import (
-    groups_in_flatbuffer,
+    m_by_n_groups_in_flatbuffer,
     measure_sparsity,
     prune_model,
     pruning_plan,
@@ -83,11 +83,13 @@ def test_two_zeros_in_four_are_along_the_input_channels_and_stay_there_in_the_fl
     before = np.abs(model.get_layer("point").get_weights()[0]).reshape(2, 4, 6)
     assert (np.sort(before, axis=1)[:, :2] < np.abs(kernel).reshape(2, 4, 6).max(axis=1, keepdims=True)).all()
     model_bytes = tfq.convert(pruned, examples(model), tfq.ConversionConfig())
-    assert groups_in_flatbuffer(model_bytes, 2, 4) == dict.fromkeys(("conv", "point", "hidden", "head"), 1.0)
+    assert m_by_n_groups_in_flatbuffer(model_bytes, 2, 4) == dict.fromkeys(("conv", "point", "hidden", "head"), 1.0)
     assert all(sparsity_in_flatbuffer(model_bytes)[name] >= plan.sparsities[name] - 1e-9 for name in plan.pruned)
     # The same zeros spread at random do not pass.
     random = prune_model(model, fit, PruneConfig(layers=("point", "hidden")))
-    assert groups_in_flatbuffer(tfq.convert(random, examples(model), tfq.ConversionConfig()), 2, 4)["hidden"] < 0.9
+    assert (
+        m_by_n_groups_in_flatbuffer(tfq.convert(random, examples(model), tfq.ConversionConfig()), 2, 4)["hidden"] < 0.9
+    )
 
 
 def test_layers_whose_kernels_have_the_inputs_elsewhere_are_left_out_of_m_by_n():
@@ -132,9 +134,9 @@ def test_a_layer_with_a_slash_in_its_name_is_called_by_that_name():
 def test_layers_that_cannot_have_blocks_say_why_and_none_at_all_is_refused():
     plan = pruning_plan(image_model(), PruneConfig(block_size=(2, 2)))
     assert plan.pruned == ("hidden", "head")
-    assert plan.skipped["conv"] == "tfmot makes blocks in kernels of rank 2, and this has the shape 3x3x3x8"
+    assert "3x3x3x8" in plan.skipped["conv"]
     skipped = pruning_plan(dense_model(8, 10, 16), PruneConfig(block_size=(4, 4))).skipped
-    assert skipped["d1"] == "blocks of 4x4 do not divide its kernel of 8x10"
+    assert "8x10" in skipped["d1"]
     with refused(InputError, field="compression.prune.block_size", got=(16, 4)):
         pruning_plan(dense_model(8), PruneConfig(block_size=(16, 4)))
 
@@ -281,7 +283,7 @@ def test_layers_of_the_users_own_are_pruned_where_they_say_what():
     model = keras.Sequential([keras.Input((8,)), Own(name="own"), Told(name="told"), Special(4, name="special")])
     plan = pruning_plan(model)
     assert plan.pruned == ("told", "special")
-    assert plan.skipped["own"].startswith("tfmot cannot prune Own (a layer of your own")
+    assert "get_prunable_weights()" in plan.skipped["own"]
     assert measure_sparsity(prune_model(model, fit)) == {"told": 0.5, "special": 0.5}
 
 

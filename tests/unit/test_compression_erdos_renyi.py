@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from tfq.compression.pruning.allocation import erdos_renyi_kernel
+from tfq.compression.pruning.allocation import erk_sparsities
 
 RESNET = {
     "stem": [np.ones((3, 3, 3, 16))],
@@ -23,30 +23,30 @@ def zeros(sparsities, kernels):
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8, 0.9, 0.95])
 def test_over_all_weights_the_sparsity_is_what_was_asked_for(sparsity):
-    assert zeros(erdos_renyi_kernel(RESNET, sparsity), RESNET) == pytest.approx(sparsity)
+    assert zeros(erk_sparsities(RESNET, sparsity), RESNET) == pytest.approx(sparsity)
 
 
 def test_densities_are_in_proportion_to_the_sum_of_dimensions_over_their_product():
-    result = erdos_renyi_kernel(RESNET, 0.8)
+    result = erk_sparsities(RESNET, 0.8)
     one, three = ((3 + 3 + 16 + 16) / (9 * 16 * 16), (3 + 3 + 64 + 64) / (9 * 64 * 64))
     assert (1 - result["one"]) / (1 - result["three"]) == pytest.approx(one / three)
 
 
 def test_small_layers_stay_dense_and_large_ones_make_up_for_it():
-    result = erdos_renyi_kernel(RESNET, 0.8)
+    result = erk_sparsities(RESNET, 0.8)
     assert result["stem"] == result["head"] == 0
     assert 0.8 < result["two"] < result["three"] < 1
 
 
 def test_a_layer_with_several_kernels_counts_as_one():
     kernels = {"separable": [np.ones((3, 3, 32, 1)), np.ones((1, 1, 32, 64))], "conv": RESNET["three"]}
-    result = erdos_renyi_kernel(kernels, 0.5)
+    result = erk_sparsities(kernels, 0.5)
     assert zeros(result, kernels) == pytest.approx(0.5) and result["separable"] < result["conv"]
 
 
 def test_a_single_layer_has_the_sparsity_of_all():
-    assert erdos_renyi_kernel({"head": RESNET["head"]}, 0.7) == {"head": pytest.approx(0.7)}
+    assert erk_sparsities({"head": RESNET["head"]}, 0.7) == {"head": pytest.approx(0.7)}
 
 
 def test_no_sparsity_leaves_all_dense():
-    assert set(erdos_renyi_kernel(RESNET, 0.0).values()) == {0.0}
+    assert set(erk_sparsities(RESNET, 0.0).values()) == {0.0}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfq.auditing import audit_model
-from tfq.compression import groups_in_flatbuffer, sparsity_in_flatbuffer
+from tfq.compression import m_by_n_groups_in_flatbuffer, sparsity_in_flatbuffer
 from tfq.tflite import constant_values, read
 
 
@@ -52,8 +52,8 @@ def test_groups_are_counted_along_the_input_channels(dense):
         values[..., 0::4] = values[..., 1::4] = 0
         return values
 
-    for layer, fraction in groups_in_flatbuffer(with_weights(dense, two_in_four), 2, 4).items():
+    for layer, fraction in m_by_n_groups_in_flatbuffer(with_weights(dense, two_in_four), 2, 4).items():
         assert fraction == 1 or weights(dense)[layer][1].shape[-1] < 4
     # As many zeros, but along the outputs: whole groups are dense.
     along_outputs = with_weights(dense, lambda values, layer: np.indices(values.shape)[0] % 4 // 2)
-    assert groups_in_flatbuffer(along_outputs, 2, 4)["logits"] == pytest.approx(0.5, abs=0.11)
+    assert m_by_n_groups_in_flatbuffer(along_outputs, 2, 4)["logits"] == pytest.approx(0.5, abs=0.11)

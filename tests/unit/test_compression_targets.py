@@ -4,7 +4,7 @@
 import pytest
 from messages import refused
 
-from tfq.compression.pruning.allocation import check_settings, chosen_sparsities, parse_targets
+from tfq.compression.pruning.allocation import check_settings, parse_targets, target_sparsities
 from tfq.compression.pruning.masks import Schedule
 from tfq.config import PruneConfig
 from tfq.errors import InputError
@@ -14,7 +14,7 @@ REASONS = {"conv1": None, "conv2": None, "head": None, "relu": "ReLU has no weig
 
 
 def chosen(**settings):
-    return chosen_sparsities(PruneConfig(**settings), REASONS)
+    return target_sparsities(PruneConfig(**settings), REASONS)
 
 
 def test_a_target_is_split_at_its_last_equals_sign():
@@ -135,16 +135,16 @@ def test_masks_of_m_zeros_in_n_are_made_once():
 
 def test_an_update_that_fell_between_two_looks_is_due_at_the_second():
     schedule = Schedule(PruneConfig(begin_step=10, end_step=50, frequency=10))
-    assert schedule.is_due(23, before=18) and not schedule.is_due(27, before=23)
-    assert schedule.is_due(64, before=48) and not schedule.is_due(64, before=50)
+    assert schedule.is_due(23, last_checked=18) and not schedule.is_due(27, last_checked=23)
+    assert schedule.is_due(64, last_checked=48) and not schedule.is_due(64, last_checked=50)
 
 
 def test_the_length_of_the_training_sets_end_step_once():
     schedule = Schedule(PruneConfig())
-    schedule.learn_length({"epochs": 3, "steps": 8})
-    schedule.learn_length({"epochs": 300, "steps": 8})
+    schedule.set_end_step({"epochs": 3, "steps": 8})
+    schedule.set_end_step({"epochs": 300, "steps": 8})
     assert schedule.end_step == 18
     with refused(InputError, word="end_step"):
-        Schedule(PruneConfig()).learn_length({"epochs": 3, "steps": None})
+        Schedule(PruneConfig()).set_end_step({"epochs": 3, "steps": None})
     with refused(InputError, word="begin_step"):
-        Schedule(PruneConfig(begin_step=100)).learn_length({"epochs": 3, "steps": 8})
+        Schedule(PruneConfig(begin_step=100)).set_end_step({"epochs": 3, "steps": 8})

@@ -18,7 +18,7 @@ from tfq.compression.preflight import LayerVerdict, Preflight, preflight
 from tfq.compression.pruning.prunable import reason_not_prunable
 from tfq.compression.pruning.prune import PruningPlan, prune_model, pruning_plan
 from tfq.compression.pruning.sensitivity import SensitivityTable, sensitivity
-from tfq.compression.pruning.sparsity import groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
+from tfq.compression.pruning.sparsity import m_by_n_groups_in_flatbuffer, measure_sparsity, sparsity_in_flatbuffer
 from tfq.compression.qat.qat import (
     Annotated,
     qat_model,
@@ -41,7 +41,7 @@ __all__ = [
     "clustering_plan",
     "codes_in_flatbuffer",
     "count_macs",
-    "groups_in_flatbuffer",
+    "m_by_n_groups_in_flatbuffer",
     "measure_clusters",
     "measure_sparsity",
     "preflight",

@@ -21,7 +21,7 @@ from tfq.compression.graph import (
     steps_of_training,
 )
 from tfq.compression.pruning.prunable import prunable_weights
-from tfq.compression.pruning.sparsity import kernels_of, name_before, stored_weights
+from tfq.compression.pruning.sparsity import kernels_of, stored_weights, unwrapped_name
 from tfq.config import ClusterConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge import import_tf_keras
@@ -162,7 +162,7 @@ def measure_clusters(model: Any) -> dict[str, int]:
     for name, layer in named_layers(model):
         counts = [count for kernel in kernels_of(layer) if (count := _clusters(kernel, layer))]
         if counts:
-            results[name_before(name, layer)] = max(counts)
+            results[unwrapped_name(name, layer)] = max(counts)
     return results
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zeros among the weights: which weights, when, how many, and what they gain."""
+"""Unstructured, block and m:n magnitude pruning: masks, schedules, layer-wise sparsity allocation."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The masks of a model's kernels, made by tfmot from their magnitudes, and the callback that keeps them in training.
+"""Magnitude pruning masks, the schedule of their updates, and the callback that applies them during training.
 
-The model itself stays as it is: tfmot's wrappers (0.8.1) lose an Embedding's mask and activity regularizers without a
-word, and fail on MultiHeadAttention. The function of the model is then the same by construction, which is checked.
+tfmot computes the masks. Its layer wrappers are not used: in tfmot 0.8.1 they silently lose an Embedding's mask and
+activity regularizers, and they fail on MultiHeadAttention. Without wrappers, the architecture does not change.
 """
 
 from collections.abc import Mapping
@@ -22,18 +22,24 @@ from tfq.keras_bridge import import_tf_keras
 
 
 class Schedule:
-    """The steps in which masks are updated, and the sparsity in each. Steps count from 1.
+    """The training steps in which masks are updated, and the sparsity after each update. Steps count from 1.
 
-    Masks are updated in the steps begin_step, begin_step + frequency, ..., always in the first one, and in end_step
-    itself. tfmot's own schedules leave end_step out unless it falls on a multiple of frequency, and then miss
-    final_sparsity. Masks of m zeros in n have nothing to grow by: they are made once, in the first step.
-    Polynomial: s(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3, Zhu and Gupta 2017,
-    "To prune, or not to prune", eq. 1. Constant: final_sparsity from begin_step on.
+    Masks are updated in begin_step (in step 1 if begin_step is 0), in every begin_step + i * frequency, and in
+    end_step. tfmot's schedules skip end_step unless it is a multiple of frequency, and then miss final_sparsity.
+    Masks for m:n sparsity are computed once, in the first of these steps.
 
-    end_step: None until it is known, where config.end_step is -1.
+    Polynomial schedule, from Zhu and Gupta 2017, "To prune, or not to prune", eq. 1:
+
+        s(t) = final + (initial - final) * (1 - (t - begin) / (end - begin))^3
+
+    Constant schedule: s(t) = final from begin_step on.
+
+    Attributes:
+        end_step: Last step that updates masks. None while config.end_step is -1 and training has not begun.
     """
 
     def __init__(self, config: PruneConfig) -> None:
+        """Derive the schedule from `config`."""
         self._config = config
         self._first = max(config.begin_step, 1)
         self._once = bool(config.sparsity_m_by_n)
@@ -41,25 +47,40 @@ class Schedule:
         if self._once:
             self.end_step = self._first
 
-    def is_due(self, step: int, before: int | None = None) -> bool:
-        """Whether masks are updated in `step`, or in a step after `before` that nobody looked at; None: step alone."""
-        begin = step - 1 if before is None else before
+    def is_due(self, step: int, last_checked: int | None = None) -> bool:
+        """Check whether a mask update falls in the steps (last_checked, step].
+
+        Args:
+            step: The current step.
+            last_checked: The last step that was checked, if steps were skipped since (steps_per_execution). None
+                checks `step` alone.
+        """
+        begin = step - 1 if last_checked is None else last_checked
         return any(self._updates(item) for item in range(begin + 1, step + 1))
 
     def sparsity(self, step: int, final: float | None = None) -> float:
-        """The sparsity after the update in `step`, of a layer whose final_sparsity is `final` (None: the config's)."""
+        """Return the sparsity of a layer after an update in `step`.
+
+        Args:
+            step: The current step.
+            final: The layer's final sparsity; None is `config.final_sparsity`.
+        """
         config = self._config
         final = config.final_sparsity if final is None else final
         if config.schedule == "constant" or self._once or self.end_step is None:
             return final
         initial = min(config.initial_sparsity, final)
-        passed = min(max((step - config.begin_step) / (self.end_step - config.begin_step), 0.0), 1.0)
-        return final + (initial - final) * (1 - passed) ** 3
+        progress = min(max((step - config.begin_step) / (self.end_step - config.begin_step), 0.0), 1.0)
+        return final + (initial - final) * (1 - progress) ** 3
 
-    def learn_length(self, params: dict[str, Any]) -> None:
-        """Sets end_step, where it is not known, to three quarters of the training that Keras describes by `params`.
+    def set_end_step(self, params: dict[str, Any]) -> None:
+        """Set `end_step` to three quarters of the training steps, unless it is already known.
 
-        Raises InputError where that is not known beforehand, or not after begin_step.
+        Args:
+            params: The `params` of a Keras callback, with the numbers of epochs and steps.
+
+        Raises:
+            InputError: Keras does not know the number of steps in advance, or the end would not be after begin_step.
         """
         if self.end_step is not None:
             return
@@ -67,8 +88,8 @@ class Schedule:
         end = max(1, steps * 3 // 4)
         if end <= self._config.begin_step:
             raise InputError(
-                f"prune: begin_step {self._config.begin_step} is not before three quarters of the training ({end} of "
-                f"{steps} steps): lower it, or train for longer",
+                f"prune: begin_step {self._config.begin_step} is not before end_step, which is {end} (three quarters "
+                f"of {steps} training steps): lower begin_step, or train longer",
                 field="compression.prune.begin_step",
                 expected=f"a step before {end}",
                 got=self._config.begin_step,
@@ -78,14 +99,25 @@ class Schedule:
     def _updates(self, step: int) -> bool:
         if step < self._first or (self.end_step is not None and step > self.end_step):
             return False
-        in_turn = (step - self._config.begin_step) % self._config.frequency == 0
-        return step in (self._first, self.end_step) or (in_turn and not self._once)
+        is_multiple = (step - self._config.begin_step) % self._config.frequency == 0
+        return step in (self._first, self.end_step) or (is_multiple and not self._once)
 
 
 class Masks:
-    """One mask for each of `weights` (layer -> variables), all ones at first."""
+    """One pruning mask per weight variable.
+
+    Attributes:
+        pairs: Layer -> (weight, mask) of each of its variables.
+        apply: Function without arguments that multiplies every weight by its mask, in place.
+    """
 
     def __init__(self, weights: Mapping[str, list[Any]], config: PruneConfig) -> None:
+        """Create masks of ones.
+
+        Args:
+            weights: Layer -> the variables to prune.
+            config: Its block size or m:n sparsity determines the form of the masks.
+        """
         import tensorflow as tf
 
         self.pairs = {
@@ -106,15 +138,19 @@ class Masks:
         self.apply = tf.function(apply)
 
     def update(self, sparsities: Mapping[str, float]) -> None:
-        """Masks the smallest weights again, `sparsities` (layer -> fraction) of them; the weights stay as they are."""
+        """Recompute all masks from the current magnitudes of the weights. The weights do not change.
+
+        Args:
+            sparsities: Layer -> new fraction of zeros. Other layers keep their last one.
+        """
         for name, sparsity in sparsities.items():
             self._sparsities[name].assign(sparsity)
-        # Eagerly: to trace tfmot's ops takes 0.2 s a layer, and an update a few ms.
+        # Eagerly, because tracing tfmot's ops takes 0.2 s per layer, and an eager update a few ms.
         for updater in self._updaters:
             updater()
 
-    def violated(self) -> list[str]:
-        """Layers with a weight that is not zero where its mask is."""
+    def violated_layers(self) -> list[str]:
+        """Return the layers with a nonzero weight where the mask is zero."""
         return [
             name
             for name, pairs in self.pairs.items()
@@ -122,37 +158,43 @@ class Masks:
         ]
 
 
-def pruning_callback(masks: Masks, schedule: Schedule, finals: Mapping[str, float]) -> Any:
-    """A tf_keras callback that updates `masks` in the steps of `schedule`, and puts them on after every step.
+def pruning_callback(masks: Masks, schedule: Schedule, final_sparsities: Mapping[str, float]) -> Any:
+    """Return a tf_keras callback that updates masks by a schedule and applies them after every training step.
 
-    finals: layer -> its final_sparsity. `steps` of the callback counts the training steps of all fits.
+    Args:
+        masks: The masks to update and apply.
+        schedule: The steps of the updates.
+        final_sparsities: Layer -> its final sparsity.
+
+    Returns:
+        A callback. Its attribute `steps` counts the training steps of all calls of `fit`.
     """
 
     class PruningSteps(import_tf_keras().callbacks.Callback):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.steps = 0
-            self._looked_at = 0
+            self._last_checked = 0
             self._optimizer_step: int | None = None
 
         def on_train_begin(self, logs: Any = None) -> None:
-            schedule.learn_length(self.params or {})
+            schedule.set_end_step(self.params or {})
 
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             step = self.steps + 1
             self._optimizer_step = _optimizer_step(self.model)
-            if schedule.is_due(step, self._looked_at):
-                masks.update({name: schedule.sparsity(step, final) for name, final in finals.items()})
+            if schedule.is_due(step, self._last_checked):
+                masks.update({name: schedule.sparsity(step, final) for name, final in final_sparsities.items()})
                 masks.apply()
-            self._looked_at = step
+            self._last_checked = step
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             now = _optimizer_step(self.model)
             taken = 1 if now is None or self._optimizer_step is None else max(1, now - self._optimizer_step)
             if taken > 1 and self.steps == 0:
                 warn(
-                    f"prune: this training takes {taken} steps between two calls of its callbacks "
-                    f"(steps_per_execution): pruned weights grow for {taken} steps before they are zero again"
+                    f"prune: training runs {taken} steps between two callback calls (steps_per_execution): pruned "
+                    f"weights are nonzero for up to {taken} steps before the masks are applied again"
                 )
             self.steps += taken
             masks.apply()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Magnitude pruning: the smallest weights of each layer become zero on a schedule, and stay zero."""
+"""Magnitude pruning: the smallest weights of each layer are set to zero on a schedule, and stay zero."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,31 +14,36 @@ from tfq.compression.graph import check_finite, fit_with, named_layers, require_
 from tfq.compression.pruning.allocation import (
     block_size,
     check_settings,
-    chosen_sparsities,
-    erdos_renyi_kernel,
-    layer_adaptive,
+    erk_sparsities,
+    lamp_sparsities,
+    target_sparsities,
 )
 from tfq.compression.pruning.masks import Masks, Schedule, pruning_callback
 from tfq.compression.pruning.prunable import layer_reasons, m_by_n_sparsity, prunable_weights
-from tfq.compression.pruning.sensitivity import SensitivityTable, allocated
+from tfq.compression.pruning.sensitivity import SensitivityTable, allocate_by_sensitivity
 from tfq.config import PruneConfig
 from tfq.errors import InputError, warn
 from tfq.keras_bridge.copies import check_own_training
 from tfq.patterns import fits
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
-# What needs no data to choose the layers' sparsities.
-_BY_WEIGHTS = {"erk": erdos_renyi_kernel, "lamp": layer_adaptive}
-# tfmot counts the weights to keep in float32.
+# Allocations that need no data.
+_ALLOCATIONS = {"erk": erk_sparsities, "lamp": lamp_sparsities}
+# tfmot computes the number of nonzero weights in float32.
 _ROUNDING = 2.0**-22
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """Which layers are pruned, and of every other one why not. Names as in `measure_sparsity`.
+    """The layers to prune, their final sparsities, and the reason why each other layer is not pruned.
 
-    sparsities: layer -> fraction of zeros that it is to end with; empty as long as allocation=sensitivity has not
-    measured. sensitivity: the table that they were chosen by, with allocation=sensitivity.
+    Layers have their names of `measure_sparsity`.
+
+    Attributes:
+        pruned: The layers to prune.
+        skipped: Layer -> why it is not pruned.
+        sparsities: Layer -> fraction of zeros after training. Empty if allocation=sensitivity had no examples yet.
+        sensitivity: The measurements that `sparsities` are based on, with allocation=sensitivity.
     """
 
     pruned: tuple[str, ...]
@@ -47,7 +52,7 @@ class PruningPlan:
     sensitivity: SensitivityTable | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: pruned [names], skipped {name: reason}, sparsities {name: fraction}, sensitivity."""
+        """Return the plan as JSON values, with the names of its attributes as keys."""
         return {
             "pruned": list(self.pruned),
             "skipped": dict(self.skipped),
@@ -57,31 +62,37 @@ class PruningPlan:
 
 
 def pruning_plan(model: KerasModel, config: PruneConfig | None = None, calibration: Data = None) -> PruningPlan:
-    """What `prune_model` would prune in a functional or sequential tf_keras model, and how far.
+    """Return the layers that `prune_model` would prune, and their final sparsities.
 
-    calibration: representative inputs, as `tfq.data.as_split` takes them, for allocation=sensitivity; without them the
-    plan
-        has no sparsities yet.
-    Raises InputError on settings that contradict each other, and on a pattern in layers or targets that fits no layer
-    that can be pruned, with the nearest name.
+    Args:
+        model: Functional or sequential tf_keras model.
+        config: The pruning settings.
+        calibration: Representative inputs for allocation=sensitivity, in any form that `tfq.data.as_split` accepts.
+            Without them, a plan with allocation=sensitivity has no sparsities yet.
+
+    Raises:
+        InputError: Settings contradict each other, no layer can be pruned, or a pattern in `layers` or `targets`
+            matches no prunable layer. The error suggests the nearest name.
     """
     config = config or PruneConfig()
     check_settings(config)
     require_graph_model(model, "pruning")
     reasons = layer_reasons(model, config)
     _check_any(model, config, reasons)
-    chosen = chosen_sparsities(config, reasons)
-    skipped = {name: reason or _why_not_chosen(name, config) for name, reason in reasons.items() if name not in chosen}
+    chosen = target_sparsities(config, reasons)
+    skipped = {
+        name: reason or _reason_not_chosen(name, config) for name, reason in reasons.items() if name not in chosen
+    }
     sparsities: Mapping[str, float] = chosen
     table = None
     if config.allocation == "sensitivity":
         sparsities = {}
         if calibration is not None:
-            sparsities, table = allocated(model, calibration, config, list(chosen))
+            sparsities, table = allocate_by_sensitivity(model, calibration, config, list(chosen))
     elif config.allocation != "uniform":
         weights = {name: prunable_weights(layer) or [] for name, layer in named_layers(model) if name in chosen}
         kernels = {name: [weight.numpy() for weight in weights[name]] for name in chosen}
-        sparsities = _BY_WEIGHTS[config.allocation](kernels, config.final_sparsity)
+        sparsities = _ALLOCATIONS[config.allocation](kernels, config.final_sparsity)
     elif config.sparsity_m_by_n:
         sparsities = _m_by_n_sparsities(model, chosen, *config.sparsity_m_by_n)
     return PruningPlan(pruned=tuple(chosen), skipped=skipped, sparsities=dict(sparsities), sensitivity=table)
@@ -134,22 +145,22 @@ def prune_model(
     check_own_training(model, "prune")
     plan = plan or pruning_plan(model, config, calibration)
     if plan.pruned and not plan.sparsities:
-        allocated(model, None, config, plan.pruned)
+        allocate_by_sensitivity(model, None, config, plan.pruned)
     trained, pairs = copy_for_training(model, "prune")
     layers = dict(named_layers(trained))
     masks = Masks({name: prunable_weights(layers[name]) or [] for name in plan.pruned}, config)
     schedule = Schedule(config)
     callback = pruning_callback(masks, schedule, plan.sparsities)
-    with contextlib.ExitStack() as around:
+    with contextlib.ExitStack() as stack:
         student = trained
         if config.distillation.enabled:
-            student = around.enter_context(distilled(trained, teacher or model, config.distillation, "prune"))
+            student = stack.enter_context(distilled(trained, teacher or model, config.distillation, "prune"))
         fit_with(fit, student, callback, "prune")
-    _warn_of_weights_put_back(masks)
+    _warn_of_restored_weights(masks)
     masks.apply()
     check_finite(trained, "pruning")
-    lengths = f"training ended at step {callback.steps}, end_step is {schedule.end_step}"
-    _warn_of_misses(masks, plan.sparsities, config, lengths)
+    explanation = f"training ended at step {callback.steps}, and end_step is {schedule.end_step}"
+    _warn_of_missed_sparsity(masks, plan.sparsities, config, explanation)
     return copy_after_training(model, trained, pairs, "prune")
 
 
@@ -158,14 +169,14 @@ def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None
         return
     if not config.sparsity_m_by_n and not config.block_size:
         raise InputError(
-            f"{model.name!r} has no layer that can be pruned: it needs a Dense or a convolution",
+            f"{model.name!r} has no layer that can be pruned: expected a Dense or a convolution",
             field="model",
             expected="a Dense or a convolution",
             got=model.name,
         )
     form = "sparsity_m_by_n" if config.sparsity_m_by_n else "block_size"
-    plain = layer_reasons(model, PruneConfig())
-    messages = [f"{name}: {reasons[name]}" for name, reason in plain.items() if reason is None]
+    unstructured = layer_reasons(model, PruneConfig())
+    messages = [f"{name}: {reasons[name]}" for name, reason in unstructured.items() if reason is None]
     raise InputError(
         f"prune: no layer of {model.name!r} can have {form}={','.join(map(str, getattr(config, form)))}: leave it out. "
         + "; ".join(messages),
@@ -174,8 +185,8 @@ def _check_any(model: Any, config: PruneConfig, reasons: Mapping[str, str | None
     )
 
 
-def _why_not_chosen(name: str, config: PruneConfig) -> str:
-    return "its target is 0" if fits(name, config.layers) else "no pattern in layers fits its name"
+def _reason_not_chosen(name: str, config: PruneConfig) -> str:
+    return "its target is 0" if fits(name, config.layers) else "no pattern in layers matches its name"
 
 
 def _m_by_n_sparsities(model: Any, chosen: Mapping[str, float], m: int, n: int) -> dict[str, float]:
@@ -189,21 +200,23 @@ def _m_by_n_sparsities(model: Any, chosen: Mapping[str, float], m: int, n: int) 
     return results
 
 
-def _warn_of_weights_put_back(masks: Masks) -> None:
-    put_back = masks.violated()
-    if put_back:
+def _warn_of_restored_weights(masks: Masks) -> None:
+    restored = masks.violated_layers()
+    if restored:
         warn(
-            f"prune: after the last training step, weights that were pruned have been put back in "
-            f"{', '.join(put_back)} (EarlyStopping with restore_best_weights?); they are zero again, and no training "
-            "came after that: restore the weights of an epoch after end_step only"
+            f"prune: after the last training step, pruned weights of {', '.join(restored)} were restored (possibly by "
+            "EarlyStopping with restore_best_weights). They are set to zero again without further training. Restore "
+            "only weights of epochs after end_step"
         )
 
 
-def _warn_of_misses(masks: Masks, wanted: Mapping[str, float], config: PruneConfig, why: str) -> None:
+def _warn_of_missed_sparsity(
+    masks: Masks, expected: Mapping[str, float], config: PruneConfig, explanation: str
+) -> None:
     block = int(np.prod(block_size(config)))
     for name, pairs in masks.pairs.items():
         kernels = [weight.numpy() for weight, _ in pairs]
         size = sum(kernel.size for kernel in kernels)
         sparsity = 1 - sum(np.count_nonzero(kernel) for kernel in kernels) / size
-        if sparsity < wanted[name] - len(kernels) * block / size - _ROUNDING:
-            warn(f"prune: {name} has {sparsity:.1%} zeros, wanted {wanted[name]:.1%}: {why}")
+        if sparsity < expected[name] - len(kernels) * block / size - _ROUNDING:
+            warn(f"prune: {name} has {sparsity:.1%} zeros, expected {expected[name]:.1%}: {explanation}")

@@ -11,7 +11,7 @@ from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import check_finite, cloned, require_graph_model
-from tfq.compression.pruning.sparsity import keep_zeros, measure_sparsity
+from tfq.compression.pruning.sparsity import measure_sparsity, sparsity_preserving_callback
 from tfq.compression.qat import placement
 from tfq.compression.qat.batch_norm import frozen_from_step
 from tfq.compression.qat.grids import round_to_flatbuffer
@@ -44,7 +44,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     model: flat functional or sequential tf_keras model (as keras_bridge.to_tf_keras gives it).
     config.layers: name patterns of the layers that get fake quantization, of those that can.
     A kernel's quantization is symmetric: its zeros are zeros behind fake quantization too. That training keeps them
-    is the work of `sparsity.keep_zeros`, of no layer here.
+    is the work of `sparsity.sparsity_preserving_callback`, of no layer here.
     Without its rounding the result computes what `model` does, to the bit.
     Raises InputError on a model that holds models, a pattern that fits no layer, or nothing that can be quantized;
     TfqError when tfmot changed the function all the same.
@@ -220,7 +220,7 @@ def qat_model(
             steps_seen = around.enter_context(learned_ranges(quantized, trained))
         else:
             steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
-        keeping = [keep_zeros(quantized, start.zeros)] if start.zeros else []
+        keeping = [sparsity_preserving_callback(quantized, start.zeros)] if start.zeros else []
         keeping += [keep_clusters(quantized)] if start.clusters else []
         fit(trained, [*callbacks, *keeping])
         if steps_seen() < 1:
