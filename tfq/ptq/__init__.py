@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Post-training quantization on the float flatbuffer: calibration, and techniques that recover accuracy."""
+"""Post-training quantization (PTQ): calibration, and techniques that recover accuracy without training."""
 
 from tfq.ptq.bias_absorption import AbsorbedPair, absorb_biases
 from tfq.ptq.bias_correction import BiasCorrection, correct_biases

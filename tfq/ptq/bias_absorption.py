@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias absorption: what a channel always gives is taken off it, and added to the next layer's biases.
+"""Bias absorption: move a constant part of each channel into the biases of the next layer.
 
-A channel that is never below c behind its ReLU can give c less, and one without an activation any constant less, where
-the next layer adds what its weights make of that constant: the range that one scale must hold becomes narrower.
-Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1.3;
-there c is read off BatchNormalization, which a flatbuffer no longer has: here off the data.
+Let h = f(W1 x + b1) and y = W2 h + b2. If f is a ReLU and a channel of h is never below c >= 0, then
+    b1 <- b1 - c        b2 <- b2 + W2 c
+leave y unchanged. Without an activation this is true for any c. The range of h, which one scale has to cover, becomes
+narrower.
+
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1.3. The
+paper derives c from BatchNormalization. A flatbuffer has none any more, so c is observed on the data.
 """
 
 from collections.abc import Sequence
@@ -20,19 +23,19 @@ from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairTechnique, channel_rang
 from tfq.ptq.same_function import check_same_function
 from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
-# What a constant goes through as it is, each channel's by itself: no padding among them, whose zeros stay zeros.
-_PASSING = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "RESHAPE", "SQUEEZE"))
-# Behind a ReLU, data that was not seen may be lower than what was, by this share of the channel's range.
+# Ops that do not change a per-channel constant. PAD is not one of them: its zeros would stay zeros.
+_PASS_THROUGH = frozenset(("MAX_POOL_2D", "AVERAGE_POOL_2D", "MEAN", "RESHAPE", "SQUEEZE"))
+# After a ReLU, unseen data may be lower than the samples by this fraction of the channel's range.
 _MARGIN = 0.1
-# A range that becomes narrower by less than that is left as it is.
-_WORTH = 0.95
-# Of outputs, as a share of their largest: constants are added at another place, and float32 rounds them there.
-_SAME = 1e-4
+# Skip a pair if its range would keep more than this fraction of its width.
+_MAX_WIDTH_RATIO = 0.95
+# Accepted difference of the outputs, relative to the largest output: float32 rounds the moved constants differently.
+_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbsorbedPair:
-    """Two layers, and how wide the range between them was and is, zero within."""
+    """Two adjacent layers, and the width of the range between them (including zero) before and after."""
 
     first: str
     second: str
@@ -42,33 +45,44 @@ class AbsorbedPair:
 
 
 def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
-    """The float flatbuffer `model` with constants moved from layers to the biases of those that read them.
+    """Move the constant part of each channel into the biases of the layer that reads it.
 
-    samples: of the representative dataset, by input name. A pair is a layer with a bias, its only reader behind ops
-    that let a constant through, without padding, and that reader's bias. The function is compared before and after on
-    the samples. Raises InputError where there are none, and TfqError where the function changed.
+    A pair is two layers with biases, where only the second reads the output of the first, through ops that do not
+    change a constant and without zero padding.
+
+    Args:
+        model: A float flatbuffer.
+        samples: The representative dataset: {input name: array of batch size 1}.
+
+    Returns:
+        The changed flatbuffer, with an AbsorbedPair for each pair that was changed.
+
+    Raises:
+        InputError: There are no samples.
+        TfqError: The outputs on `samples` changed by more than rounding.
     """
     if not samples:
         raise InputError(
-            "absorb: no samples, expected at least one: what a channel always gives is seen on data alone",
+            "bias_absorption needs the smallest value of each channel, which it observes on data: expected at least "
+            "one sample, got none. Pass calibration samples, or remove bias_absorption from conversion.techniques",
             field="samples",
             expected="at least one sample",
         )
     parsed, edited = tflite.read(model), tflite.unpack(model)
-    ends = channel_ranges(model, [item.output for item in weighted_ops(edited, parsed)], samples)
-    pairs, skipped = find_layer_pairs(edited, parsed, _PASSING, _why_not)
-    messages = []
+    ranges = channel_ranges(model, [op.output for op in weighted_ops(edited, parsed)], samples)
+    pairs, skipped = find_layer_pairs(edited, parsed, _PASS_THROUGH, _reason_to_skip)
+    absorbed = []
     for first, second in pairs:
-        low, high = (item.astype(np.float64) for item in ends[first.output])
+        low, high = (values.astype(np.float64) for values in ranges[first.output])
         constants = _constants(first, low, high)
         before = _width(low, high)
         after = _width(low - constants, high - constants)
-        if after > _WORTH * before:
-            skipped[first.layer] = "its range would stay as wide as it is"
+        if after > _MAX_WIDTH_RATIO * before:
+            skipped[first.layer] = "its range would not become narrower"
             continue
         first.set_bias(first.bias - constants.astype(np.float32))
         second.set_bias((second.bias + second.constant_response(constants)).astype(np.float32))
-        messages.append(
+        absorbed.append(
             AbsorbedPair(
                 first=first.layer,
                 second=second.layer,
@@ -78,16 +92,16 @@ def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
             )
         )
     content = tflite.pack(edited, len(model))
-    difference, tried = check_same_function(model, content, samples, "absorbing biases", _SAME)
+    difference, num_samples = check_same_function(model, content, samples, "bias_absorption", _TOLERANCE)
     return PairTechnique(
-        model=content, pairs=tuple(messages), skipped=skipped, difference=difference, num_samples=tried
+        model=content, pairs=tuple(absorbed), skipped=skipped, difference=difference, num_samples=num_samples
     )
 
 
-def _why_not(first: WeightedOp, second: WeightedOp | None) -> str:
-    """Why a constant cannot be taken off `first`, or be given to `second` where it is known; "" where it can."""
+def _reason_to_skip(first: WeightedOp, second: WeightedOp | None) -> str:
+    """Return why no constant can move from `first` (to `second`, if it is known), or "" if one can."""
     if first.activation not in (NO_ACTIVATION, RELU):
-        return "its activation caps or bends what it gives"
+        return "its activation is neither ReLU nor linear"
     if not first.has_bias or (second is not None and not second.has_bias):
         return "one of the two layers has no bias"
     if second is not None and second.pads:
@@ -96,7 +110,7 @@ def _why_not(first: WeightedOp, second: WeightedOp | None) -> str:
 
 
 def _constants(first: WeightedOp, low: NDArray, high: NDArray) -> NDArray[np.float64]:
-    """Of each channel: what is taken off it."""
+    """Return the constant to subtract from each channel: its lower bound after a ReLU, otherwise its center."""
     if first.activation == RELU:
         return np.maximum(low - _MARGIN * (high - low), 0)
     return (low + high) / 2

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias correction: what quantization adds to a channel on average, taken off its bias.
+"""Bias correction: subtract the mean quantization error of each output channel from its bias.
 
-Rounded weights, and values that were clipped, move the mean of a layer's outputs; the mean is what the next layers
-notice most. The biases of an int8 flatbuffer are 32-bit codes, fine enough to put it right.
-Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, its
+    b <- b - (E[y_int8] - E[y_float]), over the samples and the positions of a channel
+
+Rounded weights and clipped activations shift the mean of a layer's outputs. The biases of an int8 flatbuffer are int32,
+which is fine enough to correct the shift.
+
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, the
 empirical form.
 """
 
@@ -19,18 +22,21 @@ from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.layer_pairs import ModelPair, channel_means
 from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
-# A layer's error is its own and what came through it from the layers before; once these are put right the rest is
-# smaller, and all are put right again. Every round settles one layer more for good, and most of them nearly so.
+# A layer's mean error includes the errors of the layers before it, and changes when these are corrected. Each round
+# makes at least one more layer exact, and brings most others close.
 _ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class BiasCorrection:
-    """model: the int8 flatbuffer with corrected biases.
+    """The result of a bias correction.
 
-    layers: {layer: (mean error of its outputs before, and after)}, root mean square over channels, in steps of the
-    output. rounds: how often all biases were corrected; 0 is none, where that made the model's outputs no better.
-    error_before, error_after: mean squared error of the model's outputs on the samples.
+    Attributes:
+        model: The int8 flatbuffer with corrected biases.
+        layers: {layer: (mean error of its outputs before, after)}: the root mean square over channels, in output steps.
+        rounds: How many times all biases were corrected; 0 if no round reduced the error of the model's outputs.
+        error_before: Mean squared error of the model's outputs on the samples, before.
+        error_after: The same, after.
     """
 
     model: bytes
@@ -40,7 +46,7 @@ class BiasCorrection:
     error_after: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the flatbuffer."""
+        """Return plain JSON values, without the flatbuffer."""
         return {
             "rounds": self.rounds,
             "error_before": self.error_before,
@@ -50,25 +56,32 @@ class BiasCorrection:
 
 
 def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> BiasCorrection:
-    """The int8 flatbuffer `quantized` with the biases of its layers corrected by what `floating` gives on `samples`.
+    """Correct the biases of an int8 flatbuffer by the mean errors of its layers.
 
-    floating: the float flatbuffer that it was made of. samples: by input name, real values.
-    Of the rounds the one is kept that leaves the least error in the model's outputs, or none.
+    All biases are corrected several times. The result is the round with the smallest error of the model's outputs,
+    which may be the uncorrected model.
+
+    Args:
+        quantized: An int8 flatbuffer.
+        floating: The float flatbuffer that it was converted from.
+        samples: {input name: array of real values, batch size 1}.
+
+    Raises:
+        InputError: The flatbuffers do not belong together, or there are no samples.
     """
     pair = ModelPair(floating, quantized)
     edited = tflite.unpack(quantized)
-    layers = [
-        item for item in weighted_ops(edited, pair.quantized) if item.has_bias and item.output in pair.float_tensors
-    ]
-    tensors = [item.output for item in layers]
-    wanted, answers = channel_means(floating, [pair.float_tensors[tensor] for tensor in tensors], samples)
+    layers = [op for op in weighted_ops(edited, pair.quantized) if op.has_bias and op.output in pair.float_tensors]
+    tensors = [layer.output for layer in layers]
+    float_means, float_outputs = channel_means(floating, [pair.float_tensors[tensor] for tensor in tensors], samples)
     content, rounds = quantized, 0
     while True:
-        got, quantized_values = channel_means(content, tensors, pair.quantize_samples(samples))
+        means, outputs = channel_means(content, tensors, pair.quantize_samples(samples))
         offsets = [
-            pair.dequantize(tensor, mean) - real for tensor, mean, real in zip(tensors, got, wanted, strict=True)
+            pair.dequantize(tensor, mean) - float_mean
+            for tensor, mean, float_mean in zip(tensors, means, float_means, strict=True)
         ]
-        state = _State(rounds, content, _squared_error(pair, answers, quantized_values), offsets)
+        state = _State(rounds, content, _squared_error(pair, float_outputs, outputs), offsets)
         if rounds == 0:
             first = best = state
         elif state.error < best.error:
@@ -81,8 +94,8 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
     return BiasCorrection(
         model=best.content,
         layers={
-            layer.layer: (_in_steps(pair, layer.output, one), _in_steps(pair, layer.output, other))
-            for layer, one, other in zip(layers, first.offsets, best.offsets, strict=True)
+            layer.layer: (_rms_in_steps(pair, layer.output, before), _rms_in_steps(pair, layer.output, after))
+            for layer, before, after in zip(layers, first.offsets, best.offsets, strict=True)
         },
         rounds=best.rounds,
         error_before=first.error,
@@ -92,7 +105,7 @@ def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample])
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """After so many rounds: the flatbuffer, its outputs' error, and by how much the channels of layers are off."""
+    """The flatbuffer after some rounds, the error of its outputs, and each layer's mean error per channel."""
 
     rounds: int
     content: bytes
@@ -101,21 +114,21 @@ class _State:
 
 
 def _shift(layer: WeightedOp, offset: NDArray[np.float64]) -> None:
-    """Add `offset`, real values, to the layer's bias."""
+    """Add `offset`, one real value per output channel, to the layer's bias."""
     bias = layer.bias
     limits = np.iinfo(bias.dtype)
     quantized = bias + np.rint(offset / layer.bias_scale)
     layer.set_bias(np.clip(quantized, limits.min, limits.max))
 
 
-def _squared_error(pair: ModelPair, answers: Sequence[NDArray], codes: Sequence[NDArray]) -> float:
+def _squared_error(pair: ModelPair, float_outputs: Sequence[NDArray], outputs: Sequence[NDArray]) -> float:
     tensors = pair.quantized.main_subgraph.outputs
     squares = [
-        np.mean((wanted - pair.dequantize(tensor, got)) ** 2)
-        for tensor, wanted, got in zip(tensors, answers, codes, strict=True)
+        np.mean((expected - pair.dequantize(tensor, values)) ** 2)
+        for tensor, expected, values in zip(tensors, float_outputs, outputs, strict=True)
     ]
     return float(np.mean(squares))
 
 
-def _in_steps(pair: ModelPair, tensor: int, offset: NDArray) -> float:
+def _rms_in_steps(pair: ModelPair, tensor: int, offset: NDArray) -> float:
     return float(np.sqrt(np.mean(offset**2)) / pair.scale_and_zero_point(tensor)[0])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an op of a quantized flatbuffer loses its information: the cause, and the settings that avoid it.
+"""Find why an op of a quantized flatbuffer loses its information, and which settings avoid it.
 
-`cause_of` reads scales from the flatbuffer and takes what the float model's tensors held; it runs nothing. Remedies
-are fields of `ConversionConfig`, so that a caller can convert again and measure them.
+`cause_of` compares the scales in the flatbuffer with the values of the float model's tensors. It runs no model.
+Remedies are fields of `ConversionConfig`, so that a caller can convert with them and measure the result.
 """
 
 import math
@@ -27,20 +27,20 @@ KINDS = (
     *(WEIGHTS, CLIPPED, UNEVEN_CHANNELS, UNKNOWN),
 )
 
-# No trained activation is this large; masks are 1e4 (float16) to float32's lowest.
+# Activations of trained models are smaller than this. Mask constants are 1e4 (float16) to the lowest float32.
 MASK_MAGNITUDE = 1e4
-# Widths that are so many times apart leave the narrower tensor less than four bits of eight.
+# If the widths of two tensors with one scale differ by this factor, the narrower one has less than 4 of 8 bits.
 MIN_WIDTH_RATIO = 16.0
-# Steps that the narrower tensor spans then.
+# A tensor that spans fewer steps of its scale than this has lost its information.
 _FEW_STEPS = 16
-# Cross-layer equalization does not reach through them: channels before them cannot be made alike.
+# Cross-layer equalization cannot scale channels before these ops.
 _GATES = frozenset({"LOGISTIC", "TANH", "HARD_SWISH", "MUL"})
-# Signal to error of weights at which a layer is worse than its activations usually are, in dB.
-_WEIGHTS_DB = 20.0
-# Ops between an op and the tensor that is its cause.
-_FARTHEST = 12
+# SQNR of weights in dB below which the weights, and not the activations, are usually the cause.
+_MIN_WEIGHT_SQNR_DB = 20.0
+# The number of ops to follow from an op to its cause.
+_MAX_OPS = 12
 
-# Ops that hand values on as they are; the data is input 0 unless the op has several.
+# Ops that only move values. Their data is input 0, unless they have several data inputs.
 PASSING = frozenset(
     {
         *("RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "UNPACK"),
@@ -60,16 +60,16 @@ PASSING = frozenset(
     }
 )
 _REQUANTIZING = frozenset({"QUANTIZE", "DEQUANTIZE"})
-# Ops that bring several tensors to the scale of the output.
+# Ops whose inputs are requantized to the scale of the output.
 _SHARED_SCALE = frozenset(
     {"CONCATENATION", "PACK", "SELECT", "SELECT_V2", "MAXIMUM", "MINIMUM", "DYNAMIC_UPDATE_SLICE"}
 )
 JOINS = (*("CONCATENATION", "PACK", "SELECT", "SELECT_V2", "MAXIMUM", "MINIMUM"), "ADD", "SUB", "ADD_N")
 _MASKING = frozenset({"ADD", "SUB", "SELECT", "SELECT_V2", "PADV2", "MAXIMUM", "MINIMUM"})
-# Ops between a tensor and the index that it becomes: integer arithmetic, but for what finds positions by itself.
+# Ops that compute indices from values, without those whose output is a new index (INDEX_OUTPUTS).
 _TO_INDEX = PASSING | _REQUANTIZING | {"CAST", "FLOOR", "CEIL", "ROUND"} | (INTEGER_OPS - INDEX_OUTPUTS.keys())
 _SCALING = frozenset({"ADD", "SUB", "MUL", "DIV"})
-# Ops that are steep near zero: small inputs matter as much as large ones. DIV by its denominator.
+# Ops that are steep near zero, where small inputs matter as much as large ones. DIV is steep in its denominator.
 _STEEP = frozenset({"LOG", "SQRT", "RSQRT", "DIV", "POW"})
 # Ops whose outputs span more orders of magnitude than their inputs.
 _SPREADING = frozenset({"SQUARE", "SQUARED_DIFFERENCE", "POW", "EXP", "MUL"})
@@ -77,15 +77,15 @@ _SPREADING = frozenset({"SQUARE", "SQUARED_DIFFERENCE", "POW", "EXP", "MUL"})
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TensorFacts:
-    """What a tensor of the float model held over all samples.
+    """Statistics of a tensor of the float model over all samples.
 
     Attributes:
         minimum: The smallest value.
         maximum: The largest value.
         channel_minima: The smallest value of each slice of the last axis; empty if not known.
         channel_maxima: The largest value of each slice of the last axis; empty if not known.
-        median_magnitude: The median of the absolute values that are not 0 (0 if all are), None if not known. It tells
-            a tensor of a wide dynamic range from others.
+        median_magnitude: The median of the absolute values that are not 0 (0 if all are), None if not known. A median
+            far below the maximum means a wide dynamic range.
     """
 
     minimum: float
@@ -96,21 +96,21 @@ class TensorFacts:
 
     @classmethod
     def of(cls, values: NDArray) -> "TensorFacts":
-        """Return the facts of all values of a tensor, stacked over samples: the last axis is the tensor's own."""
+        """Return the statistics of a tensor's values, stacked over samples. The last axis is the channel axis."""
         rows = np.asarray(values, np.float64).reshape(-1, values.shape[-1] if values.ndim else 1)
         low, high = rows.min(axis=0), rows.max(axis=0)
-        sizes = np.abs(rows[rows != 0])
+        magnitudes = np.abs(rows[rows != 0])
         return cls(
             minimum=float(low.min()),
             maximum=float(high.max()),
             channel_minima=low,
             channel_maxima=high,
-            median_magnitude=float(np.median(sizes)) if sizes.size else 0.0,
+            median_magnitude=float(np.median(magnitudes)) if magnitudes.size else 0.0,
         )
 
     @property
     def width(self) -> float:
-        """The width of the range, zero included: what a scale has to cover."""
+        """The width of the range including zero, which a scale has to cover."""
         return max(self.maximum, 0.0) - min(self.minimum, 0.0)
 
     @property
@@ -131,9 +131,9 @@ class Cause:
     Attributes:
         kind: One of KINDS.
         message: One or two sentences: the cause with its numbers, then what to do. It names config fields by path.
-        op_index: The op where the cause is, which may lie before or after the op that was asked about.
-        remedies: Fields of `ConversionConfig` to replace, each a remedy by itself, the most promising first. Empty if
-            no conversion setting helps.
+        op_index: The op where the cause is. It may lie before or after the op that was asked about.
+        remedies: Alternatives, the most promising first; each maps fields of `ConversionConfig` to new values. Empty
+            if no conversion setting helps.
     """
 
     kind: str
@@ -143,14 +143,14 @@ class Cause:
 
 
 def op_label(graph: Subgraph, op_index: int) -> str:
-    """Return a name that distinguishes an op from all others of the graph: "logpower/LOG (#7)"."""
+    """Return a unique name of an op in the graph: "logpower/LOG (#7)"."""
     op = graph.ops[op_index]
     name = op.keras_layer or (graph.tensors[op.outputs[0]].name if op.outputs else "")
     return f"{name}/{op.name} (#{op.index})"
 
 
 def tensor_label(graph: Subgraph, tensor: int) -> str:
-    """Return a name that distinguishes a tensor: the op that computes it, or "input 'x'"."""
+    """Return a unique name of a tensor: that of the op that computes it, or "input 'x'"."""
     if tensor in graph.producers:
         return op_label(graph, graph.producers[tensor].index)
     return f"{'input' if tensor in graph.inputs else 'constant'} {graph.tensors[tensor].name!r}"
@@ -164,11 +164,11 @@ def cause_of(
     Args:
         graph: The main subgraph of the quantized flatbuffer.
         op_index: The first op whose output is wrong.
-        facts: By tensor index in `graph`, of the float tensor of the same name; the more the better: at least the op's
-            inputs and output and the model's inputs. Tensors without a float twin (copies that a QUANTIZE makes) may
-            be missing.
-        weight_sqnr_db: The signal to error of the op's weights, of the tensor or of its worst channel; None if it has
-            none or it is not known.
+        facts: {tensor index in `graph`: facts of the corresponding float tensor}. At least the op's inputs and output
+            and the model's inputs are needed; more tensors find more causes. Tensors without a float counterpart,
+            such as the output of a QUANTIZE, may be missing.
+        weight_sqnr_db: The SQNR of the op's weights (of the tensor, or of its worst channel); None if the op has no
+            weights or the SQNR is not known.
 
     Returns:
         The cause. Its kind is "unknown" if no rule applies.
@@ -177,11 +177,13 @@ def cause_of(
 
 
 def rejected_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFacts]) -> Cause | None:
-    """Return why kernels refuse the scales of an op that does not run: a tensor of it is 0 in float; None otherwise.
+    """Return why a kernel rejects the scales of an op, if a dead tensor is the cause; None otherwise.
+
+    A dead tensor is 0 on all samples in float, so its scale is close to 0.
 
     Args:
         graph: The main subgraph of the quantized flatbuffer.
-        op_index: The op that fails.
+        op_index: The op that does not run.
         facts: As in `cause_of`.
     """
     diagnosis, op = Diagnosis(graph, facts), graph.ops[op_index]
@@ -194,49 +196,50 @@ def rejected_scale(graph: Subgraph, op_index: int, facts: Mapping[int, TensorFac
         return Cause(
             kind=DEAD,
             op_index=source.index,
-            message=f"{op_label(graph, source.index)} is 0 on all samples, in float too, and its scale of "
-            f"{record.scale[0]:.2g} is finer than the kernel of {op_label(graph, op_index)} takes. Check the layer "
-            "(its bias, its activation), or take it out of the model",
+            message=f"{op_label(graph, source.index)} is 0 on all samples, also in float, and its scale of "
+            f"{record.scale[0]:.2g} is too small for the kernel of {op_label(graph, op_index)}. Check the layer's bias "
+            "and activation, or remove the layer from the model",
             remedies=diagnosis.float_layer_remedies(source.index),
         )
     return None
 
 
 class Diagnosis:
-    """A quantized graph next to what the float tensors held: for callers that ask about several ops."""
+    """A quantized graph with the facts of its float tensors, to ask about several ops."""
 
     def __init__(self, graph: Subgraph, facts: Mapping[int, TensorFacts]) -> None:
+        """Use the main subgraph of a quantized flatbuffer and the facts as in `cause_of`."""
         self.graph, self._facts = graph, facts
 
     def cause_of(self, op_index: int, weight_sqnr_db: float | None = None) -> Cause:
-        """Return the cause by the first rule that applies, as the function `cause_of` does."""
+        """Return the cause from the first rule that applies, as the function `cause_of` does."""
         op = self.graph.ops[op_index]
         cause = self.structural_cause(op) or self._weights(op, weight_sqnr_db)
         cause = cause or self._clipped(op) or self._uneven_channels(op)
         if cause is not None:
             return cause
-        # The op itself is right; what it reads may not be.
-        for before in self.upstream_ops(op, through=PASSING | _REQUANTIZING | {"SOFTMAX"}):
-            cause = self.structural_cause(before)
+        # No rule applies to the op itself: look at the ops before it.
+        for source in self.upstream_ops(op, through=PASSING | _REQUANTIZING | {"SOFTMAX"}):
+            cause = self.structural_cause(source)
             if cause is not None and cause.kind != DEAD:
                 return cause
-        uneven = () if op.name in _GATES else self.upstream_ops(op, through=PASSING | _REQUANTIZING)
-        for before in uneven:
-            cause = self._uneven_channels(before)
+        scalable = () if op.name in _GATES else self.upstream_ops(op, through=PASSING | _REQUANTIZING)
+        for source in scalable:
+            cause = self._uneven_channels(source)
             if cause is not None:
                 return cause
         label = op_label(self.graph, op_index)
         return Cause(
             kind=UNKNOWN,
             op_index=op_index,
-            message=f"{label} loses accuracy for no single reason: try conversion.techniques="
-            "cross_layer_equalization,gptq,bias_correction, another conversion.calibration.method, or keep it in float "
-            "(conversion.float_layers)",
+            message=f"{label} loses accuracy, and no known cause applies. Try conversion.techniques="
+            "cross_layer_equalization,gptq,bias_correction or another conversion.calibration.method, or keep the layer "
+            "in float (conversion.float_layers)",
             remedies=(*self.float_layer_remedies(op_index), {"scheme": "int16x8"}),
         )
 
     def structural_cause(self, op: Op) -> Cause | None:
-        """Return the cause by the first rule on the structure of the graph that applies."""
+        """Return the cause from the first rule about the graph and its scales that applies; None if none does."""
         rules: tuple[Callable[[Op], Cause | None], ...] = (
             *(self._index_quantized, self._dead, self._mask_constant, self._unequal_join),
             *(self._wide_dynamic_range, self._mixed_input_scales, self._kernel_fault),
@@ -246,8 +249,8 @@ class Diagnosis:
     # Navigation.
 
     def facts(self, tensor: int) -> TensorFacts | None:
-        """Return the facts of a tensor; those of the tensor that it is a copy of, if it has none."""
-        for _ in range(_FARTHEST):
+        """Return the facts of a tensor or, if it has none, of the tensor that it is a copy of."""
+        for _ in range(_MAX_OPS):
             if tensor in self._facts:
                 return self._facts[tensor]
             op = self.graph.producers.get(tensor)
@@ -257,38 +260,43 @@ class Diagnosis:
         return None
 
     def width(self, tensor: int) -> float | None:
-        """Return the width of what the float tensor held; of a constant, of what its codes can express."""
+        """Return the width of the float tensor's range; for a constant, the largest magnitude it can represent."""
         if self.graph.tensors[tensor].is_constant:
             return max_magnitude(self.graph.tensors[tensor])
         known = self.facts(tensor)
         return None if known is None else known.width
 
     def scale(self, tensor: int) -> float | None:
-        """Return the scale of an activation; None if it has none, or several."""
+        """Return the scale of an activation; None if it has no valid scale, or several."""
         scales = self.graph.tensors[tensor].scale
         return scales[0] if len(scales) == 1 and math.isfinite(scales[0]) and scales[0] > 0 else None
 
     def data_inputs(self, op: Op) -> list[int]:
-        """Return the inputs that hold values, constants included."""
+        """Return the inputs that hold values, including constants, but not indices, shapes and other parameters."""
         return [tensor for place, _, tensor, role in roles(op) if place == "input" and role == DATA]
 
     def upstream_ops(self, op: Op, through: frozenset[str] | set[str]) -> Iterator[Op]:
-        """Yield the ops that compute the inputs of `op`, nearest first, and those before them if `through` has them."""
+        """Yield the ops that compute the inputs of `op`, nearest first.
+
+        Args:
+            op: An op.
+            through: Names of ops whose own inputs are followed as well.
+        """
         waiting, seen = [tensor for tensor in op.inputs if tensor != ABSENT], set()
-        for _ in range(_FARTHEST):
+        for _ in range(_MAX_OPS):
             following = []
             for tensor in waiting:
-                before = self.graph.producers.get(tensor)
-                if before is not None and before.index not in seen:
-                    seen.add(before.index)
-                    yield before
-                    if before.name in through:
-                        following += [index for index in before.inputs if index != ABSENT]
+                producer = self.graph.producers.get(tensor)
+                if producer is not None and producer.index not in seen:
+                    seen.add(producer.index)
+                    yield producer
+                    if producer.name in through:
+                        following += [index for index in producer.inputs if index != ABSENT]
             waiting = following
 
     def source(self, tensor: int) -> int:
         """Return the tensor that `tensor` is a copy of, through ops that only move or requantize values."""
-        for _ in range(_FARTHEST):
+        for _ in range(_MAX_OPS):
             op = self.graph.producers.get(tensor)
             if op is None or op.name not in PASSING | _REQUANTIZING:
                 return tensor
@@ -296,7 +304,7 @@ class Diagnosis:
         return tensor
 
     def affects_output(self, tensor: int) -> bool:
-        """Check whether a tensor can reach an output: what a maximum or minimum never takes may be wrong."""
+        """Check whether a tensor can affect an output: a MAXIMUM or MINIMUM may always take its other operand."""
         readers = self.graph.readers.get(tensor, ())
         return tensor in self.graph.outputs or not readers or any(self._takes(op, tensor) for op in readers)
 
@@ -307,7 +315,7 @@ class Diagnosis:
         return known.maximum >= result.minimum if op.name == "MAXIMUM" else known.minimum <= result.maximum
 
     def float_layer_remedies(self, *op_indices: int) -> tuple[Mapping[str, Any], ...]:
-        """Return the remedy of keeping the layers of ops in float; none if a layer is not known."""
+        """Return the remedy of keeping the layers of ops in float; an empty tuple if a layer is not known."""
         layers = [self.graph.ops[index].keras_layer for index in op_indices]
         return ({"float_layers": tuple(dict.fromkeys(layers))},) if all(layers) else ()
 
@@ -324,9 +332,9 @@ class Diagnosis:
                 return Cause(
                     kind=INDEX_QUANTIZED,
                     op_index=op.index,
-                    message=f"{label} uses {tensor_label(self.graph, tensor)} as an index, which is quantized in steps "
-                    f"of {scale:.3g}: rows next to the right ones are read. Feed ids as int32, or keep the tensor in "
-                    "float (conversion.inference_input_type=float32 and conversion.float_layers)",
+                    message=f"{label} uses {tensor_label(self.graph, tensor)} as an index, but this tensor is "
+                    f"quantized in steps of {scale:.3g}, so wrong rows are read. Pass ids as int32, or keep the tensor "
+                    "in float (conversion.inference_input_type=float32 and conversion.float_layers)",
                     remedies=tuple(
                         {"inference_input_type": "float32", **item} for item in self.float_layer_remedies(op.index)
                     ),
@@ -334,9 +342,9 @@ class Diagnosis:
         return None
 
     def _upstream(self, tensor: int, through: frozenset[str]) -> Iterator[int]:
-        """Yield `tensor` and those that it is computed from by ops of the names `through`."""
+        """Yield `tensor` and the tensors that it is computed from by ops whose names are in `through`."""
         waiting, seen = [tensor], set()
-        for _ in range(_FARTHEST):
+        for _ in range(_MAX_OPS):
             following = []
             for index in waiting:
                 if index in seen or index == ABSENT:
@@ -356,8 +364,8 @@ class Diagnosis:
         return Cause(
             kind=DEAD,
             op_index=op.index,
-            message=f"{label} is dead: it is 0 on all samples, in float too. Nothing is lost in int8; check the layer "
-            "(its bias, its activation), or take it out of the model",
+            message=f"{label} is dead: it is 0 on all samples, also in float, so quantization loses nothing. Check the "
+            "layer's bias and activation, or remove the layer from the model",
         )
 
     def _mask_constant(self, op: Op) -> Cause | None:
@@ -365,7 +373,7 @@ class Diagnosis:
             reaches = {tensor: self.width(tensor) or 0.0 for tensor in inputs}
             known = [width for width in reaches.values() if 0 < width < MASK_MAGNITUDE]
             for tensor, width in reaches.items():
-                constant = self._mask_behind(tensor) if width >= MASK_MAGNITUDE else None
+                constant = self._mask_constant_of(tensor) if width >= MASK_MAGNITUDE else None
                 if constant is None or not known:
                     continue
                 scale = self.scale(join.outputs[0])
@@ -375,16 +383,16 @@ class Diagnosis:
                 return Cause(
                     kind=MASK_CONSTANT,
                     op_index=join.index,
-                    message=f"{op_label(self.graph, join.index)} has a mask of {mask:.2g} and values within "
-                    f"{max(known):.3g} on one scale: a step is {scale:.2g}, so that only the mask is left. Mask with "
-                    "a constant near the scores (their range + 12) in the model, or convert the float model with tfq, "
-                    "which bounds such constants",
+                    message=f"{op_label(self.graph, join.index)} has one scale for a mask of {mask:.2g} and values "
+                    f"with a range of {max(known):.3g}. One step is {scale:.2g}, so only the mask survives. "
+                    "Use a mask constant near the scores (their range + 12) in the model, or convert the float model "
+                    "with tfq, which bounds mask constants",
                     remedies=self.float_layer_remedies(join.index),
                 )
         return None
 
-    def _mask_behind(self, tensor: int) -> int | None:
-        """Return the constant of a mask's magnitude that `tensor` is, or is computed from by a few simple ops."""
+    def _mask_constant_of(self, tensor: int) -> int | None:
+        """Return the mask constant that `tensor` is or is computed from, through ops that move, scale or mask."""
         through = PASSING | _REQUANTIZING | _MASKING | _SCALING | {"CAST", "NEG"}
         for index in self._upstream(tensor, through):
             record = self.graph.tensors[index]
@@ -393,7 +401,7 @@ class Diagnosis:
         return None
 
     def _joins_around(self, op: Op, names: frozenset[str] | set[str]) -> Iterator[tuple[Op, list[int]]]:
-        """Yield (op of the names, its data inputs): `op`, and those that share the scale of its output."""
+        """Yield (op, its data inputs) for `op` and the ops that share the scale of its output, if `names` has them."""
         reached, waiting, seen = {op.index}, list(op.outputs), set()
         if op.name in _SHARED_SCALE | PASSING:
             waiting += self.data_inputs(op)
@@ -432,10 +440,10 @@ class Diagnosis:
             return Cause(
                 kind=UNEQUAL_JOIN,
                 op_index=join.index,
-                message=f"{op_label(self.graph, join.index)} brings ranges {widths[wide] / widths[narrow]:.0f} times "
-                f"apart to one scale of {scale:.3g}: {names[0]} spans {widths[narrow]:.3g}, {names[1]} "
-                f"{widths[wide]:.3g}; {int(widths[narrow] / scale) + 1} quantized values are left of the first. Return "
-                "them as separate outputs, or bring them to one size before the join",
+                message=f"{op_label(self.graph, join.index)} has one scale of {scale:.3g} for inputs whose ranges "
+                f"differ by a factor of {widths[wide] / widths[narrow]:.0f}: {names[0]} spans {widths[narrow]:.3g} and "
+                f"keeps {int(widths[narrow] / scale) + 1} quantized values, {names[1]} spans {widths[wide]:.3g}. "
+                "Return them as separate outputs, or scale them to similar ranges before the join",
                 remedies=({"scheme": "int16x8"}, *self.float_layer_remedies(join.index)),
             )
         return None
@@ -461,14 +469,14 @@ class Diagnosis:
         layers = self.float_layer_remedies(op.index)
         named = f"conversion.float_layers={op.keras_layer}" if layers else "conversion.float_layers"
         side = "reads" if tensor in op.inputs else "computes"
-        # Zero has no order of magnitude: a thousandth of a step is small enough to make the point.
+        # Zero has no order of magnitude, so a thousandth of a step is the lower limit.
         orders = math.log10(largest / max(small, scale / 1000))
         spans = f"more than {orders:.0f}" if small < scale / 1000 else f"{orders:.1f}"
         return Cause(
             kind=WIDE_DYNAMIC_RANGE,
             op_index=op.index,
             message=f"The values that {op_label(self.graph, op.index)} {side} span {spans} orders of magnitude, "
-            f"and one scale of {scale:.3g} serves all: the small ones become 0. Keep this part in float: {named}",
+            f"but have one scale of {scale:.3g}, so the small ones become 0. Keep this part in float: {named}",
             remedies=(*layers, {"scheme": "int16x8"}),
         )
 
@@ -480,11 +488,11 @@ class Diagnosis:
                 continue
             result = self.mixed_scales(tensor, known, scale)
             if result is not None:
-                named, layers = result, self.float_layer_remedies(op.index)
+                layers = self.float_layer_remedies(op.index)
                 return Cause(
                     kind=MIXED_INPUT_SCALES,
                     op_index=op.index,
-                    message=f"{named}. Use conversion.scheme=int16x8 or dynamic_range, feed it in float "
+                    message=f"{result}. Use conversion.scheme=int16x8 or dynamic_range, keep the input in float "
                     "(conversion.inference_input_type=float32 with conversion.float_layers for the first layers), or "
                     "normalize the columns before the model",
                     remedies=(
@@ -496,31 +504,31 @@ class Diagnosis:
         return None
 
     def mixed_scales(self, tensor: int, known: TensorFacts, scale: float) -> str | None:
-        """Return a sentence on a tensor whose columns have very different magnitudes; None if they have not."""
-        sizes = known.channel_magnitudes
-        alive = np.flatnonzero(sizes > 0)
+        """Return a sentence about a tensor whose columns have very different magnitudes; None if they do not."""
+        magnitudes = known.channel_magnitudes
+        alive = np.flatnonzero(magnitudes > 0)
         if alive.size < 2:
             return None
-        few = alive[2 * sizes[alive] < _FEW_STEPS * scale]
-        if not few.size or sizes.max() < MIN_WIDTH_RATIO * sizes[alive].min():
+        coarse = alive[2 * magnitudes[alive] < _FEW_STEPS * scale]
+        if not coarse.size or magnitudes.max() < MIN_WIDTH_RATIO * magnitudes[alive].min():
             return None
-        worst = int(alive[np.argmin(sizes[alive])])
+        worst = int(alive[np.argmin(magnitudes[alive])])
         return (
-            f"{tensor_label(self.graph, tensor)} has one scale of {scale:.3g} for columns whose magnitudes are "
-            f"{sizes.max() / sizes[worst]:.0f} times apart ({sizes[worst]:.3g} to {sizes.max():.3g}): {few.size} of "
-            f"{sizes.size} columns have fewer than {_FEW_STEPS} quantized values, column {worst} "
-            f"{int(2 * sizes[worst] / scale) + 1}"
+            f"{tensor_label(self.graph, tensor)} has one scale of {scale:.3g} for columns whose magnitudes differ by a "
+            f"factor of {magnitudes.max() / magnitudes[worst]:.0f} ({magnitudes[worst]:.3g} to "
+            f"{magnitudes.max():.3g}): {coarse.size} of {magnitudes.size} columns have fewer than {_FEW_STEPS} "
+            f"quantized values, column {worst} has {int(2 * magnitudes[worst] / scale) + 1}"
         )
 
     def _weights(self, op: Op, sqnr_db: float | None) -> Cause | None:
-        if sqnr_db is None or sqnr_db >= _WEIGHTS_DB:
+        if sqnr_db is None or sqnr_db >= _MIN_WEIGHT_SQNR_DB:
             return None
         return Cause(
             kind=WEIGHTS,
             op_index=op.index,
-            message=f"the weights of {op_label(self.graph, op.index)} have a signal to error of {sqnr_db:.0f} dB: "
-            "weights of very different size share a scale. Use a scale for each channel "
-            "(conversion.per_channel=True), or conversion.techniques=cross_layer_equalization",
+            message=f"the weights of {op_label(self.graph, op.index)} have an SQNR of only {sqnr_db:.0f} dB, because "
+            "weights of very different magnitude share a scale. Use per-channel scales (conversion.per_channel=True), "
+            "or conversion.techniques=cross_layer_equalization",
             remedies=({"techniques": ("cross_layer_equalization",)}, *self.float_layer_remedies(op.index)),
         )
 
@@ -542,9 +550,9 @@ class Diagnosis:
         return Cause(
             kind=CLIPPED,
             op_index=op.index,
-            message=f"{tensor_label(self.graph, tensor)} is clipped: it reaches [{known.minimum:.3g}, "
-            f"{known.maximum:.3g}] in float and its range is [{low:.3g}, {high:.3g}]. Calibrate with more and other "
-            "data, or conversion.calibration.method=min_max",
+            message=f"{tensor_label(self.graph, tensor)} is clipped: its values are in [{known.minimum:.3g}, "
+            f"{known.maximum:.3g}] in float, but its quantized range is [{low:.3g}, {high:.3g}]. Calibrate with more "
+            "representative data, or with conversion.calibration.method=min_max",
             remedies=({"calibration": {"method": "min_max"}},),
         )
 
@@ -553,14 +561,15 @@ class Diagnosis:
         known, scale = (None, None) if tensor == ABSENT else (self.facts(tensor), self.scale(tensor))
         if known is None or scale is None or known.channel_minima.size < 2:
             return None
-        sizes = known.channel_magnitudes
-        few = int((2 * sizes < _FEW_STEPS * scale).sum())
-        if few <= sizes.size // 2:
+        magnitudes = known.channel_magnitudes
+        coarse = int((2 * magnitudes < _FEW_STEPS * scale).sum())
+        if coarse <= magnitudes.size // 2:
             return None
         return Cause(
             kind=UNEVEN_CHANNELS,
             op_index=op.index,
-            message=f"{few} of {sizes.size} channels of {op_label(self.graph, op.index)} have fewer than {_FEW_STEPS} "
-            "quantized values of the one scale that all share: conversion.techniques=cross_layer_equalization",
+            message=f"{coarse} of {magnitudes.size} channels of {op_label(self.graph, op.index)} have fewer than "
+            f"{_FEW_STEPS} quantized values, because all channels share one scale. Use "
+            "conversion.techniques=cross_layer_equalization",
             remedies=({"techniques": ("cross_layer_equalization",)}, *self.float_layer_remedies(op.index)),
         )

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding optimisation: each weight up or down, not to the nearest code, but so that a layer's outputs come nearest.
+"""GPTQ: round weights to minimize the error of a layer's outputs, not that of the weights.
 
-The squared error of a layer's outputs is e' H e, with e the rounding errors of the weights of an output channel, and H
-the Gram matrix of what they are multiplied with. Errors of inputs that go together can be made to cancel.
-The codes are chosen input by input; what one code misses is made good by the weights not yet rounded. Then code by
-code is moved as long as that helps.
-Source: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", after
-Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon".
+For the weights w of one output channel, the quantized weights q minimize
+    (w - q)^T H (w - q),    H = E[x x^T], the Gram matrix of the layer's inputs on the representative dataset.
+Rounding errors of correlated inputs can cancel.
 
-A layer's bias takes up the mean of its error, so H is that of inputs about their mean, where there is a bias.
+1. Weights are rounded one input at a time, in descending order of the diagonal of H. The weights that are not rounded
+   yet compensate each rounding error, by the Cholesky factor of the inverse of H.
+2. Coordinate descent then moves single weights to other quantized values while that reduces the error.
+
+If the layer has a bias, the bias corrects the mean of the error, so H is the covariance of the inputs instead.
+
+Sources: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (step
+1); Hassibi and Stork 1993, "Second order derivatives for network pruning: Optimal Brain Surgeon" (its base).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,22 +28,27 @@ from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.layer_pairs import ModelPair
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
 
-# Added to the diagonal of H, as a share of its mean: inputs that are always zero leave it singular.
+# Added to the diagonal of H, relative to its mean: an input that is always zero makes H singular.
 _DAMPING = 0.01
+# Passes of coordinate descent.
 _SWEEPS = 4
-# Of 4-bit codes the largest; and the scales that are tried, as shares of the one that reaches the largest weight.
-_INT4 = 7
-_SHARES = np.linspace(0.4, 1.0, 31)
-# Bytes of Gram matrices that are held at a time; layers beyond wait for another pass over the samples.
+# The largest 4-bit quantized value (symmetric: -7 to 7).
+_INT4_MAX = 7
+# Scales that are tried, as fractions of the one that represents the largest weight.
+_SCALE_FRACTIONS = np.linspace(0.4, 1.0, 31)
+# Memory for Gram matrices. Layers that do not fit wait for another pass over the samples.
 _GRAM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounding:
-    """model: the int8 flatbuffer with other codes, of the same scales.
+    """The result of rounding weights by data.
 
-    layers: {layer: (squared error of its outputs by rounding to nearest, and now)}, as a share of what its outputs vary
-    by. skipped: {layer: why its codes are as they were}.
+    Attributes:
+        model: The int8 flatbuffer with other quantized weights.
+        layers: {layer: (squared error of its outputs with rounding to nearest, and with this rounding)}, relative to
+            the variance of its outputs (to their mean square if the layer has no bias).
+        skipped: {layer: why its weights are unchanged}.
     """
 
     model: bytes
@@ -47,43 +56,52 @@ class Rounding:
     skipped: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the flatbuffer."""
+        """Return plain JSON values, without the flatbuffer."""
         layers = {name: {"before": before, "after": after} for name, (before, after) in self.layers.items()}
         return {"layers": layers, "skipped": dict(self.skipped)}
 
 
 @dataclass(eq=False)
-class _Inputs:
-    """What a layer's weights are multiplied with: sums over all places of all samples, for each group of channels."""
+class _InputMoments:
+    """Sums over the input patches x of a layer, over all positions and samples, for each group of channels."""
 
     count: int
     sums: NDArray[np.float64]  # (groups, K)
     products: NDArray[np.float64]  # (groups, K, K)
 
-    def __add__(self, other: "_Inputs") -> "_Inputs":
-        return _Inputs(self.count + other.count, self.sums + other.sums, self.products + other.products)
+    def __add__(self, other: "_InputMoments") -> "_InputMoments":
+        """Return the moments of both sets of patches."""
+        return _InputMoments(self.count + other.count, self.sums + other.sums, self.products + other.products)
 
-    def gram(self, centred: bool) -> NDArray[np.float64]:
-        """The mean of x x', about the mean if `centred`: (groups, K, K)."""
+    def gram(self, centered: bool) -> NDArray[np.float64]:
+        """Return E[x x^T], or the covariance if `centered`: (groups, K, K)."""
         result = self.products / self.count
-        if centred:
+        if centered:
             mean = self.sums / self.count
             result = result - mean[:, :, None] * mean[:, None, :]
         return result
 
 
 def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Rounding:
-    """The int8 flatbuffer `quantized` with codes of weights that suit what its layers are fed on `samples`.
+    """Round the weights of an int8 flatbuffer with GPTQ, at the scales that it has.
 
-    floating: the float flatbuffer that it was made of. samples: by input name, real values.
-    Weights of exactly zero stay zero: a pruned model stays pruned.
+    Weights of exactly zero stay zero, so a pruned model stays pruned.
+
+    Args:
+        quantized: An int8 flatbuffer.
+        floating: The float flatbuffer that it was converted from.
+        samples: {input name: array of real values, batch size 1}.
+
+    Raises:
+        InputError: The flatbuffers do not belong together.
     """
     edited, layers, skipped = _layers(quantized, floating)
-    messages = {}
-    for part in _in_parts(layers):
-        for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
-            messages[layer.layer] = _round(layer, source, inputs)
-    return Rounding(model=tflite.pack(edited, len(quantized)), layers=messages, skipped=skipped)
+    errors = {}
+    for batch in _batches(layers):
+        moments = _input_moments(floating, [source for _, source in batch], samples)
+        for (layer, source), inputs in zip(batch, moments, strict=True):
+            errors[layer.layer] = _round(layer, source, inputs)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
 
 
 def quantize_to_int4(
@@ -94,34 +112,44 @@ def quantize_to_int4(
     *,
     rounding: bool = True,
 ) -> Rounding:
-    """The int8 flatbuffer `quantized` with 4-bit weights, from -7 to 7, in the layers whose names fit a pattern.
+    """Give layers of an int8 flatbuffer 4-bit weights, from -7 to 7.
 
-    floating, samples: as of optimize_rounding. Of each output channel the scale is the one, at most that of its largest
-    weight, by which the weights' errors, weighed by what they are multiplied with, are least.
-    rounding: choose the codes as optimize_rounding does; otherwise they are the nearest.
+    For each output channel, the scale minimizes the squared errors of the weights, each weighted by the mean square of
+    its input (its variance, if the layer has a bias). It is at most the scale that represents the largest weight.
+
+    Args:
+        quantized: An int8 flatbuffer.
+        floating: The float flatbuffer that it was converted from.
+        samples: {input name: array of real values, batch size 1}.
+        layers: Patterns of the names of the layers, as in `conversion.int4_layers`.
+        rounding: Round with GPTQ, as `optimize_rounding` does; otherwise to the nearest value.
+
+    Raises:
+        InputError: The flatbuffers do not belong together, or a pattern matches no layer.
     """
-    edited, result, skipped = _layers(quantized, floating)
-    outputs = {id(layer): layer.output_name for layer, _ in result}
+    edited, candidates, skipped = _layers(quantized, floating)
+    outputs = {id(layer): layer.output_name for layer, _ in candidates}
     for pattern in layers:
         check_fits(
             f"int4_layers: the pattern {pattern!r}",
             pattern,
-            dict.fromkeys(layer.layer for layer, _ in result),
+            dict.fromkeys(layer.layer for layer, _ in candidates),
             field="conversion.int4_layers",
             tensors=outputs.values(),
         )
-    chosen = [pair for pair in result if fits_op(pair[0].layer, (outputs[id(pair[0])],), layers)]
-    fitting = {id(layer) for layer, _ in chosen}
-    skipped |= {layer.layer: "no pattern fits its name" for layer, _ in result if id(layer) not in fitting}
-    messages = {}
-    for part in _in_parts(chosen):
-        for (layer, source), inputs in zip(part, _seen(floating, [s for _, s in part], samples), strict=True):
-            messages[layer.layer] = _narrow(layer, source, inputs, rounding)
-    return Rounding(model=tflite.pack(edited, len(quantized)), layers=messages, skipped=skipped)
+    chosen = [pair for pair in candidates if fits_op(pair[0].layer, (outputs[id(pair[0])],), layers)]
+    matching = {id(layer) for layer, _ in chosen}
+    skipped |= {layer.layer: "no pattern matches its name" for layer, _ in candidates if id(layer) not in matching}
+    errors = {}
+    for batch in _batches(chosen):
+        moments = _input_moments(floating, [source for _, source in batch], samples)
+        for (layer, source), inputs in zip(batch, moments, strict=True):
+            errors[layer.layer] = _quantize_layer_to_int4(layer, source, inputs, rounding)
+    return Rounding(model=tflite.pack(edited, len(quantized)), layers=errors, skipped=skipped)
 
 
 def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[WeightedOp, WeightedOp]], dict[str, str]]:
-    """(the int8 flatbuffer in object form, its layers with those of the float one, {layer: why it has none})."""
+    """Return the int8 flatbuffer in object form, its layers paired with the float ones, and {layer: why skipped}."""
     pair = ModelPair(floating, quantized)
     edited = tflite.unpack(quantized)
     sources = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
@@ -129,37 +157,42 @@ def _layers(quantized: bytes, floating: bytes) -> tuple[Any, list[tuple[Weighted
     for item in weighted_ops(edited, pair.quantized):
         source = sources.get(pair.float_tensors.get(item.output, tflite.ABSENT))
         if source is None or source.weights.shape != item.weights.shape:
-            skipped[item.layer] = "it is not quantized, or the float flatbuffer has no such layer"
+            skipped[item.layer] = "it is not quantized, or the float flatbuffer has no layer that matches it"
         else:
             layers.append((item, source))
     return edited, layers, skipped
 
 
-def _narrow(layer: WeightedOp, source: WeightedOp, inputs: _Inputs, rounding: bool) -> tuple[float, float]:
-    """Give the layer 4-bit codes. The errors of its outputs by rounding to nearest at the widest scale, and now."""
+def _quantize_layer_to_int4(
+    layer: WeightedOp, source: WeightedOp, inputs: _InputMoments, rounding: bool
+) -> tuple[float, float]:
+    """Give the layer 4-bit weights; return its relative output errors as `Rounding.layers` has them.
+
+    The first error is that of rounding to nearest at the scale that represents the largest weight.
+    """
     rows, gram = source.weights_by_output().astype(np.float64), inputs.gram(layer.has_bias)
     per_group = len(rows) // len(gram)
-    weighing = np.repeat(np.diagonal(gram, axis1=1, axis2=2), per_group, axis=0)
-    one_scale = len(set(layer.scales)) == 1 and len(rows) > 1
-    widest = np.abs(rows).max(axis=None if one_scale else 1, keepdims=True) / _INT4
+    importance = np.repeat(np.diagonal(gram, axis1=1, axis2=2), per_group, axis=0)
+    per_tensor = len(set(layer.scales)) == 1 and len(rows) > 1
+    widest = np.abs(rows).max(axis=None if per_tensor else 1, keepdims=True) / _INT4_MAX
     widest = np.broadcast_to(np.where(widest > 0, widest, 1), (len(rows), 1))
-    errors = np.stack([_weighed(rows, widest * fraction, weighing) for fraction in _SHARES])
-    errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape) if one_scale else errors
-    scales = (widest[:, 0] * _SHARES[errors.argmin(axis=0)]).astype(np.float32).astype(np.float64)
-    quantized = np.clip(np.rint(rows / scales[:, None]), -_INT4, _INT4)
+    errors = np.stack([_weighted_error(rows, widest * fraction, importance) for fraction in _SCALE_FRACTIONS])
+    errors = np.broadcast_to(errors.sum(axis=1, keepdims=True), errors.shape) if per_tensor else errors
+    scales = (widest[:, 0] * _SCALE_FRACTIONS[errors.argmin(axis=0)]).astype(np.float32).astype(np.float64)
+    quantized = np.clip(np.rint(rows / scales[:, None]), -_INT4_MAX, _INT4_MAX)
     if rounding:
         for group, matrix in enumerate(gram):
             part = slice(group * per_group, (group + 1) * per_group)
-            quantized[part] = round_weights(rows[part] / scales[part, None], matrix, -_INT4, _INT4)
-    plain = np.clip(np.rint(rows / widest), -_INT4, _INT4) * widest
+            quantized[part] = round_weights(rows[part] / scales[part, None], matrix, -_INT4_MAX, _INT4_MAX)
+    nearest = np.clip(np.rint(rows / widest), -_INT4_MAX, _INT4_MAX) * widest
     sums = np.zeros(3)
     for group, matrix in enumerate(gram):
         part = slice(group * per_group, (group + 1) * per_group)
-        provided = (plain[part], quantized[part] * scales[part, None], np.zeros_like(rows[part]))
-        sums += [_squared(rows[part] - item, matrix).sum() for item in provided]
+        approximations = (nearest[part], quantized[part] * scales[part, None], np.zeros_like(rows[part]))
+        sums += [_squared(rows[part] - approximation, matrix).sum() for approximation in approximations]
     data_scale = layer.bias_scale / layer.scales if layer.has_bias else np.ones(len(rows))
-    kept = scales[:1] if one_scale else scales
-    layer.set_int4(quantized, kept, (data_scale * scales)[: len(kept)])
+    weight_scales = scales[:1] if per_tensor else scales
+    layer.set_int4(quantized, weight_scales, (data_scale * scales)[: len(weight_scales)])
     if layer.has_bias:
         mean = np.repeat(inputs.sums / inputs.count, per_group, axis=0)
         offset = ((quantized * scales[:, None] - rows) * mean).sum(axis=1)
@@ -167,31 +200,41 @@ def _narrow(layer: WeightedOp, source: WeightedOp, inputs: _Inputs, rounding: bo
     return float(sums[0] / max(sums[2], 1e-30)), float(sums[1] / max(sums[2], 1e-30))
 
 
-def _weighed(rows: NDArray, scales: NDArray, weighing: NDArray) -> NDArray[np.float64]:
-    """Of each output channel the squared errors of its weights at a scale, each weighed by its input's size."""
-    rounded = np.clip(np.rint(rows / scales), -_INT4, _INT4) * scales
-    return ((rows - rounded) ** 2 * weighing).sum(axis=1)
+def _weighted_error(rows: NDArray, scales: NDArray, importance: NDArray) -> NDArray[np.float64]:
+    """Return each output channel's sum of squared rounding errors at a scale, weighted by `importance`."""
+    rounded = np.clip(np.rint(rows / scales), -_INT4_MAX, _INT4_MAX) * scales
+    return ((rows - rounded) ** 2 * importance).sum(axis=1)
 
 
 def round_weights(
     weights: NDArray, gram: NDArray, lowest: int, highest: int, sweeps: int = _SWEEPS
 ) -> NDArray[np.float64]:
-    """Whole numbers from `lowest` to `highest`, shaped as `weights`, with little squared error (w - q) H (w - q)'.
+    """Return integers q with a small error (w - q)^T H (w - q) for each row w of `weights`.
 
-    weights: (outputs, K), in steps of their scales. gram: H, (K, K), symmetric and without negative eigenvalues.
+    The result is a good solution, not always the best one. Weights of exactly zero stay zero.
+
+    Args:
+        weights: (outputs, K), divided by their scales.
+        gram: H: (K, K), symmetric and positive semidefinite.
+        lowest: The smallest quantized value.
+        highest: The largest quantized value.
+        sweeps: The number of passes of coordinate descent.
+
+    Returns:
+        (outputs, K), float64.
     """
     gram = gram + np.eye(len(gram)) * max(_DAMPING * float(np.trace(gram)) / len(gram), 1e-12)
     order = np.argsort(-np.diag(gram), kind="stable")
     ordered = gram[np.ix_(order, order)]
-    # Row j of the upper factor of the inverse: how the weights behind j make good what j misses.
+    # Row j of the upper factor of the inverse: how the weights after j compensate the rounding error of j.
     factor = np.linalg.cholesky(np.linalg.inv(ordered)).T
     left = weights[:, order].astype(np.float64)
     fixed = left == 0
     quantized = np.zeros_like(left)
     for place in range(left.shape[1]):
         quantized[:, place] = np.where(fixed[:, place], 0, np.clip(np.rint(left[:, place]), lowest, highest))
-        missed = (left[:, place] - quantized[:, place]) / factor[place, place]
-        left[:, place + 1 :] -= missed[:, None] * factor[place, place + 1 :]
+        error = (left[:, place] - quantized[:, place]) / factor[place, place]
+        left[:, place + 1 :] -= error[:, None] * factor[place, place + 1 :]
     left = weights[:, order].astype(np.float64) - quantized
     for _ in range(sweeps):
         moved = False
@@ -212,8 +255,8 @@ def round_weights(
     return result
 
 
-def _round(layer: WeightedOp, source: WeightedOp, inputs: _Inputs) -> tuple[float, float]:
-    """Give the layer its codes, and its bias what the mean of the error takes. The errors before and after."""
+def _round(layer: WeightedOp, source: WeightedOp, inputs: _InputMoments) -> tuple[float, float]:
+    """Round the layer's weights and correct its bias; return its relative output errors before and after."""
     scales = layer.scales
     grouped = source.weights_by_output().astype(np.float64) / scales[:, None]
     before = layer.weights_by_output().astype(np.float64)
@@ -241,36 +284,36 @@ def _squared(errors: NDArray, gram: NDArray) -> NDArray[np.float64]:
     return np.einsum("ok,kl,ol->o", errors, gram, errors, optimize=True)
 
 
-def _in_parts(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
-    """As many layers at a time as their Gram matrices have room."""
-    part: list[tuple[WeightedOp, WeightedOp]] = []
+def _batches(layers: list[tuple[WeightedOp, WeightedOp]]) -> Iterator[list[tuple[WeightedOp, WeightedOp]]]:
+    """Yield as many layers at a time as their Gram matrices fit into memory."""
+    batch: list[tuple[WeightedOp, WeightedOp]] = []
     size = 0
     for item in layers:
-        weighed = item[0].weights_by_output().shape[1]
+        patch_size = item[0].weights_by_output().shape[1]
         groups = item[0].num_inputs if item[0].is_depthwise else 1
-        needed = 8 * groups * weighed**2
-        if part and size + needed > _GRAM_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(item)
+        needed = 8 * groups * patch_size**2
+        if batch and size + needed > _GRAM_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
         size += needed
-    if part:
-        yield part
+    if batch:
+        yield batch
 
 
-def _seen(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_Inputs]:
-    """What each layer is fed."""
+def _input_moments(floating: bytes, layers: Sequence[WeightedOp], samples: Sequence[Sample]) -> list[_InputMoments]:
+    """Return the moments of each layer's inputs over the samples."""
 
-    def look(values: list[NDArray]) -> list[_Inputs]:
+    def moments(values: list[NDArray]) -> list[_InputMoments]:
         results = []
         for layer, array in zip(layers, values, strict=True):
             patches = extract_patches(layer, array)
             sums = patches.sum(axis=1, dtype=np.float64)
             products = np.matmul(patches.transpose(0, 2, 1), patches).astype(np.float64)
-            results.append(_Inputs(patches.shape[1], sums, products))
+            results.append(_InputMoments(patches.shape[1], sums, products))
         return results
 
-    total: list[_Inputs] = []
-    for item in map_activations(floating, [layer.data for layer in layers], samples, look, total=len(samples)):
+    total: list[_InputMoments] = []
+    for item in map_activations(floating, [layer.data for layer in layers], samples, moments, total=len(samples)):
         total = [one + other for one, other in zip(total, item, strict=True)] if total else item
     return total

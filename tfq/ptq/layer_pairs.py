@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs that post-training techniques work on: two adjacent layers, or a float tensor and its int8 one."""
+"""Pairs that post-training techniques work on: two adjacent layers, or a float tensor and its quantized tensor."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,137 +15,167 @@ from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
 
 
 class ModelPair:
-    """Two flatbuffers of one model.
+    """A quantized flatbuffer and the float flatbuffer that it was converted from.
 
-    of_float: {tensor of the int8 one: the float tensor of the same name}, of what ops give out.
+    Attributes:
+        floating: The float flatbuffer, parsed.
+        quantized: The quantized flatbuffer, parsed.
+        float_tensors: {quantized activation: the float activation of the same name}, tensor indices. It covers the
+            outputs of ops, not the inputs of the model.
     """
 
     def __init__(self, floating: bytes, quantized: bytes) -> None:
-        """Raises InputError where they have different inputs or outputs, or no activation of one name."""
+        """Parse both flatbuffers and match their activations by name.
+
+        Raises:
+            InputError: The flatbuffers differ in inputs or shapes of outputs, or have no activation name in common.
+        """
         self.floating, self.quantized = tflite.read(floating), tflite.read(quantized)
-        # Converters call outputs as they like; only inputs are fed by name.
-        borders = [
+        # Names of outputs are not compared: converters rename them.
+        interfaces = [
             (model.input_names, [tensor.shape for tensor in model.main_subgraph.output_tensors])
             for model in (self.floating, self.quantized)
         ]
-        if borders[0] != borders[1]:
+        if interfaces[0] != interfaces[1]:
             raise InputError(
-                f"the float and the int8 flatbuffer have other inputs or other shapes of outputs ({borders[0]}, "
-                f"{borders[1]}): give the float one that the int8 one was made of",
+                "the float and the quantized flatbuffer do not belong together: their inputs or the shapes of their "
+                f"outputs differ (float {interfaces[0]}, quantized {interfaces[1]}). Pass the float flatbuffer that "
+                "the quantized one was converted from",
                 field="floating",
-                expected=borders[1],
-                got=borders[0],
+                expected=interfaces[1],
+                got=interfaces[0],
             )
-        self.float_tensors = _twins(self.floating, self.quantized)
+        self.float_tensors = _match_activations(self.floating, self.quantized)
         if not self.float_tensors:
             raise InputError(
-                "no activation of the int8 flatbuffer has the name of a float one: give the float flatbuffer that it "
-                "was made of",
+                "the float and the quantized flatbuffer do not belong together: no activations have the same name. "
+                "Pass the float flatbuffer that the quantized one was converted from",
                 field="floating",
                 expected="the float model of the int8 one",
             )
 
     def quantize_samples(self, samples: Iterable[Sample]) -> Iterator[dict[str, NDArray]]:
-        """`samples` as the int8 flatbuffer's inputs take them."""
+        """Yield `samples` in the types of the quantized flatbuffer's inputs."""
         tensors = dict(zip(self.quantized.input_names, self.quantized.main_subgraph.input_tensors, strict=True))
         for sample in samples:
             yield {name: as_input(sample[name], tensor) for name, tensor in tensors.items()}
 
     def scale_and_zero_point(self, tensor: int) -> tuple[float, int]:
-        """(scale, zero_point) of a tensor of the int8 flatbuffer; (1, 0) of one that holds no codes."""
-        result = self.quantized.main_subgraph.tensors[tensor]
-        return (result.scale[0], result.zero_point[0]) if result.is_quantized else (1.0, 0)
+        """Return the scale and zero point of a tensor of the quantized flatbuffer; (1, 0) if it is not quantized."""
+        record = self.quantized.main_subgraph.tensors[tensor]
+        return (record.scale[0], record.zero_point[0]) if record.is_quantized else (1.0, 0)
 
-    def dequantize(self, tensor: int, codes: NDArray) -> NDArray[np.float64]:
-        """What `codes` of a tensor of the int8 flatbuffer stand for; they may be means, between two codes."""
+    def dequantize(self, tensor: int, quantized_values: NDArray) -> NDArray[np.float64]:
+        """Return the real values of a tensor of the quantized flatbuffer. Means of quantized values work as well."""
         scale, zero_point = self.scale_and_zero_point(tensor)
-        return (codes.astype(np.float64) - zero_point) * scale
+        return (quantized_values.astype(np.float64) - zero_point) * scale
 
 
 def channel_means(
     model: bytes, tensors: Sequence[int], samples: Iterable[Sample]
 ) -> tuple[list[NDArray[np.float64]], list[NDArray]]:
-    """(mean of each channel, the last axis, of each of `tensors` over all samples; all values of each output).
+    """Return the mean of each channel of `tensors` over all samples, and the outputs of the model.
 
-    Of codes the means are of codes. Outputs are (samples, ...).
+    Args:
+        model: A flatbuffer. If it is quantized, means and outputs are quantized values.
+        tensors: Tensor indices in the main subgraph. Channels are the last axis.
+        samples: {input name: array in the type of the input}.
+
+    Returns:
+        For each tensor an array (channels,); for each output an array (samples, *shape of the output).
+
+    Raises:
+        InputError: There are no samples.
     """
     outputs = tflite.read(model).main_subgraph.outputs
 
-    def look(values: list[NDArray]) -> tuple[list[NDArray[np.float64]], list[NDArray]]:
+    def means_and_outputs(values: list[NDArray]) -> tuple[list[NDArray[np.float64]], list[NDArray]]:
         means = [array.reshape(-1, array.shape[-1]).mean(axis=0, dtype=np.float64) for array in values[: len(tensors)]]
         return means, [array.copy() for array in values[len(tensors) :]]
 
     sums: list[NDArray[np.float64]] = []
-    answers: list[list[NDArray]] = []
-    for means, values in map_activations(model, [*tensors, *outputs], samples, look):
-        sums = [one + other for one, other in zip(sums, means, strict=True)] if sums else means
-        answers.append(values)
-    if not answers:
-        raise InputError("no samples: expected at least one", field="samples", expected="at least one sample")
-    return [total / len(answers) for total in sums], [np.stack(item) for item in zip(*answers, strict=True)]
+    outputs_by_sample: list[list[NDArray]] = []
+    for means, values in map_activations(model, [*tensors, *outputs], samples, means_and_outputs):
+        sums = [total + mean for total, mean in zip(sums, means, strict=True)] if sums else means
+        outputs_by_sample.append(values)
+    count = len(outputs_by_sample)
+    if not count:
+        raise InputError(
+            "channel means need data: expected at least one sample, got none. Pass calibration samples",
+            field="samples",
+            expected="at least one sample",
+        )
+    return [total / count for total in sums], [np.stack(values) for values in zip(*outputs_by_sample, strict=True)]
 
 
 def channel_ranges(
     model: bytes, tensors: Sequence[int], samples: Sequence[Sample]
 ) -> dict[int, tuple[NDArray, NDArray]]:
-    """{tensor: (lowest, highest value of each channel, the last axis) over all samples}; nothing of no tensors."""
+    """Return {tensor: (smallest, largest value of each channel over all samples)}. Channels are the last axis."""
     if not tensors:
         return {}
 
-    def look(values: list[NDArray]) -> list[tuple[NDArray, NDArray]]:
+    def extremes(values: list[NDArray]) -> list[tuple[NDArray, NDArray]]:
         rows = [array.reshape(-1, array.shape[-1]) for array in values]
-        return [(item.min(axis=0), item.max(axis=0)) for item in rows]
+        return [(array.min(axis=0), array.max(axis=0)) for array in rows]
 
-    ends: dict[int, tuple[NDArray, NDArray]] = {}
-    for result in map_activations(model, tensors, samples, look, total=len(samples)):
+    ranges: dict[int, tuple[NDArray, NDArray]] = {}
+    for result in map_activations(model, tensors, samples, extremes, total=len(samples)):
         for tensor, (low, high) in zip(tensors, result, strict=True):
-            before = ends.get(tensor, (low, high))
-            ends[tensor] = np.minimum(before[0], low), np.maximum(before[1], high)
-    return ends
+            lowest, highest = ranges.get(tensor, (low, high))
+            ranges[tensor] = np.minimum(lowest, low), np.maximum(highest, high)
+    return ranges
 
 
-def _twins(floating: tflite.Model, quantized: tflite.Model) -> dict[int, int]:
-    """{quantized activation: the float one of the same name}. Of several of one name, the first is the first."""
-    floats: dict[str, list[int]] = {}
-    for tensor in _given_out(floating):
+def _match_activations(floating: tflite.Model, quantized: tflite.Model) -> dict[int, int]:
+    """Return {quantized activation: the float activation of the same name}.
+
+    Several activations of one name are matched in order, if both models have equally many. Otherwise it is unknown
+    which ones correspond, and they are left out.
+    """
+    by_name: dict[str, list[int]] = {}
+    for tensor in _op_outputs(floating):
         if tensor.dtype == "float32":
-            floats.setdefault(tensor.name, []).append(tensor.index)
-    results: dict[str, list[int]] = {}
-    for tensor in _given_out(quantized):
-        if tensor.is_quantized and tensor.name in floats:
-            results.setdefault(tensor.name, []).append(tensor.index)
-    # Where one side has more, it cannot be told which of them belong together.
+            by_name.setdefault(tensor.name, []).append(tensor.index)
+    quantized_by_name: dict[str, list[int]] = {}
+    for tensor in _op_outputs(quantized):
+        if tensor.is_quantized and tensor.name in by_name:
+            quantized_by_name.setdefault(tensor.name, []).append(tensor.index)
     return {
-        index: twin
-        for name, indices in results.items()
-        if len(indices) == len(floats[name])
-        for index, twin in zip(indices, floats[name], strict=True)
+        index: float_index
+        for name, indices in quantized_by_name.items()
+        if len(indices) == len(by_name[name])
+        for index, float_index in zip(indices, by_name[name], strict=True)
     }
 
 
-def _given_out(model: tflite.Model) -> Iterator[tflite.Tensor]:
+def _op_outputs(model: tflite.Model) -> Iterator[tflite.Tensor]:
     graph = model.main_subgraph
     for op in graph.ops:
         yield from (graph.tensors[index] for index in op.outputs)
 
 
 def as_input(array: NDArray, tensor: tflite.Tensor) -> NDArray:
-    """Return real values as the input `tensor` takes them: quantized by its scale, or cast to its dtype."""
+    """Return real values in the type of the input `tensor`: quantized with its scale, or cast to its dtype."""
     if not tensor.is_quantized or array.dtype.name == tensor.dtype:
         return array.astype(tensor.dtype, copy=False)
     return quant_math.quantize(array, tensor.scale[0], tensor.zero_point[0], tensor.dtype)
 
 
-# Fused activations, by their numbers in the schema.
+# Fused activations: values of ActivationFunctionType in the TFLite schema.
 NO_ACTIVATION, RELU, RELU6 = 0, 1, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairTechnique:
-    """A float flatbuffer of which pairs of layers were changed. model: of the same function as before.
+    """The result of a technique that changes pairs of layers and keeps the float function.
 
-    pairs: what was done to each, a dataclass. skipped: {layer: why nothing was}. difference: the largest of any output
-    from what it was, as a share of the largest output; over num_samples samples.
+    Attributes:
+        model: The changed float flatbuffer.
+        pairs: One dataclass for each pair that was changed, which says how.
+        skipped: {layer: why it was not changed}.
+        difference: The largest change of any output, relative to the largest output.
+        num_samples: The number of samples on which `difference` was measured.
     """
 
     model: bytes
@@ -155,7 +185,7 @@ class PairTechnique:
     num_samples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the flatbuffer."""
+        """Return plain JSON values, without the flatbuffer."""
         return {
             "difference": self.difference,
             "num_samples": self.num_samples,
@@ -167,57 +197,64 @@ class PairTechnique:
 def find_layer_pairs(
     edited: Any,
     parsed: tflite.Model,
-    passing: Collection[str],
-    why_not: Callable[[WeightedOp, WeightedOp | None], str],
+    pass_through: Collection[str],
+    reason_to_skip: Callable[[WeightedOp, WeightedOp | None], str],
 ) -> tuple[list[tuple[WeightedOp, WeightedOp]], dict[str, str]]:
-    """(the pairs of layers with nothing but ops of the names `passing` between them, {other layer: why it has none}).
+    """Find pairs of layers where only the second reads the output of the first.
 
-    edited: `parsed` in its object form. why_not: what speaks against a first layer (with None), and then against a
-    pair; "" where nothing does.
+    Args:
+        edited: `parsed` in its object form.
+        parsed: A float flatbuffer.
+        pass_through: Names of the ops that may lie between the two layers.
+        reason_to_skip: Called with (first, None), then with (first, second). Returns why the technique cannot change
+            them, or "" if it can.
+
+    Returns:
+        The pairs, and {first layer: why it is in no pair}.
     """
     graph = parsed.main_subgraph
-    by_output = {item.output: item for item in weighted_ops(edited, parsed)}
-    result, skipped = [], {}
+    by_output = {layer.output: layer for layer in weighted_ops(edited, parsed)}
+    pairs, skipped = [], {}
     for first in by_output.values():
-        second, reason = None, why_not(first, None)
+        second, reason = None, reason_to_skip(first, None)
         if not reason:
-            second, reason = _reader(first, graph, by_output, passing)
+            second, reason = _only_reader(first, graph, by_output, pass_through)
         if second is not None:
-            reason = why_not(first, second)
+            reason = reason_to_skip(first, second)
         if second is None or reason:
             skipped[first.layer] = reason
         else:
-            result.append((first, second))
-    return result, skipped
+            pairs.append((first, second))
+    return pairs, skipped
 
 
-def _reader(
+def _only_reader(
     first: WeightedOp,
     graph: tflite.Subgraph,
     by_output: Mapping[int, WeightedOp],
-    passing: Collection[str],
+    pass_through: Collection[str],
 ) -> tuple[WeightedOp | None, str]:
-    """The layer that alone reads what `first` gives; or None, and why there is none."""
+    """Return the layer that alone reads the output of `first`, and ""; or None, and why there is no such layer."""
     tensor = first.output
     while True:
         if tensor in graph.outputs:
-            return None, "an output of the model"
+            return None, "its output is an output of the model"
         ops = graph.readers.get(tensor, ())
         if len(ops) != 1:
-            return None, f"{len(ops)} ops read what it gives"
+            return None, f"{len(ops)} ops read its output"
         (op,) = ops
         second = by_output.get(op.outputs[0])
         if second is not None and op.inputs[0] == tensor:
             if second.is_depthwise and second.num_inputs != first.num_outputs:
-                return None, "its channels are others where they are read again"
+                return None, "the layer that reads its output has another number of channels"
             return second, ""
-        if op.name not in passing or not _keeps_channels(op, graph, first.num_outputs):
-            return None, f"{op.name} reads what it gives"
+        if op.name not in pass_through or not _keeps_channels(op, graph, first.num_outputs):
+            return None, f"{op.name} reads its output"
         tensor = op.outputs[0]
 
 
 def _keeps_channels(op: tflite.Op, graph: tflite.Subgraph, channels: int) -> bool:
-    """Whether the op's output still has the channels innermost: one place of an image, or all of them, flattened."""
+    """Check whether the last axis of the op's output still holds the channels; after a flatten, once per position."""
     shape = graph.tensors[op.outputs[0]].shape
     if op.name == "RESHAPE":
         return bool(shape) and shape[-1] % channels == 0

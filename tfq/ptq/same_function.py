@@ -14,31 +14,35 @@ _RANDOM_SAMPLES = 8
 
 
 def check_same_function(
-    before: bytes, after: bytes, samples: Sequence[Sample], what: str, most: float
+    before: bytes, after: bytes, samples: Sequence[Sample], technique: str, tolerance: float
 ) -> tuple[float, int]:
-    """Return (the largest difference of any output as a fraction of the largest output, the number of samples).
+    """Compare the outputs of a float flatbuffer before and after a technique.
 
     Args:
         before: The float flatbuffer.
         after: The same after the technique.
-        samples: By input name; if there are none, random ones are used.
-        what: The technique, for the message.
-        most: The largest difference that is accepted.
+        samples: {input name: array of batch size 1}; if there are none, random ones are used.
+        technique: The technique, as `conversion.techniques` names it.
+        tolerance: The largest accepted difference, relative to the largest output.
+
+    Returns:
+        The largest difference of any output relative to the largest output, and the number of samples.
 
     Raises:
-        TfqError: The difference is larger.
+        TfqError: The difference is larger than `tolerance`.
     """
-    tried = samples or _random_samples(tflite.read(before))
-    difference = _difference(before, after, tried)
-    if not difference <= most:
+    compared = samples or _random_samples(tflite.read(before))
+    difference = _difference(before, after, compared)
+    if not difference <= tolerance:
         raise TfqError(
-            f"{what} changed the float function by {difference:.1e} of its largest output on {len(tried)} "
-            f"{'' if samples else 'random '}samples, expected at most {most:.0e}: leave it out for this model",
+            f"{technique} changed the outputs of the float model by {difference:.1e} of the largest output on "
+            f"{len(compared)} {'' if samples else 'random '}samples, expected at most {tolerance:.0e}. Remove "
+            f"{technique} from conversion.techniques for this model",
             field="conversion.techniques",
-            expected=most,
+            expected=tolerance,
             got=difference,
         )
-    return difference, len(tried)
+    return difference, len(compared)
 
 
 def _random_samples(parsed: tflite.Model) -> list[Sample]:
@@ -57,14 +61,14 @@ def _difference(before: bytes, after: bytes, samples: Sequence[Sample]) -> float
     runs = [
         map_activations(model, outputs, samples, lambda values: [v.copy() for v in values]) for model in (before, after)
     ]
-    largest = furthest = 0.0
-    for one, other in zip(*runs, strict=True):
-        for wanted, got in zip(map(_real, one), map(_real, other), strict=True):
-            largest = max(largest, float(np.abs(wanted).max(initial=0)))
-            furthest = max(furthest, float(np.abs(wanted - got).max(initial=0)))
-    return furthest / largest if largest else furthest
+    largest_output = difference = 0.0
+    for original, changed in zip(*runs, strict=True):
+        for expected, got in zip(map(_as_float, original), map(_as_float, changed), strict=True):
+            largest_output = max(largest_output, float(np.abs(expected).max(initial=0)))
+            difference = max(difference, float(np.abs(expected - got).max(initial=0)))
+    return difference / largest_output if largest_output else difference
 
 
-def _real(values: NDArray) -> NDArray:
-    """Conditions and whole numbers as float64: booleans have no difference, and that of unsigned integers wraps."""
+def _as_float(values: NDArray) -> NDArray:
+    """Convert booleans and integers to float64: NumPy cannot subtract booleans, and unsigned integers wrap."""
     return values if values.dtype.kind == "f" else values.astype(np.float64)

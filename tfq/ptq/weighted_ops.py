@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ops with weights of a flatbuffer under edit: weights and biases as arrays, inputs as patches."""
+"""Ops with weights, in a flatbuffer that is edited: weights and biases as arrays, inputs as patches."""
 
 import collections
 import copy
@@ -13,21 +13,28 @@ from numpy.typing import NDArray
 from tfq import tflite
 from tfq.tflite.schema import TENSOR_TYPES
 
-# SAME among the paddings of the schema.
+# Padding.SAME in the TFLite schema.
 _SAME_PADDING = 0
-# Places of an image that are taken of each sample; neighbours tell little more.
-_MOST_PLACES = 256
-# Op -> the axis of its weights' output channels, and of its input channels. A depthwise one has them on one axis.
+# Positions of an image that are used per sample: neighboring patches are similar.
+_MAX_POSITIONS = 256
+# Op -> (axis of the output channels, axis of the input channels) of its weights. A depthwise op has one axis for both.
 _AXES = {"CONV_2D": (0, 3), "FULLY_CONNECTED": (0, 1), "DEPTHWISE_CONV_2D": (3, 3)}
+# Positions among the op's inputs.
 _WEIGHTS, _BIAS = 1, 2
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedOp:
-    """An op with constant weights of its own; arrays are copies until they are written back.
+    """An op whose weights are a constant that no other op reads.
 
-    data, output: tensor indices of what it computes on, and of what it gives. num_inputs: channels of the data. layer:
-    the Keras layer, or the tensor's name where that is not known.
+    Arrays that its properties return are copies. The setters write to the flatbuffer.
+
+    Attributes:
+        model: The flatbuffer in its object form, which the setters change.
+        op: The op in its object form.
+        name: The op's type, such as "CONV_2D".
+        layer: The Keras layer, or the name of the output tensor if the layer is not known.
+        num_inputs: The number of channels of the data.
     """
 
     model: Any
@@ -38,70 +45,76 @@ class WeightedOp:
 
     @property
     def data(self) -> int:
+        """The tensor index of the data input."""
         return int(self.op.inputs[0])
 
     @property
     def output(self) -> int:
+        """The tensor index of the output."""
         return int(self.op.outputs[0])
 
     @property
     def output_name(self) -> str:
-        """The name of the tensor that it gives."""
+        """The name of the output tensor."""
         name = self.model.subgraphs[0].tensors[self.output].name
         return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name or "")
 
     @property
     def num_outputs(self) -> int:
+        """The number of output channels."""
         return int(self._tensor(_WEIGHTS).shape[_AXES[self.name][0]])
 
     @property
     def is_depthwise(self) -> bool:
+        """Whether the op is a depthwise convolution."""
         return self.name == "DEPTHWISE_CONV_2D"
 
     @property
     def activation(self) -> int:
-        """The fused one, by its number in the schema."""
+        """The fused activation, as ActivationFunctionType in the TFLite schema."""
         return int(self.op.builtinOptions.fusedActivationFunction)
 
     @property
     def pads(self) -> bool:
-        """Whether it reads zeros beyond the edges of the data."""
+        """Whether the op pads its data with zeros."""
         options = self.op.builtinOptions
         return self.name != "FULLY_CONNECTED" and options.padding == _SAME_PADDING and self.weights.shape[1:3] != (1, 1)
 
     @property
     def weights(self) -> NDArray:
-        """As they are stored: OHWI of a convolution, 1HWO of a depthwise one, OI of a fully connected layer."""
+        """The weights as stored: OHWI (convolution), 1HWO (depthwise convolution), OI (fully connected)."""
         return self._constant(_WEIGHTS)
 
     @property
     def bias(self) -> NDArray:
-        """One number an output channel, of a layer that has_bias."""
+        """The bias: (output channels,). The op must have one (`has_bias`)."""
         return self._constant(_BIAS)
 
     @property
     def scales(self) -> NDArray[np.float64]:
-        """Of the codes of each output channel's weights."""
+        """The scale of the weights of each output channel."""
         return self._scales(_WEIGHTS)
 
     @property
     def bias_scale(self) -> NDArray[np.float64]:
-        """Of the codes of each output channel's bias."""
+        """The scale of the bias of each output channel."""
         return self._scales(_BIAS)
 
     @property
     def has_bias(self) -> bool:
+        """Whether the op has a bias."""
         return len(self.op.inputs) > _BIAS and int(self.op.inputs[_BIAS]) != tflite.ABSENT
 
     def weights_by_output(self) -> NDArray:
-        """The weights as (output channel, all that it weighs)."""
+        """Return the weights as (output channels, all weights of a channel)."""
         return np.moveaxis(self.weights, _AXES[self.name][0], 0).reshape(self.num_outputs, -1)
 
     def weights_by_input(self, channels: int) -> NDArray:
-        """The weights as (channel of the data, all that weighs it), of data with `channels` of them.
+        """Return the weights as (channels of the data, all weights that multiply a channel).
 
-        A fully connected layer may lie behind a flattened image, whose channels come again for each of its places; a
-        depthwise convolution has several outputs of each channel.
+        Args:
+            channels: The number of channels of the data. A fully connected layer after a flatten reads each channel
+                once per position; a depthwise convolution may have several outputs per channel.
         """
         weights = np.moveaxis(self.weights, _AXES[self.name][1], 0)
         if self.is_depthwise:
@@ -109,7 +122,7 @@ class WeightedOp:
         return np.moveaxis(weights.reshape(-1, channels, *weights.shape[1:]), 1, 0).reshape(channels, -1)
 
     def constant_response(self, values: NDArray) -> NDArray[np.float64]:
-        """What each output channel gives, but for bias and activation, of data that is `values` (channels) all over."""
+        """Return the outputs without bias and activation, if channel i of the data is the constant `values[i]`."""
         weights = self.weights.astype(np.float64)
         if self.is_depthwise:
             return weights.sum(axis=(0, 1, 2)) * np.repeat(values, self.num_outputs // len(values))
@@ -117,7 +130,7 @@ class WeightedOp:
         return np.asarray(rows.sum(axis=1) @ values)
 
     def scale_outputs(self, factors: NDArray) -> None:
-        """Multiply what each output channel gives, but for the fused activation."""
+        """Multiply the weights and the bias of each output channel by its factor."""
         axis = _AXES[self.name][0]
         shape = [1] * self.weights.ndim
         shape[axis] = -1
@@ -126,7 +139,7 @@ class WeightedOp:
             self._write(_BIAS, self.bias * factors.astype(np.float32))
 
     def scale_inputs(self, factors: NDArray) -> None:
-        """Multiply the weights of each channel of the data."""
+        """Multiply the weights for each channel of the data by its factor."""
         axis, weights = _AXES[self.name][1], self.weights
         repeats = weights.shape[axis] // len(factors)
         spread = np.repeat(factors, repeats) if self.is_depthwise else np.tile(factors, repeats)
@@ -135,26 +148,29 @@ class WeightedOp:
         self._write(_WEIGHTS, weights * spread.reshape(shape).astype(np.float32))
 
     def set_weights_by_output(self, weights: NDArray) -> None:
-        """The weights, arranged as `weights_by_output` gives them."""
+        """Set the weights; `weights` has the layout of `weights_by_output`."""
         axis = _AXES[self.name][0]
         shape = np.moveaxis(self.weights, axis, 0).shape
         self._write(_WEIGHTS, np.moveaxis(weights.reshape(shape), 0, axis))
 
     def set_bias(self, bias: NDArray) -> None:
-        """Of the same shape and type as it is."""
+        """Set the bias; `bias` has the shape of the present one and is cast to its type."""
         self._write(_BIAS, bias)
 
-    def set_int4(self, codes: NDArray, scales: NDArray, bias_scale: NDArray) -> None:
-        """4-bit codes of an int8 layer's weights, ordered as in `weights_by_output`, and their scales.
+    def set_int4(self, quantized_values: NDArray, scales: NDArray, bias_scale: NDArray) -> None:
+        """Make the weights of an int8 layer 4-bit, and change the scales. The caller sets the bias afterwards.
 
-        scales, bias_scale: as many as there were; the bias's own codes are left to be set.
+        Args:
+            quantized_values: Integers from -8 to 7, in the layout of `weights_by_output`.
+            scales: The scales of the weights, as many as before.
+            bias_scale: The scales of the bias, as many as before.
         """
         axis = _AXES[self.name][0]
-        ordered = np.moveaxis(codes.reshape(np.moveaxis(self.weights, axis, 0).shape), 0, axis)
+        ordered = np.moveaxis(quantized_values.reshape(np.moveaxis(self.weights, axis, 0).shape), 0, axis)
         self._write(_WEIGHTS, ordered)
         tensor = self._tensor(_WEIGHTS)
         tensor.type = TENSOR_TYPES.index("int4")
-        # Two a byte, the first one in its lower half.
+        # Two values per byte, the first in the lower half.
         pairs = np.append(ordered.reshape(-1), np.zeros(ordered.size % 2)).astype(np.int8).reshape(-1, 2).view(np.uint8)
         self.model.buffers[tensor.buffer].data = (pairs[:, 0] & 15) | (pairs[:, 1] << 4)
         for slot, values in ((_WEIGHTS, scales), (_BIAS, bias_scale)):
@@ -176,13 +192,13 @@ class WeightedOp:
         return data.view(TENSOR_TYPES[tensor.type]).reshape([int(size) for size in tensor.shape]).copy()
 
     def _write(self, slot: int, values: NDArray) -> None:
-        """Give the constant in an input's slot other values; what else reads the old ones keeps them."""
+        """Replace the values of a constant input. Other ops and tensors that share it keep the old values."""
         from ai_edge_litert import schema_py_generated as generated
 
         old = self._constant(slot)
         assert values.shape == old.shape, (values.shape, old.shape)
         graph, index = self.model.subgraphs[0], int(self.op.inputs[slot])
-        # The converter keeps equal constants (biases of zero, say) once: in one tensor, or in one buffer of several.
+        # The converter stores equal constants, such as zero biases, once: as one tensor, or as one buffer for several.
         if sum(index in map(int, op.inputs) for op in graph.operators) > 1:
             graph.tensors.append(copy.copy(graph.tensors[index]))
             index = len(graph.tensors) - 1
@@ -196,10 +212,13 @@ class WeightedOp:
 
 
 def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[WeightedOp]:
-    """Those of the main subgraph, in its order, whose weights and bias are constants, and whose weights no
-    other op reads.
+    """Yield the ops of the main subgraph whose weights and bias are constants, and whose weights no other op reads.
 
-    model: `parsed` in its object form. Convolutions of groups are left out.
+    Grouped convolutions are left out.
+
+    Args:
+        model: `parsed` in its object form.
+        parsed: A flatbuffer.
     """
     graph = model.subgraphs[0]
     readers = collections.Counter(int(index) for op in graph.operators for index in set(op.inputs))
@@ -219,11 +238,16 @@ def weighted_ops(model: Any, parsed: tflite.Model) -> Iterator[WeightedOp]:
 
 
 def extract_patches(layer: WeightedOp, data: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(groups, places, K): what each output channel of a group weighs, in the order of `WeightedOp.weights_by_output`.
+    """Return the input patches that the weights of a layer multiply (im2col).
 
-    data: of a sample: NHWC of a convolution, (..., inputs) of a fully connected layer. A convolution and a fully
-    connected layer are one group; a depthwise convolution has a group for each channel of its data.
-    Of an image with more than 256 places, evenly spaced ones are taken.
+    Args:
+        layer: A layer.
+        data: Its data input for one sample: NHWC for a convolution, (..., inputs) for a fully connected layer.
+
+    Returns:
+        (groups, positions, K), where K is ordered as in `WeightedOp.weights_by_output`. A depthwise convolution has
+        one group per channel of its data, other ops have one group. Of an image with more than 256 positions, 256
+        evenly spaced ones are used.
     """
     if layer.name == "FULLY_CONNECTED":
         return data.reshape(1, -1, layer.weights.shape[1])
@@ -237,11 +261,11 @@ def extract_patches(layer: WeightedOp, data: NDArray[np.float32]) -> NDArray[np.
             same_padding(size, *item) for size, *item in zip(data.shape[1:3], kernel, stride, dilation, strict=True)
         ]
         padded = np.pad(data, ((0, 0), *sizes, (0, 0)))
-    reach = [(size - 1) * by + 1 for size, by in zip(kernel, dilation, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, (1, 2))
+    dilated = [(size - 1) * by + 1 for size, by in zip(kernel, dilation, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, dilated, (1, 2))
     # (batch, rows, columns, channels, kernel rows, kernel columns)
     windows = windows[:, :: stride[0], :: stride[1], :, :: dilation[0], :: dilation[1]]
-    rows, columns = np.unravel_index(_places(windows.shape[1] * windows.shape[2]), windows.shape[1:3])
+    rows, columns = np.unravel_index(_positions(windows.shape[1] * windows.shape[2]), windows.shape[1:3])
     chosen = windows[:, rows, columns].reshape(-1, *windows.shape[3:])
     if layer.is_depthwise:
         return np.ascontiguousarray(chosen.transpose(1, 0, 2, 3)).reshape(chosen.shape[1], len(chosen), -1)
@@ -249,10 +273,10 @@ def extract_patches(layer: WeightedOp, data: NDArray[np.float32]) -> NDArray[np.
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """(before, behind) of one dimension, where padding is SAME: the odd one lies behind."""
+    """Return (before, after), the SAME padding of one dimension. An odd total pads one more after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
 
 
-def _places(count: int) -> NDArray[np.int64]:
-    return np.linspace(0, count - 1, min(count, _MOST_PLACES)).astype(np.int64)
+def _positions(count: int) -> NDArray[np.int64]:
+    return np.linspace(0, count - 1, min(count, _MAX_POSITIONS)).astype(np.int64)
