@@ -118,7 +118,7 @@ def test_images_of_several_sizes_are_refused_with_the_record_and_read_with_resiz
 def test_grey_and_colour_images_in_one_set_are_refused(tmp_path):
     write(tmp_path / "test", [example(png(image_of(1)), 0), example(png(image_of(1, channels=1)), 0)])
     for size in ((), (4, 4)):
-        with refused(InputError, field="data.source", word="channels"):
+        with refused(InputError, field="data.source", word="grayscale"):
             load_split(config_of(tmp_path, resize=size), "test")
 
 
@@ -157,7 +157,7 @@ def test_a_negative_label_is_refused(tmp_path):
 def test_damaged_files_are_refused(tmp_path):
     whole = numbered(tmp_path / "test", 0, 4).read_bytes()
     damaged = {
-        "cut": whole[:-7],
+        "truncated": whole[:-7],
         "TFRecord": b"once upon a time there was a text",
         "gzip": b"\x1f\x8b" + bytes(40),
         "record": b"",
@@ -233,5 +233,5 @@ def test_a_cut_cifar10_shard_is_refused(tmp_path):
     shutil.copyfile(CIFAR10 / "cifar10-test.tfrecord-00000-of-00001", tmp_path / "test")
     with open(tmp_path / "test", "r+b") as file:
         file.truncate(5_000_000)
-    with refused(InputError, field="data.source", word="cut"):
+    with refused(InputError, field="data.source", word="truncated"):
         load_split(config_of(tmp_path), "test")

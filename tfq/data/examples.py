@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a data source is, and what it gives of a split: how many examples there are, and how to read them in pieces."""
+"""The interface of data sources: how many examples a split has, and how to read them in pieces."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,29 +14,32 @@ from tfq.config import DataConfig
 from tfq.data.split import MissingSplitError, check_lengths
 from tfq.errors import InputError, install_hint
 
-# Of the arrays that a source gives at a time. What becomes of them in float32 may be four times that.
+# The size of the arrays that a source returns at a time. Preprocessing to float32 may make them four times as large.
 _PIECE_BYTES = 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
-    """Some examples in a row, as their source holds them: arrays as in `Split`, labels or None."""
+    """Consecutive examples as their source stores them: arrays as in `Split`, labels or None."""
 
     inputs: Mapping[str, NDArray]
     labels: NDArray | None
 
     def __len__(self) -> int:
+        """Return the number of examples."""
         return len(next(iter(self.inputs.values())))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """The examples of a split in their source's own order; nothing of them is decoded before `read`.
+    """The examples of a split in their source's order. Nothing is decoded before `read` is called.
 
-    num_examples: n >= 1.
-    read: (start, stop) -> the examples from start to before stop, in pieces of a few megabytes.
-    seekable: whether `read` from the middle costs no more than from the beginning.
-    notes, class_names: as in `Split`.
+    Args:
+        num_examples: n >= 1.
+        read: (start, stop) -> the examples start..stop-1, in pieces of a few megabytes.
+        seekable: Whether reading from the middle costs no more than reading from the beginning.
+        notes: As in `Split`.
+        class_names: As in `Split`.
     """
 
     num_examples: int
@@ -46,7 +49,7 @@ class Examples:
     class_names: tuple[str, ...] = ()
 
     def part(self, chosen: "slice[int, int, None]", *notes: str) -> "Examples":
-        """Those of `chosen` (a slice of step 1, both ends given) alone, with more notes."""
+        """Return only the examples in `chosen`, a slice of step 1 with start and stop, and append `notes`."""
         length = chosen.stop - chosen.start
         if length == self.num_examples:
             return dataclasses.replace(self, notes=(*self.notes, *notes))
@@ -61,20 +64,20 @@ class Examples:
 @registry.extension_point("data_source")
 @dataclass(frozen=True, kw_only=True)
 class DataSource:
-    """Where examples come from: `data.source` is its name, or NAME:ADDRESS.
+    """A kind of place where examples come from: `data.source` is its name, or NAME:ADDRESS.
 
     Args:
         name: What users write before the colon.
         help: What it reads, for `--help` and the documentation.
-        address: What stands after the colon, such as "PATH"; "" if nothing may.
+        address: What follows the colon, such as "PATH"; "" if there is none.
         read: (address, config, split) -> the examples of "train", "val" or "test", in the same order every time and
             before preprocessing. Raises `MissingSplitError` if there is no such split.
-        fingerprint: (address, config) -> a JSON value that changes whenever `read` may give other examples; it should
-            decode nothing. `tfq run` resumes finished stages by it. If this cannot be known, return a value that never
-            repeats (such as `uuid.uuid4().hex`): nothing is resumed then.
+        fingerprint: (address, config) -> a JSON value that changes whenever `read` may return other examples. It should
+            not decode anything. `tfq run` uses it to resume finished stages. If changes cannot be detected, return a
+            value that never repeats (such as `uuid.uuid4().hex`): then nothing is resumed.
         splits: All splits that it can have, the same for every address; () if they depend on the address.
-        extra: The extra of tfq that it needs: see `errors.install_hint`; "" if none.
-        looks_like: Regular expression of an address that is probably meant for this source when a user forgot the name
+        extra: The extra of tfq that it needs (see `errors.install_hint`); "" if none.
+        looks_like: A regular expression of addresses that are probably meant for this source if a user forgot the name
             and the colon; "" to suggest nothing.
     """
 
@@ -92,13 +95,13 @@ class DataSource:
         """Return the further cells of its row in the documentation."""
         return {
             "spelling": f"`{self.name}:{self.address}`" if self.address else f"`{self.name}`",
-            "splits": ", ".join(self.splits) or "by what its files hold",
+            "splits": ", ".join(self.splits) or "depends on its files",
             "needs": f"`{install_hint(self.extra)}`" if self.extra else "",
         }
 
 
 def file_fingerprint(paths: Iterable[Path], root: Path) -> list[str]:
-    """Return "NAME SHA-256" of each file, the name relative to `root`, so that it does not matter where `root` lies.
+    """Return "NAME SHA-256" for each file. Names are relative to `root`, so that moving `root` changes nothing.
 
     Raises:
         InputError: A file cannot be read.
@@ -111,7 +114,8 @@ def _sha256(path: Path) -> str:
         return sha256_file(path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}: expected a file of data.source",
+            f"{path} cannot be read: {error.strerror}. It is a file of data.source: check that it exists and that "
+            "you may read it",
             field="data.source",
             got=str(path),
         ) from error
@@ -125,10 +129,21 @@ def examples_of_arrays(
     notes: tuple[str, ...] = (),
     class_names: tuple[str, ...] = (),
 ) -> Examples:
-    """Examples that are in memory already. Raises InputError when there is none, or the lengths differ."""
+    """Return the `Examples` of arrays in memory.
+
+    Args:
+        inputs: {input name: array (n, ...)}; the name of a single input is "x".
+        labels: (n, ...) or None.
+        where: What to call the data in messages, such as its path.
+        notes: As in `Split`.
+        class_names: As in `Split`.
+
+    Raises:
+        InputError: There is no example, or the lengths differ.
+    """
     check_lengths(inputs, labels, where)
     count = len(next(iter(inputs.values())))
-    step = examples_a_piece(sum(array.nbytes for array in inputs.values()) // count)
+    step = examples_per_piece(sum(array.nbytes for array in inputs.values()) // count)
 
     def read(start: int, stop: int) -> Iterator[Piece]:
         for first in range(start, stop, step):
@@ -141,26 +156,33 @@ def examples_of_arrays(
     return Examples(num_examples=count, read=read, notes=notes, class_names=class_names)
 
 
-def examples_a_piece(example_bytes: int) -> int:
-    """How many examples of this size make a piece, at least 1."""
+def examples_per_piece(example_bytes: int) -> int:
+    """Return how many examples of this size make a piece; at least 1."""
     return max(1, _PIECE_BYTES // max(1, example_bytes))
 
 
-def without_val(train: Examples, split: str, where: str) -> Examples:
-    """The `split` ("train" or "val") of the train examples of a source that has no val split.
+def hold_out_val(train: Examples, split: str, where: str) -> Examples:
+    """Return "train" or "val" of a source that has no val split of its own.
 
-    The last tenth is val, at least one example; train is the rest, or the one example that there is.
-    Raises MissingSplitError when nothing can be spared for val.
+    Args:
+        train: The train examples. The last tenth of them, at least one, is val; train is the rest. A single example
+            stays in train.
+        split: "train" or "val".
+        where: What to call the data in messages.
+
+    Raises:
+        MissingSplitError: `split` is "val" and there are fewer than two examples.
     """
     count = train.num_examples
-    spared = max(1, count // 10) if count >= 2 else 0
-    if not spared:
+    held_out = max(1, count // 10) if count >= 2 else 0
+    if not held_out:
         if split == "train":
             return train
         raise MissingSplitError(
-            f"{where} has no val split, and {count} train examples are too few to hold one out",
+            f"{where} has no val split, and {count} train examples are too few to hold one out. Add examples, or a "
+            "val split",
             field="split",
             got="val",
         )
-    note = f"{where} has no val split: the last {spared:,} of {count:,} train examples serve as val"
-    return train.part(slice(0, count - spared) if split == "train" else slice(count - spared, count), note)
+    note = f"{where} has no val split: the last {held_out:,} of {count:,} train examples are used as val"
+    return train.part(slice(0, count - held_out) if split == "train" else slice(count - held_out, count), note)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a split of a data source, ready for the float model."""
+"""Load a split of a data source, preprocessed for the float model."""
 
 import dataclasses
 import hashlib
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples
-from tfq.data.preprocessing import fed_bytes, preprocess
+from tfq.data.preprocessing import preprocess, preprocessed_bytes
 from tfq.data.split import PIECE_BYTES, AnySplit, MissingSplitError, Split, SplitStream, check_finite
 from tfq.errors import InputError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 
-# Training data describes the ranges without having been seen by a test; the test split is the last resort.
+# Train first: ranges from it leak nothing of val and test into the model. The test split is the last resort.
 _CALIBRATION_ORDER = ("train", "val", "test")
 _MEGABYTE = 1_000_000
 
@@ -51,11 +51,12 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
             f"split {split!r} is unknown: {did_you_mean(split, SPLITS)}", field="split", expected=SPLITS, got=split
         )
     if limit < 0:
-        raise InputError(f"limit {limit}: expected 0 for all examples, or how many", field="limit", got=limit)
+        raise InputError(f"limit={limit}: expected 0 (all examples) or a positive number", field="limit", got=limit)
     source, address = find_source(config)
     if source.splits and split not in source.splits:
         raise MissingSplitError(
-            f"{config.source} has no {split} split: {source.name} always has {', '.join(source.splits)} only",
+            f"{config.source} has no {split} split: {source.name} always has {', '.join(source.splits)} only. Choose "
+            "one of these",
             field="split",
             expected=source.splits,
             got=split,
@@ -78,11 +79,11 @@ def find_source(config: DataConfig) -> tuple[DataSource, str]:
 
 
 def source_fingerprint(config: DataConfig) -> str:
-    """Return a hex SHA-256 that changes whenever `config.source` may deliver other examples.
+    """Return a hex SHA-256 that changes whenever `config.source` may return other examples.
 
-    For files it depends on their names and content, wherever they lie; for data that comes with a package, on its
-    version. What must be downloaded is downloaded; nothing is decoded. The other settings of `config` do not enter,
-    unless the source itself reads them.
+    For files it depends on their names and content, not on their directory; for data that comes with a package, on its
+    version. Missing data is downloaded; nothing is decoded. Other settings of `config` do not count unless the source
+    reads them.
 
     Raises:
         InputError: The source is unknown, or its files cannot be read.
@@ -93,9 +94,12 @@ def source_fingerprint(config: DataConfig) -> str:
 
 
 def load_calibration_split(config: DataConfig, *, limit: int = 0) -> AnySplit:
-    """`load_split` of train, else val, else test: the first that the source has. `.name` says which it was.
+    """Return `load_split` of the first of train, val and test that the source has; `.name` is that split.
 
-    A note says so when it is not train. Raises InputError when the source has none of them.
+    A note says so if it is not train.
+
+    Raises:
+        InputError: The source has none of them, or as for `load_split`.
     """
     for split in _CALIBRATION_ORDER:
         try:
@@ -105,7 +109,7 @@ def load_calibration_split(config: DataConfig, *, limit: int = 0) -> AnySplit:
             continue
         if split == "train":
             return result
-        note = f"{config.source} has no train split: calibrating on {split}"
+        note = f"{config.source} has no train split: {split} is used for calibration"
         return dataclasses.replace(result, notes=(*result.notes, note))
     raise missing
 
@@ -130,14 +134,14 @@ def _loaded(examples: Examples, config: DataConfig, split: str) -> AnySplit:
 
 
 def _reader(examples: Examples, config: DataConfig, split: str) -> Callable[[int, int], Iterator[Split]]:
-    """(start, stop) -> preprocessed pieces that keep to the memory that config allows."""
+    """Return (start, stop) -> preprocessed pieces that respect the memory limit of `config`."""
     where = f"{config.source} ({split})"
     budget = min(PIECE_BYTES, config.max_memory_mb * _MEGABYTE // 4)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def read(start: int, stop: int) -> Iterator[Split]:
         for piece in examples.read(start, stop):
-            step = max(1, budget // max(1, fed_bytes(piece.inputs, config)))
+            step = max(1, budget // max(1, preprocessed_bytes(piece.inputs, config)))
             for first in range(0, len(piece), step):
                 chosen = slice(first, first + step)
                 inputs = preprocess({name: array[chosen] for name, array in piece.inputs.items()}, config, where)
@@ -157,36 +161,37 @@ def _reader(examples: Examples, config: DataConfig, split: str) -> Callable[[int
 
 
 def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ...]], where: str) -> None:
-    """Raises InputError where an input has another shape than in `shapes`; the first one is noted there."""
+    """Raise InputError if an input's shape differs from `shapes`, which is filled with the first shapes seen."""
     for name, array in inputs.items():
-        wanted = shapes.setdefault(name, array.shape[1:])
-        if array.shape[1:] != wanted:
+        expected = shapes.setdefault(name, array.shape[1:])
+        if array.shape[1:] != expected:
             raise InputError(
-                f"{where}: input {name!r} has shape {array.shape[1:]}, others have {wanted}: expected one",
+                f"{where}: input {name!r} has shape {array.shape[1:]}, expected {expected} as in the examples before "
+                "it. Give all examples one shape",
                 field=name,
-                expected=wanted,
+                expected=expected,
                 got=array.shape[1:],
             )
 
 
 def _collected(first: Split, rest: Iterator[Split], examples: Examples) -> Split:
-    """All pieces as one split in memory."""
+    """Return all pieces as one split in memory."""
     if first.num_examples == examples.num_examples:
         return dataclasses.replace(first, notes=examples.notes)
-    inputs = {name: _room(array, examples.num_examples) for name, array in first.inputs.items()}
-    labels = None if first.labels is None else _room(first.labels, examples.num_examples)
+    inputs = {name: _allocate(array, examples.num_examples) for name, array in first.inputs.items()}
+    labels = None if first.labels is None else _allocate(first.labels, examples.num_examples)
     done = 0
     for piece in itertools.chain((first,), rest):
-        done = _stored(piece, inputs, labels, done)
+        done = _store(piece, inputs, labels, done)
     assert done == examples.num_examples, (first.source, done, examples.num_examples)
     return dataclasses.replace(first, inputs=inputs, labels=labels, notes=examples.notes)
 
 
-def _room(array: NDArray, count: int) -> NDArray:
+def _allocate(array: NDArray, count: int) -> NDArray:
     return np.empty((count, *array.shape[1:]), array.dtype)
 
 
-def _stored(piece: Split, inputs: dict[str, NDArray], labels: NDArray | None, done: int) -> int:
+def _store(piece: Split, inputs: dict[str, NDArray], labels: NDArray | None, done: int) -> int:
     chosen = slice(done, done + piece.num_examples)
     for name, array in piece.inputs.items():
         inputs[name][chosen] = array

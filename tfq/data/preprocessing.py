@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a source holds to what the float model is fed: real units, resize, then x * scale + offset."""
+"""Preprocessing from a source's values to the float model's inputs: real units, resize, then x * scale + offset."""
 
 import math
 from collections.abc import Mapping
@@ -11,22 +11,30 @@ from numpy.typing import NDArray
 from tfq.config import DataConfig
 from tfq.errors import InputError
 
-# float32 values that a piece of a resize may hold: its temporaries stay in the tens of megabytes.
+# The most float32 values to resize at a time, so that temporary arrays stay in the tens of megabytes.
 _PIECE_VALUES = 4_000_000
 
 
 def preprocessing_record(config: DataConfig) -> dict[str, Any]:
-    """{"resize": [height, width] or [], "scale": float, "offset": float}: what a model keeps of how it was fed."""
+    """Return the preprocessing that a converted model records about its inputs.
+
+    Returns:
+        {"resize": [height, width] or [], "scale": float, "offset": float}.
+    """
     return {"resize": list(config.resize), "scale": config.scale, "offset": config.offset}
 
 
 def resize_of(config: DataConfig) -> tuple[int, int] | None:
-    """(height, width) in pixels, or None. Raises InputError when data.resize is neither empty nor two numbers."""
+    """Return (height, width) in pixels, or None if images are not resized.
+
+    Raises:
+        InputError: data.resize is neither empty nor two numbers.
+    """
     if not config.resize:
         return None
     if len(config.resize) != 2:
         raise InputError(
-            f"data.resize={','.join(map(str, config.resize))}: expected height,width: give two numbers",
+            f"data.resize={','.join(map(str, config.resize))}: expected two numbers, height,width",
             field="data.resize",
             expected=("height", "width"),
             got=config.resize,
@@ -35,11 +43,13 @@ def resize_of(config: DataConfig) -> tuple[int, int] | None:
 
 
 def real_units(array: NDArray, where: str) -> NDArray:
-    """`array` with the values unchanged, in the dtype that a float model is fed.
+    """Return `array` with unchanged values in the dtype that the float model is fed.
 
-    Floats and booleans become float32; so do 8- and 16-bit integers (pixels, audio samples), and integers of rank 3
-    and more (images). int32 and int64 of rank 1 and 2 may be indices (tokens) and stay. Raises InputError on complex
-    numbers and strings.
+    Floats and booleans become float32, and so do 8- and 16-bit integers (pixels, audio samples) and integers of rank 3
+    and more (images). int32 and int64 of rank 1 and 2 may be indices (tokens) and keep their type.
+
+    Raises:
+        InputError: The array holds strings, complex numbers or anything else that is not a real number.
     """
     if array.dtype.kind not in "fiub":
         raise InputError(
@@ -47,12 +57,12 @@ def real_units(array: NDArray, where: str) -> NDArray:
         )
     if array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.ndim <= 2:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinity, which check_finite reports
+    with np.errstate(over="ignore"):  # a float64 that is too large for float32 becomes infinity: see check_finite
         return array.astype(np.float32, copy=False)
 
 
-def fed_bytes(inputs: Mapping[str, NDArray], config: DataConfig) -> int:
-    """What an example of `inputs` takes once it is preprocessed: in float32, and resized. Integers may take less."""
+def preprocessed_bytes(inputs: Mapping[str, NDArray], config: DataConfig) -> int:
+    """Return an upper bound of the bytes of one example after preprocessing (resized, float32)."""
     size = resize_of(config)
     total = 0
     for array in inputs.values():
@@ -62,10 +72,13 @@ def fed_bytes(inputs: Mapping[str, NDArray], config: DataConfig) -> int:
 
 
 def preprocess(inputs: Mapping[str, NDArray], config: DataConfig, where: str) -> dict[str, NDArray]:
-    """`inputs` as the float model is fed them: `real_units`, resized, then x * scale + offset in float32.
+    """Return `inputs` as the float model is fed them: `real_units`, resized, then x * scale + offset in float32.
 
-    Resizes every input of shape (n, height, width, channels). Raises InputError when there is none to resize, and when
-    a scale would be applied to indices that stand beside float inputs.
+    Every input of shape (n, height, width, channels) is resized.
+
+    Raises:
+        InputError: data.resize is set and no input is an image, or data.scale or data.offset would also apply to
+            integer indices.
     """
     size = resize_of(config)
     arrays = {name: real_units(array, f"{where}: input {name!r}") for name, array in inputs.items()}
@@ -76,8 +89,8 @@ def preprocess(inputs: Mapping[str, NDArray], config: DataConfig, where: str) ->
     integers = [name for name, array in arrays.items() if array.dtype.kind in "iu"]
     if 0 < len(integers) < len(arrays):
         raise InputError(
-            f"{where}: data.scale and data.offset apply to every input, and {integers[0]!r} holds integers beside "
-            "float inputs: store the float inputs already scaled, and leave these flags out",
+            f"{where}: data.scale and data.offset apply to every input, but {integers[0]!r} holds integers next to "
+            "float inputs. Scale the float inputs before you save them, and leave data.scale and data.offset out",
             field="data.scale",
             got=integers[0],
         )
@@ -91,7 +104,8 @@ def _resized(arrays: dict[str, NDArray], size: tuple[int, int], where: str) -> d
     if not images:
         message = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items())
         raise InputError(
-            f"{where}: data.resize: no input is an image (n, height, width, channels): got {message}",
+            f"{where}: data.resize needs an image input of shape (n, height, width, channels), got {message}. Leave "
+            "data.resize out",
             field="data.resize",
             got={name: array.shape for name, array in arrays.items()},
         )
@@ -99,34 +113,40 @@ def _resized(arrays: dict[str, NDArray], size: tuple[int, int], where: str) -> d
 
 
 def resize_bilinear(images: NDArray, size: tuple[int, int]) -> NDArray:
-    """`images` (n, height, width, channels) resized to `size` (height, width), float32; unchanged if it fits already.
+    """Return images (n, height, width, channels) resized to `size` (height, width), as float32.
 
-    Bilinear with half-pixel centres and no antialiasing, the edge pixels repeated: the definition and the float32
-    arithmetic of tf.image.resize(method="bilinear", antialias=False).
+    Bilinear with half-pixel centers, no antialiasing and repeated edge pixels: the definition and the float32
+    arithmetic of tf.image.resize(method="bilinear", antialias=False). Images that already have this size keep their
+    values.
+
+    Raises:
+        InputError: An image has no pixels.
     """
     n, height, width, channels = images.shape
     if (height, width) == tuple(size):
         return images.astype(np.float32, copy=False)
     if not height or not width:
-        raise InputError(f"images of shape {images.shape[1:]} cannot be resized: expected at least one pixel")
-    top, bottom, row_share = _neighbours(height, size[0])
-    left, right, column_share = _neighbours(width, size[1])
+        raise InputError(
+            f"images of shape {images.shape[1:]} cannot be resized: expected at least one pixel", got=images.shape[1:]
+        )
+    top, bottom, row_weight = _neighbors(height, size[0])
+    left, right, column_weight = _neighbors(width, size[1])
     resized = np.empty((n, *size, channels), np.float32)
     step = max(1, _PIECE_VALUES // max(1, max(height, size[0]) * max(width, size[1]) * channels))
     for start in range(0, n, step):
         piece = images[start : start + step].astype(np.float32, copy=False)
-        columns = _between(piece[:, :, left], piece[:, :, right], column_share[:, None])
-        resized[start : start + step] = _between(columns[:, top], columns[:, bottom], row_share[:, None, None])
+        columns = _interpolate(piece[:, :, left], piece[:, :, right], column_weight[:, None])
+        resized[start : start + step] = _interpolate(columns[:, top], columns[:, bottom], row_weight[:, None, None])
     return resized
 
 
-def _neighbours(source: int, target: int) -> tuple[NDArray, NDArray, NDArray]:
-    """For each of `target` pixels: the two source pixels that it lies between, and how far toward the second."""
+def _neighbors(source: int, target: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Return for each of `target` pixels its two neighbors in the source, and its distance from the first (0 to 1)."""
     place = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5)
     below = np.floor(place)
     first, second = np.maximum(below, 0).astype(int), np.minimum(below + 1, source - 1).astype(int)
     return first, second, place - below
 
 
-def _between(first: NDArray, second: NDArray, share: NDArray) -> NDArray:
-    return first + (second - first) * share
+def _interpolate(first: NDArray, second: NDArray, weight: NDArray) -> NDArray:
+    return first + (second - first) * weight

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data that a caller passes in from Python: arrays, lists, tf.data, generators, bound to a model's inputs."""
+"""Data that a caller passes from Python (arrays, lists, tf.data), and how it is bound to a model's inputs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,26 +14,28 @@ from tfq.data.split import UNNAMED, AnySplit, Split, SplitStream, check_finite
 from tfq.errors import InputError, did_you_mean
 
 
-def shape_fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    """Whether an array of `shape` is one of those `wanted`, where None and -1 stand for any size."""
-    return len(shape) == len(wanted) and all(
-        size in (None, -1) or size == came for came, size in zip(shape, wanted, strict=True)
+def shape_fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    """Check whether `shape` matches `expected`, in which None and -1 stand for any size."""
+    return len(shape) == len(expected) and all(
+        size in (None, -1) or size == got for got, size in zip(shape, expected, strict=True)
     )
 
 
 def bind_inputs(inputs: Mapping[str, NDArray], names: Sequence[str]) -> list[NDArray]:
-    """The arrays of `inputs` in the order of the model's input `names`.
+    """Return the arrays of `inputs` in the order of the model's input `names`.
 
-    The one unnamed array "x" goes to the one input of a model, whatever its name. Otherwise names must match: exactly,
-    or but for what TensorFlow puts around them in a flatbuffer (`serving_default_image:0` is `image`).
-    Raises InputError on an input without an array, an array without an input, and "x" for several inputs.
+    A single unnamed array ("x") is used for a model with one input, whatever its name. Otherwise names must match,
+    either exactly or without what TensorFlow adds to them in a flatbuffer (`serving_default_image:0` matches `image`).
+
+    Raises:
+        InputError: An input has no array, an array has no input, or there is one unnamed array for several inputs.
     """
     if len(names) == 1 and set(inputs) == {UNNAMED}:
         return [inputs[UNNAMED]]
     if len(names) > 1 and set(inputs) == {UNNAMED}:
         raise InputError(
-            f"the data has one unnamed input, the model has {len(names)} ({', '.join(names)}): "
-            f"name the arrays: in an .npz as x_test.{_plain(names[0])}, in a dict as {_plain(names[0])!r}",
+            f"the data has one unnamed input, but the model has {len(names)} ({', '.join(names)}). Name the arrays: "
+            f"x_test.{_plain(names[0])} in an .npz file, {_plain(names[0])!r} as the key of a dict",
             field="data",
             expected=tuple(names),
             got=(UNNAMED,),
@@ -41,55 +43,70 @@ def bind_inputs(inputs: Mapping[str, NDArray], names: Sequence[str]) -> list[NDA
     if set(inputs) == set(names):
         return [inputs[name] for name in names]
     by_plain_name = {_plain(name): array for name, array in inputs.items()}
-    wanted = [_plain(name) for name in names]
-    surplus = [name for name in by_plain_name if name not in wanted]
-    missing = [name for name in wanted if name not in by_plain_name]
+    expected = [_plain(name) for name in names]
+    unknown = [name for name in by_plain_name if name not in expected]
+    missing = [name for name in expected if name not in by_plain_name]
     if missing:
         raise InputError(
-            f"no array for the model's input {missing[0]!r}: the model has {', '.join(wanted)}, "
-            f"the data {', '.join(by_plain_name)}: {did_you_mean(missing[0], surplus or by_plain_name)}",
+            f"the data has no array for the model's input {missing[0]!r}. The model expects {', '.join(expected)}, "
+            f"got {', '.join(by_plain_name)}; {did_you_mean(missing[0], unknown or by_plain_name)}",
             field="data",
-            expected=tuple(wanted),
+            expected=tuple(expected),
             got=tuple(by_plain_name),
         )
-    if surplus:
+    if unknown:
         raise InputError(
-            f"the data's {surplus[0]!r} is no input of the model: {did_you_mean(surplus[0], wanted)}",
+            f"the data has an array {unknown[0]!r}, which is not an input of the model; "
+            f"{did_you_mean(unknown[0], expected)}",
             field="data",
-            expected=tuple(wanted),
+            expected=tuple(expected),
             got=tuple(by_plain_name),
         )
-    if len(set(wanted)) < len(wanted) or len(by_plain_name) < len(inputs):
+    if len(set(expected)) < len(expected) or len(by_plain_name) < len(inputs):
         raise InputError(
-            f"inputs {', '.join(inputs)} cannot be told apart for the model's {', '.join(names)}",
+            f"the arrays {', '.join(inputs)} cannot be assigned to the model's inputs {', '.join(names)}: some names "
+            "are equal without TensorFlow's prefix and suffix. Use the full names",
             field="data",
             expected=tuple(names),
             got=tuple(inputs),
         )
-    return [by_plain_name[name] for name in wanted]
+    return [by_plain_name[name] for name in expected]
 
 
 def _plain(name: str) -> str:
-    """An input's name without the signature's prefix and the tensor's output number."""
+    """Return an input's name without the signature's prefix and the tensor's output number."""
     name = name.removeprefix("serving_default_")
     head, colon, tail = name.rpartition(":")
     return head if colon and tail.isdigit() else name
 
 
-_WANTED = "wanted a source string, a Split, an array, (x, y), or a tf.data.Dataset of these"
+_EXPECTED = "expected a source string, a Split, an array, (x, y), or a tf.data.Dataset of these"
 
 
 def as_split(data: Any, *, split: str = "test", limit: int = 0) -> AnySplit:
-    """The examples of `data`, the first `limit` of them (0: all).
+    """Return the first `limit` examples (0: all) of data that a caller passed.
 
-    data: a Split or SplitStream; a source string ("digits") or DataConfig, of which `split` is loaded; an array or a
-        dict of arrays without labels; a tuple (one of these, labels); or a finite tf.data.Dataset, whose elements are x
-        or (x, y) (sample weights are refused), x an array or a dict of arrays, single examples or batches.
-    A Dataset is of single examples when y is a scalar, or the first axes of x and y have different lengths. Otherwise
-    all of its arrays begin with one length, known or not, and that is the batch. Of x alone, of a known length, nothing
-    says which it is, and it is refused: `.batch(n)` makes it clear.
-    Arrays are taken in the model's own real units: no preprocessing.
-    Raises InputError on anything else, and as `load_split` does.
+    Args:
+        data: One of:
+
+            - a `Split` or `SplitStream`;
+            - a source string ("digits") or `DataConfig`;
+            - an array, or a dict of arrays by input name, without labels;
+            - a tuple (one of these, labels);
+            - a finite tf.data.Dataset of x or (x, y), where x is an array or a dict of arrays. Elements are single
+              examples or batches; sample weights are refused.
+
+            Arrays are in the units of the float model: there is no preprocessing.
+        split: The split to load from a source string or `DataConfig`, else only a name.
+        limit: How many examples; 0 for all.
+
+    A Dataset yields single examples if y is a scalar, or if the first axes of x and y have different lengths. Otherwise
+    all of its arrays start with the same length, known or not, and it is batched. Elements of x alone with a known
+    first
+    axis are ambiguous and refused: call `.batch(n)`.
+
+    Raises:
+        InputError: `data` is anything else, or as for `load_split`.
     """
     if isinstance(data, str):
         data = DataConfig(source=data)
@@ -98,28 +115,30 @@ def as_split(data: Any, *, split: str = "test", limit: int = 0) -> AnySplit:
     if is_dataset(data):
         return _split_of_arrays(*_collected(data, limit), split, "tf.data")
     if not isinstance(data, (Split, SplitStream)):
-        data = _split_of_arrays(*_pair(data), split, "arrays")
+        data = _split_of_arrays(*_x_and_y(data), split, "arrays")
     return data.take(limit) if limit else data
 
 
 def is_dataset(data: Any) -> bool:
-    """Whether `data` is a tf.data.Dataset; TensorFlow is not imported to tell."""
+    """Check whether `data` is a tf.data.Dataset, without importing TensorFlow."""
     return hasattr(data, "element_spec") and hasattr(data, "as_numpy_iterator")
 
 
-def _pair(data: Any) -> tuple[Any, Any]:
+def _x_and_y(data: Any) -> tuple[Any, Any]:
     if not isinstance(data, tuple):
         return data, None
     if len(data) != 2:
-        raise InputError(f"data: got a tuple of {len(data)}: expected (x, y)", field="data", expected=2, got=len(data))
+        raise InputError(
+            f"data: expected (x, y), got a tuple of {len(data)} elements", field="data", expected=2, got=len(data)
+        )
     return data
 
 
 def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
     labels = None if labels is None else _array(labels, "data: labels")
-    named = data if isinstance(data, Mapping) else {UNNAMED: data}
+    by_name = data if isinstance(data, Mapping) else {UNNAMED: data}
     inputs = {}
-    for name, value in named.items():
+    for name, value in by_name.items():
         if (
             value is None
             or isinstance(value, (str, bytes, Mapping))
@@ -127,7 +146,7 @@ def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
             or isinstance(value, Iterator)
             or hasattr(value, "element_spec")
         ):
-            raise InputError(f"data: got {type(value).__name__}: {_WANTED}", field="data", got=type(value).__name__)
+            raise InputError(f"data: {_EXPECTED}, got {type(value).__name__}", field="data", got=type(value).__name__)
         inputs[name] = real_units(_array(value, f"data: input {name!r}"), f"data: input {name!r}")
     built = Split(name=split, inputs=inputs, labels=labels, source=source)
     check_finite(built.inputs, "data")
@@ -137,29 +156,29 @@ def _split_of_arrays(data: Any, labels: Any, split: str, source: str) -> Split:
 def _array(value: Any, where: str) -> NDArray:
     try:
         return np.asarray(value)
-    except ValueError as error:  # lists of several lengths
+    except ValueError as error:  # nested lists of different lengths
         raise InputError(
-            f"{where}: {error}: expected numbers of one shape for every example",
+            f"{where}: expected numbers of one shape for every example ({error})",
             field=where.removeprefix("data: "),
             expected="numbers of one shape",
         ) from error
 
 
 def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
-    """(x, labels or None) of all elements, or of as many as give `limit` examples; x an array or a dict of arrays."""
-    has_labels, batched = _form(dataset.element_spec)
+    """Return (x, labels or None) of all elements, or of the first `limit` examples; x may be a dict of arrays."""
+    has_labels, batched = _element_form(dataset.element_spec)
     if not limit and int(dataset.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
         raise InputError(
-            "data: this tf.data.Dataset never ends (repeat()?): give .take(n) of it, or a limit",
+            "data: this tf.data.Dataset never ends (it repeats). Pass dataset.take(n), or set a limit",
             field="data",
             expected="a Dataset that ends",
             got="an endless one",
         )
     parts: dict[str, list[NDArray]] = {}
-    named, count = False, 0
+    is_dict, count = False, 0
     for x, y in _elements(dataset, has_labels):
-        named = isinstance(x, Mapping)
-        arrays = {f"x {name}": np.asarray(value) for name, value in (x if named else {UNNAMED: x}).items()}
+        is_dict = isinstance(x, Mapping)
+        arrays = {f"x {name}": np.asarray(value) for name, value in (x if is_dict else {UNNAMED: x}).items()}
         if has_labels:
             arrays["y"] = np.asarray(y)
         for name, array in arrays.items():
@@ -169,15 +188,16 @@ def _collected(dataset: Any, limit: int) -> tuple[Any, NDArray | None]:
             break
     if not count:
         raise InputError(
-            "data: this tf.data.Dataset is empty: expected at least one example",
+            "data: this tf.data.Dataset is empty, expected at least one example. Check the files or the filter it "
+            "reads from",
             field="data",
             expected="at least one example",
             got=0,
         )
-    whole = {name: _joined(name, arrays)[: limit or None] for name, arrays in parts.items()}
-    labels = whole.pop("y", None)
-    inputs = {name.removeprefix("x "): array for name, array in whole.items()}
-    return inputs if named else inputs[UNNAMED], labels
+    joined = {name: _joined(name, arrays)[: limit or None] for name, arrays in parts.items()}
+    labels = joined.pop("y", None)
+    inputs = {name.removeprefix("x "): array for name, array in joined.items()}
+    return inputs if is_dict else inputs[UNNAMED], labels
 
 
 def _joined(name: str, arrays: list[NDArray]) -> NDArray:
@@ -185,7 +205,8 @@ def _joined(name: str, arrays: list[NDArray]) -> NDArray:
         return np.concatenate(arrays)
     except ValueError as error:
         raise InputError(
-            f"data: {name} of this tf.data.Dataset varies in shape ({error}): expected one shape",
+            f"data: the shape of {name} varies between the elements of this tf.data.Dataset ({error}). Give all "
+            "examples one shape",
             field="data",
             expected="one shape",
             got=name,
@@ -197,12 +218,13 @@ def _elements(dataset: Any, has_labels: bool) -> Iterator[tuple[Any, Any]]:
         yield element if has_labels else (element[0] if isinstance(element, tuple) else element, None)
 
 
-def _form(spec: Any) -> tuple[bool, bool]:
-    """(whether the elements have labels, whether they are batches)."""
+def _element_form(spec: Any) -> tuple[bool, bool]:
+    """Return whether the elements have labels, and whether they are batches."""
     parts = spec if isinstance(spec, tuple) else (spec,)
     if len(parts) > 2:
         raise InputError(
-            f"data: elements of this tf.data.Dataset are tuples of {len(parts)}: expected x or (x, y)",
+            f"data: expected a tf.data.Dataset of x or (x, y), got tuples of {len(parts)}. Drop the rest with .map(), "
+            "such as sample weights",
             field="data",
             expected="x or (x, y)",
             got=len(parts),
@@ -213,8 +235,8 @@ def _form(spec: Any) -> tuple[bool, bool]:
         not hasattr(leaf, "shape") or leaf.shape.rank is None or type(leaf).__name__ != "TensorSpec" for leaf in leaves
     ):
         raise InputError(
-            f"data: elements of this tf.data.Dataset are {spec}: expected x or (x, y) of tensors of known rank, x a "
-            "tensor or a dict of them by input name",
+            f"data: expected a tf.data.Dataset of x or (x, y), where x is a tensor of known rank or a dict of such "
+            f"tensors by input name, got elements {spec}",
             field="data",
             expected="x or (x, y)",
             got=str(spec),
@@ -224,8 +246,8 @@ def _form(spec: Any) -> tuple[bool, bool]:
         return len(parts) == 2, False
     if len(parts) == 1 and firsts[0] is not None:
         raise InputError(
-            f"data: elements of this tf.data.Dataset are {spec}: nothing says whether that is one example or a batch: "
-            "give it as .batch(n), without drop_remainder",
+            f"data: an element of this tf.data.Dataset may be one example or a batch: {spec}. Pass it as .batch(n), "
+            "without drop_remainder",
             field="data",
             expected="a batched Dataset",
             got=str(spec),

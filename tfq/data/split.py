@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A split of a data set: arrays in memory or a stream of pieces, shuffled in blocks, with shapes and class counts."""
+"""A split of a data set: arrays in memory or a stream of pieces, with shuffling, labels and class counts."""
 
 import dataclasses
 import hashlib
@@ -15,12 +15,12 @@ from tfq.errors import InputError
 UNNAMED = "x"
 
 
-# What a piece of a split holds at most, unless a single example is larger.
+# The size of a piece of a split, unless a single example is larger.
 PIECE_BYTES = 1 << 25
 
 
 class MissingSplitError(InputError):
-    """The source has no such split, though it may have others."""
+    """The source does not have this split. It may have others."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,7 +58,11 @@ class Split:
         return len(next(iter(self.inputs.values())))
 
     def take(self, n: int) -> "Split":
-        """The first `n` examples, or all when there are fewer; views, no copies. Raises InputError when n < 1."""
+        """Return the first `n` examples, or all if there are fewer, as views.
+
+        Raises:
+            InputError: n < 1.
+        """
         if n < 1:
             raise InputError(
                 f"data {self.source} ({self.name}): take({n}): expected at least 1 example", field="n", got=n
@@ -67,11 +71,11 @@ class Split:
         return dataclasses.replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[:n])
 
     def all_labels(self) -> NDArray | None:
-        """`labels`, under the name that a stream has for them too."""
+        """Return `labels`. `SplitStream` has this method too."""
         return self.labels
 
     def pieces(self) -> Iterator["Split"]:
-        """All examples in their order, some at a time: views, no copies."""
+        """Yield all examples in order, in pieces of up to `PIECE_BYTES`, as views."""
         example_bytes = sum(array.nbytes for array in self.inputs.values()) // self.num_examples
         step = max(1, PIECE_BYTES // max(1, example_bytes))
         for start in range(0, self.num_examples, step):
@@ -83,9 +87,9 @@ class Split:
             )
 
     def sha256(self) -> str:
-        """Hex SHA-256 of the content: names, dtypes, shapes and bytes of the inputs in name order, and the labels.
+        """Return the hex SHA-256 of the content: names, dtypes, shapes and bytes of inputs (in name order) and labels.
 
-        What the split or its source is called does not enter: equal content has one hash, in memory or streamed.
+        The names of the split and its source do not count. The same content has the same hash in memory and streamed.
         """
         digest = ContentDigest()
         digest.update(self.inputs, self.labels)
@@ -93,9 +97,9 @@ class Split:
 
 
 def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: str) -> None:
-    """Raises InputError unless there is at least one input, one example, and as many of each input and label."""
+    """Raise InputError unless there are inputs and examples, and all inputs and the labels have one length."""
     if not inputs:
-        raise InputError(f"{where}: holds no input array: expected at least one", field="data", got=0)
+        raise InputError(f"{where} has no input array, expected at least one", field="data", got=0)
     arrays = {f"input {name!r}": array for name, array in inputs.items()}
     if labels is not None:
         arrays["labels"] = labels
@@ -103,29 +107,33 @@ def check_lengths(inputs: Mapping[str, NDArray], labels: NDArray | None, where: 
     if len(set(lengths.values())) > 1:
         message = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{where}: lengths differ ({message}): expected one label and one of each input per example",
+            f"{where}: lengths differ ({message}). Every example needs one row in each input and one label",
             field="data",
             got=lengths,
         )
     if 0 in lengths.values():
-        raise InputError(f"{where}: is empty: expected at least one example", field="data", got=0)
+        raise InputError(f"{where} is empty, expected at least one example", field="data", got=0)
 
 
 def checked_array(array: Any, where: str) -> NDArray:
-    """`array`, if it is a NumPy array of shape (n, ...). Raises InputError on scalars and on Python objects."""
+    """Return `array` if it is a NumPy array of shape (n, ...).
+
+    Raises:
+        InputError: It is a scalar, holds Python objects or is not an array.
+    """
     if not isinstance(array, np.ndarray):
         raise InputError(
-            f"{where} is a {type(array).__name__}: expected a NumPy array", field="data", got=type(array).__name__
+            f"{where} is a {type(array).__name__}, expected a NumPy array", field="data", got=type(array).__name__
         )
     if array.dtype.hasobject:
         raise InputError(
-            f"{where} is an array of Python objects: expected numbers of one shape for every example",
+            f"{where} is an array of Python objects, expected numbers of one shape for every example",
             field="data",
             got="object",
         )
     if not array.ndim:
         raise InputError(
-            f"{where} is a single number: expected an array with the examples along its first axis",
+            f"{where} is a single number, expected an array with the examples along its first axis",
             field="data",
             got=(),
         )
@@ -133,21 +141,21 @@ def checked_array(array: Any, where: str) -> NDArray:
 
 
 class ContentDigest:
-    """SHA-256 of named arrays that come whole or in pieces along their first axis; it is the same for both."""
+    """An incremental SHA-256 of named arrays. The pieces an array comes in do not change it."""
 
     def __init__(self) -> None:
         self._digests: dict[str, Any] = {}
         self._headers: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
 
     def update(self, inputs: Mapping[str, NDArray], labels: NDArray | None) -> None:
-        """Takes the next examples of a split."""
+        """Add the next examples of a split."""
         for name, array in inputs.items():
             self.add(f"input {name}", array)
         if labels is not None:
             self.add("labels", labels)
 
     def add(self, name: str, array: NDArray) -> None:
-        """Takes more of one array: dtype and shape beyond the first axis as they were."""
+        """Add the next rows of one array; its dtype and its other axes must stay the same."""
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         dtype, shape = self._headers.get(name, (array.dtype, (0, *array.shape[1:])))
         assert (dtype, shape[1:]) == (array.dtype, array.shape[1:]), (name, dtype, shape, array.dtype, array.shape)
@@ -155,19 +163,23 @@ class ContentDigest:
         self._digests.setdefault(name, hashlib.sha256()).update(array.reshape(-1).view(np.uint8).data)
 
     def hexdigest(self) -> str:
-        """Of a line an array, in name order: name, dtype, shape, and the SHA-256 of its little-endian bytes."""
-        whole = hashlib.sha256()
+        """Return the hash of one line per array, in name order: name, dtype, shape, SHA-256 of its bytes."""
+        merged = hashlib.sha256()
         for name in sorted(self._headers):
             dtype, shape = self._headers[name]
-            # repr() escapes a newline in a name: no two contents give the same lines.
-            whole.update(f"{name!r} {dtype.str} {shape} {self._digests[name].hexdigest()}\n".encode())
-        return whole.hexdigest()
+            # repr() escapes newlines in names, so that different contents never give the same lines.
+            merged.update(f"{name!r} {dtype.str} {shape} {self._digests[name].hexdigest()}\n".encode())
+        return merged.hexdigest()
 
 
 def check_finite(inputs: Mapping[str, NDArray], where: str, first: int = 0, total: int = 0) -> None:
-    """Raises InputError with the index of the first example that holds NaN or infinity.
+    """Raise InputError with the index of the first example that holds NaN or infinity.
 
-    first: the index of the first of these examples among all; total: how many there are in all, where it is more.
+    Args:
+        inputs: Arrays (k, ...) by input name.
+        where: What to call the data in messages.
+        first: The index of their first example among all examples.
+        total: How many examples there are in all, if there are more than these.
     """
     for name, array in inputs.items():
         if array.dtype.kind != "f":
@@ -177,42 +189,43 @@ def check_finite(inputs: Mapping[str, NDArray], where: str, first: int = 0, tota
             index = int(bad.argmax())
             what = "NaN" if np.isnan(array[index]).any() else "infinity"
             raise InputError(
-                f"{where}: input {name!r} of example {first + index} holds {what} ({_told_share(bad, first, total)} "
-                "hold NaN or infinity): expected finite numbers: remove or fix these examples",
+                f"{where}: example {first + index} holds {what} in input {name!r}, expected finite numbers "
+                f"({_fraction_text(bad, first, total)} hold NaN or infinity). Remove or fix these examples",
                 field=f"{name}[{first + index}]",
                 expected="finite numbers",
                 got=what,
             )
 
 
-def _told_share(bad: NDArray, first: int, total: int) -> str:
+def _fraction_text(bad: NDArray, first: int, total: int) -> str:
     if total > len(bad):
         return f"{int(bad.sum()):,} of the examples {first:,} to {first + len(bad) - 1:,}"
     return f"{int(bad.sum()):,} of {len(bad):,} examples"
 
 
 def _one_hot_rows(labels: NDArray) -> NDArray[np.bool_]:
-    """Return for each row of (n, classes) whether one value is 1 and all others are 0."""
+    """Return a boolean for each row of (n, classes): True if one value is 1 and all others are 0."""
     ones = labels == 1
     return (ones.sum(axis=1) == 1) & (ones | (labels == 0)).all(axis=1)
 
 
 def is_one_hot(labels: NDArray) -> bool:
-    """Check whether `labels` are one-hot rows: (n, classes >= 2) numbers or booleans, a single 1 in each, else 0."""
+    """Check whether `labels` are one-hot rows: (n, classes >= 2), with a single 1 and otherwise 0 in each row."""
     is_matrix = labels.ndim == 2 and labels.shape[1] >= 2 and labels.dtype.kind in "iufb"
     return is_matrix and bool(_one_hot_rows(labels).all())
 
 
 def without_one_hot(labels: NDArray) -> NDArray:
-    """Return the class numbers, int64 (n,), of one-hot rows; all other labels unchanged."""
+    """Return one-hot rows as class numbers, int64 (n,); all other labels are returned unchanged."""
     return labels.argmax(axis=1).astype(np.int64) if is_one_hot(labels) else labels
 
 
 def check_width(labels: NDArray, classes: int, where: str) -> None:
-    """Raise InputError if `labels` are one-hot rows of another length than the number of classes."""
+    """Raise InputError if the length of one-hot `labels` is not the number of classes."""
     if is_one_hot(labels) and labels.shape[1] != classes:
         raise InputError(
-            f"{where}: one-hot rows of {labels.shape[1]} for a model with {classes} classes: expected as many",
+            f"{where}: the one-hot rows have {labels.shape[1]} classes, but the model has {classes}. Use labels with "
+            "the model's number of classes",
             field="labels",
             expected=(len(labels), classes),
             got=labels.shape,
@@ -224,8 +237,8 @@ def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int6
 
     Args:
         labels: Integers >= 0, (n,) or (n, 1); or one-hot rows (n, classes) of any numeric type or of booleans.
-        where: What the labels are called in messages.
-        first: The index of the first of them among all.
+        where: What to call the labels in messages.
+        first: The index of the first of them among all labels.
 
     Raises:
         InputError: They are anything else, such as soft labels or floats.
@@ -238,43 +251,45 @@ def class_labels(labels: NDArray, where: str, first: int = 0) -> NDArray[np.int6
         index = int((~_one_hot_rows(labels)).argmax())
         shown = ", ".join(f"{value:g}" for value in labels[index, :4].astype(np.float64))
         raise InputError(
-            f"{where} has shape {labels.shape}, and the row of example {first + index} ({shown}"
-            f"{', ...' if labels.shape[1] > 4 else ''}) is not one-hot: expected (n,) class numbers or one-hot rows "
-            "(n, classes); soft labels and several classes for an example need another metric",
+            f"{where}: expected class numbers (n,) or one-hot rows (n, classes), but row {first + index} of the labels "
+            f"{labels.shape} is not one-hot ({shown}{', ...' if labels.shape[1] > 4 else ''}). Soft labels and several "
+            "classes per example need a metric that supports them",
             field=f"labels[{first + index}]",
             expected="class numbers or one-hot rows",
             got=labels.shape,
         )
     if labels.ndim != 1:
         raise InputError(
-            f"{where} has shape {labels.shape}: expected (n,) class numbers, or one-hot rows (n, classes)",
+            f"{where} has shape {labels.shape}, expected class numbers (n,) or one-hot rows (n, classes)",
             field="labels",
             expected="(n,)",
             got=labels.shape,
         )
     if labels.dtype.kind not in "iu":
         raise InputError(
-            f"{where} holds {labels.dtype}: expected integer class numbers: save it as int64",
+            f"{where} holds {labels.dtype}, expected integer class numbers. Save it as int64",
             field="labels",
             expected="int64",
             got=str(labels.dtype),
         )
     if len(labels) and int(labels.min()) < 0:
         index = int((labels < 0).argmax())
-        message = f"label of example {first + index} is {int(labels[index])}"
         raise InputError(
-            f"{where}: {message}: expected class numbers from 0 up",
+            f"{where}: the label of example {first + index} is {int(labels[index])}, expected class numbers from 0 on. "
+            "Renumber the classes, or remove examples without a class",
             field=f"labels[{first + index}]",
             got=int(labels[index]),
         )
     if len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
         raise InputError(
-            f"{where} holds {int(labels.max())}: too large for a class number", field="labels", got=int(labels.max())
+            f"{where} holds {int(labels.max())}, which is too large for a class number. Number the classes from 0 on",
+            field="labels",
+            got=int(labels.max()),
         )
     return labels.astype(np.int64)
 
 
-# Pieces in memory at a time: a quarter of a gigabyte, and as much again while they are mixed.
+# Pieces in memory at a time: 256 MB, and the same amount again while they are shuffled.
 _BUFFER_PIECES = 8
 
 
@@ -304,9 +319,10 @@ class SplitStream:
     class_names: tuple[str, ...] = ()
 
     def pieces(self) -> Iterator[Split]:
-        """All examples in their order, some at a time. Each call reads the source from its beginning.
+        """Yield all examples in order, in pieces. Each call reads the source from its beginning.
 
-        Raises InputError when the source holds another number of examples than it did when it was opened.
+        Raises:
+            InputError: The source no longer has the number of examples that it had when it was opened.
         """
         count, labels = 0, []
         for piece in self.read(0, self.num_examples):
@@ -314,20 +330,24 @@ class SplitStream:
             if piece.labels is not None:
                 labels.append(piece.labels)
             if count == self.num_examples:
-                # Before the last piece is given: who knows how many there are need not ask for another.
+                # Before the last piece is yielded: a caller that counts examples may not ask for more.
                 self.__dict__.setdefault("_labels", np.concatenate(labels) if labels else None)
             yield piece
         if count != self.num_examples:
             raise InputError(
-                f"data {self.source} ({self.name}): gave {count:,} examples, wanted {self.num_examples:,}: has it "
-                "changed while it was read?",
+                f"data {self.source} ({self.name}): expected {self.num_examples:,} examples, got {count:,}. Did a file "
+                "change while it was read?",
                 field="data",
                 expected=self.num_examples,
                 got=count,
             )
 
     def take(self, n: int) -> "SplitStream":
-        """The first `n` examples, or all when there are fewer. Raises InputError when n < 1."""
+        """Return the first `n` examples, or all if there are fewer.
+
+        Raises:
+            InputError: n < 1.
+        """
         if n < 1:
             raise InputError(
                 f"data {self.source} ({self.name}): take({n}): expected at least 1 example", field="n", got=n
@@ -335,43 +355,44 @@ class SplitStream:
         return self if n >= self.num_examples else dataclasses.replace(self, num_examples=n)
 
     def first(self) -> Split:
-        """The first piece, at least one example."""
+        """Return the first piece, which has at least one example."""
         for piece in self.pieces():
             return piece
-        raise AssertionError("pieces() gave none, and no error")
+        raise AssertionError("pieces() yielded nothing and raised no error")
 
     def all_labels(self) -> NDArray | None:
-        """(n,), or None where there are none. Reads everything, unless that has been done since it was opened."""
+        """Return the labels, or None if there are none. The first call reads the whole source."""
         if "_labels" not in self.__dict__:
             for _ in self.pieces():
                 pass
         return self.__dict__["_labels"]
 
     def sha256(self) -> str:
-        """`Split.sha256` of the same content. Reads everything, the first time that it is asked for."""
-        known = self.__dict__.get("_sha256")
-        if known is None:
+        """Return `Split.sha256` of the same content. The first call reads the whole source."""
+        digest_text = self.__dict__.get("_sha256")
+        if digest_text is None:
             digest = ContentDigest()
             for piece in self.pieces():
                 digest.update(piece.inputs, piece.labels)
-            known = digest.hexdigest()
-            self.__dict__["_sha256"] = known
-        return known
+            digest_text = digest.hexdigest()
+            self.__dict__["_sha256"] = digest_text
+        return digest_text
 
 
 AnySplit = Split | SplitStream
 
 
 def example_shape(split: AnySplit) -> tuple[int, ...] | None:
-    """The shape of an example's one input; None where it has several."""
+    """Return the shape of one example of the only input; None if there are several inputs."""
     inputs = list(next(iter(split.take(1).pieces())).inputs.values())
     return inputs[0].shape[1:] if len(inputs) == 1 else None
 
 
 def count_classes(splits: Sequence[AnySplit]) -> int | None:
-    """Return how many classes the source names, or else one more than the highest label; of one-hot rows, their length.
+    """Return the number of classes that the source names, else one more than the highest label.
 
-    None without labels, and of labels that are no class numbers. Reads a stream to its end.
+    For one-hot rows this is their length. None without labels, and if labels are not class numbers. Reads all of a
+    stream.
     """
     named = max((len(split.class_names) for split in splits), default=0)
     if named:
@@ -389,45 +410,46 @@ def count_classes(splits: Sequence[AnySplit]) -> int | None:
 
 
 def shuffled_batches(stream: SplitStream, batch_size: int, seed: int, epoch: int) -> Iterator[Split]:
-    """Every example once, in batches of `batch_size`, the last one perhaps smaller; the order is of (seed, epoch).
+    """Yield every example once, in an order that depends on (seed, epoch) only; the last batch may be smaller.
 
-    Where the source can be read from the middle, pieces come in random order. Several of them are mixed in a buffer, of
-    which half goes out before the next come in. A compressed .npz is read from its beginning, so that an example moves
-    by no more than about the buffer: one that is sorted by class is trained on class by class.
+    If the source is seekable, pieces are read in random order. Several pieces are shuffled in a buffer; half of it is
+    yielded before the next pieces are read. A compressed .npz can only be read from its beginning, so that an example
+    moves
+    by at most about the size of the buffer: if such a file is sorted by class, training sees one class after the other.
     """
     generator = np.random.default_rng([seed, epoch])
-    held: list[Split] = []
+    buffer: list[Split] = []
     count = 0
     for piece in _pieces(stream, generator):
-        held.append(piece)
+        buffer.append(piece)
         count += piece.num_examples
         if count < _BUFFER_PIECES * stream.piece_examples:
             continue
-        whole = _mixed(held, generator)
-        cut = count // 2 // batch_size * batch_size
-        yield from _batches(whole, 0, cut, batch_size)
-        held = [_part(whole, cut, count)]
-        count -= cut
+        merged = _shuffled(buffer, generator)
+        ready = count // 2 // batch_size * batch_size
+        yield from _batches(merged, 0, ready, batch_size)
+        buffer = [_copy(merged, ready, count)]
+        count -= ready
     if count:
-        yield from _batches(_mixed(held, generator), 0, count, batch_size)
+        yield from _batches(_shuffled(buffer, generator), 0, count, batch_size)
 
 
 def batches_in_order(stream: SplitStream, batch_size: int) -> Iterator[Split]:
-    """Every example once, in the stream's order, in batches of `batch_size`, the last one perhaps smaller."""
-    held: list[Split] = []
+    """Yield every example once, in the stream's order; the last batch may be smaller."""
+    buffer: list[Split] = []
     count = 0
     for piece in stream.pieces():
-        held.append(piece)
+        buffer.append(piece)
         count += piece.num_examples
         if count < batch_size:
             continue
-        whole = _joined(held)
-        cut = count // batch_size * batch_size
-        yield from _batches(whole, 0, cut, batch_size)
-        held = [_part(whole, cut, count)] if cut < count else []
-        count -= cut
+        merged = _concatenated(buffer)
+        ready = count // batch_size * batch_size
+        yield from _batches(merged, 0, ready, batch_size)
+        buffer = [_copy(merged, ready, count)] if ready < count else []
+        count -= ready
     if count:
-        yield _joined(held)
+        yield _concatenated(buffer)
 
 
 def _pieces(stream: SplitStream, generator: np.random.Generator) -> Iterator[Split]:
@@ -439,7 +461,7 @@ def _pieces(stream: SplitStream, generator: np.random.Generator) -> Iterator[Spl
         yield from stream.read(start, min(start + stream.piece_examples, stream.num_examples))
 
 
-def _joined(splits: list[Split]) -> Split:
+def _concatenated(splits: list[Split]) -> Split:
     if len(splits) == 1:
         return splits[0]
     first = splits[0]
@@ -451,17 +473,17 @@ def _joined(splits: list[Split]) -> Split:
     )
 
 
-def _mixed(splits: list[Split], generator: np.random.Generator) -> Split:
-    whole = _joined(splits)
-    return _chosen(whole, generator.permutation(whole.num_examples))
+def _shuffled(splits: list[Split], generator: np.random.Generator) -> Split:
+    merged = _concatenated(splits)
+    return _select(merged, generator.permutation(merged.num_examples))
 
 
-def _part(split: Split, start: int, stop: int) -> Split:
-    # A copy: a view would keep the whole buffer in memory.
-    return _chosen(split, np.arange(start, stop))
+def _copy(split: Split, start: int, stop: int) -> Split:
+    # A copy, because a view would keep the whole buffer in memory.
+    return _select(split, np.arange(start, stop))
 
 
-def _chosen(split: Split, indices: np.ndarray) -> Split:
+def _select(split: Split, indices: np.ndarray) -> Split:
     return Split(
         name=split.name,
         inputs={name: array[indices] for name, array in split.inputs.items()},
@@ -472,4 +494,4 @@ def _chosen(split: Split, indices: np.ndarray) -> Split:
 
 def _batches(split: Split, start: int, stop: int, batch_size: int) -> Iterator[Split]:
     for first in range(start, stop, batch_size):
-        yield _chosen(split, np.arange(first, min(first + batch_size, stop)))
+        yield _select(split, np.arange(first, min(first + batch_size, stop)))

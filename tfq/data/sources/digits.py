@@ -14,21 +14,22 @@ from tfq.data.split import UNNAMED
 from tfq.errors import InputError, install_hint
 from tfq.registry import register
 
-# Shares of each class; test is the rest. The same for every run: the seed moves weights and shuffling, not the splits.
-_TRAIN_SHARE, _VAL_SHARE = 0.7, 0.1
+# Fractions of each class; the rest is test. The seed of a run changes weights and shuffling, never the splits.
+_TRAIN_FRACTION, _VAL_FRACTION = 0.7, 0.1
 
 
 def read_digits(address: str, config: DataConfig, split: str) -> Examples:
-    """Raw pixels 0..16, float32 (n, 8, 8, 1), and labels 0..9: 1,262 train, 180 val, 355 test, disjoint and stratified.
+    """Return raw pixels 0..16, float32 (n, 8, 8, 1), and labels 0..9.
 
+    The splits have 1,262 (train), 180 (val) and 355 (test) examples; they are disjoint and stratified.
     Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998), by sklearn.datasets.load_digits.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            f"data.source=digits needs scikit-learn ({error}): {install_hint('digits')}. Or give "
-            "npz:PATH or tfrecord:GLOB",
+            f"data.source=digits needs scikit-learn ({error}): {install_hint('digits')}. Or use your own data: "
+            "folder:DIR, npz:PATH or tfrecord:GLOB",
             field="data.source",
             got="digits",
         ) from error
@@ -40,9 +41,9 @@ def read_digits(address: str, config: DataConfig, split: str) -> Examples:
 
 
 def digit_indices(labels: NDArray, split: str) -> NDArray[np.int64]:
-    """Indices of a split's examples, in a shuffled order that depends on nothing but their numbers.
+    """Return the indices of a split's examples, in a shuffled order that depends only on their numbers.
 
-    Of each class, in that order, the first 70% are train, the next 10% val, the rest test.
+    For each class, the first 70% in shuffled order are train, the next 10% val, the rest test.
     """
     order = _shuffled(range(len(labels)), "split")
     counts = {int(label): int((labels == label).sum()) for label in np.unique(labels)}
@@ -53,26 +54,26 @@ def digit_indices(labels: NDArray, split: str) -> NDArray[np.int64]:
         if _split_of(seen[label] / counts[label]) == split:
             chosen.append(index)
         seen[label] += 1
-    # Shuffled again: a split's beginning, which a limit takes, must not lean to the classes that reach it first.
+    # Shuffle again: otherwise the first examples, which a limit selects, would come from few classes.
     return np.asarray(_shuffled(chosen, "order"), np.int64)
 
 
 def _shuffled(indices: Iterable[int], salt: str) -> list[int]:
-    """`indices` by their hash: NumPy's generators may give other streams in other versions."""
+    """Return `indices` sorted by their hash. NumPy's generators may give other numbers in other versions."""
     return sorted(indices, key=lambda index: hashlib.sha256(f"digits {salt} {index}".encode()).digest())
 
 
-def _split_of(share: float) -> str:
-    if share < _TRAIN_SHARE:
+def _split_of(fraction: float) -> str:
+    if fraction < _TRAIN_FRACTION:
         return "train"
-    return "val" if share < _TRAIN_SHARE + _VAL_SHARE else "test"
+    return "val" if fraction < _TRAIN_FRACTION + _VAL_FRACTION else "test"
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
     try:
         return metadata.version("scikit-learn")
     except metadata.PackageNotFoundError:
-        return None  # reading it raises the error that says what to install
+        return None  # read_digits raises the error that says what to install
 
 
 register(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source `eembc:DIR`: raw inputs as the MLPerf Tiny backend of EEMBC sends them to a board, and y_labels.csv.
+"""The source `eembc:DIR`: raw inputs in the format of EEMBC's MLPerf Tiny runner, with y_labels.csv.
 
-Source of the formats: mlcommons/tiny, benchmark/evaluation/datasets/README.md: a line of y_labels.csv is
-`file name, number of classes, class[, width in bytes, stride in bytes]`; the last two say how a window slides over a
-file (anomaly detection).
+Source of the formats: mlcommons/tiny, benchmark/evaluation/datasets/README.md. A line of y_labels.csv is
+`file name, number of classes, class[, width in bytes, stride in bytes]`. The last two describe a window that slides
+over the file (anomaly detection).
 """
 
 import csv
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from tfq.artifacts import read_bytes
 from tfq.config import DataConfig
-from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, file_fingerprint
-from tfq.data.sources.folder import place_in
+from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint
+from tfq.data.sources.folder import locate
 from tfq.data.split import UNNAMED
 from tfq.errors import InputError
 from tfq.registry import register
 
 LABELS_FILE = "y_labels.csv"
 _LINE = "file name, number of classes, class[, width in bytes, stride in bytes]"
-# Bytes of a whole file -> what its values are: visual wake words, image classification, keyword spotting.
+# The size of a file in bytes -> its values: visual wake words, image classification, keyword spotting.
 _FORMATS: dict[int, tuple[str, tuple[int, ...]]] = {
     96 * 96 * 3: ("uint8", (96, 96, 3)),
     32 * 32 * 3: ("uint8", (32, 32, 3)),
@@ -36,7 +36,7 @@ _WINDOW_DTYPE = "<f4"
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A line of y_labels.csv. width: bytes of a window, 0 where the file is one example."""
+    """A line of y_labels.csv. `width` is the size of a window in bytes, or 0 if the file is one example."""
 
     number: int
     name: str
@@ -48,7 +48,7 @@ class _Line:
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """How an example lies in its file: `shape` values of `dtype`, `stride` bytes after the one before."""
+    """The position of examples in a file: each has `shape` values of `dtype`; they start `stride` bytes apart."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -60,16 +60,22 @@ class _Layout:
 
 
 def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
-    """The inputs in the order of y_labels.csv, which all are test; labels as it says.
+    """Return all inputs, which are the test split, and their labels, in the order of y_labels.csv.
 
-    Values are as they are in the files: pixels 0..255 (32x32x3, 96x96x3), int8 codes of keyword spotting's features
-    (49, 10, 1), or float32 windows of a sliding spectrogram, each with the label of its file. `address` may name
-    another label file than DIR/y_labels.csv.
-    Raises InputError on what cannot be read. There is no train and no val split.
+    Values are unchanged: pixels 0..255 (32x32x3, 96x96x3), int8 quantized features of keyword spotting (49, 10, 1), or
+    float32 windows of a sliding spectrogram, each with the label of its file.
+
+    Args:
+        address: A directory with y_labels.csv, or the path of another label file.
+        config: Not used.
+        split: Only "test" exists.
+
+    Raises:
+        InputError: A file is missing or cannot be read.
     """
     if not address:
         raise InputError(
-            f"data.source=eembc: expected eembc:DIR: give a directory with the .bin files and {LABELS_FILE}",
+            f"data.source=eembc has no directory: expected eembc:DIR, with the .bin files and {LABELS_FILE} in DIR",
             field="data.source",
             expected="eembc:DIR",
             got="eembc",
@@ -81,7 +87,7 @@ def read_eembc(address: str, config: DataConfig, split: str) -> Examples:
     counts = [(size - layout.width) // layout.stride + 1 for size in sizes]
     labels = np.repeat([line.label for line in lines], counts)
     files = [table.parent / line.name for line in lines]
-    step = examples_a_piece(layout.width)
+    step = examples_per_piece(layout.width)
 
     def read(start: int, stop: int) -> Iterator[Piece]:
         for first in range(start, stop, step):
@@ -104,15 +110,16 @@ def _lines(table: Path) -> list[_Line]:
         lines = [_line(row, number, table) for number, row in enumerate(rows, 1) if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{table} is no CSV file ({error}): expected lines `{_LINE}`", field="data.source", got=str(table)
+            f"{table} is not a CSV file ({error}). Expected lines `{_LINE}`", field="data.source", got=str(table)
         ) from error
     if not lines:
-        raise InputError(f"{table} holds no line: expected `{_LINE}`", field="data.source", got=str(table))
+        raise InputError(f"{table} is empty. Expected lines `{_LINE}`", field="data.source", got=str(table))
     for line in lines:
         if (line.classes, line.width, line.stride) != (lines[0].classes, lines[0].width, lines[0].stride):
             raise InputError(
-                f"{table}, line {line.number}: {line.classes} classes, window {line.width}, stride {line.stride}; line "
-                f"{lines[0].number}: {lines[0].classes}, {lines[0].width}, {lines[0].stride}: expected the same in all",
+                f"{table}, line {line.number} has {line.classes} classes, window {line.width}, stride {line.stride}, "
+                f"but line {lines[0].number} has {lines[0].classes}, {lines[0].width}, {lines[0].stride}. They "
+                "must be the same in all lines",
                 field="data.source",
                 expected=(lines[0].classes, lines[0].width, lines[0].stride),
                 got=(line.classes, line.width, line.stride),
@@ -125,10 +132,10 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
     try:
         values = [int(text) for text in row[1:]]
     except ValueError as error:
-        raise InputError(f"{where}: {error}: expected `{_LINE}`", field="data.source", got=row[1:]) from error
+        raise InputError(f"{where}: {error}. Expected `{_LINE}`", field="data.source", got=row[1:]) from error
     if len(values) not in (2, 4):
         raise InputError(
-            f"{where}: has {len(row)} columns: expected 3 or 5: `{_LINE}`",
+            f"{where} has {len(row)} columns, expected 3 or 5: `{_LINE}`",
             field="data.source",
             expected=(3, 5),
             got=len(row),
@@ -136,13 +143,13 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
     line = _Line(number=number, name=row[0].strip(), classes=values[0], label=values[1])
     if not line.name or Path(line.name).name != line.name:
         raise InputError(
-            f"{where}: {line.name!r}: expected the name of a file that lies beside {table.name}",
+            f"{where}: expected the name of a file in the directory of {table.name}, got {line.name!r}",
             field="data.source",
             got=line.name,
         )
     if not 0 <= line.label < line.classes:
         raise InputError(
-            f"{where}: class {line.label} of {line.classes}: expected 0 to {line.classes - 1}",
+            f"{where}: class {line.label} of {line.classes} classes, expected 0 to {line.classes - 1}",
             field="data.source",
             expected=range(line.classes),
             got=line.label,
@@ -151,7 +158,7 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
         width, stride = values[2:]
         if width < 4 or stride < 4 or width % 4 or stride % 4:
             raise InputError(
-                f"{where}: window {width}, stride {stride} bytes: expected multiples of 4, of float32",
+                f"{where}: window {width}, stride {stride} bytes, expected multiples of 4 (float32 values)",
                 field="data.source",
                 got=(width, stride),
             )
@@ -160,7 +167,11 @@ def _line(row: Sequence[str], number: int, table: Path) -> _Line:
 
 
 def _sizes(directory: Path, lines: Sequence[_Line], table: Path) -> list[int]:
-    """Bytes of each file. Raises InputError when some are not there."""
+    """Return the size of each file in bytes.
+
+    Raises:
+        InputError: Files are missing.
+    """
     sizes, missing = [], []
     for line in lines:
         try:
@@ -169,8 +180,8 @@ def _sizes(directory: Path, lines: Sequence[_Line], table: Path) -> list[int]:
             missing.append(line.name)
     if missing:
         raise InputError(
-            f"{directory}: {len(missing):,} of the {len(lines):,} files that {table.name} lists are not there, such as "
-            f"{missing[0]}: copy them from the data set to this directory",
+            f"{directory}: {len(missing):,} of the {len(lines):,} files that {table.name} lists are missing, such as "
+            f"{missing[0]}. Copy them from the data set to this directory",
             field="data.source",
             got=missing[0],
         )
@@ -183,7 +194,7 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
         for line, size in zip(lines, sizes, strict=True):
             if size < width:
                 raise InputError(
-                    f"{table.parent / line.name} has {size:,} bytes: expected a window of {width:,} at least",
+                    f"{table.parent / line.name} has {size:,} bytes, expected at least one window of {width:,}",
                     field="data.source",
                     expected=width,
                     got=size,
@@ -193,15 +204,16 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
     for line, size in zip(lines, sizes, strict=True):
         if size not in _FORMATS:
             raise InputError(
-                f"{table.parent / line.name} has {size:,} bytes: expected one of {known}; other inputs go into an .npz "
-                "(data.source=npz:PATH)",
+                f"{table.parent / line.name} has {size:,} bytes, expected one of {known}. Save other inputs as an .npz "
+                "file and use data.source=npz:PATH",
                 field="data.source",
                 expected=tuple(_FORMATS),
                 got=size,
             )
         if size != sizes[0]:
             raise InputError(
-                f"{table.parent / line.name} has {size:,} bytes, {lines[0].name} has {sizes[0]:,}: expected one size",
+                f"{table.parent / line.name} has {size:,} bytes, but {lines[0].name} has {sizes[0]:,}. All files must "
+                "have one size",
                 field="data.source",
                 expected=sizes[0],
                 got=size,
@@ -211,9 +223,9 @@ def _layout(lines: Sequence[_Line], sizes: Sequence[int], table: Path) -> _Layou
 
 
 def _read(files: Sequence[Path], counts: Sequence[int], layout: _Layout, chosen: slice) -> NDArray:
-    """The examples of `chosen`, (k, *shape), each a copy of its window."""
+    """Return the examples in `chosen`, (k, *shape), each a copy of its window."""
     result = np.empty((chosen.stop - chosen.start, *layout.shape), layout.dtype)
-    number, window = place_in(counts, chosen.start)
+    number, window = locate(counts, chosen.start)
     done = 0
     while done < len(result):
         count = min(counts[number] - window, len(result) - done)
@@ -223,7 +235,7 @@ def _read(files: Sequence[Path], counts: Sequence[int], layout: _Layout, chosen:
             content = file.read(size)
         if len(content) < size:
             raise InputError(
-                f"{files[number]} has become shorter while it was read",
+                f"{files[number]} became shorter while it was read: expected {size:,} more bytes, got {len(content):,}",
                 field="data.source",
                 expected=size,
                 got=len(content),
@@ -240,16 +252,16 @@ def _notes(table: Path, lines: Sequence[_Line], layout: _Layout, count: int) -> 
     names = {line.name for line in lines}
     other = sorted(path.name for path in table.parent.glob("*.bin") if path.name not in names)
     if other:
-        notes.append(f"{table.parent}: {len(other):,} .bin files not used, {table.name} does not list them: {other[0]}")
+        notes.append(f"{table.parent}: {len(other):,} .bin files are not in {table.name} and not used: {other[0]}")
     if lines[0].width:
         notes.append(
-            f"{table}: {count:,} windows of {layout.shape[0]} values from {len(lines):,} files, each window an example "
-            "with its file's label; MLPerf Tiny averages the windows of a file before it scores"
+            f"{table}: {count:,} windows of {layout.shape[0]} values from {len(lines):,} files. Each window is an "
+            "example with the label of its file; MLPerf Tiny averages the windows of a file before it computes a score"
         )
     if layout.dtype == np.int8:
         notes.append(
-            f"{table.parent}: int8 features are codes of the model that they were made for: give its input's scale as "
-            "data.scale and -scale * zero_point as data.offset"
+            f"{table.parent}: the int8 features were quantized for one model. Set data.scale to its input scale, and "
+            "data.offset to -scale * zero_point"
         )
     return notes
 
@@ -262,8 +274,8 @@ def _fingerprint(address: str, config: DataConfig) -> object:
 register(
     DataSource(
         name="eembc",
-        help="an MLPerf Tiny backend folder with its y_labels.csv: uint8 images, int8 spectrograms (codes: set "
-        "data.scale and data.offset), float32 windows",
+        help="an MLPerf Tiny folder with y_labels.csv: uint8 images, int8 spectrograms (quantized: set data.scale and "
+        "data.offset), float32 windows",
         address="DIR",
         read=read_eembc,
         fingerprint=_fingerprint,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets of keras.datasets, read from the files that Keras downloads. No TensorFlow.
+"""The data sets of keras.datasets, read without TensorFlow from the files that Keras downloads.
 
-Sources of the formats: "CIFAR-10 python version" (a pickled dict a batch: data (10000, 3072) uint8, red, green, blue
-planes; labels, a list); the IDX format of MNIST (magic 0x0803 or 0x0801, big-endian sizes, bytes).
+Sources of the formats: "CIFAR-10 python version" (each batch is a pickled dict: data (10000, 3072) uint8 with red,
+green and blue planes; labels, a list); the IDX format of MNIST (magic 0x0803 or 0x0801, big-endian sizes, bytes).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from tfq.artifacts import sha256_file
 from tfq.config import DataConfig
-from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint, without_val
+from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, class_labels
 from tfq.errors import InputError
 from tfq.registry import register
@@ -37,10 +37,10 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]
 _CIFAR10_ARCHIVES = ("cifar-10-batches-py.tar.gz", "cifar-10-batches-py-target_archive", "cifar-10-python.tar.gz")
 _CIFAR10_FOLDERS = ("cifar-10-batches-py", "cifar-10-batches-py-target/cifar-10-batches-py")
 _CIFAR10_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
-# Of the published archive; tf.keras.datasets.cifar10 checks the same.
+# The SHA-256 of the published archive, which tf.keras.datasets.cifar10 also checks.
 _CIFAR10_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 _FASHION_PREFIX = {"train": "train", "test": "t10k"}
-# All that a batch of CIFAR-10 needs; anything else in a pickle could run code.
+# The only names that a batch of CIFAR-10 needs. Any other name in a pickle could run code.
 _SAFE = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -53,7 +53,7 @@ _SAFE = {
 
 
 def cifar10_files(datasets: Path) -> list[Path]:
-    """[the archive] or [the folder of its batches] in a cache directory; empty when neither is there."""
+    """Return [the archive] or [the folder of its batches] in a cache directory; [] if neither exists."""
     for name in _CIFAR10_ARCHIVES:
         if (datasets / name).is_file():
             return [datasets / name]
@@ -64,7 +64,7 @@ def cifar10_files(datasets: Path) -> list[Path]:
 
 
 def fashion_mnist_files(datasets: Path) -> list[Path]:
-    """[train images, train labels, test images, test labels] in a cache directory; empty unless all are there."""
+    """Return [train images, train labels, test images, test labels] in a cache directory; [] unless all exist."""
     directory = datasets / "fashion-mnist"
     paths = [
         directory / f"{prefix}-{kind}-ubyte.gz"
@@ -75,22 +75,31 @@ def fashion_mnist_files(datasets: Path) -> list[Path]:
 
 
 def read_cifar10_split(files: list[Path], split: str) -> Arrays:
-    """`split` (train or test) of what `cifar10_files` found. Raises InputError on damaged files."""
+    """Return "train" or "test" from the result of `cifar10_files`.
+
+    Raises:
+        InputError: A file is damaged.
+    """
     (path,) = files
     notes: tuple[str, ...] = ()
     if path.is_file() and sha256_file(path) != _CIFAR10_SHA256:
-        notes = (f"{path} is not the published archive of CIFAR-10 (another SHA-256): its content is taken as it is",)
+        notes = (f"{path} is not the published archive of CIFAR-10 (its SHA-256 differs). It is used as it is",)
     batches = [_batch(content, f"{path}: {name}") for name, content in _contents(path, _CIFAR10_BATCHES[split])]
     images = np.concatenate([data for data, _ in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), np.concatenate([labels for _, labels in batches]), notes
 
 
 def read_fashion_split(files: list[Path], split: str) -> Arrays:
-    """`split` (train or test) of what `fashion_mnist_files` found. Raises InputError on damaged files."""
+    """Return "train" or "test" from the result of `fashion_mnist_files`.
+
+    Raises:
+        InputError: A file is damaged.
+    """
     images, labels = (_idx(path) for path in files if path.name.startswith(_FASHION_PREFIX[split]))
     if images.ndim != 3 or labels.ndim != 1:
         raise InputError(
-            f"{files[0].parent}: images {images.shape}, labels {labels.shape}: expected (n, 28, 28) and (n,)"
+            f"{files[0].parent}: expected images (n, 28, 28) and labels (n,), got {images.shape} and {labels.shape}. "
+            "Copy the files again"
         )
     return images[..., None], class_labels(labels, f"{files[0].parent} ({split})"), ()
 
@@ -111,7 +120,7 @@ def _contents(path: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     missing = [name for name in names if name not in result]
     if missing:
         raise InputError(
-            f"{path} does not hold {missing[0]}: expected the archive of CIFAR-10's python version",
+            f"{path} does not contain {missing[0]}. Use the archive of CIFAR-10's python version",
             field="data.source",
             expected=missing[0],
             got=str(path),
@@ -124,7 +133,7 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise InputError(
-            f"{path} is damaged or cannot be read ({error}): remove it, or copy it again",
+            f"{path} is damaged or cannot be read ({error}). Delete it, or copy it again",
             field="data.source",
             got=str(path),
         ) from error
@@ -134,28 +143,29 @@ class _SafeUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _SAFE:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it wants {module}.{name}, which no batch of CIFAR-10 does")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no batch of CIFAR-10 does")
 
 
 def _batch(content: bytes, where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """((n, 3072), (n,)) of a pickled batch."""
+    """Return the data (n, 3072) and labels (n,) of a pickled batch."""
     try:
         values = _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
         data, labels = values[b"data"], np.asarray(values[b"labels"])
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
-            f"{where} is no batch of CIFAR-10 ({error}): copy the archive again", field="data.source", got=str(error)
+            f"{where} is not a batch of CIFAR-10 ({error}). Copy the archive again", field="data.source", got=str(error)
         ) from error
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         raise InputError(
-            f"{where}: data is {getattr(data, 'shape', type(data).__name__)}: expected uint8 (n, 3072)",
+            f"{where}: expected data of uint8 (n, 3072), got {getattr(data, 'shape', type(data).__name__)}. Copy the "
+            "archive again",
             field="data.source",
             expected="(n, 3072)",
             got=getattr(data, "shape", type(data).__name__),
         )
     if labels.shape != data.shape[:1]:
         raise InputError(
-            f"{where}: labels are {labels.shape}: expected ({len(data)},)",
+            f"{where}: expected labels of shape ({len(data)},), got {labels.shape}. Copy the archive again",
             field="data.source",
             expected=(len(data),),
             got=labels.shape,
@@ -174,14 +184,14 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     shape = struct.unpack_from(f">{axes}I", content, 4) if len(content) >= start else ()
     if content[:3] != b"\0\0\x08" or len(content) - start != int(np.prod(shape, dtype=np.int64)) or not shape:
         raise InputError(
-            f"{path} is no IDX file of bytes, or is cut short: remove it, or copy it again",
+            f"{path} is not an IDX file of bytes, or is truncated. Delete it, or copy it again",
             field="data.source",
             got=str(path),
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-# Without it, a network that swallows packets would hold us for ever.
+# Without a timeout, a network that drops packets would block forever.
 _TIMEOUT_SECONDS = 30
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FASHION_CLASSES = (
@@ -197,8 +207,8 @@ _FASHION_CLASSES = (
     "Ankle boot",
 )
 _ALTERNATIVES = (
-    "or give your own data as data.source=npz:PATH (x_train, y_train, x_test, y_test), data.source=tfrecord:GLOB or "
-    "data.source=folder:DIR"
+    "or use your own data: data.source=folder:DIR, data.source=npz:PATH (x_train, y_train, x_test, y_test) or "
+    "data.source=tfrecord:GLOB"
 )
 
 
@@ -207,11 +217,11 @@ class KerasSet:
     """A data set of keras.datasets.
 
     Args:
-        name: Of its module in keras.datasets, and of the data source.
-        find: Cache directory -> its files there, [] unless all are there.
+        name: The name of its module in keras.datasets, and of the data source.
+        find: Cache directory -> its files there, [] unless all exist.
         read: (files, "train" or "test") -> arrays.
-        class_names: In the order of the labels.
-        published: What to copy into the cache directory by hand.
+        class_names: The names of the classes in the order of the labels.
+        published: The files to copy into the cache directory by hand, for messages.
     """
 
     name: str
@@ -221,21 +231,21 @@ class KerasSet:
     published: str
 
     def examples(self, address: str, config: DataConfig, split: str) -> Examples:
-        """Return a split in the files' order: pixels 0..255, (n, height, width, channels); val is the end of train."""
+        """Return a split in the files' order: pixels 0..255, (n, height, width, channels). The end of train is val."""
         images, labels, notes = self.read(self.files(), "test" if split == "test" else "train")
         examples = examples_of_arrays({UNNAMED: images}, labels, self.name, notes=notes, class_names=self.class_names)
-        return examples if split == "test" else without_val(examples, split, self.name)
+        return examples if split == "test" else hold_out_val(examples, split, self.name)
 
     def fingerprint(self, address: str, config: DataConfig) -> object:
-        """Return the names and hashes of the files, wherever they lie."""
-        paths = [inside for path in self.files() for inside in ([path] if path.is_file() else sorted(path.iterdir()))]
+        """Return the names and hashes of the files, without their directory."""
+        paths = [file for path in self.files() for file in ([path] if path.is_file() else sorted(path.iterdir()))]
         return [line for path in paths if path.is_file() for line in file_fingerprint([path], path.parent)]
 
     def files(self) -> list[Path]:
-        """Return the files, downloaded by Keras if they are not on this machine.
+        """Return the files; Keras downloads them if they are missing.
 
         Raises:
-            InputError: They cannot be downloaded; it says where to put them by hand.
+            InputError: They cannot be downloaded. The message says where to copy them by hand.
         """
         if result := self._cached():
             return result
@@ -244,8 +254,8 @@ class KerasSet:
         if result := self._cached():
             return result
         raise InputError(
-            f"data.source={self.name}: cannot be downloaded ({reason}): on a machine without internet, copy to "
-            f"{home / 'datasets'} what another has there: {self.published}; {_ALTERNATIVES}",
+            f"data.source={self.name} cannot be downloaded ({reason}). On a machine without internet, copy these files "
+            f"to {home / 'datasets'}: {self.published}; {_ALTERNATIVES}",
             field="data.source",
             got=self.name,
         )
@@ -255,26 +265,26 @@ class KerasSet:
 
 
 def _homes() -> list[Path]:
-    """Where the two Kerases keep what they download; the last is for a home that cannot be written to."""
-    own = os.environ.get("KERAS_HOME")
-    places = [*([Path(own)] if own else []), Path.home() / ".keras", Path("/tmp/.keras")]
-    return list(dict.fromkeys(places))
+    """Return the directories where Keras may store downloads; the last is for a home directory that is read-only."""
+    keras_home = os.environ.get("KERAS_HOME")
+    directories = [*([Path(keras_home)] if keras_home else []), Path.home() / ".keras", Path("/tmp/.keras")]
+    return list(dict.fromkeys(directories))
 
 
 def _download(name: str, home: Path) -> str:
-    """Have Keras download a set into `home`; why it could not, or that it has."""
+    """Have Keras download a data set into `home`, and return a reason for the case that its files are still missing."""
     module = importlib.import_module(f"tf_keras.datasets.{name}")
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
-        # Its progress bar goes to stdout, which is for results.
+        # Its progress bar goes to stdout, which is reserved for results.
         with contextlib.redirect_stdout(sys.stderr):
             module.load_data(cache_dir=str(home))
     except Exception as error:  # Keras raises a plain Exception for a failed download
         return str(error).strip() or type(error).__name__
     finally:
         socket.setdefaulttimeout(timeout)
-    return "Keras has downloaded it, and the files are not where they were to be"
+    return "Keras downloaded it, but its files are not in the expected place"
 
 
 _CIFAR10 = KerasSet(
@@ -295,7 +305,7 @@ _FASHION_MNIST = KerasSet(
 register(
     DataSource(
         name="cifar10",
-        help="60,000 color images of 10 classes, 32x32x3; tf.keras.datasets' files, downloaded if they are missing",
+        help="60,000 color images of 10 classes, 32x32x3; the files of tf.keras.datasets, downloaded if missing",
         read=_CIFAR10.examples,
         fingerprint=_CIFAR10.fingerprint,
         splits=("train", "val", "test"),
@@ -305,7 +315,7 @@ register(
 register(
     DataSource(
         name="fashion_mnist",
-        help="70,000 images of clothes, 28x28x1; tf.keras.datasets' files, downloaded if they are missing",
+        help="70,000 images of clothes, 28x28x1; the files of tf.keras.datasets, downloaded if missing",
         read=_FASHION_MNIST.examples,
         fingerprint=_FASHION_MNIST.fingerprint,
         splits=("train", "val", "test"),

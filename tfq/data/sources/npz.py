@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data source `npz:FILE`: arrays of an .npz file, checked and read member by member.
+"""The source `npz:PATH`: arrays of an .npz file, checked and read one member at a time.
 
-Source of the format: NumPy's NEP 1 (`numpy.lib.format`), inside a zip archive, a member `<key>.npy` an array.
+Source of the format: NumPy's NEP 1 (`numpy.lib.format`), in a zip archive with a member `<key>.npy` for each array.
 """
 
 import contextlib
@@ -22,43 +22,47 @@ from numpy.typing import NDArray
 
 from tfq.artifacts import read_bytes
 from tfq.config import DataConfig
-from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, file_fingerprint, without_val
+from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, file_fingerprint, hold_out_val
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
 from tfq.registry import register
 
-# What NumPy and zipfile raise on an archive that is cut short, damaged, encrypted or none at all.
+# What NumPy and zipfile raise for a file that is truncated, damaged, encrypted or not an archive.
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 _NPY_MAGIC = b"\x93NUMPY"
-# A zip member's own header: 30 bytes, of which the last two numbers are the lengths of what follows them.
+# The local header of a zip member: 30 bytes that end with the lengths of the two fields after it.
 _ZIP_HEADER = struct.Struct("<26x2H")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """An array of an archive. `is_by_columns`: stored in Fortran order, so that a row is all over the file."""
+    """An array of an archive. `is_fortran_order`: it is stored in Fortran order, so that a row is not contiguous."""
 
     path: Path
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    is_by_columns: bool
-    start: int  # of its values, after the header of the .npy
-    stored_at: int | None  # of the .npy in the file itself, where it is not compressed
+    is_fortran_order: bool
+    start: int  # the position of its values in the .npy, after the header
+    stored_at: int | None  # the position of the .npy in the archive; None if it is compressed
 
     @property
     def length(self) -> int:
-        """Rows, along the first axis. Raises InputError on Python objects, which are never unpickled, and scalars."""
+        """The number of rows along the first axis.
+
+        Raises:
+            InputError: The array holds Python objects, which are never unpickled, or is a scalar.
+        """
         if self.dtype.hasobject:
             raise InputError(
-                f"{self.path} {self.key}: is an array of Python objects, which tfq never unpickles: "
-                "wanted numbers of one shape for every example",
+                f"{self.path} {self.key} is an array of Python objects, which tfq does not unpickle. Save numbers of "
+                "one shape for every example",
                 field=self.key,
                 got="object",
             )
         if not self.shape:
             raise InputError(
-                f"{self.path} {self.key}: is a single number: expected an array with the examples along its first axis",
+                f"{self.path} {self.key} is a single number, expected an array with the examples along its first axis",
                 field=self.key,
                 got=(),
             )
@@ -66,33 +70,39 @@ class Member:
 
     @property
     def row_bytes(self) -> int:
+        """The size of a row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def is_seekable(self) -> bool:
-        return self.stored_at is not None and not self.is_by_columns
+        """Whether reading from the middle costs no more than reading from the beginning."""
+        return self.stored_at is not None and not self.is_fortran_order
 
     def rows(self, start: int, stop: int, step: int) -> Iterator[NDArray]:
-        """The rows from start to before stop, `step` at a time. Raises InputError where the archive is damaged."""
+        """Yield the rows start..stop-1, `step` at a time.
+
+        Raises:
+            InputError: The archive is damaged.
+        """
         try:
-            with self._opened(start) as file:
-                if self.is_by_columns:
-                    whole = self._taken(file, self.length)
-                    yield from (whole[first : min(first + step, stop)] for first in range(start, stop, step))
+            with self._open_at(start) as file:
+                if self.is_fortran_order:
+                    fortran = self._read_rows(file, self.length)
+                    yield from (fortran[first : min(first + step, stop)] for first in range(start, stop, step))
                     return
                 for first in range(start, stop, step):
-                    yield self._taken(file, min(step, stop - first))
+                    yield self._read_rows(file, min(step, stop - first))
         except _DAMAGE as error:
             raise InputError(
-                f"{self.path} {self.key}: cannot be read, the archive is damaged: {error}",
+                f"{self.path} {self.key} cannot be read, because the archive is damaged: {error}. Save it again",
                 field=self.key,
                 got=str(self.path),
             ) from error
 
     @contextlib.contextmanager
-    def _opened(self, row: int) -> Iterator[IO[bytes]]:
-        """The file at the values of `row`; through zipfile, which checks the checksum, where all is read in order."""
-        offset = self.start + (0 if self.is_by_columns else row * self.row_bytes)
+    def _open_at(self, row: int) -> Iterator[IO[bytes]]:
+        """Open the file at the values of `row`. Reads from row 0 go through zipfile, which checks the checksum."""
+        offset = self.start + (0 if self.is_fortran_order else row * self.row_bytes)
         if self.stored_at is not None and row:
             with open(self.path, "rb") as file:
                 file.seek(self.stored_at + offset)
@@ -102,19 +112,24 @@ class Member:
             member.seek(offset)
             yield member
 
-    def _taken(self, file: IO[bytes], count: int) -> NDArray:
+    def _read_rows(self, file: IO[bytes], count: int) -> NDArray:
         size = count * self.row_bytes
         content = file.read(size)
         if len(content) < size:
             raise EOFError(f"{self.key} ends after {len(content):,} of {size:,} bytes")
         values = np.frombuffer(content, self.dtype) if size else np.empty(0, self.dtype)
-        return values.reshape((count, *self.shape[1:]), order="F" if self.is_by_columns else "C")
+        return values.reshape((count, *self.shape[1:]), order="F" if self.is_fortran_order else "C")
 
 
-def read_members(path: Path, wanted: str) -> dict[str, Member]:
-    """Key -> array, of which nothing is read but its header, in the archive's order.
+def read_members(path: Path, expected: str) -> dict[str, Member]:
+    """Return {key: array} in the archive's order. Only headers are read.
 
-    Raises InputError when `path` is no archive, or a damaged one. `wanted` ends the sentence about a file that is none.
+    Args:
+        path: The archive.
+        expected: What was expected, for the message about a file that is not an archive.
+
+    Raises:
+        InputError: `path` is not an archive, or a damaged one.
     """
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
@@ -124,14 +139,15 @@ def read_members(path: Path, wanted: str) -> dict[str, Member]:
                 if info.filename.endswith(".npy")
             }
     except _DAMAGE as error:
-        content = read_bytes(path, wanted)  # says it better where the file is missing, a directory, or empty
+        content = read_bytes(path, expected)  # has better messages for a missing or empty file and for a directory
         if content.startswith(_NPY_MAGIC):
-            advice = "save it with numpy.savez(path, x_test=...)"
             raise InputError(
-                f"{path} is a single .npy array: expected {wanted}: {advice}", field="data.source", got=str(path)
+                f"{path} is a single .npy array, expected {expected}. Save it with numpy.savez(path, x_test=...)",
+                field="data.source",
+                got=str(path),
             ) from error
         raise InputError(
-            f"{path} is no .npz archive, or a damaged one ({error}): expected {wanted}",
+            f"{path} is damaged or not an .npz archive ({error}). Expected {expected}",
             field="data.source",
             got=str(path),
         ) from error
@@ -142,7 +158,7 @@ def _member(archive: zipfile.ZipFile, file: IO[bytes], info: zipfile.ZipInfo, pa
     with archive.open(info) as member:
         version = npy.read_magic(member)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, is_by_columns, dtype = read(member)
+        shape, is_fortran_order, dtype = read(member)
         start = member.tell()
     stored_at = None
     if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:
@@ -154,47 +170,54 @@ def _member(archive: zipfile.ZipFile, file: IO[bytes], info: zipfile.ZipInfo, pa
         key=key,
         shape=shape,
         dtype=dtype,
-        # A single axis is stored the same either way.
-        is_by_columns=bool(is_by_columns) and len(shape) > 1,
+        # A single axis is stored the same way in both orders.
+        is_fortran_order=bool(is_fortran_order) and len(shape) > 1,
         start=start,
         stored_at=stored_at,
     )
 
 
 _KEY = re.compile(r"x_(train|val|test)(\..+)?|y_(train|val|test)")
-_WANTED = "an .npz archive with x_test and y_test (x_train, y_train, x_val, y_val)"
+_EXPECTED = "an .npz archive with x_test and y_test (x_train, y_train, x_val, y_val)"
 
 
 def read_npz(address: str, config: DataConfig, split: str) -> Examples:
-    """A split of the archive at `address`; pickled objects are never loaded.
+    """Return a split of the archive at `address`. Pickled objects are never loaded.
 
-    Without x_val, the last tenth of train is val, and train is the rest. Without y_<split> there are no labels. The
-    labels are read at once, the inputs in pieces.
-    Raises MissingSplitError when the archive does not hold the split, InputError on everything else.
+    Without x_val, the last tenth of train is val, and train is the rest. Without y_SPLIT there are no labels. Labels
+    are read at once, inputs in pieces.
+
+    Raises:
+        MissingSplitError: The archive does not contain the split.
+        InputError: The archive cannot be read, or its arrays do not fit together.
     """
     if not address:
         raise InputError(
-            "data.source=npz: expected npz:PATH: give the path of an .npz file",
+            "data.source=npz has no path: expected npz:PATH, the path of an .npz file",
             field="data.source",
             expected="npz:PATH",
             got="npz",
         )
     path = Path(os.path.expanduser(address))
-    members = read_members(path, _WANTED)
-    notes = [f"{path}: {key!r} is not used: its name is no x_ or y_ key" for key in members if not _KEY.fullmatch(key)]
+    members = read_members(path, _EXPECTED)
+    notes = [
+        f"{path}: {key!r} is not used, because it is not called x_SPLIT or y_SPLIT"
+        for key in members
+        if not _KEY.fullmatch(key)
+    ]
     has_val = bool(_input_keys(list(members), "val"))
-    holder = "train" if split == "val" and not has_val else split
-    keys = _input_keys(list(members), holder)
+    stored_in = "train" if split == "val" and not has_val else split
+    keys = _input_keys(list(members), stored_in)
     if not keys:
         raise MissingSplitError(
-            f"{path} has no x_{split}: expected x_{split} or x_{split}.<input>, and y_{split} for labels; "
-            f"it holds {', '.join(sorted(members)) or 'nothing'}",
+            f"{path} has no {split} split: expected x_{split} or x_{split}.INPUT, and y_{split} for labels. "
+            f"It contains {', '.join(sorted(members)) or 'nothing'}",
             field="split",
             expected=tuple(sorted(members)),
             got=split,
         )
-    examples = _examples(members, keys, path, holder, tuple(notes))
-    return without_val(examples, split, str(path)) if holder == "train" and not has_val else examples
+    examples = _examples(members, keys, path, stored_in, tuple(notes))
+    return hold_out_val(examples, split, str(path)) if stored_in == "train" and not has_val else examples
 
 
 def _input_keys(keys: Sequence[str], split: str) -> list[str]:
@@ -204,7 +227,8 @@ def _input_keys(keys: Sequence[str], split: str) -> list[str]:
 def _examples(members: dict[str, Member], keys: list[str], path: Path, split: str, notes: tuple[str, ...]) -> Examples:
     if len(keys) > 1 and f"x_{split}" in keys:
         raise InputError(
-            f"{path} holds both x_{split} and {keys[1 - keys.index(f'x_{split}')]}: expected one or the other",
+            f"{path} contains both x_{split} and {keys[1 - keys.index(f'x_{split}')]}. Keep x_{split} for a model with "
+            "one input, or only the named arrays",
             field="data.source",
             got=tuple(keys),
         )
@@ -216,17 +240,17 @@ def _examples(members: dict[str, Member], keys: list[str], path: Path, split: st
     if len(set(lengths.values())) > 1:
         message = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
         raise InputError(
-            f"{path} ({split}): lengths differ ({message}): expected one label and one of each input per example",
+            f"{path} ({split}): lengths differ ({message}). Every example needs one row in each input and one label",
             field="data.source",
             got=lengths,
         )
     count = next(iter(lengths.values()))
     if not count:
-        raise InputError(f"{path} ({split}): is empty: expected at least one example", field="data.source", got=0)
-    whole = [name for name, member in inputs.items() if member.is_by_columns]
-    if whole:
-        notes = (*notes, f"{path}: {whole[0]!r} is stored by columns (Fortran order): it is read as a whole")
-    step = examples_a_piece(sum(member.row_bytes for member in inputs.values()))
+        raise InputError(f"{path} ({split}) is empty, expected at least one example", field="data.source", got=0)
+    fortran = [name for name, member in inputs.items() if member.is_fortran_order]
+    if fortran:
+        notes = (*notes, f"{path}: {fortran[0]!r} is stored in Fortran order, so it is read into memory as a whole")
+    step = examples_per_piece(sum(member.row_bytes for member in inputs.values()))
 
     def read(start: int, stop: int) -> Iterator[Piece]:
         readers = {name: member.rows(start, stop, step) for name, member in inputs.items()}
@@ -235,7 +259,7 @@ def _examples(members: dict[str, Member], keys: list[str], path: Path, split: st
                 inputs={name: next(rows) for name, rows in readers.items()},
                 labels=None if labels is None else labels[first : min(first + step, stop)],
             )
-        # What is left of a reader checks that the member is whole.
+        # Reading on to the end checks the member's checksum.
         for rows in readers.values():
             next(rows, None)
 
@@ -248,7 +272,7 @@ def _labels(members: dict[str, Member], path: Path, key: str) -> NDArray | None:
         return None
     member = members[key]
     labels = np.concatenate(list(member.rows(0, member.length, max(1, member.length))) or [np.empty(0, member.dtype)])
-    # Floats are a regression's: for a metric of the user's own.
+    # Floats are regression targets, for metrics that accept them.
     return labels if labels.dtype.kind == "f" else class_labels(labels, f"{path} {key}")
 
 
@@ -260,7 +284,7 @@ def _fingerprint(address: str, config: DataConfig) -> object:
 register(
     DataSource(
         name="npz",
-        help="arrays x_test, y_test, x_train, y_train, x_val, y_val of an .npz file; several inputs are x_test.INPUT",
+        help="an .npz file with x_test, y_test, x_train, y_train, x_val, y_val; several inputs are x_test.INPUT",
         address="PATH",
         read=read_npz,
         fingerprint=_fingerprint,

@@ -10,27 +10,35 @@ from typing import Any
 import numpy as np
 
 from tfq.config import DataConfig
-from tfq.data.examples import DataSource, Examples, Piece, examples_a_piece, without_val
+from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, hold_out_val
 from tfq.data.sources.folder import image_pieces
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError, install_hint
 from tfq.registry import register
 
-# What the splits of data sets are called, the likeliest first.
+# The names of splits in data sets, the most likely first.
 _SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 
 
 def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
-    """The (input, label) pair that the data set names as supervised, in its files' order; labels int64.
+    """Return the data set's supervised (input, label) pairs in the order of its files; labels are int64.
 
-    address: NAME, NAME/CONFIG or NAME/CONFIG:VERSION, as tfds.builder takes it; kept below $TFDS_DATA_DIR, else
-    ~/tensorflow_datasets, and downloaded there if it is missing. Images are decoded by our own exact decoder, other
-    inputs are taken as they are. Without a validation split the last tenth of train is val.
-    Raises MissingSplitError when the data set has no such split, InputError on everything else.
+    Images are decoded exactly, as by the other sources; other inputs are unchanged. Without a validation split, the
+    last tenth of train is val.
+
+    Args:
+        address: NAME, NAME/CONFIG or NAME/CONFIG:VERSION, as for tfds.builder. It is stored in $TFDS_DATA_DIR or
+            ~/tensorflow_datasets, and downloaded if it is missing.
+        config: Says whether to resize images.
+        split: "train", "val" or "test".
+
+    Raises:
+        MissingSplitError: The data set has no such split.
+        InputError: The data set cannot be loaded or has no (input, label) pairs.
     """
     if not address:
         raise InputError(
-            "data.source=tfds: expected tfds:NAME: give the name of a data set, such as tfds:mnist",
+            "data.source=tfds has no data set: expected tfds:NAME, such as tfds:mnist",
             field="data.source",
             expected="tfds:NAME",
             got="tfds",
@@ -38,27 +46,29 @@ def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
     builder = tfds_builder(address)
     infos = builder.info.splits
     names = {ours: next((name for name in theirs if name in infos), None) for ours, theirs in _SPLIT_NAMES.items()}
-    holder = "train" if split == "val" and names["val"] is None else split
-    name = names[holder]
+    stored_in = "train" if split == "val" and names["val"] is None else split
+    name = names[stored_in]
     if name is None or not infos[name].num_examples:
         raise MissingSplitError(
-            f"tfds:{address} has no {split} split: it has {', '.join(sorted(infos)) or 'none'}",
+            f"tfds:{address} has no {split} split, it has {', '.join(sorted(infos)) or 'none'}",
             field="split",
             expected=tuple(sorted(infos)),
             got=split,
         )
     examples = _examples(builder, name, config, f"tfds:{address} ({name})")
-    return without_val(examples, split, f"tfds:{address}") if holder == "train" and names["val"] is None else examples
+    return (
+        hold_out_val(examples, split, f"tfds:{address}") if stored_in == "train" and names["val"] is None else examples
+    )
 
 
 def tfds_builder(address: str) -> Any:
-    """The builder of a data set that is on this machine, downloaded if it was not."""
+    """Return the builder of a data set, downloaded and prepared if necessary."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise InputError(
-            f"data.source=tfds:{address} needs tensorflow-datasets ({error}): {install_hint('tfds')}. Or "
-            "give npz:PATH, tfrecord:GLOB or folder:DIR",
+            f"data.source=tfds:{address} needs tensorflow-datasets ({error}): {install_hint('tfds')}. Or use "
+            "folder:DIR, npz:PATH or tfrecord:GLOB",
             field="data.source",
             got=f"tfds:{address}",
         ) from error
@@ -66,14 +76,13 @@ def tfds_builder(address: str) -> Any:
         builder = tfds.builder(address)
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
-    except Exception as error:  # of many kinds: an unknown name, no network, a full disk, a missing package
-        # The first line: what follows is a list of all data sets that there are.
+    except Exception as error:  # of many types: an unknown name, no network, a full disk, a missing package
+        # Only the first line, because a list of all data sets follows it.
         message = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise InputError(
-            f"data.source=tfds:{address}: cannot be had ({message}): is the name right? On a machine without "
-            "internet, copy "
-            f"the prepared data set to {os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'}, or give npz:PATH, "
-            "tfrecord:GLOB or folder:DIR",
+            f"data.source=tfds:{address} cannot be loaded ({message}). Check the name. Without internet, copy the "
+            f"prepared data set to {os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'}, or use folder:DIR, "
+            "npz:PATH or tfrecord:GLOB",
             field="data.source",
             got=f"tfds:{address}",
         ) from error
@@ -85,7 +94,8 @@ def _examples(builder: Any, name: str, config: DataConfig, where: str) -> Exampl
     features = builder.info.features
     if not isinstance(keys, Sequence) or len(keys) != 2 or not all(isinstance(key, str) for key in keys):
         raise InputError(
-            f"{where} names no (input, label) pair: its features are {', '.join(features)}: save an .npz",
+            f"{where} does not declare an (input, label) pair; its features are {', '.join(features)}. Save the two "
+            "that you need in an .npz file and use data.source=npz:PATH",
             field="data.source",
             expected="an (input, label) pair",
             got=tuple(features),
@@ -98,7 +108,7 @@ def _examples(builder: Any, name: str, config: DataConfig, where: str) -> Exampl
         import tensorflow_datasets as tfds
 
         decoders = {image_key: tfds.decode.SkipDecoding()} if is_image else None
-        # Interleaved shards would give a part in another order than the whole.
+        # If shards were interleaved, part of a split would have another order than all of it.
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
         part = f"{name}[{start}:{stop}]"
         result = builder.as_dataset(split=part, shuffle_files=False, decoders=decoders, read_config=in_order)
@@ -125,21 +135,22 @@ def _image_pieces(dataset: Any, start: int, stop: int, config: DataConfig, where
         stop,
         config,
         place=lambda index: f"{where}: image {index}",
-        explain=lambda index, error: f"{where}: image {index} cannot be decoded as JPEG or PNG: remove it",
+        explain=lambda index, error: f"{where}: image {index} cannot be decoded as JPEG or PNG. Remove it",
     )
 
 
 def _pieces(dataset: Any, start: int, stop: int) -> Iterator[Piece]:
-    """Inputs that are no images, all of one shape."""
+    """Yield inputs that are not images and have one shape."""
     spec = dataset(start, start + 1).element_spec[0]
     if isinstance(spec, dict) or not getattr(spec, "shape", None) or not spec.shape.is_fully_defined():
         raise InputError(
-            f"the input of this data set is {spec}: expected images, or numbers of one shape: save an .npz",
+            f"the inputs of this data set are {spec}, expected images or numbers of one shape. Save them in an .npz "
+            "file and use data.source=npz:PATH",
             field="data.source",
             expected="images, or numbers of one shape",
             got=str(spec),
         )
-    step = examples_a_piece(spec.shape.num_elements() * spec.dtype.size)
+    step = examples_per_piece(spec.shape.num_elements() * spec.dtype.size)
     for inputs, labels in dataset(start, stop).batch(step).as_numpy_iterator():
         yield Piece(inputs={UNNAMED: inputs}, labels=labels)
 

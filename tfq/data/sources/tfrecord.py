@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data source `tfrecord:...`: TFRecord files of tf.train.Example.
+"""The source `tfrecord:GLOB`: TFRecord files of tf.train.Example.
 
 Source of the framing: uint64 length, uint32 checksum of the length, the record, uint32 checksum of the record
 (tensorflow/core/lib/io/record_writer.h).
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tfq.config import DataConfig
-from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, without_val
-from tfq.data.sources.folder import image_pieces, place_in
+from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, hold_out_val
+from tfq.data.sources.folder import image_pieces, locate
 from tfq.data.split import MissingSplitError, class_labels
 from tfq.errors import InputError, did_you_mean
 from tfq.registry import register
@@ -30,19 +30,23 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFile:
-    """A TFRecord file whose framing is whole."""
+    """A TFRecord file with complete framing."""
 
     path: Path
     num_records: int
 
 
 def count_records(paths: Sequence[Path]) -> list[RecordFile]:
-    """Each file with its number of records, by walking the framing. Raises InputError where a file is cut short."""
+    """Count the records of each file by reading only the framing.
+
+    Raises:
+        InputError: A file is truncated.
+    """
     return [RecordFile(path=path, num_records=sum(1 for _ in _spans(path))) for path in paths]
 
 
 def _spans(path: Path) -> Iterator[tuple[int, int]]:
-    """(start, end) of each record's bytes in the file."""
+    """Yield (start, end) of the bytes of each record in the file."""
     try:
         size = path.stat().st_size
         if not size:
@@ -51,7 +55,7 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
             yield from _walk(content, size, path)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read: {error.strerror}: expected a TFRecord file",
+            f"{path} cannot be read: {error.strerror}. Expected a TFRecord file",
             field="data.source",
             expected="a TFRecord file",
             got=str(path),
@@ -61,7 +65,7 @@ def _spans(path: Path) -> Iterator[tuple[int, int]]:
 def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]]:
     if content[:2] == _GZIP_MAGIC:
         raise InputError(
-            f"{path} is compressed with gzip: expected a plain TFRecord file: gunzip it",
+            f"{path} is compressed with gzip, expected an uncompressed TFRecord file. Run gunzip on it",
             field="data.source",
             got=str(path),
         )
@@ -72,8 +76,8 @@ def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]
             end = start + _HEADER_BYTES + struct.unpack_from("<Q", content, start)[0] + _FOOTER_BYTES
         if end > size:
             raise InputError(
-                f"{path}: record {index} at byte {start:,} runs past the end of the file ({size:,} bytes): "
-                + ("the file is cut short or damaged" if index else "this is no TFRecord file, or a damaged one"),
+                f"{path}: record {index} at byte {start:,} extends past the end of the file ({size:,} bytes). "
+                + ("The file is truncated or damaged" if index else "The file is damaged or not a TFRecord file"),
                 field="data.source",
                 got=str(path),
             )
@@ -82,12 +86,19 @@ def _walk(content: mmap.mmap, size: int, path: Path) -> Iterator[tuple[int, int]
 
 
 def explain_record(path: Path, record: int, config: DataConfig, error: Exception) -> str:
-    """What ails record number `record` of the file that TensorFlow refused with `error`: the rest of a sentence."""
+    """Return what is wrong with a record, as the rest of a sentence about it.
+
+    Args:
+        path: The file.
+        record: The record's number in the file.
+        config: Names the keys of the image and the label.
+        error: What TensorFlow raised when it parsed or decoded the record.
+    """
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
     if isinstance(error, tf.errors.DataLossError):
-        return "is corrupt: its checksum does not match: write or copy the file again"
+        return "is corrupt: its checksum does not match. Write or copy the file again"
     start, end = next(itertools.islice(_spans(path), record, None))
     with open(path, "rb") as file:
         file.seek(start)
@@ -95,7 +106,7 @@ def explain_record(path: Path, record: int, config: DataConfig, error: Exception
     try:
         features = tf.train.Example.FromString(content).features.feature
     except DecodeError:
-        return "is no tf.train.Example: expected Examples with an encoded image and an integer label"
+        return "is not a tf.train.Example. Expected Examples with an encoded image and an integer label"
     for flag, key, kind in (
         ("image_key", config.image_key, "bytes_list"),
         ("label_key", config.label_key, "int64_list"),
@@ -103,42 +114,45 @@ def explain_record(path: Path, record: int, config: DataConfig, error: Exception
         if key and (problem := _feature_problem(features, flag, key, kind)):
             return problem
     return (
-        f"holds an image under {config.image_key!r} that cannot be decoded as JPEG or PNG "
-        f"({len(features[config.image_key].bytes_list.value[0]):,} bytes): expected the encoded file's bytes"
+        f"has an image under {config.image_key!r} that cannot be decoded as JPEG or PNG "
+        f"({len(features[config.image_key].bytes_list.value[0]):,} bytes). Expected the bytes of an image file"
     )
 
 
 def _feature_problem(features, flag: str, key: str, kind: str) -> str:
-    """What is wrong with a feature of an Example, "" when it is one value of its kind."""
+    """Return what is wrong with a feature of an Example; "" if it is one value of type `kind`."""
     if key not in features:
-        there = ", ".join(f"{name} ({features[name].WhichOneof('kind')})" for name in sorted(features))
-        without = "; data.label_key= reads images without labels" if flag == "label_key" else ""
+        available = ", ".join(f"{name} ({features[name].WhichOneof('kind')})" for name in sorted(features))
+        without = "; or set data.label_key= to read images without labels" if flag == "label_key" else ""
         return (
-            f"has no {key!r}: expected the key of data.{flag}; it has {there or 'no feature'}: "
+            f"has no feature {key!r}, which data.{flag} names. It has {available or 'no features'}: "
             f"{did_you_mean(key, list(features))}{without}"
         )
-    came = features[key].WhichOneof("kind")
-    if came != kind:
-        return f"holds {came or 'nothing'} under {key!r}: expected one value of {kind}: name another key in data.{flag}"
+    got_kind = features[key].WhichOneof("kind")
+    if got_kind != kind:
+        return f"has {got_kind or 'nothing'} under {key!r}, expected {kind}. Choose a feature with data.{flag}"
     count = len(getattr(features[key], kind).value)
-    return "" if count == 1 else f"holds {count} values under {key!r}: expected one"
+    return "" if count == 1 else f"has {count} values under {key!r}, expected one"
 
 
-# A word of the base name, not a piece of one: "cifar10-train.tfrecord-00000-of-00005", "val_3", not "latest".
+# A word in the file name, not a part of one: "cifar10-train.tfrecord-00000-of-00005" and "val_3", not "latest".
 _SPLIT_WORD = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test|testing)(?![a-z])")
 _SPLIT_OF_WORD = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
-    """Images (n, height, width, channels) with values 0..255, in the order of the sorted files.
+    """Return images (n, height, width, channels) with values 0..255, in the order of the sorted files.
 
-    The word train, val or test in a file's base name says which split it belongs to. Without a val file the last tenth
-    of train is val, and train is the rest. Where no name says a split, all files together are test: what tfq does not
-    know to be for training, it does not train on. TensorFlow decodes (JPEG, PNG) and is imported when they are read.
-    Raises MissingSplitError when no file serves the split, InputError with file and record on everything else.
+    The word train, val or test in a file's name is its split. Without a val file, the last tenth of train is val, and
+    train is the rest. If no name has such a word, all files are test: tfq only trains on files that are marked for
+    training. TensorFlow decodes the images (JPEG, PNG); it is imported when they are read.
+
+    Raises:
+        MissingSplitError: No file belongs to the split.
+        InputError: Something else is wrong; the message names the file and the record.
     """
     paths = matched_files(address)
-    chosen, has_val, notes = _routed(paths, split, address)
+    chosen, has_val, notes = _select_files(paths, split, address)
     files = count_records(chosen)
     count = sum(file.num_records for file in files)
     if not count:
@@ -148,14 +162,18 @@ def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
             got=0,
         )
     examples = Examples(num_examples=count, read=partial(_read, files, config), notes=tuple(notes))
-    return examples if split == "test" or has_val else without_val(examples, split, f"tfrecord:{address}")
+    return examples if split == "test" or has_val else hold_out_val(examples, split, f"tfrecord:{address}")
 
 
 def matched_files(address: str) -> list[Path]:
-    """The files that `address` names, sorted. Raises InputError when there is none."""
+    """Return the files that match `address`, sorted.
+
+    Raises:
+        InputError: No file matches.
+    """
     if not address:
         raise InputError(
-            "data.source=tfrecord: expected tfrecord:GLOB: give a path or a pattern such as 'data/train-*'",
+            "data.source=tfrecord has no files: expected tfrecord:GLOB, a path or a pattern such as 'data/train-*'",
             field="data.source",
             expected="tfrecord:GLOB",
             got="tfrecord",
@@ -164,20 +182,24 @@ def matched_files(address: str) -> list[Path]:
     files = [path for path in paths if path.is_file()]
     if not files:
         what = (
-            "matches only directories: add /* to it"
+            "matches only directories. Add /* to it"
             if paths
-            else "matches no file: check the path, and quote the pattern"
+            else "matches no file. Check the path, and put quotes around a pattern"
         )
-        raise InputError(f"data.source=tfrecord:{address}: {what}", field="data.source", got=f"tfrecord:{address}")
+        raise InputError(f"data.source=tfrecord:{address} {what}", field="data.source", got=f"tfrecord:{address}")
     return files
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that a file's base name tells, None when it tells none. Raises InputError when it tells two."""
+    """Return the split that a file name contains; None if it contains none.
+
+    Raises:
+        InputError: The name contains two splits.
+    """
     words = {_SPLIT_OF_WORD.get(word, word) for word in _SPLIT_WORD.findall(name.lower())}
     if len(words) > 1:
         raise InputError(
-            f"{name}: its name says {' and '.join(sorted(words))}: rename it to say one split",
+            f"the file name {name} contains {' and '.join(sorted(words))}. Rename it so that it contains one split",
             field="data.source",
             expected=("train", "val", "test"),
             got=name,
@@ -185,31 +207,34 @@ def split_of_name(name: str) -> str | None:
     return words.pop() if words else None
 
 
-def _routed(paths: Sequence[Path], split: str, address: str) -> tuple[list[Path], bool, list[str]]:
-    """The files of `split` (those of train for a val that must be held out), whether there are val files, notes."""
+def _select_files(paths: Sequence[Path], split: str, address: str) -> tuple[list[Path], bool, list[str]]:
+    """Return the files of `split`, whether there are val files, and notes.
+
+    If val must be held out of train, these are the files of train.
+    """
     by_split: dict[str | None, list[Path]] = {}
     for path in paths:
         by_split.setdefault(split_of_name(path.name), []).append(path)
     unnamed = by_split.pop(None, [])
     if not by_split:
         by_split = {"test": unnamed}
-        notes = [f"tfrecord:{address}: no file name says train, val or test: all {len(unnamed)} files are test"]
+        notes = [f"tfrecord:{address}: no file name contains train, val or test: all {len(unnamed)} files are test"]
     else:
-        notes = [f"{path}: not used: its name says neither train, val nor test" for path in unnamed]
-    holder = "train" if split == "val" and "val" not in by_split else split
-    if holder not in by_split:
+        notes = [f"{path} is not used: its name does not contain train, val or test" for path in unnamed]
+    stored_in = "train" if split == "val" and "val" not in by_split else split
+    if stored_in not in by_split:
         raise MissingSplitError(
-            f"tfrecord:{address} has no {split} split: expected files with the word {holder!r} in their names; "
-            f"{len(paths)} files match, for {', '.join(sorted(map(str, by_split)))}",
+            f"tfrecord:{address} has no {split} split: expected files with the word {stored_in!r} in their names. "
+            f"The {len(paths)} matching files belong to {', '.join(sorted(map(str, by_split)))}",
             field="split",
             expected=tuple(sorted(map(str, by_split))),
             got=split,
         )
-    return by_split[holder], "val" in by_split, notes
+    return by_split[stored_in], "val" in by_split, notes
 
 
 def _read(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int) -> Iterator[Piece]:
-    """Examples start..stop of the files in a row."""
+    """Yield the examples start..stop-1 of all files together."""
     where = f"{files[0].path.parent} {config.label_key!r}"
     for piece in image_pieces(
         partial(_encoded, files, config),
@@ -226,7 +251,7 @@ def _read(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int
 
 
 def _encoded(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int) -> Any:
-    """A tf.data.Dataset of (encoded image, label) of examples start..stop; the label is 0 where none is wanted."""
+    """Return a tf.data.Dataset of (encoded image, label) for the examples start..stop-1; labels are 0 without a key."""
     import tensorflow as tf
 
     features: dict[str, Any] = {config.image_key: tf.io.FixedLenFeature([], tf.string)}
@@ -238,8 +263,8 @@ def _encoded(files: Sequence[RecordFile], config: DataConfig, start: int, stop: 
         example = tf.io.parse_single_example(record, features)
         return example[config.image_key], example[config.label_key] if config.label_key else tf.constant(0, tf.int64)
 
-    # Files before the first record that is wanted are not read.
-    number, skipped = place_in([file.num_records for file in files], start)
+    # Skip the files before the first example.
+    number, skipped = locate([file.num_records for file in files], start)
     records = tf.data.TFRecordDataset([str(file.path) for file in files[number:]])
     return records.skip(skipped).take(stop - start).map(parse, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -250,13 +275,13 @@ def _explained(files: Sequence[RecordFile], index: int, config: DataConfig, erro
 
 
 def _place(files: Sequence[RecordFile], index: int) -> tuple[Path, int]:
-    """File and number within it of example `index` of all."""
-    number, record = place_in([file.num_records for file in files], index)
+    """Return the file of example `index`, and its record number there."""
+    number, record = locate([file.num_records for file in files], index)
     return files[number].path, record
 
 
 def _fingerprint(address: str, config: DataConfig) -> object:
-    # Directories do not matter: the splits go by the files' base names, in the order of their paths.
+    # Directories do not count: splits depend on file names only, in the order of the paths.
     return [line for path in matched_files(address) for line in file_fingerprint([path], path.parent)]
 
 
