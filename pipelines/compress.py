@@ -32,7 +32,7 @@ def main(invocation: flags.Invocation) -> None:
     stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"
     path = workflows.save_keras(compressed.model, out / f"{stem}.h5")
     details = compressed.details
-    lines = [f"{path}: fraction of zeros by layer"]
+    lines = [*details["data_notes"], f"{path}: fraction of zeros by layer"]
     lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
     if details["clusters"]:
         lines.append("int8 codes of its weights by clustered layer")

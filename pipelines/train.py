@@ -21,7 +21,8 @@ def main(invocation: flags.Invocation) -> None:
     record = process.record(invocation, "train", file=path.name, **details)
     score = evaluation.score_text(details["test_unit"], details["test_accuracy"]) or "—"
     metric = details["test_metric"] or "accuracy"
-    process.finish(invocation, record, f"{path}: {details['parameters']:,} parameters, test {metric} {score}")
+    lines = [*details["data_notes"], f"{path}: {details['parameters']:,} parameters, test {metric} {score}"]
+    process.finish(invocation, record, "\n".join(lines))
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:

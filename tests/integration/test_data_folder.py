@@ -78,7 +78,7 @@ def test_the_first_examples_are_of_all_classes_and_the_order_is_that_of_the_path
     assert first.sha256() == load_split(config_of(tmp_path / "two"), "train", limit=20).sha256()
     val = load_split(config_of(tmp_path / "one"), "val")
     assert val.num_examples == 10 and len(set(val.labels.tolist())) > 1
-    assert "100" in val.notes[-1]
+    assert "100" in val.information[-1]
 
 
 def test_pixels_are_those_that_pillow_decodes(tmp_path):

@@ -79,7 +79,7 @@ def test_without_val_files_the_last_tenth_of_train_is_val(tmp_path):
     numbered(tmp_path / "train", 0, 25)
     assert numbers(load_split(config_of(tmp_path), "train")) == list(range(23))
     val = load_split(config_of(tmp_path), "val")
-    assert numbers(val) == [23, 24] and "the last 2 of 25" in val.notes[0]
+    assert numbers(val) == [23, 24] and "the last 2 of 25" in val.information[0]
     assert numbers(load_split(config_of(tmp_path), "val", limit=1)) == [23]
     assert numbers(load_split(config_of(tmp_path), "train", limit=3)) == [0, 1, 2]
 
@@ -222,7 +222,7 @@ def test_cifar10_holds_out_its_last_5000_train_images_across_shards():
     config = DataConfig(source=f"tfrecord:{CIFAR10}/cifar10-*")
     shards = sorted(CIFAR10.glob("cifar10-train*"))
     last = load_split(DataConfig(source=f"tfrecord:{shards[-1]}"), "val", limit=10)
-    assert "1,000" in last.notes[0]
+    assert "1,000" in last.information[0]
     val = load_split(config, "val")
     assert val.num_examples == 5000
     assert np.array_equal(val.take(4010).inputs["x"][4000:], last.inputs["x"])

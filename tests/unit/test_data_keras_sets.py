@@ -70,7 +70,7 @@ def test_cifar10_is_read_from_what_keras_keeps(home, unpacked):
     assert test.class_names[:2] == ("airplane", "automobile")
     assert unpacked or "SHA-256" in test.notes[0]
     train, val = (load_split(DataConfig(source="cifar10"), split) for split in ("train", "val"))
-    assert (train.num_examples, val.num_examples) == (18, 2) and "20" in val.notes[-1]
+    assert (train.num_examples, val.num_examples) == (18, 2) and "20" in val.information[-1]
     assert np.array_equal(val.inputs["x"], images_of(batch(5)[0])[2:])
 
 

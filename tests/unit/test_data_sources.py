@@ -122,7 +122,19 @@ def test_npz_without_val_holds_out_the_last_tenth_of_train_and_says_so(npz):
     train, val = load_split(config, "train"), load_split(config, "val")
     assert train.inputs["x"][:, 0].tolist() == list(range(23))
     assert val.inputs["x"][:, 0].tolist() == [23, 24] and val.labels.tolist() == [3, 4]
-    assert "25" in val.notes[0] and train.notes == val.notes
+    assert "25" in val.information[0] and train.information == val.information
+    assert train.notes == val.notes == ()
+
+
+def test_calibration_uses_all_training_examples_if_no_split_is_stored_for_validation(npz):
+    x, y = labelled(25)
+    xv, yv = labelled(3, 200)
+    split = load_calibration_split(npz(x_train=x, y_train=y))
+    assert split.inputs["x"][:, 0].tolist() == list(range(25)) and len(split.labels) == 25
+    assert split.notes == split.information == ()
+    assert load_calibration_split(npz(x_train=x, y_train=y), limit=24).num_examples == 24
+    with_val = load_calibration_split(npz(x_train=x, y_train=y, x_val=xv, y_val=yv))
+    assert with_val.inputs["x"][:, 0].tolist() == list(range(25))
 
 
 def test_npz_of_one_train_example_keeps_it_for_training(npz):
@@ -146,7 +158,7 @@ def test_calibration_takes_train_else_val_else_test_and_tells_which(npz):
     x, y = labelled(30)
     assert load_calibration_split(npz(x_train=x, x_test=x)).name == "train"
     result = load_calibration_split(npz(x_val=x, x_test=x), limit=7)
-    assert (result.name, result.num_examples) == ("val", 7) and "val" in result.notes[-1]
+    assert (result.name, result.num_examples) == ("val", 7) and "val" in result.information[-1]
     result = load_calibration_split(npz(x_test=x, y_test=y))
     assert result.name == "test" and "test" in result.notes[-1]
     with pytest.raises(MissingSplitError):

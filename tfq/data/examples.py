@@ -39,25 +39,29 @@ class Examples:
         read: (start, stop) -> the examples start..stop-1, in pieces of a few megabytes.
         seekable: Whether reading from the middle costs no more than reading from the beginning.
         notes: As in `Split`.
+        information: As in `Split`.
         class_names: As in `Split`.
+        undivided: The training examples before a validation split was held out of them; None if none was.
     """
 
     num_examples: int
     read: Callable[[int, int], Iterator[Piece]]
     seekable: bool = True
     notes: tuple[str, ...] = ()
+    information: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    undivided: "Examples | None" = None
 
-    def part(self, chosen: "slice[int, int, None]", *notes: str) -> "Examples":
-        """Return only the examples in `chosen`, a slice of step 1 with start and stop, and append `notes`."""
+    def part(self, chosen: "slice[int, int, None]") -> "Examples":
+        """Return only the examples in `chosen`, a slice of step 1 with start and stop."""
         length = chosen.stop - chosen.start
         if length == self.num_examples:
-            return dataclasses.replace(self, notes=(*self.notes, *notes))
+            return self
         return dataclasses.replace(
             self,
             num_examples=length,
             read=lambda start, stop: self.read(chosen.start + start, chosen.start + stop),
-            notes=(*self.notes, *notes),
+            undivided=None,
         )
 
 
@@ -184,5 +188,6 @@ def hold_out_val(train: Examples, split: str, where: str) -> Examples:
             field="split",
             got="val",
         )
-    note = f"{where} has no val split: the last {held_out:,} of {count:,} train examples are used as val"
-    return train.part(slice(0, count - held_out) if split == "train" else slice(count - held_out, count), note)
+    message = f"{where} has no val split: the last {held_out:,} of {count:,} train examples are used as val"
+    part = train.part(slice(0, count - held_out) if split == "train" else slice(count - held_out, count))
+    return dataclasses.replace(part, information=(*train.information, message), undivided=train)

@@ -52,6 +52,10 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
         )
     if limit < 0:
         raise InputError(f"limit={limit}: expected 0 (all examples) or a positive number", field="limit", got=limit)
+    return _loaded(_limited(_examples_of(config, split), limit), config, split)
+
+
+def _examples_of(config: DataConfig, split: str) -> Examples:
     source, address = find_source(config)
     if source.splits and split not in source.splits:
         raise MissingSplitError(
@@ -61,10 +65,12 @@ def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
             expected=source.splits,
             got=split,
         )
-    examples = source.read(address, config, split)
-    if limit:
-        examples = examples.part(slice(0, min(limit, examples.num_examples)))
-    return _loaded(examples, config, split)
+    return source.read(address, config, split)
+
+
+def _limited(examples: Examples, limit: int) -> Examples:
+    """Return the first `limit` examples; all if limit is 0."""
+    return examples.part(slice(0, min(limit, examples.num_examples))) if limit else examples
 
 
 def find_source(config: DataConfig) -> tuple[DataSource, str]:
@@ -94,23 +100,34 @@ def source_fingerprint(config: DataConfig) -> str:
 
 
 def load_calibration_split(config: DataConfig, *, limit: int = 0) -> AnySplit:
-    """Return `load_split` of the first of train, val and test that the source has; `.name` is that split.
+    """Load the split to calibrate a conversion on: train, else val, else test, the first that the source has.
 
-    A note says so if it is not train.
+    A conversion uses no validation split: if the source has none, no training examples are held out for it. Where val
+    must stay unseen, as in a search, use `load_split(config, "train")` instead.
+
+    Args:
+        config: The data source.
+        limit: How many examples to load at most; 0 means all.
+
+    Returns:
+        The split, `.name` says which. `.information` says so if it is val, `.notes` if it is test.
 
     Raises:
-        InputError: The source has none of them, or as for `load_split`.
+        InputError: The source has none of these splits, or as `load_split`.
     """
     for split in _CALIBRATION_ORDER:
         try:
-            result = load_split(config, split, limit=limit)
+            examples = _examples_of(config, split)
         except MissingSplitError as error:
             missing = error
             continue
-        if split == "train":
-            return result
-        note = f"{config.source} has no train split: {split} is used for calibration"
-        return dataclasses.replace(result, notes=(*result.notes, note))
+        result = _loaded(_limited(examples.undivided or examples, limit), config, split)
+        message = f"{config.source} has no train split: {split} is used for calibration"
+        if split == "val":
+            return dataclasses.replace(result, information=(*result.information, message))
+        if split == "test":
+            return dataclasses.replace(result, notes=(*result.notes, message))
+        return result
     raise missing
 
 
@@ -129,6 +146,7 @@ def _loaded(examples: Examples, config: DataConfig, split: str) -> AnySplit:
         piece_examples=first.num_examples,
         seekable=examples.seekable,
         notes=examples.notes,
+        information=examples.information,
         class_names=examples.class_names,
     )
 
@@ -177,14 +195,16 @@ def _check_shapes(inputs: Mapping[str, NDArray], shapes: dict[str, tuple[int, ..
 def _collected(first: Split, rest: Iterator[Split], examples: Examples) -> Split:
     """Return all pieces as one split in memory."""
     if first.num_examples == examples.num_examples:
-        return dataclasses.replace(first, notes=examples.notes)
+        return dataclasses.replace(first, notes=examples.notes, information=examples.information)
     inputs = {name: _allocate(array, examples.num_examples) for name, array in first.inputs.items()}
     labels = None if first.labels is None else _allocate(first.labels, examples.num_examples)
     done = 0
     for piece in itertools.chain((first,), rest):
         done = _store(piece, inputs, labels, done)
     assert done == examples.num_examples, (first.source, done, examples.num_examples)
-    return dataclasses.replace(first, inputs=inputs, labels=labels, notes=examples.notes)
+    return dataclasses.replace(
+        first, inputs=inputs, labels=labels, notes=examples.notes, information=examples.information
+    )
 
 
 def _allocate(array: NDArray, count: int) -> NDArray:

@@ -34,8 +34,8 @@ class Split:
         labels: An array of length n, or None. Sources of classes give int64 >= 0. One-hot rows (n, classes) are
             accepted wherever class numbers are. Labels for a custom metric may be anything.
         source: The source as the user wrote it: "digits", "npz:PATH", "tfrecord:GLOB"; "arrays" for arrays.
-        notes: What the source did that the user did not ask for, such as a split that it held out or files that it
-            ignored.
+        notes: Possible problems that the source noticed, such as files that it ignored.
+        information: How the source made the split if it had to hold one out; nothing is wrong with it.
         class_names: The source's names of class 0, 1, ...; empty if it has none.
 
     Raises:
@@ -47,6 +47,7 @@ class Split:
     labels: NDArray | None
     source: str
     notes: tuple[str, ...] = field(default=())
+    information: tuple[str, ...] = field(default=())
     class_names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -306,6 +307,7 @@ class SplitStream:
         piece_examples: The number of examples in the first piece; other pieces have about as many.
         seekable: Whether reading from the middle costs no more than reading from the start.
         notes: As in `Split`.
+        information: As in `Split`.
         class_names: As in `Split`.
     """
 
@@ -316,6 +318,7 @@ class SplitStream:
     piece_examples: int
     seekable: bool
     notes: tuple[str, ...] = ()
+    information: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
 
     def pieces(self) -> Iterator[Split]:

@@ -18,7 +18,7 @@ from tfq.config import (
     StructuredPruningConfig,
 )
 from tfq.errors import InputError, TfqError
-from tfq.workflows.training import hashes, load_split
+from tfq.workflows.training import data_notes, hashes, load_split
 
 
 def preflight(model: Any, config: RunConfig) -> Any:
@@ -187,6 +187,7 @@ def compress(model: Any, config: RunConfig) -> Compressed:
             "sparsity": compression.measure_sparsity(result),
             "clusters": compression.measure_clusters(result),
             "preprocessing": data.preprocessing_record(config.data),
+            "data_notes": data_notes(training, validation),
             "sha256": hashes(config, train=training, val=validation),
         },
     )

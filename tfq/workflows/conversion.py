@@ -9,7 +9,7 @@ from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES
 from tfq.workflows.model_files import trace_once
-from tfq.workflows.training import hashes, told
+from tfq.workflows.training import data_notes, hashes, with_warnings
 
 if TYPE_CHECKING:
     from tfq.conversion import Conversion
@@ -32,9 +32,11 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
             traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
         )
     if result is None:
-        dataset = told(data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples))
+        dataset = with_warnings(
+            data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples)
+        )
         examples = {"split": dataset.name, "examples": dataset.num_examples}
-        diagnostics = data.diagnose(dataset, lambda: data.load_split(config.data, dataset.name))
+        diagnostics = data.diagnose(dataset, lambda: data.load_calibration_split(config.data))
         for finding in diagnostics.findings:
             warn(finding)
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
@@ -44,6 +46,7 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
         "dead_layers": list(result.dead_layers),
         "preprocessing": preprocessing,
         "representative_dataset": examples,
+        "data_notes": data_notes(dataset),
         "diagnostics": None if diagnostics is None else diagnostics.to_dict(),
         "verification": None if result.verification is None else result.verification.to_dict(),
         "sha256": sha256,

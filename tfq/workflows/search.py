@@ -11,6 +11,7 @@ from tfq.search.bit_widths import BitWidthsResult, accuracy_by_bit_widths
 from tfq.search.record import SearchResult
 from tfq.search.search import find_int8
 from tfq.store import StageStore
+from tfq.workflows.training import data_notes, with_warnings
 
 
 def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[str], None]) -> SearchResult:
@@ -20,6 +21,8 @@ def search_on_data(model: Any, config: RunConfig, out: Path, *, told: Callable[[
     """
     floating = _floating(model, config)
     train, validation, test = (workflows.load_split(config.data, split) for split in ("train", "val", "test"))
+    for note in data_notes(train, validation, test):
+        told(note)
     with artifacts.locked(out / ".lock"):
         store = StageStore(out)
         return find_int8(
@@ -34,7 +37,7 @@ def bit_widths_on_data(model: Any, config: RunConfig, out: Path, *, told: Callab
     """
     floating = _floating(model, config)
     widths = config.analysis.bit_widths
-    train = workflows.load_split(config.data, "train", limit=widths.num_calibration_samples)
+    train = with_warnings(data.load_calibration_split(config.data, limit=widths.num_calibration_samples))
     test = workflows.load_split(config.data, "test", limit=widths.limit)
     with artifacts.locked(out / ".lock"):
         return accuracy_by_bit_widths(floating, train, test, widths, store=StageStore(out), told=told)

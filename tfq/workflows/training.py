@@ -10,14 +10,20 @@ from tfq.workflows.model_files import is_file, model_name
 
 
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:
-    """`tfq.data.load_split`; what the source has to say of the split (held out of train, keys ignored) is a warning."""
-    return told(data.load_split(config, split, limit=limit))
+    """Load a split as `tfq.data.load_split` does, and warn of the possible problems that its source noticed."""
+    return with_warnings(data.load_split(config, split, limit=limit))
 
 
-def told(split: data.AnySplit) -> data.AnySplit:
+def with_warnings(split: data.AnySplit) -> data.AnySplit:
+    """Warn of the possible problems that the source of `split` noticed; return `split`."""
     for note in split.notes:
         warn(note)
     return split
+
+
+def data_notes(*splits: data.AnySplit | None) -> list[str]:
+    """Return for a record how the sources made these splits, each sentence once: "val was held out of train"."""
+    return list(dict.fromkeys(note for split in splits if split is not None for note in split.information))
 
 
 def hashes(config: RunConfig, **splits: data.AnySplit | None) -> dict[str, Any]:
@@ -67,6 +73,7 @@ def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         "parameters": int(model.count_params()),
         "history": history,
         "preprocessing": data.preprocessing_record(config.data),
+        "data_notes": data_notes(training, validation, test),
         **keras_scores(model, test),
         "sha256": hashes(config, train=training, val=validation, test=test),
     }
