@@ -1,24 +1,32 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Compare an int8 .tflite with its float one op by op, and explain what costs accuracy.
+"""Compare an int8 .tflite with its float .tflite op by op, and explain the loss of accuracy.
 
     tfq analyze --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --sensitivity
 
-One line for each input and op: the signal to error of its output; what its own grid would allow; the part of rounding
-and that of clipping; the worst channel of its weights; the largest mean shift of a channel, relative to the standard
-deviation; the largest error in steps; the fraction of values that is cut off; how much of the range is used; channels
-that never leave one quantized value. "alone" is the signal to error of the model's outputs with this op alone
-quantized. With --out it writes analyze.json, and analyze.html with plots.
+Reads both files, and examples of --data without their labels. Prints one line per input and op, then the causes:
 
-    tfq analyze --model=model_int8.tflite --reference=... --data=... --require.min_layer_sqnr_db=15
+    SQNR dB     signal-to-quantization-noise ratio of the output, inherited errors included (low values are bad)
+    by grid     SQNR with only the rounding to this output's own scale
+    rounding    SQNR of the values within the range: rounding, and inherited errors
+    clipping    SQNR of the values that the range clips
+    weights     SQNR of the weights of the worst channel
+    shift       largest mean error of a channel, relative to the standard deviation of the tensor
+    max LSB     largest error in quantization steps
+    clipped     fraction of the values that are clipped
+    range used  fraction of the quantized range that the values span
+    dead        number of channels whose values never reach half a quantization step
+    alone dB    SQNR of the model's outputs with only this op quantized (--sensitivity)
 
-Exit code 1 if the output of any op is worse than that; ops that are 0 on all samples are not counted.
+--require.min_layer_sqnr_db sets a bound on every op; the exit code is 1 if one is below it. Ops that output only zeros
+are not counted. With --out it writes analyze.json, and analyze.html with plots.
 
     tfq analyze --model=model_float32.tflite --data=npz:examples.npz --bit_widths --out=out/analyze
 
-Accuracy with weights on each of --bit_widths.grids, activations, and both, from 8 bits to 1, simulated in float without
-training, on the float model (--reference, or --model without one). If TFLite runs a combination as it is, the flag of
-tfq convert that makes it is shown. It needs --out, where results are kept: a run that was interrupted resumes.
+Simulates the accuracy of the float model (--reference, or --model without --reference) with weights and activations of
+8 bits down to 1, on each of --bit_widths.grids, without training. It needs labels and a train and a test split. For a
+combination that TFLite supports, the flag of `tfq convert` that selects it is shown. Results are kept in --out, so an
+interrupted run resumes.
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,18 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Show the type that every op of a .tflite computes in, and whether the file runs; hold it to a scheme or a target.
+"""Show the data type that each op of a .tflite computes in, and check a requirement.
 
     tfq audit --model=model_int8.tflite --require=full_int8
     tfq audit --model=model_int8.tflite --require=edgetpu
 
---require names the scheme or target: exit code 1 unless every op fits, with the reason for each that does not. The file
-is also run once on neutral inputs, in a child process; one that fails does not pass. A file with a custom op, or one
-that was compiled for another device, cannot be tried here and is not judged by that. --noexecute skips the run.
+Reads a .tflite. --require names a scheme, such as full_int8, or a target, such as edgetpu. The exit code is 1 unless
+every op fits; the reason is printed for each op that does not.
+
+The file is also run once on neutral inputs, in a child process, and a file that fails there does not pass. A file with
+a custom op, or one compiled for another device, cannot be run here and is not judged by that. --noexecute skips the
+run.
+
+With --out it writes audit.json.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,15 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Time a .tflite, alone or side by side with others, and list its most expensive ops.
+"""Measure the latency of one or more .tflite files, and list the most expensive ops.
 
-tfq benchmark --model=model_int8.tflite --against=model_float32.tflite --kernels=xnnpack,builtin --num_threads=1
+    tfq benchmark --model=model_int8.tflite --against=model_float32.tflite
+    tfq benchmark --model=model_int8.tflite --kernels=xnnpack,builtin --num_threads=1
+
+Reads the .tflite files and runs them alternately in one process, so that ratios between them are comparable. The inputs
+are random numbers, or the first test examples of --data. On --backend=qemu:CPU it counts instructions instead of
+measuring time.
+
+With --out it writes benchmark.json.
 """
 
 import warnings

@@ -2,13 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prune, cluster and quantization-aware train a Keras model.
 
-    tfq compress --model=out/train/digits_cnn.keras --data=digits --prune.final_sparsity=0.5 --out=out/compress
+    tfq compress --model=model.keras --data=npz:examples.npz --prune.final_sparsity=0.5 --out=out/compress
     tfq compress --model=model.keras --preflight
 
-Writes a tf_keras model for `tfq convert`, <model>_pruned_qat.h5, called by what was done (filtered, pruned, clustered,
-qat); of a Keras 3 model also <model>_pruned_qat.keras, the model as it was given with the trained weights in it.
---preflight says what each layer can take and what of it would stay float in an int8 .tflite, and exits 1 where one
-cannot be taken at all.
+Reads a .keras or .h5 file, and the train split of --data with labels, on which each step trains. By default the model
+is pruned and then trained with fake quantization; --noprune, --noqat, --cluster and --structured_pruning choose the
+steps.
+
+Writes <model>_<steps>.h5 to --out, a tf_keras model for `tfq convert`; <steps> is pruned_qat by default. For a Keras 3
+model it also writes <model>_<steps>.keras: your own model with the trained weights. The details are in compress.json.
+
+--preflight needs no data and trains nothing. It reports for each layer whether it can be pruned and trained with fake
+quantization, and which of its ops would stay float in an int8 .tflite. The exit code is 1 if a layer is unsupported.
 """
 
 from collections.abc import Sequence

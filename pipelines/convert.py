@@ -1,15 +1,20 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Convert a Keras model or a float .tflite to an integer .tflite, full int8 by default.
+"""Convert a Keras model or a float .tflite to a quantized .tflite, full int8 by default.
 
-    tfq convert --model=model.keras --data=npz:examples.npz --scheme=int8 --out=out/convert
+    tfq convert --model=model.keras --data=npz:examples.npz --out=out/convert
+    tfq convert --model=model.keras --data=folder:photos --data.resize=224,224 --scheme=int8 --out=out/convert
 
---data is the representative dataset: its training examples, else those for validation, else those for testing. The
-calibrated ranges are saved next to the result, in <model>_<scheme>_ranges.json, which --calibration.ranges accepts.
+Reads a .keras, .h5 or float .tflite file, and --data as the representative dataset for calibration: the first
+--num_calibration_samples examples of its train split, or of val or test if there is no train split. Labels are not
+needed. Schemes other than int8 and int16x8 need no data, nor does a quantization-aware trained model.
 
-The result is verified: it is run next to the float model on up to 20 of these examples. Outputs that lost their
-information (collapsed) are reported with the op, the cause and what other settings would give; with --strict that is an
-error (exit code 1). --noverify skips it.
+Writes <model>_<scheme>.tflite, the calibrated ranges in <model>_<scheme>_ranges.json (for --calibration.ranges), and
+convert.json to --out.
+
+The result is verified: it is run next to the float model on up to 20 of the examples. Outputs that lost their
+information (collapsed) are reported with the op, the cause and what other settings would give. With --strict they are
+an error with exit code 1. --noverify skips the verification.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,18 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Run a .tflite on test examples, here or on an emulated ARM CPU, and compare it with its float model.
+"""Measure accuracy, latency and size of a .tflite, here or on an emulated ARM CPU.
 
-    tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz --backend=local
+    tfq evaluate --model=model_int8.tflite --reference=model_float32.tflite --data=npz:examples.npz
+    tfq evaluate --model=model_int8.tflite --data=npz:examples.npz --backend=qemu:cortex-a53
 
-Reported are the metric with its 95% interval, the SQNR of each output against the reference, agreement (the fraction of
-examples with the reference's class) of each output that says a class, latency and size. --require.* are bounds: exit
-code 1 if one does not hold.
+Reads a .tflite and the test split of --data, preprocessed as for training (--data.resize, --data.scale, --data.offset).
+With --reference, the float .tflite runs on the same examples.
+
+Reports the metric with its 95% interval, latency and size. With --reference it also reports the signal-to-noise ratio
+(SQNR) of each output, and the agreement (fraction of examples with the reference's class) of each output that predicts
+a class. --require.* set bounds; the exit code is 1 if one is not met.
+
+With --out it writes evaluate.json.
 """
 
 from collections.abc import Sequence

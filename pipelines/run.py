@@ -1,11 +1,16 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Run everything from one config: train or load, compress, convert, audit, evaluate, report.
+"""Run the whole pipeline: train or load, compress, convert, audit, evaluate, report.
 
     tfq run --config=pipelines/configs/demo.json --out=out/demo
+    tfq run --model=model.keras --data=npz:examples.npz --out=out/run
 
---out receives the .tflite files, report.json, report.md and report.html. `tfq run --config=report.json` replays a run.
-A run that was interrupted or killed resumes when it is started again with the same --out.
+Reads --model (a .keras or .h5 file, or the name of a model that tfq builds and trains) and the train, val and test
+splits of --data with labels. Makes three .tflite files: float32, int8 by post-training quantization, and int8 after
+pruning and quantization-aware training. Audits, evaluates and benchmarks all three.
+
+Writes the .tflite files, report.json, report.md and report.html to --out. `tfq run --config=report.json` repeats a run.
+An interrupted run resumes when it is started again with the same --out; --fresh starts from scratch.
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,17 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Find the cheapest int8 .tflite of a model that keeps a budget, without training.
+"""Find the cheapest int8 .tflite within an accuracy budget, without training.
 
     tfq search --model=model_float32.tflite --data=npz:examples.npz --budget.max_accuracy_drop=0.005 --out=out/search
 
-The candidates are calibration methods, then post-training techniques, then the most sensitive layers in float, until
-one keeps the budget. It is chosen on the validation split and reported on the test split, with paired intervals. Writes
-search.json and the chosen .tflite. A search that was killed resumes. Exits 1 where no candidate keeps the budget; the
-best one is written all the same.
+Reads a float .tflite, .keras or .h5 file, and the train, val and test splits of --data with labels. Tries calibration
+methods, then post-training techniques, then keeping the most sensitive layers in float (in int16 first, with
+--conversion.quantizer=litert), until a candidate is within the budget. Candidates are calibrated on the train split and
+compared on the val split. The chosen one is evaluated on the test split, with the 95% interval of its difference to the
+float model.
+
+Writes <model>_search_int8.tflite and search.json to --out. An interrupted search resumes. The exit code is 1 if no
+candidate is within the budget; the best candidate is written anyway.
 """
 
 from collections.abc import Sequence

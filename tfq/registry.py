@@ -181,6 +181,18 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(_filled(kind))
 
 
+def spellings(kind: str) -> tuple[str, ...]:
+    """Return what users can write for the objects of an extension point: "npz:PATH", "qemu:cortex-a53", "local"."""
+    return tuple(spelling for entry in _filled(kind).values() for spelling in spellings_of(entry))
+
+
+def spellings_of(entry: Registered) -> tuple[str, ...]:
+    """Return what users can write for one registered object."""
+    choices: Callable[[], tuple[str, ...]] | None = getattr(entry, "choices", None)
+    address = getattr(entry, "address", "")
+    return choices() if choices else (f"{entry.name}:{address}" if address else entry.name,)
+
+
 def entries_of(kind: str) -> tuple[Registered, ...]:
     """Return every registered object of an extension point, tfq's own first."""
     return tuple(_filled(kind).values())

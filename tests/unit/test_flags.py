@@ -68,7 +68,7 @@ def test_compress_train_is_its_own_section_key(tmp_path):
         (["--scheme=int4"], "int4"),
         (["--num_calibration_samples=many"], "many"),
         (["--num_calibration_samples=0"], "num_calibration_samples"),
-        (["--data.resize=a,b"], "numbers"),
+        (["--data.resize=a,b"], "integers"),
         (["model.keras"], "'model.keras'"),
         (["--config=nowhere.json"], "nowhere.json"),
     ],
@@ -172,9 +172,9 @@ def test_help_of_run_is_grouped_by_section():
     lines = help_of(None).splitlines()
     headings = [
         "Flags:",
-        "data: examples",
-        "compression.prune: magnitude pruning",
-        "conversion.calibration: ranges of the activations",
+        "data: source and preprocessing of the examples",
+        "compression.prune: magnitude pruning of weights",
+        "conversion.calibration: calibration of activation ranges",
     ]
     places = [lines.index(heading) for heading in headings]
     assert places == sorted(places)
@@ -191,9 +191,8 @@ def test_help_lists_registered_objects_with_their_help_where_the_command_owns_th
     text = help_of("evaluation")
     for kind in ("backend", "metric", "data_source"):
         for entry in registry.entries_of(kind):
-            address = getattr(entry, "address", "")
-            name = f"{entry.name}:{address}" if address else entry.name
-            assert f"\n        {name}: " in text
+            assert f"\n        {', '.join(registry.spellings_of(entry))}: " in text
+    assert "npz:PATH" in text and "qemu:cortex-a53" in text
     assert text.count("\n        local: ") == 1  # not again for parity_backends
 
 
@@ -202,4 +201,4 @@ def test_help_tells_every_flag_with_its_default():
     for setting in settings_of("conversion"):
         assert setting.flag in text
         assert setting.field.metadata["help"].split()[0] in text
-    assert "default 'int8'" in text
+    assert "default: int8)" in text

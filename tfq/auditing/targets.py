@@ -180,7 +180,7 @@ _TFLM_TYPES = {dtype: _names(ops + _TFLM_ALL) for dtype, ops in _TFLM_OPS.items(
 register(
     Target(
         name="tflm",
-        help="TensorFlow Lite for Microcontrollers and its reference kernels",
+        help="TensorFlow Lite for Microcontrollers with its reference kernels",
         title="TensorFlow Lite for Microcontrollers",
         short_title="TFLite Micro",
         schemes=("int8", "int16x8", "float32"),
@@ -219,7 +219,7 @@ _NNAPI_FLOAT_VERSIONS = _versions("""
 register(
     Target(
         name="nnapi",
-        help="Android's Neural Networks API, 1.3 and later, by TFLite's delegate",
+        help="Android's Neural Networks API 1.3 and later, through TFLite's delegate",
         title="the NNAPI delegate",
         short_title="NNAPI",
         schemes=("int8", "float32"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config tree as absl flags, and back. The only file of tfq that imports absl.flags.
+"""The flags of the commands: the config tree as absl flags. The only file of tfq that imports absl.flags.
 
-A command has the flags of its own section under their bare path (`convert --scheme=int8` sets `conversion.scheme`)
-and, under their whole path, the flags of the other fields that it reads (`COMMANDS`). `run` has all of its flags under
-their whole path. Precedence: default < --config < flag.
+A command has the flags of its own section under their short path (`convert --scheme=int8` sets `conversion.scheme`)
+and, under their full path, the flags of the other fields that it reads (`COMMANDS`). `run` has all of its flags under
+their full path. Precedence: default < --config < flag.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class CommandFlags(NamedTuple):
     ignores: tuple[str, ...] = ()
 
 
-# By the section of RunConfig that is the command's own; `run` has all of them.
+# Section of RunConfig that belongs to the command -> its flags; None is `run`, which reads all sections.
 COMMANDS: dict[str | None, CommandFlags] = {
     "training": CommandFlags("train", ("data", "seed")),
     "compression": CommandFlags("compress", ("data", "seed", "allow_code")),
@@ -69,7 +69,17 @@ class Setting(NamedTuple):
 
 
 class Invocation(NamedTuple):
-    """What the command line said."""
+    """A parsed command line.
+
+    Args:
+        config: The settings: defaults, then --config, then flags.
+        format: "text" or "json": what is printed.
+        allow_code: Whether code in the model file may run.
+        verbosity: 1 shows TensorFlow's messages and tracebacks.
+        section: The command's own section of the config; None for `run`.
+        fresh: Whether to delete the results of earlier runs (`run`).
+        preflight: Whether to only report what can be compressed (`compress`).
+    """
 
     config: config.RunConfig
     format: str
@@ -81,17 +91,17 @@ class Invocation(NamedTuple):
 
 
 class HelpRequested(Exception):
-    """--help was among the arguments; the argument of this exception is the text to print."""
+    """The arguments contain --help; the exception's message is the text to print."""
 
 
 def every_setting() -> list[Setting]:
-    """Return a flag for each field of RunConfig, under its whole path."""
+    """Return a flag for each field of RunConfig, under its full path."""
     return list(_walk(config.RunConfig, (), ()))
 
 
 @functools.cache
 def settings_of(section: str | None) -> tuple[Setting, ...]:
-    """Return the flags of the command of `section`, those outside it first; `None` is `run`."""
+    """Return the flags of the command that `section` belongs to (None is `run`); those of its own section are last."""
     if section is None:
         settings = every_setting()
     else:
@@ -103,14 +113,22 @@ def settings_of(section: str | None) -> tuple[Setting, ...]:
 
 
 def _is_within(path: tuple[str, ...], name: str) -> bool:
-    """Check whether `path` is that of the field or section called `name`, or of a field in it."""
+    """Check whether `path` is the field or section called `name`, or a field in that section."""
     return f"{'.'.join(path)}.".startswith(f"{name}.")
 
 
 def parse(arguments: Sequence[str], *, command: str, section: str | None, description: str) -> Invocation:
-    """The invocation that `arguments` (program name first) spell out.
+    """Parse a command line.
 
-    Raises HelpRequested, and InputError on an unknown flag, a bad value, or a positional argument.
+    Args:
+        arguments: The program's name, then the arguments.
+        command: The command's name, for messages and the help.
+        section: The command's own section of the config; None for `run`.
+        description: The first part of the help: what the command does.
+
+    Raises:
+        HelpRequested: The arguments contain --help.
+        InputError: A flag is unknown, a value is not allowed, or there is a positional argument.
     """
     settings = settings_of(section)
     values = _define(settings, section)
@@ -121,7 +139,7 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
             f"{_explain(error, values)} (tfq {command} --help lists all flags)", got=getattr(error, "flagname", None)
         ) from error
     if len(rest) > 1 and not values["help"].value:
-        raise InputError(f"unexpected argument {rest[1]!r}: everything is a flag, such as --model=FILE")
+        raise InputError(f"unexpected argument {rest[1]!r}: expected flags only, such as --model=FILE")
     tree: dict[str, Any] = {}
     if values["config"].value:
         tree = _read_config(values["config"].value, section)
@@ -143,12 +161,17 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
 
 
 def with_flags(message: str, section: str | None, *, field: str | None = None) -> str:
-    """Return `message` with config fields written as flags of the command of `section`; `None` is `run`.
+    """Return `message` with the config fields in it written as flags.
 
     "conversion.scheme" becomes "--scheme" for `tfq convert`, "--conversion.scheme" for `tfq run`, and
-    "tfq convert --scheme" for a command that has no such flag; "compression.qat.enabled=False" becomes "--noqat".
-    A field of one word ("model", "out") is translated where a value follows it ("model=x.h5"), and at the beginning
-    of the message of an error about this `field`.
+    "tfq convert --scheme" for a command without such a flag. "compression.qat.enabled=False" becomes "--noqat". A field
+    of one word ("model", "out") is translated if a value follows it ("model=x.h5"), and at the start of an error about
+    this `field`.
+
+    Args:
+        message: A message of the library.
+        section: The section of the command that shows the message; None is `run`.
+        field: The field that an error is about.
     """
     spelled = _spelled(section)
     if field in spelled and "." not in field and re.match(rf"{field}\b(?![.=])", message):
@@ -171,7 +194,7 @@ def with_flags(message: str, section: str | None, *, field: str | None = None) -
 
 @functools.cache
 def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
-    """Config path -> its flag, and whether it is a switch, for messages of the command of `section`."""
+    """Return config path -> (its flag, whether it is a switch), for messages of the command of `section`."""
     results = {"allow_code": ("--allow_code", True)}
     own = {setting.path: setting.flag for setting in settings_of(section)}
     elsewhere = {
@@ -196,7 +219,7 @@ def _spelled(section: str | None) -> dict[str, tuple[str, bool]]:
 
 
 def _load_plugins(paths: object) -> None:
-    """Run installed plugins and those at `paths`, so that what they register is a choice."""
+    """Run installed plugins and those at `paths`, so that the objects that they register are choices of flags."""
     registry.load_installed_plugins()
     if isinstance(paths, list) and all(isinstance(path, str) for path in paths):  # else from_dict refuses it
         registry.load_plugins(paths)
@@ -217,20 +240,24 @@ def _define(settings: Sequence[Setting], section: str | None) -> flags.FlagValue
     values = flags.FlagValues()
     for setting in settings:
         _define_one(setting, values)
-    flags.DEFINE_string("config", None, "JSON file: a config, or any record that tfq wrote", flag_values=values)
-    flags.DEFINE_enum("format", "text", ["text", "json"], "what is printed", flag_values=values)
+    flags.DEFINE_string(
+        "config", None, "JSON file with settings: a config, or a record that tfq wrote", flag_values=values
+    )
+    flags.DEFINE_enum("format", "text", ["text", "json"], "output on the terminal", flag_values=values)
     if "allow_code" in COMMANDS[section].uses:
-        message = "run code that the model file holds (Lambda layers)"
+        message = "allow code inside the model file to run (Lambda layers, custom classes)"
         flags.DEFINE_boolean("allow_code", False, message, flag_values=values)
     if section is None:
-        flags.DEFINE_boolean("fresh", False, "forget what an earlier run left in --out", flag_values=values)
+        flags.DEFINE_boolean(
+            "fresh", False, "ignore and delete the results of earlier runs in --out", flag_values=values
+        )
     if section == "compression":
-        message = "only say what each layer of --model can take, and end"
+        message = "only report which layers of --model can be pruned and trained with fake quantization"
         flags.DEFINE_boolean("preflight", False, message, flag_values=values)
     flags.DEFINE_integer(
-        "verbosity", 0, "1 shows TensorFlow's own messages and tracebacks", short_name="v", flag_values=values
+        "verbosity", 0, "1 shows TensorFlow's messages and tracebacks", short_name="v", flag_values=values
     )
-    flags.DEFINE_boolean("help", False, "this text", flag_values=values)
+    flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
     return values
 
 
@@ -239,7 +266,7 @@ def _define_one(setting: Setting, values: flags.FlagValues) -> None:
     help_text, default, choices = (
         setting.field.metadata["help"],
         setting.field.default,
-        # Names of an extension point may be followed by an address: the config checks them.
+        # The config checks the names of an extension point, because an address may follow them.
         () if setting.field.metadata["choices_of"] else setting.field.metadata["choices"],
     )
     if setting.field.metadata["repeatable"]:
@@ -259,14 +286,14 @@ def _define_one(setting: Setting, values: flags.FlagValues) -> None:
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """A flag's parsed value as the JSON value of a field of type `kind`."""
+    """Return the parsed value of a flag as the JSON value of a field of type `kind`."""
     if isinstance(value, list) and int in get_args(kind):
         try:
             return [int(item) for item in value]
         except ValueError as error:
             raise InputError(
-                f"expected whole numbers separated by commas, got {','.join(value)!r}",
-                expected="whole numbers",
+                f"expected integers separated by commas, got {','.join(value)!r}",
+                expected="integers",
                 got=",".join(value),
             ) from error
     return value
@@ -297,7 +324,11 @@ def _section_class(path: tuple[str, ...]) -> type:
 
 
 def _read_config(path: str, section: str | None) -> dict[str, Any]:
-    """The tree in a JSON file: of a whole run, or the command's own section beside the common keys; or in a record."""
+    """Return the config tree in a JSON file.
+
+    The file contains a full config, or a record with one, or only the fields of the command's own section and the
+    common fields.
+    """
     tree = artifacts.read_json(path)
     if isinstance(tree, Mapping) and "schema_version" in tree and "config" in tree:
         version = tree["schema_version"]
@@ -333,7 +364,7 @@ def _help(
 ) -> str:
     """Return the text of --help: what the command does, then its flags with their defaults, section by section.
 
-    The names of an extension point are listed with their help where the command owns the field; `run` owns none.
+    Registered objects are listed with their help at the first flag of the command's own section that names them.
     """
     groups: dict[tuple[str, ...], list[str]] = {(): []}
     listed: set[str] = set()
@@ -345,7 +376,7 @@ def _help(
         group = groups[setting.path[:-1]]
         if is_listed:
             listed.add(kind)
-            choices = (*field.metadata["choices"], "a name below")
+            choices = (*field.metadata["choices"], "a name from this list")
             group += _flag_lines(values, setting.flag, field.metadata["help"], choices) + _registered_lines(kind)
         else:
             group += _flag_lines(values, setting.flag, field.metadata["help"], choices_of(field))
@@ -358,8 +389,11 @@ def _help(
     # General flags, then the command's own section; the sort keeps the order of the rest.
     for path in sorted(groups, key=lambda path: 0 if not path else 1 if path[0] == section else 2):
         text += ["", _heading(path), *groups[path]]
-    text += ["", "Exit codes: 0 good, 1 a requirement not met, 2 bad input or flags, 3 tfq or its environment failed,"]
-    text += ["130 interrupted."]
+    text += [
+        "",
+        "Exit codes: 0 success; 1 a requirement is not met; 2 invalid input or flags; 3 tfq or its environment",
+    ]
+    text += ["failed; 130 interrupted."]
     return "\n".join(text)
 
 
@@ -373,24 +407,33 @@ def _heading(path: tuple[str, ...]) -> str:
 
 def _flag_lines(values: flags.FlagValues, name: str, what: str, choices: Sequence[str]) -> list[str]:
     flag = values[name]
-    default = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-    message = f"{', '.join(choice or repr(choice) for choice in choices)}; " if choices else ""
-    message = f"one of {message}" if len(choices) > 1 else message
-    message += f"default {default!r}" if default not in (None, "") else "no default"
+    is_list = isinstance(flag.default, list)
+    # The help text says what an empty value means, and it may list the choices itself.
+    choices = [choice for choice in choices if choice]
+    if all(re.search(rf"\b{re.escape(choice)}\b", what) for choice in choices):
+        choices = []
+    facts = [f"{'any' if is_list else 'one'} of {', '.join(choices)}" if len(choices) > 1 else "".join(choices)]
+    if isinstance(flag, flags.MultiFlag):
+        facts.append("may be repeated")
+    elif is_list:
+        facts.append("separated by commas")
+    default = ",".join(flag.default) if is_list else flag.default
+    facts.append("no default" if default in (None, "") else f"default: {default}")
     spelling = f"--[no]{name}" if flag.boolean else f"--{name}"
     short = f" (-{flag.short_name})" if flag.short_name else ""
     indent = " " * 6
     return [
         f"  {spelling}{short}",
-        *textwrap.wrap(f"{what} ({message})", 100, initial_indent=indent, subsequent_indent=indent),
+        *textwrap.wrap(
+            f"{what} ({'; '.join(filter(None, facts))})", 100, initial_indent=indent, subsequent_indent=indent
+        ),
     ]
 
 
 def _registered_lines(kind: str) -> list[str]:
-    """Return a line or more for each object of an extension point: its name, its address if it has one, its help."""
+    """Return lines for the help: what users write for each object of an extension point, and its help."""
     lines = []
     for entry in registry.entries_of(kind):
-        address = getattr(entry, "address", "")
-        name = f"{entry.name}:{address}" if address else entry.name
-        lines += textwrap.wrap(f"{name}: {entry.help}", 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        names = ", ".join(registry.spellings_of(entry))
+        lines += textwrap.wrap(f"{names}: {entry.help}", 100, initial_indent=" " * 8, subsequent_indent=" " * 12)
     return lines

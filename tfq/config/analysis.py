@@ -1,47 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to find out about a flatbuffer, int8 or float."""
+"""Settings of the analysis of a flatbuffer: errors per op, and accuracy by bit width."""
 
 from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
 
-# Bits of what is left in float.
+# Number of bits that stands for unquantized float.
 FLOAT_BITS = 32
 GRIDS = ("uniform", "zero_aware", "power_of_two", "logarithmic", "kmeans")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitWidthsConfig(Config):
-    """Accuracy by bit width, without training."""
+    """Settings of the simulated accuracy by bit width, without training."""
 
-    enabled: bool = setting(False, "measure accuracy by bit width, on the float model", names_section=True)
-    weights: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2, 1), "bits of weights to try", minimum=1, maximum=8)
-    activations: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2), "bits of activations", minimum=1, maximum=8)
-    grids: tuple[str, ...] = setting(GRIDS, "grids of weights; with activations the first one", choices=GRIDS)
-    keep: tuple[str, ...] = setting((), "name patterns of layers left in float, such as the first and the last")
-    num_calibration_samples: int = setting(
-        200, "training examples that the ranges of activations are seen on", minimum=1
+    enabled: bool = setting(False, "simulate the accuracy of the float model at lower bit widths", names_section=True)
+    weights: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2, 1), "bit widths of weights to try", minimum=1, maximum=8)
+    activations: tuple[int, ...] = setting((8, 6, 5, 4, 3, 2), "bit widths of activations to try", minimum=1, maximum=8)
+    grids: tuple[str, ...] = setting(
+        GRIDS,
+        "quantization grids of weights to try: uniform (evenly spaced, as TFLite's int8 and int4), zero_aware "
+        "(evenly spaced without a gap around zero, for pruned layers), power_of_two, logarithmic (powers of the "
+        "square root of two), kmeans (any values); with quantized activations only the first is tried",
+        choices=GRIDS,
     )
-    limit: int = setting(0, "test examples; 0 is all", minimum=0)
+    keep: tuple[str, ...] = setting((), "name patterns of layers that stay float, such as the first and the last")
+    num_calibration_samples: int = setting(200, "training examples that determine the ranges of activations", minimum=1)
+    limit: int = setting(0, "number of test examples; 0 is all", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisRequireConfig(Config):
-    """Bounds on an analysis; a missed one is exit code 1."""
+    """Bounds that an analysis must meet; the command exits with code 1 if one is missed."""
 
     min_layer_sqnr_db: float | None = setting(
         None,
-        "lowest signal to error (SQNR) of any op's output against the float model, in dB; dead ops are not counted",
+        "lowest signal-to-quantization-noise ratio (SQNR) of any op's output against the float model, in dB; ops "
+        "that output only zeros are not counted",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig(Config):
-    """Why an int8 flatbuffer computes something else than its float one."""
+    """Settings of the op-by-op comparison of an int8 flatbuffer with the float one."""
 
-    reference: str = setting("", "float .tflite that the model was made from")
-    limit: int = setting(64, "examples to compare on", minimum=1)
-    sensitivity: bool = setting(False, "also measure what each op, quantized alone, does to the outputs")
-    histograms: bool = setting(True, "keep the distribution of each op's output and weights, for the page")
+    reference: str = setting("", "float .tflite that the int8 model was converted from")
+    limit: int = setting(64, "number of examples to compare on", minimum=1)
+    sensitivity: bool = setting(False, "also measure how much quantizing each op alone changes the outputs")
+    histograms: bool = setting(True, "store the distribution of each op's output and weights, for the HTML page")
     bit_widths: BitWidthsConfig = section(BitWidthsConfig, "accuracy by bit width, simulated without training")
-    require: AnalysisRequireConfig = section(AnalysisRequireConfig, "bounds that must hold")
+    require: AnalysisRequireConfig = section(AnalysisRequireConfig, "bounds that must be met")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flatbuffer must be."""
+"""Settings of an audit: the scheme or target that a flatbuffer must fit."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,37 +8,37 @@ from tfq.config.base import Config, setting
 from tfq.config.conversion import IO_TYPES, SCHEMES, ConversionConfig, check_io_types
 from tfq.patterns import in_source
 
-# What the audit can require -> the scheme that it is; an int8 model is full_int8 when all of it is.
+# Value of `require` -> conversion scheme. full_int8 means that every op of an int8 model is int8.
 AUDIT_SCHEMES = {"full_int8" if scheme == "int8" else scheme: scheme for scheme in SCHEMES}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(Config):
-    """What a flatbuffer must be."""
+    """Settings of an audit: the scheme or target that a flatbuffer must fit, and the exceptions."""
 
     require: str = setting(
         "",
-        "scheme that the flatbuffer must have, or target that must be able to run it; empty reports only",
+        "scheme that every op must have, or target that must be able to run the file; empty only reports",
         choices=("", *AUDIT_SCHEMES),
         choices_of="target",
     )
     inference_input_type: str = setting(
-        "", "type that the inputs must have; empty is the scheme's own", choices=IO_TYPES
+        "", "data type that the inputs must have; empty is the default of the scheme", choices=IO_TYPES
     )
     inference_output_type: str = setting(
-        "", "type that the outputs must have; empty is the scheme's own", choices=IO_TYPES
+        "", "data type that the outputs must have; empty is the default of the scheme", choices=IO_TYPES
     )
     allow_float: tuple[str, ...] = setting(
         (),
-        "name patterns of layers (or of output tensors) that may stay float, or be of any other type; also op:12 for "
-        "op number 12 of this file, and float:op:12 for the op that its conversion addressed as op:12",
+        "name patterns of layers or output tensors that may have any type, such as float; op:12 is op number 12 of "
+        "this file; float:op:12 is the op that the conversion addressed as op:12",
     )
     allow_int16: tuple[str, ...] = setting(
-        (), "patterns, as of allow_float, of layers whose activations may have 16 bits"
+        (), "patterns, as in allow_float, of layers whose activations may have 16 bits"
     )
-    allow_int4: tuple[str, ...] = setting((), "patterns, as of allow_float, of layers whose weights may have 4 bits")
+    allow_int4: tuple[str, ...] = setting((), "patterns, as in allow_float, of layers whose weights may have 4 bits")
     execute: bool = setting(
-        True, "run the file once on neutral inputs, in a child process; a file that fails does not pass"
+        True, "run the file once on neutral inputs in a child process; a file that fails there fails the audit"
     )
 
     def __post_init__(self) -> None:
@@ -47,7 +47,10 @@ class AuditConfig(Config):
             check_io_types(self, AUDIT_SCHEMES[self.require], f"require={self.require}")
 
     def for_conversion(self, conversion: ConversionConfig) -> "AuditConfig":
-        """Return what a converted flatbuffer must be: its target or scheme, unless this requires another."""
+        """Return the audit of a flatbuffer converted with `conversion`.
+
+        It requires the target or the scheme of the conversion, unless `require` names another one.
+        """
         scheme = next(name for name, scheme in AUDIT_SCHEMES.items() if scheme == conversion.scheme)
         return dataclasses.replace(
             self,

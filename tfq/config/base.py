@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a config is declared: frozen dataclasses that validate themselves, and strict JSON in both directions.
+"""The base of all configs: frozen dataclasses that validate themselves and convert to and from strict JSON.
 
-A field is declared with `setting(default, help)`; the help text becomes the flag's help, and the
-bounds are checked whenever a config is made, by whatever road (Python, JSON, flag).
+A field is declared with `setting(default, help)`. Its help text is the help of the flag and part of the class's
+docstring. Its bounds are checked whenever a config is created, from Python, JSON or flags.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
@@ -30,13 +31,20 @@ def setting(
     names_section: bool = False,
     repeatable: bool = False,
 ) -> Any:
-    """A config field: its default, its help text, and what values it takes.
+    """Declare a config field.
 
-    choices_of: an extension point (a key of `registry.MODULES`) whose names are choices too. What follows a colon in a
-        value is that object's own ("npz:examples.npz"). The default and `choices` are taken without importing anything.
-    names_section: the field may be given under its section's own name: the flag `data` sets `data.source`,
-        and so does `{"data": "digits"}` in JSON.
-    repeatable: the flag may be given several times, one value each, rather than values separated by commas.
+    Args:
+        default: The default value.
+        help: What the field means, for the help of the flag and the documentation.
+        choices: The allowed values; empty if any value of the field's type is allowed.
+        choices_of: An extension point (a key of `registry.MODULES`) whose names are allowed values too. They may be
+            followed by a colon and an address ("npz:examples.npz"), which the registered object interprets. The default
+            and `choices` are accepted without importing anything.
+        minimum: The smallest allowed value; for a tuple, of each item.
+        maximum: The largest allowed value.
+        names_section: Whether the name of the section alone also sets this field: the flag `data` sets `data.source`,
+            and so does `{"data": "digits"}` in JSON.
+        repeatable: Whether the flag may occur several times, with one value each, instead of a list with commas.
     """
     metadata = {
         "help": help,
@@ -51,12 +59,24 @@ def setting(
 
 
 def section(cls: type, help: str) -> Any:
-    """A config field that is itself a config."""
+    """Declare a config field that is itself a config.
+
+    Args:
+        cls: The class of the config; the default is an instance with its defaults.
+        help: What the section means.
+    """
     return dataclasses.field(default_factory=cls, metadata={"help": help})
 
 
 class Config:
-    """Base of every config: validates on construction. Subclasses are frozen, keyword-only dataclasses."""
+    """Base of all configs, which validates values on construction.
+
+    Subclasses are frozen, keyword-only dataclasses.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__doc__ = _with_attributes(cls.__doc__ or "", vars(cls))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -65,14 +85,19 @@ class Config:
             object.__setattr__(self, field.name, _checked(f"{type(self).__name__}.{field.name}", value, hint, field))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: nested dicts, lists, numbers, strings, booleans, None."""
+        """Return the settings as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload]
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "") -> typing.Self:
-        """The config that `values` spell out, defaults elsewhere.
+        """Return the config with `values`, and defaults for everything else.
 
-        Raises InputError on an unknown key, a wrong type or a value out of bounds, and names the path of it.
+        Args:
+            values: Field -> JSON value, nested like the config.
+            where: The path of this config in the tree, for error messages.
+
+        Raises:
+            InputError: A key is unknown, or a value has the wrong type or is out of bounds; `field` is its path.
         """
         hints = field_types(cls)
         arguments: dict[str, Any] = {}
@@ -94,9 +119,24 @@ class Config:
         return cls(**arguments)
 
     def config_hash(self) -> str:
-        """SHA-256 over the config's canonical JSON, without what tells where rather than what: `out`."""
+        """Return the SHA-256 of the config's canonical JSON without `out`, which does not affect results."""
         values = {key: value for key, value in self.to_dict().items() if key != "out"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _with_attributes(docstring: str, members: Mapping[str, Any]) -> str:
+    """Return the docstring of a config class with an entry for each field, made of its help text and choices."""
+    entries = []
+    for name, field in members.items():
+        if isinstance(field, dataclasses.Field) and "help" in field.metadata:
+            choices = [choice or '""' for choice in field.metadata.get("choices", ())]
+            kind = field.metadata.get("choices_of")
+            choices += [f"the name of a {kind.replace('_', ' ')}"] if kind else []
+            allowed = f" Choices: {', '.join(choices)}." if choices else ""
+            text = field.metadata["help"]
+            entry = f"{name}: {text[:1].upper()}{text[1:]}.{allowed}"
+            entries.append(textwrap.fill(entry, 120, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    return "\n".join([docstring.rstrip(), "", "Attributes:", *entries]) if entries else docstring
 
 
 def field_types(cls: Any) -> dict[str, Any]:
@@ -111,12 +151,12 @@ def _field_types(cls: Any) -> dict[str, Any]:
 
 
 def is_section(hint: Any) -> bool:
-    """Whether a field of this type is a nested config."""
+    """Check whether a field of this type is a nested config."""
     return isinstance(hint, type) and issubclass(hint, Config)
 
 
 def section_field(cls: type) -> str | None:
-    """The field that may be given under its section's own name, if the config has one."""
+    """Return the field that the name of the section alone sets, or None; see `setting`."""
     return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("names_section")), None)
 
 
@@ -132,7 +172,7 @@ def _from_shorthand(cls: type, value: Any, path: str) -> Mapping[str, Any]:
 
 
 def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
-    """`value` as the type of its field (an int where a float is wanted is taken), or InputError."""
+    """Return `value` in the type of its field (an int is accepted as a float), or raise InputError."""
     if is_section(hint):
         if not isinstance(value, hint):
             raise InputError(
@@ -152,9 +192,9 @@ def _checked(path: str, value: Any, hint: Any, field: dataclasses.Field) -> Any:
 
 
 def choices_of(field: dataclasses.Field) -> tuple[str, ...]:
-    """Return what a field may be: its own choices, then the names of its extension point; () if anything goes."""
+    """Return the allowed values of a field, as users write them; () if any value is allowed."""
     kind = field.metadata.get("choices_of")
-    return (*field.metadata.get("choices", ()), *(registry.names(kind) if kind else ()))
+    return (*field.metadata.get("choices", ()), *(registry.spellings(kind) if kind else ()))
 
 
 def _check_choice(path: str, value: Any, field: dataclasses.Field) -> None:
@@ -195,7 +235,7 @@ def _checked_scalar(path: str, value: Any, kind: type, field: dataclasses.Field)
     return value
 
 
-# A larger loss of accuracy than this is a number of percentage points that was taken for a fraction.
+# A larger loss of accuracy is probably meant in percentage points instead of as a fraction.
 LARGEST_DROP = 0.5
 
 

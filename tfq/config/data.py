@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where examples come from."""
+"""Settings of the data: its source and its preprocessing."""
 
 from dataclasses import dataclass
 
@@ -9,23 +9,23 @@ from tfq.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """Where examples come from and what is done to them before the model sees them."""
+    """Settings of the data: its source, and its preprocessing for the float model."""
 
     source: str = setting(
         "",
-        "where the examples come from: NAME, or NAME:ADDRESS as in npz:PATH",
+        "source of the examples: NAME or NAME:ADDRESS, such as npz:examples.npz",
         choices_of="data_source",
         names_section=True,
     )
     resize: tuple[int, ...] = setting(
         (), "height,width in pixels to resize images to; empty keeps their size", minimum=1
     )
-    scale: float = setting(1.0, "factor on every input value; the model is fed x * scale + offset")
-    offset: float = setting(0.0, "added to every input value after the scale")
-    image_key: str = setting("image", "name of the encoded image in a TFRecord Example")
-    label_key: str = setting("label", "name of the integer label in a TFRecord Example; empty: no labels")
+    scale: float = setting(1.0, "factor applied to every input value: the model receives x * scale + offset")
+    offset: float = setting(0.0, "added to every input value after scaling")
+    image_key: str = setting("image", "key of the encoded image in a TFRecord Example")
+    label_key: str = setting("label", "key of the integer label in a TFRecord Example; empty if there are no labels")
     max_memory_mb: int = setting(
-        2048, "megabytes that a split may take in memory; a larger one is streamed in pieces", minimum=1
+        2048, "megabytes that a split may use in memory; a larger split is streamed", minimum=1
     )
 
     def check_source(self) -> None:
@@ -36,7 +36,7 @@ class DataConfig(Config):
         """
         if not self.source:
             raise InputError(
-                "data.source is missing: name the data set, such as npz:examples.npz or folder:DIR",
+                "data.source is missing: expected a data source, such as npz:examples.npz or folder:DIR",
                 field="data.source",
                 expected="a data source",
                 got="",

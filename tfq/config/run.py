@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole run."""
+"""The root of the config tree."""
 
 from dataclasses import dataclass
 
@@ -15,23 +15,23 @@ from tfq.config.search import SearchConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Config):
-    """All settings; each command reads its own section and what `cli.flags.COMMANDS` lists for it."""
+    """All settings. Each command reads its own section, and the fields that `cli.flags.COMMANDS` lists for it."""
 
     model: str = setting("", "a .keras, .h5 or .tflite file, or the name of a model that tfq builds")
-    data: DataConfig = section(DataConfig, "examples")
-    out: str = setting("", "directory that receives every file")
+    data: DataConfig = section(DataConfig, "source and preprocessing of the examples")
+    out: str = setting("", "output directory")
     plugin: tuple[str, ...] = setting(
         (),
-        "Python file of your own, run first: it may register metrics, data sources, backends, targets and more, and "
-        "defines the custom classes of the model",
+        "Python file to run first; it may register metrics, data sources, backends, targets and more, and define "
+        "the custom classes of the model",
         repeatable=True,
     )
-    seed: int = setting(0, "seed of weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
-    training: TrainingConfig = section(TrainingConfig, "training of a model built by name")
-    compression: CompressionConfig = section(CompressionConfig, "pruning and QAT")
-    conversion: ConversionConfig = section(ConversionConfig, "flatbuffer")
-    audit: AuditConfig = section(AuditConfig, "what the int8 flatbuffers must be")
-    evaluation: EvaluationConfig = section(EvaluationConfig, "backends, metrics, bounds")
-    benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency, side by side")
-    search: SearchConfig = section(SearchConfig, "the cheapest int8 model within a budget")
-    analysis: AnalysisConfig = section(AnalysisConfig, "what costs an int8 flatbuffer its accuracy")
+    seed: int = setting(0, "seed of initial weights, shuffling and sampling", minimum=0, maximum=2**32 - 1)
+    training: TrainingConfig = section(TrainingConfig, "training of a model that tfq builds by name")
+    compression: CompressionConfig = section(CompressionConfig, "pruning, clustering and quantization-aware training")
+    conversion: ConversionConfig = section(ConversionConfig, "conversion to a .tflite")
+    audit: AuditConfig = section(AuditConfig, "requirements on the int8 .tflite files")
+    evaluation: EvaluationConfig = section(EvaluationConfig, "backends, metrics and bounds")
+    benchmark: BenchmarkConfig = section(BenchmarkConfig, "latency")
+    search: SearchConfig = section(SearchConfig, "search for the cheapest int8 model within a budget")
+    analysis: AnalysisConfig = section(AnalysisConfig, "causes of the accuracy loss of an int8 .tflite")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an int8 model may cost, and how far to go for it."""
+"""Settings of the search for an int8 model: its budget and its search space."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from tfq.config.base import Config, check_fraction, section, setting
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig(Config):
-    """What the chosen model must keep within."""
+    """The budget that the chosen model must stay within."""
 
     max_accuracy_drop: float = setting(
         0.005,
-        "largest loss of accuracy against the float model, a fraction: 0.005 is half a percentage point",
+        "largest loss of accuracy against the float model, as a fraction: 0.005 is half a percentage point",
         minimum=0,
     )
-    max_bytes: int = setting(0, "largest size of the .tflite; 0 is any", minimum=0)
+    max_bytes: int = setting(0, "largest size of the .tflite in bytes; 0 is unlimited", minimum=0)
     max_latency_ratio: float = setting(
-        0, "longest time of an inference here, as a ratio to the plain int8 model's; 0 is any", minimum=0
+        0, "largest latency on this machine, relative to the first int8 candidate; 0 is unlimited", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -27,17 +27,17 @@ class BudgetConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(Config):
-    """The cheapest way to an int8 model within a budget, without training."""
+    """Settings of the search for the cheapest int8 model within a budget, without training."""
 
-    budget: BudgetConfig = section(BudgetConfig, "what the chosen model must keep within")
+    budget: BudgetConfig = section(BudgetConfig, "budget that the chosen model must stay within")
     methods: tuple[str, ...] = setting(
-        ("percentile", "mse", "min_max"), "calibration methods to try, in turn", choices_of="calibration_method"
+        ("percentile", "mse", "min_max"), "calibration methods to try, in this order", choices_of="calibration_method"
     )
     max_mixed_layers: int = setting(
         4,
-        "layers that may stay float, the most sensitive first (with the conversion's quantizer=litert, int16 before "
-        "that); 0 is none",
+        "number of layers that may stay float, the most sensitive first (with conversion.quantizer=litert, int16 "
+        "is tried before float); 0 is none",
         minimum=0,
     )
-    sensitivity_examples: int = setting(128, "training examples to rank layers by", minimum=1)
-    full: bool = setting(False, "try every candidate, not only until one keeps the budget")
+    sensitivity_examples: int = setting(128, "training examples used to rank layers by sensitivity", minimum=1)
+    full: bool = setting(False, "try all candidates, instead of stopping at the first one within the budget")

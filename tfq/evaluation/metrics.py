@@ -224,7 +224,7 @@ def wilson_interval(state: State) -> tuple[float, float] | None:
 TOP1 = register(
     Metric(
         name="top1",
-        help="fraction of examples whose label has the largest output; ties go to the lower class",
+        help="fraction of examples whose label has the largest output; a tie counts for the lower class",
         word="top-1",
         direction="higher",
         unit="fraction",
@@ -239,7 +239,7 @@ TOP1 = register(
 register(
     Metric(
         name="top5",
-        help="fraction of examples whose label is among the five largest outputs, of more than five classes",
+        help="fraction of examples whose label is among the five largest outputs; for more than five classes",
         word="top-5",
         direction="higher",
         unit="fraction",
@@ -392,7 +392,7 @@ def _keep_scores(state: State, outputs: Outputs, labels: NDArray) -> State:
 register(
     Metric(
         name="roc_auc",
-        help="area under the ROC curve of the score of class 1; for an autoencoder, of its reconstruction error",
+        help="area under the ROC curve of the score of class 1, or of an autoencoder's reconstruction error",
         word="ROC AUC",
         direction="higher",
         unit="score",
@@ -453,7 +453,7 @@ def _absolute_errors(outputs: Outputs, labels: NDArray) -> NDArray[np.float64]:
 MAE = register(
     Metric(
         name="mae",
-        help="mean absolute error against labels of the outputs' shape; for an autoencoder, against its input",
+        help="mean absolute error against labels of the output's shape, or of an autoencoder against its input",
         word="MAE",
         direction="lower",
         unit="label_unit",

@@ -212,7 +212,7 @@ class QemuBackend(Backend):
 QEMU = register(
     BackendKind(
         name="qemu",
-        help="an emulated ARM CPU: its outputs and instruction counts, never a latency",
+        help="an ARM CPU emulated by QEMU; computes outputs and counts instructions, but measures no latency",
         open=QemuBackend,
         how="emulated",
         counts_instructions=True,

@@ -163,7 +163,7 @@ def _fingerprint(address: str, config: DataConfig) -> object:
 register(
     DataSource(
         name="tfds",
-        help="a supervised data set of tensorflow_datasets; NAME may be NAME/CONFIG:VERSION",
+        help="a supervised data set of tensorflow_datasets; NAME can be NAME/CONFIG:VERSION",
         address="NAME",
         read=read_tfds,
         fingerprint=_fingerprint,

@@ -288,8 +288,8 @@ def _fingerprint(address: str, config: DataConfig) -> object:
 register(
     DataSource(
         name="tfrecord",
-        help="Examples with an encoded image and an integer label; the word train, val or test in a file's name is its "
-        "split",
+        help="TFRecord files of Examples with an encoded image and an integer label; the word train, val or test in a "
+        "file's name is its split",
         address="GLOB",
         read=read_tfrecord,
         fingerprint=_fingerprint,

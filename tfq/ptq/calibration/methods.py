@@ -165,7 +165,7 @@ def _percentile(seen: TensorObservation, num_samples: int, config: CalibrationCo
 register(
     CalibrationMethod(
         name="percentile",
-        help="keeps calibration.percentile of the values at each end; robust against a few far values",
+        help="covers calibration.percentile percent of the values at each end; robust against outliers",
         choose=_percentile,
         needs_histogram=True,
     )
@@ -173,7 +173,7 @@ register(
 register(
     CalibrationMethod(
         name="mse",
-        help="least mean squared error of clipping and rounding together",
+        help="minimizes the mean squared error of clipping and rounding",
         choose=lambda seen, num_samples, config: min_mse_range(seen.bins()),
         needs_histogram=True,
     )
@@ -181,21 +181,21 @@ register(
 register(
     CalibrationMethod(
         name="min_max",
-        help="everything that was observed: nothing is clipped, and one far value makes every step coarser",
+        help="covers all observed values; nothing is clipped, but a single outlier makes all steps coarser",
         choose=lambda seen, num_samples, config: (seen.minimum, seen.maximum),
     )
 )
 register(
     CalibrationMethod(
         name="moving_average",
-        help="an exponential moving average of each sample's extremes, as in quantization-aware training",
+        help="exponential moving average of the minimum and maximum of each sample, as in quantization-aware training",
         choose=lambda seen, num_samples, config: seen.moving_average(num_samples),
     )
 )
 register(
     CalibrationMethod(
         name="entropy",
-        help="least Kullback-Leibler divergence of the rounded distribution from the observed one",
+        help="minimizes the Kullback-Leibler divergence between the observed and the quantized distribution",
         choose=lambda seen, num_samples, config: min_divergence_range(seen.bins()),
         needs_histogram=True,
     )
