@@ -17,6 +17,7 @@ CLEAN: tuple[str, ...] = (
     "CONTRIBUTING.md",
     "tfq/__init__.py",
     "tfq/provenance.py",
+    "tfq/ptq",
     "tfq/registry.py",
     "tfq/requirement.py",
     "tfq/text_table.py",

@@ -59,12 +59,12 @@ def test_large_arrays_are_counted_whole():
     np.testing.assert_array_equal(counted(values).counts, counted(*values).counts)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.5, 0.9999])
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.9999])
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
-def test_quantiles_are_those_of_the_values_within_a_bin(share, scale):
+def test_quantiles_are_those_of_the_values_within_a_bin(fraction, scale):
     values = (np.random.default_rng(1).normal(size=100_000) * scale).astype(np.float32)
-    result = counted(values).bins().quantile(share)
-    assert abs(result - np.quantile(values, share)) <= abs(result) / 64 + 1e-3 * scale
+    result = counted(values).bins().quantile(fraction)
+    assert abs(result - np.quantile(values, fraction)) <= abs(result) / 64 + 1e-3 * scale
 
 
 def test_quantiles_at_the_ends_are_the_ends_of_the_outer_bins():
@@ -72,10 +72,10 @@ def test_quantiles_at_the_ends_are_the_ends_of_the_outer_bins():
     assert bins.quantile(0.0) == bins.low[0] and bins.quantile(1.0) == bins.high[-1]
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_quantiles_of_impossible_shares_are_refused(share):
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_quantiles_of_impossible_fractions_are_refused(fraction):
     with refused(InputError, word="0"):
-        counted([1.0]).bins().quantile(share)
+        counted([1.0]).bins().quantile(fraction)
 
 
 def test_quantiles_of_nothing_are_refused():
@@ -86,15 +86,15 @@ def test_quantiles_of_nothing_are_refused():
 def test_values_next_to_zero_are_counted_without_a_complaint():
     bins = Bins(np.array([0.0, 1e-45]), np.array([1e-320, 1e-44]), np.array([3, 1]))
     with np.errstate(all="raise"):
-        assert bins.outside(-1, 1) == 0
-        assert bins.outside(2, 3) == 1
+        assert bins.fraction_outside(-1, 1) == 0
+        assert bins.fraction_outside(2, 3) == 1
 
 
 def test_what_lies_outside_is_counted():
     bins = counted(np.linspace(-4, 4, 8001)).bins()
-    assert bins.outside(-4, 4) <= 2 / 8001
-    assert bins.outside(-2, 4) == pytest.approx(2000 / 8001, rel=0.01)
-    assert bins.outside(-1, 2) == pytest.approx(5000 / 8001, rel=0.01)
+    assert bins.fraction_outside(-4, 4) <= 2 / 8001
+    assert bins.fraction_outside(-2, 4) == pytest.approx(2000 / 8001, rel=0.01)
+    assert bins.fraction_outside(-1, 2) == pytest.approx(5000 / 8001, rel=0.01)
 
 
 def test_zero_has_a_bin_that_small_values_are_not_in():

@@ -246,7 +246,7 @@ def extract_patches(layer: WeightedOp, data: NDArray[np.float32]) -> NDArray[np.
 
     Returns:
         (groups, positions, K), where K is ordered as in `WeightedOp.weights_by_output`. A depthwise convolution has
-        one group per channel of its data, other ops have one group. Of an image with more than 256 positions, 256
+        one group per channel of its data, other ops have one group. If an image has more than 256 positions, 256
         evenly spaced ones are used.
     """
     if layer.name == "FULLY_CONNECTED":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float bytes and data -> activation ranges: observe (what was there), choose (what the codes are to span)."""
+"""Calibration: observe the activations of a float flatbuffer on data, and choose their quantization ranges."""
 
 from tfq.ptq.calibration.calibrate import Outputs, calibrate, calibrate_with_outputs, with_intermediate_tensors
 from tfq.ptq.calibration.histogram import Bins, Histogram

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibrate a float flatbuffer in one call.
 
-Touches `AddIntermediateTensors` and the `CalibrationWrapper` of `_pywrap_tensorflow_lite_calibration_wrapper` (its
-Prepare, FeedTensor and Calibrate), read in TensorFlow 2.21.0.
+Private TensorFlow symbols used here: `AddIntermediateTensors` and `CalibrationWrapper` (Prepare, FeedTensor, Calibrate)
+of `_pywrap_tensorflow_lite_calibration_wrapper`, as of TensorFlow 2.21.0.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,17 +18,17 @@ from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
 
-# Fused recurrent ops whose int8 form has ranges for tensors inside of the op, which the float form leaves out.
+# Fused recurrent ops whose int8 form needs ranges of tensors inside the op, which the float form does not declare.
 _WITH_INTERMEDIATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM"})
-# Those whose states have ranges.
+# Fused recurrent ops whose state tensors need ranges.
 _WITH_STATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM", "SVDF"})
 
 
 def with_intermediate_tensors(model: bytes) -> bytes:
-    """Return `model` with the tensors inside of its fused recurrent ops declared, so that they can carry ranges.
+    """Return `model` with the tensors inside its fused recurrent ops declared, so that they can have ranges.
 
-    TensorFlow's quantizer reads the ranges of an LSTM's hidden state from there. Other models are returned as they are,
-    without loading TensorFlow.
+    TensorFlow's quantizer reads the range of an LSTM's hidden state from them. Models without such ops are returned
+    unchanged, and TensorFlow is not loaded.
     """
     ops = [op for graph in tflite.read(model).subgraphs for op in graph.ops if op.name in _WITH_INTERMEDIATES]
     if all(op.intermediates for op in ops):
@@ -41,41 +41,51 @@ def with_intermediate_tensors(model: bytes) -> bytes:
 def intermediate_ranges(
     model: bytes, samples: Sequence[Mapping[str, NDArray]]
 ) -> dict[tuple[int, int], tuple[float, float]]:
-    """Return (subgraph, tensor) -> (minimum, maximum) over `samples` of intermediate tensors and states of its ops.
+    """Return the ranges of the intermediate and state tensors of fused recurrent ops over `samples`.
 
-    Empty where no op has any; TensorFlow is not loaded then.
+    Args:
+        model: A float flatbuffer, as `with_intermediate_tensors` returns it.
+        samples: {input name: array of batch size 1}.
+
+    Returns:
+        {(subgraph, tensor): (minimum, maximum)}. If no op has such tensors, it is empty, and TensorFlow is not loaded.
+
+    Raises:
+        InputError: TensorFlow's calibrator cannot run the model on the samples.
     """
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
-    wanted = {(graph.index, tensor) for op in graph.ops for tensor in op.intermediates if tensor != tflite.ABSENT}
-    wanted |= {(graph.index, tensor) for op in graph.ops for tensor in _states(graph, op)}
-    if not wanted:
+    requested = {(graph.index, tensor) for op in graph.ops for tensor in op.intermediates if tensor != tflite.ABSENT}
+    requested |= {(graph.index, tensor) for op in graph.ops for tensor in _states(graph, op)}
+    if not requested:
         return {}
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
     calibrator = wrapper.CalibrationWrapper(model, [], [])
     try:
         for sample in samples:
-            # It takes lists, in the subgraph's own order. Prepare resets the states: examples are independent.
+            # The calibrator reads lists in the order of the subgraph's inputs. Prepare resets the states, because
+            # samples are independent.
             arrays = [sample[name] for name in parsed.input_names]
             calibrator.Prepare([list(array.shape) for array in arrays])
             calibrator.FeedTensor(arrays)
         calibrated = calibrator.Calibrate()
     except (RuntimeError, ValueError) as error:
         raise InputError(
-            f"TensorFlow's calibrator cannot run the model on the representative dataset: {error}",
+            "calibration: TensorFlow's calibrator cannot run the model on the representative dataset. Check the shapes "
+            f"and types of the samples. TensorFlow says: {error}",
             field="representative_dataset",
         ) from error
-    return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in wanted}
+    return {key: ends for key, ends in tflite.read_ranges(bytes(calibrated)).items() if key in requested}
 
 
 def with_lstm_state_ranges(
     graph: tflite.Subgraph, ranges: Mapping[tuple[int, int], TensorRange]
 ) -> dict[tuple[int, int], TensorRange]:
-    """Return `ranges` in which the hidden state of each fused LSTM has the range of its output.
+    """Return `ranges` with the range of each fused LSTM's output also for its hidden state.
 
-    The output is the hidden state of each step. With ranges of their own the kernel would read its last step by
-    another scale: 10 dB were measured.
+    The output of an LSTM is its hidden state. If the two had different scales, the kernel would read the hidden state
+    of the previous step with the wrong scale (measured: 10 dB).
     """
     results = dict(ranges)
     for op in graph.ops:
@@ -86,15 +96,15 @@ def with_lstm_state_ranges(
             continue
         has_projection = len(op.inputs) > _PROJECTION and op.inputs[_PROJECTION] != tflite.ABSENT
         tied = [op.inputs[_HIDDEN_STATE]]
-        # A projection stands between the cell's own output, which this one describes, and the hidden state.
+        # With a projection, this intermediate is the cell's output before the projection, not the hidden state.
         tied += [] if has_projection else [op.intermediates[_HIDDEN_INTERMEDIATE]]
         for index in tied:
             results[graph.index, index] = replace(output, name=graph.tensors[index].name)
     return results
 
 
-# Places of UNIDIRECTIONAL_SEQUENCE_LSTM: of inputs the projection weights and the hidden state, and of intermediates
-# the one that describes the hidden state.
+# Positions in UNIDIRECTIONAL_SEQUENCE_LSTM: the projection weights and the hidden state among its inputs, the hidden
+# state among its intermediates.
 _PROJECTION, _HIDDEN_STATE, _HIDDEN_INTERMEDIATE = 16, 18, 4
 
 
@@ -105,18 +115,23 @@ def _states(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
     return [index for index in op.inputs if index != tflite.ABSENT and graph.tensors[index].is_variable]
 
 
-# Ops that run other subgraphs, whose tensors nobody sees from outside.
+# Ops that run other subgraphs, whose tensors cannot be observed.
 _CONTROL_FLOW = ("WHILE", "IF", "CALL_ONCE", "STABLEHLO_WHILE")
 
 
 def calibrate(
     model: bytes, samples: Sequence[Mapping[str, NDArray]], config: CalibrationConfig | None = None
 ) -> Ranges:
-    """Return the activation ranges of the float flatbuffer `model` over `samples` (by input name, batch 1).
+    """Return the activation ranges of a float flatbuffer.
 
-    config: the method; one whose `ranges` names a file gives these back.
-    Raises InputError on a model with control flow, on samples that it does not run on, and on ranges that were found
-    with another model.
+    Args:
+        model: A float flatbuffer.
+        samples: {input name: array of batch size 1}.
+        config: The calibration method. If its `ranges` names a file, the ranges are loaded from it instead.
+
+    Raises:
+        InputError: The model has control flow or does not run on the samples, or the file has the ranges of another
+            model.
     """
     return calibrate_with_outputs(model, samples, config)[0]
 
@@ -130,9 +145,17 @@ def calibrate_with_outputs(
     config: CalibrationConfig | None = None,
     keep: Collection[int] = (),
 ) -> tuple[Ranges, Outputs]:
-    """Calibrate as `calibrate` does; return as well the outputs of `model` for the samples whose numbers are in `keep`.
+    """Calibrate as `calibrate` does, and also return outputs of the float model.
 
-    Ranges that come from a file leave nothing to run: there are no outputs then.
+    Args:
+        model: A float flatbuffer.
+        samples: {input name: array of batch size 1}.
+        config: As in `calibrate`.
+        keep: Indices of the samples whose outputs are returned.
+
+    Returns:
+        The ranges, and {index of a sample: outputs}. The latter is empty if the ranges come from a file, because then
+        the model is not run.
     """
     config = config or CalibrationConfig()
     if config.ranges:
@@ -143,7 +166,7 @@ def calibrate_with_outputs(
 
 
 def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], ranges: Ranges) -> Ranges:
-    """Add the ranges of the intermediate tensors inside of fused ops."""
+    """Add the ranges of the intermediate and state tensors of fused ops."""
     inner = intermediate_ranges(model, samples)
     if not inner:
         return ranges
@@ -170,12 +193,16 @@ def _with_intermediates(model: bytes, samples: Sequence[Mapping[str, NDArray]], 
 
 
 def load_ranges(model: bytes, path: str) -> Ranges:
-    """What an earlier calibration of the float flatbuffer `model` left at `path`. Raises InputError on another's."""
+    """Load the ranges of the float flatbuffer `model` that `Ranges.save` wrote to `path`.
+
+    Raises:
+        InputError: The file is not valid, or has the ranges of another flatbuffer.
+    """
     ranges = Ranges.load(path)
     if ranges.model_sha256 != sha256(model):
         raise InputError(
-            f"{path}: the ranges are of another float flatbuffer ({ranges.model_sha256[:12]}, this one is "
-            f"{sha256(model)[:12]}): calibrate this model, or give the one that they were found with",
+            f"{path}: these ranges belong to another float flatbuffer (SHA-256 {ranges.model_sha256[:12]}..., this one "
+            f"has {sha256(model)[:12]}...). Calibrate this model, or convert the model that the ranges belong to",
             field="conversion.calibration.ranges",
             expected=sha256(model),
             got=ranges.model_sha256,
@@ -184,14 +211,14 @@ def load_ranges(model: bytes, path: str) -> Ranges:
 
 
 def check_no_control_flow(model: bytes) -> None:
-    """Raise InputError if the flatbuffer holds a loop or a branch."""
+    """Raise InputError if the flatbuffer has a loop or a branch."""
     ops = tflite.read(model).main_subgraph.ops
     loops = [f"{op.name} ({op.keras_layer or 'no layer'})" for op in ops if op.name in _CONTROL_FLOW]
     if loops:
         raise InputError(
-            f"calibration does not see inside of control flow, and the model holds {', '.join(loops)}: give the Keras "
-            "model, whose recurrent layers are unrolled (ConvLSTM of tf_keras and loops of your own are not), or "
-            "convert to a scheme that needs no ranges: dynamic_range, float16",
+            f"calibration cannot observe tensors inside control flow, but the model has {', '.join(loops)}. Pass the "
+            "Keras model, because tfq unrolls its recurrent layers (except ConvLSTM of tf_keras and loops that you "
+            "wrote), or use a scheme that needs no ranges (dynamic_range, float16)",
             field="model",
             expected="no control flow",
             got=tuple(loops),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A histogram of float32 values whose bins are the same for all data: partial ones add up exactly.
+"""A histogram of float32 values with the same bins for all data, so that partial histograms add up exactly.
 
-The bin of a value is its sign, its exponent and the six highest bits of its mantissa, which are the upper 15 bits of a
-float32: 64 bins an octave, each at most 1/64 wider than its lower end. Nothing has to be known of the data first, no
-value falls outside, and where two machines, or two orders of the same samples, have counted, the sums are the same.
+The bin of a value is given by its sign, its exponent and the six highest bits of its mantissa, which are the upper 15
+bits of a float32. There are 64 bins per octave, and the width of a bin is at most 1/64 of its lower end. The range of
+the data need not be known in advance, every value has a bin, and the counts do not depend on the order of the samples
+or on how they are distributed over machines.
 """
 
 import math
@@ -18,38 +19,44 @@ from tfq.errors import InputError
 
 _MANTISSA_BITS = 6
 _SHIFT = 23 - _MANTISSA_BITS
-# Below: bins of positive values, by their magnitude. From there on: of negative ones.
+# The index of the first bin of negative values. Bins of positive values come before it. Both are sorted by magnitude.
 _NEGATIVE = 1 << (31 - _SHIFT)
 NUM_BINS = 2 * _NEGATIVE
-# As many values as are counted at a time: their bins stay in the cache of a core.
+# Values counted at a time, so that the intermediate arrays stay in a core's cache.
 _CHUNK = 1 << 16
 
 
 class Histogram:
-    """How many values lie in each bin. counts: int64, (NUM_BINS,): positive bins by magnitude, then negative ones."""
+    """A histogram of float32 values.
+
+    Attributes:
+        counts: int64, (NUM_BINS,): the number of values in each bin, positive bins by magnitude, then negative bins by
+            magnitude.
+    """
 
     def __init__(self, counts: NDArray[np.int64] | None = None) -> None:
+        """Use `counts`, or start with an empty histogram."""
         self.counts = np.zeros(NUM_BINS, np.int64) if counts is None else counts
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count all of `values`, of any shape. They must be finite: whoever adds has seen their minimum and maximum."""
+        """Count `values`, of any shape. The caller makes sure that they are finite."""
         bits = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
         for start in range(0, bits.size, _CHUNK):
-            # bincount wants the platform's own integers, and counts others by a copy.
+            # bincount copies integers that are not of the platform's native type.
             result = np.bincount(np.right_shift(bits[start : start + _CHUNK], _SHIFT, dtype=np.uint32).astype(np.intp))
             self.counts[: result.size] += result
 
     def merge(self, other: "Histogram") -> None:
-        """Count what the other one has counted."""
+        """Add the counts of another histogram."""
         self.counts += other.counts
 
     @property
     def total(self) -> int:
-        """How many values were counted."""
+        """The number of values that were counted."""
         return int(self.counts.sum())
 
     def bins(self) -> "Bins":
-        """The bins that hold something, from the lowest value to the highest."""
+        """Return the bins that are not empty, in ascending order of their values."""
         (positive,) = np.nonzero(self.counts[:_NEGATIVE])
         (negative,) = np.nonzero(self.counts[_NEGATIVE:])
         negative = negative[::-1]
@@ -60,26 +67,31 @@ class Histogram:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the bins that hold something, by number, and what they hold."""
+        """Return plain JSON values: the indices of the bins that are not empty, and their counts."""
         (filled,) = np.nonzero(self.counts)
         return {"mantissa_bits": _MANTISSA_BITS, "bins": filled.tolist(), "counts": self.counts[filled].tolist()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Histogram":
-        """What to_dict gave. Raises InputError on bins that are not these, and on counts below 1."""
+        """Return the histogram from the result of `to_dict`.
+
+        Raises:
+            InputError: The bins are not those of this version of tfq, or a count is below 1.
+        """
         bins, counts = (np.asarray(values[name], np.int64).reshape(-1) for name in ("bins", "counts"))
         if values["mantissa_bits"] != _MANTISSA_BITS:
             raise InputError(
-                f"histogram with {values['mantissa_bits']} bits of mantissa: expected {_MANTISSA_BITS}, as this "
-                f"version "
-                "of tfq counts: observe the data again",
+                f"histogram: expected bins with {_MANTISSA_BITS} mantissa bits, got {values['mantissa_bits']}. Another "
+                "version of tfq recorded it. Observe the data again",
                 field="mantissa_bits",
                 expected=_MANTISSA_BITS,
                 got=values["mantissa_bits"],
             )
         if bins.size != counts.size or not np.isin(bins, np.arange(NUM_BINS)).all() or (counts < 1).any():
             raise InputError(
-                f"histogram: expected as many counts of 1 or more as bins from 0 to {NUM_BINS - 1}", field="counts"
+                f"histogram: expected one count of at least 1 for each bin, and bin indices from 0 to {NUM_BINS - 1}. "
+                "The file is damaged. Observe the data again",
+                field="counts",
             )
         result = cls()
         result.counts[bins] = counts
@@ -88,9 +100,14 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """Bins in ascending order, float64: `counts` values from `low` to `high` each.
+    """Bins of a histogram in ascending order.
 
-    Zero has a bin of its own, of width (almost) 0: what a ReLU cuts off does not hide among small values.
+    Zero has a separate bin of almost no width, so the zeros after a ReLU do not mix with small values.
+
+    Attributes:
+        low: The lower end of each bin.
+        high: The upper end of each bin.
+        counts: The number of values in each bin.
     """
 
     low: NDArray[np.float64]
@@ -99,42 +116,44 @@ class Bins:
 
     @property
     def middle(self) -> NDArray[np.float64]:
-        """The value that stands for all of a bin."""
+        """The center of each bin, which represents its values."""
         return (self.low + self.high) / 2
 
     def without_zero(self) -> "Bins":
-        """The bins without that of zero, which every int8 grid represents exactly."""
-        kept = np.maximum(np.abs(self.low), np.abs(self.high)) > _edges(np.array([1]))[0]
-        return Bins(self.low[kept], self.high[kept], self.counts[kept])
+        """Return all bins except that of zero, because every quantized grid represents zero exactly."""
+        nonzero = np.maximum(np.abs(self.low), np.abs(self.high)) > _edges(np.array([1]))[0]
+        return Bins(self.low[nonzero], self.high[nonzero], self.counts[nonzero])
 
-    def quantile(self, share: float) -> float:
-        """The value below which `share` of all values lie; those of a bin are taken as spread evenly over it.
+    def quantile(self, fraction: float) -> float:
+        """Return the value below which `fraction` of all values lie, with values evenly distributed within a bin.
 
-        Raises InputError on a share outside [0, 1] and where nothing was counted.
+        Raises:
+            InputError: `fraction` is not in [0, 1], or there are no values.
         """
-        if not 0 <= share <= 1 or not self.counts.size:
+        if not 0 <= fraction <= 1 or not self.counts.size:
             raise InputError(
-                f"quantile {share} of {self.counts.sum()} values: expected 0 to 1, of at least one value",
-                field="share",
+                f"quantile: expected a fraction from 0 to 1 and at least one value, got {fraction} and "
+                f"{self.counts.sum()} values",
+                field="fraction",
                 expected=(0, 1),
-                got=share,
+                got=fraction,
             )
-        reached = np.cumsum(self.counts)
-        wanted = share * reached[-1]
-        index = min(int(np.searchsorted(reached, wanted)), reached.size - 1)
-        inside = 1 - (reached[index] - wanted) / self.counts[index]
+        cumulative = np.cumsum(self.counts)
+        target = fraction * cumulative[-1]
+        index = min(int(np.searchsorted(cumulative, target)), cumulative.size - 1)
+        inside = 1 - (cumulative[index] - target) / self.counts[index]
         return float(self.low[index] + inside * (self.high[index] - self.low[index]))
 
-    def outside(self, minimum: float, maximum: float) -> float:
-        """The share of all values that lie beyond the ends; those of a bin that an end cuts are spread evenly."""
+    def fraction_outside(self, minimum: float, maximum: float) -> float:
+        """Return the fraction of values outside [minimum, maximum], with values evenly distributed within a bin."""
         width = np.maximum(self.high - self.low, math.ulp(0.0))
-        with np.errstate(over="ignore"):  # of bins next to zero, which are narrower than float64 can divide by
+        with np.errstate(over="ignore"):  # Bins next to zero are so narrow that the division overflows.
             below = np.clip((minimum - self.low) / width, 0, 1)
             above = np.clip((self.high - maximum) / width, 0, 1)
         return float((self.counts * np.minimum(below + above, 1)).sum() / max(1, self.counts.sum()))
 
 
 def _edges(magnitudes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The lower ends of the positive bins of these numbers; of the one past the last it is the largest float32."""
+    """Return the lower ends of the positive bins with these indices; past the last bin, the largest float32."""
     ends = (magnitudes.astype(np.uint32) << np.uint32(_SHIFT)).view(np.float32).astype(np.float64)
     return np.minimum(ends, np.finfo(np.float32).max)

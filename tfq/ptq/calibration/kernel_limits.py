@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Widen activation ranges that integer kernels cannot run with, as layers that output 0 on all data leave them.
+"""Widen activation ranges that are too narrow for the integer kernels, such as those of dead layers.
 
-A layer that is 0 on all calibration data (a ReLU after a large negative bias, a zero gamma, an unused branch) has the
-range [0, 0]. The quantizers write a scale of 0 or 8e-9 for it, and the runtime refuses the file, or the process aborts.
-The limits below were measured on one-op files whose scales were lowered by powers of two (XNNPACK and the built-in
-kernels of ai-edge-litert 2.3). They are relations between scales; a scale of exactly 0 is refused by nearly every op.
+A dead layer is 0 on all calibration data (a ReLU after a large negative bias, a zero gamma, an unused branch), so its
+range is [0, 0]. The quantizers write a scale of 0 or 8e-9 for it. Then the runtime rejects the file, or the process
+aborts.
+
+The limits below are ratios of scales. They were measured on one-op files whose scales were lowered by powers of two
+(XNNPACK and the built-in kernels of ai-edge-litert 2.3). Nearly every op rejects a scale of exactly 0.
 
 | op | limit | what happens beyond it |
 |---|---|---|
@@ -15,8 +17,8 @@ kernels of ai-edge-litert 2.3). They are relations between scales; a scale of ex
 | fused RELU6, RELU_N1_TO_1 | bound / output < 2^31 | the op refuses |
 | biases, in steps of input * weight | < 2^31 | the bias saturates, or TensorFlow makes the weights coarser |
 
-A range is widened to the limit (half of it, for rounding) and no further, so every range above it stays as it is.
-Nothing is lost: what is narrower than the limit is less than one step of the kernel's accumulator.
+A range below the limit is widened to it (to half of the ratio, for rounding). All other ranges stay unchanged. Nothing
+is lost, because a range below the limit is smaller than one step of the kernel's accumulator.
 """
 
 import collections
@@ -32,51 +34,52 @@ from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, WEIGHTED_SLOTS
 RangeMap = Mapping[tuple[int, int], tuple[float, float]]
 
 _SUMS = ("ADD", "SUB")
-# Input and output share one scale, which the quantizer may take from either side.
+# Ops whose input and output share one scale. The quantizer may take it from either of them.
 _TIED_NAMES = """
     AVERAGE_POOL_2D BATCH_TO_SPACE_ND CONCATENATION DEPTH_TO_SPACE EXPAND_DIMS GATHER MAXIMUM MAX_POOL_2D MINIMUM
     MIRROR_PAD PACK PAD PADV2 REDUCE_MAX REDUCE_MIN RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SELECT
     SELECT_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQUEEZE STRIDED_SLICE TILE TRANSPOSE UNPACK
 """
 _TIED = frozenset(_TIED_NAMES.split())
-# Widths of outputs whose scale the op itself fixes.
+# Widths of outputs whose scale is fixed by the op.
 _FIXED = {name: 256 * scales["int8"][0] for name, scales in FIXED_OUTPUT_SCALES.items()}
 # Steps of an activation's range, and of a weight's largest magnitude.
 _STEPS = {"int8": 255, "int16x8": 65534}
 WEIGHT_STEPS = 127
-# Output scale / accumulator step; half of what XNNPACK takes.
+# Output scale / accumulator step: twice the smallest ratio that XNNPACK accepts.
 _FINEST_OUTPUT = 2.0**-7
-# Output scale / largest input scale: of int16, half of what the kernel takes; int8 takes 2^-19.
+# Output scale / largest input scale: twice the smallest ratio of the int16 kernel. The int8 kernel accepts 2^-19.
 _FINEST_SUM = 2.0**-13
 _FINEST_SQUARE = 2.0**-11
-# The limit itself and a little: half of it would touch tensors that work.
+# Just above the limit. Twice the limit would change tensors that work.
 _FINEST_HARD_SWISH = 1 / 127
-# Of the width of the inputs, where an op has no limit but that its scale is not 0.
+# Output width / largest input width for ops whose only limit is that the scale is not 0.
 _FINEST_OTHER = 2.0**-13
-# In steps of input * weight, with a margin. litert-quantizer clips the 64-bit biases of int16x8 to 32 bits too.
+# In steps of input * weight, with a margin. litert-quantizer clips the 64-bit biases of int16x8 to 32 bits as well.
 LARGEST_BIAS = 2.0**30
-_LARGEST_CUT = 6 / 2.0**30
-# RELU_N1_TO_1 and RELU6 among the schema's activations.
-_CUTTING = (2, 3)
-# Below it a scale is no normal float32.
+# The smallest output scale for a fused activation with a bound of 6, with a margin.
+_FINEST_BOUNDED = 6 / 2.0**30
+# RELU_N1_TO_1 and RELU6 in ActivationFunctionType.
+_BOUNDED_ACTIVATIONS = (2, 3)
+# Lower limit of widths, so that scales are normal float32 numbers.
 _TINY = 1e-30
-# Of a model's input that is 0 on all data: nothing says how large it gets.
+# The width for a model input that is 0 on all data, because its real width is unknown.
 _UNKNOWN = 1.0
 
 
 def with_kernel_limits(
     model: bytes, ranges: RangeMap, scheme: str
 ) -> tuple[dict[tuple[int, int], tuple[float, float]], tuple[str, ...]]:
-    """Return `ranges` of the float flatbuffer `model`, none too narrow for the kernels, and the dead layers.
+    """Widen the ranges that are too narrow for the kernels, and find the dead layers.
 
     Args:
         model: A float flatbuffer.
-        ranges: (subgraph, tensor) -> (minimum, maximum), in real units.
+        ranges: {(subgraph, tensor): (minimum, maximum)} in real units.
         scheme: "int8" or "int16x8".
 
     Returns:
-        The ranges, of which those within the limits are unchanged, and the names of the layers (the model's inputs
-        among them) whose outputs are 0 or below the limit on all data though what they read is not.
+        The ranges, and the names of the dead layers and model inputs: their outputs are 0 or below the limit on all
+        data, although their inputs are not.
     """
     results, dead = dict(ranges), []
     for graph in tflite.read(model).subgraphs:
@@ -89,20 +92,21 @@ def with_kernel_limits(
 
 
 def grid_width(minimum: float, maximum: float, scheme: str) -> float:
-    """Return how much a grid of the scheme spans for such a range: zero is in it, and int16 is symmetric."""
+    """Return the width of the quantized range: it includes zero, and is symmetric for int16x8."""
     low, high = min(minimum, 0.0), max(maximum, 0.0)
     return 2 * max(-low, high) if scheme == "int16x8" else high - low
 
 
 def grid_step(minimum: float, maximum: float, scheme: str) -> float:
-    """Return the scale of an activation with such a range."""
+    """Return the scale of an activation with this range."""
     return grid_width(minimum, maximum, scheme) / _STEPS[scheme]
 
 
 class _Limits:
-    """The widths of one graph's activations, which only grow."""
+    """The widths of one subgraph's activations. They are only ever increased."""
 
     def __init__(self, model: bytes, graph: tflite.Subgraph, ranges: dict[int, tuple[float, float]], scheme: str):
+        """Compute the widths of `ranges`, which maps tensors of `graph` to (minimum, maximum)."""
         self._model, self._graph, self._ranges = model, graph, ranges
         self._scheme, self._steps = scheme, _STEPS[scheme]
         self._widths = {tensor: self._width(*ends) for tensor, ends in ranges.items()}
@@ -115,7 +119,7 @@ class _Limits:
         }
 
     def widened(self) -> dict[int, tuple[float, float]]:
-        """Return {tensor: its new range} of those that were too narrow."""
+        """Return {tensor: new range} for the ranges that are too narrow."""
         groups = list(self._groups())
         while self._grow(self._floors()) or self._tie(groups):
             pass
@@ -126,7 +130,7 @@ class _Limits:
         }
 
     def dead_layers(self) -> list[str]:
-        """Return the layers whose outputs are all dead though an input is alive."""
+        """Return the dead model inputs, and the layers whose outputs are all dead although an input is not."""
         graph, layers = self._graph, self._graph.layers_by_output
         dead = {tensor for tensor, width in self._widths.items() if width < max(self._own_floor(tensor), _TINY)}
         readers: dict[int, list[str]] = collections.defaultdict(list)
@@ -138,8 +142,8 @@ class _Limits:
         for op in graph.ops:
             layer = layers[op.outputs[0]]
             read = [index for index in op.inputs if index in self._widths and layers.get(index) != layer]
-            fed = bool(read) and all(index in dead for index in read)
-            alive_in[layer] = alive_in.get(layer, False) or not fed
+            only_dead_inputs = bool(read) and all(index in dead for index in read)
+            alive_in[layer] = alive_in.get(layer, False) or not only_dead_inputs
             leaving[layer] += [
                 index
                 for index in op.outputs
@@ -154,7 +158,7 @@ class _Limits:
         return self._floor_of(op) if (op := self._graph.producers.get(tensor)) else 0.0
 
     def _floors(self) -> Iterator[tuple[int, float]]:
-        """(tensor, its least width), as the widths are when it is taken."""
+        """Yield (tensor, its smallest width), which depends on the widths at the time of the call."""
         for op in self._graph.ops:
             for output in op.outputs:
                 if output in self._widths:
@@ -175,7 +179,7 @@ class _Limits:
         return changed
 
     def _tie(self, groups: Sequence[list[int]]) -> bool:
-        """Let what was widened in a group reach the others of it, which are narrower."""
+        """Widen the other tensors of a group to the widest one that was widened."""
         changed = False
         for group in groups:
             grown = [self._widths[index] for index in group if self._widths[index] > self._before[index]]
@@ -183,14 +187,15 @@ class _Limits:
         return changed
 
     def _groups(self) -> Iterator[list[int]]:
+        """Yield the activations of each op whose input and output share a scale."""
         for op in self._graph.ops:
             if op.name in _TIED:
                 yield [index for index in (*op.inputs, *op.outputs) if index in self._widths]
 
     def _floor_of(self, op: tflite.Op) -> float:
-        """The least width of what `op` outputs, by its kernel."""
+        """Return the smallest output width that the kernel of `op` accepts."""
         steps = self._steps
-        floor = _LARGEST_CUT * steps if op.index in self._cutting else 0.0
+        floor = _FINEST_BOUNDED * steps if op.index in self._bounded_ops else 0.0
         if op.name in WEIGHTED_SLOTS and self._scheme == "int8":
             data, weights, _ = WEIGHTED_SLOTS[op.name]
             step = self._reach(op.inputs[data]) * self._weight_step(op.inputs[weights])
@@ -204,15 +209,16 @@ class _Limits:
         return floor
 
     @functools.cached_property
-    def _cutting(self) -> frozenset[int]:
-        """The ops with a fused activation that ends at a bound other than 0; looked for where a range is that small."""
-        if all(width >= _LARGEST_CUT * self._steps for width in self._before.values()):
+    def _bounded_ops(self) -> frozenset[int]:
+        """Ops with a fused activation that has a bound other than 0; empty if no range is small enough to matter."""
+        if all(width >= _FINEST_BOUNDED * self._steps for width in self._before.values()):
             return frozenset()
         ops = tflite.unpack(self._model).subgraphs[self._graph.index].operators
         fused = [getattr(op.builtinOptions, "fusedActivationFunction", 0) for op in ops]
-        return frozenset(index for index, activation in enumerate(fused) if activation in _CUTTING)
+        return frozenset(index for index, activation in enumerate(fused) if activation in _BOUNDED_ACTIVATIONS)
 
     def _for_bias(self, op: tflite.Op) -> Iterator[tuple[int, float]]:
+        """Yield (data input, its smallest width), so that the bias of `op` fits into int32."""
         data, weights, bias = (op.inputs[place] if place < len(op.inputs) else -1 for place in WEIGHTED_SLOTS[op.name])
         if data not in self._widths or bias not in self._constants or weights not in self._constants:
             return
@@ -221,24 +227,26 @@ class _Limits:
             yield data, largest / step / LARGEST_BIAS * self._steps
 
     def _weight_step(self, index: int) -> float:
+        """Return the scale of a weight tensor, which may be an activation."""
         if index in self._constants:
             return float(np.abs(self._constants[index]).max(initial=0.0)) / WEIGHT_STEPS
         return self._width_of(index) / self._steps
 
     def _widest(self, tensors: Sequence[int]) -> float:
+        """Return the largest width of the tensors and of those that share their scales."""
         widest = max((self._reach(index) for index in tensors), default=0.0)
         return widest or _UNKNOWN
 
     def _reach(self, index: int) -> float:
-        """The greatest width of the tensors that may share the scale of `index`.
+        """Return the largest width of the tensors that may share the scale of `index`.
 
-        A step that is padding in all samples is a dead slice of the input, and has the input's scale.
+        For example, a time step that is padding in all samples is a dead slice, but has the scale of the sequence.
         """
         return max(self._width_of(item) for item in self._tied_with.get(index, (index,)))
 
     @functools.cached_property
     def _tied_with(self) -> dict[int, list[int]]:
-        """Tensor -> those that ops which keep the scale connect with it."""
+        """{tensor: all tensors that share its scale through ops whose input and output share one}."""
         results: dict[int, list[int]] = {}
         for group in self._groups():
             parts = {id(part): part for part in (results.get(index, [index]) for index in group)}
@@ -247,7 +255,7 @@ class _Limits:
         return results
 
     def _width_of(self, index: int) -> float:
-        """The width of an activation or a constant, 0 of what is not quantized."""
+        """Return the width of an activation or a constant; 0 if it is not quantized."""
         if index in self._constants:
             values = self._constants[index]
             return self._width(float(values.min(initial=0.0)), float(values.max(initial=0.0)))
@@ -264,7 +272,7 @@ class _Limits:
 
 
 def _scaled(minimum: float, maximum: float, width: float, before: float) -> tuple[float, float]:
-    """The range, `width` wide where it was `before`; zero stays where it is."""
+    """Scale a range from the width `before` to the width `width`. Zero keeps its relative position."""
     if not before or not math.isfinite(width / before):
         return 0.0, width
     low, high = min(minimum, 0.0), max(maximum, 0.0)

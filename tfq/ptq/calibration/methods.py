@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration methods: from what was observed of a tensor to its range.
+"""Calibration methods: choose the range of a tensor from the statistics of its values.
 
-Both searches work on the histogram alone. Zero has a code of its own in every int8 grid, so what lies there (half of
-all values behind a ReLU) costs nothing in either, and the bin of zero is left out: taken along, it is what decides,
-and plain entropy calibration is known to fail by it.
+`mse` and `entropy` search the range on the histogram, without the bin of zero. Every quantized grid represents zero
+exactly, so zeros (half of all values after a ReLU) cost nothing. With that bin, zeros would dominate the search, which
+is a known failure of plain entropy calibration.
 """
 
 from collections.abc import Callable
@@ -21,26 +21,34 @@ from tfq.ptq.calibration.observation import Observations, TensorObservation
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
 from tfq.registry import register
 
-# An end is tried at these fractions of what was observed: eight an octave, twelve octaves down; then sixteen finer
-# steps to either side of the best.
+# `mse` tries these fractions of each observed end: 8 per octave over 12 octaves; then 16 finer steps on both sides of
+# the best one.
 _FRACTIONS = 2.0 ** (-np.arange(97) / 8)
 _FINER = 2.0 ** (np.arange(-16, 17) / 128)
-# Of entropy: one end after the other, twice, at eight fractions an octave, eight octaves down.
+# `entropy` searches one end at a time, in two rounds, at 8 fractions per octave over 8 octaves.
 _SHRINKS = 2.0 ** (-np.arange(65) / 8)
 _ROUNDS = 2
-# Below it a range is as good as empty.
-_NOTHING = 1e-30
-# Parts of each step of the grid that are told apart.
+# A range smaller than this counts as empty.
+_EMPTY = 1e-30
+# `entropy` compares distributions with a resolution of this many parts per quantization step.
 _PARTS = 8
 
 
 def min_mse_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
-    """(minimum, maximum) with the least mean squared error of values that are rounded and clipped to it.
+    """Return the range with the smallest mean squared error of clipping and rounding together.
 
-    bins: of the tensor, with or without zero; not empty. The range holds zero.
-    The error is what clipping takes, and step² / 12 of each value inside, but no more than its own square, which is
-    the error of a value that is rounded to zero.
-    Source: of step² / 12, Widrow and Kollár 2008, "Quantization Noise", ch. 4.
+    With step = (maximum - minimum) / (2^num_bits - 1), the squared error of a value x is
+        (x - end)^2          if x lies outside the range, with the end that is nearer to it
+        x^2                  if |x| < step / 2, because x is rounded to zero
+        step^2 / 12          otherwise
+    Source of step^2 / 12: Widrow and Kollár 2008, "Quantization Noise", ch. 4.
+
+    Args:
+        bins: The histogram of the tensor. The bin of zero is ignored.
+        num_bits: The number of bits of the quantized type.
+
+    Returns:
+        (minimum, maximum), a range that includes zero.
     """
     bins = bins.without_zero()
     if not bins.counts.size:
@@ -52,19 +60,20 @@ def min_mse_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
 
 
 class _SquaredErrors:
-    """The squared error of whole grids of ranges at once, by sums over the sorted values."""
+    """Squared errors of many ranges at once, from cumulative sums over the sorted values."""
 
     def __init__(self, bins: Bins, num_bits: int) -> None:
+        """Compute the cumulative moments of the bins."""
         self._steps = 2**num_bits - 1
         self._values, counts = bins.middle, bins.counts.astype(np.float64)
-        self._moments = [_summed(counts * self._values**power) for power in range(3)]
+        self._moments = [_cumulative(counts * self._values**power) for power in range(3)]
         order = np.argsort(np.abs(self._values), kind="stable")
         self._magnitudes = np.abs(self._values)[order]
-        self._small_counts = _summed(counts[order])
-        self._small_squares = _summed((counts * self._values**2)[order])
+        self._small_counts = _cumulative(counts[order])
+        self._small_squares = _cumulative((counts * self._values**2)[order])
 
     def best(self, lows: NDArray, highs: NDArray) -> tuple[float, float]:
-        """The pair of `lows` and `highs` with the least error, the widest of equal ones."""
+        """Return the pair of one of `lows` and one of `highs` with the smallest error; the widest if several have."""
         lows, highs = np.unique(lows), np.unique(highs)[::-1]
         step = (highs[None, :] - lows[:, None]) / self._steps
         rounded = np.searchsorted(self._magnitudes, step / 2)
@@ -75,26 +84,35 @@ class _SquaredErrors:
         return float(lows[row]), float(highs[column])
 
     def _between(self, lows: NDArray, highs: NDArray) -> NDArray:
-        counted = self._moments[0]
-        ends = counted[np.searchsorted(self._values, highs, "right")]
-        return ends[None, :] - counted[np.searchsorted(self._values, lows)][:, None]
+        """Return the number of values inside each range."""
+        counts = self._moments[0]
+        ends = counts[np.searchsorted(self._values, highs, "right")]
+        return ends[None, :] - counts[np.searchsorted(self._values, lows)][:, None]
 
     def _below(self, lows: NDArray) -> NDArray:
-        place = np.searchsorted(self._values, lows)
-        count, first, second = (moment[place] for moment in self._moments)
+        """Return the squared error of clipping at each lower end."""
+        index = np.searchsorted(self._values, lows)
+        count, first, second = (moment[index] for moment in self._moments)
         return second - 2 * lows * first + lows**2 * count
 
     def _above(self, highs: NDArray) -> NDArray:
-        place = np.searchsorted(self._values, highs, "right")
-        count, first, second = (moment[-1] - moment[place] for moment in self._moments)
+        """Return the squared error of clipping at each upper end."""
+        index = np.searchsorted(self._values, highs, "right")
+        count, first, second = (moment[-1] - moment[index] for moment in self._moments)
         return second - 2 * highs * first + highs**2 * count
 
 
 def min_divergence_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
-    """(minimum, maximum) whose rounded values are distributed most like the values, by Kullback-Leibler divergence.
+    """Return the range with the smallest Kullback-Leibler divergence between the values and the quantized values.
 
-    bins: of the tensor, with or without zero; not empty. The range holds zero.
-    Source: Migacz 2017, "8-bit inference with TensorRT" (GTC); here without the bin of zero.
+    Source: Migacz 2017, "8-bit inference with TensorRT" (GTC). Here the bin of zero is left out.
+
+    Args:
+        bins: The histogram of the tensor. The bin of zero is ignored.
+        num_bits: The number of bits of the quantized type.
+
+    Returns:
+        (minimum, maximum), a range that includes zero.
     """
     bins = bins.without_zero()
     if not bins.counts.size:
@@ -108,29 +126,32 @@ def min_divergence_range(bins: Bins, num_bits: int = 8) -> tuple[float, float]:
 
 
 def _divergence(bins: Bins, low: float, high: float, levels: int) -> float:
-    """Of the values, clipped, from the same rounded to `levels`, each standing evenly for the parts of its step."""
-    reached = _summed(bins.counts.astype(np.float64))
-    # Between two bins there may be a gap, over which nothing is added.
+    """Return the KL divergence of the clipped values from the values rounded to `levels`.
+
+    A quantized value is spread evenly over the parts of its step that have values.
+    """
+    cumulative = _cumulative(bins.counts.astype(np.float64))
+    # There may be gaps between bins, where the cumulative count is constant.
     edges = np.stack([bins.low, bins.high], axis=1).reshape(-1)
-    at = np.interp(np.linspace(low, high, levels * _PARTS + 1), edges, np.repeat(reached, 2)[1:-1])
-    kept = np.diff(at)
-    clipped = kept.copy()
+    at = np.interp(np.linspace(low, high, levels * _PARTS + 1), edges, np.repeat(cumulative, 2)[1:-1])
+    inside = np.diff(at)
+    clipped = inside.copy()
     clipped[0] += at[0]
-    clipped[-1] += reached[-1] - at[-1]
-    filled = kept > 0
-    shares = filled.reshape(levels, _PARTS).sum(axis=1)
-    sums = kept.reshape(levels, _PARTS).sum(axis=1)
+    clipped[-1] += cumulative[-1] - at[-1]
+    filled = inside > 0
+    filled_parts = filled.reshape(levels, _PARTS).sum(axis=1)
+    sums = inside.reshape(levels, _PARTS).sum(axis=1)
     if not sums.any():
         return float("inf")
-    rounded = np.repeat(sums / np.maximum(shares, 1), _PARTS) * filled
-    # What only clipping brought somewhere is nowhere in the rounded: a little is everywhere, so that this costs much,
-    # and not all.
-    wanted, got = (values / values.sum() + 1e-9 for values in (clipped, rounded))
-    return float((wanted * np.log(wanted / got)).sum())
+    rounded = np.repeat(sums / np.maximum(filled_parts, 1), _PARTS) * filled
+    # Parts that only have clipped values are empty in `rounded`. The small constant makes their divergence large, but
+    # finite.
+    p, q = (values / values.sum() + 1e-9 for values in (clipped, rounded))
+    return float((p * np.log(p / q)).sum())
 
 
-def _summed(values: NDArray) -> NDArray:
-    """The sums of the first 0, 1, ... of `values`."""
+def _cumulative(values: NDArray) -> NDArray:
+    """Return the sums of the first 0, 1, 2, ... of `values`."""
     return np.concatenate([[0.0], np.cumsum(values)])
 
 
@@ -140,15 +161,15 @@ Range = tuple[float, float]
 @registry.extension_point("calibration_method")
 @dataclass(frozen=True, kw_only=True)
 class CalibrationMethod:
-    """How the range of an activation is chosen from what was observed of it.
+    """A method that chooses the range of an activation from the statistics of its values.
 
     Args:
-        name: What users write: `calibration.method`.
-        help: What it does and what it trades away, for the help of flags and the documentation.
-        choose: (observation, number of samples, config) -> (minimum, maximum), in the tensor's real units. The
-            observation has a histogram only with `needs_histogram`.
-        needs_histogram: Whether it needs the distribution of the values, not only their extremes. Such a method weighs
-            clipping against rounding, so samples that reach far beyond all others are left out before it is asked.
+        name: The value of `calibration.method` that selects it.
+        help: What it does and what it trades away, for flag help and documentation.
+        choose: (observation, number of samples, config) -> (minimum, maximum) in real units. The observation has a
+            histogram only if `needs_histogram` is set.
+        needs_histogram: Whether it needs the distribution of the values in addition to their extremes. Such a method
+            trades clipping against rounding, so its range is limited to the samples that are not outliers.
     """
 
     name: str
@@ -203,10 +224,16 @@ register(
 
 
 def choose_ranges(observations: Observations, config: CalibrationConfig) -> Ranges:
-    """The range of every tensor by the config's method, or by that which its pattern gives it.
+    """Choose the range of each tensor with the method of the config.
 
-    Methods that weigh what is clipped against what is rounded leave out samples that reach far beyond all others.
-    Raises InputError on a pattern that fits no tensor, and where a method needs the histograms that were not kept.
+    Ranges of methods that need histograms are limited to the samples that are not outliers.
+
+    Args:
+        observations: The statistics of the activations.
+        config: `method` is the default; `tensors` (PATTERN=METHOD) overrides it, the last matching pattern first.
+
+    Raises:
+        InputError: A pattern matches no tensor, or a method needs histograms and there are none.
     """
     named = methods_by_pattern(config)
     names = {key: seen.layer or seen.name for key, seen in observations.tensors.items()}
@@ -221,12 +248,12 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
     tensors = {}
     for key, seen in observations.tensors.items():
         method = next(
-            (way for pattern, way in reversed(named) if fits_op(names[key], (seen.name,), (pattern,))), config.method
+            (name for pattern, name in reversed(named) if fits_op(names[key], (seen.name,), (pattern,))), config.method
         )
         chosen = registry.get(CalibrationMethod, method)
         minimum, maximum = chosen.choose(seen, observations.num_samples, config)
-        if max(-minimum, maximum) < _NOTHING < max(-seen.minimum, seen.maximum):
-            # A tensor that is nearly always 0 and sometimes not is alive: the clipped range would turn it off.
+        if max(-minimum, maximum) < _EMPTY < max(-seen.minimum, seen.maximum):
+            # A tensor that is nearly always 0 but not dead: an empty range would turn it off.
             minimum, maximum = seen.minimum, seen.maximum
         outliers: tuple[int, ...] = ()
         if chosen.needs_histogram:
@@ -240,7 +267,7 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
             observed_minimum=seen.minimum,
             observed_maximum=seen.maximum,
             method=method,
-            clipped=None if seen.histogram is None else seen.bins().outside(minimum, maximum),
+            clipped=None if seen.histogram is None else seen.bins().fraction_outside(minimum, maximum),
             outlier_samples=outliers,
         )
     return Ranges(
@@ -252,13 +279,17 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
 
 
 def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
-    """(pattern, method) of each of the config's `tensors`. Raises InputError where one is not PATTERN=METHOD."""
+    """Return the (pattern, method) pairs of the config's `tensors`.
+
+    Raises:
+        InputError: An entry is not PATTERN=METHOD, or there is no such method.
+    """
     results = []
     for text in config.tensors:
         pattern, equals, method = (part.strip() for part in text.rpartition("="))
         if not equals or not pattern:
             raise InputError(
-                f"calibration: {text!r}: expected PATTERN=METHOD, as in 'conv*=mse'",
+                f"calibration.tensors: expected PATTERN=METHOD, as in 'conv*=mse', got {text!r}",
                 field="calibration.tensors",
                 expected="PATTERN=METHOD",
                 got=text,
@@ -269,6 +300,6 @@ def methods_by_pattern(config: CalibrationConfig) -> list[tuple[str, str]]:
 
 
 def needs_histograms(config: CalibrationConfig) -> bool:
-    """Whether a method of the config needs more than extremes."""
+    """Check whether a method of the config needs histograms."""
     methods = {config.method, *(method for _, method in methods_by_pattern(config))}
     return any(registry.get(CalibrationMethod, method).needs_histogram for method in methods)

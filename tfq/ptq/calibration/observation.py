@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is observed of each activation over a data set: extremes, moving averages, histograms, outlier samples.
+"""Statistics of each activation over a dataset: extremes, moving averages, histograms, outlier samples.
 
-One sample in five hundred can make a gate of a MobileNetV3 three hundred times as large as all others do. Of the values
-of a small tensor it is far more than the share that a percentile leaves out, and its squares outweigh all others'.
+Outlier samples need their own treatment. One sample in five hundred can make a gate of a MobileNetV3 three hundred
+times as large as all other samples do. In a small tensor such values are a larger fraction than a percentile clips, and
+in an MSE they outweigh all other values.
 """
 
 import bisect
@@ -19,70 +20,95 @@ from tfq.artifacts import read_json, write_json
 from tfq.errors import InputError
 from tfq.ptq.calibration.histogram import Bins, Histogram
 
-# As many samples are kept of each end of a tensor: what is kept does not grow with the data, and merges exactly.
+# Samples recorded for each side of a tensor. The fixed number bounds the memory, and parts can be merged exactly.
 NUM_FARTHEST = 64
-# At most this share of the samples is taken for outliers.
+# At most this fraction of the samples counts as outliers.
 MAX_OUTLIER_FRACTION = 0.01
 
 
 class FarthestSamples:
-    """The samples that reach farthest to one side. entries: (how far, number of the sample), the farthest first."""
+    """The samples whose values reach farthest from zero, on one side of it."""
 
     def __init__(self, entries: Iterable[tuple[float, int]] = ()) -> None:
+        """Add (distance, index of the sample) pairs."""
         self._ordered: list[tuple[float, int]] = []
-        for far, sample in entries:
-            self.add(far, sample)
+        for distance, sample in entries:
+            self.add(distance, sample)
 
     @property
     def entries(self) -> list[tuple[float, int]]:
+        """(distance, index of the sample) pairs, the farthest first; at most NUM_FARTHEST."""
         return [(-negative, sample) for negative, sample in self._ordered]
 
-    def add(self, far: float, sample: int) -> None:
-        """A sample that was not seen before."""
-        if len(self._ordered) < NUM_FARTHEST or -far < self._ordered[-1][0]:
-            bisect.insort(self._ordered, (-far, sample))
+    def add(self, distance: float, sample: int) -> None:
+        """Add a sample.
+
+        Args:
+            distance: The sample's extreme value, with the sign changed for the negative side. It is negative if the
+                sample has no value on this side of zero.
+            sample: The index of the sample, which was not added before.
+        """
+        if len(self._ordered) < NUM_FARTHEST or -distance < self._ordered[-1][0]:
+            bisect.insort(self._ordered, (-distance, sample))
             del self._ordered[NUM_FARTHEST:]
 
     def merge(self, other: "FarthestSamples", samples_before: int) -> None:
-        """Take in that of samples which came after so many others."""
-        for far, sample in other.entries:
-            self.add(far, samples_before + sample)
+        """Add the samples of `other`, whose first sample has the index `samples_before` in the merged dataset."""
+        for distance, sample in other.entries:
+            self.add(distance, samples_before + sample)
 
 
 def without_outliers(
-    down: FarthestSamples, up: FarthestSamples, num_samples: int
+    below: FarthestSamples, above: FarthestSamples, num_samples: int
 ) -> tuple[float, float, tuple[int, ...]]:
-    """(lowest, highest value that a sample reaches which is no outlier, the numbers of those that are).
+    """Return the range of the samples that are not outliers.
 
-    down, up: of `num_samples` samples, below zero as positive numbers. An outlier reaches beyond what 99 of 100 samples
-    keep to by more than all that is as wide as; where these are zero throughout, and of fewer than 100, there is none.
+    Let [-a, b], including zero, be the range that 99% of the samples stay within on each side. A sample is an outlier
+    if it exceeds an end of it by more than the width a + b. There are no outliers if a + b is 0, or among fewer than
+    100 samples.
+
+    Args:
+        below: The farthest samples below zero.
+        above: The farthest samples above zero.
+        num_samples: The number of all samples.
+
+    Returns:
+        (minimum, maximum, indices of the outliers).
     """
     rank = min(int(MAX_OUTLIER_FRACTION * num_samples), NUM_FARTHEST - 1)
-    typical = [max(side.entries[rank][0], 0.0) for side in (down, up)]
+    typical = [max(side.entries[rank][0], 0.0) for side in (below, above)]
     width = sum(typical)
     if not width:
-        return -down.entries[0][0], up.entries[0][0], ()
+        return -below.entries[0][0], above.entries[0][0], ()
     outliers, ends = set(), []
-    for side, end in zip((down, up), typical, strict=True):
-        outliers |= {sample for far, sample in side.entries if far > end + width}
-        ends.append(max(far for far, _ in side.entries if far <= end + width))
+    for side, end in zip((below, above), typical, strict=True):
+        outliers |= {sample for distance, sample in side.entries if distance > end + width}
+        ends.append(max(distance for distance, _ in side.entries if distance <= end + width))
     return -ends[0], ends[1], tuple(sorted(outliers))
 
 
-SCHEMA_VERSION = 2
-# Of a moving average, what stays of the old value at each sample.
+SCHEMA_VERSION = 3
+# The weight of the old value in a moving average, per sample.
 DECAY = 0.9
 _NUMBERS = ("minimum", "maximum", "average_minimum", "average_maximum")
-_REACHES = ("down", "up")
+_FARTHEST_FIELDS = ("farthest_below", "farthest_above")
 
 
 @dataclass(kw_only=True)
 class TensorObservation:
-    """One activation over all samples.
+    """Statistics of one activation over all samples.
 
-    minimum, maximum: the lowest and the highest value. average_minimum, average_maximum: those of the single samples,
-    weighted by DECAY to the power of how many samples came after, without the weights' sum (see moving_average).
-    down, up: the samples that reach farthest below and above zero.
+    Attributes:
+        name: The name of the tensor.
+        layer: The Keras layer that computes it, if known.
+        minimum: The smallest value.
+        maximum: The largest value.
+        average_minimum: The sum of the samples' minima, each weighted by DECAY to the power of the number of later
+            samples. `moving_average` divides it by the sum of the weights.
+        average_maximum: The same for the maxima.
+        farthest_below: The samples that reach farthest below zero.
+        farthest_above: The samples that reach farthest above zero.
+        histogram: The histogram of all values; None if none was requested.
     """
 
     name: str
@@ -91,32 +117,40 @@ class TensorObservation:
     maximum: float = float("-inf")
     average_minimum: float = 0.0
     average_maximum: float = 0.0
-    down: FarthestSamples = field(default_factory=FarthestSamples)
-    up: FarthestSamples = field(default_factory=FarthestSamples)
+    farthest_below: FarthestSamples = field(default_factory=FarthestSamples)
+    farthest_above: FarthestSamples = field(default_factory=FarthestSamples)
     histogram: Histogram | None = None
 
     def add_extremes(self, sample: int, minimum: float, maximum: float) -> None:
-        """Those of the next sample, which has this number."""
-        self.down.add(-minimum, sample)
-        self.up.add(maximum, sample)
+        """Add the extremes of the next sample, whose index is `sample`."""
+        self.farthest_below.add(-minimum, sample)
+        self.farthest_above.add(maximum, sample)
         self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
         self.average_minimum = DECAY * self.average_minimum + minimum
         self.average_maximum = DECAY * self.average_maximum + maximum
 
     def moving_average(self, num_samples: int) -> tuple[float, float]:
-        """(minimum, maximum) averaged over the samples, the later ones counting more, and free of any initial value."""
+        """Return the exponential moving averages of the samples' minima and maxima.
+
+        Later samples have a larger weight. The weights add up to 1, so there is no bias from an initial value.
+        """
         weight = (1 - DECAY**num_samples) / (1 - DECAY)
         return self.average_minimum / weight, self.average_maximum / weight
 
     def without_outliers(self, num_samples: int) -> tuple[float, float, tuple[int, ...]]:
-        """(minimum, maximum, the samples that are left out of them): those that reach far beyond all others."""
-        return without_outliers(self.down, self.up, num_samples)
+        """Return (minimum, maximum, outlier samples), where the outliers do not count for the range."""
+        return without_outliers(self.farthest_below, self.farthest_above, num_samples)
 
     def bins(self) -> Bins:
-        """Those of the histogram, the outer ones cut off at the extremes. Raises InputError where none was kept."""
+        """Return the bins of the histogram, the outer ones limited to the extremes.
+
+        Raises:
+            InputError: The tensor was observed without a histogram.
+        """
         if self.histogram is None:
             raise InputError(
-                f"tensor {self.name!r} was observed without a histogram: observe it with histograms=True",
+                f"tensor {self.name!r} was observed without a histogram, but this calibration method needs one. Call "
+                "observe with histograms=True",
                 field="histograms",
                 expected=True,
                 got=False,
@@ -126,9 +160,15 @@ class TensorObservation:
         return Bins(low, high, result.counts)
 
     def merge(self, other: "TensorObservation", num_samples: int, samples_before: int) -> None:
-        """Take in what was seen of the same tensor on `num_samples` samples after these, which are `samples_before`."""
-        self.down.merge(other.down, samples_before)
-        self.up.merge(other.up, samples_before)
+        """Add the statistics of the same tensor on later samples.
+
+        Args:
+            other: The statistics to add.
+            num_samples: The number of samples in `other`.
+            samples_before: The number of samples in this observation.
+        """
+        self.farthest_below.merge(other.farthest_below, samples_before)
+        self.farthest_above.merge(other.farthest_above, samples_before)
         self.minimum, self.maximum = min(self.minimum, other.minimum), max(self.maximum, other.maximum)
         self.average_minimum = DECAY**num_samples * self.average_minimum + other.average_minimum
         self.average_maximum = DECAY**num_samples * self.average_maximum + other.average_maximum
@@ -138,12 +178,14 @@ class TensorObservation:
 
 @dataclass(kw_only=True)
 class Observations:
-    """What calibration has seen of a float flatbuffer.
+    """Statistics of the activations of a float flatbuffer.
 
-    tensors: (subgraph, tensor) -> what was seen of it. num_samples: over how many samples.
-    model_sha256: of the flatbuffer. data_sha256: of the samples in their order; one for each part that was merged.
-    outputs: number of a sample -> the model's outputs for it, of the samples that were asked for; never written to a
-        file.
+    Attributes:
+        tensors: {(subgraph, tensor): its statistics}.
+        num_samples: The number of samples.
+        model_sha256: The SHA-256 of the flatbuffer.
+        data_sha256: The SHA-256 of the samples in their order; one for each part that was merged.
+        outputs: {index of a sample: the model's outputs for it}, for the samples that were requested. It is not saved.
     """
 
     tensors: dict[tuple[int, int], TensorObservation]
@@ -154,15 +196,15 @@ class Observations:
 
     @property
     def has_histograms(self) -> bool:
-        """Whether more than extremes was kept."""
+        """Whether all tensors were observed with histograms."""
         return all(seen.histogram is not None for seen in self.tensors.values())
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write it to `path` as JSON, whole or not at all."""
+        """Write the observations to `path` as JSON, atomically."""
         return write_json(path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values, without the outputs."""
         return {
             "schema_version": SCHEMA_VERSION,
             "num_samples": self.num_samples,
@@ -176,7 +218,7 @@ class Observations:
                     "name": seen.name,
                     "layer": seen.layer,
                     **{name: getattr(seen, name) for name in _NUMBERS},
-                    **{name: getattr(seen, name).entries for name in _REACHES},
+                    **{name: getattr(seen, name).entries for name in _FARTHEST_FIELDS},
                     "histogram": None if seen.histogram is None else seen.histogram.to_dict(),
                 }
                 for (subgraph, tensor), seen in self.tensors.items()
@@ -185,13 +227,18 @@ class Observations:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Observations":
-        """What `save` wrote. Raises InputError on a file that is not this, or of another version of tfq."""
+        """Load a file that `save` wrote.
+
+        Raises:
+            InputError: The file has other content, or was written by another version of tfq.
+        """
         values = read_json(path)
         try:
             return cls.from_dict(values)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} holds no observations of tfq ({type(error).__name__}: {error}): observe the data again",
+                f"{path} is not a file of observations, or another version of tfq wrote it ({type(error).__name__}: "
+                f"{error}). Observe the data again",
                 field="path",
                 expected="observations",
                 got=str(path),
@@ -199,17 +246,18 @@ class Observations:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Observations":
-        """What to_dict gave."""
+        """Return the observations from the result of `to_dict`."""
         version = (values["schema_version"], values["decay"])
         if version != (SCHEMA_VERSION, DECAY):
-            raise ValueError(f"schema_version and decay are {version}, wanted {(SCHEMA_VERSION, DECAY)}")
+            raise ValueError(f"expected schema_version and decay {(SCHEMA_VERSION, DECAY)}, got {version}")
         tensors = {}
         for entry in values["tensors"]:
             seen = TensorObservation(name=str(entry["name"]), layer=entry["layer"])
             for name in _NUMBERS:
                 setattr(seen, name, float(entry[name]))
-            for name in _REACHES:
-                setattr(seen, name, FarthestSamples((float(far), int(sample)) for far, sample in entry[name]))
+            for name in _FARTHEST_FIELDS:
+                entries = ((float(distance), int(sample)) for distance, sample in entry[name])
+                setattr(seen, name, FarthestSamples(entries))
             if entry["histogram"] is not None:
                 seen.histogram = Histogram.from_dict(entry["histogram"])
             tensors[int(entry["subgraph"]), int(entry["tensor"])] = seen
@@ -222,34 +270,44 @@ class Observations:
 
 
 def merge_observations(parts: Sequence[Observations]) -> Observations:
-    """What one pass over the samples of all `parts`, in this order, would have seen.
+    """Merge observations of parts of a dataset into those of the whole dataset.
 
-    Extremes and histograms are the same to the bit however the samples were shared out; a moving average, which
-    weighs the last samples most, up to the rounding of float64.
-    Raises InputError where there is no part, and on parts of different flatbuffers or with different things kept.
+    The result equals that of one pass over all samples in this order: bit-exact for extremes and histograms, up to
+    float64 rounding for moving averages.
+
+    Args:
+        parts: Observations of the same flatbuffer, all with histograms or all without.
+
+    Raises:
+        InputError: There is no part, or the parts differ in their flatbuffer or in whether they have histograms.
     """
     if not parts:
         raise InputError(
-            "merge_observations: expected at least one part", field="parts", expected="at least one part", got=0
+            "merge_observations: expected at least one part, got none",
+            field="parts",
+            expected="at least one part",
+            got=0,
         )
-    whole = copy.deepcopy(parts[0])
+    merged = copy.deepcopy(parts[0])
     for number, part in enumerate(parts[1:], 1):
-        if part.model_sha256 != whole.model_sha256 or part.tensors.keys() != whole.tensors.keys():
+        if part.model_sha256 != merged.model_sha256 or part.tensors.keys() != merged.tensors.keys():
             raise InputError(
-                f"merge_observations: part {number} is of another flatbuffer than part 0 ({part.model_sha256[:12]}, "
-                f"{whole.model_sha256[:12]}): observe all of the data with the same one",
+                f"merge_observations: part {number} belongs to another flatbuffer than part 0 (SHA-256 "
+                f"{part.model_sha256[:12]}..., expected {merged.model_sha256[:12]}...). Observe all parts of the data "
+                "with the same flatbuffer",
                 field=f"parts[{number}]",
-                expected=whole.model_sha256,
+                expected=merged.model_sha256,
                 got=part.model_sha256,
             )
-        if part.has_histograms != whole.has_histograms:
+        if part.has_histograms != merged.has_histograms:
             raise InputError(
-                f"merge_observations: one of parts 0 and {number} has histograms, the other has none",
+                f"merge_observations: only one of the parts 0 and {number} has histograms. Observe all parts with the "
+                "same value of histograms",
                 field=f"parts[{number}]",
                 expected="histograms in all parts or in none",
             )
-        for key, seen in whole.tensors.items():
-            seen.merge(part.tensors[key], part.num_samples, whole.num_samples)
-        whole.num_samples += part.num_samples
-        whole.data_sha256 += part.data_sha256
-    return whole
+        for key, seen in merged.tensors.items():
+            seen.merge(part.tensors[key], part.num_samples, merged.num_samples)
+        merged.num_samples += part.num_samples
+        merged.data_sha256 += part.data_sha256
+    return merged

@@ -20,28 +20,38 @@ from tfq.errors import InputError
 from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 
+# {input name: array}.
 Sample = Mapping[str, NDArray]
-Found = TypeVar("Found")
-# Samples that wait for a worker, for each of them.
-_AHEAD = 4
+Result = TypeVar("Result")
+# Samples per worker that are read ahead.
+_QUEUED_PER_WORKER = 4
 
 
 def map_activations(
     model: bytes,
     tensors: Sequence[int],
     samples: Iterable[Sample],
-    look: Callable[[list[NDArray]], Found],
+    function: Callable[[list[NDArray]], Result],
     *,
     num_workers: int = 0,
     total: int | None = None,
-) -> Iterator[Found]:
-    """What `look` finds in the values of `tensors`, sample by sample, in the order of `samples`.
+) -> Iterator[Result]:
+    """Run a flatbuffer on samples, and yield a function of the values of some tensors for each sample.
 
-    model: float or integer; its main subgraph's inputs have the names that the samples do. tensors: indices in it.
-    look: called in a worker thread with an array for each tensor, which is the interpreter's own memory and is gone
-        after the call.
-    num_workers: threads with an interpreter each; 0 is one for each core. total: of samples, for the progress bar.
-    Samples are drawn as they are needed. Raises InputError where the model does not run on one.
+    Args:
+        model: A float or quantized flatbuffer.
+        tensors: Tensor indices in its main subgraph.
+        samples: {input name: array in the type of the input}. They are read as they are needed.
+        function: Called in a worker thread with the values of `tensors`. The arrays are the interpreter's memory and
+            are invalid after the call.
+        num_workers: Threads, each with an interpreter; 0 means one per core.
+        total: The number of samples, for the progress bar.
+
+    Yields:
+        The results of `function`, in the order of `samples`.
+
+    Raises:
+        InputError: The model does not run on a sample.
     """
     from tqdm import tqdm
 
@@ -51,45 +61,46 @@ def map_activations(
     exposed, _ = tflite.expose_tensors(model, tensors)
     idle: queue.SimpleQueue[_Interpreter] = queue.SimpleQueue()
 
-    def work(sample: Sample) -> Found:
+    def work(sample: Sample) -> Result:
         try:
             interpreter = idle.get_nowait()
         except queue.Empty:
             interpreter = _Interpreter(exposed, names)
         try:
             interpreter.run(sample)
-            return look([interpreter.view(index) for index in tensors])
+            return function([interpreter.view(index) for index in tensors])
         finally:
             idle.put(interpreter)
 
     bar = tqdm(total=total, desc="calibrating", unit=" samples", disable=None, leave=False, delay=0.5)
     with bar, concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
-        pending: collections.deque[concurrent.futures.Future[Found]] = collections.deque()
+        pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
         try:
             for sample in samples:
                 pending.append(pool.submit(work, sample))
-                if len(pending) >= num_workers * _AHEAD:
+                if len(pending) >= num_workers * _QUEUED_PER_WORKER:
                     yield pending.popleft().result()
                     bar.update()
             while pending:
                 yield pending.popleft().result()
                 bar.update()
         finally:
-            # Whoever listens may stop before the end.
+            # The consumer of this generator may stop early.
             pool.shutdown(cancel_futures=True)
 
 
 class _Interpreter:
-    """One of them: fed by the names of the inputs, looked into without a copy."""
+    """A single-threaded LiteRT interpreter that reads inputs by name and exposes tensors without a copy."""
 
     def __init__(self, model: bytes, names: Mapping[int, str]) -> None:
+        """Load `model`; `names` maps its input tensors to the names in samples."""
         from ai_edge_litert.interpreter import Interpreter
 
         self._interpreter, self._names = Interpreter(model_content=model, num_threads=1), names
         self._shapes: dict[int, tuple[int, ...]] = {}
 
     def run(self, sample: Sample) -> None:
-        """Compute all tensors of a sample. Inputs take its shapes, where they can."""
+        """Run the model on a sample. Inputs are resized to the sample's shapes if they allow it."""
         shapes = {index: np.shape(sample[name]) for index, name in self._names.items()}
         try:
             if shapes != self._shapes:
@@ -99,19 +110,20 @@ class _Interpreter:
                 self._shapes = shapes
             for index, name in self._names.items():
                 self._interpreter.set_tensor(index, sample[name])
-            # Examples are independent: no state of a recurrent layer goes from one to the next.
+            # Samples are independent: the state of a recurrent layer must not carry over.
             self._interpreter.reset_all_variables()
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"calibration: the model does not run on the representative dataset: {error}",
+                "calibration: the model does not run on a sample of the representative dataset. Check that the names, "
+                f"shapes and types of the sample's arrays match the model's inputs. The interpreter says: {error}",
                 field="representative_dataset",
                 expected="samples that the model runs on",
                 got=str(error),
             ) from error
 
     def view(self, index: int) -> NDArray:
-        """What a tensor holds, until the next run."""
+        """Return the values of a tensor, which are valid until the next run."""
         return self._interpreter.tensor(index)()
 
 
@@ -124,17 +136,23 @@ def observe(
     total: int | None = None,
     keep: Collection[int] = (),
 ) -> Observations:
-    """Run the float flatbuffer `model` on all of `samples` under XNNPACK, and keep what every activation held.
+    """Run a float flatbuffer on samples with XNNPACK, and record the values of its float32 activations.
 
-    samples: each {input name: array of the input's shape and dtype}, drawn one by one: what is kept in memory does not
-        grow with their number.
-    histograms: keep a Histogram of each tensor (256 kB), and not its extremes alone.
-    num_workers: threads with an interpreter each; 0 is one for each core. The result is the same to the bit.
-    total: how many samples there are, for the progress bar.
-    keep: numbers of the samples whose outputs are kept in `Observations.outputs`.
-    Seen are the inputs and what the ops of the main subgraph give out in float32; no activation inside of control flow.
-    Raises InputError where there are no samples, where they do not fit the model, and where a tensor holds NaN or
-    infinity, with the sample, the tensor and its layer.
+    Activations are the inputs of the main subgraph and the outputs of its ops. Tensors inside control flow are not
+    observed.
+
+    Args:
+        model: A float flatbuffer.
+        samples: {input name: array of the input's shape and dtype}. They are read one by one, so memory does not grow
+            with their number.
+        histograms: Record a Histogram (256 kB) of each tensor in addition to its extremes.
+        num_workers: Threads, each with an interpreter; 0 means one per core. The result does not depend on it.
+        total: The number of samples, for the progress bar.
+        keep: Indices of the samples whose outputs are stored in `Observations.outputs`.
+
+    Raises:
+        InputError: There are no samples, the model does not run on one, or an activation is NaN or infinite. The
+            message names the sample, the tensor and the layer.
     """
     parsed = tflite.read(model)
     graph, tensors = parsed.main_subgraph, _activations(parsed)
@@ -145,14 +163,14 @@ def observe(
         )
         for tensor in tensors
     ]
-    # NumPy lets other threads run while it adds.
+    # NumPy releases the GIL while it adds.
     locks = [threading.Lock() for _ in tensors]
     digest, count = SampleDigest(), 0
 
-    # Outputs of other types than float32, such as class numbers, are not among the activations.
+    # Outputs that are not float32, such as class indices, are not among the activations.
     extra = graph.outputs if keep else ()
 
-    def look(values: list[NDArray]) -> tuple[list[tuple[float, float]], tuple[NDArray, ...]]:
+    def extremes_and_outputs(values: list[NDArray]) -> tuple[list[tuple[float, float]], tuple[NDArray, ...]]:
         extremes = [
             _extremes(array, lock, seen.histogram)
             for array, lock, seen in zip(values[: len(tensors)], locks, observed, strict=True)
@@ -167,18 +185,18 @@ def observe(
     indices = [tensor.index for tensor in tensors]
     outputs: dict[int, tuple[NDArray, ...]] = {}
     for extremes, values in map_activations(
-        model, [*indices, *extra], digested(), look, num_workers=num_workers, total=total
+        model, [*indices, *extra], digested(), extremes_and_outputs, num_workers=num_workers, total=total
     ):
         if count in keep:
             outputs[count] = values
         for seen, ends in zip(observed, extremes, strict=True):
             if not all(map(math.isfinite, ends)):
-                _refuse(count, seen, ends)
+                _raise_not_finite(count, seen, ends)
             seen.add_extremes(count, *ends)
         count += 1
     if not count:
         raise InputError(
-            "no samples to calibrate with: expected at least one",
+            "calibration needs data: expected at least one sample, got none. Pass a representative dataset",
             field="representative_dataset",
             expected="at least one sample",
             got=0,
@@ -193,14 +211,15 @@ def observe(
 
 
 def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
-    """The float tensors of the main subgraph that differ from sample to sample: inputs, then as ops give them out."""
+    """Return the float32 inputs and op outputs of the main subgraph that are not constants, in graph order."""
     graph = parsed.main_subgraph
     indices = [*graph.inputs, *(output for op in graph.ops for output in op.outputs)]
     tensors = (graph.tensors[index] for index in dict.fromkeys(indices))
     results = [tensor for tensor in tensors if tensor.dtype == "float32" and not tensor.is_constant]
     if not results:
         raise InputError(
-            "the flatbuffer has no float32 activation to calibrate: expected a float one",
+            "calibration needs a float flatbuffer, but this one has no float32 activation. Pass the model from before "
+            "its quantization",
             field="model",
             expected="float32 activations",
         )
@@ -208,7 +227,7 @@ def _activations(parsed: tflite.Model) -> list[tflite.Tensor]:
 
 
 def _extremes(values: NDArray, lock: threading.Lock, histogram: Histogram | None) -> tuple[float, float]:
-    """(minimum, maximum) of a sample's values, which are counted if they are finite; NaN where one of them is."""
+    """Return (minimum, maximum) of a sample's values, and add them to the histogram if they are all finite."""
     if not values.size:
         return 0.0, 0.0
     ends = float(values.min()), float(values.max())
@@ -218,12 +237,12 @@ def _extremes(values: NDArray, lock: threading.Lock, histogram: Histogram | None
     return ends
 
 
-def _refuse(sample: int, seen: TensorObservation, ends: tuple[float, float]) -> None:
-    what = "NaN" if any(map(math.isnan, ends)) else "infinity"
+def _raise_not_finite(sample: int, seen: TensorObservation, ends: tuple[float, float]) -> None:
+    value = "NaN" if any(map(math.isnan, ends)) else "infinity"
     raise InputError(
-        f"calibration: on sample {sample}, tensor {seen.name!r} (layer {seen.layer or 'unknown'}) holds {what}: no "
-        "range can hold it: fix the model or the sample",
+        f"calibration: tensor {seen.name!r} (layer {seen.layer or 'unknown'}) is {value} on sample {sample}, expected "
+        "finite values. Check this sample and its preprocessing, then the weights of the model",
         field=f"representative_dataset[{sample}]",
         expected="finite activations",
-        got=what,
+        got=value,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration finds out: the range of each activation."""
+"""The result of calibration: the range of each activation."""
 
 import os
 from collections.abc import Mapping
@@ -17,9 +17,16 @@ SCHEMA_VERSION = 2
 class TensorRange:
     """The range of one activation, in real units.
 
-    name, layer: of the tensor, and of the Keras layer that gives it out. minimum, maximum: what codes are to span.
-    observed_minimum, observed_maximum: what was seen. method: that chose. clipped: share of the values seen that lie
-    outside; None where no histogram was kept. outlier_samples: numbers of those that the range takes no notice of.
+    Attributes:
+        name: The name of the tensor.
+        layer: The Keras layer that computes it, if known.
+        minimum: The lower end of the quantization range.
+        maximum: The upper end of the quantization range.
+        observed_minimum: The smallest value on the data.
+        observed_maximum: The largest value on the data.
+        method: The calibration method that chose the range.
+        clipped: The fraction of the observed values outside the range; None if there is no histogram.
+        outlier_samples: Indices of the samples that the range ignores.
     """
 
     name: str
@@ -34,17 +41,20 @@ class TensorRange:
 
     @property
     def coverage(self) -> float:
-        """The width of the range as a share of what was observed, 1.0 where that was a single value."""
+        """The width of the range relative to that of the observed values; 1.0 if all values were equal."""
         width = self.observed_maximum - self.observed_minimum
         return (self.maximum - self.minimum) / width if width > 0 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Ranges of a float flatbuffer's activations.
+    """The ranges of a float flatbuffer's activations.
 
-    tensors: (subgraph, tensor) -> its range. num_samples: how many were seen. model_sha256, data_sha256: as of
-    Observations.
+    Attributes:
+        tensors: {(subgraph, tensor): its range}.
+        num_samples: The number of samples that were observed.
+        model_sha256: As in `Observations`.
+        data_sha256: As in `Observations`.
     """
 
     tensors: Mapping[tuple[int, int], TensorRange]
@@ -54,17 +64,17 @@ class Ranges:
 
     @property
     def values(self) -> dict[tuple[int, int], tuple[float, float]]:
-        """(subgraph, tensor) -> (minimum, maximum), as inject_ranges takes it."""
+        """{(subgraph, tensor): (minimum, maximum)}, the quantization ranges."""
         return {key: (item.minimum, item.maximum) for key, item in self.tensors.items()}
 
     @property
     def observed(self) -> dict[tuple[int, int], tuple[float, float]]:
-        """Return (subgraph, tensor) -> (minimum, maximum) of all values that were observed, nothing clipped."""
+        """{(subgraph, tensor): (minimum, maximum)} of all observed values, without clipping."""
         return {key: (item.observed_minimum, item.observed_maximum) for key, item in self.tensors.items()}
 
     @property
     def outlier_samples(self) -> dict[int, list[TensorRange]]:
-        """Number of a sample that ranges take no notice of -> these ranges."""
+        """{index of an outlier sample: the ranges that ignore it}."""
         results: dict[int, list[TensorRange]] = {}
         for item in self.tensors.values():
             for sample in item.outlier_samples:
@@ -72,11 +82,11 @@ class Ranges:
         return dict(sorted(results.items()))
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write it to `path` as JSON, whole or not at all; `Ranges.load` gives it back."""
+        """Write the ranges to `path` as JSON, atomically. `Ranges.load` reads the file."""
         return write_json(path, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "schema_version": SCHEMA_VERSION,
             "num_samples": self.num_samples,
@@ -90,11 +100,15 @@ class Ranges:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Ranges":
-        """What `save` wrote. Raises InputError on a file that is not this, or of another version of tfq."""
+        """Load a file that `save` wrote.
+
+        Raises:
+            InputError: The file has other content, or was written by another version of tfq.
+        """
         values = read_json(path)
         try:
             if values["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema_version is {values['schema_version']}, wanted {SCHEMA_VERSION}")
+                raise ValueError(f"expected schema_version {SCHEMA_VERSION}, got {values['schema_version']}")
             tensors = {}
             for entry in values["tensors"]:
                 fields = {name: entry[name] for name in TensorRange.__dataclass_fields__}
@@ -108,7 +122,8 @@ class Ranges:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} holds no calibrated ranges of tfq ({type(error).__name__}: {error}): calibrate again",
+                f"{path} is not a file of calibrated ranges, or another version of tfq wrote it "
+                f"({type(error).__name__}: {error}). Calibrate again",
                 field="conversion.calibration.ranges",
                 expected="calibrated ranges",
                 got=str(path),
