@@ -106,11 +106,11 @@ def test_quantization_aware_training_observes_its_output(plugin):
 
 
 def test_structured_pruning_follows_its_channels(plugin):
-    from tfq.compression.structured_pruning.trace import traced
+    from tfq.compression.structured_pruning.trace import trace_channels
 
     _, module = plugin
     model = tfq.to_tf_keras(small_model(module)).model
-    sites = {site.layer: site for site in traced(model, "l1").sites}
+    sites = {site.layer: site for site in trace_channels(model, "l1").sites}
     np.testing.assert_array_equal(sites["conv"].outputs, sites["gain"].inputs)
     np.testing.assert_array_equal(sites["conv"].outputs, sites["gain"].outputs)
     config = tfq.StructuredPruningConfig(target_macs=0.5, channel_multiple=1)

@@ -75,8 +75,8 @@ def test_a_target_says_what_share_of_a_layers_filters_stays():
     model = built(residual, (8, 8, 3))
     result = prune_structured(model, config=config(target_macs=0.99, targets=("inner=0.5", "conv1=1")))
     assert result.removed == {"inner": (6, 12)}
-    assert result.skipped["conv0"] == "others had less to lose for the multiply-adds that they cost"
-    assert result.skipped["conv1"] == "its target keeps them"
+    assert "multiply-add" in result.skipped["conv0"]
+    assert "target" in result.skipped["conv1"]
     with refused(InputError, field="compression.structured_pruning.targets", expected=(0, 1), got="inner=2"):
         prune_structured(model, config=config(targets=("inner=2",)))
 
@@ -227,14 +227,14 @@ def test_two_inputs_and_two_outputs_keep_their_channels():
     ("cut", "reason"),
     [
         (lambda layers, x: layers.LayerNormalization(name="cut")(x), "LayerNormalization"),
-        (lambda layers, x: layers.Softmax(name="cut")(x), "computes a channel from others"),
-        (lambda layers, x: layers.Permute((1, 3, 2), name="cut")(x), "makes other channels|from others|could not"),
-        (lambda layers, x: layers.Reshape((6, 6, 2, 4), name="cut")(x)[..., 0], "over other axes"),
-        (lambda layers, x: layers.Lambda(lambda x: x[..., ::-1], name="cut")(x), "from others"),
-        (lambda layers, x: x[..., :4], "makes other channels"),
+        (lambda layers, x: layers.Softmax(name="cut")(x), "from other"),
+        (lambda layers, x: layers.Permute((1, 3, 2), name="cut")(x), "one to one|from other|fails"),
+        (lambda layers, x: layers.Reshape((6, 6, 2, 4), name="cut")(x)[..., 0], "several axes"),
+        (lambda layers, x: layers.Lambda(lambda x: x[..., ::-1], name="cut")(x), "from other"),
+        (lambda layers, x: x[..., :4], "one to one"),
         (
             lambda layers, x: import_tf_keras().Sequential([layers.Conv2D(4, 1, name="free")], name="cut")(x),
-            "taken apart",
+            "no rule",
         ),
         (lambda layers, x: layers.BatchNormalization(axis=1, name="cut")(x), "axis"),
     ],
@@ -339,7 +339,7 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
         monkeypatch.setattr(rebuild, "cut_weights", shifted)
     else:
         rule = rules.RULES["batch_normalization"]
-        wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), gives_zero=rule.gives_zero)
+        wrong = rules.Rule(axes=rule.axes, zeroed=("gamma",), output_is_zero=rule.output_is_zero)
         monkeypatch.setitem(rules.RULES, "batch_normalization", wrong)
     with refused(TfqError, field="model") as caught:
         prune_structured(model, config=config(target_macs=0.3))

@@ -103,7 +103,7 @@ def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_t
 
 
 def test_a_layer_too_wide_for_least_squares_keeps_its_weights_and_is_told(monkeypatch):
-    monkeypatch.setattr("tfq.compression.structured_pruning.rebuild._MOST_UNKNOWNS", 36)
+    monkeypatch.setattr("tfq.compression.structured_pruning.rebuild._MAX_UNKNOWNS", 36)
     with warned("'second'"):
         result = prune_structured(convolutional(), config=config(), data=IMAGES)
     assert result.refit == {}

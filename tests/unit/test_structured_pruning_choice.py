@@ -9,14 +9,14 @@ import pytest
 from messages import refused
 
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, Term, groups_of
-from tfq.compression.structured_pruning.prune import choose
+from tfq.compression.structured_pruning.prune import select_channels
 from tfq.errors import InputError
 from tfq.patterns import parse_targets
 
 
 def chain(channels, sizes, norms=None, places=1):
     """Sites of a chain of pointwise convolutions, input and output frozen."""
-    tensors = [channels.new(size) for size in sizes]
+    tensors = [channels.add(size) for size in sizes]
     channels.freeze(tensors[0], "input")
     channels.freeze(tensors[-1], "output")
     return [
@@ -34,7 +34,7 @@ def chain(channels, sizes, norms=None, places=1):
 
 def test_joined_channels_are_one_set_and_a_frozen_one_freezes_the_other_for_its_reason():
     channels = Channels()
-    some, others, third = channels.new(3), channels.new(3), channels.new(3)
+    some, others, third = channels.add(3), channels.add(3), channels.add(3)
     channels.freeze(others[1:2], "an output")
     channels.join(some, others)
     channels.join(others, third)
@@ -45,7 +45,7 @@ def test_joined_channels_are_one_set_and_a_frozen_one_freezes_the_other_for_its_
 
 def test_the_first_reason_for_freezing_is_the_one_that_is_told():
     channels = Channels()
-    one = channels.new(1)
+    one = channels.add(1)
     channels.freeze(one, "first")
     channels.freeze(one, "second")
     assert channels.reason(int(one[0])) == "first"
@@ -72,7 +72,7 @@ def test_multiply_adds_count_the_channels_in_and_out_where_they_count():
 def test_a_group_shrinks_in_multiples_and_keeps_an_eighth(size, width, multiple, steps):
     group = Group(layers=("a",), roots=np.arange(size), scores=np.ones(size), width=width)
     kept, got = size, []
-    while (kept := group.fewer(kept, multiple)) is not None:
+    while (kept := group.next_size(kept, multiple)) is not None:
         got.append(kept)
     assert got == steps
 
@@ -80,9 +80,9 @@ def test_a_group_shrinks_in_multiples_and_keeps_an_eighth(size, width, multiple,
 def test_channels_made_by_the_same_layers_are_one_group_with_the_mean_of_their_norms():
     channels = Channels()
     first, *rest = chain(channels, (3, 4, 4), norms=[[1, 2, 3, 2], [4, 4, 8, 0]])
-    last = Site(layer="after", inputs=rest[0].outputs, outputs=channels.new(1), makes_channels=True, norms=np.ones(1))
+    last = Site(layer="after", inputs=rest[0].outputs, outputs=channels.add(1), makes_channels=True, norms=np.ones(1))
     # conv1's output is frozen by `chain`, so a model of its own: join first with a fresh maker.
-    twin = channels.new(4)
+    twin = channels.add(4)
     channels.join(first.outputs, twin)
     tied = Site(layer="twin", inputs=first.inputs, outputs=twin, makes_channels=True, norms=np.array([10.0, 0, 10, 20]))
     groups, skipped = groups_of(channels, [first, tied, *rest, last], ("*",), 1)
@@ -91,7 +91,7 @@ def test_channels_made_by_the_same_layers_are_one_group_with_the_mean_of_their_n
     # conv0 / its mean 2: .5 1 1.5 1, twin / its mean 10: 1 0 1 2, and the least first.
     np.testing.assert_allclose(group.scores, [0.5, 0.75, 1.25, 1.5])
     assert list(group.roots) == list(channels.roots(first.outputs[[1, 0, 2, 3]]))
-    assert skipped == {"conv1": "output", "after": "1 filters are too few to go on in multiples of 1"}
+    assert skipped["conv1"] == "output" and "too few" in skipped["after"] and len(skipped) == 2
 
 
 def test_a_layer_that_no_pattern_fits_holds_those_that_are_tied_to_it():
@@ -100,8 +100,8 @@ def test_a_layer_that_no_pattern_fits_holds_those_that_are_tied_to_it():
     channels.join(sites[0].outputs, sites[2].outputs)
     groups, skipped = groups_of(channels, sites, ("conv0", "conv1"), 4)
     assert [group.layers for group in groups] == [("conv1",)]
-    assert skipped["conv0"] == "its channels are tied to those of 'conv2', which no pattern fits"
-    assert skipped["conv2"] == "no pattern in layers fits its name"
+    assert "'conv2'" in skipped["conv0"]
+    assert "pattern" in skipped["conv2"]
     with refused(InputError, word="'conv1'"):
         groups_of(channels, sites, ("con1",), 4)
 
@@ -125,7 +125,7 @@ def test_the_smallest_filters_go_and_the_budget_is_kept():
     norms = [random.uniform(0.1, 1, size) for size in (16, 32, 16, 4)]
     sites = chain(channels, (3, 16, 32, 16, 4), norms, places=100)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, left = choose(channels, sites, groups, target_macs=0.5, channel_multiple=4)
+    gone, left = select_channels(channels, sites, groups, target_macs=0.5, channel_multiple=4)
     kept = [~np.isin(channels.roots(site.outputs), list(gone)) for site in sites]
     sizes = [3, *(int(item.sum()) for item in kept)]
     assert left == sum(100 * a * b for a, b in itertools.pairwise(sizes)) <= 0.5 * sum(s.macs() for s in sites)
@@ -138,7 +138,7 @@ def test_no_step_is_taken_that_the_budget_did_not_need():
     channels = Channels()
     sites = chain(channels, (3, 16, 32, 16, 4), places=100)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, _ = choose(channels, sites, groups, target_macs=0.6, channel_multiple=4)
+    gone, _ = select_channels(channels, sites, groups, target_macs=0.6, channel_multiple=4)
     sizes = [3, *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
     for at in (1, 2, 3):
         if sizes[at] < len(sites[at - 1].outputs):
@@ -152,15 +152,15 @@ def test_what_one_block_has_for_itself_goes_before_a_stream_that_others_write_an
     channels.join(stem.outputs, back.outputs)
     readers = [dataclasses.replace(head, layer=f"reader{number}", inputs=stem.outputs) for number in range(3)]
     groups, _ = groups_of(channels, [*sites, *readers], ("conv0", "conv1", "conv2"), 4)
-    gone, _ = choose(channels, [*sites, *readers], groups, target_macs=0.93, channel_multiple=4)
+    gone, _ = select_channels(channels, [*sites, *readers], groups, target_macs=0.93, channel_multiple=4)
     assert gone and gone <= set(channels.roots(inner.outputs))
 
 
 def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
     channels = Channels()
     sites = chain(channels, sizes)
-    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "structured_pruning", "share", 1))
-    gone, left = choose(channels, sites, groups, target_macs=target_macs, channel_multiple=4)
+    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(targets, "structured_pruning", "fraction", 1))
+    gone, left = select_channels(channels, sites, groups, target_macs=target_macs, channel_multiple=4)
     results = [sizes[0], *(int((~np.isin(channels.roots(site.outputs), list(gone))).sum()) for site in sites)]
     assert left == sum(a * b for a, b in itertools.pairwise(results))
     return results[1:-1]
@@ -182,8 +182,8 @@ def test_a_target_holds_for_all_layers_that_are_tied():
     channels = Channels()
     sites = chain(channels, (3, 16, 16, 16, 2))
     channels.join(sites[0].outputs, sites[2].outputs)
-    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(["conv2=0.5"], "structured_pruning", "share", 1))
-    gone, _ = choose(channels, sites, groups, target_macs=0.99, channel_multiple=4)
+    groups, _ = groups_of(channels, sites, ("*",), 4, parse_targets(["conv2=0.5"], "structured_pruning", "fraction", 1))
+    gone, _ = select_channels(channels, sites, groups, target_macs=0.99, channel_multiple=4)
     assert len(gone) == 8 and gone <= set(channels.roots(sites[0].outputs))
 
 
@@ -192,7 +192,7 @@ def test_dead_filters_go_before_all_others():
     norms = [np.ones(16), np.where(np.arange(16) < 8, 0.0, 1.0), np.ones(4)]
     sites = chain(channels, (16, 16, 16, 4), norms)
     groups, _ = groups_of(channels, sites, ("*",), 4)
-    gone, _ = choose(channels, sites, groups, target_macs=0.75, channel_multiple=4)
+    gone, _ = select_channels(channels, sites, groups, target_macs=0.75, channel_multiple=4)
     assert gone == set(channels.roots(sites[1].outputs[:8]))
 
 
@@ -200,5 +200,5 @@ def test_what_cannot_be_reached_takes_all_that_may_go():
     channels = Channels()
     sites = chain(channels, (3, 16, 4))
     groups, _ = groups_of(channels, sites, ("*",), 8)
-    gone, left = choose(channels, sites, groups, target_macs=0.1, channel_multiple=8)
+    gone, left = select_channels(channels, sites, groups, target_macs=0.1, channel_multiple=8)
     assert len(gone) == 8 and left == 3 * 8 + 8 * 4

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole filters taken out: which go together, which go first, and the smaller model that is left."""
+"""Structured pruning: remove whole filters, and rebuild the model with fewer channels."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Channels that stand and fall together: sets of them, the groups that can lose some, and what that saves.
+"""Coupled channels: sets that must be removed together, groups of such sets, and the multiply-adds they cost.
 
-Arithmetic alone: nothing here knows Keras or TensorFlow.
+Two channels are coupled if removing one requires removing the other, such as the two operands of a residual sum. This
+module knows neither Keras nor TensorFlow.
 """
 
 import dataclasses
@@ -16,71 +17,86 @@ from tfq.patterns import Target, check_fits, fits
 
 
 class Channels:
-    """Disjoint sets of channels. A channel is a number; those of one set are removed together, or not at all."""
+    """A disjoint-set forest (union-find) of channels, which are integers.
+
+    The channels of one set are coupled: they are removed together or not at all.
+    """
 
     def __init__(self) -> None:
+        """Create a forest without channels."""
         self._parents: list[int] = []
         self._frozen: dict[int, str] = {}
 
-    def new(self, count: int) -> NDArray:
-        """`count` channels, each in a set of its own."""
+    def add(self, count: int) -> NDArray:
+        """Add `count` channels, each in a separate set, and return them."""
         first = len(self._parents)
         self._parents.extend(range(first, first + count))
         return np.arange(first, first + count)
 
     def root(self, channel: int) -> int:
-        """The channel that stands for the set of `channel`. Another may stand for it after the next `join`."""
+        """Return the channel that represents the set of `channel`. It may change with the next `join`."""
         while self._parents[channel] != channel:
             self._parents[channel] = self._parents[self._parents[channel]]
             channel = self._parents[channel]
         return channel
 
     def roots(self, channels: NDArray) -> NDArray:
-        """`root` of each, in the same shape (n,)."""
+        """Return the `root` of each channel, shape (n,)."""
         return np.array([self.root(int(channel)) for channel in channels], np.int64)
 
     def join(self, some: NDArray, others: NDArray) -> None:
-        """Makes one set of the sets of some[i] and others[i]. What is frozen freezes the other, for its reason."""
+        """Merge the sets of some[i] and others[i], for every i.
+
+        If either set is frozen, the merged set is frozen for the same reason.
+        """
         for one, other in zip(some, others, strict=True):
-            kept, gone = self.root(int(one)), self.root(int(other))
-            if kept == gone:
+            root, merged = self.root(int(one)), self.root(int(other))
+            if root == merged:
                 continue
-            self._parents[gone] = kept
-            reason = self._frozen.pop(gone, None)
+            self._parents[merged] = root
+            reason = self._frozen.pop(merged, None)
             if reason is not None:
-                self._frozen.setdefault(kept, reason)
+                self._frozen.setdefault(root, reason)
 
     def freeze(self, channels: NDArray, reason: str) -> None:
-        """Nothing of these sets may be removed; the first reason is the one that is kept."""
+        """Mark the sets of these channels as not removable. A set keeps the reason of the first call."""
         for channel in channels:
             self._frozen.setdefault(self.root(int(channel)), reason)
 
     def reason(self, channel: int) -> str | None:
-        """Why the set of `channel` is frozen; None where it is not."""
+        """Return why the set of `channel` is frozen, or None if it is not."""
         return self._frozen.get(self.root(int(channel)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """Multiply-adds of a layer: `factor`, times its channels in, times its channels out, where these count."""
+    """A number of multiply-adds of a layer, as a function of its channels.
+
+    It is `factor`, multiplied by the number of input channels if `per_input`, and by the number of output channels if
+    `per_output`.
+    """
 
     factor: int
     per_input: bool = False
     per_output: bool = False
 
     def macs(self, inputs: int, outputs: int) -> int:
-        """Multiply-adds with so many channels in and out."""
+        """Return the multiply-adds with these numbers of input and output channels."""
         return self.factor * (inputs if self.per_input else 1) * (outputs if self.per_output else 1)
 
 
 @dataclass(kw_only=True)
 class Site:
-    """A layer with weights, where it is called.
+    """One call of a layer that has weights.
 
-    inputs, outputs: the channels of its tensors, one number for each place on the last axis.
-    terms: its multiply-adds. makes_channels: whether its filters are what channels are removed with.
-    norms: of the filters, one for each output channel; None where it has none.
-    input_is_zero: whether a removed channel arrives as zeros, once the filters that made it are zero.
+    Attributes:
+        layer: Name of the layer.
+        inputs: Channels of its input, one for each index on the last axis.
+        outputs: Channels of its output, one for each index on the last axis.
+        terms: Its multiply-adds are the sum of these.
+        makes_channels: Whether it has whole filters that can be removed, one for each output channel.
+        norms: Norm of the filter of each output channel; None if it has no filters.
+        input_is_zero: Whether a removed channel of its input is zero once the filters that produce it are zero.
     """
 
     layer: str
@@ -92,39 +108,46 @@ class Site:
     input_is_zero: bool = True
 
     def macs(self) -> int:
-        """Multiply-adds for one example, with all its channels."""
+        """Return the multiply-adds for one example, with all channels."""
         return sum(term.macs(len(self.inputs), len(self.outputs)) for term in self.terms)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Sets of channels that are made by the same layers, the least important set first.
+    """The sets of channels that the same layers produce, in ascending order of importance.
 
-    roots: which sets. scores: the mean of their filters' norms, each as a share of its layer's mean norm.
-    width: channels of one layer that are in one set; more than 1 behind grouped convolutions and repeats.
-    share: of the sets that are to stay, where the user says it.
+    Attributes:
+        layers: Names of these layers.
+        roots: Root of each set.
+        scores: Importance of each set: the mean of its filters' norms, each divided by the mean norm of its layer.
+        width: Number of channels of one layer in one set. It is above 1 after grouped convolutions and repeated
+            channels.
+        fraction: Fraction of the sets to keep, if the user has set a target.
     """
 
     layers: tuple[str, ...]
     roots: NDArray
     scores: NDArray
     width: int = 1
-    share: float | None = None
+    fraction: float | None = None
 
-    def fewer(self, kept: int, channel_multiple: int) -> int | None:
-        """The next number of sets below `kept` that may stay: channels in multiples, an eighth of them at least."""
-        unit, least = self._unit_and_least(channel_multiple)
-        wanted = (kept - 1) // unit * unit
-        return wanted if wanted >= least else None
+    def next_size(self, size: int, channel_multiple: int) -> int | None:
+        """Return the largest permitted number of sets below `size`, or None if there is none.
 
-    def wanted(self, channel_multiple: int) -> int:
-        """How many sets stay by `share`: in multiples, an eighth of them at least; all of them by a share of 1."""
-        assert self.share is not None
-        unit, least = self._unit_and_least(channel_multiple)
-        nearest = unit * round(self.share * len(self.roots) / unit)
-        return len(self.roots) if self.share == 1 else min(len(self.roots), max(least, nearest))
+        The number of channels must be a multiple of `channel_multiple`, and at least an eighth of all channels.
+        """
+        unit, minimum = self._unit_and_minimum(channel_multiple)
+        smaller = (size - 1) // unit * unit
+        return smaller if smaller >= minimum else None
 
-    def _unit_and_least(self, channel_multiple: int) -> tuple[int, int]:
+    def target_size(self, channel_multiple: int) -> int:
+        """Return the permitted number of sets that is nearest to `fraction` of them; all of them if it is 1."""
+        assert self.fraction is not None
+        unit, minimum = self._unit_and_minimum(channel_multiple)
+        nearest = unit * round(self.fraction * len(self.roots) / unit)
+        return len(self.roots) if self.fraction == 1 else min(len(self.roots), max(minimum, nearest))
+
+    def _unit_and_minimum(self, channel_multiple: int) -> tuple[int, int]:
         unit = channel_multiple // int(np.gcd(channel_multiple, self.width))
         return unit, max(unit, -(-len(self.roots) // 8))
 
@@ -136,73 +159,92 @@ def groups_of(
     channel_multiple: int,
     targets: Sequence[Target] = (),
 ) -> tuple[list[Group], dict[str, str]]:
-    """The groups that may lose channels, and of each layer that may lose none the reason.
+    """Return the groups that may lose channels, and the reason for each layer that may not.
 
-    targets: of layers whose share the user says. It holds for all layers of a group; the last that fits one counts.
-    Raises InputError when a pattern fits no layer that has filters of its own, or a target's none that may lose some,
-    with the nearest name.
+    Args:
+        channels: The sets of coupled channels.
+        sites: All calls of layers with weights.
+        patterns: Name patterns of the layers that may lose filters. A group may lose channels if all of its layers
+            match.
+        channel_multiple: The number of remaining channels of a layer must be a multiple of this.
+        targets: Fractions of filters to keep. A target applies to the whole group of each layer that it matches, and
+            the last matching target counts.
+
+    Returns:
+        (groups, layer -> why it keeps all of its filters).
+
+    Raises:
+        InputError: A pattern matches no layer with filters, or a target matches no layer that may lose filters. The
+            error suggests the nearest name.
     """
     makers = [site for site in sites if site.makes_channels]
     names = [site.layer for site in makers]
-    reasons = {site.layer: None if site.makes_channels else "it has no filters of its own to lose" for site in sites}
+    reasons = {site.layer: None if site.makes_channels else "it has no filters that can be removed" for site in sites}
     for pattern in patterns:
         check_fits(
             f"structured_pruning: the pattern {pattern!r} in layers",
             pattern,
             reasons,
             field="compression.structured_pruning.layers",
-            layers="layer that has filters of its own",
+            layers="layer that has filters",
         )
-    chosen = {name for name in names if fits(name, patterns)}
-    made_by: defaultdict[int, set[str]] = defaultdict(set)
+    selected = {name for name in names if fits(name, patterns)}
+    producers: defaultdict[int, set[str]] = defaultdict(set)
     widths: defaultdict[int, int] = defaultdict(int)
     for site in makers:
         for root, count in zip(*np.unique(channels.roots(site.outputs), return_counts=True), strict=True):
-            made_by[int(root)].add(site.layer)
+            producers[int(root)].add(site.layer)
             widths[int(root)] = max(widths[int(root)], int(count))
     scores = _scores(channels, sites)
-    alike: defaultdict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
+    roots_by_layers: defaultdict[tuple[tuple[str, ...], int], list[int]] = defaultdict(list)
     skipped: dict[str, str] = {}
-    for root, layers in made_by.items():
+    for root, layers in producers.items():
         reason = channels.reason(root)
-        strangers = sorted(layers - chosen)
-        if reason is None and not strangers:
-            alike[tuple(name for name in names if name in layers), widths[root]].append(root)
+        unselected = sorted(layers - selected)
+        if reason is None and not unselected:
+            roots_by_layers[tuple(name for name in names if name in layers), widths[root]].append(root)
             continue
         for name in sorted(layers):
             if reason is None:
-                tied = f"its channels are tied to those of {', '.join(map(repr, strangers))}, which no pattern fits"
-                skipped.setdefault(name, tied if name in chosen else "no pattern in layers fits its name")
+                coupled = f"its channels are coupled to those of {', '.join(map(repr, unselected))}"
+                coupled += ", which no pattern matches"
+                skipped.setdefault(name, coupled if name in selected else "no pattern in layers matches its name")
             else:
                 skipped.setdefault(name, reason)
     groups = []
-    for (tied_layers, width), roots in alike.items():
+    for (group_layers, width), roots in roots_by_layers.items():
         order = np.array(sorted(roots, key=lambda root: (scores[root], root)))
         by_score = np.array([scores[root] for root in order])
-        group = Group(layers=tied_layers, roots=order, scores=by_score, width=width)
-        if group.fewer(len(roots), channel_multiple) is None:
-            for name in tied_layers:
-                few = f"{len(roots) * width} filters are too few to go on in multiples of {channel_multiple}"
-                skipped.setdefault(name, few)
+        group = Group(layers=group_layers, roots=order, scores=by_score, width=width)
+        if group.next_size(len(roots), channel_multiple) is None:
+            for name in group_layers:
+                too_few = f"it has {len(roots) * width} filters, too few to remove any with multiples of "
+                skipped.setdefault(name, f"{too_few}{channel_multiple}")
         else:
             groups.append(group)
-    able = {name for group in groups for name in group.layers}
-    whether = {name: None if name in able else skipped.get(name) for name in names}
-    groups = _with_targets(groups, targets, whether)
-    return groups, {name: skipped[name] for name in names if name in skipped and name not in able}
+    prunable = {name for group in groups for name in group.layers}
+    reasons = {name: None if name in prunable else skipped.get(name) for name in names}
+    groups = _with_targets(groups, targets, reasons)
+    return groups, {name: skipped[name] for name in names if name in skipped and name not in prunable}
 
 
-def _with_targets(groups: list[Group], targets: Sequence[Target], whether: Mapping[str, str | None]) -> list[Group]:
-    """The groups with the share that the last fitting target gives them. whether: layer -> why it may lose none."""
+def _with_targets(groups: list[Group], targets: Sequence[Target], reasons: Mapping[str, str | None]) -> list[Group]:
+    """Return the groups with the fraction of the last target that matches one of their layers.
+
+    Args:
+        groups: The groups that may lose channels.
+        targets: The user's targets.
+        reasons: Layer -> why it may lose no filters, or None if it may.
+    """
     for target in targets:
         check_fits(
             f"structured_pruning: the target {target.text!r}",
             target.pattern,
-            whether,
+            reasons,
             field="compression.structured_pruning.targets",
         )
         groups = [
-            dataclasses.replace(group, share=target.value)
+            dataclasses.replace(group, fraction=target.value)
             if any(fits(name, (target.pattern,)) for name in group.layers)
             else group
             for group in groups
@@ -218,59 +260,66 @@ def _scores(channels: Channels, sites: Sequence[Site]) -> dict[int, float]:
         mean = float(site.norms.mean())
         for root, norm in zip(channels.roots(site.outputs), site.norms, strict=True):
             result[int(root)].append(float(norm) / mean if mean else 0.0)
-    return {root: float(np.mean(shares)) for root, shares in result.items()}
+    return {root: float(np.mean(relative_norms)) for root, relative_norms in result.items()}
 
 
 @dataclass(kw_only=True)
 class Counts:
-    """How many channels each site has left, and how many of them each group would take: for the multiply-adds.
+    """The numbers of remaining channels of each site, which determine the multiply-adds.
 
-    taken[group] is (site, of its inputs, of its outputs): of how many each removed set robs the site, least first.
+    Attributes:
+        sites: The sites.
+        inputs: Remaining input channels of each site.
+        outputs: Remaining output channels of each site.
+        channels_per_set: For each group, (site index, inputs, outputs) of each site that it affects. inputs[i] and
+            outputs[i] are the numbers of channels that the site loses with the i-th set of the group, in the order of
+            `Group.roots`.
     """
 
     sites: Sequence[Site]
     inputs: list[int]
     outputs: list[int]
-    taken: list[list[tuple[int, NDArray, NDArray]]] = field(default_factory=list)
+    channels_per_set: list[list[tuple[int, NDArray, NDArray]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, channels: Channels, sites: Sequence[Site], groups: Sequence[Group]) -> "Counts":
-        """With nothing removed."""
+        """Return the counts before any channel is removed."""
         counts = cls(sites=sites, inputs=[len(s.inputs) for s in sites], outputs=[len(s.outputs) for s in sites])
-        place = {int(root): (g, at) for g, group in enumerate(groups) for at, root in enumerate(group.roots)}
-        taken: list[dict[int, NDArray]] = [{} for _ in groups]
+        position = {int(root): (g, i) for g, group in enumerate(groups) for i, root in enumerate(group.roots)}
+        per_group: list[dict[int, NDArray]] = [{} for _ in groups]
         for index, site in enumerate(sites):
             for side, ends in enumerate((site.inputs, site.outputs)):
                 for root in channels.roots(ends) if site.terms else ():
-                    if (where := place.get(int(root))) is not None:
+                    if (where := position.get(int(root))) is not None:
                         empty = np.zeros((2, len(groups[where[0]].roots)), np.int64)
-                        taken[where[0]].setdefault(index, empty)[side, where[1]] += 1
-        counts.taken = [[(index, *both) for index, both in item.items()] for item in taken]
+                        per_group[where[0]].setdefault(index, empty)[side, where[1]] += 1
+        counts.channels_per_set = [[(index, *both) for index, both in item.items()] for item in per_group]
         return counts
 
     def macs(self) -> int:
-        """Multiply-adds of all sites with what is left."""
+        """Return the multiply-adds of all sites with the remaining channels."""
         return sum(self._macs(index, 0, 0) for index in range(len(self.sites)))
 
-    def saved(self, group: int, kept: int, then: int) -> int:
-        """Multiply-adds that go when a group has `then` sets in place of `kept`, as things stand; below 0 if more."""
+    def saved(self, group: int, size: int, new_size: int) -> int:
+        """Return the multiply-adds saved by changing a group from `size` to `new_size` sets; negative if it grows."""
         total = 0
-        for index, inputs, outputs in self._fewer(group, kept, then):
+        for index, inputs, outputs in self._removed(group, size, new_size):
             total += self._macs(index, 0, 0) - self._macs(index, inputs, outputs)
         return total
 
-    def change(self, group: int, kept: int, then: int) -> None:
-        """Leaves a group `then` sets in place of `kept`."""
-        for index, inputs, outputs in self._fewer(group, kept, then):
+    def change(self, group: int, size: int, new_size: int) -> None:
+        """Update the counts for a change of a group from `size` to `new_size` sets."""
+        for index, inputs, outputs in self._removed(group, size, new_size):
             self.inputs[index] -= inputs
             self.outputs[index] -= outputs
 
-    def _fewer(self, group: int, kept: int, then: int) -> Iterator[tuple[int, int, int]]:
-        for index, inputs, outputs in self.taken[group]:
-            part = slice(len(inputs) - max(kept, then), len(inputs) - min(kept, then))
-            sign = 1 if then < kept else -1
+    def _removed(self, group: int, size: int, new_size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (site index, removed input channels, removed output channels); negative if the group grows."""
+        for index, inputs, outputs in self.channels_per_set[group]:
+            part = slice(len(inputs) - max(size, new_size), len(inputs) - min(size, new_size))
+            sign = 1 if new_size < size else -1
             yield index, sign * int(inputs[part].sum()), sign * int(outputs[part].sum())
 
-    def _macs(self, index: int, fewer_inputs: int, fewer_outputs: int) -> int:
-        left = self.inputs[index] - fewer_inputs, self.outputs[index] - fewer_outputs
-        return sum(term.macs(*left) for term in self.sites[index].terms)
+    def _macs(self, index: int, removed_inputs: int, removed_outputs: int) -> int:
+        remaining = self.inputs[index] - removed_inputs, self.outputs[index] - removed_outputs
+        return sum(term.macs(*remaining) for term in self.sites[index].terms)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Structured pruning: choose whole channels by importance, and remove them from the model.
+"""Structured pruning: select whole channels by importance, and remove them from the model.
 
-Filters are ranked by the norm of their weights, as in "Pruning Filters for Efficient ConvNets" (Li et al., 2017), and
-those that a graph ties together (residual sums, depthwise convolutions, gates) go together.
+Filters are ranked by the norm of their weights, as in Li et al. 2017, "Pruning Filters for Efficient ConvNets".
+Channels that the graph couples (residual sums, depthwise convolutions, gates) are removed together.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tfq.compression.graph import check_finite, cloned, named_layers, require_gr
 from tfq.compression.structured_pruning import rebuild
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
 from tfq.compression.structured_pruning.rebuild import refit
-from tfq.compression.structured_pruning.trace import Trace, traced
+from tfq.compression.structured_pruning.trace import Trace, trace_channels
 from tfq.config import DistillationConfig, StructuredPruningConfig
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge.copies import check_own_training, keep_class
@@ -28,98 +28,111 @@ from tfq.patterns import Target, fits, parse_targets
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
 
-def choose(
+def select_channels(
     channels: Channels, sites: Sequence[Site], groups: Sequence[Group], *, target_macs: float, channel_multiple: int
 ) -> tuple[set[int], int]:
-    """(roots of the sets of channels to remove, multiply-adds that are left).
+    """Select the sets of channels to remove, by a greedy search over all groups.
 
-    Greedy over all groups: each step takes the sets of least score from the group where a multiply-add costs least. The
-    cost of a step is log(sum of the group's scores before / after), for each layer that loses filters or inputs by it:
-    a group pays more for each share of itself the less of it is left, so that none is emptied for the sake of the
-    others, and a residual stream, which many write and read, more than what one block has for itself. Steps that were
-    not needed in the end are taken back, the most costly first. Groups with a share of their own get that before, and
-    nothing else.
-    target_macs: share of the multiply-adds that is to stay; where it cannot be reached, all goes that may go.
+    Each step shrinks one group to its next permitted size by removing its sets of lowest score. The cost of a step is
+
+        (number of sites that lose inputs or outputs) * log(sum of the group's scores before / sum after)
+
+    and the next step is the one with the lowest cost per saved multiply-add. The logarithm makes the same reduction
+    more expensive the smaller the group already is, so that no group is emptied for the others. The number of sites
+    makes a residual stream, which many layers read and write, more expensive than the inner channels of one block.
+    In the end, steps that the target did not need are undone, the most expensive first. Groups with a target of the
+    user (`Group.fraction`) are set to their size first, and are not changed by the search.
+
+    Args:
+        channels: The sets of coupled channels.
+        sites: All calls of layers with weights.
+        groups: The groups that may lose channels.
+        target_macs: Fraction of the multiply-adds to keep. If it cannot be reached, every group without a target of
+            the user is reduced to its minimum.
+        channel_multiple: The number of remaining channels of a layer must be a multiple of this.
+
+    Returns:
+        (roots of the sets of channels to remove, remaining multiply-adds).
     """
-    state = _State(channels, sites, groups, channel_multiple)
-    wanted = target_macs * state.left
+    state = _Selection(channels, sites, groups, channel_multiple)
+    max_macs = target_macs * state.macs
     free = []
     for index, group in enumerate(groups):
-        if group.share is None:
+        if group.fraction is None:
             free.append(index)
         else:
-            state.leave(index, group.wanted(channel_multiple))
-    queue = [(price, index) for index in free if (price := state.price(index)) is not None]
+            state.resize(index, group.target_size(channel_multiple))
+    queue = [(cost, index) for index in free if (cost := state.cost_per_mac(index)) is not None]
     heapq.heapify(queue)
-    while state.left > wanted and queue:
+    while state.macs > max_macs and queue:
         _, index = heapq.heappop(queue)
-        # A step saves less once others have been taken, so a price only rises and the queue's is a lower bound.
-        price = state.price(index)
-        if price is not None and not (queue and price > queue[0][0]):
+        # A step saves less after other steps, so a cost only rises, and the one in the queue is a lower bound.
+        cost = state.cost_per_mac(index)
+        if cost is not None and not (queue and cost > queue[0][0]):
             state.step(index)
-            price = state.price(index)
-        if price is not None:
-            heapq.heappush(queue, (price, index))
-    state.take_back(wanted)
-    gone = (group.roots[: len(group.roots) - stay[-1]] for group, stay in zip(groups, state.kept, strict=True))
-    return {int(root) for roots in gone for root in roots}, state.left
+            cost = state.cost_per_mac(index)
+        if cost is not None:
+            heapq.heappush(queue, (cost, index))
+    state.undo_unneeded_steps(max_macs)
+    removed = (group.roots[: len(group.roots) - sizes[-1]] for group, sizes in zip(groups, state.sizes, strict=True))
+    return {int(root) for roots in removed for root in roots}, state.macs
 
 
-class _State:
-    """How many sets each group keeps, as a list of all numbers so far."""
+class _Selection:
+    """The state of the search: for each group, its sizes (numbers of sets) so far; the last one is current."""
 
     def __init__(
         self, channels: Channels, sites: Sequence[Site], groups: Sequence[Group], channel_multiple: int
     ) -> None:
         self.groups, self.channel_multiple = groups, channel_multiple
         self.counts = Counts.of(channels, sites, groups)
-        self.left = self.counts.macs()
-        self.kept = [[len(group.roots)] for group in groups]
+        self.macs = self.counts.macs()
+        self.sizes = [[len(group.roots)] for group in groups]
 
-    def price(self, index: int) -> float | None:
-        """Cost of a group's next step for each multiply-add that it saves; None where there is no step to gain by."""
-        group, kept = self.groups[index], self.kept[index][-1]
-        fewer = group.fewer(kept, self.channel_multiple)
-        if fewer is None:
+    def cost_per_mac(self, index: int) -> float | None:
+        """Return the cost of a group's next step per saved multiply-add, or None if no step saves any."""
+        group, size = self.groups[index], self.sizes[index][-1]
+        new_size = group.next_size(size, self.channel_multiple)
+        if new_size is None:
             return None
-        saved = self.counts.saved(index, kept, fewer)
-        return self.cost(index, kept, fewer) / saved if saved else None
+        saved = self.counts.saved(index, size, new_size)
+        return self.cost(index, size, new_size) / saved if saved else None
 
-    def cost(self, index: int, kept: int, fewer: int) -> float:
-        """What is lost where a group has `fewer` sets in place of `kept`, in all layers that it touches."""
+    def cost(self, index: int, size: int, new_size: int) -> float:
+        """Return the cost of shrinking a group from `size` to `new_size` sets; see `select_channels`."""
         scores = self.groups[index].scores
-        before, after = float(np.sum(scores[len(scores) - kept :])), float(np.sum(scores[len(scores) - fewer :]))
+        before, after = float(np.sum(scores[len(scores) - size :])), float(np.sum(scores[len(scores) - new_size :]))
         if before <= 0:
             return 0.0
-        return len(self.counts.taken[index]) * math.log(before / after) if after > 0 else math.inf
+        return len(self.counts.channels_per_set[index]) * math.log(before / after) if after > 0 else math.inf
 
     def step(self, index: int) -> None:
-        """Removes what the group's next step removes."""
-        fewer = self.groups[index].fewer(self.kept[index][-1], self.channel_multiple)
-        assert fewer is not None
-        self.leave(index, fewer)
+        """Shrink a group to its next permitted size."""
+        new_size = self.groups[index].next_size(self.sizes[index][-1], self.channel_multiple)
+        assert new_size is not None
+        self.resize(index, new_size)
 
-    def leave(self, index: int, fewer: int) -> None:
-        """Leaves the group so many sets."""
-        kept = self.kept[index][-1]
-        self.left -= self.counts.saved(index, kept, fewer)
-        self.counts.change(index, kept, fewer)
-        self.kept[index].append(fewer)
+    def resize(self, index: int, new_size: int) -> None:
+        """Set a group to `new_size` sets."""
+        size = self.sizes[index][-1]
+        self.macs -= self.counts.saved(index, size, new_size)
+        self.counts.change(index, size, new_size)
+        self.sizes[index].append(new_size)
 
-    def take_back(self, wanted: float) -> None:
-        """Undoes last steps of groups as long as no more than `wanted` multiply-adds are left then."""
+    def undo_unneeded_steps(self, max_macs: float) -> None:
+        """Undo the last steps of groups, the most expensive first, while at most `max_macs` multiply-adds remain."""
         while True:
-            able = []
-            for index, kept in enumerate(self.kept):
-                if len(kept) > 1 and self.groups[index].share is None:
-                    grown = self.left - self.counts.saved(index, kept[-1], kept[-2])
-                    if grown <= wanted:
-                        able.append((self.cost(index, kept[-2], kept[-1]), index, grown))
-            if not able:
+            candidates = []
+            for index, sizes in enumerate(self.sizes):
+                if len(sizes) > 1 and self.groups[index].fraction is None:
+                    grown = self.macs - self.counts.saved(index, sizes[-1], sizes[-2])
+                    if grown <= max_macs:
+                        candidates.append((self.cost(index, sizes[-2], sizes[-1]), index, grown))
+            if not candidates:
                 return
-            _, index, self.left = max(able)
-            fewer = self.kept[index].pop()
-            self.counts.change(index, fewer, self.kept[index][-1])
+            _, index, self.macs = max(candidates)
+            size = self.sizes[index].pop()
+            self.counts.change(index, size, self.sizes[index][-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +151,7 @@ class StructuredPruningResult:
         max_difference: The largest difference between a tensor of the small model, before refitting and training, and
             the same tensor of the original model with the removed filters at zero, as a fraction of the tensor's
             largest value.
-        refit: Refit layer -> relative error of its output before and after the refit; see `refit.refit`.
+        refit: Refit layer -> relative error of its output before and after the refit; see `rebuild.refit`.
     """
 
     model: KerasModel = field(repr=False)
@@ -153,7 +166,10 @@ class StructuredPruningResult:
     refit: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the model, for JSON. removed: {layer: {"kept": int, "of": int}}; refit: {"before", "after"}."""
+        """Return everything except the model as JSON values.
+
+        The values of "removed" are {"kept": int, "of": int}, those of "refit" {"before": float, "after": float}.
+        """
         return {
             "removed": {name: {"kept": kept, "of": of} for name, (kept, of) in self.removed.items()},
             "skipped": dict(self.skipped),
@@ -167,13 +183,13 @@ class StructuredPruningResult:
         }
 
     def to_text(self) -> str:
-        """A few lines for people: the gain, then each layer."""
+        """Return a summary as text: multiply-adds and parameters, then one line per layer."""
         macs = f"multiply-adds {self.macs_before:,} -> {self.macs_after:,} ({self.macs_after / self.macs_before:.1%})"
-        shares = f"{self.parameters_after / self.parameters_before:.1%}"
-        lines = [f"{macs}, parameters {self.parameters_before:,} -> {self.parameters_after:,} ({shares})"]
-        lines += [f"  {name}: {kept} of {of} filters stay" for name, (kept, of) in self.removed.items()]
+        fraction = f"{self.parameters_after / self.parameters_before:.1%}"
+        lines = [f"{macs}, parameters {self.parameters_before:,} -> {self.parameters_after:,} ({fraction})"]
+        lines += [f"  {name}: {kept} of {of} filters kept" for name, (kept, of) in self.removed.items()]
         lines += [f"  {name}: refit, error {before:.1%} -> {after:.1%}" for name, (before, after) in self.refit.items()]
-        lines += [f"  {name}: all stay: {reason}" for name, reason in self.skipped.items()]
+        lines += [f"  {name}: all filters kept: {reason}" for name, reason in self.skipped.items()]
         lines += [f"  {name}: its multiply-adds are not counted" for name in self.uncounted]
         return "\n".join(lines)
 
@@ -217,41 +233,41 @@ def prune_structured(
     refuse_unused_teacher(teacher, config.distillation, "structured_pruning")
     if fit is not None:
         check_own_training(model, "structured_pruning")
-    require_graph_model(model, "filter pruning")
+    require_graph_model(model, "structured pruning")
     _check_target_macs(config.target_macs)
     _require_finite(model)
-    provided, _ = cloned(model)
-    trace = traced(provided, config.norm)
-    targets = parse_targets(config.targets, "structured_pruning", "share", 1)
+    original, _ = cloned(model)
+    trace = trace_channels(original, config.norm)
+    targets = parse_targets(config.targets, "structured_pruning", "fraction", 1)
     groups, skipped = groups_of(trace.channels, trace.sites, config.layers, config.channel_multiple, targets)
     if not groups:
         raise InputError(
-            f"structured_pruning: no layer of {model.name!r} can lose filters: {_told(skipped)}",
+            f"structured_pruning: no layer of {model.name!r} can lose filters: {_format_reasons(skipped)}",
             field="model",
             expected="a layer that can lose filters",
             got=model.name,
         )
     before = _macs(trace)
-    gone, after = choose(
+    removed_roots, after = select_channels(
         trace.channels, trace.sites, groups, target_macs=config.target_macs, channel_multiple=config.channel_multiple
     )
     if after > config.target_macs * before:
         raise _unreachable(config, after / before, skipped)
-    kept = rebuild.kept_channels(provided, trace.channels, trace.sites, gone)
-    small = rebuild.smaller(provided, kept)
-    difference = _proven(provided, small, trace, kept)
+    kept = rebuild.kept_channels(original, trace.channels, trace.sites, removed_roots)
+    small = rebuild.without_channels(original, kept)
+    difference = _max_difference(original, small, trace, kept)
     if trace.uncounted:
-        message = ", ".join(trace.uncounted)
-        warn(f"structured_pruning: the multiply-adds of {message} are not counted")
-    refitted: dict[str, tuple[float, float]] = {}
+        names = ", ".join(trace.uncounted)
+        warn(f"structured_pruning: the multiply-adds of {names} are not counted")
+    refit_errors: dict[str, tuple[float, float]] = {}
     if data is not None and config.refit_examples:
-        refitted = refit(provided, small, kept, data, config.refit_examples)
+        refit_errors = refit(original, small, kept, data, config.refit_examples)
     keep_class(model, small, {id(layer): small.get_layer(layer.name) for layer in model.layers}, "structured_pruning")
     if fit is not None:
-        small = _trained(small, fit, teacher or model, config.distillation)
-    removed, left = _by_layer(trace, kept)
-    for name in left:
-        skipped.setdefault(name, _why_kept(name, targets))
+        small = _fine_tune(small, fit, teacher or model, config.distillation)
+    removed, complete = _filters_by_layer(trace, kept)
+    for name in complete:
+        skipped.setdefault(name, _reason_kept(name, targets))
     return StructuredPruningResult(
         model=small,
         removed=removed,
@@ -262,34 +278,33 @@ def prune_structured(
         parameters_after=small.count_params(),
         uncounted=tuple(trace.uncounted),
         max_difference=difference,
-        refit=refitted,
+        refit=refit_errors,
     )
 
 
-def _unreachable(config: StructuredPruningConfig, least: float, skipped: dict[str, str]) -> InputError:
+def _unreachable(config: StructuredPruningConfig, minimum: float, skipped: dict[str, str]) -> InputError:
     return InputError(
-        f"structured_pruning: target_macs={config.target_macs:g} cannot be reached: {least:.3f} of the multiply-adds "
-        "stay where each layer that may lose filters keeps an eighth, in multiples of "
-        f"{config.channel_multiple}, or what its target says. Ask for a larger share, or a smaller channel_multiple. "
-        f"All filters stay in: {_told(skipped)}",
+        f"structured_pruning: target_macs={config.target_macs:g} cannot be reached. At least {minimum:.3f} of the "
+        "multiply-adds remain, because a layer keeps at least an eighth of its filters, in multiples of "
+        f"{config.channel_multiple}, or what its target says. Choose a larger target_macs or a smaller "
+        f"channel_multiple. Layers that keep all filters: {_format_reasons(skipped)}",
         field="compression.structured_pruning.target_macs",
-        expected=least,
+        expected=minimum,
         got=config.target_macs,
     )
 
 
-def _why_kept(name: str, targets: Sequence[Target]) -> str:
+def _reason_kept(name: str, targets: Sequence[Target]) -> str:
     if fits(name, [target.pattern for target in targets]):
         return "its target keeps them"
-    return "others had less to lose for the multiply-adds that they cost"
+    return "removing filters of other layers costs less per saved multiply-add"
 
 
 def _check_target_macs(target: float) -> None:
     if not 0 < target < 1:
         raise InputError(
-            f"structured_pruning: target_macs is the share of the multiply-adds that stays, expected between 0 and 1, "
-            f"got "
-            f"{target:g}" + (": then nothing is to go" if target == 1 else ""),
+            f"structured_pruning: target_macs is the fraction of the multiply-adds to keep: expected a number between "
+            f"0 and 1, got {target:g}" + (", which removes nothing" if target == 1 else ""),
             field="compression.structured_pruning.target_macs",
             expected="a number between 0 and 1",
             got=target,
@@ -297,13 +312,19 @@ def _check_target_macs(target: float) -> None:
 
 
 def count_macs(model: Any) -> dict[str, int]:
-    """Multiply-adds for one example of each convolution and Dense of a functional or sequential tf_keras model.
+    """Return the multiply-adds of each convolution and Dense layer for one example.
 
-    A bias, an activation and a normalization count nothing; a layer that is called twice counts twice.
+    Biases, activations and normalizations are not counted. A layer that is called twice counts twice.
+
+    Args:
+        model: Functional or sequential tf_keras model.
+
+    Returns:
+        Layer -> multiply-adds.
     """
     require_graph_model(model, "counting multiply-adds")
     counts: Counter[str] = Counter()
-    for site in traced(cloned(model)[0], "l1").sites:
+    for site in trace_channels(cloned(model)[0], "l1").sites:
         if site.terms:
             counts[site.layer] += site.macs()
     return dict(counts)
@@ -313,51 +334,50 @@ def _macs(trace: Trace) -> int:
     return sum(site.macs() for site in trace.sites)
 
 
-def _proven(provided: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:
-    """The check of what was built; see rebuild.check_equal."""
+def _max_difference(original: Any, small: Any, trace: Trace, kept: rebuild.Kept) -> float:
+    """Compare the small model with the masked original; see rebuild.check_equal."""
     calls = Counter(site.layer for site in trace.sites)
     channels = {
         site.layer: kept[site.layer]["out"] if site.layer in kept else np.arange(len(site.outputs))
         for site in trace.sites
         if calls[site.layer] == 1
     }
-    return rebuild.check_equal(rebuild.masked(provided, kept, trace.sites), small, channels)
+    return rebuild.check_equal(rebuild.masked(original, kept, trace.sites), small, channels)
 
 
-def _by_layer(trace: Trace, kept: rebuild.Kept) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """({layer: (kept, of)} of those that lost filters, the names of those that lost none)."""
+def _filters_by_layer(trace: Trace, kept: rebuild.Kept) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Return (layer -> (kept filters, all filters) if it lost any, names of the layers that lost none)."""
     removed: dict[str, tuple[int, int]] = {}
-    left: list[str] = []
+    complete: list[str] = []
     for site in trace.sites:
         if not site.makes_channels:
             continue
-        stay = len(kept[site.layer]["out"]) if site.layer in kept else len(site.outputs)
-        if stay < len(site.outputs):
-            removed[site.layer] = stay, len(site.outputs)
+        num_kept = len(kept[site.layer]["out"]) if site.layer in kept else len(site.outputs)
+        if num_kept < len(site.outputs):
+            removed[site.layer] = num_kept, len(site.outputs)
         else:
-            left.append(site.layer)
-    return removed, left
+            complete.append(site.layer)
+    return removed, complete
 
 
-def _trained(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfig) -> Any:
-    """A copy of `small`, trained and not compiled."""
+def _fine_tune(small: Any, fit: Fit, teacher: Any, distillation: DistillationConfig) -> Any:
+    """Train `small` in place, and return a copy that is not compiled."""
     before = small.get_weights()
-    with contextlib.ExitStack() as around:
+    with contextlib.ExitStack() as stack:
         student = small
         if distillation.enabled:
-            student = around.enter_context(distilled(small, teacher, distillation, "structured_pruning"))
+            student = stack.enter_context(distilled(small, teacher, distillation, "structured_pruning"))
         fit(student, [])
     steps = getattr(student.optimizer, "iterations", None) if student.optimizer is not None else None
     unchanged = all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
     if unchanged and (steps is None or int(steps) < 1):
         raise TfqError(
-            "structured_pruning: fit did not train the model that it was given (no weight changed): it must compile "
-            "that model "
-            "and call its fit",
+            "structured_pruning: fit did not train the model that it received (no weight changed): it must compile "
+            "that model and call its fit",
             field="fit",
             expected="a fit that trains the model",
         )
-    check_finite(small, "the fine-tuning of what filter pruning left")
+    check_finite(small, "the fine-tuning after structured pruning")
     result, pairs = cloned(small)
     keep_class(small, result, {id(old): new for old, new in pairs}, "structured_pruning")
     return result
@@ -367,14 +387,14 @@ def _require_finite(model: Any) -> None:
     for name, layer in named_layers(model):
         if any(not np.isfinite(weight).all() for weight in layer.get_weights() if weight.dtype.kind == "f"):
             raise InputError(
-                f"structured_pruning: layer {name!r} of {model.name!r} holds weights that are NaN or infinite",
+                f"structured_pruning: layer {name!r} of {model.name!r} has weights that are NaN or infinite",
                 field="model",
                 expected="finite weights",
                 got=name,
             )
 
 
-def _told(skipped: dict[str, str], limit: int = 8) -> str:
+def _format_reasons(skipped: dict[str, str], limit: int = 8) -> str:
     messages = [f"{name} ({reason})" for name, reason in list(skipped.items())[:limit]]
     more = [f"and {len(skipped) - limit} more"] if len(skipped) > limit else []
     return "; ".join(messages + more) or "it has no convolution and no Dense"

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rebuild a model with fewer channels, and refit its weights to the outputs that it had.
+"""Rebuild a model with fewer channels, and refit its weights to the outputs of the original model.
 
-What a removed channel said is partly in the others: least squares over examples finds the kernel and the bias that make
-the most of those. Source: He, Zhang, Sun, "Channel Pruning for Accelerating Very Deep Neural Networks" (2017), 3.1.
+The remaining channels carry part of the information of the removed ones. Linear least squares over examples finds the
+kernel and bias W of a layer that best reproduce its original outputs Y from its remaining inputs X:
+
+    minimize ||Y - X W||^2 + ridge * ||W - W0||^2
+
+where W0 are the weights after the removal. Source: He, Zhang and Sun 2017, "Channel Pruning for Accelerating Very Deep
+Neural Networks", section 3.1.
 """
 
 from collections.abc import Mapping
@@ -20,37 +25,41 @@ from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.copies import keep_names
 
-# Of the mean of the normal matrix's diagonal: what the old weights weigh against the data.
+# Ridge penalty, as a fraction of the mean diagonal element of the normal matrix.
 _RIDGE = 1e-4
-# Rows of a least-squares problem that are taken of one batch, spread over its examples and positions.
+# Rows of a least-squares problem taken from one batch, spread over its examples and positions.
 _ROWS = 1 << 15
-# The normal matrix has the square of that: half a gigabyte.
-_MOST_UNKNOWNS = 8192
+# The normal matrix has the square of this number of elements: half a gigabyte.
+_MAX_UNKNOWNS = 8192
 
 
-# Share of a tensor's largest value. Only the order of summation differs, over up to a few hundred layers.
+# Fraction of a tensor's largest value. Only the order of summation differs, over up to a few hundred layers.
 _TOLERANCE = 1e-4
 
-# For each layer the kept places of its input and output channels, see rules.kept_places.
+# Layer -> indices of its kept channels on each kind of axis, see rules.kept_indices.
 Kept = Mapping[str, dict[str, NDArray]]
 
 
 def kept_channels(model: Any, channels: Channels, sites: list[Site], removed: set[int]) -> Kept:
-    """The places that stay in each layer that loses any of its channels, by its name.
+    """Return the indices of the kept channels of each layer that loses any.
 
-    removed: roots of the sets of channels that go.
+    Args:
+        model: The original model.
+        channels: The sets of coupled channels.
+        sites: All calls of layers with weights.
+        removed: Roots of the sets to remove.
     """
     kept = {}
     for site in sites:
         ins, outs = (~np.isin(channels.roots(ends), list(removed)) for ends in (site.inputs, site.outputs))
         if not (ins.all() and outs.all()):
             layer = model.get_layer(site.layer)
-            kept[site.layer] = rules.kept_places(layer, np.flatnonzero(ins), np.flatnonzero(outs))
+            kept[site.layer] = rules.kept_indices(layer, np.flatnonzero(ins), np.flatnonzero(outs))
     return kept
 
 
-def smaller(model: Any, kept: Kept) -> Any:
-    """A model of new layers with the same names and only these channels, with the weights of `model` that remain."""
+def without_channels(model: Any, kept: Kept) -> Any:
+    """Return a new model with the same layer names, only the kept channels, and their weights from `model`."""
 
     def resized(layer: Any) -> Any:
         config = layer.get_config()
@@ -68,25 +77,25 @@ def smaller(model: Any, kept: Kept) -> Any:
 
 
 def cut_weights(layer: Any, kept: dict[str, NDArray]) -> list[NDArray]:
-    """The weights of a layer without the places that go."""
+    """Return the weights of a layer, restricted to the kept channels."""
     rule = rules.rule_of(layer)
     assert rule is not None
     weights = []
     for weight, (_, axes) in zip(layer.get_weights(), rules.weight_axes(layer, rule), strict=True):
-        for at, role in enumerate(axes):
-            weight = weight if role is None else np.take(weight, kept[role], axis=at)
+        for axis, role in enumerate(axes):
+            weight = weight if role is None else np.take(weight, kept[role], axis=axis)
         weights.append(weight)
     return weights
 
 
 def masked(model: Any, kept: Kept, sites: list[Site]) -> Any:
-    """A copy of `model`, all of its size, where the filters that go are zero, and all that is added to them.
+    """Return a copy of `model`, with all channels, that sets removed filters and the terms added to them to zero.
 
-    Where a removed channel would come in as another constant than zero (behind a sigmoid, say), the weights that it
-    meets are zero as well.
+    If a removed channel would reach a layer as a constant other than zero (after a sigmoid, for example), the weights
+    of that layer that read the channel are zero as well.
     """
     copy, pairs = cloned(model)
-    own = {id(layer) for layer in model.layers}  # a model inside may have layers of the same names
+    own = {id(layer) for layer in model.layers}  # a nested model may have layers of the same names
     constant = {site.layer for site in sites if not site.input_is_zero}
     for old, new in pairs:
         rule = rules.rule_of(old)
@@ -94,53 +103,61 @@ def masked(model: Any, kept: Kept, sites: list[Site]) -> Any:
             continue
         weights = new.get_weights()
         for weight, (name, axes) in zip(weights, rules.weight_axes(old, rule), strict=True):
-            for at, role in enumerate(axes):
-                is_met = role in (IN, BETWEEN) and (old.name in constant or not rule.makes_channels)
-                if name in rule.zeroed and (role == OUT or is_met):
-                    gone = np.setdiff1d(np.arange(weight.shape[at]), kept[old.name][role or OUT])
-                    np.moveaxis(weight, at, 0)[gone] = 0
+            for axis, role in enumerate(axes):
+                reads_channel = role in (IN, BETWEEN) and (old.name in constant or not rule.makes_channels)
+                if name in rule.zeroed and (role == OUT or reads_channel):
+                    removed = np.setdiff1d(np.arange(weight.shape[axis]), kept[old.name][role or OUT])
+                    np.moveaxis(weight, axis, 0)[removed] = 0
         new.set_weights(weights)
     return copy
 
 
 def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
-    """The largest difference between two models on random inputs, as a share of the tensor's largest value.
+    """Compare the masked model with the small one, layer by layer, on random inputs.
 
-    before, after: the masked model and the small one. channels: for each layer to compare, the places of the channels
-    of `before` that `after` has; the models' outputs are compared as well.
-    Raises TfqError naming the first layer that computes something else, by more than rounding.
+    Args:
+        before: The masked model.
+        after: The small model.
+        channels: For each layer to compare, the indices of the channels of `before` that `after` has. The outputs of
+            the models are always compared.
+
+    Returns:
+        The largest difference of a tensor, as a fraction of the tensor's largest absolute value.
+
+    Raises:
+        TfqError: A layer differs by more than rounding. The error names the first one.
     """
     names = [layer.name for layer in before.layers if layer.name in channels]
     inputs = _random_inputs(before)
-    theirs, ours = (_values(model, names, inputs) for model in (before, after))
+    masked_outputs, outputs = (_outputs_of(model, names, inputs) for model in (before, after))
     worst = 0.0
-    labels = names + [f"output {at}" for at in range(len(before.outputs))]
-    for label, whole, part in zip(labels, theirs, ours, strict=True):
-        wanted = whole[..., channels[label]] if label in channels else whole
-        message = (
-            f"structured_pruning: the smaller model is wrong, which is a fault of tfq, at layer {label!r}: expected "
-        )
-        if part.shape != wanted.shape:
+    labels = names + [f"output {index}" for index in range(len(before.outputs))]
+    for label, full, output in zip(labels, masked_outputs, outputs, strict=True):
+        expected = full[..., channels[label]] if label in channels else full
+        message = f"structured_pruning: the small model is wrong at layer {label!r}, which is a bug of tfq: expected "
+        if output.shape != expected.shape:
             raise TfqError(
-                f"{message}a tensor of shape {wanted.shape}, got {part.shape}",
+                f"{message}a tensor of shape {expected.shape}, got {output.shape}",
                 field="model",
-                expected=wanted.shape,
+                expected=expected.shape,
                 got=label,
             )
-        if not np.isfinite(wanted).all():
+        if not np.isfinite(expected).all():
             raise TfqError(
-                f"structured_pruning: {label!r} gives NaN or infinity for random inputs, so nothing can be compared",
+                f"structured_pruning: {label!r} returns NaN or infinity for random inputs, so that the models cannot "
+                "be compared",
                 field="model",
                 expected="finite outputs",
                 got=label,
             )
-        largest, apart = float(np.max(np.abs(wanted), initial=0)), float(np.max(np.abs(part - wanted), initial=0))
-        fraction = apart / largest if largest else (0.0 if apart == 0 else float("inf"))
+        largest = float(np.max(np.abs(expected), initial=0))
+        difference = float(np.max(np.abs(output - expected), initial=0))
+        fraction = difference / largest if largest else (0.0 if difference == 0 else float("inf"))
         if not fraction <= _TOLERANCE:
             raise TfqError(
-                f"{message}what the given model computes with the removed filters at zero, got a difference of "
-                f"{fraction:.2g} of its largest value (up to {_TOLERANCE:g} is rounding). Name other layers in "
-                f"`layers`",
+                f"{message}the outputs of the original model with the removed filters at zero, got a difference of "
+                f"{fraction:.2g} of the largest value (up to {_TOLERANCE:g} is rounding). Select other layers with "
+                "`layers`",
                 field="model",
                 expected=_TOLERANCE,
                 got=label,
@@ -149,7 +166,7 @@ def check_equal(before: Any, after: Any, channels: dict[str, NDArray]) -> float:
     return worst
 
 
-def _values(model: Any, names: list[str], inputs: Any) -> list[NDArray]:
+def _outputs_of(model: Any, names: list[str], inputs: Any) -> list[NDArray]:
     outputs = [model.get_layer(name).output for name in names] + list(model.outputs)
     result = import_tf_keras().Model(model.inputs, outputs)(inputs, training=False)
     return [np.asarray(value) for value in (result if isinstance(result, (list, tuple)) else [result])]
@@ -168,77 +185,90 @@ def _random_inputs(model: Any) -> Any:
     return [one(tensor) for tensor in model.inputs]
 
 
-def refit(given: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[str, tuple[float, float]]:
-    """Changes the weights of `small` in place; {layer: (error before, error after)}, in the order of the graph.
+def refit(original: Any, small: Any, kept: Kept, data: Any, examples: int) -> dict[str, tuple[float, float]]:
+    """Refit the weights of the small model in place, by least squares over examples.
 
-    given: the model that filters were taken out of. small, kept: what rebuild made of it. data: inputs, as
-    `tfq.data.as_split` takes them; examples: how many of them.
-    Fit are convolutions and Dense layers that have lost inputs, one after the other, each on what comes out of those
-    before it by then: their errors are made good as well. Others keep the weights that they had; of those that are too
-    wide for least squares a TfqWarning tells.
-    An error is the root mean square of what differs before the activation, as a share of the given layer's own.
-    Raises InputError where the data do not fit the model, or give NaN.
+    Convolutions and Dense layers that have lost inputs are refit in the order of the graph. A layer reads the outputs
+    of the layers that were refit before, so that it also corrects their errors. Other layers keep their weights.
+
+    Args:
+        original: The model before the removal of channels.
+        small: The model after the removal.
+        kept: Indices of the kept channels.
+        data: Inputs, in any form that `tfq.data.as_split` accepts.
+        examples: Number of examples to use.
+
+    Returns:
+        Layer -> (error before, error after). An error is the root mean square of the difference before the activation,
+        divided by the standard deviation of the original layer's values there.
+
+    Raises:
+        InputError: The data do not match the model's inputs, or a layer gets NaN or infinity.
+
+    Warns:
+        TfqWarning: A layer is too wide for least squares, and keeps its weights.
     """
-    batches = list(batches_of(given, data, examples, "structured_pruning:"))
+    batches = list(batches_of(original, data, examples, "structured_pruning:"))
     results = {}
     for layer in small.layers:
-        old = given.get_layer(layer.name)
-        if layer.name not in kept or not _can_be_fit(layer) or len(layer.inbound_nodes) != 1:
+        old = original.get_layer(layer.name)
+        if layer.name not in kept or not _can_be_refit(layer) or len(layer.inbound_nodes) != 1:
             continue
         if len(kept[layer.name][IN]) == old.kernel.shape[-2]:
             continue
         unknowns = int(np.prod(layer.kernel.shape[:-1])) + 1
-        if unknowns > _MOST_UNKNOWNS:
+        if unknowns > _MAX_UNKNOWNS:
             warn(
-                f"structured_pruning: {layer.name!r} keeps the weights that it had: {unknowns:,} of one filter are "
-                f"too many to be "
-                "refit"
+                f"structured_pruning: {layer.name!r} is not refit, because it has {unknowns:,} weights per filter (at "
+                f"most {_MAX_UNKNOWNS:,})"
             )
         else:
-            results[layer.name] = _fit_anew(layer, old, kept[layer.name][OUT], small, given, batches)
+            results[layer.name] = _refit_layer(layer, old, kept[layer.name][OUT], small, original, batches)
     return results
 
 
-def _fit_anew(
-    layer: Any, old: Any, outputs: NDArray, small: Any, provided: Any, batches: list[list[NDArray]]
+def _refit_layer(
+    layer: Any, old: Any, outputs: NDArray, small: Any, original: Any, batches: list[list[NDArray]]
 ) -> tuple[float, float]:
-    theirs, ours = _inputs_of(provided, old), _inputs_of(small, layer)
+    old_inputs, new_inputs = _inputs_of(original, old), _inputs_of(small, layer)
     kernel = np.asarray(layer.kernel, np.float64)
     weights = kernel.reshape(-1, kernel.shape[-1])
-    wanted_weights = np.asarray(old.kernel, np.float64)[..., outputs].reshape(-1, len(outputs))
+    old_weights = np.asarray(old.kernel, np.float64)[..., outputs].reshape(-1, len(outputs))
     if layer.use_bias:
         weights = np.vstack([weights, np.asarray(layer.bias, np.float64)])
-        wanted_weights = np.vstack([wanted_weights, np.asarray(old.bias, np.float64)[outputs]])
+        old_weights = np.vstack([old_weights, np.asarray(old.bias, np.float64)[outputs]])
     size = len(weights)
-    normal, right, energy, lost = np.zeros((size, size)), np.zeros_like(weights), 0.0, 0.0
+    normal, right, variance, squared_error = np.zeros((size, size)), np.zeros_like(weights), 0.0, 0.0
     for batch in batches:
-        seen, meant = _rows(layer, ours(batch)), _rows(old, theirs(batch)) @ wanted_weights
-        if not (np.isfinite(seen).all() and np.isfinite(meant).all()):
+        rows, target = _rows(layer, new_inputs(batch)), _rows(old, old_inputs(batch)) @ old_weights
+        if not (np.isfinite(rows).all() and np.isfinite(target).all()):
             raise InputError(
-                f"structured_pruning: layer {layer.name!r} gets NaN or infinity on the data: look at its scale",
+                f"structured_pruning: layer {layer.name!r} gets NaN or infinity on the data: check the scale of the "
+                "data",
                 field="data",
                 expected="finite values",
                 got=layer.name,
             )
-        missing = meant - seen @ weights
-        normal += seen.T @ seen
-        right += seen.T @ missing
-        spread = meant - meant.mean(0)
-        energy, lost = energy + float((spread**2).sum()), lost + float((missing**2).sum())
+        residual = target - rows @ weights
+        normal += rows.T @ rows
+        right += rows.T @ residual
+        deviation = target - target.mean(0)
+        variance += float((deviation**2).sum())
+        squared_error += float((residual**2).sum())
     ridge = _RIDGE * np.trace(normal) / size or 1.0
     change = np.linalg.solve(normal + ridge * np.eye(size), right)
-    # |missing - seen @ change|^2, without another pass over the data.
-    after = lost - 2 * float((change * right).sum()) + float((change * (normal @ change)).sum())
+    # ||residual - rows @ change||^2, without another pass over the data.
+    after = squared_error - 2 * float((change * right).sum()) + float((change * (normal @ change)).sum())
     weights = weights + change
     if layer.use_bias:
         layer.bias.assign(weights[-1])
         weights = weights[:-1]
     layer.kernel.assign(weights.reshape(kernel.shape))
-    scale = energy or 1.0
-    return float(np.sqrt(lost / scale)), float(np.sqrt(max(after, 0.0) / scale))
+    scale = variance or 1.0
+    return float(np.sqrt(squared_error / scale)), float(np.sqrt(max(after, 0.0) / scale))
 
 
-def _can_be_fit(layer: Any) -> bool:
+def _can_be_refit(layer: Any) -> bool:
     keras = import_tf_keras()
     if type(layer) is keras.layers.Conv2D:
         return layer.groups == 1 and layer.data_format == "channels_last"
@@ -246,17 +276,21 @@ def _can_be_fit(layer: Any) -> bool:
 
 
 def _inputs_of(model: Any, layer: Any) -> Any:
-    """batch -> what goes into the layer, an array."""
-    part = import_tf_keras().Model(model.inputs, layer.input)
+    """Return a function that computes the layer's input for a batch of model inputs."""
+    submodel = import_tf_keras().Model(model.inputs, layer.input)
 
     def inputs(batch: list[NDArray]) -> NDArray:
-        return np.asarray(part(batch if len(batch) > 1 else batch[0], training=False))
+        return np.asarray(submodel(batch if len(batch) > 1 else batch[0], training=False))
 
     return inputs
 
 
 def _rows(layer: Any, inputs: NDArray) -> NDArray:
-    """(rows, weights of one filter, with a 1 for the bias): what the kernel is multiplied with, at some places."""
+    """Return the vectors that the kernel is multiplied with, at a sample of positions.
+
+    Returns:
+        Shape (rows, weights of one filter), with a last column of ones if the layer has a bias.
+    """
     import tensorflow as tf
 
     if type(layer) is import_tf_keras().layers.Dense:

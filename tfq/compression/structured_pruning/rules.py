@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What layers do with channels: which axes of their weights hold them, their config, their multiply-adds.
+"""Rules that describe how each kind of layer uses channels: axes of its weights, config, multiply-adds.
 
-A layer's BridgedLayer chooses its rule by name (`channels`).
-
-Only layers whose channels are on the last axis, and only the classes themselves: a subclass may compute anything.
+The fact `channels` of a layer's BridgedLayer is the name of its rule. Rules apply to layers whose channels are on the
+last axis. They do not apply to subclasses, which may compute something else.
 """
 
 import math
@@ -19,7 +18,8 @@ from tfq.errors import InputError
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, facts_of
 
-# What an axis of a weight runs over: the layer's channels in or out, or (separable) those in between.
+# The role of a weight's axis: input channels, output channels, or the channels between the two kernels of a separable
+# convolution.
 IN, OUT, BETWEEN = "in", "out", "between"
 Axes = dict[str, tuple[str | None, ...]]
 Shape = tuple[int | None, ...]
@@ -27,82 +27,94 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a kind of layer does with channels.
+    """A description of how one kind of layer uses channels.
 
-    axes(layer): for each weight, by its attribute, what its axes run over. terms(layer, input shape, output shape): its
-    multiply-adds. resized(layer, kept): config for only the channels kept[IN], kept[OUT] (places on the last axis).
-    makes_channels: it has whole filters, which can be removed; otherwise what comes in goes out, place by place.
-    filters: the attribute by whose norm filters are ranked. zeroed: attributes that are 0 where a channel is removed.
-    gives_zero(layer, input is zero): whether a removed channel then leaves it as zeros, before any activation.
+    Attributes:
+        axes: axes(layer) returns the roles of the axes of each weight, by the weight's attribute name.
+        terms: terms(layer, input shape, output shape) returns the terms of its multiply-adds.
+        resized: resized(layer, kept) returns the config entries that change with only the channels kept[IN] and
+            kept[OUT] (indices on the last axis).
+        makes_channels: Whether it has whole filters that can be removed. Otherwise output channels correspond to
+            input channels.
+        filters: Attribute name of the weight whose norm ranks the filters.
+        zeroed: Attribute names of the weights that are zero for a removed channel in the masked model.
+        output_is_zero: output_is_zero(layer, input is zero) returns whether a removed channel of the output is zero in
+            the masked model, before the activation.
     """
 
     axes: Callable[[Any], Axes]
-    terms: Callable[[Any, Shape, Shape], tuple[Term, ...]] = lambda layer, before, after: ()
+    terms: Callable[[Any, Shape, Shape], tuple[Term, ...]] = lambda layer, input_shape, output_shape: ()
     resized: Callable[[Any, dict[str, NDArray]], dict[str, Any]] = lambda layer, kept: {}
     makes_channels: bool = False
     filters: str | None = None
     zeroed: tuple[str, ...] = ()
-    gives_zero: Callable[[Any, bool], bool] = lambda layer, before: True
+    output_is_zero: Callable[[Any, bool], bool] = lambda layer, input_is_zero: True
 
 
 def channels_of(layer: Any) -> str:
-    """Return the fact `channels` of this layer: by default, and of a subclass of a tf_keras layer, "by_trial"."""
+    """Return the fact `channels` of a layer. It is "by_trial" by default and for subclasses of tf_keras layers."""
     facts = facts_of(layer)
-    # By the name alone where tf_keras has no public class of that name: tfq's own, the user's, and LayerScale.
+    # Only the name is compared if tf_keras has no public class of that name: layers of tfq, of users, and LayerScale.
     is_exact = getattr(import_tf_keras().layers, facts.name, type(layer)) is type(layer)
     return facts.channels if is_exact else "by_trial"
 
 
 def rule_of(layer: Any) -> Rule | None:
-    """Return the rule for this layer, or None where its channels are not followed by a rule."""
+    """Return the rule for a layer, or None if no rule describes it."""
     channels = channels_of(layer)
     return _per_channel(facts_of(layer)) if channels == "per_channel" else RULES.get(channels)
 
 
-def reason_against(layer: Any, shape: Shape) -> str | None:
-    """Why the rule of its class does not fit this layer, which takes a tensor of this shape."""
+def reason_unsupported(layer: Any, shape: Shape) -> str | None:
+    """Return why the rule of its class does not apply to a layer with an input of this shape, or None if it does."""
     if getattr(layer, "data_format", "channels_last") != "channels_last":
-        return "has its channels on another axis than the last (data_format)"
+        return "does not have its channels on the last axis (data_format)"
     axis = getattr(layer, "axis", None)
-    if axis is not None and [at % len(shape) for at in np.atleast_1d(axis)] != [len(shape) - 1]:
-        return f"works along axis {[int(at) for at in np.atleast_1d(axis)]}, which is not the last alone"
+    if axis is not None and [item % len(shape) for item in np.atleast_1d(axis)] != [len(shape) - 1]:
+        return f"works along axis {[int(item) for item in np.atleast_1d(axis)]}, expected the last axis only"
     return None
 
 
-def multiplier(layer: Any) -> int:
-    """Channels that a depthwise kernel makes of each."""
+def depth_multiplier(layer: Any) -> int:
+    """Return the number of output channels per input channel of a depthwise kernel; 1 for other layers."""
     return int(getattr(layer, "depth_multiplier", 1))
 
 
 def kernel_groups(layer: Any) -> int:
-    """Groups of a convolution; 1 for any other layer."""
+    """Return the number of groups of a convolution; 1 for other layers."""
     return int(getattr(layer, "groups", 1)) if hasattr(layer, "kernel") else 1
 
 
-def kept_places(layer: Any, inputs: NDArray, outputs: NDArray) -> dict[str, NDArray]:
-    """Places on each kind of axis that stay, from those on the layer's inputs and outputs."""
-    factor = multiplier(layer)
+def kept_indices(layer: Any, inputs: NDArray, outputs: NDArray) -> dict[str, NDArray]:
+    """Return the kept indices on each kind of axis, from those of the layer's inputs and outputs."""
+    factor = depth_multiplier(layer)
     between = (inputs[:, None] * factor + np.arange(factor)).ravel()
     return {IN: inputs, OUT: outputs, BETWEEN: between}
 
 
 def weight_axes(layer: Any, rule: Rule) -> list[tuple[str, tuple[str | None, ...]]]:
-    """(attribute, axes) of each weight, in the order of layer.get_weights(); one that the rule leaves out has ()."""
+    """Return (attribute, axes) of each weight, in the order of layer.get_weights(); ("", ()) if the rule has none."""
     axes = rule.axes(layer)
-    held = {id(getattr(layer, name)): name for name in axes if getattr(layer, name, None) is not None}
-    return [(held.get(id(weight), ""), axes.get(held.get(id(weight), ""), ())) for weight in layer.weights]
+    names = {id(getattr(layer, name)): name for name in axes if getattr(layer, name, None) is not None}
+    return [(names.get(id(weight), ""), axes.get(names.get(id(weight), ""), ())) for weight in layer.weights]
 
 
 def filter_norms(layer: Any, rule: Rule, norm: str) -> NDArray | None:
-    """L1 or L2 norm of each filter, shape (output channels,) float64; None for a layer without filters."""
+    """Return the L1 or L2 norm of each filter, shape (output channels,), float64; None for a layer without filters.
+
+    Args:
+        layer: The layer.
+        rule: Its rule.
+        norm: "l1" or "l2".
+    """
     if rule.filters is None:
         return None
     axes = rule.axes(layer)[rule.filters]
     weights = np.abs(np.asarray(getattr(layer, rule.filters), np.float64))
     weights = weights**2 if norm == "l2" else weights
     if OUT in axes:
-        sums = weights.sum(axis=tuple(at for at, role in enumerate(axes) if role != OUT))
-    else:  # depthwise: output channel i * multiplier + j is kernel[..., i, j]
+        sums = weights.sum(axis=tuple(axis for axis, role in enumerate(axes) if role != OUT))
+    else:  # depthwise: output channel i * depth_multiplier + j is kernel[..., i, j]
         sums = weights.sum(axis=tuple(range(weights.ndim - 2))).ravel()
     return np.sqrt(sums) if norm == "l2" else sums
 
@@ -132,17 +144,16 @@ def _alpha(layer: Any) -> Axes:
     return {"alpha": (*(None,) * (len(shape) - 1), None if is_shared else OUT)}
 
 
-def _each(*names: str) -> Callable[[Any], Axes]:
+def _per_output_channel(*names: str) -> Callable[[Any], Axes]:
     return lambda layer: dict.fromkeys(names, (OUT,))
 
 
-def _size(layer: Any, shape: Shape) -> int:
-    """Places of a tensor, without batch and channels."""
+def _num_positions(layer: Any, shape: Shape) -> int:
+    """Return the number of positions of a tensor: its size without batch and channels."""
     if None in shape[1:-1]:
         raise InputError(
-            f"structured_pruning: layer {layer.name!r} has a tensor of shape {shape}, whose multiply-adds cannot be "
-            f"counted: "
-            "build the model with an input of a fixed shape",
+            f"structured_pruning: the multiply-adds of layer {layer.name!r} cannot be counted, because it has a tensor "
+            f"of shape {shape}: build the model with a fixed input shape",
             field="model",
             expected="a fixed shape",
             got=layer.name,
@@ -150,68 +161,70 @@ def _size(layer: Any, shape: Shape) -> int:
     return math.prod(size for size in shape[1:-1] if size is not None)
 
 
-def _conv_terms(layer: Any, before: Shape, after: Shape) -> tuple[Term, ...]:
-    taps = _size(layer, after) * math.prod(layer.kernel_size)
+def _conv_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
+    taps = _num_positions(layer, output_shape) * math.prod(layer.kernel_size)
     if kernel_groups(layer) > 1:
         return (Term(factor=taps * int(layer.kernel.shape[-2]), per_output=True),)
     return (Term(factor=taps, per_input=True, per_output=True),)
 
 
-def _transposed_terms(layer: Any, before: Shape, after: Shape) -> tuple[Term, ...]:
-    return (Term(factor=_size(layer, before) * math.prod(layer.kernel_size), per_input=True, per_output=True),)
-
-
-def _depthwise_terms(layer: Any, before: Shape, after: Shape) -> tuple[Term, ...]:
-    return (Term(factor=_size(layer, after) * math.prod(layer.kernel_size), per_output=True),)
-
-
-def _separable_terms(layer: Any, before: Shape, after: Shape) -> tuple[Term, ...]:
-    places = _size(layer, after) * multiplier(layer)
+def _transposed_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
     return (
-        Term(factor=places * math.prod(layer.kernel_size), per_input=True),
-        Term(factor=places, per_input=True, per_output=True),
+        Term(factor=_num_positions(layer, input_shape) * math.prod(layer.kernel_size), per_input=True, per_output=True),
     )
 
 
-def _dense_terms(layer: Any, before: Shape, after: Shape) -> tuple[Term, ...]:
-    return (Term(factor=_size(layer, after), per_input=True, per_output=True),)
+def _depthwise_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
+    return (Term(factor=_num_positions(layer, output_shape) * math.prod(layer.kernel_size), per_output=True),)
 
 
-def _fewer_filters(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
+def _separable_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
+    positions = _num_positions(layer, output_shape) * depth_multiplier(layer)
+    return (
+        Term(factor=positions * math.prod(layer.kernel_size), per_input=True),
+        Term(factor=positions, per_input=True, per_output=True),
+    )
+
+
+def _dense_terms(layer: Any, input_shape: Shape, output_shape: Shape) -> tuple[Term, ...]:
+    return (Term(factor=_num_positions(layer, output_shape), per_input=True, per_output=True),)
+
+
+def _resized_filters(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
     groups = kernel_groups(layer)
-    fewer = {"filters": len(kept[OUT])}
-    return {**fewer, "groups": groups * len(kept[OUT]) // int(layer.filters)} if groups > 1 else fewer
+    filters = {"filters": len(kept[OUT])}
+    return {**filters, "groups": groups * len(kept[OUT]) // int(layer.filters)} if groups > 1 else filters
 
 
-def _statistics(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
+def _resized_statistics(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
     config = layer.get_config()
-    provided = {name: config.get(name) for name in ("mean", "variance")}
-    return {name: _of_list(value, kept) for name, value in provided.items() if value is not None}
+    statistics = {name: config.get(name) for name in ("mean", "variance")}
+    return {name: _select_channels(value, kept) for name, value in statistics.items() if value is not None}
 
 
-def _factors(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
-    return {name: _of_list(getattr(layer, name), kept) for name in ("scale", "offset")}
+def _resized_scale_and_offset(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
+    return {name: _select_channels(getattr(layer, name), kept) for name in ("scale", "offset")}
 
 
-def _of_list(value: Any, kept: dict[str, NDArray]) -> Any:
+def _select_channels(value: Any, kept: dict[str, NDArray]) -> Any:
     values = np.asarray(value)
     return np.take(values, kept[OUT], axis=-1).tolist() if values.ndim and values.shape[-1] > 1 else values.tolist()
 
 
-def _reshaped(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
+def _resized_target_shape(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
     return {"target_shape": (*layer.target_shape[:-1], len(kept[OUT]))}
 
 
 _CONV = Rule(
-    axes=_kernel(IN, OUT), terms=_conv_terms, resized=_fewer_filters, makes_channels=True, filters="kernel",
+    axes=_kernel(IN, OUT), terms=_conv_terms, resized=_resized_filters, makes_channels=True, filters="kernel",
     zeroed=("kernel", "bias"),
 )  # fmt: skip
 _TRANSPOSED = Rule(
-    axes=_kernel(OUT, IN), terms=_transposed_terms, resized=_fewer_filters, makes_channels=True, filters="kernel",
+    axes=_kernel(OUT, IN), terms=_transposed_terms, resized=_resized_filters, makes_channels=True, filters="kernel",
     zeroed=("kernel", "bias"),
 )  # fmt: skip
 _SEPARABLE = Rule(
-    axes=_separable_kernels, terms=_separable_terms, resized=_fewer_filters, makes_channels=True,
+    axes=_separable_kernels, terms=_separable_terms, resized=_resized_filters, makes_channels=True,
     filters="pointwise_kernel", zeroed=("pointwise_kernel", "bias"),
 )  # fmt: skip
 _DEPTHWISE = Rule(
@@ -222,8 +235,8 @@ _DENSE = Rule(
     makes_channels=True, filters="kernel", zeroed=("kernel", "bias"),
 )  # fmt: skip
 
-# By the fact `channels`; "per_channel" is made of the other facts. trace.py follows layers of these by their name:
-# "flatten", "concatenate", "lookup" (a table of weights without multiply-adds) and "by_trial".
+# By the fact `channels`. The rule "per_channel" is built from other facts of the layer. The names in FOLLOWED_BY_NAME
+# have no rule here; trace.py handles them. "lookup" is a table of weights without multiply-adds.
 RULES: dict[str, Rule] = {
     "convolution": _CONV,
     "transposed_convolution": _TRANSPOSED,
@@ -231,19 +244,23 @@ RULES: dict[str, Rule] = {
     "depthwise_convolution": _DEPTHWISE,
     "separable_convolution": _SEPARABLE,
     "batch_normalization": Rule(
-        axes=_each("gamma", "beta", "moving_mean", "moving_variance"),
+        axes=_per_output_channel("gamma", "beta", "moving_mean", "moving_variance"),
         zeroed=("gamma", "beta", "moving_mean"),
-        gives_zero=lambda layer, before: layer.scale or before,
+        output_is_zero=lambda layer, input_is_zero: layer.scale or input_is_zero,
     ),
     "normalization": Rule(
-        axes=_each("adapt_mean", "adapt_variance"), resized=_statistics, gives_zero=lambda layer, before: False
+        axes=_per_output_channel("adapt_mean", "adapt_variance"),
+        resized=_resized_statistics,
+        output_is_zero=lambda layer, input_is_zero: False,
     ),
-    "prelu": Rule(axes=_alpha, gives_zero=lambda layer, before: before),
-    # Without weights, but with numbers of channels in the config.
+    "prelu": Rule(axes=_alpha, output_is_zero=lambda layer, input_is_zero: input_is_zero),
+    # Layers without weights whose config contains the number of channels.
     "rescaling": Rule(
-        axes=_each(), resized=_factors, gives_zero=lambda layer, before: before and not np.any(layer.offset)
+        axes=_per_output_channel(),
+        resized=_resized_scale_and_offset,
+        output_is_zero=lambda layer, input_is_zero: input_is_zero and not np.any(layer.offset),
     ),
-    "reshape": Rule(axes=_each(), resized=_reshaped),
+    "reshape": Rule(axes=_per_output_channel(), resized=_resized_target_shape),
 }
 FOLLOWED_BY_NAME = ("per_channel", "flatten", "concatenate", "lookup", "by_trial")
 
@@ -252,4 +269,4 @@ def _per_channel(facts: BridgedLayer) -> Rule:
     def resized(layer: Any, kept: dict[str, NDArray]) -> dict[str, Any]:
         return {facts.channel_count: len(kept[OUT])} if facts.channel_count else {}
 
-    return Rule(axes=_each(*facts.channel_weights), resized=resized, zeroed=facts.channel_weights)
+    return Rule(axes=_per_output_channel(*facts.channel_weights), resized=resized, zeroed=facts.channel_weights)
