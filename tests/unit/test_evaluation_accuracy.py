@@ -16,6 +16,7 @@ from tfq import tflite
 from tfq.config import EvaluationConfig
 from tfq.errors import InputError, TfqWarning
 from tfq.evaluation import evaluate_model, reference_outputs
+from tfq.evaluation.paired import paired_difference
 
 INT8, FLOAT = golden("digits_int8"), golden("digits_float32")
 QUICK = EvaluationConfig(num_runs=0)
@@ -57,6 +58,8 @@ def test_every_number_is_that_of_the_interpreter_and_numpy(digits):
     assert record.accuracy == np.mean(ours.argmax(1) == y)
     assert record.reference_accuracy == np.mean(reference.argmax(1) == y)
     assert record.accuracy_drop == record.reference_accuracy - record.accuracy
+    expected = paired_difference(ours.argmax(1) == y, reference.argmax(1) == y)
+    assert record.accuracy_difference == expected.to_dict() and record.accuracy_difference_reason is None
     assert record.agreement == np.mean(ours.argmax(1) == reference.argmax(1))
     noise = np.sum((ours - reference) ** 2)
     assert record.output_sqnr_db == pytest.approx(10 * np.log10(np.sum(reference**2) / noise), abs=1e-3)

@@ -88,7 +88,14 @@ def test_the_record_is_plain_json_and_fits_a_screen():
     assert values == record.to_dict()
     assert values["outputs"] == [{"name": "y", "sqnr_db": 21.5, "reason": None}]
     text = record.to_text()
-    for part in ("75.00%", "97.00%", "21.5 dB", "98,496 bytes", "0.140 / 0.200 / 0.300 ms", "14 of 16 ops delegated"):
+    for part in (
+        "75.00% (95% interval 72.20% to 77.60%)",
+        "97.00%",
+        "21.5 dB",
+        "98,496 bytes",
+        "0.140 / 0.200 / 0.300 ms",
+        "14 of 16 ops delegated",
+    ):
         assert part in text
     assert max(map(len, text.splitlines())) <= 100
     assert "the data has no labels" in WITHOUT_LABELS.to_text()

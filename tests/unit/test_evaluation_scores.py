@@ -311,6 +311,8 @@ def test_a_function_may_be_the_metric_and_declare_its_direction(digits):
     assert record.accuracy == round(60 * (1 - evaluate_model(INT8, (x, y), QUICK).accuracy))
     assert record.accuracy_drop == record.accuracy - record.reference_accuracy
     assert (record.metric, record.metrics["wrong_ones"]["direction"]) == ("wrong_ones", "lower")
+    assert record.accuracy_difference is None and "wrong_ones" in record.accuracy_difference_reason
+    assert "no interval" in record.to_text()
 
 
 def test_without_a_declared_direction_there_is_no_drop_and_no_bound(digits):

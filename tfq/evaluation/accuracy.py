@@ -134,6 +134,8 @@ def _costs(
         "accuracy_reason": reason,
         "reference_accuracy": None,
         "accuracy_drop": None,
+        "accuracy_difference": None,
+        "accuracy_difference_reason": reason,
         "agreement": None,
         "agreement_reason": reason,
     }

@@ -31,6 +31,8 @@ class EvaluationRecord:
         output_sqnr_db_reason: Why there is none.
         reference_accuracy: The accuracy of the reference.
         accuracy_drop: How much worse the model is than the reference, in the metric's unit; positive if it is worse.
+        accuracy_difference: The accuracy minus the reference's with a paired 95% interval (`PairedDifference`).
+            None, with accuracy_difference_reason, if the metric does not say of each example whether it is right.
         num_examples: Number of evaluated examples.
         compared: Number of examples compared with the reference.
         missing: Number of examples that were requested but are not in the data.
@@ -98,6 +100,8 @@ class EvaluationRecord:
     memory_reason: str | None = None
     figures: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    accuracy_difference: dict[str, Any] | None = None
+    accuracy_difference_reason: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     latency_mean_ms: float | None = None
     latency_std_ms: float | None = None
@@ -114,13 +118,10 @@ class EvaluationRecord:
     def to_text(self) -> str:
         """For the terminal: a line a number. Without the warnings, which were told as they came up."""
         rows = [
-            (self.metric, score_text(self._unit(self.metric), self.accuracy) or self.accuracy_reason),
+            (self.metric, self._score(self.metric, self.accuracy) or self.accuracy_reason),
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
-            *(
-                (name, score_text(self._unit(name), value))
-                for name, value in self.scores.items()
-                if name != self.metric
-            ),
+            ("difference", self._difference()),
+            *((name, self._score(name, value)) for name, value in self.scores.items() if name != self.metric),
             ("agreement", score_text("fraction", self.agreement) or self.agreement_reason),
             ("output SQNR", _number(self.output_sqnr_db, "dB") or self.output_sqnr_db_reason),
             ("examples", f"{self.num_examples:,}"),
@@ -132,6 +133,21 @@ class EvaluationRecord:
             ("inputs", self._inputs()),
         ]
         return "\n".join(f"{name:<12} {value}" for name, value in rows if value)
+
+    def _score(self, metric: str, value: float | None) -> str | None:
+        """Return a value with its 95% interval, or with "no interval"; None if there is no value."""
+        unit = self._unit(metric)
+        interval = self.metrics.get(metric, {}).get("interval")
+        low, high = (score_text(unit, end) for end in interval or (None, None))
+        suffix = f"95% interval {low} to {high}" if interval else "no interval"
+        return None if value is None else f"{score_text(unit, value)} ({suffix})"
+
+    def _difference(self) -> str | None:
+        """Return the accuracy minus the reference's, with its interval, in percentage points."""
+        if self.accuracy_difference is None:
+            return None
+        value, low, high = (100 * self.accuracy_difference[key] for key in ("difference", "low", "high"))
+        return f"{value:+.2f} points (95% interval {low:+.2f} to {high:+.2f})"
 
     def _unit(self, metric: str) -> str:
         return str(self.metrics.get(metric, {}).get("unit", "none"))

@@ -16,6 +16,7 @@ from tfq.errors import InputError, did_you_mean
 from tfq.evaluation.classes import agreement, num_classes
 from tfq.evaluation.metric import BOUNDED_UNITS, Metric, Outputs, State, as_metric
 from tfq.evaluation.metrics import checked_labels, has_classes, no_one_class
+from tfq.evaluation.paired import paired_difference
 from tfq.tflite import Model
 
 NO_LABELS = "the data has no labels"
@@ -254,7 +255,8 @@ def score_answers(
     answers = answers_of(outputs, data, reconstructs=reconstructs, metrics=[chosen, *companions])
     reason = _unscored(answers, choice)
     metrics, scores = {chosen.name: {**chosen.facts(), "interval": None}}, {}
-    accuracy = reference_accuracy = drop = None
+    accuracy = reference_accuracy = drop = difference = None
+    no_difference = reason or NO_REFERENCE
     for item in (chosen, *companions):
         if reason is None if item is chosen else _fits(answers, item, accuracy is not None):
             scores[item.name], state = answers.score(item)
@@ -265,6 +267,7 @@ def score_answers(
         theirs = answers_of(tuple(expected), data, reconstructs=reconstructs, metrics=[chosen])
         reference_accuracy, _ = theirs.score(chosen)
         drop = _drop(chosen, accuracy, reference_accuracy)
+        difference, no_difference = _paired(chosen, answers, theirs)
     return {
         "metric": chosen.name,
         "metrics": metrics,
@@ -272,6 +275,8 @@ def score_answers(
         "accuracy_reason": reason,
         "reference_accuracy": reference_accuracy,
         "accuracy_drop": drop,
+        "accuracy_difference": difference,
+        "accuracy_difference_reason": None if difference else no_difference,
         "scores": scores,
         **_agreements(answers, expected, choice, class_outputs, is_scored=accuracy is not None),
     }
@@ -356,6 +361,19 @@ def score_outputs(outputs: NDArray, data: Any, *, reconstructs: bool, metric: An
     """
     choice = choose_metric(as_metric(metric), ("output",), (False,), reconstructs=reconstructs)
     return score_answers((outputs,), None, data, choice, reconstructs=reconstructs)
+
+
+def _paired(metric: Metric, answers: Answers, theirs: Answers) -> tuple[dict[str, Any] | None, str]:
+    """Return the record of `paired_difference` of two models, or None and why there is none."""
+    if metric.examples is None:
+        return None, f"{metric.word or metric.name} is not a mean over the examples"
+    correct = []
+    for model in (answers, theirs):
+        outputs, labels = model.shown_to(metric)
+        correct.append(np.asarray(metric.examples(metric.select(outputs), np.asarray(labels))))
+    if any(values.dtype.kind != "b" or values.ndim != 1 for values in correct):
+        return None, f"{metric.word or metric.name} does not say of each example whether it is right"
+    return paired_difference(*correct).to_dict(), ""
 
 
 def _drop(metric: Metric, ours: float, theirs: float) -> float | None:
