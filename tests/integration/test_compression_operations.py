@@ -9,7 +9,7 @@ from messages import refused
 import tfq
 from tfq.backends import LocalBackend, RunRequest
 from tfq.compression.training import deterministic
-from tfq.conversion.fake_quant import with_operands_of_choices, with_same_scales
+from tfq.conversion.fake_quant import with_same_scales, with_selection_ranges
 from tfq.keras_bridge import import_keras, import_tf_keras, to_tf_keras
 
 # One scale for what they read and give, in the flatbuffer; constants beside a tensor; scales that TFLite fixes.
@@ -91,7 +91,7 @@ def test_a_value_that_is_read_behind_two_choices_keeps_its_range_through_both():
     assert len(chain) == 2
     tanh, inner, outer = chain[0].inputs[0], chain[0].outputs[0], chain[1].outputs[0]
     calibrated = {(0, tanh): (-1.0, 1.0), (0, inner): (-1.0, 0.5), (0, outer): (-0.25, 0.5)}
-    assert set(with_operands_of_choices(contents, calibrated, alike=False).values()) == {(-1.0, 1.0)}
+    assert set(with_selection_ranges(contents, calibrated, alike=False).values()) == {(-1.0, 1.0)}
     known = with_same_scales(contents, {(0, tanh): (-1.0, 1.0)})
     assert known[0, inner] == known[0, outer] == (-1.0, 1.0)
 

@@ -239,7 +239,7 @@ def test_a_pruned_channel_keeps_its_bias_in_the_litert_quantizer(monkeypatch):
     model.get_layer("pruned").set_weights([weights, bias])
     for scheme in ("int8", "int16x8"):
         assert agrees(converted(model, scheme, "litert").content, model)
-    monkeypatch.setattr(quantize, "with_room_for_biases", lambda model, ranges, config: model)
+    monkeypatch.setattr(quantize, "with_bias_headroom", lambda model, ranges, config: model)
     assert np.abs(outputs_in_child(converted(model, "int8", "litert").content)[0][:, 1]).max() < 0.1
 
 

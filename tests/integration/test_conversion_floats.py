@@ -11,7 +11,7 @@ import tfq
 from tfq import tflite
 from tfq.backends import LocalBackend, RunRequest
 from tfq.conversion import convert
-from tfq.conversion.fixed_scales import with_separate_fixed_scales
+from tfq.conversion.fixed_scales import with_separate_scales
 from tfq.keras_bridge import import_keras
 
 SAMPLES = np.random.default_rng(0).normal(0, 1, (24, 8, 8, 2)).cumsum(1).cumsum(2).astype(np.float32)
@@ -87,7 +87,7 @@ def test_scores_of_a_join_are_int8_at_their_own_scale_in_any_order(floating, see
 
 
 def test_without_copies_scores_are_float_or_coarse_in_every_order(floating, monkeypatch):
-    monkeypatch.setattr(convert, "with_separate_fixed_scales", lambda model: model)
+    monkeypatch.setattr(convert, "with_separate_scales", lambda model: model)
     for seed in range(3):
         built = converted(reordered(floating, seed))
         scales = [tensor.scale for tensor in tflite.read(built).main_subgraph.output_tensors]
@@ -95,7 +95,7 @@ def test_without_copies_scores_are_float_or_coarse_in_every_order(floating, monk
 
 
 def test_an_output_that_stays_float_is_warned_of_by_name(floating, monkeypatch):
-    monkeypatch.setattr(convert, "with_separate_fixed_scales", lambda model: model)
+    monkeypatch.setattr(convert, "with_separate_scales", lambda model: model)
     for seed in range(8):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -110,7 +110,7 @@ def test_an_output_that_stays_float_is_warned_of_by_name(floating, monkeypatch):
 
 
 def test_copies_compute_what_the_float_model_does_to_the_bit(floating):
-    copied = with_separate_fixed_scales(floating)
+    copied = with_separate_scales(floating)
     assert copied != floating
     for wanted, got in zip(outputs(floating), outputs(copied), strict=True):
         np.testing.assert_array_equal(wanted, got)
@@ -123,7 +123,7 @@ def test_a_sigmoid_whose_readers_agree_is_not_copied():
     one, two = (layers.Conv2D(2, 3, activation="sigmoid")(image) for _ in range(2))
     model = keras.Model(image, [one, layers.Concatenate()([one, two])])
     content = converted(model, None, scheme="float32")
-    assert with_separate_fixed_scales(content) is content
+    assert with_separate_scales(content) is content
 
 
 def test_an_op_without_an_int8_form_is_warned_of_unless_asked_for():

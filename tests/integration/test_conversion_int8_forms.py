@@ -9,7 +9,7 @@ import pytest
 import tfq
 from tfq import auditing, tflite
 from tfq.backends import LocalBackend, RunRequest
-from tfq.conversion.graph_rewrites import in_quantizable_ops, with_kernels_of_int8
+from tfq.conversion.graph_rewrites import with_int8_kernels, with_quantizable_ops
 from tfq.keras_bridge import import_keras, import_tf_keras
 
 SHAPE = (6, 6, 4)
@@ -89,7 +89,7 @@ def test_the_rewritten_float_flatbuffer_is_the_same_to_the_bit_and_the_int8_one_
     x, model = images(), model_of(block)
     floating = converted(model, None, scheme="float32")
     assert FORMS[block] in op_names(floating)
-    rewritten = in_quantizable_ops(floating)
+    rewritten = with_quantizable_ops(floating)
     assert FORMS[block] not in op_names(rewritten)
     np.testing.assert_array_equal(ran(rewritten, x), ran(floating, x))
     quantized = converted(model, x, **FLOAT_ENDS)
@@ -112,7 +112,7 @@ def test_parts_of_a_split_are_cut_out_by_xnnpack():
 @pytest.mark.parametrize("block", [split_in_equal_parts, split_at_places, unpacked], ids=lambda block: block.__name__)
 def test_an_open_batch_stays_open_where_parts_are_cut_out(block):
     floating = converted(model_of(block), None, scheme="float32", batch_size=0)
-    rewritten = in_quantizable_ops(floating)
+    rewritten = with_quantizable_ops(floating)
     assert rewritten != floating
     np.testing.assert_array_equal(ran(rewritten, images(5)), ran(floating, images(5)))
 
@@ -122,7 +122,7 @@ def test_a_file_with_operators_in_the_old_field_alone_is_rewritten_too():
     for code in edited.operatorCodes:
         code.deprecatedBuiltinCode, code.builtinCode = code.builtinCode, 0
     old = tflite.pack(edited, 10_000)
-    rewritten = in_quantizable_ops(old)
+    rewritten = with_quantizable_ops(old)
     assert ("SQUARE" in op_names(old), "SQUARE" in op_names(rewritten)) == (True, False)
     np.testing.assert_array_equal(ran(rewritten, images()), ran(old, images()))
 
@@ -131,7 +131,7 @@ def test_a_condition_becomes_a_choice_between_one_and_zero():
     x, model = images(), model_of(selected_by_a_condition)
     x[::2, :3] = 0
     floating = converted(model, None, scheme="float32")
-    rewritten = in_quantizable_ops(floating)
+    rewritten = with_quantizable_ops(floating)
     assert ("CAST" in op_names(floating), "CAST" in op_names(rewritten)) == (True, False)
     np.testing.assert_array_equal(ran(rewritten, x), ran(floating, x))
 
@@ -139,7 +139,7 @@ def test_a_condition_becomes_a_choice_between_one_and_zero():
 def test_another_power_and_whole_numbers_stay_as_they_are():
     ops = import_keras().ops
     floating = converted(model_of(lambda x: ops.power(ops.abs(x), 3.0)), None, scheme="float32")
-    rewritten = in_quantizable_ops(floating)
+    rewritten = with_quantizable_ops(floating)
     assert sorted(op_names(rewritten)) == sorted(op_names(floating))
     np.testing.assert_array_equal(ran(rewritten, images()), ran(floating, images()))
 
@@ -165,7 +165,7 @@ def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained
     layers_of = [op.keras_layer for op in parsed.main_subgraph.ops if op.name == "ELU"]
     assert layers_of == ["first", "second"]
     assert parsed.signatures[0].outputs
-    monkeypatch.setattr("tfq.conversion.int8_forms.with_kernels_of_int8", lambda model: model)
+    monkeypatch.setattr("tfq.conversion.int8_forms.with_int8_kernels", lambda model: model)
     island = converted(result, x)
     assert auditing.audit_model(island).scheme == "mixed"
     quantized_values = np.random.default_rng(1).integers(-128, 128, (256, *SHAPE)).astype(np.int8)
@@ -179,7 +179,7 @@ def test_an_op_whose_float_output_leaves_the_model_stays_in_float():
     model = tf_keras.Model(inputs, tf_keras.layers.Activation("elu")(tf_keras.layers.Conv2D(4, 1)(inputs)))
     quantized = converted(model, images(), **FLOAT_ENDS)
     assert op_names(quantized)[-1] == "ELU"
-    assert with_kernels_of_int8(quantized) == quantized
+    assert with_int8_kernels(quantized) == quantized
 
 
 def chosen_exponential(x):
@@ -212,7 +212,7 @@ def test_an_exponential_that_is_chosen_or_cut_below_does_not_take_the_codes_of_w
     wanted = np.asarray(model(x))
     floating = converted(model, None, scheme="float32")
     assert "EXP" in op_names(floating)
-    np.testing.assert_allclose(ran(in_quantizable_ops(floating), x), wanted, atol=1e-6 * np.abs(wanted).max(), rtol=0)
+    np.testing.assert_allclose(ran(with_quantizable_ops(floating), x), wanted, atol=1e-6 * np.abs(wanted).max(), rtol=0)
     quantized = converted(model, x, scheme=scheme, **FLOAT_ENDS)
     if scheme == "int8":  # TensorFlow's quantizer has no comparison of 16 bits
         assert tfq.audit(quantized, tfq.AuditConfig(require="full_int8", **FLOAT_ENDS)).ok
@@ -225,7 +225,7 @@ def test_softplus_has_a_value_where_the_exponential_itself_would_have_none():
     floating = converted(keras.Model(x, keras.ops.softplus(x)), None, scheme="float32")
     provided = np.array([[-200.0, 0.0, 200.0]], np.float32)
     assert np.isinf(ran(floating, provided)[0, 2])
-    np.testing.assert_allclose(ran(in_quantizable_ops(floating), provided), [[0, np.log(2), 200]], rtol=1e-6)
+    np.testing.assert_allclose(ran(with_quantizable_ops(floating), provided), [[0, np.log(2), 200]], rtol=1e-6)
 
 
 def other_logarithms(x):
@@ -237,7 +237,7 @@ def other_logarithms(x):
 def test_exponentials_that_are_used_beyond_that_stay_as_they_are():
     x = images()
     floating = converted(model_of(other_logarithms), None, scheme="float32")
-    rewritten = in_quantizable_ops(floating)
+    rewritten = with_quantizable_ops(floating)
     assert op_names(rewritten).count("EXP") == op_names(floating).count("EXP") - 1  # softplus(-x) alone
     np.testing.assert_allclose(ran(rewritten, x), ran(floating, x), rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,7 @@ from small_models import fit_briefly, noise, small_model
 import tfq
 from tfq import tflite
 from tfq.config import ConversionConfig
-from tfq.conversion.freeze import plain_weights_graph, ranged_flatbuffer, rounding_flatbuffer
+from tfq.conversion.freeze import flatbuffer_with_ranges, flatbuffer_with_rounding, graph_without_weight_fake_quant
 from tfq.conversion.tracing import trace
 
 
@@ -44,8 +44,8 @@ def decibels(wanted, got):
 def test_the_reference_rounds_as_keras_does_and_the_float_model_does_not(trained):
     model, images = trained
     traced = trace(model, 1)
-    reference = rounding_flatbuffer(traced)
-    floating, _ = ranged_flatbuffer(traced, plain_weights_graph(traced)[0])
+    reference = flatbuffer_with_rounding(traced)
+    floating, _ = flatbuffer_with_ranges(traced, graph_without_weight_fake_quant(traced)[0])
     wanted, rounded = model(images, training=False).numpy(), outputs(reference, images)
     # Rounding flips where float32 sums in another order: a step of a tensor here and there.
     assert decibels(wanted, rounded) > decibels(wanted, outputs(floating, images)) + 6

@@ -60,9 +60,9 @@ def test_the_quick_part_of_the_corpus_agrees_or_is_reported(name, scheme):
     [
         ("with_comparable_scales", "kinds.compared_-2"),
         ("with_comparable_scales", "kinds.compared_with_constant_3"),
-        ("with_equal_scales_of_copies", "kinds.compared_-2"),
-        ("with_zero_fill_at_zero", "ops.diag"),
-        ("with_zero_fill_at_zero", "ops.scatter"),
+        ("with_equal_copy_scales", "kinds.compared_-2"),
+        ("with_symmetric_zero_fill", "ops.diag"),
+        ("with_symmetric_zero_fill", "ops.scatter"),
     ],
 )
 def test_without_a_fix_of_int8_forms_its_model_is_wrong_and_the_conversion_says_so(fix, name, monkeypatch):

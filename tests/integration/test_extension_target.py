@@ -51,14 +51,14 @@ def test_a_registered_target_audits_a_file_in_python(plugin, golden):
 
 
 def test_a_conversion_for_a_registered_target_follows_its_facts(plugin, golden):
-    from tfq.conversion.targeting import fitted
+    from tfq.conversion.targeting import config_for_target
 
     with registry.temporary():
         registry.load_plugin(str(plugin))
-        assert not fitted(tfq.ConversionConfig(target="mychip")).per_channel_dense
+        assert not config_for_target(tfq.ConversionConfig(target="mychip")).per_channel_dense
         for change in ({"scheme": "float16"}, {"inference_input_type": "float32"}, {"batch_size": 0}):
             with pytest.raises(tfq.InputError):
-                fitted(tfq.ConversionConfig(target="mychip", **change))
+                config_for_target(tfq.ConversionConfig(target="mychip", **change))
 
 
 @pytest.mark.parametrize("changes", [{"name": "float16"}, {"schemes": ("int7",)}, {"schemes": ()}])

@@ -216,7 +216,7 @@ def test_a_masked_model_agrees_with_keras_in_int16x8(build):
 @pytest.mark.parametrize("build", [causal, padded_with_infinity], ids=lambda build: build.__name__)
 def test_without_the_bounds_the_verification_reports_a_collapse(build, monkeypatch):
     unbounded = lambda model, ranges, *rest: BoundedMasks(model=model, ranges=dict(ranges))  # noqa: E731
-    monkeypatch.setattr(quantize, "checked_masks", unbounded)
+    monkeypatch.setattr(quantize, "bound_and_check_masks", unbounded)
     model, data = built(build)
     with pytest.warns(tfq.TfqWarning):
         result = convert_with_record(model, data, tfq.ConversionConfig(num_calibration_samples=COUNT))

@@ -35,7 +35,9 @@ FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.
 Switches = dict[str, Callable[..., Any]]
 # Where a fix is called -> what does nothing in its place.
 MASKS: Switches = {
-    "tfq.conversion.quantize.checked_masks": lambda model, ranges, *rest: BoundedMasks(model=model, ranges=dict(ranges))
+    "tfq.conversion.quantize.bound_and_check_masks": lambda model, ranges, *rest: BoundedMasks(
+        model=model, ranges=dict(ranges)
+    )
 }
 DEAD: Switches = {"tfq.ptq.calibration.with_kernel_limits": lambda model, ranges, scheme: (ranges, ())}
 IDS: Switches = {
@@ -155,21 +157,21 @@ FAULTS = {
     ),
     "copies of other scales": Fault(
         model="kinds.compared_-2",
-        switches=int8_form("with_equal_scales_of_copies"),
+        switches=int8_form("with_equal_copy_scales"),
         kind="low_sqnr",
         op="REVERSE_V2",
         cause=causes.UNEQUAL_COPY,
     ),
     "zeros around a diagonal": Fault(
         model="ops.diag",
-        switches=int8_form("with_zero_fill_at_zero"),
+        switches=int8_form("with_symmetric_zero_fill"),
         kind="low_sqnr",
         op="MATRIX_DIAG",
         cause=causes.ZERO_FILL,
     ),
     "zeros around what is scattered": Fault(
         model="ops.scatter",
-        switches=int8_form("with_zero_fill_at_zero"),
+        switches=int8_form("with_symmetric_zero_fill"),
         kind="low_sqnr",
         op="SCATTER_ND",
         cause=causes.ZERO_FILL,

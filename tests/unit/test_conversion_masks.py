@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from messages import warned
 
 from tfq import tflite
-from tfq.conversion.masks import bound_masks, checked_masks, with_finite_masks
+from tfq.conversion.masks import bound_and_check_masks, bound_masks, with_finite_masks
 from tfq.ptq.calibration import observe
 from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
@@ -179,7 +179,7 @@ def test_a_mask_that_leaves_the_model_stays_and_is_named():
     assert result.unbounded == ("t2",)
     ends = {key: (seen.minimum, seen.maximum) for key, seen in observe(model, scores()).tensors.items()}
     with warned("t2"):
-        checked_masks(model, ends, ends, "int8", scores())
+        bound_and_check_masks(model, ends, ends, "int8", scores())
 
 
 def test_a_large_factor_of_scores_is_no_mask():
@@ -256,5 +256,5 @@ def test_rows_masked_throughout_are_even_where_they_are_in_float(mask, least):
     model = added(np.where(LOWER[::-1], 0, mask) + np.where(np.arange(PLACES) < 1, mask, 0)[:, None])
     samples = scores()
     ends = {key: (seen.minimum, seen.maximum) for key, seen in observe(model, samples).tensors.items()}
-    result = checked_masks(model, ends, ends, "int8", samples)
+    result = bound_and_check_masks(model, ends, ends, "int8", samples)
     assert result.layers[0]["range"][0] == pytest.approx(least, abs=1e-2)

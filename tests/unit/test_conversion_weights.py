@@ -8,7 +8,7 @@ from messages import refused, warned
 
 from tfq import auditing, tflite
 from tfq.config import AuditConfig, ConversionConfig
-from tfq.conversion.targeting import fitted
+from tfq.conversion.targeting import config_for_target
 from tfq.conversion.weights import quantize_weights, symmetric_int8
 from tfq.errors import InputError
 
@@ -161,9 +161,9 @@ def test_types_are_the_schemes_own_unless_asked_for(scheme, own):
     ("target", "dense"), [("xnnpack", True), ("tflm", False), ("nnapi", False), ("edgetpu", False)]
 )
 def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, dense):
-    config = fitted(ConversionConfig(target=target))
+    config = config_for_target(ConversionConfig(target=target))
     assert (config.per_channel, config.per_channel_dense) == (True, dense)
-    assert not fitted(ConversionConfig(target=target, per_channel_dense=False)).per_channel_dense
+    assert not config_for_target(ConversionConfig(target=target, per_channel_dense=False)).per_channel_dense
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, 
 )
 def test_what_a_target_can_never_run_is_refused_before_any_work(settings, told):
     with refused(InputError, word=told):
-        fitted(ConversionConfig(**settings))
+        config_for_target(ConversionConfig(**settings))

@@ -7,7 +7,7 @@ from golden_models import changed, golden
 
 from tfq import tflite
 from tfq.config import ConversionConfig
-from tfq.conversion.bias_scales import with_room_for_biases
+from tfq.conversion.bias_scales import with_bias_headroom
 from tfq.ptq.calibration import with_kernel_limits
 
 MODEL = golden("digits_float32")
@@ -73,7 +73,7 @@ def test_an_input_that_is_always_zero_is_named_and_gets_a_range():
 def test_only_channels_whose_bias_overflows_get_another_weight():
     weights, bias = (CONV.inputs[place] for place in (1, 2))
     config = ConversionConfig(quantizer="litert")
-    assert with_room_for_biases(MODEL, ACTIVATIONS, config) is MODEL
+    assert with_bias_headroom(MODEL, ACTIVATIONS, config) is MODEL
 
     def prune(model):
         for index, pick in ((weights, slice(0, 1)), (bias, slice(0, 1))):
@@ -83,7 +83,7 @@ def test_only_channels_whose_bias_overflows_get_another_weight():
             model.buffers[tensor.buffer].data = values.reshape(-1).view(np.uint8)
 
     pruned = changed(MODEL, prune)
-    result = with_room_for_biases(pruned, ACTIVATIONS, config)
+    result = with_bias_headroom(pruned, ACTIVATIONS, config)
     before, after = (
         tflite.constant_values(data, tflite.read(data).main_subgraph.tensors[weights]) for data in (pruned, result)
     )

@@ -18,7 +18,7 @@ from tfq.ptq.calibration.kernel_limits import LARGEST_BIAS, WEIGHT_STEPS, grid_s
 from tfq.tflite.op_types import CHANNEL_AXES, WEIGHTED_SLOTS
 
 
-def with_room_for_biases(
+def with_bias_headroom(
     model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]], config: ConversionConfig
 ) -> bytes:
     """Return the float flatbuffer `model` with weights whose scales let every bias fit its integers.

@@ -10,18 +10,18 @@ from tfq import auditing, tflite
 from tfq.artifacts import content_of
 from tfq.backends import LocalBackend
 from tfq.config import ConversionConfig
-from tfq.conversion.fake_quant import has_choices, with_operands_of_choices, with_same_scales
-from tfq.conversion.fixed_scales import with_separate_fixed_scales
+from tfq.conversion.fake_quant import has_selections, with_same_scales, with_selection_ranges
+from tfq.conversion.fixed_scales import with_separate_scales
 from tfq.conversion.freeze import (
     fake_quant_flatbuffer,
+    flatbuffer_with_ranges,
+    flatbuffer_with_rounding,
     float_flatbuffer,
-    plain_weights_graph,
-    ranged_flatbuffer,
-    rounding_flatbuffer,
+    graph_without_weight_fake_quant,
 )
-from tfq.conversion.graph_rewrites import in_quantizable_ops
+from tfq.conversion.graph_rewrites import with_quantizable_ops
 from tfq.conversion.int8_forms import with_int8_forms
-from tfq.conversion.masks import bound_masks, without_covered_choices
+from tfq.conversion.masks import bound_masks, without_nested_selects
 from tfq.conversion.op_patterns import with_ops_by_name
 from tfq.conversion.quantize import (
     Conversion,
@@ -32,7 +32,13 @@ from tfq.conversion.quantize import (
     warn_of_dead_layers,
 )
 from tfq.conversion.signatures import convert_each_signature, has_several_signatures
-from tfq.conversion.targeting import as_trained, fitted, ops_without_range, warn_of_floats, warn_of_target
+from tfq.conversion.targeting import (
+    config_for_target,
+    ops_without_range,
+    warn_of_floats,
+    warn_of_target,
+    with_trained_granularity,
+)
 from tfq.conversion.tracing import Trace, trace
 from tfq.conversion.verified import verified
 from tfq.conversion.weights import quantize_weights
@@ -108,7 +114,7 @@ def convert_with_record(
         InputError: As in `convert_model`.
         VerificationError: The result collapsed, and config.strict is set.
     """
-    config = fitted(config or ConversionConfig())
+    config = config_for_target(config or ConversionConfig())
     if config.verify:
         LocalBackend().prepare()  # its start takes half a second, which passes while the model is converted
     result = _converted(model, representative_dataset, config, preprocessing)
@@ -194,8 +200,8 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
 
 def _prepared(floating: bytes, config: ConversionConfig) -> bytes:
     """Return the float flatbuffer in the form that config.quantizer quantizes well: the same function."""
-    floating = in_quantizable_ops(floating)
-    return with_separate_fixed_scales(floating) if config.quantizer == "tensorflow" else floating
+    floating = with_quantizable_ops(floating)
+    return with_separate_scales(floating) if config.quantizer == "tensorflow" else floating
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
@@ -203,29 +209,29 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     import tensorflow as tf
 
     def trained() -> bytes:
-        return _signed(rounding_flatbuffer(traced), traced.input_names, traced.output_names, metadata)
+        return _signed(flatbuffer_with_rounding(traced), traced.input_names, traced.output_names, metadata)
 
     check_settings(config, trained=True)
-    graph_def, granularity = plain_weights_graph(traced)
-    config = as_trained(granularity, config)
+    graph_def, granularity = graph_without_weight_fake_quant(traced)
+    config = with_trained_granularity(granularity, config)
     if dataset is None and not granularity.moved and not config.float_layers:
         # A model that tfmot fake-quantized as a whole: TensorFlow's own conversion keeps the fake-quantized weights.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_int8_forms(fake_quant_flatbuffer(traced, *types))
-        if not has_choices(content) and not ops_without_range(content):
+        if not has_selections(content) and not ops_without_range(content):
             content = _signed(content, traced.input_names, traced.output_names, metadata)
             return Conversion(content=content, evidence=Evidence(floating=None, trained=trained))
-    floating, ranges = ranged_flatbuffer(traced, graph_def)
+    floating, ranges = flatbuffer_with_ranges(traced, graph_def)
     floating = _signed(floating, traced.input_names, traced.output_names, metadata)
     floating, config = with_ops_by_name(floating, config)
-    floating, ranges = without_covered_choices(_prepared(floating, config), ranges)
+    floating, ranges = without_nested_selects(_prepared(floating, config), ranges)
     if dataset is not None:
         result = quantize_after_training(floating, dataset, config, ranges)
         evidence = result.evidence and dataclasses.replace(result.evidence, trained=trained)
         return dataclasses.replace(result, evidence=evidence)
     ranges = with_same_scales(floating, ranges)
     masks = bound_masks(floating, ranges, ranges, config.scheme)
-    ranges = with_operands_of_choices(masks.model, masks.ranges, alike=False)
+    ranges = with_selection_ranges(masks.model, masks.ranges, alike=False)
     ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
     warn_of_dead_layers(dead)
     content = with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))

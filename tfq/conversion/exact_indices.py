@@ -119,7 +119,7 @@ def _float_index_ops(graph: tflite.Subgraph) -> list[int]:
     return [op.index for op in graph.ops if indices.intersection(op.outputs) and floats.intersection(op.tensors)]
 
 
-def float_index_outputs(model: bytes) -> list[str]:
+def float_index_op_outputs(model: bytes) -> list[str]:
     """Return the output names of the ops that compute indices from floats: litert-quantizer knows ops by these."""
     graph = tflite.read(model).main_subgraph
     return [graph.tensors[output].name for index in _float_index_ops(graph) for output in graph.ops[index].outputs]

@@ -225,12 +225,12 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
     return results
 
 
-def has_choices(model: bytes) -> bool:
-    """Check whether the flatbuffer has ops for `with_operands_of_choices`."""
+def has_selections(model: bytes) -> bool:
+    """Check whether the flatbuffer has ops for `with_selection_ranges`."""
     return not tflite.operator_names(model).isdisjoint(_CHOICES)
 
 
-def with_operands_of_choices(model: bytes, ranges: Ranges, *, alike: bool) -> Ranges:
+def with_selection_ranges(model: bytes, ranges: Ranges, *, alike: bool) -> Ranges:
     """Return `ranges`, those of MINIMUM, MAXIMUM and SELECT as wide as other readers of their operands need.
 
     TensorFlow's quantizer gives their operands the scale of their output: min(x, 0) would cut x off at 0 for all its

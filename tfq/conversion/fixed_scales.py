@@ -23,7 +23,7 @@ _FLOAT32 = TENSOR_TYPES.index("float32")
 _JOINS = JOINING_OPS | {name for name, slots in MOVING_INPUTS.items() if len(slots) > 1}
 
 
-def with_separate_fixed_scales(model: bytes) -> bytes:
+def with_separate_scales(model: bytes) -> bytes:
     """Return the float flatbuffer with a copy of each fixed-scale op, and of what moves its values, for each join.
 
     An op has a fixed scale if it is in FIXED_OUTPUT_SCALES. Only an op with readers of different scales is copied;

@@ -70,17 +70,17 @@ def frozen_graph(traced: Trace) -> Any:
     return traced.freezer.freeze()
 
 
-def plain_weights_graph(traced: Trace) -> tuple[Any, WeightGranularity]:
+def graph_without_weight_fake_quant(traced: Trace) -> tuple[Any, WeightGranularity]:
     """The frozen graph of a quantization-aware trained trace with plain weights, and how these were fake-quantized."""
     return without_weight_fake_quant(frozen_graph(traced))
 
 
-def ranged_flatbuffer(traced: Trace, graph_def: Any) -> tuple[bytes, Ranges]:
-    """What `plain_weights_graph` gave as a float32 flatbuffer, and the ranges of its fake quantization beside it."""
+def flatbuffer_with_ranges(traced: Trace, graph_def: Any) -> tuple[bytes, Ranges]:
+    """Convert the graph of `graph_without_weight_fake_quant`; return float32 bytes and the fake-quantized ranges."""
     return without_fake_quant(_convert(_converter(traced, graph_def)))
 
 
-def rounding_flatbuffer(traced: Trace) -> bytes:
+def flatbuffer_with_rounding(traced: Trace) -> bytes:
     """A float32 flatbuffer that rounds as the quantization-aware trained trace does: the reference for its int8 file.
 
     Weights are constants with the values that fake quantization gives them, and activations pass a QUANTIZE and a

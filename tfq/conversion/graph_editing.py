@@ -15,7 +15,7 @@ from tfq import tflite
 from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 
-def become(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
+def replace_op(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
     """Turn `op` into one called `name`. kind, options: a BuiltinOptions number and its table, 0 for none."""
     op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
     op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
@@ -27,7 +27,7 @@ def new_op(edited: Any, name: str, inputs: list[int], output: int, kind: int = 0
 
     op = generated.OperatorT()
     op.outputs = np.array([output], np.int32)
-    become(edited, op, name, inputs, kind, options)
+    replace_op(edited, op, name, inputs, kind, options)
     return op
 
 
@@ -114,7 +114,7 @@ def quantize_op(edited: Any, source: int, target: int) -> Any:
     return new_op(edited, "QUANTIZE", [source], target, kind, options)
 
 
-def forget_unread_ops(graph: Any) -> bool:
+def remove_unread_ops(graph: Any) -> bool:
     """Take out the ops with outputs of which nobody reads any, in place; return whether there were some."""
     needed, kept = {int(index) for index in graph.outputs}, []
     for op in reversed(graph.operators):

@@ -28,11 +28,11 @@ from tfq import tflite
 from tfq.conversion.graph_editing import (
     add_constant,
     add_tensor,
-    become,
     constant_of,
-    forget_unread_ops,
     name_of,
     new_op,
+    remove_unread_ops,
+    replace_op,
     scale_of,
     sizes_of,
 )
@@ -51,7 +51,7 @@ _INDEXING = ("ARG_MAX", "ARG_MIN")
 _COPYING = {"ONE_HOT": (2, 3)}
 
 
-def in_quantizable_ops(model: bytes) -> bytes:
+def with_quantizable_ops(model: bytes) -> bytes:
     """Return a float flatbuffer with the same tensors and values, in ops that the quantizer knows.
 
     x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
@@ -76,13 +76,13 @@ def without_unread_ops(model: bytes) -> bytes:
     litert-quantizer 0.11 leaves such an output in float and quantizes the input, and the file cannot run.
     """
     edited = tflite.unpack(model)
-    if not sum([forget_unread_ops(graph) for graph in edited.subgraphs]):
+    if not sum([remove_unread_ops(graph) for graph in edited.subgraphs]):
         return model
     tflite.forget_unused_codes(edited)
     return tflite.pack(edited, len(model))
 
 
-def with_kernels_of_int8(model: bytes) -> bytes:
+def with_int8_kernels(model: bytes) -> bytes:
     """Return an integer flatbuffer in which ELU computes in int8, by the scales around its float island.
 
     So do ARG_MAX and ARG_MIN, which QAT leaves after a DEQUANTIZE. ONE_HOT gets constants in the scale of its output:
@@ -155,11 +155,11 @@ def _rewrite(edited: Any, graph: Any, op: Any) -> None:
     if name in ("SQUARE", "NEG"):
         factor = first if name == "SQUARE" else add_constant(edited, graph, -1.0)
         options = generated.MulOptionsT()
-        become(edited, op, "MUL", [first, factor], generated.BuiltinOptions.MulOptions, options)
+        replace_op(edited, op, "MUL", [first, factor], generated.BuiltinOptions.MulOptions, options)
     elif name == "CAST" and graph.tensors[first].type == _BOOL:
         one, zero = add_constant(edited, graph, 1.0), add_constant(edited, graph, 0.0)
         options = generated.SelectV2OptionsT()
-        become(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
+        replace_op(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
 
 
 def _lift(edited: Any, graph: Any) -> int:

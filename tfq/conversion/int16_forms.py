@@ -24,10 +24,10 @@ from tfq.conversion.fake_quant import Ranges
 from tfq.conversion.graph_editing import (
     add_constant,
     add_tensor,
-    become,
     constant_of,
     name_of,
     new_op,
+    replace_op,
     replace_reads,
     set_input,
     sizes_of,
@@ -82,7 +82,7 @@ def _difference(edited: Any, graph: Any, op: Any, number: int, ranges: Ranges) -
     difference = add_tensor(graph, output, f"{name_of(graph, output)}/difference")
     kinds = generated.BuiltinOptions
     sub = new_op(edited, "SUB", [first, second], difference, kinds.SubOptions, generated.SubOptionsT())
-    become(edited, op, "MUL", [difference, difference], kinds.MulOptions, generated.MulOptionsT())
+    replace_op(edited, op, "MUL", [difference, difference], kinds.MulOptions, generated.MulOptionsT())
     if (number, output) in ranges:
         # Its square ends there. int16 is symmetric: which sign reaches it makes no difference.
         end = float(np.sqrt(max(ranges[number, output][1], 0.0)))
@@ -126,7 +126,7 @@ def _mean(edited: Any, graph: Any, op: Any, number: int, count: int, ranges: Ran
     kinds = generated.BuiltinOptions
     new = new_op(edited, "MEAN", inputs, mean, kinds.ReducerOptions, op.builtinOptions)
     factor = add_constant(edited, graph, float(count))
-    become(edited, op, "MUL", [mean, factor], kinds.MulOptions, generated.MulOptionsT())
+    replace_op(edited, op, "MUL", [mean, factor], kinds.MulOptions, generated.MulOptionsT())
     if (number, output) in ranges:
         low, high = ranges[number, output]
         ranges[number, mean] = (low / count, high / count)
@@ -146,7 +146,7 @@ def _bound_constant(edited: Any, graph: Any, op: Any, name: str, ranges: dict[in
             set_input(op, place, add_constant(edited, graph, bounded.reshape(shape)))
 
 
-def with_quantizable_edges(model: bytes) -> bytes:
+def with_float_edges(model: bytes) -> bytes:
     """Return the float flatbuffer `model`, whose tensors carry ranges, with a RESHAPE at each input and output."""
     edited = tflite.unpack(model)
     graph = edited.subgraphs[0]

@@ -36,7 +36,7 @@ from tfq.conversion.graph_editing import (
     set_input,
     set_scale,
 )
-from tfq.conversion.graph_rewrites import with_kernels_of_int8
+from tfq.conversion.graph_rewrites import with_int8_kernels
 from tfq.ptq.kernel_faults import COARSEST, COMPARING, FINEST
 from tfq.quant_math import dequantize, quantize
 from tfq.tflite.op_types import COPIED_SLOTS
@@ -54,13 +54,13 @@ _LOWEST, _HIGHEST = -128, 127
 
 def with_int8_forms(model: bytes) -> bytes:
     """Return a flatbuffer of TensorFlow's quantizer with ops and scales that its int8 kernels take at their word."""
-    model = with_kernels_of_int8(model)
-    model = with_equal_scales_of_copies(model)
-    model = with_zero_fill_at_zero(model)
+    model = with_int8_kernels(model)
+    model = with_equal_copy_scales(model)
+    model = with_symmetric_zero_fill(model)
     return with_comparable_scales(model)
 
 
-def with_equal_scales_of_copies(model: bytes) -> bytes:
+def with_equal_copy_scales(model: bytes) -> bytes:
     """Return an integer flatbuffer in which int8 ops that copy values have one scale on both sides.
 
     A QUANTIZE changes each input to the scale of the output, where it is another. XNNPACK and the built-in kernels
@@ -101,7 +101,7 @@ def _differ(graph: Any, source: int, output: int) -> bool:
     return not np.isclose(one.scale[0], other.scale[0], rtol=1e-5) or one.zeroPoint[0] != other.zeroPoint[0]
 
 
-def with_zero_fill_at_zero(model: bytes) -> bytes:
+def with_symmetric_zero_fill(model: bytes) -> bytes:
     """Return an integer flatbuffer in which ops that fill with zeros compute with a zero point of 0.
 
     A QUANTIZE before such an op and one after it change to the symmetric scale and back. The scale holds the range of

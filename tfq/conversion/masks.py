@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.conversion.graph_editing import add_constant, constant_of, forget_unread_ops, set_input
+from tfq.conversion.graph_editing import add_constant, constant_of, remove_unread_ops, set_input
 from tfq.conversion.mask_flow import HUGE, Interval, MaskFlow
 from tfq.errors import warn
 from tfq.ptq.calibration.observer import Sample, map_activations
@@ -80,7 +80,7 @@ def with_finite_masks(model: bytes) -> bytes:
     return tflite.pack(edited, len(model)) if changed else model
 
 
-def without_covered_choices(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
+def without_nested_selects(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
     """Let a SELECT read directly what an inner SELECT with the same condition would pass on to it.
 
     select(c, select(c, x, a), b) is select(c, x, b). Quantization-aware training masks scores in this form: a, near the
@@ -102,7 +102,7 @@ def without_covered_choices(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges
             if (number, covered) in results:
                 results[number, int(outer.outputs[0])] = results[number, x] = results.pop((number, covered))
         if changed:
-            forget_unread_ops(graph)
+            remove_unread_ops(graph)
     if not changed:
         return model, ranges
     tflite.forget_unused_codes(edited)
@@ -235,7 +235,7 @@ def _replace_constant(edited: Any, graph: Any, op: Any, place: int, values: NDAr
     return index
 
 
-def checked_masks(
+def bound_and_check_masks(
     model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str, samples: Sequence[Sample]
 ) -> BoundedMasks:
     """Bound the masks of a float flatbuffer, and compare it on `samples` with what it was.

@@ -6,19 +6,19 @@ has been used yet:
 
 | when | what | where |
 |---|---|---|
-| float, before ranges | ops that the quantizer knows, exact to the bit | `graph_rewrites.in_quantizable_ops` |
-| | one output for each scale that readers of a fixed-scale op need | `fixed_scales.with_separate_fixed_scales` |
+| float, before ranges | ops that the quantizer knows, exact to the bit | `graph_rewrites.with_quantizable_ops` |
+| | one output for each scale that readers of a fixed-scale op need | `fixed_scales.with_separate_scales` |
 | | refuse or announce fused recurrent ops | `recurrent.check_recurrent_ops` |
 | | infinite mask constants become finite | `masks.with_finite_masks` |
 | | float inputs that are only indices become int32 | `exact_indices.with_integer_inputs` |
 | | cross-layer equalization, bias absorption | `tfq.ptq` |
 | ranges | calibration | `tfq.ptq.calibration` |
 | | ranges that QAT has learned, across ops that move values | `fake_quant.with_same_scales` |
-| float, with ranges | masks end near the scores | `masks.checked_masks` |
+| float, with ranges | masks end near the scores | `masks.bound_and_check_masks` |
 | | int16x8: ops that int16 kernels compute right | `int16_forms.with_int16_forms` |
-| | ranges of MINIMUM, MAXIMUM, SELECT (TensorFlow) | `fake_quant.with_operands_of_choices` |
+| | ranges of MINIMUM, MAXIMUM, SELECT (TensorFlow) | `fake_quant.with_selection_ranges` |
 | | ranges that kernels can run with (dead layers) | `kernel_limits.with_kernel_limits` |
-| | weights whose scales leave room for biases (litert) | `bias_scales.with_room_for_biases` |
+| | weights whose scales leave room for biases (litert) | `bias_scales.with_bias_headroom` |
 | around the quantizer | hide what must stay as it is, restore it afterwards | `exact_indices`, `hidden_ops` |
 | integer | int16x8: operands of fitting types and scales | `int16_types.with_int16_types` |
 | | signatures that the quantizer dropped | `tflite.restore_signatures` |
@@ -45,21 +45,21 @@ from numpy.typing import NDArray
 
 from tfq import ptq, tflite
 from tfq.config import ConversionConfig
-from tfq.conversion.bias_scales import with_room_for_biases
+from tfq.conversion.bias_scales import with_bias_headroom
 from tfq.conversion.exact_indices import (
-    float_index_outputs,
+    float_index_op_outputs,
     warn_of_float_indices,
     with_exact_sources,
     with_hidden_indices,
     with_integer_inputs,
 )
-from tfq.conversion.fake_quant import Ranges, with_operands_of_choices, with_same_scales
+from tfq.conversion.fake_quant import Ranges, with_same_scales, with_selection_ranges
 from tfq.conversion.graph_rewrites import without_unread_ops
 from tfq.conversion.int8_forms import with_int8_forms
-from tfq.conversion.int16_forms import with_int16_forms, with_quantizable_edges
+from tfq.conversion.int16_forms import with_float_edges, with_int16_forms
 from tfq.conversion.int16_types import float_only_ops, with_int16_types
 from tfq.conversion.litert import check_mixed, layer_outputs, quantize_by_litert
-from tfq.conversion.masks import BoundedMasks, bound_masks, checked_masks, with_finite_masks
+from tfq.conversion.masks import BoundedMasks, bound_and_check_masks, bound_masks, with_finite_masks
 from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, warn
@@ -154,11 +154,11 @@ def quantize_after_training(
         absorbed = ptq.absorb_biases(model, samples)
         model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
     asked = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
-    keep = spread(len(samples)) if config.verify else ()
+    keep = evenly_spaced(len(samples)) if config.verify else ()
     ranges, outputs = calibration.calibrate_with_outputs(model, samples, asked, keep)
     _warn_of_outliers(ranges)
     calibrated, values = model, {**ranges.values, **with_same_scales(model, known or {})}
-    masks = checked_masks(model, values, ranges.observed, config.scheme, samples)
+    masks = bound_and_check_masks(model, values, ranges.observed, config.scheme, samples)
     model, techniques = masks.model, {**techniques, **masks.to_dict()}
     dead = calibration.with_kernel_limits(model, masks.ranges, config.scheme)[1]
     warn_of_dead_layers(dead)
@@ -202,14 +202,14 @@ def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
         model, values = with_int16_forms(model, values)
     if config.quantizer == "litert":
         values, _ = calibration.with_kernel_limits(model, values, config.scheme)
-        model = without_unread_ops(with_room_for_biases(model, values, config))
-        return with_exact_sources(quantize_by_litert(model, values, config, float_index_outputs(model)))
-    values = with_operands_of_choices(model, values, alike=config.scheme == "int16x8")
+        model = without_unread_ops(with_bias_headroom(model, values, config))
+        return with_exact_sources(quantize_by_litert(model, values, config, float_index_op_outputs(model)))
+    values = with_selection_ranges(model, values, alike=config.scheme == "int16x8")
     values, _ = calibration.with_kernel_limits(model, values, config.scheme)
     return quantize_flatbuffer(tflite.inject_ranges(model, values), config)
 
 
-def spread(count: int) -> tuple[int, ...]:
+def evenly_spaced(count: int) -> tuple[int, ...]:
     """Return the numbers of at most `NUM_SAMPLES` of `count` samples, evenly spread over all of them."""
     return tuple(np.unique(np.linspace(0, count - 1, min(count, NUM_SAMPLES)).round().astype(int)).tolist())
 
@@ -228,7 +228,7 @@ def _evidence(
     """
     if not samples:
         return Evidence.of(floating, dataset)
-    keep = spread(len(samples))
+    keep = evenly_spaced(len(samples))
     usual = [number for number in keep if number not in outliers]
     keep = tuple(usual) if 2 * len(usual) >= len(keep) else keep
     known = [outputs[number] for number in keep] if outputs else None
@@ -364,7 +364,7 @@ def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
         if "Unsupported" not in str(error):
             raise
         # "Unsupported output type INT16 for output tensor ... of type FLOAT32": an op at the edge stays float.
-        return quantized(with_quantizable_edges(model))
+        return quantized(with_float_edges(model))
 
 
 def _refuse_per_tensor_depthwise(model: bytes) -> None:

@@ -13,7 +13,7 @@ from tfq.text_table import listed
 _MOST_NAMED = 8
 
 
-def fitted(config: ConversionConfig) -> ConversionConfig:
+def config_for_target(config: ConversionConfig) -> ConversionConfig:
     """Return `config` with what config.target needs: one scale for each dense weight, if it takes no more.
 
     A config does not distinguish a chosen value from a default, so only what the target can never run is refused.
@@ -68,7 +68,7 @@ def warn_of_target(content: bytes, config: ConversionConfig) -> None:
         warn(message)
 
 
-def as_trained(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
+def with_trained_granularity(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
     """Return `config` with the granularity that the weights were trained with, if that is coarser.
 
     Dense weights that were trained with a scale for each unit and get one for all, as targets ask for, are a warning
