@@ -99,7 +99,7 @@ def test_a_join_of_pixels_and_scores_is_named_through_the_requantizing_op(activa
     assert result.label == f"pred/CONCATENATION (#{result.op_index})"
     assert "score/" in result.message and "box/" in result.message
     (join,) = tfq.analyze(quantized, floating, data).joins
-    assert min(join.codes.values()) < 16 and join.ratio > 100
+    assert min(join.num_values.values()) < 16 and join.ratio > 100
 
 
 def test_an_input_of_many_scales_is_named_with_its_columns():

@@ -254,7 +254,7 @@ def test_what_a_maximum_never_takes_is_neither_blamed_nor_counted():
 def test_ranges_far_apart_in_a_join_are_named_with_the_small_one():
     errors = [error(0, "CONCATENATION")]
     join = analysis.Join(
-        op_index=0, op="CONCATENATION", label="concat", ranges={"a": 100.0, "b": 1.0}, codes={"a": 256, "b": 3}
+        op_index=0, op="CONCATENATION", label="concat", ranges={"a": 100.0, "b": 1.0}, num_values={"a": 256, "b": 3}
     )
     (finding,) = find(errors, [join], chain(errors))
     assert finding.kind == "unequal_join" and "b has 3" in finding.message
@@ -264,7 +264,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
     errors = [error(0), error(1)]
     assert find(errors, [], chain(errors)) == []
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
-    assert dataclasses.replace(result, findings=()).to_text().endswith("nothing stands out")
+    assert dataclasses.replace(result, findings=()).to_text().endswith("no problems found")
 
 
 def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why an int8 flatbuffer computes something else than its float one: op by op."""
+"""Why an int8 flatbuffer computes something else than its float flatbuffer, op by op."""
 
 from tfq.analysis.analyze import Analysis, analyze, check_requirements, requirements_of
 from tfq.analysis.findings import Finding

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole analysis in one call, and its record."""
+"""Run the whole analysis of a flatbuffer, and check it against requirements."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ from tfq.requirement import Requirement, at_least
 from tfq.text_table import aligned
 from tfq.typing import Data, PathOrBytes
 
-# Lines of text: the record has all.
+# The text lists this many findings of a kind; the record has all.
 _MOST_OF_A_KIND = 3
 _COLUMNS = (
     *("op", "SQNR dB", "by grid", "rounding", "clipping", "weights", "shift", "max LSB"),
@@ -33,15 +33,15 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """Why an int8 flatbuffer differs from its float one.
+    """Why an int8 flatbuffer differs from its float flatbuffer.
 
     Attributes:
         ops: The error of each quantized input and of each op's output, in the order of the ops.
-        joins: The ops that bring several tensors to one scale.
-        sensitivity: The most sensitive op first; empty if it was not measured.
-        findings: What costs accuracy, in plain words.
-        num_samples: Samples that were compared.
-        histograms: One for each op; empty if they were not asked for.
+        joins: The ops that join several tensors into one scale.
+        sensitivity: The sensitivity of each op, the most sensitive first; empty if it was not measured.
+        findings: What costs accuracy, and what to do.
+        num_samples: The number of samples that were compared.
+        histograms: One for each op; empty if they were not requested.
     """
 
     ops: tuple[OpError, ...]
@@ -65,7 +65,7 @@ class Analysis:
     def to_text(self) -> str:
         """Return lines for the terminal: one for each input and op, then the findings."""
         counts = Counter(item.tensor for item in self.sensitivity)
-        # Tensors of one name cannot be told apart in the two files.
+        # Tensors with the same name cannot be matched between the two files.
         alone = {item.tensor: item.sqnr_db for item in self.sensitivity if counts[item.tensor] == 1}
         rows = [
             [
@@ -84,7 +84,7 @@ class Analysis:
             ]
             for item in self.ops
         ]
-        result = [*_first_of_each_kind(self.findings)] or ["nothing stands out"]
+        result = [*_first_of_each_kind(self.findings)] or ["no problems found"]
         return "\n".join([*aligned([list(_COLUMNS), *rows], left=1), "", f"{self.num_samples} samples", *result])
 
 
@@ -118,7 +118,8 @@ def analyze(
     floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError(
-            "analysis.reference: expected the float32 .tflite that the int8 one was made of",
+            "analysis.reference is not a float32 model: expected the float32 .tflite file that the int8 model was "
+            "converted from",
             field="analysis.reference",
             expected="float32",
         )
@@ -145,8 +146,8 @@ def analyze(
 def requirements_of(analysis: Analysis, require: AnalysisRequireConfig) -> tuple[Requirement, ...]:
     """Return every bound that `require` sets, with the value in the analysis and the verdict.
 
-    The value of `min_layer_sqnr_db` is that of the worst op. Not counted are ops that are 0 on all samples or never
-    taken, and inputs of the model. If no op has an error, the value is None and the bound holds.
+    The value of `min_layer_sqnr_db` is that of the worst op. Ops that are 0 on all samples or never taken, and inputs
+    of the model, are not counted. If no op has an error, the value is None and the bound is met.
     """
     bound = require.min_layer_sqnr_db
     if bound is None:
@@ -162,13 +163,13 @@ def requirements_of(analysis: Analysis, require: AnalysisRequireConfig) -> tuple
 
 
 def check_requirements(analysis: Analysis, require: AnalysisRequireConfig) -> None:
-    """Raise RequirementError that names the worst op if a bound of `require` is missed."""
+    """Raise RequirementError with the name of the worst op if a bound of `require` is missed."""
     missed = [item for item in requirements_of(analysis, require) if not item.holds]
     worst = _worst(analysis)
     if missed and worst is not None:
         raise RequirementError(
-            f"the signal to error of {worst.label} is {worst.sqnr_db:.1f} dB, required at least "
-            f"{require.min_layer_sqnr_db:g} (analysis.require.min_layer_sqnr_db)",
+            f"the SQNR of {worst.label} is {worst.sqnr_db:.1f} dB, but analysis.require.min_layer_sqnr_db is "
+            f"{require.min_layer_sqnr_db:g}. The findings of the analysis say what to do",
             field="analysis.require.min_layer_sqnr_db",
             expected=require.min_layer_sqnr_db,
             got=worst.sqnr_db,
@@ -176,14 +177,14 @@ def check_requirements(analysis: Analysis, require: AnalysisRequireConfig) -> No
 
 
 def _worst(analysis: Analysis) -> OpError | None:
-    """Return the op with the lowest SQNR, None if no op has an error."""
+    """Return the op with the lowest SQNR; None if no op has an error."""
     counted = [item for item in analysis.ops if item.op_index is not None and item.sqnr_db < math.inf]
     counted = [item for item in counted if not item.dead and not item.never_taken]
     return min(counted, key=lambda item: item.sqnr_db, default=None)
 
 
 def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield a line for each finding, and if there are many of a kind, for its first ones."""
+    """Yield a line per finding; if there are many of a kind, only the first ones and a line with the others' names."""
     for kind, result in groupby(findings, key=lambda item: item.kind):
         listed = list(result)
         yield from (f"- {item.message}" for item in listed[:_MOST_OF_A_KIND])

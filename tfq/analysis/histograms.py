@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distribution of an op's output and weights, with the range that the quantized values span: for plots."""
+"""Histograms of op outputs and weights, with the range of the quantized values, for plots."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,9 +20,14 @@ _BARS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Counts of values in `len(counts)` bars of one width from low to high. range: what the codes span, in real units.
+    """A histogram with bars of equal width.
 
-    Of weights with a scale for each channel, the range is the widest channel's.
+    Args:
+        low: The lower end of the first bar.
+        high: The upper end of the last bar.
+        counts: The number of values in each bar.
+        range: The real values that the quantized values span. For weights with one scale per channel, this is the
+            widest channel's range.
     """
 
     low: float
@@ -33,9 +38,16 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class OpHistogram:
-    """The output of an op on the samples, and its weights in the float flatbuffer; None if it has none.
+    """The histograms of an op's output on the samples and of its float weights.
 
-    op_index, tensor, label: as in `OpError`.
+    Args:
+        op_index: As in `OpError`.
+        op: As in `OpError`.
+        layer: As in `OpError`.
+        tensor: As in `OpError`.
+        label: As in `OpError`.
+        activations: The output's values.
+        weights: The weights in the float flatbuffer; None if there are none.
     """
 
     op_index: int
@@ -47,20 +59,20 @@ class OpHistogram:
     weights: Bars | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
 def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[OpHistogram, ...]:
-    """Return one for each activation that both flatbuffers have, of the arguments of `op_errors`."""
+    """Return a histogram for each activation that both flatbuffers have; the arguments are those of `op_errors`."""
     pair = ModelPair(floating, quantized)
     seen = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
     weights = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     results = []
-    for index, of_float in pair.float_tensors.items():
+    for index, float_index in pair.float_tensors.items():
         tensor, op = graph.tensors[index], graph.producers[index]
-        observed, weighted = seen[float_graph.index, of_float], weights.get(of_float)
+        observed, weighted = seen[float_graph.index, float_index], weights.get(float_index)
         bins = observed.bins()
         scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()
         results.append(
@@ -73,7 +85,7 @@ def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) 
                 activations=_bars(bins.middle, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
                 weights=None
                 if weighted is None or not scale_of_weights
-                else _bars_of(weighted.weights, 127 * max(scale_of_weights)),
+                else _weight_bars(weighted.weights, 127 * max(scale_of_weights)),
             )
         )
     return tuple(results)
@@ -85,7 +97,7 @@ def _span(tensor: tflite.Tensor) -> tuple[float, float]:
     return (limits.min - zero_point) * scale, (limits.max - zero_point) * scale
 
 
-def _bars_of(weights: NDArray, end: float) -> Bars:
+def _weight_bars(weights: NDArray, end: float) -> Bars:
     values = weights.reshape(-1).astype(np.float64)
     return _bars(values, np.ones(values.size, np.int64), (float(values.min()), float(values.max())), (-end, end))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops that bring several tensors to one scale, with the range that each of them has by itself."""
+"""Ops that join several tensors into one scale, and the range of each tensor."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,28 +9,28 @@ from tfq.ptq.causes import JOINS, Diagnosis, op_label, tensor_label
 
 @dataclass(frozen=True, kw_only=True)
 class Join:
-    """Tensors that an op brings to one scale: if their ranges are very different, the narrow ones keep few values.
+    """Tensors that an op joins into one scale. If their ranges differ much, the narrow ones keep few quantized values.
 
-    Inputs are named by the op that computes them, seen through QUANTIZE, RESHAPE, TRANSPOSE and other ops that only
-    move values.
+    Inputs are named after the op that computes them. QUANTIZE, RESHAPE, TRANSPOSE and other ops that only move values
+    are skipped.
 
     Attributes:
-        op_index: Position of the op in the int8 flatbuffer.
+        op_index: The position of the op in the int8 flatbuffer.
         op: The op's name.
         label: "concat/CONCATENATION (#7)".
-        ranges: {input: width of its float values}.
-        codes: {input: how many quantized values of the common scale it can take}.
+        ranges: {input: width of the range of its float values}.
+        num_values: {input: how many quantized values of the common scale it can use}.
     """
 
     op_index: int
     op: str
     label: str
     ranges: dict[str, float]
-    codes: dict[str, int]
+    num_values: dict[str, int]
 
     @property
     def ratio(self) -> float:
-        """The widest range over the narrowest that is not 0."""
+        """The widest range divided by the narrowest that is not 0."""
         widths = [width for width in self.ranges.values() if width > 0]
         return max(widths) / min(widths) if widths else 1.0
 
@@ -40,8 +40,8 @@ class Join:
 
 
 def joins(diagnosis: Diagnosis) -> tuple[Join, ...]:
-    """Return the ops that bring several activations to one scale, in the order of the ops."""
-    graph, built = diagnosis.graph, []
+    """Return the ops that join several activations into one scale, in the order of the ops."""
+    graph, results = diagnosis.graph, []
     for op in graph.ops:
         if op.name not in JOINS:
             continue
@@ -52,11 +52,13 @@ def joins(diagnosis: Diagnosis) -> tuple[Join, ...]:
             width, source = diagnosis.width(tensor), diagnosis.source(tensor)
             if width is not None and not graph.tensors[source].is_constant:
                 name = tensor_label(graph, source)
-                # Two parts of one tensor, as SPLIT gives them.
+                # Two outputs of one op, such as SPLIT, have the same source.
                 widths[name] = max(width, widths.get(name, 0.0))
         if len(widths) > 1 and scale is not None:
-            codes = {name: min(256, int(width / scale) + 1) for name, width in widths.items()}
-            built.append(
-                Join(op_index=op.index, op=op.name, label=op_label(graph, op.index), ranges=widths, codes=codes)
+            num_values = {name: min(256, int(width / scale) + 1) for name, width in widths.items()}
+            results.append(
+                Join(
+                    op_index=op.index, op=op.name, label=op_label(graph, op.index), ranges=widths, num_values=num_values
+                )
             )
-    return tuple(built)
+    return tuple(results)

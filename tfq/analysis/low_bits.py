@@ -17,24 +17,30 @@ from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 
 def round_tensor(edited: Any, tensor: int, scale: float, zero_point: int, highest: float | None = None) -> None:
-    """Let all that reads a float tensor of the main subgraph, outputs among them, read it rounded to int8 codes.
+    """Insert ops after a float tensor of the main subgraph that round it to int8 values.
 
-    edited: the flatbuffer in its object form, which is changed. highest: values above it are cut off before, for codes
-    that end below 127; the lowest code is -128.
+    All ops and outputs that read the tensor then read the rounded values.
+
+    Args:
+        edited: The flatbuffer in its object form, which is changed.
+        tensor: The index of the tensor.
+        scale: The scale of the int8 values.
+        zero_point: Their zero point.
+        highest: Values above it are clipped first, for fewer than 8 bits. The lowest quantized value is -128.
     """
     from ai_edge_litert import schema_py_generated as generated
 
-    graph, shape = edited.subgraphs[0], edited.subgraphs[0].tensors[tensor]
+    graph, original = edited.subgraphs[0], edited.subgraphs[0].tensors[tensor]
     first = len(graph.tensors)
 
     def add_tensor(name: str, kind: str) -> Any:
         built = generated.TensorT()
-        built.shape, built.shapeSignature = shape.shape, shape.shapeSignature
+        built.shape, built.shapeSignature = original.shape, original.shapeSignature
         built.name, built.type, built.buffer = f"tfq/{name}_{tensor}", TENSOR_TYPES.index(kind), 0
         graph.tensors.append(built)
         return built
 
-    quantized = add_tensor("codes", "int8")
+    quantized = add_tensor("quantized", "int8")
     add_tensor("rounded", "float32")
     quantized.quantization = generated.QuantizationParametersT()
     quantized.quantization.scale, quantized.quantization.zeroPoint = [scale], [zero_point]
@@ -47,8 +53,10 @@ def round_tensor(edited: Any, tensor: int, scale: float, zero_point: int, highes
         edited.buffers[-1].data = np.frombuffer(np.float32(highest).tobytes(), np.uint8)
         limit.buffer = len(edited.buffers) - 1
         steps = [("MINIMUM", [tensor, first + 3], first + 2), ("QUANTIZE", [first + 2], first), steps[1]]
-    place = next(place for place, op in enumerate(graph.operators) if tensor in map(int, op.outputs))
-    for op in graph.operators[place + 1 :]:
+    producer_position = next(
+        producer_position for producer_position, op in enumerate(graph.operators) if tensor in map(int, op.outputs)
+    )
+    for op in graph.operators[producer_position + 1 :]:
         op.inputs = np.array([first + 1 if int(index) == tensor else int(index) for index in op.inputs], np.int32)
     graph.outputs = [first + 1 if int(index) == tensor else int(index) for index in graph.outputs]
     for signature in edited.signatureDefs or []:
@@ -63,7 +71,7 @@ def round_tensor(edited: Any, tensor: int, scale: float, zero_point: int, highes
             op.builtinOptionsType = generated.BuiltinOptions.MaximumMinimumOptions
             op.builtinOptions = generated.MaximumMinimumOptionsT()
         ops.append(op)
-    graph.operators[place + 1 : place + 1] = ops
+    graph.operators[producer_position + 1 : producer_position + 1] = ops
 
 
 def with_few_bits(
@@ -75,12 +83,20 @@ def with_few_bits(
     grid: str = "uniform",
     keep: Sequence[str] = (),
 ) -> bytes:
-    """`floating`, a float flatbuffer, with weights on a grid of weight_bits, and activations on activation_bits codes.
+    """Return a float flatbuffer with weights rounded to `weight_bits` and activations rounded to `activation_bits`.
 
-    observations: of its activations, with histograms; the range of each has the least squared error for so many bits.
-    weight_bits, activation_bits: 1 to 8, or FLOAT_BITS, which leaves them. keep: name patterns of layers left as they
-    are, weights and what they give. The model's inputs and outputs are left as well, and biases.
-    Raises InputError on a pattern that fits no layer.
+    Args:
+        floating: The float flatbuffer.
+        observations: Of its activations, with histograms. The range of each activation minimizes the squared error for
+            this number of bits.
+        weight_bits: 1 to 8, or FLOAT_BITS to leave weights as they are.
+        activation_bits: 1 to 8, or FLOAT_BITS to leave activations as they are.
+        grid: A name of `GRIDS` for the weights.
+        keep: Name patterns of layers whose weights and outputs are left as they are. The model's inputs and outputs,
+            and biases, are never rounded.
+
+    Raises:
+        InputError: A pattern matches no layer.
     """
     parsed, edited = tflite.read(floating), tflite.unpack(floating)
     graph = parsed.main_subgraph
@@ -95,19 +111,19 @@ def with_few_bits(
             if not fits_op(layer.layer, (layer.output_name,), keep):
                 layer.set_weights_by_output(on_grid(layer.weights_by_output(), grid, weight_bits))
     if activation_bits < FLOAT_BITS:
-        for tensor, ends in _ranges(observations, activation_bits).items():
-            left = (
+        for tensor, range_ in _ranges(observations, activation_bits).items():
+            is_excluded = (
                 tensor in graph.inputs
                 or tensor in graph.outputs
                 or fits_op(layers.get(tensor, ""), (graph.tensors[tensor].name,), keep)
             )
-            if not left and ends[1] > ends[0]:
-                _round_to(edited, tensor, ends, activation_bits)
+            if not is_excluded and range_[1] > range_[0]:
+                _round_to(edited, tensor, range_, activation_bits)
     return tflite.pack(edited, len(floating))
 
 
 def _ranges(observations: Observations, bits: int) -> Mapping[int, tuple[float, float]]:
-    """Tensor of the main subgraph -> (minimum, maximum), zero within."""
+    """Return {tensor of the main subgraph: (minimum, maximum)}; the ranges include zero."""
     return {
         tensor: min_mse_range(seen.bins(), bits)
         for (subgraph, tensor), seen in observations.tensors.items()
@@ -115,9 +131,9 @@ def _ranges(observations: Observations, bits: int) -> Mapping[int, tuple[float, 
     }
 
 
-def _round_to(edited: Any, tensor: int, ends: tuple[float, float], bits: int) -> None:
-    """Codes from -128 up, as many as the bits have; what lies above them is cut off before."""
-    scale = float(np.float32((ends[1] - ends[0]) / (2**bits - 1)))
-    below = int(np.clip(np.rint(-ends[0] / scale), 0, 2**bits - 1))
+def _round_to(edited: Any, tensor: int, range_: tuple[float, float], bits: int) -> None:
+    """Round a tensor to 2^bits quantized values from -128 up; values above the last one are clipped."""
+    scale = float(np.float32((range_[1] - range_[0]) / (2**bits - 1)))
+    below = int(np.clip(np.rint(-range_[0] / scale), 0, 2**bits - 1))
     highest = (2**bits - 1 - below) * scale
     round_tensor(edited, tensor, scale, below - 128, highest=highest if bits < 8 else None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An int8 flatbuffer next to the float one that it was made of, op by op: how large the error is, and of what kind."""
+"""Compare an int8 flatbuffer with its float flatbuffer op by op: the size and the kind of each error."""
 
 import math
 from collections.abc import Sequence
@@ -16,57 +16,57 @@ from tfq.ptq.causes import Diagnosis, TensorFacts, op_label
 from tfq.ptq.layer_pairs import ModelPair
 from tfq.tflite import Op, Subgraph, Tensor
 
-# The op of a record about one of the model's inputs.
+# The value of `OpError.op` for an input of the model.
 INPUT = "INPUT"
 SATURATED_CHANNEL = 0.01
-# Single values beyond a range say nothing on few samples.
+# On few samples, single values outside of a range are not significant.
 _FEW_VALUES = 2
-# Values kept of each tensor and sample for its median, and channels whose SQNR a record of an input has.
-_KEPT, _MOST_CHANNELS = 512, 512
-# Part of a tensor's power that its variance must have; below it, it is a constant.
+# Values to store per tensor and sample for the median, and the most channels of an input with an SQNR per channel.
+_RESERVOIR, _MOST_CHANNELS = 512, 512
+# A tensor is constant if its variance is a smaller fraction of its power than this.
 _CONSTANT = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpError:
-    """The error of one op's output, or of one input of the model, over all samples: its own and all that it inherits.
+    """The error of one op's output, or of one input of the model, over all samples.
 
-    The signal of an SQNR is the variance of the float values (their power if they are constant): an offset carries no
-    information. Infinite values mean no error.
+    The error includes what the op inherits from its inputs. The signal of an SQNR is the variance of the float values
+    (or their power if they are constant), because an offset carries no information. An infinite SQNR means no error.
 
     Attributes:
-        op_index: Position of the op in the int8 flatbuffer, None for an input of the model.
+        op_index: The position of the op in the int8 flatbuffer, None for an input of the model.
         op: The op's name, "INPUT" for an input.
-        layer: The Keras layer, or the tensor's name if that is not known.
-        tensor_index: Index of the output tensor in the int8 flatbuffer.
-        tensor: Name of that tensor.
-        label: A name that distinguishes the record from all others: "logpower/LOG (#4)".
-        channels: Size of the last axis.
-        scale: Of the output.
-        zero_point: Of the output.
-        sqnr_db: Signal to error, in dB.
-        expected_sqnr_db: Signal to the error of rounding to the output's own grid alone, step^2 / 12 for each value
+        layer: The Keras layer, or the tensor's name if the layer is not known.
+        tensor_index: The index of the output tensor in the int8 flatbuffer.
+        tensor: The name of that tensor.
+        label: A unique name of the record: "logpower/LOG (#4)".
+        channels: The size of the last axis.
+        scale: The scale of the output.
+        zero_point: The zero point of the output.
+        sqnr_db: The SQNR (signal to quantization noise ratio) in dB.
+        expected_sqnr_db: The SQNR that rounding to the output's grid alone would cause: step^2 / 12 for each value
             (Widrow and Kollar 2008, "Quantization Noise").
-        rounding_sqnr_db: Signal to the error of the values that the range covers: rounding, and what is inherited.
-        clipping_sqnr_db: Signal to the error of the values that the range cuts off. The powers of the two errors add
-            up to that of the whole.
-        mean_shift_lsb: Mean of the error, in steps.
-        mean_shift: Largest mean of a channel's error, divided by the standard deviation of the tensor: what
-            `bias_correction` removes. None if the tensor is constant.
-        worst_channel: The channel (of the last axis) with the lowest SQNR, of those that vary. None if none does.
-        worst_channel_sqnr_db: Its SQNR.
-        channel_sqnr_db: The SQNR of each channel of an input, None for channels that are constant; empty for ops and
+        rounding_sqnr_db: The SQNR with only the errors of values inside of the range: rounding, and inherited errors.
+        clipping_sqnr_db: The SQNR with only the errors of values that the range clips. The powers of these two errors
+            add up to the total.
+        mean_shift_lsb: The mean of the error, in steps.
+        mean_shift: The largest mean error of a channel, divided by the standard deviation of the tensor.
+            `bias_correction` removes it. None if the tensor is constant.
+        worst_channel: The channel (of the last axis) with the lowest SQNR, among those that vary. None if none does.
+        worst_channel_sqnr_db: The SQNR of that channel.
+        channel_sqnr_db: The SQNR of each channel of an input, None for channels that are constant. Empty for ops and
             for inputs with more than 512 channels.
-        cosine: Cosine similarity of the two tensors.
+        cosine: The cosine similarity of the two tensors.
         max_abs_error_lsb: The largest error, in steps.
-        saturated: Fraction of the float values that lie beyond the range by more than a step.
-        range_use: Fraction of the range that the float values span.
+        saturated: The fraction of the float values that are outside of the range by more than a step.
+        range_use: The fraction of the range that the float values span.
         dead: Whether the float tensor is 0 on all samples.
-        never_taken: Whether only a MAXIMUM or MINIMUM reads it, which always takes its other operand: errors are
-            harmless.
+        never_taken: Whether the tensor is only read by a MAXIMUM or MINIMUM that always selects its other operand, so
+            that errors do no harm.
         dead_channels: Channels whose float values never reach half a step.
-        saturated_channels: Channels with more than 1% of their values beyond the range.
-        channel_spread: Median magnitude of the channels as a fraction of the largest; None if there is one channel.
+        saturated_channels: Channels with more than 1% of their values outside of the range.
+        channel_spread: The median magnitude of the channels as a fraction of the largest. None if there is one channel.
         weights: The error of the op's quantized weights, None if it has none.
     """
 
@@ -100,7 +100,7 @@ class OpError:
     weights: WeightError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: infinities are null."""
+        """Return plain JSON values; infinities are null."""
         values = {name: _finite(value) for name, value in asdict(self).items()}
         weights = None if self.weights is None else self.weights.to_dict()
         return {**values, "channel_sqnr_db": [_finite(value) for value in self.channel_sqnr_db], "weights": weights}
@@ -108,7 +108,7 @@ class OpError:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """The errors of all activations, inputs first, and the int8 graph with what the float tensors held."""
+    """The errors of all activations, inputs first, and the int8 graph with statistics of the float tensors."""
 
     errors: tuple[OpError, ...]
     diagnosis: Diagnosis
@@ -119,34 +119,40 @@ def op_errors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> t
 
     Args:
         quantized: The int8 (or int16x8) flatbuffer.
-        floating: The float flatbuffer that it was made of.
-        samples: By input name, real values, each of batch 1.
+        floating: The float flatbuffer that it was converted from.
+        samples: Real values by input name, each with a batch size of 1.
 
     Raises:
-        InputError: The two do not belong together, or there are no samples.
+        InputError: The flatbuffers do not belong together, or there are no samples.
     """
     return measure(quantized, floating, samples).errors
 
 
 def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Measurement:
-    """Return what `op_errors` does, with the facts that causes are found by."""
+    """Return the records of `op_errors`, and the facts that `find` needs to find causes."""
     pair = ModelPair(floating, quantized)
     graph = pair.quantized.main_subgraph
     if not samples:
-        raise InputError("no samples to compare the flatbuffers on: expected at least one", field="samples")
+        raise InputError(
+            "samples is empty: expected at least one sample to compare the flatbuffers on", field="samples"
+        )
     inputs = dict(zip(pair.quantized.input_names, graph.input_tensors, strict=True))
     inputs = {name: tensor for name, tensor in inputs.items() if tensor.is_quantized}
     tallies = {tensor.index: _Tally(tensor) for tensor in inputs.values()}
     tallies |= {index: _Tally(graph.tensors[index]) for index in pair.float_tensors}
-    reals = map_activations(floating, list(pair.float_tensors.values()), samples, _copied)
-    codes = list(pair.quantize_samples(samples))
-    quantized_values = map_activations(quantized, list(pair.float_tensors), codes, _copied, total=len(samples))
-    for sample, coded, wanted, got in zip(samples, codes, reals, quantized_values, strict=True):
+    float_values = map_activations(floating, list(pair.float_tensors.values()), samples, _copies)
+    quantized_inputs = list(pair.quantize_samples(samples))
+    quantized_values = map_activations(
+        quantized, list(pair.float_tensors), quantized_inputs, _copies, total=len(samples)
+    )
+    for sample, quantized_sample, expected, dequantized in zip(
+        samples, quantized_inputs, float_values, quantized_values, strict=True
+    ):
         for name, tensor in inputs.items():
             if sample[name].dtype.kind == "f":
-                tallies[tensor.index].add(sample[name], coded[name])
-        for index, one, other in zip(pair.float_tensors, wanted, got, strict=True):
-            tallies[index].add(one, other)
+                tallies[tensor.index].add(sample[name], quantized_sample[name])
+        for index, float_array, quantized_array in zip(pair.float_tensors, expected, dequantized, strict=True):
+            tallies[index].add(float_array, quantized_array)
     weights = weight_errors(quantized, floating, pair)
     names = {tensor.index: name for name, tensor in inputs.items()}
     tallies = {index: tally for index, tally in tallies.items() if tally.count}
@@ -169,63 +175,63 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
 
 
 def output_label(graph: Subgraph, op: Op, tensor: int) -> str:
-    """Return a name that distinguishes an output of an op: of several, "parts/SPLIT (#3):1" is the second."""
+    """Return a unique name of an op's output; the second of several is "parts/SPLIT (#3):1"."""
     return op_label(graph, op.index) + (f":{op.outputs.index(tensor)}" if len(op.outputs) > 1 else "")
 
 
-def _copied(values: list[NDArray]) -> list[NDArray]:
+def _copies(values: list[NDArray]) -> list[NDArray]:
     return [array.copy() for array in values]
 
 
 class _Tally:
-    """Sums of one tensor over all samples."""
+    """Sums over all samples of one tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
         self._scale, self._zero_point = float(tensor.scale[0]), int(tensor.zero_point[0])
         limits = np.iinfo(tensor.dtype)
-        # Half a step beyond the outermost codes rounds to them; the float's own rounding adds a hair.
+        # Values up to half a step outside still round to the outermost values; float rounding may add a little.
         self._low, self._high = ((end - self._zero_point) * self._scale for end in (limits.min, limits.max))
         channels = tensor.shape[-1] if tensor.shape else 1
         self._minimum, self._maximum = np.full(channels, np.inf), np.full(channels, -np.inf)
         self._beyond = np.zeros(channels, np.int64)
         self._sum, self._power, self._shift, self._noise = (np.zeros(channels) for _ in range(4))
-        self._clipped_noise = self._product = self._got_power = self._largest = 0.0
-        self._random, self._kept = np.random.default_rng(0), list[NDArray]()
+        self._clipped_noise = self._product = self._dequantized_power = self._largest = 0.0
+        self._random, self._reservoir = np.random.default_rng(0), list[NDArray]()
         self.count = 0
 
-    def add(self, reals: NDArray[np.float32], codes: NDArray) -> None:
-        """Take the next sample's float values and quantized values, of one shape."""
-        wanted = reals.reshape(-1, len(self._minimum)).astype(np.float64)
-        got = (codes.reshape(wanted.shape).astype(np.float64) - self._zero_point) * self._scale
-        error = got - wanted
-        self.count += wanted.size
-        self._sum += wanted.sum(axis=0)
-        self._power += (wanted**2).sum(axis=0)
+    def add(self, float_values: NDArray[np.float32], quantized_values: NDArray) -> None:
+        """Add the float values and the quantized values of the next sample; both have the same shape."""
+        expected = float_values.reshape(-1, len(self._minimum)).astype(np.float64)
+        dequantized = (quantized_values.reshape(expected.shape).astype(np.float64) - self._zero_point) * self._scale
+        error = dequantized - expected
+        self.count += expected.size
+        self._sum += expected.sum(axis=0)
+        self._power += (expected**2).sum(axis=0)
         self._shift += error.sum(axis=0)
         self._noise += (error**2).sum(axis=0)
-        self._got_power += float((got**2).sum())
-        self._product += float((wanted * got).sum())
+        self._dequantized_power += float((dequantized**2).sum())
+        self._product += float((expected * dequantized).sum())
         self._largest = max(self._largest, float(np.abs(error).max(initial=0)))
-        self._minimum = np.minimum(self._minimum, wanted.min(axis=0, initial=np.inf))
-        self._maximum = np.maximum(self._maximum, wanted.max(axis=0, initial=-np.inf))
-        self._beyond += ((wanted < self._low - 1.001 * self._scale) | (wanted > self._high + 1.001 * self._scale)).sum(
-            axis=0
-        )
-        cut = (wanted < self._low - 0.501 * self._scale) | (wanted > self._high + 0.501 * self._scale)
+        self._minimum = np.minimum(self._minimum, expected.min(axis=0, initial=np.inf))
+        self._maximum = np.maximum(self._maximum, expected.max(axis=0, initial=-np.inf))
+        self._beyond += (
+            (expected < self._low - 1.001 * self._scale) | (expected > self._high + 1.001 * self._scale)
+        ).sum(axis=0)
+        cut = (expected < self._low - 0.501 * self._scale) | (expected > self._high + 0.501 * self._scale)
         self._clipped_noise += float((error[cut] ** 2).sum()) if cut.any() else 0.0
-        if wanted.size:
-            self._kept.append(self._random.choice(wanted.reshape(-1), min(_KEPT, wanted.size)))
+        if expected.size:
+            self._reservoir.append(self._random.choice(expected.reshape(-1), min(_RESERVOIR, expected.size)))
 
     def facts(self) -> TensorFacts:
-        """Return what the float tensor held."""
-        sizes = np.abs(np.concatenate(self._kept))
+        """Return statistics of the float tensor."""
+        magnitudes = np.abs(np.concatenate(self._reservoir))
         return TensorFacts(
             minimum=float(self._minimum.min()),
             maximum=float(self._maximum.max()),
             channel_minima=self._minimum,
             channel_maxima=self._maximum,
-            median_magnitude=float(np.median(sizes[sizes > 0])) if sizes.any() else 0.0,
+            median_magnitude=float(np.median(magnitudes[magnitudes > 0])) if magnitudes.any() else 0.0,
         )
 
     def record(
@@ -238,18 +244,18 @@ class _Tally:
         never_taken: bool = False,
         weights: WeightError | None = None,
     ) -> OpError:
-        """Return the record that the sums amount to."""
+        """Return the record for the sums."""
         channels, count = len(self._minimum), self.count
-        each = count / channels
-        sizes = np.maximum(np.abs(self._minimum), np.abs(self._maximum))
+        values_per_channel = count / channels
+        magnitudes = np.maximum(np.abs(self._minimum), np.abs(self._maximum))
         power, noise = float(self._power.sum()), float(self._noise.sum())
         signal = _signal(power, float(self._sum.sum()), count)
-        norms = math.sqrt(power) * math.sqrt(self._got_power)
-        shifts = np.abs(self._shift) / each
-        by_channel = self._channel_sqnr_db()
-        varying = {place: value for place, value in enumerate(by_channel) if value is not None}
+        norms = math.sqrt(power) * math.sqrt(self._dequantized_power)
+        shifts = np.abs(self._shift) / values_per_channel
+        channel_sqnr = self._channel_sqnr_db()
+        varying = {place: value for place, value in enumerate(channel_sqnr) if value is not None}
         worst = min(varying, key=varying.__getitem__) if varying else None
-        seen = min(float(self._maximum.max()), self._high) - max(float(self._minimum.min()), self._low)
+        covered = min(float(self._maximum.max()), self._high) - max(float(self._minimum.min()), self._low)
         return OpError(
             op_index=op_index,
             op=op,
@@ -268,25 +274,27 @@ class _Tally:
             mean_shift=float(shifts.max()) / math.sqrt(signal / count) if varying else None,
             worst_channel=worst,
             worst_channel_sqnr_db=None if worst is None else varying[worst],
-            channel_sqnr_db=tuple(by_channel) if op_index is None and channels <= _MOST_CHANNELS else (),
-            cosine=self._product / norms if norms else float(power == self._got_power),
+            channel_sqnr_db=tuple(channel_sqnr) if op_index is None and channels <= _MOST_CHANNELS else (),
+            cosine=self._product / norms if norms else float(power == self._dequantized_power),
             max_abs_error_lsb=self._largest / self._scale,
             saturated=float(self._beyond.sum()) / count,
-            range_use=max(seen, 0.0) / (self._high - self._low),
+            range_use=max(covered, 0.0) / (self._high - self._low),
             dead=power == 0,
             never_taken=never_taken,
-            dead_channels=tuple(np.flatnonzero(sizes < self._scale / 2).tolist()),
+            dead_channels=tuple(np.flatnonzero(magnitudes < self._scale / 2).tolist()),
             saturated_channels=tuple(
-                np.flatnonzero(self._beyond > max(SATURATED_CHANNEL * each, _FEW_VALUES)).tolist()
+                np.flatnonzero(self._beyond > max(SATURATED_CHANNEL * values_per_channel, _FEW_VALUES)).tolist()
             ),
-            channel_spread=float(np.median(sizes) / sizes.max()) if channels > 1 and sizes.max() > 0 else None,
+            channel_spread=float(np.median(magnitudes) / magnitudes.max())
+            if channels > 1 and magnitudes.max() > 0
+            else None,
             weights=weights,
         )
 
     def _channel_sqnr_db(self) -> list[float | None]:
-        each = self.count / len(self._minimum)
+        values_per_channel = self.count / len(self._minimum)
         return [
-            decibels(_signal(power, total, each), noise) if high > low else None
+            decibels(_signal(power, total, values_per_channel), noise) if high > low else None
             for power, total, noise, low, high in zip(
                 self._power, self._sum, self._noise, self._minimum, self._maximum, strict=True
             )
@@ -294,13 +302,13 @@ class _Tally:
 
 
 def _signal(power: float, total: float, count: float) -> float:
-    """Return the sum of squared deviations from the mean; of squares, if that is nothing."""
+    """Return the sum of squared deviations from the mean; for a constant, the sum of squares."""
     variance = power - total**2 / count
     return float(variance) if variance > _CONSTANT * power else float(power)
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Return 10 log10(signal / noise): inf of no noise, -inf of noise without a signal."""
+    """Return 10 log10(signal / noise): inf without noise, -inf if there is noise but no signal."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The effect of quantizing one op alone on the outputs: the float flatbuffer with the values of one op rounded.
+"""Measure how quantizing one op alone changes the outputs of the float flatbuffer.
 
-Ranking ops alone predicts better what to keep in float than taking them out of a quantized model one by one: there the
-errors of all others hide that of one.
+This ranking predicts better which ops to keep in float than removing ops from a quantized model one by one, where the
+errors of all other ops hide that of one.
 """
 
 import math
@@ -26,18 +26,18 @@ from tfq.ptq.weighted_ops import weighted_ops
 
 @dataclass(frozen=True, kw_only=True)
 class OpSensitivity:
-    """The model's outputs with one op alone quantized, its weights and its output, against all in float.
+    """The change of the model's outputs if only one op's weights and output are quantized.
 
     Attributes:
-        op_index: Position of the op in the float flatbuffer.
+        op_index: The position of the op in the float flatbuffer.
         op: The op's name.
-        layer: The Keras layer, or the tensor's name if that is not known.
-        tensor: Name of the output tensor.
+        layer: The Keras layer, or the tensor's name if the layer is not known.
+        tensor: The name of the output tensor.
         label: "conv/CONV_2D (#3)".
-        weights: Number of its weights.
-        sqnr_db: Signal to error of the outputs, in dB.
-        disagreement: Fraction of samples with another class, the highest of the outputs that say a class; None if none
-            does.
+        weights: The number of its weights.
+        sqnr_db: The SQNR of the model's outputs, in dB.
+        disagreement: The fraction of samples whose predicted class changes; the highest of all outputs that predict a
+            class, None if none does.
     """
 
     op_index: int
@@ -50,7 +50,7 @@ class OpSensitivity:
     disagreement: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: an infinite sqnr_db is null."""
+        """Return plain JSON values; an infinite sqnr_db is null."""
         message = None if math.isinf(self.sqnr_db) else self.sqnr_db
         return {**self.__dict__, "sqnr_db": message}
 
@@ -60,22 +60,32 @@ def op_sensitivity(
 ) -> tuple[OpSensitivity, ...]:
     """Return one record for each op with a calibrated output, the most sensitive first.
 
-    floating: float flatbuffer, without control flow. ranges: of its activations, as `calibrate` gives them.
-    samples: by input name. per_channel: a scale for each output channel of a weight.
     Each record costs one run of the float flatbuffer over the samples.
+
+    Args:
+        floating: The float flatbuffer, without control flow.
+        ranges: Of its activations, as `calibrate` returns them.
+        samples: By input name.
+        per_channel: Whether weights have one scale per output channel.
+
+    Raises:
+        InputError: There are no samples.
     """
     if not samples:
-        raise InputError("no samples to measure sensitivity on: expected at least one")
+        raise InputError("samples is empty: expected at least one sample to measure sensitivity on", field="samples")
     parsed = tflite.read(floating)
     graph = parsed.main_subgraph
-    wanted = _outputs(floating, samples)
+    expected = _outputs(floating, samples)
     results = []
     for op in graph.ops:
         if (graph.index, op.outputs[0]) not in ranges.values:
             continue
-        got = _outputs(quantized_alone(floating, op.index, ranges.values, per_channel=per_channel), samples)
-        signal = sum(float((array**2).sum()) for array in wanted)
-        noise = sum(float(((one - other) ** 2).sum()) for one, other in zip(wanted, got, strict=True))
+        rounded = _outputs(quantized_alone(floating, op.index, ranges.values, per_channel=per_channel), samples)
+        signal = sum(float((array**2).sum()) for array in expected)
+        noise = sum(
+            float(((float_output - rounded_output) ** 2).sum())
+            for float_output, rounded_output in zip(expected, rounded, strict=True)
+        )
         constants = (graph.tensors[index] for index in op.inputs if index != tflite.ABSENT)
         results.append(
             OpSensitivity(
@@ -85,19 +95,19 @@ def op_sensitivity(
                 tensor=graph.tensors[op.outputs[0]].name,
                 label=op_label(graph, op.index),
                 weights=sum(math.prod(tensor.shape) for tensor in constants if _is_weight(tensor)),
-                # A logarithm of what became 0 is infinite, and what follows it no number.
+                # The logarithm of a value that became 0 is infinite, and the values after it may be NaN.
                 sqnr_db=decibels(signal, noise) if math.isfinite(noise) else -math.inf,
-                disagreement=_disagreement(graph, wanted, got),
+                disagreement=_disagreement(graph, expected, rounded),
             )
         )
     return tuple(sorted(results, key=lambda item: item.sqnr_db))
 
 
-def _disagreement(graph: tflite.Subgraph, wanted: Sequence[NDArray], got: Sequence[NDArray]) -> float | None:
+def _disagreement(graph: tflite.Subgraph, expected: Sequence[NDArray], rounded: Sequence[NDArray]) -> float | None:
     results = [
-        1.0 if np.isnan(other).any() else 1 - agreement(other, one)
-        for index, one, other in zip(graph.outputs, wanted, got, strict=True)
-        if is_class_vector(graph, index, one)
+        1.0 if np.isnan(rounded_output).any() else 1 - agreement(rounded_output, float_output)
+        for index, float_output, rounded_output in zip(graph.outputs, expected, rounded, strict=True)
+        if is_class_vector(graph, index, float_output)
     ]
     return max(results, default=None)
 
@@ -105,7 +115,7 @@ def _disagreement(graph: tflite.Subgraph, wanted: Sequence[NDArray], got: Sequen
 def quantized_alone(
     floating: bytes, op: int, ranges: Mapping[tuple[int, int], tuple[float, float]], *, per_channel: bool = True
 ) -> bytes:
-    """Return the float flatbuffer with the weights and outputs of op number `op` rounded to int8."""
+    """Return the float flatbuffer with the weights and the output of op number `op` rounded to int8."""
     parsed = tflite.read(floating)
     edited = tflite.unpack(floating)
     for layer in weighted_ops(edited, parsed):

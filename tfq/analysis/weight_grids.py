@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on grids of few bits, of which TFLite knows the uniform ones of 8 and 4: what others would be worth.
+"""Round weights to grids of few bits, to compare TFLite's uniform 8-bit and 4-bit grids with others.
 
-Each grid takes weights as rows, one for each output channel, and gives back what they become on it, each row's grid
-chosen for the least squared error. All but `kmeans` have a level at zero.
+Each function receives weights as rows, one per output channel, and returns them rounded. The scale of each row's grid
+minimizes the squared error. All grids except `kmeans` contain zero.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,81 +12,87 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
 
-# The largest level is tried at these shares of a row's largest weight.
-_SHARES = np.linspace(0.25, 1.0, 31)
-_LOWEST_SHARES = np.linspace(0.0, 0.5, 11)
+# Candidates for the largest level, as fractions of a row's largest weight.
+_FRACTIONS = np.linspace(0.25, 1.0, 31)
+_LOWEST_FRACTIONS = np.linspace(0.0, 0.5, 11)
 _SWEEPS, _BINS = 50, 4096
 
 
 def uniform(rows: Rows, bits: int) -> Rows:
-    """Evenly spaced and symmetric: -L to L times a step, with L = 2^(bits-1) - 1, as TFLite's int8 and int4."""
-    steps = np.arange(1, _levels_a_side(bits) + 1) / _levels_a_side(bits)
-    return _best(rows, (_mirrored(steps, _largest(rows) * fraction) for fraction in _SHARES))
+    """Round to evenly spaced levels from -L to L times a step, with L = 2^(bits-1) - 1, as TFLite's int8 and int4."""
+    steps = np.arange(1, _levels_per_side(bits) + 1) / _levels_per_side(bits)
+    return _best(rows, (_mirrored(steps, _largest(rows) * fraction) for fraction in _FRACTIONS))
 
 
 def zero_aware(rows: Rows, bits: int) -> Rows:
-    """Zero, and evenly spaced from the smallest weight that matters to the largest: none lost in the gap around zero.
+    """Round to zero and to levels that are evenly spaced from the smallest significant weight to the largest.
 
-    For pruned layers, whose weights are zero or far from it.
+    For pruned layers, whose weights are zero or far from it: no level is wasted on the gap around zero.
     """
-    count = _levels_a_side(bits)
+    count = _levels_per_side(bits)
 
     def candidates() -> Iterator[NDArray]:
-        for fraction in _SHARES[::2]:
-            for lowest in _LOWEST_SHARES:
+        for fraction in _FRACTIONS[::2]:
+            for lowest in _LOWEST_FRACTIONS:
                 yield _mirrored(lowest + (1 - lowest) * np.arange(1, count + 1) / count, _largest(rows) * fraction)
 
     return _best(rows, candidates())
 
 
 def power_of_two(rows: Rows, bits: int) -> Rows:
-    """Zero and powers of two: a product is a shift. Source: Zhou et al. 2017, "Incremental network quantization"."""
-    largest, sides = _largest(rows), 2.0 ** -np.arange(_levels_a_side(bits))
+    """Round to zero and powers of two, so that a product is a shift.
+
+    Source: Zhou et al. 2017, "Incremental network quantization".
+    """
+    largest, sides = _largest(rows), 2.0 ** -np.arange(_levels_per_side(bits))
     nearest = np.where(largest > 0, 2.0 ** np.floor(np.log2(np.maximum(largest, 1e-30))), 0)
     return _best(rows, (_mirrored(sides, nearest * factor) for factor in (0.5, 1, 2)))
 
 
 def logarithmic(rows: Rows, bits: int) -> Rows:
-    """Zero and powers of the root of two, times what suits the row: finer near zero, where most weights are.
+    """Round to zero and powers of the square root of two, times a factor per row. It is finer near zero.
 
     Source: Miyashita et al. 2016, "Convolutional neural networks using logarithmic data representation".
     """
-    sides = 2.0 ** (-np.arange(_levels_a_side(bits)) / 2)
-    return _best(rows, (_mirrored(sides, _largest(rows) * fraction) for fraction in _SHARES))
+    sides = 2.0 ** (-np.arange(_levels_per_side(bits)) / 2)
+    return _best(rows, (_mirrored(sides, _largest(rows) * fraction) for fraction in _FRACTIONS))
 
 
 def kmeans(rows: Rows, bits: int) -> Rows:
-    """2^bits values for the whole layer, where its weights are; zeros of a pruned layer stay zero.
+    """Round to 2^bits cluster centers for the whole layer; zeros of a pruned layer stay zero.
 
-    Source: Han et al. 2016, "Deep compression". It makes files smaller that are compressed; int8 kernels know none.
+    Source: Han et al. 2016, "Deep compression". It makes compressed files smaller; int8 kernels do not support it.
     """
     values = rows.reshape(-1).astype(np.float64)
-    inhabited = values[values != 0]
-    if not inhabited.size:
+    nonzero = values[values != 0]
+    if not nonzero.size:
         return rows.copy()
-    count = 2**bits - (1 if inhabited.size < values.size else 0)
-    centres = _first_centres(inhabited, count)
+    count = 2**bits - (1 if nonzero.size < values.size else 0)
+    centers = _initial_centers(nonzero, count)
     for _ in range(_SWEEPS):
-        nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, inhabited)
-        sums = np.bincount(nearest, inhabited, centres.size)
-        counts = np.bincount(nearest, minlength=centres.size)
-        moved = np.where(counts > 0, sums / np.maximum(counts, 1), centres)
-        if np.array_equal(moved, centres):
+        nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, nonzero)
+        sums = np.bincount(nearest, nonzero, centers.size)
+        counts = np.bincount(nearest, minlength=centers.size)
+        moved = np.where(counts > 0, sums / np.maximum(counts, 1), centers)
+        if np.array_equal(moved, centers):
             break
-        centres = moved
-    nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
-    return np.where(values == 0, 0, centres[nearest]).astype(np.float32).reshape(rows.shape)
+        centers = moved
+    nearest = np.searchsorted((centers[1:] + centers[:-1]) / 2, values)
+    return np.where(values == 0, 0, centers[nearest]).astype(np.float32).reshape(rows.shape)
 
 
-def _first_centres(values: NDArray, count: int) -> NDArray[np.float64]:
-    """Centres as dense as the cube root of the values' density, which is best for many of them (Panter and Dite)."""
+def _initial_centers(values: NDArray, count: int) -> NDArray[np.float64]:
+    """Return centers with the cube root of the values' density, best for many centers (Panter and Dite)."""
     counts, edges = np.histogram(values, _BINS)
     reached = np.concatenate([[0], np.cumsum(np.cbrt(counts))])
     return np.unique(np.interp((np.arange(count) + 0.5) / count * reached[-1], reached, edges))
 
 
 def binary(rows: Rows) -> Rows:
-    """The sign of each weight times the mean magnitude of its row. Source: Rastegari et al. 2016, "XNOR-Net"."""
+    """Return the sign of each weight times the mean magnitude of its row.
+
+    Source: Rastegari et al. 2016, "XNOR-Net".
+    """
     return (np.sign(rows) * np.abs(rows).mean(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -100,11 +106,11 @@ GRIDS: Mapping[str, Callable[[Rows, int], Rows]] = {
 
 
 def on_grid(rows: Rows, grid: str, bits: int) -> Rows:
-    """`rows` (output channels, weights of each) on the grid of that name; of one bit all but kmeans are `binary`."""
+    """Return `rows` (output channels, weights per channel) rounded to a grid; 1 bit is `binary` except for kmeans."""
     return binary(rows) if bits == 1 and grid != "kmeans" else GRIDS[grid](rows, bits)
 
 
-def _levels_a_side(bits: int) -> int:
+def _levels_per_side(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
@@ -113,21 +119,21 @@ def _largest(rows: Rows) -> NDArray[np.float64]:
 
 
 def _mirrored(sides: NDArray, scales: NDArray) -> NDArray[np.float64]:
-    """Levels of each row, ascending: -sides, 0, sides, times the row's scale."""
+    """Return the levels of each row in ascending order: -sides, 0, sides, times the row's scale."""
     ordered = np.sort(sides)
     return np.concatenate([-ordered[::-1], [0.0], ordered])[None, :] * scales[:, None]
 
 
 def _best(rows: Rows, candidates: Iterable[NDArray]) -> Rows:
-    """Each row on that of the `candidates` (levels of each row) on which its squared error is least."""
+    """Round each row to the candidate (levels of each row) with the least squared error."""
     best, least = np.zeros_like(rows, np.float64), np.full(len(rows), np.inf)
     for levels in candidates:
-        middles = (levels[:, 1:] + levels[:, :-1]) / 2
-        # One search for all rows: each is put into an interval of its own.
+        midpoints = (levels[:, 1:] + levels[:, :-1]) / 2
+        # One search for all rows, which are shifted into disjoint intervals.
         span = 4 * (np.abs(levels).max(initial=0) + np.abs(rows).max(initial=0)) + 1
         offsets = span * np.arange(len(rows))[:, None]
-        places = np.searchsorted((middles + offsets).reshape(-1), (rows + offsets).reshape(-1)).reshape(rows.shape)
-        places -= middles.shape[1] * np.arange(len(rows))[:, None]
+        places = np.searchsorted((midpoints + offsets).reshape(-1), (rows + offsets).reshape(-1)).reshape(rows.shape)
+        places -= midpoints.shape[1] * np.arange(len(rows))[:, None]
         result = np.take_along_axis(levels, places, axis=1)
         error = ((result - rows) ** 2).sum(axis=1)
         better = error < least

@@ -166,7 +166,7 @@ def examples_per_piece(example_bytes: int) -> int:
 
 
 def hold_out_val(train: Examples, split: str, where: str) -> Examples:
-    """Return "train" or "val" of a source that has no val split of its own.
+    """Return "train" or "val" of a source without a val split.
 
     Args:
         train: The train examples. The last tenth of them, at least one, is val; train is the rest. A single example
