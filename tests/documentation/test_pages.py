@@ -2,6 +2,7 @@
 """The code in README.md, CONTRIBUTING.md and docs/ runs, and the examples do what they say."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,42 @@ def test_a_page_whose_code_fails_is_reported_with_its_line(tmp_path):
     )
     assert result.returncode == 1
     assert "bad.md:4:" in result.stderr and "line 5" in result.stderr
+
+
+@pytest.mark.slow
+def test_example_photos_to_int8_writes_an_int8_file(project, tmp_path):
+    out = tmp_path / "model_int8.tflite"
+    arguments = (f"--model={project / 'model.keras'}", f"--photos={project / 'photos'}", f"--out={out}")
+    run_in(tmp_path, str(ROOT / "examples" / "photos_to_int8.py"), *arguments)
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(out))
+    assert interpreter.get_input_details()[0]["dtype"].__name__ == "int8"
+
+
+@pytest.mark.slow
+def test_example_lost_accuracy_finds_and_fixes_it(tmp_path):
+    output = run_in(tmp_path, str(ROOT / "examples" / "lost_accuracy.py"))
+    floating, int8, fixed = percentages(output.splitlines()[-1])
+    assert int8 < floating - 20, "the example no longer loses accuracy"
+    assert fixed > floating - 2
+    assert "cross_layer_equalization" in output
+
+
+@pytest.mark.slow
+def test_example_qat_keras3_keeps_the_accuracy(tmp_path):
+    output = run_in(tmp_path, str(ROOT / "examples" / "qat_keras3.py"))
+    floating, _, qat = (percentages(line)[0] for line in output.splitlines()[-3:])
+    assert qat > floating - 2
+
+
+def percentages(line):
+    return [float(number) for number in re.findall(r"([\d.]+)%", line)]
+
+
+def test_every_example_is_tested_and_in_the_documentation():
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    tests = Path(__file__).read_text()
+    assert examples == {name for name in examples if f"test_example_{name}" in tests}
+    text = "".join(page.read_text() for page in PAGES)
+    assert examples == {name for name in examples if f"examples/{name}.py" in text}

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation's generated parts: tables agree with the registries, code with the tests it was taken from."""
+"""The documentation's generated parts agree with the registries, the tests, the commands' help and the public names."""
 
 import importlib.util
 import re
 
 import pytest
 
+import tfq
 from tfq import registry
+from tfq.cli.main import COMMANDS
 from tfq.ptq.calibration import CalibrationMethod
 
 
@@ -18,19 +20,50 @@ def generate(root):
     return module
 
 
-def documents(root):
-    return [root / "CONTRIBUTING.md", *sorted((root / "docs").glob("*.md"))]
+@pytest.fixture(scope="module")
+def text(generate):
+    return "".join(path.read_text() for path in generate.documents())
 
 
-def test_generated_parts_are_up_to_date(root, generate):
-    stale = [path.name for path in documents(root) if generate.filled(path.read_text()) != path.read_text()]
+def test_generated_parts_are_up_to_date(generate):
+    stale = [path.name for path in generate.documents() if generate.filled(path.read_text()) != path.read_text()]
     assert stale == [], "run python docs/generate.py"
 
 
-def test_every_extension_point_has_a_table_and_an_example(root):
-    text = "".join(path.read_text() for path in documents(root))
+def test_every_extension_point_has_a_table_and_an_example(text):
     assert set(re.findall(r"<!-- registry: (\w+) -->", text)) == set(registry.MODULES)
     assert set(re.findall(r"<!-- code: \S+ (\w+) -->", text)) == set(registry.MODULES)
+
+
+def test_every_command_has_a_page(text):
+    assert set(re.findall(r"<!-- help: (\w+) -->", text)) == set(COMMANDS)
+
+
+def test_every_public_name_is_in_the_api_reference(text, generate):
+    groups = generate.public_names()
+    assert set(re.findall(r"<!-- api: (\w+) -->", text)) == set(groups)
+    assert {name for rows in groups.values() for name, _, _ in rows} == set(tfq.__all__) - {"__version__"}
+
+
+def test_links_lead_to_files_and_headings(generate):
+    broken = []
+    for page in generate.documents():
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            file, _, anchor = link.partition("#")
+            target = (page.parent / file).resolve() if file else page
+            if not target.exists() or (anchor and anchor not in headings(target.read_text())):
+                broken.append(f"{page.name}: {link}")
+    assert broken == []
+
+
+def headings(page):
+    """Return the anchors of a page's headings, as GitHub and mkdocs make them."""
+    titles = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_headings_become_anchors():
+    assert headings("# One, two\n\n## A `b` c?\n") == {"one-two", "a-b-c"}
 
 
 def test_a_new_object_makes_the_table_stale(root, generate):
