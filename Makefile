@@ -3,6 +3,7 @@
 # make slow   the tests that take minutes each: runs that are killed, full disks
 # make clients  tests against other runtimes (the tflite-micro wheel), which it installs into .venv
 # make lint   ruff and mypy
+# make docs   the documentation site, into out/site; it needs no network
 # make bench  the side-by-side timings
 # make families  fifteen known architectures, each all the way, beside stock tfmot; hours
 # make smallest  the four smallest of them, briefly, as a test; some minutes
@@ -11,7 +12,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow clients lint bench families smallest arm clean
+.PHONY: demo test slow clients lint docs bench families smallest arm clean
 
 demo: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot || echo "ARM emulation is not available here: the report says 'not run' for it" >&2
@@ -30,6 +31,11 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.docs
+	@$(BIN)/python docs/generate.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "out/site/index.html"
 
 bench: .venv/.installed
 	@$(BIN)/python benchmarks/start_up.py
@@ -54,6 +60,10 @@ arm: .venv/.installed
 
 .venv/.clients: .venv/.installed
 	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[tflm]'
+	@touch $@
+
+.venv/.docs: .venv/.installed
+	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[docs]'
 	@touch $@
 
 clean:

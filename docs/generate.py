@@ -61,7 +61,9 @@ def help_of(command: str) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         module.cli([f"tfq {command}", "--help"])
-    description, *groups, exit_codes = re.split(r"\n\n(?=Flags:\n|[a-z_.]+: .+\n  --|Exit codes:)", output.getvalue().strip())
+    description, *groups, exit_codes = re.split(
+        r"\n\n(?=Flags:\n|[a-z_.]+: .+\n  --|Exit codes:)", output.getvalue().strip()
+    )
     parts = [f"```text\n{description.removeprefix(f'tfq {command}: ')}\n```"]
     for group in groups:
         heading, _, rows = group.partition("\n")
@@ -98,7 +100,9 @@ def public_names() -> dict[str, list[tuple[str, str, str]]]:
                 private[item.name] = (str(node.module), item.name)
                 if item.asname:
                     groups.setdefault(group, []).append((item.asname, str(node.module), item.name))
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Name):
+        elif (
+            isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Name)
+        ):
             groups.setdefault("functions", []).append((node.targets[0].id, *private[node.value.id]))
     return groups
 

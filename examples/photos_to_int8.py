@@ -44,7 +44,9 @@ def main(arguments: list[str]) -> None:
     if not audit.ok or result.agreement is None or result.agreement < 0.98:
         sys.exit("the int8 model is not good enough: see docs/debugging_accuracy.md")
     Path(FLAGS.out).write_bytes(int8)
-    print(f"wrote {FLAGS.out}: {len(int8):,} bytes, accuracy {result.accuracy:.1%}, float {result.reference_accuracy:.1%}")
+    print(
+        f"wrote {FLAGS.out}: {len(int8):,} bytes, accuracy {result.accuracy:.1%}, float {result.reference_accuracy:.1%}"
+    )
 
 
 if __name__ == "__main__":

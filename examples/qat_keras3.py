@@ -3,8 +3,8 @@
 
     python examples/qat_keras3.py          about one minute; needs scikit-learn (pip install 'tfq[digits]')
 
-The float model gets the same extra epochs, so that a gain of the longer training is not mistaken for one of QAT. Weights
-are one scale for each tensor here (per_channel=False), which makes post-training quantization lose more.
+The float model is trained for as many epochs more, so that a gain of the longer training is not mistaken for one of QAT.
+Post-training quantization uses one scale for each weight (per_channel=False) here, which costs more accuracy.
 """
 
 import keras

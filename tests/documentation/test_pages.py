@@ -46,7 +46,8 @@ def test_code_of_page_runs(page, project, tmp_path):
 
 
 def test_blocks_are_found_with_their_lines_and_reasons():
-    text = "a\n\n```python\nx = 1\n```\n\n<!-- not run: needs a phone -->\n```bash\nadb shell\n```\n\n```text\nno code\n```\n"
+    text = "a\n\n```python\nx = 1\n```\n\n<!-- not run: needs a phone -->\n```bash\nadb shell\n```\n\n"
+    text += "```text\nno code\n```\n"
     assert [tuple(block) for block in blocks_of(text)] == [
         ("python", "x = 1\n", 4, ""),
         ("bash", "adb shell\n", 9, "needs a phone"),
