@@ -163,3 +163,27 @@ def test_a_cast_of_integer_inputs_is_no_float_that_a_warning_names():
         tfq.convert(model_with_padding_mask(lambda x: x), data)
     with warned("CAST"):
         tfq.convert(model_with_padding_mask(import_keras().ops.sin), data)
+
+
+def as_litert_torch_writes_it(floating: bytes) -> bytes:
+    """Add the metadata entry with which litert-torch 0.10 marks its files."""
+    from ai_edge_litert import schema_py_generated as generated
+
+    edited = tflite.unpack(floating)
+    buffer, entry = generated.BufferT(), generated.MetadataT()
+    buffer.data = np.frombuffer(b"true", np.uint8)
+    edited.buffers.append(buffer)
+    entry.name, entry.buffer = b"keep_stablehlo_constant", len(edited.buffers) - 1
+    edited.metadata = [*(edited.metadata or []), entry]
+    return tflite.pack(edited, len(floating))
+
+
+def test_files_of_litert_torch_become_full_int8(floating):
+    int8 = converted(as_litert_torch_writes_it(floating))
+    assert tfq.audit(int8).scheme == "full_int8"
+    assert "keep_stablehlo_constant" not in tflite.read(int8).metadata
+
+
+def test_files_of_litert_torch_stay_partly_float_with_their_constants_hidden(floating, monkeypatch):
+    monkeypatch.setattr("tfq.conversion.convert.with_visible_constants", lambda model: model)
+    assert tfq.audit(converted(as_litert_torch_writes_it(floating))).scheme == "mixed"

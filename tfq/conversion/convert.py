@@ -19,7 +19,7 @@ from tfq.conversion.freeze import (
     float_flatbuffer,
     graph_without_weight_fake_quant,
 )
-from tfq.conversion.graph_rewrites import with_quantizable_ops
+from tfq.conversion.graph_rewrites import with_quantizable_ops, with_visible_constants
 from tfq.conversion.int8_forms import with_int8_forms
 from tfq.conversion.masks import bound_masks, without_nested_selects
 from tfq.conversion.op_patterns import with_ops_by_name
@@ -201,7 +201,9 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
 def _prepared(floating: bytes, config: ConversionConfig) -> bytes:
     """Return the float flatbuffer in the form that config.quantizer quantizes well: the same function."""
     floating = with_quantizable_ops(floating)
-    return with_separate_scales(floating) if config.quantizer == "tensorflow" else floating
+    if config.quantizer != "tensorflow":
+        return floating
+    return with_separate_scales(with_visible_constants(floating))
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:

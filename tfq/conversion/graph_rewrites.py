@@ -40,6 +40,8 @@ from tfq.quant_math import dequantize, quantize
 from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
+# A metadata entry of litert-torch, read in 0.10.0.
+_HIDES_CONSTANTS = b"keep_stablehlo_constant"
 # Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
 # in three ways of the same bytes, in one process.
 _DIVIDING = ("SPLIT", "SPLIT_V", "UNPACK")
@@ -67,6 +69,19 @@ def with_quantizable_ops(model: bytes) -> bytes:
         for op in graph.operators:
             _rewrite(edited, graph, op)
     tflite.forget_unused_codes(edited)
+    return tflite.pack(edited, len(model))
+
+
+def with_visible_constants(model: bytes) -> bytes:
+    """Return the float flatbuffer without the metadata entry that hides its constants from TensorFlow's quantizer.
+
+    litert-torch writes `keep_stablehlo_constant`. TensorFlow's importer then represents constants as StableHLO ops, in
+    which the quantizer finds no weights, so that it leaves the layers in float.
+    """
+    if _HIDES_CONSTANTS.decode() not in tflite.read(model).metadata:
+        return model
+    edited = tflite.unpack(model)
+    edited.metadata = [entry for entry in edited.metadata if entry.name != _HIDES_CONSTANTS]
     return tflite.pack(edited, len(model))
 
 

@@ -7,6 +7,7 @@ has been used yet:
 | when | what | where |
 |---|---|---|
 | float, before ranges | ops that the quantizer knows, exact to the bit | `graph_rewrites.with_quantizable_ops` |
+| | constants of litert-torch's files that the quantizer sees (TensorFlow) | `graph_rewrites.with_visible_constants` |
 | | one output for each scale that readers of a fixed-scale op need | `fixed_scales.with_separate_scales` |
 | | refuse or announce fused recurrent ops | `recurrent.check_recurrent_ops` |
 | | infinite mask constants become finite | `masks.with_finite_masks` |
@@ -26,7 +27,7 @@ has been used yet:
 | | int8: scales that kernels take at their word | `int8_forms.with_int8_forms` |
 | result | run next to the float model; what a target cannot run | `verified`, `targeting` |
 
-The first two rows are called by `convert`, which also resolves `op:12` to names before (`op_patterns`), and converts
+The first three rows are called by `convert`, which also resolves `op:12` to names before (`op_patterns`), and converts
 each of several signatures by itself (`signatures`); the last row is called by it as well. Rewrites edit an unpacked
 flatbuffer with the helpers of `graph_editing`.
 
