@@ -3,7 +3,7 @@
 
     python examples/qat_keras3.py          about one minute; needs scikit-learn (pip install 'tfq[digits]')
 
-The float model is trained for as many epochs more, so that a gain of the longer training is not mistaken for one of QAT.
+The float model is trained for as many epochs more, so that QAT is not credited with a gain of the longer training.
 Post-training quantization uses one scale for each weight (per_channel=False) here, which costs more accuracy.
 """
 
