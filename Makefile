@@ -8,7 +8,8 @@
 # make families  fifteen known architectures, each all the way, beside stock tfmot; hours
 # make smallest  the four smallest of them, briefly, as a test; some minutes
 
-PYTHON ?= python3.11
+# PYTHON=/path/to/python3.x chooses the Python of .venv; by default it is the newest one here that tfq supports.
+PYTHON ?=
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -52,8 +53,7 @@ arm: .venv/.installed
 	@$(BIN)/python -m tfq.backends.qemu.sysroot
 
 .venv/.installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.11, or run make PYTHON=/path/to/it" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make a virtual environment: install its venv package (python3.11-venv on Debian and Ubuntu)" >&2; exit 1; }
+	@.ci/create_venv.sh "$(PYTHON)"
 	@echo "installing into .venv (TensorFlow and the rest of constraints.txt: some minutes the first time)"
 	@$(PIP_INSTALL) --config-settings editable_mode=compat --editable '.[digits,litert,report,dev]'
 	@touch $@
