@@ -98,7 +98,15 @@ class System:
         """Run `command` in the system. The environment has the host's settings, `variables`, and nothing else."""
         path = "/usr/local/bin:/usr/bin:/bin" if user != "root" else "/usr/sbin:/usr/bin:/sbin:/bin"
         environment = {"PATH": path, "LANG": "C.UTF-8", **environment_settings(), **variables}
-        run(log, "chroot", f"--userspec={user}:{user}", str(self.root), *command, environment=environment)
+        # The absolute path: subprocess searches the PATH of the new environment.
+        run(
+            log,
+            shutil.which("chroot") or "/usr/sbin/chroot",
+            f"--userspec={user}:{user}",
+            str(self.root),
+            *command,
+            environment=environment,
+        )
 
     def as_user(self, script: str) -> Callable[[IO[str]], None]:
         """Return an action that runs a shell script as the ordinary user."""
