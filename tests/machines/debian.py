@@ -65,8 +65,10 @@ def pip_files() -> Iterator[Path]:
 def named_paths() -> list[Path]:
     """Return the existing local paths that the host's pip settings and environment variables name."""
     text = host_output("python3", "-m", "pip", "config", "list") + "\n".join(environment_settings().values())
-    names = re.findall(r"(?:file://|(?<![\w./:]))(/[^\s'\":]+)", text)
-    return [path for path in map(Path, dict.fromkeys(names)) if path.exists()]
+    paths = [Path(name) for name in re.findall(r"(?<![\w./:])(/[^\s'\":]+)", text)]
+    # A package index on disk: its pages link to files next to it.
+    paths += [Path(name).parent for name in re.findall(r"file://(/[^\s'\":]+/[^\s'\":/]+)", text)]
+    return [path for path in dict.fromkeys(paths) if path.exists() and path != Path("/")]
 
 
 class System:
