@@ -205,14 +205,14 @@ def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_sa
 ):
     for name in ("host", "sysroot", "site", "cpu"):
         (tmp_path / name).symlink_to(emulator.directory / name)
-    monkeypatch.setattr(sysroot_build, "machine_compilers", list)
+    monkeypatch.setattr(sysroot_build, "host_compilers", list)
 
     def fetch_tcc() -> list[Path]:
         architecture = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
         directory = tmp_path / "apt"
         for packages in (("libc6",), ("tcc",)):
             debs = apt.fetch_packages(
-                packages, architecture=architecture, sources=apt.machine_sources(), directory=directory
+                packages, architecture=architecture, sources=apt.host_sources(), directory=directory
             )
         return debs
 

@@ -75,6 +75,7 @@ class System:
     """One Debian system in a directory of the host, with what is mounted and run in it."""
 
     def __init__(self, release: str, directory: Path) -> None:
+        """Choose the system's folder and the folder of its logs, both below `directory`."""
         self.release = release
         self.root = directory / release / "system"
         self.logs = directory / release

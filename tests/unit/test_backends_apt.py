@@ -9,7 +9,7 @@ import pytest
 from messages import refused
 
 from tfq.backends.qemu import apt
-from tfq.backends.qemu.apt import AptSource, machine_sources, parse_deb822, parse_one_line
+from tfq.backends.qemu.apt import AptSource, host_sources, parse_deb822, parse_one_line
 from tfq.errors import BackendError
 
 ONE_LINE = """
@@ -84,7 +84,7 @@ def test_only_the_machines_own_release_and_components_are_used(tmp_path):
     (tmp_path / "sources.list.d" / "docker.list").write_text("deb http://third.example/docker bookworm stable\n")
     (tmp_path / "sources.list.d" / "pg.list").write_text("deb http://third.example/pg bookworm-pgdg main\n")
     (tmp_path / "sources.list.d" / "old.list.save").write_text("deb http://third.example/old bookworm main\n")
-    result = machine_sources(tmp_path, "bookworm")
+    result = host_sources(tmp_path, "bookworm")
     assert {uri for source in result for uri in source.uris} == {
         "http://mirror.example/debian",
         "http://second.example/debian",
@@ -95,14 +95,14 @@ def test_only_the_machines_own_release_and_components_are_used(tmp_path):
 
 def test_universe_of_ubuntu_is_used(tmp_path):
     (tmp_path / "sources.list").write_text("deb http://mirror.example/ubuntu noble-security main universe multiverse\n")
-    (source,) = machine_sources(tmp_path, "noble")
+    (source,) = host_sources(tmp_path, "noble")
     assert source.components == ("main", "universe")
 
 
 def test_a_machine_without_sources_of_its_release_is_told_so(tmp_path):
     (tmp_path / "sources.list").write_text("deb http://mirror.example/debian trixie main\n")
     with refused(BackendError, got="bookworm"):
-        machine_sources(tmp_path, "bookworm")
+        host_sources(tmp_path, "bookworm")
 
 
 def test_a_missing_program_is_named(monkeypatch):

@@ -30,7 +30,7 @@ def test_multiply_adds_are_those_counted_by_hand():
     graph = read(MODEL).main_subgraph
     by_name = {}
     for op in graph.ops:
-        by_name.setdefault(op.name, []).append(limits._operations(graph, op))
+        by_name.setdefault(op.name, []).append(limits._count_operations(graph, op))
     # conv1: 8 x 8 x 12 outputs of 3 x 3 x 1 products each; besides, each value of input, weights, bias, output once.
     values = 8 * 8 * 1 + 12 * 9 + 12 + 8 * 8 * 12
     assert by_name["CONV_2D"][0] == 8 * 8 * 12 * 9 + values
@@ -40,13 +40,13 @@ def test_multiply_adds_are_those_counted_by_hand():
 
 
 def test_a_small_model_is_given_up_within_seconds_and_a_large_one_gets_its_time():
-    small = limits.deadline_of(read(MODEL), 0, 1, emulated=False)
+    small = limits.choose_deadline(read(MODEL), 0, 1, emulated=False)
     assert 2 < small.cpu_secs < 3
     # MobileNetV2 @224: 301 million multiply-adds, which an emulator has taken 10 s for.
     large = limits.LOCAL_SECS + 300e6 / limits.LOCAL_RATE, limits.EMULATED_SECS + 300e6 / limits.EMULATED_RATE
     assert large[0] > 30 and large[1] > 300
-    assert limits.deadline_of(read(MODEL), 0, 1, emulated=True).cpu_secs > 15
-    assert limits.deadline_of(read(MODEL), 7, 2, emulated=True) == limits.Deadline(wall_secs=7)
+    assert limits.choose_deadline(read(MODEL), 0, 1, emulated=True).cpu_secs > 15
+    assert limits.choose_deadline(read(MODEL), 7, 2, emulated=True) == limits.Deadline(wall_secs=7)
 
 
 @pytest.mark.parametrize(
@@ -69,5 +69,5 @@ def test_a_model_for_a_larger_machine_is_refused(monkeypatch):
 
 def test_memory_beyond_the_limit_is_refused_to_the_child(monkeypatch):
     monkeypatch.setattr(limits, "BASE_BYTES", 1)
-    monkeypatch.setattr(limits, "TIMES_TENSORS", 0)
+    monkeypatch.setattr(limits, "TENSOR_FACTOR", 0)
     refuse(MODEL, word="interpreter")

@@ -93,8 +93,8 @@ def test_a_kind_of_free_addresses_takes_what_it_describes():
     needed, optional = kind(address="HOST", needs_address=True), kind(address="HOST")
     assert needed.choices() == ("ssh:HOST",)
     assert optional.choices() == ("ssh[:HOST]",)
-    assert [needed.takes(address) for address in ("", "pi")] == [False, True]
-    assert [optional.takes(address) for address in ("", "pi")] == [True, True]
+    assert [needed.accepts_address(address) for address in ("", "pi")] == [False, True]
+    assert [optional.accepts_address(address) for address in ("", "pi")] == [True, True]
     assert needed.label("pi") == "ssh:pi"
     assert kind_of("qemu:cortex-a53").label("cortex-a53") == "cortex-a53"
     with pytest.raises(InputError) as caught:

@@ -48,7 +48,7 @@ def test_pieces_that_end_within_a_models_own_batch_give_the_same():
     model = changed(golden("digits_int8_dynamic_batch"), batch_of_4)
     streamed = run(stream(inputs, [1, 2, 30, 10]), model)
     np.testing.assert_array_equal(streamed.outputs[0], run((inputs,), golden("digits_int8_dynamic_batch")).outputs[0])
-    assert any("batch is 4" in note for note in streamed.notes)
+    assert any("batch size is 4" in note for note in streamed.notes)
 
 
 def test_arrays_that_lie_elsewhere_in_memory_are_fed_as_they_read():

@@ -87,13 +87,13 @@ def test_a_parent_that_is_killed_takes_its_children_along_and_the_next_run_sweep
     assert soon(lambda: not left & set(parents()), 2)
     run()
     assert len(list(temporary.iterdir())) == 1  # too young to be told from one that is being made
-    monkeypatch.setattr(scratch, "SETTLED_SECS", 0)
+    monkeypatch.setattr(scratch, "MIN_AGE_SECS", 0)
     run()
     assert list(temporary.iterdir()) == []
 
 
 def test_a_directory_whose_owner_lives_is_not_swept(temporary, monkeypatch):
-    monkeypatch.setattr(scratch, "SETTLED_SECS", 0)
+    monkeypatch.setattr(scratch, "MIN_AGE_SECS", 0)
     with scratch.scratch_directory() as mine:
         (mine / "file").write_text("kept")
         run()

@@ -48,16 +48,16 @@ def test_an_arm64_machine_is_told_that_it_needs_no_emulator(monkeypatch):
 
 
 def test_a_cpu_that_the_emulator_does_not_know_is_unavailable_and_the_others_are_not(monkeypatch):
-    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    monkeypatch.setattr(sysroot, "build", lambda directory, report: built(directory))
     sysroot.install()
     assert make_backend("qemu:cortex-a53").unavailable() is None
-    assert "QEMU, 7.2, does not know cortex-a76" in make_backend("qemu:cortex-a76").unavailable()
+    assert "QEMU 7.2 does not support cortex-a76" in make_backend("qemu:cortex-a76").unavailable()
 
 
 def test_an_installation_is_made_once_and_found_again(monkeypatch, cache):
     calls = []
 
-    def build(directory, tell):
+    def build(directory, report):
         calls.append(directory)
         built(directory)
 
@@ -72,7 +72,7 @@ def test_an_installation_is_made_once_and_found_again(monkeypatch, cache):
     "error", [BackendError("no network"), OSError(28, "No space left on device"), KeyboardInterrupt()]
 )
 def test_a_failed_installation_leaves_nothing_and_can_be_repeated(error, monkeypatch, cache):
-    def fail(directory, tell):
+    def fail(directory, report):
         (directory / "tree").mkdir()
         (directory / "tree" / "half").touch()
         raise error
@@ -82,13 +82,13 @@ def test_a_failed_installation_leaves_nothing_and_can_be_repeated(error, monkeyp
         sysroot.install()
     assert [path.name for path in (cache / "arm64").iterdir()] == [".lock"]
     assert sysroot.find() is None
-    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    monkeypatch.setattr(sysroot, "build", lambda directory, report: built(directory))
     assert sysroot.install() == sysroot.find()
 
 
 def test_what_a_killed_installation_left_is_cleared(monkeypatch, cache):
     (cache / "arm64" / ".build-killed" / "tree").mkdir(parents=True)
-    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    monkeypatch.setattr(sysroot, "build", lambda directory, report: built(directory))
     sysroot.install()
     assert not (cache / "arm64" / ".build-killed").exists()
 
@@ -96,7 +96,7 @@ def test_what_a_killed_installation_left_is_cleared(monkeypatch, cache):
 def test_two_at_once_build_once(monkeypatch):
     calls = []
 
-    def build(directory, tell):
+    def build(directory, report):
         calls.append(directory)
         time.sleep(0.2)
         built(directory)
@@ -111,7 +111,7 @@ def test_two_at_once_build_once(monkeypatch):
 
 
 def test_another_version_of_the_interpreter_or_the_system_is_another_installation(monkeypatch):
-    monkeypatch.setattr(sysroot, "build", lambda directory, tell: built(directory))
+    monkeypatch.setattr(sysroot, "build", lambda directory, report: built(directory))
     sysroot.install()
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda name: "99.9")
@@ -125,7 +125,7 @@ def test_another_version_of_the_interpreter_or_the_system_is_another_installatio
 def test_a_source_in_the_environment_that_is_none_is_refused_before_any_download(monkeypatch, tmp_path):
     monkeypatch.setenv("TFQ_ARM64_APT_SOURCE", "http://mirror.example/ubuntu")
     monkeypatch.setattr(sysroot_build, "require_tools", lambda: None)
-    monkeypatch.setattr(sysroot_build, "machine_sources", list)
+    monkeypatch.setattr(sysroot_build, "host_sources", list)
     monkeypatch.setattr(sysroot_build, "fetch_packages", lambda *_, **__: pytest.fail("downloads"))
     with refused(BackendError, field="TFQ_ARM64_APT_SOURCE", got="http://mirror.example/ubuntu"):
         sysroot_build.build(tmp_path, print)

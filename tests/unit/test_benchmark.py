@@ -174,7 +174,7 @@ class TestRounds:
     def test_each_order_is_followed_by_its_reverse_and_the_seed_decides(self):
         import random
 
-        first, again, other = (target.orders(4, random.Random(seed)) for seed in (0, 0, 1))
+        first, again, other = (target.round_orders(4, random.Random(seed)) for seed in (0, 0, 1))
         rounds = [next(first) for _ in range(20)]
         assert rounds == [next(again) for _ in range(20)]
         assert rounds != [next(other) for _ in range(20)]

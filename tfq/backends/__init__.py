@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a flatbuffer somewhere: one protocol, one worker file on the target, always a child process."""
+"""Run a flatbuffer on a backend: this machine or an emulated one, always in a child process."""
 
 from tfq.backends.local import LocalBackend
 from tfq.backends.protocol import (
@@ -34,5 +34,5 @@ __all__ = [
     "timing_backend",
 ]
 
-# The backend that every other one is compared with, and that runs reference models: this machine's CPU.
+# This machine's CPU: other backends are compared with it, and reference models run on it.
 HOST = "local"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on the target, in a child process: fed, followed, given up, and its crash turned into an error."""
+"""Run the target code in a child process: feed it, watch its progress, stop it, and turn a crash into an error."""
 
 import json
 import os
@@ -13,57 +13,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tfq.backends.scratch import no_room
+from tfq.backends.scratch import write_error
 from tfq.errors import BackendError, InputError, ModelError
 
 TARGET = Path(__file__).with_name("target")
-# Until the child has imported what it needs; the model has no part in that.
+# Limit for the child's imports, before the model matters.
 START_SECS = 120.0
 STDERR_LINES = 5
 POLL_SECS = 0.1
-# What the child leaves with when the disk or the directory fails it; see target/__main__.py.
-NO_ROOM = 74
-# A model can bring these about; anyone can send the others.
+# The child's exit code if it cannot write a file; see target/__main__.py.
+WRITE_FAILED = 74
+# Signals that a model can cause; any process can send the others.
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP}
-ADVICE = "the model may be damaged, or of a kind that these kernels cannot take: convert it again, or try other kernels"
+ADVICE = "The model may be damaged or unsupported by these kernels. Convert it again, or try other kernels"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deadline:
-    """How long a child may go without progress: by the clock, and in CPU seconds of its own, which other work on the
-    machine does not eat up (infinity where only the clock counts)."""
+    """How long a child may run without progress.
+
+    Args:
+        wall_secs: Limit in wall-clock seconds.
+        cpu_secs: Limit in CPU seconds of the child, which do not grow while other processes use the machine.
+    """
 
     wall_secs: float
     cpu_secs: float = float("inf")
 
 
 class Child(Protocol):
-    """A running process, as `subprocess.Popen` shows one."""
+    """A running process: the part of `subprocess.Popen` that is used here."""
 
     stdin: Any
     stdout: Any
 
     def kill(self) -> None:
-        """End it now; without effect when it has ended."""
+        """End the process now. Has no effect if it has ended."""
 
     def wait(self) -> int:
-        """Its exit code, -N for signal N, once it has ended."""
+        """Wait for the end of the process, and return its exit code (-N for signal N)."""
 
 
 class Feed(Protocol):
-    """What the child gets on its stdin, as it takes it."""
+    """The messages that a child receives on its stdin."""
 
-    def notes(self) -> Iterator[bytes]:
-        """Notes for the child, empty where it must tell something first."""
+    def messages(self) -> Iterator[bytes]:
+        """Yield messages for the child; an empty one means that the child must report something first."""
 
-    def told(self, words: list[bytes]) -> bool:
-        """Take a line of the child's; whether it was meant for here."""
+    def handle_line(self, words: list[bytes]) -> bool:
+        """Handle a line of the child's stdout, split into words. Return whether the line was for this feed."""
 
 
 def start_process(
     command: Sequence[str], *, stdin: bool, stderr: int, environment: Mapping[str, str] | None, path: Sequence[str]
 ) -> Child:
-    """A process of its own for `command`. stdin: whether it gets a pipe there."""
+    """Start a process for `command`.
+
+    Args:
+        command: The program and its arguments.
+        stdin: Whether to open a pipe to its stdin.
+        stderr: File descriptor for its stderr.
+        environment: Its environment variables; None passes on those of this process.
+        path: Not used here; other ways to start a child need the folders of NumPy and ai_edge_litert.
+    """
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
@@ -87,22 +99,38 @@ def run_child(
     feed: Feed | None = None,
     start: Callable[..., Child] = start_process,
 ) -> dict[str, Any]:
-    """Run `command` + [the target's folder, directory] with `request` as its request.json; returns its result.json.
+    """Run `command` + [the target's folder, `directory`] and return its result.
 
-    deadline: seconds without progress after which the child is given up. feed: has notes for the child's stdin, and is
-    told its lines; what it raises comes out of here. total, unit: of the progress that is shown. start: what makes the
-    process.
-    Raises InputError when the model does not take its inputs, ModelError when it fails, crashes or never ends,
-    BackendError on all else. Whatever happens, the child is gone afterwards.
+    The child never outlives this call.
+
+    Args:
+        command: Starts Python.
+        directory: Holds the files of the run; the child writes result.json there.
+        request: Written to request.json for the child.
+        backend: The backend's name, for messages.
+        environment: The child's environment variables; None passes on those of this process.
+        total: Number of units until the progress bar is complete.
+        unit: Unit of the progress bar.
+        deadline: Limit without progress, in seconds of wall-clock time or as a `Deadline`; None sets no limit.
+        feed: Messages for the child's stdin. Its exceptions are passed on.
+        start: Starts the process.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        InputError: The model does not accept its inputs.
+        ModelError: The model fails, crashes or does not finish.
+        BackendError: Anything else went wrong.
     """
     command = [*command, str(TARGET), str(directory)]
     try:
         (directory / "request.json").write_text(json.dumps({**request, "parent": os.getpid()}))
     except OSError as error:
-        raise no_room(directory.parent, "a request", error) from error
+        raise write_error(directory.parent, "a request", error) from error
     if isinstance(deadline, (int, float)):
         deadline = Deadline(wall_secs=deadline)
-    # In memory: nobody wants to see it unless the child fails, which a full disk may be the cause of.
+    # In memory, because it is needed only if the child fails, and a full disk may be the reason.
     stderr = os.memfd_create("stderr")
     try:
         try:
@@ -114,8 +142,8 @@ def run_child(
                 f"{backend}: cannot start {command[0]}: {error.strerror or error}", got=command[0]
             ) from error
         try:
-            followed = _Followed(child, backend, deadline, feed)
-            followed.to_the_end(total, unit)
+            monitor = _Monitor(child, backend, deadline, feed)
+            monitor.run(total, unit)
             status = child.wait()
         finally:
             child.kill()
@@ -124,103 +152,109 @@ def run_child(
                 if stream is not None:
                     with suppress(OSError):
                         stream.close()
-        return _result(directory, backend, status, followed, _last_lines(stderr))
+        return _result(directory, backend, status, monitor, _last_lines(stderr))
     finally:
         os.close(stderr)
 
 
-class _Followed:
-    """A running child: what it says on stdout, what it is fed, and how long it has been silent."""
+class _Monitor:
+    """Reads a child's stdout, writes messages to its stdin, and checks its deadline."""
 
     def __init__(self, child: Child, backend: str, deadline: Deadline | None, feed: Feed | None) -> None:
         self.child, self.backend, self.deadline, self.feed = child, backend, deadline, feed
-        self._notes = None if feed is None else feed.notes()
-        self.started, self.no_room = False, ""
+        self._messages = None if feed is None else feed.messages()
+        self.started, self.write_failure = False, ""
         self._pids: list[int] = []
-        self._since = time.monotonic()
-        self._busy_since: float | None = None
+        self._last_progress = time.monotonic()
+        self._cpu_at_progress: float | None = None
         self._line, self._done = b"", 0
 
-    def to_the_end(self, total: int | None, unit: str) -> None:
-        """Until its stdout is closed. Raises ModelError or BackendError when it is given up."""
+    def run(self, total: int | None, unit: str) -> None:
+        """Run until the child closes its stdout.
+
+        Raises:
+            BackendError: Python did not start in time.
+            ModelError: The child made no progress within the deadline.
+        """
         from tqdm import tqdm
 
-        # disable=None: silent unless stderr is a terminal. The delay keeps the bar of a short run off the screen.
+        # disable=None: shown only if stderr is a terminal. The delay avoids a progress bar for short runs.
         with (
             selectors.DefaultSelector() as selector,
             tqdm(total=total, desc=self.backend, unit=unit, disable=None, leave=False, delay=0.5) as bar,
         ):
             selector.register(self.child.stdout, selectors.EVENT_READ)
-            self._pass_on()
+            self._send_messages()
             while True:
                 for key, _ in selector.select(POLL_SECS):
-                    message = os.read(key.fd, 65536)
-                    if not message:
+                    output = os.read(key.fd, 65536)
+                    if not output:
                         return
-                    for done in self._read(message):
+                    for done in self._parse(output):
                         bar.update(done - bar.n)
-                    self._pass_on()
-                self._check()
+                    self._send_messages()
+                self._check_deadline()
 
-    def _pass_on(self) -> None:
-        """Write as many notes as there are; those that must wait are asked for again when the child has told more."""
-        if self._notes is None:
+    def _send_messages(self) -> None:
+        """Write all messages that are ready; the others follow after the child's next report."""
+        if self._messages is None:
             return
-        with suppress(BrokenPipeError):  # how it ended says why
-            for note in self._notes:
-                if not note:
-                    self._alive()  # who made these notes may have taken its time
+        with suppress(BrokenPipeError):  # the child has ended, and its exit code says why
+            for message in self._messages:
+                if not message:
+                    self._note_progress()  # computing these messages may have taken long
                     return
-                self.child.stdin.write(note)
+                self.child.stdin.write(message)
             self.child.stdin.close()
-        self._notes = None
-        self._alive()
+        self._messages = None
+        self._note_progress()
 
-    def _alive(self) -> None:
-        self._since, self._busy_since = time.monotonic(), None  # to be asked for when it is quiet for a while
+    def _note_progress(self) -> None:
+        # The CPU time is read later, and only if the child stays silent.
+        self._last_progress, self._cpu_at_progress = time.monotonic(), None
 
-    def _busy(self) -> float:
+    def _cpu_time(self) -> float:
         return sum(map(_cpu_secs, self._pids))
 
-    def _read(self, told: bytes) -> Iterator[int]:
-        """How much is done, after each line that tells: `progress <in all>`, `more <since the last>`."""
-        *lines, self._line = (self._line + told).split(b"\n")
+    def _parse(self, output: bytes) -> Iterator[int]:
+        """Parse the child's lines; after each `progress <total>` or `more <increment>`, yield the total so far."""
+        *lines, self._line = (self._line + output).split(b"\n")
         for line in lines:
             words = line.split()
             if words[:1] == [b"failed"]:
-                self.no_room = line[7:].decode(errors="replace")
+                self.write_failure = line[7:].decode(errors="replace")
             elif words[:1] == [b"started"]:
                 self.started = True
                 self._pids += [int(word) for word in words[1:] if word.isdigit()]
-                self._alive()
+                self._note_progress()
             elif len(words) == 2 and words[0] in (b"progress", b"more") and words[1].isdigit():
-                self._alive()
+                self._note_progress()
                 self._done = int(words[1]) + (self._done if words[0] == b"more" else 0)
                 yield self._done
-            elif self.feed is not None and self.feed.told(words):
-                self._alive()
+            elif self.feed is not None and self.feed.handle_line(words):
+                self._note_progress()
 
-    def _check(self) -> None:
-        silent = time.monotonic() - self._since
+    def _check_deadline(self) -> None:
+        silent = time.monotonic() - self._last_progress
         if not self.started:
             if silent > START_SECS:
-                raise BackendError(f"{self.backend}: Python did not start within {START_SECS:.0f} s: try again")
+                raise BackendError(f"{self.backend}: Python did not start within {START_SECS:.0f} s. Try again")
             return
         if self.deadline is None or silent < POLL_SECS:
             return
-        if self._busy_since is None:
-            self._busy_since = self._busy()
-        if silent > self.deadline.wall_secs or self._busy() - self._busy_since > self.deadline.cpu_secs:
+        if self._cpu_at_progress is None:
+            self._cpu_at_progress = self._cpu_time()
+        if silent > self.deadline.wall_secs or self._cpu_time() - self._cpu_at_progress > self.deadline.cpu_secs:
             raise ModelError(
-                f"{self.backend}: the interpreter was given up after {silent:.1f} s without progress: the model never "
-                "ends, or needs longer than its size tells: give it time with evaluation.timeout_secs",
+                f"{self.backend}: the interpreter was stopped after {silent:.1f} s without progress. The model does "
+                "not finish, or is slower than expected for its size. To allow more time, set evaluation.timeout_secs",
                 field="timeout_secs",
                 got=silent,
             )
 
 
 def _cpu_secs(pid: int) -> float:
-    """CPU seconds of all threads of a process so far."""
+    """Return the CPU seconds that all threads of a process have used so far."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -229,48 +263,49 @@ def _cpu_secs(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _result(directory: Path, backend: str, status: int, followed: _Followed, told: str) -> dict[str, Any]:
+def _result(directory: Path, backend: str, status: int, monitor: _Monitor, stderr: str) -> dict[str, Any]:
     try:
         result = json.loads((directory / "result.json").read_text())
     except FileNotFoundError:
-        raise _crash(directory, backend, status, followed, told) from None
+        raise _crash(directory, backend, status, monitor, stderr) from None
     error = result.get("error")
     if error is None:
         return result
     message = " ".join(error["message"].split())
     if error["kind"] == "input":
         raise InputError(f"{backend}: {message}", field="inputs")
-    told = f" ({told})" if told else ""
+    details = f" ({stderr})" if stderr else ""
     raise ModelError(
-        f"{backend}: the interpreter failed: {message}{told}: {ADVICE}", field="model", got=error["message"]
+        f"{backend}: the interpreter failed: {message}{details}. {ADVICE}", field="model", got=error["message"]
     )
 
 
-def _crash(directory: Path, backend: str, status: int, followed: _Followed, told: str) -> Exception:
-    """What an end without a result means."""
-    told = f": {told}" if told else ""
-    if status == NO_ROOM:
+def _crash(directory: Path, backend: str, status: int, monitor: _Monitor, stderr: str) -> Exception:
+    """Return the error for a child that ended without a result."""
+    details = f": {stderr}" if stderr else ""
+    if status == WRITE_FAILED:
         return BackendError(
-            f"{backend}: cannot write the outputs below {directory.parent}: {followed.no_room}: make room there, or "
-            f"set "
-            "TMPDIR to a directory that has it",
-            got=followed.no_room,
+            f"{backend}: cannot write the outputs below {directory.parent}: {monitor.write_failure}. Free disk space "
+            "there, or set TMPDIR to a directory with more space",
+            got=monitor.write_failure,
         )
     if status >= 0:
         return BackendError(
-            f"{backend}: the interpreter ended with exit code {status} and without a result{told}: are NumPy and "
-            "ai-edge-litert installed whole?",
+            f"{backend}: the interpreter ended with exit code {status} and without a result{details}. Check that "
+            "NumPy and ai-edge-litert are installed correctly",
             got=status,
         )
     number, name = -status, str(-status)
     with suppress(ValueError):
         name = signal.Signals(number).name
-    ended = f"{backend}: the interpreter was killed by signal {name}{told}"
-    if number in CRASHES and followed.started:
-        return ModelError(f"{ended}: {ADVICE}", field="model", got=name)
+    ended = f"{backend}: the interpreter was killed by signal {name}{details}"
+    if number in CRASHES and monitor.started:
+        return ModelError(f"{ended}. {ADVICE}", field="model", got=name)
     if number in CRASHES:
-        return BackendError(f"{ended} before it saw the model: are NumPy and ai-edge-litert installed whole?", got=name)
-    return BackendError(f"{ended}: the machine may be out of memory, or someone ended it", got=name)
+        return BackendError(
+            f"{ended} before it loaded the model. Check that NumPy and ai-edge-litert are installed correctly", got=name
+        )
+    return BackendError(f"{ended}. The machine may be out of memory, or another process ended it", got=name)
 
 
 def _last_lines(stderr: int) -> str:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Children that are there at once: forked by a process of ours that has NumPy and the interpreter imported already.
+"""Start children quickly: a server process that has imported NumPy and the interpreter forks them.
 
-It is started with the first run, or before it, and ends with this process. Where it cannot be had, children are started
-afresh.
+The server starts with or before the first run and ends with this process. If it cannot start, each child is a new
+process.
 """
 
 import atexit
@@ -19,7 +19,7 @@ from typing import Any
 
 from tfq.backends.child import TARGET, Child, start_process
 
-# Not `child.TARGET` as it may be then: a server knows no other target than its own.
+# A copy, because tests replace `child.TARGET`: the server can only run its own target.
 _TARGET = str(TARGET)
 _STATUS = struct.Struct("<i")
 _lock = threading.Lock()
@@ -27,17 +27,27 @@ _server: "tuple[subprocess.Popen, socket.socket] | None" = None
 
 
 class ForkedChild:
-    """A child of the server's, as `subprocess.Popen` shows one."""
+    """A child that the server forks, with the interface of `subprocess.Popen` that `Child` describes."""
 
     def __init__(self, directory: str, path: Sequence[str], stdin: bool, stderr: int) -> None:
-        """Raises OSError where there is no server."""
-        with contextlib.ExitStack() as theirs:
+        """Ask the server for a child that runs the target in `directory`.
+
+        Args:
+            directory: Holds the files of the run.
+            path: Folders of NumPy and ai_edge_litert, for a new server.
+            stdin: Whether to open a pipe to the child's stdin.
+            stderr: File descriptor for the child's stderr.
+
+        Raises:
+            OSError: The server cannot be started.
+        """
+        with contextlib.ExitStack() as childs_ends:
             read_in, write_in = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), -1)
-            theirs.callback(os.close, read_in)
+            childs_ends.callback(os.close, read_in)
             read_out, write_out = os.pipe()
-            theirs.callback(os.close, write_out)
+            childs_ends.callback(os.close, write_out)
             self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            theirs.callback(control.close)
+            childs_ends.callback(control.close)
             self.stdin = os.fdopen(write_in, "wb", 0) if stdin else None
             self.stdout = os.fdopen(read_out, "rb", 0)
             self._status: int | None = None
@@ -51,15 +61,15 @@ class ForkedChild:
                 raise
 
     def kill(self) -> None:
-        """End it now; without effect when it has ended."""
+        """End the process now. Has no effect if it has ended."""
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_WR)
 
     def wait(self) -> int:
-        """Its exit code, -N for signal N, once it has ended."""
+        """Wait for the end of the process, and return its exit code (-N for signal N)."""
         if self._status is None:
             message = self._control.recv(_STATUS.size)
-            # Without a word from the server, that is gone, and its forks went with it.
+            # No message means that the server has ended, and its forks with it.
             self._status = _STATUS.unpack(message)[0] if message else -9
             self._control.close()
         return self._status
@@ -71,7 +81,7 @@ class ForkedChild:
 
 
 def start_fork(command: Sequence[str], *, stdin: bool, stderr: int, environment: Any, path: Sequence[str]) -> Child:
-    """`child.start_process`, for the target of this Python in no other environment than ours."""
+    """Start a child like `child.start_process`, as a fork of the server if target and environment are the server's."""
     *_, target, directory = command
     if target == _TARGET and environment is None:
         with contextlib.suppress(OSError):
@@ -80,7 +90,7 @@ def start_fork(command: Sequence[str], *, stdin: bool, stderr: int, environment:
 
 
 def start_server(path: Sequence[str]) -> None:
-    """Start the server if there is none, without waiting for it."""
+    """Start the server if it is not running, without waiting for it."""
     global _server
     with _lock, contextlib.suppress(OSError):
         if _server is None:
@@ -88,7 +98,7 @@ def start_server(path: Sequence[str]) -> None:
 
 
 def _ask(message: bytes, descriptors: list[int], path: Sequence[str]) -> None:
-    """Send a message to the server; if that has been ended by someone, to a new one."""
+    """Send a message to the server; if it has ended, start a new one."""
     global _server
     with _lock:
         if _server is not None and _server[0].poll() is None:
@@ -100,21 +110,21 @@ def _ask(message: bytes, descriptors: list[int], path: Sequence[str]) -> None:
 
 
 def _start(path: Sequence[str]) -> "tuple[subprocess.Popen, socket.socket]":
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
+    connection, servers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with servers_end:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", _TARGET, "--serve", json.dumps(list(path))],
-            stdin=theirs.fileno(),
+            stdin=servers_end.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )
-    return process, ours
+    return process, connection
 
 
 @atexit.register
 def stop() -> None:
-    """End the server, if there is one."""
+    """End the server if it is running."""
     global _server
     with _lock:
         if _server is not None:
@@ -125,12 +135,12 @@ def stop() -> None:
 
 
 def _forget() -> None:
-    """In a fork of this process, whose server is not ours to use: its answers would be for either."""
+    """Forget the server in a fork of this process: it belongs to the parent, which reads its answers."""
     global _server, _lock
     _lock = threading.Lock()
     if _server is not None:
         _server[1].close()
-        _server[0].returncode = 0  # not our child: nobody is to wait for it
+        _server[0].returncode = 0  # not a child of this process, so it must not wait for it
         _server = None
 
 

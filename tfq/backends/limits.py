@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long and how much memory a model may take, by the work in it: what goes beyond that is no progress."""
+"""Derive limits on the time and the memory of a run from the model's size, to stop runs that make no progress."""
 
 import math
 import os
@@ -9,95 +9,104 @@ from tfq.backends.child import Deadline
 from tfq.errors import ModelError
 from tfq.tflite import Model, Op, Subgraph, Tensor
 
-# Seconds for everything but arithmetic, and operations a second, that the slowest kernels reach on a slow machine.
+# Seconds for everything except arithmetic, and the operations per second of the slowest kernels on a slow machine.
 LOCAL_SECS, LOCAL_RATE = 2.5, 10e6
 EMULATED_SECS, EMULATED_RATE = 15.0, 0.5e6
-# Other work on the machine may slow a child down so much; beyond that it sleeps.
+# Other work on the machine may slow a child down by this factor; a slower child is considered stuck.
 WALL_FACTOR = 8
-LONGEST_SECS = 24 * 3600.0
-# Memory of interpreter and kernels, and of packed weights, scratch and arena as multiples of the model's own tensors.
+MAX_SECS = 24 * 3600.0
+# Memory of the interpreter and the kernels. Packed weights, scratch buffers and the arena are estimated as a multiple
+# of the model's tensors.
 BASE_BYTES = 2 << 30
-TIMES_TENSORS = 8
-# What an op may answer with whatever it is given, and how many times its inputs' bytes beyond that; one that broadcasts
-# or resizes grows by far less. A declared shape is what kernels allocate by, before they see what it really is.
-FREE_BYTES, TIMES_INPUTS = 256 << 20, 4096
-LARGEST_BATCH = 1 << 16
+TENSOR_FACTOR = 8
+# An op's output may have this many bytes for any input, plus this multiple of its inputs' bytes. Ops that broadcast or
+# resize stay far below. Kernels allocate memory by the declared shape, before they compute the real one.
+BASE_OUTPUT_BYTES, INPUT_FACTOR = 256 << 20, 4096
+MAX_BATCH = 1 << 16
 _ITEM_BITS = {"int4": 4, "uint4": 4, "int2": 2, "bool": 8, "float8_e4m3fn": 8, "float8_e5m2": 8}
 
 
-def deadline_of(model: Model, timeout_secs: float, num_workers: int, *, emulated: bool) -> Deadline:
-    """The user's own `timeout_secs`, or, where that is 0, one by the operations of an inference, generously."""
+def choose_deadline(model: Model, timeout_secs: float, num_workers: int, *, emulated: bool) -> Deadline:
+    """Return the limit on the time without progress.
+
+    Args:
+        model: The model; its operations determine a generous limit.
+        timeout_secs: The user's own limit, which takes precedence unless it is 0.
+        num_workers: Interpreters that run at the same time.
+        emulated: Whether the model runs in an emulator, which is slower.
+    """
     if timeout_secs:
         return Deadline(wall_secs=timeout_secs)
     base, rate = (EMULATED_SECS, EMULATED_RATE) if emulated else (LOCAL_SECS, LOCAL_RATE)
-    secs = min(base + operations(model) / rate, LONGEST_SECS)
+    secs = min(base + count_operations(model) / rate, MAX_SECS)
     return Deadline(wall_secs=WALL_FACTOR * secs, cpu_secs=secs * num_workers)
 
 
-def operations(model: Model) -> int:
-    """Multiply-adds of one inference, at most, and one for each value that is read or written."""
-    return sum(_operations(graph, op) for graph in model.subgraphs for op in graph.ops)
+def count_operations(model: Model) -> int:
+    """Return an upper bound of the multiply-adds of one inference, plus one for each value read or written."""
+    return sum(_count_operations(graph, op) for graph in model.subgraphs for op in graph.ops)
 
 
-def memory_of(model: Model) -> int:
-    """Bytes that one interpreter may take, generously.
+def memory_limit(model: Model) -> int:
+    """Return a generous limit on the bytes of one interpreter.
 
-    Raises ModelError where this machine does not have what the tensors take, or their shapes contradict each other so
-    grossly that nobody could have meant them.
+    Raises:
+        ModelError: The tensors need more memory than this machine has, or a tensor is far larger than its op's inputs
+            explain, so the model is damaged.
     """
     for graph in model.subgraphs:
         _check_sizes(model, graph)
     tensors = sum(_bytes(tensor) for graph in model.subgraphs for tensor in graph.tensors)
-    have = _memory()
-    if tensors + model.model_bytes > have:
+    available = _memory()
+    if tensors + model.model_bytes > available:
         raise ModelError(
-            f"the model's tensors take {tensors:,} bytes, this machine has {have:,}: the model may be damaged, or made "
-            "for a larger machine",
+            f"the model's tensors need {tensors:,} bytes, but this machine has {available:,}. The model may be "
+            "damaged, or made for a larger machine",
             field="model",
-            expected=have,
+            expected=available,
             got=tensors,
         )
-    return min(BASE_BYTES + TIMES_TENSORS * (tensors + model.model_bytes), max(have, BASE_BYTES))
+    return min(BASE_BYTES + TENSOR_FACTOR * (tensors + model.model_bytes), max(available, BASE_BYTES))
 
 
 def _check_sizes(model: Model, graph: Subgraph) -> None:
     sizes = [_bytes(tensor) for tensor in graph.tensors]
-    allowed = [FREE_BYTES] * len(sizes)
+    allowed = [BASE_OUTPUT_BYTES] * len(sizes)
     for op in graph.ops:
-        provided = sum(sizes[index] for index in set(op.inputs) if index >= 0)
+        input_bytes = sum(sizes[index] for index in set(op.inputs) if index >= 0)
         for index in (*op.outputs, *(index for index in op.intermediates if index >= 0)):
-            allowed[index] = max(allowed[index], FREE_BYTES + TIMES_INPUTS * provided)
+            allowed[index] = max(allowed[index], BASE_OUTPUT_BYTES + INPUT_FACTOR * input_bytes)
     main = graph.index == model.main_subgraph.index
     for tensor in graph.tensors:
         if tensor.index in graph.inputs and main:
             batch = tensor.shape[0] if tensor.shape else 1
-            if batch > LARGEST_BATCH:
+            if batch > MAX_BATCH:
                 raise ModelError(
-                    f"input {tensor.name!r} of the model has a batch of {batch:,}: expected at most {LARGEST_BATCH:,}: "
-                    "the model may be damaged: convert it with a batch of 1",
+                    f"input {tensor.name!r} of the model has a batch size of {batch:,}, expected at most "
+                    f"{MAX_BATCH:,}. The model may be damaged. Convert it with a batch size of 1",
                     field="model",
-                    expected=LARGEST_BATCH,
+                    expected=MAX_BATCH,
                     got=batch,
                 )
         elif sizes[tensor.index] > allowed[tensor.index] and not tensor.is_constant:
             raise ModelError(
-                f"tensor {tensor.index} {tensor.name!r} of the model has shape {list(tensor.shape)}, "
-                f"{sizes[tensor.index]:,} bytes, where what it is computed from explains {allowed[tensor.index]:,} at "
-                "most: the model is damaged: convert it again",
+                f"tensor {tensor.index} {tensor.name!r} of the model has shape {list(tensor.shape)} "
+                f"({sizes[tensor.index]:,} bytes), but its op's inputs explain at most {allowed[tensor.index]:,} "
+                "bytes. The model is damaged. Convert it again",
                 field="model",
                 expected=allowed[tensor.index],
                 got=sizes[tensor.index],
             )
 
 
-def _operations(graph: Subgraph, op: Op) -> int:
+def _count_operations(graph: Subgraph, op: Op) -> int:
     sizes = [math.prod(graph.tensors[index].shape) for index in op.tensors]
     outputs = sum(math.prod(graph.tensors[index].shape) for index in op.outputs)
     return sum(sizes) + outputs * _depth(graph, op)
 
 
 def _depth(graph: Subgraph, op: Op) -> int:
-    """Multiply-adds for one value of the output."""
+    """Return the multiply-adds for each value of the output."""
     shapes = [graph.tensors[index].shape if index >= 0 else () for index in op.inputs]
     weights = shapes[1] if len(shapes) > 1 else ()
     match op.name:
@@ -121,9 +130,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _memory() -> int:
-    """Bytes of this machine, or of the control group that this process is in."""
-    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the bytes of memory of this machine, or of the control group of this process if that is less."""
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError), open(name) as file:
-            have = min(have, int(file.read()))
-    return have
+            available = min(available, int(file.read()))
+    return available

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interpreter of this Python, in a child process: its crash is an error of that run alone."""
+"""Run a flatbuffer on this machine, in a child process so that a crash of the interpreter only fails that run."""
 
 import importlib.util
 import sys
@@ -21,28 +21,29 @@ def _unavailable() -> str | None:
 
 
 class LocalBackend(Backend):
-    """Runs on this machine."""
+    """This machine's CPU."""
 
     def __init__(self) -> None:
+        """Open the backend. No process starts before the first run."""
         self.kind = LOCAL
 
     def prepare(self) -> None:
-        """Start the process that children are forked from: it imports while the data is read."""
+        """Start the process that children are forked from, so that its imports run while the data is read."""
         if self.unavailable() is None:
             start_server(module_path())
 
     def assess(self, request: RunRequest) -> BackendResult:
-        """Run the request. Raises InputError when the model does not take these inputs, BackendError on all else."""
+        """Run the request, as `Backend.assess` describes."""
         reason = self.unavailable()
         if reason:
             raise BackendError(f"{self.name}: {reason}")
-        # Without what `site` does at each start; where the modules are is known here.
+        # -S saves the time of `site` at each start: the path of the modules is already known here.
         return run_worker(
             [sys.executable, "-I", "-S"], request, backend=self.name, path=module_path(), start=start_fork
         )
 
     def run_samples(self, model: bytes, samples: Sequence[Arrays], kernels: str = "xnnpack") -> list[Arrays]:
-        """Run a few samples one by one; `worker.run_samples` on this machine."""
+        """Run a few samples one by one with `worker.run_samples` on this machine."""
         reason = self.unavailable()
         if reason:
             raise BackendError(f"{self.name}: {reason}")
@@ -57,13 +58,13 @@ class LocalBackend(Backend):
         )
 
     def time_models(self, request: timing.TimingRequest) -> tuple[list[timing.Timing], dict[str, Any]]:
-        """`timing.time_models` on this machine."""
+        """Time models with `timing.time_models` on this machine."""
         return timing.time_models([sys.executable], request, backend=self.name)
 
     def profile_ops(
         self, request: timing.TimingRequest, model: timing.TimedModel, kernels: str
     ) -> list[timing.OpEvent] | str:
-        """`timing.profile_ops` on this machine."""
+        """Profile ops with `timing.profile_ops` on this machine."""
         return timing.profile_ops([sys.executable], request, model, kernels, backend=self.name)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol of backends: what they take, what they return, and what each kind declares about itself.
+"""Define the protocol of backends: requests, results, and the facts that each kind declares.
 
-A backend runs a flatbuffer, or estimates what it costs, somewhere: on this machine, in an emulator, on a device, in a
-model of a chip. To add one, register a `BackendKind` whose `open` returns an object with `assess`.
+A backend runs a flatbuffer or estimates its cost: on this machine, in an emulator, on a device, or in a model of a
+chip. To add one, register a `BackendKind` whose `open` returns an object with `assess`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,20 +25,26 @@ NOT_REPORTED = "this backend does not report it"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputStream:
-    """Inputs that are never in memory all at once.
+    """Inputs that do not have to fit into memory.
 
-    num_examples: how many there are in all, >= 1.
-    pieces: each call starts over and gives tuples of arrays, one a model input, (k, ...) each with one k >= 1 (which
-        may differ from piece to piece), together `num_examples` of them in order. Dtypes and shapes stay the same.
+    Args:
+        num_examples: Total number of examples, >= 1.
+        pieces: Returns a new iterator over tuples of arrays, one array per model input. Each array has shape (k, ...)
+            with the same k >= 1 within a tuple. k may change from tuple to tuple, dtypes and other dimensions may not.
+            Together the tuples hold `num_examples` examples in order.
+
+    Raises:
+        InputError: `num_examples` is less than 1.
     """
 
     num_examples: int
     pieces: Callable[[], Iterator[tuple[NDArray, ...]]]
 
     def __post_init__(self) -> None:
+        """Check the number of examples."""
         if self.num_examples < 1:
             raise InputError(
-                f"a stream of {self.num_examples} examples: expected at least one",
+                f"the stream has {self.num_examples} examples, expected at least one",
                 field="num_examples",
                 got=self.num_examples,
             )
@@ -46,26 +52,26 @@ class InputStream:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunRequest:
-    """A request to run one model on n examples, and how to run and time it.
+    """One model, n examples, and how to run and time it.
 
     Args:
-        model: The content of a `.tflite` file.
-        inputs: One array per input of subgraph 0, in its order: shape (n, ...) in the model's own dtype (quantized
-            values for a quantized input), without the model's batch dimension. Axis 0 counts the examples; n >= 1 is
-            the same for all. Or an `InputStream` of such arrays.
+        model: The bytes of a `.tflite`.
+        inputs: One array for each input of subgraph 0, in its order, or an `InputStream` of such arrays. Each array has
+            shape (n, ...) with the same n >= 1: the examples are along axis 0, in place of the model's batch dimension.
+            The dtype is the model's own (quantized values, if the input is quantized).
         num_threads: Threads of each interpreter, >= 1.
-        kernels: "xnnpack", "builtin" (TFLite's optimized kernels without a delegate) or "reference".
-        num_workers: Interpreters that share the examples; 0 means one per hardware thread. The outputs do not depend on
-            it.
-        timeout_secs: Seconds without any progress after which the run is aborted; 0 derives it from the model's work.
-        warmup_runs: Untimed inferences before the timed ones, on the interpreter that is timed.
-        num_runs: Timed inferences, on one interpreter while no other runs, after all outputs have been computed. They
-            cycle over the first examples. 0 measures no latency.
+        kernels: "xnnpack"; "builtin" for TFLite's kernels without a delegate; or "reference" for its reference kernels.
+        num_workers: Number of interpreters that share the examples; 0 chooses one for each `num_threads` cores. The
+            outputs do not depend on it.
+        timeout_secs: Longest time without progress before the run is stopped; 0 derives it from the model's size.
+        warmup_runs: Untimed inferences before the timed ones.
+        num_runs: Timed inferences; 0 measures no latency. They run after all outputs are computed, on one interpreter
+            with nothing else running, and cycle over the first examples.
         outputs: Whether the outputs of the examples are needed.
-        count_instructions: Whether the number of instructions of one inference on the first example is needed.
+        count_instructions: Whether to count the instructions of one inference of the first example.
 
     Raises:
-        InputError: A value is out of range, or the arrays differ in length.
+        InputError: A value is invalid for every model.
     """
 
     model: bytes
@@ -80,6 +86,7 @@ class RunRequest:
     count_instructions: bool = False
 
     def __post_init__(self) -> None:
+        """Check everything that does not depend on the model."""
         if not self.model:
             raise InputError("the model is empty: expected the bytes of a .tflite", field="model", got=b"")
         if not isinstance(self.inputs, InputStream):
@@ -103,11 +110,11 @@ class RunRequest:
 
     @property
     def num_examples(self) -> int:
-        """n, the length of every input."""
+        """Number of examples, n."""
         return self.inputs.num_examples if isinstance(self.inputs, InputStream) else len(self.inputs[0])
 
     def pieces(self) -> Iterator[tuple[NDArray, ...]]:
-        """Iterate over the examples, as `InputStream.pieces` does, whether they are in memory or a stream."""
+        """Iterate over the examples as `InputStream.pieces` does, for arrays as well as streams."""
         if isinstance(self.inputs, InputStream):
             yield from self.inputs.pieces()
         else:
@@ -116,15 +123,15 @@ class RunRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionCounts:
-    """The instructions that one inference (one `invoke`, at the model's batch, on one thread) executes.
+    """Instructions executed by one inference: one `invoke` of the model's batch size on one thread.
 
     Args:
-        instructions: The median of `inferences` counted ones.
-        lowest: The lowest of these counts.
-        highest: The highest of these counts.
-        inferences: How many inferences were counted.
+        instructions: Median of the counted inferences.
+        lowest: Minimum of the counted inferences.
+        highest: Maximum of the counted inferences.
+        inferences: Number of counted inferences.
         batch: Examples in each inference.
-        counted_by: What counted, with its version.
+        counted_by: Name and version of the counter.
     """
 
     instructions: int
@@ -137,27 +144,27 @@ class InstructionCounts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BackendResult:
-    """The answer to one `RunRequest`. Every figure is a value, or None with the reason next to it.
+    """Result of one `RunRequest`. A figure is either a value, or None with a reason.
 
     Args:
         how: "measured" on the hardware itself, "emulated", or "estimated" by a model of it.
-        outputs: One array for each output of subgraph 0, in its order: (n, ...) in the model's own dtype (quantized
-            values, if it is quantized). None if the backend computes none, or was not asked to.
+        outputs: One array for each output of subgraph 0, in its order, with shape (n, ...) and the model's own dtype
+            (quantized values, if the output is quantized). None if the backend computes no outputs or was not asked to.
         outputs_reason: Why there are no outputs.
-        latencies_ms: (num_runs,) milliseconds of each timed inference.
-        latency_reason: Why nothing was timed.
-        instructions: What one inference executes.
-        instructions_reason: Why nothing was counted.
-        memory_bytes: Bytes by what they are used for, such as {"arena": 23_456}.
+        latencies_ms: Milliseconds of each timed inference, shape (num_runs,).
+        latency_reason: Why no latency was measured.
+        instructions: Instructions of one inference.
+        instructions_reason: Why no instructions were counted.
+        memory_bytes: Bytes by purpose, such as {"arena": 23_456}.
         memory_reason: Why no memory is reported.
-        figures: Other costs by name and unit, such as {"multiply_adds": 1_200_000}.
-        total_ops: Ops of subgraph 0; None if the backend cannot tell, with a note that says so.
-        delegated_ops: Those of them that an accelerated delegate (XNNPACK, a GPU, an NPU) executes.
-        machine: Architecture, CPU and versions of what ran; of an emulator or estimator its name, version and target.
-        notes: What was done that was not asked for, or could not be done.
+        figures: Other costs by name, such as {"multiply_adds": 1_200_000}.
+        total_ops: Number of ops of subgraph 0; None if the backend cannot determine it (a note says why).
+        delegated_ops: How many of them run on an accelerated delegate (XNNPACK, a GPU, an NPU).
+        machine: Architecture, CPU and versions of what ran. For an emulator or estimator: its name, version and target.
+        notes: Deviations from the request, and parts of it that could not be done.
 
     Raises:
-        InputError: `how` is unknown, or there is a value as well as a reason why it is missing.
+        InputError: `how` is unknown, or a figure has both a value and a reason why it is missing.
     """
 
     how: How
@@ -176,6 +183,7 @@ class BackendResult:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check the figures; a missing one without a reason gets a general reason."""
         _check_how(self.how)
         for name, reason in _REASONS.items():
             missing = getattr(self, name) is None
@@ -188,7 +196,7 @@ class BackendResult:
         """Return the outputs.
 
         Raises:
-            BackendError: There are none.
+            BackendError: No outputs were computed.
         """
         if self.outputs is None:
             raise BackendError(f"no outputs were computed: {self.outputs_reason}")
@@ -219,7 +227,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """What users write: `kind` or `kind:address`."""
+        """Name in configs and flags: `kind` or `kind:address`."""
         return f"{self.kind.name}:{self.address}" if self.address else self.kind.name
 
     def unavailable(self) -> str | None:
@@ -227,10 +235,13 @@ class Backend(Protocol):
         return self.kind.unavailable()
 
     def prepare(self) -> None:
-        """Start early what the first `assess` would wait for. Never fails: `assess` reports what is wrong."""
+        """Start slow preparations in the background. Never fails: `assess` reports problems."""
 
     def fingerprint(self) -> list[object]:
-        """Return, as JSON values, what results depend on besides the request and this machine: installed versions."""
+        """Return JSON values that identify what results depend on, besides the request and this machine.
+
+        Installed versions, for example. A stored result is reused only if they are equal.
+        """
         return []
 
     def assess(self, request: RunRequest) -> BackendResult:
@@ -238,7 +249,7 @@ class Backend(Protocol):
 
         Raises:
             InputError: The model does not take these inputs.
-            ModelError: The model fails, crashes or never ends.
+            ModelError: The model fails, crashes or does not finish.
             BackendError: Anything else went wrong.
         """
         ...
@@ -246,14 +257,14 @@ class Backend(Protocol):
 
 @runtime_checkable
 class TimingBackend(Protocol):
-    """A backend whose kind has `times`: it compares latencies of several models in one process."""
+    """A backend whose kind has `times`: it compares the latencies of several models in one process."""
 
     def time_models(self, request: "TimingRequest") -> "tuple[list[Timing], dict[str, Any]]":
-        """Return the timing of each of `request.entries`, and the machine that it was taken on."""
+        """Return the timing of each of `request.entries`, and the machine that they were measured on."""
         ...
 
     def profile_ops(self, request: "TimingRequest", model: "TimedModel", kernels: str) -> "list[OpEvent] | str":
-        """Return the time of each op of `model`, or the reason why there is none."""
+        """Return the time of each op of `model`, or the reason why it could not be measured."""
         ...
 
 
@@ -264,24 +275,26 @@ def _available() -> str | None:
 @registry.extension_point("backend")
 @dataclass(frozen=True, kw_only=True)
 class BackendKind:
-    """A kind of backend: its name, what it can do, and how to open one.
+    """A kind of backend: its name, its capabilities, and how to open one.
 
-    Higher packages read these facts and never ask which backend it is.
+    Other packages decide by these capabilities, never by the backend's name.
 
     Args:
-        name: What users write before the colon in `evaluation.backend`.
+        name: The part of `evaluation.backend` before the colon.
         help: What it runs or estimates, for `--help` and the documentation.
-        open: (address) -> backend. Cheap: it neither connects nor starts anything. It raises InputError on an address
-            that cannot be one.
+        open: (address) -> backend. It must be cheap: it does not connect or start anything. Raises InputError if the
+            address is malformed.
         how: "measured" (on the hardware itself), "emulated" or "estimated" (by a model of the hardware).
-        computes_outputs: It runs the model, so accuracy and agreement can be evaluated. Estimators do not.
-        times: Its latencies are those of the hardware; `open` returns a `TimingBackend`. Emulators never have this.
-        counts_instructions: It answers `RunRequest.count_instructions`.
-        reports_memory: Its results have `memory_bytes`.
-        address: What stands after the colon, such as "[user@]host[:port]"; "" if nothing may.
-        addresses: All that it may be, if that is a fixed list.
-        needs_address: Whether there must be an address; always true of a fixed list.
-        unavailable: Cheap check: () -> why no backend of this kind can be used here and what to do, or None.
+        computes_outputs: Whether it runs the model, so that accuracy and agreement can be evaluated. Estimators do not.
+        times: Whether its latencies are those of the hardware; then `open` returns a `TimingBackend`. Always False for
+            emulators.
+        counts_instructions: Whether it supports `RunRequest.count_instructions`.
+        reports_memory: Whether its results have `memory_bytes`.
+        address: Description of the part after the colon, such as "[user@]host[:port]"; "" if there is none.
+        addresses: All valid addresses, if they are a fixed list.
+        needs_address: Whether an address is required; ignored if `addresses` is a fixed list, which requires one.
+        unavailable: () -> the reason why no backend of this kind can be used here and what to do, or None. Must be
+            cheap.
     """
 
     name: str
@@ -298,17 +311,27 @@ class BackendKind:
     unavailable: Callable[[], str | None] = _available
 
     def __post_init__(self) -> None:
+        """Check that the declared facts are consistent."""
         _check_how(self.how)
         if ":" in self.name:
-            raise InputError(f"a backend is named {self.name!r}: a colon begins its address", field="name")
+            raise InputError(
+                f"the backend name {self.name!r} contains a colon, which separates name and address: remove it",
+                field="name",
+            )
         if self.addresses and not self.address:
-            raise InputError(f"backend {self.name}: say what its addresses are, as in address='CPU'", field="address")
+            raise InputError(
+                f"backend {self.name} has addresses but does not describe them: set `address`, as in address='CPU'",
+                field="address",
+            )
         if self.times and self.how != "measured":
-            raise InputError(f"backend {self.name}: {self.how} latencies say nothing about a device", field="times")
+            raise InputError(
+                f"backend {self.name} has times=True and how={self.how!r}: only measured latencies are reported",
+                field="times",
+            )
 
     @property
     def columns(self) -> dict[str, str]:
-        """Return the further cells of its row in the documentation."""
+        """Additional cells of its row in the documentation."""
         facts = {
             "outputs": self.computes_outputs,
             "latency": self.times,
@@ -323,49 +346,53 @@ class BackendKind:
 
     @property
     def emulated(self) -> bool:
-        """Whether it emulates: its outputs and counts are the device's, its time is not."""
+        """Whether it is an emulator: its outputs and counts are those of the device, its latency is not."""
         return self.how == "emulated"
 
     def choices(self) -> tuple[str, ...]:
-        """Return what users may write, free addresses as they are described: ("qemu:cortex-a53", ...)."""
+        """Return the valid names, such as ("qemu:cortex-a53", ...), with free addresses as placeholders."""
         if self.addresses:
             return tuple(f"{self.name}:{address}" for address in self.addresses)
         if not self.address:
             return (self.name,)
         return (f"{self.name}:{self.address}" if self.needs_address else f"{self.name}[:{self.address}]",)
 
-    def takes(self, address: str) -> bool:
-        """Check whether `address`, empty for none, may follow the name."""
+    def accepts_address(self, address: str) -> bool:
+        """Check whether `address` (empty for none) is valid after the name."""
         if self.addresses:
             return address in self.addresses
         return not self.needs_address if not address else bool(self.address)
 
     def label(self, address: str) -> str:
-        """Return the short name of a backend in tables: the address where there is a fixed list of them."""
+        """Return the short name for tables: only the address, if addresses are a fixed list."""
         if self.addresses:
             return address
         return f"{self.name}:{address}" if address else self.name
 
 
 def backend_choices() -> tuple[str, ...]:
-    """Return every name that a backend may have, free addresses as they are described."""
+    """Return all valid backend names, with free addresses as placeholders."""
     return tuple(choice for kind in registry.entries(BackendKind).values() for choice in kind.choices())
 
 
 def find_kind(name: str) -> BackendKind | None:
-    """Return the kind of the backend called `name`, or None if none of that name is registered."""
+    """Return the kind of the backend called `name` (`kind` or `kind:address`), or None if it is not registered."""
     return registry.entries(BackendKind).get(name.partition(":")[0])
 
 
 def kind_of(name: str, *, field: str = "evaluation.backend") -> BackendKind:
-    """Return the kind of the backend called `name`, `kind` or `kind:address`.
+    """Return the kind of the backend called `name` (`kind` or `kind:address`).
+
+    Args:
+        name: The backend's name.
+        field: The config path that the error refers to.
 
     Raises:
-        InputError: There is none, or it takes no such address; about the config path `field`.
+        InputError: The kind is unknown, or the address is not valid for it.
     """
     kind = find_kind(name)
     _, colon, address = name.partition(":")
-    if kind is None or not kind.takes(address) or (colon and not address):
+    if kind is None or not kind.accepts_address(address) or (colon and not address):
         choices = backend_choices()
         raise InputError(
             f"unknown backend {name!r}: {did_you_mean(name, choices)}", field=field, expected=choices, got=name
@@ -374,26 +401,30 @@ def kind_of(name: str, *, field: str = "evaluation.backend") -> BackendKind:
 
 
 def make_backend(name: str, *, field: str = "evaluation.backend") -> Backend:
-    """Return the backend called `name`, `kind` or `kind:address`. It may still be unavailable on this machine.
+    """Return the backend called `name` (`kind` or `kind:address`). It may still be unavailable on this machine.
+
+    Args:
+        name: The backend's name.
+        field: The config path that the error refers to.
 
     Raises:
-        InputError: There is none; about the config path `field`.
+        InputError: The kind is unknown, or the address is not valid for it.
     """
     return kind_of(name, field=field).open(name.partition(":")[2])
 
 
 def timing_backend(backend: Backend) -> TimingBackend:
-    """Return `backend` as one that times models.
+    """Return `backend` as a TimingBackend.
 
     Raises:
-        BackendError: It does not.
+        BackendError: The backend cannot measure latencies.
     """
     if not backend.kind.times:
-        able = [kind.name for kind in registry.entries(BackendKind).values() if kind.times]
+        choices = [kind.name for kind in registry.entries(BackendKind).values() if kind.times]
         raise BackendError(
-            f"{backend.name} does not time models: use benchmark.backend={' or '.join(able)}",
+            f"{backend.name} cannot measure latencies: use benchmark.backend={' or '.join(choices)}",
             field="benchmark.backend",
-            expected=tuple(able),
+            expected=tuple(choices),
             got=backend.name,
         )
     return cast(TimingBackend, backend)
@@ -402,27 +433,29 @@ def timing_backend(backend: Backend) -> TimingBackend:
 def _check_how(how: str) -> None:
     known = ("measured", "emulated", "estimated")
     if how not in known:
-        raise InputError(f"how is {how!r}: {did_you_mean(str(how), known)}", field="how", expected=known, got=how)
+        raise InputError(f"how={how!r}: {did_you_mean(str(how), known)}", field="how", expected=known, got=how)
 
 
 def check_arrays(arrays: tuple[NDArray, ...]) -> None:
-    """Raises InputError unless `arrays` are numbers, (n, ...) each with one n >= 1."""
+    """Raise InputError unless `arrays` are numeric arrays of shape (n, ...) with the same n >= 1."""
     if not arrays:
-        raise InputError("no input arrays: expected one for each input of the model", field="inputs", got=0)
+        raise InputError("there are no input arrays, expected one for each model input", field="inputs", got=0)
     for index, array in enumerate(arrays):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
-            message = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
+            kind = f"{array.dtype} array" if isinstance(array, np.ndarray) else type(array).__name__
             raise InputError(
-                f"input {index} is a {message}: expected a NumPy array of numbers",
+                f"input {index} is of type {kind}, expected a NumPy array of numbers",
                 field=f"inputs[{index}]",
-                got=message,
+                got=kind,
             )
         if not array.ndim or not array.size:
             raise InputError(
-                f"input {index} has shape {array.shape}: expected at least one example along the first axis",
+                f"input {index} has shape {array.shape}, expected at least one example along the first axis",
                 field=f"inputs[{index}]",
                 got=array.shape,
             )
     lengths = [len(array) for array in arrays]
     if len(set(lengths)) > 1:
-        raise InputError(f"the inputs hold {lengths} examples: expected as many in each", field="inputs", got=lengths)
+        raise InputError(
+            f"the inputs have {lengths} examples, expected the same number in each", field="inputs", got=lengths
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Temporary directories that do not stay: gone when a run ends, swept by a later one when its process was killed."""
+"""Temporary directories that are removed when a run ends, or by a later run if the process was killed."""
 
 import contextlib
 import fcntl
@@ -14,29 +14,32 @@ from tfq.errors import BackendError
 
 PREFIX = "tfq-run-"
 OWNER = ".owner"
-# A directory that young may be about to be locked by who made it.
-SETTLED_SECS = 60
+# The creator of a younger directory may not have locked it yet.
+MIN_AGE_SECS = 60
 
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """A directory of this run alone below the one for temporary files, which is removed at the end.
+    """Provide a new temporary directory, and remove it at the end.
 
-    Its owner holds a lock inside, which the system takes away however the owner ends: what lies there unlocked is
-    nobody's, and goes with the next run. Raises BackendError where no directory can be made.
+    The process holds a lock on a file inside. The operating system releases it even if the process is killed, so a
+    later run recognizes an abandoned directory by its missing lock, and removes it.
+
+    Raises:
+        BackendError: The directory cannot be created.
     """
     base = Path(tempfile.gettempdir())
     _sweep(base)
     try:
         directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     except OSError as error:
-        raise no_room(base, "a directory", error) from error
+        raise write_error(base, "a directory", error) from error
     lock = -1
     try:
         try:
             lock = os.open(directory / OWNER, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise no_room(base, "a file", error) from error
+            raise write_error(base, "a file", error) from error
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield directory
     finally:
@@ -45,29 +48,29 @@ def scratch_directory() -> Iterator[Path]:
             os.close(lock)
 
 
-def no_room(base: Path, what: str, error: OSError) -> BackendError:
-    """The error of a write below `base` that failed."""
+def write_error(base: Path, what: str, error: OSError) -> BackendError:
+    """Return the error to raise after a failed write of `what` below `base`."""
     return BackendError(
-        f"cannot write {what} below {base}: {error.strerror or error}: make room there, or set TMPDIR to a directory "
-        "that has it",
+        f"cannot write {what} below {base}: {error.strerror or error}. Free disk space there, or set TMPDIR to a "
+        "directory with more space",
         got=error.strerror,
     )
 
 
 def _sweep(base: Path) -> None:
-    """Remove what killed runs of this user have left. Whatever cannot be is left to who can."""
+    """Remove the directories of this user's killed runs, as far as possible."""
     with contextlib.suppress(OSError):
         for directory in base.glob(f"{PREFIX}*"):
             with contextlib.suppress(OSError):
-                _remove_if_ownerless(directory)
+                _remove_if_abandoned(directory)
 
 
-def _remove_if_ownerless(directory: Path) -> None:
+def _remove_if_abandoned(directory: Path) -> None:
     status = directory.lstat()
-    if status.st_uid != os.getuid() or time.time() - status.st_mtime < SETTLED_SECS:
+    if status.st_uid != os.getuid() or time.time() - status.st_mtime < MIN_AGE_SECS:
         return
     if not (directory / OWNER).exists():
-        directory.rmdir()  # killed before it had a lock: there is nothing in it
+        directory.rmdir()  # the process was killed before it created the lock, so the directory is empty
         return
     lock = os.open(directory / OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing on a target: models on kernels in turn in one child process, and what LiteRT's profiler tells of the ops."""
+"""Measure latencies on a target: several models in alternation in one child process, and LiteRT's per-op profile."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,24 @@ from numpy.typing import NDArray
 
 from tfq.backends import child
 from tfq.backends.protocol import check_arrays
-from tfq.backends.scratch import no_room, scratch_directory
+from tfq.backends.scratch import scratch_directory, write_error
 from tfq.errors import BackendError, InputError, ModelError
 
-# Without a sign of life; one comes after every inference that is not part of a block, and after every round of blocks.
+# Limit without progress. The target reports it after each inference outside of blocks, and after each round of blocks.
 SILENT_SECS = 300.0
-PROFILED_RUNS = 20  # at least, unless fewer are asked for; and as many seconds as the timed ones
+PROFILED_RUNS = 20  # profiled inferences, unless fewer are requested; they also last at least min_secs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TimedModel:
-    """A model to time and what it is fed.
+    """A model to time and its inputs.
 
-    model: the bytes of a `.tflite`. inputs: one array an input of subgraph 0, (k, ...): k whole inputs of the model,
-    with its own batch, that take turns. tensors: the tensor index of each of these inputs.
+    Args:
+        name: The model's name, for messages.
+        model: The bytes of a `.tflite`.
+        inputs: One array of shape (k, ...) per input of subgraph 0: k complete inputs with the model's own batch, which
+            the inferences cycle over.
+        tensors: The tensor index of each of these inputs.
     """
 
     name: str
@@ -35,9 +39,19 @@ class TimedModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TimingRequest:
-    """Models, each on each of the kernels; at least `num_runs` and `min_secs` of timed inferences of each.
+    """Models and kernels to time: each model on each kind of kernels.
 
-    seed: of the order of the blocks. Raises InputError on what could not be timed.
+    Args:
+        models: The models.
+        kernels: Kinds of kernels, as in `RunRequest`.
+        num_threads: Threads of each interpreter.
+        warmup_runs: Untimed inferences of each entry before the timed ones.
+        num_runs: Minimum number of timed inferences of each entry.
+        min_secs: Minimum time of the timed inferences of each entry, in seconds.
+        seed: Seed of the order of the blocks.
+
+    Raises:
+        InputError: There is nothing to time, or an input is invalid.
     """
 
     models: tuple[TimedModel, ...]
@@ -49,15 +63,16 @@ class TimingRequest:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check everything that does not depend on the models."""
         if not self.models or not self.kernels:
-            raise InputError("nothing to time: expected at least one model and one kind of kernels")
+            raise InputError("there is nothing to time, expected at least one model and one kind of kernels")
         for model in self.models:
             if model.inputs:
                 check_arrays(model.inputs)
 
     @property
     def entries(self) -> list[tuple[TimedModel, str]]:
-        """What takes turns: each model on each kind of kernels."""
+        """All pairs of model and kernels, which are timed in alternation."""
         return [(model, kernels) for model in self.models for kernels in self.kernels]
 
 
@@ -65,10 +80,14 @@ class TimingRequest:
 class Timing:
     """The times of one model on one kind of kernels, in milliseconds.
 
-    initialization_ms: to make and allocate an interpreter, the median of up to five. first_ms: its first inference.
-    latencies_ms: (n,) of each `invoke` alone. blocks_ms: (rounds, 2): of each block of inferences, the mean of `invoke`
-        alone and with what is ours (inputs set, outputs fetched, the loop); round r of all entries was run together.
-    total_ops, delegated_ops: as in BackendResult, None where the interpreter cannot tell.
+    Args:
+        initialization_ms: Time to create an interpreter and allocate its tensors, the median of up to five.
+        first_ms: The first inference.
+        latencies_ms: Each `invoke` alone, shape (n,).
+        blocks_ms: Shape (rounds, 2). For each block of inferences, the mean time of `invoke` alone, and the mean time
+            including tfq's own work (setting inputs, fetching outputs, the loop). Round r of all entries ran together.
+        total_ops: As in `BackendResult`.
+        delegated_ops: As in `BackendResult`.
     """
 
     initialization_ms: float
@@ -81,9 +100,14 @@ class Timing:
 
 @dataclass(frozen=True, kw_only=True)
 class OpEvent:
-    """What LiteRT's profiler says of one step of an inference: the mean of several, in milliseconds.
+    """The time of one step of an inference, as LiteRT's profiler measures it.
 
-    index: of the op in its subgraph; of a step inside a delegate, its number there. `name` is the kernel's there.
+    Args:
+        name: The op, or the kernel if the step is inside a delegate.
+        in_delegate: Whether the step is inside a delegate.
+        index: Index of the op in its subgraph, or of the step in its delegate.
+        subgraph: Index of the subgraph.
+        mean_ms: Mean of several inferences, in milliseconds.
     """
 
     name: str
@@ -96,12 +120,24 @@ class OpEvent:
 def time_models(
     command: Sequence[str], request: TimingRequest, *, backend: str, environment: Mapping[str, str] | None = None
 ) -> tuple[list[Timing], dict[str, Any]]:
-    """The timing of each of `request.entries`, and the machine that it was taken on.
+    """Time all entries of a request in one child process.
 
-    Raises ModelError, which names the model, where one of them fails or crashes; BackendError on all else.
+    Args:
+        command: Starts Python.
+        request: The request.
+        backend: The backend's name, for messages.
+        environment: The child's environment variables; None passes on those of this process.
+
+    Returns:
+        The timing of each of `request.entries`, and the machine that they were measured on.
+
+    Raises:
+        InputError: A model does not accept its inputs; the message names the model.
+        ModelError: A model fails or crashes; the message names it.
+        BackendError: Anything else went wrong.
     """
     with scratch_directory() as directory:
-        files = {id(model): _write(directory, place, model) for place, model in enumerate(request.models)}
+        files = {id(model): _write(directory, index, model) for index, model in enumerate(request.models)}
         settings = {
             "mode": "benchmark",
             "entries": [{**files[id(model)], "kernels": kernels} for model, kernels in request.entries],
@@ -111,18 +147,18 @@ def time_models(
         try:
             result = _run(command, directory, settings, backend, environment)
         except InputError as error:
-            model, kernels = request.entries[_place(directory)]
+            model, kernels = request.entries[_last_entry(directory)]
             raise type(error)(f"{model.name} on {kernels} kernels: {error}") from error
         timings = [
             Timing(
                 initialization_ms=entry["initialization_ms"],
                 first_ms=entry["first_ms"],
-                latencies_ms=np.load(directory / f"latencies_{place}.npy"),
+                latencies_ms=np.load(directory / f"latencies_{index}.npy"),
                 blocks_ms=np.array(entry["blocks_ms"], np.float64),
                 total_ops=entry["ops"][0],
                 delegated_ops=entry["ops"][1],
             )
-            for place, entry in enumerate(result["entries"])
+            for index, entry in enumerate(result["entries"])
         ]
         return timings, result["machine"]
 
@@ -136,7 +172,19 @@ def profile_ops(
     backend: str,
     environment: Mapping[str, str] | None = None,
 ) -> list[OpEvent] | str:
-    """What LiteRT's profiler tells of `model`, in inferences of their own in a process of their own; or why nothing."""
+    """Profile the ops of `model` with LiteRT's profiler, in separate inferences in a separate process.
+
+    Args:
+        command: Starts Python.
+        request: Settings of the inferences.
+        model: The model.
+        kernels: Kind of kernels, as in `RunRequest`.
+        backend: The backend's name, for messages.
+        environment: The child's environment variables; None passes on those of this process.
+
+    Returns:
+        The steps of an inference in order, or the reason why they could not be profiled.
+    """
     with scratch_directory() as directory:
         settings = {
             "mode": "op_times",
@@ -149,9 +197,9 @@ def profile_ops(
         try:
             result = _run(command, directory, settings, backend, environment)
         except (ModelError, BackendError) as error:
-            return f"LiteRT's profiler could not be used: {error}"
+            return f"LiteRT's profiler is not available: {error}"
         if "reason" in result:
-            return f"LiteRT's profiler could not be used: {result['reason']}"
+            return f"LiteRT's profiler is not available: {result['reason']}"
         return [
             OpEvent(name=tag, in_delegate=kind != _OP_EVENT, index=index, subgraph=subgraph, mean_ms=mean)
             for tag, kind, index, subgraph, mean in result["events"]
@@ -184,20 +232,20 @@ def _common(request: TimingRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ("num_threads", "warmup_runs", "num_runs", "min_secs")}
 
 
-def _write(directory: Path, place: int, model: TimedModel) -> dict[str, Any]:
-    """The model's files in `directory`: {"model": name, "inputs": [names]}."""
-    names = [f"input_{place}_{index}.npy" for index in range(len(model.inputs))]
+def _write(directory: Path, position: int, model: TimedModel) -> dict[str, Any]:
+    """Write the model and its inputs to `directory`, and return {"model": file name, "inputs": [file names]}."""
+    names = [f"input_{position}_{index}.npy" for index in range(len(model.inputs))]
     try:
-        (directory / f"model_{place}.tflite").write_bytes(model.model)
+        (directory / f"model_{position}.tflite").write_bytes(model.model)
         for name, array in zip(names, model.inputs, strict=True):
             np.save(directory / name, array)
     except OSError as error:
-        raise no_room(directory.parent, f"{model.name} and its inputs", error) from error
-    return {"model": f"model_{place}.tflite", "inputs": names}
+        raise write_error(directory.parent, f"{model.name} and its inputs", error) from error
+    return {"model": f"model_{position}.tflite", "inputs": names}
 
 
-def _place(directory: Path) -> int:
-    """Which entry was worked on last."""
+def _last_entry(directory: Path) -> int:
+    """Return the index of the entry that the child worked on last."""
     try:
         return int((directory / "at").read_text())
     except (OSError, ValueError):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a request on a target: write model and settings as files, feed examples in shared blocks, read the results.
+"""Run a request on a target: write model and settings to files, pass the examples in blocks, read the results.
 
-A note on the child's stdin says where a block belongs, how many examples it has, and its slot in the file; the child's
-line `free <slot>` gives the slot back. So only some of the examples are on their way, however many there are.
+The examples go through a ring of slots in a shared file. A message on the child's stdin has the index of a block's
+first example, its number of examples, and its slot; the child's line `free <slot>` returns the slot. So only part of
+the examples are in the file at any time.
 """
 
 import importlib.util
@@ -22,27 +23,34 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.backends.child import Child, run_child, start_process
-from tfq.backends.limits import deadline_of, memory_of
+from tfq.backends.limits import choose_deadline, memory_limit
 from tfq.backends.protocol import BackendResult, InputStream, RunRequest, check_arrays
-from tfq.backends.scratch import no_room, scratch_directory
+from tfq.backends.scratch import scratch_directory, write_error
 from tfq.errors import InputError
 
-# Small enough that no worker has long to wait for the last one, large enough that passing it on costs nothing.
-BLOCK_BYTES, BLOCK_EXAMPLES, BLOCKS_A_WORKER = 1 << 17, 64, 8
-# What the file holds at most, but for one block a worker and one more.
+# Upper limits of a block. Small blocks keep all workers busy until the end; large ones cost less to pass on.
+BLOCK_BYTES, BLOCK_EXAMPLES, BLOCKS_PER_WORKER = 1 << 17, 64, 8
+# Size of the shared file, unless one block per worker and one more need more.
 RING_BYTES = 8 << 20
-# What is kept of the first examples for the timed inferences.
-KEPT_BYTES = 32 << 20
+# Limit of the first examples that are kept for the timed inferences.
+TIMED_BYTES = 32 << 20
 ALIGNMENT = 64
-_NOTE = struct.Struct("<qqq")
+_MESSAGE = struct.Struct("<qqq")
 
 Arrays = tuple[NDArray, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How examples are passed on: `block` at a time, a multiple of the model's own `batch`, to `num_workers`, and the
-    first `keep` once more at the end."""
+    """How the examples of a run are passed on.
+
+    Args:
+        num_examples: Number of examples.
+        batch: The model's own batch size.
+        num_workers: Interpreters that share the examples.
+        timed: Number of timed and warm-up inferences.
+        example_bytes: Bytes of one example.
+    """
 
     num_examples: int
     batch: int
@@ -52,26 +60,38 @@ class Plan:
 
     @property
     def block(self) -> int:
-        """Examples that are passed on at a time."""
+        """Number of examples in a block, a multiple of the batch size."""
         most = min(
-            BLOCK_BYTES // self.example_bytes, BLOCK_EXAMPLES, self.num_examples // (BLOCKS_A_WORKER * self.num_workers)
+            BLOCK_BYTES // self.example_bytes,
+            BLOCK_EXAMPLES,
+            self.num_examples // (BLOCKS_PER_WORKER * self.num_workers),
         )
         return max(1, most // self.batch) * self.batch
 
     @property
-    def keep(self) -> int:
-        """Examples that the timed inferences take turns with."""
-        return min(self.num_examples, self.timed * self.batch, max(self.batch, KEPT_BYTES // self.example_bytes))
+    def timed_examples(self) -> int:
+        """Number of first examples that are passed on again for the timed inferences."""
+        return min(self.num_examples, self.timed * self.batch, max(self.batch, TIMED_BYTES // self.example_bytes))
 
 
 class Feed:
-    """The notes and the file of one run."""
+    """The messages and the shared file of one run."""
 
     def __init__(self, directory: Path, first: Arrays, pieces: Iterator[Arrays], plan: Plan) -> None:
-        """first, pieces: of `begun`. Raises BackendError where there is no room for the file."""
+        """Create the shared file.
+
+        Args:
+            directory: Folder for the file.
+            first: The first piece of the examples, as returned by `split_first`.
+            pieces: The other pieces.
+            plan: How the examples are passed on.
+
+        Raises:
+            BackendError: The file cannot be written.
+        """
         self._first, self._pieces, self.plan = first, pieces, plan
         sizes = [plan.block * array[:1].nbytes for array in first]
-        # Each input's part of a slot, and the slots, begin where any dtype may.
+        # Slots, and each input's part of a slot, are aligned for every dtype.
         ends = list(itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
         self._offsets, self._slot_bytes = [0, *ends[:-1]], ends[-1]
         slots = max(plan.num_workers + 1, min(RING_BYTES // self._slot_bytes, -(-plan.num_examples // plan.block)))
@@ -79,67 +99,74 @@ class Feed:
         path = directory / "ring"
         try:
             with open(path, "w+b") as file:
-                # Now: a page that finds no room later is a signal, and no error.
+                # Allocate now: if the disk is full later, writing to the mapping is a SIGBUS instead of an error.
                 os.posix_fallocate(file.fileno(), 0, slots * self._slot_bytes)
                 self._ring = mmap.mmap(file.fileno(), slots * self._slot_bytes)
         except OSError as error:
-            raise no_room(directory.parent, f"inputs ({slots * self._slot_bytes:,} bytes)", error) from error
+            raise write_error(directory.parent, f"inputs ({slots * self._slot_bytes:,} bytes)", error) from error
 
     def request(self) -> dict[str, Any]:
-        """What the child has to know of it."""
+        """Return the entries of the child's request that describe the file."""
         return {
             "inputs": [[array.dtype.str, list(array.shape[1:])] for array in self._first],
             "offsets": self._offsets,
             "slot_bytes": self._slot_bytes,
         }
 
-    def told(self, words: list[bytes]) -> bool:
-        """Take a line of the child's; whether it was meant for here."""
+    def handle_line(self, words: list[bytes]) -> bool:
+        """Handle the child's line `free <slot>`. Return whether it was such a line."""
         if len(words) != 2 or words[0] != b"free" or not words[1].isdigit():
             return False
         self._free.append(int(words[1]))
         return True
 
-    def notes(self) -> Iterator[bytes]:
-        """Notes for the child's stdin, empty where a slot must be free first: blocks, the last one of fewer examples; a
-        note of none for each worker; the blocks of the first examples again, and a note of none.
+    def messages(self) -> Iterator[bytes]:
+        """Yield the messages for the child's stdin; an empty one means that no slot is free.
 
-        Raises InputError where a stream does not keep what it announced.
+        First come all blocks, then an empty block for each worker, then the blocks of the examples that are timed, and
+        a final empty block.
+
+        Raises:
+            InputError: A stream has another number of examples than it declares, or its arrays differ in kind.
         """
-        kept: list[Arrays] = []
-        fed = 0
-        for piece in _in_blocks(_checked(self._first, self._pieces, self.plan.num_examples), self.plan.block):
-            if fed < self.plan.keep:
-                kept.append(tuple(array[: self.plan.keep - fed].copy() for array in piece))
-            yield from self._passed_on(fed, piece)
-            fed += len(piece[0])
+        timed: list[Arrays] = []
+        sent = 0
+        for piece in _regroup(_check_pieces(self._first, self._pieces, self.plan.num_examples), self.plan.block):
+            if sent < self.plan.timed_examples:
+                timed.append(tuple(array[: self.plan.timed_examples - sent].copy() for array in piece))
+            yield from self._send(sent, piece)
+            sent += len(piece[0])
         for _ in range(self.plan.num_workers):
-            yield _NOTE.pack(0, 0, 0)
-        for again in kept:
-            yield from self._passed_on(0, again)
-        yield _NOTE.pack(0, 0, 0)
+            yield _MESSAGE.pack(0, 0, 0)
+        for piece in timed:
+            yield from self._send(0, piece)
+        yield _MESSAGE.pack(0, 0, 0)
 
-    def _passed_on(self, at: int, arrays: Arrays) -> Iterator[bytes]:
+    def _send(self, first_example: int, arrays: Arrays) -> Iterator[bytes]:
         for start in range(0, len(arrays[0]), self.plan.block):
             while not self._free:
                 yield b""
             slot = self._free.popleft()
             for offset, array in zip(self._offsets, arrays, strict=True):
                 part = array[start : start + self.plan.block]
-                place = slot * self._slot_bytes + offset
-                np.frombuffer(self._ring, part.dtype, part.size, place).reshape(part.shape)[...] = part
-            yield _NOTE.pack(at + start, len(part), slot)
+                position = slot * self._slot_bytes + offset
+                np.frombuffer(self._ring, part.dtype, part.size, position).reshape(part.shape)[...] = part
+            yield _MESSAGE.pack(first_example + start, len(part), slot)
 
 
-def begun(inputs: Arrays | InputStream) -> tuple[Arrays, Iterator[Arrays]]:
-    """The first piece, by which dtypes and shapes are known, and the others. Raises InputError where there is none."""
+def split_first(inputs: Arrays | InputStream) -> tuple[Arrays, Iterator[Arrays]]:
+    """Return the first piece of the inputs, which shows dtypes and shapes, and an iterator over the others.
+
+    Raises:
+        InputError: A stream is empty, or its first piece is invalid.
+    """
     if not isinstance(inputs, InputStream):
         return inputs, iter(())
     pieces = inputs.pieces()
     first = next(pieces, None)
     if first is None:
         raise InputError(
-            f"the stream of {inputs.num_examples:,} examples is empty",
+            f"the stream is empty, expected {inputs.num_examples:,} examples",
             field="inputs",
             expected=inputs.num_examples,
             got=0,
@@ -148,43 +175,43 @@ def begun(inputs: Arrays | InputStream) -> tuple[Arrays, Iterator[Arrays]]:
     return first, pieces
 
 
-def _checked(first: Arrays, pieces: Iterator[Arrays], num_examples: int) -> Iterator[Arrays]:
-    """All pieces. Raises InputError where they are not of one kind, or do not add up."""
-    kinds, fed = [(array.dtype, array.shape[1:]) for array in first], 0
+def _check_pieces(first: Arrays, pieces: Iterator[Arrays], num_examples: int) -> Iterator[Arrays]:
+    """Yield all pieces. Raise InputError if their dtypes, shapes or total number are wrong."""
+    expected, count = [(array.dtype, array.shape[1:]) for array in first], 0
     for piece in itertools.chain([first], pieces):
         check_arrays(piece)
-        results = [(array.dtype, array.shape[1:]) for array in piece]
-        if results != kinds:
+        kinds = [(array.dtype, array.shape[1:]) for array in piece]
+        if kinds != expected:
             raise InputError(
-                f"the stream's arrays change from {kinds} to {results}: expected one dtype and shape",
+                f"the stream's arrays change from {expected} to {kinds}, expected the same dtypes and shapes",
                 field="inputs",
-                expected=kinds,
-                got=results,
+                expected=expected,
+                got=kinds,
             )
-        fed += len(piece[0])
-        if fed > num_examples:
+        count += len(piece[0])
+        if count > num_examples:
             break
         yield piece
-    if fed != num_examples:
-        message = "more" if fed > num_examples else f"{fed:,}"
+    if count != num_examples:
+        actual = "more" if count > num_examples else f"{count:,}"
         raise InputError(
-            f"the stream announced {num_examples:,} examples and gave {message}",
+            f"the stream declares {num_examples:,} examples but yields {actual}",
             field="inputs",
             expected=num_examples,
-            got=fed,
+            got=count,
         )
 
 
-def _in_blocks(pieces: Iterator[Arrays], block: int) -> Iterator[Arrays]:
-    """The same examples in pieces of whole blocks, but for the last."""
+def _regroup(pieces: Iterator[Arrays], block: int) -> Iterator[Arrays]:
+    """Yield the same examples in pieces whose lengths are multiples of `block`, except the last."""
     rest: Arrays = ()
     for piece in pieces:
         if rest and len(rest[0]):
             piece = tuple(np.concatenate(pair) for pair in zip(rest, piece, strict=True))
-        whole = len(piece[0]) // block * block
-        if whole:
-            yield tuple(array[:whole] for array in piece)
-        rest = tuple(array[whole:] for array in piece)
+        complete = len(piece[0]) // block * block
+        if complete:
+            yield tuple(array[:complete] for array in piece)
+        rest = tuple(array[complete:] for array in piece)
     if rest and len(rest[0]):
         yield rest
 
@@ -199,15 +226,24 @@ def run_worker(
     emulated: bool = False,
     start: Callable[..., Child] = start_process,
 ) -> BackendResult:
-    """Run the request by `command` + [the target, a directory], which is gone afterwards, however this ends.
+    """Run a request in a child process, and return its outputs and latencies.
 
-    path: where NumPy and ai_edge_litert are, if `command` does not know it. emulated: give it the time that takes.
-    start: of `run_child`.
-    Raises InputError when the model does not take the inputs, ModelError when it fails, crashes or never ends,
-    BackendError on all else.
+    Args:
+        command: Starts Python; the target's folder and a temporary directory are added.
+        request: The request.
+        backend: The backend's name, for messages.
+        environment: The child's environment variables; None passes on those of this process.
+        path: Folders of NumPy and ai_edge_litert, if `command` does not find them.
+        emulated: Whether `command` runs an emulator; then the result says so and the deadline is longer.
+        start: Starts the process, as in `run_child`.
+
+    Raises:
+        InputError: The model does not accept the inputs.
+        ModelError: The model fails, crashes, does not finish or needs more memory than there is.
+        BackendError: Anything else went wrong.
     """
     model = tflite.read(request.model)
-    first, pieces = begun(request.inputs)
+    first, pieces = split_first(request.inputs)
     tensors = model.main_subgraph.input_tensors
     batch = max(1, tensors[0].shape[0]) if tensors and tensors[0].shape else 1
     plan = Plan(
@@ -226,13 +262,13 @@ def run_worker(
         "warmup_runs": request.warmup_runs,
         "num_runs": request.num_runs,
         "path": list(path),
-        "memory_bytes": memory_of(model),
+        "memory_bytes": memory_limit(model),
     }
     with scratch_directory() as directory:
         try:
             (directory / "model.tflite").write_bytes(request.model)
         except OSError as error:
-            raise no_room(directory.parent, f"the model ({len(request.model):,} bytes)", error) from error
+            raise write_error(directory.parent, f"the model ({len(request.model):,} bytes)", error) from error
         feed = Feed(directory, first, pieces, plan)
         result = run_child(
             command,
@@ -241,11 +277,11 @@ def run_worker(
             backend=backend,
             environment=environment,
             total=request.num_examples,
-            deadline=deadline_of(model, request.timeout_secs, plan.num_workers, emulated=emulated),
+            deadline=choose_deadline(model, request.timeout_secs, plan.num_workers, emulated=emulated),
             start=start,
             feed=feed,
         )
-        return _read(directory, result, request.num_examples, emulated)
+        return _read_result(directory, result, request.num_examples, emulated)
 
 
 def run_samples(
@@ -258,21 +294,24 @@ def run_samples(
     kernels: str = "xnnpack",
     start: Callable[..., Child] = start_process,
 ) -> list[Arrays]:
-    """Run a few samples one by one in a child process; return the outputs of each, in the model's own dtypes.
+    """Run a few samples one by one in a child process.
 
     Args:
         command: Starts Python.
         model: The bytes of a `.tflite`.
-        samples: For each sample one array per input of subgraph 0, of the model's own dtype. Shapes may differ from
-            the model's where it can be resized.
-        backend: Name of the place for messages.
-        path: Where NumPy and ai_edge_litert are, if `command` does not know it.
+        samples: For each sample one array per input of subgraph 0, in the model's own dtype. A shape may differ from
+            the model's if the input can be resized.
+        backend: The backend's name, for messages.
+        path: Folders of NumPy and ai_edge_litert, if `command` does not find them.
         kernels: As in `RunRequest`.
         start: Starts the process, as in `run_child`.
 
+    Returns:
+        The outputs of each sample, in the model's own dtypes.
+
     Raises:
         InputError: There is no sample.
-        ModelError: The model fails, crashes, never ends or needs more memory than there is.
+        ModelError: The model fails, crashes, does not finish or needs more memory than there is.
         BackendError: Anything else went wrong.
     """
     if not samples:
@@ -284,51 +323,51 @@ def run_samples(
         "num_threads": 1,
         "kernels": kernels,
         "path": list(path),
-        "memory_bytes": memory_of(parsed),
+        "memory_bytes": memory_limit(parsed),
     }
-    arrays = {f"{n}_{place}": array for n, sample in enumerate(samples) for place, array in enumerate(sample)}
+    arrays = {f"{n}_{index}": array for n, sample in enumerate(samples) for index, array in enumerate(sample)}
     with scratch_directory() as directory:
         try:
             (directory / "model.tflite").write_bytes(model)
             np.savez(directory / "inputs.npz", **arrays)  # type: ignore[arg-type]
         except OSError as error:
-            raise no_room(directory.parent, f"the model ({len(model):,} bytes) and its samples", error) from error
+            raise write_error(directory.parent, f"the model ({len(model):,} bytes) and its samples", error) from error
         result = run_child(
             command,
             directory,
             request,
             backend=backend,
-            deadline=deadline_of(parsed, 0, 1, emulated=False),
+            deadline=choose_deadline(parsed, 0, 1, emulated=False),
             start=start,
         )
         with np.load(directory / "outputs.npz") as outputs:
             count = result["num_outputs"]
-            return [tuple(outputs[f"{n}_{place}"] for place in range(count)) for n in range(len(samples))]
+            return [tuple(outputs[f"{n}_{index}"] for index in range(count)) for n in range(len(samples))]
 
 
 def module_path() -> list[str]:
-    """Where this Python finds what the target needs: the folders of NumPy and ai_edge_litert, then all others."""
+    """Return the import path for the target: the folders of NumPy and ai_edge_litert, then the rest of `sys.path`."""
     specs = [importlib.util.find_spec(name) for name in ("numpy", "ai_edge_litert")]
     origins = [os.path.dirname(os.path.dirname(spec.origin)) for spec in specs if spec is not None and spec.origin]
     return list(dict.fromkeys([*origins, *(entry for entry in sys.path if os.path.isabs(entry))]))
 
 
 def _num_workers(request: RunRequest, batch: int) -> int:
-    wanted = request.num_workers or max(1, len(os.sched_getaffinity(0)) // request.num_threads)
-    return max(1, min(wanted, request.num_examples // batch))
+    requested = request.num_workers or max(1, len(os.sched_getaffinity(0)) // request.num_threads)
+    return max(1, min(requested, request.num_examples // batch))
 
 
-def _read(directory: Path, result: dict[str, Any], num_examples: int, emulated: bool) -> BackendResult:
+def _read_result(directory: Path, result: dict[str, Any], num_examples: int, emulated: bool) -> BackendResult:
     timed = result["latencies_ms"] is not None
     outputs = [
-        np.fromfile(directory / f"output_{place}", dtype).reshape(num_examples, *shape)
-        for place, (dtype, shape) in enumerate(result["outputs"])
+        np.fromfile(directory / f"output_{index}", dtype).reshape(num_examples, *shape)
+        for index, (dtype, shape) in enumerate(result["outputs"])
     ]
     return BackendResult(
         how="emulated" if emulated else "measured",
         outputs=tuple(outputs),
         latencies_ms=np.array(result["latencies_ms"], np.float64) if timed else None,
-        latency_reason=None if timed else "no timed runs were asked for (num_runs is 0)",
+        latency_reason=None if timed else "no timed runs were requested (num_runs is 0)",
         total_ops=result["total_ops"],
         delegated_ops=result["delegated_ops"],
         machine=result["machine"],

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ARM without a device: QEMU's user-mode emulation, the arm64 system that it runs on, and counted instructions."""
+"""Run models on emulated ARM CPUs: QEMU's user-mode emulation, a small arm64 system, and instruction counts."""

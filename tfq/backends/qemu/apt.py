@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debian packages of any architecture without root: the machine's own apt sources, in a private apt of our own.
+"""Download and unpack Debian packages of any architecture without root, with a private apt configuration.
 
-Nothing of the machine's apt or dpkg is changed: lists, cache, status and configuration are files of ours. From the
-machine come the sources of its own release, the keys that sign them, and how to reach them (proxies, certificates).
+The host's apt and dpkg are not changed: lists, cache, status and configuration are separate files. Only the sources of
+the host's own release, their signing keys, and the network settings (proxies, certificates) come from the host.
 """
 
 import os
@@ -19,16 +19,23 @@ from tfq.errors import BackendError
 COMPONENTS = ("main", "universe")
 SUITES = ("{}", "{}-updates", "{}-security")
 ERROR_LINES = 6
-# apt waits two minutes by default for a host that does not answer; what the machine has configured goes before.
-PATIENCE = (("Acquire::http::Timeout", "20"), ("Acquire::https::Timeout", "20"), ("Acquire::Retries", "2"))
-# A host that answers and then sends next to nothing is beyond what apt's own timeouts see.
+# By default, apt waits two minutes for a server that does not answer. The host's own settings take precedence.
+TIMEOUTS = (("Acquire::http::Timeout", "20"), ("Acquire::https::Timeout", "20"), ("Acquire::Retries", "2"))
+# apt's timeouts do not detect a server that answers but sends almost no data.
 DOWNLOAD_SECONDS = 600
 LOCAL_SECONDS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class AptSource:
-    """One entry of binary packages: where, which releases, which parts, and the options it came with (Signed-By)."""
+    """One apt source of binary packages.
+
+    Args:
+        uris: The base addresses of the archive.
+        suites: Releases, such as "bookworm".
+        components: Parts of the archive, such as "main".
+        options: Names and values of further fields, such as "Signed-By".
+    """
 
     uris: tuple[str, ...]
     suites: tuple[str, ...]
@@ -36,7 +43,7 @@ class AptSource:
     options: tuple[tuple[str, str], ...] = ()
 
     def to_deb822(self) -> str:
-        """The entry as a stanza of a `.sources` file."""
+        """Return the source as a stanza of a `.sources` file."""
         fields = [
             ("Types", "deb"),
             ("URIs", " ".join(self.uris)),
@@ -48,7 +55,7 @@ class AptSource:
 
 
 def parse_one_line(text: str) -> list[AptSource]:
-    """The `deb [option=value ...] uri suite component ...` entries of a `.list` file. Source: sources.list(5)."""
+    """Parse the entries `deb [option=value ...] uri suite component ...` of a `.list` file. See sources.list(5)."""
     sources = []
     for line in text.splitlines():
         kind, _, rest = line.partition("#")[0].strip().partition(" ")
@@ -68,7 +75,7 @@ def parse_one_line(text: str) -> list[AptSource]:
 
 
 def parse_deb822(text: str) -> list[AptSource]:
-    """The enabled `deb` entries of a `.sources` file. Source: sources.list(5), deb822(5)."""
+    """Parse the enabled `deb` entries of a `.sources` file. See sources.list(5) and deb822(5)."""
     sources = []
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for stanza in "\n".join(line.rstrip() for line in lines).split("\n\n"):
@@ -88,10 +95,10 @@ def parse_deb822(text: str) -> list[AptSource]:
 
 
 def _source(
-    uris: Sequence[str], suites: Sequence[str], parts: Sequence[str], options: list[tuple[str, str]]
+    uris: Sequence[str], suites: Sequence[str], components: Sequence[str], options: list[tuple[str, str]]
 ) -> AptSource:
-    # The architecture is ours to choose, and translations and the like are not wanted.
-    kept = [
+    # tfq chooses the architecture, and needs no translations or other indexes.
+    used = [
         (key, value)
         for key, value in options
         if not key.lower().startswith(("arch", "lang", "target", "enabled", "x-"))
@@ -99,15 +106,20 @@ def _source(
     return AptSource(
         uris=tuple(uri for uri in uris if not uri.startswith("cdrom:")),
         suites=tuple(suites),
-        components=tuple(parts),
-        options=tuple(kept),
+        components=tuple(components),
+        options=tuple(used),
     )
 
 
-def machine_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -> list[AptSource]:
-    """The machine's configured sources of its own release: suites of the codename, components main and universe.
+def host_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -> list[AptSource]:
+    """Return the host's apt sources of its own release, with the components main and universe.
 
-    Raises BackendError when there is none.
+    Args:
+        etc: apt's configuration folder.
+        codename: The release; None for the one of /etc/os-release.
+
+    Raises:
+        BackendError: There is no such source.
     """
     if codename is None:
         codename = os_release().get("VERSION_CODENAME", "")
@@ -116,24 +128,24 @@ def machine_sources(etc: Path = Path("/etc/apt"), codename: str | None = None) -
         if path.suffix in (".list", ".sources") and path.is_file():
             text = path.read_text(errors="replace")
             results += parse_deb822(text) if path.suffix == ".sources" else parse_one_line(text)
-    suites = {suite.format(codename) for suite in SUITES}
-    kept = []
+    release_suites = {suite.format(codename) for suite in SUITES}
+    sources = []
     for source in results:
-        own = tuple(suite for suite in source.suites if suite in suites)
+        suites = tuple(suite for suite in source.suites if suite in release_suites)
         components = tuple(component for component in source.components if component in COMPONENTS)
-        if own and components and source.uris:
-            kept.append(AptSource(uris=source.uris, suites=own, components=components, options=source.options))
-    if not kept:
+        if suites and components and source.uris:
+            sources.append(AptSource(uris=source.uris, suites=suites, components=components, options=source.options))
+    if not sources:
         raise BackendError(
-            f"no apt source below {etc} serves {codename or 'this release'} main: the ARM emulator comes from Debian "
-            "or Ubuntu packages: configure a source of this release for apt",
+            f"no apt source below {etc} has packages of {codename or 'this release'} main, but the ARM emulator is "
+            "installed from Debian or Ubuntu packages. Configure an apt source of this release",
             got=codename,
         )
-    return kept
+    return sources
 
 
 def os_release() -> dict[str, str]:
-    """/etc/os-release, or nothing where there is none."""
+    """Return the fields of /etc/os-release, or an empty dictionary if it does not exist."""
     try:
         return platform.freedesktop_os_release()
     except OSError:
@@ -143,41 +155,50 @@ def os_release() -> dict[str, str]:
 def fetch_packages(
     packages: Sequence[str], *, architecture: str, sources: Iterable[AptSource], directory: Path
 ) -> list[Path]:
-    """Download `packages` and all that they depend on, as `.deb` files below `directory`; recommendations not.
+    """Download packages and their dependencies, without recommended packages, as `.deb` files below `directory`.
 
-    A `directory` of an earlier call knows the sources already; what was downloaded then is not in the answer.
-    Raises BackendError with apt's own words when a source cannot be reached, or has no such package.
+    Args:
+        packages: Names of the packages.
+        architecture: Debian's name of the architecture.
+        sources: Where to download from.
+        directory: Folder for apt's files. If an earlier call used it, its sources are used again.
+
+    Returns:
+        The files that this call has downloaded, without those of earlier calls.
+
+    Raises:
+        BackendError: A source cannot be reached, or a package does not exist. The message quotes apt.
     """
-    archives, answers = directory / "cache" / "archives", []
+    archives, results = directory / "cache" / "archives", []
     if not (directory / "apt.conf").exists():
         for name in ("sources", "state/lists/partial", "cache/archives/partial"):
             (directory / name).mkdir(parents=True)
         (directory / "state" / "status").touch()
         (directory / "sources" / "tfq.sources").write_text("\n".join(source.to_deb822() for source in sources))
         (directory / "apt.conf").write_text(_configuration(directory, architecture))
-        # A source that cannot be reached matters only if the packages cannot be had without it.
-        answers.append(_apt_get(directory, "update"))
-    before = set(archives.glob("*.deb"))
-    answers.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
-    debs = sorted(set(archives.glob("*.deb")) - before)
-    if answers[-1].returncode or not debs:
+        # An unreachable source is an error only if the packages are not available without it.
+        results.append(_apt_get(directory, "update"))
+    earlier = set(archives.glob("*.deb"))
+    results.append(_apt_get(directory, "install", "--yes", "--no-install-recommends", "--download-only", *packages))
+    debs = sorted(set(archives.glob("*.deb")) - earlier)
+    if results[-1].returncode or not debs:
         raise BackendError(
-            f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*answers)}", got=tuple(packages)
+            f"apt cannot download {', '.join(packages)} for {architecture}: {_reasons(*results)}", got=tuple(packages)
         )
     return debs
 
 
 def _configuration(directory: Path, architecture: str) -> str:
-    """A private apt.conf: the machine's Acquire settings (proxies, certificates), none of its hooks, pins or paths."""
+    """Return a private apt.conf with the host's network settings, but none of its hooks, pins or paths."""
     dump = run_command(["apt-config", "dump"], LOCAL_SECONDS, text=True, env=_environment()).stdout
     lines = [line for line in dump.splitlines() if line.startswith("Acquire::")]
-    kept = [line for line in lines if not line.startswith(("Acquire::IndexTargets", "Acquire::Languages"))]
+    network = [line for line in lines if not line.startswith(("Acquire::IndexTargets", "Acquire::Languages"))]
     settings = [
-        *((key, value) for key, value in PATIENCE if not any(line.startswith(f"{key} ") for line in kept)),
+        *((key, value) for key, value in TIMEOUTS if not any(line.startswith(f"{key} ") for line in network)),
         ("Acquire::Languages", "none"),
         ("APT::Architecture", architecture),
         ("APT::Architectures", architecture),
-        # As root, apt would drop to a user who cannot enter a private directory.
+        # If started by root, apt would switch to a user who cannot enter a private directory.
         ("APT::Sandbox::User", "root"),
         ("Dir::Etc::Main", "/dev/null"),
         ("Dir::Etc::Parts", "/dev/null"),
@@ -186,27 +207,30 @@ def _configuration(directory: Path, architecture: str) -> str:
         ("Dir::Etc::Preferences", "/dev/null"),
         ("Dir::Etc::PreferencesParts", "/dev/null"),
         ("Dir::State", f"{directory}/state"),
-        # No package is installed: the resolver closes over every dependency.
+        # An empty status file: no package counts as installed, so all dependencies are downloaded.
         ("Dir::State::Status", f"{directory}/state/status"),
         ("Dir::Cache", f"{directory}/cache"),
     ]
-    return "\n".join([*kept, *(f'{key} "{value}";' for key, value in settings)]) + "\n"
+    return "\n".join([*network, *(f'{key} "{value}";' for key, value in settings)]) + "\n"
 
 
 def run_command(command: Sequence[str], seconds: float, **settings: Any) -> subprocess.CompletedProcess[Any]:
-    """`subprocess.run` with its output captured. Raises BackendError where it has not ended after `seconds`."""
+    """Run a command as `subprocess.run` does, and capture its output.
+
+    Raises:
+        BackendError: The command has not ended after `seconds`.
+    """
     if "input" not in settings:
         settings["stdin"] = subprocess.DEVNULL
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds, **settings)
     except subprocess.TimeoutExpired as error:
-        message = " ".join(str(word) for word in command[:6])
+        shortened = " ".join(str(word) for word in command[:6])
         raise BackendError(
-            f"`{message} ...` did not end within {seconds:g} s and was stopped: is the network slow, or the machine "
-            f"busy? "
-            "Try again",
+            f"`{shortened} ...` did not finish within {seconds:g} s and was stopped. The network or the machine may be "
+            "slow. Try again",
             expected=seconds,
-            got=message,
+            got=shortened,
         ) from error
 
 
@@ -216,32 +240,32 @@ def _apt_get(directory: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def _environment() -> dict[str, str]:
-    # dpkg and ldconfig live where an ordinary user's PATH does not lead.
+    # dpkg needs ldconfig, which is not on the PATH of an ordinary user.
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "PATH": path}
 
 
-def _reasons(*answers: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for answer in answers for line in answer.stderr.splitlines()]
+def _reasons(*results: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for result in results for line in result.stderr.splitlines()]
     messages = [line for line in dict.fromkeys(lines) if line.startswith(("E:", "W:", "Err:"))]
     return " | ".join((messages or [line for line in lines if line])[-ERROR_LINES:]) or "apt gave no reason"
 
 
 def require_tools() -> None:
-    """Raises BackendError where a program that this file starts is missing."""
+    """Raise BackendError if a program that this file needs is missing."""
     for tool in ("apt-get", "apt-config", "dpkg", "dpkg-deb", "tar"):
         if shutil.which(tool) is None:
             raise BackendError(
-                f"{tool} is not on this machine: the ARM emulator comes from Debian or Ubuntu packages, so it can be "
-                "set up on these systems only",
+                f"the program {tool} is missing. The ARM emulator is installed from Debian or Ubuntu packages, so it "
+                "is available only on these systems",
                 got=tool,
             )
 
 
 def unpack_packages(debs: Iterable[Path], root: Path) -> None:
-    """Unpack `.deb` files into `root`, without their documentation. Runs none of their scripts."""
+    """Unpack `.deb` files into `root`, without their documentation. Their scripts are not run."""
     for name in ("bin", "lib", "lib64", "sbin"):
-        # As base-files has it: older packages fill /lib, newer ones /usr/lib and rely on this link.
+        # The same links as in the package base-files: some packages have files in /lib, others in /usr/lib.
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
     for deb in debs:
@@ -255,4 +279,4 @@ def unpack_packages(debs: Iterable[Path], root: Path) -> None:
             )
         except subprocess.CalledProcessError as error:
             reason = error.stderr.decode(errors="replace").strip()
-            raise BackendError(f"cannot unpack {deb.name}: {reason or error}: is the disk full?") from error
+            raise BackendError(f"cannot unpack {deb.name}: {reason or error}. The disk may be full") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a flatbuffer for ARM under QEMU's user-mode emulation of one CPU, and count its instructions."""
+"""Run a flatbuffer on an ARM CPU that QEMU emulates in user mode, and count its instructions."""
 
 import dataclasses
 import statistics
@@ -11,7 +11,7 @@ import numpy as np
 
 from tfq import tflite
 from tfq.backends.child import run_child
-from tfq.backends.limits import deadline_of, memory_of
+from tfq.backends.limits import choose_deadline, memory_limit
 from tfq.backends.protocol import (
     Backend,
     BackendKind,
@@ -21,41 +21,47 @@ from tfq.backends.protocol import (
     RunRequest,
 )
 from tfq.backends.qemu.sysroot_build import CPUS, Sysroot
-from tfq.backends.scratch import no_room, scratch_directory
+from tfq.backends.scratch import scratch_directory, write_error
 from tfq.backends.worker import run_worker
 from tfq.errors import BackendError
 from tfq.registry import register
 
-# Python adapts its bytecode to what runs, and fills its free lists; from the 11th inference on nothing of that is left.
+# Python specializes its bytecode and fills its free lists in the first 10 inferences. Later ones cost the same.
 WARMUP_RUNS = 12
 COUNTED_RUNS = 5
 
 
 def read_counts(text: str) -> dict[str, int]:
-    """instructions, lowest, highest and inferences of the plugin's lines: "<instructions so far> <threads so far>".
+    """Parse the plugin's lines "<instructions so far> <threads so far>".
 
-    Three marks an inference: before it, after it, and another after that.
-    Raises BackendError where marks are missing, or another thread ran whose instructions would be in the counts.
+    Each inference has three marks: one before it and two after it. The difference of the last two is the cost of a mark
+    itself, which is subtracted.
+
+    Returns:
+        The fields instructions, lowest, highest and inferences of `InstructionCounts`.
+
+    Raises:
+        BackendError: Marks are missing, or a second thread ran, whose instructions would be counted too.
     """
     lines = [line.split() for line in text.splitlines()]
     rounds = WARMUP_RUNS + COUNTED_RUNS
     if len(lines) != 3 * rounds:
         raise BackendError(
-            f"the emulator noted {len(lines)} marks, {3 * rounds} were set: its plugin does not work",
+            f"the emulator's plugin does not work: it recorded {len(lines)} marks, expected {3 * rounds}",
             expected=3 * rounds,
             got=len(lines),
         )
     threads = max(int(line[1]) for line in lines)
     if threads != 1:
         raise BackendError(
-            f"{threads} threads ran in the emulator: expected one, since all are counted together",
+            f"{threads} threads ran in the emulator, expected one, because the counts include all threads",
             expected=1,
             got=threads,
         )
     marks = [int(line[0]) for line in lines]
     rounds_of_marks = list(zip(marks[0::3], marks[1::3], marks[2::3], strict=True))[WARMUP_RUNS:]
-    cost_of_marks = statistics.median_low([again - after for _, after, again in rounds_of_marks])
-    counts = [after - before - cost_of_marks for before, after, _ in rounds_of_marks]
+    mark_cost = statistics.median_low([second - first for _, first, second in rounds_of_marks])
+    counts = [end - start - mark_cost for start, end, _ in rounds_of_marks]
     return {
         "instructions": statistics.median_low(counts),
         "lowest": min(counts),
@@ -64,8 +70,8 @@ def read_counts(text: str) -> dict[str, int]:
     }
 
 
-NOT_ASKED = "not asked for"
-NO_LATENCY = "not measured: the time of an emulator says nothing about a device"
+NOT_REQUESTED = "not requested"
+NO_LATENCY = "not measured, because the speed of an emulator says nothing about a device"
 
 
 def _unavailable(cpu: str | None = None) -> str | None:
@@ -75,9 +81,10 @@ def _unavailable(cpu: str | None = None) -> str | None:
 
 
 class QemuBackend(Backend):
-    """Runs on an emulated arm64 CPU: its outputs are the device's, its time is not, so it never reports a latency."""
+    """An emulated arm64 CPU. Its outputs are those of the device; it never reports a latency."""
 
     def __init__(self, cpu: str) -> None:
+        """Open the backend for one of CPUS. The emulator need not be installed yet."""
         self.kind, self.address, self.cpu = QEMU, cpu, cpu
 
     def unavailable(self) -> str | None:
@@ -85,7 +92,7 @@ class QemuBackend(Backend):
         return _unavailable(self.cpu)
 
     def fingerprint(self) -> list[object]:
-        """Return why it cannot count, if so, and the emulator that is installed."""
+        """Return the reason why instructions cannot be counted (or None), and the installed emulator."""
         from tfq.backends.qemu import sysroot
 
         result = sysroot.find()
@@ -95,9 +102,9 @@ class QemuBackend(Backend):
         ]
 
     def assess(self, request: RunRequest) -> BackendResult:
-        """Run the request, without its timed runs, and count instructions if it asks for that.
+        """Run the request without its timed runs, and count instructions if requested; see `Backend.assess`.
 
-        Raises InputError when the model does not take these inputs, BackendError on all else.
+        If instructions cannot be counted on this machine, the result says why.
         """
         counted: BackendResult | None = None
         if request.count_instructions:
@@ -106,22 +113,18 @@ class QemuBackend(Backend):
                 counted = self.count_instructions(request)
             else:
                 counted = BackendResult(
-                    how="emulated", outputs_reason=NOT_ASKED, latency_reason=NO_LATENCY, instructions_reason=reason
+                    how="emulated", outputs_reason=NOT_REQUESTED, latency_reason=NO_LATENCY, instructions_reason=reason
                 )
         if not request.outputs and counted is not None:
             return counted
         result = self._run(request)
         if counted is None:
-            return dataclasses.replace(result, instructions_reason=NOT_ASKED)
+            return dataclasses.replace(result, instructions_reason=NOT_REQUESTED)
         return dataclasses.replace(
             result, instructions=counted.instructions, instructions_reason=counted.instructions_reason
         )
 
     def _run(self, request: RunRequest) -> BackendResult:
-        """Run the request, without its timed runs.
-
-        Raises InputError when the model does not take these inputs, BackendError on all else.
-        """
         from tfq.backends.qemu import sysroot
 
         reason = self.unavailable()
@@ -139,15 +142,21 @@ class QemuBackend(Backend):
         return dataclasses.replace(result, latency_reason=NO_LATENCY, machine=machine)
 
     def cannot_count(self) -> str | None:
-        """Why it cannot count instructions here, and what to do about it; None when it can."""
+        """Return why instructions cannot be counted on this machine and what to do about it, or None if they can."""
         from tfq.backends.qemu import sysroot
 
         return sysroot.cannot_count(self.cpu)
 
     def count_instructions(self, request: RunRequest) -> BackendResult:
-        """Count what one inference of the request's first example executes, on one thread; compute no outputs.
+        """Count the instructions of one inference of the request's first example on one thread.
 
-        Raises InputError when the model does not take these inputs, ModelError when it fails, BackendError on all else.
+        Returns:
+            A result with instructions and without outputs.
+
+        Raises:
+            InputError: The model does not accept these inputs.
+            ModelError: The model fails, crashes or does not finish.
+            BackendError: Anything else went wrong.
         """
         from tfq.backends.qemu import sysroot
 
@@ -157,8 +166,8 @@ class QemuBackend(Backend):
             raise BackendError(f"{self.name}: {reason}")
         with scratch_directory() as directory:
             result = self._mark_inferences(installed, request, directory)
-            noted = directory / "counts"
-            counts = read_counts(noted.read_text() if noted.exists() else "")
+            file = directory / "counts"
+            counts = read_counts(file.read_text() if file.exists() else "")
         instructions = InstructionCounts(
             **counts,
             batch=result["batch"],
@@ -166,7 +175,7 @@ class QemuBackend(Backend):
         )
         return BackendResult(
             how="emulated",
-            outputs_reason=NOT_ASKED,
+            outputs_reason=NOT_REQUESTED,
             latency_reason=NO_LATENCY,
             instructions=instructions,
             total_ops=result["total_ops"],
@@ -176,7 +185,7 @@ class QemuBackend(Backend):
         )
 
     def _mark_inferences(self, installed: Sysroot, request: RunRequest, directory: Path) -> dict[str, Any]:
-        """Run the target's mode "instructions", with the plugin counting to directory/counts; the mode's result."""
+        """Run the target's mode "instructions", with the plugin writing to directory/counts. Return its result."""
         model = tflite.read(request.model)
         inputs = next(request.inputs.pieces()) if isinstance(request.inputs, InputStream) else request.inputs
         settings = {
@@ -186,14 +195,14 @@ class QemuBackend(Backend):
             "kernels": request.kernels,
             "warmup_runs": WARMUP_RUNS,
             "counted_runs": COUNTED_RUNS,
-            "memory_bytes": memory_of(model),
+            "memory_bytes": memory_limit(model),
         }
         try:
             (directory / "model.tflite").write_bytes(request.model)
             for index, array in enumerate(inputs):
                 np.save(directory / f"input_{index}.npy", array[:1])
         except OSError as error:
-            raise no_room(directory.parent, f"the model ({len(request.model):,} bytes)", error) from error
+            raise write_error(directory.parent, f"the model ({len(request.model):,} bytes)", error) from error
         return run_child(
             [*installed.command(self.cpu, counts=directory / "counts"), "-B"],
             directory,
@@ -202,7 +211,7 @@ class QemuBackend(Backend):
             environment=installed.environment(repeatable=True),
             total=WARMUP_RUNS + COUNTED_RUNS,
             unit="inf",
-            deadline=deadline_of(model, request.timeout_secs, 1, emulated=True),
+            deadline=choose_deadline(model, request.timeout_secs, 1, emulated=True),
         )
 
     def _machine(self, machine: Mapping[str, Any], qemu: str) -> dict[str, Any]:

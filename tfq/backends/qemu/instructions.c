@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A TCG plugin of QEMU's user-mode emulator: tells how many instructions the guest has executed whenever it asks.
+// A TCG plugin for QEMU's user-mode emulator that writes the number of executed guest instructions on request.
 //
-// The guest asks by sched_get_priority_max(TFQ_MARKER), a system call without any effect; the answer is a line
-// "<instructions> <threads>" at the end of the file that the plugin's argument out=FILE names. It counts what the guest
-// executes itself, a translated block at a time; what the kernel would do in a system call is not in it.
+// The guest requests it with sched_get_priority_max(TFQ_MARKER), a system call without any effect. The plugin then
+// appends a line "<instructions> <threads>" to the file that its argument out=FILE names. It counts the instructions of
+// each translated block that the guest executes. Work of the kernel in system calls is not counted.
 //
-// Distributions ship no header, and a machine may have no C library to develop with: what is used of the emulator and
-// of its C library is declared here. Source: QEMU's documentation of TCG plugins, API version 1 (QEMU 6 to 8).
+// Distributions ship no header of this API, and C library headers may be missing, so everything needed is declared
+// here. Source: QEMU's documentation of TCG plugins, API version 1 (QEMU 6 to 8).
 // Compile with -DTFQ_MARKER=<number> -shared -fPIC -nostdlib.
 
 typedef unsigned long long u64;
@@ -22,7 +22,7 @@ extern int open(const char *, int, ...);
 extern int dprintf(int, const char *, ...);
 
 enum { ADD_U64 = 0, SCHED_GET_PRIORITY_MAX = 125, OWNER_ONLY = 0600 };
-// As Linux has them on every host but alpha, mips, parisc and sparc.
+// Linux uses these values on all hosts except alpha, mips, parisc and sparc.
 enum { WRITE_ONLY = 01, CREATE = 0100, APPEND = 02000, CLOSE_ON_EXEC = 02000000 };
 
 int qemu_plugin_version = 1;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installed ARM emulator and its small arm64 system, in tfq's cache directory.
+"""Install and find the ARM emulator and its small arm64 system, in tfq's cache directory.
 
-`python -m tfq.backends.qemu.sysroot` installs it, without root and without changing the machine. `sysroot_build.py`
-says what it is made of.
+`python -m tfq.backends.qemu.sysroot` installs it without root and without changing the system. `sysroot_build.py`
+describes its parts.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from tfq.backends.qemu.sysroot_build import (
     Sysroot,
     add_plugin,
     build,
+    host_compilers,
     inputs,
-    machine_compilers,
     write_record,
 )
 from tfq.errors import BackendError, TfqError
 
-ARM64_HOST = "this machine is arm64 itself, there is nothing to emulate: use the backend local"
+ARM64_HOST = "this machine is arm64 itself, so nothing needs to be emulated: use the backend local"
 
 
 def unavailable(cpu: str | None = None) -> str | None:
-    """Why `cpu` (None: any) cannot be emulated as things are, and what to do about it; None when it can."""
+    """Return why `cpu` (None for any) cannot be emulated now and what to do about it, or None if it can."""
     if platform.machine() in ("aarch64", "arm64"):
         return ARM64_HOST
     try:
@@ -43,14 +43,12 @@ def unavailable(cpu: str | None = None) -> str | None:
     if result is None:
         return f"the ARM emulator is not installed: install it with `{COMMAND}` (about 90 MB to download, no root)"
     if cpu is not None and cpu not in result.cpus:
-        return (
-            f"this system's QEMU, {result.qemu}, does not know {cpu}: a newer release of the system has one that does"
-        )
+        return f"this system's QEMU {result.qemu} does not support {cpu}: use a newer release of the system"
     return None
 
 
 def find() -> Sysroot | None:
-    """The emulator that fits the packages installed here, or None."""
+    """Return the installed emulator that matches this system and this Python's packages, or None."""
     directory = cache_dir() / "arm64" / _key()
     try:
         record = json.loads((directory / RECORD).read_text())
@@ -65,11 +63,16 @@ def find() -> Sysroot | None:
     )
 
 
-def install(tell: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Sysroot:
-    """The emulator, installed now if it is not there. tell: receives a line at every step.
+def install(report: Callable[[str], None] = lambda message: print(message, file=sys.stderr)) -> Sysroot:
+    """Install the emulator if it is not installed yet, and return it.
 
-    Safe to call from several processes at once; interrupted or failed, it leaves nothing behind.
-    Raises BackendError that says which step failed and why.
+    Several processes may call this at the same time. If it fails or is interrupted, it leaves no files behind.
+
+    Args:
+        report: Receives a message at every step.
+
+    Raises:
+        BackendError: A step failed; the message says which one and why.
     """
     if platform.machine() in ("aarch64", "arm64"):
         raise BackendError(ARM64_HOST)
@@ -79,38 +82,39 @@ def install(tell: Callable[[str], None] = lambda message: print(message, file=sy
         with locked(base / ".lock"):
             result = find()
             if result is not None:
-                return _completed(result)
-            for stale in base.glob(".build-*"):  # of a process that was killed: a living one would hold the lock
+                return _add_missing_plugin(result)
+            for stale in base.glob(".build-*"):  # of a killed process: a running one would hold the lock
                 shutil.rmtree(stale, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=base, prefix=".build-", ignore_cleanup_errors=True) as directory:
-                build(Path(directory), tell)
+                build(Path(directory), report)
                 (Path(directory) / "tree").rename(base / _key())
     except OSError as error:
         raise BackendError(f"cannot install the ARM emulator below {base}: {error}") from error
     result = find()
     if result is None:
         raise BackendError(
-            f"the ARM emulator is gone from {base} right after its installation: is something clearing it?"
+            f"the ARM emulator disappeared from {base} right after its installation. Another program may delete files "
+            "there"
         )
     return result
 
 
-def _completed(result: Sysroot) -> Sysroot:
-    """`found` with its plugin, where it has none yet and there is a compiler now."""
-    if result.counted_by or not machine_compilers():
-        return result
-    completed = add_plugin(result)
-    write_record(completed, **json.loads((result.directory / RECORD).read_text()))
-    return completed
+def _add_missing_plugin(installed: Sysroot) -> Sysroot:
+    """Add the plugin to an emulator that was installed when there was no compiler, if there is one now."""
+    if installed.counted_by or not host_compilers():
+        return installed
+    result = add_plugin(installed)
+    write_record(result, **json.loads((installed.directory / RECORD).read_text()))
+    return result
 
 
 def cannot_count(cpu: str) -> str | None:
-    """Why instructions on `cpu` cannot be counted as things are, and what to do about it; None when they can."""
+    """Return why instructions on `cpu` cannot be counted now and what to do about it, or None if they can."""
     reason = unavailable(cpu)
     result = None if reason else find()
     if result is None or result.counted_by:
         return reason
-    message = result.not_counted or f"it comes from an older tfq: say `{COMMAND}` again"
+    message = result.not_counted or f"it was installed by an older tfq: run `{COMMAND}` again"
     return f"the ARM emulator has no plugin that counts instructions: {message}"
 
 
@@ -119,14 +123,14 @@ def _key() -> str:
 
 
 def main() -> int:
-    """Install from the command line. Returns the exit code."""
+    """Run the command line, and return its exit code."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         description="Install the ARM emulator (QEMU user mode and a small arm64 system) into tfq's cache directory, "
-        "from Debian or Ubuntu packages and without root. Does nothing when it is there already.",
-        epilog=f"$TFQ_CACHE_DIR moves the cache directory. ${SOURCE_VARIABLE} names an apt source for arm64, one "
-        "line as in sources.list, where the configured mirror has no arm64. Exit codes: 0 installed, 3 failed, 130 "
-        "interrupted.",
+        "from Debian or Ubuntu packages and without root. Does nothing if it is installed already.",
+        epilog=f"Environment variables: TFQ_CACHE_DIR sets the cache directory. {SOURCE_VARIABLE} sets an apt source "
+        "for arm64 packages (one line as in sources.list), for systems whose configured mirror has none. Exit codes: 0 "
+        "installed, 3 failed, 130 interrupted.",
     )
     parser.parse_args()
     try:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on the target; see __main__.py. Nothing here imports anything of tfq."""
+"""Code that runs on the target; see __main__.py. It imports nothing from the rest of tfq."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All of tfq that runs on the target, in this folder alone: `python FOLDER DIRECTORY`. NumPy and ai_edge_litert only.
+"""Run one request on the target: `python FOLDER DIRECTORY`. This folder needs only NumPy and ai_edge_litert.
 
-(`python FOLDER --serve` does the same for many directories, one after the other or at once: serve.py.)
+`python FOLDER --serve` does the same for many directories (serve.py).
 
-DIRECTORY holds request.json, whose "mode" names the module that answers it, and the files which that wants. The answer
-is result.json, whole or not at all: {"error": {"kind": "input" or "interpreter", "message": ...}} or what it found.
-To stdout go lines: `started <pid>` once the model's turn has come, `progress <done>` or `more <done>` now and then,
-`failed <reason>` before exit code 74, when a file could not be written. Without either the process has crashed.
+DIRECTORY holds request.json, whose "mode" names the module that handles it, and the files which that module needs. The
+result is written atomically to result.json: the module's result, or {"error": {"kind": "input" or "interpreter",
+"message": ...}}. The process prints lines to stdout: `started <pid>` before the model is loaded, `progress <total>` or
+`more <increment>` from time to time, and `failed <reason>` before exit code 74, if a file could not be written. If
+there is no result.json and no `failed` line, the process has crashed.
 """
 
 import errno
@@ -17,23 +18,28 @@ import resource
 import sys
 import types
 
-# What `python FOLDER` puts on the path is this folder, whose modules could shadow a package's.
+# `python FOLDER` adds this folder to the path. Remove it, because its modules could shadow those of packages.
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path = [entry for entry in sys.path if os.path.abspath(entry) != HERE]
 
 PACKAGE = "tfq_target"
 MODES = ("examples", "samples", "benchmark", "op_times", "instructions")
-NO_ROOM = 74
+WRITE_FAILED = 74
 
 
 def main(directory, parent=None):
-    """Do what DIRECTORY/request.json asks for. Returns the exit code, 0 whenever there is a result.json.
+    """Handle DIRECTORY/request.json.
 
-    parent: the process with which this one is to end, where that is not the one that wrote the request.
+    Args:
+        directory: The folder of the request.
+        parent: ID of the process that this one must not outlive; None for the one that wrote the request.
+
+    Returns:
+        The exit code, which is 0 if and only if there is a result.json.
     """
     with open(os.path.join(directory, "request.json")) as file:
         request = json.load(file)
-    # A crash is an answer here, not something to debug from a core file in the user's directory.
+    # Crashes are expected and reported; do not leave core files in the user's directory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     session = load("session", request.get("path", ()))
     session.die_with(parent or request.get("parent"))
@@ -53,19 +59,19 @@ def main(directory, parent=None):
             json.dump(result, file, allow_nan=False)
         os.replace(temporary, os.path.join(directory, "result.json"))
     except BrokenPipeError:
-        return 1  # the parent is gone, and nobody waits for the outputs
+        return 1  # the parent has ended, so nobody waits for the outputs
     except OSError as error:
         print(f"failed {error.strerror or error}", flush=True)
-        return NO_ROOM
+        return WRITE_FAILED
     sys.stdout.flush()
     return 0
 
 
 def load(module, path=()):
-    """A module of this folder, with NumPy and ai_edge_litert found on `path` too."""
+    """Import a module of this folder; the first call adds `path`, where NumPy and ai_edge_litert are, to `sys.path`."""
     if PACKAGE not in sys.modules:
         sys.path += path
-        # Threads of its own would only compete with the interpreters'.
+        # Threads of OpenBLAS would only compete with those of the interpreters.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         package = sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
         package.__path__ = [HERE]
@@ -78,7 +84,7 @@ if __name__ == "__main__":
         status = 0
     else:
         status = main(sys.argv[1])
-    # Taking NumPy and the interpreter apart in order costs longer than a small run.
+    # Skip the regular shutdown of NumPy and the interpreter, which takes longer than a small run.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mode "benchmark": models on kernels, timed in short blocks that take turns.
+"""Mode "benchmark": time several models in short alternating blocks.
 
-request["entries"] are models on kernels, {"model": file, "inputs": [files], "kernels": ...}; an input file holds
-several whole inputs of the model, (k, ...), which take turns. Timed one after the other, each entry would see another
-machine: every round has one block of each, the order is drawn again every other round, and turned round in between, so
-that a drift of the machine weighs on all of them alike.
+request["entries"] are pairs of model and kernels, {"model": file, "inputs": [files], "kernels": ...}. An input file has
+shape (k, ...): k complete inputs of the model, which the inferences cycle over.
+
+The speed of a machine drifts. If the entries were timed one after the other, each would see another machine. Instead,
+every round has one block of each entry. Every other round has a new random order, and the rounds in between reverse it,
+so that a drift affects all entries equally.
 """
 
 import gc
@@ -16,21 +18,22 @@ import numpy as np
 
 from . import session
 
-BLOCK_ROUNDS = 40  # of each entry, at least: what an interval is made from
-SETTLING_RUNS = 1  # untimed at the start of a block: the caches hold another model's weights
+BLOCK_ROUNDS = 40  # minimum number of blocks of each entry; confidence intervals are computed from them
+SETTLING_RUNS = 1  # untimed inferences at the start of a block, because the caches hold another model's weights
 PROGRESS_SECONDS = 0.2
 INITIALIZATIONS, INITIALIZATION_SECONDS = 5, 0.5
 clock = time.perf_counter_ns
 
 
 class Entry:
-    """One model on one kind of kernels: its interpreter, its inputs, its times in nanoseconds."""
+    """One model on one kind of kernels, with its interpreter, inputs and measured times."""
 
-    def __init__(self, directory, request, place):
-        entry = request["entries"][place]
-        # A crash leaves nothing else behind that tells which of the models it was.
+    def __init__(self, directory, request, position):
+        """Create the interpreter of request["entries"][position], and time that up to five times."""
+        entry = request["entries"][position]
+        # After a crash, this file identifies the model.
         with open(os.path.join(directory, "at"), "w") as file:
-            file.write(str(place))
+            file.write(str(position))
         self.inputs = [session.load(os.path.join(directory, name)) for name in entry["inputs"]]
         path = os.path.join(directory, entry["model"])
         settings = {"kernels": entry["kernels"], "num_threads": request["num_threads"]}
@@ -49,7 +52,7 @@ class Entry:
         self.turn = 0
 
     def initialize(self, path, settings):
-        """Make and allocate an interpreter; the nanoseconds that it took."""
+        """Create an interpreter and allocate its tensors. Return the nanoseconds that this took."""
         begin = clock()
         self.interpreter = session.make_interpreter(path, settings)
         shape_inputs(self.interpreter, self.inputs)
@@ -57,7 +60,7 @@ class Entry:
         return clock() - begin
 
     def run(self, count):
-        """`count` inferences: ([nanoseconds of each invoke], nanoseconds of all, with what is ours)."""
+        """Run `count` inferences. Return the nanoseconds of each invoke, and of the whole loop."""
         interpreter, feeds, outputs, turn, times = self.interpreter, self.feeds, self.outputs, self.turn, []
         set_tensor, get_tensor, invoke = interpreter.set_tensor, interpreter.get_tensor, interpreter.invoke
         reset = interpreter.reset_all_variables
@@ -73,60 +76,61 @@ class Entry:
             for index in outputs:
                 get_tensor(index)
             times.append(end - begin)
-        whole = clock() - start
+        total = clock() - start
         self.turn = turn
-        return times, whole
+        return times, total
 
     def run_block(self, count, settle):
-        """One timed block."""
+        """Run and record a timed block of `count` inferences, after untimed ones if `settle`."""
         if settle:
             self.run(SETTLING_RUNS)
-        times, whole = self.run(count)
+        times, total = self.run(count)
         self.latencies += times
         self.seconds += sum(times) / 1e9
-        self.blocks.append([sum(times) / count / 1e6, whole / count / 1e6])
+        self.blocks.append([sum(times) / count / 1e6, total / count / 1e6])
 
 
 def shape_inputs(interpreter, inputs):
-    """Resize the inputs whose arrays, (k, ...), have another shape than the model's own."""
+    """Resize the model's inputs to the shapes of the arrays, (k, ...) each, where they differ."""
     details = interpreter.get_input_details()
     if len(inputs) != len(details):
         raise session.InputMismatch(f"the model has {len(details)} inputs, got {len(inputs)} arrays")
     for detail, array in zip(details, inputs, strict=True):
         if array.dtype != detail["dtype"]:
             raise session.InputMismatch(
-                f"input {detail['name']!r} takes {np.dtype(detail['dtype'])}, got {array.dtype}"
+                f"input {detail['name']!r} has dtype {np.dtype(detail['dtype'])}, got {array.dtype}"
             )
         if list(array.shape[1:]) != detail["shape"].tolist():
             interpreter.resize_tensor_input(detail["index"], list(array.shape[1:]))
 
 
 def run(directory, request):
-    """Time every entry; latencies go to latencies_<entry>.npy, in milliseconds; returns the rest as JSON values."""
-    session.machine()  # imports what the first initialisation would otherwise be charged with
+    """Time every entry. Write latencies_<entry>.npy, in milliseconds, and return the other results as JSON values."""
+    # Import everything now, so that the imports are not part of the first initialization time.
+    session.machine()
     session.make_interpreter(os.path.join(directory, request["entries"][0]["model"]), {**request, "kernels": "builtin"})
-    entries, firsts, sizes, alive = [], [], [], Progress()
-    for place in range(len(request["entries"])):
-        entry = Entry(directory, request, place)
+    entries, firsts, sizes, progress = [], [], [], Progress()
+    for position in range(len(request["entries"])):
+        entry = Entry(directory, request, position)
         (first,), _ = entry.run(1)
         for _ in range(request["warmup_runs"]):
             entry.run(1)
-            alive.tell(0)
+            progress.report(0)
         entries.append(entry)
         firsts.append(first)
         sizes.append(block_size(entry, request))
     gc.collect()
     gc.disable()
-    for order in orders(len(entries), random.Random(request["seed"])):
-        for place in order:
-            entries[place].run_block(sizes[place], settle=len(entries) > 1)
-        done = min(share_done(entry, request) for entry in entries)
-        alive.tell(int(100 * done))
-        # Whole pairs of rounds, an order and its reverse: where there are several, both or neither.
+    for order in round_orders(len(entries), random.Random(request["seed"])):
+        for position in order:
+            entries[position].run_block(sizes[position], settle=len(entries) > 1)
+        done = min(fraction_done(entry, request) for entry in entries)
+        progress.report(int(100 * done))
+        # With several entries, stop only after an order and its reverse.
         if done >= 1 and (len(entries) == 1 or len(entries[0].blocks) % 2 == 0):
             break
-    for place, entry in enumerate(entries):
-        np.save(os.path.join(directory, f"latencies_{place}.npy"), np.array(entry.latencies) / 1e6)
+    for position, entry in enumerate(entries):
+        np.save(os.path.join(directory, f"latencies_{position}.npy"), np.array(entry.latencies) / 1e6)
     return {
         "entries": [
             {
@@ -142,19 +146,21 @@ def run(directory, request):
 
 
 class Progress:
-    """A line now and then: writing one is a system call, which an inference may be no longer than."""
+    """Limits how often progress is printed, because a system call can take as long as an inference."""
 
     def __init__(self):
+        """Make the next report due now."""
         self.next = 0.0
 
-    def tell(self, percent):
+    def report(self, percent):
+        """Print the progress if a report is due."""
         if time.monotonic() >= self.next:
             print(f"progress {percent}", flush=True)
             self.next = time.monotonic() + PROGRESS_SECONDS
 
 
-def orders(count, generator):
-    """Rounds without end: a random order, then the same backwards."""
+def round_orders(count, generator):
+    """Yield the orders of an endless number of rounds: a random order, then its reverse, and so on."""
     while True:
         order = generator.sample(range(count), count)
         yield order
@@ -162,17 +168,17 @@ def orders(count, generator):
 
 
 def block_size(entry, request):
-    """Inferences of a block, such that all that is asked for takes BLOCK_ROUNDS of them or more."""
+    """Return the number of inferences in a block, so that the request takes at least about BLOCK_ROUNDS blocks."""
     fastest, done, spent = 0, 0, 0
     while done < 3 and spent < 1e8:
-        (nanoseconds,), whole = entry.run(1)
+        (nanoseconds,), total = entry.run(1)
         fastest = min(fastest or nanoseconds, nanoseconds)
-        done, spent = done + 1, spent + whole
+        done, spent = done + 1, spent + total
     runs = max(request["num_runs"], request["min_secs"] * 1e9 / max(1, fastest))
     return max(1, int(runs / BLOCK_ROUNDS))
 
 
-def share_done(entry, request):
-    """How much of what is asked for an entry has: runs and seconds of inference, the lesser of the two."""
+def fraction_done(entry, request):
+    """Return the completed fraction of the requested runs and seconds of an entry, the lesser of the two."""
     runs = len(entry.latencies) / request["num_runs"]
     return min(1, runs, entry.seconds / request["min_secs"] if request["min_secs"] else 1)

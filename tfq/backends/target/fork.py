@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that do a share of the work of this one: forked from it, they report once, and end when it does."""
+"""Forks that do part of this process's work, report their result once, and end with this process."""
 
 import errno
 import json
@@ -8,16 +8,18 @@ import signal
 
 from . import session
 
-NO_ROOM = 74
+WRITE_FAILED = 74
 
 
 class Fork:
-    """A fork of this process that does `work` and reports what that returns, JSON values.
+    """A fork of this process that calls `work` and reports its result as JSON values.
 
-    An InputMismatch or any other failure of the work is raised here, by `report`; a crash becomes this process's own.
+    If the work raises an exception, `report` and `check` raise it in this process. If the fork crashes, they end this
+    process in the same way.
     """
 
     def __init__(self, work):
+        """Fork this process."""
         parent = os.getpid()
         self._reading, writing = os.pipe()
         self._pid, self._report = os.fork(), None
@@ -25,29 +27,29 @@ class Fork:
             status = 1
             try:
                 session.die_with(parent)
-                os.write(writing, json.dumps(_done(work)).encode())
+                os.write(writing, json.dumps(_call(work)).encode())
                 status = 0
             except OSError as error:
                 print(f"failed {error.strerror or error}", flush=True)
-                status = NO_ROOM
+                status = WRITE_FAILED
             finally:
                 os._exit(status)
         os.close(writing)
 
     def report(self):
-        """What it reports, when it has ended."""
-        return self._ended(0)
+        """Wait for the fork to end, and return its result."""
+        return self._wait(0)
 
     def check(self):
-        """Raise, or crash, if it already ended by an error or a crash."""
-        self._ended(os.WNOHANG)
+        """Raise the fork's exception, or crash, if the fork has failed already."""
+        self._wait(os.WNOHANG)
 
-    def _ended(self, options):
+    def _wait(self, options):
         if self._report is None:
             pid, status = os.waitpid(self._pid, options)
             if not pid:
                 return None
-            _take_over(os.waitstatus_to_exitcode(status))
+            _exit_if_failed(os.waitstatus_to_exitcode(status))
             with open(self._reading, "rb") as file:
                 self._report = json.loads(file.read())
         error = self._report.get("error")
@@ -56,7 +58,7 @@ class Fork:
         return self._report
 
 
-def _done(work):
+def _call(work):
     try:
         return work()
     except session.InputMismatch as error:
@@ -67,8 +69,8 @@ def _done(work):
         return {"error": {"kind": "interpreter", "message": str(error)}}
 
 
-def _take_over(status):
-    """End as a fork has that did not come to report."""
+def _exit_if_failed(status):
+    """End this process with the same signal or exit code, if a fork ended without a report."""
     if status < 0:
         if -status not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-status, signal.SIG_DFL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mode "instructions": inferences between marks that the emulator's plugin notes, with its count, in a file."""
+"""Mode "instructions": run inferences between marks, at which the emulator's plugin writes its count to a file."""
 
 import ctypes
 import gc
@@ -7,12 +7,12 @@ import os
 
 from . import session
 
-# What the plugin listens for. No such scheduling policy exists: the system call does nothing but fail.
+# Argument of the system call that the plugin recognizes. This scheduling policy does not exist, so the call only fails.
 MARKER = 0x7F0ACE
 
 
 def run(directory, request):
-    """Set the marks around warmup_runs + counted_runs inferences of one example; the result says what ran."""
+    """Run warmup_runs + counted_runs inferences of one example between marks. Return ops, batch and machine."""
     session.limit_memory(request["memory_bytes"])
     inputs = [session.load(os.path.join(directory, f"input_{index}.npy")) for index in range(request["num_inputs"])]
     interpreter = session.make_interpreter(os.path.join(directory, "model.tflite"), request)
@@ -32,13 +32,13 @@ def run(directory, request):
 
 
 def mark_inferences(interpreter, rounds):
-    """A mark before and one after each inference, and then another: what a mark itself costs is between those two."""
+    """Set one mark before and two after each inference: between the last two is the cost of a mark itself."""
     mark = ctypes.CDLL(None).sched_get_priority_max
     invoke = interpreter.invoke
     gc.collect()
-    gc.disable()  # a collection in the midst of an inference would be counted as its own
+    gc.disable()  # a garbage collection during an inference would be counted
     for done in range(rounds):
-        # A recurrent layer begins each inference in the same state.
+        # Recurrent layers must start each inference in the same state.
         interpreter.reset_all_variables()
         mark(MARKER)
         invoke()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mode "op_times": what LiteRT's own profiler tells of each op, with XNNPACK's of those that it took over.
+"""Mode "op_times": measure each op with LiteRT's profiler, including the ops that XNNPACK executes.
 
-The interpreter's Python class does not reach the profiler; the C interface of libLiteRt.so, which the same wheel holds,
-does. Its declarations were read in LiteRT's litert/c headers and tried with the wheels of 2.1.6 and 2.3.0; anything
-unexpected raises, and a crash is that of this process alone.
+The Python interpreter does not expose the profiler, but the C API of libLiteRt.so, which is part of the same wheel,
+does. The declarations follow LiteRT's litert/c headers and were tested with the wheels of 2.1.6 and 2.3.0. Anything
+unexpected raises an exception, and a crash affects only this process.
 """
 
 import ctypes
@@ -16,14 +16,14 @@ from . import session
 CPU = 1  # kLiteRtHwAcceleratorCpu
 WRITE = 1  # kLiteRtTensorBufferLockModeWrite
 PROGRESS_SECONDS = 0.2
-MOST_EVENTS = 2000  # the profiler's buffer holds 2048, and drops what comes after
+MAX_EVENTS = 2000  # the profiler's buffer holds 2048 events and drops later ones
 OP, DELEGATE_OPS = 2, (4, 8)  # event types: an op of the graph; one inside a delegate
 KNOWN_TYPES = {1 << bit for bit in range(9)}
 Pointer = ctypes.c_void_p
 
 
 class Event(ctypes.Structure):
-    """ProfiledEventData: microseconds; `first` is the index of an op, `second` of its subgraph."""
+    """ProfiledEventData. Times are in microseconds; `first` is the index of an op, `second` that of its subgraph."""
 
     _fields_ = [
         ("tag", Pointer),
@@ -38,49 +38,52 @@ class Event(ctypes.Structure):
 
 
 class Layout(ctypes.Structure):
-    """LiteRtLayout; 7 bits of `head` are the rank."""
+    """LiteRtLayout. The lower 7 bits of `head` are the rank."""
 
     _fields_ = [("head", ctypes.c_uint32), ("dimensions", ctypes.c_int32 * 8), ("strides", ctypes.c_uint32 * 8)]
 
 
 class RankedType(ctypes.Structure):
-    """LiteRtRankedTensorType, with room to spare."""
+    """LiteRtRankedTensorType, with spare bytes in case it is larger."""
 
     _fields_ = [("element_type", ctypes.c_uint32), ("layout", Layout), ("spare", ctypes.c_uint8 * 256)]
 
     @property
     def shape(self):
+        """Dimensions of the tensor; -1 if dynamic."""
         return self.layout.dimensions[: self.layout.head & 0x7F]
 
 
 class Library:
-    """libLiteRt.so: calls that raise on a status other than 0."""
+    """libLiteRt.so, with calls that raise an exception if the status is not 0."""
 
     def __init__(self):
-        # Looked for, not imported: the package would load its own libraries, which nothing here needs.
+        """Load the library. Importing the package would load other libraries, too."""
         spec = importlib.util.find_spec("ai_edge_litert")
         if spec is None or spec.origin is None:
             raise RuntimeError("ai-edge-litert is not installed")
         self._library = ctypes.CDLL(os.path.join(os.path.dirname(spec.origin), "libLiteRt.so"))
 
     def call(self, name, *arguments):
+        """Call function `name`. Raise RuntimeError if it fails."""
         function = getattr(self._library, name)
         function.restype = ctypes.c_int
         status = function(*arguments)
         if status:
-            raise RuntimeError(f"{name} returns status {status}")
+            raise RuntimeError(f"{name} returned status {status}")
 
     def get(self, name, *arguments, type=Pointer):
-        """What the function writes where its last argument points."""
+        """Call function `name` with a pointer as an additional last argument, and return the value written there."""
         out = type()
         self.call(name, *arguments, ctypes.byref(out))
         return out if type is Pointer else out.value
 
 
 class Profiled:
-    """A compiled model with its profiler, buffers and inputs."""
+    """A compiled model with its profiler and buffers."""
 
     def __init__(self, path, inputs, kernels, num_threads):
+        """Compile the model at `path` with profiling, and fill its inputs, a dictionary by tensor index."""
         self.library = library = Library()
         self.environment = library.get("LiteRtCreateEnvironment", ctypes.c_int(0), None)
         self.model = library.get("LiteRtCreateModelFromFile", self.environment, os.fsencode(path))
@@ -92,27 +95,27 @@ class Profiled:
         self.compiled = library.get("LiteRtCreateCompiledModel", self.environment, self.model, options)
         self.profiler = library.get("LiteRtCompiledModelGetProfiler", self.compiled)
         if not self.profiler:
-            raise RuntimeError("this LiteRT gives no profiler")
+            raise RuntimeError("this LiteRT has no profiler")
         self.signature = library.get("LiteRtGetModelSignature", self.model, ctypes.c_size_t(0))
         self.inputs, self.outputs = self._buffers("Input", inputs), self._buffers("Output", None)
 
     def run(self):
-        """One inference."""
+        """Run one inference."""
         sides = [part for side in (self.inputs, self.outputs) for part in (ctypes.c_size_t(len(side)), side)]
         self.library.call("LiteRtRunCompiledModel", self.compiled, ctypes.c_size_t(0), *sides)
 
     def events(self):
-        """[(tag, type, index, subgraph, microseconds)] of one inference, in order."""
+        """Run one inference, and return [(tag, type, index, subgraph, microseconds)] of its steps in order."""
         self.library.call("LiteRtResetProfiler", self.profiler)
         self.library.call("LiteRtStartProfiler", self.profiler)
         self.run()
         self.library.call("LiteRtStopProfiler", self.profiler)
         count = self.library.get("LiteRtGetNumProfilerEvents", self.profiler, type=ctypes.c_int)
-        if not 0 < count < MOST_EVENTS:
-            raise RuntimeError(f"the profiler holds {count} events of one inference: expected 1 to {MOST_EVENTS - 1}")
+        if not 0 < count < MAX_EVENTS:
+            raise RuntimeError(f"the profiler has {count} events of one inference, expected 1 to {MAX_EVENTS - 1}")
         events = (Event * count)()
         self.library.call("LiteRtGetProfilerEvents", self.profiler, ctypes.c_int(count), events)
-        # Of another layout these would be anything; only then are the tags followed.
+        # If the layout differs, these fields have arbitrary values. Check them before following the tags' pointers.
         if any(event.type not in KNOWN_TYPES or event.source not in (0, 1, 2) for event in events):
             raise RuntimeError("this LiteRT's profiler events have another layout")
         return [
@@ -128,38 +131,38 @@ class Profiled:
         self.library.call("LiteRtAddOpaqueOptions", options, opaque)
 
     def _buffers(self, side, values):
-        """A buffer for each input or output of the signature; inputs are filled by the index of their tensor."""
+        """Return a buffer for each input or output of the signature. Inputs are filled by their tensor index."""
         count = self.library.get(f"LiteRtGetNumSignature{side}s", self.signature, type=ctypes.c_size_t)
-        built = []
-        for place in map(ctypes.c_size_t, range(count)):
-            tensor = self.library.get(f"LiteRtGetSignature{side}TensorByIndex", self.signature, place)
+        buffers = []
+        for position in map(ctypes.c_size_t, range(count)):
+            tensor = self.library.get(f"LiteRtGetSignature{side}TensorByIndex", self.signature, position)
             type = RankedType()
             self.library.call("LiteRtGetRankedTensorType", tensor, ctypes.byref(type))
             if -1 in type.shape:
-                self._give_shape(type, place, None if values is None else values[self._index(tensor)])
-            wanted = self.library.get(
-                f"LiteRtGetCompiledModel{side}BufferRequirements", self.compiled, ctypes.c_size_t(0), place
+                self._set_shape(type, position, None if values is None else values[self._index(tensor)])
+            requirements = self.library.get(
+                f"LiteRtGetCompiledModel{side}BufferRequirements", self.compiled, ctypes.c_size_t(0), position
             )
             buffer = self.library.get(
-                "LiteRtCreateManagedTensorBufferFromRequirements", self.environment, ctypes.byref(type), wanted
+                "LiteRtCreateManagedTensorBufferFromRequirements", self.environment, ctypes.byref(type), requirements
             )
             if values is not None:
                 self._fill(buffer, values[self._index(tensor)])
-            built.append(buffer)
-        return (Pointer * count)(*built)
+            buffers.append(buffer)
+        return (Pointer * count)(*buffers)
 
     def _index(self, tensor):
         return self.library.get("LiteRtGetTensorIndex", tensor, type=ctypes.c_uint32)
 
-    def _give_shape(self, type, place, value):
-        """Dimensions that the file leaves open: of an input as it is fed, of an output as it then comes out."""
+    def _set_shape(self, type, position, value):
+        """Set dynamic dimensions: those of an input from its value, those of an output from the resized inputs."""
         if value is None:
-            layouts = (Layout * (place.value + 1))()
+            layouts = (Layout * (position.value + 1))()
             arguments = (ctypes.c_size_t(len(layouts)), layouts, ctypes.c_bool(True))
             self.library.call(
                 "LiteRtGetCompiledModelOutputTensorLayouts", self.compiled, ctypes.c_size_t(0), *arguments
             )
-            type.layout = layouts[place.value]
+            type.layout = layouts[position.value]
             return
         for axis, size in enumerate(value.shape):
             type.layout.dimensions[axis] = size
@@ -167,7 +170,7 @@ class Profiled:
             "LiteRtCompiledModelResizeInputTensorNonStrict",
             self.compiled,
             ctypes.c_size_t(0),
-            place,
+            position,
             type.layout.dimensions,
             ctypes.c_size_t(value.ndim),
         )
@@ -175,7 +178,7 @@ class Profiled:
     def _fill(self, buffer, value):
         size = self.library.get("LiteRtGetTensorBufferPackedSize", buffer, type=ctypes.c_size_t)
         if size != value.nbytes:
-            raise RuntimeError(f"an input takes {size} bytes, got {value.nbytes}")
+            raise RuntimeError(f"an input has {size} bytes, got {value.nbytes}")
         address = Pointer()
         self.library.call("LiteRtLockTensorBuffer", buffer, ctypes.byref(address), ctypes.c_int(WRITE))
         ctypes.memmove(address, value.tobytes(), size)
@@ -187,9 +190,11 @@ def _text(pointer):
 
 
 def run(directory, request):
-    """Profile inferences of the first inputs: {"events": [[tag, type, index, subgraph, mean ms]], "num_runs": n}.
+    """Profile inferences of the first inputs.
 
-    Where this LiteRT is not what is expected here, {"reason": why}: not the model's fault.
+    Returns:
+        {"events": [[tag, type, index, subgraph, mean ms]], "num_runs": n}, or {"reason": why} if this version of LiteRT
+        differs from what is expected here.
     """
     try:
         return profile(directory, request)
@@ -198,7 +203,7 @@ def run(directory, request):
 
 
 def profile(directory, request):
-    """What `run` returns. Raises RuntimeError, OSError or AttributeError where the library does otherwise."""
+    """Profile inferences as in `run`. Raise RuntimeError, OSError or AttributeError if the library differs."""
     values = {
         index: session.load(os.path.join(directory, name))[0]
         for index, name in zip(request["tensors"], request["inputs"], strict=True)
@@ -215,7 +220,7 @@ def profile(directory, request):
         if not runs:
             first, sums = names, [0] * len(names)
         if names != first:
-            raise RuntimeError("the profiler tells of other ops from one inference to the next")
+            raise RuntimeError("the profiler reported different ops in two inferences")
         sums = [total + event[4] for total, event in zip(sums, events, strict=True)]
         runs += 1
         spent = time.monotonic() - begin

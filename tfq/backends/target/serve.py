@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python FOLDER --serve`: has NumPy and the interpreter imported, and forks a process for each run that is asked for.
+"""`python FOLDER --serve`: import NumPy and the interpreter once, and fork a process for each requested run.
 
-This process itself never sees a model, and has one thread alone, so that a fork of it is as good as a fresh start. Its
-stdin is a socket. A message is JSON with the run's directory, environment and CPUs, and carries four descriptors:
-stdin, stdout, stderr, and a socket that tells the exit code when the run has ended; closing its other end ends the run
-at once. The server ends, and with it all its runs, when nobody holds the other end of its stdin.
+This process never loads a model and has only one thread, so a fork of it is equivalent to a new process. Its stdin is a
+socket. A message is JSON with the run's directory, environment and CPUs. It carries four file descriptors: stdin,
+stdout, stderr, and a socket that receives the exit code when the run has ended. Closing the other end of this socket
+ends the run at once. The server and all its runs end when the other end of its stdin is closed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import signal
 import socket
 import struct
 
-import ai_edge_litert.interpreter  # noqa: F401  what forks share
+import ai_edge_litert.interpreter  # noqa: F401  imported here for all forks
 import numpy as np  # noqa: F401
 
 from . import examples, samples, session  # noqa: F401
@@ -26,8 +26,12 @@ STATUS = struct.Struct("<i")
 
 
 def serve(run):
-    """Until stdin is closed. `run` is called in each fork, with the directory and our process id; it gives a status."""
-    # The terminal sends it to all; whoever asked for a run decides whether that ends it.
+    """Serve requests until stdin is closed.
+
+    Args:
+        run: Called in each fork with the directory and the ID of this process. It returns the exit code.
+    """
+    # Ctrl-C in the terminal reaches this process too. The process that requested a run decides whether it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
     requests = socket.socket(fileno=os.dup(0))
@@ -41,7 +45,7 @@ def serve(run):
                         return
                     start(selector, run, json.loads(message), descriptors)
                 elif key.data[0] == "control":
-                    # Closed or shut down: the process is not wanted any more. What it leaves is told below.
+                    # Closed or shut down: end the process. `finish` reports its exit code.
                     selector.unregister(key.fileobj)
                     os.kill(key.data[1], signal.SIGKILL)
                 else:
@@ -49,7 +53,7 @@ def serve(run):
 
 
 def start(selector, run, message, descriptors):
-    """Fork for one message."""
+    """Fork a process for one message."""
     *streams, control = descriptors
     server = os.getpid()
     pid = os.fork()
@@ -73,13 +77,13 @@ def start(selector, run, message, descriptors):
 
 
 def finish(selector, key):
-    """Tell the exit code of a fork that has ended, -N for signal N."""
+    """Send the exit code of a fork that has ended, -N for signal N."""
     _, pid, connection = key.data
     selector.unregister(key.fileobj)
     os.close(key.fd)
     if connection.fileno() in selector.get_map():
         selector.unregister(connection)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    with contextlib.suppress(OSError):  # nobody may wait for it any more
+    with contextlib.suppress(OSError):  # the receiver may have ended
         connection.send(STATUS.pack(status))
     connection.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interpreter on the target: made, fed, looked into. NumPy and ai_edge_litert only."""
+"""Create an interpreter on the target, prepare its inputs, and inspect it. Needs only NumPy and ai_edge_litert."""
 
 import ctypes
 import os
@@ -16,11 +16,11 @@ PR_SET_PDEATHSIG = 1
 
 
 class InputMismatch(Exception):
-    """The model does not take these arrays."""
+    """The model does not accept these arrays."""
 
 
 def die_with(parent):
-    """End when the process that started this one ends, however it does: nobody else would stop a long inference."""
+    """End this process when process `parent` ends, even if that is killed. A long inference would run on otherwise."""
     if parent is None:
         return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -29,9 +29,9 @@ def die_with(parent):
 
 
 def limit_memory(more_bytes):
-    """Let this process take so many bytes of address space beyond what it has; None sets no limit.
+    """Limit this process to `more_bytes` of address space beyond its current size; None sets no limit.
 
-    An emulator does not pass the limit on; what its model may want was estimated before.
+    An emulator ignores the limit. There, only the estimate of `tfq.backends.limits` protects the machine.
     """
     if more_bytes is None:
         return
@@ -43,12 +43,12 @@ def limit_memory(more_bytes):
 
 
 def load(path):
-    """An array of the file, read as it is used; a plain one, since slicing np.memmap costs more than an inference."""
+    """Return the array of a file, mapped into memory. It is not an np.memmap, because slicing that is slow."""
     return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def make_interpreter(path, request):
-    """An interpreter on the file, on the kernels that request["kernels"] names."""
+    """Return an interpreter of the file, with the kernels that request["kernels"] names."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolver = getattr(OpResolverType, RESOLVERS[request["kernels"]])
@@ -56,9 +56,18 @@ def make_interpreter(path, request):
 
 
 def prepare_inputs(interpreter, details, inputs):
-    """Check the arrays against the model, resize dynamic dimensions, allocate. Returns the model's own batch.
+    """Check the inputs against the model, resize dynamic dimensions, and allocate the tensors.
 
-    inputs: arrays, (n, ...) each, or anything with their dtype and shape.
+    Args:
+        interpreter: The interpreter.
+        details: Its input details.
+        inputs: Arrays of shape (n, ...), or objects with their dtype and shape.
+
+    Returns:
+        The model's own batch size.
+
+    Raises:
+        InputMismatch: The model does not accept these inputs.
     """
     if len(inputs) != len(details):
         raise InputMismatch(f"the model has {len(details)} inputs, got {len(inputs)} arrays")
@@ -66,45 +75,50 @@ def prepare_inputs(interpreter, details, inputs):
     batch = batches.pop()
     if batches or batch < 1:
         shapes = [detail["shape"].tolist() for detail in details]
-        raise InputMismatch(f"the model's inputs have shapes {shapes}: expected one batch dimension in front of all")
+        raise InputMismatch(f"the model's inputs have shapes {shapes}, expected the same batch size first in each")
     for detail, array in zip(details, inputs, strict=True):
-        message = f"input {detail['name']!r}"
+        name = f"input {detail['name']!r}"
         if array.dtype != detail["dtype"]:
-            raise InputMismatch(f"{message} takes {np.dtype(detail['dtype'])}, got {array.dtype}")
+            raise InputMismatch(f"{name} has dtype {np.dtype(detail['dtype'])}, got {array.dtype}")
         shape, signature = detail["shape"].tolist(), detail["shape_signature"].tolist()
-        wanted = [batch, *array.shape[1:]]
+        requested = [batch, *array.shape[1:]]
         if len(signature) != len(shape):
             signature = shape
-        # The signature has -1 where the size is free.
-        fits = len(wanted) == len(shape) and all(
-            free in (-1, size) for size, free in zip(wanted, signature, strict=True)
+        # -1 in the signature marks a dynamic dimension.
+        fits = len(requested) == len(shape) and all(
+            declared in (-1, size) for size, declared in zip(requested, signature, strict=True)
         )
         if not fits:
-            raise InputMismatch(f"{message} takes shape {shape} (batch first), got examples of {list(array.shape[1:])}")
-        if wanted != shape:
-            interpreter.resize_tensor_input(detail["index"], wanted)
+            raise InputMismatch(
+                f"{name} has shape {shape} (batch first), got examples of shape {list(array.shape[1:])}"
+            )
+        if requested != shape:
+            interpreter.resize_tensor_input(detail["index"], requested)
     interpreter.allocate_tensors()
     return batch
 
 
 def chunk(array, start, batch):
-    """`batch` examples from `start` on; past the end the last example again."""
+    """Return `batch` examples from index `start`. Past the end, the last example is repeated."""
     part = array[start : start + batch]
     if len(part) < batch:
         part = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
     return part
 
 
-def filled_up(array, batch):
-    """The examples, and the last one again until they are whole batches."""
+def pad_to_batches(array, batch):
+    """Return the examples, with the last one repeated until their number is a multiple of `batch`."""
     missing = -len(array) % batch
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
 
 
 def per_example(values, batch):
-    """The values of an output, one an inference, as one array with the examples along axis 0.
+    """Join the values of an output, one per inference, to one array with the examples along axis 0.
 
-    They are taken as they are, or, of a batch of 1 that the model dropped, as one example each.
+    The values must have the batch dimension first. If the batch is 1, the model may have dropped this dimension.
+
+    Raises:
+        ValueError: The shape changes, or the batch dimension is missing.
     """
     shape = values[0].shape
     for value in values:
@@ -113,43 +127,46 @@ def per_example(values, batch):
         return np.concatenate(values)
     if batch == 1:
         return np.stack(values)
-    raise ValueError(f"an output has shape {list(shape)}: expected the model's batch of {batch} in front")
+    raise ValueError(f"an output has shape {list(shape)}, expected the model's batch size of {batch} first")
 
 
 def check_same_shape(shape, other):
-    """Raise unless an output keeps its shape."""
+    """Raise ValueError if the shape of an output changes."""
     if shape != other:
-        raise ValueError(f"the shape of an output changes from example to example ({list(shape)} to {list(other)})")
+        raise ValueError(f"the shape of an output changes between examples, from {list(shape)} to {list(other)}")
 
 
 def count_ops(interpreter):
-    """(ops of the model, ops that a delegate took, None), or (None, None, why they cannot be counted).
+    """Count the ops of the model and those that a delegate executes.
 
-    A delegate's node comes on top of the ops that it replaces; those are what its outputs are computed from, back to
-    its inputs. `_get_ops_details` is private: read in ai-edge-litert 2.1.6 and 2.3.0.
+    A delegate's node is listed in addition to the ops that it replaces. These are the ops between the node's inputs and
+    its outputs. `_get_ops_details` is private; this follows ai-edge-litert 2.1.6 and 2.3.0.
+
+    Returns:
+        (ops of the model, delegated ops, None), or (None, None, the reason) if they cannot be counted.
     """
     try:
         ops = interpreter._get_ops_details()
         delegates = [op for op in ops if op["op_name"] == "DELEGATE"]
         producers = {int(out): i for i, op in enumerate(ops) if op["op_name"] != "DELEGATE" for out in op["outputs"]}
-        taken = set()
+        delegated = set()
         for delegate in delegates:
-            border = {int(tensor) for tensor in delegate["inputs"]}
+            inputs = {int(tensor) for tensor in delegate["inputs"]}
             pending = [int(tensor) for tensor in delegate["outputs"]]
             while pending:
                 tensor = pending.pop()
                 op = producers.get(tensor)
-                if tensor in border or op is None or op in taken:
+                if tensor in inputs or op is None or op in delegated:
                     continue
-                taken.add(op)
+                delegated.add(op)
                 pending.extend(int(source) for source in ops[op]["inputs"])
-        return len(ops) - len(delegates), len(taken), None
+        return len(ops) - len(delegates), len(delegated), None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return None, None, f"delegated ops not counted: this ai-edge-litert does not list its ops ({error})"
+        return None, None, f"delegated ops are not counted, because this ai-edge-litert does not list them ({error})"
 
 
 def machine():
-    """What ran: architecture, CPU, versions. No host names."""
+    """Return architecture, CPU and versions of this machine. The host name is not included."""
     import ai_edge_litert
 
     cpu = None
