@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that tfq builds by name, for either Keras. Importing this package imports no Keras and no TensorFlow."""
+"""Models that tfq builds by name, for either Keras.
+
+Importing this package imports neither Keras nor TensorFlow.
+"""
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from tfq.errors import InputError, TfqWarning, did_you_mean
+from tfq.errors import InputError, did_you_mean, warn
 from tfq.models import applications
 from tfq.models.applications import file_stem
 from tfq.models.digits_cnn import build_digits_cnn
@@ -16,7 +18,7 @@ from tfq.models.mobilenet_v1_025 import build_mobilenet_v1_025
 from tfq.models.resnet8 import build_resnet8
 from tfq.typing import KerasModel
 
-# Each takes (keras, input_shape, classes); the defaults of the last two are what the topology was published with.
+# Called as (keras, input_shape, classes). The defaults of the last two are those of the published model.
 MODELS: dict[str, Callable[..., KerasModel]] = {
     "digits_cnn": build_digits_cnn,
     "ds_cnn": build_ds_cnn,
@@ -40,15 +42,21 @@ __all__ = [
 def build(
     name: str, keras: ModuleType, input_shape: Sequence[int] | None = None, classes: int | None = None
 ) -> KerasModel:
-    """The model called `name`, built with the module `keras` (Keras 3 or tf_keras), uncompiled, with random weights.
+    """Build the model called `name`, uncompiled and with random weights.
 
-    name: one of MODELS, or a model of keras.applications ("MobileNetV2", "keras.applications:MobileNetV2",
-        "MobileNetV2,alpha=0.35"); upper and lower case are alike.
-    input_shape, classes: what the data has, without the batch: an example's shape, and how many classes its labels
-        tell apart. None is the model's own. A model of MODELS that is thereby another than the published one is
-        warned of (TfqWarning).
-    Wrap the call in `tfq.keras_bridge.deterministic(seed)` for weights that a seed repeats.
-    Raises InputError with the nearest name when there is none such, and where the model cannot take such inputs.
+    For reproducible weights, call it within `tfq.keras_bridge.deterministic(seed)`.
+
+    Args:
+        name: One of MODELS, or a model of keras.applications ("MobileNetV2", "keras.applications:MobileNetV2",
+            "MobileNetV2,alpha=0.35"); not case-sensitive.
+        keras: The module `keras` (Keras 3) or `tf_keras`.
+        input_shape: The shape of one example of the data; None is the model's default. A TfqWarning says if a model of
+            MODELS thereby differs from the published one.
+        classes: The number of classes in the data, likewise.
+
+    Raises:
+        InputError: There is no model of this name (the message has the nearest one), or the model does not support such
+            examples.
     """
     if name.lower() in MODELS:
         return _published(name.lower(), keras, input_shape, classes)
@@ -67,7 +75,7 @@ def build(
 
 
 def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, classes: int | None) -> KerasModel:
-    """A model of MODELS, for the data's shape and classes where it has any."""
+    """Build a model of MODELS for the shape and the classes of the data, or those of the publication."""
     defaults = {
         parameter.name: parameter.default
         for parameter in inspect.signature(MODELS[name]).parameters.values()
@@ -76,7 +84,7 @@ def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, 
     shape, own_shape = tuple(input_shape or defaults["input_shape"]), defaults["input_shape"]
     if len(shape) != len(own_shape) or 0 in shape:
         raise InputError(
-            f"{name} takes examples of a shape like {own_shape}, the data has {shape}: reshape the data, or choose "
+            f"{name} expects examples of a shape like {own_shape}, the data has {shape}: reshape the data, or choose "
             "another model",
             field="data",
             expected=own_shape,
@@ -84,11 +92,9 @@ def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, 
         )
     count = defaults["classes"] if classes is None or defaults["classes"] is None else classes
     if (shape, count) != (own_shape, defaults["classes"]):
-        warnings.warn(
-            f"{name} is built for what the data has, {_told(shape, count)}; as published it is for "
-            f"{_told(own_shape, defaults['classes'])}",
-            TfqWarning,
-            stacklevel=3,
+        warn(
+            f"{name} is built for {_description(shape, count)}, as in the data; the published model is for "
+            f"{_description(own_shape, defaults['classes'])}"
         )
     try:
         return MODELS[name](keras, shape, count)
@@ -98,5 +104,5 @@ def _published(name: str, keras: ModuleType, input_shape: Sequence[int] | None, 
         ) from error
 
 
-def _told(shape: tuple[int, ...], classes: int | None) -> str:
+def _description(shape: tuple[int, ...], classes: int | None) -> str:
     return f"examples of shape {shape}" + ("" if classes is None else f" and {classes} classes")

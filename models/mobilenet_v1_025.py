@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MobileNetV1 at a quarter of its width, the visual wake words model of MLPerf Tiny."""
+"""MobileNetV1 with a width multiplier of 0.25, the visual wake words model of MLPerf Tiny."""
 
 from types import ModuleType
 
@@ -12,15 +12,19 @@ _BLOCKS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), *((128, 1),) *
 def build_mobilenet_v1_025(
     keras: ModuleType, input_shape: tuple[int, ...] = (96, 96, 3), classes: int = 2
 ) -> KerasModel:
-    """MLPerf Tiny's MobileNetV1 0.25 for person or no person, uncompiled, with random weights.
+    """Build MLPerf Tiny's MobileNetV1 0.25, which detects persons, uncompiled and with random weights.
 
-    keras: the module `keras` (3) or `tf_keras`; its model comes back.
-    Input "image": (n, 96, 96, 3) float32; MLPerf Tiny feeds it pixels scaled to 0..1. Output "class_probabilities":
-    (n, 2), softmax; class 1 is a person.
-    221,794 parameters, of which 5,472 are moving statistics of BatchNormalization. MLPerf Tiny wants 80% top-1 of it.
-    input_shape, classes: other than these keep the layers, and change what the first and the last hold.
-    Layers lie in the order of the reference, so that `model.set_weights(reference.get_weights())` fits.
+    Input "image": (n, 96, 96, 3) float32; MLPerf Tiny scales pixels to 0..1. Output "class_probabilities": (n, 2),
+    softmax; class 1 is a person. It has 221,794 parameters, of which 5,472 are moving statistics of BatchNormalization.
+    MLPerf Tiny requires 80% top-1 accuracy. The layers have the order of the reference, so that
+    `model.set_weights(reference.get_weights())` works.
+
     Source: github.com/mlcommons/tiny, benchmark/training/visual_wake_words/vww_model.py; Howard et al. 2017.
+
+    Args:
+        keras: The module `keras` (Keras 3) or `tf_keras`.
+        input_shape: The shape of one example. Another shape changes the size of the first and the last layer.
+        classes: The number of classes.
     """
     layers = keras.layers
     weights = {"kernel_initializer": "he_normal", "kernel_regularizer": keras.regularizers.L2(1e-4)}

@@ -7,14 +7,18 @@ from tfq.typing import KerasModel, KerasTensor
 
 
 def build_resnet8(keras: ModuleType, input_shape: tuple[int, ...] = (32, 32, 3), classes: int = 10) -> KerasModel:
-    """MLPerf Tiny's ResNet8 for CIFAR-10, uncompiled, with random weights.
+    """Build MLPerf Tiny's ResNet8 for CIFAR-10, uncompiled and with random weights.
 
-    keras: the module `keras` (3) or `tf_keras`; its model comes back.
-    Input "image": (n, 32, 32, 3) float32, raw pixels 0..255. Output "class_probabilities": (n, 10), softmax.
-    78,666 parameters, of which 480 are moving statistics of BatchNormalization. MLPerf Tiny wants 85% top-1 of it.
-    input_shape, classes: other than these keep the layers, and change what the first and the last hold.
-    Layers lie in the order of the reference, so that `model.set_weights(reference.get_weights())` fits.
+    Input "image": (n, 32, 32, 3) float32, raw pixels from 0 to 255. Output "class_probabilities": (n, 10), softmax. It
+    has 78,666 parameters, of which 480 are moving statistics of BatchNormalization. MLPerf Tiny requires 85% top-1
+    accuracy. The layers have the order of the reference, so that `model.set_weights(reference.get_weights())` works.
+
     Source: github.com/mlcommons/tiny, benchmark/training/image_classification/keras_model.py, resnet_v1_eembc.
+
+    Args:
+        keras: The module `keras` (Keras 3) or `tf_keras`.
+        input_shape: The shape of one example. Another shape changes the size of the first and the last layer.
+        classes: The number of classes.
     """
     layers = keras.layers
 
@@ -41,7 +45,7 @@ def build_resnet8(keras: ModuleType, input_shape: tuple[int, ...] = (32, 32, 3),
         first, second = f"stack{stack}_conv1", f"stack{stack}_conv2"
         y = relu(normalized(convolution(x, first, filters, strides=strides), first), first)
         y = convolution(y, second, filters)
-        # The shortcut comes before the second BatchNormalization here, for the layers to lie in the reference's order.
+        # The shortcut is created before the second BatchNormalization, which is the reference's order of layers.
         shortcut = x if strides == 1 else convolution(x, f"stack{stack}_shortcut", filters, 1, strides)
         y = layers.Add(name=f"stack{stack}_add")([shortcut, normalized(y, second)])
         x = relu(y, f"stack{stack}")

@@ -38,6 +38,7 @@ from tfq.workflows.search import bit_widths_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_given(config)
     with_layers, with_bit_widths = bool(config.analysis.reference), config.analysis.bit_widths.enabled
@@ -82,6 +83,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="analyze", section="analysis", description=__doc__, arguments=arguments)
 
 

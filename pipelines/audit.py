@@ -22,6 +22,7 @@ from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     content = workflows.read_tflite(config)
     report = evaluation.audit_and_run(content, config.audit)
@@ -37,6 +38,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="audit", section="audit", description=__doc__, arguments=arguments)
 
 

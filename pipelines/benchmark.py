@@ -12,18 +12,18 @@ measuring time.
 With --out it writes benchmark.json.
 """
 
-import warnings
 from collections.abc import Sequence
 
 from tfq import artifacts, data, evaluation, tflite, workflows
 from tfq.backends import make_backend
 from tfq.cli import flags, process
 from tfq.config import DataConfig
-from tfq.errors import FlatbufferError, TfqWarning
+from tfq.errors import FlatbufferError, warn
 from tfq.evaluation.benchmark import NUM_INPUTS
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     contents = [workflows.read_tflite(config)]
     contents += [artifacts.read_bytes(path, "a .tflite file in --against") for path in config.benchmark.against]
@@ -34,12 +34,12 @@ def main(invocation: flags.Invocation) -> None:
             tflite.read(content)
         except FlatbufferError as error:
             raise FlatbufferError(f"{name}: {error}") from error
-    make_backend(config.benchmark.backend, field="benchmark.backend")  # report a typo before anything is loaded
+    make_backend(config.benchmark.backend, field="benchmark.backend")  # report an unknown backend before loading data
     examples = load_examples(config.data)
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)
     if config.data.source:
         for name, reason in results.unfitting.items():
-            warnings.warn(f"{name} is fed random numbers: {reason}", TfqWarning, stacklevel=1)
+            warn(f"{name} runs on random numbers: {reason}")
     record = process.record(
         invocation,
         "benchmark",
@@ -54,7 +54,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def load_examples(config: DataConfig) -> data.Split | None:
-    """The first examples of --data; None without it."""
+    """Return the first test examples of --data, or None if there is no --data."""
     if not config.source:
         return None
     split = workflows.load_split(config, "test", limit=NUM_INPUTS)
@@ -62,6 +62,7 @@ def load_examples(config: DataConfig) -> data.Split | None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="benchmark", section="benchmark", description=__doc__, arguments=arguments)
 
 

@@ -24,6 +24,7 @@ from tfq.errors import RequirementError
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     if invocation.preflight:
         preflight(invocation)
@@ -40,16 +41,17 @@ def main(invocation: flags.Invocation) -> None:
     lines = [*details["data_notes"], f"{path}: fraction of zeros by layer"]
     lines += [f"  {fraction:6.1%}  {layer}" for layer, fraction in details["sparsity"].items()]
     if details["clusters"]:
-        lines.append("int8 codes of its weights by clustered layer")
+        lines.append("number of quantized weight values by clustered layer")
         lines += [f"  {count:6}  {layer}" for layer, count in details["clusters"].items()]
     if compressed.user_model is not None:
-        path_of_yours = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
-        lines.append(f"{path_of_yours}: your own Keras 3 model with the trained weights")
+        user_path = workflows.save_keras(compressed.user_model, out / f"{stem}.keras")
+        lines.append(f"{user_path}: your own Keras 3 model with the trained weights")
     record = process.record(invocation, "compress", file=path.name, **details)
     process.finish(invocation, record, "\n".join(lines))
 
 
 def preflight(invocation: flags.Invocation) -> None:
+    """Report what compression can do with each layer, without training."""
     config = invocation.config
     table = workflows.preflight_with_flatbuffer(workflows.load(config, allow_code=invocation.allow_code), config)
     process.finish(invocation, process.record(invocation, "preflight", preflight=table.to_dict()), table.to_text())
@@ -58,6 +60,7 @@ def preflight(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="compress", section="compression", description=__doc__, arguments=arguments)
 
 

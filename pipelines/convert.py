@@ -24,6 +24,7 @@ from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     if workflows.needs_data(config.conversion):
         workflows.check_given(config)
@@ -44,6 +45,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="convert", section="conversion", description=__doc__, arguments=arguments)
 
 

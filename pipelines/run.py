@@ -21,6 +21,7 @@ from tfq.workflows.run import require, run_recipe
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     record = run_recipe(invocation.config, allow_code=invocation.allow_code, fresh=invocation.fresh)
     text = f"{report.summary_table(record)}\n\n{invocation.config.out}/report.html"
     process.show(invocation, record, text)
@@ -28,6 +29,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="run", section=None, description=__doc__, arguments=arguments)
 
 

@@ -23,6 +23,7 @@ from tfq.workflows.search import search_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_given(config)
     workflows.check_tensorflow(config)
@@ -33,10 +34,11 @@ def main(invocation: flags.Invocation) -> None:
     record = process.record(invocation, "search", file=path.name, **result.to_dict())
     process.finish(invocation, record, f"\n{result.to_text()}\n{path}")
     if not result.holds:
-        raise RequirementError(f"no candidate keeps the budget: {'; '.join(result.chosen.missed)}")
+        raise RequirementError(f"no candidate is within the budget: {'; '.join(result.chosen.missed)}")
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="search", section="search", description=__doc__, arguments=arguments)
 
 

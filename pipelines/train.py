@@ -18,6 +18,7 @@ from tfq.cli import flags, process
 
 
 def main(invocation: flags.Invocation) -> None:
+    """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_given(config)
     workflows.check_tensorflow(config)
@@ -32,6 +33,7 @@ def main(invocation: flags.Invocation) -> None:
 
 
 def cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line (`sys.argv` if None), run the command, and exit with its exit code."""
     process.run_command(main, command="train", section="training", description=__doc__, arguments=arguments)
 
 

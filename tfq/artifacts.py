@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every file that tfq writes: atomic writes, hashes, locks, the cache directory."""
+"""The files that tfq writes: atomic writes, hashes, locks, the cache directory."""
 
 import contextlib
 import fcntl
@@ -16,14 +16,15 @@ from tfq.typing import PathOrBytes
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write `content` under `path` whole or not at all: a temporary sibling, fsync, rename.
+    """Write `content` to `path` atomically: to a temporary file next to it, then fsync, then rename.
 
-    Raises TfqError when the disk is full or refuses; what stood at `path` before then stands there still.
+    Raises:
+        TfqError: The write fails, for example because the disk is full. `path` is unchanged then.
     """
     path = Path(path)
     temporary = None
     try:
-        # Not by tempfile, which makes files private to their owner: a result has the mode that open() gives.
+        # tempfile would make the file private to its owner; open() applies the user's umask.
         fresh = path.with_name(f"{_temporary_prefix()}{path.name}.{secrets.token_hex(8)}")
         with open(fresh, "xb") as file:
             temporary = fresh
@@ -44,10 +45,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
 
 @contextlib.contextmanager
 def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """For writers that want a file name of their own: yields a temporary sibling of `path` with the same suffix, which
-    takes the place of `path` when the block ends well, and is gone when it does not.
+    """Yield a temporary path next to `path` with the same suffix, for libraries that write a file by name.
 
-    Raises TfqError when the disk is full or refuses.
+    The temporary file replaces `path` if the block succeeds, and is deleted otherwise.
+
+    Raises:
+        TfqError: The write fails, for example because the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f"{_temporary_prefix()}{path.name}")
@@ -58,7 +61,7 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        # h5py puts a whole dump into strerror.
+        # h5py puts a long dump into strerror.
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise TfqError(f"cannot write {path}: {reason}") from error
     finally:
@@ -67,12 +70,12 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def copy_file(source: Path, path: Path) -> Path:
-    """The content of `source` under `path`, whole or not at all, as `write_bytes` does it."""
+    """Copy the content of `source` to `path` atomically, as `write_bytes` does."""
     return write_bytes(path, source.read_bytes())
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Have the names in the directory at `path` survive a loss of power."""
+    """Make the file names in a directory durable, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -85,7 +88,7 @@ def _temporary_prefix() -> str:
 
 
 def sweep(directory: Path) -> None:
-    """Remove the temporary files in `directory` of processes that were killed while they wrote."""
+    """Delete the temporary files in `directory` of processes that were killed while writing."""
     for path in directory.glob(".tfq-*"):
         pid = path.name.removeprefix(".tfq-").partition("-")[0]
         if pid.isdigit() and not is_alive(int(pid)):
@@ -94,7 +97,7 @@ def sweep(directory: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Check whether a process with this ID runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -105,17 +108,21 @@ def is_alive(pid: int) -> bool:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """`write_bytes` of UTF-8 text."""
+    """Write `text` to `path` in UTF-8 atomically, as `write_bytes` does."""
     return write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """`write_bytes` of strict, indented JSON. Raises TfqError on NaN and infinity, which JSON does not have."""
+    """Write `value` to `path` as strict, indented JSON atomically, as `write_bytes` does.
+
+    Raises:
+        TfqError: The write fails, or `value` contains NaN or infinity, which JSON does not support.
+    """
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
     except ValueError as error:
         raise TfqError(
-            f"cannot write {path}: {error}: a record says null with a reason instead",
+            f"cannot write {path}: {error}: write null and a reason instead",
             expected="JSON values",
             got=str(error),
         ) from error
@@ -142,7 +149,7 @@ def read_bytes(path: str | os.PathLike[str], expected: str, *, field: str | None
         problem, cause = "does not exist", error
     except IsADirectoryError as error:
         problem, cause = "is a directory", error
-    except (OSError, ValueError) as error:  # ValueError: the path holds a null character
+    except (OSError, ValueError) as error:  # ValueError: the path contains a null character
         problem, cause = f"cannot be read: {getattr(error, 'strerror', None) or error}", error
     where = f"{field}: " if field else ""
     raise InputError(
@@ -159,14 +166,14 @@ def content_of(source: PathOrBytes, field: str, expected: str = "a .tflite file"
         expected: What the content should be, in a few words, for the errors.
 
     Raises:
-        InputError: It is neither; or there is no such file, it is a directory, it is empty, or it cannot be read.
+        InputError: `source` has another type, or the file does not exist, is a directory, is empty or cannot be read.
     """
     if isinstance(source, (str, os.PathLike)):
         return read_bytes(source, expected, field=field)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     raise InputError(
-        f"{field} is a {type(source).__name__}: expected {expected}: its path, or its content as bytes",
+        f"{field} is a {type(source).__name__}: expected {expected}, as a path or as bytes",
         field=field,
         expected=expected,
         got=type(source).__name__,
@@ -174,7 +181,11 @@ def content_of(source: PathOrBytes, field: str, expected: str = "a .tflite file"
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value of a JSON file. Raises InputError with line and column where it is not JSON."""
+    """Return the value in a JSON file.
+
+    Raises:
+        InputError: The file cannot be read, or it is not JSON; the message has the line and the column.
+    """
     try:
         return json.loads(read_bytes(path, "a JSON file"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -182,7 +193,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def make_out_dir(path: str | os.PathLike[str]) -> Path:
-    """The directory at `path`, made with its parents. Raises InputError where a file is in the way of it."""
+    """Create the directory at `path` with its parents, and return it.
+
+    Raises:
+        InputError: The path is empty, a file is in the way, or the directory is not writable.
+    """
     path = Path(path)
     if not str(path) or str(path) == ".":
         raise InputError("out is empty: expected a directory to write to", field="out", expected="a directory", got="")
@@ -190,28 +205,33 @@ def make_out_dir(path: str | os.PathLike[str]) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
-            f"out={path}: a file is in the way of this directory: choose another", field="out", got=str(path)
+            f"out={path} cannot be created because a file is in the way: choose another directory",
+            field="out",
+            got=str(path),
         ) from error
     except OSError as error:
-        raise InputError(f"out={path}: cannot be made: {error.strerror}", field="out", got=str(path)) from error
+        raise InputError(f"out={path} cannot be created: {error.strerror}", field="out", got=str(path)) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f"out={path}: not writable", field="out", got=str(path))
+        raise InputError(f"out={path} is not writable", field="out", got=str(path))
     return path
 
 
 def sha256(content: bytes) -> str:
-    """Hex SHA-256 of `content`."""
+    """Return the hexadecimal SHA-256 of `content`."""
     return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Return the hexadecimal SHA-256 of a file, which is read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_path(path: str | os.PathLike[str]) -> str:
-    """Hex SHA-256 of a file, or of a directory: of the names and hashes of all files in it, at any depth."""
+    """Return the hexadecimal SHA-256 of a file or directory.
+
+    For a directory it is the hash of the names and hashes of all files in it, at any depth.
+    """
     path = Path(path)
     if not path.is_dir():
         return sha256_file(path)
@@ -221,26 +241,30 @@ def sha256_path(path: str | os.PathLike[str]) -> str:
 
 
 def cache_dir() -> Path:
-    """Where tfq keeps what it can make again: $TFQ_CACHE_DIR, else $XDG_CACHE_HOME/tfq, else ~/.cache/tfq."""
+    """Return the cache directory, and create it: $TFQ_CACHE_DIR, or $XDG_CACHE_HOME/tfq, or ~/.cache/tfq."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = Path(os.environ.get("TFQ_CACHE_DIR") or os.path.join(base, "tfq"))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TfqError(f"cache directory {path} cannot be made: {error.strerror}: set TFQ_CACHE_DIR") from error
+        raise TfqError(f"the cache directory {path} cannot be created: {error.strerror}: set TFQ_CACHE_DIR") from error
     return path
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str], waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold an exclusive lock on the file at `path` (made if missing), freed if we die.
+def locked(path: str | os.PathLike[str], on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock on the file at `path`, which is created if missing.
 
-    Waits for another holder; `waiting` is called once before that.
+    The lock ends with the process at the latest.
+
+    Args:
+        path: The lock file.
+        on_wait: Called once if another process holds the lock, before waiting for it.
     """
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waiting()
+            on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions and warnings of tfq, by what the user can do about them."""
+"""The exceptions and warnings of tfq. The class says what the user can do about it."""
 
 import contextlib
 import difflib
@@ -14,60 +14,64 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class TfqError(Exception):
-    """tfq, a backend or the environment failed. Every error of tfq is one of these.
+    """The base of all errors of tfq; raised itself if tfq or its environment failed.
 
     Args:
         message: What is wrong, where, what was expected and what to do, in sentences. It names config fields by their
             path in `RunConfig` ("conversion.calibration.method"), never flags: `cli/` translates paths to flags.
-        field: The config path or the argument that the error is about; None where there is none.
+        field: The config path or the argument that the error is about, or None.
         expected: What would have been accepted: a value, a tuple of choices, or a short phrase.
-        got: The value that was given instead.
+        got: The value that was passed instead.
 
     Attributes:
-        exit_code: What a command returns when the error reaches it.
+        exit_code: The exit code of a command that fails with this error.
     """
 
     exit_code = 3
 
     def __init__(self, message: str, *, field: str | None = None, expected: object = None, got: object = None) -> None:
+        """Create an error with a message and optional details."""
         super().__init__(message)
         self.field, self.expected, self.got = field, expected, got
 
 
 class InputError(TfqError):
-    """What the user gave cannot be used: a file, an array, a flag, a configuration."""
+    """Invalid input from the user: a file, an array, a flag or a configuration."""
 
     exit_code = 2
 
 
 class FlatbufferError(InputError):
-    """The bytes are no TFLite flatbuffer, or a damaged one."""
+    """The bytes are not a TFLite flatbuffer, or the flatbuffer is damaged."""
 
 
 class ModelError(InputError):
-    """The model itself makes the interpreter fail, crash or never end."""
+    """The model makes the interpreter fail, crash or run forever."""
 
 
 class RequirementError(TfqError):
-    """Everything worked, and the result does not meet what was required of it."""
+    """The work succeeded, but its result does not meet a requirement."""
 
     exit_code = 1
 
 
 class AuditError(RequirementError):
-    """The flatbuffer is not what the audit was asked to require."""
+    """The flatbuffer does not have the scheme, or does not fit the target, that the audit requires."""
 
 
 class VerificationError(RequirementError):
-    """A converted model was run next to its float twin, and its outputs lost their information, or it does not run."""
+    """A converted model does not run, or its outputs lost the information that the float model's outputs have."""
 
 
 class BackendError(TfqError):
-    """A model could not be run where it was to run, and not because of the model."""
+    """A backend could not run a model, for a reason other than the model."""
 
 
 class TfqWarning(UserWarning):
-    """A fallback, a skip or a doubt that the user should know of. Records carry them too."""
+    """A fallback, a skipped step or a possible problem that the user should know about.
+
+    Records contain the warnings too.
+    """
 
 
 def warn(message: str, category: type[Warning] = TfqWarning) -> None:
@@ -81,10 +85,10 @@ def warn(message: str, category: type[Warning] = TfqWarning) -> None:
 
 
 def _frames_of_tfq() -> int:
-    """Count the innermost frames that run code of tfq, without this function's own; at least 1.
+    """Return the number of innermost frames up to the outermost one that runs code of tfq.
 
-    Keras and TensorFlow call back into tfq (callbacks, layers), so that their frames between two of tfq's count too:
-    the outermost frame of tfq is the one that the user called.
+    Keras and TensorFlow call back into tfq (callbacks, layers). Their frames between two frames of tfq count too,
+    because the user called the outermost one. This function's own frame does not count. The result is at least 1.
     """
     count, outermost = 0, 1
     frame: types.FrameType | None = sys._getframe(1)
@@ -97,23 +101,23 @@ def _frames_of_tfq() -> int:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """A sentence that ends an error about the unknown name `word`: the nearest of `choices`, or all of them."""
+    """Return the end of an error message about an unknown name: the nearest of `choices`, or all of them."""
     choices = sorted(choices)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"choose from {', '.join(choices)}" if choices else "there is nothing to choose from"
+    return f"choose from {', '.join(choices)}" if choices else "there are no choices"
 
 
 def install_hint(extra: str = "") -> str:
-    """Return how to install an extra of tfq, from a package index and from a clone; "" is what tfq always needs."""
+    """Return how to install an extra of tfq from a package index and from a clone; "" means no extra."""
     brackets = f"[{extra}]" if extra else ""
     return f"pip install 'tfq{brackets}'; from a clone: pip install -e '.{brackets}'"
 
 
 @contextlib.contextmanager
 def remembered_warnings() -> Iterator[list[str]]:
-    """The TfqWarnings raised inside, as sentences; they are shown as they come up all the same."""
+    """Collect the messages of the TfqWarnings that are issued inside, which are also shown as usual."""
     messages: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("always", TfqWarning)

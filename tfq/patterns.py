@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patterns of names by which the user chooses layers: what they fit, and the error where that is nothing."""
+"""Name patterns that select layers, and PATTERN=NUMBER settings."""
 
 import fnmatch
 import re
@@ -10,17 +10,17 @@ from tfq.errors import InputError, did_you_mean
 
 
 def fits(name: str, patterns: Iterable[str]) -> bool:
-    """Check whether a layer's name fits one of `patterns` (`*`, `?`, `[...]`; upper and lower case differ)."""
+    """Check whether a layer's name matches one of `patterns` (`*`, `?`, `[...]`; case-sensitive)."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def op_address(subgraph: int, op: int) -> str:
-    """Return how patterns address one op by its number: `op:12`, and `op:1:12` in subgraph 1."""
+    """Return the pattern that addresses one op by its number: `op:12`, or `op:1:12` in subgraph 1."""
     return f"op:{subgraph}:{op}" if subgraph else f"op:{op}"
 
 
 def parse_address(pattern: str) -> tuple[int, int] | None:
-    """Return (subgraph, op) of a pattern that addresses an op by its number; None for any other pattern."""
+    """Return (subgraph, op) of a pattern that addresses an op by its number, or None for any other pattern."""
     match = re.fullmatch(r"op:(?:(\d{1,9}):)?(\d{1,9})", pattern)
     return None if match is None else (int(match[1] or 0), int(match[2]))
 
@@ -29,18 +29,18 @@ _SOURCE = "float:"
 
 
 def in_source(pattern: str) -> str:
-    """Return `pattern` for a file converted from the one that it is for: an address becomes `float:op:12`."""
+    """Return `pattern` for use on a converted file: an address `op:12` of the source file becomes `float:op:12`."""
     return pattern if parse_address(pattern) is None else f"{_SOURCE}{pattern}"
 
 
 def of_source(pattern: str) -> str | None:
-    """Return the address in the float file, `op:12`, of a pattern by `in_source`; None for any other pattern."""
+    """Return the address `op:12` in the source file for a pattern from `in_source`, or None for any other pattern."""
     address = pattern.removeprefix(_SOURCE)
     return address if address != pattern and parse_address(address) else None
 
 
 def fits_op(layer: str, outputs: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Return whether one of `patterns` fits the layer of an op, or is the exact name of one of its output tensors."""
+    """Check whether one of `patterns` matches the layer of an op, or is the exact name of one of its output tensors."""
     patterns, outputs = tuple(patterns), frozenset(outputs)
     return fits(layer, patterns) or any(pattern in outputs for pattern in patterns)
 
@@ -54,12 +54,17 @@ def check_fits(
     layers: str = "layer",
     tensors: Container[str] = (),
 ) -> None:
-    """Raise InputError unless `pattern` fits a layer that can be chosen, or is in `tensors`, names of op outputs.
+    """Raise InputError unless a pattern matches a layer that can be selected.
 
-    what: how the error calls the pattern, with the step that it is for. reasons: every layer's name -> why it cannot
-    be chosen, None where it can. field: the config path that holds the pattern. layers: what the pattern looks for, as
-    in "fits no layer".
-    The error says why what fits cannot be chosen, and which name was probably meant.
+    The error says why a matching layer cannot be selected, or which name was probably meant.
+
+    Args:
+        what: The subject of the error: the step and the pattern.
+        pattern: The pattern.
+        reasons: Name of each layer -> why it cannot be selected, or None if it can.
+        field: The config path of the pattern, for the error.
+        layers: The kind of layer that the pattern selects, as in "matches no layer".
+        tensors: Names of op outputs, which are accepted as well.
     """
     if pattern in tensors:
         return
@@ -67,13 +72,19 @@ def check_fits(
     if any(fits(name, (pattern,)) for name in able):
         return
     unable = next((name for name in reasons if fits(name, (pattern,))), None)
-    why = f"fits no {layers}" if unable is None else f"fits only {unable!r} ({reasons[unable]})"
+    why = f"matches no {layers}" if unable is None else f"matches only {unable!r} ({reasons[unable]})"
     raise InputError(f"{what} {why}: {did_you_mean(pattern, able)}", field=field, expected=tuple(able), got=pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A number for the layers whose names fit `pattern`; `text` is what the user wrote."""
+    """A number for the layers whose names match a pattern.
+
+    Attributes:
+        pattern: The pattern.
+        value: The number.
+        text: The setting as the user wrote it.
+    """
 
     pattern: str
     value: float
@@ -81,9 +92,16 @@ class Target:
 
 
 def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) -> tuple[Target, ...]:
-    """Return pattern and number of each PATTERN=NUMBER, split at its last "=". Raises InputError on anything else.
+    """Parse settings of the form PATTERN=NUMBER; the last "=" separates them.
 
-    what: the step, with which errors begin. called: what the number is. highest: of it; the lowest is 0.
+    Args:
+        texts: The settings.
+        what: The compression step, which begins the errors and is part of the field's path.
+        called: The name of the number, such as "sparsity".
+        highest: The largest allowed number; the smallest is 0.
+
+    Raises:
+        InputError: A setting has another form, or its number is out of range.
     """
     results = []
     for text in texts:
@@ -96,19 +114,22 @@ def parse_targets(texts: Sequence[str], what: str, called: str, highest: float) 
                 expected=f"PATTERN={called.upper()}",
                 got=text,
             )
-        wanted = f"wanted a fraction from 0 to {highest:g}"
+        expected = f"expected a fraction from 0 to {highest:g}"
         try:
             value = float(number)
         except ValueError as error:
             hint = _as_fraction(number.removesuffix("%")) if number.endswith("%") else ""
             raise InputError(
-                f"{begin}: {number!r} is no number: {wanted}{hint}", field=field, expected=(0, highest), got=text
+                f"{begin}: {number!r} is not a number: {expected}{hint}", field=field, expected=(0, highest), got=text
             ) from error
-        # Not `<` and `>`, which a NaN would pass.
+        # A negated comparison also refuses NaN.
         if not 0 <= value <= highest:
             hint = _as_fraction(number) if 1 < value < 100 else ""
             raise InputError(
-                f"{begin}: {number} is no {called}: {wanted}{hint}", field=field, expected=(0, highest), got=text
+                f"{begin}: {called} {number} is out of range: {expected}{hint}",
+                field=field,
+                expected=(0, highest),
+                got=text,
             )
         results.append(Target(pattern=pattern, value=value, text=text))
     return tuple(results)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a record says about where it came from: versions, commit, machine. Never hosts, users or serials."""
+"""The provenance in a record: versions, commit, machine.
+
+It never contains names of hosts or users, or serial numbers.
+"""
 
 import functools
 import hashlib
@@ -30,7 +33,7 @@ _ISA_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "
 
 
 def provenance() -> dict[str, Any]:
-    """Package versions, the git commit of tfq's checkout (None outside one), and the CPU with its int8 extensions."""
+    """Return package versions, the git commit of tfq's checkout (None outside one), and the CPU."""
     return {
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
@@ -41,7 +44,7 @@ def provenance() -> dict[str, Any]:
 
 
 def record_of(command: str, config: RunConfig, **results: Any) -> dict[str, Any]:
-    """The record of a command: provenance, the resolved config, its hash and seed, then `results`."""
+    """Return the record of a command: provenance, the resolved config, its hash and seed, then `results`."""
     return {
         **provenance(),
         "command": command,
@@ -54,7 +57,7 @@ def record_of(command: str, config: RunConfig, **results: Any) -> dict[str, Any]
 
 
 def cpu() -> dict[str, Any]:
-    """{"machine": architecture, "model": name or None, "isa": the extensions found of those that matter to int8}."""
+    """Return {"machine": architecture, "model": name or None, "isa": the CPU's extensions that matter for int8}."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -72,13 +75,13 @@ def cpu() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The versions of tfq and of what it computes with; None where one is not installed."""
+    """Return the versions of tfq and of the packages that affect its results; None for one that is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
 @functools.cache
 def code_sha256() -> str:
-    """Hex SHA-256 over the source of tfq (Python, and C that counts instructions) and of the models that it builds."""
+    """Return the hexadecimal SHA-256 of tfq's source: Python, the C code that counts instructions, and the models."""
     digest = hashlib.sha256()
     for package in ("tfq", "tfq.models"):
         spec = importlib.util.find_spec(package)

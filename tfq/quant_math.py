@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Affine 8-bit quantization: the one tested path, used wherever tfq turns reals into codes or back."""
+"""Affine 8-bit quantization, used wherever tfq quantizes or dequantizes values."""
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -8,18 +8,30 @@ from tfq.errors import InputError
 
 
 def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, dtype: DTypeLike = np.int8) -> NDArray:
-    """Integer codes of `x`, same shape: x / scale rounded half to even, plus zero_point, saturated to `dtype`'s range.
+    """Quantize real values: round x / scale half to even, add the zero point, and saturate to the range of `dtype`.
 
-    scale, zero_point: scalars, or shaped to broadcast along the channel axis. scale > 0.
-    Raises InputError when `x` holds NaN: no code stands for it.
-    Source: TFLite 8-bit quantization specification. To the bit what XNNPACK's QUANTIZE op computes: in float32, with
-    the reciprocal of the scale, and rounding before zero_point is added (of ties, an odd zero_point would turn
-    half to even into half to odd; and 8-bit pixels scaled to [-1, 1] are ties, every one).
+    The result equals that of XNNPACK's QUANTIZE op bit for bit: it is computed in float32 with the reciprocal of the
+    scale, and rounded before the zero point is added. (An odd zero point added before rounding would turn half to even
+    into half to odd, and 8-bit pixels scaled to [-1, 1] are all ties.)
+
+    Source: TFLite 8-bit quantization specification.
+
+    Args:
+        x: Real values of any shape.
+        scale: The step, > 0: a scalar, or an array that broadcasts along the channel axis.
+        zero_point: The quantized value of 0.0: a scalar, or an array like `scale`.
+        dtype: The integer type of the result.
+
+    Returns:
+        The quantized values, in the shape of `x`.
+
+    Raises:
+        InputError: `x` contains NaN, which has no quantized value.
     """
     x = np.asarray(x)
     if x.dtype.kind == "f" and np.isnan(x).any():
         raise InputError(
-            "quantize: the input holds NaN, which has no integer code: clean the data first",
+            "quantize: the input contains NaN, which cannot be quantized: clean the data first",
             field="values",
             expected="finite numbers",
             got="NaN",
@@ -30,21 +42,32 @@ def quantize(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, dtype: DType
     return np.clip(quantized, limits.min, limits.max).astype(dtype)
 
 
-def dequantize(codes: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDArray[np.float32]:
-    """Reals that integer `codes` stand for, same shape, float32: (code - zero_point) * scale.
+def dequantize(quantized_values: ArrayLike, scale: ArrayLike, zero_point: ArrayLike) -> NDArray[np.float32]:
+    """Dequantize integers: (value - zero point) * scale, in float32.
 
-    scale, zero_point: scalars, or shaped to broadcast along the channel axis.
     Source: TFLite 8-bit quantization specification.
+
+    Args:
+        quantized_values: Integers of any shape.
+        scale: The step: a scalar, or an array that broadcasts along the channel axis.
+        zero_point: The quantized value of 0.0: a scalar, or an array like `scale`.
+
+    Returns:
+        The real values, in the same shape.
     """
-    centred = np.asarray(codes).astype(np.int32) - np.asarray(zero_point, np.int32)
-    return centred.astype(np.float32) * np.asarray(scale, np.float32)
+    centered = np.asarray(quantized_values).astype(np.int32) - np.asarray(zero_point, np.int32)
+    return centered.astype(np.float32) * np.asarray(scale, np.float32)
 
 
 def quantization_parameters(minimum: float, maximum: float, num_bits: int = 8) -> tuple[float, int]:
-    """(scale, zero_point) of the signed asymmetric code whose range covers [minimum, maximum] and zero.
+    """Return (scale, zero_point) of signed asymmetric quantization whose range covers [minimum, maximum] and zero.
 
-    Raises InputError on NaN, infinity or minimum > maximum. A range of width zero gets scale 1.
+    A range of width zero has scale 1.
+
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", eq. 1.
+
+    Raises:
+        InputError: A bound is NaN or infinite, or minimum > maximum.
     """
     if not (np.isfinite(minimum) and np.isfinite(maximum)) or minimum > maximum:
         raise InputError(
@@ -62,21 +85,28 @@ def quantization_parameters(minimum: float, maximum: float, num_bits: int = 8) -
 
 
 def sqnr_db(reference: ArrayLike, quantized: ArrayLike) -> float:
-    """Signal-to-quantization-noise ratio in dB: 10 log10(sum(reference^2) / sum((reference - quantized)^2)).
+    """Return the signal-to-quantization-noise ratio in dB: 10 log10(sum(reference^2) / sum((reference - quantized)^2)).
 
-    Same shapes. No noise gives inf; noise on a zero signal gives -inf.
-    Raises InputError on NaN in either, on different shapes, and on empty arrays.
+    Args:
+        reference: The signal.
+        quantized: The signal with noise, of the same shape.
+
+    Returns:
+        The ratio; inf without noise, -inf for noise on a zero signal.
+
+    Raises:
+        InputError: An array contains NaN or is empty, or the shapes differ.
     """
     reference, quantized = np.asarray(reference, np.float64), np.asarray(quantized, np.float64)
     if reference.shape != quantized.shape or not reference.size:
         raise InputError(
-            f"sqnr_db: expected two non-empty arrays of one shape, got {reference.shape} and {quantized.shape}",
+            f"sqnr_db: expected two non-empty arrays of the same shape, got {reference.shape} and {quantized.shape}",
             expected=reference.shape,
             got=quantized.shape,
         )
     if np.isnan(reference).any() or np.isnan(quantized).any():
         raise InputError(
-            "sqnr_db: NaN in the arrays: an output that is not a number has no noise ratio",
+            "sqnr_db: the arrays contain NaN: expected finite numbers",
             expected="finite numbers",
             got="NaN",
         )

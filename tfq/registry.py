@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named registries, one per extension point, and the plugins that add to them.
 
-To add a calibration method, a data source, a metric, a backend, a target or a bridged layer, make one object of its
-class and pass it to `register`, in the file that defines it. The object carries everything that the rest of tfq needs
-to know about it. Flag choices, "did you mean", help and the tables in docs/ are derived from the registries.
+To add a calibration method, a data source, a metric, a backend, a target or a bridged layer, create one object of its
+class and pass it to `register`, in the file that defines it. The object contains everything that the rest of tfq needs
+to know about it. The choices of flags, suggestions for misspelled names, the help and the tables in docs/ are derived
+from the registries.
 
-A registered object is cheap to make: names, help text, facts as data, and functions that import what is heavy when they
-are called. No module in `MODULES` imports TensorFlow.
+A registered object is cheap to create: names, help text, facts as data, and functions that import heavy packages only
+when they are called. No module in `MODULES` imports TensorFlow.
 """
 
 import difflib
@@ -19,13 +20,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from tfq.errors import InputError, did_you_mean
+from tfq.errors import InputError
 
-# The module that registers tfq's own objects of each extension point. Importing it fills the registry.
+# Extension point -> the module that registers tfq's own objects when it is imported.
 MODULES = {
     "backend": "tfq.backends",
     "bridged_layer": "tfq.keras_bridge.layers.translate",
@@ -38,17 +40,19 @@ ENTRY_POINT_GROUP = "tfq.plugins"
 
 
 class Registered(Protocol):
-    """What every registered object has: a name that users write, and one line that says what it is."""
+    """The attributes of every registered object: a name that users write, and one line that says what it is."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name that users write."""
 
     @property
-    def help(self) -> str: ...
+    def help(self) -> str:
+        """One line that says what the object is."""
 
 
 class Plugin(NamedTuple):
-    """A plugin that was loaded: its module, the file or distribution it came from, and the SHA-256 of its code."""
+    """A loaded plugin: its module, the file or distribution that it came from, and the SHA-256 of its code."""
 
     module: ModuleType
     source: str
@@ -62,7 +66,7 @@ _plugins: dict[str, Plugin] = {}
 
 
 def extension_point(kind: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator: `register` takes objects of this class, under `kind`, a key of `MODULES`."""
+    """Return a class decorator that lets `register` accept objects of the class, under `kind`, a key of `MODULES`."""
 
     def decorate(cls: type[T]) -> type[T]:
         _classes[cls] = kind
@@ -111,10 +115,10 @@ def register(entry: T, *, replace: bool = False) -> T:
                 expected="a string",
                 got=value,
             )
-    known = _filled(kind)  # tfq's own come first; while they are registered, this imports nothing
+    known = _filled(kind)  # registers tfq's own objects first; does nothing while they are being registered
     if known.get(entry.name, entry) is not entry and not replace:
         raise InputError(
-            f"{kind}: there is already one named {entry.name!r}; choose another name, or pass replace=True",
+            f"{kind}: the name {entry.name!r} is already registered: choose another name, or pass replace=True",
             field="name",
             got=entry.name,
         )
@@ -123,15 +127,20 @@ def register(entry: T, *, replace: bool = False) -> T:
 
 
 def entries(cls: type[T]) -> dict[str, T]:
-    """Return every registered object of an extension point by name, tfq's own first."""
+    """Return all registered objects of an extension point by name, tfq's own first."""
     return dict(_filled(_kind_of(cls)))
 
 
 def get(cls: type[T], name: str, *, field: str | None = None) -> T:
-    """Return the object of this class called `name`.
+    """Return the registered object called `name` of an extension point's class.
+
+    Args:
+        cls: The class of the extension point.
+        name: The name to look up.
+        field: The config path that contains the name, for the error.
 
     Raises:
-        InputError: There is none; `field` of the error is the config path that named it.
+        InputError: There is no object of this name.
     """
     kind = _kind_of(cls)
     known = _filled(kind)
@@ -144,25 +153,32 @@ def get(cls: type[T], name: str, *, field: str | None = None) -> T:
 
 
 def check_value(kind: str, value: str, *, field: str, choices: tuple[str, ...] = ()) -> None:
-    """Check that `value` is the NAME of an object of an extension point, or its NAME:ADDRESS, or one of `choices`.
+    """Check that a value is NAME or NAME:ADDRESS of an object of an extension point, or one of `choices`.
+
+    Args:
+        kind: The extension point, a key of `MODULES`.
+        value: The value to check.
+        field: The config path of the value, for the error.
+        choices: Other allowed values.
 
     Raises:
-        InputError: It is neither, or there is an address and the object's own attribute `address` is "".
+        InputError: It is none of them, or it has an address although the object's attribute `address` is "".
     """
     known = _filled(kind)
     name, colon, _ = value.partition(":")
     if value in choices or (name in known and not (colon and getattr(known[name], "address", None) == "")):
         return
     if name in known:
-        raise InputError(f"{field} is {value!r}: write {name!r} alone", field=field, expected=name, got=value)
+        message = f"{field} is {value!r}: {name!r} has no address: write {name!r} alone"
+        raise InputError(message, field=field, expected=name, got=value)
     meant = _suggestion(value, known, choices)
     raise InputError(f"{field} is {value!r}: {meant}", field=field, expected=(*choices, *known), got=value)
 
 
 def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> str:
-    """Return what was probably meant by `value`, or all names.
+    """Return the end of an error message: the value that was probably meant, or all possible values.
 
-    An object may have `looks_like`, a regular expression of addresses that need its name and a colon in front.
+    An object may have `looks_like`, a regular expression for addresses that lack the name and the colon.
     """
     name, colon, address = value.partition(":")
     every = [item for item in (*choices, *known) if item]
@@ -173,7 +189,10 @@ def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> 
         pattern = getattr(entry, "looks_like", "")
         if pattern and re.search(pattern, value):
             return f"did you mean {entry.name + ':' + value!r}?"
-    return did_you_mean(name, every)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    spellings = chain.from_iterable(map(spellings_of, known.values()))
+    return f"choose from {', '.join([*filter(None, choices), *spellings])}"
 
 
 def names(kind: str) -> tuple[str, ...]:
@@ -200,7 +219,7 @@ def entries_of(kind: str) -> tuple[Registered, ...]:
 
 @contextmanager
 def temporary() -> Iterator[None]:
-    """Undo every registration made inside. For tests."""
+    """Undo all registrations that are made inside. For tests."""
     for kind in MODULES:
         _filled(kind)
     before, plugins = {kind: dict(known) for kind, known in _entries.items()}, dict(_plugins)
@@ -215,10 +234,10 @@ def temporary() -> Iterator[None]:
 
 
 def load_plugin(path: str) -> Plugin:
-    """Run a Python file of the user's that registers objects; once, however often it is named.
+    """Run a Python file of the user that registers objects; only once, even if it is named several times.
 
     Raises:
-        InputError: There is no such file, or it fails, with the line at fault.
+        InputError: There is no such file, or it fails; the message has the line of the failure.
     """
     file = Path(path)
     if file.suffix != ".py" or not file.is_file():
@@ -230,7 +249,7 @@ def load_plugin(path: str) -> Plugin:
         )
     file = file.resolve()
     content = file.read_bytes()
-    # Named by the whole path, so that two files of one name are two modules.
+    # The name depends on the full path, so that two files with the same name are two modules.
     name = f"tfq_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:16]}"
     if name in _plugins:
         return _plugins[name]
@@ -255,10 +274,10 @@ def load_plugins(paths: Iterable[str]) -> tuple[Plugin, ...]:
 
 
 def load_installed_plugins() -> None:
-    """Import the plugins of installed packages: those of the entry-point group `tfq.plugins`.
+    """Import the plugins of installed packages, those of the entry-point group `tfq.plugins`.
 
     Raises:
-        InputError: One of them fails, with its package's name.
+        InputError: A plugin fails; the message has the name of its package.
     """
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         if point.value in _plugins:
@@ -272,7 +291,7 @@ def load_installed_plugins() -> None:
 
 
 def plugins() -> tuple[Plugin, ...]:
-    """Return the plugins loaded so far, in order."""
+    """Return the plugins loaded so far, in the order of loading."""
     return tuple(_plugins.values())
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One requirement on a result: its bound, the value that was measured, and whether it holds."""
+"""A requirement on a result: its bound, the measured value, and whether it is met."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Values are ratios of counts: the rounding of a float does not break a bound.
+# Tolerance for the rounding of ratios of counts.
 ROUNDING = 1e-9
 
 
@@ -33,12 +33,12 @@ class Requirement:
 
 
 def at_least(name: str, bound: float, value: float | None, reason: str | None = None) -> Requirement:
-    """Return the requirement that `value` is not below `bound`. `reason` says why there is no value."""
+    """Return the requirement that `value` is not below `bound`; `reason` says why a value is missing."""
     holds = value is not None and value >= bound - ROUNDING
     return Requirement(name=name, bound=bound, value=value, holds=holds, reason=reason if value is None else None)
 
 
 def at_most(name: str, bound: float, value: float | None, reason: str | None = None) -> Requirement:
-    """Return the requirement that `value` is not above `bound`. `reason` says why there is no value."""
+    """Return the requirement that `value` is not above `bound`; `reason` says why a value is missing."""
     holds = value is not None and value <= bound + ROUNDING
     return Requirement(name=name, bound=bound, value=value, holds=holds, reason=reason if value is None else None)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of finished stages on disk, each under the hash of all that it was made from, so that a killed run goes on.
+"""The results of finished stages on disk, each under a hash of all its inputs, so that an interrupted run resumes.
 
-    OUT/.stages/<key>/      the stage's files, and stage.json: its details, warnings, and the SHA-256 of each file
-    OUT/.stages/.making-*   a stage under way; gone when it ends, swept by the next run where it was killed
+    OUT/.stages/<key>/      the files of a stage, and stage.json: its details, warnings, and the SHA-256 of each file
+    OUT/.stages/.making-*   an unfinished stage; deleted when it ends, or by the next run if the process was killed
 
-A result is there whole or not at all: its directory gets its name last. It is believed only while its files still have
-the content that stage.json records.
+A result is complete or absent, because its directory is renamed to its final name last. It is used only if the content
+of its files is still what stage.json records.
 """
 
 import contextlib
@@ -28,9 +28,14 @@ _MAKING = ".making-"
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage made. directory: its files. details: JSON values. warnings: its TfqWarnings.
+    """The result of a stage.
 
-    seconds: how long it took when it was made. resumed: whether that was in an earlier run.
+    Attributes:
+        directory: The directory with the stage's files.
+        details: JSON values.
+        warnings: The messages of its TfqWarnings.
+        seconds: How long the stage took when it ran.
+        resumed: Whether it ran in an earlier run.
     """
 
     directory: Path
@@ -41,10 +46,18 @@ class StageResult:
 
 
 class StageStore:
-    """The stages of the runs into one `out`. Whoever uses it holds the lock on that directory."""
+    """The stages of all runs into one directory `out`. The caller must hold the lock on that directory."""
 
     def __init__(self, out: Path, *, fresh: bool = False) -> None:
-        """fresh: forget all earlier results. Raises TfqError where `out` cannot be written."""
+        """Open or create the store.
+
+        Args:
+            out: The output directory of the runs.
+            fresh: Whether to delete all earlier results.
+
+        Raises:
+            TfqError: `out` cannot be written.
+        """
         self._directory = out / ".stages"
         self._used: set[str] = set()
         with self._writing():
@@ -55,11 +68,15 @@ class StageStore:
             shutil.rmtree(stale, ignore_errors=True)
 
     def run(self, name: str, inputs: Mapping[str, Any], make: Callable[[Path], dict[str, Any]]) -> StageResult:
-        """The stage's result: the one on disk if the same inputs gave it, else what `make` makes now.
+        """Return the result of a stage: the stored one if its inputs are the same, otherwise a new one.
 
-        inputs: JSON values that decide the result; tfq's own code and the versions of its packages are added here.
-        make: writes files into the directory that it is given, and returns details.
-        Raises TfqError when the disk is full or refuses; nothing is left of the stage then.
+        Args:
+            name: The name of the stage.
+            inputs: JSON values that determine the result. tfq's code and the versions of its packages are added here.
+            make: Computes the stage: writes files into the directory that it receives, and returns details.
+
+        Raises:
+            TfqError: The write fails, for example because the disk is full. Nothing of the stage remains then.
         """
         key = _key(name, inputs)
         self._used.add(key)
@@ -71,7 +88,7 @@ class StageStore:
         return result
 
     def forget_unused(self) -> None:
-        """Remove the results that no stage of this run has asked for."""
+        """Delete the results that no stage of this run has used."""
         for entry in self._directory.iterdir():
             if entry.name not in self._used:
                 shutil.rmtree(entry, ignore_errors=True)
@@ -95,7 +112,7 @@ class StageStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             damaged = [f"stage.json ({error})"]
         if damaged:
-            warn(f"{directory}: {', '.join(damaged)} changed since it was written: this stage is run again")
+            warn(f"{directory}: {', '.join(damaged)} changed since it was written, so this stage runs again")
             shutil.rmtree(directory, ignore_errors=True)
             return None
         return result
@@ -105,14 +122,14 @@ class StageStore:
         with self._writing():
             making = Path(tempfile.mkdtemp(dir=self._directory, prefix=_MAKING))
         try:
-            with remembered_warnings() as message:
+            with remembered_warnings() as messages:
                 details = make(making)
             with self._writing():
                 record = {
                     "name": name,
                     "seconds": round(time.perf_counter() - start, 3),
                     "details": details,
-                    "warnings": list(dict.fromkeys(message)),
+                    "warnings": list(dict.fromkeys(messages)),
                     "files": {path.name: artifacts.sha256_file(path) for path in sorted(making.iterdir())},
                 }
                 artifacts.write_json(making / "stage.json", record)
@@ -122,7 +139,9 @@ class StageStore:
             shutil.rmtree(making, ignore_errors=True)
         result = self._find(key)
         if result is None:
-            raise TfqError(f"{self._directory / key} is gone right after it was written: is something clearing it?")
+            raise TfqError(
+                f"{self._directory / key} disappeared right after it was written: does another program delete it?"
+            )
         return dataclasses.replace(result, resumed=False)
 
     @contextlib.contextmanager

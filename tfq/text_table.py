@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of cells as lines of a terminal, and lists of names in messages."""
+"""Tables of text for the terminal, and lists of names in messages."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Return one line per row, each column as wide as its widest cell, with two spaces between columns.
+    """Return one line per row; each column is as wide as its widest cell, with two spaces between columns.
 
     Args:
         rows: Rows with the same number of cells.
-        left: This many columns are flush left, the others flush right.
+        left: The number of left-aligned columns; the others are right-aligned.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -22,5 +22,5 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Return "a, b, c"; of more than `most` names the first ones, and how many more there are."""
+    """Return "a, b, c"; for more than `most` names, the first ones and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The types in tfq's public signatures that no other package provides.
 
-Keras, tf_keras and TensorFlow have no type information. Their objects are described here by protocols that list what
-tfq and its users need of them. Both Keras versions satisfy each protocol.
+Keras, tf_keras and TensorFlow have no type information. The protocols here list the attributes of their objects that
+tfq and its users need. Both Keras versions satisfy each protocol.
 """
 
 import os
@@ -14,34 +14,38 @@ if TYPE_CHECKING:
 
 # A TFLite flatbuffer: its content, or the path of its file.
 PathOrBytes: TypeAlias = bytes | bytearray | str | os.PathLike[str]
-# A JSON object. Its values are the one place of the public API that has no static type.
+# A JSON object; the only values of the public API without a static type.
 JSON: TypeAlias = dict[str, Any]
-# Examples: whatever `tfq.data.as_split` takes. It is checked when it is used.
+# Examples, in any form that `tfq.data.as_split` accepts; checked when they are used.
 Data: TypeAlias = object
 
 
 class KerasTensor(Protocol):
-    """A symbolic tensor of either Keras: an input or an output of a layer that is not computed yet."""
+    """A symbolic tensor of either Keras: an input or output of a layer, without a value."""
 
     @property
-    def shape(self) -> Sequence[int | None]: ...
+    def shape(self) -> Sequence[int | None]:
+        """The shape; None for an unknown dimension."""
 
 
 class TensorFlowTensor(Protocol):
     """A tensor of a TensorFlow graph."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name."""
 
 
 class TensorFlowFunction(Protocol):
     """A concrete function of TensorFlow: a traced graph."""
 
     @property
-    def inputs(self) -> Sequence[TensorFlowTensor]: ...
+    def inputs(self) -> Sequence[TensorFlowTensor]:
+        """The input tensors."""
 
     @property
-    def outputs(self) -> Sequence[TensorFlowTensor]: ...
+    def outputs(self) -> Sequence[TensorFlowTensor]:
+        """The output tensors."""
 
 
 class KerasLayer(Protocol):
@@ -50,55 +54,70 @@ class KerasLayer(Protocol):
     trainable: bool
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name."""
 
     @property
-    def weights(self) -> Sequence[object]: ...
+    def weights(self) -> Sequence[object]:
+        """The variables."""
 
     @property
-    def get_weights(self) -> "Callable[[], list[NDArray]]": ...
+    def get_weights(self) -> "Callable[[], list[NDArray]]":
+        """Returns the values of the variables as arrays."""
 
-    def __call__(self, inputs: KerasTensor, /) -> KerasTensor: ...
+    def __call__(self, inputs: KerasTensor, /) -> KerasTensor:
+        """Apply the layer to a symbolic tensor."""
+        ...
 
 
 class KerasModel(Protocol):
     """A model of either Keras: functional or sequential, of Keras 3 or tf_keras.
 
-    The methods take what Keras documents for them; tfq does not describe their arguments.
+    The methods accept what Keras documents for them; their arguments are not typed here.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name."""
 
     @property
-    def layers(self) -> Sequence[KerasLayer]: ...
+    def layers(self) -> Sequence[KerasLayer]:
+        """The layers, in the order of the model."""
 
     @property
-    def get_weights(self) -> "Callable[[], list[NDArray]]": ...
+    def get_weights(self) -> "Callable[[], list[NDArray]]":
+        """Returns the values of the variables as arrays."""
 
     @property
-    def set_weights(self) -> "Callable[[list[NDArray]], object]": ...
+    def set_weights(self) -> "Callable[[list[NDArray]], object]":
+        """Sets the variables to the values of arrays."""
 
     @property
-    def count_params(self) -> Callable[[], int]: ...
+    def count_params(self) -> Callable[[], int]:
+        """Returns the number of scalars in all variables."""
 
     @property
-    def compile(self) -> Callable[..., object]: ...
+    def compile(self) -> Callable[..., object]:
+        """Sets optimizer, loss and metrics."""
 
     @property
-    def fit(self) -> Callable[..., object]: ...
+    def fit(self) -> Callable[..., object]:
+        """Trains the model."""
 
     @property
-    def evaluate(self) -> Callable[..., object]: ...
+    def evaluate(self) -> Callable[..., object]:
+        """Computes loss and metrics on data."""
 
     @property
-    def predict(self) -> Callable[..., object]: ...
+    def predict(self) -> Callable[..., object]:
+        """Computes outputs."""
 
     @property
-    def save(self) -> Callable[..., object]: ...
+    def save(self) -> Callable[..., object]:
+        """Saves the model to a file."""
 
 
-# Trains a model in place: called with the model and the callbacks to pass on to `model.fit`.
+# Trains a model in place: fit(model, callbacks), where the callbacks must be passed on to `model.fit`.
 Fit: TypeAlias = Callable[[KerasModel, list[object]], object]
 # One or several models that a student is trained towards.
 Teacher: TypeAlias = KerasModel | Sequence[KerasModel]
@@ -108,5 +127,5 @@ Arrays: TypeAlias = list["NDArray"]
 MetricFunction: TypeAlias = (
     Callable[["NDArray", "NDArray"], float] | Callable[["tuple[NDArray, ...]", "NDArray"], float]
 )
-# What was done to the data before the model sees them: "resize", "scale" and "offset".
+# The preprocessing of the data: "resize", "scale" and "offset".
 Preprocessing: TypeAlias = Mapping[str, object]

@@ -42,6 +42,7 @@ class AuditConfig(Config):
     )
 
     def __post_init__(self) -> None:
+        """Check that the required scheme supports the types of inputs and outputs."""
         super().__post_init__()
         if self.require in AUDIT_SCHEMES:
             check_io_types(self, AUDIT_SCHEMES[self.require], f"require={self.require}")

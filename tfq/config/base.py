@@ -75,10 +75,12 @@ class Config:
     """
 
     def __init_subclass__(cls) -> None:
+        """Add the help of all fields to the docstring of a config class."""
         super().__init_subclass__()
         cls.__doc__ = _with_attributes(cls.__doc__ or "", vars(cls))
 
     def __post_init__(self) -> None:
+        """Check type, choices and bounds of all fields."""
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             hint = field_types(type(self))[field.name]

@@ -111,6 +111,7 @@ class ConversionConfig(Config):
     )
 
     def __post_init__(self) -> None:
+        """Check the types of inputs and outputs, and that strict is used with verify."""
         super().__post_init__()
         check_io_types(self, self.scheme, f"scheme={self.scheme}")
         if self.strict and not self.verify:

@@ -21,6 +21,7 @@ class BudgetConfig(Config):
     )
 
     def __post_init__(self) -> None:
+        """Check that the bound on the accuracy is a fraction."""
         super().__post_init__()
         check_fraction("search.budget.max_accuracy_drop", self.max_accuracy_drop)
 
