@@ -31,8 +31,8 @@ class EvaluationRecord:
         output_sqnr_db_reason: Why there is none.
         reference_accuracy: The accuracy of the reference.
         accuracy_drop: How much worse the model is than the reference, in the metric's unit; positive if it is worse.
-        accuracy_difference: The accuracy minus the reference's with a paired 95% interval (`PairedDifference`).
-            None, with accuracy_difference_reason, if the metric does not say of each example whether it is right.
+        accuracy_difference: The accuracy minus the reference's, with a paired 95% interval (`PairedDifference`).
+        accuracy_difference_reason: Why there is none: the metric does not say for each example whether it is right.
         num_examples: Number of evaluated examples.
         compared: Number of examples compared with the reference.
         missing: Number of examples that were requested but are not in the data.
