@@ -56,21 +56,52 @@ def code_of(file: str, name: str) -> str:
 
 
 def help_of(command: str) -> str:
-    """Return the help of a command as Markdown: its description, then a section for each group of flags."""
+    """Return the help of a command as Markdown: its description, then a list of flags by section of the config."""
     module = importlib.import_module(f"tfq.pipelines.{command}")
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         module.cli([f"tfq {command}", "--help"])
-    description, *groups, exit_codes = re.split(
-        r"\n\n(?=Flags:\n|[a-z_.]+: .+\n  --|Exit codes:)", output.getvalue().strip()
-    )
-    parts = [f"```text\n{description.removeprefix(f'tfq {command}: ')}\n```"]
+    starts = r"\n\n(?=Flags:\n|[a-z_.]+: .+\n  --|Exit codes:)"
+    description, *groups, exit_codes = re.split(starts, output.getvalue().strip())
+    parts = [_description(description.removeprefix(f"tfq {command}: "))]
     for group in groups:
         heading, _, rows = group.partition("\n")
         path, _, subject = heading.partition(": ")
         title = f"{subject[:1].upper()}{subject[1:]} (`{path}`)" if subject else "General"
-        parts.append(f"## {title}\n\n```text\n{rows}\n```")
-    return "\n\n".join([*parts, exit_codes.replace("\n", " ")]) + "\n"
+        parts.append(f"## {title}\n\n{_flags(rows)}")
+    return "\n\n".join([*parts, " ".join(exit_codes.split())]) + "\n"
+
+
+def _description(text: str) -> str:
+    """Return the text of a command's docstring as Markdown: indented lines are commands, the others paragraphs."""
+    paragraphs = []
+    for part in text.split("\n\n"):
+        if part.startswith("    "):
+            lines = "\n".join(line.strip() for line in part.splitlines())
+            paragraphs.append(f"```text\n{lines}\n```")
+        else:
+            paragraphs.append(" ".join(_quoted(part).split()))
+    return "\n\n".join(paragraphs)
+
+
+def _flags(rows: str) -> str:
+    """Return the flags of one section of --help as a list; names that a flag accepts are a list inside it."""
+    lines: list[str] = []
+    for row in rows.splitlines():
+        indent, text = len(row) - len(row.lstrip()), row.strip()
+        if indent == 2:
+            lines.append(f"- `{text}`:")
+        elif indent == 8:
+            name, _, rest = text.partition(": ")
+            lines.append(f"    - `{name}`: {_quoted(rest)}")
+        else:
+            lines[-1] += f" {_quoted(text)}"
+    return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    """Return text with flags, patterns and file names that hold a placeholder as code."""
+    return re.sub(r"(?<![`\w])(--[\[\]\w.]*\w(?:=\w+)?|'\*'|[\w./]*<\w+>(?:[\w.<>]*\w)?)", r"`\1`", text)
 
 
 def api_of(group: str) -> str:

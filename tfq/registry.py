@@ -79,10 +79,10 @@ def extension_point(kind: str) -> Callable[[type[T]], type[T]]:
 def register(entry: T, *, replace: bool = False) -> T:
     """Add an object to the registry of its class.
 
-    Example:
-        def update(state, outputs, labels):
-            errors = np.abs(outputs[0] - labels)
-            return {"sum": state.get("sum", 0) + errors.sum(), "count": state.get("count", 0) + errors.size}
+    Examples:
+        >>> def update(state, outputs, labels):
+        ...     errors = np.abs(outputs[0] - labels)
+        ...     return {"sum": state.get("sum", 0) + errors.sum(), "count": state.get("count", 0) + errors.size}
 
         tfq.register(
             tfq.Metric(

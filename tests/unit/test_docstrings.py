@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = ("Args", "Attributes", "Example", "Raises", "Returns", "Yields")
+SECTIONS = ("Args", "Attributes", "Examples", "Raises", "Returns", "Yields")
 
 
 def module_tree(module: str) -> ast.Module:

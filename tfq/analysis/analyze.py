@@ -93,9 +93,9 @@ def analyze(
 ) -> Analysis:
     """Compare an int8 flatbuffer with the float flatbuffer that it was converted from, op by op.
 
-    Example:
-        analysis = tfq.analyze("model_int8.tflite", "model_float32.tflite", "npz:examples.npz")
-        print(analysis.to_text())
+    Examples:
+        >>> analysis = tfq.analyze("model_int8.tflite", "model_float32.tflite", "npz:examples.npz")
+        >>> print(analysis.to_text())
 
     Args:
         quantized: The int8 (or int16x8) flatbuffer: its bytes or its path.

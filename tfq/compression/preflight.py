@@ -117,9 +117,9 @@ def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None
     `model` does not change. Layers have the names of the user's model. A layer that cannot be translated to tf_keras is
     a row of the report ("unsupported"), not an exception.
 
-    Example:
-        report = tfq.preflight(model)
-        print(report.to_text())
+    Examples:
+        >>> report = tfq.preflight(model)
+        >>> print(report.to_text())
 
     Args:
         model: A built model of either Keras, or the `BridgeResult` of one.

@@ -63,9 +63,9 @@ def convert_model(
     If its outputs lost their information, a TfqWarning names the op, the cause and what other settings would give. With
     `config.strict` this is an error instead. Possible problems of the model and of the data are warnings too.
 
-    Example:
-        flatbuffer = tfq.convert(model, representative_dataset=x_train[:200])
-        pathlib.Path("model_int8.tflite").write_bytes(flatbuffer)
+    Examples:
+        >>> flatbuffer = tfq.convert(model, representative_dataset=x_train[:200])
+        >>> pathlib.Path("model_int8.tflite").write_bytes(flatbuffer)
 
     Args:
         model: A functional or sequential model of either Keras, a `Trace` of one (which makes further conversions of

@@ -27,9 +27,9 @@ _MEGABYTE = 1_000_000
 def load_split(config: DataConfig, split: str, *, limit: int = 0) -> AnySplit:
     """Load one split of a data source, preprocessed as the float model expects it.
 
-    Example:
-        split = tfq.load_split(tfq.DataConfig(source="npz:examples.npz", scale=1 / 255), "test", limit=1000)
-        split.inputs, split.labels
+    Examples:
+        >>> split = tfq.load_split(tfq.DataConfig(source="npz:examples.npz", scale=1 / 255), "test", limit=1000)
+        >>> split.inputs, split.labels
 
     Args:
         config: The data source, and the preprocessing of its images.

@@ -41,9 +41,9 @@ def evaluate_model(
 
     A TfqWarning reports each possible problem; the record contains the same sentences.
 
-    Example:
-        record = tfq.evaluate("model_int8.tflite", (x_test, y_test), reference="model_float32.tflite")
-        print(record.accuracy, record.accuracy_drop, record.agreement)
+    Examples:
+        >>> record = tfq.evaluate("model_int8.tflite", (x_test, y_test), reference="model_float32.tflite")
+        >>> print(record.accuracy, record.accuracy_drop, record.agreement)
 
     Args:
         model: The flatbuffer: its bytes or its path.

@@ -116,9 +116,9 @@ def benchmark_models(
     All models run alternately in one child process, in short blocks of random order. A backend that counts instructions
     instead of measuring time reports those counts.
 
-    Example:
-        record = tfq.benchmark({"float32": "model_float32.tflite", "int8": "model_int8.tflite"})
-        print(record.to_text())
+    Examples:
+        >>> record = tfq.benchmark({"float32": "model_float32.tflite", "int8": "model_int8.tflite"})
+        >>> print(record.to_text())
 
     Args:
         models: Name -> flatbuffer (its bytes or its path). Ratios are to the first one.

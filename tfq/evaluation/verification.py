@@ -230,9 +230,9 @@ def _runs_at_upper_ends(model: bytes, parsed: Model) -> bool:
 def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, execute: bool | None = None) -> AuditReport:
     """Check what a flatbuffer is quantized as and whether a target can run it, and run it once.
 
-    Example:
-        report = tfq.audit("model_int8.tflite", tfq.AuditConfig(require="full_int8"))
-        print(report.to_text())
+    Examples:
+        >>> report = tfq.audit("model_int8.tflite", tfq.AuditConfig(require="full_int8"))
+        >>> print(report.to_text())
 
     Args:
         model: The flatbuffer: its bytes or its path.

@@ -69,9 +69,9 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
     changes the user's own outputs too much is left out of the comparison if the two models differ on it; a note says
     so.
 
-    Example:
-        result = tfq.to_tf_keras(keras.models.load_model("model.keras"))
-        pruned = tfq.prune(result.model, fit)
+    Examples:
+        >>> result = tfq.to_tf_keras(keras.models.load_model("model.keras"))
+        >>> pruned = tfq.prune(result.model, fit)
 
     Args:
         model: A built functional or sequential model of Keras 3 or tf_keras. A flat tf_keras model is returned as it
@@ -127,10 +127,10 @@ def _copy_weights(rebuilt: Rebuilt) -> None:
 def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> None:
     """Copy trained weights back into the model that was passed to `to_tf_keras`.
 
-    Example:
-        result = tfq.to_tf_keras(model)
-        tfq.return_weights(result, tfq.prune(result.model, fit))
-        model.save("pruned.keras")
+    Examples:
+        >>> result = tfq.to_tf_keras(model)
+        >>> tfq.return_weights(result, tfq.prune(result.model, fit))
+        >>> model.save("pruned.keras")
 
     Args:
         result: The result of `to_tf_keras`; its `source` is changed in place.

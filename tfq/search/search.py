@@ -96,9 +96,9 @@ def find_int8(
     then the most sensitive layers in int16 (if `conversion.quantizer` supports it) or float. The first candidate within
     the budget is chosen, and the search ends there unless `config.full` is set.
 
-    Example:
-        result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
-        pathlib.Path("model_int8.tflite").write_bytes(result.content)
+    Examples:
+        >>> result = tfq.find_int8("model_float32.tflite", (x_train, y_train), (x_val, y_val), (x_test, y_test))
+        >>> pathlib.Path("model_int8.tflite").write_bytes(result.content)
 
     Args:
         floating: The float flatbuffer: its bytes or its path.

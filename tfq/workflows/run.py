@@ -237,8 +237,9 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
 
     A missed requirement does not raise here: the record contains it, and `tfq.workflows.run.require(record)` raises.
 
-    Example:
-        record = tfq.run(tfq.RunConfig(model="model.keras", data=tfq.DataConfig(source="npz:examples.npz"), out="out"))
+    Examples:
+        >>> data = tfq.DataConfig(source="npz:examples.npz")
+        >>> record = tfq.run(tfq.RunConfig(model="model.keras", data=data, out="out"))
 
     Args:
         config: The settings of all stages.

@@ -107,10 +107,10 @@ def cluster_model(
     value is assigned to that value, and the values follow their weights. From `config.end_step` on, the assignment is
     fixed and only the values are trained. `model` itself does not change, and the result is not compiled.
 
-    Example:
-        def fit(model, callbacks):
-            model.compile("adam", "sparse_categorical_crossentropy")
-            model.fit(x, y, epochs=10, callbacks=callbacks)
+    Examples:
+        >>> def fit(model, callbacks):
+        ...     model.compile("adam", "sparse_categorical_crossentropy")
+        ...     model.fit(x, y, epochs=10, callbacks=callbacks)
 
         clustered = tfq.cluster(model, fit, tfq.ClusterConfig(number_of_clusters=16))
 

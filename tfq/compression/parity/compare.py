@@ -55,9 +55,9 @@ def qat_parity(
     The comparison needs a few hundred megabytes of memory at most, whatever the size of the model and the number of
     examples.
 
-    Example:
-        quantized = tfq.qat(model, fit, calibration=x)
-        print(tfq.qat_parity(quantized, tfq.convert(quantized), x).to_text())
+    Examples:
+        >>> quantized = tfq.qat(model, fit, calibration=x)
+        >>> print(tfq.qat_parity(quantized, tfq.convert(quantized), x).to_text())
 
     Args:
         qat_model: The result of `qat`: a tf_keras model with fake quantization.

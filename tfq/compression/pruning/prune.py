@@ -112,10 +112,10 @@ def prune_model(
     `model` itself does not change, and the result is not compiled. A TfqWarning names each layer that misses its
     sparsity.
 
-    Example:
-        def fit(model, callbacks):
-            model.compile("adam", "sparse_categorical_crossentropy")
-            model.fit(x, y, epochs=10, callbacks=callbacks)
+    Examples:
+        >>> def fit(model, callbacks):
+        ...     model.compile("adam", "sparse_categorical_crossentropy")
+        ...     model.fit(x, y, epochs=10, callbacks=callbacks)
 
         pruned = tfq.prune(model, fit, tfq.PruneConfig(final_sparsity=0.8))
 

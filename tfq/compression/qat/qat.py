@@ -165,10 +165,10 @@ def qat_model(
     again, and ranges and biases are rounded to values that the flatbuffer can represent. `model` itself does not
     change.
 
-    Example:
-        def fit(model, callbacks):
-            model.compile("adam", "sparse_categorical_crossentropy")
-            model.fit(x, y, epochs=3, callbacks=callbacks)
+    Examples:
+        >>> def fit(model, callbacks):
+        ...     model.compile("adam", "sparse_categorical_crossentropy")
+        ...     model.fit(x, y, epochs=3, callbacks=callbacks)
 
         quantized = tfq.qat(model, fit, calibration=x)
         flatbuffer = tfq.convert(quantized)

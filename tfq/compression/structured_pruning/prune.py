@@ -208,10 +208,10 @@ def prune_structured(
     is compared layer by layer, on random inputs, with a copy of `model` whose removed filters are zero. A TfqWarning
     names the layers whose multiply-adds are not counted.
 
-    Example:
-        result = tfq.prune_structured(model, fit, tfq.StructuredPruningConfig(target_macs=0.5), data=x)
-        print(result.to_text())
-        small = result.model
+    Examples:
+        >>> result = tfq.prune_structured(model, fit, tfq.StructuredPruningConfig(target_macs=0.5), data=x)
+        >>> print(result.to_text())
+        >>> small = result.model
 
     Args:
         model: A functional or sequential tf_keras model with trained weights.

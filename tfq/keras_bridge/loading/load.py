@@ -36,8 +36,8 @@ def load_model(
     The format and the Keras are recognized by the content, not by the file's name. The model is never compiled, so
     custom losses and metrics are not needed.
 
-    Example:
-        model = tfq.load_model("model.keras")
+    Examples:
+        >>> model = tfq.load_model("model.keras")
 
     Args:
         model: The path of a `.keras` or `.h5` file of either Keras, of a SavedModel directory that Keras 2's
