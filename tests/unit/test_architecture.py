@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top, as in CONTRIBUTING.md. A package imports those before it.
 ORDER = [
     *(
+        "native_stderr",
+        "progress",
         "errors",
         "typing",
         "registry",

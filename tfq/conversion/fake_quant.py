@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq import tflite
+from tfq.native_stderr import captured_stderr
 
 # Their output has the scale of their first input; the quantizer may take it from either.
 _SAME_SCALE_NAMES = """
@@ -86,7 +87,8 @@ def with_rounded_weights(graph_def: Any) -> Any:
     names = [node.name for node in weights]
     with tf.Graph().as_default() as part, tf.compat.v1.Session(graph=part) as session:
         tf.import_graph_def(tf.compat.v1.graph_util.extract_sub_graph(graph, names), name="")
-        values = session.run([f"{name}:0" for name in names])
+        with captured_stderr():
+            values = session.run([f"{name}:0" for name in names])
     for node, value in zip(weights, values, strict=True):
         del node.input[:]
         node.op = "Const"

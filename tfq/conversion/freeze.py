@@ -23,6 +23,7 @@ from tfq.conversion.fake_quant import (
 from tfq.conversion.graph_rewrites import without_negative_zeros
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
+from tfq.native_stderr import captured_stderr
 
 
 class _Freezer:
@@ -33,9 +34,10 @@ class _Freezer:
 
         self._function = function
         self._replace = convert_to_constants._replace_variables_by_constants
-        self._data = convert_to_constants._FunctionConverterDataInEager(
-            func=function, lower_control_flow=False, aggressive_inlining=False
-        )
+        with captured_stderr():
+            self._data = convert_to_constants._FunctionConverterDataInEager(
+                func=function, lower_control_flow=False, aggressive_inlining=False
+            )
         self._fresh = True
 
     def freeze(self) -> Any:
@@ -110,15 +112,16 @@ def _converter(traced: Trace, graph_def: Any = None) -> Any:
 def _convert(converter: Any) -> bytes:
     from tensorflow.lite.python.convert_phase import ConverterError
 
-    with _silenced():
-        try:
+    try:
+        with _silenced(), captured_stderr() as stderr:
             return bytes(converter.convert())
-        except ConverterError as error:
-            raise InputError(f"TensorFlow's converter refuses the model: {_reason(error)}", field="model") from error
+    except ConverterError as error:
+        message = f"TensorFlow's converter refuses the model: {_reason(stderr.add_to(str(error)))}"
+        raise InputError(message, field="model") from error
 
 
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _reason(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     telling = [line for line in lines if "error:" in line or "not supported" in line or "Custom ops" in line]
     return " ".join((telling or lines)[:4])
 

@@ -8,6 +8,7 @@ expressions with a semicolon behind; of several that match, the last counts.
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, install_hint
+from tfq.native_stderr import captured_stderr
 from tfq.patterns import check_fits, fits_op
 
 # What only litert-quantizer can do.
@@ -120,7 +122,10 @@ def quantize_by_litert(
         recipe.update_quantization_recipe(_regex(output), TFLOperationName.ALL_SUPPORTED, algorithm_key="no_quantize")
     _add_borders(recipe, config)
     try:
-        built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
+        with captured_stderr(), warnings.catch_warnings():
+            # That its interpreter keeps all tensors is for debugging only.
+            warnings.filterwarnings("ignore", message=".*preserve_all_tensors")
+            built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"litert-quantizer refuses the flatbuffer: {error}", field="model") from error
     return bytes(built.quantized_model)

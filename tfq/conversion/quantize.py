@@ -65,6 +65,7 @@ from tfq.conversion.recurrent import check_recurrent_ops, float_recurrent_ops
 from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
+from tfq.native_stderr import captured_stderr
 from tfq.ptq import calibration
 from tfq.text_table import listed
 from tfq.typing import JSON
@@ -317,10 +318,13 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     others = [*float_recurrent_ops(model), *(float_only_ops(model) if is_int16 else ())]
     seen, restore = with_hidden_indices(model, all_whole=is_int16, others=others)
     try:
-        result = restore((_to_int16x8 if is_int16 else _to_int8)(seen, config))
+        with captured_stderr() as stderr:
+            quantized = (_to_int16x8 if is_int16 else _to_int8)(seen, config)
+        result = restore(quantized)
         return tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"TensorFlow's quantizer refuses the flatbuffer: {error}", field="model") from error
+        message = stderr.add_to(f"TensorFlow's quantizer refuses the flatbuffer: {error}")
+        raise InputError(message, field="model") from error
 
 
 def _to_int8(model: bytes, config: ConversionConfig) -> bytes:

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from tfq import progress
 from tfq.errors import InputError, TfqError, install_hint
 
 _TENSORFLOW_ATTRIBUTES = ("_seed", "_rng")
@@ -108,7 +109,7 @@ def import_tensorflow() -> ModuleType:
         TfqError: It cannot be imported.
     """
     try:
-        return importlib.import_module("tensorflow")
+        return progress.import_tensorflow()
     except ImportError as error:
         raise TfqError(
             f"TensorFlow cannot be imported ({error}): {install_hint()}",
@@ -182,6 +183,7 @@ def require_tf_keras(model: Any, what: str) -> None:
 
 
 def _imported(name: str, package: str) -> ModuleType:
+    import_tensorflow()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

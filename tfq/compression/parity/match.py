@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tfq.conversion.freeze import frozen_graph
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
+from tfq.native_stderr import captured_stderr
 from tfq.tflite import Subgraph, Tensor
 
 # The ends of its range are inputs of the first, attributes of the second.
@@ -200,7 +201,9 @@ class Evaluator:
             tensor: np.asarray(array, tensor.dtype.as_numpy_dtype)
             for tensor, array in zip(self._fed, (*inputs, *fed), strict=True)
         }
-        return list(self._session.run([self._graph.get_tensor_by_name(f"model/{value}") for value in values], feed))
+        tensors = [self._graph.get_tensor_by_name(f"model/{value}") for value in values]
+        with captured_stderr():
+            return list(self._session.run(tensors, feed))
 
 
 def _op(value: str) -> str:

@@ -17,6 +17,7 @@ from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, f
 from tfq.data.preprocessing import resize_bilinear, resize_of
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
+from tfq.progress import import_tensorflow
 from tfq.registry import register
 
 _BATCH = 256
@@ -24,7 +25,7 @@ _BATCH = 256
 
 def decode_image(content: Any) -> Any:
     """Decode a scalar string tensor to uint8 (height, width, channels) with the channels that the file stores."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     # TensorFlow's default inverse DCT is fast but inexact: two in three pixels differ from other decoders, by up to 5.
     return tf.cond(
@@ -96,7 +97,7 @@ def _batches(
     encoded: Callable[[int, int], Any], start: int, stop: int, explain: Callable[[int, Exception], str]
 ) -> Iterator[tuple[NDArray, NDArray]]:
     """Yield decoded images and labels in order: in batches while all images have one size, then one at a time."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     @tf.autograph.experimental.do_not_convert
     def decode(content: Any, label: Any) -> Any:
@@ -334,7 +335,7 @@ def _examples(
 
 def _encoded(paths: Sequence[str], labels: Sequence[int], start: int, stop: int) -> Any:
     """Return a tf.data.Dataset of (content of the file, label) for the files start..stop-1."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     files = tf.data.Dataset.from_tensor_slices((list(paths[start:stop]), list(labels[start:stop])))
     return files.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=2, deterministic=True)

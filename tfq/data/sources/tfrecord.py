@@ -22,6 +22,7 @@ from tfq.data.examples import DataSource, Examples, Piece, file_fingerprint, hol
 from tfq.data.sources.folder import image_pieces, locate
 from tfq.data.split import MissingSplitError, class_labels
 from tfq.errors import InputError, did_you_mean
+from tfq.progress import import_tensorflow
 from tfq.registry import register
 
 _HEADER_BYTES, _FOOTER_BYTES = 12, 4
@@ -94,7 +95,7 @@ def explain_record(path: Path, record: int, config: DataConfig, error: Exception
         config: Names the keys of the image and the label.
         error: What TensorFlow raised when it parsed or decoded the record.
     """
-    import tensorflow as tf
+    tf = import_tensorflow()
     from google.protobuf.message import DecodeError
 
     if isinstance(error, tf.errors.DataLossError):
@@ -252,7 +253,7 @@ def _read(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int
 
 def _encoded(files: Sequence[RecordFile], config: DataConfig, start: int, stop: int) -> Any:
     """Return a tf.data.Dataset of (encoded image, label) for the examples start..stop-1; labels are 0 without a key."""
-    import tensorflow as tf
+    tf = import_tensorflow()
 
     features: dict[str, Any] = {config.image_key: tf.io.FixedLenFeature([], tf.string)}
     if config.label_key:

@@ -17,6 +17,7 @@ from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.data import SampleDigest
 from tfq.errors import InputError
+from tfq.native_stderr import captured_stderr
 from tfq.ptq.calibration.histogram import Histogram
 from tfq.ptq.calibration.observation import Observations, TensorObservation
 
@@ -96,7 +97,8 @@ class _Interpreter:
         """Load `model`; `names` maps its input tensors to the names in samples."""
         from ai_edge_litert.interpreter import Interpreter
 
-        self._interpreter, self._names = Interpreter(model_content=model, num_threads=1), names
+        with captured_stderr():
+            self._interpreter, self._names = Interpreter(model_content=model, num_threads=1), names
         self._shapes: dict[int, tuple[int, ...]] = {}
 
     def run(self, sample: Sample) -> None:
@@ -106,7 +108,8 @@ class _Interpreter:
             if shapes != self._shapes:
                 for index, shape in shapes.items():
                     self._interpreter.resize_tensor_input(index, shape)
-                self._interpreter.allocate_tensors()
+                with captured_stderr():  # the first interpreter of a process reports that it has created a delegate
+                    self._interpreter.allocate_tensors()
                 self._shapes = shapes
             for index, name in self._names.items():
                 self._interpreter.set_tensor(index, sample[name])

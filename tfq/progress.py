@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show what a long call is doing: its stages with their elapsed time, and bars where there is a count.
+
+All of it goes to stderr:
+
+- A command prints one line for each stage when the stage starts, with the seconds since the command started.
+- On a terminal and in a notebook, a stage that takes longer than a second is shown with its elapsed time, and a count
+  as a bar. Both disappear when the stage ends. They are plain text: no widgets are needed.
+- A Python program whose stderr is neither prints nothing.
+
+Set the environment variable TFQ_PROGRESS=0 to switch all of it off.
+"""
+
+import contextlib
+import functools
+import importlib
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from tfq.native_stderr import captured_stderr, is_captured
+
+_SWITCH = "TFQ_PROGRESS"
+# A stage is shown on a terminal after this time, and a bar after half of it.
+_DELAY_SECS = 1.0
+_REDRAW_SECS = 0.5
+
+
+class _Display:
+    """The stages that are under way in one thread, and the line on the screen that shows the innermost one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.stages: list[tuple[str, float]] = []
+        self.thread: int | None = None
+        self.hidden = 0
+        # When the command started, if a line is printed for each stage.
+        self.command_start: float | None = None
+        self._width = 0
+
+    def begin(self, name: str) -> bool:
+        """Add a stage; return False if it is not shown, because another thread has stages under way."""
+        with self.lock:
+            if self.stages and self.thread != threading.get_ident():
+                return False
+            self.clear()
+            if self.command_start is not None and not self.stages:
+                _write(f"[{time.monotonic() - self.command_start:5.1f} s] {name}\n")
+            is_outermost = not self.stages
+            self.thread = threading.get_ident()
+            self.stages.append((name, time.monotonic()))
+        if is_outermost and _is_live():
+            threading.Thread(target=self._redraw, args=(self.stages,), daemon=True).start()
+        return True
+
+    def end(self) -> None:
+        """Remove the innermost stage."""
+        with self.lock:
+            self.clear()
+            if self.stages:
+                self.stages.pop()
+            if not self.stages:
+                self.stages = []  # another list: the thread that redraws this one ends
+
+    def clear(self) -> None:
+        """Erase the line that shows a stage."""
+        with self.lock:
+            if self._width:
+                _write(f"\r{' ' * self._width}\r")
+                self._width = 0
+
+    def _redraw(self, stages: list[tuple[str, float]]) -> None:
+        while True:
+            time.sleep(_REDRAW_SECS)
+            with self.lock:
+                if self.stages is not stages or not stages:
+                    return
+                name, start = stages[-1]
+                secs = time.monotonic() - start
+                # A line that is written during a capture would appear late, after what follows it.
+                if secs >= _DELAY_SECS and not self.hidden and not is_captured():
+                    line = f"{name} {secs:.0f} s"[: shutil.get_terminal_size().columns - 1]
+                    _write(f"\r{line.ljust(self._width)}")
+                    self._width = len(line)
+
+
+_display = _Display()
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Name what is done inside. Stages may be nested: a command prints a line only for the outermost one."""
+    is_shown = _is_enabled() and _display.begin(name)
+    try:
+        yield
+    finally:
+        if is_shown:
+            _display.end()
+
+
+@contextlib.contextmanager
+def bar(name: str, total: int | None, unit: str) -> Iterator[Any]:
+    """Yield a tqdm bar that counts to `total`: shown on a terminal or in a notebook, after half a second."""
+    from tqdm import tqdm
+
+    is_shown = total is not None and _is_enabled() and not _display.hidden and _is_live()
+    with hidden() if is_shown else contextlib.nullcontext():
+        options: dict[str, Any] = {"leave": False, "delay": _DELAY_SECS / 2, "file": sys.stderr}
+        with tqdm(total=total, desc=name, unit=unit, disable=not is_shown, **options) as shown:
+            yield shown
+
+
+@contextlib.contextmanager
+def hidden() -> Iterator[None]:
+    """Keep the line that is redrawn off the screen: something else, such as Keras' progress bar, is shown instead."""
+    with _display.lock:
+        _display.clear()
+        _display.hidden += 1
+    try:
+        yield
+    finally:
+        with _display.lock:
+            _display.hidden -= 1
+
+
+@contextlib.contextmanager
+def printed_lines() -> Iterator[None]:
+    """Print a line for each outermost stage inside, as a command does."""
+    _display.command_start = time.monotonic()
+    try:
+        yield
+    finally:
+        _display.command_start = None
+
+
+def note(line: str) -> None:
+    """Print a line about the progress of a command; nothing outside of a command."""
+    if _is_enabled() and _display.command_start is not None:
+        clear()
+        _write(f"{line}\n")
+
+
+def clear() -> None:
+    """Erase the line that shows a stage, before something else is written to the terminal."""
+    _display.clear()
+
+
+def import_tensorflow() -> ModuleType:
+    """Return the module `tensorflow`, imported as a stage and without the lines that its start writes to stderr.
+
+    Raises:
+        ImportError: It cannot be imported.
+    """
+    with contextlib.ExitStack() as stack:
+        if "tensorflow" not in sys.modules:
+            stack.enter_context(stage("importing TensorFlow"))
+            stack.enter_context(captured_stderr())
+        tensorflow = importlib.import_module("tensorflow")
+    _search_gpus()
+    return tensorflow
+
+
+@functools.cache
+def _search_gpus() -> None:
+    """Have TensorFlow report now that there is no GPU, as its first operation would do on stderr.
+
+    This does not fix the configuration of devices and threads: the user may still change it.
+    """
+    import tensorflow as tf
+
+    with captured_stderr():
+        tf.config.list_physical_devices()
+
+
+def _is_enabled() -> bool:
+    return os.environ.get(_SWITCH) != "0"
+
+
+def _is_live() -> bool:
+    """Return whether a line on stderr can be redrawn: it is a terminal or the output of a notebook's cell."""
+    stream = sys.stderr
+    with contextlib.suppress(AttributeError, ValueError):  # None, or closed
+        return stream.isatty() or type(stream).__module__.startswith("ipykernel")
+    return False
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def _after_fork_in_child() -> None:
+    """Forget the stages of the parent: the thread that redraws them is not in the child."""
+    global _display
+    _display = _Display()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
