@@ -34,13 +34,12 @@ from collections.abc import Sequence
 from tfq import analysis, artifacts, report, workflows
 from tfq.cli import flags, process
 from tfq.errors import InputError
-from tfq.workflows.search import bit_widths_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    workflows.check_given(config)
+    workflows.check_named(config)
     with_layers, with_bit_widths = bool(config.analysis.reference), config.analysis.bit_widths.enabled
     if config.analysis.require.min_layer_sqnr_db is not None and not with_layers:
         raise InputError(
@@ -70,7 +69,7 @@ def main(invocation: flags.Invocation) -> None:
         texts.append(analyzed.to_text())
     if with_bit_widths and out is not None:
         model = floating or workflows.load(config, allow_code=invocation.allow_code)
-        measured = bit_widths_on_data(model, config, out, told=lambda line: print(line, flush=True))
+        measured = workflows.bit_widths_on_data(model, config, out)
         results["bit_widths"] = measured.to_dict()
         texts.append(measured.to_text())
     record = process.record(invocation, "analyze", **results)

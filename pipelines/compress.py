@@ -29,7 +29,7 @@ def main(invocation: flags.Invocation) -> None:
     if invocation.preflight:
         preflight(invocation)
         return
-    workflows.check_given(config)
+    workflows.check_named(config)
     workflows.compression_suffix(config)
     workflows.check_tensorflow(config)
     out = process.out_dir(invocation)

@@ -19,17 +19,16 @@ from collections.abc import Sequence
 from tfq import artifacts, workflows
 from tfq.cli import flags, process
 from tfq.errors import RequirementError
-from tfq.workflows.search import search_on_data
 
 
 def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
-    workflows.check_given(config)
+    workflows.check_named(config)
     workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)
-    result = search_on_data(model, config, out, told=lambda line: print(line, flush=True))
+    result = workflows.search_on_data(model, config, out)
     path = artifacts.write_bytes(out / f"{workflows.model_name(config)}_search_int8.tflite", result.content)
     record = process.record(invocation, "search", file=path.name, **result.to_dict())
     process.finish(invocation, record, f"\n{result.to_text()}\n{path}")

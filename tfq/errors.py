@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tfq import progress
+
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -81,6 +83,7 @@ def warn(message: str, category: type[Warning] = TfqWarning) -> None:
         message: What happened, where, and what to do about it. It names config fields by their path, as errors do.
         category: The class of the warning.
     """
+    progress.clear()
     warnings.warn(message, category, stacklevel=_frames_of_tfq() + 1)
 
 

@@ -48,10 +48,9 @@ class CapturedStderr:
         text: What was written, without known noise; at most its last 2,000 characters. Empty during the call.
     """
 
-    def __init__(self) -> None:
-        self.text = ""
-        self._real: int | None = None
-        self._sink: int | None = None
+    text = ""
+    _real: int | None = None
+    _sink: int | None = None
 
     def add_to(self, message: str) -> str:
         """Return the message of an error, extended by the captured lines that it does not contain."""

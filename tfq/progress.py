@@ -19,12 +19,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from tfq.native_stderr import captured_stderr, is_captured
 
+Item = TypeVar("Item")
 _SWITCH = "TFQ_PROGRESS"
 # A stage is shown on a terminal after this time, and a bar after half of it.
 _DELAY_SECS = 1.0
@@ -113,6 +114,14 @@ def bar(name: str, total: int | None, unit: str) -> Iterator[Any]:
         options: dict[str, Any] = {"leave": False, "delay": _DELAY_SECS / 2, "file": sys.stderr}
         with tqdm(total=total, desc=name, unit=unit, disable=not is_shown, **options) as shown:
             yield shown
+
+
+def counted(items: Sequence[Item], name: str, unit: str) -> Iterator[Item]:
+    """Yield the items, and count them in a bar."""
+    with bar(name, len(items), unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, registry
+from tfq import artifacts, progress, registry
 from tfq.errors import TfqError, remembered_warnings, warn
 from tfq.provenance import code_sha256, package_versions
 
@@ -122,7 +122,7 @@ class StageStore:
         with self._writing():
             making = Path(tempfile.mkdtemp(dir=self._directory, prefix=_MAKING))
         try:
-            with remembered_warnings() as messages:
+            with remembered_warnings() as messages, progress.stage(name):
                 details = make(making)
             with self._writing():
                 record = {

@@ -107,9 +107,9 @@ def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, mo
         return ended.value.code
 
     assert run("--bit_widths.grids=uniform,kmeans") == 0
-    message = capsys.readouterr().out
+    message = capsys.readouterr()
     record = json.loads((tmp_path / "analyze.json").read_text())["bit_widths"]
-    assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in message
+    assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in message.err
     page = (tmp_path / "analyze.html").read_text()
     assert page.count("<svg") == 2 and "kmeans" in page and "simulated" in page
     monkeypatch.setattr("tfq.search.bit_widths.with_few_bits", None)  # nothing is computed again

@@ -53,7 +53,7 @@ def test_an_easy_model_needs_the_first_rung_alone(tmp_path):
     result = find_int8(FLOATING, *SPLITS, budget(max_accuracy_drop=0.01), store=StageStore(tmp_path))
     assert result.holds and result.chosen.name == "percentile" and len(result.candidates) == 1
     assert tfq.audit(result.content, tfq.AuditConfig(require="full_int8")).ok
-    assert result.test_against_plain.difference == 0 and "the plain one is the chosen one" in result.to_text()
+    assert result.test_against_plain.difference == 0 and "chosen model" in result.to_text()
 
 
 def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
@@ -104,7 +104,7 @@ def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path
     lines, config = [], budget(max_accuracy_drop=0.0, full=True)
     result = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path), progress=lines.append)
     assert [len(candidate.layers) for candidate in result.candidates if candidate.candidate.kind == "mixed"] == [2]
-    assert any("1 in float: cannot be made: no such form" in line for line in lines)
+    assert any("1 in float" in line and "no such form" in line for line in lines)
 
 
 def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, monkeypatch):
@@ -150,7 +150,7 @@ def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_
     assert tfq.audit((tmp_path / "out" / record["file"]).read_bytes()).scheme == "full_int8"
     assert script(monkeypatch, *flags, "--budget.max_bytes=10", "--max_mixed_layers=0") == 1
     assert "budget" in capsys.readouterr().err
-    assert "quantization-aware train" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]
+    assert "quantization-aware" in json.loads((tmp_path / "out" / "search.json").read_text())["advice"][0]
 
 
 def test_a_collapsed_candidate_never_keeps_the_budget(tmp_path):

@@ -18,6 +18,7 @@ from tfq.artifacts import content_of
 from tfq.config import AnalysisConfig, AnalysisRequireConfig
 from tfq.data import data_of_main_subgraph, input_specs, representative_samples
 from tfq.errors import InputError, RequirementError, warn
+from tfq.progress import stage
 from tfq.ptq.calibration import calibrate
 from tfq.requirement import Requirement, at_least
 from tfq.text_table import aligned
@@ -128,11 +129,13 @@ def analyze(
         warn(note)
     data = data_of_main_subgraph(parsed, data)
     samples = representative_samples(data, input_specs(floating), config.limit).samples
-    measured = measure(quantized, floating, samples)
+    with stage(f"comparing op by op on {len(samples)} examples"):
+        measured = measure(quantized, floating, samples)
     joined = joins(measured.diagnosis)
     sensitivity: tuple[OpSensitivity, ...] = ()
     if config.sensitivity:
-        sensitivity = op_sensitivity(floating, calibrate(floating, samples), samples)
+        with stage("measuring the sensitivity of each op"):
+            sensitivity = op_sensitivity(floating, calibrate(floating, samples), samples)
     return Analysis(
         ops=measured.errors,
         joins=joined,

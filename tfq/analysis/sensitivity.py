@@ -18,6 +18,7 @@ from tfq.analysis.low_bits import round_tensor
 from tfq.analysis.op_errors import decibels
 from tfq.errors import InputError
 from tfq.evaluation import agreement, is_class_vector
+from tfq.progress import counted
 from tfq.ptq.calibration import Ranges
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.causes import op_label
@@ -77,9 +78,8 @@ def op_sensitivity(
     graph = parsed.main_subgraph
     expected = _outputs(floating, samples)
     results = []
-    for op in graph.ops:
-        if (graph.index, op.outputs[0]) not in ranges.values:
-            continue
+    calibrated = [op for op in graph.ops if (graph.index, op.outputs[0]) in ranges.values]
+    for op in counted(calibrated, "ops", " ops"):
         rounded = _outputs(quantized_alone(floating, op.index, ranges.values, per_channel=per_channel), samples)
         signal = sum(float((array**2).sum()) for array in expected)
         noise = sum(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tfq import progress
 from tfq.backends.scratch import write_error
 from tfq.errors import BackendError, InputError, ModelError
 
@@ -176,12 +177,9 @@ class _Monitor:
             BackendError: Python did not start in time.
             ModelError: The child made no progress within the deadline.
         """
-        from tqdm import tqdm
-
-        # disable=None: shown only if stderr is a terminal. The delay avoids a progress bar for short runs.
         with (
             selectors.DefaultSelector() as selector,
-            tqdm(total=total, desc=self.backend, unit=unit, disable=None, leave=False, delay=0.5) as bar,
+            progress.bar(self.backend, total, unit) as bar,
         ):
             selector.register(self.child.stdout, selectors.EVENT_READ)
             self._send_messages()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The console script: `tfq convert --model=...` runs pipelines/convert.py."""
+"""The console script `tfq`: `tfq convert --model=...` runs pipelines/convert.py."""
 
 import ast
 import importlib
@@ -11,7 +11,7 @@ from tfq.errors import did_you_mean
 
 
 def _commands() -> dict[str, str]:
-    """Return every command, a file in pipelines/, with its docstring's first line; imports none of them."""
+    """Return {command: first line of its docstring} for the files in pipelines/, without importing them."""
     results = {}
     for path in sorted((Path(__file__).parent.parent / "pipelines").glob("*.py")):
         if not path.stem.startswith("_"):
@@ -23,7 +23,7 @@ COMMANDS = _commands()
 
 
 def main() -> None:
-    """Run the command that the first word names, and exit as it does."""
+    """Run the command that the first argument names, and exit with its code."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
         print("tfq COMMAND [--FLAG=VALUE ...]: compress Keras models to int8 TFLite and verify the result.\n")

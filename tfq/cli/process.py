@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command does around its own work: flags, quiet, exit codes, its record."""
+"""What all commands share: parsing flags, progress and warnings on stderr, exit codes, writing the record."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tfq import artifacts
+from tfq import artifacts, progress
 from tfq.cli import flags
 from tfq.errors import TfqError, TfqWarning
 from tfq.provenance import record_of
@@ -29,7 +29,15 @@ def run_command(
     description: str,
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Parse the command line, call `main`, and leave the process with the exit code that its outcome has."""
+    """Parse the command line, call `main`, and exit with the code of its outcome.
+
+    Args:
+        main: The work of the command.
+        command: Its name, for messages.
+        section: Its own section of RunConfig; None for `run`.
+        description: The text that begins its help.
+        arguments: The command line, program name first; None is sys.argv.
+    """
     provided = sys.argv if arguments is None else arguments
     with _noted_interrupts() as interrupts:
         sys.exit(_exit_code(main, command, section, description, provided, interrupts))
@@ -51,9 +59,9 @@ def _exit_code(
             print(request, flush=True)
             return 0
         verbose = invocation.verbosity > 0
-        # With --format=json the record alone goes to stdout; Keras' progress, say, goes to stderr.
-        quiet = contextlib.nullcontext() if verbose else _quiet()
-        with quiet, _shown_warnings(section), _stdout_for_records(invocation.format):
+        # With --format=json only the record goes to stdout; other output, such as Keras' bars, goes to stderr.
+        output = _with_log_level("0") if verbose else _quiet()
+        with output, _shown_warnings(section), _stdout_for_records(invocation.format), progress.printed_lines():
             main(invocation)
         return 0
     except KeyboardInterrupt:
@@ -67,7 +75,7 @@ def _exit_code(
         print(f"tfq {command}: error: {message}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output has gone (`| head`); keep the interpreter from failing on it again at exit.
+        # The reader of the output is gone (`| head`). Without this, the interpreter fails again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return TfqError.exit_code
     except Exception as error:
@@ -87,34 +95,36 @@ def _interrupted(command: str) -> int:
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """The SIGINTs that came inside. A library that swallows the KeyboardInterrupt fails of it in its own words, as
-    TensorFlow does while it traces ("'SymbolicTensor' object has no attribute '_type_spec'").
+    """Yield a list of the SIGINTs that arrive inside.
+
+    A library may swallow the KeyboardInterrupt and fail with an error of its own, as TensorFlow does while it traces
+    ("'SymbolicTensor' object has no attribute '_type_spec'").
     """
-    came: list[int] = []
+    interrupts: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        came.append(number)
+        interrupts.append(number)
         signal.default_int_handler(number, frame)
 
-    # Only the main thread may, and a SIGINT that the caller ignores (nohup, `&`) stays ignored.
-    mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield came
+    # Only the main thread may set a handler. A SIGINT that the caller ignores (nohup, `&`) stays ignored.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupts
         return
     signal.signal(signal.SIGINT, note)
     try:
-        yield came
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def record(invocation: flags.Invocation, command: str, **results: Any) -> dict[str, Any]:
-    """The record of what `invocation` asked of `command`: see `provenance.record_of`."""
+    """Return the record of a command with its config and results: see `provenance.record_of`."""
     return record_of(command, invocation.config, **results)
 
 
 def finish(invocation: flags.Invocation, command_record: dict[str, Any], text: str) -> None:
-    """Write `<command>.json` into --out, where there is one, and print the record or `text`, as --format says."""
+    """Write `<command>.json` into the directory of --out, if there is one; print the record or `text` by --format."""
     if invocation.config.out:
         out = artifacts.make_out_dir(invocation.config.out)
         artifacts.write_json(out / f"{command_record['command']}.json", command_record)
@@ -122,7 +132,7 @@ def finish(invocation: flags.Invocation, command_record: dict[str, Any], text: s
 
 
 def show(invocation: flags.Invocation, command_record: dict[str, Any], text: str) -> None:
-    """Print the record or `text`, as --format says."""
+    """Print the record (--format=json) or `text`."""
     as_json = invocation.format == "json"
     try:
         print(
@@ -139,7 +149,11 @@ def show(invocation: flags.Invocation, command_record: dict[str, Any], text: str
 
 
 def out_dir(invocation: flags.Invocation) -> Path:
-    """The directory of --out, made; InputError where there is none or it cannot be."""
+    """Create and return the directory of --out.
+
+    Raises:
+        InputError: --out is missing, or the directory cannot be created.
+    """
     return artifacts.make_out_dir(invocation.config.out)
 
 
@@ -151,7 +165,7 @@ def _stdout_for_records(format: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown_warnings(section: str | None) -> Iterator[None]:
-    """Print each warning of tfq once, as one line on stderr, and none of those of libraries."""
+    """Print each warning of tfq once, as one line on stderr; drop warnings of libraries."""
     messages: set[str] = set()
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
@@ -168,12 +182,10 @@ def _shown_warnings(section: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what C++ libraries write to file descriptor 2 off the screen; Python's own stderr still reaches it.
+    """Discard what C++ libraries write to file descriptor 2; Python's own stderr stays on the screen.
 
-    TensorFlow and MLIR write there past every log level. `sys.stderr` moves to a copy of the real one meanwhile.
+    TensorFlow and MLIR write there at every log level. Inside, `sys.stderr` is a copy of the real one.
     """
-    log_level = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     screen, real_stderr = os.dup(2), sys.stderr
     sink = os.open(os.devnull, os.O_WRONLY)
@@ -182,13 +194,24 @@ def _quiet() -> Iterator[None]:
     os.close(sink)
     _quiet_loggers()
     try:
-        yield
+        with _with_log_level("3"):
+            yield
     finally:
         sys.stderr.flush()
         os.dup2(screen, 2)
         sys.stderr.close()
         sys.stderr = real_stderr
-        if log_level is None:
+
+
+@contextlib.contextmanager
+def _with_log_level(level: str) -> Iterator[None]:
+    """Set the level below which TensorFlow's C++ logs nothing, unless the user has set it."""
+    is_set = "TF_CPP_MIN_LOG_LEVEL" in os.environ
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", level)
+    try:
+        yield
+    finally:
+        if not is_set:
             del os.environ["TF_CPP_MIN_LOG_LEVEL"]
 
 

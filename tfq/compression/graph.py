@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Walking, cloning and training tf_keras models, without touching the one that was given."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from tfq import progress
 from tfq.compression._tfmot.tfmot_symbols import is_graph_model
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras, require_tf_keras
@@ -100,12 +102,28 @@ def _config(layer: Any) -> dict[str, Any]:
     return config
 
 
+def run_fit(fit: Fit, model: Any, callbacks: list[Any]) -> None:
+    """Call `fit`, the user's training loop. Its own progress bars are the only ones on the screen."""
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(_is_no_advice)
+    try:
+        with progress.stage("training"), progress.hidden():
+            fit(model, callbacks)
+    finally:
+        logger.removeFilter(_is_no_advice)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Return False for tf_keras' advice that a callback is slow: those of tfmot compile in their first step."""
+    return "is slow compared to the batch time" not in record.getMessage()
+
+
 def fit_with(fit: Fit, model: Any, callback: Any, what: str) -> None:
     """fit(model, [callback]), after which callback.steps says how many steps there were.
 
     Raises TfqError, beginning with `what`, where there was none: fit did not train, or did not pass the callback on.
     """
-    fit(model, [callback])
+    run_fit(fit, model, [callback])
     if callback.steps:
         return
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tfq import progress
 from tfq.config import TrainConfig
 from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_fits
 from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
@@ -87,16 +88,17 @@ def train_model(
         model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(keras, model), jit_compile=False)
         # Before fit: a first step that creates variables is traced twice, which is most of what a short fit costs.
         model.optimizer.build(model.trainable_variables)
-        history = model.fit(
-            x,
-            y,
-            batch_size=None if y is None else config.batch_size,
-            epochs=config.epochs,
-            validation_data=validation,
-            validation_batch_size=config.batch_size if isinstance(validation, tuple) else None,
-            callbacks=[*callbacks, _stop_at_nan(keras)],
-            verbose=1 if sys.stdout.isatty() else 0,
-        )
+        with progress.stage(f"training {config.epochs} epochs"), progress.hidden():
+            history = model.fit(
+                x,
+                y,
+                batch_size=None if y is None else config.batch_size,
+                epochs=config.epochs,
+                validation_data=validation,
+                validation_batch_size=config.batch_size if isinstance(validation, tuple) else None,
+                callbacks=[*callbacks, _stop_at_nan(keras)],
+                verbose=1 if sys.stdout.isatty() else 0,
+            )
     values = {name: [float(value) for value in series] for name, series in history.history.items()}
     for name, series in values.items():
         if not np.isfinite(series).all():

@@ -24,6 +24,7 @@ from tfq.conversion.graph_rewrites import without_negative_zeros
 from tfq.conversion.tracing import Trace
 from tfq.errors import InputError
 from tfq.native_stderr import captured_stderr
+from tfq.progress import stage
 
 
 class _Freezer:
@@ -113,7 +114,7 @@ def _convert(converter: Any) -> bytes:
     from tensorflow.lite.python.convert_phase import ConverterError
 
     try:
-        with _silenced(), captured_stderr() as stderr:
+        with stage("converting to TFLite"), _silenced(), captured_stderr() as stderr:
             return bytes(converter.convert())
     except ConverterError as error:
         message = f"TensorFlow's converter refuses the model: {_reason(stderr.add_to(str(error)))}"

@@ -19,6 +19,7 @@ from tfq.config import ConversionConfig
 from tfq.errors import InputError, install_hint
 from tfq.native_stderr import captured_stderr
 from tfq.patterns import check_fits, fits_op
+from tfq.progress import stage
 
 # What only litert-quantizer can do.
 _OF_LITERT = ("int16_layers", "per_tensor_layers")
@@ -122,7 +123,7 @@ def quantize_by_litert(
         recipe.update_quantization_recipe(_regex(output), TFLOperationName.ALL_SUPPORTED, algorithm_key="no_quantize")
     _add_borders(recipe, config)
     try:
-        with captured_stderr(), warnings.catch_warnings():
+        with stage("quantizing"), captured_stderr(), warnings.catch_warnings():
             # That its interpreter keeps all tensors is for debugging only.
             warnings.filterwarnings("ignore", message=".*preserve_all_tensors")
             built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)

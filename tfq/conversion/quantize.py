@@ -66,6 +66,7 @@ from tfq.data import input_specs, representative_samples
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES, Verification
 from tfq.native_stderr import captured_stderr
+from tfq.progress import stage
 from tfq.ptq import calibration
 from tfq.text_table import listed
 from tfq.typing import JSON
@@ -318,7 +319,7 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     others = [*float_recurrent_ops(model), *(float_only_ops(model) if is_int16 else ())]
     seen, restore = with_hidden_indices(model, all_whole=is_int16, others=others)
     try:
-        with captured_stderr() as stderr:
+        with stage("quantizing"), captured_stderr() as stderr:
             quantized = (_to_int16x8 if is_int16 else _to_int8)(seen, config)
         result = restore(quantized)
         return tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from tfq.errors import InputError
 from tfq.keras_bridge import copies
+from tfq.progress import stage
 from tfq.typing import KerasModel, TensorFlowFunction
 
 # What keeps a recurrent layer of either Keras in a loop, and the value that takes it out of it.
@@ -126,7 +127,7 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         return tf.nest.flatten(cast(Any, model)(packed, training=False))
 
     # No autograph: layers bring their own, and a fresh function keeps the user's own tf.function caches out of it.
-    with unrolled(model) if unroll else contextlib.nullcontext():
+    with stage("tracing the model"), unrolled(model) if unroll else contextlib.nullcontext():
         function = tf.function(infer, autograph=False).get_concrete_function(*specs)
     return Trace(
         function=function,

@@ -18,6 +18,7 @@ from tfq.errors import ModelError, TfqError, TfqWarning, VerificationError, warn
 from tfq.evaluation.collapse import Location, gradual_note, is_gradual, locate
 from tfq.evaluation.output_checks import OutputCheck
 from tfq.evaluation.verification import Problem, Remedy, Verification, encode, failed, try_to_run, verify
+from tfq.progress import stage
 from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES, UNEVEN_CHANNELS, UNKNOWN, WEIGHTS
 from tfq.typing import Data
 
@@ -28,6 +29,7 @@ _UNEVEN = (UNEVEN_CHANNELS, WEIGHTS, UNKNOWN)
 _FAILURES = (TfqError, OSError, MemoryError)
 
 
+@stage("verifying")
 def verified(
     conversion: Conversion, config: ConversionConfig, *, examples: Data = None, remedies: bool = True
 ) -> Conversion:

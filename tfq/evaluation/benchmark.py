@@ -21,6 +21,7 @@ from tfq.evaluation.inputs import prepare_inputs
 from tfq.evaluation.instructions import count_instructions
 from tfq.evaluation.op_costs import OpCost, op_costs
 from tfq.evaluation.paired import latency_statistics, paired_ratio
+from tfq.progress import stage
 from tfq.tflite import Model, Tensor
 from tfq.typing import PathOrBytes
 
@@ -161,11 +162,13 @@ def benchmark_models(
         min_secs=config.min_secs,
         seed=seed,
     )
-    timings, machine = timer.time_models(request)
-    times = [
-        _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, backend)
-        for (model, kernels), timing in zip(request.entries, timings, strict=True)
-    ]
+    with stage(f"timing {len(request.entries)} combinations of model and kernels on {config.backend}"):
+        timings, machine = timer.time_models(request)
+    with stage("timing single ops" if config.ops else "comparing times"):
+        times = [
+            _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, backend)
+            for (model, kernels), timing in zip(request.entries, timings, strict=True)
+        ]
     return BenchmarkRecord(
         backend=config.backend,
         num_threads=config.num_threads,

@@ -21,6 +21,7 @@ from tfq.backends import LocalBackend
 from tfq.config import AuditConfig
 from tfq.errors import BackendError, ModelError, TfqError
 from tfq.evaluation.output_checks import OutputCheck, check_outputs, finite
+from tfq.progress import stage
 from tfq.ptq.causes import INDEX_QUANTIZED
 from tfq.ptq.layer_pairs import as_input
 from tfq.tflite import Model, Op, Subgraph, Tensor
@@ -254,7 +255,10 @@ def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, exec
     if execute:
         LocalBackend().prepare()  # its start takes a third of a second, in which the rules are applied
     report = auditing.audit_model(content, config)
-    return report.with_execution(try_to_run(content)) if execute else report
+    if not execute:
+        return report
+    with stage("running the model once"):
+        return report.with_execution(try_to_run(content))
 
 
 def not_runnable_here(parsed: Model) -> str | None:

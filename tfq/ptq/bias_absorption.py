@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.errors import InputError
+from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, PairTechnique, channel_ranges, find_layer_pairs
 from tfq.ptq.same_function import check_same_function
@@ -44,6 +45,7 @@ class AbsorbedPair:
     width_after: float
 
 
+@stage("bias absorption")
 def absorb_biases(model: bytes, samples: Sequence[Sample]) -> PairTechnique:
     """Move the constant part of each channel into the biases of the layer that reads it.
 

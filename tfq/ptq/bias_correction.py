@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.layer_pairs import ModelPair, channel_means
 from tfq.ptq.weighted_ops import WeightedOp, weighted_ops
@@ -55,6 +56,7 @@ class BiasCorrection:
         }
 
 
+@stage("bias correction")
 def correct_biases(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> BiasCorrection:
     """Correct the biases of an int8 flatbuffer by the mean errors of its layers.
 

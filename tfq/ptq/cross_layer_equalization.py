@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.layer_pairs import NO_ACTIVATION, RELU, RELU6, PairTechnique, channel_ranges, find_layer_pairs
 from tfq.ptq.same_function import check_same_function
@@ -88,6 +89,7 @@ class ChannelPair:
             self.largest[:] /= factors
 
 
+@stage("cross-layer equalization")
 def equalize(model: bytes, samples: Sequence[Sample] = ()) -> PairTechnique:
     """Equalize the channels between pairs of layers.
 

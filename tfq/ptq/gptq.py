@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.patterns import check_fits, fits_op
+from tfq.progress import stage
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.layer_pairs import ModelPair
 from tfq.ptq.weighted_ops import WeightedOp, extract_patches, weighted_ops
@@ -82,6 +83,7 @@ class _InputMoments:
         return result
 
 
+@stage("optimizing rounding (GPTQ)")
 def optimize_rounding(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Rounding:
     """Round the weights of an int8 flatbuffer with GPTQ, at the scales that it has.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Without training: the cheapest way to an int8 model that keeps a budget, and accuracy against bits. No numerics."""
+"""Search the cheapest int8 conversion within a budget, and measure accuracy by bit width; both without training."""
 
 from tfq.evaluation.paired import PairedDifference, paired_difference
 from tfq.search.bit_widths import BitWidthResult, BitWidthsResult, accuracy_by_bit_widths

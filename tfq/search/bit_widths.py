@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How low a model can go: accuracy against bits, weights and activations each and together, without training."""
+"""Measure accuracy by the bit width of weights, of activations and of both, without training."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +22,16 @@ SIMULATED = "simulated"
 
 @dataclass(frozen=True, kw_only=True)
 class BitWidthResult:
-    """A way to have fewer bits. runs_as: what TFLite has of it, or SIMULATED. accuracy: on the test split."""
+    """A combination of bit widths and its accuracy. 32 bits mean float.
+
+    Attributes:
+        weight_bits: Bits of the weights.
+        activation_bits: Bits of the activations.
+        grid: The grid of the weights, such as "uniform".
+        runs_as: The setting that converts to this combination, or SIMULATED if TFLite does not run it.
+        accuracy: Top-1 on the test split.
+        against_float: The paired difference to the float model on the same examples.
+    """
 
     weight_bits: int
     activation_bits: int
@@ -33,26 +42,32 @@ class BitWidthResult:
 
     @property
     def name(self) -> str:
-        """As in "W4 A8, uniform"."""
+        """The combination as in "W4 A8, uniform"."""
         weights = "" if self.weight_bits == FLOAT_BITS else f"W{self.weight_bits}"
         activations = "" if self.activation_bits == FLOAT_BITS else f"A{self.activation_bits}"
         return " ".join(part for part in (weights, activations) if part) + (f", {self.grid}" if weights else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: 32 bits are float."""
+        """Return JSON values; 32 bits mean float."""
         return {**self.__dict__, "name": self.name, "against_float": self.against_float.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitWidthsResult:
-    """ways: weights alone, activations alone, both. float_accuracy: of the float model; all on num_examples."""
+    """The accuracy of all combinations.
+
+    Attributes:
+        ways: First those with fewer bits for weights only, then for activations only, then for both.
+        float_accuracy: Top-1 of the float model.
+        num_examples: The number of test examples.
+    """
 
     ways: tuple[BitWidthResult, ...]
     float_accuracy: float
     num_examples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values."""
         return {
             "float_accuracy": self.float_accuracy,
             "num_examples": self.num_examples,
@@ -60,7 +75,7 @@ class BitWidthsResult:
         }
 
     def to_text(self) -> str:
-        """For the terminal: a line a way."""
+        """Return a table for the terminal, with a line for each combination."""
         head = ["weights", "activations", "grid", "accuracy", "against float", "on TFLite"]
         rows = [
             [
@@ -84,22 +99,29 @@ def accuracy_by_bit_widths(
     config: BitWidthsConfig | None = None,
     *,
     store: StageStore,
-    told: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], object] = lambda line: None,
 ) -> BitWidthsResult:
-    """The test accuracy of the float flatbuffer `floating` with fewer and fewer bits, each way on its own.
+    """Measure the test accuracy of a float flatbuffer with fewer bits, simulated in float.
 
-    train: its first config.num_calibration_samples examples give the ranges of activations. store: keeps each way, so
-    that a run that was killed goes on. told: is given a line after each. Raises InputError on a model that is not
-    float, data without class labels, and a pattern in config.keep that fits no layer.
+    Args:
+        floating: The bytes of the float flatbuffer.
+        train: Its first config.num_calibration_samples examples give the ranges of the activations.
+        test: Labeled examples.
+        config: The bit widths and grids; None means `BitWidthsConfig()`.
+        store: Keeps the result of each combination, so that an interrupted run resumes.
+        progress: Called with one line of text after each combination.
+
+    Raises:
+        InputError: The model is not float, the data has no class labels, or a pattern in config.keep fits no layer.
     """
     config = config or BitWidthsConfig()
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError(
-            "bits: expected a float32 .tflite, whose numbers can be given fewer bits", field="model", expected="float32"
+            "accuracy by bit width is simulated in float: expected a float32 .tflite", field="model", expected="float32"
         )
     output = scored_output(floating, test, "bits")
     labels = labels_of(test, "bits", tflite.read(floating), output)
-    right = classes_of(floating, test, output) == labels
+    float_correct = classes_of(floating, test, output) == labels
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))
     basis = {
@@ -108,41 +130,41 @@ def accuracy_by_bit_widths(
         "test": test.sha256(),
         "keep": list(config.keep),
     }
-    ways, every = [], list(_ways(config))
-    for number, (weight_bits, activation_bits, grid) in enumerate(every, 1):
+    ways, combinations = [], list(_combinations(config))
+    for number, (weight_bits, activation_bits, grid) in enumerate(combinations, 1):
 
-        def make(directory: Path, asked: tuple[int, int, str] = (weight_bits, activation_bits, grid)) -> dict[str, Any]:
+        def make(directory: Path, bits: tuple[int, int, str] = (weight_bits, activation_bits, grid)) -> dict[str, Any]:
             content = with_few_bits(
                 floating,
                 observations,
-                weight_bits=asked[0],
-                activation_bits=asked[1],
-                grid=asked[2],
+                weight_bits=bits[0],
+                activation_bits=bits[1],
+                grid=bits[2],
                 keep=config.keep,
             )
-            return {"right": packed(classes_of(content, test, output) == labels)}
+            return {"correct": packed(classes_of(content, test, output) == labels)}
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
         name = f"bits: {grid} {weight_bits} {activation_bits}"
-        result = unpacked(store.run(name, inputs, make).details["right"], labels.size)
+        correct = unpacked(store.run(name, inputs, make).details["correct"], labels.size)
         way = BitWidthResult(
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             grid=grid,
             runs_as=_runs_as(weight_bits, activation_bits, grid),
-            accuracy=float(result.mean()),
-            against_float=paired_difference(result, right),
+            accuracy=float(correct.mean()),
+            against_float=paired_difference(correct, float_correct),
         )
         ways.append(way)
-        told(f"[{number}/{len(every)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")
-    return BitWidthsResult(ways=tuple(ways), float_accuracy=float(right.mean()), num_examples=labels.size)
+        progress(f"[{number}/{len(combinations)}] {way.name}: {way.accuracy:.2%} ({way.runs_as})")
+    return BitWidthsResult(ways=tuple(ways), float_accuracy=float(float_correct.mean()), num_examples=labels.size)
 
 
-def _ways(config: BitWidthsConfig) -> Iterator[tuple[int, int, str]]:
-    """(weight bits, activation bits, grid)."""
+def _combinations(config: BitWidthsConfig) -> Iterator[tuple[int, int, str]]:
+    """Yield (weight bits, activation bits, grid of the weights)."""
     for grid in config.grids:
         for bits in config.weights:
-            # Of one bit all grids but kmeans are one.
+            # With one bit, all grids except kmeans are the same.
             if bits > 1 or grid in ("kmeans", config.grids[0]):
                 yield bits, FLOAT_BITS, grid
     for bits in config.activations:
@@ -156,7 +178,7 @@ def _ways(config: BitWidthsConfig) -> Iterator[tuple[int, int, str]]:
 
 
 def _runs_as(weight_bits: int, activation_bits: int, grid: str) -> str:
-    """What TFLite runs of it."""
+    """Return the setting that converts to this combination, or SIMULATED."""
     if grid == "uniform" and activation_bits == FLOAT_BITS and weight_bits == 8:
         return "conversion.scheme=weight_only_int8"
     if activation_bits == 8 and grid == "uniform":

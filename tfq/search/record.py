@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a search, and the answers of each candidate that it compares."""
+"""The candidates and the result of a search, and the predictions by which they are compared."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -20,15 +20,21 @@ from tfq.evaluation.scores import reconstructs
 from tfq.requirement import Requirement
 from tfq.text_table import aligned
 
-# Examples that show which output says a class.
+# Examples that are run to see which output predicts a class.
 NUM_LOOKED_AT = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One way. kind: what it adds to those before.
+    """The settings of a conversion that a search tries.
 
-    layers: how many have another scheme, by sensitivity: "float" or "int16" activations.
+    Attributes:
+        name: Its name in the result, such as "min_max, bias_correction".
+        kind: What it adds to the candidates before: "calibration", "techniques" or "mixed".
+        method: The calibration method.
+        techniques: Post-training techniques.
+        layers: How many layers have another scheme, the most sensitive first.
+        scheme: The scheme of these layers: "float", or "int16" activations.
     """
 
     name: str
@@ -39,7 +45,7 @@ class Candidate:
     scheme: str = "float"
 
     def conversion(self, base: ConversionConfig, layers: tuple[str, ...]) -> ConversionConfig:
-        """`base` with this candidate's settings; `layers`: those that have its scheme."""
+        """Return `base` with the settings of this candidate; `layers` are those with another scheme."""
         calibration = dataclasses.replace(base.calibration, method=self.method)
         candidate = dataclasses.replace(base, calibration=calibration, techniques=self.techniques)
         if self.scheme == "int16":
@@ -56,31 +62,31 @@ def scored_output(floating: bytes, split: AnySplit, what: str) -> int:
         what: The step that needs it, for messages.
 
     Raises:
-        InputError: The model reconstructs its input, or has several outputs of which not exactly one says a class.
+        InputError: The model reconstructs its input, or does not have exactly one output that predicts a class.
     """
     parsed = tflite.read(floating)
     if reconstructs(parsed):
         raise InputError(
-            f"{what}: the model reconstructs its input, and candidates are chosen by top-1 accuracy: expected a model "
-            "that says classes",
+            f"{what}: the model reconstructs its input, and candidates are compared by top-1 accuracy: expected a "
+            "classifier",
             field="model",
-            expected="an output that says a class",
+            expected="an output that predicts a class",
             got="a reconstruction",
         )
     if len(parsed.output_names) == 1:
         return 0
     outputs = reference_outputs(floating, split.take(NUM_LOOKED_AT)).outputs
     pairs = zip(parsed.main_subgraph.outputs, outputs, strict=True)
-    found = [i for i, (index, values) in enumerate(pairs) if is_class_vector(parsed.main_subgraph, index, values)]
-    if len(found) != 1:
+    matches = [i for i, (index, values) in enumerate(pairs) if is_class_vector(parsed.main_subgraph, index, values)]
+    if len(matches) != 1:
         raise InputError(
-            f"{what}: {len(found)} of the {len(outputs)} outputs say a class ({', '.join(parsed.output_names)}): "
-            "expected one, to compare it with the labels",
+            f"{what}: {len(matches)} of the {len(outputs)} outputs predict a class ({', '.join(parsed.output_names)}): "
+            "expected one, which is compared with the labels",
             field="model",
             expected=1,
-            got=len(found),
+            got=len(matches),
         )
-    return found[0]
+    return matches[0]
 
 
 def labels_of(split: AnySplit, what: str, model: tflite.Model, output: int) -> NDArray[np.int64]:
@@ -95,33 +101,33 @@ def labels_of(split: AnySplit, what: str, model: tflite.Model, output: int) -> N
     Raises:
         InputError: There are no labels, or they are not classes of the model, such as values of a regression.
     """
-    results = [piece.labels for piece in split.pieces()]
-    if any(labels is None for labels in results):
+    pieces = [piece.labels for piece in split.pieces()]
+    if any(labels is None for labels in pieces):
         raise InputError(
-            f"{what}: the {split.name} split has no labels: expected classes, to choose by accuracy",
+            f"{what}: the {split.name} split has no labels: expected class numbers or one-hot rows",
             field="data",
             expected="labels",
             got=split.name,
         )
-    whole = np.concatenate([labels for labels in results if labels is not None])
+    labels = np.concatenate([labels for labels in pieces if labels is not None])
     tensor = model.main_subgraph.output_tensors[output]
     dtype = tensor.dtype if tensor.dtype.startswith("int") and not tensor.is_quantized else "float32"
-    return checked_labels(whole, np.broadcast_to(np.zeros((), dtype), (len(whole), *tensor.shape[1:])))
+    return checked_labels(labels, np.broadcast_to(np.zeros((), dtype), (len(labels), *tensor.shape[1:])))
 
 
-def packed(right: NDArray[np.bool_]) -> list[int]:
-    """Which examples were answered rightly, as JSON keeps it: eight in a byte."""
-    results: list[int] = np.packbits(right).tolist()
+def packed(correct: NDArray[np.bool_]) -> list[int]:
+    """Return an array of booleans for JSON: eight in a byte, the first in the highest bit."""
+    results: list[int] = np.packbits(correct).tolist()
     return results
 
 
 def unpacked(values: list[int], count: int) -> NDArray[np.bool_]:
-    """What `packed` was given, of so many examples."""
+    """Return the first `count` booleans of what `packed` returned."""
     return np.unpackbits(np.array(values, np.uint8))[:count].astype(bool)
 
 
 def classes_of(content: bytes, split: AnySplit, output: int) -> NDArray[np.int64]:
-    """Return the class of each example that an output, by its index, predicts, as top-1 takes it."""
+    """Return the class that the output of this index predicts for each example, as top-1 reads it."""
     parsed = tflite.read(content)
     results = []
     for piece in split.pieces():
@@ -133,14 +139,21 @@ def classes_of(content: bytes, split: AnySplit, output: int) -> NDArray[np.int64
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateResult:
-    """A candidate that was tried.
+    """The measurements of a candidate.
 
-    accuracy: on the validation split. against_float: paired with the float model on the same examples.
-
-    latency_ratio: time of an inference here, to that of the first candidate; None where it was not measured. secs: that
-    it took to convert. layers: those with the candidate's scheme. requirements: every bound of the budget, with the
-    candidate's value. missed: a sentence for each that does not hold. collapsed: what its verification found wrong: a
-    candidate with any never keeps the budget.
+    Attributes:
+        candidate: The settings.
+        accuracy: Top-1 on the validation split.
+        agreement: The fraction of validation examples with the class that the float model predicts.
+        against_float: The paired difference in accuracy to the float model on the same examples.
+        model_bytes: The size of the flatbuffer.
+        latency_ratio: The time of an inference on this machine divided by that of the first candidate; None if it was
+            not measured.
+        secs: The time of the conversion in seconds.
+        layers: The layers that have the scheme of the candidate.
+        missed: A sentence for each bound of the budget that is not met.
+        requirements: All bounds of the budget with the candidate's values.
+        collapsed: The problems that verification found. A candidate with any is never within the budget.
     """
 
     candidate: Candidate
@@ -157,11 +170,11 @@ class CandidateResult:
 
     @property
     def name(self) -> str:
-        """The candidate's."""
+        """The name of the candidate."""
         return self.candidate.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return JSON values."""
         return {
             "name": self.name,
             "kind": self.candidate.kind,
@@ -212,7 +225,7 @@ class SearchResult:
     content: bytes = field(default=b"", repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, without the flatbuffer."""
+        """Return JSON values, without the flatbuffer."""
         return {
             "chosen": self.chosen.name,
             "holds": self.holds,
@@ -230,7 +243,7 @@ class SearchResult:
         }
 
     def to_text(self) -> str:
-        """For the terminal: the candidates that were tried, then the chosen one's results on the test split."""
+        """Return text for the terminal: all candidates, then the results of the chosen one on the test split."""
         head = ["", "candidate", "accuracy", "against float", "agreement", "bytes", "latency", "secs"]
         rows = [
             [
@@ -248,9 +261,9 @@ class SearchResult:
         lines = [f"float: {self.float_accuracy:.2%} of {self.validation:,} validation examples"]
         lines += aligned([head, *rows], left=2)
         gain = self.test_against_plain
-        message = "which is no more than chance" if gain.is_noise else "which is more than chance"
+        message = "within what chance explains" if gain.is_noise else "more than chance explains"
         if self.chosen is self.candidates[0]:
-            message = "the plain one is the chosen one"
+            message = "because it is the chosen model"
         lines += [
             "",
             f"chosen: {self.chosen.name}; on {self.test:,} test examples {self.test_accuracy:.2%}, float "
@@ -261,6 +274,6 @@ class SearchResult:
         return "\n".join(lines)
 
 
-def points(found: PairedDifference) -> str:
-    """In percentage points, with its interval."""
-    return f"{100 * found.difference:+.2f} points ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
+def points(difference: PairedDifference) -> str:
+    """Return a difference in percentage points with its interval, as text."""
+    return f"{100 * difference.difference:+.2f} points ({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search the cheapest candidate that keeps an accuracy budget: chosen on validation data, reported on test data."""
+"""Search the cheapest conversion within an accuracy budget: chosen on validation data, reported on test data."""
 
 import contextlib
 import dataclasses
@@ -42,7 +42,7 @@ TECHNIQUES = (
 
 
 def methods(config: SearchConfig) -> Iterator[Candidate]:
-    """The first candidates: calibration alone."""
+    """Yield the first candidates, which differ in the calibration method."""
     for method in dict.fromkeys((CalibrationConfig().method, *config.methods)):
         yield Candidate(name=method, kind="calibration", method=method)
 
@@ -56,9 +56,13 @@ def techniques(method: str) -> Iterator[Candidate]:
 
 
 def mixed(best: Candidate, config: SearchConfig, layers: int, quantizer: str) -> Iterator[Candidate]:
-    """The last: one, two, four ... of `layers` layers in another scheme, on top of the best so far.
+    """Yield the last candidates: the best one with one, two, four ... layers in another scheme.
 
-    int16 and then float, where the quantizer has int16; float where it has not.
+    Args:
+        best: The best candidate so far.
+        config: The search space.
+        layers: The number of layers with weights.
+        quantizer: "litert" tries int16 and then float for the same layers; "tensorflow" only supports float.
     """
     count = 1
     while count <= min(config.max_mixed_layers, layers):
@@ -122,7 +126,7 @@ def find_int8(
     floating = content_of(floating, "floating", "a float .tflite file")
     if auditing.audit_model(floating).scheme != "float32":
         raise InputError(
-            "search: expected a float32 .tflite, which int8 ones can be made of", field="model", expected="float32"
+            "search: expected a float32 .tflite, from which candidates are converted", field="model", expected="float32"
         )
     training, choosing, testing = as_split(train, split="train"), as_split(validation, split="val"), as_split(test)
     output, parsed = scored_output(floating, choosing, "search"), tflite.read(floating)
@@ -134,16 +138,16 @@ def find_int8(
         search = _Search(floating, output, training, choosing, config, conversion, store, progress)
         for candidates in (search.methods, search.techniques, search.mixed):
             for candidate in candidates():
-                search.take(candidate)
-                if search.found and not config.full:
+                search.try_candidate(candidate)
+                if search.within_budget and not config.full:
                     break
-            if search.found and not config.full:
+            if search.within_budget and not config.full:
                 break
         return search.result(testing)
 
 
 class _Search:
-    """A search under way."""
+    """The state of a search."""
 
     def __init__(
         self,
@@ -166,42 +170,45 @@ class _Search:
         }
         self._float = classes_of(floating, validation, output)
         self._labels = labels_of(validation, "search", tflite.read(floating), output)
-        self._right = self._float == self._labels
+        self._float_correct = self._float == self._labels
         self._contents: dict[str, bytes] = {}
-        self.searched: list[CandidateResult] = []
+        self.results: list[CandidateResult] = []
 
     @property
-    def found(self) -> list[CandidateResult]:
-        """The candidates so far that keep the budget."""
-        return [item for item in self.searched if not item.missed]
+    def within_budget(self) -> list[CandidateResult]:
+        """The candidates so far that are within the budget."""
+        return [item for item in self.results if not item.missed]
 
     def methods(self) -> Iterator[Candidate]:
+        """Yield the candidates of `methods`."""
         return methods(self._config)
 
     def techniques(self) -> Iterator[Candidate]:
+        """Yield the candidates of `techniques` for the best method."""
         return techniques(self._best().candidate.method)
 
     def mixed(self) -> Iterator[Candidate]:
+        """Yield the candidates of `mixed` for the best candidate."""
         best = self._best().candidate
         layers = len(self._ranked()) if self._config.max_mixed_layers else 0
         return mixed(best, self._config, layers, self._conversion.quantizer)
 
-    def take(self, candidate: Candidate) -> None:
-        """Convert by it and see what comes out, or recall what came out before."""
+    def try_candidate(self, candidate: Candidate) -> None:
+        """Convert with the settings of a candidate and measure it, or load the stored measurements."""
         layers = tuple(self._ranked()[: candidate.layers]) if candidate.layers else ()
         conversion = candidate.conversion(self._conversion, layers)
 
         def make(directory: Path) -> dict[str, Any]:
             from tfq.conversion import convert_with_record
 
-            begin = time.monotonic()
+            start = time.monotonic()
             try:
                 built = convert_with_record(self._floating, self._train, conversion, remedies=False)
             except TfqError as error:
                 if candidate.kind != "mixed":
                     raise
-                return {"impossible": str(error)}  # a layer whose ops have no such form
-            secs, content = time.monotonic() - begin, built.content
+                return {"impossible": str(error)}  # ops of a layer do not support the scheme
+            secs, content = time.monotonic() - start, built.content
             problems = built.verification.collapsed if built.verification else ()
             if any(item.kind == "does_not_run" for item in problems):
                 return {"impossible": problems[0].message}
@@ -210,24 +217,24 @@ class _Search:
             return {
                 "collapsed": [item.message for item in problems],
                 "secs": round(secs, 2),
-                "right": packed(classes == self._labels),
+                "correct": packed(classes == self._labels),
                 "agreement": float((classes == self._float).mean()),
                 "latency_ratio": self._latency_ratio(content),
             }
 
         inputs = {**self._basis, "candidate": conversion.to_dict()}
-        done = self._store.run(f"search: {candidate.name}", inputs, make)
-        details = done.details
+        stored = self._store.run(f"search: {candidate.name}", inputs, make)
+        details = stored.details
         if "impossible" in details:
-            self._progress(f"{candidate.name}: cannot be made: {details['impossible']}")
+            self._progress(f"{candidate.name}: not possible: {details['impossible']}")
             return
-        content = (done.directory / _MODEL).read_bytes()
-        right = unpacked(details["right"], self._labels.size)
+        content = (stored.directory / _MODEL).read_bytes()
+        correct = unpacked(details["correct"], self._labels.size)
         result = CandidateResult(
             candidate=candidate,
-            accuracy=float(right.mean()),
+            accuracy=float(correct.mean()),
             agreement=details["agreement"],
-            against_float=paired_difference(right, self._right),
+            against_float=paired_difference(correct, self._float_correct),
             model_bytes=len(content),
             latency_ratio=details["latency_ratio"],
             secs=details["secs"],
@@ -236,48 +243,48 @@ class _Search:
             collapsed=tuple(details["collapsed"]),
         )
         self._contents[candidate.name] = content
-        self.searched.append(_judged(result, self._config))
-        last = self.searched[-1]
+        self.results.append(_judged(result, self._config))
+        last = self.results[-1]
         self._progress(
             f"{candidate.name}: {last.accuracy:.2%}, {points(last.against_float)} against float"
             + (f": {'; '.join(last.missed)}" if last.missed else ": within the budget")
         )
 
     def result(self, test: AnySplit) -> SearchResult:
-        """What was found; the test split is run here, and nowhere else."""
-        holds = bool(self.found)
-        chosen = self.found[0] if holds else self._best()
+        """Return the result. Only here is the test split run."""
+        holds = bool(self.within_budget)
+        chosen = self.within_budget[0] if holds else self._best()
         labels = labels_of(test, "search", tflite.read(self._floating), self._output)
-        right = {
+        correct = {
             name: classes_of(content, test, self._output) == labels
             for name, content in {
                 "float": self._floating,
-                "plain": self._contents[self.searched[0].name],
+                "plain": self._contents[self.results[0].name],
                 "chosen": self._contents[chosen.name],
             }.items()
         }
-        against_float = paired_difference(right["chosen"], right["float"])
+        against_float = paired_difference(correct["chosen"], correct["float"])
         return SearchResult(
-            candidates=tuple(self.searched),
+            candidates=tuple(self.results),
             chosen=chosen,
             holds=holds,
-            validation=self._right.size,
-            float_accuracy=float(self._right.mean()),
+            validation=self._float_correct.size,
+            float_accuracy=float(self._float_correct.mean()),
             test=labels.size,
-            test_accuracy=float(right["chosen"].mean()),
-            test_float_accuracy=float(right["float"].mean()),
+            test_accuracy=float(correct["chosen"].mean()),
+            test_float_accuracy=float(correct["float"].mean()),
             test_against_float=against_float,
-            test_against_plain=paired_difference(right["chosen"], right["plain"]),
+            test_against_plain=paired_difference(correct["chosen"], correct["plain"]),
             advice=tuple(_advice(holds, chosen, against_float, self._config)),
             content=self._contents[chosen.name],
         )
 
     def _best(self) -> CandidateResult:
-        """The most accurate so far; of equals the one that agrees more with float, then the first."""
-        return max(self.searched, key=lambda item: (item.accuracy, item.agreement))
+        """Return the most accurate candidate; among equals the one that agrees more with float, then the first."""
+        return max(self.results, key=lambda item: (item.accuracy, item.agreement))
 
     def _ranked(self) -> list[str]:
-        """Layers with weights, the most sensitive first."""
+        """Return the layers with weights, the most sensitive first."""
 
         def make(directory: Path) -> dict[str, Any]:
             count = self._config.sensitivity_examples
@@ -289,33 +296,33 @@ class _Search:
         return self._store.run("search: sensitivity", inputs, make).details["layers"]
 
     def _latency_ratio(self, content: bytes) -> float | None:
-        """Time of an inference, to the first candidate's, both in turn."""
-        if not self.searched:
+        """Return the time of an inference divided by that of the first candidate; both are timed alternately."""
+        if not self.results:
             return 1.0
-        models = {"plain": self._contents[self.searched[0].name], "this": content}
+        models = {"plain": self._contents[self.results[0].name], "this": content}
         timed = benchmark_models(models, BenchmarkConfig(ops=False, num_runs=_TIMED_RUNS, min_secs=_TIMED_SECS))
         return next((ratio.ratio for ratio in timed.ratios if ratio.against == "this"), None)
 
 
 def _judged(result: CandidateResult, config: SearchConfig) -> CandidateResult:
     budget, drop, latency = config.budget, 0.0 - result.against_float.difference, result.latency_ratio
-    asked = {
-        f"{100 * drop:.2f} points below float, at most {100 * budget.max_accuracy_drop:g} wanted": at_most(
+    requirements = {
+        f"{100 * drop:.2f} points below float, at most {100 * budget.max_accuracy_drop:g} allowed": at_most(
             "max_accuracy_drop", budget.max_accuracy_drop, drop
         )
     }
     if budget.max_bytes:
-        sentence = f"{result.model_bytes:,} bytes, at most {budget.max_bytes:,} wanted"
-        asked[sentence] = at_most("max_bytes", budget.max_bytes, result.model_bytes)
+        sentence = f"{result.model_bytes:,} bytes, at most {budget.max_bytes:,} allowed"
+        requirements[sentence] = at_most("max_bytes", budget.max_bytes, result.model_bytes)
     if budget.max_latency_ratio:
         measured = NOT_TIMED if latency is None else f"{latency:.2f}x the time"
-        sentence = f"{measured}, at most {budget.max_latency_ratio:g}x wanted"
-        asked[sentence] = at_most("max_latency_ratio", budget.max_latency_ratio, latency, NOT_TIMED)
+        sentence = f"{measured}, at most {budget.max_latency_ratio:g}x allowed"
+        requirements[sentence] = at_most("max_latency_ratio", budget.max_latency_ratio, latency, NOT_TIMED)
     missed = (
-        *(sentence for sentence, requirement in asked.items() if not requirement.holds),
+        *(sentence for sentence, requirement in requirements.items() if not requirement.holds),
         *(f"collapsed: {message}" for message in result.collapsed),
     )
-    return dataclasses.replace(result, missed=missed, requirements=tuple(asked.values()))
+    return dataclasses.replace(result, missed=missed, requirements=tuple(requirements.values()))
 
 
 def _advice(
@@ -323,15 +330,14 @@ def _advice(
 ) -> Iterator[str]:
     if not holds:
         yield (
-            f"no candidate keeps the budget; the best is {'; '.join(chosen.missed)}: quantization-aware train the "
-            f"model "
-            "(tfq compress), which continues from here"
+            f"no candidate is within the budget; the best one has {'; '.join(chosen.missed)}. Train the model "
+            "quantization-aware (tfq compress) to regain accuracy"
         )
     elif -against_float.difference > config.budget.max_accuracy_drop + ROUNDING:
         yield (
-            "on the test split it loses more than the budget allows, though not on the validation split: take a larger "
-            "validation split, or a tighter budget"
+            "on the test split the accuracy drops by more than the budget allows, although it did not on the "
+            "validation split: use a larger validation split or a tighter budget"
         )
     if chosen.layers:
         scheme = chosen.candidate.scheme
-        yield f"in {scheme}: {', '.join(chosen.layers)}: tfq audit wants them in audit.allow_{scheme}"
+        yield f"layers in {scheme}: {', '.join(chosen.layers)}: list them in audit.allow_{scheme} for tfq audit"

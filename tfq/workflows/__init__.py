@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command or a whole run does with a config: load, train, compress, convert, evaluate, search, run."""
+"""The work of each command and of a whole run, from a config: load, train, compress, convert, evaluate, search."""
 
 from tfq.workflows.compression import (
     Compressed,
@@ -10,27 +10,29 @@ from tfq.workflows.compression import (
     preflight,
     preflight_with_flatbuffer,
 )
-from tfq.workflows.conversion import compare_with_qat_model, convert, needs_data
+from tfq.workflows.conversion import bit_widths_on_data, compare_with_qat_model, convert, needs_data, search_on_data
 from tfq.workflows.evaluation import Evaluated, evaluate
-from tfq.workflows.model_files import (
-    check_given,
+from tfq.workflows.models import (
     check_model_file,
+    check_named,
     check_tensorflow,
     is_file,
     load,
+    load_split,
     model_name,
     read_tflite,
     save_keras,
     trace_once,
+    train,
 )
-from tfq.workflows.training import load_split, train
 
 __all__ = [
     "Compressed",
     "Evaluated",
+    "bit_widths_on_data",
     "check_compressible",
-    "check_given",
     "check_model_file",
+    "check_named",
     "check_tensorflow",
     "compare_with_qat_model",
     "compress",
@@ -47,6 +49,7 @@ __all__ = [
     "preflight_with_flatbuffer",
     "read_tflite",
     "save_keras",
+    "search_on_data",
     "trace_once",
     "train",
 ]

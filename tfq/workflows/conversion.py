@@ -1,24 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model as a flatbuffer, and what the flatbuffer is held against."""
+"""Convert a model with the data of a config, compare the result with a QAT model, and search an int8 conversion."""
 
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfq import data
+from tfq import artifacts, data, progress
 from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import InputError, warn
 from tfq.evaluation.verification import NUM_SAMPLES
-from tfq.workflows.model_files import trace_once
-from tfq.workflows.training import data_notes, hashes, with_warnings
+from tfq.search import BitWidthsResult, SearchResult, accuracy_by_bit_widths, find_int8
+from tfq.store import StageStore
+from tfq.workflows.models import data_notes, hashes, load_calibration_split, load_split, trace_once
 
 if TYPE_CHECKING:
     from tfq.conversion import Conversion
 
 
 def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]]:
-    """Convert `model` (Keras, a Trace, or float flatbuffer bytes) by config.conversion; return it with its record.
+    """Convert a model by config.conversion, with config.data; return the conversion and details for the record.
 
-    Of a quantization-aware trained model, config.data is read only if some tensor has no range from the training.
+    Args:
+        model: A Keras model, a Trace of one, or the bytes of a float flatbuffer.
+        config: How to convert. For a quantization-aware trained model, config.data is read only if a tensor has no
+            trained range.
+
+    Raises:
+        InputError: The model, the data or the config cannot be used.
     """
     from tfq.conversion import convert_with_record
 
@@ -32,11 +40,10 @@ def convert(model: Any, config: RunConfig) -> tuple["Conversion", dict[str, Any]
             traced, None, config.conversion, preprocessing=preprocessing, examples=_examples(config)
         )
     if result is None:
-        dataset = with_warnings(
-            data.load_calibration_split(config.data, limit=config.conversion.num_calibration_samples)
-        )
+        dataset = load_calibration_split(config.data, limit=config.conversion.num_calibration_samples)
         examples = {"split": dataset.name, "examples": dataset.num_examples}
-        diagnostics = data.diagnose(dataset, lambda: data.load_calibration_split(config.data))
+        with progress.stage("checking the calibration data"):
+            diagnostics = data.diagnose(dataset, lambda: data.load_calibration_split(config.data))
         for finding in diagnostics.findings:
             warn(finding)
         sha256 = hashes(config, **{f"{dataset.name}[:{dataset.num_examples}]": dataset})
@@ -59,10 +66,10 @@ def needs_data(config: ConversionConfig) -> bool:
 
 
 def _examples(config: RunConfig) -> data.AnySplit | None:
-    """Return the first examples of config.data, to verify what is converted without calibration.
+    """Return the first examples of config.data, to verify a conversion that is not calibrated.
 
-    The conversion itself needs no data: where there is none, the result is None; where it cannot be read, None and a
-    TfqWarning.
+    Such a conversion does not need data: the result is None if there is none, and None with a TfqWarning if it cannot
+    be read.
     """
     if not config.data.source or not config.conversion.verify or config.conversion.scheme == "float32":
         return None
@@ -74,7 +81,7 @@ def _examples(config: RunConfig) -> data.AnySplit | None:
 
 
 def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, Any]) -> "Conversion | None":
-    """The flatbuffer of a quantization-aware trained model; None where that has not given every tensor a range."""
+    """Convert a quantization-aware trained model without data; return None if some tensor has no trained range."""
     from tfq.conversion import convert_with_record, ops_without_range
 
     with warnings.catch_warnings(record=True) as caught:
@@ -90,16 +97,84 @@ def _by_learned_ranges(traced: Any, config: RunConfig, preprocessing: dict[str, 
 
 
 def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) -> dict[str, Any]:
-    """The record of `compression.qat_parity` on the first test examples, or {"not_run": why}; warns of what it misses.
+    """Compare a flatbuffer with the QAT model that it was converted from, on the first test examples.
 
-    qat_model: the tf_keras model that `content` was made of.
+    Differences that are too large are TfqWarnings.
+
+    Args:
+        qat_model: The tf_keras model.
+        content: The bytes of its flatbuffer.
+        test: The test examples.
+
+    Returns:
+        The record of `compression.qat_parity`, or {"not_run": the reason}.
     """
     from tfq.compression import qat_parity
 
     try:
-        result = qat_parity(qat_model, content, test)
-    except InputError as error:  # the flatbuffer stands, whatever can be said of it
+        with progress.stage("comparing with the QAT model"):
+            result = qat_parity(qat_model, content, test)
+    except InputError as error:  # the flatbuffer is valid, even if it cannot be compared
         return {"not_run": str(error)}
     for missed in result.missed():
         warn(f"the flatbuffer does not compute what the QAT model does: {missed}; {result.told_departure()}")
     return {**result.to_dict(), "missed": list(result.missed()), "told_departure": result.told_departure()}
+
+
+def search_on_data(model: Any, config: RunConfig, out: Path) -> SearchResult:
+    """Run `find_int8` on the splits of config.data. A command prints a line for each candidate.
+
+    Args:
+        model: A Keras model, or the bytes of a float flatbuffer.
+        config: The settings: config.search, config.conversion and config.data.
+        out: The directory in whose `.stages` every candidate is stored.
+
+    Raises:
+        InputError: The model or the data cannot be used.
+    """
+    floating = _floating(model, config)
+    train, validation, test = (load_split(config.data, split) for split in ("train", "val", "test"))
+    for note in data_notes(train, validation, test):
+        progress.note(note)
+    with artifacts.locked(out / ".lock"):
+        store = StageStore(out)
+        return find_int8(
+            floating,
+            train,
+            validation,
+            test,
+            config.search,
+            conversion=config.conversion,
+            store=store,
+            progress=progress.note,
+        )
+
+
+def bit_widths_on_data(model: Any, config: RunConfig, out: Path) -> BitWidthsResult:
+    """Run `accuracy_by_bit_widths` on the splits of config.data. A command prints a line for each combination.
+
+    Args:
+        model: A Keras model, or the bytes of a float flatbuffer.
+        config: The settings: config.analysis.bit_widths and config.data.
+        out: The directory in whose `.stages` the results are stored.
+
+    Raises:
+        InputError: The model or the data cannot be used.
+    """
+    floating = _floating(model, config)
+    widths = config.analysis.bit_widths
+    train = load_calibration_split(config.data, limit=widths.num_calibration_samples)
+    test = load_split(config.data, "test", limit=widths.limit)
+    with artifacts.locked(out / ".lock"):
+        return accuracy_by_bit_widths(floating, train, test, widths, store=StageStore(out), progress=progress.note)
+
+
+def _floating(model: Any, config: RunConfig) -> bytes:
+    """Return the float flatbuffer of a Keras model; bytes are returned unchanged."""
+    from tfq.conversion import convert_model
+
+    traced = trace_once(model, config)
+    if isinstance(traced, bytes):
+        return traced
+    to_float = ConversionConfig(scheme="float32", batch_size=config.conversion.batch_size)
+    return convert_model(traced, None, to_float, preprocessing=data.preprocessing_record(config.data))

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flatbuffer on the test split, on every backend."""
+"""Evaluate a flatbuffer on the test split, on every backend."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from tfq import artifacts, data, evaluation, tflite
+from tfq import artifacts, data, evaluation, progress, tflite
 from tfq.backends import HOST
 from tfq.config import RunConfig
 from tfq.errors import FlatbufferError, InputError
 from tfq.evaluation import EvaluationRecord, InstructionRecord, ParityRecord
-from tfq.workflows.training import load_split
+from tfq.workflows.models import load_split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """An evaluation and the comparisons between backends that went with it."""
+    """An evaluation on one backend, and its comparisons with other backends.
+
+    Attributes:
+        evaluation: The evaluation on evaluation.backend.
+        parity: By backend, how its outputs differ from those of evaluation.backend, or why it was not run.
+        instructions: By backend, the instructions of an inference, or why they were not counted.
+        sha256: The hashes of the model, the data and the reference.
+    """
 
     evaluation: EvaluationRecord
     parity: dict[str, ParityRecord | str]
@@ -22,7 +29,7 @@ class Evaluated:
     sha256: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; a backend that could not be had is {"not_run": its reason}."""
+        """Return JSON values; a backend that is not available is {"not_run": the reason}."""
         return {
             "sha256": self.sha256,
             "evaluation": self.evaluation.to_dict(),
@@ -34,7 +41,7 @@ class Evaluated:
         }
 
     def to_text(self) -> str:
-        """For the terminal: the evaluation, then a line a backend."""
+        """Return the evaluation as text for the terminal, then a line for each backend."""
         lines = [self.evaluation.to_text()]
         lines += [
             f"{backend}: not run: {outcome}" if isinstance(outcome, str) else outcome.to_text()
@@ -48,10 +55,10 @@ class Evaluated:
 
 
 def _read_reference(config: RunConfig) -> bytes | None:
-    """Return the flatbuffer in evaluation.reference, None if none is named.
+    """Return the flatbuffer in evaluation.reference, or None if none is named.
 
     Raises:
-        InputError: There is no such file, it is no flatbuffer, or none is named and a requirement needs one.
+        InputError: There is no such file, it is not a flatbuffer, or none is named and a requirement needs one.
     """
     settings = config.evaluation
     if settings.reference:
@@ -82,11 +89,22 @@ def _read_reference(config: RunConfig) -> bytes | None:
 def evaluate(
     model: bytes, config: RunConfig, *, reference: Any = None, parity: bool = True, test: data.AnySplit | None = None
 ) -> Evaluated:
-    """`model` on the test split of config.data, on evaluation.backend; then the same inputs on each of
-    evaluation.parity_backends.
+    """Evaluate a flatbuffer on config.data with evaluation.backend, and compare other backends with it.
 
-    reference: float flatbuffer bytes, or ReferenceOutputs; without it, that in evaluation.reference, if any.
-    Any other backend is compared with `local` as well. Instructions are counted on every backend that can.
+    The same inputs are run on each of evaluation.parity_backends, and on `local` if it is none of them. Instructions
+    are counted on every backend that can count them.
+
+    Args:
+        model: The bytes of the flatbuffer.
+        config: The settings: config.evaluation and config.data.
+        reference: What to compare with: the bytes of a float flatbuffer, or ReferenceOutputs. None is the file in
+            evaluation.reference, if there is one.
+        parity: Whether to run evaluation.parity_backends too.
+        test: The examples; None loads the test split of config.data.
+
+    Raises:
+        InputError: The model, the data or the config cannot be used.
+        BackendError: evaluation.backend cannot run the model.
     """
     settings = config.evaluation
     named = _read_reference(config) if reference is None else None
@@ -97,20 +115,23 @@ def evaluate(
     hashes: dict[str, Any] = {"model": artifacts.sha256(model), "data": {test.name: test.sha256()}}
     if named is not None:
         reference, hashes["reference"] = named, artifacts.sha256(named)
-    record = evaluation.evaluate_model(
-        model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
-    )
+    with progress.stage(f"evaluating {test.num_examples:,} examples on {settings.backend}"):
+        record = evaluation.evaluate_model(
+            model, test, settings, reference=reference, preprocessing=data.preprocessing_record(config.data)
+        )
     others = list(settings.parity_backends) if parity else []
     if HOST not in (settings.backend, *others):
         others.append(HOST)
     comparisons: dict[str, ParityRecord | str] = {}
     for other in others:
-        comparisons[other] = evaluation.compare_backends_or_reason(model, test, settings, other)
-    counted = evaluation.count_on_backends(
-        model,
-        (settings.backend, *settings.parity_backends),
-        test,
-        kernels="xnnpack" if settings.xnnpack else "builtin",
-        timeout_secs=settings.timeout_secs,
-    )
+        with progress.stage(f"comparing with {other}"):
+            comparisons[other] = evaluation.compare_backends_or_reason(model, test, settings, other)
+    with progress.stage("counting instructions"):
+        counted = evaluation.count_on_backends(
+            model,
+            (settings.backend, *settings.parity_backends),
+            test,
+            kernels="xnnpack" if settings.xnnpack else "builtin",
+            timeout_secs=settings.timeout_secs,
+        )
     return Evaluated(evaluation=record, parity=comparisons, instructions=counted, sha256=hashes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a whole run, in order. Each result is stored, so that a run that was interrupted resumes."""
+"""The stages of a whole run, in order. Each result is stored, so that an interrupted run resumes."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tfq import artifacts, auditing, data, evaluation, registry, report, workflows
+from tfq import artifacts, auditing, data, evaluation, progress, registry, report, workflows
 from tfq.backends import make_backend
 from tfq.config import ConversionConfig, RunConfig
 from tfq.errors import BackendError, InputError, RequirementError, remembered_warnings, warn
@@ -18,17 +18,21 @@ from tfq.evaluation.benchmark import NUM_INPUTS
 from tfq.provenance import cpu, record_of
 from tfq.store import StageResult, StageStore
 
-# What a stage calls its files: the name of the model, which the files in config.out have, is not part of a stage's key.
+# The files of a stage. They do not contain the name of the model, which is not part of the key of a stage.
 FLATBUFFER = "model.tflite"
 TRAINED, COMPRESSED, RETURNED = "trained.keras", "compressed.h5", "returned.keras"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """A flatbuffer of the run: what it is, the name of its file in config.out, its bytes.
+class Built:
+    """A flatbuffer of the run.
 
-    verification: how it compares with its float twin on calibration samples; None of the float one.
-    qat_parity: the comparison with the QAT model that it was made of; None where there was no QAT.
+    Attributes:
+        name: What it is, such as "ptq_int8".
+        file: The name of its file in config.out.
+        content: Its bytes.
+        verification: The comparison with its float twin on calibration samples; None for the float flatbuffer.
+        qat_parity: The comparison with the QAT model that it was converted from; None without QAT.
     """
 
     name: str
@@ -40,7 +44,7 @@ class Made:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run under way: its config, its directory, the results on disk, and what its record will say of the stages."""
+    """The state of a run: its config, its directory, the results on disk, and the stages for its record."""
 
     config: RunConfig
     out: Path
@@ -49,7 +53,7 @@ class Run:
     stages: list[dict[str, Any]] = field(default_factory=list)
 
     def stage(self, name: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> StageResult:
-        """The stage's result, made now or found on disk; and its line in the record."""
+        """Return the result of a stage, from disk or computed by `make`, and add the stage to the record."""
         result = self.store.run(name, inputs, make)
         self.stages.append(
             {
@@ -62,63 +66,65 @@ class Run:
         )
         return result
 
-    def found(self, name: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """The details of such a stage, which have a place of their own in the record and are left out of its line."""
+    def details(self, name: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Return the details of a stage, which the record has elsewhere and its entry of the stage leaves out."""
         details = self.stage(name, inputs, make).details
         self.stages[-1] = {**self.stages[-1], "details": {}}
         return details
 
     def skip(self, name: str, reason: str) -> None:
-        """Records that a stage was left out, and why."""
+        """Add a stage to the record that was skipped, with the reason."""
         self.stages.append({"name": name, "seconds": 0.0, "skipped": reason, "resumed": False, "details": {}})
 
     @functools.cached_property
     def data_fingerprint(self) -> str:
-        """What config.data holds now."""
+        """The fingerprint of what config.data contains now."""
         return data.source_fingerprint(self.config.data)
 
     @functools.cached_property
     def test(self) -> data.Split | data.SplitStream:
-        """The examples to evaluate on."""
+        """The test examples."""
         return workflows.load_split(self.config.data, "test", limit=self.config.evaluation.limit)
 
     @functools.cached_property
     def name(self) -> str:
-        """The stem of every file that the run writes."""
+        """The stem of the files that the run writes."""
         return workflows.model_name(self.config)
 
 
 class Loaded:
-    """A model of the run: loaded and traced only if a stage needs it, and then once."""
+    """A model of the run, loaded and traced once, when a stage needs it."""
 
     def __init__(self, config: RunConfig, *, allow_code: bool = False) -> None:
+        """Load nothing yet; see `workflows.load` for the arguments."""
         self._config, self._allow_code = config, allow_code
 
     @functools.cached_property
     def model(self) -> Any:
-        """A Keras model, or the bytes of a float .tflite."""
+        """The Keras model, or the bytes of a float .tflite."""
         return workflows.load(self._config, allow_code=self._allow_code)
 
     @functools.cached_property
     def traced(self) -> Any:
-        """A Trace of it, or the bytes."""
+        """The Trace of the model, or the bytes."""
         return workflows.trace_once(self.model, self._config)
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of its file."""
+        """The hash of the model's file."""
         return artifacts.sha256_path(self._config.model)
 
     @property
     def is_flatbuffer(self) -> bool:
+        """Whether the model is a .tflite."""
         return self._config.model.endswith(".tflite")
 
 
 def _trained(run: Run) -> Loaded:
-    """The model in config.model, or, where that is a name, what training makes of it."""
+    """Return the model in the file config.model, or train the model of that name."""
     config = run.config
     if workflows.is_file(config.model):
-        run.skip("train", f"{config.model} is a file: its weights are taken as they are")
+        run.skip("train", f"{config.model} is a file: its weights are used unchanged")
         loaded = Loaded(config, allow_code=run.allow_code)
         inputs = {
             "model": loaded.sha256,
@@ -161,17 +167,21 @@ def _compressed(run: Run, model: Loaded) -> tuple[Loaded, StageResult]:
 
 
 def _published(run: Run, built: Path, file: str) -> Loaded:
-    """The Keras model that a stage made, in config.out as `file`, to go on from as a later run would: from its file."""
+    """Copy the Keras model of a stage to config.out as `file`, and return it as loaded from there.
+
+    A later run continues from the same file.
+    """
     path = artifacts.copy_file(built, run.out / file)
     return Loaded(dataclasses.replace(run.config, model=str(path)), allow_code=run.allow_code)
 
 
 def data_inputs(run: Run) -> dict[str, Any]:
+    """Return the inputs of a stage that reads config.data."""
     return {"data": run.config.data.to_dict(), "data_sha256": run.data_fingerprint, "seed": run.config.seed}
 
 
-def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
-    """The flatbuffers: float32, the scheme's own, the same compressed; and the sparsity of the compressed layers."""
+def make_flatbuffers(run: Run) -> tuple[list[Built], dict[str, float]]:
+    """Return the flatbuffers (float32, quantized, and compressed and quantized) and {compressed layer: sparsity}."""
     config = run.config
     scheme = config.conversion.scheme
     model = _trained(run)
@@ -180,10 +190,10 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
         _converted(run, model, f"ptq_{scheme}", scheme, stage=f"convert to {scheme}"),
     ]
     if not workflows.is_compressed(config):
-        run.skip("compress", "neither pruning nor QAT is asked for")
+        run.skip("compress", "no step of compression is enabled")
         return built, {}
     if model.is_flatbuffer:
-        run.skip("compress", "a .tflite cannot be trained: pruning and QAT want the Keras model")
+        run.skip("compress", "a .tflite cannot be trained: pruning and QAT need the Keras model")
         return built, {}
     compressed, result = _compressed(run, model)
     name = f"{workflows.compression_suffix(config)}_{scheme}"
@@ -193,7 +203,7 @@ def make_flatbuffers(run: Run) -> tuple[list[Made], dict[str, float]]:
     return [*built, last], result.details["sparsity"]
 
 
-def _qat_parity(run: Run, model: Loaded, built: Made) -> dict[str, Any]:
+def _qat_parity(run: Run, model: Loaded, built: Built) -> dict[str, Any]:
     def make(directory: Path) -> dict[str, Any]:
         return workflows.compare_with_qat_model(model.model, built.content, run.test)
 
@@ -203,14 +213,14 @@ def _qat_parity(run: Run, model: Loaded, built: Made) -> dict[str, Any]:
         "limit": run.config.evaluation.limit,
         **data_inputs(run),
     }
-    return run.found("compare with the QAT model", inputs, make)
+    return run.details("compare with the QAT model", inputs, make)
 
 
-def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, suffix: str = "") -> Made:
+def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, suffix: str = "") -> Built:
     conversion = run.config.conversion
-    if scheme != conversion.scheme:  # the float32 one: what is said of the other's types and target is not for it
+    if scheme != conversion.scheme:  # float32: the types and the target of the config are for the other scheme
         conversion = ConversionConfig(scheme=scheme, batch_size=conversion.batch_size)
-    elif getattr(model.traced, "has_fake_quant", False):  # techniques are for what was not trained for int8
+    elif getattr(model.traced, "has_fake_quant", False):  # techniques would undo the training
         conversion = dataclasses.replace(conversion, techniques=(), int4_layers=())
     config = dataclasses.replace(run.config, conversion=conversion)
 
@@ -223,7 +233,7 @@ def _converted(run: Run, model: Loaded, name: str, scheme: str, *, stage: str, s
     result = run.stage(stage, inputs, make)
     file = f"{run.name}_{suffix or scheme}.tflite"
     path = artifacts.copy_file(result.directory / FLATBUFFER, run.out / file)
-    return Made(name=name, file=file, content=path.read_bytes(), verification=result.details["verification"])
+    return Built(name=name, file=file, content=path.read_bytes(), verification=result.details["verification"])
 
 
 def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = False) -> dict[str, Any]:
@@ -256,24 +266,24 @@ def run_recipe(config: RunConfig, *, allow_code: bool = False, fresh: bool = Fal
     out = artifacts.make_out_dir(config.out)
     workflows.model_name(config)
     _check(config)
-    with _alone_in(out), remembered_warnings() as message:
+    with _locked(out), remembered_warnings() as messages:
         artifacts.sweep(out)
         run = Run(config=config, out=out, store=StageStore(out, fresh=fresh), allow_code=allow_code)
-        return _carry_out(run, message)
+        return _run_stages(run, messages)
 
 
-def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
+def _run_stages(run: Run, messages: list[str]) -> dict[str, Any]:
     built, sparsity = make_flatbuffers(run)
     results: list[dict[str, Any]] = []
     benchmark, failure = None, None
     try:
         _examine(built, run, results)
         benchmark = _benchmark(built, run)
-    except BackendError as error:  # the flatbuffers stand; what was found out of them is reported all the same
+    except BackendError as error:  # the report contains the finished part
         failure = error
-        told.append(f"the run ended early: {error}")
+        messages.append(f"the run ended early: {error}")
     models = [
-        # Fewer results than flatbuffers, where the run ended early.
+        # There are fewer results than flatbuffers if the run ended early.
         {
             "name": item.name,
             "file": item.file,
@@ -292,9 +302,10 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
         requirements=_requirements(models, run.config),
         benchmark=benchmark,
         sparsity=sparsity,
-        warnings=list(dict.fromkeys(told)),
+        warnings=list(dict.fromkeys(messages)),
     )
-    report.write_report(record, run.out)
+    with progress.stage("writing the report"):
+        report.write_report(record, run.out)
     if failure:
         raise failure
     run.store.forget_unused()
@@ -302,50 +313,51 @@ def _carry_out(run: Run, told: list[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
+def _locked(out: Path) -> Iterator[None]:
     def waiting() -> None:
-        warn(f"another run is writing to {out}: waiting for it to end")
+        warn(f"another run writes to {out}: waiting for its end")
 
     with artifacts.locked(out / ".lock", waiting):
         yield
 
 
 def _check(config: RunConfig) -> None:
-    """Raises InputError, before any work, on settings that a run would ignore, and on missing models and backends."""
-    workflows.check_given(config)
+    """Raise InputError, before any work, for settings that a run ignores, and for missing models and backends."""
+    workflows.check_named(config)
     workflows.check_model_file(config)
     if config.conversion.scheme == "float32":
         raise InputError(
-            "conversion.scheme=float32: a run makes the float32 flatbuffer anyway: name another beside it",
+            "conversion.scheme=float32: a run always converts to float32; choose the scheme of the other flatbuffer",
             field="conversion.scheme",
+            expected="another scheme",
             got="float32",
         )
     if config.conversion.scheme != "int8" and config.compression.qat.enabled:
         raise InputError(
-            f"conversion.scheme={config.conversion.scheme}: quantization-aware training makes int8: "
-            "switch it off (compression.qat.enabled=False), or leave the scheme at int8",
+            f"conversion.scheme={config.conversion.scheme}: quantization-aware training needs int8: "
+            "disable it (compression.qat.enabled=False), or set the scheme to int8",
             field="conversion.scheme",
             expected="int8",
             got=config.conversion.scheme,
         )
     if config.compression.qat.enabled and not config.conversion.per_channel:
         raise InputError(
-            "conversion.per_channel=false: quantization-aware training gives convolutions a scale for each channel: "
-            "leave per_channel on, or switch QAT off",
+            "conversion.per_channel=False: quantization-aware training uses a scale for each channel of a convolution: "
+            "set it to True, or disable training (compression.qat.enabled=False)",
             field="conversion.per_channel",
             expected=True,
             got=False,
         )
     if config.evaluation.reference:
         raise InputError(
-            "evaluation.reference: a run compares with its own float32 flatbuffer: leave it out",
+            "evaluation.reference is not used by a run, which compares with its own float32 flatbuffer: remove it",
             field="evaluation.reference",
             expected="",
             got=config.evaluation.reference,
         )
     if config.benchmark.against:
         raise InputError(
-            "benchmark.against: a run times its own flatbuffers side by side: leave it out",
+            "benchmark.against is not used by a run, which times its own flatbuffers: remove it",
             field="benchmark.against",
             expected=(),
             got=config.benchmark.against,
@@ -355,7 +367,7 @@ def _check(config: RunConfig) -> None:
 
 
 def _merged_hashes(records: list[dict[str, Any]], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The hashes of all stages in one: of config.model, and of every split by its name."""
+    """Merge the hashes of all stages: that of config.model, and {split: that of its examples}."""
     merged: dict[str, Any] = {"model": None, "data": {}}
     for hashes in [stage["details"].pop("sha256", None) for stage in records]:
         if hashes:
@@ -366,7 +378,7 @@ def _merged_hashes(records: list[dict[str, Any]], results: list[dict[str, Any]])
 
 
 def _requirements(models: list[dict[str, Any]], config: RunConfig) -> list[dict[str, Any]]:
-    """Return all that `config` requires of each flatbuffer but the float one, with its file, value and verdict."""
+    """Return all requirements of each flatbuffer except the float one, with its file, value and verdict."""
     return [
         {"file": model["file"], **asked.to_dict()}
         for model in models
@@ -379,14 +391,14 @@ def _requirements(models: list[dict[str, Any]], config: RunConfig) -> list[dict[
 
 
 def require(record: dict[str, Any]) -> None:
-    """Raise RequirementError that lists all that the record of a run misses of what its config requires."""
+    """Raise RequirementError with all requirements of the config that the record of a run does not meet."""
     config = RunConfig.from_dict(record["config"])
     missed = []
     for model in record["models"]:
         if model["name"] == "float":
             continue
         if config.audit.require and not model["audit"]["ok"]:
-            missed.append(f"{model['file']} is not {config.audit.require}: tfq audit tells why")
+            missed.append(f"{model['file']} is not {config.audit.require}: tfq audit shows the reasons")
         missed += [
             f"{model['file']}: {reason}"
             for reason in evaluation.missed_requirements(model["evaluation"], config.evaluation.require)
@@ -395,8 +407,8 @@ def require(record: dict[str, Any]) -> None:
         raise RequirementError("; ".join(missed))
 
 
-def _examine(built: list[Made], run: Run, results: list[dict[str, Any]]) -> None:
-    """Audit and evaluate every flatbuffer into `results`; the first, the float one, is the reference of all."""
+def _examine(built: list[Built], run: Run, results: list[dict[str, Any]]) -> None:
+    """Audit and evaluate every flatbuffer into `results`; the first one, in float, is the reference for all."""
     config = run.config
 
     @functools.cache
@@ -405,10 +417,10 @@ def _examine(built: list[Made], run: Run, results: list[dict[str, Any]]) -> None
 
     for item in built:
 
-        def make(directory: Path, each: Made = item) -> dict[str, Any]:
-            audited = auditing.audit_model(each.content, config.audit.for_conversion(config.conversion))
+        def make(directory: Path, result: Built = item) -> dict[str, Any]:
+            audited = auditing.audit_model(result.content, config.audit.for_conversion(config.conversion))
             evaluated = workflows.evaluate(
-                each.content, config, reference=reference(), parity=each.name != "float", test=run.test
+                result.content, config, reference=reference(), parity=result.name != "float", test=run.test
             )
             return {"audit": audited.to_dict(), **evaluated.to_dict()}
 
@@ -422,12 +434,14 @@ def _examine(built: list[Made], run: Run, results: list[dict[str, Any]]) -> None
             "machine": _machine(config.evaluation.backend, *config.evaluation.parity_backends),
             **data_inputs(run),
         }
-        results.append(run.found(f"evaluate {item.name}", inputs, make))
+        results.append(run.details(f"evaluate {item.name}", inputs, make))
 
 
 def _machine(*backends: str) -> dict[str, Any]:
-    """Return what a measurement depends on besides its config: the CPU, the cores of this process, and of each backend
-    why it cannot run here ("not run" is no result once it can) and its fingerprint.
+    """Return what a measurement depends on besides its config.
+
+    These are the CPU, the cores of this process, and for each backend its fingerprint and why it cannot run here: when
+    it can run later, the stored "not run" is no longer used.
     """
     results: dict[str, Any] = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0))}
     for name in backends:
@@ -436,12 +450,12 @@ def _machine(*backends: str) -> dict[str, Any]:
     return results
 
 
-def _benchmark(built: list[Made], run: Run) -> dict[str, Any]:
-    """All flatbuffers timed side by side."""
+def _benchmark(built: list[Built], run: Run) -> dict[str, Any]:
+    """Time all flatbuffers side by side."""
 
     def make(directory: Path) -> dict[str, Any]:
         models = {item.name: item.content for item in built}
-        # As many as `tfq benchmark` feeds: with more, the inputs would come out of a colder cache than there.
+        # As many as `tfq benchmark` uses: more inputs would come from a colder cache.
         first = next(run.test.pieces()).take(NUM_INPUTS)
         return evaluation.benchmark_models(models, run.config.benchmark, data=first, seed=run.config.seed).to_dict()
 
@@ -451,4 +465,4 @@ def _benchmark(built: list[Made], run: Run) -> dict[str, Any]:
         "machine": _machine(run.config.benchmark.backend),
         **data_inputs(run),
     }
-    return run.found("benchmark", inputs, make)
+    return run.details("benchmark", inputs, make)

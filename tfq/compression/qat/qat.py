@@ -10,7 +10,7 @@ from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
 from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function
-from tfq.compression.graph import check_finite, cloned, require_graph_model
+from tfq.compression.graph import check_finite, cloned, require_graph_model, run_fit
 from tfq.compression.pruning.sparsity import measure_sparsity, sparsity_preserving_callback
 from tfq.compression.qat import placement
 from tfq.compression.qat.batch_norm import frozen_from_step
@@ -222,7 +222,7 @@ def qat_model(
             steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
         keeping = [sparsity_preserving_callback(quantized, start.zeros)] if start.zeros else []
         keeping += [keep_clusters(quantized)] if start.clusters else []
-        fit(trained, [*callbacks, *keeping])
+        run_fit(fit, trained, [*callbacks, *keeping])
         if steps_seen() < 1:
             raise TfqError(
                 "qat: fit did not train the model that it was given: it must compile that model and call its fit, for "

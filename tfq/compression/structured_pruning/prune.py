@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfq.compression.distillation import distilled, refuse_unused_teacher
-from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model
+from tfq.compression.graph import check_finite, cloned, named_layers, require_graph_model, run_fit
 from tfq.compression.structured_pruning import rebuild
 from tfq.compression.structured_pruning.channels import Channels, Counts, Group, Site, groups_of
 from tfq.compression.structured_pruning.rebuild import refit
@@ -367,7 +367,7 @@ def _fine_tune(small: Any, fit: Fit, teacher: Any, distillation: DistillationCon
         student = small
         if distillation.enabled:
             student = stack.enter_context(distilled(small, teacher, distillation, "structured_pruning"))
-        fit(student, [])
+        run_fit(fit, student, [])
     steps = getattr(student.optimizer, "iterations", None) if student.optimizer is not None else None
     unchanged = all(np.array_equal(a, b) for a, b in zip(before, small.get_weights(), strict=True))
     if unchanged and (steps is None or int(steps) < 1):

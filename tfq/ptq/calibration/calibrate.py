@@ -14,6 +14,7 @@ from tfq import tflite
 from tfq.artifacts import sha256
 from tfq.config import CalibrationConfig
 from tfq.errors import InputError
+from tfq.progress import stage
 from tfq.ptq.calibration.methods import choose_ranges, needs_histograms
 from tfq.ptq.calibration.observer import observe
 from tfq.ptq.calibration.ranges import Ranges, TensorRange
@@ -139,6 +140,7 @@ def calibrate(
 Outputs = dict[int, tuple[NDArray, ...]]
 
 
+@stage("calibrating")
 def calibrate_with_outputs(
     model: bytes,
     samples: Sequence[Mapping[str, NDArray]],

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tfq import tflite
+from tfq import progress, tflite
 from tfq.artifacts import sha256
 from tfq.data import SampleDigest
 from tfq.errors import InputError
@@ -54,8 +54,6 @@ def map_activations(
     Raises:
         InputError: The model does not run on a sample.
     """
-    from tqdm import tqdm
-
     num_workers = num_workers or len(os.sched_getaffinity(0))
     parsed = tflite.read(model)
     names = dict(zip(parsed.main_subgraph.inputs, parsed.input_names, strict=True))
@@ -73,8 +71,8 @@ def map_activations(
         finally:
             idle.put(interpreter)
 
-    bar = tqdm(total=total, desc="calibrating", unit=" samples", disable=None, leave=False, delay=0.5)
-    with bar, concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
+    shown = progress.bar("running samples", total, " samples")
+    with shown as bar, concurrent.futures.ThreadPoolExecutor(num_workers) as pool:
         pending: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
         try:
             for sample in samples:

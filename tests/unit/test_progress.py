@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where progress is shown, and what: lines of a command, a line that is redrawn on a terminal, or nothing."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tfq import progress
+from tfq.errors import TfqWarning, warn
+
+
+class Screen(io.StringIO):
+    """A stderr that may be a terminal."""
+
+    def __init__(self, is_terminal):
+        super().__init__()
+        self.is_terminal = is_terminal
+
+    def isatty(self):
+        return self.is_terminal
+
+
+class OutStream(Screen):
+    """What ipykernel has for sys.stderr: no terminal, but the front end obeys carriage returns."""
+
+    __module__ = "ipykernel.iostream"
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    monkeypatch.delenv("TFQ_PROGRESS", raising=False)
+    monkeypatch.setattr(progress, "_DELAY_SECS", 0.02)
+    monkeypatch.setattr(progress, "_REDRAW_SECS", 0.01)
+
+
+@pytest.fixture
+def show(monkeypatch):
+    def on(stream):
+        monkeypatch.setattr(sys, "stderr", stream)
+        return stream
+
+    return on
+
+
+def wait_for(screen, text, secs=10):
+    end = time.monotonic() + secs
+    while text not in screen.getvalue():
+        assert time.monotonic() < end, f"{text!r} is not in {screen.getvalue()!r}"
+        time.sleep(0.005)
+
+
+def visible(text):
+    """Return the lines that a terminal shows at the end: what follows a carriage return overwrites the line."""
+    lines = []
+    for line in text.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return "\n".join(lines)
+
+
+def test_a_command_in_a_pipe_prints_one_plain_line_for_each_outermost_stage(show):
+    screen = show(Screen(False))
+    with progress.printed_lines():
+        with progress.stage("loading"), progress.stage("inside"):
+            pass
+        with progress.stage("converting"):
+            pass
+    assert re.fullmatch(r"\[ +\d+\.\d s\] loading\n\[ +\d+\.\d s\] converting\n", screen.getvalue())
+
+
+def test_a_program_whose_stderr_is_a_file_prints_nothing(show):
+    screen = show(Screen(False))
+    with progress.stage("loading"), progress.bar("samples", 3, "") as bar:
+        bar.update()
+        time.sleep(0.1)
+        progress.note("a line")
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("stream", [Screen, OutStream])
+def test_a_long_stage_is_shown_with_its_time_and_disappears(show, stream):
+    screen = show(stream(is_terminal=stream is Screen))
+    with progress.stage("outer"), progress.stage("calibrating"):
+        wait_for(screen, "calibrating 0 s")
+    assert "outer" not in screen.getvalue()
+    assert visible(screen.getvalue()) == ""
+
+
+def test_a_short_stage_is_not_shown(show, monkeypatch):
+    monkeypatch.setattr(progress, "_DELAY_SECS", 60)
+    screen = show(Screen(True))
+    with progress.stage("calibrating"):
+        time.sleep(0.1)
+    assert screen.getvalue() == ""
+
+
+def test_a_warning_begins_on_a_line_of_its_own(show):
+    screen = show(Screen(True))
+    with progress.stage("calibrating"):
+        wait_for(screen, "calibrating")
+        with progress.hidden(), pytest.warns(TfqWarning):
+            warn("few samples")
+        screen.write("few samples\n")
+    assert visible(screen.getvalue()) == "few samples\n"
+
+
+def test_nothing_is_redrawn_while_something_else_is_shown(show):
+    screen = show(Screen(True))
+    with progress.stage("training"), progress.hidden():
+        time.sleep(0.1)
+    assert screen.getvalue() == ""
+
+
+def test_a_count_is_a_bar_on_a_terminal_instead_of_the_stage(show):
+    screen = show(Screen(True))
+    with progress.stage("calibrating"):
+        for _ in progress.counted(range(20), "samples", " samples"):
+            time.sleep(0.02)
+    assert re.search(r"samples: .*\d/20", screen.getvalue())
+    assert visible(screen.getvalue()) == ""
+
+
+@pytest.mark.parametrize("is_command", [True, False])
+def test_the_switch_turns_all_of_it_off(show, monkeypatch, is_command):
+    monkeypatch.setenv("TFQ_PROGRESS", "0")
+    screen = show(Screen(True))
+    progress._display.command_start = time.monotonic() if is_command else None
+    try:
+        with progress.stage("calibrating"), progress.bar("samples", 3, "") as bar:
+            bar.update()
+            progress.note("a line")
+            time.sleep(0.1)
+    finally:
+        progress._display.command_start = None
+    assert screen.getvalue() == ""
+
+
+def test_stages_of_another_thread_are_not_mixed_in(show):
+    screen = show(Screen(False))
+
+    def other():
+        with progress.stage("other"):
+            pass
+
+    with progress.printed_lines(), progress.stage("mine"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "mine" in screen.getvalue()
+    assert "other" not in screen.getvalue()
+
+
+def test_an_error_in_a_stage_leaves_no_stage_behind(show):
+    screen = show(Screen(False))
+    with progress.printed_lines():
+        with pytest.raises(ValueError), progress.stage("failing"):
+            raise ValueError
+        with progress.stage("next"):
+            pass
+    assert len(screen.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("stream", [None, "closed"])
+def test_a_missing_or_closed_stderr_is_no_error(show, stream):
+    if stream == "closed":
+        stream = Screen(True)
+        stream.close()
+    show(stream)
+    with progress.printed_lines(), progress.stage("loading"), progress.bar("samples", 3, "") as bar:
+        bar.update()
+
+
+def test_a_forked_child_shows_its_own_stages():
+    code = (
+        "import os\n"
+        "from tfq import progress\n"
+        "with progress.printed_lines(), progress.stage('parent'):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        with progress.printed_lines(), progress.stage('child'):\n"
+        "            os._exit(0)\n"
+        "    os.waitpid(pid, 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert [line.split()[-1] for line in done.stderr.splitlines()] == ["parent", "child"]
+
+
+COMMANDS = {
+    "train": ("--model=digits_cnn", "--data=digits"),
+    "convert": ("--model=missing.keras", "--data=digits"),
+    "compress": ("--model=missing.keras", "--data=digits"),
+    "audit": ("--model=missing.tflite",),
+    "benchmark": ("--model=missing.tflite",),
+    "evaluate": ("--model=missing.tflite", "--data=digits"),
+    "search": ("--model=missing.keras", "--data=digits"),
+    "analyze": ("--model=missing.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
+    "run": ("--model=digits_cnn", "--data=digits"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_first_stage_is_printed_before_tensorflow_is_imported(command, tmp_path, tfq_cli, golden):
+    """A module that stands in for TensorFlow ends the process when it is imported."""
+    (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'TensorFlow\\n'); os._exit(9)\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    arguments = [argument.format(golden=golden) for argument in COMMANDS[command]]
+    done = tfq_cli(command, *arguments, f"--out={tmp_path}/out", cwd=tmp_path, PYTHONPATH=path)
+    first = done.stderr.splitlines()[0]
+    assert re.match(r"\[ *\d+\.\d s\] \w+", first), done.stderr

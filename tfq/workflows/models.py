@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load, train, trace and save the model of a config, and load the splits of its data."""
+
+from pathlib import Path
+from typing import Any
+
+from tfq import artifacts, data, evaluation, progress, registry
+from tfq.config import DataConfig, RunConfig
+from tfq.errors import InputError, warn
+from tfq.models import file_stem
+
+MODEL_FILES = (".keras", ".h5", ".hdf5", ".tflite")
+
+
+def is_file(model: str) -> bool:
+    """Return whether config.model is a file, not the name of a model that tfq builds."""
+    return model.endswith(MODEL_FILES) or "/" in model or Path(model).exists()
+
+
+def model_name(config: RunConfig) -> str:
+    """Return the stem of all files that are written about config.model: the stem of its file, or its name.
+
+    Raises:
+        InputError: config.model is empty.
+    """
+    if not config.model:
+        raise InputError(
+            "model is empty: expected a .keras, .h5 or .tflite file, or the name of a model that tfq train builds",
+            field="model",
+            expected="a model",
+            got="",
+        )
+    return Path(config.model).stem if is_file(config.model) else file_stem(config.model)
+
+
+def check_named(config: RunConfig) -> None:
+    """Check, before anything is loaded, that a model and a data source are named.
+
+    Raises:
+        InputError: One of them is empty.
+    """
+    model_name(config)
+    config.data.check_source()
+
+
+def check_model_file(config: RunConfig) -> None:
+    """Check that config.model exists if it is a file.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    if is_file(config.model) and not Path(config.model).exists():
+        raise InputError(
+            f"model={config.model} does not exist: expected a .keras, .h5 or .tflite file, a SavedModel directory, or "
+            "the name of a model",
+            field="model",
+            expected="a file",
+            got=config.model,
+        )
+
+
+def check_tensorflow(config: RunConfig) -> None:
+    """Check, before anything is read, that TensorFlow can be imported if a conversion or a training needs it.
+
+    Only TensorFlow's quantizer of activations needs it to convert a .tflite.
+
+    Raises:
+        TfqError: It cannot be imported.
+    """
+    conversion = config.conversion
+    if not config.model.endswith(".tflite") or (conversion.needs_ranges and conversion.quantizer == "tensorflow"):
+        from tfq.keras_bridge import import_tensorflow
+
+        import_tensorflow()
+
+
+def load(config: RunConfig, *, allow_code: bool = False) -> Any:
+    """Return config.model as a Keras model, or as bytes if it is a .tflite file.
+
+    Args:
+        config: What to load.
+        allow_code: Whether code in the model file (Lambda layers) may run.
+
+    Raises:
+        InputError: There is no such file, or it holds no model that can be loaded.
+    """
+    model_name(config)
+    if config.model.endswith(".tflite"):
+        return read_tflite(config)
+    if is_file(config.model):
+        from tfq.keras_bridge import custom_objects_of_plugins, load_model
+
+        registry.load_plugins(config.plugin)
+        with progress.stage(f"loading {config.model}"):
+            return load_model(config.model, allow_code=allow_code, custom_objects=custom_objects_of_plugins())
+    raise InputError(
+        f"model={config.model} is not a file, and a model that tfq builds has no weights before it is trained: run "
+        "tfq train, and give the file that it writes",
+        field="model",
+        expected="a file",
+        got=config.model,
+    )
+
+
+def read_tflite(config: RunConfig) -> bytes:
+    """Return the bytes of the file in config.model.
+
+    Raises:
+        InputError: There is no such file.
+    """
+    model_name(config)
+    with progress.stage(f"reading {config.model}"):
+        return artifacts.read_bytes(config.model, "a .tflite file")
+
+
+def save_keras(model: Any, path: Path) -> Path:
+    """Save a Keras model as `path` in the format of its suffix, completely or not at all; return `path`.
+
+    A quantization-aware trained model must be saved as `.h5`: tf_keras' `.keras` loader cannot restore tfmot's wrappers
+    (2.21: "Layer 'quantize_layer' expected 5 variables, but received 3").
+    """
+    with progress.stage(f"writing {path}"), artifacts.staged(path) as temporary:
+        model.save(temporary)
+    return path
+
+
+def trace_once(model: Any, config: RunConfig) -> Any:
+    """Return one Trace for all conversions of a Keras model. A Trace and bytes are returned unchanged."""
+    from tfq.conversion import Trace, trace
+
+    if isinstance(model, (bytes, Trace)):
+        return model
+    return trace(model, config.conversion.batch_size, unroll=config.conversion.needs_ranges)
+
+
+def load_split(config: DataConfig, split: str, *, limit: int = 0) -> data.AnySplit:
+    """Return the split that `tfq.data.load_split` loads; possible problems are TfqWarnings."""
+    with progress.stage(f"reading the {split} split of {config.source}"):
+        return with_warnings(data.load_split(config, split, limit=limit))
+
+
+def load_calibration_split(config: DataConfig, *, limit: int) -> data.AnySplit:
+    """Return the first `limit` examples that `tfq.data` calibrates with; possible problems are TfqWarnings."""
+    with progress.stage(f"reading calibration data of {config.source}"):
+        return with_warnings(data.load_calibration_split(config, limit=limit))
+
+
+def with_warnings(split: data.AnySplit) -> data.AnySplit:
+    """Warn of the possible problems that the source of a split noticed; return the split."""
+    for note in split.notes:
+        warn(note)
+    return split
+
+
+def data_notes(*splits: data.AnySplit | None) -> list[str]:
+    """Return for a record how the sources made these splits, each sentence once: "val was held out of train"."""
+    return list(dict.fromkeys(note for split in splits if split is not None for note in split.information))
+
+
+def hashes(config: RunConfig, **splits: data.AnySplit | None) -> dict[str, Any]:
+    """Return the SHA-256 of the model's file (None for a name), and of each preprocessed split by its keyword."""
+    return {
+        "model": artifacts.sha256_path(config.model) if is_file(config.model) else None,
+        "data": {name: split.sha256() for name, split in splits.items() if split is not None},
+    }
+
+
+def keras_scores(model: Any, test: data.AnySplit | None) -> dict[str, Any]:
+    """Return the metric, its unit and the value of a Keras model with one output on the test split.
+
+    All three are None if there is no such split, and the value is None if it has no labels.
+    """
+    from tfq.compression.training import predict, reconstructs
+
+    if test is None:
+        return {"test_metric": None, "test_unit": None, "test_accuracy": None}
+    scores = evaluation.score_outputs(predict(model, test), test, reconstructs=reconstructs(model))
+    name = scores["metric"]
+    return {"test_metric": name, "test_unit": scores["metrics"][name]["unit"], "test_accuracy": scores["accuracy"]}
+
+
+def train(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """Build the model that config.model names and train it on config.data; return it and details for the record.
+
+    Raises:
+        InputError: config.model is a file or no known name, or the data does not fit the model.
+    """
+    from tfq import models
+    from tfq.compression.training import deterministic, train_model
+    from tfq.keras_bridge import import_keras, import_tf_keras
+
+    model_name(config)
+    if is_file(config.model):
+        raise InputError(
+            f"model={config.model} is a file: tfq train builds a model by its name",
+            field="model",
+            expected="the name of a model",
+            got=config.model,
+        )
+    training, validation = load_split(config.data, "train"), load_split(config.data, "val")
+    try:
+        test = load_split(config.data, "test")
+    except data.MissingSplitError:
+        test = None
+    keras = import_keras() if config.training.keras == "keras" else import_tf_keras()
+    with deterministic(config.seed):
+        classes = data.count_classes([split for split in (training, validation, test) if split is not None])
+        with progress.stage(f"building {config.model}"):
+            model = models.build(config.model, keras, data.example_shape(training), classes)
+        history = train_model(model, training, validation, config.training, seed=config.seed)
+    return model, {
+        "parameters": int(model.count_params()),
+        "history": history,
+        "preprocessing": data.preprocessing_record(config.data),
+        "data_notes": data_notes(training, validation, test),
+        **keras_scores(model, test),
+        "sha256": hashes(config, train=training, val=validation, test=test),
+    }
