@@ -31,6 +31,7 @@ CLEAN: tuple[str, ...] = (
     "tfq/requirement.py",
     "tfq/store.py",
     "tfq/text_table.py",
+    "tfq/tflite",
     "tfq/typing.py",
 )
 # Names of these words, also as a part of a longer name.
@@ -44,7 +45,7 @@ NAMES = {
     "untold": "unreported",
     "wanted": "expected",
 }
-KNOWN_NAMES = {"custom_codes", "exit_codes", "op_codes", "operator_codes"}
+KNOWN_NAMES = re.compile(r"(custom|exit|op|operator)_codes")
 
 
 class Entry(NamedTuple):
@@ -260,9 +261,8 @@ def old_names(source: str) -> list[str]:
             name, line = node.attr, node.lineno
         else:
             continue
-        if name.lower().strip("_") not in KNOWN_NAMES:
-            words = [word for word in name.lower().split("_") if word in NAMES]
-            result += [f"{line}: {name}: use {NAMES[word]}" for word in words]
+        words = [word for word in KNOWN_NAMES.sub("", name.lower()).split("_") if word in NAMES]
+        result += [f"{line}: {name}: use {NAMES[word]}" for word in words]
     return result
 
 

@@ -230,12 +230,12 @@ def _vector(builder, offsets: list[int]) -> int:
 def test_one_vector_shared_by_many_ops_cannot_exhaust_the_reader():
     assert len(read(_file_of_one_op_repeated(3, inputs=5)).main_subgraph.ops) == 3
     # 200 million indices when believed, from 120 kB.
-    with refused(FlatbufferError, expected="parts that are stored once each"):
+    with refused(FlatbufferError, expected="parts that are stored once"):
         read(_file_of_one_op_repeated(20_000, inputs=10_000))
 
 
 def test_one_table_repeated_cannot_exhaust_the_reader():
-    with refused(FlatbufferError, expected="parts that are stored once each"):
+    with refused(FlatbufferError, expected="parts that are stored once"):
         read(_file_of_one_op_repeated(50_000, inputs=1))
 
 

@@ -37,7 +37,7 @@ def with_bias_headroom(
         buffer.data = np.frombuffer(values.tobytes(), np.uint8)
         edited.buffers.append(buffer)
         edited.subgraphs[number].tensors[index].buffer = len(edited.buffers) - 1
-    tflite.forget_unused_constants(edited)
+    tflite.remove_unused_constants(edited)
     return tflite.pack(edited, len(model))
 
 

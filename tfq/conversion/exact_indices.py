@@ -47,8 +47,8 @@ def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig
         )
     # An op that casts int32 to int32 was marked by its outputs.
     graph.operators = [op for op in graph.operators if len(op.outputs)]
-    tflite.forget_unused_codes(edited)
-    tflite.forget_unused_tensors(edited)
+    tflite.remove_unused_operator_codes(edited)
+    tflite.remove_unused_tensors(edited)
     converted = [
         {name: array.astype(np.int32) if name in names else array for name, array in sample.items()}
         for sample in samples
@@ -162,8 +162,8 @@ def with_exact_sources(model: bytes) -> bytes:
     main.operators = _without_unread_quantizes(
         edited, main, [op for op in main.operators if not any(op is item for item in unread)]
     )
-    tflite.forget_unused_codes(edited)
-    tflite.forget_unused_tensors(edited)
+    tflite.remove_unused_operator_codes(edited)
+    tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(model))
 
 

@@ -147,7 +147,7 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
         result = _take_out(edited, graph)
         _forget_handed_on(result, edited, graph)
         ranges |= {(number, tensor): ends for tensor, ends in result.items() if tensor not in constants}
-    tflite.forget_unused_codes(edited)
+    tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model)), ranges
 
 

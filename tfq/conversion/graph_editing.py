@@ -144,5 +144,5 @@ def rewrite_graphs(
     if sum(rewrite(edited, graph) for graph in edited.subgraphs) == 0:
         return model
     if forget_tensors:
-        tflite.forget_unused_tensors(edited)
+        tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(model))

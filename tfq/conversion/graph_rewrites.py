@@ -68,7 +68,7 @@ def with_quantizable_ops(model: bytes) -> bytes:
         graph.operators = [op for ops in parts for op in ops]
         for op in graph.operators:
             _rewrite(edited, graph, op)
-    tflite.forget_unused_codes(edited)
+    tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model))
 
 
@@ -93,7 +93,7 @@ def without_unread_ops(model: bytes) -> bytes:
     edited = tflite.unpack(model)
     if not sum([remove_unread_ops(graph) for graph in edited.subgraphs]):
         return model
-    tflite.forget_unused_codes(edited)
+    tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model))
 
 
@@ -108,8 +108,8 @@ def with_int8_kernels(model: bytes) -> bytes:
     edited = tflite.unpack(model)
     if sum(_lift(edited, graph) + _in_output_codes(edited, graph) for graph in edited.subgraphs) == 0:
         return model
-    tflite.forget_unused_codes(edited)
-    tflite.forget_unused_tensors(edited)
+    tflite.remove_unused_operator_codes(edited)
+    tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(model))
 
 

@@ -66,7 +66,7 @@ def with_hidden_ops(
     for index in disguised:
         tensor = edited.subgraphs[0].tensors[index]
         tensor.type, tensor.quantization = _INT32, None
-    tflite.forget_unused_codes(edited)
+    tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model)), lambda result: _restored(result, originals)
 
 
@@ -100,8 +100,8 @@ def _restored(result: bytes, originals: dict[str, _Original]) -> bytes:
             # quantized.
             if graph.tensors[int(op.inputs[slot])].type != _FLOAT32:
                 _dequantize_input(edited, graph, op, slot)
-    tflite.forget_unused_codes(edited)
-    tflite.forget_unused_tensors(edited)
+    tflite.remove_unused_operator_codes(edited)
+    tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(result))
 
 

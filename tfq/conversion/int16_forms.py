@@ -70,7 +70,7 @@ def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
             operators.append(op)
         graph.operators = operators
         _separate_biases(edited, graph)
-    tflite.forget_unused_codes(edited)
+    tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model)), results
 
 

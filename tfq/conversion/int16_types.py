@@ -60,8 +60,8 @@ def with_int16_types(model: bytes) -> bytes:
     edited = tflite.unpack(model)
     if sum(_Operands(edited, graph).correct() for graph in edited.subgraphs) == 0:
         return model
-    tflite.forget_unused_codes(edited)
-    tflite.forget_unused_tensors(edited)
+    tflite.remove_unused_operator_codes(edited)
+    tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(model))
 
 

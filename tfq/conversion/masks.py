@@ -105,7 +105,7 @@ def without_nested_selects(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]
             remove_unread_ops(graph)
     if not changed:
         return model, ranges
-    tflite.forget_unused_codes(edited)
+    tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model)), results
 
 

@@ -162,7 +162,7 @@ class _Rewriter:
         model = self._model
         # It was reckoned from the versions of the ops that were there before.
         model.metadata = [entry for entry in model.metadata or [] if entry.name != b"min_runtime_version"]
-        tflite.forget_unused_constants(model)
+        tflite.remove_unused_constants(model)
         return model
 
     def _values(self, plan: _Plan) -> NDArray | None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TFLite file format: bounds-checked reader, records, editing, metadata. No TensorFlow, no interpreter, no config.
+"""The TFLite file format: a bounds-checked reader, records, editing, metadata.
 
-`read` takes bytes from anywhere; the editing functions trust their bytes (see edit.py).
+It needs no TensorFlow, no interpreter and no config. `read` accepts untrusted bytes; the editing functions trust their
+bytes (see edit.py).
 """
 
 from tfq.tflite.edit import (
@@ -9,9 +10,6 @@ from tfq.tflite.edit import (
     cut_after,
     edit_model,
     expose_tensors,
-    forget_unused_codes,
-    forget_unused_constants,
-    forget_unused_tensors,
     inject_ranges,
     operator_code,
     operator_name,
@@ -19,6 +17,9 @@ from tfq.tflite.edit import (
     pack,
     read_metadata,
     read_ranges,
+    remove_unused_constants,
+    remove_unused_operator_codes,
+    remove_unused_tensors,
     unpack,
     write_metadata,
 )
@@ -48,9 +49,6 @@ __all__ = [
     "edit_model",
     "expose_tensors",
     "extract_subgraph",
-    "forget_unused_codes",
-    "forget_unused_constants",
-    "forget_unused_tensors",
     "inject_ranges",
     "listed_signatures",
     "main_subgraph_note",
@@ -62,6 +60,9 @@ __all__ = [
     "read",
     "read_metadata",
     "read_ranges",
+    "remove_unused_constants",
+    "remove_unused_operator_codes",
+    "remove_unused_tensors",
     "restore_signatures",
     "signature_keys",
     "unpack",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlatBuffers bytes, read without trusting them: every offset and length is bounded by the bytes that are there.
+"""A reader of untrusted FlatBuffers bytes that checks every offset and length against the size of the file.
 
-Offsets lead forwards only, and the schema's depth is fixed, so nothing can loop; what many offsets to one
-place could still multiply is held by a budget in proportion to the file.
+Offsets lead only forwards and the schema has a fixed depth, so reading cannot loop. A budget proportional to the size
+of the file limits the work if many offsets lead to the same place.
 Source: FlatBuffers internals documentation (tables, vtables, vectors, strings).
 """
 
@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 from tfq.errors import FlatbufferError
 
-DAMAGED = "the file is damaged or cut short: convert the model again"
+DAMAGED = "the file is damaged or incomplete: convert the model again"
 
-# A file in which nothing is shared spends its own size at most; sharing is rare in real ones.
+# A file without shared parts spends at most its own size; sharing is rare in real files.
 _BUDGET_FACTOR, _BUDGET_FLOOR = 2, 1 << 16
-# The smallest table is 4 bytes behind an offset of 4: at twice its size, that is what a table may cost.
+# Less than the 16 bytes that the smallest table (4 bytes, and an offset of 4) adds to the budget.
 _TABLE_COST = 12
 _MAX_TABLES = 150_000
 
@@ -25,12 +25,16 @@ _ITEM_BYTES = {"i": 4, "f": 4, "q": 8}
 
 
 class Reader:
-    """The bytes, and how much of the budget for reading them is left."""
+    """The bytes of a file, and the remaining budget for reading them."""
 
     __slots__ = ("budget", "data", "size", "tables_left")
 
     def __init__(self, data: bytes, identifier: bytes) -> None:
-        """Raises FlatbufferError unless `data` carries the four-byte file `identifier`."""
+        """Check that `data` has the four-byte file `identifier`.
+
+        Raises:
+            FlatbufferError: It does not.
+        """
         self.data, self.size = data, len(data)
         self.budget = _BUDGET_FACTOR * self.size + _BUDGET_FLOOR
         self.tables_left = _MAX_TABLES
@@ -44,18 +48,18 @@ class Reader:
         if data[4:8] != identifier:
             raise FlatbufferError(
                 f"byte 4: expected the identifier {identifier.decode()!r} of a .tflite file, got {bytes(data[4:8])!r}: "
-                "this is another kind of file: give a .tflite",
+                "this is another kind of file",
                 field="model",
                 expected=identifier,
                 got=bytes(data[4:8]),
             )
 
     def root(self, where: str) -> "Table":
-        """The table that the file begins with."""
+        """Return the root table of the file; `where` is its name in errors."""
         return Table(self, self.target(0, where), where)
 
     def target(self, position: int, where: str) -> int:
-        """The place that the offset stored at `position` leads to, with at least four bytes there."""
+        """Return the position that the offset stored at `position` leads to; at least four bytes follow it."""
         offset = _U32.unpack_from(self.data, position)[0]
         target = position + offset
         if offset < 4 or target > self.size - 4:
@@ -63,7 +67,7 @@ class Reader:
         return target
 
     def length(self, start: int, item_bytes: int, where: str) -> int:
-        """The number of items of the vector at `start`, all of which lie inside the file."""
+        """Return the number of items of the vector at `start`, all of which lie within the file."""
         count = _U32.unpack_from(self.data, start)[0]
         most = (self.size - start - 4) // item_bytes
         if count > most:
@@ -71,31 +75,34 @@ class Reader:
         return count
 
     def spend(self, amount: int, where: str) -> None:
-        """Take `amount` bytes from the budget."""
+        """Subtract `amount` bytes from the budget."""
         self.budget -= amount
         if self.budget < 0:
             raise FlatbufferError(
-                f"{where}: expected a file whose parts are stored once each, got one that repeats them beyond "
-                f"{_BUDGET_FACTOR} times its {self.size} bytes: it was made to exhaust its reader",
+                f"{where}: expected parts that are stored once, got references to more than {_BUDGET_FACTOR} times "
+                f"the {self.size} bytes of the file: it is malicious or damaged",
                 field=where,
-                expected="parts that are stored once each",
+                expected="parts that are stored once",
                 got=self.size,
             )
 
-    def fail(self, where: str, wanted: str, got: Any, position: int) -> NoReturn:
-        """Raise the FlatbufferError that says so."""
+    def fail(self, where: str, expected: str, got: Any, position: int) -> NoReturn:
+        """Raise a FlatbufferError about the bytes at `position`."""
         raise FlatbufferError(
-            f"{where} (byte {position}): expected {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got
+            f"{where} (byte {position}): expected {expected}, got {got}: {DAMAGED}",
+            field=where,
+            expected=expected,
+            got=got,
         )
 
 
 class Table:
-    """One table. A slot is a field's number in the schema; a field that is not there reads as its default."""
+    """A table of the file. A slot is the number of a field in the schema; a missing field has its default."""
 
     __slots__ = ("_fields", "_position", "_reader", "_size", "where")
 
     def __init__(self, reader: Reader, position: int, where: str) -> None:
-        """The table at `position`, where at least four bytes are; `where` is what errors call it."""
+        """Check the table at `position`, where at least four bytes are; `where` is its name in errors."""
         reader.tables_left -= 1
         reader.spend(_TABLE_COST, where)
         if reader.tables_left < 0:
@@ -116,7 +123,7 @@ class Table:
         self._fields = (vtable, vtable_bytes)
 
     def _field(self, slot: int, field_bytes: int, name: str) -> int:
-        """Position of the field, inside the table, or 0 when the table does not have it."""
+        """Return the position of a field within the table, or 0 if the table does not have it."""
         vtable, vtable_bytes = self._fields
         entry = 4 + 2 * slot
         if entry >= vtable_bytes:
@@ -125,37 +132,37 @@ class Table:
         if offset == 0:
             return 0
         if offset < 4 or offset + field_bytes > self._size:
-            wanted = f"a field between 4 and {self._size - field_bytes}"
-            self._reader.fail(f"{self.where}: {name}", wanted, offset, vtable + entry)
+            expected = f"a field between 4 and {self._size - field_bytes}"
+            self._reader.fail(f"{self.where}: {name}", expected, offset, vtable + entry)
         return self._position + offset
 
     def i8(self, slot: int, name: str, default: int = 0) -> int:
-        """A signed byte."""
+        """Return a signed byte."""
         at = self._field(slot, 1, name)
         return ((self._reader.data[at] + 128) % 256) - 128 if at else default
 
     def flag(self, slot: int, name: str) -> bool:
-        """A boolean, False by default."""
+        """Return a boolean; the default is False."""
         at = self._field(slot, 1, name)
         return bool(at and self._reader.data[at])
 
     def i32(self, slot: int, name: str, default: int = 0) -> int:
-        """A signed 32-bit integer."""
+        """Return a signed 32-bit integer."""
         at = self._field(slot, 4, name)
         return _I32.unpack_from(self._reader.data, at)[0] if at else default
 
     def u32(self, slot: int, name: str, default: int = 0) -> int:
-        """An unsigned 32-bit integer."""
+        """Return an unsigned 32-bit integer."""
         at = self._field(slot, 4, name)
         return _U32.unpack_from(self._reader.data, at)[0] if at else default
 
     def u64(self, slot: int, name: str, default: int = 0) -> int:
-        """An unsigned 64-bit integer."""
+        """Return an unsigned 64-bit integer."""
         at = self._field(slot, 8, name)
         return _U64.unpack_from(self._reader.data, at)[0] if at else default
 
     def _vector(self, slot: int, item_bytes: int, name: str) -> tuple[int, int] | None:
-        """(position of the first item, number of items)."""
+        """Return (position of the first item, number of items), or None."""
         at = self._field(slot, 4, name)
         if not at:
             return None
@@ -164,11 +171,17 @@ class Table:
         return start + 4, self._reader.length(start, item_bytes, where)
 
     def span(self, slot: int, name: str) -> tuple[int, int]:
-        """(position, number of bytes) of a vector of bytes, unread and free of charge; (0, 0) when there is none."""
+        """Return (position, number of bytes) of a vector of bytes without reading it; (0, 0) if it is missing."""
         return self._vector(slot, 1, name) or (0, 0)
 
     def numbers(self, slot: int, code: str, name: str) -> tuple:
-        """A vector of `code` (struct's: i int32, f float32, q int64) as a tuple; empty when there is none."""
+        """Return a vector as a tuple; empty if it is missing.
+
+        Args:
+            slot: The field.
+            code: The type of the items, as in `struct`: i (int32), f (float32) or q (int64).
+            name: The field's name in errors.
+        """
         result = self._vector(slot, _ITEM_BYTES[code], name)
         if result is None:
             return ()
@@ -177,19 +190,19 @@ class Table:
         return struct.unpack_from(f"<{count}{code}", self._reader.data, start)
 
     def text(self, slot: int, name: str) -> str:
-        """A string; bytes that are no UTF-8 are shown as escapes. Empty when there is none."""
+        """Return a string; invalid UTF-8 appears as escapes. Empty if it is missing."""
         start, count = self.span(slot, name)
         self._reader.spend(count, f"{self.where}: {name}")
         return bytes(self._reader.data[start : start + count]).decode("utf-8", "backslashreplace")
 
     def table(self, slot: int, name: str) -> "Table | None":
-        """The table that a field leads to."""
+        """Return the table in a field, or None."""
         at = self._field(slot, 4, name)
         where = f"{self.where}: {name}"
         return Table(self._reader, self._reader.target(at, where), where) if at else None
 
     def tables(self, slot: int, name: str, item: str) -> Iterator["Table"]:
-        """The tables of a vector; errors call them `<item> <index>`."""
+        """Yield the tables of a vector; their names in errors are `<item> <index>`."""
         start, count = self._vector(slot, 4, name) or (0, 0)
         self._reader.spend(4 * count, f"{self.where}: {name}")
         for index in range(count):

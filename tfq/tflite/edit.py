@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edit flatbuffers through the schema's generated object API: unpack, change, pack.
+"""Edit flatbuffers through the generated object API of the schema: unpack, change, pack.
 
-The functions trust their bytes: those from elsewhere go through `read` first. Constants are views of the old file until
-they are packed, 16-byte aligned as the schema wants them (the generated Python code forgets that).
+The functions trust their bytes: untrusted bytes must go through `read` first. Constants are views of the original file
+until they are packed. They are packed with the 16-byte alignment that the schema requires (the generated Python code
+does not apply it).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,41 +20,41 @@ from tfq.tflite.schema import OPERATORS
 
 
 def operator_code(model: Any, builtin: int, version: int) -> int:
-    """Return the index of the operator code; add it if it is missing."""
+    """Return the index of an operator code in the model, after adding it if it is missing."""
     from ai_edge_litert import schema_py_generated as generated
 
     for index, code in enumerate(model.operatorCodes):
         if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and code.version == version:
             return index
     code = generated.OperatorCodeT()
-    # 127 in the schema's first field for it says that the number does not fit there.
+    # 127 in the deprecated field means that the number does not fit there.
     code.builtinCode, code.deprecatedBuiltinCode, code.version = builtin, min(builtin, 127), version
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
 
 
 def operator_name(model: Any, op: Any) -> str:
-    """Return the op's name in the schema; empty if the code is newer than this schema."""
+    """Return the op's name in the schema; empty if its operator code is newer than this schema."""
     code = model.operatorCodes[op.opcodeIndex]
     return _name(code.builtinCode, code.deprecatedBuiltinCode)
 
 
 def operator_names(data: bytes) -> frozenset[str]:
-    """Return the names of the operators that the flatbuffer lists; nothing else is read. `data` is trusted."""
+    """Return the names of the operators that the flatbuffer lists, without reading anything else; `data` is trusted."""
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.Model.GetRootAs(data)
-    quantized = (model.OperatorCodes(index) for index in range(model.OperatorCodesLength()))
-    return frozenset(_name(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in quantized)
+    operator_codes = (model.OperatorCodes(index) for index in range(model.OperatorCodesLength()))
+    return frozenset(_name(code.BuiltinCode(), code.DeprecatedBuiltinCode()) for code in operator_codes)
 
 
 def _name(builtin: int, deprecated: int) -> str:
-    number = max(builtin, deprecated)  # old files have it in the second field alone
+    number = max(builtin, deprecated)  # old files have it only in the second field
     return OPERATORS[number] if number < len(OPERATORS) else ""
 
 
-def forget_unused_codes(model: Any) -> None:
-    """Take out operator codes that no op uses, in place: interpreters need a kernel for each of them."""
+def remove_unused_operator_codes(model: Any) -> None:
+    """Remove the operator codes that no op uses, in place, because interpreters need a kernel for each of them."""
     used = sorted({op.opcodeIndex for graph in model.subgraphs for op in graph.operators})
     model.operatorCodes = [model.operatorCodes[index] for index in used]
     for graph in model.subgraphs:
@@ -61,8 +62,8 @@ def forget_unused_codes(model: Any) -> None:
             op.opcodeIndex = used.index(op.opcodeIndex)
 
 
-def forget_unused_constants(model: Any) -> None:
-    """Empty the buffers that no tensor and no metadata entry reads, in place."""
+def remove_unused_constants(model: Any) -> None:
+    """Empty the buffers that no tensor and no metadata entry uses, in place."""
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or []}
     for index, buffer in enumerate(model.buffers):
@@ -70,8 +71,8 @@ def forget_unused_constants(model: Any) -> None:
             buffer.data = None
 
 
-def forget_unused_tensors(model: Any) -> None:
-    """Take out the tensors that no op, input or output uses, in place; those after them get other indices."""
+def remove_unused_tensors(model: Any) -> None:
+    """Remove the tensors that no op, input or output uses, in place; the tensors after them get new indices."""
     for index, graph in enumerate(model.subgraphs):
         named = [graph.inputs, graph.outputs]
         for op in graph.operators:
@@ -96,7 +97,7 @@ def _moved(numbers: Any, place: dict[int, int]) -> Any:
 
 # (subgraph, tensor) -> (minimum, maximum), in real units.
 RangeMap = Mapping[tuple[int, int], tuple[float, float]]
-# Name -> tensor index, of the inputs and of the outputs.
+# Name -> tensor index, for the inputs and for the outputs.
 SignatureNames = tuple[Mapping[str, int], Mapping[str, int]]
 
 _ALIGNMENT = 16
@@ -110,10 +111,15 @@ def edit_model(
     metadata: Mapping[str, Any] | None = None,
     ranges: RangeMap | None = None,
 ) -> bytes:
-    """Return the flatbuffer `data` with all of these changes, unpacked and packed once.
+    """Return the flatbuffer `data` with several changes, unpacked and packed only once.
 
-    signature: as in add_signature; a pair (inputs, outputs) is one for serving_default. metadata: as in write_metadata.
-    ranges: as in inject_ranges. The same arguments give the same bytes.
+    The same arguments give the same bytes.
+
+    Args:
+        data: The flatbuffer.
+        signature: As in `add_signature`; a pair (inputs, outputs) is a signature `serving_default`.
+        metadata: As in `write_metadata`.
+        ranges: As in `inject_ranges`.
     """
     from ai_edge_litert import schema_py_generated as generated
 
@@ -130,21 +136,21 @@ def edit_model(
 
 
 def unpack(data: bytes) -> Any:
-    """Return the flatbuffer as a ModelT of the generated schema, to be changed in place. `data` is trusted."""
+    """Return the flatbuffer as a ModelT of the generated schema, which can be changed in place; `data` is trusted."""
     from ai_edge_litert import schema_py_generated as generated
 
     model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
     if any((buffer.offset or 0) > 1 for buffer in model.buffers or []):
-        raise InputError("the flatbuffer keeps data behind itself, as models over 2 GB do: edit a smaller one")
+        raise InputError("the flatbuffer stores data after its end, as models above 2 GB do: expected a smaller model")
     normalize_operator_codes(model)
     return model
 
 
 def normalize_operator_codes(model: Any) -> None:
-    """Write each operator's code into both schema fields, in place.
+    """Write each operator's code into both fields of the schema, in place.
 
-    Files of schema version 3 (before 3a), such as MediaPipe's, have it in `deprecated_builtin_code` alone. Interpreters
-    take the larger of both fields; litert-quantizer reads `builtin_code`, where a missing code means ADD.
+    Files of schema version 3 (before 3a), such as MediaPipe's, have it only in `deprecated_builtin_code`. Interpreters
+    use the larger of both fields, but litert-quantizer reads `builtin_code`, where a missing code means ADD.
     """
     for code in model.operatorCodes or []:
         code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -152,17 +158,17 @@ def normalize_operator_codes(model: Any) -> None:
 
 
 def pack(model: Any, size: int) -> bytes:
-    """Return the bytes of a ModelT; about `size` of them are expected."""
+    """Return the bytes of a ModelT; `size` is an estimate of their number."""
     import flatbuffers
 
     class Builder(flatbuffers.Builder):
-        """Aligns vectors as the schema's force_align does: kernels read constants in place."""
+        """A builder that aligns vectors like the schema's force_align, because kernels read constants in place."""
 
         def CreateNumpyVector(self, x: np.ndarray) -> int:
             self.Prep(_ALIGNMENT, x.nbytes)
             return super().CreateNumpyVector(x)
 
-    # Room for all of it from the start: growing doubles and copies.
+    # Allocate everything at once: growing doubles the buffer and copies it.
     builder = Builder(size + size // 8 + 65536)
     builder.Finish(model.Pack(builder), file_identifier=schema.IDENTIFIER)
     return bytes(builder.Output())
@@ -171,26 +177,34 @@ def pack(model: Any, size: int) -> bytes:
 def add_signature(
     data: bytes, inputs: Mapping[str, int], outputs: Mapping[str, int], key: str = "serving_default"
 ) -> bytes:
-    """Return `data` with a signature `key`; it replaces one of the same key.
+    """Return `data` with a signature `key`, which replaces one with the same key.
 
-    inputs, outputs: name -> tensor index in subgraph 0.
-    Raises InputError unless they name its inputs and outputs, each once.
+    Args:
+        data: The flatbuffer.
+        inputs: Name -> tensor index in subgraph 0, for each input once.
+        outputs: The same for the outputs.
+        key: The name of the signature.
+
+    Raises:
+        InputError: The names do not cover each input and output exactly once.
     """
     return edit_model(data, signature=Signature(key=key, inputs=inputs, outputs=outputs))
 
 
 def write_metadata(data: bytes, value: Mapping[str, Any]) -> bytes:
-    """Return `data` with `value` as tfq's own metadata entry; it replaces the entry that was there.
+    """Return `data` with `value` as tfq's metadata entry, which replaces an existing one.
 
-    Raises InputError where `value` is not plain, finite JSON.
+    Raises:
+        InputError: `value` is not plain, finite JSON.
     """
     return edit_model(data, metadata=value)
 
 
 def read_metadata(data: bytes) -> dict[str, Any] | None:
-    """Return the metadata entry of tfq in `data`, None if there is none. `data` may come from anywhere.
+    """Return tfq's metadata entry in `data`, or None if there is none; `data` may be untrusted.
 
-    Raises FlatbufferError on damaged bytes, and where the entry is no JSON object.
+    Raises:
+        FlatbufferError: The bytes are damaged, or the entry is not a JSON object.
     """
     span = read(data).metadata.get(METADATA_NAME)
     return None if span is None else decode_metadata(data[span[0] : span[0] + span[1]])
@@ -199,16 +213,20 @@ def read_metadata(data: bytes) -> dict[str, Any] | None:
 def inject_ranges(data: bytes, ranges: RangeMap) -> bytes:
     """Write minimum and maximum into float32 tensors, where TensorFlow's MLIR quantizer reads them.
 
-    ranges: (subgraph, tensor) -> (minimum, maximum) in real units; kept as float32.
-    Raises InputError on a tensor that is not there or not float32, and on a range that is not finite or is upside down.
+    Args:
+        data: The flatbuffer.
+        ranges: (subgraph, tensor) -> (minimum, maximum) in real units, stored as float32.
+
+    Raises:
+        InputError: A tensor does not exist or is not float32, or a range is not finite or has minimum > maximum.
     """
     return edit_model(data, ranges=ranges)
 
 
 def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
-    """Return {(subgraph, tensor): (minimum, maximum)} of the tensors that hold one pair, as inject_ranges takes it.
+    """Return {(subgraph, tensor): (minimum, maximum)} of the tensors with one pair, in the form of `inject_ranges`.
 
-    Tensors with a pair for each channel (weights) are left out. `data` is trusted.
+    Tensors with a pair per channel (weights) are left out. `data` is trusted.
     """
     from ai_edge_litert import schema_py_generated as generated
 
@@ -224,10 +242,14 @@ def read_ranges(data: bytes) -> dict[tuple[int, int], tuple[float, float]]:
 
 
 def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[int, ...]]:
-    """Return (`data` with `tensors` of its main subgraph as further outputs, the tensor indices of all outputs).
+    """Return `data` with additional outputs, and the tensor indices of all outputs.
 
-    Inputs do not become outputs. Signatures are left out. What an interpreter returns for a tensor that is no output is
-    silently wrong: its memory is reused.
+    Without this, reading an inner tensor from an interpreter silently gives wrong values, because its memory is reused.
+    Signatures are removed.
+
+    Args:
+        data: The flatbuffer.
+        tensors: Indices of tensors of the main subgraph that become outputs. Inputs are ignored.
     """
     model = unpack(data)
     graph = model.subgraphs[0]
@@ -238,15 +260,15 @@ def expose_tensors(data: bytes, tensors: Sequence[int]) -> tuple[bytes, tuple[in
 
 
 def cut_after(data: bytes, last: int) -> bytes:
-    """Return `data` without the ops of subgraph 0 after number `last`, whose outputs become the model's.
+    """Return `data` without the ops of subgraph 0 after op number `last`, whose outputs become the model's outputs.
 
-    Signatures are left out. An op that only other subgraphs run is kept.
+    Signatures are removed. Ops that only other subgraphs run are kept.
     """
     model = unpack(data)
     graph = model.subgraphs[0]
     graph.operators = graph.operators[: last + 1]
     graph.outputs, model.signatureDefs = list(map(int, graph.operators[-1].outputs)), []
-    forget_unused_codes(model)
+    remove_unused_operator_codes(model)
     return pack(model, len(data))
 
 
@@ -260,17 +282,17 @@ def _set_signature(model: Any, signature: Signature, generated: Any) -> None:
             got=signature.subgraph,
         )
     graph = subgraphs[signature.subgraph]
-    for place, names, wanted in (
+    for place, names, tensors in (
         ("inputs", signature.inputs, graph.inputs),
         ("outputs", signature.outputs, graph.outputs),
     ):
-        wanted = [] if wanted is None else [int(index) for index in wanted]
-        if sorted(names.values()) != sorted(set(wanted)):
+        expected = [] if tensors is None else [int(index) for index in tensors]
+        if sorted(names.values()) != sorted(set(expected)):
             raise InputError(
-                f"signature {signature.key!r}: expected a name for each of the {place} {wanted} (tensor indices), "
+                f"signature {signature.key!r}: expected a name for each of the {place} {expected} (tensor indices), "
                 f"got {dict(names)}",
                 field=f"signature.{place}",
-                expected=wanted,
+                expected=expected,
                 got=dict(names),
             )
     built = generated.SignatureDefT()
@@ -308,7 +330,7 @@ def _set_ranges(model: Any, ranges: RangeMap, generated: Any) -> None:
         tensors = model.subgraphs[index].tensors if 0 <= index < len(model.subgraphs) else []
         if not 0 <= number < len(tensors) or tensors[number].type != _FLOAT32:
             raise InputError(
-                f"{where}: expected a float32 tensor that the model has",
+                f"{where}: expected an existing float32 tensor",
                 field="ranges",
                 expected="a float32 tensor",
                 got=(index, number),

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors of a graph carry index values: positions, class numbers, sizes. None of them may be quantized.
+"""Find the tensors of a graph that contain indices: positions, class numbers, sizes.
 
-A step of an int8 tensor with scale 7.84 is eight rows of the table that it looks up.
+They must not be quantized. For example, one step of an int8 tensor with scale 7.84 is eight rows of a lookup table.
 """
 
 from tfq.tflite.op_types import INDEX, names, roles
 from tfq.tflite.records import Op, Subgraph
 
-# Ops that pass whole numbers on, in other places or after arithmetic, and those that round reals to them. Other ops
-# compute new values: comparisons, ARG_MAX, and ops that compute on weights.
+# Ops that move integers or compute on them, and ops that round real values to integers. Other ops compute new values:
+# comparisons, ARG_MAX, and ops that compute on weights.
 _PASSING = names("""
     CAST RESHAPE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE CONCATENATION PACK UNPACK SPLIT SPLIT_V TRANSPOSE GATHER
     GATHER_ND SCATTER_ND PAD PADV2 MIRROR_PAD TILE BROADCAST_TO REVERSE_V2 REVERSE_SEQUENCE SELECT SELECT_V2 TOPK_V2
@@ -19,15 +19,17 @@ _PASSING = names("""
 
 
 def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
-    """Return the tensors of `graph` whose values become indices: those that an op reads as such, and their sources.
+    """Return the tensors of `graph` whose values become indices: those that an op reads as indices, and their sources.
 
-    op: look at the indices that this op reads, and at no others.
+    Sources are followed through ops that move values or compute on them, in any type. Constants and conditions (bool)
+    are left out. The output of an op that computes on weights is a source; its inputs are not.
 
-    Sources are followed through ops that move numbers or compute on them, in any type. Constants and conditions (bool)
-    are left out. The output of an op that computes on weights is a source, its inputs are not.
+    Args:
+        graph: The subgraph.
+        op: Consider only the indices that this op reads; None means those of all ops.
     """
-    asked = graph.ops if op is None else (op,)
-    pending = [tensor for item in asked for place, _, tensor, role in roles(item) if place == "input" and role == INDEX]
+    ops = graph.ops if op is None else (op,)
+    pending = [tensor for item in ops for place, _, tensor, role in roles(item) if place == "input" and role == INDEX]
     results: set[int] = set()
     while pending:
         index = pending.pop()
@@ -38,12 +40,12 @@ def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
         source = graph.producers.get(index)
         if source is None or source.name not in _PASSING:
             continue
-        decided = {tensor for place, _, tensor, role in roles(source) if place == "output" and role == INDEX}
-        if index not in decided or source.name == "BUCKETIZE":
+        own_indices = {tensor for place, _, tensor, role in roles(source) if place == "output" and role == INDEX}
+        if index not in own_indices or source.name == "BUCKETIZE":
             pending += [tensor for place, _, tensor, role in roles(source) if place == "input" and role != INDEX]
     return frozenset(results)
 
 
 def quantized_indices(graph: Subgraph, op: Op | None = None) -> tuple[int, ...]:
-    """Return those of `index_tensors` that have a scale, in ascending order."""
+    """Return the tensors of `index_tensors` that have a scale, in ascending order."""
     return tuple(index for index in sorted(index_tensors(graph, op)) if graph.tensors[index].is_quantized)

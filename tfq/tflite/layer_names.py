@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Keras layer an op came from, by the names that conversion leaves on its tensors.
+"""Find the Keras layer of an op from the names that conversion leaves on its tensors.
 
-A converted tensor is called after the TensorFlow ops fused into it, "model/relu1/Relu;model/conv1/Conv2D", each by
-its name scopes. tf_keras opens one scope a layer, "model/layer/op"; QAT wraps layers as "quant_<layer>"; Keras 3 opens
-each scope twice, so that TensorFlow calls it "layer_1", and "layer_1_1" where the layer is "layer_1".
-Read off models converted with TensorFlow 2.21, tf_keras 2.21, Keras 3.15 and tfmot 0.8.1.
+The name of a converted tensor lists the TensorFlow ops that were fused into it, "model/relu1/Relu;model/conv1/Conv2D",
+each with its name scopes. tf_keras opens one scope per layer, "model/layer/op". QAT wraps layers as "quant_<layer>".
+Keras 3 opens each scope twice, so that TensorFlow names it "layer_1", and "layer_1_1" if the layer is "layer_1".
+Observed on models converted with TensorFlow 2.21, tf_keras 2.21, Keras 3.15 and tfmot 0.8.1.
 """
 
 import collections
@@ -15,14 +15,14 @@ from tfq.tflite.records import Tensor
 
 _WRAPPERS = ("quant_", "prune_low_magnitude_")
 _CONTROL_FLOW = ("cond", "while")
-# Fewer scopes than this are the parts of one layer ("query", "key", "value"), not layers of a model.
+# Fewer scopes are parts of one layer ("query", "key", "value"), not layers of a model.
 _LEAST_LAYERS = 6
 _CALLS = ("StatefulPartitionedCall", "PartitionedCall")
 _FAKE_QUANT = "FakeQuantWithMinMaxVars"
-# More than this is not looked at: reading stays linear in the file whatever it holds.
+# Longer names are cut, so that reading takes linear time for every file.
 _LONGEST_NAME, _LONGEST_LAYER, _MOST_PARTS, _MOST_TENSORS = 4096, 256, 32, 4
 
-# The last scope of a TensorFlow op, where it is not the beginning of the TFLite op's own name.
+# TFLite op -> last scopes of its TensorFlow ops, if they do not start like the TFLite op's name.
 _SCOPES = {
     "CONV_2D": {"convolution"},
     "FULLY_CONNECTED": {"matmul", "tensordot", "einsum"},
@@ -32,10 +32,15 @@ _SCOPES = {
 
 
 class LayerNames:
-    """The layers of one subgraph's ops."""
+    """The Keras layers of the ops of one subgraph."""
 
     def __init__(self, tensors: Sequence[Tensor], known: Collection[str] | None) -> None:
-        """known: the layer names that the file lists; without them the form is taken to be prefix/layer/op."""
+        """Prepare the lookup.
+
+        Args:
+            tensors: The tensors of the subgraph.
+            known: The layer names that the file lists. Without them, tensor names are assumed to be prefix/layer/op.
+        """
         self._tensors = tensors
         self._known = frozenset(known) if known else None
         names = [tensor.name[:_LONGEST_NAME] for tensor in tensors]
@@ -47,24 +52,27 @@ class LayerNames:
         self._cache: dict[int, tuple[tuple[str, tuple[str, ...]], ...]] = {}
 
     def layer(self, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> str | None:
-        """Return the layer of op `name` on these tensors: that whose scope names the op's kind, else the first."""
+        """Return the layer of the op `name` on these tensors, or None.
+
+        It is the layer whose scope names the kind of the op, otherwise the first layer in the tensors' names.
+        """
         constants = (index for index in inputs[: 2 * _MOST_TENSORS] if index >= 0 and self._tensors[index].is_constant)
         origins = [origin for index in (*outputs[:_MOST_TENSORS], *constants) for origin in self._origins(index)]
-        wanted = _SCOPES.get(name, set())
+        kinds = _SCOPES.get(name, set())
         begins = name.replace("_", "").lower()
-        doing = [
+        matching = [
             layer
             for layer, scopes in origins
-            if any(scope in wanted or (len(scope) > 2 and begins.startswith(scope)) for scope in scopes)
+            if any(scope in kinds or (len(scope) > 2 and begins.startswith(scope)) for scope in scopes)
         ]
-        if not doing:
+        if not matching:
             return origins[0][0] if origins else None
-        # Constants that several layers share put strangers' names in; the op's own layer has more parts, or comes last.
+        # Constants that layers share add names of other layers; the op's own layer has more parts, or comes last.
         parts = collections.Counter(layer for layer, _ in origins)
-        return max(reversed(doing), key=parts.__getitem__)
+        return max(reversed(matching), key=parts.__getitem__)
 
     def _origins(self, index: int) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """(layer, normalized scopes inside it) of each TensorFlow op in the tensor's name."""
+        """Return (layer, normalized scopes within it) of each TensorFlow op in the tensor's name."""
         if index not in self._cache:
             parts = self._tensors[index].name[:_LONGEST_NAME].split(";")[:_MOST_PARTS]
             result = (self._origin(part) for part in parts)
@@ -74,11 +82,11 @@ class LayerNames:
     def _origin(self, name: str) -> tuple[str, tuple[str, ...]] | None:
         scopes = [scope for scope in name.split("/") if scope not in _CALLS]
         if self._known is None:
-            # TensorFlow's control flow has scopes of its own in front.
+            # TensorFlow's control flow puts other scopes in front.
             at = _depth(scopes, self._prefix) if len(scopes) > 2 and scopes[0] not in _CONTROL_FLOW else None
             layer = self._unwrapped(scopes[at]) if at else None
         else:
-            # The innermost, for a nested model is itself a layer of the outer one; but the last is the op, "layer/add".
+            # The innermost layer, because a nested model is a layer of the outer one. The last scope is the op.
             named = ((at, self._known_layer(scopes[at])) for at in reversed(range(len(scopes) - 1)))
             at, layer = next(((at, layer) for at, layer in named if layer), (None, None))
         if at is None or not layer or len(layer) > _LONGEST_LAYER:
@@ -97,10 +105,10 @@ class LayerNames:
 
 
 def _shared_prefix(tensors: Sequence[Tensor]) -> tuple[str, ...]:
-    """Return the scopes between the model's own and the layers', in the tensor names of a file that lists no layers.
+    """Return the scopes between the model's scope and the layers' scopes, for a file that lists no layers.
 
-    "MobilenetV1/MobilenetV1/Conv2d_0/Relu6" has one: were it the layer, all ops of the file would be of one layer. A
-    scope belongs to the prefix if more than half of the activations are in it, in at least `_LEAST_LAYERS` scopes.
+    "MobilenetV1/MobilenetV1/Conv2d_0/Relu6" has one; if it were taken for the layer, all ops would have the same layer.
+    A scope belongs to the prefix if it contains more than half of the activations, in at least `_LEAST_LAYERS` scopes.
     """
     names = [tensor.name[:_LONGEST_NAME].split(";")[0] for tensor in tensors if not tensor.is_constant]
     paths = [[scope for scope in name.split("/") if scope not in _CALLS][:_MOST_PARTS] for name in names]
@@ -121,7 +129,7 @@ def _shared_prefix(tensors: Sequence[Tensor]) -> tuple[str, ...]:
 
 
 def _depth(scopes: Sequence[str], prefix: Sequence[str]) -> int:
-    """Return which of `scopes` is the layer's: the second, or the one behind the prefix if there is an op behind it."""
+    """Return the index of the layer's scope: 1, or the one after the prefix if another scope follows it."""
     at = 1
     for scope in prefix:
         if scopes[at] != scope or len(scopes) <= at + 2:
@@ -131,22 +139,22 @@ def _depth(scopes: Sequence[str], prefix: Sequence[str]) -> int:
 
 
 def _has_wrapped_scopes(scopes: Iterable[str], known: Collection[str]) -> bool:
-    """Check whether some scope is that of a wrapper around a known layer: then `quant_x` is the wrapper of `x`."""
+    """Check whether a scope is that of a wrapper around a known layer; `quant_x` is then the wrapper of `x`."""
     return any(scope not in known and (name := _without_wrapper(scope)) != scope and name in known for scope in scopes)
 
 
 def _has_numbered_scopes(scopes: Iterable[str], known: Collection[str]) -> bool:
-    """Whether more layers are found by taking the number off each scope than by the scopes as they are."""
+    """Check whether removing the number from each scope matches more layers than the scopes as they are."""
     exact = {scope for scope in scopes if scope in known}
     plain = {match[1] for scope in scopes if (match := re.fullmatch(r"(.+)_\d+", scope)) and match[1] in known}
     return len(plain) > len(exact)
 
 
 def _without_wrapper(layer: str) -> str:
-    """Return the name without the wrapper's, which is there once."""
+    """Return the name without the prefix of a wrapper."""
     return next((layer.removeprefix(wrapper) for wrapper in _WRAPPERS if layer.startswith(wrapper)), layer)
 
 
 def _normalized(scope: str) -> str:
-    # Two tensors of one name are told apart by a number at the end: MatMul, MatMul1; a scope used twice by add_1.
+    # TensorFlow numbers repeated names: MatMul1 for tensors, add_1 for scopes.
     return re.sub(r"[_\d]+$", "", scope.partition(":")[0]).lower()

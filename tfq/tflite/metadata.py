@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tfq writes into a flatbuffer about it: one metadata entry, a JSON object."""
+"""The metadata that tfq writes into a flatbuffer: one entry, a JSON object."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,16 @@ from typing import Any
 from tfq.errors import FlatbufferError, InputError
 
 METADATA_NAME = "tfq"
-# Key of {pattern "op:12": names of the tensors that this op of the float flatbuffer gives}.
+# Key of {pattern "op:12": names of the output tensors of this op of the float flatbuffer}.
 ADDRESSED_OPS = "addressed_ops"
 
 
 def encode_metadata(value: Mapping[str, Any]) -> bytes:
-    """Canonical JSON: the same value gives the same bytes. Raises InputError where JSON has no form for it."""
+    """Return canonical JSON: equal values give equal bytes.
+
+    Raises:
+        InputError: The value cannot be expressed in JSON.
+    """
     try:
         return json.dumps(dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -26,10 +30,14 @@ def encode_metadata(value: Mapping[str, Any]) -> bytes:
 
 
 def decode_metadata(content: bytes) -> dict[str, Any]:
-    """The value of the entry's bytes. Raises FlatbufferError where they are no JSON object."""
+    """Return the value of the entry's bytes.
+
+    Raises:
+        FlatbufferError: They are not a JSON object.
+    """
     try:
         value = json.loads(bytes(content), parse_constant=_refuse_constant)
-    # Brackets nested a thousand deep exhaust the parser's stack.
+    # Deeply nested brackets exhaust the parser's stack.
     except (ValueError, RecursionError) as error:
         message = f"metadata entry {METADATA_NAME!r}: expected a JSON object: {error}: convert again"
         raise FlatbufferError(message, field="metadata", expected="a JSON object") from error
@@ -44,4 +52,4 @@ def decode_metadata(content: bytes) -> dict[str, Any]:
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")
+    raise ValueError(f"{word} is not a JSON number")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The role of each tensor of an op (data, weights, bias, index ...), and the type an op computes in.
+"""The role of each tensor of an op (data, weights, bias, index ...), and the type that an op computes in.
 
-Slots count an op's inputs (or outputs) from 0. Source: the builtin op definitions of tflite/core/kernels.
+Slots count the inputs (or outputs) of an op from 0. Source: the builtin op definitions of tflite/core/kernels.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from tfq.tflite.records import Model, Op, Subgraph
 
 
 def _table(text: str) -> dict[str, frozenset[int]]:
-    """From "ADD=0,1 ..." to {"ADD": {0, 1}, ...}."""
+    """Parse "ADD=0,1 ..." into {"ADD": {0, 1}, ...}."""
     pairs = (entry.split("=") for entry in text.split())
     return {name: frozenset(map(int, slots.split(","))) for name, slots in pairs}
 
@@ -52,14 +52,14 @@ WEIGHTED_SLOTS = {
     "FULLY_CONNECTED": (0, 1, 2),
     "TRANSPOSE_CONV": (2, 1, 3),
 }
-# Of more bits than the data, 16 in the int8 forms: what an op carries from step to step, the coefficients of a layer
-# normalization, and SVDF's weights along time.
+# Inputs with more bits than the data (16 in int8 ops): the state between time steps, the coefficients of a layer
+# normalization, and SVDF's time weights.
 WIDE_INPUTS = _table("""
     LSTM=19,20,21,22,23 UNIDIRECTIONAL_SEQUENCE_LSTM=19,20,21,22,23 SVDF=2,4
 """)
 
-# Ops that move or select values: the inputs that they take them from. Their integer kernels copy quantized values, so
-# these inputs and the outputs need the same scale and zero point. JOINING_OPS take them from all of their inputs.
+# Ops that move or select values -> the inputs with these values. Their integer kernels copy quantized values, so these
+# inputs and the outputs need the same scale and zero point. For JOINING_OPS these are all inputs.
 MOVING_INPUTS = _table("""
     RESHAPE=0 SQUEEZE=0 EXPAND_DIMS=0 TRANSPOSE=0 SLICE=0 STRIDED_SLICE=0 GATHER=0 GATHER_ND=0 TILE=0 BROADCAST_TO=0
     PAD=0 MIRROR_PAD=0 REVERSE_V2=0 REVERSE_SEQUENCE=0 DEPTH_TO_SPACE=0 SPACE_TO_DEPTH=0 BATCH_TO_SPACE_ND=0
@@ -91,7 +91,7 @@ FIXED_OUTPUT_SCALES: dict[str, dict[str, tuple[float, int]]] = {
     "LOG_SOFTMAX": {"int8": (2.0**-4, 127)},
 }
 
-# The axis of a weight's output channels, along which it may have a scale for each.
+# The axis of a weight's output channels, along which it may have one scale per channel.
 CHANNEL_AXES = {
     "CONV_2D": 0,
     "FULLY_CONNECTED": 0,
@@ -101,8 +101,8 @@ CHANNEL_AXES = {
     "GATHER": -1,
 }
 
-# Ops that also serve shape and index arithmetic: whole numbers are at home in them as long as no quantized real is
-# among their data. Control flow passes on whatever it is given.
+# Ops that also serve shape and index arithmetic: unquantized integers are valid in them if none of their data is
+# quantized. Control flow accepts all types.
 INTEGER_OPS = names("""
     ADD SUB MUL DIV FLOOR_DIV FLOOR_MOD MINIMUM MAXIMUM NEG ABS SIGN SQUARED_DIFFERENCE POW PACK UNPACK CONCATENATION
     STRIDED_SLICE SLICE GATHER GATHER_ND SCATTER_ND RESHAPE SQUEEZE EXPAND_DIMS FILL SELECT SELECT_V2 CAST RANGE
@@ -112,7 +112,7 @@ INTEGER_OPS = names("""
 """)
 CONTROL_FLOW = frozenset({"IF", "WHILE", "CALL_ONCE"})
 
-# Kernels that compute on reals alone: an int32 in them is a bias, an index, or a mistake.
+# Kernels that compute only on real values: an int32 in them is a bias, an index, or an error.
 REAL_OPS = names("""
     CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV CONV_3D CONV_3D_TRANSPOSE BATCH_MATMUL AVERAGE_POOL_2D
     MAX_POOL_2D L2_POOL_2D SOFTMAX LOG_SOFTMAX LOGISTIC TANH RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 LEAKY_RELU PRELU ELU
@@ -120,19 +120,19 @@ REAL_OPS = names("""
     UNIDIRECTIONAL_SEQUENCE_LSTM BIDIRECTIONAL_SEQUENCE_LSTM RNN UNIDIRECTIONAL_SEQUENCE_RNN SVDF EMBEDDING_LOOKUP
 """)
 
-# What TensorFlow 2.21's post-training quantizer left float in a one-op model with a representative dataset.
+# Ops that TensorFlow 2.21's post-training quantizer left float in a one-op model with a representative dataset.
 LEFT_FLOAT_BY_QUANTIZER = names("""
     SIN COS SQUARE POW FLOOR CEIL ROUND ELU NEG FLOOR_DIV FLOOR_MOD LOCAL_RESPONSE_NORMALIZATION SIGN ATAN2 CONV_3D CAST
     RFFT2D COMPLEX_ABS SEGMENT_SUM
 """)
 
 INDEX, BIAS, WEIGHT, DATA = "index", "bias", "weight", "data"
-# WIDE: see WIDE_INPUTS. RANGE: an intermediate tensor, which holds no values, only the scale of a number inside the op.
+# WIDE: see WIDE_INPUTS. RANGE: an intermediate tensor, which has no values, only the scale of a value within the op.
 WIDE, RANGE = "wide", "range"
 
 
 def roles(op: Op) -> list[tuple[str, int, int, str]]:
-    """Return (place, slot, tensor, role) of each tensor of `op`; place is input, output or intermediate."""
+    """Return (place, slot, tensor, role) of each tensor of `op`; place is "input", "output" or "intermediate"."""
     tables = {INDEX: INDEX_INPUTS, BIAS: BIAS_INPUTS, WEIGHT: WEIGHT_INPUTS, WIDE: WIDE_INPUTS}
     slots = {slot: role for role, table in tables.items() for slot in table.get(op.name, ())}
     results = [("input", slot, tensor, slots.get(slot, DATA)) for slot, tensor in enumerate(op.inputs) if tensor >= 0]
@@ -143,16 +143,16 @@ def roles(op: Op) -> list[tuple[str, int, int, str]]:
 
 
 def moved_inputs(name: str, inputs: Sequence[int]) -> list[int]:
-    """Return those of an op's `inputs` that it moves or selects values from; none of any other op."""
+    """Return those of an op's `inputs` whose values it moves or selects; none for other ops."""
     slots = range(len(inputs)) if name in JOINING_OPS else MOVING_INPUTS.get(name, frozenset())
     return [int(index) for slot, index in enumerate(inputs) if slot in slots]
 
 
 def op_types(model: Model, name: Callable[[Op], str]) -> dict[str, dict[str, int]]:
-    """Return {op: {type: count}}, with ops named by `name`.
+    """Return {op: {type: count}}, with the names of ops that `name` returns.
 
-    The type is that of what the op gives out, "int8"; with that of its weights where it is another, "float32 with int8
-    weights". An op that gives out nothing computes in "none".
+    The type is that of the op's output, such as "int8"; if its weights have another type, "float32 with int8 weights".
+    An op without outputs has the type "none".
     """
     results: dict[str, Counter[str]] = {}
     for graph in model.subgraphs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFLite bytes -> Model, trusting nothing: whatever comes back has only indices that lead somewhere."""
+"""Parse untrusted TFLite bytes into a `Model` in which all indices are valid."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -30,14 +30,17 @@ _LARGEST_SHAPE = 2**62
 
 
 def read(data: bytes) -> Model:
-    """The flatbuffer `data` as records; constants stay where they are and cost nothing.
+    """Parse the flatbuffer `data` into records. Constants are not copied.
 
-    Layer names come from the file's own list where tfq has written one, else from the form of the tensor names.
-    Raises FlatbufferError on anything malformed. Time and memory are in proportion to the file, whatever is in it.
+    Layer names come from the list that tfq writes into a file, otherwise from the form of the tensor names. Time and
+    memory are proportional to the size of the file, whatever it contains.
+
+    Raises:
+        FlatbufferError: The bytes are malformed in any way.
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise FlatbufferError(
-            f"model: got {type(data).__name__}: expected the bytes of a .tflite file: read a path with "
+            f"model: expected the bytes of a .tflite file, got {type(data).__name__}: read a path with "
             "Path(path).read_bytes(), and convert a Keras model with tfq.convert(model, representative_dataset)",
             field="model",
             expected="bytes",
@@ -50,7 +53,7 @@ def read(data: bytes) -> Model:
     if version != schema.VERSION:
         _fail("model: version", f"{schema.VERSION}", version)
     buffers = [_read_buffer(table, len(data)) for table in root.tables(ModelSlot.BUFFERS, "buffers", "buffer")]
-    quantized = [
+    operator_codes = [
         _read_code(table) for table in root.tables(ModelSlot.OPERATOR_CODES, "operator codes", "operator code")
     ]
     metadata = dict(
@@ -58,7 +61,7 @@ def read(data: bytes) -> Model:
     )
     layers = _listed_layers(data, metadata.get(METADATA_NAME))
     subgraphs = tuple(
-        _read_subgraph(table, index, quantized, buffers, layers)
+        _read_subgraph(table, index, operator_codes, buffers, layers)
         for index, table in enumerate(root.tables(ModelSlot.SUBGRAPHS, "subgraphs", "subgraph"))
     )
     if not subgraphs:
@@ -75,8 +78,9 @@ def read(data: bytes) -> Model:
     )
 
 
-def _fail(where: str, wanted: str, got: object) -> None:
-    raise FlatbufferError(f"{where}: expected {wanted}, got {got}: {DAMAGED}", field=where, expected=wanted, got=got)
+def _fail(where: str, expected: str, got: object) -> None:
+    message = f"{where}: expected {expected}, got {got}: {DAMAGED}"
+    raise FlatbufferError(message, field=where, expected=expected, got=got)
 
 
 def _check_indices(where: str, indices: Sequence[int], count: int, lowest: int = 0) -> tuple[int, ...]:
@@ -88,7 +92,7 @@ def _check_indices(where: str, indices: Sequence[int], count: int, lowest: int =
 
 def _read_buffer(table: Table, file_bytes: int) -> _Span:
     offset, size = table.u64(BufferSlot.OFFSET, "offset"), table.u64(BufferSlot.SIZE, "size")
-    # 0 and 1 are placeholders of the writer, and mean that the data is inside.
+    # 0 and 1 are placeholders of the writer for data inside the flatbuffer.
     if offset > 1:
         if offset + size > file_bytes:
             _fail(f"{table.where}: data outside the flatbuffer", f"an end before byte {file_bytes}", offset + size)
@@ -97,7 +101,7 @@ def _read_buffer(table: Table, file_bytes: int) -> _Span:
 
 
 def _read_code(table: Table) -> tuple[str, str, int]:
-    """(name, custom code, version)."""
+    """Return (name, custom code, version)."""
     deprecated = table.i8(OperatorCodeSlot.DEPRECATED_BUILTIN_CODE, "deprecated_builtin_code")
     code = max(deprecated, table.i32(OperatorCodeSlot.BUILTIN_CODE, "builtin_code"))
     name = schema.OPERATORS[code] if 0 <= code < len(schema.OPERATORS) else f"UNKNOWN_{code}"
@@ -112,7 +116,7 @@ def _read_metadata_entry(table: Table, buffers: Sequence[_Span]) -> tuple[str, _
 
 
 def _listed_layers(data: bytes, span: _Span | None) -> Collection[str] | None:
-    """The layer names that tfq wrote into the file; None when it did not, or they cannot be read."""
+    """Return the layer names that tfq wrote into the file, or None if there are none or they cannot be read."""
     if span is None:
         return None
     try:
@@ -125,7 +129,7 @@ def _listed_layers(data: bytes, span: _Span | None) -> Collection[str] | None:
 def _read_subgraph(
     table: Table,
     index: int,
-    codes: Sequence[tuple[str, str, int]],
+    operator_codes: Sequence[tuple[str, str, int]],
     buffers: Sequence[_Span],
     layers: Collection[str] | None,
 ) -> Subgraph:
@@ -136,7 +140,7 @@ def _read_subgraph(
     )
     names = LayerNames(tensors, layers)
     ops = tuple(
-        _read_op(item, number, codes, len(tensors), names)
+        _read_op(item, number, operator_codes, len(tensors), names)
         for number, item in enumerate(table.tables(SubgraphSlot.OPERATORS, "operators", f"{where}, op"))
     )
     inputs = table.numbers(SubgraphSlot.INPUTS, "i", "inputs")
@@ -151,12 +155,14 @@ def _read_subgraph(
     )
 
 
-def _read_op(table: Table, index: int, codes: Sequence[tuple[str, str, int]], tensors: int, names: LayerNames) -> Op:
+def _read_op(
+    table: Table, index: int, operator_codes: Sequence[tuple[str, str, int]], tensors: int, names: LayerNames
+) -> Op:
     where = table.where
     code = table.u32(OperatorSlot.OPCODE_INDEX, "opcode_index")
-    _check_indices(f"{where}: opcode_index", [code], len(codes))
-    name, custom_code, version = codes[code]
-    # Not looked into, but they must be there: a file cut short in them is no model.
+    _check_indices(f"{where}: opcode_index", [code], len(operator_codes))
+    name, custom_code, version = operator_codes[code]
+    # Their content is not read, but they must lie within the file.
     table.table(OperatorSlot.BUILTIN_OPTIONS, "builtin_options")
     table.table(OperatorSlot.BUILTIN_OPTIONS_2, "builtin_options_2")
     table.span(OperatorSlot.CUSTOM_OPTIONS, "custom_options")
@@ -190,9 +196,11 @@ def _read_tensor(table: Table, index: int, buffers: Sequence[_Span]) -> Tensor:
     if not 0 <= kind < len(schema.TENSOR_TYPES):
         _fail(f"{where}: type", f"a type from 0 to {len(schema.TENSOR_TYPES) - 1}", kind)
     if table.u32(TensorSlot.EXTERNAL_BUFFER, "external_buffer"):
-        raise FlatbufferError(f"{where}: expected its data in this file, got another file's: export it as one")
+        raise FlatbufferError(
+            f"{where}: expected its data in this file, got a reference to another file: export the model as one file"
+        )
     buffer = table.u32(TensorSlot.BUFFER, "buffer")
-    # A file without any buffer is legal when it has no constants.
+    # A file without constants may have no buffers.
     _check_indices(f"{where}: buffer", [buffer], max(1, len(buffers)))
     offset, size = buffers[buffer] if buffer else (0, 0)
     is_variable = table.flag(TensorSlot.IS_VARIABLE, "is_variable")
@@ -215,7 +223,7 @@ def _read_tensor(table: Table, index: int, buffers: Sequence[_Span]) -> Tensor:
 
 
 def _read_quantization(tensor: Table, shape: Sequence[int]) -> tuple[tuple[float, ...], tuple[int, ...], int]:
-    """(scale, zero_point, quantized_dimension), held to what the interpreter itself holds them to."""
+    """Return (scale, zero_point, quantized_dimension), checked as the interpreter checks them."""
     table = tensor.table(TensorSlot.QUANTIZATION, "quantization")
     if table is None:
         return (), (), 0

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The content of a flatbuffer as frozen records. Every index in them is valid, so callers need no bounds checks."""
+"""The content of a flatbuffer as frozen records.
+
+All indices in them are valid, so callers need no bounds checks.
+"""
 
 import functools
 import math
@@ -16,14 +19,23 @@ ABSENT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One tensor of a subgraph.
+    """A tensor of a subgraph.
 
-    shape: every dimension >= 0, their product below 2**62.
-    shape_signature: the same with -1 where a dimension is dynamic; equal to shape where nothing is.
-    dtype: "int8", "float32", "int32", ... as NumPy spells it, or the schema's own word ("int4", "resource").
-    scale, zero_point: as many as each other: none, one (per_tensor), or one a slice of `quantized_dimension`
-        (per_channel). A scale may be any float32, NaN among them: the audit judges it.
-    is_constant: the file holds its values. buffer_offset: where, in bytes from the start. buffer_bytes: 0 otherwise.
+    Attributes:
+        index: Its index in the subgraph.
+        name: Its name in the file.
+        shape: The dimensions, each >= 0, their product below 2**62.
+        shape_signature: The same with -1 for dynamic dimensions.
+        dtype: The type in NumPy's spelling ("int8", "float32"), or the schema's if NumPy has none ("int4", "resource").
+        scale: The scales: none, one (per_tensor), or one per slice of `quantized_dimension` (per_channel). A scale may
+            be any float32, including NaN; the audit checks it.
+        zero_point: As many zero points.
+        quantized_dimension: The axis of the channels.
+        is_constant: Whether the file contains its values.
+        is_variable: Whether it keeps its value between inferences.
+        is_sparse: Whether its values are stored in a sparse format.
+        buffer_offset: The position of a constant's values in the file, in bytes.
+        buffer_bytes: Their number; 0 for other tensors.
     """
 
     index: int
@@ -47,18 +59,23 @@ class Tensor:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its values stand for real numbers: it has a scale."""
+        """Whether its values represent real numbers, which means that it has a scale."""
         return bool(self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """One operator of a subgraph, in order of execution.
+    """An operator of a subgraph. Ops are in the order of execution.
 
-    name: the schema's ("CONV_2D"), or UNKNOWN_<code> for a code that this version of the schema does not have.
-    inputs, intermediates: tensor indices, ABSENT (-1) where an optional one is left out. outputs: tensor indices.
-    custom_code: the name of a custom op ("FlexErf"), empty for the others.
-    keras_layer: the layer that it came from, None where that cannot be traced.
+    Attributes:
+        index: Its number in the subgraph.
+        name: Its name in the schema ("CONV_2D"), or UNKNOWN_<code> for a code that this version of the schema lacks.
+        version: Its version.
+        inputs: Tensor indices; ABSENT (-1) for a missing optional input.
+        outputs: Tensor indices.
+        intermediates: Tensor indices; ABSENT (-1) for a missing one.
+        custom_code: The name of a custom op ("FlexErf"); empty for other ops.
+        keras_layer: The Keras layer that it came from; None if it is unknown.
     """
 
     index: int
@@ -72,15 +89,21 @@ class Op:
 
     @property
     def tensors(self) -> tuple[int, ...]:
-        """Every tensor of the op: inputs, outputs, intermediates, in this order and without absent ones."""
+        """All tensors of the op: inputs, outputs, intermediates, in this order and without absent ones."""
         return tuple(index for index in (*self.inputs, *self.outputs, *self.intermediates) if index != ABSENT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subgraph:
-    """A graph of ops over tensors. inputs, outputs: tensor indices in the model's order.
+    """A graph of ops over tensors.
 
-    `producers` and `readers` lead from a tensor to its ops; they are computed once.
+    Attributes:
+        index: Its number in the file.
+        name: Its name in the file.
+        tensors: Its tensors.
+        ops: Its ops in the order of execution.
+        inputs: Tensor indices in the model's order.
+        outputs: Tensor indices in the model's order.
     """
 
     index: int
@@ -92,12 +115,12 @@ class Subgraph:
 
     @functools.cached_property
     def producers(self) -> Mapping[int, Op]:
-        """{tensor: the op that computes it}, of every tensor that is an output of an op."""
+        """Tensor -> the op that computes it, for each output of an op."""
         return {output: op for op in reversed(self.ops) for output in op.outputs}
 
     @functools.cached_property
     def readers(self) -> Mapping[int, tuple[Op, ...]]:
-        """{tensor: the ops that read it, each once}, of every tensor that an op reads."""
+        """Tensor -> the ops that read it, each once."""
         results: dict[int, list[Op]] = {}
         for op in self.ops:
             for index in dict.fromkeys(op.inputs):
@@ -117,17 +140,24 @@ class Subgraph:
 
     @property
     def layers_by_output(self) -> dict[int, str]:
-        """{output of an op: the Keras layer of the op}, or the tensor's name if the layer is not known."""
+        """Output tensor of an op -> the Keras layer of the op, or the tensor's name if the layer is unknown."""
         return {output: op.keras_layer or self.tensors[output].name for op in self.ops for output in op.outputs}
 
     def layer_of(self, op: Op) -> str:
-        """Return the Keras layer of an op of this graph; if it is not known, the name of its first output."""
+        """Return the Keras layer of an op of this graph, or the name of its first output if the layer is unknown."""
         return op.keras_layer or (self.tensors[op.outputs[0]].name if op.outputs else "no output")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """Names for the inputs and outputs of a subgraph: name -> tensor index."""
+    """The names of the inputs and outputs of a subgraph.
+
+    Attributes:
+        key: The name of the signature.
+        subgraph: The index of the subgraph.
+        inputs: Name -> tensor index.
+        outputs: Name -> tensor index.
+    """
 
     key: str = "serving_default"
     subgraph: int = 0
@@ -137,9 +167,16 @@ class Signature:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A whole flatbuffer. `metadata` leads from an entry's name to (offset, size) of its bytes in the file.
+    """The content of a flatbuffer.
 
-    buffer_bytes: what all constants and metadata take together. model_bytes: the file.
+    Attributes:
+        version: The version of the schema.
+        description: The description in the file.
+        subgraphs: Its subgraphs; the first is the main one.
+        signatures: Its signatures.
+        metadata: Name of a metadata entry -> (offset, size) of its bytes in the file.
+        buffer_bytes: The size of all constants and metadata, in bytes.
+        model_bytes: The size of the file, in bytes.
     """
 
     version: int
@@ -152,22 +189,22 @@ class Model:
 
     @property
     def metadata_names(self) -> tuple[str, ...]:
-        """The names of its metadata entries."""
+        """The names of the metadata entries."""
         return tuple(self.metadata)
 
     @property
     def main_subgraph(self) -> Subgraph:
-        """The one that an interpreter runs when no signature is named."""
+        """The subgraph that an interpreter runs if no signature is named."""
         return self.subgraphs[0]
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        """The names of its inputs, in the main subgraph's order: the signature's if it has one, else the tensors'."""
+        """The names of the inputs in the main subgraph's order: those of its signature, or else of the tensors."""
         return self._names(self.main_subgraph.inputs, "inputs")
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """The names of its outputs, likewise."""
+        """The names of the outputs in the main subgraph's order: those of its signature, or else of the tensors."""
         return self._names(self.main_subgraph.outputs, "outputs")
 
     def _names(self, indices: tuple[int, ...], side: str) -> tuple[str, ...]:
@@ -178,24 +215,27 @@ class Model:
 
 
 def constant_values(data: bytes, tensor: Tensor) -> NDArray:
-    """Return the values of a constant tensor of `data`, in its shape and dtype; a read-only view.
+    """Return the values of a constant tensor of `data` as a read-only view, in its shape and dtype.
 
-    Raises InputError when it is no constant, is stored sparse or packed (int4), or has another number of bytes than
-    its shape wants.
+    Raises:
+        InputError: The tensor is not constant, is stored sparse or packed (int4), or its number of bytes does not match
+            its shape.
     """
     try:
         dtype = np.dtype(tensor.dtype).newbyteorder("<")
     except TypeError as error:
         raise InputError(
-            f"tensor {tensor.name!r} is {tensor.dtype}: NumPy has no such type", field=tensor.name, got=tensor.dtype
+            f"tensor {tensor.name!r} is {tensor.dtype}, which NumPy does not support",
+            field=tensor.name,
+            got=tensor.dtype,
         ) from error
-    wanted = math.prod(tensor.shape) * dtype.itemsize
-    if not tensor.is_constant or tensor.is_sparse or dtype.hasobject or tensor.buffer_bytes != wanted:
+    expected = math.prod(tensor.shape) * dtype.itemsize
+    if not tensor.is_constant or tensor.is_sparse or dtype.hasobject or tensor.buffer_bytes != expected:
         got = f"{'a sparse' if tensor.is_sparse else 'a dense'} one of {tensor.buffer_bytes}"
         raise InputError(
-            f"tensor {tensor.name!r}: expected a dense constant of {wanted} bytes, got {got}",
+            f"tensor {tensor.name!r}: expected a dense constant of {expected} bytes, got {got}",
             field=tensor.name,
-            expected=wanted,
+            expected=expected,
             got=got,
         )
     return np.frombuffer(data, dtype, math.prod(tensor.shape), tensor.buffer_offset).reshape(tensor.shape)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers of the TFLite schema that tfq reads: tensor types, operator codes, field slots.
 
-A literal table, because importing the generated schema costs more than auditing a model.
+They are a literal table, because importing the generated schema takes longer than auditing a model.
 Source: tflite/schema/schema.fbs as of ai-edge-litert 2.1.6; a unit test compares the two.
 """
 
@@ -63,7 +63,7 @@ class ModelSlot(IntEnum):
 
 
 class OperatorCodeSlot(IntEnum):
-    """Fields of OperatorCode. The code is the larger of the two: the deprecated one ends at 127."""
+    """Fields of OperatorCode. The code is the larger of the two fields; the deprecated one is at most 127."""
 
     DEPRECATED_BUILTIN_CODE = 0
     CUSTOM_CODE = 1
@@ -118,7 +118,10 @@ class OperatorSlot(IntEnum):
 
 
 class BufferSlot(IntEnum):
-    """Fields of Buffer. A model beyond 2 GB keeps its data behind the flatbuffer: offset and size, from byte 0."""
+    """Fields of Buffer.
+
+    A model above 2 GB stores its data after the flatbuffer; offset and size then count from byte 0 of the file.
+    """
 
     DATA = 0
     OFFSET = 1

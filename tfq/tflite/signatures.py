@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flatbuffers with several signatures over several subgraphs: take one subgraph out, and put such files together."""
+"""Flatbuffers with several signatures over several subgraphs: extract one subgraph, and merge such files."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from tfq.errors import InputError
-from tfq.tflite.edit import edit_model, forget_unused_codes, forget_unused_constants, operator_name, pack, unpack
+from tfq.tflite.edit import (
+    edit_model,
+    operator_name,
+    pack,
+    remove_unused_constants,
+    remove_unused_operator_codes,
+    unpack,
+)
 from tfq.tflite.reader import read
 from tfq.tflite.records import Model, Signature
 
@@ -16,9 +23,9 @@ _CALLING = ("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CA
 
 
 def signature_keys(model: Model) -> dict[int, tuple[str, ...]]:
-    """Return {subgraph: keys of its signatures} of each subgraph that a caller can run; of the main one even if none.
+    """Return {subgraph: keys of its signatures} of all subgraphs that a caller can run.
 
-    Interpreters run the main subgraph unless a caller chooses a signature.
+    The main subgraph is included even without a signature, because interpreters run it unless a caller chooses one.
     """
     keys: dict[int, tuple[str, ...]] = {model.main_subgraph.index: ()}
     for signature in model.signatures:
@@ -27,20 +34,20 @@ def signature_keys(model: Model) -> dict[int, tuple[str, ...]]:
 
 
 def listed_signatures(model: Model) -> str:
-    """Return "'encode' (subgraph 0), 'score' (subgraph 1)" for messages."""
+    """Return a list for messages: "'encode' (subgraph 0), 'score' (subgraph 1)"."""
     keys = signature_keys(model)
     return ", ".join(f"{' and '.join(map(repr, keys[index])) or 'no name'} (subgraph {index})" for index in keys)
 
 
 def main_subgraph_note(model: Model, done: str) -> str | None:
-    """Return a sentence that says that only the main subgraph was `done`; None if a caller can run no other."""
+    """Return a sentence saying that only the main subgraph was `done`, or None if a caller can run no other."""
     if len(signature_keys(model)) == 1:
         return None
     return f"the file has several signatures, {listed_signatures(model)}: only subgraph 0 was {done}"
 
 
 def extract_subgraph(data: bytes, index: int) -> bytes:
-    """Return the flatbuffer `data` with subgraph `index` and its signatures alone. `data` is trusted.
+    """Return the flatbuffer `data` reduced to subgraph `index` and its signatures; `data` is trusted.
 
     Raises:
         InputError: An op of the subgraph runs another subgraph.
@@ -50,8 +57,8 @@ def extract_subgraph(data: bytes, index: int) -> bytes:
     calling = sorted({name for op in graph.operators if (name := operator_name(model, op)) in _CALLING})
     if calling:
         raise InputError(
-            f"subgraph {index} holds {', '.join(calling)}, which run other subgraphs: each signature is converted by "
-            "itself, so convert to a scheme that needs no ranges (dynamic_range, float16)",
+            f"subgraph {index} contains {', '.join(calling)}, which run other subgraphs. Schemes with ranges convert "
+            "each signature separately: use a scheme without ranges (dynamic_range, float16)",
             field="model",
             expected="no control flow",
             got=tuple(calling),
@@ -60,28 +67,29 @@ def extract_subgraph(data: bytes, index: int) -> bytes:
     model.signatureDefs = [item for item in model.signatureDefs or [] if item.subgraphIndex == index]
     for signature in model.signatureDefs:
         signature.subgraphIndex = 0
-    forget_unused_codes(model)
-    forget_unused_constants(model)
+    remove_unused_operator_codes(model)
+    remove_unused_constants(model)
     return pack(model, len(data))
 
 
 def restore_signatures(data: bytes, original: bytes) -> bytes:
     """Return `data` with all signatures of `original`, a file with the same inputs and outputs in the same order.
 
-    TensorFlow's quantizer (2.21) keeps one of several signatures of a subgraph. Both files are trusted.
+    TensorFlow's quantizer (2.21) keeps only one of several signatures of a subgraph. Both files are trusted.
 
     Raises:
-        InputError: A subgraph has another number of inputs or outputs than in the original.
+        InputError: A subgraph has a different number of inputs or outputs than in the original.
     """
-    wanted, got = read(original), read(data)
-    if {signature.key for signature in wanted.signatures} <= {signature.key for signature in got.signatures}:
+    expected, got = read(original), read(data)
+    if {signature.key for signature in expected.signatures} <= {signature.key for signature in got.signatures}:
         return data
-    for signature in wanted.signatures:
-        before, after = wanted.subgraphs[signature.subgraph], got.subgraphs[signature.subgraph]
+    for signature in expected.signatures:
+        before, after = expected.subgraphs[signature.subgraph], got.subgraphs[signature.subgraph]
         sides = ((before.inputs, after.inputs), (before.outputs, after.outputs))
         if any(len(old) != len(new) for old, new in sides):
             raise InputError(
-                f"signature {signature.key!r}: the quantized model has other inputs or outputs than the float one",
+                f"signature {signature.key!r}: the quantized model has a different number of inputs or "
+                f"outputs than the float model",
                 field="model",
                 expected=tuple(len(old) for old, _ in sides),
                 got=tuple(len(new) for _, new in sides),
@@ -98,7 +106,7 @@ def restore_signatures(data: bytes, original: bytes) -> bytes:
 
 
 def merge_subgraphs(parts: Sequence[bytes]) -> bytes:
-    """Return one flatbuffer with the main subgraph and the signatures of each of `parts`, in their order.
+    """Return one flatbuffer with the main subgraphs and the signatures of all `parts`, in their order.
 
     Equal constants are stored once. Metadata and description are those of the first part. `parts` are trusted.
     """
@@ -130,7 +138,7 @@ def _content(buffer: Any) -> bytes:
 
 
 def _code(model: Any, code: Any) -> int:
-    """Return the index of an equal operator code of `model`, added if it is missing."""
+    """Return the index of an equal operator code of `model`, after adding it if it is missing."""
     for index, other in enumerate(model.operatorCodes):
         if (other.builtinCode, other.version, other.customCode) == (code.builtinCode, code.version, code.customCode):
             return index
