@@ -91,7 +91,7 @@ def test_a_value_that_is_read_behind_two_choices_keeps_its_range_through_both():
     assert len(chain) == 2
     tanh, inner, outer = chain[0].inputs[0], chain[0].outputs[0], chain[1].outputs[0]
     calibrated = {(0, tanh): (-1.0, 1.0), (0, inner): (-1.0, 0.5), (0, outer): (-0.25, 0.5)}
-    assert set(with_selection_ranges(contents, calibrated, alike=False).values()) == {(-1.0, 1.0)}
+    assert set(with_selection_ranges(contents, calibrated, shared=False).values()) == {(-1.0, 1.0)}
     known = with_same_scales(contents, {(0, tanh): (-1.0, 1.0)})
     assert known[0, inner] == known[0, outer] == (-1.0, 1.0)
 

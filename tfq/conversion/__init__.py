@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert Keras models and float flatbuffers: trace, freeze, rewrite, calibrate, quantize, verify.
 
-`convert.py` is the way from a model to the result; the docstring of `quantize.py` lists all passes in their order, and
-where a new rewrite belongs.
+`convert.py` has the entry points. The docstring of `quantize.py` lists all passes in their order, and says where a new
+rewrite belongs.
 """
 
 from tfq.conversion.convert import convert_model, convert_with_record

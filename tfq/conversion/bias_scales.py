@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep biases within their integers, for a quantizer that lets them overflow.
+"""Prevent the overflow of quantized biases with litert-quantizer.
 
-A bias is stored in steps of input scale * weight scale. A channel whose weights are all 0 (a pruned one, a zero gamma)
-gets a weight scale of 8e-12 from litert-quantizer 0.11; its bias overflows, and the channel outputs 0 in place of it
-(measured). TensorFlow's quantizer widens the weight scale by itself.
+The scale of a bias is input scale * weight scale. If all weights of a channel are 0 (a pruned channel, a zero gamma),
+litert-quantizer 0.11 gives them a scale of 8e-12. The bias then overflows, and the channel outputs 0 instead of it
+(measured). TensorFlow's quantizer widens the weight scale in this case.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,10 +21,15 @@ from tfq.tflite.op_types import CHANNEL_AXES, WEIGHTED_SLOTS
 def with_bias_headroom(
     model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]], config: ConversionConfig
 ) -> bytes:
-    """Return the float flatbuffer `model` with weights whose scales let every bias fit its integers.
+    """Widen the scales of weights so that no bias overflows.
 
-    One weight of each channel that needs it gets a value that makes its scale wide enough, which adds at most 3e-5 of
-    the bias to the output (int8; 4e-3 of it in int16x8). All other weights stay as they are.
+    In each channel that needs it, one weight gets a larger magnitude. This changes the output by at most 3e-5 of the
+    bias (int8; 4e-3 in int16x8). All other weights stay unchanged.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: {(subgraph, tensor): (minimum, maximum)} of its activations.
+        config: The scheme and the granularity of the weights.
     """
     changes = dict(_changes(model, ranges, config))
     if not changes:
@@ -42,7 +47,7 @@ def with_bias_headroom(
 
 
 def _changes(model: bytes, ranges: Any, config: ConversionConfig) -> Iterator[tuple[tuple[int, int], NDArray]]:
-    """(subgraph, tensor of weights) and its new values; once for each op that reads the tensor, in order."""
+    """Yield (subgraph, tensor of weights) and its new values, once for each op that reads the tensor, in order."""
     done: dict[int, NDArray] = {}
     for graph in tflite.read(model).subgraphs:
         for op in graph.ops:
@@ -57,22 +62,28 @@ def _changes(model: bytes, ranges: Any, config: ConversionConfig) -> Iterator[tu
                 continue
             values, biases = (tflite.constant_values(model, tensor) for tensor in constants)
             least = np.abs(biases).reshape(-1) / LARGEST_BIAS * WEIGHT_STEPS / step
-            coarse = not config.per_channel or (op.name == "FULLY_CONNECTED" and not config.per_channel_dense)
-            result = _widened(done.get(weights, values), CHANNEL_AXES[op.name], least.astype(np.float32), coarse=coarse)
+            per_tensor = not config.per_channel or (op.name == "FULLY_CONNECTED" and not config.per_channel_dense)
+            result = _widened(
+                done.get(weights, values), CHANNEL_AXES[op.name], least.astype(np.float32), per_tensor=per_tensor
+            )
             if result is not None:
                 done[weights] = result
                 yield (graph.index, weights), result
         done.clear()
 
 
-def _widened(values: NDArray, axis: int, least: NDArray, *, coarse: bool) -> NDArray | None:
-    """`values` where each channel along `axis` reaches its `least` magnitude; None where each does already.
+def _widened(values: NDArray, axis: int, least: NDArray, *, per_tensor: bool) -> NDArray | None:
+    """Return weights in which each channel has at least a given magnitude; None if they already have it.
 
-    coarse: one scale serves all channels, so that the largest weight of all counts.
+    Args:
+        values: The weights.
+        axis: The axis of the channels.
+        least: The smallest magnitude of each channel's largest weight.
+        per_tensor: Whether all channels share one scale, so that the largest weight of all channels counts.
     """
     rows = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
-    reached = np.abs(rows).max(axis=1, initial=0.0)
-    short = np.full(len(rows), reached.max(initial=0.0)) < least if coarse else reached < least
+    magnitudes = np.abs(rows).max(axis=1, initial=0.0)
+    short = np.full(len(rows), magnitudes.max(initial=0.0)) < least if per_tensor else magnitudes < least
     if not rows.size or not short.any():
         return None
     result = rows.copy()

@@ -60,7 +60,7 @@ def convert_model(
 
     The flatbuffer has the signature `serving_default` with the input and output names of the model; a `.tflite` keeps
     its signatures. Before it is returned, the result is run next to the float model on a few samples (`config.verify`).
-    If its outputs lost their information, a TfqWarning names the op, the cause and what other settings would give. With
+    If its outputs lost their information, a TfqWarning names the op, the cause and what other settings achieve. With
     `config.strict` this is an error instead. Possible problems of the model and of the data are warnings too.
 
     Examples:
@@ -99,16 +99,16 @@ def convert_with_record(
     examples: Data = None,
     remedies: bool = True,
 ) -> Conversion:
-    """Convert as `convert_model` does; return the ranges, the records of the techniques and the verification as well.
+    """Convert as `convert_model` does; also return the ranges, the records of the techniques and the verification.
 
     Args:
-        model: As in `convert_model`, like the next three.
-        representative_dataset: Likewise.
-        config: Likewise.
-        preprocessing: Likewise.
-        examples: What the result is verified with where nothing is calibrated: the first examples of this data set, in
-            the forms of `representative_dataset`.
-        remedies: Whether to measure what other settings would do to a collapsed result; it takes a conversion each.
+        model: As in `convert_model`.
+        representative_dataset: As in `convert_model`.
+        config: As in `convert_model`.
+        preprocessing: As in `convert_model`.
+        examples: Data to verify the result with if nothing is calibrated, in a form of `representative_dataset`. The
+            first examples are used.
+        remedies: Whether to measure other settings if the result collapsed. Each takes another conversion.
 
     Raises:
         InputError: As in `convert_model`.
@@ -116,7 +116,7 @@ def convert_with_record(
     """
     config = config_for_target(config or ConversionConfig())
     if config.verify:
-        LocalBackend().prepare()  # its start takes half a second, which passes while the model is converted
+        LocalBackend().prepare()  # starting takes half a second, and runs in parallel to the conversion
     result = _converted(model, representative_dataset, config, preprocessing)
     if config.verify and config.scheme != "float32":
         result = verified(result, config, examples=examples, remedies=remedies)
@@ -143,7 +143,8 @@ def _converted(
     traced = model if isinstance(model, Trace) else trace(model, config.batch_size, unroll=config.needs_ranges)
     if traced.batch_size != config.batch_size:
         raise InputError(
-            f"the trace has batch size {traced.batch_size}, the config {config.batch_size}: trace it again",
+            f"conversion.batch_size: the trace has batch size {traced.batch_size}, expected {config.batch_size}. Trace "
+            "the model again with this batch size, or change conversion.batch_size",
             field="conversion.batch_size",
             expected=traced.batch_size,
             got=config.batch_size,
@@ -152,8 +153,8 @@ def _converted(
     if traced.has_fake_quant:
         if config.scheme != "int8":
             raise InputError(
-                f"the model is quantization-aware trained, and {config.scheme} would leave its fake quantization in: "
-                "convert it to int8, or give the model that it was before",
+                f"conversion.scheme: a quantization-aware trained model can only be converted to int8, got "
+                f"{config.scheme}. Use int8, or pass the model from before that training",
                 field="conversion.scheme",
                 expected="int8",
                 got=config.scheme,
@@ -164,12 +165,12 @@ def _converted(
 
 
 def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
-    """Convert a float flatbuffer of any origin; with scheme float32 it stays as it is."""
+    """Convert a float flatbuffer from any tool. With scheme float32 it is returned with metadata only."""
     report = auditing.audit_model(model)
     if report.scheme != "float32":
         raise InputError(
-            f"the .tflite is {report.scheme}: expected a float32 one, which holds what quantization needs: give the "
-            "Keras model that it was made from, or its float32 .tflite",
+            f"expected a float32 .tflite, got one of scheme {report.scheme}. Pass the Keras model that it was "
+            "converted from, or a float32 .tflite of it",
             field="model",
             expected="float32",
             got=report.scheme,
@@ -188,7 +189,7 @@ def _from_flatbuffer(model: bytes, dataset: Any, config: ConversionConfig, metad
 
 
 def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversion:
-    """Convert a float flatbuffer to config.scheme; Keras models and `.tflite` files share this step."""
+    """Convert a float flatbuffer to config.scheme, whether it comes from Keras or a file."""
     if config.needs_ranges:
         model, config = with_ops_by_name(model, config)
         return quantize_after_training(_prepared(model, config), dataset, config)
@@ -199,7 +200,7 @@ def _as_scheme(model: bytes, dataset: Any, config: ConversionConfig) -> Conversi
 
 
 def _prepared(floating: bytes, config: ConversionConfig) -> bytes:
-    """Return the float flatbuffer in the form that config.quantizer quantizes well: the same function."""
+    """Return a float flatbuffer with the same function whose ops config.quantizer can quantize well."""
     floating = with_quantizable_ops(floating)
     if config.quantizer != "tensorflow":
         return floating
@@ -207,7 +208,7 @@ def _prepared(floating: bytes, config: ConversionConfig) -> bytes:
 
 
 def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, metadata: dict[str, Any]) -> Conversion:
-    """Convert a QAT model by its learned ranges, and by calibrated ones where nothing was learned."""
+    """Convert a QAT model with its learned ranges, and with calibrated ranges for the other tensors."""
     import tensorflow as tf
 
     def trained() -> bytes:
@@ -217,7 +218,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
     graph_def, granularity = graph_without_weight_fake_quant(traced)
     config = with_trained_granularity(granularity, config)
     if dataset is None and not granularity.moved and not config.float_layers:
-        # A model that tfmot fake-quantized as a whole: TensorFlow's own conversion keeps the fake-quantized weights.
+        # The whole model may be fake-quantized: TensorFlow's converter then keeps the fake-quantized weights.
         types = (tf.dtypes.as_dtype(kind) for kind in (config.input_type, config.output_type))
         content = with_int8_forms(fake_quant_flatbuffer(traced, *types))
         if not has_selections(content) and not ops_without_range(content):
@@ -233,7 +234,7 @@ def _from_fake_quant(traced: Trace, dataset: Any, config: ConversionConfig, meta
         return dataclasses.replace(result, evidence=evidence)
     ranges = with_same_scales(floating, ranges)
     masks = bound_masks(floating, ranges, ranges, config.scheme)
-    ranges = with_selection_ranges(masks.model, masks.ranges, alike=False)
+    ranges = with_selection_ranges(masks.model, masks.ranges, shared=False)
     ranges, dead = calibration.with_kernel_limits(masks.model, ranges, config.scheme)
     warn_of_dead_layers(dead)
     content = with_int8_forms(quantize_flatbuffer(tflite.inject_ranges(masks.model, ranges), config))
@@ -245,9 +246,9 @@ def _signed(model: bytes, input_names: Sequence[str], output_names: Sequence[str
     graph = tflite.read(model).main_subgraph
     if len(graph.inputs) != len(input_names) or len(graph.outputs) != len(output_names):
         raise InputError(
-            f"the model has {len(input_names)} inputs and {len(output_names)} outputs, its flatbuffer "
-            f"{len(graph.inputs)} and {len(graph.outputs)}: remove an input that no output depends on, or an output "
-            "that is given twice",
+            f"the model has {len(input_names)} inputs and {len(output_names)} outputs, but its flatbuffer has "
+            f"{len(graph.inputs)} and {len(graph.outputs)}. Remove inputs that no output depends on, and outputs that "
+            "occur twice",
             field="model",
             expected=(len(input_names), len(output_names)),
             got=(len(graph.inputs), len(graph.outputs)),

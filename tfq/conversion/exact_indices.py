@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep indices exact: no tensor that is used as an index is quantized.
+"""Keep indices exact: never quantize a tensor that is used as an index.
 
-Embedding-first Sequential models of either Keras take their ids as float32 and cast them. Quantized like any other
-float input, ids 0 to 1999 had a step of 7.84.
+Sequential models of either Keras that start with an Embedding read their ids as float32 and cast them. Quantized like
+any other float input, ids from 0 to 1999 had a step of 7.84.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,18 @@ Samples = list[dict[str, NDArray]]
 
 
 def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig) -> tuple[bytes, Samples]:
-    """Return (`model` with its float inputs that are only cast to indices as int32, `samples` in the same types).
+    """Make float inputs int32 if the model only casts them to indices.
 
-    An input stays float32 where a sample of it holds other than whole numbers, and where the config asks for float32.
-    Warns (TfqWarning) of each input that changes.
+    An input stays float32 if a sample of it is not an integer, or if the config asks for float32. There is a TfqWarning
+    for each input that changes.
+
+    Args:
+        model: A float flatbuffer.
+        samples: The calibration samples.
+        config: Its `inference_input_type` can keep the inputs float32.
+
+    Returns:
+        The flatbuffer, and the samples in the types of its inputs.
     """
     casts = _casts_of_inputs(model)
     names = [name for name in casts if all(np.array_equal(sample[name], np.rint(sample[name])) for sample in samples)]
@@ -42,10 +50,10 @@ def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig
         for op in [graph.operators[place] for place in ops]:
             _cast_from_int32(graph, op, index)
         warn(
-            f"input {name!r} is used as an index and never quantized: it becomes int32. Feed the same values; set "
-            "conversion.inference_input_type=float32 to keep it float32"
+            f"input {name!r} becomes int32, because it is only used as an index and indices are not quantized. Pass "
+            "the same values as int32, or set conversion.inference_input_type=float32 to keep the input float32"
         )
-    # An op that casts int32 to int32 was marked by its outputs.
+    # A CAST from int32 to int32 has lost its outputs.
     graph.operators = [op for op in graph.operators if len(op.outputs)]
     tflite.remove_unused_operator_codes(edited)
     tflite.remove_unused_tensors(edited)
@@ -57,7 +65,7 @@ def with_integer_inputs(model: bytes, samples: Samples, config: ConversionConfig
 
 
 def _casts_of_inputs(model: bytes) -> dict[str, tuple[int, list[int]]]:
-    """Return {name: (tensor, its readers)} of the float inputs that are read by CASTs to indices alone."""
+    """Return {name: (tensor, its readers)} for the float inputs that only CASTs to indices read."""
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
     indices = index_tensors(graph)
@@ -77,7 +85,7 @@ def _casts_of_inputs(model: bytes) -> dict[str, tuple[int, list[int]]]:
 
 
 def _cast_from_int32(graph: Any, op: Any, source: int) -> None:
-    """Let the CAST `op` read int32; one to int32 loses its outputs, and its readers read `source`."""
+    """Make the CAST `op` read int32. If it casts to int32, its readers read `source`, and it loses its outputs."""
     output = int(op.outputs[0])
     if graph.tensors[output].type == _INT64:
         if op.builtinOptions is not None:
@@ -88,28 +96,33 @@ def _cast_from_int32(graph: Any, op: Any, source: int) -> None:
 
 
 def with_hidden_indices(
-    model: bytes, *, all_whole: bool = False, others: Sequence[int] = ()
+    model: bytes, *, hide_integers: bool = False, float_ops: Sequence[int] = ()
 ) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """Return (float `model` as a quantizer should see it, a function that restores the indices in the result).
+    """Hide the float ops that compute indices from the quantizer, so that they stay float.
 
-    The float ops that compute indices are hidden from the quantizer, and so stay float. all_whole: hide ops on whole
-    numbers as well. others: further ops of the main subgraph to hide.
+    Args:
+        model: A float flatbuffer.
+        hide_integers: Also hide ops that only compute with integers.
+        float_ops: Indices of further ops of the main subgraph to hide.
+
+    Returns:
+        The flatbuffer for the quantizer, and a function that restores the hidden ops in the quantizer's result.
     """
     graph = tflite.read(model).main_subgraph
-    hidden = {*_float_index_ops(graph), *others}
-    if all_whole:
+    hidden = {*_float_index_ops(graph), *float_ops}
+    if hide_integers:
         hidden |= {op.index for op in graph.ops if all(graph.tensors[index].dtype != "float32" for index in op.tensors)}
     visible = {index for op in graph.ops if op.index not in hidden for index in op.tensors}
-    islands = {index for place in hidden - {*others} for index in graph.ops[place].tensors}
-    states = {index for place in others for index in graph.ops[place].tensors if graph.tensors[index].is_variable}
-    # Whole numbers need no range, and an input that holds them keeps its type.
+    islands = {index for place in hidden - {*float_ops} for index in graph.ops[place].tensors}
+    states = {index for place in float_ops for index in graph.ops[place].tensors if graph.tensors[index].is_variable}
+    # Presented as integers, these tensors need no range, and inputs among them keep their type.
     disguised = {
         index
         for index in (islands | states) - visible - {*graph.outputs}
         if graph.tensors[index].dtype == "float32" and not graph.tensors[index].is_constant
     }
-    seen, restore = with_hidden_ops(model, hidden, disguised)
-    return seen, lambda result: with_exact_sources(restore(result))
+    prepared, restore = with_hidden_ops(model, hidden, disguised)
+    return prepared, lambda result: with_exact_sources(restore(result))
 
 
 def _float_index_ops(graph: tflite.Subgraph) -> list[int]:
@@ -120,38 +133,42 @@ def _float_index_ops(graph: tflite.Subgraph) -> list[int]:
 
 
 def float_index_op_outputs(model: bytes) -> list[str]:
-    """Return the output names of the ops that compute indices from floats: litert-quantizer knows ops by these."""
+    """Return the output names of the ops that compute indices from floats, which litert-quantizer identifies ops by."""
     graph = tflite.read(model).main_subgraph
     return [graph.tensors[output].name for index in _float_index_ops(graph) for output in graph.ops[index].outputs]
 
 
 def warn_of_float_indices(model: bytes) -> None:
-    """Warn (TfqWarning) of the ops in the float `model` that stay float because they compute indices."""
+    """Warn (TfqWarning) about the ops of the float `model` that stay float because they compute indices."""
     graph = tflite.read(model).main_subgraph
     ops = [graph.ops[index] for index in _float_index_ops(graph)]
     if ops:
         names = listed([f"{op.name} ({graph.layer_of(op)})" for op in ops])
         warn(
-            f"indices are computed from floats by {names}: these ops stay float, because a quantized index reads "
-            "another row. Compute the indices outside of the model and feed them as int32 to have it all in integers"
+            f"{names} stay float, because they compute indices from floats, and a quantized index would read a wrong "
+            "row. For an integer-only model, compute the indices outside of the model and pass them as int32"
         )
 
 
 def with_exact_sources(model: bytes) -> bytes:
-    """Return the integer `model` in which no index is read through a quantized tensor that floats went into.
+    """Make index ops read the float values before their quantization.
 
-    Index ops read the float that a QUANTIZE and a DEQUANTIZE in front of them took apart. An input that was quantized
-    becomes float32, with a QUANTIZE for its other readers.
+    The quantizer puts a QUANTIZE and a DEQUANTIZE before the float ops that compute indices. These ops then read the
+    float tensor before the QUANTIZE. If this is a quantized input of the model, it becomes float32, followed by a
+    QUANTIZE for its other readers.
+
+    Args:
+        model: An integer flatbuffer.
     """
     parsed = tflite.read(model)
     graph = parsed.main_subgraph
     islands = {index for place in _float_index_ops(graph) for index in graph.ops[place].inputs}
-    wanted = [op.index for op in graph.ops if op.name == "DEQUANTIZE" and op.outputs[0] in islands]
-    if not wanted:
+    to_index_ops = [op.index for op in graph.ops if op.name == "DEQUANTIZE" and op.outputs[0] in islands]
+    if not to_index_ops:
         return model
     edited = tflite.unpack(model)
     main = edited.subgraphs[0]
-    dequantizes = [main.operators[index] for index in wanted]
+    dequantizes = [main.operators[index] for index in to_index_ops]
     sources = {id(op): _float_source(edited, main, int(op.inputs[0]), int(op.outputs[0])) for op in dequantizes}
     for op in dequantizes:
         if (source := sources[id(op)]) is not None:
@@ -168,9 +185,9 @@ def with_exact_sources(model: bytes) -> bytes:
 
 
 def _float_source(edited: Any, graph: Any, quantized: int, like: int) -> int | None:
-    """Return the float tensor that `quantized` comes from; None if integer ops computed it.
+    """Return the float tensor that `quantized` was quantized from; None if integer ops computed it.
 
-    A quantized input of the model becomes a float one.
+    If it is a quantized input of the model, the input becomes float.
     """
     while True:
         if quantized in map(int, graph.inputs):
@@ -203,7 +220,7 @@ def _float_input(edited: Any, graph: Any, quantized: int, like: int) -> int:
 
 
 def _without_unread_quantizes(edited: Any, graph: Any, ops: Sequence[Any]) -> list[Any]:
-    """Return `ops` without the QUANTIZEs that nobody reads any more."""
+    """Return `ops` without the QUANTIZE ops whose outputs are not read any more."""
     ops = list(ops)
     while True:
         read = {int(index) for op in ops for index in op.inputs} | set(map(int, graph.outputs))

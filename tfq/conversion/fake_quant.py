@@ -232,7 +232,7 @@ def has_selections(model: bytes) -> bool:
     return not tflite.operator_names(model).isdisjoint(_CHOICES)
 
 
-def with_selection_ranges(model: bytes, ranges: Ranges, *, alike: bool) -> Ranges:
+def with_selection_ranges(model: bytes, ranges: Ranges, *, shared: bool) -> Ranges:
     """Return `ranges`, those of MINIMUM, MAXIMUM and SELECT as wide as other readers of their operands need.
 
     TensorFlow's quantizer gives their operands the scale of their output: min(x, 0) would cut x off at 0 for all its
@@ -261,10 +261,10 @@ def with_selection_ranges(model: bytes, ranges: Ranges, *, alike: bool) -> Range
                 others_read.add(op.outputs[0])  # the scale of a choice from this one would reach them too
             if (number, op.outputs[0]) not in results:
                 continue
-            counted = [(number, index) for index in operands if alike or index in others_read]
+            counted = [(number, index) for index in operands if shared or index in others_read]
             tied = [item for item in ((number, op.outputs[0]), *counted) if item in results]
             ends = min(results[item][0] for item in tied), max(results[item][1] for item in tied)
-            results |= dict.fromkeys(tied if alike else tied[:1], ends)
+            results |= dict.fromkeys(tied if shared else tied[:1], ends)
     return results
 
 

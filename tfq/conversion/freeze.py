@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trace -> float or fake-quantized flatbuffer, without the SavedModel that takes nine tenths of stock conversion.
+"""Convert a trace to a float or fake-quantized flatbuffer, without a SavedModel.
 
-The one file that touches these private symbols of TensorFlow, read in 2.21.0:
-`convert_to_constants._FunctionConverterDataInEager`, its `_build_tensor_data`, `_replace_variables_by_constants`, and
-`lite.TFLiteConverterV2._freeze_concrete_function`. TensorFlow's own freezing ends by importing the frozen graph
-as a function again, which takes longer than all the rest of it, and which the converter then takes apart once more.
+Writing and reading a SavedModel takes nine tenths of the time of TensorFlow's own conversion. TensorFlow's freezing
+also imports the frozen graph as a function again, which takes longer than the rest of it, and the converter does not
+need that function.
+
+Private TensorFlow symbols used here, as of 2.21.0: `convert_to_constants._FunctionConverterDataInEager` with its
+`_build_tensor_data`, `convert_to_constants._replace_variables_by_constants`, and
+`lite.TFLiteConverterV2._freeze_concrete_function`.
 """
 
 import contextlib
@@ -28,9 +31,10 @@ from tfq.progress import stage
 
 
 class _Freezer:
-    """Inlines a trace's graph once; each `freeze` puts the variables' current values into it."""
+    """Inlines the graph of a trace once; each `freeze` inserts the variables' current values."""
 
     def __init__(self, function: Any) -> None:
+        """Inline the graph of a concrete function."""
         from tensorflow.python.framework import convert_to_constants
 
         self._function = function
@@ -42,7 +46,7 @@ class _Freezer:
         self._fresh = True
 
     def freeze(self) -> Any:
-        """GraphDef of the trace with constants for variables, without what TFLite cannot say of -0.0."""
+        """Return the GraphDef with constants instead of variables, and without tests for -0.0, which TFLite lacks."""
         if not self._fresh:
             self._data._build_tensor_data()
         self._fresh = False
@@ -51,12 +55,21 @@ class _Freezer:
 
 
 def float_flatbuffer(traced: Trace) -> bytes:
-    """The trace as a float32 flatbuffer with the variables' values of now; any fake-quant is kept as Q/DQ ranges."""
+    """Convert the trace to float32, with the variables' current values.
+
+    Fake quantization becomes pairs of QUANTIZE and DEQUANTIZE.
+    """
     return _convert(_converter(traced))
 
 
 def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> bytes:
-    """A quantization-aware trained trace as an integer flatbuffer; `input_type` and `output_type` are tf dtypes."""
+    """Convert a quantization-aware trained trace to an integer flatbuffer with TensorFlow's converter.
+
+    Args:
+        traced: A trace with fake quantization.
+        input_type: The tf.DType of the inputs.
+        output_type: The tf.DType of the outputs.
+    """
     import tensorflow as tf
 
     converter = _converter(traced)
@@ -67,14 +80,14 @@ def fake_quant_flatbuffer(traced: Trace, input_type: Any, output_type: Any) -> b
 
 
 def frozen_graph(traced: Trace) -> Any:
-    """GraphDef of the trace with the variables' values of now; tensors are called after its nodes."""
+    """Return the GraphDef of the trace with the variables' current values. Its nodes give tensors their names."""
     if not isinstance(traced.freezer, _Freezer):
         traced.freezer = _Freezer(traced.function)
     return traced.freezer.freeze()
 
 
 def graph_without_weight_fake_quant(traced: Trace) -> tuple[Any, WeightGranularity]:
-    """The frozen graph of a quantization-aware trained trace with plain weights, and how these were fake-quantized."""
+    """Return the frozen graph without fake quantization of weights, and the granularity that it had."""
     return without_weight_fake_quant(frozen_graph(traced))
 
 
@@ -84,11 +97,11 @@ def flatbuffer_with_ranges(traced: Trace, graph_def: Any) -> tuple[bytes, Ranges
 
 
 def flatbuffer_with_rounding(traced: Trace) -> bytes:
-    """A float32 flatbuffer that rounds as the quantization-aware trained trace does: the reference for its int8 file.
+    """Convert a quantization-aware trained trace to float32, including its rounding: the reference for its int8 file.
 
-    Weights are constants with the values that fake quantization gives them, and activations pass a QUANTIZE and a
-    DEQUANTIZE wherever the trace fake-quantizes them. The float model without its fake quantization is no reference: it
-    is as far from what was trained as a model quantized after training is from its float model.
+    Weights are constants with their fake-quantized values. Activations pass a QUANTIZE and a DEQUANTIZE wherever the
+    trace fake-quantizes them. The float model without fake quantization is not a good reference: it differs from the
+    trained function as much as a model quantized after training differs from its float model.
     """
     return _convert(_converter(traced, with_rounded_weights(frozen_graph(traced))))
 
@@ -100,12 +113,12 @@ def _converter(traced: Trace, graph_def: Any = None) -> Any:
 
     class FrozenConverter(lite.TFLiteConverterV2):
         def _freeze_concrete_function(self) -> tuple:
-            # What follows them are captures: variables, and tensors such as the masks of prune-preserving QAT.
+            # Captures follow the inputs: variables, and tensors such as the masks of prune-preserving QAT.
             inputs = traced.function.inputs[: len(traced.input_names)]
             return graph_def, inputs, traced.function.outputs, traced.function
 
     converter = FrozenConverter([traced.function])
-    # Its metadata names no more than the TensorFlow version, and costs an unpacking and packing of the whole model.
+    # The conversion metadata is only the TensorFlow version, and writing it unpacks and packs the whole model.
     converter.exclude_conversion_metadata = True
     return converter
 
@@ -117,19 +130,23 @@ def _convert(converter: Any) -> bytes:
         with stage("converting to TFLite"), _silenced(), captured_stderr() as stderr:
             return bytes(converter.convert())
     except ConverterError as error:
-        message = f"TensorFlow's converter refuses the model: {_reason(stderr.add_to(str(error)))}"
-        raise InputError(message, field="model") from error
+        raise InputError(
+            "TensorFlow's converter rejects the model. Replace the layers whose ops TFLite does not support. It "
+            f"says: {_reason(stderr.add_to(str(error)))}",
+            field="model",
+        ) from error
 
 
 def _reason(message: str) -> str:
+    """Return the lines of a converter error that say what is wrong."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line or "not supported" in line or "Custom ops" in line]
-    return " ".join((telling or lines)[:4])
+    relevant = [line for line in lines if "error:" in line or "not supported" in line or "Custom ops" in line]
+    return " ".join((relevant or lines)[:4])
 
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """The converter warns through `warnings` and prints to stdout of what is as it should be."""
+    """Suppress the converter's Python warnings and its output on stdout, which do not report problems."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edit an unpacked flatbuffer: new ops, tensors and constants, other inputs, scales.
+"""Edit an unpacked flatbuffer: add ops, tensors and constants, change inputs and scales.
 
-`edited` is a ModelT of the schema's object API, as `tflite.unpack` returns it, and `graph` one of its subgraphs; both
-are changed in place. Rewrites are in other modules: see the order in the docstring of `quantize`.
+`edited` is a ModelT of the schema's object API, as `tflite.unpack` returns it, and `graph` is one of its subgraphs.
+Both are changed in place. The docstring of `quantize` lists the rewrites that use these helpers.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,13 +16,22 @@ from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 
 def replace_op(edited: Any, op: Any, name: str, inputs: list[int], kind: int = 0, options: Any = None) -> None:
-    """Turn `op` into one called `name`. kind, options: a BuiltinOptions number and its table, 0 for none."""
+    """Turn `op` into another op in place.
+
+    Args:
+        edited: The flatbuffer.
+        op: The op to change. It keeps its outputs.
+        name: The new op, such as "MUL".
+        inputs: Its input tensors.
+        kind: The BuiltinOptions number of `options`; 0 for none.
+        options: The table of options.
+    """
     op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 1)
     op.inputs, op.builtinOptionsType, op.builtinOptions = inputs, kind, options
 
 
 def new_op(edited: Any, name: str, inputs: list[int], output: int, kind: int = 0, options: Any = None) -> Any:
-    """Return a new op, which the caller inserts into a graph."""
+    """Return a new op with one output, which the caller inserts into a graph; arguments as in `replace_op`."""
     from ai_edge_litert import schema_py_generated as generated
 
     op = generated.OperatorT()
@@ -64,7 +73,7 @@ def name_of(graph: Any, index: int) -> str:
 
 
 def constant_of(edited: Any, graph: Any, index: int, dtype: str = "float32") -> NDArray | None:
-    """Return the flat values of a constant of this type; None of any other tensor."""
+    """Return the values of a constant of this type as a flat array; None for any other tensor."""
     tensor = graph.tensors[int(index)]
     data = edited.buffers[tensor.buffer].data
     if tensor.type != TENSOR_TYPES.index(dtype) or data is None or len(data) == 0:
@@ -73,20 +82,20 @@ def constant_of(edited: Any, graph: Any, index: int, dtype: str = "float32") -> 
 
 
 def sizes_of(tensor: Any) -> list[int]:
-    """Return the shape of a tensor, with -1 for each size that is known only when the model runs."""
+    """Return the shape of a tensor, with -1 for each dynamic size."""
     signature = tensor.shapeSignature
     return [int(size) for size in (tensor.shape if signature is None or len(signature) == 0 else signature)]
 
 
 def set_input(op: Any, place: int, tensor: int) -> None:
-    """Let `op` read another tensor at `place`."""
+    """Replace input number `place` of `op` by another tensor."""
     inputs = [int(index) for index in op.inputs]
     inputs[place] = tensor
     op.inputs = np.array(inputs, np.int32)
 
 
 def replace_reads(ops: Iterable[Any], old: int, new: int) -> None:
-    """Let each of `ops` read the tensor `new` wherever it reads `old`."""
+    """Replace the tensor `old` by `new` in the inputs of `ops`."""
     for op in ops:
         op.inputs = np.array([new if int(index) == old else int(index) for index in op.inputs], np.int32)
 
@@ -115,34 +124,35 @@ def quantize_op(edited: Any, source: int, target: int) -> Any:
 
 
 def remove_unread_ops(graph: Any) -> bool:
-    """Take out the ops with outputs of which nobody reads any, in place; return whether there were some."""
-    needed, kept = {int(index) for index in graph.outputs}, []
+    """Remove the ops none of whose outputs is read, in place; return whether there were any."""
+    needed, remaining = {int(index) for index in graph.outputs}, []
     for op in reversed(graph.operators):
         if len(op.outputs) and needed.isdisjoint(map(int, op.outputs)):
             continue
-        kept.append(op)
+        remaining.append(op)
         needed |= {int(index) for index in op.inputs}
-    found = len(kept) < len(graph.operators)
-    graph.operators = kept[::-1]
-    return found
+    changed = len(remaining) < len(graph.operators)
+    graph.operators = remaining[::-1]
+    return changed
 
 
 def rewrite_graphs(
-    model: bytes, names: Iterable[str], rewrite: Callable[[Any, Any], int], *, forget_tensors: bool = False
+    model: bytes, names: Iterable[str], rewrite: Callable[[Any, Any], int], *, remove_tensors: bool = False
 ) -> bytes:
-    """Return the flatbuffer after `rewrite(edited, graph)` changed its graphs in place; the same one without changes.
+    """Rewrite all subgraphs of a flatbuffer; return the same bytes if nothing changed.
 
     Args:
         model: A flatbuffer.
-        names: The ops that are rewritten: without any of them nothing is unpacked.
-        rewrite: Returns how many changes it made.
-        forget_tensors: Whether to take out the tensors that are unused afterwards; those after them get other indices.
+        names: The ops that are rewritten. A flatbuffer without any of them is not unpacked.
+        rewrite: Called with (edited, graph) for each subgraph. It changes them in place and returns the number of
+            changes.
+        remove_tensors: Whether to remove tensors that are unused afterwards, which renumbers the others.
     """
     if tflite.operator_names(model).isdisjoint(names):
         return model
     edited = tflite.unpack(model)
     if sum(rewrite(edited, graph) for graph in edited.subgraphs) == 0:
         return model
-    if forget_tensors:
+    if remove_tensors:
         tflite.remove_unused_tensors(edited)
     return tflite.pack(edited, len(model))

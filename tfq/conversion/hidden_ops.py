@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hide ops from a quantizer: as custom ops, which it leaves as they are, and restore them afterwards.
+"""Hide ops from a quantizer as custom ops, and restore them afterwards.
 
-TensorFlow's quantizer for 16-bit activations takes no list of ops that are to stay float, and it asks for the ranges of
-whole numbers: an int32 ADD must have a minimum and a maximum. It knows nothing about a custom op and leaves it alone.
+TensorFlow's quantizer for 16-bit activations has no option to keep ops in float, and it needs ranges of integer tensors
+as well: an int32 ADD must have a minimum and a maximum. It does not change custom ops.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -19,10 +19,15 @@ _FLOAT32, _INT32 = TENSOR_TYPES.index("float32"), TENSOR_TYPES.index("int32")
 
 @dataclass(frozen=True, kw_only=True)
 class _Original:
-    """A hidden op.
+    """What a hidden op was before.
 
-    code: builtin and version. inputs, outputs: the slots of disguised tensors; floats: of float inputs; states: of
-    variable tensors.
+    Attributes:
+        code: (builtin operator, version).
+        options: (builtinOptions, builtinOptionsType, builtinOptions2).
+        inputs: The positions of disguised tensors among its inputs.
+        outputs: The positions of disguised tensors among its outputs.
+        floats: The positions of float tensors among its inputs, without states.
+        states: The positions of variable tensors among its inputs.
     """
 
     code: tuple[int, int]
@@ -36,11 +41,16 @@ class _Original:
 def with_hidden_ops(
     model: bytes, ops: Iterable[int], disguised: Collection[int] = ()
 ) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """Return (`model` with `ops` of its main subgraph as custom ops, a function that restores them in a result).
+    """Replace ops of the main subgraph by custom ops.
 
-    ops: indices of ops. disguised: float tensors that these ops alone touch, which the quantizer sees as int32.
-    The result may have other tensors between the ops: what the custom ops read and write there is what the restored
-    ones do.
+    Args:
+        model: A float flatbuffer.
+        ops: Indices of the ops to hide.
+        disguised: Float tensors that only these ops read and write. The quantizer sees them as int32.
+
+    Returns:
+        The flatbuffer with custom ops, and a function that restores the ops in a quantizer's result. The restored ops
+        read and write the tensors of the custom ops in that result.
     """
     hidden = sorted(set(ops))
     if not hidden:
@@ -96,8 +106,8 @@ def _restored(result: bytes, originals: dict[str, _Original]) -> bytes:
         for slot in original.states:
             _separate_state(graph, op, slot)
         for slot in original.floats:
-            # TensorFlow's 16-bit quantizer leaves an op without it that stands before the one that had the tensor
-            # quantized.
+            # TensorFlow's 16-bit quantizer omits the DEQUANTIZE if this op comes before the op that caused the tensor
+            # to be quantized.
             if graph.tensors[int(op.inputs[slot])].type != _FLOAT32:
                 _dequantize_input(edited, graph, op, slot)
     tflite.remove_unused_operator_codes(edited)
@@ -106,7 +116,7 @@ def _restored(result: bytes, originals: dict[str, _Original]) -> bytes:
 
 
 def _separate_state(graph: Any, op: Any, slot: int) -> None:
-    """Give `op` a separate variable float tensor: the quantizer merges tensors that hold zeros into one constant."""
+    """Give `op` a separate variable float tensor, because the quantizer merges all-zero tensors into one constant."""
     state = add_tensor(graph, int(op.inputs[slot]), f"{name_of(graph, int(op.outputs[0]))}_state_{slot}")
     graph.tensors[state].type, graph.tensors[state].isVariable = _FLOAT32, True
     graph.tensors[state].hasRank = True
@@ -114,7 +124,7 @@ def _separate_state(graph: Any, op: Any, slot: int) -> None:
 
 
 def _dequantize_input(edited: Any, graph: Any, op: Any, slot: int) -> None:
-    """Put a DEQUANTIZE in front of input `slot` of `op`."""
+    """Insert a DEQUANTIZE before input `slot` of `op`."""
     quantized = int(op.inputs[slot])
     source = add_tensor(graph, quantized, f"{name_of(graph, quantized)}_dequantized")
     graph.tensors[source].type = _FLOAT32

@@ -150,7 +150,7 @@ def with_comparable_scales(model: bytes) -> bytes:
     Args:
         model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
     """
-    return rewrite_graphs(model, COMPARING, _comparable, forget_tensors=True)
+    return rewrite_graphs(model, COMPARING, _comparable, remove_tensors=True)
 
 
 def _comparable(edited: Any, graph: Any) -> int:

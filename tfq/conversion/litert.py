@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantize with litert-quantizer: whole models, or mixed precision by layer.
+"""Quantize with litert-quantizer: a whole model, or mixed precision by layer.
 
-The one file that touches `litert_quantizer`, of which it uses what is public in 0.11: Quantizer, its recipe and
-`quantize(calibration_result=...)`. It is what Google maintains in the place of TensorFlow's quantizer, and the one that
-can give single layers another scheme. Layers are told to it by the names of their outputs, of which it matches regular
-expressions with a semicolon behind; of several that match, the last counts.
+litert-quantizer is Google's successor of TensorFlow's quantizer, and the only one that can give single layers another
+scheme. This is the only file that uses it, with the public API of 0.11: Quantizer, its recipe, and
+`quantize(calibration_result=...)`. It identifies layers by regular expressions that match the names of their outputs,
+each followed by a semicolon. The last matching expression wins.
 """
 
 import re
@@ -21,15 +21,22 @@ from tfq.native_stderr import captured_stderr
 from tfq.patterns import check_fits, fits_op
 from tfq.progress import stage
 
-# What only litert-quantizer can do.
-_OF_LITERT = ("int16_layers", "per_tensor_layers")
+# Settings that only litert-quantizer supports.
+_LITERT_ONLY = ("int16_layers", "per_tensor_layers")
 
 
 def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[str]:
-    """Return the output tensors' names of all ops whose layer fits one of `patterns`, or whose output one of them is.
+    """Return the names of the output tensors of all ops that match a pattern, in all subgraphs.
 
-    Both quantizers know ops by these, in any subgraph. Raises InputError on a pattern that fits no layer, with the
-    nearest name.
+    Both quantizers identify ops by these names.
+
+    Args:
+        model: A float flatbuffer.
+        setting: The config field of the patterns, for errors.
+        patterns: Patterns of layer names, or exact names of output tensors.
+
+    Raises:
+        InputError: A pattern matches no layer. The message has the most similar name.
     """
     if not patterns:
         return []
@@ -53,38 +60,38 @@ def layer_outputs(model: bytes, setting: str, patterns: Sequence[str]) -> list[s
 
 
 def check_mixed(config: ConversionConfig, *, trained: bool) -> None:
-    """Raises InputError where settings of single layers, or the backend, contradict the scheme or each other."""
+    """Raise InputError if the quantizer or settings of single layers contradict the scheme or each other."""
     if config.quantizer == "litert":
         if trained:
             raise InputError(
-                "quantizer=litert: the model is quantization-aware trained, for the scales of TensorFlow's quantizer: "
-                "leave it out",
+                "conversion.quantizer=litert: a quantization-aware trained model was trained for the scales of "
+                "TensorFlow's quantizer. Use conversion.quantizer=tensorflow, the default",
                 field="conversion.quantizer",
                 expected="tensorflow",
                 got="litert",
             )
         if not config.needs_ranges:
             raise InputError(
-                f"quantizer=litert with scheme={config.scheme}: it is for int8 and int16x8: leave it out, or convert "
-                f"to "
-                "one of these",
+                f"conversion.quantizer=litert requires scheme int8 or int16x8, got {config.scheme}. Convert to one of "
+                "these, or use the default quantizer",
                 field="conversion.scheme",
                 expected=("int8", "int16x8"),
                 got=config.scheme,
             )
-    for name in ("float_layers", *_OF_LITERT):
+    for name in ("float_layers", *_LITERT_ONLY):
         if getattr(config, name) and config.scheme != "int8":
             raise InputError(
-                f"{name} with scheme={config.scheme}: a model in which some layers have a scheme of their own is int8",
+                f"conversion.{name} requires conversion.scheme=int8, got {config.scheme}. Convert to int8, or remove "
+                "the setting",
                 field=f"conversion.{name}",
                 expected=(),
                 got=getattr(config, name),
             )
-    for name in _OF_LITERT:
+    for name in _LITERT_ONLY:
         if getattr(config, name) and config.quantizer != "litert":
             raise InputError(
-                f"{name}={','.join(getattr(config, name))}: TensorFlow's quantizer has one scheme for all layers: set "
-                f"quantizer=litert ({install_hint('litert')})",
+                f"conversion.{name}={','.join(getattr(config, name))}: TensorFlow's quantizer has one scheme for all "
+                f"layers. Set conversion.quantizer=litert ({install_hint('litert')})",
                 field="conversion.quantizer",
                 expected="litert",
                 got=config.quantizer,
@@ -100,19 +107,26 @@ def quantize_by_litert(
     config: ConversionConfig,
     float_outputs: Sequence[str] = (),
 ) -> bytes:
-    """`model`, a float flatbuffer with a signature, in the integers of config.scheme.
+    """Quantize a float flatbuffer with litert-quantizer.
 
-    ranges: (subgraph, tensor) -> (minimum, maximum) of every activation. config: as quantize_flatbuffer has it, and the
-    layers that have a scheme of their own. float_outputs: outputs of further ops that stay float.
-    Raises InputError where litert-quantizer is missing or refuses, where two activations have one name, and on a
-    pattern that fits no layer.
+    Args:
+        model: A float flatbuffer with a signature.
+        ranges: {(subgraph, tensor): (minimum, maximum)} of every activation.
+        config: The scheme, the types of inputs and outputs, the granularity of the weights, and the layers with
+            another scheme.
+        float_outputs: Outputs of further ops that stay float.
+
+    Raises:
+        InputError: litert-quantizer is not installed or rejects the model, two activations have the same name, or a
+            pattern matches no layer.
     """
     try:
         from litert_quantizer import quantizer
         from litert_quantizer.qtyping import TFLOperationName
     except ImportError as error:
         raise InputError(
-            f"quantizer=litert needs litert-quantizer ({error}): {install_hint('litert')}. Or leave quantizer out",
+            f"conversion.quantizer=litert needs the package litert-quantizer, which cannot be imported ({error}). "
+            f"Install it ({install_hint('litert')}), or use the default quantizer",
             field="conversion.quantizer",
             expected="litert-quantizer",
             got="litert",
@@ -121,14 +135,18 @@ def quantize_by_litert(
     _add_schemes(recipe, model, config)
     for output in float_outputs:
         recipe.update_quantization_recipe(_regex(output), TFLOperationName.ALL_SUPPORTED, algorithm_key="no_quantize")
-    _add_borders(recipe, config)
+    _add_io_types(recipe, config)
     try:
         with stage("quantizing"), captured_stderr(), warnings.catch_warnings():
             # That its interpreter keeps all tensors is for debugging only.
             warnings.filterwarnings("ignore", message=".*preserve_all_tensors")
             built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"litert-quantizer refuses the flatbuffer: {error}", field="model") from error
+        raise InputError(
+            "litert-quantizer rejects the float model. Keep the layers that it names in float "
+            f"(conversion.float_layers), or use the default quantizer. It says: {error}",
+            field="model",
+        ) from error
     return bytes(built.quantized_model)
 
 
@@ -137,24 +155,24 @@ def _add_schemes(recipe: Any, model: bytes, config: ConversionConfig) -> None:
     from litert_quantizer.qtyping import TFLOperationName as Name
 
     bits = 16 if config.scheme == "int16x8" else 8
-    item, one = Granularity.CHANNELWISE, Granularity.TENSORWISE
+    per_channel, per_tensor = Granularity.CHANNELWISE, Granularity.TENSORWISE
 
     def static(regex: str, activation_bits: int, granularity: Any, name: Any = Name.ALL_SUPPORTED) -> None:
         recipe.add_static_config(regex, name, activation_bits, 8, granularity)
 
-    static(_ALL, bits, item if config.per_channel else one)
+    static(_ALL, bits, per_channel if config.per_channel else per_tensor)
     if config.per_channel and not config.per_channel_dense:
-        static(_ALL, bits, one, Name.FULLY_CONNECTED)
-    coarse = set(layer_outputs(model, "per_tensor_layers", config.per_tensor_layers))
-    fine = set(layer_outputs(model, "int16_layers", config.int16_layers))
-    for output in sorted(coarse | fine):
-        granularity = one if output in coarse or not config.per_channel else item
-        static(_regex(output), 16 if output in fine else bits, granularity)
+        static(_ALL, bits, per_tensor, Name.FULLY_CONNECTED)
+    per_tensor_outputs = set(layer_outputs(model, "per_tensor_layers", config.per_tensor_layers))
+    int16_outputs = set(layer_outputs(model, "int16_layers", config.int16_layers))
+    for output in sorted(per_tensor_outputs | int16_outputs):
+        granularity = per_tensor if output in per_tensor_outputs or not config.per_channel else per_channel
+        static(_regex(output), 16 if output in int16_outputs else bits, granularity)
     for output in layer_outputs(model, "float_layers", config.float_layers):
         recipe.update_quantization_recipe(_regex(output), Name.ALL_SUPPORTED, algorithm_key="no_quantize")
 
 
-def _add_borders(recipe: Any, config: ConversionConfig) -> None:
+def _add_io_types(recipe: Any, config: ConversionConfig) -> None:
     from litert_quantizer import qtyping
 
     places = (
@@ -179,15 +197,15 @@ def _add_borders(recipe: Any, config: ConversionConfig) -> None:
 
 
 def _by_name(model: bytes, ranges: Mapping[tuple[int, int], tuple[float, float]]) -> dict[str, dict[str, Any]]:
-    """Tensor name -> its range, as litert-quantizer keeps what it has calibrated: arrays with an axis for each."""
+    """Return {tensor name: its range} in the calibration format of litert-quantizer: arrays of the tensor's rank."""
     graphs = tflite.read(model).subgraphs
     results: dict[str, dict[str, Any]] = {}
     for (subgraph, index), ends in ranges.items():
         tensor = graphs[subgraph].tensors[index]
         if tensor.name in results:
             raise InputError(
-                f"quantizer=litert: two activations have the name {tensor.name!r}, and litert-quantizer goes by names: "
-                "leave quantizer out",
+                f"conversion.quantizer=litert identifies activations by name, but two have the name {tensor.name!r}. "
+                "Use conversion.quantizer=tensorflow, the default",
                 field="conversion.quantizer",
                 expected="tensorflow",
                 got="litert",

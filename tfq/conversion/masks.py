@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bound the masks of a float flatbuffer before it is quantized, so that they do not take the scores' int8 scale.
+"""Bound the masks of a float flatbuffer before quantization, so that the scores keep a fine int8 scale.
 
-`mask_flow` finds where masks act and how far they can be cut off. This module cuts constants off there, and
-ends the ranges of the tensors on the way there; values beyond saturate when quantized. The function stays the same: a
-masked weight is at most exp(-12) of an unmasked one instead of 0 (in the float model, whose masks have no scale to
-share, exp(-24)), and a max pool or a maximum gives the same bits.
+`mask_flow` finds where masks act, and to which interval they can be clipped. This module clips the constants to it, and
+limits the ranges of the tensors between. Larger values saturate when they are quantized. The function stays the same: a
+masked weight is at most exp(-12) of an unmasked one instead of 0 (exp(-24) in the float model, whose masks share no
+scale), and a max pool or a maximum is bit-exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tfq import tflite
 from tfq.conversion.graph_editing import add_constant, constant_of, remove_unread_ops, set_input
-from tfq.conversion.mask_flow import HUGE, Interval, MaskFlow
+from tfq.conversion.mask_flow import MIN_MASK_CONSTANT, Interval, MaskFlow
 from tfq.errors import warn
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.typing import JSON
@@ -24,30 +24,33 @@ from tfq.typing import JSON
 Ranges = dict[tuple[int, int], Interval]
 RangeMap = Mapping[tuple[int, int], Interval]
 
-# In the place of an infinite constant: twice this is finite too.
+# Replaces an infinite constant. Twice this value is still finite.
 _FINITE = 1e30
 _MASKING = ("ADD", "MAXIMUM", "MINIMUM", "PADV2", "SELECT", "SELECT_V2", "SUB")
-# Of constants beyond the margin of ranges: a row whose only score is the lowest one stays within 1e-6 as well.
+# Constants are clipped this much farther out than ranges, so that a row with only the lowest score stays within 1e-6.
 _EXTRA = 12.0
-# Constants of more values than this are stored once, for all ops that read them.
+# Constants with more values than this are stored once for all ops that read them.
 _SHARED_SIZE = 1024
-# Samples on which the bounded float model is compared with the original one, and the largest difference of an output
-# as a fraction of the largest one.
-_COMPARED, _MOST = 64, 1e-4
-# A mask of -1e4 rounds the scores that it is added to by 1e-3: a row of such scores differs by no more than this.
-_ROUNDED = 1e-2
-# Scores that differ by less, in a row that is masked throughout, give an even softmax.
-_EVEN = 0.05
+# The number of samples to compare the bounded float model with the original one, and the accepted difference of an
+# output relative to the largest one.
+_NUM_COMPARED, _TOLERANCE = 64, 1e-4
+# A mask of -1e4 rounds the scores that it is added to by 1e-3, so a row of such scores changes by at most this.
+_ROUNDING = 1e-2
+# If the scores of a fully masked row differ by less than this, its softmax counts as uniform.
+_UNIFORM_SPREAD = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoundedMasks:
     """A float flatbuffer with bounded masks.
 
-    model: the flatbuffer; tensors have the indices that they had. ranges: of its activations.
-    layers: each softmax, maximum or max pool whose mask was bounded: its layer and op, its input and that one's range.
-    uneven: whether a mask is so small that float32 still tells scores apart that it is added to.
-    unbounded: layers where a mask takes a scale from other values, and nothing allows to cut it off.
+    Attributes:
+        model: The flatbuffer. Its tensors keep their indices.
+        ranges: The ranges of its activations.
+        layers: Each softmax, maximum or max pool whose mask was bounded: its layer, its op, and its input with the
+            range.
+        uneven: Whether a mask is so small that float32 still distinguishes the scores that it is added to.
+        unbounded: Layers in which a mask shares a scale with other values and cannot be bounded.
     """
 
     model: bytes
@@ -57,12 +60,12 @@ class BoundedMasks:
     unbounded: tuple[str, ...] = ()
 
     def to_dict(self) -> JSON:
-        """Return plain JSON values: {"masks": ...}, or nothing where no mask was bounded."""
+        """Return plain JSON values: {"masks": ...}, or an empty dict if no mask was bounded."""
         return {"masks": {"bounded": list(self.layers)}} if self.layers else {}
 
 
 def with_finite_masks(model: bytes) -> bytes:
-    """Replace infinite constants of ops that mask: no range can hold infinity."""
+    """Replace infinite constants of ops that mask by finite ones, because a range cannot be infinite."""
     if tflite.operator_names(model).isdisjoint(_MASKING):
         return model
     edited, changed = tflite.unpack(model), False
@@ -81,19 +84,26 @@ def with_finite_masks(model: bytes) -> bytes:
 
 
 def without_nested_selects(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
-    """Let a SELECT read directly what an inner SELECT with the same condition would pass on to it.
+    """Replace select(c, select(c, x, a), b) by select(c, x, b).
 
-    select(c, select(c, x, a), b) is select(c, x, b). Quantization-aware training masks scores in this form: a, near the
-    scores, affects only the range of the inner choice, which becomes the range of x and of the outer one.
+    Quantization-aware training masks scores in this form. The constant a, which is near the scores, only affects the
+    range of the inner SELECT. This range becomes that of x and of the outer SELECT.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: {(subgraph, tensor): (minimum, maximum)} of its activations.
+
+    Returns:
+        The flatbuffer and its ranges.
     """
     if tflite.operator_names(model).isdisjoint(("SELECT", "SELECT_V2")):
         return model, ranges
     edited, changed, results = tflite.unpack(model), False, dict(ranges)
     for number, graph in enumerate(edited.subgraphs):
         selects = [op for op in graph.operators if tflite.operator_name(edited, op).startswith("SELECT")]
-        makers = {int(op.outputs[0]): op for op in selects}
+        producers = {int(op.outputs[0]): op for op in selects}
         for outer in selects:
-            inner = makers.get(int(outer.inputs[1]))
+            inner = producers.get(int(outer.inputs[1]))
             if inner is None or not _same_values(edited, graph, int(inner.inputs[0]), int(outer.inputs[0])):
                 continue
             covered, x = int(outer.inputs[1]), int(inner.inputs[1])
@@ -117,14 +127,14 @@ def _same_values(edited: Any, graph: Any, one: int, other: int) -> bool:
 
 
 def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str, *, even: bool = True) -> BoundedMasks:
-    """Cut off the masks on the way to a softmax, a maximum or a max pool at the scores' own range.
+    """Clip the masks that reach a softmax, a maximum or a max pool near the range of the scores.
 
-    Only the main subgraph is changed: it alone has observed ranges.
+    Only the main subgraph is changed, because only it has observed ranges.
 
     Args:
         model: A float flatbuffer.
-        ranges: (subgraph, tensor) -> (minimum, maximum) that calibration chose.
-        observed: The same of all values on the calibration data.
+        ranges: {(subgraph, tensor): (minimum, maximum)} that calibration chose.
+        observed: The same for all values on the calibration data, without clipping.
         scheme: "int8" or "int16x8".
         even: As in `MaskFlow`.
     """
@@ -132,10 +142,10 @@ def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str,
     edited = tflite.unpack(model)
     by_observed = _flow(edited, graph, observed, observed, scheme, extra=_EXTRA if even else 0.0)
     by_chosen = _flow(edited, graph, observed, ranges, scheme, even=even)
-    unbounded = tuple(sorted({graph.layer_of(op) for op in by_observed.swallowed}))
+    unbounded = tuple(sorted({graph.layer_of(op) for op in by_observed.unbounded}))
     if not by_observed.limits:
         return BoundedMasks(model=model, ranges=dict(ranges), unbounded=unbounded)
-    changed = _cut_constants(edited, edited.subgraphs[graph.index], by_observed)
+    changed = _clip_constants(edited, edited.subgraphs[graph.index], by_observed)
     bounded = dict(ranges)
     for index, limit in by_chosen.limits.items():
         ends = ranges.get((graph.index, index), observed.get((graph.index, index)))
@@ -154,7 +164,7 @@ def bound_masks(model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str,
     ]
     if not changed and not layers:
         return BoundedMasks(model=model, ranges=dict(ranges), unbounded=unbounded)
-    uneven = any(_tells_apart(by_observed, op) for op in by_observed.sinks if op.name == "SOFTMAX")
+    uneven = any(_distinguishes_scores(by_observed, op) for op in by_observed.sinks if op.name == "SOFTMAX")
     return BoundedMasks(
         model=tflite.pack(edited, len(model)),
         ranges=bounded,
@@ -168,7 +178,7 @@ def _flow(
     edited: Any,
     graph: tflite.Subgraph,
     observed: RangeMap,
-    spans: RangeMap,
+    ranges: RangeMap,
     scheme: str,
     *,
     even: bool = True,
@@ -185,8 +195,8 @@ def _flow(
     return MaskFlow(
         graph=graph,
         constant=constant,
-        ends={tensor: ends for (subgraph, tensor), ends in observed.items() if subgraph == graph.index},
-        spans={tensor: ends for (subgraph, tensor), ends in spans.items() if subgraph == graph.index},
+        observed={tensor: ends for (subgraph, tensor), ends in observed.items() if subgraph == graph.index},
+        ranges={tensor: ends for (subgraph, tensor), ends in ranges.items() if subgraph == graph.index},
         has_activation=lambda index: bool(getattr(table.operators[index].builtinOptions, "fusedActivationFunction", 0)),
         symmetric=scheme == "int16x8",
         even=even,
@@ -194,13 +204,14 @@ def _flow(
     )
 
 
-def _tells_apart(flow: MaskFlow, op: tflite.Op) -> bool:
-    """Whether scores that a mask is added to still differ in float32."""
-    (low, high), real = flow.ends.get(op.inputs[0], (0.0, 0.0)), flow.masked[op.inputs[0]] or (0.0, 0.0)
+def _distinguishes_scores(flow: MaskFlow, op: tflite.Op) -> bool:
+    """Check whether scores that a mask was added to still differ in float32."""
+    (low, high), real = flow.observed.get(op.inputs[0], (0.0, 0.0)), flow.masked[op.inputs[0]] or (0.0, 0.0)
     return max(-low, high) * float(np.finfo(np.float32).eps) / 2 < real[1] - real[0]
 
 
-def _cut_constants(edited: Any, table: Any, flow: MaskFlow) -> bool:
+def _clip_constants(edited: Any, table: Any, flow: MaskFlow) -> bool:
+    """Clip the mask constants in place; return whether any changed."""
     limits = dict(flow.constant_limits)
     by_tensor: dict[int, list[Interval]] = {}
     for (op, place), limit in limits.items():
@@ -217,17 +228,17 @@ def _cut_constants(edited: Any, table: Any, flow: MaskFlow) -> bool:
         if values.size > _SHARED_SIZE:
             lows, highs = zip(*by_tensor[index], strict=True)
             limit = min(lows), max(highs)
-        cut = np.where(np.abs(values) >= HUGE, np.clip(values, *limit), values).astype(np.float32)
-        if np.array_equal(cut, values):
+        clipped = np.where(np.abs(values) >= MIN_MASK_CONSTANT, np.clip(values, *limit), values).astype(np.float32)
+        if np.array_equal(clipped, values):
             continue
         key = index, limit
-        built[key] = _replace_constant(edited, table, op, place, cut, built.get(key))
+        built[key] = _replace_constant(edited, table, op, place, clipped, built.get(key))
         changed = True
     return changed
 
 
 def _replace_constant(edited: Any, graph: Any, op: Any, place: int, values: NDArray, index: int | None = None) -> int:
-    """Let `op` read a new constant with these values, or the one at `index`."""
+    """Replace a constant input of `op` by a new constant with these values, or by the one at `index`."""
     if index is None:
         old = graph.tensors[int(op.inputs[place])]
         index = add_constant(edited, graph, values.reshape([int(size) for size in old.shape]))
@@ -238,19 +249,23 @@ def _replace_constant(edited: Any, graph: Any, op: Any, place: int, values: NDAr
 def bound_and_check_masks(
     model: bytes, ranges: RangeMap, observed: RangeMap, scheme: str, samples: Sequence[Sample]
 ) -> BoundedMasks:
-    """Bound the masks of a float flatbuffer, and compare it on `samples` with what it was.
+    """Bound the masks of a float flatbuffer, and compare its outputs on `samples` before and after.
 
-    A row that is masked throughout gives an even softmax in float if float32 rounds away the scores that the mask is
-    added to. In integers it does as well, because they saturate there. If a mask is so small that float32 still
-    distinguishes the scores, the ranges end lower, so that integers do as well; if it rounds them, a TfqWarning names
-    the layer. If anything else differs, the masks stay as they were. A TfqWarning names these layers, and those whose
-    masks cannot be bounded.
+    Fully masked rows are special. In float, their softmax is uniform if float32 rounds away the scores that the mask is
+    added to. In integers it is uniform because the scores saturate. There are three cases:
+
+    - The mask is so small that float32 still distinguishes the scores: the ranges are widened, so that integers
+      distinguish them as well.
+    - The mask rounds the scores: a TfqWarning names the layer.
+    - Something else differs: the masks are not bounded, and a TfqWarning names the layers.
+
+    A TfqWarning also names the layers whose masks cannot be bounded.
 
     Args:
-        model: As in `bound_masks`, like the next three.
-        ranges: Likewise.
-        observed: Likewise.
-        scheme: Likewise.
+        model: As in `bound_masks`.
+        ranges: As in `bound_masks`.
+        observed: As in `bound_masks`.
+        scheme: As in `bound_masks`.
         samples: Calibration samples to compare both float models on.
     """
     bounded = bound_masks(model, ranges, observed, scheme)
@@ -258,71 +273,71 @@ def bound_and_check_masks(
     if not bounded.layers or not samples:
         return bounded
     graph = tflite.read(model).main_subgraph
-    some = samples[:: -(-len(samples) // _COMPARED)]
-    difference = _difference(graph, model, bounded.model, some)
-    rows = _uneven_rows(graph, model, bounded, some) if difference > _MOST or bounded.uneven else None
-    if difference > _MOST and rows is None:
+    compared = samples[:: -(-len(samples) // _NUM_COMPARED)]
+    difference = _difference(graph, model, bounded.model, compared)
+    rows = _uneven_rows(graph, model, bounded, compared) if difference > _TOLERANCE or bounded.uneven else None
+    if difference > _TOLERANCE and rows is None:
         names = ", ".join(sorted({item["layer"] for item in bounded.layers}))
         warn(
-            f"masks: bounding the masks of {names} would change the float model by {difference:.1e} of its largest "
-            "output, so they keep their values, which may take the whole int8 range: use masks of 0 and one large "
-            "value, or keep these layers in float (conversion.float_layers)"
+            f"masks: the masks of {names} keep their values, which may take the whole int8 range. Bounding them would "
+            f"change the outputs of the float model by {difference:.1e} of the largest output. Use masks of 0 and one "
+            "large value, or keep these layers in float (conversion.float_layers)"
         )
         return BoundedMasks(model=model, ranges=dict(ranges))
     if not rows:
         return bounded
-    if difference <= _ROUNDED:
+    if difference <= _ROUNDING:
         return bound_masks(model, ranges, observed, scheme, even=False)
     warn(
-        f"masks: {', '.join(rows)}: on the calibration data some rows are masked throughout. In float their scores are "
-        "rounded to the resolution of the mask, in integers all are the same: mask with a larger constant (-1e9), or "
-        "ignore the output there"
+        f"masks: some rows of {', '.join(rows)} are fully masked on the calibration data. In float, the mask rounds "
+        "their scores; in integers, all their scores are equal. Use a larger mask constant (-1e9), or ignore the "
+        "output of these rows"
     )
     return bounded
 
 
-def _difference(graph: tflite.Subgraph, one: bytes, other: bytes, samples: Sequence[Sample]) -> float:
-    """The largest difference of an output, as a fraction of that output's largest magnitude."""
+def _difference(graph: tflite.Subgraph, before: bytes, after: bytes, samples: Sequence[Sample]) -> float:
+    """Return the largest difference of an output, relative to that output's largest magnitude."""
     runs = [
         map_activations(model, graph.outputs, samples, lambda values: [value.astype(np.float64) for value in values])
-        for model in (one, other)
+        for model in (before, after)
     ]
-    largest, furthest = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
-    for wanted, got in zip(*runs, strict=True):
-        for place, (left, right) in enumerate(zip(wanted, got, strict=True)):
-            # The logarithm of a softmax is a mask value itself where all else is masked; in int8 it ends at -16.
-            real = np.abs(left) < HUGE
-            largest[place] = max(largest[place], np.abs(left[real]).max(initial=0))
-            furthest[place] = max(furthest[place], np.abs(left - right)[real].max(initial=0))
-    return float((furthest / np.where(largest > 0, largest, 1)).max(initial=0))
+    largest, difference = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
+    for original, bounded in zip(*runs, strict=True):
+        for place, (expected, got) in enumerate(zip(original, bounded, strict=True)):
+            # In a log-softmax, the result of a masked position is a mask value itself; in int8 it ends at -16.
+            real = np.abs(expected) < MIN_MASK_CONSTANT
+            largest[place] = max(largest[place], np.abs(expected[real]).max(initial=0))
+            difference[place] = max(difference[place], np.abs(expected - got)[real].max(initial=0))
+    return float((difference / np.where(largest > 0, largest, 1)).max(initial=0))
 
 
 def _uneven_rows(
     graph: tflite.Subgraph, model: bytes, bounded: BoundedMasks, samples: Sequence[Sample]
 ) -> list[str] | None:
-    """Layers with a row of scores that are all masked and yet differ; None where no row is masked throughout."""
+    """Return the layers with a fully masked row whose scores differ; None if there is no fully masked row."""
     sinks = {item["tensor"]: item["layer"] for item in bounded.layers if item["op"] == "SOFTMAX"}
-    names, is_masked = set(), False
-    for spreads in map_activations(model, list(sinks), samples, lambda arrays: list(map(_masked_rows, arrays))):
+    names, has_masked_rows = set(), False
+    for spreads in map_activations(model, list(sinks), samples, lambda arrays: list(map(_spread_of_masked, arrays))):
         for layer, spread in zip(sinks.values(), spreads, strict=True):
-            is_masked |= spread is not None
-            if spread is not None and spread > _EVEN:
+            has_masked_rows |= spread is not None
+            if spread is not None and spread > _UNIFORM_SPREAD:
                 names.add(layer)
-    return sorted(names) if is_masked else None
+    return sorted(names) if has_masked_rows else None
 
 
-def _masked_rows(scores: NDArray) -> float | None:
-    """The largest spread of a row (last axis) in which all is masked; None where there is none."""
+def _spread_of_masked(scores: NDArray) -> float | None:
+    """Return the largest spread of a fully masked row (along the last axis); None if there is no such row."""
     highest = scores.max(axis=-1)
-    rows = highest <= -HUGE / 2
+    rows = highest <= -MIN_MASK_CONSTANT / 2
     return float((highest - scores.min(axis=-1))[rows].max()) if rows.any() else None
 
 
 def _warn_of_unbounded(layers: Sequence[str]) -> None:
     if layers:
         warn(
-            f"masks: {', '.join(layers)}: a constant or an input of at least {HUGE:g} shares a scale with values that "
-            "are smaller than one int8 step of it, and other ops than a softmax, a maximum or a max pool read the "
-            "result: these values are lost. Use a smaller constant, or keep the layer in float "
-            "(conversion.float_layers)"
+            f"masks: {', '.join(layers)} lose values, because a constant or an input of at least {MIN_MASK_CONSTANT:g} "
+            "shares a scale with them and they are smaller than one int8 step of it. The constant cannot be bounded, "
+            "because ops other than a softmax, a maximum or a max pool read the result. Use a smaller constant, or "
+            "keep the layer in float (conversion.float_layers)"
         )

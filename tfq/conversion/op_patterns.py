@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve patterns that address an op by its number, `op:12`, to the names of the tensors that the op gives.
+"""Resolve patterns that address an op by its number, `op:12`, to the names of the op's output tensors.
 
-Numbers are those of the float flatbuffer, before tfq rewrites it; names survive the rewrites and the quantizer. They
-are kept in the metadata of the result, so that an audit finds the same ops in a file in which they have other numbers.
+Numbers refer to the float flatbuffer before tfq rewrites it. Names survive the rewrites and the quantizer. The metadata
+of the result maps the numbers to the names, because the ops have other numbers there and an audit must find them.
 """
 
 import dataclasses
@@ -17,11 +17,14 @@ _FIELDS = ("float_layers", "int16_layers", "per_tensor_layers", "int4_layers")
 
 
 def with_ops_by_name(model: bytes, config: ConversionConfig) -> tuple[bytes, ConversionConfig]:
-    """Return `model` with the names of the ops that `config` addresses by number, and `config` with the names instead.
+    """Replace op numbers in the patterns of `config` by names, and record the names in the metadata of `model`.
 
     Args:
         model: The float flatbuffer.
-        config: Of its patterns, those of the form `op:12` (`op:1:12` in subgraph 1) are resolved.
+        config: Patterns of the form `op:12` (`op:1:12` in subgraph 1) are replaced; others stay.
+
+    Returns:
+        The flatbuffer and the config.
 
     Raises:
         InputError: The model has no op of that number.
@@ -63,6 +66,11 @@ def _outputs(model: tflite.Model, pattern: str, field: str) -> list[str]:
     ops = model.subgraphs[subgraph].ops if subgraph < len(model.subgraphs) else ()
     if number >= len(ops):
         last = op_address(subgraph, len(ops) - 1)
-        problem = f"the last op of subgraph {subgraph} is {last}" if ops else f"it has no ops in subgraph {subgraph}"
-        raise InputError(f"{field}: the model has no {pattern}: {problem}", field=field, expected=len(ops), got=pattern)
+        advice = f"Its last op is {last}" if ops else f"Subgraph {subgraph} has no ops"
+        raise InputError(
+            f"{field}: the model has no op {pattern}. {advice}; the numbers are those of the float .tflite",
+            field=field,
+            expected=len(ops),
+            got=pattern,
+        )
     return [model.subgraphs[subgraph].tensors[index].name for index in ops[number].outputs]

@@ -1,39 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantize a float flatbuffer after training, with TensorFlow's quantizer or litert-quantizer.
 
-The passes of a conversion, in order. A new rewrite belongs where all that it needs is known and nothing that it changes
-has been used yet:
+The table lists the passes of a conversion in their order. Put a new rewrite after the passes whose results it needs,
+and before those that use what it changes.
 
-| when | what | where |
+| state | pass | function |
 |---|---|---|
-| float, before ranges | ops that the quantizer knows, exact to the bit | `graph_rewrites.with_quantizable_ops` |
-| | constants of litert-torch's files that the quantizer sees (TensorFlow) | `graph_rewrites.with_visible_constants` |
-| | one output for each scale that readers of a fixed-scale op need | `fixed_scales.with_separate_scales` |
-| | refuse or announce fused recurrent ops | `recurrent.check_recurrent_ops` |
-| | infinite mask constants become finite | `masks.with_finite_masks` |
-| | float inputs that are only indices become int32 | `exact_indices.with_integer_inputs` |
+| float | replace ops that the quantizer leaves in float (bit-exact) | `graph_rewrites.with_quantizable_ops` |
+| | show constants of litert-torch's files to the quantizer (TensorFlow) | `graph_rewrites.with_visible_constants` |
+| | copy fixed-scale ops for readers with other scales | `fixed_scales.with_separate_scales` |
+| | reject fused recurrent ops, or warn about them | `recurrent.check_recurrent_ops` |
+| | make infinite mask constants finite | `masks.with_finite_masks` |
+| | make float inputs that are only indices int32 | `exact_indices.with_integer_inputs` |
 | | cross-layer equalization, bias absorption | `tfq.ptq` |
-| ranges | calibration | `tfq.ptq.calibration` |
-| | ranges that QAT has learned, across ops that move values | `fake_quant.with_same_scales` |
-| float, with ranges | masks end near the scores | `masks.bound_and_check_masks` |
-| | int16x8: ops that int16 kernels compute right | `int16_forms.with_int16_forms` |
-| | ranges of MINIMUM, MAXIMUM, SELECT (TensorFlow) | `fake_quant.with_selection_ranges` |
-| | ranges that kernels can run with (dead layers) | `kernel_limits.with_kernel_limits` |
-| | weights whose scales leave room for biases (litert) | `bias_scales.with_bias_headroom` |
-| around the quantizer | hide what must stay as it is, restore it afterwards | `exact_indices`, `hidden_ops` |
-| integer | int16x8: operands of fitting types and scales | `int16_types.with_int16_types` |
-| | signatures that the quantizer dropped | `tflite.restore_signatures` |
+| ranges | calibrate | `tfq.ptq.calibration` |
+| | extend the ranges learned by QAT over ops that move values | `fake_quant.with_same_scales` |
+| float, with ranges | bound masks near the scores | `masks.bound_and_check_masks` |
+| | int16x8: replace ops without a correct int16 kernel | `int16_forms.with_int16_forms` |
+| | widen the ranges of MINIMUM, MAXIMUM, SELECT (TensorFlow) | `fake_quant.with_selection_ranges` |
+| | widen ranges that are too narrow for kernels (dead layers) | `kernel_limits.with_kernel_limits` |
+| | widen weight scales so that biases do not overflow (litert) | `bias_scales.with_bias_headroom` |
+| quantizer | hide ops that must stay unchanged, restore them afterwards | `exact_indices`, `hidden_ops` |
+| integer | int16x8: match the types and scales of operands | `int16_types.with_int16_types` |
+| | restore the signatures that the quantizer dropped | `tflite.restore_signatures` |
 | | GPTQ, 4-bit weights, bias correction | `tfq.ptq` |
-| | int8: scales that kernels take at their word | `int8_forms.with_int8_forms` |
-| result | run next to the float model; what a target cannot run | `verified`, `targeting` |
+| | int8: write scales that the kernels really use | `int8_forms.with_int8_forms` |
+| result | compare with the float model, check the target | `verified`, `targeting` |
 
-The first three rows are called by `convert`, which also resolves `op:12` to names before (`op_patterns`), and converts
-each of several signatures by itself (`signatures`); the last row is called by it as well. Rewrites edit an unpacked
-flatbuffer with the helpers of `graph_editing`.
+`convert` calls the first three passes and the last one. Before them it resolves `op:12` to names (`op_patterns`). It
+converts the subgraphs of several signatures separately (`signatures`). Rewrites edit an unpacked flatbuffer with the
+helpers of `graph_editing`.
 
-The one file that touches `tensorflow.lite.python.convert.mlir_quantize` and the `QuantizeModel` of
-`_pywrap_tensorflow_lite_calibration_wrapper.CalibrationWrapper`, both read in 2.21.0. TensorFlow itself uses the second
-one for 16-bit activations: asked for them, the first gives them zero points that the kernels refuse.
+Private TensorFlow symbols used here, as of 2.21.0: `tensorflow.lite.python.convert.mlir_quantize`, and `QuantizeModel`
+of `_pywrap_tensorflow_lite_calibration_wrapper.CalibrationWrapper`. TensorFlow uses the second one for 16-bit
+activations, because the first one gives these zero points that the kernels reject.
 """
 
 import dataclasses
@@ -80,9 +80,9 @@ class Conversion:
         content: The bytes of the flatbuffer.
         ranges: The ranges of the activations, if they were calibrated.
         techniques: {technique: its record}.
-        dead_layers: Layers that output 0, or less than a kernel can tell from it, on all calibration data.
-        evidence: What verification compares the flatbuffer with; None once it was verified.
-        verification: The result of running it next to its float twin; None if that was not asked for.
+        dead_layers: Layers whose outputs are 0, or too small for an integer kernel, on all calibration data.
+        evidence: What the verification compares the flatbuffer with; None after it was verified.
+        verification: The result of running it next to the float model; None if `config.verify` is off.
     """
 
     content: bytes
@@ -95,17 +95,17 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """The float twin of a quantized flatbuffer, and samples to run both on.
+    """The float model of a quantized flatbuffer, and samples to run both on.
 
     Args:
-        floating: The bytes of the float model; None if only `trained` is known.
-        samples: At most `verification.NUM_SAMPLES`, each {input name: array with the batch dimension}; none if no data
-            was given.
-        outputs: For each sample the outputs of `floating`, if calibration has computed them; None to compute them.
-        quantize: Quantizes the same model with the same ranges as another config says, to measure remedies; None where
+        floating: The bytes of the float model; None if only `trained` is available.
+        samples: At most `verification.NUM_SAMPLES`, each {input name: array with the batch dimension}; empty without
+            data.
+        outputs: The outputs of `floating` for each sample, if calibration computed them; otherwise None.
+        quantize: Quantizes the same model with the same ranges and another config, to measure remedies; None if
             nothing was calibrated.
-        trained: Converts a quantization-aware trained model as it was trained, with its rounding, in float. The float
-            model without that rounding may be another function.
+        trained: Converts a quantization-aware trained model to float, including its rounding. The float model without
+            that rounding can be a different function.
     """
 
     floating: bytes | None
@@ -127,14 +127,13 @@ class Evidence:
 def quantize_after_training(
     model: bytes, dataset: Any, config: ConversionConfig, known: Ranges | None = None
 ) -> Conversion:
-    """Quantize the float flatbuffer `model` as `config` says, by the passes in the module's docstring.
+    """Quantize a float flatbuffer with the passes listed in the module docstring.
 
     Args:
-        model: The bytes of a float `.tflite`, in the form of `convert`'s first two passes.
-        dataset: The representative dataset; None if config.calibration.ranges has the ranges.
-        config: The scheme, the quantizer, the techniques and how to calibrate.
-        known: Ranges that were trained, which calibration keeps. All other tensors get the full range that was observed
-            (min_max), as fake quantization observes it.
+        model: The bytes of a float `.tflite` after the first three passes.
+        dataset: The representative dataset; None if config.calibration.ranges names a file of ranges.
+        config: The scheme, the quantizer, the techniques and the calibration.
+        known: Ranges learned by QAT, which are kept. All other tensors then use min_max, as fake quantization does.
 
     Raises:
         InputError: Settings contradict each other, or the model or the dataset cannot be used.
@@ -156,9 +155,9 @@ def quantize_after_training(
     if "bias_absorption" in config.techniques:
         absorbed = ptq.absorb_biases(model, samples)
         model, techniques["bias_absorption"] = absorbed.model, absorbed.to_dict()
-    asked = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
+    used = config.calibration if known is None else dataclasses.replace(config.calibration, method="min_max")
     keep = evenly_spaced(len(samples)) if config.verify else ()
-    ranges, outputs = calibration.calibrate_with_outputs(model, samples, asked, keep)
+    ranges, outputs = calibration.calibrate_with_outputs(model, samples, used, keep)
     _warn_of_outliers(ranges)
     calibrated, values = model, {**ranges.values, **with_same_scales(model, known or {})}
     masks = bound_and_check_masks(model, values, ranges.observed, config.scheme, samples)
@@ -167,12 +166,12 @@ def quantize_after_training(
     warn_of_dead_layers(dead)
 
     def quantize(other: ConversionConfig) -> bytes:
-        wide = other.calibration.method == "min_max" != asked.method
-        chosen = {**ranges.observed, **with_same_scales(calibrated, known or {})} if wide else values
-        again = BoundedMasks(model=calibrated, ranges=chosen)
+        needs_full_ranges = other.calibration.method == "min_max" != used.method
+        chosen = {**ranges.observed, **with_same_scales(calibrated, known or {})} if needs_full_ranges else values
+        bounded = BoundedMasks(model=calibrated, ranges=chosen)
         if masks.layers:
-            again = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
-        return with_int8_forms(_quantized(again.model, again.ranges, other))
+            bounded = bound_masks(calibrated, chosen, ranges.observed, other.scheme)
+        return with_int8_forms(_quantized(bounded.model, bounded.ranges, other))
 
     content = _quantized(model, masks.ranges, config)
     if "gptq" in config.techniques:
@@ -200,20 +199,20 @@ def quantize_after_training(
 
 
 def _quantized(model: bytes, values: Ranges, config: ConversionConfig) -> bytes:
-    """Quantize the float `model` by the ranges `values` of its activations."""
+    """Quantize the float `model` with the activation ranges `values`."""
     if config.scheme == "int16x8":
         model, values = with_int16_forms(model, values)
     if config.quantizer == "litert":
         values, _ = calibration.with_kernel_limits(model, values, config.scheme)
         model = without_unread_ops(with_bias_headroom(model, values, config))
         return with_exact_sources(quantize_by_litert(model, values, config, float_index_op_outputs(model)))
-    values = with_selection_ranges(model, values, alike=config.scheme == "int16x8")
+    values = with_selection_ranges(model, values, shared=config.scheme == "int16x8")
     values, _ = calibration.with_kernel_limits(model, values, config.scheme)
     return quantize_flatbuffer(tflite.inject_ranges(model, values), config)
 
 
 def evenly_spaced(count: int) -> tuple[int, ...]:
-    """Return the numbers of at most `NUM_SAMPLES` of `count` samples, evenly spread over all of them."""
+    """Return the indices of at most `NUM_SAMPLES` evenly spaced samples out of `count`."""
     return tuple(np.unique(np.linspace(0, count - 1, min(count, NUM_SAMPLES)).round().astype(int)).tolist())
 
 
@@ -224,10 +223,9 @@ def _evidence(
     outputs: calibration.Outputs,
     outliers: Collection[int],
 ) -> Evidence:
-    """The samples to verify with: some of those for calibration; without calibration, the first of the dataset.
+    """Choose the samples to verify with: some calibration samples or, without calibration, the first of the dataset.
 
-    Samples that calibration has left out, and warned of, are clipped on purpose and judge nothing; unless these are
-    most of them.
+    Outlier samples of the calibration are clipped on purpose, so they are not used, unless most samples are outliers.
     """
     if not samples:
         return Evidence.of(floating, dataset)
@@ -239,23 +237,24 @@ def _evidence(
 
 
 def check_settings(config: ConversionConfig, *, trained: bool) -> None:
-    """Raise InputError where settings contradict each other, or what the model was trained for."""
+    """Raise InputError if settings contradict each other or a quantization-aware trained model."""
     check_mixed(config, trained=trained)
     settings = {"techniques": config.techniques, "int4_layers": config.int4_layers}
     for name, values in settings.items():
         if not values:
             continue
-        asked = f"{name}={','.join(values)}"
+        setting = f"conversion.{name}={','.join(values)}"
         if trained:
             raise InputError(
-                f"{asked}: the model is quantization-aware trained, and this would undo it: leave it out",
+                f"{setting} would undo the quantization-aware training of this model. Remove the setting",
                 field=f"conversion.{name}",
                 expected=(),
                 got=values,
             )
         if config.scheme != "int8":
             raise InputError(
-                f"{asked} with scheme={config.scheme}: this is for int8: leave it out, or convert to int8",
+                f"{setting} requires conversion.scheme=int8, got {config.scheme}. Remove the setting, or convert to "
+                "int8",
                 field=f"conversion.{name}",
                 expected=(),
                 got=values,
@@ -263,11 +262,12 @@ def check_settings(config: ConversionConfig, *, trained: bool) -> None:
 
 
 def _samples(model: bytes, dataset: Any, config: ConversionConfig) -> list[dict[str, NDArray]]:
-    """The samples to calibrate with; warns (TfqWarning) of doubtful ones."""
+    """Return the calibration samples; warn (TfqWarning) about suspicious ones."""
     if dataset is None:
         raise InputError(
-            f"{config.scheme} of a model without ranges of its own needs a representative_dataset: give about "
-            f"{config.num_calibration_samples} real examples, or quantization-aware train the model",
+            f"representative_dataset: {config.scheme} needs activation ranges, which this model does not have. Pass "
+            f"about {config.num_calibration_samples} real examples to calibrate with, or apply quantization-aware "
+            "training",
             field="representative_dataset",
             expected="real examples",
             got=None,
@@ -282,25 +282,26 @@ def _warn_of_outliers(ranges: calibration.Ranges) -> None:
     outliers = ranges.outlier_samples
     if not outliers:
         return
-    touched = {id(item): item for result in outliers.values() for item in result}.values()
-    worst = min(touched, key=lambda item: item.coverage)
-    named = ", ".join(map(str, [*outliers][:5])) + (", ..." if len(outliers) > 5 else "")
+    affected = {id(item): item for result in outliers.values() for item in result}.values()
+    worst = min(affected, key=lambda item: item.coverage)
+    indices = ", ".join(map(str, [*outliers][:5])) + (", ..." if len(outliers) > 5 else "")
     warn(
-        f"calibration: {len(outliers)} of {ranges.num_samples} samples (number {named}) reach far beyond the others, "
-        f"in {len(touched)} of {len(ranges.tensors)} tensors ({1 / worst.coverage:.0f} times as far in "
-        f"{worst.layer or worst.name}). They are clipped there; otherwise all others would share few quantized values. "
-        "Check that they are valid inputs; conversion.calibration.method=min_max keeps their whole range"
+        f"calibration: {len(outliers)} of {ranges.num_samples} samples (index {indices}) are outliers: their values "
+        f"reach far beyond those of the others in {len(affected)} of {len(ranges.tensors)} tensors "
+        f"({1 / worst.coverage:.0f} times as far in {worst.layer or worst.name}). They are clipped, because otherwise "
+        "all other samples would share few quantized values. Check that these samples are valid inputs. "
+        "conversion.calibration.method=min_max keeps their full range"
     )
 
 
 def warn_of_dead_layers(dead: Sequence[str]) -> None:
-    """Warn (TfqWarning) of the layers that output 0 on all calibration data, by name."""
+    """Warn (TfqWarning) about the layers that output 0 on all calibration data."""
     if not dead:
         return
     warn(
-        f"dead layers: {listed(dead)}: {'each' if len(dead) > 1 else 'it'} outputs 0 on all calibration data, or less "
-        "than an integer kernel can tell from 0. The file runs, and they stay at 0 in it. Check the weights before "
-        "them, and whether the representative dataset covers the inputs that activate them"
+        f"dead layers: {listed(dead)}. On all calibration data their outputs are 0, or too small for an integer "
+        "kernel. The file runs, and they output 0 in it. Check the weights before these layers, and check that the "
+        "representative dataset covers the inputs that activate them"
     )
 
 
@@ -308,24 +309,27 @@ def quantize_flatbuffer(model: bytes, config: ConversionConfig) -> bytes:
     """Run TensorFlow's quantizer: int8 weights, and int8 or (scheme int16x8) int16 activations.
 
     Args:
-        model: A float flatbuffer whose tensors carry calibrated ranges (`tflite.inject_ranges`).
-        config: Its scheme, the types of inputs and outputs, the granularity of the weights, and the layers that stay
+        model: A float flatbuffer whose tensors have calibrated ranges (`tflite.inject_ranges`).
+        config: The scheme, the types of inputs and outputs, the granularity of the weights, and the layers that stay
             float.
 
     Raises:
-        InputError: The quantizer refuses the model, or a pattern in float_layers fits no layer.
+        InputError: The quantizer rejects the model, or a pattern in float_layers matches no layer.
     """
     is_int16 = config.scheme == "int16x8"
-    others = [*float_recurrent_ops(model), *(float_only_ops(model) if is_int16 else ())]
-    seen, restore = with_hidden_indices(model, all_whole=is_int16, others=others)
+    float_ops = [*float_recurrent_ops(model), *(float_only_ops(model) if is_int16 else ())]
+    prepared, restore = with_hidden_indices(model, hide_integers=is_int16, float_ops=float_ops)
     try:
         with stage("quantizing"), captured_stderr() as stderr:
-            quantized = (_to_int16x8 if is_int16 else _to_int8)(seen, config)
+            quantized = (_to_int16x8 if is_int16 else _to_int8)(prepared, config)
         result = restore(quantized)
         return tflite.restore_signatures(with_int16_types(result) if is_int16 else result, model)
     except (RuntimeError, ValueError) as error:
-        message = stderr.add_to(f"TensorFlow's quantizer refuses the flatbuffer: {error}")
-        raise InputError(message, field="model") from error
+        message = (
+            "TensorFlow's quantizer rejects the float model. Keep the layers that it names in float "
+            f"(conversion.float_layers), or try conversion.quantizer=litert. It says: {error}"
+        )
+        raise InputError(stderr.add_to(message), field="model") from error
 
 
 def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
@@ -339,7 +343,7 @@ def _to_int8(model: bytes, config: ConversionConfig) -> bytes:
             disable_per_channel_for_dense_layers=not (config.per_channel and config.per_channel_dense),
             input_data_type=tf.dtypes.as_dtype(config.input_type),
             output_data_type=tf.dtypes.as_dtype(config.output_type),
-            # TensorFlow knows an op, and all that was fused into it, by the names of its outputs.
+            # TensorFlow identifies an op, and everything that was fused into it, by the names of its outputs.
             denylisted_nodes=layer_outputs(model, "float_layers", config.float_layers) or None,
         )
     )
@@ -349,16 +353,16 @@ def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
     from tensorflow.lite.python.optimize import _pywrap_tensorflow_lite_calibration_wrapper as wrapper
 
     if not config.per_channel:
-        _refuse_per_tensor_depthwise(model)
+        _reject_per_tensor_depthwise(model)
 
     def quantized(floating: bytes) -> bytes:
         return bytes(
             wrapper.CalibrationWrapper(floating, [], []).QuantizeModel(
                 _numpy_number(config.input_type),
                 _numpy_number(config.output_type),
-                True,  # allow_float: what has no 16-bit kernel stays float, and the audit names it
+                True,  # allow_float: ops without a 16-bit kernel stay float, and the audit lists them
                 _numpy_number("int16"),
-                _numpy_number("int64"),  # of the biases
+                _numpy_number("int64"),  # type of the biases
                 not config.per_channel,
                 not (config.per_channel and config.per_channel_dense),
             )
@@ -369,19 +373,22 @@ def _to_int16x8(model: bytes, config: ConversionConfig) -> bytes:
     except (RuntimeError, ValueError) as error:
         if "Unsupported" not in str(error):
             raise
-        # "Unsupported output type INT16 for output tensor ... of type FLOAT32": an op at the edge stays float.
+        # "Unsupported output type INT16 for output tensor ... of type FLOAT32": the first or last op stays float.
         return quantized(with_float_edges(model))
 
 
-def _refuse_per_tensor_depthwise(model: bytes) -> None:
-    """TensorFlow 2.21 makes a broken flatbuffer of it ("Quantized dimension ... do not match. Got 3 and 0")."""
+def _reject_per_tensor_depthwise(model: bytes) -> None:
+    """Raise InputError if the model has a depthwise convolution, whose per-tensor int16x8 form is broken.
+
+    TensorFlow 2.21 writes a flatbuffer that does not load ("Quantized dimension ... do not match. Got 3 and 0").
+    """
     graphs = tflite.read(model).subgraphs
     ops = [op for graph in graphs for op in graph.ops if op.name == "DEPTHWISE_CONV_2D"]
     if ops:
         layers = ", ".join(op.keras_layer or f"op #{op.index}" for op in ops[:3])
         raise InputError(
-            "int16x8 with one scale for each weight: TensorFlow's quantizer cannot do it for depthwise convolutions "
-            f"({layers}): leave per_channel on, or convert to int8",
+            "conversion.per_channel=False with scheme int16x8: TensorFlow's quantizer cannot quantize depthwise "
+            f"convolutions ({layers}) per tensor. Set conversion.per_channel=True, or convert to int8",
             field="conversion.per_channel",
             expected=True,
             got=False,

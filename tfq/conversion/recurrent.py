@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fused recurrent ops: which of them have an int8 form, stay float, or are refused."""
+"""Fused recurrent ops: which have an int8 form, which stay float, and which cannot be converted."""
 
 from tfq import tflite
 from tfq.config import ConversionConfig
 from tfq.errors import InputError, warn
 
-# UNIDIRECTIONAL_SEQUENCE_LSTM and SVDF have int8 kernels, and TensorFlow's quantizer knows them. It turns the others
-# into ops that no kernel runs (an RNN that reads int8 where its kernel takes float32), or it cannot read them at all.
+# UNIDIRECTIONAL_SEQUENCE_LSTM and SVDF have int8 kernels, and TensorFlow's quantizer supports them. It turns the others
+# into ops that no kernel runs (an RNN that reads int8 while its kernel expects float32), or it cannot read them at all.
 _FLOAT_ONLY = frozenset(
     {"UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_RNN", "RNN", "BIDIRECTIONAL_SEQUENCE_LSTM", "LSTM"}
 )
@@ -19,9 +19,9 @@ def float_recurrent_ops(model: bytes) -> list[int]:
 
 
 def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
-    """Raise InputError on recurrent ops that `config` cannot quantize; warn (TfqWarning) of those that stay float.
+    """Raise InputError if `config` cannot quantize a recurrent op; warn (TfqWarning) about those that stay float.
 
-    SVDF is a streaming op, so its calibration on single samples is a warning as well.
+    There is also a warning for SVDF, because it is a streaming op that is calibrated on single samples.
     """
     graph = tflite.read(model).main_subgraph
     ops = [op for op in graph.ops if op.name in _RECURRENT]
@@ -30,20 +30,20 @@ def check_recurrent_ops(model: bytes, config: ConversionConfig) -> None:
     shown = {op.index: f"{op.name} ({graph.layer_of(op)})" for op in ops}
     if config.scheme == "int16x8" and config.quantizer == "tensorflow":
         raise InputError(
-            f"int16x8: {', '.join(shown.values())}: TensorFlow's quantizer has no 16-bit form of it: convert to int8, "
-            "or set quantizer=litert, which leaves it float",
+            f"conversion.scheme=int16x8: TensorFlow's quantizer has no 16-bit form of {', '.join(shown.values())}. "
+            "Convert to int8, or set conversion.quantizer=litert, which keeps these ops in float",
             field="conversion.scheme",
             expected="int8",
             got="int16x8",
         )
     floats = [op for op in ops if op.name in _FLOAT_ONLY or config.quantizer == "litert"]
     if floats:
-        why = "litert-quantizer has no int8 form of it" if config.quantizer == "litert" else "it has no int8 kernel"
-        warn(f"{', '.join(shown[op.index] for op in floats)} stays float: {why}")
+        reason = "litert-quantizer has no int8 form" if config.quantizer == "litert" else "there is no int8 kernel"
+        warn(f"recurrent ops stay float: {', '.join(shown[op.index] for op in floats)}, because {reason} of them")
     frames = [shown[op.index] for op in ops if op.name == "SVDF" and op not in floats]
     if frames:
         warn(
-            f"{', '.join(frames)}: its state continues from frame to frame in a stream, and calibration resets it "
-            "before each sample: the range of its output may be too small. Use ranges that were observed on a stream "
+            f"calibration: the range of {', '.join(frames)} may be too small. In a stream its state continues from "
+            "frame to frame, but calibration resets it before each sample. Use ranges that were observed on a stream "
             "(conversion.calibration.ranges)"
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convert a flatbuffer with several signatures: calibrate each subgraph with its own data, then merge the results.
 
-Calibration, the techniques and the verification work on the main subgraph. So each subgraph that a signature leads to
-is converted as a separate file, and the results are merged; constants that are equal are stored once again.
+Calibration, the techniques and the verification work on the main subgraph. So the subgraph of each signature is
+converted as a separate file, and the results are merged. Equal constants are stored once in the merged file.
 """
 
 import dataclasses
@@ -19,36 +19,36 @@ from tfq.evaluation.verification import Problem, Verification
 from tfq.patterns import fits_op, op_address, parse_address
 from tfq.ptq.calibration import Ranges
 
-# (float flatbuffer of one subgraph, its dataset, config) -> the quantized one.
+# (float flatbuffer of one subgraph, its dataset, config) -> its conversion.
 Convert = Callable[[bytes, Any, ConversionConfig], Conversion]
 
 
 def has_several_signatures(model: bytes) -> bool:
-    """Return whether callers can run more than one subgraph of the flatbuffer."""
+    """Check whether the signatures of the flatbuffer lead to more than one subgraph."""
     return len(tflite.signature_keys(tflite.read(model))) > 1
 
 
 def convert_each_signature(model: bytes, dataset: Any, config: ConversionConfig, convert: Convert) -> Conversion:
-    """Convert each subgraph that a signature leads to with its own data, and merge the results.
+    """Convert the subgraph of each signature with its own data, and merge the results.
 
     Args:
-        model: A float flatbuffer for which `has_several_signatures` holds.
-        dataset: {signature: samples}, with samples for each subgraph; they may be what a representative dataset is.
-        config: Its patterns count if they fit a layer of any subgraph.
+        model: A float flatbuffer with several signatures (`has_several_signatures`).
+        dataset: {signature: samples}, with samples for each subgraph, in any form of a representative dataset.
+        config: A pattern must match a layer of at least one subgraph.
         convert: Converts a flatbuffer of one subgraph.
 
     Returns:
-        The merged flatbuffer; the evidence for its verification is the main subgraph's. The others are verified here.
+        The merged flatbuffer, with the evidence to verify its main subgraph. The others are verified here.
 
     Raises:
-        InputError: The data of a signature is missing, or the config asks for what is done for one subgraph only.
+        InputError: A signature has no data, or the config names a file of ranges, which belongs to one subgraph.
     """
     parsed = tflite.read(model)
     data = data_of_signatures(parsed, dataset)
     if config.calibration.ranges:
         raise InputError(
-            f"calibration.ranges: the model has several signatures, {tflite.listed_signatures(parsed)}, and a file of "
-            "ranges is of one subgraph: give a representative_dataset for each signature",
+            "conversion.calibration.ranges: a file of ranges belongs to one subgraph, but the model has several "
+            f"signatures ({tflite.listed_signatures(parsed)}). Pass a representative_dataset for each signature",
             field="conversion.calibration.ranges",
             expected="",
             got=config.calibration.ranges,
@@ -61,15 +61,15 @@ def convert_each_signature(model: bytes, dataset: Any, config: ConversionConfig,
     keys = {subgraph: names[0] for subgraph, names in tflite.signature_keys(parsed).items()}
     return dataclasses.replace(
         results[0],
-        content=_put_together(results),
-        ranges=_merged(model, results),
+        content=_merged_content(results),
+        ranges=_merged_ranges(model, results),
         verification=_verifications(results, keys),
         techniques={keys[subgraph]: dict(item.techniques) for subgraph, item in results.items() if item.techniques},
     )
 
 
 def _verifications(results: Mapping[int, Conversion], keys: Mapping[int, str]) -> Verification | None:
-    """Return the verification of all subgraphs but the main one, each problem with its signature."""
+    """Return the verification of all subgraphs except the main one; each message names the signature."""
     verifications = {keys[subgraph]: item.verification for subgraph, item in results.items() if item.verification}
     if not verifications:
         return None
@@ -86,17 +86,17 @@ def _verifications(results: Mapping[int, Conversion], keys: Mapping[int, str]) -
 
 
 def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
-    """Return {subgraph: its samples} of a dataset {signature: samples}.
+    """Return {subgraph: its samples} for a dataset {signature: samples}.
 
     Raises:
-        InputError: It is another kind of dataset, has no samples for a signature, or has a signature too many.
+        InputError: The dataset is not a mapping, has no samples for a signature, or has an unknown signature.
     """
     keys = tflite.signature_keys(model)
     listed = tflite.listed_signatures(model)
     if not all(keys.values()):
         raise InputError(
-            f"the model has several entry points, {listed}, and one of them has no signature that data could be given "
-            "for: add one with tfq.tflite.add_signature",
+            f"the model has several entry points ({listed}), and one of them has no signature, so no data can be "
+            "assigned to it. Add a signature with tfq.tflite.add_signature",
             field="model",
             expected="a signature for each subgraph",
         )
@@ -105,11 +105,13 @@ def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
     unknown = [name for name in provided if not any(name in names for names in keys.values())]
     if missing or unknown:
         problem = (
-            f"no samples for {', '.join(map(repr, missing))}" if missing else f"no signature is named {unknown[0]!r}"
+            f"there are no samples for {', '.join(map(repr, missing))}"
+            if missing
+            else f"no signature is named {unknown[0]!r}"
         )
         raise InputError(
-            f"representative_dataset: the model has the signatures {listed}: expected {{signature: samples}} with "
-            f"samples for each, but {problem}",
+            f"representative_dataset: {problem}. The model has the signatures {listed}; pass {{signature: samples}} "
+            "with samples for each",
             field="representative_dataset",
             expected=tuple(names[0] for names in keys.values()),
             got=tuple(provided) or type(dataset).__name__,
@@ -118,13 +120,14 @@ def data_of_signatures(model: tflite.Model, dataset: Any) -> dict[int, Any]:
 
 
 def _own_config(model: tflite.Model, subgraph: int, config: ConversionConfig) -> ConversionConfig:
-    """Return `config` with the patterns that fit an op of the subgraph, op numbers as in a file of that subgraph alone.
+    """Return `config` with the patterns that match an op of the subgraph, and op numbers as in its separate file.
 
-    A pattern that fits nothing is refused where the main subgraph is converted, with the names to choose from.
+    A pattern that matches nothing stays in the config of the main subgraph, whose conversion rejects it with the names
+    to choose from.
     """
 
     def own(patterns: Iterable[str]) -> tuple[str, ...]:
-        return tuple(_alone(item, subgraph) for item in patterns if subgraph in _fitting(model, item))
+        return tuple(_in_separate_file(item, subgraph) for item in patterns if subgraph in _matching(model, item))
 
     methods = [text.rpartition("=") for text in config.calibration.tensors]
     tensors = [f"{item}={method}" for pattern, _, method in methods for item in own([pattern.strip()])]
@@ -138,13 +141,13 @@ def _own_config(model: tflite.Model, subgraph: int, config: ConversionConfig) ->
     )
 
 
-def _alone(pattern: str, subgraph: int) -> str:
+def _in_separate_file(pattern: str, subgraph: int) -> str:
     address = parse_address(pattern)
     return op_address(0, address[1]) if address and address[0] == subgraph else pattern
 
 
-def _fitting(model: tflite.Model, pattern: str) -> set[int]:
-    """Return the subgraphs in which the pattern fits an op or an input; the main one if it fits none."""
+def _matching(model: tflite.Model, pattern: str) -> set[int]:
+    """Return the subgraphs in which the pattern matches an op or an input; the main one if it matches none."""
     subgraphs = tflite.signature_keys(model)
     if address := parse_address(pattern):
         return {address[0]} if address[0] in subgraphs else {model.main_subgraph.index}
@@ -158,8 +161,8 @@ def _fitting(model: tflite.Model, pattern: str) -> set[int]:
     return results or {model.main_subgraph.index}
 
 
-def _put_together(results: Mapping[int, Conversion]) -> bytes:
-    """Return the merged flatbuffer, with the metadata of the main one and the ops that the config addressed in each."""
+def _merged_content(results: Mapping[int, Conversion]) -> bytes:
+    """Return the merged flatbuffer, with the main subgraph's metadata and the op numbers of all subgraphs."""
     content = tflite.merge_subgraphs([item.content for item in results.values()])
     metadata = tflite.read_metadata(content) or {}
     addressed = {
@@ -170,8 +173,8 @@ def _put_together(results: Mapping[int, Conversion]) -> bytes:
     return tflite.write_metadata(content, {**metadata, tflite.ADDRESSED_OPS: addressed}) if addressed else content
 
 
-def _merged(model: bytes, results: Mapping[int, Conversion]) -> Ranges | None:
-    """Return the ranges of all subgraphs; the tensors' numbers are those of each subgraph."""
+def _merged_ranges(model: bytes, results: Mapping[int, Conversion]) -> Ranges | None:
+    """Return the ranges of all subgraphs by (subgraph, tensor)."""
     parts = {subgraph: item.ranges for subgraph, item in results.items() if item.ranges is not None}
     if not parts:
         return None

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a conversion against its target, before and after it."""
+"""Check a conversion against its target: the config before it, and the flatbuffer after it."""
 
 import dataclasses
 
 from tfq import auditing, registry, tflite
+from tfq.auditing.report import shown
 from tfq.auditing.schemes import WHOLE_NUMBERS
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, warn
 from tfq.text_table import listed
 
-_MOST_NAMED = 8
+# The number of findings that get a warning each.
+_MAX_WARNINGS = 8
 
 
 def config_for_target(config: ConversionConfig) -> ConversionConfig:
-    """Return `config` with what config.target needs: one scale for each dense weight, if it takes no more.
+    """Adapt the config to its target: per-tensor dense weights if the target does not support per-channel ones.
 
-    A config does not distinguish a chosen value from a default, so only what the target can never run is refused.
+    A config does not distinguish a chosen value from a default, so only settings that the target can never run are
+    errors.
 
     Raises:
         InputError: The target cannot run the scheme, the type of inputs or outputs, or a dynamic batch.
@@ -24,10 +27,10 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
     if not config.target:
         return config
     target = registry.get(auditing.Target, config.target, field="conversion.target")
-    asked = f"target={config.target}"
+    setting = f"conversion.target={config.target}"
     if config.scheme not in target.schemes:
         raise InputError(
-            f"{asked} with scheme={config.scheme}: expected {_either(target.schemes)} for {target.title}",
+            f"{setting} with scheme={config.scheme} cannot run: {target.title} needs scheme {_either(target.schemes)}",
             field="conversion.scheme",
             expected=target.schemes,
             got=config.scheme,
@@ -35,14 +38,14 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
     for name, kind in (("inference_input_type", config.input_type), ("inference_output_type", config.output_type)):
         if kind not in target.io_types:
             raise InputError(
-                f"{asked} with {name}={kind}: expected {_either(target.io_types)} for {target.title}",
+                f"{setting} with {name}={kind} cannot run: {target.title} needs {_either(target.io_types)}",
                 field=f"conversion.{name}",
                 expected=target.io_types,
                 got=kind,
             )
     if target.static_shapes and config.batch_size == 0:
         raise InputError(
-            f"{asked} with batch_size=0: {target.title} wants fixed shapes: leave it at 1",
+            f"{setting} with batch_size=0 cannot run: {target.title} needs fixed shapes. Use conversion.batch_size=1",
             field="conversion.batch_size",
             expected=1,
             got=0,
@@ -51,45 +54,46 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
 
 
 def warn_of_target(content: bytes, config: ConversionConfig) -> None:
-    """Warn (TfqWarning) of each op or tensor of the flatbuffer `content` that config.target cannot run."""
+    """Warn (TfqWarning) about the ops and tensors of the flatbuffer `content` that config.target cannot run."""
     if not config.target:
         return
-    asked = AuditConfig(
+    requirement = AuditConfig(
         require=config.target,
         inference_input_type=config.inference_input_type,
         inference_output_type=config.inference_output_type,
     )
-    failures = auditing.audit_model(content, asked).failures
-    for finding in failures[:_MOST_NAMED]:
+    failures = auditing.audit_model(content, requirement).failures
+    for finding in failures[:_MAX_WARNINGS]:
         warn(f"{config.target}: {finding.message}")
-    if len(failures) > _MOST_NAMED:
-        more = len(failures) - _MOST_NAMED
-        message = f"{config.target}: {more} more: an audit with audit.require={config.target} lists all"
-        warn(message)
+    if len(failures) > _MAX_WARNINGS:
+        more = len(failures) - _MAX_WARNINGS
+        warn(
+            f"{config.target}: {more} more ops or tensors cannot run on this target. Audit the file with "
+            f"audit.require={config.target} to list all"
+        )
 
 
 def with_trained_granularity(trained: WeightGranularity, config: ConversionConfig) -> ConversionConfig:
     """Return `config` with the granularity that the weights were trained with, if that is coarser.
 
-    Dense weights that were trained with a scale for each unit and get one for all, as targets ask for, are a warning
-    (TfqWarning).
+    Warn (TfqWarning) if dense weights were trained per channel and become per tensor, as some targets need.
 
     Raises:
-        InputError: A scale for each channel was trained, and one for all is asked for.
+        InputError: Weights were trained per channel, and the config asks for per-tensor weights.
     """
     if not config.per_channel and trained.per_channel:
         raise InputError(
-            f"the model is quantization-aware trained with a scale for each channel of {trained.per_channel} weights, "
-            "which per_channel=False cannot change: train it with per-tensor quantizers, or convert the model from "
-            "before that training",
+            f"conversion.per_channel=False: {trained.per_channel} weights were quantization-aware trained per channel, "
+            "and the conversion cannot change that. Train with per-tensor quantizers, or convert the model from before "
+            "that training",
             field="conversion.per_channel",
             expected=True,
             got=False,
         )
     if not config.per_channel_dense and trained.dense_per_channel:
         warn(
-            f"{trained.dense_per_channel} dense weights were trained with a scale for each unit and get one for all: "
-            "evaluate the flatbuffer, whose rounding is not the one that was trained"
+            f"{trained.dense_per_channel} dense weights were trained per channel and become per tensor, so their "
+            "rounding differs from the training. Evaluate the flatbuffer"
         )
     return dataclasses.replace(
         config,
@@ -99,7 +103,7 @@ def with_trained_granularity(trained: WeightGranularity, config: ConversionConfi
 
 
 def ops_without_range(content: bytes) -> list[str]:
-    """Return "NAME (layer)" of each op that stayed float in a flatbuffer whose ranges come from training alone."""
+    """Return "NAME (layer)" for each float op of a flatbuffer whose only ranges are those of the training."""
     return [
         f"{op.name} ({op.keras_layer or 'no layer'})"
         for graph in tflite.read(content).subgraphs
@@ -110,54 +114,59 @@ def ops_without_range(content: bytes) -> list[str]:
 
 
 def warn_of_floats(content: bytes, config: ConversionConfig, *, has_data: bool) -> None:
-    """Give a TfqWarning that names the inputs, outputs and ops of `content` that stay float and were not asked to.
+    """Warn (TfqWarning) about ops, inputs and outputs of `content` that stay float although the config does not say so.
 
     Args:
         content: An integer flatbuffer.
-        config: What was asked for: its float_layers, and the types of inputs and outputs.
-        has_data: Whether a representative dataset was provided, or its ranges.
+        config: The config of the conversion, with its float_layers and the types of inputs and outputs.
+        has_data: Whether a representative dataset or a file of ranges was provided.
     """
     if not config.needs_ranges:
         return
-    floats, borders = _unasked_floats(content, config)
-    if not floats and not borders:
+    ops, inputs_and_outputs = _unexpected_floats(content, config)
+    if not ops and not inputs_and_outputs:
         return
-    parts = [f"{listed(floats)} stay float" if floats else "", *borders]
+    parts = [f"{listed(ops)} stay float" if ops else "", *inputs_and_outputs]
     if has_data:
-        advice = "replace these layers, or name them in conversion.float_layers if they may be float"
+        advice = "Replace these layers, or list them in conversion.float_layers if they may stay float"
     else:
-        advice = "quantization-aware training gave them no range: give a representative_dataset as well"
-    message = f"{config.scheme}: {'; '.join(filter(None, parts))}: {advice}"
-    warn(message)
+        advice = "Quantization-aware training gave them no range. Pass a representative_dataset as well"
+    warn(f"{config.scheme}: {'; '.join(filter(None, parts))}. {advice}")
 
 
-def _unasked_floats(content: bytes, config: ConversionConfig) -> tuple[list[str], list[str]]:
-    """Return ("NAME (layer)" of each float op, what is wrong with each input or output) that config does not ask for.
+def _unexpected_floats(content: bytes, config: ConversionConfig) -> tuple[list[str], list[str]]:
+    """Return the float ops ("NAME (layer)") and float inputs and outputs (sentences) that config does not ask for.
 
-    What a warning about config.target has named is left out, and so is a CAST that reads whole numbers.
+    Left out are ops that a warning about config.target names, and CASTs of integers.
     """
-    asked = AuditConfig().for_conversion(dataclasses.replace(config, target=""))
+    requirement = AuditConfig().for_conversion(dataclasses.replace(config, target=""))
     parsed = tflite.read(content)
-    named = set()
+    warned = set()
     if config.target:
         of_target = AuditConfig().for_conversion(config)
-        named = {(item.subgraph, item.op_index) for item in auditing.audit_model(content, of_target).failures}
-    floats, borders = [], []
-    for finding in auditing.audit_model(content, asked).failures:
+        warned = {(item.subgraph, item.op_index) for item in auditing.audit_model(content, of_target).failures}
+    ops, inputs_and_outputs = [], []
+    for finding in auditing.audit_model(content, requirement).failures:
         if finding.subgraph is None:
             continue
         graph = parsed.subgraphs[finding.subgraph]
         if finding.kind == "io_type":
-            borders.append(finding.message.partition(", wanted")[0])
-        elif finding.op_index is not None and (graph.index, finding.op_index) not in named:
+            inputs_and_outputs += _types_of(graph, finding.tensor)
+        elif finding.op_index is not None and (graph.index, finding.op_index) not in warned:
             op = graph.ops[finding.op_index]
             if _computes_in_float(graph, op) and not _only_changes_type(graph, op):
-                floats.append(f"{op.name} ({graph.layer_of(op)})")
-    return list(dict.fromkeys(floats)), borders
+                ops.append(f"{op.name} ({graph.layer_of(op)})")
+    return list(dict.fromkeys(ops)), list(dict.fromkeys(inputs_and_outputs))
+
+
+def _types_of(graph: tflite.Subgraph, name: str | None) -> list[str]:
+    """Return a sentence for each input or output of this name: "output 'logits' is float32"."""
+    named = [("input", tensor) for tensor in graph.input_tensors] + [("output", item) for item in graph.output_tensors]
+    return [f"{place} {name!r} is {tensor.dtype}" for place, tensor in named if shown(tensor.name) == name]
 
 
 def _computes_in_float(graph: tflite.Subgraph, op: tflite.Op) -> bool:
-    """Check whether `op` writes floats, or compares them."""
+    """Check whether `op` outputs floats, or compares them."""
     if op.name in ("QUANTIZE", "DEQUANTIZE"):
         return False
     tensors = op.tensors if any(graph.tensors[index].dtype == "bool" for index in op.outputs) else op.outputs
@@ -165,9 +174,9 @@ def _computes_in_float(graph: tflite.Subgraph, op: tflite.Op) -> bool:
 
 
 def _only_changes_type(graph: tflite.Subgraph, op: tflite.Op) -> bool:
-    """Check whether `op` is a CAST of whole numbers that only QUANTIZEs read: nothing is computed in float.
+    """Check whether `op` is a CAST of integers that only QUANTIZE ops read, so nothing is computed in float.
 
-    No converter has an int8 form of it; `(1 - cast(keep)) * -1e9`, which makes a padding mask, is the usual case.
+    No quantizer has an int8 form of it. The usual case is a padding mask: `(1 - cast(keep)) * -1e9`.
     """
     if op.name != "CAST" or graph.tensors[op.inputs[0]].dtype not in WHOLE_NUMBERS:
         return False

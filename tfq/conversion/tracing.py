@@ -12,35 +12,35 @@ from tfq.keras_bridge import copies
 from tfq.progress import stage
 from tfq.typing import KerasModel, TensorFlowFunction
 
-# What keeps a recurrent layer of either Keras in a loop, and the value that takes it out of it.
+# Attributes of recurrent layers of either Keras, with the values that make them unroll their loop.
 _UNROLLED = {"unroll": True, "use_cudnn": False, "_could_use_gpu_kernel": False}
 
 
 @contextlib.contextmanager
 def unrolled(model: Any) -> Iterator[None]:
-    """Within it, the model's recurrent layers call their cell step by step: the same function, a graph without loops.
+    """Unroll the model's recurrent layers inside the context: the same function, but a graph without loops.
 
-    ConvLSTM layers of tf_keras stay loops, for they know no other way.
+    ConvLSTM layers of tf_keras cannot be unrolled and stay loops.
     """
     layers = [layer for layer in _recurrent(model) if not layer.unroll]
-    before = [{name: getattr(layer, name) for name in _UNROLLED if hasattr(layer, name)} for layer in layers]
+    original = [{name: getattr(layer, name) for name in _UNROLLED if hasattr(layer, name)} for layer in layers]
     try:
-        for layer, attributes in zip(layers, before, strict=True):
+        for layer, attributes in zip(layers, original, strict=True):
             for name in attributes:
                 setattr(layer, name, _UNROLLED[name])
         yield
     finally:
-        for layer, attributes in zip(layers, before, strict=True):
+        for layer, attributes in zip(layers, original, strict=True):
             for name, value in attributes.items():
                 setattr(layer, name, value)
 
 
-def refuse_stateful(model: Any) -> None:
-    """Raises InputError where a recurrent layer keeps its state between calls, which a flatbuffer of ours does not."""
+def reject_stateful(model: Any) -> None:
+    """Raise InputError if a recurrent layer is stateful, because the flatbuffer would not keep its state."""
     names = [layer.name for layer in _recurrent(model) if layer.stateful]
     if names:
         raise InputError(
-            f"stateful recurrent layers cannot be converted: {', '.join(names)}: build them with stateful=False, and "
+            f"stateful recurrent layers cannot be converted: {', '.join(names)}. Build them with stateful=False, and "
             "make the state an input and an output of the model (initial_state, return_state=True)",
             field="model",
             expected="stateful=False",
@@ -62,22 +62,19 @@ class Trace:
         function: The concrete function. It refers to its variables weakly, so the model must outlive it.
         input_names: The user's names of the inputs.
         output_names: The user's names of the outputs.
-        layer_names: Name of a layer in the graph ("quant_conv" in a quantization-aware trained model) -> the user's
-            name.
+        layer_names: {name of a layer in the graph ("quant_conv" in a quantization-aware trained model): the user's
+            name}.
         batch_size: The fixed batch dimension; 0 if it is dynamic.
         model: The traced model.
-        freezer: What can be reused between conversions; see conversion/freeze.py.
+        freezer: State that conversions of the same trace reuse; see conversion/freeze.py.
     """
 
     function: TensorFlowFunction
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
-    # Name of a layer in the graph ("quant_conv", where quantization-aware training wraps it) -> the user's name of it.
     layer_names: dict[str, str]
     batch_size: int
-    # The function refers to its variables weakly: the model must outlive it.
     model: KerasModel = field(repr=False)
-    # What freezing can keep between exports: see conversion/freeze.py.
     freezer: object = field(default=None, repr=False)
 
     @property
@@ -87,7 +84,7 @@ class Trace:
 
     @functools.cached_property
     def has_fake_quant(self) -> bool:
-        """Whether the graph carries quantization ranges of its own, as quantization-aware training leaves them."""
+        """Whether the graph has fake quantization, as after quantization-aware training."""
         graph = cast(Any, self.function).graph.as_graph_def()
         bodies = [graph.node, *(function.node_def for function in graph.library.function)]
         return any(node.op.startswith("FakeQuantWithMinMaxVars") for nodes in bodies for node in nodes)
@@ -99,11 +96,11 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
     Args:
         model: A built functional or sequential model of either Keras (Keras 3 with the TensorFlow backend).
         batch_size: The fixed batch dimension of every input; 0 leaves it dynamic.
-        unroll: Whether recurrent layers become one copy of their cell per time step, as calibrating their ranges
-            requires. If not, they become loops.
+        unroll: Whether recurrent layers become one copy of their cell per time step, which calibration needs. If not,
+            they become loops.
 
     Returns:
-        The trace, which `convert` accepts in place of the model. It reads the model's variables at each conversion.
+        The trace, which `convert` accepts instead of the model. It reads the model's variables at each conversion.
 
     Raises:
         InputError: The model is not built, dimensions other than the batch are unknown, or a recurrent layer is
@@ -111,11 +108,11 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
     """
     import tensorflow as tf
 
-    refuse_stateful(model)
+    reject_stateful(model)
     inputs, outputs = _symbolic(model)
     structure = input_structure(model)
     output_names = copies.output_names(model, outputs)
-    _refuse_repeated(outputs, output_names)
+    _reject_repeated(outputs, output_names)
     input_names = copies.input_names(model, structure, inputs)
     specs = [
         tf.TensorSpec(_fixed_shape(tensor, name, batch_size), tensor.dtype, name=_identifier(name))
@@ -126,7 +123,8 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
         packed = tf.nest.pack_sequence_as(structure, list(tensors))
         return tf.nest.flatten(cast(Any, model)(packed, training=False))
 
-    # No autograph: layers bring their own, and a fresh function keeps the user's own tf.function caches out of it.
+    # No autograph, because Keras layers apply it themselves. The new function has its own cache, so the user's
+    # tf.functions are not affected.
     with stage("tracing the model"), unrolled(model) if unroll else contextlib.nullcontext():
         function = tf.function(infer, autograph=False).get_concrete_function(*specs)
     return Trace(
@@ -140,7 +138,7 @@ def trace(model: KerasModel, batch_size: int = 1, *, unroll: bool = True) -> Tra
 
 
 def input_structure(model: Any) -> Any:
-    """What the model's call takes: one symbolic tensor, or a list or dict of them."""
+    """Return the structure of the model's inputs: a symbolic tensor, or a list or dict of them."""
     try:
         return model.input
     except (AttributeError, ValueError):  # a Sequential of Keras 3 that was never called as a layer
@@ -156,8 +154,8 @@ def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
         inputs = outputs = None
     if not inputs or not outputs:
         raise InputError(
-            f"{type(model).__name__} {getattr(model, 'name', '')!r} has no symbolic inputs and outputs: expected a "
-            "functional model, or a Sequential one with an Input or already built",
+            f"{type(model).__name__} {getattr(model, 'name', '')!r} has no symbolic inputs and outputs. Pass a "
+            "functional model, or a Sequential model that has an Input or is built",
             field="model",
             expected="a functional or built Sequential model",
             got=type(model).__name__,
@@ -165,14 +163,14 @@ def _symbolic(model: Any) -> tuple[list[Any], list[Any]]:
     return tf.nest.flatten(inputs), tf.nest.flatten(outputs)
 
 
-def _refuse_repeated(outputs: list[Any], output_names: tuple[str, ...]) -> None:
+def _reject_repeated(outputs: list[Any], output_names: tuple[str, ...]) -> None:
     first: dict[int, str] = {}
     for tensor, name in zip(outputs, output_names, strict=True):
         other = first.setdefault(id(tensor), name)
         if other != name:
             raise InputError(
-                f"outputs {other!r} and {name!r} of the model are one tensor, which a flatbuffer can name once only: "
-                "remove one of them",
+                f"outputs {other!r} and {name!r} of the model are the same tensor, which can have only one name in a "
+                "flatbuffer. Remove one of them",
                 field="model",
                 expected="outputs that differ",
                 got=(other, name),
@@ -183,16 +181,16 @@ def _fixed_shape(tensor: Any, name: str, batch_size: int) -> list[int | None]:
     batch, *rest = tensor.shape
     if any(dimension is None for dimension in rest):
         raise InputError(
-            f"input {name!r} has shape {tuple(tensor.shape)}: expected every dimension but the batch fixed, for a "
-            "flatbuffer has one shape: build the model with the size that the phone will feed",
+            f"input {name!r} has shape {tuple(tensor.shape)}, expected fixed dimensions except for the batch. Build "
+            "the model with the input size that the application uses",
             field="model",
             expected="a fixed shape",
             got=tuple(tensor.shape),
         )
     if batch is not None and batch != batch_size:
         raise InputError(
-            f"input {name!r} has the batch size {batch} built in, and {batch_size} is asked for: "
-            f"convert with batch_size={batch}, or build the model without it",
+            f"input {name!r} has a fixed batch size of {batch}, expected {batch_size}. Set conversion.batch_size="
+            f"{batch}, or build the model without a batch size",
             field="conversion.batch_size",
             expected=batch,
             got=batch_size,

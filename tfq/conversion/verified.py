@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify a conversion before it is returned: run it next to its float twin, and measure remedies if it collapsed."""
+"""Verify a conversion: compare it with the float model, and measure remedies if its outputs lost their information."""
 
 import contextlib
 import dataclasses
@@ -22,10 +22,10 @@ from tfq.progress import stage
 from tfq.ptq.causes import CLIPPED, MIXED_INPUT_SCALES, UNEVEN_CHANNELS, UNKNOWN, WEIGHTS
 from tfq.typing import Data
 
-# Causes that cross-layer equalization may cure.
+# Causes that cross-layer equalization may fix.
 _UNEVEN = (UNEVEN_CHANNELS, WEIGHTS, UNKNOWN)
 
-# What may go wrong in a verification without the conversion being lost.
+# Errors of a verification that do not fail the conversion.
 _FAILURES = (TfqError, OSError, MemoryError)
 
 
@@ -33,15 +33,15 @@ _FAILURES = (TfqError, OSError, MemoryError)
 def verified(
     conversion: Conversion, config: ConversionConfig, *, examples: Data = None, remedies: bool = True
 ) -> Conversion:
-    """Return `conversion` with its verification, and without the evidence that was needed for it.
+    """Verify a conversion; return it with the verification and without the evidence.
 
-    A collapsed result is a TfqWarning for each problem.
+    Each problem of a collapsed result is a TfqWarning.
 
     Args:
-        conversion: Of any scheme but float32.
-        config: What it was converted by.
-        examples: What it is verified with if its evidence has no samples.
-        remedies: Whether to measure what other settings would do.
+        conversion: A conversion of any scheme except float32.
+        config: The config that it was converted with.
+        examples: Data to verify with if the evidence has no samples.
+        remedies: Whether to measure other settings if the result collapsed.
 
     Raises:
         VerificationError: The result collapsed, and config.strict is set.
@@ -51,8 +51,8 @@ def verified(
         if evidence is not None and not evidence.samples:
             evidence = _with_samples(evidence, examples)
         result = _without_dead(_verification(conversion.content, evidence), conversion)
-    except _FAILURES as error:  # of the float model, of this machine, or of data that this model does not take
-        message = f"the outputs were not compared with those of the float model: {error}"
+    except _FAILURES as error:  # caused by the float model, this machine, or data that does not fit the model
+        message = f"verification: the outputs were not compared with those of the float model: {error}"
         warn(message)
         result = _only_run(conversion.content, message, evidence)
     if evidence is not None and result.collapsed:
@@ -65,7 +65,7 @@ def verified(
 
 
 def _with_samples(evidence: Evidence, examples: Data) -> Evidence | None:
-    """The evidence with the first of `examples`; None without any."""
+    """Return the evidence with the first of `examples`; None if there are no examples or no float model."""
     if examples is None:
         return None
     floating = evidence.floating
@@ -78,17 +78,17 @@ def _with_samples(evidence: Evidence, examples: Data) -> Evidence | None:
 
 def _verification(content: bytes, evidence: Evidence | None) -> Verification:
     if evidence is None:
-        return _only_run(content, "there were no samples to compare the outputs with those of the float model")
+        return _only_run(content, "there were no samples to compare the outputs with those of the float model on")
     result = verify(content, evidence.samples, float_outputs(evidence))
     if evidence.trained is None or (result.ok and not any(note.kind == "sqnr" for note in result.notes)):
         return result
-    # Without its rounding, a model that was trained with it may well compute something else.
+    # A model that was trained with rounding can compute a different function without it.
     trained = tflite.read(built := evidence.trained())
     return verify(content, evidence.samples, LocalBackend().run_samples(built, encode(trained, evidence.samples)))
 
 
 def _without_dead(result: Verification, conversion: Conversion) -> Verification:
-    """The result with notes of outputs of dead layers, whose range was widened to what kernels run with."""
+    """Return the result with the problems of dead outputs as notes: their ranges were widened on purpose."""
     if not conversion.dead_layers or not result.collapsed:
         return result
     parsed = tflite.read(conversion.content)
@@ -112,9 +112,9 @@ def _with_others(result: Verification, others: Verification | None) -> Verificat
 
 
 def _only_run(content: bytes, reason: str, evidence: Evidence | None = None) -> Verification:
-    """The result of a run on neutral inputs, with the reason why there was no comparison.
+    """Return the result of a run on neutral inputs, with the reason why there was no comparison.
 
-    A file whose float twin fails in the same way is no worse than that: it was not tried.
+    If the float model fails as well, the failure is not blamed on the conversion: the state is "not tried".
     """
     try:
         execution = try_to_run(content)
@@ -134,7 +134,7 @@ def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
     if evidence.outputs is not None:
         return evidence.outputs
     if evidence.floating is None:
-        raise ModelError("there is no float model to compare with", field="model")
+        raise ModelError("verification: there is no float model to compare with", field="model")
     floating = tflite.read(evidence.floating)
     return LocalBackend().run_samples(evidence.floating, encode(floating, evidence.samples))
 
@@ -142,16 +142,16 @@ def float_outputs(evidence: Evidence) -> Sequence[Sequence[NDArray]]:
 def _explained(
     result: Verification, content: bytes, evidence: Evidence, config: ConversionConfig | None
 ) -> Verification:
-    """Add the first op where it happened, the cause, and the remedies that `config` leaves open, to each problem.
+    """Add to each problem the op where it starts, its cause, and the remedies that `config` does not use yet.
 
-    A ratio that is low because rounding adds up over many layers becomes a note.
+    If an SQNR is low because rounding errors add up over many layers, the problem becomes a note.
     """
     problems, notes = [], list(result.notes)
     checks = {check.name: check for check in result.outputs}
     for problem in result.collapsed:
         location = Location()
         remedies: tuple[Remedy, ...] = ()
-        with contextlib.suppress(*_FAILURES):  # what is known of the collapse is reported all the same
+        with contextlib.suppress(*_FAILURES):  # the collapse is reported even if it cannot be explained
             if evidence.floating is not None:
                 location = locate(content, evidence.floating, _samples_for(problem, checks, evidence), problem)
             ratio = checks[problem.output].sqnr_db if problem.output in checks else None
@@ -167,7 +167,7 @@ def _explained(
 def _samples_for(
     problem: Problem, checks: Mapping[str, OutputCheck], evidence: Evidence
 ) -> Sequence[dict[str, NDArray]]:
-    """The samples, those first on which the output in question is worst."""
+    """Return the samples, those on which the output of the problem is worst first."""
     check = checks.get(problem.output or "")
     if problem.kind != "low_sqnr" or check is None:
         return evidence.samples
@@ -176,7 +176,7 @@ def _samples_for(
 
 
 def _with_details(problem: Problem, location: Location, remedies: tuple[Remedy, ...]) -> Problem:
-    """The problem with its place, cause and remedies, and a message that names them all."""
+    """Return the problem with its location, cause and remedies, also in its message."""
     remedies = tuple(sorted(remedies, key=lambda item: (not item.cures, -(item.sqnr_db or 0.0))))
     parts = [problem.message]
     if location.title and problem.op is None:
@@ -197,16 +197,16 @@ def _with_details(problem: Problem, location: Location, remedies: tuple[Remedy, 
 
 
 def _remedies(problem: Problem, location: Location, evidence: Evidence, config: ConversionConfig) -> Iterator[Remedy]:
-    """Measure what existing options do to the output in question."""
+    """Measure how other settings change the output of the problem."""
     if evidence.quantize is None:
         return
     reference = float_outputs(evidence)
     for setting, other in _alternatives(location, config):
         try:
-            content = _other(evidence, other)
+            content = _converted_with(evidence, other)
             result = verify(content, evidence.samples, reference)
         except TfqError as error:
-            yield Remedy(setting=setting, reason=f"cannot be converted ({str(error).split(':')[0]})")
+            yield Remedy(setting=setting, reason=f"cannot be converted ({str(error).partition('. ')[0]})")
             continue
         if result.execution.state != "runs":
             yield Remedy(setting=setting, reason="does not run")
@@ -220,13 +220,14 @@ def _remedies(problem: Problem, location: Location, evidence: Evidence, config: 
         )
 
 
-def _other(evidence: Evidence, config: ConversionConfig) -> bytes:
+def _converted_with(evidence: Evidence, config: ConversionConfig) -> bytes:
+    """Convert the model with another config."""
     if evidence.floating is not None and config.techniques:
-        # Techniques change the model and its ranges: calibrated again, on the samples of the verification.
-        again = dataclasses.replace(config, verify=False, strict=False)
+        # Techniques change the model and its ranges, so it is calibrated again, on the samples of the verification.
+        unverified = dataclasses.replace(config, verify=False, strict=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TfqWarning)
-            return quantize_after_training(evidence.floating, list(evidence.samples), again).content
+            return quantize_after_training(evidence.floating, list(evidence.samples), unverified).content
     if evidence.floating is not None and (evidence.quantize is None or not config.needs_ranges):
         return quantize_weights(evidence.floating, config)
     assert evidence.quantize is not None  # `_remedies` measures nothing without it
@@ -234,8 +235,8 @@ def _other(evidence: Evidence, config: ConversionConfig) -> bytes:
 
 
 def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tuple[str, ConversionConfig]]:
-    """(setting, the config with it) of each option that may help."""
-    plain = ConversionConfig(
+    """Yield (setting, the config with it) for each setting that may help."""
+    without_mixed_precision = ConversionConfig(
         verify=False,
         per_channel=config.per_channel,
         per_channel_dense=config.per_channel_dense,
@@ -243,7 +244,7 @@ def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tupl
         batch_size=config.batch_size,
     )
     if config.scheme == "int8" and location.layer:
-        yield from _in_float(location, config)
+        yield from _float_layer_settings(location, config)
     cause = location.cause.kind if location.cause is not None else None
     if cause == CLIPPED and config.calibration.method != "min_max":
         calibration = dataclasses.replace(config.calibration, method="min_max", tensors=())
@@ -253,16 +254,16 @@ def _alternatives(location: Location, config: ConversionConfig) -> Iterator[tupl
         yield f"conversion.techniques={techniques[0]}", dataclasses.replace(config, techniques=techniques)
     for scheme in ("int8", "int16x8", "dynamic_range"):
         if scheme != config.scheme:
-            yield f"conversion.scheme={scheme}", dataclasses.replace(plain, scheme=scheme)
+            yield f"conversion.scheme={scheme}", dataclasses.replace(without_mixed_precision, scheme=scheme)
 
 
-def _in_float(location: Location, config: ConversionConfig) -> Iterator[tuple[str, ConversionConfig]]:
-    """The layer in float; where it is at a border of the model, with that border in float as well."""
+def _float_layer_settings(location: Location, config: ConversionConfig) -> Iterator[tuple[str, ConversionConfig]]:
+    """Yield the setting that keeps the layer in float, and the model's input or output if the layer touches it."""
     layers = (*config.float_layers, location.layer or "")
     setting, other = f"conversion.float_layers={','.join(layers)}", dataclasses.replace(config, float_layers=layers)
-    border = ""
+    side = ""
     if location.cause is not None and location.cause.kind == MIXED_INPUT_SCALES:
-        border, other = "input", dataclasses.replace(other, inference_input_type="float32")
+        side, other = "input", dataclasses.replace(other, inference_input_type="float32")
     elif location.is_output:
-        border, other = "output", dataclasses.replace(other, inference_output_type="float32")
-    yield (f"conversion.inference_{border}_type=float32 with {setting}" if border else setting), other
+        side, other = "output", dataclasses.replace(other, inference_output_type="float32")
+    yield (f"conversion.inference_{side}_type=float32 with {setting}" if side else setting), other
