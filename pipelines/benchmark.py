@@ -38,7 +38,7 @@ def main(invocation: flags.Invocation) -> None:
     examples = load_examples(config.data)
     results = evaluation.benchmark_models(models, config.benchmark, data=examples, seed=config.seed)
     if config.data.source:
-        for name, reason in results.unfitting.items():
+        for name, reason in results.input_mismatches.items():
             warn(f"{name} runs on random numbers: {reason}")
     record = process.record(
         invocation,

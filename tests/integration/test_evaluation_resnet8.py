@@ -27,7 +27,7 @@ def test_the_mlperf_int8_model_has_its_known_accuracy(model, cifar10):
     record = evaluate_model(model, cifar10, EvaluationConfig(num_runs=0))
     assert record.num_examples == 10_000
     assert record.accuracy == pytest.approx(0.7542, abs=1e-9)
-    assert (record.clipped_input_share, record.unused_range_share) == (0.0, 0.0)
+    assert (record.clipped_input_fraction, record.unused_range_fraction) == (0.0, 0.0)
     # XNNPACK has no int8 AVERAGE_POOL_2D and SOFTMAX.
     assert (record.total_ops, record.delegated_ops) == (16, 14)
 
@@ -60,4 +60,4 @@ def test_images_scaled_to_one_are_warned_of(model, cifar10):
     images, labels = cifar10[0][:50], cifar10[1][:50]
     with warned("100%"):
         record = evaluate_model(model, (images / np.float32(255), labels), EvaluationConfig(num_runs=0))
-    assert record.unused_range_share > 0.99
+    assert record.unused_range_fraction > 0.99

@@ -50,10 +50,10 @@ tfq.register(
     tfq.Metric(
         name="balanced_accuracy",
         help="mean over the classes of the fraction of their examples that is classified correctly",
-        word="balanced accuracy",
+        title="balanced accuracy",
         direction="higher",
         unit="fraction",
-        contract=tfq.Contract(outputs="(n, classes)", labels="(n,) integers", goes_by="classes", check=check),
+        contract=tfq.Contract(outputs="(n, classes)", labels="(n,) integers", predicts="classes", check=check),
         update=update,
         finish=finish,
     )
@@ -133,7 +133,7 @@ def test_a_plugin_adds_a_metric_to_the_command_line(golden, data, plugin, tmp_pa
     record = json.loads(done.stdout)
     evaluation = record["evaluation"]
     assert evaluation["accuracy"] == pytest.approx(oracle(model.read_bytes(), data), abs=1e-12)
-    facts = {"word": "balanced accuracy", "direction": "higher", "unit": "fraction", "interval": None}
+    facts = {"title": "balanced accuracy", "direction": "higher", "unit": "fraction", "interval": None}
     assert evaluation["metrics"] == {"balanced_accuracy": facts}
     assert [plugin["source"] for plugin in record["plugins"]] == ["balanced_accuracy.py"]
     assert "balanced_accuracy" in tfq_cli("evaluate", *arguments, "--metric=balanced_acuracy").stderr

@@ -4,7 +4,7 @@
 import copy
 from typing import Any
 
-TOP1 = {"word": "top-1", "direction": "higher", "unit": "fraction", "interval": None}
+TOP1 = {"title": "top-1", "direction": "higher", "unit": "fraction", "interval": None}
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
@@ -36,8 +36,8 @@ def evaluation(**changes: Any) -> dict[str, Any]:
         "xnnpack": True,
         "total_ops": 9,
         "delegated_ops": 8,
-        "clipped_input_share": 0.0,
-        "unused_range_share": 0.012,
+        "clipped_input_fraction": 0.0,
+        "unused_range_fraction": 0.012,
         "warnings": [],
         "machine": {"machine": "x86_64"},
     }
@@ -133,8 +133,8 @@ def timed(name: str, median: float, **changes: Any) -> dict[str, Any]:
         "quantiles_ms": [*(median * (0.8 + 0.02 * step) for step in range(20)), 3 * median],
         "time_reason": None,
         "ops": [
-            {"index": 0, "name": "CONV_2D", "keras_layer": "conv2d", "ms": 0.4 * median, "share": 0.4},
-            {"index": 1, "name": "SOFTMAX", "keras_layer": "dense", "ms": 0.6 * median, "share": 0.6},
+            {"index": 0, "name": "CONV_2D", "keras_layer": "conv2d", "ms": 0.4 * median, "fraction": 0.4},
+            {"index": 1, "name": "SOFTMAX", "keras_layer": "dense", "ms": 0.6 * median, "fraction": 0.6},
         ],
         "ops_by": "LiteRT's own profiler",
         "ops_reason": None,
@@ -300,7 +300,7 @@ def newest_record() -> dict[str, Any]:
         ]
         model["audit"]["model_bytes"] = model["evaluation"]["model_bytes"]
         model["audit"]["op_types"] = {"CONV_2D": {dtypes[name]: 4}, "SOFTMAX": {dtypes[name]: 1}}
-        model["evaluation"]["metrics"] = {"top1": TOP1, "top5": {**TOP1, "word": "top-5"}}
+        model["evaluation"]["metrics"] = {"top1": TOP1, "top5": {**TOP1, "title": "top-5"}}
         model["evaluation"]["scores"] = {"top1": model["evaluation"]["accuracy"], "top5": 0.9999}
         model["evaluation"] |= {"latency_mean_ms": 0.0431, "latency_std_ms": 0.0009, "latency_first_ms": 0.0999}
     record["models"][2]["qat_parity"] = qat_parity()

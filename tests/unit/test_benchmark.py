@@ -75,11 +75,11 @@ def test_ratios_are_to_the_first_model_and_of_its_kernels_to_the_first(record):
 def test_literts_profiler_times_every_op_on_all_kernels_and_names_its_layer(record):
     for model in record["models"]:
         assert model["ops_reason"] is None
-        assert "LiteRT's own profiler" in model["ops_by"]
+        assert "LiteRT's profiler" in model["ops_by"]
         parsed = tflite.read(golden(f"digits_{'int8' if model['name'] == 'int8' else 'float32'}"))
         expected = [(op.index, op.name, op.keras_layer) for op in parsed.main_subgraph.ops]
         assert [(op["index"], op["name"], op["keras_layer"]) for op in model["ops"]] == expected
-        assert sum(op["share"] for op in model["ops"]) == pytest.approx(1)
+        assert sum(op["fraction"] for op in model["ops"]) == pytest.approx(1)
         by_xnnpack = sum(op["kernel"].startswith("XNNPACK") for op in model["ops"])
         assert by_xnnpack == model["delegated_ops"]
 
@@ -164,7 +164,7 @@ def test_an_emulated_runner_counts_and_times_nothing(monkeypatch):
     counted = {"qemu:cortex-a76": {"instructions": 1_234_567, "note": "a count, not a time"}}
     assert record.to_record()["instructions"] == counted
     assert record.to_text().splitlines()[0] == (
-        "m, xnnpack: 1,234,567 instructions an inference on qemu:cortex-a76 (a count, not a time)"
+        "m, xnnpack: 1,234,567 instructions per inference on qemu:cortex-a76 (a count, not a time)"
     )
 
 

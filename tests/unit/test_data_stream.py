@@ -66,7 +66,9 @@ def test_an_evaluation_of_a_stream_is_that_of_memory(digits):
     whole, streamed = digits(), digits(1)
     config = EvaluationConfig(num_runs=0)
     records = [evaluate_model(INT8, data, config, reference=FLOAT).to_dict() for data in (whole, streamed)]
-    assert records[0] == records[1] and records[0]["accuracy"] > 0.9 and records[0]["clipped_input_share"] is not None
+    assert (
+        records[0] == records[1] and records[0]["accuracy"] > 0.9 and records[0]["clipped_input_fraction"] is not None
+    )
 
 
 def test_the_outputs_of_a_reference_go_with_other_streams_of_the_same_data_alone(digits):
@@ -92,7 +94,7 @@ def test_what_is_clipped_in_a_later_piece_is_counted(tmp_path):
     x[-1000:] = 1000
     np.savez(tmp_path / "a.npz", x_test=x)
     shares = [
-        evaluate_model(INT8, DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=size)).clipped_input_share
+        evaluate_model(INT8, DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=size)).clipped_input_fraction
         for size in (1, 100)
     ]
     assert shares == [0.2, 0.2]

@@ -67,7 +67,7 @@ def test_every_number_is_that_of_the_interpreter_and_numpy(digits):
     assert (record.num_examples, record.compared, record.missing) == (N, N, 0)
     assert (record.total_ops, record.delegated_ops) == (9, 7)
     assert 0 < record.latency_p50_ms <= record.latency_p90_ms <= record.latency_p99_ms
-    assert (record.clipped_input_share, record.unused_range_share) == (0.0, 0.0)
+    assert (record.clipped_input_fraction, record.unused_range_fraction) == (0.0, 0.0)
     assert record.skipped == {}
     assert json.loads(json.dumps(record.to_dict(), allow_nan=False)) == record.to_dict()
 
@@ -167,7 +167,7 @@ def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
         same = {"resize": [], "scale": 1, "offset": 0}
         assert evaluate_model(recorded, (x, y), QUICK, preprocessing=same).warnings == ()
     with warned("clipped"):
-        assert evaluate_model(INT8, (x * 16, y), QUICK).clipped_input_share > 0.3
+        assert evaluate_model(INT8, (x * 16, y), QUICK).clipped_input_fraction > 0.3
 
 
 def test_a_limit_beyond_the_data_is_told(digits):
@@ -181,7 +181,7 @@ def test_outputs_without_classes_have_no_accuracy_but_noise(digits):
     float_maps = golden("two_branches_float32")
     record = evaluate_model(float_maps, digits, QUICK, reference=float_maps)
     assert record.accuracy is None
-    assert "give metric=" in record.accuracy_reason
+    assert "evaluation.metric" in record.accuracy_reason
     assert record.agreement is None
     assert "identical" in record.output_sqnr_db_reason
 

@@ -49,15 +49,15 @@ def test_float_inputs_are_fed_as_they_are():
     prepared = prepare_inputs(model_of({}), split(x))
     assert prepared.arrays[0].dtype == np.float32
     np.testing.assert_array_equal(prepared.arrays[0], x.astype(np.float32))
-    assert (prepared.clipped_share, prepared.unused_share, prepared.warnings) == (None, None, ())
+    assert (prepared.clipped_fraction, prepared.unused_fraction, prepared.warnings) == (None, None, ())
 
 
 def test_clipped_values_are_those_beyond_the_range_by_more_than_half_a_step():
     # Codes -128 to 127 stand for -69 to 58.5; half a step beyond is -69.25 to 58.75.
     x = np.array([[58.5, 58.7], [58.8, 1000.0], [-69.2, -69.3], [0.0, 0.0]], np.float32)
     prepared = prepare_inputs(model_of(INT8), split(x))
-    assert prepared.clipped_share == 3 / 8
-    assert prepared.unused_share == 0.0
+    assert prepared.clipped_fraction == 3 / 8
+    assert prepared.unused_fraction == 0.0
     assert len(prepared.warnings) == 1
     assert "37.5%" in prepared.warnings[0]
 
@@ -65,11 +65,11 @@ def test_clipped_values_are_those_beyond_the_range_by_more_than_half_a_step():
 def test_data_scaled_to_one_for_a_model_of_pixels_leaves_its_range_unused():
     pixels = {"dtype": "int8", "scale": (1.0,), "zero_point": (-128,)}
     scaled = prepare_inputs(model_of(pixels), split(np.linspace(0, 1, 20, dtype=np.float32).reshape(10, 2)))
-    assert scaled.unused_share == pytest.approx(254 / 255)
-    assert scaled.clipped_share == 0.0
-    assert "unused" in scaled.warnings[0]
+    assert scaled.unused_fraction == pytest.approx(254 / 255)
+    assert scaled.clipped_fraction == 0.0
+    assert "data.scale" in scaled.warnings[0]
     raw = prepare_inputs(model_of(pixels), split(np.linspace(0, 255, 20, dtype=np.float32).reshape(10, 2)))
-    assert (raw.unused_share, raw.clipped_share, raw.warnings) == (0.0, 0.0, ())
+    assert (raw.unused_fraction, raw.clipped_fraction, raw.warnings) == (0.0, 0.0, ())
 
 
 def test_pieces_of_a_large_array_are_quantized_as_the_whole(monkeypatch):
@@ -78,7 +78,7 @@ def test_pieces_of_a_large_array_are_quantized_as_the_whole(monkeypatch):
     monkeypatch.setattr("tfq.evaluation.inputs._PIECE_VALUES", 7)
     pieces = prepare_inputs(model_of(INT8), split(x))
     np.testing.assert_array_equal(pieces.arrays[0], whole.arrays[0])
-    assert (pieces.clipped_share, pieces.unused_share) == (whole.clipped_share, whole.unused_share)
+    assert (pieces.clipped_fraction, pieces.unused_fraction) == (whole.clipped_fraction, whole.unused_fraction)
 
 
 def test_inputs_are_bound_by_the_names_of_the_signature():

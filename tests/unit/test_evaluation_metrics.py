@@ -48,7 +48,7 @@ def test_one_integer_an_example_is_the_class_itself():
         (OUTPUTS, [0.0, 1.0, 2.0, 0.0], "integer"),
         (OUTPUTS, np.eye(4, 3, dtype=int), "one-hot"),
         (OUTPUTS, np.eye(4, dtype=int), "4"),
-        (OUTPUTS, np.eye(3)[[0, 1, 2, 0]] * 0.9 + 0.1 / 3, "soft"),
+        (OUTPUTS, np.eye(3)[[0, 1, 2, 0]] * 0.9 + 0.1 / 3, "Soft"),
         (OUTPUTS[:, :1], [0, 1, 2, 0], "2"),
         (OUTPUTS.reshape(2, 2, 3), [0, 1], "class"),
         (np.where(OUTPUTS == 0.9, np.nan, OUTPUTS), [1, 0, 2, 0], "NaN"),

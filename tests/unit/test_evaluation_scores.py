@@ -363,7 +363,7 @@ def leaves(outputs, labels):
         (leaves, "SystemExit", "leaves"),
         (lambda outputs, labels: None, None, "NoneType"),
         (lambda outputs, labels: float("inf"), float("inf"), "finite"),
-        (lambda outputs, labels: 10**400, "int", "beyond"),
+        (lambda outputs, labels: 10**400, "int", "largest"),
     ],
 )
 def test_a_function_that_fails_or_returns_no_finite_number_is_refused(digits, function, got, word):

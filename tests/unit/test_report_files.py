@@ -93,7 +93,7 @@ def hostile_record():
     }
     record["models"][1]["evaluation"] |= {"metric": HOSTILE, "scores": {HOSTILE: 0.5}, "kernels": HOSTILE}
     record["benchmark"]["models"].append(timed(HOSTILE, 0.01, kernels=HOSTILE, ops_by=HOSTILE))
-    record["benchmark"]["models"][2]["ops"] = [{"name": HOSTILE, "keras_layer": HOSTILE, "ms": 1.0, "share": 1.0}]
+    record["benchmark"]["models"][2]["ops"] = [{"name": HOSTILE, "keras_layer": HOSTILE, "ms": 1.0, "fraction": 1.0}]
     record["benchmark"]["ratios"][0] |= {"against": HOSTILE, "reason": HOSTILE}
     record["stages"][1]["details"]["diagnostics"] |= {"class_counts": {HOSTILE: 5}, "findings": [HOSTILE]}
     record["stages"][1]["details"]["pruning_plan"] = {"pruned": [HOSTILE], "skipped": {HOSTILE: HOSTILE}}

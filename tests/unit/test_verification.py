@@ -15,7 +15,7 @@ from tfq.auditing import audit_model
 from tfq.config import AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.evaluation import audit_and_run, try_to_run, verify
-from tfq.evaluation.collapse import _first, is_gradual
+from tfq.evaluation.collapse import _first_loss, is_gradual
 from tfq.evaluation.output_checks import OutputCheck, check_output
 from tfq.evaluation.verification import encode
 from tfq.tflite import Op, Subgraph, Tensor
@@ -377,7 +377,7 @@ def test_rounding_that_adds_up_is_gradual_and_one_bad_op_is_not():
     shares = {}
     for name, ratios in (("gradual", gradual), ("steep", steep)):
         model, checks = chain(ratios)
-        index, shares[name] = _first(model, checks, {}, len(ratios), constant=False)
+        index, shares[name] = _first_loss(model, checks, {}, len(ratios), constant=False)
         assert name == "gradual" or index == 10
 
     assert shares["gradual"] < 0.35 and shares["steep"] > 0.95

@@ -155,8 +155,8 @@ def _explained(
             if evidence.floating is not None:
                 location = locate(content, evidence.floating, _samples_for(problem, checks, evidence), problem)
             ratio = checks[problem.output].sqnr_db if problem.output in checks else None
-            if problem.kind == "low_sqnr" and ratio is not None and is_gradual(ratio, location.noise_share):
-                notes.append(gradual_note(problem, location.noise_share))
+            if problem.kind == "low_sqnr" and ratio is not None and is_gradual(ratio, location.noise_fraction):
+                notes.append(gradual_note(problem, location.noise_fraction))
                 continue
             if config is not None:
                 remedies = tuple(_remedies(problem, location, evidence, config))

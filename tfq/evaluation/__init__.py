@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is learned from running a flatbuffer: (bytes, data, backend) -> records."""
+"""Run flatbuffers on data and backends: accuracy, comparison with a reference, latency, and other costs."""
 
 from tfq.evaluation.accuracy import evaluate_model
 from tfq.evaluation.benchmark import benchmark_models, model_names

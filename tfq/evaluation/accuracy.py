@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flatbuffer on the user's data: what it computes, how fast, and how near to the float model."""
+"""Evaluate a flatbuffer on the user's data: its accuracy, its speed, and its difference from the float model."""
 
 import gzip
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ from tfq.evaluation.metrics import SIGMOID_NOTE, is_probability
 from tfq.evaluation.paired import PERCENTILES, checked_latencies, latency_percentiles
 from tfq.evaluation.record import IDENTICAL, EvaluationRecord
 from tfq.evaluation.reference import ReferenceOutputs, matched_outputs, reference_outputs, sqnr_or_reason
-from tfq.evaluation.scores import NO_REFERENCE, Choice, check_bounds, choose_metric, reconstructs, score_answers
+from tfq.evaluation.scores import NO_REFERENCE, Choice, check_bounds, choose_metric, compute_scores, reconstructs
 from tfq.typing import Data, MetricFunction, PathOrBytes, Preprocessing
 
 NO_DIRECTION = "the metric does not declare whether higher or lower is better"
-NOT_COUNTED = "the interpreter does not tell which ops it delegates"
+NOT_COUNTED = "the interpreter does not report which ops it delegates"
 
 
 def evaluate_model(
@@ -87,17 +87,17 @@ def evaluate_model(
     outputs = decode_outputs(parsed, result.outputs)
     names = parsed.output_names
     expected = None if reference is None else matched_outputs(reference, data, names, outputs)
-    is_reconstruction = reconstructs(parsed)
+    rebuilds_input = reconstructs(parsed)
     class_outputs = tuple(
         is_class_vector(parsed.main_subgraph, index, values)
         for index, values in zip(parsed.main_subgraph.outputs, outputs if expected is None else expected, strict=True)
     )
-    choice = choose_metric(chosen, names, class_outputs, reconstructs=is_reconstruction, output=config.output)
-    scores = score_answers(outputs, expected, data, choice, reconstructs=is_reconstruction, class_outputs=class_outputs)
+    choice = choose_metric(chosen, names, class_outputs, reconstructs=rebuilds_input, output=config.output)
+    scores = compute_scores(outputs, expected, data, choice, reconstructs=rebuilds_input, class_outputs=class_outputs)
     missing = max(0, config.limit - data.num_examples)
     messages = [
         *filter(None, [tflite.main_subgraph_note(parsed, "evaluated")]),
-        *([f"{config.limit:,} examples were asked for, the data has {data.num_examples:,}"] if missing else []),
+        *([f"evaluation.limit={config.limit:,}: the data has only {data.num_examples:,} examples"] if missing else []),
         *_preprocessing_warnings(model, preprocessing),
         *feed.warnings,
         *_output_warnings(names, outputs, choice, result, config),
@@ -116,8 +116,8 @@ def evaluate_model(
         skipped=_skipped(scores, noise, result),
         model_bytes=len(model),
         gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
-        clipped_input_share=feed.clipped_share,
-        unused_range_share=feed.unused_share,
+        clipped_input_fraction=feed.clipped_fraction,
+        unused_range_fraction=feed.unused_fraction,
         warnings=tuple(messages),
         machine=dict(result.machine),
     )
@@ -126,7 +126,7 @@ def evaluate_model(
 def _costs(
     model: bytes, data: AnySplit, config: EvaluationConfig, metric: Metric | None, result: BackendResult
 ) -> EvaluationRecord:
-    """Return the record of a backend that computes no outputs: what the model costs there."""
+    """Return the record of a backend that reports only what the model costs and computes no outputs."""
     reason = result.outputs_reason
     scores: dict[str, Any] = {
         "metric": metric.name if metric else "",
@@ -152,8 +152,8 @@ def _costs(
         skipped=_skipped(scores, noise, result),
         model_bytes=len(model),
         gzip_bytes=len(gzip.compress(model, 9, mtime=0)),
-        clipped_input_share=None,
-        unused_range_share=None,
+        clipped_input_fraction=None,
+        unused_range_fraction=None,
         warnings=result.notes,
         machine=dict(result.machine),
     )
@@ -178,21 +178,21 @@ def _noise(
     expected: list[NDArray] | None,
     agreements: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the SQNR of the worst output, and in `outputs` that of each next to its `agreements`."""
-    item: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
+    """Return the SQNR of the worst output, and in `outputs` the SQNR of each output with its `agreements`."""
+    pairs: list[tuple[float | None, str | None]] = [(None, NO_REFERENCE)] * len(outputs)
     if expected is not None:
-        item = [sqnr_or_reason(other, output) for output, other in zip(outputs, expected, strict=True)]
-    values = [value for value, _ in item if value is not None]
-    # No noise at all is better than any number; what cannot be computed must not hide behind one.
-    reasons = [reason for _, reason in item if reason is not None]
+        pairs = [sqnr_or_reason(other, output) for output, other in zip(outputs, expected, strict=True)]
+    values = [value for value, _ in pairs if value is not None]
+    # An output without noise is better than any number. If one output cannot be compared, there is no worst number.
+    reasons = [reason for _, reason in pairs if reason is not None]
     unknown = [reason for reason in reasons if reason != IDENTICAL]
     worst = min(values) if values and not unknown else None
     return {
         "output_sqnr_db": worst,
         "output_sqnr_db_reason": None if worst is not None else (unknown or reasons)[0],
         "outputs": tuple(
-            {"name": name, "sqnr_db": value, "sqnr_db_reason": reason, **same}
-            for name, (value, reason), same in zip(names, item, agreements, strict=True)
+            {"name": name, "sqnr_db": value, "sqnr_db_reason": reason, **agreement}
+            for name, (value, reason), agreement in zip(names, pairs, agreements, strict=True)
         ),
     }
 
@@ -221,7 +221,7 @@ def _speed(result: BackendResult, config: EvaluationConfig) -> dict[str, Any]:
 
 
 def _skipped(scores: dict[str, Any], noise: dict[str, Any], result: BackendResult) -> dict[str, str]:
-    """Every number that there is not, and why."""
+    """Return {name of each missing number: why it is missing}."""
     drop_reason = None
     if scores["accuracy_drop"] is None:
         undirected = NO_DIRECTION if scores["reference_accuracy"] is not None else None
@@ -246,20 +246,20 @@ def _output_warnings(
 ) -> list[str]:
     results, metric = [], choice.metric
     index = metric.outputs[0] if metric.outputs is not None and len(metric.outputs) == 1 else None
-    if metric.contract.goes_by == "classes" and is_probability(outputs[index or 0]):
+    if metric.contract.predicts == "classes" and is_probability(outputs[index or 0]):
         results.append(SIGMOID_NOTE)
     if index is not None and len(outputs) > 1 and choice.output is None and choice.reason is None:
         results.append(
-            f"the model has {len(outputs)} outputs: {metric.word or metric.name} is of {names[index]!r}; "
-            "evaluation.output chooses another"
+            f"the model has {len(outputs)} outputs, and {metric.title or metric.name} is computed for "
+            f"{names[index]!r}. Choose another one with evaluation.output"
         )
     if config.xnnpack and result.delegated_ops == 0:
-        results.append("XNNPACK took none of the model's ops: all ran on TFLite's builtin kernels")
+        results.append("XNNPACK delegated none of the model's ops: all of them ran on TFLite's builtin kernels")
     return results
 
 
 def _preprocessing_warnings(model: bytes, provided: Mapping[str, Any] | None) -> list[str]:
-    """What was done to the data against what the model records was done to the data it was made with."""
+    """Return a warning for each preprocessing setting that differs from what the model records."""
     recorded = (tflite.read_metadata(model) or {}).get("preprocessing")
     if provided is None or not isinstance(recorded, Mapping):
         return []
@@ -269,7 +269,8 @@ def _preprocessing_warnings(model: bytes, provided: Mapping[str, Any] | None) ->
         if name in recorded and not _same(recorded[name], provided.get(name))
     ]
     return [
-        f"the model was made with data.{name}={_flag(recorded[name])}, this data comes with {_flag(provided.get(name))}"
+        f"the model was converted with data.{name}={_setting_text(recorded[name])}, but this data was prepared with "
+        f"{_setting_text(provided.get(name))}. Use the same value"
         for name in different
     ]
 
@@ -285,5 +286,5 @@ def _same(one: Any, other: Any) -> bool:
     )
 
 
-def _flag(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

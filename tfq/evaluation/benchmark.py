@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmark models side by side on a target."""
+"""Benchmark models side by side on one backend."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,39 +29,45 @@ NUM_INPUTS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fed:
-    """What a model was fed; reason: why not the examples that were given, or None."""
+class InputSource:
+    """The inputs of a model: a description, and why the user's examples were not used (None if they were)."""
 
     what: str
     reason: str | None = None
 
 
-def timed_model(name: str, content: bytes, model: Model, data: Split | None, seed: int) -> tuple[TimedModel, Fed]:
-    """`content` with whole inputs that take turns, and what they are: examples of `data` where it fits, else random.
+def timed_model(
+    name: str, content: bytes, model: Model, data: Split | None, seed: int
+) -> tuple[TimedModel, InputSource]:
+    """Return a model with the inputs that its runs alternate between, and their description.
 
-    Random codes are drawn from all that the type of a quantized input holds, floats from -1 to 1, and integers without
-    a scale are 0 or 1: they may be indices. What is random is the same for a seed. Raises InputError on an input whose
-    type NumPy does not have.
+    The inputs are the examples in `data` if they fit the model, else random. Random quantized inputs cover all values
+    of their type, floats are between -1 and 1, and integers without a scale are 0 or 1, because they may be indices.
+    The same seed gives the same inputs.
+
+    Raises:
+        InputError: An input has a type that NumPy does not have.
     """
     tensors = model.main_subgraph.input_tensors
-    arrays, fed = None, Fed(what=f"random, seed {seed}")
+    arrays, sources = None, InputSource(what=f"random, seed {seed}")
     if data is not None:
         try:
             arrays = tuple(
-                _whole(array, tensor) for array, tensor in zip(prepare_inputs(model, data).arrays, tensors, strict=True)
+                _in_batches(array, tensor)
+                for array, tensor in zip(prepare_inputs(model, data).arrays, tensors, strict=True)
             )
-            fed = Fed(what=f"{data.source} ({data.name}), {data.num_examples} examples")
+            sources = InputSource(what=f"{data.source} ({data.name}), {data.num_examples} examples")
         except InputError as error:
-            fed = dataclasses.replace(fed, reason=str(error))
+            sources = dataclasses.replace(sources, reason=str(error))
     if arrays is None:
         generator = np.random.default_rng(seed)
         arrays = tuple(_random(tensor, generator) for tensor in tensors)
     indices = tuple(tensor.index for tensor in tensors)
-    return TimedModel(name=name, model=content, inputs=arrays, tensors=indices), fed
+    return TimedModel(name=name, model=content, inputs=arrays, tensors=indices), sources
 
 
 def fits(model: Model, data: Split) -> bool:
-    """Whether the model takes these examples."""
+    """Check whether the examples fit the model's inputs."""
     try:
         prepare_inputs(model, data.take(1))
     except InputError:
@@ -69,8 +75,8 @@ def fits(model: Model, data: Split) -> bool:
     return True
 
 
-def _whole(examples: NDArray, tensor: Tensor) -> NDArray:
-    """(n, ...) examples as (k, batch, ...) inputs of a model of this batch; the first ones again fill up the last."""
+def _in_batches(examples: NDArray, tensor: Tensor) -> NDArray:
+    """Return examples (n, ...) as inputs (k, batch, ...); the first ones are repeated to fill the last batch."""
     batch = tensor.shape[0] if tensor.shape else 1
     count = -(-len(examples) // batch)
     chosen = np.resize(np.arange(len(examples)), count * batch)
@@ -82,7 +88,7 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
         dtype = np.dtype(tensor.dtype)
     except TypeError as error:
         raise InputError(
-            f"input {tensor.name!r} is {tensor.dtype}: NumPy has no such type to feed it",
+            f"input {tensor.name!r} is {tensor.dtype}, which NumPy does not have, so it cannot be filled",
             field=tensor.name,
             got=tensor.dtype,
         ) from error
@@ -94,15 +100,15 @@ def _random(tensor: Tensor, generator: np.random.Generator) -> NDArray:
         return generator.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
     if dtype.kind in "iub":
         return generator.integers(0, 2, shape).astype(dtype)
-    raise InputError(f"input {tensor.name!r} is {dtype}: expected real numbers", field=tensor.name, got=str(dtype))
+    raise InputError(f"input {tensor.name!r} is {dtype}, expected real numbers", field=tensor.name, got=str(dtype))
 
 
-NOT_TIMED = "not measured: the time of an emulator says nothing about a device"
+NOT_TIMED = "not measured: the time that an emulator needs does not predict the time on a device"
 OPS_BY = (
-    "LiteRT's own profiler, in inferences of their own through CompiledModel; of XNNPACK's kernels by XNNPACK, which "
-    "cuts each to whole microseconds"
+    "LiteRT's profiler, in separate inferences through CompiledModel. XNNPACK reports its own kernels, rounded down to "
+    "whole microseconds"
 )
-OPS_OFF = "not asked for (benchmark.ops=False)"
+OPS_OFF = "not requested (benchmark.ops=False)"
 
 
 def benchmark_models(
@@ -139,7 +145,7 @@ def benchmark_models(
     """
     config = config or BenchmarkConfig()
     if not models:
-        raise InputError("no model to benchmark", field="models", got=0)
+        raise InputError("models is empty: expected at least one model to benchmark", field="models", got=0)
     contents = {name: content_of(model, f"models[{name!r}]") for name, model in models.items()}
     backend = make_backend(config.backend, field="benchmark.backend")
     reason = backend.unavailable()
@@ -152,9 +158,9 @@ def benchmark_models(
     if not backend.kind.times and backend.kind.counts_instructions:
         return _counted(contents, parsed, config, data)
     timer = timing_backend(backend)
-    fed = {name: timed_model(name, contents[name], model, data, seed) for name, model in parsed.items()}
+    sources = {name: timed_model(name, contents[name], model, data, seed) for name, model in parsed.items()}
     request = TimingRequest(
-        models=tuple(model for model, _ in fed.values()),
+        models=tuple(model for model, _ in sources.values()),
         kernels=tuple(dict.fromkeys(config.kernels)),
         num_threads=config.num_threads,
         warmup_runs=config.warmup_runs,
@@ -166,7 +172,7 @@ def benchmark_models(
         timings, machine = timer.time_models(request)
     with stage("timing single ops" if config.ops else "comparing times"):
         times = [
-            _times(parsed[model.name], model, kernels, timing, fed[model.name][1], request, config, backend)
+            _times(parsed[model.name], model, kernels, timing, sources[model.name][1], request, config, backend)
             for (model, kernels), timing in zip(request.entries, timings, strict=True)
         ]
     return BenchmarkRecord(
@@ -179,12 +185,12 @@ def benchmark_models(
 
 
 def model_names(paths: list[str]) -> list[str]:
-    """A name for each file, in order: its stem, or the path where stems are the same; a repeated path is numbered."""
+    """Return a name per file, in order: its stem, or its path if stems are equal. Repeated paths are numbered."""
     stems = [Path(path).stem for path in paths]
     names: list[str] = []
     for path, stem in zip(paths, stems, strict=True):
-        same = {other for other, its_stem in zip(paths, stems, strict=True) if its_stem == stem}
-        name = stem if len(same) == 1 else path
+        same_stem = {other for other, other_stem in zip(paths, stems, strict=True) if other_stem == stem}
+        name = stem if len(same_stem) == 1 else path
         repeated = sum(1 for other in names if other == name or other.startswith(f"{name} #"))
         names.append(f"{name} #{repeated + 1}" if repeated else name)
     return names
@@ -195,7 +201,7 @@ def _times(
     model: TimedModel,
     kernels: str,
     timing: Timing,
-    fed: Fed,
+    sources: InputSource,
     request: TimingRequest,
     config: BenchmarkConfig,
     backend: Backend,
@@ -204,18 +210,18 @@ def _times(
     if config.ops:
         events = timing_backend(backend).profile_ops(request, model, kernels)
         ops = events if isinstance(events, str) else op_costs(parsed, events)
-    ours = timing.blocks_ms[:, 1] - timing.blocks_ms[:, 0]
+    overhead = timing.blocks_ms[:, 1] - timing.blocks_ms[:, 0]
     return ModelTimes(
         name=model.name,
         kernels=kernels,
         model_bytes=len(model.model),
-        inputs=fed.what,
-        inputs_reason=fed.reason,
+        inputs=sources.what,
+        inputs_reason=sources.reason,
         initialization_ms=timing.initialization_ms,
         first_ms=timing.first_ms,
         num_runs=len(timing.latencies_ms),
         **latency_statistics(timing.latencies_ms),  # type: ignore[arg-type]
-        overhead_ms=float(ours.mean()),
+        overhead_ms=float(overhead.mean()),
         total_ops=timing.total_ops,
         delegated_ops=timing.delegated_ops,
         ops=None if isinstance(ops, str) else tuple(ops),
@@ -225,29 +231,31 @@ def _times(
 
 
 def _ratios(request: TimingRequest, timings: list[Timing]) -> tuple[TimeRatio, ...]:
-    """Every other model's to the first's on the same kernels, and the first's on other kernels to its own first."""
+    """Return the ratios of the other models to the first on the same kernels, and of the first to itself on others."""
     entries = [(model.name, kernels) for model, kernels in request.entries]
     blocks = {entry: timing.blocks_ms[:, 0] for entry, timing in zip(entries, timings, strict=True)}
     first, kernels = entries[0]
     results = []
-    for name, its in entries:
-        base = (first, its) if name != first else (first, kernels)
-        if (name, its) == base:
+    for name, entry_kernels in entries:
+        base = (first, entry_kernels) if name != first else (first, kernels)
+        if (name, entry_kernels) == base:
             continue
-        ratio = paired_ratio(blocks[name, its], blocks[base])
-        results.append(TimeRatio(model=base[0], model_kernels=base[1], against=name, kernels=its, **vars(ratio)))
+        ratio = paired_ratio(blocks[name, entry_kernels], blocks[base])
+        results.append(
+            TimeRatio(model=base[0], model_kernels=base[1], against=name, kernels=entry_kernels, **vars(ratio))
+        )
     return tuple(results)
 
 
 def _counted(
     models: Mapping[str, bytes], parsed: Mapping[str, Model], config: BenchmarkConfig, data: Split | None
 ) -> BenchmarkRecord:
-    """The instructions of an inference of each model, counted by the emulator."""
+    """Return a record of the instructions per inference of each model, counted by the emulator."""
     times = []
     for name, content in models.items():
-        fitting = data if data is not None and fits(parsed[name], data) else None
+        fitting_data = data if data is not None and fits(parsed[name], data) else None
         for kernels in config.kernels:
-            counted = count_instructions(bytes(content), config.backend, fitting, kernels=kernels)
+            counted = count_instructions(bytes(content), config.backend, fitting_data, kernels=kernels)
             times.append(
                 ModelTimes(
                     name=name,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark found, and how it reads on a terminal."""
+"""The results of a benchmark, as JSON and as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,35 @@ MOST_EXPENSIVE = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTimes:
-    """One model on one kind of kernels, in milliseconds; None, and a reason beside it, where nothing was measured.
+    """The latencies of one model with one set of kernels, in milliseconds.
 
-    inputs: what it was fed; inputs_reason: why not the examples that were given.
-    initialization_ms: to make and allocate an interpreter, median of up to five. first_ms: its first inference.
-    mean_ms, std_ms, percentiles, min_ms, max_ms, quantiles_ms (0 to 100 % in steps of 5): of `invoke` alone, over
-        `num_runs` inferences. overhead_ms: what is ours of an inference, on top: inputs set, outputs fetched, the loop.
-    total_ops, delegated_ops: ops, and those that XNNPACK took.
-    ops: the time of each, in inferences of their own, measured as ops_by says.
-    instructions: {backend: count} of an emulator: a count, not a time.
+    A number that was not measured is None, and a field that ends in `_reason` says why.
+
+    Args:
+        name: The name of the model.
+        kernels: "xnnpack" or "builtin".
+        model_bytes: The size of the flatbuffer.
+        inputs: The inputs of the model: the user's examples or random numbers.
+        inputs_reason: Why the user's examples were not used.
+        initialization_ms: The time to create an interpreter and allocate its tensors, the median of up to five.
+        first_ms: The first inference.
+        mean_ms: The mean of `invoke` alone over `num_runs` inferences, as the next seven.
+        std_ms: Their sample standard deviation.
+        p50_ms: Their median.
+        p90_ms: Their 90th percentile.
+        p99_ms: Their 99th percentile.
+        min_ms: The fastest.
+        max_ms: The slowest.
+        num_runs: The number of timed inferences.
+        overhead_ms: The additional time per inference to set inputs, fetch outputs and run the loop.
+        quantiles_ms: Their quantiles from 0 to 100% in steps of 5.
+        time_reason: Why no time was measured.
+        total_ops: The number of ops.
+        delegated_ops: The number of ops that XNNPACK ran.
+        ops: The time of each op, measured in separate inferences.
+        ops_by: How the ops were measured.
+        ops_reason: Why they were not measured.
+        instructions: {backend: instruction counts} of an emulator. A count is not a time.
     """
 
     name: str
@@ -50,16 +70,25 @@ class ModelTimes:
     instructions: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         ops = None if self.ops is None else [op.to_dict() for op in self.ops]
         return {**vars(self), "quantiles_ms": self.quantiles_ms and list(self.quantiles_ms), "ops": ops}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeRatio:
-    """The time of `against` on `kernels` over that of `model` on `model_kernels`: 2 takes twice as long.
+    """The time of `against` on `kernels` divided by that of `model` on `model_kernels`: 2 means twice as long.
 
-    low, high: the interval of `confidence`; None where there were too few blocks, and then `reason` says so.
+    Args:
+        model: The model in the denominator.
+        model_kernels: Its kernels.
+        against: The model in the numerator.
+        kernels: Its kernels.
+        ratio: The ratio of the times.
+        low: The lower end of the confidence interval; None if there were too few blocks.
+        high: Its upper end.
+        confidence: The confidence level of the interval.
+        reason: Why there is no interval.
     """
 
     model: str
@@ -73,7 +102,7 @@ class TimeRatio:
     reason: str | None
 
     def to_text(self) -> str:
-        """For the terminal: one line."""
+        """Return one line for the terminal."""
         if self.model == self.against:
             pair = f"{self.against}, {self.kernels} / {self.model_kernels}"
         else:
@@ -104,7 +133,7 @@ class BenchmarkRecord:
     machine: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {
             "backend": self.backend,
             "num_threads": self.num_threads,
@@ -114,21 +143,21 @@ class BenchmarkRecord:
         }
 
     def to_record(self) -> dict[str, Any]:
-        """The keys of a record: "benchmark", and "instructions" of the first model where an emulator counted them."""
+        """Return the keys for a record: "benchmark", and "instructions" of the first model if they were counted."""
         first = self.models[0].instructions
         return {"benchmark": self.to_dict(), **({} if first is None else {"instructions": first})}
 
     @property
-    def unfitting(self) -> dict[str, str]:
-        """{model that did not take the examples that were given: why}."""
+    def input_mismatches(self) -> dict[str, str]:
+        """{model that could not use the user's examples: why}."""
         return {model.name: model.inputs_reason for model in self.models if model.inputs_reason is not None}
 
     def to_text(self) -> str:
-        """For the terminal: a table, the ratios, the most expensive ops."""
+        """Return text for the terminal: a table, the ratios, and the most expensive ops."""
         timed = [model for model in self.models if model.mean_ms is not None]
         lines = _table(timed, self.num_threads) if timed else []
         lines += [
-            f"{model.name}, {model.kernels}: {count['instructions']:,} instructions an inference on {backend} "
+            f"{model.name}, {model.kernels}: {count['instructions']:,} instructions per inference on {backend} "
             f"({count['note']})"
             for model in self.models
             for backend, count in (model.instructions or {}).items()
@@ -139,7 +168,7 @@ class BenchmarkRecord:
         return "\n".join(lines)
 
 
-_COLUMNS = ("init", "first", "mean", "std", "p50", "p90", "p99", "min", "max", "ours")
+_COLUMNS = ("init", "first", "mean", "std", "p50", "p90", "p99", "min", "max", "overhead")
 
 
 def _table(models: Sequence[ModelTimes], num_threads: int) -> list[str]:
@@ -159,23 +188,25 @@ def _table(models: Sequence[ModelTimes], num_threads: int) -> list[str]:
         )
         rows.append([model.name, model.kernels, *map(_ms, values), f"{model.num_runs:,}"])
     threads = f"{num_threads} thread{'' if num_threads == 1 else 's'}"
-    fed = {model.name: model.inputs for model in models}
-    messages = sorted(set(fed.values()))
-    inputs = messages[0] if len(messages) == 1 else "; ".join(f"{name}: {what}" for name, what in fed.items())
-    note = f"ms an inference, {threads}; the interpreter alone, and `ours` on top of it; inputs: {inputs}"
+    inputs_by_model = {model.name: model.inputs for model in models}
+    messages = sorted(set(inputs_by_model.values()))
+    inputs = (
+        messages[0] if len(messages) == 1 else "; ".join(f"{name}: {what}" for name, what in inputs_by_model.items())
+    )
+    note = f"ms per inference, {threads}; times of the interpreter alone, without `overhead`; inputs: {inputs}"
     return [*aligned(rows, left=2), note]
 
 
 def _expensive(model: ModelTimes) -> list[str]:
     title = f"{model.name}, {model.kernels}"
     if model.ops is None:
-        return [f"{title}: no time of each op: {model.ops_reason}"]
-    dearest = sorted(model.ops, key=lambda op: -op.ms)[:MOST_EXPENSIVE]
+        return [f"{title}: no time per op: {model.ops_reason}"]
+    most_expensive = sorted(model.ops, key=lambda op: -op.ms)[:MOST_EXPENSIVE]
     lines = [f"{title}: the most expensive of {len(model.ops)} ops, by LiteRT's profiler"]
-    for op in dearest:
-        layer = op.keras_layer or ("" if op.index is not None else "(of no one op)")
+    for op in most_expensive:
+        layer = op.keras_layer or ("" if op.index is not None else "(several ops)")
         place = "" if op.index is None else f"#{op.index} "
-        lines.append(f"  {op.share:6.1%}  {_ms(op.ms)} ms  {place}{op.name}  {layer}".rstrip())
+        lines.append(f"  {op.fraction:6.1%}  {_ms(op.ms)} ms  {place}{op.name}  {layer}".rstrip())
     return lines
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which outputs say a class, and how often two models say the same one."""
+"""Decide which outputs predict a class, and measure how often two models predict the same one."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,38 +8,38 @@ from tfq.errors import InputError
 from tfq.evaluation.metrics import SIGMOID_THRESHOLD, check_no_nan
 from tfq.tflite import Op, Subgraph
 
-# Ops that change no value's place along the last axis longer than 1.
+# Ops that do not move values along the last axis longer than 1.
 _PASS_ON = ("QUANTIZE", "DEQUANTIZE", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST")
-# By how much a row of float probabilities may miss a sum of 1.
+# The largest deviation from 1 of the sum of a row of float probabilities.
 _SUM_TOLERANCE = 1e-3
 
 
 def is_class_vector(graph: Subgraph, output: int, values: NDArray) -> bool:
-    """Return whether an output says a class for each example, judged by the graph and by its values.
+    """Check whether an output predicts a class for each example, by the graph and by its values.
 
-    It does in four cases. Anything else is taken for numbers: boxes and other regressions, scores that are not
-    exclusive (a sigmoid for each of several labels), a reconstruction, a mask of sigmoids, and logits, which cannot be
-    told from a regression by the file alone. What else is known, such as class labels, is up to the caller:
-    `tfq.evaluation.scores.say_classes` adds it.
+    It does in four cases. All other outputs are treated as plain values: boxes and other regressions, independent
+    labels (one sigmoid each), reconstructions, masks of sigmoids, and logits, which look like a regression in the file.
+    Callers that know more, such as class labels, use `tfq.evaluation.scores.why_no_class`.
 
-    1. (n, ..., classes), classes >= 2: a SOFTMAX or LOG_SOFTMAX over this last axis computes it. Further axes are
-       positions, such as the pixels of a segmentation, with a class each. Axes of length 1 at the end do not count.
-    2. The same shape, at least 2 rows, all values >= 0 and every row's sum within 0.001 of 1: probabilities that
-       other ops compute, such as a softmax in parts or the mean of several.
-    3. One value in all for each example that a LOGISTIC computes: the probability of class 1 of two.
+    1. (n, ..., classes) with classes >= 2, computed by a SOFTMAX or LOG_SOFTMAX over the last axis. Further axes are
+       positions with a class each, such as the pixels of a segmentation. Axes of length 1 at the end do not count.
+    2. The same shape with at least 2 rows, all values >= 0, and every row's sum within 0.001 of 1: probabilities that
+    other
+       ops compute, such as a softmax in several ops or the mean of several softmaxes.
+    3. A single value per example that a LOGISTIC computes: the probability of class 1 of two.
     4. Integers that ARG_MAX or ARG_MIN computes: class numbers.
 
-    QUANTIZE, DEQUANTIZE, CAST and ops that only reshape may stand between the op and the output.
+    QUANTIZE, DEQUANTIZE, CAST and ops that only reshape may follow that op.
 
     Args:
-        graph: The subgraph that the output belongs to, of the float or of the int8 model.
+        graph: The subgraph of the output, in the float or the int8 model.
         output: The tensor index of the output.
-        values: Its real numbers on n examples, (n, ...); of the float model if there is one, as int8 probabilities
-            need not add up to 1.
+        values: The output's real values on n examples, (n, ...). Use the float model's if there is one, because int8
+            probabilities may not add up to 1.
     """
     if not values.ndim or not values.size:
         return False
-    op, made = _producer(graph, output)
+    op, tensor_index = _producer(graph, output)
     if values.dtype.kind in "iub":
         return op is not None and op.name in ("ARG_MAX", "ARG_MIN")
     if op is not None and op.name == "LOGISTIC":
@@ -48,25 +48,25 @@ def is_class_vector(graph: Subgraph, output: int, values: NDArray) -> bool:
     if classes < 2:
         return False
     if op is not None and op.name in ("SOFTMAX", "LOG_SOFTMAX"):
-        return graph.tensors[made].shape[-1:] == (classes,)
+        return graph.tensors[tensor_index].shape[-1:] == (classes,)
     rows = values.reshape(-1, classes)
     return len(rows) >= 2 and bool((rows >= 0).all() and (np.abs(rows.sum(axis=1) - 1) <= _SUM_TOLERANCE).all())
 
 
 def num_classes(values: NDArray) -> int:
-    """Return the length of the last axis of `values` (n, ...) that is longer than 1; 1 if no axis but n is."""
+    """Return the length of the last axis of `values` (n, ...) that is longer than 1; 1 if only n is."""
     sizes = [size for size in values.shape[1:] if size != 1]
     return sizes[-1] if sizes else 1
 
 
 def predicted(values: NDArray) -> NDArray[np.int64]:
-    """Return the classes that `values` say, (n,) or (n, positions): ties go to the lower class.
+    """Return the predicted classes, (n,) or (n, positions). Ties go to the lower class.
 
-    The largest along the last axis longer than 1; if there is none, class 1 for a real number above 0.5. Integers are
-    class numbers.
+    The class is the index of the largest value along the last axis longer than 1. Without such an axis, a real number
+    above 0.5 is class 1. Integers are class numbers.
 
     Raises:
-        InputError: The values hold NaN.
+        InputError: The values contain NaN.
     """
     values = np.asarray(values)
     check_no_nan(values, "the output")
@@ -79,19 +79,20 @@ def predicted(values: NDArray) -> NDArray[np.int64]:
 
 
 def agreement(outputs: NDArray, reference: NDArray) -> float:
-    """Return the fraction of examples (and positions) with the same class in both, in [0, 1].
+    """Return the fraction of examples (and positions) for which both models predict the same class, in [0, 1].
 
     Args:
-        outputs: Real numbers of an output that says a class, (n, classes) or (n, ..., classes); see `predicted`.
-        reference: Those of the other model, of the same shape.
+        outputs: Real values of an output that predicts a class, (n, classes) or (n, ..., classes); see `predicted`.
+        reference: The other model's values, of the same shape.
 
     Raises:
-        InputError: The shapes differ, or NaN.
+        InputError: The shapes differ, or a value is NaN.
     """
     outputs, reference = np.asarray(outputs), np.asarray(reference)
     if outputs.shape != reference.shape:
         raise InputError(
-            f"agreement: outputs of shapes {outputs.shape} and {reference.shape}: expected one shape",
+            f"agreement needs outputs of one shape, got {outputs.shape} and {reference.shape}. Compare models with the "
+            "same outputs",
             field="outputs",
             expected=reference.shape,
             got=outputs.shape,
@@ -100,7 +101,7 @@ def agreement(outputs: NDArray, reference: NDArray) -> float:
 
 
 def _producer(graph: Subgraph, tensor: int) -> tuple[Op | None, int]:
-    """Return the op that computes a tensor's values, and the tensor that it writes; None for an input's values."""
+    """Return the op that computes a tensor's values (None for an input) and the tensor that it writes."""
     while (op := graph.producers.get(tensor)) is not None and op.name in _PASS_ON:
         tensor = op.inputs[0]
     return op, tensor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feed a flatbuffer's inputs: bind, check and quantize the arrays of a split."""
+"""Prepare a flatbuffer's inputs: bind, check and quantize the arrays of a split."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,24 @@ from tfq.tflite import Model, Tensor
 
 
 class Feed:
-    """What a RunRequest takes as inputs, and what is known of them once it has run.
+    """The inputs of a `RunRequest`, and statistics of them that are known after the run.
 
-    inputs: arrays in the model's own numbers, or a stream of them.
+    `inputs` are arrays in the model's own types, or a stream of them.
     """
 
     def __init__(self, model: Model, data: AnySplit) -> None:
-        """Raises what `prepare_inputs` raises; of a stream, for its first piece, and for others as they are read."""
+        """Check the data as `prepare_inputs` does.
+
+        The first piece of a stream is checked here, the others when they are read.
+        """
         self._model = model
         if isinstance(data, Split):
             prepared = prepare_inputs(model, data)
             self.inputs: tuple[NDArray, ...] | InputStream = prepared.arrays
-            self._known = prepared.clipped_share, prepared.unused_share, prepared.warnings
+            self._statistics = prepared.clipped_fraction, prepared.unused_fraction, prepared.warnings
             return
         self._data: SplitStream = data
-        # What does not fit is told before a backend starts, not from within it.
+        # Report data that does not fit before a backend starts.
         encode_inputs(model, data.first(), Tallies())
         self.inputs = InputStream(num_examples=data.num_examples, pieces=self._pieces)
 
@@ -41,68 +44,82 @@ class Feed:
             arrays = encode_inputs(self._model, piece, tallies, done)
             done += piece.num_examples
             if done == self._data.num_examples:
-                # Before the last piece is given: a backend need not ask for another.
-                self._known = tallies.clipped_share, tallies.unused_share, tallies.warnings
+                # Before the last piece is yielded, because a backend may not ask for another one.
+                self._statistics = tallies.clipped_fraction, tallies.unused_fraction, tallies.warnings
             yield arrays
 
     @property
-    def clipped_share(self) -> float | None:
-        """As in `PreparedInputs`, like the next two; of a stream, after the run."""
-        return self._known[0]
+    def clipped_fraction(self) -> float | None:
+        """As in `PreparedInputs`. For a stream, it is known after the run."""
+        return self._statistics[0]
 
     @property
-    def unused_share(self) -> float | None:
-        return self._known[1]
+    def unused_fraction(self) -> float | None:
+        """As in `PreparedInputs`. For a stream, it is known after the run."""
+        return self._statistics[1]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return self._known[2]
+        """As in `PreparedInputs`. For a stream, they are known after the run."""
+        return self._statistics[2]
 
 
-MAX_CLIPPED_SHARE = 0.01
-MAX_UNUSED_SHARE = 0.5
-ADVICE = "are data.scale and data.offset right?"
-# Values that are quantized at a time: the temporaries stay in the tens of megabytes.
+MAX_CLIPPED_FRACTION = 0.01
+MAX_UNUSED_FRACTION = 0.5
+ADVICE = "Check data.scale and data.offset"
+# How many values to quantize at a time, so that temporary arrays stay in the tens of megabytes.
 _PIECE_VALUES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreparedInputs:
-    """What the model's inputs take, in its order, and how well the data fills their ranges.
+    """The model's inputs in its order, and how well the data fits their ranges.
 
-    clipped_share: of all values that become codes, how many lie beyond the range by more than half a step; None when
-        no input is quantized. unused_share: of the range of codes of an input, what the data never reaches; of several
-        inputs the largest.
+    Args:
+        arrays: One array per input, quantized if the input is.
+        clipped_fraction: The fraction of all quantized values that are outside of the range by more than half a step;
+            None if no input is quantized.
+        unused_fraction: The fraction of an input's quantized range that the data never reaches; the largest of all
+            inputs.
+        warnings: Possible problems, as sentences.
     """
 
     arrays: tuple[NDArray, ...]
-    clipped_share: float | None
-    unused_share: float | None
+    clipped_fraction: float | None
+    unused_fraction: float | None
     warnings: tuple[str, ...]
 
 
 def prepare_inputs(model: Model, data: Split) -> PreparedInputs:
-    """`data` in the model's own numbers: quantized with the scale and zero_point of each input, or as float.
+    """Return `data` in the types of the model's inputs: quantized with each input's scale and zero point, or float.
 
-    Raises InputError on names or shapes that do not fit the model's, NaN or infinity, and values that an integer input
-    without a scale cannot take.
+    Raises:
+        InputError: Names or shapes do not fit the model, a value is NaN or infinite, or an integer input without a
+            scale cannot represent a value.
     """
     check_finite(data.inputs, f"data {data.source} ({data.name})")
     tallies = Tallies()
     arrays = encode_inputs(model, data, tallies)
     return PreparedInputs(
         arrays=arrays,
-        clipped_share=tallies.clipped_share,
-        unused_share=tallies.unused_share,
+        clipped_fraction=tallies.clipped_fraction,
+        unused_fraction=tallies.unused_fraction,
         warnings=tallies.warnings,
     )
 
 
 def encode_inputs(model: Model, data: Split, tallies: "Tallies", first: int = 0) -> tuple[NDArray, ...]:
-    """An array for each input of the model, which `tallies` counts. first: index of the first of these examples."""
+    """Return an array for each input of the model, and count its values in `tallies`.
+
+    Args:
+        model: The model.
+        data: Examples.
+        tallies: Where to count.
+        first: The index of the first example, for messages.
+    """
     names = model.input_names
     return tuple(
-        _encoded(name, tensor, array, tallies, first)
+        _encode(name, tensor, array, tallies, first)
         for name, tensor, array in zip(
             names, model.main_subgraph.input_tensors, bind_inputs(data.inputs, names), strict=True
         )
@@ -111,7 +128,7 @@ def encode_inputs(model: Model, data: Split, tallies: "Tallies", first: int = 0)
 
 @dataclass(kw_only=True)
 class _Tally:
-    """Of one quantized input: how many values came, how many were clipped, and the lowest and highest code."""
+    """For one quantized input: the number of values and of clipped values, and the lowest and highest one."""
 
     tensor: Tensor
     values: int = 0
@@ -120,44 +137,50 @@ class _Tally:
     highest: int
 
     @property
-    def unused_share(self) -> float:
+    def unused_fraction(self) -> float:
         limits = np.iinfo(np.dtype(self.tensor.dtype))
         return 1 - (self.highest - self.lowest) / (limits.max - limits.min)
 
 
 class Tallies:
-    """How well data fills the ranges of a model's inputs, counted as it is encoded, whole or in pieces."""
+    """Statistics of how well data fits the ranges of a model's inputs, counted while it is encoded."""
 
     def __init__(self) -> None:
         self._of: dict[str, _Tally] = {}
 
     def count(self, name: str, tensor: Tensor, values: int, clipped: int, lowest: int, highest: int) -> None:
-        """Adds values of an input."""
+        """Add values of an input."""
         tally = self._of.setdefault(name, _Tally(tensor=tensor, lowest=lowest, highest=highest))
         tally.values, tally.clipped = tally.values + values, tally.clipped + clipped
         tally.lowest, tally.highest = min(tally.lowest, lowest), max(tally.highest, highest)
 
     @property
-    def clipped_share(self) -> float | None:
-        """As in `PreparedInputs`, like the next two."""
-        coded = sum(tally.values for tally in self._of.values())
-        return sum(tally.clipped for tally in self._of.values()) / coded if coded else None
+    def clipped_fraction(self) -> float | None:
+        """As in `PreparedInputs`."""
+        num_quantized = sum(tally.values for tally in self._of.values())
+        return sum(tally.clipped for tally in self._of.values()) / num_quantized if num_quantized else None
 
     @property
-    def unused_share(self) -> float | None:
-        return max((tally.unused_share for tally in self._of.values()), default=None)
+    def unused_fraction(self) -> float | None:
+        """As in `PreparedInputs`."""
+        return max((tally.unused_fraction for tally in self._of.values()), default=None)
 
     @property
     def warnings(self) -> tuple[str, ...]:
+        """As in `PreparedInputs`."""
         return tuple(
             warning
             for name, tally in self._of.items()
-            for warning in _range_warnings(name, tally.tensor, tally.clipped / tally.values, tally.unused_share)
+            for warning in _range_warnings(name, tally.tensor, tally.clipped / tally.values, tally.unused_fraction)
         )
 
 
 def decode_outputs(model: Model, outputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
-    """What the codes of each output stand for, float32 where quantized, else as they are. Raises InputError on NaN."""
+    """Return the real values of each output: float32 if it is quantized, else unchanged.
+
+    Raises:
+        InputError: An output contains NaN.
+    """
     decoded = []
     for name, tensor, output in zip(model.output_names, model.main_subgraph.output_tensors, outputs, strict=True):
         if tensor.is_quantized:
@@ -169,11 +192,15 @@ def decode_outputs(model: Model, outputs: Sequence[NDArray]) -> tuple[NDArray, .
 
 
 def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
-    """The one scale and zero_point of a quantized input or output. Raises InputError on several, or a bad one."""
+    """Return the scale and zero point of a quantized input or output.
+
+    Raises:
+        InputError: It has several scales, or its scale is not a positive number.
+    """
     if len(tensor.scale) != 1 or not (np.isfinite(tensor.scale[0]) and tensor.scale[0] > 0):
         message = f"{len(tensor.scale)} scales" if len(tensor.scale) != 1 else f"scale {tensor.scale[0]}"
         raise InputError(
-            f"{what} of the model has {message}: expected one positive scale: convert the model again",
+            f"{what} of the model has {message}, expected one positive scale. Convert the model again",
             field=what,
             expected=1,
             got=tensor.scale,
@@ -182,24 +209,24 @@ def scale_of(what: str, tensor: Tensor) -> tuple[float, int]:
 
 
 def _check_shape(name: str, tensor: Tensor, array: NDArray) -> None:
-    wanted = tensor.shape_signature
-    fits = len(wanted) == array.ndim and all(
-        size in (-1, have) for size, have in zip(wanted[1:], array.shape[1:], strict=True)
+    expected = tensor.shape_signature
+    fits = len(expected) == array.ndim and all(
+        size in (-1, got) for size, got in zip(expected[1:], array.shape[1:], strict=True)
     )
     if not fits:
-        is_image = len(wanted) == 4 == array.ndim and wanted[3] == array.shape[3]
-        advice = f": resize it with data.resize={wanted[1]},{wanted[2]}" if is_image else ""
+        is_image = len(expected) == 4 == array.ndim and expected[3] == array.shape[3]
+        advice = f". Resize the images with data.resize={expected[1]},{expected[2]}" if is_image else ""
         raise InputError(
-            f"the model's input {name!r} has shape {list(wanted)} (batch first), the data {list(array.shape)} "
-            f"(examples first): expected examples of shape {list(wanted[1:])}{advice}",
+            f"the model's input {name!r} has shape {list(expected)} (batch first): expected examples of shape "
+            f"{list(expected[1:])}, got {list(array.shape[1:])}{advice}",
             field="data",
-            expected=tuple(wanted[1:]),
+            expected=tuple(expected[1:]),
             got=array.shape[1:],
         )
 
 
-def _encoded(name: str, tensor: Tensor, array: NDArray, tallies: Tallies, first: int) -> NDArray:
-    """`array` as the input takes it: codes, which are counted, or the values themselves."""
+def _encode(name: str, tensor: Tensor, array: NDArray, tallies: Tallies, first: int) -> NDArray:
+    """Return `array` as the input expects it: quantized and counted, or unchanged."""
     _check_shape(name, tensor, array)
     if not tensor.is_quantized:
         return _cast(name, tensor, array, first)
@@ -222,18 +249,18 @@ def _range_warnings(name: str, tensor: Tensor, clipped: float, unused: float) ->
     limits, (scale, zero_point) = np.iinfo(np.dtype(tensor.dtype)), scale_of(name, tensor)
     span = f"{(limits.min - zero_point) * scale:.4g} to {(limits.max - zero_point) * scale:.4g}"
     results = []
-    if clipped > MAX_CLIPPED_SHARE:
+    if clipped > MAX_CLIPPED_FRACTION:
         results.append(
-            f"{clipped:.1%} of the values of input {name!r} lie outside its range ({span}) and are clipped: {ADVICE}"
+            f"{clipped:.1%} of the values of input {name!r} are outside of its range ({span}) and clipped. {ADVICE}"
         )
-    # int16 is symmetric, and fine enough that half of it is plenty for data without negative values.
-    if unused > MAX_UNUSED_SHARE and tensor.dtype != "int16":
-        results.append(f"the data leaves {unused:.0%} of the range of input {name!r} ({span}) unused: {ADVICE}")
+    # int16 is symmetric, and its steps are so small that half of the range is enough for data without negative values.
+    if unused > MAX_UNUSED_FRACTION and tensor.dtype != "int16":
+        results.append(f"{unused:.0%} of the range of input {name!r} ({span}) is not used by this data. {ADVICE}")
     return results
 
 
 def _cast(name: str, tensor: Tensor, array: NDArray, first: int) -> NDArray:
-    """`array` in the dtype of an input without a scale, the values unchanged but for float rounding."""
+    """Return `array` in the dtype of an input without a scale; values only change by float rounding."""
     dtype = _numpy_dtype(name, tensor)
     if dtype.kind not in "iub":
         return array.astype(dtype, copy=False)
@@ -243,8 +270,8 @@ def _cast(name: str, tensor: Tensor, array: NDArray, first: int) -> NDArray:
     if different.any():
         index = int(different.argmax())
         raise InputError(
-            f"input {name!r} of the model takes {dtype} as it is (it has no scale), and example {first + index} of the "
-            "data holds values that are none",
+            f"example {first + index} of the data has values that the model's input {name!r} cannot represent: it is "
+            f"{dtype} without a scale, so values are not quantized. Pass values of this type",
             field=f"{name}[{first + index}]",
             expected=dtype,
         )
@@ -256,7 +283,7 @@ def _numpy_dtype(name: str, tensor: Tensor) -> np.dtype:
         return np.dtype(tensor.dtype)
     except TypeError as error:
         raise InputError(
-            f"input {name!r} of the model is {tensor.dtype}: NumPy has no such type to feed it",
+            f"input {name!r} of the model is {tensor.dtype}, which NumPy does not have, so it cannot be filled",
             field=name,
             got=tensor.dtype,
         ) from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an inference costs on ARM without a device: instructions, counted by the emulator. A count is not a time."""
+"""Count the instructions of an inference on an emulated ARM CPU, without a device. A count is not a time."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -20,12 +20,25 @@ NOTE = "a count, not a time"
 
 @dataclass(frozen=True, kw_only=True)
 class InstructionRecord:
-    """What one inference (one `invoke`, on one thread) executes on an emulated CPU.
+    """The instructions of one inference (one `invoke` on one thread) on an emulated CPU.
 
-    instructions: the median of `inferences` counted ones after warm-up; lowest, highest: of these. What the marks
-        around an inference cost is subtracted; the call from Python, about 2,000 instructions, is not.
-    batch: examples that the inference has, the model's own batch. kernels: which ones ran.
-    by: what counted. inputs: what the model was fed. total_ops, delegated_ops: as in EvaluationRecord.
+    The cost of the markers around an inference is subtracted; the call from Python, about 2,000 instructions, is not.
+
+    Args:
+        backend: The backend that counted.
+        cpu: The emulated CPU.
+        instructions: The median of `inferences` counts after warm-up.
+        by: What counted the instructions.
+        inferences: The number of counted inferences.
+        lowest: The lowest count.
+        highest: The highest count.
+        batch: The number of examples per inference, which is the model's batch size.
+        kernels: The kernels that ran.
+        inputs: The inputs of the model.
+        total_ops: As in `EvaluationRecord`.
+        delegated_ops: As in `EvaluationRecord`.
+        notes: Remarks of the backend.
+        note: A reminder that a count is not a time.
     """
 
     backend: str
@@ -44,23 +57,31 @@ class InstructionRecord:
     note: str = NOTE
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {**dataclasses.asdict(self), "notes": list(self.notes)}
 
     def to_text(self) -> str:
-        """For the terminal: one line."""
+        """Return one line for the terminal."""
         batch = "" if self.batch == 1 else f" of {self.batch} examples"
-        return f"{self.backend}: {self.instructions:,} instructions an inference{batch}, {self.kernels} ({self.note})"
+        return f"{self.backend}: {self.instructions:,} instructions per inference{batch}, {self.kernels} ({self.note})"
 
 
 def count_instructions(
     model: bytes, backend: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> InstructionRecord:
-    """Count what one inference of `model` executes on `backend`, an emulated one.
+    """Count the instructions of one inference on an emulated CPU. The count is the same each time.
 
-    data: what `tfq.data.as_split` takes; the first example is fed. None feeds zeros: the kernels of a usual network do
-    the same work whatever the values are. The same call gives the same count, to the instruction.
-    Raises InputError where the model does not take the data, or fails; BackendError where `backend` counts nothing.
+    Args:
+        model: The flatbuffer.
+        backend: A backend that counts instructions.
+        data: Data in any form that `tfq.data.as_split` accepts, whose first example is used. None uses zeros: most
+            kernels do the same work for all values.
+        kernels: "xnnpack" or "builtin".
+        timeout_secs: The limit for the emulator; 0 for none.
+
+    Raises:
+        InputError: The data does not fit the model, or the model fails.
+        BackendError: The backend counts no instructions.
     """
     counted = count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
     if isinstance(counted, str):
@@ -71,13 +92,14 @@ def count_instructions(
 def count_instructions_or_reason(
     model: bytes, backend: str, data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> InstructionRecord | str:
-    """`count_instructions`, or why `backend` counts nothing here. A failure of one that could is no such reason, and
-    raises.
+    """Return `count_instructions`, or the reason why the backend cannot count here.
+
+    A backend that can count but fails raises its error.
     """
     place = make_backend(backend)
     if not place.kind.counts_instructions:
-        able = [name for name, kind in registry.entries(BackendKind).items() if kind.counts_instructions]
-        return f"it does not count instructions; backends that do: {', '.join(able)}"
+        counting_backends = [name for name, kind in registry.entries(BackendKind).items() if kind.counts_instructions]
+        return f"it does not count instructions. Backends that do: {', '.join(counting_backends)}"
     reason = place.unavailable()
     if reason:
         return reason
@@ -114,7 +136,7 @@ def count_instructions_or_reason(
 def count_on_backends(
     model: bytes, backends: Iterable[str], data: Any = None, *, kernels: str = "xnnpack", timeout_secs: float = 0
 ) -> dict[str, InstructionRecord | str]:
-    """`count_instructions_or_reason` on each of `backends` that counts, in their order; the others are left out."""
+    """Return `count_instructions_or_reason` for each of `backends` that counts instructions, in order."""
     counting = [backend for backend in dict.fromkeys(backends) if kind_of(backend).counts_instructions]
     return {
         backend: count_instructions_or_reason(model, backend, data, kernels=kernels, timeout_secs=timeout_secs)
@@ -123,7 +145,7 @@ def count_on_backends(
 
 
 def instructions_to_dict(counted: Mapping[str, InstructionRecord | str]) -> dict[str, Any]:
-    """Plain JSON values of what `count_on_backends` gave; a reason becomes {"not_run": reason}."""
+    """Return the result of `count_on_backends` as JSON values; a reason becomes {"not_run": reason}."""
     return {
         backend: {"not_run": outcome} if isinstance(outcome, str) else outcome.to_dict()
         for backend, outcome in counted.items()
@@ -131,12 +153,14 @@ def instructions_to_dict(counted: Mapping[str, InstructionRecord | str]) -> dict
 
 
 def _inputs(model: tflite.Model, data: Any) -> tuple[tuple[NDArray, ...], str]:
-    """(one example for each input, what it is)."""
+    """Return one example for each input, and a description of it."""
     if data is None:
         try:
             zeros = [np.zeros((1, *tensor.shape[1:]), tensor.dtype) for tensor in model.main_subgraph.input_tensors]
         except TypeError as error:
-            raise InputError(f"cannot make zeros for the model's inputs: {error}: give data to feed it") from error
+            raise InputError(
+                f"the model's inputs cannot be filled with zeros ({error}). Pass data", field="data", got=None
+            ) from error
         return tuple(zeros), "zeros"
     first = as_split(data, limit=1)
     if not isinstance(first, Split):

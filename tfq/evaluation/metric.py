@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a metric is: its facts, the outputs and labels that it takes, and how it is computed in pieces that merge."""
+"""The interface of metrics: their properties, the outputs and labels they accept, and states that can be merged."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from tfq.errors import InputError, TfqError
 from tfq.typing import MetricFunction
 
 Outputs = tuple[NDArray[Any], ...]
-# A partial result: named arrays, so that it can be stored and merged in another process.
+# A partial result as named arrays, so that it can be stored, and merged in another process.
 State = Mapping[str, NDArray[Any]]
 Direction = Literal["higher", "lower"]
-# What the number of a metric is counted in, and how records and reports show it.
+# The unit of a metric's values, which decides how records and reports show them.
 UNITS = {
     "fraction": "a fraction of examples (or of pixels, boxes ...) in [0, 1]; shown as a percentage",
     "score": "a number in [0, 1] that is not a fraction of anything, such as an area under a curve",
     "label_unit": "the unit of the labels",
     "none": "any other number",
 }
-# Units whose values lie in [0, 1].
+# Units whose values are in [0, 1].
 BOUNDED_UNITS = ("fraction", "score")
 
 
@@ -57,7 +57,7 @@ def concatenate_states(a: State, b: State) -> State:
 
 
 def unknown_interval(state: State) -> tuple[float, float] | None:
-    """Return None: no interval is known."""
+    """Return None, because no interval is known."""
     return None
 
 
@@ -68,79 +68,79 @@ class Contract:
     Args:
         outputs: The expected outputs, for messages and documentation, such as "(n, classes)".
         labels: The expected labels, such as "(n,) integers in [0, classes)".
-        goes_by: What the outputs of an example say: one of several "classes", a "score" of class 1, "values", or
-            "any". Agreement with another model is defined for classes only.
-        check: (outputs, labels) -> None; raises InputError if they do not fit. It sees some of the examples or all.
-        unsuited: (outputs, labels) -> the reason why this data asks for another metric, or None. A metric that was
-            chosen by default is then left out with this reason.
+        predicts: What the metric reads in the outputs of an example: one of several "classes", a "score" of class 1,
+            "values", or "any" of these. Agreement with another model is defined for classes only.
+        check: (outputs, labels) -> None; raises InputError if they do not fit. It is called with some or all examples.
+        unsuited: (outputs, labels) -> the reason why this data needs another metric, or None. If the metric was only
+            chosen by default, it is then skipped for this reason.
     """
 
     outputs: str
     labels: str
-    goes_by: Literal["classes", "score", "values", "any"]
+    predicts: Literal["classes", "score", "values", "any"]
     check: Callable[[Outputs, NDArray[Any]], None]
     unsuited: Callable[[Outputs, NDArray[Any]], str | None] = lambda outputs, labels: None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """How a metric scores a model that reconstructs its input: by one error for each example, in place of its output.
+    """How a metric scores a model that reconstructs its input: by an error per example instead of the outputs.
 
     Args:
         error: (outputs, inputs), both (n, ...), -> (n,) errors.
         against: "labels": the error is a score of class 1 (an anomaly). "zero": the error itself is the result, unless
             there are labels of the outputs' shape.
         default: Whether the metric is used for such models if none is chosen.
-        accompanies: Names of metrics that this one is reported next to, for such models.
+        reported_with: Names of metrics that this one is reported with, for such models.
     """
 
     error: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
     against: Literal["labels", "zero"]
     default: bool = False
-    accompanies: tuple[str, ...] = ()
+    reported_with: tuple[str, ...] = ()
 
 
 def _anything(outputs: Outputs, labels: NDArray[Any]) -> None:
     for output in outputs:
         if len(output) != len(labels):
             raise InputError(
-                f"{len(labels):,} labels for {len(output):,} examples: expected one label for each example",
+                f"expected one label for each of {len(output):,} examples, got {len(labels):,} labels",
                 field="labels",
                 expected=len(output),
                 got=len(labels),
             )
 
 
-ANYTHING = Contract(outputs="any", labels="(n, ...)", goes_by="any", check=_anything)
+ANYTHING = Contract(outputs="any", labels="(n, ...)", predicts="any", check=_anything)
 
 
 @registry.extension_point("metric")
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number that says how good outputs are against labels, computed in pieces that merge exactly.
+    """A number that measures how well outputs match labels, computed in pieces that merge exactly.
 
     A state holds the result for some of the examples, as named arrays. `update` adds examples to it, `merge` joins the
-    states of two sets of examples, the earlier examples first, and `finish` computes the number. The number of merged
-    states equals the number of one state over all examples.
+    states of two sets of examples, the earlier examples first, and `finish` computes the number. Merged states give the
+    same number as one state of all examples.
 
     Args:
-        name: What users write: `evaluation.metric`.
+        name: The name that users write: `evaluation.metric`.
         help: What it computes, for `--help` and the documentation.
-        word: How reports write the name; the name itself if empty.
-        direction: Whether a "higher" or a "lower" value is better; None if that is not known, so that no bound can be
-            checked.
+        title: The name in reports; `name` if empty.
+        direction: Whether "higher" or "lower" values are better; None if that is not known, in which case no bound can
+            be checked.
         unit: A key of `UNITS`.
-        contract: The outputs and labels that it takes; checked before anything is computed.
-        outputs: Indexes of the model's outputs that it looks at; None for all of them.
-        update: (state, outputs, labels) -> state. outputs: the chosen ones, real numbers, (n, ...) each; read only.
+        contract: The outputs and labels that it accepts; checked before anything is computed.
+        outputs: The indices of the model's outputs that it uses; None for all of them.
+        update: (state, outputs, labels) -> state. `outputs` are the chosen ones, real values, (n, ...) each, read-only.
         finish: state -> float.
         start: () -> the state of no examples; an empty mapping by default.
         merge: (state, state) -> state; `add_states` by default, or `concatenate_states`.
-        examples: (outputs, labels) -> (n,) scores of each example, booleans for right or wrong, whose mean is the
-            metric; None if there are none. Paired intervals of two models need them.
+        examples: (outputs, labels) -> (n,) scores of each example, booleans if an example is right or wrong, whose mean
+            is the metric; None if there are none. Paired confidence intervals of two models need them.
         interval: state -> (low, high), the 95% confidence interval of the number, or None.
         default: Whether it is used if none is chosen.
-        accompanies: Names of metrics that this one is reported next to, where its contract holds.
+        reported_with: Names of metrics that this one is reported with, if its contract is satisfied.
         reconstruction: How it scores a model that reconstructs its input; None: like any other model.
     """
 
@@ -149,7 +149,7 @@ class Metric:
     direction: Direction | None
     update: Callable[[State, Outputs, NDArray[Any]], State]
     finish: Callable[[State], float]
-    word: str = ""
+    title: str = ""
     unit: str = "none"
     contract: Contract = ANYTHING
     outputs: tuple[int, ...] | None = (0,)
@@ -158,20 +158,20 @@ class Metric:
     examples: Callable[[Outputs, NDArray[Any]], NDArray[Any]] | None = None
     interval: Callable[[State], tuple[float, float] | None] = unknown_interval
     default: bool = False
-    accompanies: tuple[str, ...] = ()
+    reported_with: tuple[str, ...] = ()
     reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in ("higher", "lower", None):
             raise InputError(
-                f"metric {self.name}: direction is {self.direction!r}: expected 'higher' or 'lower'",
+                f"metric {self.name}: direction is {self.direction!r}, expected 'higher' or 'lower'",
                 field="direction",
                 expected=("higher", "lower"),
                 got=self.direction,
             )
         if self.unit not in UNITS:
             raise InputError(
-                f"metric {self.name}: unit is {self.unit!r}: expected one of {', '.join(UNITS)}",
+                f"metric {self.name}: unit is {self.unit!r}, expected one of {', '.join(UNITS)}",
                 field="unit",
                 expected=tuple(UNITS),
                 got=self.unit,
@@ -184,27 +184,27 @@ class Metric:
         *,
         name: str = "",
         help: str = "",
-        word: str = "",
+        title: str = "",
         direction: Direction | None = None,
         unit: str = "none",
     ) -> "Metric":
-        """Return a metric that keeps all outputs and labels and calls `function` once with them.
+        """Return a metric that stores all outputs and labels and calls `function` once with them.
 
         Args:
-            function: (outputs, labels) -> float. It gets copies: the real numbers of the one output, (n, ...), or a
-                tuple of them if the model has several.
-            name: `function.__name__` if empty.
-            help: The first line of the function's docstring if empty.
-            word: How reports write the name.
+            function: (outputs, labels) -> float. It gets copies: the real values of the only output, (n, ...), or a
+                tuple of arrays if the model has several outputs.
+            name: The metric's name; `function.__name__` if empty.
+            help: What it computes; the first line of the function's docstring if empty.
+            title: The name in reports.
             direction: Which values are better; `function.direction` if None.
             unit: A key of `UNITS`.
 
         Raises:
-            InputError: `function` cannot be called, or direction or unit is none of those.
+            InputError: `function` cannot be called, or `direction` or `unit` is invalid.
         """
         if not callable(function):
             raise InputError(
-                f"metric {function!r}: expected a name, a Metric or a function of outputs and labels",
+                f"metric {function!r} is not a name, a tfq.Metric or a function(outputs, labels)",
                 field="metric",
                 expected="a name, a Metric or a function",
                 got=function,
@@ -223,7 +223,7 @@ class Metric:
         return cls(
             name=name,
             help=help or (function.__doc__ or name).strip().splitlines()[0],
-            word=word,
+            title=title,
             direction=direction or getattr(function, "direction", None),
             unit=unit,
             outputs=None,
@@ -233,27 +233,31 @@ class Metric:
         )
 
     def select(self, outputs: Outputs) -> Outputs:
-        """Return those of a model's outputs that the metric looks at."""
+        """Return those of a model's outputs that the metric uses."""
         if self.outputs is None:
             return outputs
         self.check_outputs(len(outputs))
         return tuple(outputs[index] for index in self.outputs)
 
     def check_outputs(self, count: int) -> None:
-        """Raise InputError if the metric looks at an output that a model with `count` outputs does not have."""
+        """Raise InputError if the metric uses an output that a model with `count` outputs does not have."""
         if self.outputs is not None and max(self.outputs) >= count:
             raise InputError(
-                f"metric {self.name} looks at output {max(self.outputs)}, the model has {count}",
+                f"metric {self.name} uses output {max(self.outputs)} (from 0), but the model has {count} outputs",
                 field="outputs",
                 expected=self.outputs,
                 got=count,
             )
 
     def state_of(self, outputs: Outputs, labels: NDArray[Any]) -> State:
-        """Return the state of these examples: outputs of the model, (n, ...) each, and their labels.
+        """Return the state of these examples.
+
+        Args:
+            outputs: The model's outputs, (n, ...) each.
+            labels: Their labels.
 
         Raises:
-            InputError: They do not satisfy the contract, or the metric itself fails.
+            InputError: They do not satisfy the contract, or the metric fails.
         """
         chosen = tuple(_read_only(output) for output in self.select(outputs))
         labels = _read_only(labels)
@@ -261,7 +265,7 @@ class Metric:
         return self._call(self.update, self.start(), chosen, labels)
 
     def value_of(self, state: State) -> float:
-        """Return the number that a state stands for.
+        """Return the number for a state.
 
         Raises:
             InputError: The metric fails, or its result is not one finite number.
@@ -272,21 +276,21 @@ class Metric:
             value = float(result)
         except OverflowError as error:
             raise InputError(
-                f"metric {self.name} returned a {kind} beyond the largest float: expected a number",
+                f"metric {self.name} returned a {kind} that is larger than the largest float, expected a number",
                 field=field,
                 expected="a finite number",
                 got=kind,
             ) from error
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"metric {self.name} returned {kind} {result!r}: expected one number",
+                f"metric {self.name} returned {kind} {result!r}, expected one number",
                 field=field,
                 expected="a finite number",
                 got=result,
             ) from error
         if not np.isfinite(value):
             raise InputError(
-                f"metric {self.name} returned {value}: expected a finite number",
+                f"metric {self.name} returned {value}, expected a finite number",
                 field=field,
                 expected="a finite number",
                 got=value,
@@ -294,12 +298,16 @@ class Metric:
         return value
 
     def compute(self, outputs: Outputs, labels: NDArray[Any]) -> float:
-        """Return the number for all of these examples at once; raises InputError as `state_of` and `value_of` do."""
+        """Return the number for all of these examples at once.
+
+        Raises:
+            InputError: As `state_of` and `value_of`.
+        """
         return self.value_of(self.state_of(outputs, labels))
 
     def facts(self) -> dict[str, Any]:
-        """Return what a record says about the metric, as JSON values."""
-        return {"word": self.word or self.name, "direction": self.direction, "unit": self.unit}
+        """Return the properties of the metric that records contain, as JSON values."""
+        return {"title": self.title or self.name, "direction": self.direction, "unit": self.unit}
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -308,15 +316,15 @@ class Metric:
             raise
         except (Exception, SystemExit) as error:
             raise InputError(
-                f"metric {self.name} failed: {_with_its_line(error)}", field="metric", got=type(error).__name__
+                f"metric {self.name} failed: {_with_location(error)}", field="metric", got=type(error).__name__
             ) from error
 
 
 def as_metric(metric: Metric | str | MetricFunction | None) -> Metric | None:
-    """Return the metric that is asked for: an object, a registered name or a function; None for None and "".
+    """Return the metric for a `Metric`, a registered name or a function; None for None and "".
 
     Raises:
-        InputError: No metric has this name, or it is none of these.
+        InputError: No metric has this name, or `metric` is something else.
     """
     if metric is None or metric == "":
         return None
@@ -333,13 +341,13 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _with_its_line(error: BaseException) -> str:
-    """Return the error and the line of the user's own file that it comes from, if it comes from one."""
+def _with_location(error: BaseException) -> str:
+    """Return the error with the file and line where it was raised, if that is in the user's code."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     file = __file__ if last is None else last.tb_frame.f_code.co_filename
-    # A call that does not fit the function fails in this file.
-    is_theirs = file != __file__ and not file.startswith("<")
-    place = f" ({Path(file).name}, line {last.tb_lineno})" if last is not None and is_theirs else ""
+    # A call with the wrong number of arguments fails in this file.
+    is_user_code = file != __file__ and not file.startswith("<")
+    place = f" ({Path(file).name}, line {last.tb_lineno})" if last is not None and is_user_code else ""
     return f"{type(error).__name__}: {error}{place}"

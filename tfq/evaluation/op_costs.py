@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which op of the model, and which Keras layer, each step is that LiteRT's profiler timed."""
+"""Match the steps that LiteRT's profiler timed with the ops and Keras layers of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 from tfq.backends.timing import OpEvent
 from tfq.tflite import Model, Op
 
-# What XNNPACK calls its kernels, by how their names begin, and the ops of TFLite that they compute. Read in XNNPACK's
-# operator-type-defs, as of ai-edge-litert 2.1.6; a kernel that is not here stands for itself, without a layer.
+# The beginnings of XNNPACK's kernel names and the TFLite ops that they compute, from XNNPACK's operator-type-defs as of
+# ai-edge-litert 2.1.6. A kernel that is missing here is listed by its own name, without a layer.
 _KERNELS: dict[str, tuple[str, ...]] = {
     "Convolution": ("CONV_2D", "DEPTHWISE_CONV_2D"),
     "Deconvolution": ("TRANSPOSE_CONV",),
-    "Fully Connected": ("FULLY_CONNECTED", "CONV_2D"),  # a convolution of 1x1 is one
+    "Fully Connected": ("FULLY_CONNECTED", "CONV_2D"),  # XNNPACK runs a 1x1 convolution as a fully connected layer
     "Dynamic Fully Connected": ("BATCH_MATMUL", "FULLY_CONNECTED"),
     "Batch Matrix Multiply": ("BATCH_MATMUL",),
     "Add": ("ADD",),
@@ -61,59 +61,64 @@ _KERNELS: dict[str, tuple[str, ...]] = {
     "Space To Depth": ("SPACE_TO_DEPTH",),
 }
 _WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"}
-# Part of the op before them, where they are none of their own: a fused activation, a change of layout.
+# Kernels that are part of the op before them unless they have their own op: a fused activation, a change of layout.
 _PARTS = ("Clamp", "Static Reshape", "Copy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpCost:
-    """The time of an op in an inference.
+    """The time of an op in one inference.
 
-    name: the op's, or, of a kernel that belongs to no one op, the kernel's. index: of the op in subgraph 0, or None.
-    ms: mean of an inference. share: of the sum over all. kernel: who computed it ("TFLite", or XNNPACK's kernels).
+    Args:
+        name: The name of the op, or of the kernel if it belongs to no single op.
+        keras_layer: The Keras layer; None if it is not known.
+        ms: The mean time per inference.
+        fraction: The fraction of the time of all ops.
+        index: The index of the op in subgraph 0, or None.
+        kernel: What computed it: "TFLite", or the names of XNNPACK's kernels.
     """
 
     name: str
     keras_layer: str | None
     ms: float
-    share: float
+    fraction: float
     index: int | None
     kernel: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return dict(vars(self))
 
 
 def op_costs(model: Model, events: Sequence[OpEvent]) -> list[OpCost] | str:
-    """The cost of each op of subgraph 0 that was timed, in the model's order, kernels of no one op last; or why none.
+    """Return the cost of each timed op of subgraph 0, in order, then kernels that belong to no single op; or a reason.
 
-    An op that TFLite ran is known by its index. Kernels inside XNNPACK are known by their order and kind alone: they
-    are laid along the ops that TFLite did not run so that as many as possible are of the kind of their op. Where a
-    kernel with weights, or an op with them, is left over, what was found may be shifted: then all kernels stand for
-    themselves. What takes no time of its own (an op that XNNPACK merged into another) is not listed.
+    TFLite reports the index of each op that it runs. XNNPACK's kernels are only known by their order and kind, so they
+    are aligned with the ops that TFLite did not run, to match as many kinds as possible. If a kernel with weights or an
+    op with weights has no match, the alignment may be shifted. Then all kernels are listed by their own names. Ops
+    without their own time (because XNNPACK merged them into another op) are not listed.
     """
     ops = model.main_subgraph.ops
     nested = any(not event.in_delegate and event.subgraph for event in events)
     inside = [event for event in events if event.in_delegate]
     if nested and inside:
-        return "the model calls subgraphs, and the profiler does not tell to which of them a kernel of XNNPACK belongs"
+        return "the model calls subgraphs, and the profiler does not report which subgraph an XNNPACK kernel belongs to"
     run = [event for event in events if not event.in_delegate and not event.subgraph and event.name != "DELEGATE"]
     if any(event.index >= len(ops) or event.name != ops[event.index].name for event in run):
-        return "the profiler tells of other ops than the model has"
+        return "the profiler reports ops that the model does not have"
     times: dict[int, float] = {}
     kernels: dict[int, list[str]] = {}
     for event in run:
         times[event.index] = times.get(event.index, 0) + event.mean_ms
         kernels.setdefault(event.index, ["TFLite"])
-    strangers = []
-    taken = [op for op in ops if op.index not in times]
-    places = align(inside, taken)
-    if _is_shifted(inside, places, taken):
-        places = [None] * len(inside)
-    for event, op in zip(inside, places, strict=True):
+    unmatched = []
+    delegated = [op for op in ops if op.index not in times]
+    matches = align(inside, delegated)
+    if _is_shifted(inside, matches, delegated):
+        matches = [None] * len(inside)
+    for event, op in zip(inside, matches, strict=True):
         if op is None:
-            strangers.append(event)
+            unmatched.append(event)
             continue
         times[op.index] = times.get(op.index, 0) + event.mean_ms
         kernels.setdefault(op.index, []).append(event.name)
@@ -124,16 +129,16 @@ def op_costs(model: Model, events: Sequence[OpEvent]) -> list[OpCost] | str:
             name=event.name,
             keras_layer=None,
             ms=event.mean_ms,
-            share=event.mean_ms / total,
+            fraction=event.mean_ms / total,
             index=None,
             kernel=f"XNNPACK: {event.name}",
         )
-        for event in strangers
+        for event in unmatched
     ]
 
 
 def align(events: Sequence[OpEvent], ops: Sequence[Op]) -> list[Op | None]:
-    """The op of each event, in order: the longest common subsequence of their kinds; parts join the op before them."""
+    """Return the op of each event by the longest common subsequence of kinds; parts join the op before them."""
     kinds = [_kinds(event.name) for event in events]
     best = [[0] * (len(ops) + 1) for _ in range(len(events) + 1)]
     for row in range(len(events) - 1, -1, -1):
@@ -157,21 +162,23 @@ def align(events: Sequence[OpEvent], ops: Sequence[Op]) -> list[Op | None]:
     return results
 
 
-def _is_shifted(events: Sequence[OpEvent], places: Sequence[Op | None], ops: Sequence[Op]) -> bool:
-    """Whether a kernel with weights has no op, or an op with weights no kernel."""
-    results = {op.index for op in places if op is not None}
-    lonely = (event for event, op in zip(events, places, strict=True) if op is None)
-    return any(_WEIGHTED.intersection(_kinds(event.name)) for event in lonely) or any(
+def _is_shifted(events: Sequence[OpEvent], matches: Sequence[Op | None], ops: Sequence[Op]) -> bool:
+    """Check whether a kernel with weights has no op, or an op with weights has no kernel."""
+    results = {op.index for op in matches if op is not None}
+    unmatched = (event for event, op in zip(events, matches, strict=True) if op is None)
+    return any(_WEIGHTED.intersection(_kinds(event.name)) for event in unmatched) or any(
         op.name in _WEIGHTED and op.index not in results for op in ops
     )
 
 
 def _kinds(kernel: str) -> tuple[str, ...]:
-    """The ops that a kernel may be, by the longest beginning of its name that is known."""
+    """Return the ops that a kernel may compute, by the longest known beginning of its name."""
     known = [begin for begin in _KERNELS if kernel.startswith(begin)]
     return _KERNELS[max(known, key=len)] if known else ()
 
 
 def _cost(op: Op, ms: float, total: float, kernels: list[str]) -> OpCost:
-    by = kernels[0] if kernels == ["TFLite"] else f"XNNPACK: {', '.join(dict.fromkeys(kernels))}"
-    return OpCost(name=op.name, keras_layer=op.keras_layer, ms=ms, share=ms / total, index=op.index, kernel=by)
+    computed_by = kernels[0] if kernels == ["TFLite"] else f"XNNPACK: {', '.join(dict.fromkeys(kernels))}"
+    return OpCost(
+        name=op.name, keras_layer=op.keras_layer, ms=ms, fraction=ms / total, index=op.index, kernel=computed_by
+    )

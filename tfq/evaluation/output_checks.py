@@ -1,32 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare the outputs of a quantized model with those of its float twin, and judge them.
 
-Each output, and each slice of it along every axis of at most `LONGEST_AXIS` entries, is compared by its
+Each output, and each slice of it along every axis with at most `LONGEST_AXIS` entries, is compared by its
 signal-to-quantization-noise ratio
 
     SQNR = 10 log10(var(float) / mean((float - quantized)^2))                                                      [dB]
 
-and with what the output's own grid could reach at best, a uniform rounding error over one step of its scale:
+and with the best that the output's grid allows, a uniform rounding error over one step of its scale:
 
     ideal = 10 log10(var(float) / (scale^2 / 12))                                                                  [dB]
 
-There are two levels. An output is **collapsed** if it holds NaN or infinity, or, where ideal >= `ABLE_DB`, if its SQNR
-is below `COLLAPSED_DB` or a slice that varies in float is constant. A slice is not judged where the op fixes the scale
-of its output, as a softmax does: a class that is rare on these samples is rightly constant; nor where no slice along
-its axis reaches `ABLE_DB`: an output that does not move on these samples is constant for no fault of its grid. A
-**note** (the verdict stays as it is) is an SQNR below `NOTE_DB`, and an output that moves by only a few steps of its
-scale on these samples (ideal below `ABLE_DB`). Between `GRADUAL_DB` and `COLLAPSED_DB` an output is collapsed only if
-one op adds `ONE_OP_SHARE` of the noise. Rounding that adds up over many layers is a note: the logits of a MobileNet
-that was trained for 60 or 80 steps have 17.2 and 17.6 dB, no op adds more than 67% and 22%, and all its classes are the
-same; of the faulty models in this range, one op adds 91% or more. Float values beyond the range of an op that fixes its
-scale, such as the logarithm of a class that a mask excludes, are taken as the end of that range.
+An output is **collapsed** if it contains NaN or infinity, or if ideal >= `MIN_IDEAL_DB` and either its SQNR is below
+`COLLAPSED_DB` or a slice that varies in float is constant. Slices are not judged in two cases: if the op fixes the
+scale of its output, as a softmax does, because a class that is rare on these samples may be constant; and if no slice
+along the axis reaches `MIN_IDEAL_DB`, because then the output hardly varies on these samples.
 
-An output whose values move by few steps is collapsed all the same if its scale is to blame: the scale is no positive
-number; or no op fixes it, and the values, zero included, span fewer than `FEWEST_STEPS` steps of it. Such a range was
-made for other values, such as the infinity that a max pool is padded with.
+A **note** does not change the verdict. There is one if the SQNR is below `NOTE_DB`, or if the output varies by only a
+few steps of its scale on these samples (ideal below `MIN_IDEAL_DB`).
 
-An ideal ratio of `ABLE_DB` is where a perfect output spans about 18 steps peak to peak if it is uniform. Random
-classifiers, whose softmax hardly varies, have an ideal below 7 dB and are left alone.
+Between `GRADUAL_DB` and `COLLAPSED_DB` an output is collapsed only if one op adds `ONE_OP_FRACTION` of the noise.
+Rounding
+errors that add up over many layers are only a note: the logits of a MobileNet that was trained for 60 or 80 steps have
+17.2 and 17.6 dB, no op adds more than 67% and 22% of the noise, and all predicted classes are the same. In the faulty
+models in this range, one op adds 91% or more. Float values outside of the range of an op that fixes its scale, such as
+the logarithm of a class that a mask excludes, are clipped to that range.
+
+An output that varies by few steps is also collapsed if its scale is to blame: if the scale is not a positive number; or
+if no op fixes the scale, and the values, including zero, span fewer than `FEWEST_STEPS` steps. Such a range was chosen
+for other values, such as the infinity that a max pool is padded with.
+
+With an ideal ratio of `MIN_IDEAL_DB`, a uniformly distributed output spans about 18 steps peak to peak. Random
+classifiers, whose softmax hardly varies, have an ideal below 7 dB and are not judged.
 """
 
 import math
@@ -43,16 +47,16 @@ from tfq.quant_math import dequantize
 from tfq.tflite import Model, Subgraph, Tensor
 from tfq.tflite.op_types import FIXED_OUTPUT_SCALES
 
-# Decibels, as the module's docstring defines them.
-ABLE_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
-# From here to COLLAPSED_DB an output is collapsed only if one op adds at least this part of the noise.
-GRADUAL_DB, ONE_OP_SHARE = 15.0, 0.8
-# Two bits of eight or sixteen: a range of these values alone has 255 steps or more.
+# In decibels: see the module's docstring.
+MIN_IDEAL_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
+# Below COLLAPSED_DB and from here on, an output is collapsed only if one op adds at least this fraction of the noise.
+GRADUAL_DB, ONE_OP_FRACTION = 15.0, 0.8
+# Two of eight or sixteen bits. A range that was chosen for these values has 255 steps or more.
 FEWEST_STEPS = 4.0
-# Slices are looked at along axes of at most so many entries.
+# Slices are compared along axes with at most this many entries.
 LONGEST_AXIS = 512
-# A slice varies if its values differ by more than float32's rounding, and fewer than this share of them are equal to
-# the median: a feature that is zero on almost all samples says nothing when it is zero on all.
+# A slice varies if its values differ by more than float32 rounding, and fewer than this fraction of them equal the
+# median: a feature that is zero on almost all samples may be zero on all of them by chance.
 _MOST_EQUAL, _ROUNDING, _SUM_ROUNDING = 0.9, 1e-5, 1e-6
 # Ops that only move values.
 MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "QUANTIZE"})
@@ -60,7 +64,7 @@ MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """One entry of an output along one axis, the sample axis included: `outputs[..., index, ...]`."""
+    """One entry of an output along one axis, `outputs[..., index, ...]`. Axis 0 is the samples."""
 
     axis: int
     index: int
@@ -69,26 +73,26 @@ class Slice:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputCheck:
-    """How one output of the quantized model compares with the float model's on the samples.
+    """The comparison of one output of the quantized model with the float model's on the samples.
 
     Args:
-        name: As the signature has it.
-        dtype: Of the quantized model's output.
-        sqnr_db: Signal to quantization noise; inf without noise, None if the float output does not vary or if the
-            output holds whole numbers such as class indices.
-        ideal_db: What the grid of the output could reach; None if no grid rounds it.
-        steps: Peak-to-peak distance of the float values in steps of the output's scale; None likewise.
-        span_steps: The same distance with zero included, which every range contains; None likewise.
-        agreement: Of a class vector, the share of equal largest entries; of whole numbers, the share of equal values.
-        num_slices: Slices that were looked at: those that vary in float.
-        worst_slice: The one with the lowest SQNR.
-        constant_slices: Those that are constant in the quantized model.
-        values_used: Different quantized values that occurred; None if the output is not quantized.
+        name: The name of the output in the signature.
+        dtype: The dtype of the quantized model's output.
+        sqnr_db: The SQNR; inf without noise, None if the float output does not vary or if the output holds integers
+            such as class indices.
+        ideal_db: The best SQNR that the output's grid allows; None if it is not rounded to a grid.
+        steps: The peak-to-peak distance of the float values in steps of the output's scale; None as for `ideal_db`.
+        span_steps: The same distance including zero, which every range contains; None as for `ideal_db`.
+        agreement: For a class vector, the fraction of equal predicted classes; for integers, of equal values.
+        num_slices: How many slices were compared: those that vary in float.
+        worst_slice: The slice with the lowest SQNR.
+        constant_slices: The slices that are constant in the quantized model.
+        values_used: How many different quantized values occurred; None if the output is not quantized.
         fixed_scale: Whether the op fixes the scale of this output.
         finite: Whether all values are finite.
         valid_scale: Whether the scale of a quantized output is a positive number.
-        varies: Whether the float values do, by more than rounding errors of float32.
-        worst_samples: Numbers of the samples with the largest errors, at most eight, the largest first.
+        varies: Whether the float values vary by more than float32 rounding.
+        worst_samples: The indices of the samples with the largest errors, at most eight, the largest first.
     """
 
     name: str
@@ -109,42 +113,42 @@ class OutputCheck:
     worst_samples: tuple[int, ...] = ()
 
     @property
-    def able(self) -> bool:
-        """Whether the grid of the output could carry its information on these samples."""
-        return self.ideal_db is None or self.ideal_db >= ABLE_DB
+    def is_judgeable(self) -> bool:
+        """Whether the output's grid can represent its information on these samples."""
+        return self.ideal_db is None or self.ideal_db >= MIN_IDEAL_DB
 
     @property
     def is_out_of_scale(self) -> bool:
-        """Whether the scale was made for far larger values than those of the float model."""
+        """Whether the scale was chosen for much larger values than those of the float model."""
         if self.fixed_scale or self.span_steps is None or self.sqnr_db is None or not self.varies:
             return False
         return self.span_steps < FEWEST_STEPS and self.sqnr_db < COLLAPSED_DB
 
     @property
     def lost(self) -> bool:
-        """Whether the output is constant, in a slice or as a whole, and not because of its op."""
+        """Whether the output is constant, as a whole or in a slice, and its op is not the reason."""
         return not self.valid_scale or self.is_out_of_scale or (bool(self.constant_slices) and not self.fixed_scale)
 
     @property
     def collapse(self) -> tuple[str, str] | None:
-        """(kind, sentence) of what makes this output collapsed, or None."""
+        """(kind, sentence) of the reason why this output is collapsed, or None."""
         if not self.finite:
-            return "not_finite", f"output {self.name!r} holds NaN or infinity"
+            return "not_finite", f"output {self.name!r} contains NaN or infinity"
         if not self.valid_scale:
-            return "no_scale", f"output {self.name!r} is {self.dtype} with a scale that is no positive number"
+            return "no_scale", f"output {self.name!r} is {self.dtype} with a scale that is not a positive number"
         if self.is_out_of_scale:
             return (
                 "out_of_scale",
-                f"output {self.name!r} has a scale that was made for far larger values: those of the float model span "
-                f"{self.span_steps:.2g} steps of it on the calibration samples, zero included",
+                f"output {self.name!r} has a scale that was chosen for much larger values: the float model's values, "
+                f"including zero, span only {self.span_steps:.2g} steps of it on the calibration samples",
             )
-        if not self.able:
+        if not self.is_judgeable:
             return None
         if self.sqnr_db is not None and self.sqnr_db < COLLAPSED_DB:
             return (
                 "low_sqnr",
-                f"output {self.name!r} has {self.sqnr_db:.1f} dB of signal to quantization noise on the calibration "
-                f"samples, below {COLLAPSED_DB:.0f} dB",
+                f"output {self.name!r} has an SQNR of {self.sqnr_db:.1f} dB on the calibration samples, below "
+                f"{COLLAPSED_DB:.0f} dB",
             )
         if self.constant_slices and not self.fixed_scale:
             return "constant_slices", f"output {self.name!r}: {self._constant_text()}"
@@ -152,14 +156,14 @@ class OutputCheck:
 
     @property
     def note(self) -> tuple[str, str] | None:
-        """(kind, sentence) of what is worth a note, or None."""
+        """(kind, sentence) of a note, or None."""
         if not self.finite or self.collapse is not None:
             return None
-        if not self.able:
-            steps = "does not vary" if not self.steps else f"moves by only {self.steps:.1f} steps of its scale"
-            return "few_steps", f"output {self.name!r} {steps} on the calibration samples: too little to judge it"
+        if not self.is_judgeable:
+            steps = "does not vary" if not self.steps else f"varies by only {self.steps:.1f} steps of its scale"
+            return "few_steps", f"output {self.name!r} {steps} on the calibration samples, too little to judge it"
         if self.sqnr_db is not None and self.sqnr_db < NOTE_DB:
-            return "sqnr", f"output {self.name!r} has {self.sqnr_db:.1f} dB of signal to quantization noise"
+            return "sqnr", f"output {self.name!r} has an SQNR of {self.sqnr_db:.1f} dB"
         return None
 
     def _constant_text(self) -> str:
@@ -169,14 +173,14 @@ class OutputCheck:
         named = ", ".join(str(item.index) for item in self.constant_slices[:6] if item.axis == first.axis)
         count = len(self.constant_slices)
         more = ", ..." if count > 6 else ""
-        ratio = "" if self.sqnr_db is None else f", though the whole output has {self.sqnr_db:.1f} dB"
+        ratio = "" if self.sqnr_db is None else f", although the whole output has {self.sqnr_db:.1f} dB"
         return (
             f"{count} of {self.num_slices} slices (axis {first.axis}: {named}{more}) vary in float and are constant in "
             f"the quantized model{ratio}"
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an infinite ratio is null next to `exact`."""
+        """Return plain JSON values; an infinite SQNR is null, and `exact` is true."""
         values = {**asdict(self), "exact": self.sqnr_db == math.inf, "constant_slices": len(self.constant_slices)}
         values["constant_slice_indices"] = [[item.axis, item.index] for item in self.constant_slices[:LONGEST_AXIS]]
         values["sqnr_db"], values["ideal_db"] = finite(self.sqnr_db), finite(self.ideal_db)
@@ -188,20 +192,23 @@ class OutputCheck:
 def check_outputs(
     parsed: Model, reference: Sequence[Sequence[NDArray]], outputs: Sequence[Sequence[NDArray]]
 ) -> Iterator[OutputCheck]:
-    """Compare the outputs of two models, given sample by sample.
+    """Compare the outputs of two models, sample by sample.
 
     Args:
         parsed: The quantized model.
-        reference: For each sample one array per output, in real units.
-        outputs: The same of the quantized model, in its own dtypes.
+        reference: For each sample the float model's outputs, as real values.
+        outputs: For each sample the quantized model's outputs, in its own dtypes.
+
+    Raises:
+        InputError: The shapes of an output differ.
     """
     graph = parsed.main_subgraph
     for place, (name, index) in enumerate(zip(parsed.output_names, graph.outputs, strict=True)):
         floats, values = ([np.asarray(sample[place]) for sample in side] for side in (reference, outputs))
         if any(a.shape != b.shape for a, b in zip(floats, values, strict=True)):
             raise InputError(
-                f"output {name!r} has shape {list(values[0].shape)} in the quantized model and {list(floats[0].shape)} "
-                "in the float model: expected one shape",
+                f"output {name!r} has shape {list(values[0].shape)} in the quantized model, but "
+                f"{list(floats[0].shape)} in the float model. Use the float model that it was converted from",
                 field="model",
                 expected=floats[0].shape,
                 got=values[0].shape,
@@ -214,10 +221,10 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
 
     Args:
         graph: Subgraph 0 of the quantized model.
-        index: Index of the output tensor.
-        name: Name of the output.
-        floats: Values of the float model, (n, ...).
-        values: Values of the quantized model in its own dtype, of the same shape.
+        index: The index of the output tensor.
+        name: The name of the output.
+        floats: The float model's values, (n, ...).
+        values: The quantized model's values in its own dtype, of the same shape.
     """
     tensor = graph.tensors[index]
     used = int(np.unique(values).size) if tensor.is_quantized else None
@@ -226,15 +233,15 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
     if not values.size:
         return OutputCheck(name=name, dtype=tensor.dtype, sqnr_db=None, varies=False)
     if floats.dtype.kind in "biu" and not tensor.is_quantized:
-        return _check_whole_numbers(name, tensor, floats, values)
+        return _check_integers(name, tensor, floats, values)
     if tensor.is_quantized:
         values = dequantize(values, tensor.scale[0], tensor.zero_point[0])
     floats = floats.astype(np.float32, copy=False)
     grid, fixed = _grid(graph, index)
     if fixed and tensor.is_quantized:
         limits = np.iinfo(np.dtype(tensor.dtype))
-        ends = dequantize(np.array([limits.min, limits.max]), tensor.scale[0], tensor.zero_point[0])
-        floats = np.clip(floats, *ends)
+        limits_in_float = dequantize(np.array([limits.min, limits.max]), tensor.scale[0], tensor.zero_point[0])
+        floats = np.clip(floats, *limits_in_float)
     finite = bool(np.isfinite(values).all())
     if not finite:
         return OutputCheck(name=name, dtype=tensor.dtype, sqnr_db=None, finite=False, values_used=used)
@@ -259,15 +266,15 @@ def check_output(graph: Subgraph, index: int, name: str, floats: NDArray, values
 
 
 def _worst_samples(errors: NDArray) -> tuple[int, ...]:
-    """None if the values could not be stacked by sample."""
+    """Return the samples with the largest errors; () if the values could not be stacked by sample."""
     if errors.ndim < 2:
         return ()
     squares = np.square(errors, dtype=np.float64).reshape(len(errors), -1).sum(axis=1)
     return tuple(np.argsort(-squares, kind="stable")[:8].tolist())
 
 
-def _check_whole_numbers(name: str, tensor: Tensor, floats: NDArray, values: NDArray) -> OutputCheck:
-    """Indices and conditions: they are equal or not."""
+def _check_integers(name: str, tensor: Tensor, floats: NDArray, values: NDArray) -> OutputCheck:
+    """Compare indices or conditions, which are either equal or different."""
     varies, is_constant = bool(np.ptp(floats.astype(np.int64))), not np.ptp(values.astype(np.int64))
     constant = (Slice(axis=-1, index=0),) if varies and is_constant else ()
     return OutputCheck(
@@ -281,10 +288,10 @@ def _check_whole_numbers(name: str, tensor: Tensor, floats: NDArray, values: NDA
 
 
 def _slices(floats: NDArray, values: NDArray, grid: float | None) -> tuple[list[Slice], tuple[Slice, ...]]:
-    """Every slice that varies in `floats`, along every short axis; and those of them that are constant in `values`.
+    """Return all slices that vary in `floats`, along every short axis, and those of them that are constant in `values`.
 
-    A constant slice counts if the grid can carry another slice along the same axis: where none moves by more than a few
-    steps on these samples, none can be expected to.
+    A constant slice only counts if the grid can represent another slice along the same axis. Otherwise all slices vary
+    by a few steps on these samples, and any of them may be constant.
     """
     results: list[Slice] = []
     constant: list[Slice] = []
@@ -292,18 +299,20 @@ def _slices(floats: NDArray, values: NDArray, grid: float | None) -> tuple[list[
     for axis in range(1, floats.ndim):
         if not 2 <= floats.shape[axis] <= LONGEST_AXIS:
             continue
-        best, flat = 0.0, []
+        best, constant_here = 0.0, []
         for index in range(floats.shape[axis]):
-            reals, got = np.take(floats, index, axis), np.take(values, index, axis)
-            variance = float(np.var(reals, dtype=np.float64))
+            float_slice, quantized_slice = np.take(floats, index, axis), np.take(values, index, axis)
+            variance = float(np.var(float_slice, dtype=np.float64))
             best = max(best, variance)
-            if not _varies(reals, largest):
+            if not _varies(float_slice, largest):
                 continue
-            item = Slice(axis=axis, index=index, sqnr_db=_decibels(variance, _mean_square(reals - got)))
+            item = Slice(
+                axis=axis, index=index, sqnr_db=_decibels(variance, _mean_square(float_slice - quantized_slice))
+            )
             results.append(item)
-            flat += [item] if not np.ptp(got) else []
-        if grid is None or _decibels(best, grid**2 / 12) >= ABLE_DB:
-            constant += flat
+            constant_here += [item] if not np.ptp(quantized_slice) else []
+        if grid is None or _decibels(best, grid**2 / 12) >= MIN_IDEAL_DB:
+            constant += constant_here
     return results, tuple(constant)
 
 
@@ -316,9 +325,9 @@ def _varies(values: NDArray, largest: float) -> bool:
 
 
 def _grid(graph: Subgraph, index: int) -> tuple[float | None, bool]:
-    """(scale that rounds this output, whether its op fixes that scale): None if it is computed in float.
+    """Return the scale that this output is rounded to (None if it is computed in float), and whether its op fixes it.
 
-    An output that was dequantized has the scale of what was dequantized.
+    A dequantized output has the scale of the tensor that was dequantized.
     """
     op = graph.producers.get(index)
     if op is not None and op.name == "DEQUANTIZE":
@@ -335,12 +344,12 @@ def _grid(graph: Subgraph, index: int) -> tuple[float | None, bool]:
 
 
 def _class_agreement(graph: Subgraph, index: int, floats: NDArray, values: NDArray) -> float | None:
-    """Share of equal largest entries along the last axis, if the output is a class vector."""
+    """Return the fraction of equal predicted classes if the output is a class vector."""
     return float(agreement(values, floats)) if is_class_vector(graph, index, floats) else None
 
 
 def _stacked(arrays: Sequence[NDArray]) -> NDArray:
-    """(n, ...) of equal shapes; (values,) of different ones, in which there are no slices."""
+    """Return (n, ...) if all shapes are equal; else (values,), which has no slices."""
     if len({array.shape for array in arrays}) == 1:
         return np.stack(arrays)
     return np.concatenate([array.reshape(-1) for array in arrays])
@@ -357,5 +366,5 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 def finite(value: float | None) -> float | None:
-    """Return the value; None if it is infinite, which JSON does not have."""
+    """Return the value; None if it is infinite, which JSON does not support."""
     return None if value is None or not math.isfinite(value) else value

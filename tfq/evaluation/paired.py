@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired comparisons: two models on the same examples or in the same run, with the interval of the difference."""
+"""Paired comparisons of two models on the same examples or in the same run, with confidence intervals."""
 
 import math
 import statistics
@@ -16,9 +16,12 @@ QUANTILES = tuple(range(0, 101, 5))
 
 
 def latency_percentiles(latencies_ms: ArrayLike) -> dict[str, float]:
-    """{"latency_p50_ms": ..., "latency_p90_ms": ..., "latency_p99_ms": ...} of (n,) milliseconds, n >= 1.
+    """Return {"latency_p50_ms": ..., "latency_p90_ms": ..., "latency_p99_ms": ...} of (n,) milliseconds, n >= 1.
 
-    Interpolated linearly between the two nearest measurements. Raises InputError on none, NaN or negative ones.
+    Percentiles are interpolated linearly between the two nearest measurements.
+
+    Raises:
+        InputError: There is no latency, or one is NaN, infinite or negative.
     """
     times = checked_latencies(latencies_ms)
     return {
@@ -28,10 +31,13 @@ def latency_percentiles(latencies_ms: ArrayLike) -> dict[str, float]:
 
 
 def latency_statistics(latencies_ms: ArrayLike) -> dict[str, object]:
-    """mean_ms, std_ms, p50_ms, p90_ms, p99_ms, min_ms, max_ms and quantiles_ms of (n,) milliseconds, n >= 1.
+    """Return mean_ms, std_ms, p50_ms, p90_ms, p99_ms, min_ms, max_ms and quantiles_ms of (n,) milliseconds, n >= 1.
 
-    std_ms: of the sample (over n - 1); None of a single one. quantiles_ms: 21 values, 0 to 100 % in steps of 5.
-    Percentiles as in `latency_percentiles`; raises what it raises.
+    `std_ms` is the sample standard deviation (n - 1), None for a single measurement. `quantiles_ms` are 21 values, 0 to
+    100% in steps of 5. Percentiles are as in `latency_percentiles`.
+
+    Raises:
+        InputError: There is no latency, or one is NaN, infinite or negative.
     """
     times = checked_latencies(latencies_ms)
     percentiles = latency_percentiles(times)
@@ -46,11 +52,15 @@ def latency_statistics(latencies_ms: ArrayLike) -> dict[str, object]:
 
 
 def checked_latencies(latencies_ms: ArrayLike) -> NDArray[np.float64]:
-    """The latencies as float64 (n,), n >= 1. Raises InputError on none, NaN, infinite or negative ones."""
+    """Return the latencies as float64 (n,), n >= 1.
+
+    Raises:
+        InputError: There is no latency, or one is NaN, infinite or negative.
+    """
     times = np.asarray(latencies_ms, np.float64)
     if times.ndim != 1 or not times.size or not ((times >= 0) & np.isfinite(times)).all():
         raise InputError(
-            f"latencies of shape {times.shape}: expected at least one, each a number of milliseconds >= 0",
+            f"latencies of shape {times.shape}: expected at least one number of milliseconds, all finite and >= 0",
             field="latencies",
             got=times.shape,
         )
@@ -63,9 +73,14 @@ FEWEST_PAIRS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """`ratio` of two times, and the interval that holds the true one in `confidence` of all such measurements.
+    """The ratio of two times and its confidence interval.
 
-    low, high: None where there were too few blocks for an interval, and then `reason` says so.
+    Args:
+        ratio: The ratio.
+        low: The lower end of the interval; None if there were too few blocks.
+        high: Its upper end.
+        confidence: The fraction of such intervals that contain the true ratio.
+        reason: Why there is no interval.
     """
 
     ratio: float
@@ -76,45 +91,49 @@ class Ratio:
 
 
 def paired_ratio(times: ArrayLike, base_times: ArrayLike) -> Ratio:
-    """The ratio of `times` to `base_times`, both (rounds,): the means of blocks that were timed round by round.
+    """Return the ratio of `times` to `base_times`, both (rounds,): mean times of blocks, two in each round.
 
-    Each round gives the logarithm of a ratio, in which the speed of the machine at that moment cancels. Rounds 2i and
-    2i + 1 have opposite orders, so that in their mean a steady drift from block to block cancels too; these means are
-    the sample of a Student t interval. Where neighbours among them are alike (a disturbance that lasts, and weighs on
-    one of the two more), they count as fewer: n (1 - r) / (1 + r), r their correlation at lag 1, the size of an AR(1)
-    sample of as much information (Bayley and Hammersley 1946). Raises InputError on times that are no pairs of
-    positive numbers.
+    Each round gives the logarithm of a ratio, in which the momentary speed of the machine cancels. Rounds 2i and 2i + 1
+    run in opposite order, so that a steady drift from block to block cancels in their mean. These means are the sample
+    of a Student t interval. If neighboring means are correlated (by a disturbance that lasts and affects one model
+    more), the
+    sample counts as smaller: n (1 - r) / (1 + r), where r is the correlation at lag 1. This is the size of an
+    independent sample with as much information as an AR(1) sample (Bayley and Hammersley 1946).
+
+    Raises:
+        InputError: The times are not pairs of positive numbers.
     """
-    ours, base = (np.asarray(values, np.float64) for values in (times, base_times))
-    if ours.ndim != 1 or ours.shape != base.shape or not ours.size:
+    model_times, base = (np.asarray(values, np.float64) for values in (times, base_times))
+    if model_times.ndim != 1 or model_times.shape != base.shape or not model_times.size:
         raise InputError(
-            f"blocks of shapes {ours.shape} and {base.shape}: expected as many rounds of both, at least one",
+            f"blocks of shapes {model_times.shape} and {base.shape}: expected the same number of rounds, at least one",
             field="blocks",
-            got=(ours.shape, base.shape),
+            got=(model_times.shape, base.shape),
         )
-    if not all(((values > 0) & np.isfinite(values)).all() for values in (ours, base)):
+    if not all(((values > 0) & np.isfinite(values)).all() for values in (model_times, base)):
         raise InputError(
-            "the times of blocks: expected positive, finite numbers",
+            "the times of blocks are not all positive and finite",
             field="blocks",
             expected="positive, finite numbers",
         )
-    logs = np.log(ours / base)
+    logs = np.log(model_times / base)
     pairs = logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1)
     if len(pairs) < FEWEST_PAIRS:
         reason = (
-            f"{len(logs)} blocks of each: an interval wants {2 * FEWEST_PAIRS} (more benchmark.num_runs or "
-            "benchmark.min_secs)"
+            f"only {len(logs)} blocks of each model; an interval needs {2 * FEWEST_PAIRS}. Increase benchmark.num_runs "
+            "or benchmark.min_secs"
         )
         return Ratio(ratio=math.exp(logs.mean()), low=None, high=None, reason=reason)
-    center, size = float(pairs.mean()), _independent(pairs)
-    reach = student_t(0.5 + CONFIDENCE / 2, size - 1) * float(pairs.std(ddof=1)) / math.sqrt(size)
-    return Ratio(ratio=math.exp(center), low=math.exp(center - reach), high=math.exp(center + reach))
+    center, size = float(pairs.mean()), _effective_size(pairs)
+    half_width = student_t(0.5 + CONFIDENCE / 2, size - 1) * float(pairs.std(ddof=1)) / math.sqrt(size)
+    return Ratio(ratio=math.exp(center), low=math.exp(center - half_width), high=math.exp(center + half_width))
 
 
-def student_t(probability: float, freedom: float) -> float:
-    """The quantile of Student's t with `freedom` >= 2 degrees, within 0.5 % up to a probability of 0.975 from 3 on.
+def student_t(probability: float, degrees_of_freedom: float) -> float:
+    """Return a quantile of Student's t distribution with `degrees_of_freedom` >= 2 degrees of freedom.
 
-    The normal quantile's expansion in 1 / freedom. Source: Abramowitz and Stegun, 26.7.5.
+    It is the expansion of the normal quantile in 1 / freedom, accurate to 0.5% for probabilities up to 0.975 and 3
+    degrees or more. Source: Abramowitz and Stegun, 26.7.5.
     """
     z = statistics.NormalDist().inv_cdf(probability)
     terms = (
@@ -124,11 +143,11 @@ def student_t(probability: float, freedom: float) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return sum(term / degrees_of_freedom**power for power, term in enumerate(terms))
 
 
-def _independent(values: NDArray[np.float64]) -> float:
-    """How many independent values `values` are worth: their number, or fewer where neighbours are alike."""
+def _effective_size(values: NDArray[np.float64]) -> float:
+    """Return how many independent values contain as much information: fewer if neighboring values are correlated."""
     centered = values - values.mean()
     spread = float(np.sum(centered**2))
     if not spread:
@@ -137,15 +156,21 @@ def _independent(values: NDArray[np.float64]) -> float:
     return max(FEWEST_PAIRS - 1, len(values) * min(1, (1 - correlation) / (1 + correlation)))
 
 
-# The quantile of the normal distribution that belongs to it.
+# The quantile of the normal distribution for this confidence.
 _QUANTILE = 1.959964
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """Accuracy of one model less that of another, a fraction, and the interval that holds the true one 95 times in 100.
+    """The accuracy of one model minus that of another, with its 95% confidence interval.
 
-    wins, losses: examples that one, and that the other alone gets right.
+    Args:
+        difference: The difference of two fractions.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
+        wins: Examples that only the first model gets right.
+        losses: Examples that only the second model gets right.
+        num_examples: The number of examples.
     """
 
     difference: float
@@ -157,31 +182,38 @@ class PairedDifference:
 
     @property
     def is_noise(self) -> bool:
-        """Whether no difference at all is within the interval."""
+        """Whether the interval contains 0."""
         return self.low <= 0 <= self.high
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "confidence": CONFIDENCE, "is_noise": self.is_noise}
 
 
-def paired_difference(right: NDArray[np.bool_], base_right: NDArray[np.bool_]) -> PairedDifference:
-    """right, base_right: (n,) of the same examples: whether each model's answer is the label.
+def paired_difference(is_correct: NDArray[np.bool_], base_is_correct: NDArray[np.bool_]) -> PairedDifference:
+    """Return the difference in accuracy of two models on the same examples.
 
-    Only examples on which the two differ tell anything; the interval is the score interval of that paired difference,
-    which holds for few of them as well.
+    Only examples on which the models differ contribute. The score interval of a paired difference is also valid if
+    there are few of them.
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", Statistics in Medicine 17.
-    Raises InputError unless there is at least one example, and as many of both.
+
+    Args:
+        is_correct: (n,) whether the first model is right for each example.
+        base_is_correct: (n,) the same for the second model.
+
+    Raises:
+        InputError: There are no examples, or the lengths differ.
     """
-    if right.shape != base_right.shape or right.ndim != 1 or not right.size:
+    if is_correct.shape != base_is_correct.shape or is_correct.ndim != 1 or not is_correct.size:
         raise InputError(
-            f"answers of shapes {right.shape} and {base_right.shape}: expected as many of both, at least one",
+            f"answers of shapes {is_correct.shape} and {base_is_correct.shape}: expected the same number for both "
+            "models, at least one",
             field="answers",
-            got=(right.shape, base_right.shape),
+            got=(is_correct.shape, base_is_correct.shape),
         )
-    wins, losses = int((right & ~base_right).sum()), int((base_right & ~right).sum())
-    count = right.size
+    wins, losses = int((is_correct & ~base_is_correct).sum()), int((base_is_correct & ~is_correct).sum())
+    count = is_correct.size
     low, high = (_bound(wins, losses, count, sign) for sign in (-1, 1))
     return PairedDifference(
         difference=(wins - losses) / count, low=low, high=high, wins=wins, losses=losses, num_examples=count
@@ -189,9 +221,9 @@ def paired_difference(right: NDArray[np.bool_], base_right: NDArray[np.bool_]) -
 
 
 def _bound(wins: int, losses: int, count: int, sign: int) -> float:
-    """The difference furthest from what was seen, downwards or upwards, whose score is still within the quantile."""
-    seen = (wins - losses) / count
-    near, far = seen, float(sign)
+    """Return the lowest (sign -1) or highest (sign 1) difference whose score is within the quantile."""
+    observed = (wins - losses) / count
+    near, far = observed, float(sign)
     for _ in range(60):
         middle = (near + far) / 2
         if _score(wins, losses, count, middle) * -sign <= _QUANTILE:
@@ -202,12 +234,12 @@ def _bound(wins: int, losses: int, count: int, sign: int) -> float:
 
 
 def _score(wins: int, losses: int, count: int, difference: float) -> float:
-    """Tango's score of a supposed difference; 0 at what was seen."""
+    """Return Tango's score of an assumed difference; it is 0 for the observed one."""
     b = -wins - losses + (2 * count - wins + losses) * difference
     c = -losses * difference * (1 - difference)
     fraction = (math.sqrt(max(b * b - 8 * count * c, 0)) - b) / (4 * count)
     variance = count * (2 * fraction + difference * (1 - difference))
-    off = wins - losses - count * difference
+    deviation = wins - losses - count * difference
     if variance <= 1e-12:
-        return 0.0 if abs(off) < 1e-12 else math.copysign(math.inf, off)
-    return off / math.sqrt(variance)
+        return 0.0 if abs(deviation) < 1e-12 else math.copysign(math.inf, deviation)
+    return deviation / math.sqrt(variance)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same model on the same inputs in two places: how far apart, in codes."""
+"""Compare the raw outputs of a model on two backends."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,13 +21,19 @@ DEFAULT_LIMIT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ParityRecord:
-    """How far the outputs of two backends are apart.
+    """The difference between the outputs of two backends.
 
-    max_abs_error_lsb: largest distance of two codes, in LSB, over all integer outputs; None where there is none.
-    num_different: of the `compared` output codes, how many are not equal.
-    outputs: the same for each output: name, dtype, max_abs_error_lsb, max_abs_error (of a float output, in its own
-        unit; of a quantized one None), num_different, compared.
-    skipped: {output without codes: why it has no LSB}; its differences are in `outputs` alone.
+    Args:
+        backend_a: The first backend.
+        backend_b: The second backend.
+        max_abs_error_lsb: The largest difference of two quantized values, in LSB, over all integer outputs; None if
+            there are none.
+        num_different: How many of the `compared` output values differ.
+        compared: How many values of integer outputs were compared.
+        num_examples: The number of examples.
+        skipped: {output that is not an integer: why it has no LSB}. Its difference is only in `outputs`.
+        outputs: For each output its name, dtype, max_abs_error_lsb, max_abs_error (float outputs only, in their own
+            unit), num_different and compared.
     """
 
     backend_a: str
@@ -40,19 +46,19 @@ class ParityRecord:
     outputs: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         values = dataclasses.asdict(self)
         return {**values, "outputs": list(values["outputs"])}
 
     def to_text(self) -> str:
-        """For the terminal: one line."""
-        pair = f"{self.backend_b} against {self.backend_a}"
+        """Return one line for the terminal."""
+        pair = f"{self.backend_b} compared with {self.backend_a}"
         floats = [
             f"{output['name']}: max error {output['max_abs_error']:.3g}"
             for output in self.outputs
             if output["max_abs_error_lsb"] is None
         ]
-        quantized = f"max {self.max_abs_error_lsb} LSB, {self.num_different:,} of {self.compared:,} codes differ"
+        quantized = f"max {self.max_abs_error_lsb} LSB, {self.num_different:,} of {self.compared:,} values differ"
         parts = [*([quantized] if self.compared else []), *floats, f"{self.num_examples:,} examples"]
         return f"{pair}: {', '.join(parts)}"
 
@@ -69,10 +75,22 @@ def compare_backends(
     num_workers: int = 0,
     timeout_secs: float = 0,
 ) -> ParityRecord:
-    """Run `model` on the first `limit` examples (0: all) of `data` on both backends, and compare the raw outputs.
+    """Run a model on two backends and compare the raw outputs.
 
-    data: what `evaluate_model` takes. Raises InputError on unknown backends and data that do not fit the model,
-    BackendError where one of them cannot run.
+    Args:
+        model: The flatbuffer.
+        data: Data in any form that `evaluate_model` accepts.
+        backend_a: The first backend.
+        backend_b: The second backend.
+        limit: How many examples; 0 for all.
+        num_threads: Threads of the interpreter.
+        xnnpack: Whether to use XNNPACK's kernels.
+        num_workers: Parallel workers of a backend that has them; 0 lets it choose.
+        timeout_secs: The limit for each backend; 0 for none.
+
+    Raises:
+        InputError: A backend is unknown, or the data does not fit the model.
+        BackendError: A backend cannot run.
     """
     parsed = tflite.read(model)
     data = as_split(data, limit=limit)
@@ -96,9 +114,10 @@ def compare_backends(
 def compare_outputs(
     names: Sequence[str], outputs_a: Sequence[NDArray], outputs_b: Sequence[NDArray], *, backend_a: str, backend_b: str
 ) -> ParityRecord:
-    """The record of two backends' raw outputs, one array (n, ...) an output.
+    """Return the record of two backends' raw outputs, with one array (n, ...) per output.
 
-    Raises InputError on outputs of different shapes or dtypes, and on float outputs that hold NaN.
+    Raises:
+        InputError: Shapes or dtypes differ, or a float output contains NaN or infinity.
     """
     compared = [
         _compare_output(name, a, b, f"{backend_a} or {backend_b}")
@@ -122,7 +141,7 @@ def compare_outputs(
 def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[str, Any]:
     if a.shape != b.shape or a.dtype != b.dtype:
         raise InputError(
-            f"output {name!r} is {a.dtype} {list(a.shape)} on one backend, {b.dtype} {list(b.shape)} on the other",
+            f"output {name!r} is {a.dtype} {list(a.shape)} on one backend, but {b.dtype} {list(b.shape)} on the other",
             field=name,
             expected=(str(a.dtype), a.shape),
             got=(str(b.dtype), b.shape),
@@ -136,14 +155,14 @@ def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[st
         "compared": int(a.size),
     }
     if a.dtype.kind in "iub":
-        # Python's integers where int64 could overflow: the extremes of a difference are at the extremes of a type.
+        # Use Python integers if int64 could overflow.
         wide = np.int64 if a.dtype.itemsize < 8 else object
         result["max_abs_error_lsb"] = int(np.abs(a.astype(wide) - b.astype(wide)).max(initial=0))
     else:
         different = np.abs(a[a != b].astype(np.float64) - b[a != b].astype(np.float64))
         if not np.isfinite(different).all():
             raise InputError(
-                f"output {name!r} holds NaN or infinity on {backends}: there is no distance to it",
+                f"output {name!r} contains NaN or infinity on {backends}, so there is no difference to measure",
                 field=name,
                 expected="finite numbers",
                 got=backends,
@@ -153,15 +172,15 @@ def _compare_output(name: str, a: NDArray, b: NDArray, backends: str) -> dict[st
 
 
 def compare_backends_or_reason(model: bytes, data: Any, config: EvaluationConfig, other: str) -> ParityRecord | str:
-    """`compare_backends` of the config's backend and `other` on config.parity_limit examples, or why one cannot run.
+    """Compare the backend of `config` with `other` on config.parity_limit examples, or return why one cannot run.
 
-    A failure of a backend that is there is no such reason, and raises.
+    A backend that can run but fails raises its error.
     """
     for name in (config.backend, other):
         backend = make_backend(name)
         reason = backend.unavailable()
         if reason is None and not backend.kind.computes_outputs:
-            reason = f"{name} computes no outputs"
+            reason = f"{name} does not compute outputs"
         if reason:
             return reason
     limit = min(config.parity_limit, config.limit) if config.limit else config.parity_limit
@@ -179,15 +198,18 @@ def compare_backends_or_reason(model: bytes, data: Any, config: EvaluationConfig
 
 
 def check_backends(config: EvaluationConfig) -> None:
-    """Before long work: InputError on an unknown backend, BackendError where the config's own cannot run here.
+    """Check the backends of `config` before long work, and start what its own backend needs.
 
-    Starts what the config's own backend will want, so that it is there when the data is.
+    Raises:
+        InputError: A backend is unknown, or is compared with itself.
+        BackendError: The backend of `config` cannot run here.
     """
     for name in config.parity_backends:
         make_backend(name, field="evaluation.parity_backends")
         if name == config.backend:
             raise InputError(
-                f"parity_backends names {name}, which is the backend itself: name another one to compare with",
+                f"evaluation.parity_backends contains {name}, which is evaluation.backend. Choose another backend to "
+                "compare it with",
                 field="evaluation.parity_backends",
                 got=name,
             )

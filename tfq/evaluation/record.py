@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found, and whether it is enough."""
+"""The results of an evaluation, and checks of them against requirements."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from tfq.config import RequireConfig
 from tfq.errors import RequirementError
 from tfq.requirement import Requirement, at_least, at_most
 
-IDENTICAL = "the outputs are identical to the reference's: there is no noise"
+IDENTICAL = "the outputs are identical to the reference's, so there is no noise"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class EvaluationRecord:
         reference_accuracy: The accuracy of the reference.
         accuracy_drop: How much worse the model is than the reference, in the metric's unit; positive if it is worse.
         accuracy_difference: The accuracy minus the reference's, with a paired 95% interval (`PairedDifference`).
-        accuracy_difference_reason: Why there is none: the metric does not say for each example whether it is right.
+        accuracy_difference_reason: Why there is none: the metric does not decide for each example whether it is right.
         num_examples: Number of evaluated examples.
         compared: Number of examples compared with the reference.
         missing: Number of examples that were requested but are not in the data.
@@ -48,9 +48,9 @@ class EvaluationRecord:
         xnnpack: Whether XNNPACK was used.
         total_ops: Number of ops; None if unknown.
         delegated_ops: Number of ops that XNNPACK executed; None if unknown.
-        clipped_input_share: Fraction of the input values that lie outside the quantized range by more than half a step;
-            None if no input is quantized.
-        unused_range_share: Fraction of the quantized input range that the data never reaches; None if no input is
+        clipped_input_fraction: Fraction of the input values that lie outside the quantized range by more than half a
+            step; None if no input is quantized.
+        unused_range_fraction: Fraction of the quantized input range that the data never reaches; None if no input is
             quantized.
         how: How the backend obtained its figures: "measured", "emulated" or "estimated".
         memory_bytes: Bytes by purpose, such as {"arena": 23_456}; None if the backend does not report them.
@@ -93,8 +93,8 @@ class EvaluationRecord:
     xnnpack: bool
     total_ops: int | None
     delegated_ops: int | None
-    clipped_input_share: float | None
-    unused_range_share: float | None
+    clipped_input_fraction: float | None
+    unused_range_fraction: float | None
     how: str = "measured"
     memory_bytes: dict[str, int] | None = None
     memory_reason: str | None = None
@@ -111,12 +111,12 @@ class EvaluationRecord:
     machine: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         values = dataclasses.asdict(self)
         return {**values, "outputs": list(values["outputs"]), "warnings": list(values["warnings"])}
 
     def to_text(self) -> str:
-        """For the terminal: a line a number. Without the warnings, which were told as they came up."""
+        """Return lines for the terminal, one per number, without the warnings, which were already printed."""
         rows = [
             (self.metric, self._score(self.metric, self.accuracy) or self.accuracy_reason),
             ("reference", score_text(self._unit(self.metric), self.reference_accuracy)),
@@ -168,67 +168,71 @@ class EvaluationRecord:
         return where if self.total_ops is None else f"{where}: {self.delegated_ops} of {self.total_ops} ops delegated"
 
     def _inputs(self) -> str | None:
-        if self.clipped_input_share is None or self.unused_range_share is None:
+        if self.clipped_input_fraction is None or self.unused_range_fraction is None:
             return None
-        return f"{self.clipped_input_share:.2%} of values clipped, {self.unused_range_share:.0%} of the range unused"
+        return (
+            f"{self.clipped_input_fraction:.2%} of values clipped, {self.unused_range_fraction:.0%} of the range unused"
+        )
 
 
 def requirements_of(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> tuple[Requirement, ...]:
     """Return every bound that `require` sets, with the value in the record (or its `to_dict()`) and the verdict.
 
-    A bound on a missing value does not hold; its reason says why the value is missing. The one exception is
-    `min_sqnr_db` if all outputs are identical to the reference's: it holds.
+    A bound on a missing value is missed, and its reason says why the value is missing. There is one exception:
+    `min_sqnr_db` is met if all outputs are identical to the reference's.
     """
     values = record.to_dict() if isinstance(record, EvaluationRecord) else record
-    asked = []
+    requirements = []
     if require.min_accuracy is not None:
-        asked.append(at_least("min_accuracy", require.min_accuracy, values["accuracy"], values["accuracy_reason"]))
+        requirements.append(
+            at_least("min_accuracy", require.min_accuracy, values["accuracy"], values["accuracy_reason"])
+        )
         direction = values["metrics"].get(values["metric"], {}).get("direction")
         if direction != "higher" and values["accuracy"] is not None:
-            reason = "lower is better" if direction == "lower" else "it is not declared which values are better"
-            asked[-1] = replace(asked[-1], holds=False, reason=f"{reason} for {values['metric']}")
+            reason = "lower values are better" if direction == "lower" else "its direction is not declared"
+            requirements[-1] = replace(requirements[-1], holds=False, reason=f"{reason} for {values['metric']}")
     if require.min_agreement is not None:
         reason = values["agreement_reason"]
         if values.get("outputs"):
-            reason = f"{reason}; evaluation.require.min_sqnr_db bounds outputs that say no class"
-        asked.append(at_least("min_agreement", require.min_agreement, values["agreement"], reason))
+            reason = f"{reason}. Use evaluation.require.min_sqnr_db for outputs that do not predict a class"
+        requirements.append(at_least("min_agreement", require.min_agreement, values["agreement"], reason))
     if require.min_sqnr_db is not None:
         value, reason = values["output_sqnr_db"], values["output_sqnr_db_reason"]
-        asked.append(at_least("min_sqnr_db", require.min_sqnr_db, value, reason))
+        requirements.append(at_least("min_sqnr_db", require.min_sqnr_db, value, reason))
         if value is None and reason == IDENTICAL:
-            asked[-1] = replace(asked[-1], holds=True)
+            requirements[-1] = replace(requirements[-1], holds=True)
     if require.max_accuracy_drop is not None:
         reason = values["accuracy_reason"] or values["skipped"].get("accuracy_drop")
-        asked.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))
-    return tuple(asked)
+        requirements.append(at_most("max_accuracy_drop", require.max_accuracy_drop, values["accuracy_drop"], reason))
+    return tuple(requirements)
 
 
 def missed_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> list[str]:
-    """What of `require` the record (or its `to_dict()`) misses, a sentence each with both numbers; empty when nothing.
+    """Return a sentence for each bound of `require` that the record (or its `to_dict()`) misses, with both numbers.
 
-    A bound on a number that there is not is missed: the sentence says why there is none.
+    A bound on a missing number is missed; the sentence says why the number is missing.
     """
-    return [_sentence(asked) for asked in requirements_of(record, require) if not asked.holds]
+    return [_sentence(requirements) for requirements in requirements_of(record, require) if not requirements.holds]
 
 
 def _sentence(missed: Requirement) -> str:
     kind, _, name = missed.name.partition("_")
     if missed.value is None:
-        return f"{missed.name} {missed.bound:g} cannot be checked: there is no {name}: {missed.reason}"
+        return f"{missed.name} {missed.bound:g} cannot be checked, because there is no {name}: {missed.reason}"
     if missed.reason is not None:
         return f"{missed.name} {missed.bound:g} cannot be checked: {missed.reason}"
-    return f"{name} is {missed.value:.4f}, required {'at least' if kind == 'min' else 'at most'} {missed.bound:g}"
+    return f"{name} is {missed.value:.4f}, but must be {'at least' if kind == 'min' else 'at most'} {missed.bound:g}"
 
 
 def check_requirements(record: EvaluationRecord | Mapping[str, Any], require: RequireConfig) -> None:
-    """Raises RequirementError that lists every bound of `require` that is missed or cannot be checked."""
+    """Raise RequirementError with every bound of `require` that is missed or cannot be checked."""
     missed = missed_requirements(record, require)
     if missed:
         raise RequirementError("; ".join(missed), field="require", got=tuple(missed))
 
 
 def score_text(unit: str, value: float | None) -> str | None:
-    """Return a value for people, by its unit: a fraction in percent, a score with four decimals; None of None."""
+    """Return a value as text, by its unit: a fraction as a percentage, a score with four decimals; None for None."""
     if value is None:
         return None
     if unit == "fraction":

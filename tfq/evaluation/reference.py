@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model to compare with answers, computed once however many models are compared with it."""
+"""The outputs of a reference model, computed once for comparisons with several models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,19 +67,21 @@ def reference_outputs(model: PathOrBytes, data: Data, config: EvaluationConfig |
 def matched_outputs(
     reference: ReferenceOutputs, data: AnySplit, names: Sequence[str], outputs: Sequence[NDArray]
 ) -> list[NDArray]:
-    """The reference's outputs in the order of `outputs`: by name where both have the same names, else by position.
+    """Return the reference's outputs in the order of `outputs`: by name if both have the same names, else by position.
 
-    Raises InputError where the reference saw other data, or has outputs of other number or shape.
+    Raises:
+        InputError: The reference was run on other data, or has outputs of other number or shape.
     """
     if not _same_inputs(reference.data, data):
         raise InputError(
-            "the reference's outputs are of other data than the model's: compute them on the same",
+            "the reference's outputs were computed on other data. Run both models on the same data",
             field="reference",
             expected="outputs of the same data",
         )
     if len(reference.outputs) != len(outputs):
         raise InputError(
-            f"the model has {len(outputs)} outputs, the reference {len(reference.outputs)}: expected as many",
+            f"the model has {len(outputs)} outputs, but the reference has {len(reference.outputs)}. Use the float "
+            "model that this model was converted from",
             field="reference",
             expected=len(outputs),
             got=len(reference.outputs),
@@ -91,8 +93,8 @@ def matched_outputs(
     for name, output, other in zip(names, outputs, results, strict=True):
         if output.shape != other.shape:
             raise InputError(
-                f"output {name!r} has shape {list(output.shape)}, the reference's {list(other.shape)}: expected a "
-                "reference that computes the same",
+                f"output {name!r} has shape {list(output.shape)}, but the reference's has {list(other.shape)}. Use the "
+                "float model that this model was converted from",
                 field="reference",
                 expected=output.shape,
                 got=other.shape,
@@ -101,9 +103,9 @@ def matched_outputs(
 
 
 def sqnr_or_reason(reference: NDArray, output: NDArray) -> tuple[float | None, str | None]:
-    """(SQNR in dB, None), or (None, why there is no finite one)."""
+    """Return (SQNR in dB, None), or (None, the reason why there is no finite SQNR)."""
     if not (np.isfinite(reference).all() and np.isfinite(output).all()):
-        return None, "the outputs hold infinity"
+        return None, "the outputs contain infinity"
     value = sqnr_db(reference, output)
     if np.isfinite(value):
         return value, None
@@ -114,7 +116,7 @@ def _same_inputs(one: AnySplit, other: AnySplit) -> bool:
     if one is other:
         return True
     if not isinstance(one, Split) or not isinstance(other, Split):
-        # Two beginnings of one stream come from one reader; only other streams must be read to be compared.
+        # Two beginnings of one stream share its reader. Only other streams must be read to compare them.
         same_reader = getattr(one, "read", None) is getattr(other, "read", other)
         return one.num_examples == other.num_examples and (same_reader or one.sha256() == other.sha256())
     return set(one.inputs) == set(other.inputs) and all(

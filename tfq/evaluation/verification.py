@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verify a quantized flatbuffer: does it run, and do its outputs carry the information of the float model's?
+"""Verify a quantized flatbuffer: whether it runs, and whether its outputs contain the information of the float model's.
 
 Both models run on a few samples, the quantized one in a child process. `output_checks` compares their outputs and
-defines when one is **collapsed** or worth a **note**. A file that does not load or invoke is collapsed as a whole, and
-so is one in which a tensor that is used as an index is quantized.
+defines when one is **collapsed** or has a **note**. A file that does not load or invoke is collapsed as a whole, and so
+is one that quantizes a tensor that is used as an index.
 """
 
 import re
@@ -28,20 +28,20 @@ from tfq.tflite import Model, Op, Subgraph, Tensor
 from tfq.tflite.index_values import quantized_indices
 from tfq.typing import PathOrBytes
 
-# How many samples both models run on: the ratios move by at most 1.5 dB from here to 50 samples.
+# How many samples both models run on. With 50 samples, the ratios change by at most 1.5 dB.
 NUM_SAMPLES = 20
-# Tensors that one message names.
+# How many tensors a message names.
 _MOST_NAMED = 3
 Sample = Mapping[str, NDArray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remedy:
-    """A change of the configuration, and what it was measured to do to the output in question on the same samples.
+    """A change of the configuration, and its measured effect on the output on the same samples.
 
     Args:
-        setting: As users write it, such as "conversion.float_layers=mel".
-        sqnr_db: Of the output with that change; None if it could not be measured.
+        setting: The setting as users write it, such as "conversion.float_layers=mel".
+        sqnr_db: The SQNR of the output with that change; None if it could not be measured.
         cures: Whether the output is no longer collapsed.
         reason: Why there is no measurement.
     """
@@ -60,18 +60,18 @@ class Remedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with a quantized model, or worth a note.
+    """A problem of a quantized model, or a note about it.
 
     Args:
         kind: "does_not_run", "not_finite", "no_scale", "out_of_scale", "low_sqnr", "constant_slices",
-            "quantized_index"; of notes "sqnr", "few_steps", "dead", "not_compared".
-        message: In sentences.
-        output: Name of the output, None if it is not about one.
-        op_index: Index in subgraph 0 of the first op where it happened; None if it is not known.
-        op: That op for people.
-        layer: Its Keras layer.
-        cause: Kind of the cause, such as "unequal_join"; None if it is not known.
-        remedies: What was tried, the best first.
+            "quantized_index"; for notes "sqnr", "few_steps", "dead", "not_compared".
+        message: The problem, in sentences.
+        output: The name of the output; None if it is not about an output.
+        op_index: The index in subgraph 0 of the first op where it occurs; None if it is not known.
+        op: A readable name of that op.
+        layer: The op's Keras layer.
+        cause: The kind of the cause, such as "unequal_join"; None if it is not known.
+        remedies: The changes that were tried, the best first.
     """
 
     kind: str
@@ -86,14 +86,14 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """The result of running a quantized model next to its float twin.
+    """The result of running a quantized model and its float twin on the same samples.
 
     Args:
         execution: Whether it runs.
-        outputs: One check per output; empty if there was nothing to compare with.
+        outputs: One check per output; empty if the outputs were not compared.
         num_samples: How many samples both models ran on.
-        collapsed: What makes the result wrong.
-        notes: What does not change the verdict.
+        collapsed: The problems that make the model unusable.
+        notes: Remarks that do not change the verdict.
     """
 
     execution: Execution
@@ -128,7 +128,7 @@ class Verification:
         compared = f"compared on {self.num_samples} samples" if self.compared else "outputs not compared"
         lines = [f"{self.execution.to_text()}; {compared}"]
         for item in self.outputs:
-            ratio = "no ratio" if item.sqnr_db is None else f"{item.sqnr_db:.1f} dB"
+            ratio = "no SQNR" if item.sqnr_db is None else f"{item.sqnr_db:.1f} dB"
             lines.append(f"output {item.name}: {ratio}" + _agreement(item))
         lines += [f"COLLAPSED {item.message}" for item in self.collapsed]
         return "\n".join([*lines, *(f"note      {item.message}" for item in self.notes)])
@@ -139,25 +139,25 @@ def verify(
     samples: Sequence[Sample],
     reference: Sequence[Sequence[NDArray]],
 ) -> Verification:
-    """Run the flatbuffer `quantized` on samples and compare it with the float model's outputs.
+    """Run a flatbuffer on samples and compare its outputs with the float model's.
 
     Args:
         quantized: The bytes of a `.tflite` in any scheme.
-        samples: For each {input name: array with the batch dimension}, in the float model's dtypes.
+        samples: For each sample {input name: array with the batch dimension}, in the float model's dtypes.
         reference: For each sample the float model's outputs, one array per output of subgraph 0.
 
     Raises:
-        BackendError: No interpreter of this machine could be used.
+        BackendError: No interpreter on this machine could be used.
     """
     parsed = tflite.read(quantized)
     reason = not_runnable_here(parsed)
     if reason:
         return Verification(execution=Execution(state="not tried", reason=reason))
-    fed = encode(parsed, samples)
+    inputs = encode(parsed, samples)
     try:
-        outputs = LocalBackend().run_samples(quantized, fed)
+        outputs = LocalBackend().run_samples(quantized, inputs)
     except ModelError as error:
-        return failed(failed_execution(quantized, parsed, fed, error), len(samples))
+        return failed(failed_execution(quantized, parsed, inputs, error), len(samples))
     checks = tuple(check_outputs(parsed, reference, outputs))
     return Verification(
         execution=Execution(state="runs"),
@@ -169,7 +169,7 @@ def verify(
 
 
 def _quantized_indices(parsed: Model) -> Iterator[Problem]:
-    """A problem for each op that reads a quantized tensor as an index: neighbors of the right entries are read."""
+    """Yield a problem for each op that reads a quantized tensor as an index."""
     graph = parsed.main_subgraph
     if not quantized_indices(graph):
         return
@@ -179,7 +179,8 @@ def _quantized_indices(parsed: Model) -> Iterator[Problem]:
             named = ", ".join(repr(graph.tensors[index].name) for index in sources[:_MOST_NAMED])
             yield Problem(
                 kind="quantized_index",
-                message=f"{title(graph, op)} takes indices from the quantized {named}: it reads wrong entries",
+                message=f"{title(graph, op)} reads indices from the quantized {named}: after rounding they select "
+                "wrong entries",
                 op_index=op.index,
                 op=title(graph, op),
                 layer=op.keras_layer,
@@ -188,41 +189,42 @@ def _quantized_indices(parsed: Model) -> Iterator[Problem]:
 
 
 def try_to_run(model: bytes) -> Execution:
-    """Run a flatbuffer once on neutral inputs: zero, or the quantized value of it.
+    """Run a flatbuffer once on neutral inputs: zero, or its quantized value.
 
-    If an op fails on them as it is invoked, as an int8 DIV by zero does, the inputs are tried at their upper ends.
+    If an op fails to invoke with these inputs, as an int8 DIV by zero does, the upper ends of the input ranges are
+    tried.
 
     Raises:
-        FlatbufferError: The bytes are no flatbuffer.
+        FlatbufferError: The bytes are not a flatbuffer.
     """
     parsed = tflite.read(model)
     reason = not_runnable_here(parsed) or _shape_reason(parsed)
     if reason:
         return Execution(state="not tried", reason=reason)
-    fed = [tuple(_neutral(tensor) for tensor in parsed.main_subgraph.input_tensors)]
+    inputs = [tuple(_neutral(tensor) for tensor in parsed.main_subgraph.input_tensors)]
     try:
-        LocalBackend().run_samples(model, fed)
+        LocalBackend().run_samples(model, inputs)
     except ModelError as error:
         if "invoke" in str(error.got) and _runs_at_upper_ends(model, parsed):
             return Execution(state="runs")
-        return failed_execution(model, parsed, fed, error)
+        return failed_execution(model, parsed, inputs, error)
     except BackendError as error:
         return Execution(state="not tried", reason=str(error))
     return Execution(state="runs")
 
 
 def _runs_at_upper_ends(model: bytes, parsed: Model) -> bool:
-    """Check whether the model runs on the largest quantized values, and on ones where an input is float."""
-    fed = []
+    """Check whether the model runs on the largest quantized values, and on ones for float inputs."""
+    inputs = []
     for tensor in parsed.main_subgraph.input_tensors:
         values = _neutral(tensor)
         if tensor.is_quantized:
             values = np.full_like(values, np.iinfo(values.dtype).max)
         elif values.dtype.kind == "f":
             values = np.ones_like(values)
-        fed.append(values)
+        inputs.append(values)
     try:
-        LocalBackend().run_samples(model, [tuple(fed)])
+        LocalBackend().run_samples(model, [tuple(inputs)])
     except TfqError:
         return False
     return True
@@ -253,7 +255,7 @@ def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, exec
     execute = config.execute if execute is None else execute
     content = content_of(model, "model")
     if execute:
-        LocalBackend().prepare()  # its start takes a third of a second, in which the rules are applied
+        LocalBackend().prepare()  # starting it takes a third of a second, during which the audit runs
     report = auditing.audit_model(content, config)
     if not execute:
         return report
@@ -262,53 +264,53 @@ def audit_and_run(model: PathOrBytes, config: AuditConfig | None = None, *, exec
 
 
 def not_runnable_here(parsed: Model) -> str | None:
-    """Return why no interpreter of this machine can run a model that may be perfectly right, or None."""
+    """Return why no interpreter on this machine can run the model, although the model may be correct; or None."""
     for graph in parsed.subgraphs:
         for op in graph.ops:
             if op.name == "CUSTOM":
                 kind = "TensorFlow's Flex delegate" if op.custom_code.startswith("Flex") else "another device"
-                return f"{title(graph, op)} is the custom op {op.custom_code!r}, for {kind}: there is no kernel here"
+                return f"{title(graph, op)} is the custom op {op.custom_code!r} for {kind}, which has no kernel here"
             if op.name.startswith("UNKNOWN_"):
                 return f"{title(graph, op)} has an operator code that this version does not know"
     return LocalBackend().unavailable()
 
 
-def failed_execution(model: bytes, parsed: Model, fed: Sequence[Sequence[NDArray]], error: TfqError) -> Execution:
-    """Return the record of a run that failed, with the first op without which the model would run."""
-    words = " ".join(str(error.got if isinstance(error.got, str) else error).split()).rstrip(".")
-    words = f"the interpreter was killed by signal {words}" if words.startswith("SIG") else words
-    words = re.sub(r"(?<=\w)\.?(?=Node number)", ". ", words)  # the runtime joins its messages without a space
-    index = first_failing_op(model, parsed, [tuple(fed[0])])
+def failed_execution(model: bytes, parsed: Model, inputs: Sequence[Sequence[NDArray]], error: TfqError) -> Execution:
+    """Return the record of a failed run, with the first op that makes it fail."""
+    message = " ".join(str(error.got if isinstance(error.got, str) else error).split()).rstrip(".")
+    message = f"the interpreter was killed by signal {message}" if message.startswith("SIG") else message
+    message = re.sub(r"(?<=\w)\.?(?=Node number)", ". ", message)  # the runtime joins its messages without a space
+    index = first_failing_op(model, parsed, [tuple(inputs[0])])
     graph = parsed.main_subgraph
     op = None if index is None else title(graph, graph.ops[index])
-    return Execution(state="fails", reason=words, op_index=index, op=op)
+    return Execution(state="fails", reason=message, op_index=index, op=op)
 
 
-def first_failing_op(model: bytes, parsed: Model, fed: Sequence[tuple[NDArray, ...]]) -> int | None:
-    """Return the smallest number of an op such that the model cut off after it fails; None if no prefix fails.
+def first_failing_op(model: bytes, parsed: Model, inputs: Sequence[tuple[NDArray, ...]]) -> int | None:
+    """Return the smallest op number such that the model cut off after it fails; None if no prefix fails.
 
-    The ops of subgraph 0 are bisected: about log2(number of ops) short runs in children.
+    The ops of subgraph 0 are bisected with about log2(number of ops) short runs in child processes.
     """
-    low, high = 0, len(parsed.main_subgraph.ops) - 1  # the prefix that ends at `high` is taken to fail
-    if high < 0 or not _prefix_fails(model, high, fed):
+    low, high = 0, len(parsed.main_subgraph.ops) - 1  # the prefix that ends at `high` is known to fail
+    if high < 0 or not _prefix_fails(model, high, inputs):
         return None
     while low < high:
         middle = (low + high) // 2
-        if _prefix_fails(model, middle, fed):
+        if _prefix_fails(model, middle, inputs):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _prefix_fails(model: bytes, last: int, fed: Sequence[tuple[NDArray, ...]]) -> bool:
-    """Check whether the model cut off after op number `last` fails; one that cannot be cut is not known to."""
+def _prefix_fails(model: bytes, last: int, inputs: Sequence[tuple[NDArray, ...]]) -> bool:
+    """Check whether the model cut off after op number `last` fails. False if it cannot be cut."""
     try:
         cut = tflite.cut_after(model, last)
-    except Exception:  # the schema's own code checks no bounds, and meets damaged files with errors of any kind
+    except Exception:  # the schema's code checks no bounds, so damaged files may raise any exception
         return False
     try:
-        LocalBackend().run_samples(cut, fed)
+        LocalBackend().run_samples(cut, inputs)
     except ModelError:
         return True
     except TfqError:
@@ -317,13 +319,13 @@ def _prefix_fails(model: bytes, last: int, fed: Sequence[tuple[NDArray, ...]]) -
 
 
 def encode(parsed: Model, samples: Sequence[Sample]) -> list[tuple[NDArray, ...]]:
-    """Return the samples as the model's inputs take them, quantized where an input is."""
+    """Return the samples in the types of the model's inputs, quantized if an input is."""
     pairs = list(zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True))
     return [tuple(as_input(np.asarray(sample[name]), tensor) for name, tensor in pairs) for sample in samples]
 
 
 def title(graph: Subgraph, op: Op) -> str:
-    """Return an op for people: "op #5 ADD (add_1)"."""
+    """Return a readable name of an op: "op #5 ADD (add_1)"."""
     return f"op #{op.index} {op.name} ({graph.layer_of(op)})"
 
 
@@ -337,14 +339,14 @@ def _neutral(tensor: Tensor) -> NDArray:
 
 
 def _shape_reason(parsed: Model) -> str | None:
-    """Why an input cannot be made up: an unknown size other than the batch, or a dtype that NumPy does not have."""
+    """Return why an input cannot be generated: an unknown dimension other than the batch, or an unknown dtype."""
     for name, tensor in zip(parsed.input_names, parsed.main_subgraph.input_tensors, strict=True):
         if any(size < 0 for size in tensor.shape_signature[1:]):
-            return f"input {name!r} has the shape {list(tensor.shape_signature)}: its size is not known"
+            return f"input {name!r} has the shape {list(tensor.shape_signature)}, in which a size is unknown"
         try:
             np.dtype(tensor.dtype)
         except TypeError:
-            return f"input {name!r} is {tensor.dtype}: NumPy has no such type to feed it"
+            return f"input {name!r} is {tensor.dtype}, which NumPy does not have, so it cannot be filled"
     return None
 
 

@@ -113,7 +113,7 @@ def _preprocessing(record: Record, stages: Sequence[Record]) -> Table | None:
 
 
 def _ranges(models: Sequence[Reported]) -> Table | None:
-    keys = ("clipped_input_share", "unused_range_share")
+    keys = ("clipped_input_fraction", "unused_range_fraction")
     known = [model for model in models if any(is_number(model.evaluation.get(key)) for key in keys)]
     if not known:
         return None

@@ -12,7 +12,7 @@ NOT_A_TIME = "a count, not a time"
 
 
 def metric_facts(evaluation: Mapping[str, Any], name: Any = None) -> Mapping[str, Any]:
-    """Return what the record says about a metric: its word, direction and unit; name: the evaluation's own if None."""
+    """Return what the record says about a metric: its title, direction and unit; name: the evaluation's own if None."""
     facts = (evaluation.get("metrics") or {}).get(evaluation.get("metric") if name is None else name)
     return facts if isinstance(facts, Mapping) else {}
 
@@ -25,7 +25,7 @@ def is_fraction(evaluation: Mapping[str, Any]) -> bool:
 def metric_word(evaluation: Mapping[str, Any], name: Any = None) -> str:
     """Return a metric's name for readers: "ROC AUC" for "roc_auc"; name: the evaluation's own if None."""
     name = evaluation.get("metric") if name is None else name
-    return plain(metric_facts(evaluation, name).get("word") or name)
+    return plain(metric_facts(evaluation, name).get("title") or name)
 
 
 def better(evaluation: Mapping[str, Any]) -> str | None:

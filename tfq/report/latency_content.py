@@ -212,12 +212,12 @@ def _op_table(label: str, ops: Sequence[Record], series: int, by: str) -> Table:
             plain(op.get("name") or DASH) + (f" #{plain(op['index'])}" if is_number(op.get("index")) else ""),
             plain(op.get("keras_layer") or DASH),
             unit.text(op["ms"]),
-            percent(op.get("share")),
+            percent(op.get("fraction")),
         )
         for op in shown
     )
     bars = tuple((value,) for value in fractions([op["ms"] for op in shown]))
-    rest = sum(op["share"] for op in further if is_number(op.get("share")))
+    rest = sum(op["fraction"] for op in further if is_number(op.get("fraction")))
     notes = [f"timed by {by}"] if by else []
     if further:
         notes.append(f"{number_of(len(further), 'further op')}, {percent(rest)} of the time: report.json has all")
