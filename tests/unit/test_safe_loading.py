@@ -96,7 +96,7 @@ def test_a_lambda_hidden_in_lists_and_dicts_of_a_harmless_layer_is_found():
     hidden = dense(
         config={"bias_initializer": {"a": [[{"b": {"class_name": "__lambda__", "config": {"value": "x"}}}]]}}
     )
-    assert reasons_of(hidden) == ["it holds the bytecode of a Python lambda"]
+    assert reasons_of(hidden) == ["it contains the bytecode of a Python lambda"]
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_everything_is_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         refuse_code(file)
     message = str(caught.value)
-    assert "holds 3 thing(s)" in message and "allow_code" in message and "m.keras" in message
+    assert "3 object(s)" in message and "allow_code" in message and "m.keras" in message
     for name in ("m/evil", "m/head", "m/third"):
         assert repr(name) in message
 

@@ -146,7 +146,7 @@ def test_pickled_arrays_in_npz_weights_are_refused_and_numbers_taken(tmp_path):
 
 def test_a_file_larger_than_the_limit_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, "MAX_FILE_BYTES", 10)
-    refuses(put(tmp_path, h5_bytes()), "more")
+    refuses(put(tmp_path, h5_bytes()), "most")
 
 
 @pytest.mark.parametrize("length", [9, 100, 800])
@@ -169,7 +169,7 @@ def test_weights_alone_are_called_that(tmp_path):
         del file.attrs["model_config"]
         file.attrs["layer_names"] = [b"dense"]
 
-    refuses(put(tmp_path, h5_bytes(change)), "alone")
+    refuses(put(tmp_path, h5_bytes(change)), "only")
 
 
 def test_an_h5_file_of_something_else_is_no_keras_model(tmp_path):
@@ -282,7 +282,7 @@ def test_an_h5_data_set_declared_larger_than_the_limit_is_refused(tmp_path):
 
     content = h5_bytes(change)
     assert len(content) < 1 << 20
-    refuses(put(tmp_path, content), "more")
+    refuses(put(tmp_path, content), "most")
 
 
 def test_soft_links_that_run_in_circles_end(tmp_path):

@@ -204,7 +204,7 @@ def _explicit() -> tuple[type, type]:
     return PaddingMask, WithMask
 
 
-def register_own() -> None:
+def register_tfq_objects() -> None:
     """Makes tf_keras know what a file of a bridged model may name: these layers, and our activation functions."""
     own_layers()
     activation_class()

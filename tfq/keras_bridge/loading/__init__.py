@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files: read and inspected before any Keras sees them, then loaded by the Keras that wrote them."""
+"""Read and inspect a model file without running it, then load it with the Keras version that wrote it."""

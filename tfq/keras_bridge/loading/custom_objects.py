@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Custom objects of a saved model: which names Keras knows itself, and where the others come from.
+"""Custom objects of a saved model: the names that Keras provides, and where all others come from.
 
-An allow-list, for a list of what is dangerous is never complete. Read in keras 3.15.1 and tf_keras 2.21.0; a test
-compares it with what the two export, so that a class new to Keras is decided upon here rather than let through.
+The names are an allow-list, because a list of dangerous names is never complete. They were read in keras 3.15.1 and
+tf_keras 2.21.0. A test compares the list with what both packages export, so that somebody decides about each new class.
 """
 
 import inspect
@@ -12,21 +12,22 @@ from types import ModuleType
 from tfq import registry
 from tfq.errors import InputError, warn
 
-# Classes of keras.layers whose config names code, or a file to run or read. Name -> why it is refused.
+# Classes of keras.layers whose config names code, or a file to run or to read. Name -> the reason of the refusal.
 REFUSED_CLASSES = {
-    "Lambda": "a Lambda layer runs Python code that the file holds or names",
+    "Lambda": "a Lambda layer runs Python code that the file contains or names",
     "TFSMLayer": "it runs a SavedModel from a path that the file names",
     "TorchModuleWrapper": "it unpickles a PyTorch module",
-    "JaxLayer": "it runs Python functions that the file holds",
-    "FlaxLayer": "it runs Python functions that the file holds",
-    "TensorFlowOpLayer": "it runs any TensorFlow op that the file spells out",
+    "JaxLayer": "it runs Python functions that the file contains",
+    "FlaxLayer": "it runs Python functions that the file contains",
+    "TensorFlowOpLayer": "it runs any TensorFlow op that the file describes",
     "ClassMethod": "it calls any method of a TensorFlow class that the file names",
     "InstanceMethod": "it calls any method that the file names",
     "InstanceProperty": "it reads any attribute that the file names",
-    "DenseFeatures": "its feature columns may hold Python functions",
+    "DenseFeatures": "its feature columns may contain Python functions",
 }
 
-# TFOpLambda and its kin wrap a TensorFlow function by name. These are arithmetic; `io.write_file` would be one too.
+# TFOpLambda and SlicingOpLambda call a TensorFlow function by its name. Only arithmetic is allowed: the name could also
+# be `io.write_file`.
 TF_FUNCTION_LAYERS = frozenset({"TFOpLambda", "SlicingOpLambda"})
 TF_FUNCTIONS = re.compile(
     r"(compat\.v1\.)?("
@@ -42,7 +43,7 @@ TF_FUNCTIONS = re.compile(
     r")"
 )
 
-# Operations of Keras 3's functional graphs: every class in these modules, but for those that take functions.
+# Operations of Keras 3's functional graphs: every class in these modules, except those that take functions.
 OPERATION_MODULES = re.compile(r"keras\.src\.ops\.(core|einops|image|linalg|math|nn|numpy|operation)")
 _REFUSED_OPERATIONS = """
     AssociativeScan Cond CustomGradient ForiLoop Map Scan Switch VectorizedMap Vectorize WhileLoop
@@ -133,18 +134,18 @@ _TFMOT = """
     QuantizeAwareActivation QuantizeLayer QuantizeWrapper QuantizeWrapperV2
 """
 
-# What tfmot's quantize_scope and prune_scope register, read in 0.8.1: wrappers, quantizers and their configs. They
-# hold numbers and names, and the layers that they wrap are looked at in their turn.
+# The classes that tfmot 0.8.1 registers in quantize_scope and prune_scope: wrappers, quantizers and their configs. They
+# contain numbers and names only. The layers that they wrap are inspected separately.
 TFMOT_CLASSES = frozenset(_TFMOT.split())
 
 TFMOT_MODULE = re.compile(r"tensorflow_model_optimization(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
-# Settings of a layer that has at least as many weights as they say.
+# Options of a layer that are a lower bound of its number of weights.
 WEIGHT_SIZES = frozenset(
     {"units", "filters", "kernel_size", "input_dim", "output_dim", "num_heads", "key_dim", "value_dim"}
 )
 
-# Plain data in the clothes of an object.
+# Class names that Keras gives to plain data in a config.
 DATA = frozenset(
     (
         "__tensor__",
@@ -166,23 +167,23 @@ TABLE = "CUSTOM_OBJECTS"
 def custom_objects_of(module: ModuleType, source: str) -> dict[str, object]:
     """Return the classes and functions that a plugin defines for a model file, by name.
 
-    The module's own dict CUSTOM_OBJECTS if there is one; otherwise every class and function that it defines itself and
-    whose name does not begin with "_". One with the name of a Keras class or function is left out with a TfqWarning,
-    because it would replace Keras' own everywhere; CUSTOM_OBJECTS may still hold it. What the module registers with
-    `register_keras_serializable` is found by Keras without being in the result.
+    If the module has a dict CUSTOM_OBJECTS, its content is returned. Otherwise every class and function that the module
+    defines itself is returned, except names that begin with "_". A name that Keras also has is left out with a
+    TfqWarning, because it would replace Keras' own object everywhere; CUSTOM_OBJECTS may contain it. Objects that the
+    module registers with `register_keras_serializable` need not be in the result, because Keras finds them.
 
     Args:
         module: The plugin, already imported.
-        source: Its file, for messages.
+        source: The plugin's file, for messages.
 
     Raises:
-        InputError: CUSTOM_OBJECTS is not a dict of names.
+        InputError: CUSTOM_OBJECTS is not a dict whose keys are names.
     """
     table = getattr(module, TABLE, None)
     if table is not None:
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
             raise InputError(
-                f"plugin: {TABLE} of {source} is a {type(table).__name__}, expected a dict of names",
+                f"plugin: expected {TABLE} of {source} to be a dict of names, got a {type(table).__name__}",
                 field="plugin",
                 expected="a dict",
                 got=type(table).__name__,
@@ -198,14 +199,14 @@ def custom_objects_of(module: ModuleType, source: str) -> dict[str, object]:
     shadows = sorted(name for name in own if name in CLASSES or name in FUNCTIONS)
     if shadows:
         warn(
-            f"{source} defines {', '.join(shadows)}, as Keras does: Keras' own are used. If the model holds yours, "
-            f"name them in {source}: {TABLE} = {{{shadows[0]!r}: {shadows[0]}}}"
+            f"{source} defines {', '.join(shadows)}, and Keras has the same names: Keras' objects are used. If the "
+            f"model contains yours, list them in {source}: {TABLE} = {{{shadows[0]!r}: {shadows[0]}}}"
         )
     return {name: value for name, value in own.items() if name not in shadows}
 
 
 def custom_objects_of_plugins() -> dict[str, object]:
-    """Return `custom_objects_of` every plugin loaded so far; a later plugin's name replaces an earlier one's."""
+    """Return the custom objects of all loaded plugins; a later plugin replaces the same name of an earlier one."""
     results: dict[str, object] = {}
     for plugin in registry.plugins():
         results.update(custom_objects_of(plugin.module, plugin.source))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a Keras model with the Keras that wrote it, after a look at what is in it.
+"""Inspect a Keras model file and load it with the Keras version that wrote it.
 
-Private symbol: tf_keras.src.saving.serialization_lib.SafeModeScope, read in tf_keras 2.21.0. Its `.h5` loader leaves
-safe mode unset, and then runs the bytecode of Lambda layers.
+Private symbol: tf_keras.src.saving.serialization_lib.SafeModeScope, read in tf_keras 2.21.0. The `.h5` loader of
+tf_keras does not set safe mode, and so it would run the bytecode of Lambda layers.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from typing import Any
 from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
-from tfq.keras_bridge.layers.own import register_own
-from tfq.keras_bridge.loading.inspection import holds_tfmot, refuse_code, refuse_impossible_sizes
-from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, read_model_file, rebuilt_json
+from tfq.keras_bridge.layers.own import register_tfq_objects
+from tfq.keras_bridge.loading.inspection import contains_tfmot, refuse_code, refuse_impossible_sizes
+from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, model_json, read_model_file
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.typing import KerasModel
@@ -60,115 +60,115 @@ def load_model(
     file = read_model_file(model)
     keras = import_tf_keras() if file.kind == "tf_keras" else import_keras()
     if file.kind == "tf_keras":
-        # Each registers what it makes: a bridged model's file may hold some.
+        # These calls register tfq's classes, which the file of a bridged model may contain.
         keras_operation_class()
-        register_own()
-        if holds_tfmot(file.config):
+        register_tfq_objects()
+        if contains_tfmot(file.config):
             quantize_config_classes()
     custom = dict(custom_objects or {})
     if not allow_code:
         refuse_code(file, frozenset(keras.saving.get_custom_objects()) | frozenset(custom))
     refuse_impossible_sizes(file)
-    # A copy of the bytes that were looked at, so that nobody can change them between looking and loading, and under
-    # the suffix that Keras routes by.
+    # Keras loads a copy of the inspected bytes, so that they cannot change between inspection and loading. The copy has
+    # the suffix by which Keras chooses its loader.
     with tempfile.TemporaryDirectory(prefix="tfq-") as directory:
-        return _loaded(keras, file, Path(directory), allow_code, custom)
+        return _load(keras, file, Path(directory), allow_code, custom)
 
 
-def _loaded(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom: dict[str, Any]) -> Any:
+def _load(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom: dict[str, Any]) -> Any:
     import tensorflow as tf
 
     failures: tuple[type[Exception], ...] = (ValueError, TypeError, LookupError, AttributeError, RuntimeError)
     failures += (ImportError, OSError, AssertionError, MemoryError, ArithmeticError, tf.errors.OpError)
     try:
-        # As a scope: tf_keras does not hand the argument on to the functions in an .h5's activations.
+        # A scope, because tf_keras does not pass the argument `custom_objects` on to the activations of an .h5 file.
         with keras.saving.custom_object_scope(custom):
-            model = _built(keras, file, directory, allow_code)
+            model = _build(keras, file, directory, allow_code)
     except InputError:
         raise
     except failures as error:
-        # Keras nests its messages, each with a whole config in it, and the cause comes last.
+        # Keras nests its messages, each with a complete config. The cause comes last.
         reason = str(error).rpartition("Exception encountered: ")[2].strip().split("\n")[0][:500]
         raise InputError(
-            f"{file.path}: {file.kind} {keras.__version__} cannot build this model, written by Keras "
-            f"{file.keras_version or '(unknown)'} ({type(error).__name__}: {reason}): load it where it was made, and "
-            "save it again",
+            f"{file.path}: {file.kind} {keras.__version__} cannot build this model, which Keras "
+            f"{file.keras_version or '(unknown version)'} wrote ({type(error).__name__}: {reason}). Load the model in "
+            "the environment that saved it, and save it again",
             field="model",
             got=str(file.path),
         ) from error
     if not isinstance(model, keras.Model):
         raise InputError(
-            f"{file.path}: Keras built a {type(model).__name__} from it: expected a model",
+            f"{file.path}: expected a model, but Keras built a {type(model).__name__} from it",
             field="model",
             expected="a model",
             got=type(model).__name__,
         )
     if file.kind == "tf_keras" and getattr(model, "_output_layers", None):
-        keep_names(model, model)  # a file has no names of outputs but those of tfmot's wrappers
+        keep_names(model, model)  # the file only has the output names of tfmot's wrappers
     return model
 
 
-def _built(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:
+def _build(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:
     if file.container == "saved_model":
-        return _of_saved_model(keras, file, directory, allow_code)
+        return _build_saved_model(keras, file, directory, allow_code)
     copy = directory / f"model.{file.container}"
     copy.write_bytes(file.content)
     if file.container == "h5" and file.kind == "tf_keras":
-        _name_functions(keras, file, copy)
+        _replace_function_dicts(keras, file, copy)
     if file.kind == "keras":
         return keras.saving.load_model(copy, compile=False, safe_mode=not allow_code)
     with _tf_keras_scope(file, allow_code):
         return keras.saving.load_model(copy, compile=False, safe_mode=not allow_code)
 
 
-def _name_functions(keras: Any, file: ModelFile, copy: Path) -> None:
-    """In the copy of an `.h5`, the bare name in place of each function that is registered or given.
+def _replace_function_dicts(keras: Any, file: ModelFile, copy: Path) -> None:
+    """Replace the dict of each registered or provided function by its name, in the copy of an `.h5` file.
 
-    tf_keras 2.21 writes a dict there, which its own .h5 loader takes for the name of an activation.
+    tf_keras 2.21 writes such a dict, but its own .h5 loader expects the name of an activation there.
     """
     import h5py
 
-    found = False
+    changed = False
 
-    def named(node: Any) -> Any:
-        nonlocal found
+    def replaced(node: Any) -> Any:
+        nonlocal changed
         if isinstance(node, dict):
             name = node.get("config")
             is_function = node.get("class_name") == "function" and isinstance(name, str)
             if is_function and keras.saving.get_registered_object(name) is not None:
-                found = True
+                changed = True
                 return name
-            return {key: named(value) for key, value in node.items()}
-        return [named(item) for item in node] if isinstance(node, list) else node
+            return {key: replaced(value) for key, value in node.items()}
+        return [replaced(item) for item in node] if isinstance(node, list) else node
 
-    config = named(file.config)
-    if found:
-        with h5py.File(copy, "r+") as opened:
-            opened.attrs["model_config"] = json.dumps(config)
+    config = replaced(file.config)
+    if changed:
+        with h5py.File(copy, "r+") as h5_file:
+            h5_file.attrs["model_config"] = json.dumps(config)
 
 
-def _of_saved_model(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:
-    """Rebuilt from the config, with the weights of the checkpoint; the saved graphs are never loaded."""
+def _build_saved_model(keras: Any, file: ModelFile, directory: Path, allow_code: bool) -> Any:
+    """Build the model from the config, with the weights of the checkpoint. The saved graphs are never loaded."""
     for name, content in file.members.items():
         (directory / name).write_bytes(content)
     prefix = str(directory / "variables")
     _check_checkpoint(file, prefix)
     with _tf_keras_scope(file, allow_code):
-        model = keras.models.model_from_json(rebuilt_json(file))
+        model = keras.models.model_from_json(model_json(file))
     if not model.built:
         raise InputError(
-            f"{file.path}: the shape of its input is not in it: call the model once, and save it again",
+            f"{file.path} does not contain the shape of the model's input. Call the model once, and save it again",
             field="model",
             expected="an input shape",
             got=str(file.path),
         )
-    # Each variable of the model must be in the checkpoint; what else is there (an optimizer's) is left.
+    # The checkpoint must contain each variable of the model. Other variables (an optimizer's) are ignored.
     model.load_weights(prefix).assert_existing_objects_matched()
     return model
 
 
 def _check_checkpoint(file: ModelFile, prefix: str) -> None:
-    """Refuse tensors declared larger than tfq loads, before any memory is asked for."""
+    """Raise InputError if the checkpoint declares more bytes than tfq loads, before memory is allocated."""
     import tensorflow as tf
 
     checkpoint = tf.train.load_checkpoint(prefix)
@@ -178,7 +178,7 @@ def _check_checkpoint(file: ModelFile, prefix: str) -> None:
     )
     if declared > MAX_FILE_BYTES:
         raise InputError(
-            f"{file.path}: its checkpoint declares {declared} bytes: more than the {MAX_FILE_BYTES} allowed",
+            f"{file.path}: its checkpoint declares {declared} bytes. tfq loads at most {MAX_FILE_BYTES}",
             field="model",
             expected=MAX_FILE_BYTES,
             got=declared,
@@ -187,41 +187,41 @@ def _check_checkpoint(file: ModelFile, prefix: str) -> None:
 
 @contextlib.contextmanager
 def _tf_keras_scope(file: ModelFile, allow_code: bool) -> Iterator[None]:
-    """Inside, tf_keras refuses lambdas unless code is allowed, and finds tfmot's classes where the file holds any."""
+    """Make tf_keras refuse lambdas unless code is allowed, and find tfmot's classes if the file contains any."""
     from tf_keras.src.saving import serialization_lib
 
     with contextlib.ExitStack() as scopes:
         scopes.enter_context(serialization_lib.SafeModeScope(not allow_code))
-        if holds_tfmot(file.config):
+        if contains_tfmot(file.config):
             tfmot = import_tfmot()
             registered = import_tf_keras().saving.get_custom_objects()
-            # tfmot's wrapper looks the layer inside up by its class's own name, where Keras goes by "tfq>NAME".
+            # tfmot's wrapper looks its inner layer up by the class name; Keras registers it as "tfq>NAME".
             ours = {name.removeprefix("tfq>"): value for name, value in registered.items() if name.startswith("tfq>")}
             scopes.enter_context(tfmot.quantization.keras.quantize_scope(ours))
             scopes.enter_context(tfmot.sparsity.keras.prune_scope())
-            scopes.enter_context(_with_the_variables_that_were_saved())
+            scopes.enter_context(_tfmot_layers_built_once())
         yield
 
 
 @contextlib.contextmanager
-def _with_the_variables_that_were_saved() -> Iterator[None]:
-    """Inside, the `.keras` loader gives tfmot's layers (0.8.1) the variables that they had in the model that was saved.
+def _tfmot_layers_built_once() -> Iterator[None]:
+    """Make the `.keras` loader give tfmot's layers (0.8.1) the same variables as in the saved model.
 
-    It builds layers ahead of their first call. QuantizeLayer does not note that, and is built once more, with all its
-    variables twice; and QuantizeWrapperV2 lists the weights of the layer inside only if that is built already, as it is
-    where a model is made ready for training.
+    The loader builds layers before their first call. QuantizeLayer does not record that, so it would be built again and
+    have all of its variables twice. QuantizeWrapperV2 lists the weights of its inner layer only if that layer is built,
+    which is the case when a model is prepared for training.
     """
     find = import_tf_keras().saving.get_registered_object
     layer, wrapper = find("QuantizeLayer"), find("QuantizeWrapperV2")
     build = wrapper.build
 
-    def build_inside_out(self: Any, input_shape: Any) -> None:
+    def build_inner_layer_first(self: Any, input_shape: Any) -> None:
         if not self.layer.built:
             self.layer.build(input_shape)
             self.layer.built = True
         build(self, input_shape)
 
-    layer.build_from_config, wrapper.build = lambda self, config: None, build_inside_out
+    layer.build_from_config, wrapper.build = lambda self, config: None, build_inner_layer_first
     try:
         yield
     finally:

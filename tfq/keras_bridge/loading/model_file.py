@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read a saved model without trusting it: a .keras or .h5 file, or a SavedModel directory.
 
-A SavedModel is a program. Nothing of it runs here, and its graphs are not so much as read: the model is rebuilt from
-the config that Keras 2 leaves beside them, and its weights come from the checkpoint. Read in tf_keras 2.21.0:
-keras_metadata.pb (tf_keras/protobuf/saved_metadata.proto), and before TensorFlow 2.5 the `metadata` of the objects in
-saved_model.pb (tensorflow/core/protobuf/saved_object_graph.proto).
+A SavedModel is a program, so its graphs are never loaded. The model is rebuilt from the config that Keras 2 stores next
+to them, and its weights come from the checkpoint. The config is in keras_metadata.pb
+(tf_keras/protobuf/saved_metadata.proto); before TensorFlow 2.5 it is the `metadata` of the objects in saved_model.pb
+(tensorflow/core/protobuf/saved_object_graph.proto). Read in tf_keras 2.21.0.
 
-The format is told by the first bytes, never by the file's name. Everything that is read has a limit, and a file that
-points outside of itself is refused.
+The first bytes decide the format, not the file's name. Everything that is read has a size limit, and a file that refers
+to other files is refused.
 """
 
 import io
@@ -25,8 +25,7 @@ from tfq.errors import InputError
 
 _UNZIPPED = ("config.json", "metadata.json", "model.weights.h5")
 _GRAPH_NETWORKS = ("Functional", "Model", "Sequential")
-_WANTED = "a .keras or .h5 file, or a SavedModel directory that Keras 2's model.save wrote"
-
+_EXPECTED_DIRECTORY = "a .keras or .h5 file, or a SavedModel directory that Keras 2's model.save wrote"
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -34,21 +33,26 @@ ZIP_MAGIC = b"PK\x03\x04"
 MAX_FILE_BYTES = 4 << 30
 MAX_JSON_BYTES = 64 << 20
 MAX_MEMBERS = 100_000
-# Keras stores members uncompressed; a member that is large and shrinks a hundredfold is a bomb (DEFLATE reaches 1032).
+# Keras stores members uncompressed. A large member that is compressed more than a hundredfold is treated as a
+# decompression bomb (DEFLATE reaches 1032).
 MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
-# The header of an array in an .npz tells its dtype within these.
+# The dtype of an array in an .npz is within this many bytes of its header.
 _NPY_HEADER_BYTES = 4096
 
-WANTED = "a Keras model (.keras or .h5)"
+EXPECTED_FILE = "a Keras model (.keras or .h5)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """A Keras model file before any Keras has seen it.
+    """The content of a Keras model file, before Keras reads it.
 
-    container: "keras" (a zip), "h5", or "saved_model" (a directory of Keras 2). keras_version: as written inside, ""
-    when it is not (Keras 1 and early 2). config: the model's own config, without what only compiling would read.
-    content: the file's bytes. members: the files of a SavedModel's checkpoint instead.
+    Attributes:
+        path: The file or directory.
+        container: "keras" (a zip), "h5", or "saved_model" (a directory of Keras 2).
+        keras_version: The version inside the file; "" if there is none (Keras 1 and early 2).
+        config: The model's own config, without the part that only compiling would read.
+        content: The file's bytes; empty for a SavedModel.
+        members: Name -> content of the checkpoint's files; only for a SavedModel.
     """
 
     path: Path
@@ -60,7 +64,7 @@ class ModelFile:
 
     @property
     def stored_bytes(self) -> int:
-        """All that is in it, unpacked: no more weights than these can be."""
+        """The unpacked size in bytes, an upper bound of the size of the weights."""
         if self.container == "keras":
             with zipfile.ZipFile(io.BytesIO(self.content)) as archive:
                 return sum(member.file_size for member in archive.infolist())
@@ -68,14 +72,14 @@ class ModelFile:
 
     @property
     def kind(self) -> str:
-        """Which Keras wrote the file and is to read it: "tf_keras" or "keras"."""
+        """The Keras version that wrote the file and has to load it, "tf_keras" or "keras", from `keras_version`."""
         major = self.keras_version.partition(".")[0]
         if major in ("", "1", "2"):
             return "tf_keras"
         if major == "3":
             return "keras"
         raise InputError(
-            f"{self.path} was written by Keras {self.keras_version!r}: expected 1, 2 or 3",
+            f"{self.path}: expected a model of Keras 1, 2 or 3, got one of Keras {self.keras_version!r}",
             field="model",
             expected="Keras 1, 2 or 3",
             got=self.keras_version,
@@ -83,35 +87,36 @@ class ModelFile:
 
 
 def read_model_file(path: str | os.PathLike) -> ModelFile:
-    """The content of the Keras model at `path`: a file, or a directory (model_directory.py).
+    """Return the content of the Keras model at `path`, a file or a directory. Nothing in it runs.
 
-    Raises InputError, each with its own message, when it is missing, empty, too large, damaged, no Keras model, weights
-    alone, or refers to other files.
+    Raises:
+        InputError: It is missing, empty, too large, damaged, not a Keras model, only weights, or refers to other files.
+            Each case has its own message.
     """
     path = Path(path)
     if path.is_dir():
-        return read_model_directory(path)
+        return _read_directory(path)
     content = _content(path)
     if content.startswith(HDF5_MAGIC):
         return _from_h5(path, content)
     if content.startswith(ZIP_MAGIC):
-        return from_zip(path, content)
+        return _from_zip(path, content)
     if content[:1] == b"\x80" and content[1:2] in b"\x02\x03\x04\x05":
         raise InputError(
-            f"{path} is a Python pickle, which runs code when it is read: expected {WANTED}",
+            f"{path} is a Python pickle, which runs code when it is read. Expected {EXPECTED_FILE}",
             field="model",
-            expected=WANTED,
+            expected=EXPECTED_FILE,
         )
     if content[4:8] == b"TFL3":
         raise InputError(
-            f"{path} is a TFLite flatbuffer: expected {WANTED}: convert starts from the Keras model",
+            f"{path} is a TFLite flatbuffer. Expected {EXPECTED_FILE}: conversion starts from the Keras model",
             field="model",
-            expected=WANTED,
+            expected=EXPECTED_FILE,
         )
     raise InputError(
-        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}): expected {WANTED}",
+        f"{path} is neither a .keras zip nor an HDF5 file (it begins with {content[:8]!r}). Expected {EXPECTED_FILE}",
         field="model",
-        expected=WANTED,
+        expected=EXPECTED_FILE,
     )
 
 
@@ -119,17 +124,17 @@ def _content(path: Path) -> bytes:
     try:
         status = path.stat()
     except OSError:
-        return artifacts.read_bytes(path, WANTED, field="model")
-    return _regular_content(path, status, WANTED)
+        return artifacts.read_bytes(path, EXPECTED_FILE, field="model")
+    return _regular_content(path, status, EXPECTED_FILE)
 
 
 def _regular_content(path: Path, status: os.stat_result, expected: str) -> bytes:
-    """Return the bytes of a regular file of at most MAX_FILE_BYTES; `expected` says what it should have been."""
+    """Return the bytes of a regular file of at most MAX_FILE_BYTES; `expected` is what errors ask for."""
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path} is no regular file: expected {expected}", field="model", expected=expected)
+        raise InputError(f"{path} is not a regular file. Expected {expected}", field="model", expected=expected)
     if status.st_size > MAX_FILE_BYTES:
         raise InputError(
-            f"{path} has {status.st_size} bytes, more than the {MAX_FILE_BYTES} that tfq loads",
+            f"{path} has {status.st_size} bytes. tfq loads at most {MAX_FILE_BYTES}",
             field="model",
             expected=MAX_FILE_BYTES,
         )
@@ -144,45 +149,46 @@ def _from_h5(path: Path, content: bytes) -> ModelFile:
             _check_h5(path, file)
             config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
             if config is None:
-                hint = "weights alone" if "layer_names" in file.attrs or "layers" in file else "no Keras model"
+                hint = "only weights" if "layer_names" in file.attrs or "layers" in file else "not a Keras model"
                 raise InputError(
-                    f"{path} is an HDF5 file without model_config: {hint}: expected {WANTED}: save the whole model "
-                    "(model.save, not save_weights)",
+                    f"{path} is an HDF5 file without model_config, so it is {hint}. Expected {EXPECTED_FILE}: save the "
+                    "complete model (model.save, not save_weights)",
                     field="model",
-                    expected=WANTED,
+                    expected=EXPECTED_FILE,
                 )
             if "model_weights" not in file:
                 raise InputError(
-                    f"{path} has a model_config but no model_weights group: expected {WANTED} with weights",
+                    f"{path} has a model_config but no model_weights group. Expected {EXPECTED_FILE} with weights",
                     field="model",
-                    expected=WANTED,
+                    expected=EXPECTED_FILE,
                 )
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} is a damaged HDF5 file ({error}): expected {WANTED}", field="model", expected=WANTED
+            f"{path} is a damaged HDF5 file ({error}). Expected {EXPECTED_FILE}", field="model", expected=EXPECTED_FILE
         ) from error
     return ModelFile(
         path=path,
         container="h5",
-        keras_version=_text(version),
-        config=json_object(path, "model_config", config),
+        keras_version=_to_text(version),
+        config=_json_object(path, "model_config", config),
         content=content,
     )
 
 
-def from_zip(path: Path, content: bytes) -> ModelFile:
+def _from_zip(path: Path, content: bytes) -> ModelFile:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             _check_members(path, archive)
             names = set(archive.namelist())
             if "config.json" not in names or "metadata.json" not in names:
                 raise InputError(
-                    f"{path} is a zip without config.json and metadata.json, so no .keras file: expected {WANTED}",
+                    f"{path} is a zip without config.json and metadata.json, so it is not a .keras file. "
+                    f"Expected {EXPECTED_FILE}",
                     field="model",
-                    expected=WANTED,
+                    expected=EXPECTED_FILE,
                 )
-            config = json_object(path, "config.json", archive.read("config.json"))
-            metadata = json_object(path, "metadata.json", archive.read("metadata.json"))
+            config = _json_object(path, "config.json", archive.read("config.json"))
+            metadata = _json_object(path, "metadata.json", archive.read("metadata.json"))
             if "model.weights.h5" in names:
                 _check_inner_h5(path, archive.read("model.weights.h5"))
             elif "model.weights.npz" in names:
@@ -191,18 +197,22 @@ def from_zip(path: Path, content: bytes) -> ModelFile:
                     _check_no_pickle(path, inner)
             else:
                 raise InputError(
-                    f"{path} holds no model.weights.h5: expected {WANTED} with weights", field="model", expected=WANTED
+                    f"{path} has no model.weights.h5. Expected {EXPECTED_FILE} with weights",
+                    field="model",
+                    expected=EXPECTED_FILE,
                 )
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
         raise InputError(
-            f"{path} is a damaged or encrypted zip ({error}): expected {WANTED}", field="model", expected=WANTED
+            f"{path} is a damaged or encrypted zip ({error}). Expected {EXPECTED_FILE}",
+            field="model",
+            expected=EXPECTED_FILE,
         ) from error
     version = metadata.get("keras_version")
     if not isinstance(version, str) or not version:
         raise InputError(
-            f"{path}: metadata.json has no keras_version: expected a .keras file as Keras writes it", field="model"
+            f"{path}: metadata.json has no keras_version. Expected a .keras file that Keras wrote", field="model"
         )
-    # Loading without compiling drops it, so nothing in it can run.
+    # Models are loaded without compiling, which ignores this part, so nothing in it can run.
     config.pop("compile_config", None)
     return ModelFile(path=path, container="keras", keras_version=version, config=config, content=content)
 
@@ -212,37 +222,38 @@ def _check_members(path: Path, archive: zipfile.ZipFile) -> None:
     names = [member.filename for member in members]
     if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > MAX_FILE_BYTES:
         raise InputError(
-            f"{path} unpacks to more than tfq loads ({len(members)} members, {MAX_FILE_BYTES} bytes at most)",
+            f"{path} is too large when unpacked. tfq loads at most {MAX_MEMBERS} members and {MAX_FILE_BYTES} bytes",
             field="model",
         )
     if len(set(names)) != len(names):
         raise InputError(
-            f"{path}: two members of the zip have one name: what is looked at may not be what is loaded", field="model"
+            f"{path}: two members of the zip have the same name, so the inspected one may not be the loaded one",
+            field="model",
         )
     for member in members:
         parts = member.filename.replace("\\", "/").split("/")
         if ".." in parts or member.filename.startswith(("/", "\\")) or ":" in parts[0]:
             raise InputError(
-                f"{path}: the zip's member {member.filename!r} points outside of the archive", field="model"
+                f"{path}: the zip member {member.filename!r} has a path outside of the archive", field="model"
             )
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise InputError(f"{path}: the zip's member {member.filename!r} is a symbolic link", field="model")
+            raise InputError(f"{path}: the zip member {member.filename!r} is a symbolic link", field="model")
         if member.file_size > BOMB_FLOOR_BYTES and member.file_size > MAX_EXPANSION * member.compress_size:
             raise InputError(
-                f"{path}: the zip's member {member.filename!r} expands from {member.compress_size} to "
-                f"{member.file_size} bytes: a decompression bomb",
+                f"{path}: the zip member {member.filename!r} expands from {member.compress_size} to "
+                f"{member.file_size} bytes, like a decompression bomb",
                 field="model",
             )
 
 
 def _check_no_pickle(path: Path, npz: zipfile.ZipFile) -> None:
-    """Refuse arrays of Python objects, which NumPy keeps as pickles."""
+    """Raise InputError if an array has Python objects, which NumPy stores as pickles."""
     for name in npz.namelist():
         with npz.open(name) as member:
             header = member.read(_NPY_HEADER_BYTES).replace(b'"', b"'")
         if b"'|O'" in header or b"'O'" in header:
             raise InputError(
-                f"{path}: {name} in its model.weights.npz is a pickle, which runs code when it is read", field="model"
+                f"{path}: {name} in model.weights.npz is a pickle, which runs code when it is read", field="model"
             )
 
 
@@ -257,7 +268,7 @@ def _check_inner_h5(path: Path, content: bytes) -> None:
 
 
 def _check_h5(path: Path, file: Any) -> None:
-    """Refuse links and data that lie in other files, and data sets declared larger than tfq loads."""
+    """Raise InputError for links to other files, data in other files, and more declared data than tfq loads."""
     import h5py
 
     declared, seen, groups = 0, set(), [file]
@@ -268,7 +279,8 @@ def _check_h5(path: Path, file: Any) -> None:
             where = f"{path}: {group.name.rstrip('/')}/{name}"
             if isinstance(link, h5py.ExternalLink):
                 raise InputError(
-                    f"{where} is a link to another file ({link.filename!r}): such a model is not loaded", field="model"
+                    f"{where} is a link to another file ({link.filename!r}). tfq does not load such a model",
+                    field="model",
                 )
             if not isinstance(link, h5py.HardLink):
                 continue
@@ -278,32 +290,35 @@ def _check_h5(path: Path, file: Any) -> None:
                 continue
             seen.add(address)
             if len(seen) > MAX_MEMBERS:
-                raise InputError(f"{path} holds more than {MAX_MEMBERS} HDF5 objects", field="model")
+                raise InputError(
+                    f"{path} has more than {MAX_MEMBERS} HDF5 objects, the most that tfq loads", field="model"
+                )
             if isinstance(item, h5py.Group):
                 groups.append(item)
             elif isinstance(item, h5py.Dataset):
                 if item.external or item.is_virtual:
                     raise InputError(
-                        f"{where} keeps its data in another file: such a model is not loaded", field="model"
+                        f"{where} has its data in another file. tfq does not load such a model", field="model"
                     )
                 declared += item.size * item.dtype.itemsize if item.size else 0
                 if declared > MAX_FILE_BYTES:
                     raise InputError(
-                        f"{where}: the data sets up to here declare {declared} bytes: more than tfq loads",
+                        f"{where}: the data sets up to this one declare {declared} bytes. tfq loads at most "
+                        f"{MAX_FILE_BYTES}",
                         field="model",
                     )
 
 
-def _text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
+def _json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, (str, bytes)):
-        raise InputError(f"{path}: {what} is {type(value).__name__}: expected JSON text", field="model")
+        raise InputError(f"{path}: expected JSON text in {what}, got {type(value).__name__}", field="model")
     if len(value) > MAX_JSON_BYTES:
         raise InputError(
-            f"{path}: {what} has {len(value)} bytes: more than the {MAX_JSON_BYTES} that tfq reads",
+            f"{path}: {what} has {len(value)} bytes. tfq reads at most {MAX_JSON_BYTES}",
             field="model",
             expected=MAX_JSON_BYTES,
         )
@@ -311,20 +326,23 @@ def json_object(path: Path, what: str, value: Any) -> dict[str, Any]:
         config = json.loads(value)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{path}: {what} is not JSON ({error}): expected {WANTED}", field="model", expected=WANTED
+            f"{path}: {what} is not JSON ({error}). Expected {EXPECTED_FILE}", field="model", expected=EXPECTED_FILE
         ) from error
     except RecursionError as error:
-        raise InputError(f"{path}: {what} is nested too deeply to be a model", field="model") from error
+        raise InputError(
+            f"{path}: {what} is nested too deeply. Expected the config of a Keras model", field="model"
+        ) from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: {what} is a JSON {type(config).__name__}: expected an object", field="model")
+        raise InputError(f"{path}: expected a JSON object in {what}, got a {type(config).__name__}", field="model")
     return config
 
 
-def read_model_directory(path: Path) -> ModelFile:
-    """The config and the weights in the directory at `path`, as bytes; nothing in it runs.
+def _read_directory(path: Path) -> ModelFile:
+    """Return the config and the weights in the directory at `path`. Nothing in it runs.
 
-    Raises InputError, each with its own message, when it is no model, an exported SavedModel (no config is left in
-    it), a subclassed model, damaged, too large, or holds a link.
+    Raises:
+        InputError: It is not a model, an exported SavedModel (which has no config), a subclassed model, damaged, too
+            large, or contains a link. Each case has its own message.
     """
     if (path / "saved_model.pb").exists():
         return _from_saved_model(path)
@@ -334,11 +352,11 @@ def read_model_directory(path: Path) -> ModelFile:
             for name in _UNZIPPED:
                 if (path / name).exists():
                     archive.writestr(name, _member(path, name))
-        return from_zip(path, content.getvalue())
+        return _from_zip(path, content.getvalue())
     raise InputError(
-        f"{path} is a directory without saved_model.pb: expected {_WANTED}",
+        f"{path} is a directory without saved_model.pb. Expected {_EXPECTED_DIRECTORY}",
         field="model",
-        expected=_WANTED,
+        expected=_EXPECTED_DIRECTORY,
         got=str(path),
     )
 
@@ -348,8 +366,9 @@ def _from_saved_model(path: Path) -> ModelFile:
     name = metadata.get("class_name")
     if name not in _GRAPH_NETWORKS or not isinstance(metadata.get("config"), dict):
         raise InputError(
-            f"{path} is a SavedModel of the subclassed model {name!r}, whose layers only its own Python code tells: "
-            "wanted a functional or Sequential model: load it where its class is, rebuild it as one, and save that",
+            f"{path} is a SavedModel of the subclassed model {name!r}, whose layers exist only in its Python code."
+            " Expected a functional or Sequential model: load it where its class is available, build it with the "
+            "functional API, and save that",
             field="model",
         )
     members = _variables(path)
@@ -365,7 +384,7 @@ def _from_saved_model(path: Path) -> ModelFile:
 
 
 def _root_metadata(path: Path) -> dict:
-    """What Keras 2 says of the model itself."""
+    """Return the metadata that Keras 2 wrote for the model itself."""
     texts: list[bytes] = []
     if (path / "keras_metadata.pb").exists():
         for node in _messages(path, "keras_metadata.pb", _member(path, "keras_metadata.pb"), (1,)):
@@ -380,13 +399,13 @@ def _root_metadata(path: Path) -> dict:
         texts.extend(text for text in _messages(path, "saved_model.pb", root, (4, 3)) if text.startswith(b"{"))
     if not texts:
         raise InputError(
-            f"{path} is a SavedModel without Keras' config: exported for serving (model.export, tf.saved_model.save), "
-            f"so its layers can no longer be told, pruned or trained: expected {_WANTED}: give what it was exported "
-            f"from",
+            f"{path} is a SavedModel without a Keras config. It was exported for serving (model.export or "
+            "tf.saved_model.save), so its layers cannot be recovered, pruned or trained. Pass the model that it was "
+            f"exported from. Expected {_EXPECTED_DIRECTORY}",
             field="model",
-            expected=_WANTED,
+            expected=_EXPECTED_DIRECTORY,
         )
-    return json_object(path, "the SavedModel's Keras metadata", texts[0])
+    return _json_object(path, "the SavedModel's Keras metadata", texts[0])
 
 
 def _variables(path: Path) -> dict[str, bytes]:
@@ -398,14 +417,14 @@ def _variables(path: Path) -> dict[str, bytes]:
         ) from error
     if "variables.index" not in names or len(names) < 2 or len(names) > MAX_MEMBERS:
         raise InputError(
-            f"{path}/variables holds {names[:5]}: expected variables.index and variables.data-*", field="model"
+            f"{path}/variables: expected variables.index and variables.data-*, got {names[:5]}", field="model"
         )
     members: dict[str, bytes] = {}
     for name in names:
         members[name] = _member(path, f"variables/{name}")
         if sum(map(len, members.values())) > MAX_FILE_BYTES:
             raise InputError(
-                f"{path}/variables has more than the {MAX_FILE_BYTES} bytes that tfq loads",
+                f"{path}/variables is too large. tfq loads at most {MAX_FILE_BYTES} bytes",
                 field="model",
                 expected=MAX_FILE_BYTES,
             )
@@ -419,15 +438,17 @@ def _member(path: Path, name: str) -> bytes:
         inside = (path / Path(name).parts[0]).lstat()
     except OSError as error:
         raise InputError(
-            f"{file} cannot be read ({error.strerror}): expected {_WANTED}", field="model", expected=_WANTED
+            f"{file} cannot be read ({error.strerror}). Expected {_EXPECTED_DIRECTORY}",
+            field="model",
+            expected=_EXPECTED_DIRECTORY,
         ) from error
     if stat.S_ISLNK(status.st_mode) or stat.S_ISLNK(inside.st_mode):
-        raise InputError(f"{file} is a symbolic link or lies behind one: such a model is not loaded", field="model")
-    return _regular_content(file, status, _WANTED)
+        raise InputError(f"{file} is a symbolic link or inside of one. tfq does not load such a model", field="model")
+    return _regular_content(file, status, _EXPECTED_DIRECTORY)
 
 
 def _messages(path: Path, name: str, data: bytes, numbers: tuple[int, ...]) -> Iterator[bytes]:
-    """The submessages that lie under the field numbers `numbers`, one within the other."""
+    """Yield the protobuf submessages at the path of field numbers `numbers`."""
     for number, value in _fields(path, name, data):
         if number != numbers[0] or not isinstance(value, bytes):
             continue
@@ -438,7 +459,10 @@ def _messages(path: Path, name: str, data: bytes, numbers: tuple[int, ...]) -> I
 
 
 def _fields(path: Path, name: str, data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """The fields of one protobuf message: (number, its bytes or its integer). Source: protobuf's wire format."""
+    """Yield (number, value) for each field of a protobuf message; the value is bytes or an integer.
+
+    Source: protobuf's wire format.
+    """
     position = 0
     while position < len(data):
         key, position = _varint(path, name, data, position)
@@ -453,13 +477,15 @@ def _fields(path: Path, name: str, data: bytes) -> Iterator[tuple[int, bytes | i
             length = 8 if kind == 1 else 4
         else:
             raise InputError(
-                f"{path}/{name} is damaged (wire type {kind} at byte {position}): expected {_WANTED}",
+                f"{path}/{name} is damaged (wire type {kind} at byte {position}). Expected {_EXPECTED_DIRECTORY}",
                 field="model",
-                expected=_WANTED,
+                expected=_EXPECTED_DIRECTORY,
             )
         if position + length > len(data):
             raise InputError(
-                f"{path}/{name} is truncated: a field of {length} bytes at {position} of {len(data)}", field="model"
+                f"{path}/{name} is truncated: it has {len(data)} bytes, and a field of {length} bytes begins at byte "
+                f"{position}",
+                field="model",
             )
         yield key >> 3, data[position : position + length]
         position += length
@@ -476,10 +502,12 @@ def _varint(path: Path, name: str, data: bytes, position: int) -> tuple[int, int
         if not byte & 0x80:
             return value, position
     raise InputError(
-        f"{path}/{name} is truncated or damaged at byte {position}: expected {_WANTED}", field="model", expected=_WANTED
+        f"{path}/{name} is truncated or damaged at byte {position}. Expected {_EXPECTED_DIRECTORY}",
+        field="model",
+        expected=_EXPECTED_DIRECTORY,
     )
 
 
-def rebuilt_json(file: ModelFile) -> str:
-    """The config of a SavedModel as tf_keras' model_from_json takes it."""
+def model_json(file: ModelFile) -> str:
+    """Return the config of a SavedModel in the form that tf_keras' model_from_json reads."""
     return json.dumps({**file.config, "keras_version": file.keras_version, "backend": "tensorflow"})
