@@ -40,9 +40,9 @@ class GainInTFKeras(tf_keras.layers.Layer):
         return x * self.gain
 
 
-def translate(layer, making):
+def translate(layer, context):
     """Return the tf_keras layer that computes the same; its weights have the same names, so they are copied."""
-    return tfq.Translation(layers=(GainInTFKeras(name=making.name),))
+    return tfq.Translation(layers=(GainInTFKeras(name=context.name),))
 
 
 tfq.register(

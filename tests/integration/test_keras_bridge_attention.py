@@ -107,7 +107,7 @@ def test_heads_that_share_keys_become_projections_and_products_that_compute_the_
     ("options", "called", "word"),
     [
         ({"sliding_window": 2}, {}, "sliding_window=2"),
-        ({"kernel_constraint": "non_neg"}, {}, "constraints"),
+        ({"kernel_constraint": "non_neg"}, {}, "constraint"),
     ],
     ids=["window", "constrained"],
 )

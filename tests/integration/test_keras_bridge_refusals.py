@@ -158,8 +158,8 @@ def test_a_translator_that_is_no_equal_is_found():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, Twice(name="twice")(inputs))
 
-    def translate(layer, making):
-        return Translation(layers=(tf_keras.layers.Rescaling(2.1, name=making.name),))
+    def translate(layer, context):
+        return Translation(layers=(tf_keras.layers.Rescaling(2.1, name=context.name),))
 
     with registry.temporary():
         registry.register(BridgedLayer(name="Twice", help="a test's", translate=translate, keras_class=Twice))
@@ -191,7 +191,7 @@ def test_a_wrong_translation_of_the_users_is_refused(layers, key_word):
                 name="Mine",
                 help="a test's",
                 keras_class=Mine,
-                translate=lambda layer, making: Translation(layers=(layers(tf_keras, making.name),)),
+                translate=lambda layer, context: Translation(layers=(layers(tf_keras, context.name),)),
             )
         )
         with refused(InputError, field="model", got=("mine",), word=key_word):

@@ -154,9 +154,9 @@ def test_a_pair_of_translators_carries_weights_of_another_shape_both_ways():
     with refused(InputError, field="model", got=("scaled",), word="BridgedLayer(keras_class=Scaled,"):
         to_tf_keras(model)
 
-    def translate(layer, making):
+    def translate(layer, context):
         return Translation(
-            layers=(tf_keras.layers.DepthwiseConv2D(1, use_bias=False, name=making.name),),
+            layers=(tf_keras.layers.DepthwiseConv2D(1, use_bias=False, name=context.name),),
             forward=lambda arrays: [np.exp(arrays[0]).reshape(1, 1, 1, 1)],
             back=lambda arrays: [np.log(arrays[0]).reshape(())],
         )

@@ -14,7 +14,7 @@ from tfq.keras_bridge.environment import (
     model_kind,
     require_tf_keras,
 )
-from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, Making, Translation
+from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, Translation, TranslationContext
 from tfq.keras_bridge.loading.custom_objects import custom_objects_of_plugins
 from tfq.keras_bridge.loading.load import load_model
 from tfq.keras_bridge.rebuild import UnbridgeableError
@@ -23,8 +23,8 @@ from tfq.keras_bridge.untranslatable import Untranslatable
 __all__ = [
     "BridgeResult",
     "BridgedLayer",
-    "Making",
     "Translation",
+    "TranslationContext",
     "UnbridgeableError",
     "Untranslatable",
     "custom_objects_of_plugins",

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
-from tfq.keras_bridge.layers.attention import options_of, plain_call
+from tfq.keras_bridge.layers.attention import attention_options, splittable_call
 from tfq.keras_bridge.rebuild import Made, Rebuilt, reason_of, rebuild
 from tfq.keras_bridge.verification import (
     MOST_NOISE,
@@ -205,7 +205,7 @@ def _has_parts(layer: Any) -> bool:
     if type(layer).__name__ != "MultiHeadAttention" or len(layer.inbound_nodes) != 1:
         return False
     [node] = layer.inbound_nodes
-    return plain_call(options_of(layer), (node.call_args, node.call_kwargs), implicit=True) is not None
+    return splittable_call(attention_options(layer), (node.call_args, node.call_kwargs), implicit=True) is not None
 
 
 def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import Translation
-from tfq.keras_bridge.layers.own import own_layers
+from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
 from tfq.keras_bridge.operations.keras_operation import is_graph_tensor
 from tfq.keras_bridge.walk import Call, is_model
 
@@ -100,7 +100,7 @@ class ExplicitMasks:
             masking = type(layer).__name__ == "Masking"
             value = float(np.asarray(layer.mask_value)) if masking else 0
             name = self._part_name(layer, "mask")
-            built = own_layers().PaddingMask(value=value, any_channel=masking, name=name)
+            built = tfq_layer_classes().PaddingMask(value=value, any_channel=masking, name=name)
             self._masks |= dict.fromkeys(map(id, outputs), built(ours[id(tensors[0])]))
             return [built]
         if not self._sources:
@@ -130,7 +130,7 @@ class ExplicitMasks:
         """Return `ours` with implicit masks on the user's `tensors`, and the layers that were added for `layer`."""
         changed, added = dict(ours), []
         for tensor in {id(tensor): tensor for tensor in tensors if id(tensor) in self._masks}.values():
-            built = own_layers().WithMask(name=self._part_name(layer, "with_mask"))
+            built = tfq_layer_classes().WithMask(name=self._part_name(layer, "with_mask"))
             changed[id(tensor)] = built([ours[id(tensor)], self._masks[id(tensor)]])
             added.append(built)
         return changed, added
@@ -142,7 +142,7 @@ def without_mask(translation: Translation, name: str) -> Translation:
     if type(layer).__name__ == "Embedding":
         plain = import_tf_keras().layers.Embedding.from_config({**layer.get_config(), "mask_zero": False})
         return dataclasses.replace(translation, layers=(plain,))
-    return dataclasses.replace(translation, layers=(layer, own_layers().WithMask(name=name)))
+    return dataclasses.replace(translation, layers=(layer, tfq_layer_classes().WithMask(name=name)))
 
 
 def _sources(calls: Sequence[Call], times: Mapping[int, int]) -> set[int]:

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from tfq.keras_bridge.environment import import_tf_keras, import_tfmot
-from tfq.keras_bridge.layers.own import MASKED, own_layers
+from tfq.keras_bridge.layers.tfq_layers import MASKED, tfq_layer_classes
 
 
 @functools.cache
@@ -114,7 +114,7 @@ MASK_MARGIN = 12.0
 def _ranged_scores() -> type:
     import tensorflow as tf
 
-    base: Any = own_layers().MaskedScores
+    base: Any = tfq_layer_classes().MaskedScores
 
     class RangedMaskedScores(base):
         """The same layer, and `bounded`: the scores as the flatbuffer has them, whose range ends at the masked ones.
@@ -128,10 +128,10 @@ def _ranged_scores() -> type:
 
         def call(self, inputs: Any) -> Any:
             scores, *masks = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-            kept = self.kept(scores, masks)
-            lowest = tf.reduce_min(tf.where(kept, scores, tf.zeros_like(scores)))
-            bounded = self.bounded(tf.where(kept, scores, tf.stop_gradient(lowest) - MASK_MARGIN))
-            return tf.where(kept, bounded, tf.constant(MASKED, scores.dtype))
+            unmasked = self.unmasked(scores, masks)
+            lowest = tf.reduce_min(tf.where(unmasked, scores, tf.zeros_like(scores)))
+            bounded = self.bounded(tf.where(unmasked, scores, tf.stop_gradient(lowest) - MASK_MARGIN))
+            return tf.where(unmasked, bounded, tf.constant(MASKED, scores.dtype))
 
     return RangedMaskedScores
 

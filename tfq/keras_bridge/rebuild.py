@@ -14,9 +14,9 @@ from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_class, keep_names, mark_lost_training
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
 from tfq.keras_bridge.explicit_masks import ExplicitMasks, without_mask
-from tfq.keras_bridge.layers.bridged_layer import Making, Translation
+from tfq.keras_bridge.layers.bridged_layer import Translation, TranslationContext
 from tfq.keras_bridge.layers.config import NARROW
-from tfq.keras_bridge.layers.translate import copied_layer, translated
+from tfq.keras_bridge.layers.translate import copied_layer, translate_layer
 from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import (
@@ -265,18 +265,18 @@ class _Rebuilding:
             self.rebuilt.notes.append(f"{name} {sentence}")
 
         taken = self.names.take(layer.name, path)
-        making = Making(
+        context = TranslationContext(
             name=taken,
             part=functools.partial(self.names.part, taken),
             note=note,
-            translate=translated,
+            translate=translate_layer,
             rebuild=self._rebuilt_inside,
             arguments=arguments,
         )
         if isinstance(layer, import_tf_keras().layers.Layer):
-            translation = copied_layer(layer, making, frozen=frozen)
+            translation = copied_layer(layer, context, frozen=frozen)
         else:
-            translation = translated(layer, making)
+            translation = translate_layer(layer, context)
         if self.masks.starts_at(layer):
             translation = without_mask(translation, self.names.part(taken, "unmasked"))
         if frozen and type(layer).__name__ == "BatchNormalization":

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of one layer: tf_keras' own of that name, one of ours, or what the user's translator makes."""
+"""Translate one layer to the tf_keras layer of the same name, to a layer of tfq, or with the user's function."""

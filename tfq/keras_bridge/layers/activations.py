@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation functions of Keras 3 said in tf_keras: the ones both have, and ours for those that only Keras 3 has.
+"""Express activation functions of Keras 3 in tf_keras.
 
-`hard_sigmoid` is in both and not the same: relu6(x + 3) / 6 in Keras 3, clip(0.2 x + 0.5, 0, 1) in tf_keras, 0.083
-apart at worst. Our functions are registered under the package "tfq", so that tf_keras clones and reloads them.
+Most exist in both. tfq defines the functions that only Keras 3 has, and `hard_sigmoid`, which differs by up to 0.083:
+it is relu6(x + 3) / 6 in Keras 3 and clip(0.2 x + 0.5, 0, 1) in tf_keras. tfq's functions are registered under the
+package "tfq", so that tf_keras can clone and reload them.
 """
 
 import functools
@@ -12,31 +13,31 @@ from typing import Any
 from tfq.keras_bridge.environment import import_tf_keras
 from tfq.keras_bridge.untranslatable import Untranslatable
 
-# Keras 3's name -> tf_keras' name, where the functions and their defaults are equal.
-SAME = {
+# Keras 3's name -> tf_keras' name of functions that are equal, including their defaults.
+SAME_FUNCTIONS = {
     **{name: name for name in ("linear", "relu", "elu", "selu", "softplus", "softsign", "sigmoid", "tanh", "softmax")},
     **{name: name for name in ("exponential", "gelu", "mish", "swish")},
     "silu": "swish",
     "celu": "elu",
-    # Names that tf_keras takes without listing them: TensorFlow's own functions, with Keras 3's defaults.
+    # TensorFlow's functions, with Keras 3's defaults. tf_keras accepts their names without documenting them.
     "relu6": "relu6",
     "leaky_relu": "leaky_relu",
     "log_softmax": "log_softmax",
 }
-# Of these tf_keras has a layer, which tfmot knows, and does not know the name.
-LAYERS = {"relu6": ("ReLU", {"max_value": 6.0}), "leaky_relu": ("LeakyReLU", {"alpha": 0.2})}
+# Functions that become a tf_keras layer, because tfmot supports the layer but not the function's name.
+LAYER_OPTIONS = {"relu6": ("ReLU", {"max_value": 6.0}), "leaky_relu": ("LeakyReLU", {"alpha": 0.2})}
 
 
 @functools.cache
-def functions() -> Mapping[str, Callable[[Any], Any]]:
-    """Keras 3's activations that tf_keras lacks or has otherwise, by Keras 3's name, with Keras 3's defaults."""
+def tfq_functions() -> Mapping[str, Callable[[Any], Any]]:
+    """Return Keras 3's activations that tf_keras lacks or defines differently, by Keras 3's name, with its defaults."""
     import tensorflow as tf
 
     def hard_sigmoid(x: Any) -> Any:
         return tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
 
     def hard_silu(x: Any) -> Any:
-        # In this order the converter finds its HARD_SWISH.
+        # The converter recognizes HARD_SWISH only in this order of operations.
         return x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
 
     def hard_tanh(x: Any) -> Any:
@@ -67,66 +68,77 @@ def functions() -> Mapping[str, Callable[[Any], Any]]:
         value, gate = tf.split(x, 2, axis=-1)
         return value * tf.sigmoid(gate)
 
-    ours: list[Callable[[Any], Any]] = [hard_sigmoid, hard_silu, hard_tanh, log_sigmoid, squareplus, tanh_shrink]
-    ours += [soft_shrink, hard_shrink, sparse_plus, sparse_sigmoid, glu]
+    defined: list[Callable[[Any], Any]] = [hard_sigmoid, hard_silu, hard_tanh, log_sigmoid, squareplus, tanh_shrink]
+    defined += [soft_shrink, hard_shrink, sparse_plus, sparse_sigmoid, glu]
     register = import_tf_keras().utils.register_keras_serializable
-    named = {function.__name__: register(package="tfq", name=function.__name__)(function) for function in ours}
+    named = {function.__name__: register(package="tfq", name=function.__name__)(function) for function in defined}
     return {**named, "hard_swish": named["hard_silu"]}
 
 
-def name_of(activation: Any) -> str:
-    """Keras 3's name of one of its own activation functions. Raises Untranslatable when it is the user's own."""
+def keras_name(activation: Any) -> str:
+    """Return Keras 3's name of one of its activation functions.
+
+    Raises:
+        Untranslatable: The function is not part of Keras 3.
+    """
     if activation is None:
         return "linear"
     module, name = getattr(activation, "__module__", ""), getattr(activation, "__name__", type(activation).__name__)
-    if isinstance(module, str) and module.startswith("keras.src.") and (name in SAME or name in functions()):
+    if (
+        isinstance(module, str)
+        and module.startswith("keras.src.")
+        and (name in SAME_FUNCTIONS or name in tfq_functions())
+    ):
         return name
     raise Untranslatable(
-        f"its activation {module}.{name} has no equal in tf_keras: use one of Keras' own, or make it a layer and "
-        "register a tfq.BridgedLayer for it"
+        f"its activation {module}.{name} has no equivalent in tf_keras. Use an activation of Keras, or write it as a "
+        "layer and register a tfq.BridgedLayer for that"
     )
 
 
-def argument_for(activation: Any) -> Any:
-    """What a tf_keras layer takes as `activation=` in place of the Keras 3 function: a name, or one of `functions`."""
-    name = name_of(activation)
-    return SAME[name] if name in SAME else functions()[name]
+def activation_argument(activation: Any) -> Any:
+    """Return the value of a tf_keras layer's `activation=` for a Keras 3 function: a name or a function of tfq."""
+    name = keras_name(activation)
+    return SAME_FUNCTIONS[name] if name in SAME_FUNCTIONS else tfq_functions()[name]
 
 
-def has_layer_of_its_own(activation: Any) -> bool:
-    """Whether tfmot is better served by the activation as a layer behind another than as an argument of that."""
-    name = name_of(activation)
-    return name in LAYERS or name not in SAME
+def needs_separate_layer(activation: Any) -> bool:
+    """Check whether tfmot only supports the activation as a separate layer, not as an argument of another layer."""
+    name = keras_name(activation)
+    return name in LAYER_OPTIONS or name not in SAME_FUNCTIONS
 
 
-def layer_for(activation: Any, **named: Any) -> Any:
-    """A tf_keras layer that computes a Keras 3 activation; one that tfmot knows where there is such a layer."""
-    tf_keras, name = import_tf_keras(), name_of(activation)
-    if name in LAYERS:
-        kind, options = LAYERS[name]
+def activation_layer(activation: Any, **named: Any) -> Any:
+    """Return a tf_keras layer that computes a Keras 3 activation; one that tfmot supports if there is one."""
+    tf_keras, name = import_tf_keras(), keras_name(activation)
+    if name in LAYER_OPTIONS:
+        kind, options = LAYER_OPTIONS[name]
         return getattr(tf_keras.layers, kind)(**options, **named)
-    if name in SAME:
-        return tf_keras.layers.Activation(SAME[name], **named)
-    return activation_class()(f"tfq>{functions()[name].__name__}", **named)
+    if name in SAME_FUNCTIONS:
+        return tf_keras.layers.Activation(SAME_FUNCTIONS[name], **named)
+    return activation_class()(f"tfq>{tfq_functions()[name].__name__}", **named)
 
 
 @functools.cache
 def activation_class() -> Any:
-    """The layer class `tfq>Activation`, for the functions that are ours; asking for it registers it and them."""
+    """Return the layer class `tfq>Activation` for `tfq_functions`, and register the class and the functions."""
     tf_keras = import_tf_keras()
-    functions()
+    tfq_functions()
     base: Any = tf_keras.layers.Activation
 
     @tf_keras.utils.register_keras_serializable(package="tfq")
     class Activation(base):
-        """tf_keras' own, but for its config: tf_keras 2.21 writes a registered function in a way that its .h5 loader
-        does not read back; by its name it does. Called as the base is, for those who ask for a layer's kind by name."""
+        """tf_keras' Activation, with the function's name in its config.
+
+        tf_keras 2.21 writes a registered function in a form that its .h5 loader cannot read, but that loader can read a
+        name. The class has the name of its base class for code that compares the class names of layers.
+        """
 
         def __init__(self, activation: str, **kwargs: Any) -> None:
             super().__init__(activation, **kwargs)
-            self._by_name = activation
+            self._function_name = activation
 
         def get_config(self) -> dict[str, Any]:
-            return {**super().get_config(), "activation": self._by_name}
+            return {**super().get_config(), "activation": self._function_name}
 
     return Activation

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The extension point for layers: what a Keras layer becomes in tf_keras, and how it can be compressed.
+"""The extension point for layers: how a Keras layer is translated to tf_keras, and how it can be compressed.
 
-To add a layer, register one `BridgedLayer`. Quantization-aware training, pruning and structured pruning read its facts;
-no other file names the layer.
+To add a layer, register one `BridgedLayer`. Quantization-aware training, pruning and structured pruning read its facts.
+No other file contains the layer's name.
 """
 
 import dataclasses
@@ -37,13 +37,14 @@ class Translation:
     """The tf_keras layers that one Keras 3 layer becomes.
 
     Args:
-        layers: tf_keras layers, called one on the other's result, unless `call` says how (it takes the args and kwargs
-            of the node). None at all: the layer is left out, and its input is its output.
+        layers: tf_keras layers. Each one is called with the output of the previous one, unless `call` is set. If empty,
+            the layer is removed: its output is its input.
         call: (args, kwargs) of the user's call -> output tensors.
-        carriers: How many of `layers`, the first ones, have the weights; 0 where these became constants.
-        owner: The user's layer whose weights they are, where it is one inside the translated one.
-        forward: The weights (arrays) of the user's layer -> those of the carriers, one carrier after the other. None:
-            there is one carrier at most, with the same weights, matched by their names.
+        carriers: The number of `layers`, counted from the first, that have the weights; 0 if the weights became
+            constants.
+        owner: The user's layer that has the weights, if it is an inner layer of the translated one.
+        forward: Weights of the user's layer -> weights of the carriers, one carrier after the other. None: there is at
+            most one carrier, with the same weights, which are matched by name.
         back: The inverse of `forward`.
     """
 
@@ -61,86 +62,95 @@ class Translation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """The circumstances in which a `translate` function makes its layers.
+class TranslationContext:
+    """What a `translate` function needs to know besides the layer.
 
     Args:
-        name: The name to give to the layer.
-        part: The names to give to several layers: `part("query")`.
-        note: Takes a sentence about what was left out.
-        translate: Translates a layer inside this one; see `inner`.
-        rebuild: Translates a model inside this layer; `tfq.keras_bridge.rebuild.rebuild`.
-        single: Whether it must be a single layer, because it will be inside another one.
-        arguments: The args and kwargs, with tf_keras tensors, that the layer is called with. None: it is called several
-            times, or is inside another layer.
+        name: The name for the layer.
+        part: Returns the name for one of several layers: `part("query")`.
+        note: Reports a sentence about what was left out.
+        translate: Translates an inner layer; see `inner`.
+        rebuild: Translates an inner model; `tfq.keras_bridge.rebuild.rebuild`.
+        single: Whether the result must be a single layer, because it becomes an inner layer of another one.
+        arguments: The args and kwargs of the layer's call, with tf_keras tensors. None: it is called several times, or
+            is an inner layer.
     """
 
     name: str
     part: Callable[[str], str]
     note: Callable[[str], None]
-    translate: "Callable[[KerasLayer, Making], Translation]"
+    translate: "Callable[[KerasLayer, TranslationContext], Translation]"
     rebuild: Callable[[KerasModel], object]
     single: bool = False
     arguments: tuple[tuple[object, ...], dict[str, object]] | None = None
 
     def inner(self, layer: KerasLayer, name: str) -> KerasLayer:
-        """Return the single tf_keras layer for a layer inside the translated one."""
+        """Return the single tf_keras layer for an inner layer of the translated one."""
         translation = self.translate(layer, dataclasses.replace(self, name=name, single=True, arguments=None))
         if len(translation.layers) != 1 or translation.forward or translation.call:
-            raise Untranslatable(f"it wraps a {type(layer).__name__}, which is more than one layer in tf_keras")
+            raise Untranslatable(
+                f"it wraps a {type(layer).__name__}, which becomes more than one layer in tf_keras. Use that layer "
+                "without the wrapper, or register a tfq.BridgedLayer for it"
+            )
         return translation.layers[0]
 
 
 @registry.extension_point("bridged_layer")
 @dataclass(frozen=True, kw_only=True)
 class BridgedLayer:
-    """One class of layer: its translation from Keras 3 to tf_keras, and the facts that compression needs.
+    """One layer class: its translation from Keras 3 to tf_keras, and the facts that compression needs.
 
     The facts describe the tf_keras class called `name`.
 
     Args:
-        name: Name of the class, in Keras 3 and in tf_keras. Where the two differ, that of the tf_keras class.
-        help: What becomes of it or, where it cannot be translated, why not and what to do.
-        translate: (Keras 3 layer, Making) -> Translation, called for a built layer. Raises `Untranslatable` with the
-            reason where an option cannot be expressed. None: only tf_keras has it, or it cannot be translated.
-        keras_class: The Keras 3 class itself, for a layer that is not Keras' own. A subclass of it is another class.
-        qat: Where quantization-aware training fakes quantization, which is where the flatbuffer has a tensor.
-            "output_only": its output. "weights_and_output": `qat_weights` as well. "activation": it is an activation
-            function; some of them have a fixed range. "passes_range": none, its output has its input's scale.
-            "averages": the same, but it computes between the values and rounds. "global_average": the same where the
-            average is of one value; its output otherwise. "shares_range": its inputs and its output have one scale.
-            "masks": the scale of its input ends at masked values, and is quantized inside its stand-in.
-            "makes_mask": none, its output is boolean. "passes_mask": none, its output has its input's scale and another
-            mask.
-            "converter": none, the converter quantizes it with representative data; `qat_reason` says why.
-        qat_reason: Why quantization-aware training leaves it to the converter.
-        qat_advice: What to do then, where there is more to say than "provide representative data".
+        name: Name of the class in Keras 3 and in tf_keras. If the two differ, the name of the tf_keras class.
+        help: How it is translated. If it cannot be translated, why not and what to do.
+        translate: (Keras 3 layer, TranslationContext) -> Translation, called for a built layer. It raises
+            `Untranslatable` with the reason if tf_keras has no equivalent of an option. None: the layer only exists in
+            tf_keras, or cannot be translated.
+        keras_class: The Keras 3 class, if it is not part of Keras. Subclasses need their own entry.
+        qat: Where quantization-aware training inserts fake quantization, which is where the flatbuffer has a tensor.
+            "output_only": its output.
+            "weights_and_output": its output and `qat_weights`.
+            "activation": its output; it is an activation function, some of which have a fixed range.
+            "passes_range": none; its output has the scale of its input.
+            "averages": its output, if its input has a learned range, because it computes new values and rounds them.
+            "global_average": none if it averages one value, otherwise its output.
+            "shares_range": its output; all of its inputs have the same scale as its output.
+            "masks": its input, inside of the stand-in; the range of the input ends at the masked values.
+            "makes_mask": none; its output is boolean.
+            "passes_mask": none; its output has the scale of its input, and another mask.
+            "converter": none; the converter quantizes it with representative data, and `qat_reason` says why.
+        qat_reason: Why quantization-aware training leaves the layer to the converter.
+        qat_advice: What the user should do then, if it is more than "provide representative data".
         qat_weights: Attribute of a weight -> the axes of its channels. The flatbuffer has a scale for each channel.
-        function: The activation function that the layer is ("softmax"), where it has no attribute `activation`.
-        absorbs: What becomes part of its op when the next layer is its only reader. "scale": a factor and an offset for
-            each channel. "relu": a ReLU or another clipping.
-        folds_into_previous: Whether it is nothing but a factor and an offset for each channel, so that a layer that
-            absorbs a "scale" can take it in.
+        function: The activation function that the layer computes ("softmax"), if it has no attribute `activation`.
+        absorbs: Which following layers become part of its op, if they are the only consumers of its output. "scale": a
+            factor and an offset for each channel. "relu": a ReLU or another clipping.
+        folds_into_previous: Whether it only applies a factor and an offset for each channel, so that a layer that
+            absorbs "scale" can absorb it.
         stand_ins: Names of classes in quantize_configs.py that replace it in quantization-aware training, because the
-            flatbuffer has tensors inside it. "always"; "swish": where it ends in a swish; "image": where it is a
+            flatbuffer has tensors inside it. "always"; "swish": if it ends in a swish; "image": if it is a
             multiplication and an addition over images.
-        qat_tensors: Attributes of the "always" stand-in with which it calls the tensors inside it.
+        qat_tensors: Attributes of the "always" stand-in: functions that it calls with its inner tensors.
         random_in_training: Whether it is the identity in inference and random in training, like Dropout.
-        prunable: Attributes of the weights that pruning masks, () for none; or the reason why not, as text. None: not
-            known, unless a base class has the fact.
-        prunable_m_by_n: Whether the last axis but one of these weights runs over the input channels, as m:n masks need.
-        wraps: Attributes with the layers inside it (a layer or a list), whose prunable weights are its own.
-        channels: What it does with the channels on the last axis, in structured pruning: the name of a rule in
-            compression/structured_pruning/rules.py. "per_channel": works on each channel by itself, with
-            `channel_weights`. "by_trial": without weights, it is tried on random data; with weights, the channels that
-            it reads and makes all stay.
-        channel_weights: Attributes of its weights of shape (channels,); zeros in all of them make the channel zero.
+        prunable: Attributes of the weights that pruning masks, () for none; or a text that says why none. None:
+            unknown, unless a base class has the fact.
+        prunable_m_by_n: Whether the second to last axis of these weights is the input channels, as m:n sparsity
+            requires.
+        wraps: Attributes with its inner layers (a layer or a list), whose prunable weights belong to it.
+        channels: How structured pruning treats the channels, which are the last axis: the name of a rule in
+            compression/structured_pruning/rules.py. "per_channel": it processes each channel separately, with
+            `channel_weights`. "by_trial": without weights, it is tried on random data; with weights, all channels of
+            its input and output are kept.
+        channel_weights: Attributes of its weights of shape (channels,). If all of them are zero for a channel, the
+            channel is zero.
         channel_count: The option of its config that is the number of channels, if any.
     """
 
     name: str
     help: str
-    translate: Callable[[KerasLayer, Making], Translation] | None = None
+    translate: Callable[[KerasLayer, TranslationContext], Translation] | None = None
     keras_class: type | None = None
     qat: QATPlacement = "output_only"
     qat_reason: str = ""
@@ -160,27 +170,29 @@ class BridgedLayer:
     channel_count: str = ""
 
     def __post_init__(self) -> None:
-        """Check that the facts agree with each other.
+        """Check that the facts are consistent.
 
         Raises:
-            InputError: They do not; `field` names the fact.
+            InputError: They are not; `field` is the name of the fact.
         """
         if self.qat not in get_args(QATPlacement):
-            raise self._wrong("qat", did_you_mean(self.qat, get_args(QATPlacement)), get_args(QATPlacement))
+            raise self._error("qat", did_you_mean(self.qat, get_args(QATPlacement)), get_args(QATPlacement))
         if (self.qat == "weights_and_output") != bool(self.qat_weights):
-            raise self._wrong("qat_weights", 'qat="weights_and_output" and qat_weights belong together', "both")
+            raise self._error("qat_weights", 'qat="weights_and_output" requires qat_weights, and the reverse', "both")
         if (self.qat == "converter") != bool(self.qat_reason):
-            raise self._wrong("qat_reason", 'qat="converter" and qat_reason belong together', "both")
+            raise self._error("qat_reason", 'qat="converter" requires qat_reason, and the reverse', "both")
         if (self.channels == "per_channel") != bool(self.channel_weights):
-            raise self._wrong("channel_weights", 'channels="per_channel" and channel_weights belong together', "both")
+            raise self._error(
+                "channel_weights", 'channels="per_channel" requires channel_weights, and the reverse', "both"
+            )
         if self.keras_class is not None and not _is_keras_layer(self.keras_class):
-            raise self._wrong("keras_class", "expected a Keras 3 layer class", "a Keras 3 layer class")
+            raise self._error("keras_class", "expected a Keras 3 layer class", "a Keras 3 layer class")
 
     @property
     def columns(self) -> dict[str, str]:
-        """The facts in the generated table of the documentation."""
+        """The facts as columns of the generated table in docs/layers.md."""
         if self.wraps:
-            pruned = "as the layers inside it"
+            pruned = "those of its inner layers"
         elif isinstance(self.prunable, str):
             pruned = self.prunable
         else:
@@ -192,7 +204,7 @@ class BridgedLayer:
             "structured pruning": self.channels,
         }
 
-    def _wrong(self, fact: str, message: str, expected: object) -> InputError:
+    def _error(self, fact: str, message: str, expected: object) -> InputError:
         got = getattr(self, fact)
         return InputError(
             f"bridged_layer {self.name!r}: {fact} is {got!r}: {message}", field=fact, expected=expected, got=got
@@ -200,37 +212,37 @@ class BridgedLayer:
 
 
 def _is_keras_layer(cls: object) -> bool:
-    # By its name, so that registering a layer does not import Keras.
+    # Compares names, so that registering a layer does not import Keras.
     bases = getattr(cls, "__mro__", ())
     return any(base.__module__.startswith("keras.src.") and base.__name__ == "Layer" for base in bases)
 
 
-_NOTHING_KNOWN = BridgedLayer(name="Layer", help="a class that is not registered")
+_UNREGISTERED = BridgedLayer(name="Layer", help="a class that is not registered")
 
 
 def facts_of(layer: Any) -> BridgedLayer:
-    """Return what is registered for the class of a tf_keras layer; without any, an object with the default facts."""
-    return registry.entries(BridgedLayer).get(type(layer).__name__, _NOTHING_KNOWN)
+    """Return the entry for the class of a tf_keras layer; an entry with the default facts if there is none."""
+    return registry.entries(BridgedLayer).get(type(layer).__name__, _UNREGISTERED)
 
 
 def inherited_facts(layer: Any) -> Iterator[BridgedLayer]:
-    """Yield what is registered for the class of a tf_keras layer and for its bases, nearest first.
+    """Yield the entries for the class of a tf_keras layer and for its base classes, nearest first.
 
-    Another class that only shares the name of a public one of tf_keras is left out.
+    A class that has the name of a public tf_keras class, but is another class, is skipped.
     """
-    known, theirs = registry.entries(BridgedLayer), import_tf_keras().layers
+    entries, public = registry.entries(BridgedLayer), import_tf_keras().layers
     return (
-        known[cls.__name__]
+        entries[cls.__name__]
         for cls in type(layer).__mro__
-        if cls.__name__ in known and getattr(theirs, cls.__name__, cls) is cls
+        if cls.__name__ in entries and getattr(public, cls.__name__, cls) is cls
     )
 
 
 def translation_of(layer: Any) -> BridgedLayer | None:
-    """Return the entry for a Keras 3 layer: the user's for its class, or tfq's for Keras' own class of that name."""
-    known = registry.entries(BridgedLayer)
-    own = next((entry for entry in known.values() if entry.keras_class is type(layer)), None)
+    """Return the entry for a Keras 3 layer: the user's for its class, or tfq's for the Keras class of that name."""
+    entries = registry.entries(BridgedLayer)
+    own = next((entry for entry in entries.values() if entry.keras_class is type(layer)), None)
     if own is not None or not type(layer).__module__.startswith("keras.src."):
         return own
-    entry = known.get(type(layer).__name__)
+    entry = entries.get(type(layer).__name__)
     return entry if entry is not None and entry.keras_class is None else None

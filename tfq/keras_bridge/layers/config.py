@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translate the config of a Keras 3 layer to that of tf_keras' layer of the same name.
+"""Translate the config of a Keras 3 layer to the config of tf_keras' layer of the same name.
 
-Only training sees an initializer, a regularizer or a constraint: one that tf_keras lacks is left out with a note. An
-option that changes the function and that tf_keras lacks raises Untranslatable.
+Initializers, regularizers and constraints only affect training: one that tf_keras lacks is left out with a note. An
+option that changes the output and that tf_keras lacks raises Untranslatable.
 """
 
 import inspect
@@ -10,35 +10,43 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.layers.activations import argument_for
+from tfq.keras_bridge.layers.activations import activation_argument
 from tfq.keras_bridge.untranslatable import Untranslatable
 
-# Options of Keras 3 that do not change what is computed: how fast, with which random numbers, in which precision.
+# Options of Keras 3 that change only speed, random numbers or precision.
 WITHOUT_EFFECT = {"seed", "use_cudnn", "flash_attention", "autocast", "synchronized", "dtype", "name", "trainable"}
 ACTIVATIONS = ("activation", "recurrent_activation")
-# Options that tf_keras' constructors take without naming them; only layers that have them say them.
-TAKEN_UNNAMED = {"zero_output_for_mask", "activity_regularizer"}
+# Options that tf_keras' constructors accept as **kwargs. They are only in the config of layers that have them.
+UNDOCUMENTED_OPTIONS = {"zero_output_for_mask", "activity_regularizer"}
 NARROW = ("float16", "bfloat16", "float64")
 
 Note = Callable[[str], None]
 
 
-def translated_config(layer: Any, to: type, note: Note, also: Sequence[str] = ()) -> dict[str, Any]:
-    """Keyword arguments that make a layer of the tf_keras class `to` the equal of `layer`, its name left out.
+def translated_config(
+    layer: Any, tf_keras_class: type, note: Note, passed_through: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return keyword arguments for `tf_keras_class` that make its instance equivalent to `layer`, except the name.
 
-    note: called with a sentence for each thing that is left out. also: options that come as they are though `to` does
-    not have them. Raises Untranslatable for another one that is not at its default and that `to` does not have.
+    Args:
+        layer: A Keras 3 layer.
+        tf_keras_class: The tf_keras class.
+        note: Called with a sentence for each option that is left out.
+        passed_through: Options that are returned unchanged although `tf_keras_class` does not have them.
+
+    Raises:
+        Untranslatable: Another option that `tf_keras_class` does not have differs from its default.
     """
     if getattr(layer, "quantization_mode", None) is not None:
         raise Untranslatable(
-            f"it was quantized by Keras itself ({layer.quantization_mode}): give the float model that it was made from"
+            f"Keras has already quantized it ({layer.quantization_mode}). Pass the float model instead"
         )
     if getattr(layer, "lora_rank", None):
-        raise Untranslatable("it holds LoRA weights: give a model with them merged into the kernels")
+        raise Untranslatable("it has LoRA weights. Merge them into the kernels first")
     config = layer.get_config()
-    known, defaults = _parameters(to) | TAKEN_UNNAMED | set(also), _defaults(type(layer))
+    known, defaults = _parameters(tf_keras_class) | UNDOCUMENTED_OPTIONS | set(passed_through), _defaults(type(layer))
     if getattr(layer, "activity_regularizer", None) is not None:
-        # Keras 3.15's Dense leaves it out of its config.
+        # The config of Keras 3.15's Dense does not contain it.
         config["activity_regularizer"] = layer.activity_regularizer
     translated: dict[str, Any] = {"dtype": dtype_of(layer), "trainable": layer.trainable}
     for key, value in config.items():
@@ -49,47 +57,49 @@ def translated_config(layer: Any, to: type, note: Note, also: Sequence[str] = ()
                 continue
             if key == "data_format" and value == "channels_last":
                 continue
-            raise Untranslatable(f"its option {key}={value!r} has no equal in tf_keras: leave it at its default")
+            raise Untranslatable(f"its option {key}={value!r} has no equivalent in tf_keras. Use its default")
         translated[key] = _translated_value(layer, key, value, note)
     return translated
 
 
 def dtype_of(layer: Any) -> str:
-    """The tf_keras dtype of a layer: integers and float32 as they are, every other float is float32."""
+    """Return the tf_keras dtype of a layer: every float dtype becomes float32, other dtypes stay."""
     dtype = layer.compute_dtype
     return "float32" if dtype in NARROW or dtype is None else dtype
 
 
 def _translated_value(layer: Any, key: str, value: Any, note: Note) -> Any:
     if key in ACTIVATIONS:
-        return argument_for(getattr(layer, key, None))
-    for ending, room in (("_initializer", "initializers"), ("_regularizer", "regularizers")):
+        return activation_argument(getattr(layer, key, None))
+    for ending, module in (("_initializer", "initializers"), ("_regularizer", "regularizers")):
         if key.endswith(ending):
-            return _training_object(layer, key, value, room, note)
+            return _training_object(layer, key, value, module, note)
     if key.endswith("_constraint"):
         return _training_object(layer, key, value, "constraints", note)
     return value
 
 
-def _training_object(layer: Any, key: str, value: Any, room: str, note: Note) -> Any:
-    """An initializer, regularizer or constraint of tf_keras, or None where there is no equal."""
+def _training_object(layer: Any, key: str, value: Any, module: str, note: Note) -> Any:
+    """Return an initializer, regularizer or constraint of tf_keras, or None if it has no equivalent."""
     keras, tf_keras = import_keras(), import_tf_keras()
-    # Attention keeps them under other names: its config has them written out.
-    value = getattr(keras, room).get(getattr(layer, key, value))
+    # Attention layers have them under other attribute names, but in their config.
+    value = getattr(keras, module).get(getattr(layer, key, value))
     if value is None:
         return None
     name = type(value).__name__
-    there = getattr(getattr(tf_keras, room), name, None)
-    if getattr(getattr(keras, room), name, None) is type(value) and inspect.isclass(there):
-        known = _parameters(there)
-        return there(**{option: provided for option, provided in value.get_config().items() if option in known})
-    if room != "initializers":  # weights are copied, so that an initializer does nothing any more
-        note(f"its {key} {name} has no equal in tf_keras and is left out: only training would see it")
-    return "zeros" if room == "initializers" else None
+    tf_keras_class = getattr(getattr(tf_keras, module), name, None)
+    if getattr(getattr(keras, module), name, None) is type(value) and inspect.isclass(tf_keras_class):
+        known = _parameters(tf_keras_class)
+        return tf_keras_class(
+            **{option: provided for option, provided in value.get_config().items() if option in known}
+        )
+    if module != "initializers":  # an initializer has no effect, because the weights are copied
+        note(f"its {key} {name} has no equivalent in tf_keras and is left out, which only affects training")
+    return "zeros" if module == "initializers" else None
 
 
 def _parameters(cls: type) -> set[str]:
-    """Names that the constructor takes, also those that it hands to the classes it is made from."""
+    """Return the names of the constructor's parameters, with those of the base classes that receive its **kwargs."""
     names: set[str] = set()
     for base in cls.__mro__:
         if base is object or "__init__" not in vars(base):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translate a Keras 3 layer to a tf_keras layer that computes the same, and register every layer that tfq knows.
+"""Translate a Keras 3 layer to an equivalent tf_keras layer, and register every layer that tfq knows.
 
-A layer that is not registered, or has an option that tf_keras lacks, raises Untranslatable with the reason. The
+A layer that is not registered, or that has an option which tf_keras lacks, raises Untranslatable with the reason. The
 registrations, with the facts that compression reads, are at the end of this file.
 """
 
@@ -12,225 +12,245 @@ from typing import Any
 import numpy as np
 
 from tfq.keras_bridge.environment import import_keras, import_tf_keras
-from tfq.keras_bridge.layers.activations import has_layer_of_its_own, layer_for
-from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_in_parts, grouped_options, options_of
-from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, Making, Translation, facts_of, translation_of
+from tfq.keras_bridge.layers.activations import activation_layer, needs_separate_layer
+from tfq.keras_bridge.layers.attention import GATE, GROUPED, attention_options, grouped_options, split_attention
+from tfq.keras_bridge.layers.bridged_layer import (
+    BridgedLayer,
+    Translation,
+    TranslationContext,
+    facts_of,
+    translation_of,
+)
 from tfq.keras_bridge.layers.config import NARROW, dtype_of, translated_config
-from tfq.keras_bridge.layers.own import own_layers
+from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import is_model
 from tfq.keras_bridge.weights import model_weights
 from tfq.registry import register
 
 
-def copied_layer(layer: Any, making: Making, *, frozen: bool) -> Translation:
-    """The tf_keras layer from its own config, float32; attention in its parts.
+def copied_layer(layer: Any, context: TranslationContext, *, frozen: bool) -> Translation:
+    """Copy a tf_keras layer by its config, in float32; split attention into its parts.
 
-    frozen: it stands where training=False was recorded, so that dropout there never drops and is left out.
-    Raises Untranslatable when its class has no get_config().
+    Args:
+        layer: The layer.
+        context: Where the copy belongs.
+        frozen: Whether the layer is called with training=False, so that dropout has no effect and is removed.
+
+    Raises:
+        Untranslatable: The layer's class has no get_config().
     """
     kind, facts = type(layer).__name__, facts_of(layer)
     if facts.translate is _augmentation and layer.input_shape == layer.output_shape:
-        making.note("is augmentation and is left out: it would be the identity in inference. Augment the data instead")
+        context.note(
+            "is augmentation and is left out, because it is the identity in inference. Augment the data instead"
+        )
         return Translation(layers=(), carriers=0)
     if frozen and facts.random_in_training:
-        making.note("is left out: it was called with training=False, so that it never does anything")
+        context.note("is left out, because it is called with training=False and has no effect")
         return Translation(layers=(), carriers=0)
     if kind == "MultiHeadAttention":
-        options = options_of(layer) | ({"dropout": 0.0} if frozen else {})
-        if parts := attention_in_parts(layer, options, making):
+        options = attention_options(layer) | ({"dropout": 0.0} if frozen else {})
+        if parts := split_attention(layer, options, context):
             return parts
     try:
         config = layer.get_config()
     except NotImplementedError as error:
-        raise Untranslatable(f"{kind} has no get_config(), without which no clone of it can be made") from error
-    config = {**config, "name": making.name, **({"dtype": "float32"} if layer.compute_dtype in NARROW else {})}
+        raise Untranslatable(f"{kind} has no get_config(), which is needed to copy it. Add one to the class") from error
+    config = {**config, "name": context.name, **({"dtype": "float32"} if layer.compute_dtype in NARROW else {})}
     return Translation(layers=(type(layer).from_config(config),))
 
 
-def translated(layer: Any, making: Making) -> Translation:
-    """Translate a built Keras 3 layer by its `BridgedLayer`.
+def translate_layer(layer: Any, context: TranslationContext) -> Translation:
+    """Translate a built Keras 3 layer with its `BridgedLayer`.
 
     Raises:
-        Untranslatable: None is registered, or it cannot be expressed in tf_keras.
+        Untranslatable: No BridgedLayer is registered for it, or tf_keras has no equivalent.
     """
     name, entry = type(layer).__name__, translation_of(layer)
     if entry is not None and entry.translate is not None:
-        translation = entry.translate(layer, making)
-        return translation if entry.keras_class is None else _checked(layer, translation, making)
+        translation = entry.translate(layer, context)
+        return translation if entry.keras_class is None else _check_user_translation(layer, translation, context)
     if not type(layer).__module__.startswith("keras.src."):
         raise Untranslatable(
-            f"{type(layer).__module__}.{name} is a layer of your own: register a "
+            f"{type(layer).__module__}.{name} is not part of Keras. Register a "
             f"tfq.BridgedLayer(keras_class={name}, translate=...) for it"
         )
     if entry is not None:
-        raise Untranslatable(f"{name}: {entry.help}")
-    raise Untranslatable(f"{name}: tf_keras has no such layer: replace it, or register a tfq.BridgedLayer for it")
+        raise Untranslatable(f"tfq cannot translate {name}: {entry.help}")
+    raise Untranslatable(f"tf_keras has no layer {name}. Replace it, or register a tfq.BridgedLayer for it")
 
 
-def _checked(layer: Any, translation: Translation, making: Making) -> Translation:
-    """Check what the user's own function made, and let its layers be trained as the user's layer is."""
+def _check_user_translation(layer: Any, translation: Translation, context: TranslationContext) -> Translation:
+    """Check the translation of the user's function, and copy `trainable` to its layers."""
     for built in translation.layers:
         if not isinstance(built, import_tf_keras().layers.Layer):
-            raise Untranslatable(f"its translation has a {type(built).__name__}, expected a tf_keras layer")
-        built.get_config()  # Without one it cannot be cloned.
-    if len(translation.layers) == 1 and translation.layers[0].name != making.name:
-        raise Untranslatable(f"its translation is named {translation.layers[0].name!r}: give it making.name")
+            raise Untranslatable(f"its translation contains a {type(built).__name__}. Expected tf_keras layers")
+        built.get_config()  # raises NotImplementedError if the layer cannot be cloned
+    if len(translation.layers) == 1 and translation.layers[0].name != context.name:
+        raise Untranslatable(
+            f"its translation is named {translation.layers[0].name!r}. Expected context.name, {context.name!r}"
+        )
     for built in translation.weighted:
         built.trainable = layer.trainable
     return translation
 
 
-def _same(layer: Any, making: Making) -> Translation:
-    """The class of the same name with the same options."""
+def _same(layer: Any, context: TranslationContext) -> Translation:
+    """Return the tf_keras layer of the same name with the same options."""
     cls = getattr(import_tf_keras().layers, type(layer).__name__)
-    return Translation(layers=(cls(name=making.name, **translated_config(layer, cls, making.note)),))
+    return Translation(layers=(cls(name=context.name, **translated_config(layer, cls, context.note)),))
 
 
-def _activity_regularization(layer: Any, making: Making) -> Translation:
+def _activity_regularization(layer: Any, context: TranslationContext) -> Translation:
     cls = import_tf_keras().layers.ActivityRegularization
-    config = translated_config(layer, cls, making.note)
-    del config["activity_regularizer"]  # made of l1 and l2
-    return Translation(layers=(cls(name=making.name, **config),))
+    config = translated_config(layer, cls, context.note)
+    del config["activity_regularizer"]  # derived from l1 and l2
+    return Translation(layers=(cls(name=context.name, **config),))
 
 
-def _ending_in_activation(layer: Any, making: Making) -> Translation:
-    """As `_same`; an activation that tf_keras has no name for becomes a layer of its own, as tfmot wants it."""
+def _with_activation(layer: Any, context: TranslationContext) -> Translation:
+    """Translate as `_same`; an activation that tfmot does not support as an argument becomes a separate layer."""
     cls = getattr(import_tf_keras().layers, type(layer).__name__)
-    config = translated_config(layer, cls, making.note)
-    if making.single or not has_layer_of_its_own(layer.activation):
-        return Translation(layers=(cls(name=making.name, **config),))
-    built = cls(name=making.name, **{**config, "activation": "linear"})
-    activation = layer_for(layer.activation, name=making.part("activation"), dtype=dtype_of(layer))
+    config = translated_config(layer, cls, context.note)
+    if context.single or not needs_separate_layer(layer.activation):
+        return Translation(layers=(cls(name=context.name, **config),))
+    built = cls(name=context.name, **{**config, "activation": "linear"})
+    activation = activation_layer(layer.activation, name=context.part("activation"), dtype=dtype_of(layer))
     return Translation(layers=(built, activation))
 
 
-def _activation(layer: Any, making: Making) -> Translation:
-    return Translation(layers=(layer_for(layer.activation, name=making.name, dtype=dtype_of(layer)),))
+def _activation(layer: Any, context: TranslationContext) -> Translation:
+    return Translation(layers=(activation_layer(layer.activation, name=context.name, dtype=dtype_of(layer)),))
 
 
-def _multi_head_attention(layer: Any, making: Making) -> Translation:
+def _multi_head_attention(layer: Any, context: TranslationContext) -> Translation:
     cls = import_tf_keras().layers.MultiHeadAttention
-    config = translated_config(layer, cls, making.note, also=[GATE])
-    parts = attention_in_parts(layer, config, making)
+    config = translated_config(layer, cls, context.note, passed_through=[GATE])
+    parts = split_attention(layer, config, context)
     if parts is None and config.pop(GATE, False):
-        raise Untranslatable(f"its option {GATE}=True has no equal in tf_keras's MultiHeadAttention; {_PLAIN_ALONE}")
-    return parts or Translation(layers=(cls(name=making.name, **config),))
+        raise Untranslatable(
+            f"its option {GATE}=True has no equivalent in tf_keras' MultiHeadAttention. {_SPLIT_CONDITIONS}"
+        )
+    return parts or Translation(layers=(cls(name=context.name, **config),))
 
 
-def _grouped_query_attention(layer: Any, making: Making) -> Translation:
+def _grouped_query_attention(layer: Any, context: TranslationContext) -> Translation:
     cls = import_tf_keras().layers.MultiHeadAttention
-    config = translated_config(layer, cls, making.note, also=[GATE, *GROUPED])
-    parts = attention_in_parts(layer, grouped_options(config), making)
+    config = translated_config(layer, cls, context.note, passed_through=[GATE, *GROUPED])
+    parts = split_attention(layer, grouped_options(config), context)
     if parts is None:
-        raise Untranslatable(f"GroupedQueryAttention: tf_keras has no such layer; {_PLAIN_ALONE}")
+        raise Untranslatable(f"tf_keras has no layer GroupedQueryAttention. {_SPLIT_CONDITIONS}")
     return parts
 
 
-def _adaptive_pooling(layer: Any, making: Making) -> Translation:
-    """Pooling by windows of one size, which are what they are where the input's size is a multiple of the output's."""
+def _adaptive_pooling(layer: Any, context: TranslationContext) -> Translation:
+    """Translate to pooling with a fixed window, which is equivalent if the output size divides the input size."""
     kind, rank = type(layer).__name__.removeprefix("Adaptive")[:-2], type(layer).__name__[-2:]
     if layer.data_format != "channels_last":
-        raise Untranslatable("it pools channels_first, which TFLite does not: use channels_last")
-    if making.single:
+        raise Untranslatable("it pools channels_first, which TFLite does not support. Use channels_last")
+    if context.single:
         raise Untranslatable(
-            "it stands inside another layer, where its input's size is not known: take a plain pooling"
+            "it is inside another layer, so the size of its input is unknown. Use a pooling with a fixed window"
         )
     sizes = tuple(layer.input.shape[1:-1])
-    if any(size is None or size % wanted for size, wanted in zip(sizes, layer.output_size, strict=True)):
+    if any(size is None or size % output_size for size, output_size in zip(sizes, layer.output_size, strict=True)):
         raise Untranslatable(
-            f"it makes {layer.output_size} of {sizes}, in windows of different size, which TFLite does not have: give "
-            "it an input whose size is a multiple of its output's"
+            f"it pools {sizes} to {layer.output_size} in windows of different sizes, which TFLite does not support. "
+            "Use an input size that is a multiple of the output size"
         )
-    window = tuple(size // wanted for size, wanted in zip(sizes, layer.output_size, strict=True))
+    window = tuple(size // output_size for size, output_size in zip(sizes, layer.output_size, strict=True))
     cls = getattr(import_tf_keras().layers, f"{kind}{rank}")
-    return Translation(layers=(cls(window, window, name=making.name, dtype=dtype_of(layer)),))
+    return Translation(layers=(cls(window, window, name=context.name, dtype=dtype_of(layer)),))
 
 
-def _leaky_relu(layer: Any, making: Making) -> Translation:
+def _leaky_relu(layer: Any, context: TranslationContext) -> Translation:
     built = import_tf_keras().layers.LeakyReLU(
-        alpha=float(layer.negative_slope), name=making.name, dtype=dtype_of(layer)
+        alpha=float(layer.negative_slope), name=context.name, dtype=dtype_of(layer)
     )
     return Translation(layers=(built,))
 
 
-def _normalization(layer: Any, making: Making) -> Translation:
-    """With its statistics as constants: so a clone has them before its weights are copied."""
+def _normalization(layer: Any, context: TranslationContext) -> Translation:
+    """Translate with the statistics as constants, so that a clone has them before its weights are copied."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     axes = [axis for axis in axes if axis is not None]
-    # Keras 3 keeps them with ones for the axes that they do not count; tf_keras wants the counted sizes alone.
+    # In Keras 3 the statistics have size 1 in the axes that are reduced; tf_keras expects only the other axes.
     shape = [size for size in layer.mean.shape if size != 1] if len(axes) > 1 else [-1] if axes else []
     mean, variance = (np.asarray(array, np.float32).reshape(shape).tolist() for array in (layer.mean, layer.variance))
     built = import_tf_keras().layers.Normalization(
-        axis=axes or None, mean=mean, variance=variance, invert=layer.invert, name=making.name, dtype=dtype_of(layer)
+        axis=axes or None, mean=mean, variance=variance, invert=layer.invert, name=context.name, dtype=dtype_of(layer)
     )
     return Translation(layers=(built,), carriers=0)
 
 
-def _discretization(layer: Any, making: Making) -> Translation:
+def _discretization(layer: Any, context: TranslationContext) -> Translation:
     boundaries = [float(boundary) for boundary in layer.bin_boundaries or ()]
     built = import_tf_keras().layers.Discretization(
-        bin_boundaries=boundaries, output_mode=layer.output_mode, name=making.name
+        bin_boundaries=boundaries, output_mode=layer.output_mode, name=context.name
     )
     return Translation(layers=(built,), carriers=0)
 
 
-def _bidirectional(layer: Any, making: Making) -> Translation:
-    forward = making.inner(layer.forward_layer, layer.forward_layer.name.removeprefix("forward_"))
-    backward = making.inner(layer.backward_layer, layer.backward_layer.name)
+def _bidirectional(layer: Any, context: TranslationContext) -> Translation:
+    forward = context.inner(layer.forward_layer, layer.forward_layer.name.removeprefix("forward_"))
+    backward = context.inner(layer.backward_layer, layer.backward_layer.name)
     built = import_tf_keras().layers.Bidirectional(
-        forward, merge_mode=layer.merge_mode, backward_layer=backward, name=making.name
+        forward, merge_mode=layer.merge_mode, backward_layer=backward, name=context.name
     )
     built.trainable = layer.trainable
     return Translation(layers=(built,))
 
 
-def _time_distributed(layer: Any, making: Making) -> Translation:
+def _time_distributed(layer: Any, context: TranslationContext) -> Translation:
     cls = import_tf_keras().layers.TimeDistributed
     if not is_model(layer.layer):
-        built = cls(making.inner(layer.layer, layer.layer.name), name=making.name)
+        built = cls(context.inner(layer.layer, layer.layer.name), name=context.name)
         built.trainable = layer.trainable
         return Translation(layers=(built,))
-    rebuilt: Any = making.rebuild(layer.layer)
-    making.note("holds a model, which stays inside it: tfmot leaves such a layer as it is")
+    rebuilt: Any = context.rebuild(layer.layer)
+    context.note("contains a model and is kept as one layer, which tfmot leaves unchanged")
     for sentence in rebuilt.notes:
-        making.note(f"in it, {sentence}")
-    built = cls(rebuilt.model, name=making.name)
+        context.note(f"contains a model in which {sentence}")
+    built = cls(rebuilt.model, name=context.name)
     forward, back = model_weights(layer, built, rebuilt)
     return Translation(layers=(built,), forward=forward, back=back)
 
 
-def _spectral_normalization(layer: Any, making: Making) -> Translation:
-    """The layer inside, whose kernel is normalized already; tf_keras 2.21's own one does not run beside Keras 3."""
-    making.note("is left out around its layer: the kernel stays as it was normalized last")
-    inner = dataclasses.replace(making, name=making.name)
-    return dataclasses.replace(translated(layer.layer, inner), owner=layer.layer)
+def _spectral_normalization(layer: Any, context: TranslationContext) -> Translation:
+    """Translate the inner layer, whose kernel is already normalized.
+
+    tf_keras 2.21's SpectralNormalization does not run while Keras 3 is imported.
+    """
+    context.note("is replaced by its inner layer, with the kernel as it was last normalized")
+    inner = dataclasses.replace(context, name=context.name)
+    return dataclasses.replace(translate_layer(layer.layer, inner), owner=layer.layer)
 
 
-def _rnn(layer: Any, making: Making) -> Translation:
+def _rnn(layer: Any, context: TranslationContext) -> Translation:
     cls = import_tf_keras().layers.RNN
     options = ("return_sequences", "return_state", "go_backwards", "stateful", "unroll", "zero_output_for_mask")
     cell = layer.cell
-    built = cls(making.inner(cell, cell.name), name=making.name, **{key: getattr(layer, key) for key in options})
+    built = cls(context.inner(cell, cell.name), name=context.name, **{key: getattr(layer, key) for key in options})
     built.trainable = layer.trainable
     return Translation(layers=(built,))
 
 
-def _stacked_cells(layer: Any, making: Making) -> Translation:
-    cells = [making.inner(cell, cell.name) for cell in layer.cells]
-    return Translation(layers=(import_tf_keras().layers.StackedRNNCells(cells, name=making.name),))
+def _stacked_cells(layer: Any, context: TranslationContext) -> Translation:
+    cells = [context.inner(cell, cell.name) for cell in layer.cells]
+    return Translation(layers=(import_tf_keras().layers.StackedRNNCells(cells, name=context.name),))
 
 
-def _own(layer: Any, making: Making) -> Translation:
-    cls = getattr(own_layers(), type(layer).__name__)
-    return Translation(layers=(cls(name=making.name, **translated_config(layer, cls, making.note)),))
+def _tfq_layer(layer: Any, context: TranslationContext) -> Translation:
+    cls = getattr(tfq_layer_classes(), type(layer).__name__)
+    return Translation(layers=(cls(name=context.name, **translated_config(layer, cls, context.note)),))
 
 
-def _scaled_sum(layer: Any, making: Making) -> Translation:
-    """InceptionResNetV2's a + scale * b, as two layers that tfmot knows."""
+def _scaled_sum(layer: Any, context: TranslationContext) -> Translation:
+    """Translate InceptionResNetV2's a + scale * b to two layers that tfmot supports."""
     tf_keras = import_tf_keras()
-    add = tf_keras.layers.Add(name=making.name)
-    scaled = tf_keras.layers.Rescaling(float(layer.scale), name=making.part("scaled"))
+    add = tf_keras.layers.Add(name=context.name)
+    scaled = tf_keras.layers.Rescaling(float(layer.scale), name=context.part("scaled"))
 
     def call(args: tuple, kwargs: dict) -> Any:
         first, second = args[0]
@@ -239,37 +259,42 @@ def _scaled_sum(layer: Any, making: Making) -> Translation:
     return Translation(layers=(add, scaled), call=call)
 
 
-def _augmentation(layer: Any, making: Making) -> Translation:
-    """Left out: Keras 3 records training=True for it, and a deployed model must not be random."""
-    shapes = {tuple(tensor.shape) for tensor in _ends(layer)}
+def _augmentation(layer: Any, context: TranslationContext) -> Translation:
+    """Remove the layer: Keras 3 records training=True for it, and a deployed model must not be random."""
+    shapes = {tuple(tensor.shape) for tensor in _input_and_output_tensors(layer)}
     if len(shapes) == 1:
-        making.note("is augmentation and is left out: it would be the identity in inference. Augment the data instead")
+        context.note(
+            "is augmentation and is left out, because it is the identity in inference. Augment the data instead"
+        )
         return Translation(layers=(), carriers=0)
-    raise Untranslatable(f"{type(layer).__name__} is augmentation that changes the shape: crop the data instead")
+    raise Untranslatable(f"{type(layer).__name__} is augmentation that changes the shape. Crop the data instead")
 
 
-def _pipeline(layer: Any, making: Making) -> Translation:
+def _pipeline(layer: Any, context: TranslationContext) -> Translation:
     if all(facts_of(inner).translate is _augmentation for inner in layer.layers):
-        return _augmentation(layer, making)
-    raise Untranslatable("a Pipeline of layers that do not all augment: add them to the model one by one")
+        return _augmentation(layer, context)
+    raise Untranslatable("a Pipeline contains a layer that is not augmentation. Add its layers to the model one by one")
 
 
-def _ends(layer: Any) -> Iterable[Any]:
+def _input_and_output_tensors(layer: Any) -> Iterable[Any]:
     tree = import_keras().tree
     return [*tree.flatten(layer.input), *tree.flatten(layer.output)]
 
 
-_PLAIN_ALONE = (
-    "its parts take its place only where it is called once, on (batch, places, channels), without masks that a "
-    "recurrent layer or a nested model passes on, scores that are returned or constraints on its kernels"
+_SPLIT_CONDITIONS = (
+    "tfq can split it into simpler layers if it is called once, on (batch, length, channels), and does not return "
+    "scores, has no constraint on its kernels, and its masks do not come through a recurrent layer or a nested model"
 )
-# --- Registrations, by what the layers do. Facts that are left out have the default of BridgedLayer.
+
+# --- Registrations, by kind of layer. Facts that are not listed have the default of BridgedLayer.
 
 _SAME = "the tf_keras layer of the same name"
-_KERNEL = f"{_SAME}; an activation that tf_keras lacks becomes a layer after it"
+_KERNEL = f"{_SAME}; an activation that tf_keras lacks becomes a separate layer after it"
 
 
-def _register(names: str, translate: Callable[[Any, Making], Translation] | None, help: str, **facts: Any) -> None:
+def _register(
+    names: str, translate: Callable[[Any, TranslationContext], Translation] | None, help: str, **facts: Any
+) -> None:
     """Register an object for each of `names` (separated by spaces), with the same facts."""
     for name in names.split():
         register(BridgedLayer(name=name, help=help, translate=translate, **facts))
@@ -279,43 +304,43 @@ def _register(names: str, translate: Callable[[Any, Making], Translation] | None
 _LINEAR: dict[str, Any] = {"qat": "weights_and_output", "absorbs": ("scale", "relu")}
 _LAST, _DEPTHWISE = {"kernel": (-1,)}, {"depthwise_kernel": (-2, -1)}
 _register(
-    "Dense", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, stand_ins={"swish": "SwishDense"},
+    "Dense", _with_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, stand_ins={"swish": "SwishDense"},
     prunable=("kernel",), channels="dense",
 )  # fmt: skip
 _register(
-    "Conv1D", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, prunable=("kernel",), channels="convolution"
+    "Conv1D", _with_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, prunable=("kernel",), channels="convolution"
 )
 _register(
-    "Conv2D", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, stand_ins={"swish": "SwishConv2D"},
+    "Conv2D", _with_activation, _KERNEL, **_LINEAR, qat_weights=_LAST, stand_ins={"swish": "SwishConv2D"},
     prunable=("kernel",), channels="convolution",
 )  # fmt: skip
-_register("Conv3D", _ending_in_activation, _KERNEL, prunable=("kernel",), channels="convolution")
+_register("Conv3D", _with_activation, _KERNEL, prunable=("kernel",), channels="convolution")
 _register(
-    "DepthwiseConv2D", _ending_in_activation, _KERNEL, **_LINEAR, qat_weights=_DEPTHWISE,
+    "DepthwiseConv2D", _with_activation, _KERNEL, **_LINEAR, qat_weights=_DEPTHWISE,
     stand_ins={"swish": "SwishDepthwiseConv2D"}, prunable=(), prunable_m_by_n=False, channels="depthwise_convolution",
 )  # fmt: skip
-_register("DepthwiseConv1D", _ending_in_activation, _KERNEL, channels="depthwise_convolution")
+_register("DepthwiseConv1D", _with_activation, _KERNEL, channels="depthwise_convolution")
 _register(
-    "SeparableConv2D", _ending_in_activation, _KERNEL, **_LINEAR,
+    "SeparableConv2D", _with_activation, _KERNEL, **_LINEAR,
     qat_weights={**_DEPTHWISE, "pointwise_kernel": (-1,)}, stand_ins={"always": "PartedSeparableConv2D"},
     qat_tensors=("between",), prunable=("pointwise_kernel",), channels="separable_convolution",
 )  # fmt: skip
 _register(
-    "SeparableConv1D", _ending_in_activation, _KERNEL, prunable=("pointwise_kernel",), channels="separable_convolution"
+    "SeparableConv1D", _with_activation, _KERNEL, prunable=("pointwise_kernel",), channels="separable_convolution"
 )
 _register(
-    "Conv2DTranspose", _ending_in_activation, _KERNEL, qat="weights_and_output", qat_weights={"kernel": (-2,)},
+    "Conv2DTranspose", _with_activation, _KERNEL, qat="weights_and_output", qat_weights={"kernel": (-2,)},
     absorbs=("relu",), prunable=("kernel",), prunable_m_by_n=False, channels="transposed_convolution",
 )  # fmt: skip
 _register(
-    "Conv1DTranspose Conv3DTranspose", _ending_in_activation, _KERNEL, prunable=("kernel",),
+    "Conv1DTranspose Conv3DTranspose", _with_activation, _KERNEL, prunable=("kernel",),
     channels="transposed_convolution",
 )  # fmt: skip
-_register("EinsumDense", _ending_in_activation, _KERNEL, prunable=("kernel",))
+_register("EinsumDense", _with_activation, _KERNEL, prunable=("kernel",))
 _register("Embedding", _same, _SAME, prunable=("embeddings",), prunable_m_by_n=False, channels="lookup")
 _register("LocallyConnected1D LocallyConnected2D", None, "only in tf_keras", prunable=("kernel",))
 
-# Layers that move or drop values.
+# Layers that move or remove values.
 _register(
     "Cropping1D Cropping2D UpSampling1D UpSampling2D ZeroPadding1D ZeroPadding2D Permute RepeatVector Identity",
     _same, _SAME, qat="passes_range",
@@ -329,7 +354,7 @@ _register(
     qat="passes_range", random_in_training=True,
 )  # fmt: skip
 _register("SpatialDropout3D", _same, _SAME, random_in_training=True)
-_register("StochasticDepth", _own, "tfq's own layer, the identity in inference")
+_register("StochasticDepth", _tfq_layer, "a layer of tfq, the identity in inference")
 
 # Pooling.
 _register("MaxPooling1D MaxPooling2D GlobalMaxPooling1D GlobalMaxPooling2D", _same, _SAME, qat="passes_range")
@@ -339,10 +364,10 @@ _register("AveragePooling3D MaxPooling3D GlobalMaxPooling3D", _same, _SAME)
 _register(
     "AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D "
     "AdaptiveMaxPooling1D AdaptiveMaxPooling2D AdaptiveMaxPooling3D",
-    _adaptive_pooling, "a plain pooling, where the input's size is a multiple of the output's",
+    _adaptive_pooling, "a pooling with a fixed window, if the output size divides the input size",
 )  # fmt: skip
 
-# Layers of several inputs.
+# Layers with several inputs.
 _register("Add Subtract Multiply", _same, _SAME, absorbs=("relu",))
 _register("Average Dot", _same, _SAME)
 _register("Concatenate", _same, _SAME, qat="shares_range", channels="concatenate")
@@ -357,7 +382,7 @@ _register(
 _register("SyncBatchNormalization", None, "only in tf_keras", absorbs=("relu",), folds_into_previous=True, prunable=())
 _register("LayerNormalization", _same, _SAME, prunable=())
 _register("GroupNormalization UnitNormalization", _same, _SAME)
-_register("RMSNormalization", _own, "tfq's own layer")
+_register("RMSNormalization", _tfq_layer, "a layer of tfq")
 _register(
     "Normalization", _normalization, f"{_SAME}, with its statistics as constants",
     stand_ins={"image": "ConvolvedNormalization"}, channels="normalization",
@@ -367,25 +392,30 @@ _register(
     channels="rescaling",
 )  # fmt: skip
 _register(
-    "LayerScale", _own, "tfq's own layer", folds_into_previous=True, channels="per_channel",
+    "LayerScale", _tfq_layer, "a layer of tfq", folds_into_previous=True, channels="per_channel",
     channel_weights=("gamma",), channel_count="projection_dim",
 )  # fmt: skip
 _register(
-    "SpectralNormalization", _spectral_normalization, "the layer inside it, with the kernel as it was normalized last"
+    "SpectralNormalization", _spectral_normalization, "its inner layer, with the kernel as it was last normalized"
 )
 
 # Activations.
-_register("Activation", _activation, "a layer that tfmot knows where there is one, else tfq's own", qat="activation")
+_register(
+    "Activation",
+    _activation,
+    "a layer that tfmot supports if there is one, otherwise tfq's Activation",
+    qat="activation",
+)
 _register("Softmax", _same, _SAME, qat="activation", function="softmax")
 _register("ELU ReLU", _same, _SAME)
 _register("PReLU", _same, _SAME, channels="prelu")
 _register("LeakyReLU", _leaky_relu, _SAME)
 
-# Layers that quantization-aware training cannot reach into: with several ops, loops or states inside, or which tfmot's
-# wrapper calls otherwise than Keras does.
+# Layers that quantization-aware training cannot quantize inside: they have several ops, loops or states, or tfmot's
+# wrapper calls them differently from Keras.
 _RECURRENT: dict[str, Any] = {"qat": "converter", "qat_reason": "it is recurrent"}
-_UNROLLED = "Give convert the representative data; an int8 .tflite has a copy of its cell for each step"
-_NO_LOOP = "Convert to a scheme without ranges, such as dynamic_range: its loop cannot be unrolled"
+_UNROLLED = "Provide representative data to convert; the int8 .tflite has a copy of its cell for each step"
+_NO_LOOP = "Convert to a scheme without activation ranges, such as dynamic_range, because its loop cannot be unrolled"
 _CELL = ("kernel", "recurrent_kernel")
 _register("GRU LSTM SimpleRNN", _same, _SAME, **_RECURRENT, qat_advice=_UNROLLED, wraps=("cell",))
 _register("RNN", _rnn, "an RNN around the translated cell", **_RECURRENT, qat_advice=_UNROLLED, wraps=("cell",))
@@ -398,23 +428,29 @@ _register("GRUCell LSTMCell SimpleRNNCell", _same, _SAME, prunable=_CELL)
 _register("StackedRNNCells", _stacked_cells, "StackedRNNCells of the translated cells", wraps=("cells",))
 _register(
     "TimeDistributed", _time_distributed, "a TimeDistributed around the translated layer or model", qat="converter",
-    qat_reason="it passes a mask on", wraps=("layer",),
+    qat_reason="it passes on a mask", wraps=("layer",),
 )  # fmt: skip
-_register("Masking", _same, _SAME, qat="converter", qat_reason="it passes a mask on")
-_register("AdditiveAttention Attention", _same, _SAME, qat="converter", qat_reason="it takes several inputs apart")
+_register("Masking", _same, _SAME, qat="converter", qat_reason="it passes on a mask")
 _register(
-    "MultiHeadAttention", _multi_head_attention, "its projections, products and softmax as layers, where it is plain",
+    "AdditiveAttention Attention",
+    _same,
+    _SAME,
     qat="converter",
-    qat_reason="it is whole (to_tf_keras parts it where it is called once and its masks are 0 and 1)",
+    qat_reason="it has several inputs with different roles",
+)
+_register(
+    "MultiHeadAttention", _multi_head_attention, "its projections, products and softmax as layers, if it can be split",
+    qat="converter",
+    qat_reason="it is one layer (to_tf_keras splits it if it is called once and its masks are 0 and 1)",
     prunable=tuple(f"_{part}_dense.kernel" for part in ("query", "key", "value", "output")),
 )  # fmt: skip
 _register(
-    "MaskedScores", None, "tfq's own layer: the scores of attention, masked", qat="masks",
+    "MaskedScores", None, "a layer of tfq: the masked scores of attention", qat="masks",
     stand_ins={"always": "RangedMaskedScores"}, qat_tensors=("bounded",),
 )  # fmt: skip
-_register("MaskedWeights", None, "tfq's own layer: the weights of attention, masked", qat="passes_range")
-_register("PaddingMask", None, "tfq's own layer: the mask of an Embedding or of Masking", qat="makes_mask")
-_register("WithMask", None, "tfq's own layer: its input, with an implicit mask", qat="passes_mask")
+_register("MaskedWeights", None, "a layer of tfq: the masked weights of attention", qat="passes_range")
+_register("PaddingMask", None, "a layer of tfq: the mask of an Embedding or of Masking", qat="makes_mask")
+_register("WithMask", None, "a layer of tfq: its input, with an implicit mask", qat="passes_mask")
 _register("GroupedQueryAttention", _grouped_query_attention, "its projections, products and softmax as layers")
 
 # Data layers.
@@ -424,19 +460,23 @@ _register(
     "RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale RandomHue RandomInvert "
     "RandomPerspective RandomPosterization RandomRotation RandomSaturation RandomSharpness RandomShear "
     "RandomTranslation RandomZoom CutMix MixUp",
-    _augmentation, "left out where the shape stays: augmentation is the identity in inference",
+    _augmentation, "left out if it keeps the shape, because augmentation is the identity in inference",
 )  # fmt: skip
-_register("Pipeline", _pipeline, "left out, where all of its layers are augmentation")
+_register("Pipeline", _pipeline, "left out if all of its layers are augmentation")
 
 # Layers that cannot be translated; the help text says why.
-_OPAQUE: dict[str, Any] = {"qat": "converter", "qat_reason": "it runs a function that nobody can see into"}
+_ARBITRARY_FUNCTION: dict[str, Any] = {"qat": "converter", "qat_reason": "it runs an arbitrary function"}
 _register(
-    "Lambda", None, "it holds Python code: write it with keras.ops, or as a layer with a tfq.BridgedLayer of its own",
-    **_OPAQUE,
+    "Lambda", None, "it contains Python code. Use keras.ops instead, or register a tfq.BridgedLayer for a layer",
+    **_ARBITRARY_FUNCTION,
 )  # fmt: skip
-_register("TFOpLambda SlicingOpLambda", None, "only in tf_keras: an operation of TensorFlow", **_OPAQUE)
+_register("TFOpLambda SlicingOpLambda", None, "only in tf_keras: a TensorFlow operation", **_ARBITRARY_FUNCTION)
 _register(
     "StringLookup IntegerLookup TextVectorization Hashing HashedCrossing", None,
-    "it makes numbers of text or of a vocabulary, which no int8 flatbuffer does: do it in the data instead",
+    "it looks up text or categories, which an int8 flatbuffer cannot do. Do it in the data pipeline instead",
 )  # fmt: skip
-_register("TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper", None, "it runs foreign code")
+_register(
+    "TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper",
+    None,
+    "it runs code of another framework or of a SavedModel. Replace it with Keras layers",
+)

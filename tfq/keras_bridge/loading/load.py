@@ -17,7 +17,7 @@ from typing import Any
 from tfq.errors import InputError
 from tfq.keras_bridge.copies import keep_names
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, import_tfmot, model_kind
-from tfq.keras_bridge.layers.own import register_tfq_objects
+from tfq.keras_bridge.layers.tfq_layers import register_tfq_objects
 from tfq.keras_bridge.loading.inspection import contains_tfmot, refuse_code, refuse_impossible_sizes
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, model_json, read_model_file
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tf_keras layers for those of Keras 3, or of its applications, that tf_keras lacks or does not register.
+"""tf_keras layers for layers of Keras 3, or of its applications, that tf_keras lacks or does not register.
 
-Made when they are asked for, and registered under the package "tfq", so that tf_keras clones and reloads them.
+The classes are created on first use and registered under the package "tfq", so that tf_keras can clone and reload them.
 """
 
 import functools
@@ -15,8 +15,8 @@ from tfq.keras_bridge.layers.activations import activation_class
 
 
 @functools.cache
-def own_layers() -> Any:
-    """A namespace of tf_keras layer classes: LayerScale, MaskedScores, PaddingMask, RMSNormalization, WithMask, ..."""
+def tfq_layer_classes() -> Any:
+    """Return a namespace of tf_keras layer classes: LayerScale, MaskedScores, PaddingMask, RMSNormalization, ..."""
     import tensorflow as tf
 
     tf_keras = import_tf_keras()
@@ -25,15 +25,15 @@ def own_layers() -> Any:
 
     @register
     class LayerScale(base):
-        """x * gamma, a weight for each channel (last axis), which begins at `init_values`."""
+        """Compute x * gamma; gamma has a weight for each channel (last axis), initialized with `init_values`."""
 
         def __init__(self, init_values: float, projection_dim: int, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.init_values, self.projection_dim = init_values, projection_dim
 
         def build(self, input_shape: Any) -> None:
-            begin = tf_keras.initializers.Constant(self.init_values)
-            self.gamma = self.add_weight(name="gamma", shape=(self.projection_dim,), initializer=begin)
+            initializer = tf_keras.initializers.Constant(self.init_values)
+            self.gamma = self.add_weight(name="gamma", shape=(self.projection_dim,), initializer=initializer)
             super().build(input_shape)
 
         def call(self, inputs: Any) -> Any:
@@ -44,7 +44,10 @@ def own_layers() -> Any:
 
     @register
     class StochasticDepth(base):
-        """In training a whole example is zeroed with `drop_path_rate`, else scaled up; in inference the identity."""
+        """Drop whole examples in training with probability `drop_path_rate`; the identity in inference.
+
+        Examples that are not dropped are divided by 1 - drop_path_rate.
+        """
 
         def __init__(self, drop_path_rate: float, **kwargs: Any) -> None:
             super().__init__(**kwargs)
@@ -67,7 +70,7 @@ def own_layers() -> Any:
 
     @register
     class RMSNormalization(base):
-        """x / sqrt(mean(x^2) + epsilon) * scale along `axis`; scale lies along the last axes, as in Keras."""
+        """Compute x / sqrt(mean(x^2) + epsilon) * scale along `axis`. The shape of scale is the sizes of these axes."""
 
         def __init__(self, axis: Any = -1, epsilon: float = 1e-6, **kwargs: Any) -> None:
             super().__init__(**kwargs)
@@ -87,8 +90,8 @@ def own_layers() -> Any:
         def get_config(self) -> dict[str, Any]:
             return {**super().get_config(), "axis": self.axis, "epsilon": self.epsilon}
 
-    scores, weights = map(register, _masked())
-    padding, with_mask = map(register, _explicit())
+    scores, weights = map(register, _masked_attention_layers())
+    padding, with_mask = map(register, _mask_layers())
     return SimpleNamespace(
         LayerScale=LayerScale,
         MaskedScores=scores,
@@ -100,32 +103,36 @@ def own_layers() -> Any:
     )
 
 
-# What stands in the place of a masked score, as in Keras.
+# The value of a masked score, as in Keras.
 MASKED = -1e9
 
 
-def _masked() -> tuple[type, type]:
-    """The layers around the softmax of masked attention."""
+def _masked_attention_layers() -> tuple[type, type]:
+    """Return the classes for the layers before and after the softmax of masked attention."""
     import tensorflow as tf
 
     base: Any = import_tf_keras().layers.Layer
 
     class _Masked(base):
-        """Called with [scores, *masks]; scores are (batch, heads, queries * sharing, keys).
+        """Base class of layers that are called with [scores, *masks].
 
-        causal: no query attends to later keys. constant: a mask of nested lists that broadcasts to (queries, keys).
-        axes: of each of `masks` the axis that it lacks of those of queries and keys, -1 or -2; 0 where it has both.
-        With both it broadcasts to (batch, queries, keys), or to (batch, heads, queries, keys). A position is kept where
-        all masks are non-zero.
+        scores: (batch, heads, queries * group_size, keys). A position is unmasked if it is non-zero in all masks.
+
+        Args:
+            causal: Whether a query cannot attend to later keys.
+            constant: A mask of nested lists that broadcasts to (queries, keys).
+            axes: For each of `masks`, the axis of (queries, keys) that it does not have, -1 or -2; 0 if it has both.
+                With both axes a mask broadcasts to (batch, queries, keys) or to (batch, heads, queries, keys).
+            group_size: The number of query heads that share a key head.
         """
 
         def __init__(
-            self, causal: bool = False, constant: Any = None, axes: Any = (), sharing: int = 1, **kwargs: Any
+            self, causal: bool = False, constant: Any = None, axes: Any = (), group_size: int = 1, **kwargs: Any
         ) -> None:
             super().__init__(**kwargs)
-            self.causal, self.constant, self.axes, self.sharing = causal, constant, list(axes), sharing
+            self.causal, self.constant, self.axes, self.group_size = causal, constant, list(axes), group_size
 
-        def kept(self, scores: Any, masks: Any) -> Any:
+        def unmasked(self, scores: Any, masks: Any) -> Any:
             masks = [tf.cast(mask, tf.bool) for mask in masks]
             pairs = zip(masks, self.axes, strict=True)
             masks = [tf.expand_dims(mask, axis) if axis else mask for mask, axis in pairs]
@@ -133,50 +140,50 @@ def _masked() -> tuple[type, type]:
                 masks.append(tf.constant(np.asarray(self.constant, bool)))
             if self.causal:
                 masks.append(self._not_later(scores))
-            masks = [self._spread(mask) for mask in masks]
+            masks = [self._broadcast(mask) for mask in masks]
             return functools.reduce(tf.logical_and, masks)
 
         def _not_later(self, scores: Any) -> Any:
             rows, columns = scores.shape[-2:]
             if rows is not None and columns is not None:
-                return tf.constant(np.tril(np.ones((rows // self.sharing, columns), bool)))
+                return tf.constant(np.tril(np.ones((rows // self.group_size, columns), bool)))
             sizes = tf.shape(scores)
-            return tf.range(sizes[-2] // self.sharing)[:, None] >= tf.range(sizes[-1])[None, :]
+            return tf.range(sizes[-2] // self.group_size)[:, None] >= tf.range(sizes[-1])[None, :]
 
-        def _spread(self, mask: Any) -> Any:
+        def _broadcast(self, mask: Any) -> Any:
             while len(mask.shape) < 4:
                 mask = tf.expand_dims(mask, 0 if len(mask.shape) < 3 else -3)
-            return mask if self.sharing == 1 or mask.shape[-2] == 1 else tf.repeat(mask, self.sharing, axis=-2)
+            return mask if self.group_size == 1 or mask.shape[-2] == 1 else tf.repeat(mask, self.group_size, axis=-2)
 
         def get_config(self) -> dict[str, Any]:
-            own = ("causal", "constant", "axes", "sharing")
+            own = ("causal", "constant", "axes", "group_size")
             return {**super().get_config(), **{name: getattr(self, name) for name in own}}
 
     class MaskedScores(_Masked):
-        """The scores, and MASKED where they are masked."""
+        """Return the scores, with MASKED at masked positions."""
 
         def call(self, inputs: Any) -> Any:
             scores, *masks = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-            return tf.where(self.kept(scores, masks), scores, tf.constant(MASKED, scores.dtype))
+            return tf.where(self.unmasked(scores, masks), scores, tf.constant(MASKED, scores.dtype))
 
     class MaskedWeights(_Masked):
-        """What the softmax gives, and 0 where that is masked: in rows that are masked throughout as well."""
+        """Return the output of the softmax, with 0 at masked positions, also in rows that are masked completely."""
 
         def call(self, inputs: Any) -> Any:
             weights, *masks = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-            return tf.where(self.kept(weights, masks), weights, tf.constant(0.0, weights.dtype))
+            return tf.where(self.unmasked(weights, masks), weights, tf.constant(0.0, weights.dtype))
 
     return MaskedScores, MaskedWeights
 
 
-def _explicit() -> tuple[type, type]:
-    """The layers that make the implicit mask of Keras a tensor of the graph, and an implicit one of that tensor."""
+def _mask_layers() -> tuple[type, type]:
+    """Return the classes that turn an implicit mask of Keras into a tensor of the graph, and the reverse."""
     import tensorflow as tf
 
     base: Any = import_tf_keras().layers.Layer
 
     class PaddingMask(base):
-        """True where the input is not `value`; any_channel: where a channel (last axis) is not `value`."""
+        """Return True where the input is not `value`; with any_channel, where any channel (last axis) is not."""
 
         def __init__(self, value: float = 0, any_channel: bool = False, **kwargs: Any) -> None:
             super().__init__(**kwargs)
@@ -190,9 +197,9 @@ def _explicit() -> tuple[type, type]:
             return {**super().get_config(), "value": self.value, "any_channel": self.any_channel}
 
     class WithMask(base):
-        """Called with [x, mask]: x, which passes `mask` on to the next layer as Keras' implicit mask.
+        """Called with [x, mask]: return x, with `mask` as the implicit mask of Keras for the next layer.
 
-        Called with x: x without its implicit mask.
+        Called with x: return x without an implicit mask.
         """
 
         def call(self, inputs: Any) -> Any:
@@ -205,6 +212,6 @@ def _explicit() -> tuple[type, type]:
 
 
 def register_tfq_objects() -> None:
-    """Makes tf_keras know what a file of a bridged model may name: these layers, and our activation functions."""
-    own_layers()
+    """Register these layers and tfq's activations with tf_keras; files of bridged models name them."""
+    tfq_layer_classes()
     activation_class()
