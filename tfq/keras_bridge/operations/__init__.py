@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of one operation of keras.ops: an ordinary tf_keras layer, or one that calls Keras 3's own."""
+"""Translate one operation of keras.ops to an ordinary tf_keras layer, or to a layer that calls Keras 3's operation."""

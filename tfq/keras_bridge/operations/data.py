@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operation is called with, as plain JSON and back: the tensors by number, all else by value.
+"""Serialize the arguments of an operation to plain JSON: tensors by number, everything else by value.
 
-No TensorFlow and no Keras. A tag of ours stands for what JSON lacks, and none is called `class_name`, so that neither
-Keras takes it for an object of its own when a model is saved.
+This module imports neither TensorFlow nor Keras. Values that JSON cannot represent become dicts with a tag of tfq. No
+tag is `class_name`, so that Keras does not treat a tagged dict as a serialized object when it saves a model.
 """
 
 import base64
@@ -14,16 +14,22 @@ import numpy as np
 from tfq.errors import InputError
 from tfq.keras_bridge.untranslatable import Untranslatable
 
-# Raw bytes of the constants of one operation: what Keras' JSON config can still carry in good time.
+# Limit of the bytes of one constant. Keras writes larger JSON configs too slowly.
 MAX_CONSTANT_BYTES = 64 << 20
-_NUMBERS = "biufc"
+_NUMBER_KINDS = "biufc"
 
 
 def encode(value: Any, index_of: Callable[[Any], int | None]) -> Any:
-    """`value` as JSON: None, bool, int, float, str as they are; containers, slices, arrays and tensors as tagged dicts.
+    """Return `value` as JSON.
 
-    index_of: the number of a tensor of the graph, or None for all that is no such tensor.
-    Raises Untranslatable for what is no data: a variable, a function, an object.
+    None, bool, int, float and str stay unchanged. Containers, slices, arrays and tensors become tagged dicts.
+
+    Args:
+        value: The value.
+        index_of: Returns the number of a tensor of the graph, and None for every other value.
+
+    Raises:
+        Untranslatable: The value is not data, but a variable, a function or another object.
     """
     index = index_of(value)
     if index is not None:
@@ -43,9 +49,10 @@ def encode(value: Any, index_of: Callable[[Any], int | None]) -> Any:
 
 
 def decode(value: Any, tensors: Sequence[Any]) -> Any:
-    """What `encode` was given, with `tensors[i]` where tensor number i stood.
+    """Return the value that was passed to `encode`, with `tensors[i]` for tensor number i.
 
-    Raises InputError when it is nothing that `encode` writes.
+    Raises:
+        InputError: `encode` does not write such a value.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -60,7 +67,7 @@ def decode(value: Any, tensors: Sequence[Any]) -> Any:
         if tag in ("tuple", "list", "dict", "slice") and isinstance(content, (list, tuple)):
             return _decoded_container(tag, content, tensors)
     raise InputError(
-        f"the arguments of an operation hold {str(value)[:100]!r}, which tfq does not write: damaged file",
+        f"the file is damaged: the arguments of an operation contain {str(value)[:100]!r}, which tfq does not write",
         field="model",
         got=value,
     )
@@ -70,7 +77,7 @@ def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any])
     if tag == "dict":
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in content):
             raise InputError(
-                "a dict among the arguments of an operation is no list of pairs: damaged file",
+                "the file is damaged: expected a list of pairs for a dict in the arguments of an operation",
                 field="model",
                 expected="a list of pairs",
                 got=content,
@@ -80,7 +87,7 @@ def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any])
     if tag == "slice":
         if len(items) != 3:
             raise InputError(
-                f"a slice among the arguments of an operation has {len(items)} parts, expected 3",
+                f"the file is damaged: expected 3 parts for a slice in the arguments of an operation, got {len(items)}",
                 field="model",
                 expected=3,
                 got=len(items),
@@ -90,27 +97,28 @@ def _decoded_container(tag: str, content: Sequence[Any], tensors: Sequence[Any])
 
 
 def _encoded_array(value: Any) -> dict[str, Any]:
-    # Variables of TensorFlow and of either Keras: their value now is not what training would make of it.
+    # A variable of TensorFlow or Keras: training would change its value, so it cannot become a constant.
     if callable(getattr(value, "assign", None)):
         raise Untranslatable(
-            f"it uses the variable {getattr(value, 'name', '?')!r} outside of any layer: make it a weight of a layer"
+            f"it uses the variable {getattr(value, 'name', '?')!r} outside of a layer. Make it a weight of a layer"
         )
     if callable(value) or not (hasattr(value, "__array__") or isinstance(value, np.generic)):
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise Untranslatable(f"it is called with a {kind}, which is no data: use a layer in its place")
+        raise Untranslatable(f"one of its arguments is a {kind}, which is not data. Use a layer instead")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise Untranslatable(
-            f"it is called with a {type(value).__name__} that has no value ({error}): use a layer in its place"
+            f"one of its arguments is a {type(value).__name__} that has no value ({error}). Use a layer instead"
         ) from error
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
-    if array.dtype.kind not in _NUMBERS:
-        raise Untranslatable(f"it is called with an array of {array.dtype}: expected numbers")
+    if array.dtype.kind not in _NUMBER_KINDS:
+        raise Untranslatable(f"one of its arguments is an array of {array.dtype}. Expected numbers")
     if array.nbytes > MAX_CONSTANT_BYTES:
         raise Untranslatable(
-            f"it holds a constant of {array.nbytes} bytes, more than {MAX_CONSTANT_BYTES}: make it a weight of a layer"
+            f"it has a constant of {array.nbytes} bytes. At most {MAX_CONSTANT_BYTES} are supported: make it a weight "
+            "of a layer"
         )
     content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"array": {"dtype": array.dtype.str, "shape": list(array.shape), "base64": content}}
@@ -119,11 +127,13 @@ def _encoded_array(value: Any) -> dict[str, Any]:
 def _decoded_array(content: Any) -> np.ndarray:
     try:
         dtype = np.dtype(content["dtype"])
-        if dtype.kind not in _NUMBERS:
+        if dtype.kind not in _NUMBER_KINDS:
             raise ValueError(f"dtype {dtype}")
         flat = np.frombuffer(base64.b64decode(content["base64"], validate=True), dtype)
         return flat.reshape([int(size) for size in content["shape"]])
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
-            f"a constant among the arguments of an operation is damaged ({error})", field="model", got=str(error)
+            f"the file is damaged: a constant in the arguments of an operation is invalid ({error})",
+            field="model",
+            got=str(error),
         ) from error

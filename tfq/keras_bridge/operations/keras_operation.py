@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tf_keras layer that computes an operation of Keras 3 where tf_keras has no layer of its own for it.
+"""The tf_keras layer for operations of Keras 3 that no ordinary tf_keras layer computes.
 
-It calls Keras 3's own implementation, which on the TensorFlow backend is made of TensorFlow ops: so it is the same
-function for every operation, and lowers to the same TFLite ops as the Keras 3 model does.
+It calls Keras 3's own implementation, which consists of TensorFlow ops on the TensorFlow backend. Therefore it computes
+the same function for every operation, and lowers to the same TFLite ops as the Keras 3 model.
 
-Private symbols: the operation classes in keras.src.ops.{core,einops,image,linalg,math,nn,numpy}, which keep what they
-were made with as `get_config()` or under the names of their arguments, read in keras 3.15.1. Files that Keras 3 saves
-name the same modules and classes.
+Private symbols: the operation classes in keras.src.ops.{core,einops,image,linalg,math,nn,numpy}, which store their
+constructor's arguments in `get_config()` or as attributes of the same names, read in keras 3.15.1. Files that Keras 3
+saves use the same module and class names.
 """
 
 import functools
@@ -27,37 +27,46 @@ from tfq.keras_bridge.untranslatable import Untranslatable
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of an operation. values: the operation's parameters and its call's arguments, by name."""
+    """One call of an operation.
+
+    Attributes:
+        values: The constructor's arguments of the operation and the arguments of its call, by name.
+        name: The name for the layer.
+    """
 
     values: dict[str, Any]
     name: str
 
     def __getitem__(self, name: str) -> Any:
+        """Return the value of an argument."""
         return self.values[name]
 
     @property
     def layers(self) -> Any:
+        """The module `tf_keras.layers`."""
         return import_tf_keras().layers
 
     def is_float(self, name: str) -> bool:
+        """Check whether an argument is a tensor of the graph with a float dtype."""
         value = self.values[name]
         return is_graph_tensor(value) and value.dtype.is_floating
 
     def rank(self, name: str) -> int:
-        """-1 where unknown."""
+        """Return the rank of a tensor; -1 if it is unknown."""
         rank = self.values[name].shape.rank
         return -1 if rank is None else rank
 
     def sizes(self, name: str) -> list[int | None]:
+        """Return the shape of a tensor; None for an unknown size."""
         return list(self.values[name].shape)
 
 
-# What a translation gives: a tf_keras layer and what to call it with; None where no ordinary layer does it.
-Made = tuple[Any, Any] | None
+# The result of a translation: a tf_keras layer and the argument of its call; None if no ordinary layer is equivalent.
+LayerCall = tuple[Any, Any] | None
 
 
-def number_of(value: Any) -> float | None:
-    """A finite scalar constant; None for all else."""
+def scalar_constant(value: Any) -> float | None:
+    """Return the value of a finite scalar constant, and None for every other value."""
     if isinstance(value, bool) or is_graph_tensor(value) or callable(getattr(value, "assign", None)):
         return None
     if isinstance(value, (int, float, np.ndarray, np.number)) or hasattr(value, "__array__"):
@@ -68,7 +77,7 @@ def number_of(value: Any) -> float | None:
 
 
 def axes_of(axis: Any, rank: int) -> tuple[int, ...] | None:
-    """Normalized axes; None for no number or an unknown rank."""
+    """Return normalized axes; None if they are not integers or the rank is unknown."""
     axes = axis if isinstance(axis, (tuple, list)) else (axis,)
     if rank < 1 or not all(isinstance(item, (int, np.integer)) for item in axes):
         return None
@@ -76,79 +85,85 @@ def axes_of(axis: Any, rank: int) -> tuple[int, ...] | None:
 
 
 _REFUSED = custom_objects.REFUSED_OPERATIONS | {"Operation"}
-_WIDE = ("float16", "bfloat16", "float64")
+_OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 
 def operation_kind(operation: Any) -> str:
-    """ "numpy.Add": the module and class of an operation of Keras 3's own.
+    """Return the module and class of an operation of Keras 3 as "numpy.Add".
 
-    Raises Untranslatable for one that the user wrote, and for one that runs Python functions (Map, Scan, Cond ...).
+    Raises:
+        Untranslatable: It is not part of Keras, or it runs Python functions (Map, Scan, Cond ...).
     """
     kind = type(operation)
     if not custom_objects.OPERATION_MODULES.fullmatch(kind.__module__):
         raise Untranslatable(
-            f"{kind.__module__}.{kind.__qualname__} is an operation of your own: make it a keras Layer, and "
-            "register a tfq.BridgedLayer for it"
+            f"the operation {kind.__module__}.{kind.__qualname__} is not part of Keras. Write it as a Keras layer, and "
+            "register a tfq.BridgedLayer for that"
         )
     if kind.__name__ in _REFUSED:
         raise Untranslatable(
-            f"keras.ops.{kind.__name__} runs Python functions on Keras 3 tensors: write it as a keras Layer, and "
-            "register a tfq.BridgedLayer for it"
+            f"the operation {kind.__name__} runs Python functions on Keras 3 tensors. Write it as a Keras layer, and "
+            "register a tfq.BridgedLayer for that"
         )
     return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
 
 
 def parameters(operation: Any) -> dict[str, Any]:
-    """What the operation was made with, its name left out; every float dtype is float32, as it is in the whole bridge.
+    """Return the constructor's arguments of an operation except its name; every float dtype becomes float32.
 
-    Raises Untranslatable when the class does not keep one of them.
+    Raises:
+        Untranslatable: The operation does not store one of them.
     """
-    wanted = [
+    names = [
         name
         for name, parameter in inspect.signature(type(operation).__init__).parameters.items()
         if name not in ("self", "name") and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
-    # The attributes come first: they hold arrays, which a config does not, and the settings of the day (data_format).
+    # Attributes override the config: they contain arrays, which a config does not, and current settings (data_format).
     try:
-        kept = {**operation.get_config(), **vars(operation)}
+        stored = {**operation.get_config(), **vars(operation)}
     except NotImplementedError:
-        kept = vars(operation)
-    missing = [name for name in wanted if name not in kept]
+        stored = vars(operation)
+    missing = [name for name in names if name not in stored]
     if missing:
-        raise Untranslatable(f"{type(operation).__name__} does not tell its {', '.join(missing)}")
-    values = {name: kept[name] for name in wanted}
+        raise Untranslatable(
+            f"the operation {type(operation).__name__} does not store its {', '.join(missing)}. Use a layer instead"
+        )
+    values = {name: stored[name] for name in names}
     if values.get("dtype") is not None:
         dtype = import_keras().backend.standardize_dtype(values["dtype"])
-        values["dtype"] = "float32" if dtype in _WIDE else dtype
+        values["dtype"] = "float32" if dtype in _OTHER_FLOATS else dtype
     return values
 
 
 @functools.cache
 def keras_operation_class() -> Any:
-    """The class KerasOperation(operation, parameters, arguments), registered with tf_keras as `tfq>KerasOperation`.
+    """Return the class KerasOperation(operation, parameters, arguments), registered as `tfq>KerasOperation`.
 
-    operation: "numpy.Exp" (`operation_kind`). parameters and arguments: as `encode` writes a dict and [args, kwargs].
-    Called with the list of the tensors that the arguments number, or with the tensor itself where there is one alone.
-    A mask ends at it, as at every operation of Keras 3. Its config is looked at as that of any file: a name that is
-    none of Keras 3's own operations raises InputError.
+    The layer is called with the list of the tensors that the arguments refer to, or with the tensor itself if there is
+    only one. It does not pass on a mask, like every operation of Keras 3. Its config is validated like that of any
+    file: an operation that is not part of Keras 3 raises InputError.
+
+    `operation` is a name like "numpy.Exp" (see `operation_kind`). `parameters` is the dict of the operation's
+    constructor arguments, and `arguments` is [args, kwargs] of its call, both in the format of `encode`.
     """
     import tensorflow as tf
 
     tf_keras = import_tf_keras()
-    computed = tf.autograph.experimental.do_not_convert(_computed)
+    computed = tf.autograph.experimental.do_not_convert(_compute)
 
     class KerasOperation(tf_keras.layers.Layer):  # type: ignore[name-defined]
         def __init__(self, operation: str, parameters: Any, arguments: Any, **kwargs: Any) -> None:
-            # Keras 3 promotes dtypes by itself.
+            # Keras 3 promotes the dtypes.
             super().__init__(**{**kwargs, "autocast": False})
             self.operation = operation
             self._parameters, self._arguments = parameters, arguments
-            self._made = _made(operation, parameters)
+            self._operation = _build_operation(operation, parameters)
             self.supports_masking = True
 
-        # do_not_convert hides the signature, by which tf_keras tells what a layer's call takes: so not on call itself.
+        # do_not_convert hides the signature, which tf_keras reads from `call`, so it is not applied to `call` itself.
         def call(self, inputs: Any) -> Any:
-            return computed(self._made, self._arguments, inputs)
+            return computed(self._operation, self._arguments, inputs)
 
         def compute_mask(self, inputs: Any, mask: Any = None) -> None:
             return None
@@ -165,18 +180,25 @@ def keras_operation_class() -> Any:
     return tf_keras.saving.register_keras_serializable(package="tfq")(KerasOperation)
 
 
-def _computed(built: Any, arguments: Any, inputs: Any) -> Any:
+def _compute(built: Any, arguments: Any, inputs: Any) -> Any:
     args, kwargs = decode(arguments, list(inputs) if isinstance(inputs, (list, tuple)) else [inputs])
     outputs = built.call(*args, **kwargs)
-    # Named tuples are no structure that tf_keras saves.
+    # tf_keras cannot save named tuples.
     return tuple(outputs) if isinstance(outputs, tuple) else outputs
 
 
 def operation_layer(kind: str, values: dict[str, Any], args: tuple, kwargs: dict[str, Any], name: str) -> Any:
-    """The outputs of a new KerasOperation called `name`, as the operation nests them.
+    """Return the outputs of a new KerasOperation, in the operation's structure.
 
-    kind: "numpy.Add". values: its `parameters`. args, kwargs: of its call, with tf_keras tensors in them.
-    Raises Untranslatable when an argument is no data.
+    Args:
+        kind: "numpy.Add".
+        values: The operation's `parameters`.
+        args: Positional arguments of its call, with tf_keras tensors.
+        kwargs: Keyword arguments of its call, with tf_keras tensors.
+        name: The name of the layer.
+
+    Raises:
+        Untranslatable: An argument is not data.
     """
     tensors: list[Any] = []
 
@@ -189,41 +211,41 @@ def operation_layer(kind: str, values: dict[str, Any], args: tuple, kwargs: dict
         tensors.append(value)
         return len(tensors) - 1
 
-    def no_tensor(value: Any) -> None:
+    def refuse_tensor(value: Any) -> None:
         if is_graph_tensor(value):
-            raise Untranslatable("it was made with a tensor of the graph in place of a number: pass a number")
+            raise Untranslatable("one of its parameters is a tensor of the graph. Pass a number instead")
 
     arguments = encode((args, kwargs), index_of)
-    made_with = encode(values, no_tensor)
-    layer = keras_operation_class()(kind, made_with, arguments, name=name)
+    constructor_arguments = encode(values, refuse_tensor)
+    layer = keras_operation_class()(kind, constructor_arguments, arguments, name=name)
     return layer(tensors if len(tensors) > 1 else tensors[0])
 
 
 def layer_of_tensors(kind: str, count: int, name: str) -> Any:
-    """A KerasOperation of `kind` that is called with a list of `count` tensors, its arguments in their order."""
-    places = tuple(object() for _ in range(count))
+    """Return a KerasOperation of `kind` that is called with a list of `count` tensors, its arguments in order."""
+    placeholders = tuple(object() for _ in range(count))
 
     def index_of(value: Any) -> int | None:
-        return next((index for index, place in enumerate(places) if place is value), None)
+        return next((index for index, placeholder in enumerate(placeholders) if placeholder is value), None)
 
-    return keras_operation_class()(kind, encode({}, index_of), encode((places, {}), index_of), name=name)
+    return keras_operation_class()(kind, encode({}, index_of), encode((placeholders, {}), index_of), name=name)
 
 
 def is_graph_tensor(value: Any) -> bool:
-    """Whether it is a symbolic tensor of a tf_keras functional graph."""
+    """Check whether a value is a symbolic tensor of a tf_keras functional graph."""
     try:
         return bool(import_tf_keras().backend.is_keras_tensor(value))
-    except ValueError:  # what tf_keras raises at anything that is no tensor
+    except ValueError:  # tf_keras raises it for every value that is not a tensor
         return False
 
 
-def _made(kind: str, made_with: Any) -> Any:
+def _build_operation(kind: str, constructor_arguments: Any) -> Any:
     import_keras()
-    room, _, name = str(kind).partition(".")
-    module_name = f"keras.src.ops.{room}"
+    module_part, _, name = str(kind).partition(".")
+    module_name = f"keras.src.ops.{module_part}"
     if not custom_objects.OPERATION_MODULES.fullmatch(module_name) or name in _REFUSED:
         raise InputError(
-            f"{kind!r} is no operation of Keras 3 that tfq runs: damaged file",
+            f"the file is damaged: {kind!r} is not an operation of Keras 3 that tfq runs",
             field="model",
             expected="an operation of Keras 3",
             got=kind,
@@ -232,15 +254,16 @@ def _made(kind: str, made_with: Any) -> Any:
     built = getattr(module, name, None)
     if not inspect.isclass(built) or not issubclass(built, import_keras().Operation) or built.__module__ != module_name:
         raise InputError(
-            f"Keras {import_keras().__version__} has no operation {kind!r}: load it where it was saved",
+            f"Keras {import_keras().__version__} has no operation {kind!r}. Load the model with the Keras version that "
+            "saved it",
             field="model",
             expected="an operation of Keras 3",
             got=kind,
         )
-    values = decode(made_with, ())
+    values = decode(constructor_arguments, ())
     if not isinstance(values, dict):
         raise InputError(
-            f"the parameters of {kind!r} are a {type(values).__name__}, expected a dict: damaged file",
+            f"the file is damaged: expected a dict as the parameters of {kind!r}, got a {type(values).__name__}",
             field="model",
             expected="a dict",
             got=type(values).__name__,
