@@ -27,8 +27,10 @@ def test_all_that_has_no_equal_is_told_at_once_by_its_path():
         to_tf_keras(model)
     problems = raised.value.problems
     assert problems.keys() == set(raised.value.got) == {"inner/code", "mine", "odd"}
-    words = {"inner/code": "Lambda", "mine": "BridgedLayer(keras_class=Mine", "odd": "activation"}
+    words = {"inner/code": "Python", "mine": "BridgedLayer(keras_class=Mine", "odd": "activation"}
     assert {name: word for name, word in words.items() if word not in problems[name]} == {}
+    assert raised.value.classes == {"inner/code": "Lambda", "mine": "Mine", "odd": "Dense"}
+    assert "'inner/code' (Lambda)" in str(raised.value)
 
 
 def test_options_and_states_that_tf_keras_has_no_word_for():

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only package that knows two Kerases: imports them side by side, loads either's files, seeds both.
+"""Bridge between Keras 3 and tf_keras: import both, load files of either, translate models, seed both.
 
-Importing this package imports neither TensorFlow nor a Keras; its functions do, when they are called.
+No other package depends on both Keras versions. Importing this package imports neither TensorFlow nor Keras; its
+functions import them when they are called.
 """
 
 from tfq.keras_bridge.bridge import BridgeResult, return_weights, to_tf_keras

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From any functional or sequential model, of either Keras, to an equal flat tf_keras model, and the weights back."""
+"""Translate a functional or sequential model to an equivalent flat tf_keras model, and return trained weights to it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,25 +7,25 @@ from typing import Any
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 from tfq.keras_bridge.layers.attention import attention_options, splittable_call
-from tfq.keras_bridge.rebuild import Made, Rebuilt, reason_of, rebuild
+from tfq.keras_bridge.rebuild import BuiltLayer, RebuiltModel, reason_of, rebuild
 from tfq.keras_bridge.verification import (
-    MOST_NOISE,
+    MAX_NOISE,
     TOLERANCE,
-    computing_in_float32,
+    compute_in_float32,
     difference,
-    given_inputs,
-    narrow_layers,
-    one_step_up,
+    layers_not_in_float32,
+    next_floats,
     outputs_of,
+    provided_inputs,
     random_inputs,
     random_inputs_by_kind,
 )
 from tfq.keras_bridge.walk import graph_of, is_model
-from tfq.keras_bridge.weights import array_of, assign, carried_weights, copy_weights, given_back
+from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
 from tfq.typing import Data, KerasModel
 
-# How tfmot names the wrapper around a layer.
-_WRAPPED = ("quant_{}", "prune_low_magnitude_{}")
+# The names that tfmot gives to the wrapper of a layer.
+_WRAPPER_NAMES = ("quant_{}", "prune_low_magnitude_{}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class BridgeResult:
     notes: tuple[str, ...]
     max_difference: float
     source: KerasModel = field(repr=False)
-    _made: tuple[tuple[object, Made], ...] = field(repr=False, default=())
+    _built_layers: tuple[tuple[object, BuiltLayer], ...] = field(repr=False, default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """For the record: all but the models."""
+        """Return the record's entries; the models are left out."""
         return {
             "model": self.model.name,
             "layer_map": {layer: list(names) for layer, names in self.layer_map.items()},
@@ -88,28 +88,28 @@ def to_tf_keras(model: KerasModel, *, data: Data = None) -> BridgeResult:
     """
     is_tf_keras = model_kind(model) == "tf_keras"
     rebuilt = None if is_tf_keras and _is_flat(model) else rebuild(model)
-    if rebuilt is None or (is_tf_keras and _is_flat(model, parts=False) and not _in_parts(rebuilt)):
+    if rebuilt is None or (is_tf_keras and _is_flat(model, count_attention=False) and not _has_split_layers(rebuilt)):
         return _unchanged(model)
     _copy_weights(rebuilt)
     try:
-        worst, not_compared = _verified(model, rebuilt, data)
+        worst, not_compared = _verify(model, rebuilt, data)
     except TfqError:
-        # tf_keras adds masks to scores: in parts, rows that are masked throughout may differ.
-        if not (is_tf_keras and _in_parts(rebuilt)):
+        # tf_keras adds masks to scores, so rows that are masked completely may differ after a split.
+        if not (is_tf_keras and _has_split_layers(rebuilt)):
             raise
-        if _is_flat(model, parts=False):
+        if _is_flat(model, count_attention=False):
             return _unchanged(model)
-        rebuilt = rebuild(model, whole=True)
+        rebuilt = rebuild(model, single_layers=True)
         _copy_weights(rebuilt)
-        worst, not_compared = _verified(model, rebuilt, data)
+        worst, not_compared = _verify(model, rebuilt, data)
     return BridgeResult(
         model=rebuilt.model,
         layer_map={path: tuple(names) for path, names in rebuilt.layer_map.items()},
         origins=rebuilt.origins,
-        notes=tuple(dict.fromkeys([*rebuilt.notes, *_tied(rebuilt), *not_compared])),
+        notes=tuple(dict.fromkeys([*rebuilt.notes, *_shared_weights(rebuilt), *not_compared])),
         max_difference=worst,
         source=model,
-        _made=tuple(rebuilt.by_layer.values()),
+        _built_layers=tuple(rebuilt.by_layer.values()),
     )
 
 
@@ -119,7 +119,7 @@ def _unchanged(model: Any) -> BridgeResult:
     return BridgeResult(model=model, layer_map=names, origins=origins, notes=(), max_difference=0.0, source=model)
 
 
-def _copy_weights(rebuilt: Rebuilt) -> None:
+def _copy_weights(rebuilt: RebuiltModel) -> None:
     for layer, built in rebuilt.by_layer.values():
         copy_weights(layer, built.translation, f"layer {built.path!r}")
 
@@ -144,153 +144,171 @@ def return_weights(result: BridgeResult, trained: KerasModel | None = None) -> N
     trained = result.model if trained is None else trained
     if model_kind(trained) != "tf_keras":
         raise InputError(
-            f"return_weights takes a trained copy of the tf_keras model {result.model.name!r}",
+            f"return_weights expected a trained copy of the tf_keras model {result.model.name!r}, got the Keras 3 "
+            f"model {trained.name!r}",
             field="trained",
             expected=result.model.name,
             got=getattr(trained, "name", None),
         )
     layers = {layer.name: layer for layer in trained.layers}
-    pairs: list[tuple[Any, Made | None]] = list(result._made) or [(layer, None) for layer in result.source.layers]
-    match, missing = [], []
-    for theirs, built in pairs:
-        weighted = [theirs] if built is None else built.translation.weighted
-        carried = [(ours, _carrier(ours, layers)) for ours in weighted if ours.weights]
-        missing += [ours.name for ours, carrier in carried if carrier is None]
-        if carried:
-            match.append((theirs, built, carried))
+    pairs: list[tuple[Any, BuiltLayer | None]] = list(result._built_layers) or [
+        (layer, None) for layer in result.source.layers
+    ]
+    matches, missing = [], []
+    for user_layer, built in pairs:
+        weighted = [user_layer] if built is None else built.translation.weighted
+        trained_layers = [
+            (bridged_layer, _layer_or_wrapper(bridged_layer, layers))
+            for bridged_layer in weighted
+            if bridged_layer.weights
+        ]
+        missing += [bridged_layer.name for bridged_layer, trained_layer in trained_layers if trained_layer is None]
+        if trained_layers:
+            matches.append((user_layer, built, trained_layers))
     if missing:
         raise InputError(
-            f"model {trained.name!r} has no layer {', '.join(missing)}: expected a trained copy of the bridged model "
-            f"{result.model.name!r}, with its layers under their names or quant_NAME",
+            f"model {trained.name!r} has no layer {', '.join(missing)}. Expected a trained copy of the bridged model "
+            f"{result.model.name!r}, whose layers have the same names or quant_NAME",
             field="trained",
             expected=tuple(missing),
             got=trained.name,
         )
     provided: list[tuple[Any, Any]] = []
-    for theirs, built, carried in match:
+    for user_layer, built, trained_layers in matches:
         arrays = [
             array_of(variable)
-            for ours, carrier in carried
-            for variable in carried_weights(carrier, ours, f"layer {ours.name!r}")
+            for bridged_layer, trained_layer in trained_layers
+            for variable in trained_weights(trained_layer, bridged_layer, f"layer {bridged_layer.name!r}")
         ]
         if built is None:
-            provided += zip(theirs.weights, arrays, strict=True)
+            provided += zip(user_layer.weights, arrays, strict=True)
         else:
-            provided += given_back(theirs, arrays, built.translation, f"layer {built.path!r}")
+            provided += returned_weights(user_layer, arrays, built.translation, f"layer {built.path!r}")
     assign(provided)
 
 
-def _carrier(ours: Any, layers: dict[str, Any]) -> Any:
-    """The layer that `ours` is in a trained copy, or the wrapper of tfmot's around it; None where it has none."""
-    names = [ours.name, *(wrapped.format(ours.name) for wrapped in _WRAPPED)]
+def _layer_or_wrapper(bridged_layer: Any, layers: dict[str, Any]) -> Any:
+    """Return the layer of a trained copy, or tfmot's wrapper of it, for a layer of the bridged model."""
+    names = [bridged_layer.name, *(pattern.format(bridged_layer.name) for pattern in _WRAPPER_NAMES)]
     return next((layers[name] for name in names if name in layers), None)
 
 
-def _in_parts(rebuilt: Rebuilt) -> bool:
+def _has_split_layers(rebuilt: RebuiltModel) -> bool:
     return any(len(built.translation.layers) != 1 for _, built in rebuilt.by_layer.values())
 
 
-def _is_flat(model: Any, *, parts: bool = True) -> bool:
-    """Check whether a tf_keras model can stay as it is; `parts`: whether attention that has parts counts."""
+def _is_flat(model: Any, *, count_attention: bool = True) -> bool:
+    """Check whether a tf_keras model can stay unchanged.
+
+    Args:
+        model: The model.
+        count_attention: Whether attention that can be split counts as a reason to change it.
+    """
     graph_of(model)
     return not (
         any(is_model(layer) for layer in model.layers)
-        or narrow_layers(model)
-        or (parts and any(_has_parts(layer) for layer in model.layers))
+        or layers_not_in_float32(model)
+        or (count_attention and any(_can_be_split(layer) for layer in model.layers))
     )
 
 
-def _has_parts(layer: Any) -> bool:
-    """Whether the layer, of tf_keras, is attention that is brought over in its parts."""
+def _can_be_split(layer: Any) -> bool:
+    """Check whether a tf_keras layer is attention that can be split."""
     if type(layer).__name__ != "MultiHeadAttention" or len(layer.inbound_nodes) != 1:
         return False
     [node] = layer.inbound_nodes
     return splittable_call(attention_options(layer), (node.call_args, node.call_kwargs), implicit=True) is not None
 
 
-def _verified(model: Any, rebuilt: Rebuilt, data: Any) -> tuple[float, list[str]]:
-    """The largest difference over random and given data, and notes. Raises TfqError when it is too large."""
-    provided = {} if data is None else {"the given data": given_inputs(rebuilt.model, data)}
+def _verify(model: Any, rebuilt: RebuiltModel, data: Any) -> tuple[float, list[str]]:
+    """Return the largest difference over random and provided data, and notes.
+
+    Raises:
+        TfqError: The difference is too large.
+    """
+    provided = {} if data is None else {"the provided data": provided_inputs(rebuilt.model, data)}
     worst = _difference(model, rebuilt.model, [*random_inputs(rebuilt.model), *provided.values()])
     if worst <= TOLERANCE:
         return worst, []
     compared = {**random_inputs_by_kind(rebuilt.model), **provided}
     noise = {
-        kind: difference(_outputs(model, [inputs]), _outputs(model, [one_step_up(inputs)]))
+        kind: difference(_outputs(model, [inputs]), _outputs(model, [next_floats(inputs)]))
         for kind, inputs in compared.items()
     }
-    telling = [inputs for kind, inputs in compared.items() if noise[kind] <= MOST_NOISE]
+    informative = [inputs for kind, inputs in compared.items() if noise[kind] <= MAX_NOISE]
     notes = [
-        f"not compared on {kind}: float32's last bit in these inputs alone makes {fraction:.1g} of the output range"
+        f"not compared on {kind}: a change of these inputs in the last bit of float32 changes the output by "
+        f"{fraction:.1g} of its range"
         for kind, fraction in noise.items()
-        if not fraction <= MOST_NOISE
+        if not fraction <= MAX_NOISE
     ]
-    if telling:
-        worst = _difference(model, rebuilt.model, telling)
+    if informative:
+        worst = _difference(model, rebuilt.model, informative)
         if worst <= TOLERANCE:
             return worst, notes
-        message = (
-            "This is a mistake of tfq's: please report the layer, and meanwhile give a translator of your own for it"
-        )
+        advice = "This is a bug of tfq: please report the layer. Until it is fixed, register a tfq.BridgedLayer for it"
     else:
-        message = (
-            f"And nothing can be told on this data ({'; '.join(notes)}): give examples of what the model was trained on"
-        )
-    departure = _first_departure(model, rebuilt, telling or list(compared.values()))
+        advice = f"The comparison is inconclusive on this data ({'; '.join(notes)}). Pass examples of the training data"
+    location = _first_difference(model, rebuilt, informative or list(compared.values()))
     raise TfqError(
-        f"model {model.name!r} became a tf_keras model that differs by {worst:.2g} of the output range, expected at "
-        f"most "
-        f"{TOLERANCE:g}{departure}. {message}",
+        f"model {model.name!r}: the outputs of the translated model differ by {worst:.2g} of the output range, "
+        f"expected at most {TOLERANCE:g}{location}. {advice}",
         field="model",
         expected=TOLERANCE,
         got=worst,
     )
 
 
-def _difference(model: Any, rebuilt: Any, sets: list[list[Any]]) -> float:
-    return difference(_outputs(model, sets), _outputs(rebuilt, sets))
+def _difference(model: Any, rebuilt: Any, input_sets: list[list[Any]]) -> float:
+    return difference(_outputs(model, input_sets), _outputs(rebuilt, input_sets))
 
 
-def _outputs(model: Any, sets: list[list[Any]]) -> list[list[Any]]:
-    """In float32, for each set of inputs a list of outputs. Raises InputError where the model does not run on them."""
+def _outputs(model: Any, input_sets: list[list[Any]]) -> list[list[Any]]:
+    """Return a list of float32 outputs for each set of inputs.
+
+    Raises:
+        InputError: The model does not run on them.
+    """
     import tensorflow as tf
 
     structure = graph_of(model).input_structure
-    with computing_in_float32(model):
+    with compute_in_float32(model):
         try:
-            return [outputs_of(model, structure, inputs) for inputs in sets]
+            return [outputs_of(model, structure, inputs) for inputs in input_sets]
         except (tf.errors.OpError, ValueError) as error:
-            shapes = ", ".join(str(array.shape) for array in sets[0])
+            shapes = ", ".join(str(array.shape) for array in input_sets[0])
             raise InputError(
-                f"model {model.name!r} does not run on inputs of {shapes}, on which it was to be compared: expected a "
-                f"model that runs on any number of examples: {reason_of(error)}",
+                f"model {model.name!r} does not run on inputs of {shapes}, on which tfq compares it. Expected a model "
+                f"that runs on any number of examples: {reason_of(error)}",
                 field="model",
                 expected="a model that runs on any number of examples",
                 got=model.name,
             ) from error
 
 
-def _first_departure(model: Any, rebuilt: Rebuilt, sets: list[list[Any]]) -> str:
-    """Where the two begin to differ, as words; empty where that cannot be told."""
+def _first_difference(model: Any, rebuilt: RebuiltModel, input_sets: list[list[Any]]) -> str:
+    """Return the first layer whose outputs differ, as the end of a message; "" if it is unknown."""
     if model_kind(model) != "keras":
         return ""
     keras, tf_keras = import_keras(), import_tf_keras()
     graph, names = graph_of(model), [name for name, _, _ in rebuilt.tensors]
-    theirs = keras.Model(graph.input_structure, [tensor for _, tensor, _ in rebuilt.tensors])
-    ours = tf_keras.Model(graph_of(rebuilt.model).input_structure, [tensor for _, _, tensor in rebuilt.tensors])
-    a, b = _outputs(theirs, sets), _outputs(ours, sets)
+    user_model = keras.Model(graph.input_structure, [tensor for _, tensor, _ in rebuilt.tensors])
+    bridged_model = tf_keras.Model(
+        graph_of(rebuilt.model).input_structure, [tensor for _, _, tensor in rebuilt.tensors]
+    )
+    a, b = _outputs(user_model, input_sets), _outputs(bridged_model, input_sets)
     for index, name in enumerate(names):
         worst = difference([[outputs[index]] for outputs in a], [[outputs[index]] for outputs in b])
         if not worst <= TOLERANCE:
-            return f"; they part at layer {name!r} ({worst:.2g})"
+            return f"; the first layer that differs is {name!r} ({worst:.2g})"
     return ""
 
 
-def _tied(rebuilt: Rebuilt) -> list[str]:
-    """A note for each weight that several of the user's layers own together: it became one weight for each."""
+def _shared_weights(rebuilt: RebuiltModel) -> list[str]:
+    """Return a note for each weight that several of the user's layers share: it became one weight for each layer."""
     owners: dict[int, list[str]] = {}
     for layer, built in rebuilt.by_layer.values():
         for variable in layer.weights:
             owners.setdefault(id(variable), []).append(built.path)
     shared = [paths for paths in owners.values() if len(paths) > 1]
-    return [f"{' and '.join(paths)} own one weight together; in tf_keras each has its own" for paths in shared]
+    return [f"{' and '.join(paths)} share a weight; in tf_keras each has a copy of it" for paths in shared]

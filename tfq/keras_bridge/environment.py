@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process-wide state of both Keras versions: environment variables, backends, random seeds, determinism.
 
-Private symbols, read in TensorFlow 2.21.0, keras 3.15.1 and tf_keras 2.21.0:
-    tensorflow.python.framework.config: is_op_determinism_enabled, disable_op_determinism
-    tensorflow.python.eager.context: context()._seed and ._rng
-    keras.src.backend.common.global_state: get_global_attribute, set_global_attribute
-        of "global_random_seed" and "global_seed_generator"
-    tf_keras.src.backend: _SEED_GENERATOR.generator
-
 tfmot 0.8.1 sets TF_USE_LEGACY_KERAS=1 when it is imported and reads `tf.keras`, `tf.compat.v1.keras` and
-`tf.compat.v2.keras`, which are lazy: whoever touches one first fixes which Keras it is for the whole process.
-Here tfmot is shown tf_keras while it is imported, and then every one of these is what it was.
+`tf.compat.v2.keras`. These are loaded lazily: the first access decides for the process which Keras they are. This
+module replaces them by tf_keras while tfmot is imported, and restores them afterwards.
 
-Private symbols: the modules `tf_keras.api._v1.keras` and `tf_keras.api._v2.keras`, read in tf_keras 2.21.0;
-`_tfmw_wrapped_module` of tensorflow.python.util.module_wrapper, which stands for `tf.compat.v1`, in TensorFlow 2.21.0.
+Private symbols, read in TensorFlow 2.21.0, keras 3.15.1 and tf_keras 2.21.0:
+
+- tensorflow.python.framework.config: is_op_determinism_enabled, disable_op_determinism
+- tensorflow.python.eager.context: context()._seed and ._rng
+- tensorflow.python.util.module_wrapper: _tfmw_wrapped_module, the module that the wrapper `tf.compat.v1` represents
+- keras.src.backend.common.global_state: get_global_attribute and set_global_attribute of "global_random_seed" and
+  "global_seed_generator"
+- tf_keras.src.backend: _SEED_GENERATOR.generator
+- tf_keras.api._v1.keras and tf_keras.api._v2.keras, the modules
 """
 
 import contextlib
@@ -37,15 +37,15 @@ _KERAS_ATTRIBUTES = ("global_random_seed", "global_seed_generator")
 
 @contextlib.contextmanager
 def deterministic(seed: int) -> Iterator[None]:
-    """Within, Python, NumPy, TensorFlow and both Kerases draw from `seed` and TensorFlow's ops are deterministic.
+    """Seed Python, NumPy, TensorFlow and both Keras versions, and make TensorFlow's ops deterministic.
 
-    After, however the block ends, every state and the determinism switch are what they were before. Build and train
-    inside it: the same calls give the same weights to the bit in any process on the same machine. Process-wide, so
-    not for two threads at once.
+    At the end of the block, every random state and the determinism setting are restored. If a model is built and
+    trained in the block, the same calls give bit-identical weights in any process on the same machine. The setting
+    applies to the whole process, so two threads must not use it at the same time.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(
-            f"seed: expected a whole number from 0 to 2**32 - 1, got {seed!r}",
+            f"seed: expected an integer from 0 to 2**32 - 1, got {seed!r}",
             field="seed",
             expected=(0, 2**32 - 1),
             got=seed,
@@ -64,7 +64,7 @@ def deterministic(seed: int) -> Iterator[None]:
     finally:
         if not was_deterministic:
             tf_config.disable_op_determinism()
-        _restore(before)
+        _restore_random_states(before)
 
 
 def _random_states() -> dict[str, Any]:
@@ -74,14 +74,14 @@ def _random_states() -> dict[str, Any]:
 
     return {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 - both Kerases seed the global generator
+        "numpy": np.random.get_state(),  # noqa: NPY002 - both Keras versions seed the global generator
         "tensorflow": {name: vars(context.context()).get(name) for name in _TENSORFLOW_ATTRIBUTES},
         "keras": [global_state.get_global_attribute(name) for name in _KERAS_ATTRIBUTES],
         "tf_keras": getattr(backend._SEED_GENERATOR, "generator", None),
     }
 
 
-def _restore(states: dict[str, Any]) -> None:
+def _restore_random_states(states: dict[str, Any]) -> None:
     from keras.src.backend.common import global_state
     from tensorflow.python.eager import context
     from tf_keras.src import backend
@@ -119,26 +119,34 @@ def import_tensorflow() -> ModuleType:
 
 
 def import_tf_keras() -> ModuleType:
-    """The module `tf_keras` (Keras 2). Raises TfqError when it is not installed."""
-    with _lock, _environment_kept():
-        return _imported("tf_keras", "tf-keras")
+    """Return the module `tf_keras` (Keras 2).
+
+    Raises:
+        TfqError: It is not installed.
+    """
+    with _lock, _preserved_environment():
+        return _import("tf_keras", "tf-keras")
 
 
 def import_keras() -> ModuleType:
-    """The module `keras`, version 3 on the TensorFlow backend. Raises TfqError when it is another one, or missing."""
-    with _lock, _environment_kept():
-        keras = _imported("keras", "keras>=3")
+    """Return the module `keras`, version 3 on the TensorFlow backend.
+
+    Raises:
+        TfqError: It is another version, has another backend, or is not installed.
+    """
+    with _lock, _preserved_environment():
+        keras = _import("keras", "keras>=3")
         if not keras.__version__.startswith("3."):
             raise TfqError(
-                f"`import keras` gives Keras {keras.__version__}, expected 3: pip install 'keras>=3'",
+                f"expected Keras 3 from `import keras`, got {keras.__version__}: pip install 'keras>=3'",
                 field="keras",
                 expected="3",
                 got=keras.__version__,
             )
         if keras.config.backend() != "tensorflow":
             raise TfqError(
-                f"Keras 3 runs on the {keras.config.backend()} backend, and .tflite comes from TensorFlow alone: "
-                "set KERAS_BACKEND=tensorflow before keras is imported",
+                f"expected Keras 3 on the TensorFlow backend, which conversion to .tflite requires, got the backend "
+                f"{keras.config.backend()}. Set KERAS_BACKEND=tensorflow before keras is imported",
                 field="KERAS_BACKEND",
                 expected="tensorflow",
                 got=keras.config.backend(),
@@ -147,23 +155,31 @@ def import_keras() -> ModuleType:
 
 
 def import_tfmot() -> ModuleType:
-    """The module `tensorflow_model_optimization`, working on tf_keras. Raises TfqError when it cannot be imported."""
-    with _lock, _environment_kept():
+    """Return the module `tensorflow_model_optimization`, which uses tf_keras.
+
+    Raises:
+        TfqError: It cannot be imported.
+    """
+    with _lock, _preserved_environment():
         if "tensorflow_model_optimization" not in sys.modules:
-            _imported("tf_keras", "tf-keras")
-            with _tf_keras_shown():
-                _imported("tensorflow_model_optimization", "tensorflow-model-optimization")
+            _import("tf_keras", "tf-keras")
+            with _tf_keras_as_tf_dot_keras():
+                _import("tensorflow_model_optimization", "tensorflow-model-optimization")
         return sys.modules["tensorflow_model_optimization"]
 
 
 def model_kind(model: Any) -> str:
-    """Which Keras a live model belongs to: "tf_keras" or "keras". Raises InputError when it is no Keras model."""
+    """Return the Keras version of a live model: "tf_keras" or "keras".
+
+    Raises:
+        InputError: It is not a Keras model.
+    """
     for kind in ("tf_keras", "keras"):
         module = sys.modules.get(kind)
         if module is not None and isinstance(model, module.Model):
             return kind
     raise InputError(
-        f"wanted a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}",
+        f"expected a tf_keras or Keras 3 model, got {type(model).__module__}.{type(model).__qualname__}",
         field="model",
         expected=("tf_keras", "keras"),
         got=f"{type(model).__module__}.{type(model).__qualname__}",
@@ -171,18 +187,18 @@ def model_kind(model: Any) -> str:
 
 
 def require_tf_keras(model: Any, what: str) -> None:
-    """Raises InputError unless `model` is a tf_keras model; `what` is the operation that needs one ("pruning")."""
+    """Raise InputError unless `model` is a tf_keras model; `what` is the operation that needs one ("pruning")."""
     if model_kind(model) != "tf_keras":
         raise InputError(
-            f"{what} takes a tf_keras model, got the Keras 3 model {model.name!r}: give tfq.to_tf_keras(model).model, "
-            "and have the trained weights back by tfq.return_weights",
+            f"{what} needs a tf_keras model, got the Keras 3 model {model.name!r}. Pass tfq.to_tf_keras(model).model, "
+            "and copy the trained weights back with tfq.return_weights",
             field="model",
             expected="tf_keras",
             got=model.name,
         )
 
 
-def _imported(name: str, package: str) -> ModuleType:
+def _import(name: str, package: str) -> ModuleType:
     import_tensorflow()
     try:
         return importlib.import_module(name)
@@ -201,7 +217,7 @@ def _imported(name: str, package: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _environment_kept() -> Iterator[None]:
+def _preserved_environment() -> Iterator[None]:
     before = os.environ.get(LEGACY_VARIABLE)
     try:
         yield
@@ -213,25 +229,28 @@ def _environment_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tf_keras_shown() -> Iterator[None]:
-    """Within, `tf.keras` and its two compat siblings are tf_keras; after, they are the very objects that they were."""
+def _tf_keras_as_tf_dot_keras() -> Iterator[None]:
+    """Make `tf.keras`, `tf.compat.v1.keras` and `tf.compat.v2.keras` tf_keras; restore the same objects at the end."""
     import tensorflow as tf
 
     v1 = importlib.import_module("tf_keras.api._v1.keras")
     v2 = importlib.import_module("tf_keras.api._v2.keras")
-    shown = [(tf, v2), (tf.compat.v1, v1), (tf.compat.v2, v2)]
-    # Through vars(), for an attribute access would make TensorFlow's lazy loader decide.
-    before = [(namespace, vars(namespace)["keras"], vars(_wrapped(namespace))["keras"]) for namespace, _ in shown]
+    replacements = [(tf, v2), (tf.compat.v1, v1), (tf.compat.v2, v2)]
+    # Reads vars(), because an attribute access would make TensorFlow's lazy loader decide.
+    before = [
+        (namespace, vars(namespace)["keras"], vars(_wrapped_module(namespace))["keras"])
+        for namespace, _ in replacements
+    ]
     try:
-        for namespace, module in shown:
+        for namespace, module in replacements:
             namespace.keras = module
         yield
     finally:
         for namespace, keras, wrapped_keras in before:
-            # By setattr, which also fixes the cache that a wrapper keeps of attributes once looked at.
+            # Uses setattr, which also updates the wrapper's cache of accessed attributes.
             namespace.keras = keras
-            vars(_wrapped(namespace))["keras"] = wrapped_keras
+            vars(_wrapped_module(namespace))["keras"] = wrapped_keras
 
 
-def _wrapped(namespace: ModuleType) -> ModuleType:
+def _wrapped_module(namespace: ModuleType) -> ModuleType:
     return vars(namespace).get("_tfmw_wrapped_module", namespace)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one layer is fake-quantized, as tfmot's QuantizeConfig: which weights by channel, which activations, which range.
+"""How one layer is fake-quantized, as tfmot's QuantizeConfig: its weights per channel, its activations, its ranges.
 
-Where a layer is several ops in the flatbuffer, a subclass of it gives the tensors between them names, to be quantized;
-or it has one op of them, a depthwise convolution of one place, which rounds once and has nothing between.
-The classes are made when they are asked for, and are in this package because a file of a quantization-aware model names
-them. Only public symbols of tfmot are used.
+If a layer becomes several ops in the flatbuffer, a subclass of the layer makes the tensors between them available for
+quantization. Some subclasses compute one op instead, a depthwise 1x1 convolution, which rounds only once. The classes
+are created on first use. They are in this package because the file of a quantization-aware model names them. Only
+public symbols of tfmot are used.
 """
 
 import functools
@@ -17,24 +17,25 @@ from tfq.keras_bridge.layers.tfq_layers import MASKED, tfq_layer_classes
 
 @functools.cache
 def quantize_config_classes() -> dict[str, Any]:
-    """Name -> class of what a quantization-aware model is saved with; registered with tf_keras, as "tfq>NAME"."""
+    """Return name -> class of the objects in the file of a quantization-aware model, registered as "tfq>NAME"."""
     quantization = import_tfmot().quantization.keras
-    by_channel, named_range = _by_channel_quantizer(quantization), _named_range_quantizer(quantization)
-    config = _layer_quantize_config(quantization, by_channel, named_range)
-    classes = [config, _parted_separable(), _ranged_scores(), *_convolved(), *_with_swish()]
+    per_channel, named_range = _per_channel_quantizer(quantization), _named_range_quantizer(quantization)
+    config = _layer_quantize_config(quantization, per_channel, named_range)
+    classes = [config, _split_separable(), _ranged_scores(), *_convolution_layers(), *_with_swish()]
     register = import_tf_keras().utils.register_keras_serializable(package="tfq")
     return {cls.__name__: register(cls) for cls in classes}
 
 
-def _by_channel_quantizer(quantization: Any) -> type:
+def _per_channel_quantizer(quantization: Any) -> type:
     base: Any = quantization.quantizers.LastValueQuantizer
 
-    class ByChannelQuantizer(base):
-        """Symmetric int8 in [-127, 127] with a scale for each channel of a weight of any rank.
+    class PerChannelQuantizer(base):
+        """Quantize a weight of any rank symmetrically to int8 in [-127, 127], with a scale for each channel.
 
-        axes: those that count channels, the last ones of the weight but for transposed convolutions: of a depthwise
-        kernel (height, width, channels, multiplier) the last two, where tfmot takes the multiplier alone, that is
-        one scale for all channels.
+        Args:
+            axes: The axes of the channels: the last ones, except for transposed convolutions. They are the last two of
+                a depthwise kernel (height, width, channels, multiplier); tfmot only uses the multiplier, which gives
+                one scale for all channels.
         """
 
         def __init__(self, axes: list[int]) -> None:
@@ -52,7 +53,7 @@ def _by_channel_quantizer(quantization: Any) -> type:
             axes = [axis % rank for axis in self.axes]
             order = [axis for axis in range(rank) if axis not in axes] + axes
             moved = inputs if order == sorted(order) else tf.transpose(inputs, order)
-            # TensorFlow's op takes matrices and images only.
+            # TensorFlow's op only supports matrices and images.
             rows = tf.reshape(moved, [-1, math.prod(inputs.shape[axis] for axis in axes)])
             rows = super().__call__(rows, training, weights, **kwargs)
             moved = tf.reshape(rows, moved.shape)
@@ -61,14 +62,14 @@ def _by_channel_quantizer(quantization: Any) -> type:
         def get_config(self) -> dict[str, Any]:
             return {"axes": self.axes}
 
-    return ByChannelQuantizer
+    return PerChannelQuantizer
 
 
 def _named_range_quantizer(quantization: Any) -> type:
     base: Any = quantization.quantizers.MovingAverageQuantizer
 
     class NamedRangeQuantizer(base):
-        """A moving average whose variables are called after the tensor, so that a layer can have several."""
+        """A moving average whose variables have the name of the tensor, so that a layer can have several."""
 
         def __init__(self, tensor: str) -> None:
             super().__init__(**_EIGHT_BITS)
@@ -83,31 +84,31 @@ def _named_range_quantizer(quantization: Any) -> type:
 _EIGHT_BITS = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
 
 
-def _parted_separable() -> type:
+def _split_separable() -> type:
     base: Any = import_tf_keras().layers.SeparableConv2D
 
-    class PartedSeparableConv2D(base):
-        """The same layer as its two convolutions, and `between` what passes from one to the other."""
+    class SplitSeparableConv2D(base):
+        """SeparableConv2D as its two convolutions; `intermediate` is applied to the tensor between them."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.between = import_tf_keras().activations.linear
+            self.intermediate = import_tf_keras().activations.linear
 
         def call(self, inputs: Any) -> Any:
             import tensorflow as tf
 
             strides, padding = (1, *self.strides, 1), self.padding.upper()
             dilations = None if tuple(self.dilation_rate) == (1, 1) else self.dilation_rate
-            between = tf.nn.depthwise_conv2d(inputs, self.depthwise_kernel, strides, padding, dilations=dilations)
-            outputs = tf.nn.conv2d(self.between(between), self.pointwise_kernel, 1, "VALID")
+            intermediate = tf.nn.depthwise_conv2d(inputs, self.depthwise_kernel, strides, padding, dilations=dilations)
+            outputs = tf.nn.conv2d(self.intermediate(intermediate), self.pointwise_kernel, 1, "VALID")
             if self.use_bias:
                 outputs = tf.nn.bias_add(outputs, self.bias)
             return self.activation(outputs)
 
-    return PartedSeparableConv2D
+    return SplitSeparableConv2D
 
 
-# How far below the lowest score the range of masked scores ends: exp(-12) is the largest weight of a masked position.
+# The distance of the range's end from the lowest unmasked score. The largest weight of a masked position is exp(-12).
 MASK_MARGIN = 12.0
 
 
@@ -117,9 +118,10 @@ def _ranged_scores() -> type:
     base: Any = tfq_layer_classes().MaskedScores
 
     class RangedMaskedScores(base):
-        """The same layer, and `bounded`: the scores as the flatbuffer has them, whose range ends at the masked ones.
+        """MaskedScores with `bounded`, which is applied to the scores as the flatbuffer has them.
 
-        What stands there in the place of a masked score matters to the range alone: it is masked once more.
+        The range of these scores ends at the masked ones. The value of a masked score only affects the range, because
+        it is masked a second time.
         """
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -137,9 +139,10 @@ def _ranged_scores() -> type:
 
 
 def _with_swish() -> list[type]:
-    """Layers that end in a swish, x * sigmoid(x): `before` is the x of a kernel layer, `gate` the sigmoid of it.
+    """Return the layers that end in a swish, x * sigmoid(x).
 
-    Both are tensors of the flatbuffer, the second with the fixed scale of LOGISTIC.
+    `pre_activation` is applied to the x of a layer with a kernel, `gate` to the sigmoid of x. Both are tensors of the
+    flatbuffer. The second one has the fixed scale of LOGISTIC.
     """
     import tensorflow as tf
 
@@ -153,13 +156,13 @@ def _with_swish() -> list[type]:
         def call(self, inputs: Any) -> Any:
             return inputs * self.gate(tf.sigmoid(inputs))
 
-    def of(base: Any) -> type:
+    def with_swish(base: Any) -> type:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             base.__init__(self, *args, **kwargs)
-            self.activation = self.before = self.gate = linear
+            self.activation = self.pre_activation = self.gate = linear
 
         def call(self: Any, inputs: Any) -> Any:
-            x = self.before(base.call(self, inputs))
+            x = self.pre_activation(base.call(self, inputs))
             return x * self.gate(tf.sigmoid(x))
 
         def get_config(self: Any) -> dict[str, Any]:
@@ -168,14 +171,14 @@ def _with_swish() -> list[type]:
         methods = {"__init__": __init__, "call": call, "get_config": get_config}
         return type(f"Swish{base.__name__}", (base,), methods)
 
-    return [SwishActivation, *(of(base) for base in (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense))]
+    return [SwishActivation, *(with_swish(base) for base in (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense))]
 
 
-def _convolved() -> list[type]:
-    """Layers of a factor and an offset for each channel, as a depthwise convolution of one place with a bias.
+def _convolution_layers() -> list[type]:
+    """Return layers that apply a factor and an offset for each channel as a depthwise 1x1 convolution with a bias.
 
-    As MUL and ADD, the product is rounded to 8 bits before the offset brings it back to where it belongs. In the
-    convolution each factor has a scale of its own, and an offset 32 bits. For (n, height, width, channels).
+    As MUL and ADD, the product would be rounded to 8 bits before the offset is added. In the convolution, each factor
+    has its own scale, and an offset has 32 bits. Inputs: (n, height, width, channels).
     """
     import tensorflow as tf
 
@@ -184,45 +187,48 @@ def _convolved() -> list[type]:
     statistics: Any = layers.Normalization
     rescaling: Any = layers.Rescaling
 
-    class ByChannel:
-        """scaled: inputs times factors, one or one for each channel, as that convolution."""
+    class PerChannelScaling:
+        """`scaled` computes inputs times factors, one or one for each channel, as a depthwise 1x1 convolution."""
 
         def build(self: Any, input_shape: Any) -> None:
-            self.channels = input_shape[-1]  # in fit the inputs have no known shape where the data tells none
+            self.channels = input_shape[-1]  # in fit, the shape of the inputs may be unknown
             super().build(input_shape)  # type: ignore[misc]
 
         def scaled(self: Any, inputs: Any, factors: Any) -> Any:
             kernel = tf.reshape(tf.broadcast_to(tf.cast(factors, inputs.dtype), [self.channels]), [1, 1, -1, 1])
             return tf.nn.depthwise_conv2d(inputs, kernel, (1, 1, 1, 1), "VALID")
 
-    class ConvolvedBatchNormalization(ByChannel, normalization):
-        """The converter folds it into the convolution by 1, which training does without."""
+    class ConvolvedBatchNormalization(PerChannelScaling, normalization):
+        """BatchNormalization after a convolution by 1 in inference; the converter folds the two."""
 
         def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
             is_inference = training is None or (isinstance(training, (bool, int)) and not training)
             return super().call(self.scaled(inputs, 1.0) if is_inference else inputs, training=training, **kwargs)
 
-    class ConvolvedRescaling(ByChannel, rescaling):
+    class ConvolvedRescaling(PerChannelScaling, rescaling):
         def call(self, inputs: Any) -> Any:
             inputs = tf.cast(inputs, self.compute_dtype)
             return self.scaled(inputs, self.scale) + tf.cast(self.offset, inputs.dtype)
 
-    class ConvolvedNormalization(ByChannel, statistics):
+    class ConvolvedNormalization(PerChannelScaling, statistics):
         def call(self, inputs: Any) -> Any:
             return super().call(self.scaled(tf.cast(inputs, self.compute_dtype), 1.0))
 
     return [ConvolvedBatchNormalization, ConvolvedNormalization, ConvolvedRescaling]
 
 
-def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any) -> type:
+def _layer_quantize_config(quantization: Any, per_channel: Any, named_range: Any) -> type:
     base: Any = quantization.QuantizeConfig
 
     class LayerQuantizeConfig(base):
-        """weights: attribute -> the axes of its channels. activation: quantize around the layer's own activation.
+        """What tfmot fake-quantizes in one layer.
 
-        output: None, "observed" (a moving average of what comes out), or a fixed [minimum, maximum].
-        tensors: attributes of functions that the layer calls with tensors inside of it, to be quantized there, each
-            with its range as of output.
+        Args:
+            weights: Attribute of a weight -> the axes of its channels.
+            activation: Whether to quantize the output of the layer's activation.
+            output: None, "observed" (the moving average of the output), or a fixed [minimum, maximum].
+            tensors: Attribute -> range like `output`. The attributes are functions that the layer applies to its inner
+                tensors, which are quantized there.
         """
 
         def __init__(
@@ -234,18 +240,18 @@ def _layer_quantize_config(quantization: Any, by_channel: Any, named_range: Any)
             self.tensors = dict(tensors or {})
 
         def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-            return [(getattr(layer, name), by_channel(axes)) for name, axes in self.weights.items()]
+            return [(getattr(layer, name), per_channel(axes)) for name, axes in self.weights.items()]
 
         def set_quantize_weights(self, layer: Any, quantize_weights: list[Any]) -> None:
             for name, weight in zip(self.weights, quantize_weights, strict=True):
                 setattr(layer, name, weight)
 
         def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
-            inside = [
+            inner = [
                 (getattr(layer, name), named_range(name) if output == "observed" else _fixed(quantization, output))
                 for name, output in self.tensors.items()
             ]
-            return [*inside, (layer.activation, _observed(quantization))] if self.activation else inside
+            return [*inner, (layer.activation, _observed(quantization))] if self.activation else inner
 
         def set_quantize_activations(self, layer: Any, quantize_activations: list[Any]) -> None:
             names = [*self.tensors, "activation"] if self.activation else [*self.tensors]

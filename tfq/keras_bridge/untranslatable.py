@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception with which the translation of a single layer or operation from Keras 3 to tf_keras gives up."""
+"""The exception for a single layer or operation that cannot be translated from Keras 3 to tf_keras."""
 
 
 class Untranslatable(Exception):
-    """One layer or operation has no equal in tf_keras.
+    """One layer or operation has no equivalent in tf_keras.
 
-    Raised by a translator for its own node only: it knows the reason and what the user can do, and not which layer it
-    stands at. The bridge catches it, adds the name, gathers all of them and raises one InputError.
-
-    Args:
-        reason: What cannot be carried over and what to do about it, as one sentence without the layer's name.
+    A translator raises it for its own layer. It knows the reason and what the user can do, but not the layer's path in
+    the model. The bridge catches all of them, adds the paths, and raises one InputError.
     """
 
     def __init__(self, reason: str) -> None:
+        """Create the exception.
+
+        Args:
+            reason: What is not supported and what to do about it, without the layer's name.
+        """
         super().__init__(reason)
         self.reason = reason

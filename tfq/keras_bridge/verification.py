@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a rebuilt model is from the user's, on random data and on given data.
+"""Measure the difference between a rebuilt model and the user's model, on random data and on provided data.
 
-Private symbol: `_set_dtype_policy` of a tf_keras layer, read in tf_keras 2.21.0; test_keras_bridge_bridge.py's nested
-mixed_float16 model fails when it moves.
+Private symbol: `_set_dtype_policy` of a tf_keras layer, read in tf_keras 2.21.0. The nested mixed_float16 model of
+test_keras_bridge_bridge.py fails if it changes.
 """
 
 import contextlib
@@ -15,22 +15,24 @@ from numpy.typing import NDArray
 from tfq.data import shape_fits
 from tfq.errors import InputError, TfqError
 from tfq.keras_bridge.environment import import_keras, model_kind
-from tfq.keras_bridge.layers.config import NARROW
+from tfq.keras_bridge.layers.config import OTHER_FLOATS
 from tfq.keras_bridge.walk import all_layers, layer_of
 
 TOLERANCE = 1e-4
-# Where float32's last bit in the inputs makes more than this, data cannot tell a mistake of TOLERANCE from rounding.
-MOST_NOISE = 1e-5
-# Examples of each kind of random data, and of given data, that are compared.
-RANDOM_EXAMPLES, GIVEN_EXAMPLES = 2, 32
-# What an unknown size becomes in random data: a picture's side must live through many strides.
+# If a change in the last bit of the inputs changes an output by more than this fraction of its range, a difference of
+# TOLERANCE may be caused by rounding, so the data is not informative.
+MAX_NOISE = 1e-5
+# Number of compared examples of each kind of random data, and of provided data.
+RANDOM_EXAMPLES, PROVIDED_EXAMPLES = 2, 32
+# Unknown sizes in random data. The side of an image must be large enough for many strides.
 _SIDE, _LENGTH = 64, 12
 
 
 def random_inputs(model: Any, seed: int = 0) -> list[list[NDArray]]:
-    """Sets of inputs of a flat tf_keras model, each a flat list, with what `random_inputs_by_kind` gives.
+    """Return sets of inputs of a flat tf_keras model; each set is a flat list of arrays.
 
-    Both kinds are one set, for a large model costs seconds to run, unless the batch is fixed.
+    All kinds of `random_inputs_by_kind` are concatenated to one set, because a large model takes seconds to run. If the
+    batch size is fixed, each kind is a set.
     """
     sets = list(random_inputs_by_kind(model, seed).values())
     if any(tensor.shape[0] is not None for tensor in model.inputs):
@@ -39,9 +41,9 @@ def random_inputs(model: Any, seed: int = 0) -> list[list[NDArray]]:
 
 
 def random_inputs_by_kind(model: Any, seed: int = 0) -> dict[str, list[NDArray]]:
-    """{what they are: inputs of a flat tf_keras model}: about 0 and 1 wide, and pixels in [0, 255].
+    """Return kind of data -> inputs of a flat tf_keras model: standard normal values, and pixels in [0, 255].
 
-    An input that reaches an Embedding or a CategoryEncoding has whole numbers that it has rows for.
+    An input of an Embedding or a CategoryEncoding gets valid indices.
     """
     rng = np.random.default_rng(seed)
     return {
@@ -53,7 +55,7 @@ def random_inputs_by_kind(model: Any, seed: int = 0) -> dict[str, list[NDArray]]
 def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
     shape = [RANDOM_EXAMPLES if tensor.shape[0] is None else tensor.shape[0]]
     shape += [(_SIDE if tensor.shape.rank >= 4 else _LENGTH) if n is None else n for n in tensor.shape[1:]]
-    rows, dtype = _rows_behind(tensor), tensor.dtype.as_numpy_dtype
+    rows, dtype = _num_rows(tensor), tensor.dtype.as_numpy_dtype
     if dtype is np.bool_:
         return rng.integers(0, 2, shape).astype(dtype)
     if rows is not None:
@@ -63,8 +65,8 @@ def _random_input(tensor: Any, kind: str, rng: np.random.Generator) -> NDArray:
     return rng.normal(size=shape).astype(dtype)
 
 
-def _rows_behind(tensor: Any) -> int | None:
-    """The fewest rows of any table that the input's values number, or None where there is no such table."""
+def _num_rows(tensor: Any) -> int | None:
+    """Return the smallest number of rows of the tables that the input indexes; None if it indexes none."""
     result, stack, seen = [], list(layer_of(tensor).outbound_nodes), set()
     while stack:
         node = stack.pop()
@@ -80,10 +82,15 @@ def _rows_behind(tensor: Any) -> int | None:
     return min(result) if result else None
 
 
-def given_inputs(model: Any, data: Any) -> list[NDArray]:
-    """The first examples of `data` (an array, a list or a dict of arrays, or a tfq Split) as a flat list of inputs.
+def provided_inputs(model: Any, data: Any) -> list[NDArray]:
+    """Return the first examples of `data` as a flat list of inputs.
 
-    Raises InputError where it has other inputs than `model`, a tf_keras model, or examples of another shape.
+    Args:
+        model: A tf_keras model.
+        data: An array, a list or dict of arrays, or a tfq Split.
+
+    Raises:
+        InputError: The inputs or their shapes do not match those of `model`.
     """
     data = getattr(data, "inputs", data)
     if isinstance(data, Mapping):
@@ -93,7 +100,7 @@ def given_inputs(model: Any, data: Any) -> list[NDArray]:
             missing = [name for name in model.input_names if name not in data]
             if missing:
                 raise InputError(
-                    f"the data has no input {', '.join(missing)}: it has {', '.join(data)}",
+                    f"the data has no input {', '.join(missing)}, only {', '.join(data)}",
                     field="data",
                     expected=tuple(missing),
                     got=tuple(data),
@@ -102,32 +109,38 @@ def given_inputs(model: Any, data: Any) -> list[NDArray]:
     arrays = [np.asarray(array) for array in (data if isinstance(data, (list, tuple)) else [data])]
     if len(arrays) != len(model.inputs):
         raise InputError(
-            f"the data has {len(arrays)} inputs, the model {model.name!r} has {len(model.inputs)}",
+            f"the data has {len(arrays)} inputs, expected the {len(model.inputs)} of the model {model.name!r}",
             field="data",
             expected=len(model.inputs),
             got=len(arrays),
         )
     for name, array, tensor in zip(model.input_names, arrays, model.inputs, strict=True):
-        if not _takes(tuple(tensor.shape)[1:], array.shape[1:]):
+        if not _accepts(tuple(tensor.shape)[1:], array.shape[1:]):
             raise InputError(
-                f"the data's examples for the input {name!r} have shape {array.shape[1:]}, the model {model.name!r} "
-                f"wants {tuple(tensor.shape)[1:]}",
+                f"the data's examples for the input {name!r} have shape {array.shape[1:]}, expected "
+                f"{tuple(tensor.shape)[1:]} for the model {model.name!r}",
                 field="data",
                 expected=tuple(tensor.shape)[1:],
                 got=array.shape[1:],
             )
     pairs = zip(arrays, model.inputs, strict=True)
-    return [array[:GIVEN_EXAMPLES].astype(tensor.dtype.as_numpy_dtype) for array, tensor in pairs]
+    return [array[:PROVIDED_EXAMPLES].astype(tensor.dtype.as_numpy_dtype) for array, tensor in pairs]
 
 
-def _takes(wanted: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
-    # Both Kerases add a last axis of 1 where it is missing, and take it away where it is too many.
-    tried = [shape, (*shape, 1), *([shape[:-1]] if shape[-1:] == (1,) else [])]
-    return any(shape_fits(item, wanted) for item in tried)
+def _accepts(input_shape: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    # Both Keras versions add a missing last axis of size 1, and remove an extra one.
+    shapes = [shape, (*shape, 1), *([shape[:-1]] if shape[-1:] == (1,) else [])]
+    return any(shape_fits(item, input_shape) for item in shapes)
 
 
 def outputs_of(model: Any, structure: Any, inputs: list[NDArray]) -> list[NDArray]:
-    """Flat outputs of either Keras' model in inference. structure: its input tensors as it nests them."""
+    """Return the flat outputs of a model of either Keras in inference, as float32.
+
+    Args:
+        model: The model.
+        structure: Its input tensors in their structure.
+        inputs: The flat inputs.
+    """
     import tensorflow as tf
 
     kind = model_kind(model)
@@ -137,14 +150,18 @@ def outputs_of(model: Any, structure: Any, inputs: list[NDArray]) -> list[NDArra
     return [np.asarray(tf.cast(output, tf.float32)) for output in tree.flatten(outputs)]
 
 
-def difference(theirs: list[list[NDArray]], ours: list[list[NDArray]]) -> float:
-    """The largest |theirs - ours| as a share of the range of that output over all the data.
+def difference(expected: list[list[NDArray]], actual: list[list[NDArray]]) -> float:
+    """Return the largest |expected - actual| as a fraction of the range of that output over all data.
 
-    A range under a hundredth of the output's magnitude counts as that: below it float32 itself is what is measured.
-    theirs, ours: a list for each set of inputs of a list for each output. inf where one is finite and the other not.
+    The range is at least a hundredth of the output's largest magnitude. With a smaller range, the result would measure
+    the precision of float32. The result is inf if one value is finite and the other is not.
+
+    Args:
+        expected: For each set of inputs, a list of outputs.
+        actual: The outputs to compare, likewise.
     """
     worst = 0.0
-    for reference, rebuilt in zip(zip(*theirs, strict=True), zip(*ours, strict=True), strict=True):
+    for reference, rebuilt in zip(zip(*expected, strict=True), zip(*actual, strict=True), strict=True):
         a = np.concatenate([array.reshape(-1) for array in reference]).astype(np.float64)
         b = np.concatenate([array.reshape(-1) for array in rebuilt]).astype(np.float64)
         if a.shape != b.shape:
@@ -160,27 +177,27 @@ def difference(theirs: list[list[NDArray]], ours: list[list[NDArray]]) -> float:
     return worst
 
 
-def one_step_up(inputs: list[NDArray]) -> list[NDArray]:
-    """The next number of its type for each real; whole numbers stay."""
+def next_floats(inputs: list[NDArray]) -> list[NDArray]:
+    """Return the next larger float of the same dtype for each float; integers stay."""
     return [np.nextafter(array, array.dtype.type(np.inf)) if array.dtype.kind == "f" else array for array in inputs]
 
 
 @contextlib.contextmanager
-def computing_in_float32(model: Any) -> Iterator[None]:
-    """Within, a model's float16, bfloat16 and mixed layers compute in float32, with the weights they have."""
-    layers = [layer for layer in all_layers(model) if layer.compute_dtype in NARROW]
-    of_keras = model_kind(model) == "keras"
-    before = [layer.dtype_policy for layer in layers]
+def compute_in_float32(model: Any) -> Iterator[None]:
+    """Make a model's float16, bfloat16, float64 and mixed layers compute in float32 with the same weights."""
+    layers = [layer for layer in all_layers(model) if layer.compute_dtype in OTHER_FLOATS]
+    is_keras_3 = model_kind(model) == "keras"
+    policies = [layer.dtype_policy for layer in layers]
     try:
         for layer in layers:
-            if of_keras:
+            if is_keras_3:
                 layer.dtype_policy = _float32_policy(layer.variable_dtype)
             else:
                 layer._set_dtype_policy("float32")
         yield
     finally:
-        for layer, policy in zip(layers, before, strict=True):
-            if of_keras:
+        for layer, policy in zip(layers, policies, strict=True):
+            if is_keras_3:
                 layer.dtype_policy = policy
             else:
                 layer._set_dtype_policy(policy)
@@ -190,7 +207,7 @@ def _float32_policy(variable_dtype: str) -> Any:
     base: Any = import_keras().dtype_policies.DTypePolicy
 
     class Float32Policy(base):
-        """Computes in float32 whatever the weights are."""
+        """Compute in float32, with weights of any dtype."""
 
         @property
         def compute_dtype(self) -> str:
@@ -203,6 +220,6 @@ def _float32_policy(variable_dtype: str) -> Any:
     return Float32Policy("float32")
 
 
-def narrow_layers(model: Any) -> list[str]:
-    """Names of a tf_keras model's layers that do not compute in float32 but in another float."""
-    return [layer.name for layer in all_layers(model) if layer.compute_dtype in NARROW]
+def layers_not_in_float32(model: Any) -> list[str]:
+    """Return the names of a tf_keras model's layers that compute in another float dtype than float32."""
+    return [layer.name for layer in all_layers(model) if layer.compute_dtype in OTHER_FLOATS]

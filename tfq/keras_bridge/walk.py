@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walk the functional graph of either Keras: which layer or operation is called on what, under which name.
+"""Walk the functional graph of either Keras: the calls of layers and operations, and their names.
 
-The nodes are walked, not the config: a config loses the arguments of operations and which node of a shared layer is
-meant. Private symbols, read in keras 3.15.1 and tf_keras 2.21.0: `_nodes_by_depth`, `_keras_history` and
+The functions read the nodes, not the config. A config does not contain the arguments of operations and which node of a
+shared layer is used. Private symbols, read in keras 3.15.1 and tf_keras 2.21.0: `_nodes_by_depth`, `_keras_history` and
 `_flatten_layers` of both; in Keras 3 `_functional` of a Sequential, `_inputs_struct` and `_outputs_struct`,
 `node.operation`, `node.arguments.{args,kwargs}`, `node.outputs`, and `_keras_mask` of a tensor; in tf_keras
 `node.layer`, `node.call_args`, `node.call_kwargs`, `node.outputs`, `_nested_inputs` and `_nested_outputs`.
-test_keras_bridge_refusals.py fails when one of them moves.
+test_keras_bridge_refusals.py fails if one of them changes.
 """
 
 import inspect
@@ -19,57 +19,69 @@ from typing import Any
 from tfq.errors import InputError
 from tfq.keras_bridge.environment import import_keras, import_tf_keras, model_kind
 
-# What TensorFlow takes as a name scope, without the slash: tf_keras builds variable names of it, and .h5 groups.
-_UNFIT = re.compile(r"[^A-Za-z0-9_.>-]")
+# Matches characters that are not valid in a TensorFlow name scope, and the slash: tf_keras uses layer names in variable
+# names and in .h5 groups.
+_INVALID_CHARACTERS = re.compile(r"[^A-Za-z0-9_.>-]")
 
 
 class Names:
-    """Hands out each name once. Those of the outermost model are kept for its own layers."""
+    """Assigns unique layer names. The names of the outermost model's layers are reserved for these layers."""
 
     def __init__(self, graph: Any) -> None:
+        """Reserve the names of the layers and inputs of `graph`, the outermost model."""
         self._reserved = {fit(call.operation.name) for call in graph.calls}
         self._reserved |= {fit(layer_of(tensor).name) for tensor in graph.inputs}
         self._taken: set[str] = set()
 
     def take(self, name: str, path: str) -> str:
-        """The name for the user's layer `name` that stands at `path` ("" at the top, "outer/" inside the model outer).
+        """Return the name for the user's layer `name`.
 
-        The layer's own when no other has it, else with the models around it, else numbered.
+        The name is the layer's own name if it is free, otherwise it includes the path, and if necessary a number.
+
+        Args:
+            name: The layer's own name.
+            path: The path of its model: "" for the outermost, "outer/" for an inner one.
         """
-        own = fit(name)
-        long = fit(f"{path}{name}".replace("/", "_"))
-        candidates = itertools.chain([own, long], (f"{long}_{number}" for number in itertools.count(1)))
-        # Inside a nested model the names of the outermost model's layers are not to be had.
+        short_name = fit(name)
+        long_name = fit(f"{path}{name}".replace("/", "_"))
+        candidates = itertools.chain(
+            [short_name, long_name], (f"{long_name}_{number}" for number in itertools.count(1))
+        )
+        # Layers of nested models cannot have the names of the outermost model's layers.
         return self._first_free(candidates, self._taken | self._reserved if path else self._taken)
 
-    def part(self, whole: str, part: str) -> str:
-        """The name for a part of the user's layer that was given the name `whole`."""
-        own = fit(f"{whole}_{part}")
-        candidates = itertools.chain([own], (f"{own}_{number}" for number in itertools.count(1)))
+    def part(self, layer_name: str, part: str) -> str:
+        """Return the name for one of the layers that replace the layer called `layer_name`."""
+        short_name = fit(f"{layer_name}_{part}")
+        candidates = itertools.chain([short_name], (f"{short_name}_{number}" for number in itertools.count(1)))
         return self._first_free(candidates, self._taken | self._reserved)
 
-    def _first_free(self, candidates: Iterable[str], refused: set[str]) -> str:
-        chosen = next(candidate for candidate in candidates if candidate not in refused)
+    def _first_free(self, candidates: Iterable[str], unavailable: set[str]) -> str:
+        chosen = next(candidate for candidate in candidates if candidate not in unavailable)
         self._taken.add(chosen)
         return chosen
 
     def model_name(self, name: str) -> str:
-        """The model's own name, made fit."""
+        """Return the model's name in a valid form."""
         return fit(name)
 
 
 def fit(name: str) -> str:
-    """The name with every character that TensorFlow does not take in a scope replaced by an underscore."""
-    name = _UNFIT.sub("_", name)
+    """Return the name with every character that is not valid in a TensorFlow scope replaced by an underscore."""
+    name = _INVALID_CHARACTERS.sub("_", name)
     return name if name[:1].isalnum() or name[:1] == "." else f"layer{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One node: `operation` (a layer, a nested model, or a Keras 3 operation) called once.
+    """One node: one call of a layer, a nested model or an operation of Keras 3.
 
-    args, kwargs: as recorded, tensors being symbolic ones of the model's own Keras; masks and `training` that Keras 3
-    itself put there are left out. training: what was recorded of it, or None. outputs: the flat symbolic results.
+    Attributes:
+        operation: What is called.
+        args: The recorded positional arguments, with symbolic tensors of the model's Keras version.
+        kwargs: The recorded keyword arguments, without `training` and without masks that Keras 3 added.
+        training: The recorded `training`, or None.
+        outputs: The flat symbolic outputs.
     """
 
     operation: Any
@@ -81,7 +93,15 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A functional model: flat `inputs`, the structures that it takes and gives, and its calls in running order."""
+    """A functional model.
+
+    Attributes:
+        kind: "keras" or "tf_keras".
+        inputs: The flat input tensors.
+        input_structure: The input tensors in their structure.
+        output_structure: The output tensors in their structure.
+        calls: The calls in execution order.
+    """
 
     kind: str
     inputs: tuple[Any, ...]
@@ -90,19 +110,20 @@ class Graph:
     calls: tuple[Call, ...]
 
     def flat(self, structure: Any) -> list[Any]:
-        """The leaves of a nest, in the order in which this Keras flattens one."""
+        """Return the leaves of a structure, in the order in which this Keras version flattens it."""
         return _flatten(self.kind)(structure)
 
 
 def is_model(operation: Any) -> bool:
-    """Whether a layer is a model of either Keras: something with layers of its own."""
+    """Check whether a layer is a model of either Keras."""
     return isinstance(operation, (import_keras().Model, import_tf_keras().Model))
 
 
 def graph_of(model: Any) -> Graph:
-    """The graph of a built functional or sequential model.
+    """Return the graph of a built functional or sequential model.
 
-    Raises InputError when it is a subclassed model, which has no graph, or one that was never built.
+    Raises:
+        InputError: It is a subclassed model, which has no graph, or it was never built.
     """
     kind = model_kind(model)
     reason = why_no_graph(model)
@@ -117,34 +138,34 @@ def graph_of(model: Any) -> Graph:
 
 
 def why_no_graph(model: Any) -> str | None:
-    """Why `graph_of` would refuse the model, as words that follow its name; None when it would not."""
+    """Return why `graph_of` would refuse the model, as words after its name; None if it would not."""
     keras = import_keras() if model_kind(model) == "keras" else import_tf_keras()
     functional = type(keras.Model(*[keras.Input((1,), name="probe")] * 2))
     if isinstance(model, keras.Sequential):
         built = getattr(model, "_functional", None) if keras is import_keras() else getattr(model, "_nodes_by_depth", 0)
         own_call = type(model).call is not keras.Sequential.call
         if not own_call and not built:
-            return "was never built: give its first layer an Input, or call it once with data"
+            return "was never built. Add a keras.Input before its first layer, or call it once with data"
     else:
         own_call = not isinstance(model, functional) or type(model).call is not functional.call
     if own_call:
         return (
-            f"is a subclassed model ({type(model).__name__} has a call() of its own): its graph is Python code, and "
-            "neither tfmot nor the bridge can see into it. Build it with the functional API from its layers"
+            f"is a subclassed model ({type(model).__name__} overrides call()). Its graph is Python code, which tfmot "
+            "and tfq cannot read. Build the model from its layers with the functional API"
         )
     return None
 
 
-def inputs_by_reference(graph: Graph, given: Any) -> list[Any]:
-    """The tensors `given` to a nested model, in the order of its `inputs`: matched by name where both have names."""
+def inputs_by_reference(graph: Graph, arguments: Any) -> list[Any]:
+    """Return the arguments of a nested model's call in the order of its `inputs`, by name if both have names."""
     names = [layer_of(tensor).name for tensor in graph.inputs]
-    if isinstance(given, dict):
-        if isinstance(graph.input_structure, dict) and set(graph.input_structure) <= set(given):
-            chosen = {key: given[key] for key in graph.input_structure}
+    if isinstance(arguments, dict):
+        if isinstance(graph.input_structure, dict) and set(graph.input_structure) <= set(arguments):
+            chosen = {key: arguments[key] for key in graph.input_structure}
             return graph.flat(chosen)
-        if set(names) <= set(given):
-            return [given[name] for name in names]
-    return graph.flat(given)
+        if set(names) <= set(arguments):
+            return [arguments[name] for name in names]
+    return graph.flat(arguments)
 
 
 def _keras_graph(model: Any) -> Graph:
@@ -156,15 +177,17 @@ def _keras_graph(model: Any) -> Graph:
                 continue
             args, kwargs = tuple(node.arguments.args), dict(node.arguments.kwargs)
             tensors = _flatten("keras")((args, kwargs))
-            # Keras 3 writes the masks that travelled with its tensors into the recorded arguments; in tf_keras they
-            # travel by themselves. What the user passed as a mask is not a travelling one, and stays.
-            travelling = {id(mask) for mask in (getattr(t, "_keras_mask", None) for t in tensors) if mask is not None}
+            # Keras 3 adds the implicit masks of its tensors to the recorded arguments. In tf_keras they stay implicit,
+            # so they are removed here. A mask that the user passed as an argument is kept.
+            implicit_masks = {
+                id(mask) for mask in (getattr(t, "_keras_mask", None) for t in tensors) if mask is not None
+            }
             for name in [name for name in kwargs if name == "mask" or name.endswith("_mask")]:
                 leaves = _flatten("keras")(kwargs[name])
-                if all(leaf is None or id(leaf) in travelling for leaf in leaves):
+                if all(leaf is None or id(leaf) in implicit_masks for leaf in leaves):
                     del kwargs[name]
             training = kwargs.pop("training", None)
-            if travelling and _overlooks_mask(node.operation, args, kwargs):
+            if implicit_masks and _ignores_mask(node.operation, args, kwargs):
                 kwargs["mask"] = None
             calls.append(
                 Call(operation=node.operation, args=args, kwargs=kwargs, training=training, outputs=tuple(node.outputs))
@@ -178,9 +201,12 @@ def _keras_graph(model: Any) -> Graph:
     )
 
 
-def _overlooks_mask(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether Keras 3 calls the layer without the mask of its input: it gives `mask` only to one called with one
-    tensor alone, so not to an RNN called with its initial state. tf_keras does, unless told that there is none."""
+def _ignores_mask(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Check whether Keras 3 calls the layer without the mask of its input.
+
+    Keras 3 only passes `mask` to a layer that is called with a single tensor, so not to an RNN with an initial state.
+    tf_keras does, unless it receives mask=None.
+    """
     if not isinstance(layer, import_keras().layers.Layer) or "mask" not in inspect.signature(layer.call).parameters:
         return False
     flatten, tensor = _flatten("keras"), import_keras().KerasTensor
@@ -216,13 +242,13 @@ def _flatten(kind: str) -> Callable[[Any], list[Any]]:
 
 
 def layer_of(tensor: Any) -> Any:
-    """The layer or operation that a symbolic tensor of either Keras comes from."""
+    """Return the layer or operation that a symbolic tensor of either Keras comes from."""
     history = tensor._keras_history
     return history.operation if hasattr(history, "operation") else history.layer
 
 
 def layers_between(outputs: list[Any], inputs: list[Any]) -> list[Any]:
-    """The tf_keras layers that were called between two lists of symbolic tensors, the first called first."""
+    """Return the tf_keras layers that were called between two lists of symbolic tensors, in call order."""
     ends = {id(tensor) for tensor in inputs}
     results: dict[int, Any] = {}
     stack = list(outputs)
@@ -238,10 +264,10 @@ def layers_between(outputs: list[Any], inputs: list[Any]) -> list[Any]:
 
 
 def all_layers(model: Any) -> list[Any]:
-    """Every layer of a model of either Keras, those inside others too, and the model itself."""
+    """Return every layer of a model of either Keras, including inner layers and the model itself."""
     return list(model._flatten_layers())
 
 
 def takes_training(layer: Any) -> bool:
-    """Whether the layer's `call` has an argument `training`."""
+    """Check whether the layer's `call` has an argument `training`."""
     return "training" in inspect.signature(layer.call).parameters

@@ -115,9 +115,9 @@ def _folded(layer: Any) -> Any:
 
 def _input_step(layer: Any) -> float | None:
     """The scale of what the layer's kernel reads; None where it is not known."""
-    if kind(tfmot_symbols.wrapped(layer)) == "PartedSeparableConv2D":
-        between = tfmot_symbols.inner_range(layer, "between")
-        return None if between is None else (between[1] - between[0]) / _STEPS
+    if kind(tfmot_symbols.wrapped(layer)) == "SplitSeparableConv2D":
+        intermediate = tfmot_symbols.inner_range(layer, "intermediate")
+        return None if intermediate is None else (intermediate[1] - intermediate[0]) / _STEPS
     [node] = layer.inbound_nodes
     while len(node.keras_inputs) == 1:
         # By this node: a layer that is not wrapped is in the model that tfmot made this one of as well.

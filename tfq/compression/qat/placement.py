@@ -148,7 +148,7 @@ class _Graph:
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
         message = f"its kernel, {why}" if weights and not activation else why
         if "swish" in facts.stand_ins and is_swish(layer):
-            config["tensors"] = {"before": OBSERVED, "gate": _FIXED["sigmoid"]}
+            config["tensors"] = {"pre_activation": OBSERVED, "gate": _FIXED["sigmoid"]}
             return Placement(config=config, stand_in=facts.stand_ins["swish"], why=f"{message}, and around its swish")
         if facts.qat_tensors:
             config["tensors"] = dict.fromkeys(facts.qat_tensors, OBSERVED)

@@ -18,7 +18,7 @@ WITHOUT_EFFECT = {"seed", "use_cudnn", "flash_attention", "autocast", "synchroni
 ACTIVATIONS = ("activation", "recurrent_activation")
 # Options that tf_keras' constructors accept as **kwargs. They are only in the config of layers that have them.
 UNDOCUMENTED_OPTIONS = {"zero_output_for_mask", "activity_regularizer"}
-NARROW = ("float16", "bfloat16", "float64")
+OTHER_FLOATS = ("float16", "bfloat16", "float64")
 
 Note = Callable[[str], None]
 
@@ -65,7 +65,7 @@ def translated_config(
 def dtype_of(layer: Any) -> str:
     """Return the tf_keras dtype of a layer: every float dtype becomes float32, other dtypes stay."""
     dtype = layer.compute_dtype
-    return "float32" if dtype in NARROW or dtype is None else dtype
+    return "float32" if dtype in OTHER_FLOATS or dtype is None else dtype
 
 
 def _translated_value(layer: Any, key: str, value: Any, note: Note) -> Any:

@@ -21,7 +21,7 @@ from tfq.keras_bridge.layers.bridged_layer import (
     facts_of,
     translation_of,
 )
-from tfq.keras_bridge.layers.config import NARROW, dtype_of, translated_config
+from tfq.keras_bridge.layers.config import OTHER_FLOATS, dtype_of, translated_config
 from tfq.keras_bridge.layers.tfq_layers import tfq_layer_classes
 from tfq.keras_bridge.untranslatable import Untranslatable
 from tfq.keras_bridge.walk import is_model
@@ -56,8 +56,10 @@ def copied_layer(layer: Any, context: TranslationContext, *, frozen: bool) -> Tr
     try:
         config = layer.get_config()
     except NotImplementedError as error:
-        raise Untranslatable(f"{kind} has no get_config(), which is needed to copy it. Add one to the class") from error
-    config = {**config, "name": context.name, **({"dtype": "float32"} if layer.compute_dtype in NARROW else {})}
+        raise Untranslatable(
+            f"its class {kind} has no get_config(), which is needed to copy it. Add one to the class"
+        ) from error
+    config = {**config, "name": context.name, **({"dtype": "float32"} if layer.compute_dtype in OTHER_FLOATS else {})}
     return Translation(layers=(type(layer).from_config(config),))
 
 
@@ -77,7 +79,7 @@ def translate_layer(layer: Any, context: TranslationContext) -> Translation:
             f"tfq.BridgedLayer(keras_class={name}, translate=...) for it"
         )
     if entry is not None:
-        raise Untranslatable(f"tfq cannot translate {name}: {entry.help}")
+        raise Untranslatable(entry.help)
     raise Untranslatable(f"tf_keras has no layer {name}. Replace it, or register a tfq.BridgedLayer for it")
 
 
@@ -267,13 +269,13 @@ def _augmentation(layer: Any, context: TranslationContext) -> Translation:
             "is augmentation and is left out, because it is the identity in inference. Augment the data instead"
         )
         return Translation(layers=(), carriers=0)
-    raise Untranslatable(f"{type(layer).__name__} is augmentation that changes the shape. Crop the data instead")
+    raise Untranslatable("it is augmentation that changes the shape. Crop the data instead")
 
 
 def _pipeline(layer: Any, context: TranslationContext) -> Translation:
     if all(facts_of(inner).translate is _augmentation for inner in layer.layers):
         return _augmentation(layer, context)
-    raise Untranslatable("a Pipeline contains a layer that is not augmentation. Add its layers to the model one by one")
+    raise Untranslatable("it contains a layer that is not augmentation. Add its layers to the model one by one")
 
 
 def _input_and_output_tensors(layer: Any) -> Iterable[Any]:
@@ -322,8 +324,8 @@ _register(
 _register("DepthwiseConv1D", _with_activation, _KERNEL, channels="depthwise_convolution")
 _register(
     "SeparableConv2D", _with_activation, _KERNEL, **_LINEAR,
-    qat_weights={**_DEPTHWISE, "pointwise_kernel": (-1,)}, stand_ins={"always": "PartedSeparableConv2D"},
-    qat_tensors=("between",), prunable=("pointwise_kernel",), channels="separable_convolution",
+    qat_weights={**_DEPTHWISE, "pointwise_kernel": (-1,)}, stand_ins={"always": "SplitSeparableConv2D"},
+    qat_tensors=("intermediate",), prunable=("pointwise_kernel",), channels="separable_convolution",
 )  # fmt: skip
 _register(
     "SeparableConv1D", _with_activation, _KERNEL, prunable=("pointwise_kernel",), channels="separable_convolution"

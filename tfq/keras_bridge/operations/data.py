@@ -117,8 +117,8 @@ def _encoded_array(value: Any) -> dict[str, Any]:
         raise Untranslatable(f"one of its arguments is an array of {array.dtype}. Expected numbers")
     if array.nbytes > MAX_CONSTANT_BYTES:
         raise Untranslatable(
-            f"it has a constant of {array.nbytes} bytes. At most {MAX_CONSTANT_BYTES} are supported: make it a weight "
-            "of a layer"
+            f"it has a constant of {array.nbytes} bytes. At most {MAX_CONSTANT_BYTES} are supported: make it a "
+            "weight of a layer"
         )
     content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"array": {"dtype": array.dtype.str, "shape": list(array.shape), "base64": content}}
