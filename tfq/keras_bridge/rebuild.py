@@ -100,9 +100,9 @@ class UnbridgeableError(InputError):
         listed = "".join(f"\n  layer {path!r} ({classes[path]}): {reason}" for path, reason in problems.items())
         super().__init__(
             f"model {model!r} cannot be translated to tf_keras, which pruning and quantization-aware training need. "
-            "Replace the layers below, or register a tfq.BridgedLayer for each (see CONTRIBUTING.md). `convert` "
-            "accepts "
-            f"the model as it is:{listed}",
+            "Replace the layers below, or register a tfq.BridgedLayer for each (see CONTRIBUTING.md). Conversion "
+            "without "
+            f"them needs no translation: pass the Keras model itself.{listed}",
             field="model",
             got=tuple(problems),
         )
