@@ -24,3 +24,8 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
 def listed(names: Sequence[str], most: int = 8) -> str:
     """Return "a, b, c"; for more than `most` names, the first ones and the number of the others."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def alternatives(names: Sequence[str]) -> str:
+    """Return "a or b or c", each name once."""
+    return " or ".join(dict.fromkeys(names))

@@ -20,6 +20,7 @@ CLEAN: tuple[str, ...] = (
     "pipelines",
     "tfq/__init__.py",
     "tfq/artifacts.py",
+    "tfq/auditing",
     "tfq/cli/flags.py",
     "tfq/config",
     "tfq/errors.py",

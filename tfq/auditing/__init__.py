@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The static rules a .tflite is held to: schemes, types, targets; and why a rule is broken. Starts no interpreter."""
+"""Static rules for .tflite files: schemes, types, targets, and the reasons of violations. It starts no interpreter."""
 
 from tfq.auditing.audit import audit_model
 from tfq.auditing.report import AuditReport, Execution, Finding, Weight, require, requirements_of

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audit a flatbuffer: check every op of every subgraph and name each violation, with the reason.
+"""Audit a flatbuffer: check every op of every subgraph, and report each violation with its reason.
 
-Unless something else is required, that is full int8: int8 must carry scale and zero_point; int32 is taken as bias, as
-index or shape, in arithmetic on whole numbers, and in ops outside REAL_OPS as long as no scale makes reals of it; as
-data of a kernel that computes on reals, or beside quantized data, it is a mistake that no interpreter runs. bool and
-int64 are taken as indices and conditions, in arithmetic on whole numbers alone, and where control flow passes them on.
+The default requirement is full int8. int8 tensors must have scale and zero point. int32 is accepted as a bias, as an
+index or shape, in index arithmetic, and in ops outside REAL_OPS if it has no scale. As data of a kernel that computes
+on real values, or together with quantized data, int32 is an error that no interpreter runs. bool and int64 are accepted
+as indices and conditions, in index arithmetic, and in control flow.
 """
 
 import collections
@@ -20,11 +20,11 @@ from tfq.auditing.reasons import Reasons
 from tfq.auditing.report import FAILS, NOTE, AuditReport, Finding, op_title, origin, shown
 from tfq.auditing.schemes import (
     FLOATS,
-    WHOLE_NUMBERS,
+    INDEX_TYPES,
     Borders,
-    Offence,
     SchemeRules,
     TypeRules,
+    Violation,
     border_types,
     finding_kind,
     is_hybrid,
@@ -34,6 +34,7 @@ from tfq.auditing.tensors import DENSE, weight_counts, weights_of
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
 from tfq.errors import FlatbufferError
 from tfq.patterns import of_source, op_address, parse_address
+from tfq.text_table import alternatives
 from tfq.tflite.metadata import ADDRESSED_OPS, METADATA_NAME, decode_metadata
 from tfq.tflite.op_types import CONTROL_FLOW, INDEX, RANGE, WEIGHT, WIDE, op_types, roles
 from tfq.tflite.reader import read
@@ -46,10 +47,11 @@ class TargetRules:
     """The rules of one target for the ops of one subgraph."""
 
     def __init__(self, graph: Subgraph, target: Target, borders: Borders) -> None:
+        """Prepare the rules of `target` for `graph`."""
         self._graph, self._target, self._borders = graph, target, borders
 
     def findings(self, op: Op, allowed: Callable[[Subgraph, Op, Set[str]], bool]) -> Iterator[Finding]:
-        """What is wrong with `op`; custom and unknown ops are for the caller to name."""
+        """Yield what the target cannot run of `op`. Custom and unknown ops are not reported here."""
         if op.name == "CUSTOM" or op.name.startswith("UNKNOWN_"):
             return
         for severity, reason, advice in self._reasons(op):
@@ -68,9 +70,9 @@ class TargetRules:
             )
 
     def _reasons(self, op: Op) -> Iterator[tuple[str, str, str]]:
-        """(severity, reason, what to do)."""
+        """Yield (severity, reason, what to do)."""
         target, kind = self._target, self._kind(op)
-        replace = f"replace the layer, or name {origin(self._graph, op)!r} in audit.allow_float if another runs it"
+        replace = f"replace the layer, or name {origin(self._graph, op)!r} in audit.allow_float to run it elsewhere"
         at_border = self._borders.is_border(op)
         if reason := self._foreign_numbers(op, kind):
             yield FAILS, reason, f"convert with conversion.scheme={target.schemes[0]}"
@@ -78,37 +80,39 @@ class TargetRules:
         if kind == "float" and is_hybrid(self._graph, op):
             kind = "hybrid"
         if missing := self._missing_kernel(op, kind):
-            what = f"{target.title} has no {missing} {op.name}"
+            reason = f"{target.title} does not support {op.name} {missing}"
             if target.has_builtin_kernels or at_border:
-                yield NOTE, what, "TFLite's own kernel runs it on the CPU"
+                yield NOTE, reason, "TFLite's builtin kernel runs it on the CPU"
             else:
-                yield FAILS, what, replace
+                yield FAILS, reason, replace
             return
         newest = target.max_versions.get(op.name)
         if newest and op.version > newest:
-            reason = f"{target.title} knows {op.name} up to version {newest}, and this is version {op.version}"
+            reason = f"{target.title} supports {op.name} up to version {newest}, and this is version {op.version}"
             yield FAILS, reason, "convert with another scheme, or replace the layer"
         yield from self._shape_reasons(op, kind)
 
     def _missing_kernel(self, op: Op, kind: str) -> str | None:
-        """The kind or type of numbers that the target has no kernel of `op` for; None if it has all."""
+        """Return what the target has no kernel of `op` for, such as "on int16", or None if it has all kernels."""
         target = self._target
         if op.name in CONTROL_FLOW:
-            everything = target.integer_ops | target.float_ops | target.whole_ops
-            return None if op.name in everything else "control flow such as"
+            everything = target.integer_ops | target.float_ops | target.index_ops
+            return None if op.name in everything else "and other control flow"
         supported = {
-            "whole": target.whole_ops,
+            "index": target.index_ops,
             "integer": target.integer_ops,
             "hybrid": target.hybrid_ops,
             "float": target.float_ops | target.integer_ops,
         }[kind]
         if op.name not in supported:
-            return "whole-number" if kind == "whole" else kind
+            return {"index": "on int32, int64 and bool", "hybrid": "with integer weights and float activations"}.get(
+                kind, f"on {kind}s"
+            )
         types = sorted(self._data_types(op)) if kind != "hybrid" else []
-        return next((dtype for dtype in types if op.name not in target.ops_by_type.get(dtype, {op.name})), None)
+        return next((f"on {dtype}" for dtype in types if op.name not in target.ops_by_type.get(dtype, {op.name})), None)
 
     def _foreign_numbers(self, op: Op, kind: str) -> str | None:
-        """Why its numbers are none that the target computes with, by itself or in the form of its weights."""
+        """Return why the target does not compute with the types of the op or of its weights, or None."""
         target, tensors = self._target, self._graph.tensors
         types = {
             tensors[index].dtype
@@ -118,13 +122,13 @@ class TargetRules:
         if "int16" in types and "int16x8" not in target.schemes:
             return f"{target.title} has no kernel for 16-bit activations"
         if kind == "float" and target.schemes == ("int8",) and not self._borders.is_border(op):
-            return f"it computes on floats, and {target.title} on 8-bit integers alone"
+            return f"it computes on floats, and {target.title} only on 8-bit integers"
         if is_hybrid(self._graph, op) and "dynamic_range" not in target.schemes:
             return f"{target.title} has no kernel for float activations with integer weights"
         if op.name == "DEQUANTIZE" and op.inputs and op.inputs[0] >= 0 and tensors[op.inputs[0]].is_constant:
             scheme = "float16" if tensors[op.inputs[0]].dtype == "float16" else "weight_only_int8"
             if scheme not in target.schemes:
-                return f"it expands {tensors[op.inputs[0]].dtype} weights, which {target.title} cannot"
+                return f"it dequantizes {tensors[op.inputs[0]].dtype} weights, which {target.title} does not support"
         return None
 
     def _shape_reasons(self, op: Op, kind: str) -> Iterator[tuple[str, str, str]]:
@@ -132,11 +136,13 @@ class TargetRules:
         if op.name == DENSE and not target.per_channel_dense:
             weights = [tensors[index] for _, _, index, role in roles(op) if role == WEIGHT]
             if any(len(weight.scale) > 1 for weight in weights):
-                reason = f"its weights have a scale for each channel, expected one: {target.per_channel_dense_reason}"
+                reason = (
+                    f"its weights have one scale per channel, expected a single one: {target.per_channel_dense_reason}"
+                )
                 yield FAILS, reason, "convert with conversion.per_channel_dense=False"
         touched = [tensors[index] for index in op.tensors]
         if target.static_shapes and any(tensor.is_dynamic for tensor in touched):
-            reason = f"it has a dynamic shape, and {target.title} wants all of them fixed"
+            reason = f"it has a dynamic shape, and {target.title} requires fixed shapes"
             yield FAILS, reason, "convert with conversion.batch_size=1"
         if target.only_inner_axes:
             long = [
@@ -144,23 +150,23 @@ class TargetRules:
             ]
             if long:
                 reason = f"its tensor {shown(long[0].name)} has shape {long[0].shape[:16]}"
-                wanted = f"of more than 3 axes {target.title} wants all but the innermost three to be 1"
-                yield FAILS, f"{reason}: {wanted}", "convert with conversion.batch_size=1, or replace the layer"
+                rule = f"{target.title} requires all axes except the innermost three to be 1"
+                yield FAILS, f"{reason}: {rule}", "convert with conversion.batch_size=1, or replace the layer"
         classes = touched[0].shape[-1] if op.name == "SOFTMAX" and touched and touched[0].shape else 0
         if target.max_softmax and classes > target.max_softmax:
-            reason = f"{target.title} takes at most {target.max_softmax:,} classes, and it has {classes:,}"
+            reason = f"{target.title} supports at most {target.max_softmax:,} classes, and it has {classes:,}"
             yield FAILS, reason, "leave the softmax out of the model"
 
     def _kind(self, op: Op) -> str:
-        """integer, float or whole: the numbers that it computes with."""
+        """Return what the op computes with: "integer", "float" or "index"."""
         types = self._data_types(op)
         if types & FLOATS:
-            # A QUANTIZE or DEQUANTIZE is where floats end or begin.
+            # A QUANTIZE or DEQUANTIZE has floats on one side only.
             return "integer" if op.name in ("QUANTIZE", "DEQUANTIZE") and types - FLOATS else "float"
-        return "whole" if types <= set(WHOLE_NUMBERS) else "integer"
+        return "index" if types <= set(INDEX_TYPES) else "integer"
 
     def _data_types(self, op: Op) -> set[str]:
-        """The types of its activations, indices and states left out."""
+        """Return the types of the op's activations, without indices and states."""
         return {
             self._graph.tensors[index].dtype
             for _, _, index, role in roles(op)
@@ -168,15 +174,22 @@ class TargetRules:
         }
 
 
-# (subgraph, op, types that it should not have): whether the user allows it.
+# (subgraph, op, its violating types) -> whether the user allows it.
 Allowed = Callable[[Subgraph, Op, Set[str]], bool]
 
 
 class OpRules:
-    """What config.require wants of the ops of one subgraph."""
+    """The requirement of `config.require` on the ops of one subgraph."""
 
     def __init__(self, graph: Subgraph, config: AuditConfig, composition: Composition, *, is_entry: bool) -> None:
-        """is_entry: whether a caller can run the subgraph, so that its inputs and outputs are the model's borders."""
+        """Choose the rules.
+
+        Args:
+            graph: The subgraph.
+            config: The requirement and its exceptions.
+            composition: The composition of the whole model.
+            is_entry: Whether a caller can run the subgraph, so that its inputs and outputs are those of the model.
+        """
         borders = Borders(graph, config, is_entry)
         required = config.require or "full_int8"
         target = find_target(required)
@@ -190,59 +203,61 @@ class OpRules:
         self._graph, self._composition = graph, composition
 
     def findings(self, allowed: Allowed) -> Iterator[Finding]:
-        """Every op's, in order."""
+        """Yield the findings about all ops, in order."""
         graph = self._graph
-        offences = {op.index: result for op in graph.ops if self._types and (result := self._types.offences(op))}
-        dtypes = {index: {offence.dtype for offence in result} for index, result in offences.items()}
+        violations = {op.index: result for op in graph.ops if self._types and (result := self._types.violations(op))}
+        dtypes = {index: {violation.dtype for violation in result} for index, result in violations.items()}
         permitted = {op.index for op in graph.ops if op.index in dtypes and allowed(graph, op, dtypes[op.index])}
         reasons = Reasons(graph, self._composition)
-        # A Q/DQ pair is there for the float or 16-bit ops between: it is allowed when all of them are.
-        permitted |= reasons.shores_of(permitted)
+        # A Q/DQ pair is allowed if all float or 16-bit ops between its two ops are allowed.
+        permitted |= reasons.converters_of(permitted)
         for op in graph.ops:
             foreign = _foreign_finding(graph, op)
             if foreign:
                 yield foreign
-            if op.index in offences:
-                yield self._type_finding(op, offences[op.index], reasons, op.index in permitted)
+            if op.index in violations:
+                yield self._type_finding(op, violations[op.index], reasons, op.index in permitted)
             elif self._target:
                 yield from self._target.findings(op, allowed)
 
-    def _type_finding(self, op: Op, offences: list[Offence], reasons: Reasons, permit: bool) -> Finding:
+    def _type_finding(self, op: Op, violations: list[Violation], reasons: Reasons, permit: bool) -> Finding:
         graph = self._graph
         if self._scheme == "int8":
-            kind = finding_kind(graph, op, offences)
+            kind = finding_kind(graph, op, violations)
             reason = f"{reasons.reason(op, kind)}: {reasons.advice(op, kind)}"
         else:
             kind = "other_scheme"
-            # A mixed model may well be what the quantizer makes of this scheme where an op has no kernel for it.
-            left = " (where that has left it so, replace the layer)" if self._composition.scheme == "mixed" else ""
+            # The quantizer produces a mixed model if an op has no kernel for this scheme.
+            left = (
+                " (if that already gave this result, replace the layer)" if self._composition.scheme == "mixed" else ""
+            )
             reason = f"the model is {self._composition.scheme}: convert with conversion.scheme={self._scheme}{left}"
             reason += f", or name {origin(graph, op)!r} in audit.allow_float"
         by_type: dict[tuple[str, str], list[str]] = {}
-        for offence in offences[:16]:
-            by_type.setdefault((offence.dtype, offence.wanted), []).append(f"{offence.place} {offence.slot}")
+        for violation in violations[:16]:
+            by_type.setdefault((violation.dtype, violation.expected), []).append(f"{violation.place} {violation.slot}")
         parts = [
-            f"{', '.join(places)} {'is' if len(places) == 1 else 'are'} {dtype}, wanted {wanted}"
-            for (dtype, wanted), places in by_type.items()
+            f"{', '.join(places)} {'is' if len(places) == 1 else 'are'} {dtype}, expected {expected}"
+            for (dtype, expected), places in by_type.items()
         ]
-        if len(offences) > 16:
-            parts.append(f"and {len(offences) - 16} more")
-        first = shown(graph.tensors[offences[0].tensor].name)
+        if len(violations) > 16:
+            parts.append(f"and {len(violations) - 16} more")
+        first = shown(graph.tensors[violations[0].tensor].name)
         message = f"{op_title(graph, op)}: {'; '.join(parts)}: {reason}"
         severity = NOTE if permit else FAILS
         return Finding(kind=kind, severity=severity, message=message, allowed=permit, **_where(graph, op), tensor=first)
 
 
 def _foreign_finding(graph: Subgraph, op: Op) -> Finding | None:
-    """The finding about an op that TFLite's builtin kernels do not include."""
+    """Return the finding about an op that is not one of TFLite's builtin ops, or None."""
     if op.name == "CUSTOM":
         flex = op.custom_code.startswith("Flex")
         kind = "flex_op" if flex else "custom_op"
-        who = "TensorFlow's own kernels (the Flex delegate)" if flex else "kernels of the application"
-        what = f"is custom {shown(op.custom_code)}, expected a builtin op: {who} run it, never XNNPACK"
+        who = "TensorFlow (the Flex delegate)" if flex else "the application"
+        what = f"is the custom op {shown(op.custom_code)}, expected a builtin op: only {who} has a kernel for it"
     elif op.name.startswith("UNKNOWN_"):
         kind = "unknown_op"
-        what = "has an operator code beyond this schema, expected a builtin op: nothing is known of its int8 kernel"
+        what = "has an operator code that is newer than this schema, expected a builtin op: its int8 support is unknown"
     else:
         return None
     message = f"{op_title(graph, op)} {what}: replace the layer; audit.allow_float does not cover it"
@@ -254,15 +269,20 @@ def _where(graph: Subgraph, op: Op) -> dict[str, Any]:
 
 
 def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditReport:
-    """Audit the flatbuffer `model`: its composition, and each finding against what `config.require` names.
+    """Audit a flatbuffer: its composition, and its violations of what `config.require` names.
 
-    model: the bytes of a `.tflite`, or its path.
-    config: the scheme or the target to hold it against (full_int8 where nothing is required), the types that inputs and
-        outputs must have, and `allow_float`: shell-style patterns on an op's Keras layer or output tensor name, whose
-        findings about types are reported without failing; `allow_int16` and `allow_int4` likewise, where these types
-        are all that there is to find. Custom, Flex and unknown ops are never allowed.
-        The report of a model that fails is as good as another; to have an AuditError of it, see `require`.
-    Raises FlatbufferError when the bytes are no flatbuffer, or a damaged one.
+    Args:
+        model: The flatbuffer: its bytes or its path.
+        config: The required scheme or target (full_int8 if empty), the types that inputs and outputs must have, and
+            exceptions. `allow_float` has shell-style patterns for an op's Keras layer or output tensor; findings about
+            the types of such ops do not fail. `allow_int16` and `allow_int4` are the same for ops that violate the
+            rules only with these types. Custom, Flex and unknown ops are never allowed.
+
+    Returns:
+        The report. A violation does not raise; `require` raises an AuditError for it.
+
+    Raises:
+        FlatbufferError: The bytes are not a flatbuffer, or it is damaged.
     """
     config = config or AuditConfig()
     content = content_of(model, "model")
@@ -297,7 +317,7 @@ def audit_model(model: PathOrBytes, config: AuditConfig | None = None) -> AuditR
 
 
 def _addressed_ops(content: bytes, model: Model) -> dict[str, frozenset[str]]:
-    """Return {"op:12": output tensors} of ops of the float flatbuffer that the conversion to `content` addressed."""
+    """Return {"op:12": output tensors} of the ops that the conversion addressed in the float flatbuffer."""
     offset, size = model.metadata.get(METADATA_NAME, (0, 0))
     try:
         values = decode_metadata(content[offset : offset + size]).get(ADDRESSED_OPS) if size else None
@@ -309,19 +329,30 @@ def _addressed_ops(content: bytes, model: Model) -> dict[str, frozenset[str]]:
 
 
 class _Allowed:
-    """What the config's patterns allow, and which of them have matched something."""
+    """The ops that the config's patterns allow, and the patterns that have matched something."""
 
     def __init__(self, config: AuditConfig, addressed: Mapping[str, frozenset[str]]) -> None:
-        """addressed: the output tensors of ops that patterns address by their number in the float flatbuffer."""
+        """Compile the patterns.
+
+        Args:
+            config: The patterns.
+            addressed: Address of an op in the float flatbuffer -> its output tensors.
+        """
         self._any = _Patterns("allow_float", config.allow_float, addressed)
-        # int64 are the biases of 16 bits' activations.
+        # int64 is the type of biases with 16-bit activations.
         self._by_types = {
             frozenset({"int16", "int64"}): _Patterns("allow_int16", config.allow_int16, addressed),
             frozenset({"int4"}): _Patterns("allow_int4", config.allow_int4, addressed),
         }
 
     def __call__(self, graph: Subgraph, op: Op, dtypes: Set[str] = frozenset()) -> bool:
-        """Whether `op` may be as it is. dtypes: what of it is against the rules; empty where it is not its types."""
+        """Check whether `op` is allowed.
+
+        Args:
+            graph: The subgraph.
+            op: The op.
+            dtypes: The violating types; empty if the violation is not about types.
+        """
         names = [*([op.keras_layer] if op.keras_layer else []), *(graph.tensors[index].name for index in op.outputs)]
         address = op_address(graph.index, op.index)
         covered: set[str] = set()
@@ -332,14 +363,14 @@ class _Allowed:
 
     @property
     def unused(self) -> Iterator[tuple[str, str]]:
-        """(flag, pattern) of each that has matched nothing of its kind."""
+        """(field, pattern) of each pattern that has matched nothing."""
         for patterns in (self._any, *self._by_types.values()):
             for pattern in patterns.unused:
                 yield patterns.flag, pattern
 
 
 class _Patterns:
-    """The patterns of one flag, and which of them have matched something."""
+    """The patterns of one config field, and those that have matched something."""
 
     def __init__(self, flag: str, patterns: tuple[str, ...], addressed: Mapping[str, frozenset[str]]) -> None:
         self.flag = flag
@@ -349,7 +380,7 @@ class _Patterns:
         self.unused = dict.fromkeys(patterns)
 
     def match(self, names: list[str], address: str) -> bool:
-        """Whether one of them fits one of `names`, or is the `address` of the op that has them."""
+        """Check whether a pattern matches one of `names`, or is the `address` of the op with these names."""
         subgraph = parse_address(address) or (0, 0)
         exact = [
             pattern
@@ -371,61 +402,65 @@ class _Patterns:
 
 
 def _border_findings(model: Model, config: AuditConfig) -> Iterator[Finding]:
-    """Inputs and outputs of every subgraph that a caller can run."""
+    """Yield findings about the inputs and outputs of every subgraph that a caller can run."""
     input_types, output_types = border_types(config)
     scheme = AUDIT_SCHEMES.get(config.require or "full_int8")
     possible = SCHEME_IO_TYPES[scheme] if scheme else ()
     for graph in tensors.entries(model):
-        for place, ends, wanted in (
+        for place, ends, allowed in (
             ("input", graph.input_tensors, input_types),
             ("output", graph.output_tensors, output_types),
         ):
             for tensor in ends:
                 subject = f"{place} {shown(tensor.name)} of subgraph {graph.index} is {tensor.dtype}"
                 where: dict[str, Any] = {"subgraph": graph.index, "tensor": shown(tensor.name)}
-                if tensor.dtype in WHOLE_NUMBERS and not tensor.is_quantized:
-                    message = f"{subject}: whole numbers (indices, classes), which have no int8 form"
+                if tensor.dtype in INDEX_TYPES and not tensor.is_quantized:
+                    message = f"{subject}: indices or classes, which are not quantized"
                     yield Finding(kind="index_io", severity=NOTE, message=message, **where)
-                elif tensor.dtype not in wanted:
+                elif tensor.dtype not in allowed:
                     flag = f"inference_{place}_type"
-                    message = f"{subject}, wanted {' or '.join(wanted)}: convert with conversion.{flag}={wanted[0]}"
+                    message = (
+                        f"{subject}, expected {alternatives(allowed)}: convert with conversion.{flag}={allowed[0]}"
+                    )
                     if tensor.dtype in possible:
-                        message += f", or ask for audit.{flag}={tensor.dtype}"
+                        message += f", or require audit.{flag}={tensor.dtype}"
                     yield Finding(kind="io_type", severity=FAILS, message=message, **where)
 
 
 def _model_findings(model: Model, allowed: _Allowed) -> Iterator[Finding]:
     if not any(graph.ops for graph in model.subgraphs):
-        message = "the model has no ops, expected at least one: there is nothing to prove: convert the model again"
+        message = "the model has no ops, expected at least one: convert the model again"
         yield Finding(kind="no_ops", severity=FAILS, message=message)
     if not model.signatures:
         message = (
-            "the model has no signature, wanted serving_default: callers must go by tensor order: "
-            "convert with tfq, or add one with tfq.tflite.add_signature"
+            "the model has no signature, expected serving_default: callers must use the order of the tensors. "
+            "Convert with tfq, or add one with tfq.tflite.add_signature"
         )
         yield Finding(kind="missing_signature", severity=NOTE, message=message)
-    if note := main_subgraph_note(model, "run and reported as the file's inputs and outputs; the rules cover all"):
+    if note := main_subgraph_note(
+        model, "run and reported as the file's inputs and outputs; the rules cover all subgraphs"
+    ):
         yield Finding(kind="several_signatures", severity=NOTE, message=note)
     for flag, pattern in allowed.unused:
         other = {"allow_int16": "has 16 bits", "allow_int4": "has weights of 4 bits"}.get(flag, "is not int8")
-        message = f"audit.{flag} {pattern!r} matches no op that {other}: a typo, or no longer needed"
+        message = f"audit.{flag} {pattern!r} matches no op that {other}: correct or remove it"
         yield Finding(kind=f"unused_{flag}", severity=NOTE, message=message)
 
 
 def _scheme_findings(config: AuditConfig, scheme: str, findings: list[Finding]) -> Iterator[Finding]:
-    """That the model as a whole is another scheme, where no op of it told so."""
+    """Yield a finding if the model as a whole has another scheme and no op of it violates the rules."""
     if target := find_target(config.require):
-        wanted, title = target.schemes, f" for {target.title}"
+        expected, title = target.schemes, f" for {target.title}"
     elif config.require == "full_int8" or not config.require:
         return
     else:
-        wanted, title = (AUDIT_SCHEMES[config.require],), ""
+        expected, title = (AUDIT_SCHEMES[config.require],), ""
         if any(finding.severity == FAILS or finding.allowed for finding in findings):
             return
     built = CONVERTED.get(scheme, "" if title else scheme)
-    if built and built not in wanted:
-        message = f"the model is {scheme}, wanted {' or '.join(wanted)}{title}"
-        message += f": convert with conversion.scheme={wanted[0]}"
+    if built and built not in expected:
+        message = f"the model is {scheme}, expected {alternatives(expected)}{title}"
+        message += f": convert with conversion.scheme={expected[0]}"
         yield Finding(kind="scheme", severity=FAILS, message=message)
 
 

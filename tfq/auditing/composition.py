@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flatbuffer is quantized as, told from its ops' tensors alone."""
+"""Determine the scheme of a flatbuffer from the tensors of its ops."""
 
-from tfq.auditing.schemes import FLOATS, NARROW, is_hybrid
+from tfq.auditing.schemes import FLOATS, INDEX_TYPES, NARROW, is_hybrid
 from tfq.tflite.op_types import INDEX, RANGE, WIDE, roles
 from tfq.tflite.records import Model, Op, Subgraph
 
-# A scheme of ConversionConfig, as the tensors tell it.
+# `Composition.scheme` -> the scheme of ConversionConfig that produces it.
 CONVERTED = {
     "full_int8": "int8",
     "int8_float_io": "int8",
@@ -17,13 +17,24 @@ CONVERTED = {
     "weight_only": "weight_only_int8",
 }
 
-_WHOLE_NUMBERS = frozenset({"int32", "int64", "bool"})
+_INDEX_TYPES = frozenset(INDEX_TYPES)
 
 
 class Composition:
-    """The types that a model's reals have: as activations, as constants, and as constants dequantized before use."""
+    """The types of a model's real values.
+
+    Attributes:
+        activations: The types of activations.
+        constants: The types of constants that ops read directly.
+        dequantized: The stored types of constants that are dequantized before use.
+        is_hybrid: Whether an op computes on float activations with integer weights.
+        has_foreign_ops: Whether there are custom or unknown ops.
+        borders: The types of the model's inputs and outputs.
+        scheme: The scheme, as in `AuditReport`.
+    """
 
     def __init__(self, model: Model) -> None:
+        """Collect the types of all ops of `model`."""
         self.activations: set[str] = set()
         self.constants: set[str] = set()
         self.dequantized: set[str] = set()
@@ -42,7 +53,7 @@ class Composition:
         converts = op.name in ("QUANTIZE", "DEQUANTIZE")
         for _, _, index, role in roles(op):
             tensor = graph.tensors[index]
-            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _WHOLE_NUMBERS:
+            if role in (INDEX, WIDE, RANGE) or tensor.dtype in _INDEX_TYPES:
                 continue
             if tensor.is_constant and op.name == "DEQUANTIZE":
                 self.dequantized.add(tensor.dtype)
@@ -66,7 +77,7 @@ class Composition:
             return "int4_weights" if self.constants <= NARROW | {"int8"} else "mixed"
         if not self.constants <= {"int8"}:
             return "mixed"
-        others = self.borders - {"int8"} - _WHOLE_NUMBERS
+        others = self.borders - {"int8"} - _INDEX_TYPES
         if not others:
             return "full_int8"
         if others == {"uint8"}:
@@ -78,10 +89,10 @@ class Composition:
         weight_only = bool(self.dequantized - FLOATS)
         if half and (weight_only or self.is_hybrid):
             return "mixed"
-        # Some hybrid ops leave others with weights that are dequantized: those have no hybrid kernel.
+        # A dynamic-range model also dequantizes the weights of ops that have no hybrid kernel.
         if self.is_hybrid:
             return "dynamic_range"
         if half:
             return "float16"
-        # Integer constants that no float op reads as weights (a QUANTIZE of nothing, a table) are no scheme.
+        # Integer constants that no float op reads as weights (such as a table) do not determine a scheme.
         return "weight_only" if weight_only else "float32"

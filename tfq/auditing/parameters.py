@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audit rules for quantization parameters that TFLite's integer kernels take for granted.
+"""Audit rules for quantization parameters that TFLite's integer kernels assume.
 
-A kernel does not read every scale and zero point of the file. It multiplies by the product of input and weight scales
-whatever scale the bias declares, treats weights as symmetric, copies bytes where an op only moves values, and assumes
-the output range of a sigmoid. A file that says otherwise loads, passes every check of types, and computes other
-numbers. Source: the TFLite 8-bit quantization specification
+A kernel does not read every scale and zero point in the file. It multiplies by the product of input and weight scales,
+whatever the scale of the bias is. It treats weights as symmetric, copies bytes in ops that only move values, and
+assumes a fixed output range of a sigmoid. A file with other parameters loads, passes all checks of types, and computes
+wrong values. Source: the TFLite 8-bit quantization specification
 (https://ai.google.dev/edge/litert/models/quantization_spec) and tflite/core/kernels.
 """
 
@@ -29,7 +29,7 @@ from tfq.tflite.records import ABSENT, Op, Subgraph, Tensor, constant_values
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
-# Weight slots that are weights in the specification's sense; the others are activations or tables.
+# Ops whose weight slots are weights as the specification defines them; in others they are activations or tables.
 _WEIGHTED = frozenset(WEIGHT_INPUTS) - {"BATCH_MATMUL", "EMBEDDING_LOOKUP"}
 _SYMMETRIC = ("int8", "int4", "int2")
 _NARROW_BIASES = ("int8", "uint8", "int16", "int4", "uint4", "int2")
@@ -41,7 +41,7 @@ _SCALE_TOLERANCE = 1e-3
 
 
 def parameter_faults(data: bytes, graph: Subgraph, op: Op) -> Iterator[tuple[Tensor, str, str]]:
-    """Yield (tensor, kind, what is wrong) for each quantization parameter of `op` that its kernel does not honor.
+    """Yield (tensor, kind, fault) for each quantization parameter of `op` that its kernel does not honor.
 
     Args:
         data: The bytes that `graph` was read from.
@@ -49,8 +49,8 @@ def parameter_faults(data: bytes, graph: Subgraph, op: Op) -> Iterator[tuple[Ten
         op: The operator.
 
     Yields:
-        Kinds weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale, fixed_scale,
-        unequal_scales. The text continues "tensor NAME ...".
+        Kinds: weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale, fixed_scale,
+        unequal_scales. The fault completes the sentence "tensor NAME ...".
     """
     yield from _weight_faults(graph, op)
     yield from _bias_faults(data, graph, op)
@@ -67,14 +67,14 @@ def _weight_faults(graph: Subgraph, op: Op) -> Iterator[tuple[Tensor, str, str]]
             continue
         if any(tensor.zero_point):
             wrong = (
-                f"is a weight with zero_point {next(filter(None, tensor.zero_point))}, expected 0: the kernels take "
+                f"is a weight with zero_point {next(filter(None, tensor.zero_point))}, expected 0: the kernels treat "
                 f"{tensor.dtype} weights as symmetric: quantize it again"
             )
             yield tensor, "weight_zero_point", wrong
         axis = CHANNEL_AXES.get(op.name)
         if axis is not None and len(tensor.scale) > 1 and tensor.quantized_dimension != axis % len(tensor.shape):
             wrong = (
-                f"has a scale for each slice of axis {tensor.quantized_dimension}, expected axis "
+                f"has one scale per slice of axis {tensor.quantized_dimension}, expected axis "
                 f"{axis % len(tensor.shape)}, the output channels of {op.name}: quantize it again"
             )
             yield tensor, "weight_axis", wrong
@@ -101,8 +101,8 @@ def _bias_faults(data: bytes, graph: Subgraph, op: Op) -> Iterator[tuple[Tensor,
 
 
 def _bias_scale_fault(data: bytes, graph: Subgraph, op: Op, bias: Tensor) -> str:
-    """Return what is wrong with the bias' scales; empty if nothing is, or if they mean nothing (a bias of zeros)."""
-    slots = WEIGHTED_SLOTS.get(op.name, ())[:2]  # an LSTM has one bias for each gate, of other products
+    """Return the fault of a bias' scales; empty if there is none, or if all values of the bias are zero."""
+    slots = WEIGHTED_SLOTS.get(op.name, ())[:2]  # an LSTM has one bias per gate, with other scales
     if not slots or max(slots) >= len(op.inputs) or ABSENT in (op.inputs[slots[0]], op.inputs[slots[1]]):
         return ""
     inputs, weights = (graph.tensors[op.inputs[slot]] for slot in slots)
@@ -110,21 +110,21 @@ def _bias_scale_fault(data: bytes, graph: Subgraph, op: Op, bias: Tensor) -> str
         return ""
     if len({len(weights.scale), len(bias.scale)} - {1}) > 1:
         return f"has {len(bias.scale)} scales, expected {len(weights.scale)}, as its weights: quantize it again"
-    wanted = np.float64(inputs.scale[0]) * np.asarray(weights.scale, np.float64)
+    expected = np.float64(inputs.scale[0]) * np.asarray(weights.scale, np.float64)
     got = np.asarray(bias.scale, np.float64)
     sound = _is_sound((*inputs.scale, *weights.scale)) and bool(np.all(np.isfinite(got) & (got > 0)))
-    if not sound or np.all(np.abs(got / wanted - 1) <= _BIAS_TOLERANCE) or _is_zero(data, bias):
+    if not sound or np.all(np.abs(got / expected - 1) <= _BIAS_TOLERANCE) or _is_zero(data, bias):
         return ""
-    worst = int(np.argmax(np.abs(np.log(got / wanted))))
-    got, wanted = np.broadcast_arrays(got, wanted)
+    worst = int(np.argmax(np.abs(np.log(got / expected))))
+    got, expected = np.broadcast_arrays(got, expected)
     return (
-        f"has the scale {got[worst]:.4g}, expected {wanted[worst]:.4g}, the product of the scales of its op's input "
-        "and weights: the kernel adds it at that scale: quantize it again"
+        f"has the scale {got[worst]:.4g}, expected {expected[worst]:.4g}, the product of the scales of its op's input "
+        "and weights, which the kernel assumes: quantize it again"
     )
 
 
 def _is_sound(scales: Iterable[float]) -> bool:
-    """Return whether all are normal numbers above 0; the others are a finding of their own, bad_scale."""
+    """Check whether all scales are positive normal numbers; others are reported as bad_scale."""
     return all(SMALLEST_NORMAL <= scale < math.inf for scale in scales)
 
 
@@ -141,7 +141,7 @@ def _activation_faults(graph: Subgraph, op: Op) -> Iterator[tuple[Tensor, str, s
         if place != "output" or tensor.is_constant:
             continue
         if len(tensor.scale) > 1:
-            wrong = f"has {len(tensor.scale)} scales, expected one: only weights may have more: convert again"
+            wrong = f"has {len(tensor.scale)} scales, expected one, because only weights may have more: convert again"
             yield tensor, "activation_scale", wrong
         elif tensor.dtype == "int16" and any(tensor.zero_point):
             wrong = f"is int16 with zero_point {tensor.zero_point[0]}, expected 0: convert again"
@@ -163,8 +163,8 @@ def _moving_faults(graph: Subgraph, op: Op) -> Iterator[tuple[Tensor, str, str]]
             if both and tensor.dtype in _MOVED_TYPES and not _alike(output, tensor.scale[0], tensor.zero_point[0]):
                 wrong = (
                     f"has scale {output.scale[0]:.4g} and zero_point {output.zero_point[0]}, expected those of its "
-                    f"input, {tensor.scale[0]:.4g} and {tensor.zero_point[0]}: {op.name} takes the quantized values as "
-                    "they are: convert again"
+                    f"input, {tensor.scale[0]:.4g} and {tensor.zero_point[0]}: {op.name} copies the quantized "
+                    "values: convert again"
                 )
                 yield output, "unequal_scales", wrong
                 break

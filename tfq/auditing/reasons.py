@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explain why an op is not int8, as far as the flatbuffer tells, and what to do about it."""
+"""Explain why an op is not int8, as far as the flatbuffer shows it, and what to do about it."""
 
 from collections.abc import Collection
 
@@ -13,35 +13,38 @@ _CONVERTERS = ("QUANTIZE", "DEQUANTIZE")
 _OF_ISLANDS = FLOATS | {"int16"}
 _ALLOWED_BY = {"int16": "allow_int16", "narrow_weights": "allow_int4"}
 
-# Schemes that a whole model is converted to: no layer is to blame.
+# Schemes of a whole model, where no single layer is the cause.
 _WHOLE_MODEL = ("float32", "float16", "dynamic_range", "weight_only", "int16x8", "full_uint8")
 
 _BY_KIND = {
-    "int16": "its activations have 16 bits, for which XNNPACK has no kernel",
-    "uint8": "it is quantized in the unsigned form of TensorFlow 1",
+    "int16": "its activations have 16 bits, and XNNPACK has no kernel for them",
+    "uint8": "it is quantized to uint8, as in TensorFlow 1",
     "narrow_weights": "its weights have fewer than 8 bits",
-    "int32_data": "an int32 there is neither bias nor index, and its kernel takes none",
-    "not_an_index": "whole numbers stand for indices and conditions alone",
-    "other_type": "no int8 kernel takes that type",
+    "int32_data": "its kernel accepts int32 only as a bias or index",
+    "not_an_index": "int64 and bool are valid only as indices and conditions",
+    "other_type": "no int8 kernel accepts that type",
 }
 
 
 class Reasons:
-    """The islands of one subgraph: ops joined by float or 16-bit activations, and the Q/DQ ops on their shores."""
+    """The islands of one subgraph: ops connected by float or 16-bit activations, with the Q/DQ ops around them."""
 
     def __init__(self, graph: Subgraph, composition: Composition) -> None:
+        """Find the islands of `graph`, a subgraph of a model with this composition."""
         self._graph, self._composition = graph, composition
         self._islands = _islands(graph)
         self._inputs, self._outputs = frozenset(graph.inputs), frozenset(graph.outputs)
 
-    def shores_of(self, permitted: Collection[int]) -> set[int]:
-        """The Q/DQ ops of the islands whose every float op is among the op indices `permitted`."""
+    def converters_of(self, permitted: Collection[int]) -> set[int]:
+        """Return the Q/DQ ops around the islands whose float ops are all among the op indices `permitted`."""
         islands = {id(island): island for island in self._islands.values() if island}
-        whole = {key for key, island in islands.items() if all(op.index in permitted for op in island)}
-        return {op.index for op in self._graph.ops if op.name in _CONVERTERS and id(self._islands[op.index]) in whole}
+        complete = {key for key, island in islands.items() if all(op.index in permitted for op in island)}
+        return {
+            op.index for op in self._graph.ops if op.name in _CONVERTERS and id(self._islands[op.index]) in complete
+        }
 
     def reason(self, op: Op, kind: str) -> str:
-        """The likely reason for a finding of `kind` about `op`."""
+        """Return the likely reason for a finding of `kind` about `op`."""
         scheme = self._composition.scheme
         if kind == "int16" and op.name in _CONVERTERS and self._islands[op.index]:
             return f"it leads to or from the 16-bit activations of {self._titles(op)}"
@@ -51,27 +54,27 @@ class Reasons:
         if kind == "qdq":
             return self._qdq_reason(op)
         if kind == "hybrid_op":
-            return "integer weights in a float op, as dynamic-range quantization makes them"
+            return "it has integer weights and float activations, as dynamic-range quantization produces"
         if scheme == "float32":
             return "the model was never quantized"
         weights = self._dequantized_weights(op)
         if weights:
             return f"its {weights} weights are dequantized before use"
         if scheme in _WHOLE_MODEL:
-            return f"the model is {scheme}, which quantizes weights alone"
+            return f"the model is {scheme}, which quantizes only weights"
         if op.name in LEFT_FLOAT_BY_QUANTIZER:
-            return "TensorFlow's quantizer has no int8 form of it"
+            return "TensorFlow's quantizer does not support it in int8"
         if any(self._graph.tensors[index].dtype == "int8" for index in op.tensors):
-            return "only a part of its tensors is quantized"
-        return "it was left out of quantization: no range reached it, or (in QAT) its layer is not annotated"
+            return "only some of its tensors are quantized"
+        return "it was not quantized: it has no range, or (in QAT) its layer is not annotated"
 
     def advice(self, op: Op, kind: str) -> str:
-        """What to do about it."""
+        """Return what to do about a finding of `kind` about `op`."""
         if kind == "qdq" and not self._islands[op.index]:
             if self._inputs.intersection(op.inputs):
-                return "give the model int8 inputs, or ask for its own type with conversion.inference_input_type"
+                return "give the model int8 inputs, or request its type with conversion.inference_input_type"
             if self._outputs.intersection(op.outputs):
-                return "give the model int8 outputs, or ask for its own type with conversion.inference_output_type"
+                return "give the model int8 outputs, or request its type with conversion.inference_output_type"
         if self._composition.scheme in _WHOLE_MODEL:
             return "convert with conversion.scheme=int8 and a representative dataset"
         flag = _ALLOWED_BY.get(kind, "allow_float")
@@ -83,23 +86,23 @@ class Reasons:
 
     def _qdq_reason(self, op: Op) -> str:
         if any(index >= 0 and self._graph.tensors[index].is_constant for index in op.inputs):
-            return "it expands constants that are stored in another type than they are used in"
+            return "it dequantizes constants that are stored in another type"
         if self._islands[op.index]:
             return f"it leads to or from the float island of {self._titles(op)}"
         if self._inputs.intersection(op.inputs):
             return "the model's input is converted inside the model"
         if self._outputs.intersection(op.outputs):
             return "the model's output is converted inside the model"
-        return "a Q/DQ pair with nothing between, as layers leave that QAT did not annotate"
+        return "it is part of a Q/DQ pair with nothing in between, as at layers that QAT did not annotate"
 
     def _titles(self, op: Op) -> str:
-        """Of the ops on the island to which `op` leads."""
+        """Return the titles of the ops in the island that `op` leads to."""
         between = self._islands[op.index]
         titles = ", ".join(op_title(self._graph, other) for other in between[:3])
         return titles + (f" and {len(between) - 3} more" if len(between) > 3 else "")
 
     def _dequantized_weights(self, op: Op) -> str:
-        """The stored type of the op's weights where a DEQUANTIZE stands between them and it."""
+        """Return the stored type of the op's weights if a DEQUANTIZE is between them and the op; empty otherwise."""
         for _, _, index, role in roles(op):
             source = self._graph.producers.get(index)
             if role == WEIGHT and source and source.name == "DEQUANTIZE" and source.inputs and source.inputs[0] >= 0:
@@ -110,7 +113,7 @@ class Reasons:
 
 
 def _islands(graph: Subgraph) -> dict[int, list[Op]]:
-    """Op index -> the ops, without Q/DQ, that float or 16-bit activations join it to."""
+    """Return op index -> the ops, without Q/DQ, that are connected to it by float or 16-bit activations."""
     parents = list(range(len(graph.ops)))
 
     def root(node: int) -> int:

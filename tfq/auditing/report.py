@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an audit found, and how it reads."""
+"""The report of an audit, and its text."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,18 @@ from tfq.tflite.records import Op, Subgraph
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """A constant that an op (`op`, of `keras_layer`) reads as its weight, directly or behind a DEQUANTIZE.
+    """A constant that an op reads as its weight, directly or through a DEQUANTIZE.
 
-    dtype: as it is stored. bytes: of its content in the file. values: how many. zeros: how many of them stand for
-    exactly 0, None where they cannot be counted (sparse, below 8 bits). channels: output channels, 1 where the op's
-    weights have none. scales: 0 unquantized, 1 per_tensor, else one for each channel.
+    Attributes:
+        tensor: Its name.
+        keras_layer: The Keras layer of the op; None if unknown.
+        op: The name of the op.
+        dtype: The stored type.
+        bytes: Its size in the file.
+        values: The number of its values.
+        zeros: The number of values that represent exactly 0; None if they cannot be counted (sparse, below 8 bits).
+        channels: The number of output channels; 1 if the op's weights have none.
+        scales: 0 if unquantized, 1 for per_tensor, otherwise one per channel.
     """
 
     tensor: str
@@ -32,7 +39,7 @@ class Weight:
     scales: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the weight as JSON values."""
         return asdict(self)
 
 
@@ -40,19 +47,22 @@ _LONGEST = 200
 
 
 def shown(name: str) -> str:
-    """`name` on one line of at most 200 printable characters."""
+    """Return `name` on one line with at most 200 printable characters."""
     cut = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in cut) or "(no name)"
 
 
 def op_title(graph: Subgraph, op: Op) -> str:
-    """`op #5 CONV_2D (conv1)`: its layer, else its output tensor, and its subgraph where that is not the main one."""
+    """Return the title of an op, such as `op #5 CONV_2D (conv1)`.
+
+    It has the op's number, name and `origin`, and the subgraph if that is not the main one.
+    """
     prefix = f"subgraph {graph.index}, " if graph.index else ""
     return f"{prefix}op #{op.index} {op.name} ({origin(graph, op)})"
 
 
 def origin(graph: Subgraph, op: Op) -> str:
-    """The name that tells the user most of `op`, as `audit.allow_float` takes it: its layer, else its output tensor."""
+    """Return the name by which `audit.allow_float` selects an op: its Keras layer, or else its output tensor."""
     return shown(graph.layer_of(op))
 
 
@@ -63,18 +73,25 @@ _LINES_ON_SCREEN = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a reader of the audit should know.
+    """A violation, or something else that a reader of the audit should know.
 
-    kind: float_op, hybrid_op, qdq, int16, uint8, int32_data, not_an_index, narrow_weights, other_type (types of an op's
-        tensors); custom_op, flex_op, unknown_op; io_type, index_io; missing_quantization, bad_scale, bad_zero_point,
-        buffer_size; weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale,
-        fixed_scale, unequal_scales (parameters that the op's kernel does not honor); per_tensor_weights,
-        dynamic_shape, missing_signature, several_signatures, no_ops; unused_allow_float, unused_allow_int16,
-        unused_allow_int4 (a pattern matches nothing of its kind); other_scheme (an op's types are not those of the
-        scheme required), not_on_target (the target required cannot run the op), scheme.
-    severity: "fails" breaks what is required, "note" does not. allowed: it would have failed, but a pattern of
-        allow_float, allow_int16 or allow_int4 names it.
-    op_index, op, keras_layer, tensor: where it is, None where that has no meaning. tensor is a name.
+    Attributes:
+        kind: About the types of an op's tensors: float_op, hybrid_op, qdq, int16, uint8, int32_data, not_an_index,
+            narrow_weights, other_type. About ops: custom_op, flex_op, unknown_op, not_on_target (the required target
+            cannot run it), other_scheme (its types are not those of the required scheme). About inputs and outputs:
+            io_type, index_io. About single tensors: missing_quantization, quantized_index, bad_scale, bad_zero_point,
+            buffer_size, dynamic_shape, per_tensor_weights. About parameters that the op's kernel does not honor:
+            weight_zero_point, weight_axis, bias_type, bias_zero_point, bias_scale, activation_scale, fixed_scale,
+            unequal_scales. About the model: scheme, missing_signature, several_signatures, no_ops, does_not_run. About
+            patterns that match nothing: unused_allow_float, unused_allow_int16, unused_allow_int4.
+        severity: "fails" violates the requirement; "note" does not.
+        message: The finding in words, with what to do about it.
+        subgraph: The index of the subgraph; None if the finding is not about one.
+        op_index: The number of the op, or None.
+        op: The name of the op, or None.
+        keras_layer: The Keras layer of the op, or None.
+        tensor: The name of the tensor, or None.
+        allowed: Whether it would fail, but a pattern of allow_float, allow_int16 or allow_int4 allows it.
     """
 
     kind: str
@@ -88,19 +105,19 @@ class Finding:
     allowed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the finding as JSON values."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Whether an interpreter of this machine runs a flatbuffer.
+    """The result of running a flatbuffer once on an interpreter of this machine.
 
-    Args:
+    Attributes:
         state: "runs", "fails" or "not tried".
-        reason: The runtime's words if it fails; why it was not tried.
-        op_index: Index of the first op in subgraph 0 that fails, None if it is not known.
-        op: That op for people, such as "op #5 ADD (add_1)".
+        reason: The runtime's message if it fails, or why it was not tried.
+        op_index: Number of the first failing op of subgraph 0; None if unknown.
+        op: The title of that op, such as "op #5 ADD (add_1)".
     """
 
     state: str
@@ -137,7 +154,7 @@ class AuditReport:
         requirement: The required scheme or target (`AuditConfig.require`); full_int8 if none was required.
         dense_per_channel: Number of weight tensors of fully connected layers in `weights_per_channel`.
         dense_per_tensor: Number of weight tensors of fully connected layers in `weights_per_tensor`.
-        weights: The quantized weight tensors.
+        weights: The weight tensors.
         op_types: Op name -> type that it computes in -> count.
         execution: Whether an interpreter of this machine runs the flatbuffer; None if that was not tried.
     """
@@ -162,11 +179,11 @@ class AuditReport:
     execution: Execution | None = None
 
     def with_execution(self, execution: Execution) -> "AuditReport":
-        """Return the report with the result of running the flatbuffer; one that fails is a finding against it."""
+        """Return the report with the result of running the flatbuffer. A failed run becomes a finding that fails."""
         findings = self.findings
         if execution.state == "fails":
             where = f"{execution.op}: " if execution.op else ""
-            message = f"{where}the model does not run: {execution.reason}: convert it again, and see the warnings"
+            message = f"{where}the model does not run: {execution.reason}: convert it again and check the warnings"
             finding = Finding(
                 kind="does_not_run", severity=FAILS, message=message, subgraph=0, op_index=execution.op_index
             )
@@ -175,26 +192,26 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether the flatbuffer meets what was required."""
+        """Whether the flatbuffer meets the requirement."""
         return not self.failures
 
     @property
     def failures(self) -> tuple[Finding, ...]:
-        """The findings that break what was required."""
+        """The findings that violate the requirement."""
         return tuple(finding for finding in self.findings if finding.severity == FAILS)
 
     @property
     def granularity(self) -> str | None:
-        """per_channel, per_tensor or mixed: how the weights are quantized; None without quantized weights."""
+        """The granularity of the weights' scales: per_channel, per_tensor or mixed; None without quantized weights."""
         return _granularity(self.weights_per_channel, self.weights_per_tensor)
 
     @property
     def dense_granularity(self) -> str | None:
-        """The same of the weights of fully connected layers alone."""
+        """The granularity of the weights of fully connected layers."""
         return _granularity(self.dense_per_channel, self.dense_per_tensor)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the report as JSON values."""
         values: dict[str, Any] = {"ok": self.ok, "granularity": self.granularity}
         values["dense_granularity"] = self.dense_granularity
         values |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -210,7 +227,7 @@ class AuditReport:
         return values
 
     def to_text(self) -> str:
-        """The report for a terminal; failures come first, and what does not fit is counted."""
+        """Return the report for the terminal, failures first; at most 40 findings are listed."""
         ops = ", ".join(f"{count} {name}" for name, count in self.op_counts.items())
         weights = ", ".join(f"{count} {dtype}" for dtype, count in self.weight_types.items()) or "none"
         if self.granularity:
@@ -232,8 +249,8 @@ class AuditReport:
             mark = "FAIL" if finding.severity == FAILS else "allowed" if finding.allowed else "note"
             lines.append(f"{mark:8} {finding.message}")
         if len(ordered) > _LINES_ON_SCREEN:
-            further = _count(len(ordered) - _LINES_ON_SCREEN, "further finding")
-            lines.append(f"...      {further}: the record has all")
+            further = _count(len(ordered) - _LINES_ON_SCREEN, "more finding")
+            lines.append(f"...      {further} in the record")
         allowed = sum(finding.allowed for finding in self.findings)
         verdict = f"NOT met, {_count(len(self.failures), 'finding')} against it" if self.failures else "met"
         lines.append(f"{self.requirement}: {verdict}{f', {allowed} allowed' if allowed else ''}")
@@ -241,41 +258,42 @@ class AuditReport:
 
 
 def requirements_of(report: AuditReport | Mapping[str, Any], config: AuditConfig) -> tuple[Requirement, ...]:
-    """Return what config.require asks of the flatbuffer and whether it is met; nothing if it asks nothing.
+    """Return the requirement of `config.require` and whether it is met; nothing if it is empty.
 
     Args:
         report: The report of an audit by `config`, or its `to_dict()`.
-        config: What the audit was asked to require.
+        config: The config of that audit.
 
     Raises:
-        InputError: The report is of an audit that required something else.
+        InputError: The report is of an audit with another requirement.
     """
     if not config.require:
         return ()
     values = report.to_dict() if isinstance(report, AuditReport) else report
     if values["requirement"] != config.require:
         raise InputError(
-            f"the report is of an audit for {values['requirement']}, expected one for {config.require}: audit again",
+            f"the report is of an audit with require={values['requirement']}, expected {config.require}: audit again",
             field="require",
             expected=config.require,
             got=values["requirement"],
         )
     failures = [finding["message"] for finding in values["findings"] if finding["severity"] == FAILS]
-    asked = Requirement(
+    requirement = Requirement(
         name="require",
         bound=config.require,
         value=values["scheme"],
         holds=not failures,
         reason=failures[0] if failures else None,
     )
-    return (asked,)
+    return (requirement,)
 
 
 def require(report: AuditReport, config: AuditConfig) -> AuditReport:
-    """`report`, unchanged, of an audit that config.require was given to.
+    """Return `report` if it meets the requirement of `config`, the config of its audit.
 
-    Raises AuditError with its first failure, and the ops and layers of all others, if it has any; nothing is raised
-    where nothing is required.
+    Raises:
+        AuditError: It does not. The message has the first failure, and the ops and layers of all others.
+        InputError: The report is of an audit with another requirement.
     """
     return _require(report) if requirements_of(report, config) else report
 
@@ -294,7 +312,7 @@ def _require(report: AuditReport) -> AuditReport:
 
 
 def _ops(findings: Sequence[Finding]) -> str:
-    """The ops that the findings are about, each with its layer."""
+    """Return the ops that the findings are about, each with its layer."""
     titles = dict.fromkeys(
         f"{f'subgraph {finding.subgraph}, ' if finding.subgraph else ''}#{finding.op_index} {finding.op}"
         f" ({shown(finding.keras_layer or finding.tensor or 'no layer')})"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dtypes that an op's tensors may have, scheme by scheme.
+"""The types that an op's tensors may have in each scheme.
 
-Weights of fewer than 1,024 values may be float32 in dynamic_range and weight_only_int8: TensorFlow's converter leaves
-them.
+In dynamic_range and weight_only_int8, weights with fewer than 1,024 values may be float32, because TensorFlow's
+converter does not quantize them.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tfq.auditing.targets import find_target
 from tfq.config import AUDIT_SCHEMES, SCHEME_IO_TYPES, AuditConfig
+from tfq.text_table import alternatives
 from tfq.tflite.op_types import BIAS, CONTROL_FLOW, INDEX, INTEGER_OPS, RANGE, REAL_OPS, WEIGHT, WIDE, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
 
@@ -18,102 +19,127 @@ FLOATS = frozenset(
     {"float32", "float16", "bfloat16", "float64", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2"}
 )
 NARROW = frozenset({"int4", "uint4", "int2"})
-WHOLE_NUMBERS = ("int32", "int64", "bool")
+INDEX_TYPES = ("int32", "int64", "bool")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offence:
-    """One tensor of an op whose type full int8 does not have there."""
+class Violation:
+    """A tensor of an op with a type that the scheme does not allow there.
+
+    Attributes:
+        place: "input", "output" or "intermediate".
+        slot: Its number among the op's inputs or outputs.
+        tensor: Its index in the subgraph.
+        dtype: Its type.
+        expected: The type that it should have.
+    """
 
     place: str
     slot: int
     tensor: int
     dtype: str
-    wanted: str
+    expected: str
 
 
 def border_types(config: AuditConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The types that a model's inputs, and its outputs, may have: as asked for, else those of what is required."""
+    """Return the types that a model's inputs, and its outputs, may have.
+
+    They are those of `config`, or else those of the required target or scheme.
+    """
     if target := find_target(config.require):
         own = target.io_types
     else:
         own = SCHEME_IO_TYPES[AUDIT_SCHEMES[config.require or "full_int8"]][:1]
-    asked = (config.inference_input_type, config.inference_output_type)
-    return ((asked[0],) if asked[0] else own, (asked[1],) if asked[1] else own)
+    inputs, outputs = config.inference_input_type, config.inference_output_type
+    return ((inputs,) if inputs else own, (outputs,) if outputs else own)
 
 
 class Borders:
-    """The inputs and outputs of a subgraph, where they are the model's own, and the types that they may have."""
+    """The inputs and outputs of the model in one subgraph, and the types that they may have."""
 
     def __init__(self, graph: Subgraph, config: AuditConfig, is_entry: bool) -> None:
-        """is_entry: whether a caller can run the subgraph, so that its inputs and outputs are the model's borders."""
+        """Collect them.
+
+        Args:
+            graph: The subgraph.
+            config: The requirement.
+            is_entry: Whether a caller can run the subgraph, so that its inputs and outputs are those of the model.
+        """
         self._inputs = frozenset(graph.inputs) if is_entry else frozenset()
         self._outputs = frozenset(graph.outputs) if is_entry else frozenset()
         self._input_types, self._output_types = border_types(config)
 
     def is_converter(self, op: Op, place: str, tensor: Tensor) -> bool:
-        """Whether `op` turns a type that was asked for at the model's border into the one inside, or back."""
+        """Check whether `op` converts an allowed type of the model's input or output to or from the type inside."""
         if place == "input":
             return tensor.index in self._inputs and tensor.dtype in self._input_types and op.name == "QUANTIZE"
         last = "DEQUANTIZE" if tensor.dtype == "float32" else "QUANTIZE"
         return tensor.index in self._outputs and tensor.dtype in self._output_types and op.name == last
 
     def is_border(self, op: Op) -> bool:
-        """Whether `op` converts an input or output of the model."""
+        """Check whether `op` quantizes or dequantizes an input or output of the model."""
         converts = op.name in ("QUANTIZE", "DEQUANTIZE")
         return converts and bool(self._inputs.intersection(op.inputs) or self._outputs.intersection(op.outputs))
 
 
 class TypeRules:
-    """The rules for the ops of one subgraph."""
+    """The rules of full int8 for the ops of one subgraph."""
 
     def __init__(self, graph: Subgraph, borders: Borders) -> None:
+        """Prepare the rules for `graph`."""
         self._graph, self._borders = graph, borders
 
-    def offences(self, op: Op) -> list[Offence]:
-        """Every tensor of `op` that breaks the rules."""
+    def violations(self, op: Op) -> list[Violation]:
+        """Return all tensors of `op` that violate the rules."""
         tensors = self._graph.tensors
         touched = roles(op)
         data = [tensors[index] for _, _, index, role in touched if role != INDEX]
-        whole = op.name in CONTROL_FLOW or (op.name in INTEGER_OPS and all(_is_whole(tensor) for tensor in data))
+        is_index_op = op.name in CONTROL_FLOW or (op.name in INTEGER_OPS and all(_is_index(tensor) for tensor in data))
         results = []
         for place, slot, index, role in touched:
             tensor = tensors[index]
-            wanted = _wanted(op, tensor, role, whole)
-            if wanted and not self._borders.is_converter(op, place, tensor):
-                results.append(Offence(place=place, slot=slot, tensor=index, dtype=tensor.dtype, wanted=wanted))
+            expected = _expected(op, tensor, role, is_index_op)
+            if expected and not self._borders.is_converter(op, place, tensor):
+                results.append(Violation(place=place, slot=slot, tensor=index, dtype=tensor.dtype, expected=expected))
         return results
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    return tensor.dtype in WHOLE_NUMBERS and not tensor.is_quantized
+def _is_index(tensor: Tensor) -> bool:
+    return tensor.dtype in INDEX_TYPES and not tensor.is_quantized
 
 
-def _wanted(op: Op, tensor: Tensor, role: str, whole: bool) -> str | None:
-    """The type that the tensor should have, None when it has it. whole: all data of the op are whole numbers."""
+def _expected(op: Op, tensor: Tensor, role: str, is_index_op: bool) -> str | None:
+    """Return the type that the tensor should have, or None if it is allowed.
+
+    Args:
+        op: The op that uses the tensor.
+        tensor: The tensor.
+        role: Its role in the op.
+        is_index_op: Whether all data of the op are unquantized integers or booleans.
+    """
     dtype = tensor.dtype
     if dtype == "int8" or role == RANGE or (role == WIDE and dtype == "int16"):
         return None
     if role == INDEX:
-        return None if dtype in WHOLE_NUMBERS else "an index or condition (int32, int64 or bool)"
+        return None if dtype in INDEX_TYPES else "an index or condition (int32, int64 or bool)"
     if role == BIAS:
         return None if dtype == "int32" else "int32"
-    if dtype not in WHOLE_NUMBERS:
+    if dtype not in INDEX_TYPES:
         return "int8"
-    if whole and not tensor.is_quantized:
+    if is_index_op and not tensor.is_quantized:
         return None
     if dtype != "int32" or op.name in REAL_OPS or op.name in INTEGER_OPS:
         return "int8"
-    # QUANTIZE is what brings an int32 accumulator down to int8.
+    # QUANTIZE requantizes an int32 accumulator to int8.
     return "int8" if tensor.is_quantized and not tensor.is_constant and op.name != "QUANTIZE" else None
 
 
-def finding_kind(graph: Subgraph, op: Op, offences: Sequence[Offence]) -> str:
-    """The one word for what is wrong with the types of `op`."""
-    dtypes = {offence.dtype for offence in offences}
+def finding_kind(graph: Subgraph, op: Op, violations: Sequence[Violation]) -> str:
+    """Return the kind of the finding about the types of `op`."""
+    dtypes = {violation.dtype for violation in violations}
     if op.name in ("QUANTIZE", "DEQUANTIZE"):
         borders = {*graph.inputs, *graph.outputs}
-        if dtypes & FLOATS or any(offence.tensor in borders for offence in offences):
+        if dtypes & FLOATS or any(violation.tensor in borders for violation in violations):
             return "qdq"
     if dtypes & FLOATS:
         return "hybrid_op" if is_hybrid(graph, op) else "float_op"
@@ -130,7 +156,7 @@ def finding_kind(graph: Subgraph, op: Op, offences: Sequence[Offence]) -> str:
 
 
 def is_hybrid(graph: Subgraph, op: Op) -> bool:
-    """Whether `op` computes on float activations with integer weights (what dynamic-range quantization makes)."""
+    """Check whether `op` computes on float activations with integer weights, as dynamic-range quantization produces."""
     if op.name in ("QUANTIZE", "DEQUANTIZE", *CONTROL_FLOW):
         return False
     tensors = [(graph.tensors[index], role) for place, _, index, role in roles(op) if place == "input"]
@@ -146,7 +172,15 @@ SMALL_WEIGHT = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class _Rule:
-    """Types of one scheme. stored: of constants that a DEQUANTIZE expands. weights, biases: as the op reads them."""
+    """The types of one scheme.
+
+    Attributes:
+        activations: The type of activations.
+        weights: The types of weights as the op reads them.
+        biases: The types of biases as the op reads them.
+        stored: The types of constants that a DEQUANTIZE expands.
+        has_small_float_weights: Whether small weights may be float32.
+    """
 
     activations: str
     weights: tuple[str, ...]
@@ -173,7 +207,13 @@ class SchemeRules:
     """The rules of one scheme for the ops of one subgraph."""
 
     def __init__(self, graph: Subgraph, scheme: str, borders: Borders) -> None:
-        """borders: the types of the model's own inputs and outputs, where a caller can run the subgraph."""
+        """Prepare the rules.
+
+        Args:
+            graph: The subgraph.
+            scheme: A conversion scheme other than int8.
+            borders: The model's inputs and outputs in this subgraph.
+        """
         self._graph, self._rule, self._borders = graph, _RULES[scheme], borders
         self._sources = {
             op.outputs[0]: graph.tensors[op.inputs[0]]
@@ -181,46 +221,44 @@ class SchemeRules:
             if op.name == "DEQUANTIZE" and op.inputs and op.outputs and op.inputs[0] >= 0
         }
 
-    def offences(self, op: Op) -> list[Offence]:
-        """Every tensor of `op` that breaks the rules."""
+    def violations(self, op: Op) -> list[Violation]:
+        """Return all tensors of `op` that violate the rules."""
         results = []
         for place, slot, index, role in roles(op):
             tensor = self._graph.tensors[index]
-            # Of a DEQUANTIZE's two ends the stored one tells all.
+            # The stored constant is reported, not the output of the DEQUANTIZE.
             expanded = op.name == "DEQUANTIZE" and place == "output" and self._stored(tensor)
-            wanted = None if expanded else self._wanted(op, tensor, role)
-            if wanted and not self._borders.is_converter(op, place, tensor):
+            expected = None if expanded else self._expected(op, tensor, role)
+            if expected and not self._borders.is_converter(op, place, tensor):
                 shown = self._stored(tensor) or tensor
-                results.append(Offence(place=place, slot=slot, tensor=shown.index, dtype=shown.dtype, wanted=wanted))
+                results.append(
+                    Violation(place=place, slot=slot, tensor=shown.index, dtype=shown.dtype, expected=expected)
+                )
         return results
 
     def _stored(self, tensor: Tensor) -> Tensor | None:
-        """The constant that a DEQUANTIZE makes `tensor` from."""
+        """Return the constant that a DEQUANTIZE expands to `tensor`, or None."""
         source = self._sources.get(tensor.index)
         return source if source and source.is_constant else None
 
-    def _wanted(self, op: Op, tensor: Tensor, role: str) -> str | None:
-        """The type that the tensor should have, None when it has it."""
+    def _expected(self, op: Op, tensor: Tensor, role: str) -> str | None:
+        """Return the type that the tensor should have, or None if it is allowed."""
         rule = self._rule
         if role == RANGE or (role == WIDE and tensor.dtype == "int16"):
             return None
-        if role == INDEX or (tensor.dtype in WHOLE_NUMBERS and not tensor.is_quantized and role != BIAS):
+        if role == INDEX or (tensor.dtype in INDEX_TYPES and not tensor.is_quantized and role != BIAS):
             return None
         stored = self._stored(tensor)
         if stored or (op.name == "DEQUANTIZE" and tensor.is_constant):
             dtype = (stored or tensor).dtype
-            return None if dtype in rule.stored else _either((*rule.stored, *rule.weights))
+            return None if dtype in rule.stored else alternatives((*rule.stored, *rule.weights))
         if role == WEIGHT and tensor.is_constant:
             small = rule.has_small_float_weights and math.prod(tensor.shape) < SMALL_WEIGHT
             if tensor.dtype in rule.weights or (small and tensor.dtype == "float32"):
                 return None
-            return _either(rule.weights) if rule.weights else "int8 behind a DEQUANTIZE"
+            return alternatives(rule.weights) if rule.weights else "int8 with a DEQUANTIZE"
         if role == BIAS:
-            return None if tensor.dtype in rule.biases else _either(rule.biases)
+            return None if tensor.dtype in rule.biases else alternatives(rule.biases)
         if tensor.is_constant and rule.activations == "int16" and tensor.dtype == "int8":
             return None
         return None if tensor.dtype == rule.activations else rule.activations
-
-
-def _either(dtypes: tuple[str, ...]) -> str:
-    return " or ".join(dict.fromkeys(dtypes))

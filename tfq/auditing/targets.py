@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets: what can run a flatbuffer, which ops each of them runs (with its source), and the rules checked for it.
+"""Targets that run flatbuffers: the ops that each of them supports (with the source), and further rules.
 
-It says what a target never runs; that a target runs the rest is for a run on it to prove.
+A violation means that the target cannot run the file. That it runs the rest must be tested on the target.
 """
 
 from collections.abc import Mapping
@@ -18,37 +18,39 @@ def _names(text: str) -> frozenset[str]:
 
 
 def _versions(text: str) -> dict[str, int]:
-    """From "ADD=2 ..." to {"ADD": 2, ...}."""
+    """Parse "ADD=2 ..." into {"ADD": 2, ...}."""
     return {name: int(version) for name, version in (entry.split("=") for entry in text.split())}
 
 
 @registry.extension_point("target")
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What one target can run, and what a conversion and an audit for it therefore ask for.
+    """A target that runs flatbuffers: the ops and types that it supports.
+
+    `conversion.target` applies these facts to a conversion, `audit.require` to an audit.
 
     Args:
-        name: What users write: `conversion.target`, `audit.require`. Not the name of a scheme.
+        name: What users write in `conversion.target` and `audit.require`. It must differ from the names of schemes.
         help: What it is, for `--help` and the documentation.
-        title: For messages, within a sentence: "the Edge TPU".
-        short_title: For tables and verdicts: "Edge TPU".
+        title: Its name within a sentence of a message: "the Edge TPU".
+        short_title: Its name in tables: "Edge TPU".
         source: Where the op table and the rules were read or measured, with version or date.
-        schemes: Of `ConversionConfig.scheme`, the one to suggest first.
-        io_types: That a model's inputs and outputs may have, the one to suggest first.
+        schemes: The conversion schemes that it runs; the first is the one to suggest.
+        io_types: The types that a model's inputs and outputs may have; the first is the one to suggest.
         integer_ops: TFLite names of the ops that it runs on integer activations.
         float_ops: Those that it runs on float activations.
         hybrid_ops: Those that it runs on float activations with integer weights.
-        whole_ops: Those that it runs on whole numbers: indices, shapes, conditions (int32, int64, bool).
-        ops_by_type: Activation type -> the ops that it runs on it, where that is known type by type; other types are
-            held to the sets above.
-        max_versions: The newest version of an op that it knows, where that is known.
-        per_channel_dense: Whether weights of fully connected layers may have a scale for each channel; those of
+        index_ops: Those that it runs on indices, shapes and conditions (int32, int64, bool).
+        ops_by_type: Activation type -> the ops that it runs on this type, if known per type. The sets above apply to
+            other types.
+        max_versions: The newest supported version of an op, if known.
+        per_channel_dense: Whether weights of fully connected layers may have one scale per channel; those of
             convolutions always may. If not, a conversion for this target gives them one scale.
-        per_channel_dense_reason: Why not.
+        per_channel_dense_reason: Why they may not.
         static_shapes: Whether all shapes must be fixed. If so, a conversion refuses a dynamic batch.
         only_inner_axes: Whether only the innermost three axes of a tensor may be longer than 1.
-        max_softmax: The longest axis that SOFTMAX may have; 0 without bound.
-        has_builtin_kernels: Whether TFLite's own kernels on the same CPU run the ops that it does not.
+        max_softmax: The largest number of classes of SOFTMAX; 0 is unlimited.
+        has_builtin_kernels: Whether TFLite's builtin kernels on the same CPU run the ops that it does not support.
     """
 
     name: str
@@ -61,7 +63,7 @@ class Target:
     integer_ops: frozenset[str]
     float_ops: frozenset[str] = frozenset()
     hybrid_ops: frozenset[str] = frozenset()
-    whole_ops: frozenset[str] = frozenset()
+    index_ops: frozenset[str] = frozenset()
     ops_by_type: Mapping[str, frozenset[str]] = field(default_factory=dict)
     max_versions: Mapping[str, int] = field(default_factory=dict)
     per_channel_dense: bool = True
@@ -72,6 +74,7 @@ class Target:
     has_builtin_kernels: bool = False
 
     def __post_init__(self) -> None:
+        """Check name and schemes."""
         if self.name in AUDIT_SCHEMES:
             raise InputError(
                 f"target: {self.name!r} is the name of a scheme: choose another name", field="name", got=self.name
@@ -93,17 +96,17 @@ class Target:
             "inputs and outputs": ", ".join(self.io_types),
             "ops on integers": str(len(self.integer_ops)),
             "ops on floats": str(len(self.float_ops)),
-            "ops on whole numbers": str(len(self.whole_ops)),
+            "ops on indices": str(len(self.index_ops)),
             "source": self.source,
         }
 
 
 def find_target(name: str) -> Target | None:
-    """Return the target called `name`; None if it is a scheme, or nothing that is registered."""
+    """Return the target called `name`, or None if there is none (for example, if it is a scheme)."""
     return registry.entries(Target).get(name)
 
 
-# Every op of one-op models, float32 and full int8, was looked for in the delegate's nodes.
+# Measured: one-op models, float32 and full int8, whose op became a node of the delegate.
 _XNNPACK_BOTH = _names("""
     ADD CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE FULLY_CONNECTED LEAKY_RELU LOGISTIC
     MAX_POOL_2D MEAN MUL PAD QUANTIZE REDUCE_MAX REDUCE_MIN RESHAPE RESIZE_BILINEAR SLICE SPACE_TO_DEPTH SPLIT SUB SUM
@@ -130,8 +133,8 @@ register(
     )
 )
 
-# Per type of the data: one-op models of each were run in the wheel, and a test does it again (tests/clients). Ops that
-# run on all types, and those that hold subgraphs and variables:
+# Measured per type with one-op models in the wheel; a test repeats it (tests/clients). First the ops that run on all
+# types, control flow and variables.
 _TFLM_ALL = """
     ASSIGN_VARIABLE BROADCAST_TO CALL_ONCE CONCATENATION IF LOGICAL_AND LOGICAL_OR READ_VARIABLE RESHAPE
     REVERSE_V2 SHAPE SQUEEZE VAR_HANDLE WHILE
@@ -187,16 +190,16 @@ register(
         io_types=("int8", "uint8", "int16", "float32"),
         integer_ops=_TFLM_TYPES["int8"] | _TFLM_TYPES["int16"],
         float_ops=_TFLM_TYPES["float32"],
-        whole_ops=_TFLM_TYPES["int32"] | _TFLM_TYPES["int64"] | _TFLM_TYPES["bool"],
+        index_ops=_TFLM_TYPES["int32"] | _TFLM_TYPES["int64"] | _TFLM_TYPES["bool"],
         ops_by_type=_TFLM_TYPES,
         per_channel_dense=False,
-        per_channel_dense_reason="its kernels take them since September 2024 alone, and vendors' kernels often not yet",
+        per_channel_dense_reason="its kernels support them only since September 2024, and many vendors' kernels do not",
         source="measured on tflite-micro 0.dev20261023182759 (its Python wheel); pull requests 2602 and 2673 (dense "
         "weights)",
     )
 )
 
-# RSQRT and others are mapped for float alone.
+# RSQRT and others are mapped only for float.
 _NNAPI_VERSIONS = _versions("""
     ADD=2 ARG_MAX=2 ARG_MIN=2 AVERAGE_POOL_2D=2 BATCH_TO_SPACE_ND=2 CAST=1 CONCATENATION=2 CONV_2D=3
     DEPTHWISE_CONV_2D=3 DEQUANTIZE=2 EQUAL=2 EXPAND_DIMS=1 FULLY_CONNECTED=5 GATHER=2 GREATER=2 GREATER_EQUAL=2
@@ -206,8 +209,8 @@ _NNAPI_VERSIONS = _versions("""
     SOFTMAX=2 SPACE_TO_BATCH_ND=2 SPACE_TO_DEPTH=2 SPLIT=3 SQUEEZE=1 STRIDED_SLICE=2 SUB=3 TANH=2 TILE=1 TOPK_V2=2
     TRANSPOSE=2 TRANSPOSE_CONV=3
 """)
-# The delegate takes int32, or does not look at the type.
-_NNAPI_WHOLE = _names("""
+# Ops for which the delegate accepts int32, or does not check the type.
+_NNAPI_INDEX = _names("""
     ADD ARG_MAX ARG_MIN BATCH_TO_SPACE_ND CAST EQUAL EXPAND_DIMS FILL GATHER GREATER GREATER_EQUAL LESS LESS_EQUAL
     LOGICAL_AND LOGICAL_NOT LOGICAL_OR MAXIMUM MINIMUM MUL NEG NOT_EQUAL PACK REDUCE_ANY SELECT SLICE SPACE_TO_BATCH_ND
     SPLIT SQUEEZE STRIDED_SLICE SUB TILE TOPK_V2 TRANSPOSE
@@ -226,10 +229,10 @@ register(
         io_types=("int8", "uint8", "float32"),
         integer_ops=frozenset(_NNAPI_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
         float_ops=frozenset(_NNAPI_VERSIONS) | frozenset(_NNAPI_FLOAT_VERSIONS) | _names("DEPTH_TO_SPACE HARD_SWISH"),
-        whole_ops=_NNAPI_WHOLE,
+        index_ops=_NNAPI_INDEX,
         max_versions=_NNAPI_VERSIONS | _NNAPI_FLOAT_VERSIONS,
         per_channel_dense=False,
-        per_channel_dense_reason="FULLY_CONNECTED of the Neural Networks API wants one scale (LiteRT issue 3596)",
+        per_channel_dense_reason="FULLY_CONNECTED of the Neural Networks API requires one scale (LiteRT issue 3596)",
         source="tensorflow/lite/delegates/nnapi/nnapi_delegate.cc at 002e5f4, for Android 11 (NNAPI 1.3) and later",
     )
 )
@@ -249,7 +252,7 @@ register(
             SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM TANH TRANSPOSE TRANSPOSE_CONV UNIDIRECTIONAL_SEQUENCE_LSTM
         """),
         per_channel_dense=False,
-        per_channel_dense_reason="its compiler's last release (16.0 of 2021) is older than such weights",
+        per_channel_dense_reason="the last release of its compiler (16.0 of 2021) predates such weights",
         only_inner_axes=True,
         max_softmax=16_000,
         source="coral.ai/docs/edgetpu/models-intro: model requirements, supported operations",

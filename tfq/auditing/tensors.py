@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Audit rules for tensors: scales, sizes, shapes, granularity; how weights are stored and how many are zero."""
+"""Audit rules for tensors: scales, sizes, shapes and granularity; and the weights with their stored types and zeros."""
 
 import collections
 import functools
@@ -20,8 +20,8 @@ DENSE = "FULLY_CONNECTED"
 
 
 def weights_of(data: bytes, model: Model) -> tuple[Weight, ...]:
-    """Every weight of the model, once, in the order of the ops that read them. `data`: what `model` was read from."""
-    # Damaged files can have many tensors share one place: what is read stays in proportion to the file.
+    """Return every weight of the model, once, in the order of the ops that read them; `model` was read from `data`."""
+    # In a malicious file many tensors may share one buffer; the budget limits the work.
     budget = 2 * len(data)
     results = []
     for op, tensor in _stored_weights(model):
@@ -47,7 +47,7 @@ def weights_of(data: bytes, model: Model) -> tuple[Weight, ...]:
 
 
 def weight_counts(weights: tuple[Weight, ...]) -> dict[str, Any]:
-    """What a report counts of them: granularity, of all and of dense layers alone, and types."""
+    """Return the counts of weights for a report: by granularity (of all, and of dense layers) and by type."""
     dense = [weight for weight in weights if weight.op == DENSE]
     return {
         "weights_per_channel": _count(weights, many=True),
@@ -65,7 +65,7 @@ def _count(weights: Any, *, many: bool) -> int:
 
 def _stored_weights(model: Model) -> Iterator[tuple[Op, Tensor]]:
     for graph in model.subgraphs:
-        stored = _behind_dequantize(graph)
+        stored = _dequantized_from(graph)
         seen = {ABSENT}
         for op in graph.ops:
             for _, _, index, role in roles(op):
@@ -75,8 +75,8 @@ def _stored_weights(model: Model) -> Iterator[tuple[Op, Tensor]]:
                     yield op, graph.tensors[index]
 
 
-def _behind_dequantize(graph: Subgraph) -> dict[int, int]:
-    """What a DEQUANTIZE makes -> what it makes it from."""
+def _dequantized_from(graph: Subgraph) -> dict[int, int]:
+    """Return output -> input of each DEQUANTIZE."""
     return {op.outputs[0]: op.inputs[0] for op in graph.ops if op.name == "DEQUANTIZE" and op.inputs and op.outputs}
 
 
@@ -95,23 +95,26 @@ def _zeros(data: bytes, tensor: Tensor) -> int | None:
     return int(np.count_nonzero(values == zero_point))
 
 
-_CODES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}
+_VALUE_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767), "int32": (-(2**31), 2**31 - 1)}
 _BITS = {"int4": 4, "uint4": 4, "int2": 2, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
 _UNSIZED = ("string", "resource", "variant")
 
 
 def entries(model: Model) -> tuple[Subgraph, ...]:
-    """The subgraphs that a caller can run: the main one, and those that a signature leads to."""
+    """Return the subgraphs that a caller can run: the main one, and those with a signature."""
     return tuple(graph for graph in model.subgraphs if is_entry(model, graph))
 
 
 def is_entry(model: Model, graph: Subgraph) -> bool:
-    """Whether a caller can run `graph`, so that its inputs and outputs are borders of the model."""
+    """Check whether a caller can run `graph`, so that its inputs and outputs are those of the model."""
     return graph.index == 0 or any(signature.subgraph == graph.index for signature in model.signatures)
 
 
 def touched(graph: Subgraph) -> dict[int, Op | None]:
-    """Tensor index -> the op that makes it, else the first that reads it, else None; inputs and outputs included."""
+    """Return tensor index -> an op that uses it, for all tensors in use.
+
+    It is the op that computes the tensor, or else the first one that reads it, or None for an unused input or output.
+    """
     owners: dict[int, Op | None] = {}
     for op in graph.ops:
         owners.update(dict.fromkeys((index for index in op.outputs if index not in owners), op))
@@ -121,7 +124,7 @@ def touched(graph: Subgraph) -> dict[int, Op | None]:
 
 
 def tensor_findings(model: Model, graph: Subgraph) -> Iterator[Finding]:
-    """Scales, zero points and sizes that no interpreter or XNNPACK takes, and dynamic shapes."""
+    """Yield findings about scales, zero points and sizes that interpreters refuse, and about dynamic shapes."""
     borders = {*graph.inputs, *graph.outputs} if is_entry(model, graph) else set()
     indices = {tensor for op in graph.ops for _, _, tensor, role in roles(op) if role == INDEX}
     owners = touched(graph)
@@ -143,49 +146,47 @@ def tensor_findings(model: Model, graph: Subgraph) -> Iterator[Finding]:
     for index in at_border:
         tensor = graph.tensors[index]
         wrong = (
-            f"has the dynamic shape {tensor.shape_signature[:16]}, wanted fixed dimensions, which browsers and "
-            "delegates need: convert with conversion.batch_size=1"
+            f"has the dynamic shape {tensor.shape_signature[:16]}, expected fixed dimensions, which browsers and "
+            "delegates require: convert with conversion.batch_size=1"
         )
         yield _finding(graph, None, tensor, "dynamic_shape", NOTE, wrong)
     if len(dynamic) > len(at_border):
         tensor = graph.tensors[next(index for index in dynamic if index not in borders)]
         others = len(dynamic) - len(at_border) - 1
-        wrong = f"and {others} other inner tensors have dynamic shapes: delegates leave them out"
+        wrong = f"and {others} other inner tensors have dynamic shapes, so delegates skip their ops"
         yield _finding(graph, owners[tensor.index], tensor, "dynamic_shape", NOTE, wrong)
 
 
 def _tensor_faults(tensor: Tensor, is_index: bool) -> Iterator[tuple[str, str]]:
-    """(kind, what is wrong) with the tensor by itself."""
+    """Yield (kind, fault) of the tensor, independent of the ops that use it."""
     if tensor.dtype == "int8" and not tensor.is_quantized and not is_index:
-        wrong = "is int8 without scale and zero_point, wanted both: nobody can tell what its codes mean: convert again"
+        wrong = "is int8 without scale and zero_point, so its values cannot be interpreted: convert again"
         yield "missing_quantization", wrong
-    if tensor.dtype in _CODES and tensor.is_quantized:
-        # XNNPACK reads no scale of a bias: it is a product of two, which may be subnormal.
+    if tensor.dtype in _VALUE_RANGES and tensor.is_quantized:
+        # XNNPACK ignores the scale of a bias, which is a product of two scales and may be subnormal.
         least = SMALLEST_NORMAL if tensor.dtype != "int32" else math.ulp(0.0)
         bad = [scale for scale in tensor.scale if not (least <= scale < math.inf)]
         if bad:
             wrong = (
-                f"has {len(bad)} of {len(tensor.scale)} scales like {bad[0]:g}, wanted positive normal finite ones, "
-                "which XNNPACK needs: an all-zero channel or range has to be floored before conversion"
+                f"has {len(bad)} of {len(tensor.scale)} scales like {bad[0]:g}, expected positive normal "
+                "numbers, which XNNPACK requires: give all-zero channels and ranges a minimum width before conversion"
             )
             yield "bad_scale", wrong
-        lowest, highest = _CODES[tensor.dtype]
+        lowest, highest = _VALUE_RANGES[tensor.dtype]
         off = [zero for zero in tensor.zero_point if not lowest <= zero <= highest]
         if off:
-            wrong = (
-                f"has the zero_point {off[0]}, expected a code of {tensor.dtype}, {lowest} to {highest}: convert again"
-            )
+            wrong = f"has the zero_point {off[0]}, expected {lowest} to {highest} for {tensor.dtype}: convert again"
             yield "bad_zero_point", wrong
-    wanted = _wanted_bytes(tensor)
-    if wanted is not None and wanted != tensor.buffer_bytes:
+    expected = _expected_bytes(tensor)
+    if expected is not None and expected != tensor.buffer_bytes:
         wrong = (
-            f"holds {tensor.buffer_bytes} bytes, wanted {wanted} for {tensor.dtype} {tensor.shape[:16]}: "
+            f"has {tensor.buffer_bytes} bytes, expected {expected} for {tensor.dtype} {tensor.shape[:16]}: "
             "the interpreter refuses it: convert again"
         )
         yield "buffer_size", wrong
 
 
-def _wanted_bytes(tensor: Tensor) -> int | None:
+def _expected_bytes(tensor: Tensor) -> int | None:
     if not tensor.is_constant or tensor.is_sparse or tensor.dtype in _UNSIZED:
         return None
     return math.ceil(math.prod(tensor.shape) * _bits(tensor.dtype) / 8)
@@ -197,7 +198,7 @@ def _bits(dtype: str) -> int:
 
 
 def parameter_findings(data: bytes, graph: Subgraph) -> Iterator[Finding]:
-    """Quantization parameters that the op's kernel does not honor, each tensor once per kind; `data` holds `graph`."""
+    """Yield findings about quantization parameters that the op's kernel does not honor, each tensor once per kind."""
     seen = set()
     for op in graph.ops:
         for tensor, kind, wrong in parameter_faults(data, graph, op):
@@ -207,7 +208,7 @@ def parameter_findings(data: bytes, graph: Subgraph) -> Iterator[Finding]:
 
 
 def weight_findings(model: Model) -> Iterator[Finding]:
-    """A note on convolution weights that share one scale: per_channel ones lose less."""
+    """Yield a note if convolution weights have only one scale, because per_channel weights lose less accuracy."""
     results: dict[tuple[int, int], tuple[Subgraph, Op, Tensor]] = {}
     for graph in model.subgraphs:
         for op in graph.ops:
@@ -221,7 +222,7 @@ def weight_findings(model: Model) -> Iterator[Finding]:
     if results:
         graph, op, tensor = next(iter(results.values()))
         others = f"and {len(results) - 1} other convolution weights have"
-        wrong = f"{others if len(results) > 1 else 'has'} one scale (per_tensor): per_channel loses less accuracy"
+        wrong = f"{others if len(results) > 1 else 'has'} one scale (per_tensor); per_channel scales lose less accuracy"
         yield _finding(graph, op, tensor, "per_tensor_weights", NOTE, wrong)
 
 

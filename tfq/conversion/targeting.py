@@ -5,11 +5,11 @@ import dataclasses
 
 from tfq import auditing, registry, tflite
 from tfq.auditing.report import shown
-from tfq.auditing.schemes import WHOLE_NUMBERS
+from tfq.auditing.schemes import INDEX_TYPES
 from tfq.config import AuditConfig, ConversionConfig
 from tfq.conversion.fake_quant import WeightGranularity
 from tfq.errors import InputError, warn
-from tfq.text_table import listed
+from tfq.text_table import alternatives, listed
 
 # The number of findings that get a warning each.
 _MAX_WARNINGS = 8
@@ -30,7 +30,8 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
     setting = f"conversion.target={config.target}"
     if config.scheme not in target.schemes:
         raise InputError(
-            f"{setting} with scheme={config.scheme} cannot run: {target.title} needs scheme {_either(target.schemes)}",
+            f"{setting} with scheme={config.scheme} cannot run: {target.title} needs scheme "
+            f"{alternatives(target.schemes)}",
             field="conversion.scheme",
             expected=target.schemes,
             got=config.scheme,
@@ -38,7 +39,7 @@ def config_for_target(config: ConversionConfig) -> ConversionConfig:
     for name, kind in (("inference_input_type", config.input_type), ("inference_output_type", config.output_type)):
         if kind not in target.io_types:
             raise InputError(
-                f"{setting} with {name}={kind} cannot run: {target.title} needs {_either(target.io_types)}",
+                f"{setting} with {name}={kind} cannot run: {target.title} needs {alternatives(target.io_types)}",
                 field=f"conversion.{name}",
                 expected=target.io_types,
                 got=kind,
@@ -178,11 +179,7 @@ def _only_changes_type(graph: tflite.Subgraph, op: tflite.Op) -> bool:
 
     No quantizer has an int8 form of it. The usual case is a padding mask: `(1 - cast(keep)) * -1e9`.
     """
-    if op.name != "CAST" or graph.tensors[op.inputs[0]].dtype not in WHOLE_NUMBERS:
+    if op.name != "CAST" or graph.tensors[op.inputs[0]].dtype not in INDEX_TYPES:
         return False
     readers = [other for other in graph.ops if op.outputs[0] in other.inputs]
     return op.outputs[0] not in graph.outputs and all(reader.name == "QUANTIZE" for reader in readers)
-
-
-def _either(choices: tuple[str, ...]) -> str:
-    return " or ".join(choices)
