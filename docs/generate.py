@@ -9,6 +9,7 @@ A generated part stands between `<!-- GENERATOR: ARGUMENTS -->` and `<!-- end --
     registry: KIND     a table of the objects of an extension point
     code: FILE NAME    what FILE, or a string in it, holds between `# --8<-- [start:NAME]` and `# --8<-- [end:NAME]`
     help: COMMAND      what `tfq COMMAND --help` prints
+    support: TABLE     a table of docs/support_tables.py
     api: GROUP         directives for the API reference of a group of public names in tfq/__init__.py
 """
 
@@ -21,7 +22,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_PART = re.compile(r"(<!-- (registry|code|help|api): (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+sys.path.append(str(ROOT / "docs"))
+_PART = re.compile(r"(<!-- (registry|code|help|support|api): (.+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def filled(text: str) -> str:
@@ -31,16 +33,30 @@ def filled(text: str) -> str:
 
 def table_of(kind: str) -> str:
     """Return the Markdown table of an extension point: a row per registered object, with its `columns`, if any."""
+    import support_tables
+
     from tfq import registry
 
     importlib.import_module(registry.MODULES[kind])
     cells = [
-        {"name": f"`{entry.name}`", "what it is": entry.help, **getattr(entry, "columns", {})}
+        {
+            "name": f"`{entry.name}`",
+            "what it is": entry.help,
+            **getattr(entry, "columns", {}),
+            **(support_tables.layer_columns(entry.name) if kind == "bridged_layer" else {}),
+        }
         for entry in registry.entries_of(kind)
     ]
     rows = [list(cells[0]), *(each.values() for each in cells)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]) + "\n"
+
+
+def support_of(table: str) -> str:
+    """Return a table of docs/support_tables.py."""
+    import support_tables
+
+    return support_tables.TABLES[table]()
 
 
 def code_of(file: str, name: str) -> str:
@@ -143,7 +159,7 @@ def documents() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-_GENERATORS = {"registry": table_of, "code": code_of, "help": help_of, "api": api_of}
+_GENERATORS = {"registry": table_of, "code": code_of, "help": help_of, "support": support_of, "api": api_of}
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 import tfq
 from tfq import registry
 from tfq.cli.main import COMMANDS
+from tfq.keras_bridge.loading import custom_objects
 from tfq.ptq.calibration import CalibrationMethod
 
 
@@ -33,6 +34,13 @@ def test_generated_parts_are_up_to_date(generate):
 def test_every_extension_point_has_a_table_and_an_example(text):
     assert set(re.findall(r"<!-- registry: (\w+) -->", text)) == set(registry.MODULES)
     assert set(re.findall(r"<!-- code: \S+ (\w+) -->", text)) == set(registry.MODULES)
+
+
+def test_a_new_refusal_makes_the_support_table_stale(generate, monkeypatch):
+    before = generate.filled("<!-- support: code_in_files -->\n<!-- end -->")
+    assert generate.filled(before) == before and "| `Lambda` |" in before
+    monkeypatch.setitem(custom_objects.REFUSED_CLASSES, "Mine", "my reason")
+    assert "| `Mine` | my reason |" in generate.filled(before) != before
 
 
 def test_every_command_has_a_page(text):

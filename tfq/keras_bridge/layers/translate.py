@@ -469,7 +469,7 @@ _register("Pipeline", _pipeline, "left out if all of its layers are augmentation
 # Layers that cannot be translated; the help text says why.
 _ARBITRARY_FUNCTION: dict[str, Any] = {"qat": "converter", "qat_reason": "it runs an arbitrary function"}
 _register(
-    "Lambda", None, "it contains Python code. Use keras.ops instead, or register a tfq.BridgedLayer for a layer",
+    "Lambda", None, "it contains Python code. Use keras.ops, or a layer class with a tfq.BridgedLayer",
     **_ARBITRARY_FUNCTION,
 )  # fmt: skip
 _register("TFOpLambda SlicingOpLambda", None, "only in tf_keras: a TensorFlow operation", **_ARBITRARY_FUNCTION)

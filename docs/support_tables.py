@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The support tables of the documentation: Keras layers, keras.ops, TFLite ops, and what tfq refuses.
+
+The tables come from the registries and from the tables that the tests check: the corpus of single-purpose models
+(tests/integration/corpus_*.py), the operations that the bridge translates (tests/integration/keras_operations.py), and
+the conversions of one-op models (tests/one_op_conversions.py).
+"""
+
+import ast
+import functools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMES = ("int8", "int16x8")
+
+
+def markdown_table(rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table; the first row is the heading."""
+    heading, *others = rows
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (heading, *others)]
+    return "\n".join([lines[0], "|---" * len(heading) + "|", *lines[1:]]) + "\n"
+
+
+def code(names: Iterable[str]) -> str:
+    """Return names as code, separated by spaces."""
+    return " ".join(f"`{name}`" for name in names)
+
+
+@functools.cache
+def _test_module(name: str) -> Any:
+    """Import a module of the tests."""
+    for folder in ("tests/integration", "tests"):
+        if str(ROOT / folder) not in sys.path:
+            sys.path.append(str(ROOT / folder))
+    return __import__(name)
+
+
+@functools.cache
+def _corpus_names() -> tuple[str, ...]:
+    modules = (_test_module(name) for name in ("corpus_kinds", "corpus_layers", "corpus_operations"))
+    return tuple(case.name for module in modules for case in module.models())
+
+
+def conversion(models: Iterable[str], scheme: str) -> str:
+    """Return how corpus models convert: "yes", the op of a collapse that is reported, or what a refusal names."""
+    results = []
+    for model in models:
+        collapses, refused = _test_module("corpus_declared").declared(model)
+        if scheme in refused:
+            results.append(f"refused: {refused[scheme]}")
+        elif scheme in collapses:
+            results.append(f"may collapse: {', '.join(collapses[scheme])}")
+        else:
+            results.append("yes")
+    return "; ".join(dict.fromkeys(results)) or "-"
+
+
+def layer_columns(name: str) -> dict[str, str]:
+    """Return how the corpus models of a Keras layer convert, as columns of the table of layers."""
+    own = [case for case in _corpus_names() if case.split(".")[0] == "layers"]
+    kinds = [case for case in _corpus_names() if case.split(".")[0] == "kinds" and name[:1].isupper()]
+    models = [case for case in [*own, *kinds] if case.partition(".")[2].split("_")[0] == name]
+    return {f"to {scheme}": conversion(models, scheme) for scheme in SCHEMES}
+
+
+def operations() -> str:
+    """Return the table of calls of keras.ops: the tf_keras layer that they become, and whether they convert to int8."""
+    tree = ast.parse((ROOT / "tests" / "integration" / "keras_operations.py").read_text())
+    results = {"INT8": "yes", "FLOAT": "an op stays float", "NO_TFLITE": "refused: TFLite has no such op"}
+    tables = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
+    }
+    rows = [("call", "tf_keras layer", "int8")]
+    for table, result in results.items():
+        for call, kind in _pairs(tables[table]):
+            rows.append((f"`{call}`", f"`{kind}`", result))
+    return markdown_table(rows)
+
+
+def _pairs(table: ast.Dict) -> Iterator[tuple[str, str]]:
+    """Yield (call, name of the layer) for each (lambda, layer) of a table."""
+    for value in table.values:
+        if isinstance(value, ast.Tuple) and isinstance(value.elts[0], ast.Lambda):
+            kind = value.elts[1].value if isinstance(value.elts[1], ast.Constant) else "KerasOperation"
+            yield ast.unparse(_OpsName().visit(value.elts[0].body)), str(kind)
+
+
+class _OpsName(ast.NodeTransformer):
+    """Writes `ops` for the parameter `o` of a lambda."""
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name("ops", node.ctx) if node.id == "o" else node
+
+
+def functions() -> str:
+    """Return the table of functions of keras.ops that have a corpus model, by the result of their conversion.
+
+    not_supported.md says why functions are refused.
+    """
+    models: dict[str, list[str]] = {}
+    for case in _corpus_names():
+        kind, _, name = case.partition(".")
+        if kind == "ops":
+            models.setdefault(name, []).append(case)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, cases in models.items():
+        details = (conversion(cases, scheme) for scheme in SCHEMES)
+        results = ("refused" if result.startswith("refused") else result for result in details)
+        groups.setdefault(tuple(results), []).append(name)
+    rows = [("int8", "int16x8", "models")]
+    rows += [(*key, code(sorted(names))) for key, names in sorted(groups.items(), key=lambda item: -len(item[1]))]
+    return markdown_table(rows)
+
+
+def tflite_ops() -> str:
+    """Return the table of TFLite ops: their conversion to int8 and int16x8, and the types that each target runs."""
+    from tfq import registry
+    from tfq.auditing import Target
+
+    declared = _test_module("one_op_conversions").CONVERSIONS
+    targets = registry.entries(Target).values()
+    names = sorted({*declared, *(name for target in targets for name in _target_ops(target))})
+    rows = [("op", *SCHEMES, *(target.name for target in targets))]
+    for name in names:
+        results = declared.get(name, ("not tested",) * len(SCHEMES))
+        rows.append((f"`{name}`", *results, *(_types_of(target, name) for target in targets)))
+    return markdown_table(rows)
+
+
+def _target_ops(target: Any) -> frozenset[str]:
+    return target.integer_ops | target.float_ops | target.hybrid_ops | target.whole_ops
+
+
+def _types_of(target: Any, name: str) -> str:
+    """Return the types of activations on which a target runs an op."""
+    if target.ops_by_type:
+        return ", ".join(dtype for dtype, ops in target.ops_by_type.items() if name in ops) or "-"
+    sets = {
+        "int8": target.integer_ops,
+        "float": target.float_ops,
+        "float with int8 weights": target.hybrid_ops,
+        "int32": target.whole_ops,
+    }
+    return ", ".join(title for title, ops in sets.items() if name in ops) or "-"
+
+
+def layers_without_translation() -> str:
+    """Return the table of Keras layers that the bridge refuses, with the reason; layers of tf_keras are left out."""
+    from tfq import registry
+    from tfq.keras_bridge import BridgedLayer
+
+    groups: dict[str, list[str]] = {}
+    for entry in registry.entries(BridgedLayer).values():
+        if entry.translate is None and not entry.help.startswith(("only in tf_keras", "a layer of tfq")):
+            groups.setdefault(entry.help, []).append(entry.name)
+    return markdown_table([("Keras layers", "reason and alternative"), *((code(n), h) for h, n in groups.items())])
+
+
+def layers_unknown() -> str:
+    """Return the Keras 3 layers that have no `BridgedLayer`, as code."""
+    from tfq import registry
+    from tfq.keras_bridge import BridgedLayer, import_keras
+
+    layers, base = import_keras().layers, import_keras().layers.Layer
+    known = registry.entries(BridgedLayer)
+    names = {value.__name__ for value in vars(layers).values() if isinstance(value, type) and issubclass(value, base)}
+    return code(sorted(names - set(known) - {"Layer", "InputLayer", "Wrapper"})) + "\n"
+
+
+def code_in_files() -> str:
+    """Return the table of the layer classes that a model file may not contain without allow_code."""
+    from tfq.keras_bridge.loading.custom_objects import REFUSED_CLASSES
+
+    return markdown_table([("class", "reason"), *((f"`{name}`", why) for name, why in REFUSED_CLASSES.items())])
+
+
+def operations_refused() -> str:
+    """Return the operation classes of Keras 3 that the bridge refuses, as code."""
+    from tfq.keras_bridge.loading.custom_objects import REFUSED_OPERATIONS
+
+    return code(sorted(REFUSED_OPERATIONS)) + "\n"
+
+
+def models_not_convertible() -> str:
+    """Return the table of Keras layers and functions whose conversion is refused, by the op that the error names."""
+    declared = _test_module("corpus_declared").REFUSED
+    rows = [("the error contains", "layers and functions")]
+    for word, models in declared.items():
+        if names := [name for name in models.split() if not name.startswith("kinds.")]:
+            rows.append((f"`{word}`", code(names)))
+    return markdown_table(rows)
+
+
+def recurrent_ops() -> str:
+    """Return the TFLite ops of recurrent layers that have no int8 form, as code."""
+    from tfq.conversion.recurrent import _FLOAT_ONLY
+
+    return code(sorted(_FLOAT_ONLY)) + "\n"
+
+
+TABLES = {
+    table.__name__: table
+    for table in (
+        operations,
+        functions,
+        tflite_ops,
+        layers_without_translation,
+        layers_unknown,
+        code_in_files,
+        operations_refused,
+        models_not_convertible,
+        recurrent_ops,
+    )
+}
