@@ -139,12 +139,13 @@ def hidden() -> Iterator[None]:
 
 @contextlib.contextmanager
 def printed_lines() -> Iterator[None]:
-    """Print a line for each outermost stage inside, as a command does."""
-    _display.command_start = time.monotonic()
+    """Print a line for each outermost stage inside, as a command does, with the seconds since the outermost call."""
+    before = _display.command_start
+    _display.command_start = time.monotonic() if before is None else before
     try:
         yield
     finally:
-        _display.command_start = None
+        _display.command_start = before
 
 
 def note(line: str) -> None:

@@ -213,5 +213,6 @@ def test_the_first_stage_is_printed_before_tensorflow_is_imported(command, tmp_p
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     arguments = [argument.format(golden=golden) for argument in COMMANDS[command]]
     done = tfq_cli(command, *arguments, f"--out={tmp_path}/out", cwd=tmp_path, PYTHONPATH=path)
-    first = done.stderr.splitlines()[0]
+    start, first, *_ = done.stderr.splitlines()
+    assert re.fullmatch(rf"\[ *\d+\.\d s\] starting tfq {command}", start), done.stderr
     assert re.match(r"\[ *\d+\.\d s\] \w+", first), done.stderr

@@ -2,11 +2,12 @@
 """The console script `tfq`: `tfq convert --model=...` runs pipelines/convert.py."""
 
 import ast
+import contextlib
 import importlib
 import sys
 from pathlib import Path
 
-from tfq import __version__
+from tfq import __version__, progress
 from tfq.errors import did_you_mean
 
 
@@ -36,8 +37,13 @@ def main() -> None:
     if name not in COMMANDS:
         print(f"tfq: unknown command {name!r}: {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+    is_help = "--help" in sys.argv
     try:
-        importlib.import_module(f"tfq.pipelines.{name}").cli([f"tfq {name}", *sys.argv[2:]])
+        with progress.printed_lines():
+            # NumPy takes a while to load from a slow disk.
+            with contextlib.nullcontext() if is_help else progress.stage(f"starting tfq {name}"):
+                command = importlib.import_module(f"tfq.pipelines.{name}")
+            command.cli([f"tfq {name}", *sys.argv[2:]])
     except KeyboardInterrupt:  # while the imports were under way
         print(f"tfq {name}: interrupted", file=sys.stderr)
         sys.exit(130)
