@@ -3,6 +3,10 @@
 
 The first block below is the one list of public names. Type checkers read it, and so does `__getattr__`, which imports a
 name when it is first used. `import tfq` imports neither TensorFlow nor an interpreter.
+
+On a terminal and in a notebook, long calls show on stderr what they are doing. The environment variable TFQ_PROGRESS=0
+switches that off. Lines that TensorFlow's C++ writes to stderr during a conversion are removed;
+TF_CPP_MIN_LOG_LEVEL=0 shows them.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks for `fit`: evaluate or export the int8 flatbuffer while training. One object serves either Keras.
+"""Callbacks for `fit`: evaluate or export the int8 flatbuffer during training. They work in both versions of Keras.
 
-Both Keras versions call a callback alike, but each checks for its own base class and stores `model` its own way. The
-class therefore has both bases, and is built on first access, because its bases need TensorFlow.
+Both versions call the same methods, but each checks for its own base class and stores `model` differently. A callback
+therefore has both base classes. It is defined on first access, because its base classes need TensorFlow.
 """
 
 import functools
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfq import artifacts
+from tfq import artifacts, progress
 from tfq.config import AuditConfig, ConversionConfig, EvaluationConfig
 from tfq.errors import InputError, did_you_mean, warn
 from tfq.provenance import provenance
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from tfq.conversion.quantize import Conversion
     from tfq.evaluation import EvaluationRecord, Metric
 
-# Examples that the model itself answers at a time.
+# Examples that the training model predicts at a time.
 _BATCH = 256
-# What the names of Keras' own losses and metrics end in; `tfq.evaluation` knows those of tfq.
+# The direction of Keras' own losses and metrics, by the end of their names; `tfq.evaluation` has those of tfq.
 _KERAS_MODES = {
     **dict.fromkeys(("acc", "accuracy", "auc", "precision", "recall", "f1_score", "fbeta_score", "r2_score"), "max"),
     **dict.fromkeys(("iou", "io_u", "cosine_similarity", "at_recall", "at_specificity", "at_sensitivity"), "max"),
@@ -53,20 +53,20 @@ def mode_of(monitor: str) -> str:
     from tfq import registry
     from tfq.evaluation import Metric
 
-    known: dict[str, str | None] = {
+    known_modes: dict[str, str | None] = {
         **_KERAS_MODES,
         **{f"int8_{name}": mode for name, mode in _INT8_MODES.items()},
     }
     modes = {"higher": "max", "lower": "min", None: None}
-    known |= {metric.name: modes[metric.direction] for metric in registry.entries(Metric).values()}
+    known_modes |= {metric.name: modes[metric.direction] for metric in registry.entries(Metric).values()}
     name = re.sub(r"_\d+$", "", monitor)
-    fitting = [item for item in known if name == item or name.endswith(f"_{item}")]
-    mode = known[max(fitting, key=len)] if fitting else None
+    matches = [item for item in known_modes if name == item or name.endswith(f"_{item}")]
+    mode = known_modes[max(matches, key=len)] if matches else None
     if mode is None:
         plain = name.removeprefix("val_").removeprefix("int8_")
         raise InputError(
-            f"TFLiteExport: it is not known whether a higher or a lower {monitor!r} is better: give mode='max' or "
-            f"'min', or register a tfq.Metric with a direction ({did_you_mean(plain, known)})",
+            f"TFLiteExport: it is not known whether a higher or a lower {monitor!r} is better: set mode='max' or "
+            f"'min', or register a tfq.Metric with a direction ({did_you_mean(plain, known_modes)})",
             field="mode",
             expected=("max", "min"),
             got="auto",
@@ -76,7 +76,7 @@ def mode_of(monitor: str) -> str:
 
 @dataclass(kw_only=True, eq=False)
 class _Exported:
-    """A conversion of an epoch, and its inputs."""
+    """A conversion in an epoch, with what it was converted from."""
 
     epoch: int | None
     weights: str
@@ -87,7 +87,7 @@ class _Exported:
 
 
 class _Exports:
-    """The conversions of one model, which the callbacks of a fit share: each is computed once in an epoch."""
+    """The conversions of one model. The callbacks of a fit share them: each is computed once per epoch."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -95,17 +95,17 @@ class _Exports:
         self._latest: list[_Exported] = []
 
     def forget(self) -> None:
-        """Drop all conversions: a fit begins, which counts its epochs from the start."""
+        """Delete all conversions, because a new fit counts its epochs from 0."""
         self._latest = []
 
     def convert(self, dataset: Data, config: ConversionConfig, epoch: int | None) -> _Exported:
-        """Return the model as a flatbuffer, computed once for each epoch, configuration and calibration data.
+        """Return the model as a flatbuffer, computed once per epoch, config and calibration data.
 
         Args:
-            dataset: Calibration data. It is the same if it is one object, or arrays of equal values.
+            dataset: Calibration data. Two are the same if they are one object or arrays of equal values.
             config: How to convert.
-            epoch: The epoch that ends; None outside of one: a conversion is then used again only if the weights did not
-                change.
+            epoch: The epoch that ends. None means outside of an epoch: a conversion is then reused only if the weights
+                did not change.
         """
         from tfq.conversion import convert_with_record
 
@@ -115,8 +115,8 @@ class _Exports:
             if (in_epoch or item.weights == weights) and item.config == config and _same_data(item.dataset, dataset):
                 if item.weights != weights:
                     warn(
-                        "the weights changed between two callbacks of an epoch, and the flatbuffer has the earlier ones"
-                        ": place Int8Evaluation and TFLiteExport next to each other"
+                        "the weights changed between two callbacks of an epoch, and the flatbuffer has the earlier "
+                        "weights: place Int8Evaluation and TFLiteExport next to each other"
                     )
                 return item
         result = _Exported(
@@ -124,19 +124,19 @@ class _Exports:
             weights=weights,
             dataset=dataset,
             config=config,
-            # Remedies are not measured: they take a conversion each, at every epoch.
+            # Remedies are not measured: each needs a conversion, in every epoch.
             conversion=convert_with_record(self.trace(config.batch_size), dataset, config, remedies=False),
         )
         self._latest = [*(item for item in self._latest if item.epoch == epoch), result]
         return result
 
     def is_measured_otherwise(self, exported: _Exported) -> bool:
-        """Return whether another conversion of the same epoch was measured, and this one was not."""
+        """Return whether another conversion of the same epoch was measured, but not this one."""
         others = [item for item in self._latest if item is not exported and item.epoch == exported.epoch]
         return not exported.is_measured and any(item.is_measured for item in others)
 
     def trace(self, batch_size: int) -> Any:
-        """Return the trace of the model, computed once for each batch size."""
+        """Return the trace of the model, computed once per batch size."""
         from tfq.conversion import trace
 
         if batch_size not in self._traces:
@@ -150,38 +150,38 @@ class _Exports:
         return digest.hexdigest()
 
 
-# By the model's id: kept for as long as a callback uses it.
+# By the id of the model; an entry exists as long as a callback uses it.
 _EXPORTS: "weakref.WeakValueDictionary[int, _Exports]" = weakref.WeakValueDictionary()
 
 
 def _exports_of(model: Any) -> _Exports:
-    known = _EXPORTS.get(id(model))
-    if known is None or known.model is not model:
-        known = _EXPORTS[id(model)] = _Exports(model)
-    return known
+    exports = _EXPORTS.get(id(model))
+    if exports is None or exports.model is not model:
+        exports = _EXPORTS[id(model)] = _Exports(model)
+    return exports
 
 
-def _same_data(one: Any, other: Any) -> bool:
+def _same_data(first: Any, second: Any) -> bool:
     """Return whether two calibration data sets are one object, or arrays (in tuples, dicts, Splits) of equal values."""
     from tfq.data import Split
 
-    if one is other:
+    if first is second:
         return True
-    if type(one) is not type(other):
+    if type(first) is not type(second):
         return False
-    if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
-    if isinstance(one, Split):
-        return _same_data(dict(one.inputs), dict(other.inputs))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same_data(value, other[key]) for key, value in one.items())
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same_data, one, other))
+    if isinstance(first, np.ndarray):
+        return first.dtype == second.dtype and np.array_equal(first, second)
+    if isinstance(first, Split):
+        return _same_data(dict(first.inputs), dict(second.inputs))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same_data(value, second[key]) for key, value in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_same_data, first, second))
     return False
 
 
 class _ExportLogic:
-    """The conversion of the model in fit, which is traced only the first time."""
+    """The base of both callbacks: converts the model in fit, and traces it only the first time."""
 
     def __init__(self, representative_dataset: Data, config: ConversionConfig | None) -> None:
         self._representative_dataset = representative_dataset
@@ -189,7 +189,7 @@ class _ExportLogic:
         self._exports: Any = None
         self.params: JSON = {}
         self._model: Any = None
-        # What tf_keras' own base class sets in its __init__ (read in 2.21), which cannot be called: it assigns `model`.
+        # Set by the __init__ of tf_keras' base class (2.21), which cannot be called because it assigns `model`.
         self.validation_data = None
         self._chief_worker_only = None
         self._supports_tf_logs = False
@@ -211,19 +211,20 @@ class _ExportLogic:
         return self._exported(None).conversion.content
 
     def _exported(self, epoch: int | None) -> _Exported:
-        result: _Exported = self._exports.convert(self._representative_dataset, self._conversion, epoch)
+        with progress.hidden():  # Keras shows the progress of fit
+            result: _Exported = self._exports.convert(self._representative_dataset, self._conversion, epoch)
         return result
 
 
 class _Int8EvaluationLogic(_ExportLogic):
     """Convert the model in memory every few epochs, run the int8 flatbuffer, and add the results to `logs`.
 
-    Keys that it adds to `logs`; an epoch without evaluation adds none, and a metric that cannot be computed is a
+    It adds these keys to `logs`. An epoch without evaluation adds none, and a metric that cannot be computed is a
     warning:
 
     - `val_int8_<metric>`, such as `val_int8_mae`; top-1 is `val_int8_accuracy`, its name in Keras.
-    - `val_int8_agreement`: the fraction of examples with the training model's class, for a model that says classes.
-    - `val_int8_sqnr_db`: of the worst output against the training model's.
+    - `val_int8_agreement`: the fraction of examples with the training model's class, for a classifier.
+    - `val_int8_sqnr_db`: the SQNR of the worst output, compared with the training model's.
     - `val_int8_bytes`: the size of the flatbuffer.
     - `val_int8_collapsed`: the number of outputs that lost their information (docs/verification.md).
 
@@ -235,7 +236,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         validation_data: (x, y) arrays, or a `Split`, to evaluate the flatbuffer on. Labels are class numbers or one-hot
             rows.
         representative_dataset: Calibration data, as for `tfq.convert`; None for a model in quantization-aware training,
-            which carries its ranges.
+            which contains its ranges.
         every: Epochs between two evaluations; the last epoch is always evaluated.
         limit: Number of examples to evaluate on; 0 is all.
         config: How to convert; int8 by default.
@@ -267,7 +268,10 @@ class _Int8EvaluationLogic(_ExportLogic):
         self._evaluation = evaluation or EvaluationConfig(num_runs=0)
         if limit and self._evaluation.limit:
             raise InputError(
-                "Int8Evaluation: limit and evaluation.limit: give one of them", field="limit", expected=0, got=limit
+                "Int8Evaluation: limit and evaluation.limit are both set: set one of them",
+                field="limit",
+                expected=0,
+                got=limit,
             )
         self._split = as_split(validation_data, limit=limit or self._evaluation.limit)
         self._every = every
@@ -293,7 +297,7 @@ class _Int8EvaluationLogic(_ExportLogic):
         self._warn_of_missing(record)
 
     def _warn_of_missing(self, record: "EvaluationRecord") -> None:
-        """Warn once if the metric is missing in `logs` though there are labels, or agreement though there are none."""
+        """Warn once if `logs` lack the metric although there are labels, or agreement if there are none."""
         has_labels = self._split.all_labels() is not None
         value = record.accuracy if has_labels else record.agreement
         if value is not None or self._has_warned:
@@ -314,17 +318,18 @@ class _Int8EvaluationLogic(_ExportLogic):
         exported = self._exported(epoch)
         self.flatbuffer, verification = exported.conversion.content, exported.conversion.verification
         self._collapsed = None if verification is None else len(verification.collapsed)
-        # Raises tfq's own error for data that does not fit, before the model fails on it.
+        # For data that does not fit, this raises an InputError before the model fails on it.
         Feed(tflite.read(self.flatbuffer), self._split.take(1))
         reference = self._reference()
-        record = evaluate_model(
-            self.flatbuffer, self._split, self._evaluation, reference=reference, metric=self._metric
-        )
+        with progress.hidden():
+            record = evaluate_model(
+                self.flatbuffer, self._split, self._evaluation, reference=reference, metric=self._metric
+            )
         exported.is_measured = True
         return record
 
     def _reference(self) -> Any:
-        """What the model itself answers, in batches: `predict` would replace the history that fit is writing."""
+        """Return the outputs of the training model, in batches: `predict` would replace the history of the fit."""
         import tensorflow as tf
 
         from tfq.conversion import input_structure
@@ -347,12 +352,12 @@ class _Int8EvaluationLogic(_ExportLogic):
 class _TFLiteExportLogic(_ExportLogic):
     """Write the model as a `.tflite` whenever `monitor` improves, with a JSON record next to it.
 
-    Each file is written whole or not at all, so `path` always holds the best model so far. A process that is killed
-    between the two files leaves the previous record, whose SHA-256 is not the file's. If `monitor` never occurs in
-    `logs`, fit ends with a warning and the final model is written, so a typo does not lose a training run.
+    Each file is written completely or not at all, so `path` always contains the best model so far. A process that is
+    killed between the two files leaves the previous record, whose SHA-256 differs from that of the file. If `monitor`
+    never occurs in `logs`, fit ends with a warning and the final model is written: a typo does not lose a training run.
 
     Args:
-        path: The `.tflite` to write; `<path>.json` holds the epoch, the value, all logs, the audit and the SHA-256.
+        path: The `.tflite` to write; `<path>.json` has the epoch, the value, all logs, the audit and the SHA-256.
         representative_dataset: Calibration data, as for `tfq.convert`; None for a model in quantization-aware training.
         monitor: A key of `logs`: one of Keras ("val_loss", "val_accuracy"), or one that a callback before this one
             adds, such as Int8Evaluation's `val_int8_accuracy`. Epochs whose logs lack it, or where it is not finite,
@@ -395,7 +400,7 @@ class _TFLiteExportLogic(_ExportLogic):
             self._path.absolute().parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"TFLiteExport: path {str(path)!r}: its directory cannot be made ({error})", field="path", got=path
+                f"TFLiteExport: path {str(path)!r}: its directory cannot be created ({error})", field="path", got=path
             ) from error
         self._sign = 1 if (mode_of(monitor) if mode == "auto" else mode) == "max" else -1
         self._monitor = monitor
@@ -414,9 +419,8 @@ class _TFLiteExportLogic(_ExportLogic):
         if self.best_epoch is None and self._epoch >= 0:
             message = did_you_mean(self._monitor, self._logs)
             warn(
-                f"TFLiteExport: no epoch's logs had a finite {self._monitor!r} ({message}): {self._path} is the "
-                f"model as "
-                "it is at the end"
+                f"TFLiteExport: the logs of no epoch had a finite {self._monitor!r} ({message}): {self._path} is the "
+                "final model"
             )
             self._write(None, None)
 
@@ -426,8 +430,8 @@ class _TFLiteExportLogic(_ExportLogic):
         exported = self._exported(epoch)
         if "int8_" in self._monitor and self._exports.is_measured_otherwise(exported):
             warn(
-                f"TFLiteExport: {self._monitor} was measured on another conversion than {self._path} holds: give "
-                "Int8Evaluation and TFLiteExport the same config and representative_dataset"
+                f"TFLiteExport: {self._monitor} was measured on another conversion than the one in {self._path}: pass "
+                "the same config and representative_dataset to Int8Evaluation and TFLiteExport"
             )
         content, verification = exported.conversion.content, exported.conversion.verification
         artifacts.write_bytes(self._path, content)

@@ -12,6 +12,7 @@ from typing import Any
 
 from tfq import progress
 
+_KERASES = ("keras", "tf_keras")
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -91,13 +92,15 @@ def _frames_of_tfq() -> int:
     """Return the number of innermost frames up to the outermost one that runs code of tfq.
 
     Keras and TensorFlow call back into tfq (callbacks, layers). Their frames between two frames of tfq count too,
-    because the user called the outermost one. This function's own frame does not count. The result is at least 1.
+    because the user called the outermost one. Frames of Keras that call that one count as well: in a callback, the
+    user called `fit`. This function's own frame does not count. The result is at least 1.
     """
     count, outermost = 0, 1
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         count += 1
-        if frame.f_code.co_filename.startswith(_PACKAGE):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if frame.f_code.co_filename.startswith(_PACKAGE) or (package in _KERASES and outermost == count - 1):
             outermost = count
         frame = frame.f_back
     return outermost

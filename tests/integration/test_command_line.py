@@ -2,6 +2,7 @@
 """The commands in a row, on a user's own .npz, and every bad input with its own message and exit code."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -192,10 +193,13 @@ def test_builtin_kernels_are_told_from_xnnpack(tfq_here, golden):
     assert json.loads(good(tfq_here(*command, "--noxnnpack")).stdout)["evaluation"]["delegated_ops"] == 0
 
 
-def test_a_pipe_gets_no_progress_and_no_noise(tfq_cli, work, npz, trained):
+def test_a_pipe_gets_a_line_for_each_stage_and_no_noise(tfq_cli, work, npz, trained):
     done = good(tfq_cli("convert", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={work / 'quiet'}"))
     assert len(done.stdout.splitlines()) == 3  # the file, that it runs, its output
-    assert [line for line in done.stderr.splitlines() if not line.startswith("warning: ")] == []
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert [line for line in lines if not re.fullmatch(r"\[ *\d+\.\d s\] \w.*", line)] == []
+    for word in ("starting", "importing", "loading", "reading", "tracing", "calibrating", "quantizing", "verifying"):
+        assert sum(f"] {word}" in line for line in lines) == 1, word
 
 
 @pytest.fixture(scope="module")

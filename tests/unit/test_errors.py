@@ -29,6 +29,17 @@ def test_a_warning_points_to_the_line_outside_of_tfq(depth: int) -> None:
     assert 'names["call"](depth)' in lines[caught[0].lineno - 1]
 
 
+@pytest.mark.parametrize(("module", "is_skipped"), [("keras.src.callbacks", True), ("tf_keras", True), ("mine", False)])
+def test_a_warning_in_a_callback_points_to_the_call_of_fit(module, is_skipped) -> None:
+    inside: dict[str, object] = {"warn": warn}
+    exec(compile("def callback(): warn('lost')", str(_FOLDER / "callbacks.py"), "exec"), inside)
+    fit: dict[str, object] = {"__name__": module, "callback": inside["callback"]}
+    exec(compile("def fit(): callback()", "fit.py", "exec"), fit)
+    with pytest.warns(TfqWarning, match="lost") as caught:
+        fit["fit"]()
+    assert caught[0].filename == (__file__ if is_skipped else "fit.py")
+
+
 def test_a_warning_of_a_caller_outside_of_tfq_points_to_that_caller() -> None:
     with pytest.warns(TfqWarning, match="lost") as caught:
         warn("lost")

@@ -30,6 +30,7 @@ def main() -> None:
         print("tfq COMMAND [--FLAG=VALUE ...]: compress Keras models to int8 TFLite and verify the result.\n")
         print("\n".join(f"  tfq {command:9} {summary}" for command, summary in COMMANDS.items()))
         print("\ntfq COMMAND --help lists the flags of a command; tfq --version prints the version.")
+        print("Progress goes to stderr; the environment variable TFQ_PROGRESS=0 switches it off.")
         sys.exit(0)
     if name == "--version":
         print(f"tfq {__version__}")
