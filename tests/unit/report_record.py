@@ -179,7 +179,7 @@ def qat_parity(**changes: Any) -> dict[str, Any]:
         "skipped": {"dropout": "it does nothing after training"},
         "notes": [],
         "missed": [],
-        "told_departure": "no layer departs from the QAT model by more than 2 LSB by itself",
+        "departure_text": "no layer departs from the QAT model by more than 2 LSB by itself",
         **changes,
     }
 

@@ -97,7 +97,7 @@ def _interrupted(command: str) -> int:
 def _noted_interrupts() -> Iterator[list[int]]:
     """Yield a list of the SIGINTs that arrive inside.
 
-    A library may swallow the KeyboardInterrupt and fail with an error of its own, as TensorFlow does while it traces
+    A library may swallow the KeyboardInterrupt and fail with another error, as TensorFlow does while it traces
     ("'SymbolicTensor' object has no attribute '_type_spec'").
     """
     interrupts: list[int] = []

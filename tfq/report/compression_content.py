@@ -141,7 +141,7 @@ def qat_parity_section(record: Record) -> Section | None:
 
 def _told(label: str, result: Record) -> list[str]:
     messages = [
-        f"{label}, {count(result.get('num_examples'))} examples: {plain(result.get('told_departure') or DASH)}."
+        f"{label}, {count(result.get('num_examples'))} examples: {plain(result.get('departure_text') or DASH)}."
     ]
     for output in result.get("outputs") or []:
         same = percent(output.get("top1_agreement"))

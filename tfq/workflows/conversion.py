@@ -117,8 +117,8 @@ def compare_with_qat_model(qat_model: Any, content: bytes, test: data.AnySplit) 
     except InputError as error:  # the flatbuffer is valid, even if it cannot be compared
         return {"not_run": str(error)}
     for missed in result.missed():
-        warn(f"the flatbuffer does not compute what the QAT model does: {missed}; {result.told_departure()}")
-    return {**result.to_dict(), "missed": list(result.missed()), "told_departure": result.told_departure()}
+        warn(f"the flatbuffer does not compute what the QAT model does: {missed}; {result.departure_text()}")
+    return {**result.to_dict(), "missed": list(result.missed()), "departure_text": result.departure_text()}
 
 
 def search_on_data(model: Any, config: RunConfig, out: Path) -> SearchResult:

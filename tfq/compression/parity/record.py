@@ -179,7 +179,7 @@ class QATParity:
         if missed:
             first = self.first_departure
             raise RequirementError(
-                "; ".join((*missed, self.told_departure())),
+                "; ".join((*missed, self.departure_text())),
                 field="model",
                 expected=(min_logit_sqnr_db, max_margin_lsb),
                 got=first.layer if first else None,
@@ -221,12 +221,12 @@ class QATParity:
         ]
         lines = aligned(rows, left=2)
         held = {name for layer in self.layers for name in layer.layers}
-        lines += ["", self.told_departure(), *(f"  {item.layer}: {item.departs}" for item in self.departures[1:])]
+        lines += ["", self.departure_text(), *(f"  {item.layer}: {item.departs}" for item in self.departures[1:])]
         lines += [_told_output(output, self.num_examples) for output in self.outputs]
         lines += [f"not compared: {name}: {reason}" for name, reason in self.skipped.items() if name not in held]
         return "\n".join([*lines, *self.notes])
 
-    def told_departure(self) -> str:
+    def departure_text(self) -> str:
         """The first departure with its reason; where there is none, where most noise comes in."""
         first, noisy = self.first_departure, self.noisiest
         if first is None:
