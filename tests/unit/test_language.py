@@ -32,6 +32,7 @@ CLEAN: tuple[str, ...] = (
     "tfq/evaluation",
     "tfq/native_stderr.py",
     "tfq/patterns.py",
+    "tfq/conversion",
     "tfq/progress.py",
     "tfq/provenance.py",
     "tfq/ptq",

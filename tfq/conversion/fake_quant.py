@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fake quantization in the traced graph: which ranges it sets, and which tensors must share one scale.
+"""Fake quantization in a traced graph: the ranges that it sets, and the tensors that must share one scale.
 
-It gives what an op moves or chooses from the scale of what comes out, or the other way, as they stand in its graph
-("inputs and outputs must all have same scale", TFLite 8-bit quantization specification): so one range is given to all.
+Activations: the converter turns a FakeQuant into a QUANTIZE and a DEQUANTIZE, which have the exact range of the tensor
+before them. Without these ops the flatbuffer is a float one, some of whose tensors have ranges. The others can be
+calibrated, so a partly fake-quantized model becomes full int8, like any model quantized after training.
 
-The converter turns a FakeQuant into a QUANTIZE and a DEQUANTIZE, which name the tensor before them and its range to the
-bit. With these taken out, the flatbuffer is a float one, of which some tensors have ranges and the rest can be
-calibrated: so a model that is fake-quantized in part becomes all int8, as after training.
-A weight's own fake quantization is symmetric and ends at its largest value: the quantizer makes the same codes of the
-plain weight. It goes before conversion, for it would keep reshapes and factors of weights from being folded.
+Weights: their fake quantization is symmetric and ends at the largest magnitude, so the quantizer computes the same
+values from the plain weight. It is removed before the conversion, because it would prevent the converter from folding
+reshapes and factors of weights.
+
+Shared scales: "inputs and outputs must all have same scale" for ops that move or select values (TFLite 8-bit
+quantization specification). TensorFlow's quantizer copies the scale from the output to the inputs or the other way,
+depending on the order of the ops. To be independent of that, all of these tensors get one range here.
 """
 
 import collections
@@ -18,32 +21,39 @@ from typing import Any
 from tfq import tflite
 from tfq.native_stderr import captured_stderr
 
-# Their output has the scale of their first input; the quantizer may take it from either.
+# Ops whose first input and output share one scale. The quantizer may take it from either of them.
 _SAME_SCALE_NAMES = """
     BATCH_TO_SPACE_ND DEPTH_TO_SPACE EXPAND_DIMS GATHER MAX_POOL_2D MIRROR_PAD PAD REDUCE_MAX REDUCE_MIN RESHAPE
     RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SQUEEZE STRIDED_SLICE TILE TRANSPOSE
 """
 _SAME_SCALE = frozenset(_SAME_SCALE_NAMES.split())
-# What they choose from has their output's scale.
-_CHOICES = frozenset(("MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
-# What they give has the scale of what they choose from, of which it may be a narrow part.
+# Ops that select between inputs, which get the scale of the output.
+_SELECTING = frozenset(("MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
+# Ops that select values of their input, whose output may have a much narrower range than the input.
 _EXTREMES = frozenset(("MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"))
-_CUTS = frozenset(("MAXIMUM", "MINIMUM", "RELU", "RELU6"))
+_CLIPPING = frozenset(("MAXIMUM", "MINIMUM", "RELU", "RELU6"))
 
 
 _PREFIX = "FakeQuantWithMinMaxVars"
 _PER_CHANNEL = "FakeQuantWithMinMaxVarsPerChannel"
-# Between a weight and its fake quantization: what moves values, or passes them on.
-_MOVES = frozenset(("Identity", "Reshape", "Transpose", "ExpandDims", "Squeeze", "ReadVariableOp", "Mul"))
+# Graph nodes that may lie between a weight and its fake quantization.
+_BETWEEN = frozenset(("Identity", "Reshape", "Transpose", "ExpandDims", "Squeeze", "ReadVariableOp", "Mul"))
 
+# {(subgraph, tensor): (minimum, maximum)}.
 Ranges = dict[tuple[int, int], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightGranularity:
-    """How many weights were trained with one scale for all of it, and with one for each channel; matrices apart.
+    """The numbers of weights that were fake-quantized per tensor and per channel.
 
-    moved: of all, those that were brought into another shape for it, which TensorFlow's own converter cannot undo.
+    Attributes:
+        per_tensor: Weights with one scale, without those of dense layers.
+        per_channel: Weights with a scale for each channel, without those of dense layers.
+        dense_per_tensor: Weights of dense layers with one scale.
+        dense_per_channel: Weights of dense layers with a scale for each channel.
+        moved: Weights of all kinds that were reshaped or transposed after their fake quantization, which TensorFlow's
+            converter cannot undo.
     """
 
     per_tensor: int = 0
@@ -65,7 +75,7 @@ def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
     counts: collections.Counter[str] = collections.Counter()
     for node in _weight_fake_quant(graph, nodes):
         granularity = "per_channel" if node.op == _PER_CHANNEL else "per_tensor"
-        is_dense = any(reader.op == "MatMul" for reader in _behind(readers, node.name))
+        is_dense = any(reader.op == "MatMul" for reader in _final_readers(readers, node.name))
         counts[f"dense_{granularity}" if is_dense else granularity] += 1
         counts["moved"] += any(reader.op in ("Reshape", "Transpose") for reader in readers[node.name])
         _make_identity(node)
@@ -73,7 +83,7 @@ def without_weight_fake_quant(graph_def: Any) -> tuple[Any, WeightGranularity]:
 
 
 def with_rounded_weights(graph_def: Any) -> Any:
-    """Return a copy of a frozen graph in which each fake-quantized weight is a constant: the values it rounds to.
+    """Return a copy of a frozen graph in which each fake-quantized weight is a constant with its rounded values.
 
     The fake quantization of activations stays.
     """
@@ -99,7 +109,7 @@ def with_rounded_weights(graph_def: Any) -> Any:
 
 
 def _weight_fake_quant(graph: Any, nodes: dict[str, Any]) -> list[Any]:
-    """The nodes that fake-quantize a weight; nodes: those of the graph by name."""
+    """Return the nodes that fake-quantize a weight; `nodes` maps the names of the graph's nodes to them."""
     return [node for node in graph.node if node.op.startswith(_PREFIX) and _is_constant(nodes, node.input[0])]
 
 
@@ -118,13 +128,14 @@ def _is_constant(nodes: dict[str, Any], source: str) -> bool:
     if node.op == "Const":
         return True
     data = [item for item in node.input if not item.startswith("^")]
-    return node.op in _MOVES and bool(data) and all(_is_constant(nodes, item) for item in data)
+    return node.op in _BETWEEN and bool(data) and all(_is_constant(nodes, item) for item in data)
 
 
-def _behind(readers: dict[str, list[Any]], name: str) -> list[Any]:
+def _final_readers(readers: dict[str, list[Any]], name: str) -> list[Any]:
+    """Return the readers of a node, those after reshapes and similar nodes instead of these."""
     results = []
     for reader in readers[name]:
-        results += _behind(readers, reader.name) if reader.op in _MOVES else [reader]
+        results += _final_readers(readers, reader.name) if reader.op in _BETWEEN else [reader]
     return results
 
 
@@ -133,10 +144,13 @@ def _name(source: str) -> str:
 
 
 def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
-    """Return a float flatbuffer without its pairs of QUANTIZE and DEQUANTIZE, and the ranges that they had.
+    """Remove the pairs of QUANTIZE and DEQUANTIZE from a float flatbuffer; return it with their ranges.
 
-    model: a flatbuffer as the converter makes it of a trace with fake quantization. A tensor that is quantized in
-    several ways, one behind the other, has the last range.
+    Args:
+        model: The converter's float flatbuffer of a trace with fake quantization.
+
+    Returns:
+        The flatbuffer and the ranges. A tensor with several pairs in a row has the last range.
     """
     edited = tflite.unpack(model)
     ranges: Ranges = {}
@@ -144,42 +158,43 @@ def without_fake_quant(model: bytes) -> tuple[bytes, Ranges]:
         constants = {
             index for index, tensor in enumerate(graph.tensors) if edited.buffers[tensor.buffer].data is not None
         }
-        result = _take_out(edited, graph)
-        _forget_handed_on(result, edited, graph)
+        result = _remove_pairs(edited, graph)
+        _remove_untrained(result, edited, graph)
         ranges |= {(number, tensor): ends for tensor, ends in result.items() if tensor not in constants}
     tflite.remove_unused_operator_codes(edited)
     return tflite.pack(edited, len(model)), ranges
 
 
-def _take_out(edited: Any, graph: Any) -> dict[int, tuple[float, float]]:
+def _remove_pairs(edited: Any, graph: Any) -> dict[int, tuple[float, float]]:
+    """Remove the pairs of QUANTIZE and DEQUANTIZE of a graph in place; return {tensor before them: their range}."""
     named = [(tflite.operator_name(edited, op), op) for op in graph.operators]
     quantizes = {int(op.outputs[0]): op for name, op in named if name == "QUANTIZE"}
     source_of: dict[int, int] = {}
     ranges: dict[int, tuple[float, float]] = {}
-    kept = []
+    remaining = []
     for name, op in named:
         if name == "QUANTIZE":
             continue
         op.inputs = [source_of.get(int(index), int(index)) for index in op.inputs]
         if name != "DEQUANTIZE" or int(op.inputs[0]) not in quantizes:
-            kept.append(op)
+            remaining.append(op)
             continue
-        codes_of = int(op.inputs[0])
-        real = int(quantizes[codes_of].inputs[0])
+        quantized = int(op.inputs[0])
+        real = int(quantizes[quantized].inputs[0])
         source_of[int(op.outputs[0])] = real = source_of.get(real, real)
-        ends = _range(graph.tensors[codes_of].quantization)
+        ends = _range(graph.tensors[quantized].quantization)
         if ends is not None:
             ranges[real] = ends
-    graph.operators = kept
+    graph.operators = remaining
     graph.outputs = [source_of.get(int(index), int(index)) for index in graph.outputs]
     return ranges
 
 
-def _forget_handed_on(ranges: dict[int, tuple[float, float]], edited: Any, graph: Any) -> None:
-    """The ranges that no training has given: TensorFlow's converter takes MEAN for an op that keeps the scale.
+def _remove_untrained(ranges: dict[int, tuple[float, float]], edited: Any, graph: Any) -> None:
+    """Remove ranges that the converter made up, because it treats MEAN as an op that keeps the scale.
 
-    Of a MEAN with its fake quantization and a RESHAPE behind it, it moves the fake quantization behind the RESHAPE, and
-    between the two it puts another one, with the range of the MEAN's input.
+    If a RESHAPE follows a fake-quantized MEAN, TensorFlow's converter moves the fake quantization after the RESHAPE,
+    and inserts another one between the two, with the range of the MEAN's input.
     """
     for op in graph.operators:
         if tflite.operator_name(edited, op) != "MEAN":
@@ -192,7 +207,7 @@ def _forget_handed_on(ranges: dict[int, tuple[float, float]], edited: Any, graph
 
 
 def _range(quantization: Any) -> tuple[float, float] | None:
-    """What codes of a whole uint8 tensor can say; None of one with a scale for each channel."""
+    """Return the range of a per-tensor quantized uint8 tensor; None if it is quantized per channel."""
     scales, zero_points = quantization.scale, quantization.zeroPoint
     if len(scales) != 1:
         return None
@@ -201,11 +216,20 @@ def _range(quantization: Any) -> tuple[float, float] | None:
 
 
 def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
-    """Return `ranges` of the flatbuffer `model`, extended to tensors that ops which only move values connect with them.
+    """Extend ranges to the tensors that must share a scale with a tensor that has a range.
 
-    Otherwise the range that calibration observes after a RESHAPE would be used for both sides of it; likewise for a
-    choice between a tensor and a constant. If one op alone reads a tensor and cuts it off, the range of that op's
-    output counts: a ReLU that ends at 1 is three ops, and training has a range for the last.
+    - Through ops that only move values. Otherwise the range that calibration observes after a RESHAPE would be used for
+      both sides of it.
+    - Through a selection between a tensor and a constant.
+    - From the output of an op that clips to its input, if no other op reads this. A ReLU that ends at 1 consists of
+      three ops, and training has a range for the last one.
+
+    Args:
+        model: A float flatbuffer.
+        ranges: The ranges of some of its tensors.
+
+    Returns:
+        The ranges, including the new ones.
     """
     results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):
@@ -213,15 +237,15 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
         for op in graph.ops:
             if op.name in _SAME_SCALE and (number, op.inputs[0]) in results:
                 results[number, op.outputs[0]] = results[number, op.inputs[0]]
-            elif op.name in _CHOICES and len(read := _chosen_from(graph, op)) == 1 and (number, read[0]) in results:
+            elif op.name in _SELECTING and len(read := _selected_from(graph, op)) == 1 and (number, read[0]) in results:
                 ends = _with_constants(model, graph, op, results[number, read[0]])
                 results.setdefault((number, op.outputs[0]), ends)
-        for before, after in reversed(moves):
-            if after in results and before not in results and not graph.tensors[before[1]].is_constant:
-                results[before] = results[after]
+        for source, target in reversed(moves):
+            if target in results and source not in results and not graph.tensors[source[1]].is_constant:
+                results[source] = results[target]
         readers = _readers(graph)
-        for op in (op for op in reversed(graph.ops) if op.name in _CUTS and (number, op.outputs[0]) in results):
-            read = _chosen_from(graph, op)
+        for op in (op for op in reversed(graph.ops) if op.name in _CLIPPING and (number, op.outputs[0]) in results):
+            read = _selected_from(graph, op)
             if len(read) == 1 and readers[read[0]] == 1:
                 results.setdefault((number, read[0]), results[number, op.outputs[0]])
     return results
@@ -229,20 +253,20 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
 
 def has_selections(model: bytes) -> bool:
     """Check whether the flatbuffer has ops for `with_selection_ranges`."""
-    return not tflite.operator_names(model).isdisjoint(_CHOICES)
+    return not tflite.operator_names(model).isdisjoint(_SELECTING)
 
 
 def with_selection_ranges(model: bytes, ranges: Ranges, *, shared: bool) -> Ranges:
-    """Return `ranges`, those of MINIMUM, MAXIMUM and SELECT as wide as other readers of their operands need.
+    """Widen the ranges of MINIMUM, MAXIMUM and SELECT to those that other readers of their operands need.
 
-    TensorFlow's quantizer gives their operands the scale of their output: min(x, 0) would cut x off at 0 for all its
-    readers. An operand that nothing else reads is cut off there, as the choice itself would.
+    TensorFlow's quantizer gives the operands the scale of the output, so min(x, 0) would clip x at 0 for all its
+    readers. An operand without other readers may be clipped, because the op itself does that.
 
     Args:
         model: A float flatbuffer.
-        ranges: (subgraph, tensor) -> (minimum, maximum).
-        alike: Whether operands and output get one range, for a quantizer that leaves each its own though the kernels
-            assume one.
+        ranges: {(subgraph, tensor): (minimum, maximum)}.
+        shared: Whether to give operands and output one range, for a quantizer that gives them separate ones although
+            the kernels assume the same.
     """
     results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):
@@ -250,26 +274,26 @@ def with_selection_ranges(model: bytes, ranges: Ranges, *, shared: bool) -> Rang
         for op in graph.ops:
             if op.name in _SAME_SCALE and op.inputs[0] in others_read:
                 others_read.add(op.outputs[0])
-                # Of x - max(x), what is below the least of the maxima would be cut off from x.
+                # In x - max(x), x would be clipped at the smallest maximum.
                 pair = [results[key] for key in ((number, op.inputs[0]), (number, op.outputs[0])) if key in results]
                 if op.name in _EXTREMES and len(pair) == 2:
                     results[number, op.outputs[0]] = min(pair)[0], max(end[1] for end in pair)
-            if op.name not in _CHOICES:
+            if op.name not in _SELECTING:
                 continue
-            operands = _chosen_from(graph, op)
+            operands = _selected_from(graph, op)
             if not others_read.isdisjoint(operands):
-                others_read.add(op.outputs[0])  # the scale of a choice from this one would reach them too
+                others_read.add(op.outputs[0])  # a selection from this output would change their scale as well
             if (number, op.outputs[0]) not in results:
                 continue
-            counted = [(number, index) for index in operands if shared or index in others_read]
-            tied = [item for item in ((number, op.outputs[0]), *counted) if item in results]
-            ends = min(results[item][0] for item in tied), max(results[item][1] for item in tied)
-            results |= dict.fromkeys(tied if shared else tied[:1], ends)
+            relevant = [(number, index) for index in operands if shared or index in others_read]
+            group = [item for item in ((number, op.outputs[0]), *relevant) if item in results]
+            ends = min(results[item][0] for item in group), max(results[item][1] for item in group)
+            results |= dict.fromkeys(group if shared else group[:1], ends)
     return results
 
 
-def _chosen_from(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
-    """The tensors, no constants, that the values come from which the op gives out: of SELECT not the condition."""
+def _selected_from(graph: tflite.Subgraph, op: tflite.Op) -> list[int]:
+    """Return the inputs whose values the op selects from, without constants and without the condition of a SELECT."""
     return [index for index in _values(op) if not graph.tensors[index].is_constant]
 
 
@@ -280,7 +304,7 @@ def _values(op: tflite.Op) -> tuple[int, ...]:
 def _with_constants(
     model: bytes, graph: tflite.Subgraph, op: tflite.Op, ends: tuple[float, float]
 ) -> tuple[float, float]:
-    """What a choice gives between a tensor with these `ends` and its constants."""
+    """Return the output range of a selection between a tensor with the range `ends` and constants."""
     low, high = ends
     for constant in (graph.tensors[index] for index in _values(op) if graph.tensors[index].is_constant):
         array = tflite.constant_values(model, constant)
@@ -290,7 +314,7 @@ def _with_constants(
 
 
 def _readers(graph: tflite.Subgraph) -> collections.Counter[int]:
-    """How many read each tensor; that it leaves the model is one more."""
+    """Return {tensor: the number of its readers}. Being an output of the model counts as one."""
     readers = collections.Counter(index for op in graph.ops for index in {*op.inputs})
     readers.update(graph.outputs)
     return readers

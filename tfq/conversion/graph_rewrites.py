@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrite a flatbuffer or a traced graph into forms that quantize well: the same function, with integer kernels.
+"""Replace ops that TensorFlow's quantizer (2.21) handles badly by ops that compute the same function.
 
-TensorFlow's quantizer (2.21) leaves ops in float though TFLite's kernels can compute the same in int8.
+In the float flatbuffer, before the quantizer:
 
-Before the quantizer, on the float flatbuffer and exact to the bit: ops are replaced by others that compute the same (a
-square becomes a product), and unbounded exponentials by bounded ones. Softplus comes out of the converter as
-log(1 + exp(x)). In int8 the range of the exponential would reach as far as the largest x takes it, one step would be
-wider than everything the logarithm can tell apart, and a model that every audit calls full int8 would have lost its
-function. The same holds for exp(x) - 1 in a SELU, which is used for x below 0 alone.
+- Ops that the quantizer leaves in float are replaced by equivalent ops with integer kernels, bit-exact: a square
+  becomes a product.
+- Unbounded exponentials are replaced by bounded ones. The converter writes softplus as log(1 + exp(x)). In int8, the
+  range of the exponential would be that of the largest x. One step of it would exceed all values that the logarithm can
+  distinguish, and a "full int8" model would have lost its function. The same applies to exp(x) - 1 in SELU, which is
+  only used for x < 0.
 
-After the quantizer, on the integer flatbuffer: an op that the quantizer does not know but that has an int8 kernel takes
-the quantized values on both sides of its float island.
+In the integer flatbuffer, after the quantizer: ops that the quantizer does not support, but that have an int8 kernel,
+read and write the quantized values around their float island.
 
-In a frozen graph: Keras 3's argmax and argmin read the sign bit of a float from an integer, by a BitwiseAnd, and
-replace each -0.0 with the least normal float, so that it sorts before 0.0. TFLite has no op for that, so a model that
-ends in an argmax could not be converted. No value of an int8 tensor is -0.0. In float both zeros are equal without the
-rewrite, and of equal values the first is taken, as by TensorFlow's own argmax.
+In the frozen graph: Keras 3's argmax and argmin test the sign bit of floats with a BitwiseAnd, and replace -0.0 by the
+smallest normal float, so that it sorts before 0.0. TFLite has no op for this test, so a model that ends in an argmax
+could not be converted. The test is removed. An int8 tensor has no -0.0. In float, both zeros are then equal, and the
+first of equal values wins, as in TensorFlow's own argmax.
 """
 
 import collections
@@ -40,24 +41,26 @@ from tfq.quant_math import dequantize, quantize
 from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 _FLOAT32, _BOOL, _INT8 = (TENSOR_TYPES.index(name) for name in ("float32", "bool", "int8"))
-# A metadata entry of litert-torch, read in 0.10.0.
+# A metadata entry of litert-torch, as of 0.10.0.
 _HIDES_CONSTANTS = b"keep_stablehlo_constant"
-# Of ops with several outputs the quantizer leaves now one, now another in float: the gates of an unrolled LSTM came out
-# in three ways of the same bytes, in one process.
+# Ops with several outputs. The quantizer leaves varying ones of them in float: quantizing the same bytes in one process
+# gave three different results for the gates of an unrolled LSTM.
 _DIVIDING = ("SPLIT", "SPLIT_V", "UNPACK")
 _REWRITTEN = ("SQUARE", "NEG", "CAST", *_DIVIDING)
+# Ops with an int8 kernel that the quantizer does not support.
 _HAVE_KERNEL = ("ELU",)
-# What gives an index alone, the same one by codes as by what they stand for.
+# Ops that only output an index, which is the same for quantized and real values.
 _INDEXING = ("ARG_MAX", "ARG_MIN")
-# What copies the codes of its constants, which the quantizer gives scales of their own: op -> their places.
+# Ops that copy the quantized values of constants, to which the quantizer gives separate scales -> their positions.
 _COPYING = {"ONE_HOT": (2, 3)}
 
 
 def with_quantizable_ops(model: bytes) -> bytes:
-    """Return a float flatbuffer with the same tensors and values, in ops that the quantizer knows.
+    """Replace ops of a float flatbuffer by equivalent ops that the quantizer supports.
 
-    x² becomes x * x, -x becomes x * -1, a condition cast to 0 and 1 selects them, and each part of a tensor that is
-    split or unpacked is cut out by itself: each bit stays. Exponentials are bounded, within float32's rounding.
+    Bit-exact: x² becomes x * x, -x becomes x * -1, a cast of a condition becomes a SELECT of 1 and 0, and SPLIT and
+    UNPACK become one SLICE or STRIDED_SLICE for each part. Within float32 rounding: exponentials become bounded. All
+    tensors keep their indices.
     """
     if tflite.operator_names(model).isdisjoint((*_REWRITTEN, "EXP")):
         return model
@@ -75,8 +78,8 @@ def with_quantizable_ops(model: bytes) -> bytes:
 def with_visible_constants(model: bytes) -> bytes:
     """Return the float flatbuffer without the metadata entry that hides its constants from TensorFlow's quantizer.
 
-    litert-torch writes `keep_stablehlo_constant`. TensorFlow's importer then represents constants as StableHLO ops, in
-    which the quantizer finds no weights, so that it leaves the layers in float.
+    litert-torch writes `keep_stablehlo_constant`. TensorFlow's importer then represents constants as StableHLO ops. The
+    quantizer does not find the weights there, and leaves the layers in float.
     """
     if _HIDES_CONSTANTS.decode() not in tflite.read(model).metadata:
         return model
@@ -88,7 +91,7 @@ def with_visible_constants(model: bytes) -> bytes:
 def without_unread_ops(model: bytes) -> bytes:
     """Return the flatbuffer without the ops whose outputs are not read, such as the unused part of a split.
 
-    litert-quantizer 0.11 leaves such an output in float and quantizes the input, and the file cannot run.
+    litert-quantizer 0.11 quantizes the input of such an op but leaves its output in float, so the file cannot run.
     """
     edited = tflite.unpack(model)
     if not sum([remove_unread_ops(graph) for graph in edited.subgraphs]):
@@ -98,15 +101,16 @@ def without_unread_ops(model: bytes) -> bytes:
 
 
 def with_int8_kernels(model: bytes) -> bytes:
-    """Return an integer flatbuffer in which ELU computes in int8, by the scales around its float island.
+    """Make ELU, ARG_MAX and ARG_MIN of an integer flatbuffer compute in int8, and fix the constants of ONE_HOT.
 
-    So do ARG_MAX and ARG_MIN, which QAT leaves after a DEQUANTIZE. ONE_HOT gets constants in the scale of its output:
-    a 0 copied from an operand with another scale would mean one half there.
+    ELU uses the scales around its float island. ARG_MAX and ARG_MIN come after a DEQUANTIZE in QAT models. The
+    constants of ONE_HOT get the scale of its output, because its kernel copies quantized values: a 0 copied from an
+    operand with another scale would mean 0.5.
     """
     if tflite.operator_names(model).isdisjoint((*_HAVE_KERNEL, *_INDEXING, *_COPYING)):
         return model
     edited = tflite.unpack(model)
-    if sum(_lift(edited, graph) + _in_output_codes(edited, graph) for graph in edited.subgraphs) == 0:
+    if sum(_use_int8_kernels(edited, graph) + _rescale_constants(edited, graph) for graph in edited.subgraphs) == 0:
         return model
     tflite.remove_unused_operator_codes(edited)
     tflite.remove_unused_tensors(edited)
@@ -114,7 +118,7 @@ def with_int8_kernels(model: bytes) -> bytes:
 
 
 def _parts(edited: Any, graph: Any, op: Any) -> list[Any]:
-    """An op for each output of one that divides a float tensor; any other op as it is."""
+    """Return one op for each output of an op that divides a float tensor; any other op unchanged."""
     name, outputs = tflite.operator_name(edited, op), [graph.tensors[int(index)] for index in op.outputs]
     if name not in _DIVIDING or any(tensor.type != _FLOAT32 for tensor in outputs):
         return [op]
@@ -143,7 +147,7 @@ def _slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, sizes: 
 
 
 def _strided_slice(edited: Any, graph: Any, divided: int, part: int, begin: Any, axis: int) -> Any:
-    """One place of `axis`, which the output does not have, and all of the others."""
+    """Return a STRIDED_SLICE of one index along `axis`, which the output does not have."""
     from ai_edge_litert import schema_py_generated as generated
 
     options = generated.StridedSliceOptionsT()
@@ -155,7 +159,7 @@ def _strided_slice(edited: Any, graph: Any, divided: int, part: int, begin: Any,
 
 
 def _axis(edited: Any, graph: Any, index: Any) -> int | None:
-    """The value of a constant tensor of one whole number; None where it is computed."""
+    """Return the value of a constant int32 scalar; None if the tensor is not a constant."""
     values = constant_of(edited, graph, index, "int32")
     return None if values is None else int(values[0])
 
@@ -177,21 +181,21 @@ def _rewrite(edited: Any, graph: Any, op: Any) -> None:
         replace_op(edited, op, "SELECT_V2", [first, one, zero], generated.BuiltinOptions.SelectV2Options, options)
 
 
-def _lift(edited: Any, graph: Any) -> int:
-    """Let the ops compute on codes where nobody needs what they get or give in float; how many do."""
+def _use_int8_kernels(edited: Any, graph: Any) -> int:
+    """Let ops read and write the int8 tensors around them if no other op needs the float ones; return how many do."""
     named = [(tflite.operator_name(edited, op), op) for op in graph.operators]
     quantizes = [op for name, op in named if name == "QUANTIZE" and _is_int8(graph, op.outputs)]
     dequantizes = [op for name, op in named if name == "DEQUANTIZE" and _is_int8(graph, op.inputs)]
-    provided = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
-    built = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
+    dequantized_from = {int(op.outputs[0]): int(op.inputs[0]) for op in dequantizes}
+    quantized_to = {int(op.inputs[0]): int(op.outputs[0]) for op in quantizes}
     chosen = {int(op.outputs[0]): op for name, op in named if name in _HAVE_KERNEL}
 
     def is_free(tensor: int, op: Any) -> bool:
         source, readers = int(op.inputs[0]), [item for item in graph.operators if tensor in map(int, item.inputs)]
         others = [item for item in readers if int(item.outputs[0]) not in chosen]
         return (
-            (source in provided or source in chosen)
-            and [int(item.outputs[0]) for item in others] == [built.get(tensor)]
+            (source in dequantized_from or source in chosen)
+            and [int(item.outputs[0]) for item in others] == [quantized_to.get(tensor)]
             and tensor not in map(int, graph.outputs)
         )
 
@@ -200,21 +204,22 @@ def _lift(edited: Any, graph: Any) -> int:
             del chosen[tensor]
     graph.operators = [op for op in graph.operators if not (op in quantizes and int(op.inputs[0]) in chosen)]
     for tensor, op in chosen.items():
-        source, quantized = int(op.inputs[0]), graph.tensors[built[tensor]]
-        # A layer is known by the name of what it gives.
+        source, quantized = int(op.inputs[0]), graph.tensors[quantized_to[tensor]]
+        # Layers are identified by the names of their output tensors.
         graph.tensors[tensor].name, quantized.name = quantized.name, graph.tensors[tensor].name
-        op.inputs, op.outputs = [provided[source] if source in provided else built[source]], [built[tensor]]
-    indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in provided]
+        op.inputs = [dequantized_from[source] if source in dequantized_from else quantized_to[source]]
+        op.outputs = [quantized_to[tensor]]
+    indexing = [(name, op) for name, op in named if name in _INDEXING and int(op.inputs[0]) in dequantized_from]
     for name, op in indexing:
-        op.inputs = [provided[int(op.inputs[0])], *op.inputs[1:]]
+        op.inputs = [dequantized_from[int(op.inputs[0])], *op.inputs[1:]]
         op.opcodeIndex = tflite.operator_code(edited, OPERATORS.index(name), 2)
     needed = {int(index) for op in graph.operators for index in op.inputs} | set(map(int, graph.outputs))
     graph.operators = [op for op in graph.operators if op not in dequantizes or int(op.outputs[0]) in needed]
     return len(chosen) + len(indexing)
 
 
-def _in_output_codes(edited: Any, graph: Any) -> int:
-    """Let the ops that copy codes of constants have them by their output's scale; how many constants were changed."""
+def _rescale_constants(edited: Any, graph: Any) -> int:
+    """Quantize constants that ops copy with the scale of the output; return how many constants changed."""
     changed = 0
     for op in graph.operators:
         places = _COPYING.get(tflite.operator_name(edited, op), ())
@@ -222,10 +227,10 @@ def _in_output_codes(edited: Any, graph: Any) -> int:
             continue
         op.inputs = [int(index) for index in op.inputs]
         for place in places:
-            steps = constant_of(edited, graph, op.inputs[place], "int8")
-            if steps is None:
+            stored = constant_of(edited, graph, op.inputs[place], "int8")
+            if stored is None:
                 continue
-            values = dequantize(steps, *scale_of(graph, op.inputs[place]))
+            values = dequantize(stored, *scale_of(graph, op.inputs[place]))
             shape = graph.tensors[op.inputs[place]].shape
             quantized = quantize(values.reshape(shape), *scale_of(graph, op.outputs[0]))
             constant = add_constant(edited, graph, quantized, np.int8)
@@ -239,56 +244,59 @@ def _is_int8(graph: Any, tensors: Any) -> bool:
     return bool(graph.tensors[int(tensors[0])].type == _INT8)
 
 
-# Between the exponential and the choice: with a constant, one value after the other.
-_BY_VALUE = ("ADD", "SUB", "MUL", "DIV")
-# The condition -> of its choice the input (1, 2) that is taken where x is below 0, for "x op 0".
+# Elementwise ops with a constant that may lie between the exponential and the SELECT.
+_ELEMENTWISE = ("ADD", "SUB", "MUL", "DIV")
+# The comparison op in "x op 0" -> the input (1 or 2) of the SELECT that is used for x < 0.
 _BELOW = {"GREATER": 2, "GREATER_EQUAL": 2, "LESS": 1, "LESS_EQUAL": 1}
 
 
 def bound_exponentials(edited: Any, graph: Any) -> None:
-    """Replace log(1 + exp(x)) by relu(x) - log(sigmoid(|x|)) in a float graph, equal within float32's rounding.
+    """Replace unbounded exponentials of a float graph in place.
 
-    exp(x) that is chosen only where x is below 0 (0 with it) becomes exp(min(x, 0)): each bit of the choice stays.
+    - log(1 + exp(x)) becomes relu(x) - log(sigmoid(|x|)), equal within float32 rounding.
+    - exp(x) that a SELECT only uses for x < 0 or x <= 0 becomes exp(min(x, 0)). The SELECT's output is bit-exact.
     """
-    result = _Graph(edited, graph)
+    connections = _Graph(edited, graph)
     replaced: dict[int, list[Any]] = {}
     for op in graph.operators:
-        if result.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32:
+        if connections.name(op) != "EXP" or graph.tensors[int(op.outputs[0])].type != _FLOAT32:
             continue
-        if softplus := result.softplus(op):
+        if softplus := connections.softplus(op):
             replaced |= {id(item): [] for item in softplus}
             replaced[id(softplus[-1])] = _bounded_softplus(edited, graph, int(op.inputs[0]), softplus[-1])
-        elif result.is_chosen_below_zero(op):
+        elif connections.is_selected_below_zero(op):
             replaced[id(op)] = [_minimum(edited, graph, op), op]
     graph.operators = [item for op in graph.operators for item in replaced.get(id(op), [op])]
 
 
 @dataclass
 class _Graph:
-    """Who reads what."""
+    """The producers and readers of the tensors of a graph."""
 
     edited: Any
     graph: Any
 
     def __post_init__(self) -> None:
+        """Index the graph."""
         self.outputs = {int(index) for index in self.graph.outputs}
         self.readers: dict[int, list[Any]] = collections.defaultdict(list)
-        self.maker = {int(index): op for op in self.graph.operators for index in op.outputs}
+        self.producers = {int(index): op for op in self.graph.operators for index in op.outputs}
         for op in self.graph.operators:
             for index in op.inputs:
                 self.readers[int(index)].append(op)
 
     def name(self, op: Any) -> str:
+        """Return the type of an op, such as "EXP"."""
         return str(tflite.operator_name(self.edited, op))
 
     def only_reader(self, op: Any) -> Any:
-        """The one op that reads what `op` gives; None where there are more, or it leaves the model."""
+        """Return the only reader of the output of `op`; None if there are several, or it is an output of the model."""
         tensor = int(op.outputs[0])
         readers = self.readers[tensor]
         return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
     def softplus(self, exp: Any) -> list[Any]:
-        """The ops of log(1 + exp(x)), where `exp` is the first of them; else none."""
+        """Return the ops of log(1 + exp(x)) if `exp` is the first of them; otherwise an empty list."""
         add = self.only_reader(exp)
         log = self.only_reader(add) if add is not None and self.name(add) == "ADD" else None
         if log is None or self.name(log) != "LOG" or add.builtinOptions.fusedActivationFunction:
@@ -296,16 +304,17 @@ class _Graph:
         one = self._constant(next((index for index in add.inputs if int(index) != int(exp.outputs[0])), -1))
         return [exp, add, log] if one is not None and np.all(one == 1) else []
 
-    def is_chosen_below_zero(self, exp: Any) -> bool:
-        after, reader = exp, self.only_reader(exp)
-        while reader is not None and self.name(reader) in _BY_VALUE and self._other_is_constant(reader, after):
-            after, reader = reader, self.only_reader(reader)
+    def is_selected_below_zero(self, exp: Any) -> bool:
+        """Check whether a SELECT only uses the result of `exp` if its input is below 0."""
+        last, reader = exp, self.only_reader(exp)
+        while reader is not None and self.name(reader) in _ELEMENTWISE and self._other_is_constant(reader, last):
+            last, reader = reader, self.only_reader(reader)
         if reader is None or self.name(reader) not in ("SELECT", "SELECT_V2"):
             return False
-        condition = self.maker.get(int(reader.inputs[0]))
+        condition = self.producers.get(int(reader.inputs[0]))
         if condition is None or self.name(condition) not in _BELOW:
             return False
-        place = [int(index) for index in reader.inputs].index(int(after.outputs[0]))
+        place = [int(index) for index in reader.inputs].index(int(last.outputs[0]))
         zero = self._constant(condition.inputs[1])
         return (
             place == _BELOW[self.name(condition)]
@@ -314,8 +323,8 @@ class _Graph:
             and bool(np.all(zero == 0))
         )
 
-    def _other_is_constant(self, op: Any, after: Any) -> bool:
-        others = [index for index in op.inputs if int(index) != int(after.outputs[0])]
+    def _other_is_constant(self, op: Any, source: Any) -> bool:
+        others = [index for index in op.inputs if int(index) != int(source.outputs[0])]
         return len(others) == 1 and self._constant(others[0]) is not None
 
     def _constant(self, index: int) -> Any:
@@ -341,7 +350,7 @@ def _bounded_softplus(edited: Any, graph: Any, x: int, log: Any) -> list[Any]:
 
 
 def _minimum(edited: Any, graph: Any, exp: Any) -> Any:
-    """The op that bounds what `exp` reads."""
+    """Let `exp` read min(x, 0); return the new MINIMUM."""
     from ai_edge_litert import schema_py_generated as generated
 
     x, output = int(exp.inputs[0]), int(exp.outputs[0])
@@ -357,7 +366,7 @@ _SIGN = np.iinfo(np.int32).min
 
 
 def without_negative_zeros(graph_def: Any) -> Any:
-    """Replace each `where(x == 0 and signbit(x), least, x)` of a frozen graph by x; return the graph."""
+    """Replace each `where(x == 0 and signbit(x), tiny, x)` of a frozen graph by x; return the graph."""
     nodes = {node.name: node for node in graph_def.node}
     for node in graph_def.node:
         if node.op == "SelectV2" and _is_for_negative_zeros(nodes, node):
@@ -386,7 +395,7 @@ def _is_for_negative_zeros(nodes: dict[str, Any], select: Any) -> bool:
 
 
 def _inputs(nodes: dict[str, Any], source: str, op: str) -> list[str]:
-    """What the `op` that gives this tensor reads; nothing where another op gives it."""
+    """Return the inputs of the node that computes `source` if it is an `op`; otherwise an empty list."""
     node = nodes.get(source)
     return [item for item in node.input if not item.startswith("^")] if node is not None and node.op == op else []
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrite a calibrated float flatbuffer into forms that run with int16 activations.
+"""Replace ops of a calibrated float flatbuffer that do not work with int16 activations.
 
-TensorFlow's quantizer (2.21) writes int16 for ops that the runtime (ai-edge-litert 2.3) has no int16 kernel for, or
-with scales that lose the function; neither the quantizer nor an audit of types notices:
+TensorFlow's quantizer (2.21) writes int16 ops for which the runtime (ai-edge-litert 2.3) has no int16 kernel, or whose
+scales lose the function. Neither the quantizer nor an audit of types notices:
 
 - SQUARED_DIFFERENCE (LayerNormalization, variance, square(x - c)): invoke fails. It becomes SUB and MUL.
 - SUM: the output gets the input's scale and saturates. It becomes MEAN and MUL by the number of values.
-- MINIMUM, MAXIMUM with a far constant (min(x, 1e6) of UnitNormalization): one scale for both, so x becomes 0. The
-  constant moves to the end of the other operand's range, beyond which int16 clips anyway.
-- A bias that several ops read (the converter keeps equal constants once): it gets the scale of one of them, and the
-  others add a wrong number. Each op gets its own.
-- A model whose first or last op stays float: the quantizer refuses int16 inputs and outputs. A RESHAPE to the same
-  shape takes the type there.
+- MINIMUM, MAXIMUM with a far constant (min(x, 1e6) in UnitNormalization): both operands share one scale, so x becomes
+  0. The constant moves to the end of the other operand's range, where int16 clips anyway.
+- A bias that several ops read (the converter stores equal constants once): it gets the scale of one op, and is wrong
+  for the others. Each op gets a separate bias.
+- A model whose first or last op stays float: the quantizer rejects int16 inputs and outputs. A RESHAPE to the same
+  shape becomes the first or last op.
 """
 
 import math
@@ -36,20 +36,20 @@ from tfq.tflite.op_types import WEIGHTED_SLOTS
 from tfq.tflite.schema import TENSOR_TYPES
 
 _FLOAT32 = TENSOR_TYPES.index("float32")
-# Op -> the end of the other operand's range that its constant may not lie beyond.
+# Op -> the end of the other operand's range that bounds its constant: 0 is the lower end, 1 the upper end.
 _BOUNDED = {"MINIMUM": 1, "MAXIMUM": 0}
 _REWRITTEN = frozenset((*_BOUNDED, "SQUARED_DIFFERENCE", "SUM"))
 
 
 def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
-    """Return the float flatbuffer `model` in ops that int16 kernels compute right, and the ranges of its tensors.
+    """Replace the ops of a float flatbuffer that do not work with int16 activations.
 
     Args:
         model: A float flatbuffer.
-        ranges: (subgraph, tensor) -> (minimum, maximum) of its activations.
+        ranges: {(subgraph, tensor): (minimum, maximum)} of its activations.
 
     Returns:
-        A flatbuffer in which every tensor of `model` has the same index, and `ranges` with those of its new tensors.
+        The flatbuffer, in which the tensors of `model` keep their indices, and the ranges including the new tensors.
     """
     if tflite.operator_names(model).isdisjoint((*_REWRITTEN, *WEIGHTED_SLOTS)):
         return model, ranges
@@ -75,7 +75,7 @@ def with_int16_forms(model: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
 
 
 def _difference(edited: Any, graph: Any, op: Any, number: int, ranges: Ranges) -> Any:
-    """Make `op` the square of a new op's output, the difference; return that op."""
+    """Turn `op` into the square of the output of a new SUB; return the SUB."""
     from ai_edge_litert import schema_py_generated as generated
 
     first, second, output = int(op.inputs[0]), int(op.inputs[1]), int(op.outputs[0])
@@ -84,7 +84,7 @@ def _difference(edited: Any, graph: Any, op: Any, number: int, ranges: Ranges) -
     sub = new_op(edited, "SUB", [first, second], difference, kinds.SubOptions, generated.SubOptionsT())
     replace_op(edited, op, "MUL", [difference, difference], kinds.MulOptions, generated.MulOptionsT())
     if (number, output) in ranges:
-        # Its square ends there. int16 is symmetric: which sign reaches it makes no difference.
+        # int16 is symmetric, so the sign of the largest difference does not matter.
         end = float(np.sqrt(max(ranges[number, output][1], 0.0)))
         ranges[number, difference] = (-end, end)
     return sub
@@ -101,14 +101,14 @@ def _separate_biases(edited: Any, graph: Any) -> None:
             continue
         values = constant_of(edited, graph, op.inputs[slot])
         if values is None or not (values.any() or name == "FULLY_CONNECTED"):
-            continue  # no scale makes zeros wrong, and convolutions do not check it: one buffer serves all
+            continue  # zeros are right with any scale, and convolutions do not check it, so they can stay shared
         if int(op.inputs[slot]) in seen:
             set_input(op, slot, add_constant(edited, graph, values))
         seen.add(int(op.inputs[slot]))
 
 
 def _number_of_values(edited: Any, graph: Any, op: Any) -> int:
-    """How many values each output of a reduction comes from; 0 where that is known only when the model runs."""
+    """Return how many values a reduction combines into each output; 0 if that is only known at run time."""
     axes = constant_of(edited, graph, op.inputs[1], "int32")
     if axes is None:
         return 0
@@ -118,7 +118,7 @@ def _number_of_values(edited: Any, graph: Any, op: Any) -> int:
 
 
 def _mean(edited: Any, graph: Any, op: Any, number: int, count: int, ranges: Ranges) -> Any:
-    """Make `op`, a sum of `count` values each, the product of that and a new op's output, the mean; return that op."""
+    """Turn `op`, a SUM of `count` values, into the product of `count` and a new MEAN; return the MEAN."""
     from ai_edge_litert import schema_py_generated as generated
 
     inputs, output = [int(index) for index in op.inputs], int(op.outputs[0])
@@ -147,7 +147,7 @@ def _bound_constant(edited: Any, graph: Any, op: Any, name: str, ranges: dict[in
 
 
 def with_float_edges(model: bytes) -> bytes:
-    """Return the float flatbuffer `model`, whose tensors carry ranges, with a RESHAPE at each input and output."""
+    """Insert a RESHAPE after each float input and before each float output; tensors keep their ranges."""
     edited = tflite.unpack(model)
     graph = edited.subgraphs[0]
     before, after = [], []

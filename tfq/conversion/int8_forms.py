@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrite an integer flatbuffer so that int8 kernels compute what the scales of its tensors say.
+"""Rewrite an integer flatbuffer so that its int8 kernels respect the scales of their tensors.
 
-Copies: kernels of ops that move or choose values (REVERSE_V2, GATHER, SELECT) copy the quantized values, whatever the
-scales of their tensors say. TensorFlow's quantizer (2.21) leaves them different where one of the ranges has another
-origin, and the output is wrong by their ratio.
+TensorFlow's quantizer (2.21) writes scales that some kernels ignore:
 
-The kernels of SCATTER_ND and MATRIX_DIAG fill what they do not write with the quantized value 0, and SCATTER_ND adds
-quantized values where an index occurs twice. With an asymmetric scale the quantized value 0 stands for another
-number: the output of a `scatter` was wrong in all places but the written ones (-2.5 dB). With a zero point of 0 both
-are right, and the cost is at most one bit.
-
-Comparisons: TFLite's int8 comparisons (comparisons.cc) turn both operands into fixed-point numbers with 8 bits after
-the point, whatever their scale. Values that differ by less than 1/256 may be equal to them, so that a condition on a
-tensor of small values is constant; and a scale of 1 or more, as pixels above 255 have it, aborts the process. The
-order of two values does not change if both are multiplied by the same positive number: here by the power of two that
-brings the larger scale below 1. Constants need no scale of their own choice: TensorFlow's quantizer gives a 0 the
-scale 3.9e-9 and an infinity one of 1e36.
+- Copies: kernels of ops that move or select values (REVERSE_V2, GATHER, SELECT) copy the quantized values and ignore
+  the scales. The quantizer leaves different scales if one of the ranges has another origin, and the output is wrong by
+  their ratio. A QUANTIZE before the op rescales its input.
+- Zero fill: the kernels of SCATTER_ND and MATRIX_DIAG fill the elements that they do not write with the quantized
+  value 0, and SCATTER_ND adds quantized values if an index occurs twice. With an asymmetric scale, the quantized value
+  0 represents another number: all elements of a `scatter` except the written ones were wrong (-2.5 dB). With a zero
+  point of 0 both are right, which costs at most one bit.
+- Comparisons: the int8 kernels (comparisons.cc) convert both operands to fixed-point numbers with 8 fractional bits.
+  Values that differ by less than 1/256 may compare as equal, so a condition on a tensor of small values is constant. A
+  scale of 1 or more, such as that of pixels above 255, aborts the process. Multiplying both operands by the same
+  positive number does not change their order, so they are multiplied by the power of two that brings the larger scale
+  below 1. Constants get a new scale: the quantizer gives a 0 the scale 3.9e-9, and an infinity a scale of 1e36.
 """
 
 from typing import Any
@@ -43,17 +42,17 @@ from tfq.tflite.op_types import COPIED_SLOTS
 from tfq.tflite.schema import TENSOR_TYPES
 
 _INT8 = TENSOR_TYPES.index("int8")
-# Op -> the place of its data among its inputs.
+# Op -> the position of its data among its inputs.
 _DATA_OF = {"SCATTER_ND": 1, "MATRIX_DIAG": 0}
-# Of the 127 positive values; the others are left to the rounding of what SCATTER_ND adds up.
-_GREATEST = 120
-# Below it a tensor is 0 on all samples: the quantizer gives it 7.8e-9, and what it holds is rounding noise.
+# The quantized value of the largest magnitude. Up to 127 there is room for the rounding errors that SCATTER_ND adds up.
+_LARGEST_VALUE = 120
+# A scale below this belongs to a tensor that is 0 on all samples: the quantizer gives it 7.8e-9.
 _DEAD = 1e-7
 _LOWEST, _HIGHEST = -128, 127
 
 
 def with_int8_forms(model: bytes) -> bytes:
-    """Return a flatbuffer of TensorFlow's quantizer with ops and scales that its int8 kernels take at their word."""
+    """Apply all rewrites of this module, and `with_int8_kernels`, to a flatbuffer of TensorFlow's quantizer."""
     model = with_int8_kernels(model)
     model = with_equal_copy_scales(model)
     model = with_symmetric_zero_fill(model)
@@ -61,19 +60,19 @@ def with_int8_forms(model: bytes) -> bytes:
 
 
 def with_equal_copy_scales(model: bytes) -> bytes:
-    """Return an integer flatbuffer in which int8 ops that copy values have one scale on both sides.
+    """Give int8 ops that copy values the same scale for inputs and output.
 
-    A QUANTIZE changes each input to the scale of the output, where it is another. XNNPACK and the built-in kernels
-    compute it alike.
+    A QUANTIZE rescales each input whose scale differs from that of the output. XNNPACK and the built-in kernels then
+    agree.
 
     Args:
-        model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
+        model: An int8 flatbuffer of TensorFlow's quantizer.
     """
-    return rewrite_graphs(model, COPIED_SLOTS, _requantized)
+    return rewrite_graphs(model, COPIED_SLOTS, _requantize_copies)
 
 
-def _requantized(edited: Any, graph: Any) -> int:
-    """Put a QUANTIZE in front of the ops of a graph that need one, in place; return how many were added."""
+def _requantize_copies(edited: Any, graph: Any) -> int:
+    """Insert a QUANTIZE before the ops of a graph that need one, in place; return how many were added."""
     result, added = [], 0
     for op in graph.operators:
         for place in COPIED_SLOTS.get(tflite.operator_name(edited, op), ()):
@@ -81,10 +80,10 @@ def _requantized(edited: Any, graph: Any) -> int:
             if place >= len(op.inputs) or not _differ(graph, int(op.inputs[place]), output):
                 continue
             source = int(op.inputs[place])
-            wanted = add_tensor(graph, source, f"{name_of(graph, source)}/rescaled")
-            graph.tensors[wanted].quantization = graph.tensors[output].quantization
-            set_input(op, place, wanted)
-            result.append(quantize_op(edited, source, wanted))
+            rescaled = add_tensor(graph, source, f"{name_of(graph, source)}/rescaled")
+            graph.tensors[rescaled].quantization = graph.tensors[output].quantization
+            set_input(op, place, rescaled)
+            result.append(quantize_op(edited, source, rescaled))
             added += 1
         result.append(op)
     graph.operators = result
@@ -92,7 +91,7 @@ def _requantized(edited: Any, graph: Any) -> int:
 
 
 def _differ(graph: Any, source: int, output: int) -> bool:
-    """Check whether two int8 tensors have scales or zero points that differ."""
+    """Check whether two int8 tensors have different scales or zero points."""
     if any(graph.tensors[index].type != _INT8 for index in (source, output)):
         return False
     one, other = (graph.tensors[index].quantization for index in (source, output))
@@ -102,19 +101,19 @@ def _differ(graph: Any, source: int, output: int) -> bool:
 
 
 def with_symmetric_zero_fill(model: bytes) -> bytes:
-    """Return an integer flatbuffer in which ops that fill with zeros compute with a zero point of 0.
+    """Make ops that fill with zeros compute with a zero point of 0.
 
-    A QUANTIZE before such an op and one after it change to the symmetric scale and back. The scale holds the range of
-    the output and that of the data, so sums do not overflow.
+    A QUANTIZE before the op changes to a symmetric scale, and one after it changes back. The scale covers the ranges of
+    the data and the output, so sums do not overflow.
 
     Args:
-        model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
+        model: An int8 flatbuffer of TensorFlow's quantizer.
     """
-    return rewrite_graphs(model, _DATA_OF, _symmetric)
+    return rewrite_graphs(model, _DATA_OF, _make_symmetric)
 
 
-def _symmetric(edited: Any, graph: Any) -> int:
-    """Surround the ops of a graph in place; return how many were."""
+def _make_symmetric(edited: Any, graph: Any) -> int:
+    """Insert both QUANTIZE ops around the ops of a graph, in place; return how many ops were changed."""
     result, changed = [], 0
     for op in graph.operators:
         place = _DATA_OF.get(tflite.operator_name(edited, op))
@@ -122,7 +121,7 @@ def _symmetric(edited: Any, graph: Any) -> int:
             result.append(op)
             continue
         data, output = int(op.inputs[place]), int(op.outputs[0])
-        scale = max(_largest(graph, data), _largest(graph, output)) / _GREATEST
+        scale = max(_max_magnitude(graph, data), _max_magnitude(graph, output)) / _LARGEST_VALUE
         before, after = (_tensor(graph, index, scale) for index in (data, output))
         set_input(op, place, before)
         op.outputs = np.array([after], np.int32)
@@ -132,28 +131,28 @@ def _symmetric(edited: Any, graph: Any) -> int:
     return changed
 
 
-def _largest(graph: Any, index: int) -> float:
-    """The largest magnitude that an int8 tensor can hold."""
-    return max(map(abs, _reach(graph, index)))
+def _max_magnitude(graph: Any, index: int) -> float:
+    """Return the largest magnitude that an int8 tensor can represent."""
+    return max(map(abs, _representable_range(graph, index)))
 
 
 def _tensor(graph: Any, like: int, scale: float) -> int:
-    """A new tensor like another one, with a zero point of 0."""
+    """Add a tensor like another one, with a zero point of 0; return its index."""
     index = add_tensor(graph, like, f"{name_of(graph, like)}/symmetric")
     set_scale(graph, index, scale, 0)
     return index
 
 
 def with_comparable_scales(model: bytes) -> bytes:
-    """Return an integer flatbuffer in which int8 comparisons see every step of their operands.
+    """Rescale the operands of int8 comparisons so that the kernels distinguish all quantized values.
 
     Args:
-        model: A flatbuffer, whose int8 ops TensorFlow's quantizer made.
+        model: An int8 flatbuffer of TensorFlow's quantizer.
     """
-    return rewrite_graphs(model, COMPARING, _comparable, remove_tensors=True)
+    return rewrite_graphs(model, COMPARING, _rescale_comparisons, remove_tensors=True)
 
 
-def _comparable(edited: Any, graph: Any) -> int:
+def _rescale_comparisons(edited: Any, graph: Any) -> int:
     """Rewrite the comparisons of a graph in place; return how many were changed."""
     result, changed = [], 0
     for op in graph.operators:
@@ -169,51 +168,51 @@ def _comparable(edited: Any, graph: Any) -> int:
 
 
 def _with_scaled_operands(edited: Any, graph: Any, op: Any, operands: list[int]) -> list[Any] | None:
-    """Give `op` operands of a good scale; return the ops that make them, None if the operands are good as they are."""
+    """Give `op` operands with suitable scales; return the ops that compute them, None if nothing has to change."""
     constants = {
         place: values for place, index in enumerate(operands) if (values := _values(edited, graph, index)) is not None
     }
-    moving = [place for place in (0, 1) if place not in constants]
-    if not moving:
+    activations = [place for place in (0, 1) if place not in constants]
+    if not activations:
         return None
-    scales = [scale_of(graph, operands[place])[0] for place in moving]
+    scales = [scale_of(graph, operands[place])[0] for place in activations]
     if max(scales) < _DEAD:
         return None
-    # Beyond all that the other operand can hold, a constant is as good as any other beyond it.
-    low, high = _reach(graph, operands[moving[0]])
+    # A constant outside the range of the other operand can be any number on that side.
+    low, high = _representable_range(graph, operands[activations[0]])
     constants = {place: np.clip(item, 2 * low - high, 2 * high - low) for place, item in constants.items()}
     largest = max([*scales, *(float(np.abs(item).max()) / _HIGHEST for item in constants.values())])
-    good = min(scales) >= FINEST and largest < COARSEST
-    factor = 1.0 if good else 2.0 ** -np.ceil(np.log2(largest * 1.001))
-    if good and not constants:
+    suitable = min(scales) >= FINEST and largest < COARSEST
+    factor = 1.0 if suitable else 2.0 ** -np.ceil(np.log2(largest * 1.001))
+    if suitable and not constants:
         return None
     op.inputs, added = [*operands], []
     for place, values in constants.items():
         op.inputs[place] = _constant(edited, graph, operands[place], values * factor)
-    for place in moving if factor != 1.0 else ():
+    for place in activations if factor != 1.0 else ():
         op.inputs[place], multiply = _multiplied(edited, graph, operands[place], factor)
         added.append(multiply)
     return added
 
 
 def _values(edited: Any, graph: Any, index: int) -> NDArray | None:
-    """The numbers that an int8 constant stands for; None for an activation."""
-    steps = constant_of(edited, graph, index, "int8")
-    if steps is None:
+    """Return the real values of an int8 constant; None for an activation."""
+    stored = constant_of(edited, graph, index, "int8")
+    if stored is None:
         return None
     with np.errstate(over="ignore"):
-        values = dequantize(steps.reshape(graph.tensors[index].shape), *scale_of(graph, index))
+        values = dequantize(stored.reshape(graph.tensors[index].shape), *scale_of(graph, index))
     return np.asarray(values, np.float64)
 
 
-def _reach(graph: Any, index: int) -> tuple[float, float]:
-    """The least and the largest number that an int8 tensor can hold."""
+def _representable_range(graph: Any, index: int) -> tuple[float, float]:
+    """Return the smallest and the largest real value that an int8 tensor can represent."""
     scale, zero_point = scale_of(graph, index)
     return scale * (_LOWEST - zero_point), scale * (_HIGHEST - zero_point)
 
 
 def _constant(edited: Any, graph: Any, like: int, values: NDArray) -> int:
-    """A new int8 constant with a scale that fits its values."""
+    """Add an int8 constant with a scale that suits its values; return its index."""
     scale = min(max(float(np.abs(values).max()) / _HIGHEST, FINEST / 256), 0.999)
     index = add_constant(edited, graph, quantize(values, scale, 0), np.int8)
     graph.tensors[index].name = f"{name_of(graph, like)}/comparable"
@@ -222,7 +221,7 @@ def _constant(edited: Any, graph: Any, like: int, values: NDArray) -> int:
 
 
 def _multiplied(edited: Any, graph: Any, source: int, factor: float) -> tuple[int, Any]:
-    """A tensor with the same quantized values and `factor` times the scale, and the MUL that makes it."""
+    """Return a new tensor with the same quantized values and `factor` times the scale, and the MUL that computes it."""
     from ai_edge_litert import schema_py_generated as generated
 
     number = add_constant(edited, graph, np.int8(_HIGHEST), np.int8)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Float flatbuffer -> smaller flatbuffer that needs no data: int8 or float16 weights, activations left float32.
+"""Weight-only schemes, which need no data: int8 or float16 weights, float32 activations.
 
-dynamic_range: convolutions and dense layers keep int8 weights, which their hybrid kernels multiply with activations
-that are quantized again at every inference. weight_only_int8 and float16: a DEQUANTIZE between stored weight and op
-makes it float32 once, when the interpreter starts.
+- dynamic_range: convolutions and dense layers have int8 weights. Their hybrid kernels quantize the activations at every
+  inference.
+- weight_only_int8, float16: a DEQUANTIZE before each op converts the weights to float32 once, when the interpreter
+  starts.
 
-Depthwise convolutions have a DEQUANTIZE in dynamic too: their hybrid kernel in LiteRT 2.1.6 computes garbage of weights
-with one scale, and XNNPACK takes no hybrid depthwise convolution at all, but takes the float one with its DEQUANTIZE.
-Source of the number format: TFLite 8-bit quantization specification (weights symmetric, codes from -127 to 127).
+Depthwise convolutions have a DEQUANTIZE in dynamic_range as well: their hybrid kernel in LiteRT 2.1.6 computes wrong
+results with per-tensor weights, and XNNPACK does not support it, but supports the float kernel with a DEQUANTIZE.
+
+Source of the number format: TFLite 8-bit quantization specification (symmetric weights, values from -127 to 127).
 """
 
 from collections.abc import Iterator
@@ -23,22 +25,28 @@ from tfq.errors import InputError, warn
 from tfq.tflite.op_types import BIAS, CHANNEL_AXES, WEIGHT, roles
 from tfq.tflite.records import Op, Subgraph, Tensor
 
-# Op -> versions of its hybrid kernel, for weights with one scale and with one a channel.
-# Source: tflite/tools/versioning/op_version.cc, and what TensorFlow 2.21's own converter writes.
+# Op -> versions of its hybrid kernel for per-tensor and for per-channel weights.
+# Source: tflite/tools/versioning/op_version.cc, and the files that TensorFlow 2.21's converter writes.
 _HYBRID_VERSIONS = {"CONV_2D": (2, 5), "FULLY_CONNECTED": (9, 12), "TRANSPOSE_CONV": (3, 3)}
-# DEQUANTIZE of int8 with one scale, of int8 with one a channel, of float16; the same source.
+# Versions of DEQUANTIZE, from the same source.
 _DEQUANTIZE_VERSIONS = {"per_tensor": 2, "per_channel": 5, "float16": 3}
 
-# Kernels that cannot have a DEQUANTIZE in front of their weights.
+# Ops whose weights cannot come from a DEQUANTIZE.
 _LEFT_FLOAT = frozenset({"LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "SVDF"})
 
-_SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)  # XNNPACK refuses a smaller one
+_SMALLEST_SCALE = float(np.finfo(np.float32).smallest_normal)  # XNNPACK rejects smaller scales
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What becomes of one constant. axis: of its channels, None for one scale. in_place: its reader takes int8."""
+    """How to quantize one constant.
+
+    Attributes:
+        tensor: The constant.
+        axis: The axis of its channels; None for one scale.
+        in_place: Whether its readers accept int8. Otherwise it gets a DEQUANTIZE.
+    """
 
     tensor: Tensor
     axis: int | None
@@ -46,11 +54,19 @@ class _Plan:
 
 
 def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
-    """The float32 flatbuffer `model` with its weights in config.scheme: dynamic, float16 or weight_only_int8.
+    """Quantize the weights of a float32 flatbuffer. Embedding tables count as weights.
 
-    int8: scale = max|w| / 127 of each channel (config.per_channel, config.per_channel_dense), codes rounded half to
-    even. float16: rounded to the nearest, biases too. Embedding tables count as weights.
-    Raises InputError on a weight that is not finite; warns (TfqWarning) of weights that have to stay float32.
+    int8: scale = max|w| / 127 per channel (config.per_channel, config.per_channel_dense), rounded half to even.
+    float16: rounded to nearest, including biases.
+
+    There is a TfqWarning for weights that must stay float32.
+
+    Args:
+        model: A float32 flatbuffer.
+        config: Its scheme is dynamic_range, float16 or weight_only_int8.
+
+    Raises:
+        InputError: A weight is not finite.
     """
     parsed = tflite.read(model)
     rewriter = _Rewriter(model, config.scheme)
@@ -61,15 +77,20 @@ def quantize_weights(model: bytes, config: ConversionConfig) -> bytes:
         left += skipped
     left += rewriter.left
     if left:
-        message = f"{config.scheme}: {len(left)} weights stay float32: {'; '.join(dict.fromkeys(left))}"
-        warn(message)
+        warn(f"{config.scheme}: {len(left)} weights stay float32: {'; '.join(dict.fromkeys(left))}")
     return tflite.pack(rewriter.finished(), len(model))
 
 
 def symmetric_int8(values: NDArray, axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(codes from -127 to 127, same shape; scales, one for each index along `axis`, or a single one).
+    """Quantize symmetrically to int8.
 
-    A channel of zeros, or one too small for a scale that XNNPACK takes, has the smallest normal float32 as its scale.
+    Args:
+        values: Real values.
+        axis: The axis of the channels; None for one scale.
+
+    Returns:
+        Quantized values from -127 to 127 in the same shape, and the scales: one for each index along `axis`, or one.
+        The smallest possible scale is the smallest normal float32, which channels of zeros have.
     """
     axes = None if axis is None else tuple(other for other in range(values.ndim) if other != axis)
     largest = np.abs(values).max(axis=axes, keepdims=True).astype(np.float64)
@@ -78,20 +99,20 @@ def symmetric_int8(values: NDArray, axis: int | None) -> tuple[NDArray[np.int8],
 
 
 def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list[str]]:
-    """What becomes of each constant of the graph; and why others are left alone."""
+    """Return the plans for the constants of the graph, and the reasons why others stay float."""
     results: dict[int, _Plan] = {}
     left = []
-    real = _read_as_reals(graph)
+    real = _read_as_float(graph)
     for op, index, role in _constants(graph):
         tensor = graph.tensors[index]
         if op.name in _LEFT_FLOAT:
-            left.append(f"{op.name} ({op.keras_layer or tensor.name}) takes no dequantized weights")
+            left.append(f"{op.name} ({op.keras_layer or tensor.name}) does not support dequantized weights")
         elif role == BIAS and config.scheme != "float16":
             continue
         else:
             in_place = config.scheme == "dynamic_range" and op.name in _HYBRID_VERSIONS and index not in real
             plan = _Plan(tensor=tensor, axis=_axis(op, tensor, config), in_place=in_place)
-            # Read by ops that want it in two forms: one scale suits both axes, a DEQUANTIZE both kernels.
+            # If ops need the constant in different forms: one scale works for both axes, a DEQUANTIZE for all kernels.
             other = results.get(index, plan)
             axis = plan.axis if plan.axis == other.axis else None
             results[index] = _Plan(tensor=tensor, axis=axis, in_place=plan.in_place and other.in_place)
@@ -99,7 +120,7 @@ def _plans(graph: Subgraph, config: ConversionConfig) -> tuple[list[_Plan], list
 
 
 def _constants(graph: Subgraph) -> Iterator[tuple[Op, int, str]]:
-    """(op, tensor, role) of the float32 weights and biases that are constants; an embedding's table is a weight."""
+    """Yield (op, tensor, role) for the constant float32 weights and biases; an embedding table is a weight."""
     for op in graph.ops:
         for place, slot, index, role in roles(op):
             tensor = graph.tensors[index]
@@ -109,33 +130,34 @@ def _constants(graph: Subgraph) -> Iterator[tuple[Op, int, str]]:
                 yield op, index, BIAS if role == BIAS else WEIGHT
 
 
-def _read_as_reals(graph: Subgraph) -> set[int]:
-    """The tensors that are data or bias of an op, or an output: int8 in place of float32 would break these readers."""
+def _read_as_float(graph: Subgraph) -> set[int]:
+    """Return the tensors that are data or bias of an op, or an output, which cannot be int8 instead of float32."""
     read = {index for op in graph.ops for place, _, index, role in roles(op) if place == "input" and role != WEIGHT}
     return read | set(graph.outputs)
 
 
 def _axis(op: Op, tensor: Tensor, config: ConversionConfig) -> int | None:
-    """The axis of the weight's channels, where it is to have a scale for each."""
+    """Return the axis of the weight's channels; None if it gets one scale."""
     per_channel = config.per_channel and (config.per_channel_dense or op.name != "FULLY_CONNECTED")
     axis = CHANNEL_AXES.get(op.name)
     return axis % len(tensor.shape) if per_channel and axis is not None and tensor.shape else None
 
 
 class _Rewriter:
-    """A flatbuffer in its object form, while constants are replaced."""
+    """Replaces constants of a flatbuffer."""
 
     def __init__(self, data: bytes, scheme: str) -> None:
+        """Unpack the flatbuffer `data`."""
         from ai_edge_litert import schema_py_generated as generated
 
         self._data, self._scheme, self._generated = data, scheme, generated
         self._model = tflite.unpack(data)
-        # Tensors may share a buffer, of the same bytes in other shapes: (buffer, axis, shape) -> (new buffer, scales).
+        # Tensors of different shapes may share a buffer: (buffer, axis, shape) -> (new buffer, scales).
         self._stored: dict[tuple[int, int | None, tuple[int, ...]], tuple[int, list[float]]] = {}
         self.left: list[str] = []
 
     def rewrite(self, graph: Subgraph, plans: list[_Plan]) -> None:
-        """Carry out the plans for one subgraph."""
+        """Apply the plans to one subgraph."""
         edited = self._model.subgraphs[graph.index]
         dequantize = []
         for plan in plans:
@@ -158,9 +180,9 @@ class _Rewriter:
         edited.operators = [*dequantize, *edited.operators]
 
     def finished(self) -> Any:
-        """The ModelT, without the constants that nothing reads any more."""
+        """Return the ModelT without unused constants."""
         model = self._model
-        # It was reckoned from the versions of the ops that were there before.
+        # The minimum runtime version was computed from the previous op versions.
         model.metadata = [entry for entry in model.metadata or [] if entry.name != b"min_runtime_version"]
         tflite.remove_unused_constants(model)
         return model
@@ -169,7 +191,8 @@ class _Rewriter:
         values = tflite.constant_values(self._data, plan.tensor)
         if not np.isfinite(values).all():
             raise InputError(
-                f"weight {plan.tensor.name!r} holds NaN or infinity: train the model again",
+                f"weight {plan.tensor.name!r} has NaN or infinite values, expected finite ones. Load a valid "
+                "checkpoint, or train the model again",
                 field="model",
                 expected="finite weights",
                 got=plan.tensor.name,
@@ -177,12 +200,12 @@ class _Rewriter:
         if values.size == 0:
             return None
         if self._scheme == "float16" and np.abs(values).max() > _FLOAT16_MAX:
-            self.left.append(f"{plan.tensor.name!r} holds values beyond float16's {_FLOAT16_MAX:g}")
+            self.left.append(f"{plan.tensor.name!r} has values beyond float16's maximum of {_FLOAT16_MAX:g}")
             return None
         return values
 
     def _store(self, tensor: Any, plan: _Plan, values: NDArray) -> None:
-        """Give `tensor` the type, the content and the quantization of the scheme."""
+        """Set the type, the content and the quantization of `tensor` for the scheme."""
         types = self._generated.TensorType
         key = (tensor.buffer, plan.axis, plan.tensor.shape)
         half = self._scheme == "float16"
@@ -221,7 +244,7 @@ class _Rewriter:
         return op
 
     def _set_hybrid(self, edited: Any, op: Op) -> None:
-        """Point an op whose weights have just become int8 to its hybrid kernel."""
+        """Select the hybrid kernel for an op whose weights are int8 now."""
         if op.name not in _HYBRID_VERSIONS:
             return
         weight = next(edited.tensors[index] for _, _, index, role in roles(op) if role == WEIGHT)
