@@ -63,7 +63,7 @@ def test_layers_that_are_kept_hold_what_they_held():
     model = with_few_bits(FLOATING, SEEN, weight_bits=2, activation_bits=2, keep=("conv1",))
     np.testing.assert_array_equal(outputs_of(model, "conv1"), outputs_of(FLOATING, "conv1"))
     assert not np.array_equal(outputs_of(model, "depthwise"), outputs_of(FLOATING, "depthwise"))
-    with refused(InputError, field="bits.keep", got="cnv1"):
+    with refused(InputError, field="analysis.bit_widths.keep", got="cnv1"):
         with_few_bits(FLOATING, SEEN, weight_bits=2, keep=("cnv1",))
 
 

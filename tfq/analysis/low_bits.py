@@ -100,11 +100,11 @@ def with_few_bits(
     """
     parsed, edited = tflite.read(floating), tflite.unpack(floating)
     graph = parsed.main_subgraph
-    layers = graph.layers_by_output
+    layers, field = graph.layers_by_output, "analysis.bit_widths.keep"
     for pattern in keep:
         names = {graph.tensors[index].name for index in layers}
         check_fits(
-            f"keep: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()), field="bits.keep", tensors=names
+            f"{field}: the pattern {pattern!r}", pattern, dict.fromkeys(layers.values()), field=field, tensors=names
         )
     if weight_bits < FLOAT_BITS:
         for layer in weighted_ops(edited, parsed):

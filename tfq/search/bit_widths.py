@@ -119,8 +119,8 @@ def accuracy_by_bit_widths(
         raise InputError(
             "accuracy by bit width is simulated in float: expected a float32 .tflite", field="model", expected="float32"
         )
-    output = scored_output(floating, test, "bits")
-    labels = labels_of(test, "bits", tflite.read(floating), output)
+    output = scored_output(floating, test, "analysis.bit_widths")
+    labels = labels_of(test, "analysis.bit_widths", tflite.read(floating), output)
     float_correct = classes_of(floating, test, output) == labels
     samples = representative_samples(train, input_specs(floating), config.num_calibration_samples).samples
     observations = observe(floating, samples, total=len(samples))
@@ -145,7 +145,7 @@ def accuracy_by_bit_widths(
             return {"correct": packed(classes_of(content, test, output) == labels)}
 
         inputs = {**basis, "weight_bits": weight_bits, "activation_bits": activation_bits, "grid": grid}
-        name = f"bits: {grid} {weight_bits} {activation_bits}"
+        name = f"bit widths: {grid} {weight_bits} {activation_bits}"
         correct = unpacked(store.run(name, inputs, make).details["correct"], labels.size)
         way = BitWidthResult(
             weight_bits=weight_bits,
