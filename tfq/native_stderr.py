@@ -59,7 +59,7 @@ class CapturedStderr:
         return f"{message} ({' | '.join(missing)})" if missing else message
 
     def _begin(self) -> bool:
-        """Redirect file descriptor 2; return False, with nothing changed, if it is closed or all lines are to be shown."""
+        """Redirect file descriptor 2; return False without any change if it is closed or all lines must be shown."""
         if os.environ.get(_LOG_LEVEL) == "0":
             return False
         try:
