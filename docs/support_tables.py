@@ -121,8 +121,10 @@ def tflite_ops() -> str:
     """Return the table of TFLite ops: their conversion to int8 and int16x8, and the types that each target runs."""
     from tfq import registry
     from tfq.auditing import Target
+    from tfq.conversion.recurrent import _FLOAT_ONLY, _RECURRENT
 
-    declared = _test_module("one_op_conversions").CONVERSIONS
+    recurrent = {name: ("float" if name in _FLOAT_ONLY else "int8", "refused") for name in _RECURRENT}
+    declared = {**_test_module("one_op_conversions").CONVERSIONS, **recurrent}
     targets = registry.entries(Target).values()
     names = sorted({*declared, *(name for target in targets for name in _target_ops(target))})
     rows = [("op", *SCHEMES, *(target.name for target in targets))]
@@ -133,7 +135,7 @@ def tflite_ops() -> str:
 
 
 def _target_ops(target: Any) -> frozenset[str]:
-    return target.integer_ops | target.float_ops | target.hybrid_ops | target.whole_ops
+    return target.integer_ops | target.float_ops | target.hybrid_ops | target.index_ops
 
 
 def _types_of(target: Any, name: str) -> str:
@@ -144,7 +146,7 @@ def _types_of(target: Any, name: str) -> str:
         "int8": target.integer_ops,
         "float": target.float_ops,
         "float with int8 weights": target.hybrid_ops,
-        "int32": target.whole_ops,
+        "indices": target.index_ops,
     }
     return ", ".join(title for title, ops in sets.items() if name in ops) or "-"
 

@@ -36,6 +36,12 @@ def test_every_extension_point_has_a_table_and_an_example(text):
     assert set(re.findall(r"<!-- code: \S+ (\w+) -->", text)) == set(registry.MODULES)
 
 
+def test_every_support_table_is_in_the_documentation(text, generate):
+    import support_tables
+
+    assert set(re.findall(r"<!-- support: (\w+) -->", text)) == set(support_tables.TABLES)
+
+
 def test_a_new_refusal_makes_the_support_table_stale(generate, monkeypatch):
     before = generate.filled("<!-- support: code_in_files -->\n<!-- end -->")
     assert generate.filled(before) == before and "| `Lambda` |" in before

@@ -196,8 +196,10 @@ def _tf_keras_scope(file: ModelFile, allow_code: bool) -> Iterator[None]:
             tfmot = import_tfmot()
             registered = import_tf_keras().saving.get_custom_objects()
             # tfmot's wrapper looks its inner layer up by the class name; Keras registers it as "tfq>NAME".
-            ours = {name.removeprefix("tfq>"): value for name, value in registered.items() if name.startswith("tfq>")}
-            scopes.enter_context(tfmot.quantization.keras.quantize_scope(ours))
+            by_class_name = {
+                name.removeprefix("tfq>"): value for name, value in registered.items() if name.startswith("tfq>")
+            }
+            scopes.enter_context(tfmot.quantization.keras.quantize_scope(by_class_name))
             scopes.enter_context(tfmot.sparsity.keras.prune_scope())
             scopes.enter_context(_tfmot_layers_built_once())
         yield

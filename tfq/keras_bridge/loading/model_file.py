@@ -36,7 +36,7 @@ MAX_MEMBERS = 100_000
 # Keras stores members uncompressed. A large member that is compressed more than a hundredfold is treated as a
 # decompression bomb (DEFLATE reaches 1032).
 MAX_EXPANSION, BOMB_FLOOR_BYTES = 100, 64 << 20
-# The dtype of an array in an .npz is within this many bytes of its header.
+# An array in an .npz begins with a header that contains its dtype within this many bytes.
 _NPY_HEADER_BYTES = 4096
 
 EXPECTED_FILE = "a Keras model (.keras or .h5)"
