@@ -162,7 +162,7 @@ def error(number, op="CONV_2D", sqnr_db=30.0, **values):
         "saturated": 0.0,
         "range_use": 1.0,
         "dead": False,
-        "never_taken": False,
+        "never_selected": False,
         "dead_channels": (),
         "saturated_channels": (),
         "channel_spread": 0.5,
@@ -247,7 +247,7 @@ def test_what_reads_a_collapsed_tensor_is_not_blamed_for_it():
 
 
 def test_what_a_maximum_never_takes_is_neither_blamed_nor_counted():
-    errors = [error(0), error(1, "SUB", -20.0, never_taken=True)]
+    errors = [error(0), error(1, "SUB", -20.0, never_selected=True)]
     assert find(errors, [], chain(errors)) == []
 
 

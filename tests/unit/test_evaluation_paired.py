@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfq.errors import InputError
-from tfq.evaluation.paired import FEWEST_PAIRS, paired_ratio, student_t
+from tfq.evaluation.paired import MIN_PAIRS, paired_ratio, student_t
 
 RATIO = 1.3
 ROUNDS = 40
@@ -99,7 +99,7 @@ def test_students_quantiles_are_those_of_the_table(freedom, quantile):
 
 
 def test_too_few_blocks_give_a_ratio_without_an_interval_and_say_so():
-    few = 2 * FEWEST_PAIRS - 1
+    few = 2 * MIN_PAIRS - 1
     ratio = paired_ratio(np.full(few, 3.0), np.full(few, 2.0))
     assert (ratio.ratio, ratio.low, ratio.high) == (pytest.approx(1.5), None, None)
     assert f"{few} blocks" in ratio.reason

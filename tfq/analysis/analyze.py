@@ -25,7 +25,7 @@ from tfq.text_table import aligned
 from tfq.typing import Data, PathOrBytes
 
 # The text lists this many findings of a kind; the record has all.
-_MOST_OF_A_KIND = 3
+_MAX_PER_KIND = 3
 _COLUMNS = (
     *("op", "SQNR dB", "by grid", "rounding", "clipping", "weights", "shift", "max LSB"),
     *("clipped", "range used", "dead", "alone dB"),
@@ -149,8 +149,8 @@ def analyze(
 def requirements_of(analysis: Analysis, require: AnalysisRequireConfig) -> tuple[Requirement, ...]:
     """Return every bound that `require` sets, with the value in the analysis and the verdict.
 
-    The value of `min_layer_sqnr_db` is that of the worst op. Ops that are 0 on all samples or never taken, and inputs
-    of the model, are not counted. If no op has an error, the value is None and the bound is met.
+    The value of `min_layer_sqnr_db` is that of the worst op. Ops that are 0 on all samples or never selected, and the
+    model's inputs, are not counted. If no op has an error, the value is None and the bound is met.
     """
     bound = require.min_layer_sqnr_db
     if bound is None:
@@ -182,7 +182,7 @@ def check_requirements(analysis: Analysis, require: AnalysisRequireConfig) -> No
 def _worst(analysis: Analysis) -> OpError | None:
     """Return the op with the lowest SQNR; None if no op has an error."""
     counted = [item for item in analysis.ops if item.op_index is not None and item.sqnr_db < math.inf]
-    counted = [item for item in counted if not item.dead and not item.never_taken]
+    counted = [item for item in counted if not item.dead and not item.never_selected]
     return min(counted, key=lambda item: item.sqnr_db, default=None)
 
 
@@ -190,10 +190,10 @@ def _first_of_each_kind(findings: Sequence[Finding]) -> Iterator[str]:
     """Yield a line per finding; if there are many of a kind, only the first ones and a line with the others' names."""
     for kind, result in groupby(findings, key=lambda item: item.kind):
         listed = list(result)
-        yield from (f"- {item.message}" for item in listed[:_MOST_OF_A_KIND])
-        if len(listed) > _MOST_OF_A_KIND:
-            labels = ", ".join(item.label for item in listed[_MOST_OF_A_KIND:])
-            yield f"  and {len(listed) - _MOST_OF_A_KIND} more of this kind ({kind}): {labels}"
+        yield from (f"- {item.message}" for item in listed[:_MAX_PER_KIND])
+        if len(listed) > _MAX_PER_KIND:
+            labels = ", ".join(item.label for item in listed[_MAX_PER_KIND:])
+            yield f"  and {len(listed) - _MAX_PER_KIND} more of this kind ({kind}): {labels}"
 
 
 def _decibels(value: float) -> str:

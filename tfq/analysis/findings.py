@@ -60,7 +60,7 @@ class Finding:
 
 def find(errors: Sequence[OpError], joins: Sequence[Join], diagnosis: Diagnosis) -> list[Finding]:
     """Return the findings, grouped by kind; kinds are in the order of their first op."""
-    errors = [item for item in errors if not item.never_taken]
+    errors = [item for item in errors if not item.never_selected]
     degraded, collapsed = list(_degraded_columns(errors)), list(_collapses(errors, diagnosis))
     if degraded:
         collapsed = [item for item in collapsed if item.kind != causes.MIXED_INPUT_SCALES]
@@ -122,8 +122,8 @@ def _collapses(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Find
                 label=item.label,
                 op_index=item.op_index,
                 message=f"{drop}. It is part of a gate (swish, hard swish, squeeze-and-excitation): the product of two "
-                "quantized factors is inaccurate if most values are small for their range. Train the model with "
-                "quantization (tfq compress), or keep this layer in float or int16",
+                "quantized factors is inaccurate if most values are small for their range. Use quantization-aware "
+                f"training (tfq compress), or keep this layer in float (conversion.float_layers={item.layer})",
             )
         else:
             yield Finding(
@@ -131,7 +131,8 @@ def _collapses(errors: Sequence[OpError], diagnosis: Diagnosis) -> Iterator[Find
                 label=item.label,
                 op_index=item.op_index,
                 message=f"{drop}. The graph does not show why. Try conversion.techniques=cross_layer_equalization,"
-                "gptq,bias_correction or another conversion.calibration.method, or keep this layer in float",
+                "gptq,bias_correction or another conversion.calibration.method, or keep this layer in float "
+                f"(conversion.float_layers={item.layer})",
             )
 
 
@@ -166,18 +167,19 @@ def _degraded_columns(errors: Sequence[OpError]) -> Iterator[Finding]:
     """Yield a finding for each input whose single scale is too coarse for some of its columns."""
     for item in errors:
         degraded = [
-            place for place, value in enumerate(item.channel_sqnr_db) if value is not None and value < _COLUMN_DB
+            position for position, value in enumerate(item.channel_sqnr_db) if value is not None and value < _COLUMN_DB
         ]
         if item.op_index is not None or not degraded or item.saturated > _CLIPPED_BY_OTHER_DATA:
             continue
-        named = ", ".join(f"{place} ({item.channel_sqnr_db[place]:.0f} dB)" for place in degraded[:6])
+        named = "columns " if len(degraded) > 1 else "column "
+        named += ", ".join(f"{position} ({item.channel_sqnr_db[position]:.0f} dB)" for position in degraded[:6])
         named += ", ..." if len(degraded) > 6 else ""
         yield Finding(
             kind=causes.MIXED_INPUT_SCALES,
             label=item.label,
             op_index=None,
             message=f"{item.label} has one scale of {item.scale:.3g} for all {item.channels} columns, which is too "
-            f"coarse for {len(degraded)} of them: column {named}. Normalize the columns before the model, use "
+            f"coarse for {len(degraded)} of them: {named}. Normalize the columns before the model, use "
             "conversion.scheme=int16x8 or dynamic_range, or feed this input in float "
             "(conversion.inference_input_type=float32, and the first layers in conversion.float_layers)",
         )
@@ -185,7 +187,7 @@ def _degraded_columns(errors: Sequence[OpError]) -> Iterator[Finding]:
 
 def _indices(diagnosis: Diagnosis) -> Iterator[Finding]:
     for op in diagnosis.graph.ops:
-        indices = [tensor for place, _, tensor, role in roles(op) if place == "input" and role == INDEX]
+        indices = [tensor for position, _, tensor, role in roles(op) if position == "input" and role == INDEX]
         if all(diagnosis.graph.tensors[index].is_constant for index in indices):
             continue
         cause = diagnosis.structural_cause(op)

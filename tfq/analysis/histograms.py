@@ -66,13 +66,13 @@ class OpHistogram:
 def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[OpHistogram, ...]:
     """Return a histogram for each activation that both flatbuffers have; the arguments are those of `op_errors`."""
     pair = ModelPair(floating, quantized)
-    seen = observe(floating, samples, total=len(samples)).tensors
+    observations = observe(floating, samples, total=len(samples)).tensors
     float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
     weights = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     results = []
     for index, float_index in pair.float_tensors.items():
         tensor, op = graph.tensors[index], graph.producers[index]
-        observed, weighted = seen[float_graph.index, float_index], weights.get(float_index)
+        observed, weighted = observations[float_graph.index, float_index], weights.get(float_index)
         bins = observed.bins()
         scale_of_weights = graph.tensors[op.inputs[1]].scale if weighted is not None else ()
         results.append(

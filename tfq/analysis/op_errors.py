@@ -22,7 +22,7 @@ SATURATED_CHANNEL = 0.01
 # On few samples, single values outside of a range are not significant.
 _FEW_VALUES = 2
 # Values to store per tensor and sample for the median, and the most channels of an input with an SQNR per channel.
-_RESERVOIR, _MOST_CHANNELS = 512, 512
+_RESERVOIR, _MAX_CHANNELS = 512, 512
 # A tensor is constant if its variance is a smaller fraction of its power than this.
 _CONSTANT = 1e-10
 
@@ -62,8 +62,8 @@ class OpError:
         saturated: The fraction of the float values that are outside of the range by more than a step.
         range_use: The fraction of the range that the float values span.
         dead: Whether the float tensor is 0 on all samples.
-        never_taken: Whether the tensor is only read by a MAXIMUM or MINIMUM that always selects its other operand, so
-            that errors do no harm.
+        never_selected: Whether the tensor is only read by a MAXIMUM or MINIMUM that always selects its other operand,
+            so that errors do no harm.
         dead_channels: Channels whose float values never reach half a step.
         saturated_channels: Channels with more than 1% of their values outside of the range.
         channel_spread: The median magnitude of the channels as a fraction of the largest. None if there is one channel.
@@ -93,7 +93,7 @@ class OpError:
     saturated: float
     range_use: float
     dead: bool
-    never_taken: bool
+    never_selected: bool
     dead_channels: tuple[int, ...]
     saturated_channels: tuple[int, ...]
     channel_spread: float | None
@@ -167,7 +167,7 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
                 op=INPUT if op is None else op.name,
                 layer=names[index] if op is None else op.keras_layer or tensor.name,
                 label=f"input {names[index]!r}" if op is None else output_label(graph, op, index),
-                never_taken=not diagnosis.affects_output(index),
+                never_selected=not diagnosis.affects_output(index),
                 weights=None if op is None else weights.get(op.index),
             )
         )
@@ -241,7 +241,7 @@ class _Tally:
         op: str,
         layer: str,
         label: str,
-        never_taken: bool = False,
+        never_selected: bool = False,
         weights: WeightError | None = None,
     ) -> OpError:
         """Return the record for the sums."""
@@ -253,7 +253,7 @@ class _Tally:
         norms = math.sqrt(power) * math.sqrt(self._dequantized_power)
         shifts = np.abs(self._shift) / values_per_channel
         channel_sqnr = self._channel_sqnr_db()
-        varying = {place: value for place, value in enumerate(channel_sqnr) if value is not None}
+        varying = {channel: value for channel, value in enumerate(channel_sqnr) if value is not None}
         worst = min(varying, key=varying.__getitem__) if varying else None
         covered = min(float(self._maximum.max()), self._high) - max(float(self._minimum.min()), self._low)
         return OpError(
@@ -274,13 +274,13 @@ class _Tally:
             mean_shift=float(shifts.max()) / math.sqrt(signal / count) if varying else None,
             worst_channel=worst,
             worst_channel_sqnr_db=None if worst is None else varying[worst],
-            channel_sqnr_db=tuple(channel_sqnr) if op_index is None and channels <= _MOST_CHANNELS else (),
+            channel_sqnr_db=tuple(channel_sqnr) if op_index is None and channels <= _MAX_CHANNELS else (),
             cosine=self._product / norms if norms else float(power == self._dequantized_power),
             max_abs_error_lsb=self._largest / self._scale,
             saturated=float(self._beyond.sum()) / count,
             range_use=max(covered, 0.0) / (self._high - self._low),
             dead=power == 0,
-            never_taken=never_taken,
+            never_selected=never_selected,
             dead_channels=tuple(np.flatnonzero(magnitudes < self._scale / 2).tolist()),
             saturated_channels=tuple(
                 np.flatnonzero(self._beyond > max(SATURATED_CHANNEL * values_per_channel, _FEW_VALUES)).tolist()

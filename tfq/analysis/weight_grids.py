@@ -132,9 +132,11 @@ def _best(rows: Rows, candidates: Iterable[NDArray]) -> Rows:
         # One search for all rows, which are shifted into disjoint intervals.
         span = 4 * (np.abs(levels).max(initial=0) + np.abs(rows).max(initial=0)) + 1
         offsets = span * np.arange(len(rows))[:, None]
-        places = np.searchsorted((midpoints + offsets).reshape(-1), (rows + offsets).reshape(-1)).reshape(rows.shape)
-        places -= midpoints.shape[1] * np.arange(len(rows))[:, None]
-        result = np.take_along_axis(levels, places, axis=1)
+        level_indices = np.searchsorted((midpoints + offsets).reshape(-1), (rows + offsets).reshape(-1)).reshape(
+            rows.shape
+        )
+        level_indices -= midpoints.shape[1] * np.arange(len(rows))[:, None]
+        result = np.take_along_axis(levels, level_indices, axis=1)
         error = ((result - rows) ** 2).sum(axis=1)
         better = error < least
         best[better], least = result[better], np.minimum(error, least)

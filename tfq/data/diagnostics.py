@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from tfq.data.split import AnySplit, Split, without_one_hot
 
-_FEWEST_EXAMPLES = 8
+_MIN_EXAMPLES = 8
 # Neighboring pixels of an image correlate strongly, so fewer values are enough; other data may correlate weakly.
-_FEWEST_PIXELS, _FEWEST_VALUES = 1000, 4000
-_FEWEST_POSITIONS = 16
+_MIN_PIXELS, _MIN_VALUES = 1000, 4000
+_MIN_POSITIONS = 16
 # The most values to examine, so that temporary arrays stay in the tens of megabytes.
-_MOST_VALUES = 2_000_000
+_MAX_VALUES = 2_000_000
 # Noise deviates from its expectation by this many standard deviations about once in millions of trials.
 _SIGMAS = 5.0
 
@@ -53,7 +53,7 @@ class _Statistic:
 
 def noise_sample_size(positions: int) -> int:
     """Return how many examples with this many values each are enough for a verdict."""
-    return max(_FEWEST_EXAMPLES, _MOST_VALUES // max(1, positions))
+    return max(_MIN_EXAMPLES, _MAX_VALUES // max(1, positions))
 
 
 def judge_noise(values: NDArray) -> NoiseVerdict:
@@ -72,8 +72,8 @@ def judge_noise(values: NDArray) -> NoiseVerdict:
     positions = int(np.prod(values.shape[1:]))
     values = values[: noise_sample_size(positions)]
     is_image = values.ndim == 4 and min(values.shape[1:3]) >= 8
-    fewest = _FEWEST_PIXELS if is_image else _FEWEST_VALUES
-    if len(values) < _FEWEST_EXAMPLES or values.size < fewest or positions < _FEWEST_POSITIONS:
+    min_values = _MIN_PIXELS if is_image else _MIN_VALUES
+    if len(values) < _MIN_EXAMPLES or values.size < min_values or positions < _MIN_POSITIONS:
         return NoiseVerdict(
             is_noise=None, reason=f"{len(values)} examples of {positions} values are too few for a verdict"
         )
@@ -118,13 +118,13 @@ def _statistics(values: NDArray[np.float64]) -> Iterator[_Statistic]:
     positions = flat.shape[1]
     squares = flat**2
     spread_of_squares = max(float(np.mean(squares**2)) - 1, 0.0)
-    for axis, averaged, count, what in ((0, n, positions, "positions"), (1, positions, n, "examples")):
+    for axis, averaged, count, axis_name in ((0, n, positions, "positions"), (1, positions, n, "examples")):
         ratio = float(flat.mean(axis=axis).var()) * averaged
         yield _Statistic(
             value=ratio,
             expected_of_noise=1.0,
             tolerance=0.1 + _SIGMAS * np.sqrt(2 / count),
-            description=f"the means of {what} vary {ratio:.3g} times as much as in noise",
+            description=f"the means of {axis_name} vary {ratio:.3g} times as much as in noise",
         )
         if spread_of_squares > 0.05:  # Otherwise all values are equally far from the mean, and squares are constant.
             ratio = float(squares.mean(axis=axis).var()) * averaged / spread_of_squares
@@ -132,7 +132,7 @@ def _statistics(values: NDArray[np.float64]) -> Iterator[_Statistic]:
                 value=ratio,
                 expected_of_noise=1.0,
                 tolerance=0.2 + 1.5 * _SIGMAS * np.sqrt(2 / count),
-                description=f"the spreads of {what} vary {ratio:.3g} times as much as in noise",
+                description=f"the spreads of {axis_name} vary {ratio:.3g} times as much as in noise",
             )
     products = (flat @ flat.T)[np.triu_indices(n, 1)] ** 2 / positions
     ratio = float(products.mean())
@@ -153,13 +153,13 @@ def _is_drawn(values: NDArray[np.float64], levels: int) -> bool:
             3 (3 m^2 - 7) / (5 (m^2 - 1)), which approaches 1.8.
     """
     skewness, kurtosis = float(np.mean(values**3)), float(np.mean(values**4))
-    even = 3 * (3 * levels**2 - 7) / (5 * (levels**2 - 1))
-    stray = 0.05 + _SIGMAS * np.sqrt(6 / values.size)
-    return abs(skewness) <= stray and min(abs(kurtosis - even), abs(kurtosis - 3)) <= 2 * stray
+    uniform = 3 * (3 * levels**2 - 7) / (5 * (levels**2 - 1))
+    tolerance = 0.05 + _SIGMAS * np.sqrt(6 / values.size)
+    return abs(skewness) <= tolerance and min(abs(kurtosis - uniform), abs(kurtosis - 3)) <= 2 * tolerance
 
 
 _FEW_EXAMPLES = 50
-_MOST_CLASSES = 10_000
+_MAX_CLASSES = 10_000
 _OVERREPRESENTED = 5.0
 _ODD_FRACTION = 0.05
 # Only the inputs of the first examples are examined, up to this size; the labels of all examples are counted.
@@ -211,8 +211,8 @@ def diagnose(split: AnySplit, full: Callable[[], AnySplit] | None = None) -> Dat
     findings = [] if counts is None else list(_class_findings(counts, _is_sorted(labels), split, full))
     if split.num_examples < _FEW_EXAMPLES:
         findings.append(
-            f"{split.num_examples} calibration examples are few: later values outside their ranges are clipped. Use "
-            "100 or more (conversion.num_calibration_samples, or more data)"
+            f"there are only {split.num_examples} calibration examples: values outside of their ranges will be "
+            "clipped. Use 100 or more (conversion.num_calibration_samples, or more data)"
         )
     for name, array in examples.items():
         findings += _input_findings(name, array, verdicts[name])
@@ -255,7 +255,7 @@ def _class_counts(labels: NDArray | None, class_names: tuple[str, ...]) -> tuple
         return None, "the data has no labels"
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         return None, f"the labels are {labels.dtype} {list(labels.shape)}, not class numbers"
-    if labels.min() < 0 or labels.max() >= _MOST_CLASSES:
+    if labels.min() < 0 or labels.max() >= _MAX_CLASSES:
         return None, f"the labels range from {labels.min()} to {labels.max()}, so they are not class numbers"
     counts = np.bincount(labels, minlength=len(class_names))
     return {label: int(n) for label, n in enumerate(counts)}, None
@@ -278,8 +278,8 @@ def _class_findings(
     if full is not None:  # compare with the class frequencies of all the data
         all_counts, _ = _class_counts(_labels(full()), split.class_names)
         if all_counts:
-            number = sum(all_counts.values())
-            fractions = {label: n / number for label, n in all_counts.items() if n}
+            num_labels = sum(all_counts.values())
+            fractions = {label: n / num_labels for label, n in all_counts.items() if n}
             result = _missing_and_overrepresented(counts, fractions, total)
     elif len(counts) == 1 and not split.class_names:
         # Class 0 alone is normal for an autoencoder, and is also how sorted data begins.
@@ -289,12 +289,12 @@ def _class_findings(
         )
     missing, overrepresented = result
     if missing:
-        named = ", ".join(_class_title(label, split.class_names) for label in missing[:5]) + (
+        names_text = ", ".join(_class_title(label, split.class_names) for label in missing[:5]) + (
             ", ..." if missing[5:] else ""
         )
         by_chance = min(total * fractions[label] for label in missing) < 5
         yield (
-            f"{len(missing)} of {len(fractions)} classes ({named}) have no example among the {total} calibration "
+            f"{len(missing)} of {len(fractions)} classes ({names_text}) have no example among the {total} calibration "
             "examples: values that only these classes produce will be clipped. "
             + ("Use more examples (conversion.num_calibration_samples)" if by_chance else "Shuffle the data")
         )

@@ -142,10 +142,10 @@ def resize_bilinear(images: NDArray, size: tuple[int, int]) -> NDArray:
 
 def _neighbors(source: int, target: int) -> tuple[NDArray, NDArray, NDArray]:
     """Return for each of `target` pixels its two neighbors in the source, and its distance from the first (0 to 1)."""
-    place = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5)
-    below = np.floor(place)
+    position = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5)
+    below = np.floor(position)
     first, second = np.maximum(below, 0).astype(int), np.minimum(below + 1, source - 1).astype(int)
-    return first, second, place - below
+    return first, second, position - below
 
 
 def _interpolate(first: NDArray, second: NDArray, weight: NDArray) -> NDArray:

@@ -8,7 +8,7 @@ from typing import Any
 from tfq.evaluation.op_costs import OpCost
 from tfq.text_table import aligned
 
-MOST_EXPENSIVE = 5
+NUM_EXPENSIVE_OPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +201,12 @@ def _expensive(model: ModelTimes) -> list[str]:
     title = f"{model.name}, {model.kernels}"
     if model.ops is None:
         return [f"{title}: no time per op: {model.ops_reason}"]
-    most_expensive = sorted(model.ops, key=lambda op: -op.ms)[:MOST_EXPENSIVE]
+    most_expensive = sorted(model.ops, key=lambda op: -op.ms)[:NUM_EXPENSIVE_OPS]
     lines = [f"{title}: the most expensive of {len(model.ops)} ops, by LiteRT's profiler"]
     for op in most_expensive:
         layer = op.keras_layer or ("" if op.index is not None else "(several ops)")
-        place = "" if op.index is None else f"#{op.index} "
-        lines.append(f"  {op.fraction:6.1%}  {_ms(op.ms)} ms  {place}{op.name}  {layer}".rstrip())
+        position = "" if op.index is None else f"#{op.index} "
+        lines.append(f"  {op.fraction:6.1%}  {_ms(op.ms)} ms  {position}{op.name}  {layer}".rstrip())
     return lines
 
 

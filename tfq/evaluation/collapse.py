@@ -28,7 +28,7 @@ from tfq.ptq.saturation import clipped_sides, is_clipping_harmless, representabl
 from tfq.tflite import Model, Op, Subgraph
 
 # All tensors are compared on this many samples, if their values fit into this many bytes.
-_SAMPLES, _MOST_BYTES = 20, 256 << 20
+_SAMPLES, _MAX_BYTES = 20, 256 << 20
 # In decibels: an op whose inputs are at least this good has not inherited its error.
 _HEALTHY_DB = 30.0
 # Every output of these ops depends on all slices of the input, so a constant input slice does not explain one.
@@ -135,7 +135,7 @@ def _location_of_failure(
 
 def _affordable(size: int, count: int) -> int:
     """Return how many of `count` samples of this size fit into memory."""
-    return max(1, min(count, _MOST_BYTES // max(size, 1)))
+    return max(1, min(count, _MAX_BYTES // max(size, 1)))
 
 
 def _computes_output(graph: Subgraph, op: Op) -> bool:
@@ -200,9 +200,9 @@ def _values(model: bytes, parsed: Model, tensors: Sequence[int], samples: Sequen
     exposed, outputs = tflite.expose_tensors(model, tensors)
     fed = encode(parsed, samples)
     results = LocalBackend().run_samples(exposed, fed)
-    values = {index: np.stack([sample[place] for sample in results]) for place, index in enumerate(outputs)}
-    for place, index in enumerate(parsed.main_subgraph.inputs):
-        values[index] = np.stack([sample[place] for sample in fed])
+    values = {index: np.stack([sample[position] for sample in results]) for position, index in enumerate(outputs)}
+    for position, index in enumerate(parsed.main_subgraph.inputs):
+        values[index] = np.stack([sample[position] for sample in fed])
     return values
 
 

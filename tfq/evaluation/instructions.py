@@ -96,11 +96,11 @@ def count_instructions_or_reason(
 
     A backend that can count but fails raises its error.
     """
-    place = make_backend(backend)
-    if not place.kind.counts_instructions:
+    runner = make_backend(backend)
+    if not runner.kind.counts_instructions:
         counting_backends = [name for name, kind in registry.entries(BackendKind).items() if kind.counts_instructions]
         return f"it does not count instructions. Backends that do: {', '.join(counting_backends)}"
-    reason = place.unavailable()
+    reason = runner.unavailable()
     if reason:
         return reason
     inputs, message = _inputs(tflite.read(model), data)
@@ -112,13 +112,13 @@ def count_instructions_or_reason(
         outputs=False,
         count_instructions=True,
     )
-    result = place.assess(request)
+    result = runner.assess(request)
     counts = result.instructions
     if counts is None:
         return str(result.instructions_reason)
     return InstructionRecord(
         backend=backend,
-        cpu=place.kind.label(place.address),
+        cpu=runner.kind.label(runner.address),
         instructions=counts.instructions,
         by=counts.counted_by,
         inferences=counts.inferences,

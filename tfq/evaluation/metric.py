@@ -349,5 +349,5 @@ def _with_location(error: BaseException) -> str:
     file = __file__ if last is None else last.tb_frame.f_code.co_filename
     # A call with the wrong number of arguments fails in this file.
     is_user_code = file != __file__ and not file.startswith("<")
-    place = f" ({Path(file).name}, line {last.tb_lineno})" if last is not None and is_user_code else ""
-    return f"{type(error).__name__}: {error}{place}"
+    location = f" ({Path(file).name}, line {last.tb_lineno})" if last is not None and is_user_code else ""
+    return f"{type(error).__name__}: {error}{location}"

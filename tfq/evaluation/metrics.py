@@ -289,8 +289,8 @@ def roc_auc(scores: NDArray, labels: NDArray) -> float:
             expected=(0, 1),
             got=only,
         )
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     above = float(ranks[positive].sum()) - num_positive * (num_positive + 1) / 2
     return above / (num_positive * num_negative)
 

@@ -26,7 +26,7 @@ models in this range, one op adds 91% or more. Float values outside of the range
 the logarithm of a class that a mask excludes, are clipped to that range.
 
 An output that varies by few steps is also collapsed if its scale is to blame: if the scale is not a positive number; or
-if no op fixes the scale, and the values, including zero, span fewer than `FEWEST_STEPS` steps. Such a range was chosen
+if no op fixes the scale, and the values, including zero, span fewer than `MIN_STEPS` steps. Such a range was chosen
 for other values, such as the infinity that a max pool is padded with.
 
 With an ideal ratio of `MIN_IDEAL_DB`, a uniformly distributed output spans about 18 steps peak to peak. Random
@@ -52,12 +52,12 @@ MIN_IDEAL_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
 # Below COLLAPSED_DB and from here on, an output is collapsed only if one op adds at least this fraction of the noise.
 GRADUAL_DB, ONE_OP_FRACTION = 15.0, 0.8
 # Two of eight or sixteen bits. A range that was chosen for these values has 255 steps or more.
-FEWEST_STEPS = 4.0
+MIN_STEPS = 4.0
 # Slices are compared along axes with at most this many entries.
 LONGEST_AXIS = 512
 # A slice varies if its values differ by more than float32 rounding, and fewer than this fraction of them equal the
 # median: a feature that is zero on almost all samples may be zero on all of them by chance.
-_MOST_EQUAL, _ROUNDING, _SUM_ROUNDING = 0.9, 1e-5, 1e-6
+_MAX_EQUAL, _ROUNDING, _SUM_ROUNDING = 0.9, 1e-5, 1e-6
 # Ops that only move values.
 MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "QUANTIZE"})
 
@@ -122,7 +122,7 @@ class OutputCheck:
         """Whether the scale was chosen for much larger values than those of the float model."""
         if self.fixed_scale or self.span_steps is None or self.sqnr_db is None or not self.varies:
             return False
-        return self.span_steps < FEWEST_STEPS and self.sqnr_db < COLLAPSED_DB
+        return self.span_steps < MIN_STEPS and self.sqnr_db < COLLAPSED_DB
 
     @property
     def lost(self) -> bool:
@@ -203,8 +203,8 @@ def check_outputs(
         InputError: The shapes of an output differ.
     """
     graph = parsed.main_subgraph
-    for place, (name, index) in enumerate(zip(parsed.output_names, graph.outputs, strict=True)):
-        floats, values = ([np.asarray(sample[place]) for sample in side] for side in (reference, outputs))
+    for position, (name, index) in enumerate(zip(parsed.output_names, graph.outputs, strict=True)):
+        floats, values = ([np.asarray(sample[position]) for sample in side] for side in (reference, outputs))
         if any(a.shape != b.shape for a, b in zip(floats, values, strict=True)):
             raise InputError(
                 f"output {name!r} has shape {list(values[0].shape)} in the quantized model, but "
@@ -321,7 +321,7 @@ def _varies(values: NDArray, largest: float) -> bool:
     spread = float(np.ptp(values))
     if spread <= max(_ROUNDING * float(np.abs(values).max(initial=0)), _SUM_ROUNDING * largest):
         return False
-    return float(np.mean(values == np.median(values))) < _MOST_EQUAL
+    return float(np.mean(values == np.median(values))) < _MAX_EQUAL
 
 
 def _grid(graph: Subgraph, index: int) -> tuple[float | None, bool]:

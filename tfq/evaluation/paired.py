@@ -68,7 +68,7 @@ def checked_latencies(latencies_ms: ArrayLike) -> NDArray[np.float64]:
 
 
 CONFIDENCE = 0.95
-FEWEST_PAIRS = 5
+MIN_PAIRS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +118,9 @@ def paired_ratio(times: ArrayLike, base_times: ArrayLike) -> Ratio:
         )
     logs = np.log(model_times / base)
     pairs = logs[: len(logs) // 2 * 2].reshape(-1, 2).mean(axis=1)
-    if len(pairs) < FEWEST_PAIRS:
+    if len(pairs) < MIN_PAIRS:
         reason = (
-            f"only {len(logs)} blocks of each model; an interval needs {2 * FEWEST_PAIRS}. Increase benchmark.num_runs "
+            f"only {len(logs)} blocks of each model; an interval needs {2 * MIN_PAIRS}. Increase benchmark.num_runs "
             "or benchmark.min_secs"
         )
         return Ratio(ratio=math.exp(logs.mean()), low=None, high=None, reason=reason)
@@ -153,7 +153,7 @@ def _effective_size(values: NDArray[np.float64]) -> float:
     if not spread:
         return float(len(values))
     correlation = float(np.sum(centered[1:] * centered[:-1])) / spread
-    return max(FEWEST_PAIRS - 1, len(values) * min(1, (1 - correlation) / (1 + correlation)))
+    return max(MIN_PAIRS - 1, len(values) * min(1, (1 - correlation) / (1 + correlation)))
 
 
 # The quantile of the normal distribution for this confidence.

@@ -146,25 +146,25 @@ class Predictions:
 
 def predictions_of(outputs: Outputs, data: AnySplit, *, reconstructs: bool, metrics: list[Metric]) -> Predictions:
     """Return the outputs of a model on `data`, with the labels and the reconstruction errors for `metrics`."""
-    rules = [metric.reconstruction.error for metric in metrics if metric.reconstruction is not None]
-    if not reconstructs or not rules:
+    error_functions = [metric.reconstruction.error for metric in metrics if metric.reconstruction is not None]
+    if not reconstructs or not error_functions:
         # A stream has stored its labels while the model ran, so its examples need not be decoded again.
         return Predictions(outputs=outputs, labels=data.all_labels(), reconstructs=reconstructs)
     labels: list[NDArray] = []
-    errors: dict[Callable[..., NDArray], list[NDArray]] = {reconstruction: [] for reconstruction in rules}
+    errors: dict[Callable[..., NDArray], list[NDArray]] = {function: [] for function in error_functions}
     start = 0
     for piece in data.pieces():
         end = start + piece.num_examples
         (inputs,) = piece.inputs.values()
-        for reconstruction, result in errors.items():
-            result.append(reconstruction(outputs[0][start:end], inputs))
+        for function, result in errors.items():
+            result.append(function(outputs[0][start:end], inputs))
         labels += [] if piece.labels is None else [piece.labels]
         start = end
     return Predictions(
         outputs=outputs,
         labels=np.concatenate(labels) if labels else None,
         reconstructs=True,
-        errors={reconstruction: np.concatenate(result) for reconstruction, result in errors.items()},
+        errors={function: np.concatenate(result) for function, result in errors.items()},
     )
 
 

@@ -31,7 +31,7 @@ from tfq.typing import PathOrBytes
 # How many samples both models run on. With 50 samples, the ratios change by at most 1.5 dB.
 NUM_SAMPLES = 20
 # How many tensors a message names.
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 Sample = Mapping[str, NDArray]
 
 
@@ -176,7 +176,7 @@ def _quantized_indices(parsed: Model) -> Iterator[Problem]:
     for op in graph.ops:
         sources = quantized_indices(graph, op)
         if sources:
-            named = ", ".join(repr(graph.tensors[index].name) for index in sources[:_MOST_NAMED])
+            named = ", ".join(repr(graph.tensors[index].name) for index in sources[:_MAX_NAMED])
             yield Problem(
                 kind="quantized_index",
                 message=f"{title(graph, op)} reads indices from the quantized {named}: after rounding they select "

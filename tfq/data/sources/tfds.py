@@ -45,7 +45,10 @@ def read_tfds(address: str, config: DataConfig, split: str) -> Examples:
         )
     builder = tfds_builder(address)
     infos = builder.info.splits
-    names = {ours: next((name for name in theirs if name in infos), None) for ours, theirs in _SPLIT_NAMES.items()}
+    names = {
+        own_name: next((name for name in tfds_names if name in infos), None)
+        for own_name, tfds_names in _SPLIT_NAMES.items()
+    }
     stored_in = "train" if split == "val" and names["val"] is None else split
     name = names[stored_in]
     if name is None or not infos[name].num_examples:
