@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from compression_training import Phase, copied, exit_with, fit_for
 
 import tfq
-from tfq.compression import codes_in_flatbuffer
+from tfq.compression import unique_weights_in_flatbuffer
 from tfq.compression.training import deterministic
 from tfq.keras_bridge import import_tfmot
 
@@ -72,7 +72,7 @@ def main() -> int:
         accuracy = tfq.evaluate(built, splits["test"], tfq.EvaluationConfig(num_runs=0)).accuracy
         size = len(gzip.compress(built, 9, mtime=0))
         dense = dense or size
-        quantized = max(codes_in_flatbuffer(built).values())
+        quantized = max(unique_weights_in_flatbuffer(built).values())
         print(f"| {name} | {count or ''} | {accuracy:.2%} | {quantized} | {size:,} | {size / dense:.1%} |", flush=True)
     return 0
 

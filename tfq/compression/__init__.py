@@ -8,8 +8,8 @@ from tfq.compression.clustering.cluster import (
     ClusteringPlan,
     cluster_model,
     clustering_plan,
-    codes_in_flatbuffer,
     measure_clusters,
+    unique_weights_in_flatbuffer,
 )
 from tfq.compression.gate import check_same_function
 from tfq.compression.parity.compare import qat_parity
@@ -39,7 +39,6 @@ __all__ = [
     "check_same_function",
     "cluster_model",
     "clustering_plan",
-    "codes_in_flatbuffer",
     "count_macs",
     "m_by_n_groups_in_flatbuffer",
     "measure_clusters",
@@ -54,5 +53,6 @@ __all__ = [
     "reason_not_prunable",
     "sensitivity",
     "sparsity_in_flatbuffer",
+    "unique_weights_in_flatbuffer",
     "untrained_qat_model",
 ]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of a few values, which compress well: chosen, trained, kept in QAT, counted in the flatbuffer."""
+"""Weight clustering: kernels with few distinct values, which compress well."""

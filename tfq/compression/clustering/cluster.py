@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight clustering: each layer's weights become a few values, and training continues with those."""
+"""Weight clustering: the weights of a layer share a few values, and training continues under this constraint."""
 
 import contextlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.clustering.codebook import FEWEST_CLUSTERS, MOST_CLUSTERS, Codebook, count_codes
+from tfq.compression.clustering.codebook import MAX_CLUSTERS, MIN_CLUSTERS, Codebook, count_quantized_values
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import copy_after_training, copy_for_training
 from tfq.compression.graph import (
@@ -31,11 +31,16 @@ from tfq.tflite import constant_values
 from tfq.typing import Fit, KerasModel, Teacher
 
 
-def codes_in_flatbuffer(model: bytes) -> dict[str, int]:
-    """Keras layer -> how many different integers its weights have in a quantized `.tflite`, all channels together.
+def unique_weights_in_flatbuffer(model: bytes) -> dict[str, int]:
+    """Return the number of distinct integers in the weights of each Keras layer of a quantized `.tflite`.
 
-    A layer inside a model goes by its own name, and a weight that no layer is known of by its tensor's; of a layer with
-    several kernels the most. Left out: float weights, and what is stored sparse.
+    Args:
+        model: Contents of a `.tflite` file.
+
+    Returns:
+        Layer -> number of distinct integers over all channels; the maximum if a layer has several kernels. A layer of
+        a nested model has its own name, and a weight of an unknown layer the name of its tensor. Float weights and
+        weights in a sparse format are left out.
     """
     results: dict[str, int] = {}
     for weight, tensor in stored_weights(model):
@@ -45,38 +50,50 @@ def codes_in_flatbuffer(model: bytes) -> dict[str, int]:
     return results
 
 
-# Of fewer weights a cluster, on average, the codebook would be as large as what it saves.
-_FEWEST_IN_CLUSTER = 4
+# With fewer weights per cluster on average, the codebook would be as large as the savings.
+_MIN_WEIGHTS_PER_CLUSTER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusteringPlan:
-    """Which layers are clustered, and of every other one why not. Names as in `measure_sparsity`."""
+    """The layers to cluster, and the reason why each other layer is not clustered.
+
+    Layers have their names of `measure_sparsity`.
+
+    Attributes:
+        clustered: The layers to cluster.
+        skipped: Layer -> why it is not clustered.
+    """
 
     clustered: tuple[str, ...]
     skipped: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the plan as JSON values."""
         return {"clustered": list(self.clustered), "skipped": dict(self.skipped)}
 
 
 def clustering_plan(model: Any, config: ClusterConfig | None = None) -> ClusteringPlan:
-    """What `cluster_model` would cluster in a functional or sequential tf_keras model.
+    """Return the layers that `cluster_model` would cluster.
 
-    Raises InputError where that is nothing, and on a pattern in layers that fits no layer that can be clustered.
+    Args:
+        model: Functional or sequential tf_keras model.
+        config: The clustering settings.
+
+    Raises:
+        InputError: No layer can be clustered, or a pattern in `layers` matches no layer that can be clustered.
     """
     config = config or ClusterConfig()
     require_graph_model(model, "clustering")
     if not config.layers:
         raise InputError(
-            "compression.cluster.layers is empty: name patterns of the layers to cluster, or switch clustering "
-            "off (compression.cluster.enabled=False)",
+            "compression.cluster.layers is empty: expected name patterns of the layers to cluster. To switch "
+            "clustering off, set compression.cluster.enabled=False",
             field="compression.cluster.layers",
             expected="name patterns",
             got=(),
         )
-    reasons = reasons_by_layer(model, lambda layer: _why_not(layer, config))
+    reasons = reasons_by_layer(model, lambda layer: _reason_not_clusterable(layer, config))
     if None not in reasons.values():
         message = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise InputError(
@@ -91,7 +108,7 @@ def clustering_plan(model: Any, config: ClusterConfig | None = None) -> Clusteri
     return ClusteringPlan(
         clustered=chosen,
         skipped={
-            name: reason or "no pattern in layers fits its name"
+            name: reason or "no pattern in layers matches its name"
             for name, reason in reasons.items()
             if name not in chosen
         },
@@ -138,93 +155,103 @@ def cluster_model(
     plan = clustering_plan(model, config)
     trained, pairs = copy_for_training(model, "cluster")
     layers = dict(named_layers(trained))
-    books = {
+    codebooks = {
         name: [
             Codebook(kernel, channel_axis(layers[name]), config.number_of_clusters)
             for kernel in prunable_weights(layers[name]) or []
         ]
         for name in plan.clustered
     }
-    callback = _clustering_callback([book for item in books.values() for book in item], config.end_step)
-    with contextlib.ExitStack() as around:
+    callback = _clustering_callback([codebook for item in codebooks.values() for codebook in item], config.end_step)
+    with contextlib.ExitStack() as stack:
         student = trained
         if config.distillation.enabled:
-            student = around.enter_context(distilled(trained, teacher or model, config.distillation, "cluster"))
+            student = stack.enter_context(distilled(trained, teacher or model, config.distillation, "cluster"))
         fit_with(fit, student, callback, "cluster")
     check_finite(trained, "clustering")
-    _cluster_again(books, config.number_of_clusters)
+    _restore_clusters(codebooks, config.number_of_clusters)
     return copy_after_training(model, trained, pairs, "cluster")
 
 
 def measure_clusters(model: Any) -> dict[str, int]:
-    """Layer name, as in `measure_sparsity` -> how many codes its kernels have in int8; of clustered layers alone."""
+    """Return the number of clusters of each clustered layer: the distinct integers of its kernels in int8.
+
+    Layers have their names of `measure_sparsity`. Layers that are not clustered are left out.
+    """
     results = {}
     for name, layer in named_layers(model):
-        counts = [count for kernel in kernels_of(layer) if (count := _clusters(kernel, layer))]
+        counts = [count for kernel in kernels_of(layer) if (count := _num_clusters(kernel, layer))]
         if counts:
             results[unwrapped_name(name, layer)] = max(counts)
     return results
 
 
-def keep_clusters(model: Any) -> Any:
-    """A tf_keras callback that keeps the weights of `model` in the clusters that they are in now, after every step.
+def cluster_preserving_callback(model: Any) -> Any:
+    """Return a tf_keras callback that keeps each weight of clustered layers in its current cluster during training.
 
     The values of the clusters are trained.
     """
-    books = [
+    codebooks = [
         Codebook(kernel, channel_axis(layer))
         for _, layer in named_layers(model)
         for kernel in kernels_of(layer)
-        if _clusters(kernel, layer)
+        if _num_clusters(kernel, layer)
     ]
-    return _clustering_callback(books, end_step=0)
+    return _clustering_callback(codebooks, end_step=0)
 
 
 def channel_axis(layer: Any) -> int | None:
-    """The axis of a layer's kernels whose channels have a scale each in an int8 flatbuffer; None where all have one."""
+    """Return the axis of a layer's kernels that is quantized per channel in int8; None if quantized per tensor."""
     layers = import_tf_keras().layers
     layer = tfmot_symbols.wrapped(layer)
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
         return -2
-    by_channel = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv2D)
-    return -1 if isinstance(layer, by_channel) else None
+    per_channel = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.SeparableConv2D)
+    return -1 if isinstance(layer, per_channel) else None
 
 
-def _why_not(layer: Any, config: ClusterConfig) -> str | None:
+def _reason_not_clusterable(layer: Any, config: ClusterConfig) -> str | None:
     layers = import_tf_keras().layers
     kind, kernels = type(layer).__name__, prunable_weights(layer) or []
     if isinstance(layer, (layers.DepthwiseConv2D, layers.DepthwiseConv1D)):
-        return f"{kind} has few weights and loses much by it"
+        return f"{kind} has few weights and loses much accuracy by clustering"
     if not kernels:
         return f"{kind} has no kernel"
     size = min(int(np.prod(kernel.shape)) for kernel in kernels)
-    if size < _FEWEST_IN_CLUSTER * config.number_of_clusters:
-        return f"it has {size} weights, expected {_FEWEST_IN_CLUSTER} for each of {config.number_of_clusters} clusters"
+    if size < _MIN_WEIGHTS_PER_CLUSTER * config.number_of_clusters:
+        minimum = f"{_MIN_WEIGHTS_PER_CLUSTER} for each of {config.number_of_clusters} clusters"
+        return f"it has {size} weights, expected at least {minimum}"
     return None
 
 
-def _clusters(kernel: Any, layer: Any) -> int | None:
-    """How many codes a clustered kernel has; None where it is not clustered.
+def _num_clusters(kernel: Any, layer: Any) -> int | None:
+    """Return the number of distinct int8 values of a clustered kernel; None if it is not clustered.
 
-    As little is a kernel that is as it was initialized, zeros or ones all over, or so small that nobody can tell.
+    A constant kernel (all zeros or all ones from initialization) does not count as clustered, and neither does a
+    kernel that is too small to tell.
     """
     values = kernel.numpy()
-    count = count_codes(values, channel_axis(layer))
-    most = min(MOST_CLUSTERS, values.size // _FEWEST_IN_CLUSTER)
-    return count if count and FEWEST_CLUSTERS <= count <= most else None
+    count = count_quantized_values(values, channel_axis(layer))
+    maximum = min(MAX_CLUSTERS, values.size // _MIN_WEIGHTS_PER_CLUSTER)
+    return count if count and MIN_CLUSTERS <= count <= maximum else None
 
 
-def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
-    """A tf_keras callback that takes a step of every codebook after each of the training; `steps` counts them.
+def _clustering_callback(codebooks: list[Codebook], end_step: int) -> Any:
+    """Return a tf_keras callback that updates every codebook after each training step.
 
-    end_step: the first in which weights stay in their clusters, as ClusterConfig has it.
+    Args:
+        codebooks: The codebooks of all clustered kernels.
+        end_step: First step that keeps every weight in its cluster; -1 is half of the training.
+
+    Returns:
+        A callback. Its attribute `steps` counts the training steps.
     """
     import tensorflow as tf
 
     @tf.function
     def step(reassign: bool) -> None:
-        for book in books:
-            book.step(reassign=reassign)
+        for codebook in codebooks:
+            codebook.step(reassign=reassign)
 
     class ClusteringSteps(import_tf_keras().callbacks.Callback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -242,16 +269,20 @@ def _clustering_callback(books: list[Codebook], end_step: int) -> Any:
     return ClusteringSteps()
 
 
-def _cluster_again(books: Mapping[str, list[Codebook]], clusters: int) -> None:
-    """Weights of an earlier epoch stay as they are: clustered. Others (averages of several) are clustered once more."""
-    moved = []
-    for name, item in books.items():
-        for book in item:
-            if (count := book.codes()) is None or count > clusters:
-                book.step(reassign=True)
-                moved.append(name)
-    if moved:
+def _restore_clusters(codebooks: Mapping[str, list[Codebook]], clusters: int) -> None:
+    """Cluster kernels again that are not clustered after training, such as averages over several steps.
+
+    Restored weights of an earlier epoch are still clustered, and do not change.
+    """
+    changed = []
+    for name, item in codebooks.items():
+        for codebook in item:
+            if (count := codebook.num_quantized_values()) is None or count > clusters:
+                codebook.step(reassign=True)
+                changed.append(name)
+    if changed:
         warn(
-            f"cluster: after the last training step, {', '.join(dict.fromkeys(moved))} had other weights than those of "
-            "clusters (an average of several steps?); they are clustered again, and no training came after that"
+            f"cluster: after the last training step, the weights of {', '.join(dict.fromkeys(changed))} were not "
+            "clustered any more (possibly averaged over several steps). They are clustered again without further "
+            "training"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfq.compression._tfmot import tfmot_fixes, tfmot_symbols
-from tfq.compression.clustering.cluster import keep_clusters, measure_clusters
+from tfq.compression.clustering.cluster import cluster_preserving_callback, measure_clusters
 from tfq.compression.distillation import distilled, refuse_unused_teacher
 from tfq.compression.gate import check_same_function
 from tfq.compression.graph import check_finite, cloned, require_graph_model, run_fit
@@ -221,7 +221,7 @@ def qat_model(
         else:
             steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
         keeping = [sparsity_preserving_callback(quantized, start.zeros)] if start.zeros else []
-        keeping += [keep_clusters(quantized)] if start.clusters else []
+        keeping += [cluster_preserving_callback(quantized)] if start.clusters else []
         run_fit(fit, trained, [*callbacks, *keeping])
         if steps_seen() < 1:
             raise TfqError(
