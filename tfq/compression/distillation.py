@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: training towards the outputs of the float model, and of its layers, beside the user's own loss.
+"""Knowledge distillation: the training loss includes the distance to the outputs of a teacher and of its layers.
 
-Sources: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2; of the layers Romero
+The loss of the student is
+
+    (1 - weight) * compiled loss + weight * D + layers_weight * L
+
+D is the sum over the outputs, and the mean over the batch, of
+
+    temperature^2 * KL(softmax(teacher logits / temperature) || softmax(student logits / temperature))
+
+for classifiers, and of half the mean squared difference for other outputs. L is the sum over the selected layers of
+(squared difference from the teacher's outputs) / (squares of the teacher's outputs), both summed over the batch.
+
+Sources: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", section 2. For layers: Romero
 et al. 2015, "FitNets: hints for thin deep nets", with the distance of Kurtic et al. 2023, "Sparse fine-tuning for
 inference acceleration of large language models" (SquareHead).
 """
@@ -17,15 +28,15 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import import_tf_keras
 from tfq.patterns import check_fits, fits
 
-# Below it a probability says nothing, and its logarithm has no gradient.
-_SMALLEST = 1e-30
+# Lower limit of probabilities and of sums of squares, which keeps logarithms and quotients finite.
+_EPSILON = 1e-30
 
 
 def refuse_unused_teacher(teacher: Any, config: DistillationConfig, step: str) -> None:
     """Raise InputError if a teacher is provided and distillation is off."""
     if teacher is not None and not config.enabled:
         raise InputError(
-            f"{step}: a teacher was given, and distillation is off: set distillation.enabled in the config",
+            f"{step}: a teacher was passed, but distillation is off: set distillation.enabled in the config",
             field=f"compression.{step}.distillation.enabled",
             expected=True,
             got=False,
@@ -33,53 +44,61 @@ def refuse_unused_teacher(teacher: Any, config: DistillationConfig, step: str) -
 
 
 @contextlib.contextmanager
-def distilled(model: Any, teacher: Any, config: DistillationConfig, what: str = "qat") -> Iterator[Any]:
-    """Within, the training step of `model` also learns from `teacher`; gives `model`, which fit is to train.
+def distilled(model: Any, teacher: Any, config: DistillationConfig, step: str = "qat") -> Iterator[Any]:
+    """Add distillation to the training step of a model, inside a `with` block.
 
-    model: functional or sequential tf_keras model. It keeps its outputs, their names and the training code of its
-        class, and does not hold the teacher. Afterwards it is unchanged, apart from what fit did.
-    teacher: a model of the same inputs, run in inference mode on what the student sees; or a sequence of them, an
-        ensemble: the distance is the mean over all, which has the gradient of the distance to the mean of what they
-        give. Layers are those of the first.
-    what: the step that errors name.
-    In `fit` the gradient is that of (1 - weight) * the compiled loss + weight * distance. The distance of two outputs
-    is temperature^2 * KL(teacher || student) of both models' softmax(logits / temperature), a mean over the batch;
-    probabilities are taken back to logits by their logarithm. Outputs of no classifier (neither softmax nor sigmoid at
-    the end, and no cross-entropy in compile) are held together by half their squared difference. Weights of samples
-    and classes are for the compiled loss alone. For each layer that config.layers names is added layers_weight * the
-    squared difference of its output from the teacher's, as a share of the teacher's squares over the batch.
-    The history and logs have them as "distillation_loss" and "distillation_layers_loss", beside the compiled "loss".
-    Raises InputError where the two do not fit, or a pattern fits no layer that both have, and TfqError at the end where
-    no training step went through here.
+    In the block, `model.fit` minimizes the loss of the module docstring. Sample weights and class weights apply to the
+    compiled loss only. Probabilities are converted to logits by the logarithm. An output counts as a classifier's if it
+    ends in softmax or sigmoid, or if the compiled loss is a cross-entropy. History and logs contain
+    "distillation_loss" (D) and "distillation_layers_loss" (L), and the compiled loss as "loss".
+
+    The model keeps its outputs, their names and the training code of its class, and does not contain the teacher.
+    After the block, its class is restored.
+
+    Args:
+        model: The student, a functional or sequential tf_keras model.
+        teacher: A model with the same inputs and outputs, run in inference mode on the student's inputs; or a sequence
+            of models (an ensemble). The distance to an ensemble is the mean of the distances, which has the gradient
+            of the distance to the mean output. The layers are those of the first teacher.
+        config: The distillation settings.
+        step: The compression step that errors name.
+
+    Yields:
+        `model`, to be trained.
+
+    Raises:
+        InputError: Student and teacher have different inputs or outputs, or a pattern in `config.layers` matches no
+            layer that both have.
+        TfqError: At the end of the block, if no training step of `model` ran.
     """
     teachers = list(teacher) if isinstance(teacher, Sequence) else [teacher]
     for item in teachers:
-        _check_fit(model, item, what)
-    pairs = _layer_pairs(model, teachers[0], config.layers, what)
+        _check_shapes(model, item, step)
+    pairs = _layer_pairs(model, teachers[0], config.layers, step)
     state = _State(model, teachers, config, pairs)
     own_class: Any = type(model)
     model._distillation = state
-    # Keras' own __setattr__ would track it.
+    # Keras' __setattr__ would track it.
     object.__setattr__(model, "__class__", _distilled_class(own_class))
     try:
         yield model
     finally:
         object.__setattr__(model, "__class__", own_class)
         del model._distillation
-        model.train_function = model.test_function = None  # traced with the teacher
+        model.train_function = model.test_function = None  # they were traced with the teacher
     if not state.steps_traced:
         raise TfqError(
-            f"{what}: distillation had no part in the training: fit must compile the model that it is given and call "
-            "its own fit; a training loop by hand, or another model around it, does not see the teacher",
+            f"{step}: the training did not use distillation: fit must compile the model that it receives and call its "
+            "fit. A custom training loop, or another model that wraps this one, bypasses the teacher",
             field="fit",
-            expected="a fit of the model that it is given",
+            expected="a fit of the model that it receives",
         )
 
 
 class _State:
-    """What the training step needs to know of the teacher, out of sight of Keras.
+    """The teachers and settings that the training step uses.
 
-    Saved models, summaries and counts are the student's alone.
+    Keras does not track them, so that saved models, summaries and parameter counts contain the student only.
     """
 
     def __init__(
@@ -90,63 +109,70 @@ class _State:
         tf_keras = import_tf_keras()
         self.kinds = [
             [
-                (output_kind(ours), output_kind(theirs))
-                for ours, theirs in zip(model.outputs, teacher.outputs, strict=True)
+                (output_kind(output), output_kind(teacher_output))
+                for output, teacher_output in zip(model.outputs, teacher.outputs, strict=True)
             ]
             for teacher in teachers
         ]
         self.means = [tf_keras.metrics.Mean(name="distillation_loss")]
-        self.with_layers: Any = None
+        self.layers_model: Any = None
         if pairs:
             self.means.append(tf_keras.metrics.Mean(name="distillation_layers_loss"))
-            self.with_layers, first = (
-                tf_keras.Model(item.inputs, [*item.outputs, *(pair[place] for pair in pairs)])
-                for place, item in enumerate((model, teachers[0]))
+            self.layers_model, first = (
+                tf_keras.Model(item.inputs, [*item.outputs, *(pair[index] for pair in pairs)])
+                for index, item in enumerate((model, teachers[0]))
             )
             teachers = [first, *teachers[1:]]
-        self.wanted_outputs = lambda x: [tf.nest.flatten(teacher(x, training=False)) for teacher in teachers]
-        self.of_layers: list[Any] = []
+        self.teacher_outputs = lambda x: [tf.nest.flatten(teacher(x, training=False)) for teacher in teachers]
+        self.layer_outputs: list[Any] = []
         self.temperature, self.weight, self.layers_weight = config.temperature, config.weight, config.layers_weight
         self.in_training = False
         self.steps_traced = 0
 
-    def towards_teacher(self, loss: Any, x: Any, y_pred: Any, losses: list[Any]) -> Any:
-        """Return what training minimizes: `loss`, the compiled one of `losses`, and the distances to the teacher."""
+    def total_loss(self, loss: Any, x: Any, y_pred: Any, losses: list[Any]) -> Any:
+        """Return the loss to minimize.
+
+        Args:
+            loss: The value of the compiled loss.
+            x: Inputs of the student.
+            y_pred: Its outputs.
+            losses: The compiled loss functions.
+        """
         import tensorflow as tf
 
         self.steps_traced += 1
         outputs = tf.nest.flatten(y_pred)
-        wanted = tf.nest.map_structure(tf.stop_gradient, self.wanted_outputs(x))
+        targets = tf.nest.map_structure(tf.stop_gradient, self.teacher_outputs(x))
         distances = [
-            distance(got, tf.cast(theirs, got.dtype), kinds, self.temperature)
-            for of_one, of_outputs in zip(wanted, self._kinds_with(losses), strict=True)
-            for got, theirs, kinds in zip(outputs, of_one[: len(outputs)], of_outputs, strict=True)
+            distance(output, tf.cast(target, output.dtype), kinds, self.temperature)
+            for teacher_targets, teacher_kinds in zip(targets, self._kinds_for(losses), strict=True)
+            for output, target, kinds in zip(outputs, teacher_targets[: len(outputs)], teacher_kinds, strict=True)
         ]
-        totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(wanted)]
-        if self.of_layers:
-            pairs = zip(self.of_layers, wanted[0][len(outputs) :], strict=True)
-            totals.append(tf.add_n([layer_distance(got, tf.cast(theirs, got.dtype)) for got, theirs in pairs]))
+        totals = [tf.add_n([tf.reduce_mean(item) for item in distances]) / len(targets)]
+        if self.layer_outputs:
+            pairs = zip(self.layer_outputs, targets[0][len(outputs) :], strict=True)
+            totals.append(tf.add_n([layer_distance(output, tf.cast(target, output.dtype)) for output, target in pairs]))
         for mean, total in zip(self.means, totals, strict=True):
             mean.update_state(total)
-        # As Keras does with its own losses: gradients of replicas are added up.
+        # Divided as Keras does with its losses, because the gradients of replicas are summed.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        towards = (1 - self.weight) * loss + self.weight * totals[0] / replicas
-        return towards + self.layers_weight * totals[1] / replicas if self.of_layers else towards
+        result = (1 - self.weight) * loss + self.weight * totals[0] / replicas
+        return result + self.layers_weight * totals[1] / replicas if self.layer_outputs else result
 
-    def _kinds_with(self, losses: list[Any]) -> list[list[tuple[str, str]]]:
-        """By teacher, the kinds of outputs.
+    def _kinds_for(self, losses: list[Any]) -> list[list[tuple[str, str]]]:
+        """Return the kinds of the student's and the teacher's outputs, for each teacher.
 
-        A last layer without activation gives logits where the loss is a cross-entropy.
+        The output of a last layer without activation is logits if a compiled loss is a cross-entropy.
         """
         names = [getattr(loss, "name", None) or getattr(loss, "__name__", str(loss)) for loss in losses]
         classifies = any("crossentropy" in str(name).lower() for name in names)
         linear = {"linear": "logits" if classifies else "values"}
-        return [[(linear.get(ours, ours), linear.get(theirs, theirs)) for ours, theirs in item] for item in self.kinds]
+        return [[(linear.get(a, a), linear.get(b, b)) for a, b in item] for item in self.kinds]
 
 
 @functools.cache
 def _distilled_class(base: Any) -> Any:
-    """Return a subclass of a model's class whose training step learns from the teacher in `_distillation` as well."""
+    """Return a subclass of a model's class whose training step includes the distances in `_distillation`."""
     import tensorflow as tf
 
     class Distilled(base):
@@ -161,17 +187,17 @@ def _distilled_class(base: Any) -> Any:
 
         def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
             state = self._distillation
-            if not state.in_training or state.with_layers is None:
+            if not state.in_training or state.layers_model is None:
                 return super().call(inputs, training=training, mask=mask)
-            outputs = state.with_layers(inputs, training=True, mask=mask)
-            state.of_layers = outputs[len(self.outputs) :]
+            outputs = state.layers_model(inputs, training=True, mask=mask)
+            state.layer_outputs = outputs[len(self.outputs) :]
             return tf.nest.pack_sequence_as(self.output, outputs[: len(self.outputs)])
 
         def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None) -> Any:
             loss = super().compute_loss(x, y, y_pred, sample_weight)
             if not self._distillation.in_training:
                 return loss
-            return self._distillation.towards_teacher(loss, x, y_pred, tf.nest.flatten(self.loss))
+            return self._distillation.total_loss(loss, x, y_pred, tf.nest.flatten(self.loss))
 
         def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> Any:
             results = super().compute_metrics(x, y, y_pred, sample_weight)
@@ -184,101 +210,112 @@ def _distilled_class(base: Any) -> Any:
             for mean in self._distillation.means:
                 mean.reset_state()
 
-    # A checkpoint that fit saves names the class that the model has after the training.
+    # Checkpoints that fit saves must name the class that the model has after the training.
     Distilled.__name__, Distilled.__qualname__, Distilled.__module__ = base.__name__, base.__qualname__, base.__module__
     return Distilled
 
 
-def distance(got: Any, wanted: Any, kinds: tuple[str, str], temperature: float) -> Any:
-    """How far the student's output `got` (n, ...) is from the teacher's `wanted`, same shape: (n,) and what is between.
+def distance(output: Any, target: Any, kinds: tuple[str, str], temperature: float) -> Any:
+    """Return the distance between an output of the student and the teacher's.
 
-    kinds: of both: "softmax" or "sigmoid" (probabilities), "logits", or "values" (half the squared difference).
+    Args:
+        output: The student's output, shape (n, ..., units).
+        target: The teacher's output, same shape.
+        kinds: The kinds of both: "softmax" or "sigmoid" for probabilities, "logits", or "values" for outputs that are
+            compared by half their mean squared difference. Each unit of a sigmoid is a classifier of two classes.
+        temperature: The logits are divided by it.
+
+    Returns:
+        Shape (n, ...), or (n, ..., units) for sigmoids and for logits with one unit.
     """
     import tensorflow as tf
 
-    ours, theirs = kinds
     if "values" in kinds:
-        return tf.reduce_mean(tf.math.squared_difference(got, wanted), axis=-1) / 2
-    if "sigmoid" in kinds or got.shape[-1] == 1:
-        pairs = [_two_logits(output, kind) / temperature for output, kind in ((got, ours), (wanted, theirs))]
-    else:
-        pairs = [_logits(output, kind) / temperature for output, kind in ((got, ours), (wanted, theirs))]
+        return tf.reduce_mean(tf.math.squared_difference(output, target), axis=-1) / 2
+    to_logits = _two_logits if "sigmoid" in kinds or output.shape[-1] == 1 else _logits
+    pairs = [to_logits(value, kind) / temperature for value, kind in zip((output, target), kinds, strict=True)]
     student, teacher = (tf.nn.log_softmax(logits) for logits in pairs)
     return temperature**2 * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=-1)
 
 
-def layer_distance(got: Any, wanted: Any) -> Any:
-    """The squared difference of a layer's outputs as a share of the teacher's squares: 0 is equal, 1 as far as zero."""
+def layer_distance(output: Any, target: Any) -> Any:
+    """Return the squared difference of a layer's outputs, divided by the sum of the teacher's squares.
+
+    Equal outputs have a distance of 0. The distance of zeros from the teacher's outputs is 1.
+    """
     import tensorflow as tf
 
-    squares = tf.reduce_sum(tf.square(wanted))
-    return tf.reduce_sum(tf.math.squared_difference(got, wanted)) / tf.maximum(squares, _SMALLEST)
+    squares = tf.reduce_sum(tf.square(target))
+    return tf.reduce_sum(tf.math.squared_difference(output, target)) / tf.maximum(squares, _EPSILON)
 
 
 def _logits(output: Any, kind: str) -> Any:
     import tensorflow as tf
 
-    return tf.math.log(tf.maximum(output, _SMALLEST)) if kind == "softmax" else output
+    return tf.math.log(tf.maximum(output, _EPSILON)) if kind == "softmax" else output
 
 
 def _two_logits(output: Any, kind: str) -> Any:
-    """Of each unit's yes and no: (..., units, 2)."""
+    """Return the logits of the two classes of each unit, shape (..., units, 2)."""
     import tensorflow as tf
 
     if kind == "sigmoid":
-        # 1 - p is never below float32's own step under 1.
+        # The limit is the spacing of float32 just below 1: a nonzero 1 - p is never smaller.
         probabilities = tf.stack([output, 1 - output], axis=-1)
         return tf.math.log(tf.maximum(probabilities, 2.0**-24))
     return tf.stack([output, tf.zeros_like(output)], axis=-1)
 
 
-def _check_fit(model: Any, teacher: Any, what: str) -> None:
-    """Raises InputError unless the teacher takes what the student takes, and gives what it gives."""
+def _check_shapes(model: Any, teacher: Any, step: str) -> None:
+    """Raise InputError unless student and teacher have inputs and outputs of the same shapes."""
     for ends in ("inputs", "outputs"):
-        ours, theirs = (
+        shapes, teacher_shapes = (
             [tuple(tensor.shape)[1:] for tensor in getattr(item, ends, None) or ()] for item in (model, teacher)
         )
-        if ours != theirs:
+        if shapes != teacher_shapes:
             name = getattr(teacher, "name", teacher)
             raise InputError(
-                f"{what}: the teacher {name!r} has {ends} of shape {theirs}, {model.name!r} has {ours}: "
-                "distillation wants the float model that this one comes from",
+                f"{step}: the teacher {name!r} has {ends} of shape {teacher_shapes}, but {model.name!r} has {shapes}: "
+                "pass the float model that this model comes from",
                 field="teacher",
-                expected=ours,
-                got=theirs,
+                expected=shapes,
+                got=teacher_shapes,
             )
 
 
-def _layer_pairs(model: Any, teacher: Any, patterns: Sequence[str], what: str) -> list[tuple[Any, Any]]:
-    """(the student's output, the teacher's) of each of the teacher's layers that fit `patterns`.
+def _layer_pairs(model: Any, teacher: Any, patterns: Sequence[str], step: str) -> list[tuple[Any, Any]]:
+    """Return (student's output, teacher's output) of each layer of the teacher that matches a pattern.
 
-    The student's has the same name, or tfmot's in front of it. Raises InputError on a pattern that fits no layer which
-    both have in one shape.
+    The student's layer has the same name, or the same name after tfmot's prefix "quant_".
+
+    Raises:
+        InputError: A pattern matches no layer that both have with outputs of the same shape.
     """
     if not patterns:
         return []
-    students = {layer.name.removeprefix("quant_"): layer for layer in model.layers}
+    student_layers = {layer.name.removeprefix("quant_"): layer for layer in model.layers}
     reasons, pairs = {}, {}
     for layer in teacher.layers:
-        ours = students.get(layer.name)
-        reasons[layer.name] = _why_apart(ours, layer)
-        if ours is not None and reasons[layer.name] is None and fits(layer.name, patterns):
-            pairs[layer.name] = (ours.output, layer.output)
+        student_layer = student_layers.get(layer.name)
+        reasons[layer.name] = _reason_not_comparable(student_layer, layer)
+        if student_layer is not None and reasons[layer.name] is None and fits(layer.name, patterns):
+            pairs[layer.name] = (student_layer.output, layer.output)
     for pattern in patterns:
         check_fits(
-            f"{what}: the pattern {pattern!r} in distillation.layers",
+            f"{step}: the pattern {pattern!r} in distillation.layers",
             pattern,
             reasons,
-            field=f"compression.{what}.distillation.layers",
+            field=f"compression.{step}.distillation.layers",
         )
     return list(pairs.values())
 
 
-def _why_apart(ours: Any, theirs: Any) -> str | None:
-    """Why the outputs of two layers cannot be compared; None where they can."""
-    if ours is None:
+def _reason_not_comparable(student_layer: Any, teacher_layer: Any) -> str | None:
+    """Return why the outputs of two layers cannot be compared, or None if they can."""
+    if student_layer is None:
         return "the student has no layer of that name"
-    if any(len(layer.inbound_nodes) != 1 or isinstance(layer.output, (list, tuple, dict)) for layer in (ours, theirs)):
-        return "it is used more than once, or gives several outputs"
-    shapes = [tuple(layer.output.shape)[1:] for layer in (ours, theirs)]
-    return None if shapes[0] == shapes[1] else f"it gives {shapes[0]}, the float model's {shapes[1]}"
+    layers = (student_layer, teacher_layer)
+    if any(len(layer.inbound_nodes) != 1 or isinstance(layer.output, (list, tuple, dict)) for layer in layers):
+        return "it is called more than once, or has several outputs"
+    shapes = [tuple(layer.output.shape)[1:] for layer in layers]
+    return None if shapes[0] == shapes[1] else f"its output has shape {shapes[0]}, the float model's {shapes[1]}"
