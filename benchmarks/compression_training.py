@@ -63,7 +63,7 @@ def fit_for(
         from this one on; 0 is the state before all. None: the last epoch stays.
     keras: the models' own; None is tf_keras.
     """
-    from tfq.compression.training import gives_probabilities
+    from tfq.compression.training import outputs_probabilities
     from tfq.keras_bridge import import_tf_keras
 
     keras = keras or import_tf_keras()
@@ -99,7 +99,7 @@ def fit_for(
     def fit(model: Any, callbacks: list[Any]) -> None:
         steps = len(augmented) * phase.epochs
         optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(phase.learning_rate, steps))
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not outputs_probabilities(model))
         accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
         model.compile(optimizer, loss=loss, metrics=[accuracy], jit_compile=False)
         # Before fit: a first step that creates variables is traced twice.

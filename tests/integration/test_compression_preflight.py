@@ -33,7 +33,7 @@ def test_every_layer_has_a_row_and_the_text_says_what_the_dict_says():
     assert result.ok and json.loads(json.dumps(result.to_dict()))["counts"]["prunable"] == 2
     text = result.to_text()
     assert all(f"\n{layer.name} " in text for layer in result.layers)
-    assert "7 layers: 2 prunable; 7 for QAT, 0 for the converter alone, 0 unsupported" in text
+    assert "7 layers: 2 prunable; 7 for QAT, 0 for post-training quantization only, 0 unsupported" in text
 
 
 def test_a_nested_keras_3_model_is_told_by_its_own_names():

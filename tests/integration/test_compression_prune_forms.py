@@ -295,7 +295,7 @@ def test_a_model_shared_by_two_others_stays_one():
     model = keras.Model(x, outer(inner(x)))
     pruned = prune_model(model, fit)
     assert len(pruned.weights) == len(model.weights) == 2
-    assert pruning_plan(model).skipped["outer/inner/dense"] == "it is inner/dense, called again"
+    assert pruning_plan(model).skipped["outer/inner/dense"].endswith("inner/dense")
 
 
 def test_a_copy_that_computes_something_else_is_refused_before_any_training():

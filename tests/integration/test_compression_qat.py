@@ -11,7 +11,7 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import measure_sparsity, prune_model, qat_model
 from tfq.compression.graph import cloned
-from tfq.compression.training import deterministic, gives_probabilities, train_model
+from tfq.compression.training import deterministic, outputs_probabilities, train_model
 from tfq.config import DataConfig, PruneConfig, QATConfig, TrainConfig
 from tfq.data import load_split
 from tfq.errors import InputError, TfqError, TfqWarning
@@ -42,7 +42,7 @@ def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
     assert nodes == [len(layer.inbound_nodes) for layer in model.layers]
     assert list(measure_sparsity(quantized)) == ["conv", "depthwise", "head"]
-    assert gives_probabilities(quantized)
+    assert outputs_probabilities(quantized)
 
 
 def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not(pruned, quantized):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from messages import refused
 
-from tfq.compression.training import deterministic, gives_probabilities, train_model
+from tfq.compression.training import deterministic, outputs_probabilities, train_model
 from tfq.config import DataConfig, TrainConfig
 from tfq.data import Split, load_split
 from tfq.errors import InputError, TfqError
@@ -143,12 +143,12 @@ def test_a_seed_that_is_none_is_refused(seed):
 def test_probabilities_and_logits_are_told_apart(kind):
     keras = KINDS[kind]()
     layers = keras.layers
-    assert gives_probabilities(dense(keras, 3, "softmax")) and gives_probabilities(dense(keras, 1, "sigmoid"))
-    assert not gives_probabilities(dense(keras, 3)) and not gives_probabilities(dense(keras, 1))
+    assert outputs_probabilities(dense(keras, 3, "softmax")) and outputs_probabilities(dense(keras, 1, "sigmoid"))
+    assert not outputs_probabilities(dense(keras, 3)) and not outputs_probabilities(dense(keras, 1))
     # Sigmoids of several classes are no distribution over them.
-    assert not gives_probabilities(dense(keras, 3, "sigmoid"))
+    assert not outputs_probabilities(dense(keras, 3, "sigmoid"))
     for last in (layers.Softmax(), layers.Activation("softmax")):
-        assert gives_probabilities(keras.Sequential([keras.Input((4,)), layers.Dense(3), last]))
+        assert outputs_probabilities(keras.Sequential([keras.Input((4,)), layers.Dense(3), last]))
     after = [
         keras.Input((2, 2)),
         layers.Flatten(),
@@ -156,8 +156,8 @@ def test_probabilities_and_logits_are_told_apart(kind):
         layers.Reshape((2, 2)),
         layers.Flatten(),
     ]
-    assert gives_probabilities(keras.Sequential(after))
-    assert not gives_probabilities(keras.Sequential([*after, layers.Dense(2)]))
+    assert outputs_probabilities(keras.Sequential(after))
+    assert not outputs_probabilities(keras.Sequential([*after, layers.Dense(2)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

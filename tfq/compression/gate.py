@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate behind every transformation of a model: does it still compute what it did?"""
+"""Check that a transformed model still computes the same function as the original."""
 
 from typing import Any
 
@@ -10,79 +10,86 @@ from tfq.compression.graph import cloned
 from tfq.errors import TfqError
 from tfq.keras_bridge.copies import keep_class
 
-_INCOMPLETE = "a copy is made of each layer's get_config() and weights: custom layers must tell there all that they use"
+_INCOMPLETE = "layers are copied by get_config() and their weights, so get_config() of custom layers must be complete"
 NO_QAT = "quantize after training instead (compression.qat.enabled=False), and report the model's layers to tfq"
 _EXAMPLES = 16
-# A share of the sum; float32 sums in another order.
+# Fraction of the sum, because the order of summation in float32 may differ.
 _LOSS_TOLERANCE = 1e-4
 
 
 def check_same_function(
-    before: Any, after: Any, tolerance: float = 0.0, *, what: str = "tfmot", advice: str = NO_QAT
+    before: Any, after: Any, tolerance: float = 0.0, *, context: str = "tfmot", advice: str = NO_QAT
 ) -> None:
-    """Raises TfqError unless `after`, its fake quantization taken as identity, computes what `before` does.
+    """Raise TfqError unless two models compute the same function, with fake quantization replaced by the identity.
 
-    tfmot rebuilds the graph, and for layers with several inputs it has put them in another order without a word.
-    Both run eagerly on the same 16 random examples. Wrapping, annotating and stripping leave every product and sum
-    as it was, so the outputs must be equal to the bit: tolerance 0.0.
-    tolerance: of the difference, as a share of the largest output, where arithmetic is another one: BatchNormalization
-        folded into weights rounds otherwise (1e-4).
-    what, advice: who has changed the model and what to do, for the message.
+    tfmot rebuilds the graph, and has silently reordered the inputs of layers with several inputs. Both models run
+    eagerly on the same 16 random examples. Wrapping, annotating and stripping layers do not change any arithmetic, so
+    that outputs must be bitwise equal by default.
+
+    Args:
+        before: The original model.
+        after: The transformed model.
+        tolerance: Permitted difference of an output, as a fraction of its largest absolute value (at least 1). Use
+            1e-4 if the arithmetic changes, as it does when BatchNormalization is folded into weights.
+        context: What changed the model, for the error message.
+        advice: What the user can do, for the error message.
     """
     import tensorflow as tf
 
     inputs = random_inputs(before)
     fed = inputs if len(inputs) > 1 else inputs[0]
     with tfmot_symbols.fake_quant_as_identity():
-        wanted = [np.asarray(output) for output in tf.nest.flatten(before(fed, training=False))]
+        expected = [np.asarray(output) for output in tf.nest.flatten(before(fed, training=False))]
         got = [np.asarray(output) for output in tf.nest.flatten(after(fed, training=False))]
-        losses = _own_losses(before), _own_losses(after)
-    if [output.shape for output in wanted] != [output.shape for output in got]:
+        losses = _added_losses(before), _added_losses(after)
+    if [output.shape for output in expected] != [output.shape for output in got]:
         raise TfqError(
-            f"{what} changed the function of {before.name!r}: its outputs had the shapes "
-            f"{[output.shape for output in wanted]}, and have {[output.shape for output in got]}",
+            f"{context} changed the function of {before.name!r}: expected outputs of shape "
+            f"{[output.shape for output in expected]}, got {[output.shape for output in got]}",
             field="model",
-            expected=[output.shape for output in wanted],
+            expected=[output.shape for output in expected],
             got=[output.shape for output in got],
         )
-    _check_losses(before, losses, what, advice)
-    for index, (old, new) in enumerate(zip(wanted, got, strict=True)):
+    _check_losses(before, losses, context, advice)
+    for index, (old, new) in enumerate(zip(expected, got, strict=True)):
         error = float(np.max(np.abs(old.astype(np.float64) - new), initial=0.0))
         scale = max(1.0, float(np.max(np.abs(old), initial=0.0)))
         # Not `>`, which a NaN would pass.
         if not error <= tolerance * scale:
             raise TfqError(
-                f"{what} changed the function of {before.name!r}: with fake quantization as identity, output {index} "
-                f"differs by {error:.3g} (of {scale:.3g}), expected at most {tolerance * scale:.3g}: {advice}",
+                f"{context} changed the function of {before.name!r}: with fake quantization as identity, output "
+                f"{index} differs by {error:.3g} (of {scale:.3g}), expected at most {tolerance * scale:.3g}: {advice}",
                 field="model",
                 expected=tolerance * scale,
                 got=error,
             )
 
 
-def _check_losses(before: Any, losses: tuple[list[float], list[float]], what: str, advice: str) -> None:
-    """Raise TfqError where regularizers, or losses that layers add, were lost: training would be another one."""
-    wanted, got = losses
-    tolerance = _LOSS_TOLERANCE * max(1.0, abs(sum(wanted)))
-    if len(wanted) != len(got) or not (abs(sum(wanted) - sum(got)) <= tolerance or not np.isfinite(sum(wanted))):
+def _check_losses(before: Any, losses: tuple[list[float], list[float]], context: str, advice: str) -> None:
+    """Raise TfqError if regularizers, or losses that layers add, were lost, which would change the training."""
+    expected, got = losses
+    tolerance = _LOSS_TOLERANCE * max(1.0, abs(sum(expected)))
+    if len(expected) != len(got) or not (abs(sum(expected) - sum(got)) <= tolerance or not np.isfinite(sum(expected))):
         raise TfqError(
-            f"{what} changed the losses that the layers of {before.name!r} add (regularizers, add_loss): there were "
-            f"{len(wanted)}, {sum(wanted):.6g} in sum, and there are {len(got)}, {sum(got):.6g} in sum: {advice}",
+            f"{context} changed the losses that the layers of {before.name!r} add (regularizers, add_loss): expected "
+            f"{len(expected)} losses with a sum of {sum(expected):.6g}, got {len(got)} with a sum of {sum(got):.6g}: "
+            f"{advice}",
             field="model",
-            expected=tuple(wanted),
+            expected=tuple(expected),
             got=tuple(got),
         )
 
 
-def _own_losses(model: Any) -> list[float]:
-    """The losses that the model's layers added in its last call, an eager one, and those of its weights."""
+def _added_losses(model: Any) -> list[float]:
+    """Return the regularization losses, and the losses that layers added in the last (eager) call of the model."""
     return [float(loss.numpy()) for loss in model.losses if hasattr(loss, "numpy")]
 
 
 def random_inputs(model: Any) -> list[np.ndarray]:
-    """Sixteen examples for each input: half of them near 1, half in the range of pixels, for the model may want either.
+    """Return 16 random examples for each input of a model.
 
-    Dimensions left open are 32. Whole numbers are such that every Embedding that reads them knows them.
+    Half of the examples are normally distributed, and half are uniform from 0 to 255, because a model may expect
+    either. Dimensions that the model leaves open are 32. Integers are valid indices of all Embedding layers.
     """
     rng = np.random.default_rng(0)
     limits = [
@@ -103,19 +110,34 @@ def _random_input(tensor: Any, rng: np.random.Generator, limit: int) -> np.ndarr
 
 
 def copy_for_training(model: Any, step: str) -> tuple[Any, list[tuple[Any, Any]]]:
-    """A copy of `model` that computes the same, and each of its layers with the copy's; `step` begins an error."""
+    """Copy a model for training, and check that the copy computes the same function.
+
+    Args:
+        model: The model.
+        step: The compression step, for error messages.
+
+    Returns:
+        (copy, pairs of a layer and its copy).
+    """
     trained, pairs = cloned(model)
     keep_class(model, trained, {id(old): new for old, new in pairs}, step)
-    check_same_function(model, trained, what=f"{step}: the copy for training", advice=_INCOMPLETE)
+    check_same_function(model, trained, context=f"{step}: the copy for training", advice=_INCOMPLETE)
     return trained, pairs
 
 
 def copy_after_training(model: Any, trained: Any, pairs: list[tuple[Any, Any]], step: str) -> Any:
-    """A copy of `model`, as it was given, with the weights of `trained` alone; `pairs`: from `copy_for_training`."""
-    weights_of = {id(old): new for old, new in pairs}
-    stripped, fresh = cloned(model)
-    for old, new in fresh:
-        new.set_weights(weights_of[id(old)].get_weights())
-    keep_class(trained, stripped, {id(weights_of[id(old)]): new for old, new in fresh}, step)
-    check_same_function(trained, stripped, what=f"{step}: the copy after training", advice=_INCOMPLETE)
+    """Return a copy of `model` with the weights of `trained`, without anything else that training added.
+
+    Args:
+        model: The original model.
+        trained: The copy from `copy_for_training`, after training.
+        pairs: The pairs from `copy_for_training`.
+        step: The compression step, for error messages.
+    """
+    trained_layers = {id(old): new for old, new in pairs}
+    stripped, stripped_pairs = cloned(model)
+    for old, new in stripped_pairs:
+        new.set_weights(trained_layers[id(old)].get_weights())
+    keep_class(trained, stripped, {id(trained_layers[id(old)]): new for old, new in stripped_pairs}, step)
+    check_same_function(trained, stripped, context=f"{step}: the copy after training", advice=_INCOMPLETE)
     return stripped

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walking, cloning and training tf_keras models, without touching the one that was given."""
+"""Traverse, clone and train tf_keras models, without changing the original."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -14,24 +14,22 @@ from tfq.keras_bridge import import_tf_keras, require_tf_keras
 from tfq.keras_bridge.copies import keep_names
 from tfq.typing import Fit
 
-# The user's own training loop: fit(model, callbacks) compiles the model and trains it in place.
 
-
-def require_graph_model(model: Any, what: str) -> None:
-    """Raises InputError unless `model` is a built functional or sequential tf_keras model."""
-    require_tf_keras(model, what)
+def require_graph_model(model: Any, context: str) -> None:
+    """Raise InputError unless `model` is a built functional or sequential tf_keras model."""
+    require_tf_keras(model, context)
     if is_graph_model(model):
         return
     if isinstance(model, import_tf_keras().Sequential):
         raise InputError(
-            f"{what}: the sequential model {model.name!r} is not built: give its first layer an input_shape",
+            f"{context}: the sequential model {model.name!r} is not built: set input_shape in its first layer",
             field="model",
             expected="a built model",
             got=model.name,
         )
     raise InputError(
-        f"{what} takes functional and sequential models, and {model.name!r} is a subclass ({type(model).__name__}) "
-        "whose graph nobody can see: build it as tf_keras.Model(inputs, outputs)",
+        f"{context} supports functional and sequential models, but {model.name!r} is a subclassed model "
+        f"({type(model).__name__}), whose graph is not known: build it as tf_keras.Model(inputs, outputs)",
         field="model",
         expected="a functional or sequential model",
         got=type(model).__name__,
@@ -39,7 +37,7 @@ def require_graph_model(model: Any, what: str) -> None:
 
 
 def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """(name, layer) of every layer but models, in order; a layer of a model inside the model is "inner/layer"."""
+    """Yield (name, layer) of every layer, in order. A layer of a nested model is "inner/layer"."""
     for layer in model.layers:
         if hasattr(layer, "layers") and hasattr(layer, "outputs"):
             yield from ((f"{layer.name}/{name}", inner) for name, inner in named_layers(layer))
@@ -47,24 +45,33 @@ def named_layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield layer.name, layer
 
 
-def reasons_by_layer(model: Any, why_not: Callable[[Any], str | None]) -> dict[str, str | None]:
-    """Name -> why_not(layer) of every layer, in order; a layer that was named before is told to be that one."""
-    first: dict[int, str] = {}
+def reasons_by_layer(model: Any, reason: Callable[[Any], str | None]) -> dict[str, str | None]:
+    """Return name -> reason(layer) of every layer, in order.
+
+    A layer that occurs under several names is evaluated once. The reason of its other names is that they refer to the
+    first one.
+    """
+    first_names: dict[int, str] = {}
     reasons = {}
     for name, layer in named_layers(model):
-        known = first.setdefault(id(layer), name)
-        reasons[name] = why_not(layer) if known == name else f"it is {known}, called again"
+        first_name = first_names.setdefault(id(layer), name)
+        reasons[name] = reason(layer) if first_name == name else f"it is the same layer as {first_name}"
     return reasons
 
 
 def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[Any, list[tuple[Any, Any]]]:
-    """(clone, pairs): a model of new layers with the weights of `model`, and each old layer with its new one.
+    """Return a copy of a model with new layers and the same weights.
 
-    wrap(old layer, new layer) gives the layer that takes the new one's place; its get_weights must stay the same.
+    Args:
+        model: The model.
+        wrap: wrap(old layer, new layer) returns a layer to use instead of the new one. It must have the same weights.
+
+    Returns:
+        (clone, pairs of an old layer and its new one).
     """
     tf_keras = import_tf_keras()
     pairs: list[tuple[Any, Any]] = []
-    # A layer that several models inside the model share stays one layer.
+    # A layer that several nested models share remains one layer.
     built: dict[int, Any] = {}
 
     def clone_layer(layer: Any) -> Any:
@@ -75,7 +82,7 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
     def new_layer(layer: Any) -> Any:
         if isinstance(layer, tf_keras.Model):
             return tf_keras.models.clone_model(layer, clone_function=clone_layer)
-        new = layer.__class__.from_config(_config(layer))
+        new = layer.__class__.from_config(_full_config(layer))
         new = wrap(layer, new) if wrap else new
         pairs.append((layer, new))
         return new
@@ -89,12 +96,12 @@ def cloned(model: Any, wrap: Callable[[Any, Any], Any] | None = None) -> tuple[A
 
 
 def _is_adapted(layer: Any) -> bool:
-    """A Normalization reads the statistics of `adapt` when it is built: weights that are set later change nothing."""
+    """Check for a Normalization with statistics from `adapt`. It reads them when built, and ignores later weights."""
     return type(layer) is import_tf_keras().layers.Normalization and layer.input_mean is None
 
 
-def _config(layer: Any) -> dict[str, Any]:
-    """As the layer gives it; with the statistics of `adapt` as constants, which every other clone keeps as well."""
+def _full_config(layer: Any) -> dict[str, Any]:
+    """Return the layer's config, with statistics from `adapt` as constants, so that all later clones keep them."""
     config: dict[str, Any] = layer.get_config()
     if _is_adapted(layer):
         mean, variance = (np.asarray(value) for value in (layer.adapt_mean, layer.adapt_variance))
@@ -103,7 +110,7 @@ def _config(layer: Any) -> dict[str, Any]:
 
 
 def run_fit(fit: Fit, model: Any, callbacks: list[Any]) -> None:
-    """Call `fit`, the user's training loop. Its own progress bars are the only ones on the screen."""
+    """Call the user's training function, with the progress display of tfq hidden."""
     logger = logging.getLogger("tensorflow")
     logger.addFilter(_is_no_advice)
     try:
@@ -114,14 +121,21 @@ def run_fit(fit: Fit, model: Any, callbacks: list[Any]) -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Return False for tf_keras' advice that a callback is slow: those of tfmot compile in their first step."""
+    """Return False for tf_keras' warning about slow callbacks, which compile in their first step here."""
     return "is slow compared to the batch time" not in record.getMessage()
 
 
-def fit_with(fit: Fit, model: Any, callback: Any, what: str) -> None:
-    """fit(model, [callback]), after which callback.steps says how many steps there were.
+def fit_with(fit: Fit, model: Any, callback: Any, context: str) -> None:
+    """Call fit(model, [callback]), and check that the callback counted training steps.
 
-    Raises TfqError, beginning with `what`, where there was none: fit did not train, or did not pass the callback on.
+    Args:
+        fit: The user's training function.
+        model: The model to train in place.
+        callback: A callback whose attribute `steps` counts training steps.
+        context: Start of the error message.
+
+    Raises:
+        TfqError: `fit` did not train the model, or did not pass on the callback.
     """
     run_fit(fit, model, [callback])
     if callback.steps:
@@ -129,28 +143,35 @@ def fit_with(fit: Fit, model: Any, callback: Any, what: str) -> None:
     iterations = getattr(getattr(model, "optimizer", None), "iterations", None)
     if iterations is not None and int(iterations.numpy()):
         raise TfqError(
-            f"{what}: fit did not pass on the callbacks that it was given: model.fit(..., callbacks=callbacks)",
+            f"{context}: fit did not pass on the callbacks that it received: call model.fit(..., callbacks=callbacks)",
             field="fit",
             expected="a fit that passes on the callbacks",
         )
     raise TfqError(
-        f"{what}: fit did not train the model that it was given (no step was counted): it must compile that model "
-        "and call its fit with the callbacks, for at least one step",
+        f"{context}: fit did not train the model that it received (no training step was counted): it must compile that "
+        "model and call its fit with the callbacks, for at least one step",
         field="fit",
         expected="a fit that trains the model",
     )
 
 
-def steps_of_training(params: dict[str, Any], step: str, setting: str, share: str) -> int:
-    """The steps of a training that Keras describes by a callback's `params`.
+def steps_of_training(params: dict[str, Any], step: str, setting: str, fraction: str) -> int:
+    """Return the number of training steps, from the `params` of a Keras callback.
 
-    Raises InputError where nobody knows them beforehand, though config `setting` of `step` is -1: a share of them.
+    Args:
+        params: The callback's params.
+        step: The compression step whose config needs the number.
+        setting: The config field that is -1, which stands for a fraction of the training steps.
+        fraction: That fraction in words, for the error message.
+
+    Raises:
+        InputError: Keras does not know the number of steps in advance.
     """
     epochs, steps = params.get("epochs"), params.get("steps")
     if not epochs or not steps:
         raise InputError(
-            f"{step}: {setting} is -1 ({share} of the training), and the length of this training is not known "
-            f"beforehand: set {setting} (--{step}.{setting}), or give fit a steps_per_epoch",
+            f"{step}: {setting} is -1 ({fraction} of the training), but the number of training steps is not known in "
+            f"advance: set compression.{step}.{setting}, or pass steps_per_epoch to model.fit",
             field=f"compression.{step}.{setting}",
             expected="a step",
             got=-1,
@@ -159,7 +180,12 @@ def steps_of_training(params: dict[str, Any], step: str, setting: str, share: st
 
 
 def check_finite(model: Any, after: str) -> None:
-    """Raises TfqError naming each layer with a NaN or infinite weight; `after` says what was done last."""
+    """Raise TfqError if weights are NaN or infinite, with the names of their layers.
+
+    Args:
+        model: The model.
+        after: The last operation on the model, for the error message.
+    """
     bad = [
         name
         for name, layer in named_layers(model)
@@ -167,8 +193,7 @@ def check_finite(model: Any, after: str) -> None:
     ]
     if bad:
         raise TfqError(
-            f"{model.name!r}: after {after}, {', '.join(bad)} hold(s) weights that are NaN or infinite: "
-            "lower the learning rate",
+            f"{model.name!r}: after {after}, weights of {', '.join(bad)} are NaN or infinite: lower the learning rate",
             field="model",
             expected="finite weights",
             got=tuple(bad),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Before any work: of every layer, whether it can be pruned and quantization-aware trained, why not, what to do."""
+"""Check, before any training, which layers can be pruned and quantization-aware trained."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,12 +20,17 @@ QAT, PTQ_ONLY, UNSUPPORTED = "qat", "ptq_only", "unsupported"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerVerdict:
-    """One layer of the user's model.
+    """What compression can do with one layer of the user's model.
 
-    name: "outer/inner" in a nested model. kind: its class. prunable: whether pruning can make zeros in it.
-    qat: "qat" (fake-quantized in training), "ptq_only" (quantized by the converter alone, as after training),
-    "unsupported" (nothing can be done with it). reason: why, or what is quantized. advice: what to do, if anything.
-    float_ops: its ops that conversion to int8 leaves in float; None where no conversion was tried.
+    Attributes:
+        name: Name of the layer, "outer/inner" in a nested model.
+        kind: Its class.
+        prunable: Whether it has weights that pruning can set to zero.
+        qat: "qat" (trained with fake quantization), "ptq_only" (quantized by the converter, as in post-training
+            quantization), or "unsupported".
+        reason: What is fake-quantized, or why nothing is.
+        advice: What the user can do; empty if nothing needs to be done.
+        float_ops: Its ops that stay float in an int8 conversion; None if no conversion was tried.
     """
 
     name: str
@@ -53,18 +58,22 @@ class Preflight:
 
     @property
     def ok(self) -> bool:
-        """Whether no layer is unsupported and there is anything to compress."""
+        """Whether the model has layers and all of them are supported."""
         return bool(self.layers) and all(layer.qat != UNSUPPORTED for layer in self.layers)
 
     def with_float_ops(self, floating: Mapping[str, tuple[str, ...]]) -> "Preflight":
-        """The same with what a conversion found: layer -> ops that stay float; of no layer of ours: a note."""
+        """Return a copy with the float ops of a conversion.
+
+        Args:
+            floating: Layer -> its ops that stay float. Layers that are not in the report are mentioned in `notes`.
+        """
         layers = tuple(replace(layer, float_ops=floating.get(layer.name, ())) for layer in self.layers)
         known = {layer.name for layer in layers}
-        notes = [f"{', '.join(ops)} of {name} stays float" for name, ops in floating.items() if name not in known]
+        notes = [f"{name}: {', '.join(ops)} stays float" for name, ops in floating.items() if name not in known]
         return replace(self, layers=layers, notes=(*self.notes, *notes))
 
     def counts(self) -> dict[str, int]:
-        """How many layers are prunable, and how many have each verdict on QAT."""
+        """Return the number of layers, of prunable layers, and of layers with each value of `qat`."""
         return {
             "layers": len(self.layers),
             "prunable": sum(layer.prunable for layer in self.layers),
@@ -72,7 +81,7 @@ class Preflight:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the report as JSON values."""
         return {
             "model": self.model,
             "ok": self.ok,
@@ -82,33 +91,33 @@ class Preflight:
         }
 
     def to_text(self) -> str:
-        """For the terminal: a row for each layer, reasons behind it, and what comes out of it."""
-        rows = [("layer", "kind", "prune", "QAT", "why, and what to do")]
+        """Return the report as text: a table with one row per layer, a summary, and the notes."""
+        rows = [("layer", "kind", "prune", "QAT", "reason and advice")]
         rows += [
             (
                 layer.name,
                 layer.kind,
                 "yes" if layer.prunable else "-",
                 layer.qat.replace("_", " "),
-                ". ".join(message for message in (layer.reason, _stays_float(layer), layer.advice) if message),
+                ". ".join(message for message in (layer.reason, _float_ops_text(layer), layer.advice) if message),
             )
             for layer in self.layers
         ]
         counts = self.counts()
         message = (
             f"{self.model}: {counts['layers']} layers: {counts['prunable']} prunable; {counts[QAT]} for QAT, "
-            f"{counts[PTQ_ONLY]} for the converter alone, {counts[UNSUPPORTED]} unsupported"
+            f"{counts[PTQ_ONLY]} for post-training quantization only, {counts[UNSUPPORTED]} unsupported"
         )
-        tried = [layer for layer in self.layers if layer.float_ops is not None]
-        if tried:
-            floating = sum(bool(layer.float_ops) for layer in tried)
+        converted = [layer for layer in self.layers if layer.float_ops is not None]
+        if converted:
+            floating = sum(bool(layer.float_ops) for layer in converted)
             message += f"; {floating or 'none'} with float ops in an int8 .tflite"
         return "\n".join([*aligned(rows, left=5), "", message, *self.notes])
 
 
-def _stays_float(layer: LayerVerdict) -> str:
+def _float_ops_text(layer: LayerVerdict) -> str:
     ops = ", ".join(layer.float_ops or ())
-    return f"STAYS FLOAT in an int8 .tflite: {ops} has no int8 form: replace it" if ops else ""
+    return f"STAYS FLOAT in an int8 .tflite: {ops} has no int8 kernel: replace the layer" if ops else ""
 
 
 def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None = None) -> Preflight:
@@ -136,16 +145,16 @@ def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None
 
     config = config or CompressionConfig()
     if isinstance(model, BridgeResult):
-        return _of_bridged(model, config)
+        return _preflight_bridged(model, config)
     model_kind(model)
     try:
         result = to_tf_keras(model)
     except TfqError as error:
-        return _unbridged(model, error)
-    return _of_bridged(result, config)
+        return _preflight_unbridged(model, error)
+    return _preflight_bridged(result, config)
 
 
-def _of_bridged(result: Any, config: CompressionConfig) -> Preflight:
+def _preflight_bridged(result: Any, config: CompressionConfig) -> Preflight:
     layers = {layer.name: layer for layer in result.model.layers}
     clone, _ = cloned(result.model)
     placed = qat.chosen(clone, config.qat if config.qat.enabled else QATConfig())
@@ -169,26 +178,26 @@ def _verdict(
     form: PruneConfig | None,
 ) -> LayerVerdict:
     if not layers:
-        return LayerVerdict(name=name, kind=kind, prunable=False, qat=QAT, reason="left out: it does nothing here")
+        return LayerVerdict(name=name, kind=kind, prunable=False, qat=QAT, reason="removed: it has no effect here")
     pruning = [reason_not_prunable(layer, form) for layer in layers]
     results = [placed[layer.name] for layer in layers]
-    left = [place for place in results if isinstance(place, str)]
-    message = dict.fromkeys(place.why for place in results if isinstance(place, placement.Placement))
+    not_placed = [result for result in results if isinstance(result, str)]
+    descriptions = dict.fromkeys(result.why for result in results if isinstance(result, placement.Placement))
     why_not = next((reason for reason, layer in zip(pruning, layers, strict=True) if reason and layer.weights), None)
     reason = (
-        left[0]
-        if left
-        else "fake quantization of " + "; ".join(message)
+        not_placed[0]
+        if not_placed
+        else "fake quantization of " + "; ".join(descriptions)
         if _any_config(results)
-        else "; ".join(message)
+        else "; ".join(descriptions)
     )
     return LayerVerdict(
         name=name,
         kind=kind or type(layers[0]).__name__,
         prunable=None in pruning,
-        qat=PTQ_ONLY if left else QAT,
+        qat=PTQ_ONLY if not_placed else QAT,
         reason=f"{reason}; not pruned: {why_not}" if why_not else reason,
-        advice=_advice(left[0], layers) if left else "",
+        advice=_advice(not_placed[0], layers) if not_placed else "",
     )
 
 
@@ -198,18 +207,21 @@ def _any_config(results: list[placement.Placement | str]) -> bool:
 
 def _advice(reason: str, layers: list[Any]) -> str:
     if "pattern" in reason:
-        return "Widen qat.layers to train it too"
+        return "Add a pattern to qat.layers to train it with fake quantization"
     advice = (facts_of(layer).qat_advice for layer in layers)
-    return next(filter(None, advice), "Give convert the representative data")
+    return next(filter(None, advice), "Convert with a representative dataset")
 
 
-def _unbridged(model: Any, error: TfqError) -> Preflight:
-    """Every layer as a row, with what the bridge said of it; what it names besides (an operation, the whole) first."""
+def _preflight_unbridged(model: Any, error: TfqError) -> Preflight:
+    """Return the report on a model that cannot be translated to tf_keras.
+
+    The problems of the bridge come first, including those of operations and of the whole model, then all other layers.
+    """
     name = str(getattr(model, "name", "model"))
     first = str(error).splitlines()[0]
     problems = dict(getattr(error, "problems", {}) or {name: first})
     kinds = {layer_name: type(layer).__name__ for layer_name, layer in _named(model)}
-    messages = [
+    unsupported = [
         LayerVerdict(
             name=item,
             kind=kinds.get(item, type(model).__name__ if item == name else "operation"),
@@ -218,7 +230,7 @@ def _unbridged(model: Any, error: TfqError) -> Preflight:
             reason=reason,
             advice="Replace the layer, or register a tfq.BridgedLayer for it"
             if item in kinds
-            else "Build it as a functional model of Keras' own layers",
+            else "Build it as a functional model of Keras' built-in layers",
         )
         for item, reason in problems.items()
     ]
@@ -228,12 +240,12 @@ def _unbridged(model: Any, error: TfqError) -> Preflight:
             kind=kind,
             prunable=False,
             qat=PTQ_ONLY,
-            reason="it could be taken, but the model as a whole cannot",
+            reason="the layer is supported, but the model is not",
         )
         for item, kind in kinds.items()
         if item not in problems
     ]
-    return Preflight(model=name, layers=(*messages, *others), notes=(first,))
+    return Preflight(model=name, layers=(*unsupported, *others), notes=(first,))
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:

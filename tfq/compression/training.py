@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train tf_keras models: data as they are fed it, epochs, best weights."""
+"""Train classifiers and autoencoders of either Keras, and feed data to models."""
 
 import contextlib
 import itertools
@@ -21,23 +21,32 @@ from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model
 _BATCH_SIZE = 32
 
 
-def batches_of(model: Any, data: Any, limit: int, what: str) -> Iterator[list[NDArray]]:
-    """The first `limit` examples, an array (n, ...) for each input in the model's order, a batch at a time.
+def batches_of(model: Any, data: Any, limit: int, context: str) -> Iterator[list[NDArray]]:
+    """Yield the first `limit` examples in batches.
 
-    data: inputs in the model's real units, whatever `tfq.data.as_split` takes. what: begins the error.
-    Raises InputError where their shapes are not those of the model's inputs.
+    Args:
+        model: tf_keras model.
+        data: Inputs in the model's real units, in any form that `tfq.data.as_split` accepts.
+        limit: Number of examples.
+        context: Start of the error message.
+
+    Yields:
+        An array (n, ...) for each input, in the model's order.
+
+    Raises:
+        InputError: The shapes of the data do not match the model's inputs.
     """
     split = as_split(data, split="train", limit=limit)
     for piece in split.pieces():
         arrays = bind_inputs(piece.inputs, list(model.input_names))
         for array, tensor in zip(arrays, model.inputs, strict=True):
-            wanted = tuple(tensor.shape)[1:]
-            if not array.ndim or not shape_fits(array.shape[1:], wanted):
+            expected = tuple(tensor.shape)[1:]
+            if not array.ndim or not shape_fits(array.shape[1:], expected):
                 raise InputError(
-                    f"{what} examples of input {tensor.name!r} have shape {array.shape[1:]}, the model wants "
-                    f"{wanted}: give an array (n, ...) of what the model is fed",
+                    f"{context} examples of input {tensor.name!r} have shape {array.shape[1:]}, but the model expects "
+                    f"{expected}: pass an array (n, ...) of model inputs",
                     field="data",
-                    expected=tuple(wanted),
+                    expected=tuple(expected),
                     got=array.shape[1:],
                 )
         for start in range(0, len(arrays[0]), _BATCH_SIZE):
@@ -46,8 +55,8 @@ def batches_of(model: Any, data: Any, limit: int, what: str) -> Iterator[list[ND
 
 __all__ = ["deterministic", "predict", "reconstructs", "train_model"]
 
-# Layers that pass their input on, as far as telling probabilities from logits goes.
-_TRANSPARENT = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Identity", "Permute"))
+# Layers that do not change whether their input is probabilities or logits.
+_PASS_THROUGH = frozenset(("Flatten", "Reshape", "Dropout", "QuantizeLayer", "Identity", "Permute"))
 
 
 def train_model(
@@ -59,19 +68,33 @@ def train_model(
     seed: int = 0,
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Compile `model` and train it in place; gives Keras' history with the loss that was used.
+    """Compile a classifier or autoencoder and train it in place.
 
-    model: tf_keras or Keras 3, one output (n, classes) or (n, 1). train, val: labels (n,), integers below the number
-        of classes (0 or 1 for one unit), or one-hot rows (n, classes). callbacks: of the model's own Keras.
-    Adam with a cosine decay to 0; sparse categorical cross-entropy, binary for one unit. Whether the outputs are
-    probabilities or logits is told by the model's last activation: softmax (sigmoid for one unit) or none.
-    A stream is shuffled as `tfq.data.split` says, by the seed and the epoch: in other batches than in memory.
-    A model that `reconstructs` its input learns that input by its mean squared error, whatever the labels.
-    Keras' progress bars appear on a terminal only. The same seed, data and initial weights give the same weights to
-    the bit on the same machine; random states are put back after.
-    Returns {"loss_function": "...", "loss": [...], "accuracy": [...] of a classifier, and "val_..." of each}, a value
-    an epoch.
-    Raises InputError on labels or inputs that do not fit the model, TfqError when the loss becomes NaN or infinite.
+    The optimizer is Adam with a cosine decay of the learning rate to 0. The loss is the sparse categorical
+    cross-entropy, or the binary cross-entropy for one output unit. It is computed from probabilities if the model ends
+    in softmax (sigmoid for one unit), and from logits otherwise. A model that `reconstructs` its input is trained with
+    the mean squared error to its input, and its labels are ignored.
+
+    The same seed, data and initial weights give bitwise equal weights on the same machine. Random states are restored
+    afterwards. A stream is shuffled by seed and epoch as described in `tfq.data.split`, in different batches than data
+    in memory. Keras' progress bars appear on a terminal only.
+
+    Args:
+        model: tf_keras or Keras 3 model with one output (n, classes) or (n, 1), or an autoencoder.
+        train: Training data. Labels have shape (n,) with integers below the number of classes (0 or 1 for one unit),
+            or are one-hot rows (n, classes).
+        val: Validation data, as `train`.
+        config: Epochs, batch size and learning rate.
+        seed: Seed of all random generators.
+        callbacks: Callbacks of the model's Keras.
+
+    Returns:
+        {"loss_function": description, "loss": [...], "accuracy": [...] (of classifiers), "val_loss": [...], ...}, with
+        one value per epoch.
+
+    Raises:
+        InputError: Labels or inputs do not match the model.
+        TfqError: The loss becomes NaN or infinite.
     """
     config = config or TrainConfig()
     keras = import_tf_keras() if model_kind(model) == "tf_keras" else import_keras()
@@ -84,9 +107,9 @@ def train_model(
     loss = _loss(keras, model)
     with deterministic(seed), streamed.errors():
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, max(steps, 1))
-        # Without XLA: it compiles for longer than a small model trains.
+        # Without XLA, because compiling takes longer than the training of a small model.
         model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(keras, model), jit_compile=False)
-        # Before fit: a first step that creates variables is traced twice, which is most of what a short fit costs.
+        # A first step that creates variables is traced twice, which is most of the time of a short fit.
         model.optimizer.build(model.trainable_variables)
         with progress.stage(f"training {config.epochs} epochs"), progress.hidden():
             history = model.fit(
@@ -103,28 +126,33 @@ def train_model(
     for name, series in values.items():
         if not np.isfinite(series).all():
             raise TfqError(
-                f"training of {model.name!r}: {name} became {series}: lower the learning rate",
+                f"training of {model.name!r}: {name} became NaN or infinite ({series}): lower the learning rate",
                 field="training.learning_rate",
                 expected="a finite loss",
                 got=series,
             )
-    return {"loss_function": _described(loss), **values}
+    return {"loss_function": _describe_loss(loss), **values}
 
 
 def predict(model: Any, split: AnySplit) -> NDArray:
-    """(n, ...) what the model's one output gives on the examples, in their order."""
-    provided = []
+    """Return the model's one output for all examples, shape (n, ...), in their order."""
+    outputs = []
     for piece in split.pieces():
         inputs = list(piece.inputs.values())
-        provided.append(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0))
-    return np.concatenate(provided)
+        outputs.append(model.predict(inputs if len(inputs) > 1 else inputs[0], verbose=0))
+    return np.concatenate(outputs)
 
 
 def num_classes(model: Any) -> int:
-    """The classes that a model with one output (n, classes) tells apart: 2 for (n, 1). Raises InputError otherwise."""
+    """Return the number of classes of a classifier with one output (n, classes), or 2 for (n, 1).
+
+    Raises:
+        InputError: The model has several outputs, or an output of another shape.
+    """
     if len(model.outputs) != 1:
         raise InputError(
-            f"{model.name!r} has {len(model.outputs)} outputs: train_model wants one: bring your own loop",
+            f"{model.name!r} has {len(model.outputs)} outputs: train_model supports one output. Use a custom training "
+            "function",
             field="model",
             expected=1,
             got=len(model.outputs),
@@ -132,7 +160,8 @@ def num_classes(model: Any) -> int:
     shape = tuple(model.outputs[0].shape)
     if len(shape) != 2 or not shape[1]:
         raise InputError(
-            f"{model.name!r} gives {shape}: train_model wants (n, classes): bring your own loop",
+            f"{model.name!r} has an output of shape {shape}: train_model expects (n, classes). Use a custom training "
+            "function",
             field="model",
             expected="(n, classes)",
             got=shape,
@@ -141,21 +170,24 @@ def num_classes(model: Any) -> int:
 
 
 def reconstructs(model: Any) -> bool:
-    """Whether the model's one output has the shape of its one float input, and is no distribution over classes."""
+    """Check whether a model is an autoencoder: its one output has the shape of its one float input.
+
+    Models whose output is probabilities are not autoencoders.
+    """
     if len(model.inputs) != 1 or len(model.outputs) != 1 or "float" not in str(model.inputs[0].dtype):
         return False
     shape = tuple(model.outputs[0].shape)
     several = any(size is None or size > 1 for size in shape[1:])
-    return several and shape[1:] == tuple(model.inputs[0].shape)[1:] and not gives_probabilities(model)
+    return several and shape[1:] == tuple(model.inputs[0].shape)[1:] and not outputs_probabilities(model)
 
 
-def gives_probabilities(model: Any) -> bool:
-    """Whether the model's one output went through softmax (for one unit, sigmoid); otherwise it gives logits."""
+def outputs_probabilities(model: Any) -> bool:
+    """Check whether the model's one output ends in softmax (sigmoid for one unit). Otherwise it is logits."""
     return output_kind(model.outputs[0]) == ("sigmoid" if model.outputs[0].shape[-1] == 1 else "softmax")
 
 
 def output_kind(tensor: Any) -> str:
-    """What a Keras model's output went through last: "softmax", "sigmoid", "linear" (nothing) or "values" (else)."""
+    """Return the last activation before a Keras model's output: "softmax", "sigmoid", "linear", or "values" (other)."""
     while True:
         history = tensor._keras_history
         layer = getattr(history, "operation", None) or history[0]
@@ -163,12 +195,14 @@ def output_kind(tensor: Any) -> str:
         if type(layer).__name__ == "Softmax":
             return "softmax"
         activation = getattr(layer, "activation", None)
-        # QAT wraps the function in an object that keeps it as its own `activation`.
+        # QAT wraps the function in an object with an attribute `activation`.
         name = getattr(getattr(activation, "activation", activation), "__name__", None)
         if name in ("softmax", "sigmoid"):
             return name
-        passes_on = type(layer).__name__ in _TRANSPARENT or (type(layer).__name__ == "Activation" and name == "linear")
-        if not passes_on:
+        is_pass_through = type(layer).__name__ in _PASS_THROUGH or (
+            type(layer).__name__ == "Activation" and name == "linear"
+        )
+        if not is_pass_through:
             return "linear" if name in (None, "linear") else "values"
         if not hasattr(layer, "input") or isinstance(layer.input, (list, tuple, dict)):
             return "linear"
@@ -178,14 +212,14 @@ def output_kind(tensor: Any) -> str:
 def _loss(keras: Any, model: Any) -> Any:
     if reconstructs(model):
         return keras.losses.MeanSquaredError()
-    from_logits = not gives_probabilities(model)
+    from_logits = not outputs_probabilities(model)
     if model.outputs[0].shape[-1] == 1:
         return keras.losses.BinaryCrossentropy(from_logits=from_logits)
     return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
 
 
 def _metrics(keras: Any, model: Any) -> list[Any]:
-    """What Keras makes of "accuracy"; as an object it has its variables from the beginning."""
+    """Return the metric that "accuracy" stands for. As an object, it creates its variables before the first step."""
     if reconstructs(model):
         return []
     if model.outputs[0].shape[-1] == 1:
@@ -193,19 +227,23 @@ def _metrics(keras: Any, model: Any) -> list[Any]:
     return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
 
 
-def _described(loss: Any) -> str:
+def _describe_loss(loss: Any) -> str:
     if "from_logits" not in loss.get_config():
         return f"{loss.name} of the reconstruction"
     return f"{loss.name} from {'logits' if loss.get_config()['from_logits'] else 'probabilities'}"
 
 
 def dataset_of(batches: Callable[[], Iterator[Any]], like: Any, steps: int) -> Any:
-    """A tf.data.Dataset for fit, each pass of which is `steps` batches of a new `batches()`.
+    """Return a tf.data.Dataset for `fit` from a generator function.
 
-    like: arrays of the batches' shapes, dtypes and structure, with any number of examples.
-    It does without tf.data's search for parallelism. What searches (TensorFlow 2.21) sleeps for up to a minute at a
-    time, twice as long each time, and an iterator waits for it to wake before it ends: half a minute at the end of each
+    tf.data's autotuning is off. In TensorFlow 2.21, its thread sleeps for up to a minute, doubling the time with each
+    sleep, and an iterator waits for the thread to wake up before it ends. This costs half a minute at the end of each
     epoch of a long training.
+
+    Args:
+        batches: Called for each pass over the data; returns an iterator of `steps` batches.
+        like: Arrays with the shapes, dtypes and structure of a batch, with any number of examples.
+        steps: Number of batches in one pass.
     """
     import tensorflow as tf
 
@@ -217,14 +255,19 @@ def dataset_of(batches: Callable[[], Iterator[Any]], like: Any, steps: int) -> A
 
 
 class _Streamed:
-    """Streams as what both Kerases' fit takes, and the errors that come up while they are read."""
+    """Converts streams to datasets for `fit` of either Keras, and collects the errors raised while reading them."""
 
     def __init__(self, model: Any, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
         self._errors: list[Exception] = []
 
     def dataset(self, stream: SplitStream, seed: int | None = None) -> Any:
-        """A tf.data.Dataset of batches (x, y), each pass in another order by the seed; in the stream's without one."""
+        """Return a tf.data.Dataset of batches (x, y).
+
+        Args:
+            stream: The data.
+            seed: Seed of the order, which differs between passes; None keeps the stream's order.
+        """
         x, y = _arrays(self._model, stream.first())
         like = (tuple(x) if isinstance(x, list) else x, y)
         epochs = itertools.count()
@@ -245,7 +288,7 @@ class _Streamed:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Raises what came up in a stream in place of what TensorFlow makes of it."""
+        """Raise the original error of a stream instead of TensorFlow's error about it."""
         try:
             yield
         except Exception:
@@ -266,21 +309,21 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
             _warn_of_unused_classes(model, labels)
         return arrays[0], arrays[0]
     if labels is None:
-        raise InputError(f"{where}: has no labels, and training needs them", field="data", expected="labels")
+        raise InputError(f"{where}: training needs labels, but the data have none", field="data", expected="labels")
     check_width(labels, classes, where)
     labels = without_one_hot(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(
-            f"{where}: labels are {labels.dtype} {labels.shape}: expected a class number or a one-hot row for each "
-            "example",
+            f"{where}: labels have dtype {labels.dtype} and shape {labels.shape}: expected a class number or a one-hot "
+            "row for each example",
             field="data",
             expected="one integer label for each example",
             got=str(labels.dtype),
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
-            f"{where}: labels run from {labels.min()} to {labels.max()}, and {model.name!r} tells {classes} classes "
-            f"apart: expected 0 to {classes - 1}",
+            f"{where}: labels range from {labels.min()} to {labels.max()}, but {model.name!r} has {classes} classes: "
+            f"expected 0 to {classes - 1}",
             field="data",
             expected=(0, classes - 1),
             got=(int(labels.min()), int(labels.max())),
@@ -289,11 +332,11 @@ def _arrays(model: Any, split: Split, *, warn: bool = True) -> tuple[Any, NDArra
 
 
 def _warn_of_unused_classes(model: Any, labels: NDArray | None) -> None:
-    """Labels normal and anomalous, 0 and 1, are for a test; more of them look as if a classifier was meant."""
+    """Warn if an autoencoder's data have more labels than 0 and 1 (normal and anomalous), as a classifier's would."""
     if labels is not None and labels.dtype.kind in "iu" and labels.max() > 1:
         warn(
-            f"{model.name!r} gives values of its input's own shape, and is trained to reconstruct it: the labels (0 to "
-            f"{labels.max()}) are not used; a classifier of as many classes as inputs wants a softmax at its end"
+            f"{model.name!r} has an output of the same shape as its input, and is trained to reconstruct the input: "
+            f"the labels (0 to {labels.max()}) are not used. If it is a classifier, end it with a softmax"
         )
 
 
@@ -304,14 +347,14 @@ def _names(model: Any) -> list[str]:
 def _check_input(array: NDArray, shape: tuple[int | None, ...], where: str) -> None:
     if not array.ndim or not shape_fits(array.shape[1:], shape[1:]):
         raise InputError(
-            f"{where}: examples have shape {array.shape[1:]}, the model wants {shape[1:]}",
+            f"{where}: examples have shape {array.shape[1:]}, but the model expects {shape[1:]}",
             field="data",
             expected=shape[1:],
             got=array.shape[1:],
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(
-            f"{where}: holds NaN or infinity: clean the data first", field="data", expected="finite values"
+            f"{where}: contains NaN or infinity: clean the data first", field="data", expected="finite values"
         )
 
 
@@ -321,8 +364,8 @@ def _stop_at_nan(keras: Any) -> Any:
             loss = (logs or {}).get("loss")
             if loss is not None and not math.isfinite(loss):
                 raise TfqError(
-                    f"training of {self.model.name!r}: the loss became {loss} at batch {batch}: lower "
-                    "the learning rate, or look at the scale of the inputs",
+                    f"training of {self.model.name!r}: the loss became {loss} at batch {batch}: lower the learning "
+                    "rate, or check the scale of the inputs",
                     field="training.learning_rate",
                     expected="a finite loss",
                     got=loss,
