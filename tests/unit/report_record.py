@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run as the tests of the report want it, with everything that a run can tell."""
+"""Records of a run for the tests of the report."""
 
 import copy
 from typing import Any
@@ -7,8 +7,13 @@ from typing import Any
 TOP1 = {"title": "top-1", "direction": "higher", "unit": "fraction", "interval": None}
 
 
+def difference(value: float, low: float, high: float) -> dict[str, Any]:
+    """Return a PairedDifference as plain JSON."""
+    return {"difference": value, "low": low, "high": high, "confidence": 0.95, "is_noise": low <= 0 <= high}
+
+
 def evaluation(**changes: Any) -> dict[str, Any]:
-    """An EvaluationRecord as plain JSON."""
+    """Return an EvaluationRecord as plain JSON."""
     values: dict[str, Any] = {
         "accuracy": 0.98310,
         "accuracy_reason": None,
@@ -45,7 +50,7 @@ def evaluation(**changes: Any) -> dict[str, Any]:
 
 
 def parity(backend: str, **changes: Any) -> dict[str, Any]:
-    """A ParityRecord as plain JSON."""
+    """Return a ParityRecord as plain JSON."""
     values = {
         "backend_a": "local",
         "backend_b": backend,
@@ -59,7 +64,7 @@ def parity(backend: str, **changes: Any) -> dict[str, Any]:
 
 
 def audit(ok: bool = True, scheme: str = "full_int8", findings: tuple = (), **op_counts: int) -> dict[str, Any]:
-    """An AuditReport as plain JSON."""
+    """Return an AuditReport as plain JSON."""
     return {
         "ok": ok,
         "granularity": "per_channel" if ok else None,
@@ -72,7 +77,7 @@ def audit(ok: bool = True, scheme: str = "full_int8", findings: tuple = (), **op
 
 
 def verification(**changes: Any) -> dict[str, Any]:
-    """A Verification as plain JSON; `changes` are of its one output."""
+    """Return a Verification as plain JSON; `changes` apply to its one output."""
     output = {
         "name": "probabilities",
         "dtype": "int8",
@@ -100,7 +105,7 @@ def verification(**changes: Any) -> dict[str, Any]:
 
 
 def weight(layer: str, values: int, zeros: int, dtype: str = "int8", **changes: Any) -> dict[str, Any]:
-    """A weight of an AuditReport as plain JSON."""
+    """Return a weight of an AuditReport as plain JSON."""
     values_of_a_weight = {
         "tensor": f"model/{layer}/Conv2D",
         "keras_layer": layer,
@@ -115,7 +120,7 @@ def weight(layer: str, values: int, zeros: int, dtype: str = "int8", **changes: 
 
 
 def timed(name: str, median: float, **changes: Any) -> dict[str, Any]:
-    """A model of a BenchmarkRecord as plain JSON; its quantiles rise evenly, but for the slowest run."""
+    """Return a model of a BenchmarkRecord as plain JSON; its quantiles rise evenly, except the slowest run."""
     values: dict[str, Any] = {
         "name": name,
         "kernels": "xnnpack",
@@ -143,7 +148,7 @@ def timed(name: str, median: float, **changes: Any) -> dict[str, Any]:
 
 
 def counted(cpu: str, instructions: int) -> dict[str, Any]:
-    """An InstructionRecord as plain JSON."""
+    """Return an InstructionRecord as plain JSON."""
     return {
         "backend": f"qemu:{cpu}",
         "cpu": cpu,
@@ -170,7 +175,7 @@ def layer_parity(layer: str, **changes: Any) -> dict[str, Any]:
 
 
 def qat_parity(**changes: Any) -> dict[str, Any]:
-    """What a run records of the comparison of a flatbuffer with its QAT model."""
+    """Return the record of a run's comparison of a flatbuffer with its QAT model."""
     output = {"name": "dense", "logit_sqnr_db": 28.25, "logits_of": "input of SOFTMAX", "top1_agreement": 0.99609}
     return {
         "num_examples": 256,
@@ -185,11 +190,11 @@ def qat_parity(**changes: Any) -> dict[str, Any]:
 
 
 def finding(**changes: Any) -> dict[str, Any]:
-    """A Finding as plain JSON."""
+    """Return a Finding as plain JSON."""
     values = {
         "kind": "float_op",
         "severity": "fails",
-        "message": "op #2 ADD computes in float32, wanted int8",
+        "message": "op #2 ADD computes in float32, expected int8",
         "subgraph": 0,
         "op_index": 2,
         "op": "ADD",
@@ -218,7 +223,10 @@ _RECORD: dict[str, Any] = {
             "name": "train",
             "seconds": 12.34,
             "skipped": None,
-            "details": {"parameters": 11274, "history": {"loss": [2.1, 1.0, 0.5, 0.2, 0.1]}},
+            "details": {
+                "parameters": 11274,
+                "history": {"loss": [2.1, 1.0, 0.5, 0.2, 0.1], "accuracy": [0.1, 0.5, 0.7, 0.9, 0.95]},
+            },
         },
         {"name": "convert to int8", "seconds": 1.2, "skipped": None, "details": {}},
         {"name": "compress", "seconds": 0.0, "skipped": "neither pruning nor QAT is asked for", "details": {}},
@@ -273,12 +281,12 @@ _RECORD: dict[str, Any] = {
 
 
 def full_record() -> dict[str, Any]:
-    """A fresh copy, to be changed at will; without what newer versions of tfq add."""
+    """Return a new copy of a record without the parts that newer versions of tfq add."""
     return copy.deepcopy(_RECORD)
 
 
 def newest_record() -> dict[str, Any]:
-    """A full record with benchmark, instructions, weights by layer, diagnostics and resumed stages besides."""
+    """Return a record with benchmark, intervals, instructions, weights by layer, diagnostics and further training."""
     record = full_record()
     counts = {
         "float": (5_651_234, 5_650_001),
@@ -300,9 +308,15 @@ def newest_record() -> dict[str, Any]:
         ]
         model["audit"]["model_bytes"] = model["evaluation"]["model_bytes"]
         model["audit"]["op_types"] = {"CONV_2D": {dtypes[name]: 4}, "SOFTMAX": {dtypes[name]: 1}}
-        model["evaluation"]["metrics"] = {"top1": TOP1, "top5": {**TOP1, "title": "top-5"}}
+        interval = [model["evaluation"]["accuracy"] - 0.02, model["evaluation"]["accuracy"] + 0.01]
+        model["evaluation"]["metrics"] = {
+            "top1": {**TOP1, "interval": interval},
+            "top5": {**TOP1, "title": "top-5"},
+        }
         model["evaluation"]["scores"] = {"top1": model["evaluation"]["accuracy"], "top5": 0.9999}
         model["evaluation"] |= {"latency_mean_ms": 0.0431, "latency_std_ms": 0.0009, "latency_first_ms": 0.0999}
+    record["models"][1]["evaluation"]["accuracy_difference"] = difference(-0.00282, -0.016, 0.0077)
+    record["models"][2]["evaluation"]["accuracy_difference"] = difference(0.00282, 0.0011, 0.02)
     record["models"][2]["qat_parity"] = qat_parity()
     pair = {"model": "float", "model_kernels": "xnnpack", "kernels": "xnnpack", "confidence": 0.95, "reason": None}
     record["benchmark"] = {
@@ -310,7 +324,7 @@ def newest_record() -> dict[str, Any]:
         "num_threads": 1,
         "models": [
             timed("float", 0.042),
-            timed("ptq_int8", 0.021, ops=None, ops_reason="the profiler is not to be had"),
+            timed("ptq_int8", 0.021, ops=None, ops_reason="the profiler is not available"),
             timed("pruned_qat_int8", 0.0211),
         ],
         "ratios": [
@@ -320,6 +334,12 @@ def newest_record() -> dict[str, Any]:
         "machine": {},
     }
     record["stages"][0] |= {"resumed": True}
+    record["stages"][0]["details"]["data_notes"] = ["npz:x.npz has no val split"]
+    record["stages"][2] = {"name": "compress (pruned, qat)", "seconds": 9.0, "skipped": None, "details": {}}
+    record["stages"][2]["details"]["history"] = {
+        "prune": {"loss": [0.3, 0.2, 0.1], "val_loss": [0.4, 0.3, 0.2]},
+        "qat": {"loss": [0.09, 0.08], "val_loss": [0.3, 0.2]},
+    }
     record["stages"][1]["details"] = {
         "preprocessing": {"resize": [], "scale": 1.0, "offset": 0.0},
         "representative_dataset": {"split": "train", "examples": 200},

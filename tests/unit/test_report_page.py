@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page: its first screen, contrast, size, headings of tables, and the one script that may run."""
+"""The page: its first screen, folded sections, contrast, size, headings of tables, and its script."""
 
 import base64
 import hashlib
 import itertools
 import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from report_record import audit, finding, full_record, newest_record, parity, weight
 
+from tfq import report
 from tfq.report import write_report
 from tfq.report.markdown import markdown_of
 from tfq.report.page import STYLE, page_of
@@ -17,7 +20,7 @@ from tfq.report.verdict import checks_of, headline_of
 
 @pytest.fixture(scope="module")
 def page():
-    """The page of the newest record."""
+    """Return the page of the newest record."""
     return page_of(newest_record())
 
 
@@ -33,53 +36,53 @@ COLLAPSE = {"kind": "low_sqnr", "message": "output 'p' has 3.0 dB", "output": "p
 
 
 def states(record):
-    """The worst state of each question."""
+    """Return the worst state of each check."""
     worst = sorted(checks_of(record), key=lambda check: ("good", "open", "bad").index(check.state))
-    return {check.question: check.state for check in worst}
+    return {check.key: check.state for check in worst}
 
 
-def test_a_run_that_holds_all_that_was_asked_for_is_ready_to_ship():
+def test_a_run_that_meets_all_requirements_is_ready_to_ship():
     record = bounded(min_accuracy=0.95, max_accuracy_drop=0.01)
-    assert headline_of(record) == ("good", "Ready to ship: all that was asked for holds")
-    assert set(states(record).values()) == {"good"}
+    assert headline_of(record)[0] == "good" and set(states(record).values()) == {"good"}
+    assert 'data-state="good"' in page_of(record)
 
 
 @pytest.mark.parametrize(
-    ("damage", "question"),
+    ("damage", "key"),
     [
-        (lambda record: record["config"]["evaluation"]["require"].update(min_accuracy=0.999), "bounds"),
-        (lambda record: record["models"][1]["evaluation"].update(accuracy=0.2), "bounds"),
-        (lambda record: record["models"][1]["evaluation"].pop("accuracy"), "bounds"),
+        (lambda record: record["config"]["evaluation"]["require"].update(min_accuracy=0.999), "requirements"),
+        (lambda record: record["models"][1]["evaluation"].update(accuracy=0.2), "requirements"),
+        (lambda record: record["models"][1]["evaluation"].pop("accuracy"), "requirements"),
         (lambda record: record["models"][1].update(audit=audit(False, "mixed", (finding(),))), "audit"),
         (lambda record: record["warnings"].append("the run ended early: no emulator"), "run"),
         (lambda record: record["models"][1]["verification"]["collapsed"].append(COLLAPSE), "outputs"),
     ],
 )
-def test_one_thing_that_fails_is_enough_not_to_ship(damage, question):
+def test_one_failed_check_is_enough_not_to_ship(damage, key):
     record = bounded(min_accuracy=0.95)
     damage(record)
-    state, headline = headline_of(record)
-    assert state == "bad" and headline.startswith("Not to be shipped")
-    assert states(record)[question] == "bad" and "Ready to ship" not in markdown_of(record)
+    assert headline_of(record)[0] == "bad" and 'data-state="bad"' in page_of(record)
+    assert states(record)[key] == "bad" and checks_of(record)[0].state == "bad"
+    assert "Ready to ship" not in markdown_of(record)
 
 
 @pytest.mark.parametrize(
-    ("change", "question"),
+    ("change", "key"),
     [
-        (lambda record: record["config"].pop("evaluation"), "bounds"),
+        (lambda record: record["config"].pop("evaluation"), "requirements"),
         (lambda record: record["warnings"].append("the calibration set is noise"), "warnings"),
-        (lambda record: record["models"][2]["parity"]["qemu:cortex-a53"].update(max_abs_error_lsb=7), "cortex-a53"),
-        (lambda record: record["models"][2].update(parity={"qemu:cortex-a53": {"not_run": "none"}}), "cortex-a53"),
+        (lambda record: record["models"][2]["parity"]["qemu:cortex-a53"].update(max_abs_error_lsb=7), "parity"),
+        (lambda record: record["models"][2].update(parity={"qemu:cortex-a53": {"not_run": "none"}}), "parity"),
         (lambda record: record.update(stages=[]), "run"),
         (lambda record: record["models"][1].update(verification=None), "outputs"),
         (lambda record: record["models"][1]["verification"].update(outputs=[]), "outputs"),
     ],
 )
-def test_what_only_a_reader_can_judge_is_left_open(change, question):
+def test_a_point_that_the_reader_has_to_decide_is_open(change, key):
     record = bounded(min_accuracy=0.95)
     change(record)
-    assert headline_of(record) == ("open", "Nothing failed; 1 point to look at")
-    assert states(record)[question] == "open"
+    assert headline_of(record)[0] == "open"
+    assert [check.key for check in checks_of(record) if check.state == "open"] == [key]
 
 
 def test_collapsed_output_is_named_on_the_page_and_a_note_does_not_change_the_verdict():
@@ -91,26 +94,46 @@ def test_collapsed_output_is_named_on_the_page_and_a_note_does_not_change_the_ve
     assert headline_of(record)[0] == "bad" and "collapsed: output 'p' has 3.0 dB" in markdown_of(record)
 
 
-def test_an_audit_that_nothing_was_required_of_is_open_and_not_failed():
+def test_an_audit_without_a_requirement_is_open_and_not_failed():
     record = bounded(min_accuracy=0.95)
     record["config"]["audit"]["require"] = ""
     record["models"][1]["audit"] = audit(False, "mixed", (finding(),))
     assert states(record)["audit"] == "open" and headline_of(record)[0] == "open"
 
 
-def test_the_first_screen_tells_verdict_costs_and_checks_before_all_else(page):
+def tiles(page):
+    """Return key -> (value, details) of the main numbers on the first screen."""
+    found = re.findall(r'<div data-cost="(\w+)">.*?<dd class="value">(.*?)</dd>(.*?)</div>', page)
+    return {key: (value, re.findall(r'<dd class="detail">(.*?)</dd>', details)) for key, value, details in found}
+
+
+def test_the_first_screen_has_verdict_main_numbers_and_checks_before_all_else(page):
     first = page[: page.index("<nav")]
-    for message in (
-        "Nothing failed; 1 point to look at", "98.59%", "+0.28 points from 98.31%", "9.8 kB",
-        "4.6x smaller than 44.9 kB", "21.1 µs", "1.25x faster than float (1.22 to 1.28)", "3.24 M",
-        "1.74x fewer than float; a count, not a time",
-        "no bound was set",
+    numbers = tiles(first)
+    assert {key: value for key, (value, _) in numbers.items()} == {
+        "accuracy": "98.59%", "size": "9.8 kB", "latency": "21.1 µs", "instructions": "3.24 M",
+    }  # fmt: skip
+    for key, numeral in (
+        ("accuracy", "98.31%"), ("accuracy", "+0.28 points"), ("accuracy", "96.59% to 99.59%"),
+        ("size", "4.6x smaller"),
+        ("latency", "1.25x faster than float (means of paired blocks, 95% interval 1.22 to 1.28)"),
+        ("instructions", "1.74x fewer"),
     ):  # fmt: skip
-        assert message in first, message
+        assert any(numeral in detail for detail in numbers[key][1]), numeral
+    assert re.findall(r'data-check="(\w+)"', first)[0] == "requirements"  # the open one
+
+
+def test_details_are_folded_and_the_result_is_not(page):
+    folded = re.findall(r'<details class="section"><summary><h2 id="(\w+)"', page)
+    shown = [key for key in re.findall(r'<h2 id="(\w+)"', page) if key not in folded]
+    assert shown == ["result"] and {"latency", "audit", "stages", "configuration"} <= set(folded)
+    result = page[page.index('id="result"') : page.index('<details class="section">')]
+    assert re.findall(r'data-plot="(\w+)"', result) == ["accuracy", "size", "latency", "training", "instructions"]
+    assert result.count("<svg") == 5 and page.count("<svg") == 5
 
 
 def luminance(colour):
-    """Relative luminance, as WCAG 2 defines it."""
+    """Return the relative luminance, as WCAG 2 defines it."""
     channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -128,7 +151,7 @@ LIGHT, DARK = (
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK])
-def test_text_and_marks_stand_out_in_either_scheme(colours):
+def test_contrast_is_sufficient_in_light_and_dark(colours):
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     for text, paper in itertools.product(("ink", "soft", "good", "open", "bad"), ("paper", "card")):
         assert contrast(colours[text], colours[paper]) >= 4.5, (text, paper)
@@ -137,7 +160,7 @@ def test_text_and_marks_stand_out_in_either_scheme(colours):
         assert contrast(colours[f"c{number}"], colours[paper]) >= 3, (number, paper)
 
 
-def test_the_page_is_light_or_dark_as_the_reader_has_it_and_light_on_paper(page):
+def test_the_page_is_light_or_dark_as_the_system_and_light_on_paper(page):
     assert 'content="light dark"' in page
     assert "@media screen and (prefers-color-scheme: dark)" in page and "@media print" in page
     assert set(re.findall(r"var\(--([a-z0-9-]+)", STYLE)) <= {*LIGHT, "state", "s", "f"}
@@ -152,10 +175,9 @@ def test_only_the_pages_own_script_may_run(page):
     assert not re.search(r"fetch|http|import|eval|innerHTML", script)
 
 
-def test_every_heading_of_a_table_says_what_it_heads(page):
+def test_every_heading_of_a_table_has_a_scope_and_text(page):
     for heading in re.findall(r"<th\b[^>]*>", page):
         assert re.search(r'scope="(col|row)"', heading)
-    # An empty heading is none.
     assert not re.search(r"<th\b[^>]*></th>", page)
     links, headings = re.findall(r'<a href="#([^"]+)"', page), re.findall(r'<h2 id="([^"]+)"', page)
     assert links == headings and len(set(links)) == len(links)
@@ -191,4 +213,17 @@ def test_a_usual_page_is_a_small_one(page):
 
 def test_a_page_without_anything_is_still_a_page():
     page = page_of({})
-    assert "No model was examined" in page and "<dl" not in page
+    assert 'data-state="bad"' in page and "<dl" not in page
+
+
+def test_style_and_script_are_files_that_are_installed_with_the_package():
+    folder = Path(report.__file__).parent
+    config = tomllib.loads((folder.parent.parent / "pyproject.toml").read_text())
+    patterns = config["tool"]["setuptools"]["package-data"]["tfq.report"]
+    assets = [path for path in folder.iterdir() if path.suffix in (".css", ".js")]
+    assert {path.name for path in assets} == {"report.css", "report.js"}
+    assert all(any(path.match(pattern) for pattern in patterns) for path in assets)
+    rule = re.compile(r"[.#]?[\w-]+ *\{ *[\w-]+: *[^{}\"']+; *\}|addEventListener|document\.")
+    assert rule.search((folder / "report.css").read_text()) and rule.search((folder / "report.js").read_text())
+    for source in folder.glob("*.py"):
+        assert not rule.search(source.read_text()), source.name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run as files (JSON, Markdown, HTML with plots) and as a table on the screen. Measures nothing."""
+"""Write the record of a run as JSON, Markdown and HTML with plots, and as a table for the terminal."""
 
 from tfq.report.analysis_page import analysis_page
 from tfq.report.files import write_report

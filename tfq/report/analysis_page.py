@@ -8,7 +8,7 @@ from typing import Any
 from tfq.config import FLOAT_BITS
 from tfq.report.formatting import DASH, plain
 from tfq.report.page import document
-from tfq.report.plots import colour_of, figure_of, marker_of, missing_matplotlib, name_rows, style, svg_of
+from tfq.report.plots import color_of, figure_of, marker_of, missing_matplotlib, name_rows, style, svg_of
 
 _MOST_BARS, _MOST_HISTOGRAMS = 24, 12
 
@@ -93,7 +93,7 @@ def _depth(ops: Sequence[Mapping[str, Any]]) -> str:
         values = [item[key] for item in ops]
         points = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
         if points:
-            axes.plot(*zip(*points, strict=True), f"-{marker_of(number)}", color=colour_of(number), ms=3, label=name)
+            axes.plot(*zip(*points, strict=True), f"-{marker_of(number)}", color=color_of(number), ms=3, label=name)
     axes.grid(True)
     axes.set_xlabel("op, from the input on")
     axes.set_ylabel("SQNR, dB")
@@ -107,7 +107,7 @@ def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> str:
         return ""
     figure, axes = figure_of(0.7 + 0.28 * len(shown))
     for row, item in enumerate(shown):
-        axes.barh(row, item["sqnr_db"], height=0.6, color=colour_of(0))
+        axes.barh(row, item["sqnr_db"], height=0.6, color=color_of(0))
     name_rows(axes, [item["label"] for item in shown])
     axes.set_xlabel("SQNR of the outputs, dB")
     return svg_of(figure, "Sensitivity")
@@ -131,8 +131,8 @@ def _bars(title: str, bars: Mapping[str, Any]) -> str:
     figure, axes = figure_of(1.5)
     width = (bars["high"] - bars["low"]) / len(bars["counts"])
     starts = [bars["low"] + place * width for place in range(len(bars["counts"]))]
-    axes.axvspan(*bars["range"], color=colour_of(2), alpha=0.15, linewidth=0)
-    axes.bar(starts, bars["counts"], width=width, align="edge", color=colour_of(0))
+    axes.axvspan(*bars["range"], color=color_of(2), alpha=0.15, linewidth=0)
+    axes.bar(starts, bars["counts"], width=width, align="edge", color=color_of(0))
     axes.set_yscale("symlog")
     axes.set_yticks([])
     axes.set_yticks([], minor=True)
@@ -191,11 +191,11 @@ def _drawn(title: str, ways: Sequence[Mapping[str, Any]], float_accuracy: float)
             [bits for bits, _ in ordered],
             [accuracy for _, accuracy in ordered],
             f"-{marker_of(number)}",
-            color=colour_of(number),
+            color=color_of(number),
             markersize=5,
             label=name.replace("_", " "),
         )
-    axes.axhline(100 * float_accuracy, linewidth=0.8, linestyle=":", color=colour_of(5), label="float")
+    axes.axhline(100 * float_accuracy, linewidth=0.8, linestyle=":", color=color_of(5), label="float")
     axes.set_xticks(sorted({bits for points in series.values() for bits, _ in points}))
     axes.grid(True)
     axes.set_xlabel("bits")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's section on the audits: the verdicts, the ops of each file, and what was found in them."""
+"""The section on the audit: verdicts, the ops of each file with their types, and the findings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfq.auditing import find_target
 from tfq.report.formatting import DASH, count, number_of, plain, scalar
-from tfq.report.summary import REFERENCE, Record, Reported, models_of
+from tfq.report.record import REFERENCE, Record, Reported, models_of
 from tfq.report.tables import Section, Table
 
 _MOST_FINDINGS = 60
@@ -25,28 +25,39 @@ _SCHEMES = {
 
 
 def audit_section(record: Record) -> Section:
-    """The audit's verdict on each model, how many ops of each kind on which types, and the findings."""
+    """Return the audit's verdict on each model, the number of ops by kind and type, and the findings."""
     audited = [model for model in models_of(record) if model.audit]
     if not audited:
-        return Section(key="audit", title="Audit", paragraphs=("No model was audited.",))
-    about = ["Every op of every file, and the types of its tensors; what is not as it should be is named, with why."]
+        return Section(key="audit", title="Audit: types of all ops", paragraphs=("No model was audited.",))
+    about = [
+        "The audit reads the type of each tensor of each op in the files. A finding is an op or tensor that does not "
+        "have the required type."
+    ]
     if any(model.label == REFERENCE for model in audited):
-        about.append("The float model is the reference: its float ops are counted, not listed.")
+        about.append("Nothing is required of the float model, so its findings are not listed.")
     listed = [model for model in audited if model.label != REFERENCE and model.audit.get("findings")]
     tables = [_verdicts(audited)]
     if ops := _op_table(audited):
         tables.append(ops)
     tables += [_findings(model.label, model.audit["findings"]) for model in listed]
-    return Section(key="audit", title="Audit", paragraphs=tuple(about), tables=tuple(tables))
+    fails = sum(_is_failure(finding) for model in listed for finding in model.audit["findings"])
+    gist = "; ".join(f"{model.label}: {verdict_of(model.label, model.audit)}" for model in audited)
+    return Section(
+        key="audit",
+        title="Audit: types of all ops",
+        gist=f"{gist}; {number_of(fails, 'failure')}" if fails else gist,
+        paragraphs=tuple(about),
+        tables=tuple(tables),
+    )
 
 
 def is_clean(audit: Record) -> bool:
-    """Whether the audit has nothing against the file."""
+    """Check whether the audit passed."""
     return bool(audit.get("ok"))
 
 
 def scheme_text(scheme: Any) -> str:
-    """What a reader calls the scheme that the audit told from a file's tensors."""
+    """Return the scheme that the audit recognized in a file, in words."""
     if not isinstance(scheme, str):
         return scalar(scheme)
     target = find_target(scheme)
@@ -54,7 +65,7 @@ def scheme_text(scheme: Any) -> str:
 
 
 def verdict_of(label: str, audit: Record) -> str:
-    """The verdict: the scheme in a reader's words, "not full int8", or that nothing was asked of the reference."""
+    """Return the verdict: the scheme in words, "not full int8", or "reference" for the float model."""
     if label == REFERENCE:
         return "reference"
     required = audit.get("requirement") or "full_int8"
@@ -66,7 +77,7 @@ def verdict_of(label: str, audit: Record) -> str:
 
 
 def findings_text(audit: Record) -> str:
-    """What was found, by how grave it is: "2 fail, 1 noted", "none"."""
+    """Return the number of findings by severity: "2 fail, 1 noted", "none"."""
     findings = audit.get("findings") or []
     fails = sum(_is_failure(finding) for finding in findings)
     allowed = sum(bool(finding.get("allowed")) for finding in findings)
@@ -94,6 +105,7 @@ def _verdicts(models: Sequence[Reported]) -> Table:
         for model in models
     )
     return Table(
+        key="verdicts",
         columns=("model", "verdict", "scheme", "findings", "weights", "inputs", "outputs"),
         rows=rows,
         numeric=(False,) * 7,
@@ -120,10 +132,11 @@ def _op_table(models: Sequence[Reported]) -> Table | None:
     totals = ("all ops", *(count(sum(of_model.values())) for of_model in counts), "")
     typed = any(model.audit.get("op_types") for model in models)
     return Table(
+        key="ops",
         columns=("op", *(model.label for model in models), "findings"),
         rows=(*rows, totals),
         numeric=(False, *(True for _ in models), False),
-        caption="Ops in each file" + (", by the type that they compute in" if typed else ""),
+        caption="Ops in each file" + (", by type" if typed else ""),
         column_series={1 + column: model.series for column, model in enumerate(models)},
         totals=1,
         sortable=len(rows) > 10,
@@ -131,7 +144,7 @@ def _op_table(models: Sequence[Reported]) -> Table | None:
 
 
 def _op_cell(audit: Record, name: str, counts: Record) -> str:
-    """How many, and in what type they compute where the audit tells: "4 int8", "3 int8, 1 float32", or "4"."""
+    """Return the number of such ops by type: "4 int8", "3 int8, 1 float32"; "4" if the record has no types."""
     types = (audit.get("op_types") or {}).get(name)
     if not counts.get(name):
         return "0"
@@ -164,10 +177,11 @@ def _findings(label: str, findings: Sequence[Record]) -> Table:
     )
     further = len(ordered) - len(rows)
     return Table(
-        columns=("op #", "op", "layer", "severity", "what was found, why, and what to do"),
+        key="findings",
+        columns=("op #", "op", "layer", "severity", "finding, reason and remedy"),
         rows=rows,
         numeric=(False,) * 5,
         caption=f"Findings in {label}",
         bad=frozenset((row, 3) for row, finding in enumerate(ordered[:_MOST_FINDINGS]) if _is_failure(finding)),
-        notes=(f"{number_of(further, 'further finding')}: report.json has all",) if further else (),
+        notes=(f"{number_of(further, 'further finding')} in report.json",) if further else (),
     )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's sections on compression: rebuilt layers, sparsity, gains, agreement of the QAT model."""
+"""The sections on compression: gains, comparisons with the float and the QAT model, and what was done to each layer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tfq.report.formatting import (
     DASH,
@@ -10,54 +11,70 @@ from tfq.report.formatting import (
     cpu_label,
     decibels,
     is_number,
+    number_of,
     percent,
     plain,
     ratio,
     scalar,
     significant,
+    time_unit,
+    with_interval,
 )
 from tfq.report.layers_content import zeros_of
-from tfq.report.summary import REFERENCE, Record, Reported, backends_of, benchmark_of, models_of, part
+from tfq.report.record import REFERENCE, Record, Reported, backends_of, latencies_of, models_of, part
+from tfq.report.summary import training_notes
 from tfq.report.tables import SORTABLE_FROM, Section, Table
 
-GAIN_KEY, GAIN_TITLE = "gain", "What compression brought"
 UNSTRUCTURED = (
-    "Zeros spread over the weights, and weights of a few values, shrink the compressed file, not the time: TFLite's "
-    "int8 kernels multiply by them as by any other number. Time comes from taking whole filters out "
-    "(compression.structured_pruning)."
+    "Pruning and clustering single weights makes the file smaller only after compression such as gzip, and does not "
+    "make the model faster: TFLite's int8 kernels multiply by zeros too. Structured pruning, which removes whole "
+    "filters (compression.structured_pruning), makes it faster."
 )
 
 
 def gain_section(record: Record) -> Section | None:
-    """The compressed model against the dense one of the same scheme; None where there are not both."""
+    """Return the comparison of the compressed model with the PTQ model of the same scheme; None if one is missing."""
     models = [model for model in models_of(record) if model.evaluation]
     dense = next((model for model in models if str(model.name).startswith("ptq_")), None)
     small = next((model for model in models if model is not dense and model.name != REFERENCE), None)
     if dense is None or small is None:
         return None
-    times = {model.get("name"): model.get("p50_ms") for model in benchmark_of(record)[1]}
+    times = latencies_of(record).medians_ms
+    unit = time_unit(times.get(model.name) for model in (dense, small))
+    latency = f"latency on this machine, p50 {unit.short}"
     rows = [
-        _row("file", dense, small, lambda model: model.evaluation.get("model_bytes"), count),
-        _row("file, gzip", dense, small, lambda model: model.evaluation.get("gzip_bytes"), count),
+        _row("accuracy", dense, small, lambda model: model.evaluation, with_interval, compared=False),
+        _row("file, bytes", dense, small, lambda model: model.evaluation.get("model_bytes"), count),
+        _row("gzip, bytes", dense, small, lambda model: model.evaluation.get("gzip_bytes"), count),
         _row("zeros among the weights", dense, small, zeros_of, percent, compared=False),
-        _row("time on this machine, p50 ms", dense, small, lambda model: times.get(model.name), significant),
+        _row(latency, dense, small, lambda model: times.get(model.name), unit.text),
     ]
     for backend in backends_of([dense, small], "instructions"):
         what = f"instructions on {cpu_label(backend)} ({NOT_A_TIME})"
         rows.append(_row(what, dense, small, _instructions(backend), count))
     rows = [row for row in rows if row[1:3] != (DASH, DASH)]
     table = Table(
+        key="gain",
         columns=("", dense.label, small.label, "ratio"),
         rows=tuple(rows),
         column_series={1: dense.series, 2: small.series},
     )
     asked = part(part(record, "config"), "compression")
     pruned, clustered, cut = (part(asked, step).get("enabled") for step in ("prune", "cluster", "structured_pruning"))
-    about = "The compressed file against the dense one of the same scheme; below 1 is a gain."
+    about = [f"{small.label} compared with {dense.label}; a ratio below 1 is an improvement."]
+    about += training_notes(record)
+    about += [UNSTRUCTURED] if (pruned or clustered) and not cut else []
+    ratios = {row[0]: row[3] for row in rows}
+    gist = ", ".join(
+        f"{name} {ratios[what]}"
+        for name, what in (("gzip size", "gzip, bytes"), ("latency", latency))
+        if ratios.get(what, DASH) != DASH
+    )
     return Section(
-        key=GAIN_KEY,
-        title=GAIN_TITLE,
-        paragraphs=(about, UNSTRUCTURED) if (pruned or clustered) and not cut else (about,),
+        key="gain",
+        title="Effect of compression",
+        gist=gist and f"{gist} of {dense.label}",
+        paragraphs=tuple(about),
         tables=(table,),
     )
 
@@ -66,8 +83,8 @@ def _row(
     what: str,
     dense: Reported,
     small: Reported,
-    of: Callable[[Reported], object],
-    show: Callable[[object], str],
+    of: Callable[[Reported], Any],
+    show: Callable[[Any], str],
     *,
     compared: bool = True,
 ) -> tuple[str, str, str, str]:
@@ -76,12 +93,12 @@ def _row(
     return what, show(before), show(after), fraction
 
 
-def _instructions(backend: str) -> Callable[[Reported], object]:
+def _instructions(backend: str) -> Callable[[Reported], Any]:
     return lambda model: part(model.instructions, backend).get("instructions")
 
 
 def verification_section(record: Record) -> Section | None:
-    """How each converted model compared with its float twin on calibration samples; None if the record has none."""
+    """Return the comparison of each converted model with its float version; None if the record has none."""
     paragraphs: list[str] = []
     rows: list[tuple[str, ...]] = []
     for model in models_of(record):
@@ -105,21 +122,28 @@ def verification_section(record: Record) -> Section | None:
     if not rows and not paragraphs:
         return None
     about = (
-        "Each converted model next to the float model on a few calibration samples. Ideal is what the output's own "
-        "grid could reach. A constant slice varies in float and is one value in the converted model."
+        "The outputs of each converted model on a few calibration samples, compared with those of the float model that "
+        "it was converted from. SQNR is the ratio of signal to error: higher is better. The ideal SQNR is that of "
+        "rounding the float outputs to the output's own scale. A constant slice is a channel that varies in the float "
+        "model and has a single value in the converted one."
     )
-    head = ("model", "output", "SQNR", "ideal", "agreement", "constant slices", "quantized values")
-    tables = (Table(columns=head, rows=tuple(rows), numeric=(False, False, *(True,) * 5)),) if rows else ()
+    head = ("model", "output", "SQNR", "ideal SQNR", "agreement", "constant slices", "distinct values")
+    numeric = (False, False, *(True,) * 5)
+    tables = (Table(key="verification", columns=head, rows=tuple(rows), numeric=numeric),) if rows else ()
+    outputs = [output for model in models_of(record) for output in model.verification.get("outputs") or []]
+    lowest = min((item["sqnr_db"] for item in outputs if is_number(item.get("sqnr_db"))), default=None)
+    gist = "see the notes" if paragraphs else "" if lowest is None else f"SQNR {decibels(lowest)} or more"
     return Section(
-        key="verification", title="Outputs against the float model", paragraphs=(about, *paragraphs), tables=tables
+        key="verification",
+        title="Outputs compared with the float model",
+        gist=gist,
+        paragraphs=(about, *paragraphs),
+        tables=tables,
     )
-
-
-QAT_PARITY_KEY, QAT_PARITY_TITLE = "qat_parity", "QAT model against its flatbuffer"
 
 
 def qat_parity_section(record: Record) -> Section | None:
-    """Of each flatbuffer that a QAT model was converted to; None where the run had none."""
+    """Return the comparison of each QAT model with the .tflite file made from it; None if the run had none."""
     paragraphs: list[str] = []
     tables: list[Table] = []
     for model in models_of(record):
@@ -127,31 +151,39 @@ def qat_parity_section(record: Record) -> Section | None:
         if "not_run" in result:
             paragraphs.append(f"{model.label}: not compared: {plain(result['not_run'])}.")
         elif result:
-            paragraphs += _told(model.label, result)
+            paragraphs += _parity_sentences(model.label, result)
             tables.append(_parity_layers(model.label, result))
     if not paragraphs:
         return None
     about = (
-        "The same examples through the QAT model and through its flatbuffer. SQNR grows worse along the depth, for "
-        "roundings add up; the local columns feed each layer with the flatbuffer's own values, so that what they show "
-        "is the layer's own."
+        "The same examples were run through the QAT model in TensorFlow and through its .tflite file. Rounding errors "
+        "add up, so that the SQNR falls with the depth. For the local columns, each layer was fed with the values of "
+        "the .tflite file, so that they show the difference of that layer alone."
     )
-    return Section(key=QAT_PARITY_KEY, title=QAT_PARITY_TITLE, paragraphs=(about, *paragraphs), tables=tuple(tables))
+    missed = sum(len(model.qat_parity.get("missed") or []) for model in models_of(record))
+    gist = number_of(missed, "difference") if missed else "no difference"
+    return Section(
+        key="qat_parity",
+        title="QAT model compared with its .tflite file",
+        gist=f"{gist} beyond rounding" if tables else "",
+        paragraphs=(about, *paragraphs),
+        tables=tuple(tables),
+    )
 
 
-def _told(label: str, result: Record) -> list[str]:
+def _parity_sentences(label: str, result: Record) -> list[str]:
     messages = [
         f"{label}, {count(result.get('num_examples'))} examples: {plain(result.get('departure_text') or DASH)}."
     ]
     for output in result.get("outputs") or []:
         same = percent(output.get("top1_agreement"))
-        classes = f", the same class in {same}" if same != DASH else ""
+        classes = f"; the predicted class is the same for {same} of the examples" if same != DASH else ""
         messages.append(
-            f"{label}, output {plain(output.get('name', '?'))}: "
-            f"{decibels(output.get('logit_sqnr_db'))} of the {plain(output.get('logits_of', 'output'))}{classes}."
+            f"{label}, output {plain(output.get('name', '?'))}: {plain(output.get('logits_of', 'output'))}: "
+            f"{decibels(output.get('logit_sqnr_db'))}{classes}."
         )
     missed = [plain(item) for item in result.get("missed") or []]
-    messages += [f"{label} misses what a faithful flatbuffer has: {item}." for item in missed]
+    messages += [f"{label} differs from the QAT model by more than rounding: {item}." for item in missed]
     return messages
 
 
@@ -166,16 +198,21 @@ def _parity_layers(label: str, result: Record) -> Table:
             decibels(layer.get("sqnr_db")),
             significant(layer.get("local_max_lsb")),
             decibels(layer.get("local_sqnr_db")),
-            "departs" if layer.get("departs") else "",
+            "differs" if layer.get("departs") else DASH,
         )
         for layer in layers
     )
     departs = [
         f"{plain(layer.get('layer', '?'))}: {plain(layer['departs'])}" for layer in layers if layer.get("departs")
     ]
-    skipped = [f"{plain(name)}: not compared: {plain(reason)}" for name, reason in part(result, "skipped").items()]
+    skipped = [
+        f"{plain(name)}: not compared: {plain(reason)}"
+        for name, reason in part(result, "skipped").items()
+        if not str(reason).startswith("part of ")  # a fused layer, which the first column names
+    ]
     return Table(
-        columns=("layer", "op", "equal codes", "max LSB", "SQNR", "local max LSB", "local SQNR", ""),
+        key="qat_parity",
+        columns=("layer", "op", "equal values", "max LSB", "SQNR", "local max LSB", "local SQNR", "finding"),
         rows=rows,
         numeric=(False, False, True, True, True, True, True, False),
         caption=label,
@@ -188,34 +225,34 @@ def _parity_layers(label: str, result: Record) -> Table:
 _MOST_NAMES = 6
 _QAT = {
     "qat": "fake quantization",
-    "ptq_only": "the converter alone",
-    "unsupported": "cannot be taken",
+    "ptq_only": "the converter",
+    "unsupported": "not supported",
 }
 
 
 def compression_tables(stages: Sequence[Record]) -> list[Table]:
-    """What the stage that compressed the model found and did; nothing where there was none."""
+    """Return tables on what the compression of the model did to each layer; none if there was no compression."""
     details = [part(stage, "details") for stage in stages]
 
-    def found(key: str) -> Record:
+    def first(key: str) -> Record:
         return next((part(item, key) for item in details if part(item, key)), {})
 
     tables = (
-        _bridge(found("bridge")),
-        _layers(found("preflight")),
-        _structured_pruning(found("structured_pruning")),
-        _pruning(found("pruning_plan")),
+        _bridge(first("bridge")),
+        _layers(first("preflight")),
+        _structured_pruning(first("structured_pruning")),
+        _pruning(first("pruning_plan")),
     )
     return [table for table in tables if table]
 
 
 def _bridge(bridge: Record) -> Table | None:
-    """Of a model that was rebuilt: how far its outputs are from the user's own, and what was changed."""
+    """Return the changes of a model that was rebuilt from tf_keras layers, and the difference of its outputs."""
     notes, names = bridge.get("notes") or [], part(bridge, "layer_map")
     same = all(list(built or []) == [name] for name, built in names.items())
     if not bridge or (same and not notes and not bridge.get("max_difference")):
         return None
-    rows = [("largest difference of outputs, of their range", scalar(bridge.get("max_difference")))]
+    rows = [("largest difference of outputs, relative to their range", scalar(bridge.get("max_difference")))]
     rows += [("note", plain(note)) for note in notes]
     rows += [
         ("layers under another name", f"{plain(name)} → {', '.join(map(plain, built)) or 'left out'}")
@@ -223,12 +260,16 @@ def _bridge(bridge: Record) -> Table | None:
         if list(built or []) != [name]
     ]
     return Table(
-        columns=("what", "value"), rows=tuple(rows), numeric=(False, False), caption="Rebuilt of tf_keras layers"
+        key="bridge",
+        columns=("what", "value"),
+        rows=tuple(rows),
+        numeric=(False, False),
+        caption="Rebuilding from tf_keras layers",
     )
 
 
 def _layers(preflight: Record) -> Table | None:
-    """How many layers could take what; of those that were left to the converter, the reason with their names."""
+    """Return how many layers were quantized in which way; for those left to the converter, with the reason."""
     layers = [layer for layer in preflight.get("layers") or [] if isinstance(layer, Mapping)]
     if not layers:
         return None
@@ -239,7 +280,8 @@ def _layers(preflight: Record) -> Table | None:
         groups.setdefault((_QAT.get(verdict, verdict), reason), []).append(plain(layer.get("name", "?")))
     rows = tuple((what, count(len(names)), _listed(names), reason) for (what, reason), names in groups.items())
     return Table(
-        columns=("quantized by", "layers", "which", "why"),
+        key="quantization",
+        columns=("quantized by", "number of layers", "layers", "reason"),
         rows=rows,
         numeric=(False, True, False, False),
         caption="Quantization, by layer",
@@ -247,7 +289,7 @@ def _layers(preflight: Record) -> Table | None:
 
 
 def _structured_pruning(pruned: Record) -> Table | None:
-    """Channels left of each layer that lost some, and of the multiply-adds and parameters as a whole."""
+    """Return the remaining channels of each pruned layer, and the model's multiply-adds and parameters."""
     removed = part(pruned, "removed")
     if not pruned:
         return None
@@ -260,11 +302,12 @@ def _structured_pruning(pruned: Record) -> Table | None:
         for name in removed
     ]
     rows += [
-        (f"error of {plain(name)}, refit", percent(layer.get("before")), percent(layer.get("after")))
+        (f"error of {plain(name)}, by refitting", percent(layer.get("before")), percent(layer.get("after")))
         for name, layer in part(pruned, "refit").items()
     ]
     skipped = {plain(name): plain(reason) for name, reason in part(pruned, "skipped").items()}
     return Table(
+        key="structured_pruning",
         columns=("what", "before", "after"),
         rows=tuple(rows),
         numeric=(False, True, True),
@@ -274,17 +317,18 @@ def _structured_pruning(pruned: Record) -> Table | None:
 
 
 def _pruning(plan: Record) -> Table | None:
-    """Which layers were pruned; of the others, the reason, told once with the layers that it holds for."""
+    """Return the pruned layers, and for the others each reason once with its layers."""
     if not plan:
         return None
     layers: dict[str, list[str]] = {"pruned": [plain(name) for name in plan.get("pruned") or []]}
     for name, reason in part(plan, "skipped").items():
-        # "ReLU has no weights" and "Add has no weights" are one reason of two kinds of layer.
+        # "ReLU has no weights" and "Add has no weights" are the same reason.
         words = plain(reason)
         layers.setdefault("no weights" if words.endswith("has no weights") else words, []).append(plain(name))
     rows = tuple((what, count(len(names)), _listed(names)) for what, names in layers.items())
     return Table(
-        columns=("what became of it", "layers", "which"),
+        key="pruning",
+        columns=("result", "number of layers", "layers"),
         rows=rows,
         numeric=(False, True, False),
         caption="Pruning, by layer",

@@ -2,7 +2,7 @@
 """The sections of a report, built from the record of a run, for Markdown and HTML alike."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tfq.report.audit_content import audit_section
@@ -10,50 +10,73 @@ from tfq.report.compression_content import compression_tables, gain_section, qat
 from tfq.report.data_content import data_section
 from tfq.report.formatting import (
     DASH,
-    accuracy_text,
+    NO_INTERVAL,
     change_text,
     count,
     cpu_label,
     decibels,
     is_number,
     kilobytes,
-    metric_word,
+    metric_title,
     number_of,
+    paired_interval_text,
     percent,
     plain,
     scalar,
-    score_text,
     seconds,
     significant,
+    with_interval,
 )
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
 from tfq.report.layers_content import layers_section
-from tfq.report.summary import (
-    Record,
-    Reported,
-    backends_of,
-    delegated_text,
-    emulation_notes,
-    models_of,
-    parity_text,
-    part,
-    reference_of,
-    summary_of,
-)
+from tfq.report.record import Record, Reported, backends_of, models_of, part, reference_of, stages_of
+from tfq.report.summary import delegated_text, emulation_notes, parity_text, summary_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
+from tfq.report.training_content import training_section
 
-# What has a section or a table of its own.
-_TOLD_ELSEWHERE = (
-    *("sparsity", "history", "diagnostics", "preprocessing"),
-    *("bridge", "preflight", "structured_pruning", "pruning_plan"),
+# Details of stages that other sections show.
+_SHOWN_ELSEWHERE = (
+    *("sparsity", "history", "diagnostics", "preprocessing", "verification", "data_notes"),
+    *("bridge", "preflight", "structured_pruning", "pruning_plan", "clustering_plan"),
 )
+
+
+def sections_of(record: Record) -> list[Section]:
+    """Return the report after its verdict and warnings, in order."""
+    sections: list[Section | None] = [
+        result_section(record),
+        evaluation_section(record),
+        latency_section(record),
+        training_section(record),
+        gain_section(record),
+        instructions_section(record),
+        parity_section(record),
+        verification_section(record),
+        qat_parity_section(record),
+        audit_section(record),
+        layers_section(record),
+        data_section(record),
+        stages_section(record),
+        *provenance_sections(record),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def result_section(record: Record) -> Section:
+    """Return the section with the Result table and the main plots."""
+    models = models_of(record)
+    plots = ["accuracy", "size", "latency"]
+    plots += ["training"] if training_section(record) else []
+    counts = [part(model.instructions, name) for model in models for name in model.instructions]
+    plots += ["instructions"] if any(is_number(item.get("instructions")) for item in counts) else []
+    return Section(key="result", title="Result", tables=(summary_of(record),), plots=tuple(plots), folded=False)
 
 
 def stages_section(record: Record) -> Section:
-    """What was done, for how long, what was taken from an earlier run, and what was skipped and why."""
-    stages = [stage for stage in record.get("stages") or [] if isinstance(stage, Mapping)]
+    """Return what each stage did and how long it took, which stages were reused, and why others were skipped."""
+    stages = stages_of(record)
     if not stages:
-        return Section(key="stages", title="Stages", paragraphs=("The record holds no stages.",))
+        return Section(key="stages", title="Stages", paragraphs=("The record has no stages.",))
     rows = tuple(
         (
             plain(stage.get("name", "?")),
@@ -64,20 +87,23 @@ def stages_section(record: Record) -> Section:
     )
     times = [_duration(stage) for stage in stages]
     resumed = sum(bool(stage.get("resumed")) for stage in stages)
-    about = f"{seconds(sum(time for time in times if time is not None))} in all."
+    total = seconds(sum(time for time in times if time is not None))
+    about = f"{total} in total."
     if resumed:
         about += (
-            f" {number_of(resumed, 'stage')} of an earlier run came from the same inputs, and "
-            f"{'was' if resumed == 1 else 'were'} not run again; the time is what it took then."
+            f" {number_of(resumed, 'stage')} had the same inputs as in an earlier run and "
+            f"{'was' if resumed == 1 else 'were'} reused; the time is that of the earlier run."
         )
     table = Table(
+        key="stages",
         columns=("stage", "time", "details"),
         rows=rows,
         numeric=(False, True, False),
         bars=(Bars(before=1, title="", rows=tuple((value,) for value in fractions(times)), series=(0,)),),
     )
-    more = [item for item in (_training(stages), *compression_tables(stages)) if item]
-    return Section(key="stages", title="Stages", paragraphs=(about,), tables=(table, *more))
+    gist = f"{number_of(len(stages), 'stage')}, {total}"
+    tables = (table, *compression_tables(stages))
+    return Section(key="stages", title="Stages of the run", gist=gist, paragraphs=(about,), tables=tables)
 
 
 def _duration(stage: Record) -> float | None:
@@ -87,55 +113,18 @@ def _duration(stage: Record) -> float | None:
 
 def _remark(stage: Record) -> str:
     if stage.get("skipped"):
-        return plain(stage["skipped"])
-    message = ["taken from an earlier run"] if stage.get("resumed") else []
-    details = part(stage, "details").items()
+        return f"not run: {plain(stage['skipped'])}"
+    message = ["reused from an earlier run"] if stage.get("resumed") else []
     message += [
-        f"{plain(key)}: {scalar(value)}" for key, value in details if key not in _TOLD_ELSEWHERE and value is not None
+        f"{plain(key).replace('_', ' ')}: {scalar(value)}"
+        for key, value in part(stage, "details").items()
+        if key not in _SHOWN_ELSEWHERE and value not in (None, {}, [])
     ]
     return "; ".join(message)
 
 
-def _training(stages: Sequence[Record]) -> Table | None:
-    """First and last value of every curve."""
-    rows = []
-    for name, history in _histories(stages):
-        curves = {key: values for key, values in history.items() if isinstance(values, list) and values}
-        epochs = max((len(values) for values in curves.values()), default=0)
-        known = ("loss", "accuracy", "val_loss", "val_accuracy")
-        if not any(key in curves for key in known):
-            continue
-        rows.append((name, count(epochs), *(_ends(key, curves.get(key)) for key in known)))
-    if not rows:
-        return None
-    losses = dict.fromkeys(plain(item["loss_function"]) for _, item in _histories(stages) if item.get("loss_function"))
-    return Table(
-        columns=("training", "epochs", "loss", "accuracy", "validation loss", "validation accuracy"),
-        rows=tuple(rows),
-        caption="Training, the first epoch and the last",
-        notes=tuple(f"loss: {loss}" for loss in losses),
-    )
-
-
-def _ends(curve: str, values: list | None) -> str:
-    if not values:
-        return DASH
-    ends = [values[0], values[-1]] if len(values) > 1 else values
-    return " → ".join(map(percent if curve.endswith("accuracy") else scalar, ends))
-
-
-def _histories(stages: Sequence[Record]) -> Iterator[tuple[str, Record]]:
-    for stage in stages:
-        history = part(part(stage, "details"), "history")
-        steps = {step: curves for step, curves in history.items() if isinstance(curves, Mapping)}
-        if steps:
-            yield from ((plain(step), curves) for step, curves in steps.items())
-        elif history:
-            yield plain(stage.get("name", "?")), history
-
-
 def provenance_sections(record: Record) -> list[Section]:
-    """Versions, machine, hashes; and the whole config, from which the run can be replayed."""
+    """Return versions, machine and hashes, and the config from which the run can be repeated."""
     cpu = part(record, "cpu")
     facts = {
         "seed": scalar(record.get("seed")),
@@ -149,52 +138,28 @@ def provenance_sections(record: Record) -> list[Section]:
     hashes = {"config": scalar(record.get("config_hash"))}
     sha256 = part(record, "sha256")
     if sha256.get("model"):
-        hashes["model given"] = scalar(sha256["model"])
+        hashes["input model"] = scalar(sha256["model"])
     hashes |= {f"data, {plain(split)}": scalar(value) for split, value in part(sha256, "data").items()}
     for model in models_of(record):
         if model.sha256.get("model"):
             hashes[plain(model.file or model.name)] = scalar(model.sha256["model"])
     text_columns = (False, False)
     tables = (
-        Table(columns=("what", "value"), rows=tuple(facts.items()), numeric=text_columns),
-        Table(columns=("of", "SHA-256"), rows=tuple(hashes.items()), numeric=text_columns),
+        Table(key="versions", columns=("what", "value"), rows=tuple(facts.items()), numeric=text_columns),
+        Table(key="hashes", columns=("file or data", "SHA-256"), rows=tuple(hashes.items()), numeric=text_columns),
     )
     config = json.dumps(record.get("config") or {}, indent=2)
-    replay = "The same run again: give this report.json to tfq run as its config, and another directory as out"
+    repeat = "To repeat the run, pass report.json to tfq run: tfq run --config=report.json --out=ANOTHER_FOLDER"
     return [
-        Section(key="provenance", title="Provenance", tables=tables),
+        Section(key="provenance", title="Versions and hashes", tables=tables),
         Section(
-            key="configuration",
-            title="Configuration",
-            paragraphs=(replay,),
-            code=config,
-            code_title="The whole configuration",
+            key="configuration", title="Configuration", paragraphs=(repeat,), code=config, code_title="All settings"
         ),
     ]
 
 
-def sections_of(record: Record) -> list[Section]:
-    """The report after its verdict and warnings, in order."""
-    sections: list[Section | None] = [
-        Section(key="result", title="Result", tables=(summary_of(record),)),
-        evaluation_section(record),
-        latency_section(record),
-        instructions_section(record),
-        parity_section(record),
-        verification_section(record),
-        qat_parity_section(record),
-        gain_section(record),
-        audit_section(record),
-        layers_section(record),
-        data_section(record),
-        stages_section(record),
-        *provenance_sections(record),
-    ]
-    return [section for section in sections if section is not None]
-
-
 def evaluation_section(record: Record) -> Section:
-    """What the outputs are worth and what the files weigh: a row a quantity, a column a model."""
+    """Return the accuracy and size of each model: a row for each quantity, a column for each model."""
     title, key = "Accuracy and size", "accuracy"
     models = [model for model in models_of(record) if model.evaluation]
     if not models:
@@ -209,27 +174,32 @@ def evaluation_section(record: Record) -> Section:
                 reasons.add(quantity, model.label, plain(model.evaluation.get(reason_key) or ""))
         if any(cell != DASH for cell in cells) or reason_key:
             rows.append((quantity, *cells))
+    covered = {reason_key.removesuffix("_reason") for _, _, reason_key in _QUANTITIES}
     skipped = [
-        f"{model.label}: skipped {plain(name)}: {plain(reason)}"
+        f"{model.label}: {plain(name).replace('_', ' ')} not measured: {plain(reason)}"
         for model in models
         for name, reason in (model.evaluation.get("skipped") or {}).items()
+        if name not in covered
     ]
     table = Table(
+        key="evaluation",
         columns=("", *(model.label for model in models)),
         rows=tuple(rows),
         notes=(*reasons.notes(), *skipped),
         column_series={1 + column: model.series for column, model in enumerate(models)},
     )
     about = (
-        "Accuracy is against the labels; agreement is the fraction of examples with the float model's class, for "
-        "outputs that say one."
+        "Accuracy compares with the labels; the interval in parentheses has 95% confidence. Agreement is the fraction "
+        "of examples for which the float model predicts the same class. The interval of a difference is paired: both "
+        "models saw the same examples."
     )
     tables = (table, *_output_tables(models))
-    return Section(key=key, title=title, paragraphs=(about,), tables=tables, plots=("accuracy", "size"))
+    gist = "all numbers, with intervals"
+    return Section(key=key, title=title, gist=gist, paragraphs=(about,), tables=tables)
 
 
 def _output_tables(models: list[Reported]) -> list[Table]:
-    """Return a table of every output against the reference's, if a model has several."""
+    """Return a table that compares each output with the reference's, if a model has several outputs."""
     if all(len(model.evaluation.get("outputs") or []) < 2 for model in models):
         return []
     rows, series, reasons = [], [], Reasons()
@@ -244,6 +214,7 @@ def _output_tables(models: list[Reported]) -> list[Table]:
             series.append(model.series)
     return [
         Table(
+            key="outputs",
             columns=("model", "output", "agreement with float", "SQNR"),
             rows=tuple(rows),
             numeric=(False, False, True, True),
@@ -256,15 +227,15 @@ def _output_tables(models: list[Reported]) -> list[Table]:
 _Quantity = tuple[str, Callable[[Record, Record], str], str]
 
 
-def _score_rows(models: list[Any]) -> list[_Quantity]:
-    """A row for each score that is reported next to the metric itself, such as top-5."""
+def _score_rows(models: list[Reported]) -> list[_Quantity]:
+    """Return a row for each score that is reported next to the metric itself, such as top-5."""
     metrics = {model.evaluation.get("metric") for model in models}
     owners = {name: model.evaluation for model in models for name in model.evaluation.get("scores") or {}}
 
     def show(name: str) -> Callable[[Record, Record], str]:
-        return lambda evaluation, reference: score_text(evaluation, (evaluation.get("scores") or {}).get(name), name)
+        return lambda evaluation, reference: with_interval(evaluation, name)
 
-    return [(metric_word(owner, name), show(name), "") for name, owner in owners.items() if name not in metrics]
+    return [(metric_title(owner, name), show(name), "") for name, owner in owners.items() if name not in metrics]
 
 
 def _of(key: str, show: Callable[[Any], str]) -> Callable[[Record, Record], str]:
@@ -276,31 +247,38 @@ def _size_ratio(evaluation: Record, reference: Record) -> str:
     return f"{theirs / ours:.2f}x" if is_number(ours) and is_number(theirs) and ours else DASH
 
 
-# (what it is called, how it is shown, where the record says why it is missing; "" leaves out a row without values)
+def _change(evaluation: Record, reference: Record) -> str:
+    text, paired = change_text(evaluation, reference), paired_interval_text(evaluation)
+    if text == DASH or evaluation is reference:
+        return text
+    return f"{text} ({paired if paired == NO_INTERVAL else f'95%: {paired}'})"
+
+
+# (name, function that formats it, key of the reason for a missing value; "" omits the row if no model has a value)
 _QUANTITIES: tuple[_Quantity, ...] = (
-    ("accuracy", lambda evaluation, reference: accuracy_text(evaluation), "accuracy_reason"),
+    ("accuracy", lambda evaluation, reference: with_interval(evaluation), "accuracy_reason"),
     (
         "metric",
-        lambda evaluation, reference: metric_word(evaluation) if evaluation.get("metric") else DASH,
+        lambda evaluation, reference: metric_title(evaluation) if evaluation.get("metric") else DASH,
         "",
     ),
-    ("accuracy minus float's", change_text, ""),
+    ("accuracy minus float's", _change, ""),
     ("agreement with float", _of("agreement", percent), "agreement_reason"),
     ("output SQNR", _of("output_sqnr_db", decibels), "output_sqnr_db_reason"),
-    ("examples", _of("num_examples", count), ""),
-    ("examples compared", _of("compared", count), ""),
-    ("missing", _of("missing", scalar), ""),
+    ("test examples", _of("num_examples", count), ""),
+    ("compared with float", _of("compared", count), ""),
+    ("requested but not in the data", _of("missing", lambda number: count(number) if number else DASH), ""),
     ("file", _of("model_bytes", kilobytes), ""),
     ("file, gzip", _of("gzip_bytes", kilobytes), ""),
     ("smaller than float, gzip", _size_ratio, ""),
     ("backend", _of("backend", scalar), ""),
     ("kernels", lambda evaluation, reference: kernels_text(evaluation), ""),
-    ("ops delegated to XNNPACK", lambda evaluation, reference: delegated_text(evaluation), ""),
+    ("ops that XNNPACK runs", lambda evaluation, reference: delegated_text(evaluation), ""),
 )
 
 
 def parity_section(record: Record) -> Section:
-    """The comparison between backends: a row a model and backend."""
+    """Return the comparison between backends: a row for each model and backend."""
     models = models_of(record)
     backends = backends_of(models, "parity")
     rows: list[tuple[str, ...]] = []
@@ -314,23 +292,27 @@ def parity_section(record: Record) -> Section:
                 rows.append((model.label, plain(backend), "not run", DASH, DASH, DASH))
                 continue
             numbers = (count(parity.get(key)) for key in ("num_different", "compared", "num_examples"))
-            error = parity.get("max_abs_error_lsb")
-            largest = f"{significant(error)} LSB" if is_number(error) else parity_text(parity)
-            rows.append((model.label, plain(backend), largest, *numbers))
+            rows.append((model.label, plain(backend), parity_text(parity), *numbers))
             if parity.get("skipped"):
                 skipped.append(f"{model.label} on {plain(backend)}: skipped {scalar(parity['skipped'])}")
-    title = "Parity between backends"
+    title = "Outputs on other CPUs"
     if not rows:
-        return Section(key="parity", title=title, paragraphs=("No other backend was asked for.",))
+        message = "not run: evaluation.parity_backends is empty"
+        return Section(key="parity", title=title, gist=message, paragraphs=(f"N{message[1:]}.",))
     table = Table(
-        columns=("model", "backend", "largest difference", "values that differ", "values compared", "examples"),
+        key="parity",
+        columns=("model", "backend", "max difference", "values that differ", "values compared", "examples"),
         rows=tuple(rows),
         numeric=(False, False, True, True, True, True),
         notes=(*reasons.notes(), *skipped),
         row_series=tuple(series),
     )
     about = (
-        "The same inputs on another backend, output codes compared one by one with this machine's; 1 LSB is one code."
+        "The same inputs were run on other backends, and the quantized outputs compared value by value with those of "
+        "this machine. 1 LSB is one step of the quantized output."
     )
     emulated = (f"{note}." for note in emulation_notes(backends))
-    return Section(key="parity", title=title, paragraphs=(about, *emulated), tables=(table,))
+    errors = [parity.get("max_abs_error_lsb") for model in models for parity in model.parity.values()]
+    known = [error for error in errors if is_number(error)]
+    gist = f"max difference {significant(max(known))} LSB" if known else ""
+    return Section(key="parity", title=title, gist=gist, paragraphs=(about, *emulated), tables=(table,))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's section on the data: what calibrated, what the diagnostics found, how the inputs fill the range."""
+"""The section on the data: calibration set, its diagnostics, preprocessing, and use of the input range."""
 
 from collections.abc import Iterator, Sequence
 
 from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, scalar
-from tfq.report.summary import Record, Reported, models_of, part
+from tfq.report.record import Record, Reported, data_notes_of, models_of, part
 from tfq.report.tables import Bars, Section, Table, fractions
 
 _MOST_CLASSES = 100
@@ -12,49 +12,58 @@ _PREPROCESSING = ("resize", "scale", "offset")
 
 
 def data_section(record: Record) -> Section:
-    """What is known of the examples: findings in plain words, classes, preprocessing, share of the range."""
+    """Return what the record has on the examples: findings, classes, preprocessing and use of the input range."""
     stages = record.get("stages") or []
     source = scalar(part(part(record, "config"), "data").get("source"))
-    about = [f"Examples from {source}."] if source != DASH else []
+    about = [f"Source: {source}."] if source != DASH else []
+    about += [f"{note}." for note in data_notes_of(record)]
     tables: list[Table] = []
-    diagnosed = False
+    diagnosed, gist = False, ""
     for stage in stages:
         details = part(stage, "details")
         diagnostics = part(details, "diagnostics")
         if diagnostics:
             diagnosed = True
-            about += _told(stage, diagnostics)
+            about += _diagnosis(stage, diagnostics)
+            gist = f"calibration set: {_gist(diagnostics)}"
             tables += [*_findings(diagnostics), *_classes(diagnostics)]
         elif dataset := part(details, "representative_dataset"):
-            about.append(f"{plain(stage.get('name', '?'))}: calibrated on {scalar(dict(dataset))}.")
+            about.append(
+                f"{plain(stage.get('name', '?'))}: calibrated on {scalar(dataset.get('examples'))} examples of the "
+                f"{plain(dataset.get('split'))} split."
+            )
     if not diagnosed:
-        about.append("The calibration set was not diagnosed: the record has nothing on it.")
+        about.append("The record has no diagnosis of a calibration set.")
     tables += [table for table in (_preprocessing(record, stages), _ranges(models_of(record))) if table]
-    return Section(key="data", title="Data", paragraphs=tuple(about), tables=tuple(tables))
+    return Section(key="data", title="Data", gist=gist, paragraphs=tuple(about), tables=tuple(tables))
 
 
-def _told(stage: Record, diagnostics: Record) -> Iterator[str]:
-    """How many calibrate, whether anything stands out, whether they are noise; and what was not measured."""
+def _gist(diagnostics: Record) -> str:
     number, findings = diagnostics.get("num_examples"), diagnostics.get("findings") or []
-    what = f"{count(number)} calibration examples" if is_number(number) else "the calibration examples"
-    stands_out = number_of(len(findings), "finding") if findings else "nothing stands out"
-    yield f"{plain(stage.get('name', '?'))}: {what}, {stands_out}."
+    result = number_of(len(findings), "possible problem") if findings else "no problem found"
+    return f"{count(number)} examples, {result}" if is_number(number) else result
+
+
+def _diagnosis(stage: Record, diagnostics: Record) -> Iterator[str]:
+    """Yield the size of the calibration set, the number of findings, and what was not measured."""
+    yield f"{plain(stage.get('name', '?'))}: calibration set: {_gist(diagnostics)}."
     if not diagnostics.get("class_counts"):
-        reason = plain(diagnostics.get("class_counts_reason") or "the record does not say why")
-        yield f"Class balance not measured: {reason}."
+        reason = plain(diagnostics.get("class_counts_reason") or "the record has no reason")
+        yield f"Class balance: not measured: {reason}."
     noise = part(diagnostics, "noise")
     if "is_noise" in noise:
-        word = {True: "yes", False: "no"}.get(noise["is_noise"], "cannot be told")
+        word = {True: "yes", False: "no"}.get(noise["is_noise"], "not known")
         reasons = [f"{plain(name)}: {plain(reason)}" for name, reason in noise.items() if name != "is_noise"]
         message = f" ({'; '.join(reasons)})" if reasons else ""
-        yield f"Random noise: {word}{message}."
+        yield f"Inputs are random noise: {word}{message}."
 
 
 def _findings(diagnostics: Record) -> list[Table]:
     findings = tuple((plain(finding),) for finding in diagnostics.get("findings") or [])
     if not findings:
         return []
-    return [Table(columns=("what stands out",), rows=findings, caption="Findings in the calibration set")]
+    caption = "Possible problems of the calibration set"
+    return [Table(key="diagnostics", columns=("possible problem",), rows=findings, caption=caption)]
 
 
 def _classes(diagnostics: Record) -> list[Table]:
@@ -64,11 +73,12 @@ def _classes(diagnostics: Record) -> list[Table]:
     total = sum(counts.values()) or 1
     shown = list(counts.items())[:_MOST_CLASSES]
     notes = (
-        [f"the first {len(shown)} of {len(counts)} classes: report.json has all"] if len(shown) < len(counts) else []
+        [f"the first {len(shown)} of {len(counts)} classes; all are in report.json"] if len(shown) < len(counts) else []
     )
     return [
         Table(
-            columns=("class", "examples", "share"),
+            key="classes",
+            columns=("class", "examples", "fraction"),
             rows=tuple((label, count(number), percent(number / total)) for label, number in shown),
             caption="Classes of the calibration set",
             bars=(
@@ -86,29 +96,30 @@ def _classes(diagnostics: Record) -> list[Table]:
 
 
 def _preprocessing(record: Record, stages: Sequence[Record]) -> Table | None:
-    """What each stage recorded, beside what the config has evaluate feed: the two must be the same."""
+    """Return the preprocessing of each stage next to that of the evaluation: they must be the same."""
     config = part(part(record, "config"), "data")
-    fed = {key: config[key] for key in _PREPROCESSING if key in config}
+    evaluated = {key: config[key] for key in _PREPROCESSING if key in config}
     rows = []
     for stage in stages:
         recorded = part(part(stage, "details"), "preprocessing")
         if recorded:
-            same = all(recorded.get(key) == value for key, value in fed.items())
-            message = "the same as fed" if same else "not what evaluate feeds"
+            same = all(recorded.get(key) == value for key, value in evaluated.items())
+            message = "the same as in the evaluation" if same else "not the same as in the evaluation"
             rows.append(
                 (plain(stage.get("name", "?")), *(scalar(recorded.get(key)) for key in _PREPROCESSING), message)
             )
     if not rows:
         return None
-    if fed:
-        rows.append(("fed by evaluate", *(scalar(fed.get(key)) for key in _PREPROCESSING), ""))
+    if evaluated:
+        rows.append(("evaluation", *(scalar(evaluated.get(key)) for key in _PREPROCESSING), ""))
     return Table(
-        columns=("stage", *_PREPROCESSING, "recorded"),
+        key="preprocessing",
+        columns=("stage", *_PREPROCESSING, "comparison"),
         rows=tuple(rows),
         numeric=(False, True, True, True, False),
-        caption="Preprocessing: the model sees x * scale + offset",
+        caption="Preprocessing: the model's input is x * scale + offset",
         bad=frozenset((row, 4) for row, cells in enumerate(rows) if cells[4].startswith("not")),
-        totals=bool(fed),
+        totals=bool(evaluated),
     )
 
 
@@ -118,12 +129,13 @@ def _ranges(models: Sequence[Reported]) -> Table | None:
     if not known:
         return None
     return Table(
+        key="ranges",
         columns=("model", "input values clipped", "input range unused"),
         rows=tuple((model.label, *(percent(model.evaluation.get(key)) for key in keys)) for model in known),
-        caption="Test inputs against the range of the model's input codes",
+        caption="Test inputs and the range of the model's quantized inputs",
         row_series=tuple(model.series for model in known),
         notes=(
-            "clipped: beyond the range, so the model sees another value; unused: codes that no test input needs, which "
-            "is precision given away",
+            "clipped: values outside the range, which the model receives as the nearest value in it. unused: the part "
+            "of the range that no test input reaches; a smaller range would be more precise.",
         ),
     )

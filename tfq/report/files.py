@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.json, report.md and report.html."""
+"""Write report.json, report.md and report.html."""
 
 import os
 from collections.abc import Mapping
@@ -12,10 +12,20 @@ from tfq.report.page import page_of
 
 
 def write_report(record: Mapping[str, Any], out_dir: str | os.PathLike) -> list[Path]:
-    """Write the record of a run into `out_dir` (made if missing): report.json, report.md, report.html; their paths.
+    """Write the record of a run to report.json, report.md and report.html.
 
-    The same record gives the same bytes. Parts that the record does not have are left out, or named as missing.
-    Raises InputError where `out_dir` cannot be written to, TfqError when the disk refuses, or on NaN and infinity.
+    The same record gives the same bytes. Parts that the record does not have are omitted or reported as missing.
+
+    Args:
+        record: The record of `tfq run`; see docs/records.md.
+        out_dir: The directory for the files; it is created if it does not exist.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        InputError: `out_dir` cannot be written to.
+        TfqError: Writing fails, or the record contains NaN or infinity.
     """
     out = make_out_dir(out_dir)
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers and names as a reader wants them: each with its unit, a dash for what is not known."""
+"""Format the numbers and names of a record: with their units, and a dash for missing values."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,18 +12,23 @@ NOT_A_TIME = "a count, not a time"
 
 
 def metric_facts(evaluation: Mapping[str, Any], name: Any = None) -> Mapping[str, Any]:
-    """Return what the record says about a metric: its title, direction and unit; name: the evaluation's own if None."""
+    """Return the facts that the record has about a metric: title, direction, unit and interval.
+
+    Args:
+        evaluation: The evaluation of a model.
+        name: The metric's name; None is the metric of the evaluation.
+    """
     facts = (evaluation.get("metrics") or {}).get(evaluation.get("metric") if name is None else name)
     return facts if isinstance(facts, Mapping) else {}
 
 
 def is_fraction(evaluation: Mapping[str, Any]) -> bool:
-    """Return whether the accuracy is a fraction of examples, and not an area, an error or another number."""
+    """Check whether the accuracy is a fraction of the examples, and not an area, an error or another number."""
     return metric_facts(evaluation).get("unit") == "fraction"
 
 
-def metric_word(evaluation: Mapping[str, Any], name: Any = None) -> str:
-    """Return a metric's name for readers: "ROC AUC" for "roc_auc"; name: the evaluation's own if None."""
+def metric_title(evaluation: Mapping[str, Any], name: Any = None) -> str:
+    """Return a metric's name for readers: "ROC AUC" for "roc_auc". `name` is as in `metric_facts`."""
     name = evaluation.get("metric") if name is None else name
     return plain(metric_facts(evaluation, name).get("title") or name)
 
@@ -34,7 +39,7 @@ def better(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def score_text(evaluation: Mapping[str, Any], value: Any, name: Any = None) -> str:
-    """Return a metric's value in its unit: a fraction as "97.22%", a score with four decimals, else four digits."""
+    """Return a metric's value in its unit: a fraction as "97.22%", a score with 4 decimals, else 4 digits."""
     unit = metric_facts(evaluation, name).get("unit")
     if unit == "fraction":
         return percent(value)
@@ -46,11 +51,45 @@ def score_text(evaluation: Mapping[str, Any], value: Any, name: Any = None) -> s
 def accuracy_text(evaluation: Mapping[str, Any]) -> str:
     """Return a percentage such as "97.22%", or the number and name of another metric: "12.35 MAE"."""
     text = score_text(evaluation, evaluation.get("accuracy"))
-    return text if is_fraction(evaluation) or text == DASH else f"{text} {metric_word(evaluation)}"
+    return text if is_fraction(evaluation) or text == DASH else f"{text} {metric_title(evaluation)}"
+
+
+NO_INTERVAL = "no interval"
+
+
+def interval_text(evaluation: Mapping[str, Any], name: Any = None) -> str:
+    """Return the 95% interval of a metric, "97.00% to 99.10%"; `NO_INTERVAL` if it has none, a dash if no value."""
+    scores = evaluation.get("scores") or {}
+    value = evaluation.get("accuracy") if name is None else scores.get(name)
+    if not is_number(value):
+        return DASH
+    ends = metric_facts(evaluation, name).get("interval")
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or not all(map(is_number, ends)):
+        return NO_INTERVAL
+    return f"{score_text(evaluation, ends[0], name)} to {score_text(evaluation, ends[1], name)}"
+
+
+def with_interval(evaluation: Mapping[str, Any], name: Any = None) -> str:
+    """Return a metric's value and its interval: "98.31% (96.0% to 99.3%)"; a dash if it has no value."""
+    value = (evaluation.get("scores") or {}).get(name) if name is not None else None
+    text = accuracy_text(evaluation) if name is None else score_text(evaluation, value, name)
+    return text if text == DASH else f"{text} ({interval_text(evaluation, name)})"
+
+
+def is_within_noise(evaluation: Mapping[str, Any]) -> bool:
+    """Check whether the paired interval of the difference from the float model contains 0."""
+    return bool((evaluation.get("accuracy_difference") or {}).get("is_noise"))
+
+
+def paired_interval_text(evaluation: Mapping[str, Any]) -> str:
+    """Return the paired 95% interval of the difference from the float model in percentage points, or `NO_INTERVAL`."""
+    difference = evaluation.get("accuracy_difference") or {}
+    ends = [difference.get(key) for key in ("low", "high")]
+    return f"{points(ends[0])} to {points(ends[1])}" if all(map(is_number, ends)) else NO_INTERVAL
 
 
 def change_text(evaluation: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """Return the signed difference from the float model: "-0.28 points" of a fraction, else in the metric's unit."""
+    """Return the signed difference from the float model: "−0.28 points" of a fraction, else in the metric's unit."""
     ours, theirs = evaluation.get("accuracy"), evaluation.get("reference_accuracy")
     theirs = reference.get("accuracy") if theirs is None else theirs
     if not (is_number(ours) and is_number(theirs)):
@@ -63,68 +102,74 @@ def change_text(evaluation: Mapping[str, Any], reference: Mapping[str, Any]) -> 
 
 DASH = "—"
 
-# What a run calls its models, and what a reader does.
+# Words of model names that readers know in another spelling.
 _TITLE_WORDS = {"ptq": "PTQ", "qat": "QAT"}
 _SCHEMES = ("weight_only_int8", "int8", "int16x8", "dynamic_range", "float16", "float32")
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether `value` is a finite number (and no boolean)."""
+    """Check whether `value` is a finite number, and not a boolean."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def percent(fraction: Any) -> str:
-    """0.97222 -> "97.22%"."""
+    """Return a fraction in percent: 0.97222 -> "97.22%"."""
     return f"{100 * fraction:.2f}%" if is_number(fraction) else DASH
 
 
 def points(fraction: Any) -> str:
-    """A difference of two fractions in percentage points, signed: -0.0028 -> "-0.28"."""
+    """Return the difference of two fractions in percentage points, signed: -0.0028 -> "−0.28"."""
     return f"{100 * fraction:+.2f}".replace("-", "−") if is_number(fraction) else DASH
 
 
 def count(number: Any) -> str:
-    """12345 -> "12,345"."""
+    """Return a number with all its digits: 12345 -> "12,345"."""
     return f"{number:,}" if is_number(number) else DASH
 
 
 def kilobytes(number: Any) -> str:
-    """12345 -> "12.3 kB", of 1,000 bytes."""
+    """Return bytes in kilobytes of 1,000 bytes: 12345 -> "12.3 kB"."""
     return f"{number / 1000:,.1f} kB" if is_number(number) else DASH
 
 
 def significant(number: Any, digits: int = 3) -> str:
-    """Three significant digits, and every digit before the point: 0.04215 -> "0.0421", 1234.5 -> "1,234"."""
+    """Return `digits` significant digits, and all digits before the point: 0.04215 -> "0.0421", 1234.5 -> "1,234"."""
     if not is_number(number):
         return DASH
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.{digits}g}"
 
 
 def millions(number: Any) -> str:
-    """1512345 -> "1.51": instructions read in millions."""
+    """Return a count in millions: 1512345 -> "1.51"."""
     return significant(number / 1e6) if is_number(number) else DASH
 
 
 def decibels(number: Any) -> str:
-    """31.42 -> "31.4 dB". An infinite one, where nothing differs, is "inf" in a record."""
+    """Return a ratio in decibels: 31.42 -> "31.4 dB". "inf", which a record has if nothing differs, is written out."""
     return f"{number:.1f} dB" if is_number(number) else "no difference" if number == "inf" else DASH
 
 
 def ratio(number: Any) -> str:
-    """How many times: 1.5234 -> "1.52x"."""
+    """Return a ratio: 1.5234 -> "1.52x"."""
     return f"{number:.2f}x" if is_number(number) else DASH
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeUnit:
-    """What times of one table are told in. per_ms: how many of it a millisecond has."""
+    """The unit of all times in a table.
+
+    Attributes:
+        short: Its symbol.
+        word: Its name, capitalized, in the plural.
+        per_ms: How many of it are in a millisecond.
+    """
 
     short: str
     word: str
     per_ms: int
 
     def text(self, milliseconds: Any, digits: int = 3) -> str:
-        """The number alone, of `digits` significant ones."""
+        """Return the number alone, with `digits` significant digits."""
         return significant(milliseconds * self.per_ms, digits) if is_number(milliseconds) else DASH
 
 
@@ -133,13 +178,13 @@ MICROSECONDS = TimeUnit(short="µs", word="Microseconds", per_ms=1000)
 
 
 def time_unit(milliseconds: Iterable[Any]) -> TimeUnit:
-    """The unit in which the longest of these times has digits before its point."""
+    """Return the unit in which the longest of these times has digits before its point."""
     longest = max((value for value in milliseconds if is_number(value)), default=1.0)
     return MICROSECONDS if longest < 0.1 else MILLISECONDS
 
 
 def seconds(number: Any) -> str:
-    """A duration: "0.35 s", "12.3 s", "2 min 05 s"."""
+    """Return a duration: "0.35 s", "12.3 s", "2 min 05 s"."""
     if not is_number(number):
         return DASH
     if number >= 60:
@@ -148,12 +193,12 @@ def seconds(number: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """`value` as one line of printable text: control characters, newlines and stray surrogates become spaces."""
+    """Return `value` as one line of printable text: control characters, newlines and surrogates become spaces."""
     return "".join(character if character.isprintable() else " " for character in str(value)).strip()
 
 
 def model_label(name: Any) -> str:
-    """What a reader calls a model of the record: "pruned_qat_int8" -> "pruned + QAT int8", "ptq_int8" -> "PTQ int8"."""
+    """Return a model's name for readers: "pruned_qat_int8" -> "pruned + QAT int8", "ptq_int8" -> "PTQ int8"."""
     text = plain(name)
     for scheme in _SCHEMES:
         if text.endswith(f"_{scheme}"):
@@ -176,12 +221,12 @@ def is_emulated(backend: str) -> bool:
 
 
 def number_of(value: Any, noun: str) -> str:
-    """A count and its noun: "1 warning", "2 warnings"."""
+    """Return a count and its noun: "1 warning", "2 warnings"."""
     return f"{count(value)} {noun}{'' if value == 1 else 's'}"
 
 
 def scalar(value: Any) -> str:
-    """Any plain JSON value on one line: numbers short, lists of numbers by their ends, nested objects as key value."""
+    """Return any JSON value on one line: short numbers, the ends of long lists, "key value" for nested objects."""
     if value is None:
         return DASH
     if isinstance(value, bool):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's sections on cost: latency on this machine, instructions on ARM."""
+"""The sections on speed: latency on this machine, and instructions on emulated ARM CPUs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,12 +19,12 @@ from tfq.report.formatting import (
     scalar,
     time_unit,
 )
-from tfq.report.summary import Record, Reported, backends_of, benchmark_of, models_of, part, reference_of, series_of
+from tfq.report.record import Record, Reported, backends_of, benchmark_of, models_of, part, reference_of, series_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
 
 
 def instructions_section(record: Record) -> Section | None:
-    """Instructions an inference, by model and CPU; None where the record knows nothing of any."""
+    """Return the section on instructions per inference, by model and CPU; None if the record has no counts."""
     models = models_of(record)
     backends = backends_of(models, "instructions")
     if not backends:
@@ -46,19 +46,21 @@ def instructions_section(record: Record) -> Section | None:
                 reasons.add(cpu_label(backend), model.label, reason)
         rows.append((model.label, *cells))
     ways = {plain(item["by"]) for model in models for item in model.instructions.values() if item.get("by")}
+    cpus = [cpu_label(backend) for backend in backends]
     table = Table(
-        columns=("model", *(title for backend in backends for title in (f"{cpu_label(backend)}, M", "float / it"))),
+        key="instructions",
+        columns=("model", *(f"{cpu}{title}" for cpu in cpus for title in (", M", ", fewer than float"))),
         rows=tuple(rows),
-        caption="Millions of instructions an inference",
+        caption="Millions of instructions per inference",
         row_series=tuple(model.series for model in models),
         notes=(*reasons.notes(), *(f"counted by {way}" for way in sorted(ways))),
     )
     about = (
-        f"Instructions that one inference executes on an emulated ARM CPU: {NOT_A_TIME}. It repeats to the instruction "
-        "and tells which of two models asks less of such a CPU; how long each takes, its memory and clock decide too."
+        f"Instructions that one inference executes on an emulated ARM CPU: {NOT_A_TIME}. The count is the same in each "
+        "run and shows which model needs less work. The time on a device also depends on its memory and clock."
     )
-    plots = ("instructions",) if any(is_number(value) for value in counts.values()) else ()
-    return Section(key="instructions", title="ARM instructions", paragraphs=(about,), tables=(table,), plots=plots)
+    gist = "a count, not a time" if any(is_number(value) for value in counts.values()) else "not run: see the reasons"
+    return Section(key="instructions", title="ARM instructions", gist=gist, paragraphs=(about,), tables=(table,))
 
 
 def _against(counts: dict[tuple[str, str], Any], model: Reported, reference: Reported | None, backend: str) -> str:
@@ -71,28 +73,36 @@ _MOST_OPS = 8
 
 
 def latency_section(record: Record) -> Section:
-    """The benchmark: distributions, ratios with their intervals, the dearest ops; and latencies of the evaluation."""
+    """Return the section on latency: distributions, ratios with their intervals, and the most expensive ops.
+
+    The latencies that the evaluation measured are shown only if there is no benchmark: see `latencies_of`.
+    """
     benchmark, timed = benchmark_of(record)
     about, tables = [], []
+    gist = ""
     if timed:
         threads = benchmark.get("num_threads")
         words = [scalar(benchmark.get("backend")), *_kernels(timed)]
         words += [number_of(threads, "thread")] if is_number(threads) else []
-        about.append(f"Timed side by side, in turns, so that a drift of the machine weighs on all: {', '.join(words)}.")
+        gist = "distributions, comparisons with intervals, most expensive ops"
+        about.append(
+            f"The models were timed in turns, so that a change in the machine's speed affects all of them: "
+            f"{', '.join(words)}."
+        )
         ops, reasons = _op_tables(record, timed)
         tables += [_timings(record, timed, reasons), *_ratios(record, benchmark, timed), *ops]
     else:
-        reasons_told = [benchmark.get("not_run"), *(item.get("time_reason") for item in benchmark.get("models") or [])]
-        reason = next((plain(item) for item in reasons_told if item), "no benchmark in the record")
-        about.append(f"Not benchmarked side by side: {reason.removeprefix('not measured: ')}.")
-    if evaluated := _while_evaluating(models_of(record)):
-        tables.append(evaluated)
-    plots = ("latency",) if tables else ()
-    return Section(key="latency", title="Latency", paragraphs=tuple(about), tables=tuple(tables), plots=plots)
+        reasons_known = [benchmark.get("not_run"), *(item.get("time_reason") for item in benchmark.get("models") or [])]
+        reason = next((plain(item) for item in reasons_known if item), "the record has no benchmark")
+        gist = f"benchmark not run: {reason.removeprefix('not measured: ')}"
+        about.append(f"{gist[0].upper()}{gist[1:]}.")
+        if evaluated := _while_evaluating(models_of(record)):
+            tables.append(evaluated)
+    return Section(key="latency", title="Latency", gist=gist, paragraphs=tuple(about), tables=tuple(tables))
 
 
 def _kernels(timed: Sequence[Record]) -> list[str]:
-    """What a section says of the kernels once, where they are the same in all its rows; else nothing."""
+    """Return the kernels as a list of one, if they are the same in all rows; else an empty list."""
     names = {kernels_word(model.get("kernels")) for model in timed}
     return [f"{names.pop()} kernels"] if len(names) == 1 else []
 
@@ -112,14 +122,15 @@ def _timings(record: Record, timed: Sequence[Record], reasons: Reasons) -> Table
     )
     names = ("model", *(["kernels"] if several else []))
     return Table(
-        columns=(*names, "init", "first", "mean ± std", "p50", "p90", "p99", "tfq's own", "runs"),
+        key="timings",
+        columns=(*names, "init", "first", "mean ± std", "p50", "p90", "p99", "overhead", "runs"),
         rows=rows,
         numeric=(*(False for _ in names), *[True] * 8),
-        caption=f"{unit.word} an inference",
+        caption=f"{unit.word} per inference",
         row_series=tuple(series_of(record, model.get("name")) for model in timed),
         notes=(
-            "tfq's own: what setting inputs, getting outputs and the loop add to each inference; all other columns are "
-            "the interpreter alone",
+            "overhead: time that setting the inputs, reading the outputs and the loop add to each inference; the other "
+            "columns are the interpreter's time alone",
             *reasons.notes(),
         ),
     )
@@ -145,19 +156,23 @@ def _ratios(record: Record, benchmark: Record, timed: Sequence[Record]) -> list[
     interval = f"{100 * confidence:g}% interval" if is_number(confidence) else "interval"
     return [
         Table(
-            columns=("model", "against", "time, ratio", interval, "which is"),
+            key="ratios",
+            columns=("model", "compared with", "time ratio", interval, "meaning"),
             rows=rows,
             numeric=(False, False, True, True, False),
-            caption="Time against another's",
+            caption="Time relative to another model",
             row_series=tuple(series_of(record, item.get("against")) for item in ratios),
-            notes=tuple(f"no interval: {reason}" for reason in sorted(reasons)),
+            notes=(
+                "ratio: mean times of blocks that were timed in turns; it can differ from the ratio of the medians",
+                *(f"no interval: {reason}" for reason in sorted(reasons)),
+            ),
         )
     ]
 
 
-def _on_kernels(name: Any, kernels: Any, told: bool) -> str:
+def _on_kernels(name: Any, kernels: Any, several: bool) -> str:
     label = model_label("?" if name is None else name)
-    return f"{label}, {kernels_word(kernels)}" if told else label
+    return f"{label}, {kernels_word(kernels)}" if several else label
 
 
 def _interval(item: Record) -> str:
@@ -170,27 +185,43 @@ def _meaning(item: Record) -> str:
     if not (is_number(value) and value > 0):
         return DASH
     if is_number(low) and is_number(high) and low <= 1 <= high:
-        return "no difference that these runs can tell"
+        return "no significant difference"
     return f"{1 / value:.2f}x faster" if value < 1 else f"{value:.2f}x slower"
 
 
-def ratio_of(benchmark: Record, model: Any, reference: Any) -> str:
-    """How the model compares with the reference, with the interval: "1.52x faster than float (1.48 to 1.56)"."""
+def ratio_of(benchmark: Record, model: Any, reference: Any, kernels: Any = None) -> str:
+    """Return how a model's time compares with the reference's: "1.52x faster than float (means ...)".
+
+    The ratio is that of the mean times of blocks that were timed in turns, so it can differ from that of the medians.
+
+    Args:
+        benchmark: Part of the record.
+        model: Name of the model.
+        reference: Name of the reference.
+        kernels: The kernels that both used; None accepts any.
+
+    Returns:
+        The text, or "" if the benchmark has no such ratio.
+    """
     for item in benchmark.get("ratios") or []:
-        if (item.get("against"), item.get("model")) == (model, reference) and is_number(item.get("ratio")):
+        same = (item.get("against"), item.get("model")) == (model, reference)
+        both = {item.get("kernels"), item.get("model_kernels", item.get("kernels"))}
+        if same and (kernels is None or both == {kernels}) and is_number(item.get("ratio")):
             meaning, low, high = _meaning(item), item.get("low"), item.get("high")
             if meaning.startswith("no "):
                 return f"{meaning} from {model_label(reference)}"
             meaning += f" than {model_label(reference)}"
             if is_number(low) and is_number(high) and low > 0:
                 edges = (1 / high, 1 / low) if item["ratio"] < 1 else (low, high)
-                meaning += f" ({edges[0]:.2f} to {edges[1]:.2f})"
+                confidence = item.get("confidence")
+                percent_of = f"{100 * confidence:g}% " if is_number(confidence) else ""
+                meaning += f" (means of paired blocks, {percent_of}interval {edges[0]:.2f} to {edges[1]:.2f})"
             return meaning
     return ""
 
 
 def _op_tables(record: Record, timed: Sequence[Record]) -> tuple[list[Table], Reasons]:
-    """The dearest ops of each model, and why there are none of some."""
+    """Return the most expensive ops of each model, and for other models why there are none."""
     tables: list[Table] = []
     reasons = Reasons()
     for model in timed:
@@ -218,11 +249,14 @@ def _op_table(label: str, ops: Sequence[Record], series: int, by: str) -> Table:
     )
     bars = tuple((value,) for value in fractions([op["ms"] for op in shown]))
     rest = sum(op["fraction"] for op in further if is_number(op.get("fraction")))
-    notes = [f"timed by {by}"] if by else []
+    notes = []
+    if by:
+        notes.append(f"timed by {by}; a separate measurement, so that the times need not add up to the latency")
     if further:
-        notes.append(f"{number_of(len(further), 'further op')}, {percent(rest)} of the time: report.json has all")
+        notes.append(f"{number_of(len(further), 'further op')}, {percent(rest)} of the time, in report.json")
     return Table(
-        columns=("op", "layer", unit.short, "share"),
+        key="ops",
+        columns=("op", "layer", unit.short, "of all ops"),
         rows=rows,
         numeric=(False, False, True, True),
         caption=f"Most expensive ops of {label}",
@@ -267,14 +301,15 @@ def _while_evaluating(models: Sequence[Reported]) -> Table | None:
         columns=("model", "backend", "kernels", "threads", *shown),
         rows=rows,
         numeric=(False, False, False, True, *[True] * len(shown)),
-        caption=f"{unit.word} an inference while evaluating, one model after another",
+        key="evaluated",
+        caption=f"{unit.word} per inference, measured during the evaluation, one model after another",
         row_series=tuple(model.series for model in measured),
         notes=reasons.notes(),
     )
 
 
 def kernels_text(evaluation: Record) -> str:
-    """Which kernels ran, by the record's word or by an older one's switch."""
+    """Return the kernels that ran, from `kernels` of the record, or from `xnnpack` of an older one."""
     if evaluation.get("kernels"):
         return kernels_word(evaluation["kernels"])
     xnnpack = evaluation.get("xnnpack")
@@ -282,5 +317,5 @@ def kernels_text(evaluation: Record) -> str:
 
 
 def kernels_word(kernels: Any) -> str:
-    """What a reader calls kernels: "xnnpack" -> "XNNPACK"."""
+    """Return the name of kernels for readers: "xnnpack" -> "XNNPACK"."""
     return "XNNPACK" if kernels == "xnnpack" else scalar(kernels)

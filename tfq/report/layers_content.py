@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's section on layers: how large each one's weights are in each file, and how many of them are zero."""
+"""The section on layers: size of the weights of each layer in each file, and the fraction of zeros."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tfq.report.formatting import DASH, count, is_number, percent, plain
-from tfq.report.summary import Record, Reported, models_of, part
+from tfq.report.record import Record, Reported, models_of, part
 from tfq.report.tables import SORTABLE_FROM, Bars, Section, Table, fractions
 
 
 @dataclass
 class _Weights:
-    """What a layer has in one file."""
+    """The weights of a layer in one file."""
 
     bytes: int = 0
     values: int = 0
@@ -20,7 +20,7 @@ class _Weights:
     uncounted: bool = False
 
     def add(self, weight: Record) -> None:
-        """One more tensor of the layer."""
+        """Add a tensor of the layer."""
         self.bytes += weight["bytes"]
         if is_number(weight.get("values")) and is_number(weight.get("zeros")):
             self.values += weight["values"]
@@ -31,29 +31,29 @@ class _Weights:
 
     @property
     def sparsity(self) -> float | None:
-        """Fraction of exact zeros, None where nobody counted."""
+        """Fraction of exact zeros; None if they were not counted."""
         return self.zeros / self.values if self.values and not self.uncounted else None
 
 
 def layers_section(record: Record) -> Section:
-    """Bytes and zeros by Keras layer, every file beside the others, and what the Keras model had."""
+    """Return bytes and zeros by Keras layer for each file, and the zeros of the Keras model."""
     models = [model for model in models_of(record) if model.audit.get("weights")]
     sparsity = {plain(layer): value for layer, value in part(record, "sparsity").items() if is_number(value)}
     title = "Layers: size and sparsity"
     if not models and not sparsity:
-        message = "Neither the size of the layers' weights nor their sparsity is in the record."
+        message = "The record has neither the size of the layers' weights nor their sparsity."
         return Section(key="layers", title=title, paragraphs=(message,))
     if not models:
         message = (
-            "Share of zeros among each layer's weights in the Keras model, as measured. "
-            "What they take in the files is not in the record."
+            "Fraction of zeros among each layer's weights in the Keras model. The record does not have the size of the "
+            "weights in the files."
         )
         return Section(key="layers", title=title, paragraphs=(message,), tables=(_sparsities(sparsity),))
-    about = "What each Keras layer's weights take in each file, and the share of them that is exactly zero there."
+    about = "Bytes of each Keras layer's weights in each file, and the fraction of them that is exactly zero."
     if sparsity:
-        about += " The last column is the compressed Keras model, before its conversion."
+        about += " The last column is the compressed Keras model before its conversion."
     else:
-        about += " No weights were pruned, or no sparsity was measured of the Keras model."
+        about += " No weights were pruned, or the sparsity of the Keras model was not measured."
     weights = {model.series: _by_layer(model.audit["weights"]) for model in models}
     return Section(key="layers", title=title, paragraphs=(about,), tables=(_layers(models, weights, sparsity),))
 
@@ -62,14 +62,14 @@ def _by_layer(weights: Sequence[Record]) -> dict[str, _Weights]:
     results: dict[str, _Weights] = {}
     for weight in weights:
         if isinstance(weight, Mapping) and is_number(weight.get("bytes")):
-            # A tensor whose layer nobody knows stands under its own name.
+            # A tensor of an unknown layer is listed under its own name.
             layer = plain(weight.get("keras_layer") or weight.get("tensor") or "?")
             results.setdefault(layer, _Weights()).add(weight)
     return results
 
 
 def zeros_of(model: Reported) -> float | None:
-    """Share of exact zeros among all weights of a file, None where not all were counted."""
+    """Return the fraction of exact zeros among all weights of a file; None if not all were counted."""
     return _sum(_by_layer(model.audit.get("weights") or [])).sparsity
 
 
@@ -113,6 +113,7 @@ def _layers(
     size_bars = (*(sizes[row * number : (row + 1) * number] for row in range(len(layers))), *(blank for _ in totals))
     zero_bars = (*(tuple(item.sparsity for item in cells[layer]) for layer in layers), *(blank for _ in totals))
     return Table(
+        key="layers",
         columns=columns,
         rows=(*rows, *totals),
         column_series={1 + at + more: one for more in (0, number) for at, one in enumerate(series)},
@@ -132,7 +133,7 @@ def _dtypes(layers: Mapping[str, _Weights]) -> str:
 def _totals(
     models: Sequence[Reported], weights: Mapping[int, Mapping[str, _Weights]], width: int
 ) -> list[tuple[str, ...]]:
-    """All weights of each file; and the rest of it, which is structure, names, biases and scales."""
+    """Return the rows for all weights of each file, and for the rest: graph, names, biases and scales."""
     sums = [_sum(weights[model.series]) for model in models]
     sizes = [model.audit.get("model_bytes") or model.evaluation.get("model_bytes") for model in models]
     rests = [count(size - total.bytes) if is_number(size) else DASH for size, total in zip(sizes, sums, strict=True)]
@@ -145,6 +146,7 @@ def _totals(
 
 def _sparsities(sparsity: Mapping[str, float]) -> Table:
     return Table(
+        key="layers",
         columns=("layer", "zeros"),
         rows=tuple((layer, percent(fraction)) for layer, fraction in sparsity.items()),
         bars=(Bars(before=1, title="", rows=tuple((value,) for value in sparsity.values()), series=(0,)),),

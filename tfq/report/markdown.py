@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as Markdown that also reads as plain text."""
+"""The report as Markdown that is also readable as plain text."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from tfq.report.content import sections_of
-from tfq.report.summary import title_of, warnings_of
+from tfq.report.record import title_of, warnings_of
 from tfq.report.tables import Section, Table
-from tfq.report.verdict import checks_of, costs_of, headline_of, subject_of
+from tfq.report.verdict import STATE_WORDS, checks_of, costs_of, headline_of, subject_of
 
-# What would turn a name into markup, a link or another cell. Underscores within words are no emphasis.
+# Characters that would turn a name into markup, a link or another cell. Underscores inside words are harmless.
 _MARKUP = re.compile(r"([\\`*\[\]|])|(<)|(&)")
 
 
 def markdown_of(record: Mapping[str, Any]) -> str:
-    """The whole report, ending in a newline."""
+    """Return the whole report, with a newline at the end."""
     parts = [f"# {escaped(title_of(record))}", _verdict(record)]
-    if message := warnings_of(record):
-        parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in message))
+    if messages := warnings_of(record):
+        parts.append("## Warnings\n\n" + "\n".join(f"- {escaped(warning)}" for warning in messages))
     parts += [_section(section) for section in sections_of(record)]
     return "\n\n".join(parts) + "\n"
 
@@ -30,17 +30,16 @@ def _verdict(record: Mapping[str, Any]) -> str:
         parts.append(f"{escaped(subject_of(record))}:")
         parts.append(
             "\n".join(
-                f"- {escaped(cost.name)}: {escaped(cost.value)}{f' ({escaped(cost.detail)})' if cost.detail else ''}"
-                for cost in costs
+                f"- {escaped(cost.name)}: {'; '.join(map(escaped, (cost.value, *cost.details)))}" for cost in costs
             )
         )
-    checks = [(f"{check.question}, {check.state}", check.answer) for check in checks_of(record)]
-    parts += ["Checks:", "\n".join(f"- {escaped(question)}: {escaped(answer)}" for question, answer in checks)]
+    checks = [f"{STATE_WORDS[check.state]}: {check.question}: {check.answer}" for check in checks_of(record)]
+    parts += ["Checks:", "\n".join(f"- {escaped(check)}" for check in checks)]
     return "\n\n".join(parts)
 
 
 def escaped(text: str) -> str:
-    """`text` as Markdown shows it literally, in a table's cell too."""
+    """Return `text` so that Markdown shows it literally, in cells of tables too."""
     return _MARKUP.sub(lambda m: f"\\{m[1]}" if m[1] else "&lt;" if m[2] else "&amp;", text)
 
 

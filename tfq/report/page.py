@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as one HTML page: no network, light and dark as the reader's system says, whole without its script."""
+"""The report as one HTML page without network access. It is light or dark as the system, and works without script."""
 
 import base64
 import hashlib
@@ -11,25 +11,25 @@ from typing import Any
 from tfq.report.content import sections_of
 from tfq.report.formatting import number_of, plain
 from tfq.report.plots import Plot, plots_of
-from tfq.report.summary import part, title_of, warnings_of
+from tfq.report.record import part, title_of, warnings_of
 from tfq.report.tables import Section, table_html
-from tfq.report.verdict import checks_of, costs_of, headline_of, subject_of
+from tfq.report.verdict import STATE_WORDS, Check, Cost, checks_of, costs_of, headline_of, subject_of
 
 _MARKS = {"good": "✓", "open": "!", "bad": "✗"}
 _MANY_WARNINGS = 8
 
 STYLE = Path(__file__).with_name("report.css").read_text()
-SCRIPT = Path(__file__).with_name("sort.js").read_text()
+SCRIPT = Path(__file__).with_name("report.js").read_text()
 
 _HASH = base64.b64encode(hashlib.sha256(f"\n{SCRIPT}".encode()).digest()).decode()
-# Nothing is fetched. Styles are inline, the lengths of bars among them; the one script above may run, and no other.
+# Nothing is fetched. Inline styles are allowed for the lengths of bars; of scripts only the one above.
 CONTENT_POLICY = (
     f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'"
 )
 
 
 def page_of(record: Mapping[str, Any]) -> str:
-    """The whole page. Everything from the record is escaped: names in a model file are its author's, not ours."""
+    """Return the page. All text from the record is escaped, because names in a model file can be hostile."""
     title = escape(title_of(record))
     sections, plots = sections_of(record), plots_of(record)
     body = [
@@ -38,20 +38,21 @@ def page_of(record: Mapping[str, Any]) -> str:
         _links(sections),
         "<main>",
         _warnings(warnings_of(record)),
-        *(_section(section, plots) for section in sections),
+        *(section_html(section, plots) for section in sections),
         "</main>",
     ]
-    return document(title, "\n".join(part for part in body if part) + f"\n<script>\n{SCRIPT}</script>")
+    return document(title, "\n".join(item for item in body if item))
 
 
 def document(title: str, body: str) -> str:
-    """A page of this look. title, body: escaped already."""
+    """Return a page in the report's style with its script. `title` and `body` must be escaped already."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
+        f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
@@ -64,33 +65,39 @@ def _subtitle(record: Mapping[str, Any]) -> str:
         f"seed {plain(record['seed'])}" if record.get("seed") is not None else "",
         plain(cpu.get("model") or cpu.get("machine") or ""),
     ]
-    return f'<p class="subtitle">{escape(" · ".join(part for part in parts if part))}</p>'
+    return f'<p class="subtitle">{escape(" · ".join(item for item in parts if item))}</p>'
 
 
 def _verdict(record: Mapping[str, Any]) -> str:
-    """The first screen: may it be shipped, what did it cost, what was checked."""
+    """Return the first screen: whether to ship, the main numbers, and the checks."""
     state, headline = headline_of(record)
-    costs = "".join(
-        f"<div><dt>{escape(cost.name)}</dt><dd>{escape(cost.value)}</dd>"
-        f'<dd class="detail">{escape(cost.detail)}</dd></div>'
-        for cost in costs_of(record)
-    )
+    costs = "".join(map(_tile, costs_of(record)))
     subject = f'<p class="about">{escape(subject_of(record))}</p>' if costs else ""
-    checks = "".join(
-        f'<li class="{check.state}">{_mark(check.state)}<b>{escape(check.question)}</b>'
-        f"<span>{escape(check.answer)}</span></li>"
-        for check in checks_of(record)
-    )
     tiles = f'{subject}<dl class="tiles">{costs}</dl>' if costs else ""
     return (
-        f'<section class="verdict {state}" aria-label="Verdict">'
+        f'<section class="verdict {state}" data-state="{state}" aria-label="Verdict">'
         f'<p class="headline">{_mark(state)}{escape(headline)}</p>{tiles}'
-        f'<ul class="checks">{checks}</ul></section>'
+        f'<ul class="checks">{"".join(map(_check, checks_of(record)))}</ul></section>'
+    )
+
+
+def _tile(cost: Cost) -> str:
+    details = "".join(f'<dd class="detail">{escape(detail)}</dd>' for detail in cost.details)
+    return (
+        f'<div data-cost="{cost.key}"><dt>{escape(cost.name)}</dt><dd class="value">{escape(cost.value)}</dd>'
+        f"{details}</div>"
+    )
+
+
+def _check(check: Check) -> str:
+    return (
+        f'<li class="{check.state}" data-check="{check.key}">{_mark(check.state)}<b>{escape(check.question)}</b>'
+        f"<span>{escape(check.answer)}</span></li>"
     )
 
 
 def _mark(state: str) -> str:
-    return f'<i class="mark" aria-hidden="true">{_MARKS[state]}</i><span class="unseen">{state}: </span>'
+    return f'<i class="mark" aria-hidden="true">{_MARKS[state]}</i><span class="unseen">{STATE_WORDS[state]}: </span>'
 
 
 def _links(sections: Sequence[Section]) -> str:
@@ -98,29 +105,40 @@ def _links(sections: Sequence[Section]) -> str:
     return f'<nav aria-label="Sections">{links}</nav>'
 
 
-def _warnings(told: list[str]) -> str:
-    if not told:
+def _warnings(messages: Sequence[str]) -> str:
+    if not messages:
         return ""
-    items = [f"<li>{escape(warning)}</li>" for warning in told]
+    items = [f"<li>{escape(message)}</li>" for message in messages]
     listed = f"<ul>{''.join(items[:_MANY_WARNINGS])}</ul>"
     if further := items[_MANY_WARNINGS:]:
         listed += f"<details><summary>{len(further)} more</summary><ul>{''.join(further)}</ul></details>"
-    return f'<section class="warnings"><h2>{number_of(len(told), "warning")}</h2>{listed}</section>'
+    return (
+        f'<section class="warnings" data-warnings="{len(messages)}"><h2>{number_of(len(messages), "warning")}</h2>'
+        f"{listed}</section>"
+    )
 
 
-def _section(section: Section, plots: Mapping[str, Plot]) -> str:
+def section_html(section: Section, plots: Mapping[str, Plot]) -> str:
+    """Return a section, folded if it says so. plots: all plots by their keys."""
     paragraphs = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs)
     tables = "".join(table_html(table) for table in section.tables)
-    figures = "".join(_figure(plots[key]) for key in section.plots)
-    if figures:
-        tables = f'<div class="split"><div class="figures">{figures}</div><div>{tables}</div></div>'
+    figures = "".join(figure_html(key, plots[key]) for key in section.plots)
+    figures = f'<div class="figures">{figures}</div>' if figures else ""
     code = ""
     if section.code:
         code = f"<details><summary>{escape(section.code_title)}</summary><pre>{escape(section.code)}</pre></details>"
     heading = f'<h2 id="{section.key}">{escape(section.title)}</h2>'
-    return f"<section>{heading}{paragraphs}{tables}{code}</section>"
+    content = f"{paragraphs}{tables}{figures}{code}"
+    if not section.folded:
+        return f"<section>{heading}{content}</section>"
+    gist = f'<span class="gist">{escape(section.gist)}</span>' if section.gist else ""
+    return f'<details class="section"><summary>{heading}{gist}</summary>{content}</details>'
 
 
-def _figure(plot: Plot) -> str:
+def figure_html(key: str, plot: Plot) -> str:
+    """Return a plot with its title and caption; without a drawing, the caption says why."""
     drawing = plot.svg or '<p class="missing">no plot</p>'
-    return f"<figure><h3>{escape(plot.title)}</h3>{drawing}<figcaption>{escape(plot.caption)}</figcaption></figure>"
+    return (
+        f'<figure data-plot="{key}"><h3>{escape(plot.title)}</h3>{drawing}'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+    )

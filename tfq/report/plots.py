@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's plots as inline SVG: accuracy against size, latency distributions, instructions."""
+"""The plots of a report as inline SVG: accuracy by size, sizes, latency, training curves, instructions."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,8 @@ from tfq.report.formatting import (
     is_fraction,
     is_number,
     kilobytes,
-    metric_word,
+    metric_facts,
+    metric_title,
     millions,
     model_label,
     plain,
@@ -25,9 +26,21 @@ from tfq.report.formatting import (
     time_unit,
 )
 from tfq.report.latency_content import kernels_word
-from tfq.report.summary import Record, Reported, backends_of, benchmark_of, models_of, part, series_of
+from tfq.report.record import (
+    Record,
+    Reported,
+    backends_of,
+    benchmark_of,
+    curves_of,
+    histories_of,
+    latencies_of,
+    models_of,
+    part,
+    series_of,
+    stages_of,
+)
 
-# Stand for the page's text colour, and for the colour of each model, while matplotlib draws.
+# Placeholders for the page's text color and the colors of the models, which `svg_of` replaces by CSS variables.
 INK = "#010203"
 SERIES = tuple(f"#0102{number:02x}" for number in range(10, 16))
 MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -59,23 +72,27 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def colour_of(series: int) -> str:
-    """What to draw the model of that number in."""
+def color_of(series: int) -> str:
+    """Return the color of the model at that position."""
     return SERIES[series % len(SERIES)]
 
 
 def marker_of(series: int) -> str:
-    """Its shape, for those who do not tell the colours apart."""
+    """Return the marker of the model at that position, for readers who cannot distinguish the colors."""
     return MARKERS[series % len(MARKERS)]
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, matplotlib draws as the report does; after it, as before. Raises ImportError where there is none."""
+    """Set matplotlib's style to the report's inside the block, and restore it afterwards.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     import matplotlib
 
     with matplotlib.rc_context(), catch_warnings():
-        # A glyph that matplotlib's font lacks is drawn by the browser's: text stays text in the SVG.
+        # Text stays text in the SVG, so that the browser draws glyphs that matplotlib's font does not have.
         filterwarnings("ignore", message="Glyph")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -83,23 +100,28 @@ def style() -> Iterator[None]:
 
 
 def missing_matplotlib(error: ImportError) -> str:
-    """What stands in the place of a drawing."""
+    """Return the caption of a plot that cannot be drawn without matplotlib."""
     return f"not drawn: matplotlib cannot be imported ({plain(error)}): {install_hint('report')}"
 
 
-def figure_of(height: float) -> tuple[Any, Any]:
-    """An empty figure of that height in inches, and its axes."""
+def figure_of(height: float, rows: int = 1) -> tuple[Any, Any]:
+    """Return an empty figure of `height` inches and its axes; an array of axes, one below the other, if rows > 1."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    # Without pyplot: it would choose a backend for the whole process.
+    # pyplot would choose a backend for the whole process.
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     FigureCanvasSVG(figure)
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(rows, sharex=True)
 
 
 def svg_of(figure: Any, title: str) -> str:
-    """The drawing. title: our own words, for those who do not see it; the same bytes for the same drawing."""
+    """Return the drawing as SVG; the same figure gives the same bytes.
+
+    Args:
+        figure: From `figure_of`.
+        title: Text for screen readers; it must be escaped already.
+    """
     import matplotlib
 
     file = StringIO()
@@ -111,27 +133,27 @@ def svg_of(figure: Any, title: str) -> str:
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<(metadata|defs)>\s*(<style.*?</style>)?.*?</\1>\s*", _without_style, drawing, flags=re.DOTALL)
     drawing = re.sub(r"<!--.*?-->\s*", "", drawing, flags=re.DOTALL)
-    # Several drawings stand on one page: an id that nothing refers to is only one more that is given twice.
+    # A page has several drawings: ids that nothing refers to are removed, because they would not be unique.
     referred = set(re.findall(r"(?:url\(|href=\")#([^)\"]+)", drawing))
     drawing = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", drawing)
     drawing = re.sub(r"((?:fill|stroke): ?)" + INK, r"\1currentColor", drawing)
-    for number, colour in enumerate(SERIES):
-        drawing = re.sub(rf"((?:fill|stroke): ?){colour}", rf"\1var(--c{number})", drawing)
+    for number, color in enumerate(SERIES):
+        drawing = re.sub(rf"((?:fill|stroke): ?){color}", rf"\1var(--c{number})", drawing)
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
 
 
 def _without_style(match: re.Match[str]) -> str:
-    """Drops the metadata; of the definitions, a style sheet that would apply to the whole page."""
+    """Remove metadata, and definitions with a style sheet, which would apply to the whole page."""
     return "" if match[1] == "metadata" or match[2] else match[0]
 
 
 def label_value(axes: Any, x: float, y: float, text: str) -> None:
-    """A bar's or strip's number, to the right of its end."""
+    """Write the number of a bar to the right of its end."""
     axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
 
 
 def name_rows(axes: Any, names: Sequence[str]) -> None:
-    """Rows from the top down, each with its name; long ones shortened in the middle."""
+    """Label the rows from the top down; long names are shortened in the middle."""
     short = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
     axes.set_yticks(range(len(names)), short)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -146,7 +168,13 @@ _MOST_ROWS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """svg: the drawing, "" where it is missing; caption: what it shows, or why it is missing."""
+    """A plot with its title.
+
+    Attributes:
+        title: The heading.
+        svg: The drawing; "" if it is missing.
+        caption: What the plot shows, or why it is missing.
+    """
 
     title: str
     svg: str
@@ -154,15 +182,16 @@ class Plot:
 
 
 def plots_of(record: Record) -> dict[str, Plot]:
-    """Each plot by its key: drawn, or missing with its reason."""
+    """Return all plots by their keys; a plot without numbers has the reason as its caption."""
     models = models_of(record)
-    # Without labels there is no accuracy; agreement is the next best.
+    # Without labels there is no accuracy, but there may be an agreement.
     quantity = "accuracy" if any(is_number(model.evaluation.get("accuracy")) for model in models) else "agreement"
     drawings: dict[str, tuple[str, Callable[[], tuple[str, str]]]] = {
-        "accuracy": (f"{quantity.capitalize()} against size", lambda: _accuracy_against_size(models, quantity)),
-        "size": ("Size", lambda: _sizes(models)),
+        "accuracy": (f"{quantity.capitalize()} by size", lambda: _accuracy_by_size(models, quantity)),
+        "size": ("Size of the files", lambda: _sizes(models)),
         "latency": ("Latency", lambda: _latencies(record, models)),
-        "instructions": ("Instructions an inference", lambda: _instructions(models)),
+        "training": ("Training", lambda: _training(record)),
+        "instructions": ("Instructions per inference", lambda: _instructions(models)),
     }
     try:
         with style():
@@ -172,45 +201,57 @@ def plots_of(record: Record) -> dict[str, Plot]:
     return {key: Plot(title=title, svg=drawn[key][0], caption=drawn[key][1]) for key, (title, _) in drawings.items()}
 
 
-def _accuracy_against_size(models: Sequence[Reported], quantity: str) -> tuple[str, str]:
+def _accuracy_by_size(models: Sequence[Reported], quantity: str) -> tuple[str, str]:
     shown = [model for model in models if all(is_number(model.evaluation.get(key)) for key in (quantity, "gzip_bytes"))]
     if not shown:
         return "", f"not drawn: no model has both an {quantity} and a size"
     is_percent = quantity == "agreement" or all(is_fraction(model.evaluation) for model in shown)
-    values = [(100 if is_percent else 1) * model.evaluation[quantity] for model in shown]
+    factor = 100 if is_percent else 1
+    values = [factor * model.evaluation[quantity] for model in shown]
+    intervals = {model.series: ends for model in shown if (ends := _interval(model, quantity))}
     figure, axes = figure_of(3.1)
     for model, value in zip(shown, values, strict=True):
         x = model.evaluation["gzip_bytes"] / 1000
+        if ends := intervals.get(model.series):
+            low, high = (factor * end for end in ends)
+            axes.plot([x, x], [low, high], "-", color=color_of(model.series), linewidth=1.2, clip_on=False)
         axes.plot(
             [x],
             [value],
             marker_of(model.series),
             markersize=9,
-            color=colour_of(model.series),
+            color=color_of(model.series),
             label=model.label if len(model.label) <= 28 else f"{model.label[:14]}…{model.label[-13:]}",
             clip_on=False,
         )
     axes.grid(True)
     axes.set_xlim(left=0)
     if is_percent:
+        values += [100 * end for ends in intervals.values() for end in ends]
         spread = max(values) - min(values)
-        # At least two points of height: a tenth of a point must not look like a cliff.
+        # At least two points high, so that a tenth of a point does not look large.
         margin = max(0.15 * spread, (2 - spread) / 2)
         axes.set_ylim(min(values) - margin, min(max(values) + margin, 100))
     axes.set_xlabel("gzip size, kB")
-    axes.set_ylabel(f"{quantity}, %" if is_percent else metric_word(shown[0].evaluation))
+    axes.set_ylabel(f"{quantity}, %" if is_percent else metric_title(shown[0].evaluation))
     columns = 3 if len(shown) <= 3 and sum(len(model.label) for model in shown) <= 40 else 2
     figure.legend(loc="outside upper left", ncols=columns, handletextpad=0.2, columnspacing=1.0, markerscale=0.8)
     direction = "higher" if is_percent else better(shown[0].evaluation)
     side = {"higher": "up and to the left is better", "lower": "down and to the left is better"}
-    words = side.get(direction or "", "what is better is the metric's own matter")
+    words = side.get(direction or "", "the metric does not declare whether higher or lower is better")
     left_out = [model.label for model in models if model not in shown]
-    caption = (
-        f"{quantity.capitalize()} on the test examples; {words}. {'The upright axis does not start at 0.' * is_percent}"
-    )
-    return svg_of(figure, f"{quantity} against size"), caption.strip() + (
-        f" Not known for {', '.join(left_out)}." if left_out else ""
-    )
+    caption = f"{quantity.capitalize()} on the test examples; {words}."
+    caption += " Vertical lines: 95% intervals." if intervals else ""
+    caption += " The vertical axis does not start at 0." if is_percent else ""
+    return svg_of(figure, f"{quantity} by size"), caption + (f" Not known: {', '.join(left_out)}." if left_out else "")
+
+
+def _interval(model: Reported, quantity: str) -> tuple[float, float] | None:
+    """Return the 95% interval of the accuracy, or None."""
+    ends = metric_facts(model.evaluation).get("interval") if quantity == "accuracy" else None
+    if not isinstance(ends, (list, tuple)) or len(ends) != 2 or not all(map(is_number, ends)):
+        return None
+    return ends[0], ends[1]
 
 
 def _sizes(models: Sequence[Reported]) -> tuple[str, str]:
@@ -222,19 +263,19 @@ def _sizes(models: Sequence[Reported]) -> tuple[str, str]:
         for offset, key, alpha in ((-0.2, "model_bytes", 0.45), (0.2, "gzip_bytes", 1.0)):
             value = model.evaluation.get(key)
             if is_number(value):
-                axes.barh(row + offset, value / 1000, height=0.36, color=colour_of(model.series), alpha=alpha)
+                axes.barh(row + offset, value / 1000, height=0.36, color=color_of(model.series), alpha=alpha)
                 name = "file" if key == "model_bytes" else "gzip"
                 label_value(axes, value / 1000, row + offset, f"{kilobytes(value)} {name}")
     name_rows(axes, [model.label for model in shown])
     axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9) * 1.35)
     axes.set_xlabel("kB")
-    return svg_of(figure, "Size"), "The .tflite file as it is (pale) and compressed with gzip."
+    return svg_of(figure, "Size"), "The .tflite file (pale) and the same file compressed with gzip."
 
 
 def _latencies(record: Record, models: Sequence[Reported]) -> tuple[str, str]:
     _, timed = benchmark_of(record)
     with_quantiles = [model for model in timed if _quantiles(model)][:_MOST_ROWS]
-    return _distributions(record, with_quantiles) if with_quantiles else _medians(models)
+    return _distributions(record, with_quantiles) if with_quantiles else _medians(record, models)
 
 
 def _quantiles(model: Mapping[str, Any]) -> list[float]:
@@ -243,7 +284,7 @@ def _quantiles(model: Mapping[str, Any]) -> list[float]:
 
 
 def _distributions(record: Record, timed: Sequence[Record]) -> tuple[str, str]:
-    """A strip a model and kernels: the middle half dark, nine tenths pale, the median a line across."""
+    """Draw a strip for each model and kernels: middle half dark, 90% pale, the median as a line."""
     unit = time_unit(model["p50_ms"] for model in timed)
     quantiles = [[unit.per_ms * value for value in _quantiles(model)] for model in timed]
     low, high = min(q[0] for q in quantiles), max(q[-2] for q in quantiles)
@@ -252,11 +293,11 @@ def _distributions(record: Record, timed: Sequence[Record]) -> tuple[str, str]:
     right = high + 0.04 * (high - left)
     figure, axes = figure_of(0.7 + 0.42 * len(timed))
     for row, (model, q) in enumerate(zip(timed, quantiles, strict=True)):
-        colour = colour_of(series_of(record, model.get("name")))
-        axes.plot([q[0], min(q[-1], right)], [row, row], color=colour, linewidth=1)
+        color = color_of(series_of(record, model.get("name")))
+        axes.plot([q[0], min(q[-1], right)], [row, row], color=color, linewidth=1)
         for first, last, height, alpha in ((1, 19, 0.34, 0.3), (2, 18, 0.42, 0.3), (5, 15, 0.5, 0.85)):
             width = max(q[last] - q[first], 0.002 * (right - left))
-            axes.barh(row, width, left=q[first], height=height, color=colour, alpha=alpha, linewidth=0)
+            axes.barh(row, width, left=q[first], height=height, color=color, alpha=alpha, linewidth=0)
         axes.plot([q[10]] * 2, [row - 0.34, row + 0.34], color=INK, linewidth=1.4)
         axes.annotate(
             f"{significant(q[10])} {unit.short}",
@@ -274,23 +315,25 @@ def _distributions(record: Record, timed: Sequence[Record]) -> tuple[str, str]:
         ],
     )
     axes.set_xlim(left, right)
-    axes.set_xlabel(f"{unit.short} an inference")
-    caption = "Line: median; dark: the middle half of all runs; pale: 90%; thin: from the fastest run on."
+    axes.set_xlabel(f"{unit.short} per inference")
+    caption = "Line: median. Dark: the middle half of all runs. Pale: 90% of them. Thin line: from the fastest run on."
     beyond = max(q[-1] for q in quantiles)
-    caption += f" The slowest run, {significant(beyond)} {unit.short}, is beyond the edge." if beyond > right else ""
+    caption += f" The slowest run, {significant(beyond)} {unit.short}, is outside the plot." if beyond > right else ""
     return svg_of(figure, "Latency"), caption + ("" if from_zero else " The axis does not start at 0.")
 
 
-def _medians(models: Sequence[Reported]) -> tuple[str, str]:
-    shown = [model for model in models if is_number(model.evaluation.get("latency_p50_ms"))][:_MOST_ROWS]
+def _medians(record: Record, models: Sequence[Reported]) -> tuple[str, str]:
+    latencies = latencies_of(record)
+    shown = [model for model in models if model.name in latencies.medians_ms][:_MOST_ROWS]
     if not shown:
-        reasons = {plain(model.evaluation.get("latency_reason") or "no latency is recorded") for model in models}
+        reasons = {reason or "the record has no latency" for reason in latencies.reasons.values()}
         return "", f"not drawn: {'; '.join(sorted(reasons)) or 'no model was evaluated'}"
-    unit = time_unit(model.evaluation["latency_p50_ms"] for model in shown)
+    unit = time_unit(latencies.medians_ms.values())
     figure, axes = figure_of(0.7 + 0.36 * len(shown))
     for row, model in enumerate(shown):
-        p50, p90 = unit.per_ms * model.evaluation["latency_p50_ms"], model.evaluation.get("latency_p90_ms")
-        axes.barh(row, p50, height=0.5, color=colour_of(model.series))
+        source = latencies.rows.get(model.name, model.evaluation)
+        p50, p90 = unit.per_ms * latencies.medians_ms[model.name], source.get("p90_ms", source.get("latency_p90_ms"))
+        axes.barh(row, p50, height=0.5, color=color_of(model.series))
         end = p50
         if is_number(p90) and unit.per_ms * p90 >= p50:
             end = unit.per_ms * p90
@@ -298,10 +341,47 @@ def _medians(models: Sequence[Reported]) -> tuple[str, str]:
         label_value(axes, end, row, f"{significant(p50)} {unit.short}")
     name_rows(axes, [model.label for model in shown])
     axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9) * 1.25)
-    axes.set_xlabel(f"{unit.short} an inference")
-    threads = {model.evaluation.get("num_threads") for model in shown}
-    number = f", {threads.pop()} thread(s)" if len(threads) == 1 and is_number(next(iter(threads))) else ""
-    return svg_of(figure, "Latency"), f"Median on this machine{number}; the line reaches to the 90th percentile."
+    axes.set_xlabel(f"{unit.short} per inference")
+    return svg_of(figure, "Latency"), "Median on this machine; the line ends at the 90th percentile."
+
+
+def _training(record: Record) -> tuple[str, str]:
+    """Draw loss and metric by epoch. The steps follow each other, with a vertical line where one begins."""
+    histories = [(step, curves_of(history)) for step, history in histories_of(stages_of(record))]
+    histories = [(step, curves) for step, curves in histories if "loss" in curves]
+    if not histories:
+        return "", "not drawn: nothing was trained"
+    names = dict.fromkeys(name.removeprefix("val_") for _, curves in histories for name in curves)
+    panels = ["loss", *[name for name in names if name not in ("loss", "lr", "learning_rate")][:1]]
+    figure, axes = figure_of(0.9 + 1.35 * len(panels), len(panels))
+    for panel, name in zip([axes] if len(panels) == 1 else axes, panels, strict=True):
+        factor = 100 if name == "accuracy" else 1
+        start = 0
+        for place, (step, curves) in enumerate(histories):
+            for series, (key, line, kind) in enumerate(((name, "-", "training"), (f"val_{name}", "--", "validation"))):
+                values = [factor * value for value in curves.get(key, ())]
+                epochs = range(start + 1, start + 1 + len(values))
+                label = kind if place == 0 and name == "loss" else None
+                marker = marker_of(series) if len(values) == 1 else ""
+                panel.plot(epochs, values, line + marker, color=color_of(series), linewidth=1.4, ms=3, label=label)
+            if start:
+                panel.axvline(start + 0.5, color=INK, linewidth=0.6, linestyle=":")
+            if name == "loss":
+                at = (start + 0.6, 1.0)
+                panel.annotate(
+                    step, at, xycoords=("data", "axes fraction"), xytext=(2, 2), textcoords="offset points", fontsize=8
+                )
+            start += max(map(len, curves.values()))
+        panel.grid(True)
+        panel.set_ylabel(f"{name}, %" if factor == 100 else name)
+        panel.set_xlim(0.5, start + 0.5)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.set_xlabel("epoch")
+    figure.legend(loc="outside upper left", ncols=2)
+    steps = ", then ".join(step for step, _ in histories)
+    return svg_of(figure, "Training"), f"Loss and metric after each epoch: {steps}." + (
+        "" if any(key.startswith("val_") for _, curves in histories for key in curves) else " No validation split."
+    )
 
 
 def _instructions(models: Sequence[Reported]) -> tuple[str, str]:
@@ -315,7 +395,7 @@ def _instructions(models: Sequence[Reported]) -> tuple[str, str]:
         return "", "not drawn: no instructions were counted"
     figure, axes = figure_of(0.7 + 0.32 * len(shown))
     for row, (_, model, count) in enumerate(shown):
-        axes.barh(row, count / 1e6, height=0.6, color=colour_of(model.series))
+        axes.barh(row, count / 1e6, height=0.6, color=color_of(model.series))
         label_value(axes, count / 1e6, row, f"{millions(count)} M")
     cpus = list(dict.fromkeys(backend for backend, _, _ in shown))
     several = len(cpus) > 1
@@ -327,6 +407,6 @@ def _instructions(models: Sequence[Reported]) -> tuple[str, str]:
         ],
     )
     axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9) * 1.25)
-    axes.set_xlabel("millions of instructions an inference")
+    axes.set_xlabel("millions of instructions per inference")
     message = f"On {', '.join(map(cpu_label, cpus))}, emulated: {NOT_A_TIME}."
-    return svg_of(figure, "Instructions an inference"), message
+    return svg_of(figure, "Instructions per inference"), message

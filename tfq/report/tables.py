@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of a report: their cells, bars and reasons, and how they become HTML."""
+"""The tables and sections of a report, the reasons for missing cells, and tables as HTML."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-# A table of layers that is shorter than that is read as it stands.
+# Tables with fewer rows need no sorting.
 SORTABLE_FROM = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Bars that a page draws in front of a table's column `before`; the numbers that they show stand in its cells.
+    """Bars that a page draws in front of a column. The cells of the table have the numbers that the bars show.
 
-    rows: for each row of the table the length of each bar, a fraction of the longest; None draws none. series: what
-    each bar belongs to, the number of a model, which is its colour.
+    Attributes:
+        before: Index of the column.
+        title: Heading of the bars.
+        rows: For each row of the table the length of each bar, as a fraction of the longest bar. None draws no bar.
+        series: For each bar the position of its model, which decides its color.
     """
 
     before: int
@@ -26,13 +29,24 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of plain, unescaped text. The first column names the row; `numeric` columns are set flush right.
+    """A table of plain text that is not escaped yet. The first column names the row.
 
-    notes: what must be read with it, reasons for its dashes first. bars: what a page draws among the columns.
-    column_series, row_series: which model a column or a row is about, by its number. bad: (row, column) of cells with a
-    bad verdict. totals: how many of the last rows sum up those above. sortable: a page may let the reader sort it.
+    Attributes:
+        key: Identifies the table in its section; `data-table` on the page.
+        columns: The headings.
+        rows: The cells of each row.
+        numeric: For each column whether it holds numbers, which are aligned right. Empty: all but the first do.
+        caption: The title.
+        notes: Sentences below the table.
+        bars: Bars that a page draws between the columns.
+        column_series: Column -> position of the model that it is about.
+        row_series: For each row the position of the model that it is about, or None.
+        bad: (row, column) of cells with a bad verdict.
+        totals: How many of the last rows are totals.
+        sortable: Whether the reader may sort the table on a page.
     """
 
+    key: str = ""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...] = ()
@@ -54,41 +68,52 @@ class Table:
                 raise ValueError(f"table {self.columns}: {len(of_rows)} rows of bars or series for {len(self.rows)}")
 
     def is_numeric(self, column: int) -> bool:
-        """Whether a column holds numbers; without a word on it all but the first do."""
+        """Check whether a column holds numbers."""
         return self.numeric[column] if self.numeric else column > 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, and what stands under it. `code` is shown verbatim, folded away where the format can.
+    """A heading with its content.
 
-    key: a word of ours that the page's own links go by. plots: keys of the plots that a page shows with it.
+    Attributes:
+        key: Identifies the section: the target of the page's links.
+        title: The heading.
+        gist: A few words next to the heading of a folded section: its result.
+        paragraphs: Plain text.
+        tables: Below the paragraphs.
+        plots: Keys of the plots that a page shows with the section.
+        code: Text that is shown verbatim; a page folds it.
+        code_title: The heading of the code.
+        folded: Whether a page shows only heading and gist until the reader opens the section.
     """
 
     key: str
     title: str
+    gist: str = ""
     paragraphs: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     plots: tuple[str, ...] = ()
     code: str = ""
     code_title: str = ""
+    folded: bool = True
 
 
 class Reasons:
-    """Collects why cells are dashes, and tells each reason once with the cells that it holds for."""
+    """Collects why cells are dashes, and lists each reason once with the cells that it applies to."""
 
     def __init__(self) -> None:
         self._cells: dict[str, dict[str, list[str]]] = {}
 
     def add(self, what: str, where: str, reason: Any) -> None:
-        """Column `what` of row `where` is a dash. `reason` may be None: then it is told that nobody recorded why."""
-        text = str(reason) if reason else "the record does not say why"
+        """Add why column `what` of row `where` is a dash. None or "" means that the record has no reason."""
+        text = str(reason) if reason else "the record has no reason"
         rows = self._cells.setdefault(text, {}).setdefault(what, [])
         if where not in rows:
             rows.append(where)
 
     def notes(self) -> tuple[str, ...]:
-        """A sentence a reason: "accuracy, latency of float, PTQ int8: no labels"."""
+        """Return a sentence for each reason: "accuracy, latency of float, PTQ int8: no labels"."""
         notes = []
         for reason, cells in self._cells.items():
             for rows in dict.fromkeys(tuple(rows) for rows in cells.values()):
@@ -98,21 +123,22 @@ class Reasons:
 
 
 def fractions(values: list[float | None]) -> tuple[float | None, ...]:
-    """Each value over the largest of them; None stays None, and all of 0 stays 0."""
+    """Return each value divided by the largest. None stays None; if all are 0, they stay 0."""
     longest = max((value for value in values if value is not None), default=0) or 1
     return tuple(None if value is None else value / longest for value in values)
 
 
-# As many colours as the style sheet has.
-_COLOURS = 6
+# The number of series colors in report.css.
+_COLORS = 6
+# A table with more rows scrolls in its box; one with bars and more columns takes the full width.
 _TALL = 24
 _FEW = 5
-# A word longer than this is broken where a line ends.
+# A longer word may be broken at the end of a line.
 _LONG = 22
 
 
 def table_html(table: Table) -> str:
-    """The table in a box that scrolls where the screen is too narrow, and its notes below."""
+    """Return the table in a box that scrolls if the screen is too narrow, with its notes below."""
     rows = [_row(table, row) for row in range(len(table.rows))]
     body = rows[: len(rows) - table.totals]
     totals = f"<tfoot>{''.join(rows[len(body) :])}</tfoot>" if table.totals else ""
@@ -123,8 +149,9 @@ def table_html(table: Table) -> str:
         for word, holds in (("sort", table.sortable), ("wide", bool(table.bars) and len(table.columns) > _FEW))
         if holds
     )
-    # A box that scrolls must be reached by the keyboard.
-    box = f'<div class="scroll{" tall" if len(body) > _TALL else ""}" tabindex="0" role="group"'
+    key = f' data-table="{escape(table.key)}"' if table.key else ""
+    # tabindex: a box that scrolls must be reachable with the keyboard.
+    box = f'<div class="scroll{" tall" if len(body) > _TALL else ""}"{key} tabindex="0" role="group"'
     return (
         f'{box} aria-label="{escape(table.caption or "table")}"><table class="{classes}">{caption}'
         f"<thead><tr>{_head(table)}</tr></thead>\n<tbody>{chr(10).join(body)}</tbody>{totals}</table></div>"
@@ -155,7 +182,7 @@ def _row(table: Table, row: int) -> str:
             cells.append(f"<td{_classes(table, column, words)}>{escape(cell)}</td>")
         else:
             series = table.row_series[row] if table.row_series else None
-            dot = "" if series is None else f'<i class="dot s{series % _COLOURS}"></i>'
+            dot = "" if series is None else f'<i class="dot s{series % _COLORS}"></i>'
             cells.append(f'<th scope="row"{_classes(table, column, "long" * _is_long(cell))}>{dot}{escape(cell)}</th>')
     return f"<tr>{''.join(cells)}</tr>"
 
@@ -168,13 +195,13 @@ def _drawn(bars: Bars, row: int) -> str:
     drawn = []
     for length, series in zip(bars.rows[row], bars.series, strict=True):
         size = "" if not length else f' style="--f:{length:.3f}"'.replace(":0.", ":.")
-        drawn.append("" if length is None else f'<i class="s{series % _COLOURS}"{size}></i>')
+        drawn.append("" if length is None else f'<i class="s{series % _COLORS}"{size}></i>')
     return "".join(drawn)
 
 
 def _dot(table: Table, column: int) -> str:
     series = table.column_series.get(column)
-    return "" if series is None else f'<i class="dot s{series % _COLOURS}"></i>'
+    return "" if series is None else f'<i class="dot s{series % _COLORS}"></i>'
 
 
 def _classes(table: Table, column: int, more: str = "") -> str:

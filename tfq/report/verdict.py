@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The questions a reader asks first: did it work, what does it cost, does it meet its requirements?"""
+"""The first screen of a report: whether the run succeeded, its main numbers, and every check."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,21 @@ from tfq.evaluation import missed_requirements
 from tfq.report.audit_content import findings_text, is_clean, verdict_of
 from tfq.report.formatting import (
     DASH,
+    NO_INTERVAL,
     NOT_A_TIME,
     accuracy_text,
     change_text,
     count,
     cpu_label,
+    interval_text,
     is_fraction,
     is_number,
+    is_within_noise,
     kilobytes,
-    metric_word,
+    metric_title,
     millions,
     number_of,
+    paired_interval_text,
     percent,
     plain,
     seconds,
@@ -29,15 +33,36 @@ from tfq.report.formatting import (
     time_unit,
 )
 from tfq.report.latency_content import ratio_of
-from tfq.report.summary import REFERENCE, Record, Reported, benchmark_of, models_of, part, reference_of, warnings_of
+from tfq.report.record import (
+    REFERENCE,
+    Record,
+    Reported,
+    further_epochs,
+    latencies_of,
+    models_of,
+    part,
+    reference_of,
+    stages_of,
+    warnings_of,
+)
+from tfq.report.summary import further_text
 
 GOOD, OPEN, BAD = "good", "open", "bad"
+STATE_WORDS = {GOOD: "passed", OPEN: "to decide", BAD: "failed"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that must hold before a model is shipped. state: GOOD, BAD, or OPEN where a reader has to judge."""
+    """One condition for shipping a model.
 
+    Attributes:
+        key: Identifies the check: "run", "outputs", "audit", "requirements", "parity" or "warnings".
+        state: GOOD, BAD, or OPEN if the reader has to decide.
+        question: What was checked, in a few words.
+        answer: The result.
+    """
+
+    key: str
     state: str
     question: str
     answer: str
@@ -45,204 +70,237 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One number of the model that the run was for, and what it is to be compared with."""
+    """One main number of the last model.
 
+    Attributes:
+        key: Identifies it: "accuracy", "size", "latency" or "instructions".
+        name: What it is.
+        value: With its unit.
+        details: Its interval, how it compares with the float model, and what limits the comparison.
+    """
+
+    key: str
     name: str
     value: str
-    detail: str
+    details: tuple[str, ...]
 
 
 def headline_of(record: Record) -> tuple[str, str]:
-    """The verdict in a sentence, and its state: that of the worst check."""
+    """Return (the state of the worst check, the verdict in one sentence)."""
     states = [check.state for check in checks_of(record)]
     bad, still_open = states.count(BAD), states.count(OPEN)
     if not models_of(record):
-        return BAD, "No model was examined"
+        return BAD, "The run produced no model"
     if bad:
-        return BAD, f"Not to be shipped: {number_of(bad, 'check')} failed"
+        return BAD, f"Do not ship: {number_of(bad, 'check')} failed"
     if still_open:
-        return OPEN, f"Nothing failed; {number_of(still_open, 'point')} to look at"
-    return GOOD, "Ready to ship: all that was asked for holds"
+        return OPEN, f"No check failed; {number_of(still_open, 'point')} for you to decide"
+    return GOOD, "Ready to ship: all checks passed"
 
 
 def checks_of(record: Record) -> list[Check]:
-    """What was asked of the run and its models, in the order in which it can fail."""
+    """Return all checks of the run and of its models, failed ones first, then open ones."""
     models = [model for model in models_of(record) if model.label != REFERENCE]
+    messages = warnings_of(record)
     checks = [
         _completeness(record),
         *_verifications(models),
         *_audits(record, models),
-        _bounds(record, models),
+        _requirements(record, models),
         *_parities(models),
+        Check(
+            key="warnings",
+            state=OPEN if messages else GOOD,
+            question="warnings",
+            answer=f"{number_of(len(messages), 'warning')}, listed below" if messages else "none",
+        ),
     ]
-    message = warnings_of(record)
-    answer = f"{number_of(len(message), 'warning')}: see below" if message else "none"
-    return [*checks, Check(state=OPEN if message else GOOD, question="warnings", answer=answer)]
+    return sorted(checks, key=lambda check: (BAD, OPEN, GOOD).index(check.state))
 
 
 def costs_of(record: Record) -> list[Cost]:
-    """The last model, which the run was for, against the float one; empty where there is nothing to compare."""
+    """Return the main numbers of the last model, compared with the float model; none if there is only one model."""
     models = models_of(record)
     if len(models) < 2:
         return []
     model, reference = models[-1], reference_of(models) or models[0]
-    costs = [_accuracy_cost(model, reference), _size_cost(model, reference), _latency_cost(record, model, reference)]
-    costs += [*_instruction_costs(model, reference)]
+    costs = [
+        _accuracy_cost(record, model, reference),
+        _size_cost(model, reference),
+        _latency_cost(record, model, reference),
+        *_instruction_costs(model, reference),
+    ]
     return [cost for cost in costs if cost.value != DASH]
 
 
 def subject_of(record: Record) -> str:
-    """What the costs are about: "pruned + QAT int8 against float"."""
+    """Return what the main numbers are about: "pruned + QAT int8 compared with float"; "" if there are none."""
     models = models_of(record)
     if len(models) < 2:
         return ""
-    return f"{models[-1].label} against {(reference_of(models) or models[0]).label}"
+    return f"{models[-1].label} compared with {(reference_of(models) or models[0]).label}"
 
 
 def _completeness(record: Record) -> Check:
+    key, question = "run", "run"
     early = [
         message for message in map(plain, record.get("warnings") or []) if message.startswith("the run ended early")
     ]
     if early:
-        return Check(state=BAD, question="run", answer=early[0])
-    stages = [stage for stage in record.get("stages") or [] if not stage.get("skipped")]
+        return Check(key=key, state=BAD, question=question, answer=early[0])
+    stages = [stage for stage in stages_of(record) if not stage.get("skipped")]
     if not stages:
-        return Check(state=OPEN, question="run", answer="the record holds no stages")
+        return Check(key=key, state=OPEN, question=question, answer="the record has no stages")
     total = seconds(sum(stage["seconds"] for stage in stages if is_number(stage.get("seconds"))))
     resumed = sum(bool(stage.get("resumed")) for stage in stages)
-    kept = f"; {count(resumed)} taken from an earlier run" if resumed else ""
-    return Check(state=GOOD, question="run", answer=f"{number_of(len(stages), 'stage')}, {total} of work{kept}")
+    reused = f"; {count(resumed)} reused from an earlier run" if resumed else ""
+    answer = f"complete: {number_of(len(stages), 'stage')}, {total} of computation{reused}"
+    return Check(key=key, state=GOOD, question=question, answer=answer)
 
 
 def _verifications(models: Sequence[Reported]) -> Iterator[Check]:
-    """Whether each model runs, and whether its outputs carry the float model's information."""
+    """Yield for each model whether it runs and whether its outputs still carry the float model's information."""
     for model in models:
         result = model.verification
         problems = [plain(part({"problem": item}, "problem").get("message")) for item in result.get("collapsed") or []]
         notes = [plain(part({"note": item}, "note").get("message")) for item in result.get("notes") or []]
-        question = "outputs"
         if problems:
-            yield Check(state=BAD, question=question, answer=f"{model.label} collapsed: {'; '.join(problems)}")
+            state, answer = BAD, f"collapsed: {'; '.join(problems)}"
         elif not result:
-            yield Check(state=OPEN, question=question, answer=f"{model.label}: not verified (conversion.verify is off)")
+            state, answer = OPEN, "not compared with the float model: conversion.verify is off"
         elif not result.get("outputs"):
-            yield Check(state=OPEN, question=question, answer=f"{model.label}: {'; '.join(notes) or 'not compared'}")
+            state, answer = OPEN, "; ".join(notes) or "not compared with the float model"
         else:
-            answer = f"{model.label}: {_verified_text(result)}{''.join(f'; note: {note}' for note in notes)}"
-            yield Check(state=GOOD, question=question, answer=answer)
+            state, answer = GOOD, f"{_verified_text(result)}{''.join(f'; note: {note}' for note in notes)}"
+        yield Check(key="outputs", state=state, question="outputs", answer=f"{model.label}: {answer}")
 
 
 def _verified_text(result: Record) -> str:
-    """The lowest ratio of all outputs on so many samples."""
+    """Return the lowest signal-to-error ratio of all outputs."""
     ratios = [item.get("sqnr_db") for item in result["outputs"] if is_number(item.get("sqnr_db"))]
-    lowest = f"{min(ratios):.1f} dB or more against float" if ratios else "as in float"
-    return f"{lowest} on {number_of(result.get('num_samples') or 0, 'calibration sample')}"
+    samples = number_of(result.get("num_samples") or 0, "calibration sample")
+    if not ratios:
+        return f"identical to its float version on {samples}"
+    return f"SQNR {min(ratios):.1f} dB against its float version on {samples}"
 
 
 def _audits(record: Record, models: Sequence[Reported]) -> Iterator[Check]:
+    key, question = "audit", "op types"
     required = plain(part(part(record, "config"), "audit").get("require") or "")
     audited = [model for model in models if model.audit]
     if not audited:
         state = BAD if required else OPEN
-        yield Check(state=state, question="audit", answer="no model was audited" if not models else "not audited")
+        yield Check(key=key, state=state, question=question, answer="not audited" if models else "no model to audit")
         return
     clean = [model for model in audited if is_clean(model.audit)]
     for model in audited:
         if model not in clean:
             answer = f"{model.label}: {verdict_of(model.label, model.audit)}, findings: {findings_text(model.audit)}"
-            answer += f"; required: {required}" if required else "; nothing was required"
-            yield Check(state=BAD if required else OPEN, question="audit", answer=answer)
+            answer += f"; required: {required}" if required else "; nothing was required (audit.require)"
+            yield Check(key=key, state=BAD if required else OPEN, question=question, answer=answer)
     if clean:
         by_verdict: dict[str, list[str]] = {}
         for model in clean:
             by_verdict.setdefault(verdict_of(model.label, model.audit), []).append(model.label)
         answer = "; ".join(f"{', '.join(labels)}: {verdict}" for verdict, labels in by_verdict.items())
-        yield Check(state=GOOD, question="audit", answer=f"{answer}{', as required' if required else ''}")
+        yield Check(key=key, state=GOOD, question=question, answer=f"{answer}{', as required' if required else ''}")
 
 
-def _bounds(record: Record, models: Sequence[Reported]) -> Check:
-    asked = part(part(part(record, "config"), "evaluation"), "require")
-    bounds = {name: bound for name, bound in asked.items() if bound is not None}
+def _requirements(record: Record, models: Sequence[Reported]) -> Check:
+    key, question = "requirements", "requirements"
+    required = part(part(part(record, "config"), "evaluation"), "require")
+    bounds = {name: bound for name, bound in required.items() if bound is not None}
     if not bounds:
-        answer = (
-            "no bound was set, so how much loss is too much is the reader's to say: "
-            "evaluation.require in the config sets one"
-        )
-        return Check(state=OPEN, question="bounds", answer=answer)
-    message = ", ".join(f"{plain(name)} {significant(bound)}" for name, bound in bounds.items())
+        answer = "no limit on the loss of accuracy was set; evaluation.require sets one"
+        return Check(key=key, state=OPEN, question=question, answer=answer)
+    listed = ", ".join(f"{plain(name)} {significant(bound)}" for name, bound in bounds.items())
     missed = []
     for model in models:
         try:
-            reasons = missed_requirements(model.evaluation, RequireConfig.from_dict(dict(asked)))
-        except (TfqError, LookupError, TypeError, AttributeError):  # an older record, or another version's
-            reasons = ["cannot be checked: the record lacks what the bound is about"]
+            reasons = missed_requirements(model.evaluation, RequireConfig.from_dict(dict(required)))
+        except (TfqError, LookupError, TypeError, AttributeError):  # an older record, or one of another version
+            reasons = ["cannot be checked: the record has no such value"]
         missed += [f"{model.label}: {plain(reason)}" for reason in reasons]
     if missed:
-        return Check(state=BAD, question="bounds", answer="; ".join(missed))
-    return Check(state=GOOD if models else BAD, question="bounds", answer=f"{message}: met" if models else "no model")
+        return Check(key=key, state=BAD, question=question, answer="; ".join(missed))
+    answer = f"met: {listed}" if models else "no model to check"
+    return Check(key=key, state=GOOD if models else BAD, question=question, answer=answer)
 
 
 def _parities(models: Sequence[Reported]) -> Iterator[Check]:
     compared = [(model.label, backend, parity) for model in models for backend, parity in model.parity.items()]
     if not compared:
-        yield Check(state=OPEN, question="other CPUs", answer="outputs were not compared with another CPU's")
+        answer = "not compared with another CPU (evaluation.parity_backends)"
+        yield Check(key="parity", state=OPEN, question="other CPUs", answer=answer)
         return
     for backend in dict.fromkeys(backend for _, backend, _ in compared):
-        those = [(label, parity) for label, of_backend, parity in compared if of_backend == backend]
-        reason = next((plain(parity["not_run"]) for _, parity in those if "not_run" in parity), None)
-        errors = [parity.get("max_abs_error_lsb") for _, parity in those]
+        parities = [parity for _, of_backend, parity in compared if of_backend == backend]
+        reason = next((plain(parity["not_run"]) for parity in parities if "not_run" in parity), None)
+        errors = [parity.get("max_abs_error_lsb") for parity in parities]
         known = [error for error in errors if is_number(error)]
         largest = max(known, default=0)
         if reason is not None:
             state, answer = OPEN, f"not run: {reason}"
         elif len(known) < len(errors):
-            state, answer = OPEN, "outputs that are no codes: see the table"
+            state, answer = OPEN, "some outputs are not quantized: see the table"
         elif largest == 0:
-            state, answer = GOOD, "every output code is the same as here"
+            state, answer = GOOD, "all outputs are the same as on this machine"
         else:
             state = GOOD if largest <= 1 else OPEN
-            different = sum(parity.get("num_different") or 0 for _, parity in those)
-            total = sum(parity.get("compared") or 0 for _, parity in those)
-            answer = f"{count(different)} of {count(total)} output codes differ, by {significant(largest)} LSB at most"
-        yield Check(state=state, question=cpu_label(backend), answer=answer)
+            different = sum(parity.get("num_different") or 0 for parity in parities)
+            total = sum(parity.get("compared") or 0 for parity in parities)
+            answer = f"{count(different)} of {count(total)} output values differ, by at most {significant(largest)} LSB"
+        yield Check(key="parity", state=state, question=cpu_label(backend), answer=answer)
 
 
-def _accuracy_cost(model: Reported, reference: Reported) -> Cost:
+def _accuracy_cost(record: Record, model: Reported, reference: Reported) -> Cost:
     ours, theirs = model.evaluation, reference.evaluation
-    if is_number(ours.get("accuracy")):
-        change = change_text(ours, theirs)
-        detail = (
-            DASH if change == DASH else f"{change} from {accuracy_text({**ours, 'accuracy': _accuracy(ours, theirs)})}"
+    if not is_number(ours.get("accuracy")):
+        value, meaning = percent(ours.get("agreement")), "of the predicted classes are the float model's"
+        return Cost(key="accuracy", name="agreement", value=value, details=(meaning,))
+    name = metric_title(ours) if ours.get("metric") else "accuracy"
+    name = f"{name} accuracy" if is_fraction(ours) and name.startswith("top-") else name
+    value = accuracy_text(ours) if is_fraction(ours) else accuracy_text(ours).removesuffix(f" {name}")
+    interval = interval_text(ours)
+    details = [interval if interval == NO_INTERVAL else f"95% interval {interval}"]
+    if (change := change_text(ours, theirs)) != DASH:
+        details.append(f"{reference.label} {accuracy_text({**ours, 'accuracy': _reference_accuracy(ours, theirs)})}")
+        paired = paired_interval_text(ours)
+        paired = paired if paired == NO_INTERVAL else f"95% interval {paired}"
+        noise = ", not significant" if is_within_noise(ours) else ""
+        details.append(f"difference {change} ({paired}){noise}")
+    if steps := further_epochs(record, model):
+        details.append(
+            f"trained for {further_text(steps)} than {reference.label}; no float model with the same training to "
+            "compare with"
         )
-        name = "accuracy" if is_fraction(ours) else metric_word(ours)
-        value = accuracy_text(ours) if is_fraction(ours) else accuracy_text(ours).removesuffix(f" {name}")
-        return Cost(name=name, value=value, detail="" if detail == DASH else detail)
-    return Cost(name="agreement", value=percent(ours.get("agreement")), detail="with the float model's answers")
+    return Cost(key="accuracy", name=name, value=value, details=tuple(details))
 
 
-def _accuracy(ours: Record, theirs: Record) -> float | None:
+def _reference_accuracy(ours: Record, theirs: Record) -> float | None:
     reference = ours.get("reference_accuracy")
     return theirs.get("accuracy") if reference is None else reference
 
 
 def _size_cost(model: Reported, reference: Reported) -> Cost:
     ours, theirs = model.evaluation.get("gzip_bytes"), reference.evaluation.get("gzip_bytes")
-    detail = ""
+    details = []
     if is_number(ours) and is_number(theirs) and ours and theirs:
         larger, times = ours > theirs, max(ours, theirs) / min(ours, theirs)
-        detail = f"{times:.1f}x {'larger' if larger else 'smaller'} than {kilobytes(theirs)}"
-    return Cost(name="download, gzip", value=kilobytes(ours), detail=detail)
+        details = [f"{times:.1f}x {'larger' if larger else 'smaller'} than {reference.label} ({kilobytes(theirs)})"]
+    return Cost(key="size", name="download size (gzip)", value=kilobytes(ours), details=tuple(details))
 
 
 def _latency_cost(record: Record, model: Reported, reference: Reported) -> Cost:
-    benchmark, timed = benchmark_of(record)
-    name = f"latency, {plain(part(record, 'cpu').get('machine') or 'local')}"
-    median = next((item["p50_ms"] for item in timed if item.get("name") == model.name), None)
-    if median is None:
-        ours, theirs = (item.evaluation.get("latency_p50_ms") for item in (model, reference))
-        detail = f"{reference.label} {_time(theirs)}" if is_number(theirs) else ""
-        return Cost(name=name, value=_time(ours), detail=detail)
-    return Cost(name=name, value=_time(median), detail=ratio_of(benchmark, model.name, reference.name))
+    latencies = latencies_of(record)
+    ours, theirs = (latencies.medians_ms.get(item.name) for item in (model, reference))
+    kernels = latencies.rows.get(model.name, {}).get("kernels")
+    ratio = ratio_of(part(record, "benchmark"), model.name, reference.name, kernels)
+    details = [ratio] if ratio else []
+    if is_number(theirs):
+        details += [f"{reference.label} {_time(theirs)}", *([] if ratio else [NO_INTERVAL])]
+    name = f"latency on this machine ({plain(part(record, 'cpu').get('machine') or 'local')})"
+    return Cost(key="latency", name=name, value=_time(ours), details=tuple(details))
 
 
 def _time(milliseconds: Any) -> str:
@@ -254,8 +312,9 @@ def _instruction_costs(model: Reported, reference: Reported) -> Iterator[Cost]:
     for backend, counted in model.instructions.items():
         ours, theirs = counted.get("instructions"), part(reference.instructions, backend).get("instructions")
         if is_number(ours) and ours:
-            detail = NOT_A_TIME
+            details = [NOT_A_TIME]
             if is_number(theirs) and theirs:
                 fewer = f"{theirs / ours:.2f}x fewer" if ours <= theirs else f"{ours / theirs:.2f}x more"
-                detail = f"{fewer} than {reference.label}; {NOT_A_TIME}"
-            yield Cost(name=f"{cpu_label(backend)} instructions", value=f"{millions(ours)} M", detail=detail)
+                details.insert(0, f"{fewer} than {reference.label}")
+            name = f"instructions on {cpu_label(backend)}"
+            yield Cost(key="instructions", name=name, value=f"{millions(ours)} M", details=tuple(details))

@@ -1,5 +1,14 @@
-// Headings become buttons only where the script runs: without it nothing is promised that does not work.
+// Opens a folded section when a link leads to it, and makes tables sortable. The page is complete without this script:
+// headings become buttons only here.
 "use strict";
+const openTarget = () => {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  const section = target && target.closest("details");
+  if (section) section.open = true;
+};
+addEventListener("hashchange", openTarget);
+for (const link of document.querySelectorAll("nav a")) link.addEventListener("click", () => setTimeout(openTarget));
+openTarget();
 for (const table of document.querySelectorAll("table.sort")) {
   for (const heading of table.tHead.rows[0].querySelectorAll("th:not(.bars)")) {
     const button = document.createElement("button");
