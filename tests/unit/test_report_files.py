@@ -139,7 +139,7 @@ def test_every_format_has_numbers_provenance_stages_and_reasons(show):
         "98.59%", "48.3", "4.57x", "21.3", "31.4 dB", "1 LSB", "8 of 9", "full int8", "CONV_2D", "conv2d_1", "49.80%",
         "2, not listed", "1 min 01 s", "not run: neither pruning nor QAT is asked for", "2.1 → 0.1",
         "Some CPU @ 2.00GHz", "avx2 fma", "2.21.0", "a" * 64, "d" * 64, "emulated", "no noise: it is the reference",
-        "tfq run --config=report.json",
+        "pass report.json to tfq run",
     ):  # fmt: skip
         assert message in text.replace("&#x27;", "'"), message
 

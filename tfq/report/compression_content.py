@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections on compression: gains, comparisons with the float and the QAT model, and what was done to each layer."""
+"""The sections on training and compression: curves, gains, comparisons of outputs, and the steps for each layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tfq.report.audit_content import zeros_of
 from tfq.report.formatting import (
     DASH,
     NOT_A_TIME,
@@ -20,8 +21,18 @@ from tfq.report.formatting import (
     time_unit,
     with_interval,
 )
-from tfq.report.layers_content import zeros_of
-from tfq.report.record import REFERENCE, Record, Reported, backends_of, latencies_of, models_of, part
+from tfq.report.record import (
+    REFERENCE,
+    Record,
+    Reported,
+    backends_of,
+    curves_of,
+    histories_of,
+    latencies_of,
+    models_of,
+    part,
+    stages_of,
+)
 from tfq.report.summary import training_notes
 from tfq.report.tables import SORTABLE_FROM, Section, Table
 
@@ -338,3 +349,42 @@ def _pruning(plan: Record) -> Table | None:
 def _listed(names: Sequence[str]) -> str:
     further = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {count(further)} more" if further > 0 else "")
+
+
+# Curves of Keras' history that have a column of their own in the table.
+_KNOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def training_section(record: Record) -> Section | None:
+    """Return the section on training: curves, and their first and last values; None if nothing was trained."""
+    histories = [(step, item, curves_of(item)) for step, item in histories_of(stages_of(record))]
+    histories = [(step, item, curves) for step, item, curves in histories if any(key in curves for key in _KNOWN)]
+    if not histories:
+        return None
+    epochs = {step: max(map(len, curves.values())) for step, _, curves in histories}
+    rows = tuple(
+        (step, count(epochs[step]), *(_ends(key, curves.get(key)) for key in _KNOWN)) for step, _, curves in histories
+    )
+    losses = dict.fromkeys(plain(item["loss_function"]) for _, item, _ in histories if item.get("loss_function"))
+    table = Table(
+        key="training",
+        columns=("step", "epochs", "loss", "accuracy", "validation loss", "validation accuracy"),
+        rows=rows,
+        caption="Values of the first and the last epoch",
+        notes=tuple(f"loss: {loss}" for loss in losses),
+    )
+    steps = ", ".join(f"{step} {count(number)}" for step, number in epochs.items())
+    return Section(
+        key="training",
+        title="Training",
+        gist=f"{number_of(sum(epochs.values()), 'epoch')} ({steps})",
+        paragraphs=tuple(training_notes(record)),
+        tables=(table,),
+    )
+
+
+def _ends(curve: str, values: list[float] | None) -> str:
+    if not values:
+        return DASH
+    ends = [values[0], values[-1]] if len(values) > 1 else values
+    return " → ".join(map(percent if curve.endswith("accuracy") else scalar, ends))

@@ -5,8 +5,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tfq.report.audit_content import audit_section
-from tfq.report.compression_content import compression_tables, gain_section, qat_parity_section, verification_section
+from tfq.report.audit_content import audit_section, layers_section
+from tfq.report.compression_content import (
+    compression_tables,
+    gain_section,
+    qat_parity_section,
+    training_section,
+    verification_section,
+)
 from tfq.report.data_content import data_section
 from tfq.report.formatting import (
     DASH,
@@ -28,11 +34,9 @@ from tfq.report.formatting import (
     with_interval,
 )
 from tfq.report.latency_content import instructions_section, kernels_text, latency_section
-from tfq.report.layers_content import layers_section
 from tfq.report.record import Record, Reported, backends_of, models_of, part, reference_of, stages_of
 from tfq.report.summary import delegated_text, emulation_notes, parity_text, summary_of
 from tfq.report.tables import Bars, Reasons, Section, Table, fractions
-from tfq.report.training_content import training_section
 
 # Details of stages that other sections show.
 _SHOWN_ELSEWHERE = (
@@ -149,7 +153,7 @@ def provenance_sections(record: Record) -> list[Section]:
         Table(key="hashes", columns=("file or data", "SHA-256"), rows=tuple(hashes.items()), numeric=text_columns),
     )
     config = json.dumps(record.get("config") or {}, indent=2)
-    repeat = "To repeat the run, pass report.json to tfq run: tfq run --config=report.json --out=ANOTHER_FOLDER"
+    repeat = "To repeat the run, pass report.json to tfq run as its config, with another folder for the output."
     return [
         Section(key="provenance", title="Versions and hashes", tables=tables),
         Section(
