@@ -18,8 +18,8 @@ from collections.abc import Iterator
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # C++ sources whose warnings and errors say nothing about the model or its conversion.
 _SOURCES = (
-    rb"cpu_feature_guard|cuda_\w+|cudart_stub|devices|flatbuffer_export|gpu_device|mlir_graph_optimization_pass|port|"
-    rb"single_machine|tf_tfl_flatbuffer_helpers"
+    rb"cpu_feature_guard|cuda_\w+|cudart_stub|devices|flatbuffer_export|gpu_device|mlir_graph_optimization_pass|"
+    rb"node_def_util|port|single_machine|tf_tfl_flatbuffer_helpers"
 )
 _PREFIX = rb"\d{4} [\d:.]+ +\d+ "
 # A line of another thread may begin before a line of C++, so a match may start anywhere.
@@ -59,7 +59,7 @@ class CapturedStderr:
         return f"{message} ({' | '.join(missing)})" if missing else message
 
     def _begin(self) -> bool:
-        """Redirect file descriptor 2; return False without any change if it is closed or all lines must be shown."""
+        """Redirect file descriptor 2, unless it is closed or the user wants to see all lines; return whether it is."""
         if os.environ.get(_LOG_LEVEL) == "0":
             return False
         try:

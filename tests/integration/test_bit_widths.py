@@ -96,7 +96,7 @@ def test_int8_and_examples_without_classes_are_refused(tmp_path):
         accuracy_by_bit_widths(FLOATING, SPLITS[0], bare, store=StageStore(tmp_path))
 
 
-def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, monkeypatch, capfd):
     flags = [f"--model={PATH}", "--data=digits", f"--out={tmp_path}", "--bit_widths", "--bit_widths.weights=4,1"]
     flags += ["--bit_widths.activations=4"]
 
@@ -107,7 +107,7 @@ def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, mo
         return ended.value.code
 
     assert run("--bit_widths.grids=uniform,kmeans") == 0
-    message = capsys.readouterr()
+    message = capfd.readouterr()
     record = json.loads((tmp_path / "analyze.json").read_text())["bit_widths"]
     assert {way["grid"] for way in record["ways"]} == {"uniform", "kmeans"} and "W4 A4, uniform" in message.err
     page = (tmp_path / "analyze.html").read_text()

@@ -55,6 +55,11 @@ int8 = tfq.convert(trained)
 tfq.qat_parity(trained, int8, (x, y))
 tfq.return_weights(built, trained)
 """
+TRAIN = """
+from tfq import workflows
+settings = {"model": "digits_cnn", "data": "digits", "training": {"epochs": 1}}
+workflows.train(tfq.RunConfig.from_dict(settings))
+"""
 CALLBACKS = """
 from pathlib import Path
 import keras
@@ -83,8 +88,8 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "program",
-    [CONVERT, CONVERT + VERIFY, CONVERT + COMPRESS, CONVERT + CALLBACKS],
-    ids=["convert", "verify", "compress", "callbacks"],
+    [CONVERT + VERIFY, CONVERT + COMPRESS, CONVERT + CALLBACKS, TRAIN],
+    ids=["verify", "compress", "callbacks", "train"],
 )
 def test_a_program_that_uses_tfq_gets_no_output(program, run):
     # Advice about the data comes as a warning of tfq, which is output that is wanted.
@@ -96,4 +101,5 @@ def test_a_program_that_uses_tfq_gets_no_output(program, run):
 
 
 def test_the_same_program_shows_all_lines_at_log_level_0(run):
-    assert "fully_quantize" in run(CONVERT, TF_CPP_MIN_LOG_LEVEL="0").stderr
+    lines = run(CONVERT + TRAIN, TF_CPP_MIN_LOG_LEVEL="0").stderr
+    assert "fully_quantize" in lines and "node_def_util" in lines

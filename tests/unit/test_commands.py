@@ -289,5 +289,6 @@ def test_every_install_hint_names_an_extra_of_the_package(root):
 def test_an_error_has_one_prefix(command, tfq_cli):
     done = tfq_cli(command, "--plugin=gone.txt")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"tfq {command}: error: ")
-    assert not done.stderr.startswith((f"tfq {command}: error: {command}:", f"tfq {command}: error: config:"))
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith(f"tfq {command}: error: ")
+    assert not message.startswith((f"tfq {command}: error: {command}:", f"tfq {command}: error: config:"))

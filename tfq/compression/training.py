@@ -17,6 +17,7 @@ from tfq.data import AnySplit, Split, SplitStream, as_split, bind_inputs, shape_
 from tfq.data.split import batches_in_order, check_width, shuffled_batches, without_one_hot
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, model_kind
+from tfq.native_stderr import captured_stderr
 
 _BATCH_SIZE = 32
 
@@ -111,7 +112,8 @@ def train_model(
         model.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=_metrics(keras, model), jit_compile=False)
         # A first step that creates variables is traced twice, which is most of the time of a short fit.
         model.optimizer.build(model.trainable_variables)
-        with progress.stage(f"training {config.epochs} epochs"), progress.hidden():
+        stage = progress.stage(f"training {config.epochs} epochs")
+        with stage, progress.hidden(), _quiet_iterators(keras) as quiet:
             history = model.fit(
                 x,
                 y,
@@ -119,7 +121,7 @@ def train_model(
                 epochs=config.epochs,
                 validation_data=validation,
                 validation_batch_size=config.batch_size if isinstance(validation, tuple) else None,
-                callbacks=[*callbacks, _stop_at_nan(keras)],
+                callbacks=[*callbacks, _stop_at_nan(keras), quiet],
                 verbose=1 if sys.stdout.isatty() else 0,
             )
     values = {name: [float(value) for value in series] for name, series in history.history.items()}
@@ -356,6 +358,29 @@ def _check_input(array: NDArray, shape: tuple[int | None, ...], where: str) -> N
         raise InputError(
             f"{where}: contains NaN or infinity: clean the data first", field="data", expected="finite values"
         )
+
+
+@contextlib.contextmanager
+def _quiet_iterators(keras: Any) -> Iterator[Any]:
+    """Yield a callback that captures stderr while fit creates an iterator over the data.
+
+    If operations are deterministic, tf.data rewrites its graph at that point, and logs an error without consequences
+    (2.21: "NodeDef mentions attribute use_unbounded_threadpool which is not in the op definition").
+    """
+    with contextlib.ExitStack() as stack:
+
+        class QuietIterators(keras.callbacks.Callback):
+            def _begin(self, *_: Any, **__: Any) -> None:
+                stack.close()
+                stack.enter_context(captured_stderr())
+
+            def _end(self, *_: Any, **__: Any) -> None:
+                stack.close()
+
+            on_train_begin = on_epoch_begin = on_test_begin = _begin
+            on_train_batch_begin = on_test_batch_begin = on_test_end = on_epoch_end = on_train_end = _end
+
+        yield QuietIterators()
 
 
 def _stop_at_nan(keras: Any) -> Any:
