@@ -101,8 +101,7 @@ class UnbridgeableError(InputError):
         super().__init__(
             f"model {model!r} cannot be translated to tf_keras, which pruning and quantization-aware training need. "
             "Replace the layers below, or register a tfq.BridgedLayer for each (see CONTRIBUTING.md). Conversion "
-            "without "
-            f"them needs no translation: pass the Keras model itself.{listed}",
+            f"without pruning and training needs no translation: pass the Keras model itself.{listed}",
             field="model",
             got=tuple(problems),
         )
