@@ -127,6 +127,7 @@ def webp():
         ),
         ({"a/1.txt": b"x"}, "JPEG"),
         ({"1.png": picture(1)}, "DIR/CLASS"),
+        ({"1.png": picture(1), "2.jpg": b"x", "3.txt": b"x"}, "only"),
         ({"train/1.png": picture(1)}, "DIR/CLASS"),
         ({"train/a/1.png": picture(1), "training/a/1.png": picture(1)}, "training"),
     ],

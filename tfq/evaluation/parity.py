@@ -180,7 +180,7 @@ def compare_backends_or_reason(model: bytes, data: Any, config: EvaluationConfig
         backend = make_backend(name)
         reason = backend.unavailable()
         if reason is None and not backend.kind.computes_outputs:
-            reason = f"{name} does not compute outputs"
+            reason = f"{name} computes no outputs"
         if reason:
             return reason
     limit = min(config.parity_limit, config.limit) if config.limit else config.parity_limit

@@ -240,7 +240,14 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         notes = [f"{path} is not used: it is not train, val or test, or has no class folder in it" for path in unused]
         return named, notes
     if not folders:
-        raise InputError(f"{root} has no folder in it. {_LAYOUT}", field="data.source", expected=_LAYOUT, got=str(root))
+        count = sum(path.suffix.lower() in _IMAGES for path in root.iterdir())
+        advice = f", only {count:,} images. Move images without a class into one folder, such as {root / 'all'}"
+        raise InputError(
+            f"{root} has no folder in it{advice if count else ''}. {_LAYOUT}",
+            field="data.source",
+            expected=_LAYOUT,
+            got=str(root),
+        )
     if all(path.name.lower() in SPLIT_FOLDERS for path in folders):
         raise InputError(
             f"{folders[0]} has no class folder in it. {_LAYOUT}",
