@@ -327,7 +327,7 @@ def _is_explained(item: OpError, diagnosis: Diagnosis) -> bool:
 
 def _clipped(errors: Sequence[OpError]) -> Iterator[Finding]:
     for item in errors:
-        if item.op in causes.PASSING:
+        if item.op in causes.MOVING_OPS:
             continue
         degraded = item.worst_channel in item.saturated_channels and (item.worst_channel_sqnr_db or 0.0) < _COLUMN_DB
         if item.clipping_sqnr_db >= _CLIPPING_DB and not degraded:

@@ -20,13 +20,8 @@ from typing import Any
 
 from tfq import tflite
 from tfq.native_stderr import captured_stderr
+from tfq.tflite.op_types import SAME_SCALE_OPS
 
-# Ops whose first input and output share one scale. The quantizer may take it from either of them.
-_SAME_SCALE_NAMES = """
-    BATCH_TO_SPACE_ND DEPTH_TO_SPACE EXPAND_DIMS GATHER MAX_POOL_2D MIRROR_PAD PAD REDUCE_MAX REDUCE_MIN RESHAPE
-    RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SQUEEZE STRIDED_SLICE TILE TRANSPOSE
-"""
-_SAME_SCALE = frozenset(_SAME_SCALE_NAMES.split())
 # Ops that select between inputs, which get the scale of the output.
 _SELECTING = frozenset(("MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
 # Ops that select values of their input, whose output may have a much narrower range than the input.
@@ -233,9 +228,9 @@ def with_same_scales(model: bytes, ranges: Ranges) -> Ranges:
     """
     results = dict(ranges)
     for number, graph in enumerate(tflite.read(model).subgraphs):
-        moves = [((number, op.inputs[0]), (number, op.outputs[0])) for op in graph.ops if op.name in _SAME_SCALE]
+        moves = [((number, op.inputs[0]), (number, op.outputs[0])) for op in graph.ops if op.name in SAME_SCALE_OPS]
         for op in graph.ops:
-            if op.name in _SAME_SCALE and (number, op.inputs[0]) in results:
+            if op.name in SAME_SCALE_OPS and (number, op.inputs[0]) in results:
                 results[number, op.outputs[0]] = results[number, op.inputs[0]]
             elif op.name in _SELECTING and len(read := _selected_from(graph, op)) == 1 and (number, read[0]) in results:
                 ends = _with_constants(model, graph, op, results[number, read[0]])
@@ -272,7 +267,7 @@ def with_selection_ranges(model: bytes, ranges: Ranges, *, shared: bool) -> Rang
     for number, graph in enumerate(tflite.read(model).subgraphs):
         others_read = {index for index, count in _readers(graph).items() if count > 1}
         for op in graph.ops:
-            if op.name in _SAME_SCALE and op.inputs[0] in others_read:
+            if op.name in SAME_SCALE_OPS and op.inputs[0] in others_read:
                 others_read.add(op.outputs[0])
                 # In x - max(x), x would be clipped at the smallest maximum.
                 pair = [results[key] for key in ((number, op.inputs[0]), (number, op.outputs[0])) if key in results]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
+from tfq.tflite.op_types import COPYING_OPS
 
 Interval = tuple[float, float]
 
@@ -45,12 +46,7 @@ _VALUES = frozenset(("TOPK_V2", "MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"))
 # Margin for exp(x - max(x)) in a softmax made of single ops: exp(-17) = 4e-8, compared with a 1.
 _EXP_MARGIN = 17.0
 
-_MOVES = frozenset(
-    (
-        *("BROADCAST_TO", "EXPAND_DIMS", "GATHER", "GATHER_ND", "RESHAPE", "REVERSE_V2", "SLICE", "SQUEEZE"),
-        *("STRIDED_SLICE", "TILE", "TRANSPOSE"),
-    )
-)
+_MOVES = COPYING_OPS | {"BROADCAST_TO", "GATHER_ND"}
 # Op -> the positions of the inputs that it selects from.
 _SELECTED = {"SELECT": (1, 2), "SELECT_V2": (1, 2), "MAXIMUM": (0, 1), "MINIMUM": (0, 1), "PADV2": (0, 2)}
 # The converter folds masks of channels into the bias of these ops.

@@ -45,7 +45,7 @@ from tfq.errors import InputError
 from tfq.evaluation.classes import agreement, is_class_vector
 from tfq.quant_math import dequantize
 from tfq.tflite import Model, Subgraph, Tensor
-from tfq.tflite.op_types import FIXED_OUTPUT_SCALES
+from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, RESHAPING_OPS
 
 # In decibels: see the module's docstring.
 MIN_IDEAL_DB, COLLAPSED_DB, NOTE_DB = 25.0, 20.0, 25.0
@@ -58,8 +58,8 @@ LONGEST_AXIS = 512
 # A slice varies if its values differ by more than float32 rounding, and fewer than this fraction of them equal the
 # median: a feature that is zero on almost all samples may be zero on all of them by chance.
 _MAX_EQUAL, _ROUNDING, _SUM_ROUNDING = 0.9, 1e-5, 1e-6
-# Ops that only move values.
-MOVING_OPS = frozenset({"RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "QUANTIZE"})
+# Ops that only move or requantize values.
+MOVING_OPS = RESHAPING_OPS | {"QUANTIZE"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tfq.ptq.kernel_faults import COARSE_COMPARISON, UNEQUAL_COPY, ZERO_FILL, kernel_fault
 from tfq.ptq.saturation import clipped_sides, is_clipping_harmless, max_magnitude, representable_range
 from tfq.tflite import ABSENT, Op, Subgraph
-from tfq.tflite.op_types import DATA, INDEX, INDEX_OUTPUTS, INTEGER_OPS, roles
+from tfq.tflite.op_types import DATA, INDEX, INDEX_OUTPUTS, INTEGER_OPS, SAME_SCALE_OPS, roles
 
 UNEQUAL_JOIN, MASK_CONSTANT, WIDE_DYNAMIC_RANGE = "unequal_join", "mask_constant", "wide_dynamic_range"
 MIXED_INPUT_SCALES, INDEX_QUANTIZED, DEAD = "mixed_input_scales", "index_quantized", "dead"
@@ -41,24 +41,9 @@ _MIN_WEIGHT_SQNR_DB = 20.0
 _MAX_OPS = 12
 
 # Ops that only move values. Their data is input 0, unless they have several data inputs.
-PASSING = frozenset(
-    {
-        *("RESHAPE", "TRANSPOSE", "SQUEEZE", "EXPAND_DIMS", "SLICE", "STRIDED_SLICE", "SPLIT", "SPLIT_V", "UNPACK"),
-        *(
-            "PAD",
-            "PADV2",
-            "MIRROR_PAD",
-            "GATHER",
-            "GATHER_ND",
-            "TILE",
-            "BROADCAST_TO",
-            "REVERSE_V2",
-            "REVERSE_SEQUENCE",
-        ),
-        *("SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", "MAX_POOL_2D"),
-        *("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR", "REDUCE_MAX", "REDUCE_MIN"),
-    }
-)
+MOVING_OPS = SAME_SCALE_OPS | {
+    *("BROADCAST_TO", "GATHER_ND", "PADV2", "RESIZE_BILINEAR", "REVERSE_SEQUENCE", "SPLIT", "SPLIT_V", "UNPACK"),
+}
 _REQUANTIZING = frozenset({"QUANTIZE", "DEQUANTIZE"})
 # Ops whose inputs are requantized to the scale of the output.
 _SHARED_SCALE = frozenset(
@@ -67,7 +52,7 @@ _SHARED_SCALE = frozenset(
 JOINS = (*("CONCATENATION", "PACK", "SELECT", "SELECT_V2", "MAXIMUM", "MINIMUM"), "ADD", "SUB", "ADD_N")
 _MASKING = frozenset({"ADD", "SUB", "SELECT", "SELECT_V2", "PADV2", "MAXIMUM", "MINIMUM"})
 # Ops that compute indices from values, without those whose output is a new index (INDEX_OUTPUTS).
-_TO_INDEX = PASSING | _REQUANTIZING | {"CAST", "FLOOR", "CEIL", "ROUND"} | (INTEGER_OPS - INDEX_OUTPUTS.keys())
+_TO_INDEX = MOVING_OPS | _REQUANTIZING | {"CAST", "FLOOR", "CEIL", "ROUND"} | (INTEGER_OPS - INDEX_OUTPUTS.keys())
 _SCALING = frozenset({"ADD", "SUB", "MUL", "DIV"})
 # Ops that are steep near zero, where small inputs matter as much as large ones. DIV is steep in its denominator.
 _STEEP = frozenset({"LOG", "SQRT", "RSQRT", "DIV", "POW"})
@@ -219,11 +204,11 @@ class Diagnosis:
         if cause is not None:
             return cause
         # No rule applies to the op itself: look at the ops before it.
-        for source in self.upstream_ops(op, through=PASSING | _REQUANTIZING | {"SOFTMAX"}):
+        for source in self.upstream_ops(op, through=MOVING_OPS | _REQUANTIZING | {"SOFTMAX"}):
             cause = self.structural_cause(source)
             if cause is not None and cause.kind != DEAD:
                 return cause
-        scalable = () if op.name in _GATES else self.upstream_ops(op, through=PASSING | _REQUANTIZING)
+        scalable = () if op.name in _GATES else self.upstream_ops(op, through=MOVING_OPS | _REQUANTIZING)
         for source in scalable:
             cause = self._uneven_channels(source)
             if cause is not None:
@@ -254,7 +239,7 @@ class Diagnosis:
             if tensor in self._facts:
                 return self._facts[tensor]
             op = self.graph.producers.get(tensor)
-            if op is None or op.name not in PASSING | _REQUANTIZING:
+            if op is None or op.name not in MOVING_OPS | _REQUANTIZING:
                 return None
             tensor = op.inputs[0]
         return None
@@ -298,7 +283,7 @@ class Diagnosis:
         """Return the tensor that `tensor` is a copy of, through ops that only move or requantize values."""
         for _ in range(_MAX_OPS):
             op = self.graph.producers.get(tensor)
-            if op is None or op.name not in PASSING | _REQUANTIZING:
+            if op is None or op.name not in MOVING_OPS | _REQUANTIZING:
                 return tensor
             tensor = op.inputs[0]
         return tensor
@@ -393,7 +378,7 @@ class Diagnosis:
 
     def _mask_constant_of(self, tensor: int) -> int | None:
         """Return the mask constant that `tensor` is or is computed from, through ops that move, scale or mask."""
-        through = PASSING | _REQUANTIZING | _MASKING | _SCALING | {"CAST", "NEG"}
+        through = MOVING_OPS | _REQUANTIZING | _MASKING | _SCALING | {"CAST", "NEG"}
         for index in self._upstream(tensor, through):
             record = self.graph.tensors[index]
             if record.is_constant and max_magnitude(record) >= MASK_MAGNITUDE:
@@ -403,7 +388,7 @@ class Diagnosis:
     def _joins_around(self, op: Op, names: frozenset[str] | set[str]) -> Iterator[tuple[Op, list[int]]]:
         """Yield (op, its data inputs) for `op` and the ops that share the scale of its output, if `names` has them."""
         reached, waiting, seen = {op.index}, list(op.outputs), set()
-        if op.name in _SHARED_SCALE | PASSING:
+        if op.name in _SHARED_SCALE | MOVING_OPS:
             waiting += self.data_inputs(op)
         if op.name in names:
             yield op, self.data_inputs(op)
@@ -415,7 +400,7 @@ class Diagnosis:
             for other in (*self.graph.readers.get(tensor, ()), *filter(None, [self.graph.producers.get(tensor)])):
                 joins = other.name in _SHARED_SCALE
                 same = [item for item in (*self.data_inputs(other), *other.outputs) if self._same(item, tensor)]
-                if other.index in reached or not (joins or other.name in PASSING) or len(same) < 2:
+                if other.index in reached or not (joins or other.name in MOVING_OPS) or len(same) < 2:
                     continue
                 reached.add(other.index)
                 waiting += same

@@ -4,17 +4,16 @@
 They must not be quantized. For example, one step of an int8 tensor with scale 7.84 is eight rows of a lookup table.
 """
 
-from tfq.tflite.op_types import INDEX, names, roles
+from tfq.tflite.op_types import COPYING_OPS, INDEX, names, roles
 from tfq.tflite.records import Op, Subgraph
 
 # Ops that move integers or compute on them, and ops that round real values to integers. Other ops compute new values:
 # comparisons, ARG_MAX, and ops that compute on weights.
-_PASSING = names("""
-    CAST RESHAPE SQUEEZE EXPAND_DIMS SLICE STRIDED_SLICE CONCATENATION PACK UNPACK SPLIT SPLIT_V TRANSPOSE GATHER
-    GATHER_ND SCATTER_ND PAD PADV2 MIRROR_PAD TILE BROADCAST_TO REVERSE_V2 REVERSE_SEQUENCE SELECT SELECT_V2 TOPK_V2
-    DYNAMIC_UPDATE_SLICE QUANTIZE DEQUANTIZE ADD ADD_N SUB MUL DIV FLOOR_DIV FLOOR_MOD MINIMUM MAXIMUM NEG ABS SQUARE
-    POW RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 CUMSUM SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD FLOOR CEIL ROUND BUCKETIZE
-    BITWISE_XOR RIGHT_SHIFT BITCAST
+_KEEP_INDICES = COPYING_OPS | names("""
+    CAST CONCATENATION PACK UNPACK SPLIT SPLIT_V GATHER_ND SCATTER_ND PAD PADV2 MIRROR_PAD BROADCAST_TO
+    REVERSE_SEQUENCE SELECT SELECT_V2 TOPK_V2 DYNAMIC_UPDATE_SLICE QUANTIZE DEQUANTIZE ADD ADD_N SUB MUL DIV FLOOR_DIV
+    FLOOR_MOD MINIMUM MAXIMUM NEG ABS SQUARE POW RELU RELU6 RELU_N1_TO_1 RELU_0_TO_1 CUMSUM SUM REDUCE_MAX REDUCE_MIN
+    REDUCE_PROD FLOOR CEIL ROUND BUCKETIZE BITWISE_XOR RIGHT_SHIFT BITCAST
     """)
 
 
@@ -38,7 +37,7 @@ def index_tensors(graph: Subgraph, op: Op | None = None) -> frozenset[int]:
             continue
         results.add(index)
         source = graph.producers.get(index)
-        if source is None or source.name not in _PASSING:
+        if source is None or source.name not in _KEEP_INDICES:
             continue
         own_indices = {tensor for place, _, tensor, role in roles(source) if place == "output" and role == INDEX}
         if index not in own_indices or source.name == "BUCKETIZE":

@@ -58,6 +58,18 @@ WIDE_INPUTS = _table("""
     LSTM=19,20,21,22,23 UNIDIRECTIONAL_SEQUENCE_LSTM=19,20,21,22,23 SVDF=2,4
 """)
 
+# Ops that change the shape or the order of one tensor's values, or take a slice of them, and do nothing else.
+RESHAPING_OPS = names("EXPAND_DIMS RESHAPE SLICE SQUEEZE STRIDED_SLICE TRANSPOSE")
+# Ops whose output consists of values of one input and nothing else, each of them any number of times.
+COPYING_OPS = RESHAPING_OPS | names("GATHER REVERSE_V2 TILE")
+# Ops with one data input whose int8 input and output share one scale: they copy values, select extremes, or pad.
+# TensorFlow's quantizer may take the scale from either side. Passes that follow values through a graph add ops to these
+# three sets where they need more.
+SAME_SCALE_OPS = COPYING_OPS | names("""
+    BATCH_TO_SPACE_ND DEPTH_TO_SPACE MAX_POOL_2D MIRROR_PAD PAD REDUCE_MAX REDUCE_MIN RESIZE_NEAREST_NEIGHBOR
+    SPACE_TO_BATCH_ND SPACE_TO_DEPTH
+""")
+
 # Ops that move or select values -> the inputs with these values. Their integer kernels copy quantized values, so these
 # inputs and the outputs need the same scale and zero point. For JOINING_OPS these are all inputs.
 MOVING_INPUTS = _table("""

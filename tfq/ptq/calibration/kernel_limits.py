@@ -29,18 +29,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from tfq import tflite
-from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, WEIGHTED_SLOTS
+from tfq.tflite.op_types import FIXED_OUTPUT_SCALES, SAME_SCALE_OPS, WEIGHTED_SLOTS
 
 RangeMap = Mapping[tuple[int, int], tuple[float, float]]
 
 _SUMS = ("ADD", "SUB")
-# Ops whose input and output share one scale. The quantizer may take it from either of them.
-_TIED_NAMES = """
-    AVERAGE_POOL_2D BATCH_TO_SPACE_ND CONCATENATION DEPTH_TO_SPACE EXPAND_DIMS GATHER MAXIMUM MAX_POOL_2D MINIMUM
-    MIRROR_PAD PACK PAD PADV2 REDUCE_MAX REDUCE_MIN RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 SELECT
-    SELECT_V2 SLICE SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT SPLIT_V SQUEEZE STRIDED_SLICE TILE TRANSPOSE UNPACK
-"""
-_TIED = frozenset(_TIED_NAMES.split())
+# Ops whose inputs and outputs share one scale. The quantizer may take it from any of them.
+_SHARED_SCALE = SAME_SCALE_OPS | {
+    *("AVERAGE_POOL_2D", "CONCATENATION", "MAXIMUM", "MINIMUM", "PACK", "PADV2", "RESIZE_BILINEAR"),
+    *("SELECT", "SELECT_V2", "SPLIT", "SPLIT_V", "UNPACK"),
+}
 # Widths of outputs whose scale is fixed by the op.
 _FIXED = {name: 256 * scales["int8"][0] for name, scales in FIXED_OUTPUT_SCALES.items()}
 # Steps of an activation's range, and of a weight's largest magnitude.
@@ -189,7 +187,7 @@ class _Limits:
     def _groups(self) -> Iterator[list[int]]:
         """Yield the activations of each op whose input and output share a scale."""
         for op in self._graph.ops:
-            if op.name in _TIED:
+            if op.name in _SHARED_SCALE:
                 yield [index for index in (*op.inputs, *op.outputs) if index in self._widths]
 
     def _floor_of(self, op: tflite.Op) -> float:
