@@ -115,10 +115,11 @@ def test_a_profiler_of_another_layout_is_a_reason_and_no_numbers():
     code = (
         f"import sys; sys.path.insert(0, {folder.rpartition('/')[0]!r})\n"
         "from target import op_times\n"
-        "class Shorter(op_times.ctypes.Structure):\n"
-        "    _fields_ = [field for field in op_times.Event._fields_ if field[0] != 'second']\n"
-        "    second = 0\n"
-        "op_times.Event = Shorter\n"
+        "class Shifted(op_times.ctypes.Structure):\n"  # of the same size, so that nothing is written outside of it
+        "    _fields_ = [('added', op_times.ctypes.c_uint64), *op_times.Event._fields_[:-1]]\n"
+        "    source = 0\n"
+        "assert op_times.ctypes.sizeof(Shifted) == op_times.ctypes.sizeof(op_times.Event)\n"
+        "op_times.Event = Shifted\n"
         "zeros = op_times.session.np.zeros((1, 8, 8, 1), 'int8')\n"
         "print(op_times.Profiled(sys.argv[1], {0: zeros}, 'builtin', 1).events())\n"
     )

@@ -29,6 +29,7 @@ from tfq.registry import register
 
 # What NumPy and zipfile raise for a file that is truncated, damaged, encrypted or not an archive.
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+_SKIP_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
 # The local header of a zip member: 30 bytes that end with the lengths of the two fields after it.
 _ZIP_HEADER = struct.Struct("<26x2H")
@@ -109,7 +110,12 @@ class Member:
                 yield file
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as member:
-            member.seek(offset)
+            # Read up to there: since Python 3.13, seeking in an uncompressed member turns off the check of its checksum.
+            while offset > 0:
+                skipped = len(member.read(min(offset, _SKIP_BYTES)))
+                if not skipped:
+                    raise EOFError(f"{self.key} ends before its values")
+                offset -= skipped
             yield member
 
     def _read_rows(self, file: IO[bytes], count: int) -> NDArray:
