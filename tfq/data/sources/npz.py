@@ -110,7 +110,7 @@ class Member:
                 yield file
             return
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as member:
-            # Read up to there: since Python 3.13, seeking in an uncompressed member turns off the check of its checksum.
+            # Read up to there: in Python 3.13, seeking in an uncompressed member turns off the check of its checksum.
             while offset > 0:
                 skipped = len(member.read(min(offset, _SKIP_BYTES)))
                 if not skipped:
