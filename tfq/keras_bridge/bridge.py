@@ -22,6 +22,7 @@ from tfq.keras_bridge.verification import (
 )
 from tfq.keras_bridge.walk import graph_of, is_model
 from tfq.keras_bridge.weights import array_of, assign, copy_weights, returned_weights, trained_weights
+from tfq.progress import stage
 from tfq.typing import Data, KerasModel
 
 # The names that tfmot gives to the wrapper of a layer.
@@ -220,6 +221,7 @@ def _can_be_split(layer: Any) -> bool:
     return splittable_call(attention_options(layer), (node.call_args, node.call_kwargs), implicit=True) is not None
 
 
+@stage("comparing the rebuilt model with the original")
 def _verify(model: Any, rebuilt: RebuiltModel, data: Any) -> tuple[float, list[str]]:
     """Return the largest difference over random and provided data, and notes.
 

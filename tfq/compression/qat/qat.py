@@ -23,6 +23,7 @@ from tfq.keras_bridge import import_tf_keras, import_tfmot
 from tfq.keras_bridge.copies import check_own_training, keep_class, keep_names, own_name
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
 from tfq.patterns import check_fits, fits
+from tfq.progress import stage
 from tfq.typing import Data, Fit, KerasModel, Teacher
 
 
@@ -271,6 +272,7 @@ class _Start:
     widened: frozenset[str]
 
 
+@stage("inserting fake quantization")
 def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     require_graph_model(model, "quantization-aware training")
     annotated = quantized(model, config)

@@ -22,6 +22,7 @@ from tfq.keras_bridge.loading.inspection import contains_tfmot, refuse_code, ref
 from tfq.keras_bridge.loading.model_file import MAX_FILE_BYTES, ModelFile, model_json, read_model_file
 from tfq.keras_bridge.operations.keras_operation import keras_operation_class
 from tfq.keras_bridge.quantize_configs import quantize_config_classes
+from tfq.progress import stage
 from tfq.typing import KerasModel
 
 
@@ -75,6 +76,7 @@ def load_model(
         return _load(keras, file, Path(directory), allow_code, custom)
 
 
+@stage("loading the model")
 def _load(keras: Any, file: ModelFile, directory: Path, allow_code: bool, custom: dict[str, Any]) -> Any:
     import tensorflow as tf
 
