@@ -133,6 +133,7 @@ class SampleDigest:
     """An incremental SHA-256 of samples: of their names, dtypes, shapes and bytes, in order."""
 
     def __init__(self) -> None:
+        """Start with no samples."""
         self._digest = hashlib.sha256()
 
     def add(self, sample: Mapping[str, NDArray]) -> None:

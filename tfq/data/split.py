@@ -51,6 +51,7 @@ class Split:
     class_names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        """Check the lengths of the arrays."""
         check_lengths(self.inputs, self.labels, f"data {self.source} ({self.name})")
 
     @property
@@ -145,6 +146,7 @@ class ContentDigest:
     """An incremental SHA-256 of named arrays. The pieces an array comes in do not change it."""
 
     def __init__(self) -> None:
+        """Start with no arrays."""
         self._digests: dict[str, Any] = {}
         self._headers: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
 

@@ -146,6 +146,7 @@ class Tallies:
     """Statistics of how well data fits the ranges of a model's inputs, counted while it is encoded."""
 
     def __init__(self) -> None:
+        """Start with no values."""
         self._of: dict[str, _Tally] = {}
 
     def count(self, name: str, tensor: Tensor, values: int, clipped: int, lowest: int, highest: int) -> None:

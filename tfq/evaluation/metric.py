@@ -162,6 +162,7 @@ class Metric:
     reconstruction: Reconstruction | None = None
 
     def __post_init__(self) -> None:
+        """Check `direction` and `unit`."""
         if self.direction not in ("higher", "lower", None):
             raise InputError(
                 f"metric {self.name}: direction is {self.direction!r}, expected 'higher' or 'lower'",
