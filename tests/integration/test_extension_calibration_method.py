@@ -15,13 +15,13 @@ PLUGIN = """
 import tfq
 
 
-def choose(seen, num_samples, config):
-    \"\"\"Return the range of mean +- 3 standard deviations, within what was observed.\"\"\"
-    bins = seen.bins()
-    mean = (bins.counts * bins.middle).sum() / bins.counts.sum()
-    deviation = (bins.counts * (bins.middle - mean) ** 2).sum() / bins.counts.sum()
-    reach = 3 * deviation**0.5
-    return max(seen.minimum, mean - reach), min(seen.maximum, mean + reach)
+def choose(observation, num_samples, config):
+    \"\"\"Return the range of mean +- 3 standard deviations, limited to the observed values.\"\"\"
+    bins = observation.bins()
+    mean = (bins.counts * bins.centers).sum() / bins.counts.sum()
+    deviation = (bins.counts * (bins.centers - mean) ** 2).sum() / bins.counts.sum()
+    width = 3 * deviation**0.5
+    return max(observation.minimum, mean - width), min(observation.maximum, mean + width)
 
 
 tfq.register(

@@ -82,7 +82,7 @@ def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) 
                 layer=op.keras_layer or tensor.name,
                 tensor=tensor.name,
                 label=output_label(graph, op, index),
-                activations=_bars(bins.middle, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
+                activations=_bars(bins.centers, bins.counts, (observed.minimum, observed.maximum), _span(tensor)),
                 weights=None
                 if weighted is None or not scale_of_weights
                 else _weight_bars(weighted.weights, 127 * max(scale_of_weights)),

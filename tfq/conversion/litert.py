@@ -138,7 +138,7 @@ def quantize_by_litert(
     _add_io_types(recipe, config)
     try:
         with stage("quantizing"), captured_stderr(), warnings.catch_warnings():
-            # That its interpreter keeps all tensors is for debugging only.
+            # Its interpreter warns that preserving all tensors is for debugging only.
             warnings.filterwarnings("ignore", message=".*preserve_all_tensors")
             built = recipe.quantize(_by_name(model, ranges), enable_progress_bar=False, enable_progress_report=False)
     except (RuntimeError, ValueError) as error:

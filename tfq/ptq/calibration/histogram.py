@@ -115,7 +115,7 @@ class Bins:
     counts: NDArray[np.int64]
 
     @property
-    def middle(self) -> NDArray[np.float64]:
+    def centers(self) -> NDArray[np.float64]:
         """The center of each bin, which represents its values."""
         return (self.low + self.high) / 2
 

@@ -65,7 +65,7 @@ class _SquaredErrors:
     def __init__(self, bins: Bins, num_bits: int) -> None:
         """Compute the cumulative moments of the bins."""
         self._steps = 2**num_bits - 1
-        self._values, counts = bins.middle, bins.counts.astype(np.float64)
+        self._values, counts = bins.centers, bins.counts.astype(np.float64)
         self._moments = [_cumulative(counts * self._values**power) for power in range(3)]
         order = np.argsort(np.abs(self._values), kind="stable")
         self._magnitudes = np.abs(self._values)[order]
@@ -178,8 +178,8 @@ class CalibrationMethod:
     needs_histogram: bool = False
 
 
-def _percentile(seen: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
-    bins, fraction = seen.bins(), config.percentile / 100
+def _percentile(observation: TensorObservation, num_samples: int, config: CalibrationConfig) -> Range:
+    bins, fraction = observation.bins(), config.percentile / 100
     return bins.quantile(1 - fraction), bins.quantile(fraction)
 
 
@@ -195,7 +195,7 @@ register(
     CalibrationMethod(
         name="mse",
         help="minimizes the mean squared error of clipping and rounding",
-        choose=lambda seen, num_samples, config: min_mse_range(seen.bins()),
+        choose=lambda observation, num_samples, config: min_mse_range(observation.bins()),
         needs_histogram=True,
     )
 )
@@ -203,21 +203,21 @@ register(
     CalibrationMethod(
         name="min_max",
         help="covers all observed values; nothing is clipped, but a single outlier makes all steps coarser",
-        choose=lambda seen, num_samples, config: (seen.minimum, seen.maximum),
+        choose=lambda observation, num_samples, config: (observation.minimum, observation.maximum),
     )
 )
 register(
     CalibrationMethod(
         name="moving_average",
         help="exponential moving average of the minimum and maximum of each sample, as in quantization-aware training",
-        choose=lambda seen, num_samples, config: seen.moving_average(num_samples),
+        choose=lambda observation, num_samples, config: observation.moving_average(num_samples),
     )
 )
 register(
     CalibrationMethod(
         name="entropy",
         help="minimizes the Kullback-Leibler divergence between the observed and the quantized distribution",
-        choose=lambda seen, num_samples, config: min_divergence_range(seen.bins()),
+        choose=lambda observation, num_samples, config: min_divergence_range(observation.bins()),
         needs_histogram=True,
     )
 )
@@ -236,38 +236,39 @@ def choose_ranges(observations: Observations, config: CalibrationConfig) -> Rang
         InputError: A pattern matches no tensor, or a method needs histograms and there are none.
     """
     named = methods_by_pattern(config)
-    names = {key: seen.layer or seen.name for key, seen in observations.tensors.items()}
+    names = {key: observation.layer or observation.name for key, observation in observations.tensors.items()}
     for pattern, method in named:
         check_fits(
             f"calibration: {pattern}={method}",
             pattern,
             dict.fromkeys(names.values()),
             field="conversion.calibration.tensors",
-            tensors={seen.name for seen in observations.tensors.values()},
+            tensors={observation.name for observation in observations.tensors.values()},
         )
     tensors = {}
-    for key, seen in observations.tensors.items():
+    for key, observation in observations.tensors.items():
         method = next(
-            (name for pattern, name in reversed(named) if fits_op(names[key], (seen.name,), (pattern,))), config.method
+            (name for pattern, name in reversed(named) if fits_op(names[key], (observation.name,), (pattern,))),
+            config.method,
         )
         chosen = registry.get(CalibrationMethod, method)
-        minimum, maximum = chosen.choose(seen, observations.num_samples, config)
-        if max(-minimum, maximum) < _EMPTY < max(-seen.minimum, seen.maximum):
+        minimum, maximum = chosen.choose(observation, observations.num_samples, config)
+        if max(-minimum, maximum) < _EMPTY < max(-observation.minimum, observation.maximum):
             # A tensor that is nearly always 0 but not dead: an empty range would turn it off.
-            minimum, maximum = seen.minimum, seen.maximum
+            minimum, maximum = observation.minimum, observation.maximum
         outliers: tuple[int, ...] = ()
         if chosen.needs_histogram:
-            lowest, highest, outliers = seen.without_outliers(observations.num_samples)
+            lowest, highest, outliers = observation.without_outliers(observations.num_samples)
             minimum, maximum = max(minimum, lowest), min(maximum, highest)
         tensors[key] = TensorRange(
-            name=seen.name,
-            layer=seen.layer,
+            name=observation.name,
+            layer=observation.layer,
             minimum=minimum,
             maximum=maximum,
-            observed_minimum=seen.minimum,
-            observed_maximum=seen.maximum,
+            observed_minimum=observation.minimum,
+            observed_maximum=observation.maximum,
             method=method,
-            clipped=None if seen.histogram is None else seen.bins().fraction_outside(minimum, maximum),
+            clipped=None if observation.histogram is None else observation.bins().fraction_outside(minimum, maximum),
             outlier_samples=outliers,
         )
     return Ranges(

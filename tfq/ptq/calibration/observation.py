@@ -197,7 +197,7 @@ class Observations:
     @property
     def has_histograms(self) -> bool:
         """Whether all tensors were observed with histograms."""
-        return all(seen.histogram is not None for seen in self.tensors.values())
+        return all(observation.histogram is not None for observation in self.tensors.values())
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the observations to `path` as JSON, atomically."""
@@ -215,13 +215,13 @@ class Observations:
                 {
                     "subgraph": subgraph,
                     "tensor": tensor,
-                    "name": seen.name,
-                    "layer": seen.layer,
-                    **{name: getattr(seen, name) for name in _NUMBERS},
-                    **{name: getattr(seen, name).entries for name in _FARTHEST_FIELDS},
-                    "histogram": None if seen.histogram is None else seen.histogram.to_dict(),
+                    "name": observation.name,
+                    "layer": observation.layer,
+                    **{name: getattr(observation, name) for name in _NUMBERS},
+                    **{name: getattr(observation, name).entries for name in _FARTHEST_FIELDS},
+                    "histogram": None if observation.histogram is None else observation.histogram.to_dict(),
                 }
-                for (subgraph, tensor), seen in self.tensors.items()
+                for (subgraph, tensor), observation in self.tensors.items()
             ],
         }
 
@@ -252,15 +252,15 @@ class Observations:
             raise ValueError(f"expected schema_version and decay {(SCHEMA_VERSION, DECAY)}, got {version}")
         tensors = {}
         for entry in values["tensors"]:
-            seen = TensorObservation(name=str(entry["name"]), layer=entry["layer"])
+            observation = TensorObservation(name=str(entry["name"]), layer=entry["layer"])
             for name in _NUMBERS:
-                setattr(seen, name, float(entry[name]))
+                setattr(observation, name, float(entry[name]))
             for name in _FARTHEST_FIELDS:
                 entries = ((float(distance), int(sample)) for distance, sample in entry[name])
-                setattr(seen, name, FarthestSamples(entries))
+                setattr(observation, name, FarthestSamples(entries))
             if entry["histogram"] is not None:
-                seen.histogram = Histogram.from_dict(entry["histogram"])
-            tensors[int(entry["subgraph"]), int(entry["tensor"])] = seen
+                observation.histogram = Histogram.from_dict(entry["histogram"])
+            tensors[int(entry["subgraph"]), int(entry["tensor"])] = observation
         return cls(
             tensors=tensors,
             num_samples=int(values["num_samples"]),
@@ -306,8 +306,8 @@ def merge_observations(parts: Sequence[Observations]) -> Observations:
                 field=f"parts[{number}]",
                 expected="histograms in all parts or in none",
             )
-        for key, seen in merged.tensors.items():
-            seen.merge(part.tensors[key], part.num_samples, merged.num_samples)
+        for key, observation in merged.tensors.items():
+            observation.merge(part.tensors[key], part.num_samples, merged.num_samples)
         merged.num_samples += part.num_samples
         merged.data_sha256 += part.data_sha256
     return merged

@@ -173,8 +173,8 @@ def observe(
 
     def extremes_and_outputs(values: list[NDArray]) -> tuple[list[tuple[float, float]], tuple[NDArray, ...]]:
         extremes = [
-            _extremes(array, lock, seen.histogram)
-            for array, lock, seen in zip(values[: len(tensors)], locks, observed, strict=True)
+            _extremes(array, lock, observation.histogram)
+            for array, lock, observation in zip(values[: len(tensors)], locks, observed, strict=True)
         ]
         return extremes, tuple(array.copy() for array in values[len(tensors) :])
 
@@ -190,10 +190,10 @@ def observe(
     ):
         if count in keep:
             outputs[count] = values
-        for seen, ends in zip(observed, extremes, strict=True):
+        for observation, ends in zip(observed, extremes, strict=True):
             if not all(map(math.isfinite, ends)):
-                _raise_not_finite(count, seen, ends)
-            seen.add_extremes(count, *ends)
+                _raise_not_finite(count, observation, ends)
+            observation.add_extremes(count, *ends)
         count += 1
     if not count:
         raise InputError(
@@ -203,7 +203,7 @@ def observe(
             got=0,
         )
     return Observations(
-        tensors={(graph.index, index): seen for index, seen in zip(indices, observed, strict=True)},
+        tensors={(graph.index, index): observation for index, observation in zip(indices, observed, strict=True)},
         num_samples=count,
         model_sha256=sha256(model),
         data_sha256=(digest.hexdigest(),),
@@ -238,11 +238,11 @@ def _extremes(values: NDArray, lock: threading.Lock, histogram: Histogram | None
     return ends
 
 
-def _raise_not_finite(sample: int, seen: TensorObservation, ends: tuple[float, float]) -> None:
+def _raise_not_finite(sample: int, observation: TensorObservation, ends: tuple[float, float]) -> None:
     value = "NaN" if any(map(math.isnan, ends)) else "infinity"
     raise InputError(
-        f"calibration: tensor {seen.name!r} (layer {seen.layer or 'unknown'}) is {value} on sample {sample}, expected "
-        "finite values. Check this sample and its preprocessing, then the weights of the model",
+        f"calibration: tensor {observation.name!r} (layer {observation.layer or 'unknown'}) is {value} on sample "
+        f"{sample}, expected finite values. Check this sample and its preprocessing, then the weights of the model",
         field=f"representative_dataset[{sample}]",
         expected="finite activations",
         got=value,
