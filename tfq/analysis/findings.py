@@ -367,8 +367,8 @@ def _other_data(errors: Sequence[OpError]) -> Iterator[Finding]:
         if item.op_index is not None and item.op not in FIXED_OUTPUT_SCALES and len(item.dead_channels) < item.channels
     ]
     message = (
-        "the calibration data differs from this data, for example random noise or another scaling. Calibrate with real "
-        "examples that are scaled as in training"
+        "the model was calibrated with other data, such as random noise or data with another scaling. Calibrate with "
+        "real examples that are scaled as in training"
     )
     clipped = [item for item in errors if item.saturated_channels]
     worst = max(clipped, key=lambda item: item.saturated, default=None)
