@@ -44,14 +44,14 @@ def main(invocation: flags.Invocation) -> None:
     if config.analysis.require.min_layer_sqnr_db is not None and not with_layers:
         raise InputError(
             "analysis.require.min_layer_sqnr_db needs a model to compare with: set analysis.reference to the float "
-            ".tflite that the model was made of",
+            ".tflite that the model was converted from",
             field="analysis.require.min_layer_sqnr_db",
             expected="analysis.reference",
         )
     if not with_layers and not with_bit_widths:
         raise InputError(
-            "analysis.reference is missing: give the float .tflite that the model was made of, or "
-            "analysis.bit_widths.enabled=True to measure the float model alone",
+            "analysis.reference is missing: set it to the float .tflite that the model was converted from, or set "
+            "analysis.bit_widths.enabled=True to measure only the float model",
             field="analysis.reference",
             expected="a float .tflite",
         )

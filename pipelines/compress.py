@@ -31,6 +31,7 @@ def main(invocation: flags.Invocation) -> None:
         return
     workflows.check_named(config)
     workflows.compression_suffix(config)
+    workflows.check_model_file(config)
     workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)

@@ -28,6 +28,7 @@ def main(invocation: flags.Invocation) -> None:
     config = invocation.config
     if workflows.needs_data(config.conversion):
         workflows.check_named(config)
+    workflows.check_model_file(config)
     workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
     model = workflows.load(config, allow_code=invocation.allow_code)

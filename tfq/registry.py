@@ -190,7 +190,8 @@ def _suggestion(value: str, known: dict[str, Any], choices: tuple[str, ...]) -> 
         if pattern and re.search(pattern, value):
             return f"did you mean {entry.name + ':' + value!r}?"
     if near:
-        return f"did you mean {near[0]!r}?"
+        meant = spellings_of(known[near[0]]) if near[0] in known else (near[0],)
+        return f"did you mean {' or '.join(map(repr, meant))}?"
     spellings = chain.from_iterable(map(spellings_of, known.values()))
     return f"choose from {', '.join([*filter(None, choices), *spellings])}"
 

@@ -248,10 +248,20 @@ def test_a_run_refuses_a_reference_before_any_work(tmp_path, root):
         run_recipe(config)
 
 
+@pytest.mark.parametrize("command", ["convert", "compress", "search"])
+def test_a_missing_model_file_is_reported_before_tensorflow_is_imported(command, tmp_path, tfq_cli):
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError(\"No module named 'tensorflow'\")")
+    arguments = ["--model=gone.keras", "--data=npz:gone.npz", f"--out={tmp_path / 'out'}"]
+    done = tfq_cli(command, *arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert done.returncode == 2, done.stderr
+    assert "--model=gone.keras" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("command", ["convert", "compress", "search", "train"])
 def test_missing_tensorflow_is_reported_before_anything_is_read(command, tmp_path, tfq_cli):
     (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError(\"No module named 'tensorflow'\")")
-    arguments = ["--model=gone.keras", "--data=npz:gone.npz", f"--out={tmp_path / 'out'}"]
+    (tmp_path / "model.keras").write_bytes(b"no model")
+    arguments = [f"--model={tmp_path / 'model.keras'}", "--data=npz:gone.npz", f"--out={tmp_path / 'out'}"]
     done = tfq_cli(command, *arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines()[-1] == (

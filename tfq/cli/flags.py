@@ -148,7 +148,7 @@ def parse(arguments: Sequence[str], *, command: str, section: str | None, descri
         raise HelpRequested(_help(command, section, description, settings, values))
     for setting in settings:
         if values[setting.flag].present:
-            _assign(tree, setting.path, _plain(values[setting.flag].value, setting.type))
+            _assign(tree, setting.path, _plain(setting, values[setting.flag].value))
     return Invocation(
         config=config.RunConfig.from_dict(tree),
         format=values["format"].value,
@@ -285,14 +285,15 @@ def _define_one(setting: Setting, values: flags.FlagValues) -> None:
         define(setting.flag, default, help_text, flag_values=values)
 
 
-def _plain(value: Any, kind: Any) -> Any:
-    """Return the parsed value of a flag as the JSON value of a field of type `kind`."""
-    if isinstance(value, list) and int in get_args(kind):
+def _plain(setting: Setting, value: Any) -> Any:
+    """Return the parsed value of a flag as the JSON value of its field."""
+    if isinstance(value, list) and int in get_args(setting.type):
         try:
             return [int(item) for item in value]
         except ValueError as error:
             raise InputError(
-                f"expected integers separated by commas, got {','.join(value)!r}",
+                f"--{setting.flag}: expected integers separated by commas, got {','.join(value)!r}",
+                field=".".join(setting.path),
                 expected="integers",
                 got=",".join(value),
             ) from error

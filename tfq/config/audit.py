@@ -45,7 +45,7 @@ class AuditConfig(Config):
         """Check that the required scheme supports the types of inputs and outputs."""
         super().__post_init__()
         if self.require in AUDIT_SCHEMES:
-            check_io_types(self, AUDIT_SCHEMES[self.require], f"require={self.require}")
+            check_io_types(self, "audit", AUDIT_SCHEMES[self.require], f"audit.require={self.require}")
 
     def for_conversion(self, conversion: ConversionConfig) -> "AuditConfig":
         """Return the audit of a flatbuffer converted with `conversion`.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tfq.config.base import Config, section, setting
 from tfq.errors import InputError, install_hint
+from tfq.text_table import alternatives
 
 # "" is the default of the scheme: int8 for int8, int16 for int16x8, float32 for all others.
 IO_TYPES = ("", "int8", "uint8", "int16", "float32")
@@ -113,11 +114,11 @@ class ConversionConfig(Config):
     def __post_init__(self) -> None:
         """Check the types of inputs and outputs, and that strict is used with verify."""
         super().__post_init__()
-        check_io_types(self, self.scheme, f"scheme={self.scheme}")
+        check_io_types(self, "conversion", self.scheme, f"conversion.scheme={self.scheme}")
         if self.strict and not self.verify:
             raise InputError(
-                "strict=True needs verify=True: remove one of strict=True and verify=False",
-                field="strict",
+                "conversion.strict=True needs the verification: remove it, or remove conversion.verify=False",
+                field="conversion.strict",
                 expected=False,
                 got=True,
             )
@@ -138,16 +139,17 @@ class ConversionConfig(Config):
         return self.inference_output_type or SCHEME_IO_TYPES[self.scheme][0]
 
 
-def check_io_types(config: Config, scheme: str, requested: str) -> None:
+def check_io_types(config: Config, path: str, scheme: str, requested: str) -> None:
     """Check that a scheme supports the types of inputs and outputs that a config asks for.
 
     Args:
         config: A config with the fields inference_input_type and inference_output_type.
+        path: Its path in the config tree, for messages.
         scheme: A key of `SCHEME_IO_TYPES`.
-        requested: The setting that chose the scheme, for messages, such as "scheme=int8".
+        requested: The setting that chose the scheme, for messages, such as "conversion.scheme=int8".
 
     Raises:
-        InputError: The scheme does not support one of the types; `field` is the field of `config`.
+        InputError: The scheme does not support one of the types; `field` is its path.
     """
     possible = SCHEME_IO_TYPES[scheme]
     for name in ("inference_input_type", "inference_output_type"):
@@ -155,9 +157,9 @@ def check_io_types(config: Config, scheme: str, requested: str) -> None:
         if kind and kind not in possible:
             others = ", ".join(other for other, kinds in SCHEME_IO_TYPES.items() if kind in kinds)
             raise InputError(
-                f"{requested} with {name}={kind}: expected one of {', '.join(possible)}, or a scheme "
-                f"with {kind} ({others})",
-                field=name,
+                f"{requested} with {path}.{name}={kind}: expected {alternatives(possible)}, or a scheme with "
+                f"{kind} ({others})",
+                field=f"{path}.{name}",
                 expected=possible,
                 got=kind,
             )
