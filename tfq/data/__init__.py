@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets as NumPy arrays in the model's own real units, preprocessing, and the representative dataset."""
+"""Load data sets as NumPy arrays in the model's units, preprocess them, and check representative datasets."""
 
 from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint

@@ -158,7 +158,7 @@ def read_tfrecord(address: str, config: DataConfig, split: str) -> Examples:
     count = sum(file.num_records for file in files)
     if not count:
         raise InputError(
-            f"tfrecord:{address} ({split}): {len(files)} files hold no record: expected at least one",
+            f"tfrecord:{address} ({split}): {len(files)} files contain no record, expected at least one",
             field="data.source",
             got=0,
         )
