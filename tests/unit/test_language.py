@@ -30,6 +30,7 @@ CLEAN: tuple[str, ...] = (
     "tfq/analysis",
     "tfq/artifacts.py",
     "tfq/auditing",
+    "tfq/backends",
     "tfq/callbacks.py",
     "tfq/cli",
     "tfq/config",
