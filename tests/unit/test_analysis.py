@@ -373,9 +373,53 @@ def test_the_page_draws_errors_sensitivity_and_values_and_escapes_names():
     page = analysis_page({**result, "config": {"model": "<b>.tflite"}})
     with_weights = sum(item["weights"] is not None for item in result["histograms"])
     assert page.count("<svg") == 2 + len(result["histograms"]) + with_weights
-    assert "<script>alert" not in page and "<b>.tflite" not in page and "Sensitivity" in page
-    bare = analysis_page({**result, "histograms": [], "sensitivity": []})
-    assert bare.count("<svg") == 1
+    assert "<script>alert" not in page and "<b>.tflite" not in page
+    for layer in ("conv2", "depthwise", "probabilities"):
+        assert f">{layer} #" in page, layer  # rows of the plots
+
+
+def test_panels_of_the_page_without_data_say_why():
+    result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, histograms=False)).to_dict()
+    page = analysis_page({**result, "config": {"model": "model.tflite"}})
+    captions = dict(re.findall(r'<figure data-plot="(\w+)">.*?<figcaption>(.*?)</figcaption>', page, flags=re.DOTALL))
+    assert page.count("<svg") == 1 and "analysis.sensitivity" in captions["sensitivity"]
+    assert "analysis.histograms" in page[page.index('id="values"') :]
+
+
+def test_an_output_without_a_layer_is_labeled_with_its_name():
+    graph = tflite.read(QUANTIZED).main_subgraph
+    assert graph.ops[-1].keras_layer is None and graph.tensors[graph.outputs[0]].name == "Identity"
+    result = analysis.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=2, sensitivity=True))
+    (name,) = tflite.read(QUANTIZED).output_names
+    for records in (result.ops, result.histograms, result.sensitivity):
+        assert [item.label for item in records if item.op == "SOFTMAX"] == [f"{name}/SOFTMAX (#8)"]
+
+
+def test_ops_of_a_qat_model_are_matched_by_layer():
+    def wrap(model):
+        """Rename the tensors as quantization-aware training does."""
+        graph = model.subgraphs[0]
+        for tensor in graph.tensors:
+            tensor.name = re.sub(rb"digits_cnn/", rb"digits_cnn/quant_", tensor.name)
+        graph.tensors[graph.outputs[0]].name = b"FakeQuantWithMinMaxVars"
+
+    config = AnalysisConfig(limit=4)
+    by_name, by_layer = (analysis.analyze(m, FLOATING, IMAGES, config) for m in (QUANTIZED, changed(QUANTIZED, wrap)))
+    assert [item.label for item in by_layer.ops] == [item.label for item in by_name.ops]
+    assert [item.sqnr_db for item in by_layer.ops] == [item.sqnr_db for item in by_name.ops]
+    assert len(by_layer.ops) == 10 and len(by_layer.histograms) == len(by_name.histograms) == 9
+
+
+def test_other_weights_are_the_only_finding():
+    def shuffle(model):
+        for layer in ("conv1", "pointwise", "conv2"):
+            buffer, quantized = constant(model, layer, 1)
+            buffer.data = np.roll(quantized, 1, axis=0).reshape(-1).view(np.uint8)
+
+    def kinds(model):
+        return [item.kind for item in analysis.analyze(model, FLOATING, IMAGES, AnalysisConfig(limit=8)).findings]
+
+    assert "other_weights" not in kinds(QUANTIZED) and kinds(changed(QUANTIZED, shuffle)) == ["other_weights"]
 
 
 def test_the_record_is_json_and_the_table_has_a_line_for_each_op():

@@ -216,7 +216,7 @@ def test_analyze_exits_with_1_if_an_op_is_below_the_bound(bound, code, tmp_path,
     assert asked == {
         "name": "min_layer_sqnr_db", "bound": bound, "value": worst, "holds": not code, "reason": None
     }  # fmt: skip
-    assert "Numbers" in (tmp_path / "analyze.html").read_text()
+    assert 'data-table="ops"' in (tmp_path / "analyze.html").read_text()
 
 
 def test_a_bound_on_an_op_needs_a_reference(root, capsys):

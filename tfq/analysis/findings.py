@@ -2,6 +2,7 @@
 """Explain the numbers of an analysis: what costs accuracy, where, and what to do about it."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ _CLIPPED_BY_OTHER_DATA = 0.01
 _UNUSED = 0.25
 # Channels whose weights have a lower SQNR than this are a finding.
 _WEIGHTS_DB = 10.0
+# Rounding to 8 bits alone gives the weights of an op 30 dB or more. A median below this over at least so many ops means
+# that the weights are other ones.
+_OTHER_WEIGHTS_DB, _FEWEST_WEIGHTS = 20.0, 3
 # A column of an input, or a channel, with a lower SQNR than this has lost its information.
 _COLUMN_DB = 10.0
 # The mean of a channel may be shifted by this fraction of the standard deviation through rounding alone.
@@ -46,7 +50,7 @@ class Finding:
 
     Attributes:
         kind: A kind of `tfq.ptq.causes`, or "collapse", "gate_collapse", "dead_channels", "saturated_channels",
-            "ranges_widened", "ranges_too_narrow", "ranges_too_wide", "mean_shift".
+            "ranges_widened", "ranges_too_narrow", "ranges_too_wide", "mean_shift", "other_weights".
         label: The op or the input, as in the records: "logpower/LOG (#4)".
         op_index: The position of the op in the int8 flatbuffer, None for an input of the model.
         message: The problem with its numbers and what to do, in sentences.
@@ -61,6 +65,8 @@ class Finding:
 def find(errors: Sequence[OpError], joins: Sequence[Join], diagnosis: Diagnosis) -> list[Finding]:
     """Return the findings, grouped by kind; kinds are in the order of their first op."""
     errors = [item for item in errors if not item.never_selected]
+    if other_weights := _other_weights(errors):
+        return [other_weights]
     degraded, collapsed = list(_degraded_columns(errors)), list(_collapses(errors, diagnosis))
     if degraded:
         collapsed = [item for item in collapsed if item.kind != causes.MIXED_INPUT_SCALES]
@@ -76,6 +82,23 @@ def find(errors: Sequence[OpError], joins: Sequence[Join], diagnosis: Diagnosis)
         rest += [item for item in ranges if item.label not in named]
     kinds = list(dict.fromkeys(item.kind for item in rest))
     return other_data + sorted(_without_repeats(rest), key=lambda item: kinds.index(item.kind))
+
+
+def _other_weights(errors: Sequence[OpError]) -> Finding | None:
+    """Return a finding if most weights are not those of the float model, which makes all other findings void."""
+    weighted = [item for item in errors if item.weights is not None and not math.isinf(item.weights.sqnr_db)]
+    ratios = [item.weights.sqnr_db for item in weighted if item.weights is not None]
+    if len(ratios) < _FEWEST_WEIGHTS or statistics.median(ratios) >= _OTHER_WEIGHTS_DB:
+        return None
+    return Finding(
+        kind="other_weights",
+        label=weighted[0].label,
+        op_index=weighted[0].op_index,
+        message=f"the weights differ from those of the float model by more than rounding: their median SQNR is "
+        f"{statistics.median(ratios):.0f} dB over {len(ratios)} ops. The int8 model was trained further, such as by "
+        "pruning or quantization-aware training, or it is another model. All numbers include that difference and do "
+        "not show the error of quantization. Use a float .tflite with the same weights as the reference",
+    )
 
 
 def _without_repeats(findings: Sequence[Finding]) -> list[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq import tflite
-from tfq.analysis.op_errors import output_label
+from tfq.analysis.op_errors import graph_with_output_names, output_label
 from tfq.ptq.calibration import observe
 from tfq.ptq.calibration.observer import Sample
 from tfq.ptq.layer_pairs import ModelPair
@@ -65,9 +65,9 @@ class OpHistogram:
 
 def op_histograms(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> tuple[OpHistogram, ...]:
     """Return a histogram for each activation that both flatbuffers have; the arguments are those of `op_errors`."""
-    pair = ModelPair(floating, quantized)
+    pair = ModelPair(floating, quantized, by_layer=True)
     observations = observe(floating, samples, total=len(samples)).tensors
-    float_graph, graph = pair.floating.main_subgraph, pair.quantized.main_subgraph
+    float_graph, graph = pair.floating.main_subgraph, graph_with_output_names(pair.quantized)
     weights = {item.output: item for item in weighted_ops(tflite.unpack(floating), pair.floating)}
     results = []
     for index, float_index in pair.float_tensors.items():

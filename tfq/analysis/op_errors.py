@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tfq.errors import InputError
 from tfq.ptq.calibration.observer import Sample, map_activations
 from tfq.ptq.causes import Diagnosis, TensorFacts, op_label
 from tfq.ptq.layer_pairs import ModelPair
-from tfq.tflite import Op, Subgraph, Tensor
+from tfq.tflite import Model, Op, Subgraph, Tensor
 
 # The value of `OpError.op` for an input of the model.
 INPUT = "INPUT"
@@ -130,8 +130,8 @@ def op_errors(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> t
 
 def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Measurement:
     """Return the records of `op_errors`, and the facts that `find` needs to find causes."""
-    pair = ModelPair(floating, quantized)
-    graph = pair.quantized.main_subgraph
+    pair = ModelPair(floating, quantized, by_layer=True)
+    graph = graph_with_output_names(pair.quantized)
     if not samples:
         raise InputError(
             "samples is empty: expected at least one sample to compare the flatbuffers on", field="samples"
@@ -172,6 +172,22 @@ def measure(quantized: bytes, floating: bytes, samples: Sequence[Sample]) -> Mea
             )
         )
     return Measurement(errors=tuple(records), diagnosis=diagnosis)
+
+
+def graph_with_output_names(model: Model) -> Subgraph:
+    """Return the main graph, in which ops of an unknown layer that compute an output are named after the output.
+
+    The converter calls the tensors of outputs "Identity", but the signature has the names of the output layers.
+    """
+    graph = model.main_subgraph
+    names = dict(zip(graph.outputs, model.output_names, strict=True))
+    ops = tuple(
+        replace(op, keras_layer=names[op.outputs[0]])
+        if op.keras_layer is None and len(op.outputs) == 1 and op.outputs[0] in names
+        else op
+        for op in graph.ops
+    )
+    return replace(graph, ops=ops)
 
 
 def output_label(graph: Subgraph, op: Op, tensor: int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tfq import quant_math, tflite
 from tfq.analysis.low_bits import round_tensor
-from tfq.analysis.op_errors import decibels
+from tfq.analysis.op_errors import decibels, graph_with_output_names
 from tfq.errors import InputError
 from tfq.evaluation import agreement, is_class_vector
 from tfq.progress import counted
@@ -75,7 +75,7 @@ def op_sensitivity(
     if not samples:
         raise InputError("samples is empty: expected at least one sample to measure sensitivity on", field="samples")
     parsed = tflite.read(floating)
-    graph = parsed.main_subgraph
+    graph, named = parsed.main_subgraph, graph_with_output_names(parsed)
     expected = _outputs(floating, samples)
     results = []
     calibrated = [op for op in graph.ops if (graph.index, op.outputs[0]) in ranges.values]
@@ -93,7 +93,7 @@ def op_sensitivity(
                 op=op.name,
                 layer=graph.layer_of(op),
                 tensor=graph.tensors[op.outputs[0]].name,
-                label=op_label(graph, op.index),
+                label=op_label(named, op.index),
                 weights=sum(math.prod(tensor.shape) for tensor in constants if _is_weight(tensor)),
                 # The logarithm of a value that became 0 is infinite, and the values after it may be NaN.
                 sqnr_db=decibels(signal, noise) if math.isfinite(noise) else -math.inf,

@@ -20,12 +20,18 @@ class ModelPair:
     Attributes:
         floating: The float flatbuffer, parsed.
         quantized: The quantized flatbuffer, parsed.
-        float_tensors: {quantized activation: the float activation of the same name}, tensor indices. It covers the
-            outputs of ops, not the inputs of the model.
+        float_tensors: {quantized activation: its float activation}, tensor indices. It covers the outputs of ops, not
+            the inputs of the model.
     """
 
-    def __init__(self, floating: bytes, quantized: bytes) -> None:
+    def __init__(self, floating: bytes, quantized: bytes, *, by_layer: bool = False) -> None:
         """Parse both flatbuffers and match their activations by name.
+
+        Args:
+            floating: The float flatbuffer.
+            quantized: The quantized flatbuffer.
+            by_layer: Whether to match the activations without a common name by Keras layer, op and shape. The names
+                differ after quantization-aware training, which wraps the layers.
 
         Raises:
             InputError: The flatbuffers differ in inputs or shapes of outputs, or have no activation name in common.
@@ -46,6 +52,9 @@ class ModelPair:
                 got=interfaces[0],
             )
         self.float_tensors = _match_activations(self.floating, self.quantized)
+        if by_layer:
+            self.float_tensors |= _match_by_layer(self.floating, self.quantized, self.float_tensors)
+            self.float_tensors = dict(sorted(self.float_tensors.items(), key=lambda item: self._position(item[0])))
         if not self.float_tensors:
             raise InputError(
                 "the float and the quantized flatbuffer do not belong together: no activations have the same name. "
@@ -53,6 +62,10 @@ class ModelPair:
                 field="floating",
                 expected="the float model of the int8 one",
             )
+
+    def _position(self, tensor: int) -> tuple[int, int]:
+        op = self.quantized.main_subgraph.producers[tensor]
+        return op.index, op.outputs.index(tensor)
 
     def quantize_samples(self, samples: Iterable[Sample]) -> Iterator[dict[str, NDArray]]:
         """Yield `samples` in the types of the quantized flatbuffer's inputs."""
@@ -146,6 +159,36 @@ def _match_activations(floating: tflite.Model, quantized: tflite.Model) -> dict[
         for name, indices in quantized_by_name.items()
         if len(indices) == len(by_name[name])
         for index, float_index in zip(indices, by_name[name], strict=True)
+    }
+
+
+def _match_by_layer(floating: tflite.Model, quantized: tflite.Model, matched: Mapping[int, int]) -> dict[int, int]:
+    """Return {quantized activation: float activation} of those that are not in `matched`.
+
+    Outputs of the model are matched by their position, other activations if they alone have one Keras layer, op and
+    shape. The ops must be the same.
+    """
+    graphs = quantized.main_subgraph, floating.main_subgraph
+    taken = set(matched), set(matched.values())
+
+    def by_key(side: int) -> dict[object, list[int]]:
+        graph, results = graphs[side], dict[object, list[int]]()
+        outputs = {index: place for place, index in enumerate(graph.outputs)}
+        for op in graph.ops:
+            for place, index in enumerate(op.outputs):
+                tensor = graph.tensors[index]
+                layer = outputs.get(index, op.keras_layer)
+                if layer is not None and index not in taken[side]:
+                    results.setdefault((layer, op.name, place, tensor.shape), []).append(index)
+        return results
+
+    floats = by_key(1)
+    return {
+        indices[0]: floats[key][0]
+        for key, indices in by_key(0).items()
+        if len(indices) == len(floats.get(key, ())) == 1
+        and graphs[0].tensors[indices[0]].is_quantized
+        and graphs[1].tensors[floats[key][0]].dtype == "float32"
     }
 
 

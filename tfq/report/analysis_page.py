@@ -1,134 +1,184 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages of `tfq analyze`: findings, error by depth, sensitivity, values and ranges; accuracy by bit width."""
+"""The page of `tfq analyze`: findings, error by op, sensitivity, values and ranges; accuracy by bit width."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from tfq.config import FLOAT_BITS
-from tfq.report.formatting import DASH, plain
-from tfq.report.page import document
-from tfq.report.plots import color_of, figure_of, marker_of, missing_matplotlib, name_rows, style, svg_of
+from tfq.report.formatting import DASH, count, is_number, number_of, percent, plain, points
+from tfq.report.page import document, figure_html, section_html
+from tfq.report.plots import (
+    Plot,
+    color_of,
+    figure_of,
+    marker_of,
+    missing_matplotlib,
+    name_rows,
+    style,
+    svg_of,
+)
+from tfq.report.tables import Section, Table
 
-_MOST_BARS, _MOST_HISTOGRAMS = 24, 12
+_MOST_ROWS, _MOST_HISTOGRAMS = 40, 12
 
 
 def analysis_page(record: Mapping[str, Any]) -> str:
-    """Return the page of a record that `tfq analyze` wrote: the analysis of ops, bit widths, or both."""
-    title = f"What costs accuracy: {escape(plain(record.get('config', {}).get('model', '')))}"
-    counts = []
-    body = []
+    """Return the page of a record that `tfq analyze` wrote: the analysis of ops, of bit widths, or of both."""
+    title = f"tfq analyze: {escape(plain(record.get('config', {}).get('model', '')))}"
+    counts, body = [], []
     if "ops" in record:
-        counts.append(f"{record['num_samples']:,} samples")
-        findings = "".join(f"<li>{escape(finding['message'])}</li>" for finding in record["findings"])
-        body += [
-            f"<section><h2>Findings</h2><ul>{findings or '<li>nothing stands out</li>'}</ul></section>",
-            *_plots(record),
-            _table(record["ops"]),
-        ]
+        counts.append(number_of(record["num_samples"], "sample"))
+        body += _op_sections(record)
     if "bit_widths" in record:
-        bit_widths = record["bit_widths"]
-        counts.append(f"{bit_widths['num_examples']:,} test examples, float {bit_widths['float_accuracy']:.2%}")
-        body += _bit_widths(bit_widths)
+        measured = record["bit_widths"]
+        examples = number_of(measured["num_examples"], "test example")
+        counts.append(f"{examples}, float accuracy {percent(measured['float_accuracy'])}")
+        body += _bit_width_sections(measured)
     header = f'<header><h1>{title}</h1><p class="subtitle">{escape(" · ".join(counts))}</p></header>'
     return document(title, "\n".join([header, "<main>", *body, "</main>"]))
 
 
+def _op_sections(record: Mapping[str, Any]) -> list[str]:
+    ops = record["ops"]
+    findings = tuple(plain(finding["message"]) for finding in record["findings"])
+    about = "SQNR is the ratio of signal to quantization error in dB: higher is better, 6 dB more is half the error."
+    plots = {
+        "depth": _plot("Error of each op", lambda: _depth(ops)),
+        "sensitivity": _plot("Sensitivity of the outputs", lambda: _sensitivity(record.get("sensitivity") or [])),
+    }
+    list_of_findings = "".join(f"<li>{escape(finding)}</li>" for finding in findings)
+    return [
+        '<section><h2 id="findings">Findings</h2>'
+        f'<ul data-findings="{len(findings)}">{list_of_findings or "<li>no problems found</li>"}</ul></section>',
+        section_html(Section(key="ops", title="Ops", paragraphs=(about,), plots=tuple(plots), folded=False), plots),
+        section_html(Section(key="numbers", title="All numbers", tables=(_numbers(ops),), folded=False), {}),
+        _values_section(record),
+    ]
+
+
+def _plot(title: str, draw: Callable[[], tuple[str, str]]) -> Plot:
+    """Return a plot, or one without a drawing whose caption says why. draw: () -> (SVG, caption)."""
+    try:
+        with style():
+            svg, caption = draw()
+    except ImportError as error:
+        svg, caption = "", missing_matplotlib(error)
+    return Plot(title=title, svg=svg, caption=caption)
+
+
+# heading -> key of an op's record
 _COLUMNS = {
-    "SQNR, dB": "sqnr_db",
-    "own grid, dB": "expected_sqnr_db",
-    "rounding, dB": "rounding_sqnr_db",
-    "clipping, dB": "clipping_sqnr_db",
-    "worst channel, dB": "worst_channel_sqnr_db",
-    "mean shift / std": "mean_shift",
+    "SQNR": "sqnr_db",
+    "rounding alone": "expected_sqnr_db",
+    "values in range": "rounding_sqnr_db",
+    "clipped values": "clipping_sqnr_db",
+    "worst channel": "worst_channel_sqnr_db",
+    "mean shift": "mean_shift",
 }
 
 
-def _table(ops: Sequence[Mapping[str, Any]]) -> str:
-    """Return the section with the numbers of every input and op."""
-    head = "".join(f"<th>{name}</th>" for name in ("op", *_COLUMNS, "weights, dB", "worst channel, dB"))
+def _numbers(ops: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for item in ops:
         weights = item["weights"] or {}
         values = [*(item[key] for key in _COLUMNS.values()), weights.get("sqnr_db")]
         values.append(weights.get("worst_channel_sqnr_db"))
-        cells = "".join(f"<td>{DASH if value is None else format(value, '.2f')}</td>" for value in values)
-        dead = " (dead)" if item["dead"] else ""
-        rows.append(f"<tr><td>{escape(plain(item['label']))}{dead}</td>{cells}</tr>")
-    return (
-        f'<section><h2>Numbers</h2><div class="table"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+        unused = " (always 0)" if item["dead"] else ""
+        rows.append((plain(item["label"]) + unused, *(f"{v:.2f}" if is_number(v) else DASH for v in values)))
+    return Table(
+        key="ops",
+        columns=("op", *_COLUMNS, "weights", "worst channel of the weights"),
+        rows=tuple(rows),
+        notes=(
+            "All values are in dB, except the mean shift, which is relative to the standard deviation of the tensor.",
+            "SQNR: of the op's output, including the errors of all ops before it. Rounding alone: what the scale of "
+            "the output allows. Values in range and clipped values: the same error, split by whether the value is "
+            "inside the quantized range.",
+            "A dash means that there is no such error, or that the op has no weights.",
+        ),
+        sortable=True,
     )
 
 
-def _plots(record: Mapping[str, Any]) -> list[str]:
-    try:
-        with style():
-            parts = [
-                _section("Error along the depth", _depth(record["ops"]), "Signal to error of the output of each op."),
-                _section(
-                    "Sensitivity",
-                    _sensitivity(record["sensitivity"]),
-                    "Signal to error of the model's outputs with one op alone quantized: the shortest costs most.",
-                ),
-            ]
-            drawn = [_histograms(item) for item in _worst(record)]
-    except ImportError as error:
-        return [f"<p>{escape(missing_matplotlib(error), quote=False)}</p>"]
-    caption = (
-        "Outputs of the ops that lose most, and their weights; the pale band is the range of the quantized values."
-    )
-    return [*parts, _section("Values and ranges", "".join(drawn), caption)]
+def _short(label: str) -> str:
+    """Return the layer and the position of an op: "conv2 #5" for "conv2/CONV_2D (#5)"."""
+    match = re.fullmatch(r"(.+)/[A-Z0-9_]+ \((#\d+)\)(:\d+)?", label)
+    return plain(f"{match[1]} {match[2]}{match[3] or ''}" if match else label)
 
 
-def _section(title: str, svg: str, caption: str) -> str:
-    figure = f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-    return f"<section><h2>{title}</h2>{figure}</section>" if svg else ""
-
-
-def _depth(ops: Sequence[Mapping[str, Any]]) -> str:
-    figure, axes = figure_of(3.1)
-    places = range(1, len(ops) + 1)
-    for number, (key, name) in enumerate((("sqnr_db", "measured"), ("expected_sqnr_db", "rounding alone"))):
-        values = [item[key] for item in ops]
-        points = [(place, value) for place, value in zip(places, values, strict=True) if value is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), f"-{marker_of(number)}", color=color_of(number), ms=3, label=name)
-    axes.grid(True)
-    axes.set_xlabel("op, from the input on")
-    axes.set_ylabel("SQNR, dB")
+def _depth(ops: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    series = (("sqnr_db", "measured"), ("expected_sqnr_db", "rounding alone"))
+    known = [item for item in ops if any(is_number(item[key]) for key, _ in series)]
+    if not known:
+        return "", "not drawn: no op has an error"
+    shown = known if len(known) <= _MOST_ROWS else sorted(known, key=_loss)[:_MOST_ROWS]
+    shown = [item for item in known if item in shown]
+    figure, axes = figure_of(0.9 + 0.24 * len(shown))
+    for number, (key, name) in enumerate(series):
+        values = [(item[key], row) for row, item in enumerate(shown) if is_number(item[key])]
+        if values:
+            axes.plot(
+                *zip(*values, strict=True), f"-{marker_of(number)}", color=color_of(number), ms=4, lw=1, label=name
+            )
+    name_rows(axes, [_short(item["label"]) for item in shown])
+    axes.set_xlabel("SQNR, dB")
     figure.legend(loc="outside upper left", ncols=2)
-    return svg_of(figure, "Error along the depth")
+    caption = "SQNR of the output of each op, from the input of the model on: left is worse."
+    left_out = len(known) - len(shown)
+    return svg_of(figure, "Error of each op"), caption + (
+        f" The {count(left_out)} better ops are in the table." if left_out else ""
+    )
 
 
-def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> str:
-    shown = [item for item in measured if item["sqnr_db"] is not None][:_MOST_BARS]
+def _loss(item: Mapping[str, Any]) -> float:
+    return float(item["sqnr_db"]) if is_number(item["sqnr_db"]) else float("inf")
+
+
+def _sensitivity(measured: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    shown = [item for item in measured if is_number(item["sqnr_db"])][:_MOST_ROWS]
     if not shown:
-        return ""
-    figure, axes = figure_of(0.7 + 0.28 * len(shown))
+        return "", "not measured: analysis.sensitivity is off" if not measured else "not drawn: no op has an error"
+    figure, axes = figure_of(0.7 + 0.24 * len(shown))
     for row, item in enumerate(shown):
         axes.barh(row, item["sqnr_db"], height=0.6, color=color_of(0))
-    name_rows(axes, [item["label"] for item in shown])
+    name_rows(axes, [_short(item["label"]) for item in shown])
     axes.set_xlabel("SQNR of the outputs, dB")
-    return svg_of(figure, "Sensitivity")
+    caption = "SQNR of the model's outputs if only this op is quantized: the op with the shortest bar costs most."
+    return svg_of(figure, "Sensitivity"), caption
+
+
+def _values_section(record: Mapping[str, Any]) -> str:
+    """Return the histograms of the worst ops: outputs and weights, with the quantized range."""
+    about = (
+        "Values of the float model in the ops with the lowest SQNR, and their weights, on a logarithmic scale. The "
+        "pale band is the range of the quantized values; values outside it are clipped."
+    )
+    worst = _worst(record)
+    if not worst:
+        about = "Not drawn: the record has no histograms (analysis.histograms)."
+    figures = "".join(
+        figure_html("histogram", _plot(f"{_short(item['label'])}: {what}", functools.partial(_histogram, bars)))
+        for item in worst
+        for what, bars in (("output", item["activations"]), ("weights", item["weights"]))
+        if bars
+    )
+    grid = f'<div class="figures">{figures}</div>' if figures else ""
+    return f'<section><h2 id="values">Values and ranges</h2><p>{escape(about)}</p>{grid}</section>'
 
 
 def _worst(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the histograms of the ops with the least signal to error, in the order of the ops."""
+    """Return the histograms of the ops with the lowest SQNR, in the order of the ops."""
     by_label = {item["label"]: item for item in record["ops"]}
     listed = [(by_label[item["label"]], item) for item in record["histograms"] if item["label"] in by_label]
-    by_loss = sorted(listed, key=lambda pair: float("inf") if pair[0]["sqnr_db"] is None else pair[0]["sqnr_db"])
-    chosen = [id(histogram) for _, histogram in by_loss[:_MOST_HISTOGRAMS]]
+    chosen = [id(histogram) for _, histogram in sorted(listed, key=lambda pair: _loss(pair[0]))[:_MOST_HISTOGRAMS]]
     return [histogram for _, histogram in listed if id(histogram) in chosen]
 
 
-def _histograms(op: Mapping[str, Any]) -> str:
-    kinds = [("output", op["activations"]), ("weights", op["weights"])]
-    return "".join(_bars(f"{op['label']}: {what}", bars) for what, bars in kinds if bars)
-
-
-def _bars(title: str, bars: Mapping[str, Any]) -> str:
-    figure, axes = figure_of(1.5)
+def _histogram(bars: Mapping[str, Any]) -> tuple[str, str]:
+    figure, axes = figure_of(1.3)
     width = (bars["high"] - bars["low"]) / len(bars["counts"])
     starts = [bars["low"] + place * width for place in range(len(bars["counts"]))]
     axes.axvspan(*bars["range"], color=color_of(2), alpha=0.15, linewidth=0)
@@ -136,40 +186,37 @@ def _bars(title: str, bars: Mapping[str, Any]) -> str:
     axes.set_yscale("symlog")
     axes.set_yticks([])
     axes.set_yticks([], minor=True)
-    axes.set_title(title, fontsize=9, loc="left")
-    return svg_of(figure, escape(title, quote=True))
+    return svg_of(figure, "Histogram"), ""
 
 
-def _bit_widths(record: Mapping[str, Any]) -> list[str]:
-    """Return the sections on bit widths: plots of weights, of activations and of both, and all numbers."""
-    rows = "".join(_row(way) for way in record["ways"])
-    return [
-        *_bits_plots(record),
-        '<section><h2>Accuracy by bit width</h2><div class="table"><table><thead><tr><th>weights</th>'
-        "<th>activations</th><th>grid</th><th>accuracy</th><th>against float</th><th>on TFLite</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div></section>",
-    ]
-
-
-def _bits_plots(record: Mapping[str, Any]) -> list[str]:
-    curves = {
-        "Weights, activations in float": [way for way in record["ways"] if way["activation_bits"] == FLOAT_BITS],
-        "Activations, alone and with weights": [way for way in record["ways"] if way["activation_bits"] != FLOAT_BITS],
+def _bit_width_sections(record: Mapping[str, Any]) -> list[str]:
+    """Return the section on bit widths: plots for weights and for activations, and all numbers."""
+    ways = record["ways"]
+    weights_alone = [way for way in ways if way["activation_bits"] == FLOAT_BITS]
+    others = [way for way in ways if way["activation_bits"] != FLOAT_BITS]
+    plots = {
+        "weights": _plot("Weights quantized, activations float", lambda: _curves(weights_alone, record)),
+        "activations": _plot("Activations quantized, alone and with weights", lambda: _curves(others, record)),
     }
-    try:
-        with style():
-            return [
-                _bits_section(title, _drawn(title, ways, record["float_accuracy"])) for title, ways in curves.items()
-            ]
-    except ImportError as error:
-        return [f"<p>{escape(missing_matplotlib(error), quote=False)}</p>"]
+    about = (
+        "Accuracy of the model with fewer bits, simulated in float without training. If TFLite can run a combination, "
+        "the last column has the setting that makes such a file."
+    )
+    table = Table(
+        key="bit_widths",
+        columns=("weights", "activations", "grid", "accuracy", "minus float, points", "95% interval", "on TFLite"),
+        rows=tuple(map(_row, ways)),
+        numeric=(False, False, False, True, True, True, False),
+        sortable=True,
+    )
+    sections = (
+        Section(key="bit_widths", title="Accuracy by bit width", paragraphs=(about,), plots=tuple(plots), folded=False),
+        Section(key="all_bit_widths", title="All combinations", tables=(table,), folded=False),
+    )
+    return [section_html(section, plots) for section in sections]
 
 
-def _bits_section(title: str, svg: str) -> str:
-    return f"<section><h2>{title}</h2><figure>{svg}</figure></section>" if svg else ""
-
-
-def _drawn(title: str, ways: Sequence[Mapping[str, Any]], float_accuracy: float) -> str:
+def _curves(ways: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> tuple[str, str]:
     series: dict[str, list[tuple[int, float]]] = {}
     for way in ways:
         weights, activations = way["weight_bits"], way["activation_bits"]
@@ -183,10 +230,10 @@ def _drawn(title: str, ways: Sequence[Mapping[str, Any]], float_accuracy: float)
             name, bits = "weights, 8-bit activations", weights
         series.setdefault(name, []).append((bits, 100 * way["accuracy"]))
     if not series:
-        return ""
+        return "", "not measured: see analysis.bit_widths"
     figure, axes = figure_of(3.1)
-    for number, (name, points) in enumerate(series.items()):
-        ordered = sorted(points)
+    for number, (name, values) in enumerate(series.items()):
+        ordered = sorted(values)
         axes.plot(
             [bits for bits, _ in ordered],
             [accuracy for _, accuracy in ordered],
@@ -195,17 +242,26 @@ def _drawn(title: str, ways: Sequence[Mapping[str, Any]], float_accuracy: float)
             markersize=5,
             label=name.replace("_", " "),
         )
-    axes.axhline(100 * float_accuracy, linewidth=0.8, linestyle=":", color=color_of(5), label="float")
-    axes.set_xticks(sorted({bits for points in series.values() for bits, _ in points}))
+    axes.axhline(100 * record["float_accuracy"], linewidth=0.8, linestyle=":", color=color_of(5), label="float")
+    axes.set_xticks(sorted({bits for values in series.values() for bits, _ in values}))
     axes.grid(True)
     axes.set_xlabel("bits")
     axes.set_ylabel("accuracy, %")
     figure.legend(loc="outside upper left", ncols=3 if len(series) > 3 else 2, handletextpad=0.4, columnspacing=1.0)
-    return svg_of(figure, title)
+    return svg_of(figure, "Accuracy by bit width"), "Accuracy on the test examples; the dotted line is the float model."
 
 
-def _row(way: Mapping[str, Any]) -> str:
+def _row(way: Mapping[str, Any]) -> tuple[str, ...]:
     bits = ["float" if way[name] == FLOAT_BITS else str(way[name]) for name in ("weight_bits", "activation_bits")]
-    grid = "" if way["weight_bits"] == FLOAT_BITS else way["grid"].replace("_", " ")
-    cells = [*bits, grid, f"{way['accuracy']:.2%}", f"{100 * way['against_float']['difference']:+.2f}", way["runs_as"]]
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+    grid = DASH if way["weight_bits"] == FLOAT_BITS else plain(way["grid"]).replace("_", " ")
+    difference = way["against_float"]
+    ends = [difference.get(key) for key in ("low", "high")]
+    interval = f"{points(ends[0])} to {points(ends[1])}" if all(map(is_number, ends)) else "no interval"
+    return (
+        *bits,
+        grid,
+        percent(way["accuracy"]),
+        points(difference["difference"]),
+        interval,
+        plain(way["runs_as"]),
+    )
