@@ -83,8 +83,7 @@ class _Display:
                     return
                 name, start = stages[-1]
                 secs = time.monotonic() - start
-                # A line that is written during a capture would appear late, after what follows it.
-                if secs >= _DELAY_SECS and not self.hidden and not is_captured():
+                if secs >= _DELAY_SECS and not self.hidden and not _is_delayed():
                     line = f"{name} {secs:.0f} s"[: shutil.get_terminal_size().columns - 1]
                     _write(f"\r{line.ljust(self._width)}")
                     self._width = len(line)
@@ -196,6 +195,13 @@ def _is_live() -> bool:
     stream = sys.stderr
     with contextlib.suppress(AttributeError, ValueError):  # None, or closed
         return stream.isatty() or type(stream).__module__.startswith("ipykernel")
+    return False
+
+
+def _is_delayed() -> bool:
+    """Return whether text that is written to stderr now is captured, and would appear late."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # the stream has no file descriptor
+        return is_captured() and sys.stderr.fileno() == 2
     return False
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tfq import progress
 from tfq.errors import TfqWarning, warn
+from tfq.native_stderr import captured_stderr
 
 
 class Screen(io.StringIO):
@@ -119,6 +120,19 @@ def test_nothing_is_redrawn_while_something_else_is_shown(show):
     assert screen.getvalue() == ""
 
 
+@pytest.mark.parametrize(("descriptor", "is_shown"), [(2, False), (5, True)])
+def test_nothing_is_redrawn_on_a_stderr_that_is_captured(show, monkeypatch, descriptor, is_shown):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    screen = show(Screen(True))
+    screen.fileno = lambda: descriptor
+    with progress.stage("quantizing"), captured_stderr():
+        if is_shown:
+            wait_for(screen, "quantizing")
+        else:
+            time.sleep(0.1)
+    assert ("quantizing" in screen.getvalue()) == is_shown
+
+
 def test_a_count_is_a_bar_on_a_terminal_instead_of_the_stage(show):
     screen = show(Screen(True))
     with progress.stage("calibrating"):
@@ -195,12 +209,12 @@ def test_a_forked_child_shows_its_own_stages():
 
 COMMANDS = {
     "train": ("--model=digits_cnn", "--data=digits"),
-    "convert": ("--model=missing.keras", "--data=digits"),
-    "compress": ("--model=missing.keras", "--data=digits"),
+    "convert": ("--model=model.keras", "--data=digits"),
+    "compress": ("--model=model.keras", "--data=digits"),
     "audit": ("--model=missing.tflite",),
     "benchmark": ("--model=missing.tflite",),
     "evaluate": ("--model=missing.tflite", "--data=digits"),
-    "search": ("--model=missing.keras", "--data=digits"),
+    "search": ("--model=model.keras", "--data=digits"),
     "analyze": ("--model=missing.tflite", "--data=digits", "--reference={golden}/digits_float32.tflite"),
     "run": ("--model=digits_cnn", "--data=digits"),
 }
@@ -210,6 +224,7 @@ COMMANDS = {
 def test_the_first_stage_is_printed_before_tensorflow_is_imported(command, tmp_path, tfq_cli, golden):
     """A module that stands in for TensorFlow ends the process when it is imported."""
     (tmp_path / "tensorflow.py").write_text("import os; os.write(2, b'TensorFlow\\n'); os._exit(9)\n")
+    (tmp_path / "model.keras").touch()
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     arguments = [argument.format(golden=golden) for argument in COMMANDS[command]]
     done = tfq_cli(command, *arguments, f"--out={tmp_path}/out", cwd=tmp_path, PYTHONPATH=path)
