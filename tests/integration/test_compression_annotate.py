@@ -19,7 +19,7 @@ from tfq.compression.graph import cloned
 from tfq.compression.qat import qat
 from tfq.compression.qat.placement import placements
 from tfq.compression.qat.qat import untrained_qat_model
-from tfq.compression.qat.ranges import debiased_ranges
+from tfq.compression.qat.ranges import ema_ranges
 from tfq.compression.training import deterministic
 from tfq.config import AuditConfig, ConversionConfig, QATConfig
 from tfq.errors import InputError
@@ -117,7 +117,7 @@ def with_ranges(quantized, x):
     normalizations = [layer for layer in quantized.submodules if type(layer).__name__ == "BatchNormalization"]
     for layer in normalizations:
         layer.trainable = False
-    with debiased_ranges(quantized):
+    with ema_ranges(quantized):
         quantized(x, training=True)
     for layer in normalizations:
         layer.trainable = True
@@ -317,7 +317,7 @@ def test_kernels_have_a_scale_for_each_channel_depthwise_and_dense_ones_too():
 def test_layers_are_chosen_by_pattern_and_the_rest_is_calibrated():
     x = images()
     result = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown", "sep*")))
-    assert result.skipped["stem"] == "no pattern in layers fits its name"
+    assert result.skipped["stem"] == "no pattern in layers matches its name"
     wrapped = {layer.name for layer in result.model.layers if layer.name.startswith("quant_")}
     assert wrapped == {"quant_grown", "quant_separable", "quant_separable_bn"}
     with warnings.catch_warnings():

@@ -7,7 +7,7 @@ from small_models import fit_briefly, fit_for, noise, small_model
 
 from tfq.compression import qat_model, qat_parity, untrained_qat_model
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat.ranges import _with_gradient_of_step
+from tfq.compression.qat.ranges import _lsq_quantize
 from tfq.config import DistillationConfig, QATConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
@@ -30,7 +30,7 @@ def test_the_gradient_is_that_of_learned_step_sizes():
     values = np.array([-3.0, -0.31, 0.0, 0.52, 1.9, 7.0], np.float32)
     low, high = tf.Variable(-1.0), tf.Variable(2.0)
     with tf.GradientTape() as tape:
-        rounded = _with_gradient_of_step(tf.constant(values), low, high, 15)
+        rounded = _lsq_quantize(tf.constant(values), low, high, 15)
         total = tf.reduce_sum(rounded)
     step, below = 3 / 15, 5
     quantized = np.clip(np.rint(values / step), -below, 15 - below)

@@ -75,7 +75,7 @@ def test_conditions_inside_an_operation_are_left_out_of_parity():
 
 
 def test_with_ranges_of_their_own_parity_tells(monkeypatch):
-    monkeypatch.setattr("tfq.compression.qat.ranges.joins", lambda layer: False)
+    monkeypatch.setattr("tfq.compression.qat.ranges.shares_range", lambda layer: False)
     model, x = trained({"below": lambda ops, x: ops.minimum(x, 0.0)}, read_by_others=True), images()
     parity = tfq.qat_parity(model, tfq.convert(model, config=tfq.ConversionConfig(verify=False)), x)
     assert parity.first_departure.op == "MINIMUM", parity.to_text()

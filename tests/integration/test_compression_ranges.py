@@ -13,7 +13,7 @@ from tfq.compression import qat_model, untrained_qat_model
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import qat
 from tfq.compression.qat.narrow_ranges import widen_ranges
-from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, without_far_examples
+from tfq.compression.qat.ranges import calibrate_ranges, clip_outlier_examples, ema_ranges
 from tfq.config import ConversionConfig, EvaluationConfig, QATConfig
 from tfq.conversion import convert_model
 from tfq.data import Split
@@ -125,7 +125,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
     places = tfmot_symbols.activation_quantizers(quantized)
     place = next(place for place in places if place.is_moving_average)
     pair, average = place.ranges[0], 6.0
-    with debiased_ranges(quantized, seen) as steps_seen:
+    with ema_ranges(quantized, seen) as steps_seen:
         (debiased,) = [
             item.quantizer for item in tfmot_symbols.activation_quantizers(quantized) if item.ranges[0] is pair
         ]
@@ -157,7 +157,7 @@ def test_single_examples_that_go_far_beyond_the_range_count_as_if_they_did_not(f
     batch[:far, 1, 0] = 700
     batch[:far, 2, 1] = -700
     result = np.asarray(
-        without_far_examples(tf.constant(batch), tf.constant(-1.0), tf.constant(2.0), tf.constant(known))
+        clip_outlier_examples(tf.constant(batch), tf.constant(-1.0), tf.constant(2.0), tf.constant(known))
     )
     assert result.max() == wanted and result.min() == (-4.0 if wanted == 5.0 else -700)
     np.testing.assert_array_equal(result[far:], batch[far:])
@@ -183,7 +183,7 @@ def test_both_ranges_of_one_quantizer_start_at_the_first_batch():
     quantized = qat.quantized(model).model
     (place,) = [place for place in tfmot_symbols.activation_quantizers(quantized) if place.layer == "quant_gelu"]
     assert len(place.ranges) == 2
-    with debiased_ranges(quantized):
+    with ema_ranges(quantized):
         quantized(images(8, spread=0.01), training=True)
     assert all(-0.5 < low < 0 < high < 0.5 for low, high in ranges_of(quantized)["quant_gelu"])
 

@@ -8,7 +8,7 @@ import tfq
 from tfq.compression import qat_parity
 from tfq.compression._tfmot import tfmot_symbols
 from tfq.compression.qat import qat, ranges
-from tfq.compression.qat.layer_facts import kind, passes_on
+from tfq.compression.qat.layer_facts import kind, preserves_range
 from tfq.compression.qat.qat import untrained_qat_model
 from tfq.compression.qat.ranges import calibrate_ranges
 from tfq.compression.training import deterministic
@@ -204,7 +204,7 @@ def test_in_training_a_group_is_rounded_to_one_range():
     variables = {
         name: tfmot_symbols.output_variables(quantized.get_layer(f"quant_{name}")) for name in ("stem", "join2")
     }
-    with ranges.debiased_ranges(quantized, 1):
+    with ranges.ema_ranges(quantized, 1):
         variables["stem"]["max_var"].assign(0.1)
         probe = import_tf_keras().Model(quantized.inputs, quantized.get_layer("quant_stem").output)
         assert np.max(probe(x, training=False)) > 0.5
@@ -225,7 +225,7 @@ def test_operations_of_keras_3_that_only_move_values_pass_on_the_scale_that_they
     others = [ops.exp(image), ops.cumsum(image, axis=1)]
     bridged = tfq.to_tf_keras(keras.Model(image, [*moved, *others])).model
     operations = [layer for layer in bridged.layers if kind(layer) == "KerasOperation"]
-    assert {layer.operation: passes_on(layer) for layer in operations} == {
+    assert {layer.operation: preserves_range(layer) for layer in operations} == {
         **dict.fromkeys(("numpy.Flip", "numpy.Tile", "numpy.Repeat", "numpy.GetItem"), True),
         **dict.fromkeys(("numpy.Split", "core.Unstack"), True),
         "numpy.Cumsum": False,

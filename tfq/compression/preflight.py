@@ -157,7 +157,7 @@ def preflight(model: KerasModel | BridgeResult, config: CompressionConfig | None
 def _preflight_bridged(result: Any, config: CompressionConfig) -> Preflight:
     layers = {layer.name: layer for layer in result.model.layers}
     clone, _ = cloned(result.model)
-    placed = qat.chosen(clone, config.qat if config.qat.enabled else QATConfig())
+    placed = qat.selected_placements(clone, config.qat if config.qat.enabled else QATConfig())
     form = config.prune if config.prune.enabled else None
     kinds = {name: type(layer).__name__ for name, layer in _named(result.source)}
     input_layer = import_tf_keras().layers.InputLayer

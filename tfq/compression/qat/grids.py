@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges and biases that are what the flatbuffer can hold, so that the QAT model rounds as the flatbuffer will.
+"""Move ranges and biases of a QAT model to values that the flatbuffer can represent, so that both round equally.
 
-A range must have zero as one of its codes. [-1, 1] has it between two: TensorFlow's kernel takes one of them, the
-converter the other. A bias in a flatbuffer is a 32-bit integer in steps of input_scale * weight_scale, far finer than
-the output's. The half step that rounding moves it by shows in one code of some hundreds of a layer; but each such code
-moves others behind it, and at the end of a deep model the flatbuffer has another noise than the QAT model.
+Zero must be one of the 256 quantized values of a range. In [-1, 1], zero is between two of them: TensorFlow's kernel
+rounds to one, the converter to the other. A bias in a flatbuffer is a 32-bit integer in steps of
+input_scale * weight_scale, which is much finer than the scale of the output. Rounding the bias changes it by up to half
+such a step, and with it one output value in some hundreds. Each changed value changes others in later layers, and the
+outputs of a deep model differ.
+
 Sources: FakeQuantWithMinMaxVars; TFLite 8-bit quantization specification.
 """
 
@@ -14,69 +16,76 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat.layer_facts import kind, passes_on
-from tfq.compression.qat.ranges import unite_ranges
+from tfq.compression.qat.layer_facts import kind, preserves_range
+from tfq.compression.qat.ranges import unify_ranges
 
-_STEPS = 255
-# Of a code; float32 errs by less than a thousandth of it.
-_BETWEEN = 1e-3
-# Symmetric, narrow range.
+_ACTIVATION_STEPS = 255
+# In quantization steps. The error of float32 is below a thousandth of a step.
+_TIE_TOLERANCE = 1e-3
+# Weights are symmetric with a narrow range.
 _WEIGHT_STEPS = 127
 
 
 def round_to_flatbuffer(model: Any) -> None:
-    """At the end of training: unites and moves ranges, and then the biases that depend on them."""
-    unite_ranges(model)
+    """Unify and round the ranges of a trained QAT model, and then round the biases, which depend on them."""
+    unify_ranges(model)
     round_ranges(model)
     round_biases(model)
 
 
 def round_ranges(model: Any) -> None:
-    """Moves learned ranges of activations in a QAT model to what fake quantization makes of them already.
+    """Set activation ranges of a QAT model to the nudged ranges that fake quantization uses already.
 
-    Those alone whose zero is in the middle between two codes: there, rounding errors tell which one it takes.
+    Only ranges with zero in the middle between two quantized values change, because rounding errors decide there which
+    of the two becomes the zero point.
     """
     for place in tfmot_symbols.activation_quantizers(model):
         for variables in place.ranges:
             low, high = (np.float32(variables[end].numpy()) for end in ("min_var", "max_var"))
-            scale = (high - low) / np.float32(_STEPS)
-            if not scale > 0 or abs((-low / scale) % 1 - 0.5) > _BETWEEN:
+            scale = (high - low) / np.float32(_ACTIVATION_STEPS)
+            if not scale > 0 or abs((-low / scale) % 1 - 0.5) > _TIE_TOLERANCE:
                 continue
-            # As the kernel has it, in float32, a half up.
-            below = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, _STEPS)
-            tfmot_symbols.assign_ends(variables, -below * scale, (_STEPS - below) * scale)
+            # As TensorFlow's kernel rounds: in float32, half up.
+            below = np.clip(np.floor(-low / scale + np.float32(0.5)), 0, _ACTIVATION_STEPS)
+            tfmot_symbols.assign_ends(variables, -below * scale, (_ACTIVATION_STEPS - below) * scale)
 
 
 def round_biases(model: Any) -> int:
-    """Moves each bias of a QAT model to the nearest whole step of its accumulator; gives of how many layers.
+    """Round each bias of a QAT model to a multiple of its accumulator's step, input_scale * weight_scale.
 
-    model: with ranges that will not change any more; changed in place. What a BatchNormalization (a Rescaling with one
-    factor) behind the kernel makes of the bias counts, for the flatbuffer has it folded: then beta moves, or the moving
-    mean where there is no beta. A layer whose input has a scale that nobody knows here keeps what it has.
+    The bias is the folded one: a BatchNormalization (or scalar Rescaling) after the kernel is folded into it by the
+    converter. The rounding then changes beta, or the moving mean if there is no beta. A layer whose input scale is not
+    known keeps its bias.
+
+    Args:
+        model: The QAT model, with final ranges. It is changed in place.
+
+    Returns:
+        The number of layers with a rounded bias.
     """
-    bounds = {name: _bound(variables) for name, _, _, variables in tfmot_symbols.weight_ranges(model)}
-    return sum(_round(layer, bounds.get(layer.name)) for layer in model.layers)
+    bounds = {name: _largest_magnitudes(variables) for name, _, _, variables in tfmot_symbols.weight_ranges(model)}
+    return sum(_round_bias(layer, bounds.get(layer.name)) for layer in model.layers)
 
 
-def _round(layer: Any, bound: NDArray | None) -> bool:
+def _round_bias(layer: Any, bound: NDArray | None) -> bool:
     inner = tfmot_symbols.wrapped(layer)
     if kind(inner) == "ConvolvedBatchNormalization":
         bound, after = np.ones(1), inner
     elif bound is not None:
-        after = _folded(layer)
+        after = _folded_layer(layer)
     if bound is None or (input_step := _input_step(layer)) is None:
         return False
     own = np.asarray(inner.bias, np.float64) if getattr(inner, "use_bias", False) else np.zeros(1)
-    factor, offset = _affine(after)
+    factor, offset = _factor_and_offset(after)
     total = own * factor + offset
     step = input_step * bound / _WEIGHT_STEPS * np.abs(factor)
-    # A factor of zero leaves nothing to round: the whole channel is its offset.
+    # With a factor of zero, the channel is constant, and there is nothing to round.
     rounded = np.where(step > 0, np.rint(total / np.where(step > 0, step, 1.0)) * step, total)
-    return _move(inner, after, rounded - total, factor)
+    return _add_to_bias(inner, after, rounded - total, factor)
 
 
-def _move(inner: Any, after: Any, by: NDArray, factor: NDArray) -> bool:
-    """Adds `by` to the folded bias, wherever it can be added; whether it could."""
+def _add_to_bias(inner: Any, after: Any, by: NDArray, factor: NDArray) -> bool:
+    """Add `by` to the folded bias, and return whether the layer has a parameter for that."""
     if hasattr(after, "moving_variance"):
         if after.center:
             after.beta.assign_add(np.broadcast_to(by, after.beta.shape))
@@ -90,8 +99,8 @@ def _move(inner: Any, after: Any, by: NDArray, factor: NDArray) -> bool:
     return True
 
 
-def _affine(after: Any) -> tuple[NDArray, NDArray]:
-    """(factor, offset), a value a channel or one: what the layer that the kernel takes in makes of a bias."""
+def _factor_and_offset(after: Any) -> tuple[NDArray, NDArray]:
+    """Return (factor, offset) per channel, or single values, that the folded layer applies to a bias."""
     if after is None:
         return np.ones(1), np.zeros(1)
     if kind(after) == "Rescaling":
@@ -103,8 +112,8 @@ def _affine(after: Any) -> tuple[NDArray, NDArray]:
     return factor, offset + np.asarray(after.beta, np.float64) if after.center else offset
 
 
-def _folded(layer: Any) -> Any:
-    """The layer whose factor and offset become part of this one's kernel and bias, or None."""
+def _folded_layer(layer: Any) -> Any:
+    """Return the layer that the converter folds into this layer's kernel and bias, or None."""
     nodes = layer.outbound_nodes
     if len(nodes) != 1 or tfmot_symbols.output_range(layer) is not None:
         return None
@@ -114,23 +123,23 @@ def _folded(layer: Any) -> Any:
 
 
 def _input_step(layer: Any) -> float | None:
-    """The scale of what the layer's kernel reads; None where it is not known."""
+    """Return the scale of the input of the layer's kernel; None if it is not known."""
     if kind(tfmot_symbols.wrapped(layer)) == "SplitSeparableConv2D":
         intermediate = tfmot_symbols.inner_range(layer, "intermediate")
-        return None if intermediate is None else (intermediate[1] - intermediate[0]) / _STEPS
+        return None if intermediate is None else (intermediate[1] - intermediate[0]) / _ACTIVATION_STEPS
     [node] = layer.inbound_nodes
     while len(node.keras_inputs) == 1:
-        # By this node: a layer that is not wrapped is in the model that tfmot made this one of as well.
+        # From this node, because a layer that is not wrapped also belongs to the model before tfmot's rewrite.
         before, index, _ = node.keras_inputs[0]._keras_history
         result = tfmot_symbols.output_range(before)
         if result is not None:
-            return (result[1] - result[0]) / _STEPS
-        if not passes_on(before):
+            return (result[1] - result[0]) / _ACTIVATION_STEPS
+        if not preserves_range(before):
             return None
         node = before.inbound_nodes[index]
     return None
 
 
-def _bound(variables: dict[str, Any]) -> NDArray:
-    """The largest magnitude that each channel of a weight can have."""
+def _largest_magnitudes(variables: dict[str, Any]) -> NDArray:
+    """Return the largest magnitude in the range of each channel of a weight."""
     return np.maximum(-np.asarray(variables["min_var"], np.float64), np.asarray(variables["max_var"], np.float64))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a single tf_keras layer is to the flatbuffer, whatever stands around it."""
+"""Facts about a single tf_keras layer that determine how TFLite quantizes it, independent of its neighbors."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from tfq.compression._tfmot import tfmot_symbols
 from tfq.keras_bridge import import_tf_keras
 from tfq.keras_bridge.layers.bridged_layer import facts_of
 
-# Operations whose output has the input's scale: those of Keras 3, and TensorFlow's own in a Keras 2 model.
-_OPERATIONS_NAMES = """
+# Operations whose output has the input's scale: those of Keras 3, and TensorFlow functions in a Keras 2 model.
+_PRESERVING_NAMES = """
     core.Slice core.Unstack einops.Rearrange image.CropImages image.Resize nn.DepthToSpace nn.SpaceToDepth
     numpy.BroadcastTo numpy.ExpandDims numpy.Flip numpy.GetItem numpy.Max numpy.Min numpy.Moveaxis numpy.Ravel
     numpy.Repeat numpy.Reshape numpy.Rot90 numpy.Split numpy.Squeeze numpy.Swapaxes numpy.Take numpy.Tile
@@ -17,106 +17,114 @@ _OPERATIONS_NAMES = """
     math.reduce_min nn.depth_to_space nn.space_to_depth repeat reshape reverse slice split squeeze strided_slice
     tile transpose unstack
 """
-_OPERATIONS_PASS_ON = frozenset(_OPERATIONS_NAMES.split())
+_PRESERVING = frozenset(_PRESERVING_NAMES.split())
 
-# All that they read and give has one scale in a flatbuffer: the constant beside a tensor as well.
-_OPERATIONS_JOIN_NAMES = """
+# Operations whose inputs and output all have one scale in a flatbuffer, including constant operands.
+_SHARING_NAMES = """
     numpy.Append numpy.Clip numpy.Concatenate numpy.Hstack numpy.Maximum numpy.Minimum numpy.Pad numpy.Roll numpy.Stack
     numpy.Vstack numpy.Where
     clip_by_value concat math.maximum math.minimum pad roll stack where
 """
-_OPERATIONS_JOIN = frozenset(_OPERATIONS_JOIN_NAMES.split())
-# Those of them that cut one tensor off, where numbers are the other.
-_CUTS_NAMES = "numpy.Clip numpy.Maximum numpy.Minimum clip_by_value math.maximum math.minimum"
-_CUTS = frozenset(_CUTS_NAMES.split())
+_SHARING = frozenset(_SHARING_NAMES.split())
+# Those of them that clip a tensor if the other operands are numbers.
+_CLIPPING_NAMES = "numpy.Clip numpy.Maximum numpy.Minimum clip_by_value math.maximum math.minimum"
+_CLIPPING = frozenset(_CLIPPING_NAMES.split())
 
 
 def kind(layer: Any) -> str:
-    """The name of the layer's class, where it is Keras' own or a user's."""
+    """Return the name of the layer's class."""
     return type(layer).__name__
 
 
-def passes_on(layer: Any) -> bool:
-    """Whether its output has the input's scale and zero point in a flatbuffer, or is the input itself.
+def preserves_range(layer: Any) -> bool:
+    """Check whether the output has the scale and zero point of the input in a flatbuffer, or is the input itself.
 
-    layer: in the wrapper of a QAT model or out of it.
+    Args:
+        layer: The layer, with or without the wrapper of a QAT model.
     """
     inner = tfmot_symbols.wrapped(layer)
     facts = facts_of(inner)
     if facts.qat == "global_average":
-        # The mean of one value is no op where the shape stays. A layer that is used with several shapes has no one.
+        # The mean of one value is not an op if it keeps the shape. input_shape is missing if several shapes occur.
         shape = getattr(layer, "input_shape", None) or ()
-        places = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
-        return inner.keepdims and bool(places) and all(size == 1 for size in places)
+        spatial = shape[2:] if inner.data_format == "channels_first" else shape[1:-1]
+        return inner.keepdims and bool(spatial) and all(size == 1 for size in spatial)
     if operation := operation_of(inner):
-        return operation in _OPERATIONS_PASS_ON and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
+        return operation in _PRESERVING and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     is_identity = kind(inner) == "Activation" and activation_name(inner) == "linear"
     return facts.qat in ("passes_range", "passes_mask", "averages") or is_identity
 
 
-def joins(layer: Any) -> bool:
-    """Whether all that it reads and gives has one scale and zero point in a flatbuffer. layer: as for `passes_on`."""
+def shares_range(layer: Any) -> bool:
+    """Check whether all inputs and outputs have one scale and zero point in a flatbuffer.
+
+    Args:
+        layer: The layer, with or without the wrapper of a QAT model.
+    """
     inner = tfmot_symbols.wrapped(layer)
-    return facts_of(inner).qat == "shares_range" or operation_of(inner) in _OPERATIONS_JOIN
+    return facts_of(inner).qat == "shares_range" or operation_of(inner) in _SHARING
 
 
-def cuts_off(layer: Any) -> bool:
-    """Whether the layer cuts one tensor off at numbers: TFLite's ops before it take its range, and saturate there."""
-    return operation_of(layer) in _CUTS and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
+def clips(layer: Any) -> bool:
+    """Check whether the layer clips one tensor to constants. The TFLite op before it takes the range and saturates."""
+    return operation_of(layer) in _CLIPPING and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
 
 
 def operation_of(layer: Any) -> str:
-    """The operation, of Keras 3 or TensorFlow, that the layer computes; "" of all else."""
+    """Return the Keras 3 operation or TensorFlow function that the layer computes; "" for other layers."""
     if kind(layer) == "KerasOperation":
         return str(layer.operation)
     return str(layer.get_config()["function"]) if kind(layer) in ("TFOpLambda", "SlicingOpLambda") else ""
 
 
 def is_fusable_relu(layer: Any) -> bool:
-    """Whether the layer is a ReLU, which TFLite's ops take into themselves.
+    """Check whether the layer is a ReLU that TFLite fuses into the op before it.
 
-    One that ends elsewhere than at 6 does so in ops behind it, in which each code stays what it was.
+    A limit other than 6 becomes separate ops after it, which do not change quantized values.
     """
     if kind(layer) == "ReLU":
         return float(layer.negative_slope) == 0 and float(layer.threshold) == 0
     return kind(layer) == "Activation" and activation_name(layer) in ("relu", "relu6")
 
 
-def averages(layer: Any) -> bool:
-    """Whether the layer computes between the codes of what it gets, and rounds to them again."""
+def interpolates(layer: Any) -> bool:
+    """Check whether the layer computes values between the quantized values of its input, and rounds them."""
     if operation_of(layer) in ("image.Resize", "image.resize"):
-        return True  # to the nearest, it may round as well: nothing is lost
+        return True  # for nearest-neighbor interpolation, rounding again changes nothing
     return facts_of(layer).qat == "averages" or getattr(layer, "interpolation", "") == "bilinear"
 
 
 def relu_cap(layer: Any) -> float | None:
-    """Where a ReLU ends, if it does."""
+    """Return the upper limit of a ReLU, or None without a limit."""
     if kind(layer) == "ReLU":
         return None if layer.max_value is None else float(layer.max_value)
     return 6.0 if activation_name(layer) == "relu6" else None
 
 
 def activation_name(layer: Any) -> str | None:
-    """The name of the function behind the layer's own work; None where it has no place for one."""
+    """Return the name of the layer's activation function; None if it has no such attribute."""
     activation = getattr(layer, "activation", None)
     return None if activation is None else getattr(activation, "__name__", type(activation).__name__)
 
 
 def is_swish(layer: Any) -> bool:
-    """Whether the layer's activation is Keras' own: a user's function of that name may be another."""
+    """Check whether the layer's activation is Keras' swish. A user's function of that name may differ."""
     import tensorflow as tf
 
     return getattr(layer, "activation", None) in (import_tf_keras().activations.swish, tf.nn.silu)
 
 
 def is_rescaling(layer: Any, scale: float, offset: float) -> bool:
-    """Whether the layer multiplies by `scale` and adds `offset`, and that is all."""
+    """Check whether the layer computes exactly x * scale + offset."""
     values = scale_and_offset(layer)
     return values is not None and all(abs(a - b) < 1e-6 for a, b in zip(values, (scale, offset), strict=True))
 
 
 def scale_and_offset(layer: Any) -> tuple[float, float] | None:
-    """What a Rescaling, or an operator applied to a tensor and a number, multiplies by and adds; None of all else."""
+    """Return the scalar (scale, offset) of a Rescaling, or of an addition or multiplication with a number.
+
+    Returns None for other layers.
+    """
     if kind(layer) == "Rescaling":
         values = (layer.scale, layer.offset)
     elif kind(layer) == "TFOpLambda" and len(layer.inbound_nodes) == 1:
@@ -136,18 +144,18 @@ def scale_and_offset(layer: Any) -> tuple[float, float] | None:
 
 
 def normalizes_last_axis(layer: Any) -> bool:
-    """Whether a normalization has a factor for each channel."""
+    """Check whether a normalization works along the last axis only, with one factor per channel."""
     axis = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     return list(axis) in ([-1], [len(layer.output.shape) - 1])
 
 
 def is_real(tensor: Any) -> bool:
-    """Whether the tensor is of floats."""
+    """Check whether the tensor has a float dtype."""
     return bool(tensor.dtype.is_floating) if hasattr(tensor.dtype, "is_floating") else "float" in str(tensor.dtype)
 
 
 def keras_tensors(nested: Any) -> list[Any]:
-    """The outputs of layers among what a layer was called with."""
+    """Return the symbolic Keras tensors in a nested structure, such as the arguments of a layer call."""
     import tensorflow as tf
 
     return [item for item in tf.nest.flatten(nested) if hasattr(item, "_keras_history")]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where fake quantization stands in a model: where the flatbuffer has a quantized tensor, and nowhere else.
+"""Decide where fake quantization is placed: exactly where the flatbuffer will have a quantized tensor.
 
-Read off the graph, layer by layer. Between a convolution, its BatchNormalization and its ReLU there is no tensor in
-the flatbuffer; pooling, padding and reshaping pass codes on with the scale that they came with; sigmoid, tanh and
-softmax give fixed ranges (TFLite 8-bit quantization specification).
+The placement follows from the graph. There is no tensor in the flatbuffer between a convolution, its
+BatchNormalization and its ReLU. Pooling, padding and reshaping keep the scale of their input. Sigmoid, tanh and softmax
+have fixed output ranges (TFLite 8-bit quantization specification).
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ import numpy as np
 
 from tfq.compression.qat.layer_facts import (
     activation_name,
-    averages,
-    cuts_off,
+    clips,
+    interpolates,
     is_fusable_relu,
     is_real,
     is_rescaling,
@@ -24,7 +24,7 @@ from tfq.compression.qat.layer_facts import (
     kind,
     normalizes_last_axis,
     operation_of,
-    passes_on,
+    preserves_range,
     relu_cap,
     scale_and_offset,
 )
@@ -33,7 +33,7 @@ from tfq.keras_bridge.layers.bridged_layer import BridgedLayer, facts_of
 
 OBSERVED = "observed"
 
-_BY_CONVERTER = "the converter quantizes it by the representative dataset"
+_BY_CONVERTER = "the converter quantizes it with the representative dataset"
 
 _FIXED = {
     "sigmoid": [0.0, 255 / 256],
@@ -41,22 +41,26 @@ _FIXED = {
     "tanh": [-1.0, 127 / 128],
     "log_softmax": [-255 / 16, 0.0],
 }
-# Operations that are such a function and nothing else.
+# Operations that compute exactly one of these functions.
 _FUNCTIONS = {
     **dict.fromkeys(("nn.Softmax", "nn.softmax"), "softmax"),
     **dict.fromkeys(("nn.LogSoftmax", "nn.log_softmax"), "log_softmax"),
     "math.sigmoid": "sigmoid",
     "math.tanh": "tanh",
 }
-# tfmot quantizes before these: the flatbuffer has a tensor there.
+# The flatbuffer has a tensor before these activations, so fake quantization is placed there as well.
 _QUANTIZED_BEFORE = frozenset(("softmax", "sigmoid", "tanh", "gelu"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """config: what LayerQuantizeConfig takes; None where the layer needs nothing. why: in words.
+    """The fake quantization of one layer.
 
-    stand_in: the name of the class in keras_bridge/quantize_configs.py that stands for the layer's own.
+    Attributes:
+        config: Arguments of LayerQuantizeConfig; None if the layer needs no fake quantization.
+        stand_in: Name of the class in keras_bridge/quantize_configs.py that replaces the layer's class; empty for
+            none.
+        why: What is quantized, in words.
     """
 
     config: dict[str, Any] | None = None
@@ -65,18 +69,21 @@ class Placement:
 
 
 def placements(model: Any) -> dict[str, Placement | str]:
-    """Layer name -> Placement, or the reason why the layer is left to the converter. Inputs are left out.
+    """Return, for each layer except inputs, its Placement, or the reason why only the converter quantizes it.
 
-    model: a clone of its own (`graph.cloned`), so that its nodes tell who feeds whom.
+    Args:
+        model: A clone (`graph.cloned`), whose layers are not connected to any other model.
     """
     graph = _Graph(model)
     return {layer.name: graph.place(layer) for layer in graph.layers}
 
 
 def quantized_inputs(model: Any, placed: Mapping[str, Placement | str]) -> frozenset[str]:
-    """Names of the Input layers to be fake-quantized: of reals, which a layer that is reads, or gets passed on.
+    """Return the names of the Input layers to fake-quantize: float inputs that a fake-quantized layer reads.
 
-    model, placed: what `placements` took and gave.
+    Args:
+        model: The argument of `placements`.
+        placed: Its result.
     """
 
     def is_read(layer: Any) -> bool:
@@ -102,25 +109,25 @@ class _Graph:
         }
 
     def place(self, layer: Any) -> Placement | str:
-        reason = self._reason_to_leave(layer)
+        reason = self._reason_to_skip(layer)
         if reason:
             return reason
         if layer.name in self._in_hard_swish:
-            return Placement(why="part of the HARD_SWISH behind it")
+            return Placement(why="part of the HARD_SWISH op that follows")
         if facts_of(layer).qat == "makes_mask":
             return Placement(why="a mask, which has no range")
-        if passes_on(layer):
-            if averages(layer) and self._has_learned_range(layer):
-                return Placement(config={"output": OBSERVED}, why="its output, in the range of what it gets")
-            return Placement(why="passes on what it gets, scale and all")
-        if self._reader_takes_it_in(layer):
-            return self._weighted(layer, None, "its range is taken behind the layer that follows")
+        if preserves_range(layer):
+            if interpolates(layer) and self._has_observed_range(layer):
+                return Placement(config={"output": OBSERVED}, why="its output, in the range of its input")
+            return Placement(why="its output has the scale of its input")
+        if self._is_fused_into_reader(layer):
+            return self._weighted(layer, None, "its output is quantized after the layer that follows")
         return self._with_output(layer, facts_of(layer))
 
     def _with_output(self, layer: Any, facts: BridgedLayer) -> Placement:
         if facts.qat == "masks":
             config: dict[str, Any] = {"tensors": dict.fromkeys(facts.qat_tensors, OBSERVED)}
-            return Placement(config=config, stand_in=facts.stand_ins["always"], why="what it gets, with masked values")
+            return Placement(config=config, stand_in=facts.stand_ins["always"], why="its input with masked values")
         function = _FUNCTIONS.get(operation_of(layer)) or facts.function
         activation = function or activation_name(layer)
         is_last = layer.name in self._output_layers
@@ -130,7 +137,7 @@ class _Graph:
                 return Placement(config={"output": output} if output else None, why="its range is fixed")
             if is_swish(layer):
                 config = {"output": OBSERVED, "tensors": {"gate": _FIXED["sigmoid"]}}
-                return Placement(config=config, stand_in="SwishActivation", why="its output and the sigmoid in it")
+                return Placement(config=config, stand_in="SwishActivation", why="its output and its sigmoid")
             return Placement(config={"output": OBSERVED}, why="its output")
         if activation in _QUANTIZED_BEFORE and facts.qat_weights:
             fixed = None if is_last else _FIXED.get(activation or "")
@@ -146,57 +153,58 @@ class _Graph:
         if not weights and output is None and not activation:
             return Placement(stand_in=stand_in, why=why)
         config: dict[str, Any] = {"weights": weights, "activation": activation, "output": output}
-        message = f"its kernel, {why}" if weights and not activation else why
+        description = f"its kernel, {why}" if weights and not activation else why
         if "swish" in facts.stand_ins and is_swish(layer):
             config["tensors"] = {"pre_activation": OBSERVED, "gate": _FIXED["sigmoid"]}
-            return Placement(config=config, stand_in=facts.stand_ins["swish"], why=f"{message}, and around its swish")
+            stand_in = facts.stand_ins["swish"]
+            return Placement(config=config, stand_in=stand_in, why=f"{description}, and around its swish")
         if facts.qat_tensors:
             config["tensors"] = dict.fromkeys(facts.qat_tensors, OBSERVED)
-        return Placement(config=config, stand_in=stand_in, why=message)
+        return Placement(config=config, stand_in=stand_in, why=description)
 
     def _is_multiplied_and_added(self, layer: Any) -> bool:
-        """Whether the layer would be two ops in the flatbuffer, over images."""
-        before, shape = self._before(layer), layer.input.shape
-        if len(shape) != 4 or shape[-1] is None or (before is not None and self._reader_takes_it_in(before)):
+        """Check whether the layer would become two ops (MUL and ADD) on images in the flatbuffer."""
+        before, shape = self._previous(layer), layer.input.shape
+        if len(shape) != 4 or shape[-1] is None or (before is not None and self._is_fused_into_reader(before)):
             return False
         if kind(layer) == "Rescaling":
             return bool(np.ndim(layer.scale) < 2 and np.any(np.not_equal(layer.scale, 1)) and np.any(layer.offset))
         over_channels = normalizes_last_axis(layer) or (kind(layer) == "Normalization" and not layer.axis)
         return over_channels and not getattr(layer, "invert", False)
 
-    def _has_learned_range(self, layer: Any) -> bool:
-        """Whether what the layer gets comes with a range that training sets."""
+    def _has_observed_range(self, layer: Any) -> bool:
+        """Check whether the layer's input has a range that is observed in training, not a fixed one."""
         [node] = layer.inbound_nodes
         before = node.inbound_layers
         if isinstance(before, import_tf_keras().layers.InputLayer):
             return is_real(before.output)
-        if passes_on(before) and not self._reason_to_leave(before):
-            return self._has_learned_range(before)
+        if preserves_range(before) and not self._reason_to_skip(before):
+            return self._has_observed_range(before)
         place = self.place(before)
         return isinstance(place, Placement) and (place.config or {}).get("output") == OBSERVED
 
-    def _reason_to_leave(self, layer: Any) -> str | None:
+    def _reason_to_skip(self, layer: Any) -> str | None:
         if isinstance(layer, self._model_class):
-            return "it is a model inside the model: bring it in flat (keras_bridge.to_tf_keras)"
+            return "it is a nested model: flatten it with keras_bridge.to_tf_keras"
         facts = facts_of(layer)
         if facts.qat == "converter":
             return f"{facts.qat_reason}: {_BY_CONVERTER}"
         if len(layer.inbound_nodes) != 1:
-            return f"it is used {len(layer.inbound_nodes)} times, with a range for each: {_BY_CONVERTER}"
+            return f"it is called {len(layer.inbound_nodes)} times, with different ranges: {_BY_CONVERTER}"
         node = layer.inbound_nodes[0]
         if len(node.call_args) != 1 or keras_tensors(node.call_kwargs):
-            return f"it takes several inputs apart: {_BY_CONVERTER}"
+            return f"it has several input arguments: {_BY_CONVERTER}"
         outputs = keras_tensors(node.outputs)
         if len(outputs) != 1 or not (is_real(outputs[0]) or facts.qat == "makes_mask"):
-            return "it gives several tensors, or whole numbers: there is nothing to quantize, or no one range"
+            return "it has several outputs, which have no common range, or an integer output"
         if facts.qat != "passes_mask" and any(
             getattr(tensor, "_keras_mask", None) is not None for tensor in (*keras_tensors(node.call_args), *outputs)
         ):
             return f"a mask passes through it, which tfmot's wrapper would drop: {_BY_CONVERTER}"
         return None
 
-    def _reader_takes_it_in(self, layer: Any) -> bool:
-        """Whether the one layer behind it becomes part of its op, so that the flatbuffer has no tensor between."""
+    def _is_fused_into_reader(self, layer: Any) -> bool:
+        """Check whether TFLite fuses this layer with its only reader, so that there is no tensor between them."""
         reader = self._only_reader(layer)
         if reader is None or activation_name(layer) not in (None, "linear"):
             return False
@@ -206,27 +214,28 @@ class _Graph:
         is_affine = facts_of(reader).folds_into_previous or scale_and_offset(reader) is not None
         if is_affine and "scale" in absorbs:
             return not hasattr(reader, "axis") or normalizes_last_axis(reader)
-        cuts = is_fusable_relu(reader) or (cuts_off(reader) and not self._reason_to_leave(reader))
-        return cuts and "relu" in absorbs
+        is_fusable = is_fusable_relu(reader) or (clips(reader) and not self._reason_to_skip(reader))
+        return is_fusable and "relu" in absorbs
 
     def _only_reader(self, layer: Any) -> Any:
         nodes = layer.outbound_nodes
         return nodes[0].outbound_layer if len(nodes) == 1 and layer.name not in self._output_layers else None
 
     def _hard_swish(self, multiply: Any) -> list[Any]:
-        """The layers of x * relu6(x + 3) / 6 but the last, where `multiply` ends one."""
+        """Return the layers of x * relu6(x + 3) / 6 without the last, if `multiply` is the last; otherwise []."""
         inputs = multiply.inbound_nodes[0].inbound_layers if len(multiply.inbound_nodes) == 1 else None
         if not isinstance(inputs, (list, tuple)) or len(inputs) != 2:
             return []
         for source, sixth in (inputs, inputs[::-1]):
-            relu = self._before(sixth) if is_rescaling(sixth, 1 / 6, 0) else None
-            shifted = self._before(relu) if relu is not None and is_fusable_relu(relu) and relu_cap(relu) == 6 else None
-            if shifted is not None and is_rescaling(shifted, 1, 3) and self._before(shifted, alone=False) is source:
+            relu = self._previous(sixth) if is_rescaling(sixth, 1 / 6, 0) else None
+            is_relu6 = relu is not None and is_fusable_relu(relu) and relu_cap(relu) == 6
+            shifted = self._previous(relu) if is_relu6 else None
+            if shifted is not None and is_rescaling(shifted, 1, 3) and self._previous(shifted, alone=False) is source:
                 return [shifted, relu, sixth]
         return []
 
-    def _before(self, layer: Any, *, alone: bool = True) -> Any:
-        """The layer that feeds this one alone; `alone`: and that nothing else reads."""
+    def _previous(self, layer: Any, *, alone: bool = True) -> Any:
+        """Return the only layer that feeds this one, or None. With `alone`, nothing else may read that layer."""
         if len(layer.inbound_nodes) != 1:
             return None
         before = layer.inbound_nodes[0].inbound_layers

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization-aware training: starts from the post-training ranges, keeps the zeros of a pruned model."""
+"""Quantization-aware training, which starts from calibrated ranges and preserves sparsity and clusters."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tfq.compression.qat import placement
 from tfq.compression.qat.batch_norm import frozen_from_step
 from tfq.compression.qat.grids import round_to_flatbuffer
 from tfq.compression.qat.narrow_ranges import widen_ranges
-from tfq.compression.qat.ranges import calibrate_ranges, debiased_ranges, learned_ranges, measure_weights
+from tfq.compression.qat.ranges import calibrate_ranges, ema_ranges, lsq_ranges, measure_weights
 from tfq.config import QATConfig
 from tfq.errors import InputError, TfqError, warn
 from tfq.keras_bridge import import_tf_keras, import_tfmot
@@ -29,10 +29,12 @@ from tfq.typing import Data, Fit, KerasModel, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """A model with fake quantization in it, and what has none.
+    """A model with fake quantization, and its layers without fake quantization.
 
-    model: layer `x` is `quant_x` in it, or `x` where it is skipped, or has neither weights nor fake quantization.
-    skipped: layer -> why the converter alone quantizes it, by the representative dataset.
+    Attributes:
+        model: The model. A layer "x" is named "quant_x", or "x" if it is skipped, or has neither weights nor fake
+            quantization.
+        skipped: Layer -> why only the converter quantizes it, with the representative dataset.
     """
 
     model: Any
@@ -40,32 +42,37 @@ class Annotated:
 
 
 def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
-    """A copy of `model` with fake quantization; `model` stays as it is. Not compiled, ranges not yet observed.
+    """Return a copy of a model with fake quantization, not compiled, and without observed ranges.
 
-    model: flat functional or sequential tf_keras model (as keras_bridge.to_tf_keras gives it).
-    config.layers: name patterns of the layers that get fake quantization, of those that can.
-    A kernel's quantization is symmetric: its zeros are zeros behind fake quantization too. That training keeps them
-    is the work of `sparsity.sparsity_preserving_callback`, of no layer here.
-    Without its rounding the result computes what `model` does, to the bit.
-    Raises InputError on a model that holds models, a pattern that fits no layer, or nothing that can be quantized;
-    TfqError when tfmot changed the function all the same.
+    Without the rounding of fake quantization, the copy computes bitwise the same function. Fake quantization of kernels
+    is symmetric, so that zeros remain zeros. It does not keep weights at zero during training; see
+    `sparsity.sparsity_preserving_callback`.
+
+    Args:
+        model: Functional or sequential tf_keras model without nested models, as returned by `keras_bridge.to_tf_keras`.
+            It is not modified.
+        config: `config.layers` are the name patterns of the layers to fake-quantize, among those that can be.
+
+    Raises:
+        InputError: The model has nested models or no layer that can be fake-quantized, or a pattern matches no layer.
+        TfqError: tfmot changed the function of the model.
     """
     config = config or QATConfig()
     require_graph_model(model, "quantization-aware training")
-    _refuse_added_terms(model)
+    _check_no_added_terms(model)
     clone, _ = cloned(model)
-    placements = chosen(clone, config)
+    placements = selected_placements(clone, config)
     configs = {name: place for name, place in placements.items() if isinstance(place, placement.Placement)}
     if not any(place.config for place in configs.values()):
         reasons = "".join(f"\n  {name}: {place}" for name, place in placements.items() if isinstance(place, str))
         raise InputError(
-            f"{model.name!r} has no layer for quantization-aware training: replace them, or quantize after training "
-            f"(compression.qat.enabled=False){reasons}",
+            f"{model.name!r} has no layer that supports quantization-aware training: replace its layers, or use "
+            f"post-training quantization (compression.qat.enabled=False){reasons}",
             field="model",
             expected="a layer for quantization-aware training",
             got=model.name,
         )
-    with _scope(clone), tfmot_fixes.repaired(), _errors(model):
+    with _scope(clone), tfmot_fixes.repaired(), _translate_errors(model):
         avoid = [layer.name for layer in clone.layers]
         with tfmot_symbols.automatic_names_from_zero(avoid=avoid):
             annotated = _annotated(clone, configs)
@@ -85,28 +92,28 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
     )
 
 
-def _refuse_added_terms(model: Any) -> None:
-    """Raise InputError where model.add_loss or model.add_metric added tensors, which tfmot's rebuilding drops."""
+def _check_no_added_terms(model: Any) -> None:
+    """Raise InputError if model.add_loss or model.add_metric added tensors, which tfmot drops from the graph."""
     added = [layer.name for layer in model.layers if type(layer).__name__ in ("AddLoss", "AddMetric")]
     if added:
         raise InputError(
-            f"qat: tfmot drops what {model.name!r} was given by model.add_loss or model.add_metric "
-            f"({', '.join(added)}): call self.add_loss in a layer, or give compile a loss for an output",
+            f"qat: tfmot drops the terms that model.add_loss or model.add_metric added to {model.name!r} "
+            f"({', '.join(added)}): call self.add_loss in a layer, or compile the model with a loss for an output",
             field="model",
             expected="no terms added by model.add_loss or model.add_metric",
             got=tuple(added),
         )
 
 
-def chosen(model: Any, config: QATConfig) -> dict[str, placement.Placement | str]:
-    """Layer name -> where its fake quantization stands, or why it has none, as config.layers wants it."""
+def selected_placements(model: Any, config: QATConfig) -> dict[str, placement.Placement | str]:
+    """Return, for each layer, its fake quantization, or why it has none, with the selection by `config.layers`."""
     placements = placement.placements(model)
     reasons = {name: place if isinstance(place, str) else None for name, place in placements.items()}
     for pattern in config.layers:
         if pattern != "*":
             check_fits(f"qat: the pattern {pattern!r} in layers", pattern, reasons, field="compression.qat.layers")
     return {
-        name: place if isinstance(place, str) or fits(name, config.layers) else "no pattern in layers fits its name"
+        name: place if isinstance(place, str) or fits(name, config.layers) else "no pattern in layers matches its name"
         for name, place in placements.items()
     }
 
@@ -117,7 +124,7 @@ def _annotated(clone: Any, configs: dict[str, placement.Placement]) -> Any:
 
     def wrap(old: Any, new: Any) -> Any:
         place = configs.get(old.name)
-        # What has weights is wrapped in any case: they are then found under the one name, quant_NAME.
+        # All layers with weights are wrapped, so that all of them are named quant_NAME.
         if place is None or not (place.config or place.stand_in or old.weights):
             return new
         if place.stand_in:
@@ -130,7 +137,7 @@ def _annotated(clone: Any, configs: dict[str, placement.Placement]) -> Any:
 
 @contextlib.contextmanager
 def _scope(model: Any) -> Iterator[None]:
-    """tfmot's classes, ours, and those of the model's own layers and activations are found by name."""
+    """Register the classes of tfmot, of tfq, and of the model's layers and activations for loading by name."""
     own: dict[str, Any] = dict(quantize_config_classes())
     for layer in model.layers:
         own.setdefault(type(layer).__name__, type(layer))
@@ -142,12 +149,12 @@ def _scope(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors(model: Any) -> Iterator[None]:
+def _translate_errors(model: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"tfmot cannot make {model.name!r} ready for QAT: {error}", field="model", got=model.name
+            f"tfmot cannot prepare {model.name!r} for QAT: {error}", field="model", got=model.name
         ) from error
 
 
@@ -203,7 +210,8 @@ def qat_model(
     check_own_training(model, "qat")
     if config.range_estimator == "lsq" and (calibration is None or not config.num_calibration_samples):
         raise InputError(
-            "qat: range_estimator=lsq begins with those of calibration data: give calibration, and its steps",
+            "qat: range_estimator=lsq starts from calibrated ranges: pass calibration, with num_calibration_samples "
+            "above 0",
             field="compression.qat.range_estimator",
             expected="calibration data",
             got=config.range_estimator,
@@ -212,21 +220,21 @@ def qat_model(
     quantized = start.model
     by_name = {own_name(layer): layer for layer in quantized.layers}
     keep_class(model, quantized, {id(layer): by_name[layer.name] for layer in model.layers}, "qat")
-    with contextlib.ExitStack() as around:
-        callbacks = around.enter_context(frozen_from_step(quantized, config.freeze_batch_norm_step))
+    with contextlib.ExitStack() as stack:
+        callbacks = stack.enter_context(frozen_from_step(quantized, config.freeze_batch_norm_step))
         trained = quantized
         if config.distillation.enabled:
-            trained = around.enter_context(distilled(quantized, teacher or model, config.distillation))
+            trained = stack.enter_context(distilled(quantized, teacher or model, config.distillation))
         if config.range_estimator == "lsq":
-            steps_seen = around.enter_context(learned_ranges(quantized, trained))
+            steps_seen = stack.enter_context(lsq_ranges(quantized, trained))
         else:
-            steps_seen = around.enter_context(debiased_ranges(quantized, start.batches))
-        keeping = [sparsity_preserving_callback(quantized, start.zeros)] if start.zeros else []
-        keeping += [cluster_preserving_callback(quantized)] if start.clusters else []
-        run_fit(fit, trained, [*callbacks, *keeping])
+            steps_seen = stack.enter_context(ema_ranges(quantized, start.batches))
+        preserving = [sparsity_preserving_callback(quantized, start.zeros)] if start.zeros else []
+        preserving += [cluster_preserving_callback(quantized)] if start.clusters else []
+        run_fit(fit, trained, [*callbacks, *preserving])
         if steps_seen() < 1:
             raise TfqError(
-                "qat: fit did not train the model that it was given: it must compile that model and call its fit, for "
+                "qat: fit did not train the model that it received: it must compile that model and call its fit, for "
                 "at least one step",
                 field="fit",
                 expected="a fit that trains the model",
@@ -241,14 +249,23 @@ def qat_model(
 
 
 def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None = None) -> Any:
-    """What the training of `qat_model` begins with: fake quantization with the ranges of calibration data.
+    """Return the model that the training of `qat_model` starts from: fake quantization with calibrated ranges.
 
-    Converted, it is an int8 flatbuffer that agrees with the one of post-training quantization.
+    Its int8 conversion agrees with the result of post-training quantization.
+
+    Args:
+        model: Functional or sequential tf_keras model without nested models.
+        calibration: Representative inputs, in any form that `tfq.data.as_split` accepts.
+        config: The QAT settings; None means `QATConfig()`.
+
+    Raises:
+        InputError: The model cannot be quantized, or `config.num_calibration_samples` is 0.
     """
     config = config or QATConfig()
     if not config.num_calibration_samples:
         raise InputError(
-            "qat: num_calibration_samples is 0: without training, ranges come from calibration data alone",
+            "qat: num_calibration_samples is 0, but without training, ranges can only come from calibration data: "
+            "expected at least 1",
             field="compression.qat.num_calibration_samples",
             expected="at least 1",
             got=0,
@@ -260,9 +277,14 @@ def untrained_qat_model(model: Any, calibration: Any, config: QATConfig | None =
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """model: quantized, its ranges those of `batches` batches (0: still to be seen). zeros: what must stay zero.
+    """The model before quantization-aware training.
 
-    clusters: layers whose weights must stay in theirs. widened: layers whose range was too narrow.
+    Attributes:
+        model: The model with fake quantization.
+        batches: Number of batches that its ranges were calibrated on; 0 if they are not calibrated.
+        zeros: Layer -> fraction of zeros that must stay zero.
+        clusters: Layer -> number of clusters that must be preserved.
+        widened: Layers whose ranges were too narrow.
     """
 
     model: Any
@@ -276,7 +298,7 @@ class _Start:
 def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     require_graph_model(model, "quantization-aware training")
     annotated = quantized(model, config)
-    _tell_skipped(annotated.skipped, config)
+    _warn_of_skipped(annotated.skipped, config)
     batches, widened = 0, frozenset[str]()
     if calibration is not None and config.num_calibration_samples:
         batches = calibrate_ranges(annotated.model, calibration, config.num_calibration_samples)
@@ -284,22 +306,25 @@ def _start(model: Any, config: QATConfig, calibration: Any) -> _Start:
     return _Start(
         model=annotated.model,
         batches=batches,
-        zeros=_zeros(annotated.model) if config.preserve_sparsity else {},
+        zeros=_sparsities(annotated.model) if config.preserve_sparsity else {},
         clusters=measure_clusters(annotated.model) if config.preserve_clusters else {},
         widened=widened,
     )
 
 
-def _zeros(model: Any) -> dict[str, float]:
-    """Layer -> fraction of zeros, of those that have any. One that is zero all over was initialized so: it learns."""
+def _sparsities(model: Any) -> dict[str, float]:
+    """Return layer -> fraction of zeros, for layers that have any.
+
+    A layer of zeros only was initialized like that. It is left out, so that it can be trained.
+    """
     return {name: fraction for name, fraction in measure_sparsity(model).items() if 0 < fraction < 1}
 
 
-def _tell_skipped(skipped: dict[str, str], config: QATConfig) -> None:
-    """Warns of layers without fake quantization, but for those that the user has not chosen."""
+def _warn_of_skipped(skipped: dict[str, str], config: QATConfig) -> None:
+    """Warn of layers without fake quantization, except those that `config.layers` does not select."""
     messages = [f"{name} ({reason})" for name, reason in skipped.items() if fits(name, config.layers)]
     if messages:
-        warn(f"qat: left to the converter: {'; '.join(messages)}")
+        warn(f"qat: only the converter quantizes these layers: {'; '.join(messages)}")
 
 
 def _check_zeros(before: dict[str, float], model: Any) -> None:
@@ -308,8 +333,8 @@ def _check_zeros(before: dict[str, float], model: Any) -> None:
     listed = ", ".join(f"{name} {change}" for name, change in lost.items())
     if lost:
         raise TfqError(
-            f"qat: zeros of the pruned model were lost in {listed}: did fit pass on the callbacks that it "
-            "was given? model.fit(..., callbacks=callbacks)",
+            f"qat: zeros of the pruned model were lost in {listed}: check that fit passes on the callbacks that it "
+            "receives: model.fit(..., callbacks=callbacks)",
             field="fit",
             expected="a fit that passes on the callbacks",
             got=tuple(lost),
@@ -321,8 +346,8 @@ def _check_clusters(before: dict[str, int], model: Any) -> None:
     lost = [name for name, count in before.items() if after.get(name, count + 1) > count]
     if lost:
         raise TfqError(
-            f"qat: the weights of {', '.join(lost)} have left their clusters: did fit pass on the callbacks that it "
-            "was given? model.fit(..., callbacks=callbacks)",
+            f"qat: the weights of {', '.join(lost)} are not clustered any more: check that fit passes on the callbacks "
+            "that it receives: model.fit(..., callbacks=callbacks)",
             field="fit",
             expected="a fit that passes on the callbacks",
             got=tuple(lost),

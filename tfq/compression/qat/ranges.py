@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranges of fake quantization: calibrated first, tracked or learned in training, shared as TFLite shares them.
+"""Range estimators of fake quantization: calibration, exponential moving averages (EMA), and learned ranges (LSQ).
 
-What is joined has the scale of the join, and what is pooled or moved keeps the scale that it came with (TFLite 8-bit
-quantization specification: "inputs and outputs must all have same scale"). Such tensors hang together through the whole
-model: in a DenseNet, those of a block of sixty layers. Each with a range of its own would be rounded otherwise in the
-flatbuffer than in the QAT model, and clipped where another one's is narrower.
+Shared ranges: TFLite requires one scale for all operands and the output of ops such as concatenation, and for input
+and output of pooling and reshaping (TFLite 8-bit quantization specification: "inputs and outputs must all have same
+scale"). Tensors can be coupled through a large part of a model, such as a DenseNet block of sixty layers. With separate ranges,
+the flatbuffer would round them differently than the QAT model, and clip where another range is narrower.
 
-A wider range clips less and rounds more coarsely; the gradient of its step has both: of values within what rounding did
-to them, of values beyond that they are clipped. Sources: Esser et al. 2020, "Learned step size quantization" (LSQ), and
-of clipping Choi et al. 2018, "PACT". Learned is the logarithm of a factor to where the range begins, so that one
-learning rate suits ranges of any size.
+LSQ: a value v is quantized with step s to q * s, where q = clip(round(v / s), -n, p). With the straight-through
+estimator, the gradients are
+
+    d(q * s) / dv = 1 within the range, 0 outside
+    d(q * s) / ds = round(v / s) - v / s within the range, -n or p outside
+
+The trained parameter is f, for the range [low * exp(f), high * exp(f)] with the calibrated low and high. One learning
+rate therefore suits ranges of any size. Sources: Esser et al. 2020, "Learned step size quantization"; learned
+clipping, Choi et al. 2018, "PACT".
 """
 
 import contextlib
@@ -20,61 +25,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tfq.compression._tfmot import tfmot_symbols
-from tfq.compression.qat.layer_facts import joins, passes_on
+from tfq.compression.qat.layer_facts import preserves_range, shares_range
 from tfq.compression.training import batches_of
 from tfq.errors import TfqError
 from tfq.keras_bridge import import_tfmot
 from tfq.ptq.calibration.observation import FarthestSamples, without_outliers
 
-# A call of a layer: what it gives is one tensor.
-_Call = tuple[int, int]
+# A call of a layer, (id of the layer, node index), which identifies its output tensor.
+_CallKey = tuple[int, int]
 
-# "min_var" and "max_var", scalars.
+# A range: "min_var" and "max_var", scalar variables.
 Variables = dict[str, Any]
 
 
 def shared_ranges(model: Any) -> list[list[Variables]]:
-    """The ranges of activations that must be one, two or more each; a fixed one is in none.
+    """Return the groups of activation ranges that must be equal, with at least two ranges each.
 
-    But it connects: two joins of a sigmoid have one range, for TensorFlow's quantizer rounds the sigmoid once more for
-    all joins that read it, and refuses the model where these differ.
+    Fixed ranges are in no group, but they connect others: two concatenations that read the same sigmoid have one
+    range. TensorFlow's quantizer requantizes the sigmoid for all of its readers, and rejects the model if their scales
+    differ.
     """
-    # Each call -> another one of its group; at the end of the way, itself.
-    leads: dict[_Call, _Call] = {}
+    # Union-find: call -> another call of its group; the root of a group refers to itself.
+    parents: dict[_CallKey, _CallKey] = {}
 
-    def first(call: _Call) -> _Call:
-        while leads.setdefault(call, call) != call:
-            call = leads[call]
+    def root(call: _CallKey) -> _CallKey:
+        while parents.setdefault(call, call) != call:
+            call = parents[call]
         return call
 
-    ranges: dict[_Call, Variables] = {}
+    ranges: dict[_CallKey, Variables] = {}
     for call, (layer, sources) in _calls(model).items():
         variables = tfmot_symbols.output_variables(layer)
         if variables is not None:
             ranges[call] = variables
-        if joins(layer) or passes_on(layer):
+        if shares_range(layer) or preserves_range(layer):
             for source in sources:
-                leads[first(source)] = first(call)
-    groups: dict[_Call, list[Variables]] = {}
+                parents[root(source)] = root(call)
+    groups: dict[_CallKey, list[Variables]] = {}
     for call, variables in ranges.items():
-        groups.setdefault(first(call), []).append(variables)
+        groups.setdefault(root(call), []).append(variables)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def unite_ranges(model: Any) -> None:
-    """Gives all of a group the range that holds those of each."""
+def unify_ranges(model: Any) -> None:
+    """Set all ranges of a group to the smallest range that contains them."""
     for group in shared_ranges(model):
         lows, highs = zip(*map(tfmot_symbols.ends_of, group), strict=True)
         for pair in group:
             tfmot_symbols.assign_ends(pair, min(lows), max(highs))
 
 
-def _calls(model: Any) -> dict[_Call, tuple[Any, list[_Call]]]:
-    """Each call in the model -> its layer, and the calls that it reads.
+def _calls(model: Any) -> dict[_CallKey, tuple[Any, list[_CallKey]]]:
+    """Return each layer call of the model -> (its layer, the calls that it reads).
 
-    By its tensors: a layer without fake quantization is in the model that tfmot made this one of as well.
+    The graph is traversed from the output tensors, because a layer without fake quantization also belongs to the model
+    before tfmot's rewrite.
     """
-    results: dict[_Call, tuple[Any, list[_Call]]] = {}
+    results: dict[_CallKey, tuple[Any, list[_CallKey]]] = {}
     waiting = [tensor._keras_history for tensor in model.outputs]
     while waiting:
         layer, index, _ = waiting.pop()
@@ -91,13 +98,19 @@ Pair = dict[str, Any]
 
 
 @contextlib.contextmanager
-def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
-    """Within, the ranges of a QAT model are trained; after, they stay as they have become, and nothing else is left.
+def lsq_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
+    """Train the activation ranges of a QAT model by LSQ, inside a `with` block.
 
-    model: calibrated. trained: what fit is given, `model` itself or one of the same layers: it has the factors among
-        its trainable variables.
-    Learned are the ranges that tfmot averages, those of tensors that have one scale in the flatbuffer together; one
-    that is empty stays so. Gives a function that says how many training steps there have been.
+    The ranges that tfmot estimates by moving averages are trained. Shared ranges have one parameter. Empty ranges do
+    not change. After the block, the ranges have their trained values, and everything else is restored.
+
+    Args:
+        model: The QAT model, with calibrated ranges.
+        trained: The model that `fit` receives: `model`, or a model with the same layers. The parameters are added to
+            its trainable variables.
+
+    Yields:
+        A function that returns the number of training steps so far.
     """
     import tensorflow as tf
 
@@ -122,11 +135,11 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
             ends |= {id(pair["min_var"]): (factor, low, high) for pair in group}
     chosen = [place for place in places if any(id(pair["min_var"]) in ends for pair in place.ranges)]
     names = [f"_learned_range_{number}" for number in range(len(groups))]
-    with contextlib.ExitStack() as around:
+    with contextlib.ExitStack() as stack:
         for name, (_, factor, _, _) in zip(names, groups, strict=True):
             setattr(trained, name, factor)
-            around.callback(delattr, trained, name)
-        around.enter_context(replaced(chosen, lambda quantizer: _learning(quantizer, ends)))
+            stack.callback(delattr, trained, name)
+        stack.enter_context(replaced(chosen, lambda quantizer: _lsq_quantizer(quantizer, ends)))
         yield lambda: int(trained.optimizer.iterations.numpy()) if getattr(trained, "optimizer", None) else 0
         for group, factor, low, high in groups:
             learned = float(tf.exp(factor).numpy())
@@ -134,27 +147,32 @@ def learned_ranges(model: Any, trained: Any) -> Iterator[Callable[[], int]]:
                 tfmot_symbols.assign_ends(pair, low * learned, high * learned)
 
 
-def _learning(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
-    """The same quantizer with the learned ends, by id(min_var)."""
+def _lsq_quantizer(quantizer: Any, ends: dict[int, tuple[Any, float, float]]) -> Any:
+    """Return a copy of a quantizer that uses learned ranges.
+
+    Args:
+        quantizer: tfmot's quantizer.
+        ends: id(min_var) -> (parameter, calibrated low, calibrated high). Other ranges are quantized as before.
+    """
     import tensorflow as tf
 
     base: Any = quantizer_class(quantizer)
 
-    class Learning(base):
+    class LSQ(base):
         def __call__(self, inputs: Any, training: bool, weights: Pair, **kwargs: Any) -> Any:
             result = ends.get(id(weights["min_var"]))
             if result is None:
                 return super().__call__(inputs, training, weights, **kwargs)
             low, high = (tf.exp(result[0]) * end for end in result[1:])
             rounded = tfmot_symbols.fake_quantized(self, inputs, low, high)
-            gradient = _with_gradient_of_step(inputs, low, high, 2**self.num_bits - 1)
+            gradient = _lsq_quantize(inputs, low, high, 2**self.num_bits - 1)
             return gradient + tf.stop_gradient(rounded - gradient)
 
-    return Learning(**quantizer.get_config())
+    return LSQ(**quantizer.get_config())
 
 
-def _with_gradient_of_step(inputs: Any, low: Any, high: Any, levels: int) -> Any:
-    """`inputs` rounded to so many steps from low to high, with the gradient of LSQ to both."""
+def _lsq_quantize(inputs: Any, low: Any, high: Any, levels: int) -> Any:
+    """Quantize `inputs` to `levels` steps from `low` to `high`, with the gradients in the module docstring."""
     import tensorflow as tf
 
     step = (high - low) / levels
@@ -164,19 +182,27 @@ def _with_gradient_of_step(inputs: Any, low: Any, high: Any, levels: int) -> Any
     return steps * step
 
 
-# Of a batch, the share of examples beyond which they are no exceptions.
-_MOST_FAR = 0.25
+# Above this fraction of a batch, examples do not count as outliers.
+_MAX_OUTLIER_FRACTION = 0.25
 
 
 def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
-    """Set every range of a QAT model that was never trained to what it sees on data; gives the number of batches.
+    """Set all ranges of an untrained QAT model by calibration.
 
-    calibration: inputs in the model's real units: a Split or SplitStream, an array, a dict of arrays by input name, or
-        what else `tfq.data.as_split` takes. steps: examples of it that are used, at least 1.
-    Activations: minimum and maximum over all examples, of the model without any rounding in inference mode, but for
-    examples that reach far beyond all others, as post-training quantization leaves them out; zero is within; one for
-    tensors that have one scale in the flatbuffer.
-    Weights: by their own quantizer.
+    Activation ranges are the minimum and maximum over all examples, of the model in inference mode without rounding.
+    Examples that reach far beyond all others are left out, as in post-training quantization. Ranges contain zero, and
+    shared ranges are equal. Weight ranges are set by the weights' quantizers.
+
+    Args:
+        model: The QAT model. Its ranges are changed in place.
+        calibration: Inputs in the model's real units, in any form that `tfq.data.as_split` accepts.
+        steps: Number of examples to use, at least 1.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        TfqError: Activations are NaN or infinite.
     """
     batches = 0
     with _observed(model) as observed, tfmot_symbols.fake_quant_as_identity():
@@ -184,14 +210,14 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
             model(batch if len(batch) > 1 else batch[0], training=False)
             batches += 1
     for name, variables in _activation_ranges(model):
-        # A quantizer behind an activation that another layer has taken over is never called: its range is not used.
+        # A quantizer after an activation that another layer replaces is never called, and its range is not used.
         if (result := observed.get(id(variables["min_var"]))) is None:
             continue
         ends = np.concatenate(result)
         if not np.isfinite(ends).all():
             raise TfqError(
                 f"qat: the activations of {name!r} on the calibration data are not finite ({ends[:, 0].min():g} to "
-                f"{ends[:, 1].max():g}): look at the scale of the data, and at the weights of the model",
+                f"{ends[:, 1].max():g}): check the scale of the data and the weights of the model",
                 field="calibration",
                 expected="finite activations",
                 got=name,
@@ -201,15 +227,15 @@ def calibrate_ranges(model: Any, calibration: Any, steps: int) -> int:
         )
         low, high, _ = without_outliers(down, up, len(ends))
         tfmot_symbols.assign_ends(variables, min(0.0, low), max(0.0, high))
-    unite_ranges(model)
+    unify_ranges(model)
     measure_weights(model)
     return batches
 
 
 def measure_weights(model: Any) -> None:
-    """Sets the ranges of a QAT model's weights to those of the weights as they are, by their own quantizers.
+    """Set the ranges of a QAT model's weights to those of the current weights, by the weights' quantizers.
 
-    A step of training measures them before it changes them: after the last one, they are those of the step before.
+    A training step measures the ranges before it updates the weights, so that they are one step behind after training.
     """
     for _, weight, quantizer, variables in tfmot_symbols.weight_ranges(model):
         quantizer(weight, True, weights=variables)
@@ -217,7 +243,11 @@ def measure_weights(model: Any) -> None:
 
 @contextlib.contextmanager
 def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
-    """Within, eager calls leave activations as they are: id(min_var) -> of each call, (minimum, maximum) by example."""
+    """Observe activations in eager calls, without quantizing them, inside a `with` block.
+
+    Yields:
+        id(min_var) -> one array (examples, 2) per call, with the minimum and maximum of each example.
+    """
     results: dict[int, list[NDArray]] = {}
     base: Any = import_tfmot().quantization.keras.quantizers.Quantizer
 
@@ -240,22 +270,31 @@ def _observed(model: Any) -> Iterator[dict[int, list[NDArray]]]:
 
 
 @contextlib.contextmanager
-def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
-    """Within, the moving averages of a QAT model's ranges forget what they began with as they learn.
+def ema_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
+    """Estimate the activation ranges of a QAT model by debiased moving averages, inside a `with` block.
 
-    tfmot starts them at [-6, 6] with a fixed decay of 0.999: after 300 steps three quarters of that guess still
-    stand. Here the decay of the call after n is min(0.999, (1 + n) / (10 + n)), the rule of
-    tf.train.ExponentialMovingAverage(num_updates), and 0 where n is 0. Examples that go farther beyond the range than
-    that is wide count as if they did not, unless they are more than a quarter of the batch: a single one can be
-    hundreds of times as large as all others. After, tfmot's own quantizers are back.
-    Tensors that have one scale in the flatbuffer are rounded to the one range that holds the averages of each.
-    seen: n to begin with: as many batches as the ranges come from, 0 where they are to be forgotten.
-    Gives a function that says how many training steps there have been.
+    The range r of a tensor is updated with the range b of each batch:
+
+        r = decay * r + (1 - decay) * b,    decay = min(0.999, (1 + n) / (10 + n)) after n > 0 updates, 0 for n = 0
+
+    This is the rule of tf.train.ExponentialMovingAverage(num_updates). tfmot starts with [-6, 6] and a fixed decay of
+    0.999, so that three quarters of the initial range remain after 300 steps.
+
+    Examples that exceed the range by more than its width are clipped, unless they are more than a quarter of the batch,
+    because a single example can be hundreds of times larger than all others. Tensors with a shared range are quantized
+    to the smallest range that contains their averages. After the block, tfmot's quantizers are restored.
+
+    Args:
+        model: The QAT model.
+        seen: Initial n: the number of batches that the ranges were calibrated on, 0 to discard the initial ranges.
+
+    Yields:
+        A function that returns the number of training steps so far.
     """
     import tensorflow as tf
 
     shared = {id(pair["min_var"]): group for group in shared_ranges(model) for pair in group}
-    # The input's range is the widest that was ever seen: nothing to forget.
+    # The range of the model's input is the minimum and maximum over all batches, not an average.
     places = [
         place
         for place in tfmot_symbols.activation_quantizers(model)
@@ -267,26 +306,32 @@ def debiased_ranges(model: Any, seen: int = 0) -> Iterator[Callable[[], int]]:
         if place.is_moving_average
         for variables in place.ranges
     }
-    with replaced(places, lambda quantizer: _sharing(quantizer, counts, shared)):
-        # The maximum, for a quantizer behind an activation that does nothing is never called.
+    with replaced(places, lambda quantizer: _ema_quantizer(quantizer, counts, shared)):
+        # The maximum, because a quantizer after a linear activation is never called.
         yield lambda: max((int(count.numpy()) for count in counts.values()), default=seen) - seen
 
 
-def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict[str, Any]]]) -> Any:
-    """The same quantizer with a debiased average, and the range of its group. counts, shared: by id(min_var)."""
+def _ema_quantizer(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict[str, Any]]]) -> Any:
+    """Return a copy of a quantizer with a debiased average, and the range of its group.
+
+    Args:
+        quantizer: tfmot's quantizer.
+        counts: id(min_var) -> number of updates of each averaged range.
+        shared: id(min_var) -> all ranges of its group.
+    """
     import tensorflow as tf
 
-    # Found here, not in __call__, which TensorFlow traces.
+    # Imported here, and not in __call__, which TensorFlow traces.
     moving_average_quantize = tfmot_symbols.moving_average_quantize()
     base: Any = quantizer_class(quantizer)
 
-    class Sharing(base):
+    class EMA(base):
         def __call__(self, inputs: Any, training: bool, weights: dict[str, Any], **kwargs: Any) -> Any:
             own = id(weights["min_var"])
             if training and own in counts:
                 n = tf.cast(counts[own].assign_add(1) - 1, tf.float32)
                 decay = tf.where(n > 0, tf.minimum(0.999, (1 + n) / (10 + n)), 0.0)
-                inputs = without_far_examples(inputs, weights["min_var"], weights["max_var"], n > 0)
+                inputs = clip_outlier_examples(inputs, weights["min_var"], weights["max_var"], n > 0)
                 rounded = moving_average_quantize(self, inputs, weights, decay)
             else:
                 rounded = super().__call__(inputs, training, weights, **kwargs)
@@ -295,35 +340,40 @@ def _sharing(quantizer: Any, counts: dict[int, Any], shared: dict[int, list[dict
             low, high = (tf.stack([pair[end] for pair in shared[own]]) for end in ("min_var", "max_var"))
             return tfmot_symbols.fake_quantized(self, inputs, tf.reduce_min(low), tf.reduce_max(high))
 
-    return Sharing(**quantizer.get_config())
+    return EMA(**quantizer.get_config())
 
 
 def quantizer_class(quantizer: Any) -> Any:
-    """tfmot's own class of a quantizer that learns a range, of which another one can be derived."""
+    """Return the class of tfmot to derive from, for a quantizer that estimates a range."""
     quantizers: Any = import_tfmot().quantization.keras.quantizers
     averages = isinstance(quantizer, quantizers.MovingAverageQuantizer)
     return quantizers.MovingAverageQuantizer if averages else quantizers.AllValuesQuantizer
 
 
-def without_far_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
-    """`inputs` (n, ...), cut off where single examples go farther beyond the range than it is wide.
+def clip_outlier_examples(inputs: Any, low: Any, high: Any, known: Any) -> Any:
+    """Clip `inputs` if few examples exceed the range by more than its width.
 
-    low, high: ends of the range, scalar tensors. known: whether that range is one yet. What is rounded to a range that
-    comes of this one, and its gradient, are the same: it ends before.
+    The fake-quantized values and their gradients do not change, because the updated range ends before the limits.
+
+    Args:
+        inputs: Shape (n, ...).
+        low: Lower end of the range, a scalar tensor.
+        high: Upper end of the range, a scalar tensor.
+        known: Whether the range has been estimated. Otherwise nothing is clipped.
     """
     import tensorflow as tf
 
-    room = high - low
+    width = high - low
     flat = tf.reshape(inputs, [tf.shape(inputs)[0], -1])
-    far = (tf.reduce_max(flat, axis=1) > high + room) | (tf.reduce_min(flat, axis=1) < low - room)
-    few = known & (tf.reduce_mean(tf.cast(far, tf.float32)) <= _MOST_FAR)
-    limit = tf.where(few, room, tf.float32.max)
+    is_outlier = (tf.reduce_max(flat, axis=1) > high + width) | (tf.reduce_min(flat, axis=1) < low - width)
+    are_few = known & (tf.reduce_mean(tf.cast(is_outlier, tf.float32)) <= _MAX_OUTLIER_FRACTION)
+    limit = tf.where(are_few, width, tf.float32.max)
     return tf.clip_by_value(inputs, low - limit, high + limit)
 
 
 @contextlib.contextmanager
 def replaced(places: list[tfmot_symbols.ActivationQuantizer], other: Callable[[Any], Any]) -> Iterator[None]:
-    """Within, other(quantizer) stands for each quantizer."""
+    """Replace each quantizer by other(quantizer), inside a `with` block."""
     replacements = [other(place.quantizer) for place in places]
     try:
         for place, replacement in zip(places, replacements, strict=True):
@@ -335,5 +385,5 @@ def replaced(places: list[tfmot_symbols.ActivationQuantizer], other: Callable[[A
 
 
 def _activation_ranges(model: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(layer, variables) of each range of activations, in layer order."""
+    """Return (layer, variables) of each activation range, in layer order."""
     return [(place.layer, pair) for place in tfmot_symbols.activation_quantizers(model) for pair in place.ranges]
