@@ -38,7 +38,7 @@ def separable_model():
     return keras.Model(image, keras.layers.SeparableConv2D(4, 3, name="separable")(x))
 
 
-@pytest.mark.parametrize(("context", "fails"), [(contextlib.nullcontext, True), (tfmot_fixes.repaired, False)])
+@pytest.mark.parametrize(("context", "fails"), [(contextlib.nullcontext, True), (tfmot_fixes.fixed_transforms, False)])
 def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_not_before(context, fails):
     model = permuted_model()
     with context():
@@ -51,7 +51,7 @@ def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_
     ("context", "names"),
     [
         (contextlib.nullcontext, ["conv2d", "conv2d", "depthwise_conv2d", "depthwise_conv2d"]),
-        (tfmot_fixes.repaired, ["conv2d", "depthwise_conv2d", "separable_depthwise", "separable_pointwise"]),
+        (tfmot_fixes.fixed_transforms, ["conv2d", "depthwise_conv2d", "separable_depthwise", "separable_pointwise"]),
     ],
 )
 def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_repaired(context, names):
@@ -77,7 +77,7 @@ def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_
 
 def test_a_repaired_tfmot_quantizes_what_it_hung_on():
     model = separable_model()
-    with tfmot_fixes.repaired(), tfmot_symbols.automatic_names_from_zero(avoid=[]):
+    with tfmot_fixes.fixed_transforms(), tfmot_symbols.automatic_names_from_zero(avoid=[]):
         quantized = import_tfmot().quantization.keras.quantize_model(model)
     check_same_function(model, quantized)
 
@@ -86,7 +86,7 @@ def test_tfmot_is_what_it_was_after_also_where_something_fails():
     transformer = importlib.import_module(f"{QUANTIZATION}.graph_transformations.model_transformer").ModelTransformer
     transforms = importlib.import_module(f"{QUANTIZATION}.default_8bit.default_8bit_transforms")
     before = transformer._get_layers, transforms.SeparableConvQuantize.replacement
-    with pytest.raises(KeyError), tfmot_fixes.repaired():
+    with pytest.raises(KeyError), tfmot_fixes.fixed_transforms():
         assert transformer._get_layers is not before[0]
         assert transforms.SeparableConvQuantize.replacement is not before[1]
         raise KeyError

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private symbol of tfmot and tf_keras that compression touches, and nothing else.
+"""All private symbols of tfmot and tf_keras that compression uses, except those that `tfmot_fixes` replaces.
 
-Read in tensorflow-model-optimization 0.8.1 and tf_keras 2.21.0. A test asks for each of them by name.
+They were read in tensorflow-model-optimization 0.8.1 and tf_keras 2.21.0. A test checks that each of them exists.
 """
 
 import contextlib
@@ -22,21 +22,25 @@ def _module(name: str) -> ModuleType:
 
 
 def is_graph_model(model: Any) -> bool:
-    """Whether a tf_keras model is functional or a built sequential one, so that its layers are all that it does."""
+    """Check whether a tf_keras model is functional or a built sequential model, which its graph of layers defines."""
     return bool(getattr(model, "_is_graph_network", False))
 
 
 def mask_updater(
     pairs: list[tuple[Any, Any]], sparsity: Any, block_size: tuple[int, int], m_by_n: tuple[int, int] | None
 ) -> Callable[[], Any]:
-    """A function that sets each mask of `pairs` (weight, mask) by the magnitudes of its weight, as tfmot does.
+    """Return a function that computes each mask from the magnitudes of its weight, by tfmot's implementation.
 
-    sparsity: a scalar variable, read at every call; m_by_n takes no notice of it.
+    Args:
+        pairs: (weight, mask) variables.
+        sparsity: Scalar variable that is read in every call. m:n masks ignore it.
+        block_size: (height, width) of blocks.
+        m_by_n: (m, n) for m zeros in every n weights, or None.
     """
     import tensorflow as tf
 
     pruning = _module("sparsity.keras.pruning_impl").Pruning(
-        # m:n masks are made in step 1 alone: for tfmot, every call is in that step.
+        # tfmot computes m:n masks in step 1 only, so every call pretends to be in that step.
         training_step_fn=lambda: tf.constant(1, tf.int64),
         pruning_vars=[(weight, mask, tf.Variable(0, dtype=mask.dtype, trainable=False)) for weight, mask in pairs],
         pruning_schedule=lambda step: (tf.constant(True), sparsity),
@@ -49,9 +53,16 @@ def mask_updater(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationQuantizer:
-    """A quantizer of activations in a QAT model, and the ranges that it keeps.
+    """A quantizer of activations in a QAT model, and its range variables.
 
-    ranges: "min_var" and "max_var", scalar variables, of each; two where it quantizes before and behind an activation.
+    Attributes:
+        layer: Name of its layer.
+        quantizer: tfmot's quantizer.
+        ranges: "min_var" and "max_var", scalar variables, of each range. There are two ranges if it quantizes before
+            and after an activation function.
+        is_moving_average: Whether it estimates ranges by moving averages.
+        owner: Object that holds the quantizer.
+        attribute: Name of the owner's attribute that is the quantizer, or a list with it.
     """
 
     layer: str
@@ -62,21 +73,21 @@ class ActivationQuantizer:
     attribute: str
 
     def replace(self, other: Any) -> None:
-        """`other` quantizes in its place."""
+        """Use the quantizer `other` instead."""
         setattr(self.owner, self.attribute, [other] if self.attribute == "_output_quantizers" else other)
 
 
 def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
-    """Every quantizer of activations that learns a range, in layer order; those of fixed ranges are left out."""
+    """Return all quantizers of activations that estimate a range, in layer order, without those of fixed ranges."""
     wrapper = _module("quantization.keras.quantize_wrapper").QuantizeWrapper
     places: list[tuple[str, Any, str, Any, tuple[Any, ...]]] = []
     for layer in model.layers:
         if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer) and layer.quantizer:
             places.append((layer.name, layer, "quantizer", layer.quantizer, (layer.quantizer_vars,)))
         elif isinstance(layer, wrapper):
-            for held in layer._quantize_activations:
-                ranges = tuple(getattr(held, f"_{side}_activation_vars", {}) for side in ("pre", "post"))
-                places.append((layer.name, held, "quantizer", held.quantizer, ranges))
+            for quantizers in layer._quantize_activations:
+                ranges = tuple(getattr(quantizers, f"_{side}_activation_vars", {}) for side in ("pre", "post"))
+                places.append((layer.name, quantizers, "quantizer", quantizers.quantizer, ranges))
             if layer._output_quantizers:
                 quantizer = layer._output_quantizers[0]
                 places.append((layer.name, layer, "_output_quantizers", quantizer, (layer._output_quantizer_vars,)))
@@ -96,29 +107,33 @@ def activation_quantizers(model: Any) -> list[ActivationQuantizer]:
 
 
 def wrapped(layer: Any) -> Any:
-    """The layer that a wrapper of a QAT model holds, or `layer` itself."""
+    """Return the layer inside a wrapper of a QAT model, or `layer` if it is not wrapped."""
     return layer.layer if hasattr(layer, "quantize_config") else layer
 
 
 def without_autograph(function: Callable[..., Any], layers: Iterable[Any]) -> Callable[..., Any]:
-    """`function`, which calls `layers` in a graph, so that TensorFlow does not rewrite the source of what it calls.
+    """Return a version of `function` that TensorFlow's AutoGraph does not convert, if that is safe.
 
-    That rewriting, for control flow on tensors, is a third of the time that a QAT model takes to be built and traced,
-    and there is none in what Keras, tfmot and we have written. What a user has written may have such: then `function`
-    itself is given back.
+    AutoGraph converts control flow on tensors. It takes a third of the time to build and trace a QAT model, and the
+    layers of Keras, tfmot and tfq do not need it. Layers and activations of the user may need it: `function` is then
+    returned unchanged.
+
+    Args:
+        function: A function that calls `layers` in a graph.
+        layers: The layers, wrapped or not.
     """
     import tensorflow as tf
 
-    written = [thing for layer in map(wrapped, layers) for thing in (type(layer), getattr(layer, "activation", None))]
+    objects = [item for layer in map(wrapped, layers) for item in (type(layer), getattr(layer, "activation", None))]
     known = all(
-        thing is None or getattr(thing, "__module__", "").partition(".")[0] in ("tf_keras", "tensorflow", "tfq")
-        for thing in written
+        item is None or getattr(item, "__module__", "").partition(".")[0] in ("tf_keras", "tensorflow", "tfq")
+        for item in objects
     )
     return tf.autograph.experimental.do_not_convert(function) if known else function
 
 
 def output_range(layer: Any) -> tuple[float, float] | None:
-    """(minimum, maximum) that a layer of a QAT model rounds to as its last step; None where it ends otherwise."""
+    """Return (minimum, maximum) of the output's fake quantization of a layer in a QAT model; None without one."""
     quantizer = (getattr(layer, "_output_quantizers", None) or [None])[0]
     if isinstance(quantizer, _module("quantization.keras.quantizers").FixedQuantizer):
         return float(quantizer.init_min), float(quantizer.init_max)
@@ -127,7 +142,7 @@ def output_range(layer: Any) -> tuple[float, float] | None:
 
 
 def output_variables(layer: Any) -> dict[str, Any] | None:
-    """The "min_var" and "max_var" of `output_range`; None where it is fixed, or there is none."""
+    """Return the variables "min_var" and "max_var" of `output_range`; None if there is no range or it is fixed."""
     result: Any = None
     if isinstance(layer, _module("quantization.keras.quantize_layer").QuantizeLayer):
         result = layer.quantizer_vars
@@ -135,41 +150,43 @@ def output_variables(layer: Any) -> dict[str, Any] | None:
         if layer._output_quantizers:
             result = layer._output_quantizer_vars
         else:
-            held = [item for item in layer._quantize_activations if item is getattr(layer.layer, "activation", None)]
-            result = getattr(held[0], "_post_activation_vars", None) if held else None
+            quantizers = [
+                item for item in layer._quantize_activations if item is getattr(layer.layer, "activation", None)
+            ]
+            result = getattr(quantizers[0], "_post_activation_vars", None) if quantizers else None
     return result if result and "min_var" in result else None
 
 
 def inner_range(layer: Any, attribute: str) -> tuple[float, float] | None:
-    """(minimum, maximum) of what the function `attribute` inside a layer of a QAT model is called with."""
+    """Return (minimum, maximum) of the range that the quantizer in an attribute of the wrapped layer keeps, or None."""
     variables = getattr(getattr(layer.layer, attribute, None), "_post_activation_vars", None)
     return ends_of(variables) if variables and "min_var" in variables else None
 
 
 def ends_of(variables: dict[str, Any]) -> tuple[float, float]:
-    """(minimum, maximum) of a range of activations."""
+    """Return (minimum, maximum) of an activation range."""
     return float(variables["min_var"]), float(variables["max_var"])
 
 
 def assign_ends(variables: dict[str, Any], low: Any, high: Any) -> None:
-    """Sets a range, of activations or of a weight."""
+    """Set a range of activations or of a weight."""
     variables["min_var"].assign(low)
     variables["max_var"].assign(high)
 
 
 def weight_ranges(model: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
-    """(layer, weight, quantizer, variables) of each quantized weight in a QAT model.
+    """Return (layer, weight, quantizer, variables) of each quantized weight in a QAT model.
 
-    `quantizer(weight, True, weights=variables)` sets the range; variables: "min_var", "max_var", scalars or one value a
-    channel, and what else the quantizer keeps.
+    quantizer(weight, True, weights=variables) updates the range. The variables include "min_var" and "max_var", which
+    are scalars or have one value per channel.
     """
-    return [(layer.name, *held) for layer in model.layers for held in getattr(layer, "_weight_vars", ())]
+    return [(layer.name, *quantizers) for layer in model.layers for quantizers in getattr(layer, "_weight_vars", ())]
 
 
 def moving_average_quantize() -> Callable[[Any, Any, dict[str, Any], Any], Any]:
-    """One training step of a MovingAverageQuantizer with a decay of our own in place of its fixed 0.999.
+    """Return a function that runs a training step of a MovingAverageQuantizer with any decay, not the fixed 0.999.
 
-    Called with the quantizer, the tensor, the quantizer's variables, and the decay (a scalar tensor).
+    Its arguments are the quantizer, the tensor, the quantizer's variables, and the decay (a scalar tensor).
     """
     quantize = _module("quantization.keras.quant_ops").MovingAvgQuantize
 
@@ -190,7 +207,7 @@ def moving_average_quantize() -> Callable[[Any, Any, dict[str, Any], Any], Any]:
 
 
 def fake_quantized(quantizer: Any, inputs: Any, low: Any, high: Any) -> Any:
-    """`inputs` in the steps of a range whose ends are scalar tensors, as the quantizer rounds."""
+    """Return the fake-quantized `inputs`, for a range with scalar tensors as ends, as the quantizer computes them."""
     return _module("quantization.keras.quant_ops")._FakeQuantWithMinMaxVars(
         inputs, low, high, quantizer.per_axis, quantizer.num_bits, quantizer.narrow_range
     )
@@ -198,7 +215,10 @@ def fake_quantized(quantizer: Any, inputs: Any, low: Any, high: Any) -> Any:
 
 @contextlib.contextmanager
 def fake_quant_as_identity() -> Iterator[None]:
-    """Within, eager calls of QAT models do not quantize. Not for calls that a tf.function has traced before."""
+    """Disable fake quantization in eager calls of QAT models, inside a `with` block.
+
+    It stays enabled in tf.functions that were traced before.
+    """
     quant_ops = _module("quantization.keras.quant_ops")
     names = ("_FakeQuantWithMinMaxVars", "FixedQuantize")
     before = {name: getattr(quant_ops, name) for name in names}
@@ -213,10 +233,10 @@ def fake_quant_as_identity() -> Iterator[None]:
 
 @contextlib.contextmanager
 def automatic_names_from_zero(avoid: Iterable[str]) -> Iterator[None]:
-    """Within, layers that name themselves do so as in a fresh process, but past the names in `avoid`.
+    """Restart the numbering of automatic layer names, without the names in `avoid`, inside a `with` block.
 
-    tfmot makes such layers (quantize_layer, the halves of a SeparableConv2D). Their names should not depend on what
-    this process built before; and where one is taken, tfmot rebuilds the model for ever.
+    tfmot creates layers with automatic names (quantize_layer, the two parts of a SeparableConv2D). The names should not
+    depend on what the process built before. If a name is taken, tfmot rebuilds the model in an endless loop.
     """
     from tf_keras.src import backend
 

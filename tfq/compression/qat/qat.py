@@ -72,7 +72,7 @@ def quantized(model: Any, config: QATConfig | None = None) -> Annotated:
             expected="a layer for quantization-aware training",
             got=model.name,
         )
-    with _scope(clone), tfmot_fixes.repaired(), _translate_errors(model):
+    with _scope(clone), tfmot_fixes.fixed_transforms(), _translate_errors(model):
         avoid = [layer.name for layer in clone.layers]
         with tfmot_symbols.automatic_names_from_zero(avoid=avoid):
             annotated = _annotated(clone, configs)

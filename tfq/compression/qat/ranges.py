@@ -3,8 +3,8 @@
 
 Shared ranges: TFLite requires one scale for all operands and the output of ops such as concatenation, and for input
 and output of pooling and reshaping (TFLite 8-bit quantization specification: "inputs and outputs must all have same
-scale"). Tensors can be coupled through a large part of a model, such as a DenseNet block of sixty layers. With separate ranges,
-the flatbuffer would round them differently than the QAT model, and clip where another range is narrower.
+scale"). Tensors can be coupled through a large part of a model, such as a DenseNet block of sixty layers. With separate
+ranges, the flatbuffer would round them differently than the QAT model, and clip where another range is narrower.
 
 LSQ: a value v is quantized with step s to q * s, where q = clip(round(v / s), -n, p). With the straight-through
 estimator, the gradients are
