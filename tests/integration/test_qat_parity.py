@@ -191,7 +191,7 @@ def test_a_damaged_layer_is_named_and_it_alone(trained, damage, named):
     assert [departure.layer for departure in result.departures] == named
     assert f"first departure: {named[0]}" in result.to_text()
     if part == "output":
-        assert "are not those of the range" in result.first_departure.departs
+        assert "zero_point" in result.first_departure.departs
     else:
         # What comes behind computes rightly what it is given, and is wrong all the same.
         assert result.layers[-1].agreement < 1
@@ -378,7 +378,7 @@ def test_the_record_is_plain_json(parity):
     assert message["first_departure"] is None and message["layers"][1]["layers"] == ["conv", "bn", "relu"]
     assert message["outputs"][0]["logits_of"] == "input of SOFTMAX"
     text = parity.to_text()
-    assert "most noise comes in at head (SOFTMAX)" in text and "the QAT model does not round there" in text
+    assert "head (SOFTMAX) adds the most noise" in text and "the QAT model does not round there" in text
     assert "conv + bn + relu" in text and "no layer departs" in text and "same class in" in text
 
 

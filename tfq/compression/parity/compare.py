@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The int8 flatbuffer beside the QAT model that it came from, layer by layer."""
+"""Compare an int8 flatbuffer with the QAT model that it was converted from, layer by layer."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ from tfq.keras_bridge import require_tf_keras
 from tfq.typing import Data, KerasModel, PathOrBytes
 
 DEFAULT_LIMIT = 256
-# Two, for a kernel in fixed point may round once more than the QAT model does, and once the other way.
+# Two steps, because a fixed-point kernel may round once more than the QAT model, and once in the other direction.
 DEFAULT_TOLERANCE_LSB = 2.0
-# Codes of intermediate tensors that are kept at a time, and float values of the QAT model beside them.
+# Memory limits for the quantized intermediate tensors and for the QAT model's float values, and for examples per batch.
 _CODE_BYTES, _FLOAT_BYTES, _LARGEST_BATCH = 256 << 20, 256 << 20, 64
 
 
@@ -92,46 +92,54 @@ def qat_parity(
 
 
 class _Comparison:
-    """A QAT model and its flatbuffer, and what was found so far."""
+    """A comparison of a QAT model with its flatbuffer, with the results so far."""
 
     def __init__(self, traced: Trace, model: bytes, kernels: str, examples: Split) -> None:
-        """examples: one or two, that everything is tried with before anything runs at length."""
+        """Match the tensors, and check that model, flatbuffer and examples are consistent.
+
+        Args:
+            traced: The traced QAT model.
+            model: The flatbuffer.
+            kernels: The kernels that run the flatbuffer.
+            examples: One or two examples for the checks.
+        """
         self._traced, self._model, self._kernels = traced, model, kernels
         self._parsed = tflite.read(model)
         self._graph = self._parsed.main_subgraph
         self._reference = ReferenceGraph(traced)
         if not self._reference.has_fake_quant():
             raise InputError(
-                f"{traced.model.name!r} has no fake quantization: expected the model out of quantization-aware "
-                f"training "
-                "(tfq.qat), which the flatbuffer was converted from",
+                f"{traced.model.name!r} has no fake quantization: expected the result of quantization-aware training "
+                "(tfq.qat) that the flatbuffer was converted from",
                 field="qat_model",
                 expected="fake quantization",
                 got=traced.model.name,
             )
         prepare_inputs(self._parsed, examples)
-        inputs = _paired(self._reference.inputs, traced.input_names, self._parsed.input_names, "inputs")
-        self._answers = _paired(self._reference.outputs, traced.output_names, self._parsed.output_names, "outputs")
+        inputs = _in_order_of(self._reference.inputs, traced.input_names, self._parsed.input_names, "inputs")
+        self._output_values = _in_order_of(
+            self._reference.outputs, traced.output_names, self._parsed.output_names, "outputs"
+        )
         named = candidates(self._graph, self._reference, inputs)
         shapes = self._shapes(list({value for values in named.values() for value in values}), examples)
         matches, self._skipped = match(self._graph, self._reference, named, shapes)
         check_origin(matches, named, traced.model.name)
         self._layers = [LayerTally(item) for item in matches]
         self._outputs = output_tallies(self._parsed)
-        self._exposed, self._places = tflite.expose_tensors(model, [item.tensor.index for item in matches])
-        self._values = sum(item.numbers for item in matches)
-        self._num_examples = self._unlike = 0
+        self._exposed, self._exposed_indices = tflite.expose_tensors(model, [item.tensor.index for item in matches])
+        self._values = sum(item.values_per_example for item in matches)
+        self._num_examples = self._num_changed_outputs = 0
 
     def add(self, split: Split) -> None:
         """Compare on more examples."""
         values = [layer.match.value for layer in self._layers]
         with self._reference.evaluator() as own, self._reference.evaluator(values) as local:
-            for part in _parts(split, _CODE_BYTES // self._values):
+            for part in _chunks(split, _CODE_BYTES // self._values):
                 inputs = self._inputs(own, part)
                 answers, exposed = self._run(self._model, inputs), self._run(self._exposed, inputs)
-                # Users run it with nothing exposed: were the kernels others then, its answers would be.
-                self._unlike += sum(int((a != b).sum()) for a, b in zip(answers, exposed, strict=False))
-                quantized = dict(zip((*self._graph.inputs, *self._places), (*inputs, *exposed), strict=True))
+                # Users run the flatbuffer without exposed tensors. Different outputs mean that other kernels ran.
+                self._num_changed_outputs += sum(int((a != b).sum()) for a, b in zip(answers, exposed, strict=False))
+                quantized = dict(zip((*self._graph.inputs, *self._exposed_indices), (*inputs, *exposed), strict=True))
                 decoded = decode_outputs(self._parsed, answers)
                 step = min(_LARGEST_BATCH, max(1, _FLOAT_BYTES // (16 * self._values)))
                 for start in range(0, part.num_examples, step):
@@ -144,13 +152,13 @@ class _Comparison:
                 self._num_examples += part.num_examples
 
     def record(self, tolerance_lsb: float) -> QATParity:
-        """What was found."""
+        """Return the results."""
         layers = tuple(layer.record(tolerance_lsb) for layer in self._layers)
         notes = []
-        if self._unlike:
+        if self._num_changed_outputs:
             notes.append(
-                f"{self._unlike} output codes are others when intermediate tensors are exposed: the layers were "
-                f"measured with kernels that users do not run ({self._kernels})"
+                f"{self._num_changed_outputs} output values change when intermediate tensors are exposed: the layers "
+                f"were measured with kernels that users do not run ({self._kernels})"
             )
         return QATParity(
             num_examples=self._num_examples,
@@ -163,25 +171,29 @@ class _Comparison:
         )
 
     def _shapes(self, values: list[str], examples: Split) -> dict[str, tuple[int, ...]]:
-        """That of each of the QAT model's values for one example; not of conditions, and of what examples share."""
+        """Return the shape of each value for one example.
+
+        Values that are not float, or that do not grow with the number of examples, are left out.
+        """
         with self._reference.evaluator() as own:
-            one, all_of_them = (own.run(values, self._bound(item)) for item in (examples.take(1), examples))
+            single, all_arrays = (own.run(values, self._bound(item)) for item in (examples.take(1), examples))
         return {
             value: first.shape
-            for value, first, all_values in zip(values, one, all_of_them, strict=True)
-            if first.dtype.kind == "f" and all_values.size == first.size * examples.num_examples
+            for value, first, array in zip(values, single, all_arrays, strict=True)
+            if first.dtype.kind == "f" and array.size == first.size * examples.num_examples
         }
 
     def _inputs(self, own: Evaluator, part: Split) -> tuple[NDArray, ...]:
-        """What the flatbuffer is fed: of an input that the QAT model rounds to the same grid, the codes of that.
+        """Return the inputs of the flatbuffer.
 
-        The harness rounds what lies between two codes otherwise, and neither is wrong: it is no part of the model.
+        If the QAT model fake-quantizes an input with the same scale and zero point, its quantized values are used.
+        Otherwise `prepare_inputs` might round values in the middle between two integers differently.
         """
         arrays = dict(zip(self._graph.inputs, prepare_inputs(self._parsed, part).arrays, strict=True))
         rounded = [
             layer.match
             for layer in self._layers
-            if layer.match.op == "input" and layer.match.rounded and layer.match.wanted_grid is None
+            if layer.match.op == "input" and layer.match.rounded and layer.match.expected_grid is None
         ]
         values = own.run([item.value for item in rounded], self._bound(part)) if rounded else []
         for item, value in zip(rounded, values, strict=True):
@@ -194,9 +206,19 @@ class _Comparison:
     def _compare(
         self, own: Evaluator, local: Evaluator, fed: list[NDArray], codes: dict[int, NDArray]
     ) -> tuple[list[NDArray], dict[int, NDArray]]:
-        """Adds a batch to every layer; gives the QAT model's outputs in the flatbuffer's order, values by tensor."""
+        """Add a batch to the results of every layer.
+
+        Args:
+            own: Evaluator of the QAT model.
+            local: Evaluator that is fed with the flatbuffer's values.
+            fed: Inputs of the QAT model.
+            codes: Tensor index -> quantized values of the flatbuffer.
+
+        Returns:
+            (outputs of the QAT model in the flatbuffer's order, tensor index -> value of the QAT model).
+        """
         values = [layer.match.value for layer in self._layers]
-        result = own.run([*values, *self._answers], fed)
+        result = own.run([*values, *self._output_values], fed)
         arrays = [codes[layer.match.tensor.index] for layer in self._layers]
         reals = [
             layer.reals(array).reshape(wanted.shape)
@@ -216,12 +238,12 @@ class _Comparison:
         return make_backend(HOST).assess(request).computed_outputs()
 
     def _layers_without_tensor(self, layers: tuple[LayerParity, ...]) -> dict[str, str]:
-        own = {layer.layer for layer in layers}
-        within = {name: layer.layer for layer in layers for name in layer.layers}
+        compared = {layer.layer for layer in layers}
+        fused_into = {name: layer.layer for layer in layers for name in layer.layers}
         return {
-            name: f"part of {within[name]}" if name in within else "the flatbuffer has no tensor of it"
+            name: f"part of {fused_into[name]}" if name in fused_into else "the flatbuffer has no tensor for it"
             for name in self._traced.keras_layers
-            if name not in own
+            if name not in compared
         }
 
 
@@ -230,9 +252,8 @@ def _traced(model: Any) -> Trace:
     built_in = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
     if built_in is not None:
         raise InputError(
-            f"{model.name!r} has the batch size {built_in} built in: expected a model without one, to run it on "
-            f"batches "
-            "of any size: build its Input without batch_size",
+            f"{model.name!r} has a fixed batch size of {built_in}: expected a model that accepts any batch size. Build "
+            "its Input without batch_size",
             field="qat_model",
             expected="no batch size",
             got=built_in,
@@ -240,24 +261,24 @@ def _traced(model: Any) -> Trace:
     return trace(model, 0)
 
 
-def _paired(values: Sequence[str], names: Sequence[str], wanted: Sequence[str], what: str) -> list[str]:
-    """`values`, called `names`, in the order of the `wanted` names; as they are where the names are others."""
-    if len(values) != len(wanted):
+def _in_order_of(values: Sequence[str], names: Sequence[str], other_names: Sequence[str], kind: str) -> list[str]:
+    """Return `values`, which have these `names`, in the order of `other_names`; unchanged if the names differ."""
+    if len(values) != len(other_names):
         raise InputError(
-            f"the QAT model has {len(values)} {what} ({', '.join(names)}), the flatbuffer {len(wanted)} "
-            f"({', '.join(wanted)}): it was converted from another model",
+            f"the QAT model has {len(values)} {kind} ({', '.join(names)}), but the flatbuffer has {len(other_names)} "
+            f"({', '.join(other_names)}): it was converted from another model",
             field="model",
             expected=list(names),
-            got=list(wanted),
+            got=list(other_names),
         )
-    return [values[names.index(name)] for name in wanted] if set(names) == set(wanted) else list(values)
+    return [values[names.index(name)] for name in other_names] if set(names) == set(other_names) else list(values)
 
 
-def _parts(split: Split, most: int) -> Iterator[Split]:
-    """The examples in their order, at most `most` at a time, but at least one."""
-    most = max(1, most)
-    for start in range(0, split.num_examples, most):
-        chosen = slice(start, start + most)
+def _chunks(split: Split, size: int) -> Iterator[Split]:
+    """Yield the examples in order, in chunks of at most `size` examples (at least 1)."""
+    size = max(1, size)
+    for start in range(0, split.num_examples, size):
+        chosen = slice(start, start + size)
         yield dataclasses.replace(
             split, inputs={name: array[chosen] for name, array in split.inputs.items()}, labels=None
         )

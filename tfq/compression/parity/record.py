@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the comparison of a QAT model with its flatbuffer finds: counted batch by batch, recorded layer by layer."""
+"""Results of the comparison of a QAT model with its flatbuffer: batch-wise tallies and per-layer records."""
 
 import dataclasses
 import math
@@ -18,31 +18,42 @@ from tfq.quant_math import dequantize, quantize
 from tfq.text_table import aligned
 from tfq.tflite import Model, Subgraph, Tensor
 
-# Whole steps are not whole numbers once they are reals in float32.
+# Tolerance for float32: a difference of whole steps is not an exact integer after dequantization.
 _FLOAT_SLACK_LSB = 0.01
-_TO_PROBABILITIES = ("SOFTMAX", "LOGISTIC", "LOG_SOFTMAX")
-_SHAPING = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-_ROUNDINGS = ("DEQUANTIZE",)
-_PASSING = (*_SHAPING, "DEQUANTIZE", "QUANTIZE")
+_PROBABILITY_OPS = ("SOFTMAX", "LOGISTIC", "LOG_SOFTMAX")
+_RESHAPE_OPS = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+_DEQUANTIZE_OPS = ("DEQUANTIZE",)
+_SAME_VALUE_OPS = (*_RESHAPE_OPS, "DEQUANTIZE", "QUANTIZE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParity:
-    """One tensor of the flatbuffer beside the value of the QAT model that it stands for, over all examples.
+    """The comparison of one tensor of the flatbuffer with the corresponding value of the QAT model, over all examples.
 
-    layer: the last of the Keras layers that the tensor holds; layers: all of them, in the order of the graph.
-    op: that gives the tensor out, "input" of an input. tensor: its index. scale, zero_point: its own.
-    fake_quantized: whether the QAT model rounds this value; where it does not, a difference of half an LSB is the
-        rounding itself, and codes differ only where both roundings do.
+    Cumulative errors compare with the QAT model run as a whole, and include the errors of all previous layers. Local
+    errors compare with the QAT model's ops fed with the flatbuffer's values, and are errors of this layer only. An LSB
+    is one quantization step.
 
-    Against the QAT model run on its own, so that errors of all layers before are in it:
-    agreement: share of equal codes, the QAT model's value quantized with `scale` and `zero_point`.
-    max_lsb, mean_lsb: largest and mean distance of codes. sqnr_db: of the reals.
-
-    Against the QAT model's ops fed with the flatbuffer's own values, so that only this layer's errors are in it:
-    local_max_lsb, local_mean_lsb: distance of the reals in units of `scale`, or of the step that the QAT model rounds
-    this value to, where that is finer. local_sqnr_db: of the reals; the lowest tells where most noise comes in.
-    departs: why the layer itself departs from the QAT model, or None. See `qat_parity`.
+    Attributes:
+        layer: The last of `layers`.
+        layers: All Keras layers that are fused into the tensor, in topological order.
+        op: The op that produces the tensor, or "input".
+        tensor: Index of the tensor.
+        scale: Scale of the tensor.
+        zero_point: Zero point of the tensor.
+        fake_quantized: Whether the QAT model rounds this value. If not, a local error of half an LSB is the rounding
+            of the flatbuffer.
+        compared: Number of compared elements.
+        agreement: Cumulative: fraction of equal integers, with the QAT model's value quantized by `scale` and
+            `zero_point`.
+        max_lsb: Cumulative: largest difference of integers.
+        mean_lsb: Cumulative: mean difference of integers.
+        sqnr_db: Cumulative: signal-to-quantization-noise ratio of the real values.
+        local_max_lsb: Local: largest difference of the real values, in units of `scale`, or of the step that the QAT
+            model rounds this value to, if it is finer.
+        local_mean_lsb: Local: mean difference, in the same units.
+        local_sqnr_db: Local: signal-to-quantization-noise ratio. The layer with the lowest one adds the most noise.
+        departs: Why the layer departs from the QAT model, or None; see `qat_parity`.
     """
 
     layer: str
@@ -65,11 +76,16 @@ class LayerParity:
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """An example whose class is another one in the flatbuffer: `expected` in the QAT model, `got` in the flatbuffer.
+    """An example that the flatbuffer and the QAT model classify differently.
 
-    margin_lsb: what the QAT model's best class is ahead of its second best, in LSB of the flatbuffer's output; inf
-        of an output that has none. logit_margin_lsb: the same before a final softmax, in LSB of what enters it, one of
-        which softmax may turn into many of its own. None where there is none.
+    Attributes:
+        example: Index of the example.
+        expected: Class of the QAT model.
+        got: Class of the flatbuffer.
+        margin_lsb: Margin of the QAT model between its best and second best class, in LSB of the flatbuffer's output;
+            inf if the output has no scale.
+        logit_margin_lsb: The same margin of the logits before a final softmax, in LSB of the logits. One LSB there may
+            become many LSB of the softmax. None if there is no final softmax.
     """
 
     example: int
@@ -81,13 +97,17 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputParity:
-    """One output of the whole model, as users run it.
+    """The comparison of one output of the model, as users run it.
 
-    lsb: the scale of its codes (of those that a float output is made of). sqnr_db: of the reals.
-    logit_sqnr_db: the same of what enters a final softmax or sigmoid; where there is none (logits_of is "output"), of
-        the output itself.
-    top1_agreement, disagreements: of outputs (n, classes) that say a class (see `tfq.evaluation.classes`); None and ()
-        of others.
+    Attributes:
+        name: Name of the output.
+        lsb: Scale of the output, or of the quantized tensor that a float output is dequantized from.
+        sqnr_db: Signal-to-quantization-noise ratio of the real values.
+        logit_sqnr_db: The same for the input of a final softmax or sigmoid; for the output itself without one.
+        logits_of: What `logit_sqnr_db` refers to: "input of SOFTMAX" and the like, or "output".
+        top1_agreement: Fraction of examples with the same class; None if the output is not a classification (see
+            `tfq.evaluation.classes`).
+        disagreements: The examples with another class.
     """
 
     name: str
@@ -124,57 +144,64 @@ class QATParity:
 
     @property
     def departures(self) -> tuple[LayerParity, ...]:
-        """Every layer that departs by itself; each is judged on the flatbuffer's own inputs, so none hides another."""
+        """All layers that depart. They are judged by local errors, so that no departure hides another."""
         return tuple(layer for layer in self.layers if layer.departs)
 
     @property
     def first_departure(self) -> LayerParity | None:
-        """The first of them."""
+        """The first of `departures`, or None."""
         return next(iter(self.departures), None)
 
     @property
     def noisiest(self) -> LayerParity:
-        """The layer that adds most noise of its own, as a share of its signal: the lowest local_sqnr_db."""
+        """The layer that adds the most noise relative to its signal, with the lowest local_sqnr_db."""
         return min(self.layers, key=lambda layer: layer.local_sqnr_db)
 
     @property
     def top1_agreement(self) -> float | None:
-        """The lowest of the outputs; None where no output has classes."""
+        """The lowest top1_agreement of the outputs; None if no output is a classification."""
         return min((o.top1_agreement for o in self.outputs if o.top1_agreement is not None), default=None)
 
     @property
     def logit_sqnr_db(self) -> float:
-        """The lowest of the outputs."""
+        """The lowest logit_sqnr_db of the outputs."""
         return min(output.logit_sqnr_db for output in self.outputs)
 
     @property
     def largest_margin_lsb(self) -> float:
-        """The QAT model's largest lead, in LSB of the output, where the flatbuffer says another class; else 0."""
+        """The QAT model's largest margin, in LSB of the output, among examples with another class; 0 without any."""
         return max((item.margin_lsb for output in self.outputs for item in output.disagreements), default=0.0)
 
     def missed(self, *, min_logit_sqnr_db: float = 20.0, max_margin_lsb: float = 4.0) -> tuple[str, ...]:
-        """What keeps the flatbuffer from computing what the QAT model does; empty where it does.
+        """Return the requirements that the flatbuffer misses, in words; empty if it meets them all.
 
-        Every disagreement in top-1 must be one where the QAT model's lead is below max_margin_lsb.
+        Args:
+            min_logit_sqnr_db: Smallest accepted `logit_sqnr_db` of an output.
+            max_margin_lsb: The margin of the QAT model must be below this in every disagreement.
         """
         results = []
         for output in self.outputs:
             if not output.logit_sqnr_db >= min_logit_sqnr_db:
                 results.append(
-                    f"output {output.name!r}: SQNR of the {output.logits_of} {output.logit_sqnr_db:.1f} dB, "
-                    f"wanted at least {min_logit_sqnr_db:g}"
+                    f"output {output.name!r}: SQNR of the {output.logits_of} is {output.logit_sqnr_db:.1f} dB, "
+                    f"expected at least {min_logit_sqnr_db:g}"
                 )
             clear = [item for item in output.disagreements if not item.margin_lsb < max_margin_lsb]
             if clear:
                 worst = max(clear, key=lambda item: item.margin_lsb)
                 results.append(
-                    f"output {output.name!r}: {len(clear)} example(s) get another class though the QAT model's lead is "
-                    f"{max_margin_lsb:g} LSB or more (example {worst.example}: {worst.margin_lsb:.1f} LSB)"
+                    f"output {output.name!r}: {len(clear)} example(s) have another class although the QAT model's "
+                    f"margin is {max_margin_lsb:g} LSB or more (example {worst.example}: {worst.margin_lsb:.1f} LSB)"
                 )
         return tuple(results)
 
     def require(self, *, min_logit_sqnr_db: float = 20.0, max_margin_lsb: float = 4.0) -> None:
-        """Raises RequirementError with what is `missed` and the layer that departs first."""
+        """Raise RequirementError if requirements are `missed`, with the first departing layer.
+
+        Args:
+            min_logit_sqnr_db: See `missed`.
+            max_margin_lsb: See `missed`.
+        """
         missed = self.missed(min_logit_sqnr_db=min_logit_sqnr_db, max_margin_lsb=max_margin_lsb)
         if missed:
             first = self.first_departure
@@ -186,7 +213,7 @@ class QATParity:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite sqnr_db (nothing differs) is "inf"."""
+        """Return the comparison as JSON values. An infinite sqnr_db (no difference) is "inf"."""
         first = self.first_departure
         values = {
             **dataclasses.asdict(self),
@@ -197,10 +224,10 @@ class QATParity:
             "logit_sqnr_db": self.logit_sqnr_db,
             "largest_margin_lsb": self.largest_margin_lsb,
         }
-        return {name: _plain(value) for name, value in values.items()}
+        return {name: _json_value(value) for name, value in values.items()}
 
     def to_text(self) -> str:
-        """For the terminal: a line a layer, then the departures, then the outputs."""
+        """Return the comparison as text: a table of layers, the departures, and the outputs."""
         rows = [
             ("layer", "op", "agreement", "max LSB", "mean LSB", "SQNR dB", "local max", "local mean", "local dB", "")
         ]
@@ -220,102 +247,115 @@ class QATParity:
             for layer in self.layers
         ]
         lines = aligned(rows, left=2)
-        held = {name for layer in self.layers for name in layer.layers}
+        compared = {name for layer in self.layers for name in layer.layers}
         lines += ["", self.departure_text(), *(f"  {item.layer}: {item.departs}" for item in self.departures[1:])]
-        lines += [_told_output(output, self.num_examples) for output in self.outputs]
-        lines += [f"not compared: {name}: {reason}" for name, reason in self.skipped.items() if name not in held]
+        lines += [_output_text(output, self.num_examples) for output in self.outputs]
+        lines += [f"not compared: {name}: {reason}" for name, reason in self.skipped.items() if name not in compared]
         return "\n".join([*lines, *self.notes])
 
     def departure_text(self) -> str:
-        """The first departure with its reason; where there is none, where most noise comes in."""
+        """Return the first departure with its reason, or without one the layer that adds the most noise."""
         first, noisy = self.first_departure, self.noisiest
         if first is None:
-            message = f"no layer departs from the QAT model by more than {self.tolerance_lsb:g} LSB by itself"
-            message += f"; most noise comes in at {noisy.layer} ({noisy.op}), {noisy.local_sqnr_db:.1f} dB"
-            return message if noisy.fake_quantized else f"{message}: the QAT model does not round there"
+            message = f"no layer departs from the QAT model by a local error above {self.tolerance_lsb:g} LSB"
+            message += f"; {noisy.layer} ({noisy.op}) adds the most noise, local SQNR {noisy.local_sqnr_db:.1f} dB"
+            return message if noisy.fake_quantized else f"{message}, because the QAT model does not round there"
         return f"first departure: {first.layer} ({first.op}, tensor {first.tensor}): {first.departs}"
 
 
-def _told_output(output: OutputParity, num_examples: int) -> str:
+def _output_text(output: OutputParity, num_examples: int) -> str:
     message = f"output {output.name}: SQNR {output.sqnr_db:.1f} dB"
     if output.logits_of != "output":
-        message += f", of the {output.logits_of} {output.logit_sqnr_db:.1f} dB"
+        message += f", {output.logits_of} {output.logit_sqnr_db:.1f} dB"
     if output.top1_agreement is None:
         return message
     message += f", same class in {output.top1_agreement:.2%} of {num_examples} examples"
     if output.disagreements:
         margin = max(item.margin_lsb for item in output.disagreements)
-        message += f", where not the QAT model's lead is at most {margin:.1f} LSB"
+        message += f"; in the others the QAT model's margin is at most {margin:.1f} LSB"
         logits = [item.logit_margin_lsb for item in output.disagreements if item.logit_margin_lsb is not None]
         message += f" ({max(logits):.1f} LSB of the logits)" if logits else ""
     return message
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: _json_value(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 @dataclass(kw_only=True)
 class NoiseTally:
-    """The sums of `quant_math.sqnr_db`, over arrays that come one after the other."""
+    """Accumulates the signal and noise power of `quant_math.sqnr_db` over batches."""
 
     signal: float = 0.0
     noise: float = 0.0
 
     def add(self, reference: NDArray, got: NDArray) -> None:
-        """Takes two arrays of one shape."""
-        wide = reference.astype(np.float64)
-        self.signal += float(np.sum(wide**2))
-        self.noise += float(np.sum((wide - got) ** 2))
+        """Add two arrays of the same shape."""
+        exact = reference.astype(np.float64)
+        self.signal += float(np.sum(exact**2))
+        self.noise += float(np.sum((exact - got) ** 2))
 
     @property
     def sqnr_db(self) -> float:
-        """10 log10(signal / noise); inf without noise."""
+        """10 * log10(signal / noise); inf without noise."""
         if self.noise == 0:
             return math.inf
         return -math.inf if self.signal == 0 else 10 * math.log10(self.signal / self.noise)
 
 
 class LayerTally:
-    """One tensor's codes against what the QAT model gives there by itself, and fed with the flatbuffer's values."""
+    """Accumulates the cumulative and local errors of one tensor."""
 
     def __init__(self, matched: Match) -> None:
-        """Raises InputError where the tensor has no scale that its codes can be turned back with."""
+        """Start with no examples.
+
+        Args:
+            matched: The tensor and its value in the QAT model.
+
+        Raises:
+            InputError: The tensor has no single scale to dequantize with.
+        """
         self.match = matched
         self.scale, self.zero_point = scale_of(f"tensor {matched.tensor.name!r}", matched.tensor)
-        # Steps that the QAT model does not have are no excuse for errors of their size.
+        # A flatbuffer that rounds more coarsely than the QAT model is measured in the finer steps.
         self._step = min(self.scale, matched.step or self.scale)
-        self._values = self._equal = self._largest = self._distance = self._numberless = 0
+        self._values = self._equal = self._largest = self._distance = self._num_not_finite = 0
         self._local_largest = self._local_distance = 0.0
         self._noise, self._local_noise = NoiseTally(), NoiseTally()
 
     def reals(self, codes: NDArray) -> NDArray[np.float32]:
-        """What codes of this tensor stand for."""
+        """Dequantize integers of this tensor."""
         return dequantize(codes, self.scale, self.zero_point)
 
     def add(self, codes: NDArray, own: NDArray, local: NDArray) -> None:
-        """codes: the flatbuffer's. own, local: the QAT model's reals by itself and fed with the flatbuffer's values."""
-        self._check_number(own)
+        """Add a batch.
+
+        Args:
+            codes: Integers of the flatbuffer.
+            own: Values of the QAT model run as a whole.
+            local: Values of the QAT model's ops fed with the flatbuffer's values.
+        """
+        self._check_finite(own)
         reals = self.reals(codes)
         own, local = own.reshape(codes.shape), local.reshape(codes.shape)
-        if self.match.cut_off:
+        if self.match.is_clipped:
             limits = np.iinfo(codes.dtype)
             ends = self.reals(np.array([limits.min, limits.max], codes.dtype))
             own, local = np.clip(own, *ends), np.clip(local, *ends)
-        wanted = quantize(own, self.scale, self.zero_point, codes.dtype)
-        distance = np.abs(codes.astype(np.int32) - wanted)
+        expected = quantize(own, self.scale, self.zero_point, codes.dtype)
+        distance = np.abs(codes.astype(np.int32) - expected)
         self._values += codes.size
         self._equal += int(np.count_nonzero(distance == 0))
         self._largest = max(self._largest, int(distance.max(initial=0)))
         self._distance += int(distance.sum())
         self._noise.add(own, reals)
-        # As of 1/sqrt(variance), where the flatbuffer's code for a small variance is that of 0.
+        # For example 1/sqrt(variance), if the flatbuffer quantizes a small variance to 0.
         is_number = np.isfinite(local)
-        self._numberless += int(np.count_nonzero(~is_number))
+        self._num_not_finite += int(np.count_nonzero(~is_number))
         local, reals = local[is_number], reals[is_number]
         error = np.abs(reals - local) / np.float32(self._step)
         self._local_noise.add(local, reals)
@@ -323,23 +363,27 @@ class LayerTally:
         self._local_distance += float(error.sum(dtype=np.float64))
 
     def record(self, tolerance_lsb: float) -> LayerParity:
-        """What was found, and whether the layer departs."""
-        tensor, grid, message = self.match.tensor, self.match.wanted_grid, None
+        """Return the errors, and whether the layer departs.
+
+        Args:
+            tolerance_lsb: Largest accepted local error.
+        """
+        tensor, grid, message = self.match.tensor, self.match.expected_grid, None
         if grid:
             offset = 128 if tensor.dtype == "uint8" else 0
             message = (
-                f"scale {self.scale:.6g} and zero_point {self.zero_point} are not those of the range that the QAT "
-                f"model rounds to there, {grid[0]:.6g} and {round(grid[1]) + offset}"
+                f"scale {self.scale:.6g} and zero_point {self.zero_point} differ from those of the QAT model's range, "
+                f"{grid[0]:.6g} and {round(grid[1]) + offset}"
             )
-        elif self._numberless:
+        elif self._num_not_finite:
             message = (
-                f"given the flatbuffer's values, the QAT model computes infinity or NaN in {self._numberless:,} of "
-                f"{self._values:,} places: what is small there has no code but that of 0"
+                f"on the flatbuffer's values, the QAT model computes infinity or NaN in {self._num_not_finite:,} of "
+                f"{self._values:,} elements, because the flatbuffer quantizes small values to 0"
             )
         elif self._local_largest > tolerance_lsb + _FLOAT_SLACK_LSB:
             message = (
-                f"given the same inputs, it is up to {self._local_largest:.1f} LSB from what the QAT model computes "
-                f"(mean {self._local_distance / self._values:.3f})"
+                f"for equal inputs, it differs by up to {self._local_largest:.1f} LSB from the QAT model (mean "
+                f"{self._local_distance / self._values:.3f})"
             )
             if self._step < 0.999 * self.scale:
                 message += f": it rounds to steps of {self.scale:.4g}, the QAT model to steps of {self._step:.4g}"
@@ -358,17 +402,17 @@ class LayerTally:
             max_lsb=self._largest,
             mean_lsb=self._distance / self._values,
             sqnr_db=self._noise.sqnr_db,
-            local_max_lsb=math.inf if self._numberless else self._local_largest,
-            local_mean_lsb=self._local_distance / max(1, self._values - self._numberless),
+            local_max_lsb=math.inf if self._num_not_finite else self._local_largest,
+            local_mean_lsb=self._local_distance / max(1, self._values - self._num_not_finite),
             local_sqnr_db=self._local_noise.sqnr_db,
             departs=message,
         )
 
-    def _check_number(self, own: NDArray) -> None:
+    def _check_finite(self, own: NDArray) -> None:
         if not np.isfinite(own).all():
             raise InputError(
-                f"the QAT model gives NaN or infinity in layer {self.match.layer!r}: its weights or ranges are broken: "
-                "train it again with a lower learning rate",
+                f"the QAT model computes NaN or infinity in layer {self.match.layer!r}, so its weights or ranges are "
+                "invalid: train it again with a lower learning rate",
                 field="qat_model",
                 expected="finite values",
                 got=self.match.layer,
@@ -376,12 +420,18 @@ class LayerTally:
 
 
 class OutputTally:
-    """One output of the whole model: of the flatbuffer, as users run it, against the QAT model."""
+    """Accumulates the errors of one output of the flatbuffer, as users run it."""
 
     def __init__(self, name: str, tensor: Tensor, graph: Subgraph) -> None:
-        """name, tensor: of the output."""
+        """Start with no examples.
+
+        Args:
+            name: Name of the output.
+            tensor: Its tensor.
+            graph: The flatbuffer's graph.
+        """
         self._name = name
-        self._lsb = _scale(graph.tensors[_origin(graph, tensor.index, _ROUNDINGS)])
+        self._lsb = _scale(graph.tensors[_origin(graph, tensor.index, _DEQUANTIZE_OPS)])
         op, index = logits_of(graph, tensor.index)
         self._activation, self._logits = op, graph.tensors[index] if op else None
         self._noise = NoiseTally()
@@ -390,11 +440,17 @@ class OutputTally:
         self._disagreements: list[Disagreement] = []
 
     def add(self, own: NDArray, got: NDArray, layers: Mapping[int, NDArray]) -> None:
-        """own: the QAT model's reals of the next examples; got: the flatbuffer's. layers: the former's, by tensor."""
+        """Add a batch.
+
+        Args:
+            own: The output of the QAT model.
+            got: The output of the flatbuffer.
+            layers: Tensor index -> value of the QAT model.
+        """
         if own.size != got.size:
             raise InputError(
-                f"output {self._name!r}: the QAT model gives {list(own.shape[1:])}, the flatbuffer "
-                f"{list(got.shape[1:])}: it was converted from another model",
+                f"output {self._name!r} has shape {list(own.shape[1:])} in the QAT model and {list(got.shape[1:])} in "
+                "the flatbuffer: it was converted from another model",
                 field="model",
                 expected=own.shape[1:],
                 got=got.shape[1:],
@@ -407,22 +463,26 @@ class OutputTally:
         if self._has_classes:
             expected, classes = own.argmax(axis=1), got.argmax(axis=1)
             logits = layers.get(self._logits.index) if self._logits else None
-            for place in map(int, np.flatnonzero(expected != classes)):
+            for index in map(int, np.flatnonzero(expected != classes)):
                 self._disagreements.append(
                     Disagreement(
-                        example=self._examples + place,
-                        expected=int(expected[place]),
-                        got=int(classes[place]),
-                        margin_lsb=_margin(own[place], self._lsb),
+                        example=self._examples + index,
+                        expected=int(expected[index]),
+                        got=int(classes[index]),
+                        margin_lsb=_margin(own[index], self._lsb),
                         logit_margin_lsb=None
                         if logits is None or logits.shape != own.shape
-                        else _margin(logits[place], _scale(self._logits)),
+                        else _margin(logits[index], _scale(self._logits)),
                     )
                 )
         self._examples += len(got)
 
     def record(self, layers: Sequence[LayerParity]) -> OutputParity:
-        """What was found; the logits are those of the layer that enters the final softmax."""
+        """Return the errors.
+
+        Args:
+            layers: All layers, among them the input of a final softmax.
+        """
         logits = next((layer for layer in layers if self._logits and layer.tensor == self._logits.index), None)
         return OutputParity(
             name=self._name,
@@ -436,7 +496,7 @@ class OutputTally:
 
 
 def output_tallies(model: Model) -> list[OutputTally]:
-    """One for each output of the flatbuffer."""
+    """Return a tally for each output of the flatbuffer."""
     graph = model.main_subgraph
     return [
         OutputTally(name, tensor, graph) for name, tensor in zip(model.output_names, graph.output_tensors, strict=True)
@@ -444,17 +504,17 @@ def output_tallies(model: Model) -> list[OutputTally]:
 
 
 def logits_of(graph: Subgraph, output: int) -> tuple[str | None, int]:
-    """(op, tensor): the softmax or sigmoid that gives the output, and what enters it; (None, output) without one."""
-    index = _origin(graph, output, _PASSING)
+    """Return (name, input tensor) of the softmax or sigmoid that computes an output; (None, output) without one."""
+    index = _origin(graph, output, _SAME_VALUE_OPS)
     producer = graph.producers.get(index)
-    if producer is None or producer.name not in _TO_PROBABILITIES:
+    if producer is None or producer.name not in _PROBABILITY_OPS:
         return None, output
-    return producer.name, _origin(graph, producer.inputs[0], _SHAPING)
+    return producer.name, _origin(graph, producer.inputs[0], _RESHAPE_OPS)
 
 
 def _margin(values: NDArray, lsb: float | None) -> float:
     second, first = np.sort(values)[-2:]
-    # Of outputs that are whole codes it is a whole number: four, not 3.999999 as float32 has it.
+    # Rounded, because margins of quantized outputs are integers: 4, not 3.999999 as computed in float32.
     return round(float(first - second) / lsb, 4) if lsb else math.inf
 
 
@@ -463,7 +523,7 @@ def _scale(tensor: Tensor | None) -> float | None:
 
 
 def _origin(graph: Subgraph, index: int, passing: Collection[str]) -> int:
-    """The tensor that this one is made of by ops in `passing` alone."""
+    """Return the tensor that this one is computed from by ops in `passing` only."""
     while (producer := graph.producers.get(index)) is not None and producer.name in passing:
         index = producer.inputs[0]
     return index
