@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private symbol of tfmot and tf_keras that compression uses, and fixes of tfmot's mistakes."""
+"""All private symbols of tfmot and tf_keras that compression uses, and fixes of bugs in tfmot."""

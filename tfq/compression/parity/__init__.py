@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A quantization-aware trained model beside the flatbuffer that was made of it, layer by layer."""
+"""Compare a quantization-aware trained model with its flatbuffer, layer by layer."""

@@ -133,9 +133,9 @@ class _Comparison:
     def add(self, split: Split) -> None:
         """Compare on more examples."""
         values = [layer.match.value for layer in self._layers]
-        with self._reference.evaluator() as own, self._reference.evaluator(values) as local:
+        with self._reference.evaluator() as whole_model, self._reference.evaluator(values) as per_layer:
             for part in _chunks(split, _CODE_BYTES // self._values):
-                inputs = self._inputs(own, part)
+                inputs = self._inputs(whole_model, part)
                 answers, exposed = self._run(self._model, inputs), self._run(self._exposed, inputs)
                 # Users run the flatbuffer without exposed tensors. Different outputs mean that other kernels ran.
                 self._num_changed_outputs += sum(int((a != b).sum()) for a, b in zip(answers, exposed, strict=False))
@@ -145,10 +145,10 @@ class _Comparison:
                 for start in range(0, part.num_examples, step):
                     chosen = slice(start, start + step)
                     fed = [array[chosen] for array in self._bound(part)]
-                    chosen_codes = {index: array[chosen] for index, array in quantized.items()}
-                    provided, layers = self._compare(own, local, fed, chosen_codes)
-                    for tally, wanted, got in zip(self._outputs, provided, decoded, strict=True):
-                        tally.add(wanted, np.asarray(got[chosen], np.float32), layers)
+                    batch_values = {index: array[chosen] for index, array in quantized.items()}
+                    outputs, layers = self._compare(whole_model, per_layer, fed, batch_values)
+                    for tally, reference_values, got in zip(self._outputs, outputs, decoded, strict=True):
+                        tally.add(reference_values, np.asarray(got[chosen], np.float32), layers)
                 self._num_examples += part.num_examples
 
     def record(self, tolerance_lsb: float) -> QATParity:
@@ -175,15 +175,15 @@ class _Comparison:
 
         Values that are not float, or that do not grow with the number of examples, are left out.
         """
-        with self._reference.evaluator() as own:
-            single, all_arrays = (own.run(values, self._bound(item)) for item in (examples.take(1), examples))
+        with self._reference.evaluator() as whole_model:
+            single, all_arrays = (whole_model.run(values, self._bound(item)) for item in (examples.take(1), examples))
         return {
             value: first.shape
             for value, first, array in zip(values, single, all_arrays, strict=True)
             if first.dtype.kind == "f" and array.size == first.size * examples.num_examples
         }
 
-    def _inputs(self, own: Evaluator, part: Split) -> tuple[NDArray, ...]:
+    def _inputs(self, whole_model: Evaluator, part: Split) -> tuple[NDArray, ...]:
         """Return the inputs of the flatbuffer.
 
         If the QAT model fake-quantizes an input with the same scale and zero point, its quantized values are used.
@@ -195,7 +195,7 @@ class _Comparison:
             for layer in self._layers
             if layer.match.op == "input" and layer.match.rounded and layer.match.expected_grid is None
         ]
-        values = own.run([item.value for item in rounded], self._bound(part)) if rounded else []
+        values = whole_model.run([item.value for item in rounded], self._bound(part)) if rounded else []
         for item, value in zip(rounded, values, strict=True):
             like, tensor = arrays[item.tensor.index], item.tensor
             quantized = np.rint(value / np.float64(tensor.scale[0])) + tensor.zero_point[0]
@@ -204,29 +204,29 @@ class _Comparison:
         return tuple(arrays.values())
 
     def _compare(
-        self, own: Evaluator, local: Evaluator, fed: list[NDArray], codes: dict[int, NDArray]
+        self, whole_model: Evaluator, per_layer: Evaluator, fed: list[NDArray], quantized_values: dict[int, NDArray]
     ) -> tuple[list[NDArray], dict[int, NDArray]]:
         """Add a batch to the results of every layer.
 
         Args:
-            own: Evaluator of the QAT model.
-            local: Evaluator that is fed with the flatbuffer's values.
+            whole_model: Evaluator of the QAT model.
+            per_layer: Evaluator that is fed with the flatbuffer's values.
             fed: Inputs of the QAT model.
-            codes: Tensor index -> quantized values of the flatbuffer.
+            quantized_values: Tensor index -> quantized values of the flatbuffer.
 
         Returns:
             (outputs of the QAT model in the flatbuffer's order, tensor index -> value of the QAT model).
         """
         values = [layer.match.value for layer in self._layers]
-        result = own.run([*values, *self._output_values], fed)
-        arrays = [codes[layer.match.tensor.index] for layer in self._layers]
+        result = whole_model.run([*values, *self._output_values], fed)
+        arrays = [quantized_values[layer.match.tensor.index] for layer in self._layers]
         reals = [
-            layer.reals(array).reshape(wanted.shape)
-            for layer, array, wanted in zip(self._layers, arrays, result, strict=False)
+            layer.reals(array).reshape(reference_values.shape)
+            for layer, array, reference_values in zip(self._layers, arrays, result, strict=False)
         ]
-        predicted = local.run(values, fed, reals)
-        for layer, array, wanted, expected in zip(self._layers, arrays, result, predicted, strict=False):
-            layer.add(array, wanted, expected)
+        predicted = per_layer.run(values, fed, reals)
+        for layer, array, reference_values, expected in zip(self._layers, arrays, result, predicted, strict=False):
+            layer.add(array, reference_values, expected)
         indices = [layer.match.tensor.index for layer in self._layers]
         return result[len(values) :], dict(zip(indices, result, strict=False))
 

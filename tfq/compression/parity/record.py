@@ -327,38 +327,41 @@ class LayerTally:
         self._local_largest = self._local_distance = 0.0
         self._noise, self._local_noise = NoiseTally(), NoiseTally()
 
-    def reals(self, codes: NDArray) -> NDArray[np.float32]:
+    def reals(self, quantized_values: NDArray) -> NDArray[np.float32]:
         """Dequantize integers of this tensor."""
-        return dequantize(codes, self.scale, self.zero_point)
+        return dequantize(quantized_values, self.scale, self.zero_point)
 
-    def add(self, codes: NDArray, own: NDArray, local: NDArray) -> None:
+    def add(self, quantized_values: NDArray, reference_values: NDArray, local_values: NDArray) -> None:
         """Add a batch.
 
         Args:
-            codes: Integers of the flatbuffer.
-            own: Values of the QAT model run as a whole.
-            local: Values of the QAT model's ops fed with the flatbuffer's values.
+            quantized_values: Integers of the flatbuffer.
+            reference_values: Values of the QAT model run as a whole.
+            local_values: Values of the QAT model's ops fed with the flatbuffer's values.
         """
-        self._check_finite(own)
-        reals = self.reals(codes)
-        own, local = own.reshape(codes.shape), local.reshape(codes.shape)
+        self._check_finite(reference_values)
+        reals = self.reals(quantized_values)
+        reference_values, local_values = (
+            reference_values.reshape(quantized_values.shape),
+            local_values.reshape(quantized_values.shape),
+        )
         if self.match.is_clipped:
-            limits = np.iinfo(codes.dtype)
-            ends = self.reals(np.array([limits.min, limits.max], codes.dtype))
-            own, local = np.clip(own, *ends), np.clip(local, *ends)
-        expected = quantize(own, self.scale, self.zero_point, codes.dtype)
-        distance = np.abs(codes.astype(np.int32) - expected)
-        self._values += codes.size
+            limits = np.iinfo(quantized_values.dtype)
+            ends = self.reals(np.array([limits.min, limits.max], quantized_values.dtype))
+            reference_values, local_values = np.clip(reference_values, *ends), np.clip(local_values, *ends)
+        expected = quantize(reference_values, self.scale, self.zero_point, quantized_values.dtype)
+        distance = np.abs(quantized_values.astype(np.int32) - expected)
+        self._values += quantized_values.size
         self._equal += int(np.count_nonzero(distance == 0))
         self._largest = max(self._largest, int(distance.max(initial=0)))
         self._distance += int(distance.sum())
-        self._noise.add(own, reals)
+        self._noise.add(reference_values, reals)
         # For example 1/sqrt(variance), if the flatbuffer quantizes a small variance to 0.
-        is_number = np.isfinite(local)
+        is_number = np.isfinite(local_values)
         self._num_not_finite += int(np.count_nonzero(~is_number))
-        local, reals = local[is_number], reals[is_number]
-        error = np.abs(reals - local) / np.float32(self._step)
-        self._local_noise.add(local, reals)
+        local_values, reals = local_values[is_number], reals[is_number]
+        error = np.abs(reals - local_values) / np.float32(self._step)
+        self._local_noise.add(local_values, reals)
         self._local_largest = max(self._local_largest, float(error.max(initial=0)))
         self._local_distance += float(error.sum(dtype=np.float64))
 
@@ -408,8 +411,8 @@ class LayerTally:
             departs=message,
         )
 
-    def _check_finite(self, own: NDArray) -> None:
-        if not np.isfinite(own).all():
+    def _check_finite(self, reference_values: NDArray) -> None:
+        if not np.isfinite(reference_values).all():
             raise InputError(
                 f"the QAT model computes NaN or infinity in layer {self.match.layer!r}, so its weights or ranges are "
                 "invalid: train it again with a lower learning rate",
@@ -439,29 +442,29 @@ class OutputTally:
         self._graph, self._output = graph, tensor.index
         self._disagreements: list[Disagreement] = []
 
-    def add(self, own: NDArray, got: NDArray, layers: Mapping[int, NDArray]) -> None:
+    def add(self, reference_values: NDArray, got: NDArray, layers: Mapping[int, NDArray]) -> None:
         """Add a batch.
 
         Args:
-            own: The output of the QAT model.
+            reference_values: The output of the QAT model.
             got: The output of the flatbuffer.
             layers: Tensor index -> value of the QAT model.
         """
-        if own.size != got.size:
+        if reference_values.size != got.size:
             raise InputError(
-                f"output {self._name!r} has shape {list(own.shape[1:])} in the QAT model and {list(got.shape[1:])} in "
-                "the flatbuffer: it was converted from another model",
+                f"output {self._name!r} has shape {list(reference_values.shape[1:])} in the QAT model and "
+                f"{list(got.shape[1:])} in the flatbuffer: it was converted from another model",
                 field="model",
-                expected=own.shape[1:],
+                expected=reference_values.shape[1:],
                 got=got.shape[1:],
             )
-        own = own.reshape(got.shape)
-        self._noise.add(own, got)
+        reference_values = reference_values.reshape(got.shape)
+        self._noise.add(reference_values, got)
         if not self._examples:
             is_matrix = got.ndim == 2 and got.shape[1] > 1
-            self._has_classes = is_matrix and is_class_vector(self._graph, self._output, own)
+            self._has_classes = is_matrix and is_class_vector(self._graph, self._output, reference_values)
         if self._has_classes:
-            expected, classes = own.argmax(axis=1), got.argmax(axis=1)
+            expected, classes = reference_values.argmax(axis=1), got.argmax(axis=1)
             logits = layers.get(self._logits.index) if self._logits else None
             for index in map(int, np.flatnonzero(expected != classes)):
                 self._disagreements.append(
@@ -469,9 +472,9 @@ class OutputTally:
                         example=self._examples + index,
                         expected=int(expected[index]),
                         got=int(classes[index]),
-                        margin_lsb=_margin(own[index], self._lsb),
+                        margin_lsb=_margin(reference_values[index], self._lsb),
                         logit_margin_lsb=None
-                        if logits is None or logits.shape != own.shape
+                        if logits is None or logits.shape != reference_values.shape
                         else _margin(logits[index], _scale(self._logits)),
                     )
                 )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization-aware training: where fake quantization stands, its ranges, and what surrounds the training."""
+"""Quantization-aware training: placement of fake quantization, range estimators, and training."""
