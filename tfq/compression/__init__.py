@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning, clustering and quantization-aware training: tf_keras model in, tf_keras model out, on tfmot.
+"""Pruning, weight clustering and quantization-aware training of tf_keras models, based on tfmot.
 
-Importing this package imports no TensorFlow; its functions do, when they are called.
+Importing this package does not import TensorFlow. Its functions import it when they are called.
 """
 
 from tfq.compression.clustering.cluster import (
