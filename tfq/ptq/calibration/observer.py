@@ -3,6 +3,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import math
 import os
 import queue
@@ -106,7 +107,8 @@ class _Interpreter:
             if shapes != self._shapes:
                 for index, shape in shapes.items():
                     self._interpreter.resize_tensor_input(index, shape)
-                with captured_stderr():  # the first interpreter of a process reports that it has created a delegate
+                # The first interpreter of a process reports that it has created a delegate.
+                with contextlib.nullcontext() if self._shapes else captured_stderr():
                     self._interpreter.allocate_tensors()
                 self._shapes = shapes
             for index, name in self._names.items():
