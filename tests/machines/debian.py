@@ -204,7 +204,7 @@ def main() -> int:
         return 0 if all(results) else 1
     if os.geteuid() != 0:
         parser.error("debootstrap and chroot need root: run this script with sudo")
-    for tool in ("debootstrap", "unshare", "git"):
+    for tool in ("debootstrap", "setpriv", "unshare", "git"):
         if shutil.which(tool) is None:
             parser.error(f"{tool} is missing: apt-get install debootstrap util-linux git")
     if host_output("git", "-C", str(CHECKOUT), "status", "--porcelain"):
@@ -212,12 +212,13 @@ def main() -> int:
     directory = (arguments.directory or Path(tempfile.mkdtemp(prefix="tfq-debian-"))).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)  # the ordinary user passes through it
-    namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    namespaces = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
     command = [sys.executable, str(Path(__file__).resolve()), "--inside", str(directory)]
     command += [f"--release={arguments.release}"] if arguments.release else []
     command += [f"--only={arguments.only}"] if arguments.only else []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    child = subprocess.Popen([*namespaces, *command], stdin=subprocess.DEVNULL)
+    # In a new session, Ctrl-C reaches only this process, which ends the child.
+    child = subprocess.Popen([*namespaces, *command], stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         return child.wait()
     except KeyboardInterrupt:
