@@ -46,6 +46,7 @@ CLEAN: tuple[str, ...] = (
     "tfq/ptq",
     "tfq/quant_math.py",
     "tfq/registry.py",
+    "tfq/report",
     "tfq/requirement.py",
     "tfq/search",
     "tfq/store.py",

@@ -92,7 +92,7 @@ def test_the_table_is_aligned_and_fits_a_terminal():
     assert lines == [line.rstrip() for line in lines]
 
 
-def test_a_runner_that_was_not_had_says_not_run_with_its_reason_below():
+def test_a_backend_that_cannot_run_is_not_run_with_its_reason():
     record = full_record()
     for model in record["models"][1:]:
         model["parity"] = {"qemu:cortex-a53": {"not_run": "no network"}, "qemu:cortex-a76": {"not_run": "no network"}}
@@ -102,7 +102,7 @@ def test_a_runner_that_was_not_had_says_not_run_with_its_reason_below():
     assert table.count(reason) == 1
 
 
-def test_what_is_not_known_is_a_dash_with_its_reason_told_once():
+def test_a_missing_value_is_a_dash_with_its_reason_once():
     record = full_record()
     for model in record["models"]:
         model["evaluation"].update(accuracy=None, accuracy_reason="the data has no labels")
@@ -114,14 +114,14 @@ def test_what_is_not_known_is_a_dash_with_its_reason_told_once():
     assert "latency of float: the record has no reason" in table
 
 
-def test_models_without_evaluation_or_parity_and_no_models_at_all_are_coped_with():
+def test_records_without_models_evaluation_or_parity_give_a_table():
     assert summary_table({}) == "no model was evaluated"
     table = summary_table({"models": [{"name": "qat_int8"}]})
     assert row_of(table, "QAT int8").split()[2:] == ["—"] * 7
     assert "not evaluated" in table and "emulated" not in table
 
 
-def test_a_users_own_metric_is_no_percentage():
+def test_a_custom_metric_is_not_a_percentage():
     record = full_record()
     for model in record["models"]:
         model["evaluation"].update(metric="mean_absolute_error", accuracy=12.3456)
@@ -129,7 +129,7 @@ def test_a_users_own_metric_is_no_percentage():
     assert "12.35 mean_absolute_error" in row_of(table, "PTQ int8") and "1234" not in table
 
 
-def test_parity_of_outputs_that_are_no_codes_is_told_in_their_own_unit():
+def test_the_difference_of_float_outputs_is_in_their_unit():
     record = full_record()
     float_output = {"max_abs_error_lsb": None, "compared": 0, "outputs": [{"max_abs_error": 1.5e-6}]}
     record["models"][0]["parity"] = {"qemu:cortex-a53": float_output}
@@ -139,7 +139,7 @@ def test_parity_of_outputs_that_are_no_codes_is_told_in_their_own_unit():
     assert "cortex-a53 of PTQ int8: output out: float32" in table
 
 
-def test_instructions_are_a_column_where_there_is_room_for_it():
+def test_instructions_are_a_column_if_they_fit():
     record = newest_record()
     for model in record["models"]:
         model["parity"] = {}
@@ -149,7 +149,7 @@ def test_instructions_are_a_column_where_there_is_room_for_it():
     assert "a count, not a time" in table and max(map(len, table.split("\n\n")[0].splitlines())) <= 120
 
 
-def test_instructions_are_a_line_below_where_there_is_no_room():
+def test_instructions_are_a_line_below_if_they_do_not_fit():
     table = summary_table(newest_record())
     assert max(map(len, table.split("\n\n")[0].splitlines())) <= 120
     assert "a count, not a time: float 5.65 / 5.65; PTQ int8 6.28 / 3.24" in table

@@ -351,7 +351,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {count(further)} more" if further > 0 else "")
 
 
-# Curves of Keras' history that have a column of their own in the table.
+# Curves of Keras' history with their own column in the table.
 _KNOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
