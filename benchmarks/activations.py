@@ -58,15 +58,15 @@ def stock(model: Any, samples: np.ndarray) -> bytes:
     return bytes(converter.convert())
 
 
-def measured(content: bytes, test: Split, wanted: np.ndarray) -> tuple[float, float]:
+def measured(content: bytes, test: Split, expected: np.ndarray) -> tuple[float, float]:
     """(accuracy, SQNR of the logits in dB)."""
     parsed = tfq.tflite.read(content)
     request = RunRequest(model=content, inputs=prepare_inputs(parsed, test).arrays)
     [logits] = decode_outputs(parsed, make_backend("local").assess(request).computed_outputs())
-    logits = logits.reshape(wanted.shape)
-    noise = np.square(wanted - logits).sum()
+    logits = logits.reshape(expected.shape)
+    noise = np.square(expected - logits).sum()
     accuracy = float((logits.argmax(axis=1) == test.labels).mean())
-    return accuracy, float(10 * np.log10(np.square(wanted).sum() / noise))
+    return accuracy, float(10 * np.log10(np.square(expected).sum() / noise))
 
 
 def main() -> int:
@@ -83,11 +83,11 @@ def main() -> int:
     failed = []
     for activation in arguments.activations.split(","):
         model = trained(activation, train, arguments.epochs)
-        wanted = np.asarray(model(test.inputs["x"]))
-        theirs, theirs_db = measured(stock(model, samples.inputs["x"]), test, wanted)
+        expected = np.asarray(model(test.inputs["x"]))
+        theirs, theirs_db = measured(stock(model, samples.inputs["x"]), test, expected)
         content = tfq.convert(model, samples)
-        ours, ours_db = measured(content, test, wanted)
-        accuracy = (wanted.argmax(axis=1) == test.labels).mean()
+        ours, ours_db = measured(content, test, expected)
+        accuracy = (expected.argmax(axis=1) == test.labels).mean()
         print(
             f"| {activation} | {accuracy:.1%} | {theirs:.1%} | {theirs_db:.1f} dB | {ours:.1%} | {ours_db:.1f} dB |",
             flush=True,

@@ -55,7 +55,13 @@ class Augmented:
 
 
 def fit_for(
-    splits: dict[str, Any], phase: "Phase", seed: int, best_from: int | None, told: dict[str, Any], *, keras: Any = None
+    splits: dict[str, Any],
+    phase: "Phase",
+    seed: int,
+    best_from: int | None,
+    record: dict[str, Any],
+    *,
+    keras: Any = None,
 ) -> Callable:
     """The fit that prune_model, qat_model and prune_structured are given; every variant has this one.
 
@@ -78,12 +84,12 @@ def fit_for(
         def on_train_begin(self, logs: Any = None) -> None:
             if best_from == 0:
                 _, accuracy = self.model.evaluate(*validation, batch_size=500, verbose=0)
-                told["val_accuracy_before"] = float(accuracy)
+                record["val_accuracy_before"] = float(accuracy)
                 self._consider(0, accuracy)
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            print(f"    epoch {epoch + 1}/{phase.epochs}: {_told(logs)}", flush=True)
-            told.setdefault("val_accuracy", []).append(float(logs["val_accuracy"]))
+            print(f"    epoch {epoch + 1}/{phase.epochs}: {_formatted(logs)}", flush=True)
+            record.setdefault("val_accuracy", []).append(float(logs["val_accuracy"]))
             if best_from is not None and epoch + 1 >= best_from:
                 self._consider(epoch + 1, logs["val_accuracy"])
 
@@ -94,7 +100,7 @@ def fit_for(
         def on_train_end(self, logs: Any = None) -> None:
             if self.weights is not None:
                 self.model.set_weights(self.weights)
-                told["epoch"] = self.epoch
+                record["epoch"] = self.epoch
 
     def fit(model: Any, callbacks: list[Any]) -> None:
         steps = len(augmented) * phase.epochs
@@ -113,7 +119,7 @@ def fit_for(
             callbacks=[*callbacks, KeepsBest()],
             verbose=0,
         )
-        told["secs"] = round(time.monotonic() - begin, 1)
+        record["secs"] = round(time.monotonic() - begin, 1)
 
     return fit
 
@@ -165,5 +171,5 @@ def save_model(model: Any, path: Path) -> None:
     scratch.replace(path)
 
 
-def _told(logs: dict[str, Any]) -> str:
+def _formatted(logs: dict[str, Any]) -> str:
     return ", ".join(f"{name} {float(value):.4f}" for name, value in logs.items())

@@ -47,16 +47,19 @@ def timed(function, *arguments):
     return value, time.perf_counter() - start
 
 
-def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-    return LocalBackend().assess(RunRequest(model=model, inputs=(codes,))).computed_outputs()
+def outputs_of(model: bytes, quantized_inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    return LocalBackend().assess(RunRequest(model=model, inputs=(quantized_inputs,))).computed_outputs()
 
 
-def same_outputs(one: bytes, other: bytes, codes: np.ndarray) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(run_codes(one, codes), run_codes(other, codes), strict=True))
+def same_outputs(one: bytes, other: bytes, quantized_inputs: np.ndarray) -> bool:
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(outputs_of(one, quantized_inputs), outputs_of(other, quantized_inputs), strict=True)
+    )
 
 
-def near_outputs(one: bytes, other: bytes, codes: np.ndarray) -> bool:
-    pairs = zip(run_codes(one, codes), run_codes(other, codes), strict=True)
+def near_outputs(one: bytes, other: bytes, quantized_inputs: np.ndarray) -> bool:
+    pairs = zip(outputs_of(one, quantized_inputs), outputs_of(other, quantized_inputs), strict=True)
     return all(np.abs(a.astype(np.int32) - b).mean() <= 1 for a, b in pairs)
 
 
@@ -86,19 +89,19 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def one_round(plain, qat, samples, codes) -> list[tuple[str, float, float, bool]]:
+def one_round(plain, qat, samples, quantized_inputs) -> list[tuple[str, float, float, bool]]:
     ours, fast = timed(
         tfq.convert, plain, lambda: ([sample] for sample in samples), tfq.ConversionConfig(num_calibration_samples=100)
     )
     theirs, slow = timed(stock, plain, samples)
-    rows = [("PTQ", slow, fast, near_outputs(ours, theirs, codes))]
+    rows = [("PTQ", slow, fast, near_outputs(ours, theirs, quantized_inputs))]
     ours, fast = timed(tfq.convert, qat)
     theirs, slow = timed(stock, qat, None)
-    rows.append(("QAT", slow, fast, same_outputs(ours, theirs, codes)))
+    rows.append(("QAT", slow, fast, same_outputs(ours, theirs, quantized_inputs)))
     traced = tfq.trace(qat)
     tfq.convert(traced)
     again, fast = timed(tfq.convert, traced)
-    rows.append(("QAT, traced before", slow, fast, same_outputs(again, theirs, codes)))
+    rows.append(("QAT, traced before", slow, fast, same_outputs(again, theirs, quantized_inputs)))
     return rows
 
 

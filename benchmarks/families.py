@@ -85,11 +85,11 @@ def parsed() -> argparse.Namespace:
 
 def chosen_families(names: str) -> list[str]:
     """Those named, in the order of the table. Raises InputError on an unknown one."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(FAMILY_NAMES)
-    for name in wanted:
+    expected = [name.strip() for name in names.split(",") if name.strip()] or list(FAMILY_NAMES)
+    for name in expected:
         if name not in FAMILY_NAMES:
             raise InputError(f"--families: {name!r} is not one of the fifteen: {did_you_mean(name, FAMILY_NAMES)}")
-    return [name for name in FAMILY_NAMES if name in wanted]
+    return [name for name in FAMILY_NAMES if name in expected]
 
 
 def family(name: str, settings: Settings, folder: Path, *, fresh: bool, stock: bool) -> dict[str, Any]:

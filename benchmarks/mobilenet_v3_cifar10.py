@@ -142,7 +142,7 @@ class Benchmark:
                 layer.momentum = BATCH_NORM_MOMENTUM
         return model
 
-    def _trained_once(self, name: str, told: dict[str, Any]) -> Any:
+    def _trained_once(self, name: str, record: dict[str, Any]) -> Any:
         """The Keras 3 model `name`, from its file where it is; "float_tuned" goes on from "float"."""
         path, keras = self.out / f"{name}.keras", import_keras()
         if not path.exists():
@@ -150,7 +150,7 @@ class Benchmark:
             with deterministic(SEED):
                 model = self._built(keras) if first else self._trained_once("float", {})
                 phase = self.first if first else self.second
-                fit_for(self.splits, phase, SEED if first else SEED + 1, 0, told, keras=keras)(model, [])
+                fit_for(self.splits, phase, SEED if first else SEED + 1, 0, record, keras=keras)(model, [])
             scratch = path.with_name(f"half_{path.name}")
             model.save(scratch)
             scratch.replace(path)

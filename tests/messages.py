@@ -31,7 +31,7 @@ def refused(
 
     Args:
         error: The type.
-        field: What the error's `field` must equal; it is not compared by default. The same holds for the next two.
+        field: What the error's `field` must equal; it is not compared by default. The same applies to the next two.
         expected: What its `expected` must equal.
         got: What its `got` must equal.
         word: One word or name that the message must contain: a layer, a value, a file.
@@ -41,10 +41,10 @@ def refused(
     """
     with pytest.raises(error) as caught:
         yield caught
-    wanted = {"field": field, "expected": expected, "got": got}
-    wanted = {name: value for name, value in wanted.items() if value is not ANYTHING}
-    fields = {name: getattr(caught.value, name) for name in wanted}
-    assert fields == wanted, f"the error is {caught.value!r}"
+    requirements = {"field": field, "expected": expected, "got": got}
+    requirements = {name: value for name, value in requirements.items() if value is not ANYTHING}
+    fields = {name: getattr(caught.value, name) for name in requirements}
+    assert fields == requirements, f"the error is {caught.value!r}"
     if word is not None:
         assert key_word(word) in str(caught.value)
 

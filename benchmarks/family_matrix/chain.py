@@ -160,7 +160,7 @@ def measure(name: str, settings: Settings, folder: Path) -> None:
             record["stages"][stage] = {**numbers, "secs": secs, "warnings": message}
             record["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             write_json(folder / "chain.json", record)
-            print(f"  {stage:9} {secs:7.1f} s  {_told(numbers)}", flush=True)
+            print(f"  {stage:9} {secs:7.1f} s  {_summary(numbers)}", flush=True)
     except Exception as error:  # whatever it raises is the result
         record["error"] = {"stage": stage, "type": type(error).__name__}
         record["stages"].pop(stage, None)  # what cannot be written is no result
@@ -196,7 +196,7 @@ def _pruned_layer(layer: str, pruned: Any) -> str | None:
     return None
 
 
-def _told(numbers: dict[str, Any]) -> str:
+def _summary(numbers: dict[str, Any]) -> str:
     """What of a stage's numbers is worth a line of progress."""
     plain = {key: value for key, value in numbers.items() if isinstance(value, (int, float)) and key != "secs"}
     return ", ".join(

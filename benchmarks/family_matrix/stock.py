@@ -42,9 +42,9 @@ def compared(model: Any, quantized: Any, size: int) -> dict[str, Any]:
 def identity_difference(model: Any, quantized: Any, inputs: np.ndarray) -> float:
     """Largest difference of outputs, as a share of the largest output, with fake quantization as identity; eager."""
     with tfmot_symbols.fake_quant_as_identity():
-        wanted = np.asarray(model(inputs, training=False), np.float64)
+        expected = np.asarray(model(inputs, training=False), np.float64)
         got = np.asarray(quantized(inputs, training=False), np.float64)
-    return float(np.max(np.abs(wanted - got)) / np.max(np.abs(wanted)))
+    return float(np.max(np.abs(expected - got)) / np.max(np.abs(expected)))
 
 
 def first_line(error: BaseException) -> str:

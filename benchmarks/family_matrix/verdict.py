@@ -112,7 +112,7 @@ def leads(parity: Mapping[str, Any]) -> list[float]:
     return [float(item["margin_lsb"]) for output in parity["outputs"] for item in output["disagreements"]]
 
 
-def stock_told(result: Mapping[str, Any] | None) -> str:
+def stock_cell(result: Mapping[str, Any] | None) -> str:
     """A cell of the table."""
     if not result:
         return "not run"
@@ -134,26 +134,26 @@ def row(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     audited = stages.get("convert", {}).get("audit_ok")
     return (
         name,
-        _told(stages, "train", "accuracy", "{:.1%}"),
-        _told(stages, "bridge", "max_difference", "{:.1g}"),
+        _cell(stages, "train", "accuracy", "{:.1%}"),
+        _cell(stages, "bridge", "max_difference", "{:.1g}"),
         "{qat} / {ptq_only} / {unsupported}".format(**preflight) if preflight else "—",
-        _told(stages, "qat", "identity", "{:.2g}"),
-        _told(stages, "prune", "accuracy", "{:.1%}"),
-        _told(stages, "qat", "accuracy", "{:.1%}"),
+        _cell(stages, "qat", "identity", "{:.2g}"),
+        _cell(stages, "prune", "accuracy", "{:.1%}"),
+        _cell(stages, "qat", "accuracy", "{:.1%}"),
         "—" if zeros is None else f"{zeros:.1%}",
-        _told(stages, "parity", "accuracy", "{:.1%}"),
+        _cell(stages, "parity", "accuracy", "{:.1%}"),
         "—" if audited is None else "clean" if audited else "FAILS",
         f"{len(differs)} of {parity['num_examples']}" if parity else "—",
         f"{max(differs):.1f}" if differs else "—",
         f"{float(parity['logit_sqnr_db']):.1f}" if parity else "—",
         result[0] if result else f"passes, excused: {EXCUSED[name]}" if name in EXCUSED else "passes",
-        stock_told(stock.get("tf_keras")),
-        stock_told(stock.get("keras")),
+        stock_cell(stock.get("tf_keras")),
+        stock_cell(stock.get("keras")),
         f"{sum(stage['secs'] for stage in stages.values()) / 60:.1f}",
     )
 
 
-def _told(stages: Mapping[str, Any], stage: str, number: str, form: str) -> str:
+def _cell(stages: Mapping[str, Any], stage: str, number: str, form: str) -> str:
     return form.format(stages[stage][number]) if stage in stages else "—"
 
 

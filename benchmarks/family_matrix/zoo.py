@@ -94,10 +94,10 @@ def _in_color(array: np.ndarray) -> np.ndarray:
 
 def train(model: Any, data: Any, steps: int, learning_rate: float, callbacks: Any = ()) -> None:
     """Train in place for about `steps` steps: the first examples once, or all of them several times."""
-    wanted = steps * BATCH_SIZE
-    epochs = max(1, round(wanted / data.num_examples))
-    first = {key: array[:wanted] for key, array in data.inputs.items()}
-    data = dataclasses.replace(data, inputs=first, labels=data.labels[:wanted])
+    expected = steps * BATCH_SIZE
+    epochs = max(1, round(expected / data.num_examples))
+    first = {key: array[:expected] for key, array in data.inputs.items()}
+    data = dataclasses.replace(data, inputs=first, labels=data.labels[:expected])
     config = tfq.TrainConfig(epochs=epochs, batch_size=BATCH_SIZE, learning_rate=learning_rate)
     train_model(model, data, None, config, seed=SEED, callbacks=callbacks)
 

@@ -68,7 +68,7 @@ def test_the_target_lists_exactly_the_ops_that_the_wheel_registers():
     assert {op for op in OPERATORS if op not in _NO_OPS and is_registered(op)} == listed
 
 
-def test_the_target_lists_an_op_for_exactly_the_types_that_the_wheel_runs():
+def test_target_lists_exactly_the_types_that_the_wheel_runs():
     assert differences(tflm().ops_by_type) == []
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_entry_of_the_table_is_found():
     assert difference.startswith("int16 GATHER")
 
 
-def test_what_the_audit_calls_met_runs_in_the_wheel_and_what_it_fails_does_not():
+def test_exactly_the_models_that_pass_the_audit_run_in_the_wheel():
     for op, dtype in (("SELECT_V2", "int8"), ("SELECT_V2", "int32"), ("SELECT", "int32"), ("ADD", "int32")):
         model = one_op_model(op, dtype)
         assert audit_model(model, AuditConfig(require="tflm")).ok == (not said_by_wheel(model)), (op, dtype)

@@ -59,7 +59,7 @@ def test_a_reason_is_that_of_the_next_block_alone():
     assert [block.reason for block in blocks_of(text)] == [""]
 
 
-def test_hidden_code_is_run_before_what_follows():
+def test_hidden_code_runs_before_the_next_block():
     text = "<!-- run first:\nx = 1\n-->\n\n```python\nassert x == 1\n```\n"
     assert [block.code for block in blocks_of(text)] == ["x = 1\n", "assert x == 1\n"]
 

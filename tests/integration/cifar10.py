@@ -25,7 +25,7 @@ def read_test_split(shared: Path, limit: int = 10_000) -> tuple[np.ndarray, np.n
 def parse_example(content: bytes) -> tuple[bytes, int]:
     """The image and the label of a tf.train.Example: features.feature[name].{bytes_list, int64_list}.value[0]."""
     results = {}
-    for entry in fields(next(iter(fields(content))), wanted=1):
+    for entry in fields(next(iter(fields(content))), expected=1):
         name, feature = fields(entry)
         (kind, values), *_ = tagged(feature)
         value = next(iter(tagged(values)))[1]
@@ -33,9 +33,9 @@ def parse_example(content: bytes) -> tuple[bytes, int]:
     return results["image"], results["label"]
 
 
-def fields(content: bytes, wanted: int | None = None) -> list[bytes]:
+def fields(content: bytes, expected: int | None = None) -> list[bytes]:
     """The length-delimited fields of a protocol buffer message, in order."""
-    return [value for number, value in tagged(content) if wanted in (None, number) and isinstance(value, bytes)]
+    return [value for number, value in tagged(content) if expected in (None, number) and isinstance(value, bytes)]
 
 
 def tagged(content: bytes) -> list[tuple[int, bytes | int]]:

@@ -230,8 +230,8 @@ def fault(case: CorpusModel, scheme: str, outcome: Outcome) -> str:
     if outcome.kind == "agrees":
         return f"false alarm: {outcome}" if outcome.op else ""
     if outcome.kind == "collapsed":
-        wanted = case.collapses.get(scheme, ())
-        return "" if any(op in str(outcome.op) for op in wanted) else f"expected one of {wanted}: {outcome}"
+        expected = case.collapses.get(scheme, ())
+        return "" if any(op in str(outcome.op) for op in expected) else f"expected one of {expected}: {outcome}"
     if outcome.kind == "refused":
         word = case.refused.get(scheme)
         return "" if word and word in outcome.detail else f"expected {word!r} in the refusal: {outcome}"

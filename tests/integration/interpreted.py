@@ -29,8 +29,8 @@ def _stored(values, details):
     return np.clip(np.rint(values / scale) + zero_point, limits.min, limits.max).astype(dtype)
 
 
-def sqnr_db(wanted, got) -> float:
+def sqnr_db(expected, got) -> float:
     """10 log10 of the variance of `wanted` over the mean squared error of `got`."""
-    wanted, got = np.asarray(wanted, "float64"), np.asarray(got, "float64")
-    assert wanted.shape == got.shape
-    return float(10 * np.log10(wanted.var() / max(((wanted - got) ** 2).mean(), 1e-30)))
+    expected, got = np.asarray(expected, "float64"), np.asarray(got, "float64")
+    assert expected.shape == got.shape
+    return float(10 * np.log10(expected.var() / max(((expected - got) ** 2).mean(), 1e-30)))

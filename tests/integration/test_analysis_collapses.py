@@ -60,7 +60,7 @@ def findings(floating, quantized, data):
     return tfq.analyze(quantized, floating, data, tfq.AnalysisConfig(histograms=False)).findings
 
 
-def test_the_logarithm_of_a_log_power_front_end_is_named_and_not_its_neighbors():
+def test_only_the_logarithm_of_a_log_power_front_end_is_named():
     import keras
 
     class LogPower(keras.layers.Layer):
@@ -122,8 +122,8 @@ def test_an_input_of_many_scales_is_named_with_its_columns():
     first = tfq.analyze(quantized, floating, data).ops[0]
     scale, zero_point = (tflite.read(quantized).main_subgraph.input_tensors[0].scale[0], first.zero_point)
     rounded = quant_math.dequantize(quant_math.quantize(data[:64], scale, zero_point), scale, zero_point)
-    wanted = 10 * np.log10(data[:64].var(axis=0) / ((rounded - data[:64]) ** 2).mean(axis=0))
-    np.testing.assert_allclose(first.channel_sqnr_db, wanted, atol=0.01)
+    expected = 10 * np.log10(data[:64].var(axis=0) / ((rounded - data[:64]) ** 2).mean(axis=0))
+    np.testing.assert_allclose(first.channel_sqnr_db, expected, atol=0.01)
 
 
 def test_a_layer_without_output_is_dead_and_no_collapse():

@@ -32,7 +32,7 @@ def outputs_of(model: bytes, layer: str) -> np.ndarray:
     graph = tflite.read(model).main_subgraph
     (output,) = (op.outputs[0] for op in graph.ops if op.keras_layer == layer and op.name.startswith(("CONV", "DEPTH")))
     name = f"tfq/rounded_{output}"
-    wanted = next((tensor.index for tensor in graph.tensors if tensor.name == name), output)
+    expected = next((tensor.index for tensor in graph.tensors if tensor.name == name), output)
     interpreter = Interpreter(
         model_content=model,
         experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
@@ -44,7 +44,7 @@ def outputs_of(model: bytes, layer: str) -> np.ndarray:
     for image in IMAGES[200:232]:
         interpreter.set_tensor(details["index"], image[None])
         interpreter.invoke()
-        results.append(interpreter.get_tensor(wanted).copy())
+        results.append(interpreter.get_tensor(expected).copy())
     return np.concatenate(results)
 
 
@@ -96,7 +96,7 @@ def test_int8_and_examples_without_classes_are_refused(tmp_path):
         accuracy_by_bit_widths(FLOATING, SPLITS[0], bare, store=StageStore(tmp_path))
 
 
-def test_the_script_writes_record_and_page_and_goes_on_where_it_was(tmp_path, monkeypatch, capfd):
+def test_the_command_writes_record_and_page_and_resumes(tmp_path, monkeypatch, capfd):
     flags = [f"--model={PATH}", "--data=digits", f"--out={tmp_path}", "--bit_widths", "--bit_widths.weights=4,1"]
     flags += ["--bit_widths.activations=4"]
 

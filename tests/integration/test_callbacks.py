@@ -55,7 +55,7 @@ def _agreement(converted, val, own):
 
 
 @pytest.mark.parametrize("keras", BOTH)
-def test_callbacks_behind_it_can_monitor_its_values(keras, digits, tmp_path):
+def test_later_callbacks_can_monitor_its_values(keras, digits, tmp_path):
     train, val = digits
     module = keras()
     model = compiled(module)
@@ -86,7 +86,7 @@ def test_every_second_epoch_and_the_last(digits):
     assert seen == [False, True, False, True, True]
 
 
-def test_a_qat_model_needs_no_representative_dataset_and_its_exports_follow_the_weights(digits):
+def test_exports_of_a_qat_model_follow_its_weights_without_representative_dataset(digits):
     train, val = digits
     tf_keras = import_tf_keras()
     quantized = import_tfmot().quantization.keras.quantize_model(small_classifier(tf_keras))
@@ -160,7 +160,7 @@ def worst_difference(outputs, labels):
 worst_difference.direction = "lower"
 
 
-def test_an_error_metric_is_logged_by_its_name_and_its_lowest_epoch_is_exported(tmp_path):
+def test_the_epoch_with_the_lowest_error_metric_is_exported(tmp_path):
     keras = import_keras()
     model, x, y = regression(keras)
     held = (x[200:], y[200:])
@@ -184,7 +184,7 @@ def test_an_error_metric_is_logged_by_its_name_and_its_lowest_epoch_is_exported(
     assert best.accuracy == min(values)
 
 
-def test_labels_that_fit_no_metric_are_a_warning_and_not_a_missing_key_alone():
+def test_labels_that_fit_no_metric_cause_a_warning():
     model, x, y = regression(import_keras())
     callback = tfq.Int8Evaluation((x[200:], y[200:]), x[:100])
     unlabelled = tfq.Int8Evaluation(x[200:], x[:100])

@@ -10,7 +10,7 @@ from tfq.evaluation import prepare_inputs
 from tfq.keras_bridge import import_keras
 
 
-def test_a_keras_3_model_is_bridged_trained_with_fake_quantization_watched_exported_and_returned(tmp_path):
+def test_a_keras_3_model_is_bridged_trained_exported_and_returned(tmp_path):
     keras = import_keras()
     keras.utils.set_random_seed(0)
     layers = keras.layers

@@ -136,7 +136,7 @@ def test_a_monitor_that_was_measured_on_another_conversion_is_a_warning(digits, 
         fitted(import_keras(), digits, int8, export, epochs=1)
 
 
-def test_weights_that_change_between_the_callbacks_are_a_warning_and_the_measured_bytes_are_written(digits, tmp_path):
+def test_weights_changed_between_callbacks_warn_and_measured_bytes_are_written(digits, tmp_path):
     train, val = digits
     keras = import_keras()
 

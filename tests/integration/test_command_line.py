@@ -141,7 +141,7 @@ def test_run_compresses_a_keras_3_model_and_gives_it_back_trained(tfq_here, work
     assert zeros > 0.4
 
 
-def test_preflight_is_a_table_and_exits_1_where_a_layer_cannot_be_taken(tfq_here, work, trained):
+def test_preflight_prints_a_table_and_exits_1_for_unsupported_layers(tfq_here, work, trained):
     done = good(tfq_here("compress", f"--model={trained['three.keras']}", "--preflight", f"--out={work / 'preflight'}"))
     assert "0 unsupported" in done.stdout
     rows = json.loads((work / "preflight" / "preflight.json").read_text())["preflight"]["layers"]
@@ -186,7 +186,7 @@ def test_wrong_preprocessing_is_warned_of(tfq_here, golden):
     assert "range" in done.stderr
 
 
-def test_builtin_kernels_are_told_from_xnnpack(tfq_here, golden):
+def test_builtin_kernels_are_distinguished_from_xnnpack(tfq_here, golden):
     command = ["evaluate", f"--model={golden}/digits_int8.tflite", "--data=digits", "--format=json", "--limit=50"]
     delegated = json.loads(good(tfq_here(*command)).stdout)["evaluation"]["delegated_ops"]
     assert delegated > 0
@@ -227,7 +227,7 @@ def bad_files(work, golden):
 
 
 @pytest.mark.parametrize(
-    ("command", "file", "told"),
+    ("command", "file", "message"),
     [
         ("convert", "missing.keras", "does not exist"),
         ("audit", "missing.tflite", "does not exist"),
@@ -248,17 +248,17 @@ def bad_files(work, golden):
         ("compress", "lambda_two.h5", "payload"),
     ],
 )
-def test_a_bad_model_file_is_exit_2_with_its_own_message(command, file, told, tfq_here, bad_files, npz, work):
+def test_a_bad_model_file_is_exit_2_with_its_own_message(command, file, message, tfq_here, bad_files, npz, work):
     out = [] if command in ("audit", "evaluate") else [f"--out={work / 'never'}"]
     data = [] if command == "audit" else [f"--data=npz:{npz}"]
     done = tfq_here(command, f"--model={bad_files / file}", *data, *out)
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arrays", "told"),
+    ("arrays", "message"),
     [
         ({"x_test": np.zeros((4, 9, 9, 1)), "y_test": np.zeros(4, int)}, "9, 9"),
         ({"x_test": np.zeros((4, 8, 8, 1)), "y_test": np.array([0, 1, 2, 10])}, "10"),
@@ -269,17 +269,17 @@ def test_a_bad_model_file_is_exit_2_with_its_own_message(command, file, told, tf
         ({"images": np.zeros((4, 8, 8, 1))}, "x_test"),
     ],
 )
-def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_here, work, golden):
+def test_bad_data_is_exit_2_with_its_own_message(arrays, message, tfq_here, work, golden):
     path = work / "bad.npz"
     np.savez(path, **arrays)
     done = tfq_here("evaluate", f"--model={golden}/digits_int8.tflite", f"--data=npz:{path}")
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["evaluate", "--data=digits", "--backend=qemu:cortex-a67"], "did you mean 'qemu:cortex-a76'"),
         (["evaluate", "--data=digitz"], "did you mean 'digits'"),
@@ -289,11 +289,11 @@ def test_bad_data_is_exit_2_with_its_own_message(arrays, told, tfq_here, work, g
         (["audit", "--require=full_int9"], "full_int8"),
     ],
 )
-def test_a_bad_name_is_exit_2_with_its_own_message(arguments, told, tfq_here, golden):
+def test_a_bad_name_is_exit_2_with_its_own_message(arguments, message, tfq_here, golden):
     command, *rest = arguments
     done = tfq_here(command, f"--model={golden}/digits_int8.tflite", *rest)
     assert done.returncode == 2, done.stderr
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 def test_an_out_below_a_file_is_exit_2_before_any_work(tfq_here, work, npz, trained):
@@ -392,7 +392,7 @@ def test_a_run_refuses_before_any_work_what_it_would_have_to_ignore(tfq_here, wo
     assert not out.exists() or list(out.iterdir()) == []
 
 
-def test_help_into_a_closed_pipe_is_no_traceback(work):
+def test_help_into_a_closed_pipe_prints_no_traceback(work):
     import subprocess
     import sys
 

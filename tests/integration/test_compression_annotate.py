@@ -136,13 +136,13 @@ def run(model, x):
     return LocalBackend().assess(RunRequest(model=model, inputs=(x,))).outputs[0]
 
 
-def sqnr_db(wanted, got):
-    signal = wanted - wanted.mean(axis=0)
-    return 10 * np.log10(np.mean(signal**2) / np.mean((wanted - got) ** 2))
+def sqnr_db(expected, got):
+    signal = expected - expected.mean(axis=0)
+    return 10 * np.log10(np.mean(signal**2) / np.mean((expected - got) ** 2))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_the_flatbuffer_is_all_int8_has_the_ops_of_post_training_and_computes_what_the_model_does(name):
+def test_the_flatbuffer_is_all_int8_and_computes_what_the_model_does(name):
     x = images()
     model, result, quantized = prepared(BLOCKS[name])
     assert result.skipped == {}
@@ -153,12 +153,12 @@ def test_the_flatbuffer_is_all_int8_has_the_ops_of_post_training_and_computes_wh
     report = tfq.audit(converted, AuditConfig(require="full_int8", **FLOAT_ENDS))
     assert report.ok, report.to_text()
     # Fake quantization in a place where the flatbuffer has no tensor would keep ops from being fused.
-    wanted, got = (Counter(item.op_counts) for item in (tfq.audit(after_training), report))
-    for counts in (wanted, got):
+    expected, got = (Counter(item.op_counts) for item in (tfq.audit(after_training), report))
+    for counts in (expected, got):
         counts["ADD or SUB"] = counts.pop("ADD", 0) + counts.pop("SUB", 0)
-    convolved = got["DEPTHWISE_CONV_2D"] - wanted["DEPTHWISE_CONV_2D"]
+    convolved = got["DEPTHWISE_CONV_2D"] - expected["DEPTHWISE_CONV_2D"]
     assert convolved == CONVOLVED.get(name, 0)
-    assert got == wanted + Counter({"DEPTHWISE_CONV_2D": convolved}) - Counter(
+    assert got == expected + Counter({"DEPTHWISE_CONV_2D": convolved}) - Counter(
         {"MUL": convolved, "ADD or SUB": convolved}
     )
     assert sqnr_db(np.asarray(quantized(x)), run(converted, x)) > 20
@@ -221,7 +221,7 @@ def test_a_model_is_fitted_by_batches_that_tell_no_shape(affine):
     quantized.fit(Batches(), verbose=0)
 
 
-def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it_and_needs_no_representative_dataset(tmp_path):
+def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it(tmp_path):
     def block(x):
         layers = import_tf_keras().layers
         x = layers.Activation("swish", name="alone")(normalized(layers.Conv2D(8, 3, name="stem")(x), "stem"))
@@ -243,7 +243,7 @@ def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it_and_needs_no_represen
     np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
 
 
-def test_a_function_of_the_users_own_that_is_called_swish_is_not_taken_for_keras_own():
+def test_a_user_function_called_swish_is_not_confused_with_kerass():
     import tensorflow as tf
 
     def swish(x):
@@ -259,7 +259,7 @@ def test_a_function_of_the_users_own_that_is_called_swish_is_not_taken_for_keras
 
 
 @pytest.mark.parametrize("first", ["ZeroPadding2D", "MaxPooling2D"])
-def test_an_input_is_fake_quantized_also_where_a_layer_without_fake_quantization_reads_it(first):
+def test_an_input_read_by_an_unquantized_layer_is_fake_quantized(first):
     def block(x):
         layers = import_tf_keras().layers
         return layers.Conv2D(8, 3, activation="relu", name="conv")(getattr(layers, first)(name="first")(x))
@@ -273,7 +273,7 @@ def test_an_input_is_fake_quantized_also_where_a_layer_without_fake_quantization
     assert len(np.unique(np.asarray(fake_quantized(images())))) <= 256
 
 
-def test_an_input_that_only_layers_left_to_the_converter_read_is_not_fake_quantized():
+def test_an_input_read_only_by_converter_layers_is_not_fake_quantized():
     result = qat.quantized(model_of(of_convolutions_joined), QATConfig(layers=("grown",)))
     assert not any(type(layer).__name__ == "QuantizeLayer" for layer in result.model.layers)
 
@@ -281,19 +281,19 @@ def test_an_input_that_only_layers_left_to_the_converter_read_is_not_fake_quanti
 def test_learned_ranges_are_those_of_the_flatbuffer():
     x = images()
     _, _, quantized = prepared(of_convolutions_joined)
-    wanted = {"quant_stem_bn": None, "quant_joined": None, "quant_sum": None}
+    expected = {"quant_stem_bn": None, "quant_joined": None, "quant_sum": None}
     for layer in quantized.layers:
         for weight in layer.weights:
-            if layer.name in wanted and weight.name.endswith("output_max:0"):
-                wanted[layer.name] = float(weight) - float(
+            if layer.name in expected and weight.name.endswith("output_max:0"):
+                expected[layer.name] = float(weight) - float(
                     next(w for w in layer.weights if w.name.endswith("output_min:0"))
                 )
     # The normalization has none: its range is taken behind the ReLU that the convolution takes in as well.
-    assert wanted.pop("quant_stem_bn") is None
+    assert expected.pop("quant_stem_bn") is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tfq.TfqWarning)
         graph = tflite.read(tfq.convert(quantized, x)).main_subgraph
-    for name, width in wanted.items():
+    for name, width in expected.items():
         scales = {tensor.scale[0] for tensor in graph.tensors if f"{name}/" in tensor.name and len(tensor.scale) == 1}
         assert any(scale == pytest.approx(width / 255, rel=1e-3) for scale in scales), name
 
@@ -341,14 +341,14 @@ def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
     y = layers.Add(name="sum")([shared(y), shared(x)])
     model = keras.Model(tokens, layers.Dense(2, name="head")(layers.Flatten(name="flatten")(y)))
     result = qat.quantized(model)
-    wanted = {"masked": "mask", "recurrent": "recurrent", "attention": "splits", "shared": "2 times"}
-    assert set(wanted) <= set(result.skipped)
-    assert all(word in result.skipped[name] for name, word in wanted.items())
+    expected = {"masked": "mask", "recurrent": "recurrent", "attention": "splits", "shared": "2 times"}
+    assert set(expected) <= set(result.skipped)
+    assert all(word in result.skipped[name] for name, word in expected.items())
     assert "quant_head" in {layer.name for layer in result.model.layers}
     assert not any("quantize_layer" in layer.name for layer in result.model.layers)  # behind whole numbers
 
 
-def test_a_fixed_range_is_where_the_flatbuffer_fixes_it_and_not_at_the_end():
+def test_a_fixed_range_is_where_the_flatbuffer_fixes_it():
     model = model_of(of_mobilenet_v3)
     result = placements(cloned(model)[0])
     assert result["excite"].config["output"] == [0.0, 255 / 256]
@@ -385,8 +385,8 @@ def test_control_flow_on_tensors_that_a_user_has_written_is_followed():
     assert "quant_halved" in {layer.name for layer in quantized.layers}
     for brightness in (0.1, 1.0):
         data = brightness * images(32, 8)
-        wanted = model.predict(data, verbose=0)
-        np.testing.assert_allclose(quantized.predict(data, verbose=0), wanted, atol=0.05 * np.ptp(wanted) + 0.02)
+        expected = model.predict(data, verbose=0)
+        np.testing.assert_allclose(quantized.predict(data, verbose=0), expected, atol=0.05 * np.ptp(expected) + 0.02)
 
 
 def test_a_sequential_model_is_taken():
@@ -403,7 +403,7 @@ def test_nothing_to_quantize_is_an_error():
         qat.quantized(keras.Model(x, keras.layers.Reshape((2, 2))(x)))
 
 
-def test_zeros_are_zeros_behind_fake_quantization():
+def test_zeros_stay_zeros_after_fake_quantization():
     model = model_of(of_convnext)
     kernel, bias = model.get_layer("wide").get_weights()
     model.get_layer("wide").set_weights([np.where(np.abs(kernel) < 0.3, 0, kernel), bias])

@@ -52,7 +52,7 @@ def train(model, callbacks, epochs=2, **settings):
 
 
 @pytest.mark.parametrize(("step", "moving"), [(3, 3), (-1, 7), (0, 0), (100, 8)])
-def test_statistics_move_until_the_step_and_gamma_goes_on_learning(model, step, moving):
+def test_statistics_freeze_at_the_step_and_gamma_keeps_learning(model, step, moving):
     watch = Watch(model)
     with frozen_from_step(model, step) as callbacks:
         train(model, [*callbacks, watch])
@@ -88,7 +88,7 @@ def test_a_fit_that_drops_the_callbacks_is_an_error():
         qat_model(small_model(), lambda model, callbacks: train(model, [], epochs=1, run_eagerly=True))
 
 
-def test_a_share_of_a_training_of_unknown_length_is_refused_and_a_step_is_not(model):
+def test_a_fraction_of_a_training_of_unknown_length_is_refused(model):
     import tensorflow as tf
 
     data = noise(model)

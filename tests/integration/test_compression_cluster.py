@@ -61,7 +61,7 @@ def test_channels_of_any_width_share_one_codebook_and_lose_little():
     assert np.square(after - before).sum() / np.square(before).sum() < 0.0105
 
 
-def test_a_kernel_of_a_few_codes_is_left_as_it_is():
+def test_a_kernel_of_few_distinct_values_is_left_unchanged():
     rng = np.random.default_rng(0)
     levels = np.array([-127, -64, -10, 3, 50, 127]) / 127
     values = (levels[rng.integers(0, 6, (40, 8))] * np.exp2(rng.integers(-3, 3, 8))).astype(np.float32)
@@ -82,8 +82,8 @@ def test_levels_and_scales_are_those_of_the_least_squared_error():
     design = np.zeros((150, 8))
     design[np.arange(150), nearest.ravel()] = np.repeat(scales, 50)
     free = ~fixed
-    wanted, *_ = np.linalg.lstsq(design[:, free], rows.ravel() - design[:, fixed] @ levels[fixed], rcond=None)
-    np.testing.assert_allclose(new_levels[free], wanted, rtol=1e-4)
+    expected, *_ = np.linalg.lstsq(design[:, free], rows.ravel() - design[:, fixed] @ levels[fixed], rcond=None)
+    np.testing.assert_allclose(new_levels[free], expected, rtol=1e-4)
     np.testing.assert_array_equal(new_levels[fixed], levels[fixed])
     chosen = new_levels[nearest]
     for row, one, scale in zip(rows, chosen, new_scales, strict=True):
@@ -92,13 +92,13 @@ def test_levels_and_scales_are_those_of_the_least_squared_error():
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(-2, (3, 3, 8, 4)), (None, (20, 16)), (-1, (5, 6, 10))])
-def test_codes_are_shared_along_the_axis_that_is_quantized(axis, shape):
+def test_quantized_values_are_shared_along_the_quantization_axis(axis, shape):
     weights = variable(np.random.default_rng(0).normal(size=shape))
     Codebook(weights, axis, 8)
     assert count_quantized_values(weights.numpy(), axis) == 8
 
 
-def test_the_flatbuffer_has_these_codes_though_every_channel_is_folded_with_another_factor():
+def test_the_flatbuffer_has_the_clusters_though_channels_are_folded_differently():
     model = uneven_norms(small_model())
     clustered = cluster_model(model, fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
     samples = noise(model).take(16)
@@ -121,8 +121,8 @@ def test_rounding_to_int8_adds_no_error_to_clustered_weights():
     built = convert_model(clustered, [{"x": np.full((1, 16), value, np.float32)} for value in (-1, 1)])
     weights = next(item for item in read(built).main_subgraph.tensors if item.is_constant and item.shape == (12, 16))
     quantized = constant_values(built, weights).astype(np.float64)
-    wanted = clustered.layers[-1].kernel.numpy().T
-    np.testing.assert_allclose(quantized * np.asarray(weights.scale).reshape(-1, 1), wanted, rtol=1e-5, atol=1e-9)
+    expected = clustered.layers[-1].kernel.numpy().T
+    np.testing.assert_allclose(quantized * np.asarray(weights.scale).reshape(-1, 1), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy():
@@ -151,7 +151,7 @@ def test_training_moves_values_and_weights_between_them_and_keeps_the_accuracy()
     assert sizes[1] < sizes[0]
 
 
-def test_from_end_step_on_weights_stay_in_their_clusters_and_the_values_go_on_learning():
+def test_from_end_step_on_clusters_are_fixed_and_values_keep_learning():
     kernels = []
 
     def fit(model, callbacks):
@@ -175,7 +175,7 @@ def test_from_end_step_on_weights_stay_in_their_clusters_and_the_values_go_on_le
             assert partitions[0] != partitions[-1]
 
 
-def test_zeros_of_a_pruned_model_stay_and_are_one_of_the_codes():
+def test_zeros_of_a_pruned_model_stay_and_are_one_cluster():
     pruned = prune_model(small_model(), fit_for(), PruneConfig(final_sparsity=0.5, end_step=2, layers=("conv",)))
     clustered = cluster_model(pruned, fit_for(2), ClusterConfig(number_of_clusters=5, layers=("conv",)))
     before, after = pruned.get_layer("conv").kernel.numpy(), clustered.get_layer("conv").kernel.numpy()
@@ -207,7 +207,7 @@ def test_qat_without_the_callbacks_would_leave_the_clusters_and_is_refused():
         qat_model(clustered, forgetful, calibration=noise(clustered))
 
 
-def test_a_kernel_that_is_as_it_was_initialized_is_not_taken_for_a_clustered_one():
+def test_a_freshly_initialized_kernel_is_not_considered_clustered():
     model = small_model()
     for value in (0, 1):
         model.get_layer("conv").set_weights([np.full((3, 3, 2, 8), value, np.float32)])
@@ -241,7 +241,7 @@ def test_weights_of_an_earlier_step_stay_and_averages_are_clustered_again():
     assert count_quantized_values(averaged.get_layer("conv").kernel.numpy(), -1) == 6
 
 
-def test_what_cannot_be_clustered_is_told_by_layer_and_wrong_patterns_are_refused():
+def test_layers_that_cannot_be_clustered_are_reported_and_wrong_patterns_refused():
     plan = clustering_plan(small_model(), ClusterConfig(layers=("conv",), number_of_clusters=6))
     assert plan.clustered == ("conv",)
     assert "depthwise" not in plan.clustered and "few weights" in plan.skipped["depthwise"]
@@ -255,7 +255,7 @@ def test_what_cannot_be_clustered_is_told_by_layer_and_wrong_patterns_are_refuse
         ClusterConfig(number_of_clusters=256)
 
 
-def test_a_fit_that_does_not_train_and_a_teacher_that_is_not_used_are_errors():
+def test_a_fit_without_training_and_an_unused_teacher_are_errors():
     config = ClusterConfig(number_of_clusters=6, layers=("conv",))
     with refused(TfqError, field="fit", expected="a fit that passes on the callbacks", word="cluster"):
         cluster_model(small_model(), lambda model, callbacks: fit_briefly(model), config)
@@ -281,7 +281,7 @@ def test_distillation_draws_a_clustered_model_towards_its_teacher():
     assert 0 < histories[0][-1] < histories[0][0]
 
 
-def test_a_plain_conversion_has_the_codes_too():
+def test_a_plain_conversion_has_the_clusters_too():
     model = cluster_model(small_model(), fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
     floating = convert_model(model, config=ConversionConfig(scheme="float32"))
     assert unique_weights_in_flatbuffer(floating) == {}

@@ -57,8 +57,8 @@ def test_a_probability_of_zero_gives_no_infinite_gradient():
 
 
 def test_values_are_held_together_by_half_their_squared_difference():
-    got, wanted = np.array([[1.0, 2.0]], np.float32), np.array([[0.0, 4.0]], np.float32)
-    assert np.asarray(distance(got, wanted, ("values", "values"), 4.0)) == pytest.approx([(1 + 4) / 2 / 2])
+    got, expected = np.array([[1.0, 2.0]], np.float32), np.array([[0.0, 4.0]], np.float32)
+    assert np.asarray(distance(got, expected, ("values", "values"), 4.0)) == pytest.approx([(1 + 4) / 2 / 2])
 
 
 def test_what_an_output_went_through_is_read_off_the_graph():
@@ -129,7 +129,7 @@ def test_layers_that_are_named_are_drawn_towards_the_teachers():
     assert "val_distillation_layers_loss" not in history
 
 
-def test_layers_of_a_qat_model_are_known_by_the_names_that_they_had():
+def test_layers_of_a_qat_model_are_addressed_by_their_original_names():
     config = distilling(layers=("relu",), layers_weight=0.5)
     seen = []
 
@@ -159,7 +159,7 @@ def test_a_pattern_of_layers_that_cannot_be_compared_is_refused_with_why():
         )
 
 
-def test_the_student_has_the_layers_of_the_model_and_the_teacher_is_no_part_of_it():
+def test_the_student_has_the_models_layers_and_none_of_the_teachers():
     model, teacher = small_model(), small_model()
     with distilled(model, teacher, DistillationConfig(enabled=True)) as student:
         assert student.name == model.name and [*student.layers] == [*model.layers]
@@ -189,12 +189,12 @@ def lesson():
     return model, teacher, x, fit
 
 
-def test_qat_draws_the_student_to_the_teacher_and_leaves_the_model_as_without_it(tmp_path):
+def test_qat_with_distillation_moves_the_student_towards_the_teacher(tmp_path):
     model, teacher, x, fit = lesson()
     near = qat_model(model, fit, distilling(weight=1.0), calibration=x, teacher=teacher)
     # Of the labels, all 0, nothing is learned with this weight.
-    wanted = np.asarray(teacher(x)).argmax(axis=1)
-    assert (wanted == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == wanted).mean() > 0.8
+    expected = np.asarray(teacher(x)).argmax(axis=1)
+    assert (expected == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == expected).mean() > 0.8
     plain = qat.quantized(model).model
     assert type(near) is type(plain) and near.get_config()["layers"] == plain.get_config()["layers"]
     assert [(w.name, w.shape) for w in near.weights] == [(w.name, w.shape) for w in plain.weights]
@@ -210,14 +210,14 @@ def test_pruning_draws_the_student_to_the_teacher_and_leaves_nothing_of_it():
     config = PruneConfig(distillation=DistillationConfig(enabled=True, weight=1.0), end_step=8, frequency=1)
     near = prune_model(model, fit, config, teacher=teacher)
     # Of the labels, all 0, nothing is learned with this weight.
-    wanted = np.asarray(teacher(x)).argmax(axis=1)
-    assert (wanted == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == wanted).mean() > 0.8
+    expected = np.asarray(teacher(x)).argmax(axis=1)
+    assert (expected == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == expected).mean() > 0.8
     assert type(near) is type(model) and near.get_config()["layers"] == model.get_config()["layers"]
     kernels = (near.get_layer(name).kernel.numpy() for name in ("conv", "head"))
     assert [(kernel == 0).mean() for kernel in kernels] == pytest.approx([0.5, 0.5], abs=0.05)
 
 
-def test_of_several_teachers_the_mean_distance_counts_and_the_layers_of_the_first():
+def test_several_teachers_use_mean_distance_and_layers_of_the_first():
     keras, (model, *teachers) = import_tf_keras(), [two_dense_layers(seed) for seed in range(4)]
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
@@ -228,8 +228,8 @@ def test_of_several_teachers_the_mean_distance_counts_and_the_layers_of_the_firs
     with distilled(model, teachers, config) as student:
         student.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         history = student.fit(x, y, batch_size=8, epochs=1, verbose=0).history
-    wanted = np.mean([hinton(logits, item, 2.0).mean() for item in theirs])
-    assert history["distillation_loss"] == pytest.approx([wanted], rel=1e-3)
+    expected = np.mean([hinton(logits, item, 2.0).mean() for item in theirs])
+    assert history["distillation_loss"] == pytest.approx([expected], rel=1e-3)
     message = ((hidden[0] - hidden[1]) ** 2).sum() / (hidden[1] ** 2).sum()
     assert history["distillation_layers_loss"] == pytest.approx([message], rel=1e-3)
     # The gradient is that of the distance to what they give on average.
@@ -247,7 +247,7 @@ def test_a_training_loop_that_does_not_see_the_teacher_is_an_error():
         qat_model(small_model(), fit, distilling())
 
 
-def test_a_teacher_of_another_shape_and_one_that_is_not_used_are_refused():
+def test_a_teacher_of_another_shape_and_an_unused_one_are_refused():
     keras = import_tf_keras()
     image = keras.Input((6, 6, 2))
     other = keras.Model(image, keras.layers.Dense(5)(keras.layers.Flatten()(image)), name="other")

@@ -13,7 +13,7 @@ from tfq.errors import TfqError
 from tfq.keras_bridge import import_tf_keras
 
 
-def test_rounding_alone_is_no_other_function_and_it_is_back_after():
+def test_identity_gate_ignores_rounding_and_restores_it():
     model = small_model()
     quantized = qat.quantized(model).model
     check_same_function(model, quantized)

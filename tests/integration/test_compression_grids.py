@@ -84,7 +84,7 @@ def distances(quantized):
         if layer.tensor not in ops:
             continue
         bias = graph.tensors[ops[layer.tensor].inputs[2]]
-        wanted = tflite.constant_values(content, bias).ravel() * np.asarray(bias.scale, np.float64)
+        expected = tflite.constant_values(content, bias).ravel() * np.asarray(bias.scale, np.float64)
         names = {item.name.removeprefix("quant_"): item for item in quantized.layers}
         own = [names[name] for name in layer.layers if name not in ("pad", "largest")]
         own = [item for item in own if not isinstance(getattr(item, "layer", item), import_tf_keras().layers.ReLU)]
@@ -93,7 +93,7 @@ def distances(quantized):
             for item in own:
                 x = item(x, training=False)
         got = np.asarray(x, np.float64).reshape(-1, np.shape(x)[-1])[0]
-        results[own[0].name.removeprefix("quant_")] = np.max(np.abs(got - wanted) / np.asarray(bias.scale))
+        results[own[0].name.removeprefix("quant_")] = np.max(np.abs(got - expected) / np.asarray(bias.scale))
     return results
 
 
@@ -107,7 +107,7 @@ def test_biases_are_whole_steps_of_the_accumulator(quantized, monkeypatch, model
     assert all(0.2 < steps < 0.55 for steps in without.values()), without
 
 
-def test_a_range_with_its_zero_between_two_codes_is_the_flatbuffers(quantized):
+def test_a_range_with_zero_between_two_steps_matches_the_flatbuffer(quantized):
     low, high = tfmot_symbols.output_range(quantized.layers[1])
     tensor = tflite.read(converted(quantized)).main_subgraph.input_tensors[0]
     scale, zero_point = tensor.scale[0], tensor.zero_point[0]

@@ -68,7 +68,7 @@ def test_the_flatbuffer_computes_what_was_trained():
     assert parity.first_departure is None and parity.missed() == ()
 
 
-def test_a_range_that_is_far_too_wide_narrows_and_one_that_is_too_narrow_widens():
+def test_too_wide_ranges_narrow_and_too_narrow_ones_widen():
     """Of an output that is to be what it is already: all that is left to learn is how to round."""
     from tfq.keras_bridge import import_tf_keras
 

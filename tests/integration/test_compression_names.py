@@ -107,8 +107,8 @@ def bridged():
 def test_losses_metrics_and_weights_are_found_by_output_name(step, as_dict, bridged):
     histories, bridged = [], bridged[as_dict]
     trained = step(bridged, fit_by_name(histories))
-    wanted = {"loss", "boxes_loss", "scores_loss", "scores_accuracy"}
-    assert wanted | {f"val_{name}" for name in wanted} <= histories[0]
+    expected = {"loss", "boxes_loss", "scores_loss", "scores_accuracy"}
+    assert expected | {f"val_{name}" for name in expected} <= histories[0]
     assert trained.output_names == ["boxes", "scores"]
     assert isinstance(trained.output, dict) == isinstance(bridged.output, dict)
 

@@ -44,18 +44,18 @@ def trained(operations, *, read_by_others):
         outputs.append(operation(keras.ops, provided))
         losses += ["mse"] * read_by_others + ["mse" if outputs[-1].dtype == "float32" else None]
     bridged = to_tf_keras(keras.Model(inputs, outputs)).model
-    wanted = [np.zeros((len(x), *output.shape[1:]), "float32") for output in outputs]
+    expected = [np.zeros((len(x), *output.shape[1:]), "float32") for output in outputs]
 
     def fit(model, callbacks):
         model.compile(tf_keras.optimizers.SGD(1e-3), losses)
-        model.fit(x, wanted, epochs=1, batch_size=32, callbacks=callbacks, verbose=0)
+        model.fit(x, expected, epochs=1, batch_size=32, callbacks=callbacks, verbose=0)
 
     with deterministic(0):
         return tfq.qat(bridged, fit, calibration=x)
 
 
 @pytest.mark.parametrize("read_by_others", [True, False], ids=["also_read_by_others", "read_by_it_alone"])
-def test_operations_that_give_the_scale_of_what_they_read_have_its_range_in_training(read_by_others):
+def test_operations_that_keep_the_input_scale_train_with_its_range(read_by_others):
     model, x = trained({name: INT8[name][0] for name in ONE_SCALE}, read_by_others=read_by_others), images()
     for samples in (None, x):
         contents = tfq.convert(model, samples)
@@ -74,14 +74,14 @@ def test_conditions_inside_an_operation_are_left_out_of_parity():
     assert any("IsFinite" in tensor for tensor in parity.skipped)
 
 
-def test_with_ranges_of_their_own_parity_tells(monkeypatch):
+def test_parity_reports_operations_with_separate_ranges(monkeypatch):
     monkeypatch.setattr("tfq.compression.qat.ranges.shares_range", lambda layer: False)
     model, x = trained({"below": lambda ops, x: ops.minimum(x, 0.0)}, read_by_others=True), images()
     parity = tfq.qat_parity(model, tfq.convert(model, config=tfq.ConversionConfig(verify=False)), x)
     assert parity.first_departure.op == "MINIMUM", parity.to_text()
 
 
-def test_a_value_that_is_read_behind_two_choices_keeps_its_range_through_both():
+def test_a_value_read_through_two_choices_keeps_its_range():
     keras = import_keras()
     inputs = keras.Input(SHAPE)
     model = keras.Model(inputs, [keras.ops.clip(keras.ops.tanh(inputs), -0.25, 0.5), keras.ops.tanh(inputs)])
@@ -115,7 +115,7 @@ def segmentation(keras):
 
 
 @pytest.mark.parametrize("scheme", ["float32", "int8"])
-def test_a_model_that_ends_in_an_argmax_is_converted_and_gives_the_classes_of_its_logits(scheme):
+def test_a_converted_argmax_model_outputs_the_classes_of_its_logits(scheme):
     keras = import_keras()
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(50, 8, 8, 3)).astype("float32")
@@ -126,7 +126,7 @@ def test_a_model_that_ends_in_an_argmax_is_converted_and_gives_the_classes_of_it
     np.testing.assert_array_equal(result, provided.argmax(axis=-1))
 
 
-def test_another_choice_by_a_sign_bit_stays_and_is_refused_by_its_name():
+def test_another_choice_by_a_sign_bit_is_refused_by_name():
     keras = import_keras()
     inputs = keras.Input((4,))
     is_negative_zero = keras.ops.logical_and(keras.ops.equal(inputs, 0.0), keras.ops.signbit(inputs))

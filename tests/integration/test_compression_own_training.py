@@ -132,7 +132,7 @@ def test_training_code_of_keras_3_is_refused_before_training(step):
         step(bridged.model, lambda model, callbacks: pytest.fail("trained"))
 
 
-def test_a_bridged_model_in_a_class_of_tf_keras_is_trained_by_it():
+def test_a_bridged_model_in_a_tf_keras_class_is_trained_by_it():
     bridged = tfq.to_tf_keras(OfKeras3(**ends(keras3))).model
     trained = prune(Counting(0.25, inputs=bridged.input, outputs=bridged.output), fit)
     np.testing.assert_allclose(head_bias(trained), STEPS * 0.25, atol=1e-6)
@@ -182,7 +182,7 @@ def test_regularizers_are_kept_and_a_lost_one_is_an_error(options):
             gate.check_same_function(model, plain)
 
 
-def test_losses_added_to_the_model_are_kept_by_pruning_and_refused_by_qat():
+def test_added_losses_are_kept_by_pruning_and_refused_by_qat():
     import tensorflow as tf
 
     model = keras.Model(**ends())

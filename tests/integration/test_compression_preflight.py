@@ -19,7 +19,7 @@ def verdicts(found):
     return {layer.name: (layer.prunable, layer.qat) for layer in found.layers}
 
 
-def test_every_layer_has_a_row_and_the_text_says_what_the_dict_says():
+def test_every_layer_has_a_row_and_text_agrees_with_dict():
     result = preflight(small_model())
     assert verdicts(result) == {
         "conv": (True, "qat"),
@@ -36,7 +36,7 @@ def test_every_layer_has_a_row_and_the_text_says_what_the_dict_says():
     assert "7 layers: 2 prunable; 7 for QAT, 0 for post-training quantization only, 0 unsupported" in text
 
 
-def test_a_nested_keras_3_model_is_told_by_its_own_names():
+def test_a_nested_keras_3_model_is_reported_by_its_own_names():
     keras = import_keras()
     layers = keras.layers
     inner = keras.Sequential([layers.Input((6, 8)), layers.LSTM(4, name="lstm")], name="inner")
@@ -65,12 +65,12 @@ def test_what_the_bridge_cannot_take_is_a_row_and_not_an_exception():
     assert rows["dense"].qat != "unsupported"
 
 
-def test_a_pattern_that_leaves_layers_out_is_told():
+def test_a_pattern_that_leaves_layers_out_is_reported():
     result = preflight(small_model(), CompressionConfig(qat=QATConfig(layers=("head",))))
     assert verdicts(result)["conv"] == (True, "ptq_only") and verdicts(result)["head"] == (True, "qat")
 
 
-def test_what_is_no_model_is_refused():
+def test_objects_that_are_not_models_are_refused():
     with pytest.raises(InputError):
         preflight(object())
 
@@ -102,7 +102,7 @@ def test_a_model_is_bridged_once_for_its_table_and_its_compression(tmp_path, mon
     assert compressed.details["bridge"]["layer_map"]["head"] == ["head"]
 
 
-def test_what_cannot_be_bridged_is_told_as_the_table_and_data_that_does_not_fit_as_itself(tmp_path):
+def test_bridge_errors_show_the_table_and_data_errors_do_not(tmp_path):
     class Odd(import_keras().layers.Layer):
         def call(self, inputs):
             return inputs * 2
@@ -114,7 +114,7 @@ def test_what_cannot_be_bridged_is_told_as_the_table_and_data_that_does_not_fit_
     assert "unsupported" not in str(caught.value)
 
 
-def test_what_would_stay_float_in_the_flatbuffer_is_told_by_the_users_layer(tmp_path):
+def test_ops_that_would_stay_float_are_reported_by_user_layer(tmp_path):
     keras = import_keras()
     layers = keras.layers
     image = keras.Input((8, 8, 3))
@@ -130,7 +130,7 @@ def test_what_would_stay_float_in_the_flatbuffer_is_told_by_the_users_layer(tmp_
     assert "STAYS FLOAT in an int8 .tflite: ELU" in text and "2 with float ops in an int8 .tflite" in text
 
 
-def test_of_a_model_that_becomes_all_int8_none_is_told_to_stay_float(tmp_path):
+def test_a_model_that_becomes_all_int8_has_no_float_report(tmp_path):
     result = workflows.preflight_with_flatbuffer(small_model(), run_config(tmp_path, 4))
     assert {layer.float_ops for layer in result.layers} == {()}
     assert "none with float ops in an int8 .tflite" in result.to_text()

@@ -45,7 +45,7 @@ def fit_for(epochs, batch_size=8, seen=None):
     return fit
 
 
-def test_the_chosen_layers_reach_the_sparsity_and_the_given_model_stays_as_it_is():
+def test_chosen_layers_reach_the_sparsity_and_the_input_model_is_unchanged():
     model, seen = small_model(), []
     before = [weight.copy() for weight in model.get_weights()]
     nodes = [len(layer.inbound_nodes) for layer in model.layers]
@@ -59,7 +59,7 @@ def test_the_chosen_layers_reach_the_sparsity_and_the_given_model_stays_as_it_is
 
 
 @pytest.mark.parametrize("order", ["lamp", "erk"])
-def test_larger_layers_become_sparser_than_small_ones_and_all_of_them_as_asked(order):
+def test_larger_layers_become_sparser_and_the_total_is_as_requested(order):
     model, config = small_model(), PruneConfig(allocation=order, final_sparsity=0.5)
     plan = pruning_plan(model, config)
     assert plan.sparsities["conv"] > plan.sparsities["head"] >= 0
@@ -100,7 +100,7 @@ def test_the_final_sparsity_is_reached_whatever_the_frequency(schedule, frequenc
     assert measure_sparsity(prune_model(small_model(), fit_for(epochs), config))["conv"] == 0.75
 
 
-def test_stock_schedules_of_tfmot_miss_the_end_step_when_the_frequency_does_not_divide_it():
+def test_stock_tfmot_schedules_miss_an_end_step_between_updates():
     stock = import_tfmot().sparsity.keras.PolynomialDecay(0.0, 0.5, begin_step=0, end_step=12, frequency=10)
     assert not bool(stock(12)[0])
     ours = Schedule(PruneConfig(end_step=12, frequency=10))

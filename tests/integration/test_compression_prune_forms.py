@@ -66,11 +66,11 @@ def test_targets_by_name_pattern_are_reached_layer_by_layer():
     assert plan.sparsities == {"conv": 0.5, "point": 0.75, "head": 0.25}
     assert plan.skipped["hidden"] == "its target is 0"
     got = measure_sparsity(prune_model(model, fit, config, plan=plan))
-    wanted = {"conv": 0.5, "point": 0.75, "hidden": 0.0, "head": 0.25}
-    assert got == {name: pytest.approx(sparsity, abs=0.011) for name, sparsity in wanted.items()}
+    expected = {"conv": 0.5, "point": 0.75, "hidden": 0.0, "head": 0.25}
+    assert got == {name: pytest.approx(sparsity, abs=0.011) for name, sparsity in expected.items()}
 
 
-def test_two_zeros_in_four_are_along_the_input_channels_and_stay_there_in_the_flatbuffer():
+def test_two_in_four_zeros_along_input_channels_reach_the_flatbuffer():
     model = image_model()
     config = PruneConfig(sparsity_m_by_n=(2, 4))
     plan = pruning_plan(model, config)
@@ -92,7 +92,7 @@ def test_two_zeros_in_four_are_along_the_input_channels_and_stay_there_in_the_fl
     )
 
 
-def test_layers_whose_kernels_have_the_inputs_elsewhere_are_left_out_of_m_by_n():
+def test_m_by_n_leaves_out_kernels_with_inputs_on_another_axis():
     keras = import_tf_keras()
     image = keras.Input((6, 6, 8))
     transposed = keras.layers.Conv2DTranspose(4, 3, name="transposed")
@@ -123,7 +123,7 @@ def test_blocks_go_as_one():
     np.testing.assert_array_equal(blocks.all(axis=-1), sums >= np.sort(sums.ravel())[12])
 
 
-def test_a_layer_with_a_slash_in_its_name_is_called_by_that_name():
+def test_a_layer_with_a_slash_is_addressed_by_its_name():
     # As in DenseNet121: "conv1/conv" is one layer.
     keras = import_tf_keras()
     inner = keras.Sequential([keras.layers.Dense(4, name="a/b", input_shape=(4,))], name="inner")
@@ -131,7 +131,7 @@ def test_a_layer_with_a_slash_in_its_name_is_called_by_that_name():
     assert tuple(measure_sparsity(model)) == pruning_plan(model).pruned == ("c/d", "inner/a/b")
 
 
-def test_layers_that_cannot_have_blocks_say_why_and_none_at_all_is_refused():
+def test_layers_that_cannot_have_blocks_report_the_reason():
     plan = pruning_plan(image_model(), PruneConfig(block_size=(2, 2)))
     assert plan.pruned == ("hidden", "head")
     assert "3x3x3x8" in plan.skipped["conv"]
@@ -141,7 +141,7 @@ def test_layers_that_cannot_have_blocks_say_why_and_none_at_all_is_refused():
         pruning_plan(dense_model(8), PruneConfig(block_size=(16, 4)))
 
 
-def test_stock_tfmot_masks_other_blocks_than_it_measures_where_they_do_not_divide_the_kernel():
+def test_stock_tfmot_masks_other_blocks_than_it_measures():
     tfmot, keras = import_tfmot(), import_tf_keras()
     wrapper = tfmot.sparsity.keras.prune_low_magnitude(
         keras.layers.Dense(8, use_bias=False),
@@ -174,8 +174,10 @@ def test_sensitivity_is_the_change_of_the_outputs_by_one_layer_alone():
     (k0, b0), (k1, b1) = (model.get_layer(name).get_weights() for name in ("d0", "d1"))
     for level, got in zip(table.levels, table.errors["d0"], strict=True):
         small = np.abs(k0) < np.sort(np.abs(k0).ravel())[round(level * k0.size)]
-        wanted, pruned = ((x @ kernel + b0) @ k1 + b1 for kernel in (k0, np.where(small, 0, k0)))
-        assert got == pytest.approx(np.mean((pruned - wanted) ** 2) / np.mean((wanted - wanted.mean(0)) ** 2), rel=1e-3)
+        expected, pruned = ((x @ kernel + b0) @ k1 + b1 for kernel in (k0, np.where(small, 0, k0)))
+        assert got == pytest.approx(
+            np.mean((pruned - expected) ** 2) / np.mean((expected - expected.mean(0)) ** 2), rel=1e-3
+        )
 
 
 def test_of_probabilities_the_logits_count():
@@ -186,9 +188,9 @@ def test_of_probabilities_the_logits_count():
     centred = keras.Model(logits.inputs, logits.output - tf.reduce_mean(logits.output, axis=-1, keepdims=True))
     probabilities = keras.Model(logits.inputs, keras.layers.Softmax()(logits.output))
     x = examples(logits)
-    wanted = sensitivity(centred, x, (0.5,)).errors
+    expected = sensitivity(centred, x, (0.5,)).errors
     assert sensitivity(probabilities, x, (0.5,)).errors == {
-        name: pytest.approx(errors, rel=1e-3) for name, errors in wanted.items()
+        name: pytest.approx(errors, rel=1e-3) for name, errors in expected.items()
     }
 
 
@@ -273,18 +275,20 @@ def test_layers_of_the_users_own_are_pruned_where_they_say_what():
         def call(self, x):
             return x @ self.factors
 
-    class Told(Own):
+    class Declared(Own):
         def get_prunable_weights(self):
             return [self.factors]
 
     class Special(keras.layers.Dense):
         pass
 
-    model = keras.Sequential([keras.Input((8,)), Own(name="own"), Told(name="told"), Special(4, name="special")])
+    model = keras.Sequential(
+        [keras.Input((8,)), Own(name="own"), Declared(name="declared"), Special(4, name="special")]
+    )
     plan = pruning_plan(model)
-    assert plan.pruned == ("told", "special")
+    assert plan.pruned == ("declared", "special")
     assert "get_prunable_weights()" in plan.skipped["own"]
-    assert measure_sparsity(prune_model(model, fit)) == {"told": 0.5, "special": 0.5}
+    assert measure_sparsity(prune_model(model, fit)) == {"declared": 0.5, "special": 0.5}
 
 
 def test_a_model_shared_by_two_others_stays_one():
@@ -321,7 +325,7 @@ def test_dead_nodes_of_the_given_model_do_not_matter():
     assert measure_sparsity(prune_model(model, fit)) == {"d0": 0.5, "d1": 0.5}
 
 
-def test_weights_of_an_earlier_epoch_put_back_are_told():
+def test_restored_weights_of_an_earlier_epoch_are_reported():
     def restoring(model, callbacks):
         before = model.get_weights()
         fit(model, callbacks)
@@ -332,7 +336,7 @@ def test_weights_of_an_earlier_epoch_put_back_are_told():
     assert measure_sparsity(pruned) == {"d0": 0.5, "d1": 0.5}
 
 
-def test_several_steps_between_two_callbacks_are_counted_and_told(monkeypatch):
+def test_several_steps_between_two_callbacks_are_counted_and_reported(monkeypatch):
     built = []
     callback = prune_room.pruning_callback
     monkeypatch.setattr(prune_room, "pruning_callback", lambda *args: built.append(callback(*args)) or built[0])

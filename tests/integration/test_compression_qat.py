@@ -45,16 +45,16 @@ def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
     assert outputs_probabilities(quantized)
 
 
-def test_zeros_of_a_pruned_model_stay_zeros_and_without_preserving_they_do_not(pruned, quantized):
-    wanted = pruned.get_layer("conv").get_weights()[0] == 0
+def test_zeros_of_a_pruned_model_stay_only_with_preserving(pruned, quantized):
+    expected = pruned.get_layer("conv").get_weights()[0] == 0
     got = next(w.numpy() for w in quantized.get_layer("quant_conv").weights if w.name.endswith("kernel:0")) == 0
-    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(got, expected)
     assert measure_sparsity(quantized) == measure_sparsity(pruned)
     lost = qat_model(pruned, fit_for(2), QATConfig(preserve_sparsity=False))
     assert measure_sparsity(lost)["conv"] < 0.1
 
 
-def test_a_layer_that_was_initialized_with_zeros_learns_beside_pruned_ones(pruned):
+def test_a_zero_initialized_layer_learns_in_a_pruned_model(pruned):
     model, _ = cloned(pruned)
     model.get_layer("head").set_weights([np.zeros_like(item) for item in model.get_layer("head").get_weights()])
     trained = measure_sparsity(qat_model(model, fit_for(2)))
@@ -81,7 +81,7 @@ def used_twice():
     return keras.Model(image, layers.Dense(3, "softmax", name="head")(layers.Flatten(name="flatten")(x)))
 
 
-def test_what_is_left_to_the_converter_is_told_unless_the_user_left_it():
+def test_layers_left_to_the_converter_are_reported_unless_user_excluded():
     model = used_twice()
     with warned("twice"):
         quantized = qat_model(model, fit_briefly)
@@ -91,7 +91,7 @@ def test_what_is_left_to_the_converter_is_told_unless_the_user_left_it():
         qat_model(model, fit_briefly, QATConfig(layers=("once", "head")))
 
 
-def test_a_model_of_which_nothing_can_be_quantized_is_refused_with_each_reason():
+def test_a_model_without_quantizable_layers_is_refused_with_all_reasons():
     keras = import_tf_keras()
     model = keras.Sequential([keras.layers.GRU(3, input_shape=(4, 2), name="gru")])
     with refused(InputError, field="model", expected="a layer for quantization-aware training", word="gru"):
@@ -178,7 +178,7 @@ def test_zeros_are_kept_in_branches_that_are_joined(between):
     assert kept == pytest.approx({"left": 0.5, "right": 0.5, "head": 0.5}, abs=0.05)
 
 
-def test_a_fit_that_drops_the_callbacks_is_an_error_where_they_are_needed():
+def test_a_fit_that_drops_needed_callbacks_is_an_error():
     model = prune_model(branches(), fit_briefly, PruneConfig(frequency=1))
     with refused(TfqError, field="fit", expected="a fit that passes on the callbacks"):
         qat_model(model, lambda model, _: fit_briefly(model))

@@ -102,7 +102,7 @@ def balanced_model(x):
     return model
 
 
-def test_untrained_it_is_what_post_training_quantization_gives_and_with_tfmots_own_ranges_it_is_not():
+def test_untrained_qat_equals_ptq_and_tfmots_ranges_do_not():
     x = images(200)
     model = balanced_model(x)
     floating = convert_model(model, config=ConversionConfig(scheme="float32"))
@@ -118,7 +118,7 @@ def test_untrained_it_is_what_post_training_quantization_gives_and_with_tfmots_o
 
 
 @pytest.mark.parametrize("seen", [0, 7])
-def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quantizers_come_back(seen):
+def test_the_moving_average_follows_its_formula_and_tfmots_quantizers_return(seen):
     import tensorflow as tf
 
     quantized = qat.quantized(small_model()).model
@@ -142,7 +142,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
 
 
 @pytest.mark.parametrize(
-    ("far", "known", "wanted"),
+    ("far", "known", "expected"),
     [
         (1, True, 5.0),  # one of eight, which may go as far beyond 2 as the range of 3 is wide
         (2, True, 5.0),
@@ -150,7 +150,7 @@ def test_the_moving_average_follows_its_rule_from_where_it_was_and_tfmots_quanti
         (1, False, 700.0),
     ],
 )
-def test_single_examples_that_go_far_beyond_the_range_count_as_if_they_did_not(far, known, wanted):
+def test_single_examples_far_beyond_the_range_are_clipped(far, known, expected):
     import tensorflow as tf
 
     batch = np.full((8, 3, 2), 1.5, np.float32)
@@ -159,7 +159,7 @@ def test_single_examples_that_go_far_beyond_the_range_count_as_if_they_did_not(f
     result = np.asarray(
         clip_outlier_examples(tf.constant(batch), tf.constant(-1.0), tf.constant(2.0), tf.constant(known))
     )
-    assert result.max() == wanted and result.min() == (-4.0 if wanted == 5.0 else -700)
+    assert result.max() == expected and result.min() == (-4.0 if expected == 5.0 else -700)
     np.testing.assert_array_equal(result[far:], batch[far:])
 
 
@@ -193,11 +193,11 @@ def test_without_calibration_ranges_are_those_of_the_data_after_a_few_steps():
     model = small_model()
     quantized = qat_model(model, fit_for(spread=100.0))
     inputs = noise(model, spread=100.0).inputs["x"]
-    wanted = float(
+    expected = float(
         np.max(import_tf_keras().Model(quantized.inputs, quantized.get_layer("quant_depthwise").output)(inputs))
     )
     low, high = ranges_of(quantized)["quant_depthwise"][-1]
-    assert wanted / 3 < high < wanted * 3 and low != pytest.approx(-6, abs=0.5)
+    assert expected / 3 < high < expected * 3 and low != pytest.approx(-6, abs=0.5)
     assert ranges_of(quantized)["quantize_layer"][0][1] == pytest.approx(inputs.max())
 
 

@@ -39,7 +39,7 @@ def separable_model():
 
 
 @pytest.mark.parametrize(("context", "fails"), [(contextlib.nullcontext, True), (tfmot_fixes.fixed_transforms, False)])
-def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_not_before(context, fails):
+def test_repaired_tfmot_keeps_the_order_of_concatenate_inputs(context, fails):
     model = permuted_model()
     with context():
         quantized = import_tfmot().quantization.keras.quantize_model(model)
@@ -54,7 +54,7 @@ def test_the_inputs_of_concatenate_keep_their_order_while_tfmot_is_repaired_and_
         (tfmot_fixes.fixed_transforms, ["conv2d", "depthwise_conv2d", "separable_depthwise", "separable_pointwise"]),
     ],
 )
-def test_the_halves_of_a_separable_layer_have_names_of_their_own_while_tfmot_is_repaired(context, names):
+def test_repaired_tfmot_gives_separable_halves_separate_names(context, names):
     # Of a config with two layers of one name, tf_keras builds a model for ever: so the config is looked at, not built.
     transforms = importlib.import_module(f"{QUANTIZATION}.default_8bit.default_8bit_transforms")
     transformer = importlib.import_module(f"{QUANTIZATION}.graph_transformations.model_transformer")

@@ -140,7 +140,7 @@ def test_the_groups_are_what_joins_and_pooling_connect(build):
     assert sorted(map(sorted, result)) == sorted(map(sorted, NETWORKS[build]))
 
 
-def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_data(build):
+def test_a_groups_range_covers_all_its_members_on_calibration_data(build):
     model, x = network(build), images()
     quantized = qat.quantized(model).model
     calibrate_ranges(quantized, x, len(x))
@@ -154,10 +154,10 @@ def test_a_group_has_the_range_that_holds_what_each_of_it_gives_on_calibration_d
                 else import_tf_keras().Model(model.inputs, model.get_layer(name).output).predict(x, verbose=0)
             )
             ends.append((float(values.min()), float(values.max())))
-        wanted = min(0.0, *(low for low, _ in ends)), max(high for _, high in ends)
+        expected = min(0.0, *(low for low, _ in ends)), max(high for _, high in ends)
         for name in group:
             layer = quantized.get_layer(name if name == "quantize_layer" else f"quant_{name}")
-            assert tfmot_symbols.output_range(layer) == pytest.approx(wanted, rel=1e-5)
+            assert tfmot_symbols.output_range(layer) == pytest.approx(expected, rel=1e-5)
 
 
 def check_parity(found):
@@ -176,7 +176,7 @@ def test_after_training_it_still_does(build):
     check_parity(parity_of(tfq.qat(network(build), fit, calibration=images())))
 
 
-def test_what_has_a_fixed_range_keeps_it_and_is_rounded_once_more_for_all_joins_that_read_it():
+def test_fixed_ranges_stay_and_are_requantized_once_for_all_joins():
     quantized = untrained_qat_model(network(a_gate_in_two_joins), images())
     assert groups_of(quantized) == [{"left", "right", "join_left", "join_right"}]
     result = parity_of(quantized)
@@ -185,7 +185,7 @@ def test_what_has_a_fixed_range_keeps_it_and_is_rounded_once_more_for_all_joins_
     assert result.departures == () and agreement["gate"] > 0.999 and agreement["join_left"] > 0.8
 
 
-def test_with_ranges_of_their_own_it_does_not(monkeypatch):
+def test_with_separate_ranges_it_does_not(monkeypatch):
     model = network(a_dense_block)
     for module in (ranges, ranges):
         monkeypatch.setattr(module, "shared_ranges", lambda model: [])
@@ -211,7 +211,7 @@ def test_in_training_a_group_is_rounded_to_one_range():
     assert np.max(probe(x, training=False)) <= 0.11
 
 
-def test_operations_of_keras_3_that_only_move_values_pass_on_the_scale_that_they_get():
+def test_keras_3_operations_that_move_values_keep_the_scale():
     keras = import_keras()
     ops, image = keras.ops, keras.Input((6, 8, 4))
     moved = [

@@ -21,7 +21,7 @@ def samples() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def codes() -> np.ndarray:
+def quantized_inputs() -> np.ndarray:
     return np.random.default_rng(2).integers(-128, 128, (64, 8, 8, 1)).astype(np.int8)
 
 
@@ -63,22 +63,25 @@ def stock(model, samples, input_type="int8", output_type="int8") -> bytes:
     return bytes(converter.convert())
 
 
-def run_codes(model: bytes, codes: np.ndarray) -> tuple[np.ndarray, ...]:
-    return LocalBackend().assess(RunRequest(model=model, inputs=(codes,))).outputs
+def outputs_of(model: bytes, quantized_inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+    return LocalBackend().assess(RunRequest(model=model, inputs=(quantized_inputs,))).outputs
 
 
-def same(one: bytes, other: bytes, codes: np.ndarray) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(run_codes(one, codes), run_codes(other, codes), strict=True))
+def same(one: bytes, other: bytes, quantized_inputs: np.ndarray) -> bool:
+    return all(
+        np.array_equal(a, b)
+        for a, b in zip(outputs_of(one, quantized_inputs), outputs_of(other, quantized_inputs), strict=True)
+    )
 
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
-def test_ptq_with_stock_ranges_computes_what_stock_conversion_computes(keras, samples, codes, monkeypatch):
+def test_ptq_with_stock_ranges_computes_what_stock_conversion_computes(keras, samples, quantized_inputs, monkeypatch):
     use_stock_ranges(monkeypatch)
     model = small_model(keras())
-    assert same(tfq.convert(model, samples), stock(model, samples), codes)
+    assert same(tfq.convert(model, samples), stock(model, samples), quantized_inputs)
 
 
-def test_our_min_max_is_stocks_but_for_the_inputs_of_an_add(samples):
+def test_min_max_equals_stocks_except_for_inputs_of_an_add(samples):
     floating = tfq.convert(small_model(import_tf_keras()), config=tfq.ConversionConfig(scheme="float32"))
     feed = [{"image": sample[None]} for sample in samples]
     extremes = tfq.CalibrationConfig(method="min_max")
@@ -95,18 +98,18 @@ def test_our_min_max_is_stocks_but_for_the_inputs_of_an_add(samples):
             assert ends == pytest.approx((low, high), abs=near)
 
 
-def test_qat_computes_what_stock_conversion_computes_and_needs_no_dataset(samples, codes):
+def test_qat_computes_what_stock_conversion_computes_and_needs_no_dataset(samples, quantized_inputs):
     model = quantization_aware(samples)
     ours = tfq.convert(model)
-    assert same(ours, stock(model, None), codes)
+    assert same(ours, stock(model, None), quantized_inputs)
     assert tfq.audit(ours, tfq.AuditConfig(require="full_int8")).ok
 
 
-def test_the_comparison_sees_other_weights(samples, codes):
+def test_the_comparison_sees_other_weights(samples, quantized_inputs):
     model = small_model(import_tf_keras())
     before = tfq.convert(model, samples)
     model.set_weights([weight * 1.5 for weight in model.get_weights()])
-    assert not same(before, tfq.convert(model, samples), codes)
+    assert not same(before, tfq.convert(model, samples), quantized_inputs)
 
 
 def test_tensors_that_the_model_captures_become_constants_not_inputs(samples):
@@ -121,7 +124,7 @@ def test_tensors_that_the_model_captures_become_constants_not_inputs(samples):
     converted = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     assert len(tflite.read(converted).subgraphs[0].inputs) == 1
     feed = np.float32([[1.0, 2.0, 3.0]])
-    np.testing.assert_allclose(run_codes(converted, feed)[0], np.asarray(model(feed)), atol=1e-6)
+    np.testing.assert_allclose(outputs_of(converted, feed)[0], np.asarray(model(feed)), atol=1e-6)
 
 
 def test_a_trace_exports_the_weights_of_now(samples):
@@ -142,16 +145,16 @@ def test_two_conversions_of_one_model_are_the_same_bytes(samples):
     assert tfq.convert(model, samples) == tfq.convert(trace(model), samples)
 
 
-def test_float_bytes_convert_to_what_their_model_converts_to(samples, codes):
+def test_float_bytes_convert_to_what_their_model_converts_to(samples, quantized_inputs):
     model = small_model(import_tf_keras())
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    assert same(tfq.convert(floating, samples), tfq.convert(model, samples), codes)
+    assert same(tfq.convert(floating, samples), tfq.convert(model, samples), quantized_inputs)
 
 
 def test_the_float_flatbuffer_computes_what_the_model_computes(samples):
     model = small_model(import_keras())
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    outputs = run_codes(floating, samples)[0]
+    outputs = outputs_of(floating, samples)[0]
     np.testing.assert_allclose(outputs, np.asarray(model(samples)), atol=1e-5)
 
 
@@ -220,7 +223,7 @@ def test_a_sequential_model_converts_and_its_signature_bears_its_names(keras, sa
     parsed = tflite.read(converted)
     assert (parsed.input_names, parsed.output_names) == (("image",), ("class",))
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
-    np.testing.assert_allclose(run_codes(floating, samples)[0], np.asarray(model(samples)), atol=1e-4)
+    np.testing.assert_allclose(outputs_of(floating, samples)[0], np.asarray(model(samples)), atol=1e-4)
 
 
 def test_token_ids_of_any_integer_type_calibrate():
@@ -238,7 +241,7 @@ def test_token_ids_of_any_integer_type_calibrate():
 
 
 @pytest.mark.parametrize("keras", [import_tf_keras, import_keras])
-def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_user_built_them(keras):
+def test_recurrent_layers_are_unrolled_only_where_ranges_are_needed(keras):
     keras = keras()
     keras.utils.set_random_seed(0)
     layers = keras.layers
@@ -251,15 +254,15 @@ def test_recurrent_layers_are_unrolled_where_ranges_are_needed_and_stay_as_the_u
     )
     model = keras.Sequential([keras.Input((6, 3)), *recurrent])
     x = np.random.default_rng(0).normal(size=(40, 6, 3)).astype(np.float32)
-    wanted = np.asarray(model(x))
+    expected = np.asarray(model(x))
     converted = tfq.convert(model, x, tfq.ConversionConfig(verify=False))  # random weights: 17 dB
     assert "WHILE" not in {op.name for op in tflite.read(converted).main_subgraph.ops}
     assert auditing.audit_model(converted).scheme == "full_int8"
     assert not model.layers[0].unroll
-    np.testing.assert_array_equal(model(x), wanted)
+    np.testing.assert_array_equal(model(x), expected)
     loops = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     assert "WHILE" in {op.name for op in tflite.read(loops).main_subgraph.ops}
-    np.testing.assert_allclose(run_codes(loops, x)[0], wanted, atol=1e-5)
+    np.testing.assert_allclose(outputs_of(loops, x)[0], expected, atol=1e-5)
 
 
 def test_a_masked_recurrent_layer_is_unrolled_with_its_mask():
@@ -276,7 +279,7 @@ def test_a_masked_recurrent_layer_is_unrolled_with_its_mask():
     assert tfq.evaluate(converted, ids, tfq.EvaluationConfig(num_runs=0), reference=floating).output_sqnr_db > 20
 
 
-def test_a_loop_that_is_not_unrolled_and_a_stateful_layer_are_refused_by_name():
+def test_loops_and_stateful_layers_are_refused_by_name():
     keras = import_tf_keras()
     layers = keras.layers
     volume = keras.Sequential([keras.Input((4, 6, 6, 2)), layers.ConvLSTM2D(3, 3, name="memory")])

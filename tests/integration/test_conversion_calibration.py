@@ -61,7 +61,7 @@ def test_every_technique_ends_in_full_int8_and_records_what_it_did(techniques):
     assert (answers(result.content) == answers(FLOATING.read_bytes())).mean() > 0.98
 
 
-def test_a_method_of_its_own_for_a_layer():
+def test_a_layer_may_have_a_separate_method():
     calibration = {"tensors": ("conv2=mse",)}
     ranges = convert_with_record(FLOATING.read_bytes(), IMAGES, config(calibration=calibration)).ranges
     assert {item.layer for item in ranges.tensors.values() if item.method == "mse"} == {"conv2"}
@@ -104,7 +104,7 @@ def test_repairs_of_a_trained_model_are_refused():
 
 
 @pytest.mark.parametrize("techniques", [(), ("gptq", "bias_correction")])
-def test_layers_that_are_to_stay_float_do_and_the_audit_accepts_exactly_them(techniques):
+def test_the_audit_accepts_exactly_the_layers_requested_as_float(techniques):
     result = tfq.convert(FLOATING.read_bytes(), IMAGES, config(float_layers=("conv2", "log*"), techniques=techniques))
     kinds = {op.keras_layer: op for op in tflite.read(result).main_subgraph.ops}
     tensors = tflite.read(result).main_subgraph.tensors
@@ -126,7 +126,7 @@ def test_float_layers_that_are_not_there_are_refused():
 
 
 @pytest.mark.parametrize("techniques", [(), ("gptq", "bias_correction")])
-def test_weights_of_four_bits_answer_as_float_does_and_take_half_the_room(techniques):
+def test_four_bit_weights_predict_as_float_in_half_the_space(techniques):
     result = convert_with_record(FLOATING.read_bytes(), IMAGES, config(int4_layers=("*",), techniques=techniques))
     plain = tfq.convert(FLOATING.read_bytes(), IMAGES, config())
     assert tfq.audit(result.content).scheme == "int4_weights"

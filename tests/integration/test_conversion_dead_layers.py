@@ -146,11 +146,11 @@ def agrees(content, model):
     found = outputs_in_child(content)
     if found is None:
         return False
-    wanted = model.predict(X, verbose=0)
-    wanted = wanted if isinstance(wanted, list) else [wanted]
+    expected = model.predict(X, verbose=0)
+    expected = expected if isinstance(expected, list) else [expected]
     by_size = {item.shape: item for item in found}
-    steps = [max(float(np.ptp(item)), 0.5) / 25 for item in wanted]
-    return all(np.abs(by_size[item.shape] - item).max() < step for item, step in zip(wanted, steps, strict=True))
+    steps = [max(float(np.ptp(item)), 0.5) / 25 for item in expected]
+    return all(np.abs(by_size[item.shape] - item).max() < step for item, step in zip(expected, steps, strict=True))
 
 
 def converted(model, scheme, quantizer, method="percentile"):

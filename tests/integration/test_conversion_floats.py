@@ -71,17 +71,17 @@ def outputs(model: bytes) -> list[np.ndarray]:
     ]
 
 
-def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
-    return float(10 * np.log10((wanted**2).mean() / ((got - wanted) ** 2).mean()))
+def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10((expected**2).mean() / ((got - expected) ** 2).mean()))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_of_a_join_are_int8_at_their_own_scale_in_any_order(floating, seed):
+def test_scores_of_a_join_are_int8_at_their_own_scale(floating, seed):
     shuffled = reordered(floating, seed)
     built = converted(shuffled)
     assert tfq.audit(built, tfq.AuditConfig(require="full_int8")).ok
-    wanted, got = outputs(floating), outputs(built)
-    assert min(map(sqnr_db, wanted, got)) > 25
+    expected, got = outputs(floating), outputs(built)
+    assert min(map(sqnr_db, expected, got)) > 25
     scales = [tensor.scale[0] for tensor in tflite.read(built).main_subgraph.output_tensors]
     assert min(scales) == pytest.approx(1 / 256)
 
@@ -101,10 +101,10 @@ def test_an_output_that_stays_float_is_warned_of_by_name(floating, monkeypatch):
             warnings.simplefilter("always")
             built = tfq.convert(reordered(floating, seed), SAMPLES)
         types = {tensor.dtype for tensor in tflite.read(built).main_subgraph.output_tensors}
-        told = [str(item.message) for item in caught if "RESHAPE" in str(item.message)]
-        assert bool(told) == ("float32" in types)
-        if told:
-            assert "output" in told[0]
+        messages = [str(item.message) for item in caught if "RESHAPE" in str(item.message)]
+        assert bool(messages) == ("float32" in types)
+        if messages:
+            assert "output" in messages[0]
             return
     pytest.fail("no order left an output in float")
 
@@ -112,8 +112,8 @@ def test_an_output_that_stays_float_is_warned_of_by_name(floating, monkeypatch):
 def test_copies_compute_what_the_float_model_does_to_the_bit(floating):
     copied = with_separate_scales(floating)
     assert copied != floating
-    for wanted, got in zip(outputs(floating), outputs(copied), strict=True):
-        np.testing.assert_array_equal(wanted, got)
+    for expected, got in zip(outputs(floating), outputs(copied), strict=True):
+        np.testing.assert_array_equal(expected, got)
 
 
 def test_a_sigmoid_whose_readers_agree_is_not_copied():
@@ -153,7 +153,7 @@ def model_with_padding_mask(last):
     return keras.Model([tokens, keep], layers.Dense(3, name="end")(joined))
 
 
-def test_a_cast_of_integer_inputs_is_no_float_that_a_warning_names():
+def test_a_cast_of_integer_inputs_causes_no_float_warning():
     rng = np.random.default_rng(0)
     keep = (rng.random((200, 8)) > 0.3).astype(np.int32)
     keep[:, 0] = 1

@@ -80,7 +80,7 @@ def test_float_ids_stay_float_where_the_config_asks_for_it():
     assert sqnr_db(model.predict(IDS, verbose=0), answers_of(content, IDS)) > 28
 
 
-def test_ids_that_are_no_whole_numbers_are_cut_off_as_keras_does():
+def test_fractional_ids_are_truncated_as_in_keras():
     model, data = embedding_first(keras), IDS + 0.7
     content, graph, _ = converted(model, data)
     assert [tensor.dtype for tensor in graph.input_tensors] == ["float32"]

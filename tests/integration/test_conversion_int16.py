@@ -135,7 +135,7 @@ def test_float_ops_of_int16x8_are_named_by_a_warning_and_the_audit():
     assert not report.ok and any("GREATER" in item.message for item in report.findings)
 
 
-def test_an_op_at_the_edge_that_stays_float_is_named_by_the_audit():
+def test_the_audit_names_a_float_op_at_the_edge():
     content = converted(model_of("elu"))
     report = tfq.audit(content, tfq.AuditConfig(require="int16x8"))
     assert not report.ok and any("ELU" in item.message for item in report.findings)

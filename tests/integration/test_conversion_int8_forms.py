@@ -80,12 +80,12 @@ def converted(model, x, **config):
         return tfq.convert(model, x, tfq.ConversionConfig(**config))
 
 
-def sqnr_db(wanted, got):
-    return 10 * np.log10(np.mean((wanted - wanted.mean(axis=0)) ** 2) / np.mean((wanted - got) ** 2))
+def sqnr_db(expected, got):
+    return 10 * np.log10(np.mean((expected - expected.mean(axis=0)) ** 2) / np.mean((expected - got) ** 2))
 
 
 @pytest.mark.parametrize("block", FORMS, ids=lambda block: block.__name__)
-def test_the_rewritten_float_flatbuffer_is_the_same_to_the_bit_and_the_int8_one_is_all_int8(block):
+def test_rewritten_float_is_bit_identical_and_int8_is_all_int8(block):
     x, model = images(), model_of(block)
     floating = converted(model, None, scheme="float32")
     assert FORMS[block] in op_names(floating)
@@ -145,7 +145,7 @@ def test_another_power_and_whole_numbers_stay_as_they_are():
 
 
 @pytest.mark.parametrize("is_trained", [False, True], ids=["post_training", "quantization_aware"])
-def test_an_elu_computes_on_codes_as_its_float_island_did_to_one_code(is_trained, monkeypatch):
+def test_an_int8_elu_is_within_one_step_of_its_float_island(is_trained, monkeypatch):
     tf_keras, x = import_tf_keras(), images()
     tf_keras.utils.set_random_seed(0)
     layers = tf_keras.layers
@@ -207,16 +207,18 @@ def wide_model(activation):
 
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
 @pytest.mark.parametrize("activation", BOUNDED, ids=lambda item: getattr(item, "__name__", item))
-def test_an_exponential_that_is_chosen_or_cut_below_does_not_take_the_codes_of_what_is_used(activation, scheme):
+def test_a_masked_exponential_does_not_widen_the_range_of_used_values(activation, scheme):
     x, model = images(200), wide_model(activation)
-    wanted = np.asarray(model(x))
+    expected = np.asarray(model(x))
     floating = converted(model, None, scheme="float32")
     assert "EXP" in op_names(floating)
-    np.testing.assert_allclose(ran(with_quantizable_ops(floating), x), wanted, atol=1e-6 * np.abs(wanted).max(), rtol=0)
+    np.testing.assert_allclose(
+        ran(with_quantizable_ops(floating), x), expected, atol=1e-6 * np.abs(expected).max(), rtol=0
+    )
     quantized = converted(model, x, scheme=scheme, **FLOAT_ENDS)
     if scheme == "int8":  # TensorFlow's quantizer has no comparison of 16 bits
         assert tfq.audit(quantized, tfq.AuditConfig(require="full_int8", **FLOAT_ENDS)).ok
-    assert sqnr_db(wanted, ran(quantized, x)) > 28
+    assert sqnr_db(expected, ran(quantized, x)) > 28
 
 
 def test_softplus_has_a_value_where_the_exponential_itself_would_have_none():
@@ -249,8 +251,8 @@ def by_halves(x):
 
 def test_a_minimum_does_not_cut_from_its_input_what_others_read():
     x, model = images(200), wide_model(by_halves)
-    wanted, quantized = np.asarray(model(x)), converted(model, x, **FLOAT_ENDS)
-    assert sqnr_db(wanted, ran(quantized, x)) > 28
+    expected, quantized = np.asarray(model(x)), converted(model, x, **FLOAT_ENDS)
+    assert sqnr_db(expected, ran(quantized, x)) > 28
     [wide] = [op for op in tflite.read(quantized).main_subgraph.ops if op.keras_layer == "wide"]
     tensor = tflite.read(quantized).main_subgraph.tensors[wide.outputs[0]]
     assert (127 - tensor.zero_point[0]) * tensor.scale[0] > 10

@@ -52,7 +52,7 @@ def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, given):
     assert graph.tensors[mean.inputs[0]].scale[0] > 1.5 * graph.tensors[mean.outputs[0]].scale[0]
 
 
-def test_layers_are_told_by_the_users_names_where_no_trace_of_fake_quantization_is_left_in_the_file():
+def test_layers_have_user_names_without_fake_quantization_in_the_file():
     keras = import_tf_keras()
     inputs = keras.Input((6, 6, 3))
     x = keras.layers.ReLU(6.0)(keras.layers.Conv2D(4, 3, name="stem")(inputs))

@@ -105,7 +105,7 @@ def test_one_scale_for_weights_as_asked_for():
     assert per_channel(per_tensor_layers=("conv?",)) == {"depthwise", "pointwise", "logits"}
 
 
-def test_each_layer_has_the_scheme_that_was_asked_for_and_the_audit_accepts_exactly_these():
+def test_layers_have_the_requested_schemes_and_the_audit_accepts_only_these():
     mixed = config(int16_layers=("conv2",), float_layers=("logits",), int4_layers=("pointwise",))
     result = tfq.convert(FLOATING, IMAGES, mixed)
     assert types_of(result) == {
@@ -149,7 +149,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
         tfq.convert(FLOATING, IMAGES, config())
 
 
-def with_codes_in_the_old_field(content: bytes) -> bytes:
+def with_old_operator_codes(content: bytes) -> bytes:
     """The file as converters wrote it before schema 3a, without tfq's own editing."""
     model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(content))
     for code in model.operatorCodes:
@@ -160,16 +160,16 @@ def with_codes_in_the_old_field(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("quantizer", ["tensorflow", "litert"])
-def test_a_file_of_the_old_schema_is_converted_as_the_new_one_is(quantizer):
-    old = with_codes_in_the_old_field(FLOATING)
+def test_files_of_old_and_new_schema_are_converted_equally(quantizer):
+    old = with_old_operator_codes(FLOATING)
     built = tfq.convert(old, IMAGES, config(quantizer=quantizer))
     assert tfq.audit(built, tfq.AuditConfig(require="full_int8")).ok
     np.testing.assert_array_equal(classes(built), classes(tfq.convert(FLOATING, IMAGES, config(quantizer=quantizer))))
 
 
-def test_an_old_file_comes_out_broken_without_its_codes_in_both_fields(monkeypatch):
+def test_old_files_break_without_operator_codes_in_both_fields(monkeypatch):
     monkeypatch.setattr("tfq.tflite.edit.normalize_operator_codes", lambda model: None)
-    built = tfq.convert(with_codes_in_the_old_field(FLOATING), IMAGES, config())
+    built = tfq.convert(with_old_operator_codes(FLOATING), IMAGES, config())
     findings = {finding.kind for finding in tfq.audit(built).failures}
     assert findings & {"bias_type", "weight_zero_point", "bias_scale"}
     with pytest.raises(RuntimeError):

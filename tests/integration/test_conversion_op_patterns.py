@@ -66,7 +66,7 @@ def test_one_op_stays_float_and_the_audit_of_the_conversion_allows_it(floating, 
     assert not tfq.audit(content, tfq.AuditConfig(require="full_int8")).ok
 
 
-def test_the_audit_takes_the_number_that_the_op_has_in_its_own_file(floating):
+def test_the_audit_uses_the_ops_number_in_its_own_file(floating):
     content = converted(floating, float_layers=(f"op:{convolutions(floating)[2].index}",)).content
     number = convolutions(content)[2].index
     assert number != convolutions(floating)[2].index

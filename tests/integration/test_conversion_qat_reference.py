@@ -37,8 +37,8 @@ def outputs(content, images):
     return np.array(rows)
 
 
-def decibels(wanted, got):
-    return 10 * np.log10(np.var(wanted) / np.mean((wanted - got) ** 2))
+def decibels(expected, got):
+    return 10 * np.log10(np.var(expected) / np.mean((expected - got) ** 2))
 
 
 def test_the_reference_rounds_as_keras_does_and_the_float_model_does_not(trained):
@@ -46,9 +46,9 @@ def test_the_reference_rounds_as_keras_does_and_the_float_model_does_not(trained
     traced = trace(model, 1)
     reference = flatbuffer_with_rounding(traced)
     floating, _ = flatbuffer_with_ranges(traced, graph_without_weight_fake_quant(traced)[0])
-    wanted, rounded = model(images, training=False).numpy(), outputs(reference, images)
+    expected, rounded = model(images, training=False).numpy(), outputs(reference, images)
     # Rounding flips where float32 sums in another order: a step of a tensor here and there.
-    assert decibels(wanted, rounded) > decibels(wanted, outputs(floating, images)) + 6
+    assert decibels(expected, rounded) > decibels(expected, outputs(floating, images)) + 6
     int8 = outputs(tfq.convert(model, None, ConversionConfig(verify=False)), images)
     assert decibels(rounded, int8) > decibels(outputs(floating, images), int8)
     graph = tflite.read(reference).main_subgraph

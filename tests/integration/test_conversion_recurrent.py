@@ -98,9 +98,9 @@ def converted(content, **config):
     return tfq.convert(content, data_for(content)[:80], tfq.ConversionConfig(**config))
 
 
-def agreement(content, wanted):
-    data = data_for(wanted)[80:]
-    return sqnr_db(answers_of(wanted, data), answers_of(content, data))
+def agreement(content, expected):
+    data = data_for(expected)[80:]
+    return sqnr_db(answers_of(expected, data), answers_of(content, data))
 
 
 @pytest.mark.parametrize("name", INT8_FORM)
@@ -155,7 +155,7 @@ def keras_lstm(tmp_path_factory):
 
 
 @pytest.mark.parametrize("config", [{}, {"target": "tflm"}, {"techniques": ("bias_correction",)}], ids=str)
-def test_a_fused_lstm_of_keras_is_full_int8_and_answers_as_keras_does(keras_lstm, config):
+def test_a_fused_keras_lstm_is_full_int8_and_predicts_as_keras(keras_lstm, config):
     model, floating = keras_lstm
     content = converted(floating, **config)
     assert tfq.audit(content, tfq.AuditConfig(require="full_int8")).ok

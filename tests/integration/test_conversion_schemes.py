@@ -114,7 +114,7 @@ def stock_conversion(model, samples, scheme: str) -> bytes:
 
 @pytest.mark.parametrize("scheme", tfq.config.SCHEMES)
 @pytest.mark.parametrize("keras", KERASES)
-def test_every_scheme_is_what_it_is_called_and_computes_what_the_model_computes(keras, scheme, models, traces, samples):
+def test_every_scheme_has_its_types_and_computes_the_models_outputs(keras, scheme, models, traces, samples):
     content = convert(traces[keras], samples, scheme=scheme)
     required = "full_int8" if scheme == "int8" else scheme
     report = tfq.audit(content, tfq.AuditConfig(require=required))
@@ -131,7 +131,7 @@ def test_float_bytes_convert_to_what_their_model_converts_to(scheme, traces, flo
     assert convert(floating, samples, scheme=scheme) == convert(traces["tf_keras"], samples, scheme=scheme)
 
 
-def codes(content: bytes, dtype: str) -> dict[tuple, tuple]:
+def constants_of(content: bytes, dtype: str) -> dict[tuple, tuple]:
     """Shape of each constant of that dtype -> (its codes, its scales)."""
     tensors = [tensor for tensor in tflite.read(content).main_subgraph.tensors if tensor.dtype == dtype]
     constants = [tensor for tensor in tensors if tensor.is_constant and len(tensor.shape) > 1]
@@ -143,8 +143,8 @@ def codes(content: bytes, dtype: str) -> dict[tuple, tuple]:
 )
 def test_weights_are_those_that_tensorflows_converter_stores(scheme, dtype, stock, traces, samples):
     # TensorFlow has no weight_only_int8, but its dynamic weights are the same numbers.
-    theirs = codes(stock("dynamic_range" if dtype == "int8" else scheme), dtype)
-    ours = codes(convert(traces["tf_keras"], samples, scheme=scheme), dtype)
+    theirs = constants_of(stock("dynamic_range" if dtype == "int8" else scheme), dtype)
+    ours = constants_of(convert(traces["tf_keras"], samples, scheme=scheme), dtype)
     assert len(theirs) == (4 if dtype == "int8" else 5)
     for shape, (values, scales) in theirs.items():
         np.testing.assert_array_equal(ours[shape][0], values)
@@ -154,8 +154,8 @@ def test_weights_are_those_that_tensorflows_converter_stores(scheme, dtype, stoc
 def test_the_weights_of_other_models_differ(models, traces, samples):
     other = small_model(import_tf_keras())
     other.set_weights([weight * 1.01 for weight in other.get_weights()])
-    ours = codes(convert(other, samples, scheme="dynamic_range"), "int8")
-    theirs = codes(convert(traces["tf_keras"], samples, scheme="dynamic_range"), "int8")
+    ours = constants_of(convert(other, samples, scheme="dynamic_range"), "int8")
+    theirs = constants_of(convert(traces["tf_keras"], samples, scheme="dynamic_range"), "int8")
     assert not any(ours[shape][1] == theirs[shape][1] for shape in ours)
 
 

@@ -67,11 +67,11 @@ def outputs(model: bytes, key: str, samples: np.ndarray) -> np.ndarray:
     return np.concatenate(results)
 
 
-def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
-    return float(10 * np.log10((wanted**2).mean() / ((got - wanted) ** 2).mean()))
+def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10((expected**2).mean() / ((got - expected) ** 2).mean()))
 
 
-def test_a_merged_file_computes_what_its_parts_do_and_stores_equal_constants_once(floating):
+def test_a_merged_file_computes_as_its_parts_and_shares_constants(floating):
     alone = outputs(named("digits_float32", "classes"), "classes", IMAGES)
     np.testing.assert_array_equal(outputs(floating, "classes", IMAGES), alone)
     scores = outputs(floating, "logits", IMAGES)
@@ -91,16 +91,16 @@ def test_each_signature_is_quantized_with_its_own_data(floating, settings):
     report = tfq.audit(result.content, tfq.AuditConfig(require=scheme if scheme != "int8" else "full_int8"))
     assert report.ok and report.subgraphs == 2
     for key, samples in DATA.items():
-        wanted, got = (outputs(model, key, samples) for model in (floating, result.content))
-        assert sqnr_db(wanted, got) > 20, key
+        expected, got = (outputs(model, key, samples) for model in (floating, result.content))
+        assert sqnr_db(expected, got) > 20, key
     inputs = [graph.input_tensors[0].scale[0] for graph in tflite.read(result.content).subgraphs]
     assert inputs[1] > 5 * inputs[0]
 
 
 def test_data_of_the_wrong_signature_would_have_been_seen(floating):
     result = converted(floating, {"classes": IMAGES, "logits": IMAGES})
-    wanted, got = (outputs(model, "logits", VECTORS) for model in (floating, result.content))
-    assert sqnr_db(wanted, got) < 15
+    expected, got = (outputs(model, "logits", VECTORS) for model in (floating, result.content))
+    assert sqnr_db(expected, got) < 15
 
 
 @pytest.mark.parametrize(

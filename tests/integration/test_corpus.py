@@ -65,7 +65,7 @@ def test_the_quick_part_of_the_corpus_agrees_or_is_reported(name, scheme):
         ("with_symmetric_zero_fill", "ops.scatter"),
     ],
 )
-def test_without_a_fix_of_int8_forms_its_model_is_wrong_and_the_conversion_says_so(fix, name, monkeypatch):
+def test_without_an_int8_fix_the_conversion_reports_its_model_as_wrong(fix, name, monkeypatch):
     case = by_name()[name]
     assert outcome_of(case, "int8").kind == "agrees"
     monkeypatch.setattr(f"tfq.conversion.int8_forms.{fix}", lambda model: model)
@@ -105,7 +105,7 @@ class Abort:
         return os.abort, ()
 
 
-def test_a_child_that_aborts_is_an_error_and_not_the_end_of_the_tests():
+def test_an_aborting_child_is_an_error_and_tests_continue():
     with pytest.raises(DoesNotRun) as caught:
         run_plainly(b"", {"x": Abort()})
     assert "SIGABRT" in str(caught.value)
@@ -131,7 +131,7 @@ def test_the_comparison_sees_noise_shapes_nan_and_other_classes():
     assert sqnr(y, y) == np.inf and sqnr(0 * y, 0 * y + 1e-4) > 20 > sqnr(0 * y, y)
 
 
-def test_a_slice_that_stopped_moving_is_seen_unless_the_op_fixes_the_scale():
+def test_a_constant_slice_is_detected_unless_the_op_fixes_the_scale():
     y = np.random.default_rng(0).normal(size=(20, 1, 4)).astype(np.float32)
     still = y.copy()
     still[..., 2] = 0

@@ -56,7 +56,7 @@ def test_folders_are_splits_and_their_folders_are_classes_in_sorted_order(tmp_pa
     assert any("1 of 3" in note and "'cat'" in note for note in test.notes)
 
 
-def test_without_split_folders_all_is_test_and_a_note_says_how_to_train(tmp_path):
+def test_without_split_folders_everything_is_test_with_a_note(tmp_path):
     write(tmp_path, {"a/1.png": picture(1), "b/2.png": picture(2)})
     split = load_split(config_of(tmp_path), "test")
     assert values(split) == {1: 0, 2: 1} and "train" in split.notes[0]
@@ -70,7 +70,7 @@ def test_a_class_may_be_called_test(tmp_path):
     assert load_split(config_of(tmp_path), "test").class_names == ("production", "test")
 
 
-def test_the_first_examples_are_of_all_classes_and_the_order_is_that_of_the_paths(tmp_path):
+def test_the_first_examples_cover_all_classes_in_path_order(tmp_path):
     for root in (tmp_path / "one", tmp_path / "two"):
         write(root, {f"train/{name}/{i:03}.png": picture(i) for name in "abcd" for i in range(25)})
     first = load_split(config_of(tmp_path / "one"), "train", limit=20)
@@ -132,13 +132,13 @@ def webp():
         ({"train/a/1.png": picture(1), "training/a/1.png": picture(1)}, "training"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_told_with_the_file(tmp_path, files, word):
+def test_an_unusable_folder_is_reported_with_the_file(tmp_path, files, word):
     write(tmp_path, files)
     with refused(InputError, word=word):
         load_split(config_of(tmp_path), "train" if "train" in next(iter(files)) else "test")
 
 
-def test_no_folder_at_all_is_told(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with refused(InputError, field="data.source", got=f"folder:{tmp_path / 'none'}"):
         load_split(config_of(tmp_path / "none"), "test")
     with refused(InputError, field="data.source", expected="folder:DIR", got="folder"):

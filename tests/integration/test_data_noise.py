@@ -8,7 +8,7 @@ from tfq.data import Split, diagnose
 from tfq.data.diagnostics import judge_noise
 
 
-def test_cifar10_is_no_noise_and_nothing_stands_out(shared):
+def test_cifar10_is_not_reported_as_noise(shared):
     images, labels = read_test_split(shared, 1000)
     x = images.astype(np.float32)
     for n in (8, 50, 200):

@@ -70,7 +70,7 @@ def test_a_dataset_of_named_inputs_keeps_their_names():
         ),
     ],
 )
-def test_a_dataset_that_cannot_be_used_is_told(dataset, field, expected):
+def test_an_unusable_dataset_is_reported(dataset, field, expected):
     with refused(InputError, field=field, expected=expected):
         as_split(dataset)
 
@@ -98,7 +98,7 @@ def test_fashion_mnist_is_what_keras_reads_from_the_same_files(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
-def test_a_machine_without_internet_is_told_what_to_do(tfq_here, golden, tmp_path, monkeypatch, name):
+def test_a_machine_without_internet_gets_advice(tfq_here, golden, tmp_path, monkeypatch, name):
     # Nothing listens there: what asks for the data is refused, whatever this machine can reach.
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")

@@ -106,7 +106,7 @@ def test_an_empty_label_key_reads_images_alone(tmp_path):
     assert load_split(config_of(tmp_path, label_key=""), "test").labels is None
 
 
-def test_images_of_several_sizes_are_refused_with_the_record_and_read_with_resize(tmp_path):
+def test_images_of_several_sizes_need_resize(tmp_path):
     images = [image_of(1), image_of(2), image_of(3, height=9)]
     write(tmp_path / "test", [example(png(image), 0) for image in images])
     with refused(InputError, field="data.resize", expected=(4, 5, 3), got=(9, 5, 3)):
@@ -169,7 +169,7 @@ def test_damaged_files_are_refused(tmp_path):
             load_split(config_of(tmp_path), "test")
 
 
-def test_only_directories_matched_is_told(tmp_path):
+def test_a_pattern_that_matches_only_directories_is_reported(tmp_path):
     (tmp_path / "folder").mkdir()
     with refused(InputError, field="data.source", word="directories"):
         load_split(config_of(tmp_path), "test")

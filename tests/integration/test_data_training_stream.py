@@ -19,7 +19,7 @@ def built(keras):
 
 
 @pytest.mark.parametrize("import_it", [import_tf_keras, import_keras])
-def test_a_stream_trains_a_model_and_the_same_again_for_the_same_seed(monkeypatch, import_it):
+def test_training_from_a_stream_is_reproducible_for_a_seed(monkeypatch, import_it):
     keras, config = import_it(), TrainConfig(epochs=1, learning_rate=0.005)
     # Of megabytes of 30,000 bytes, train is eleven and val two: what is tested needs no more.
     monkeypatch.setattr("tfq.data.loading._MEGABYTE", 30_000)
@@ -47,7 +47,7 @@ def test_what_is_wrong_with_an_example_ends_the_training_with_its_index(tmp_path
             train_model(built(import_tf_keras()), train, None, TrainConfig(epochs=1))
 
 
-def test_no_epoch_over_a_stream_waits_for_a_search_for_parallelism_to_wake(monkeypatch):
+def test_epochs_over_a_stream_do_not_wait_for_autotuning(monkeypatch):
     fit, datasets = import_tf_keras().Model.fit, []
 
     def seen(self, x, *arguments, **settings):

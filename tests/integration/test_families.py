@@ -54,7 +54,7 @@ def test_a_family_within_every_bound_passes():
 
 
 @pytest.mark.parametrize(
-    ("stage", "values", "told"),
+    ("stage", "values", "message"),
     [
         ("train", {"accuracy": 0.2}, "20.0%"),
         ("bridge", {"max_difference": 2e-4}, "0.0002"),
@@ -73,12 +73,12 @@ def test_a_family_within_every_bound_passes():
         ("parity", {"outputs": [{"disagreements": [{"margin_lsb": 4.0, "logit_margin_lsb": None}]}]}, "4.0 LSB"),
     ],
 )
-def test_a_family_outside_a_bound_misses_it(stage, values, told):
+def test_a_family_outside_a_bound_misses_it(stage, values, message):
     [miss] = verdict.misses(changed(stage, **values))
-    assert told in miss
+    assert message in miss
 
 
-def test_a_weight_that_is_as_large_as_the_smallest_one_kept_is_kept():
+def test_a_weight_equal_to_the_smallest_kept_one_is_kept():
     sparsity = {"layers": {"conv": {"zeros": 294_911, "values": 589_824}}, "missing": []}
     assert verdict.misses(changed("convert", sparsity=sparsity)) == []
 
@@ -119,7 +119,7 @@ def test_a_hang_and_a_crash_of_a_child_are_results(tmp_path):
     )
 
 
-def test_of_a_separable_convolution_the_pointwise_kernel_is_what_pruning_is_asked_for():
+def test_pruning_targets_the_pointwise_kernel_of_a_separable_convolution():
     def weight(op, zeros, layer="separable"):
         return SimpleNamespace(op=op, keras_layer=layer, zeros=zeros, values=10)
 

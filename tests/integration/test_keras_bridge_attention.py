@@ -111,7 +111,7 @@ def test_heads_that_share_keys_become_projections_and_products_that_compute_the_
     ],
     ids=["window", "constrained"],
 )
-def test_heads_that_share_keys_with_options_of_keras_3_are_refused_with_the_reason(options, called, word):
+def test_grouped_query_attention_with_keras_3_options_is_refused(options, called, word):
     keras = import_keras()
     x = keras.Input((4, 6))
     layer = keras.layers.GroupQueryAttention(
@@ -156,7 +156,7 @@ def test_any_other_attention_stays_whole(kind, build):
     assert (result.model is model) == (kind == "tf_keras")
 
 
-def test_a_mask_that_comes_into_an_inner_model_from_outside_keeps_its_attention_whole():
+def test_an_outer_mask_keeps_attention_of_an_inner_model_whole():
     keras = import_keras()
     inside = keras.Input((4, 6))
     inner = keras.Model(inside, keras.layers.MultiHeadAttention(2, 3, name="attention")(inside, inside), name="inner")
@@ -168,7 +168,7 @@ def test_a_mask_that_comes_into_an_inner_model_from_outside_keeps_its_attention_
     np.testing.assert_allclose(result.model(provided), model(provided), atol=1e-5)
 
 
-def test_in_a_model_that_stays_inside_a_layer_attention_is_whole_and_its_weights_return():
+def test_attention_in_a_wrapped_model_stays_whole_and_returns_weights():
     keras = import_keras()
     inside = keras.Input((4, 6))
     inner = keras.Model(inside, keras.layers.MultiHeadAttention(2, 3)(inside, inside))

@@ -137,11 +137,11 @@ def test_all_named_activations():
 def test_keras_3s_hard_sigmoid_is_not_tf_keras_own():
     x = np.linspace(-4, 4, 200, dtype="float32").reshape(10, 20)
     keras, tf_keras = import_keras(), import_tf_keras()
-    wanted = np.clip(x + 3, 0, 6) / 6
+    expected = np.clip(x + 3, 0, 6) / 6
     result = to_tf_keras(chain(keras.layers.Activation("hard_sigmoid"), shape=(20,)))
-    np.testing.assert_allclose(result.model(x), wanted, atol=1e-6)
+    np.testing.assert_allclose(result.model(x), expected, atol=1e-6)
     assert type(result.model.layers[-1]).__name__ == "Activation"
-    assert np.abs(np.asarray(tf_keras.layers.Activation("hard_sigmoid")(x)) - wanted).max() > 0.08
+    assert np.abs(np.asarray(tf_keras.layers.Activation("hard_sigmoid")(x)) - expected).max() > 0.08
 
 
 def test_recurrent_layers_with_masks_states_and_wrappers():
@@ -176,7 +176,7 @@ def test_attention():
     bridged(keras.Model(words, layers.GlobalAveragePooling1D()(x)))
 
 
-def test_nested_models_are_inlined_under_unique_names_and_frozen_where_training_is_false():
+def test_nested_models_are_inlined_with_unique_names_and_frozen_flags():
     keras = import_keras()
     layers = keras.layers
     normal = layers.BatchNormalization(name="bn")
@@ -283,9 +283,9 @@ def test_a_nested_tf_keras_model_is_made_flat_and_float32(policy):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     assert result.model.get_layer("inner_c").compute_dtype == "float32"
     assert model.get_layer("inner").get_layer("c").dtype_policy.name == policy
-    wanted = np.asarray(model(x, training=False))
+    expected = np.asarray(model(x, training=False))
     tolerance = 1e-6 if policy == "float32" else 1e-2
-    np.testing.assert_allclose(result.model(x), wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+    np.testing.assert_allclose(result.model(x), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 def test_the_result_can_be_cloned_and_reloaded(tmp_path):
@@ -369,7 +369,7 @@ def steep_model(steepness):
     return stirred(model)
 
 
-def test_data_on_which_the_model_magnifies_rounding_errors_is_left_out_and_told():
+def test_data_that_magnifies_rounding_errors_is_excluded_and_reported():
     result = to_tf_keras(steep_model(10.0))
     assert result.max_difference < 1e-4
     [note] = result.notes

@@ -42,7 +42,7 @@ def keras_2(tmp_path_factory):
     return model, path
 
 
-def test_a_saved_model_of_keras_2_comes_back_with_its_weights_and_runs_nothing(keras_2, tmp_path):
+def test_a_keras_2_saved_model_loads_with_weights_and_runs_nothing(keras_2, tmp_path):
     model, path = keras_2
     shutil.copytree(path, tmp_path / "saved")
     # Graphs that no TensorFlow could load: they are not looked at.
@@ -88,7 +88,7 @@ def test_a_saved_model_with_python_code_never_runs_it(tmp_path):
     assert not marker.exists()
 
 
-def test_keras_3s_export_is_told_from_a_model_that_can_be_pruned(tmp_path):
+def test_a_keras_3_export_is_distinguished_from_a_prunable_model(tmp_path):
     small_model(import_keras()).export(tmp_path / "exported", verbose=False)
     with refused(InputError, field="model", word="serving"):
         load_model(tmp_path / "exported")
@@ -134,7 +134,7 @@ def test_custom_objects_of_a_file_are_found_and_without_them_refused(tmp_path, k
     np.testing.assert_array_equal(load_model(path, custom_objects=objects)(np.ones((1, 2), "float32")), [[4, 4]])
 
 
-def test_a_registered_name_as_class_name_does_not_let_a_module_of_the_files_choice_in(tmp_path):
+def test_a_registered_class_name_does_not_admit_an_arbitrary_module(tmp_path):
     tf_keras = import_tf_keras()
 
     def change(config):
@@ -184,7 +184,7 @@ def test_the_generations_of_keras_2_load_and_compute_the_same(tmp_path, version)
     np.testing.assert_array_equal(load_model(path)(IMAGES), model(IMAGES))
 
 
-def test_a_sequential_model_of_keras_2_0_whose_config_is_a_list_loads(tmp_path):
+def test_a_keras_2_0_sequential_model_with_a_list_config_loads(tmp_path):
     tf_keras = import_tf_keras()
     model = tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(2,), name="a"), tf_keras.layers.Dense(1)])
 

@@ -25,7 +25,7 @@ def run(code, **environment):
 IMPORT_ALL = "from tfq.keras_bridge import *; import_tfmot(); import_tf_keras(); import_keras(); import os"
 
 
-def test_a_user_of_keras_3_keeps_it_when_tf_keras_was_looked_at_before_and_tfmot_works_on_tf_keras():
+def test_keras_3_stays_when_tf_keras_was_imported_first():
     run(
         "import tensorflow as tf; before = tf.keras.layers.Dense; assert before.__module__.startswith('keras.')\n"
         f"{IMPORT_ALL}\n"
@@ -43,7 +43,7 @@ def test_a_user_of_keras_3_keeps_it_when_tf_keras_was_looked_at_before_and_tfmot
     )
 
 
-def test_a_user_of_keras_3_gets_it_when_tf_keras_is_looked_at_only_after():
+def test_keras_3_stays_when_tf_keras_is_imported_later():
     run(
         f"{IMPORT_ALL}\n"
         "import tensorflow as tf, keras\n"
@@ -98,12 +98,12 @@ def test_missing_packages_are_errors_that_say_what_to_install(monkeypatch):
     assert "TF_USE_LEGACY_KERAS" not in os.environ
 
 
-def test_a_model_is_told_by_its_keras():
+def test_a_model_is_identified_by_its_keras():
     for module, kind in ((import_tf_keras(), "tf_keras"), (import_keras(), "keras")):
         assert model_kind(module.Sequential([module.layers.Dense(1)])) == kind
 
 
-def test_what_is_no_model_is_refused():
+def test_objects_that_are_not_models_are_refused():
     with refused(InputError, field="model", got="builtins.str"):
         model_kind("model.h5")
     with refused(InputError, field="model", expected=("tf_keras", "keras")):

@@ -36,7 +36,7 @@ def test_known_functions_are_keras_own_and_nothing_that_touches_files():
     assert not [name for name in FUNCTIONS if re.search("file|load|save|eval|exec|import|unsafe", name)]
 
 
-def test_the_classes_of_tfmot_that_files_may_name_are_those_that_it_registers():
+def test_allowed_tfmot_classes_are_those_that_it_registers():
     from tf_keras.src.saving import object_registration
 
     from tfq.keras_bridge import import_tfmot

@@ -67,7 +67,7 @@ def lambda_model(keras, marker, nested=False):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_comes_back_from_its_file_with_the_keras_that_wrote_it(tmp_path, kind, suffix):
+def test_a_file_loads_with_the_keras_that_wrote_it(tmp_path, kind, suffix):
     model = small_model(module_of(kind))
     model.compile("adam", "sparse_categorical_crossentropy")
     loaded = load_model(saved(model, tmp_path / f"m.{suffix}"))
@@ -268,7 +268,7 @@ def test_weights_of_another_shape_are_an_error_with_kerass_reason(tmp_path, kind
     assert caught.value.__cause__ is not None
 
 
-def test_keras_2s_depthwise_file_goes_to_tf_keras_and_keras_3_fails_on_it(tmp_path):
+def test_keras_2_depthwise_files_load_with_tf_keras_only(tmp_path):
     path = saved(small_model(import_tf_keras()), tmp_path / "m.h5")
     with pytest.raises((TypeError, ValueError)):
         import_keras().saving.load_model(path, compile=False)

@@ -30,10 +30,10 @@ def twins():
 
 
 def assert_same(model, twin, images, atol=2e-6):
-    for name, wanted, came in zip(CASES, model(images), twin(images), strict=True):
-        wanted, came = np.asarray(wanted), np.asarray(came)
-        assert wanted.dtype == came.dtype, name
-        np.testing.assert_allclose(came, wanted, rtol=1e-5, atol=atol, err_msg=name)
+    for name, expected, came in zip(CASES, model(images), twin(images), strict=True):
+        expected, came = np.asarray(expected), np.asarray(came)
+        assert expected.dtype == came.dtype, name
+        np.testing.assert_allclose(came, expected, rtol=1e-5, atol=atol, err_msg=name)
 
 
 def test_every_operation_becomes_the_layer_that_it_should_and_computes_the_same(twins, images):
@@ -70,8 +70,8 @@ def test_operations_with_int8_kernels_convert_to_full_int8(images):
 def test_operations_without_int8_kernels_are_found_by_the_audit(images):
     report = tfq.audit(tfq.convert(rebuilt(model_of(FLOAT))[0], {"image": images}))
     floating = {name for name in report.op_types if "float32" in str(report.op_types[name])}
-    wanted = "CEIL COS CUMSUM FLOOR FLOOR_MOD POW ROUND SIGN SIN"
-    assert not report.ok and floating >= set(wanted.split())
+    expected = "CEIL COS CUMSUM FLOOR FLOOR_MOD POW ROUND SIGN SIN"
+    assert not report.ok and floating >= set(expected.split())
 
 
 @pytest.mark.parametrize(("name", "op"), [("erf", "Erf"), ("resize_bicubic", "ResizeBicubic")])
@@ -105,7 +105,7 @@ def refusal_of(operation, *args):
     return caught.value.reason
 
 
-def test_what_is_no_data_is_refused_with_what_to_do():
+def test_invalid_data_is_refused_with_advice():
     keras, tf_keras = import_keras(), import_tf_keras()
     x = tf_keras.Input((4,), name="x")
     add = operation_of(keras.ops.add, np.ones(4, "float32"))
@@ -141,6 +141,6 @@ def test_a_mask_ends_at_an_operation_as_it_does_in_keras_3():
 
 
 @pytest.mark.parametrize("kind", ["core.Map", "numpy.np", "operation.Operation", "../os.system", "numpy.backend", 7])
-def test_a_config_names_no_other_code_than_operations_of_keras(kind):
+def test_a_config_may_name_only_keras_operations(kind):
     with refused(InputError, field="model", expected="an operation of Keras 3", got=kind):
         keras_operation_class()(kind, {"dict": []}, {"tuple": []})

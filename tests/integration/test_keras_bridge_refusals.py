@@ -11,7 +11,7 @@ from tfq.errors import InputError, TfqError
 from tfq.keras_bridge import BridgedLayer, Translation, import_keras, import_tf_keras, to_tf_keras, walk
 
 
-def test_all_that_has_no_equal_is_told_at_once_by_its_path():
+def test_all_unsupported_layers_are_listed_at_once_by_path():
     keras = import_keras()
 
     class Mine(keras.layers.Layer):
@@ -59,7 +59,7 @@ def test_augmentation_that_changes_the_shape():
         to_tf_keras(keras.Model(inputs, keras.layers.RandomCrop(4, 4, name="crop")(inputs)))
 
 
-def test_a_layer_that_tf_keras_refuses_is_told_with_tf_keras_own_reason():
+def test_a_layer_that_tf_keras_refuses_is_reported_with_its_reason():
     keras = import_keras()
     inputs = keras.Input((4, 4, 3))
     outputs = keras.layers.EinsumDense("abc,cd->abd", (None, 7), name="three_axes")(inputs)
@@ -67,7 +67,7 @@ def test_a_layer_that_tf_keras_refuses_is_told_with_tf_keras_own_reason():
         to_tf_keras(keras.Model(inputs, outputs))
 
 
-def test_a_model_that_runs_on_one_number_of_examples_alone_is_told_so():
+def test_a_model_with_a_fixed_batch_size_is_reported():
     keras = import_keras()
     inputs = keras.Input((3,))
     model = keras.Model(inputs, keras.ops.broadcast_to(inputs, (1, 3)), name="of_one")
@@ -75,7 +75,7 @@ def test_a_model_that_runs_on_one_number_of_examples_alone_is_told_so():
         to_tf_keras(model)
 
 
-def test_an_operation_that_fails_in_python_is_told_with_what_was_raised():
+def test_an_operation_that_fails_is_reported_with_its_exception():
     keras = import_keras()
     inputs = keras.Input((4, 4))
     with pytest.raises(InputError) as raised:
@@ -113,7 +113,7 @@ def test_subclassed_and_unbuilt_models(kind):
         to_tf_keras("no model")
 
 
-def test_a_functional_model_with_its_own_class_is_no_subclassed_one():
+def test_a_functional_model_in_a_subclass_is_not_refused_as_subclassed():
     keras = import_keras()
 
     class Named(keras.Model):
@@ -150,7 +150,7 @@ def test_a_wrong_weight_is_found_and_the_first_layer_named(monkeypatch):
         to_tf_keras(model)
 
 
-def test_a_translator_that_is_no_equal_is_found():
+def test_a_translator_that_is_not_equivalent_is_detected():
     keras, tf_keras = import_keras(), import_tf_keras()
 
     class Twice(keras.layers.Layer):
@@ -200,7 +200,7 @@ def test_a_wrong_translation_of_the_users_is_refused(layers, key_word):
             to_tf_keras(model)
 
 
-def test_a_nan_on_one_side_alone_is_no_agreement():
+def test_a_nan_on_one_side_is_a_mismatch():
     from tfq.keras_bridge.verification import difference
 
     a, b = np.array([1.0, 2.0]), np.array([1.0, np.nan])

@@ -68,11 +68,11 @@ def test_a_quantization_aware_copy_returns():
     aware = import_tfmot().quantization.keras.quantize_model(result.model)
     trained(aware)
     return_weights(result, aware)
-    wanted = {variable.name: np.asarray(variable) for variable in aware.weights}
-    np.testing.assert_array_equal(model.get_layer("conv").kernel, wanted["conv/kernel:0"])
-    np.testing.assert_array_equal(model.get_layer("inner").get_layer("conv").kernel, wanted["inner_conv/kernel:0"])
-    np.testing.assert_array_equal(model.get_layer("bn").moving_mean, wanted["bn/moving_mean:0"])
-    np.testing.assert_array_equal(model.get_layer("head").bias, wanted["head/bias:0"])
+    expected = {variable.name: np.asarray(variable) for variable in aware.weights}
+    np.testing.assert_array_equal(model.get_layer("conv").kernel, expected["conv/kernel:0"])
+    np.testing.assert_array_equal(model.get_layer("inner").get_layer("conv").kernel, expected["inner_conv/kernel:0"])
+    np.testing.assert_array_equal(model.get_layer("bn").moving_mean, expected["bn/moving_mean:0"])
+    np.testing.assert_array_equal(model.get_layer("head").bias, expected["head/bias:0"])
 
 
 def test_weights_of_every_order_return_where_they_came_from():
@@ -104,7 +104,7 @@ def test_a_flat_tf_keras_model_takes_its_weights_back_too():
     np.testing.assert_array_equal(model.get_weights()[0], copy.get_weights()[0])
 
 
-def test_a_layer_inside_and_outside_a_wrapper_becomes_two_that_must_not_part():
+def test_a_layer_inside_and_outside_a_wrapper_keeps_shared_weights():
     keras = import_keras()
     shared = keras.layers.Dense(4, name="shared")
     inputs = keras.Input((3, 4))

@@ -142,9 +142,9 @@ LEAST |= dict.fromkeys((in_the_data, maximum_of_kept_places, selected_infinite),
 LEAST |= {with_rows_masked_throughout(build): 28.0 for build in (selected, switched_off, switched_off_by_less)}
 
 
-def sqnr(wanted, got):
-    wanted, got = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
-    return 10 * np.log10(wanted.var() / np.mean((wanted - got) ** 2))
+def sqnr(expected, got):
+    expected, got = np.asarray(expected, np.float64), np.asarray(got, np.float64)
+    return 10 * np.log10(expected.var() / np.mean((expected - got) ** 2))
 
 
 def ran(model, data):
@@ -189,8 +189,8 @@ SLOW = {selected_infinite, *[build for build in LEAST if "throughout" in build._
 def test_a_masked_model_agrees_with_keras_in_int8(build):
     model, data = built(build)
     result = converted(model, data)
-    wanted = model.predict(data, verbose=0)
-    assert sqnr(wanted, ran(result.content, data)) >= LEAST[build]
+    expected = model.predict(data, verbose=0)
+    assert sqnr(expected, ran(result.content, data)) >= LEAST[build]
     assert result.techniques["masks"]["bounded"]
 
 

@@ -59,14 +59,14 @@ def test_every_model_is_checked_against_a_published_count():
         ("fc_autoencoder", (64,), None),
     ],
 )
-def test_a_model_is_built_for_what_the_data_has_and_says_that_it_is_another(name, shape, classes):
+def test_a_model_adapted_to_the_data_reports_the_difference(name, shape, classes):
     with warned(name) as message:
         model = models.build(name, import_tf_keras(), shape, classes)
     assert len(message) == 1
     assert tuple(model.input_shape) == (None, *shape) and model.output_shape[1] == (classes or shape[0])
 
 
-def test_no_word_is_lost_where_the_data_is_what_the_model_was_published_for():
+def test_the_published_model_on_its_data_reports_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error", TfqWarning)
         models.build("mobilenet_v1_025", import_tf_keras(), (96, 96, 3), 2)
@@ -115,7 +115,7 @@ def test_the_name_of_a_model_gives_names_of_files():
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_layer_names_do_not_depend_on_what_was_built_before_nor_on_the_keras(name):
+def test_layer_names_depend_on_neither_earlier_models_nor_keras(name):
     names = [[layer.name for layer in models.build(name, KINDS[kind]()).layers] for kind in (*KINDS, *KINDS)]
     assert all(other == names[0] for other in names)
 

@@ -68,7 +68,7 @@ def test_an_autoencoder_learns_its_input_without_labels(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_reconstructs_is_told_from_what_classifies(kind):
+def test_reconstruction_is_distinguished_from_classification(kind):
     keras = KINDS[kind]()
     assert reconstructs(small(keras)) and reconstructs(small(keras, "sigmoid"))
     assert not reconstructs(small(keras, "softmax"))
@@ -77,7 +77,7 @@ def test_what_reconstructs_is_told_from_what_classifies(kind):
     assert not reconstructs(one) and not reconstructs(tokens)
 
 
-def test_classes_that_are_not_used_are_told():
+def test_unused_classes_are_reported():
     train, _ = data()
     classes = Split(name="train", inputs=train.inputs, labels=np.arange(600) % FEATURES, source="arrays")
     with warned("labels"):

@@ -88,7 +88,7 @@ def test_random_states_and_op_determinism_are_put_back_also_after_an_error():
         keras.utils.set_random_seed(3)
         return draws()
 
-    first, wanted = start(), draws()
+    first, expected = start(), draws()
     assert start() == first and not tf_config.is_op_determinism_enabled()
     with pytest.raises(ZeroDivisionError), deterministic(9):
         assert tf_config.is_op_determinism_enabled()
@@ -96,8 +96,8 @@ def test_random_states_and_op_determinism_are_put_back_also_after_an_error():
         raise ZeroDivisionError
     assert not tf_config.is_op_determinism_enabled()
     got = draws()
-    assert got[:3] == wanted[:3]
-    assert got[3] == wanted[3]
+    assert got[:3] == expected[:3]
+    assert got[3] == expected[3]
 
 
 def test_op_determinism_that_the_user_switched_on_stays_on():
@@ -140,7 +140,7 @@ def test_a_seed_that_is_none_is_refused(seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_probabilities_and_logits_are_told_apart(kind):
+def test_probabilities_and_logits_are_distinguished(kind):
     keras = KINDS[kind]()
     layers = keras.layers
     assert outputs_probabilities(dense(keras, 3, "softmax")) and outputs_probabilities(dense(keras, 1, "sigmoid"))

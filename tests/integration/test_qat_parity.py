@@ -53,7 +53,7 @@ def op_of(content, layer, name=None):
     return next(op for op in ops if (op.keras_layer or "").removeprefix("quant_") == layer and name in (None, op.name))
 
 
-def test_a_variance_that_is_zero_in_codes_is_told_as_what_the_qat_model_has_no_number_for():
+def test_a_variance_quantized_to_zero_is_reported_as_not_comparable():
     keras = import_tf_keras()
     with deterministic(0):
         inputs = keras.Input((4, 4, 8))
@@ -68,7 +68,7 @@ def test_a_variance_that_is_zero_in_codes_is_told_as_what_the_qat_model_has_no_n
     assert "NaN" not in json.dumps(result.to_dict()).replace(root.departs, "")
 
 
-def test_every_layer_of_a_true_flatbuffer_is_within_one_lsb_of_what_the_qat_model_computes(parity):
+def test_layers_of_a_correct_flatbuffer_are_within_one_lsb_of_qat(parity):
     assert [(layer.layers, layer.op) for layer in parity.layers] == [
         (("image",), "input"),
         (("conv", "bn", "relu"), "CONV_2D"),
@@ -86,13 +86,13 @@ def test_every_layer_of_a_true_flatbuffer_is_within_one_lsb_of_what_the_qat_mode
     assert parity.num_examples == 48 and parity.layers[1].compared == 48 * 6 * 6 * 8
 
 
-def test_the_values_of_a_layer_are_those_of_the_keras_layer_and_of_the_interpreter_that_preserves_them(trained, parity):
+def test_layer_values_are_those_of_keras_and_of_the_interpreter(trained, parity):
     from ai_edge_litert.interpreter import Interpreter
 
     model, content, data = trained
     keras = import_tf_keras()
     x = data.inputs["x"]
-    wanted = np.asarray(keras.Model(model.input, model.get_layer("quant_sum").output)(x, training=False))
+    in_keras = np.asarray(keras.Model(model.input, model.get_layer("quant_sum").output)(x, training=False))
     interpreter = Interpreter(model_content=content, experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
     (fed,), tensor = interpreter.get_input_details(), op_of(content, "sum").outputs[0]
@@ -102,12 +102,12 @@ def test_the_values_of_a_layer_are_those_of_the_keras_layer_and_of_the_interpret
         interpreter.invoke()
         quantized.append(interpreter.get_tensor(tensor)[0].astype(int))
     result = next(layer for layer in parity.layers if layer.layer == "sum")
-    expected = np.clip(np.rint(wanted / result.scale) + result.zero_point, -128, 127).astype(int)
+    expected = np.clip(np.rint(in_keras / result.scale) + result.zero_point, -128, 127).astype(int)
     distance = np.abs(np.stack(quantized) - expected)
     assert result.agreement == pytest.approx((distance == 0).mean(), abs=2e-3)
     assert result.mean_lsb == pytest.approx(distance.mean(), abs=2e-3)
-    noise_power = ((wanted - (np.stack(quantized) - result.zero_point) * result.scale) ** 2).sum()
-    assert result.sqnr_db == pytest.approx(10 * math.log10((wanted**2).sum() / noise_power), abs=0.5)
+    noise_power = ((in_keras - (np.stack(quantized) - result.zero_point) * result.scale) ** 2).sum()
+    assert result.sqnr_db == pytest.approx(10 * math.log10((in_keras**2).sum() / noise_power), abs=0.5)
 
 
 def test_the_whole_model_is_judged_by_its_classes_margins_and_logits(trained, parity):
@@ -208,7 +208,7 @@ def test_each_of_two_damaged_layers_is_named(trained):
     assert "first departure: relu" in result.to_text() and "  head: " in result.to_text()
 
 
-def test_a_flatbuffer_that_answers_otherwise_is_missed_and_told_with_the_layer(trained):
+def test_a_flatbuffer_with_other_outputs_fails_and_its_layer_is_reported(trained):
     model, content, data = trained
 
     def negate(graph, buffer_of):
@@ -271,7 +271,7 @@ def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
     assert [layer.layer for layer in result.layers if layer.op in ("CONV_2D", "FULLY_CONNECTED")][-1] == "head"
 
 
-def test_a_layer_over_sequences_is_compared_where_it_was_rounded_behind_its_own_reshaping():
+def test_a_layer_over_sequences_is_compared_after_its_reshape():
     """The Dense and the Conv1D reshape behind their products; without a bias the product has the tensor's name."""
     keras = import_tf_keras()
     with deterministic(0):
@@ -347,7 +347,7 @@ def test_several_inputs_and_a_join_are_compared_by_name(joined):
         qat_parity(model, content, {"left_": inputs["left"], "right": inputs["right"]})
 
 
-def test_the_join_excuses_a_scale_that_the_qat_model_has_and_no_other(joined):
+def test_the_join_excuses_only_a_scale_of_the_qat_model(joined):
     model, content, inputs = joined
     tied = {op_of(content, layer).outputs[0] for layer in ("conv_left", "conv_right", "join")}
 
@@ -394,7 +394,7 @@ def test_a_flatbuffer_of_another_model_is_refused(trained):
         qat_parity(model, other_model(trained), data)
 
 
-def test_what_is_no_int8_flatbuffer_is_refused(trained, golden):
+def test_files_that_are_not_int8_flatbuffers_are_refused(trained, golden):
     model, _, data = trained
     floating = tfq.convert(small_model(), config=tfq.ConversionConfig(scheme="float32"))
     with refused(InputError, field="model", expected="int8 activations"):
@@ -420,7 +420,7 @@ def test_data_that_do_not_fit_are_refused(trained):
         qat_parity(model, content, {"imagge": x, "other": x})
 
 
-def test_a_qat_model_whose_weights_broke_is_an_error_that_names_the_layer(trained):
+def test_a_qat_model_with_broken_weights_is_an_error_with_layer(trained):
     model, content, data = trained
     weight = next(w for w in model.get_layer("quant_depthwise").weights if w.name.endswith("bias:0"))
     before = weight.numpy()

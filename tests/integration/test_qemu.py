@@ -74,7 +74,7 @@ def test_an_emulated_run_has_the_accuracy_of_this_machine(on_arm, digits_model, 
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_arm_is_within_1_lsb_of_x86_on_resnet8_over_256_real_images(cpu, shared):
+def test_arm_is_within_1_lsb_of_x86_on_resnet8(cpu, shared):
     model = (shared / "models" / "mlperf_tiny_resnet8_cifar10_int8.tflite").read_bytes()
     parity = compare_backends(model, read_test_split(shared, 256), "local", f"qemu:{cpu}", 256)
     assert (parity.num_examples, parity.compared) == (256, 2560)
@@ -95,7 +95,7 @@ def test_arm_is_within_1_lsb_of_x86_on_resnet8_over_256_real_images(cpu, shared)
     ],
     ids=["mse", "entropy", "repaired", "repaired_per_tensor", "float_layer", "litert", "int16_layer"],
 )
-def test_arm_is_within_1_lsb_of_x86_whatever_calibration_and_repair_have_made(asked, golden, digits):
+def test_arm_is_within_1_lsb_of_x86_for_calibrations_and_repairs(asked, golden, digits):
     floating = (golden / "digits_float32.tflite").read_bytes()
     model = convert_model(floating, digits[0][:100], ConversionConfig(num_calibration_samples=100, **asked))
     parity = compare_backends(model, digits, "local", "qemu:cortex-a76", 128)
@@ -104,7 +104,7 @@ def test_arm_is_within_1_lsb_of_x86_whatever_calibration_and_repair_have_made(as
     assert evaluate_model(model, digits, EvaluationConfig(num_runs=0)).accuracy > 0.9
 
 
-def test_of_weights_of_four_bits_the_record_says_that_arm_rounds_otherwise_and_the_classes_stay(golden, digits):
+def test_four_bit_weights_round_differently_on_arm_with_equal_classes(golden, digits):
     # XNNPACK takes no convolution with them; TFLite's own kernels round by the machine, here by one code in the second
     # layer, which softmax at the end makes more of.
     floating = (golden / "digits_float32.tflite").read_bytes()
@@ -149,7 +149,7 @@ def test_each_cpu_sees_its_own_cpuinfo_while_both_run(emulator):
         assert f"CPU part\t: {part}" in messages[cpu]
 
 
-def test_errors_inside_the_emulator_are_told_as_those_outside(digits_model, golden, tmp_path, monkeypatch):
+def test_errors_inside_the_emulator_are_reported_as_those_outside(digits_model, golden, tmp_path, monkeypatch):
     backend = make_backend("qemu:cortex-a76")
     with refused(InputError, field="inputs", word="qemu:cortex-a76"):
         backend.assess(RunRequest(model=digits_model, inputs=(np.zeros((1, 8, 8), np.int8),)))
@@ -204,7 +204,7 @@ def test_instructions_repeat_to_the_instruction_and_do_not_depend_on_the_data(cp
 
 
 @pytest.mark.usefixtures("counting_emulator")
-def test_int8_takes_fewer_instructions_than_float_and_each_kind_of_kernel_its_own(golden):
+def test_int8_takes_fewer_instructions_than_float(golden):
     int8, float32 = ((golden / f"digits_{scheme}.tflite").read_bytes() for scheme in ("int8", "float32"))
     counts = [
         count_instructions(model, "qemu:cortex-a76", kernels=kernels).instructions
@@ -223,9 +223,7 @@ def test_outputs_are_computed_where_instructions_cannot_be_counted(emulator, dig
     assert result.instructions is None and "plugins" in result.instructions_reason
 
 
-def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_same(
-    counting_emulator, digits_model, tmp_path, monkeypatch
-):
+def test_a_plugin_built_by_tcc_counts_the_same(counting_emulator, digits_model, tmp_path, monkeypatch):
     emulator = counting_emulator
     for name in ("host", "sysroot", "site", "cpu"):
         (tmp_path / name).symlink_to(emulator.directory / name)
@@ -251,6 +249,6 @@ def test_without_a_compiler_on_the_machine_tcc_makes_a_plugin_that_counts_the_sa
 
 
 @pytest.mark.usefixtures("counting_emulator")
-def test_a_model_that_fails_while_it_is_counted_is_told_as_one_that_fails_elsewhere(golden):
+def test_a_failure_while_counting_is_reported_as_any_other(golden):
     with refused(ModelError, field="model", word="custom"):
         count_instructions((golden / "custom_op.tflite").read_bytes(), "qemu:cortex-a76")

@@ -94,7 +94,7 @@ def test_with_litert_sensitive_layers_are_tried_in_int16_before_they_stay_float(
         assert f"--allow_{result.chosen.candidate.scheme}" in result.advice[-1]
 
 
-def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path, monkeypatch):
+def test_a_mixed_candidate_that_fails_is_reported_and_the_next_tried(tmp_path, monkeypatch):
     def only_one(model, samples, conversion, **options):
         if len(conversion.float_layers) == 1:
             raise TfqError("no such form")
@@ -107,7 +107,7 @@ def test_a_mixed_rung_that_cannot_be_made_is_told_and_the_next_is_tried(tmp_path
     assert any("1 in float" in line and "no such form" in line for line in lines)
 
 
-def test_a_search_that_was_killed_goes_on_without_doing_a_rung_again(tmp_path, monkeypatch):
+def test_a_killed_search_resumes_without_repeating_candidates(tmp_path, monkeypatch):
     config = budget(max_accuracy_drop=0.01)
     first = find_int8(made_hard(FLOATING), *SPLITS, config, store=StageStore(tmp_path))
 
@@ -135,7 +135,7 @@ def script(monkeypatch, *arguments) -> int:
     return ended.value.code
 
 
-def test_the_script_writes_the_model_and_the_ladder_and_its_exit_code_tells(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_model_and_candidates_and_sets_its_exit_code(tmp_path, monkeypatch, capsys):
     (tmp_path / "model.tflite").write_bytes(FLOATING)
     flags = [f"--model={tmp_path / 'model.tflite'}", "--data=digits", f"--out={tmp_path / 'out'}", "--methods=min_max"]
 

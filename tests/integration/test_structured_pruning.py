@@ -120,7 +120,7 @@ def test_the_filters_that_stay_have_the_largest_norms():
         assert places_left(small, model, "conv") == sorted(largest)
 
 
-def test_channels_are_found_behind_a_concatenation_and_a_flatten():
+def test_channels_are_found_after_a_concatenation_and_a_flatten():
     def build(layers, x):
         a = layers.Conv2D(6, 1, name="a")(x)
         b = layers.ZeroPadding2D(1, name="pad")(layers.Conv2D(8, 3, name="b")(x))
@@ -134,8 +134,8 @@ def test_channels_are_found_behind_a_concatenation_and_a_flatten():
     assert len(a) < 6 or len(b) < 8
     both = [*a, *(6 + place for place in b), *(14 + place for place in a)]
     assert places_left(small, model, "bn") == both
-    wanted = model.get_layer("head").get_weights()[0].reshape(16, 20, 3)[:, both].reshape(-1, 3)
-    np.testing.assert_array_equal(small.get_layer("head").get_weights()[0], wanted)
+    expected = model.get_layer("head").get_weights()[0].reshape(16, 20, 3)[:, both].reshape(-1, 3)
+    np.testing.assert_array_equal(small.get_layer("head").get_weights()[0], expected)
     oracle = by_hand(model, {"a": a, "b": b, "bn": both}, {"bn": (0, 1, 2)})
     assert_same(small, oracle, RNG.normal(size=(3, 6, 6, 3)).astype("float32"))
 
@@ -151,7 +151,7 @@ def squeeze_excite(layers, x):
     return layers.Dense(3, name="head")(layers.GlobalMaxPooling2D(name="mean")(layers.Conv2D(4, 1, name="project")(x)))
 
 
-def test_a_depthwise_convolution_and_a_gate_follow_the_channels_that_they_work_on():
+def test_a_depthwise_convolution_and_a_gate_follow_their_channels():
     model = built(squeeze_excite, (12, 12, 3))
     small = prune_structured(model, config=config(target_macs=0.4)).model
     stem, reduce = places_left(small, model, "stem"), places_left(small, model, "reduce")
@@ -292,7 +292,7 @@ def fit(model, callbacks):
     model.fit(x, np.arange(32) % 3, batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
 
 
-def test_the_small_model_trains_goes_through_qat_and_becomes_full_int8_of_half_the_multiply_adds():
+def test_the_small_model_trains_and_converts_with_half_the_macs():
     model = built(residual, (16, 16, 3))
     model.get_layer("bn1").trainable = False
     result = prune_structured(model, fit, config(channel_multiple=4))
@@ -309,7 +309,7 @@ def test_the_small_model_trains_goes_through_qat_and_becomes_full_int8_of_half_t
     assert tfq.audit(tfq.convert(trained), tfq.AuditConfig(require="full_int8")).ok
 
 
-def test_an_activation_that_makes_a_constant_of_zero_is_no_difference():
+def test_an_activation_that_maps_zero_to_a_constant_changes_nothing():
     def build(layers, x):
         x = layers.Conv2D(8, 3, padding="same", activation="sigmoid", name="sigmoid")(x)
         x = layers.Activation("softplus", name="softplus")(x) + 1.0
@@ -346,7 +346,7 @@ def test_a_small_model_that_computes_something_else_is_refused(fault, monkeypatc
     assert caught.value.got in ("inner", "conv1", "bn1")
 
 
-def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of():
+def test_the_small_model_learns_from_the_original_model():
     histories = []
     x = RNG.normal(size=(32, 16, 16, 3)).astype("float32")
 
@@ -355,8 +355,8 @@ def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of()
         histories.append(student.fit(x, np.arange(32) % 3, epochs=4, verbose=0, callbacks=callbacks).history)
 
     def distances(weight, **teachers):
-        wanted = DistillationConfig(enabled=True, weight=weight)
-        result = prune_structured(model, fit, config(distillation=wanted), **teachers)
+        expected = DistillationConfig(enabled=True, weight=weight)
+        result = prune_structured(model, fit, config(distillation=expected), **teachers)
         assert type(result.model) is type(model)
         return histories[-1]["distillation_loss"]
 
@@ -374,7 +374,7 @@ def test_what_is_left_learns_from_the_model_that_the_filters_were_taken_out_of()
         prune_structured(model, lambda *_: None, config(distillation=DistillationConfig(enabled=True)))
 
 
-def test_a_fit_that_does_not_train_is_told():
+def test_a_fit_that_does_not_train_is_reported():
     with refused(TfqError, field="fit", expected="a fit that trains the model"):
         prune_structured(built(residual, (8, 8, 3)), lambda model, callbacks: None, config())
 

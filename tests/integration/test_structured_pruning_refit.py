@@ -41,15 +41,15 @@ def test_what_twins_of_removed_filters_still_say_is_not_lost():
     kernel /= np.abs(kernel).sum((0, 1, 2))
     kernel[..., 4:], bias[4:] = 0.9 * kernel[..., :4], 0.9 * bias[:4]
     model.get_layer("first").set_weights([kernel, bias])
-    wanted = outputs(model)
+    expected = outputs(model)
     cut = prune_structured(model, config=config())
     assert cut.removed["first"] == (4, 8) and cut.refit == {}
     fit = prune_structured(model, config=config(), data=IMAGES)
     before, after = fit.refit["second"]
     assert before > 0.3 and after < 0.01
-    spread = np.ptp(wanted)
-    assert np.abs(outputs(cut.model) - wanted).max() > 0.1 * spread
-    assert np.abs(outputs(fit.model) - wanted).max() < 0.005 * spread
+    spread = np.ptp(expected)
+    assert np.abs(outputs(cut.model) - expected).max() > 0.1 * spread
+    assert np.abs(outputs(fit.model) - expected).max() < 0.005 * spread
 
 
 @pytest.mark.parametrize("second", [{}, {"strides": 2, "padding": "same"}, {"dilation_rate": 2, "use_bias": False}])
@@ -59,7 +59,7 @@ def test_kernel_and_bias_are_those_of_least_squares(second):
     keras = import_tf_keras()
     small = result.model
     seen = keras.Model(small.inputs, small.get_layer("first").output).predict(IMAGES, verbose=0)
-    wanted = keras.Model(model.inputs, model.get_layer("second").output).predict(IMAGES, verbose=0)
+    expected = keras.Model(model.inputs, model.get_layer("second").output).predict(IMAGES, verbose=0)
     # The oracle: an unknown for each weight of one filter, its column what the layer gives for that weight alone.
     probe = small.get_layer("second")
     fit_weights = [np.array(weight) for weight in probe.get_weights()]
@@ -70,12 +70,12 @@ def test_kernel_and_bias_are_those_of_least_squares(second):
         probe.set_weights([kernel, *(np.zeros_like(weight) for weight in fit_weights[1:])])
         columns.append(np.asarray(probe(seen))[..., 0].ravel())
     columns += [np.ones_like(columns[0])] * (len(fit_weights) - 1)
-    solution, *_ = np.linalg.lstsq(np.stack(columns, 1).astype(np.float64), wanted[..., 0].ravel(), rcond=None)
+    solution, *_ = np.linalg.lstsq(np.stack(columns, 1).astype(np.float64), expected[..., 0].ravel(), rcond=None)
     got = np.concatenate([fit_weights[0][..., 0].ravel(), *(weight[:1] for weight in fit_weights[1:])])
     np.testing.assert_allclose(got, solution, atol=0.01 * np.abs(solution).max())
 
 
-def test_a_dense_layer_is_fit_and_one_that_lost_nothing_stays_as_it_is():
+def test_a_dense_layer_is_refit_and_an_uncut_one_is_unchanged():
     keras = import_tf_keras()
     keras.utils.set_random_seed(0)
     layers = keras.layers
@@ -92,7 +92,7 @@ def test_a_dense_layer_is_fit_and_one_that_lost_nothing_stays_as_it_is():
     assert result.to_dict()["refit"]["reads_it"]["after"] == result.refit["reads_it"][1]
 
 
-def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_there_is_nothing_to_fit():
+def test_unsuitable_data_is_refused_and_none_needed_without_refit():
     with refused(InputError, field="data", got=(9, 9, 3)):
         prune_structured(convolutional(), config=config(), data=np.zeros((4, 9, 9, 3), np.float32))
     broken = IMAGES.copy()
@@ -102,7 +102,7 @@ def test_data_that_do_not_fit_and_nan_are_refused_and_none_are_asked_for_where_t
     assert prune_structured(convolutional(), config=config(refit_examples=0), data=IMAGES).refit == {}
 
 
-def test_a_layer_too_wide_for_least_squares_keeps_its_weights_and_is_told(monkeypatch):
+def test_a_layer_too_wide_for_least_squares_is_reported_unchanged(monkeypatch):
     monkeypatch.setattr("tfq.compression.structured_pruning.rebuild._MAX_UNKNOWNS", 36)
     with warned("'second'"):
         result = prune_structured(convolutional(), config=config(), data=IMAGES)

@@ -30,7 +30,7 @@ def test_records_equal_what_the_generated_api_reads(resnet8):
         assert resnet8[tensor.buffer_offset : tensor.buffer_offset + tensor.buffer_bytes] == stored
 
 
-def test_resnet8_is_full_int8_and_its_layers_are_told(resnet8):
+def test_resnet8_is_full_int8_and_its_layers_are_named(resnet8):
     report = audit_model(resnet8)
     assert report.ok
     assert report.scheme == "full_int8"

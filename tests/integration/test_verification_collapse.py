@@ -170,7 +170,7 @@ def test_ranges_of_other_data_are_found(keras, tmp_path):
     assert problem.kind == "low_sqnr"
 
 
-def test_masked_log_softmax_is_no_collapse(keras):
+def test_masked_log_softmax_is_not_a_collapse(keras):
     """Classes that a mask excludes have a logarithm of -1e9 in float, and of -16 in int8."""
     model, samples = faulty_models.masked_log_softmax(keras)
     result, messages = converted(model, samples, num_calibration_samples=len(samples))

@@ -60,12 +60,12 @@ def test_an_error_of_the_comparison_is_a_warning(error, monkeypatch):
 @pytest.mark.parametrize("error", [BackendError("no space left on device"), OSError(28, "No space left on device")])
 def test_without_room_for_any_run_the_conversion_is_returned(error, monkeypatch):
     settings = {"calibration": tfq.CalibrationConfig(method="min_max")}
-    wanted, _ = converted(FLOATING, IMAGES, verify=False, **settings)
+    expected, _ = converted(FLOATING, IMAGES, verify=False, **settings)
     monkeypatch.setattr(LocalBackend, "run_samples", raising(error))
 
     result, messages = converted(FLOATING, IMAGES, **settings)
 
-    assert result.content == wanted.content
+    assert result.content == expected.content
     assert result.verification.execution.state == "not tried"
     assert any("not compared" in message for message in messages)
 
@@ -138,7 +138,7 @@ ROWS = np.where(np.arange(24)[:, None] % 4 > np.arange(4), 1, -1).astype(np.floa
 
 
 @pytest.mark.parametrize(("data", "state"), [(ROWS, "runs"), (-np.abs(VECTORS), "not tried")], ids=["rows", "no rows"])
-def test_an_output_whose_size_depends_on_the_data_is_no_collapse(data, state):
+def test_an_output_of_data_dependent_size_is_not_a_collapse(data, state):
     """The interpreter refuses to read an output without rows, of the float model as well."""
     result, _ = converted(of_any_size(), data, scheme="dynamic_range")
 

@@ -17,7 +17,7 @@ import pytest
 from built_models import Call, T, build
 from corpus import LIMIT_DB, Traced, by_name, compared, functional, of_keras, smooth, traced
 from plain_runs import DoesNotRun, run_plainly
-from test_conversion_litert import with_codes_in_the_old_field
+from test_conversion_litert import with_old_operator_codes
 from test_conversion_recurrent import DATA as SEQUENCES
 from test_conversion_recurrent import lstm, weights
 
@@ -236,8 +236,8 @@ def plainly(content: bytes, samples: np.ndarray) -> np.ndarray:
     return output.values
 
 
-def sqnr_db(wanted: np.ndarray, got: np.ndarray) -> float:
-    return float(10 * np.log10(wanted.var() / np.mean((wanted - got) ** 2)))
+def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    return float(10 * np.log10(expected.var() / np.mean((expected - got) ** 2)))
 
 
 def images() -> np.ndarray:
@@ -246,7 +246,7 @@ def images() -> np.ndarray:
 
 def test_operator_codes_of_the_old_schema_are_caught():
     pytest.importorskip("litert_quantizer")
-    old = with_codes_in_the_old_field(FLOATING)
+    old = with_old_operator_codes(FLOATING)
     fixed = converted(old, images(), quantizer="litert")
     with switched_off({"tfq.tflite.edit.normalize_operator_codes": lambda model: None}):
         result = converted(old, images(), quantizer="litert")
@@ -278,9 +278,9 @@ def test_ranges_that_clip_are_caught(tmp_path):
     ranges = tfq.CalibrationConfig(ranges=str(tmp_path / "ranges.json"))
     fixed, result = converted(FLOATING, images()), converted(FLOATING, images(), calibration=ranges)
 
-    wanted = plainly(FLOATING, images())
-    assert sqnr_db(wanted, plainly(fixed.content, images())) > 20 and fixed.verification.ok
-    assert sqnr_db(wanted, plainly(result.content, images())) < 20
+    expected = plainly(FLOATING, images())
+    assert sqnr_db(expected, plainly(fixed.content, images())) > 20 and fixed.verification.ok
+    assert sqnr_db(expected, plainly(result.content, images())) < 20
     (problem,) = result.verification.collapsed
     # The input is clipped already; the first op reads it.
     assert (problem.kind, problem.op_index, problem.cause) == ("low_sqnr", 0, causes.CLIPPED)

@@ -46,7 +46,7 @@ def may_mount():
         pytest.skip(f"cannot make a small disk here: {message.stderr.strip()}")
 
 
-def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(may_mount, tmp_path):
+def test_a_run_on_a_full_disk_fails_and_resumes_with_space(may_mount, tmp_path):
     whole, out, keep = tmp_path / "whole", tmp_path / "small", tmp_path / "keep"
     finish(start(whole, *PLAIN))
     out.mkdir()

@@ -49,7 +49,7 @@ def check_same_end(out, uninterrupted):
     return again
 
 
-def test_killed_at_every_stage_boundary_it_ends_as_if_it_had_not_been(uninterrupted, tmp_path):
+def test_a_run_killed_at_any_stage_boundary_ends_the_same(uninterrupted, tmp_path):
     whole, record, _ = uninterrupted
     boundaries = 0
     while True:

@@ -32,20 +32,22 @@ def errors(quantized=QUANTIZED, floating=FLOATING):
 @pytest.mark.parametrize("layer", ["conv1", "pointwise", "conv2", "logits"])
 def test_errors_are_those_of_the_tensors(layer):
     result = errors()[layer]
-    wanted = tensor_values(FLOATING, output_of(FLOATING, layer)).astype(np.float64)
+    expected = tensor_values(FLOATING, output_of(FLOATING, layer)).astype(np.float64)
     got = tensor_values(QUANTIZED, output_of(QUANTIZED, layer)).astype(np.float64)
     # XNNPACK and the reference kernels round some codes to different sides.
-    assert result.sqnr_db == pytest.approx(10 * np.log10(wanted.var() / ((wanted - got) ** 2).mean()), abs=0.3)
-    assert result.cosine == pytest.approx((wanted * got).sum() / np.sqrt((wanted**2).sum() * (got**2).sum()), abs=1e-4)
-    assert result.max_abs_error_lsb == pytest.approx(np.abs(wanted - got).max() / result.scale, abs=1.5)
-    noise = result.scale**2 / 12 * wanted.size
-    assert result.expected_sqnr_db == pytest.approx(10 * np.log10(wanted.var() * wanted.size / noise), abs=1e-3)
+    assert result.sqnr_db == pytest.approx(10 * np.log10(expected.var() / ((expected - got) ** 2).mean()), abs=0.3)
+    assert result.cosine == pytest.approx(
+        (expected * got).sum() / np.sqrt((expected**2).sum() * (got**2).sum()), abs=1e-4
+    )
+    assert result.max_abs_error_lsb == pytest.approx(np.abs(expected - got).max() / result.scale, abs=1.5)
+    noise = result.scale**2 / 12 * expected.size
+    assert result.expected_sqnr_db == pytest.approx(10 * np.log10(expected.var() * expected.size / noise), abs=1e-3)
     quantized = np.rint(got / result.scale)
     assert result.range_use == pytest.approx((quantized.max() - quantized.min()) / 255, abs=0.02)
-    shift = (got - wanted).reshape(-1, wanted.shape[-1]).mean(axis=0)
-    assert result.mean_shift_lsb == pytest.approx((got - wanted).mean() / result.scale, abs=0.1)
-    assert result.mean_shift == pytest.approx(np.abs(shift).max() / wanted.std(), abs=0.01)
-    sizes = np.abs(wanted).reshape(-1, wanted.shape[-1]).max(axis=0)
+    shift = (got - expected).reshape(-1, expected.shape[-1]).mean(axis=0)
+    assert result.mean_shift_lsb == pytest.approx((got - expected).mean() / result.scale, abs=0.1)
+    assert result.mean_shift == pytest.approx(np.abs(shift).max() / expected.std(), abs=0.01)
+    sizes = np.abs(expected).reshape(-1, expected.shape[-1]).max(axis=0)
     assert result.channel_spread == pytest.approx(np.median(sizes) / sizes.max(), rel=1e-3)
 
 
@@ -230,12 +232,12 @@ def test_each_cause_is_named_in_plain_words(errors, kind, word):
         error(1, "SOFTMAX", range_use=0.1),
     ],
 )
-def test_what_does_no_harm_is_no_finding(sound):
+def test_harmless_conditions_are_not_findings(sound):
     errors = [error(0, sqnr_db=60.0), sound, error(2), error(3)]
     assert find(errors, [], chain(errors)) == []
 
 
-def test_an_output_that_hardly_varies_on_its_own_grid_is_no_collapse():
+def test_an_output_that_hardly_varies_is_not_a_collapse():
     errors = [error(0), error(1, "SOFTMAX", 2.0, expected_sqnr_db=4.0)]
     assert find(errors, [], chain(errors)) == []
 
@@ -267,7 +269,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
     assert dataclasses.replace(result, findings=()).to_text().endswith("no problems found")
 
 
-def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_others():
+def test_text_shows_the_first_finding_of_a_kind_and_other_names():
     result = analysis.analyze(QUANTIZED, FLOATING, IMAGES)
     errors = [error(number, saturated=0.02, clipping_sqnr_db=20.0) for number in range(9)]
     message = dataclasses.replace(result, findings=tuple(find(errors, [], chain(errors)))).to_text()
@@ -278,15 +280,15 @@ def test_of_many_findings_of_a_kind_the_text_has_the_first_and_the_names_of_the_
     ]
 
 
-def test_the_weights_of_an_op_have_the_error_of_their_codes():
+def test_the_weights_of_an_op_have_their_quantization_error():
     result = errors()["conv2"].weights
     place = next(op for op in tflite.read(QUANTIZED).main_subgraph.ops if op.keras_layer == "conv2")
     tensor = tflite.read(QUANTIZED).main_subgraph.tensors[place.inputs[1]]
-    _, wanted = constant(tflite.unpack(FLOATING), "conv2", 1)
-    codes = tflite.constant_values(QUANTIZED, tensor).astype(np.float64)
-    got = codes * np.reshape(tensor.scale, (-1, 1, 1, 1))
-    by_channel = 10 * np.log10((wanted**2).sum(axis=(1, 2, 3)) / ((wanted - got) ** 2).sum(axis=(1, 2, 3)))
-    assert result.sqnr_db == pytest.approx(quant_math.sqnr_db(wanted, got), abs=1e-3)
+    _, expected = constant(tflite.unpack(FLOATING), "conv2", 1)
+    quantized_values = tflite.constant_values(QUANTIZED, tensor).astype(np.float64)
+    got = quantized_values * np.reshape(tensor.scale, (-1, 1, 1, 1))
+    by_channel = 10 * np.log10((expected**2).sum(axis=(1, 2, 3)) / ((expected - got) ** 2).sum(axis=(1, 2, 3)))
+    assert result.sqnr_db == pytest.approx(quant_math.sqnr_db(expected, got), abs=1e-3)
     assert result.worst_channel == by_channel.argmin() and result.per_channel
     assert result.worst_channel_sqnr_db == pytest.approx(by_channel.min(), abs=1e-3)
     assert errors()["pool"].weights is None
@@ -309,8 +311,8 @@ def test_the_inputs_are_in_the_table_with_each_column():
     assert (first.op, first.op_index, first.channels) == ("INPUT", None, 1) and "'image'" in first.label
     values = IMAGES.astype(np.float64)
     record = tflite.read(QUANTIZED).main_subgraph.input_tensors[0]
-    codes = quant_math.quantize(IMAGES, record.scale[0], record.zero_point[0])
-    noise = ((quant_math.dequantize(codes, record.scale[0], record.zero_point[0]) - values) ** 2).mean()
+    quantized_values = quant_math.quantize(IMAGES, record.scale[0], record.zero_point[0])
+    noise = ((quant_math.dequantize(quantized_values, record.scale[0], record.zero_point[0]) - values) ** 2).mean()
     assert first.channel_sqnr_db == pytest.approx([10 * np.log10(values.var() / noise)], abs=0.01)
 
 
@@ -349,7 +351,7 @@ def test_ranges_of_other_data_are_found():
     assert kinds[0] == "ranges_too_narrow" and "saturated_channels" not in kinds
 
 
-def test_histograms_count_every_value_and_have_the_range_of_the_codes():
+def test_histograms_count_every_value_within_the_quantized_range():
     samples = [{"image": image[None]} for image in IMAGES[:16]]
     results = {item.layer: item for item in analysis.op_histograms(QUANTIZED, FLOATING, samples)}
     graph = tflite.read(QUANTIZED).main_subgraph
@@ -422,7 +424,7 @@ def test_other_weights_are_the_only_finding():
     assert "other_weights" not in kinds(QUANTIZED) and kinds(changed(QUANTIZED, shuffle)) == ["other_weights"]
 
 
-def test_the_record_is_json_and_the_table_has_a_line_for_each_op():
+def test_the_record_is_json_and_the_table_lists_every_op():
     result = tfq.analyze(QUANTIZED, FLOATING, IMAGES, AnalysisConfig(limit=8, sensitivity=True))
     record = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert record["num_samples"] == 8 and len(record["sensitivity"]) + 1 == len(record["ops"]) == 10

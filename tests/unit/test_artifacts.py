@@ -43,7 +43,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_a_file_that_the_system_refuses_to_let_grow_is_an_error_and_leaves_the_old_one(tmp_path):
+def test_a_failed_write_is_an_error_and_keeps_the_old_file(tmp_path):
     path = artifacts.write_bytes(tmp_path / "a.bin", b"old")
     code = (
         "import resource, signal, sys\n"

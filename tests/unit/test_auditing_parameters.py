@@ -113,8 +113,8 @@ def test_an_int8_bias_fails_whatever_is_required():
 
 def change_of_last_dense(model):
     graph = model.subgraphs[0]
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    dense = next(op for op in graph.operators if codes[op.opcodeIndex] == OPERATORS.index("FULLY_CONNECTED"))
+    operator_codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    dense = next(op for op in graph.operators if operator_codes[op.opcodeIndex] == OPERATORS.index("FULLY_CONNECTED"))
     bias = graph.tensors[int(dense.inputs[2])]
     bias.type = INT8
     model.buffers[bias.buffer].data = np.zeros(int(bias.shape[0]), np.uint8)
@@ -165,5 +165,7 @@ def test_operator_codes_of_the_old_schema_field_are_read_and_repeated_in_both():
     assert {code.builtinCode for code in unpacked(data).operatorCodes} == {0}
     edited = unpacked(tflite.write_metadata(data, {}))
     numbers = [OPERATORS.index(op.name) for op in tflite.read(golden("digits_float32")).main_subgraph.ops]
-    codes = [(code.builtinCode, code.deprecatedBuiltinCode) for code in edited.operatorCodes]
-    assert [codes[op.opcodeIndex] for op in edited.subgraphs[0].operators] == [(number, number) for number in numbers]
+    operator_codes = [(code.builtinCode, code.deprecatedBuiltinCode) for code in edited.operatorCodes]
+    assert [operator_codes[op.opcodeIndex] for op in edited.subgraphs[0].operators] == [
+        (number, number) for number in numbers
+    ]

@@ -28,7 +28,7 @@ MADE_AS = {
 
 @pytest.mark.parametrize("required", AUDIT_SCHEMES)
 @pytest.mark.parametrize("name", MADE_AS)
-def test_a_file_meets_the_scheme_that_it_was_made_in_and_no_other(name, required):
+def test_a_file_meets_only_the_scheme_of_its_conversion(name, required):
     config = AuditConfig(require=required)
     report = audit_model(golden(name), config)
     assert report.ok == (MADE_AS[name] == required), report.to_text()
@@ -50,7 +50,7 @@ def test_the_error_names_every_failing_op_with_its_layer():
     assert "residual" not in str(message.value)
 
 
-def test_nothing_required_raises_nothing_and_a_report_for_something_else_is_no_proof():
+def test_a_report_for_other_requirements_is_not_accepted():
     report = audit_model(golden("digits_float32"))
     assert not report.ok
     assert require(report, AuditConfig()) is report
@@ -95,7 +95,7 @@ def test_one_tensor_of_another_type_is_named_and_allowed_by_its_layer(name, requ
         assert all("replace" in finding.message for finding in results)
 
 
-def test_float16_weights_without_a_dequantize_and_int8_behind_one_are_told_apart():
+def test_float16_weights_and_dequantized_int8_weights_are_distinguished():
     def store_int8(model):
         for op in model.subgraphs[0].operators:
             code = model.operatorCodes[op.opcodeIndex]
@@ -105,8 +105,8 @@ def test_float16_weights_without_a_dequantize_and_int8_behind_one_are_told_apart
 
     content = changed(golden("digits_float16"), store_int8)
     report = audit_model(content, AuditConfig(require="float16"))
-    wanted = {"conv1", "depthwise", "pointwise", "conv2"}
-    assert {f.keras_layer for f in report.failures if f.op and f.op != "DEQUANTIZE"} == wanted
+    expected = {"conv1", "depthwise", "pointwise", "conv2"}
+    assert {f.keras_layer for f in report.failures if f.op and f.op != "DEQUANTIZE"} == expected
 
 
 def test_a_model_without_weights_large_enough_is_not_dynamic():
@@ -139,6 +139,6 @@ def test_custom_ops_meet_no_scheme(name, required):
         ("digits_float16", None, None),
     ],
 )
-def test_granularity_is_told_of_all_weights_and_of_dense_ones(name, granularity, dense):
+def test_granularity_is_reported_for_all_weights_and_dense_ones(name, granularity, dense):
     values = audit_model(golden(name)).to_dict()
     assert (values["granularity"], values["dense_granularity"]) == (granularity, dense)

@@ -54,7 +54,7 @@ def test_report_is_plain_json_and_reads_on_a_terminal(name):
     assert sum(line.startswith("FAIL ") for line in text.splitlines()) == len(report.failures)
 
 
-def test_dynamic_range_ops_are_told_from_those_that_stayed_float():
+def test_dynamic_range_ops_are_distinguished_from_float_ops():
     report = audit_model(golden("digits_dynamic_range"))
     # Only conv2 has the 1,024 weights from which TensorFlow's converter quantizes.
     assert [f.keras_layer for f in report.findings if f.kind == "hybrid_op"] == ["conv2"]
@@ -62,7 +62,7 @@ def test_dynamic_range_ops_are_told_from_those_that_stayed_float():
     assert audit_model(golden("digits_float16")).weight_types == {"float16": 5}
 
 
-def test_int16_activations_are_told():
+def test_int16_activations_are_recognized():
     report = audit_model(golden("digits_int16x8"))
     assert [finding.op_index for finding in report.failures if finding.kind == "int16"] == list(range(9))
 

@@ -137,8 +137,8 @@ def test_float_borders_of_an_int8_model_are_converted_on_the_cpu():
     report = audited(golden("digits_int8_float_io"), "edgetpu")
     about_borders = [f for f in report.findings if f.op == "DEQUANTIZE"]
     assert [(f.kind, f.severity) for f in about_borders] == [("not_on_target", "note")]
-    wanted = audited(golden("digits_int8_float_io"), "edgetpu", inference_input_type="int8")
-    assert any(finding.kind == "io_type" for finding in wanted.failures)
+    expected = audited(golden("digits_int8_float_io"), "edgetpu", inference_input_type="int8")
+    assert any(finding.kind == "io_type" for finding in expected.failures)
 
 
 def test_an_op_that_something_else_runs_can_be_allowed():
@@ -166,7 +166,7 @@ def test_an_op_that_something_else_runs_can_be_allowed():
         ("xnnpack", "ADD", "int32", "note"),  # TFLite's own kernels run on the same CPU.
     ],
 )
-def test_ops_on_whole_numbers_are_held_to_the_target_as_all_others_are(target, op, dtype, severity):
+def test_the_target_also_limits_ops_on_integers(target, op, dtype, severity):
     findings = audited(one_op_model(op, dtype), target).findings
     severities = {finding.severity for finding in findings if finding.kind == "not_on_target"}
     assert severities == ({severity} if severity else set())

@@ -50,7 +50,7 @@ def test_int8_activation_without_quantization_fails():
 
 
 @pytest.mark.parametrize("zero_point", [-129, 128, 2**40])
-def test_zero_point_beyond_the_codes_fails(zero_point):
+def test_zero_point_beyond_the_quantized_range_fails(zero_point):
     def change(model):
         graph = model.subgraphs[0]
         graph.tensors[int(graph.operators[3].outputs[0])].quantization.zeroPoint = [zero_point]
@@ -112,7 +112,7 @@ def test_tensors_that_no_op_touches_do_not_count():
     assert report.tensors_visited == audit_model(golden("digits_int8")).tensors_visited
 
 
-def test_tokens_as_input_are_a_note_where_only_an_index_is_made_of_them():
+def test_token_inputs_are_a_note_if_used_only_as_indices():
     def change(model):
         graph = model.subgraphs[0]
         graph.inputs = [*list(graph.inputs), len(graph.tensors)]

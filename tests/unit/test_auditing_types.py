@@ -37,7 +37,7 @@ def test_full_int8_file_passes(name):
 
 
 @pytest.mark.parametrize(("name", "op", "tensor"), _ops_and_tensors())
-def test_any_tensor_of_any_op_turned_to_float_fails_the_audit_and_names_the_op(name, op, tensor):
+def test_any_tensor_turned_to_float_fails_and_names_the_op(name, op, tensor):
     report = audit_model(_retyped(name, tensor, FLOAT32))
     assert not report.ok
     named = {finding.op_index for finding in report.failures if finding.kind in ("float_op", "hybrid_op", "qdq")}
@@ -98,7 +98,7 @@ def test_float_border_excuses_the_border_alone(name):
     assert {0, 1} <= {finding.op_index for finding in report.failures}
 
 
-def test_float_input_read_by_a_computing_op_fails_even_when_float_inputs_are_asked_for():
+def test_float_input_of_a_computing_op_fails_with_float_inputs_allowed():
     config = AuditConfig(inference_input_type="float32", inference_output_type="float32")
     report = audit_model(golden("digits_float32"), config)
     assert [finding.op_index for finding in report.failures] == list(range(9))
@@ -127,7 +127,7 @@ def test_allow_float_turns_an_island_into_notes_that_are_still_reported(pattern)
     assert "3 allowed" in report.to_text()
 
 
-def test_allow_float_that_matches_nothing_is_told():
+def test_allow_float_that_matches_nothing_is_reported():
     report = audit_model(golden("digits_int8"), AuditConfig(allow_float=("cnv1",)))
     assert report.ok
     assert [finding.kind for finding in report.findings] == ["unused_allow_float"]
@@ -181,10 +181,10 @@ def test_op_of_a_later_schema_fails_and_is_named():
 def test_every_op_of_every_subgraph_is_visited():
     report = audit_model(golden("two_branches_float32"))
     model = unpacked(golden("two_branches_float32"))
-    wanted = {(graph, op) for graph in range(3) for op in range(len(model.subgraphs[graph].operators))}
-    assert {(f.subgraph, f.op_index) for f in report.failures if f.op_index is not None} == wanted
+    expected = {(graph, op) for graph in range(3) for op in range(len(model.subgraphs[graph].operators))}
+    assert {(f.subgraph, f.op_index) for f in report.failures if f.op_index is not None} == expected
     assert report.subgraphs == 3
-    assert report.ops_visited == len(wanted) == sum(report.op_counts.values())
+    assert report.ops_visited == len(expected) == sum(report.op_counts.values())
 
 
 def test_class_index_as_output_is_a_note():

@@ -16,7 +16,7 @@ def weights(content: bytes) -> list[dict]:
     return audit_model(content).to_dict()["weights"]
 
 
-def test_layers_types_and_sizes_are_told_in_the_order_of_the_ops():
+def test_layers_types_and_sizes_are_in_the_order_of_ops():
     result = weights(golden("digits_int8"))
     assert all(set(weight) == KEYS for weight in result)
     assert [(w["keras_layer"], w["op"], w["values"], w["channels"], w["scales"]) for w in result] == [
@@ -60,7 +60,7 @@ def _conv2(model):
     return next(tensor for tensor in model.subgraphs[0].tensors if list(tensor.shape) == [12, 3, 3, 12])
 
 
-def test_zeros_are_the_codes_that_stand_for_nothing():
+def test_zeros_are_the_values_equal_to_the_zero_point():
     def change(model):
         tensor = _conv2(model)
         quantized = np.arange(1296).reshape(12, 108) % 7 - 3
@@ -70,9 +70,9 @@ def test_zeros_are_the_codes_that_stand_for_nothing():
         change(model)
         _conv2(model).quantization.zeroPoint = [2] * 12
 
-    wanted = sum(number % 7 == 3 for number in range(1296))
+    expected = sum(number % 7 == 3 for number in range(1296))
     conv2 = next(w for w in weights(changed(golden("digits_int8"), change)) if w["keras_layer"] == "conv2")
-    assert conv2["zeros"] == wanted
+    assert conv2["zeros"] == expected
     conv2 = next(w for w in weights(changed(golden("digits_int8"), off_zero)) if w["keras_layer"] == "conv2")
     assert conv2["zeros"] == sum(number % 7 == 5 for number in range(1296))
 

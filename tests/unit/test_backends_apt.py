@@ -61,7 +61,7 @@ def test_one_line_entries_keep_their_key_and_lose_their_architecture():
     assert cdrom.uris == ()
 
 
-def test_stanzas_keep_a_key_of_many_lines_and_lose_what_is_disabled_or_source():
+def test_stanzas_keep_multiline_keys_and_drop_disabled_and_source_entries():
     (source,) = parse_deb822(DEB822)
     assert source.uris == ("http://mirror.example/debian", "http://second.example/debian")
     assert source.suites == ("bookworm", "bookworm-updates", "bookworm-backports")
@@ -99,7 +99,7 @@ def test_universe_of_ubuntu_is_used(tmp_path):
     assert source.components == ("main", "universe")
 
 
-def test_a_machine_without_sources_of_its_release_is_told_so(tmp_path):
+def test_a_machine_without_sources_of_its_release_is_reported(tmp_path):
     (tmp_path / "sources.list").write_text("deb http://mirror.example/debian trixie main\n")
     with refused(BackendError, got="bookworm"):
         host_sources(tmp_path, "bookworm")
@@ -154,7 +154,7 @@ def test_the_private_apt_takes_over_proxies_and_no_hooks(machine_apt, tmp_path):
     assert (tmp_path / "apt" / "state" / "status").read_bytes() == b""
 
 
-def test_a_source_that_cannot_be_reached_matters_only_if_the_packages_cannot_be_had(machine_apt, tmp_path):
+def test_an_unreachable_source_matters_only_if_packages_are_missing(machine_apt, tmp_path):
     _, answers = machine_apt
     answers["update"] = (100, "E: Failed to fetch http://third.example/InRelease\nE: Some index files failed")
     assert apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "one")
@@ -163,7 +163,7 @@ def test_a_source_that_cannot_be_reached_matters_only_if_the_packages_cannot_be_
         apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "two")
 
 
-def test_a_second_download_asks_the_sources_no_second_time_and_gives_what_is_new(machine_apt, tmp_path, monkeypatch):
+def test_a_second_download_reuses_indexes_and_returns_only_new_files(machine_apt, tmp_path, monkeypatch):
     calls, _ = machine_apt
     apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
     calls.clear()

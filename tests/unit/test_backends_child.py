@@ -55,7 +55,7 @@ def killed_by(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGFPE", "SIGBUS", "SIGABRT"])
-def test_a_crash_in_the_model_is_the_models_error_and_names_the_signal(name, worker, temporary):
+def test_a_crash_in_the_model_is_reported_with_its_signal(name, worker, temporary):
     worker(STARTED + killed_by(name))
     with refused(ModelError, field="model", got=name, word="words"):
         make_backend("local").assess(REQUEST)
@@ -79,7 +79,7 @@ def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
     assert 2 < time.monotonic() - start < 90
 
 
-def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(worker, temporary):
+def test_an_idle_child_is_stopped_after_the_users_limit(worker, temporary):
     worker(STARTED + "time.sleep(60)")
     start = time.monotonic()
     with refused(ModelError, field="timeout_secs") as caught:
@@ -88,9 +88,9 @@ def test_a_child_that_does_nothing_is_given_up_by_the_clock_that_the_user_sets(w
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("told", ["progress 1", "more 0"])
-def test_a_child_that_makes_progress_is_not_given_up(told, worker, temporary):
-    worker(STARTED + f"[(time.sleep(0.3), print({told!r}, flush=True)) for _ in range(6)]; sys.exit(9)")
+@pytest.mark.parametrize("line", ["progress 1", "more 0"])
+def test_a_child_that_makes_progress_is_not_given_up(line, worker, temporary):
+    worker(STARTED + f"[(time.sleep(0.3), print({line!r}, flush=True)) for _ in range(6)]; sys.exit(9)")
     with refused(BackendError, got=9):
         make_backend("local").assess(dataclasses.replace(REQUEST, timeout_secs=1))
 
@@ -109,7 +109,7 @@ def test_a_run_that_succeeds_leaves_nothing_and_says_nothing(temporary, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(temporary, monkeypatch):
+def test_a_full_temporary_directory_is_an_error_that_names_it(temporary, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -119,7 +119,7 @@ def test_a_directory_for_temporary_files_without_room_is_an_error_that_names_it(
     assert list(temporary.iterdir()) == []
 
 
-def test_outputs_for_which_there_is_no_room_are_an_error_that_says_so(worker, temporary):
+def test_outputs_without_space_are_an_error_that_explains_it(worker, temporary):
     worker("print('started 1'); print('failed No space left on device'); raise SystemExit(74)")
     with refused(BackendError, got="No space left on device", word="TMPDIR"):
         make_backend("local").assess(REQUEST)

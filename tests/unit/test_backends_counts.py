@@ -38,12 +38,12 @@ def marks(inferences, empty=10, threads=1):
     return "".join(lines)
 
 
-def test_the_cost_of_a_mark_is_no_part_of_an_inference_and_warm_up_does_not_count():
+def test_neither_marks_nor_warm_up_count_as_inference():
     text = marks([9999] * WARMUP_RUNS + [700] * COUNTED_RUNS)
     assert read_counts(text) == {"instructions": 700, "lowest": 700, "highest": 700, "inferences": COUNTED_RUNS}
 
 
-def test_an_inference_that_had_more_to_do_is_told_and_does_not_change_the_count():
+def test_an_outlier_inference_is_reported_and_does_not_change_the_count():
     counted = read_counts(marks([700] * (ROUNDS - 2) + [853, 700]))
     assert (counted["instructions"], counted["lowest"], counted["highest"]) == (700, 700, 853)
 
@@ -72,7 +72,7 @@ def emulated(monkeypatch):
     return requests
 
 
-def test_the_first_example_is_fed_in_the_models_own_codes_or_zeros_where_there_is_none(golden, emulated):
+def test_the_first_quantized_example_or_zeros_are_fed(golden, emulated):
     model = (golden / "digits_int8.tflite").read_bytes()
     images = np.full((3, 8, 8, 1), 16, np.float32)
     images[1:] = 0
@@ -90,19 +90,25 @@ def test_the_first_example_is_fed_in_the_models_own_codes_or_zeros_where_there_i
 def test_a_record_says_that_it_is_a_count(golden, emulated):
     record = count_instructions((golden / "digits_int8.tflite").read_bytes(), "qemu:cortex-a76")
     values = record.to_dict()
-    wanted = {"backend": "qemu:cortex-a76", "cpu": "cortex-a76", "instructions": 700, "by": "the test", "inferences": 5}
-    assert {**values, **wanted, "note": "a count, not a time"} == values
-    assert record.to_text() == "qemu:cortex-a76: 700 instructions an inference, xnnpack (a count, not a time)"
+    expected = {
+        "backend": "qemu:cortex-a76",
+        "cpu": "cortex-a76",
+        "instructions": 700,
+        "by": "the test",
+        "inferences": 5,
+    }
+    assert {**values, **expected, "note": "a count, not a time"} == values
+    assert record.to_text() == "qemu:cortex-a76: 700 instructions per inference, xnnpack (a count, not a time)"
 
 
-def test_data_that_the_model_does_not_take_are_an_error_and_no_reason(golden, emulated):
+def test_unsuitable_data_is_an_error_instead_of_a_reason(golden, emulated):
     with refused(InputError, field="data", expected=(8, 8, 1), got=(5, 5, 1)):
         count_instructions_or_reason(
             (golden / "digits_int8.tflite").read_bytes(), "qemu:cortex-a76", np.zeros((1, 5, 5, 1), np.float32)
         )
 
 
-def test_only_emulated_runners_count_and_the_others_say_so(golden, emulated):
+def test_only_emulated_runners_count_and_the_others_give_a_reason(golden, emulated):
     model = (golden / "digits_int8.tflite").read_bytes()
     assert "qemu" in count_instructions_or_reason(model, "local")
     with refused(BackendError, field="backend", got="local"):
@@ -170,7 +176,7 @@ def test_a_compiler_that_fails_is_followed_by_the_next(emulator, compilers, tmp_
     assert "cc1" in result.not_counted
 
 
-def test_without_any_compiler_the_emulator_is_there_and_says_why_it_does_not_count(emulator, compilers):
+def test_without_a_compiler_the_emulator_runs_without_counting(emulator, compilers):
     compilers()
     result = sysroot_build.add_plugin(emulator())
     assert result.counted_by == ""
@@ -234,7 +240,7 @@ def test_a_comma_in_a_path_does_not_end_the_plugins_option(tmp_path):
     assert "-plugin" not in installed.command("cortex-a53")
 
 
-def test_a_counted_run_gets_an_environment_that_is_the_same_in_every_shell(tmp_path, monkeypatch):
+def test_a_counted_run_gets_the_same_environment_in_every_shell(tmp_path, monkeypatch):
     installed = dataclasses.replace(Sysroot(directory=tmp_path, qemu="7.2", cpus=()))
     before = installed.environment(repeatable=True)
     monkeypatch.setenv("PATH", "/elsewhere")

@@ -31,7 +31,7 @@ def test_the_report_is_what_the_work_returned():
     assert others[0].report() == {"done": 0}
 
 
-def test_an_error_of_the_work_is_raised_where_its_report_is_asked_for():
+def test_an_error_in_the_child_is_raised_when_reading_its_report():
     def mismatch():
         raise session.InputMismatch("takes int8, got float32")
 
@@ -42,13 +42,13 @@ def test_an_error_of_the_work_is_raised_where_its_report_is_asked_for():
 
 
 @pytest.mark.parametrize("then", ["other.report()", "time.sleep(1); other.check()"])
-def test_a_crash_of_the_work_is_a_crash_of_who_waits_for_it(then):
+def test_a_crash_in_the_child_ends_the_waiting_process_alike(then):
     died = outcome("os.kill(os.getpid(), signal.SIGSEGV)", then)
     assert died.returncode == -11
     assert died.stdout == ""
 
 
-def test_a_full_disk_is_told_and_ends_both():
+def test_a_full_disk_is_reported_and_ends_both():
     died = outcome("raise OSError(28, 'No space left on device')", "other.report()")
     assert (died.returncode, died.stdout) == (74, "failed No space left on device\n")
 

@@ -21,7 +21,7 @@ from tfq.backends import (
 from tfq.backends.protocol import TimingBackend
 from tfq.errors import BackendError, InputError
 
-CODES = np.zeros((2, 3), np.int8)
+QUANTIZED = np.zeros((2, 3), np.int8)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ CODES = np.zeros((2, 3), np.int8)
     [
         ({"model": b""}, "model", b""),
         ({"inputs": ()}, "inputs", 0),
-        ({"inputs": (CODES, CODES[:1])}, "inputs", [2, 1]),
+        ({"inputs": (QUANTIZED, QUANTIZED[:1])}, "inputs", [2, 1]),
         ({"inputs": (np.zeros((0, 3), np.int8),)}, "inputs[0]", (0, 3)),
         ({"inputs": (np.int8(3),)}, "inputs[0]", "int8"),
         ({"inputs": (np.array(3, np.int8),)}, "inputs[0]", ()),
@@ -46,7 +46,7 @@ CODES = np.zeros((2, 3), np.int8)
 )
 def test_a_request_that_no_model_could_take_is_refused(change, field, got):
     with refused(InputError, field=field, got=got):
-        RunRequest(**{"model": b"x", "inputs": (CODES,), **change})
+        RunRequest(**{"model": b"x", "inputs": (QUANTIZED,), **change})
 
 
 def test_every_backend_is_what_its_name_says():
@@ -108,7 +108,7 @@ def test_a_result_has_a_value_or_a_reason():
     with pytest.raises(BackendError):
         result.computed_outputs()
     with pytest.raises(InputError) as caught:
-        BackendResult(how="measured", outputs=(CODES,), outputs_reason="none")
+        BackendResult(how="measured", outputs=(QUANTIZED,), outputs_reason="none")
     assert caught.value.field == "outputs_reason"
     with pytest.raises(InputError) as caught:
         BackendResult(how="guessed")

@@ -58,7 +58,7 @@ def test_arrays_that_lie_elsewhere_in_memory_are_fed_as_they_read():
     np.testing.assert_array_equal(run((transposed,)).outputs[0], run((inputs,)).outputs[0])
 
 
-def test_a_stream_is_not_taken_ahead_of_a_child_that_does_not_read(tmp_path, monkeypatch):
+def test_a_stream_is_not_read_ahead_of_the_child(tmp_path, monkeypatch):
     other = tmp_path / "slow_target.py"
     other.write_text("import os, time; print('started', os.getpid(), flush=True); time.sleep(1)")
     monkeypatch.setattr(child, "TARGET", other)
@@ -75,7 +75,7 @@ def test_a_stream_is_not_taken_ahead_of_a_child_that_does_not_read(tmp_path, mon
     assert worker.RING_BYTES >> 20 <= taken <= (worker.RING_BYTES >> 20) + 2
 
 
-def test_an_error_of_the_source_comes_out_as_it_is_and_ends_the_child():
+def test_an_error_of_the_source_propagates_and_ends_the_child():
     def pieces():
         yield (examples(10),)
         raise KeyError("disk")

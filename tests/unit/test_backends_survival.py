@@ -70,9 +70,7 @@ def soon(condition, secs: float = 20.0) -> bool:
 
 
 @pytest.mark.parametrize("start", ["fork", "process"])
-def test_a_parent_that_is_killed_takes_its_children_along_and_the_next_run_sweeps_up(
-    start, temporary, tmp_path, monkeypatch
-):
+def test_children_of_a_killed_parent_end_and_the_next_run_cleans_up(start, temporary, tmp_path, monkeypatch):
     def wide(model):
         model.subgraphs[0].tensors[0].shape = [1, 4096, 4096, 1]
 
@@ -102,10 +100,10 @@ def test_a_directory_whose_owner_lives_is_not_swept(temporary, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "told"),
+    ("limit", "message"),
     [(1000, "cannot write the model"), (20_000, "cannot write inputs"), (700_000, "cannot write the outputs")],
 )
-def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_stays(limit, told, temporary, tmp_path):
+def test_a_full_file_system_is_an_environment_error_and_leaves_nothing(limit, message, temporary, tmp_path):
     # A limit on the size of a file stands in for a disk that is full: write() fails either way.
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.errors import TfqError\n"
@@ -119,7 +117,7 @@ def test_a_file_system_that_takes_no_more_is_the_environments_error_and_nothing_
     preexec = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     command = [sys.executable, "-c", preexec + code, str(tmp_path / "model")]
     answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
-    assert answer.stdout.startswith(f"3 {told}") or answer.stdout.startswith(f"3 local: {told}"), answer
+    assert answer.stdout.startswith(f"3 {message}") or answer.stdout.startswith(f"3 local: {message}"), answer
     assert "File too large" in answer.stdout
     assert list(temporary.iterdir()) == []
 
@@ -148,7 +146,7 @@ def test_a_server_that_was_killed_is_replaced():
     assert forks._server[0].pid != server.pid
 
 
-def test_the_server_that_was_prepared_is_the_one_that_the_first_run_takes():
+def test_the_first_run_uses_the_prepared_server():
     forks.stop()
     backend = make_backend("local")
     backend.prepare()
@@ -171,7 +169,7 @@ def test_the_server_ends_with_this_process_and_is_not_started_by_importing():
     assert answer.stderr == ""
 
 
-def test_a_fork_of_this_process_starts_a_server_of_its_own():
+def test_a_fork_of_this_process_starts_its_own_server():
     run()
     reading, writing = os.pipe()
     pid = os.fork()

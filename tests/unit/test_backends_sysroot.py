@@ -40,14 +40,14 @@ def test_without_the_emulator_a_run_says_how_to_install_it():
         backend.assess(REQUEST)
 
 
-def test_an_arm64_machine_is_told_that_it_needs_no_emulator(monkeypatch):
+def test_an_arm64_machine_gets_the_message_that_no_emulator_is_needed(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert "use the backend local" in make_backend("qemu:cortex-a76").unavailable()
     with refused(BackendError, word="local"):
         sysroot.install()
 
 
-def test_a_cpu_that_the_emulator_does_not_know_is_unavailable_and_the_others_are_not(monkeypatch):
+def test_only_a_cpu_unknown_to_the_emulator_is_unavailable(monkeypatch):
     monkeypatch.setattr(sysroot, "build", lambda directory, report: built(directory))
     sysroot.install()
     assert make_backend("qemu:cortex-a53").unavailable() is None
@@ -122,7 +122,7 @@ def test_another_version_of_the_interpreter_or_the_system_is_another_installatio
     assert sysroot.find() is not None
 
 
-def test_a_source_in_the_environment_that_is_none_is_refused_before_any_download(monkeypatch, tmp_path):
+def test_an_invalid_source_in_the_environment_is_refused_before_downloads(monkeypatch, tmp_path):
     monkeypatch.setenv("TFQ_ARM64_APT_SOURCE", "http://mirror.example/ubuntu")
     monkeypatch.setattr(sysroot_build, "require_tools", lambda: None)
     monkeypatch.setattr(sysroot_build, "host_sources", list)
@@ -168,7 +168,7 @@ def test_nothing_of_the_users_environment_reaches_the_emulated_python(monkeypatc
     assert environment["PYTHONPATH"] == str(tmp_path / "site")
 
 
-def test_the_command_line_tells_what_it_does_and_its_exit_code_what_became_of_it(tmp_path):
+def test_the_command_reports_progress_and_sets_its_exit_code(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "tfq.backends.qemu.sysroot"]
     environment = {**os.environ, "TFQ_CACHE_DIR": str(tmp_path / "other"), "PATH": str(tmp_path)}
     help_text = subprocess.run([*command, "--help"], capture_output=True, text=True, env=environment)

@@ -65,7 +65,7 @@ def test_outputs_are_those_of_the_interpreter(name, dtype, output_dtype, kernels
     np.testing.assert_array_equal(result.outputs[0], expected)
 
 
-def test_an_output_without_a_batch_dimension_of_its_own_is_one_value_an_example():
+def test_an_output_without_batch_dimension_is_one_value_per_example():
     inputs = INPUTS["int8"](5)
     result = run(golden("argmax_int8"), inputs)
     assert result.outputs[0].shape == (5,)
@@ -89,7 +89,7 @@ def test_several_outputs_come_in_the_models_order():
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
-def test_a_models_own_batch_is_filled_up_and_what_was_filled_in_is_left_out(count):
+def test_a_fixed_batch_is_padded_and_padding_is_removed(count):
     def batch_of_4(model):
         tensor = model.subgraphs[0].tensors[0]
         tensor.shape, tensor.shapeSignature = [4, 8, 8, 1], None
@@ -171,7 +171,7 @@ def test_the_target_needs_nothing_of_tfq():
 
 @pytest.mark.parametrize("zero_point", [-128, -1, 0, 13])
 @pytest.mark.parametrize("scale", [1.0, 2 / 255, 0.062745101749897])
-def test_codes_made_here_are_those_that_xnnpacks_own_quantize_op_makes(scale, zero_point):
+def test_quantized_inputs_equal_those_of_xnnpacks_quantize_op(scale, zero_point):
     """On ties, too: every 8-bit pixel that is scaled to [-1, 1] is one."""
 
     def only_the_quantize_op(model):

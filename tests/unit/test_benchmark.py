@@ -30,7 +30,7 @@ def record():
     return evaluation.benchmark_models(models, config).to_dict()
 
 
-def test_every_model_is_timed_on_every_kernel_and_the_record_is_plain_json(record):
+def test_every_model_is_timed_on_every_kernel(record):
     json.dumps(record, allow_nan=False)
     timed = [(model["name"], model["kernels"]) for model in record["models"]]
     assert timed == [(name, kernels) for name in ("int8", "float") for kernels in ("xnnpack", "builtin", "reference")]
@@ -58,7 +58,7 @@ def test_only_xnnpack_delegates(record):
     assert not any(delegated["builtin"] + delegated["reference"])
 
 
-def test_ratios_are_to_the_first_model_and_of_its_kernels_to_the_first(record):
+def test_ratios_are_relative_to_the_first_model_and_kernel(record):
     named = [(r["model"], r["model_kernels"], r["against"], r["kernels"]) for r in record["ratios"]]
     assert named == [
         ("int8", "xnnpack", "int8", "builtin"),
@@ -209,7 +209,7 @@ class TestInputs:
         model, fed = timed_model("m", content, tflite.read(content), data, seed)
         return model.inputs, fed
 
-    def test_random_codes_reach_all_of_the_type_and_are_the_seeds(self):
+    def test_random_inputs_cover_the_type_and_follow_the_seed(self):
         (quantized,), fed = self.fed(golden("digits_int8"))
         assert (quantized.dtype, quantized.shape[1:]) == (np.int8, (1, 8, 8, 1))
         assert (quantized.min(), quantized.max()) == (-128, 127)
@@ -226,7 +226,7 @@ class TestInputs:
         assert values.dtype == np.int32
         assert set(np.unique(values)) == {0, 1}
 
-    def test_examples_that_fit_are_fed_as_the_models_own_codes(self):
+    def test_examples_that_fit_are_quantized_for_the_model(self):
         data = as_split(np.linspace(0, 16, 3 * 64, dtype=np.float32).reshape(3, 8, 8, 1))
         (quantized,), fed = self.fed(golden("digits_int8"), data)
         expected = evaluation.prepare_inputs(tflite.read(golden("digits_int8")), data).arrays[0]
@@ -243,7 +243,7 @@ class TestInputs:
         (values,), _ = self.fed(changed(golden("digits_float32"), batch_of_2), as_split(examples))
         assert values[:, :, 0, 0, 0].tolist() == [[0, 1], [2, 0]]
 
-    def test_examples_that_do_not_fit_give_way_to_random_numbers_and_the_record_says_why(self):
+    def test_unsuitable_examples_are_replaced_by_random_inputs_with_the_reason(self):
         (values,), fed = self.fed(golden("digits_float32"), as_split(np.zeros((2, 5, 5, 1), np.float32)))
         assert (values.dtype, np.abs(values).max() <= 1) == (np.float32, True)
         assert fed.what == "random, seed 0"
@@ -266,7 +266,7 @@ class TestInputs:
         (["x.tflite", "x.tflite", "x.tflite"], ["x", "x #2", "x #3"]),
     ],
 )
-def test_every_file_has_a_name_of_its_own(paths, names):
+def test_every_file_has_its_own_name(paths, names):
     assert evaluation.model_names(paths) == names
 
 
@@ -304,7 +304,7 @@ class TestCommandLine:
         assert set(record["sha256"]) == {"model", "against", "data"}
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "message"),
         [
             ((), "--model"),
             (("--model=none.tflite",), "none.tflite"),
@@ -314,16 +314,16 @@ class TestCommandLine:
             (("--model=CUSTOM",), "MatrixDeterminant"),
         ],
     )
-    def test_what_cannot_be_timed_is_exit_2_and_says_why(self, tfq_here, golden, arguments, told):
+    def test_what_cannot_be_timed_is_exit_2_and_says_why(self, tfq_here, golden, arguments, message):
         files = {"MODEL": golden / "digits_int8.tflite", "CUSTOM": golden / "custom_op.tflite"}
         for word, path in files.items():
             arguments = [argument.replace(word, str(path)) for argument in arguments]
         ended = tfq_here("benchmark", *arguments, *self.flags)
         assert ended.returncode == 2
-        assert told in ended.stderr
+        assert message in ended.stderr
         assert "Traceback" not in ended.stderr
 
-    def test_data_that_does_not_fit_is_told_and_data_that_was_not_asked_for_is_not(self, tfq_here, golden, tmp_path):
+    def test_only_requested_data_that_does_not_fit_is_reported(self, tfq_here, golden, tmp_path):
         np.savez(tmp_path / "d.npz", x_test=np.zeros((2, 5, 5, 1), np.float32), y_test=np.zeros(2, np.int64))
         model = f"--model={golden / 'two_branches_float32.tflite'}"
         ended = tfq_here("benchmark", model, f"--data=npz:{tmp_path / 'd.npz'}", *self.flags)

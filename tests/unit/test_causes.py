@@ -65,7 +65,7 @@ def test_an_unequal_join_is_named_from_every_op_on_the_way(op):
     assert {"scheme": "int16x8"} in cause.remedies
 
 
-def test_a_join_of_equal_ranges_is_no_cause():
+def test_a_join_of_equal_ranges_is_not_a_cause():
     built, facts = detection_head(1 / 256, pixels=1.0)
     assert cause_of(built, 4, facts).kind == causes.UNKNOWN
 
@@ -106,7 +106,7 @@ def test_powers_that_leave_most_values_below_a_step_are_named(op, inputs):
     assert cause_of(product, 0, {1: wide}).kind == causes.UNKNOWN
 
 
-def test_an_input_of_many_scales_is_named_behind_its_normalization():
+def test_an_input_of_many_scales_is_named_after_its_normalization():
     tensors = [tensor(0, 2.0), tensor(1, 2.0, constant=True), tensor(2, 2.0), tensor(3, 0.1, constant=True)]
     built = graph([("SUB", (0, 1), (2,)), ("MUL", (2, 3), (4,))], [*tensors, tensor(4, 0.05)])
     columns = np.array([0.1, 1.0, 10.0, 250.0])
@@ -158,7 +158,7 @@ def test_uneven_channels_are_named():
     assert cause_of(built, 0, {1: TensorFacts.of(uneven)}).kind == causes.UNEVEN_CHANNELS
 
 
-def test_uneven_channels_before_a_gate_are_no_cause_that_equalization_removes():
+def test_uneven_channels_before_a_gate_are_not_equalizable():
     for name, kind in {"CONV_2D": causes.UNEVEN_CHANNELS, "LOGISTIC": causes.UNKNOWN}.items():
         built = graph([("CONV_2D", (0,), (1,)), (name, (1,), (2,))], [tensor(i, 0.1) for i in range(3)])
         uneven = np.array([[-0.1, -0.2, -0.1, -12], [0.1, 0.1, 0.2, 12]])
@@ -194,7 +194,7 @@ def clipped_before(reader, result, *, low=-34.0, high=10.0):
 
 
 @pytest.mark.parametrize("reader", ["SOFTMAX", "EXP", "SELECT_V2", "MAXIMUM", "REDUCE_MAX", "MAX_POOL_2D"])
-def test_a_tensor_that_is_clipped_where_no_op_looks_is_no_cause(reader):
+def test_clipping_that_no_op_reads_is_not_a_cause(reader):
     built, facts = clipped_before(reader, between(-3, 10))
     assert cause_of(built, 0, facts).kind != causes.CLIPPED
 
@@ -243,7 +243,7 @@ def test_zeros_that_stand_for_another_number_are_named():
     assert cause_of(graph(ops, [tensor(0, 0.1), tensor(1, 0.1)]), 0, {}).kind == causes.UNKNOWN
 
 
-def test_a_dead_tensor_next_to_an_op_that_does_not_run_is_named():
+def test_a_dead_tensor_next_to_a_skipped_op_is_named():
     tensors = [tensor(0, 0.1), tensor(1, 8e-9), tensor(2, 0.1)]
     built = graph([("FULLY_CONNECTED", (0,), (1,)), ("ADD", (0, 1), (2,))], tensors)
     alive = {0: between(-1, 1), 1: between(0, 1), 2: between(-1, 1)}

@@ -38,7 +38,7 @@ def outcome(main, *arguments):
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_the_exit_code_tells_what_happened(error, code, capsys):
+def test_exit_codes_distinguish_outcomes(error, code, capsys):
     def main(_):
         if error:
             raise error
@@ -51,7 +51,7 @@ def test_the_exit_code_tells_what_happened(error, code, capsys):
 
 
 @pytest.mark.parametrize("error", [AttributeError("no attribute '_type_spec'"), InputError("cannot be traced")])
-def test_an_interrupt_that_a_library_turned_into_its_own_error_is_an_interrupt(error, capsys):
+def test_an_interrupt_wrapped_by_a_library_is_an_interrupt(error, capsys):
     before = signal.getsignal(signal.SIGINT)
 
     def main(_):
@@ -92,7 +92,7 @@ def test_v1_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_warnings_of_tfq_are_told_and_those_of_libraries_are_not(capfd):
+def test_only_tfqs_warnings_are_printed(capfd):
     import warnings
 
     def main(_):

@@ -36,6 +36,6 @@ def test_of_layers_of_one_kind_the_larger_becomes_sparser():
     assert result["small"] < 0.5 < 0.8 < result["large"]
 
 
-def test_a_layer_of_zeros_is_no_error_and_goes_first():
+def test_a_layer_of_zeros_is_valid_and_pruned_first():
     result = lamp_sparsities({"zeros": [np.zeros(50)], "other": [RNG.normal(size=50)]}, 0.5)
     assert result["zeros"] == 0.99 and result["other"] < 0.1

@@ -21,7 +21,7 @@ REASONS = {"conv1": None, "conv2": None, "relu": "it has no weights"}
         ("conv1", (), False),
     ],
 )
-def test_a_name_fits_where_one_pattern_takes_all_of_it_as_it_is_spelled(name, patterns, expected):
+def test_a_pattern_must_match_the_whole_name_and_case(name, patterns, expected):
     assert fits(name, patterns) is expected
 
 
@@ -38,7 +38,7 @@ def test_a_pattern_passes_where_one_layer_that_fits_can_be_chosen():
         ("*", {"relu": "it has no weights"}, (), "'relu'"),
     ],
 )
-def test_a_pattern_that_chooses_nothing_is_refused_with_the_reason_and_the_nearest_name(pattern, reasons, able, word):
+def test_a_pattern_without_match_is_refused_with_the_nearest_name(pattern, reasons, able, word):
     with refused(InputError, field="compression.qat.layers", expected=able, got=pattern, word=word):
         check_fits("qat: 'x'", pattern, reasons, field="compression.qat.layers")
 

@@ -39,12 +39,12 @@ def test_a_target_is_split_at_its_last_equals_sign():
         ("conv1=inf", "sparsity"),
     ],
 )
-def test_a_target_that_cannot_be_read_is_refused_with_what_was_wanted(text, message):
+def test_an_unreadable_target_is_refused_with_the_expected_form(text, message):
     with refused(InputError, word=message):
         check_settings(PruneConfig(targets=(text,)))
 
 
-def test_the_last_target_that_fits_a_layer_counts_and_the_others_keep_final_sparsity():
+def test_the_last_matching_target_of_a_layer_is_used():
     assert chosen(targets=("conv*=0.8", "conv2=0.3")) == {"conv1": 0.8, "conv2": 0.3, "head": 0.5}
     assert chosen(targets=("conv2=0.3", "conv*=0.8")) == {"conv1": 0.8, "conv2": 0.8, "head": 0.5}
 

@@ -33,7 +33,7 @@ def test_a_section_may_be_given_by_its_naming_field_alone():
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "word"),
     [
         ({"modle": "x"}, "'modle'"),
         ({"compression": {"prune": {"final_sparsty": 0.5}}}, "compression.prune.final_sparsty"),
@@ -47,8 +47,8 @@ def test_a_section_may_be_given_by_its_naming_field_alone():
         ({"conversion": {"scheme": "int9"}}, "'int9'"),
     ],
 )
-def test_what_does_not_fit_is_an_error_that_names_its_path(tree, told):
-    with refused(InputError, word=told):
+def test_what_does_not_fit_is_an_error_that_names_its_path(tree, word):
+    with refused(InputError, word=word):
         RunConfig.from_dict(tree)
 
 

@@ -182,7 +182,7 @@ def test_a_mask_that_leaves_the_model_stays_and_is_named():
         bound_and_check_masks(model, ends, ends, "int8", scores())
 
 
-def test_a_large_factor_of_scores_is_no_mask():
+def test_a_large_factor_of_scores_is_not_a_mask():
     built = Built()
     x = built.input(SHAPE)
     sharp = built.op("MUL", [x, built.constant(2000.0)], SHAPE, generated.MulOptionsT())
@@ -200,7 +200,7 @@ def test_scores_of_large_magnitude_without_a_mask_stay():
     assert not result.layers
 
 
-def test_a_mask_in_the_data_ends_by_its_range_and_its_values_stay():
+def test_a_mask_in_the_data_is_clipped_to_its_range():
     built = Built()
     x, mask = built.input(SHAPE), built.input(SHAPE)
     model = built.content(built.softmax(built.op("ADD", [x, mask], SHAPE, generated.AddOptionsT())))

@@ -13,7 +13,7 @@ from tfq.conversion.weights import quantize_weights, symmetric_int8
 from tfq.errors import InputError
 
 
-def test_codes_and_scales_of_each_channel_are_those_reckoned_by_hand():
+def test_quantized_values_and_scales_equal_those_computed_by_hand():
     values = np.float32([[1.27, -0.5, 0.015], [-254.0, 3.0, 127.0]])
     quantized, scales = symmetric_int8(values, axis=0)
     np.testing.assert_allclose(scales, [0.01, 2.0], rtol=1e-6)
@@ -24,7 +24,7 @@ def test_codes_and_scales_of_each_channel_are_those_reckoned_by_hand():
     assert quantized.tolist() == [[1, 0, 0], [-127, 2, 64]]
 
 
-def test_code_minus_128_is_never_used():
+def test_minus_128_is_never_used():
     quantized, _ = symmetric_int8(np.float32([[-1.0, 1.0 - 1e-7]]), axis=0)
     assert quantized.min() == -127
 
@@ -86,7 +86,7 @@ def test_constant_that_two_ops_share_is_stored_once():
 
 
 @pytest.mark.parametrize("reader", ["ADD", "output"])
-def test_weight_that_is_read_as_reals_too_keeps_them_behind_a_dequantize(reader):
+def test_weight_also_read_as_float_keeps_a_dequantize(reader):
     def share(model):
         graph = model.subgraphs[0]
         weight = [list(tensor.shape) for tensor in graph.tensors].index([12, 3, 3, 12])
@@ -104,7 +104,7 @@ def test_weight_that_is_read_as_reals_too_keeps_them_behind_a_dequantize(reader)
     assert [op.name for op in graph.ops if index in op.outputs] == ["DEQUANTIZE"]
 
 
-def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
+def test_equal_bytes_in_other_shapes_have_separate_scales():
     def share(model):
         graph = model.subgraphs[0]
         shapes = [list(tensor.shape) for tensor in graph.tensors]
@@ -131,7 +131,7 @@ def test_weights_of_the_same_bytes_in_other_shapes_have_scales_of_their_own():
         ({"scheme": "weight_only_int8", "inference_output_type": "int16"}, "float32"),
     ],
 )
-def test_a_type_that_a_scheme_cannot_have_is_refused_with_those_that_it_can(settings, possible):
+def test_an_unsupported_type_is_refused_with_the_supported_ones(settings, possible):
     with refused(InputError, expected=tuple(possible.split(", "))):
         ConversionConfig(**settings)
 
@@ -167,7 +167,7 @@ def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "word"),
     [
         ({"target": "edgetpu", "scheme": "float16"}, "scheme=float16"),
         ({"target": "xnnpack", "scheme": "int16x8"}, "dynamic_range"),
@@ -176,6 +176,6 @@ def test_a_target_chooses_the_granularity_of_dense_weights_that_it_runs(target, 
         ({"target": "tflm", "batch_size": 0}, "batch_size=0"),
     ],
 )
-def test_what_a_target_can_never_run_is_refused_before_any_work(settings, told):
-    with refused(InputError, word=told):
+def test_what_a_target_can_never_run_is_refused_before_any_work(settings, word):
+    with refused(InputError, word=word):
         config_for_target(ConversionConfig(**settings))

@@ -70,7 +70,7 @@ def test_noise_normalised_by_channel_or_clipped_is_noise_all_the_same():
 
 @pytest.mark.parametrize("kind", REAL)
 @pytest.mark.parametrize("n", [12, 50, 200])
-def test_data_is_no_noise(kind, n):
+def test_structured_data_is_not_reported_as_noise(kind, n):
     for seed in range(5):
         x = REAL[kind](np.random.default_rng(seed), n).astype(np.float32)
         verdict = judge_noise(x)
@@ -78,7 +78,7 @@ def test_data_is_no_noise(kind, n):
 
 
 @pytest.mark.parametrize("n", [8, 20, 100])
-def test_digits_are_no_noise_nor_are_they_flattened_shuffled_and_standardised(n):
+def test_digits_in_any_layout_are_not_reported_as_noise(n):
     x = load_split(DataConfig(source="digits"), "train").inputs["x"]
     flat = x.reshape(len(x), -1)
     flat = ((flat - flat.mean(0)) / (flat.std(0) + 1e-6))[:, np.random.default_rng(0).permutation(64)]
@@ -112,7 +112,7 @@ def whole():
     return load_split(DataConfig(source="digits"), "train")
 
 
-def test_sorted_data_whose_first_examples_are_of_one_class_is_told():
+def test_sorted_data_that_begins_with_one_class_is_reported():
     every = whole()
     order = np.argsort(every.labels, kind="stable")[:100]
     x, labels = every.inputs["x"][order], every.labels[order]
@@ -125,7 +125,7 @@ def test_sorted_data_whose_first_examples_are_of_one_class_is_told():
     assert "(b," in named.findings[0]
 
 
-def test_sorted_data_whose_first_examples_are_of_some_classes_is_told():
+def test_sorted_data_that_begins_with_some_classes_is_reported():
     every = whole()
     order = np.argsort(every.labels, kind="stable")
     x, labels = every.inputs["x"][order], every.labels[order]
@@ -140,7 +140,7 @@ def test_one_class_is_all_there_is_to_an_autoencoder():
     assert diagnose(normal, lambda: normal).findings == ()
 
 
-def test_an_imbalance_that_is_the_datas_own_or_chance_is_no_finding():
+def test_natural_or_random_imbalance_is_not_a_finding():
     rng = np.random.default_rng(0)
     x = digits().inputs["x"]
     labels = np.where(rng.random(200) < 0.95, 1, rng.integers(0, 10, 200))
@@ -151,7 +151,7 @@ def test_an_imbalance_that_is_the_datas_own_or_chance_is_no_finding():
         assert diagnose(split(x, fair)).findings == ()
 
 
-def test_too_few_examples_for_their_classes_are_told_to_be_more():
+def test_too_few_examples_for_their_classes_are_reported():
     labels = np.random.default_rng(0).integers(0, 100, 100)
     x = digits(100).inputs["x"]
     (finding,) = diagnose(split(x, labels)).findings
@@ -168,12 +168,12 @@ def test_too_few_examples_for_their_classes_are_told_to_be_more():
         (np.arange(200) * 1000, "199000"),
     ],
 )
-def test_labels_that_are_no_classes_have_a_reason(labels, word):
+def test_labels_that_are_not_classes_have_a_reason(labels, word):
     result = diagnose(split(digits().inputs["x"], labels))
     assert (result.class_counts, result.findings) == (None, ()) and word in result.class_counts_reason
 
 
-def test_copies_and_constant_examples_are_told():
+def test_duplicate_and_constant_examples_are_reported():
     x = digits().inputs["x"]
     (copies,) = diagnose(split(np.concatenate([x[:100], x[:100]]))).findings
     assert "same" in copies and "100" in copies
@@ -182,14 +182,14 @@ def test_copies_and_constant_examples_are_told():
     assert "20" in constant
 
 
-def test_images_of_two_scales_are_told():
+def test_images_of_two_scales_are_reported():
     x = np.clip(digits().inputs["x"] * 16, 0, 255)
     x[:3] /= 255
     (finding,) = diagnose(split(x)).findings
     assert "255" in finding and "'x'" in finding
 
 
-def test_a_few_values_far_out_are_told_and_sparse_data_is_not():
+def test_outliers_are_reported_and_sparse_data_is_not():
     x = digits().inputs["x"].copy()
     x[7, 3, 3] = 1e5
     (finding,) = diagnose(split(x)).findings

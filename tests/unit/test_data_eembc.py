@@ -37,7 +37,7 @@ def test_images_come_as_pixels_in_the_order_of_the_label_file(folder, side):
     assert split.labels.tolist() == [7, 1, 0] and split.notes == ()
 
 
-def test_keyword_features_are_int8_codes_and_a_scale_makes_them_real(folder):
+def test_keyword_features_are_int8_and_a_scale_dequantizes_them(folder):
     quantized = np.random.default_rng(1).integers(-128, 128, (4, 49, 10, 1)).astype(np.int8)
     lines = [f"f{index}.bin, 12, {index + 8}" for index in range(4)]
     split = load_split(folder(quantized, lines, scale=0.5, offset=-0.5 * 83), "test")
@@ -95,7 +95,7 @@ def test_a_stream_gives_what_memory_gives(folder):
         (["f2.bin,2,1,2560,512"], 12, "f2.bin"),
     ],
 )
-def test_a_folder_that_is_wrong_is_refused_with_the_line_or_the_file(folder, tmp_path, lines, got, word):
+def test_an_invalid_folder_is_refused_with_line_or_file(folder, tmp_path, lines, got, word):
     folder(pixels(2, 32))
     (tmp_path / "f2.bin").write_bytes(b"x" * 12)
     (tmp_path / "f3.bin").write_bytes(b"x" * 27648)
@@ -104,6 +104,6 @@ def test_a_folder_that_is_wrong_is_refused_with_the_line_or_the_file(folder, tmp
         load_split(DataConfig(source=f"eembc:{tmp_path}"), "test")
 
 
-def test_a_folder_without_labels_is_told(tmp_path):
+def test_a_folder_without_labels_is_reported(tmp_path):
     with refused(InputError, got=str(tmp_path / "y_labels.csv")):
         load_split(DataConfig(source=f"eembc:{tmp_path}"), "test")

@@ -116,7 +116,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         (pickle.dumps({b"data": Hostile(), b"labels": []}, protocol=2), {"word": "posix.system"}),
         (pickle.dumps({b"labels": [1]}, protocol=2), {}),
@@ -126,15 +126,15 @@ class Hostile:
         (b"", {}),
     ],
 )
-def test_a_hostile_or_damaged_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch, content, wanted):
+def test_a_hostile_or_damaged_batch_is_refused_and_runs_nothing(home, tmp_path, monkeypatch, content, expected):
     monkeypatch.chdir(tmp_path)
     write_archive(home, {**{name: pickled(0) for name in NAMES}, "test_batch": content})
-    with refused(InputError, field="data.source", **{"word": "test_batch", **wanted}):
+    with refused(InputError, field="data.source", **{"word": "test_batch", **expected}):
         load_split(DataConfig(source="cifar10"), "test")
     assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_files_are_told(home):
+def test_damaged_files_are_reported(home):
     write_archive(home, {name: pickled(0) for name in NAMES[1:]})
     with refused(InputError, field="data.source", expected="test_batch"):
         load_split(DataConfig(source="cifar10"), "test")
@@ -150,7 +150,7 @@ def test_damaged_files_are_told(home):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
-def test_without_a_network_the_error_says_where_to_put_the_files_and_what_else_there_is(home, monkeypatch, name):
+def test_without_a_network_the_error_gives_the_target_folder(home, monkeypatch, name):
     def unreachable():
         raise socket.gaierror(-2, "Name or service not known")
 

@@ -51,7 +51,7 @@ def test_one_hot_rows_are_the_class_numbers_that_they_encode(dtype):
     ],
     ids=["uniform", "smoothed", "several", "none", "negative", "two", "NaN"],
 )
-def test_rows_that_are_not_one_hot_are_no_classes(labels):
+def test_rows_that_are_not_one_hot_are_not_classes(labels):
     assert not is_one_hot(labels) and without_one_hot(labels) is labels
     with refused(InputError, field="labels[0]", expected="class numbers or one-hot rows"):
         class_labels(labels, "labels")
@@ -101,7 +101,7 @@ def test_roc_auc_takes_one_hot_rows_of_two_classes():
     [(RNG.normal(size=60), "labels"), (one_hot(NUMBERS) * 0.9 + 0.01, "labels[0]"), (NUMBERS + 5, "labels")],
     ids=["values", "soft", "too many classes"],
 )
-def test_a_search_refuses_labels_that_are_no_classes_of_the_model(labels, field):
+def test_a_search_refuses_labels_outside_the_models_classes(labels, field):
     data = split(labels)
     with refused(InputError, field=field):
         find_int8(FLOAT, data, data, data)

@@ -78,7 +78,7 @@ def test_several_inputs_keep_together_by_position_or_by_name(dataset):
 
 
 @given(st.integers(1, 40), st.integers(1, 9))
-def test_batches_of_any_size_give_the_rows_in_order_and_no_more_than_asked(steps, batch):
+def test_batches_of_any_size_give_the_requested_rows_in_order(steps, batch):
     rows = np.arange(30, dtype=np.float32)[:, None]
     batches = [[rows[start : start + batch]] for start in range(0, 30, batch)]
     got = representative_samples(batches, [InputSpec(name="x", shape=(None, 1))], steps)
@@ -157,7 +157,7 @@ def test_batches_of_different_length_in_one_element_are_refused():
         representative_samples([[np.zeros((3, 2)), np.zeros((2, 1))]], TWO, 5)
 
 
-def test_pixels_for_a_float_input_are_taken_as_real_values_with_one_warning():
+def test_pixels_for_a_float_input_cause_one_warning():
     pixels = np.arange(120, dtype=np.uint8).reshape(20, 2, 3) + 100
     got = representative_samples(pixels, ONE, 20)
     assert got.samples[3]["image"].dtype == np.float32 and np.array_equal(got.samples[3]["image"][0], pixels[3])

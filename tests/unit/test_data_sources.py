@@ -116,7 +116,7 @@ def test_npz_gives_each_split_in_its_order_and_the_limit_cuts_it(npz):
     assert load_split(config, "train").notes == ()
 
 
-def test_npz_without_val_holds_out_the_last_tenth_of_train_and_says_so(npz):
+def test_npz_without_val_holds_out_the_last_tenth_of_train(npz):
     x, y = labelled(25)
     config = npz(x_train=x, y_train=y)
     train, val = load_split(config, "train"), load_split(config, "val")
@@ -145,7 +145,7 @@ def test_npz_of_one_train_example_keeps_it_for_training(npz):
         load_split(config, "val")
 
 
-def test_npz_with_a_missing_split_says_what_it_has_and_what_is_wanted(npz):
+def test_npz_with_a_missing_split_lists_present_and_expected_arrays(npz):
     x, y = labelled(4)
     config = npz(x_test=x, y_test=y)
     with refused(MissingSplitError, field="split", expected=("x_test", "y_test"), got="train", word="x_train"):
@@ -226,7 +226,7 @@ def test_npz_with_arrays_that_cannot_be_used_is_refused(npz, arrays, field, got)
         load_split(npz(**arrays), "test")
 
 
-def test_files_that_are_no_npz_are_refused(tmp_path):
+def test_files_that_are_not_npz_are_refused(tmp_path):
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "text.npz").write_text("this is no archive")
     np.save(tmp_path / "one.npy", np.zeros(3))
@@ -266,13 +266,13 @@ def test_scale_and_offset_are_applied_in_float32_in_that_order(npz):
     assert preprocessing_record(config) == {"resize": [], "scale": 2 / 255, "offset": -1.0}
 
 
-def test_a_scale_is_refused_when_indices_stand_beside_floats(npz):
+def test_a_scale_is_refused_for_mixed_indices_and_floats(npz):
     arrays = {"x_test.image": np.zeros((2, 4)), "x_test.token": np.zeros((2, 1), int)}
     with refused(InputError, field="data.scale", got="token"):
         load_split(npz(config={"scale": 0.5}, **arrays), "test")
 
 
-def test_a_scale_that_overflows_float32_is_told(npz):
+def test_a_scale_that_overflows_float32_is_reported(npz):
     with refused(InputError, field="x[1]", got="infinity"):
         load_split(npz(x_test=np.array([[0.0], [1e30]]), config={"scale": 1e30}), "test")
 
@@ -301,7 +301,7 @@ def test_resize_applies_to_digits_and_is_recorded():
     assert preprocessing_record(config)["resize"] == [16, 12]
 
 
-def test_resize_is_refused_for_what_is_no_image_and_for_one_number(npz):
+def test_resize_is_refused_without_images_and_for_one_number(npz):
     with refused(InputError, field="data.resize", got={"x": (2, 3)}):
         load_split(npz(x_test=np.zeros((2, 3)), config={"resize": (4, 4)}), "test")
     with refused(InputError, field="data.resize", expected=("height", "width"), got=(4,)):

@@ -19,7 +19,7 @@ def make_split(x=None, labels=None, **changes):
     return Split(**{**fields, **changes})
 
 
-def test_take_gives_the_first_examples_with_their_labels_and_no_more_than_there_are():
+def test_take_returns_at_most_the_available_examples_with_labels():
     split = make_split(labels=np.array([5, 6, 7, 8]))
     assert split.take(2).inputs["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert split.take(2).labels.tolist() == [5, 6]
@@ -28,7 +28,7 @@ def test_take_gives_the_first_examples_with_their_labels_and_no_more_than_there_
         split.take(0)
 
 
-def test_lengths_that_differ_are_told_with_both_numbers():
+def test_lengths_that_differ_are_reported_with_both_numbers():
     with refused(InputError, field="data", got={"input 'x'": 4, "labels": 3}):
         make_split(labels=np.array([1, 2, 3]))
     with refused(InputError, field="data", got={"input 'a'": 2, "input 'b'": 3}):
@@ -44,7 +44,7 @@ def test_lengths_that_differ_are_told_with_both_numbers():
         ([[1.0]], "list"),
     ],
 )
-def test_what_is_no_array_of_examples_is_refused(x, got):
+def test_values_that_are_not_arrays_of_examples_are_refused(x, got):
     with refused(InputError, field="data", got=got):
         make_split(x=x)
 
@@ -112,7 +112,7 @@ def test_as_split_takes_arrays_pairs_dicts_and_splits():
 
 
 @pytest.mark.parametrize("data", [None, (1, 2, 3), 7, lambda: 0, {"a": {"b": 1}}, np.array(["text"])])
-def test_as_split_refuses_what_is_no_data(data):
+def test_as_split_refuses_invalid_data(data):
     with pytest.raises(InputError):
         as_split(data)
 

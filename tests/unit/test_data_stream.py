@@ -71,7 +71,7 @@ def test_an_evaluation_of_a_stream_is_that_of_memory(digits):
     )
 
 
-def test_the_outputs_of_a_reference_go_with_other_streams_of_the_same_data_alone(digits):
+def test_reference_outputs_apply_only_to_streams_of_the_same_data(digits):
     streamed, config = digits(1), EvaluationConfig(num_runs=0, limit=4500)
     shared = reference_outputs(FLOAT, streamed, config)
     assert evaluate_model(INT8, streamed, config, reference=shared).compared == 4500
@@ -100,7 +100,7 @@ def test_what_is_clipped_in_a_later_piece_is_counted(tmp_path):
     assert shares == [0.2, 0.2]
 
 
-def test_what_is_wrong_in_a_later_piece_is_told_with_the_example(tmp_path):
+def test_an_error_in_a_later_chunk_names_the_example(tmp_path):
     x = np.zeros((COUNT, 8, 8, 1), np.float32)
     x[4321] = np.nan
     np.savez(tmp_path / "a.npz", x_test=x)
@@ -111,12 +111,12 @@ def test_what_is_wrong_in_a_later_piece_is_told_with_the_example(tmp_path):
         load_split(config, "test").sha256()
 
 
-def test_a_shape_that_does_not_fit_is_told_before_anything_runs(digits):
+def test_a_wrong_shape_is_reported_before_anything_runs(digits):
     with refused(InputError, field="data", expected=(8, 8, 1), got=(9, 9, 1), word="8,8"):
         evaluate_model(INT8, digits(1, resize=(9, 9)))
 
 
-def test_a_stream_of_fewer_examples_than_it_had_is_told():
+def test_a_stream_that_lost_examples_is_reported():
     piece = Split(name="test", inputs={"x": np.zeros((3, 2), np.float32)}, labels=None, source="s")
     stream = SplitStream(
         name="test", source="s", num_examples=5, read=lambda start, stop: iter([piece]), piece_examples=3, seekable=True
@@ -142,7 +142,7 @@ def test_a_stream_calibrates_without_being_read_whole(digits):
 # arrays of an archive
 
 
-def test_an_array_stored_by_columns_is_read_whole_and_a_note_says_so(tmp_path):
+def test_a_fortran_order_array_is_read_whole_with_a_note(tmp_path):
     x = np.asfortranarray(np.arange(2_000_000, dtype=np.float32).reshape(1000, 2000))
     np.savez(tmp_path / "a.npz", x_test=x)
     streamed = load_split(DataConfig(source=f"npz:{tmp_path}/a.npz", max_memory_mb=1), "test")
@@ -200,7 +200,7 @@ def counting_stream(count, piece, *, seekable):
 
 @pytest.mark.parametrize("seekable", [True, False])
 @pytest.mark.parametrize(("count", "piece", "batch"), [(1000, 10, 7), (1000, 10, 300), (5, 10, 2), (64, 1, 8)])
-def test_an_epoch_holds_every_example_once_in_an_order_of_seed_and_epoch(seekable, count, piece, batch):
+def test_an_epoch_has_every_example_once_in_seeded_order(seekable, count, piece, batch):
     stream = counting_stream(count, piece, seekable=seekable)
 
     def order(seed, epoch):
@@ -215,7 +215,7 @@ def test_an_epoch_holds_every_example_once_in_an_order_of_seed_and_epoch(seekabl
     assert first == order(3, 0) and len({tuple(first), tuple(order(3, 1)), tuple(order(4, 0))}) == 3
 
 
-def test_a_seekable_stream_is_mixed_from_end_to_end_another_only_within_the_buffer():
+def test_only_a_seekable_stream_is_shuffled_completely():
     def mean_of_the_first_tenth(seekable):
         batches = list(shuffled_batches(counting_stream(10_000, 10, seekable=seekable), 100, 0, 0))
         return np.mean([batch.labels.mean() for batch in batches[:10]])

@@ -170,7 +170,7 @@ def test_data_in_other_units_and_other_preprocessing_are_warned_of(digits):
         assert evaluate_model(INT8, (x * 16, y), QUICK).clipped_input_fraction > 0.3
 
 
-def test_a_limit_beyond_the_data_is_told(digits):
+def test_a_limit_beyond_the_data_is_reported(digits):
     assert evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, limit=7)).num_examples == 7
     with warned("99"):
         record = evaluate_model(INT8, digits, EvaluationConfig(num_runs=0, limit=99))

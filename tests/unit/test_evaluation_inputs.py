@@ -36,7 +36,7 @@ def split(*arrays, **named) -> Split:
 INT8 = {"dtype": "int8", "scale": (0.5,), "zero_point": (10,)}
 
 
-def test_codes_round_half_to_even_and_saturate():
+def test_quantized_values_round_half_to_even_and_saturate():
     # x / 0.5 + 10; truncation would give 10 for 0.49, and rounding half up 11 for 0.25 and 13 for 1.25.
     x = np.array([[0.0, 0.49], [0.25, 1.25], [-0.25, 0.75], [1e6, -1e6]], np.float32)
     prepared = prepare_inputs(model_of(INT8), split(x))
@@ -52,7 +52,7 @@ def test_float_inputs_are_fed_as_they_are():
     assert (prepared.clipped_fraction, prepared.unused_fraction, prepared.warnings) == (None, None, ())
 
 
-def test_clipped_values_are_those_beyond_the_range_by_more_than_half_a_step():
+def test_values_more_than_half_a_step_beyond_the_range_are_clipped():
     # Codes -128 to 127 stand for -69 to 58.5; half a step beyond is -69.25 to 58.75.
     x = np.array([[58.5, 58.7], [58.8, 1000.0], [-69.2, -69.3], [0.0, 0.0]], np.float32)
     prepared = prepare_inputs(model_of(INT8), split(x))
@@ -62,7 +62,7 @@ def test_clipped_values_are_those_beyond_the_range_by_more_than_half_a_step():
     assert "37.5%" in prepared.warnings[0]
 
 
-def test_data_scaled_to_one_for_a_model_of_pixels_leaves_its_range_unused():
+def test_data_scaled_to_one_underuses_the_range_of_pixels():
     pixels = {"dtype": "int8", "scale": (1.0,), "zero_point": (-128,)}
     scaled = prepare_inputs(model_of(pixels), split(np.linspace(0, 1, 20, dtype=np.float32).reshape(10, 2)))
     assert scaled.unused_fraction == pytest.approx(254 / 255)
@@ -91,7 +91,7 @@ def test_inputs_are_bound_by_the_names_of_the_signature():
 
 
 @pytest.mark.parametrize(
-    ("tensor", "x", "wanted"),
+    ("tensor", "x", "expected"),
     [
         ({}, np.zeros((5, 3)), {"field": "data", "expected": (2,), "got": (3,)}),
         ({}, np.zeros((5, 2, 1)), {"field": "data", "expected": (2,), "got": (2, 1)}),
@@ -114,8 +114,8 @@ def test_inputs_are_bound_by_the_names_of_the_signature():
         ({"dtype": "resource"}, np.zeros((1, 2)), {"field": "t0", "got": "resource"}),
     ],
 )
-def test_data_that_the_model_cannot_take_is_refused(tensor, x, wanted):
-    with refused(InputError, **wanted):
+def test_data_that_the_model_cannot_take_is_refused(tensor, x, expected):
+    with refused(InputError, **expected):
         prepare_inputs(model_of(tensor), split(x))
 
 
@@ -129,7 +129,7 @@ def test_indices_are_fed_as_integers():
     assert prepared.arrays[0].dtype == np.int32
 
 
-def test_outputs_are_code_minus_zero_point_times_scale():
+def test_outputs_are_dequantized_with_zero_point_and_scale():
     model = model_of({}, outputs=({**INT8, "name": "codes"}, {"name": "reals"}, {"dtype": "int64"}))
     outputs = [np.array([[10, 12]], np.int8), np.array([[0.5, 1.5]], np.float32), np.array([3], np.int64)]
     quantized, reals, classes = decode_outputs(model, outputs)

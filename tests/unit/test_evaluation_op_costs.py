@@ -73,13 +73,13 @@ def test_the_shares_of_all_ops_are_of_their_sum(digits):
     assert [cost.keras_layer for cost in costs] == [op.keras_layer for op in digits.main_subgraph.ops]
 
 
-def test_where_a_kernel_with_weights_is_left_over_no_kernel_is_given_an_op(digits):
+def test_a_leftover_kernel_with_weights_prevents_any_assignment(digits):
     costs = op_costs(digits, inside(*["Convolution (NHWC, QC8) IGEMM"] * 40))
     assert all(cost.index is None and cost.keras_layer is None for cost in costs)
     assert sum(cost.fraction for cost in costs) == pytest.approx(1)
 
 
-def test_where_an_op_with_weights_is_left_over_no_kernel_is_given_an_op(digits):
+def test_a_leftover_op_with_weights_prevents_any_assignment(digits):
     costs = op_costs(digits, inside("Convolution (NHWC, QC8) IGEMM"))
     assert [cost.index for cost in costs] == [None]
 
@@ -90,16 +90,16 @@ def test_ops_that_the_model_does_not_have_are_refused(digits):
     assert "does not have" in op_costs(digits, [ran(999, "CONV_2D")])
 
 
-def test_kernels_of_a_model_that_calls_subgraphs_cannot_be_told_apart(digits):
+def test_kernels_of_a_model_that_calls_subgraphs_are_indistinguishable(digits):
     assert "subgraphs" in op_costs(digits, [ran(0, "CONV_2D", subgraph=1), *inside("Add (ND)")])
 
 
-def test_ops_inside_a_called_subgraph_are_part_of_the_op_that_calls_it(digits):
+def test_ops_of_a_called_subgraph_belong_to_the_calling_op(digits):
     costs = op_costs(digits, [*all_on_tflite(digits), ran(0, "ADD", ms=100.0, subgraph=1)])
     assert sum(cost.ms for cost in costs) == sum(event.mean_ms for event in all_on_tflite(digits))
 
 
-def test_a_delegates_own_node_is_no_op(digits):
+def test_a_delegates_own_node_is_not_an_op(digits):
     model = tflite.read(changed(golden("digits_int8"), lambda model: None))
     count = len(model.main_subgraph.ops)
     costs = op_costs(model, [*all_on_tflite(model), ran(count, "DELEGATE")])

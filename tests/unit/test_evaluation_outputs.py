@@ -49,8 +49,8 @@ def plain(model):
     (source,), results = interpreter.get_input_details(), []
     for example in X:
         scale, zero = source["quantization"]
-        codes = example if not scale else np.clip(np.round(example / scale) + zero, -128, 127)
-        interpreter.set_tensor(source["index"], codes[None].astype(source["dtype"]))
+        quantized = example if not scale else np.clip(np.round(example / scale) + zero, -128, 127)
+        interpreter.set_tensor(source["index"], quantized[None].astype(source["dtype"]))
         interpreter.invoke()
         row = []
         for sink in interpreter.get_output_details():

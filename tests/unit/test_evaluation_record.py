@@ -55,7 +55,7 @@ WITHOUT_LABELS = dataclasses.replace(
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_bounds_that_are_met_are_no_error(as_dict):
+def test_bounds_that_are_met_raise_no_error(as_dict):
     require = RequireConfig(min_accuracy=0.75, max_accuracy_drop=0.01, min_agreement=0.97)
     assert RECORD.accuracy_drop > 0.01  # by the rounding of a float, which no one means
     check_requirements(RECORD.to_dict() if as_dict else RECORD, require)
@@ -102,7 +102,7 @@ def compared(a, b):
     return compare_outputs(["y", "z"], a, b, backend_a="local", backend_b="qemu:cortex-a53")
 
 
-def test_codes_are_compared_in_lsb_without_overflow():
+def test_quantized_values_are_compared_in_lsb_without_overflow():
     a = [np.array([[-128, 0, 5]], np.int8), np.array([[0, 255]], np.uint8)]
     b = [np.array([[127, 0, 4]], np.int8), np.array([[255, 255]], np.uint8)]
     record = compared(a, b)
@@ -119,7 +119,7 @@ def test_wide_integers_are_compared_without_overflow():
     assert record.max_abs_error_lsb == highest - lowest
 
 
-def test_a_float_output_has_no_lsb_and_is_told_apart():
+def test_a_float_output_has_no_lsb():
     a = [np.array([[1, 2]], np.int8), np.array([[0.5, 1.0]], np.float32)]
     b = [np.array([[1, 3]], np.int8), np.array([[0.5, 1.25]], np.float32)]
     record = compared(a, b)
@@ -139,9 +139,7 @@ def test_outputs_that_cannot_be_compared_are_refused():
         compare_outputs(["y"], [np.zeros(1, np.int8)], [np.zeros(2, np.int8)], backend_a="a", backend_b="b")
 
 
-def test_a_runner_that_cannot_be_had_is_a_reason_for_the_report_and_an_error_where_it_was_asked_for(
-    monkeypatch, tmp_path, golden
-):
+def test_an_unavailable_runner_is_an_error_only_if_requested(monkeypatch, tmp_path, golden):
     monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path))
     model, x = (golden / "digits_int8.tflite").read_bytes(), np.full((2, 8, 8, 1), 8.0)
     outcome = compare_backends_or_reason(model, x, EvaluationConfig(), "qemu:cortex-a53")

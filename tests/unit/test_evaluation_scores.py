@@ -44,7 +44,7 @@ def test_topk_is_that_of_scikit_learn(k):
     assert topk(outputs, labels, k) == top_k_accuracy_score(labels, outputs, k=k, labels=range(10))
 
 
-def test_ties_of_topk_go_to_the_lower_class_so_that_top_of_one_is_top1():
+def test_ties_of_topk_go_to_the_lower_class():
     outputs, labels = RNG.integers(-128, -120, (500, 10)).astype(np.int8), RNG.integers(0, 10, 500)
     assert topk(outputs, labels, 1) == top1(outputs, labels)
     same = np.zeros((2, 7), np.float32)
@@ -86,9 +86,9 @@ def test_labels_that_have_no_roc_are_refused(labels, expected, got):
 
 def test_mean_absolute_error_is_that_of_scikit_learn_in_any_shape():
     outputs, labels = RNG.normal(size=(40, 6)).astype(np.float32), RNG.normal(size=(40, 6))
-    wanted = sklearn_mae(labels, outputs)
-    assert mean_absolute_error(outputs, labels) == pytest.approx(wanted, abs=1e-12)
-    assert mean_absolute_error(outputs.reshape(40, 2, 3, 1), labels.reshape(40, 2, 3)) == pytest.approx(wanted)
+    expected = sklearn_mae(labels, outputs)
+    assert mean_absolute_error(outputs, labels) == pytest.approx(expected, abs=1e-12)
+    assert mean_absolute_error(outputs.reshape(40, 2, 3, 1), labels.reshape(40, 2, 3)) == pytest.approx(expected)
     assert mean_absolute_error(np.array([[1.0], [2]]), np.array([2, 4])) == 1.5
     with refused(InputError, field="labels", expected=(40, 6), got=(40,)):
         mean_absolute_error(outputs, labels[:, 0])
@@ -111,7 +111,7 @@ def test_an_autoencoder_is_scored_by_the_error_of_its_reconstruction():
     assert "no classes" in scores["agreement_reason"] or "no reference" in scores["agreement_reason"]
 
 
-def test_an_autoencoder_without_labels_of_anomalies_has_its_error_and_says_what_is_missing():
+def test_an_autoencoder_without_anomaly_labels_reports_error_and_missing_labels():
     inputs, outputs, _ = reconstruction()
     bare = score_outputs(outputs, split(inputs), reconstructs=True)
     assert (bare["accuracy"], bare["accuracy_reason"]) == (None, "the data has no labels")
@@ -127,17 +127,17 @@ def test_an_autoencoder_without_labels_of_anomalies_has_its_error_and_says_what_
 def test_roc_auc_of_classifiers_takes_the_score_of_class_1():
     labels = RNG.integers(0, 2, 50)
     one = RNG.random((50, 1))
-    wanted = roc_auc_score(labels, one[:, 0])
+    expected = roc_auc_score(labels, one[:, 0])
     data = split(one, labels)
-    assert score_outputs(one, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(wanted)
+    assert score_outputs(one, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(expected)
     two = np.concatenate([1 - one, one], axis=1)
-    assert score_outputs(two, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(wanted)
+    assert score_outputs(two, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(expected)
     logits = RNG.normal(0, 3, (50, 2))
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    wanted = roc_auc_score(labels, softmax[:, 1])
+    expected = roc_auc_score(labels, softmax[:, 1])
     for two in (logits, softmax):
-        assert score_outputs(two, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(wanted)
-    assert roc_auc_score(labels, logits[:, 1]) != pytest.approx(wanted)
+        assert score_outputs(two, data, reconstructs=False, metric="roc_auc")["accuracy"] == pytest.approx(expected)
+    assert roc_auc_score(labels, logits[:, 1]) != pytest.approx(expected)
     with refused(InputError, field="outputs", got=(50, 3)):
         score_outputs(RNG.random((50, 3)), data, reconstructs=False, metric="roc_auc")
 
@@ -150,7 +150,7 @@ def digits():
     return images[:60].reshape(-1, 8, 8, 1).astype(np.float32), labels[:60]
 
 
-def test_a_record_holds_top5_beside_top1_and_moments_of_the_latency(digits):
+def test_a_record_has_top1_top5_and_latency_statistics(digits):
     record = evaluate_model(INT8, digits, EvaluationConfig(num_runs=4, warmup_runs=0))
     assert record.scores == {"top1": record.accuracy, "top5": record.scores["top5"]}
     assert record.accuracy <= record.scores["top5"] <= 1
@@ -176,12 +176,12 @@ def test_a_flatbuffer_that_reconstructs_is_known_and_scored_against_its_input(di
     assert record.agreement is None and "reconstructs" in record.agreement_reason
 
 
-def test_of_an_error_lower_is_better_and_the_drop_is_how_much_worse_it_is(digits):
+def test_the_drop_of_an_error_metric_is_its_increase(digits):
     x, y = digits
-    wanted = np.eye(10)[y]
+    expected = np.eye(10)[y]
     config = EvaluationConfig(num_runs=0, metric="mae")
-    reference = dataclasses.replace(reference_outputs(FLOAT, x), outputs=(wanted.astype(np.float32),))
-    record = evaluate_model(INT8, (x, wanted), config, reference=reference)
+    reference = dataclasses.replace(reference_outputs(FLOAT, x), outputs=(expected.astype(np.float32),))
+    record = evaluate_model(INT8, (x, expected), config, reference=reference)
     assert record.metrics["mae"]["direction"] == "lower" and record.reference_accuracy == 0
     assert record.accuracy_drop == record.accuracy > 0
     assert record.agreement is None and "mae" in record.agreement_reason
@@ -219,12 +219,12 @@ def test_every_metric_is_known_by_its_own_name():
 
 
 # Outputs and labels of every registered metric: 97 examples, with ties.
-CODES = RNG.integers(0, 20, (97, 9)).astype(np.float32) / 20
+TIED_SCORES = RNG.integers(0, 20, (97, 9)).astype(np.float32) / 20
 EXAMPLES = {
-    "top1": (CODES, RNG.integers(0, 9, 97)),
-    "top5": (CODES, RNG.integers(0, 9, 97)),
+    "top1": (TIED_SCORES, RNG.integers(0, 9, 97)),
+    "top5": (TIED_SCORES, RNG.integers(0, 9, 97)),
     # The first examples look like probabilities, all of them together do not.
-    "roc_auc": (np.where(np.arange(97)[:, None] < 30, [[0.3, 0.7]], CODES[:, :2] * 8), RNG.integers(0, 2, 97)),
+    "roc_auc": (np.where(np.arange(97)[:, None] < 30, [[0.3, 0.7]], TIED_SCORES[:, :2] * 8), RNG.integers(0, 2, 97)),
     "mae": (RNG.normal(size=(97, 3, 5)).astype(np.float32), RNG.normal(size=(97, 3, 5))),
 }
 
@@ -315,7 +315,7 @@ def test_a_function_may_be_the_metric_and_declare_its_direction(digits):
     assert "no interval" in record.to_text()
 
 
-def test_without_a_declared_direction_there_is_no_drop_and_no_bound(digits):
+def test_a_metric_without_direction_has_neither_drop_nor_bound(digits):
     record = evaluate_model(INT8, digits, QUICK, reference=FLOAT, metric=lambda outputs, labels: 1)
     assert (record.accuracy, record.reference_accuracy, record.accuracy_drop) == (1, 1, None)
     assert "declare" in record.skipped["accuracy_drop"]
@@ -391,5 +391,5 @@ def test_a_drop_in_points_is_refused_where_the_metric_is_a_fraction(metric):
         check_metric(EvaluationConfig(metric=metric, require=RequireConfig(max_accuracy_drop=2)))
 
 
-def test_a_drop_may_exceed_1_where_the_metric_has_a_unit_of_its_own():
+def test_a_drop_may_exceed_1_for_a_metric_with_unit():
     check_metric(EvaluationConfig(metric="mae", require=RequireConfig(max_accuracy_drop=2)))

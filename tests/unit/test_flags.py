@@ -16,7 +16,7 @@ def parsed(*arguments, section="conversion"):
     return parse(["tfq", *arguments], command="convert", section=section, description="does").config
 
 
-def test_a_section_names_its_own_flags_barely_and_run_by_their_whole_path():
+def test_a_command_uses_short_flags_and_run_uses_full_paths():
     assert "scheme" in {setting.flag for setting in settings_of("conversion")}
     names = {setting.flag for setting in settings_of(None)}
     assert {"conversion.scheme", "compression.prune.final_sparsity", "compression.prune", "data", "data.scale"} <= names
@@ -44,7 +44,7 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
     assert (config.data.source, config.data.scale) == ("npz:f", 2.0)
 
 
-def test_a_whole_run_and_a_record_are_taken_as_config_by_any_script(tmp_path):
+def test_any_command_accepts_a_run_config_or_record(tmp_path):
     tree = {"model": "a", "conversion": {"scheme": "float32"}, "training": {"epochs": 2}}
     for number, content in enumerate([tree, {"schema_version": 2, "command": "run", "config": tree, "models": []}]):
         file = tmp_path / f"{number}.json"
@@ -62,7 +62,7 @@ def test_compress_train_is_its_own_section_key(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "word"),
     [
         (["--shceme=int8"], "'scheme'"),
         (["--scheme=int4"], "int4"),
@@ -73,8 +73,8 @@ def test_compress_train_is_its_own_section_key(tmp_path):
         (["--config=nowhere.json"], "nowhere.json"),
     ],
 )
-def test_a_bad_command_line_is_an_input_error(arguments, told):
-    with refused(InputError, word=told):
+def test_a_bad_command_line_is_an_input_error(arguments, word):
+    with refused(InputError, word=word):
         parsed(*arguments)
 
 
@@ -126,7 +126,7 @@ def test_an_error_about_a_field_of_one_word_names_its_flag():
     assert with_flags("model=a is gone", "audit", field="model") == "--model=a is gone"
 
 
-def test_every_section_with_flags_of_its_own_has_a_command():
+def test_every_section_with_flags_has_a_command():
     sections = {setting.path[0] for setting in every_setting()} - set(COMMON)
     assert sections | {None} == set(COMMANDS)
     assert {flags.command for flags in COMMANDS.values()} == set(main.COMMANDS)
@@ -157,7 +157,7 @@ def test_what_commands_use_and_ignore_are_config_paths():
     assert named - {"allow_code"} <= paths
 
 
-def test_a_field_that_a_command_has_no_flag_for_keeps_its_name_in_messages():
+def test_messages_name_fields_without_flags_by_their_path():
     assert with_flags("data.source=npz:x", "audit") == "--data=npz:x"
     assert with_flags("evaluation.reference is", None) == "tfq evaluate --reference is"
 
@@ -183,7 +183,7 @@ def test_help_of_run_is_grouped_by_section():
     assert not [line for line in lines if line.startswith(("search", "analysis"))]
 
 
-def test_help_lists_registered_objects_with_their_help_where_the_command_owns_the_field():
+def test_help_lists_registered_objects_of_the_commands_own_fields():
     for entry in registry.entries_of("calibration_method"):
         assert f"        {entry.name}: {entry.help[:40]}" in help_of("conversion")
         assert entry.name in help_of(None)

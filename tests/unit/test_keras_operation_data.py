@@ -63,7 +63,7 @@ class NoValue:
         (np.zeros((65 << 20), "int8"), "68157440"),
     ],
 )
-def test_what_is_no_data_is_untranslatable(value, word):
+def test_values_that_are_not_data_are_untranslatable(value, word):
     with refused(Untranslatable, word=word):
         encode([value], lambda item: None)
 

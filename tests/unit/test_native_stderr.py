@@ -162,7 +162,7 @@ def test_stderr_that_is_not_descriptor_2_is_left_alone(capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [None, "closed"])
-def test_a_missing_or_closed_sys_stderr_is_no_error(stream, monkeypatch, capfd):
+def test_a_missing_or_closed_sys_stderr_is_ignored(stream, monkeypatch, capfd):
     if stream == "closed":
         with open(os.devnull, "w") as stream:
             pass
@@ -180,7 +180,7 @@ def test_the_log_level_0_shows_every_line(capfd, monkeypatch):
     assert capfd.readouterr().err == f"{NOISE[0]}\n"
 
 
-def test_a_closed_descriptor_2_is_no_error():
+def test_a_closed_descriptor_2_is_ignored():
     code = (
         "import os; os.close(2)\n"
         "from tfq.native_stderr import captured_stderr\n"

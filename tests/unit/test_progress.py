@@ -67,7 +67,7 @@ def visible(text):
     return "\n".join(lines)
 
 
-def test_a_command_in_a_pipe_prints_one_plain_line_for_each_outermost_stage(show):
+def test_a_piped_command_prints_one_plain_line_per_outermost_stage(show):
     screen = show(Screen(False))
     with progress.printed_lines():
         with progress.stage("loading"), progress.stage("inside"):
@@ -103,7 +103,7 @@ def test_a_short_stage_is_not_shown(show, monkeypatch):
     assert screen.getvalue() == ""
 
 
-def test_a_warning_begins_on_a_line_of_its_own(show):
+def test_a_warning_begins_on_a_new_line(show):
     screen = show(Screen(True))
     with progress.stage("calibrating"):
         wait_for(screen, "calibrating")
@@ -183,7 +183,7 @@ def test_an_error_in_a_stage_leaves_no_stage_behind(show):
 
 
 @pytest.mark.parametrize("stream", [None, "closed"])
-def test_a_missing_or_closed_stderr_is_no_error(show, stream):
+def test_a_missing_or_closed_stderr_is_ignored(show, stream):
     if stream == "closed":
         stream = Screen(True)
         stream.close()

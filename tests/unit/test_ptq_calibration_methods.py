@@ -119,7 +119,7 @@ def test_ranges_never_reach_beyond_what_was_seen(method):
     assert LAPLACE.min() <= result.minimum < result.maximum <= LAPLACE.max()
 
 
-def test_what_is_clipped_is_told():
+def test_clipped_values_are_reported():
     result = chosen(NORMAL, method="percentile", percentile=90.0)
     assert result.clipped == pytest.approx(0.2, abs=0.002)
     assert result.coverage == pytest.approx(2 * 1.2816 / (NORMAL.max() - NORMAL.min()), rel=0.02)
@@ -135,7 +135,7 @@ def test_a_method_that_needs_a_histogram_says_so_where_there_is_none():
         choose_ranges(observations(seen(NORMAL, histogram=False)), CalibrationConfig(method="mse"))
 
 
-def test_patterns_give_layers_methods_of_their_own_and_the_last_one_counts():
+def test_the_last_matching_pattern_sets_a_layers_method():
     tensors = [seen(OUTLIER, name=f"t{index}", layer=layer) for index, layer in enumerate(("conv", "conv_2", None))]
     config = CalibrationConfig(method="min_max", tensors=("conv*=mse", "conv_2=percentile"))
     result = choose_ranges(observations(*tensors), config)
@@ -143,7 +143,7 @@ def test_patterns_give_layers_methods_of_their_own_and_the_last_one_counts():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "word"),
     [
         ("conv", "PATTERN=METHOD"),
         ("=mse", "PATTERN=METHOD"),
@@ -151,8 +151,8 @@ def test_patterns_give_layers_methods_of_their_own_and_the_last_one_counts():
         ("dense=mse", "layer"),
     ],
 )
-def test_patterns_that_say_nothing_are_refused(text, told):
-    with refused(InputError, word=told):
+def test_patterns_that_say_nothing_are_refused(text, word):
+    with refused(InputError, word=word):
         choose_ranges(observations(seen(NORMAL, layer="conv")), CalibrationConfig(tensors=(text,)))
 
 
@@ -168,7 +168,7 @@ ONE_FAR_OUT = np.where(np.arange(500)[:, None] == 317, FEW_VALUES * 300, FEW_VAL
 
 
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
-def test_a_sample_that_reaches_far_beyond_all_others_is_left_out_and_numbered(method):
+def test_an_outlier_sample_is_left_out_and_reported_by_index(method):
     result = of_samples(ONE_FAR_OUT, method=method)
     assert result.outlier_samples == (317,)
     assert FEW_VALUES.min() <= result.minimum < -2 and 2 < result.maximum <= FEW_VALUES.max()
@@ -186,7 +186,7 @@ def test_samples_of_one_family_are_all_kept():
         assert of_samples(values.astype(np.float32), method="percentile").outlier_samples == ()
 
 
-def test_more_than_one_in_a_hundred_are_no_outliers_and_fewer_than_a_hundred_samples_have_none():
+def test_at_most_one_percent_of_samples_are_outliers():
     six = np.where(np.arange(500)[:, None] % 83 == 0, FEW_VALUES * 300, FEW_VALUES)
     assert of_samples(six, method="percentile").outlier_samples == ()
     few = ONE_FAR_OUT[300:399]

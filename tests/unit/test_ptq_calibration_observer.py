@@ -54,10 +54,10 @@ def reference_values(model, samples):
 def test_every_tensor_holds_what_the_reference_kernels_compute(name):
     model = golden(name)
     samples = samples_of(model)
-    wanted, seen = reference_values(model, samples), observe(model, samples)
-    assert {index for _, index in seen.tensors} == set(wanted)
+    expected, seen = reference_values(model, samples), observe(model, samples)
+    assert {index for _, index in seen.tensors} == set(expected)
     for (_, index), tensor in seen.tensors.items():
-        values = wanted[index].astype(np.float64)
+        values = expected[index].astype(np.float64)
         near = 1e-5 * np.abs(values).max()
         assert tensor.minimum == pytest.approx(values.min(), abs=near)
         assert tensor.maximum == pytest.approx(values.max(), abs=near)
@@ -66,7 +66,7 @@ def test_every_tensor_holds_what_the_reference_kernels_compute(name):
         assert tensor.bins().quantile(0.9) == pytest.approx(quantile, rel=1 / 32, abs=1e-6)
 
 
-def test_what_is_seen_is_the_same_to_the_bit_with_any_number_of_workers():
+def test_statistics_are_bit_identical_with_any_number_of_workers():
     model = golden("two_branches_float32")
     samples = samples_of(model, 40)
     one, *others = (observe(model, samples, num_workers=count).to_dict() for count in (1, 2, 5))
@@ -88,8 +88,8 @@ def test_parts_of_the_data_merge_to_the_whole():
 
 def test_parts_of_different_models_are_refused():
     parts = [observe(golden(name), samples_of(golden(name), 2)) for name in FLOAT_MODELS]
-    wanted, got = (part.model_sha256 for part in parts)
-    with refused(InputError, field="parts[1]", expected=wanted, got=got):
+    expected, got = (part.model_sha256 for part in parts)
+    with refused(InputError, field="parts[1]", expected=expected, got=got):
         merge_observations(parts)
 
 
@@ -133,7 +133,7 @@ def test_samples_are_drawn_as_they_are_needed():
     assert len(drawn) < 20
 
 
-def test_nan_is_told_with_its_sample_tensor_and_layer():
+def test_nan_is_reported_with_its_sample_tensor_and_layer():
     model = golden("digits_float32")
     samples = samples_of(model, 5)
     name = next(iter(samples[0]))
@@ -142,7 +142,7 @@ def test_nan_is_told_with_its_sample_tensor_and_layer():
         observe(model, samples)
 
 
-def test_infinity_is_told():
+def test_infinity_is_reported():
     model = golden("digits_float32")
     samples = samples_of(model, 1)
     next(iter(samples[0].values()))[..., 0] = np.inf
@@ -162,7 +162,7 @@ def test_samples_of_another_shape_are_refused():
         observe(model, [wrong])
 
 
-def test_a_flatbuffer_of_codes_is_refused():
+def test_a_quantized_flatbuffer_is_refused():
     with refused(InputError, field="model", expected="float32 activations"):
         observe(golden("digits_int8"), [{}])
 

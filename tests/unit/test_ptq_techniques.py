@@ -104,7 +104,7 @@ def test_channels_that_were_made_uneven_are_even_again():
     assert pair.highest_factor / pair.lowest_factor >= 32
 
 
-def test_pairs_are_found_through_depthwise_pooling_and_flattening_and_the_rest_has_reasons():
+def test_pairs_are_found_through_depthwise_pooling_and_flattening():
     result = ptq.equalize(FLOATING)
     assert [(pair.first, pair.second) for pair in result.pairs] == [("depthwise", "pointwise"), ("conv2", "logits")]
     assert result.skipped == {
@@ -118,12 +118,12 @@ def cap(model):
     op_of(model, "conv2").builtinOptions.fusedActivationFunction = RELU6
 
 
-def test_behind_a_relu6_nothing_is_scaled_without_data():
+def test_nothing_is_scaled_after_a_relu6_without_data():
     result = ptq.equalize(changed(FLOATING, cap))
     assert "ReLU6" in result.skipped["conv2"]
 
 
-def test_behind_a_relu6_channels_are_scaled_as_far_as_the_cap_allows():
+def test_channels_after_a_relu6_are_scaled_within_the_cap():
     def small_then_capped(model):
         factors = np.geomspace(1e-3, 1e-1, 12).astype(np.float32)
         multiply(model, "conv2", 1, factors[:, None, None, None])
@@ -171,7 +171,7 @@ def shifted(layer, by):
 
 
 @pytest.mark.parametrize(("layer", "reader"), [("conv2", "logits"), ("depthwise", "pointwise")])
-def test_what_a_channel_always_gives_is_taken_off_it_and_the_function_stays(layer, reader):
+def test_bias_absorption_keeps_the_function(layer, reader):
     model = shifted(layer, 400)
     result = ptq.absorb_biases(model, SAMPLES)
     (pair,) = (pair for pair in result.pairs if pair.first == layer)
@@ -239,9 +239,9 @@ def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
 
 def mean_offset(model, layer):
     """By how much an int8 flatbuffer's mean of each channel is off."""
-    wanted = tensor_values(FLOATING, output_of(FLOATING, layer))
+    expected = tensor_values(FLOATING, output_of(FLOATING, layer))
     got = tensor_values(model, output_of(model, layer))
-    return (got - wanted).reshape(-1, got.shape[-1]).mean(axis=0)
+    return (got - expected).reshape(-1, got.shape[-1]).mean(axis=0)
 
 
 def spoilt(model):
@@ -260,7 +260,7 @@ def test_biases_take_off_what_quantization_added(layer):
     assert result.layers[layer][1] < result.layers[layer][0] / 5
 
 
-def test_biases_are_kept_where_other_ones_are_no_better(monkeypatch):
+def test_biases_are_kept_where_correction_does_not_help(monkeypatch):
     monkeypatch.setattr("tfq.ptq.bias_correction._shift", lambda layer, offset: layer.set_bias(layer.bias + 500))
     result = ptq.correct_biases(QUANTIZED, FLOATING, SAMPLES)
     assert (result.model, result.rounds) == (QUANTIZED, 0)
@@ -274,14 +274,14 @@ def test_a_float_flatbuffer_of_another_model_is_refused():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_chosen_codes_are_nearly_the_best_of_all(seed):
+def test_rounding_is_nearly_optimal(seed):
     rng = np.random.default_rng(seed)
     mixed = rng.normal(size=(50, 5)) @ rng.normal(size=(5, 5))
     gram = mixed.T @ mixed / 50
     weights = rng.uniform(-3, 3, (6, 5))
 
-    def error(codes):
-        return np.einsum("ok,kl,ol->o", weights - codes, gram, weights - codes)
+    def error(rounded):
+        return np.einsum("ok,kl,ol->o", weights - rounded, gram, weights - rounded)
 
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=5)))
     best = np.min([error(np.rint(weights) + step) for step in steps], axis=0)
@@ -290,7 +290,7 @@ def test_chosen_codes_are_nearly_the_best_of_all(seed):
     assert chosen.sum() <= 1.5 * best.sum() + 1e-3
 
 
-def test_chosen_codes_stay_in_range_and_zeros_stay_zero():
+def test_rounding_stays_in_range_and_zeros_stay_zero():
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=(50, 8)) @ rng.normal(size=(8, 8))
     weights = rng.normal(0, 6, (20, 8))
@@ -307,13 +307,13 @@ def test_patches_times_weights_are_what_the_layer_computes(layer):
     patches = extract_patches(weighted, tensor_values(FLOATING, weighted.data, SAMPLES[:1]))
     rows = weighted.weights_by_output().reshape(len(patches), -1, patches.shape[2])
     result = np.einsum("gpk,gok->pgo", patches, rows).reshape(patches.shape[1], -1) + weighted.bias
-    wanted = tensor_values(FLOATING, weighted.output, SAMPLES[:1])
+    expected = tensor_values(FLOATING, weighted.output, SAMPLES[:1])
     result = np.maximum(result, 0) if weighted.activation else result
-    np.testing.assert_allclose(result, wanted.reshape(result.shape), atol=1e-4)
+    np.testing.assert_allclose(result, expected.reshape(result.shape), atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "wanted"),
+    ("numbers", "expected"),
     [
         ((32, 3, 1, 1), (1, 1)),
         ((32, 3, 2, 1), (0, 1)),
@@ -322,8 +322,8 @@ def test_patches_times_weights_are_what_the_layer_computes(layer):
         ((5, 1, 2, 1), (0, 0)),
     ],
 )
-def test_same_padding_is_tensorflows(numbers, wanted):
-    assert same_padding(*numbers) == wanted
+def test_same_padding_is_tensorflows(numbers, expected):
+    assert same_padding(*numbers) == expected
 
 
 def test_rounding_brings_the_outputs_of_every_layer_nearer():
@@ -334,7 +334,7 @@ def test_rounding_brings_the_outputs_of_every_layer_nearer():
     assert all(result.layers[name][1] < result.layers[name][0] / 2 for name in ("conv2", "logits"))
 
 
-def test_rounded_codes_are_the_nearest_or_their_neighbours_and_scales_stay():
+def test_rounding_moves_values_at_most_one_step_and_keeps_scales():
     result = ptq.optimize_rounding(QUANTIZED, FLOATING, SAMPLES)
     before, after = tflite.read(QUANTIZED).main_subgraph, tflite.read(result.model).main_subgraph
     assert [tensor.scale for tensor in after.tensors] == [tensor.scale for tensor in before.tensors]
@@ -367,7 +367,7 @@ def test_repairs_give_the_same_bytes_again():
 
 
 @pytest.mark.parametrize("model", ["digits_int8", "digits_int8_per_tensor"])
-def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
+def test_four_bit_values_are_packed_as_the_kernels_read_them(model):
     result = ptq.quantize_to_int4(golden(model), FLOATING, SAMPLES, rounding=False)
     edited, before = tflite.unpack(result.model), tflite.unpack(FLOATING)
     for layer in ("conv2", "logits", "depthwise"):
@@ -378,16 +378,16 @@ def test_four_bit_codes_are_packed_as_the_kernels_read_them(model):
         axis = tensor.quantization.quantizedDimension
         shape = [-1 if place == axis and len(scales) > 1 else 1 for place in range(len(tensor.shape))]
         reals = quantized.reshape(tensor.shape) * scales.reshape(shape)
-        _, wanted = constant(before, layer, 1)
+        _, expected = constant(before, layer, 1)
         assert np.abs(quantized).max() == 7
         # Half a step, but for what lies beyond the largest code.
-        inside = np.abs(wanted) <= 7.5 * scales.reshape(shape)
-        assert (np.abs(reals - wanted) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
+        inside = np.abs(expected) <= 7.5 * scales.reshape(shape)
+        assert (np.abs(reals - expected) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
     answers = tensor_values(result.model, tflite.read(result.model).main_subgraph.outputs[0])
     assert (answers.argmax(axis=1) == probabilities(FLOATING).argmax(axis=1)).mean() > 0.8
 
 
-def test_four_bits_lose_less_when_the_codes_are_chosen():
+def test_four_bits_lose_less_with_optimized_rounding():
     nearest, chosen = (ptq.quantize_to_int4(QUANTIZED, FLOATING, SAMPLES, rounding=way) for way in (False, True))
     assert all(chosen.layers[name][1] < nearest.layers[name][1] / 1.5 for name in ("conv2", "logits"))
     assert all(after <= before * 1.001 for before, after in nearest.layers.values())

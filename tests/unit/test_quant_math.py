@@ -31,7 +31,7 @@ def test_quantize_to_uint8_saturates_at_its_own_range():
     assert quantize([-1.0, 300.0, 2.0], 1.0, 0, np.uint8).tolist() == [0, 255, 2]
 
 
-def test_quantize_of_pixels_covers_all_codes():
+def test_quantize_of_pixels_covers_all_values():
     quantized = quantize(np.arange(256, dtype=np.float32), 1.0, -128)
     assert quantized.tolist() == list(range(-128, 128))
 
@@ -51,7 +51,7 @@ def test_quantize_refuses_nan():
 
 
 @given(st.integers(-128, 127), st.floats(2.0**-20, 1024.0, width=32), st.integers(-128, 127))
-def test_a_code_survives_dequantize_and_quantize(code, scale, zero_point):
+def test_a_quantized_value_survives_dequantize_and_quantize(code, scale, zero_point):
     assert quantize(dequantize(code, scale, zero_point), scale, zero_point) == code
 
 
@@ -78,7 +78,7 @@ def test_quantization_parameters_always_cover_zero():
 
 
 @pytest.mark.parametrize("bounds", [(np.nan, 1.0), (0.0, np.inf), (2.0, 1.0)])
-def test_quantization_parameters_refuse_what_is_no_range(bounds):
+def test_quantization_parameters_refuse_invalid_ranges(bounds):
     with refused(InputError, word="range"):
         quantization_parameters(*bounds)
 
@@ -87,7 +87,7 @@ def test_sqnr_by_hand():
     assert sqnr_db([3.0, 4.0], [3.0, 3.5]) == pytest.approx(20.0)  # 25 / 0.25 = 100
 
 
-def test_sqnr_of_no_noise_is_infinite_and_of_noise_on_silence_minus_infinite():
+def test_sqnr_is_infinite_without_noise_or_without_signal():
     assert sqnr_db([1.0], [1.0]) == float("inf")
     assert sqnr_db([0.0], [1.0]) == float("-inf")
 

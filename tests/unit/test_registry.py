@@ -123,7 +123,7 @@ def test_a_plugin_that_fails_is_refused_with_its_line(tmp_path, source, got, lin
 
 
 @pytest.mark.parametrize("name", ["none.py", "folder.py", "text.txt"])
-def test_a_plugin_that_is_no_python_file_is_refused(tmp_path, name):
+def test_a_plugin_that_is_not_a_python_file_is_refused(tmp_path, name):
     (tmp_path / "folder.py").mkdir()
     (tmp_path / "text.txt").write_text("")
     with pytest.raises(InputError) as caught:
@@ -169,7 +169,7 @@ def test_a_table_of_custom_objects_goes_first(tmp_path):
     assert (caught.value.expected, caught.value.got) == ("a dict", "list")
 
 
-def test_a_custom_class_with_the_name_of_kerass_own_is_left_out_with_a_warning(tmp_path):
+def test_a_custom_class_with_a_keras_name_is_skipped_with_warning(tmp_path):
     (tmp_path / "mine.py").write_text(CUSTOM_CLASSES + "class Dense: pass\ndef relu(x): return x\n")
     with registry.temporary():
         plugin = registry.load_plugin(str(tmp_path / "mine.py"))

@@ -173,7 +173,7 @@ def test_nothing_from_the_record_becomes_markup_in_html():
 
 @given(st.text(max_size=40))
 @settings(max_examples=50, deadline=None)
-def test_any_layer_name_gives_a_page_with_closed_tags_and_no_new_ones(name):
+def test_layer_names_are_escaped_in_the_page(name):
     record = full_record()
     record["sparsity"] = {name: 0.5}
     no_plots = dict.fromkeys(PLOTS, Plot(title="", svg="", caption=""))
@@ -218,7 +218,7 @@ def test_the_page_needs_no_network(page):
     assert not re.search(r"@import|url\((?!#)", page)
 
 
-def test_plots_are_well_formed_without_date_and_use_the_colors_of_the_page():
+def test_plots_are_well_formed_undated_and_use_page_colors():
     plots = plots_of(hostile_record())
     assert list(plots) == list(PLOTS)
     for plot in plots.values():

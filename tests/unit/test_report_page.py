@@ -85,7 +85,7 @@ def test_a_point_that_the_reader_has_to_decide_is_open(change, key):
     assert [check.key for check in checks_of(record) if check.state == "open"] == [key]
 
 
-def test_collapsed_output_is_named_on_the_page_and_a_note_does_not_change_the_verdict():
+def test_collapsed_output_is_named_and_notes_keep_the_verdict():
     record = bounded(min_accuracy=0.95)
     record["models"][2]["verification"]["notes"].append({"kind": "sqnr", "message": "output 'q' has 22.0 dB"})
     assert headline_of(record)[0] == "good" and "output 'q' has 22.0 dB" in markdown_of(record)
@@ -160,7 +160,7 @@ def test_contrast_is_sufficient_in_light_and_dark(colours):
         assert contrast(colours[f"c{number}"], colours[paper]) >= 3, (number, paper)
 
 
-def test_the_page_is_light_or_dark_as_the_system_and_light_on_paper(page):
+def test_the_page_follows_the_system_theme_and_prints_light(page):
     assert 'content="light dark"' in page
     assert "@media screen and (prefers-color-scheme: dark)" in page and "@media print" in page
     assert set(re.findall(r"var\(--([a-z0-9-]+)", STYLE)) <= {*LIGHT, "state", "s", "f"}
@@ -190,7 +190,7 @@ def test_bars_are_as_long_as_their_numbers(page):
     assert lengths == [("0", "1.000"), ("1", ".250"), ("2", ".250"), ("0", ""), ("1", ""), ("2", ".500")]
 
 
-def test_a_model_of_two_hundred_layers_and_many_findings_stays_below_half_a_megabyte(tmp_path):
+def test_a_page_of_200_layers_stays_below_half_a_megabyte(tmp_path):
     record = newest_record()
     names = [f"block_{number // 10}_expand_depthwise_project_{number}" for number in range(200)]
     record["sparsity"] = dict.fromkeys(names, 0.5)

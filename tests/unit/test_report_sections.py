@@ -70,7 +70,7 @@ def test_a_ratio_whose_interval_contains_1_is_not_significant():
     assert row(ratios, "pruned + QAT int8")["95% interval"] == "—" and "no interval: too few blocks" in ratios.notes
 
 
-def test_kernels_are_a_column_if_they_differ_and_a_ratio_of_kernels_names_both():
+def test_kernels_are_a_column_only_if_they_differ():
     record = newest_record()
     record["benchmark"]["models"].append(timed("float", 0.4, kernels="reference"))
     ratio = {"model": "float", "model_kernels": "xnnpack", "against": "float", "kernels": "reference", "ratio": 9.5}
@@ -96,7 +96,7 @@ def test_the_most_expensive_op_comes_first_and_missing_times_have_a_reason():
         ({"models": [{"name": "float", "time_reason": "not measured: an emulator"}]}, "not run: an emulator."),
     ],
 )
-def test_without_a_benchmark_its_reason_and_the_latency_of_the_evaluation_are_shown(benchmark, reason):
+def test_without_a_benchmark_reason_and_evaluation_latency_are_shown(benchmark, reason):
     record = newest_record() | {"benchmark": benchmark}
     assert reason in text_of(record, "latency")
     cells = row(table(record, "latency", "evaluated"), "PTQ int8")
@@ -104,7 +104,7 @@ def test_without_a_benchmark_its_reason_and_the_latency_of_the_evaluation_are_sh
     assert all(item.key != "evaluated" for item in section(newest_record(), "latency").tables)
 
 
-def test_the_distribution_of_latencies_is_drawn_and_runs_outside_the_plot_are_stated():
+def test_latencies_are_plotted_and_runs_outside_are_counted():
     plot = plots_of(newest_record())["latency"]
     assert "21.1 µs" in plot.svg and "126 µs" in plot.caption
     assert "does not start at 0" not in plot.caption
@@ -130,7 +130,7 @@ def test_without_instructions_there_is_no_such_section():
     assert "instructions" not in [item.key for item in sections_of(full_record())]
 
 
-def test_layers_show_bytes_and_zeros_of_each_file_and_of_the_keras_model():
+def test_layers_show_bytes_and_zeros_of_all_models():
     layers = table(newest_record(), "layers", "layers")
     assert row(layers, "conv2d_1") == {
         "layer": "conv2d_1", "float, float32 bytes": "4,800", "PTQ int8, int8 bytes": "1,200",
@@ -153,7 +153,7 @@ def test_zeros_that_were_not_counted_are_a_dash_and_not_0():
     assert row(layers, "all weights")["pruned + QAT int8, zeros"] == "—"
 
 
-def test_a_missing_layer_is_a_dash_and_an_unknown_one_has_its_tensor_name():
+def test_a_missing_layer_is_a_dash():
     record = newest_record()
     record["models"][1]["audit"]["weights"].append(weight(None, 7, 0, tensor="a/tensor"))
     cells = row(table(record, "layers", "layers"), "a/tensor")
@@ -230,7 +230,7 @@ def test_missing_diagnostics_have_their_reason():
         assert reason in text_of(record, "data")
 
 
-def test_a_held_out_split_is_information_in_the_data_section_and_no_warning():
+def test_a_held_out_split_is_information_and_not_a_warning():
     record = newest_record()
     assert "npz:x.npz has no val split" in text_of(record, "data")
     (check,) = (check for check in checks_of(record) if check.key == "warnings")
@@ -434,7 +434,7 @@ def test_a_missing_comparison_with_the_qat_model_has_its_reason():
     assert all(item.key != "qat_parity" for item in sections_of(full_record()))
 
 
-def test_the_compressed_model_is_compared_with_the_ptq_model_of_the_same_scheme():
+def test_the_compressed_model_is_compared_with_ptq_of_its_scheme():
     record = newest_record()
     record["config"]["compression"] = {"prune": {"enabled": True}, "structured_pruning": {"enabled": False}}
     result = table(record, "gain", "gain")

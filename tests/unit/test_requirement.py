@@ -38,9 +38,9 @@ def test_a_lower_bound_on_an_error_does_not_hold_and_says_why():
     record = {"metric": "mae", "metrics": metrics, "accuracy": 0.9, "accuracy_reason": None, "skipped": {}}
     require = RequireConfig(min_accuracy=0.5)
     assert requirements_of(record, require) == (
-        Requirement(name="min_accuracy", bound=0.5, value=0.9, holds=False, reason="lower is better for mae"),
+        Requirement(name="min_accuracy", bound=0.5, value=0.9, holds=False, reason="lower values are better for mae"),
     )
-    assert missed_requirements(record, require) == ["min_accuracy 0.5 cannot be checked: lower is better for mae"]
+    assert missed_requirements(record, require) == ["min_accuracy 0.5 cannot be checked: lower values are better for mae"]
 
 
 def test_a_search_records_fractions_and_says_points():

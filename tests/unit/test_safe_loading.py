@@ -92,7 +92,7 @@ def test_a_lambda_two_models_deep_is_found_with_all_names_around_it():
     assert [finding.layer for finding in findings_of(model_of(inner))] == ["m/m/inner/evil"]
 
 
-def test_a_lambda_hidden_in_lists_and_dicts_of_a_harmless_layer_is_found():
+def test_a_lambda_nested_in_a_harmless_layers_config_is_found():
     hidden = dense(
         config={"bias_initializer": {"a": [[{"b": {"class_name": "__lambda__", "config": {"value": "x"}}}]]}}
     )
@@ -224,7 +224,7 @@ def test_everything_is_reported_at_once(tmp_path):
         assert repr(name) in message
 
 
-def test_a_config_that_names_no_class_is_no_model(tmp_path):
+def test_a_config_without_a_class_name_is_not_a_model(tmp_path):
     file = ModelFile(path=tmp_path / "m.keras", container="keras", keras_version="3.1", config={}, content=b"")
     with refused(InputError, field="model", word="class_name"):
         refuse_code(file)

@@ -52,7 +52,7 @@ def test_a_saved_model_of_keras_2_gives_version_config_and_checkpoint(tmp_path):
     assert file.members == {"variables.index": b"i", "variables.data-00000-of-00001": b"d"}
 
 
-def test_a_saved_model_from_before_tensorflow_2_5_keeps_its_config_among_the_objects(tmp_path):
+def test_configs_of_saved_models_before_tensorflow_2_5_are_read(tmp_path):
     user_object = field(1, b"_tf_keras_network") + field(3, json.dumps(ROOT).encode())
     layer = field(4, field(1, b"_tf_keras_layer") + field(3, b'{"class_name": "Dense"}'))
     objects = field(1, field(4, user_object)) + field(1, layer)
@@ -60,7 +60,7 @@ def test_a_saved_model_from_before_tensorflow_2_5_keeps_its_config_among_the_obj
     assert file.config["class_name"] == "Sequential"
 
 
-def test_an_exported_saved_model_is_told_from_a_saved_one(tmp_path):
+def test_exported_and_saved_models_are_distinguished(tmp_path):
     refuses(saved_model(tmp_path, graph=varint(8) + b"\x01"), "exported")
 
 
@@ -69,11 +69,11 @@ def test_a_subclassed_model_is_called_by_its_class(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
-def test_truncated_metadata_is_told(tmp_path, cut):
+def test_truncated_metadata_is_reported(tmp_path, cut):
     refuses(saved_model(tmp_path, keras_metadata()[:-cut]), "truncated")
 
 
-def test_metadata_that_is_no_protobuf_is_told(tmp_path):
+def test_metadata_that_is_not_a_protobuf_is_reported(tmp_path):
     refuses(saved_model(tmp_path, b"\x0f\x0f\x0f"), "damaged")
     refuses(saved_model(tmp_path / "2", b"\xff" * 30), "truncated")
 
@@ -82,7 +82,7 @@ def test_metadata_without_a_root_is_an_export(tmp_path):
     refuses(saved_model(tmp_path, keras_metadata(path=b"root.layer-1")), "exported")
 
 
-def test_a_checkpoint_that_is_not_there_is_told(tmp_path):
+def test_a_missing_checkpoint_is_reported(tmp_path):
     refuses(saved_model(tmp_path, keras_metadata(), index=b"i"), "variables.index")
     other = saved_model(tmp_path / "2", keras_metadata())
     for file in (other / "variables").iterdir():
@@ -130,7 +130,7 @@ def test_keras_3s_directory_is_its_zip_unpacked(tmp_path):
         {"input_dim": 1e30, "output_dim": 2},
     ],
 )
-def test_a_layer_that_asks_for_more_weights_than_the_file_has_bits_is_refused(tmp_path, asked):
+def test_a_layer_with_more_weights_than_file_bits_is_refused(tmp_path, asked):
     def file(**settings):
         layers = [{"class_name": "Dense", "config": {"name": "greedy", **settings}}]
         config = {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}

@@ -76,7 +76,7 @@ def test_the_suffix_does_not_decide(tmp_path):
     assert read_model_file(put(tmp_path, zip_bytes(), "m.h5")).container == "keras"
 
 
-def test_the_keras_that_wrote_the_file_is_told_by_the_version_inside(tmp_path):
+def test_the_keras_that_wrote_the_file_is_found_by_version(tmp_path):
     def version(text):
         content = zip_bytes({"metadata.json": json.dumps({"keras_version": text})})
         return read_model_file(put(tmp_path, content)).kind
@@ -94,7 +94,7 @@ def test_an_h5_file_before_versions_were_written_is_keras_2(tmp_path):
     assert read_model_file(put(tmp_path, h5_bytes(change))).kind == "tf_keras"
 
 
-def test_a_missing_file_a_directory_and_an_empty_file_are_told_apart(tmp_path):
+def test_missing_files_directories_and_empty_files_are_distinguished(tmp_path):
     refuses(tmp_path / "none.keras", "exist")
     refuses(tmp_path, "directory")
     refuses(put(tmp_path, b""), "empty")
@@ -105,7 +105,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     refuses(tmp_path / "pipe.h5", "regular")
 
 
-def test_text_and_a_flatbuffer_are_told_apart(tmp_path):
+def test_text_and_a_flatbuffer_are_distinguished(tmp_path):
     refuses(put(tmp_path, b"once upon a time"), "HDF5")
     refuses(put(tmp_path, b"\x1c\0\0\0TFL3....", "m.h5"), "TFLite")
 
@@ -172,14 +172,14 @@ def test_weights_alone_are_called_that(tmp_path):
     refuses(put(tmp_path, h5_bytes(change)), "only")
 
 
-def test_an_h5_file_of_something_else_is_no_keras_model(tmp_path):
+def test_other_h5_files_are_not_keras_models(tmp_path):
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file["table"] = np.arange(3)
     refuses(put(tmp_path, content.getvalue()), "Keras")
 
 
-def test_an_h5_model_without_weights_is_told(tmp_path):
+def test_an_h5_model_without_weights_is_reported(tmp_path):
     def change(file):
         del file["model_weights"]
 
@@ -196,14 +196,14 @@ def test_an_h5_model_without_weights_is_told(tmp_path):
         (b"\xff\xfe", "JSON"),
     ],
 )
-def test_a_model_config_that_is_no_json_object_is_told(tmp_path, value, word):
+def test_a_model_config_that_is_not_a_json_object_is_reported(tmp_path, value, word):
     def change(file):
         file.attrs["model_config"] = value
 
     refuses(put(tmp_path, h5_bytes(change)), word)
 
 
-def test_json_nested_beyond_any_model_is_told(tmp_path):
+def test_json_nested_too_deeply_is_reported(tmp_path):
     refuses(put(tmp_path, zip_bytes({"config.json": "[" * 200_000})), "nested")
 
 
@@ -222,7 +222,7 @@ def test_json_nested_beyond_any_model_is_told(tmp_path):
         ({"model.weights.h5": b"not hdf5"}, "damaged"),
     ],
 )
-def test_a_zip_that_is_no_keras_file_is_told(tmp_path, members, word):
+def test_a_zip_that_is_not_a_keras_file_is_reported(tmp_path, members, word):
     refuses(put(tmp_path, zip_bytes(members)), word)
 
 

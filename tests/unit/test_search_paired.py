@@ -27,12 +27,12 @@ def score(wins, losses, count, difference):
 
 
 @pytest.mark.parametrize("counts", [(12, 2, 36), (40, 31, 400), (3, 9, 200)])
-def test_at_both_ends_of_the_interval_the_score_is_that_of_95_percent(counts):
+def test_the_score_at_both_interval_ends_is_that_of_95_percent(counts):
     wins, losses, _ = counts
     result = paired_difference(*answers(*counts))
     assert result.difference == pytest.approx((wins - losses) / sum(counts))
-    for end, wanted in ((result.low, 1.959964), (result.high, -1.959964)):
-        assert score(wins, losses, sum(counts), end) == pytest.approx(wanted, abs=1e-3)
+    for end, expected in ((result.low, 1.959964), (result.high, -1.959964)):
+        assert score(wins, losses, sum(counts), end) == pytest.approx(expected, abs=1e-3)
 
 
 def test_no_difference_is_noise_and_a_large_one_is_not():
@@ -62,6 +62,6 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 
 @pytest.mark.parametrize("shapes", [((0,), (0,)), ((3,), (4,)), ((2, 2), (2, 2))])
-def test_answers_that_are_no_pairs_are_refused(shapes):
+def test_answers_that_are_not_pairs_are_refused(shapes):
     with refused(InputError, field="answers", got=shapes):
         paired_difference(*(np.zeros(shape, bool) for shape in shapes))

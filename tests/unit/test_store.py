@@ -23,7 +23,7 @@ def stage(store, inputs=None, text="content", calls=None):
         if calls is not None:
             calls.append(inputs)
         artifacts.write_text(directory / "file.txt", text)
-        return {"told": (1, 2)}
+        return {"count": (1, 2)}
 
     return store.run("stage", inputs or {"a": 1}, make)
 
@@ -34,7 +34,7 @@ def test_a_result_is_made_once_and_found_again(tmp_path):
     result = stage(StageStore(tmp_path), calls=calls)
     assert len(calls) == 1
     assert (built.resumed, result.resumed) == (False, True)
-    assert built.details == result.details == {"told": [1, 2]}
+    assert built.details == result.details == {"count": [1, 2]}
     assert built.seconds == result.seconds
     assert (result.directory / "file.txt").read_text() == "content"
 
@@ -84,7 +84,7 @@ def test_a_stage_that_fails_leaves_nothing_and_its_error_is_its_own(tmp_path):
     assert list((tmp_path / ".stages").iterdir()) == []
 
 
-def test_warnings_of_a_stage_are_told_again_when_its_result_is_found(tmp_path):
+def test_warnings_of_a_stage_are_repeated_with_its_stored_result(tmp_path):
     def make(directory):
         warnings.warn("3 layers were skipped", TfqWarning, stacklevel=2)
         return {}
@@ -136,7 +136,7 @@ def test_a_record_says_what_a_stage_is(tmp_path):
     assert record["files"] == {"file.txt": artifacts.sha256(b"content")}
 
 
-def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_are_not(tmp_path):
+def test_only_temporary_files_of_ended_processes_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
     names = [f".tfq-{dead.pid}-a.tflite", f".tfq-{os.getpid()}-b.tflite", "c.tflite", ".tfq-x"]

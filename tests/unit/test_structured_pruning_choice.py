@@ -32,7 +32,7 @@ def chain(channels, sizes, norms=None, places=1):
     ]
 
 
-def test_joined_channels_are_one_set_and_a_frozen_one_freezes_the_other_for_its_reason():
+def test_joined_channels_are_one_set_and_frozen_together():
     channels = Channels()
     some, others, third = channels.add(3), channels.add(3), channels.add(3)
     channels.freeze(others[1:2], "an output")
@@ -43,7 +43,7 @@ def test_joined_channels_are_one_set_and_a_frozen_one_freezes_the_other_for_its_
     assert [channels.reason(int(channel)) for channel in third] == [None, "an output", None]
 
 
-def test_the_first_reason_for_freezing_is_the_one_that_is_told():
+def test_the_first_reason_for_freezing_is_reported():
     channels = Channels()
     one = channels.add(1)
     channels.freeze(one, "first")
@@ -77,7 +77,7 @@ def test_a_group_shrinks_in_multiples_and_keeps_an_eighth(size, width, multiple,
     assert got == steps
 
 
-def test_channels_made_by_the_same_layers_are_one_group_with_the_mean_of_their_norms():
+def test_channels_of_the_same_layers_share_their_mean_norm():
     channels = Channels()
     first, *rest = chain(channels, (3, 4, 4), norms=[[1, 2, 3, 2], [4, 4, 8, 0]])
     last = Site(layer="after", inputs=rest[0].outputs, outputs=channels.add(1), makes_channels=True, norms=np.ones(1))
@@ -94,7 +94,7 @@ def test_channels_made_by_the_same_layers_are_one_group_with_the_mean_of_their_n
     assert skipped["conv1"] == "output" and "too few" in skipped["after"] and len(skipped) == 2
 
 
-def test_a_layer_that_no_pattern_fits_holds_those_that_are_tied_to_it():
+def test_a_layer_without_matching_pattern_freezes_its_group():
     channels = Channels()
     sites = chain(channels, (3, 8, 8, 8, 2))
     channels.join(sites[0].outputs, sites[2].outputs)
@@ -146,7 +146,7 @@ def test_no_step_is_taken_that_the_budget_did_not_need():
             assert sum(100 * a * b for a, b in itertools.pairwise(grown)) > 0.6 * sum(s.macs() for s in sites)
 
 
-def test_what_one_block_has_for_itself_goes_before_a_stream_that_others_write_and_read():
+def test_channels_inside_a_block_are_removed_before_the_residual_stream():
     channels = Channels()
     stem, inner, back, head = sites = chain(channels, (3, 16, 16, 16, 16), places=100)
     channels.join(stem.outputs, back.outputs)
@@ -166,7 +166,7 @@ def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
     return results[1:-1]
 
 
-def test_a_layer_with_a_target_keeps_that_share_and_the_others_give_the_rest():
+def test_a_layer_with_a_target_keeps_exactly_that_fraction():
     assert sizes_with([], 0.5)[1] == 12
     first, wide, last = sizes_with(["conv1=1"], 0.5)
     assert wide == 32 and first < 16 and last < 16

@@ -4,7 +4,7 @@
 from tfq.text_table import aligned
 
 
-def test_names_are_flush_left_numbers_flush_right_and_no_line_ends_in_spaces():
+def test_names_are_left_aligned_and_numbers_right_aligned():
     rows = [("layer", "op", "dB", ""), ("conv + relu", "CONV_2D", "7.5", "DEPARTS"), ("x", "ADD", "12.25", "")]
     assert aligned(rows, left=2) == [
         "layer        op          dB",

@@ -116,7 +116,7 @@ def test_metadata_that_json_cannot_hold_is_refused(value):
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"[" * 100_000, b'{"x": NaN}', b"\xff\xfe", b"1" * 10_000, b""])
-def test_metadata_that_is_no_json_object_is_an_error_of_the_file_and_leaves_the_rest_readable(content):
+def test_metadata_that_is_not_a_json_object_is_an_error(content):
     def change(model):
         entry = next(entry for entry in model.metadata if entry.name == b"tfq")
         model.buffers[entry.buffer].data = np.frombuffer(content, np.uint8)

@@ -51,7 +51,7 @@ def test_index_values_are_followed_back_through_casts_and_arithmetic():
     assert named(data) == {"x", "scaled", "floor", "index"}
 
 
-def test_numbers_that_an_argmax_compares_are_no_index_values():
+def test_numbers_that_an_argmax_compares_are_not_index_values():
     data = model(
         {"scores": T("int8", (4, 9), 0.1), "axis": constant(1, "int32"), "index": T("int32", (4,))},
         [Call("ARG_MAX", ["scores", "axis"], ["index"]), LOOK_UP],
@@ -61,7 +61,7 @@ def test_numbers_that_an_argmax_compares_are_no_index_values():
     assert audit_model(data).ok
 
 
-def test_conditions_and_the_table_itself_are_no_index_values():
+def test_conditions_and_tables_are_not_index_values():
     data = model(
         {"a": T("int8", (4, 2), 0.1), "b": T("bool", (4, 2)), "index": T("int32", (4,)), "other": ROW},
         [LOOK_UP, Call("SELECT_V2", ["b", "a", "row"], ["other"])],

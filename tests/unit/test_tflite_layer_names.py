@@ -16,12 +16,12 @@ def _layers(data: bytes) -> list:
     return [op.keras_layer for op in read(data).main_subgraph.ops if op.name != "QUANTIZE"]
 
 
-def test_layers_of_a_tf_keras_model_are_guessed_from_the_form_of_the_names():
+def test_tf_keras_layers_are_guessed_from_the_names():
     # The last op's tensor bears the output's name alone, and cannot be traced.
     assert _layers(golden("digits_int8")) == [*CNN, None]
 
 
-def test_layers_of_a_quantization_aware_model_are_told_without_their_wrapper():
+def test_layers_of_a_qat_model_are_named_without_their_wrapper():
     assert _layers(golden("digits_int8_qat")) == [*CNN, "probabilities"]
 
 
@@ -98,7 +98,7 @@ def test_tf_keras_numbered_layers_are_taken_as_they_are():
     assert _layer("CONV_2D", names, ["conv2d", "conv2d_1"]) == "conv2d_1"
 
 
-def test_innermost_layer_of_a_nested_model_is_told():
+def test_innermost_layer_of_a_nested_model_is_named():
     assert _layer("CONV_2D", ["outer/backbone/conv/Conv2D"], ["backbone", "conv"]) == "conv"
 
 
@@ -112,7 +112,7 @@ def _layers_named(names: list[str], op: str = "CONV_2D") -> list[str | None]:
 
 
 @pytest.mark.parametrize("prefix", ["MobilenetV1/MobilenetV1", "model_1/model", "StatefulPartitionedCall/net/a/b"])
-def test_scopes_that_all_layers_share_are_no_layer(prefix):
+def test_scopes_that_all_layers_share_are_not_a_layer(prefix):
     # As TF-slim's MobileNet and as nested Keras models name their tensors; the head stands outside of the backbone.
     names = [f"{prefix}/Conv2d_{index}/Relu6;{prefix}/Conv2d_{index}/Conv2D" for index in range(30)]
     layers = [f"Conv2d_{index}" for index in range(30)]
@@ -125,7 +125,7 @@ def test_blocks_of_a_model_stay_its_layers():
     assert _layers_named(names) == [f"block{block}" for block in range(4) for _ in range(8)]
 
 
-def test_parts_of_the_largest_layer_are_no_layers():
+def test_parts_of_the_largest_layer_are_not_layers():
     parts = ["query", "key", "value", "scores"]
     names = [*(f"model/attention/{part}/einsum/Einsum" for part in parts for _ in range(3)), "model/dense/MatMul"]
     assert _layers_named(names) == ["attention"] * 12 + ["dense"]

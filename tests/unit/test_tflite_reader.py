@@ -80,7 +80,7 @@ def _assert_same_tensor(tensor, other, buffers, data):
         assert result == np.asarray(content, np.uint8).tobytes()
 
 
-def test_file_cut_at_any_length_is_an_error_or_has_lost_padding_only():
+def test_a_truncated_file_is_an_error_unless_only_padding_is_lost():
     data = golden("argmax_int8")
     whole = read(data)
     for length in range(len(data)):
@@ -106,7 +106,7 @@ def test_file_cut_at_any_length_is_an_error_or_has_lost_padding_only():
         (b"\x08\x00\x00\x00TFL3" + bytes(64), "an even vtable size from 4 to 64", 0),
     ],
 )
-def test_bytes_that_are_no_model_are_refused_with_what_was_wanted(content, expected, got):
+def test_bytes_that_are_not_a_model_are_refused(content, expected, got):
     with refused(FlatbufferError, field="model", expected=expected, got=got):
         read(content)
 

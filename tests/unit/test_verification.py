@@ -108,10 +108,10 @@ def test_constant_slice_is_right_where_the_op_fixes_the_scale(floats, op):
 def test_log_softmax_of_an_excluded_class_is_compared_within_its_range():
     scores = np.random.default_rng(0).uniform(-4, 0, (20, 1, 4)).astype(np.float32)
     scores[::3, :, 2] = -1e9
-    codes = np.clip(np.rint(scores * 16) + 127, -128, 127).astype(np.int8)
+    quantized = np.clip(np.rint(scores * 16) + 127, -128, 127).astype(np.int8)
 
-    check = check_output(graph_of("LOG_SOFTMAX", 1 / 16, 127), 1, "y", scores, codes)
-    other = check_output(graph_of("CONV_2D", 1 / 16, 127), 1, "y", scores, codes)
+    check = check_output(graph_of("LOG_SOFTMAX", 1 / 16, 127), 1, "y", scores, quantized)
+    other = check_output(graph_of("CONV_2D", 1 / 16, 127), 1, "y", scores, quantized)
 
     assert check.collapse is None and check.sqnr_db > 40
     assert other.collapse[0] == "low_sqnr"
@@ -126,7 +126,7 @@ def test_slice_that_is_zero_on_almost_all_samples_is_not_judged(floats):
     assert not check.constant_slices and check.collapse is None
 
 
-def test_constant_slice_is_not_judged_where_no_slice_moves_by_more_than_a_few_steps():
+def test_constant_slice_is_ignored_if_all_slices_hardly_vary():
     # Ten values that are far apart from each other, and hardly change from sample to sample.
     rng = np.random.default_rng(0)
     floats = (np.linspace(-10, 10, 10) + rng.uniform(-0.01, 0.01, (20, 1, 10))).astype(np.float32)
@@ -162,7 +162,7 @@ def test_output_that_moves_by_few_steps_is_a_note(floats):
 
 
 @pytest.mark.parametrize(("op", "collapse"), [("MAX_POOL_2D", "out_of_scale"), ("SOFTMAX", None)])
-def test_scale_that_was_made_for_far_larger_values_is_collapsed_unless_the_op_fixes_it(floats, op, collapse):
+def test_far_too_large_scale_is_collapsed_unless_the_op_fixes_it(floats, op, collapse):
     check = check_output(graph_of(op, scale=1e4), 1, "y", floats, quantized(floats, 1e4))
 
     assert check.ideal_db < 25 and check.lost == bool(collapse)
@@ -179,14 +179,14 @@ def test_noise_of_float_rounding_is_not_out_of_scale():
 
 
 @pytest.mark.parametrize("scale", [0.0, math.inf, math.nan])
-def test_scale_that_is_no_positive_number_is_collapsed(floats, scale):
+def test_scale_that_is_not_positive_is_collapsed(floats, scale):
     check = check_output(graph_of("CONV_2D", scale=scale), 1, "y", floats, np.zeros(floats.shape, np.int8))
 
     assert check.collapse[0] == "no_scale" and check.note is None
     assert json.dumps(check.to_dict(), allow_nan=False)
 
 
-def test_output_without_values_is_no_collapse():
+def test_output_without_values_is_not_a_collapse():
     empty = np.zeros((0, 2), np.float32)
 
     check = check_output(graph_of("CONV_2D"), 1, "y", empty, empty.astype(np.int8))

@@ -57,7 +57,7 @@ def test_zeros_of_a_pruned_layer_stay_zero(grid):
     assert (on_grid(PRUNED, grid, 3)[PRUNED == 0] == 0).all()
 
 
-def test_around_the_gap_of_a_pruned_layer_a_zero_aware_grid_has_less_error():
+def test_a_zero_aware_grid_has_less_error_for_pruned_layers():
     assert errors(PRUNED, "zero_aware", 3) < 0.7 * errors(PRUNED, "uniform", 3)
 
 
@@ -67,7 +67,7 @@ def test_powers_of_two_are_powers_of_two():
     assert (exponents == np.rint(exponents)).all()
 
 
-def test_kmeans_is_no_worse_than_the_grid_it_could_have_been():
+def test_kmeans_is_at_least_as_good_as_the_grid():
     one_scale = ROWS.reshape(1, -1)
     for bits in (2, 3, 4):
         assert errors(one_scale, "kmeans", bits) <= errors(one_scale, "uniform", bits)

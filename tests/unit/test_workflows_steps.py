@@ -21,7 +21,7 @@ def run_of(model, out):
     return Run(config=config, out=out, store=StageStore(out), allow_code=True)
 
 
-def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_gives_it_its_own(tmp_path, monkeypatch):
+def test_a_renamed_model_reuses_the_result_under_its_own_name(tmp_path, monkeypatch):
     monkeypatch.setattr(workflows, "load", lambda config, allow_code: "model")
     monkeypatch.setattr(workflows, "compress", lambda model, config: compressed_to(f"compressed {model}"))
     monkeypatch.setattr(workflows, "save_keras", lambda model, path: artifacts.write_text(path, model))
@@ -37,7 +37,7 @@ def test_a_model_of_the_same_content_under_another_name_takes_the_result_and_giv
     assert resumed == [False, True]
 
 
-def test_what_a_stage_made_of_a_model_with_code_may_be_loaded_with_its_code(tmp_path, monkeypatch):
+def test_the_stages_result_of_a_trusted_model_loads_with_code(tmp_path, monkeypatch):
     allowed = []
     monkeypatch.setattr(workflows, "load", lambda config, allow_code: allowed.append(allow_code) or "model")
     monkeypatch.setattr(workflows, "compress", lambda model, config: compressed_to(model))
