@@ -92,11 +92,7 @@ def test_the_table_is_aligned_and_fits_a_terminal():
     assert lines == [line.rstrip() for line in lines]
 
 
-<<<<<<< HEAD
 def test_a_backend_that_cannot_run_is_not_run_with_its_reason():
-=======
-def test_an_unavailable_runner_is_not_run_with_its_reason_below():
->>>>>>> 0f99d1b (Rename tests that have long names or old words, and their wanted, codes and told variables)
     record = full_record()
     for model in record["models"][1:]:
         model["parity"] = {"qemu:cortex-a53": {"not_run": "no network"}, "qemu:cortex-a76": {"not_run": "no network"}}
@@ -106,11 +102,7 @@ def test_an_unavailable_runner_is_not_run_with_its_reason_below():
     assert table.count(reason) == 1
 
 
-<<<<<<< HEAD
 def test_a_missing_value_is_a_dash_with_its_reason_once():
-=======
-def test_unknown_values_are_a_dash_with_one_reason():
->>>>>>> 0f99d1b (Rename tests that have long names or old words, and their wanted, codes and told variables)
     record = full_record()
     for model in record["models"]:
         model["evaluation"].update(accuracy=None, accuracy_reason="the data has no labels")
@@ -122,11 +114,7 @@ def test_unknown_values_are_a_dash_with_one_reason():
     assert "latency of float: the record has no reason" in table
 
 
-<<<<<<< HEAD
 def test_records_without_models_evaluation_or_parity_give_a_table():
-=======
-def test_missing_models_evaluations_and_parity_are_handled():
->>>>>>> 0f99d1b (Rename tests that have long names or old words, and their wanted, codes and told variables)
     assert summary_table({}) == "no model was evaluated"
     table = summary_table({"models": [{"name": "qat_int8"}]})
     assert row_of(table, "QAT int8").split()[2:] == ["—"] * 7
@@ -141,11 +129,7 @@ def test_a_custom_metric_is_not_a_percentage():
     assert "12.35 mean_absolute_error" in row_of(table, "PTQ int8") and "1234" not in table
 
 
-<<<<<<< HEAD
 def test_the_difference_of_float_outputs_is_in_their_unit():
-=======
-def test_parity_of_float_outputs_is_in_their_unit():
->>>>>>> 0f99d1b (Rename tests that have long names or old words, and their wanted, codes and told variables)
     record = full_record()
     float_output = {"max_abs_error_lsb": None, "compared": 0, "outputs": [{"max_abs_error": 1.5e-6}]}
     record["models"][0]["parity"] = {"qemu:cortex-a53": float_output}
@@ -165,11 +149,7 @@ def test_instructions_are_a_column_if_they_fit():
     assert "a count, not a time" in table and max(map(len, table.split("\n\n")[0].splitlines())) <= 120
 
 
-<<<<<<< HEAD
 def test_instructions_are_a_line_below_if_they_do_not_fit():
-=======
-def test_instructions_are_on_a_separate_line_in_narrow_tables():
->>>>>>> 0f99d1b (Rename tests that have long names or old words, and their wanted, codes and told variables)
     table = summary_table(newest_record())
     assert max(map(len, table.split("\n\n")[0].splitlines())) <= 120
     assert "a count, not a time: float 5.65 / 5.65; PTQ int8 6.28 / 3.24" in table
