@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""What each activation of Keras 3 costs in int8: stock TFLiteConverter beside tfq, on a small trained classifier.
+"""Measure what each Keras 3 activation loses in int8: stock TFLiteConverter and tfq on a small trained classifier.
 
     python benchmarks/activations.py [--activations=relu,softplus,...] [--epochs=10]
 
-Two convolutions and a dense layer, the activation behind each but the last, trained on the digits; the same samples
-calibrate both. SQNR is that of the logits on the test images. Exits 1 where tfq's flatbuffer is not full int8, or its
-SQNR below 25 dB or more than 1 dB below stock's; of an exponential, whose one range leaves no codes for what is small,
-no decibels are wanted. Some six seconds of CPU an activation.
+The model has two convolutions and a dense layer, with the activation after all but the last, and is trained on the
+digits. The same samples calibrate both converters. SQNR is that of the logits on the test images. The exit code is 1
+if tfq's flatbuffer is not full int8, or if its SQNR is below 25 dB or more than 1 dB below stock's. There is no bound
+on the SQNR of an exponential, whose single range leaves no quantized values for small numbers. One activation takes
+about six seconds of CPU time.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def stock(model: Any, samples: np.ndarray) -> bytes:
 
 
 def measured(content: bytes, test: Split, expected: np.ndarray) -> tuple[float, float]:
-    """(accuracy, SQNR of the logits in dB)."""
+    """Return (accuracy, SQNR of the logits in dB)."""
     parsed = tfq.tflite.read(content)
     request = RunRequest(model=content, inputs=prepare_inputs(parsed, test).arrays)
     [logits] = decode_outputs(parsed, make_backend("local").assess(request).computed_outputs())

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration beside TensorFlow's own calibrator: time for the same float flatbuffer and samples, in one run.
+"""Compare calibration with TensorFlow's own calibrator: time for the same float flatbuffer and samples, in one run.
 
     python benchmarks/calibration.py [--rounds=3]
 
-ResNet8 with 500 samples, and MobileNetV2 at 224x224 with 100; random weights and samples, which take as long as real
-ones. Printed are ratios of the medians of --rounds rounds, in which each method has its turn. Then what the sensitivity
-of a layer costs beside an evaluation of the same 512 images by a plain loop (one interpreter, one thread, XNNPACK), and
-the memory that calibration takes on top, with 50 samples and with ten times as many. Exits 1 where a ratio misses its
-bound, or where memory grows with the number of samples.
+The models are ResNet8 with 500 samples and MobileNetV2 at 224x224 with 100. Weights and samples are random, which take
+as long as real ones. The script prints ratios of the medians of --rounds rounds; each round times every method once.
+It then prints the cost of one layer's sensitivity relative to an evaluation of the same 512 images by a plain loop (one
+interpreter, one thread, XNNPACK), and the additional memory that calibration needs with 50 samples and with ten times
+as many. The exit code is 1 if a ratio misses its bound or if memory grows with the number of samples.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from tfq.analysis import op_sensitivity
 from tfq.models import MODELS
 from tfq.ptq import calibration
 
-# Method -> how many times as fast as TensorFlow's calibrator it must be.
+# Method -> the speedup over TensorFlow's calibrator that it must reach.
 BOUNDS = {"min_max": 4.0, "moving_average": 4.0, "percentile": 2.5, "mse": 2.5, "entropy": 0.0}
 MOST_GROWTH = 1.1
-# Of a layer's sensitivity, to an evaluation of the same images.
+# Time of a layer's sensitivity relative to an evaluation of the same images.
 MOST_SENSITIVITY, SENSITIVITY_IMAGES = 1.5, 512
 
 
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Callable[[], Any], int]] = {"ResNet8": (resnet8, 500), "M
 
 
 def samples_of(model: bytes, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """Random ones, made as they are drawn."""
+    """Yield random samples, generated on demand."""
     parsed = tflite.read(model)
     (tensor,) = parsed.main_subgraph.input_tensors
     for seed in range(count):
@@ -63,7 +63,7 @@ def samples_of(model: bytes, count: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def stock(model: bytes, samples: list[dict[str, np.ndarray]]) -> None:
-    """TensorFlow's own calibrator, as TFLiteConverter calls it."""
+    """Run TensorFlow's own calibrator as TFLiteConverter calls it."""
     from tensorflow.lite.python.optimize import calibrator
 
     feed = (list(sample.values()) for sample in samples)
@@ -77,7 +77,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def ratios(model: bytes, count: int, rounds: int) -> tuple[float, dict[str, float]]:
-    """(seconds of TensorFlow's calibrator, method -> how many times as fast)."""
+    """Return (seconds of TensorFlow's calibrator, {method: speedup over it})."""
     samples = list(samples_of(model, count))
     runs: dict[str, Callable[[], Any]] = {"stock": lambda: stock(model, samples)}
     for method in BOUNDS:
@@ -92,7 +92,7 @@ def ratios(model: bytes, count: int, rounds: int) -> tuple[float, dict[str, floa
 
 
 def sensitivity_ratio(model: bytes, rounds: int) -> tuple[float, int]:
-    """(time of one layer's sensitivity to that of an evaluation of the same images, how many layers there are)."""
+    """Return (time of one layer's sensitivity relative to an evaluation of the same images, number of layers)."""
     from ai_edge_litert.interpreter import Interpreter
 
     samples = list(samples_of(model, SENSITIVITY_IMAGES))
@@ -117,7 +117,7 @@ def sensitivity_ratio(model: bytes, rounds: int) -> tuple[float, int]:
 
 
 def peak_bytes(path: str, count: int) -> int:
-    """The most memory that a process of its own takes to observe so many samples, histograms and all."""
+    """Return the peak memory of a separate process that observes the samples, including histograms."""
     result = subprocess.run(
         [sys.executable, __file__, f"--observe={path}", f"--count={count}"], check=True, capture_output=True, text=True
     )
@@ -134,7 +134,7 @@ def main() -> int:
         with open(arguments.observe, "rb") as file:
             model = file.read()
         calibration.observe(model, samples_of(model, arguments.count))
-        # Not by getrusage, which counts the parent's memory at the fork as well.
+        # Not getrusage, which also counts the parent's memory at the fork.
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
         print(int(line.split()[1]) * 1024)
         return 0
@@ -155,7 +155,7 @@ def main() -> int:
         f"\nsensitivity of one of ResNet8's {layers} layers: {ratio:.2f}x an evaluation of {SENSITIVITY_IMAGES} images"
     )
     if ratio > MOST_SENSITIVITY:
-        failed.append(f"sensitivity of a layer: {ratio:.2f}x an evaluation, wanted at most {MOST_SENSITIVITY}x")
+        failed.append(f"sensitivity of a layer: {ratio:.2f}x an evaluation, expected at most {MOST_SENSITIVITY}x")
     with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
         file.write(small)
         file.flush()

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Clustered weights: accuracy, and bytes after gzip, of tfq's codebooks and of tfmot's, after the same training.
+"""Compare clustered weights of tfq and tfmot after the same training: accuracy, and size after gzip.
 
     python benchmarks/clustering.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' [--epochs=1]
         [--clusters=16,8,4] [--seed=0] [--limit=0]
 
-`dense` is the model trained for as long without clusters. All come out as int8 after training, with the same
-calibration samples; accuracy is that of the flatbuffer on the test split. "codes" are the most that a layer's weights
-have in the flatbuffer. tfmot's run as its guide has them: k-means++ centroids for a whole kernel, and for each channel
-of its own (per channel); a layer that tfmot refuses ends its run with the reason. --limit is for trying it.
+`dense` is the model trained for as long without clusters. All models are converted to int8 after training with the same
+calibration samples. Accuracy is that of the flatbuffer on the test split. "values" is the largest number of distinct
+quantized values of a layer's weights in the flatbuffer. tfmot runs as its guide describes: with k-means++ centroids
+for a whole kernel, and separately for each channel (per channel). A layer that tfmot refuses ends its run with the
+reason. --limit is for trying the script.
 """
 
 import argparse
@@ -30,7 +31,7 @@ TFMOT = {"tfmot": {}, "tfmot per channel": {"cluster_per_channel": True}}
 
 
 def trained(name: str, clusters: int, model: Any, fit: Any) -> Any:
-    """`model` with so many clusters, by tfq or by tfmot, and trained."""
+    """Return `model` trained with this number of clusters, by tfq or by tfmot."""
     if name == "dense":
         dense = copied(model)
         fit(dense, [])
@@ -38,7 +39,7 @@ def trained(name: str, clusters: int, model: Any, fit: Any) -> Any:
     if name == "tfq":
         return tfq.cluster(model, fit, tfq.ClusterConfig(number_of_clusters=clusters))
     clustering = import_tfmot().clustering.keras
-    # A copy: tfmot takes the layers of the model that it is given into the new one, and changes them.
+    # A copy, because tfmot moves the layers of its input into the new model and changes them.
     wrapped = clustering.cluster_weights(
         copied(model),
         number_of_clusters=clusters,
@@ -58,7 +59,7 @@ def main() -> int:
     phase = Phase(arguments.epochs, 128, arguments.learning_rate)
     counts = [int(count) for count in arguments.clusters.split(",")]
     runs = [("dense", 0), *((name, count) for count in counts for name in ("tfq", *TFMOT))]
-    print("| | clusters | accuracy | codes | gzip | of dense |\n|---|---|---|---|---|---|")
+    print("| | clusters | accuracy | values | gzip | of dense |\n|---|---|---|---|---|---|")
     dense = None
     for name, count in runs:
         with deterministic(arguments.seed):

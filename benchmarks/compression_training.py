@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop of the CIFAR-10 benchmarks: one for every variant, the same to the bit for the same seed."""
+"""Training loop of the CIFAR-10 benchmarks: the same for every variant, and bit-identical for the same seed."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from tfq.errors import InputError, TfqError
 
 
 class Augmented:
-    """Images in shuffled batches, flipped and shifted by up to `shift` pixels at random: by the seed and the epoch."""
+    """Shuffled batches of images, randomly flipped and shifted by up to `shift` pixels, depending on seed and epoch."""
 
     def __init__(self, split: Any, batch_size: int, seed: int, shift: int) -> None:
         self._images, self._labels = np.ascontiguousarray(split.inputs["x"]), split.labels
@@ -30,7 +30,7 @@ class Augmented:
         return math.ceil(len(self._images) / self._batch_size)
 
     def epochs(self) -> Any:
-        """A tf.data.Dataset of the batches (images, labels) of an epoch; each pass over it is the next one's."""
+        """Return a tf.data.Dataset of batches (images, labels). Each iteration over it yields the next epoch."""
         passes = itertools.count()
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -63,11 +63,11 @@ def fit_for(
     *,
     keras: Any = None,
 ) -> Callable:
-    """The fit that prune_model, qat_model and prune_structured are given; every variant has this one.
+    """Return the `fit` function for prune_model, qat_model and prune_structured; every variant uses it.
 
-    best_from: after training, the weights of the epoch with the best validation accuracy are put back, of the epochs
-        from this one on; 0 is the state before all. None: the last epoch stays.
-    keras: the models' own; None is tf_keras.
+    best_from: after training, restore the weights of the epoch with the best validation accuracy among the epochs from
+        this one on; 0 is the state before training. None: keep the last epoch.
+    keras: the Keras module of the models; None is tf_keras.
     """
     from tfq.compression.training import outputs_probabilities
     from tfq.keras_bridge import import_tf_keras
@@ -77,7 +77,7 @@ def fit_for(
     validation = splits["val"].inputs["x"], splits["val"].labels
 
     class KeepsBest(keras.callbacks.Callback):
-        """Puts back, after training, the weights of the best epoch."""
+        """Restores the weights of the best epoch after training."""
 
         best, weights, epoch = -1.0, None, 0
 
@@ -126,7 +126,7 @@ def fit_for(
 
 @dataclass(frozen=True)
 class Phase:
-    """How a phase trains. shift: pixels by which images are shifted at most."""
+    """How a phase trains. shift: the maximum shift of images in pixels."""
 
     epochs: int
     batch_size: int
@@ -135,7 +135,7 @@ class Phase:
 
 
 def copied(model: Any) -> Any:
-    """A model of its own with the same weights."""
+    """Return a separate model with the same weights."""
     from tfq.keras_bridge import import_tf_keras
 
     clone = import_tf_keras().models.clone_model(model)
@@ -144,7 +144,7 @@ def copied(model: Any) -> Any:
 
 
 def kept_record(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The result that an earlier run left, or None. Raises InputError where it is of other settings."""
+    """Return the result that an earlier run saved, or None. Raise InputError if it has other settings."""
     if not path.exists():
         return None
     record = read_json(path)
@@ -154,7 +154,7 @@ def kept_record(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def exit_with(main: Callable[[], int], script: str) -> NoReturn:
-    """Ends the process with what `main` gives; an error of tfq's is told in a line."""
+    """Exit with the return code of `main`; print tfq's errors in one line."""
     try:
         sys.exit(main())
     except TfqError as error:
@@ -163,7 +163,7 @@ def exit_with(main: Callable[[], int], script: str) -> NoReturn:
 
 
 def save_model(model: Any, path: Path) -> None:
-    """All of it or nothing."""
+    """Save the model atomically."""
     scratch = path.with_name(f"half_{path.name}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -1,13 +1,12 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Conversion of MobileNetV2 0.35 @96 to full int8: tfq.convert against from_keras_model, whole wall time, in turn.
+"""Compare the time to convert MobileNetV2 0.35 @96 to full int8: tfq.convert against from_keras_model, alternately.
 
-Three cases: PTQ with 100 samples (bound 6x), the tfmot QAT model (8x), and the export that Int8Evaluation makes of
-the QAT model at a later epoch, which has it traced already (15x). The outputs of both flatbuffers on 50 images must be
-the same to the bit; of PTQ, where TensorFlow's calibrator sees the inputs of some ADDs too wide and ours does not, they
-must be a step apart on average at most. Weights are random: they do not matter to the time. Exits 1 below a bound or on
-a different output.
-Takes about three minutes.
+There are three cases: PTQ with 100 samples (bound 6x), the tfmot QAT model (8x), and the export by Int8Evaluation of
+the QAT model at a later epoch, when it is already traced (15x). The outputs of both flatbuffers on 50 images must be
+bit-identical. PTQ outputs may differ by one step on average, because TensorFlow's calibrator uses too wide ranges for
+the inputs of some ADDs and tfq's does not. Weights are random; they do not affect the time. The exit code is 1 below a
+bound or on a different output. The script takes about three minutes.
 
     python benchmarks/conversion.py [--rounds=1]
 """

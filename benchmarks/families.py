@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Fifteen families of keras.applications through all of tfq, beside what stock tfmot makes of them.
+"""Run fifteen families of keras.applications through all of tfq, and compare with stock tfmot.
 
-Each is built with Keras 3, trained for a moment so that its outputs mean something, bridged to tf_keras, looked at by
-preflight, pruned to 50%, quantization-aware trained, converted to full int8, audited, and its flatbuffer compared with
-the QAT model on 256 images or more. The bounds are in family_matrix/verdict.py. Every family, and stock tfmot on
-either Keras' model of it, runs in a process of its own: a crash or a hang is a result.
+Each family is built with Keras 3, trained briefly so that its outputs are meaningful, bridged to tf_keras, checked by
+preflight, pruned to 50%, quantization-aware trained, converted to full int8 and audited. Its flatbuffer is compared
+with the QAT model on at least 256 images. The bounds are in family_matrix/verdict.py. Every family, and stock tfmot on
+the model of either Keras, runs in a separate process: a crash or a hang is a result.
 
     python benchmarks/families.py --out=out/families [--families=MobileNet,VGG16] [--data=digits] [--size=64]
         [--train_steps=80] [--tune_steps=80] [--limit=256] [--fresh] [--nostock]
 
-Results are kept in --out, a file each, so that a matrix that was killed goes on where it was; --fresh measures anew.
-Prints a Markdown table, which is in --out as well; exits 1 when a family misses a bound. All fifteen take hours.
+Each result is a file in --out, so a killed run resumes; --fresh measures everything again. The script prints a Markdown
+table and saves it in --out. The exit code is 1 if a family misses a bound. All fifteen take hours.
 """
 
 import argparse
@@ -38,7 +38,8 @@ from tfq.errors import InputError, did_you_mean
 from tfq.provenance import code_sha256, cpu, package_versions
 
 CHAIN_SECS = 3 * 3600
-# CPU seconds, for others may share the machine: the slowest of stock tfmot's that ends needs about 65.
+# CPU seconds instead of wall time, because others may share the machine. The slowest stock tfmot run that ends needs
+# about 65.
 STOCK_CPU_SECS, STOCK_SECS = 300, 3600
 KERASES = ("tf_keras", "keras")
 
@@ -84,7 +85,7 @@ def parsed() -> argparse.Namespace:
 
 
 def chosen_families(names: str) -> list[str]:
-    """Those named, in the order of the table. Raises InputError on an unknown one."""
+    """Return the named families in the order of the table. Raise InputError for an unknown one."""
     expected = [name.strip() for name in names.split(",") if name.strip()] or list(FAMILY_NAMES)
     for name in expected:
         if name not in FAMILY_NAMES:
@@ -93,7 +94,7 @@ def chosen_families(names: str) -> list[str]:
 
 
 def family(name: str, settings: Settings, folder: Path, *, fresh: bool, stock: bool) -> dict[str, Any]:
-    """The record of one family: from `folder` what is there of the same settings, measured what is not."""
+    """Return the record of one family. Measure only what `folder` does not have for these settings."""
     if fresh or (folder.exists() and kept(folder / "settings.json") != dataclasses.asdict(settings)):
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,18 +103,18 @@ def family(name: str, settings: Settings, folder: Path, *, fresh: bool, stock: b
     for kind in KERASES if stock else ():
         if kind not in record["stock"]:
             record["stock"][kind] = stock_measured(name, kind, settings, folder)
-            print(f"  stock, {kind}: {verdict.stock_told(record['stock'][kind])}", flush=True)
+            print(f"  stock, {kind}: {verdict.stock_cell(record['stock'][kind])}", flush=True)
             write_json(folder / "record.json", record)
     return record
 
 
 def kept(path: Path) -> Any:
-    """The value of a JSON file; None where there is none."""
+    """Return the value of a JSON file; None if the file is missing."""
     return read_json(path) if path.exists() else None
 
 
 def measured(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
-    """The whole way of one family, in a child."""
+    """Measure all stages of one family in a child process."""
     (folder / "chain.json").unlink(missing_ok=True)
     ended = run_child(f"chain:{name}", settings, folder, timeout_secs=CHAIN_SECS)
     record = kept(folder / "chain.json") or {"stages": {}}
@@ -126,7 +127,7 @@ def measured(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def stock_measured(name: str, kind: str, settings: Settings, folder: Path) -> dict[str, Any]:
-    """What stock tfmot makes of it, in a child."""
+    """Measure stock tfmot's result in a child process."""
     path = folder / f"stock_{kind}.json"
     path.unlink(missing_ok=True)
     ended = run_child(f"stock:{name}:{kind}", settings, folder, timeout_secs=STOCK_SECS, cpu_secs=STOCK_CPU_SECS)
@@ -134,9 +135,10 @@ def stock_measured(name: str, kind: str, settings: Settings, folder: Path) -> di
 
 
 def run_child(what: str, settings: Settings, folder: Path, *, timeout_secs: float, cpu_secs: int | None = None) -> str:
-    """This script again, for one measurement; its lines appear here, its errors in `folder`/log.txt.
+    """Run this script again for one measurement. Its output appears here, its errors in `folder`/log.txt.
 
-    Returns "" when it ended well, else how it ended. cpu_secs: more than that, of all its threads, is a hang as well.
+    Return "" if it succeeded, otherwise how it ended. cpu_secs: the child is considered hung after this CPU time of all
+    its threads.
     """
     flags = [f"--{key}={value}" for key, value in dataclasses.asdict(settings).items()]
     command = [sys.executable, __file__, f"--one={what}", f"--out={folder}", *flags]
@@ -153,7 +155,7 @@ def run_child(what: str, settings: Settings, folder: Path, *, timeout_secs: floa
         except subprocess.TimeoutExpired:
             return f"hangs (given up after {timeout_secs:g} s)"
         finally:
-            # With what it started itself; gone already where it ended well.
+            # Together with its own children. The process is already gone if it ended normally.
             if running.poll() is None:
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
@@ -179,7 +181,7 @@ def child(what: str, settings: Settings, folder: Path) -> int:
 
 
 def heading(settings: Settings, records: dict[str, Any]) -> list[str]:
-    """Date, versions, machine and settings."""
+    """Return a line with date, versions, machine and settings."""
     dates = sorted({record["date"] for record in records.values()})
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     lines = [
@@ -188,7 +190,7 @@ def heading(settings: Settings, records: dict[str, Any]) -> list[str]:
     ]
     other = [name for name, record in records.items() if record["code_sha256"] != code_sha256()]
     if other:
-        lines.append(f"Measured with another state of tfq's code (--fresh measures anew): {', '.join(other)}")
+        lines.append(f"Measured with another state of tfq's code (--fresh measures again): {', '.join(other)}")
     return lines
 
 

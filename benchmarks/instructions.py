@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Instructions of an inference on emulated ARM CPUs: each .tflite beside the first one given, each counted twice.
+"""Count the instructions of an inference on emulated ARM CPUs: each .tflite against the first one, each counted twice.
 
-A count is not a time. The two counts come from two processes; exits 1 where they differ by an instruction. The inputs
-are zeros: the kernels do the same work whatever the values are. Takes about 5 s a model and CPU, small models.
+A count is not a time. The two counts come from two processes; the exit code is 1 if they differ by an instruction. The
+inputs are zeros, because the kernels do the same work for all values. A small model takes about 5 s per CPU.
 
     python -m tfq.backends.qemu.sysroot                                (once: installs the emulator)
     python benchmarks/instructions.py FLOAT.tflite INT8.tflite ... [--kernels=xnnpack]

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""The average of tfq's benchmark within 5% of that of LiteRT's own tool, on the same models, XNNPACK, one thread.
+"""Check that tfq's average latency is within 5% of that of LiteRT's own tool: same models, XNNPACK, one thread.
 
-The tool is the wheel's `ai_edge_litert.tools.benchmark_litert_model`. What it times is a call of CompiledModel, which
-hands over buffers before and after the interpreter runs; the like of it here is an inference with its inputs set and
-its outputs fetched (mean_ms + overhead_ms). The interpreter alone (mean_ms) is shown beside it. The two take turns in
-one process, a block of some 30 ms each, the order turned round every time: whole processes in turn differ by 20% on a
-machine that does other things too. The ratio of a model is the median of its rounds.
-Models: ResNet8 as int8 and as float, MLPerf Tiny's own int8 file, MobileNetV2 0.35 @96 int8 (random weights).
-Exits 1 where a ratio is off by more than 5%. Takes about a minute and a half; wants ../shared.
+The tool is the wheel's `ai_edge_litert.tools.benchmark_litert_model`. It times a call of CompiledModel, which hands
+over buffers before and after the interpreter runs. The equivalent in tfq is an inference including setting its inputs
+and fetching its outputs (mean_ms + overhead_ms). The interpreter alone (mean_ms) is printed next to it. The two
+alternate in one process in blocks of about 30 ms, in reversed order each time: whole alternating processes differ by
+20% on a machine that does other work too. The ratio of a model is the median of its rounds. Models: ResNet8 as int8 and
+as float, MLPerf Tiny's own int8 file, MobileNetV2 0.35 @96 int8 (random weights). The exit code is 1 if a ratio is off
+by more than 5%. The script takes about a minute and a half and needs ../shared.
 
     python benchmarks/litert_tool.py [--rounds=100]
 """
@@ -37,7 +37,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "models"
 BOUND = 0.05
 WARMUP_RUNS = 10
 BLOCK_MS = 30
-# The tool rounds to 0.01 ms, up to 8% of these models: its results are taken as they are before that.
+# The tool rounds to 0.01 ms, up to 8% of the time of these models, so its results are read before rounding.
 litert_tool.round = lambda value, digits: value
 
 
@@ -57,7 +57,7 @@ def models() -> dict[str, bytes]:
 
 
 def by_tool(path: Path, num_runs: int) -> float:
-    """The tool's average, ms."""
+    """Return the tool's average in ms."""
     flags = [f"--model={path}", f"--num_runs={num_runs}", f"--warmup_runs={WARMUP_RUNS}", "--num_threads=1"]
     before, sys.argv = sys.argv, ["benchmark_litert_model", *flags]
     try:
@@ -68,7 +68,7 @@ def by_tool(path: Path, num_runs: int) -> float:
 
 
 def entry_of(content: bytes, directory: Path) -> target.Entry:
-    """What `tfq benchmark` times on the target, on the inputs that it makes."""
+    """Return what `tfq benchmark` times on the target, with the inputs that it generates."""
     model, _ = timed_model("model", content, tfq.tflite.read(content), None, 0)
     names = []
     for index, array in enumerate(model.inputs):
@@ -79,7 +79,7 @@ def entry_of(content: bytes, directory: Path) -> target.Entry:
 
 
 def compare(name: str, content: bytes, rounds: int) -> bool:
-    """Prints one line; whether the ratio is within the bound."""
+    """Print one line and return whether the ratio is within the bound."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         path.write_bytes(content)

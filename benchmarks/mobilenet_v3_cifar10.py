@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""MobileNetV3Small, the family whose quantization is known to fail: what stock tools and tfq make of a trained one.
+"""Compare stock tools and tfq on a trained MobileNetV3Small, a family whose quantization is known to fail.
 
     python benchmarks/mobilenet_v3_cifar10.py '--data=tfrecord:cifar10/cifar10-*' --out=out/mobilenet_v3
         [--size=48] [--epochs=12] [--tune_epochs=3] [--limit=0]
 
-It is trained with Keras 3 from random weights on images enlarged to --size, with flips and shifts, and the epoch is
-kept that is best on the validation split. Of that model: its float flatbuffer, stock's post-training int8
-(from_keras_model and its representative dataset), tfq's, what tfq's search makes of it by the validation split, what
-tfmot's quantize_model says to it and to its tf_keras twin, and tfq's QAT, --tune_epochs long. `float, tuned` is the
-baseline of that: the same model with the same data, steps, seed and learning rate, without fake quantization.
-Accuracies are those of flatbuffers on the test split.
+The model is trained with Keras 3 from random weights on images enlarged to --size, with flips and shifts. The epoch
+with the best validation accuracy is kept. The rows are: its float flatbuffer; stock's post-training int8
+(from_keras_model and its representative dataset); tfq's; the result of tfq's search on the validation split; the
+outcome of tfmot's quantize_model for it and for its tf_keras twin; and tfq's QAT, --tune_epochs long. `float, tuned` is
+the baseline of QAT: the same model trained with the same data, steps, seed and learning rate, without fake
+quantization. Accuracies are those of flatbuffers on the test split.
 
-Each row is a JSON file in --out, beside the trained models: killed and started again with the same flags, it goes on.
-Exits 1 where tfq's QAT is more than half a point below `float, tuned`. An epoch of 45,000 images at 48x48 takes four
-to five minutes of CPU time, one of QAT eight to ten.
+Each row is a JSON file in --out, next to the trained models; a killed run resumes if started with the same flags. The
+exit code is 1 if tfq's QAT is more than half a point below `float, tuned`. An epoch of 45,000 images at 48x48 takes
+four to five minutes of CPU time, one of QAT eight to ten.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from tfq.store import StageStore
 
 MAX_DROP = 0.005
 SEED = 0
-# The family's own 0.999 wants more steps than a few epochs have.
+# The family's own 0.999 needs more steps than a few epochs have.
 BATCH_NORM_MOMENTUM = 0.99
 CALIBRATION_EXAMPLES = 500
 PARITY_EXAMPLES = 512
 
 
 class Benchmark:
-    """The rows of the table: a method each, which gives (flatbuffer or None, what is to be told)."""
+    """The rows of the table: one method per row, which returns (flatbuffer or None, fields of its record)."""
 
     def __init__(self, arguments: argparse.Namespace, out: Path) -> None:
         self.out, self.size = out, arguments.size
@@ -60,25 +60,25 @@ class Benchmark:
         self.samples: Any = self.splits["train"].take(CALIBRATION_EXAMPLES)
 
     def float(self) -> tuple[bytes, dict[str, Any]]:
-        """Trained from random weights."""
+        """Train from random weights."""
         messages: dict[str, Any] = {}
         model = self._trained_once("float", messages)
         return self._float_flatbuffer(model), messages
 
     def float_tuned(self) -> tuple[bytes, dict[str, Any]]:
-        """The baseline: trained on, as QAT does, without fake quantization."""
+        """Train the baseline: longer, as QAT does, without fake quantization."""
         messages: dict[str, Any] = {}
         model = self._trained_once("float_tuned", messages)
         return self._float_flatbuffer(model), messages
 
     def stock_ptq(self) -> tuple[bytes, dict[str, Any]]:
-        """TensorFlow's converter as its guide has it."""
+        """Convert with TensorFlow's converter as in its guide."""
         [pixels] = self.samples.inputs.values()
         with contextlib.redirect_stdout(sys.stderr):
             return stock(self._trained_once("float", {}), pixels[:, None]), {}
 
     def tfq_ptq(self) -> tuple[bytes, dict[str, Any]]:
-        """tfq.convert, all its defaults, with as many examples as stock has."""
+        """Convert with tfq.convert and its defaults, with as many examples as stock."""
         asked = tfq.ConversionConfig(num_calibration_samples=CALIBRATION_EXAMPLES)
         return tfq.convert(self._trained_once("float", {}), self.samples, asked), {}
 
@@ -93,15 +93,15 @@ class Benchmark:
         return result.content, {"chosen": result.chosen.name, "against_float": result.test_against_float.to_dict()}
 
     def stock_qat_keras3(self) -> tuple[None, dict[str, Any]]:
-        """tfmot.quantization.keras.quantize_model of the Keras 3 model."""
+        """Call tfmot.quantization.keras.quantize_model on the Keras 3 model."""
         return None, {"result": _stock_qat(self._trained_once("float", {}))}
 
     def stock_qat_tf_keras(self) -> tuple[None, dict[str, Any]]:
-        """The same of Keras 2's own model of that name."""
+        """Call it on Keras 2's own model of that name."""
         return None, {"result": _stock_qat(self._built(import_tf_keras()))}
 
     def tfq_qat(self) -> tuple[bytes, dict[str, Any]]:
-        """Bridged, and trained on with fake quantization."""
+        """Bridge the model and train it with fake quantization."""
         messages: dict[str, Any] = {}
         path = self.out / "tfq_qat.h5"
         bridged = to_tf_keras(self._trained_once("float", {}), data=self.samples.take(16))
@@ -115,7 +115,7 @@ class Benchmark:
         return content, messages
 
     def row(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """From its file, or measured and written there."""
+        """Read the row from its file, or measure and save it."""
         path = self.out / f"{name}.json"
         record = kept_record(path, settings)
         if record is not None:
@@ -143,7 +143,7 @@ class Benchmark:
         return model
 
     def _trained_once(self, name: str, record: dict[str, Any]) -> Any:
-        """The Keras 3 model `name`, from its file where it is; "float_tuned" goes on from "float"."""
+        """Return the Keras 3 model `name`, from its file if it exists; "float_tuned" starts from "float"."""
         path, keras = self.out / f"{name}.keras", import_keras()
         if not path.exists():
             first = name == "float"
@@ -173,16 +173,16 @@ ROWS = {
 
 
 def _stock_qat(model: Any) -> str:
-    """What becomes of the first call that a user of tfmot makes."""
+    """Return the outcome of the first call that a user of tfmot makes."""
     try:
         import_tfmot().quantization.keras.quantize_model(model)
-    except Exception as error:  # whatever it raises is the result
+    except Exception as error:  # any exception is the result
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return "quantize_model returned"
 
 
 def table(records: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a row a model."""
+    """Return Markdown with one row per model."""
     tuned = records["float_tuned"]["accuracy"]
     lines = ["| | accuracy | against float, tuned | bytes | audit |", "|---|---|---|---|---|"]
     for name, record in records.items():
@@ -207,9 +207,11 @@ def main() -> int:
     write_text(out / "mobilenet_v3_cifar10.md", text)
     print(f"\n{text}\nlogits of the QAT model and of its flatbuffer: {json.dumps(records['tfq_qat']['parity'])}")
     drop = records["float_tuned"]["accuracy"] - records["tfq_qat"]["accuracy"]
-    failed = [f"tfq QAT is {100 * drop:.2f} points below float, tuned: wanted {MAX_DROP:.1%}"] * (drop > MAX_DROP)
+    failed = [f"tfq QAT is {100 * drop:.2f} points below float, tuned: expected at most {MAX_DROP:.1%}"] * (
+        drop > MAX_DROP
+    )
     failed += [
-        f"{ROWS[name]}: the flatbuffer is {records[name]['audit']}, wanted full_int8"
+        f"{ROWS[name]}: the flatbuffer is {records[name]['audit']}, expected full_int8"
         for name in ("tfq_ptq", "tfq_search", "tfq_qat")
         if records[name]["audit"] != "full_int8"
     ]

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration methods and techniques do to the accuracy of an int8 model, beside TensorFlow's own calibrator.
+"""Measure how calibration methods and techniques change int8 accuracy, compared with TensorFlow's own calibrator.
 
     python benchmarks/post_training.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' [--draws=3] [--steps=200]
 
 For each of --draws random choices of --steps training examples, the model is converted with TensorFlow's calibrator and
 with each method and set of techniques of tfq, and evaluated on the test split: accuracy, and agreement with the float
-model. Then the same with all weights of four bits, and for three models made hard: between layers, three channels are
-made 64 times as large, which the next layer undoes. They compute what the model computes, to the bit; one scale for all
-channels cannot serve them. Exits 1 where tfq's default agrees on fewer test images than TensorFlow's calibrator in any
-draw, or not on more over all of them; where chosen codes of four bits lose more than 3.5 points; and where the
-techniques leave a hard model more than 0.4 points below float. ResNet8: some minutes.
+model. The same is repeated with all weights in four bits, and for three models made hard: three channels between layers
+are made 64 times as large, which the next layer reverses. They compute what the model computes, bit for bit, but one
+scale for all channels is not enough for them. The exit code is 1 in three cases: tfq's default agrees on fewer test
+images than TensorFlow's calibrator in any draw, or not on more over all draws; four bits with optimized rounding lose
+more than 3.5 points; or the techniques leave a hard model more than 0.4 points below float. ResNet8 takes some minutes.
 """
 
 import argparse
@@ -52,7 +52,7 @@ HARD_WAYS = ("min_max", "percentile", "percentile, equalize", "percentile, equal
 
 
 class Answers:
-    """What models say of the test split, against its labels and the float model's own answers."""
+    """Predictions on the test split, compared with its labels and with the float model's predictions."""
 
     def __init__(self, test: Any, floating: bytes) -> None:
         self._test, self._labels = test, np.asarray(test.labels)
@@ -60,7 +60,7 @@ class Answers:
         self.accuracy = float((self._float == self._labels).mean())
 
     def scores(self, content: bytes) -> tuple[float, float]:
-        """(accuracy, agreement with the float model)."""
+        """Return (accuracy, agreement with the float model)."""
         result = self._classes(content)
         return float((result == self._labels).mean()), float((result == self._float).mean())
 
@@ -72,7 +72,7 @@ class Answers:
 
 
 def stock_ranges(model: bytes, samples: Sequence[dict[str, NDArray]]) -> dict[tuple[int, int], tuple[float, float]]:
-    """Those that TensorFlow's own calibrator finds."""
+    """Return the ranges that TensorFlow's own calibrator finds."""
     from tensorflow.lite.python.optimize import calibrator
 
     feed = (list(sample.values()) for sample in samples)
@@ -81,7 +81,7 @@ def stock_ranges(model: bytes, samples: Sequence[dict[str, NDArray]]) -> dict[tu
 
 
 def stock_int8(model: bytes, examples: NDArray, config: tfq.ConversionConfig) -> bytes:
-    """The int8 flatbuffer by TensorFlow's calibrator and quantizer."""
+    """Return the int8 flatbuffer by TensorFlow's calibrator and quantizer."""
     from tfq.conversion.quantize import quantize_flatbuffer
 
     (name,) = tflite.read(model).input_names
@@ -108,7 +108,7 @@ def converted(
 
 
 def made_hard(model: bytes, seed: int) -> bytes:
-    """The same function with channels of very different size between its layers."""
+    """Return the same function with channels of very different size between its layers."""
     rng, edited = np.random.default_rng(seed), tflite.unpack(model)
     for pair in find_pairs(edited, tflite.read(model)):
         factors = np.ones(pair.channels)
@@ -168,7 +168,7 @@ def main() -> int:
 
 
 def missed(rows: dict[str, list[tuple[float, float]]]) -> list[str]:
-    """Where tfq's default agrees with float on fewer images than TensorFlow's calibrator."""
+    """Return where tfq's default agrees with float on fewer images than TensorFlow's calibrator."""
     default = tfq.CalibrationConfig().method
     pairs = [(ours[1], stock[1]) for ours, stock in zip(rows[default], rows["TensorFlow"], strict=True)]
     results = [
@@ -182,7 +182,7 @@ def missed(rows: dict[str, list[tuple[float, float]]]) -> list[str]:
 
 
 def table(rows: dict[str, list[tuple[float, float]]]) -> str:
-    """Markdown."""
+    """Return the table in Markdown."""
     count = len(next(iter(rows.values())))
     lines = ["| | " + " | ".join(["accuracy", "agreement"] * count) + " |", "|---" * (1 + 2 * count) + "|"]
     for name, scores in rows.items():

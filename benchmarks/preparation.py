@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Where the CPU time goes before the first step of training: the bridge from Keras 3, preflight, and QAT's rewriting.
+"""Measure the CPU time before the first training step: the bridge from Keras 3, preflight, and QAT's rewriting.
 
     python benchmarks/preparation.py [--families=MobileNetV3Small,ResNet50] [--size=64]
 
-A Markdown table: CPU seconds of this process, of each stage and of its parts. tfmot's part of the rewriting is
-quantize_apply (three clones of the model by tf_keras); ours is what remains: the clone that is annotated, the clone
-that keeps the given model as it is, and the gate, which runs both models. Random weights. The same model by stock
-tfmot.quantization.keras.quantize_model, where that ends, stands beside it: tf_keras' own model, for it takes no other.
+The script prints a Markdown table with the CPU seconds of this process for each stage and its parts. tfmot's part of
+the rewriting is quantize_apply (three clones of the model by tf_keras). The rest is tfq's: the clone that is annotated,
+the clone that keeps the input model unchanged, and the gate, which runs both models. Weights are random. The last
+columns show stock tfmot.quantization.keras.quantize_model, if it ends, on tf_keras' own model, the only kind that it
+accepts.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from tfq.compression.preflight import preflight
 from tfq.compression.qat import qat
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
-# (what it is called, module, function): parts of the stages, by the functions that do them.
+# (name in the table, module, function): parts of the stages, by the functions that run them.
 PARTS = (
     ("bridge: layers", "tfq.keras_bridge.bridge", "rebuild"),
     ("bridge: weights", "tfq.keras_bridge.bridge", "copy_weights"),
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def measured(spent: dict[str, float], what: str, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """What `call` gives; the CPU seconds that it took are added to `spent`."""
+    """Return the result of `call`; add its CPU seconds to `spent`."""
     begin = time.process_time()
     try:
         return call(*args, **named)
@@ -75,7 +76,7 @@ def measured(spent: dict[str, float], what: str, call: Callable[..., Any], *args
 
 @contextlib.contextmanager
 def timed_parts(spent: dict[str, float], tfmot: Any) -> Iterator[None]:
-    """Within, each of PARTS and quantize_apply adds its time to `spent`."""
+    """Add the time of each of PARTS and of quantize_apply to `spent` inside the context."""
     owners = [(importlib.import_module(module), function, what) for what, module, function in PARTS]
     owners.append((tfmot.quantization.keras, "quantize_apply", TFMOT))
     before = [(owner, function, getattr(owner, function)) for owner, function, _ in owners]
@@ -93,11 +94,11 @@ def _timed(spent: dict[str, float], what: str, real: Callable[..., Any]) -> Call
 
 
 def stock(model: Any, tfmot: Any) -> str:
-    """CPU seconds of quantize_model, or what it raises."""
+    """Return the CPU seconds of quantize_model, or its exception."""
     begin = time.process_time()
     try:
         tfmot.quantization.keras.quantize_model(model)
-    except Exception as error:  # whatever it raises is the result
+    except Exception as error:  # any exception is the result
         return type(error).__name__
     return f"{time.process_time() - begin:.1f}"
 

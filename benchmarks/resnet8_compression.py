@@ -1,22 +1,23 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""What compression costs in accuracy: a trained classifier pruned, cut and quantization-aware trained, over seeds.
+"""Measure what compression costs in accuracy: a classifier is pruned, filters are removed, and QAT follows; over seeds.
 
     python benchmarks/resnet8_compression.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' --out=out/resnet8 \\
         [--seeds=0,1,2] [--epochs=22] [--qat_epochs=3] [--variants=float,pruned50,pruned80,filters50] [--limit=0]
 
 Every variant is trained in two phases, --epochs and --qat_epochs long, with the same data, steps, seeds and
-augmentation (flips, and shifts where --shift asks for them). The first is for pruning, or for mending after filters are
-gone, all at one learning rate; the second for QAT. `float` does neither in both: it is the baseline, and its
-post-training int8 is what sizes, times and instructions are compared with. The others learn from the outputs of the
-trained `float` of their seed as well, in both phases. Of each phase the epoch is kept that is best on the validation
-split, the state before it among them; of pruning, of those in which the zeros are complete. Accuracy is that of the
-int8 flatbuffer (of float: the float32 one) on the test split.
+augmentation (flips, and shifts if --shift requests them). The first phase is for pruning, or for recovering accuracy
+after filters are removed, at one learning rate; the second is for QAT. `float` does neither: it is the baseline, and
+sizes, times and instructions are compared with its post-training int8 model. The other variants also learn from the
+outputs of the trained `float` of their seed in both phases. Each phase keeps the epoch with the best validation
+accuracy, including the state before the phase; pruning only considers epochs with all zeros in place. Accuracy is that
+of the int8 flatbuffer (of `float`: the float32 one) on the test split.
 
-A result is a JSON file a variant and seed in --out, beside its flatbuffer and the model between the phases: killed and
-started again with the same flags, it goes on. Exits 1 where a bound below is missed. --limit is for trying it: so many
-examples of each split, and no bound on accuracy means anything. An epoch over 45,000 images of 32x32 takes 45 s of
-CPU (ResNet8, one core of an x86 with AVX-512), 50 s towards `float`, and one of QAT up to twice that.
+The result of each variant and seed is a JSON file in --out, next to its flatbuffer and the model between the phases; a
+killed run resumes if started with the same flags. The exit code is 1 if a bound below is missed. --limit is for trying
+the script: it limits the examples of each split, and makes bounds on accuracy meaningless. An epoch over 45,000 images
+of 32x32 takes 45 s of CPU time (ResNet8, one core of an x86 with AVX-512), 50 s with distillation from `float`, and an
+epoch of QAT up to twice that.
 """
 
 import argparse
@@ -48,11 +49,13 @@ PARITY_EXAMPLES = 256
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compress. max_drop: of accuracy against `float`, on average over the seeds, a fraction.
+    """One way to compress.
 
-    sparsity: what pruning reaches. pruned_by: after which share of the first phase; what comes then is at a learning
-    rate that still moves something. target_macs: share of the multiply-adds that stay. targets: layers whose share of
-    filters is given, as in StructuredPruningConfig. max_gzip: as a share of the dense int8 flatbuffer's.
+    max_drop: accuracy loss against `float`, averaged over the seeds, as a fraction. sparsity: what pruning reaches.
+    pruned_by: the fraction of the first phase after which pruning is complete; the learning rate is still large enough
+    to recover after it. target_macs: the fraction of multiply-adds that stay. targets: the fraction of filters of
+    specific layers, as in StructuredPruningConfig. max_gzip: the size as a fraction of that of the dense int8
+    flatbuffer.
     """
 
     max_drop: float
@@ -67,22 +70,22 @@ VARIANTS = {
     "float": Variant(0.0),
     "pruned50": Variant(0.003, sparsity=0.5, pruned_by=0.25),
     "pruned80": Variant(0.015, sparsity=0.8, pruned_by=0.3, max_gzip=0.45),
-    # The targets are the best of six shapes after three epochs each, by the loss towards `float` on the training data:
-    # the first stage of ResNet8 costs the most multiply-adds and gives the least for them.
+    # The targets are the best of six shapes after three epochs each, by the distillation loss from `float` on the
+    # training data: the first stage of ResNet8 has the most multiply-adds and contributes least.
     "filters50": Variant(
         0.02,
         target_macs=0.5,
         targets=("conv2d=0.75", "conv2d_1=0.25"),
     ),
 }
-# Of those that are compressed, towards the trained `float`; where the channels are the same ones, at the ends of the
-# three residual stages as well.
+# Compressed variants learn from the trained `float`. If the channels are unchanged, they also do so at the ends of the
+# three residual stages.
 DISTILLATION = tfq.DistillationConfig(enabled=True, temperature=3.0, weight=0.9)
 OF_STAGES = dataclasses.replace(DISTILLATION, layers=("activation_2", "activation_4", "activation_6"))
 
 
 def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> Any:
-    """(model after both phases, what was told of them). The model after the first is kept in `out`."""
+    """Return (model after both phases, its record). The model after the first phase is saved in `out`."""
     from tfq.compression import prune_model, prune_structured, qat_model
     from tfq.compression.training import deterministic
 
@@ -133,7 +136,7 @@ def trained(name: str, seed: int, model: Any, splits: dict[str, Any], phases: li
 
 
 def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: list[Phase], out: Path) -> dict:
-    """Train, convert, evaluate: the result of one variant and seed; flatbuffers are left in `out`."""
+    """Train, convert and evaluate one variant and seed. Flatbuffers are saved in `out`."""
     begin = time.monotonic()
     result, notes = trained(name, seed, model, splits, phases, out)
     record: dict[str, Any] = {"phases": list(notes)}
@@ -165,7 +168,7 @@ def measured(name: str, seed: int, model: Any, splits: dict[str, Any], phases: l
 
 
 def zeros(content: bytes) -> float:
-    """The share of weights of convolutions and dense layers that are zero in the flatbuffer itself."""
+    """Return the fraction of zero weights of convolutions and dense layers in the flatbuffer."""
     parsed = tfq.tflite.read(content)
     graph, counted, zero = parsed.main_subgraph, 0, 0
     kernels = {op.inputs[1] for op in graph.ops if op.name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")}
@@ -176,7 +179,7 @@ def zeros(content: bytes) -> float:
 
 
 def costs(out: Path, seeds: list[int], names: list[str], runs: int) -> dict[str, dict[str, Any]]:
-    """{variant: x86 time and ARM instructions of its int8 flatbuffer, as ratios to the dense one's}; of one seed."""
+    """Return {variant: x86 time and ARM instructions of its int8 flatbuffer relative to the dense one} for one seed."""
     contents = {name: (out / f"{name}_{seeds[0]}.tflite").read_bytes() for name in ("dense_int8", *names)}
     timed = tfq.benchmark(contents, tfq.BenchmarkConfig(num_runs=runs, ops=False))
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -194,7 +197,7 @@ def costs(out: Path, seeds: list[int], names: list[str], runs: int) -> dict[str,
 
 
 def missed(results: dict[str, list[dict]]) -> list[str]:
-    """The bounds that do not hold."""
+    """Return the bounds that are missed."""
     matches = []
     for name, records in results.items():
         variant, baselines = VARIANTS[name], results["float"]
@@ -203,17 +206,17 @@ def missed(results: dict[str, list[dict]]) -> list[str]:
         drop = average(baselines, "float", "accuracy") - average(records, name, "accuracy")
         if drop > variant.max_drop:
             matches.append(
-                f"{name}: {100 * drop:.2f} points below float on average, wanted at most {variant.max_drop:.1%}"
+                f"{name}: {100 * drop:.2f} points below float on average, expected at most {variant.max_drop:.1%}"
             )
         fraction = average(records, name, "gzip_bytes") / average(baselines, "dense_int8", "gzip_bytes")
         if fraction > variant.max_gzip:
-            matches.append(f"{name}: gzip {fraction:.1%} of dense int8's, wanted at most {variant.max_gzip:.0%}")
+            matches.append(f"{name}: gzip {fraction:.1%} of dense int8's, expected at most {variant.max_gzip:.0%}")
         for record in records:
             if record[name]["audit"] != "full_int8":
-                matches.append(f"{name}: the flatbuffer is {record[name]['audit']}, wanted full_int8")
+                matches.append(f"{name}: the flatbuffer is {record[name]['audit']}, expected full_int8")
             if record[name]["zeros"] < variant.sparsity - 0.005:
                 matches.append(
-                    f"{name}: {record[name]['zeros']:.1%} zeros in the flatbuffer, wanted {variant.sparsity:.0%}"
+                    f"{name}: {record[name]['zeros']:.1%} zeros in the flatbuffer, expected {variant.sparsity:.0%}"
                 )
             macs = record["phases"][0].get("structured_pruning")
             if variant.target_macs < 1 and macs["macs_after"] > variant.target_macs * macs["macs_before"]:
@@ -222,12 +225,12 @@ def missed(results: dict[str, list[dict]]) -> list[str]:
 
 
 def average(records: list[dict], called: str, what: str) -> float:
-    """Over the seeds."""
+    """Return the average over the seeds."""
     return statistics.fmean(record[called][what] for record in records)
 
 
 def table(results: dict[str, list[dict]], spent: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a row a flatbuffer."""
+    """Return Markdown with one row per flatbuffer."""
     seeds = len(next(iter(results.values())))
     baseline = average(results["float"], "float", "accuracy")
     dense = average(results["float"], "dense_int8", "gzip_bytes")
@@ -295,7 +298,7 @@ def main() -> int:
 
 
 def phases_of(name: str, arguments: argparse.Namespace) -> list[Phase]:
-    """A variant's two phases; only their learning rate in the second one is not the same for all."""
+    """Return a variant's two phases; only the learning rate of the second one differs between variants."""
     second_rate = arguments.float_rate if name == "float" else arguments.qat_rate
     return [
         Phase(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.shift),
@@ -323,7 +326,7 @@ def parsed() -> argparse.Namespace:
 
 
 def _has_unquantized(model: Any) -> bool:
-    """Whether quantization-aware training left a layer with weights to the converter."""
+    """Check whether quantization-aware training left a layer with weights to the converter."""
     return any(layer.weights and not layer.name.startswith("quant") for layer in model.layers)
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Every scheme of `tfq convert` on one model: accuracy, agreement with float32, sizes, ops that XNNPACK takes.
+"""Compare every scheme of `tfq convert` on one model: accuracy, agreement with float32, sizes, ops that XNNPACK runs.
 
     python benchmarks/schemes.py --model=resnet8.h5 '--data=tfrecord:cifar10/cifar10-*' [--limit=0]
 
-Exits 1 where a flatbuffer is not the scheme that it was converted to, or agrees with float32 on less than 90% of the
-examples. On ResNet8 and 10,000 images about two minutes, most of it int16x8, which has no XNNPACK kernels.
+The exit code is 1 if a flatbuffer does not have the scheme that it was converted to, or agrees with float32 on less
+than 90% of the examples. ResNet8 and 10,000 images take about two minutes, most of it int16x8, which has no XNNPACK
+kernels.
 """
 
 import argparse
@@ -22,7 +23,7 @@ MIN_AGREEMENT = 0.9
 
 
 def cases() -> dict[str, tfq.ConversionConfig]:
-    """Name of a row -> what to convert to; float32, which the others are compared with, first."""
+    """Return {name of a row: config to convert with}; float32, the reference of the others, comes first."""
     ordered = ("float32", *(scheme for scheme in SCHEMES if scheme != "float32"))
     results = {scheme: tfq.ConversionConfig(scheme=scheme) for scheme in ordered}
     return results | {

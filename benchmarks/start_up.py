@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Start-up times: the static part of `tfq audit` and `tfq evaluate --help` within 0.7 s, `import tfq` within 0.15 s.
+"""Check start-up times: static part of `tfq audit` and `tfq evaluate --help` within 0.7 s, `import tfq` within 0.15 s.
 
-Each figure is the median of several processes, taken in turn; the bare interpreter's own start is shown beside them.
-Exits 1 where a bound is missed, or where TensorFlow is among the modules loaded.
+Each figure is the median of several processes that run alternately; the start of the bare interpreter is printed for
+comparison. The exit code is 1 if a bound is missed, or if TensorFlow is among the loaded modules.
 
     python benchmarks/start_up.py
 """

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second of tfq's local backend against a plain loop: whole wall time from arrays in memory to predictions.
+"""Compare images per second of tfq's local backend and a plain loop: wall time from arrays in memory to predictions.
 
 The plain loop is one interpreter in this process: batch 1, one thread, XNNPACK, set_tensor, invoke, get_tensor. Both
-get the same arrays, in turn; their outputs must be the same to the bit. A "call" starts its workers by a fork of a
-process that is there; tfq starts that one (`prepare`) while it reads the data. "first call" has it started anew within
-the time measured, as when nothing was to be read. On 2 cores a call must give at least 1.7 times the images a second.
-Exits 1 below that, or on a different output.
+get the same arrays alternately, and their outputs must be bit-identical. A "call" starts its workers by a fork of an
+existing process, which tfq starts (`prepare`) while it reads the data. "first call" includes the start of that process
+in the measured time, as if there was no data to read. On 2 cores a call must give at least 1.7 times the images per
+second. The exit code is 1 below that, or on a different output.
 
     python benchmarks/throughput.py --model=mlperf_tiny_resnet8_cifar10.h5 '--data=tfrecord:cifar10/cifar10-*'
 
-Without --model it takes what ../shared holds, and, where that is not there, ResNet8 with random weights on random
-pixels. About a minute and a half.
+Without --model the script uses the model in ../shared or, if that is missing, ResNet8 with random weights on random
+pixels. It takes about a minute and a half.
 """
 
 import argparse
@@ -57,7 +57,7 @@ WAYS = {"plain loop": plain_loop, "call": shared_out, "first call": shared_out}
 
 
 def flatbuffers(arguments: argparse.Namespace) -> tuple[dict[str, bytes], np.ndarray]:
-    """The float and the int8 flatbuffer, and the images, float32 in the model's own unit."""
+    """Return the float and the int8 flatbuffer, and the images as float32 in the model's own unit."""
     count = arguments.examples
     if arguments.model:
         data = tfq.DataConfig(source=arguments.data)

@@ -1,20 +1,20 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""The verification of conversions: false alarms on models that are right, and what it costs.
+"""Measure false alarms of the verification of conversions on models without faults, and its cost.
 
     python benchmarks/verification.py --out=out/verification [--data=tfrecord:cifar10/cifar10-*] [--only=false_alarms]
         [--size=96] [--train_size=48] [--steps=60] [--rounds=5]
 
 False alarms: the fifteen families of keras.applications, each twice: with random weights and a softmax at --size, and
 trained for --steps steps at --train_size, with logits; tfq's own models; and, with --models, further files (.keras, .h5
-or float .tflite). Each is converted to int8, tfq's own and the files to int16x8 as well. None of them is faulty: a
-warning of the verification is a false alarm.
+or float .tflite). Each is converted to int8; tfq's own models and the files also to int16x8. None of them is faulty, so
+a warning of the verification is a false alarm.
 
-Cost: digits_cnn, ResNet8, MobileNetV2 0.35 @96 and EfficientNetB0 @224 with the verification on and off, in turn, in
+Cost: digits_cnn, ResNet8, MobileNetV2 0.35 @96 and EfficientNetB0 @224 with the verification on and off, alternately in
 one process. The bound is 15% of the conversion or 0.3 s, whichever is more.
 
-Each row is a JSON file in --out: killed and started again, it resumes. Exits 1 on a false alarm, a miss, or a cost
-above the bound. Takes about 25 minutes on two cores.
+Each row is a JSON file in --out; a killed run resumes. The exit code is 1 on a false alarm, a miss, or a cost above the
+bound. The script takes about 25 minutes on two cores.
 """
 
 import argparse
@@ -48,7 +48,7 @@ Case = tuple[str, Callable[[], tuple[Any, Any]]]
 
 
 def random_family(name: str, source: str, size: int) -> tuple[Any, Any]:
-    """(model, calibration images) of a family with random weights and a softmax."""
+    """Return (model, calibration images) of a family with random weights and a softmax."""
     side = zoo.size_of(name, size)
     with deterministic(zoo.SEED):
         model = getattr(import_keras().applications, name)(weights=None, classes=10, input_shape=(side, side, 3))
@@ -56,7 +56,7 @@ def random_family(name: str, source: str, size: int) -> tuple[Any, Any]:
 
 
 def trained_family(name: str, source: str, size: int, steps: int) -> tuple[Any, Any]:
-    """(model, calibration images) of a family that was trained for a few steps, with logits."""
+    """Return (model, calibration images) of a family that was trained for a few steps, with logits."""
     data = zoo.images(source, "train", name, size, limit=steps * zoo.BATCH_SIZE)
     return zoo.trained(import_keras(), name, data, size, steps), images_of(name, source, size)
 
@@ -104,7 +104,7 @@ def _cost(make: Callable[[], tuple[Any, Any]], rounds: int) -> dict[str, Any]:
 
 
 def cost(model: Any, samples: Any, rounds: int) -> dict[str, Any]:
-    """Median seconds with verification and without, in turn, after one conversion that is not counted."""
+    """Return median seconds with and without verification, measured alternately after one warm-up conversion."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for number in range(rounds + 1):
         for verify in (True, False) if number % 2 else (False, True):
@@ -139,7 +139,7 @@ def loaded(path: str, source: str) -> tuple[Any, Any]:
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row, from its file or made now."""
+    """Return a row from its file, or measure it now."""
     if not path.exists():
         artifacts.write_json(path, make())
     return json.loads(path.read_text())

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of families.py: which families, what is measured of each, what stock tfmot makes of it, and the table."""
+"""Parts of families.py: the families, their measurements, the results of stock tfmot, and the table."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way of one family, stage by stage, each stage's numbers kept as soon as they are there."""
+"""All stages of one family; the numbers of each stage are saved as soon as they are measured."""
 
 import resource
 import time
@@ -24,7 +24,7 @@ from tfq.errors import remembered_warnings
 from tfq.keras_bridge import import_keras
 from tfq.keras_bridge.bridge import to_tf_keras
 
-# Of the step size of the float training.
+# Fraction of the learning rate of the float training.
 PRUNE_RATE, QAT_RATE = 0.5, 0.2
 
 _IDENTITY_IMAGES = 16
@@ -32,7 +32,7 @@ _MAX_NAMED = 5
 
 
 class Chain:
-    """One family on its way: its data, and the models as they come to be. A stage returns its record."""
+    """One family with its data and its models so far. Each stage returns its record."""
 
     def __init__(self, name: str, settings: Settings, folder: Path) -> None:
         self.name, self.settings, self.folder = name, settings, folder
@@ -53,7 +53,7 @@ class Chain:
         self.flatbuffer = b""
 
     def train(self) -> dict[str, Any]:
-        """From nothing, with Keras 3; a model that was trained before a kill is taken from its file."""
+        """Train from scratch with Keras 3, or load the model that was trained before a kill."""
         path, keras = self.folder / "trained.keras", import_keras()
         if path.exists():
             self.model = tfq.load_model(path)
@@ -65,12 +65,12 @@ class Chain:
         return {"accuracy": self._accuracy(self.model), "parameters": self.model.count_params()}
 
     def bridge(self) -> dict[str, Any]:
-        """Keras 3 to tf_keras."""
+        """Convert Keras 3 to tf_keras."""
         self.bridged = to_tf_keras(self.model, data=self._first(_IDENTITY_IMAGES))
         return {"max_difference": self.bridged.max_difference, "notes": list(self.bridged.notes)}
 
     def preflight(self) -> dict[str, Any]:
-        """What could be done to which layer, asked beforehand."""
+        """Report what could be done to which layer, before doing it."""
         result = preflight(self.bridged, self.config)
         rows = result.layers
         self.promised = {row.name for row in rows if row.prunable}
@@ -83,7 +83,7 @@ class Chain:
         }
 
     def prune(self) -> dict[str, Any]:
-        """Half of the weights of whatever is prunable."""
+        """Prune half of the weights of all prunable layers."""
         self.plan = pruning_plan(self.bridged.model, self.config.prune)
         self.pruned = tfq.prune(self.bridged.model, self._fit(self.settings.tune_steps, PRUNE_RATE), self.config.prune)
         pruned = {self.bridged.origins[layer] for layer in self.plan.pruned}
@@ -94,7 +94,7 @@ class Chain:
         }
 
     def qat(self) -> dict[str, Any]:
-        """Selective QAT; before its first step, the identity gate."""
+        """Train with selective QAT, after the identity gate."""
         fit = self._fit(self.settings.tune_steps, QAT_RATE)
         messages: dict[str, float] = {}
 
@@ -107,7 +107,7 @@ class Chain:
         return {**messages, "accuracy": self._accuracy(self.quantized)}
 
     def convert(self) -> dict[str, Any]:
-        """To full int8, audited, with the zeros counted in the file."""
+        """Convert to full int8, audit, and count the zeros in the file."""
         self.flatbuffer = tfq.convert(self.quantized, self.train_split)
         write_bytes(self.folder / "int8.tflite", self.flatbuffer)
         report = tfq.audit(self.flatbuffer, tfq.AuditConfig(require="full_int8"))
@@ -121,7 +121,7 @@ class Chain:
         }
 
     def parity(self) -> dict[str, Any]:
-        """Does the flatbuffer compute what the QAT model computes?"""
+        """Compare the flatbuffer's outputs with those of the QAT model."""
         result = qat_parity(self.quantized, self.flatbuffer, self.test_split, limit=self.settings.limit)
         evaluated = tfq.evaluate(self.flatbuffer, self.test_split, tfq.EvaluationConfig(num_runs=0))
         return {**result.to_dict(), "text": result.to_text(), "accuracy": evaluated.accuracy}
@@ -147,7 +147,7 @@ STAGES = ("train", "bridge", "preflight", "prune", "qat", "convert", "parity")
 
 
 def measure(name: str, settings: Settings, folder: Path) -> None:
-    """All stages of one family into `folder`/chain.json, which is written anew after each; a failed one is the last."""
+    """Run all stages of one family and save `folder`/chain.json after each stage; a failed stage is the last."""
     record: dict[str, Any] = {"stages": {}}
     stage = STAGES[0]
     try:
@@ -161,19 +161,20 @@ def measure(name: str, settings: Settings, folder: Path) -> None:
             record["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             write_json(folder / "chain.json", record)
             print(f"  {stage:9} {secs:7.1f} s  {_summary(numbers)}", flush=True)
-    except Exception as error:  # whatever it raises is the result
+    except Exception as error:  # any exception is the result
         record["error"] = {"stage": stage, "type": type(error).__name__}
-        record["stages"].pop(stage, None)  # what cannot be written is no result
+        record["stages"].pop(stage, None)  # a stage that cannot be written has no result
         record["error"] |= {"message": str(error)[:4000], "traceback": traceback.format_exc()[-8000:]}
         write_json(folder / "chain.json", record)
         print(f"  {record['error']['stage']:9} FAILED: {type(error).__name__}: {first_line(error)}", flush=True)
 
 
 def zeros_by_layer(weights: Any, pruned: Any) -> dict[str, Any]:
-    """{"layers": {pruned layer: {"zeros": n, "values": n}}, "missing": [pruned layers without a weight in the file]}.
+    """Return {"layers": {pruned layer: {"zeros": n, "values": n}}, "missing": [pruned layers that the file lacks]}.
 
-    The least sparse weight of a layer that has several. Depthwise kernels are left out: tfmot prunes none, and of a
-    separable convolution, which holds one, the other. Stock's separable convolution is two layers in a QAT model.
+    If a layer has several weights, its least sparse one counts. Depthwise kernels are left out: tfmot does not prune
+    them, and of a separable convolution it prunes the other kernel. Stock's separable convolution is two layers in a
+    QAT model.
     """
     results: dict[str, dict[str, int]] = {}
     for weight in weights:
@@ -197,7 +198,7 @@ def _pruned_layer(layer: str, pruned: Any) -> str | None:
 
 
 def _summary(numbers: dict[str, Any]) -> str:
-    """What of a stage's numbers is worth a line of progress."""
+    """Return the numbers of a stage that its progress line shows."""
     plain = {key: value for key, value in numbers.items() if isinstance(value, (int, float)) and key != "secs"}
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in plain.items()

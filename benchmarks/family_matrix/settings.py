@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the numbers of a family depend on. No TensorFlow: the script that starts the children reads it as well."""
+"""What the numbers of a family depend on. No TensorFlow, because the script that starts the children also reads it."""
 
 from dataclasses import dataclass, field
 
@@ -9,13 +9,13 @@ FAMILY_NAMES = (
     "EfficientNetV2B0", "ConvNeXtTiny",
 )  # fmt: skip
 
-# By their parameters.
+# Sorted by the number of parameters.
 SMALLEST = ("MobileNetV3Small", "MobileNetV2", "MobileNetV3Large", "MobileNet")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Results of other settings are not taken over."""
+    """Settings of a measurement; results of other settings are not reused."""
 
     size: int = field(
         default=64, metadata={"help": "height and width of the images; a family that needs more gets its least"}

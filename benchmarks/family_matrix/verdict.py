@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a family's numbers must be, and the table of all of them. Neither TensorFlow nor a model is needed here."""
+"""Bounds on a family's numbers, and the table of all families. Needs neither TensorFlow nor a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from typing import Any
 MIN_ACCURACY = 0.7
 MAX_BRIDGE_DIFFERENCE = 1e-4
 FINAL_SPARSITY = 0.5
-# tfmot keeps all weights that are as large as the smallest one that stays: seen, one more of 589,824.
+# tfmot keeps all weights equal to the smallest one that stays. One additional weight of 589,824 has been observed.
 EQUAL_WEIGHTS = 1e-5
 MIN_IMAGES = 256
 MIN_LOGIT_SQNR_DB = 20.0
 MAX_MARGIN_LSB = 4.0
 
-# Family -> the layer and the cause for which its flatbuffer need not compute what the QAT model does; nothing else is.
+# Family -> the layer and the cause for which its flatbuffer may differ from the QAT model. Nothing else is excused.
 EXCUSED: dict[str, str] = {}
 
 COLUMNS = (
@@ -32,7 +32,7 @@ stock: tfmot.quantization.keras.quantize_model alone. minutes: of all but stock.
 
 
 def misses(record: Mapping[str, Any], name: str = "") -> list[str]:
-    """What keeps a family from passing, a sentence each; empty where it passes. `name`: to look it up in EXCUSED."""
+    """Return the reasons why a family fails, one sentence each; empty if it passes. `name`: its key in EXCUSED."""
     stages = record.get("stages", {})
     results = [miss for stage, check in _CHECKS.items() if stage in stages for miss in check(stages[stage])]
     if "parity" in stages and name not in EXCUSED:
@@ -65,15 +65,15 @@ def _prune_misses(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _qat_misses(stage: Mapping[str, Any]) -> list[str]:
-    return [] if stage["identity"] == 0.0 else [f"qat: identity gate {stage['identity']:.2g}, wanted 0.0"]
+    return [] if stage["identity"] == 0.0 else [f"qat: identity gate {stage['identity']:.2g}, expected 0.0"]
 
 
 def _convert_misses(stage: Mapping[str, Any]) -> list[str]:
     result = [] if stage["audit_ok"] else [f"audit: {(stage['audit_failures'] or ['failed'])[0]}"]
     sparsity = stage["sparsity"]
-    # Of n weights the integer part is zero.
+    # Among n weights, the integer part is zero.
     result += [
-        f"zeros: {layer} has {fraction['zeros'] / fraction['values']:.2%} in the flatbuffer, wanted "
+        f"zeros: {layer} has {fraction['zeros'] / fraction['values']:.2%} in the flatbuffer, expected "
         f"{FINAL_SPARSITY:.0%}"
         for layer, fraction in sparsity["layers"].items()
         if fraction["zeros"] < int(FINAL_SPARSITY * (1 - EQUAL_WEIGHTS) * fraction["values"])
@@ -86,11 +86,11 @@ def _convert_misses(stage: Mapping[str, Any]) -> list[str]:
 def _parity_misses(stage: Mapping[str, Any]) -> list[str]:
     results = []
     if stage["num_examples"] < MIN_IMAGES:
-        results.append(f"parity: {stage['num_examples']} images, wanted at least {MIN_IMAGES}")
+        results.append(f"parity: {stage['num_examples']} images, expected at least {MIN_IMAGES}")
     clear = [lead for lead in leads(stage) if not lead < MAX_MARGIN_LSB]
     if clear:
         results.append(f"parity: {len(clear)} image(s) get another class at a lead of {max(clear):.1f} LSB or less")
-    # An infinite one is told as "inf".
+    # An infinite value is recorded as "inf".
     if not float(stage["logit_sqnr_db"]) >= MIN_LOGIT_SQNR_DB:
         results.append(f"parity: SQNR of the logits {float(stage['logit_sqnr_db']):.1f} dB, first departure "
                      f"{stage['first_departure']}")  # fmt: skip
@@ -108,12 +108,12 @@ _CHECKS = {
 
 
 def leads(parity: Mapping[str, Any]) -> list[float]:
-    """The QAT model's top-2 margin in LSB of the output, for each image that the flatbuffer gives another class."""
+    """Return the QAT model's top-2 margin in output LSB for each image that the flatbuffer assigns to another class."""
     return [float(item["margin_lsb"]) for output in parity["outputs"] for item in output["disagreements"]]
 
 
 def stock_cell(result: Mapping[str, Any] | None) -> str:
-    """A cell of the table."""
+    """Return a cell of the table."""
     if not result:
         return "not run"
     if result["result"] == "error":
@@ -124,7 +124,7 @@ def stock_cell(result: Mapping[str, Any] | None) -> str:
 
 
 def row(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of one family, as COLUMNS has them; a dash where it did not come that far."""
+    """Return the cells of one family in the order of COLUMNS; stages that were not reached are a dash."""
     stages = record.get("stages", {})
     result = misses(record, name)
     parity, zeros = stages.get("parity"), _least_sparsity(stages.get("convert"))
@@ -163,7 +163,7 @@ def _least_sparsity(stage: Mapping[str, Any] | None) -> float | None:
 
 
 def table(records: Mapping[str, Mapping[str, Any]], heading: Sequence[str]) -> str:
-    """Markdown: `heading`, a row for each family, the legend, and the share that passes."""
+    """Return Markdown: `heading`, a row for each family, the legend, and the fraction that passes."""
     lines = [*heading, "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
     lines += [_line(row(name, record)) for name, record in records.items()]
     passing = sum(not misses(record, name) for name, record in records.items())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fifteen families of keras.applications, and how each is trained in a minute or two so that it means something."""
+"""The fifteen families of keras.applications, each trained for a minute or two so that its outputs are meaningful."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tfq.keras_bridge import deterministic
 CLASSES = 10
 SEED = 0
 BATCH_SIZE = 32
-# A few dozen steps must bring the moving statistics to where they belong; the families come with 0.99 to 0.9997.
+# The moving statistics must converge within a few dozen steps; the families come with 0.99 to 0.9997.
 BATCH_NORM_MOMENTUM = 0.8
 
 BYTES, SIGNED = (0.0, 255.0), (-1.0, 1.0)
@@ -23,15 +23,16 @@ BYTES, SIGNED = (0.0, 255.0), (-1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What one architecture wants: the range of pixels, the highest step size that it learns with from nothing, and
-    the least height and width that keras.applications builds it for."""
+    """Requirements of one architecture: the range of pixels, the highest learning rate that works from scratch, and the
+    least height and width that keras.applications builds it for.
+    """
 
     pixels: tuple[float, float] = SIGNED
     learning_rate: float = 2e-3
     min_size: int = 32
 
 
-# Those that take bytes have a Rescaling or a Normalization of their own.
+# Families that take bytes contain a Rescaling or a Normalization.
 FAMILIES = {
     "MobileNet": Family(),
     "MobileNetV2": Family(),
@@ -52,9 +53,10 @@ FAMILIES = {
 
 
 def build(keras: Any, name: str, size: int) -> Any:
-    """The family with random weights from either Keras: (`size_of`, `size_of`, 3) in, 10 logits out.
+    """Build the family with random weights in either Keras: input (`size_of`, `size_of`, 3), output 10 logits.
 
-    Logits, for int8 probabilities are all at 0 or 1 once a model is sure: their LSB says nothing of what lies before.
+    Logits, because int8 probabilities of a confident model are all at 0 or 1: their LSB says nothing about the layers
+    before.
     """
     side = size_of(name, size)
     return getattr(keras.applications, name)(
@@ -63,14 +65,14 @@ def build(keras: Any, name: str, size: int) -> Any:
 
 
 def size_of(name: str, size: int) -> int:
-    """Height and width of the family's images where `size` is asked for."""
+    """Return height and width of the family's images if `size` is requested."""
     return max(size, FAMILIES[name].min_size)
 
 
 def images(source: str, split: str, name: str, size: int, limit: int = 0) -> AnySplit:
-    """A split as the family is fed it: (`size_of`, `size_of`, 3), grey as three equal channels, in the family's range.
+    """Return a split as the family's input: (`size_of`, `size_of`, 3) in its range, gray as three equal channels.
 
-    The range of the source itself is what its first 256 training examples hold.
+    The range of the source is that of its first 256 training examples.
     """
     side = size_of(name, size)
     config = tfq.DataConfig(source=source, resize=(side, side))
@@ -103,7 +105,7 @@ def train(model: Any, data: Any, steps: int, learning_rate: float, callbacks: An
 
 
 def trained(keras: Any, name: str, data: Any, size: int, steps: int) -> Any:
-    """The family, built with Keras 3 from the seed and trained."""
+    """Return the family, built with Keras 3 from the seed and trained."""
     with deterministic(SEED):
         model = build(keras, name, size)
     for layer in model._flatten_layers():

@@ -197,7 +197,7 @@ def test_a_page_of_200_layers_stays_below_half_a_megabyte(tmp_path):
     record["stages"][0]["details"]["pruning_plan"] = {"pruned": names, "skipped": dict.fromkeys(names, "no weights")}
     for model in record["models"]:
         model["audit"]["weights"] = [weight(name, 123_456 + place, place) for place, name in enumerate(names)]
-        message = "computes in float32, wanted int8: the converter has no int8 kernel for it: replace the layer" * 3
+        message = "computes in float32, expected int8: the converter has no int8 kernel for it: replace the layer" * 3
         model["audit"]["findings"] = [finding(keras_layer=name, message=message) for name in names]
         model["audit"]["op_counts"] = {f"OP_{number}": number for number in range(120)}
     page = write_report(record, tmp_path)[2]

@@ -59,9 +59,9 @@ def test_a_search_records_fractions_and_says_points():
     budget = BudgetConfig(max_accuracy_drop=0.005, max_bytes=1000, max_latency_ratio=1.5)
     judged = _judged(candidate, SearchConfig(budget=budget))
     assert judged.missed == (
-        "2.00 points below float, at most 0.5 wanted",
-        "2,000 bytes, at most 1,000 wanted",
-        f"{NOT_TIMED}, at most 1.5x wanted",
+        "2.00 points below float, at most 0.5 allowed",
+        "2,000 bytes, at most 1,000 allowed",
+        f"{NOT_TIMED}, at most 1.5x allowed",
     )
     drop, size, latency = judged.requirements
     assert (drop.bound, drop.value, drop.holds) == (0.005, pytest.approx(0.02), False)
