@@ -40,7 +40,9 @@ def test_a_lower_bound_on_an_error_does_not_hold_and_says_why():
     assert requirements_of(record, require) == (
         Requirement(name="min_accuracy", bound=0.5, value=0.9, holds=False, reason="lower values are better for mae"),
     )
-    assert missed_requirements(record, require) == ["min_accuracy 0.5 cannot be checked: lower values are better for mae"]
+    assert missed_requirements(record, require) == [
+        "min_accuracy 0.5 cannot be checked: lower values are better for mae"
+    ]
 
 
 def test_a_search_records_fractions_and_says_points():
