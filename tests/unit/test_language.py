@@ -23,6 +23,7 @@ CLEAN: tuple[str, ...] = (
     "docs/metrics.md",
     "docs/not_supported.md",
     "docs/ops.md",
+    "docs/records.md",
     "docs/verification.md",
     "models",
     "pipelines",
