@@ -99,7 +99,7 @@ def test_repairs_of_a_trained_model_are_refused():
         quantized.fit(x, np.zeros((32, 3)), verbose=0, callbacks=callbacks)
 
     trained = tfq.qat(model, fit, calibration=x)
-    with refused(tfq.InputError, field="conversion.techniques", got=("bias_correction",), word="trained"):
+    with refused(tfq.InputError, field="conversion.techniques", got=("bias_correction",), word="quantization-aware"):
         tfq.convert(trained, x, config(techniques=("bias_correction",)))
 
 
@@ -195,7 +195,7 @@ def test_ranges_of_another_model_are_refused_by_the_script(tmp_path, capsys):
         f"--out={tmp_path}",
         f"--calibration.ranges={tmp_path / 'ranges.json'}",
     )
-    assert code == 2 and "no calibrated ranges" in capsys.readouterr().err
+    assert code == 2 and "calibrated" in capsys.readouterr().err
 
 
 def test_analyse_tells_a_line_a_layer(tmp_path, capsys):

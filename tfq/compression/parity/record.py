@@ -104,7 +104,7 @@ class OutputParity:
         lsb: Scale of the output, or of the quantized tensor that a float output is dequantized from.
         sqnr_db: Signal-to-quantization-noise ratio of the real values.
         logit_sqnr_db: The same for the input of a final softmax or sigmoid; for the output itself without one.
-        logits_of: What `logit_sqnr_db` refers to: "input of SOFTMAX" and the like, or "output".
+        logits_of: What `logit_sqnr_db` refers to: "output", or the input of its last op, such as "input of SOFTMAX".
         top1_agreement: Fraction of examples with the same class; None if the output is not a classification (see
             `tfq.evaluation.classes`).
         disagreements: The examples with another class.
