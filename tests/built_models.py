@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flatbuffers built by hand from the schema: ops that no converter emits, or forms that tfq itself never writes."""
+"""Flatbuffers built by hand from the schema: ops that no converter emits, or forms that tfq never writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tfq.tflite.schema import OPERATORS, TENSOR_TYPES
 
 @dataclass(frozen=True)
 class T:
-    """A tensor. scale: of a quantized one. values: of a constant. is_state: a variable tensor."""
+    """A tensor. scale: set if it is quantized. values: set if it is a constant. is_state: a variable tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ def constant(values: Any, dtype: str = "float32") -> T:
 
 @dataclass(frozen=True)
 class Call:
-    """An op. inputs, outputs: names of tensors; None leaves one out. options: kind and table of builtin options."""
+    """An op. inputs, outputs: names of tensors; None omits one. options: kind and table of builtin options."""
 
     op: str
     inputs: Sequence[str | None]
@@ -41,7 +41,7 @@ class Call:
 
 
 def build(tensors: Mapping[str, T], ops: Sequence[Call], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """A flatbuffer with one subgraph and the signature `serving_default`, whose names are those of the tensors."""
+    """Build a flatbuffer with one subgraph and the signature `serving_default`, which has the names of the tensors."""
     model, graph = generated.ModelT(), generated.SubGraphT()
     model.version, model.description, model.metadata = 3, "built by hand", []
     model.buffers, model.operatorCodes, model.subgraphs = [generated.BufferT()], [], [graph]

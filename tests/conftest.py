@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tests find things: the repository, the golden flatbuffers, and the shared data that some machines have."""
+"""Paths that tests use: the repository, the golden flatbuffers, and the shared data that some machines have."""
 
 import os
 import signal
@@ -14,25 +14,25 @@ SHARED = ROOT.parent / "shared"
 
 
 def pytest_configure() -> None:
-    """A shell starts its background jobs with interrupts ignored, which processes inherit: tests interrupt some."""
+    """Stop ignoring interrupts, which processes inherit from the background jobs of a shell: some tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository."""
+    """Return the path of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The committed flatbuffers."""
+    """Return the directory of the committed flatbuffers."""
     return ROOT / "tests" / "golden"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real data and models that some machines have; where the directory is, nothing in it may be missing."""
+    """Return the directory of real data and models that some machines have; if it exists, it must be complete."""
     if not SHARED.is_dir():
         pytest.skip("../shared is not on this machine")
     return SHARED
@@ -40,7 +40,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
-    """The directory for temporary files, empty."""
+    """Return the directory for temporary files, empty."""
     path = tmp_path / "temporary"
     path.mkdir()
     monkeypatch.setenv("TMPDIR", str(path))
@@ -50,7 +50,7 @@ def temporary(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def tfq_cli():
-    """Run `tfq ...` as a user does, in a process of its own; returns the CompletedProcess with text output."""
+    """Run `tfq ...` as a user does, in a separate process; return the CompletedProcess with text output."""
 
     def run(*arguments: object, cwd: Path | None = None, timeout: float = 300, **environment: str):
         command = [sys.executable, "-m", "tfq", *map(str, arguments)]
@@ -63,7 +63,7 @@ def tfq_cli():
 
 @pytest.fixture
 def tfq_here(capfd):
-    """The same in this process, which has TensorFlow loaded already; for what a process of its own adds nothing to."""
+    """Run `tfq ...` in this process, which already has TensorFlow loaded, for tests that need no separate process."""
     from tfq.cli import main
 
     def run(*arguments: object):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage done to good flatbuffers: where it hurts, found by the generated reader, and anywhere."""
+"""Damage to correct flatbuffers: at sensitive positions, found by the generated reader, and anywhere."""
 
 import random
 import struct
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from ai_edge_litert import schema_py_generated as generated
 
-# Words at which readers stumble: signs, small counts, powers of two and their neighbours.
+# Words that are critical for readers: signs, small counts, powers of two and their neighbors.
 WORDS = (0, 1, 2, 3, 4, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**20, 2**31 - 1, 2**31, 2**32 - 4, 2**32 - 1)
 
 
 def mutants(data: bytes, count: int, seed: object) -> Iterator[bytes]:
-    """`count` damaged copies of `data`: half of them in offsets, lengths, opcodes and shapes, half in any byte."""
+    """Yield `count` damaged copies of `data`: half in offsets, lengths, opcodes and shapes, half in any byte."""
     source = random.Random(f"tfq {seed}")
     positions = sensitive_positions(data)
     for number in range(count):
@@ -28,7 +28,7 @@ def mutants(data: bytes, count: int, seed: object) -> Iterator[bytes]:
 
 
 def sensitive_positions(data: bytes) -> list[int]:
-    """Every offset, vector length, shape, opcode and index of the file, where the generated reader finds them."""
+    """Return every offset, vector length, shape, opcode and index of the file, as found by the generated reader."""
     model = generated.Model.GetRootAs(data)
     results = [0, model._tab.Pos, *_fields(model, 6, 8, 10, 12, 16, 18)]
     for index in range(model.OperatorCodesLength()):
@@ -50,13 +50,13 @@ def sensitive_positions(data: bytes) -> list[int]:
             results += [tensor._tab.Pos, *_fields(tensor, 4, 6, 8, 10, 12, 18), *_items(tensor, 4)]
             if tensor.Quantization():
                 results += _fields(tensor.Quantization(), 8, 10, 16)
-    # The length of a vector stands where its offset leads to.
+    # The length of a vector is at the position that its offset points to.
     lengths = [at + struct.unpack_from("<I", data, at)[0] for at in results if at + 4 <= len(data)]
     return [at for at in (*results, *lengths) if at + 4 <= len(data)]
 
 
 def _fields(table, *slots: int) -> Iterator[int]:
-    """Positions of the table's fields in those slots (vtable offsets as the generated code numbers them)."""
+    """Return the positions of the table's fields in those slots (vtable offsets as the generated code numbers them)."""
     for slot in slots:
         offset = table._tab.Offset(slot)
         if offset:
@@ -64,7 +64,7 @@ def _fields(table, *slots: int) -> Iterator[int]:
 
 
 def _items(table, slot: int) -> Iterator[int]:
-    """Positions of the 32-bit items of a vector."""
+    """Return the positions of the 32-bit items of a vector."""
     offset = table._tab.Offset(slot)
     if offset:
         yield from range(table._tab.Vector(offset), table._tab.Vector(offset) + 4 * table._tab.VectorLen(offset), 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the conversion of one-op models ends, op by op: the table of docs/ops.md, and the measurement behind it."""
+"""Outcomes of converting one-op models: the table of docs/ops.md, and how it is measured."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

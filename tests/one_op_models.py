@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-op flatbuffers of an op and an activation type, built by hand: does a runtime have this kernel?"""
+"""One-op flatbuffers of an op and an activation type, built by hand, to check whether a runtime has the kernel."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from tfq.tflite.schema import TENSOR_TYPES
 TYPES = ("int8", "int16", "float32", "int32", "int64", "bool")
 SHAPE = (1, 2, 4, 4)
 _SCALES = {"int8": 0.05, "int16": 0.001}
-# The output scales that kernels of int8 take for granted.
+# The output scales that int8 kernels assume.
 _FIXED = {
     "SOFTMAX": (1 / 256, -128),
     "LOGISTIC": (1 / 256, -128),
@@ -43,7 +43,7 @@ _OPTIONS = {
 
 
 def options(kind: str, **values: Any) -> Any:
-    """The table of a kind of builtin options."""
+    """Return the table of a kind of builtin options."""
     result = getattr(generated, f"{kind}OptionsT")()
     for name, value in values.items():
         setattr(result, name, value)
@@ -89,7 +89,7 @@ def _pooling(op: str, dtype: str) -> Parts:
 def _shaped(
     kind: str | None, out: tuple[int, ...], inner: dict[str, Any] | None = None, into: str = "", **values: Any
 ) -> Callable[[str, str], Parts]:
-    """x of SHAPE, int32 constants `inner`, y of the shape `out` (of the type `into` where it is another)."""
+    """Return x of SHAPE, int32 constants `inner`, and y of the shape `out` (of the type `into` if it differs)."""
 
     def parts(op: str, dtype: str) -> Parts:
         constants = {name: constant(value, "int32") for name, value in (inner or {}).items()}
@@ -100,7 +100,7 @@ def _shaped(
 
 
 def _several(kind: str | None, *shapes: tuple[int, ...], index: int | None = None, **values: Any) -> Any:
-    """Inputs of the first shapes and y of the last. index: of the input that is int32 and no constant."""
+    """Return inputs of the first shapes and y of the last. index: the input that is int32 and not a constant."""
 
     def parts(op: str, dtype: str) -> Parts:
         tensors = {
@@ -135,7 +135,7 @@ def _select(op: str, dtype: str) -> Parts:
 
 
 def _with_constant(kind: str | None, values: Any, out: tuple[int, ...], first: dict[str, Any] | None = None) -> Any:
-    """x, a constant of x's type, y."""
+    """Return x, a constant of x's type, and y."""
 
     def parts(op: str, dtype: str) -> Parts:
         array = np.asarray(values).astype(dtype)
@@ -210,7 +210,7 @@ BUILT = tuple(_PARTS)
 
 
 def one_op_model(op: str, dtype: str) -> bytes:
-    """A flatbuffer of `op` alone, whose data is of `dtype`. op: one of BUILT."""
+    """Return a flatbuffer of `op` alone with data of `dtype`. op: one of BUILT."""
     tensors, table = _PARTS[op](op, dtype)
     inputs = [name for name in tensors if not name.startswith("y")]
     outputs = [name for name in tensors if name.startswith("y")]
@@ -219,6 +219,6 @@ def one_op_model(op: str, dtype: str) -> bytes:
 
 
 def any_op_model(op: str) -> bytes:
-    """A flatbuffer of `op` with one input and one output: enough for a runtime to look for its kernel."""
+    """Return a flatbuffer of `op` with one input and one output: enough for a runtime to look for its kernel."""
     x = T("float32", (1, 4))
     return build({"x": x, "y": x}, [Call(op, ["x"], ["y"])], ["x"], ["y"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The op lists of the target `tflm` against the kernels of the tflite-micro wheel, op by op and type by type."""
+"""The op lists of the target `tflm` compared with the kernels of the tflite-micro wheel, for each op and type."""
 
 import faulthandler
 import functools
@@ -14,7 +14,7 @@ from tfq.config import AuditConfig
 from tfq.tflite.schema import OPERATORS
 
 pytestmark = pytest.mark.clients
-# No kernels, but numbers of the schema.
+# Not kernels, but numbers in the schema.
 _NO_OPS = ("CUSTOM", "DELEGATE", "PLACEHOLDER_FOR_GREATER_OP_CODES")
 
 
@@ -29,7 +29,7 @@ def tflm() -> Target:
 
 @functools.cache
 def said_by_wheel(model: bytes) -> str:
-    """The wheel's words on a flatbuffer, empty if it runs. In a child: kernels may crash on what they do not expect."""
+    """Return the wheel's message for a flatbuffer, empty if it runs. Runs in a child, because kernels may crash."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -54,7 +54,7 @@ def is_registered(op: str) -> bool:
 
 
 def differences(ops_by_type) -> list[str]:
-    """Where a table and the wheel disagree."""
+    """Return the disagreements between a table and the wheel."""
     return [
         f"{dtype} {op}: {words or 'runs'}"
         for op in BUILT

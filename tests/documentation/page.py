@@ -58,7 +58,7 @@ def blocks_of(text: str) -> Iterator[Block]:
         if match["reason"] or match["test"]:
             reason, end = match["reason"] or f"{match['test']} runs it", match.end()
             continue
-        # A reason belongs to the block that follows it at once.
+        # A reason applies to the block that follows immediately.
         reason = reason if match.start() == end else ""
         line = text.count("\n", 0, match.start()) + 2
         if match["hidden"]:
@@ -69,7 +69,7 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 
 def commands_of(code: str) -> list[list[str]]:
-    """Return the words of each command of a bash block; ValueError for one that does not begin with `tfq`."""
+    """Return the words of each command of a bash block. Raise ValueError if one does not begin with `tfq`."""
     lines = code.replace("\\\n", " ").splitlines()
     commands = [words for words in (shlex.split(line, comments=True) for line in lines) if words]
     for words in commands:
@@ -79,7 +79,7 @@ def commands_of(code: str) -> list[list[str]]:
 
 
 def run(block: Block, page: Path, names: dict[str, object]) -> None:
-    """Run one block; raises what its code raises, and RuntimeError for a command that does not end with 0."""
+    """Run one block. Raise what its code raises, and RuntimeError if a command does not exit with 0."""
     if block.language == "python":
         # Blank lines in front, so that a traceback shows the page's own line numbers.
         exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), names)
@@ -96,7 +96,7 @@ def run(block: Block, page: Path, names: dict[str, object]) -> None:
 
 
 def run_page(page: Path) -> int:
-    """Run all blocks of a page in the current directory; returns how many, or exits with 1 at the first that fails."""
+    """Run all blocks of a page in the current directory. Return their number, or exit with 1 at the first failure."""
     names: dict[str, object] = {"__name__": "__main__"}
     count = 0
     for block in blocks_of(page.read_text()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages of the documentation assume that a reader has: a Keras 3 model and a folder of photographs."""
+"""The reader's project that the documentation assumes: a Keras 3 model and a folder of photographs."""
 
 from pathlib import Path
 

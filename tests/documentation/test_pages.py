@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code in README.md, CONTRIBUTING.md and docs/ runs, and the examples do what they say."""
+"""The code in README.md, CONTRIBUTING.md and docs/ runs, and the examples have the documented effect."""
 
 import os
 import re

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the small flatbuffers beside it, with TensorFlow: python tests/golden/make.py
+"""Build the small flatbuffers next to this file with TensorFlow: python tests/golden/make.py
 
-One small CNN trained on scikit-learn's digits (8x8x1, values 0 to 16), in every scheme that TFLite has; and a few
-graphs that no CNN gives. The committed files are what the tests use: training again gives other weights on another
-machine. Made with tensorflow 2.21.0, tf-keras 2.21.0, keras 3.15.1, tensorflow-model-optimization 0.8.1.
+The models are one small CNN trained on scikit-learn's digits (8x8x1, values 0 to 16), in every scheme that TFLite has,
+and a few graphs that no CNN contains. The tests use the committed files, because training again gives other weights on
+another machine. Built with tensorflow 2.21.0, tf-keras 2.21.0, keras 3.15.1, tensorflow-model-optimization 0.8.1.
 """
 
 import os
@@ -28,7 +28,7 @@ INT16X8 = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_
 
 
 def build_cnn(kind, name: str = "digits_cnn"):
-    """(8, 8, 1) -> 10 classes, 2,194 parameters after folding: every kind of op of a small CNN, by layer name."""
+    """Build (8, 8, 1) -> 10 classes, 2,194 parameters after folding: every kind of op of a small CNN, by layer name."""
     layers = kind.layers
     image = kind.Input((8, 8, 1), name="image")
     x = layers.Rescaling(1 / 16, name="rescale")(image)
@@ -58,7 +58,7 @@ def train(model, images: np.ndarray, labels: np.ndarray, epochs: int) -> None:
 
 
 def converter(function: Callable, *shapes: tuple[int, ...]) -> tf.lite.TFLiteConverter:
-    """A converter of the frozen function; every shape is fixed."""
+    """Return a converter of the frozen function; every shape is fixed."""
     specs = [tf.TensorSpec(shape, tf.float32, name=f"x{index}") for index, shape in enumerate(shapes)]
     frozen = convert_variables_to_constants_v2(tf.function(function, autograph=False).get_concrete_function(*specs))
     return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
@@ -70,7 +70,7 @@ def quantized(
     made.optimizations = [tf.lite.Optimize.DEFAULT]
     made.target_spec.supported_ops = list(ops)
     made.inference_input_type = made.inference_output_type = io
-    # Read in TensorFlow 2.21; the attribute has no public form.
+    # Read in TensorFlow 2.21; the attribute has no public equivalent.
     made._experimental_disable_per_channel = not per_channel
     if samples is not None:
         made.representative_dataset = lambda: ([sample[None]] for sample in samples)
@@ -112,7 +112,7 @@ def save_cnn_schemes(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def save_other_origins(images: np.ndarray, labels: np.ndarray) -> None:
-    """The same CNN out of Keras 3, and out of quantization-aware training."""
+    """Save the same CNN from Keras 3 and from quantization-aware training."""
     model = build_cnn(keras)
     train(model, images[:1400], labels[:1400], epochs=1)
     built = converter(lambda x: model(x, training=False), (1, 8, 8, 1))
@@ -128,7 +128,7 @@ def save_other_origins(images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def save_odd_graphs() -> None:
-    """What no small CNN has: float islands, Flex and custom ops, several subgraphs, index arithmetic."""
+    """Save graphs that no small CNN has: float islands, Flex and custom ops, several subgraphs, index arithmetic."""
     weights = np.random.default_rng(0).normal(size=(3, 3, 1, 4)).astype(np.float32)
     samples = np.random.default_rng(1).random((20, 8, 8, 1), np.float32)
 
@@ -167,7 +167,7 @@ def save_odd_graphs() -> None:
 
 
 def save_schemes_of_tfq(images: np.ndarray) -> None:
-    """What tfq itself makes of digits_float32.tflite in the schemes, and the granularity, that TensorFlow has not."""
+    """Save tfq's conversions of digits_float32.tflite in schemes and granularity that TensorFlow does not have."""
     floating = (HERE / "digits_float32.tflite").read_bytes()
     for name, settings in {
         "digits_dynamic_all": {"scheme": "dynamic_range"},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small flatbuffers of tests/golden, and changes to them that the code under test has no part in."""
+"""The small flatbuffers of tests/golden, and changes to them that are independent of the code under test."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,17 +17,17 @@ FLOAT32, INT32, UINT8, INT64, BOOL, INT16, INT8 = (
 
 
 def golden(name: str) -> bytes:
-    """The bytes of tests/golden/<name>.tflite."""
+    """Return the bytes of tests/golden/<name>.tflite."""
     return (GOLDEN / f"{name}.tflite").read_bytes()
 
 
 def unpacked(data: bytes) -> Any:
-    """The flatbuffer as the generated object API reads it."""
+    """Return the flatbuffer as the generated object API reads it."""
     return generated.ModelT.InitFromObj(generated.Model.GetRootAs(data))
 
 
 def changed(data: bytes, change: Callable[[Any], Any]) -> bytes:
-    """`data` after `change` has been applied to its object form."""
+    """Return `data` after applying `change` to its object form."""
     model = unpacked(data)
     change(model)
     builder = flatbuffers.Builder(len(data) * 2)

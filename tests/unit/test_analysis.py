@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The analysis of int8 flatbuffers. Oracles: NumPy on the tensors that TFLite's reference kernels compute."""
+"""Analysis of int8 flatbuffers. Oracle: NumPy on the tensors that TFLite's reference kernels compute."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def test_errors_are_those_of_the_tensors(layer):
     result = errors()[layer]
     expected = tensor_values(FLOATING, output_of(FLOATING, layer)).astype(np.float64)
     got = tensor_values(QUANTIZED, output_of(QUANTIZED, layer)).astype(np.float64)
-    # XNNPACK and the reference kernels round some codes to different sides.
+    # XNNPACK and the reference kernels round some values differently.
     assert result.sqnr_db == pytest.approx(10 * np.log10(expected.var() / ((expected - got) ** 2).mean()), abs=0.3)
     assert result.cosine == pytest.approx(
         (expected * got).sum() / np.sqrt((expected**2).sum() * (got**2).sum()), abs=1e-4
@@ -100,7 +100,7 @@ def test_the_most_sensitive_layer_is_the_one_made_coarse():
     result = analysis.op_sensitivity(model, ranges, SAMPLES)
     assert [item.sqnr_db for item in result] == sorted(item.sqnr_db for item in result)
     plain = {item.layer: item for item in analysis.op_sensitivity(FLOATING, calibrate(FLOATING, SAMPLES), SAMPLES)}
-    assert result[0].layer in ("conv2", "pool")  # which hands on what conv2 gives
+    assert result[0].layer in ("conv2", "pool")  # passes on the output of conv2
     assert next(item for item in result if item.layer == "conv2").sqnr_db < plain["conv2"].sqnr_db - 10
     assert plain["conv2"].weights == 12 * 3 * 3 * 12 + 12
 
@@ -139,7 +139,7 @@ def test_uneven_channels_are_reported_with_the_technique_for_them():
 
 
 def error(number, op="CONV_2D", sqnr_db=30.0, **values):
-    """The record of op `number`, whose output is tensor number + 1."""
+    """Return the record of op `number`, whose output is tensor number + 1."""
     numbers = {
         "op_index": number,
         "op": op,
@@ -173,7 +173,7 @@ def error(number, op="CONV_2D", sqnr_db=30.0, **values):
 
 
 def chain(errors):
-    """The graph of ops that read one another, from tensor 0, and what is known of its tensors."""
+    """Return the graph of a chain of ops that begins at tensor 0, and the facts about its tensors."""
     tensors = [
         tflite.Tensor(
             index=index,
@@ -346,7 +346,7 @@ def test_a_bound_on_the_worst_op_is_met_or_missed_with_its_name():
 
 
 def test_ranges_of_other_data_are_found():
-    # The int8 flatbuffer was calibrated with digits; these are noise, and five times as large.
+    # The int8 flatbuffer was calibrated with digits; this is noise, five times as large.
     kinds = [item.kind for item in analysis.analyze(QUANTIZED, FLOATING, IMAGES * 5).findings]
     assert kinds[0] == "ranges_too_narrow" and "saturated_channels" not in kinds
 
@@ -458,7 +458,7 @@ def test_sensitivity_counts_other_classes_of_outputs_that_say_a_class_only():
 
 
 def run_plain(model):
-    """The first output of a plain interpreter for each sample."""
+    """Return the first output of a plain interpreter for each sample."""
     interpreter = Interpreter(model_content=model)
     interpreter.allocate_tensors()
     results = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of tfq: which package may import which, read from the source itself."""
+"""The layers of tfq: which package may import which, read from the source."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# From the bottom to the top, as in CONTRIBUTING.md. A package imports those before it.
+# From bottom to top, as in CONTRIBUTING.md. A package imports only those before it.
 ORDER = [
     *(
         "native_stderr",
@@ -36,7 +36,7 @@ HEAVY = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 
 
 def run_at_import(node):
-    """The statements below `node` that run when it is imported: in `if` and `try` and classes too, not in functions."""
+    """Return the statements below `node` that run at import: also in `if`, `try` and classes, but not in functions."""
     for child in ast.iter_child_nodes(node):
         is_for_types = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and not is_for_types:
@@ -60,7 +60,7 @@ def package_of(module: str) -> str | None:
 
 
 def breaches(package: str, source: str) -> list[str]:
-    """Imports of packages that come later in the order."""
+    """Return the imports of packages that come later in the order."""
     results = []
     for other in sorted({package_of(module) or package for module in imports(source, module_level=False)} - {package}):
         if PLACES[other] > PLACES[package]:
@@ -175,12 +175,13 @@ def test_the_check_of_strings_sees_a_flag(source, found):
 def phrases_in_match(source: str) -> list[str]:
     """Return each `match=` of pytest.raises and pytest.warns in `source` that is not one word or name.
 
-    What is no literal counts as a phrase: `messages.py` checks words that are only known when a test runs.
+    An expression that is not a literal counts as a phrase: `messages.py` checks words that are only known when a test
+    runs.
     """
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     checks = [call for call in calls if ast.unparse(call.func).split(".")[-1] in ("raises", "warns")]
     values = [keyword.value for call in checks for keyword in call.keywords if keyword.arg == "match"]
-    # A space, or a regular expression for one or for any text between words.
+    # A space, or a regular expression for a space or for any text between words.
     gap = re.compile(r"\s|\\s|\.[*+]")
     words = [value for value in values if isinstance(value, ast.Constant) and not gap.search(str(value.value))]
     return [ast.unparse(value) for value in values if value not in words]
@@ -220,7 +221,7 @@ def test_no_file_is_longer_than_600_lines():
 
 
 def long_functions(source: str, most: int = 60) -> dict[str, int]:
-    """Functions of more lines than `most`, without their docstrings and the functions and classes defined inside."""
+    """Return functions of more lines than `most`, without docstrings and without nested functions and classes."""
     results = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -249,7 +250,7 @@ def test_python_files_number_fewer_than_230():
 def test_no_public_name_is_a_submodule_of_tfq():
     import tfq
 
-    # Importing a submodule sets it as an attribute of tfq, in place of a function of that name.
+    # Importing a submodule sets it as an attribute of tfq and overwrites a function of that name.
     submodules = {path.parent.name for path in (ROOT / "tfq").glob("*/__init__.py")}
     submodules |= {path.stem for path in (ROOT / "tfq").glob("*.py")}
     assert submodules & set(tfq.__all__) == set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are written whole or not at all."""
+"""Files are written completely or not at all."""
 
 import math
 import multiprocessing

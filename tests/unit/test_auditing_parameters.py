@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization parameters that kernels do not honor: the interpreter computes the same, whatever the file declares."""
+"""Quantization parameters that kernels do not honor: the interpreter computes the same for any declared value."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ KINDS = {
     "fixed_scale",
     "unequal_scales",
 }
-# Of digits_int8: op, slot of the input (or output).
+# Ops of digits_int8: op, slot of the input (or output).
 CONV, RESHAPE, DENSE, SOFTMAX = 0, 6, 7, 8
 
 

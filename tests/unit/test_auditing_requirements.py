@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every scheme that the audit can require: met by the files of that scheme, and by no other."""
+"""Every scheme that the audit can require is met only by files of that scheme."""
 
 import pytest
 from golden_models import FLOAT32, INT8, changed, golden
@@ -9,7 +9,8 @@ from tfq.auditing import audit_model, require
 from tfq.config import AUDIT_SCHEMES, AuditConfig
 from tfq.errors import AuditError, InputError
 
-# As other tools and tfq made them. TensorFlow leaves weights of fewer than 1,024 values float32 in its dynamic scheme.
+# As converted by other tools and by tfq. TensorFlow's dynamic scheme leaves weights of fewer than 1,024 values in
+# float32.
 MADE_AS = {
     "digits_int8": "full_int8",
     "digits_int8_per_tensor": "full_int8",
@@ -62,7 +63,7 @@ def test_a_report_for_other_requirements_is_not_accepted():
 
 
 def _one_tensor(name: str, op: int, slot: int, dtype: int) -> bytes:
-    """A tensor's type replaced; slot -1 is the op's output."""
+    """Replace a tensor's type; slot -1 is the op's output."""
 
     def change(model):
         graph = model.subgraphs[0]
@@ -91,7 +92,7 @@ def test_one_tensor_of_another_type_is_named_and_allowed_by_its_layer(name, requ
     allowed = audit_model(content, AuditConfig(require=required, allow_float=(layer,)))
     assert not [f for f in allowed.failures if f.kind == "other_scheme" and f.op_index == op]
     assert any(finding.allowed for finding in allowed.findings)
-    if report.scheme == "mixed":  # as the quantizer leaves it: converting once more would change nothing
+    if report.scheme == "mixed":  # as the quantizer leaves it: converting again would change nothing
         assert all("replace" in finding.message for finding in results)
 
 

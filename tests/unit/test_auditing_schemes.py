@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each quantization scheme told apart by the tensors alone."""
+"""Each quantization scheme is recognized from the tensors alone."""
 
 import json
 
@@ -56,7 +56,7 @@ def test_report_is_plain_json_and_reads_on_a_terminal(name):
 
 def test_dynamic_range_ops_are_distinguished_from_float_ops():
     report = audit_model(golden("digits_dynamic_range"))
-    # Only conv2 has the 1,024 weights from which TensorFlow's converter quantizes.
+    # Only conv2 has at least 1,024 weights, the threshold of TensorFlow's converter.
     assert [f.keras_layer for f in report.findings if f.kind == "hybrid_op"] == ["conv2"]
     assert report.weight_types == {"float32": 4, "int8": 1}
     assert audit_model(golden("digits_float16")).weight_types == {"float16": 5}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each target cannot run, one fault at a time in a file that it runs."""
+"""Limits of each target, tested with one fault at a time in a file that it runs."""
 
 import pytest
 from golden_models import NAMES, changed, golden
@@ -18,7 +18,7 @@ RUN_BY = {
     "digits_int8_per_tensor_dense": {"xnnpack", "tflm", "nnapi", "edgetpu"},
     "digits_int8_per_tensor": {"xnnpack", "tflm", "nnapi", "edgetpu"},
     "digits_int8_dynamic_batch": {"xnnpack"},
-    "digits_int16x8": set(),  # TFLM takes the scheme, and has trouble with its dense weights alone
+    "digits_int16x8": set(),  # TFLM supports the scheme and only rejects its dense weights
     "digits_dynamic_all": {"xnnpack"},
     "digits_float16": {"xnnpack"},
     "digits_weight_only_int8": {"xnnpack"},
@@ -60,7 +60,7 @@ def _with(change) -> bytes:
 
 
 def _code(model, op: int):
-    """The operator code of one op alone."""
+    """Return the operator code of one op."""
     old = model.operatorCodes[model.subgraphs[0].operators[op].opcodeIndex]
     new = type(old)()
     new.builtinCode, new.deprecatedBuiltinCode, new.version = old.builtinCode, old.deprecatedBuiltinCode, old.version

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scales, zero points, sizes, shapes and signatures: each made wrong in a good file."""
+"""Scales, zero points, sizes, shapes and signatures, one damaged at a time in a correct file."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from tfq.auditing import audit_model
 
 
 def _with_scale(op: int, slot: int, value: float, name: str = "digits_int8") -> bytes:
-    """The first scale of an op's input replaced."""
+    """Replace the first scale of an op's input."""
 
     def change(model):
         tensor = model.subgraphs[0].tensors[int(model.subgraphs[0].operators[op].inputs[slot])]
@@ -31,7 +31,7 @@ def test_scale_that_xnnpack_refuses_fails(op, slot, value):
 
 @pytest.mark.parametrize("value", [1.1754944e-38, 3.4e38, 0.25])
 def test_smallest_and_largest_normal_scales_pass(value):
-    # A bias whose scale is no longer the product of the others is a finding of test_auditing_parameters.py.
+    # A bias whose scale differs from the product of the others is a finding of test_auditing_parameters.py.
     assert "bad_scale" not in {finding.kind for finding in audit_model(_with_scale(0, 0, value)).findings}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the audit says of types: each op of a full-int8 file made wrong in turn, borders, islands, index arithmetic."""
+"""The audit of types: each op of a full-int8 file damaged once, inputs and outputs, float islands, index arithmetic."""
 
 import pytest
 from golden_models import BOOL, FLOAT32, INT8, INT16, INT32, INT64, UINT8, changed, golden, unpacked
@@ -194,7 +194,7 @@ def test_class_index_as_output_is_a_note():
 
 
 def _with_added_op(name: str, inputs: list[tuple[int, tuple, bool]]) -> bytes:
-    """digits_int8 with one more op `name`; each tensor, the output last, is (dtype, shape, quantized)."""
+    """Return digits_int8 with an additional op `name`; each tensor is (dtype, shape, quantized), the output last."""
     from ai_edge_litert import schema_py_generated as generated
 
     def change(model):
@@ -227,10 +227,10 @@ I8, I32, I64, B = (INT8, (4,), True), (INT32, (4,), False), (INT64, (4,), False)
     [
         ("ADD", [I32, I32, I32], True),  # Shape arithmetic.
         ("ADD", [I64, I64, I64], True),
-        ("ADD", [I8, I32, I8], False),  # No kernel adds the two.
-        ("ADD", [(INT32, (4,), True)] * 3, False),  # Reals in 32 bits.
+        ("ADD", [I8, I32, I8], False),  # No kernel adds these two types.
+        ("ADD", [(INT32, (4,), True)] * 3, False),  # Real values as 32-bit integers.
         ("CAST", [I32, I64], True),
-        ("CAST", [I8, I64], False),  # A way out of int8.
+        ("CAST", [I8, I64], False),  # A conversion out of int8.
         ("RELU", [I32, I32], False),
         ("SHAPE", [I8, I32], True),
         ("GATHER", [I8, I32, I8], True),
@@ -242,7 +242,7 @@ I8, I32, I64, B = (INT8, (4,), True), (INT32, (4,), False), (INT64, (4,), False)
         ("GREATER", [I8, I8, B], True),
         ("GREATER", [I8, I8, I8], True),
         ("LOGICAL_AND", [B, B, B], True),
-        ("QUANTIZE", [(INT32, (4,), True), I8], True),  # An accumulator brought down.
+        ("QUANTIZE", [(INT32, (4,), True), I8], True),  # A rescaled accumulator.
         ("MUL", [B, I8, I8], False),
         ("SOFTMAX", [I64, I8], False),
         ("WHILE", [I32, I8, B], True),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audit's list of weights, against the flatbuffer read by the generated schema."""
+"""The audit's list of weights, compared with the flatbuffer as read by the generated schema."""
 
 import math
 

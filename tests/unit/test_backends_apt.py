@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine's apt sources: read in both of their forms, and none but those of its own release used."""
+"""The machine's apt sources: both formats are read, and only sources of its own release are used."""
 
 import subprocess
 import time
@@ -113,7 +113,7 @@ def test_a_missing_program_is_named(monkeypatch):
 
 @pytest.fixture
 def machine_apt(monkeypatch):
-    """Stands in for apt: remembers the calls, answers what `answers` says."""
+    """A stand-in for apt that records the calls and answers with `answers`."""
     calls: list[list[str]] = []
     answers = {"dump": "", "update": (0, ""), "install": (0, "")}
 
@@ -167,7 +167,7 @@ def test_a_second_download_reuses_indexes_and_returns_only_new_files(machine_apt
     calls, _ = machine_apt
     apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
     calls.clear()
-    with refused(BackendError, got=("a",), word="arm64"):  # what is there already is no news
+    with refused(BackendError, got=("a",), word="arm64"):  # existing files are not returned
         apt.fetch_packages(["a"], architecture="arm64", sources=[SOURCE], directory=tmp_path / "apt")
     assert [call[1] for call in calls] == ["install"]
     (tmp_path / "apt" / "cache" / "archives" / "a_1_arm64.deb").unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The child process around the worker: crashes, interruption, what is seen and what is left behind."""
+"""The child process of the worker: crashes, interruption, output and cleanup."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from tfq.errors import BackendError, ModelError
 
 REQUEST = RunRequest(model=golden("digits_int8"), inputs=(np.zeros((3, 8, 8, 1), np.int8),))
 
-# Runs a request with another file in the worker's place, in a process that can be interrupted.
+# Runs a request with another program instead of the worker, in a process that can be interrupted.
 PARENT = """
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ LocalBackend().assess(RunRequest(model=Path(sys.argv[2]).read_bytes(), inputs=(n
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """Puts another program in the worker's place; returns its path."""
+    """Replace the worker by another program and return its path."""
 
     def replace(source: str) -> Path:
         path = tmp_path / "other_worker.py"
@@ -46,7 +46,7 @@ def worker(tmp_path, monkeypatch):
     return replace
 
 
-# What the target does once the model's turn has come.
+# What the target does when it begins to run the model.
 STARTED = "import os, signal, sys, time; print('started', os.getpid(), flush=True);"
 
 
@@ -75,7 +75,7 @@ def test_a_model_that_never_ends_is_given_up_soon(worker, temporary):
     start = time.monotonic()
     with refused(ModelError, field="timeout_secs", word="timeout_secs"):
         make_backend("local").assess(dataclasses.replace(REQUEST, num_workers=1))
-    # By its own CPU seconds, which other work on this machine can stretch.
+    # Measured in its own CPU seconds, because other work on this machine can stretch wall time.
     assert 2 < time.monotonic() - start < 90
 
 
@@ -132,7 +132,7 @@ def test_a_python_that_is_not_there_is_an_error():
 
 
 def test_an_interruption_ends_the_child_and_leaves_nothing(worker, temporary, tmp_path):
-    # Deaf to the interruption itself, as an interpreter within a long inference is.
+    # It ignores the interruption, like an interpreter during a long inference.
     path = worker(
         "import os, signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN);"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
@@ -141,7 +141,7 @@ def test_an_interruption_ends_the_child_and_leaves_nothing(worker, temporary, tm
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(path), str(tmp_path / "model")],
         stderr=subprocess.PIPE,
-        # A test run in the background of a shell ignores the signal, and hands that on.
+        # A test run in the background of a shell ignores the signal, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 20
@@ -158,7 +158,7 @@ def test_an_interruption_ends_the_child_and_leaves_nothing(worker, temporary, tm
 
 
 def shown(command: list[str], *, terminal: bool) -> bytes:
-    """All that `command` writes to stderr, to a terminal or into a pipe."""
+    """Return everything that `command` writes to stderr, to a terminal or into a pipe."""
     if not terminal:
         return subprocess.run(command, stderr=subprocess.PIPE).stderr
     ours, theirs = pty.openpty()
@@ -169,7 +169,7 @@ def shown(command: list[str], *, terminal: bool) -> bytes:
     try:
         while part := os.read(ours, 4096):
             message += part
-    except OSError:  # how Linux says that the other end is closed
+    except OSError:  # how Linux reports that the other end is closed
         pass
     finally:
         os.close(ours)

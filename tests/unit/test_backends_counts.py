@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instruction counts without an emulator: from the plugin's marks to a record, and all that can be missing."""
+"""Instruction counts without an emulator: from the plugin's marks to a record, and missing parts."""
 
 import dataclasses
 import importlib.util
@@ -29,7 +29,7 @@ COUNTS = InstructionCounts(instructions=700, lowest=700, highest=701, inferences
 
 
 def marks(inferences, empty=10, threads=1):
-    """The plugin's lines for inferences of so many instructions, each mark costing `empty`."""
+    """Return the plugin's lines for inferences with these instruction counts, each mark costing `empty`."""
     lines, now = [], 1_000_000
     for instructions in inferences:
         for step in (500, instructions + empty, empty):
@@ -59,7 +59,7 @@ def test_marks_that_are_missing_or_of_several_threads_are_refused():
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """An emulator that counts 700 instructions whatever runs; the requests that it got."""
+    """Replace the emulator by one that always counts 700 instructions; return the requests that it got."""
     requests = []
 
     def count(self, request):
@@ -79,7 +79,7 @@ def test_the_first_quantized_example_or_zeros_are_fed(golden, emulated):
     with_data = count_instructions(model, "qemu:cortex-a76", images, kernels="builtin")
     without = count_instructions(model, "qemu:cortex-a76")
     ((quantized,), (zeros,)) = (request.inputs for request in emulated)
-    # 16 is the brightest pixel of the digits, so the highest code.
+    # 16 is the brightest pixel of the digits, so the largest quantized value.
     assert (quantized.shape, quantized.dtype, quantized.min()) == ((1, 8, 8, 1), np.int8, 127)
     assert (zeros.shape, zeros.dtype, zeros.any()) == ((1, 8, 8, 1), np.int8, False)
     assert [request.kernels for request in emulated] == ["builtin", "xnnpack"]
@@ -141,7 +141,7 @@ COMPILES = 'while [ "$1" != -o ]; do shift; done; echo plugin >"$2"'
 
 @pytest.fixture
 def emulator(tmp_path):
-    """An emulator that is a script: it takes plugins, and the plugin that it is given counts."""
+    """An emulator that is a script: it supports plugins, and the given plugin counts."""
 
     def make(*, help_text="-plugin", counts="echo '10 1' >>$out; echo '20 1' >>$out"):
         result = f'for word; do case "$word" in *,out=*) out=${{word##*,out=}};; esac; done; {counts}'
@@ -155,7 +155,7 @@ def emulator(tmp_path):
 
 @pytest.fixture
 def compilers(monkeypatch):
-    """The C compilers that the machine has, by what they do."""
+    """The C compilers of the machine, by what they do."""
 
     def give(*paths):
         monkeypatch.setattr(sysroot_build, "host_compilers", lambda: list(paths))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long and how much memory a model is given, and what is refused before it runs."""
+"""Time and memory limits of a model, and models that are refused before they run."""
 
 import numpy as np
 import pytest
@@ -31,10 +31,10 @@ def test_multiply_adds_are_those_counted_by_hand():
     by_name = {}
     for op in graph.ops:
         by_name.setdefault(op.name, []).append(limits._count_operations(graph, op))
-    # conv1: 8 x 8 x 12 outputs of 3 x 3 x 1 products each; besides, each value of input, weights, bias, output once.
+    # conv1: 8 x 8 x 12 outputs of 3 x 3 x 1 products each; also, each value of input, weights, bias and output once.
     values = 8 * 8 * 1 + 12 * 9 + 12 + 8 * 8 * 12
     assert by_name["CONV_2D"][0] == 8 * 8 * 12 * 9 + values
-    # Every channel is convolved by itself: as many products, of one channel less.
+    # Every channel is convolved separately: as many products, of one channel less.
     values = 2 * 8 * 8 * 12 + 12 * 9 + 12
     assert by_name["DEPTHWISE_CONV_2D"] == [8 * 8 * 12 * 9 + values]
 
@@ -42,7 +42,7 @@ def test_multiply_adds_are_those_counted_by_hand():
 def test_the_time_limit_grows_with_the_model():
     small = limits.choose_deadline(read(MODEL), 0, 1, emulated=False)
     assert 2 < small.cpu_secs < 3
-    # MobileNetV2 @224: 301 million multiply-adds, which an emulator has taken 10 s for.
+    # MobileNetV2 @224: 301 million multiply-adds, for which an emulator needed 10 s.
     large = limits.LOCAL_SECS + 300e6 / limits.LOCAL_RATE, limits.EMULATED_SECS + 300e6 / limits.EMULATED_RATE
     assert large[0] > 30 and large[1] > 300
     assert limits.choose_deadline(read(MODEL), 0, 1, emulated=True).cpu_secs > 15
@@ -58,7 +58,7 @@ def test_the_time_limit_grows_with_the_model():
     ],
 )
 def test_a_shape_that_nothing_explains_is_refused_before_anything_runs(index, shape, got, word):
-    # An interpreter takes the memory for it first, and the machine down with it.
+    # An interpreter would allocate the memory first and take the machine down.
     refuse(with_shape(index, shape), got=got, word=word)
 
 

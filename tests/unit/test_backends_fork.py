@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that share the work of a run: what becomes of their errors and crashes."""
+"""Processes that share the work of a run: how their errors and crashes are reported."""
 
 import subprocess
 import sys
@@ -56,5 +56,5 @@ def test_a_full_disk_is_reported_and_ends_both():
 def test_who_is_left_alone_ends():
     died = outcome("time.sleep(60)", "os.write(1, b'%d' % other._pid); os.kill(os.getpid(), signal.SIGKILL)")
     assert died.returncode == -9
-    # communicate() came back: nobody holds the other end of stdout any more.
+    # communicate() returned, so no process holds the other end of stdout any more.
     assert died.stdout.isdigit()

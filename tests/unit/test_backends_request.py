@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend can be asked for, and which backends there are."""
+"""Requests to backends, and the registered backends."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs that are never in memory all at once."""
+"""Inputs that are never completely in memory."""
 
 import time
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left when a run is killed, the disk is full, or the server that forks is gone."""
+"""Remaining files and processes after a killed run, a full disk, or a missing fork server."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tfq.backends import RunRequest, forks, make_backend, scratch
 MODEL = golden("digits_int8")
 EXAMPLES = np.random.default_rng(0).integers(-128, 128, (50, 8, 8, 1)).astype(np.int8)
 
-# Runs a model that takes seconds for an inference.
+# Runs a model whose inference takes seconds.
 PARENT = """
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ def run(count: int = 50):
 
 
 def parents() -> dict[int, int]:
-    """Each process of this machine and its parent; those that have ended and wait to be asked left out."""
+    """Return {process: parent} of this machine, without zombies."""
     results = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -78,13 +78,13 @@ def test_children_of_a_killed_parent_end_and_the_next_run_cleans_up(start, tempo
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "model"), start])
     assert soon(lambda: list(temporary.glob("*/request.json")))
     assert soon(lambda: len(descendants(parent.pid)) == (2 if start == "fork" else 1))
-    time.sleep(0.5)  # into an inference
+    time.sleep(0.5)  # in the middle of an inference
     left = descendants(parent.pid)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert soon(lambda: not left & set(parents()), 2)
     run()
-    assert len(list(temporary.iterdir())) == 1  # too young to be told from one that is being made
+    assert len(list(temporary.iterdir())) == 1  # too young to be distinguished from one that is being created
     monkeypatch.setattr(scratch, "MIN_AGE_SECS", 0)
     run()
     assert list(temporary.iterdir()) == []
@@ -104,7 +104,7 @@ def test_a_directory_whose_owner_lives_is_not_swept(temporary, monkeypatch):
     [(1000, "cannot write the model"), (20_000, "cannot write inputs"), (700_000, "cannot write the outputs")],
 )
 def test_a_full_file_system_is_an_environment_error_and_leaves_nothing(limit, message, temporary, tmp_path):
-    # A limit on the size of a file stands in for a disk that is full: write() fails either way.
+    # A limit on the size of a file simulates a full disk: write() fails in both cases.
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.errors import TfqError\n"
         "from tfq.backends import worker; worker.RING_BYTES = 1 << 16\n"

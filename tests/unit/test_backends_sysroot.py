@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installation of the ARM emulator, without a network: when it is there, and what a failed one leaves."""
+"""Installation of the ARM emulator without a network: availability, and the remains of a failed installation."""
 
 import json
 import os
@@ -22,7 +22,7 @@ REQUEST = RunRequest(model=b"x", inputs=(np.zeros((1, 2), np.int8),))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache directory of its own, on a machine that is no ARM."""
+    """Use a separate cache directory on a machine that is not ARM."""
     monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     return tmp_path / "cache"

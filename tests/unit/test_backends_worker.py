@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker against an interpreter in this process."""
+"""The worker compared with an interpreter in this process."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def run(model, *inputs, **settings):
 
 
 def in_this_process(model, inputs, resolver=OpResolverType.AUTO):
-    """Example by example, through the public interface, with an interpreter of its own for each."""
+    """Run one example at a time through the public interface, with a separate interpreter for each."""
     outputs = []
     for example in inputs:
         interpreter = Interpreter(model_content=model, experimental_op_resolver_type=resolver)
@@ -172,7 +172,7 @@ def test_the_target_needs_nothing_of_tfq():
 @pytest.mark.parametrize("zero_point", [-128, -1, 0, 13])
 @pytest.mark.parametrize("scale", [1.0, 2 / 255, 0.062745101749897])
 def test_quantized_inputs_equal_those_of_xnnpacks_quantize_op(scale, zero_point):
-    """On ties, too: every 8-bit pixel that is scaled to [-1, 1] is one."""
+    """Ties included: every 8-bit pixel scaled to [-1, 1] is one."""
 
     def only_the_quantize_op(model):
         graph = model.subgraphs[0]

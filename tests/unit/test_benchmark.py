@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tfq benchmark` and what is under it, on small models and the real interpreter."""
+"""`tfq benchmark` and its parts, on small models and the real interpreter."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ SHORT = {"num_runs": 40, "min_secs": 0.0, "warmup_runs": 1}
 
 @pytest.fixture(scope="module")
 def record():
-    """Two models on all kernels."""
+    """Benchmark two models on all kernels."""
     models = {"int8": golden("digits_int8"), "float": golden("digits_float32")}
     config = BenchmarkConfig(kernels=("xnnpack", "builtin", "reference"), num_runs=80, min_secs=0.02, warmup_runs=2)
     return evaluation.benchmark_models(models, config).to_dict()
@@ -85,7 +85,8 @@ def test_literts_profiler_times_every_op_on_all_kernels_and_names_its_layer(reco
 
 
 def test_the_time_of_the_ops_is_that_of_the_inference(record):
-    # On TFLite's kernels, whose times are not cut to whole microseconds. A wrong unit is 1000, load far less.
+    # On TFLite's kernels, whose times are not rounded to whole microseconds. A wrong unit would give a factor of 1000,
+    # load much less.
     for model in record["models"]:
         if model["kernels"] != "xnnpack":
             assert 1 / 30 < sum(op["ms"] for op in model["ops"]) / model["p50_ms"] < 30
@@ -115,7 +116,7 @@ def test_a_profiler_of_another_layout_is_a_reason_and_no_numbers():
     code = (
         f"import sys; sys.path.insert(0, {folder.rpartition('/')[0]!r})\n"
         "from target import op_times\n"
-        "class Shifted(op_times.ctypes.Structure):\n"  # of the same size, so that nothing is written outside of it
+        "class Shifted(op_times.ctypes.Structure):\n"  # of the same size, so that nothing is written beyond it
         "    _fields_ = [('added', op_times.ctypes.c_uint64), *op_times.Event._fields_[:-1]]\n"
         "    source = 0\n"
         "assert op_times.ctypes.sizeof(Shifted) == op_times.ctypes.sizeof(op_times.Event)\n"
@@ -203,7 +204,7 @@ def _inputs(name):
 
 
 class TestInputs:
-    """What a model is fed."""
+    """The inputs that a model receives."""
 
     def fed(self, content, data=None, seed=0):
         model, fed = timed_model("m", content, tflite.read(content), data, seed)
@@ -281,7 +282,7 @@ def test_moments_and_percentiles_are_numpys():
 
 
 class TestCommandLine:
-    """As a user meets it."""
+    """The command line from a user's perspective."""
 
     flags = ("--num_runs=40", "--min_secs=0", "--warmup_runs=1")
 

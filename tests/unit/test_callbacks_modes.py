@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which values of logs are better when higher, and which calibration data are the same, without TensorFlow."""
+"""Which logged values improve upwards, and which calibration data are equal, without TensorFlow."""
 
 import numpy as np
 import pytest

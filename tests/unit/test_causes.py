@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cause of a collapse, from graphs and values written by hand: each kind, and the sound graph next to it."""
+"""Causes of a collapse in graphs and values written by hand: each kind, and a correct graph next to it."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def tensor(index, scale=None, *, shape=(1, 4), zero_point=0, constant=False, dty
 
 
 def graph(ops, tensors, inputs=(0,)):
-    """ops: (name, inputs, outputs), each op in a layer that is named after it."""
+    """Return a graph. ops: (name, inputs, outputs); each op is in a layer named after it."""
     return Subgraph(
         index=0,
         name="main",
@@ -42,7 +42,7 @@ def between(low, high, **more):
 
 
 def detection_head(scale_of_scores, pixels=550.0):
-    """Boxes and scores, the scores requantized and reshaped before they are joined."""
+    """Boxes and scores; the scores are requantized and reshaped before they are joined."""
     joined = pixels / 255
     scales = [0.01, joined, scale_of_scores, joined, joined, joined]
     tensors = [tensor(index, scale, zero_point=-128) for index, scale in enumerate(scales)]
@@ -101,7 +101,7 @@ def test_powers_that_leave_most_values_below_a_step_are_named(op, inputs):
     wide = between(0, 12, median_magnitude=0.01)
     assert cause_of(built, 0, {1: wide}).kind == causes.WIDE_DYNAMIC_RANGE
     assert cause_of(built, 0, {1: between(0, 12, median_magnitude=8.0)}).kind == causes.UNKNOWN
-    # A product of two tensors is no power.
+    # A product of two tensors is not a power.
     product = graph([("MUL", (0, 2), (1,))], [tensor(0, 0.02), tensor(1, 0.1), tensor(2, 0.02, constant=True)])
     assert cause_of(product, 0, {1: wide}).kind == causes.UNKNOWN
 
@@ -184,7 +184,7 @@ def test_an_operand_that_a_maximum_never_takes_does_not_matter():
 
 
 def clipped_before(reader, result, *, low=-34.0, high=10.0):
-    """(graph, facts) of an ADD that is clipped to [low, high] and read by `reader`, whose output is in `result`."""
+    """Return (graph, facts) of an ADD clipped to [low, high] and read by `reader`, whose output is in `result`."""
     scale = (high - low) / 255
     tensors = [tensor(0, 0.1), tensor(1, 0.1), tensor(2, scale, zero_point=round(-128 - low / scale)), tensor(3, 0.1)]
     tensors += [tensor(4, dtype="bool"), tensor(5, scale, zero_point=round(-128 - low / scale))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line as a user meets it: help, exit codes, quiet, and no TensorFlow where none is needed."""
+"""The command line from a user's perspective: help, exit codes, --quiet, and no TensorFlow unless it is needed."""
 
 import importlib
 import json

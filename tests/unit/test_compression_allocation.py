@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layer gets which sparsity, by a table of what pruning it does. No TensorFlow."""
+"""Sparsity of each layer from a table of pruning errors. No TensorFlow."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def test_the_layer_that_bears_it_is_pruned_further():
 
 
 def test_an_error_counts_by_the_weights_that_it_buys():
-    # The same error for ten times the zeros.
+    # The same error for ten times as many zeros.
     errors = {"small": (0.1, 0.2, 0.3), "large": (0.1, 0.2, 0.3)}
     sparsities = allocate(table(errors, {"small": 100, "large": 1000}), 0.5)
     assert sparsities["small"] == 0 and sparsities["large"] == pytest.approx(0.55)
@@ -47,7 +47,7 @@ def test_no_other_allocation_on_the_levels_has_a_smaller_error():
     rng = np.random.default_rng(1)
     levels, sizes = (0.25, 0.5, 0.75), dict.fromkeys("abcd", 64)
     for _ in range(20):
-        # Convex errors, so that the levels are corners of the hulls; 8 quarters to give away.
+        # Convex errors, so that the levels are corners of the hulls; 8 quarters to distribute.
         errors = {name: tuple(np.cumsum(np.sort(rng.uniform(0, 1, 3)))) for name in sizes}
         got = allocate(table(errors, sizes, levels), 0.5)
         costs = {name: dict(zip((0.0, *levels), (0.0, *errors[name]), strict=True)) for name in sizes}
@@ -60,7 +60,7 @@ def test_no_other_allocation_on_the_levels_has_a_smaller_error():
 
 
 def test_a_level_that_is_worse_than_a_higher_one_is_passed_over():
-    # 0.5 costs more than 0.75: the hull goes straight from 0.25 to 0.75.
+    # 0.5 costs more than 0.75, so the hull goes straight from 0.25 to 0.75.
     errors = {"odd": (0.0, 5.0, 0.1), "plain": (0.0, 0.2, 0.4)}
     sparsities = allocate(table(errors, {"odd": 100, "plain": 100}), 0.5)
     assert sparsities == {"odd": pytest.approx(0.75), "plain": pytest.approx(0.25)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparsities by shape, against arithmetic by hand."""
+"""Sparsities by shape, compared with arithmetic by hand."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparsities by the sizes of weights, against scores by hand."""
+"""Sparsities by weight magnitude, compared with scores by hand."""
 
 import numpy as np
 import pytest

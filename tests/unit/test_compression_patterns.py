@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patterns that choose layers by name, and those that choose none."""
+"""Patterns that choose layers by name, and patterns without a match."""
 
 import pytest
 from messages import refused

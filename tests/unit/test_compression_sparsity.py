@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparsity counted in flatbuffers whose zeros are set by hand. No TensorFlow."""
+"""Sparsity counted in flatbuffers with zeros set by hand. No TensorFlow."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tfq.tflite import constant_values, read
 
 
 def weights(model):
-    """keras_layer -> (tensor, values) of each weight."""
+    """Return {keras_layer: (tensor, values)} of each weight."""
     tensors = {tensor.name: tensor for tensor in read(model).main_subgraph.tensors}
     return {
         weight.keras_layer: (tensors[weight.tensor], constant_values(model, tensors[weight.tensor]))
@@ -19,7 +19,7 @@ def weights(model):
 
 
 def with_weights(model, change):
-    """`model` with change(values, keras_layer) in place of each weight's values."""
+    """Return `model` with change(values, keras_layer) instead of each weight's values."""
     changed = bytearray(model)
     for layer, (_, values) in weights(model).items():
         at = model.index(values.tobytes())
@@ -54,6 +54,6 @@ def test_groups_are_counted_along_the_input_channels(dense):
 
     for layer, fraction in m_by_n_groups_in_flatbuffer(with_weights(dense, two_in_four), 2, 4).items():
         assert fraction == 1 or weights(dense)[layer][1].shape[-1] < 4
-    # As many zeros, but along the outputs: whole groups are dense.
+    # As many zeros, but along the outputs: complete groups are dense.
     along_outputs = with_weights(dense, lambda values, layer: np.indices(values.shape)[0] % 4 // 2)
     assert m_by_n_groups_in_flatbuffer(along_outputs, 2, 4)["logits"] == pytest.approx(0.5, abs=0.11)

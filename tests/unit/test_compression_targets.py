@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets by name pattern, settings that contradict each other, and the steps of a schedule. No TensorFlow."""
+"""Targets by name pattern, contradicting settings, and the steps of a schedule. No TensorFlow."""
 
 import pytest
 from messages import refused
@@ -117,7 +117,7 @@ def test_the_polynomial_follows_its_formula():
     for step in (10, 20, 30, 50):
         assert schedule.sparsity(step) == pytest.approx(0.8 + (0.2 - 0.8) * (1 - (step - 10) / 40) ** 3)
     assert schedule.sparsity(50, final=0.3) == 0.3
-    # Half of the way with an end of its own: 0.6 - 0.4 / 8.
+    # Halfway, with a separate end: 0.6 - 0.4 / 8.
     assert schedule.sparsity(30, final=0.6) == pytest.approx(0.55)
     assert due(schedule) == [10, 20, 30, 40, 50]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict JSON both ways."""
+"""Strict JSON in both directions."""
 
 import dataclasses
 import json

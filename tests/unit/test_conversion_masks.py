@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks of a float flatbuffer are bounded where its function allows it; a plain interpreter is the oracle."""
+"""Masks of a float flatbuffer are bounded if its function allows it. Oracle: a plain interpreter."""
 
 import flatbuffers
 import numpy as np
@@ -20,7 +20,7 @@ LOWER = np.tril(np.ones((PLACES, PLACES), bool))
 
 
 class Built:
-    """A flatbuffer, op by op. Tensors are numbers."""
+    """A flatbuffer built op by op. Tensors are numbers."""
 
     def __init__(self):
         self.model, self.graph = generated.ModelT(), generated.SubGraphT()
@@ -135,7 +135,7 @@ def bounded(model, samples, scheme="int8"):
 
 
 def constants(model):
-    """All values of float constants."""
+    """Return all values of float constants."""
     tensors = [tensor for tensor in tflite.read(model).main_subgraph.tensors if tensor.dtype == "float32"]
     read = {index for op in tflite.read(model).main_subgraph.ops for index in op.inputs}
     kept = [tensor for tensor in tensors if tensor.is_constant and tensor.index in read]

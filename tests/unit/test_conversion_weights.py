@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 weights by hand, and the settings of a conversion that no target or scheme can have."""
+"""int8 weights by hand, and conversion settings that no target or scheme supports."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_quantized_values_and_scales_equal_those_computed_by_hand():
     values = np.float32([[1.27, -0.5, 0.015], [-254.0, 3.0, 127.0]])
     quantized, scales = symmetric_int8(values, axis=0)
     np.testing.assert_allclose(scales, [0.01, 2.0], rtol=1e-6)
-    # 0.015 is 1.5 steps, 3.0 is one and a half of 2: half to even.
+    # 0.015 is 1.5 steps, 3.0 is 1.5 times 2: both round half to even.
     assert quantized.tolist() == [[127, -50, 2], [-127, 2, 64]]
     quantized, scales = symmetric_int8(values, axis=None)
     assert scales.tolist() == [2.0]
@@ -43,7 +43,7 @@ def test_the_flatbuffer_is_its_scheme_and_the_same_bytes_every_time(scheme):
     built = quantize_weights(golden("digits_float32"), config)
     assert auditing.audit_model(built, AuditConfig(require=scheme)).ok
     assert built == quantize_weights(golden("digits_float32"), config)
-    # Nothing of the float weights is left behind.
+    # The float weights are removed completely.
     parsed = tflite.read(built)
     held = sum(tensor.buffer_bytes for tensor in parsed.main_subgraph.tensors)
     assert parsed.buffer_bytes == held + sum(size for _, size in parsed.metadata.values())
@@ -110,7 +110,7 @@ def test_equal_bytes_in_other_shapes_have_separate_scales():
         shapes = [list(tensor.shape) for tensor in graph.tensors]
         dense = graph.tensors[shapes.index([10, 48])]
         pointwise = graph.tensors[shapes.index([12, 1, 1, 12])]
-        # A dense layer of the pointwise weights' 144 values, as 3 channels.
+        # A dense layer of the pointwise weights' 144 values, with 3 channels.
         dense.shape, dense.buffer = [3, 48], pointwise.buffer
 
     built = tflite.read(

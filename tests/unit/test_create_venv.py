@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make` chooses the newest supported Python that can really create a virtual environment."""
+"""`make` chooses the newest supported Python that can create a virtual environment."""
 
 import os
 import subprocess

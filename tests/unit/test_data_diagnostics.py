@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands out in a calibration set, and what must not."""
+"""Problems that are reported in a calibration set, and data without problems."""
 
 import json
 
@@ -27,7 +27,7 @@ def split(x, labels=None, class_names=()):
 
 
 def smooth(rng, n, length, features, weight):
-    """Features that follow their past: x[t] = weight x[t - 1] + the rest in noise, each of variance 1."""
+    """Return autocorrelated features: x[t] = weight x[t - 1] plus noise, each of variance 1."""
     x = rng.normal(size=(n, length, features))
     for t in range(1, length):
         x[:, t] = weight * x[:, t - 1] + np.sqrt(1 - weight**2) * x[:, t]

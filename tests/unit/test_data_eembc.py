@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source eembc:DIR, on folders written as the MLPerf Tiny backend reads them."""
+"""The source eembc:DIR, on folders in the format that the MLPerf Tiny backend reads."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tfq.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes the arrays as .bin files, with a y_labels.csv; gives the DataConfig."""
+    """Return a function that writes the arrays as .bin files with a y_labels.csv and returns the DataConfig."""
 
     def write(arrays, lines=None, **changes):
         for index, array in enumerate(arrays):

@@ -21,7 +21,7 @@ from tfq.errors import InputError
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty $KERAS_HOME, and no other cache."""
+    """Set an empty $KERAS_HOME and no other cache."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(keras_datasets, "_homes", lambda: [tmp_path / "keras"])
     (tmp_path / "keras" / "datasets").mkdir(parents=True)
@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
 
 
 def batch(index, count=4):
-    """(data (count, 3072), labels) of one batch: colour planes in a row, as published."""
+    """Return (data (count, 3072), labels) of one batch: color planes in a row, as published."""
     data = np.random.default_rng(index).integers(0, 256, (count, 3072), np.uint8)
     return data, [(index + i) % 10 for i in range(count)]
 
@@ -51,7 +51,7 @@ def write_archive(home, contents):
 
 
 def images_of(data):
-    """By hand: red, green and blue planes of 32 rows become (32, 32, 3)."""
+    """Compute by hand: red, green and blue planes of 32 rows become (32, 32, 3)."""
     return np.stack([data[:, 0:1024], data[:, 1024:2048], data[:, 2048:]], axis=-1).reshape(-1, 32, 32, 3)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-hot labels wherever class numbers are taken, and labels that only look like them."""
+"""One-hot labels wherever class numbers are accepted, and labels that only resemble them."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every form of a representative dataset, and everything that can be wrong with one."""
+"""Every form of a representative dataset, and its possible faults."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ ROWS = np.arange(120, dtype=np.float32).reshape(20, 2, 3)
 
 
 class TensorData:
-    """What tf.data.Dataset shows of itself here."""
+    """The attributes of tf.data.Dataset that tfq uses."""
 
     def __init__(self, *elements):
         self.elements = elements

@@ -16,7 +16,7 @@ from tfq.errors import InputError
 
 @pytest.fixture
 def npz(tmp_path):
-    """Writes an archive and gives its DataConfig."""
+    """Return a function that writes an archive and returns its DataConfig."""
 
     def write(*, config=None, **arrays):
         path = tmp_path / "data.npz"
@@ -41,7 +41,7 @@ def test_digits_splits_are_disjoint_whole_stratified_and_raw():
     assert (images.min(), images.max()) == (0, 16)
     from sklearn.datasets import load_digits
 
-    # No two of the 1,797 images are equal, so equal sets of images means disjoint and whole.
+    # No two of the 1,797 images are equal, so equal sets of images mean disjoint and complete splits.
     assert {image.tobytes() for image in images} == {i.astype(np.float32).tobytes() for i in load_digits().images}
     for split in splits:
         fraction = np.bincount(split.labels, minlength=10) / split.num_examples
@@ -228,7 +228,7 @@ def test_npz_with_arrays_that_cannot_be_used_is_refused(npz, arrays, field, got)
 
 def test_files_that_are_not_npz_are_refused(tmp_path):
     (tmp_path / "empty.npz").write_bytes(b"")
-    (tmp_path / "text.npz").write_text("this is no archive")
+    (tmp_path / "text.npz").write_text("not an archive")
     np.save(tmp_path / "one.npy", np.zeros(3))
     np.savez(tmp_path / "whole.npz", x_test=np.zeros((100, 10)))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-200])
@@ -278,7 +278,7 @@ def test_a_scale_that_overflows_float32_is_reported(npz):
 
 
 def test_resize_by_hand_one_row_to_twice_its_width():
-    # Half-pixel centres: the new pixels lie at -0.25, 0.25, 0.75, 1.25 of the old ones, and the edges repeat.
+    # Half-pixel centers: the new pixels are at -0.25, 0.25, 0.75, 1.25 of the old ones, and the edges repeat.
     row = np.array([0.0, 100.0], np.float32).reshape(1, 1, 2, 1)
     assert resize_bilinear(row, (1, 4))[0, 0, :, 0].tolist() == [0, 25, 75, 100]
 

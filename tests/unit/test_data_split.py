@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split, binding to a model's inputs, and the hash of what a split holds."""
+"""Split, assignment to a model's inputs, and the hash of a split's content."""
 
 import hashlib
 

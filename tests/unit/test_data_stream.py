@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits that are not in memory: the same examples, hashes and numbers as in memory, at a bounded peak of memory."""
+"""Splits that are not in memory: same examples, hashes and numbers as in memory, with bounded peak memory."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ COUNT = 5000
 
 @pytest.fixture(params=[np.savez, np.savez_compressed], ids=["stored", "compressed"])
 def digits(request, tmp_path):
-    """A function: max_memory_mb -> 5,000 digits (1.28 MB as float32) of an .npz, as test split."""
+    """Return a function: max_memory_mb -> 5,000 digits (1.28 MB as float32) of an .npz as test split."""
     images, labels = load_digits(return_X_y=True)
     chosen = np.arange(COUNT) % len(images)
     images = images[chosen].reshape(-1, 8, 8, 1).astype(np.uint8)
@@ -253,7 +253,8 @@ def test_the_peak_of_memory_does_not_grow_with_the_number_of_examples(tmp_path, 
         command = [sys.executable, "-c", _CHILD, model, path, str(max_memory_mb)]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
-    # 70,000 more examples of 256 bytes are 18 MB; their outputs, ten codes and ten float32 an example, are 3.5 MB.
+    # 70,000 more examples of 256 bytes are 18 MB. Their outputs, ten int8 and ten float32 values per example, are 3.5
+    # MB.
     small, large = peak_mb(30_000), peak_mb(100_000)
     assert large - small < 11, (small, large)
     in_memory = peak_mb(100_000, 2048)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation's generated parts agree with the registries, the tests, the commands' help and the public names."""
+"""Generated parts of the documentation agree with registries, tests, the commands' help and the public names."""
 
 import importlib.util
 import re

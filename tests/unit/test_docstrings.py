@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The docstrings of the public API are complete: every parameter, field and result has an entry."""
+"""Docstrings of the public API are complete: every parameter, field and result has an entry."""
 
 import ast
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warnings point to the user's line, however deep in tfq they come from."""
+"""Warnings point to the user's line, regardless of their depth inside tfq."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ _FOLDER = Path(tfq.__file__).parent
 
 
 def _called_through(depth: int) -> None:
-    """Call `warn` through `depth` functions whose code stands in a file of tfq."""
+    """Call `warn` through `depth` functions whose code is in a file of tfq."""
     source = "def call(depth):\n    call(depth - 1) if depth > 1 else warn('lost')\n"
     names: dict[str, object] = {"warn": warn}
     exec(compile(source, str(_FOLDER / "conversion" / "invented.py"), "exec"), names)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole evaluations of the golden digits models, against the interpreter and NumPy."""
+"""Complete evaluations of the golden digits models, compared with the interpreter and NumPy."""
 
 import gzip
 import json
@@ -25,13 +25,13 @@ N = 60
 
 @pytest.fixture(scope="module")
 def digits():
-    """(x, y): 60 of scikit-learn's digits in the model's own units, 0 to 16."""
+    """Return (x, y): 60 of scikit-learn's digits in the model's own units, 0 to 16."""
     images, labels = load_digits(return_X_y=True)
     return images[:N].reshape(-1, 8, 8, 1).astype(np.float32), labels[:N]
 
 
 def by_hand(model, x):
-    """Outputs as real numbers, with the interpreter's own scales and an interpreter in this process."""
+    """Return outputs as real values, computed by an interpreter in this process with its own scales."""
     interpreter = Interpreter(model_content=model)
     interpreter.allocate_tensors()
     (source,), (sink,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -87,7 +87,7 @@ def test_a_bug_in_the_rounding_of_inputs_does_not_go_unseen(digits, monkeypatch)
 
 
 def by_hand_reference(x):
-    """What the int8 model answers with an interpreter in this process, as if it were a reference."""
+    """Return the int8 model's outputs, computed by an interpreter in this process, as reference outputs."""
     import dataclasses
 
     reference = reference_outputs(INT8, x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which outputs say a class: by the op that computes them and by their values, with what must not count."""
+"""Outputs that predict a class: recognized by the op that computes them and by their values."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def softmax(logits):
 
 
 def graph(*ops):
-    """A chain of (op name, shape of its output)."""
+    """Return a chain of (op name, shape of its output)."""
     tensors = [
         Tensor(index=i, name=str(i), shape=shape, shape_signature=shape, dtype="float32")
         for i, shape in enumerate([(1, 8), *(shape for _, shape in ops)])
@@ -83,7 +83,7 @@ def test_an_output_that_says_a_class_counts(ops, values):
         "mask",
         "spatial softmax",
         "boxes and scores",
-        "behind the softmax",
+        "after the softmax",
         "one row of sum 1",
         "one class",
         "integers",
@@ -99,7 +99,7 @@ def test_the_digits_model_says_classes_in_every_form(name):
     main = tflite.read(golden(name)).main_subgraph
     values = softmax(RNG.normal(size=(5, 10)))
     assert is_class_vector(main, main.outputs[0], values)
-    # The same file without the op that says so, and values that do not.
+    # The same file without the op that indicates it, and with values that do not.
     bare = dataclasses.replace(main, ops=tuple(op for op in main.ops if op.name != "SOFTMAX"))
     assert not is_class_vector(bare, main.outputs[0], values * 2)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into a model's inputs and what its outputs stand for, by hand."""
+"""Quantization of a model's inputs and the meaning of its outputs, by hand."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tfq.tflite import Model, Signature, Subgraph, Tensor
 
 
 def model_of(*inputs: dict, outputs: tuple[dict, ...] = (), signatures: tuple[Signature, ...] = ()) -> Model:
-    """A Model of nothing but its inputs and outputs."""
+    """Return a Model that has only inputs and outputs."""
     tensors = []
     for index, fields in enumerate((*inputs, *outputs)):
         fields = {"name": f"t{index}", "shape": (1, 2), "dtype": "float32", **fields}
@@ -53,7 +53,7 @@ def test_float_inputs_are_fed_as_they_are():
 
 
 def test_values_more_than_half_a_step_beyond_the_range_are_clipped():
-    # Codes -128 to 127 stand for -69 to 58.5; half a step beyond is -69.25 to 58.75.
+    # Values -128 to 127 represent -69 to 58.5; half a step beyond is -69.25 to 58.75.
     x = np.array([[58.5, 58.7], [58.8, 1000.0], [-69.2, -69.3], [0.0, 0.0]], np.float32)
     prepared = prepare_inputs(model_of(INT8), split(x))
     assert prepared.clipped_fraction == 3 / 8
@@ -130,12 +130,12 @@ def test_indices_are_fed_as_integers():
 
 
 def test_outputs_are_dequantized_with_zero_point_and_scale():
-    model = model_of({}, outputs=({**INT8, "name": "codes"}, {"name": "reals"}, {"dtype": "int64"}))
+    model = model_of({}, outputs=({**INT8, "name": "quantized"}, {"name": "floating"}, {"dtype": "int64"}))
     outputs = [np.array([[10, 12]], np.int8), np.array([[0.5, 1.5]], np.float32), np.array([3], np.int64)]
     quantized, reals, classes = decode_outputs(model, outputs)
     assert quantized.tolist() == [[0.0, 1.0]]
     assert reals.tolist() == [[0.5, 1.5]]
     assert classes.tolist() == [3]
     outputs[1] = np.array([[0.5, np.nan]], np.float32)
-    with refused(InputError, field="outputs", word="'reals'"):
+    with refused(InputError, field="outputs", word="'floating'"):
         decode_outputs(model, outputs)

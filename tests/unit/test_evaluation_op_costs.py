@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that a profiler timed, laid along the ops of a model."""
+"""Assignment of profiled kernel times to the ops of a model."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_ops_without_a_kernel_and_kernels_without_an_op_are_passed_over():
 
 
 def test_as_many_as_possible_are_of_their_kind():
-    # Taking the first op that fits would give MUL to the first kernel, and leave two without any.
+    # Choosing the first matching op would assign MUL to the first kernel and leave two kernels without op.
     events = inside("Multiply (ND)", "Add (ND)", "Subtract (ND)")
     assert places(events, ops("ADD", "SUB", "MUL")) == [None, 0, 1]
 

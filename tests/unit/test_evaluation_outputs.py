@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which outputs agreement and metrics look at: models with boxes, logits and several outputs."""
+"""Outputs that agreement and metrics use: models with boxes, logits and several outputs."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::tfq.errors.TfqWarning")
 
 
 def before_softmax(*, then_softmax):
-    """A change that makes the logits the first output; the softmax is the second, or no output."""
+    """Return a change that makes the logits the first output; the softmax is the second, or no output."""
 
     def change(model):
         graph = model.subgraphs[0]
@@ -43,7 +43,7 @@ TWO, FLOAT_TWO = (
 
 
 def plain(model):
-    """What a plain interpreter computes, an array of reals for each output."""
+    """Return the outputs of a plain interpreter as an array of real values for each output."""
     interpreter = Interpreter(model_content=model)
     interpreter.allocate_tensors()
     (source,), results = interpreter.get_input_details(), []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ratio of two times on a machine that drifts, against simulated machines whose ratio is known."""
+"""The ratio of two times on a machine that drifts, compared with simulated machines whose ratio is known."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ DRIFTS = {
 
 
 def machine(rng, drift, rounds=ROUNDS, orders=True):
-    """(times, base times) of blocks one after the other in time, as the benchmark's rounds have them."""
+    """Return (times, base times) of consecutive blocks, as in the benchmark's rounds."""
     speed = np.exp(DRIFTS[drift](rng, 2 * rounds) + rng.normal(0, 0.02, 2 * rounds)).reshape(rounds, 2)
     if orders:
         speed[1::2] = speed[1::2, ::-1]
@@ -28,7 +28,7 @@ def machine(rng, drift, rounds=ROUNDS, orders=True):
 
 
 def coverage(interval, drift, **settings):
-    """How often `interval` holds the true ratio."""
+    """Return how often `interval` covers the true ratio."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(TRIALS):
@@ -43,7 +43,7 @@ def ours(times, base):
 
 
 def unpaired(times, base):
-    """Welch's interval of two samples that are taken for independent, timed one after the other."""
+    """Return Welch's interval of two samples that are assumed independent, but timed one after the other."""
     logs = np.log(times[len(times) // 2 :]), np.log(base[: len(base) // 2])
     center = logs[0].mean() - logs[1].mean()
     reach = 2.02 * np.sqrt(sum(values.var(ddof=1) / len(values) for values in logs))
@@ -87,7 +87,7 @@ def test_a_disturbance_that_lasts_widens_the_interval():
 
 
 def test_the_interval_of_independent_pairs_is_students():
-    logs = np.tile([0.0, 0.2], 10).repeat(2)  # pairs of 0 and 0.2 in turn: correlation below 0, so 20 of them count
+    logs = np.tile([0.0, 0.2], 10).repeat(2)  # alternating pairs of 0 and 0.2: correlation below 0, so 20 of them count
     ratio = paired_ratio(np.exp(logs), np.ones(40))
     reach = 2.093024 * np.std(logs[::2], ddof=1) / np.sqrt(20)
     assert np.log([ratio.low, ratio.ratio, ratio.high]) == pytest.approx([0.1 - reach, 0.1, 0.1 + reach], rel=1e-5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of an evaluation and the bounds on it; the comparison of two backends' outputs."""
+"""The record of an evaluation and its bounds; the comparison of two backends' outputs."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ WITHOUT_LABELS = dataclasses.replace(
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_bounds_that_are_met_raise_no_error(as_dict):
     require = RequireConfig(min_accuracy=0.75, max_accuracy_drop=0.01, min_agreement=0.97)
-    assert RECORD.accuracy_drop > 0.01  # by the rounding of a float, which no one means
+    assert RECORD.accuracy_drop > 0.01  # by float rounding, which nobody intends
     check_requirements(RECORD.to_dict() if as_dict else RECORD, require)
     check_requirements(WITHOUT_LABELS, RequireConfig(min_agreement=0.9))
     check_requirements(WITHOUT_LABELS, RequireConfig())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics against scikit-learn and by hand, a user's own, and what they mean in a record."""
+"""Metrics compared with scikit-learn and by hand, custom metrics, and their meaning in a record."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ def test_roc_auc_is_that_of_scikit_learn_with_ties_and_without(levels):
 
 
 def test_roc_auc_by_hand():
-    # Of the pairs (positive, negative): 3 > 1, 3 > 2, 2 > 1, and 2 = 2, which counts half.
+    # The pairs (positive, negative) are 3 > 1, 3 > 2, 2 > 1, and 2 = 2, which counts half.
     assert roc_auc(np.array([1.0, 2, 2, 3]), np.array([0, 0, 1, 1])) == 3.5 / 4
     assert roc_auc(np.zeros(4), np.array([True, False, True, False])) == 0.5
 
@@ -97,7 +97,7 @@ def test_mean_absolute_error_is_that_of_scikit_learn_in_any_shape():
 
 
 def reconstruction():
-    """(inputs, outputs, labels): an error of each example, larger for the anomalous ones but for one pair."""
+    """Return (inputs, outputs, labels): one error per example, larger for the anomalous ones except in one pair."""
     inputs = RNG.normal(size=(6, 20)).astype(np.float32)
     errors = np.array([0.1, 0.2, 0.45, 0.4, 0.5, 0.6])
     return inputs, (inputs + errors[:, None]).astype(np.float32), np.array([0, 0, 0, 1, 1, 1])
@@ -162,7 +162,7 @@ def test_a_record_has_top1_top5_and_latency_statistics(digits):
 
 
 def without_its_softmax_and_with_the_input_of_its_output(model):
-    """One fully connected 64 -> 10 cannot reconstruct: the input itself is the output."""
+    """One fully connected 64 -> 10 cannot reconstruct, so the input itself is the output."""
     graph = model.subgraphs[0]
     graph.outputs = list(graph.inputs)
 

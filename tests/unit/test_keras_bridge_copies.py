@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of inputs, outputs and layers, read off stand-ins for Keras models."""
+"""Names of inputs, outputs and layers, read from stand-ins for Keras models."""
 
 from types import SimpleNamespace
 

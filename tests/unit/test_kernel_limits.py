@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of dead layers against the limits of integer kernels, on the golden CNN and on its changed copies."""
+"""Ranges of dead layers against the limits of integer kernels, on the golden CNN and changed copies of it."""
 
 import numpy as np
 import pytest

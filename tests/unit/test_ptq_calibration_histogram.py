@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Histograms with bins that are the same for all data. Oracles: NumPy on the values themselves."""
+"""Histograms whose bins are the same for all data. Oracle: NumPy on the values themselves."""
 
 import json
 
@@ -28,7 +28,7 @@ def counted(*parts):
 def test_values_are_counted_between_the_ends_of_their_bins():
     bins = counted([-3.0, 0.0, 0.5, 0.5, 1.0, 100.0]).bins()
     np.testing.assert_array_equal(bins.counts, [1, 1, 2, 1, 1])
-    # A bin is a 64th of its octave wide, and a positive one begins with its lowest value.
+    # A bin is 1/64 of its octave wide, and a positive one begins with its lowest value.
     np.testing.assert_array_equal(bins.low[1:], [0, 0.5, 1.0, 100.0])
     np.testing.assert_array_equal(bins.high[2:], [0.5 + 0.5 / 64, 1 + 1 / 64, 101])
     np.testing.assert_array_equal([bins.low[0], bins.high[0]], [-3 - 2 / 64, -3])

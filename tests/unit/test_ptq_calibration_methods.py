@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was seen to ranges. Oracles: NumPy on the values themselves, error measured with quant_math."""
+"""Ranges from observed statistics. Oracle: NumPy on the values themselves, with errors measured by quant_math."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_mse_has_no_more_error_than_any_range_of_a_fine_search(values):
 def test_mse_clips_an_outlier_only_where_that_is_worth_it():
     for count in (50, 20_000, 200_000):
         result = chosen(np.append(NORMAL[:count], np.float32(100)), method="mse")
-        # Where (100 - maximum)² + count * (maximum - minimum)² / 255² / 12 has its least value.
+        # The minimum of (100 - maximum)² + count * (maximum - minimum)² / 255² / 12.
         weight = count / 255**2 / 12
         assert result.maximum == pytest.approx((100 + weight * result.minimum) / (1 + weight), rel=0.01)
 
@@ -157,7 +157,7 @@ def test_patterns_that_say_nothing_are_refused(text, word):
 
 
 def of_samples(values, **config):
-    """The range of a tensor of a few values, of many samples."""
+    """Return the range of a tensor of a few values over many samples."""
     return choose_ranges(
         observations(seen(values.reshape(-1), samples=len(values)), samples=len(values)), CalibrationConfig(**config)
     ).tensors[0, 0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Observed activations. Oracle: TFLite's reference kernels, without a delegate, on one sample after the other."""
+"""Observed activations. Oracle: TFLite's reference kernels, without a delegate, one sample at a time."""
 
 import json
 
@@ -30,7 +30,7 @@ def samples_of(model, count=23, seed=0):
 
 
 def reference_values(model, samples):
-    """{tensor: its values over all samples} of every activation."""
+    """Return {tensor: its values over all samples} of every activation."""
     interpreter = Interpreter(
         model_content=model,
         experimental_op_resolver_type=OpResolverType.BUILTIN_REF,

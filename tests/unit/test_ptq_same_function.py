@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check that a technique left the float function as it was, on outputs of every type."""
+"""The check that a technique left the float function unchanged, on outputs of every type."""
 
 from pathlib import Path
 

@@ -25,7 +25,7 @@ SAMPLES = [{"image": RNG.integers(0, 17, (1, 8, 8, 1)).astype(np.float32)} for _
 
 
 def op_of(model, layer):
-    """The op of a layer in the object form of one of the digits' flatbuffers."""
+    """Return the op of a layer in the object form of one of the digits' flatbuffers."""
     place = next(op.index for op in tflite.read(FLOATING).main_subgraph.ops if op.keras_layer == layer)
     return model.subgraphs[0].operators[place]
 
@@ -38,13 +38,13 @@ def constant(model, layer, slot):
 
 
 def multiply(model, layer, slot, factors):
-    """A constant times `factors`, which broadcast."""
+    """Multiply a constant by `factors`, which broadcast."""
     buffer, values = constant(model, layer, slot)
     buffer.data = (values * factors).astype(values.dtype).reshape(-1).view(np.uint8)
 
 
 def uneven(model):
-    """Two channels of conv2 64 times as large, which the dense layer behind pool and flatten undoes."""
+    """Make two channels of conv2 64 times as large; the dense layer after it compensates."""
     factors = np.ones(12, np.float32)
     factors[[3, 7]] = 64
     multiply(model, "conv2", 1, factors[:, None, None, None])
@@ -53,7 +53,7 @@ def uneven(model):
 
 
 def tensor_values(model, tensor, samples=SAMPLES):
-    """Of all samples, by the reference kernels, real values."""
+    """Return the real values of a tensor over all samples, by the reference kernels."""
     interpreter = Interpreter(
         model_content=model,
         experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
@@ -82,7 +82,7 @@ def probabilities(model):
 
 
 def evenness(model, layer):
-    """The smallest range of an output channel's weights, as a share of the largest."""
+    """Return the smallest range of an output channel's weights as a fraction of the largest."""
     _, weights = constant(tflite.unpack(model), layer, 1)
     ranges = np.abs(weights).reshape(len(weights), -1).max(axis=1)
     return ranges.min() / ranges.max()
@@ -137,7 +137,7 @@ def test_channels_after_a_relu6_are_scaled_within_the_cap():
     result = ptq.equalize(model, SAMPLES)
     after = tensor_values(result.model, output_of(result.model, "conv2")).max(axis=(0, 1, 2))
     assert evenness(result.model, "conv2") > 4 * evenness(model, "conv2")
-    assert after.max() <= 4  # with half as much room again
+    assert after.max() <= 4  # 6 is half as much again
     np.testing.assert_array_equal(probabilities(result.model), probabilities(model))
 
 
@@ -161,7 +161,7 @@ def test_a_function_that_changed_is_refused(monkeypatch):
 
 
 def shifted(layer, by):
-    """The digits model in which a layer's biases are greater by `by`."""
+    """Return the digits model in which a layer's biases are greater by `by`."""
 
     def shift(model):
         buffer, values = constant(model, layer, 2)
@@ -238,14 +238,14 @@ def test_a_bias_of_several_layers_is_theirs_alone_after_a_change():
 
 
 def mean_offset(model, layer):
-    """By how much an int8 flatbuffer's mean of each channel is off."""
+    """Return the error of the mean of each channel of an int8 flatbuffer."""
     expected = tensor_values(FLOATING, output_of(FLOATING, layer))
     got = tensor_values(model, output_of(model, layer))
     return (got - expected).reshape(-1, got.shape[-1]).mean(axis=0)
 
 
 def spoilt(model):
-    """One sign of error in all weights of conv2, as coarse rounding may make it."""
+    """Return a model whose errors in the weights of conv2 all have the same sign, as coarse rounding may cause."""
     buffer, quantized = constant(model, "conv2", 1)
     buffer.data = np.clip(quantized + 4, -127, 127).astype(np.int8).reshape(-1).view(np.uint8)
 
@@ -330,7 +330,7 @@ def test_rounding_brings_the_outputs_of_every_layer_nearer():
     result = ptq.optimize_rounding(golden("digits_int8_per_tensor"), golden("digits_float32"), SAMPLES)
     assert set(result.layers) == {"conv1", "depthwise", "pointwise", "conv2", "logits"} and not result.skipped
     assert all(after <= before for before, after in result.layers.values())
-    # Those that weigh many inputs, which go together.
+    # Weights with many inputs, which are rounded together.
     assert all(result.layers[name][1] < result.layers[name][0] / 2 for name in ("conv2", "logits"))
 
 
@@ -380,7 +380,7 @@ def test_four_bit_values_are_packed_as_the_kernels_read_them(model):
         reals = quantized.reshape(tensor.shape) * scales.reshape(shape)
         _, expected = constant(before, layer, 1)
         assert np.abs(quantized).max() == 7
-        # Half a step, but for what lies beyond the largest code.
+        # Half a step, except for values beyond the largest quantized value.
         inside = np.abs(expected) <= 7.5 * scales.reshape(shape)
         assert (np.abs(reals - expected) <= scales.reshape(shape) * 0.5001)[inside].all() and inside.mean() > 0.9
     answers = tensor_values(result.model, tflite.read(result.model).main_subgraph.outputs[0])

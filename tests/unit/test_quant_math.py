@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oracle is arithmetic by hand, and exact rationals."""
+"""Quantization arithmetic. Oracles: arithmetic by hand, and exact rationals."""
 
 from fractions import Fraction
 

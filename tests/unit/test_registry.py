@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries and plugins: what is registered is found, what is wrong is refused, with the line of a plugin at fault."""
+"""Registries and plugins: registered objects are found, and faults are refused with the plugin's line."""
 
 import subprocess
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is refused in a Keras model's config, told without TensorFlow."""
+"""Parts of a Keras model's config that are refused, found without TensorFlow."""
 
 import copy
 
@@ -71,7 +71,7 @@ def test_a_plain_model_of_keras_3_has_no_findings():
 def test_a_plain_model_of_keras_2_without_modules_has_no_findings():
     layer = {"class_name": "Conv2D", "name": "c", "config": {"name": "c", "dtype": "float32", "activation": "relu"}}
     assert find_code({"class_name": "Sequential", "config": {"name": "s", "layers": [layer]}}) == ()
-    # Keras 2.0 had a bare list as the config of a Sequential.
+    # Keras 2.0 had a plain list as the config of a Sequential.
     assert find_code({"class_name": "Sequential", "config": [layer]}) == ()
 
 
@@ -173,7 +173,7 @@ def test_a_registered_class_or_function_is_the_users_own():
 
 def test_a_registered_name_does_not_cover_for_a_lambda_or_another_function():
     assert reasons_of({**LAMBDA, "registered_name": "pkg>MyDense"}, registered={"pkg>MyDense"})
-    # Keras looks functions up by `config`, so a registered_name that is known says nothing.
+    # Keras looks functions up by `config`, so a known registered_name proves nothing.
     function = {"class_name": "function", "module": "os", "config": "system", "registered_name": "pkg>act"}
     assert reasons_of(dense(config={"activation": function}), registered={"pkg>act"})
     # Keras 2's old format has no modules and ignores registered_name.

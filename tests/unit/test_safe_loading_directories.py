@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that hold a model, no model, or a dangerous one; read without TensorFlow, and nothing in them runs."""
+"""Directories with a model, without one, or with a dangerous one: read without TensorFlow or running anything."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ROOT = {"class_name": "Sequential", "keras_version": "2.15.0", "config": {"name"
 
 
 def field(number, content):
-    """A length-delimited field of a protobuf message."""
+    """Return a length-delimited field of a protobuf message."""
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are no Keras model, or a dangerous one: each its own message, without TensorFlow."""
+"""Files without a Keras model or with a dangerous one: each has its own message, without TensorFlow."""
 
 import io
 import json
@@ -116,7 +116,7 @@ def test_a_pickle_is_called_that_and_never_read(tmp_path, protocol):
     for suffix in ("h5", "keras"):
         refuses(put(tmp_path, content, f"m.{suffix}"), "pickle")
     assert not (tmp_path / "marker").exists()
-    # That the trap would spring.
+    # Check that the trap works.
     pickle.loads(content)
     assert (tmp_path / "marker").exists()
 

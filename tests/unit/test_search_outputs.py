@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which output a search compares with the labels, and models that it cannot score."""
+"""The output that a search compares with the labels, and models that it cannot score."""
 
 import numpy as np
 import pytest

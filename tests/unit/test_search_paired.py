@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Intervals of paired differences: against published examples, and against how often they hold in simulation."""
+"""Intervals of paired differences, compared with published examples and with their coverage in simulation."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def answers(wins, losses, both, neither=0):
 
 
 def score(wins, losses, count, difference):
-    """The score statistic of a supposed difference, its nuisance share found by trying all of them."""
+    """Return the score statistic of an assumed difference; its nuisance fraction is found by exhaustive search."""
     shares = np.linspace(1e-9, 1, 2_000_001)
     with np.errstate(divide="ignore", invalid="ignore"):
         likelihood = wins * np.log(shares + difference) + losses * np.log(shares)

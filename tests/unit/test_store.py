@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of stages on disk: found again, remade when anything differs, never believed when damaged."""
+"""Results of stages on disk: reused, recomputed if anything differs, and never trusted if damaged."""
 
 import errno
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which channels stand and fall together, and which go first: arithmetic by hand, no TensorFlow."""
+"""Which channels are removed together, and which first: arithmetic by hand, no TensorFlow."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from tfq.patterns import parse_targets
 
 
 def chain(channels, sizes, norms=None, places=1):
-    """Sites of a chain of pointwise convolutions, input and output frozen."""
+    """Return the sites of a chain of pointwise convolutions with frozen input and output."""
     tensors = [channels.add(size) for size in sizes]
     channels.freeze(tensors[0], "input")
     channels.freeze(tensors[-1], "output")
@@ -81,14 +81,14 @@ def test_channels_of_the_same_layers_share_their_mean_norm():
     channels = Channels()
     first, *rest = chain(channels, (3, 4, 4), norms=[[1, 2, 3, 2], [4, 4, 8, 0]])
     last = Site(layer="after", inputs=rest[0].outputs, outputs=channels.add(1), makes_channels=True, norms=np.ones(1))
-    # conv1's output is frozen by `chain`, so a model of its own: join first with a fresh maker.
+    # `chain` freezes the output of conv1, so this uses a separate model: join first with a new maker.
     twin = channels.add(4)
     channels.join(first.outputs, twin)
     tied = Site(layer="twin", inputs=first.inputs, outputs=twin, makes_channels=True, norms=np.array([10.0, 0, 10, 20]))
     groups, skipped = groups_of(channels, [first, tied, *rest, last], ("*",), 1)
     (group,) = groups
     assert group.layers == ("conv0", "twin")
-    # conv0 / its mean 2: .5 1 1.5 1, twin / its mean 10: 1 0 1 2, and the least first.
+    # conv0 / its mean 2: .5 1 1.5 1, twin / its mean 10: 1 0 1 2; the smallest first.
     np.testing.assert_allclose(group.scores, [0.5, 0.75, 1.25, 1.5])
     assert list(group.roots) == list(channels.roots(first.outputs[[1, 0, 2, 3]]))
     assert skipped["conv1"] == "output" and "too few" in skipped["after"] and len(skipped) == 2
@@ -166,12 +166,12 @@ def sizes_with(targets, target_macs, sizes=(3, 16, 32, 16, 4)):
     return results[1:-1]
 
 
-def test_a_layer_with_a_target_keeps_exactly_that_fraction():
+def test_a_layer_with_a_target_keeps_that_fraction():
     assert sizes_with([], 0.5)[1] == 12
     first, wide, last = sizes_with(["conv1=1"], 0.5)
     assert wide == 32 and first < 16 and last < 16
     assert sizes_with(["conv*=0.25", "conv1=0.5"], 0.5) == [4, 16, 4]  # less than what may stay
-    assert sizes_with(["conv1=0"], 0.9) == [16, 4, 16]  # an eighth is the least
+    assert sizes_with(["conv1=0"], 0.9) == [16, 4, 16]  # one eighth is the minimum
     with refused(InputError, word="'con1=0.5'"):
         sizes_with(["con1=0.5"], 0.5)
     with refused(InputError, word="'conv3=0.5'"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signatures, metadata and ranges written into flatbuffers, judged by the interpreter and the generated reader."""
+"""Signatures, metadata and ranges written into flatbuffers, checked by the interpreter and the generated reader."""
 
 import math
 import time
@@ -105,7 +105,7 @@ def test_metadata_comes_back_and_the_last_value_stands():
     assert read_metadata(write_metadata(once, value)) == value
     assert read(once).metadata_names.count("tfq") == 1
     assert len(unpacked(write_metadata(once, value)).metadata) == len(unpacked(once).metadata)
-    # Order of keys is no part of the value.
+    # The order of keys is not part of the value.
     assert write_metadata(data, dict(reversed(value.items()))) == write_metadata(data, value)
 
 
@@ -167,7 +167,7 @@ def test_the_same_edit_gives_the_same_bytes_as_its_parts():
 
 
 def _large_model(megabytes: int) -> bytes:
-    """digits_float32 with one more constant, of so many MB."""
+    """Return digits_float32 with an additional constant of this many MB."""
 
     def change(model):
         buffer = generated.BufferT()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thousand seeded mutations of good files: each a report or a FlatbufferError, each at once."""
+"""A thousand seeded mutations of correct files: each gives a report or a FlatbufferError without delay."""
 
 import time
 import tracemalloc
@@ -23,7 +23,7 @@ def test_mutated_file_gives_a_report_or_a_flatbuffer_error_at_once(name):
     outcomes = {"report": 0, "error": 0}
     slowest = peak = 0.0
     for number, mutant in enumerate(mutants(golden(name), MUTATIONS, name)):
-        # Tracing memory is slow: one in eight will do.
+        # Tracing memory is slow; one in eight is enough.
         if number % 8 == 0:
             tracemalloc.start()
         start = time.process_time()
@@ -40,5 +40,5 @@ def test_mutated_file_gives_a_report_or_a_flatbuffer_error_at_once(name):
             tracemalloc.stop()
     assert slowest < 0.5
     assert peak < 30e6
-    # Both happen, or the fuzz tests nothing.
+    # Both must occur, otherwise the fuzz test checks nothing.
     assert min(outcomes.values()) > MUTATIONS // 20

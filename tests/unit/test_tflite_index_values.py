@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors carry index values, and the audit rule that none of them is quantized."""
+"""Tensors that carry index values, and the audit rule that none of them is quantized."""
 
 import pytest
 from built_models import Call, T, build, constant

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer names of ops, against the layers that tests/golden/make.py built."""
+"""Layer names of ops, compared with the layers that tests/golden/make.py built."""
 
 import pytest
 from golden_models import golden
@@ -17,7 +17,7 @@ def _layers(data: bytes) -> list:
 
 
 def test_tf_keras_layers_are_guessed_from_the_names():
-    # The last op's tensor bears the output's name alone, and cannot be traced.
+    # The last op's tensor has only the output's name and cannot be traced.
     assert _layers(golden("digits_int8")) == [*CNN, None]
 
 
@@ -113,7 +113,7 @@ def _layers_named(names: list[str], op: str = "CONV_2D") -> list[str | None]:
 
 @pytest.mark.parametrize("prefix", ["MobilenetV1/MobilenetV1", "model_1/model", "StatefulPartitionedCall/net/a/b"])
 def test_scopes_that_all_layers_share_are_not_a_layer(prefix):
-    # As TF-slim's MobileNet and as nested Keras models name their tensors; the head stands outside of the backbone.
+    # Named like the tensors of TF-slim's MobileNet and of nested Keras models; the head is outside of the backbone.
     names = [f"{prefix}/Conv2d_{index}/Relu6;{prefix}/Conv2d_{index}/Conv2D" for index in range(30)]
     layers = [f"Conv2d_{index}" for index in range(30)]
     head = f"{prefix.removeprefix('StatefulPartitionedCall/').split('/')[0]}/head/Conv2D"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In which types the ops compute, against what is known of how the golden files were made."""
+"""The types in which ops compute, compared with how the golden files were built."""
 
 import pytest
 

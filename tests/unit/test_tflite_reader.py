@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounds-checked reader, against the generated object API and against damaged files."""
+"""The bounds-checked reader, compared with the generated object API and run on damaged files."""
 
 import subprocess
 import sys
@@ -196,7 +196,7 @@ def test_an_index_or_number_that_leads_nowhere_is_refused_and_named(change, fiel
 
 
 def _file_of_one_op_repeated(count: int, inputs: int) -> bytes:
-    """A model whose `count` ops are one table, with one vector of `inputs` indices."""
+    """Return a model whose `count` ops are one table, with one vector of `inputs` indices."""
     builder = flatbuffers.Builder(1024)
     indices = builder.CreateNumpyVector(np.zeros(inputs, np.int32))
     generated.OperatorStart(builder)
@@ -229,7 +229,7 @@ def _vector(builder, offsets: list[int]) -> int:
 
 def test_one_vector_shared_by_many_ops_cannot_exhaust_the_reader():
     assert len(read(_file_of_one_op_repeated(3, inputs=5)).main_subgraph.ops) == 3
-    # 200 million indices when believed, from 120 kB.
+    # 200 million indices if trusted, from 120 kB.
     with refused(FlatbufferError, expected="parts that are stored once"):
         read(_file_of_one_op_repeated(20_000, inputs=10_000))
 

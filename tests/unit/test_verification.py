@@ -28,7 +28,7 @@ def golden(name: str) -> bytes:
 
 
 def graph_of(op: str, scale: float = 0.1, zero_point: int = 0, dtype: str = "int8") -> Subgraph:
-    """One op whose output, tensor 1, has this scale."""
+    """Return a graph of one op whose output, tensor 1, has this scale."""
     tensors = (
         Tensor(index=0, name="x", shape=(1, 4), shape_signature=(1, 4), dtype=dtype, scale=(1.0,), zero_point=(0,)),
         Tensor(
@@ -127,7 +127,7 @@ def test_slice_that_is_zero_on_almost_all_samples_is_not_judged(floats):
 
 
 def test_constant_slice_is_ignored_if_all_slices_hardly_vary():
-    # Ten values that are far apart from each other, and hardly change from sample to sample.
+    # Ten values that are far apart and hardly change from sample to sample.
     rng = np.random.default_rng(0)
     floats = (np.linspace(-10, 10, 10) + rng.uniform(-0.01, 0.01, (20, 1, 10))).astype(np.float32)
 
@@ -245,7 +245,7 @@ def samples_of(model: bytes, count: int = 6) -> list[dict[str, np.ndarray]]:
 
 
 def plain_outputs(model: bytes, samples: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
-    """What an interpreter of this process computes."""
+    """Return the outputs of an interpreter in this process."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=model, num_threads=1)
@@ -280,7 +280,7 @@ def test_golden_int8_model_is_collapsed_against_another_model():
 
 
 def with_scale(model: bytes, op: int, scale: float) -> bytes:
-    """The model in which the output of an op has another scale."""
+    """Return the model in which the output of an op has another scale."""
     edited = tflite.unpack(model)
     graph = edited.subgraphs[0]
     graph.tensors[int(graph.operators[op].outputs[0])].quantization.scale = [scale]
@@ -346,7 +346,7 @@ def test_damaged_file_is_refused():
 
 
 def chain(ratios: list[float]) -> tuple[tflite.Model, dict[int, OutputCheck]]:
-    """A model of convolutions in a row, and the SQNR of the output of each; the input has 45 dB."""
+    """Return a model of consecutive convolutions and the SQNR of each output; the input has 45 dB."""
     tensors = tuple(
         Tensor(
             index=index,

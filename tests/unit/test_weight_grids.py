@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids of few bits. Oracles: brute force over levels, the number of values that are left, int8 as TFLite has it."""
+"""Grids of few bits. Oracles: brute force over levels, the number of remaining values, TFLite's int8."""
 
 import numpy as np
 import pytest

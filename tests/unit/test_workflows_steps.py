@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides the result of a stage, and what does not."""
+"""What determines the result of a stage, and what does not."""
 
 import pytest
 
