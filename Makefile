@@ -1,12 +1,12 @@
-# make demo   the whole way on a small model, into out/demo
-# make test   the test suite
-# make slow   the tests that take minutes each: runs that are killed, full disks
-# make clients  tests against other runtimes (the tflite-micro wheel), which it installs into .venv
-# make lint   ruff and mypy
-# make docs   the documentation site, into out/site; it needs no network
-# make bench  the side-by-side timings
-# make families  fifteen known architectures, each all the way, beside stock tfmot; hours
-# make smallest  the four smallest of them, briefly, as a test; some minutes
+# make demo      one complete run on a small model, into out/demo
+# make test      the test suite
+# make slow      tests that take minutes each: killed runs, full disks, the code in the documentation, the examples
+# make clients   tests against other runtimes (the tflite-micro wheel), which it installs into .venv
+# make lint      ruff and mypy
+# make docs      the documentation site, into out/site; it needs no network once its packages are installed
+# make smallest  a test of four small architectures of keras.applications, end to end; minutes
+# make families  fifteen architectures of keras.applications, end to end, compared with stock tfmot; hours
+# make bench     side-by-side timings
 
 # PYTHON=/path/to/python3.x chooses the Python of .venv; by default it is the newest one here that tfq supports.
 PYTHON ?=
