@@ -249,6 +249,8 @@ def test_resumed_stages_are_marked():
     record = newest_record()
     assert row(table(record, "stages", "stages"), "train")["details"].startswith("reused from an earlier run")
     assert "reused" in text_of(record, "stages") and "reused" not in text_of(full_record(), "stages")
+    assert section(full_record(), "stages").gist.startswith("3 stages, ")
+    assert section(full_record(), "stages").gist.endswith("; 1 not run")
 
 
 def test_training_has_first_and_last_values_of_each_step():

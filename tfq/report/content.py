@@ -105,7 +105,8 @@ def stages_section(record: Record) -> Section:
         numeric=(False, True, False),
         bars=(Bars(before=1, title="", rows=tuple((value,) for value in fractions(times)), series=(0,)),),
     )
-    gist = f"{number_of(len(stages), 'stage')}, {total}"
+    skipped = sum(bool(stage.get("skipped")) for stage in stages)
+    gist = f"{number_of(len(stages) - skipped, 'stage')}, {total}{f'; {skipped} not run' if skipped else ''}"
     tables = (table, *compression_tables(stages))
     return Section(key="stages", title="Stages of the run", gist=gist, paragraphs=(about,), tables=tables)
 
