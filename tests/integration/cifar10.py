@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10 as TFRecords, read without tfq and without TensorFlow: an independent oracle for what tfq reads."""
+"""CIFAR-10 as TFRecords, read without tfq and TensorFlow: an independent oracle for tfq's reader."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def read_test_split(shared: Path, limit: int = 10_000) -> tuple[np.ndarray, np.ndarray]:
-    """(images uint8 (n, 32, 32, 3), labels (n,)) of the first `limit` test records, JPEG decoded by Pillow."""
+    """Return (images uint8 (n, 32, 32, 3), labels (n,)) of the first `limit` test records; Pillow decodes the JPEGs."""
     (path,) = (shared / "data" / "cifar10").glob("cifar10-test.tfrecord-*")
     images, labels = [], []
     with open(path, "rb") as file:
@@ -23,7 +23,7 @@ def read_test_split(shared: Path, limit: int = 10_000) -> tuple[np.ndarray, np.n
 
 
 def parse_example(content: bytes) -> tuple[bytes, int]:
-    """The image and the label of a tf.train.Example: features.feature[name].{bytes_list, int64_list}.value[0]."""
+    """Return image and label of a tf.train.Example: features.feature[name].{bytes_list, int64_list}.value[0]."""
     results = {}
     for entry in fields(next(iter(fields(content))), expected=1):
         name, feature = fields(entry)
@@ -34,12 +34,12 @@ def parse_example(content: bytes) -> tuple[bytes, int]:
 
 
 def fields(content: bytes, expected: int | None = None) -> list[bytes]:
-    """The length-delimited fields of a protocol buffer message, in order."""
+    """Return the length-delimited fields of a protocol buffer message, in order."""
     return [value for number, value in tagged(content) if expected in (None, number) and isinstance(value, bytes)]
 
 
 def tagged(content: bytes) -> list[tuple[int, bytes | int]]:
-    """(field number, value) of a message. Source: Protocol Buffers, "Encoding"."""
+    """Yield (field number, value) of a message. Source: Protocol Buffers, "Encoding"."""
     results: list[tuple[int, bytes | int]] = []
     position = 0
 

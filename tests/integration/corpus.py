@@ -48,13 +48,13 @@ class CorpusModel:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a corpus model in one scheme.
+    """The outcome of converting a corpus model in one scheme.
 
     Attributes:
         kind: "agrees", "differs", "does not run", "refused" or "collapsed" (reported by the conversion itself).
         worst: The least SQNR in dB of all float outputs, the least agreement of all others; None if it did not run.
         op: The op that the conversion blames.
-        detail: The error, or what differs.
+        detail: The error, or the difference.
     """
 
     kind: str
@@ -92,7 +92,7 @@ def functional(inputs: Mapping[str, np.ndarray], call: Callable[..., Any]) -> tu
 
 
 def let_weights_matter(model: Any, samples: Samples) -> None:
-    """Give biases, scales, moving statistics and kernels of queries and keys values that a mistake shows in."""
+    """Give biases, scales, moving statistics and kernels of queries and keys values that reveal mistakes."""
     rng = np.random.default_rng(1)
     for weight in model.weights:
         shape, path = tuple(weight.shape), weight.path
@@ -152,7 +152,7 @@ class Traced:
 
 @functools.lru_cache(maxsize=2)
 def traced(case: CorpusModel) -> Traced | str:
-    """Return the trace of a model, which all schemes share; the message, where tfq refuses the model."""
+    """Return the trace of a model, which all schemes share, or the message if tfq refuses the model."""
     model, samples = case.build()
     try:
         trace = tfq.conversion.trace(model)
@@ -163,7 +163,7 @@ def traced(case: CorpusModel) -> Traced | str:
 
 
 def outcome_of(case: CorpusModel, scheme: str) -> Outcome:
-    """Convert a corpus model and compare what it computes with Keras; what TensorFlow raises goes through."""
+    """Convert a corpus model and compare its outputs with Keras. Exceptions of TensorFlow propagate."""
     source = traced(case)
     if isinstance(source, str):
         return Outcome("refused", detail=source)
@@ -184,7 +184,7 @@ def outcome_of(case: CorpusModel, scheme: str) -> Outcome:
 
 
 def compared(source: Traced, results: dict[str, Output]) -> tuple[float, str]:
-    """Return the worst figure of all outputs, and what is wrong with them; "" if nothing is."""
+    """Return the worst figure of all outputs and their faults; "" if there are none."""
     worst, faults = np.inf, []
     for name, expected in zip(source.outputs, source.expected, strict=True):
         result = results[name]
@@ -217,7 +217,7 @@ def sqnr(expected: np.ndarray, values: np.ndarray) -> float:
 
 
 def constant_slices(expected: np.ndarray, result: Output) -> list[int]:
-    """Return the places of the last axis at which the float output varies and the file's is constant."""
+    """Return the indices of the last axis where the float output varies and the file's output is constant."""
     if expected.ndim < 2 or expected.shape[-1] > WIDEST_SLICED or result.scale in FIXED_SCALES:
         return []
     rows = expected.reshape(-1, expected.shape[-1]), result.values.reshape(-1, expected.shape[-1])
@@ -226,7 +226,7 @@ def constant_slices(expected: np.ndarray, result: Output) -> list[int]:
 
 
 def fault(case: CorpusModel, scheme: str, outcome: Outcome) -> str:
-    """Return what is wrong with an outcome; "" if it agrees, is reported as collapsed, or is refused by name."""
+    """Return the fault of an outcome; "" if it agrees, is reported as collapsed, or is refused by name."""
     if outcome.kind == "agrees":
         return f"false alarm: {outcome}" if outcome.op else ""
     if outcome.kind == "collapsed":

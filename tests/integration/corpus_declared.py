@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The corpus models that a conversion may report as collapsed or refuse, by the op or the word that it must name.
 
-A model that agrees with Keras after all passes too: whoever fixes a kind takes its models out of here.
+A model that agrees with Keras also passes. If you fix a kind of fault, remove its models from this file.
 """
 
-# Op -> models whose collapse in int8 is reported with it.
+# Op -> models whose int8 collapse is reported with it.
 COLLAPSES_INT8 = {
     "CONCATENATION": "kinds.join_plain kinds.join_relu6 kinds.join_sigmoid kinds.join_softmax kinds.join_tanh",
     "LOG": "kinds.MelSpectrogram kinds.STFTSpectrogram_log",

@@ -23,7 +23,7 @@ def sequences() -> dict[str, Any]:
 
 
 def padded() -> dict[str, Any]:
-    """Sequences, and a mask that is 0 behind the end of each."""
+    """Return sequences, and a mask that is 0 after the end of each."""
     lengths = np.random.default_rng(2).integers(4, TOKENS + 1, NUM_SAMPLES)
     return sequences() | {"mask": (np.arange(TOKENS) < lengths[:, None]).astype(np.int32)}
 
@@ -116,7 +116,7 @@ def max_pool_of_padding() -> Any:
 
 
 def of_vectors(call: Callable[..., Any]) -> Callable[[], Any]:
-    """A model of one vector; `call(L, x, biased)`, in which biased(b) starts a bias at b."""
+    """Return a model of one vector; `call(L, x, biased)`, in which biased(b) starts a bias at b."""
 
     def build() -> Any:
         keras, L, _ = keras_modules()
@@ -171,7 +171,7 @@ def dead_convolution() -> Any:
 
 
 def join(kind: str) -> Callable[[], Any]:
-    """Boxes in pixels beside the scores of classes, as heads of detectors have them."""
+    """Boxes in pixels joined with class scores, as in heads of detectors."""
 
     def build() -> Any:
         _, L, _ = keras_modules()
@@ -210,7 +210,7 @@ def stft_spectrogram(mode: str) -> Callable[[], Any]:
 
 
 def ids_as_floats(module: str) -> Callable[[], Any]:
-    """A Sequential model that starts with an Embedding and has no Input: its ids come in as float32."""
+    """Return a Sequential model that starts with an Embedding and has no Input: its ids arrive as float32."""
 
     def build() -> Any:
         keras = import_keras() if module == "keras" else import_tf_keras()
@@ -226,7 +226,7 @@ def ids_as_floats(module: str) -> Callable[[], Any]:
 
 
 def many_scales() -> Any:
-    """One input of sixteen columns whose standard deviations go from 0.1 to 100, then Normalization."""
+    """Return one input of sixteen columns with standard deviations from 0.1 to 100, then Normalization."""
     _, L, _ = keras_modules()
     x = smooth((16,)) * np.geomspace(0.1, 100, 16).astype(np.float32)
     layer = L.Normalization()
@@ -248,7 +248,7 @@ def squared_difference() -> Any:
 
 
 def compared_after(factor: float, name: str = "greater") -> Callable[[], Any]:
-    """A condition on a tensor of very small or of very large values."""
+    """Return a condition on a tensor of very small or very large values."""
 
     def build() -> Any:
         _, _, o = keras_modules()
@@ -269,7 +269,7 @@ def compared_with_constant(factor: float) -> Callable[[], Any]:
 
 
 def float_output_by_order() -> Any:
-    """A sigmoid that is an output by way of a Reshape, and is concatenated with what has another range."""
+    """Return a sigmoid that is an output through a Reshape and is concatenated with a tensor of another range."""
     _, L, _ = keras_modules()
 
     def call(x: Any) -> Any:

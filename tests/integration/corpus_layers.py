@@ -16,7 +16,7 @@ Call = Callable[[Any, Any], Any]
 
 
 def half(L: Any, x: Any) -> Any:
-    """Another tensor of the same shape, for layers of two inputs."""
+    """Return another tensor of the same shape, for layers of two inputs."""
     return L.Activation("tanh")(x)
 
 
@@ -155,7 +155,7 @@ VOLUMES: dict[str, Call] = {
     "SpatialDropout3D": lambda L, x: L.Conv3D(4, 1)(L.SpatialDropout3D(0.5)(x)),
 }
 
-# Preprocessing of colors in [0, 255]; the random ones pass their input through at inference.
+# Preprocessing of colors in [0, 255]; random layers pass their input through at inference.
 PIXELS: dict[str, Call] = {
     "AutoContrast": pooled("AutoContrast"),
     "ContrastLimitedAdaptiveHistogramEqualization": pooled("ContrastLimitedAdaptiveHistogramEqualization"),
@@ -205,7 +205,7 @@ LEFT_OUT = {
         ["add", "average", "concatenate", "dot", "maximum", "minimum", "multiply", "subtract"], "builds a layer"
     ),
     "InputLayer": "is the input of every model",
-    "InputSpec": "describes shapes, is no layer",
+    "InputSpec": "describes shapes, is not a layer",
     "Layer": "the base class",
     "deserialize": "no layer",
     "serialize": "no layer",
@@ -236,7 +236,7 @@ def passed(name: str, arguments: tuple[Any, ...]) -> Call:
 
 
 def adapted() -> tuple[Any, Any]:
-    """Normalization with statistics from data, in one scale (the kinds have the input of many scales)."""
+    """Return a Normalization with statistics from data, in one scale (the kinds have the input of many scales)."""
     keras, x = import_keras(), smooth(VECTOR, 3.0, 9.0)
     layer = keras.layers.Normalization()
     layer.adapt(x)

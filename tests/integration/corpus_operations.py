@@ -20,23 +20,23 @@ Call = Callable[[Any, Any], Any]
 
 
 def row(x: Any) -> Any:
-    """(1, 8, 4): the first line of the image."""
+    """Return (1, 8, 4): the first line of the image."""
     return x[:, 0]
 
 
 def square(o: Any, x: Any) -> Any:
-    """(1, 4, 4), well conditioned."""
+    """Return a well-conditioned matrix (1, 4, 4)."""
     return x[:, 0, :4] + 4.0 * np.eye(4, dtype="float32")
 
 
-# With a row that keras_operations.py has near 0: one channel would vary by less than a step of the others' scale.
+# With a row that is near 0 in keras_operations.py: one channel would vary by less than a step of the others' scale.
 INSTEAD: dict[str, Call] = {
     "multiply_constant": lambda o, x: x * CHANNELS,
     "rms": lambda o, x: o.rms_normalization(x, CHANNELS),
     "layer_normalization": lambda o, x: o.layer_normalization(x, CHANNELS, ROW),
 }
 
-# x: (1, 8, 8, 4) in (0.1, 1.9), which varies slowly. Beside those of keras_operations.py.
+# x: (1, 8, 8, 4) in (0.1, 1.9), varying slowly. In addition to the operations of keras_operations.py.
 ARITHMETIC: dict[str, Call] = {
     "abs": lambda o, x: o.abs(x - 1.0),
     "fabs": lambda o, x: o.fabs(x - 1.0),
@@ -123,7 +123,7 @@ CONDITIONS: dict[str, Call] = {
     "count_nonzero": lambda o, x: o.count_nonzero(o.relu(x - 1.0), axis=-1),
 }
 
-# By floor of 3 x: integers of 0 to 5.
+# By floor of 3 x: integers from 0 to 5.
 INTEGERS: dict[str, Call] = {
     "bitwise_and": lambda o, i: o.bitwise_and(i, np.int32(3)),
     "bitwise_invert": lambda o, i: o.bitwise_invert(i),
@@ -257,7 +257,7 @@ PRODUCTS: dict[str, Call] = {
     "ifft2": lambda o, x: o.ifft2((x[..., 0], 0.0 * x[..., 0])),
     "rfft": lambda o, x: o.rfft(x[..., 0]),
     "irfft": lambda o, x: o.irfft((x[:, 0, :5, 0], 0.0 * x[:, 0, :5, 0])),
-    # The real part: the imaginary one of frequency 0 is rounding noise in the float flatbuffer and 0 in Keras.
+    # The real part, because the imaginary one of frequency 0 is rounding noise in the float flatbuffer and 0 in Keras.
     "stft": lambda o, x: o.stft(o.reshape(x, (1, 256)), 32, 16, 32)[0],
     "istft": lambda o, x: o.istft(o.stft(o.reshape(x, (1, 256)), 32, 16, 32), 32, 16, 32),
     "angle": lambda o, x: o.angle(x - 1.0),
@@ -356,7 +356,7 @@ def built(call: Call) -> Callable[[], tuple[Any, Any]]:
 
 
 def stepped() -> np.ndarray:
-    """Images of odd multiples of 1/16: no value is near a multiple of 1/8, where the operations here jump."""
+    """Return images of odd multiples of 1/16: no value is near a multiple of 1/8, where the operations here jump."""
     return (np.floor(smooth(SHAPE, 0.15, 1.85) * 8) / 8 + 1 / 16).astype(np.float32)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models whose int8 form loses its information, each by one cause, and calibration samples for them."""
+"""Small models whose int8 form loses its information, each for one cause, and calibration samples for them."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def smooth_images(count: int = 60, size: int = 16, channels: int = 3) -> np.ndar
 
 
 def detector(keras, scores: str = "sigmoid", box_size: float = 300.0):
-    """Boxes in pixels and scores of a fixed scale, in one output."""
+    """Return boxes in pixels and scores of a fixed scale, in one output."""
     layers = keras.layers
     keras.utils.set_random_seed(4)
     inputs = keras.Input((16, 16, 3), name="image")
@@ -55,7 +55,7 @@ def stft_front_end(keras):
 
 
 def tabular(keras):
-    """Columns of standard deviations from 0.1 to 100, and a Normalization in the model."""
+    """Return columns of standard deviations from 0.1 to 100, with a Normalization in the model."""
     layers = keras.layers
     keras.utils.set_random_seed(1)
     sizes = np.logspace(-1, 2, 8).astype(np.float32)
@@ -66,7 +66,7 @@ def tabular(keras):
 
 
 def small_output(keras):
-    """Three values of a regression of which one is a thousand times smaller than the others."""
+    """Return a regression of three values, one of which is a thousand times smaller than the others."""
     layers = keras.layers
     keras.utils.set_random_seed(1)
     inputs = keras.Input((16, 16, 3), name="image")
@@ -77,7 +77,7 @@ def small_output(keras):
 
 
 def classifier(keras):
-    """A model that int8 suits."""
+    """Return a model that converts well to int8."""
     layers = keras.layers
     keras.utils.set_random_seed(1)
     inputs = keras.Input((16, 16, 3), name="image")
@@ -86,7 +86,7 @@ def classifier(keras):
 
 
 def masked_log_softmax(keras):
-    """Scores of which the largest ones are excluded: an app's list of words that may not come next."""
+    """Return scores with the largest ones excluded, like an app's list of words that may not come next."""
     layers, ops = keras.layers, keras.ops
     keras.utils.set_random_seed(1)
     inputs = keras.Input((16, 16, 3), name="image")

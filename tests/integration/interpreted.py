@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain ai_edge_litert interpreter as an oracle: nothing of tfq stands between the file and its answers."""
+"""A plain ai_edge_litert interpreter as an oracle, independent of tfq."""
 
 import numpy as np
 
 
 def answers_of(content: bytes, data, output: int = 0):
-    """Dequantized values of an output for `data`, one example after the other, states reset before each."""
+    """Return the dequantized values of an output for `data`, one example at a time, with states reset before each."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content, num_threads=1)
@@ -30,7 +30,7 @@ def _stored(values, details):
 
 
 def sqnr_db(expected, got) -> float:
-    """10 log10 of the variance of `wanted` over the mean squared error of `got`."""
+    """Return 10 log10 of the variance of `expected` over the mean squared error of `got`."""
     expected, got = np.asarray(expected, "float64"), np.asarray(got, "float64")
     assert expected.shape == got.shape
     return float(10 * np.log10(expected.var() / max(((expected - got) ** 2).mean(), 1e-30)))

@@ -135,7 +135,7 @@ INT8 = {
     "one_hot": (lambda o, x: o.one_hot(o.argmax(x, axis=1), 8), K),
 }
 
-# TFLite has no int8 kernel for an op of these, and computes it in float.
+# TFLite has no int8 kernel for one of their ops and computes it in float.
 FLOAT = {
     "power": (lambda o, x: x**1.5, K),
     "sin": (lambda o, x: o.sin(x), K),
@@ -150,7 +150,7 @@ FLOAT = {
     "mod": (lambda o, x: x % 0.75, K),
 }
 
-# The converter refuses the whole model: Erf and ResizeBicubic have no TFLite op.
+# The converter refuses the complete model: Erf and ResizeBicubic have no TFLite op.
 NO_TFLITE = {
     "erf": (lambda o, x: o.erf(x), K),
     "resize_bicubic": (lambda o, x: o.image.resize(x, (5, 5), interpolation="bicubic"), K),
@@ -158,10 +158,10 @@ NO_TFLITE = {
 
 
 def model_of(cases):
-    """A Keras 3 model with one output for each of the cases; each has an input of its own, a multiple of the image.
+    """Return a Keras 3 model with one output per case; each has a separate input, a multiple of the image.
 
-    Without that TFLite's converter would merge what is equal in two of them, and its quantizer is fickle where many
-    splits have one input.
+    Otherwise TFLite's converter would merge equal ops of two cases, and its quantizer is unreliable if many splits have
+    one input.
     """
     keras = import_keras()
     image = keras.Input(SHAPE, name="image")
@@ -170,7 +170,7 @@ def model_of(cases):
 
 
 def rebuilt(model):
-    """The tf_keras twin of a Keras 3 model of inputs and operations alone; and the class of layer of each output."""
+    """Return the tf_keras twin of a Keras 3 model of inputs and operations, and the layer class of each output."""
     tf_keras = import_tf_keras()
     twin_of, inputs, number = {}, [], 0
     for tensor in model.inputs:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small run to kill, and what must hold of whatever a killed run leaves."""
+"""A small run to kill, and checks of the files and processes that a killed run leaves."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FLATBUFFERS = ("digits_cnn_float32.tflite", "digits_cnn_int8.tflite", "digits_cn
 
 
 def start(out: Path, *more: str) -> subprocess.Popen:
-    """The run in a process group of its own, as a terminal starts it."""
+    """Start the run in a separate process group, as a terminal does."""
     return subprocess.Popen(
         [sys.executable, "-m", "tfq", "run", f"--out={out}", *SETTINGS, *more],
         stdout=subprocess.PIPE,
@@ -32,14 +32,14 @@ def start(out: Path, *more: str) -> subprocess.Popen:
 
 
 def finish(run: subprocess.Popen) -> str:
-    """Wait for the run to end well; what it said."""
+    """Wait for the run to succeed and return its output."""
     message, _ = run.communicate(timeout=300)
     assert run.returncode == 0, message
     return message
 
 
 def kill(run: subprocess.Popen) -> None:
-    """kill -9 of the run alone: what it started must notice by itself."""
+    """Kill only the run with kill -9: its children must notice by themselves."""
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
 
@@ -54,7 +54,7 @@ def flatbuffers(out: Path) -> dict[str, bytes]:
 
 
 def check_nothing_is_half_written(out: Path, whole: dict[str, bytes]) -> None:
-    """Every file under a final name is whole: flatbuffers are those of the uninterrupted run, to the byte."""
+    """Check that every file with a final name is complete; flatbuffers equal those of the uninterrupted run."""
     for name, content in flatbuffers(out).items():
         assert content == whole[name], f"{name} is not the uninterrupted run's"
     for path in out.glob("*.keras"):

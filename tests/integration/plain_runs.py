@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain interpreter as an oracle: a file runs in a forked child, with quantization done here and not by tfq."""
+"""A plain interpreter as an oracle: a file runs in a forked child, quantized here and not by tfq."""
 
 import multiprocessing
 import signal
@@ -15,18 +15,18 @@ SECONDS = 60
 
 @dataclass(frozen=True)
 class Output:
-    """One output of all samples: its dequantized values, and the scale that it has in the file (0: not quantized)."""
+    """One output for all samples: its dequantized values, and its scale in the file (0: not quantized)."""
 
     values: np.ndarray
     scale: float
 
 
 class DoesNotRun(Exception):
-    """The interpreter refused the file, or the child was killed by a signal."""
+    """The interpreter refused the file, or a signal killed the child."""
 
 
 def run_plainly(content: bytes, samples: dict[str, np.ndarray]) -> dict[str, Output]:
-    """Run the signature of a flatbuffer on every sample, one after the other, with batch size 1.
+    """Run the signature of a flatbuffer on every sample, one at a time, with batch size 1.
 
     Args:
         content: A flatbuffer with one signature.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models, noise to train one on, and a user's fit: what tests of compression and of callbacks share."""
+"""Small models, noise to train one on, and a user's fit, shared by tests of compression and of callbacks."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def fit_for(epochs=1, spread=1.0):
 
 
 def fit_briefly(model, callbacks=()):
-    """One epoch, eagerly: for tests of what surrounds a training. TensorFlow traces a step for longer than it runs."""
+    """Train one epoch eagerly, for tests around training. Tracing a step in TensorFlow takes longer than running it."""
     data = noise(model)
     model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
     model.fit(data.inputs["x"], data.labels, batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
@@ -46,7 +46,7 @@ def small_model(*after_input, name="small"):
 
 
 def small_classifier(keras):
-    """Of the digits, in either Keras, uncompiled: learns most of them in three epochs."""
+    """Return an uncompiled classifier of the digits in either Keras; it learns most of them in three epochs."""
     layers = keras.layers
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 1), name="image")

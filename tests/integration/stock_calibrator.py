@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorFlow's own calibrator in the place of ours: what then comes out is TFLiteConverter's to the bit."""
+"""TensorFlow's own calibrator instead of tfq's: the result is bit-identical to that of TFLiteConverter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tfq.ptq import calibration
 
 
 def stock_ranges(model: bytes, samples: Sequence[Mapping[str, NDArray]], config: Any = None) -> calibration.Ranges:
-    """Those of TensorFlow's own calibrator, which sees the inputs of some ADDs too wide."""
+    """Return the ranges of TensorFlow's own calibrator, which are too wide for the inputs of some ADDs."""
     from tensorflow.lite.python.optimize import calibrator
 
     (name,) = tflite.read(model).input_names

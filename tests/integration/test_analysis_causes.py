@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known to spoil int8 models, built into real ones: each is found, named, and nothing else is accused of it."""
+"""Known causes of int8 damage built into real models: each is found and named, and nothing else is."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CALIBRATION, OTHERS = IMAGES[:200], IMAGES[200:456]
 
 @pytest.fixture(scope="module")
 def trained():
-    """A classifier of the digits."""
+    """Return a classifier of the digits."""
     keras = import_tf_keras()
     layers = keras.layers
     with deterministic(0):
@@ -30,7 +30,7 @@ def trained():
 
 
 def findings(model, calibration=CALIBRATION):
-    """{kind: the findings of it}, of int8 beside float on data that it was not calibrated with."""
+    """Return {kind: its findings} of int8 compared with float on data that it was not calibrated with."""
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     results: dict[str, list] = {}
     for finding in tfq.analyze(tfq.convert(floating, calibration), floating, OTHERS).findings:
@@ -86,7 +86,7 @@ def test_outputs_that_are_joined_a_hundred_times_apart(trained):
 
 
 def test_a_gate_that_collapses(trained):
-    """Swish of a layer of which one channel is far larger than the others, as squeeze-and-excitation has them."""
+    """Swish of a layer with one channel far larger than the others, as in squeeze-and-excitation."""
     keras = import_tf_keras()
     layers, features = keras.layers, trained.get_layer("second").output
     with deterministic(0):

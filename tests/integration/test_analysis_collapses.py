@@ -15,13 +15,13 @@ RNG = np.random.default_rng(0)
 
 
 def converted(model, data, **settings):
-    """(float flatbuffer, int8 one, calibrated with all of `data`)."""
+    """Return (float flatbuffer, int8 one), calibrated with all of `data`."""
     floating = tfq.convert(model, config=tfq.ConversionConfig(scheme="float32"))
     return floating, tfq.convert(floating, data, tfq.ConversionConfig(verify=False, **settings))
 
 
 def stock(model, data):
-    """The flatbuffer that TensorFlow's own converter makes, int8 if there is data."""
+    """Return the flatbuffer that TensorFlow's own converter creates; int8 if there is data."""
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
@@ -34,7 +34,7 @@ def stock(model, data):
 
 
 def signal_to_error(floating, quantized, data, op_index):
-    """Of the output of an op, whose tensor has the same name in both, in dB, about the mean."""
+    """Return the SQNR of an op's output in dB, about the mean; its tensor has the same name in both files."""
     name = next(op for op in tflite.read(quantized).main_subgraph.ops if op.index == op_index).outputs[0]
     name = tflite.read(quantized).main_subgraph.tensors[name].name
     values = [np.stack([values_of(content, sample, name) for sample in data]) for content in (floating, quantized)]

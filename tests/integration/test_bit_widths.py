@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy against bits: what is simulated, beside the interpreter and the int8 that TFLite has, and the script."""
+"""Accuracy by bit width: the simulation compared with the interpreter and TFLite's int8, and the command."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("
 
 
 def outputs_of(model: bytes, layer: str) -> np.ndarray:
-    """What a layer gives to those that read it, of 32 images, by the reference kernels."""
+    """Return what readers of a layer receive for 32 images, by the reference kernels."""
     graph = tflite.read(model).main_subgraph
     (output,) = (op.outputs[0] for op in graph.ops if op.keras_layer == layer and op.name.startswith(("CONV", "DEPTH")))
     name = f"tfq/rounded_{output}"

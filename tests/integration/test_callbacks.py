@@ -22,7 +22,7 @@ def digits():
 
 def compiled(keras, model=None):
     model = model or small_classifier(keras)
-    # XLA, which Keras 3 chooses by itself, compiles for longer than this trains.
+    # XLA, which Keras 3 chooses by default, compiles for longer than this trains.
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     return model
 
@@ -142,7 +142,7 @@ def test_one_hot_labels_give_the_accuracy_of_class_numbers(digits):
 
 
 def regression(keras):
-    """A model that learns four values of eight, and its data."""
+    """Return a model that learns four values from eight, and its data."""
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     y = (x @ np.random.default_rng(1).normal(size=(8, 4))).astype(np.float32)
@@ -153,7 +153,7 @@ def regression(keras):
 
 
 def worst_difference(outputs, labels):
-    """Largest absolute error."""
+    """Return the largest absolute error."""
     return float(np.abs(outputs - labels).max())
 
 

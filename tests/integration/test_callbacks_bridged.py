@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The callbacks around the tf_keras model that a Keras 3 user's own model was bridged to."""
+"""The callbacks with the tf_keras model that a Keras 3 user's model was bridged to."""
 
 import numpy as np
 
@@ -42,8 +42,8 @@ def test_a_keras_3_model_is_bridged_trained_exported_and_returned(tmp_path):
 
     before = [np.array(weight) for weight in theirs.get_weights()]
     trained = tfq.qat(bridge.model, fit, calibration=x)
-    # Behind fit biases alone have moved, by half a step of the accumulator at most: what the callback saw last is what
-    # is converted now, but for a bias in the middle between two steps.
+    # After fit, only biases have moved, by half a step of the accumulator at most. The callback's last file equals the
+    # one that is converted now, except for a bias halfway between two steps.
     inputs = prepare_inputs(tflite.read(watch.flatbuffer), val).arrays
     seen, now = (
         LocalBackend().assess(RunRequest(model=model, inputs=inputs)).outputs[0].astype(int)

@@ -35,7 +35,7 @@ def fitted(keras, digits, *callbacks, epochs=4):
 
 
 def scripted(keras, name, values):
-    """A callback that puts `values` into logs as `name`, one an epoch; None leaves it out."""
+    """Return a callback that puts `values` into logs as `name`, one per epoch; None omits it."""
 
     class Scripted(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -46,7 +46,7 @@ def scripted(keras, name, values):
 
 
 def spoiling(keras):
-    """A callback that turns the classes round in the last epoch, so that it is not the best."""
+    """Return a callback that permutes the classes in the last epoch, so that it is not the best."""
 
     class Spoiling(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -77,7 +77,7 @@ def test_the_best_epoch_by_a_value_of_int8_is_what_stands_there(keras, digits, t
     assert record["audit"]["ok"] and record["logs"]["val_int8_accuracy"] == max(values)
 
 
-# (mode, values, the epochs that are written)
+# (mode, values, the epochs in which it writes)
 SCRIPTS = [
     ("min", [3.0, 2.0, 4.0, 1.0], [0, 1, 3]),
     ("max", [3.0, 2.0, 4.0, 4.0], [0, 2]),
@@ -87,7 +87,7 @@ SCRIPTS = [
 
 
 def counted(monkeypatch):
-    """The content of every conversion from now on, in order."""
+    """Return the content of every conversion from now on, in order."""
     from tfq import conversion
 
     contents, convert = [], conversion.convert_with_record
@@ -104,7 +104,7 @@ def counted(monkeypatch):
 def test_both_callbacks_share_a_conversion_so_the_measured_bytes_are_written(digits, tmp_path, monkeypatch):
     train, val = digits
     x, keras, contents, seen = train.inputs["x"], import_keras(), counted(monkeypatch), []
-    # Equal arrays, not the same ones.
+    # Equal arrays, but not identical objects.
     int8 = tfq.Int8Evaluation(val, x[:50], metric="top1")
     export = tfq.TFLiteExport(tmp_path / "best.tflite", np.array(x[:50]), monitor="score", mode="max")
     other = tfq.TFLiteExport(
@@ -118,11 +118,11 @@ def test_both_callbacks_share_a_conversion_so_the_measured_bytes_are_written(dig
     assert len(contents) == 6
     assert [written for _, written in seen] == [measured for measured, _ in seen] == contents[::2]
     assert len(set(contents)) == 6
-    # Nothing changed since: nor is the model converted again. New weights are.
+    # Without a change the model is not converted again; with new weights it is.
     assert export.export() == contents[-2] and len(contents) == 6
     model.set_weights([weight * 0.5 for weight in model.get_weights()])
     assert export.export() == int8.export() != contents[-2] and len(contents) == 7
-    # A second fit counts its epochs from the start, and must not meet the conversions of the first.
+    # A second fit counts its epochs from the start and must not reuse the conversions of the first.
     x, y = train.inputs["x"], train.labels
     model.fit(x, y, epochs=1, verbose=0, callbacks=[int8])
     assert int8.flatbuffer == contents[-1] == tfq.convert(model, x[:50]) and len(contents) == 8
@@ -153,7 +153,7 @@ def test_weights_changed_between_callbacks_warn_and_measured_bytes_are_written(d
 
 @pytest.fixture(scope="module")
 def exports(digits, tmp_path_factory):
-    """An export for each of the scripts, all from one fit, with the epochs in which it wrote."""
+    """Run an export for each of the scripts in one fit; return them with the epochs in which they wrote."""
     keras, directory = import_keras(), tmp_path_factory.mktemp("scripts")
 
     class Watched(type(tfq.TFLiteExport(directory / "x.tflite"))):

@@ -34,7 +34,7 @@ def test_every_value_of_every_epoch_is_in_the_event_files(keras, tmp_path):
     x = train.inputs["x"]
     callbacks = [tfq.Int8Evaluation(val, x[:50]), keras.callbacks.TensorBoard(tmp_path, write_graph=False)]
     history = model.fit(x, train.labels, epochs=2, verbose=0, callbacks=callbacks).history
-    # Keras writes what begins with "val_" to a directory of its own, without that prefix.
+    # Keras writes names that begin with "val_" to a separate directory, without that prefix.
     written = scalars(tmp_path / "validation")
     for name in ("accuracy", "agreement", "sqnr_db", "bytes", "collapsed"):
         assert written[f"epoch_int8_{name}"] == list(np.float32(history[f"val_int8_{name}"])), name

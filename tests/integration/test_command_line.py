@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands in a row, on a user's own .npz, and every bad input with its own message and exit code."""
+"""A sequence of commands on a user's own .npz, and invalid inputs, each with its message and exit code."""
 
 import json
 import re
@@ -19,7 +19,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def npz(work):
-    """Blobs of three colours: easy, and not the digits that the tool was tuned on."""
+    """Three-color blobs: easy, and not the digits that tfq was tuned on."""
     rng = np.random.default_rng(7)
     labels = rng.integers(0, 3, 360)
     x = rng.normal(0, 0.3, (360, 6, 6, 3)) + np.eye(3)[labels][:, None, None, :]
@@ -40,7 +40,7 @@ def blob_model(keras):
 
 @pytest.fixture(scope="module")
 def trained(work, npz):
-    """A trained .keras of tf_keras and of Keras 3, and an .h5."""
+    """Trained models: a .keras of tf_keras and of Keras 3, and an .h5."""
     arrays = np.load(npz)
     paths = {}
     for name, keras in {"two": import_tf_keras(), "three": import_keras()}.items():
@@ -195,7 +195,7 @@ def test_builtin_kernels_are_distinguished_from_xnnpack(tfq_here, golden):
 
 def test_a_pipe_gets_a_line_for_each_stage_and_no_noise(tfq_cli, work, npz, trained):
     done = good(tfq_cli("convert", f"--model={trained['two.h5']}", f"--data=npz:{npz}", f"--out={work / 'quiet'}"))
-    assert len(done.stdout.splitlines()) == 3  # the file, that it runs, its output
+    assert len(done.stdout.splitlines()) == 3  # the file, the fact that it runs, its output
     lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert [line for line in lines if not re.fullmatch(r"\[ *\d+\.\d s\] \w.*", line)] == []
     for word in ("starting", "importing", "loading", "reading", "tracing", "calibrating", "quantizing", "verifying"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective QAT: fake quantization stands where the flatbuffer has a tensor, and ends in one that is all int8."""
+"""Selective QAT: fake quantization is where the flatbuffer has a tensor, and the flatbuffer is all int8."""
 
 import functools
 import warnings
@@ -29,7 +29,7 @@ FLOAT_ENDS = {"inference_input_type": "float32", "inference_output_type": "float
 
 
 def images(n=48, size=16):
-    """Waves of random direction, frequency and color: what differs between images is more than noise."""
+    """Return waves of random direction, frequency and color, so that images differ by more than noise."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:size, 0:size][..., None] / size
     waves = rng.uniform(-9, 9, (2, n, 1, 1, 3))
@@ -38,7 +38,7 @@ def images(n=48, size=16):
 
 
 def hard_swish(x, name):
-    """x * relu6(x + 3) / 6, as keras.applications spells it out."""
+    """Return x * relu6(x + 3) / 6, spelled out as in keras.applications."""
     layers = import_tf_keras().layers
     gate = layers.ReLU(6.0, name=f"{name}_relu6")(layers.Rescaling(1.0, 3.0, name=f"{name}_shift")(x))
     return layers.Multiply(name=name)([x, layers.Rescaling(1 / 6, name=f"{name}_sixth")(gate)])
@@ -91,7 +91,7 @@ def of_the_rest(x):
     return layers.Activation("hard_sigmoid", name="hard")(x)
 
 
-# Layers of a factor and an offset that no convolution before them takes in.
+# Layers of a factor and an offset that no convolution before them absorbs.
 CONVOLVED = {"of_mobilenet_v3": 1, "of_convolutions_joined": 1, "of_convnext": 1}
 BLOCKS = {block.__name__: block for block in (of_mobilenet_v3, of_convolutions_joined, of_convnext, of_the_rest)}
 
@@ -113,7 +113,7 @@ def model_of(block, last="logits"):
 
 
 def with_ranges(quantized, x):
-    """Its ranges those of one batch, its BatchNormalization left alone."""
+    """Set ranges from one batch, without changing BatchNormalization."""
     normalizations = [layer for layer in quantized.submodules if type(layer).__name__ == "BatchNormalization"]
     for layer in normalizations:
         layer.trainable = False
@@ -126,7 +126,7 @@ def with_ranges(quantized, x):
 
 @functools.cache
 def prepared(block):
-    """The model of a block, what `annotate` made of it, and that with ranges."""
+    """Return the model of a block, the result of `annotate`, and that with ranges."""
     model = model_of(block)
     result = qat.quantized(model)
     return model, result, with_ranges(result.model, images())
@@ -152,7 +152,7 @@ def test_the_flatbuffer_is_all_int8_and_computes_what_the_model_does(name):
         converted, after_training = (tfq.convert(item, x, config) for item in (quantized, model))
     report = tfq.audit(converted, AuditConfig(require="full_int8", **FLOAT_ENDS))
     assert report.ok, report.to_text()
-    # Fake quantization in a place where the flatbuffer has no tensor would keep ops from being fused.
+    # Fake quantization where the flatbuffer has no tensor would prevent ops from being fused.
     expected, got = (Counter(item.op_counts) for item in (tfq.audit(after_training), report))
     for counts in (expected, got):
         counts["ADD or SUB"] = counts.pop("ADD", 0) + counts.pop("SUB", 0)
@@ -237,7 +237,7 @@ def test_a_swish_is_rounded_where_the_flatbuffer_rounds_it(tmp_path):
     assert counts["LOGISTIC"] == 5 and counts["MUL"] == 5
     result = qat_parity(quantized, converted, x)
     assert all(layer.fake_quantized and layer.departs is None for layer in result.layers), result.to_text()
-    # Where the sigmoid alone is not rounded it is 38 dB already behind the first.
+    # If only the sigmoid is not rounded, SQNR is already 38 dB after the first.
     assert all(layer.local_sqnr_db > 60 for layer in result.layers if layer.op in ("LOGISTIC", "MUL"))
     quantized.save(tmp_path / "quantized.h5", include_optimizer=False)
     np.testing.assert_array_equal(load_model(tmp_path / "quantized.h5")(x), quantized(x))
@@ -267,7 +267,7 @@ def test_an_input_read_by_an_unquantized_layer_is_fake_quantized(first):
     _, _, quantized = prepared(block)
     [fake_quantized] = [layer for layer in quantized.layers if type(layer).__name__ == "QuantizeLayer"]
     low, high = images().min(), images().max()
-    # tfmot keeps the widest range that it saw, and rounds it so that zero is a code.
+    # tfmot keeps the widest range that it saw, and rounds it so that zero is exact.
     step = (high - low) / 255
     np.testing.assert_allclose(fake_quantized(images(2)), images(2), atol=0.51 * step)
     assert len(np.unique(np.asarray(fake_quantized(images())))) <= 256
@@ -288,7 +288,7 @@ def test_learned_ranges_are_those_of_the_flatbuffer():
                 expected[layer.name] = float(weight) - float(
                     next(w for w in layer.weights if w.name.endswith("output_min:0"))
                 )
-    # The normalization has none: its range is taken behind the ReLU that the convolution takes in as well.
+    # The normalization has none: its range is taken after the ReLU, which the convolution also absorbs.
     assert expected.pop("quant_stem_bn") is None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tfq.TfqWarning)
@@ -345,7 +345,7 @@ def test_what_the_wrapper_would_change_is_left_alone_with_a_reason():
     assert set(expected) <= set(result.skipped)
     assert all(word in result.skipped[name] for name, word in expected.items())
     assert "quant_head" in {layer.name for layer in result.model.layers}
-    assert not any("quantize_layer" in layer.name for layer in result.model.layers)  # behind whole numbers
+    assert not any("quantize_layer" in layer.name for layer in result.model.layers)  # after integers
 
 
 def test_a_fixed_range_is_where_the_flatbuffer_fixes_it():

@@ -19,12 +19,12 @@ def model():
 
 
 def normalization(model):
-    """The layer bn, which QAT has wrapped or not."""
+    """Return the layer bn, whether QAT has wrapped it or not."""
     return next(getattr(layer, "layer", layer) for layer in model.layers if layer.name in ("bn", "quant_bn"))
 
 
 class Watch:
-    """A callback that notes moving mean and gamma behind each step."""
+    """Records moving mean and gamma after each step."""
 
     def __new__(cls, model):
         base = import_tf_keras().callbacks.Callback
@@ -46,7 +46,7 @@ class Watch:
 def train(model, callbacks, epochs=2, **settings):
     data = noise(model)
     model.compile("adam", "sparse_categorical_crossentropy", **settings)
-    # Else the first step creates variables, for which TensorFlow traces it twice.
+    # Otherwise the first step creates variables, and TensorFlow traces it twice.
     model.optimizer.build(model.trainable_variables)
     return model.fit(data.inputs["x"], data.labels, batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks)
 
@@ -61,7 +61,7 @@ def test_statistics_freeze_at_the_step_and_gamma_keeps_learning(model, step, mov
 
 
 def test_once_frozen_training_computes_what_inference_does():
-    # Without quantizers, whose ranges training moves.
+    # Without quantizers, whose ranges change in training.
     model = small_model()
     x = noise(model, spread=30.0).inputs["x"]
     inference = np.asarray(model(x, training=False))

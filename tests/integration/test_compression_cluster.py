@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clustering: few codes in the flatbuffer itself, whatever is folded into a channel, and nothing lost on the way."""
+"""Clustering: few distinct values in the flatbuffer, regardless of factors folded into a channel, and nothing lost."""
 
 import gzip
 
@@ -36,13 +36,13 @@ def variable(values):
 
 
 def kernel(shape=(3, 3, 16, 32), seed=0):
-    """Gaussian, its channels of very different widths."""
+    """Return a Gaussian kernel with channels of very different widths."""
     rng = np.random.default_rng(seed)
     return variable(rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1])))
 
 
 def uneven_norms(model):
-    """Factors that BatchNormalization folds into the channels: other ones in each, some negative."""
+    """Set different factors, some negative, that BatchNormalization folds into the channels."""
     rng = np.random.default_rng(1)
     for layer in model.layers:
         if type(layer).__name__ == "BatchNormalization":

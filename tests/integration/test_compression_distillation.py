@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: the distance by NumPy, the gradient that training takes, and that nothing of it stays."""
+"""Distillation: the distance by NumPy, the gradient in training, and a student without traces of it."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def softmax(logits):
 
 
 def hinton(student, teacher, temperature):
-    """temperature^2 * KL of the softened classes, an example, by hand."""
+    """Return temperature^2 * KL of the softened classes per example, by hand."""
     p, q = softmax(teacher / temperature), softmax(student / temperature)
     return temperature**2 * (p * (np.log(p) - np.log(q))).sum(axis=-1)
 
@@ -113,7 +113,7 @@ def test_layers_that_are_named_are_drawn_towards_the_teachers():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 3)).astype("float32")
     kernel, bias, head, _ = model.get_weights()
-    # Of the loss nothing is left, and of the outputs' distance as good as nothing: the layer's is what moves.
+    # The loss and almost all of the outputs' distance have no weight: only the layer's distance trains.
     config = DistillationConfig(enabled=True, weight=1.0, layers=("hid*",), layers_weight=1e6)
     with distilled(model, teacher, config) as student:
         student.compile(keras.optimizers.SGD(1e-7), "mse")
@@ -175,7 +175,7 @@ def distilling(**settings):
 
 
 def lesson():
-    """A model, a teacher that answers with class 1 mostly, examples, and a fit of them to class 0."""
+    """Return a model, a teacher that mostly predicts class 1, examples, and a fit of them to class 0."""
     model, teacher = small_model(), small_model()
     head = teacher.get_layer("head")
     head.set_weights([head.get_weights()[0] * 20, np.array([-1.0, 2.0, 0.0], np.float32)])
@@ -192,7 +192,7 @@ def lesson():
 def test_qat_with_distillation_moves_the_student_towards_the_teacher(tmp_path):
     model, teacher, x, fit = lesson()
     near = qat_model(model, fit, distilling(weight=1.0), calibration=x, teacher=teacher)
-    # Of the labels, all 0, nothing is learned with this weight.
+    # With this weight, nothing is learned from the labels, which are all 0.
     expected = np.asarray(teacher(x)).argmax(axis=1)
     assert (expected == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == expected).mean() > 0.8
     plain = qat.quantized(model).model
@@ -209,7 +209,7 @@ def test_pruning_draws_the_student_to_the_teacher_and_leaves_nothing_of_it():
     model, teacher, x, fit = lesson()
     config = PruneConfig(distillation=DistillationConfig(enabled=True, weight=1.0), end_step=8, frequency=1)
     near = prune_model(model, fit, config, teacher=teacher)
-    # Of the labels, all 0, nothing is learned with this weight.
+    # With this weight, nothing is learned from the labels, which are all 0.
     expected = np.asarray(teacher(x)).argmax(axis=1)
     assert (expected == 1).mean() > 0.8 and (np.asarray(near(x)).argmax(axis=1) == expected).mean() > 0.8
     assert type(near) is type(model) and near.get_config()["layers"] == model.get_config()["layers"]
@@ -232,7 +232,7 @@ def test_several_teachers_use_mean_distance_and_layers_of_the_first():
     assert history["distillation_loss"] == pytest.approx([expected], rel=1e-3)
     message = ((hidden[0] - hidden[1]) ** 2).sum() / (hidden[1] ** 2).sum()
     assert history["distillation_layers_loss"] == pytest.approx([message], rel=1e-3)
-    # The gradient is that of the distance to what they give on average.
+    # The gradient is that of the distance to their average output.
     gradient = 2.0 * (softmax(logits / 2.0) - np.mean([softmax(item / 2.0) for item in theirs], axis=0)) / 8
     np.testing.assert_allclose(model.get_weights()[2], head - 0.1 * hidden[0].T @ gradient, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(model.get_weights()[3], bias - 0.1 * gradient.sum(axis=0), rtol=1e-3, atol=1e-5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gate: lets through what computes the same, to the bit, and nothing else."""
+"""The gate accepts models that compute the same, bit for bit, and nothing else."""
 
 import numpy as np
 import pytest

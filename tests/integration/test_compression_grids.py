@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A QAT model has the ranges and biases that its flatbuffer has, so that both round alike."""
+"""A QAT model has the ranges and biases of its flatbuffer, so that both round equally."""
 
 import warnings
 
@@ -18,7 +18,7 @@ WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
 
 def images(n=64):
-    """Of whole pixels in [-1, 1], black and white among them: the range that has its zero between two codes."""
+    """Return images of whole pixels in [-1, 1] with black and white, whose range has its zero between two steps."""
     pixels = np.random.default_rng(0).integers(0, 256, (n, 16, 16, 3))
     pixels[:, 0, 0] = (0, 128, 255)
     return (pixels / 127.5 - 1).astype(np.float32)
@@ -30,7 +30,7 @@ def normalized(x, name, **settings):
 
 @pytest.fixture(scope="module")
 def model():
-    """Every way that a bias comes about: its own, of a normalization with and without beta, of an offset, none."""
+    """Return a model with every origin of a bias: its own, a normalization with and without beta, an offset, none."""
     keras = import_tf_keras()
     layers = keras.layers
     with deterministic(0):
@@ -72,9 +72,9 @@ def converted(quantized):
 
 
 def distances(quantized):
-    """{layer whose output ends the op: largest distance of its bias from the flatbuffer's, in steps of that}.
+    """Return {layer whose output ends the op: largest distance of its bias from the flatbuffer's, in steps}.
 
-    The bias of the QAT model is what comes out where zeros come in, without any rounding.
+    The bias of the QAT model is its output for zeros without any rounding.
     """
     content = converted(quantized)
     graph = tflite.read(content).main_subgraph
@@ -112,7 +112,7 @@ def test_a_range_with_zero_between_two_steps_matches_the_flatbuffer(quantized):
     tensor = tflite.read(converted(quantized)).main_subgraph.input_tensors[0]
     scale, zero_point = tensor.scale[0], tensor.zero_point[0]
     assert (low, high) == pytest.approx(((-128 - zero_point) * scale, (127 - zero_point) * scale), rel=1e-6)
-    # Of codes that are given, fake quantization makes the same reals.
+    # For given quantized values, fake quantization computes the same real values.
     reals = (np.arange(-128, 128, dtype=np.float32) - zero_point) * np.float32(scale)
     rounded = np.asarray(quantized.layers[1](np.broadcast_to(reals[:, None, None, None], (256, 16, 16, 3))))
     np.testing.assert_allclose(rounded[:, 0, 0, 0], reals, atol=1e-6)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges that are learned: by hand where the gradient comes from, and what stays of them."""
+"""Learned ranges: the origin of the gradient by hand, and the final ranges."""
 
 import numpy as np
 from messages import refused
@@ -55,7 +55,7 @@ def test_ends_learn_and_are_all_that_stays():
     assert not any("learned_range" in weight.name for weight in quantized.weights)
     after = ranges_of(quantized)
     assert sum(after[key] != before[key] for key in before) >= 3
-    # By one factor: where zero lies among the codes stays.
+    # Both ends by one factor, so the zero point stays.
     low, high = after["quant_sum", len([key for key in after if key[0] == "quant_sum"]) - 1]
     assert low <= 0 < high
 
@@ -69,7 +69,7 @@ def test_the_flatbuffer_computes_what_was_trained():
 
 
 def test_too_wide_ranges_narrow_and_too_narrow_ones_widen():
-    """Of an output that is to be what it is already: all that is left to learn is how to round."""
+    """The output is already the target: only rounding is left to learn."""
     from tfq.keras_bridge import import_tf_keras
 
     keras = import_tf_keras()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of outputs, inputs and layers through every step of compression, and losses that are keyed by them."""
+"""Names of outputs, inputs and layers through every step of compression, and losses keyed by them."""
 
 import warnings
 
@@ -88,7 +88,7 @@ def signature(content):
 
 @pytest.fixture(scope="module")
 def bridged():
-    """By whether it gives a dict: the detector, brought over from Keras 3."""
+    """The detector, bridged from Keras 3, by whether it returns a dict."""
     return {as_dict: tfq.to_tf_keras(detector(import_keras(), as_dict=as_dict)).model for as_dict in (False, True)}
 
 
@@ -195,7 +195,7 @@ def test_a_loaded_qat_model_has_the_users_output_names(tmp_path):
     quantized.save(tmp_path / "qat.keras")
     loaded = load_model(tmp_path / "qat.keras")
     assert loaded.output_names == ["boxes", "scores"]
-    # Without tfq, tf_keras names them after the wrappers; the flatbuffer has the user's names all the same.
+    # Without tfq, tf_keras names them after the wrappers; the flatbuffer still has the user's names.
     loaded.output_names = ["quant_boxes", "quant_scores"]
     assert set(signature(tfq.convert(loaded, None, UNVERIFIED))["outputs"]) == {"boxes", "scores"}
 

@@ -12,7 +12,7 @@ from tfq.compression.training import deterministic
 from tfq.conversion.fake_quant import with_same_scales, with_selection_ranges
 from tfq.keras_bridge import import_keras, import_tf_keras, to_tf_keras
 
-# One scale for what they read and give, in the flatbuffer; constants beside a tensor; scales that TFLite fixes.
+# One scale for inputs and outputs in the flatbuffer; constants next to a tensor; scales that TFLite fixes.
 ONE_SCALE = (
     *("minimum_constant", "maximum_scalar", "clip", "clip_from_zero", "where", "pad_value", "pad_reflect", "stack"),
     *("concatenate_twice", "roll", "flip", "rot90", "take", "max", "min", "resize", "depth_to_space", "space_to_depth"),
@@ -32,7 +32,7 @@ def images():
 
 
 def trained(operations, *, read_by_others):
-    """A QAT model with an output for each operation, and with one beside it that reads what the operation reads."""
+    """Train a QAT model with an output for each operation, and another that reads the operation's input."""
     keras, tf_keras, x = import_keras(), import_tf_keras(), images()
     keras.utils.set_random_seed(0)
     inputs = keras.Input(SHAPE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's own training code through every step of compression: its class, its attributes, what its layers add."""
+"""A model's own training code through every step of compression: its class, its attributes, additions by its layers."""
 
 import numpy as np
 import pytest
@@ -88,7 +88,7 @@ def test_a_subclass_is_trained_by_its_own_train_step(step):
     model = Counting(0.5, **ends())
     trained = step(model, fit)
     assert type(trained) is Counting and trained.step == 0.5
-    # QAT rounds a bias to its accumulator's steps.
+    # QAT rounds a bias to steps of its accumulator.
     np.testing.assert_allclose(head_bias(trained), STEPS * 0.5, atol=0.01)
     assert not head_bias(model).any()
     assert trained.tracker is not model.tracker
@@ -110,7 +110,7 @@ def test_without_the_class_the_training_would_be_another_one(step, module, monke
 def test_a_sequential_subclass_and_one_with_a_nested_model_keep_their_class():
     model = Sequence([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3, name="head")])
     model.step, model.head, model.tracker = 1.0, model.layers[-1], keras.metrics.Mean(name="tracked")
-    # With a teacher, the class that trains it is one more, around the model's own.
+    # With a teacher, another class that trains it surrounds the model's own.
     np.testing.assert_allclose(head_bias(distilled(model, fit)), STEPS, atol=0.01)
     assert type(model) is Sequence
     part = ends()

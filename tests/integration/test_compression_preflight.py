@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of layers before any work: of either Keras, by the user's own names."""
+"""The table of layers before training: for either Keras, by the user's own names."""
 
 import json
 
@@ -121,7 +121,7 @@ def test_ops_that_would_stay_float_are_reported_by_user_layer(tmp_path):
     x = layers.ELU(name="bent")(layers.Conv2D(2, 3, name="conv")(image))
     x = layers.GlobalAveragePooling2D(name="pool")(keras.ops.floor(x))
     model = keras.Model(image, layers.Dense(3, name="head")(x))
-    # Keras numbers the nodes of keras.ops through the whole process.
+    # Keras numbers the nodes of keras.ops throughout the process.
     floor = next(layer.name for layer in model.operations if type(layer).__name__ == "Floor")
     result = workflows.preflight_with_flatbuffer(model, run_config(tmp_path, 4))
     messages = {layer.name: layer.float_ops for layer in result.layers}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning: what is pruned, how far, and that the user's training loop cannot get it wrong unnoticed."""
+"""Pruning: which layers, how far, and protection against mistakes of the user's training loop."""
 
 import json
 
@@ -38,7 +38,7 @@ def fit_for(epochs, batch_size=8, seen=None):
     def fit(model, callbacks):
         if seen is not None:
             seen.append(model)
-        # As eager as not: to trace the training takes longer than the training.
+        # Sometimes eager, because tracing the training takes longer than running it.
         model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=epochs == 1)
         model.fit(X, Y, epochs=epochs, batch_size=batch_size, callbacks=callbacks, verbose=0)
 
@@ -83,7 +83,7 @@ def test_the_smallest_weights_are_the_ones_that_go():
     model = small_model()
 
     def fit(wrapped, callbacks):
-        # A step size of 0: the weights that are left must be those of before, to the bit.
+        # A step size of 0: the remaining weights must be bit-identical.
         wrapped.compile(import_tf_keras().optimizers.SGD(0.0), "sparse_categorical_crossentropy", run_eagerly=True)
         wrapped.fit(X, Y, epochs=2, batch_size=8, callbacks=callbacks, verbose=0)
 

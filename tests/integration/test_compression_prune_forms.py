@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning in its forms: per-layer targets, by sensitivity, m:n, blocks; of any functional model; in the flatbuffer."""
+"""Forms of pruning: per-layer targets, sensitivity, m:n, blocks; for any functional model and in the flatbuffer."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def examples(model, n=32):
 
 
 def fit(model, callbacks):
-    """Two epochs of four steps that teach nothing: the weights that stay are those of before, to the bit."""
+    """Train two epochs of four steps that change nothing: the remaining weights stay bit-identical."""
     x = examples(model, 16)
     model.compile(import_tf_keras().optimizers.SGD(0.0), "mse", run_eagerly=True)
     y = np.asarray(model(x))
@@ -74,7 +74,7 @@ def test_two_in_four_zeros_along_input_channels_reach_the_flatbuffer():
     model = image_model()
     config = PruneConfig(sparsity_m_by_n=(2, 4))
     plan = pruning_plan(model, config)
-    # 3 input channels: one of them goes; 8: two in each four.
+    # 3 input channels: one is removed; 8: two in each four.
     assert plan.sparsities["conv"] == pytest.approx(1 / 3) and plan.sparsities["point"] == 0.5
     pruned = prune_model(model, fit, config)
     assert measure_sparsity(pruned) == {name: pytest.approx(s, abs=0.01) for name, s in plan.sparsities.items()}
@@ -85,7 +85,7 @@ def test_two_in_four_zeros_along_input_channels_reach_the_flatbuffer():
     model_bytes = tfq.convert(pruned, examples(model), tfq.ConversionConfig())
     assert m_by_n_groups_in_flatbuffer(model_bytes, 2, 4) == dict.fromkeys(("conv", "point", "hidden", "head"), 1.0)
     assert all(sparsity_in_flatbuffer(model_bytes)[name] >= plan.sparsities[name] - 1e-9 for name in plan.pruned)
-    # The same zeros spread at random do not pass.
+    # The same number of zeros at random places does not pass.
     random = prune_model(model, fit, PruneConfig(layers=("point", "hidden")))
     assert (
         m_by_n_groups_in_flatbuffer(tfq.convert(random, examples(model), tfq.ConversionConfig()), 2, 4)["hidden"] < 0.9
@@ -99,7 +99,7 @@ def test_m_by_n_leaves_out_kernels_with_inputs_on_another_axis():
     model = keras.Model(image, keras.layers.Conv2D(2, 1, name="conv")(transposed(image)))
     plan = pruning_plan(model, PruneConfig(sparsity_m_by_n=(2, 4)))
     assert plan.pruned == ("conv",) and "run along the input channels" in plan.skipped["transposed"]
-    # Stock tfmot takes the axis before the last of (height, width, outputs, inputs) for the inputs.
+    # Stock tfmot assumes that the inputs are the axis before the last of (height, width, outputs, inputs).
     tfmot = import_tfmot()
     wrapper = tfmot.sparsity.keras.prune_low_magnitude(
         keras.layers.Conv2DTranspose(4, 3), sparsity_m_by_n=(2, 4), input_shape=(6, 6, 8)
@@ -155,8 +155,9 @@ def test_stock_tfmot_masks_other_blocks_than_it_measures():
     wrapper.layer.kernel.assign(kernel)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     model.fit(np.ones((1, 10)), np.ones((1, 8)), verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
-    # Rows 4 to 7 are a block, and by far the largest with three rows of 10: one of its halves stays, and row 7 with it.
-    # tfmot pools rows 3 to 6 instead. Where this fails, tfmot has fixed it, and prunable._no_blocks may let them in.
+    # Rows 4 to 7 are a block, and by far the largest, with three rows of 10: one of its halves stays, and row 7 with
+    # it. tfmot pools rows 3 to 6 instead. If this fails, tfmot has fixed it, and prunable._no_blocks may allow these
+    # layers.
     pooled_from = -((12 - 10) // 2)
     assert pooled_from == -1
     assert skipped_rows(wrapper.layer.kernel.numpy()) == [0, 1, 2, 3, 8, 9]
@@ -210,7 +211,7 @@ def test_sensitivity_leaves_the_model_as_it_is_and_wants_examples_that_differ():
 def test_by_sensitivity_the_layers_differ_and_all_of_them_have_final_sparsity():
     model = dense_model(24, 12, 4)
     weights = model.get_layer("d1").get_weights()
-    # Most of d1 is next to nothing: it can go without harm.
+    # Most of d1 is almost zero, so it can be pruned without harm.
     model.get_layer("d1").set_weights([weights[0] * np.where(RNG.uniform(size=(24, 12)) < 0.9, 1e-4, 1), weights[1]])
     config = PruneConfig(allocation="sensitivity", final_sparsity=0.6)
     with refused(InputError, field="calibration", got=None, word="allocation=sensitivity"):
@@ -228,7 +229,7 @@ def test_by_sensitivity_the_layers_differ_and_all_of_them_have_final_sparsity():
 
 
 def sequence_model():
-    """Embedding with a mask, attention called with several tensors, layers in wrappers, one shared twice."""
+    """Return an Embedding with a mask, attention with several tensors, wrapped layers, and one shared twice."""
     keras = import_tf_keras()
     layers = keras.layers
     with deterministic(0):
@@ -312,7 +313,7 @@ def test_a_copy_that_computes_something_else_is_refused_before_any_training():
             return x * self.factor
 
     forgetful = Forgetful()
-    forgetful.factor = 2.0  # which its config does not tell
+    forgetful.factor = 2.0  # which its config does not declare
     model = keras.Sequential([keras.layers.Dense(4, input_shape=(8,)), forgetful])
     with refused(TfqError, field="model", word="get_config()"):
         prune_model(model, lambda model, callbacks: pytest.fail("it was trained"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization-aware training: what is taken and what is left, and that zeros stay zeros."""
+"""Quantization-aware training: which layers are quantized, which are not, and zeros that stay zeros."""
 
 import warnings
 from pathlib import Path
@@ -23,13 +23,13 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 @pytest.fixture(scope="module")
 def pruned():
-    """The small model, half of its weights zero."""
+    """Return the small model with half of its weights zero."""
     return prune_model(small_model(), fit_briefly, PruneConfig(frequency=1))
 
 
 @pytest.fixture(scope="module")
 def quantized(pruned):
-    """The pruned model, its zeros kept in training."""
+    """Return the pruned model, trained with preserved zeros."""
     return qat_model(pruned, fit_for(2))
 
 

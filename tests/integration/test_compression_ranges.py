@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of QAT: those of the calibration data at first, debiased after, never too narrow for a kernel."""
+"""Ranges of QAT: initially those of the calibration data, then debiased, and never too narrow for a kernel."""
 
 import itertools
 
@@ -24,7 +24,7 @@ from tfq.ptq import calibration
 
 
 def ranges_of(model):
-    """layer -> its ranges of activations, (min, max) each."""
+    """Return {layer: its ranges of activations, (min, max) each}."""
     results = {}
     for place in tfmot_symbols.activation_quantizers(model):
         pairs = [(float(pair["min_var"].numpy()), float(pair["max_var"].numpy())) for pair in place.ranges]
@@ -94,7 +94,7 @@ def test_activations_that_are_not_finite_are_an_error_that_names_the_layer():
 
 
 def balanced_model(x):
-    """A model whose classes all occur on `x`, however small the differences in its activations."""
+    """Return a model whose classes all occur on `x`, even if its activations hardly differ."""
     model = small_model()
     features = np.asarray(import_tf_keras().Model(model.inputs, model.get_layer("pool").output)(x))
     kernel = np.random.default_rng(2).normal(size=(8, 3)).astype("float32") / features.std(axis=0)[:, None]
@@ -113,7 +113,7 @@ def test_untrained_qat_equals_ptq_and_tfmots_ranges_do_not():
 
     calibrated = agreement(convert_model(untrained_qat_model(model, x)))
     assert calibrated > 0.9 and calibrated > agreement(convert_model(model, x)) - 0.02
-    # From [-6, 6], and nothing else known.
+    # Starting from [-6, 6] without other information.
     assert agreement(convert_model(qat.quantized(model).model)) < 0.8
 
 
@@ -144,9 +144,9 @@ def test_the_moving_average_follows_its_formula_and_tfmots_quantizers_return(see
 @pytest.mark.parametrize(
     ("far", "known", "expected"),
     [
-        (1, True, 5.0),  # one of eight, which may go as far beyond 2 as the range of 3 is wide
+        (1, True, 5.0),  # one of eight, which may exceed 2 by as much as the range of 3 is wide
         (2, True, 5.0),
-        (3, True, 700.0),  # too many to be exceptions: the model has changed
+        (3, True, 700.0),  # too many to be outliers: the model has changed
         (1, False, 700.0),
     ],
 )
@@ -175,7 +175,7 @@ def test_calibration_leaves_out_an_example_that_goes_far_beyond_the_others():
 
 
 def test_both_ranges_of_one_quantizer_start_at_the_first_batch():
-    # tfmot quantizes before gelu and behind it, with one quantizer.
+    # tfmot quantizes before and after gelu with one quantizer.
     keras = import_tf_keras()
     image = keras.Input((6, 6, 2), name="image")
     x = keras.layers.Conv2D(4, 3, activation="gelu", name="gelu")(image)
@@ -189,7 +189,7 @@ def test_both_ranges_of_one_quantizer_start_at_the_first_batch():
 
 
 def test_without_calibration_ranges_are_those_of_the_data_after_a_few_steps():
-    # tfmot's own start at [-6, 6]; activations of inputs around 100 are far beyond.
+    # tfmot's own start at [-6, 6]; activations for inputs around 100 are far beyond.
     model = small_model()
     quantized = qat_model(model, fit_for(spread=100.0))
     inputs = noise(model, spread=100.0).inputs["x"]
@@ -213,14 +213,14 @@ def test_calibrated_ranges_are_not_forgotten_in_the_first_step():
     trained = ranges_of(qat_model(model, fit, QATConfig(num_calibration_samples=320), calibration=x))["quant_sum"][-1][
         1
     ]
-    # Ten batches seen before: 11/20 of it stays. The step's own batch is a hundred times smaller.
+    # Ten batches seen before: 11/20 of the old value stays. The batch of this step is a hundred times smaller.
     assert trained == pytest.approx(calibrated * 11 / 20, rel=0.05)
     fresh = ranges_of(qat_model(model, fit, QATConfig(num_calibration_samples=0), calibration=x))["quant_sum"][-1][1]
     assert fresh < calibrated / 10
 
 
 def dead(bias=-1e3):
-    """A model whose convolution `dead` is shut behind its ReLU, whatever it is fed."""
+    """Return a model whose convolution `dead` is 0 after its ReLU for any input."""
     keras = import_tf_keras()
     layers = keras.layers
     image = keras.Input((6, 6, 2), name="image")

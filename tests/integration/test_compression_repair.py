@@ -17,7 +17,7 @@ QUANTIZATION = "tensorflow_model_optimization.python.core.quantization.keras"
 
 
 def permuted_model():
-    """A model whose Concatenate stock tfmot 0.8.1 puts in another order: one branch is fused, the other is not."""
+    """Return a model whose Concatenate stock tfmot 0.8.1 reorders: one branch is fused, the other is not."""
     keras = import_tf_keras()
     layers = keras.layers
     with deterministic(0):
@@ -30,7 +30,7 @@ def permuted_model():
 
 
 def separable_model():
-    """A model with the names that tfmot gives the halves of a separable convolution in a fresh process."""
+    """Return a model with the names that tfmot gives the halves of a separable convolution in a fresh process."""
     keras = import_tf_keras()
     x = image = keras.Input((6, 6, 2), name="image")
     x = keras.layers.Conv2D(4, 1, name="conv2d")(x)
@@ -55,7 +55,7 @@ def test_repaired_tfmot_keeps_the_order_of_concatenate_inputs(context, fails):
     ],
 )
 def test_repaired_tfmot_gives_separable_halves_separate_names(context, names):
-    # Of a config with two layers of one name, tf_keras builds a model for ever: so the config is looked at, not built.
+    # tf_keras never finishes building a model from a config with two layers of one name, so only the config is checked.
     transforms = importlib.import_module(f"{QUANTIZATION}.default_8bit.default_8bit_transforms")
     transformer = importlib.import_module(f"{QUANTIZATION}.graph_transformations.model_transformer")
     seen = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that have one scale in the flatbuffer have one range in the QAT model, before, in and after training."""
+"""Tensors with one scale in the flatbuffer have one range in the QAT model, before, during and after training."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def convolution(name, filters=4, kernel=1, **settings):
 
 
 def a_dense_block(x):
-    """What each of three layers adds is joined to all before it."""
+    """Return a block that joins the output of each of three layers to all before it."""
     layers = import_tf_keras().layers
     x = layers.MaxPooling2D(name="pool")(convolution("stem", 6, 3)(x))
     for number in range(3):
@@ -64,7 +64,7 @@ def joined_and_added(x):
 
 
 def a_mean_of_one_place(x):
-    """As MobileNet ends where its images are small."""
+    """Return the end of a MobileNet for small images."""
     layers = import_tf_keras().layers
     return layers.GlobalAveragePooling2D(keepdims=True, name="mean")(
         layers.Conv2D(6, 8, activation="relu", name="whole")(x)
@@ -79,7 +79,7 @@ def a_gate_in_two_joins(x):
 
 
 def split_and_joined(x):
-    """By TensorFlow's own operations, as a Keras 2 model has them."""
+    """Split and join by TensorFlow's own operations, as in a Keras 2 model."""
     import tensorflow as tf
 
     layers = import_tf_keras().layers
@@ -147,7 +147,7 @@ def test_a_groups_range_covers_all_its_members_on_calibration_data(build):
     for group in NETWORKS[build]:
         ends = []
         for name in group:
-            # Of a kernel layer before its own activation there is no layer to ask; here none is wider than behind it.
+            # A kernel layer before its own activation has no separate layer; here no range is wider than after it.
             values = (
                 x
                 if name == "quantize_layer"
@@ -162,7 +162,7 @@ def test_a_groups_range_covers_all_its_members_on_calibration_data(build):
 
 def check_parity(found):
     assert found.first_departure is None
-    # A few codes may lie between two.
+    # A few quantized values may lie between two.
     assert min(layer.agreement for layer in found.layers) > 0.95, found.to_text()
     assert found.logit_sqnr_db > 40
 
@@ -181,7 +181,7 @@ def test_fixed_ranges_stay_and_are_requantized_once_for_all_joins():
     assert groups_of(quantized) == [{"left", "right", "join_left", "join_right"}]
     result = parity_of(quantized)
     agreement = {name: layer.agreement for layer in result.layers for name in layer.layers}
-    # XNNPACK rounds from one scale to another with a factor of eight bits.
+    # XNNPACK converts one scale to another with a factor of eight bits.
     assert result.departures == () and agreement["gate"] > 0.999 and agreement["join_left"] > 0.8
 
 

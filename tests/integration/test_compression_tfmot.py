@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that tfmot gives; and that its private symbols are where they were."""
+"""Names that tfmot assigns, and the locations of its private symbols."""
 
 import importlib
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen path against TensorFlow's own conversion: the same numbers, to the bit."""
+"""The frozen path compared with TensorFlow's own conversion: bit-identical results."""
 
 import numpy as np
 import pytest
@@ -292,7 +292,7 @@ def test_loops_and_stateful_layers_are_refused_by_name():
 
 
 def test_an_unrolled_lstm_is_full_int8_and_the_same_bytes_every_time():
-    """TensorFlow's quantizer alone left a SPLIT of the gates in float every third time, of these very bytes."""
+    """For these bytes, TensorFlow's quantizer alone left a SPLIT of the gates in float every third time."""
     keras = import_tf_keras()
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(30, 8, 4)).astype(np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration and techniques in conversion to int8: from a float .tflite, in Python and by the command."""
+"""Calibration and techniques in conversions to int8: from a float .tflite, in Python and by the command."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_a_layer_may_have_a_separate_method():
 
 def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
     wrong = IMAGES[:200].copy()
-    wrong[41] *= 255  # as one that was never scaled
+    wrong[41] *= 255  # as if it had not been scaled
     settings = {"num_calibration_samples": 200, "calibration": tfq.CalibrationConfig(method="percentile")}
     with warned("41"):
         result = tfq.convert(FLOATING.read_bytes(), wrong, tfq.ConversionConfig(**settings))
@@ -182,7 +182,7 @@ def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_
     assert "warning: missing.npz" in capfd.readouterr().err
     again = (tmp_path / "two" / "digits_float32_int8.tflite").read_bytes()
     plain = (tmp_path / "plain" / "digits_float32_int8.tflite").read_bytes()
-    # The record of the preprocessing in it is of other --data flags; what it computes is the same.
+    # The record of its preprocessing has other --data flags, but it computes the same.
     np.testing.assert_array_equal(answers(again), answers(plain))
 
 

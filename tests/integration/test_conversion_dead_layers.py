@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that output 0 on all calibration data: the files load and agree with Keras, and the layer is named.
+"""Layers that output 0 on all calibration data: the files load, agree with Keras, and the layer is named.
 
-Each file runs in a child: what this guards against ends in an abort of the process.
+Each file runs in a child, because a faulty file may abort the process.
 """
 
 import multiprocessing
@@ -105,7 +105,7 @@ def model_of(build):
 
 
 def outputs_of(content):
-    """The outputs of a file, computed by a plain interpreter."""
+    """Return the outputs of a file, computed by a plain interpreter."""
     runner = Interpreter(model_content=content, num_threads=1)
     runner.allocate_tensors()
     (given,), results = runner.get_input_details(), runner.get_output_details()
@@ -128,7 +128,7 @@ def _child(pipe, content):
 
 
 def outputs_in_child(content):
-    """The same from a child; None where it fails or dies."""
+    """Return the same from a child; None if it fails or dies."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(there, content))
@@ -184,7 +184,7 @@ def test_min_max_ranges_of_a_dead_branch_load():
 
 
 def agreement(model, samples, scheme, quantizer, method="percentile"):
-    """SQNR against Keras in dB; None where the file does not run."""
+    """Return the SQNR against Keras in dB; None if the file does not run."""
     config = tfq.ConversionConfig(
         scheme=scheme, quantizer=quantizer, verify=False, calibration=tfq.CalibrationConfig(method=method)
     )

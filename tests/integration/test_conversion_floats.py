@@ -18,7 +18,7 @@ SAMPLES = np.random.default_rng(0).normal(0, 1, (24, 8, 8, 2)).cumsum(1).cumsum(
 
 
 def scores_next_to_features(last=None):
-    """A sigmoid that is an output and a part of a concatenation with a much wider range."""
+    """Return a model with a sigmoid that is an output and part of a concatenation with a much wider range."""
     keras = import_keras()
     layers = keras.layers
     keras.utils.set_random_seed(0)
@@ -42,7 +42,7 @@ def converted(model, samples=SAMPLES, **values) -> bytes:
 
 
 def reordered(content: bytes, seed: int) -> bytes:
-    """The same ops in another order that their tensors allow."""
+    """Return the same ops in another valid order."""
     model, rng = tflite.unpack(content), np.random.default_rng(seed)
     graph = model.subgraphs[0]
     waiting, ordered = list(graph.operators), []
@@ -58,7 +58,7 @@ def reordered(content: bytes, seed: int) -> bytes:
 
 
 def outputs(model: bytes) -> list[np.ndarray]:
-    """Real values of the outputs, largest first: the order of outputs may differ from file to file."""
+    """Return real values of the outputs, largest first, because the order of outputs may differ between files."""
     graph = tflite.read(model).main_subgraph
     inputs, tensor = SAMPLES, graph.input_tensors[0]
     if tensor.scale:
@@ -142,7 +142,7 @@ def test_an_op_without_an_int8_form_is_warned_of_unless_asked_for():
 
 
 def model_with_padding_mask(last):
-    """Attention scores, masked where the whole numbers of `keep` are 0 and passed through `last`."""
+    """Return attention scores that are masked where the integers of `keep` are 0, and passed through `last`."""
     keras = import_keras()
     ops, layers = keras.ops, keras.layers
     keras.utils.set_random_seed(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that are used as indices stay exact. Oracle: Keras itself, by a plain interpreter."""
+"""Tensors that are used as indices stay exact. Oracle: Keras, compared with a plain interpreter."""
 
 import warnings
 
@@ -69,7 +69,7 @@ def test_float_ids_of_an_embedding_become_whole_numbers(module, config):
     assert [message for message in messages if "int32" in message]
     assert tfq.audit(content, tfq.AuditConfig(require=config.get("scheme", "full_int8"))).ok
     assert sqnr_db(model.predict(IDS, verbose=0), answers_of(content, IDS)) > 28
-    # The user goes on feeding floats.
+    # The user still feeds floats.
     assert tfq.evaluate(content, (IDS[:20], None)).num_examples == 20
 
 

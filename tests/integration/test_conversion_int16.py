@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int16x8: ops without an int16 kernel, or with scales that lose the function, agree with Keras or are float islands.
+"""int16x8: ops without int16 kernel, or with scales that lose the function, agree with Keras or are float islands.
 
-Each file runs in a child: what this guards against ends in an abort of the process.
+Each file runs in a child, because a faulty file may abort the process.
 """
 
 import multiprocessing
@@ -47,9 +47,9 @@ MODELS = {
     "cast_condition": lambda x: x * ops.cast(x > 1.0, "float32"),
     "scattered": lambda x: ops.scatter_update(x, np.array([[0, 3], [0, 1]]), x[0, 4:6] * 0.5),
 }
-# What TensorFlow's quantizer gets wrong without the rewriting.
+# Ops that TensorFlow's quantizer gets wrong without the rewriting.
 WRONG = ("layer_normalization", "squared_difference", "sum", "far_minimum", "equal_biases")
-# What TensorFlow's quantizer gives operands of other types or scales than the kernels need.
+# Ops whose operands TensorFlow's quantizer gives other types or scales than the kernels need.
 UNFIT = ("padded", "selected", "compared_and_added", "greatest", "cast_condition")
 
 
@@ -83,7 +83,7 @@ def _child(pipe, content):
 
 
 def sqnr(model, content):
-    """Against Keras, in dB; None where the file fails or takes the process down."""
+    """Return the SQNR against Keras in dB; None if the file fails or ends the process."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(there, content))

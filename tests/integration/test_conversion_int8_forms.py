@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops without an int8 form of TensorFlow's come out in int8, and the float function stays what it was."""
+"""Ops without an int8 form in TensorFlow are converted to int8, and the float function stays unchanged."""
 
 import warnings
 
@@ -196,7 +196,7 @@ BOUNDED = ["softplus", "mish", "log_sigmoid", "selu", "celu", chosen_exponential
 
 
 def wide_model(activation):
-    """With inputs of the activation that reach from -20 to 20 or so."""
+    """Return a model whose activation has inputs from about -20 to 20."""
     keras = import_keras()
     keras.utils.set_random_seed(0)
     inputs = keras.Input(SHAPE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization-aware training has learned stands in the flatbuffer, whatever calibration finds nearby."""
+"""Ranges learned in quantization-aware training are in the flatbuffer, regardless of calibration."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_a_learned_range_holds_on_both_sides_of_a_reshape():
     quantized = tfq.qat(model, fit, calibration=images)
     values = {weight.name: weight.numpy() for weight in quantized.get_layer("quant_logits").weights}
     low, high = values["quant_logits/output_min:0"], values["quant_logits/output_max:0"]
-    # Three times as wide as what training saw: calibration finds other ranges.
+    # Three times as wide as in training, so calibration finds other ranges.
     graph = tfq.tflite.read(tfq.convert(quantized, 3 * images)).main_subgraph
     scales = {op.name: graph.tensors[op.outputs[0]].scale for op in graph.ops}
     np.testing.assert_allclose([scales["CONV_2D"], scales["RESHAPE"]], (high - low) / 255, rtol=1e-5)
@@ -48,7 +48,7 @@ def test_what_a_mean_before_a_reshape_has_learned_is_not_lost(keepdims, given):
     graph = tfq.tflite.read(tfq.convert(quantized, images if given else None)).main_subgraph
     [mean] = [op for op in graph.ops if op.name == "MEAN"]
     np.testing.assert_allclose(graph.tensors[mean.outputs[0]].scale, (high - low) / 255, rtol=1e-5)
-    # The input's range is another one: a mean of many pixels is smaller than the largest of them.
+    # The input's range differs: a mean of many pixels is smaller than the largest of them.
     assert graph.tensors[mean.inputs[0]].scale[0] > 1.5 * graph.tensors[mean.outputs[0]].scale[0]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""litert-quantizer in the place of TensorFlow's quantizer, and layers that have a scheme of their own by it."""
+"""litert-quantizer instead of TensorFlow's quantizer, and layers with a separate scheme by it."""
 
 import sys
 from pathlib import Path
@@ -37,7 +37,7 @@ def classes(model: bytes) -> np.ndarray:
 
 
 def types_of(model: bytes) -> dict[str, tuple[str, str]]:
-    """Layer -> the types of its weights and of what it gives."""
+    """Return {layer: the types of its weights and outputs}."""
     graph = tflite.read(model).main_subgraph
     return {
         op.keras_layer: (graph.tensors[op.inputs[1]].dtype, graph.tensors[op.outputs[0]].dtype)
@@ -150,7 +150,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
 
 
 def with_old_operator_codes(content: bytes) -> bytes:
-    """The file as converters wrote it before schema 3a, without tfq's own editing."""
+    """Return the file as converters wrote it before schema 3a, without using tfq's editing."""
     model = generated.ModelT.InitFromObj(generated.Model.GetRootAs(content))
     for code in model.operatorCodes:
         code.deprecatedBuiltinCode, code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode), 0

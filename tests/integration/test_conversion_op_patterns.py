@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops addressed by number or by tensor name, in a file whose ops all seem to be of one layer."""
+"""Ops addressed by number or tensor name, in a file whose ops all seem to belong to one layer."""
 
 import re
 import warnings
@@ -19,7 +19,7 @@ SAMPLES = np.random.default_rng(0).normal(0, 1, (16, 8, 8, 2)).cumsum(1).astype(
 
 @pytest.fixture(scope="module")
 def floating() -> bytes:
-    """Four convolutions and a SPLIT, which tfq rewrites; every tensor is called "net/block/..."."""
+    """Return four convolutions and a SPLIT, which tfq rewrites; every tensor is called "net/block/..."."""
     keras = import_keras()
     layers, ops = keras.layers, keras.ops
     keras.utils.set_random_seed(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference of a quantization-aware trained model's int8 file: a flatbuffer that rounds as the model does."""
+"""The reference of a QAT model's int8 file: a flatbuffer that rounds as the model does."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_the_reference_rounds_as_keras_does_and_the_float_model_does_not(trained
     reference = flatbuffer_with_rounding(traced)
     floating, _ = flatbuffer_with_ranges(traced, graph_without_weight_fake_quant(traced)[0])
     expected, rounded = model(images, training=False).numpy(), outputs(reference, images)
-    # Rounding flips where float32 sums in another order: a step of a tensor here and there.
+    # Rounding flips where float32 sums in another order, which moves single values by a step.
     assert decibels(expected, rounded) > decibels(expected, outputs(floating, images)) + 6
     int8 = outputs(tfq.convert(model, None, ConversionConfig(verify=False)), images)
     assert decibels(rounded, int8) > decibels(outputs(floating, images), int8)

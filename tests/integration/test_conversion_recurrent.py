@@ -26,7 +26,7 @@ def _same_weights_in_every_test():
 
 
 def one_op(name, inputs, output, options, shape=(1, STEPS, FEATURES)):
-    """inputs: tensors in the op's order behind its first, None for those left out."""
+    """Return a flatbuffer of one op. inputs: its tensors in order after the first, None for omitted ones."""
     tensors = {"x": T("float32", shape)} | {f"t{slot}": tensor for slot, tensor in enumerate(inputs) if tensor}
     places = ["x", *(f"t{slot}" if tensor else None for slot, tensor in enumerate(inputs))]
     tensors["y"] = T("float32", output)
@@ -140,7 +140,7 @@ def test_litert_quantizer_leaves_them_float_and_they_are_named(name):
 
 @pytest.fixture(scope="module")
 def keras_lstm(tmp_path_factory):
-    """(a tf_keras model, its flatbuffer as the converter fuses it)"""
+    """Return (a tf_keras model, its flatbuffer as the converter fuses it)."""
     import tensorflow as tf
     import tf_keras
 

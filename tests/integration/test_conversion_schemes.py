@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every scheme on a small model of both Kerases, against TensorFlow's own converter and the interpreter."""
+"""Every scheme on a small model of both Kerases, compared with TensorFlow's own converter and the interpreter."""
 
 import functools
 import warnings
@@ -15,7 +15,7 @@ from tfq import auditing, tflite
 from tfq.keras_bridge import import_keras, import_tf_keras, import_tfmot
 
 KERASES = {"tf_keras": import_tf_keras, "keras": import_keras}
-# Largest difference from the float model of outputs that are probabilities.
+# Largest difference from the float model for outputs that are probabilities.
 TOLERANCES = {
     "float32": 1e-6,
     "float16": 1e-3,
@@ -27,7 +27,7 @@ TOLERANCES = {
 
 
 def small_model(keras):
-    """Every kind of weight: convolution, depthwise, transposed, dense. All but the last have 1,024 values or more."""
+    """Return a model with every kind of weight; all except the dense one have 1,024 values or more."""
     layers = keras.layers
     x = image = keras.Input((16, 16, 4), name="image")
     x = layers.ReLU(name="relu")(layers.Conv2D(32, 3, padding="same", name="conv")(x))
@@ -68,7 +68,7 @@ def convert(model, samples, **settings) -> bytes:
 
 
 def run(content: bytes, samples: np.ndarray, *, xnnpack: bool = True) -> tuple[np.ndarray, list[str]]:
-    """(real outputs, names of the ops that no delegate took), by LiteRT's interpreter alone."""
+    """Return (real outputs, names of the ops that no delegate runs), using only LiteRT's interpreter."""
     resolver = OpResolverType.BUILTIN if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = Interpreter(model_content=content, experimental_op_resolver_type=resolver)
     interpreter.allocate_tensors()
@@ -91,7 +91,7 @@ def run(content: bytes, samples: np.ndarray, *, xnnpack: bool = True) -> tuple[n
 
 @pytest.fixture(scope="module")
 def stock(models, samples):
-    """scheme -> what TensorFlow's own converter makes of the tf_keras model."""
+    """Return {scheme: the result of TensorFlow's own converter for the tf_keras model}."""
     return functools.cache(lambda scheme: stock_conversion(models["tf_keras"], samples, scheme))
 
 
@@ -132,7 +132,7 @@ def test_float_bytes_convert_to_what_their_model_converts_to(scheme, traces, flo
 
 
 def constants_of(content: bytes, dtype: str) -> dict[tuple, tuple]:
-    """Shape of each constant of that dtype -> (its codes, its scales)."""
+    """Return {shape of each constant of that dtype: (its quantized values, its scales)}."""
     tensors = [tensor for tensor in tflite.read(content).main_subgraph.tensors if tensor.dtype == dtype]
     constants = [tensor for tensor in tensors if tensor.is_constant and len(tensor.shape) > 1]
     return {tensor.shape: (tflite.constant_values(content, tensor), tensor.scale) for tensor in constants}
@@ -142,7 +142,7 @@ def constants_of(content: bytes, dtype: str) -> dict[tuple, tuple]:
     ("scheme", "dtype"), [("dynamic_range", "int8"), ("float16", "float16"), ("weight_only_int8", "int8")]
 )
 def test_weights_are_those_that_tensorflows_converter_stores(scheme, dtype, stock, traces, samples):
-    # TensorFlow has no weight_only_int8, but its dynamic weights are the same numbers.
+    # TensorFlow has no weight_only_int8, but its dynamic-range weights are the same numbers.
     theirs = constants_of(stock("dynamic_range" if dtype == "int8" else scheme), dtype)
     ours = constants_of(convert(traces["tf_keras"], samples, scheme=scheme), dtype)
     assert len(theirs) == (4 if dtype == "int8" else 5)
@@ -191,7 +191,7 @@ def delegated(content: bytes, samples: np.ndarray) -> tuple[int, int]:
 def test_xnnpack_takes_every_op_of_the_schemes_with_float_activations(scheme, stock, traces, samples):
     taken, total = delegated(convert(traces["tf_keras"], samples, scheme=scheme), samples)
     assert taken == total
-    # The hybrid depthwise convolution that TensorFlow's converter writes is left.
+    # The hybrid depthwise convolution of TensorFlow's converter is left.
     if scheme == "dynamic_range":
         taken, total = delegated(stock(scheme), samples)
         assert taken < total
@@ -254,7 +254,7 @@ def test_a_dynamic_batch_is_refused_by_a_target_and_not_without(floating, traces
 
 @pytest.fixture(scope="module")
 def aware(samples):
-    """A quantization-aware model of what tfmot knows."""
+    """Return a quantization-aware model of layers that tfmot supports."""
     keras = import_tf_keras()
     x = image = keras.Input((16, 16, 4), name="image")
     x = keras.layers.Conv2D(8, 3, activation="relu", name="conv")(x)

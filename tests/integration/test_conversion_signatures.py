@@ -20,7 +20,7 @@ VECTORS = np.random.default_rng(0).normal(5, 30, (64, 8, 8, 1)).cumsum(1).astype
 
 
 def named(name: str, key: str) -> bytes:
-    """A golden file with one signature."""
+    """Return a golden file with one signature."""
     content = (GOLDEN / f"{name}.tflite").read_bytes()
     edited = tflite.unpack(content)
     edited.signatureDefs = []
@@ -32,7 +32,7 @@ def named(name: str, key: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def floating() -> bytes:
-    """The digits' network twice, the second time without its softmax."""
+    """Return the digits' network twice, the second time without its softmax."""
     second = tflite.unpack(named("digits_float32", "logits"))
     graph = second.subgraphs[0]
     graph.outputs = [graph.operators[-1].inputs[0]]
@@ -51,7 +51,7 @@ def converted(model: bytes, data=DATA, **values):
 
 
 def outputs(model: bytes, key: str, samples: np.ndarray) -> np.ndarray:
-    """Real values of a signature's output, by the runtime's own signature runner."""
+    """Return real values of a signature's output, by the runtime's own signature runner."""
     runner = Interpreter(model_content=model).get_signature_runner(key)
     (inputs,), (result,) = runner.get_input_details().values(), runner.get_output_details().values()
     results = []

@@ -14,7 +14,7 @@ from plain_runs import DoesNotRun, Output, run_plainly
 
 from tfq.keras_bridge import import_keras
 
-# One of each kind of op and of fault, for `make test`; the slow tests take the rest.
+# One of each kind of op and of fault, for `make test`; the slow tests cover the others.
 QUICK = (
     "layers.Conv2D_batch_normalization",
     "layers.DepthwiseConv2D",
@@ -99,7 +99,7 @@ def test_the_corpus_is_large_and_its_names_are_distinct():
 
 
 class Abort:
-    """What kills the process that unpickles it."""
+    """Kills the process that unpickles it."""
 
     def __reduce__(self):
         return os.abort, ()

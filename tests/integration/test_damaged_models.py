@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thousand damaged copies of a good .tflite: each is answered, soon, and none takes this process with it."""
+"""A thousand damaged copies of a correct .tflite: each gives an answer quickly, and none ends this process."""
 
 import time
 import warnings
@@ -20,7 +20,7 @@ CONFIG = EvaluationConfig(warmup_runs=1, num_runs=3)
 
 
 def answer(call) -> str:
-    """What came of it: "result", or the error's name. Everything but an error of exit code 1 or 2 comes out of here."""
+    """Return "result" or the error's name. All exceptions except errors of exit code 1 or 2 propagate."""
     start = time.monotonic()
     try:
         with warnings.catch_warnings():
@@ -41,13 +41,13 @@ def test_every_damaged_model_is_answered(name, golden):
     for mutant in mutants((golden / f"{name}.tflite").read_bytes(), MUTATIONS, f"damaged {name}"):
         message = answer(lambda mutant=mutant: tfq.audit(mutant, execute=False).to_dict())
         audited[message] += 1
-        # What cannot be read never comes to an interpreter.
+        # An unreadable file never reaches an interpreter.
         if message != FlatbufferError.__name__ and interpreted.total() < INTERPRETED:
             assert answer(lambda mutant=mutant: tfq.audit(mutant).to_dict()) == message
             message = answer(lambda mutant=mutant: evaluate_model(mutant, (IMAGES, np.arange(4)), CONFIG).to_dict())
             interpreted[message] += 1
     assert audited.total() == MUTATIONS
     assert interpreted.total() == INTERPRETED
-    # All of it happens, or this tests nothing.
+    # All outcomes must occur, otherwise this tests nothing.
     assert min(audited["result"], audited["FlatbufferError"]) > MUTATIONS // 10
     assert min(interpreted["result"], interpreted["ModelError"]) > INTERPRETED // 20

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source folder:DIR, with Pillow as the oracle of decoding."""
+"""The source folder:DIR. Oracle of decoding: Pillow."""
 
 import io
 
@@ -18,7 +18,7 @@ def picture(value, size=(4, 5)):
 
 
 def write(root, files):
-    """files: path below root -> array (as PNG or JPEG by the suffix), or bytes."""
+    """Write files. files: path below root -> array (as PNG or JPEG by the suffix), or bytes."""
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def config_of(root, **changes):
 
 
 def values(split):
-    """Label of each pixel value: the pictures tell which they are."""
+    """Return the label of each pixel value, which identifies the picture."""
     return {int(x[0, 0, 0]): int(label) for x, label in zip(split.inputs["x"], split.labels, strict=True)}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Photographs are not taken for noise, however few."""
+"""Photographs are not reported as noise, even if there are few."""
 
 import numpy as np
 from cifar10 import read_test_split

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users of TensorFlow bring: tf.data.Dataset, tf.keras.datasets, TensorFlow Datasets."""
+"""Data of TensorFlow users: tf.data.Dataset, tf.keras.datasets, TensorFlow Datasets."""
 
 import gzip
 import io
@@ -99,7 +99,7 @@ def test_fashion_mnist_is_what_keras_reads_from_the_same_files(tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["cifar10", "fashion_mnist"])
 def test_a_machine_without_internet_gets_advice(tfq_here, golden, tmp_path, monkeypatch, name):
-    # Nothing listens there: what asks for the data is refused, whatever this machine can reach.
+    # Nothing listens there, so requests for data are refused even on a machine with a network.
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     # urllib has looked for proxies at the first request of this process.
@@ -124,7 +124,7 @@ def test_without_tensorflow_datasets_the_error_says_how_to_install_it(monkeypatc
 
 @pytest.fixture
 def tfds_set(tmp_path, monkeypatch):
-    """A prepared data set `tiny`: 20 train and 5 test JPEG images, of one supervised pair."""
+    """Return a prepared data set `tiny`: 20 train and 5 test JPEG images, of one supervised pair."""
     tfds = pytest.importorskip("tensorflow_datasets")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
 

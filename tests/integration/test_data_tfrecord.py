@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The source tfrecord:GLOB, and what needs TensorFlow to be checked against."""
+"""The source tfrecord:GLOB, and checks that need TensorFlow."""
 
 import io
 import shutil
@@ -23,7 +23,7 @@ needs_shared = pytest.mark.skipif(not (CIFAR10.parents[1]).exists(), reason="the
 
 
 def image_of(index, height=4, width=5, channels=3):
-    """Pixels that tell their index; PNG keeps them exactly."""
+    """Return pixels that encode their index; PNG keeps them exactly."""
     return np.full((height, width, channels), index, np.uint8)
 
 

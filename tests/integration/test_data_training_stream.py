@@ -21,7 +21,7 @@ def built(keras):
 @pytest.mark.parametrize("import_it", [import_tf_keras, import_keras])
 def test_training_from_a_stream_is_reproducible_for_a_seed(monkeypatch, import_it):
     keras, config = import_it(), TrainConfig(epochs=1, learning_rate=0.005)
-    # Of megabytes of 30,000 bytes, train is eleven and val two: what is tested needs no more.
+    # In megabytes of 30,000 bytes, train is eleven and val two, which is enough for this test.
     monkeypatch.setattr("tfq.data.loading._MEGABYTE", 30_000)
     train, val = (load_split(DataConfig(source="digits", max_memory_mb=1), split) for split in ("train", "val"))
     assert isinstance(train, SplitStream) and isinstance(val, SplitStream)

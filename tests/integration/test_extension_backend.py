@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends of the user's own, a runner and an estimator, through Python and, as a plugin, through the command line."""
+"""A user's own backends, a runner and an estimator, in Python and as a plugin of the command line."""
 
 import json
 
@@ -82,7 +82,7 @@ EXPECTED = 64 * 12 * (9 + 9 + 12 + 108) + 480
 
 @pytest.fixture
 def plugin(tmp_path):
-    """The path of the plugin."""
+    """Return the path of the plugin."""
     (tmp_path / "my_backends.py").write_text(PLUGIN)
     return str(tmp_path / "my_backends.py")
 
@@ -108,7 +108,7 @@ def test_a_registered_runner_evaluates_and_is_compared_in_python(plugin, model, 
             tfq.evaluate(model, examples, EvaluationConfig(backend="mine"))
         with pytest.raises(BackendError):
             tfq.benchmark({"m": model}, BenchmarkConfig(backend="mine:1"))
-    # Oracle: tfq's own runner on the same kernels.
+    # Oracle: tfq's own runner with the same kernels.
     local = tfq.evaluate(model, examples, EvaluationConfig(xnnpack=False, num_runs=0))
     assert (record.accuracy, record.how, record.delegated_ops) == (local.accuracy, "measured", 0)
     assert (record.latency_p50_ms, record.latency_reason) == (None, "this backend does not report it")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer of the user's own, through Python and, as a plugin, through the command line."""
+"""A user's own layer in Python and as a plugin of the command line."""
 
 import json
 
@@ -63,7 +63,7 @@ tfq.register(
 
 @pytest.fixture
 def plugin(tmp_path):
-    """The plugin, loaded: its path and its module. Afterwards its layer is not known any more."""
+    """Load the plugin and yield its path and its module; afterwards its layer is no longer registered."""
     (tmp_path / "gain.py").write_text(PLUGIN)
     with registry.temporary():
         yield tmp_path / "gain.py", registry.load_plugin(str(tmp_path / "gain.py")).module

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A calibration method of the user's own, through Python and, as a plugin, through the command line."""
+"""A user's own calibration method in Python and as a plugin of the command line."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_a_registered_calibration_method_chooses_the_ranges_in_python(golden, sa
         quantized = tfq.convert(floating, samples, config)
     graph = tflite.read(quantized).subgraphs[0]
     tensor = graph.tensors[graph.inputs[0]]
-    # Oracle: NumPy on the samples. The input's range is three standard deviations to either side, 255 steps wide.
+    # Oracle: NumPy on the samples. The input's range is three standard deviations on either side, 255 steps wide.
     assert tensor.scale[0] * 255 == pytest.approx(6 * samples.std(), rel=0.02)
     assert abs(tensor.zero_point[0]) <= 3
     with pytest.raises(tfq.InputError) as caught:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data source of the user's own, through Python and, as a plugin, through the command line."""
+"""A user's own data source in Python and as a plugin of the command line."""
 
 import json
 
@@ -56,7 +56,7 @@ def digits():
 
 @pytest.fixture
 def plugin(tmp_path, digits):
-    """A plugin file, next to a directory `own` that holds the digits' test split as CSV."""
+    """Return a plugin file next to a directory `own` that holds the digits' test split as CSV."""
     (tmp_path / "own").mkdir()
     table = np.column_stack([digits.labels, digits.inputs["x"].reshape(-1, 64)])
     np.savetxt(tmp_path / "own" / "test.csv", table, delimiter=",", fmt="%g")

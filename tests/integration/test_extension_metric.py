@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A metric of the user's own, through Python and, as a plugin, through the command line."""
+"""A user's own metric in Python and as a plugin of the command line."""
 
 import json
 
@@ -64,7 +64,7 @@ tfq.register(
 
 @pytest.fixture
 def data():
-    """(x, y) of 100 digits: 80 of the classes 0 to 4, and 20 of 5 to 9, half of which are labeled 9."""
+    """Return (x, y) of 100 digits: 80 of the classes 0 to 4, and 20 of 5 to 9, half of which are labeled 9."""
     images, labels = load_digits(return_X_y=True)
     common, rare = np.flatnonzero(labels < 5)[:80], np.flatnonzero(labels > 4)[:20]
     labels[rare[:10]] = 9
@@ -80,7 +80,7 @@ def plugin(tmp_path):
 
 
 def oracle(model, data):
-    """Balanced accuracy by scikit-learn, of predictions that a metric of a function recorded."""
+    """Return balanced accuracy by scikit-learn, of predictions that a metric of a function recorded."""
     predicted = []
 
     def remember(outputs, labels):

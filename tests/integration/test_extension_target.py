@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target of the user's own, through Python and, as a plugin, through the command line."""
+"""A user's own target in Python and as a plugin of the command line."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_a_registered_target_audits_a_file_in_python(plugin, golden):
         registry.load_plugin(str(plugin))
         report = tfq.audit(model, tfq.AuditConfig(require="mychip"))
     results = {(finding.op, finding.kind) for finding in report.failures}
-    # The file is known: it ends in SOFTMAX, and its dense weights have a scale for each channel.
+    # Known facts about the file: it ends in SOFTMAX, and its dense weights have one scale per channel.
     assert results == {("SOFTMAX", "not_on_target"), ("FULLY_CONNECTED", "not_on_target")}
     with pytest.raises(tfq.InputError) as caught:
         tfq.AuditConfig(require="mychip")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix of families: its four smallest pass, and what misses a bound, crashes or hangs is told as that."""
+"""The matrix of families: the four smallest pass, and missed bounds, crashes and hangs are reported as such."""
 
 import copy
 import json
@@ -63,7 +63,7 @@ def test_a_family_within_every_bound_passes():
         ("qat", {"identity": 1e-9}, "1e-09"),
         ("qat", {"identity": float("nan")}, "nan"),
         ("convert", {"audit_ok": False, "audit_failures": ["op #3 is float"]}, "op #3 is float"),
-        # A half of nine weights is four of them.
+        # Half of nine weights is four.
         ("convert", {"sparsity": {"layers": {"conv": {"zeros": 3, "values": 9}}, "missing": []}}, "33.33%"),
         ("convert", {"sparsity": {"layers": {"conv": {"zeros": 294_900, "values": 589_824}}, "missing": []}}, "50.00%"),
         ("convert", {"sparsity": {"layers": {}, "missing": ["conv"]}}, "not found in the flatbuffer: conv"),
@@ -142,7 +142,7 @@ def test_an_unknown_family_is_refused_with_the_nearest_name(capsys, monkeypatch)
 
 @pytest.mark.families
 def test_the_four_smallest_families_pass_and_are_not_measured_twice(tmp_path):
-    # Two at a time: much of the way is Python on one core.
+    # Two at a time, because much of the work is Python on one core.
     started = [start(tmp_path / names[0], names) for names in (SMALLEST[:2], SMALLEST[2:])]
     messages = [run.communicate(timeout=1500)[0] for run in started]
     assert [run.returncode for run in started] == [0, 0], "\n".join(messages)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention comes over in its parts where it is plain: the same function, fake quantization in it, weights back."""
+"""Attention is bridged in its parts if it is standard: same function, fake quantization inside, weights returned."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tfq.keras_bridge import deterministic, import_keras, import_tf_keras, retur
 
 
 def stirred(model, seed=0):
-    """With every weight moved, biases too, so that one in the wrong place is seen."""
+    """Change every weight, biases too, so that a misplaced one is detected."""
     rng = np.random.default_rng(seed)
     model.set_weights([array + 0.3 * rng.normal(size=array.shape).astype(array.dtype) for array in model.get_weights()])
     return model
@@ -22,7 +22,7 @@ def kinds(result, layer):
 
 
 def crossed(keras, *, length=5, **options):
-    """Attention of a few queries over longer keys and values, all of other widths."""
+    """Return attention of a few queries over longer keys and values, all of different widths."""
     query, value, key = keras.Input((3, 6)), keras.Input((length, 7)), keras.Input((length, 4))
     y = keras.layers.MultiHeadAttention(2, 3, name="attention", **options)(query, value, key)
     return stirred(keras.Model([query, value, key], y))
@@ -77,7 +77,7 @@ GROUPED = [
 
 
 def grouped(*, queries=3, length=5, **options):
-    """Six heads over two keys and values, unless told."""
+    """Return a layer of six heads over two keys and values by default."""
     keras = import_keras()
     query, value, key = keras.Input((queries, 7)), keras.Input((length, 7)), keras.Input((length, 4))
     options = {"num_query_heads": 6, "num_key_value_heads": 2} | options
@@ -197,7 +197,7 @@ def kept(count=8, places=6):
 
 
 def masked(keras, layer, form):
-    """(model, its inputs): attention whose mask has this form."""
+    """Return (model, its inputs): attention whose mask has this form."""
     x, keep = keras.Input((6, 5), name="x"), keras.Input((6,), dtype="int32", name="keep")
     half = np.tril(np.ones((6, 6), bool)) & (np.arange(6) > 1)[:, None]
     called = {
@@ -231,7 +231,7 @@ def test_masked_attention_comes_over_in_parts_that_compute_the_same(kind, form):
 
 
 def embedded_ids(keras, end):
-    """Two blocks of attention over ids of which 0 is padding; what follows them decides who else reads the mask."""
+    """Return two blocks of attention over ids of which 0 is padding; later layers decide who else reads the mask."""
     layers = keras.layers
     ids = keras.Input((6,), dtype="int32", name="ids")
     x = layers.Dense(8, name="dense")(layers.Embedding(9, 8, mask_zero=True, name="embedding")(ids))
@@ -270,7 +270,7 @@ def test_attention_with_implicit_masks_is_trained_and_the_flatbuffer_computes_it
     with deterministic(0):
         keras.utils.set_random_seed(0)
         aware = tfq.qat(to_tf_keras(embedded_ids(keras, "flatten")).model, fit, calibration=ids)
-        contents = tfq.convert(aware)  # no samples: there is a range for everything
+        contents = tfq.convert(aware)  # no samples: every tensor already has a range
     assert tfq.qat_parity(aware, contents, ids).to_dict()["logit_sqnr_db"] > 30
 
 
@@ -296,7 +296,7 @@ def vision_transformer(keras, attention=plain_layer, **called):
 
 
 def blobs(n, seed):
-    """Smooth images of four classes: a bright corner each."""
+    """Return smooth images of four classes: a bright corner each."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, n)
     x = rng.normal(0, 0.3, (n, 16, 16, 3))
@@ -336,7 +336,7 @@ def test_attention_is_pruned_and_fake_quantized_and_the_flatbuffer_computes_it(a
         result = to_tf_keras(model)
         pruned = tfq.prune(result.model, fit, tfq.PruneConfig(final_sparsity=0.5))
         aware = tfq.qat(pruned, fit, calibration=x[:200])
-        contents = tfq.convert(aware)  # no samples: there is a range for everything
+        contents = tfq.convert(aware)  # no samples: every tensor already has a range
     assert tfq.audit(contents, tfq.AuditConfig(require="full_int8")).ok
     test_x, test_labels = blobs(256, 1)
     evaluated = tfq.evaluate(contents, (test_x, test_labels), tfq.EvaluationConfig(num_runs=0))

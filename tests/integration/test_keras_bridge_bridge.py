@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bridge: every Keras 3 model that has an equal in tf_keras computes the same there, checked by plain calls."""
+"""The bridge: every Keras 3 model with an equivalent in tf_keras computes the same there, checked by plain calls."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def chain(*layers, shape, dtype="float32", name=None):
 
 
 def stirred(model, seed=0):
-    """The model with every float weight moved, so that a weight in the wrong place is seen."""
+    """Change every float weight of the model, so that a misplaced one is detected."""
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         if "float" in variable.dtype:
@@ -359,7 +359,7 @@ def test_the_record_is_plain_data():
 
 
 def steep_model(steepness):
-    """Behind its normalization float32's rounding errors, which the two Kerases have otherwise, are magnified."""
+    """Return a model that magnifies the usual float32 rounding differences of both Kerases after its normalization."""
     keras = import_keras()
     with deterministic(0):
         image = keras.Input((6, 6, 3))

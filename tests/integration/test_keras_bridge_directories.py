@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SavedModels, live models, custom objects, old generations of .h5: what loads, and that nothing hostile runs."""
+"""SavedModels, live models, custom objects, old versions of .h5: which ones load; hostile code never runs."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def no_warning_of_old_formats():
 
 @pytest.fixture(scope="module")
 def keras_2(tmp_path_factory):
-    """A model with a nested one, a wrapper, moved statistics and an optimizer; and its SavedModel."""
+    """Return a model with a nested one, a wrapper, moved statistics and an optimizer; and its SavedModel."""
     model = small_model(import_tf_keras())
     model.compile("adam")
     model.optimizer.build(model.trainable_variables)
@@ -45,7 +45,7 @@ def keras_2(tmp_path_factory):
 def test_a_keras_2_saved_model_loads_with_weights_and_runs_nothing(keras_2, tmp_path):
     model, path = keras_2
     shutil.copytree(path, tmp_path / "saved")
-    # Graphs that no TensorFlow could load: they are not looked at.
+    # Graphs that no TensorFlow could load, because they are not read.
     (tmp_path / "saved" / "saved_model.pb").write_bytes(b"not a graph")
     loaded = load_model(tmp_path / "saved")
     assert model_kind(loaded) == "tf_keras" and [a.name for a in loaded.layers] == [a.name for a in model.layers]
@@ -61,7 +61,7 @@ def test_a_checkpoint_that_lacks_a_weight_or_is_damaged_is_refused(keras_2, tmp_
         with refused(InputError, field="model", got=str(path)):
             load_model(path)
 
-    # Of the same length, so that the lengths in the protobuf hold.
+    # The same length, so that the lengths in the protobuf stay valid.
     check("keras_metadata.pb", b'"class_name": "Flatten"', b'"class_name":   "PReLU"')
     check("keras_metadata.pb", b'"filters": 3', b'"filters": 5')
     check("variables/variables.index", b"layer_with_weights-0", b"layer_with_weights-7")
@@ -146,7 +146,7 @@ def test_a_registered_class_name_does_not_admit_an_arbitrary_module(tmp_path):
 
 
 def rewritten(path, version, change=lambda config: None):
-    """The .h5 at `path` as a Keras 2 of another time wrote it."""
+    """Rewrite the .h5 at `path` as another version of Keras 2 wrote it."""
     with h5py.File(path, "a") as file:
         config = json.loads(file.attrs["model_config"])
         change(config)
@@ -160,7 +160,7 @@ def rewritten(path, version, change=lambda config: None):
 
 
 def strip_new_format(node):
-    """Without the modules and registered names of 2.13, the DTypePolicy dicts and the build configs of later."""
+    """Remove the modules and registered names of 2.13, the DTypePolicy dicts and the later build configs."""
     if isinstance(node, dict):
         for key in ("module", "registered_name", "build_config"):
             node.pop(key, None)
@@ -177,7 +177,7 @@ def with_groups(config):
 
 @pytest.mark.parametrize("version", ["2.15.0", "2.12.0", "2.7.0", "2.4.0", "2.2.4-tf", "2.1.6-tf"])
 def test_the_generations_of_keras_2_load_and_compute_the_same(tmp_path, version):
-    # DepthwiseConv2D's own `groups` came in 2.3 with TensorFlow 2.3's.
+    # DepthwiseConv2D's own `groups` was added in 2.3 with TensorFlow 2.3's.
     model = small_model(import_tf_keras())
     change = with_groups if version >= "2.4" else (lambda config: None)
     path = rewritten(saved(model, tmp_path / "m.h5"), version, change)

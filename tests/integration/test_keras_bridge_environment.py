@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two Kerases and tfmot in one process. What they are to each other in a fresh one, for imports cannot be undone."""
+"""Two Kerases and tfmot in one process. Their interaction runs in fresh processes, because imports cannot be undone."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ def test_a_user_who_chose_the_legacy_keras_keeps_the_choice():
 
 
 def test_plain_tfmot_does_change_the_users_keras():
-    # What the tests above would look like if import_tfmot did nothing: the checker can fail.
+    # The result of the tests above if import_tfmot did nothing: the check can fail.
     answer = run(
         "import tensorflow as tf, tensorflow_model_optimization, os\n"
         "print(os.environ['TF_USE_LEGACY_KERAS'], tf.keras.layers.Dense.__module__)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The allow-list of safe loading against what the Kerases and tfmot that are installed export."""
+"""The allow-list of safe loading compared with the exports of the installed Kerases and tfmot."""
 
 import inspect
 import re

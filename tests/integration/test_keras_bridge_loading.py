@@ -60,7 +60,7 @@ def lambda_model(keras, marker, nested=False):
         inside = keras.Input((3,), name="inside")
         layer = keras.Model(inside, layer(inside), name="inner")
     model = keras.Model(inputs, keras.layers.Dense(2, name="head")(layer(inputs)))
-    # Building the model has called the payload already.
+    # Building the model has already called the payload.
     marker.unlink(missing_ok=True)
     return model
 
@@ -101,7 +101,7 @@ def test_a_lambda_never_runs_unless_code_is_allowed(tmp_path, kind, suffix, nest
 
 @pytest.mark.filterwarnings("ignore")
 def test_stock_tf_keras_does_run_the_lambda_of_an_h5_file(tmp_path):
-    # That the marker shows what it should: the loader that the FACTS warn of trips it.
+    # Check that the marker works: the loader that the FACTS warn of triggers it.
     tf_keras, marker = import_tf_keras(), tmp_path / "marker"
     path = saved(lambda_model(tf_keras, marker), tmp_path / "m.h5")
     tf_keras.models.load_model(path)
@@ -109,7 +109,7 @@ def test_stock_tf_keras_does_run_the_lambda_of_an_h5_file(tmp_path):
 
 
 def changed_config(path, change):
-    """The `.keras` or `.h5` file at `path` with its config changed by `change(config)`."""
+    """Change the config of the `.keras` or `.h5` file at `path` by `change(config)`."""
     if path.suffix == ".h5":
         with h5py.File(path, "a") as file:
             config = json.loads(file.attrs["model_config"])
@@ -128,7 +128,7 @@ def changed_config(path, change):
 
 
 def hostile_module(tmp_path, monkeypatch):
-    """The name of an importable module, and the file that importing or calling it makes."""
+    """Return the name of an importable module, and the file that importing or calling it creates."""
     marker, name = tmp_path / "marker", f"hostile_{tmp_path.name.replace('-', '_')}"
     source = f"open({str(marker)!r}, 'w').close()\ndef act(x): return x\nclass Thing:\n    pass\n"
     (tmp_path / f"{name}.py").write_text(source)
@@ -193,7 +193,7 @@ def test_stock_tf_keras_does_import_a_module_that_a_keras_file_names(tmp_path, m
 
 
 def test_a_file_that_calls_itself_another_keras_gets_no_further(tmp_path, monkeypatch):
-    # Keras 3 refuses foreign modules by itself; a Keras 3 file that says 2.0 would reach tf_keras, which does not.
+    # Keras 3 itself refuses foreign modules; a Keras 3 file that claims 2.0 would reach tf_keras, which does not.
     module, marker = hostile_module(tmp_path, monkeypatch)
     path = saved(small_model(import_keras()), tmp_path / "m.keras")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations of Keras 3's functional graphs as tf_keras layers: the same function, cloned, reloaded, and in int8."""
+"""Operations of Keras 3's functional graphs as tf_keras layers: same function, cloned, reloaded, and in int8."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tfq.keras_bridge.operations.translate import translate_operation
 from tfq.keras_bridge.untranslatable import Untranslatable
 
 CASES = {**INT8, **FLOAT, **NO_TFLITE}
-# TensorFlow's quantizer is fickle about these where they stand among many: each is converted alone.
+# TensorFlow's quantizer is unreliable for these among many others, so each is converted alone.
 SPLITS = ("split", "split_at", "unstack")
 
 
@@ -61,7 +61,7 @@ def test_a_clone_and_a_reloaded_h5_compute_the_same(twins, images, tmp_path):
 def test_operations_with_int8_kernels_convert_to_full_int8(images):
     together = {name: case for name, case in INT8.items() if name not in SPLITS}
     for group in (together, *({name: INT8[name]} for name in SPLITS)):
-        # On four images of noise, single slices of a few outputs collapse, whose causes and remedies take long to find.
+        # On four images of noise, single slices of a few outputs collapse, and finding causes and remedies takes long.
         converted = tfq.convert(rebuilt(model_of(group))[0], {"image": images}, tfq.ConversionConfig(verify=False))
         report = tfq.audit(converted)
         assert report.scheme == "full_int8" and report.ok, [finding.message for finding in report.failures]
@@ -125,7 +125,7 @@ def test_invalid_data_is_refused_with_advice():
 
 
 def operation_of(function, *args):
-    """The operation that a function of keras.ops puts into a graph, with `args` after a symbolic tensor."""
+    """Return the operation that a function of keras.ops adds to a graph, with `args` after a symbolic tensor."""
     keras = import_keras()
     return function(keras.Input((4,)), *args)._keras_history.operation
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the bridge refuses, with all reasons at once; that its check fails on a wrong twin; the private symbols."""
+"""Refusals of the bridge with all reasons at once; a wrong twin that its check rejects; the private symbols."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights return into the user's model: from the bridged model, a pruned copy, and a quantization-aware one."""
+"""Trained weights return to the user's model: from the bridged model, a pruned copy, and a QAT model."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_a_quantization_aware_copy_returns():
 
 
 def test_weights_of_every_order_return_where_they_came_from():
-    """Each weight is moved by one in the copy, and so must be in the user's model."""
+    """Each weight is changed by one in the copy, and so must be in the user's model."""
     keras, tf_keras = import_keras(), import_tf_keras()
     layers = keras.layers
     inner = keras.Sequential([keras.Input((5, 4)), layers.BatchNormalization(), layers.Conv1D(3, 2), layers.Flatten()])
@@ -140,7 +140,7 @@ def test_a_pair_of_translators_carries_weights_of_another_shape_both_ways():
     keras, tf_keras = import_keras(), import_tf_keras()
 
     class Scaled(keras.layers.Layer):
-        """x times a single number, kept as its logarithm."""
+        """Multiplies x by a single number, stored as its logarithm."""
 
         def build(self, shape):
             self.log_scale = self.add_weight(name="log_scale", shape=())

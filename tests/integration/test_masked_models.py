@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with masks agree with Keras in int8. The oracles are Keras and a plain interpreter."""
+"""Models with masks agree with Keras in int8. Oracles: Keras and a plain interpreter."""
 
 import warnings
 
@@ -88,7 +88,7 @@ def keras_attention():
 
 
 def over_two_axes():
-    """A softmax that is spelled out, as exp(x - log(sum(exp(x)))) with the maximum taken off."""
+    """Return a softmax that is spelled out as exp(x - log(sum(exp(x)))), with the maximum subtracted."""
     keras = import_keras()
     x = keras.Input((4, 4, CHANNELS), name="x")
     mask = np.tril(np.ones((16, 16), bool)).reshape(1, 4, 4, 4, 4)
@@ -148,7 +148,7 @@ def sqnr(expected, got):
 
 
 def ran(model, data):
-    """What an int8 model gives for arrays in real units."""
+    """Return the outputs of an int8 model for arrays of real values."""
     runner = Interpreter(model_content=model).get_signature_runner()
     [output] = runner.get_output_details().values()
     results = []
@@ -169,7 +169,7 @@ def ran(model, data):
 def converted(model, data, **config):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", category=tfq.TfqWarning)
-        # A whole number becomes a float before it is quantized.
+        # An integer becomes a float before it is quantized.
         warnings.filterwarnings("ignore", message=".*CAST.*", category=tfq.TfqWarning)
         return convert_with_record(model, data, tfq.ConversionConfig(num_calibration_samples=COUNT, **config))
 

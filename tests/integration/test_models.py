@@ -17,9 +17,9 @@ KINDS = {"tf_keras": import_tf_keras, "keras": import_keras}
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 
-# Of the models of MLPerf Tiny, what others have counted: 221,794 and, trainable, 23,756 by NXP's eIQ model zoo for VWW
-# and KWS; the layers of the autoencoder by hand: 640 x 128, 6 of 128 x 128, 128 x 8, 8 x 128 and 128 x 640 weights,
-# 8 x 128 + 8 + 640 biases, and 4 numbers for each normalized unit.
+# Published counts of the models of MLPerf Tiny: 221,794 and, trainable, 23,756 by NXP's eIQ model zoo for VWW and KWS.
+# The layers of the autoencoder by hand: 640 x 128, 6 of 128 x 128, 128 x 8, 8 x 128 and 128 x 640 weights, 8 x 128 + 8
+# + 640 biases, and 4 numbers for each normalized unit.
 AUTOENCODER = 2 * 640 * 128 + 6 * 128 * 128 + 2 * 128 * 8 + (8 * 128 + 8 + 640) + 4 * (8 * 128 + 8)
 PUBLISHED = [
     ("resnet8", (32, 32, 3), (10,), 78_666),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that reconstructs its input: trained without labels, compressed, converted, judged by its error."""
+"""A model that reconstructs its input: trained without labels, compressed, converted, evaluated by its error."""
 
 import json
 
@@ -25,7 +25,7 @@ def sounds(n, rng, causes):
 
 
 def data():
-    """(train, test): four causes make what is normal; in the anomalous half of the test others mix in."""
+    """Return (train, test): four causes generate normal examples; half of the test also has others."""
     rng = np.random.default_rng(0)
     causes, others = rng.normal(size=(2, 4, FEATURES))
     normal, odd = sounds(100, rng, causes), sounds(100, rng, causes) + 0.7 * sounds(100, rng, others)

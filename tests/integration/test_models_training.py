@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: deterministic, in either Keras, and clear about what it cannot train."""
+"""The training loop: deterministic in either Keras, with clear errors for models that it cannot train."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_two_processes_with_one_seed_train_the_same_weights_to_the_bit(capsys, m
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", TRAIN_TWICE, "1"]
     fresh = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout.split()
-    # The other one is this process, whatever it has done before.
+    # The other one is this process, in any earlier state.
     monkeypatch.setattr(sys, "argv", ["-c", "7"])
     exec(TRAIN_TWICE, {})
     assert len(fresh) == 2 and capsys.readouterr().out.split() == fresh
@@ -70,7 +70,7 @@ def test_another_seed_trains_other_weights():
         model.set_weights([np.zeros((4, 3)), np.zeros(3)])
         train_model(model, data, None, TrainConfig(epochs=1, batch_size=8), seed=seed)
         trained.append(model.get_weights()[0])
-    # Same start, other order of the batches.
+    # Same initial weights, other order of the batches.
     assert not np.array_equal(*trained)
 
 
@@ -145,7 +145,7 @@ def test_probabilities_and_logits_are_distinguished(kind):
     layers = keras.layers
     assert outputs_probabilities(dense(keras, 3, "softmax")) and outputs_probabilities(dense(keras, 1, "sigmoid"))
     assert not outputs_probabilities(dense(keras, 3)) and not outputs_probabilities(dense(keras, 1))
-    # Sigmoids of several classes are no distribution over them.
+    # Sigmoids of several classes are not a distribution over them.
     assert not outputs_probabilities(dense(keras, 3, "sigmoid"))
     for last in (layers.Softmax(), layers.Activation("softmax")):
         assert outputs_probabilities(keras.Sequential([keras.Input((4,)), layers.Dense(3), last]))

@@ -18,7 +18,7 @@ import pytest
 
 import tfq
 
-# What a user writes; the comment is the error that mypy should give.
+# A user's code; the comment is the error that mypy should report.
 USER = """\
 import types
 from pathlib import Path

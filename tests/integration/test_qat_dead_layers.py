@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantization-aware trained models with layers that output 0: their files load and agree with the trained model."""
+"""QAT models with layers that output 0: their files load and agree with the trained model."""
 
 import numpy as np
 import pytest
@@ -41,6 +41,6 @@ def test_dead_layers_agree_with_the_trained_model_with_and_without_a_dataset(bui
         for dataset in (None, X):
             content = tfq.convert(trained, dataset, tfq.ConversionConfig(verify=False))
             (result,) = run_plainly(content, {"x": X}).values()
-            # One step of the output, where the kernels round another way than fake quantization.
+            # One step of the output, where kernels round differently from fake quantization.
             assert np.ptp(expected) > 20 * result.scale
             assert np.abs(result.values.reshape(expected.shape) - expected).max() <= 1.01 * result.scale

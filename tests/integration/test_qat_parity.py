@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A QAT model and its flatbuffer, layer by layer: what is equal is called equal, and what was damaged is named."""
+"""A QAT model and its flatbuffer, layer by layer: equal layers are reported as equal, and damaged ones are named."""
 
 import importlib
 import json
@@ -23,7 +23,7 @@ from tfq.keras_bridge import import_tf_keras, import_tfmot
 
 @pytest.fixture(scope="module")
 def trained():
-    """(QAT model, its flatbuffer, data)."""
+    """Return (QAT model, its flatbuffer, data)."""
     model = qat_model(small_model(), fit_for(4))
     return model, tfq.convert(model), noise(model, 48)
 
@@ -42,7 +42,7 @@ def test_the_flatbuffer_may_be_a_path(trained, parity, tmp_path):
 
 
 def edited(content, change):
-    """The flatbuffer with `change(graph, values of a tensor's buffer)` done to it, by the schema's own object API."""
+    """Return the flatbuffer after `change(graph, values of a tensor's buffer)`, by the schema's own object API."""
     model = tflite.unpack(content)
     change(model.subgraphs[0], lambda tensor: model.buffers[tensor.buffer])
     return tflite.pack(model, len(content))
@@ -175,7 +175,7 @@ def output_zero_point(layer):
         (one_weight("depthwise"), ["depthwise"]),
         (output_scale("conv"), ["relu"]),
         (output_scale("sum"), ["sum"]),
-        # The bias behind it is in steps of this scale, and so is damaged too.
+        # The bias after it has steps of this scale, so it is damaged too.
         (output_scale("pool", 2), ["pool", "head"]),
         (output_zero_point("depthwise"), ["depthwise"]),
     ],
@@ -193,7 +193,7 @@ def test_a_damaged_layer_is_named_and_it_alone(trained, damage, named):
     if part == "output":
         assert "zero_point" in result.first_departure.departs
     else:
-        # What comes behind computes rightly what it is given, and is wrong all the same.
+        # The following layers compute correctly from wrong inputs, so their outputs are wrong too.
         assert result.layers[-1].agreement < 1
 
 
@@ -224,7 +224,7 @@ def test_a_flatbuffer_with_other_outputs_fails_and_its_layer_is_reported(trained
 
 
 def pooled():
-    """A model whose pooling TFLite rounds to its input's coarse steps, before the fine ones that tfmot trained."""
+    """Return a model whose pooling TFLite rounds to its input's coarse steps, before the finer ones of tfmot."""
     keras = import_tf_keras()
     with deterministic(0):
         image = keras.Input((6, 6, 2), name="image")
@@ -234,7 +234,7 @@ def pooled():
 
 
 def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
-    # tfmot's own scheme, whatever tfq's does about it.
+    # tfmot's own scheme, regardless of tfq's.
     model = import_tfmot().quantization.keras.quantize_model(pooled())
     data = noise(model, 32)
     for layer in model.layers:
@@ -256,7 +256,7 @@ def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
 
 
 def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
-    # Conversion leaves out a bias of zeros and an offset of 0: the tensor is then called after the op before them.
+    # Conversion removes a bias of zeros and an offset of 0: the tensor is then named after the op before them.
     keras = import_tf_keras()
     with deterministic(0):
         image = keras.Input((6, 6, 2), name="image")
@@ -272,7 +272,7 @@ def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
 
 
 def test_a_layer_over_sequences_is_compared_after_its_reshape():
-    """The Dense and the Conv1D reshape behind their products; without a bias the product has the tensor's name."""
+    """The Dense and the Conv1D reshape after their products; without a bias the product has the tensor's name."""
     keras = import_tf_keras()
     with deterministic(0):
         inputs = keras.Input((6, 4))
@@ -281,13 +281,14 @@ def test_a_layer_over_sequences_is_compared_after_its_reshape():
         model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
     x = np.random.default_rng(0).normal(size=(64, 6, 4)).astype(np.float32)
     quantized = untrained_qat_model(model, x / 2)
-    result = qat_parity(quantized, tfq.convert(quantized), x)  # beyond the ranges: what was not rounded was not clipped
+    # The data exceed the ranges: values that were not rounded were not clipped.
+    result = qat_parity(quantized, tfq.convert(quantized), x)
     assert {"dense", "conv"} <= {layer.layer for layer in result.layers if layer.fake_quantized}
     assert result.first_departure is None and result.outputs[0].logit_sqnr_db > 30
 
 
 def test_tensors_in_another_order_than_the_models_are_not_held_against_it():
-    """A dilated convolution cuts its images up, in the model; the flatbuffer swaps axes of a LayerNormalization."""
+    """A dilated convolution splits its images in the model; the flatbuffer swaps axes of a LayerNormalization."""
     keras = import_tf_keras()
     with deterministic(0):
         series = keras.Input((24, 3), name="series")
@@ -319,7 +320,7 @@ def test_other_types_of_inputs_and_outputs_are_the_same_model(trained, parity):
 
 @pytest.fixture(scope="module")
 def joined():
-    """(QAT model with two inputs and a join, its flatbuffer, data). The join has one scale for all that it takes."""
+    """Return (QAT model with two inputs and a join, its flatbuffer, data). All inputs of the join have one scale."""
     keras = import_tf_keras()
     with deterministic(0):
         images = [keras.Input((6, 6, 2), name=name) for name in ("right", "left")]
@@ -367,7 +368,7 @@ def test_data_in_pieces_gives_the_same_as_data_at_once(trained, parity, monkeypa
     for one, whole in zip(result.layers, parity.layers, strict=True):
         messages = [one.layer, one.tensor, one.compared, one.max_lsb, one.departs]
         assert messages == [whole.layer, whole.tensor, whole.compared, whole.max_lsb, whole.departs]
-        # Sums in another order, and kernels of another batch size.
+        # Sums in another order, and kernels for another batch size.
         for name in ("agreement", "mean_lsb", "sqnr_db", "local_max_lsb", "local_mean_lsb", "local_sqnr_db"):
             assert getattr(one, name) == pytest.approx(getattr(whole, name), rel=1e-3, abs=1e-3)
     assert result.outputs[0].disagreements == parity.outputs[0].disagreements and result.notes == ()

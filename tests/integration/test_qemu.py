@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Emulated ARM against this machine. Installs the emulator, as a user does, where it is not installed yet."""
+"""Emulated ARM compared with this machine. Installs the emulator as a user does, if it is missing."""
 
 import dataclasses
 import os
@@ -26,13 +26,13 @@ CPUS = ("cortex-a53", "cortex-a76")
 
 @pytest.fixture(scope="module", autouse=True)
 def emulator():
-    """The installed emulator."""
+    """Return the installed emulator."""
     return sysroot.install()
 
 
 @pytest.fixture(scope="module")
 def counting_emulator(emulator):
-    """The emulator with its plugin. Not every system's QEMU supports plugins; then the emulator must say so."""
+    """Return the emulator with its plugin. A QEMU without plugin support must be reported."""
     help_text = subprocess.run([*emulator.emulator(), "--help"], capture_output=True, text=True).stdout
     if "-plugin" not in help_text:
         assert not emulator.counted_by and "plugin" in emulator.not_counted
@@ -53,7 +53,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def on_arm(digits_model, digits):
-    """An evaluation in the emulator that was asked for latencies."""
+    """Evaluate in the emulator with latencies requested."""
     config = EvaluationConfig(backend="qemu:cortex-a53", limit=64, warmup_runs=5, num_runs=50)
     return evaluate_model(digits_model, digits, config)
 
@@ -63,7 +63,7 @@ def test_arm_is_within_1_lsb_of_x86_on_the_golden_digits_model(cpu, digits_model
     parity = compare_backends(digits_model, digits, "local", f"qemu:{cpu}", 256)
     assert (parity.num_examples, parity.compared) == (256, 2560)
     assert parity.max_abs_error_lsb <= 1
-    # Two runs that computed nothing would differ by nothing: the outputs tell the digits apart.
+    # Two runs that compute nothing would also agree, so check that the outputs distinguish the digits.
     assert evaluate_model(digits_model, digits, EvaluationConfig(num_runs=0)).accuracy > 0.9
 
 
@@ -105,8 +105,8 @@ def test_arm_is_within_1_lsb_of_x86_for_calibrations_and_repairs(asked, golden, 
 
 
 def test_four_bit_weights_round_differently_on_arm_with_equal_classes(golden, digits):
-    # XNNPACK takes no convolution with them; TFLite's own kernels round by the machine, here by one code in the second
-    # layer, which softmax at the end makes more of.
+    # XNNPACK does not run convolutions with them. TFLite's own kernels round depending on the machine, here by one step
+    # in the second layer, which the final softmax magnifies.
     floating = (golden / "digits_float32.tflite").read_bytes()
     config = ConversionConfig(num_calibration_samples=100, int4_layers=("*",), techniques=("gptq", "bias_correction"))
     model = convert_model(floating, digits[0][:100], config)
@@ -198,7 +198,7 @@ def test_instructions_repeat_to_the_instruction_and_do_not_depend_on_the_data(cp
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     second = count_instructions(model, f"qemu:{cpu}", read_test_split(shared, 1))
     assert first.instructions == second.instructions
-    # 12.5 million multiply-accumulates: 16 an instruction at most where there are dot products (a76), 8 elsewhere.
+    # 12.5 million multiply-accumulates: at most 16 per instruction with dot products (a76), 8 otherwise.
     assert 12_501_632 / (16 if cpu == "cortex-a76" else 8) < first.instructions < 12_501_632
     assert (first.cpu, first.total_ops, first.delegated_ops) == (cpu, 16, 14)
 
@@ -244,7 +244,7 @@ def test_a_plugin_built_by_tcc_counts_the_same(counting_emulator, digits_model, 
     monkeypatch.setattr(sysroot, "find", lambda: dataclasses.replace(built, directory=tmp_path))
     with_tcc = count_instructions(digits_model, "qemu:cortex-a53")
     assert "tcc" in with_tcc.by
-    # Another directory is another place in memory for a few of Python's objects.
+    # Another directory changes the memory addresses of a few Python objects.
     assert with_tcc.instructions == pytest.approx(before.instructions, abs=100)
 
 

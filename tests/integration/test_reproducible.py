@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same config and seed give the same flatbuffers, byte for byte, in any process; report.json replays its run."""
+"""The same config and seed give byte-identical flatbuffers in any process; report.json replays its run."""
 
 import json
 

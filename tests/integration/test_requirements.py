@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command that requires something: its record says bound, value and verdict before exit code 1."""
+"""Every command with requirements: its record has bound, value and verdict before exit code 1."""
 
 import json
 
@@ -11,7 +11,7 @@ from tfq.keras_bridge import import_tf_keras
 
 @pytest.fixture
 def asked(tfq_here, tmp_path):
-    """Run a command with --format=json; return its exit code and the `requirements` of what it printed and wrote."""
+    """Run a command with --format=json; return its exit code and the `requirements` it printed and wrote."""
 
     def run(command, *arguments):
         done = tfq_here(command, *arguments, f"--out={tmp_path / 'out'}", "--format=json")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The search for an int8 model within a budget: on the digits, and on a model that one scale cannot serve."""
+"""The search for an int8 model within a budget: on the digits, and on a model that needs more than one scale."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ SPLITS = [tfq.load_split(tfq.DataConfig(source="digits"), split) for split in ("
 
 
 def made_hard(model: bytes) -> bytes:
-    """The same function with two channels between its layers 1,024 times as large."""
+    """Return the same function with two channels between its layers 1,024 times as large."""
     edited = tflite.unpack(model)
     for pair in find_pairs(edited, tflite.read(model)):
         factors = np.ones(pair.channels)
@@ -63,7 +63,7 @@ def test_a_hard_model_is_searched_until_its_channels_are_even(tmp_path):
     assert result.holds and "cross_layer_equalization" in result.chosen.candidate.techniques
     assert result.candidates[0].against_float.difference < -0.1
     assert len(lines) == len(result.candidates) > 2
-    # The test split, which nothing was chosen by, says the same, and that it is no chance.
+    # The test split, which did not influence the choice, gives the same result, and it is significant.
     evaluated = tfq.evaluate(result.content, SPLITS[2], tfq.EvaluationConfig(num_runs=0))
     assert evaluated.accuracy == pytest.approx(result.test_accuracy)
     assert not result.test_against_plain.is_noise and result.test_against_plain.low > 0.1
@@ -158,7 +158,7 @@ def test_a_collapsed_candidate_never_keeps_the_budget(tmp_path):
 
     first = result.candidates[0]
     assert first.collapsed and not result.chosen.collapsed
-    # With a budget that it keeps, its verification alone rules it out.
+    # It satisfies the budget and is excluded only by its verification.
     kept = dataclasses.replace(first, against_float=result.chosen.against_float)
     judged = _judged(kept, budget(max_accuracy_drop=0.5))
     assert all(requirement.holds for requirement in judged.requirements)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain Python program that uses tfq gets no line of TensorFlow's C++, and nothing else that it did not ask for."""
+"""A plain Python program that uses tfq prints no line of TensorFlow's C++ and nothing else that was not requested."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# Labels and images of two classes, a model that tells them apart, and a loop that trains without output.
+# Labels and images of two classes, a model that distinguishes them, and a loop that trains without output.
 PREPARE = """
 import numpy as np
 import tfq
@@ -73,7 +73,7 @@ for trained in (model, tfq.to_tf_keras(model).model):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run a program as a user does, with a saved model as its argument and TensorFlow's log level as it comes."""
+    """Run a program as a user does, with a saved model as its argument and TensorFlow's default log level."""
     model = tmp_path_factory.mktemp("session") / "model.keras"
 
     def run(program, **variables):
@@ -92,7 +92,7 @@ def run(tmp_path_factory):
     ids=["verify", "compress", "callbacks", "train"],
 )
 def test_a_program_that_uses_tfq_gets_no_output(program, run):
-    # Advice about the data comes as a warning of tfq, which is output that is wanted.
+    # Advice about the data is a warning of tfq, which is requested output.
     quiet = "import warnings\nwarnings.simplefilter('ignore', tfq.TfqWarning)\n"
     done = run(quiet + program)
     assert done.returncode == 0, done.stderr

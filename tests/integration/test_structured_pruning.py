@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter pruning: a smaller model that computes what the given one does without the removed filters, or no model."""
+"""Filter pruning: a smaller model that computes what the input model does without the removed filters, or no model."""
 
 import json
 
@@ -24,7 +24,7 @@ def config(**fields):
 
 
 def built(build, *shapes, name="small"):
-    """A model of build(layers, *inputs) -> output, whose weights and statistics are all different from each other."""
+    """Return a model of build(layers, *inputs) -> output whose weights and statistics are all different."""
     keras = import_tf_keras()
     with deterministic(0):
         inputs = [keras.Input(shape, name=f"input{at}") for at, shape in enumerate(shapes)]
@@ -36,9 +36,9 @@ def built(build, *shapes, name="small"):
 
 
 def by_hand(model, kept, zeroed):
-    """`model` with all but kept[layer] of the last axis of its weights zero, for each layer.
+    """Return `model` with the last axis of each layer's weights zero except at kept[layer].
 
-    zeroed: of which weights, where not of all. An oracle of its own: places and axes are written down in the test.
+    zeroed: the weights to change, if not all. An independent oracle: the test lists positions and axes.
     """
     copy = import_tf_keras().models.clone_model(model)
     copy.set_weights(model.get_weights())
@@ -53,7 +53,7 @@ def by_hand(model, kept, zeroed):
 
 
 def places_left(small, given, name, weight=-1):
-    """Which places of a layer's last axis stayed, told by values that are all different."""
+    """Return the positions of a layer's last axis that stayed, identified by values that are all different."""
     after, before = small.get_layer(name).get_weights()[weight], given.get_layer(name).get_weights()[weight]
     return [int(np.flatnonzero(before == value)[0]) for value in after]
 
@@ -287,7 +287,7 @@ def test_multiply_adds_are_those_of_the_layers_formulas():
 def fit(model, callbacks):
     x = RNG.normal(size=(32, *model.input_shape[1:])).astype("float32")
     loss = import_tf_keras().losses.SparseCategoricalCrossentropy(from_logits=True)
-    # Eagerly: TensorFlow traces a step of quantization-aware training for longer than four of them take.
+    # Eager, because TensorFlow traces a QAT step for longer than four of them take.
     model.compile("adam", loss, run_eagerly=True)
     model.fit(x, np.arange(32) % 3, batch_size=8, epochs=1, verbose=0, callbacks=callbacks)
 
@@ -363,7 +363,7 @@ def test_the_small_model_learns_from_the_original_model():
     model = built(residual, (16, 16, 3))
     first, *_, last = distances(1.0)
     assert last < first
-    # Of the labels alone it does not come as near.
+    # Learning only from the labels does not get as close.
     assert last < distances(0.0)[-1]
     other = built(residual, (16, 16, 3))
     other.set_weights([weight / 2 for weight in model.get_weights()])

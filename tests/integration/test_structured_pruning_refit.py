@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layers behind removed filters make of the channels that stay."""
+"""Refitting the layers after removed filters to the remaining channels."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def outputs(model):
 def test_what_twins_of_removed_filters_still_say_is_not_lost():
     model = convolutional()
     kernel, bias = model.get_layer("first").get_weights()
-    # The last four are the first four, a little weaker: those are removed, and nothing is gone with them.
+    # The last four are the first four, slightly weaker: they are removed, and no information is lost.
     kernel /= np.abs(kernel).sum((0, 1, 2))
     kernel[..., 4:], bias[4:] = 0.9 * kernel[..., :4], 0.9 * bias[:4]
     model.get_layer("first").set_weights([kernel, bias])
@@ -60,7 +60,7 @@ def test_kernel_and_bias_are_those_of_least_squares(second):
     small = result.model
     seen = keras.Model(small.inputs, small.get_layer("first").output).predict(IMAGES, verbose=0)
     expected = keras.Model(model.inputs, model.get_layer("second").output).predict(IMAGES, verbose=0)
-    # The oracle: an unknown for each weight of one filter, its column what the layer gives for that weight alone.
+    # Oracle: one unknown for each weight of a filter; its column is the layer's output for that weight alone.
     probe = small.get_layer("second")
     fit_weights = [np.array(weight) for weight in probe.get_weights()]
     columns = []

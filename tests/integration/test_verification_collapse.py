@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a conversion says of a model whose int8 form lost its information. The oracle is Keras and an interpreter."""
+"""The report of a conversion whose int8 model lost its information. Oracles: Keras and an interpreter."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from tfq.errors import TfqWarning, VerificationError
 
 
 def converted(model, samples, **settings):
-    """The conversion, and the warnings of its verification."""
+    """Return the conversion and the warnings of its verification."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = convert_with_record(model, samples, tfq.ConversionConfig(**settings))
@@ -21,7 +21,7 @@ def converted(model, samples, **settings):
 
 
 def interpreted(content: bytes, samples: np.ndarray) -> np.ndarray:
-    """Real outputs of the first output, by an interpreter that is fed here."""
+    """Return real values of the first output, by an interpreter that is fed here."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=content, num_threads=1)
@@ -58,7 +58,7 @@ def test_scores_that_a_join_with_boxes_makes_constant_are_named(keras, scores):
     model, samples = faulty_models.detector(keras, scores)
     result, messages = converted(model, samples)
 
-    # The oracle: all scores are one value, though the whole output looks right.
+    # Oracle: all scores have one value, although the complete output looks correct.
     floats, values = model.predict(samples, verbose=0), interpreted(result.content, samples)
     assert np.unique(values[..., 4:]).size == 1 and decibels(floats, values) > 30
     (problem,) = result.verification.collapsed
@@ -158,7 +158,7 @@ def test_weights_alone_are_verified_on_given_examples(keras):
 
 
 def test_ranges_of_other_data_are_found(keras, tmp_path):
-    """Ranges of a file that clip everything: the samples that are given along show it."""
+    """Ranges of a file that clip everything are detected with the samples that are passed along."""
     model, samples = faulty_models.classifier(keras)
     first, _ = converted(model, samples / 50)
     first.ranges.save(tmp_path / "ranges.json")
@@ -171,7 +171,7 @@ def test_ranges_of_other_data_are_found(keras, tmp_path):
 
 
 def test_masked_log_softmax_is_not_a_collapse(keras):
-    """Classes that a mask excludes have a logarithm of -1e9 in float, and of -16 in int8."""
+    """Classes excluded by a mask have a logarithm of -1e9 in float, and of -16 in int8."""
     model, samples = faulty_models.masked_log_softmax(keras)
     result, messages = converted(model, samples, num_calibration_samples=len(samples))
 

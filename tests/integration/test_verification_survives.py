@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verification that cannot be made is a warning, or a note: the conversion is returned in every case."""
+"""A verification that cannot run is a warning or a note: the conversion is returned in every case."""
 
 import contextlib
 import warnings
@@ -21,7 +21,7 @@ VECTORS = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
 
 
 def converted(model, data, **settings):
-    """The conversion, and its warnings."""
+    """Return the conversion and its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = convert_with_record(model, data, tfq.ConversionConfig(**settings))
@@ -91,7 +91,7 @@ def test_a_collapse_is_reported_where_its_op_cannot_be_located(monkeypatch):
 
 
 def of_one_op(name, output, inputs=(), options=None, shape=(1, 4)):
-    """A flatbuffer of the input x, one op and the output y."""
+    """Return a flatbuffer of the input x, one op and the output y."""
     tensors = {"x": T("float32", shape), **{f"t{place}": item for place, item in enumerate(inputs)}, "y": output}
     call = Call(name, ["x", *(f"t{place}" for place in range(len(inputs)))], ["y"], options)
     return build(tensors, [call], ["x"], ["y"])
@@ -112,7 +112,7 @@ def scalar():
 
 
 def of_any_size():
-    """The positions of positive values: as many rows as there are."""
+    """Return the positions of positive values: as many rows as there are."""
     tensors = {"x": T("float32", (1, 4)), "zero": constant(np.zeros((1, 4))), "positive": T("bool", (1, 4))}
     tensors["y"] = T("int64", (0, 2))
     ops = [Call("GREATER", ["x", "zero"], ["positive"]), Call("WHERE", ["positive"], ["y"])]
@@ -120,7 +120,7 @@ def of_any_size():
 
 
 def passed_on():
-    """An input that is an output as well."""
+    """Return an input that is also an output."""
     tensors = {"x": T("float32", (1, 4)), "y": T("float32", (1, 4))}
     return build(tensors, [Call("TANH", ["x"], ["y"])], ["x"], ["y", "x"])
 
@@ -139,7 +139,7 @@ ROWS = np.where(np.arange(24)[:, None] % 4 > np.arange(4), 1, -1).astype(np.floa
 
 @pytest.mark.parametrize(("data", "state"), [(ROWS, "runs"), (-np.abs(VECTORS), "not tried")], ids=["rows", "no rows"])
 def test_an_output_of_data_dependent_size_is_not_a_collapse(data, state):
-    """The interpreter refuses to read an output without rows, of the float model as well."""
+    """The interpreter refuses to read an output without rows, in the float model too."""
     result, _ = converted(of_any_size(), data, scheme="dynamic_range")
 
     assert result.verification.execution.state == state

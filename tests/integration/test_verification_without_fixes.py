@@ -33,7 +33,7 @@ from tfq.ptq import causes
 FLOATING = (Path(__file__).resolve().parent.parent / "golden" / "digits_float32.tflite").read_bytes()
 
 Switches = dict[str, Callable[..., Any]]
-# Where a fix is called -> what does nothing in its place.
+# Where a fix is called -> the replacement that does nothing.
 MASKS: Switches = {
     "tfq.conversion.quantize.bound_and_check_masks": lambda model, ranges, *rest: BoundedMasks(
         model=model, ranges=dict(ranges)
@@ -72,7 +72,7 @@ class Fault:
 
 
 def sums_of_opposites() -> Any:
-    """An ADD whose output is 0 on all data, though its inputs are not."""
+    """Return an ADD whose output is 0 on all data, although its inputs are not."""
     layers = import_keras().layers
     x = smooth((8,)) * np.float32(50)
     return functional({"a": x, "b": -x}, lambda a, b: [layers.Dense(3)(a), layers.Add()([a, b])])
@@ -204,7 +204,7 @@ def converted(model: Any, samples: Any, **settings: Any) -> Any:
 
 
 def is_right(source: Traced, content: bytes) -> bool:
-    """Whether a plain interpreter runs the file, and agrees with Keras."""
+    """Check whether a plain interpreter runs the file, and agrees with Keras."""
     try:
         worst, faults = compared(source, run_plainly(content, source.compared))
     except DoesNotRun:
@@ -230,7 +230,7 @@ def test_a_fault_is_caught_and_named_without_its_fix(name):
 
 
 def plainly(content: bytes, samples: np.ndarray) -> np.ndarray:
-    """The only output of a file with one input."""
+    """Return the only output of a file with one input."""
     (name,) = tflite.read(content).input_names
     (output,) = run_plainly(content, {name: samples}).values()
     return output.values
@@ -282,12 +282,12 @@ def test_ranges_that_clip_are_caught(tmp_path):
     assert sqnr_db(expected, plainly(fixed.content, images())) > 20 and fixed.verification.ok
     assert sqnr_db(expected, plainly(result.content, images())) < 20
     (problem,) = result.verification.collapsed
-    # The input is clipped already; the first op reads it.
+    # The input is already clipped; the first op reads it.
     assert (problem.kind, problem.op_index, problem.cause) == ("low_sqnr", 0, causes.CLIPPED)
 
 
 def root_of(offset: int) -> bytes:
-    """sqrt(x), computed in float from quantized values that an op before has shifted by `offset` steps."""
+    """Return sqrt(x), computed in float from quantized values that an earlier op has shifted by `offset` steps."""
     scale, shape = 0.01, (1, 4)
     tensors = {
         "x": T("int8", shape, scale, -128),

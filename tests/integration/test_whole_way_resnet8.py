@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLPerf Tiny's trained ResNet8 from its .h5 to int8, on all of CIFAR-10's test records, against published numbers."""
+"""MLPerf Tiny's trained ResNet8 from .h5 to int8, on CIFAR-10's whole test split, compared with published numbers."""
 
 import warnings
 
@@ -21,7 +21,7 @@ def test_split(data):
 
 @pytest.fixture(scope="module")
 def flatbuffers(shared, data):
-    """(float32, PTQ int8) of one trace."""
+    """Return (float32, PTQ int8) from one trace."""
     traced = tfq.trace(tfq.load_model(shared / "models" / "mlperf_tiny_resnet8_cifar10.h5"))
     with warnings.catch_warnings():
         warnings.simplefilter("error", tfq.TfqWarning)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run into a small tmpfs: exit 3 with its reason, nothing lost, and with more room it goes on to the same end."""
+"""A run on a small full tmpfs: exit code 3 with the reason, nothing lost, and it resumes with the same result."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ from killed_runs import SETTINGS, check_nothing_is_half_written, finish, flatbuf
 pytestmark = pytest.mark.slow
 
 PLAIN = ("--nocompression.prune", "--nocompression.qat")
-# Each is too small for another stage; the last is enough.
+# Each is too small for another stage; the last is large enough.
 SIZES = ("48k", "200k", "330k", "64m")
 
-# In a mount namespace of its own: the tmpfs is gone with the process, whatever happens.
+# In a separate mount namespace: the tmpfs disappears with the process in any case.
 SCRIPT = r"""
 set -u
 out=$1; shift

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kill -9 at every boundary between two stages, and at twelve random moments; then the run goes on to the same end."""
+"""kill -9 at every boundary between two stages and at twelve random moments; the run resumes with the same result."""
 
 import json
 import random
@@ -25,7 +25,7 @@ RANDOM_KILLS = 12
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """(flatbuffers, record, seconds) of a run that nobody disturbed."""
+    """Return (flatbuffers, record, seconds) of an undisturbed run."""
     out, begin = tmp_path_factory.mktemp("whole"), time.monotonic()
     finish(start(out))
     seconds = time.monotonic() - begin
@@ -35,7 +35,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def check_same_end(out, uninterrupted):
-    """The flatbuffers are the same to the byte, and the record tells the same but for times."""
+    """Check that the flatbuffers are byte-identical and that the records agree except for times."""
     whole, record, _ = uninterrupted
     assert flatbuffers(out) == whole
     again = json.loads((out / "report.json").read_text())
@@ -63,7 +63,7 @@ def test_a_run_killed_at_any_stage_boundary_ends_the_same(uninterrupted, tmp_pat
         check_nothing_is_half_written(tmp_path, whole)
     assert run.returncode == 0, run.communicate()[0]
     built = [stage for stage in record["stages"] if not stage["skipped"]]
-    # On a busy machine a stage may end before the kill for the one before it has come through.
+    # On a busy machine a stage may end before the kill at the end of the previous one arrives.
     assert len(built) - 3 <= boundaries <= len(built)
     again = check_same_end(tmp_path, uninterrupted)
     assert all(stage["resumed"] for stage in again["stages"] if not stage["skipped"])
@@ -89,7 +89,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(uninterrupted, t
 
 
 def test_fresh_forgets_what_is_there(uninterrupted, tmp_path):
-    # The smallest thing to make twice: no compression.
+    # The smallest work to do twice: no compression.
     plain = ("--nocompression.prune", "--nocompression.qat")
     finish(start(tmp_path, *plain))
     finish(start(tmp_path, *plain, "--fresh"))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bridge that makes a mistake: what tests of its check share."""
+"""A bridge with a mistake, shared by tests of its check."""
 
 from tfq.keras_bridge import bridge
 
 
 def copy_wrongly(monkeypatch, layer):
-    """From here on the bridge copies the weights of the layer of this name one percent too large."""
+    """Make the bridge copy the weights of the layer of this name one percent too large from now on."""
     real = bridge.copy_weights
 
     def wrong(theirs, translation, where):

@@ -245,7 +245,7 @@ def mean_offset(model, layer):
 
 
 def spoilt(model):
-    """Return a model whose errors in the weights of conv2 all have the same sign, as coarse rounding may cause."""
+    """Add an error of the same sign to all weights of conv2, as coarse rounding may cause."""
     buffer, quantized = constant(model, "conv2", 1)
     buffer.data = np.clip(quantized + 4, -127, 127).astype(np.int8).reshape(-1).view(np.uint8)
 
