@@ -45,7 +45,7 @@ def copied(model):
     return clone
 
 
-def test_a_model_that_is_well_calibrated_is_accused_of_none_of_them(trained):
+def test_a_well_calibrated_model_has_none_of_these_findings(trained):
     result = findings(trained)
     assert not {"ranges_too_narrow", "ranges_too_wide", "unequal_join", "gate_collapse", "collapse"} & result.keys()
 

@@ -83,7 +83,7 @@ def test_only_the_logarithm_of_a_log_power_front_end_is_named():
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softmax"])
-def test_a_join_of_pixels_and_scores_is_named_through_the_requantizing_op(activation):
+def test_a_join_is_named_through_the_requantizing_op(activation):
     import keras
 
     layers = keras.layers

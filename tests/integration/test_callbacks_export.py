@@ -58,7 +58,7 @@ def spoiling(keras):
 
 
 @pytest.mark.parametrize("keras", BOTH)
-def test_the_best_epoch_by_a_value_of_int8_is_what_stands_there(keras, digits, tmp_path):
+def test_the_exported_file_is_the_best_int8_epoch(keras, digits, tmp_path):
     train, val = digits
     keras = keras()
     path = tmp_path / "best.tflite"
@@ -171,7 +171,7 @@ def exports(digits, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(len(SCRIPTS)))
-def test_it_writes_when_the_value_is_better_than_ever_and_only_then(number, exports):
+def test_it_writes_only_when_the_value_improves(number, exports):
     assert exports[number].epochs == SCRIPTS[number][2]
 
 

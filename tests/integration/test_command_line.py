@@ -377,7 +377,7 @@ def test_convert_audits_against_the_types_that_were_asked_for(tfq_here, work, np
     assert record["sha256"]["model"]
 
 
-def test_a_run_refuses_before_any_work_what_it_would_have_to_ignore(tfq_here, work, trained):
+def test_a_run_refuses_settings_that_it_would_ignore(tfq_here, work, trained):
     out = work / "refused"
     model = ["run", f"--model={trained['two.h5']}", "--data=digits", f"--out={out}"]
     for ignored in (

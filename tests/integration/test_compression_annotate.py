@@ -298,7 +298,7 @@ def test_learned_ranges_are_those_of_the_flatbuffer():
         assert any(scale == pytest.approx(width / 255, rel=1e-3) for scale in scales), name
 
 
-def test_kernels_have_a_scale_for_each_channel_depthwise_and_dense_ones_too():
+def test_all_kinds_of_kernels_have_a_scale_per_channel():
     _, _, quantized = prepared(of_convnext)
     channels = {
         layer.name: tuple(next(w for w in layer.weights if w.name.endswith("kernel_max:0")).shape)

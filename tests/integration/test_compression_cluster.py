@@ -184,7 +184,7 @@ def test_zeros_of_a_pruned_model_stay_and_are_one_cluster():
     assert measure_sparsity(clustered)["conv"] >= measure_sparsity(pruned)["conv"] >= 0.5
 
 
-def test_qat_keeps_what_has_one_value_together_and_lets_the_values_move():
+def test_qat_keeps_clusters_together_and_lets_their_values_move():
     model = uneven_norms(small_model())
     clustered = cluster_model(model, fit_for(), ClusterConfig(number_of_clusters=6, layers=("conv",)))
     trained = qat_model(clustered, fit_for(2), calibration=noise(model))

@@ -141,7 +141,7 @@ def test_layers_of_a_qat_model_are_addressed_by_their_original_names():
     assert "distillation_layers_loss" in seen
 
 
-def test_a_pattern_of_layers_that_cannot_be_compared_is_refused_with_why():
+def test_a_pattern_of_incomparable_layers_is_refused_with_the_reason():
     keras = import_tf_keras()
     image = keras.Input((4,))
     wider = keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Dense(6, name="hidden")(image)))
@@ -205,7 +205,7 @@ def test_qat_with_distillation_moves_the_student_towards_the_teacher(tmp_path):
     np.testing.assert_array_equal(np.asarray(load_model(tmp_path / "near.h5")(x)), np.asarray(near(x)))
 
 
-def test_pruning_draws_the_student_to_the_teacher_and_leaves_nothing_of_it():
+def test_pruning_with_distillation_leaves_nothing_of_the_teacher():
     model, teacher, x, fit = lesson()
     config = PruneConfig(distillation=DistillationConfig(enabled=True, weight=1.0), end_step=8, frequency=1)
     near = prune_model(model, fit, config, teacher=teacher)
@@ -238,7 +238,7 @@ def test_several_teachers_use_mean_distance_and_layers_of_the_first():
     np.testing.assert_allclose(model.get_weights()[3], bias - 0.1 * gradient.sum(axis=0), rtol=1e-3, atol=1e-5)
 
 
-def test_a_training_loop_that_does_not_see_the_teacher_is_an_error():
+def test_a_training_loop_that_ignores_the_teacher_is_an_error():
     def fit(model, callbacks):
         keras = import_tf_keras()
         fit_briefly(keras.Model(model.inputs, model.outputs), callbacks)

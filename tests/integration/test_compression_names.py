@@ -180,7 +180,7 @@ def test_a_qat_file_has_the_signature_of_the_post_training_one(keras, build):
     assert layers == tflite.read_metadata(tfq.convert(start, IMAGES, UNVERIFIED))["keras_layers"]
 
 
-def test_layers_of_a_qat_file_are_kept_float_by_the_users_names():
+def test_user_names_keep_layers_of_a_qat_file_float():
     quantized = untrained_qat_model(_layer_named_as_a_wrapper(import_tf_keras()), IMAGES)
     content = tfq.convert(quantized, IMAGES, ConversionConfig(float_layers=("quant_boxes",), verify=False))
     floating = [op.keras_layer for op in tflite.read(content).main_subgraph.ops if op.name == "FULLY_CONNECTED"]

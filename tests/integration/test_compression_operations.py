@@ -96,7 +96,7 @@ def test_a_value_read_through_two_choices_keeps_its_range():
     assert known[0, inner] == known[0, outer] == (-1.0, 1.0)
 
 
-def test_what_a_choice_is_left_with_holds_the_numbers_that_it_gives():
+def test_the_range_of_a_choice_covers_its_outputs():
     ops = import_keras().ops
     inputs = import_keras().Input(SHAPE)
     x = ops.tanh(inputs)

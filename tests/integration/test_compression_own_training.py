@@ -107,7 +107,7 @@ def test_without_the_class_the_training_would_be_another_one(step, module, monke
     assert abs(head_bias(step(Counting(0.5, **ends()), fit)) - STEPS * 0.5).min() > 0.5
 
 
-def test_a_sequential_subclass_and_one_with_a_nested_model_keep_their_class():
+def test_sequential_subclasses_and_nested_models_keep_their_class():
     model = Sequence([keras.Input((6, 6, 1)), keras.layers.Flatten(), keras.layers.Dense(3, name="head")])
     model.step, model.head, model.tracker = 1.0, model.layers[-1], keras.metrics.Mean(name="tracked")
     # With a teacher, another class that trains it surrounds the model's own.
@@ -132,7 +132,7 @@ def test_training_code_of_keras_3_is_refused_before_training(step):
         step(bridged.model, lambda model, callbacks: pytest.fail("trained"))
 
 
-def test_a_bridged_model_in_a_tf_keras_class_is_trained_by_it():
+def test_a_tf_keras_class_trains_a_bridged_model():
     bridged = tfq.to_tf_keras(OfKeras3(**ends(keras3))).model
     trained = prune(Counting(0.25, inputs=bridged.input, outputs=bridged.output), fit)
     np.testing.assert_allclose(head_bias(trained), STEPS * 0.25, atol=1e-6)

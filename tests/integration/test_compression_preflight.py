@@ -49,7 +49,7 @@ def test_a_nested_keras_3_model_is_reported_by_its_own_names():
     assert rows["head"].kind == "Dense"
 
 
-def test_what_the_bridge_cannot_take_is_a_row_and_not_an_exception():
+def test_an_unsupported_layer_is_a_row_and_not_an_exception():
     keras = import_keras()
 
     class Odd(keras.layers.Layer):

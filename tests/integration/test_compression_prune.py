@@ -159,7 +159,7 @@ def test_several_calls_of_fit_go_on_where_they_stopped():
     assert measure_sparsity(prune_model(small_model(), fit, PruneConfig(end_step=20)))["conv"] == 0.5
 
 
-def test_a_fit_that_forgets_the_callbacks_is_an_error_that_says_so():
+def test_a_fit_without_the_callbacks_is_an_error():
     with refused(TfqError, field="fit", expected="a fit that passes on the callbacks"):
         prune_model(small_model(), lambda model, callbacks: fit_for(1)(model, []))
 

@@ -195,7 +195,7 @@ def test_of_probabilities_the_logits_count():
     }
 
 
-def test_sensitivity_leaves_the_model_as_it_is_and_wants_examples_that_differ():
+def test_sensitivity_keeps_the_model_and_needs_different_examples():
     model = dense_model(6, 4)
     before = model.get_weights()
     sensitivity(model, examples(model), (0.5,))
@@ -208,7 +208,7 @@ def test_sensitivity_leaves_the_model_as_it_is_and_wants_examples_that_differ():
         sensitivity(model, examples(model), (0.5, 0.25))
 
 
-def test_by_sensitivity_the_layers_differ_and_all_of_them_have_final_sparsity():
+def test_by_sensitivity_layers_differ_and_together_reach_final_sparsity():
     model = dense_model(24, 12, 4)
     weights = model.get_layer("d1").get_weights()
     # Most of d1 is almost zero, so it can be pruned without harm.
@@ -241,7 +241,7 @@ def sequence_model():
         return keras.Model(ids, layers.TimeDistributed(layers.Dense(3), name="each")(x))
 
 
-def test_masks_attention_recurrence_and_shared_layers_are_pruned_without_changing_the_function():
+def test_models_with_masks_attention_and_recurrence_can_be_pruned():
     model = sequence_model()
     pruned = prune_model(model, fit, PruneConfig(final_sparsity=0.5))
     assert measure_sparsity(pruned) == dict.fromkeys(("embedding", "attention", "shared", "both", "each"), 0.5)

@@ -33,7 +33,7 @@ def quantized(pruned):
     return qat_model(pruned, fit_for(2))
 
 
-def test_every_layer_is_wrapped_and_the_given_model_stays_as_it_is():
+def test_every_layer_is_wrapped_and_the_input_model_is_unchanged():
     model = small_model()
     before, nodes = model.get_weights(), [len(layer.inbound_nodes) for layer in model.layers]
     quantized = qat_model(model, fit_briefly)

@@ -36,7 +36,7 @@ def images(n=40, spread=1.0):
     return np.random.default_rng(1).normal(0, spread, size=(n, 6, 6, 2)).astype("float32")
 
 
-def test_ranges_are_minimum_and_maximum_of_the_float_model_over_all_batches():
+def test_ranges_are_the_float_models_over_all_batches():
     keras, model, x = import_tf_keras(), small_model(), images(40, spread=50.0)
     quantized = qat.quantized(model).model
     assert calibrate_ranges(quantized, x, 40) == 2
@@ -67,7 +67,7 @@ def test_no_weight_and_no_quantizer_is_changed_by_calibration():
     assert [place.quantizer for place in tfmot_symbols.activation_quantizers(quantized)] == quantizers
 
 
-def test_calibration_takes_arrays_dicts_and_splits_and_no_more_than_the_steps():
+def test_calibration_accepts_arrays_dicts_and_splits_up_to_the_limit():
     x = images(40)
     x[10:] *= 100
     split = Split(name="train", inputs={"image": x}, labels=None, source="arrays")
@@ -85,7 +85,7 @@ def test_calibration_data_that_does_not_fit_is_refused():
         calibrate_ranges(quantized, {"picture": np.zeros((4, 6, 6, 2), np.float32)}, 4)
 
 
-def test_activations_that_are_not_finite_are_an_error_that_names_the_layer():
+def test_non_finite_activations_are_an_error_with_the_layer():
     quantized = qat.quantized(small_model()).model
     kernel = next(w for w in quantized.get_layer("quant_depthwise").weights if "depthwise_kernel:" in w.name)
     kernel.assign(kernel * 0 + 3e38)
@@ -188,7 +188,7 @@ def test_both_ranges_of_one_quantizer_start_at_the_first_batch():
     assert all(-0.5 < low < 0 < high < 0.5 for low, high in ranges_of(quantized)["quant_gelu"])
 
 
-def test_without_calibration_ranges_are_those_of_the_data_after_a_few_steps():
+def test_without_calibration_ranges_fit_the_data_after_few_steps():
     # tfmot's own start at [-6, 6]; activations for inputs around 100 are far beyond.
     model = small_model()
     quantized = qat_model(model, fit_for(spread=100.0))
@@ -236,7 +236,7 @@ def dead(bias=-1e3):
     return model
 
 
-def test_a_dead_layer_has_a_range_that_xnnpack_takes_and_is_named():
+def test_a_dead_layer_is_named_and_has_a_valid_range():
     model, x = dead(), images(64)
     with warned("quant_dead"):
         quantized = untrained_qat_model(model, x)

@@ -291,7 +291,7 @@ def test_loops_and_stateful_layers_are_refused_by_name():
             tfq.convert(stateful, np.ones((8, 4, 3), np.float32), tfq.ConversionConfig(scheme=scheme))
 
 
-def test_an_unrolled_lstm_is_full_int8_and_the_same_bytes_every_time():
+def test_an_unrolled_lstm_is_full_int8_and_reproducible():
     """For these bytes, TensorFlow's quantizer alone left a SPLIT of the gates in float every third time."""
     keras = import_tf_keras()
     keras.utils.set_random_seed(0)

@@ -67,7 +67,7 @@ def test_a_layer_may_have_a_separate_method():
     assert {item.layer for item in ranges.tensors.values() if item.method == "mse"} == {"conv2"}
 
 
-def test_one_wrong_sample_in_hundreds_costs_the_others_nothing_and_is_named():
+def test_one_wrong_sample_in_hundreds_is_left_out_and_named():
     wrong = IMAGES[:200].copy()
     wrong[41] *= 255  # as if it had not been scaled
     settings = {"num_calibration_samples": 200, "calibration": tfq.CalibrationConfig(method="percentile")}
@@ -162,7 +162,7 @@ def main_with(*arguments):
         sys.argv = before
 
 
-def test_ranges_that_the_script_kept_give_the_same_model_again_without_data(tmp_path, capfd):
+def test_saved_ranges_give_the_same_model_without_data(tmp_path, capfd):
     first = ["convert", f"--model={FLOATING}", "--data=digits", f"--out={tmp_path / 'one'}", "--calibration.method=mse"]
     assert script(*first, "--techniques=cross_layer_equalization") == 0
     record = json.loads((tmp_path / "one" / "convert.json").read_text())

@@ -213,7 +213,7 @@ def test_a_dead_slice_of_an_input_has_the_scale_of_the_input(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
-def test_recurrent_layers_after_masking_run_where_steps_are_padding_in_all_samples(library, cell):
+def test_recurrent_layers_run_if_some_steps_are_always_padding(library, cell):
     layers = pytest.importorskip(library).layers
     samples = np.random.default_rng(0).normal(size=(40, 8, 6)).astype("float32").cumsum(1) * 0.4
     for number, sample in enumerate(samples):

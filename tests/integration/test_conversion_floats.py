@@ -126,7 +126,7 @@ def test_a_sigmoid_whose_readers_agree_is_not_copied():
     assert with_separate_scales(content) is content
 
 
-def test_an_op_without_an_int8_form_is_warned_of_unless_asked_for():
+def test_an_op_without_int8_form_causes_a_warning_unless_requested():
     ops, layers = import_keras().ops, import_keras().layers
     model = scores_next_to_features(lambda x: layers.Conv2D(2, 1, name="end")(ops.sin(x)))
     with warned("SIN") as caught:

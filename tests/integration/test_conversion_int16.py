@@ -127,7 +127,7 @@ def test_scatter_in_int16_does_not_run(monkeypatch):
     assert sqnr(model, converted(model)) is None
 
 
-def test_float_ops_of_int16x8_are_named_by_a_warning_and_the_audit():
+def test_a_warning_and_the_audit_name_float_ops_of_int16x8():
     with pytest.warns(TfqWarning) as caught:
         content = converted(model_of("selected"))
     assert any("GREATER" in str(item.message) for item in caught)

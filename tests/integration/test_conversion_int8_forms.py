@@ -117,7 +117,7 @@ def test_an_open_batch_stays_open_where_parts_are_cut_out(block):
     np.testing.assert_array_equal(ran(rewritten, images(5)), ran(floating, images(5)))
 
 
-def test_a_file_with_operators_in_the_old_field_alone_is_rewritten_too():
+def test_a_file_with_only_old_operator_fields_is_rewritten():
     edited = tflite.unpack(converted(model_of(squared), None, scheme="float32"))
     for code in edited.operatorCodes:
         code.deprecatedBuiltinCode, code.builtinCode = code.builtinCode, 0
@@ -267,7 +267,7 @@ def test_a_minimum_that_alone_reads_its_input_keeps_the_narrow_range():
 
 
 @pytest.mark.parametrize("activation", ["softplus", "selu"])
-def test_a_soft_activation_of_a_quantization_aware_model_is_what_training_saw(activation):
+def test_a_soft_activation_of_a_qat_model_is_as_trained(activation):
     tf_keras, x = import_tf_keras(), images(200)
     tf_keras.utils.set_random_seed(0)
     inputs = tf_keras.Input(SHAPE)

@@ -54,7 +54,7 @@ def test_all_ops_of_the_file_are_of_one_layer(floating):
 
 
 @pytest.mark.parametrize("form", ["number", "tensor"])
-def test_one_op_stays_float_and_the_audit_of_the_conversion_allows_it(floating, form):
+def test_one_op_stays_float_and_the_audit_allows_it(floating, form):
     op = convolutions(floating)[2]
     tensor = tflite.read(floating).main_subgraph.tensors[op.outputs[0]].name
     config = tfq.ConversionConfig(float_layers=(f"op:{op.index}" if form == "number" else tensor,))

@@ -41,7 +41,7 @@ def decibels(expected, got):
     return 10 * np.log10(np.var(expected) / np.mean((expected - got) ** 2))
 
 
-def test_the_reference_rounds_as_keras_does_and_the_float_model_does_not(trained):
+def test_only_the_reference_rounds_as_keras_does(trained):
     model, images = trained
     traced = trace(model, 1)
     reference = flatbuffer_with_rounding(traced)

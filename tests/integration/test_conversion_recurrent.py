@@ -104,7 +104,7 @@ def agreement(content, expected):
 
 
 @pytest.mark.parametrize("name", INT8_FORM)
-def test_ops_with_an_int8_kernel_get_it_and_answer_as_float_does(name):
+def test_ops_with_an_int8_kernel_use_it_and_agree_with_float(name):
     model = INT8_FORM[name]()
     content = converted(model)
     assert tfq.audit(content, tfq.AuditConfig(require="full_int8")).ok
@@ -162,7 +162,7 @@ def test_a_fused_keras_lstm_is_full_int8_and_predicts_as_keras(keras_lstm, confi
     assert sqnr_db(model.predict(DATA[80:], verbose=0, batch_size=1), answers_of(content, DATA[80:])) > 30
 
 
-def test_without_the_tensors_inside_of_the_op_the_file_does_not_run(keras_lstm, monkeypatch):
+def test_without_the_ops_inner_tensors_the_file_does_not_run(keras_lstm, monkeypatch):
     _, floating = keras_lstm
     monkeypatch.setattr(calibration, "with_intermediate_tensors", lambda model: model)
     content = converted(floating)

@@ -238,7 +238,7 @@ def test_a_conversion_for_a_target_meets_it_without_a_warning(target, traces, sa
     assert auditing.require(tfq.audit(content, config), config).ok
 
 
-def test_an_op_that_the_target_lacks_is_a_warning_with_its_layer(samples):
+def test_an_op_missing_on_the_target_is_a_warning_with_layer(samples):
     keras = import_tf_keras()
     x = image = keras.Input((16, 16, 4), name="image")
     x = keras.layers.ELU(name="elu")(keras.layers.Conv2D(4, 3, name="conv")(x))

@@ -139,7 +139,7 @@ def bad_records():
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_a_record_that_cannot_be_used_is_named_with_what_ails_it(tmp_path, number):
+def test_an_unusable_record_is_named_with_its_fault(tmp_path, number):
     word, bad = list(bad_records().items())[number]
     write(tmp_path / "a-test", [example(png(image_of(i)), i) for i in range(2)])
     path = write(tmp_path / "b-test", [example(png(image_of(i)), i) for i in range(3)] + [bad])

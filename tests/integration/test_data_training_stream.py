@@ -34,7 +34,7 @@ def test_training_from_a_stream_is_reproducible_for_a_seed(monkeypatch, import_i
     assert histories[0]["val_accuracy"][-1] > 0.8
 
 
-def test_what_is_wrong_with_an_example_ends_the_training_with_its_index(tmp_path):
+def test_a_faulty_example_ends_the_training_with_its_index(tmp_path):
     x = np.zeros((5000, 8, 8, 1), np.float32)
     x[4321] = np.nan
     for labels, field, expected in (

@@ -86,7 +86,7 @@ def grouped(*, queries=3, length=5, **options):
 
 
 @pytest.mark.parametrize("options", GROUPED, ids=str)
-def test_heads_that_share_keys_become_projections_and_products_that_compute_the_same(options):
+def test_grouped_query_attention_becomes_equal_projections_and_products(options):
     model = grouped(**options)
     result = to_tf_keras(model)
     assert kinds(result, "attention").count("Dense") == 4 + options.get("use_gate", False)

@@ -157,7 +157,7 @@ def test_recurrent_layers_with_masks_states_and_wrappers():
     bridged(keras.Model(words, [layers.Concatenate()([x, state]), y]))
 
 
-def test_a_mask_that_the_user_gives_is_an_input_like_any_other():
+def test_a_mask_provided_by_the_user_is_an_ordinary_input():
     keras = import_keras()
     x, mask = keras.Input((5, 4), name="x"), keras.Input((5,), dtype="int32", name="mask")
     asked = keras.ops.greater(mask, 4)
@@ -312,7 +312,7 @@ def test_activity_is_regularized_as_before():
     assert len(ours.losses) == 3
 
 
-def test_the_batch_that_a_sequential_was_built_by_is_not_built_in():
+def test_the_batch_size_of_building_a_sequential_is_not_kept():
     keras = import_keras()
     model = keras.Sequential([keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(3)])
     model(np.zeros((3, 5), "float32"))

@@ -25,7 +25,7 @@ def run(code, **environment):
 IMPORT_ALL = "from tfq.keras_bridge import *; import_tfmot(); import_tf_keras(); import_keras(); import os"
 
 
-def test_keras_3_stays_when_tf_keras_was_imported_first():
+def test_tf_dot_keras_stays_keras_3_if_used_before_tfmot():
     run(
         "import tensorflow as tf; before = tf.keras.layers.Dense; assert before.__module__.startswith('keras.')\n"
         f"{IMPORT_ALL}\n"
@@ -43,7 +43,7 @@ def test_keras_3_stays_when_tf_keras_was_imported_first():
     )
 
 
-def test_keras_3_stays_when_tf_keras_is_imported_later():
+def test_tf_dot_keras_is_keras_3_if_used_after_tfmot():
     run(
         f"{IMPORT_ALL}\n"
         "import tensorflow as tf, keras\n"

@@ -77,7 +77,7 @@ def test_a_file_loads_with_the_keras_that_wrote_it(tmp_path, kind, suffix):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_under_another_suffix_is_loaded_by_what_is_in_it(tmp_path, kind):
+def test_a_file_with_another_suffix_is_loaded_by_content(tmp_path, kind):
     model = small_model(module_of(kind))
     h5 = saved(model, tmp_path / "m.h5").rename(tmp_path / "h5.keras")
     zipped = saved(model, tmp_path / "m.keras").rename(tmp_path / "zip.bin")
@@ -179,7 +179,7 @@ def test_a_module_that_the_file_names_is_never_imported(tmp_path, monkeypatch, k
     assert not marker.exists() and module not in sys.modules
 
 
-def test_stock_tf_keras_does_import_a_module_that_a_keras_file_names(tmp_path, monkeypatch):
+def test_stock_tf_keras_imports_a_module_named_by_a_file(tmp_path, monkeypatch):
     module, marker = hostile_module(tmp_path, monkeypatch)
 
     def change(config):

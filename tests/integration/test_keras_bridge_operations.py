@@ -36,7 +36,7 @@ def assert_same(model, twin, images, atol=2e-6):
         np.testing.assert_allclose(came, expected, rtol=1e-5, atol=atol, err_msg=name)
 
 
-def test_every_operation_becomes_the_layer_that_it_should_and_computes_the_same(twins, images):
+def test_every_operation_becomes_the_expected_layer_and_computes_the_same(twins, images):
     model, twin, kinds = twins
     assert dict(zip(CASES, kinds, strict=True)) == {name: kind for name, (_, kind) in CASES.items()}
     assert_same(model, twin, images)
@@ -75,7 +75,7 @@ def test_operations_without_int8_kernels_are_found_by_the_audit(images):
 
 
 @pytest.mark.parametrize(("name", "op"), [("erf", "Erf"), ("resize_bicubic", "ResizeBicubic")])
-def test_operations_without_a_tflite_op_are_refused_by_the_converter_by_name(images, name, op):
+def test_the_converter_refuses_operations_without_tflite_op_by_name(images, name, op):
     with refused(InputError, field="model", word=f"tf.{op}"):
         tfq.convert(rebuilt(model_of({name: NO_TFLITE[name]}))[0], {"image": images})
 

@@ -83,7 +83,7 @@ def test_an_operation_that_fails_is_reported_with_its_exception():
     assert "in user code" not in str(raised.value) and "Error: " in str(raised.value)
 
 
-def test_adaptive_pooling_in_windows_of_different_size_or_of_an_unknown_one():
+def test_adaptive_pooling_needs_windows_of_one_known_size():
     keras = import_keras()
     inputs, longer, images = keras.Input((9, 8, 3)), keras.Input((None, 3)), keras.Input((2, 8, 8, 3))
     outputs = [

@@ -104,7 +104,7 @@ def test_a_flat_tf_keras_model_takes_its_weights_back_too():
     np.testing.assert_array_equal(model.get_weights()[0], copy.get_weights()[0])
 
 
-def test_a_layer_inside_and_outside_a_wrapper_keeps_shared_weights():
+def test_copies_of_a_layer_inside_a_wrapper_must_stay_equal():
     keras = import_keras()
     shared = keras.layers.Dense(4, name="shared")
     inputs = keras.Input((3, 4))

@@ -92,7 +92,7 @@ def pruned_and_quantized():
         return model, qat_model(pruned, fit_briefly)
 
 
-def test_pruned_and_quantized_it_is_all_int8_and_tells_anomalies_as_before():
+def test_pruned_and_quantized_it_still_detects_anomalies_in_int8():
     model, quantized = pruned_and_quantized()
     _, test = data()
     assert auc(quantized, test) > auc(model, test) - 0.05

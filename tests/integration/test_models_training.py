@@ -52,7 +52,7 @@ for make in (import_tf_keras, import_keras):
 """
 
 
-def test_two_processes_with_one_seed_train_the_same_weights_to_the_bit(capsys, monkeypatch):
+def test_two_processes_with_one_seed_train_identical_weights(capsys, monkeypatch):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-c", TRAIN_TWICE, "1"]
     fresh = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stdout.split()
@@ -74,7 +74,7 @@ def test_another_seed_trains_other_weights():
     assert not np.array_equal(*trained)
 
 
-def test_random_states_and_op_determinism_are_put_back_also_after_an_error():
+def test_random_states_and_determinism_are_restored_after_an_error():
     import tensorflow as tf
     from tensorflow.python.framework import config as tf_config
 

@@ -25,7 +25,7 @@ def zero_gamma(x):
 
 
 @pytest.mark.parametrize("build", [dead_branch, pytest.param(zero_gamma, marks=pytest.mark.slow)])
-def test_dead_layers_agree_with_the_trained_model_with_and_without_a_dataset(build):
+def test_dead_layers_agree_with_training_with_and_without_dataset(build):
     tf_keras.utils.set_random_seed(1)
     inputs = tf_keras.Input((16,), name="x")
     model = tf_keras.Model(inputs, L.Dense(3, bias_initializer=always(0.5))(build(inputs)))

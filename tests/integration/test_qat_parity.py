@@ -233,7 +233,7 @@ def pooled():
         return keras.Model(image, keras.layers.Dense(3, name="head")(keras.layers.Flatten(name="flatten")(x)))
 
 
-def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
+def test_coarse_untrained_rounding_is_a_departure():
     # tfmot's own scheme, regardless of tfq's.
     model = import_tfmot().quantization.keras.quantize_model(pooled())
     data = noise(model, 32)
@@ -255,7 +255,7 @@ def test_rounding_that_was_not_trained_is_a_departure_where_it_is_coarse():
     assert result.outputs[0].logits_of == "output"
 
 
-def test_what_adds_zeros_is_not_taken_for_the_end_of_a_layer():
+def test_an_addition_of_zeros_is_not_the_end_of_a_layer():
     # Conversion removes a bias of zeros and an offset of 0: the tensor is then named after the op before them.
     keras = import_tf_keras()
     with deterministic(0):
@@ -287,7 +287,7 @@ def test_a_layer_over_sequences_is_compared_after_its_reshape():
     assert result.first_departure is None and result.outputs[0].logit_sqnr_db > 30
 
 
-def test_tensors_in_another_order_than_the_models_are_not_held_against_it():
+def test_tensors_in_another_order_are_not_a_departure():
     """A dilated convolution splits its images in the model; the flatbuffer swaps axes of a LayerNormalization."""
     keras = import_tf_keras()
     with deterministic(0):

@@ -59,7 +59,7 @@ def on_arm(digits_model, digits):
 
 
 @pytest.mark.parametrize("cpu", CPUS)
-def test_arm_is_within_1_lsb_of_x86_on_the_golden_digits_model(cpu, digits_model, digits):
+def test_arm_is_within_1_lsb_of_x86_on_the_digits_model(cpu, digits_model, digits):
     parity = compare_backends(digits_model, digits, "local", f"qemu:{cpu}", 256)
     assert (parity.num_examples, parity.compared) == (256, 2560)
     assert parity.max_abs_error_lsb <= 1
@@ -117,7 +117,7 @@ def test_four_bit_weights_round_differently_on_arm_with_equal_classes(golden, di
     assert local == pytest.approx(emulated, abs=1 / 128) and local > 0.9
 
 
-def test_an_emulated_run_never_has_a_latency_and_says_where_it_ran(on_arm):
+def test_an_emulated_run_has_no_latency_and_names_its_backend(on_arm):
     record = on_arm
     assert record.how == "emulated"
     assert (record.latency_p50_ms, record.latency_p90_ms, record.latency_p99_ms) == (None, None, None)
@@ -191,7 +191,7 @@ def test_a_loop_of_known_length_is_counted_to_the_instruction(cpu, counting_emul
 
 @pytest.mark.usefixtures("counting_emulator")
 @pytest.mark.parametrize("cpu", CPUS)
-def test_instructions_repeat_to_the_instruction_and_do_not_depend_on_the_data(cpu, shared, monkeypatch):
+def test_instruction_counts_are_exact_and_independent_of_data(cpu, shared, monkeypatch):
     model = (shared / "models" / "mlperf_tiny_resnet8_cifar10_int8.tflite").read_bytes()
     first = count_instructions(model, f"qemu:{cpu}")
     monkeypatch.setenv("PATH", f"{os.environ['PATH']}:/another/length")

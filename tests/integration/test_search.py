@@ -78,7 +78,7 @@ def test_sensitive_layers_stay_float_where_nothing_else_helps(tmp_path):
     assert mixed[0].layers == mixed[1].layers[:1]
 
 
-def test_with_litert_sensitive_layers_are_tried_in_int16_before_they_stay_float(tmp_path):
+def test_with_litert_sensitive_layers_are_int16_before_float(tmp_path):
     hard = made_hard(FLOATING)
     config = tfq.SearchConfig(
         budget=tfq.BudgetConfig(max_accuracy_drop=0.0), methods=("percentile",), full=True, max_mixed_layers=2

@@ -38,14 +38,14 @@ def test_float_and_ptq_have_the_accuracy_that_they_should(flatbuffers, test_spli
     assert record.agreement > 0.93
 
 
-def test_the_ptq_flatbuffer_is_full_int8_with_the_layers_of_the_model(flatbuffers):
+def test_the_ptq_flatbuffer_is_full_int8_with_the_models_layers(flatbuffers):
     report = tfq.audit(flatbuffers[1], tfq.AuditConfig(require="full_int8"))
     assert report.ok
     assert report.scheme == "full_int8"
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a53", "cortex-a76"])
-def test_emulated_arm_is_within_one_lsb_of_x86_on_our_own_flatbuffer(cpu, flatbuffers, test_split):
+def test_emulated_arm_is_within_one_lsb_on_our_flatbuffer(cpu, flatbuffers, test_split):
     from tfq.evaluation import compare_backends
 
     sysroot.install()

@@ -69,7 +69,7 @@ def test_a_run_killed_at_any_stage_boundary_ends_the_same(uninterrupted, tmp_pat
     assert all(stage["resumed"] for stage in again["stages"] if not stage["skipped"])
 
 
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(uninterrupted, tmp_path):
+def test_a_run_killed_at_random_moments_ends_the_same(uninterrupted, tmp_path):
     whole, _, seconds = uninterrupted
     rng = random.Random(3)
     for _ in range(RANDOM_KILLS):

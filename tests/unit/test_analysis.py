@@ -51,7 +51,7 @@ def test_errors_are_those_of_the_tensors(layer):
     assert result.channel_spread == pytest.approx(np.median(sizes) / sizes.max(), rel=1e-3)
 
 
-def test_a_spoilt_layer_has_the_error_and_those_before_it_have_not():
+def test_only_a_damaged_layer_and_later_ones_have_the_error():
     def spoil(model):
         buffer, quantized = constant(model, "conv2", 1)
         buffer.data = np.roll(quantized, 1, axis=0).reshape(-1).view(np.uint8)

@@ -139,7 +139,7 @@ def test_a_lock_keeps_processes_apart(tmp_path):
     assert sorted(path.read_text()) == ["a"] * 20 + ["b"] * 20
 
 
-def test_the_hash_of_a_directory_is_of_its_files_and_their_names(tmp_path):
+def test_a_directorys_hash_covers_files_and_names(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name / "variables").mkdir(parents=True)
         (tmp_path / name / "saved_model.pb").write_bytes(b"graph")

@@ -156,7 +156,7 @@ def test_a_bias_of_zeros_may_declare_any_scale():
     assert _kinds(changed(golden("digits_int8"), change)) == []
 
 
-def test_operator_codes_of_the_old_schema_field_are_read_and_repeated_in_both():
+def test_old_operator_codes_are_read_and_written_to_both_fields():
     def old(model):
         for code in model.operatorCodes:
             code.deprecatedBuiltinCode, code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode), 0

@@ -83,7 +83,7 @@ def test_per_tensor_and_per_channel_weights_are_counted_apart():
     assert audit_model(golden("digits_float32")).granularity is None
 
 
-def test_weights_stored_in_int8_and_dequantized_for_float_ops_are_weight_only():
+def test_int8_weights_dequantized_for_float_ops_are_weight_only():
     def store_int8(model):
         for op in model.subgraphs[0].operators:
             code = model.operatorCodes[op.opcodeIndex]

@@ -104,7 +104,7 @@ def test_float_input_of_a_computing_op_fails_with_float_inputs_allowed():
     assert [finding.op_index for finding in report.failures] == list(range(9))
 
 
-def test_float_island_is_named_with_its_layer_its_reason_and_its_shores():
+def test_float_island_is_named_with_layer_reason_and_boundaries():
     report = audit_model(golden("float_island"))
     results = {finding.op: finding for finding in report.failures}
     assert set(results) == {"DEQUANTIZE", "SIN", "QUANTIZE"}

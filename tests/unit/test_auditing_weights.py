@@ -86,7 +86,7 @@ def test_zeros_of_a_damaged_weight_are_unknown_not_none_at_all():
     assert (conv2["zeros"], conv2["bytes"], conv2["values"]) == (None, 100, math.prod((12, 3, 3, 12)))
 
 
-def test_many_weights_in_one_place_are_read_in_proportion_to_the_file():
+def test_overlapping_weights_are_read_in_proportion_to_the_file():
     def share(model):
         graph = model.subgraphs[0]
         graph.operators = [graph.operators[4]] + [_copy(graph, graph.operators[4]) for _ in range(200)]

@@ -95,7 +95,7 @@ def test_a_child_that_makes_progress_is_not_given_up(line, worker, temporary):
         make_backend("local").assess(dataclasses.replace(REQUEST, timeout_secs=1))
 
 
-def test_an_end_without_a_result_is_an_error_with_the_last_lines(worker, temporary):
+def test_an_exit_without_result_is_an_error_with_last_lines(worker, temporary):
     worker("import sys; [print(f'line {i}', file=sys.stderr) for i in range(20)]; sys.exit(7)")
     with refused(BackendError, got=7, word="19") as raised:
         make_backend("local").assess(REQUEST)

@@ -205,7 +205,7 @@ def test_a_plugin_that_does_not_count_is_not_kept(counts, reason, emulator, comp
     assert not result.plugin.exists()
 
 
-def test_a_qemu_without_plugins_says_so_and_nothing_is_downloaded_for_it(emulator, compilers, tmp_path):
+def test_for_a_qemu_without_plugins_nothing_is_downloaded(emulator, compilers, tmp_path):
     compilers(script(tmp_path / "cc", COMPILES))
     result = sysroot_build.add_plugin(emulator(help_text="-L path"), lambda: pytest.fail("downloads"))
     assert "QEMU 7.2" in result.not_counted and "plugin" in result.not_counted

@@ -70,7 +70,7 @@ def soon(condition, secs: float = 20.0) -> bool:
 
 
 @pytest.mark.parametrize("start", ["fork", "process"])
-def test_children_of_a_killed_parent_end_and_the_next_run_cleans_up(start, temporary, tmp_path, monkeypatch):
+def test_children_of_a_killed_parent_end_and_are_cleaned_up(start, temporary, tmp_path, monkeypatch):
     def wide(model):
         model.subgraphs[0].tensors[0].shape = [1, 4096, 4096, 1]
 
@@ -156,7 +156,7 @@ def test_the_first_run_uses_the_prepared_server():
     assert forks._server[0] is prepared
 
 
-def test_the_server_ends_with_this_process_and_is_not_started_by_importing():
+def test_the_server_ends_with_this_process_and_starts_lazily():
     code = (
         "import numpy as np, sys; from pathlib import Path; from tfq.backends import RunRequest, forks, make_backend\n"
         "assert forks._server is None\n"

@@ -148,7 +148,7 @@ def test_each_cpu_has_a_root_with_a_cpuinfo_that_matches_it(tmp_path):
         assert (tmp_path / "cpu" / cpu / "sys/devices/system/cpu/possible").read_text() == "0\n"
 
 
-def test_the_emulator_starts_through_its_own_loader_where_it_is_linked_dynamically(tmp_path):
+def test_a_dynamically_linked_emulator_starts_through_its_own_loader(tmp_path):
     libraries = tmp_path / "host" / "usr" / "lib" / "x86_64-linux-gnu"
     libraries.mkdir(parents=True)
     installed = sysroot_build.Sysroot(directory=tmp_path, qemu="7.2", cpus=("cortex-a53",))

@@ -117,7 +117,7 @@ def test_ops_that_cannot_be_listed_are_not_counted_and_said_so():
     assert "ops" in reason
 
 
-def test_latencies_are_as_many_as_asked_for_or_none_with_a_reason():
+def test_latencies_have_the_requested_number_or_a_reason():
     inputs = INPUTS["int8"](3)
     timed = run(golden("digits_int8"), inputs, warmup_runs=2, num_runs=7)
     assert timed.latencies_ms.shape == (7,)
@@ -152,7 +152,7 @@ def test_arrays_that_the_model_does_not_take_are_the_users_error(inputs, word):
         run(golden("digits_int8"), *inputs)
 
 
-def test_what_the_interpreter_refuses_is_the_models_error_in_its_own_words():
+def test_the_interpreters_refusal_is_reported_in_its_words():
     with refused(ModelError, field="model", word="MatrixDeterminant"):
         run(golden("custom_op"), np.zeros((1, 8, 8, 1), np.float32))
     with refused(FlatbufferError, word="TFL3"):

@@ -42,7 +42,7 @@ def test_known_names_have_a_direction(monitor, mode):
 @pytest.mark.parametrize(
     "monitor", ["val_score", "val_rmsle", "accident_cost", "val_int8_rmse_of_depth", "lr", "auction"]
 )
-def test_a_name_that_is_not_known_is_refused_with_what_to_do(monitor):
+def test_an_unknown_name_is_refused_with_advice(monitor):
     with refused(InputError, field="mode", expected=("max", "min"), got="auto", word="mode='max'"):
         mode_of(monitor)
 

@@ -136,7 +136,7 @@ def test_a_quantized_index_is_named(between):
     assert cause_of(chosen, 1, {}).kind == causes.UNKNOWN
 
 
-def test_a_dead_tensor_is_named_where_it_is_and_not_after_it():
+def test_a_dead_tensor_is_named_at_its_op_only():
     tensors = [tensor(0, 0.1), tensor(1, 0.1), tensor(2, 0.1), tensor(3, 0.1)]
     built = graph([("CONV_2D", (0,), (1,)), ("RESHAPE", (1,), (2,)), ("CONV_2D", (2,), (3,))], tensors)
     facts = {0: between(-3, 3), 1: between(0, 0), 2: between(0, 0), 3: between(-1, 1)}
@@ -200,7 +200,7 @@ def test_clipping_that_no_op_reads_is_not_a_cause(reader):
 
 
 @pytest.mark.parametrize("reader", ["SELECT_V2", "MAXIMUM", "MINIMUM", "TANH", "MUL"])
-def test_a_tensor_that_is_clipped_where_the_result_is_is_the_cause(reader):
+def test_clipping_that_changes_the_result_is_the_cause(reader):
     built, facts = clipped_before(reader, between(-1e9, 10))
     assert cause_of(built, 0, facts).kind == causes.CLIPPED
 

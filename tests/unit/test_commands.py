@@ -69,7 +69,7 @@ def test_an_interrupt_wrapped_by_a_library_is_an_interrupt(error, capsys):
     ("model", "word"),
     [("gone.keras", "exist"), ("folder.h5", "saved_model.pb")],
 )
-def test_a_run_of_a_file_that_is_not_there_is_bad_input(model, word, tmp_path):
+def test_a_run_of_a_missing_file_is_an_input_error(model, word, tmp_path):
     (tmp_path / "folder.h5").mkdir()
     config = RunConfig(model=str(tmp_path / model), data=DataConfig(source="digits"), out=str(tmp_path / "out"))
     with refused(InputError, field="model", got=str(tmp_path / model), word=word):
@@ -163,7 +163,7 @@ def test_tfq_alone_tells_its_scripts(tfq_cli):
         assert f"tfq {command}" in done.stdout
 
 
-def test_every_command_is_a_file_of_pipelines_and_the_other_way_round(root):
+def test_commands_and_files_of_pipelines_correspond(root):
     assert set(COMMANDS) == {path.stem for path in (root / "pipelines").glob("*.py")} - {"__init__"}
 
 

@@ -59,7 +59,7 @@ def test_no_other_allocation_on_the_levels_has_a_smaller_error():
         assert sum(costs[name][got[name]] for name in sizes) == pytest.approx(best)
 
 
-def test_a_level_that_is_worse_than_a_higher_one_is_passed_over():
+def test_a_level_worse_than_a_higher_one_is_skipped():
     # 0.5 costs more than 0.75, so the hull goes straight from 0.25 to 0.75.
     errors = {"odd": (0.0, 5.0, 0.1), "plain": (0.0, 0.2, 0.4)}
     sparsities = allocate(table(errors, {"odd": 100, "plain": 100}), 0.5)
@@ -71,7 +71,7 @@ def test_a_sparsity_that_no_level_reaches_is_refused():
         allocate(table({"a": (0.1, 0.2, 0.3)}, {"a": 10}), 0.8)
 
 
-def test_the_table_is_plain_json_and_reads_with_the_most_sensitive_first():
+def test_the_table_is_json_with_the_most_sensitive_first():
     built = table({"tough": (0.01, 0.02, 0.03), "tender": (1.0, 2.0, 3.0)}, {"tough": 5, "tender": 7})
     assert json.loads(json.dumps(built.to_dict())) == built.to_dict()
     assert built.to_dict()["layers"]["tender"] == {"weights": 7, "errors": [1.0, 2.0, 3.0]}

@@ -26,7 +26,7 @@ def test_over_all_weights_the_sparsity_is_what_was_asked_for(sparsity):
     assert zeros(erk_sparsities(RESNET, sparsity), RESNET) == pytest.approx(sparsity)
 
 
-def test_densities_are_in_proportion_to_the_sum_of_dimensions_over_their_product():
+def test_densities_follow_the_erdos_renyi_kernel_formula():
     result = erk_sparsities(RESNET, 0.8)
     one, three = ((3 + 3 + 16 + 16) / (9 * 16 * 16), (3 + 3 + 64 + 64) / (9 * 64 * 64))
     assert (1 - result["one"]) / (1 - result["three"]) == pytest.approx(one / three)

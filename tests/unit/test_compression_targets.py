@@ -133,7 +133,7 @@ def test_masks_of_m_zeros_in_n_are_made_once():
     assert due(Schedule(PruneConfig(sparsity_m_by_n=(2, 4), begin_step=7))) == [7]
 
 
-def test_an_update_that_fell_between_two_looks_is_due_at_the_second():
+def test_an_update_between_two_checks_is_due_at_the_second():
     schedule = Schedule(PruneConfig(begin_step=10, end_step=50, frequency=10))
     assert schedule.is_due(23, last_checked=18) and not schedule.is_due(27, last_checked=23)
     assert schedule.is_due(64, last_checked=48) and not schedule.is_due(64, last_checked=50)

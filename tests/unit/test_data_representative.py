@@ -175,7 +175,7 @@ def test_an_integer_input_takes_integers_that_fit_and_nothing_else():
         representative_samples(np.where(tokens == 79, 2**40, tokens), spec, 20)
 
 
-def test_too_few_samples_are_a_warning_and_a_handful_a_stronger_one():
+def test_few_samples_cause_a_warning_and_very_few_a_stronger_one():
     assert representative_samples(ROWS, ONE, 20).warnings == ()
     (too_few,) = representative_samples(ROWS, ONE, 50).warnings
     assert "20" in too_few and "50" in too_few
@@ -184,7 +184,7 @@ def test_too_few_samples_are_a_warning_and_a_handful_a_stronger_one():
     assert "4" in representative_samples(ROWS, ONE, 4).warnings[0]
 
 
-def test_samples_that_are_all_the_same_are_a_warning():
+def test_identical_samples_cause_a_warning():
     assert "7.0" in representative_samples(np.full((20, 2, 3), 7.0), ONE, 20).warnings[0]
     same = representative_samples(np.repeat(ROWS[:1], 20, axis=0), ONE, 20).warnings
     assert len(same) == 1 and "is the same in all 20 samples" in same[0]
@@ -195,7 +195,7 @@ def test_no_steps_is_refused():
         representative_samples(ROWS, ONE, 0)
 
 
-def test_the_record_tells_how_many_and_hashes_the_samples_in_their_order():
+def test_the_record_counts_and_hashes_samples_in_order():
     record = representative_samples(ROWS, ONE, 12).to_dict()
     assert (record["num_samples"], record["num_requested"], record["warnings"]) == (12, 12, [])
     assert record["sha256"] == representative_samples(lists, ONE, 12).sha256()

@@ -106,7 +106,7 @@ def test_an_unknown_split_is_an_error():
 # npz
 
 
-def test_npz_gives_each_split_in_its_order_and_the_limit_cuts_it(npz):
+def test_npz_reads_splits_in_order_up_to_the_limit(npz):
     (x, y), (xt, yt), (xv, yv) = labelled(20), labelled(5, 100), labelled(3, 200)
     config = npz(x_train=x, y_train=y, x_test=xt, y_test=yt, x_val=xv, y_val=yv)
     assert load_split(config, "train").inputs["x"][:, 0].tolist() == list(range(20))
@@ -126,7 +126,7 @@ def test_npz_without_val_holds_out_the_last_tenth_of_train(npz):
     assert train.notes == val.notes == ()
 
 
-def test_calibration_uses_all_training_examples_if_no_split_is_stored_for_validation(npz):
+def test_calibration_uses_all_training_examples_without_validation_split(npz):
     x, y = labelled(25)
     xv, yv = labelled(3, 200)
     split = load_calibration_split(npz(x_train=x, y_train=y))
@@ -165,7 +165,7 @@ def test_calibration_takes_train_else_val_else_test_and_tells_which(npz):
         load_calibration_split(npz(other=x))
 
 
-def test_npz_names_several_inputs_and_leaves_out_labels_that_are_not_there(npz):
+def test_npz_reads_several_inputs_and_optional_labels(npz):
     split = load_split(npz(**{"x_test.image": np.zeros((2, 4, 4, 1)), "x_test.meta.age": np.ones((2, 1))}), "test")
     assert {name: array.shape for name, array in split.inputs.items()} == {"image": (2, 4, 4, 1), "meta.age": (2, 1)}
     assert split.labels is None

@@ -38,7 +38,7 @@ def digits(request, tmp_path):
     return load
 
 
-def test_what_does_not_fit_into_memory_is_streamed_and_is_the_same(digits):
+def test_data_larger_than_memory_is_streamed_unchanged(digits):
     whole, streamed = digits(), digits(1)
     assert isinstance(whole, Split) and isinstance(streamed, SplitStream)
     pieces = list(streamed.pieces())
@@ -50,7 +50,7 @@ def test_what_does_not_fit_into_memory_is_streamed_and_is_the_same(digits):
     assert np.array_equal(np.concatenate([piece.inputs["x"] for piece in whole.pieces()]), whole.inputs["x"])
 
 
-def test_the_middle_and_the_beginning_of_a_stream_can_be_had_alone(digits):
+def test_parts_of_a_stream_can_be_read_separately(digits):
     whole, streamed = digits(), digits(1)
     part = list(streamed.read(1234, 4321))
     assert np.array_equal(np.concatenate([piece.inputs["x"] for piece in part]), whole.inputs["x"][1234:4321])
@@ -170,7 +170,7 @@ def test_audio_features_keep_their_values_and_axes(tmp_path):
     assert np.array_equal(test.inputs["x"][..., 0], features.astype(np.float32))
 
 
-def test_the_fingerprint_of_a_file_is_of_its_content_wherever_it_lies(tmp_path):
+def test_a_files_fingerprint_depends_only_on_content(tmp_path):
     (tmp_path / "other").mkdir()
     for name in ("a.npz", "other/a.npz"):
         np.savez(tmp_path / name, x_test=np.zeros((2, 3)))
@@ -245,7 +245,7 @@ print(int(next(line for line in open("/proc/self/status") if line.startswith("Vm
 """
 
 
-def test_the_peak_of_memory_does_not_grow_with_the_number_of_examples(tmp_path, root):
+def test_peak_memory_does_not_grow_with_the_number_of_examples(tmp_path, root):
     def peak_mb(count, max_memory_mb=8):
         path = tmp_path / "a.npz"
         np.savez(path, x_test=np.zeros((count, 8, 8, 1), np.float32))

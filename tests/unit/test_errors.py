@@ -40,7 +40,7 @@ def test_a_warning_in_a_callback_points_to_the_call_of_fit(module, is_skipped) -
     assert caught[0].filename == (__file__ if is_skipped else "fit.py")
 
 
-def test_a_warning_of_a_caller_outside_of_tfq_points_to_that_caller() -> None:
+def test_a_warning_points_to_a_caller_outside_of_tfq() -> None:
     with pytest.warns(TfqWarning, match="lost") as caught:
         warn("lost")
     assert caught[0].filename == __file__

@@ -44,7 +44,7 @@ def test_what_is_fused_into_an_op_is_part_of_it():
     assert places(events, ops("ADD", "RESHAPE", "ADD")) == [0, 0, 1, 1, 2]
 
 
-def test_ops_without_a_kernel_and_kernels_without_an_op_are_passed_over():
+def test_unmatched_ops_and_kernels_are_skipped():
     events = inside("Add (ND)", "Frobnicate (ND)", "Multiply (ND)")
     assert places(events, ops("DEQUANTIZE", "ADD", "SIN", "MUL")) == [1, None, 3]
 

@@ -175,6 +175,6 @@ def test_agreement_of_several_outputs_is_the_lowest():
     assert record.agreement == second < first
 
 
-def test_the_output_that_is_scored_by_default_is_named_in_a_warning():
+def test_a_warning_names_the_output_scored_by_default():
     with warned("evaluation.output"):
         evaluate_model(TWO, (X, Y), QUICK)

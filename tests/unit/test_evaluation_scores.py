@@ -386,7 +386,7 @@ def test_a_function_that_writes_into_its_arguments_changes_no_other_number(digit
 
 
 @pytest.mark.parametrize("metric", ["", "top1", "roc_auc"])
-def test_a_drop_in_points_is_refused_where_the_metric_is_a_fraction(metric):
+def test_a_drop_in_points_is_refused_for_fraction_metrics(metric):
     with refused(InputError, field="evaluation.require.max_accuracy_drop", expected=0.5, got=2.0, word="0.02"):
         check_metric(EvaluationConfig(metric=metric, require=RequireConfig(max_accuracy_drop=2)))
 

@@ -36,7 +36,7 @@ def test_a_section_can_be_switched_off_by_its_name():
     )
 
 
-def test_a_flag_goes_before_the_file_and_the_file_before_the_default(tmp_path):
+def test_flags_override_the_file_and_the_file_defaults(tmp_path):
     file = tmp_path / "c.json"
     file.write_text(json.dumps({"scheme": "float32", "num_calibration_samples": 7, "data": "npz:f", "seed": 3}))
     config = parsed(f"--config={file}", "--num_calibration_samples=9", "--data.scale=2")

@@ -35,14 +35,14 @@ def test_fit_names_begin_as_tensorflow_wants():
     assert [fit(name) for name in ("_x", "a/b c", "é", "ok.1-2>3")] == ["layer_x", "a_b_c", "layer_", "ok.1-2>3"]
 
 
-def test_difference_is_a_share_of_each_outputs_own_range_over_all_sets():
+def test_difference_is_relative_to_each_outputs_range_over_all_sets():
     small, large = np.array([0.0, 1.0]), np.array([0.0, 100.0])
     assert difference([[small, large]], [[small + 0.1, large]]) == pytest.approx(0.1)
     assert difference([[small, large]], [[small, large + 0.1]]) == pytest.approx(0.001)
     assert difference([[small], [small * 10]], [[small + 0.1], [small * 10]]) == pytest.approx(0.01)
 
 
-def test_difference_of_an_output_that_hardly_varies_is_held_to_its_magnitude():
+def test_difference_of_an_almost_constant_output_is_relative_to_magnitude():
     flat = np.array([10.0, 10.0])
     assert difference([[flat]], [[flat + 0.001]]) == pytest.approx(0.01)
     assert difference([[flat * 0]], [[flat * 0]]) == 0.0

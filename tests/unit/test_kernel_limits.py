@@ -54,7 +54,7 @@ def test_every_scale_is_within_the_limits_when_everything_is_dead(scheme, narrow
             assert max(read) / out < (2**19 if scheme == "int8" else 2**14)
 
 
-def test_a_dead_layer_is_named_once_and_widened_no_further_than_needed():
+def test_a_dead_layer_is_named_once_and_minimally_widened():
     dead = {**ACTIVATIONS, (0, CONV.outputs[0]): (0.0, 0.0)}
     ranges, layers = limited("int8", dead)
     assert layers == (GRAPH.layers_by_output[CONV.outputs[0]],)
@@ -65,7 +65,7 @@ def test_a_dead_layer_is_named_once_and_widened_no_further_than_needed():
     assert (0, CONV.outputs[0]) in changed_keys and len(changed_keys) < 4
 
 
-def test_an_input_that_is_always_zero_is_named_and_gets_a_range():
+def test_an_always_zero_input_is_named_and_gets_a_range():
     ranges, layers = limited("int16x8", {**ACTIVATIONS, (0, GRAPH.inputs[0]): (0.0, 0.0)})
     assert GRAPH.tensors[GRAPH.inputs[0]].name in layers and ranges[0, GRAPH.inputs[0]][1] > 0
 

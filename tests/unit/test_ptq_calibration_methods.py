@@ -75,7 +75,7 @@ def test_percentile_100_is_min_max():
 @pytest.mark.parametrize(
     "values", [NORMAL, LAPLACE, RELU, SHIFTED, OUTLIER], ids=str.split("normal laplace relu shifted outlier")
 )
-def test_mse_has_no_more_error_than_any_range_of_a_fine_search(values):
+def test_mse_is_at_least_as_good_as_a_fine_search(values):
     values = values[-20_000:]
     result = chosen(values, method="mse")
     low, high = min(float(values.min()), 0), float(values.max())
@@ -130,7 +130,7 @@ def test_without_a_histogram_what_is_clipped_is_not_known():
     assert result.tensors[0, 0].clipped is None
 
 
-def test_a_method_that_needs_a_histogram_says_so_where_there_is_none():
+def test_a_method_that_needs_a_missing_histogram_is_refused():
     with refused(InputError, word="histograms=True"):
         choose_ranges(observations(seen(NORMAL, histogram=False)), CalibrationConfig(method="mse"))
 

@@ -56,7 +56,7 @@ def test_an_object_replaces_another_of_its_name_when_asked_to():
         assert registry.get(CalibrationMethod, "mine") is second
 
 
-def test_the_name_of_tfqs_own_is_taken_before_its_module_was_imported():
+def test_tfqs_own_names_are_reserved_before_import():
     code = (
         "from tfq import registry\nfrom tfq.errors import InputError\nfrom tfq.evaluation.metric import Metric\n"
         "try: registry.register(Metric.from_function(lambda y, x: 0.0, name='top1', help='h'))\n"

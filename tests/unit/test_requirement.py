@@ -26,14 +26,14 @@ def test_the_rounding_of_a_float_breaks_no_bound(asked, holds):
     assert asked.reason is None
 
 
-def test_a_missing_value_never_holds_and_a_present_one_needs_no_reason():
+def test_a_missing_value_fails_and_a_present_one_needs_no_reason():
     assert at_most("max_bytes", 10, None, "why").to_dict() == {
         "name": "max_bytes", "bound": 10, "value": None, "holds": False, "reason": "why"
     }  # fmt: skip
     assert at_least("min_accuracy", 0.5, 1.0, "why").reason is None
 
 
-def test_a_lower_bound_on_an_error_does_not_hold_and_says_why():
+def test_a_lower_bound_on_an_error_fails_with_a_reason():
     metrics = {"mae": {"direction": "lower"}}
     record = {"metric": "mae", "metrics": metrics, "accuracy": 0.9, "accuracy_reason": None, "skipped": {}}
     require = RequireConfig(min_accuracy=0.5)

@@ -65,7 +65,7 @@ def test_an_h5_file_gives_version_and_config(tmp_path):
     assert (file.container, file.keras_version, file.kind, file.config) == ("h5", "2.4.0", "tf_keras", CONFIG)
 
 
-def test_a_keras_file_gives_version_and_the_config_without_what_compiling_reads(tmp_path):
+def test_a_keras_file_yields_version_and_config_without_compile_settings(tmp_path):
     file = read_model_file(put(tmp_path, zip_bytes()))
     assert (file.container, file.keras_version, file.kind) == ("keras", "3.4.1", "keras")
     assert file.config == {"class_name": "Sequential", "config": {"name": "s", "layers": []}}

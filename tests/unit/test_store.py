@@ -40,7 +40,7 @@ def test_a_result_is_made_once_and_found_again(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["inputs", "name", "code", "packages", "fresh"])
-def test_it_is_made_again_when_anything_that_it_is_made_from_differs(what, tmp_path, monkeypatch):
+def test_a_result_is_recomputed_if_any_input_differs(what, tmp_path, monkeypatch):
     stage(StageStore(tmp_path))
     if what == "code":
         monkeypatch.setattr(store_module, "code_sha256", lambda: "other")
@@ -72,7 +72,7 @@ def test_a_damaged_result_is_made_again_with_a_warning(damage, tmp_path):
     assert (again.directory / "file.txt").read_text() == "content"
 
 
-def test_a_stage_that_fails_leaves_nothing_and_its_error_is_its_own(tmp_path):
+def test_a_failing_stage_leaves_nothing_and_its_error_propagates(tmp_path):
     store = StageStore(tmp_path)
 
     def make(directory):
@@ -94,7 +94,7 @@ def test_warnings_of_a_stage_are_repeated_with_its_stored_result(tmp_path):
             StageStore(tmp_path).run("stage", {}, make)
 
 
-def test_a_full_disk_is_an_error_with_its_reason_and_the_next_run_succeeds(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_the_next_run_succeeds(tmp_path, monkeypatch):
     def full(path, value):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -106,7 +106,7 @@ def test_a_layer_without_matching_pattern_freezes_its_group():
         groups_of(channels, sites, ("con1",), 4)
 
 
-def test_what_a_removed_set_saves_is_what_the_multiply_adds_fall_by():
+def test_savings_of_a_set_equal_its_multiply_adds():
     channels = Channels()
     sites = chain(channels, (3, 8, 6, 2), places=10)
     groups, _ = groups_of(channels, sites, ("*",), 1)

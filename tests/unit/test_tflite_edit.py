@@ -90,7 +90,7 @@ def test_signature_of_the_same_key_is_replaced_and_another_is_kept():
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [({}, {"b": 20}), ({"a": 1}, {"b": 20}), ({"a": 0, "again": 0}, {"b": 20}), ({"a": 0}, {})]
 )
-def test_signature_that_does_not_name_each_input_and_output_once_is_refused(inputs, outputs):
+def test_signature_must_name_each_input_and_output_once(inputs, outputs):
     data = golden("digits_int8")
     assert (read(data).main_subgraph.inputs, read(data).main_subgraph.outputs) == ((0,), (20,))
     with refused(InputError, word="expected"):

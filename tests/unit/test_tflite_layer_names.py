@@ -31,12 +31,12 @@ def test_layers_that_the_file_lists_are_matched_exactly(name):
     assert [layer for layer in _layers(data) if layer is not None][-len(CNN) :] == CNN
 
 
-def test_quantization_aware_layers_are_matched_with_the_list_of_the_users_names():
+def test_qat_layers_are_matched_with_the_users_layer_names():
     data = write_metadata(golden("digits_int8_qat"), {"keras_layers": ALL_LAYERS})
     assert _layers(data) == [*CNN, "probabilities"]
 
 
-def test_a_users_layer_that_is_named_as_a_wrapper_keeps_its_name():
+def test_a_user_layer_named_like_a_wrapper_keeps_its_name():
     names = ["m/quant_conv/Conv2D", "m/quant_quant_conv/Conv2D"]
     assert [_layer("CONV_2D", [*names, name], ["conv", "quant_conv"]) for name in names] == ["conv", "quant_conv"]
     # Not wrapped at all: a model without fake quantization.

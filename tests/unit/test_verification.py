@@ -371,7 +371,7 @@ def chain(ratios: list[float]) -> tuple[tflite.Model, dict[int, OutputCheck]]:
     return model, checks
 
 
-def test_rounding_that_adds_up_is_gradual_and_one_bad_op_is_not():
+def test_accumulated_rounding_is_gradual_and_one_bad_op_is_not():
     gradual = [45.0 - 1.5 * step for step in range(1, 20)]
     steep = [40.0] * 10 + [17.0] * 9
     shares = {}

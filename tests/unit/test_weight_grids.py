@@ -46,7 +46,7 @@ def test_every_weight_is_on_the_nearest_level_of_its_row(grid):
             np.testing.assert_allclose(np.abs(row - values), np.abs(row - nearest), rtol=1e-5, atol=1e-6)
 
 
-def test_uniform_of_8_bits_is_hardly_worse_or_better_than_tflites_int8():
+def test_8_bit_uniform_is_close_to_tflites_int8():
     scale = np.abs(ROWS).max(axis=1, keepdims=True) / 127
     theirs = ((np.clip(np.rint(ROWS / scale), -127, 127) * scale - ROWS) ** 2).sum() / (ROWS**2).sum()
     assert errors(ROWS, "uniform", 8) <= theirs * 1.01
