@@ -32,8 +32,8 @@ def main(invocation: flags.Invocation) -> None:
     workflows.check_named(config)
     workflows.compression_suffix(config)
     workflows.check_model_file(config)
-    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
+    workflows.check_tensorflow(config)
     model = workflows.load(config, allow_code=invocation.allow_code)
     compressed = workflows.compress(model, config)
     stem = f"{workflows.model_name(config)}_{workflows.compression_suffix(config)}"

@@ -29,8 +29,8 @@ def main(invocation: flags.Invocation) -> None:
     if workflows.needs_data(config.conversion):
         workflows.check_named(config)
     workflows.check_model_file(config)
-    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
+    workflows.check_tensorflow(config)
     model = workflows.load(config, allow_code=invocation.allow_code)
     built, details = workflows.convert(model, config)
     stem = f"{workflows.model_name(config)}_{config.conversion.scheme}"

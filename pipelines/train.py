@@ -21,8 +21,8 @@ def main(invocation: flags.Invocation) -> None:
     """Run the command with parsed flags."""
     config = invocation.config
     workflows.check_named(config)
-    workflows.check_tensorflow(config)
     out = process.out_dir(invocation)
+    workflows.check_tensorflow(config)
     model, details = workflows.train(config)
     path = workflows.save_keras(model, out / f"{workflows.model_name(config)}.keras")
     record = process.record(invocation, "train", file=path.name, **details)

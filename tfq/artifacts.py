@@ -198,9 +198,11 @@ def make_out_dir(path: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: The path is empty, a file is in the way, or the directory is not writable.
     """
+    if not os.fspath(path):
+        raise InputError(
+            "out is missing: expected a directory to write to", field="out", expected="a directory", got=""
+        )
     path = Path(path)
-    if not str(path) or str(path) == ".":
-        raise InputError("out is empty: expected a directory to write to", field="out", expected="a directory", got="")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -112,6 +112,11 @@ def test_an_out_directory_below_a_file_is_an_input_error(tmp_path):
     assert artifacts.make_out_dir(tmp_path / "a" / "b").is_dir()
 
 
+def test_the_current_directory_is_an_out_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert artifacts.make_out_dir(".").samefile(tmp_path)
+
+
 def test_the_cache_directory_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("TFQ_CACHE_DIR", str(tmp_path / "mine"))
     assert artifacts.cache_dir() == tmp_path / "mine"

@@ -8,7 +8,7 @@ import pytest
 from messages import refused
 
 from tfq.config import DataConfig
-from tfq.data import load_calibration_split, load_split, preprocessing_record, resize_bilinear
+from tfq.data import check_readable, load_calibration_split, load_split, preprocessing_record, resize_bilinear
 from tfq.data.sources.tfrecord import split_of_name
 from tfq.data.split import MissingSplitError
 from tfq.errors import InputError
@@ -330,3 +330,15 @@ def test_a_word_in_a_files_name_says_its_split(name, split):
 def test_a_name_that_says_two_splits_is_refused():
     with refused(InputError, field="data.source", got="train-test.tfrecord"):
         split_of_name("train-test.tfrecord")
+
+
+def test_a_check_without_reading_refuses_missing_folders_and_half_a_size(tmp_path):
+    with refused(InputError, field="data.source", word="nowhere"):
+        check_readable(DataConfig(source=f"folder:{tmp_path / 'nowhere'}"))
+    with refused(InputError, field="data.source", word="class"):
+        (tmp_path / "flat" / "train").mkdir(parents=True)
+        check_readable(DataConfig(source=f"folder:{tmp_path / 'flat'}"))
+    with refused(InputError, field="data.resize"):
+        check_readable(DataConfig(source="digits", resize=(64,)))
+    (tmp_path / "flat" / "train" / "cat").mkdir()
+    check_readable(DataConfig(source=f"folder:{tmp_path / 'flat'}", resize=(64, 64)))

@@ -3,7 +3,7 @@
 
 from tfq.data.diagnostics import DataDiagnostics, diagnose
 from tfq.data.examples import DataSource, Examples, examples_of_arrays, file_fingerprint
-from tfq.data.loading import SPLITS, load_calibration_split, load_split, source_fingerprint
+from tfq.data.loading import SPLITS, check_readable, load_calibration_split, load_split, source_fingerprint
 from tfq.data.preprocessing import preprocess, preprocessing_record, real_units, resize_bilinear
 from tfq.data.provided import as_split, bind_inputs, shape_fits
 from tfq.data.representative import (
@@ -40,6 +40,7 @@ __all__ = [
     "SplitStream",
     "as_split",
     "bind_inputs",
+    "check_readable",
     "class_labels",
     "count_classes",
     "data_of_main_subgraph",

@@ -83,6 +83,8 @@ class DataSource:
         extra: The extra of tfq that it needs (see `errors.install_hint`); "" if none.
         looks_like: A regular expression of addresses that are probably meant for this source if a user forgot the name
             and the colon; "" to suggest nothing.
+        check: address -> None. Raises `InputError` if there is nothing to read. It must be fast and open no example:
+            commands call it before they import TensorFlow. None checks nothing.
     """
 
     name: str
@@ -93,6 +95,7 @@ class DataSource:
     splits: tuple[str, ...] = ()
     extra: str = ""
     looks_like: str = ""
+    check: Callable[[str], None] | None = None
 
     @property
     def columns(self) -> dict[str, str]:

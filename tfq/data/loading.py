@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tfq import registry
 from tfq.config import DataConfig
 from tfq.data.examples import DataSource, Examples
-from tfq.data.preprocessing import preprocess, preprocessed_bytes
+from tfq.data.preprocessing import preprocess, preprocessed_bytes, resize_of
 from tfq.data.split import PIECE_BYTES, AnySplit, MissingSplitError, Split, SplitStream, check_finite
 from tfq.errors import InputError, did_you_mean
 
@@ -82,6 +82,20 @@ def find_source(config: DataConfig) -> tuple[DataSource, str]:
     config.check_source()
     name, _, address = config.source.partition(":")
     return registry.get(DataSource, name, field="data.source"), address
+
+
+def check_readable(config: DataConfig) -> None:
+    """Check `config` without reading an example: the source exists, and data.resize has two numbers.
+
+    It takes no time and imports no TensorFlow. What it accepts may still be refused when it is read.
+
+    Raises:
+        InputError: The source is unknown or missing, or a setting is wrong.
+    """
+    source, address = find_source(config)
+    if source.check is not None:
+        source.check(address)
+    resize_of(config)
 
 
 def source_fingerprint(config: DataConfig) -> str:

@@ -35,13 +35,13 @@ def model_name(config: RunConfig) -> str:
 
 
 def check_named(config: RunConfig) -> None:
-    """Check, before anything is loaded, that a model and a data source are named.
+    """Check, before anything is loaded, that a model and a data source are named, and that the source exists.
 
     Raises:
-        InputError: One of them is empty.
+        InputError: One of them is empty, or the source cannot be read.
     """
     model_name(config)
-    config.data.check_source()
+    data.check_readable(config.data)
 
 
 def check_model_file(config: RunConfig) -> None:
@@ -107,9 +107,16 @@ def read_tflite(config: RunConfig) -> bytes:
     """Return the bytes of the file in config.model.
 
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or it is a Keras model.
     """
     model_name(config)
+    if config.model.endswith((".keras", ".h5", ".hdf5")):
+        raise InputError(
+            f"model={config.model} is a Keras model, expected a .tflite file. Convert it with tfq convert first",
+            field="model",
+            expected="a .tflite file",
+            got=config.model,
+        )
     with progress.stage(f"reading {config.model}"):
         return artifacts.read_bytes(config.model, "a .tflite file")
 
