@@ -18,7 +18,7 @@ from collections.abc import Iterator
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # C++ sources whose warnings and errors say nothing about the model or its conversion.
 _SOURCES = (
-    rb"cpu_feature_guard|cuda_\w+|cudart_stub|devices|flatbuffer_export|gpu_device|mlir_graph_optimization_pass|"
+    rb"cpu_feature_guard|cuda_\w+|cudart_stub|devices|flatbuffer_export|gpu_device|local_rendezvous|mlir_graph_optimization_pass|"
     rb"node_def_util|port|single_machine|tf_tfl_flatbuffer_helpers"
 )
 _PREFIX = rb"\d{4} [\d:.]+ +\d+ "

@@ -17,6 +17,7 @@ from tfq.data.examples import DataSource, Examples, Piece, examples_per_piece, f
 from tfq.data.preprocessing import resize_bilinear, resize_of
 from tfq.data.split import UNNAMED, MissingSplitError, class_labels
 from tfq.errors import InputError
+from tfq.native_stderr import captured_stderr
 from tfq.progress import import_tensorflow
 from tfq.registry import register
 
@@ -112,10 +113,14 @@ def _batches(
     try:
         first, label = next(decoded(done).take(1).as_numpy_iterator())
         batch = min(_BATCH, examples_per_piece(first.nbytes))
-        for images, labels in decoded(done).batch(batch).prefetch(1).as_numpy_iterator():
-            yield images, labels
-            done += len(images)
-        return
+        batches = decoded(done).batch(batch).prefetch(1).as_numpy_iterator()
+        while True:
+            with captured_stderr():  # TensorFlow logs the error of images that have different sizes
+                item = next(batches, None)
+            if item is None:
+                return
+            yield item
+            done += len(item[0])
     except refusals:
         pass  # Another size or a bad record: the slow loop below continues from here and finds which.
     try:
@@ -243,14 +248,14 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         count = sum(path.suffix.lower() in _IMAGES for path in root.iterdir())
         advice = f", only {count:,} images. Move images without a class into one folder, such as {root / 'all'}"
         raise InputError(
-            f"{root} has no folder in it{advice if count else ''}. {_LAYOUT}",
+            f"data.source=folder:{root} has no folder in it{advice if count else ''}. {_LAYOUT}",
             field="data.source",
             expected=_LAYOUT,
             got=str(root),
         )
     if all(path.name.lower() in SPLIT_FOLDERS for path in folders):
         raise InputError(
-            f"{folders[0]} has no class folder in it. {_LAYOUT}",
+            f"data.source=folder:{root}: {folders[0]} has no class folder in it. {_LAYOUT}",
             field="data.source",
             expected=_LAYOUT,
             got=str(folders[0]),
@@ -260,6 +265,10 @@ def _splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
         "them, move their class folders to a folder train"
     )
     return {"test": folders}, [note]
+
+
+def _check(address: str) -> None:
+    _splits(_root(address))
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -376,5 +385,6 @@ register(
         read=read_folder,
         fingerprint=_fingerprint,
         looks_like=r"^(?!.*\.csv$)([~.]|.*/)",
+        check=_check,
     )
 )
